@@ -1,0 +1,1 @@
+"""The browser door: a Gradio page on FastAPI."""

@@ -1,0 +1,69 @@
+"""Ask about pictures: models, the engine that runs them, and the shell.
+
+Layers, each of which imports only what stands to its right (`tests/test_layers.py` keeps them):
+
+    ui → finetune → vqa_app:  cli → local_engine → loading, modeling → prompting → conversation → images → errors
+
+`vqa_app` imports neither `ui` nor `finetune`; its command line does so inside the command that needs
+them. The public names below are imported when they are first used, so that `import vqa_app` costs
+nothing: torch and transformers take seconds.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vqa_app.conversation import Conversation, Message
+    from vqa_app.engine import Answer, Delta, Engine, GenerationOptions, Status
+    from vqa_app.errors import VqaError
+    from vqa_app.images import ImageLimits, Picture, open_picture
+    from vqa_app.loading import load_model
+    from vqa_app.local_engine import LocalEngine
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Answer": "engine",
+    "Conversation": "conversation",
+    "Delta": "engine",
+    "Engine": "engine",
+    "GenerationOptions": "engine",
+    "ImageLimits": "images",
+    "LocalEngine": "local_engine",
+    "Message": "conversation",
+    "Picture": "images",
+    "Status": "engine",
+    "VqaError": "errors",
+    "load_model": "loading",
+    "open_picture": "images",
+}
+
+__all__ = [
+    "Answer",
+    "Conversation",
+    "Delta",
+    "Engine",
+    "GenerationOptions",
+    "ImageLimits",
+    "LocalEngine",
+    "Message",
+    "Picture",
+    "Status",
+    "VqaError",
+    "load_model",
+    "open_picture",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vqa_app' has no attribute {name!r}")
+    value = getattr(import_module(f"vqa_app.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
