@@ -1,0 +1,219 @@
+"""An engine without a model, for tests of everything that stands on the `Engine` protocol.
+
+It answers word by word, at once or held back by an event, waits in line like the real one (both use
+`vqa_app.worker`), fails on demand and remembers what it was asked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from vqa_app.conversation import Conversation
+from vqa_app.engine import (
+    Answer,
+    AttentionMap,
+    Delta,
+    Event,
+    FinishReason,
+    GenerationOptions,
+    ModelInfo,
+    Status,
+    TokenCount,
+)
+from vqa_app.errors import ContextOverflowError, ModelError
+from vqa_app.worker import Cancelled, Worker
+
+IMAGE_TOKENS = 16
+GRID = 8
+
+
+def describe(conversation: Conversation) -> str:
+    """What the fake says unless told otherwise: it shows what reached it."""
+    question = conversation.messages[-1].text or "nothing"
+    count = len(conversation.pictures)
+    pictures = "no picture" if count == 0 else "one picture" if count == 1 else f"{count} pictures"
+    return f"You asked {question!r} about {pictures}."
+
+
+class FakeEngine:
+    """A deterministic `vqa_app.engine.Engine`.
+
+    Args:
+        answers: one text for every question, several that are given in turn, or a function of the conversation.
+        delay: seconds before each word.
+        gate: nothing beyond the first `open_words` words is written until this event is set.
+        open_words: how many words come before the gate; 0 holds back the first one too.
+        context_length: in tokens, here words plus 16 for each picture.
+        attention_maps: whether `attention_map` works.
+
+    Attributes:
+        error: raised by the next answer, once, after `error_after` words.
+        asked: conversation and options of each question whose turn came.
+        warmed: each conversation that was warmed.
+        begun: set once an answer has begun; clear it to use it again.
+        closed: whether `close` was called.
+    """
+
+    def __init__(
+        self,
+        answers: str | Sequence[str] | Callable[[Conversation], str] = describe,
+        *,
+        delay: float = 0.0,
+        gate: threading.Event | None = None,
+        open_words: int = 0,
+        context_length: int = 4096,
+        attention_maps: bool = True,
+    ) -> None:
+        if isinstance(answers, str):
+            answers = (answers,)
+        texts = None if callable(answers) else itertools.cycle(answers)
+        self._answer = answers if callable(answers) else lambda _: next(texts)
+        self._delay, self._gate, self._open_words = delay, gate, open_words
+        self._attention_maps = attention_maps
+        self._context_length = context_length
+        self._worker = Worker("fake-engine")
+        self._seen: set[str] = set()
+        self.error: BaseException | None = None
+        self.error_after = 0
+        self.asked: list[tuple[Conversation, GenerationOptions]] = []
+        self.warmed: list[Conversation] = []
+        self.begun = threading.Event()
+        self.closed = False
+
+    @property
+    def info(self) -> ModelInfo:
+        return ModelInfo(
+            name="fake",
+            adapter=None,
+            architecture="FakeForConditionalGeneration",
+            parameters=1_000_000,
+            device="cpu",
+            dtype="float32",
+            quantization=None,
+            context_length=self._context_length,
+            attention_maps=self._attention_maps,
+            prefix_reuse=True,
+            defaults=GenerationOptions(max_new_tokens=64, temperature=0.0),
+        )
+
+    def stream(
+        self,
+        conversation: Conversation,
+        options: GenerationOptions | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Iterator[Event]:
+        options = options or self.info.defaults
+        if options.system is not None:
+            conversation = conversation.with_system(options.system)
+        answered = False
+        for event in self._worker.stream(
+            lambda cancelled: self._say(conversation, options, cancelled), cancel
+        ):
+            answered = isinstance(event, Answer)
+            yield event
+        if not answered:
+            yield self._end(conversation, [], "cancelled", 0.0)
+
+    def _say(
+        self, conversation: Conversation, options: GenerationOptions, cancelled: Cancelled
+    ) -> Iterator[Event]:
+        start = time.perf_counter()
+        self.asked.append((conversation, options))
+        yield Status("looking")
+        if self.count_tokens(conversation).prompt > self._context_length:
+            raise ContextOverflowError("The question is too long.", "Ask a shorter one.")
+        text = self._answer(conversation)
+        for stop in options.stop:
+            text = text.split(stop)[0]
+        words = re.findall(r"\s*\S+(?:\s+$)?", text)
+        said: list[str] = []
+        yield Status("answering")
+        self.begun.set()
+        for number, word in enumerate(words):
+            self._hold(number, cancelled)
+            if cancelled():
+                yield self._end(conversation, said, "cancelled", time.perf_counter() - start)
+                return
+            if number >= self.error_after:
+                self._fail()
+            if number == options.max_new_tokens:
+                yield self._end(conversation, said, "length", time.perf_counter() - start)
+                return
+            said.append(word)
+            yield Delta(word)
+        self._fail()
+        yield self._end(conversation, said, "stop", time.perf_counter() - start)
+
+    def _hold(self, number: int, cancelled: Cancelled) -> None:
+        if self._delay:
+            time.sleep(self._delay)
+        if self._gate is not None and number >= self._open_words:
+            while not cancelled() and not self._gate.wait(0.01):
+                pass
+
+    def _fail(self) -> None:
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+    def _end(
+        self, conversation: Conversation, said: list[str], reason: FinishReason, seconds: float
+    ) -> Answer:
+        count = self.count_tokens(conversation)
+        known = sum(picture.digest in self._seen for picture in conversation.pictures)
+        self._seen.update(picture.digest for picture in conversation.pictures)
+        return Answer(
+            text="".join(said),
+            finish_reason=reason,
+            prompt_tokens=count.prompt,
+            image_tokens=count.image,
+            cached_tokens=known * IMAGE_TOKENS,
+            new_tokens=len(said),
+            seconds_to_first_token=seconds,
+            tokens_per_second=0.0 if len(said) < 2 else 50.0,
+            confidence=0.75 if said else 0.0,
+            model="fake",
+        )
+
+    def warm(self, conversation: Conversation, cancel: threading.Event | None = None) -> None:
+        def job(cancelled: Cancelled) -> Iterator[None]:
+            if not cancelled():
+                self.warmed.append(conversation)
+                self._seen.update(picture.digest for picture in conversation.pictures)
+            yield None
+
+        for _ in self._worker.stream(job, cancel, background=True):
+            pass
+
+    def count_tokens(self, conversation: Conversation) -> TokenCount:
+        image = IMAGE_TOKENS * len(conversation.pictures)
+        words = sum(len(message.text.split()) for message in conversation.messages)
+        return TokenCount(prompt=words + image, image=image, limit=self._context_length)
+
+    def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
+        """The first choice is the likeliest, each next one half as likely."""
+        weights = [2.0**-position for position in range(len(choices))]
+        return [weight / sum(weights) for weight in weights]
+
+    def image_gain(self, conversation: Conversation, answer: str) -> float:
+        return 1.5 if conversation.pictures else 0.0
+
+    def attention_map(self, conversation: Conversation, answer: str) -> AttentionMap:
+        """Maps of 8 × 8 whose peak moves one cell with each word, along the rows."""
+        if not self._attention_maps:
+            raise ModelError("The fake engine has no attention maps.", "Ask it for them.")
+        tokens = tuple(re.findall(r"\s*\S+(?:\s+$)?", answer))
+        maps = np.ones((len(tokens), GRID * GRID), dtype=np.float32)
+        maps[np.arange(len(tokens)), np.arange(len(tokens)) % (GRID * GRID)] = 100.0
+        maps = (maps / maps.sum(-1, keepdims=True)).reshape(len(tokens), GRID, GRID)
+        return AttentionMap(tokens, tuple(maps for _ in conversation.pictures))
+
+    def close(self) -> None:
+        self.closed = True
+        self._worker.close()
