@@ -83,7 +83,7 @@ def normalize_answer(text: str) -> str:
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """VQA accuracy of one prediction, 0 to 1.
 
-    With ten answers this is the published formula: the mean, over the ten ways to leave one answerer
+    With ten answers this is the published formula: the mean, over ten ways to leave one answerer
     out, of min(1, agreeing answerers / 3); like there, answers on which all ten agree are compared
     without normalising. With any other number, the answers are alternatives: 1 where one of them
     matches after normalising.
@@ -144,7 +144,7 @@ def as_number(text: str) -> float | None:
 
 
 def relaxed_accuracy(prediction: str, answers: Sequence[str], tolerance: float = 0.05) -> float:
-    """1 where a number is within 5 % of an answer or a text equals one (ChartQA, Masry et al. 2022)."""
+    """1 for a number within 5 % of an answer or an equal text (ChartQA, Masry et al. 2022)."""
     given = as_number(prediction)
     for answer in answers:
         wanted = as_number(answer)
