@@ -1,0 +1,1 @@
+"""The recipe of the model in the box: a generated world, and the training on it."""
