@@ -1,0 +1,29 @@
+"""Fixtures that every test may use. Nothing here imports torch until a test asks for a model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> None:
+    """Torch on one thread: tiny models are faster so, and their sums come in one order."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_llava_dir(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    """A random LLaVA (SigLIP tower, Llama, ChatML) in hub layout; never write into it."""
+    from tests.tiny import tiny_llava
+
+    return tiny_llava(tmp_path_factory.mktemp("tiny") / "llava")

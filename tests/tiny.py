@@ -1,0 +1,221 @@
+"""Tiny random checkpoints, saved as the hub lays them out, for tests.
+
+Each factory writes `config.json`, `model.safetensors`, the tokenizer, the image processor and the chat template to
+a directory and returns it. Weights are random from a fixed seed: answers mean nothing, shapes and code paths are
+the real ones. Images are 32x32 pixels in 8-pixel patches (16 image tokens) unless a factory says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+IMAGE_SIZE = 32
+PATCH_SIZE = 8
+
+SENTENCES = [
+    "What is in the picture? A red circle is left of the blue square.",
+    "How many stars are there? There are three stars and one cat on the mat.",
+    "You are a helpful assistant. Answer the question using a single word or phrase.",
+    "Describe the image. The picture shows a green triangle above a small yellow house.",
+    "Is there a dog? No, there is no dog. USER: ASSISTANT: user assistant system Question: Answer:",
+    "Which colour has the big shape? It is white, black, grey, orange, purple, pink or brown. 0123456789",
+]
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image>\n' }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""What the built-in model uses too: ChatML, a picture is `<image>` and a newline."""
+
+CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+@lru_cache
+def _tokenizer_json(special: tuple[str, ...], bos: str | None) -> str:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=480 + len(special),
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES * 4, trainer)
+    if bos is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A",
+            pair=f"{bos} $A {bos} $B",
+            special_tokens=[(bos, special.index(bos))],
+        )
+    return tokenizer.to_str()
+
+
+def tokenizer(
+    special: tuple[str, ...] = CHATML_TOKENS,
+    *,
+    eos: str = "<|im_end|>",
+    pad: str = "<|endoftext|>",
+    bos: str | None = None,
+    adds_bos: bool = False,
+    template: str | None = CHATML,
+    **extra: Any,
+) -> Any:
+    """A byte-level BPE tokenizer of about 480 tokens; any text round-trips.
+
+    Args:
+        special: its special tokens, ids from 0.
+        adds_bos: the tokenizer itself puts `bos` in front of every text.
+        extra: more arguments of the transformers class, such as `extra_special_tokens`.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_tokenizer_json(special, bos if adds_bos else None)),
+        eos_token=eos,
+        pad_token=pad,
+        bos_token=bos,
+        padding_side="left",
+        **extra,
+    )
+    fast.chat_template = template
+    return fast
+
+
+def vision_config(kind: str) -> dict[str, Any]:
+    """Config values of a tiny SigLIP or CLIP vision tower: 16 patches, 2 layers, 32 wide."""
+    return {
+        "model_type": {"siglip": "siglip_vision_model", "clip": "clip_vision_model"}[kind],
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+
+
+def llm_config(kind: str, vocab_size: int, **changes: Any) -> dict[str, Any]:
+    """Config values of a tiny causal LM: 2 layers, 32 wide, 2 heads."""
+    config: dict[str, Any] = {
+        "model_type": kind,
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "max_position_embeddings": 1024,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.3,
+    }
+    return config | changes
+
+
+def image_processor(kind: str) -> Any:
+    """The image processor that belongs to a tower of `vision_config`; PIL backend."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    if kind == "siglip":
+        return SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    )
+
+
+def save(model: Any, processor: Any, directory: Path) -> Path:
+    """Saves both as a hub repository holds them."""
+    model.eval()
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory
+
+
+def seeded(build: Any, config: Any) -> Any:
+    """A model with random weights that are the same every time."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build(config)
+
+
+def tiny_llava(
+    directory: Path,
+    vision: str = "siglip",
+    llm: str = "llama",
+    *,
+    processor_tokenizer: Any = None,
+    **llm_changes: Any,
+) -> Path:
+    """A LLaVA-1.5: SigLIP ("full", layer -1) or CLIP ("default", layer -2) tower, MLP, any causal LM.
+
+    Args:
+        processor_tokenizer: takes the place of the ChatML tokenizer; must know `<image>`.
+        llm_changes: config values of the LLM.
+    """
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+    words = processor_tokenizer or tokenizer((*CHATML_TOKENS, "<image>"))
+    strategy = "full" if vision == "siglip" else "default"
+    config = LlavaConfig(
+        vision_config=vision_config(vision),
+        text_config=llm_config(
+            llm,
+            len(words),
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
+            **llm_changes,
+        ),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        vision_feature_select_strategy=strategy,
+        vision_feature_layer=-1 if vision == "siglip" else -2,
+        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        initializer_range=0.3,
+    )
+    model = seeded(LlavaForConditionalGeneration, config)
+    model.generation_config.eos_token_id = words.eos_token_id
+    model.generation_config.pad_token_id = words.pad_token_id
+    processor = LlavaProcessor(
+        image_processor(vision),
+        words,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy=strategy,
+        chat_template=words.chat_template,
+        num_additional_image_tokens=0 if vision == "siglip" else 1,
+    )
+    return save(model, processor, directory)
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (48, 40)) -> Any:
+    """A picture of coloured noise, as `vqa_app.images.open_picture` gives it."""
+    import numpy as np
+    from PIL import Image
+
+    from vqa_app.images import open_picture
+
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return open_picture(Image.fromarray(noise), name=f"noise-{seed}.png")
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Changes values of a JSON file; None removes one."""
+    data = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
