@@ -1,0 +1,406 @@
+"""The one door for pictures: bytes, files, PIL images, data URIs to normalised RGB.
+
+Whatever comes in is treated as hostile: only formats from a list are decoded, sizes are read from
+the header before any pixel is, and every way to fail ends in an `ImageError` that names the file.
+Nothing here opens a URL; `vqa_app.fetch` does that for the shell alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote_to_bytes
+
+from PIL import Image, UnidentifiedImageError
+
+from vqa_app.errors import ImageError
+from vqa_app.file_kinds import kind_of
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""Pillow's names of what is decoded; HEIF joins them where pillow-heif is installed."""
+
+SUPPORTED = "Pictures may be JPEG, PNG, WEBP, GIF, BMP, TIFF or AVIF files."
+
+_COUNTED_GIF_BYTES = 4 * 2**20
+"""Counting frames walks the file, about 1 µs a frame of 12 bytes or more: bounded at 0.4 s."""
+
+_ORIENTATION = 0x0112
+_PHOTOMETRIC = 262
+_TURNS: dict[int, tuple[Image.Transpose, str]] = {
+    2: (Image.Transpose.FLIP_LEFT_RIGHT, "mirrored by EXIF"),
+    3: (Image.Transpose.ROTATE_180, "rotated 180° by EXIF"),
+    4: (Image.Transpose.FLIP_TOP_BOTTOM, "flipped upside down by EXIF"),
+    5: (Image.Transpose.TRANSPOSE, "rotated 90° and mirrored by EXIF"),
+    6: (Image.Transpose.ROTATE_270, "rotated 90° by EXIF"),
+    7: (Image.Transpose.TRANSVERSE, "rotated 270° and mirrored by EXIF"),
+    8: (Image.Transpose.ROTATE_90, "rotated 270° by EXIF"),
+}
+"""EXIF orientation to what undoes it; rotations are told clockwise."""
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What a picture may cost. Pillow's own guard against decompression bombs
+    (`PIL.Image.MAX_IMAGE_PIXELS`, 89 megapixels) holds on top, as an error."""
+
+    max_bytes: int = 20 * 2**20
+    """Largest file."""
+    max_pixels: int = 50_000_000
+    """Most pixels, width × height, read from the header before decoding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A normalised picture. Two pictures are equal when their pixels are."""
+
+    image: Image.Image
+    """RGB, upright, opaque; not to be changed."""
+    digest: str
+    """SHA-256 (hex) over mode, size and pixels."""
+    name: str = "picture"
+    """File name, for messages."""
+    original_size: tuple[int, int] = (0, 0)
+    """Width and height as stored in the file, before any rotation."""
+    changes: tuple[str, ...] = ()
+    """What normalising changed, in words for a person: "rotated 90° by EXIF"."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Picture) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        width, height = self.image.size
+        return f"Picture({self.name!r}, {width}×{height}, {self.digest[:12]})"
+
+
+def open_picture(
+    source: bytes | str | Path | BinaryIO | Image.Image,
+    *,
+    name: str | None = None,
+    limits: ImageLimits | None = None,
+) -> Picture:
+    """Reads and normalises a picture.
+
+    Args:
+        source: the file's bytes, its path, a `data:` URI, a binary file object, or a PIL image. A
+            string is never a URL.
+        name: what messages call the picture; by default the file's name.
+        limits: largest file and most pixels; `ImageLimits()` where not given.
+
+    Raises:
+        ImageError: it cannot be read, is too large, or is none of `FORMATS`.
+    """
+    limits = limits or ImageLimits()
+    name = _printable(name or _name_of(source))
+    if isinstance(source, Image.Image):
+        _check_pixels(source, name, limits)
+        return _decode(source, name, source.format or "", frames="")
+    data = _read(source, name, limits.max_bytes)
+    image = _identify(data, name)
+    _check_pixels(image, name, limits)
+    return _decode(image, name, image.format or "", _frames(image, len(data)))
+
+
+def blank_like(picture: Picture) -> Picture:
+    """A uniform grey picture of the same size: what a model sees when it sees nothing."""
+    return _picture(Image.new("RGB", picture.image.size, (127, 127, 127)), f"blank {picture.name}")
+
+
+def digest_of(image: Image.Image) -> str:
+    """SHA-256 (hex) over mode, size, pixels; pixels alone collide (2×3 and 3×2 of one colour)."""
+    width, height = image.size
+    hashed = hashlib.sha256(f"{image.mode} {width}x{height}\n".encode())
+    hashed.update(image.tobytes())
+    return hashed.hexdigest()
+
+
+# Reading bytes
+
+
+def _name_of(source: object) -> str:
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        return "picture"
+    if not isinstance(source, (str, os.PathLike)):
+        source = getattr(source, "filename", None) or getattr(source, "name", None)
+    return Path(source).name or str(source) if isinstance(source, (str, os.PathLike)) else "picture"
+
+
+def _printable(name: str) -> str:
+    """A name that cannot garble a terminal or fill a screen."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return shown if len(shown) <= 80 else f"{shown[:38]}…{shown[-38:]}"
+
+
+def _read(source: bytes | str | Path | BinaryIO, name: str, max_bytes: int) -> bytes:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+    elif isinstance(source, (str, os.PathLike)):
+        text = os.fspath(source)
+        if text[:5].lower() == "data:":
+            data = _read_data_uri(text, name, max_bytes)
+        elif text[:7].lower() == "http://" or text[:8].lower() == "https://":
+            raise ImageError(
+                f"{name} is a web address, and this reads files.",
+                "Download the picture first, or give the address to `vqa-app ask`.",
+            )
+        else:
+            data = _read_file(Path(text), name, max_bytes)
+    else:
+        data = source.read(max_bytes + 1)
+        if not isinstance(data, bytes):
+            raise ImageError(f"{name} was opened as text.", 'Open it with mode "rb".')
+    if len(data) > max_bytes:
+        raise _too_many_bytes(name, max_bytes)
+    if not data:
+        raise ImageError(f"{name} is empty (0 bytes).", "Check that it was saved completely.")
+    return data
+
+
+def _read_file(path: Path, name: str, max_bytes: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size > max_bytes:
+                raise _too_many_bytes(name, max_bytes)
+            return file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise ImageError(f"There is no file {_printable(str(path))}.", "Check the path.") from None
+    except IsADirectoryError:
+        raise ImageError(
+            f"{_printable(str(path))} is a folder, not a picture.", "Name a file in it."
+        ) from None
+    except PermissionError:
+        raise ImageError(
+            f"{_printable(str(path))} may not be read.", "Change its permissions or copy it."
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"{name} could not be read: {reason}.", "Check the path.") from error
+
+
+def _read_data_uri(uri: str, name: str, max_bytes: int) -> bytes:
+    header, comma, body = uri.partition(",")
+    if not comma:
+        raise ImageError("The data: URI has no comma before its content.", "Check how it was made.")
+    if len(body) > 3 * max_bytes + 3:  # the widest encoding is %XX, three characters a byte
+        raise _too_many_bytes(name, max_bytes)
+    data = unquote_to_bytes(body)
+    if not header.lower().endswith(";base64"):
+        return data
+    try:
+        return base64.b64decode(b"".join(data.split()), validate=True)
+    except binascii.Error as error:
+        raise ImageError(
+            f"The data: URI is not proper base64: {error}.", "Check that it was copied completely."
+        ) from error
+
+
+def _too_many_bytes(name: str, max_bytes: int) -> ImageError:
+    return ImageError(
+        f"{name} is larger than {max_bytes / 2**20:.3g} MB.",
+        "Save it smaller, for example as JPEG.",
+    )
+
+
+# From bytes to an opened image: nothing is decoded yet
+
+
+def _identify(data: bytes, name: str) -> Image.Image:
+    kind = kind_of(data)
+    formats = FORMATS
+    if kind == "HEIC" and _heif_registered():
+        formats = (*FORMATS, "HEIF")
+    try:
+        return Image.open(BytesIO(data), formats=formats)
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{name} would unpack to far too many pixels and was not opened.",
+            "Save the picture with fewer pixels.",
+        ) from error
+    except UnidentifiedImageError:
+        raise _unknown(kind, name) from None
+    except Exception as error:  # decoders fail on a damaged file in every imaginable way
+        raise _damaged(name, kind, error) from error
+
+
+def _unknown(kind: str, name: str) -> ImageError:
+    if kind == "HEIC":
+        return ImageError(
+            f"{name} is a HEIC picture, and HEIC support is not installed.",
+            "Run `pip install pillow-heif`, or save the picture as JPEG.",
+        )
+    if kind in FORMATS:
+        return ImageError(
+            f"{name} starts like a {kind} file but is damaged or cut off.",
+            "Open it in an image editor and save it again.",
+        )
+    return ImageError(f"{name} is no picture that can be read: it seems to be {kind}.", SUPPORTED)
+
+
+def _damaged(name: str, kind: str, error: Exception) -> ImageError:
+    reason = _printable(str(error).strip().splitlines()[0] if str(error).strip() else repr(error))
+    return ImageError(
+        f"{name} is a damaged or incomplete {kind} file ({reason.rstrip('.')}).",
+        "Download or save it again, or open it in an image editor and save a copy.",
+    )
+
+
+def _heif_registered() -> bool:
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _check_pixels(image: Image.Image, name: str, limits: ImageLimits) -> None:
+    width, height = image.size
+    most = min(limits.max_pixels, Image.MAX_IMAGE_PIXELS or limits.max_pixels)
+    if width * height > most:
+        raise ImageError(
+            f"{name} has {width} × {height} = {width * height / 1e6:.1f} megapixels;"
+            f" the limit is {most / 1e6:.1f}.",
+            "Save it with fewer pixels.",
+        )
+    if not width or not height:
+        raise ImageError(f"{name} has no pixels ({width} × {height}).", "Choose another picture.")
+
+
+def _frames(image: Image.Image, size: int) -> str:
+    """What to tell of further frames; nothing where there are none."""
+    kind = image.format
+    if kind == "MPO":  # phones append previews and depth maps to a JPEG
+        return ""
+    try:
+        if not getattr(image, "is_animated", False):
+            return ""
+        if kind == "TIFF":  # its pages are a linked list that may be long, and slow to walk
+            return "first of several pages"
+        if kind == "GIF" and size > _COUNTED_GIF_BYTES:
+            return "first frame of an animation"
+        return f"first of {image.n_frames} frames"  # type: ignore[attr-defined]
+    except Exception:  # damage behind the first frame does not matter
+        return "first frame of an animation"
+
+
+# From an opened image to a normalised one
+
+
+def _decode(image: Image.Image, name: str, kind: str, frames: str) -> Picture:
+    try:
+        turn = _orientation(image)
+        image.load()
+        changes = [frames] if frames else []
+        if turn in _TURNS:
+            changes.append(_TURNS[turn][1])
+        if _orientation(image) in _TURNS:  # Pillow has turned TIFFs already
+            image = image.transpose(_TURNS[turn][0])
+        rgb = _to_rgb(image, changes)
+    except MemoryError as error:
+        raise ImageError(
+            f"Too little memory to open {name}.", "Save it smaller."
+        ) from error
+    except Exception as error:  # decoders fail on a damaged file in every imaginable way
+        raise _damaged(name, kind or "image", error) from error
+    stored = rgb.size[::-1] if turn >= 5 else rgb.size
+    return _picture(rgb, name, stored, tuple(changes))
+
+
+def _picture(
+    image: Image.Image,
+    name: str,
+    original_size: tuple[int, int] | None = None,
+    changes: tuple[str, ...] = (),
+) -> Picture:
+    return Picture(image, digest_of(image), name, original_size or image.size, changes)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # unreadable EXIF says nothing about the pixels
+        return 1
+    return value if value in _TURNS else 1
+
+
+def _to_rgb(image: Image.Image, changes: list[str]) -> Image.Image:
+    """A plain RGB copy; what was done is appended to `changes`."""
+    mode = image.mode
+    if mode.startswith("I;16") or mode in ("I", "F"):
+        image = _to_eight_bits(image, changes)
+    elif mode in ("CMYK", "LAB"):
+        image = _convert_colours(image)
+        changes.append(f"{mode} colours converted to RGB")
+    elif mode == "La":
+        image = image.convert("LA")
+    elif mode == "RGBa":
+        image = image.convert("RGBA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            changes.append("transparency laid on white")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    # A copy even of RGB: the caller's image stays his, and an opened file's metadata is let go.
+    rgb = image.convert("RGB")
+    rgb.info = {}
+    return rgb
+
+
+def _to_eight_bits(image: Image.Image, changes: list[str]) -> Image.Image:
+    """Grey values of 16 or 32 bits or floats to "L" or "LA"; Pillow's conversion clips them at 255.
+
+    16-bit values are divided by 257, so that black stays black and white white. Integers of 32 bits
+    and floats have no agreed white: floats within 0 to 1 are taken as such, all else is stretched
+    to its range.
+    """
+    import numpy as np
+
+    values = np.asarray(image)  # [rows, columns]
+    if image.mode.startswith("I;16"):
+        grey = values / np.float32(257)
+        changes.append("16-bit values scaled to 8-bit")
+    else:
+        values = np.where(np.isfinite(values), values, 0)
+        low, high = float(values.min()), float(values.max())
+        if image.mode == "F" and low >= 0.0 and high <= 1.0:
+            low, high = 0.0, 1.0
+        grey = (values - low) * (255.0 / (high - low) if high > low else 0.0)
+        changes.append("32-bit values scaled to 8-bit")
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # TIFF's "white is zero"
+        grey = 255 - grey
+    result = Image.fromarray(np.rint(grey).astype(np.uint8))
+    see_through = image.info.get("transparency")
+    if isinstance(see_through, int):
+        result.putalpha(Image.fromarray(np.where(values == see_through, 0, 255).astype(np.uint8)))
+    return result
+
+
+def _convert_colours(image: Image.Image) -> Image.Image:
+    """CMYK or LAB to RGB, through the picture's own colour profile where it has a usable one."""
+    from PIL import ImageCms
+
+    srgb = ImageCms.createProfile("sRGB")
+    profile = image.info.get("icc_profile")
+    if image.mode == "LAB":
+        converted = ImageCms.profileToProfile(
+            image, ImageCms.createProfile("LAB"), srgb, outputMode="RGB"
+        )
+        assert converted is not None  # None only where it works in place
+        return converted
+    if profile:
+        try:
+            converted = ImageCms.profileToProfile(image, BytesIO(profile), srgb, outputMode="RGB")
+        except ImageCms.PyCMSError:
+            converted = None
+        if converted is not None:
+            return converted
+    return image.convert("RGB")
