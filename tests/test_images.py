@@ -36,6 +36,11 @@ def near(pixel: object, colour: tuple[int, int, int], slack: int = 12) -> bool:
     return bool(np.all(np.abs(np.subtract(pixel, colour)) <= slack))
 
 
+def greys(data: bytes) -> list[int]:
+    """The red values of the picture that these bytes become."""
+    return [pixel[0] for pixel in open_picture(data).image.get_flattened_data()]
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds next to nothing."""
 
@@ -185,16 +190,16 @@ def test_a_sixteen_bit_tiff_with_white_as_zero_is_inverted() -> None:
     data = encoded(Image.fromarray(values), "TIFF", tiffinfo={262: 0})
     if Image.open(io.BytesIO(data)).tag_v2[262] != 0:  # type: ignore[attr-defined]
         pytest.fail("the fixture must say that white is zero")
-    assert [pixel[0] for pixel in open_picture(data).image.get_flattened_data()] == [255, 0]
+    assert greys(data) == [255, 0]
 
 
 def test_floats_and_wide_integers_are_scaled() -> None:
     unit = Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32))
     wide = Image.fromarray(np.array([[-1000, 0, 1000]], dtype=np.int32))
     odd = Image.fromarray(np.array([[np.nan, 0.0, 1.0]], dtype=np.float32))
-    assert [p[0] for p in open_picture(encoded(unit, "TIFF")).image.get_flattened_data()] == [0, 128, 255]
-    assert [p[0] for p in open_picture(encoded(wide, "TIFF")).image.get_flattened_data()] == [0, 128, 255]
-    assert [p[0] for p in open_picture(encoded(odd, "TIFF")).image.get_flattened_data()] == [0, 0, 255]
+    assert greys(encoded(unit, "TIFF")) == [0, 128, 255]
+    assert greys(encoded(wide, "TIFF")) == [0, 128, 255]
+    assert greys(encoded(odd, "TIFF")) == [0, 0, 255]
 
 
 def test_sixteen_bit_grey_keeps_its_transparent_value() -> None:
