@@ -1,0 +1,173 @@
+"""Conversations on the server: kept, branched, and shown to their owner only."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from PIL import Image
+
+from ui.pictures import PictureShelf
+from ui.store import Store
+from vqa_app.errors import ImageError, UsageError
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "chats.sqlite")
+    yield store
+    store.close()
+
+
+def ask(store, conversation, question, parent=None, owner="ann"):
+    turn = store.add_turn(owner, conversation, parent, question)
+    store.finish_turn(turn.id, f"answer to {question}", "answered")
+    return turn.id
+
+
+def questions(store, conversation, owner="ann"):
+    return [turn.question for turn in store.path(owner, conversation)]
+
+
+def test_what_was_said_survives_a_restart(tmp_path):
+    store = Store(tmp_path / "chats.sqlite")
+    conversation = store.create("ann", "Cats")
+    turn = store.add_turn("ann", conversation, None, "What is it?", ["a" * 64])
+    store.finish_turn(turn.id, "A cat.", "answered", {"confidence": 0.9})
+    store.close()
+    again = Store(tmp_path / "chats.sqlite")
+    (kept,) = again.path("ann", conversation)
+    assert (kept.question, kept.pictures, kept.answer) == ("What is it?", ("a" * 64,), "A cat.")
+    assert kept.facts == {"confidence": 0.9}
+    assert [summary.title for summary in again.conversations("ann")] == ["Cats"]
+    again.close()
+
+
+def test_an_answer_that_a_restart_cut_is_marked_as_stopped(tmp_path):
+    store = Store(tmp_path / "chats.sqlite")
+    conversation = store.create("ann")
+    store.add_turn("ann", conversation, None, "Still there?")
+    store.close()
+    again = Store(tmp_path / "chats.sqlite")
+    assert again.path("ann", conversation)[0].state == "stopped"
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        lambda store, chat, turn: store.path("bob", chat),
+        lambda store, chat, turn: store.rename("bob", chat, "mine"),
+        lambda store, chat, turn: store.delete("bob", chat),
+        lambda store, chat, turn: store.add_turn("bob", chat, None, "hello"),
+        lambda store, chat, turn: store.turn("bob", chat, turn),
+        lambda store, chat, turn: store.judge("bob", chat, turn, "wrong"),
+        lambda store, chat, turn: store.delete_turn("bob", chat, turn),
+        lambda store, chat, turn: store.show("bob", chat, turn),
+    ],
+)
+def test_somebody_elses_conversation_does_not_exist(store, deed):
+    conversation = store.create("ann", "Private")
+    turn = ask(store, conversation, "one")
+    with pytest.raises(UsageError, match="does not exist"):
+        deed(store, conversation, turn)
+    assert store.conversations("bob") == []
+    assert questions(store, conversation) == ["one"]
+
+
+def test_a_turn_of_another_conversation_is_refused(store):
+    mine, other = store.create("ann"), store.create("ann")
+    foreign = ask(store, other, "elsewhere")
+    with pytest.raises(UsageError):
+        store.add_turn("ann", mine, foreign, "here?")
+
+
+def test_an_edited_question_branches_and_both_branches_stay(store):
+    chat = store.create("ann")
+    first = ask(store, chat, "one")
+    second = ask(store, chat, "two", first)
+    third = ask(store, chat, "three", second)
+    edited = ask(store, chat, "two, edited", first)
+    assert questions(store, chat) == ["one", "two, edited"]
+    assert store.siblings("ann", chat)[edited] == [second, edited]
+    store.show("ann", chat, second)
+    assert [turn.id for turn in store.path("ann", chat)] == [first, second, third]
+
+
+def test_deleting_a_turn_keeps_what_came_after(store):
+    chat = store.create("ann")
+    first = ask(store, chat, "one")
+    second = ask(store, chat, "two", first)
+    ask(store, chat, "three", second)
+    store.delete_turn("ann", chat, second)
+    assert questions(store, chat) == ["one", "three"]
+
+
+def test_deleting_the_last_turn_shows_the_one_before(store):
+    chat = store.create("ann")
+    first = ask(store, chat, "one")
+    last = ask(store, chat, "two", first)
+    store.delete_turn("ann", chat, last)
+    assert questions(store, chat) == ["one"]
+    store.delete_turn("ann", chat, first)
+    assert questions(store, chat) == []
+
+
+def test_deleting_an_edited_first_question_shows_the_original(store):
+    chat = store.create("ann")
+    ask(store, chat, "one")
+    edited = ask(store, chat, "one, edited")
+    store.delete_turn("ann", chat, edited)
+    assert questions(store, chat) == ["one"]
+
+
+def test_an_answer_to_a_deleted_question_is_dropped(store):
+    chat = store.create("ann")
+    turn = store.add_turn("ann", chat, None, "gone soon")
+    store.delete_turn("ann", chat, turn.id)
+    store.finish_turn(turn.id, "too late", "answered")
+    assert store.path("ann", chat) == []
+
+
+def test_many_threads_write_at_once(store):
+    chats = [store.create(f"owner-{number}") for number in range(6)]
+
+    def talk(number: int) -> None:
+        parent = None
+        for count in range(10):
+            parent = ask(store, chats[number], f"{number}/{count}", parent, f"owner-{number}")
+
+    threads = [threading.Thread(target=talk, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, chat in enumerate(chats):
+        expected = [f"{number}/{count}" for count in range(10)]
+        assert questions(store, chat, f"owner-{number}") == expected
+
+
+def test_settings_are_kept_for_each_owner(store):
+    store.save_settings("ann", {"temperature": 0.5, "style": "short"})
+    store.save_settings("ann", {"style": None})
+    assert store.settings("ann") == {"temperature": 0.5}
+    assert store.settings("bob") == {}
+
+
+def test_a_picture_belongs_to_who_brought_it(store):
+    store.remember_picture("ann", "a" * 64, "cat.png", {"changes": []})
+    assert store.picture("ann", "a" * 64) == ("cat.png", {"changes": []})
+    assert store.picture("bob", "a" * 64) is None
+
+
+def test_a_kept_picture_comes_back_with_its_digest(tmp_path):
+    picture = PictureShelf(tmp_path).add(Image.new("RGB", (40, 30), "red"), "red.png")
+    again = PictureShelf(tmp_path).get(picture.digest)
+    assert again == picture
+    assert PictureShelf(tmp_path).thumbnail(picture.digest).suffix == ".jpg"
+
+
+@pytest.mark.parametrize("digest", ["../../etc/passwd", "a" * 63, "A" * 64, "", "a" * 64 + "\n"])
+def test_a_forged_digest_never_becomes_a_path(tmp_path, digest):
+    with pytest.raises(ImageError):
+        PictureShelf(tmp_path).get(digest)

@@ -1,0 +1,110 @@
+"""Pictures on disk, by digest: re-encoded as PNG, so that no byte of an upload is ever served back.
+
+Who may see one is the store's business (`Store.picture`): a digest is no secret.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import threading
+from collections import OrderedDict
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from vqa_app.errors import ImageError
+from vqa_app.images import ImageLimits, Picture, open_picture
+
+THUMBNAIL = 480
+"""Longest side of what the chat shows, in pixels: 240 CSS pixels on a double-density screen."""
+
+_IN_MEMORY = 32
+_UNBOUND = ImageLimits(max_bytes=1 << 32)
+"""Our own PNG of a picture that was let in may be larger than the file it came as."""
+
+
+class PictureShelf:
+    """Files `<folder>/<first two digits>/<digest>.png`, the latest pictures also in memory.
+
+    Args:
+        folder: made where it is missing.
+        limits: what may come in.
+    """
+
+    def __init__(self, folder: Path, limits: ImageLimits | None = None) -> None:
+        self.folder = folder
+        self.limits = limits or ImageLimits()
+        self._recent: OrderedDict[str, Picture] = OrderedDict()
+        self._lock = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, data: bytes | Image.Image, name: str) -> Picture:
+        """Checks, normalises and keeps a picture.
+
+        Raises:
+            ImageError: it cannot be read or is too large.
+        """
+        picture = open_picture(data, name=name, limits=self.limits)
+        file = self.file(picture.digest)
+        if not file.exists():
+            # Level 1: three times as fast as the default for a tenth more bytes.
+            _write(file, _encoded(picture.image, "PNG", compress_level=1))
+        self._keep(picture)
+        return picture
+
+    def get(self, digest: str) -> Picture:
+        """The picture of a digest.
+
+        Raises:
+            ImageError: there is none.
+        """
+        with self._lock:
+            if digest in self._recent:
+                self._recent.move_to_end(digest)
+                return self._recent[digest]
+        file = self.file(digest)
+        if not file.exists():
+            raise ImageError("This picture is not kept here any more.", "Add it again.")
+        picture = open_picture(file, name="picture", limits=_UNBOUND)
+        self._keep(picture)
+        return picture
+
+    def thumbnail(self, digest: str) -> Path:
+        """A small JPEG of the picture, made when first asked for."""
+        file = self.file(digest).with_suffix(".jpg")
+        if not file.exists():
+            image = self.get(digest).image.copy()
+            image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+            _write(file, _encoded(image, "JPEG", quality=88))
+        return file
+
+    def file(self, digest: str) -> Path:
+        """Where the picture lies or would lie; anything but a SHA-256 in hex is refused."""
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise ImageError("This is not a picture.", "Add it again.")
+        return self.folder / digest[:2] / f"{digest}.png"
+
+    def _keep(self, picture: Picture) -> None:
+        with self._lock:
+            self._recent[picture.digest] = picture
+            self._recent.move_to_end(picture.digest)
+            while len(self._recent) > _IN_MEMORY:
+                self._recent.popitem(last=False)
+
+
+def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:
+    stream = BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def _write(file: Path, data: bytes) -> None:
+    """Whole or not at all, also when two do it at once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(data)
+    os.replace(temporary, file)

@@ -1,0 +1,328 @@
+"""Conversations on the server: one SQLite file, each owner seeing only their own.
+
+A conversation is a tree of turns (a question and its answer). Asking again or editing an earlier
+question adds a sibling, so nothing is lost; `head` names the turn whose path from the root is
+shown. Pictures stand in here by digest, their files are kept by `ui.pictures`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from vqa_app.errors import UsageError
+
+State: TypeAlias = Literal["answering", "answered", "stopped", "failed"]
+Verdict: TypeAlias = Literal["right", "wrong"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS conversations (
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, title TEXT NOT NULL, head TEXT,
+    created REAL NOT NULL, updated REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS conversations_of ON conversations (owner, updated DESC);
+CREATE TABLE IF NOT EXISTS turns (
+    id TEXT PRIMARY KEY, number INTEGER NOT NULL,
+    conversation TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+    parent TEXT, question TEXT NOT NULL, pictures TEXT NOT NULL, answer TEXT NOT NULL,
+    state TEXT NOT NULL, facts TEXT NOT NULL, verdict TEXT, created REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS turns_of ON turns (conversation, number);
+CREATE TABLE IF NOT EXISTS pictures (
+    owner TEXT NOT NULL, digest TEXT NOT NULL, name TEXT NOT NULL, facts TEXT NOT NULL,
+    created REAL NOT NULL, PRIMARY KEY (owner, digest));
+CREATE TABLE IF NOT EXISTS settings (owner TEXT PRIMARY KEY, data TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question with its pictures, and the answer as far as it came."""
+
+    id: str
+    parent: str | None
+    question: str
+    pictures: tuple[str, ...]
+    """Digests."""
+    answer: str
+    state: State
+    facts: dict[str, Any]
+    """What is known of the answer: model, confidence, tokens, ... (JSON values)."""
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A conversation's line in the sidebar."""
+
+    id: str
+    title: str
+    updated: float
+
+
+class Store:
+    """All that is remembered, in one file. Safe to use from any thread.
+
+    Args:
+        path: the SQLite file; its folder must exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.RLock()
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._db.row_factory = sqlite3.Row
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA foreign_keys = ON")
+        self._db.executescript(_SCHEMA)
+        # Answers that a stopped server left half-written stay as far as they came.
+        self._db.execute("UPDATE turns SET state = 'stopped' WHERE state = 'answering'")
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def _all(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._db.execute(sql, values).fetchall()
+
+    # -- conversations -----------------------------------------------------------------------------
+
+    def conversations(self, owner: str) -> list[Summary]:
+        """The owner's conversations, latest first."""
+        rows = self._all(
+            "SELECT id, title, updated FROM conversations WHERE owner = ? ORDER BY updated DESC",
+            owner,
+        )
+        return [Summary(row["id"], row["title"], row["updated"]) for row in rows]
+
+    def create(self, owner: str, title: str = "") -> str:
+        """A new, empty conversation's id."""
+        conversation, now = secrets.token_urlsafe(9), time.time()
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO conversations VALUES (?, ?, ?, NULL, ?, ?)",
+                (conversation, owner, title, now, now),
+            )
+        return conversation
+
+    def title(self, owner: str, conversation: str) -> str:
+        return self._own(owner, conversation)["title"]
+
+    def rename(self, owner: str, conversation: str, title: str) -> None:
+        self._own(owner, conversation)
+        with self._transaction() as db:
+            db.execute("UPDATE conversations SET title = ? WHERE id = ?", (title, conversation))
+
+    def delete(self, owner: str, conversation: str) -> None:
+        self._own(owner, conversation)
+        with self._transaction() as db:
+            db.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
+
+    def owns(self, owner: str, conversation: str) -> bool:
+        return bool(
+            self._all("SELECT 1 FROM conversations WHERE id = ? AND owner = ?", conversation, owner)
+        )
+
+    def _own(self, owner: str, conversation: str) -> sqlite3.Row:
+        rows = self._all(
+            "SELECT * FROM conversations WHERE id = ? AND owner = ?", conversation, owner
+        )
+        if not rows:
+            # The same words whether it never was or is somebody else's.
+            raise UsageError("This conversation does not exist.", "Pick one on the left.")
+        return rows[0]
+
+    # -- turns -------------------------------------------------------------------------------------
+
+    def path(self, owner: str, conversation: str) -> list[Turn]:
+        """The turns that are shown, oldest first: from the root to the head."""
+        head = self._own(owner, conversation)["head"]
+        return self._path_to(conversation, head)
+
+    def path_to(self, owner: str, conversation: str, turn: str | None) -> list[Turn]:
+        """The turns from the root to `turn`, which is the last; empty for None."""
+        self._own(owner, conversation)
+        if turn is not None:
+            self._turn(conversation, turn)
+        return self._path_to(conversation, turn)
+
+    def _path_to(self, conversation: str, turn: str | None) -> list[Turn]:
+        turns = {found.id: found for found in self._turns(conversation)}
+        path: list[Turn] = []
+        while turn is not None and turn in turns and len(path) <= len(turns):
+            path.append(turns[turn])
+            turn = turns[turn].parent
+        return path[::-1]
+
+    def _turns(self, conversation: str) -> list[Turn]:
+        rows = self._all("SELECT * FROM turns WHERE conversation = ? ORDER BY number", conversation)
+        return [_turn_of(row) for row in rows]
+
+    def turn(self, owner: str, conversation: str, turn: str) -> Turn:
+        self._own(owner, conversation)
+        return self._turn(conversation, turn)
+
+    def _turn(self, conversation: str, turn: str) -> Turn:
+        rows = self._all(
+            "SELECT * FROM turns WHERE conversation = ? AND id = ?", conversation, turn
+        )
+        if not rows:
+            raise UsageError("This question does not exist any more.", "Reload the page.")
+        return _turn_of(rows[0])
+
+    def siblings(self, owner: str, conversation: str) -> dict[str, list[str]]:
+        """For each turn the turns that continue the same parent, itself included, oldest first."""
+        self._own(owner, conversation)
+        groups: dict[str | None, list[str]] = {}
+        turns = self._turns(conversation)
+        for turn in turns:
+            groups.setdefault(turn.parent, []).append(turn.id)
+        return {turn.id: groups[turn.parent] for turn in turns}
+
+    def add_turn(
+        self,
+        owner: str,
+        conversation: str,
+        parent: str | None,
+        question: str,
+        pictures: Sequence[str] = (),
+        facts: dict[str, Any] | None = None,
+    ) -> Turn:
+        """A new question after `parent` (None: the first one); it becomes the head."""
+        self._own(owner, conversation)
+        if parent is not None:
+            self._turn(conversation, parent)
+        turn, now = secrets.token_urlsafe(9), time.time()
+        with self._transaction() as db:
+            number = db.execute(
+                "SELECT COALESCE(MAX(number), 0) + 1 FROM turns WHERE conversation = ?",
+                (conversation,),
+            ).fetchone()[0]
+            db.execute(
+                "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?, '', 'answering', ?, NULL, ?)",
+                (
+                    turn, number, conversation, parent, question,
+                    json.dumps(list(pictures)), json.dumps(facts or {}), now,
+                ),
+            )  # fmt: skip
+            db.execute(
+                "UPDATE conversations SET head = ?, updated = ? WHERE id = ?",
+                (turn, now, conversation),
+            )
+        return self._turn(conversation, turn)
+
+    def finish_turn(
+        self, turn: str, answer: str, state: State, facts: dict[str, Any] | None = None
+    ) -> None:
+        """Writes the answer; `facts` are added to what the turn has.
+
+        A turn that was deleted meanwhile stays deleted."""
+        with self._transaction() as db:
+            row = db.execute("SELECT facts FROM turns WHERE id = ?", (turn,)).fetchone()
+            if row is not None:
+                db.execute(
+                    "UPDATE turns SET answer = ?, state = ?, facts = ? WHERE id = ?",
+                    (
+                        answer,
+                        state,
+                        json.dumps({**json.loads(row["facts"]), **(facts or {})}),
+                        turn,
+                    ),
+                )
+
+    def add_facts(self, owner: str, conversation: str, turn: str, facts: dict[str, Any]) -> None:
+        found = self.turn(owner, conversation, turn)
+        self.finish_turn(turn, found.answer, found.state, facts)
+
+    def judge(self, owner: str, conversation: str, turn: str, verdict: Verdict | None) -> None:
+        self.turn(owner, conversation, turn)
+        with self._transaction() as db:
+            db.execute("UPDATE turns SET verdict = ? WHERE id = ?", (verdict, turn))
+
+    def show(self, owner: str, conversation: str, turn: str) -> None:
+        """Shows the branch through `turn`, down to its latest turn."""
+        self.turn(owner, conversation, turn)
+        latest = {found.parent: found.id for found in self._turns(conversation)}
+        while turn in latest:
+            turn = latest[turn]
+        with self._transaction() as db:
+            db.execute("UPDATE conversations SET head = ? WHERE id = ?", (turn, conversation))
+
+    def delete_turn(self, owner: str, conversation: str, turn: str) -> None:
+        """Removes a turn; what followed it follows its parent now."""
+        gone = self.turn(owner, conversation, turn)
+        head = self._own(owner, conversation)["head"]
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE turns SET parent = ? WHERE conversation = ? AND parent = ?",
+                (gone.parent, conversation, turn),
+            )
+            db.execute("DELETE FROM turns WHERE id = ?", (turn,))
+            if head == turn:
+                rest = db.execute(
+                    "SELECT id FROM turns WHERE conversation = ? AND parent IS ?"
+                    " ORDER BY number DESC LIMIT 1",
+                    (conversation, gone.parent),
+                ).fetchone()
+                new_head = rest["id"] if rest and gone.parent is None else gone.parent
+                db.execute(
+                    "UPDATE conversations SET head = ? WHERE id = ?", (new_head, conversation)
+                )
+
+    # -- pictures and settings ---------------------------------------------------------------------
+
+    def remember_picture(self, owner: str, digest: str, name: str, facts: dict[str, Any]) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)",
+                (owner, digest, name, json.dumps(facts), time.time()),
+            )
+
+    def picture(self, owner: str, digest: str) -> tuple[str, dict[str, Any]] | None:
+        """Name and facts of a picture that this owner brought; None where they did not."""
+        rows = self._all(
+            "SELECT name, facts FROM pictures WHERE owner = ? AND digest = ?", owner, digest
+        )
+        return (rows[0]["name"], json.loads(rows[0]["facts"])) if rows else None
+
+    def settings(self, owner: str) -> dict[str, Any]:
+        rows = self._all("SELECT data FROM settings WHERE owner = ?", owner)
+        return json.loads(rows[0]["data"]) if rows else {}
+
+    def save_settings(self, owner: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """Adds `changes` to the owner's settings; a None takes the entry out."""
+        with self._transaction() as db:
+            data = {**self.settings(owner), **changes}
+            data = {name: value for name, value in data.items() if value is not None}
+            db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (owner, json.dumps(data)))
+        return data
+
+
+def _turn_of(row: sqlite3.Row) -> Turn:
+    return Turn(
+        id=row["id"],
+        parent=row["parent"],
+        question=row["question"],
+        pictures=tuple(json.loads(row["pictures"])),
+        answer=row["answer"],
+        state=row["state"],
+        facts=json.loads(row["facts"]),
+        verdict=row["verdict"],
+    )
