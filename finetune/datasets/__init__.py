@@ -1,0 +1,130 @@
+"""Every accepted format → rows.
+
+    rows      what a row is: turns with lazily opened pictures
+    files     JSON, JSONL, CSV, TSV, Parquet, Arrow, `datasets` folders, the hub → numbered records
+    records   one record (LLaVA, ShareGPT, OpenAI messages, the_cauldron, question/answer) → one row
+    vqa2      the official VQA v2 pair of files
+    split     training and held-out rows, by picture; how often a row is shown
+
+Formats are told by content, and whatever is wrong has a file, a row and a hint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune.datasets import files, vqa2
+from finetune.datasets.records import Context, read_record, with_weight
+from finetune.datasets.rows import BadRow, PictureSource, Problem, ReadRows, Row, Turn
+from finetune.datasets.split import Split, leaks, split_by_picture
+from vqa_app.errors import DataError
+
+__all__ = [
+    "PictureSource",
+    "Problem",
+    "ReadRows",
+    "Row",
+    "Split",
+    "Turn",
+    "leaks",
+    "read_rows",
+    "split_by_picture",
+]
+
+
+def read_rows(sources: str | Path | Sequence[str | Path], images: Sequence[str | Path] = ()) -> ReadRows:
+    """Reads and mixes data files.
+
+    Args:
+        sources: files, folders or hub data sets, each with an optional weight (`mine.json@2`).
+        images: folders that picture paths are relative to; default: each file's own, and `images` in it.
+
+    Raises:
+        DataError: a source that is not there. What is wrong inside files is in the result instead.
+    """
+    if isinstance(sources, (str, Path)):
+        sources = [sources]
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    official: list[tuple[Path, float, dict]] = []
+    for source in sources:
+        text, weight = _weight(str(source))
+        path = Path(text).expanduser()
+        if path.is_file() and (content := vqa2.load_official(path)) is not None:
+            official.append((path, weight, content))
+            continue
+        records, roots = _read_source(text, path, images)
+        stored = records.table.picture if records.table else None
+        context = Context(text, roots, stored)
+        problems += records.problems
+        for number, record in records.items:
+            try:
+                rows.append(with_weight(read_record(record, number, context), weight))
+            except BadRow as bad:
+                problems.append(Problem(text, number, bad.what, bad.hint))
+    rows += _read_official(official, images, problems)
+    notes = tuple(problem for problem in problems if problem.note)
+    return ReadRows(tuple(rows), tuple(p for p in problems if not p.note), notes)
+
+
+def _read_source(text: str, path: Path, images: Sequence[str | Path]) -> tuple[files.Records, tuple[Path, ...]]:
+    if path.is_dir():
+        return files.read_folder(path, text), _roots(images, path)
+    if path.exists():
+        return files.read_file(path, text), _roots(images, path.parent)
+    if text.count("/") == 1 and not path.suffix and not text.startswith((".", "~", "/")):
+        return files.read_hub(text), _roots(images, Path())
+    raise DataError(f"There is no file {text}.", "Check the path.")
+
+
+def _read_official(
+    found: list[tuple[Path, float, dict]], images: Sequence[str | Path], problems: list[Problem]
+) -> list[Row]:
+    """Pairs questions with the annotations that know their ids."""
+    rows: list[Row] = []
+    annotations = [item for item in found if "annotations" in item[2]]
+    for path, weight, content in (item for item in found if "questions" in item[2]):
+        first = content["questions"][0].get("question_id")
+        partner = next(
+            (
+                entry
+                for _, _, entry in annotations
+                if any(a.get("question_id") == first for a in entry["annotations"])
+            ),
+            None,
+        )
+        if partner is None:
+            hint = "Give the annotations file with another --data; answers stand there."
+            problems.append(Problem(str(path), None, "These VQA v2 questions have no annotations.", hint))
+            continue
+        context = Context(str(path), _roots(images, path.parent))
+        rows += [with_weight(row, weight) for row in vqa2.join(content, partner, context, problems)]
+    if annotations and not any("questions" in item[2] for item in found):
+        hint = "Give the questions file with another --data."
+        name = str(annotations[0][0])
+        problems.append(Problem(name, None, "These VQA v2 annotations have no questions.", hint))
+    return rows
+
+
+def _weight(source: str) -> tuple[str, float]:
+    path, at, number = source.rpartition("@")
+    if not at or Path(source).exists():
+        return source, 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        return source, 1.0
+    if not 0 < weight <= 100:
+        raise DataError(f"The weight of {path} is {number}.", "Give a number above 0, at most 100.")
+    return path, weight
+
+
+def _roots(images: Sequence[str | Path], default: Path) -> tuple[Path, ...]:
+    if not images:
+        return tuple(root.resolve() for root in (default, default / "images") if root.is_dir())
+    roots = tuple(Path(root).expanduser().resolve() for root in images)
+    for root in roots:
+        if not root.is_dir():
+            raise DataError(f"There is no folder {root}.", "Check --images.")
+    return roots
