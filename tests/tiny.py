@@ -1,8 +1,9 @@
 """Tiny random checkpoints, saved as the hub lays them out, for tests.
 
-Each factory writes `config.json`, `model.safetensors`, the tokenizer, the image processor and the chat template to
-a directory and returns it. Weights are random from a fixed seed: answers mean nothing, shapes and code paths are
-the real ones. Images are 32x32 pixels in 8-pixel patches (16 image tokens) unless a factory says otherwise.
+Each factory writes `config.json`, `model.safetensors`, the tokenizer, the image processor and the
+chat template to a directory and returns it. Weights are random from a fixed seed: answers mean
+nothing, shapes and code paths are the real ones. Images are 32x32 pixels in 8-pixel patches (16
+image tokens) unless a factory says otherwise.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ SENTENCES = [
     "You are a helpful assistant. Answer the question using a single word or phrase.",
     "Describe the image. The picture shows a green triangle above a small yellow house.",
     "Is there a dog? No, there is no dog. USER: ASSISTANT: user assistant system Question: Answer:",
-    "Which colour has the big shape? It is white, black, grey, orange, purple, pink or brown. 0123456789",
+    "Which colour has the big shape? White, black, grey, orange, purple, pink. 0123456789",
 ]
 
 CHATML = (
@@ -165,7 +166,8 @@ def tiny_llava(
     processor_tokenizer: Any = None,
     **llm_changes: Any,
 ) -> Path:
-    """A LLaVA-1.5: SigLIP ("full", layer -1) or CLIP ("default", layer -2) tower, MLP, any causal LM.
+    """A LLaVA-1.5: SigLIP ("full", layer -1) or CLIP ("default", layer -2) tower, MLP, any causal
+    LM.
 
     Args:
         processor_tokenizer: takes the place of the ChatML tokenizer; must know `<image>`.
