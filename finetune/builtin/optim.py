@@ -1,0 +1,92 @@
+"""Optimiser, schedule and checkpoints of the from-scratch stages."""
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+MUON_RATE, ADAM_RATE = 3e-3, 1.5e-3
+
+
+class MuonAdam:
+    """Muon on the matrices inside blocks, AdamW on everything else, under one schedule.
+
+    Muon (Jordan et al., 2024; `match_rms_adamw`: Liu et al., 2025) learns two to three times as
+    fast as AdamW here. Embeddings, heads, norms and biases are AdamW's.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], rate: float = 1.0) -> None:
+        named = [(n, p) for m in modules for n, p in m.named_parameters() if p.requires_grad]
+        named = list({id(p): (n, p) for n, p in named}.values())
+        matrices = [p for n, p in named
+                    if p.ndim == 2 and "embed" not in n and "head" not in n and min(p.shape) > 16]
+        ids = {id(p) for p in matrices}
+        others = [p for _, p in named if id(p) not in ids]
+        self.parameters = matrices + others
+        self.parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            self.parts.append(torch.optim.Muon(
+                matrices, lr=MUON_RATE * rate, weight_decay=0.02, momentum=0.95,
+                adjust_lr_fn="match_rms_adamw"))
+        if others:
+            self.parts.append(torch.optim.AdamW(others, lr=ADAM_RATE * rate, betas=(0.9, 0.98),
+                                                weight_decay=0.0))
+        self.base = [group["lr"] for part in self.parts for group in part.param_groups]
+
+    def step(self, factor: float) -> None:
+        """One step at `factor` times the base rates; gradients are clipped and cleared."""
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        groups = [group for part in self.parts for group in part.param_groups]
+        for group, base in zip(groups, self.base, strict=True):
+            group["lr"] = base * factor
+        for part in self.parts:
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict]:
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict]) -> None:
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
+
+
+def rate_at(progress: float, step: int, warmup: int = 100, decay_from: float = 0.55) -> float:
+    """Warm-up, a plateau, then linearly to a twentieth; `progress` is the share of time used."""
+    fall = max(0.0, (progress - decay_from) / (1 - decay_from))
+    return min(1.0, (step + 1) / warmup) * max(0.05, 1 - fall)
+
+
+@dataclass
+class Clock:
+    """Time spent in a stage, across restarts."""
+
+    minutes: float
+    spent: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds."""
+        return self.spent + time.monotonic() - self.started
+
+    @property
+    def progress(self) -> float:
+        return self.elapsed / (60 * self.minutes)
+
+
+def save_state(path: Path, state: dict) -> None:
+    """Written whole or not at all, so that a kill at any moment leaves a usable file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def load_state(path: Path) -> dict | None:
+    """The recipe's own checkpoint, if there is one."""
+    return torch.load(path, weights_only=True) if path.exists() else None
