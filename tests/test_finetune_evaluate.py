@@ -1,0 +1,164 @@
+"""Questions are asked alone, answered in batches, scored, kept, and gone on with after a kill."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.datasets import PictureSource, Row, Turn
+from finetune.evaluate import Prediction, compare, questions_of, spread, summarize
+from tests.tiny import picture
+from vqa_app.errors import DataError, UsageError
+
+
+def row(name: str, *turns: tuple[str, str], pictures: int = 1, system: str = "") -> Row:
+    """A row of questions and answers about noise pictures; the first question shows them."""
+    sources = [PictureSource.data(_png(f"{name}-{i}"), f"{name}-{i}.png") for i in range(pictures)]
+    said = [Turn("system", (system,))] if system else []
+    for index, (question, answer) in enumerate(turns):
+        shown = tuple(sources) if index == 0 else ()
+        said += [Turn("user", (*shown, question)), Turn("assistant", (answer,))]
+    return Row(name, "data.json", 1, tuple(said), tuple((answer,) for _, answer in turns))
+
+
+def _png(name: str) -> bytes:
+    from io import BytesIO
+
+    buffer = BytesIO()
+    picture(sum(name.encode())).image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def rows() -> list[Row]:
+    return [
+        row("a", ("What is it?", "circle"), ("Which colour?", "red"), system="Be brief."),
+        row("b", ("How many stars?", "3")),
+        row("two", ("Which is bigger?", "first"), ("Why?", "its size"), pictures=2),
+        row("text", ("Who are you?", "a model"), pictures=0),
+    ]
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_llava_dir: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(tiny_llava_dir)
+    return model.eval(), AutoProcessor.from_pretrained(tiny_llava_dir)
+
+
+def opened(data: Row) -> dict[str, Any]:
+    return {source.key: source.open() for source in data.pictures}
+
+
+def test_each_question_is_asked_alone_with_the_pictures_shown_up_to_it() -> None:
+    data = rows()
+    questions = questions_of(data)
+    assert [q.id for q in questions] == ["a#1", "a#2", "b", "two#1", "two#2", "text"]
+    second = questions[1].conversation(opened(data[0]))
+    assert second.system == "Be brief."
+    assert [m.text for m in second.dialogue] == ["Which colour?"]
+    assert len(second.pictures) == 1
+    assert len(questions[4].conversation(opened(data[2])).pictures) == 2
+
+
+def test_history_puts_earlier_turns_with_their_right_answers_in_front() -> None:
+    data = rows()[0]
+    second = questions_of([data], history=True)[1].conversation(opened(data))
+    assert [m.text for m in second.dialogue] == ["What is it?", "circle", "Which colour?"]
+
+
+def test_questions_about_one_picture_come_together_and_ids_stay_unique() -> None:
+    first, other = row("x", ("What?", "a cat")), row("y", ("What?", "a dog"))
+    again = replace(first, turns=(Turn("user", (*first.pictures, "Who?")), first.turns[1]))
+    assert [q.id for q in questions_of([first, other, again])] == ["x", "x (2)", "y"]
+
+
+def test_a_limit_spreads_over_all_questions() -> None:
+    questions = questions_of([row(str(i), ("What?", "it")) for i in range(10)])
+    assert [q.id for q in spread(questions, 4)] == ["0", "2", "5", "7"]
+    assert len(spread(questions, None)) == 10
+
+
+def test_types_come_from_the_row_or_the_question() -> None:
+    typed = replace(rows()[1], question_type="count")
+    assert [q.type for q in questions_of([*rows()[:2], typed])][1:] == [
+        "which colour",
+        "how many",
+        "count",
+    ]
+
+
+def test_predictions_hold_answer_loss_gain_and_exact_prompt(tiny: tuple[Any, Any]) -> None:
+    import torch
+
+    from finetune.evaluate import answer_questions
+    from vqa_app.conversation import Conversation, Message
+    from vqa_app.images import blank_like
+    from vqa_app.prompting import encode
+
+    model, processor = tiny
+    data = rows()
+    told: list[int] = []
+    predictions = answer_questions(
+        model, processor, questions_of(data), on_chunk=lambda chunk: told.append(len(chunk))
+    )
+    assert told == [6]
+    assert predictions[5].image_gain is None and predictions[5].loss is not None
+    second = predictions[1]
+    assert second.source == "data.json, row 1" and second.pictures == ("a-0.png",)
+    assert second.prompt == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\n<image>\nWhich colour?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+    def loss(shown: Any) -> float:
+        asked = Conversation.ask("Which colour?", [shown], "Be brief.")
+        prompt = encode(processor, asked.then(Message.assistant("red")), answer_next=False)
+        labels = prompt.inputs["input_ids"].masked_fill(~prompt.answer_mask, -100)
+        with torch.no_grad():
+            return model(**prompt.inputs, labels=labels).loss.item()
+
+    shown = data[0].pictures[0].open()
+    assert second.loss == pytest.approx(loss(shown), rel=1e-4)
+    assert second.image_gain == pytest.approx(loss(blank_like(shown)) - loss(shown), abs=1e-3)
+
+
+def prediction(name: str, right: bool, **changes: Any) -> Prediction:
+    values = {"loss": 1.0, "answer_tokens": 2, "image_gain": 0.5} | changes
+    said = "yes" if right else "no"
+    return Prediction(
+        name, "d, row 1", ("p",), "is it", "is it?", ("yes",), said, float(right), **values
+    )
+
+
+def test_a_summary_weighs_losses_by_tokens() -> None:
+    result = summarize(
+        "m",
+        [
+            prediction("1", True),
+            prediction("2", False, loss=4.0, answer_tokens=1, image_gain=None),
+        ],
+        1.0,
+    )
+    assert result.scores.vqa_accuracy == 0.5
+    assert result.loss == pytest.approx(2.0)
+    assert result.image_gain == 0.5
+    assert result.types == {"is it": (2, 0.5)}
+    json.dumps(result.to_json())
+    with pytest.raises(DataError):
+        summarize("m", [], 1.0)
+
+
+def test_two_models_are_compared_question_by_question() -> None:
+    names = [str(i) for i in range(12)]
+    good = summarize("good", [prediction(n, True) for n in names], 1.0)
+    bad = summarize("bad", [prediction(n, n in "01") for n in reversed(names)], 1.0)
+    test = compare(good, bad)
+    assert test.difference == pytest.approx(10 / 12) and test.p_value < 0.01
+    with pytest.raises(UsageError, match="different questions"):
+        compare(good, summarize("less", [prediction("0", True)], 1.0))
