@@ -1,0 +1,117 @@
+"""The guard around the page, on a small application of its own."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from ui.security import COOKIE, Guard, Rules
+
+
+def application(rules: Rules) -> Guard:
+    async def page(request: Request):
+        return HTMLResponse(f"owner={request.state.owner}")
+
+    async def echo(request: Request):
+        return PlainTextResponse(f"{len(await request.body())} bytes")
+
+    routes = [
+        Route("/", page),
+        Route("/healthz", page),
+        Route("/echo", echo, methods=["GET", "POST"]),
+    ]
+    return Guard(Starlette(routes=routes), rules)
+
+
+def client(base_url: str = "http://localhost:7860", **rules) -> TestClient:
+    return TestClient(application(Rules(**rules)), base_url=base_url)
+
+
+@pytest.mark.parametrize("host", ["localhost:7860", "127.0.0.1:7860", "[::1]:7860", "10.0.0.7"])
+def test_local_names_and_addresses_are_answered(host):
+    assert client().get("/", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "", "[bad"])
+def test_a_rebound_host_name_is_refused(host):
+    assert client().get("/", headers={"host": host}).status_code == 421
+
+
+def test_a_host_can_be_allowed():
+    assert (
+        client(hosts=frozenset({"vqa.example"}))
+        .get("/", headers={"host": "vqa.example"})
+        .is_success
+    )
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:9999"])
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+def test_other_origins_are_refused_whatever_the_method(origin, method):
+    response = client().request(method, "/echo", headers={"origin": origin})
+    assert response.status_code == 403
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_a_cross_site_form_without_an_origin_is_refused():
+    assert client().post("/echo", headers={"sec-fetch-site": "cross-site"}).status_code == 403
+
+
+def test_a_link_from_another_site_opens_the_page():
+    headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert client().get("/", headers=headers).status_code == 200
+
+
+def test_our_own_page_and_programs_may_post():
+    assert client().post("/echo", headers={"origin": "http://localhost:7860"}).is_success
+    assert client().post("/echo").is_success
+
+
+def test_each_browser_is_an_owner_of_its_own_that_its_cookie_tells():
+    ann, bob = client(), client()
+    ann.get("/")
+    cookie = ann.cookies[COOKIE]
+    first, again = ann.get("/").text, ann.get("/").text
+    bob.get("/")
+    assert first == again != bob.get("/").text
+    assert first.startswith("owner=browser:") and cookie not in first
+
+
+def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites():
+    header = client().get("/").headers["set-cookie"]
+    assert "HttpOnly" in header and "SameSite=Lax" in header
+
+
+def test_a_made_up_cookie_is_nobody():
+    page = client()
+    page.cookies.set(COOKIE, "admin")
+    assert page.get("/").text == "owner="
+
+
+def test_without_a_password_nothing_but_health_is_answered():
+    page = client(users={"ann": "pass:word"})
+    assert page.get("/").status_code == 401
+    assert page.get("/healthz").is_success
+    assert page.get("/", auth=("ann", "wrong")).status_code == 401
+    assert page.get("/", auth=("bob", "")).status_code == 401
+    assert page.get("/", auth=("ann", "pass:word")).text == "owner=user:ann"
+    assert page.get("/", headers={"authorization": "Basic %%%"}).status_code == 401
+
+
+def test_large_bodies_are_refused_announced_or_not():
+    page = client(max_body=1000)
+    assert page.post("/echo", content=b"x" * 1001).status_code == 413
+    assert page.post("/echo", content=iter([b"x" * 600] * 2)).status_code == 413
+    assert page.post("/echo", content=iter([b"x" * 400] * 2)).text == "800 bytes"
+
+
+@pytest.mark.parametrize("path", ["/", "/missing", "/echo"])
+def test_every_answer_carries_the_policy(path):
+    headers = client().get(path).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'self'" in headers["content-security-policy"]
+    assert "http:" not in headers["content-security-policy"]

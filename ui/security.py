@@ -1,0 +1,217 @@
+"""The wall around the page: who is asked for (Host), who asks (Origin, user, cookie), how much, and
+what the browser may do with the answer.
+
+One ASGI layer around everything, Gradio's own routes included, so that no route can be forgotten.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import re
+import secrets
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+COOKIE = "vqa_browser"
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
+_OPEN_PATHS = ("/healthz", "/readyz")
+
+# Gradio builds its page with inline scripts and with functions made from strings (event scripts and
+# HTML components); nothing may come from, or go to, anywhere else, whatever an answer contains.
+POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "media-src 'self' blob:",
+        "font-src 'self' data:",
+        "connect-src 'self'",
+        "worker-src 'self' blob:",
+        "object-src 'none'",
+        "base-uri 'self'",
+        "form-action 'self'",
+        "frame-ancestors 'self'",
+    )
+)
+_HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+    "permissions-policy": "camera=(self), microphone=(), geolocation=()",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the guard lets in."""
+
+    hosts: frozenset[str] = frozenset()
+    """Names besides `localhost`, this machine's own and IP addresses, which are always fine: an
+    address cannot be rebound to somebody else's page."""
+    users: Mapping[str, str] = field(default_factory=dict)
+    """Passwords by user; empty: anybody may come in, each browser as an owner of its own."""
+    max_body: int = 32 * 2**20
+    """Largest request, in bytes."""
+    cookie_path: str = "/"
+
+
+def machine_hosts(extra: Iterable[str] = ()) -> frozenset[str]:
+    return frozenset(name.lower() for name in ("localhost", socket.gethostname(), *extra))
+
+
+class Guard:
+    """ASGI middleware; sets `scope["state"]["owner"]` to who asks, or "" where nobody can be told.
+
+    An owner is `user:<name>` or `browser:<hash of the cookie>`: the store never holds a cookie.
+    """
+
+    def __init__(self, app: ASGIApp, rules: Rules) -> None:
+        self.app = app
+        self.rules = rules
+        self._hosts = machine_hosts(rules.hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+                return
+            await refusal(scope, receive, _decorated(send, {}))
+            return
+        user = self._user(headers)
+        token = _token(headers)
+        owner = f"user:{user}" if user else f"browser:{_digest(token)}" if token else ""
+        scope.setdefault("state", {})["owner"] = owner
+        new = {} if token or user or scope["type"] != "http" else self._new_cookie(scope)
+        body = _Body(receive, self.rules.max_body)
+        await self.app(scope, body.receive, _decorated(send, new))
+
+    def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
+        if not self._host_allowed(headers.get("host", "")):
+            return PlainTextResponse(
+                "This server does not answer to that host name. Start it with --allow-host NAME"
+                " if the name is right.\n",
+                421,
+            )
+        if not _same_origin(headers):
+            return PlainTextResponse("Requests from other sites are refused.\n", 403)
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > self.rules.max_body:
+            return PlainTextResponse("The request is too large.\n", 413)
+        if self.rules.users and scope["path"] not in _OPEN_PATHS and self._user(headers) is None:
+            return PlainTextResponse(
+                "Please sign in.\n",
+                401,
+                {"www-authenticate": 'Basic realm="VQA chat", charset="UTF-8"'},
+            )
+        return None
+
+    def _host_allowed(self, host: str) -> bool:
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        except ValueError:
+            return False
+        if name in self._hosts:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+    def _user(self, headers: Headers) -> str | None:
+        scheme, _, value = headers.get("authorization", "").partition(" ")
+        if not self.rules.users or scheme.lower() != "basic":
+            return None
+        try:
+            name, _, password = base64.b64decode(value, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+        # Both are compared always, so that the time taken tells nothing.
+        known = name in self.rules.users
+        right = hmac.compare_digest(_digest(self.rules.users.get(name, "")), _digest(password))
+        return name if known and right else None
+
+    def _new_cookie(self, scope: Scope) -> dict[str, str]:
+        if scope["method"] != "GET":
+            return {}
+        secure = "; Secure" if scope.get("scheme") == "https" else ""
+        value = (
+            f"{COOKIE}={secrets.token_urlsafe(32)}; Path={self.rules.cookie_path};"
+            f" Max-Age=31536000; HttpOnly; SameSite=Lax{secure}"
+        )
+        return {"set-cookie": value}
+
+
+def _same_origin(headers: Headers) -> bool:
+    """Whether a request comes from our own page, or from no page at all (a program).
+
+    Behind a proxy this needs the browser's own Host header (`proxy_set_header Host $http_host`)."""
+    origin = headers.get("origin")
+    if origin is not None:
+        return urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    # Browsers leave Origin out of plain navigations, and say cross-site here.
+    site = headers.get("sec-fetch-site", "same-origin")
+    return site != "cross-site" or headers.get("sec-fetch-mode") == "navigate"
+
+
+def _token(headers: Headers) -> str | None:
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        return None
+    return found.value if found and _TOKEN.fullmatch(found.value) else None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Body:
+    """Counts a body that announced no length, or a false one."""
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive, self._left = receive, limit
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._left -= len(message.get("body", b""))
+            if self._left < 0:
+                raise HTTPException(413, "The request is too large.")
+        return message
+
+
+def _decorated(send: Send, extra: dict[str, str]) -> Send:
+    """`send` with the security headers, and `extra` ones on pages only."""
+
+    async def decorated(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in _HEADERS.items():
+                headers.setdefault(name, value)
+            if headers.get("content-type", "").startswith("text/html"):
+                for name, value in extra.items():
+                    headers.append(name, value)
+        await send(message)
+
+    return decorated
