@@ -1,0 +1,105 @@
+"""Samples → one padded batch. Labels are the answers' tokens, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from finetune.preflight import Sample
+
+IGNORED = -100
+"""The label of tokens that are not trained (PyTorch's and transformers' own value)."""
+FEATURES = "picture_features"
+"""Batch key of the frozen encoder's outputs, in the place of `pixel_values`."""
+ROWS = "rows"
+"""Batch key of the samples themselves, for messages; never given to the model."""
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads to the longest sample on the right: positions then start at 0 for every row, as in serving."""
+
+    pad_token_id: int
+
+    @classmethod
+    def of(cls, processor: Any) -> Collator:
+        tokenizer = processor.tokenizer
+        pad = tokenizer.pad_token_id
+        # Masked out wherever it stands, so any id will do for tokenizers without one.
+        return cls(pad if pad is not None else (tokenizer.eos_token_id or 0))
+
+    def tokens(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Everything but the pictures.
+
+        Returns:
+            `input_ids`, `attention_mask`, `labels` and the architecture's own token inputs, [batch, longest]
+            each. `labels` are not shifted: the label at a token is that token.
+        """
+        longest = max(len(sample) for sample in samples)
+        shape = (len(samples), longest)
+        ids = torch.full(shape, self.pad_token_id, dtype=torch.long)
+        mask = torch.zeros(shape, dtype=torch.long)
+        labels = torch.full(shape, IGNORED, dtype=torch.long)
+        names = {name for sample in samples for name in sample.token_inputs}
+        further = {name: torch.zeros(shape, dtype=torch.long) for name in names}
+        for position, sample in enumerate(samples):
+            length = len(sample)
+            row = torch.from_numpy(sample.input_ids).long()
+            ids[position, :length] = row
+            mask[position, :length] = 1
+            answer = torch.from_numpy(sample.answer_mask)
+            labels[position, :length][answer] = row[answer]
+            for name, values in sample.token_inputs.items():
+                further[name][position, :length] = torch.from_numpy(values)
+        labels[:, 0] = IGNORED  # nothing stands before the first token that could predict it
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels, **further, ROWS: list(samples)}
+
+    def with_features(
+        self, samples: Sequence[Sample], features: Sequence[torch.Tensor]
+    ) -> dict[str, Any]:
+        """A batch for frozen-feature training.
+
+        Args:
+            features: [image tokens, encoder width] for every picture of every sample, in order.
+        """
+        batch = self.tokens(samples)
+        if features:
+            batch[FEATURES] = torch.stack(list(features))  # [pictures, image tokens, encoder width]
+        return batch
+
+    def with_pixels(
+        self, samples: Sequence[Sample], inputs: Sequence[dict[str, torch.Tensor]]
+    ) -> dict[str, Any]:
+        """A batch that runs the encoder.
+
+        Args:
+            inputs: `Prompt.inputs` of every sample; what is not a value for each token is concatenated over
+                samples, smaller pictures padded with zeros as the processors themselves do.
+        """
+        batch = self.tokens(samples)
+        names = {name for values in inputs for name in values} - set(batch)
+        for name in sorted(names):
+            values = [value[name] for value in inputs if name in value]
+            batch[name] = _concatenate(values)
+        return batch
+
+
+def _concatenate(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Along the first dimension; the others are padded to the largest. Idefics and its kin put the batch
+    first and the pictures second, and pad both."""
+    shape = [max(value.shape[axis] for value in values) for axis in range(1, values[0].dim())]
+    if any(list(value.shape[1:]) != shape for value in values):
+        values = [_padded(value, shape) for value in values]
+    return torch.cat(list(values))
+
+
+def _padded(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    padding = [
+        amount
+        for axis in reversed(range(1, value.dim()))
+        for amount in (0, shape[axis - 1] - value.shape[axis])
+    ]
+    return torch.nn.functional.pad(value, padding)

@@ -1,0 +1,252 @@
+"""Checks data before a single step: every row rendered and measured, every picture decoded.
+
+What comes out is also what trains: the rows' tokens are kept, so that no epoch renders them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from finetune.datasets import Problem, ReadRows, Row, Split, leaks
+from vqa_app.conversation import Conversation
+from vqa_app.errors import DataError, VqaError
+
+SHOWN_PROBLEMS = 20
+LONGEST_SHOWN = 5
+_AHEAD = 64
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A row as the model reads it, without its pictures' pixels."""
+
+    row: Row
+    input_ids: np.ndarray
+    """[n] int32"""
+    answer_mask: np.ndarray
+    """[n] bool: the tokens that are trained."""
+    digests: tuple[str, ...]
+    """The pictures, in the order in which the model consumes them."""
+    token_inputs: dict[str, np.ndarray] = field(default_factory=dict)
+    """[n] each: further model inputs with a value for each token (`token_type_ids` and such)."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @cached_property
+    def trained(self) -> int:
+        """How many tokens are trained."""
+        return int(self.answer_mask.sum())
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Samples that can be trained, and everything that was wrong with the others."""
+
+    samples: tuple[Sample, ...]
+    problems: tuple[Problem, ...]
+    notes: tuple[Problem, ...] = ()
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(sample.row for sample in self.samples)
+
+    def duplicates(self) -> list[tuple[Sample, Sample]]:
+        """Pairs (first, later) of rows with the same pictures and words."""
+        first: dict[bytes, Sample] = {}
+        pairs = []
+        for sample in self.samples:
+            key = hashlib.sha256(sample.input_ids.tobytes() + "".join(sample.digests).encode()).digest()
+            if (earlier := first.setdefault(key, sample)) is not sample:
+                pairs.append((earlier, sample))
+        return pairs
+
+    def data_hash(self) -> str:
+        """Names the data: changes with any trained token or picture."""
+        total = hashlib.sha256()
+        for sample in self.samples:
+            total.update(sample.input_ids.tobytes() + sample.answer_mask.tobytes())
+            total.update("".join(sample.digests).encode())
+        return total.hexdigest()
+
+    def raise_beyond(self, max_bad: int, skipped: Path | None = None) -> None:
+        """Stops for more problems than are allowed; else writes the rows left out to `skipped`.
+
+        Raises:
+            DataError: the first problems, each with file and row, and how many more there are.
+        """
+        if len(self.problems) > max_bad:
+            shown = "\n".join(f"  {problem}" for problem in self.problems[:SHOWN_PROBLEMS])
+            more = len(self.problems) - SHOWN_PROBLEMS
+            raise DataError(
+                f"{len(self.problems):,} problem{'s' if len(self.problems) > 1 else ''} in the data:\n{shown}"
+                + (f"\n  ... and {more:,} more" if more > 0 else ""),
+                f"Mend them, or leave these rows out with --max-bad {len(self.problems)}.",
+            )
+        if not self.samples:
+            raise DataError("The data holds no rows.", "Check --data.")
+        if self.problems and skipped is not None:
+            skipped.parent.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps(problem.to_json(), ensure_ascii=False) for problem in self.problems]
+            skipped.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def check(
+    data: ReadRows,
+    processor: Any,
+    *,
+    max_length: int,
+    workers: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Preflight:
+    """Renders and measures every row.
+
+    Args:
+        max_length: longest row in tokens that is no problem.
+        workers: threads; decoding pictures and tokenising leave Python's lock.
+        on_progress: called with (done, of).
+    """
+    samples: list[Sample] = []
+    problems = list(data.problems)
+    results = in_parallel(lambda row: _sample(row, processor, max_length), data.rows, workers)
+    for done, result in enumerate(results, 1):
+        if isinstance(result, Problem):
+            problems.append(result)
+        else:
+            samples.append(result)
+        if on_progress and (done % 32 == 0 or done == len(data.rows)):
+            on_progress(done, len(data.rows))
+    return Preflight(tuple(samples), tuple(problems), data.notes)
+
+
+def in_parallel(
+    work: Callable[[_Item], _Result], items: Sequence[_Item], workers: int | None = None
+) -> Iterator[_Result]:
+    """Maps in threads, in order, never more than a few results ahead of the one who asks."""
+    count = workers or min(8, os.cpu_count() or 1)
+    if count == 1 or len(items) < 2:
+        yield from map(work, items)
+        return
+    source = iter(items)
+    with ThreadPoolExecutor(count, "preflight") as pool:
+        waiting = [pool.submit(work, item) for item in islice(source, _AHEAD)]
+        position = 0
+        while waiting[position:]:
+            result = waiting[position].result()
+            position += 1
+            if position == _AHEAD:
+                waiting, position = waiting[position:], 0
+            waiting += [pool.submit(work, item) for item in islice(source, 1)]
+            yield result
+
+
+def _sample(row: Row, processor: Any, max_length: int) -> Sample | Problem:
+    try:
+        conversation = row.conversation()
+        sample = sample_of(row, conversation, processor)
+    except VqaError as error:
+        return row.problem(error.problem, error.hint)
+    if len(sample) > max_length:
+        return row.problem(
+            f"The row has {len(sample):,} tokens, more than {max_length:,}.",
+            "Split it, or raise --max-length if the model can take it.",
+        )
+    if not sample.trained:
+        return row.problem("No token of the row is trained.", "Does the answer hold any text?")
+    return sample
+
+
+def sample_of(row: Row, conversation: Conversation, processor: Any) -> Sample:
+    """Renders a row with the one renderer that serving uses too."""
+    from vqa_app.prompting import encode
+
+    prompt = encode(processor, conversation, answer_next=False)
+    length = prompt.inputs["input_ids"].shape[1]
+    further = {
+        name: value[0].numpy()
+        for name, value in prompt.inputs.items()
+        if name not in ("input_ids", "attention_mask") and tuple(value.shape) == (1, length)
+    }
+    return Sample(
+        row=row,
+        input_ids=prompt.inputs["input_ids"][0].numpy().astype(np.int32),
+        answer_mask=prompt.answer_mask.numpy(),
+        digests=tuple(picture.digest for picture in prompt.pictures),
+        token_inputs=further,
+    )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts over samples."""
+
+    rows: int
+    answers: int
+    pictures: int
+    text_only: int
+    several_pictures: int
+    tokens: int
+    trained_tokens: int
+    quantiles: tuple[int, int, int, int]
+    """Tokens a row: least, median, 95 %, most."""
+    histogram: tuple[tuple[int, int, int], ...]
+    """(from, to, rows) by tokens, `to` not included."""
+    pictures_per_row: tuple[tuple[int, int], ...]
+    """(pictures, rows), ascending."""
+    longest: tuple[Sample, ...]
+
+
+def summarize(samples: Sequence[Sample]) -> Summary:
+    """Measures samples; there must be at least one."""
+    lengths = np.array([len(sample) for sample in samples])
+    edges = np.unique(np.linspace(lengths.min(), lengths.max() + 1, 11).astype(int))
+    counts, edges = np.histogram(lengths, edges) if len(edges) > 1 else ([len(lengths)], edges)
+    ends = edges[1:] if len(edges) > 1 else edges + 1
+    low, middle, high, most = np.quantile(lengths, (0, 0.5, 0.95, 1)).astype(int)
+    shown = Counter(len(sample.digests) for sample in samples)
+    return Summary(
+        rows=len(samples),
+        answers=sum(len(sample.row.references) for sample in samples),
+        pictures=len({digest for sample in samples for digest in sample.digests}),
+        text_only=shown[0],
+        several_pictures=sum(count for number, count in shown.items() if number > 1),
+        tokens=int(lengths.sum()),
+        trained_tokens=sum(sample.trained for sample in samples),
+        quantiles=(int(low), int(middle), int(high), int(most)),
+        histogram=tuple((int(a), int(b), int(n)) for a, b, n in zip(edges, ends, counts, strict=False)),
+        pictures_per_row=tuple(sorted(shown.items())),
+        longest=tuple(sorted(samples, key=len, reverse=True)[:LONGEST_SHOWN]),
+    )
+
+
+def leaking(train: Preflight, held_out: Preflight) -> list[Sample]:
+    """Held-out samples that show a picture which training samples show too."""
+    digests = [sample.digests for sample in train.samples]
+    found = leaks(digests, [sample.digests for sample in held_out.samples])
+    return [held_out.samples[position] for position in found]
+
+
+def split(preflight: Preflight, fraction: float | None, seed: int) -> tuple[Preflight, Preflight]:
+    """Training and held-out samples; a picture never stands on both sides."""
+    from finetune.datasets import split_by_picture
+
+    rows = preflight.rows
+    parts: Split = split_by_picture(rows, [s.digests for s in preflight.samples], fraction, seed)
+    held = {id(row) for row in parts.held_out}
+    train = tuple(sample for sample in preflight.samples if id(sample.row) not in held)
+    rest = tuple(sample for sample in preflight.samples if id(sample.row) in held)
+    return Preflight(train, preflight.problems, preflight.notes), Preflight(rest, ())
