@@ -39,17 +39,24 @@ CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 @lru_cache
-def _tokenizer_json(special: tuple[str, ...], bos: str | None) -> str:
+def _tokenizer_json(special: tuple[str, ...], bos: str | None, metaspace: bool) -> str:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    if metaspace:
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+        alphabet = sorted(set("".join(SENTENCES)) | {"\n", "[", "]", "/", "<", ">"})
+    else:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=480 + len(special),
         special_tokens=list(special),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=alphabet,
         show_progress=False,
     )
     tokenizer.train_from_iterator(SENTENCES * 4, trainer)
@@ -66,27 +73,33 @@ def tokenizer(
     special: tuple[str, ...] = CHATML_TOKENS,
     *,
     eos: str = "<|im_end|>",
-    pad: str = "<|endoftext|>",
+    pad: str | None = None,
     bos: str | None = None,
     adds_bos: bool = False,
+    metaspace: bool = False,
     template: str | None = CHATML,
     **extra: Any,
 ) -> Any:
-    """A byte-level BPE tokenizer of about 480 tokens; any text round-trips.
+    """A BPE tokenizer of up to 480 tokens.
 
     Args:
         special: its special tokens, ids from 0.
+        pad: default the first special token.
         adds_bos: the tokenizer itself puts `bos` in front of every text.
+        metaspace: as SentencePiece does it, with `<unk>` for unknown characters; otherwise
+            byte-level, so that any text round-trips.
         extra: more arguments of the transformers class, such as `extra_special_tokens`.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
+    text = _tokenizer_json(special, bos if adds_bos else None, metaspace)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_tokenizer_json(special, bos if adds_bos else None)),
+        tokenizer_object=Tokenizer.from_str(text),
         eos_token=eos,
-        pad_token=pad,
+        pad_token=pad or special[0],
         bos_token=bos,
+        unk_token="<unk>" if metaspace else None,
         padding_side="left",
         **extra,
     )
@@ -126,6 +139,20 @@ def llm_config(kind: str, vocab_size: int, **changes: Any) -> dict[str, Any]:
         "initializer_range": 0.3,
     }
     return config | changes
+
+
+def llava_processor(words: Any, vision: str = "siglip") -> Any:
+    """The LLaVA processor around a tokenizer that knows `<image>`."""
+    from transformers import LlavaProcessor
+
+    return LlavaProcessor(
+        image_processor(vision),
+        words,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="full" if vision == "siglip" else "default",
+        chat_template=words.chat_template,
+        num_additional_image_tokens=0 if vision == "siglip" else 1,
+    )
 
 
 def image_processor(kind: str) -> Any:
@@ -173,7 +200,7 @@ def tiny_llava(
         processor_tokenizer: takes the place of the ChatML tokenizer; must know `<image>`.
         llm_changes: config values of the LLM.
     """
-    from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     words = processor_tokenizer or tokenizer((*CHATML_TOKENS, "<image>"))
     strategy = "full" if vision == "siglip" else "default"
@@ -195,15 +222,7 @@ def tiny_llava(
     model = seeded(LlavaForConditionalGeneration, config)
     model.generation_config.eos_token_id = words.eos_token_id
     model.generation_config.pad_token_id = words.pad_token_id
-    processor = LlavaProcessor(
-        image_processor(vision),
-        words,
-        patch_size=PATCH_SIZE,
-        vision_feature_select_strategy=strategy,
-        chat_template=words.chat_template,
-        num_additional_image_tokens=0 if vision == "siglip" else 1,
-    )
-    return save(model, processor, directory)
+    return save(model, llava_processor(words, vision), directory)
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (48, 40)) -> Any:

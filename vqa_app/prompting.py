@@ -106,7 +106,7 @@ def encode(
     ids, offsets = _tokenize(processor, known, text, spans)
     if open_question:
         ids, offsets = _certain(processor, ids, offsets)
-    answers = [span for kind, span in spans if kind in ("answer", "end") and span[0] < span[1]]
+    answers = [span for kind, span in spans if kind in ("answer", "frame") and span[0] < span[1]]
     mask = _mask(offsets, answers)
     return _assemble(processor, seen, ids, offsets, mask, image_chars, pictures)
 
@@ -186,7 +186,7 @@ def _tokenize(
             f"The tokenizer {type(tokenizer).__name__} does not say what its tokens cover.",
             "Choose a model that has a tokenizer.json.",
         )
-    own = [span for kind, span in spans if kind in ("template", "end")]
+    own = [span for kind, span in spans if kind in ("template", "frame")]
     people = [span for kind, span in spans if kind in ("text", "answer")]
     cuts: list[int] = []
     if known.control.search("".join(text[start:end] for start, end in people)):

@@ -26,7 +26,7 @@ TEMPLATE_ARGUMENTS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 """Given to every template. Answers are short, so no reasoning is asked for (Qwen3); and a prompt
 must not change with the day it is made on (Llama 3 writes the date; this is its own default)."""
 
-Kind: TypeAlias = Literal["template", "text", "answer", "end"]
+Kind: TypeAlias = Literal["template", "text", "answer", "frame"]
 Style: TypeAlias = Literal["parts", "user parts", "strings"]
 
 _OPEN, _CLOSE, _SPACE = "\ue000", "\ue001", "\u2003"
@@ -38,7 +38,7 @@ class Piece:
     """A stretch of the rendered text.
 
     `template` is the template's own; `text` a system or user text; `answer` an assistant's text;
-    `end` the end token of an answer, which we add where the template has none.
+    `frame` what else the model writes: the end token behind an answer, and a space before it.
     """
 
     kind: Kind
@@ -57,6 +57,8 @@ class Layout:
     """What stands for a picture in the template's output."""
     system_role: bool
     """Whether it knows system messages; else their text opens the first user message."""
+    opening: str
+    """What it writes between a question and an answer that is still to come."""
     end_token: str
     """What ends an answer; empty where the tokenizer has nothing for it."""
     control: re.Pattern[str]
@@ -158,7 +160,7 @@ def render(
             f"The model's chat template leaves out {missing} of the messages.",
             "Use a model whose template keeps whole conversations.",
         )
-    return pieces if open_question else _with_end_tokens(pieces, known)
+    return pieces if open_question else _framed(pieces, known)
 
 
 def template_hash(processor: Any) -> str:
@@ -228,29 +230,30 @@ def _split(rendered: str, filler: _Filler, stop: int | None) -> list[Piece]:
     return [piece for piece in pieces if piece.text or piece.kind == "answer"]
 
 
-def _with_end_tokens(pieces: Sequence[Piece], known: Layout) -> list[Piece]:
-    """Marks the end token behind every answer; puts it there where the template has none.
+def _framed(pieces: Sequence[Piece], known: Layout) -> list[Piece]:
+    """Marks what a model has to write around every answer; adds end tokens where there are none.
 
     Vicuna-style templates of the hub end an answer with a space and "USER:"; LLaVA-1.5 was trained
     with `</s>` there, and without an end token a model never learns to stop. Space between an
-    answer and its end token (Llama 2 has it) belongs to the end, for the model has to write it.
+    answer and its end token (Llama 2), or between the generation prompt and an answer (Vicuna), has
+    to be written by the model, so it is learned with the answer.
     """
-    if not known.end_token:
-        return list(pieces)
     ending = re.compile(r"\s*" + re.escape(known.end_token))
     result: list[Piece] = []
-    after_answer = False
-    for piece in pieces:
-        match = ending.match(piece.text) if after_answer and piece.kind == "template" else None
-        if match:
-            result += [Piece("end", match.group()), Piece("template", piece.text[match.end() :])]
-        else:
-            if after_answer:
-                result.append(Piece("end", known.end_token))
-            result.append(piece)
-        after_answer = piece.kind == "answer"
-    if after_answer:
-        result.append(Piece("end", known.end_token))
+    for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
+        text = piece.text
+        if result and result[-1].kind == "answer" and known.end_token:
+            match = ending.match(text) if piece.kind == "template" else None
+            result.append(Piece("frame", match.group() if match else known.end_token))
+            text = text[match.end() :] if match else text
+        if piece.kind == "template" and following and following.kind == "answer":
+            lead = text.removeprefix(known.opening)
+            if lead.isspace() and lead != text:
+                result += [Piece("template", known.opening), Piece("frame", lead)]
+                continue
+        result.append(Piece(piece.kind, text))
+    if result and result[-1].kind == "answer" and known.end_token:
+        result.append(Piece("frame", known.end_token))
     return [piece for piece in result if piece.text or piece.kind == "answer"]
 
 
@@ -263,6 +266,7 @@ def _learn(processor: Any, source: str) -> Layout:
         style="parts",
         image_token=token,
         system_role=True,
+        opening="",
         end_token="",
         control=_any_of(control),
         special_tokens={
@@ -279,22 +283,25 @@ def _learn(processor: Any, source: str) -> Layout:
             break  # a model of one question and one picture
     else:
         raise ModelError(
-            f"This model's chat template cannot place pictures: a sample came out without a {token!r} "
-            "for each.",
+            f"This model's chat template cannot place pictures: it writes no {token!r} for each.",
             "Choose a model with a chat template for pictures.",
         )
     system = _probe(trial, [("system", False), ("user", True)], pictures=1)
+    asked = _probe(trial, [("user", True)], pictures=1, answer_next=True)
     not_an_end = {token, str(tokenizer.bos_token)}
     ends = _any_of([text for text in control if text not in not_an_end])
     found = re.match(rf"\s*({ends.pattern})", finished[-1])
     return replace(
         trial,
         system_role=bool(system),
+        opening=asked[-1] if asked else "",
         end_token=found.group(1) if found else str(tokenizer.eos_token or ""),
     )
 
 
-def _probe(known: Layout, turns: list[tuple[str, bool]], pictures: int) -> list[str] | None:
+def _probe(
+    known: Layout, turns: list[tuple[str, bool]], pictures: int, *, answer_next: bool = False
+) -> list[str] | None:
     """The template's own text around the messages of a sample; None if it does not come out
     right."""
     filler = _Filler()
@@ -308,7 +315,7 @@ def _probe(known: Layout, turns: list[tuple[str, bool]], pictures: int) -> list[
             text = "".join(part.get("text", known.image_token + "\n") for part in parts)
             contents.append({"role": role, "content": text})
     try:
-        rendered = _run(known, contents, answer_next=False)
+        rendered = _run(known, contents, answer_next)
     except Exception:  # a template raises whatever it likes
         return None
     indices = [int(match.group(2)) for match in _STAND_IN.finditer(rendered)]
