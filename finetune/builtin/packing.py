@@ -1,0 +1,214 @@
+"""Many questions about one picture in one sequence, each blind to the others.
+
+    <|im_start|>user\\n [picture] \\n | question 1 ... answer 1 | question 2 ... answer 2 | ...
+
+The picture's tokens are computed once; a mask lets each branch see the picture and itself, and its
+positions go on from the picture, so that every branch is exactly the sequence that the chat
+template renders for that conversation alone.
+"""
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedTokenizerFast
+
+from finetune.builtin.world import QA
+from finetune.builtin.world.phrasing import dress
+
+HEAD = "<|im_start|>user\n"
+ASK = "<|im_end|>\n<|im_start|>assistant\n"
+NEXT = "<|im_end|>\n<|im_start|>user\n"
+STOP = "<|im_end|>"
+
+Turns = list[tuple[str, str]]
+
+
+def turns_of(qa: QA, rng: random.Random, short: bool | None = None, plain: bool = False) -> Turns:
+    """The conversation that ends in `qa`, dressed: [(question, answer), ...]."""
+    return [dress(q, rng, short, plain) for q in (*qa.before, qa)]
+
+
+def branches(qas: Sequence[QA], rng: random.Random, chained: float = 0.15) -> list[Turns]:
+    """Conversations from a scene's questions; a share of them is asked one after another."""
+    made = [turns_of(qa, rng) for qa in qas]
+    if rng.random() < chained and len(made) > 2:
+        rng.shuffle(made)
+        count = rng.randint(2, min(6, len(made)))
+        made = [[turn for turns in made[:count] for turn in turns], *made[count:]]
+    return made
+
+
+@dataclass
+class Packed:
+    """A batch. Rows are padded on the right; `-100` in `labels` is not learned.
+
+    ids, positions, labels: [rows, length] long; segments: [rows, length] long, 0 for the shared
+    prefix, 1.. for branches, -1 for padding; visual: [rows, length] bool, where the picture's
+    embeddings go, in order.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    labels: torch.Tensor
+    segments: torch.Tensor
+    visual: torch.Tensor
+
+    def to(self, device: str) -> "Packed":
+        return Packed(*(t.to(device) for t in (self.ids, self.positions, self.labels,
+                                               self.segments, self.visual)))
+
+    def plan(self) -> "Plan":
+        """How attention is cut up so that no branch is compared with another."""
+        device = self.ids.device
+        rows, length = self.ids.shape
+        segments = self.segments.cpu().numpy()
+        prefix = (segments == 0).sum(1)
+        spans = []  # (row, first position, length) of every branch
+        for row in range(rows):
+            edges = np.flatnonzero(np.diff(segments[row], prepend=-9, append=-9))
+            spans += [(row, start, stop - start) for start, stop in itertools.pairwise(edges)
+                      if segments[row, start] > 0]
+        most = int(prefix.max())
+        ground = np.arange(most) < prefix[:, None]
+        groups, low = [], 0
+        for high in (28, 36, 56, 10**6):
+            group = [s for s in spans if low < s[2] <= high]
+            low = high
+            if not group:
+                continue
+            row, start, size = (np.array(column) for column in zip(*group, strict=True))
+            steps = np.arange(size.max())
+            inside = steps < size[:, None]
+            flat = (row * length + start)[:, None] + np.where(inside, steps, 0)
+            causal = np.tril(np.ones((len(steps), len(steps)), bool))
+            seen = np.concatenate((
+                np.broadcast_to(ground[row][:, None], (len(row), len(steps), most)),
+                np.broadcast_to(causal, (len(row), *causal.shape))), 2)
+            parts = (row, flat.reshape(-1), np.flatnonzero(inside), flat[inside], seen[:, None])
+            groups.append(tuple(torch.from_numpy(part).to(device) for part in parts))
+        return Plan(most, groups)
+
+
+@dataclass
+class Plan:
+    """`prefix`: the longest prefix. Each group of branches of similar length holds: the rows they
+    are in [n], the flat position of each of their tokens [n * steps], which of those are real, where
+    those stand in the batch, and what each step sees [n, 1, steps, prefix + steps]."""
+
+    prefix: int
+    groups: list[tuple[torch.Tensor, ...]]
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor,
+           scaling: float) -> torch.Tensor:
+    """Plain attention: at these lengths the backward pass of the fused one is slower on CPUs."""
+    scores = (query * scaling) @ key.transpose(-1, -2)
+    return scores.masked_fill(~seen, float("-inf")).softmax(-1).to(value.dtype) @ value
+
+
+def packed_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor,
+                     value: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float,
+                     plan: Plan | None = None, **_: object) -> tuple[torch.Tensor, None]:
+    """Attention within the prefix, and from each branch to the prefix and itself.
+
+    query, key, value [rows, heads, length, head width] -> [rows, length, heads, head width].
+    """
+    rows, heads, length, width = query.shape
+    start = plan.prefix
+    out = query.new_zeros(rows * length, heads * width)
+    causal = torch.ones(start, start, dtype=torch.bool, device=out.device).tril()
+    first = attend(query[:, :, :start], key[:, :, :start], value[:, :, :start], causal, scaling)
+    places = torch.arange(rows * length, device=out.device).view(rows, length)[:, :start]
+    out = out.index_copy(0, places.reshape(-1), first.transpose(1, 2).reshape(-1, heads * width))
+    flat = [t.transpose(1, 2).reshape(rows * length, heads * width) for t in (query, key, value)]
+    for row, take, real, put, seen in plan.groups:
+        steps = len(take) // len(row)
+        q, k, v = (t.index_select(0, take).view(len(row), steps, heads, width).transpose(1, 2)
+                   for t in flat)
+        k = torch.cat((key[:, :, :start].index_select(0, row), k), 2)
+        v = torch.cat((value[:, :, :start].index_select(0, row), v), 2)
+        mixed = attend(q, k, v, seen, scaling)
+        mixed = mixed.transpose(1, 2).reshape(len(take), heads * width)
+        out = out.index_copy(0, put, mixed.index_select(0, real))
+    return out.view(rows, length, heads, width), None
+
+
+AttentionInterface.register("packed", packed_attention)
+AttentionMaskInterface.register("packed", lambda *_, **__: None)
+
+
+class Packer:
+    """Turns scenes' conversations into `Packed` batches."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self.image = tokenizer.convert_tokens_to_ids("<image>")
+        self.head = self.encode([HEAD])[0]
+        self.after = self.encode(["\n"])[0]
+        self.cache: dict[str, list[int]] = {}
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        return [e.ids for e in self.tokenizer.backend_tokenizer.encode_batch(
+            texts, add_special_tokens=False)]
+
+    def branch(self, turns: Turns) -> tuple[list[int], list[bool]]:
+        """Ids of a conversation after the picture, and which of them are the model's to say."""
+        texts = []
+        for k, (question, answer) in enumerate(turns):
+            texts += [(NEXT.removeprefix(STOP) if k else "") + question + ASK, answer + STOP]
+        ids: list[int] = []
+        learn: list[bool] = []
+        for k, piece in enumerate(self.encode(texts)):
+            ids += piece
+            learn += [k % 2 == 1] * len(piece)
+        return ids, learn
+
+    def pack(self, rows: Sequence[tuple[int, Sequence[Turns]]], limit: int = 640) -> Packed:
+        """`rows`: (number of the picture's tokens, conversations) of each scene.
+
+        Branches that would make a row longer than `limit` are left out. 0 visual tokens: text only
+        (nothing of a picture stands in the prefix).
+        """
+        built = []
+        for visual, conversations in rows:
+            prefix = self.head + ([self.image] * visual + self.after if visual else [])
+            ids, segments = list(prefix), [0] * len(prefix)
+            positions, labels = list(range(len(prefix))), [-100] * len(prefix)
+            for number, turns in enumerate(conversations, 1):
+                new, learn = self.branch(turns)
+                if len(ids) + len(new) > limit and number > 1:
+                    continue
+                ids += new
+                segments += [number] * len(new)
+                positions += range(len(prefix), len(prefix) + len(new))
+                labels += [i if said else -100 for i, said in zip(new, learn, strict=True)]
+            built.append((ids, positions, labels, segments))
+        length = -(-max(len(ids) for ids, *_ in built) // 32) * 32  # few shapes: kernels are reused
+        table = np.empty((4, len(built), length), np.int64)
+        table[0], table[1], table[2], table[3] = self.tokenizer.pad_token_id, 0, -100, -1
+        for row, columns in enumerate(built):
+            for k, values in enumerate(columns):
+                table[k, row, :len(values)] = values
+        ids, positions, labels, segments = (torch.from_numpy(part) for part in table)
+        return Packed(ids, positions, labels, segments, ids == self.image)
+
+
+def answer_hits(logits_argmax: torch.Tensor, packed: Packed) -> dict[tuple[int, int], bool]:
+    """(row, branch) -> whether greedy decoding would say exactly the answer of the last turn.
+
+    `logits_argmax` [rows, length]: the model's choice after each position. Teacher forcing and
+    greedy decoding agree as long as every choice is right, so this is exact match.
+    """
+    wanted = packed.labels[:, 1:]
+    right = (logits_argmax[:, :-1] == wanted) | (wanted == -100)
+    hits: dict[tuple[int, int], bool] = {}
+    for row in range(len(wanted)):
+        segments = packed.segments[row, 1:]
+        for number in segments.unique().tolist():
+            if number > 0:
+                hits[row, number] = bool(right[row][segments == number].all())
+    return hits

@@ -1,0 +1,209 @@
+"""Pictures with the statistics of photographs: fractal detail, light, depth, occlusion.
+
+The recipes are old ones: sums of octaves (Perlin, 1985), dead leaves (Lee, Mumford and Huang,
+2001), Lambert and Phong light on round bodies.
+"""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+Field = np.ndarray
+"""Numbers of about 0..1, [height, width] or [height, width, 3]."""
+Size = tuple[int, int]
+
+# Hues that photographs are full of: skin, wood, leaves, stone, sky, water, brick, night, sand.
+TONES = np.array([
+    (224, 172, 140), (120, 80, 55), (70, 100, 45), (140, 140, 135), (135, 175, 215), (50, 85, 110),
+    (150, 75, 60), (25, 28, 45), (205, 185, 145), (60, 60, 58), (235, 230, 220), (95, 130, 80),
+    (180, 120, 60), (90, 60, 80), (245, 200, 120), (30, 45, 30),
+]) / 255
+
+
+def to_picture(field: Field) -> Image.Image:
+    return Image.fromarray((field.clip(0, 1) * 255).astype(np.uint8), "RGB")
+
+
+def octaves(size: Size, rng: np.random.Generator, fall: float | None = None) -> Field:
+    """Fractal noise, [height, width] float32 in 0..1; each octave is `fall` times weaker."""
+    fall = fall or rng.uniform(1.25, 2.4)
+    total = np.zeros((size[1], size[0]), np.float32)
+    cells, weight = int(rng.integers(2, 5)), 1.0
+    while cells < max(size) and weight > 0.02:
+        coarse = rng.normal(0, weight, (cells, cells)).astype(np.float32)
+        total += np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
+        cells, weight = cells * 2, weight / fall
+    low, high = total.min(), total.max()
+    return (total - low) / (high - low + 1e-6)
+
+
+def tone(rng: np.random.Generator) -> np.ndarray:
+    """A colour of the real world, [3]."""
+    return (TONES[rng.integers(len(TONES))] + rng.normal(0, 0.06, 3)).clip(0, 1)
+
+
+def ramp(field: Field, low: np.ndarray, high: np.ndarray) -> Field:
+    """The field as shades between two colours, [height, width, 3]."""
+    return low + (high - low) * field[..., None]
+
+
+def tinted(field: Field, rng: np.random.Generator) -> Image.Image:
+    """The field through a palette of two to four colours."""
+    stops = rng.integers(2, 5)
+    wild = rng.random() < 0.4
+    palette = rng.random((stops, 3)) if wild else np.stack([tone(rng) for _ in range(stops)])
+    at = np.linspace(0, 1, stops)
+    return to_picture(np.stack([np.interp(field, at, palette[:, c]) for c in range(3)], -1))
+
+
+def speckle(size: Size, rng: np.random.Generator, strength: float) -> Field:
+    """Fine texture around 1, to multiply with."""
+    return (1 + strength * (octaves(size, rng, rng.uniform(1.0, 1.5)) - 0.5))[..., None]
+
+
+def landscape(size: Size, rng: np.random.Generator) -> Image.Image:
+    """Sky with clouds, and ridges or land in front that lose their haze towards the viewer."""
+    wide, high = size
+    down = np.linspace(0, 1, high)[:, None]
+    top, bottom = tone(rng) * (0.5, 0.7, 1.0), tone(rng) * 0.4 + 0.6
+    field = ramp(np.broadcast_to(down, (high, wide)), top, bottom)
+    cover = (octaves(size, rng, 1.7) - rng.uniform(0.3, 0.7)).clip(0, 1)[..., None] * 2
+    field = field * (1 - cover.clip(0, 1)) + rng.uniform(0.75, 1) * cover.clip(0, 1)
+    near, ridges = tone(rng) * 0.7, int(rng.integers(1, 5))
+    horizon = rng.uniform(0.3, 0.65)
+    rows = np.arange(high)[:, None]
+    for k in range(ridges):
+        depth = (k + 1) / ridges
+        line = octaves((wide, 4), rng, rng.uniform(1.5, 2.6))[0] - 0.5
+        base = horizon + (1 - horizon) * 0.7 * k / ridges
+        crest = high * (base + line * rng.uniform(0.02, 0.4) * (1.2 - depth))
+        body = ramp(octaves(size, rng, 1.3), near * 0.55, near * 1.1) * depth \
+            + bottom * 0.8 * (1 - depth)
+        field = np.where((rows > crest)[..., None], body, field)
+    if rng.random() < 0.3:  # a lake or a road that mirrors the sky
+        level = int(high * rng.uniform(0.65, 0.9))
+        mirrored = field[level - 1 :: -1][: high - level]
+        field[level : level + len(mirrored)] = mirrored * 0.75
+    return to_picture(field * speckle(size, rng, 0.25))
+
+
+def leaves(size: Size, rng: np.random.Generator) -> Image.Image:
+    """Dead leaves: textured patches of all sizes, each hiding a part of those behind."""
+    grain = octaves(size, rng, 1.3)
+    shades = [ramp(grain if k % 2 else 1 - grain, c * 0.5, c * 1.15)
+              for k, c in enumerate(tone(rng) for _ in range(5))]
+    layers = [to_picture(shade) for shade in shades]
+    picture = layers[0].copy()
+    mask = Image.new("L", size)
+    pen = ImageDraw.Draw(mask)
+    many, boxy = int(rng.integers(25, 90)), rng.random()
+    for _ in range(many):
+        radius = min(size) * min(0.5, 0.04 * rng.random() ** -0.6)
+        x, y = rng.uniform(0, size[0]), rng.uniform(0, size[1])
+        corners = int(rng.integers(3, 6)) if rng.random() < boxy else 14
+        start, flat = rng.uniform(0, 7), rng.uniform(0.3, 1)
+        turns = np.sort(rng.uniform(0, 2 * np.pi, corners)) + start
+        far = radius * rng.uniform(0.6, 1.1, corners)
+        spots = np.stack([x + far * np.cos(turns), y + far * np.sin(turns) * flat], -1)
+        mask.paste(0, (0, 0, *size))
+        pen.polygon([tuple(p) for p in spots.tolist()], fill=255)
+        picture.paste(layers[rng.integers(len(layers))], (0, 0), mask)
+    return picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.4)))
+
+
+def body(size: Size, centre: tuple[float, float], radii: tuple[float, float], colour: np.ndarray,
+         light: np.ndarray, gloss: float) -> tuple[Field, Field]:
+    """A lit ellipsoid: (its shades [height, width, 3], its soft mask [height, width, 1])."""
+    x = (np.arange(size[0]) - centre[0]) / radii[0]
+    y = ((np.arange(size[1]) - centre[1]) / radii[1])[:, None]
+    flat = x**2 + y**2
+    depth = np.sqrt((1 - flat).clip(0, 1))
+    facing = (x * light[0] + y * light[1] + depth * light[2]).clip(0, 1)
+    shades = colour * (0.25 + 0.85 * facing)[..., None] + gloss * (facing**18)[..., None]
+    return shades, ((1 - flat) * min(radii) / 3).clip(0, 1)[..., None]
+
+
+def sun(rng: np.random.Generator) -> np.ndarray:
+    """A unit vector towards the light: from above, from the viewer's side."""
+    way = np.array((rng.uniform(-1, 1), rng.uniform(-1, 0.1), rng.uniform(0.4, 1.2)))
+    return way / np.linalg.norm(way)
+
+
+def blurred(size: Size, rng: np.random.Generator) -> Field:
+    """What is behind somebody: a room or a garden out of focus."""
+    back = leaves(size, rng) if rng.random() < 0.5 else tinted(octaves(size, rng, 2.0), rng)
+    back = back.filter(ImageFilter.GaussianBlur(rng.uniform(2, 7)))
+    return np.asarray(back, dtype=np.float32) / 255
+
+
+def portrait(size: Size, rng: np.random.Generator) -> Image.Image:
+    """A head and shoulders, or an animal's body, in soft light before a blurred ground."""
+    wide, high = size
+    field, light = blurred(size, rng), sun(rng)
+    x, y = wide * rng.uniform(0.35, 0.65), high * rng.uniform(0.3, 0.5)
+    head = min(size) * rng.uniform(0.14, 0.28)
+    skin, coat, hair = tone(rng), tone(rng), tone(rng) * 0.6
+    grain = speckle(size, rng, rng.uniform(0.1, 0.6))
+    parts = [((x, y + head * 2.6), (head * 2, head * 1.6), coat),
+             ((x, y - head * 0.2), (head * 0.95, head * 1.2), hair),
+             ((x, y + head * 0.15), (head * 0.75, head), skin)]
+    for side in (-1, 1):
+        eye = (x + side * head * 0.3, y)
+        parts.append((eye, (head * 0.1, head * 0.07), np.full(3, 0.15)))
+    parts.append(((x, y + head * 0.55), (head * 0.3, head * 0.09), skin * 0.6))
+    if rng.random() < 0.4:  # four legs and a long back instead
+        parts = [((x, y + head), (head * 2.2, head * 1.1), coat),
+                 ((x + head * 1.8, y), (head * 0.8, head * 0.7), coat * 0.9),
+                 *(((x + head * d, y + head * 2.2), (head * 0.25, head), coat * 0.8)
+                   for d in (-1.5, -1.0, 1.0, 1.5))]
+    for centre, radii, colour in parts:
+        shades, mask = body(size, centre, radii, colour, light, 0.1)
+        field = field * (1 - mask) + shades * grain * mask
+    return to_picture(field)
+
+
+def rendered(size: Size, rng: np.random.Generator) -> Image.Image:
+    """A still life: round bodies on a table, with light from one side and shadows."""
+    wide, high = size
+    light, level = sun(rng), rng.uniform(0.3, 0.65)
+    wall, table = tone(rng), tone(rng)
+    rows = np.linspace(0, 1, high)[:, None, None]
+    grain = octaves(size, rng, 1.4)
+    field = np.where(rows > level, ramp(grain, table * 0.7, table * 1.1),
+                     np.broadcast_to(wall * (0.7 + 0.5 * rows), (high, wide, 3)))
+    for _ in range(int(rng.integers(2, 7))):
+        radius = min(size) * rng.uniform(0.06, 0.24)
+        radii = (radius * rng.uniform(0.5, 1.1), radius * rng.uniform(0.6, 1.4))
+        centre = (rng.uniform(0, wide), high * rng.uniform(level - 0.05, 0.9))
+        shadow = (centre[0] - light[0] * radius, centre[1] + radii[1] * 0.85)
+        _, dark = body(size, shadow, (radii[0] * 1.2, radius * 0.3), wall, light, 0)
+        field = field * (1 - 0.55 * dark)
+        shades, mask = body(size, centre, radii, tone(rng), light, rng.choice((0.0, 0.2, 0.7)))
+        field = field * (1 - mask) + shades * speckle(size, rng, 0.35) * mask
+    return to_picture(field)
+
+
+def foliage(size: Size, rng: np.random.Generator) -> Image.Image:
+    """Grass, fur, hair, twigs: many thin strokes about one direction."""
+    base, picture = tone(rng), tinted(octaves(size, rng), rng)
+    pen = ImageDraw.Draw(picture)
+    turn, spread = rng.uniform(0, np.pi), rng.uniform(0.1, 0.9)
+    count = int(rng.integers(250, 700))
+    starts = rng.random((count, 2)) * size
+    angles = rng.normal(turn, spread, count)
+    longs = rng.uniform(5, 28, count)
+    shades = (base * rng.uniform(0.35, 1.3, (count, 1)) * 255).clip(0, 255).astype(int)
+    ends = starts + np.stack([np.cos(angles), np.sin(angles)], -1) * longs[:, None]
+    for start, end, shade in zip(starts.tolist(), ends.tolist(), shades.tolist(), strict=True):
+        pen.line((*start, *end), fill=tuple(shade), width=1 + (len(shade) > 3))
+    return picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2)))
+
+
+def shiny(size: Size, rng: np.random.Generator) -> Image.Image:
+    """A relief in raking light: crumpled paper, rock, water (held out: only tests show it)."""
+    height = octaves(size, rng, rng.uniform(1.5, 2.2)) * rng.uniform(10, 40)
+    down, across = np.gradient(height)
+    light = sun(rng)
+    facing = (-across * light[0] - down * light[1] + light[2]) / np.sqrt(across**2 + down**2 + 1)
+    colour = tone(rng)
+    return to_picture(colour * (0.2 + 0.8 * facing.clip(0, 1))[..., None]
+                      + 0.5 * (facing.clip(0, 1) ** 14)[..., None])
