@@ -38,6 +38,8 @@ KEPT_POSITIONS = 16
 @dataclass(frozen=True)
 class GoldenPrompt:
     conversation: Conversation
+    dtype: str
+    """Precision of the model then: float32, bfloat16, ..."""
     input_ids: torch.Tensor
     """[tokens] as rendered when the run was saved."""
     token_ids: torch.Tensor
@@ -105,7 +107,14 @@ def record_golden(
     for picture in {p for c in conversations for p in c.pictures}:
         picture.image.save(folder / f"{picture.digest}.png")
     (folder / _PROMPTS).write_text(
-        json.dumps({"prompts": [c.to_json() for c in conversations]}, indent=1, ensure_ascii=False),
+        json.dumps(
+            {
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "prompts": [conversation.to_json() for conversation in conversations],
+            },
+            indent=1,
+            ensure_ascii=False,
+        ),
         encoding="utf-8",
     )
     save_file(tensors, folder / _LOGITS)
@@ -121,16 +130,17 @@ def read_golden(run: Path) -> list[GoldenPrompt]:
     if not (folder / _PROMPTS).exists():
         return []
     try:
-        saved = json.loads((folder / _PROMPTS).read_text(encoding="utf-8"))["prompts"]
+        saved = json.loads((folder / _PROMPTS).read_text(encoding="utf-8"))
         tensors = load_file(folder / _LOGITS)
         return [
             GoldenPrompt(
                 Conversation.from_json(
                     value, lambda digest: open_picture(folder / f"{digest}.png")
                 ),
+                saved["dtype"],
                 *(tensors[f"{i}.{n}"] for n in ("input_ids", "token_ids", "logits", "normalizers")),
             )
-            for i, value in enumerate(saved)
+            for i, value in enumerate(saved["prompts"])
         ]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(
