@@ -1,0 +1,83 @@
+"""What an answer may show, and what it may not do."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import pytest
+
+from ui.markdown import to_html
+
+
+def test_tables_code_lists_and_emphasis_are_rendered():
+    html = to_html(
+        "**two** things\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```python\nx = 1\n```\n- one"
+    )
+    for tag in ("<strong>two</strong>", "<td>1</td>", 'class="language-python"', "<li>one</li>"):
+        assert tag in html
+    assert '<span class="n">x</span>' in html
+
+
+@pytest.mark.parametrize("source", [r"\(x^2\)", "$x^2$", r"\[x^2\]", "$$x^2$$", "so $$x^2$$ is"])
+def test_latex_becomes_mathml(source):
+    assert "<msup>" in to_html(source)
+    assert "$" not in to_html(source) and "\\" not in to_html(source)
+
+
+@pytest.mark.parametrize("source", ["It costs $5 and $10.", "a $ b $ c"])
+def test_prices_are_no_formulas(source):
+    assert "<math" not in to_html(source)
+
+
+@pytest.mark.parametrize("source", [r"$\frac{$", r"\(\begin{x}\)", "$" + "x" * 5000 + "$", r"$\\$"])
+def test_broken_latex_is_shown_and_breaks_nothing(source):
+    assert to_html(f"before {source} after").startswith("<p>before")
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "<script>alert(1)</script>",
+        "<img src=x onerror=alert(1)>",
+        "<form action=http://evil.example><input></form>",
+        "![beacon](http://evil.example/pixel.png)",
+        "[click](javascript:alert(1))",
+        "[click](data:text/html,<script>alert(1)</script>)",
+        "<a href='javascript:alert(1)'>x</a>",
+        r"$\text{<img src=x onerror=alert(1)>}$",
+        r"$\href{javascript:alert(1)}{x}$",
+        r"$\style{position:fixed}{x}$",
+        r"$\class{x}{y} \text{a}\\\href{http://evil.example}{b}$",
+        "```<img src=x>\nx\n```",
+        "| <img src=x> |\n|---|\n| <script>x</script> |",
+    ],
+)
+def test_nothing_in_an_answer_runs_or_loads(attack):
+    tags = Tags()
+    tags.feed(to_html(attack))
+    names = {name for name, _ in tags.found}
+    attributes = {attribute for _, found in tags.found for attribute in found}
+    assert not names & {"script", "img", "form", "input", "iframe", "object", "style", "link"}
+    assert not {name for name, _ in attributes if name.startswith("on") or name in ("src", "style")}
+    assert not {value for name, value in attributes if "script" in value or "data:" in value}
+
+
+class Tags(HTMLParser):
+    """Tag names with their attributes, as a browser would read them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, list[tuple[str, str]]]] = []
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, [(name, value or "") for name, value in attributes]))
+
+
+def test_half_an_answer_renders():
+    whole = "A **bold** claim: $x^2$\n\n```python\nprint(1)\n```\n\n| a |\n|---|\n| b |"
+    for end in range(len(whole)):
+        to_html(whole[:end])
+
+
+def test_links_leave_without_telling_where_from():
+    assert 'rel="noreferrer noopener nofollow"' in to_html("[x](https://example.org)")

@@ -1,0 +1,104 @@
+"""Answers as safe HTML: Markdown, tables, code, LaTeX, and nothing that a model could do harm with.
+
+HTML in an answer is shown as text, `javascript:` links stay text (markdown-it's own rule), pictures
+are named instead of loaded. The same HTML serves the page and the exported file, without scripts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from html import escape
+from typing import Any
+from xml.etree import ElementTree
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+_LONGEST_FORMULA = 2000
+_MATH_ATTRIBUTES = {
+    *("display", "displaystyle", "scriptlevel", "mathvariant", "mathcolor", "mathbackground"),
+    *("stretchy", "fence", "separator", "form", "symmetric", "minsize", "maxsize", "lspace"),
+    *("rspace", "largeop", "movablelimits", "accent", "accentunder", "linethickness", "notation"),
+    *("columnalign", "columnlines", "rowlines", "columnspacing", "rowspacing", "frame"),
+    *("width", "height", "depth", "voffset"),
+}
+"""What formulas may carry: LaTeX can also ask for links and styles (`\\href`, `\\style`)."""
+
+
+def to_html(text: str) -> str:
+    """An answer's Markdown as HTML; half-written Markdown of a running answer is fine."""
+    return _renderer().render(text)
+
+
+@cache
+def _renderer() -> MarkdownIt:
+    from mdit_py_plugins.dollarmath import dollarmath_plugin
+    from mdit_py_plugins.texmath import texmath_plugin
+
+    markdown = MarkdownIt(
+        "commonmark",
+        {"html": False, "linkify": False, "breaks": True, "highlight": _highlight},
+    ).enable(["table", "strikethrough"])
+    markdown.use(texmath_plugin, delimiters="brackets")
+    markdown.use(dollarmath_plugin, allow_space=False, allow_digits=False, double_inline=True)
+    for name in ("math_inline", "math_inline_double", "math_block", "math_block_label"):
+        markdown.add_render_rule(name, _math)
+    markdown.add_render_rule("math_single", _math)
+    markdown.add_render_rule("image", _image)
+    markdown.add_render_rule("link_open", _link)
+    markdown.add_render_rule("table_open", lambda *_: '<div class="table" tabindex="0"><table>\n')
+    markdown.add_render_rule("table_close", lambda *_: "</table></div>\n")
+    return markdown
+
+
+def _math(_: Any, tokens: Sequence[Token], index: int, *rest: Any) -> str:
+    token = tokens[index]
+    block = token.block or token.type == "math_inline_double"
+    return formula(token.content, block)
+
+
+def formula(source: str, block: bool = False) -> str:
+    """LaTeX as MathML; as code where it is not LaTeX."""
+    from latex2mathml.converter import convert
+
+    source = source.strip()
+    try:
+        if len(source) > _LONGEST_FORMULA:
+            raise ValueError("too long")
+        tree = ElementTree.fromstring(convert(source, display="block" if block else "inline"))
+        return ElementTree.tostring(_tamed(tree), encoding="unicode", short_empty_elements=False)
+    except Exception:  # its parser fails in many ways on what is not LaTeX, IndexError among them
+        return f"<code>{escape(source)}</code>"
+
+
+def _tamed(tree: ElementTree.Element) -> ElementTree.Element:
+    for element in tree.iter():
+        name = element.tag.rpartition("}")[2]
+        element.tag = name if name == "math" or name.startswith("m") else "mtext"
+        for attribute in set(element.attrib) - _MATH_ATTRIBUTES:
+            del element.attrib[attribute]
+    return tree
+
+
+def _image(_: Any, tokens: Sequence[Token], index: int, *rest: Any) -> str:
+    return f'<span class="no-image">[picture: {escape(tokens[index].content or "no name")}]</span>'
+
+
+def _link(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    tokens[index].attrSet("target", "_blank")
+    tokens[index].attrSet("rel", "noreferrer noopener nofollow")
+    return renderer.renderToken(tokens, index, options, env)
+
+
+def _highlight(code: str, language: str, _: Any) -> str:
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import get_lexer_by_name
+    from pygments.util import ClassNotFound
+
+    try:
+        lexer = get_lexer_by_name(language) if language else None
+    except ClassNotFound:
+        lexer = None
+    return highlight(code, lexer, HtmlFormatter(nowrap=True)) if lexer else escape(code)
