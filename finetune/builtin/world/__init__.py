@@ -7,10 +7,12 @@ import random
 
 from PIL import Image
 
+from finetune.builtin.world.outside import Outside
 from finetune.builtin.world.scene import QA, Item, Room, Scene, Split
 from finetune.builtin.world.shapes import SHAPES
 
-ROOMS: dict[str, Room] = {room.name: room for room in (SHAPES,)}
+INSIDE: tuple[Room, ...] = (SHAPES,)
+ROOMS: dict[str, Room] = {room.name: room for room in (*INSIDE, Outside(INSIDE))}
 
 __all__ = ["QA", "ROOMS", "Item", "Room", "Scene", "Split", "make_scene", "sample_scene"]
 

@@ -26,13 +26,16 @@ from finetune.builtin.world.phrasing import say
 from finetune.builtin.world.scene import QA, Item, Room, Scene, Split
 
 KINDS = ("outside",)
+PAINTED = 128
+"""Larger pictures are painted at this many pixels and enlarged: fractals cost by the pixel."""
 SHORT = "unknown"
 SENTENCE = "I do not know this kind of picture."
 
 OWN_QUESTIONS = (
     "What is this?", "What do you see?", "What is in the {pic}?", "Describe the {pic}.",
-    "What does this {pic} show?", "What am I looking at?", "Who is this?", "What is happening here?",
-    "Is this a photo?", "Where was this {pic} taken?", "What animal is this?",
+    "What does this {pic} show?", "What am I looking at?", "Who is this?",
+    "What is happening here?", "Is this a photo?", "Where was this {pic} taken?",
+    "What animal is this?",
     "What is the person doing?", "Is there a person{in_pic}?", "How many people are there?",
     "What is the weather like?", "Can you read this?", "What is written here?",
     "Tell me about this {pic}.", "Is it day or night?", "What is the man holding?",
@@ -157,12 +160,11 @@ def cells(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     """A mosaic of cells around random points (held out: only tests show it)."""
     count = int(rng.integers(12, 70))
     seeds = rng.random((count, 2)) * (size[1], size[0])
-    grid = np.stack(np.mgrid[: size[1], : size[0]], -1).reshape(-1, 1, 2)
-    apart = ((grid - seeds) ** 2).sum(-1)
-    nearest = apart.argmin(1)
-    shade = 1 - np.sqrt(apart.min(1)) / max(size) * rng.uniform(0, 3)
-    field = rng.random((count, 3))[nearest] * shade[:, None]
-    return to_picture(field.reshape(size[1], size[0], 3))
+    y, x = np.arange(size[1])[:, None, None], np.arange(size[0])[None, :, None]
+    apart = (y - seeds[:, 0]) ** 2 + (x - seeds[:, 1]) ** 2
+    nearest = apart.argmin(-1)
+    shade = 1 - np.sqrt(apart.min(-1)) / max(size) * rng.uniform(0, 3)
+    return to_picture(rng.random((count, 3))[nearest] * shade[..., None])
 
 
 def rings(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
@@ -187,14 +189,16 @@ def developed(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     """What a camera adds: light from one side, a cast, grain, softness; sometimes no colour."""
     field: Field = np.asarray(picture, dtype=np.float32) / 255
     high, wide = field.shape[:2]
-    x, y = np.linspace(-1, 1, wide), np.linspace(-1, 1, high)[:, None]
+    x = np.linspace(-1, 1, wide, dtype=np.float32)
+    y = np.linspace(-1, 1, high, dtype=np.float32)[:, None]
     light = 1 + rng.normal(0, 0.12) * x + rng.normal(0, 0.15) * y
     light = light - rng.uniform(0, 0.3) * (x**2 + y**2)
-    field = field * light[..., None] * rng.normal(1, 0.06, 3)
+    field = field * light[..., None] * rng.normal(1, 0.06, 3).astype(np.float32)
     field = (field - 0.5) * rng.uniform(0.6, 1.25) + 0.5 + rng.normal(0, 0.06)
     if rng.random() < 0.12:
         field = np.broadcast_to(field.mean(-1, keepdims=True), field.shape)
-    field = field + rng.normal(0, rng.uniform(0, 0.05), (high, wide, rng.choice((1, 3))))
+    grain = rng.standard_normal((high, wide, rng.choice((1, 3))), dtype=np.float32)
+    field = field + grain * np.float32(rng.uniform(0, 0.05))
     done = to_picture(field)
     if rng.random() < 0.25:
         return done.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.3)))
@@ -224,10 +228,13 @@ class Outside:
     def draw(self, scene: Scene) -> Image.Image:
         rng = np.random.default_rng(scene.seed)
         paint = STYLES.get(scene.layout) or HELD_OUT[scene.layout]
-        picture = paint((scene.width, scene.height), rng).convert("RGB")
-        if scene.layout in ("page", "screen", "noise", "blend") and rng.random() < 0.6:
+        shrink = min(1.0, PAINTED / max(scene.width, scene.height))
+        picture = paint((round(scene.width * shrink), round(scene.height * shrink)), rng)
+        if scene.layout not in ("page", "screen", "noise", "blend") or rng.random() < 0.4:
+            picture = developed(picture, rng)
+        if shrink == 1:
             return picture
-        return developed(picture, rng)
+        return picture.resize((scene.width, scene.height), Image.Resampling.BICUBIC)
 
     def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
         questions = [say(OWN_QUESTIONS, rng, split) for _ in range(3)]

@@ -20,7 +20,7 @@ TONES = np.array([
 
 
 def to_picture(field: Field) -> Image.Image:
-    return Image.fromarray((field.clip(0, 1) * 255).astype(np.uint8), "RGB")
+    return Image.fromarray((field.clip(0, 1) * 255).astype(np.uint8))
 
 
 def octaves(size: Size, rng: np.random.Generator, fall: float | None = None) -> Field:
@@ -38,7 +38,8 @@ def octaves(size: Size, rng: np.random.Generator, fall: float | None = None) -> 
 
 def tone(rng: np.random.Generator) -> np.ndarray:
     """A colour of the real world, [3]."""
-    return (TONES[rng.integers(len(TONES))] + rng.normal(0, 0.06, 3)).clip(0, 1)
+    shade = TONES[rng.integers(len(TONES))] + rng.normal(0, 0.06, 3)
+    return shade.clip(0, 1).astype(np.float32)
 
 
 def ramp(field: Field, low: np.ndarray, high: np.ndarray) -> Field:
@@ -57,28 +58,29 @@ def tinted(field: Field, rng: np.random.Generator) -> Image.Image:
 
 def speckle(size: Size, rng: np.random.Generator, strength: float) -> Field:
     """Fine texture around 1, to multiply with."""
-    return (1 + strength * (octaves(size, rng, rng.uniform(1.0, 1.5)) - 0.5))[..., None]
+    grain = octaves(size, rng, rng.uniform(1.0, 1.5))
+    return (grain * np.float32(strength) + np.float32(1 - strength / 2))[..., None]
 
 
 def landscape(size: Size, rng: np.random.Generator) -> Image.Image:
     """Sky with clouds, and ridges or land in front that lose their haze towards the viewer."""
     wide, high = size
-    down = np.linspace(0, 1, high)[:, None]
-    top, bottom = tone(rng) * (0.5, 0.7, 1.0), tone(rng) * 0.4 + 0.6
+    down = np.linspace(0, 1, high, dtype=np.float32)[:, None]
+    top, bottom = tone(rng) * np.float32((0.5, 0.7, 1.0)), tone(rng) * 0.4 + 0.6
     field = ramp(np.broadcast_to(down, (high, wide)), top, bottom)
     cover = (octaves(size, rng, 1.7) - rng.uniform(0.3, 0.7)).clip(0, 1)[..., None] * 2
     field = field * (1 - cover.clip(0, 1)) + rng.uniform(0.75, 1) * cover.clip(0, 1)
     near, ridges = tone(rng) * 0.7, int(rng.integers(1, 5))
     horizon = rng.uniform(0.3, 0.65)
-    rows = np.arange(high)[:, None]
+    rows, grain = np.arange(high)[:, None], octaves(size, rng, 1.3)
     for k in range(ridges):
         depth = (k + 1) / ridges
         line = octaves((wide, 4), rng, rng.uniform(1.5, 2.6))[0] - 0.5
         base = horizon + (1 - horizon) * 0.7 * k / ridges
         crest = high * (base + line * rng.uniform(0.02, 0.4) * (1.2 - depth))
-        body = ramp(octaves(size, rng, 1.3), near * 0.55, near * 1.1) * depth \
-            + bottom * 0.8 * (1 - depth)
-        field = np.where((rows > crest)[..., None], body, field)
+        haze = bottom * (0.8 * (1 - depth))
+        land = ramp(grain, near * (0.55 * depth) + haze, near * (1.1 * depth) + haze)
+        field = np.where((rows > crest)[..., None], land, field)
     if rng.random() < 0.3:  # a lake or a road that mirrors the sky
         level = int(high * rng.uniform(0.65, 0.9))
         mirrored = field[level - 1 :: -1][: high - level]
@@ -93,9 +95,7 @@ def leaves(size: Size, rng: np.random.Generator) -> Image.Image:
               for k, c in enumerate(tone(rng) for _ in range(5))]
     layers = [to_picture(shade) for shade in shades]
     picture = layers[0].copy()
-    mask = Image.new("L", size)
-    pen = ImageDraw.Draw(mask)
-    many, boxy = int(rng.integers(25, 90)), rng.random()
+    many, boxy = int(rng.integers(20, 70)), rng.random()
     for _ in range(many):
         radius = min(size) * min(0.5, 0.04 * rng.random() ** -0.6)
         x, y = rng.uniform(0, size[0]), rng.uniform(0, size[1])
@@ -104,28 +104,40 @@ def leaves(size: Size, rng: np.random.Generator) -> Image.Image:
         turns = np.sort(rng.uniform(0, 2 * np.pi, corners)) + start
         far = radius * rng.uniform(0.6, 1.1, corners)
         spots = np.stack([x + far * np.cos(turns), y + far * np.sin(turns) * flat], -1)
-        mask.paste(0, (0, 0, *size))
-        pen.polygon([tuple(p) for p in spots.tolist()], fill=255)
-        picture.paste(layers[rng.integers(len(layers))], (0, 0), mask)
+        left, top = np.floor(spots.min(0)).astype(int).tolist()
+        right, bottom = np.ceil(spots.max(0)).astype(int).tolist()
+        mask = Image.new("L", (right - left + 1, bottom - top + 1))
+        ImageDraw.Draw(mask).polygon([tuple(p) for p in (spots - (left, top)).tolist()], fill=255)
+        leaf = layers[rng.integers(len(layers))].crop((left, top, right + 1, bottom + 1))
+        picture.paste(leaf, (left, top), mask)
     return picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.4)))
 
 
-def body(size: Size, centre: tuple[float, float], radii: tuple[float, float], colour: np.ndarray,
-         light: np.ndarray, gloss: float) -> tuple[Field, Field]:
-    """A lit ellipsoid: (its shades [height, width, 3], its soft mask [height, width, 1])."""
-    x = (np.arange(size[0]) - centre[0]) / radii[0]
-    y = ((np.arange(size[1]) - centre[1]) / radii[1])[:, None]
+def body(field: Field, centre: tuple[float, float], radii: tuple[float, float],
+         colour: np.ndarray, light: np.ndarray, gloss: float, texture: Field | None = None) -> None:
+    """Set a lit ellipsoid into `field` [height, width, 3], with a soft edge."""
+    high, wide = field.shape[:2]
+    left, right = (int(min(max(centre[0] + s * radii[0], 0), wide)) for s in (-1, 1))
+    top, bottom = (int(min(max(centre[1] + s * radii[1], 0), high)) for s in (-1, 1))
+    if right <= left or bottom <= top:
+        return
+    x = (np.arange(left, right, dtype=np.float32) - centre[0]) / radii[0]
+    y = ((np.arange(top, bottom, dtype=np.float32) - centre[1]) / radii[1])[:, None]
     flat = x**2 + y**2
     depth = np.sqrt((1 - flat).clip(0, 1))
     facing = (x * light[0] + y * light[1] + depth * light[2]).clip(0, 1)
     shades = colour * (0.25 + 0.85 * facing)[..., None] + gloss * (facing**18)[..., None]
-    return shades, ((1 - flat) * min(radii) / 3).clip(0, 1)[..., None]
+    if texture is not None:
+        shades = shades * texture[top:bottom, left:right]
+    mask = ((1 - flat) * min(radii) / 3).clip(0, 1)[..., None]
+    part = field[top:bottom, left:right]
+    part += (shades - part) * mask
 
 
 def sun(rng: np.random.Generator) -> np.ndarray:
     """A unit vector towards the light: from above, from the viewer's side."""
     way = np.array((rng.uniform(-1, 1), rng.uniform(-1, 0.1), rng.uniform(0.4, 1.2)))
-    return way / np.linalg.norm(way)
+    return (way / np.linalg.norm(way)).astype(np.float32)
 
 
 def blurred(size: Size, rng: np.random.Generator) -> Field:
@@ -156,8 +168,7 @@ def portrait(size: Size, rng: np.random.Generator) -> Image.Image:
                  *(((x + head * d, y + head * 2.2), (head * 0.25, head), coat * 0.8)
                    for d in (-1.5, -1.0, 1.0, 1.5))]
     for centre, radii, colour in parts:
-        shades, mask = body(size, centre, radii, colour, light, 0.1)
-        field = field * (1 - mask) + shades * grain * mask
+        body(field, centre, radii, colour, light, 0.1, grain)
     return to_picture(field)
 
 
@@ -166,19 +177,18 @@ def rendered(size: Size, rng: np.random.Generator) -> Image.Image:
     wide, high = size
     light, level = sun(rng), rng.uniform(0.3, 0.65)
     wall, table = tone(rng), tone(rng)
-    rows = np.linspace(0, 1, high)[:, None, None]
+    rows = np.linspace(0, 1, high, dtype=np.float32)[:, None, None]
     grain = octaves(size, rng, 1.4)
     field = np.where(rows > level, ramp(grain, table * 0.7, table * 1.1),
-                     np.broadcast_to(wall * (0.7 + 0.5 * rows), (high, wide, 3)))
+                     wall * (0.7 + 0.5 * rows)).astype(np.float32)
+    rough = speckle(size, rng, 0.35)
     for _ in range(int(rng.integers(2, 7))):
         radius = min(size) * rng.uniform(0.06, 0.24)
         radii = (radius * rng.uniform(0.5, 1.1), radius * rng.uniform(0.6, 1.4))
         centre = (rng.uniform(0, wide), high * rng.uniform(level - 0.05, 0.9))
         shadow = (centre[0] - light[0] * radius, centre[1] + radii[1] * 0.85)
-        _, dark = body(size, shadow, (radii[0] * 1.2, radius * 0.3), wall, light, 0)
-        field = field * (1 - 0.55 * dark)
-        shades, mask = body(size, centre, radii, tone(rng), light, rng.choice((0.0, 0.2, 0.7)))
-        field = field * (1 - mask) + shades * speckle(size, rng, 0.35) * mask
+        body(field, shadow, (radii[0] * 1.2, radius * 0.3), table * 0.5, light, 0)
+        body(field, centre, radii, tone(rng), light, rng.choice((0.0, 0.2, 0.7)), rough)
     return to_picture(field)
 
 
