@@ -2,11 +2,12 @@
 
 Layers, each of which imports only what stands to its right (`tests/test_layers.py` keeps them):
 
-    ui → finetune → vqa_app:  cli → local_engine → loading, modeling → prompting → conversation → images → errors
+    ui → finetune → vqa_app, and in it
+    cli → ask → local_engine → loading → modeling, prompting → conversation → images → errors
 
-`vqa_app` imports neither `ui` nor `finetune`; its command line does so inside the command that needs
-them. The public names below are imported when they are first used, so that `import vqa_app` costs
-nothing: torch and transformers take seconds.
+`vqa_app` imports neither `ui` nor `finetune`; its command line does so inside the command that
+needs them. The public names below are imported when they are first used, so that `import vqa_app`
+costs nothing: torch and transformers take seconds.
 """
 
 from __future__ import annotations

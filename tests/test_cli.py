@@ -1,0 +1,463 @@
+"""The shell: what goes where, how errors leave, and how fast help comes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from tests.fake_engine import FakeEngine
+from vqa_app import __version__, ask
+from vqa_app.cli import _COMMANDS, app
+from vqa_app.engine import GenerationOptions
+from vqa_app.errors import ModelError
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
+    """The engine that `ask` gets, whatever model it asks for; one that was closed is renewed."""
+    fake = FakeEngine()
+
+    def open_engine(choice: object, console: object) -> FakeEngine:
+        if not fake.closed:
+            return fake
+        another = FakeEngine()
+        another.asked, another.error, fake.error = fake.asked, fake.error, None
+        return another
+
+    monkeypatch.setattr(ask, "open_engine", open_engine)
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def run() -> Run:
+    runner = CliRunner()
+    return lambda *words, **options: runner.invoke(app, list(words), **options)
+
+
+@pytest.fixture
+def cat(tmp_path: Path) -> str:
+    path = tmp_path / "cat.png"
+    Image.new("RGB", (20, 10), (200, 30, 30)).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def mouse(tmp_path: Path) -> str:
+    path = tmp_path / "mouse.png"
+    Image.new("RGB", (10, 20), (90, 90, 90)).save(path)
+    return str(path)
+
+
+# Asking once
+
+
+def test_the_answer_goes_to_stdout_alone(run: Run, engine: FakeEngine, cat: str) -> None:
+    result = run("ask", cat, "What is it?")
+    assert result.exit_code == 0
+    assert result.stdout == "You asked 'What is it?' about one picture.\n"
+    assert result.stderr == ""
+    assert engine.closed
+
+
+def test_several_pictures_in_one_question(
+    run: Run, engine: FakeEngine, cat: str, mouse: str
+) -> None:
+    result = run("ask", cat, mouse, cat, "Which is bigger?")
+    assert "about 3 pictures" in result.stdout
+    pictures = engine.asked[0][0].pictures
+    assert [picture.name for picture in pictures] == ["cat.png", "mouse.png", "cat.png"]
+
+
+def test_a_picture_from_stdin(run: Run, engine: FakeEngine, cat: str) -> None:
+    result = run("ask", "-", "What is it?", input=Path(cat).read_bytes())
+    assert result.exit_code == 0, result.stderr
+    assert engine.asked[0][0].pictures[0].image.size == (20, 10)
+
+
+def test_a_question_without_a_picture(run: Run, engine: FakeEngine) -> None:
+    assert "no picture" in run("ask", "What can you do?").stdout
+
+
+def test_what_was_changed_is_told_on_stderr(run: Run, engine: FakeEngine, tmp_path: Path) -> None:
+    path = tmp_path / "see-through.png"
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(path)
+    result = run("ask", str(path), "What is it?")
+    assert "see-through.png: transparency laid on white" in result.stderr
+    assert "transparency" not in result.stdout
+
+
+def test_every_option_reaches_the_engine(run: Run, engine: FakeEngine, cat: str) -> None:
+    words = "--max-new-tokens 5 --temperature 0.5 --top-p 0.9 --seed 7 --system Briefly"
+    assert run("ask", *words.split(), cat, "What is it?").exit_code == 0
+    assert engine.asked[0][1] == GenerationOptions(
+        max_new_tokens=5, temperature=0.5, top_p=0.9, seed=7, system="Briefly"
+    )
+
+
+def test_every_model_option_reaches_the_loader(
+    run: Run, engine: FakeEngine, cat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = []
+
+    def open_engine(choice: ask.ModelChoice, console: object) -> FakeEngine:
+        chosen.append(choice)
+        return engine
+
+    monkeypatch.setattr(ask, "open_engine", open_engine)
+    words = "--model a --adapter b --quantize 4bit --device cpu --dtype float32 --revision c"
+    run("ask", *words.split(), "--offline", cat, "What is it?")
+    assert chosen == [ask.ModelChoice("a", "b", "4bit", "cpu", "float32", "c", True)]
+
+
+def test_a_cut_answer_is_told(run: Run, engine: FakeEngine, cat: str) -> None:
+    result = run("ask", "--max-new-tokens", "2", cat, "What is it?")
+    assert result.stdout == "You asked\n"
+    assert "cut off" in result.stderr
+
+
+def test_json(run: Run, engine: FakeEngine, cat: str) -> None:
+    result = run("ask", "--json", cat, "What is it?")
+    row = json.loads(result.stdout)
+    assert row["question"] == "What is it?"
+    assert row["answer"] == "You asked 'What is it?' about one picture."
+    assert row["pictures"][0]["name"] == "cat.png"
+    assert (row["pictures"][0]["width"], row["pictures"][0]["height"]) == (20, 10)
+    assert row["abstained"] is False
+    assert row["finish_reason"] == "stop"
+    assert row["confidence"] == 0.75
+    assert row["model"] == "fake"
+
+
+# Choices, abstaining, explaining
+
+
+def test_choices_pick_the_likeliest(run: Run, engine: FakeEngine, cat: str) -> None:
+    assert run("ask", "--choices", "yes, no", cat, "Is it red?").stdout == "yes\n"
+    row = json.loads(run("ask", "--choices", "yes,no", "--json", cat, "Is it red?").stdout)
+    assert row["answer"] == "yes"
+    assert row["choices"] == {"yes": pytest.approx(2 / 3, 1e-3), "no": pytest.approx(1 / 3, 1e-3)}
+
+
+@pytest.mark.parametrize("choices", ["yes", "", "yes,yes", " , "])
+def test_one_choice_is_none(run: Run, engine: FakeEngine, cat: str, choices: str) -> None:
+    result = run("ask", "--choices", choices, cat, "Is it red?")
+    assert result.exit_code == 2
+    assert "two or more" in result.stderr
+
+
+def test_abstaining_below_the_threshold(run: Run, engine: FakeEngine, cat: str) -> None:
+    sure = run("ask", "--abstain", "0.7", cat, "What is it?")
+    unsure = run("ask", "--abstain", "0.8", cat, "What is it?")
+    assert "one picture" in sure.stdout
+    assert unsure.stdout == "I am not sure.\n"
+    assert unsure.exit_code == 0
+    row = json.loads(run("ask", "--abstain", "0.8", "--json", cat, "What is it?").stdout)
+    assert row["abstained"] is True
+    assert row["answer"] == "I am not sure."
+    assert "one picture" in row["would_have_said"]
+
+
+def test_abstaining_from_a_choice(run: Run, engine: FakeEngine, cat: str) -> None:
+    words = ("ask", "--choices", "a,b,c", cat, "Which?", "--abstain")
+    assert run(*words, "0.5").stdout == "a\n"
+    assert run(*words, "0.6").stdout == "I am not sure.\n"
+
+
+def test_abstain_is_a_probability(run: Run, engine: FakeEngine, cat: str) -> None:
+    assert run("ask", "--abstain", "80", cat, "What?").exit_code == 2
+
+
+def test_explain_writes_an_overlay(run: Run, engine: FakeEngine, cat: str, tmp_path: Path) -> None:
+    target = tmp_path / "map.png"
+    result = run("ask", "--explain", str(target), cat, "What is it?")
+    assert result.exit_code == 0, result.stderr
+    assert str(target) in result.stderr.replace("\n", "")
+    with Image.open(target) as drawn:
+        assert drawn.size == (512, 256)
+        assert drawn.getpixel((5, 5)) != drawn.getpixel((500, 250))
+
+
+def test_explain_writes_one_overlay_a_picture(
+    run: Run, engine: FakeEngine, cat: str, mouse: str, tmp_path: Path
+) -> None:
+    run("ask", "--explain", str(tmp_path / "map.png"), cat, mouse, "Which?")
+    assert {path.name for path in tmp_path.glob("map*")} == {"map-1.png", "map-2.png"}
+
+
+def test_explain_says_before_answering_where_a_model_cannot(
+    run: Run, monkeypatch: pytest.MonkeyPatch, cat: str, tmp_path: Path
+) -> None:
+    fake = FakeEngine(attention_maps=False)
+    monkeypatch.setattr(ask, "open_engine", lambda choice, console: fake)
+    result = run("ask", "--explain", str(tmp_path / "map.png"), cat, "What is it?")
+    assert result.exit_code == 4
+    assert result.stdout == ""
+    assert "does not show where it looked" in result.stderr
+
+
+# Errors: two lines, a code, no traceback
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["gone.png", "What?"], 3, "There is no file gone.png"),
+        (["gone.png"], 2, "There is no question"),
+        ([], 2, "There is no question"),
+        (["CAT", ""], 2, "The question is empty"),
+        (["CAT", "CAT"], 2, "There is no question"),
+        (["-", "-", "What?"], 2, "stdin holds one"),
+        (["ftp://host/cat.png", "What?"], 3, "not fetched by ftp"),
+        (["--explain", "no/such/map.png", "CAT", "What?"], 2, "no folder"),
+        (["--explain", "map.txt", "CAT", "What?"], 2, "not a picture's name"),
+        (["--explain", "map.png", "What?"], 2, "needs a picture"),
+        (["--out", "a.jsonl", "CAT", "What?"], 2, "belongs to --each"),
+        (["--each", "CAT"], 2, "needs a question"),
+        (["--each", "*.none", "What?"], 2, "No file is called"),
+        (["--each", "a.png", "CAT", "What?"], 2, "Quote the pattern"),
+        (["--temperature", "-1", "CAT", "What?"], 2, "temperature is -1"),
+        (["--max-new-tokens", "0", "CAT", "What?"], 2, "max_new_tokens is 0"),
+    ],
+)
+def test_a_wrong_call_says_what_and_how(
+    run: Run, engine: FakeEngine, cat: str, words: list[str], code: int, said: str
+) -> None:
+    result = run("ask", *[cat if word == "CAT" else word for word in words])
+    assert result.exit_code == code
+    assert said in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert len(result.stderr.strip().splitlines()) == 2
+    assert result.stdout == ""
+    assert not engine.asked
+
+
+def test_unknown_options_are_wrong_usage(run: Run) -> None:
+    assert run("ask", "--no-such-option").exit_code == 2
+    assert run("no-such-command").exit_code == 2
+
+
+def test_an_error_of_the_model_has_its_code(run: Run, engine: FakeEngine, cat: str) -> None:
+    engine.error = ModelError("It broke.", "Mend it.")
+    result = run("ask", cat, "What is it?")
+    assert result.exit_code == 4
+    assert result.stderr == "Error: It broke.\nMend it.\n"
+    assert engine.closed
+
+
+def test_a_bug_shows_no_traceback_unless_asked(run: Run, engine: FakeEngine, cat: str) -> None:
+    engine.error = RuntimeError("inner matters")
+    result = run("ask", cat, "What is it?")
+    assert result.exit_code == 1
+    assert "RuntimeError: inner matters" in result.stderr
+    assert "Traceback" not in result.stderr
+    engine.error = RuntimeError("inner matters")
+    assert isinstance(run("--debug", "ask", cat, "What?").exception, RuntimeError)
+
+
+def test_interruption_has_its_code(run: Run, engine: FakeEngine, cat: str) -> None:
+    engine.error = KeyboardInterrupt()
+    result = run("ask", cat, "What is it?")
+    assert result.exit_code == 130
+    assert engine.closed
+
+
+# Many pictures
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (8, 8), (50 * number, 0, 0)).save(folder / f"{number}.png")
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_each_writes_a_line_a_picture(run: Run, engine: FakeEngine, photos: Path) -> None:
+    out = photos / "answers.jsonl"
+    result = run("ask", "--each", f"{photos}/*.png", "What?", "--out", str(out))
+    assert result.exit_code == 0, result.stderr
+    assert [row["picture"] for row in rows(out)] == [f"{photos}/{n}.png" for n in range(4)]
+    assert all(row["answer"] == "You asked 'What?' about one picture." for row in rows(out))
+    assert "4 answered" in result.stderr
+
+
+def test_each_without_out_prints_json_lines(run: Run, engine: FakeEngine, photos: Path) -> None:
+    result = run("ask", "--each", str(photos), "What?")
+    assert len([json.loads(line) for line in result.stdout.splitlines()]) == 4
+
+
+def test_each_resumes_where_it_stopped(run: Run, engine: FakeEngine, photos: Path) -> None:
+    out = photos / "answers.jsonl"
+    command = ("ask", "--each", f"{photos}/*.png", "What?", "--out", str(out))
+    run(*command)
+    lines = out.read_text("utf-8").splitlines(keepends=True)
+    out.write_text("".join(lines[:2]) + lines[2][:20], "utf-8")  # killed in the third line
+    engine.asked.clear()
+    result = run(*command)
+    assert "2 of 4 are answered already" in result.stderr
+    assert len(engine.asked) == 2
+    assert sorted(str(row["picture"]) for row in rows(out)) == [
+        f"{photos}/{n}.png" for n in range(4)
+    ]
+
+
+def test_nothing_left_loads_no_model(
+    run: Run, engine: FakeEngine, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("ask", "--each", f"{photos}/*.png", "What?", "--out", str(photos / "a.jsonl"))
+    run(*command)
+    monkeypatch.setattr(ask, "open_engine", lambda *_: pytest.fail("a model was loaded"))
+    assert run(*command).exit_code == 0
+
+
+def test_another_question_is_asked_anew(run: Run, engine: FakeEngine, photos: Path) -> None:
+    command = ("ask", "--each", f"{photos}/*.png", "--out", str(photos / "a.jsonl"))
+    run(*command, "What?")
+    run(*command, "Why?", "--choices", "a,b")
+    run(*command, "Why?")
+    assert len(rows(photos / "a.jsonl")) == 12
+
+
+def test_a_bad_file_does_not_stop_the_run(run: Run, engine: FakeEngine, photos: Path) -> None:
+    (photos / "1.png").write_bytes(b"not a picture")
+    out = photos / "a.jsonl"
+    command = ("ask", "--each", f"{photos}/*.png", "What?", "--out", str(out))
+    result = run(*command)
+    assert result.exit_code == 3
+    assert len(rows(out)) == 3
+    assert "1 could not be used" in result.stderr
+    assert "a text file" in result.stderr
+    Image.new("RGB", (8, 8)).save(photos / "1.png")
+    assert run(*command).exit_code == 0
+    assert len(rows(out)) == 4
+
+
+def test_out_that_is_something_else_is_left_alone(
+    run: Run, engine: FakeEngine, photos: Path
+) -> None:
+    out = photos / "notes.txt"
+    out.write_text("dear diary\nno newline at the end", "utf-8")
+    result = run("ask", "--each", f"{photos}/*.png", "What?", "--out", str(out))
+    assert result.exit_code == 2
+    assert "line 1, is not an answer" in result.stderr
+    assert out.read_text("utf-8") == "dear diary\nno newline at the end"
+
+
+# Help, version, doctor
+
+
+def test_help_lists_every_command_and_the_exit_codes(run: Run) -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    for name in _COMMANDS:
+        assert f"  {name} " in result.stdout
+    for word in ("2 wrong usage", "3 a picture", "130", "interrupted"):
+        assert word in result.stdout
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").stdout == f"vqa-app {__version__}\n"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """What makes help slow is imports; a timed test would measure the machine."""
+    code = (
+        "import sys\nfrom vqa_app.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'gradio', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_doctor_tells_versions_and_nothing_private(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    result = run("doctor")
+    assert result.exit_code == 0
+    for word in (f"version {__version__}", "torch ", "transformers ", "memory", "cpu", "built-in"):
+        assert word in result.stdout
+    assert "hf_secret" not in result.stdout
+    assert str(Path.home()) + os.sep not in result.stdout
+
+
+# As a process
+
+_WITH_FAKE = """
+import sys, threading
+from tests.fake_engine import FakeEngine
+from vqa_app import ask, cli
+gate = threading.Event()
+ask.open_engine = lambda choice, console: FakeEngine(gate=gate, open_words=2)
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_in_the_middle_of_an_answer(cat: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _WITH_FAKE, "ask", cat, "What is it?"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(3) == b"You"  # it streams, and now holds at the gate
+    began = time.perf_counter()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors.decode().strip() == "Interrupted."
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+def test_a_reader_that_goes_away_is_no_bug(photos: Path) -> None:
+    code = _WITH_FAKE.replace("FakeEngine(gate=gate, open_words=2)", "FakeEngine()")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "ask", "--each", str(photos), "What?"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    errors = process.stderr.read().decode() if process.stderr else ""
+    process.wait(timeout=20)
+    assert "Traceback" not in errors
+    assert "bug" not in errors
+
+
+def test_python_dash_m_is_the_same() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vqa_app", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout == f"vqa-app {__version__}\n"
+
+
+def test_stdin_holds_bytes_not_text(run: Run, engine: FakeEngine) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (3, 3)).save(buffer, "BMP")
+    assert run("ask", "-", "What?", input=buffer.getvalue()).exit_code == 0
+    assert run("ask", "-", "What?", input=b"").exit_code == 3

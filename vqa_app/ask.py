@@ -1,0 +1,348 @@
+"""`vqa-app ask`: one question, a dialogue, or the same question about many pictures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from vqa_app.errors import ImageError, ModelError, UsageError
+
+if TYPE_CHECKING:
+    from vqa_app.engine import Engine
+    from vqa_app.images import Picture
+    from vqa_app.replies import Asking, Reply
+
+app = typer.Typer(add_completion=False)
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+_SUFFIXES += (".heic", ".heif", ".svg", ".pdf")
+"""What makes a word a picture's name even where there is no such file."""
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model answers, in the words of `vqa_app.loading.load_model`."""
+
+    model: str
+    adapter: str | None = None
+    quantize: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    revision: str | None = None
+    offline: bool = False
+
+
+def open_engine(choice: ModelChoice, console: Console) -> Engine:
+    """Loads the model; seconds of imports, and for a hub id a download."""
+    from vqa_app.replies import waiting
+
+    with waiting(console, f"Loading {choice.model}"):
+        from vqa_app.loading import load_model
+        from vqa_app.local_engine import LocalEngine
+
+        loaded = load_model(
+            choice.model,
+            adapter=choice.adapter,
+            device=choice.device,
+            dtype=choice.dtype,
+            quantize=choice.quantize,
+            revision=choice.revision,
+            offline=choice.offline,
+        )
+        return LocalEngine(loaded)
+
+
+@app.command()
+def ask(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="IMAGE... QUESTION",
+            help="Pictures (files, http(s) addresses, or - for stdin), then the question. Without a"
+            " question, in a terminal, a dialogue begins.",
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="`builtin`, a hub id, or a folder.")
+    ] = "builtin",
+    adapter: Annotated[
+        str | None, typer.Option(help="A LoRA adapter: a run's folder or a hub id.")
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="4bit or 8bit, to save memory.", metavar="4bit|8bit")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a hub model.")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 gives the same answer each time. [the model's own]")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Choose among the likeliest words up to this probability.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    choices: Annotated[
+        str | None, typer.Option(help="Answer with the likeliest of these.", metavar="A,B,C")
+    ] = None,
+    abstain: Annotated[
+        float | None,
+        typer.Option(
+            help='Answer "I am not sure." where the confidence is below this.', metavar="0..1"
+        ),
+    ] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(help="Write a picture of where the model looked.", metavar="MAP.PNG"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+    each: Annotated[
+        list[str] | None,
+        typer.Option(help="Ask about each of these files: a quoted pattern.", metavar="PATTERN"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where --each writes its answers; goes on where it stopped."),
+    ] = None,
+) -> None:
+    """Ask about pictures.
+
+    vqa-app ask cat.png "What is on the mat?"
+
+    vqa-app ask before.jpg after.jpg "What has changed?"
+
+    vqa-app ask --each 'photos/*.jpg' "What is shown?" --out answers.jsonl
+
+    The answer goes to stdout, everything else to stderr.
+    """
+    from vqa_app.engine import GenerationOptions
+    from vqa_app.replies import Asking
+
+    console = Console(stderr=True, highlight=False)
+    sources, question = split_words(words or [])
+    options = GenerationOptions(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        system=system,
+    )
+    asking = Asking(options, split_choices(choices), _checked_abstain(abstain))
+    chosen = ModelChoice(model, adapter, quantize, device, dtype, revision, offline)
+    _check_combination(sources, question, each, out, explain, as_json)
+    if each:
+        from vqa_app.batch import ask_each, expand
+
+        assert question is not None  # checked above
+        paths = expand(each)
+        ask_each(lambda: open_engine(chosen, console), paths, question, asking, out, console)
+        return
+    pictures = read_pictures(sources, console)
+    if explain is not None:
+        _check_writable(explain)
+    engine = open_engine(chosen, console)
+    try:
+        if question is None:
+            from vqa_app.dialogue import Dialogue
+
+            Dialogue(engine, asking, console).run(pictures)
+        else:
+            _ask_once(engine, pictures, question, asking, explain, as_json, console)
+    finally:
+        engine.close()
+
+
+def split_words(words: list[str]) -> tuple[list[str], str | None]:
+    """Tells pictures from the question, which is the last word unless that names a picture."""
+    if words and not names_picture(words[-1]):
+        if not words[-1].strip():
+            raise UsageError("The question is empty.", 'Ask: vqa-app ask cat.png "What is this?"')
+        return words[:-1], words[-1]
+    return words, None
+
+
+def names_picture(word: str) -> bool:
+    """Whether a word on the command line is meant as a picture."""
+    from vqa_app.fetch import is_url
+
+    if word == "-" or word[:5].lower() == "data:" or (is_url(word) and " " not in word):
+        return True
+    path = Path(word)
+    try:
+        return path.is_file() or (path.suffix.lower() in _SUFFIXES and " " not in word)
+    except (OSError, ValueError):  # too long or a NUL byte: no path
+        return False
+
+
+def split_choices(text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return ()
+    choices = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if len(choices) < 2:
+        raise UsageError("--choices needs two or more different answers.", "For example: yes,no")
+    return choices
+
+
+def _checked_abstain(value: float | None) -> float | None:
+    if value is not None and not 0.0 <= value <= 1.0:
+        raise UsageError(f"--abstain is {value:g}.", "Give a probability from 0 to 1.")
+    return value
+
+
+def _check_combination(
+    sources: list[str],
+    question: str | None,
+    each: list[str] | None,
+    out: Path | None,
+    explain: Path | None,
+    as_json: bool,
+) -> None:
+    if each:
+        if sources:
+            raise UsageError(
+                f"--each takes one pattern, and {sources[0]} stands beside it.",
+                "Quote the pattern, so that the shell leaves it alone: --each 'photos/*.jpg'",
+            )
+        if question is None:
+            raise UsageError("--each needs a question.", 'Add it in quotes: "What is shown?"')
+        if explain is not None:
+            raise UsageError("--explain works on one question.", "Leave out --explain or --each.")
+    elif out is not None:
+        raise UsageError("--out belongs to --each.", "To keep one answer, redirect: > answer.txt")
+    elif question is None:
+        if as_json or explain is not None or not (sys.stdin.isatty() and sys.stdout.isatty()):
+            raise UsageError(
+                "There is no question.", 'Ask one: vqa-app ask cat.png "What is on the mat?"'
+            )
+        if "-" in sources:
+            raise UsageError("A dialogue reads your questions from stdin.", "Name a file there.")
+
+
+def _check_writable(path: Path) -> None:
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise UsageError(f"--explain {path}: not a picture's name.", "Name a .png or .jpg file.")
+    if not path.parent.is_dir():
+        raise UsageError(f"There is no folder {path.parent}.", "Create it first.")
+
+
+def read_pictures(sources: list[str], console: Console) -> list[Picture]:
+    """Opens what was named on the command line and tells what was changed.
+
+    Raises:
+        ImageError: one of them cannot be used.
+        UsageError: stdin was named twice.
+    """
+    if sources.count("-") > 1:
+        raise UsageError("- stands twice, and stdin holds one picture.", "Name the others.")
+    return [read_picture(source, console) for source in sources]
+
+
+def read_picture(source: str, console: Console) -> Picture:
+    from vqa_app.fetch import fetch_picture, is_url
+    from vqa_app.images import open_picture
+    from vqa_app.replies import waiting
+
+    if source == "-":
+        if sys.stdin.isatty():
+            raise ImageError("- reads a picture from stdin.", "Pipe one in: < cat.png")
+        picture = open_picture(sys.stdin.buffer, name="stdin")
+    elif is_url(source):
+        with waiting(console, "Fetching the picture"):
+            picture = fetch_picture(source)
+    else:
+        picture = open_picture(source)
+    if picture.changes:
+        console.print(f"{picture.name}: {', '.join(picture.changes)}", style="dim", markup=False)
+    return picture
+
+
+def _ask_once(
+    engine: Engine,
+    pictures: list[Picture],
+    question: str,
+    asking: Asking,
+    explain: Path | None,
+    as_json: bool,
+    console: Console,
+) -> None:
+    from vqa_app.conversation import Conversation
+    from vqa_app.replies import describe, reply_to
+
+    if explain is not None:
+        _check_explainable(engine, pictures)
+    conversation = Conversation.ask(question, pictures)
+    reply = reply_to(engine, conversation, asking, None if as_json else _write, console)
+    if as_json:
+        row = {"question": question, "pictures": [describe(picture) for picture in pictures]}
+        row |= {**reply.to_json(), "model": engine.info.label}
+        print(json.dumps(row, ensure_ascii=False))
+    else:
+        _write("\n")
+        tell_notes(reply, console)
+    if explain is not None:
+        for path in _draw(engine, conversation, reply.said, explain):
+            console.print(f"Where the model looked: {path}", markup=False)
+
+
+def _check_explainable(engine: Engine, pictures: list[Picture]) -> None:
+    if not pictures:
+        raise UsageError("--explain needs a picture.", "Name one before the question.")
+    if not engine.info.attention_maps:
+        raise ModelError(
+            f"{engine.info.label} ({engine.info.architecture}) does not show where it looked.",
+            "Leave out --explain, or use another model.",
+        )
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def tell_notes(reply: Reply, console: Console) -> None:
+    """What a person should know of an answer; on a terminal also how it went."""
+    answer = reply.answer
+    if answer is not None and answer.finish_reason == "length":
+        console.print("The answer was cut off; --max-new-tokens allows a longer one.", style="dim")
+    if answer is not None and answer.dropped_messages:
+        console.print(
+            f"The model's context is full: the oldest {answer.dropped_messages} messages were"
+            " left out.",
+            style="dim",
+        )
+    if not console.is_terminal:
+        return
+    facts = [f"confidence {reply.confidence:.0%}"]
+    if reply.probabilities is not None:
+        facts = [f"{text} {p:.0%}" for text, p in reply.probabilities.items()]
+    if answer is not None:
+        facts.append(f"first word after {answer.seconds_to_first_token:.2f} s")
+        if answer.tokens_per_second:
+            facts.append(f"{answer.tokens_per_second:.0f} tokens/s")
+    console.print(" · ".join(facts), style="dim", markup=False)
+
+
+def _draw(engine: Engine, conversation: object, said: str, path: Path) -> list[Path]:
+    """Writes an overlay for each picture: `map.png`, or `map-1.png`, `map-2.png` for several."""
+    from vqa_app.conversation import Conversation
+    from vqa_app.overlay import draw_overlay, whole_answer
+
+    assert isinstance(conversation, Conversation)
+    attention = engine.attention_map(conversation, said)
+    pictures = conversation.pictures
+    paths = [path]
+    if len(pictures) > 1:
+        paths = [path.with_stem(f"{path.stem}-{number}") for number in range(1, len(pictures) + 1)]
+    for number, (picture, target) in enumerate(zip(pictures, paths, strict=True)):
+        draw_overlay(picture.image, whole_answer(attention, number)).save(target)
+    return paths

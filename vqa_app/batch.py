@@ -1,0 +1,165 @@
+"""`vqa-app ask --each`: the same question about many pictures, with one load of the model."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vqa_app.conversation import Conversation
+from vqa_app.engine import Engine
+from vqa_app.errors import ContextOverflowError, ImageError, UsageError, VqaError
+from vqa_app.images import open_picture
+from vqa_app.replies import Asking, reply_to
+
+
+def expand(patterns: Iterable[str]) -> list[str]:
+    """The files that patterns name, sorted, each once; `**` reaches into folders.
+
+    Raises:
+        UsageError: a pattern names no file.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        pattern = os.path.expanduser(pattern)
+        if os.path.isdir(pattern):
+            pattern = os.path.join(pattern, "*")
+        files = {path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)}
+        if not files:
+            raise UsageError(f"No file is called {pattern}.", "Check the pattern of --each.")
+        found |= files
+    return sorted(found)
+
+
+def ask_each(
+    open_engine: Callable[[], Engine],
+    paths: list[str],
+    question: str,
+    asking: Asking,
+    out: Path | None,
+    console: Console,
+) -> None:
+    """Answers the question about each file and writes a JSON line for each.
+
+    Files that `out` already has an answer for (to this question, with these choices) are left out.
+    A file that cannot be used does not end the run; it is named at the end, and tried again when
+    the command is repeated.
+
+    Args:
+        open_engine: loads the model; not called where nothing is left to do.
+        paths: the files.
+        question: asked about each.
+        asking: how to answer.
+        out: a JSONL file that is added to; stdout where None.
+        console: for progress and problems.
+
+    Raises:
+        typer.Exit: some files could not be used; the code is that of the first one's error.
+    """
+    done = _answered(out, question, asking) if out is not None else set()
+    left = [path for path in paths if path not in done]
+    if len(left) < len(paths):
+        console.print(f"{len(paths) - len(left)} of {len(paths)} are answered already.")
+    problems: list[tuple[str, VqaError]] = []
+    if left:
+        engine = open_engine()
+        try:
+            with _opened(out) as file, _progress(console, len(left)) as advance:
+                for path in left:
+                    try:
+                        row = _answer(engine, path, question, asking)
+                    except (ImageError, ContextOverflowError) as error:
+                        problems.append((path, error))
+                    else:
+                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                        file.flush()  # a run that is stopped keeps every answer
+                    advance()
+        finally:
+            engine.close()
+    where = "" if out is None else f", in {out}"
+    console.print(f"{len(left) - len(problems)} answered{where}.", markup=False)
+    if problems:
+        console.print(f"{len(problems)} could not be used:")
+        for path, error in problems:
+            console.print(f"  {path}: {error.problem}", markup=False, soft_wrap=True)
+        raise typer.Exit(problems[0][1].exit_code)
+
+
+def _answer(engine: Engine, path: str, question: str, asking: Asking) -> dict[str, Any]:
+    picture = open_picture(path)
+    reply = reply_to(engine, Conversation.ask(question, [picture]), asking)
+    return {
+        **_key(path, question, asking),
+        "sha256": picture.digest,
+        **reply.to_json(),
+        "model": engine.info.label,
+    }
+
+
+def _key(path: str, question: str, asking: Asking) -> dict[str, Any]:
+    """What makes a row the answer to this question about this file."""
+    return {"picture": path, "question": question, "given_choices": list(asking.choices)}
+
+
+def _answered(out: Path, question: str, asking: Asking) -> set[str]:
+    """The files that have their answer. A last line that was cut off by a kill is removed."""
+    if not out.parent.is_dir():
+        raise UsageError(f"There is no folder {out.parent}.", "Create it first.")
+    if not out.exists():
+        return set()
+    try:
+        data = out.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{out} cannot be read: {error.strerror}.", "Name another.") from error
+    whole = data[: data.rfind(b"\n") + 1]
+    answered = set()
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            row = json.loads(line)
+            key = _key(row["picture"], question, asking)
+            if {name: row.get(name) for name in key} == key:
+                answered.add(row["picture"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise UsageError(
+                f"{out}, line {number}, is not an answer of --each.", "Name another file."
+            ) from error
+    if len(whole) < len(data):
+        with out.open("r+b") as file:
+            file.truncate(len(whole))
+    return answered
+
+
+@contextmanager
+def _opened(out: Path | None) -> Iterator[TextIO]:
+    if out is None:
+        yield sys.stdout
+        return
+    try:
+        file = out.open("a", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written: {error.strerror}.", "Name another.") from error
+    with file:
+        yield file
+
+
+@contextmanager
+def _progress(console: Console, total: int) -> Iterator[Callable[[], None]]:
+    """A bar with the time left, on a terminal; gives the function that counts one more."""
+    columns = (
+        TextColumn("Asking"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.advance(task)

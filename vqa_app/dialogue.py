@@ -1,0 +1,161 @@
+"""The dialogue that `vqa-app ask` opens in a terminal when there is no question yet."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import shlex
+import sys
+import threading
+from pathlib import Path
+
+from rich.console import Console
+
+from vqa_app.ask import read_picture, tell_notes
+from vqa_app.conversation import Conversation, Message
+from vqa_app.engine import Engine
+from vqa_app.errors import UsageError, VqaError
+from vqa_app.images import Picture
+from vqa_app.replies import Asking, Reply, reply_to
+
+HELP = """\
+/image FILE...   show pictures with the next question (files or http(s) addresses)
+/retry           answer the last question again
+/save FILE.json  write the dialogue, pictures included, to a file
+/quit            leave (so do Ctrl-D and, between answers, Ctrl-C)
+Ctrl-C during an answer stops it and keeps what came."""
+
+
+class Dialogue:
+    """Questions from stdin, answers to stdout, all else to the console."""
+
+    def __init__(self, engine: Engine, asking: Asking, console: Console) -> None:
+        self._engine, self._asking, self._console = engine, asking, console
+        self._conversation = Conversation()
+        self._next: list[Picture] = []
+        self._warmed: threading.Event | None = None
+
+    def run(self, pictures: list[Picture]) -> None:
+        """Reads lines until /quit or the end of input."""
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (line editing and history for input())
+
+        self._say(f"{self._engine.info.label} answers. /help lists what else you can type.")
+        self._show(pictures)
+        while True:
+            try:
+                line = input("> ").strip()
+            except EOFError:
+                print(file=sys.stderr)
+                return
+            if line == "/quit":
+                return
+            try:
+                self._do(line)
+            except VqaError as error:
+                self._say(str(error))
+
+    def _do(self, line: str) -> None:
+        command, _, rest = line.partition(" ")
+        match command:
+            case "":
+                return
+            case "/help":
+                self._say(HELP)
+            case "/image":
+                self._show([read_picture(word, self._console) for word in _words(rest)])
+            case "/retry":
+                self._retry()
+            case "/save":
+                self._save(rest.strip())
+            case _ if command.startswith("/"):
+                raise UsageError(f"There is no command {command}.", "/help lists them.")
+            case _:
+                self._ask(self._conversation.then(Message.user(line, self._next)))
+
+    def _show(self, pictures: list[Picture]) -> None:
+        """Takes pictures for the next question, and has the model look at them meanwhile."""
+        self._next += pictures
+        if not pictures:
+            return
+        self._say("Ask about " + ", ".join(picture.name for picture in self._next) + ".")
+        opened = self._conversation.then(Message.user("", self._next))
+        self._stop_warming()
+        self._warmed = threading.Event()
+        threading.Thread(target=self._warm, args=(opened, self._warmed), daemon=True).start()
+
+    def _warm(self, opened: Conversation, cancel: threading.Event) -> None:
+        with contextlib.suppress(VqaError):  # the question itself will meet the same error
+            self._engine.warm(opened, cancel)
+
+    def _stop_warming(self) -> None:
+        if self._warmed is not None:
+            self._warmed.set()
+
+    def _ask(self, conversation: Conversation) -> None:
+        reply = self._stream(conversation)
+        if reply is not None:
+            self._conversation = conversation.then(Message.assistant(reply.text))
+            self._next = []
+
+    def _retry(self) -> None:
+        messages = self._conversation.messages
+        if not messages:
+            raise UsageError("There is nothing to answer again.", "Ask a question first.")
+        reply = self._stream(Conversation(messages[:-1]))
+        if reply is not None:
+            self._conversation = Conversation((*messages[:-1], Message.assistant(reply.text)))
+
+    def _stream(self, conversation: Conversation) -> Reply | None:
+        """Answers the last message; None where Ctrl-C came before the first word."""
+        parts: list[str] = []
+
+        def write(text: str) -> None:
+            parts.append(text)
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+        try:
+            reply = reply_to(self._engine, conversation, self._asking, write, self._console)
+        except KeyboardInterrupt:  # the abandoned stream stops the model
+            print()
+            said = "".join(parts)
+            return Reply(said, said, 0.0) if said else None
+        print()
+        tell_notes(reply, self._console)
+        return reply
+
+    def _save(self, name: str) -> None:
+        if not name:
+            raise UsageError("/save needs a file name.", "For example: /save cat.json")
+        pictures = {}
+        for picture in self._conversation.pictures:
+            buffer = io.BytesIO()
+            picture.image.save(buffer, "PNG")
+            content = base64.b64encode(buffer.getvalue()).decode()
+            pictures[picture.digest] = f"data:image/png;base64,{content}"
+        document = {
+            "model": self._engine.info.label,
+            "messages": self._conversation.to_json(),
+            "pictures": pictures,
+        }
+        try:
+            Path(name).write_text(json.dumps(document, ensure_ascii=False) + "\n", "utf-8")
+        except OSError as error:
+            raise UsageError(f"{name} cannot be written: {error.strerror}.") from error
+        self._say(f"Saved to {name}.")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, style="dim", markup=False, soft_wrap=True)
+
+
+def _words(text: str) -> list[str]:
+    try:
+        words = shlex.split(text)
+    except ValueError:  # a lone quote: then it is part of the name
+        words = [text]
+    if not words:
+        raise UsageError("/image needs a picture.", "For example: /image cat.png")
+    return words
