@@ -1,0 +1,200 @@
+"""The dialogue in a terminal: what each line does, and how it stops."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from tests.fake_engine import FakeEngine
+from vqa_app.conversation import Conversation
+from vqa_app.dialogue import Dialogue
+from vqa_app.engine import GenerationOptions
+from vqa_app.errors import ModelError
+from vqa_app.images import Picture, open_picture
+from vqa_app.replies import Asking
+
+Talk = Callable[..., str]
+
+
+@pytest.fixture
+def cat(tmp_path: Path) -> Path:
+    path = tmp_path / "a cat.png"
+    Image.new("RGB", (20, 10), (200, 30, 30)).save(path)
+    return path
+
+
+@pytest.fixture
+def engine() -> Iterator[FakeEngine]:
+    fake = FakeEngine()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def talk(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Talk:
+    """Types lines into a dialogue; gives what the console showed."""
+
+    def typed(*lines: str, pictures: list[Picture] | None = None) -> str:
+        queue = iter(lines)
+
+        def read(prompt: str) -> str:
+            line = next(queue, None)
+            if line is None:
+                raise EOFError
+            return line
+
+        monkeypatch.setattr(builtins, "input", read)
+        shown = StringIO()
+        console = Console(file=shown, width=200)
+        Dialogue(engine, Asking(GenerationOptions()), console).run(pictures or [])
+        return shown.getvalue()
+
+    return typed
+
+
+def conversations(engine: FakeEngine) -> list[Conversation]:
+    return [conversation for conversation, _ in engine.asked]
+
+
+def test_a_follow_up_carries_the_dialogue(
+    talk: Talk, engine: FakeEngine, cat: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk("What is it?", "And why?", pictures=[open_picture(cat)])
+    first, second = conversations(engine)
+    assert first == Conversation.ask("What is it?", [open_picture(cat)])
+    assert [message.role for message in second.messages] == ["user", "assistant", "user"]
+    assert second.messages[1].text == "You asked 'What is it?' about one picture."
+    assert len(second.pictures) == 1
+    assert capsys.readouterr().out.splitlines()[1] == "You asked 'And why?' about one picture."
+
+
+def test_image_shows_a_picture_with_the_next_question(
+    talk: Talk, engine: FakeEngine, cat: Path
+) -> None:
+    talk("Hello", f"/image '{cat}'", "What is it?", "And now?")
+    assert [len(c.messages[-1].pictures) for c in conversations(engine)] == [0, 1, 0]
+
+
+def test_a_picture_is_looked_at_while_the_person_types(
+    talk: Talk, engine: FakeEngine, cat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warmed = threading.Event()
+    warm = engine.warm
+
+    def noted(conversation: Conversation, cancel: threading.Event | None = None) -> None:
+        warm(conversation, cancel)
+        warmed.set()
+
+    monkeypatch.setattr(engine, "warm", noted)
+    talk(pictures=[open_picture(cat)])
+    assert warmed.wait(10)
+    assert engine.warmed[0].pictures == (open_picture(cat),)
+
+
+def test_retry_asks_the_last_question_again(talk: Talk, engine: FakeEngine) -> None:
+    talk("One?", "Two?", "/retry")
+    *_, second, again = conversations(engine)
+    assert again == second
+
+
+def test_retry_without_a_question_says_so(talk: Talk) -> None:
+    assert "nothing to answer again" in talk("/retry")
+
+
+def test_save_keeps_the_dialogue_and_its_pictures(
+    talk: Talk, engine: FakeEngine, cat: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "saved.json"
+    talk("What is it?", f"/save {target}", pictures=[open_picture(cat)])
+    document = json.loads(target.read_text("utf-8"))
+    read = Conversation.from_json(
+        document["messages"], lambda digest: open_picture(document["pictures"][digest])
+    )
+    assert read.pictures == (open_picture(cat),)
+    assert read.messages[-1].text == "You asked 'What is it?' about one picture."
+
+
+def test_problems_do_not_end_the_dialogue(
+    talk: Talk, engine: FakeEngine, tmp_path: Path, cat: Path
+) -> None:
+    shown = talk(
+        "/image gone.png",
+        "/image",
+        "/frobnicate",
+        "/save",
+        f"/save {tmp_path}/no/such/folder.json",
+        "/help",
+        "",
+        "Still there?",
+    )
+    for said in ("no file gone.png", "needs a picture", "no command /frobnicate", "needs a file"):
+        assert said in shown
+    assert "cannot be written" in shown
+    assert "/retry" in shown
+    assert len(engine.asked) == 1
+
+
+def test_a_failed_question_can_be_asked_again_with_its_picture(
+    talk: Talk, engine: FakeEngine, cat: Path
+) -> None:
+    engine.error = ModelError("It broke.")
+    assert "It broke." in talk("What is it?", "What is it?", pictures=[open_picture(cat)])
+    first, second = conversations(engine)
+    assert first == second
+
+
+def test_quit_ends_it(talk: Talk, engine: FakeEngine) -> None:
+    talk("/quit", "never asked")
+    assert not engine.asked
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_what_came(talk: Talk, engine: FakeEngine) -> None:
+    engine.error, engine.error_after = KeyboardInterrupt(), 2
+    talk("One?", "Two?")
+    _, second = conversations(engine)
+    assert second.messages[1].text == "You asked"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_no_question_and_a_terminal_opens_a_dialogue(cat: Path) -> None:
+    import pty
+
+    code = (
+        "import sys\nfrom tests.fake_engine import FakeEngine\nfrom vqa_app import ask, cli\n"
+        "ask.open_engine = lambda choice, console: FakeEngine('Blue.')\n"
+        "cli.main(['ask', sys.argv[1]])\n"
+    )
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(cat)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "TERM": "dumb"},
+    )
+    os.close(theirs)
+    os.write(ours, b"What colour?\n/quit\n")
+    shown = b""
+    while True:
+        try:
+            piece = os.read(ours, 4096)
+        except OSError:  # Linux's way to say that the other side has closed
+            break
+        if not piece:
+            break
+        shown += piece
+    assert process.wait(timeout=20) == 0
+    assert b"Blue." in shown
+    assert b"a cat.png" in shown
