@@ -12,6 +12,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
@@ -46,10 +47,20 @@ class _Ended:
 
 
 class Worker:
-    """Serves jobs first come, first served; background jobs only while nobody else wants anything."""
+    """Serves jobs first come, first served; background jobs only while nobody else wants anything.
 
-    def __init__(self, name: str = "vqa-engine") -> None:
+    Args:
+        name: of the thread.
+        context: entered once on the thread, around all jobs (such as `torch.inference_mode`).
+    """
+
+    def __init__(
+        self,
+        name: str = "vqa-engine",
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         self._name = name
+        self._context = context
         self._changed = threading.Condition()
         self._line: deque[_Task] = deque()
         self._background: deque[_Task] = deque()
@@ -169,16 +180,17 @@ class Worker:
             return task
 
     def _serve(self) -> None:
-        while (task := self._next()) is not None:
-            try:
-                finished = self._advance(task)
-            except BaseException as error:  # whatever it was, it belongs to the consumer
-                task.outbox.put(_Ended(error))
-                continue
-            if finished:
-                task.outbox.put(_Ended())
-            else:
-                self._put_aside(task)
+        with self._context():
+            while (task := self._next()) is not None:
+                try:
+                    finished = self._advance(task)
+                except BaseException as error:  # whatever it was, it belongs to the consumer
+                    task.outbox.put(_Ended(error))
+                    continue
+                if finished:
+                    task.outbox.put(_Ended())
+                else:
+                    self._put_aside(task)
 
     def _advance(self, task: _Task) -> bool:
         """Runs a task to its end, or a background task until somebody is in line."""

@@ -1,0 +1,120 @@
+"""Where on its pictures a model looked for each token of an answer.
+
+Relative attention (Zhang et al., 2025, "MLLMs Know Where to Look"): the answer's attention to each patch over that
+of a neutral instruction about the same pictures. What draws attention whatever is asked cancels out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqa_app.conversation import Conversation, Message
+from vqa_app.decoding import TextStream
+from vqa_app.engine import AttentionMap
+from vqa_app.errors import ModelError
+from vqa_app.images import Picture
+from vqa_app.prompting import Prompt, encode, end_token_ids
+from vqa_app.runtime import Runtime
+from vqa_app.scoring import answered
+
+NEUTRAL = "Write a general description of the image."
+"""The instruction of the paper."""
+SINK = 8.0
+"""A patch with this many times the mean attention even under the neutral instruction is a sink."""
+SQUARE_GRIDS = frozenset({"llava", "gemma3"})
+"""Model types whose pictures are one square grid of image tokens in reading order."""
+POSITION_GRIDS = frozenset({"qwen2_vl", "qwen2_5_vl"})
+"""Model types whose processor says the grid."""
+
+
+def allows_maps(runtime: Runtime) -> bool:
+    """Whether the architecture fuses pictures as a prefix on a known grid."""
+    image_processor = getattr(runtime.processor, "image_processor", None)
+    return (
+        runtime.reuses_prefixes
+        and runtime.model.config.model_type in SQUARE_GRIDS | POSITION_GRIDS
+        and not getattr(image_processor, "do_pad", False)
+    )
+
+
+def attention_map(runtime: Runtime, conversation: Conversation, answer: str) -> AttentionMap:
+    """See `vqa_app.engine.Engine.attention_map`.
+
+    Raises:
+        ModelError: the architecture does not allow it.
+    """
+    if not allows_maps(runtime):
+        raise ModelError(
+            f"{type(runtime.model).__name__} does not say where it looks.",
+            "Attention maps need pictures that are fused as one grid of tokens, as LLaVA has them.",
+        )
+    prompt, places = answered(runtime, conversation, answer)
+    ids = prompt.inputs["input_ids"][0, places.start : places.stop].tolist()
+    ends = end_token_ids(runtime.model, runtime.processor)
+    size = next((index for index, token in enumerate(ids) if token in ends), len(ids))
+    # The token at place p was chosen by looking from p - 1.
+    looked = _looks(runtime, prompt, places.start - 1)[:size]
+    last = conversation.messages[-1]
+    pictures = tuple(part for part in last.parts if isinstance(part, Picture))
+    neutral = Conversation((*conversation.messages[:-1], Message.user(NEUTRAL, pictures)))
+    neutral_prompt = encode(runtime.processor, neutral, answer_next=True)
+    anyway = _looks(runtime, neutral_prompt, len(neutral_prompt) - 1)[0]
+    maps = []
+    spans = zip(prompt.image_spans, neutral_prompt.image_spans, prompt.pictures, strict=True)
+    for index, ((start, end), (start0, end0), picture) in enumerate(spans):
+        relative = _relative(looked[:, start:end], anyway[start0:end0])
+        rows = _rows(runtime, prompt, index)
+        grid = relative.reshape(size, rows, -1).float().cpu().numpy()
+        maps.append(_on_picture(grid, picture, runtime.processor.image_processor))
+    return AttentionMap(_texts(runtime, ids[:size]), tuple(maps))
+
+
+def _looks(runtime: Runtime, prompt: Prompt, start: int) -> Tensor:
+    """[n - start, n]: attention of the tokens from `start`, mean over heads and over the layers in the middle
+    and above, where questions meet pictures; the first ones mostly gather neighbours."""
+    weights = runtime.attend(prompt, start)
+    return weights[len(weights) // 3 :].float().mean((0, 1))
+
+
+def _relative(looked: Tensor, anyway: Tensor) -> Tensor:
+    """[tokens, patches], each row non-negative with a sum of 1."""
+    mean = anyway.mean()
+    relative = looked / (anyway + 0.01 * mean)
+    relative[:, anyway > SINK * mean] = 0.0
+    total = relative.sum(-1, keepdim=True)
+    return torch.where(total > 0, relative / total, 1.0 / relative.shape[-1])
+
+
+def _rows(runtime: Runtime, prompt: Prompt, index: int) -> int:
+    """Rows of a picture's token grid."""
+    if "image_grid_thw" in prompt.inputs:
+        merged = runtime.model.config.vision_config.spatial_merge_size
+        return int(prompt.inputs["image_grid_thw"][index, 1]) // merged
+    start, end = prompt.image_spans[index]
+    return round((end - start) ** 0.5)
+
+
+def _on_picture(grid: np.ndarray, picture: Picture, image_processor: Any) -> np.ndarray:
+    """[tokens, rows, columns] over the whole picture: what a centre crop (CLIP) left out gets zeros."""
+    if not getattr(image_processor, "do_center_crop", False):
+        return grid
+    shorter = image_processor.size["shortest_edge"]
+    scale = shorter / min(picture.image.size)
+    width, height = (edge * scale for edge in picture.image.size)
+    crop = image_processor.crop_size
+    _, rows, columns = grid.shape
+    above = max(0, round(rows * (height / crop["height"] - 1) / 2))
+    beside = max(0, round(columns * (width / crop["width"] - 1) / 2))
+    return np.pad(grid, ((0, 0), (above, above), (beside, beside)))
+
+
+def _texts(runtime: Runtime, ids: list[int]) -> tuple[str, ...]:
+    stream = TextStream(runtime.processor.tokenizer)
+    texts = [stream.push(token) for token in ids]
+    if texts:
+        texts[-1] += stream.finish()
+    return tuple(texts)
