@@ -1,0 +1,187 @@
+"""The layer order, read from the sources; and no module needs anything optional to be imported."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("vqa_app", "finetune", "ui")
+OPTIONAL = (
+    "bitsandbytes",
+    "deepspeed",
+    "pillow_heif",
+    "sentencepiece",
+    "tensorboard",
+    "torchvision",
+    "trackio",
+    "triton",
+    "trl",
+    "wandb",
+)
+"""What a plain `pip install .` may lack: to be imported inside functions only."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's target."""
+
+    importer: str
+    imported: str
+    at_import: bool
+    """Runs when the module is imported: in no function and under no `TYPE_CHECKING`."""
+
+    @property
+    def top(self) -> str:
+        return self.imported.partition(".")[0]
+
+    def __str__(self) -> str:
+        return f"{self.importer} imports {self.imported}"
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name to file, of every module of the three packages."""
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports() -> Iterator[Import]:
+    for name, path in modules().items():
+        tree = ast.parse(path.read_text("utf-8"), str(path))
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        yield from _imports_of(tree, name, package, True)
+
+
+def _imports_of(node: ast.AST, name: str, package: str, at_import: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        runs = at_import and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            runs = False
+        if isinstance(child, ast.Import):
+            for alias in child.names:
+                yield Import(name, alias.name, runs)
+        elif isinstance(child, ast.ImportFrom):
+            base = child.module or ""
+            if child.level:
+                parts = package.split(".")
+                base = ".".join([*parts[: len(parts) - child.level + 1], *filter(None, [base])])
+            for alias in child.names:
+                yield Import(name, f"{base}.{alias.name}", runs)
+        else:
+            yield from _imports_of(child, name, package, runs)
+
+
+def named(module: str, *names: str) -> bool:
+    """Whether a dotted name is one of these or lies inside one."""
+    return any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+def listed(wrong: list[Import]) -> str:
+    return "\n".join(map(str, wrong))
+
+
+def test_there_is_something_to_check() -> None:
+    found = list(imports())
+    assert {"vqa_app.cli", "finetune.config", "ui.store"} <= modules().keys()
+    assert any(i.importer == "vqa_app.cli" and i.top == "typer" and i.at_import for i in found)
+    lazy = [i for i in found if i.importer == "vqa_app.fetch" and i.top == "httpx"]
+    assert lazy and not any(i.at_import for i in lazy)
+
+
+def test_vqa_app_imports_neither_of_the_others() -> None:
+    """Its command line names their modules in a table and imports them when one is asked for."""
+    wrong = [i for i in imports() if named(i.importer, "vqa_app") and i.top in ("finetune", "ui")]
+    assert not wrong, listed(wrong)
+
+
+def test_finetune_never_imports_ui() -> None:
+    wrong = [i for i in imports() if named(i.importer, "finetune") and i.top == "ui"]
+    assert not wrong, listed(wrong)
+
+
+def test_gradio_is_imported_in_ui_alone() -> None:
+    wrong = [i for i in imports() if i.top.startswith("gradio") and not named(i.importer, "ui")]
+    assert not wrong, listed(wrong)
+
+
+def test_optional_packages_are_imported_inside_functions() -> None:
+    wrong = [i for i in imports() if i.top in OPTIONAL and i.at_import]
+    assert not wrong, listed(wrong)
+
+
+def test_the_values_and_the_protocol_need_no_torch() -> None:
+    light = ("errors", "conversation", "engine", "images", "file_kinds", "fetch", "worker", "cli")
+    heavy = ("torch", "transformers", "peft", "gradio", "datasets")
+    wrong = [
+        i
+        for i in imports()
+        if named(i.importer, *(f"vqa_app.{name}" for name in light))
+        and i.top in heavy
+        and i.at_import
+    ]
+    assert not wrong, listed(wrong)
+
+
+# Within vqa_app: each row may import the rows above it and its own.
+ROWS = (
+    ("errors",),
+    ("file_kinds", "images"),
+    ("fetch", "conversation"),
+    ("engine", "template", "manifest"),
+    ("prompting",),
+    ("loading", "modeling"),
+    ("local_engine", "replies"),
+    ("ask", "batch", "dialogue"),
+)
+
+
+def test_the_order_within_vqa_app() -> None:
+    row = {f"vqa_app.{name}": place for place, names in enumerate(ROWS) for name in names}
+    wrong = []
+    for i in imports():
+        module = ".".join(i.imported.split(".")[:2])
+        if i.importer in row and module in row and row[module] > row[i.importer]:
+            wrong.append(i)
+    assert not wrong, listed(wrong)
+
+
+def test_no_star_imports() -> None:
+    assert not [str(i) for i in imports() if i.imported.endswith(".*")]
+
+
+def test_every_module_imports_without_optional_packages() -> None:
+    """In a process of its own, where importing any of `OPTIONAL` fails."""
+    names = [name for name in modules() if not name.endswith("__main__")]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {OPTIONAL}: sys.modules[name] = None\n"
+        f"for name in {names}: importlib.import_module(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", ["vqa_app", "finetune", "ui"])
+def test_importing_a_package_is_light(name: str) -> None:
+    code = f"import {name}, sys; print({{'torch', 'transformers', 'gradio'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()", done.stderr[-2000:]
+
+
+def test_every_public_name_of_vqa_app_exists() -> None:
+    import vqa_app
+
+    for name in vqa_app.__all__:
+        assert getattr(vqa_app, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        vqa_app.no_such_name  # noqa: B018
