@@ -1,0 +1,114 @@
+"""Where a model runs and in which precision, and whether it fits there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vqa_app.errors import ModelError, UsageError
+from vqa_app.weights import BYTES, StoredTensor
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+SMALL = 100_000_000
+"""Below this many parameters a CPU computes in float32: the weights stay in its caches, and
+converting activations costs more than it saves."""
+
+_WEIGHTS_SHARE = {"4bit": 0.30, "8bit": 0.55}
+"""Memory of quantised weights over that of 16-bit ones: NF4 with double quantisation has 4.13 bits
+a weight; embeddings, projector and encoder stay as they are."""
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; `auto` is the first there is of cuda, mps and cpu.
+
+    Raises:
+        ModelError: it cannot be used here.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        mps = getattr(torch.backends, "mps", None)
+        return torch.device("mps" if mps is not None and mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(
+            f"The device {name!r} cannot be used here.", "Choose auto, cpu, cuda or mps."
+        ) from error
+    return device
+
+
+def choose_dtype(name: str, device: torch.device, parameters: int) -> torch.dtype:
+    """The dtype of a name; see `vqa_app.loading.load_model` for what `auto` is.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    import torch
+
+    if name != "auto":
+        if name not in DTYPES:
+            raise UsageError(f"Unknown dtype {name!r}.", f"Choose auto or {', '.join(DTYPES)}.")
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "mps":
+        return torch.bfloat16
+    if parameters >= SMALL and _cpu_computes_in_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _cpu_computes_in_bfloat16() -> bool:
+    import torch
+
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+def check_memory(
+    name: str,
+    tensors: Sequence[StoredTensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: str | None,
+) -> None:
+    """Refuses weights that alone need more than is free.
+
+    Raises:
+        ModelError: with both figures.
+    """
+    import torch
+
+    sixteen_bit = 2 * sum(tensor.size for tensor in tensors)
+    if quantize is not None:
+        needed = int(sixteen_bit * _WEIGHTS_SHARE[quantize])
+    else:
+        needed = sum(
+            tensor.size * (dtype.itemsize if "F" in tensor.dtype else BYTES[tensor.dtype])
+            for tensor in tensors
+        )
+    if device.type == "cuda":
+        free, kind = torch.cuda.mem_get_info(device)[0], "GPU memory"
+    else:
+        import psutil
+
+        free, kind = psutil.virtual_memory().available, "memory"
+    if needed <= free:
+        return
+    ways = ["a smaller model"]
+    if quantize is None:
+        ways.insert(0, "--quantize 4bit")
+    if quantize is None and dtype.itemsize > 2:
+        ways.insert(0, "--dtype bfloat16")
+    raise ModelError(
+        f"{name} needs {needed / 1e9:.1f} GB of {kind}; {free / 1e9:.1f} GB are free.",
+        f"Use {' or '.join(ways)}, or close other programs.",
+    )

@@ -1,0 +1,102 @@
+"""Processors: tokenizer, image processor and chat template of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vqa_app.errors import ModelError
+from vqa_app.quiet import quiet
+from vqa_app.sources import Source, read_json
+
+FALLBACK_TEMPLATES = {
+    "paligemma": (
+        "{% for message in messages %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}{% endfor %}"
+        "{{ bos_token }}{% for message in messages %}"
+        "{% for part in message['content'] if part['type'] == 'text' %}"
+        "{{ part['text'] }}{% endfor %}"
+        "{{ eos_token if message['role'] == 'assistant' else '\n' }}{% endfor %}"
+    ),
+    "blip-2": (
+        "{% for message in messages %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}{% endfor %}"
+        "{{ bos_token }}{% for message in messages %}"
+        "{{ {'user': 'Question: ', 'assistant': ' ', 'system': ''}[message['role']] }}"
+        "{% for part in message['content'] if part['type'] == 'text' %}"
+        "{{ part['text'] }}{% endfor %}"
+        "{{ {'user': ' Answer:', 'assistant': '\n', 'system': ' '}[message['role']] }}"
+        "{% endfor %}"
+    ),
+    "kosmos-2": (
+        "{{ bos_token }}{% for message in messages %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
+        "{{ {'user': ' Question: ', 'assistant': ' ', 'system': ' '}[message['role']] }}"
+        "{% for part in message['content'] if part['type'] == 'text' %}"
+        "{{ part['text'] }}{% endfor %}"
+        "{{ ' Answer:' if message['role'] == 'user' else '' }}{% endfor %}"
+    ),
+}
+"""For architectures whose hub repositories have no chat template, by `model_type`: the formats that
+their authors publish for question answering. Used only where a repository brings none.
+
+PaliGemma: pictures, `<bos>`, the question, a newline (Beyer et al. 2024, section 3). BLIP-2:
+"Question: ... Answer:", earlier turns in front (Li et al. 2023, section 4). Kosmos-2: the same
+words behind the picture, as in its model card."""
+
+
+def load_processor(source: Source, config: Any) -> Any:
+    """The processor, with Pillow as its image backend and a chat template.
+
+    What the checkpoint says is kept; what old checkpoints do not say comes from the model's config.
+
+    Raises:
+        ModelError: it has none, or no chat template.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        with quiet():
+            processor = AutoProcessor.from_pretrained(
+                source.directory, trust_remote_code=False, local_files_only=True, backend="pil"
+            )
+    except ImportError as error:
+        raise ModelError(
+            f"The processor of {source.name} needs a package: {str(error).strip().splitlines()[0]}",
+            "Install it and try again.",
+        ) from error
+    except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
+        reason = str(error).strip().splitlines() or [repr(error)]
+        raise ModelError(
+            f"The processor of {source.name} cannot be loaded: {reason[0]}",
+            "Its tokenizer or image processor files are missing or broken; choose another model.",
+        ) from error
+    if getattr(processor, "tokenizer", None) is None or not hasattr(processor, "image_processor"):
+        raise ModelError(
+            f"{source.name} has no processor for text and pictures.", "Choose another model."
+        )
+    _complete(processor, config, source.directory)
+    own = (processor, processor.tokenizer)
+    if not any(getattr(owner, "chat_template", None) for owner in own):
+        template = FALLBACK_TEMPLATES.get(config.model_type)
+        if template is None:
+            raise ModelError(
+                f"{source.name} has no chat template, so it is not made for questions.",
+                "Choose its instruction-tuned sibling, or add a chat_template.jinja to its folder.",
+            )
+        processor.chat_template = template
+    return processor
+
+
+def _complete(processor: Any, config: Any, directory: Path) -> None:
+    """Fills in what LLaVA processors from before transformers 4.46 do not say."""
+    if not hasattr(processor, "patch_size") or processor.patch_size is not None:
+        return
+    said = read_json(directory / "processor_config.json")
+    tower = config.vision_config
+    processor.patch_size = tower.patch_size
+    if said.get("vision_feature_select_strategy") is None:
+        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+    if "num_additional_image_tokens" not in said:
+        has_class_token = tower.model_type == "clip_vision_model"
+        processor.num_additional_image_tokens = int(has_class_token)
