@@ -6,14 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vqa_app.manifest import read_manifest, write_manifest
-
 from finetune.checkpoint import whole_directory
 from finetune.golden import GOLDEN_FOLDER, compare, read_golden, record_golden
 from finetune.verify import Verification, tolerance_of
 from vqa_app.conversation import Conversation, Message
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.images import open_picture
+from vqa_app.manifest import read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from vqa_app.loading import LoadedModel
@@ -76,7 +75,7 @@ def _any_conversation() -> Conversation:
 def _load(run: Path, dtype: str) -> LoadedModel:
     from vqa_app.loading import load_model
 
-    return load_model(str(run), device="cpu", dtype=dtype, quantize=None)
+    return load_model(str(run), device="cpu", dtype=dtype, quantize=None, merge=False)
 
 
 def _compare_from_disk(folder: Path, loaded: LoadedModel) -> Verification:
