@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file, save_file
-from vqa_app.manifest import MANIFEST_FILE, Manifest, write_manifest
 
 from finetune.golden import GOLDEN_FOLDER, record_golden
 from vqa_app.conversation import Conversation
 from vqa_app.errors import ModelError
+from vqa_app.manifest import MANIFEST_FILE, Manifest, write_manifest
 
 if TYPE_CHECKING:
     import torch

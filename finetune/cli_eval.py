@@ -15,10 +15,9 @@ from rich.table import Table
 from vqa_app.errors import UsageError
 
 if TYPE_CHECKING:
-    from vqa_app.loading import LoadedModel
-
     from finetune.evaluate import EvalResult
     from finetune.metrics import PairedTest
+    from vqa_app.loading import LoadedModel
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -53,8 +52,8 @@ def evaluate_command(
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 64,
     losses: Annotated[
-        bool, typer.Option(help="Also measure loss and image gain, at about half the speed.")
-    ] = True,
+        int, typer.Option(min=0, help="Measure loss and image gain at so many of the questions.")
+    ] = 1000,
     quantize: Annotated[str | None, typer.Option(help="4bit or 8bit.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -66,9 +65,8 @@ def evaluate_command(
     accuracy normalises answers as the official evaluator does, and uses its formula where there are
     ten answers.
     """
-    from vqa_app.loading import load_model
-
     from finetune.evaluate import compare, evaluate
+    from vqa_app.loading import load_model
 
     if out is not None and out.suffix != ".jsonl":
         raise UsageError(
@@ -203,7 +201,8 @@ def _print(results: list[EvalResult], test: PairedTest | None) -> None:
         numeric = f"{first.scores.numeric_questions:,}"
         line("relaxed accuracy", numeric, [_percent(r.scores.relaxed_accuracy) for r in results])
     if first.loss is not None:
-        line("loss, nats per token", total, [_number(r.loss) for r in results])
+        measured = sum(p.loss is not None for p in first.predictions)
+        line("loss, nats per token", f"{measured:,}", [_number(r.loss) for r in results])
     if first.image_gain is not None:
         shown = sum(p.image_gain is not None for p in first.predictions)
         line("image gain, nats per token", f"{shown:,}", [_number(r.image_gain) for r in results])

@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +27,13 @@ from vqa_app.images import Picture, blank_like
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
-    from vqa_app.loading import LoadedModel
 
     from finetune.datasets import Row
+    from vqa_app.loading import LoadedModel
 
 MAX_NEW_TOKENS = 64
+MEASURED_LOSSES = 1000
+"""Loss and image gain are measured at so many questions, spread evenly: enough for a mean."""
 _CHUNK = 512
 """Questions rendered and answered together: pictures in memory, and how often it is saved."""
 
@@ -72,6 +74,11 @@ class Question:
         earlier = [picture for message in messages[:-1] for picture in message.pictures]
         asked = Message("user", (*earlier, *messages[-1].parts))
         return Conversation((*opening, asked))
+
+    def finished(self, pictures: dict[str, Picture]) -> Conversation:
+        """The question with the row's own answer."""
+        answer = Message.assistant(self.row.turns[self.turn].text)
+        return self.conversation(pictures).then(answer)
 
 
 def questions_of(rows: Iterable[Row], *, history: bool = False) -> list[Question]:
@@ -175,19 +182,20 @@ def answer_questions(
     questions: Sequence[Question],
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    losses: bool = True,
+    measured: Collection[str] | None = None,
     on_chunk: Callable[[list[Prediction]], None] | None = None,
 ) -> list[Prediction]:
     """Answers and scores questions in their order.
 
     Args:
-        losses: also measure the loss of the right answers, with and without the pictures.
+        measured: ids of the questions where the loss of the right answer is measured too, with and
+            without the pictures; None is all of them.
         on_chunk: told of every few hundred predictions as they are made; what it raises ends it.
     """
     predictions: list[Prediction] = []
     for start in range(0, len(questions), _CHUNK):
         chunk = _answer_chunk(
-            model, processor, questions[start : start + _CHUNK], max_new_tokens, losses
+            model, processor, questions[start : start + _CHUNK], max_new_tokens, measured
         )
         predictions += chunk
         if on_chunk:
@@ -200,7 +208,7 @@ def _answer_chunk(
     processor: ProcessorMixin,
     questions: Sequence[Question],
     max_new_tokens: int,
-    losses: bool,
+    measured: Collection[str] | None,
 ) -> list[Prediction]:
     from finetune.answering import answer_all, answer_losses
     from vqa_app.prompting import encode, template_text
@@ -212,19 +220,16 @@ def _answer_chunk(
     answers = answer_all(model, processor, prompts, max_new_tokens=max_new_tokens)
     seen: list[Any] = [None] * len(questions)
     blank: list[Any] = [None] * len(questions)
-    if losses:
-        right = [Message.assistant(q.row.turns[q.turn].text) for q in questions]
-
-        def measure(opened: dict[str, Picture], indices: Sequence[int]) -> list[Any]:
-            finished = [questions[i].conversation(opened).then(right[i]) for i in indices]
-            rendered = [encode(processor, c, answer_next=False) for c in finished]
-            return answer_losses(model, processor, rendered)
-
-        seen = measure(pictures, range(len(questions)))
-        looking = [i for i, conversation in enumerate(asked) if conversation.pictures]
-        blanks = {key: blank_like(picture) for key, picture in pictures.items()}
-        for index, loss in zip(looking, measure(blanks, looking), strict=True):
-            blank[index] = loss
+    blanks = {key: blank_like(picture) for key, picture in pictures.items()}
+    chosen = [i for i, q in enumerate(questions) if measured is None or q.id in measured]
+    for losses, shown, indices in (
+        (seen, pictures, chosen),
+        (blank, blanks, [i for i in chosen if asked[i].pictures]),
+    ):
+        finished = [questions[i].finished(shown) for i in indices]
+        rendered = [encode(processor, c, answer_next=False) for c in finished]
+        for i, loss in zip(indices, answer_losses(model, processor, rendered), strict=True):
+            losses[i] = loss
     return [
         Prediction(
             id=question.id,
@@ -255,7 +260,7 @@ def evaluate(
     max_new_tokens: int = MAX_NEW_TOKENS,
     limit: int | None = None,
     history: bool = False,
-    losses: bool = True,
+    losses: int = MEASURED_LOSSES,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
     """Answers every question of some data and scores the answers.
@@ -267,6 +272,7 @@ def evaluate(
         out: JSONL file for the predictions, written as they are made; an interrupted evaluation of
             the same model and data goes on there. Scores go beside it (`.summary.json`).
         limit: ask only so many questions, spread evenly.
+        losses: measure loss and image gain at so many questions, spread evenly.
         on_progress: told how many of how many questions are answered.
 
     Raises:
@@ -300,7 +306,7 @@ def evaluate(
         loaded.processor,
         todo,
         max_new_tokens=max_new_tokens,
-        losses=losses,
+        measured={question.id for question in spread(questions, losses)},
         on_chunk=report,
     )
     predictions = [done[question.id] for question in questions]

@@ -1,0 +1,234 @@
+"""What a run leaves for people: plots, a report in one HTML file, a model card.
+
+All of it is made from files of the run (`manifest.json`, `metrics.jsonl`, `watch.jsonl`) and can be
+made again; only the worst answers are handed in, with their pictures.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vqa_app.images import Picture, open_picture
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from finetune.evaluate import Prediction, Question
+
+METRICS_FILE = "metrics.jsonl"
+"""One JSON object a line, as `transformers.Trainer` logs: `step`, `epoch`, `loss`, `learning_rate`;
+or `step`, `eval_loss`, `eval_vqa_accuracy`, `eval_image_gain`."""
+WATCH_FILE = "watch.jsonl"
+"""One `WatchAnswer` a line."""
+WATCH_FOLDER = "watch"
+"""Pictures of the watch questions, by digest."""
+PLOTS = "plots"
+_THUMBNAIL = 240
+"""Longest side, in pixels, of pictures in the report."""
+
+
+@dataclass(frozen=True)
+class WatchAnswer:
+    """What the model said to one watch question at one evaluation."""
+
+    step: int
+    question: str
+    expected: str
+    """Empty where nobody knows."""
+    answer: str
+    pictures: tuple[str, ...]
+    """Digests; the files lie in the run's `watch` folder."""
+
+
+@dataclass(frozen=True)
+class WorstAnswer:
+    prediction: Prediction
+    pictures: tuple[Picture, ...]
+
+
+def keep_watch_answers(
+    run: Path, step: int, answered: Iterable[tuple[str, str, str, Sequence[Picture]]]
+) -> None:
+    """Adds one evaluation's watch answers to the run.
+
+    Args:
+        answered: question, expected answer (or ""), the model's answer, pictures.
+    """
+    (run / WATCH_FOLDER).mkdir(parents=True, exist_ok=True)
+    with (run / WATCH_FILE).open("a", encoding="utf-8") as file:
+        for question, expected, answer, pictures in answered:
+            for picture in pictures:
+                place = run / WATCH_FOLDER / f"{picture.digest}.png"
+                if not place.exists():
+                    picture.image.save(place)
+            digests = tuple(picture.digest for picture in pictures)
+            kept = WatchAnswer(step, question, expected, answer, digests)
+            file.write(json.dumps(asdict(kept), ensure_ascii=False) + "\n")
+
+
+def worst_answers(
+    predictions: Iterable[Prediction], questions: Iterable[Question], count: int = 12
+) -> list[WorstAnswer]:
+    """The answers furthest from right, with their pictures: by accuracy, then by loss."""
+    asked = {question.id: question for question in questions}
+    wrong = [p for p in predictions if p.vqa_accuracy < 1 and p.id in asked]
+    wrong.sort(key=lambda p: (p.vqa_accuracy, -(p.loss or 0.0), p.id))
+    found = []
+    for prediction in wrong[:count]:
+        question = asked[prediction.id]
+        shown = [s for turn in question.row.turns[: question.turn] for s in turn.pictures]
+        found.append(WorstAnswer(prediction, tuple(source.open() for source in shown)))
+    return found
+
+
+def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
+    """Writes `plots/*.png`, `report.html` and `README.md` into a run."""
+    run = Path(run)
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    lines = _json_lines(run / METRICS_FILE)
+    plots = _write_plots(run, lines)
+    context = {
+        "name": run.resolve().name,
+        "manifest": manifest,
+        "command": _command(manifest),
+        "final": _final(lines),
+        "plots": [(title, _uri(path.read_bytes())) for title, path in plots],
+        "watch": _watch(run),
+        "worst": [
+            (answer.prediction, [_thumbnail(picture.image) for picture in answer.pictures])
+            for answer in worst
+        ],
+    }
+    (run / "report.html").write_text(_render("report.html.j2", context), encoding="utf-8")
+    (run / "README.md").write_text(_render("model_card.md.j2", context), encoding="utf-8")
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def _command(manifest: Mapping[str, Any]) -> str:
+    command = manifest.get("command") or ""
+    return command if isinstance(command, str) else shlex.join(command)
+
+
+def _final(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The last figure of each name."""
+    last: dict[str, float] = {}
+    for line in lines:
+        last |= {key: value for key, value in line.items() if isinstance(value, (int, float))}
+    return last
+
+
+def _curve(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Steps and values; of a step that was trained twice, after a resume, the later value."""
+    points = {line["step"]: line[key] for line in lines if key in line and "step" in line}
+    steps = sorted(points)
+    return steps, [points[step] for step in steps]
+
+
+_PLOTS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "loss": (
+        "Loss",
+        "nats per answer token",
+        {"loss": "training", "eval_loss": "held-out"},
+    ),
+    "accuracy": ("Accuracy", "VQA accuracy", {"eval_vqa_accuracy": "held-out"}),
+    "image_gain": (
+        "What the picture is worth",
+        "nats per answer token",
+        {"eval_image_gain": "held-out"},
+    ),
+    "learning_rate": ("Learning rate", "", {"learning_rate": "LLM"}),
+}
+"""File name → title, unit, curves with their names."""
+
+
+def _write_plots(run: Path, lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, Path]]:
+    """Draws every plot there are numbers for; gives titles and files."""
+    from matplotlib.figure import Figure  # not pyplot, whose global state is no good in threads
+
+    written = []
+    for name, (title, unit, curves) in _PLOTS.items():
+        found = {label: _curve(lines, key) for key, label in curves.items()}
+        found = {label: points for label, points in found.items() if points[0]}
+        if not found:
+            continue
+        figure = Figure(figsize=(6.4, 3.6), dpi=140, layout="constrained")
+        axes = figure.add_subplot()
+        for label, (steps, values) in found.items():
+            axes.plot(steps, values, label=label, marker="o" if len(steps) < 30 else None, ms=3)
+        axes.set_title(title, loc="left")
+        axes.set_xlabel("step")
+        axes.set_ylabel(unit)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if name == "accuracy":
+            axes.set_ylim(0, 1.02)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        if len(found) > 1:
+            axes.legend(frameon=False)
+        (run / PLOTS).mkdir(exist_ok=True)
+        path = run / PLOTS / f"{name}.png"
+        figure.savefig(path)
+        written.append((title, path))
+    return written
+
+
+def _watch(run: Path) -> list[dict[str, Any]]:
+    """Each watch question with pictures and answers over time, equal ones in a row as one."""
+    questions: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
+    for line in _json_lines(run / WATCH_FILE):
+        answer = WatchAnswer(**{**line, "pictures": tuple(line["pictures"])})
+        entry = questions.setdefault(
+            (answer.question, answer.pictures),
+            {"question": answer.question, "expected": answer.expected, "answers": {}},
+        )
+        entry["answers"][answer.step] = answer.answer
+        if "pictures" not in entry:
+            paths = [run / WATCH_FOLDER / f"{digest}.png" for digest in answer.pictures]
+            entry["pictures"] = [_thumbnail(open_picture(p).image) for p in paths if p.exists()]
+    for entry in questions.values():
+        answers: list[tuple[int, int, str]] = []
+        for step, text in sorted(entry["answers"].items()):
+            if answers and answers[-1][2] == text:
+                answers[-1] = (answers[-1][0], step, text)
+            else:
+                answers.append((step, step, text))
+        entry["answers"] = answers
+    return list(questions.values())
+
+
+def _thumbnail(image: Image.Image) -> str:
+    small = image.copy()
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = BytesIO()
+    small.save(buffer, "PNG")
+    return _uri(buffer.getvalue())
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _render(template: str, context: Mapping[str, Any]) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=template.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    source = files("finetune").joinpath("templates", template).read_text(encoding="utf-8")
+    return environment.from_string(source).render(context)
