@@ -1,0 +1,307 @@
+"""What the page can ask for, driven without gradio on an engine without a model."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from PIL import Image
+
+from tests.fake_engine import FakeEngine
+from ui.handlers import Desk
+from ui.hub import Choice, Hub
+from ui.pictures import PictureShelf
+from ui.store import Store
+from vqa_app.errors import ModelError, UsageError
+
+
+def choice(key: str) -> Choice:
+    return Choice(key, key.title(), "small", "Built in", key)
+
+
+class House:
+    """A desk with engines of one's own making."""
+
+    def __init__(self, folder, engines):
+        self.engines = engines
+        self.hub = Hub(self._load, lambda: [choice(key) for key in engines], next(iter(engines)))
+        self.store = Store(folder / "chats.sqlite")
+        self.shelf = PictureShelf(folder / "pictures")
+        self.desk = Desk(self.store, self.shelf, self.hub)
+
+    def _load(self, chosen, progress):
+        engine = self.engines[chosen.key]
+        if isinstance(engine, Exception):
+            raise engine
+        return engine
+
+    def picture(self, owner="ann", colour="red", name="red.png"):
+        picture = self.shelf.add(Image.new("RGB", (32, 24), colour), name)
+        self.store.remember_picture(owner, picture.digest, name, {"changes": []})
+        return picture.digest
+
+    def ask(self, question, owner="ann", **request):
+        """All updates of a question, and the view after it."""
+        updates = list(self.desk.ask(owner, {"question": question, **request}))
+        return updates, updates[-1]["view"]
+
+    def close(self):
+        self.desk.stop_all()
+        self.hub.close()
+        self.store.close()
+
+
+@pytest.fixture
+def house(tmp_path):
+    houses = []
+
+    def build(engine=None, **more):
+        engines = {"first": engine or FakeEngine(), **more}
+        houses.append(House(tmp_path, engines))
+        return houses[-1]
+
+    yield build
+    for built in houses:
+        built.close()
+
+
+def test_an_answer_streams_and_is_kept_with_what_is_known_of_it(house):
+    updates, view = house().ask("What is it?")
+    texts = [u["live"]["html"] for u in updates if u and "html" in u.get("live", {})]
+    assert texts and texts[-1] == view["turns"][0]["html"]
+    (turn,) = view["turns"]
+    assert (turn["state"], turn["question"]) == ("answered", "What is it?")
+    assert turn["facts"]["confidence"] == 0.75 and turn["facts"]["model"] == "fake"
+    assert view["title"] == "What is it?" and view["meter"]["limit"] == 4096
+
+
+def test_the_model_reads_the_history_of_the_server_with_its_pictures(house):
+    engine = FakeEngine()
+    home = house(engine)
+    red, blue = home.picture(), home.picture(colour="blue", name="blue.png")
+    _, view = home.ask("One?", pictures=[red])
+    _, view = home.ask("Two?", conversation=view["conversation"], pictures=[blue])
+    asked, _ = engine.asked[-1]
+    assert [picture.digest for picture in asked.pictures] == [red, blue]
+    assert [message.role for message in asked.messages] == ["user", "assistant", "user"]
+    assert [p["number"] for turn in view["turns"] for p in turn["pictures"]] == [1, 2]
+
+
+def test_stop_keeps_what_came_and_frees_the_line(house):
+    engine = FakeEngine("one two three four", gate=threading.Event(), open_words=2)
+    home = house(engine)
+    running = home.desk.ask("ann", {"question": "Count."})
+    conversation = next(running)["view"]["conversation"]
+    engine.begun.wait(5)
+    for update in running:
+        if update and "two" in update.get("live", {}).get("html", ""):
+            home.desk.stop("ann", conversation)
+    (turn,) = home.desk.view("ann", conversation)["turns"]
+    assert (turn["state"], turn["answer"].strip()) == ("stopped", "one two")
+
+
+def test_a_stranger_cannot_stop_an_answer(house):
+    engine = FakeEngine("one two three", gate=threading.Event(), open_words=1)
+    home = house(engine)
+    running = home.desk.ask("ann", {"question": "Count."})
+    conversation = next(running)["view"]["conversation"]
+    home.desk.stop("bob", conversation)
+    engine._gate.set()
+    assert list(running)[-1]["view"]["turns"][0]["state"] == "answered"
+
+
+def test_a_page_that_goes_away_ends_its_answer(house):
+    engine = FakeEngine("one two three", gate=threading.Event(), open_words=1)
+    home = house(engine)
+    running = home.desk.ask("ann", {"question": "Count."})
+    conversation = next(running)["view"]["conversation"]
+    next(update for update in running if update and update.get("live", {}).get("html"))
+    running.close()
+    (turn,) = home.desk.view("ann", conversation)["turns"]
+    assert (turn["state"], turn["answer"]) == ("stopped", "one")
+    engine._gate.set()
+    assert home.ask("Next?", owner="bob")[1]["turns"][0]["state"] == "answered"
+    assert not home.desk.view("ann", conversation)["busy"]
+
+
+def test_regenerate_and_edit_branch_with_their_pictures(house):
+    engine = FakeEngine()
+    home = house(engine)
+    red = home.picture()
+    _, view = home.ask("One?", pictures=[red])
+    chat, first = view["conversation"], view["turns"][0]["id"]
+    home.ask("Two?", conversation=chat)
+    _, view = home.ask("", conversation=chat, again=first)
+    assert [turn["question"] for turn in view["turns"]] == ["One?"]
+    assert view["turns"][0]["branches"]["of"] == 2
+    _, view = home.ask("Changed?", conversation=chat, replaces=first, pictures=[red])
+    assert view["turns"][0]["branches"] == {
+        "at": 3, "of": 3, "before": view["turns"][0]["branches"]["before"], "after": None,
+    }  # fmt: skip
+    assert [picture.digest for picture in engine.asked[-1][0].pictures] == [red]
+    back = home.desk.act("ann", {"do": "branch", "conversation": chat, "turn": first})["view"]
+    assert [turn["question"] for turn in back["turns"]] == ["One?", "Two?"]
+
+
+def test_a_question_without_an_answer_hands_its_pictures_on(house):
+    engine = FakeEngine()
+    home = house(engine)
+    red = home.picture()
+    engine.error = ModelError("Out of memory.", "Use a smaller picture.")
+    _, view = home.ask("What?", pictures=[red])
+    assert view["turns"][0]["state"] == "failed"
+    assert "smaller picture" in view["turns"][0]["facts"]["error"]
+    home.ask("And now?", conversation=view["conversation"])
+    assert [m.role for m in engine.asked[-1][0].messages] == ["user"]
+    assert [p.digest for p in engine.asked[-1][0].pictures] == [red]
+
+
+def test_our_own_mistakes_show_no_details(house):
+    engine = FakeEngine()
+    engine.error = RuntimeError("/secret/path exploded")
+    _, view = house(engine).ask("What?")
+    assert "secret" not in str(view) and "our side" in view["turns"][0]["facts"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "problem"),
+    [
+        ({"question": " "}, "nothing to answer"),
+        ({"question": "x" * 20_001}, "characters"),
+        ({"question": "x", "pictures": ["a" * 64]}, "not here"),
+        ({"question": "x", "pictures": ["../../etc/passwd"]}, "not here"),
+        ({"question": "x", "conversation": "made-up"}, "does not exist"),
+        ({"again": "made-up", "conversation": "made-up"}, "does not exist"),
+        ({"question": "x", "pictures": ["a" * 64] * 9}, "9 pictures"),
+    ],
+)
+def test_a_forged_request_is_refused(house, request_, problem):
+    with pytest.raises(UsageError, match=problem):
+        list(house().desk.ask("ann", request_))
+
+
+def test_a_picture_of_somebody_else_is_refused(house):
+    home = house()
+    with pytest.raises(UsageError, match="not here"):
+        home.ask("What?", owner="bob", pictures=[home.picture("ann")])
+
+
+def test_a_dropped_picture_is_warmed_behind_the_history(house):
+    engine = FakeEngine()
+    home = house(engine)
+    red, blue = home.picture(), home.picture(colour="blue")
+    home.hub.start()
+    home.hub.wait(timeout=5)
+    _, view = home.ask("One?", pictures=[red])
+    home.desk.warm("ann", {"conversation": view["conversation"], "pictures": [blue]}).join()
+    (warmed,) = engine.warmed
+    assert [m.role for m in warmed.messages] == ["user", "assistant", "user"]
+    assert warmed.messages[-1].text == "" and warmed.messages[-1].pictures[0].digest == blue
+
+
+def test_settings_reach_the_model(house):
+    engine = FakeEngine()
+    home = house(engine)
+    home.desk.save_settings(
+        "ann", {"temperature": 0.5, "seed": 3, "max_new_tokens": 2, "system": "Be kind.",
+                "style": "short"}
+    )  # fmt: skip
+    home.ask("What?")
+    asked, options = engine.asked[-1]
+    assert (options.temperature, options.seed, options.max_new_tokens) == (0.5, 3, 2)
+    assert asked.system == "Be kind."
+    assert asked.messages[-1].text.endswith("single word or phrase.")
+    home.ask("And for bob?", owner="bob")
+    assert engine.asked[-1][0].system is None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"temperature": 99}, {"top_p": "x"}, {"max_new_tokens": 10**9}, {"style": "rude"},
+     {"system": "x" * 5000}, {"owner": "bob"}],
+)  # fmt: skip
+def test_impossible_settings_are_refused(house, bad):
+    home = house()
+    with pytest.raises(UsageError):
+        home.desk.save_settings("ann", bad)
+    assert home.store.settings("ann") == {}
+
+
+def test_a_model_that_fails_to_load_leaves_the_old_one_answering(house):
+    home = house(broken=ModelError("It is damaged.", "Fetch it again."))
+    home.ask("Hello?")
+    with pytest.raises(ModelError, match="damaged"):
+        list(home.desk.pick("ann", {"model": "broken"}))
+    _, view = home.ask("Still there?")
+    assert view["turns"][0]["state"] == "answered"
+
+
+def test_each_person_picks_their_own_model(house):
+    other = FakeEngine("the other one")
+    home = house(other=other)
+    list(home.desk.pick("ann", {"model": "other"}))
+    assert home.ask("Who?")[1]["turns"][0]["answer"].strip() == "the other one"
+    assert "You asked" in home.ask("Who?", owner="bob")[1]["turns"][0]["answer"]
+    with pytest.raises(ModelError):
+        list(home.desk.pick("ann", {"model": "/etc/passwd"}))
+
+
+def test_a_load_can_be_cancelled(tmp_path):
+    begun = threading.Event()
+
+    def load(chosen, progress):
+        begun.set()
+        while True:
+            progress("Downloading", 0.5)
+
+    hub = Hub(load, lambda: [choice("slow")], "slow")
+    hub.start()
+    begun.wait(5)
+    assert hub.standing().phase == "loading"
+    hub.cancel("slow")
+    with pytest.raises(ModelError, match="cancelled"):
+        hub.wait(timeout=5)
+    assert hub.standing().phase == "absent"
+
+
+def test_the_least_used_models_are_let_go():
+    engines = {key: FakeEngine() for key in ("default", "a", "b", "c")}
+    hub = Hub(lambda c, _: engines[c.key], lambda: [choice(key) for key in engines], "default", 2)
+    for key in engines:
+        hub.start(key)
+        hub.wait(key, 5)
+    assert [engine.closed for engine in engines.values()] == [False, True, False, False]
+    hub.close()
+    assert all(engine.closed for engine in engines.values())
+
+
+def test_what_was_left_out_is_told(house):
+    home = house()
+    _, view = home.ask("One?")
+    chat = view["conversation"]
+    _, view = home.ask("Two?", conversation=chat)
+    home.store.add_facts("ann", chat, view["turns"][1]["id"], {"dropped": 2})
+    assert [t["left_out"] for t in home.desk.view("ann", chat)["turns"]] == [True, False]
+
+
+def test_six_people_are_all_answered_without_mixing(house):
+    home = house(FakeEngine(delay=0.002))
+    views = {}
+
+    def talk(owner):
+        _, view = home.ask(f"I am {owner}, 0", owner=owner)
+        for count in range(1, 4):
+            _, view = home.ask(
+                f"I am {owner}, {count}", owner=owner, conversation=view["conversation"]
+            )
+        views[owner] = view
+
+    threads = [threading.Thread(target=talk, args=(f"p{n}",)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    for owner, view in views.items():
+        expected = [f"You asked 'I am {owner}, {count}' about no picture." for count in range(4)]
+        assert [turn["answer"].strip() for turn in view["turns"]] == expected
+    assert len(views) == 6

@@ -1,0 +1,349 @@
+"""What the page can ask for, as plain generators and functions without gradio.
+
+Every one takes the owner and the page's request, a dict of JSON values that is never trusted: ids
+are looked up among the owner's own, pictures among those the owner brought, history comes from the
+store. What they give back are dicts that the page draws; see `ui/static/page.js`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ui.hub import Hub, Standing
+from ui.markdown import to_html
+from ui.pictures import PictureShelf
+from ui.render import conversation_of, title_of, view_of
+from ui.settings import Settings
+from ui.store import Store, Turn
+from ui.stream import BEAT, beats, facts_of, state_of
+from vqa_app.engine import Delta, Status
+from vqa_app.errors import UsageError, VqaError
+
+log = logging.getLogger(__name__)
+
+Request = dict[str, Any]
+Update = dict[str, Any]
+
+MAX_QUESTION = 20_000
+MAX_PICTURES = 8
+OUR_FAULT = "Something went wrong on our side. Please try again."
+
+
+def message_of(error: BaseException) -> str:
+    """What a person is told; the details of our own mistakes go to the log alone."""
+    if isinstance(error, VqaError):
+        return str(error).replace("\n", " ")
+    log.error("Unexpected error", exc_info=error)
+    return OUR_FAULT
+
+
+@dataclass
+class _Running:
+    owner: str
+    conversation: str
+    cancel: threading.Event = field(default_factory=threading.Event)
+
+
+class Desk:
+    """Serves everybody's requests on one store and one hub."""
+
+    def __init__(self, store: Store, shelf: PictureShelf, hub: Hub) -> None:
+        self.store, self.shelf, self.hub = store, shelf, hub
+        self._running: dict[str, _Running] = {}
+        self._warming: dict[str, threading.Event] = {}
+        self._lock = threading.Lock()
+
+    # -- asking ------------------------------------------------------------------------------------
+
+    def ask(self, owner: str, request: Request) -> Iterator[Update | None]:
+        """Answers a question, asks one again, or asks a changed one in its place.
+
+        The request holds `question` and `pictures`, and `replaces` (a turn's id) for a changed
+        question; or `again` (a turn's id) for another answer to the same one. `conversation` is
+        None for a new one.
+
+        Yields:
+            `view` when turns change, `live` while the answer grows, None at every idle beat.
+        """
+        settings = self.settings(owner)
+        turn, conversation = self._open_turn(owner, request, settings)
+        running = _Running(owner, conversation)
+        with self._lock:
+            self._running[turn.id] = running
+        try:
+            yield {"view": self.view(owner, conversation), **self._list(owner)}
+            yield from self._answer(owner, turn, conversation, settings, running.cancel)
+        finally:
+            running.cancel.set()
+            with self._lock:
+                self._running.pop(turn.id, None)
+        yield {"view": self.view(owner, conversation), **self._list(owner)}
+
+    def _open_turn(self, owner: str, request: Request, settings: Settings) -> tuple[Turn, str]:
+        conversation = request.get("conversation") or None
+        if conversation is not None and self._busy(owner, conversation):
+            raise UsageError("An answer is still being written here.", "Stop it first.")
+        facts = {"style": settings.style}
+        if request.get("again"):
+            old = self.store.turn(owner, str(conversation), str(request["again"]))
+            facts["style"] = old.facts.get("style", settings.style)
+            return self.store.add_turn(
+                owner, str(conversation), old.parent, old.question, old.pictures, facts
+            ), str(conversation)
+        question = str(request.get("question") or "").strip()
+        pictures = self._pictures(owner, request)
+        if not question and not pictures:
+            raise UsageError("There is nothing to answer.", "Write a question or add a picture.")
+        if len(question) > MAX_QUESTION:
+            raise UsageError(
+                f"The question has {len(question):,} characters.", f"At most {MAX_QUESTION:,} fit."
+            )
+        if conversation is None:
+            conversation = self.store.create(owner, title_of(question, len(pictures)))
+        if request.get("replaces"):
+            parent = self.store.turn(owner, conversation, str(request["replaces"])).parent
+        else:
+            path = self.store.path(owner, conversation)
+            parent = path[-1].id if path else None
+        return self.store.add_turn(
+            owner, conversation, parent, question, pictures, facts
+        ), conversation
+
+    def _pictures(self, owner: str, request: Request) -> list[str]:
+        """The digests asked for; only what this owner brought."""
+        digests = [str(digest) for digest in request.get("pictures") or []]
+        if len(digests) > MAX_PICTURES:
+            raise UsageError(f"{len(digests)} pictures.", f"At most {MAX_PICTURES} at a time.")
+        for digest in digests:
+            if self.store.picture(owner, digest) is None:
+                raise UsageError("A picture is not here any more.", "Add it again.")
+        return digests
+
+    def _answer(
+        self,
+        owner: str,
+        turn: Turn,
+        conversation: str,
+        settings: Settings,
+        cancel: threading.Event,
+    ) -> Iterator[Update | None]:
+        text, facts = "", {"error": ""}
+        state = "stopped"
+        try:
+            yield from self._until_loaded(turn.id, settings.model, cancel)
+            engine = self.hub.ready(settings.model)
+            if engine is None:
+                return
+            facts["context"] = engine.info.context_length
+            facts["model"] = engine.info.label
+            asked = conversation_of(
+                self.store.path_to(owner, conversation, turn.id), self.shelf.get, settings.system
+            )
+            for events in beats(engine, asked, settings.options(engine.info.defaults), cancel):
+                live: Update | None = None
+                for event in events:
+                    if isinstance(event, Status):
+                        live = {"turn": turn.id, "state": event.state, "place": event.place}
+                    elif isinstance(event, Delta):
+                        text += event.text
+                        live = {"turn": turn.id, "state": "answering"}
+                    else:
+                        text, state = event.text, state_of(event)
+                        facts.update(facts_of(event))
+                if live is not None and text:
+                    live["html"] = to_html(text)
+                yield {"live": live} if live else None
+        except Exception as error:
+            state, facts["error"] = "failed", message_of(error)
+        finally:
+            self.store.finish_turn(turn.id, text, state, facts)
+
+    def _until_loaded(
+        self, turn: str, model: str | None, cancel: threading.Event
+    ) -> Iterator[Update | None]:
+        self.hub.start(model)
+        while self.hub.wait(model, 0) is None and not cancel.is_set():
+            standing = self.hub.standing(model)
+            yield {
+                "live": {
+                    "turn": turn,
+                    "state": "loading",
+                    "message": standing.message,
+                    "share": standing.share,
+                }
+            }
+            self.hub.wait(model, BEAT)
+
+    def stop(self, owner: str, conversation: str | None) -> None:
+        """Ends the answer that is being written in a conversation, within one token."""
+        with self._lock:
+            for running in self._running.values():
+                if (running.owner, running.conversation) == (owner, conversation):
+                    running.cancel.set()
+
+    def stop_all(self) -> None:
+        with self._lock:
+            for running in self._running.values():
+                running.cancel.set()
+            for cancel in self._warming.values():
+                cancel.set()
+
+    def _busy(self, owner: str, conversation: str) -> bool:
+        with self._lock:
+            return any(
+                (running.owner, running.conversation) == (owner, conversation)
+                for running in self._running.values()
+            )
+
+    # -- ahead of the question ---------------------------------------------------------------------
+
+    def warm(self, owner: str, request: Request) -> threading.Thread | None:
+        """Encodes the pictures of a question that is still being written, in the background.
+
+        A newer call of the same owner ends the older one. Gives the thread, None if the model is
+        not loaded."""
+        settings = self.settings(owner)
+        engine = self.hub.ready(settings.model)
+        pictures = self._pictures(owner, request)
+        if engine is None or not pictures:
+            return None
+        conversation = request.get("conversation") or None
+        turns: list[Turn] = []
+        if conversation is not None and request.get("replaces"):
+            old = self.store.turn(owner, conversation, str(request["replaces"]))
+            turns = self.store.path_to(owner, conversation, old.parent)
+        elif conversation is not None:
+            turns = self.store.path(owner, conversation)
+        draft = Turn("", None, "", tuple(pictures), "", "answering", {})
+        asked = conversation_of([*turns, draft], self.shelf.get, settings.system)
+        cancel = threading.Event()
+        with self._lock:
+            if older := self._warming.get(owner):
+                older.set()
+            self._warming[owner] = cancel
+
+        def run() -> None:
+            try:
+                engine.warm(asked, cancel)
+            except Exception as error:
+                message_of(error)  # the question itself will meet it again, and say so
+
+        thread = threading.Thread(target=run, name="warm", daemon=True)
+        thread.start()
+        return thread
+
+    # -- conversations -----------------------------------------------------------------------------
+
+    def settings(self, owner: str) -> Settings:
+        return Settings.from_dict(self.store.settings(owner))
+
+    def save_settings(self, owner: str, changes: dict[str, Any]) -> Settings:
+        """Keeps changed settings; raises UsageError for what cannot be."""
+        current = self.store.settings(owner)
+        Settings.checked({**current, **changes})
+        return Settings.from_dict(self.store.save_settings(owner, changes))
+
+    def view(self, owner: str, conversation: str | None) -> dict[str, Any]:
+        view = view_of(self.store, owner, conversation)
+        view["busy"] = conversation is not None and self._busy(owner, conversation)
+        return view
+
+    def hello(self, owner: str, request: Request) -> Update:
+        """What a page needs when it opens; its conversation if that is (still) the owner's."""
+        conversation = request.get("conversation") or None
+        if conversation is not None and not self.store.owns(owner, conversation):
+            conversation = None
+        return {
+            "view": self.view(owner, conversation),
+            **self._list(owner),
+            **self.models(owner),
+        }
+
+    def _list(self, owner: str) -> Update:
+        rows = self.store.conversations(owner)
+        return {"list": [{"id": row.id, "title": row.title, "when": row.updated} for row in rows]}
+
+    def act(self, owner: str, request: Request) -> Update:
+        """The quick deeds on conversations and turns; `do` names one."""
+        conversation = request.get("conversation") or None
+        chat, turn = str(conversation), str(request.get("turn") or "")
+        match request.get("do"):
+            case "hello":
+                return self.hello(owner, request)
+            case "open":
+                pass
+            case "new":
+                conversation = None
+            case "rename":
+                title = " ".join(str(request.get("title") or "").split())[:120]
+                self.store.rename(owner, chat, title or "Untitled")
+            case "delete":
+                self.stop(owner, conversation)
+                self.store.delete(owner, chat)
+                if request.get("shown") == conversation:
+                    conversation = None
+                else:
+                    return self._list(owner)
+            case "delete-turn":
+                self.stop(owner, conversation)
+                self.store.delete_turn(owner, chat, turn)
+            case "branch":
+                self.store.show(owner, chat, turn)
+            case "stop":
+                self.stop(owner, conversation)
+                return {}
+            case other:
+                raise UsageError(f"Unknown request {str(other)[:40]!r}.", "Reload the page.")
+        return {"view": self.view(owner, conversation), **self._list(owner)}
+
+    # -- models ------------------------------------------------------------------------------------
+
+    def models(self, owner: str) -> Update:
+        """What can be picked, what is picked, and how that one stands."""
+        key = self.settings(owner).model
+        try:
+            standing = self.hub.standing(key)
+        except VqaError:  # the picked run was deleted meanwhile
+            self.store.save_settings(owner, {"model": None})
+            standing = self.hub.standing()
+        return {"models": self._models(standing)}
+
+    def _models(self, standing: Standing) -> dict[str, Any]:
+        engine = self.hub.ready(standing.choice.key)
+        return {
+            "picked": standing.choice.key,
+            "label": standing.choice.label,
+            "phase": standing.phase,
+            "message": standing.message,
+            "share": standing.share,
+            "attention": engine.info.attention_maps if engine else None,
+            "choices": [
+                {
+                    "key": choice.key,
+                    "label": choice.label,
+                    "detail": choice.detail,
+                    "group": choice.group,
+                }
+                for choice in self.hub.choices()
+            ],
+        }
+
+    def pick(self, owner: str, request: Request) -> Iterator[Update | None]:
+        """Loads another model and answers with it from then on; until then, and where it fails, the
+        one before stays."""
+        key = str(request.get("model") or "")
+        self.hub.start(key)
+        while self.hub.wait(key, 0) is None:
+            standing = self.hub.standing(key)
+            yield {"models": {**self.models(owner)["models"], "loading": {
+                "key": key, "label": standing.choice.label,
+                "message": standing.message, "share": standing.share,
+            }}}  # fmt: skip
+            self.hub.wait(key, BEAT)
+        before = self.settings(owner).model
+        self.store.save_settings(owner, {"model": key, "model_before": before})
+        yield self.models(owner)

@@ -1,0 +1,210 @@
+"""The models that may answer: loaded in the background, a few kept, failures harm no other.
+
+Which one answers is each person's choice (a setting); what is loaded is shared by all.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
+
+from vqa_app.engine import Engine
+from vqa_app.errors import ModelError, VqaError
+
+log = logging.getLogger(__name__)
+
+Phase: TypeAlias = Literal["absent", "loading", "ready", "failed"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model that can be picked."""
+
+    key: str
+    """What the page sends back; says nothing of where the model lies."""
+    label: str
+    detail: str
+    """Size, or where it comes from: a few words."""
+    group: str
+    source: str
+    """What `vqa_app.loading.load_model` takes."""
+    adapter: str | None = None
+    quantize: str | None = None
+
+
+class Progress(Protocol):
+    """Tells how far a download is (0 to 1, None where unknown); raises when it is to stop."""
+
+    def __call__(self, message: str, share: float | None = None) -> None: ...
+
+
+class LoadingCancelled(Exception):  # noqa: N818 - not an error: somebody asked for it
+    """Raised inside a load that somebody cancelled."""
+
+
+@dataclass
+class _Slot:
+    choice: Choice
+    phase: Phase = "absent"
+    message: str = ""
+    share: float | None = None
+    engine: Engine | None = None
+    used: float = 0.0
+    cancel: threading.Event = field(default_factory=threading.Event)
+    settled: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a model stands, for the page."""
+
+    choice: Choice
+    phase: Phase
+    message: str
+    share: float | None
+
+
+class Hub:
+    """Loads engines when they are asked for and keeps the latest few.
+
+    Args:
+        load: makes an engine of a choice; runs in a thread of its own.
+        choices: gives what can be picked, anew at each call (runs appear while the server runs).
+        default: the key of the model that the server was started with.
+        keep: how many engines stay loaded besides the default.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Choice, Progress], Engine],
+        choices: Callable[[], Iterable[Choice]],
+        default: str,
+        keep: int = 2,
+    ) -> None:
+        self._load, self._choices, self._keep = load, choices, keep
+        self.default = default
+        self._slots: dict[str, _Slot] = {}
+        self._lock = threading.RLock()
+        self._closed = False
+
+    def choices(self) -> list[Choice]:
+        return list(self._choices())
+
+    def find(self, key: str | None) -> Choice:
+        """The choice of a key, the default for None.
+
+        Raises:
+            ModelError: no such choice.
+        """
+        wanted = key or self.default
+        for choice in self.choices():
+            if choice.key == wanted:
+                return choice
+        raise ModelError("This model is not offered here.", "Pick one from the list.")
+
+    def start(self, key: str | None = None) -> None:
+        """Begins to load a model, unless it is loaded or loading."""
+        choice = self.find(key)
+        with self._lock:
+            slot = self._slots.get(choice.key)
+            if self._closed or (slot and slot.phase in ("loading", "ready")):
+                return
+            slot = self._slots[choice.key] = _Slot(choice, "loading", "Loading …", used=time.time())
+        threading.Thread(
+            target=self._run, args=(slot,), name=f"load-{choice.key}", daemon=True
+        ).start()
+
+    def cancel(self, key: str) -> None:
+        """Ends a load at its next progress report."""
+        with self._lock:
+            if slot := self._slots.get(key):
+                slot.cancel.set()
+
+    def standing(self, key: str | None = None) -> Standing:
+        choice = self.find(key)
+        with self._lock:
+            slot = self._slots.get(choice.key) or _Slot(choice)
+            return Standing(choice, slot.phase, slot.message, slot.share)
+
+    def ready(self, key: str | None = None) -> Engine | None:
+        """The engine if it is loaded."""
+        with self._lock:
+            slot = self._slots.get(key or self.default)
+            if slot is None or slot.engine is None:
+                return None
+            slot.used = time.time()
+            return slot.engine
+
+    def wait(self, key: str | None = None, timeout: float | None = None) -> Engine | None:
+        """The engine whose loading was started; None if `timeout` seconds pass before it is there.
+
+        Raises:
+            ModelError: it could not be loaded, or somebody cancelled that.
+        """
+        if engine := self.ready(key):
+            return engine
+        with self._lock:
+            slot = self._slots.get(key or self.default)
+        if slot is None or not slot.settled.wait(timeout):
+            return None
+        if slot.phase != "ready":
+            raise ModelError(slot.message, "Pick another model, or try this one again.")
+        return slot.engine
+
+    def close(self) -> None:
+        """Ends running answers and lets go of all models."""
+        with self._lock:
+            self._closed = True
+            slots = list(self._slots.values())
+        for slot in slots:
+            slot.cancel.set()
+            if slot.engine is not None:
+                slot.engine.close()
+
+    def _run(self, slot: _Slot) -> None:
+        def progress(message: str, share: float | None = None) -> None:
+            if slot.cancel.is_set():
+                raise LoadingCancelled
+            slot.message, slot.share = message, share
+
+        try:
+            progress("Loading …")
+            engine = self._load(slot.choice, progress)
+        except LoadingCancelled:
+            self._settle(slot, "absent", f"Loading {slot.choice.label} was cancelled.")
+        except VqaError as error:
+            self._settle(slot, "failed", str(error).replace("\n", " "))
+        except Exception:
+            log.exception("Loading %s failed", slot.choice.label)
+            self._settle(slot, "failed", f"{slot.choice.label} could not be loaded.")
+        else:
+            with self._lock:
+                slot.engine = engine
+                closed = self._closed
+            if closed:
+                engine.close()
+            self._settle(slot, "ready", "")
+            self._evict()
+
+    def _settle(self, slot: _Slot, phase: Phase, message: str) -> None:
+        with self._lock:
+            slot.phase, slot.message, slot.share = phase, message, None
+        slot.settled.set()
+
+    def _evict(self) -> None:
+        """Lets go of the models that were not used for longest."""
+        with self._lock:
+            others = sorted(
+                (slot for key, slot in self._slots.items() if slot.engine and key != self.default),
+                key=lambda slot: slot.used,
+            )
+            gone = others[: max(0, len(others) - self._keep)]
+            for slot in gone:
+                self._slots.pop(slot.choice.key)
+        for slot in gone:
+            if slot.engine is not None:
+                slot.engine.close()
