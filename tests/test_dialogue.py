@@ -172,7 +172,7 @@ def test_no_question_and_a_terminal_opens_a_dialogue(cat: Path) -> None:
 
     code = (
         "import sys\nfrom tests.fake_engine import FakeEngine\nfrom vqa_app import ask, cli\n"
-        "ask.open_engine = lambda choice, console: FakeEngine('Blue.')\n"
+        "ask.open_engine = lambda choice, console: FakeEngine('Bl\x1b[2Jue.')\n"
         "cli.main(['ask', sys.argv[1]])\n"
     )
     ours, theirs = pty.openpty()
@@ -196,5 +196,5 @@ def test_no_question_and_a_terminal_opens_a_dialogue(cat: Path) -> None:
             break
         shown += piece
     assert process.wait(timeout=20) == 0
-    assert b"Blue." in shown
+    assert b"Bl[2Jue." in shown  # without the escape character
     assert b"a cat.png" in shown

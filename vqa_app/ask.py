@@ -276,18 +276,18 @@ def _ask_once(
     console: Console,
 ) -> None:
     from vqa_app.conversation import Conversation
-    from vqa_app.replies import describe, reply_to
+    from vqa_app.replies import describe, reply_to, to_stdout
 
     if explain is not None:
         _check_explainable(engine, pictures)
     conversation = Conversation.ask(question, pictures)
-    reply = reply_to(engine, conversation, asking, None if as_json else _write, console)
+    reply = reply_to(engine, conversation, asking, None if as_json else to_stdout, console)
     if as_json:
         row = {"question": question, "pictures": [describe(picture) for picture in pictures]}
         row |= {**reply.to_json(), "model": engine.info.label}
         print(json.dumps(row, ensure_ascii=False))
     else:
-        _write("\n")
+        to_stdout("\n")
         tell_notes(reply, console)
     if explain is not None:
         for path in _draw(engine, conversation, reply.said, explain):
@@ -302,11 +302,6 @@ def _check_explainable(engine: Engine, pictures: list[Picture]) -> None:
             f"{engine.info.label} ({engine.info.architecture}) does not show where it looked.",
             "Leave out --explain, or use another model.",
         )
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def tell_notes(reply: Reply, console: Console) -> None:

@@ -18,7 +18,7 @@ from vqa_app.conversation import Conversation, Message
 from vqa_app.engine import Engine
 from vqa_app.errors import UsageError, VqaError
 from vqa_app.images import Picture
-from vqa_app.replies import Asking, Reply, reply_to
+from vqa_app.replies import Asking, Reply, reply_to, to_stdout
 
 HELP = """\
 /image FILE...   show pictures with the next question (files or http(s) addresses)
@@ -114,8 +114,7 @@ class Dialogue:
 
         def write(text: str) -> None:
             parts.append(text)
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            to_stdout(text)
 
         try:
             reply = reply_to(self._engine, conversation, self._asking, write, self._console)

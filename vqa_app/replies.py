@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -150,6 +152,15 @@ def waiting(console: Console | None, text: str) -> Iterator[Callable[[str | None
         yield lambda text: status.stop() if text is None else status.update(text)
     finally:
         status.stop()
+
+
+def to_stdout(text: str) -> None:
+    """Shows a piece of an answer at once. On a terminal without control characters: a model, or a
+    picture that it reads aloud, must not steer it."""
+    if sys.stdout.isatty():
+        text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def describe(picture: Picture) -> dict[str, Any]:
