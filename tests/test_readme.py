@@ -1,0 +1,74 @@
+"""What the README promises and `.ci/run` relies on."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vqa_app import errors
+from vqa_app.cli import _COMMANDS, EXIT_CODES, app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+CI = (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def test_the_readme_opens_with_the_chat_and_the_tests() -> None:
+    chat, tests = blocks("bash")[:2]
+    for command in (chat, tests):
+        assert len(command.splitlines()) == 1
+        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
+    assert chat.endswith("vqa-app chat\n")
+    assert tests.endswith("pytest\n")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_ci_runs_the_very_commands_of_the_readme(number: int) -> None:
+    """`.ci/run` cuts them out of the README; here its own function does so."""
+    function = re.search(r"^readme_command\(\) \{.*?^\}$", CI, re.DOTALL | re.MULTILINE)
+    assert function
+    assert f"$(readme_command {number})" in CI
+    script = f"{function[0]}\nreadme_command {number}"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == blocks("bash")[number - 1]
+
+
+def test_every_exit_code_is_documented() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.VqaError)}
+    for code in {0, errors.INTERRUPTED_EXIT_CODE} | codes:
+        assert f"| {code} | " in README
+        assert re.search(rf"\b{code} ", EXIT_CODES)
+
+
+def console_lines() -> list[str]:
+    return [
+        line[2:] for block in blocks("console") for line in block.splitlines() if line[:2] == "$ "
+    ]
+
+
+def test_every_command_and_option_in_the_readme_exists() -> None:
+    """Commands in console blocks, and options in them, against the commands' own help."""
+    runner = CliRunner()
+    for line in console_lines():
+        for call in re.findall(r"vqa-app [^|&;]*", line):
+            command = call.split()[1]
+            if command.startswith("-"):
+                continue
+            assert command in _COMMANDS, line
+            shown = runner.invoke(app, [command, "--help"], terminal_width=200).output
+            for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", call):
+                assert re.search(rf"{option}\b", shown), f"{option} in: {line}"
+
+
+def test_pictures_and_files_that_the_readme_links_to_exist() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r'src="([^":]+)"', README):
+        assert (ROOT / target).exists(), target
