@@ -18,7 +18,14 @@ from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, SiglipModel
 
 from finetune.builtin import dense
-from finetune.builtin.language import Symbols, answer_loss, run_packed, told
+from finetune.builtin.language import (
+    Symbols,
+    answer_loss,
+    questions,
+    run_packed,
+    told,
+    without_pictures,
+)
 from finetune.builtin.model import make_projector
 from finetune.builtin.optim import Clock, MuonAdam, load_state, rate_at, save_state
 from finetune.builtin.packing import Packer, Turns, answer_hits, branches, turns_of
@@ -77,11 +84,14 @@ def ask_scenes(scenes: list[Scene], seed: int, split: Split,
     rows, skills = [], []
     for k, scene in enumerate(scenes):
         rng = random.Random(f"ask-{split}-{seed}-{k}")
-        qas = ROOMS[scene.room].ask(scene, rng, split)
+        qas = questions(scene, rng, split)
         made = branches(qas, rng) if split == "train" else [turns_of(qa, rng) for qa in qas]
         rows.append((dense.PATCHES, made))
         skills.append([qa.skill for qa in qas])
-    return rows, skills
+    rng = random.Random(f"talk-{split}-{seed}")
+    talk = without_pictures(rng, split)
+    rows.append((0, [turns_of(qa, rng) for qa in talk]))
+    return rows, [*skills, [qa.skill for qa in talk]]
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ only the same information in its own code, which the projector translates.
 
 import random
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from finetune.builtin.model import language_config
 from finetune.builtin.optim import Clock, MuonAdam, load_state, rate_at, save_state
 from finetune.builtin.packing import Packed, Packer, answer_hits, branches, turns_of
 from finetune.builtin.pictures import draw_room
-from finetune.builtin.world import ROOMS, make_scene
+from finetune.builtin.world import QA, ROOMS, Scene, Split, make_scene
+from finetune.builtin.world.talk import small_talk, without_picture
 
 
 class Symbols(nn.Module):
@@ -66,6 +68,19 @@ def answer_loss(model: LlamaForCausalLM, hidden: torch.Tensor, packed: Packed) -
     return F.cross_entropy(logits.float(), wanted[chosen])
 
 
+def questions(scene: Scene, rng: random.Random, split: Split) -> list[QA]:
+    """The room's questions, and now and then small talk in between."""
+    qas = ROOMS[scene.room].ask(scene, rng, split)
+    if rng.random() < 0.15:
+        qas.insert(rng.randrange(len(qas) + 1), small_talk(rng, split))
+    return qas
+
+
+def without_pictures(rng: random.Random, split: Split, count: int = 6) -> list[QA]:
+    """Talk for a row that has no picture."""
+    return [rng.choice((small_talk, without_picture))(rng, split) for _ in range(count)]
+
+
 @dataclass
 class Quiz:
     """A batch of scenes with their questions, packed. `skills[row][branch - 1]`."""
@@ -75,40 +90,81 @@ class Quiz:
     skills: list[list[str]]
 
 
-def make_quiz(packer: Packer, seeds: range, weights: dict[str, float], grid: bool,
-              split: str = "train") -> Quiz:
-    """Scenes `seeds`, as grids or as shuffled objects. rows: [all visual tokens, COLUMNS]."""
+@dataclass(frozen=True)
+class Course:
+    """What a batch is made of. Few questions of many scenes teach faster than the reverse, but a
+    grid's 64 tokens are better shared; relations and descriptions are learned last."""
+
+    scenes: int
+    questions: int
+    grid: bool
+    most_objects: int = 99
+    basic: float = 0.0
+    """Share of questions outside `BASIC` that is left out."""
+    short: float = 0.6
+
+
+BASIC = {"existence", "negation", "colour", "shape", "count", "fill", "size", "position",
+         "smalltalk"}
+
+
+def course_at(progress: float, step: int, compact_share: float, scale: float = 1.0) -> Course:
+    """Simple questions on few objects first, then everything, then the grid."""
+    def scenes(count: int) -> int:
+        return max(2, round(count * scale))
+
+    if progress < 0.35 * compact_share:
+        return Course(scenes(72), 4, False, 4, 0.9, 0.9)
+    if progress < 0.6 * compact_share:
+        return Course(scenes(64), 4, False, 6, 0.5, 0.85)
+    if progress < compact_share or step % 10 == 0:
+        return Course(scenes(64), 4, False, short=0.75)
+    return Course(scenes(28), 7, True, short=0.75)
+
+
+def make_quiz(packer: Packer, first: int, weights: Mapping[str, float], course: Course,
+              split: Split = "train") -> tuple[Quiz, int]:
+    """Scenes from number `first` on, as grids or as shuffled objects, and the next number."""
     todo, tables, skills = [], [], []
-    for seed in seeds:
-        scene = make_scene(seed, draw_room(seed, weights), split)
-        rng = random.Random(f"quiz-{split}-{seed}")
-        qas = ROOMS[scene.room].ask(scene, rng, split)
-        table = dense.patches(scene) if grid else rng_shuffled(dense.objects(scene), seed)
-        if not len(table):
+    number = first
+    while len(todo) < course.scenes:
+        scene = make_scene(number, draw_room(number, weights), split)
+        rng = random.Random(f"quiz-{split}-{number}")
+        number += 1
+        if not 0 < len(scene.items) <= course.most_objects:
             continue
+        qas = [qa for qa in questions(scene, rng, split)
+               if qa.skill in BASIC or rng.random() >= course.basic]
+        qas = rng.sample(qas, min(course.questions, len(qas)))
+        table = dense.patches(scene) if course.grid else shuffled(dense.objects(scene), number)
         if split == "train":
-            conversations = branches(qas, rng)
+            conversations = branches(qas, rng, course.short)
         else:
             conversations = [turns_of(qa, rng) for qa in qas]
         todo.append((len(table), conversations))
         tables.append(table)
         skills.append([qa.skill for qa in qas])
+    rng = random.Random(f"talk-{split}-{first}")
+    talk = without_pictures(rng, split)
+    todo.append((0, [turns_of(qa, rng) for qa in talk]))
+    skills.append([qa.skill for qa in talk])
     rows = torch.from_numpy(np.concatenate(tables)).long()
-    return Quiz(packer.pack(todo), rows, skills)
+    return Quiz(packer.pack(todo), rows, skills), number
 
 
-def rng_shuffled(table: np.ndarray, seed: int) -> np.ndarray:
+def shuffled(table: np.ndarray, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(table)
 
 
 @torch.no_grad()
 def symbolic_score(model: LlamaForCausalLM, symbols: Symbols, packer: Packer,
-                   weights: dict[str, float], scenes: int, grid: bool, device: str = "cpu",
+                   weights: Mapping[str, float], scenes: int, grid: bool, device: str = "cpu",
                    ) -> dict[str, tuple[float, int]]:
     """skill -> (exact match, questions) on held-out scenes given as symbols."""
     hits: dict[str, list[bool]] = defaultdict(list)
     for start in range(0, scenes, 20):
-        quiz = make_quiz(packer, range(start, start + 20), weights, grid, "test")
+        course = Course(20, 12, grid)
+        quiz, _ = make_quiz(packer, 1000 * start, weights, course, "test")
         packed = quiz.packed.to(device)
         with torch.autocast(device, torch.bfloat16):
             visual = symbols(quiz.rows.view(-1, *shape_of(quiz, grid)).to(device), grid)
@@ -129,13 +185,14 @@ def told(scores: dict[str, tuple[float, int]]) -> str:
     return f"all {mean:.3f} | " + " ".join(f"{k} {s:.2f}" for k, (s, _) in scores.items())
 
 
-def train_language(out: Path, tokenizer: PreTrainedTokenizerFast, weights: dict[str, float],
-                   minutes: float, *, seed: int = 0, tiny: bool = False, batch: int = 20,
+def train_language(out: Path, tokenizer: PreTrainedTokenizerFast, weights: Mapping[str, float],
+                   minutes: float, *, seed: int = 0, tiny: bool = False, scale: float = 1.0,
                    compact_share: float = 0.4, device: str = "cpu",
                    ) -> tuple[LlamaForCausalLM, Symbols]:
     """Train (or go on training) on symbolic pictures; the state is kept in `out/language.pt`.
 
-    Batches are compact for the first `compact_share` of the time, grids (nine in ten) after it.
+    Batches are compact for the first `compact_share` of the time, grids (nine in ten) after it;
+    `scale` multiplies their sizes.
     """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(language_config(len(tokenizer), tiny)).to(device)
@@ -153,9 +210,9 @@ def train_language(out: Path, tokenizer: PreTrainedTokenizerFast, weights: dict[
     saved = scored = clock.elapsed
     losses: list[float] = []
     while clock.progress < 1:
-        grid = clock.progress > compact_share and step % 10 != 0
-        quiz = make_quiz(packer, range(number, number + batch), weights, grid)
-        number += batch
+        course = course_at(clock.progress, step, compact_share, scale)
+        quiz, number = make_quiz(packer, number, weights, course)
+        grid = course.grid
         packed = quiz.packed.to(device)
         with torch.autocast(device, torch.bfloat16):
             visual = symbols(quiz.rows.view(-1, *shape_of(quiz, grid)).to(device), grid)

@@ -32,9 +32,11 @@ def turns_of(qa: QA, rng: random.Random, short: bool | None = None, plain: bool 
     return [dress(q, rng, short, plain) for q in (*qa.before, qa)]
 
 
-def branches(qas: Sequence[QA], rng: random.Random, chained: float = 0.15) -> list[Turns]:
-    """Conversations from a scene's questions; a share of them is asked one after another."""
-    made = [turns_of(qa, rng) for qa in qas]
+def branches(qas: Sequence[QA], rng: random.Random, short: float = 0.6,
+             chained: float = 0.15) -> list[Turns]:
+    """Conversations from a scene's questions: the share `short` in the single-word style, and a
+    share `chained` of the scenes with several asked one after another."""
+    made = [turns_of(qa, rng, rng.random() < short) for qa in qas]
     if rng.random() < chained and len(made) > 2:
         rng.shuffle(made)
         count = rng.randint(2, min(6, len(made)))
