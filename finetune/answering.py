@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
+from finetune.objective import plain
 from vqa_app.prompting import Prompt, end_token_ids
 
 if TYPE_CHECKING:
@@ -27,11 +28,6 @@ MOST_ROWS = 128
 _CPU_CACHE_BYTES = 1 << 30
 _PADDED = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "mm_token_type_ids": 0}
 """Inputs with a value for each token, and their padding (of input_ids: the tokenizer's own)."""
-
-
-def plain_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The transformers model inside a PEFT wrapper; adapters stay active in it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextlib.contextmanager
@@ -64,7 +60,7 @@ def to_model(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
 
 def shares_prefixes(model: PreTrainedModel) -> bool:
     """Whether several continuations of one prefix can be computed from its keys and values."""
-    base = plain_model(model)
+    base = plain(model)
     if not isinstance(base, LlavaForConditionalGeneration):
         return False
     cache = DynamicCache(config=base.config)
@@ -187,7 +183,7 @@ def answer_all(
     answers = [""] * len(prompts)
     with inference(model):
         if shares_prefixes(model):
-            base = plain_model(model)
+            base = plain(model)
             for batch in _prefix_batches(base, prompts, pad_left=True, grows_by=max_new_tokens):
                 for index, ids in zip(
                     batch.indices, _greedy(base, batch, ends, max_new_tokens), strict=True
@@ -308,7 +304,7 @@ def answer_losses(
     losses: list[AnswerLoss | None] = [None] * len(prompts)
     with inference(model):
         if shares_prefixes(model):
-            base = plain_model(model)
+            base = plain(model)
             for batch in _prefix_batches(base, prompts, pad_left=False, grows_by=0):
                 for index, loss in zip(
                     batch.indices, _suffix_losses(base, batch, prompts), strict=True

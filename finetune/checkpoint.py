@@ -177,16 +177,15 @@ def load_weights(model: PreTrainedModel, kind: str, directory: Path) -> None:
             name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name
         ]
         wrong = [*missing, *result.unexpected_keys]
-    else:
-        files = (
-            [directory / PROJECTOR_FILE] if kind == "projector" else directory.glob("*.safetensors")
-        )
-        tensors = {
-            name: tensor for file in sorted(files) for name, tensor in load_file(file).items()
-        }
-        result = model.load_state_dict(tensors, strict=False)
+    elif kind == "projector":
+        result = model.load_state_dict(load_file(directory / PROJECTOR_FILE), strict=False)
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         wrong = [*(trained & set(result.missing_keys)), *result.unexpected_keys]
+    else:
+        # In fp32, which holds every precision exactly; names on the disk are not the model's own.
+        saved = type(model).from_pretrained(directory, dtype="float32", local_files_only=True)
+        result = model.load_state_dict(saved.state_dict(), strict=False)
+        wrong = [*result.missing_keys, *result.unexpected_keys]
     if wrong:
         raise ModelError(
             f"{directory} does not hold what trains here: {', '.join(sorted(wrong)[:3])} differ.",

@@ -122,9 +122,7 @@ def merge_command(
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
     dtype: Annotated[
         str,
-        typer.Option(
-            help="Precision of the result: auto (the base's), float32, bfloat16, float16."
-        ),
+        typer.Option(help="Precision: auto, float32, bfloat16 or float16."),
     ] = "auto",
 ) -> None:
     """Merge an adapter into its model: a standard checkpoint.

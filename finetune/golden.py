@@ -17,7 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from finetune.answering import inference, plain_model, to_model
+from finetune.answering import inference, to_model
+from finetune.objective import plain
 from vqa_app.conversation import Conversation
 from vqa_app.errors import ModelError
 from vqa_app.images import open_picture
@@ -72,7 +73,7 @@ def _answer_logits(model: PreTrainedModel, prompt: Prompt) -> torch.Tensor:
         raise ModelError("A golden prompt has no answer.", "Give finished conversations.")
     inputs = to_model(model, prompt.inputs)
     skipped = 0
-    if "logits_to_keep" in inspect.signature(plain_model(model).forward).parameters:
+    if "logits_to_keep" in inspect.signature(plain(model).forward).parameters:
         skipped = int(positions[0])
         inputs["logits_to_keep"] = inputs["input_ids"].shape[1] - skipped
     logits = model(**inputs, use_cache=False).logits[0]

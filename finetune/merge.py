@@ -24,7 +24,7 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "auto") -> Verificat
     Args:
         run: directory of a projector, lora or qlora run.
         out: directory to write; must not exist.
-        dtype: precision of the result; `auto` is that of the base checkpoint.
+        dtype: precision of the result; `auto` as in `load_model`: float32 for small models.
 
     Returns:
         How the merged checkpoint's logits, loaded again from the disk without this package, compare
@@ -75,7 +75,7 @@ def _any_conversation() -> Conversation:
 def _load(run: Path, dtype: str) -> LoadedModel:
     from vqa_app.loading import load_model
 
-    return load_model(str(run), device="cpu", dtype=dtype, quantize=None, merge=False)
+    return load_model(str(run), device="cpu", dtype=dtype, merge=False)
 
 
 def _compare_from_disk(folder: Path, loaded: LoadedModel) -> Verification:

@@ -1,0 +1,223 @@
+"""A run directory is whole at every moment and loads with and without this package."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import picture
+from vqa_app.conversation import Conversation, Message
+from vqa_app.errors import ModelError
+
+
+def golden() -> list[Conversation]:
+    asked = Conversation.ask("What is in the picture?", [picture(1), picture(2)])
+    return [
+        Conversation.ask("How many stars?", [picture(0)]).then(Message.assistant("three stars")),
+        asked.then(Message.assistant("A cat.")),
+        Conversation.ask("Who are you?").then(Message.assistant("a model")),
+    ]
+
+
+def trained(directory: Path, stage: Any) -> tuple[Any, Any, Any]:
+    """The tiny model as after training: what the stage trains has other random values."""
+    import torch
+
+    from finetune.freezing import freeze, trainable
+    from vqa_app.loading import load_model
+    from vqa_app.manifest import Base, Manifest
+    from vqa_app.prompting import prompt_hash
+
+    base = load_model(str(directory))
+    torch.manual_seed(1)
+    model = freeze(base.model, stage, rank=4, alpha=8, dropout=0.0).model
+    with torch.no_grad():
+        for _, parameter in trainable(model):
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    manifest = Manifest(
+        stage, Base(base.name, base.fingerprint), prompt_hash(base.processor), command="vqa-app"
+    )
+    return model, base.processor, manifest
+
+
+@pytest.fixture(scope="module", params=["projector", "lora", "full"])
+def run(
+    request: pytest.FixtureRequest,
+    tiny_llava_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    from finetune.checkpoint import save_run
+
+    model, processor, manifest = trained(tiny_llava_dir, request.param)
+    directory = tmp_path_factory.mktemp("runs") / request.param
+    save_run(directory, model, processor, manifest, golden())
+    return directory
+
+
+def test_a_run_gives_the_logits_it_was_saved_with(run: Path) -> None:
+    from finetune.verify import require, verify
+
+    found = verify(run)
+    require(found)
+    assert found.comparison.prompts == 3
+    assert found.comparison.same_tokens == 1.0
+    assert found.comparison.worst_difference < 1e-3
+
+
+def test_other_weights_do_not_pass(run: Path) -> None:
+    import torch
+
+    from finetune.verify import require, verify
+    from vqa_app.loading import load_model
+
+    loaded = load_model(str(run))
+    with torch.no_grad():
+        loaded.model.get_output_embeddings().weight[7] += 0.1
+    found = verify(run, loaded)
+    assert not found.ok
+    with pytest.raises(ModelError, match="is not what was saved"):
+        require(found)
+
+
+def test_a_run_keeps_its_golden_pictures_and_prompts(run: Path) -> None:
+    from finetune.golden import read_golden
+
+    assert [g.conversation for g in read_golden(run)] == golden()
+
+
+def test_plain_peft_loads_a_lora_run(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    from finetune.checkpoint import save_run
+    from vqa_app.prompting import encode
+
+    model, processor, manifest = trained(tiny_llava_dir, "lora")
+    save_run(tmp_path / "run", model, processor, manifest)
+    base = AutoModelForImageTextToText.from_pretrained(tiny_llava_dir)
+    inputs = encode(processor, golden()[0], answer_next=False).inputs
+    with torch.no_grad():
+        untrained = base(**inputs).logits
+        again = PeftModel.from_pretrained(base, tmp_path / "run").eval()(**inputs).logits
+        expected = model.eval()(**inputs).logits
+    assert torch.allclose(again, expected, atol=1e-5)
+    assert not torch.allclose(untrained, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("stage", ["projector", "lora", "full"])
+def test_weights_come_back_into_a_training_model(
+    stage: str, tiny_llava_dir: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    from finetune.checkpoint import load_weights, save_weights
+    from finetune.freezing import trainable
+
+    model, *_ = trained(tiny_llava_dir, stage)
+    save_weights(model, stage, tmp_path)
+    wanted = {name: parameter.clone() for name, parameter in trainable(model)}
+    with torch.no_grad():
+        for _, parameter in trainable(model):
+            parameter.zero_()
+    load_weights(model, stage, tmp_path)
+    assert all(torch.equal(wanted[name], parameter) for name, parameter in trainable(model))
+
+
+def test_weights_of_another_shape_of_run_are_refused(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from finetune.checkpoint import PROJECTOR_FILE, load_weights, save_weights
+
+    model, *_ = trained(tiny_llava_dir, "projector")
+    save_weights(model, "projector", tmp_path)
+    tensors = load_file(tmp_path / PROJECTOR_FILE)
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, tmp_path / PROJECTOR_FILE)
+    with pytest.raises(ModelError, match="does not hold what trains"):
+        load_weights(model, "projector", tmp_path)
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Writing the manifest fails as on a full disk."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(name, fail)
+
+
+@pytest.mark.parametrize(
+    "where", ["finetune.checkpoint.write_manifest", "finetune.checkpoint._flush"]
+)
+def test_a_full_disk_leaves_the_last_run_whole(
+    where: str, tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from finetune.checkpoint import save_run
+    from finetune.freezing import trainable
+    from finetune.verify import verify
+
+    model, processor, manifest = trained(tiny_llava_dir, "projector")
+    run = tmp_path / "run"
+    save_run(run, model, processor, manifest, golden())
+    before = {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with torch.no_grad():
+        for _, parameter in trainable(model):
+            parameter.zero_()
+    with monkeypatch.context() as patch:
+        full_disk(patch, where)
+        with pytest.raises(ModelError, match="No space left"):
+            save_run(run, model, processor, manifest, golden())
+    assert {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert verify(run).ok
+    save_run(run, model, processor, manifest, golden())  # and with room again it goes on
+    assert verify(run).ok
+
+
+def test_a_failed_write_leaves_the_old_directory_and_no_rest(tmp_path: Path) -> None:
+    from finetune.checkpoint import whole_directory
+
+    target = tmp_path / "step-5"
+    with whole_directory(target) as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(OSError), whole_directory(target) as folder:
+        (folder / "a").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (target / "a").read_text() == "old"
+    with whole_directory(target) as folder:
+        (folder / "a").write_text("new")
+    assert (target / "a").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["step-5"]
+
+
+def test_what_a_kill_leaves_is_swept_and_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    from finetune.checkpoint import checkpoint_steps, latest_checkpoint, step_directory, sweep
+
+    for step in (9, 10):
+        step_directory(tmp_path, step).mkdir(parents=True)
+    half = tmp_path / "checkpoints" / ".unfinished-x"
+    half.mkdir()
+    (half / "model.safetensors").write_text("half")
+    # Killed between two renames: the whole old checkpoint waits under a hidden name.
+    (tmp_path / "checkpoints" / ".unfinished-y" / "step-11").mkdir(parents=True)
+    assert latest_checkpoint(tmp_path) == step_directory(tmp_path, 10)
+    sweep(tmp_path)
+    assert list(checkpoint_steps(tmp_path)) == [9, 10, 11]
+    assert not list((tmp_path / "checkpoints").glob(".unfinished-*"))
+
+
+def test_a_damaged_golden_file_is_named(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from finetune.golden import read_golden
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run / "golden", copy / "golden")
+    (copy / "golden" / "golden.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ModelError, match="golden"):
+        read_golden(copy)

@@ -1,0 +1,88 @@
+"""A merged run is a standard checkpoint with the run's logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.test_finetune_checkpoint import golden, trained
+from vqa_app.errors import ModelError, UsageError
+
+
+@pytest.fixture(scope="module", params=["projector", "lora"])
+def run(
+    request: pytest.FixtureRequest,
+    tiny_llava_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    from finetune.checkpoint import save_run
+
+    model, processor, manifest = trained(tiny_llava_dir, request.param)
+    directory = tmp_path_factory.mktemp("runs") / request.param
+    save_run(directory, model, processor, manifest, golden())
+    return directory
+
+
+def test_plain_transformers_loads_a_merged_run(run: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from finetune.merge import merge
+    from finetune.verify import verify
+    from vqa_app.loading import load_model
+    from vqa_app.prompting import encode
+
+    found = merge(run, tmp_path / "merged")
+    assert found.ok and found.comparison.worst_difference < 1e-3
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "merged", output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    processor = AutoProcessor.from_pretrained(tmp_path / "merged")
+    inputs = encode(processor, golden()[0], answer_next=False).inputs
+    with torch.no_grad():
+        expected = load_model(str(run), merge=False).model(**inputs).logits
+        assert torch.allclose(model(**inputs).logits, expected, atol=1e-4)
+    assert verify(tmp_path / "merged").ok
+
+
+def test_merging_into_16_bits_stays_within_its_tolerance(run: Path, tmp_path: Path) -> None:
+    from finetune.merge import merge
+
+    assert merge(run, tmp_path / "merged", dtype="bfloat16").ok
+
+
+def test_a_merge_that_changes_the_answers_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    from finetune.merge import merge
+
+    plain_save = LlavaForConditionalGeneration.save_pretrained
+
+    def broken(model: torch.nn.Module, folder: Path, **options: object) -> None:
+        with torch.no_grad():
+            model.lm_head.weight[5] += 1.0  # type: ignore[union-attr,index]
+        plain_save(model, folder, **options)
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "save_pretrained", broken)
+    with pytest.raises(ModelError, match="is not the run"):
+        merge(run, tmp_path / "merged")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_merged_is_said(run: Path, tiny_llava_dir: Path, tmp_path: Path) -> None:
+    from finetune.checkpoint import save_run
+    from finetune.merge import merge
+
+    with pytest.raises(UsageError, match="exists already"):
+        merge(run, tmp_path)
+    with pytest.raises(UsageError, match="is not a run"):
+        merge(tiny_llava_dir, tmp_path / "out")
+    model, processor, manifest = trained(tiny_llava_dir, "full")
+    save_run(tmp_path / "full", model, processor, manifest)
+    with pytest.raises(UsageError, match="whole model already"):
+        merge(tmp_path / "full", tmp_path / "out")
