@@ -21,6 +21,7 @@ from finetune.golden import GOLDEN_FOLDER, record_golden
 from vqa_app.conversation import Conversation
 from vqa_app.errors import ModelError
 from vqa_app.manifest import MANIFEST_FILE, Manifest, write_manifest
+from vqa_app.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -159,7 +160,8 @@ def save_weights(
             raise ModelError("Nothing in the model trains, so there is no projector to save.")
         save_file(tensors, out / PROJECTOR_FILE, metadata={"format": "pt"})
     else:
-        model.save_pretrained(out, state_dict=state_dict, max_shard_size="2GB")
+        with quiet():
+            model.save_pretrained(out, state_dict=state_dict, max_shard_size="2GB")
 
 
 def load_weights(model: PreTrainedModel, kind: str, directory: Path) -> None:
@@ -183,7 +185,8 @@ def load_weights(model: PreTrainedModel, kind: str, directory: Path) -> None:
         wrong = [*(trained & set(result.missing_keys)), *result.unexpected_keys]
     else:
         # In fp32, which holds every precision exactly; names on the disk are not the model's own.
-        saved = type(model).from_pretrained(directory, dtype="float32", local_files_only=True)
+        with quiet():
+            saved = type(model).from_pretrained(directory, dtype="float32", local_files_only=True)
         result = model.load_state_dict(saved.state_dict(), strict=False)
         wrong = [*result.missing_keys, *result.unexpected_keys]
     if wrong:

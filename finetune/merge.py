@@ -13,6 +13,7 @@ from vqa_app.conversation import Conversation, Message
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.images import open_picture
 from vqa_app.manifest import read_manifest, write_manifest
+from vqa_app.quiet import quiet
 
 if TYPE_CHECKING:
     from vqa_app.loading import LoadedModel
@@ -51,7 +52,8 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "auto") -> Verificat
         model = loaded.model
         if hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
-        model.save_pretrained(folder, max_shard_size="2GB")
+        with quiet():
+            model.save_pretrained(folder, max_shard_size="2GB")
         loaded.processor.save_pretrained(folder)
         write_manifest(folder, dataclasses.replace(manifest, kind="merged"))
         found = _compare_from_disk(folder, loaded)
@@ -82,9 +84,10 @@ def _compare_from_disk(folder: Path, loaded: LoadedModel) -> Verification:
     """Loads with transformers alone; a key that is missing or left over is an error."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model, info = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=loaded.model.dtype, output_loading_info=True
-    )
+    with quiet():
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=loaded.model.dtype, output_loading_info=True
+        )
     if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
         raise ModelError(
             f"The merged checkpoint's keys do not fit its model: {wrong[:3]}.", "This is a bug."

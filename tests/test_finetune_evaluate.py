@@ -162,3 +162,82 @@ def test_two_models_are_compared_question_by_question() -> None:
     assert test.difference == pytest.approx(10 / 12) and test.p_value < 0.01
     with pytest.raises(UsageError, match="different questions"):
         compare(good, summarize("less", [prediction("0", True)], 1.0))
+
+
+def data_file(folder: Path) -> Path:
+    """Eight questions about two pictures, as LLaVA data."""
+    records = []
+    for name in ("one", "two"):
+        (folder / f"{name}.png").write_bytes(_png(name))
+        turns = []
+        for i in range(4):
+            asked = f"Question {i}?" if i else "<image>\nQuestion 0?"
+            turns += [{"from": "human", "value": asked}, {"from": "gpt", "value": f"a{i}"}]
+        records.append({"id": name, "image": f"{name}.png", "conversations": turns})
+    path = folder / "data.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+    tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune import evaluate as module
+
+    monkeypatch.setattr(module, "_CHUNK", 3)
+    data, out = data_file(tmp_path), tmp_path / "predictions.jsonl"
+
+    def stop(done: int, total: int) -> None:
+        assert total == 8
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        module.evaluate(tiny_llava_dir, data, out=out, max_new_tokens=4, on_progress=stop)
+    with out.open("a") as file:
+        file.write('{"id": "two#3", "sour')  # killed while writing
+    told: list[int] = []
+    result = module.evaluate(
+        tiny_llava_dir,
+        data,
+        out=out,
+        max_new_tokens=4,
+        on_progress=lambda done, total: told.append(done),
+    )
+    assert told == [6, 8]
+    assert result.scores.questions == 8
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["id"] for line in lines] == [
+        f"{n}#{i}" for n in ("one", "two") for i in range(1, 5)
+    ]
+    assert [Prediction.from_json(line) for line in lines] == list(result.predictions)
+    summary = json.loads((tmp_path / "predictions.summary.json").read_text())
+    assert summary["result"]["scores"]["questions"] == 8
+    with pytest.raises(UsageError, match="another model or other data"):
+        module.evaluate(tiny_llava_dir, data, out=out, max_new_tokens=5)
+
+
+def test_the_command_prints_a_table_and_compares(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from finetune.cli_eval import app
+
+    data = str(data_file(tmp_path))
+    model = str(tiny_llava_dir)
+    common = ["eval", "--data", data, "--model", model, "--max-new-tokens", "3", "--losses", "2"]
+    plain = CliRunner().invoke(app, [*common, "--against", model])
+    assert plain.exit_code == 0, plain.output
+    assert "VQA accuracy" in plain.output and "question 0" in plain.output
+    assert "+0.00 points" in plain.output and "p = 1" in plain.output
+    shown = CliRunner().invoke(app, [*common, "--json", "--limit", "4"])
+    values = json.loads(shown.stdout)
+    assert values["scores"]["questions"] == 4 and values["loss"] > 0
+
+
+def test_bad_rows_stop_an_evaluation_by_name(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    from finetune.evaluate import evaluate
+
+    data = tmp_path / "bad.json"
+    data.write_text(json.dumps([{"id": "1", "image": "no.png", "conversations": []}]))
+    with pytest.raises(DataError, match="row 1"):
+        evaluate(tiny_llava_dir, data)

@@ -1,0 +1,143 @@
+"""A run's report shows what happened, from the run's own files."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from finetune.datasets import PictureSource, Row, Turn
+from finetune.evaluate import Prediction, questions_of
+from finetune.report import WorstAnswer, keep_watch_answers, worst_answers, write_report
+from tests.tiny import picture
+from vqa_app.manifest import Base, Manifest, write_manifest
+
+
+class Page(HTMLParser):
+    """What a browser would see: text, and where pictures come from."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text, self.pictures, self.outside = "", [], []
+        self.feed(html)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag == "img":
+            self.pictures.append(values["src"] or "")
+        self.outside += [
+            v for k, v in attrs if k in ("href", "src") and not (v or "").startswith("data:")
+        ]
+
+
+def prediction(name: str, answer: str, accuracy: float, loss: float = 1.0) -> Prediction:
+    return Prediction(
+        name,
+        "d.json, row 1",
+        ("p.png",),
+        "what",
+        "What is <b>it</b>?",
+        ("red",),
+        answer,
+        accuracy,
+        loss,
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    directory = tmp_path / "my-run"
+    directory.mkdir()
+    config = {"data": ["train.json"], "lr": 0.001, "eval_data": []}
+    write_manifest(
+        directory,
+        Manifest(
+            "lora", Base("builtin", "abc123"), "p1", "d1", config=config, command="vqa-app finetune"
+        ),
+    )
+    lines = [
+        {"step": 10, "epoch": 0.5, "loss": 2.0, "learning_rate": 1e-3},
+        {"step": 10, "eval_loss": 1.9, "eval_vqa_accuracy": 0.5, "eval_image_gain": 0.1},
+        {"step": 20, "epoch": 1.0, "loss": 1.0, "learning_rate": 5e-4},
+        {"step": 20, "eval_loss": 0.9, "eval_vqa_accuracy": 0.75, "eval_image_gain": 0.4},
+    ]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for step, answer in ((10, "blue"), (20, "blue"), (30, "red")):
+        keep_watch_answers(directory, step, [("Which colour?", "red", answer, [picture(1)])])
+    return directory
+
+
+def test_the_report_is_one_file_with_everything_in_it(run: Path) -> None:
+    worst = [WorstAnswer(prediction("1", "<script>alert(1)</script>", 0.0), (picture(2),))]
+    write_report(run, worst)
+    html = (run / "report.html").read_text()
+    page = Page(html)
+    assert page.outside == []  # nothing is fetched
+    for said in (
+        "75.00 %",
+        "0.9000",
+        "Which colour?",
+        "step 10 to 20",
+        "step 30",
+        "vqa-app finetune",
+    ):
+        assert said in page.text, said
+    assert "What is <b>it</b>?" in page.text and "<script>" not in html  # data is text, not markup
+    assert len(page.pictures) == 4 + 1 + 1  # plots, watch, worst
+    assert "eval_data" not in page.text  # what was not set is left out
+
+
+def test_plots_are_pictures_of_the_curves_there_are(run: Path) -> None:
+    write_report(run)
+    plots = {path.name for path in (run / "plots").iterdir()}
+    assert plots == {"loss.png", "accuracy.png", "image_gain.png", "learning_rate.png"}
+    with Image.open(run / "plots" / "loss.png") as image:
+        assert min(image.size) > 300 and len(image.convert("RGB").getcolors(1 << 20) or []) > 10
+
+
+def test_the_model_card_names_base_data_and_figures(run: Path) -> None:
+    write_report(run)
+    card = (run / "README.md").read_text()
+    for said in ("base_model: builtin", "library_name: peft", "75.00 %", "train.json", "my-run"):
+        assert said in card, said
+
+
+def test_a_run_that_logged_nothing_has_a_report_too(run: Path) -> None:
+    (run / "metrics.jsonl").unlink()
+    (run / "watch.jsonl").unlink()
+    write_report(run)
+    assert "Nothing was logged" in (run / "report.html").read_text()
+
+
+def test_the_worst_answers_come_with_their_pictures() -> None:
+    from io import BytesIO
+
+    buffer = BytesIO()
+    picture(3).image.save(buffer, "PNG")
+    source = PictureSource.data(buffer.getvalue(), "three.png")
+    rows = [
+        Row(
+            name,
+            "d",
+            1,
+            (Turn("user", (source, "What?")), Turn("assistant", ("red",))),
+            (("red",),),
+        )
+        for name in "abcd"
+    ]
+    predictions = [
+        prediction("a", "red", 1.0),
+        prediction("b", "blue", 0.0, loss=1.0),
+        prediction("c", "green", 0.0, loss=3.0),
+        prediction("d", "reddish", 0.3),
+    ]
+    found = worst_answers(predictions, questions_of(rows))
+    assert [answer.prediction.id for answer in found] == ["c", "b", "d"]
+    assert found[0].pictures == (picture(3),)
+    assert [a.prediction.id for a in worst_answers(predictions, questions_of(rows), 1)] == ["c"]
