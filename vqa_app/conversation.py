@@ -91,7 +91,8 @@ class Message:
                 case _:
                     raise DataError(
                         f"Unknown part in a {data['role']} message: {str(part)[:80]}",
-                        'Parts are {"type": "text", "text": ...} and {"type": "image", "sha256": ...}.',
+                        'Parts are {"type": "text", "text": ...} or'
+                        ' {"type": "image", "sha256": ...}.',
                     )
         return cls(data["role"], tuple(parts))
 
@@ -133,7 +134,8 @@ class Conversation:
 
     @property
     def system(self) -> str | None:
-        return self.messages[0].text if self.messages and self.messages[0].role == "system" else None
+        first = self.messages[0] if self.messages else None
+        return first.text if first is not None and first.role == "system" else None
 
     @property
     def dialogue(self) -> tuple[Message, ...]:

@@ -1,6 +1,7 @@
 """What the browser and the shell see of a model: a small typed protocol, without torch.
 
-`vqa_app.local_engine.LocalEngine` runs a transformers model in this process; tests bring a fake one.
+`vqa_app.local_engine.LocalEngine` runs a transformers model in this process; tests bring a fake
+one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
-"""The model ended its answer (or met a stop string); the token limit came first; somebody cancelled."""
+"""The model ended its answer (or met a stop string); the token limit came first; somebody
+cancelled."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,9 @@ class Engine(Protocol):
     ) -> Iterator[Event]:
         """Answers the last message.
 
-        Yields `Status` while nothing can be shown yet, then `Delta`s, last one `Answer`. Setting `cancel`
-        ends generation within one token with an `Answer` that holds what came; closing the iterator
-        does the same without one.
+        Yields `Status` while nothing can be shown yet, then `Delta`s, last one `Answer`. Setting
+        `cancel` ends generation within one token with an `Answer` that holds what came; closing
+        the iterator does the same without one.
 
         Raises:
             ContextOverflowError: the last message alone does not fit.
@@ -164,10 +166,10 @@ class Engine(Protocol):
         ...
 
     def warm(self, conversation: Conversation, cancel: threading.Event | None = None) -> None:
-        """Encodes the pictures and prefills what is certain of the prompt, so that an answer starts sooner.
+        """Encodes the pictures and prefills what is certain of the prompt: answers start sooner.
 
-        The last user message may still lack its text: only what stands before that text is prefilled. Blocks
-        until done; gives way to questions."""
+        The last user message may still lack its text: only what stands before that text is
+        prefilled. Blocks until done; gives way to questions."""
         ...
 
     def count_tokens(self, conversation: Conversation) -> TokenCount: ...
@@ -177,8 +179,8 @@ class Engine(Protocol):
         ...
 
     def image_gain(self, conversation: Conversation, answer: str) -> float:
-        """How much likelier the answer is with the pictures than with blank ones of the same size, in nats
-        per token. About 0: the model would say this about any picture."""
+        """How much likelier the answer is with the pictures than with blank ones of the same size,
+        in nats per token. About 0: the model would say this about any picture."""
         ...
 
     def attention_map(self, conversation: Conversation, answer: str) -> AttentionMap:

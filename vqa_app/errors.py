@@ -1,7 +1,7 @@
 """Errors a person can cause or mend. Each message says what was wrong, where, and what to do.
 
-The shell prints the message alone and leaves with `exit_code`; the browser shows it as a notice. Anything
-that is not a `VqaError` is a bug of ours.
+The shell prints the message alone and leaves with `exit_code`; the browser shows it as a notice.
+Anything that is not a `VqaError` is a bug of ours.
 """
 
 from __future__ import annotations
