@@ -10,8 +10,9 @@ from PIL import Image
 from finetune.builtin.world.outside import Outside
 from finetune.builtin.world.scene import QA, Item, Room, Scene, Split
 from finetune.builtin.world.shapes import SHAPES
+from finetune.builtin.world.things import THINGS_ROOM
 
-INSIDE: tuple[Room, ...] = (SHAPES,)
+INSIDE: tuple[Room, ...] = (SHAPES, THINGS_ROOM)
 ROOMS: dict[str, Room] = {room.name: room for room in (*INSIDE, Outside(INSIDE))}
 
 __all__ = ["QA", "ROOMS", "Item", "Room", "Scene", "Split", "make_scene", "sample_scene"]

@@ -43,7 +43,7 @@ class Sketch:
     """Records a thing's parts. x runs right, y runs down, both over about 0..1.
 
     `main` is the colour that the thing is called by; `dark`, `light` and `pale` are shades of it;
-    `rng` makes each specimen a little different.
+    `rng` makes each specimen a little different; `facts` are what can be read from it.
     """
 
     def __init__(self, colour: str, rng: random.Random) -> None:
@@ -53,6 +53,7 @@ class Sketch:
         self.light = mixed(self.main, (255, 255, 255), 0.35)
         self.pale = mixed(self.main, (255, 255, 255), 0.7)
         self.parts: list[Part] = []
+        self.facts: dict[str, int] = {}
 
     def any(self, low: float, high: float) -> float:
         return self.rng.uniform(low, high)
@@ -163,13 +164,24 @@ def bounds(parts: Iterable[Part]) -> Box:
     return min(xs), min(ys), max(xs), max(ys)
 
 
-def specimen(thing: Thing, colour: str, rng: random.Random) -> list[Part]:
-    """A thing's parts, leaned and perhaps turned round, its longer side of length 1 from (0, 0)."""
+@dataclass(frozen=True)
+class Specimen:
+    """One drawing of a thing: parts in a box of `wide` x `high` at (0, 0), the longer being 1."""
+
+    parts: tuple[Part, ...]
+    wide: float
+    high: float
+    main: RGB
+    facts: dict[str, int]
+
+
+def specimen(thing: Thing, colour: str, rng: random.Random) -> Specimen:
+    """Draw a thing anew: leaned, perhaps turned round, in its own proportions."""
     sketch = Sketch(colour, rng)
     thing.draw(sketch)
-    turn = math.radians(rng.gauss(0, thing.lean / 2)) if thing.lean < 90 else rng.uniform(0, 6.28)
+    turn = math.radians(rng.gauss(0, thing.lean / 2))
     cos, sin, way = math.cos(turn), math.sin(turn), -1 if thing.flips and rng.random() < 0.5 else 1
-    wide = rng.uniform(0.92, 1.08)  # nothing is drawn twice in the same proportions
+    wide = rng.uniform(0.92, 1.08)
 
     def turned(point: Point) -> Point:
         x, y = (point[0] - 0.5) * way * wide, point[1] - 0.5
@@ -178,8 +190,10 @@ def specimen(thing: Thing, colour: str, rng: random.Random) -> list[Part]:
     parts = [Part(tuple(map(turned, p.points)), p.rgb, p.width) for p in sketch.parts]
     left, top, right, bottom = bounds(parts)
     long = max(right - left, bottom - top)
-    return [Part(tuple(((x - left) / long, (y - top) / long) for x, y in p.points), p.rgb,
-                 p.width / long) for p in parts]
+    parts = [Part(tuple(((x - left) / long, (y - top) / long) for x, y in p.points), p.rgb,
+                  p.width / long) for p in parts]
+    return Specimen(tuple(parts), (right - left) / long, (bottom - top) / long, sketch.main,
+                    sketch.facts)
 
 
 def set_down(canvas: Canvas, parts: Iterable[Part], x: float, y: float, scale: float,
