@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,9 @@ from PIL import Image
 from rich.console import Console
 
 from tests.fake_engine import FakeEngine
+from ui.exchange import from_json
+from ui.pictures import PictureShelf
+from ui.store import Store
 from vqa_app.conversation import Conversation
 from vqa_app.dialogue import Dialogue
 from vqa_app.engine import GenerationOptions
@@ -112,17 +114,18 @@ def test_retry_without_a_question_says_so(talk: Talk) -> None:
     assert "nothing to answer again" in talk("/retry")
 
 
-def test_save_keeps_the_dialogue_and_its_pictures(
+def test_the_browser_imports_what_save_wrote(
     talk: Talk, engine: FakeEngine, cat: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "saved.json"
-    talk("What is it?", f"/save {target}", pictures=[open_picture(cat)])
-    document = json.loads(target.read_text("utf-8"))
-    read = Conversation.from_json(
-        document["messages"], lambda digest: open_picture(document["pictures"][digest])
-    )
-    assert read.pictures == (open_picture(cat),)
-    assert read.messages[-1].text == "You asked 'What is it?' about one picture."
+    talk("What is it?", "And why?", f"/save {target}", pictures=[open_picture(cat)])
+    store, shelf = Store(tmp_path / "chats.sqlite"), PictureShelf(tmp_path / "pictures")
+    conversation = from_json(store, shelf, "me", target.read_bytes())
+    first, second = store.path("me", conversation)
+    assert (first.question, second.question) == ("What is it?", "And why?")
+    assert first.answer == "You asked 'What is it?' about one picture."
+    assert first.pictures == (open_picture(cat).digest,)
+    assert second.pictures == ()
 
 
 def test_problems_do_not_end_the_dialogue(
@@ -133,13 +136,15 @@ def test_problems_do_not_end_the_dialogue(
         "/image",
         "/frobnicate",
         "/save",
-        f"/save {tmp_path}/no/such/folder.json",
+        "/save early.json",
         "/help",
         "",
         "Still there?",
+        f"/save {tmp_path}/no/such/folder.json",
     )
     for said in ("no file gone.png", "needs a picture", "no command /frobnicate", "needs a file"):
         assert said in shown
+    assert "nothing to save yet" in shown
     assert "cannot be written" in shown
     assert "/retry" in shown
     assert len(engine.asked) == 1

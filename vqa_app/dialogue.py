@@ -10,6 +10,7 @@ import shlex
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -23,7 +24,7 @@ from vqa_app.replies import Asking, Reply, reply_to, to_stdout
 HELP = """\
 /image FILE...   show pictures with the next question (files or http(s) addresses)
 /retry           answer the last question again
-/save FILE.json  write the dialogue, pictures included, to a file
+/save FILE.json  keep the dialogue and its pictures; `vqa-app chat` can import the file
 /quit            leave (so do Ctrl-D and, between answers, Ctrl-C)
 Ctrl-C during an answer stops it and keeps what came."""
 
@@ -129,17 +130,9 @@ class Dialogue:
     def _save(self, name: str) -> None:
         if not name:
             raise UsageError("/save needs a file name.", "For example: /save cat.json")
-        pictures = {}
-        for picture in self._conversation.pictures:
-            buffer = io.BytesIO()
-            picture.image.save(buffer, "PNG")
-            content = base64.b64encode(buffer.getvalue()).decode()
-            pictures[picture.digest] = f"data:image/png;base64,{content}"
-        document = {
-            "model": self._engine.info.label,
-            "messages": self._conversation.to_json(),
-            "pictures": pictures,
-        }
+        if not self._conversation.messages:
+            raise UsageError("There is nothing to save yet.", "Ask a question first.")
+        document = exported(self._conversation, self._engine.info.label)
         try:
             Path(name).write_text(json.dumps(document, ensure_ascii=False) + "\n", "utf-8")
         except OSError as error:
@@ -148,6 +141,41 @@ class Dialogue:
 
     def _say(self, text: str) -> None:
         self._console.print(text, style="dim", markup=False, soft_wrap=True)
+
+
+def exported(conversation: Conversation, model: str) -> dict[str, Any]:
+    """A dialogue as the browser exports and imports conversations (`ui.exchange`)."""
+    messages = conversation.messages
+    turns = [
+        {
+            "id": str(place),
+            "parent": str(place - 2) if place else None,
+            "shown": True,
+            "question": question.text,
+            "pictures": [picture.digest for picture in question.pictures],
+            "answer": answer.text,
+            "state": "answered",
+            "facts": {"model": model},
+        }
+        for place, (question, answer) in enumerate(zip(messages, messages[1:], strict=False))
+        if question.role == "user"
+    ]
+    return {
+        "format": "vqa-app conversation",
+        "version": 1,
+        "title": messages[0].text[:80] if messages else "",
+        "turns": turns,
+        "pictures": {
+            picture.digest: {"name": picture.name, "data": _png(picture)}
+            for picture in conversation.pictures
+        },
+    }
+
+
+def _png(picture: Picture) -> str:
+    buffer = io.BytesIO()
+    picture.image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _words(text: str) -> list[str]:
