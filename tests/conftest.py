@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,23 @@ def tiny_llava_dir(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -
     from tests.tiny import tiny_llava
 
     return tiny_llava(tmp_path_factory.mktemp("tiny") / "llava")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, one_thread: None
+) -> Callable[[str], Path]:
+    """Random checkpoints by the names in `tests.architectures`; built once, never write into
+    them."""
+    from tests.architectures import ARCHITECTURES
+    from vqa_app.quiet import quiet
+
+    built: dict[str, Path] = {}
+
+    def checkpoint(name: str) -> Path:
+        if name not in built:
+            with quiet():
+                built[name] = ARCHITECTURES[name](tmp_path_factory.mktemp("tiny") / name)
+        return built[name]
+
+    return checkpoint

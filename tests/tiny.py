@@ -75,6 +75,7 @@ def tokenizer(
     eos: str = "<|im_end|>",
     pad: str | None = None,
     bos: str | None = None,
+    unk: str | None = None,
     adds_bos: bool = False,
     metaspace: bool = False,
     template: str | None = CHATML,
@@ -99,7 +100,7 @@ def tokenizer(
         eos_token=eos,
         pad_token=pad or special[0],
         bos_token=bos,
-        unk_token="<unk>" if metaspace else None,
+        unk_token="<unk>" if metaspace else unk,
         padding_side="left",
         **extra,
     )

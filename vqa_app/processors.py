@@ -53,13 +53,9 @@ def load_processor(source: Source, config: Any) -> Any:
     Raises:
         ModelError: it has none, or no chat template.
     """
-    from transformers import AutoProcessor
-
     try:
         with quiet():
-            processor = AutoProcessor.from_pretrained(
-                source.directory, trust_remote_code=False, local_files_only=True, backend="pil"
-            )
+            processor = _open(source.directory, config)
     except ImportError as error:
         raise ModelError(
             f"The processor of {source.name} needs a package: {str(error).strip().splitlines()[0]}",
@@ -86,6 +82,59 @@ def load_processor(source: Source, config: Any) -> Any:
             )
         processor.chat_template = template
     return processor
+
+
+def without_video(kind: Any) -> Any:
+    """A processor class that takes `no_video()` for its video processor, which needs
+    torchvision."""
+
+    class PictureProcessor(kind):
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if argument_name == "video_processor":
+                return type(argument)
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    PictureProcessor.__name__ = kind.__name__  # saved with the processor
+    return PictureProcessor
+
+
+def no_video(settings: dict[str, Any] | None = None) -> Any:
+    """Stands where a video processor would; keeps its settings, so that they are saved again."""
+    from transformers.utils import PushToHubMixin
+
+    class NoVideo(PushToHubMixin):
+        _auto_class = None
+        model_input_names: tuple[str, ...] = ()
+        num_frames = fps = None  # SmolVLM's template asks
+
+        def to_dict(self) -> dict[str, Any]:
+            return dict(settings or {})
+
+    return NoVideo()
+
+
+def _open(directory: Path, config: Any) -> Any:
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    options = {"trust_remote_code": False, "local_files_only": True}
+    kind = PROCESSOR_MAPPING.get(type(config), None)
+    if kind is None or "video_processor" not in kind.get_attributes():
+        return AutoProcessor.from_pretrained(directory, backend="pil", **options)
+    values, rest = kind.get_processor_dict(directory, **options)
+    settings = values.get("video_processor") or read_json(
+        directory / "video_preprocessor_config.json"
+    )
+    parts = {
+        "tokenizer": lambda: AutoTokenizer.from_pretrained(directory, **options),
+        "image_processor": lambda: AutoImageProcessor.from_pretrained(
+            directory, backend="pil", **options
+        ),
+        "video_processor": lambda: no_video(settings),
+    }
+    arguments = [parts[name]() for name in kind.get_attributes()]
+    rest = {name: value for name, value in rest.items() if name not in options}
+    return without_video(kind).from_args_and_dict(arguments, values, **rest)
 
 
 def _complete(processor: Any, config: Any, directory: Path) -> None:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _REMEMBERED_PICTURES = 8
 """Processor outputs kept for each processor: a chat shows the same pictures at every turn."""
 
+_PICTURE_ONLY = frozenset({"Blip2Processor", "Kosmos2Processor"})
+"""Their models have no path without a picture."""
+
 _BOOKKEEPING = frozenset(
     {"rows", "cols", "num_patches", "num_tiles", "num_crops", "num_image_tokens", "original_sizes"}
 )
@@ -85,13 +88,15 @@ def encode(
 
     Raises:
         UsageError: `answer_next` without a question.
-        ModelError: the model cannot take these pictures.
+        ModelError: the model cannot take these pictures, or cannot do without one.
         DataError: the chat template cannot express the conversation.
     """
     if answer_next and not open_question and not conversation.awaits_answer:
         raise UsageError("There is no question to answer.", "The last message must be the user's.")
     known = layout(processor)
     pieces = render(known, conversation, answer_next=answer_next, open_question=open_question)
+    if not conversation.pictures and type(processor).__name__ in _PICTURE_ONLY:
+        raise ModelError("This model answers about pictures only.", "Add a picture.")
     placed = sum(p.text.count(known.image_token) for p in pieces if p.kind == "template")
     pictures = conversation.pictures
     if open_question:

@@ -1,0 +1,598 @@
+"""Tiny random checkpoints of the image-text architectures that the hub has most of.
+
+Each factory takes a directory and returns it, filled as a hub repository. Chat templates are
+written for these tests in each family's format; PaliGemma, BLIP-2 and Kosmos-2 have none there and
+get none here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.tiny import (
+    CHATML_TOKENS,
+    IMAGE_SIZE,
+    PATCH_SIZE,
+    llm_config,
+    save,
+    seeded,
+    tiny_llava,
+    tokenizer,
+    vision_config,
+)
+
+_SPREAD = 0.3
+"""Standard deviation of random weights: wide enough for answers that depend on the pictures."""
+
+
+def _chatml(picture: str, end: str = "<|im_end|>") -> str:
+    """ChatML in which a picture is `picture`."""
+    return (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+        "{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+        f"{{{{ '{picture}' }}}}"
+        "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+        f"{{{{ '{end}\n' }}}}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+
+
+def _llm(kind: str, words: Any, **changes: Any) -> dict[str, Any]:
+    return llm_config(
+        kind,
+        len(words),
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+        **changes,
+    )
+
+
+def _finish(model: Any, words: Any) -> None:
+    model.generation_config.eos_token_id = words.eos_token_id
+    model.generation_config.pad_token_id = words.pad_token_id
+
+
+def llava_siglip(directory: Path) -> Path:
+    return tiny_llava(directory, "siglip", "llama")
+
+
+def llava_clip(directory: Path) -> Path:
+    return tiny_llava(directory, "clip", "qwen2")
+
+
+def llava_next(directory: Path) -> Path:
+    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration, LlavaNextProcessor
+    from transformers.models.llava_next.image_processing_pil_llava_next import (
+        LlavaNextImageProcessorPil,
+    )
+
+    words = tokenizer((*CHATML_TOKENS, "<image>"))
+    grid = [[32, 64], [64, 32], [64, 64]]
+    config = LlavaNextConfig(
+        vision_config=vision_config("clip"),
+        text_config=_llm("llama", words),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        vision_feature_select_strategy="default",
+        vision_feature_layer=-2,
+        image_grid_pinpoints=grid,
+        initializer_range=_SPREAD,
+    )
+    model = seeded(LlavaNextForConditionalGeneration, config)
+    _finish(model, words)
+    pictures = LlavaNextImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        image_grid_pinpoints=grid,
+    )
+    processor = LlavaNextProcessor(
+        pictures,
+        words,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=_chatml("<image>\n"),
+    )
+    return save(model, processor, directory)
+
+
+def llava_onevision(directory: Path) -> Path:
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionProcessor,
+    )
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+        LlavaOnevisionImageProcessorPil,
+    )
+
+    from vqa_app.processors import no_video, without_video
+
+    words = tokenizer((*CHATML_TOKENS, "<image>", "<video>"))
+    grid = [[32, 32], [32, 64], [64, 32], [64, 64]]
+    config = LlavaOnevisionConfig(
+        vision_config=vision_config("siglip"),
+        text_config=_llm("qwen2", words),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        video_token_index=words.convert_tokens_to_ids("<video>"),
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        vision_aspect_ratio="anyres_max_9",
+        image_grid_pinpoints=grid,
+        initializer_range=_SPREAD,
+    )
+    model = seeded(LlavaOnevisionForConditionalGeneration, config)
+    _finish(model, words)
+    pictures = LlavaOnevisionImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_grid_pinpoints=grid
+    )
+    processor = without_video(LlavaOnevisionProcessor)(
+        pictures,
+        words,
+        no_video(),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        chat_template=_chatml("<image>"),
+    )
+    return save(model, processor, directory)
+
+
+def paligemma(directory: Path) -> Path:
+    from transformers import (
+        PaliGemmaConfig,
+        PaliGemmaForConditionalGeneration,
+        PaliGemmaProcessor,
+    )
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    words = tokenizer(
+        ("<pad>", "<eos>", "<bos>", "<image>"), eos="<eos>", bos="<bos>", template=None
+    )
+    pictures = SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    pictures.image_seq_length = 16
+    processor = PaliGemmaProcessor(pictures, words)
+    config = PaliGemmaConfig(
+        vision_config=vision_config("siglip") | {"projection_dim": 32},
+        text_config=_llm("gemma", words, hidden_activation="gelu_pytorch_tanh"),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        projection_dim=32,
+        hidden_size=32,
+        vocab_size=len(words),
+        initializer_range=_SPREAD,
+        bos_token_id=2,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    model = seeded(PaliGemmaForConditionalGeneration, config)
+    _finish(model, words)
+    return save(model, processor, directory)
+
+
+_SMOL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<end_of_utterance>",
+    "<fake_token_around_image>",
+    "<image>",
+    "<global-img>",
+    *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
+)
+_SMOL = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{{ ':' if message['content'][0]['type'] == 'image' else ': ' }}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{{ '<end_of_utterance>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+def _idefics_parts(words: Any) -> dict[str, Any]:
+    tower = vision_config("siglip") | {"image_size": 32}
+    tower.pop("model_type")
+    return {
+        "vision_config": tower,
+        "text_config": _llm("llama", words),
+        "image_token_id": words.convert_tokens_to_ids("<image>"),
+        "scale_factor": 2,
+        "initializer_range": _SPREAD,
+        "pad_token_id": 0,
+    }
+
+
+def idefics3(directory: Path) -> Path:
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    words = tokenizer(_SMOL_TOKENS, eos="<end_of_utterance>")
+    pictures = Idefics3ImageProcessorPil(
+        size={"longest_edge": 64}, max_image_size={"longest_edge": 32}
+    )
+    processor = Idefics3Processor(pictures, words, image_seq_len=4, chat_template=_SMOL)
+    model = seeded(Idefics3ForConditionalGeneration, Idefics3Config(**_idefics_parts(words)))
+    _finish(model, words)
+    return save(model, processor, directory)
+
+
+def smolvlm(directory: Path) -> Path:
+    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMProcessor
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+    from vqa_app.processors import no_video, without_video
+
+    words = tokenizer(_SMOL_TOKENS, eos="<end_of_utterance>")
+    pictures = SmolVLMImageProcessorPil(
+        size={"longest_edge": 64}, max_image_size={"longest_edge": 32}
+    )
+    processor = without_video(SmolVLMProcessor)(
+        pictures, words, no_video(), image_seq_len=4, chat_template=_SMOL
+    )
+    model = seeded(SmolVLMForConditionalGeneration, SmolVLMConfig(**_idefics_parts(words)))
+    _finish(model, words)
+    return save(model, processor, directory)
+
+
+_QWEN_TOKENS = (
+    *CHATML_TOKENS,
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
+
+def _qwen_parts(words: Any) -> dict[str, Any]:
+    return {
+        "text_config": _llm("qwen2", words)
+        | {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [2, 3, 3],
+            }
+        },
+        "image_token_id": words.convert_tokens_to_ids("<|image_pad|>"),
+        "video_token_id": words.convert_tokens_to_ids("<|video_pad|>"),
+        "vision_start_token_id": words.convert_tokens_to_ids("<|vision_start|>"),
+        "vision_end_token_id": words.convert_tokens_to_ids("<|vision_end|>"),
+        "initializer_range": _SPREAD,
+    }
+
+
+def _qwen_save(model: Any, processor_class: Any, words: Any, directory: Path) -> Path:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    from vqa_app.processors import no_video, without_video
+
+    pictures = Qwen2VLImageProcessorPil(
+        patch_size=PATCH_SIZE, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
+    )
+    template = _chatml("<|vision_start|><|image_pad|><|vision_end|>")
+    _finish(model, words)
+    return save(
+        model,
+        without_video(processor_class)(pictures, words, no_video(), chat_template=template),
+        directory,
+    )
+
+
+def qwen2_vl(directory: Path) -> Path:
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+
+    words = tokenizer(_QWEN_TOKENS)
+    tower = {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "mlp_ratio": 2,
+        "patch_size": PATCH_SIZE,
+    }
+    config = Qwen2VLConfig(vision_config=tower, **_qwen_parts(words))
+    return _qwen_save(
+        seeded(Qwen2VLForConditionalGeneration, config), Qwen2VLProcessor, words, directory
+    )
+
+
+def qwen2_5_vl(directory: Path) -> Path:
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+    )
+
+    words = tokenizer(_QWEN_TOKENS)
+    tower = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "patch_size": PATCH_SIZE,
+        "window_size": 32,
+        "fullatt_block_indexes": [1],
+    }
+    config = Qwen2_5_VLConfig(vision_config=tower, **_qwen_parts(words))
+    model = seeded(Qwen2_5_VLForConditionalGeneration, config)
+    return _qwen_save(model, Qwen2_5_VLProcessor, words, directory)
+
+
+_GEMMA_3 = (
+    "{{ bos_token }}{% set first = messages[0]['role'] == 'system' %}"
+    "{% for message in (messages[1:] if first else messages) %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
+    "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\n' }}"
+    "{% if loop.first and first %}{{ messages[0]['content'][0]['text'] + '\n\n' }}{% endif %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<start_of_image>' }}"
+    "{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}{{ '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+
+
+def gemma3(directory: Path) -> Path:
+    import torch
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Processor
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    words = tokenizer(
+        (
+            "<pad>",
+            "<eos>",
+            "<bos>",
+            "<start_of_turn>",
+            "<end_of_turn>",
+            "<start_of_image>",
+            "<end_of_image>",
+            "<image_soft_token>",
+        ),
+        eos="<eos>",
+        bos="<bos>",
+        adds_bos=True,
+        extra_special_tokens={
+            "image_token": "<image_soft_token>",
+            "boi_token": "<start_of_image>",
+            "eoi_token": "<end_of_image>",
+        },
+    )
+    pictures = Gemma3ImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    processor = Gemma3Processor(pictures, words, chat_template=_GEMMA_3, image_seq_length=4)
+    ids = words.convert_tokens_to_ids
+    config = Gemma3Config(
+        vision_config=vision_config("siglip"),
+        text_config=_llm(
+            "gemma3_text",
+            words,
+            sliding_window=16,
+            layer_types=["sliding_attention", "full_attention"],
+        ),
+        mm_tokens_per_image=4,
+        boi_token_index=ids("<start_of_image>"),
+        eoi_token_index=ids("<end_of_image>"),
+        image_token_index=ids("<image_soft_token>"),
+        initializer_range=_SPREAD,
+    )
+    model = seeded(Gemma3ForConditionalGeneration, config)
+    _finish(model, words)
+    model.generation_config.eos_token_id = [words.eos_token_id, ids("<end_of_turn>")]
+    projection = model.model.multi_modal_projector.mm_input_projection_weight
+    projection.data = torch.randn(projection.shape, generator=torch.Generator().manual_seed(0))
+    return save(model, processor, directory)
+
+
+def internvl(directory: Path) -> Path:
+    from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    from vqa_app.processors import no_video, without_video
+
+    words = tokenizer(
+        (*CHATML_TOKENS, "<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
+        extra_special_tokens={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        },
+    )
+    pictures = GotOcr2ImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, crop_to_patches=True, max_patches=3
+    )
+    processor = without_video(InternVLProcessor)(
+        pictures, words, no_video(), image_seq_length=4, chat_template=_chatml("<IMG_CONTEXT>\n")
+    )
+    tower = vision_config("siglip") | {"image_size": [32, 32], "patch_size": [8, 8]}
+    tower.pop("model_type")
+    config = InternVLConfig(
+        vision_config=tower,
+        text_config=_llm("qwen2", words),
+        image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        initializer_range=_SPREAD,
+    )
+    model = seeded(InternVLForConditionalGeneration, config)
+    _finish(model, words)
+    return save(model, processor, directory)
+
+
+_MLLAMA = (
+    "{{ bos_token }}{% set first = messages[0]['role'] == 'system' %}"
+    "{% for message in messages %}"
+    "{% for part in message['content'] if part['type'] == 'image' and first %}"
+    "{{ raise_exception('Prompting with images is incompatible with system messages.') }}"
+    "{% endfor %}{% endfor %}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<|image|>' }}"
+    "{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}{{ '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+
+
+def mllama(directory: Path) -> Path:
+    from transformers import MllamaConfig, MllamaForConditionalGeneration, MllamaProcessor
+    from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+
+    # The image token comes last: its embedding has no row in the output.
+    special = (
+        "<|begin_of_text|>",
+        "<|eot_id|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|python_tag|>",
+        "<|finetune_right_pad_id|>",
+    )
+    words = tokenizer(
+        special,
+        eos="<|eot_id|>",
+        bos="<|begin_of_text|>",
+        adds_bos=True,
+        pad="<|finetune_right_pad_id|>",
+    )
+    words.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
+    image = words.convert_tokens_to_ids("<|image|>")
+    pictures = MllamaImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, max_image_tiles=2
+    )
+    processor = MllamaProcessor(pictures, words, chat_template=_MLLAMA)
+    tower = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_global_layers": 1,
+        "attention_heads": 2,
+        "intermediate_size": 64,
+        "vision_output_dim": 64,
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "max_num_tiles": 2,
+        "intermediate_layers_indices": [0],
+        "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
+    }
+    text = llm_config("mllama_text_model", image, cross_attention_layers=[1])
+    text |= {
+        "num_hidden_layers": 3,
+        "pad_token_id": words.pad_token_id,
+        "eos_token_id": 1,
+        "bos_token_id": 0,
+    }
+    text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    config = MllamaConfig(
+        vision_config=tower, text_config=text, image_token_index=image, initializer_range=_SPREAD
+    )
+    model = seeded(MllamaForConditionalGeneration, config)
+    _open_gates(model)
+    _finish(model, words)
+    return save(model, processor, directory)
+
+
+def _open_gates(model: Any) -> None:
+    """Mllama's cross-attention begins with closed gates: pictures would make no difference."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "gate" in name and parameter.numel() == 1:
+                parameter.fill_(1.0)
+
+
+def blip2(directory: Path) -> Path:
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    words = tokenizer(
+        ("<pad>", "<unk>", "</s>", "<image>"), eos="</s>", bos="</s>", adds_bos=True, template=None
+    )
+    processor = Blip2Processor(
+        BlipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}),
+        words,
+        num_query_tokens=4,
+    )
+    config = Blip2Config(
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": IMAGE_SIZE,
+            "patch_size": PATCH_SIZE,
+            "initializer_range": _SPREAD,
+        },
+        qformer_config={
+            "vocab_size": 8,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "encoder_hidden_size": 32,
+            "initializer_range": _SPREAD,
+        },
+        text_config={
+            "model_type": "opt",
+            "vocab_size": len(words),
+            "hidden_size": 32,
+            "word_embed_proj_dim": 32,
+            "ffn_dim": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 512,
+            "init_std": _SPREAD,
+            "bos_token_id": 2,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        },
+        num_query_tokens=4,
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+    )
+    model = seeded(Blip2ForConditionalGeneration, config)
+    _finish(model, words)
+    return save(model, processor, directory)
+
+
+def kosmos2(directory: Path) -> Path:
+    from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration, Kosmos2Processor
+
+    from tests.tiny import image_processor
+
+    words = tokenizer(
+        ("<s>", "<pad>", "</s>", "<unk>", *(f"<filler-{i}>" for i in range(64))),
+        eos="</s>",
+        bos="<s>",
+        pad="<pad>",
+        unk="<unk>",
+        template=None,
+    )
+    processor = Kosmos2Processor(image_processor("clip"), words, num_patch_index_tokens=16)
+    config = Kosmos2Config(
+        text_config={
+            "vocab_size": len(words),
+            "max_position_embeddings": 512,
+            "embed_dim": 32,
+            "layers": 2,
+            "ffn_dim": 64,
+            "attention_heads": 2,
+            "init_std": _SPREAD,
+        },
+        vision_config=vision_config("clip") | {"model_type": "kosmos_2_vision_model"},
+        latent_query_num=64,
+    )
+    model = seeded(Kosmos2ForConditionalGeneration, config)
+    _finish(model, words)
+    return save(model, processor, directory)
+
+
+ARCHITECTURES: dict[str, Callable[[Path], Path]] = {
+    "llava-siglip": llava_siglip,
+    "llava-clip": llava_clip,
+    "llava-next": llava_next,
+    "llava-onevision": llava_onevision,
+    "paligemma": paligemma,
+    "idefics3": idefics3,
+    "smolvlm": smolvlm,
+    "qwen2-vl": qwen2_vl,
+    "qwen2.5-vl": qwen2_5_vl,
+    "gemma3": gemma3,
+    "internvl": internvl,
+    "mllama": mllama,
+    "blip-2": blip2,
+    "kosmos-2": kosmos2,
+}
