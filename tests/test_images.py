@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import struct
 import subprocess
@@ -127,6 +128,12 @@ def test_pictures_are_equal_by_their_pixels() -> None:
 
 def test_the_digest_covers_the_shape() -> None:
     assert open_picture(Image.new("RGB", (2, 3))) != open_picture(Image.new("RGB", (3, 2)))
+
+
+def test_the_digest_is_that_of_the_whole_picture() -> None:
+    image = Image.effect_noise((1500, 1100), 60).convert("RGB")
+    whole = hashlib.sha256(b"RGB 1500x1100\n" + image.tobytes()).hexdigest()
+    assert open_picture(image).digest == whole
 
 
 def test_a_blank_has_the_size_and_nothing_else() -> None:
