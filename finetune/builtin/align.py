@@ -37,8 +37,8 @@ from finetune.builtin.world import ROOMS, Scene, Split, make_scene
 def features(encoder: SiglipModel, images: np.ndarray, device: str) -> torch.Tensor:
     """What the projector is given: uint8 [n, SIZE, SIZE, 3] -> [n, patches, width] bf16.
 
-    That is the last layer's output before the final norm, as LLaVA takes it; the norm hardly matters
-    (every token has about the same scale).
+    That is the last layer's output before the final norm, as LLaVA takes it; the norm hardly
+    matters (every token has about the same scale).
     """
     with torch.autocast(device, torch.bfloat16):
         pixel_values = normalised(torch.from_numpy(images).to(device))
@@ -78,8 +78,11 @@ class Gallery:
         self.next_seed += count
 
 
-def ask_scenes(scenes: list[Scene], seed: int, split: Split,
-               ) -> tuple[list[tuple[int, list[Turns]]], list[list[str]]]:
+def ask_scenes(
+    scenes: list[Scene],
+    seed: int,
+    split: Split,
+) -> tuple[list[tuple[int, list[Turns]]], list[list[str]]]:
     """Fresh questions about scenes: rows for the packer, and each branch's skill."""
     rows, skills = [], []
     for k, scene in enumerate(scenes):
@@ -95,10 +98,18 @@ def ask_scenes(scenes: list[Scene], seed: int, split: Split,
 
 
 @torch.no_grad()
-def picture_score(encoder: SiglipModel, projector: nn.Module, language: LlamaForCausalLM,
-                  packer: Packer, weights: Mapping[str, float], scenes: int, *,
-                  first_seed: int = 0, blind: bool = False, device: str = "cpu",
-                  ) -> dict[str, tuple[float, int]]:
+def picture_score(
+    encoder: SiglipModel,
+    projector: nn.Module,
+    language: LlamaForCausalLM,
+    packer: Packer,
+    weights: Mapping[str, float],
+    scenes: int,
+    *,
+    first_seed: int = 0,
+    blind: bool = False,
+    device: str = "cpu",
+) -> dict[str, tuple[float, int]]:
     """skill -> (exact match, questions) on held-out pictures; `blind` shows blank ones."""
     hits: dict[str, list[bool]] = defaultdict(list)
     for start in range(first_seed, first_seed + scenes, 20):
@@ -116,8 +127,9 @@ def picture_score(encoder: SiglipModel, projector: nn.Module, language: LlamaFor
     return {skill: (sum(h) / len(h), len(h)) for skill, h in sorted(hits.items())}
 
 
-def regress(projector: nn.Module, symbols: Symbols, gallery: Gallery, steps: int,
-            rng: np.random.Generator) -> float:
+def regress(
+    projector: nn.Module, symbols: Symbols, gallery: Gallery, steps: int, rng: np.random.Generator
+) -> float:
     """Warm start: the projector learns to write the symbols; returns the last relative error."""
     optimiser = MuonAdam([projector])
     share = 1.0
@@ -136,11 +148,25 @@ def regress(projector: nn.Module, symbols: Symbols, gallery: Gallery, steps: int
     return share
 
 
-def align(out: Path, name: str, encoder: SiglipModel, projector: nn.Module,
-          language: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast,
-          weights: Mapping[str, float], minutes: float, *, train_language: bool, seed: int = 0,
-          rate: float = 1.0, batch: int = 20, capacity: int = 8000, device: str = "cpu",
-          symbols: Symbols | None = None, score_every: float = 240) -> None:
+def align(
+    out: Path,
+    name: str,
+    encoder: SiglipModel,
+    projector: nn.Module,
+    language: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    weights: Mapping[str, float],
+    minutes: float,
+    *,
+    train_language: bool,
+    seed: int = 0,
+    rate: float = 1.0,
+    batch: int = 20,
+    capacity: int = 8000,
+    device: str = "cpu",
+    symbols: Symbols | None = None,
+    score_every: float = 240,
+) -> None:
     """Train the projector, and the language model if asked, on answers; in place.
 
     The state is kept in `out/<name>.pt`. With `symbols` a fresh start begins with `regress`.
@@ -170,8 +196,9 @@ def align(out: Path, name: str, encoder: SiglipModel, projector: nn.Module,
     while clock.progress < 1:
         gallery.refill(max(1, batch // 3))
         slots = rng.integers(0, len(gallery.scenes), batch)
-        rows, _ = ask_scenes([gallery.scenes[s] for s in slots], int(rng.integers(1 << 40)),
-                             "train")
+        rows, _ = ask_scenes(
+            [gallery.scenes[s] for s in slots], int(rng.integers(1 << 40)), "train"
+        )
         packed = packer.pack(rows).to(device)
         with torch.autocast(device, torch.bfloat16):
             visual = projector(gallery.seen[torch.from_numpy(slots)])
@@ -182,18 +209,27 @@ def align(out: Path, name: str, encoder: SiglipModel, projector: nn.Module,
         losses.append(loss.item())
         step += 1
         if step % 50 == 0:
-            print(f"{name} {clock.elapsed / 60:.1f} min step {step} loss "
-                  f"{np.mean(losses[-50:]):.3f}", flush=True)
+            print(
+                f"{name} {clock.elapsed / 60:.1f} min step {step} loss {np.mean(losses[-50:]):.3f}",
+                flush=True,
+            )
         if clock.elapsed - scored > score_every or clock.progress >= 1:
             scored = clock.elapsed
             scores = picture_score(encoder, projector, language, packer, weights, 80, device=device)
             print(f"{name} score {told(scores)}", flush=True)
         if clock.elapsed - saved > 120 or clock.progress >= 1:
             saved = clock.elapsed
-            save_state(out / f"{name}.pt", {
-                "projector": projector.state_dict(), "language": language.state_dict(),
-                "optimiser": optimiser.state_dict(), "step": step, "spent": saved,
-                "next_seed": gallery.next_seed})
+            save_state(
+                out / f"{name}.pt",
+                {
+                    "projector": projector.state_dict(),
+                    "language": language.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "step": step,
+                    "spent": saved,
+                    "next_seed": gallery.next_seed,
+                },
+            )
 
 
 __all__ = ["align", "features", "make_projector", "picture_score"]

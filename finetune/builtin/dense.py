@@ -19,7 +19,8 @@ BLOCKS = {"shapes": 1, "things": 40, "writing": 160, "digits": 200, "charts": 24
 KIND_CLASSES = 300
 KIND_INDEX = {
     (name, kind): BLOCKS[name] + k
-    for name, room in ROOMS.items() for k, kind in enumerate(room.kinds)
+    for name, room in ROOMS.items()
+    for k, kind in enumerate(room.kinds)
 }
 COLOUR_INDEX = {name: k for k, name in enumerate(("", *COLOURS))}
 SIZE_INDEX = {"": 0, "small": 1, "big": 2}
@@ -29,8 +30,13 @@ ORDERS = 14
 # Columns of a patch's row. `OWNED`: 0 ground, 1 an object, 2 not to be judged (an edge).
 OWNED, KIND, COLOUR, SIZE, FILL, ORDER, CENTRE, X, Y, WIDTH, HEIGHT = range(11)
 COLUMNS = 11
-CLASSES = {KIND: KIND_CLASSES, COLOUR: len(COLOUR_INDEX), SIZE: len(SIZE_INDEX),
-           FILL: len(FILL_INDEX), ORDER: ORDERS}
+CLASSES = {
+    KIND: KIND_CLASSES,
+    COLOUR: len(COLOUR_INDEX),
+    SIZE: len(SIZE_INDEX),
+    FILL: len(FILL_INDEX),
+    ORDER: ORDERS,
+}
 UNITS = 1000  # positions and extents are stored in thousandths of the picture
 
 
@@ -98,7 +104,9 @@ def geometry(rows: torch.Tensor) -> torch.Tensor:
     """
     values = rows[..., X:].float() / UNITS
     place, span = values[..., :2, None], values[..., 2:, None]
-    parts = (values * 2 - 1,
-             torch.tanh((place - _STEPS.to(rows.device)) * 9).flatten(-2),
-             torch.tanh((span - _SPANS.to(rows.device)) * 9).flatten(-2))
+    parts = (
+        values * 2 - 1,
+        torch.tanh((place - _STEPS.to(rows.device)) * 9).flatten(-2),
+        torch.tanh((span - _SPANS.to(rows.device)) * 9).flatten(-2),
+    )
     return torch.cat(parts, dim=-1)

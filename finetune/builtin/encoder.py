@@ -43,7 +43,8 @@ def dense_loss(outputs: tuple[torch.Tensor, ...], rows: torch.Tensor) -> tuple[t
     loss = F.cross_entropy(owned[judged], rows[..., dense.OWNED][judged])
     truth = rows[..., dense.CENTRE][judged].float()
     loss = loss + F.binary_cross_entropy_with_logits(
-        centre[..., 0][judged], truth, pos_weight=torch.tensor(3.0))
+        centre[..., 0][judged], truth, pos_weight=torch.tensor(3.0)
+    )
     figures = {"centre": ((centre[..., 0][judged] > 0) == (truth > 0)).float().mean()}
     if mine.any():
         for column, logits in zip(dense.CLASSES, classes, strict=True):
@@ -64,9 +65,18 @@ def sigmoid_loss(model: SiglipModel, images: torch.Tensor, texts: torch.Tensor) 
     return -F.logsigmoid(signs * logits).sum() / len(logits)
 
 
-def train_encoder(out: Path, tokenizer: PreTrainedTokenizerFast, weights: dict[str, float],
-                  minutes: float, *, seed: int = 0, tiny: bool = False, batch: int = 64,
-                  capacity: int = 16000, device: str = "cpu") -> SiglipModel:
+def train_encoder(
+    out: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    weights: dict[str, float],
+    minutes: float,
+    *,
+    seed: int = 0,
+    tiny: bool = False,
+    batch: int = 64,
+    capacity: int = 16000,
+    device: str = "cpu",
+) -> SiglipModel:
     """Train (or go on training) the two-tower model; its state is kept in `out/encoder.pt`."""
     torch.manual_seed(seed)
     model = SiglipModel(siglip_config(len(tokenizer), tiny)).to(device)
@@ -97,9 +107,14 @@ def train_encoder(out: Path, tokenizer: PreTrainedTokenizerFast, weights: dict[s
             seen = model.vision_model(pixel_values=images)
             outputs = heads(seen.last_hidden_state)
             if contrast:
-                texts = tokenizer([pool.texts[s] for s in slots], padding="max_length",
-                                  padding_side="right", truncation=True,
-                                  max_length=CAPTION_TOKENS, return_tensors="pt")
+                texts = tokenizer(
+                    [pool.texts[s] for s in slots],
+                    padding="max_length",
+                    padding_side="right",
+                    truncation=True,
+                    max_length=CAPTION_TOKENS,
+                    return_tensors="pt",
+                )
                 read = model.text_model(input_ids=texts.input_ids.to(device)).pooler_output
         loss, figures = dense_loss(outputs, rows)
         if contrast:
@@ -111,12 +126,21 @@ def train_encoder(out: Path, tokenizer: PreTrainedTokenizerFast, weights: dict[s
         step += 1
         if step % 100 == 1:
             told = " ".join(f"{k} {v.item():.3f}" for k, v in figures.items())
-            print(f"encoder {clock.elapsed / 60:.1f} min step {step} loss {loss.item():.3f} {told}",
-                  flush=True)
+            print(
+                f"encoder {clock.elapsed / 60:.1f} min step {step} loss {loss.item():.3f} {told}",
+                flush=True,
+            )
         if clock.elapsed - saved > 120 or clock.progress >= 1:
             saved = clock.elapsed
-            save_state(out / "encoder.pt", {
-                "model": model.state_dict(), "heads": heads.state_dict(),
-                "optimiser": optimiser.state_dict(), "step": step, "spent": saved,
-                "next_seed": pool.next_seed})
+            save_state(
+                out / "encoder.pt",
+                {
+                    "model": model.state_dict(),
+                    "heads": heads.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "step": step,
+                    "spent": saved,
+                    "next_seed": pool.next_seed,
+                },
+            )
     return model.eval()

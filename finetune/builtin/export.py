@@ -1,4 +1,4 @@
-"""Scenes and their questions as files: LLaVA JSON and PNG pictures, for `vqa-app eval` and `finetune`.
+"""Scenes and their questions as files: LLaVA JSON and PNG pictures, as users bring them.
 
     python -m finetune.builtin.export --split test --room shapes --skill relation --n 1000 --out DIR
     vqa-app eval --data DIR/test.json
@@ -32,6 +32,8 @@ class Selection:
     most: int | None = None
     short: bool | None = True
     """The single-word style where it exists (True), sentences (False), or both (None)."""
+    plain: bool = True
+    """Without typing habits (case, typos)."""
 
     def scenes(self, seed: int) -> Iterator[tuple[int, Scene]]:
         weights = self.rooms or dict.fromkeys(ROOMS, 1.0)
@@ -51,10 +53,11 @@ class Selection:
         return found
 
 
-def row(qas: list[QA], picture: str, skill: str, rng: random.Random,
-        short: bool | None) -> dict[str, Any]:
+def row(
+    qas: list[QA], picture: str, skill: str, rng: random.Random, short: bool | None, plain: bool
+) -> dict[str, Any]:
     """One LLaVA record."""
-    turns = [turn for qa in qas for turn in turns_of(qa, rng, short, plain=True)]
+    turns = [turn for qa in qas for turn in turns_of(qa, rng, short, plain)]
     conversation = []
     for k, (question, answer) in enumerate(turns):
         conversation.append({"from": "human", "value": ("" if k else "<image>\n") + question})
@@ -62,8 +65,13 @@ def row(qas: list[QA], picture: str, skill: str, rng: random.Random,
     return {"image": picture, "question_type": skill, "conversations": conversation}
 
 
-def export(folder: Path, count: int, chosen: Selection, seed: int = 0, per_skill: bool = False,
-           ) -> Path:
+def export(
+    folder: Path,
+    count: int,
+    chosen: Selection,
+    seed: int = 0,
+    per_skill: bool = False,
+) -> Path:
     """Writes at least `count` questions (of every named skill with `per_skill`).
 
     Returns the JSON file; pictures stand in `pictures/` beside it, named by their scene.
@@ -76,8 +84,11 @@ def export(folder: Path, count: int, chosen: Selection, seed: int = 0, per_skill
             break
         if per_skill and all(asked[skill] >= count for skill in chosen.skills):
             break
-        found = {skill: qas for skill, qas in chosen.questions(number, scene).items()
-                 if not per_skill or asked[skill] < count}
+        found = {
+            skill: qas
+            for skill, qas in chosen.questions(number, scene).items()
+            if not per_skill or asked[skill] < count
+        }
         if not found:
             continue
         name = f"pictures/{scene.room}-{number}.png"
@@ -85,9 +96,13 @@ def export(folder: Path, count: int, chosen: Selection, seed: int = 0, per_skill
         rng = random.Random(f"dress-{number}")
         for skill, qas in sorted(found.items()):
             groups = [[qa] for qa in qas] if any(qa.before for qa in qas) else [qas]
-            records += [{"id": f"{number}-{skill}-{k}",
-                         **row(group, name, skill, rng, chosen.short)}
-                        for k, group in enumerate(groups)]
+            records += [
+                {
+                    "id": f"{number}-{skill}-{k}",
+                    **row(group, name, skill, rng, chosen.short, chosen.plain),
+                }
+                for k, group in enumerate(groups)
+            ]
             asked[skill] += len(qas)
     path = folder / f"{chosen.split}.json"
     path.write_text(json.dumps(records, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -95,8 +110,9 @@ def export(folder: Path, count: int, chosen: Selection, seed: int = 0, per_skill
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m finetune.builtin.export",
-                                     description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m finetune.builtin.export", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--split", choices=("train", "test"), default="test")
     parser.add_argument("--room", action="append", choices=sorted(ROOMS), help="default: all")
     parser.add_argument("--skill", action="append", default=[], help="default: all")
@@ -108,8 +124,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     chosen = Selection(
-        given.split, dict.fromkeys(given.room, 1.0) if given.room else None, tuple(given.skill),
-        given.least, given.most, {"short": True, "sentence": False, "both": None}[given.style])
+        given.split,
+        dict.fromkeys(given.room, 1.0) if given.room else None,
+        tuple(given.skill),
+        given.least,
+        given.most,
+        {"short": True, "sentence": False, "both": None}[given.style],
+    )
     print(export(given.out, given.n, chosen, given.seed, per_skill=bool(given.skill)))
 
 

@@ -56,8 +56,9 @@ def run_packed(model: LlamaForCausalLM, packed: Packed, visual: torch.Tensor) ->
     embeds = model.get_input_embeddings()(packed.ids)
     embeds = embeds.masked_scatter(packed.visual[..., None], visual.to(embeds.dtype))
     model.set_attn_implementation("packed")
-    return model.model(inputs_embeds=embeds, position_ids=packed.positions, use_cache=False,
-                       plan=packed.plan()).last_hidden_state
+    return model.model(
+        inputs_embeds=embeds, position_ids=packed.positions, use_cache=False, plan=packed.plan()
+    ).last_hidden_state
 
 
 def answer_loss(model: LlamaForCausalLM, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
@@ -104,12 +105,22 @@ class Course:
     short: float = 0.6
 
 
-BASIC = {"existence", "negation", "colour", "shape", "count", "fill", "size", "position",
-         "smalltalk"}
+BASIC = {
+    "existence",
+    "negation",
+    "colour",
+    "shape",
+    "count",
+    "fill",
+    "size",
+    "position",
+    "smalltalk",
+}
 
 
 def course_at(progress: float, step: int, compact_share: float, scale: float = 1.0) -> Course:
     """Simple questions on few objects first, then everything, then the grid."""
+
     def scenes(count: int) -> int:
         return max(2, round(count * scale))
 
@@ -122,8 +133,9 @@ def course_at(progress: float, step: int, compact_share: float, scale: float = 1
     return Course(scenes(28), 7, True, short=0.75)
 
 
-def make_quiz(packer: Packer, first: int, weights: Mapping[str, float], course: Course,
-              split: Split = "train") -> tuple[Quiz, int]:
+def make_quiz(
+    packer: Packer, first: int, weights: Mapping[str, float], course: Course, split: Split = "train"
+) -> tuple[Quiz, int]:
     """Scenes from number `first` on, as grids or as shuffled objects, and the next number."""
     todo, tables, skills = [], [], []
     number = first
@@ -133,8 +145,11 @@ def make_quiz(packer: Packer, first: int, weights: Mapping[str, float], course: 
         number += 1
         if not 0 < len(scene.items) <= course.most_objects:
             continue
-        qas = [qa for qa in questions(scene, rng, split)
-               if qa.skill in BASIC or rng.random() >= course.basic]
+        qas = [
+            qa
+            for qa in questions(scene, rng, split)
+            if qa.skill in BASIC or rng.random() >= course.basic
+        ]
         qas = rng.sample(qas, min(course.questions, len(qas)))
         table = dense.patches(scene) if course.grid else shuffled(dense.objects(scene), number)
         if split == "train":
@@ -157,9 +172,15 @@ def shuffled(table: np.ndarray, seed: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def symbolic_score(model: LlamaForCausalLM, symbols: Symbols, packer: Packer,
-                   weights: Mapping[str, float], scenes: int, grid: bool, device: str = "cpu",
-                   ) -> dict[str, tuple[float, int]]:
+def symbolic_score(
+    model: LlamaForCausalLM,
+    symbols: Symbols,
+    packer: Packer,
+    weights: Mapping[str, float],
+    scenes: int,
+    grid: bool,
+    device: str = "cpu",
+) -> dict[str, tuple[float, int]]:
     """skill -> (exact match, questions) on held-out scenes given as symbols."""
     hits: dict[str, list[bool]] = defaultdict(list)
     for start in range(0, scenes, 20):
@@ -185,10 +206,18 @@ def told(scores: dict[str, tuple[float, int]]) -> str:
     return f"all {mean:.3f} | " + " ".join(f"{k} {s:.2f}" for k, (s, _) in scores.items())
 
 
-def train_language(out: Path, tokenizer: PreTrainedTokenizerFast, weights: Mapping[str, float],
-                   minutes: float, *, seed: int = 0, tiny: bool = False, scale: float = 1.0,
-                   compact_share: float = 0.4, device: str = "cpu",
-                   ) -> tuple[LlamaForCausalLM, Symbols]:
+def train_language(
+    out: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    weights: Mapping[str, float],
+    minutes: float,
+    *,
+    seed: int = 0,
+    tiny: bool = False,
+    scale: float = 1.0,
+    compact_share: float = 0.4,
+    device: str = "cpu",
+) -> tuple[LlamaForCausalLM, Symbols]:
     """Train (or go on training) on symbolic pictures; the state is kept in `out/language.pt`.
 
     Batches are compact for the first `compact_share` of the time, grids (nine in ten) after it;
@@ -223,8 +252,11 @@ def train_language(out: Path, tokenizer: PreTrainedTokenizerFast, weights: Mappi
         losses.append(loss.item())
         step += 1
         if step % 50 == 0:
-            print(f"language {clock.elapsed / 60:.1f} min step {step} grid {grid} tokens "
-                  f"{tuple(packed.ids.shape)} loss {np.mean(losses[-50:]):.3f}", flush=True)
+            print(
+                f"language {clock.elapsed / 60:.1f} min step {step} grid {grid} tokens "
+                f"{tuple(packed.ids.shape)} loss {np.mean(losses[-50:]):.3f}",
+                flush=True,
+            )
         if clock.elapsed - scored > 240 or clock.progress >= 1:
             scored = clock.elapsed
             for kind in (False, True):
@@ -232,8 +264,15 @@ def train_language(out: Path, tokenizer: PreTrainedTokenizerFast, weights: Mappi
                 print(f"language score grid {kind} {told(scores)}", flush=True)
         if clock.elapsed - saved > 120 or clock.progress >= 1:
             saved = clock.elapsed
-            save_state(out / "language.pt", {
-                "model": model.state_dict(), "symbols": symbols.state_dict(),
-                "optimiser": optimiser.state_dict(), "step": step, "spent": saved,
-                "number": number})
+            save_state(
+                out / "language.pt",
+                {
+                    "model": model.state_dict(),
+                    "symbols": symbols.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "step": step,
+                    "spent": saved,
+                    "number": number,
+                },
+            )
     return model.eval(), symbols

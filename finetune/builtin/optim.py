@@ -22,19 +22,29 @@ class MuonAdam:
     def __init__(self, modules: Iterable[nn.Module], rate: float = 1.0) -> None:
         named = [(n, p) for m in modules for n, p in m.named_parameters() if p.requires_grad]
         named = list({id(p): (n, p) for n, p in named}.values())
-        matrices = [p for n, p in named
-                    if p.ndim == 2 and "embed" not in n and "head" not in n and min(p.shape) > 16]
+        matrices = [
+            p
+            for n, p in named
+            if p.ndim == 2 and "embed" not in n and "head" not in n and min(p.shape) > 16
+        ]
         ids = {id(p) for p in matrices}
         others = [p for _, p in named if id(p) not in ids]
         self.parameters = matrices + others
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
-            self.parts.append(torch.optim.Muon(
-                matrices, lr=MUON_RATE * rate, weight_decay=0.02, momentum=0.95,
-                adjust_lr_fn="match_rms_adamw"))
+            self.parts.append(
+                torch.optim.Muon(
+                    matrices,
+                    lr=MUON_RATE * rate,
+                    weight_decay=0.02,
+                    momentum=0.95,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
         if others:
-            self.parts.append(torch.optim.AdamW(others, lr=ADAM_RATE * rate, betas=(0.9, 0.98),
-                                                weight_decay=0.0))
+            self.parts.append(
+                torch.optim.AdamW(others, lr=ADAM_RATE * rate, betas=(0.9, 0.98), weight_decay=0.0)
+            )
         self.base = [group["lr"] for part in self.parts for group in part.param_groups]
 
     def step(self, factor: float) -> None:

@@ -32,8 +32,9 @@ def turns_of(qa: QA, rng: random.Random, short: bool | None = None, plain: bool 
     return [dress(q, rng, short, plain) for q in (*qa.before, qa)]
 
 
-def branches(qas: Sequence[QA], rng: random.Random, short: float = 0.6,
-             chained: float = 0.15) -> list[Turns]:
+def branches(
+    qas: Sequence[QA], rng: random.Random, short: float = 0.6, chained: float = 0.15
+) -> list[Turns]:
     """Conversations from a scene's questions: the share `short` in the single-word style, and a
     share `chained` of the scenes with several asked one after another."""
     made = [turns_of(qa, rng, rng.random() < short) for qa in qas]
@@ -60,8 +61,12 @@ class Packed:
     visual: torch.Tensor
 
     def to(self, device: str) -> "Packed":
-        return Packed(*(t.to(device) for t in (self.ids, self.positions, self.labels,
-                                               self.segments, self.visual)))
+        return Packed(
+            *(
+                t.to(device)
+                for t in (self.ids, self.positions, self.labels, self.segments, self.visual)
+            )
+        )
 
     def plan(self) -> "Plan":
         """How attention is cut up so that no branch is compared with another."""
@@ -72,8 +77,11 @@ class Packed:
         spans = []  # (row, first position, length) of every branch
         for row in range(rows):
             edges = np.flatnonzero(np.diff(segments[row], prepend=-9, append=-9))
-            spans += [(row, start, stop - start) for start, stop in itertools.pairwise(edges)
-                      if segments[row, start] > 0]
+            spans += [
+                (row, start, stop - start)
+                for start, stop in itertools.pairwise(edges)
+                if segments[row, start] > 0
+            ]
         most = int(prefix.max())
         ground = np.arange(most) < prefix[:, None]
         groups, low = [], 0
@@ -87,9 +95,13 @@ class Packed:
             inside = steps < size[:, None]
             flat = (row * length + start)[:, None] + np.where(inside, steps, 0)
             causal = np.tril(np.ones((len(steps), len(steps)), bool))
-            seen = np.concatenate((
-                np.broadcast_to(ground[row][:, None], (len(row), len(steps), most)),
-                np.broadcast_to(causal, (len(row), *causal.shape))), 2)
+            seen = np.concatenate(
+                (
+                    np.broadcast_to(ground[row][:, None], (len(row), len(steps), most)),
+                    np.broadcast_to(causal, (len(row), *causal.shape)),
+                ),
+                2,
+            )
             parts = (row, flat.reshape(-1), np.flatnonzero(inside), flat[inside], seen[:, None])
             groups.append(tuple(torch.from_numpy(part).to(device) for part in parts))
         return Plan(most, groups)
@@ -98,23 +110,31 @@ class Packed:
 @dataclass
 class Plan:
     """`prefix`: the longest prefix. Each group of branches of similar length holds: the rows they
-    are in [n], the flat position of each of their tokens [n * steps], which of those are real, where
-    those stand in the batch, and what each step sees [n, 1, steps, prefix + steps]."""
+    are in [n], the flat position of each of their tokens [n * steps], which of those are real,
+    where those stand in the batch, and what each step sees [n, 1, steps, prefix + steps]."""
 
     prefix: int
     groups: list[tuple[torch.Tensor, ...]]
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor,
-           scaling: float) -> torch.Tensor:
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor, scaling: float
+) -> torch.Tensor:
     """Plain attention: at these lengths the backward pass of the fused one is slower on CPUs."""
     scores = (query * scaling) @ key.transpose(-1, -2)
     return scores.masked_fill(~seen, float("-inf")).softmax(-1).to(value.dtype) @ value
 
 
-def packed_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor,
-                     value: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float,
-                     plan: Plan | None = None, **_: object) -> tuple[torch.Tensor, None]:
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    plan: Plan | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
     """Attention within the prefix, and from each branch to the prefix and itself.
 
     query, key, value [rows, heads, length, head width] -> [rows, length, heads, head width].
@@ -129,8 +149,10 @@ def packed_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Te
     flat = [t.transpose(1, 2).reshape(rows * length, heads * width) for t in (query, key, value)]
     for row, take, real, put, seen in plan.groups:
         steps = len(take) // len(row)
-        q, k, v = (t.index_select(0, take).view(len(row), steps, heads, width).transpose(1, 2)
-                   for t in flat)
+        q, k, v = (
+            t.index_select(0, take).view(len(row), steps, heads, width).transpose(1, 2)
+            for t in flat
+        )
         k = torch.cat((key[:, :, :start].index_select(0, row), k), 2)
         v = torch.cat((value[:, :, :start].index_select(0, row), v), 2)
         mixed = attend(q, k, v, seen, scaling)
@@ -154,8 +176,10 @@ class Packer:
         self.cache: dict[str, list[int]] = {}
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        return [e.ids for e in self.tokenizer.backend_tokenizer.encode_batch(
-            texts, add_special_tokens=False)]
+        return [
+            e.ids
+            for e in self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        ]
 
     def branch(self, turns: Turns) -> tuple[list[int], list[bool]]:
         """Ids of a conversation after the picture, and which of them are the model's to say."""
@@ -194,7 +218,7 @@ class Packer:
         table[0], table[1], table[2], table[3] = self.tokenizer.pad_token_id, 0, -100, -1
         for row, columns in enumerate(built):
             for k, values in enumerate(columns):
-                table[k, row, :len(values)] = values
+                table[k, row, : len(values)] = values
         ids, positions, labels, segments = (torch.from_numpy(part) for part in table)
         return Packed(ids, positions, labels, segments, ids == self.image)
 

@@ -58,7 +58,7 @@ this that these those there here it they them he she we I am not don't doesn't i
 look looks like show shows contain contains describe detail briefly caption world pictures drawn
 drawings real photograph noise person people man woman child animal food sky grass water sand snow
 window street city room kitchen garden day night summer winter dog's open closed happy sad smiling
-""".split()
+""".split()  # noqa: SIM905
 
 # The commonest words of English beyond these, so that talk outside the world splits sensibly.
 COMMON = """
@@ -86,7 +86,7 @@ Germany Europe America English German French Spanish Italian Sunday Monday Tuesd
 Thursday Friday Saturday January February March April June July August September October November
 December grandmother grandfather sister brother child children friend friends teacher student doctor
 question questions answer answers single phrase using describe user assistant system cannot
-""".split()
+""".split()  # noqa: SIM905
 
 
 def sentences(count: int, seed: int) -> Iterator[str]:
@@ -106,8 +106,7 @@ def sentences(count: int, seed: int) -> Iterator[str]:
 def corpus(scenes: int, seed: int) -> Iterator[str]:
     """Text to learn pieces of words from: the world's, and English that Python carries."""
     yield from sentences(scenes, seed)
-    for text in pydoc_data.topics.topics.values():
-        yield text
+    yield from pydoc_data.topics.topics.values()
     for word in EVERYDAY:
         yield from [f"a {word} and the {word}s"] * 40
         yield from [word.capitalize(), word] * 12
@@ -124,20 +123,29 @@ def train_tokenizer(scenes: int = 1500, seed: int = 0) -> PreTrainedTokenizerFas
     """
     tokenizer = Tokenizer(models.BPE())
     spelt = Regex(r"[A-Z](?=[A-Z])|(?<=[A-Z])[A-Z]|[0-9]")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(spelt, "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(spelt, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=list(SPECIALS), show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=2,
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIALS),
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=2,
     )
     tokenizer.train_from_iterator(corpus(scenes, seed), trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END,
-        additional_special_tokens=[START, IMAGE], clean_up_tokenization_spaces=False,
-        padding_side="left", model_max_length=2048,
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=[START, IMAGE],
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        model_max_length=2048,
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast

@@ -26,12 +26,23 @@ class Asker(ask_more.More):
             return None
         here = bool(ref.match(self.items))
         thing = article(ref.text)
-        question = self.say((
-            "Is there {a}{in_pic}?", "Is there {a}?", "Do you see {a}?", "Does the {pic} contain {a}?",
-            "Is {a} present?", "Can you see {a}{in_pic}?", "Does the {pic} show {a}?",
-            "Are there any {s}{in_pic}?", "Is {a} in the {pic}?", "~Has the {pic} got {a}?",
-            "~Would I find {a} here?",
-        ), a=thing, s=ref.texts)
+        question = self.say(
+            (
+                "Is there {a}{in_pic}?",
+                "Is there {a}?",
+                "Do you see {a}?",
+                "Does the {pic} contain {a}?",
+                "Is {a} present?",
+                "Can you see {a}{in_pic}?",
+                "Does the {pic} show {a}?",
+                "Are there any {s}{in_pic}?",
+                "Is {a} in the {pic}?",
+                "~Has the {pic} got {a}?",
+                "~Would I find {a} here?",
+            ),
+            a=thing,
+            s=ref.texts,
+        )
         sentence = f"Yes, there is {thing}." if here else f"No, there is no {ref.text}."
         return QA("existence", question, "yes" if here else "no", sentence)
 
@@ -43,12 +54,21 @@ class Asker(ask_more.More):
             return None
         here = bool(ref.match(self.items))
         thing = article(ref.text)
-        question = self.say((
-            "Is there not {a}{in_pic}?", "Is there no {r}{in_pic}?", "Is no {r} present?",
-            "Does the {pic} not contain {a}?", "Is there not {a}?", "Does the {pic} not show {a}?",
-            "Is {a} missing from the {pic}?", "~Is {a} absent{in_pic}?",
-            "~Is it right that no {r} is here?",
-        ), a=thing, r=ref.text)
+        question = self.say(
+            (
+                "Is there not {a}{in_pic}?",
+                "Is there no {r}{in_pic}?",
+                "Is no {r} present?",
+                "Does the {pic} not contain {a}?",
+                "Is there not {a}?",
+                "Does the {pic} not show {a}?",
+                "Is {a} missing from the {pic}?",
+                "~Is {a} absent{in_pic}?",
+                "~Is it right that no {r} is here?",
+            ),
+            a=thing,
+            r=ref.text,
+        )
         sentence = f"No, there is {thing}." if here else f"Yes, there is no {ref.text}."
         return QA("negation", question, "no" if here else "yes", sentence)
 
@@ -57,12 +77,20 @@ class Asker(ask_more.More):
         ref = item and unique_ref(item, self.items, self.words.noun, self.rng, ("colour",))
         if not ref:
             return None
-        question = self.say((
-            "What colour is the {r}?", "What is the colour of the {r}?", "Which colour is the {r}?",
-            "What colour is the {r}{in_pic}?", "Which colour does the {r} have?",
-            "Tell me the colour of the {r}.", "The {r} is which colour?",
-            "~What colour has the {r} got?", "~Name the {r}'s colour.",
-        ), r=ref.text)
+        question = self.say(
+            (
+                "What colour is the {r}?",
+                "What is the colour of the {r}?",
+                "Which colour is the {r}?",
+                "What colour is the {r}{in_pic}?",
+                "Which colour does the {r} have?",
+                "Tell me the colour of the {r}.",
+                "The {r} is which colour?",
+                "~What colour has the {r} got?",
+                "~Name the {r}'s colour.",
+            ),
+            r=ref.text,
+        )
         return QA("colour", question, item.colour, f"The {ref.text} is {item.colour}.")
 
     def kind(self) -> QA | None:
@@ -73,17 +101,36 @@ class Asker(ask_more.More):
         noun = self.words.noun
         rest = ref.text.removesuffix(noun).strip()
         if not rest:  # a single object
-            question = self.say((
-                "What {n} is in the {pic}?", "What {n} does the {pic} contain?", "What {n} is this?",
-                "What {n} is present?", "Which {n} is it?", "What {n} do you see?",
-                "What is the {n}{in_pic}?", "~Which {n} does the {pic} show?",
-            ), n=noun)
+            question = self.say(
+                (
+                    "What {n} is in the {pic}?",
+                    "What {n} does the {pic} contain?",
+                    "What {n} is this?",
+                    "What {n} is present?",
+                    "Which {n} is it?",
+                    "What {n} do you see?",
+                    "What is the {n}{in_pic}?",
+                    "~Which {n} does the {pic} show?",
+                ),
+                n=noun,
+            )
             return QA("shape", question, item.word, f"It is {article(item.word)}.")
-        question = self.say((
-            "What is the {r}?", "What {n} is {rest}?", "Which {n} is {rest}?", "What is the {rest} {n}?",
-            "What is the {r}{in_pic}?", "What kind of {n} is the {rest} one?",
-            "What {n} is the {rest} one?", "~Name the {r}.", "~Tell me what the {r} is.",
-        ), r=ref.text, rest=rest, n=noun)
+        question = self.say(
+            (
+                "What is the {r}?",
+                "What {n} is {rest}?",
+                "Which {n} is {rest}?",
+                "What is the {rest} {n}?",
+                "What is the {r}{in_pic}?",
+                "What kind of {n} is the {rest} one?",
+                "What {n} is the {rest} one?",
+                "~Name the {r}.",
+                "~Tell me what the {r} is.",
+            ),
+            r=ref.text,
+            rest=rest,
+            n=noun,
+        )
         return QA("shape", question, item.word, f"The {ref.text} is {article(item.word)}.")
 
     def fill(self) -> QA | None:
@@ -91,11 +138,16 @@ class Asker(ask_more.More):
         ref = item and unique_ref(item, self.items, self.words.noun, self.rng, ("fill",))
         if not ref:
             return None
-        question = self.say((
-            "Is the {r} solid, striped or outlined?", "How is the {r} filled?",
-            "What fill does the {r} have?", "What pattern does the {r} have?",
-            "~What is the filling of the {r}?",
-        ), r=ref.text)
+        question = self.say(
+            (
+                "Is the {r} solid, striped or outlined?",
+                "How is the {r} filled?",
+                "What fill does the {r} have?",
+                "What pattern does the {r} have?",
+                "~What is the filling of the {r}?",
+            ),
+            r=ref.text,
+        )
         return QA("fill", question, item.fill, f"The {ref.text} is {item.fill}.")
 
     def size(self) -> QA | None:
@@ -103,27 +155,41 @@ class Asker(ask_more.More):
         ref = item and unique_ref(item, self.items, self.words.noun, self.rng, ("size",))
         if not ref:
             return None
-        question = self.say((
-            "Is the {r} big or small?", "How big is the {r}?", "What size is the {r}?",
-            "Is the {r} small or big?", "~What is the size of the {r}?",
-        ), r=ref.text)
+        question = self.say(
+            (
+                "Is the {r} big or small?",
+                "How big is the {r}?",
+                "What size is the {r}?",
+                "Is the {r} small or big?",
+                "~What is the size of the {r}?",
+            ),
+            r=ref.text,
+        )
         return QA("size", question, item.size, f"The {ref.text} is {item.size}.")
 
     def count(self) -> QA | None:
         roll = self.rng.random()
         ref: Ref | None = Ref(self.words.noun)
-        if 0.3 < roll:
+        if roll > 0.3:
             ref = some_ref(self.items, self.words, self.rng)
         if roll > 0.94:
             ref = absent_ref(self.items, self.words, self.rng)
         if ref is None or not ref.clear(self.items):
             return None
         number = len(ref.match(self.items))
-        question = self.say((
-            "How many {s} are there{in_pic}?", "How many {s} are there?", "How many {s} do you see?",
-            "Count the {s}.", "What is the number of {s}?", "How many {s} does the {pic} contain?",
-            "How many {s} can you count?", "~Give me the number of {s}.",
-        ), s=ref.texts)
+        question = self.say(
+            (
+                "How many {s} are there{in_pic}?",
+                "How many {s} are there?",
+                "How many {s} do you see?",
+                "Count the {s}.",
+                "What is the number of {s}?",
+                "How many {s} does the {pic} contain?",
+                "How many {s} can you count?",
+                "~Give me the number of {s}.",
+            ),
+            s=ref.texts,
+        )
         there = {0: f"There are no {ref.texts}.", 1: f"There is 1 {ref.text}."}
         sentence = there.get(number, f"There are {number} {ref.texts}.")
         return QA("count", question, str(number), sentence)
@@ -132,8 +198,13 @@ class Asker(ask_more.More):
         miss = absent_ref(self.items, self.words, self.rng)
         if miss is None or not miss.kind:
             return None
-        forms = ["Where is the {r}?", "How big is the {r}?", "Is the {r} big or small?",
-                 "Is the {r} on the left or on the right?", "~Whereabouts is the {r}?"]
+        forms = [
+            "Where is the {r}?",
+            "How big is the {r}?",
+            "Is the {r} big or small?",
+            "Is the {r} on the left or on the right?",
+            "~Whereabouts is the {r}?",
+        ]
         if not miss.colour and self.has("colour"):
             forms += ["What colour is the {r}?", "What is the colour of the {r}?"] * 2
         if self.has("fill") and not miss.fill:
@@ -148,14 +219,27 @@ class Asker(ask_more.More):
     def unknowable(self) -> QA | None:
         item = self.rng.choice(self.items)
         ref = unique_ref(item, self.items, self.words.noun, self.rng) or Ref(self.words.noun)
-        question = self.say((
-            "Who drew the {r}?", "When was this {pic} made?", "How much does the {r} cost?",
-            "What does the {r} weigh?", "What is behind the {r}?", "Who owns the {r}?",
-            "What is the {r} thinking?", "What will happen next?", "Why is the {r} there?",
-            "How old is the {r}?", "What is the {r} made of?", "Where was this {pic} taken?",
-            "What does the {r} smell like?", "What is the name of the artist?",
-            "~How heavy is the {r}?", "~Which program made this {pic}?",
-        ), r=ref.text)
+        question = self.say(
+            (
+                "Who drew the {r}?",
+                "When was this {pic} made?",
+                "How much does the {r} cost?",
+                "What does the {r} weigh?",
+                "What is behind the {r}?",
+                "Who owns the {r}?",
+                "What is the {r} thinking?",
+                "What will happen next?",
+                "Why is the {r} there?",
+                "How old is the {r}?",
+                "What is the {r} made of?",
+                "Where was this {pic} taken?",
+                "What does the {r} smell like?",
+                "What is the name of the artist?",
+                "~How heavy is the {r}?",
+                "~Which program made this {pic}?",
+            ),
+            r=ref.text,
+        )
         return QA("unknowable", question, "unknown", "I cannot tell that from the picture.")
 
     def followup(self) -> QA | None:
@@ -166,24 +250,54 @@ class Asker(ask_more.More):
         ref = unique_ref(item, self.items, self.words.noun, self.rng)
         if ref is None:
             return None
-        opening = QA("existence", f"Is there {article(ref.text)}?", "yes",
-                     f"Yes, there is {article(ref.text)}.")
+        opening = QA(
+            "existence",
+            f"Is there {article(ref.text)}?",
+            "yes",
+            f"Yes, there is {article(ref.text)}.",
+        )
         asks: list[QA] = []
         if item.colour and not ref.colour:
-            asks.append(QA("followup", self.rng.choice((
-                "What colour is it?", "Which colour is it?", "And what colour is it?")),
-                item.colour, f"It is {item.colour}."))
+            asks.append(
+                QA(
+                    "followup",
+                    self.rng.choice(
+                        ("What colour is it?", "Which colour is it?", "And what colour is it?")
+                    ),
+                    item.colour,
+                    f"It is {item.colour}.",
+                )
+            )
         if not ref.kind:
-            asks.append(QA("followup", self.rng.choice((
-                f"What {self.words.noun} is it?", "What is it?", "And what is it?")),
-                item.word, f"It is {article(item.word)}."))
+            asks.append(
+                QA(
+                    "followup",
+                    self.rng.choice(
+                        (f"What {self.words.noun} is it?", "What is it?", "And what is it?")
+                    ),
+                    item.word,
+                    f"It is {article(item.word)}.",
+                )
+            )
         if item.fill and not ref.fill:
-            asks.append(QA("followup", "Is it solid, striped or outlined?", item.fill,
-                           f"It is {item.fill}."))
+            asks.append(
+                QA(
+                    "followup",
+                    "Is it solid, striped or outlined?",
+                    item.fill,
+                    f"It is {item.fill}.",
+                )
+            )
         where = ask_more.place_name(item)
         if where:
-            asks.append(QA("followup", self.rng.choice(("Where is it?", "And where is it?")), where,
-                           f"It is {ask_more.AT[where]}."))
+            asks.append(
+                QA(
+                    "followup",
+                    self.rng.choice(("Where is it?", "And where is it?")),
+                    where,
+                    f"It is {ask_more.AT[where]}.",
+                )
+            )
         if not asks:
             return None
         qa = self.rng.choice(asks)
@@ -192,16 +306,44 @@ class Asker(ask_more.More):
 
 # Skill functions and how often each is drawn; relations and descriptions cost the most to learn.
 WEIGHTS: dict[str, float] = {
-    "existence": 10, "negation": 6, "colour": 9, "kind": 9, "fill": 3, "size": 2.5, "count": 11,
-    "position": 5, "what_at": 3, "side": 2, "relation": 8, "beside": 4, "extreme": 5,
-    "superlative": 4, "bigger": 4, "more": 4, "odd": 6, "same": 3, "all_same": 2, "logic": 5,
-    "statement": 6, "colours": 1.5, "caption": 1.5, "describe": 1, "false_premise": 4,
-    "unknowable": 1, "followup": 4,
+    "existence": 10,
+    "negation": 6,
+    "colour": 9,
+    "kind": 9,
+    "fill": 3,
+    "size": 2.5,
+    "count": 11,
+    "position": 5,
+    "what_at": 3,
+    "side": 2,
+    "relation": 8,
+    "beside": 4,
+    "extreme": 5,
+    "superlative": 4,
+    "bigger": 4,
+    "more": 4,
+    "odd": 6,
+    "same": 3,
+    "all_same": 2,
+    "logic": 5,
+    "statement": 6,
+    "colours": 1.5,
+    "caption": 1.5,
+    "describe": 1,
+    "false_premise": 4,
+    "unknowable": 1,
+    "followup": 4,
 }
 
 
-def about_items(scene: Scene, rng: random.Random, split: Split, words: Vocabulary,
-                count: int = 12, weights: dict[str, float] | None = None) -> list[QA]:
+def about_items(
+    scene: Scene,
+    rng: random.Random,
+    split: Split,
+    words: Vocabulary,
+    count: int = 12,
+    weights: dict[str, float] | None = None,
+) -> list[QA]:
     """Up to `count` different questions about the scene's items, at least one of some skill.
 
     `weights` replaces `WEIGHTS` (the skill functions of `Asker` by name).

@@ -17,21 +17,31 @@ from finetune.builtin.world.refs import (
 from finetune.builtin.world.scene import QA, Item, Scene, Split
 
 AT = {
-    "top left": "at the top left", "top": "at the top", "top right": "at the top right",
-    "left": "on the left", "middle": "in the middle", "right": "on the right",
-    "bottom left": "at the bottom left", "bottom": "at the bottom",
+    "top left": "at the top left",
+    "top": "at the top",
+    "top right": "at the top right",
+    "left": "on the left",
+    "middle": "in the middle",
+    "right": "on the right",
+    "bottom left": "at the bottom left",
+    "bottom": "at the bottom",
     "bottom right": "at the bottom right",
 }
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-SPOKEN = {"left of": ("left of", "to the left of"), "right of": ("right of", "to the right of"),
-          "above": ("above", "higher than"), "below": ("below", "lower than", "under")}
+SPOKEN = {
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+    "above": ("above", "higher than"),
+    "below": ("below", "lower than", "under"),
+}
 
 
 def place_name(item: Item, margin: float = 0.035) -> str:
     """Which ninth of the picture the centre is in; "" too near a border to say."""
     names = []
-    for value, words in zip(item.centre, (("left", "", "right"), ("top", "", "bottom")),
-                            strict=True):
+    for value, words in zip(
+        item.centre, (("left", "", "right"), ("top", "", "bottom")), strict=True
+    ):
         if min(abs(value - 1 / 3), abs(value - 2 / 3)) < margin:
             return ""
         names.append(words[min(2, int(value * 3))])
@@ -91,11 +101,17 @@ class More:
         ref, where = self.unique(item), place_name(item)
         if not ref or not where:
             return None
-        question = self.say((
-            "Where is the {r}?", "Where is the {r}{in_pic}?", "In which part of the {pic} is the {r}?",
-            "Where can I find the {r}?", "What is the position of the {r}?",
-            "~Whereabouts is the {r}?",
-        ), r=ref.text)
+        question = self.say(
+            (
+                "Where is the {r}?",
+                "Where is the {r}{in_pic}?",
+                "In which part of the {pic} is the {r}?",
+                "Where can I find the {r}?",
+                "What is the position of the {r}?",
+                "~Whereabouts is the {r}?",
+            ),
+            r=ref.text,
+        )
         return QA("position", question, where, f"The {ref.text} is {AT[where]}.")
 
     def what_at(self) -> QA | None:
@@ -103,10 +119,17 @@ class More:
         where = place_name(item)
         if not where or any(place_name(o) in (where, "") for o in self.items if o is not item):
             return None
-        question = self.say((
-            "What is {at} of the {pic}?", "What is {at}?", "Which {n} is {at}?",
-            "What do you see {at} of the {pic}?", "~Name the {n} {at}.",
-        ), at=AT[where], n=self.words.noun)
+        question = self.say(
+            (
+                "What is {at} of the {pic}?",
+                "What is {at}?",
+                "Which {n} is {at}?",
+                "What do you see {at} of the {pic}?",
+                "~Name the {n} {at}.",
+            ),
+            at=AT[where],
+            n=self.words.noun,
+        )
         name = self.full(item)
         return QA("position", question, name, f"{capital(article(name))} is {AT[where]}.")
 
@@ -126,8 +149,9 @@ class More:
         asked = self.rng.choice(sides)
         yes = asked == truth
         half = f"{asked} half of the " + self.rng.choice(("picture", "image"))
-        question = self.say(("Is the {r} in the {h}?", "Is the {r} on the {s} side?"),
-                            r=ref.text, h=half, s=asked)
+        question = self.say(
+            ("Is the {r} in the {h}?", "Is the {r} on the {s} side?"), r=ref.text, h=half, s=asked
+        )
         sentence = f"{'Yes' if yes else 'No'}, it is {'on' if axis == 0 else 'at'} the {truth}."
         return QA("position", question, "yes" if yes else "no", sentence)
 
@@ -144,15 +168,31 @@ class More:
         if self.rng.random() < 0.3:
             ways = ("left of", "right of") if "of" in relation else ("above", "below")
             a, b = (w.removesuffix(" of") for w in ways)
-            forms = ((f"Is the {first.text} to the {a} or to the {b} of the {second.text}?",
-                      f"Is the {first.text} {a} or {b} of the {second.text}?")
-                     if "of" in relation else (f"Is the {first.text} above or below the {second.text}?",))
-            return QA("relation", self.rng.choice(forms), truth.removesuffix(" of"),
-                      f"The {first.text} is {truth} the {second.text}.")
-        question = self.say((
-            "Is the {a} {rel} the {b}?", "Is the {a} {rel} the {b}?", "Does the {a} stand {rel} the {b}?",
-            "~Would you say that the {a} is {rel} the {b}?",
-        ), a=first.text, b=second.text, rel=self.rng.choice(SPOKEN[relation]))
+            forms = (
+                (
+                    f"Is the {first.text} to the {a} or to the {b} of the {second.text}?",
+                    f"Is the {first.text} {a} or {b} of the {second.text}?",
+                )
+                if "of" in relation
+                else (f"Is the {first.text} above or below the {second.text}?",)
+            )
+            return QA(
+                "relation",
+                self.rng.choice(forms),
+                truth.removesuffix(" of"),
+                f"The {first.text} is {truth} the {second.text}.",
+            )
+        question = self.say(
+            (
+                "Is the {a} {rel} the {b}?",
+                "Is the {a} {rel} the {b}?",
+                "Does the {a} stand {rel} the {b}?",
+                "~Would you say that the {a} is {rel} the {b}?",
+            ),
+            a=first.text,
+            b=second.text,
+            rel=self.rng.choice(SPOKEN[relation]),
+        )
         sentence = f"{'Yes' if holds else 'No'}, the {first.text} is {truth} the {second.text}."
         return QA("relation", question, "yes" if holds else "no", sentence)
 
@@ -168,18 +208,32 @@ class More:
             return None
         item = [o for o in self.items if o is not anchor][holds.index(True)]
         name = self.full(item)
-        question = self.say((
-            "What is {rel} the {r}?", "Which {n} is {rel} the {r}?", "What do you see {rel} the {r}?",
-            "~What stands {rel} the {r}?",
-        ), rel=self.rng.choice(SPOKEN[relation]), r=ref.text, n=self.words.noun)
-        return QA("relation", question, name,
-                  f"{capital(article(name))} is {relation} the {ref.text}.")
+        question = self.say(
+            (
+                "What is {rel} the {r}?",
+                "Which {n} is {rel} the {r}?",
+                "What do you see {rel} the {r}?",
+                "~What stands {rel} the {r}?",
+            ),
+            rel=self.rng.choice(SPOKEN[relation]),
+            r=ref.text,
+            n=self.words.noun,
+        )
+        return QA(
+            "relation", question, name, f"{capital(article(name))} is {relation} the {ref.text}."
+        )
 
     def extreme(self) -> QA | None:
         if len(self.items) < 2:
             return None
-        word, axis, last = self.rng.choice((("leftmost", 0, False), ("rightmost", 0, True),
-                                            ("topmost", 1, False), ("lowest", 1, True)))
+        word, axis, last = self.rng.choice(
+            (
+                ("leftmost", 0, False),
+                ("rightmost", 0, True),
+                ("topmost", 1, False),
+                ("lowest", 1, True),
+            )
+        )
         ranked = sorted(self.items, key=lambda i: i.centre[axis], reverse=last)
         if abs(ranked[0].centre[axis] - ranked[1].centre[axis]) < 0.05:
             return None
@@ -199,12 +253,27 @@ class More:
         noun = self.words.noun
         roll = self.rng.random()
         if item.colour and roll < 0.35:
-            question = self.say(("What colour is the {w} {n}?", "What is the colour of the {w} {n}?",
-                                 "~The {w} {n} has which colour?"), w=word, n=noun)
+            question = self.say(
+                (
+                    "What colour is the {w} {n}?",
+                    "What is the colour of the {w} {n}?",
+                    "~The {w} {n} has which colour?",
+                ),
+                w=word,
+                n=noun,
+            )
             return QA(skill, question, item.colour, f"The {word} {noun} is {item.colour}.")
         name = self.full(item)
-        question = self.say(("What is the {w} {n}?", "Which {n} is the {w}?", "Which is the {w} {n}?",
-                             "~Name the {w} {n}."), w=word, n=noun)
+        question = self.say(
+            (
+                "What is the {w} {n}?",
+                "Which {n} is the {w}?",
+                "Which is the {w} {n}?",
+                "~Name the {w} {n}.",
+            ),
+            w=word,
+            n=noun,
+        )
         return QA(skill, question, name, f"The {word} {noun} is {article(name)}.")
 
     # Comparing
@@ -222,12 +291,22 @@ class More:
         if self.rng.random() < 0.5:
             yes = "Yes" if wins else "No"
             truth = word if wins else ("smaller" if word != "smaller" else "bigger")
-            return QA("compare", f"Is the {first.text} {word} than the {second.text}?", yes.lower(),
-                      f"{yes}, the {first.text} is {truth} than the {second.text}.")
+            return QA(
+                "compare",
+                f"Is the {first.text} {word} than the {second.text}?",
+                yes.lower(),
+                f"{yes}, the {first.text} is {truth} than the {second.text}.",
+            )
         best, rest = (first, second) if wins else (second, first)
-        question = self.say(("Which is {w}, the {a} or the {b}?", "What is {w}: the {a} or the {b}?"),
-                            w=word, a=first.text, b=second.text)
-        return QA("compare", question, best.text, f"The {best.text} is {word} than the {rest.text}.")
+        question = self.say(
+            ("Which is {w}, the {a} or the {b}?", "What is {w}: the {a} or the {b}?"),
+            w=word,
+            a=first.text,
+            b=second.text,
+        )
+        return QA(
+            "compare", question, best.text, f"The {best.text} is {word} than the {rest.text}."
+        )
 
     def more(self) -> QA | None:
         if len(self.items) < 3:
@@ -242,13 +321,26 @@ class More:
         refs = [Ref(self.words.noun, **{field: value}).texts for value in (a, b)]
         word = self.rng.choice(("more", "fewer"))
         holds = counts[a] > counts[b] if word == "more" else counts[a] < counts[b]
-        question = self.say(("Are there {w} {a} than {b}?", "Are there {w} {a} than {b}{in_pic}?",
-                             "Do you see {w} {a} than {b}?", "~Do the {a} number {w} than the {b}?"),
-                            w=word, a=refs[0], b=refs[1])
+        question = self.say(
+            (
+                "Are there {w} {a} than {b}?",
+                "Are there {w} {a} than {b}{in_pic}?",
+                "Do you see {w} {a} than {b}?",
+                "~Do the {a} number {w} than the {b}?",
+            ),
+            w=word,
+            a=refs[0],
+            b=refs[1],
+        )
         yes = "Yes" if holds else "No"
-        return QA("compare", question, yes.lower(),
-                  f"{yes}, there are {counts[a]} {refs[0]} and {counts[b]} {refs[1]}."
-                  if min(counts[a], counts[b]) > 1 else f"{yes}.")
+        return QA(
+            "compare",
+            question,
+            yes.lower(),
+            f"{yes}, there are {counts[a]} {refs[0]} and {counts[b]} {refs[1]}."
+            if min(counts[a], counts[b]) > 1
+            else f"{yes}.",
+        )
 
     def odd(self) -> QA | None:
         if len(self.items) < 3:
@@ -261,10 +353,16 @@ class More:
                 if any(len({getattr(i, f) for i in self.items}) > 1 for f in others):
                     continue
                 name = self.full(item)
-                question = self.say((
-                    "Which {n} is the odd one out?", "What is the odd one out?",
-                    "Which {n} does not belong?", "Which one is different?",
-                    "~Which {n} differs from the others?"), n=self.words.noun)
+                question = self.say(
+                    (
+                        "Which {n} is the odd one out?",
+                        "What is the odd one out?",
+                        "Which {n} does not belong?",
+                        "Which one is different?",
+                        "~Which {n} differs from the others?",
+                    ),
+                    n=self.words.noun,
+                )
                 return QA("odd", question, name, f"The {name} is the odd one out.")
         return None
 
@@ -276,12 +374,21 @@ class More:
         if not (one.colour and other.colour) or first.colour or second.colour:
             return None
         yes = one.colour == other.colour
-        question = self.say(("Are the {a} and the {b} the same colour?",
-                             "Do the {a} and the {b} have the same colour?",
-                             "Is the {a} the same colour as the {b}?",
-                             "~Do the {a} and the {b} share a colour?"), a=first.text, b=second.text)
-        sentence = (f"Yes, both are {one.colour}." if yes else
-                    f"No, the {first.text} is {one.colour} and the {second.text} is {other.colour}.")
+        question = self.say(
+            (
+                "Are the {a} and the {b} the same colour?",
+                "Do the {a} and the {b} have the same colour?",
+                "Is the {a} the same colour as the {b}?",
+                "~Do the {a} and the {b} share a colour?",
+            ),
+            a=first.text,
+            b=second.text,
+        )
+        sentence = (
+            f"Yes, both are {one.colour}."
+            if yes
+            else f"No, the {first.text} is {one.colour} and the {second.text} is {other.colour}."
+        )
         return QA("same", question, "yes" if yes else "no", sentence)
 
     def all_same(self) -> QA | None:
@@ -292,13 +399,25 @@ class More:
         if len(values) > 1 and self.rng.random() < 0.4:
             return None
         noun, word = self.words.noun, {"kind": "kind", "colour": "colour"}[field]
-        question = self.say(("Do all {n}s have the same {w}?", "Are all the {n}s of the same {w}?",
-                             "Are all {n}s the same {w}?"), n=noun, w=word)
+        question = self.say(
+            (
+                "Do all {n}s have the same {w}?",
+                "Are all the {n}s of the same {w}?",
+                "Are all {n}s the same {w}?",
+            ),
+            n=noun,
+            w=word,
+        )
         if len(values) > 1:
             return QA("same", question, "no", f"No, the {noun}s have different {word}s.")
         value = next(iter(values))
         ref = Ref(noun, **{field: value})
-        return QA("same", question, "yes", f"Yes, they are all {value if field == 'colour' else ref.texts}.")
+        return QA(
+            "same",
+            question,
+            "yes",
+            f"Yes, they are all {value if field == 'colour' else ref.texts}.",
+        )
 
     # Logic
 
@@ -306,20 +425,46 @@ class More:
         if self.rng.random() < 0.3 and self.has("colour"):
             item = self.rng.choice(self.items)
             number = sum(i.colour != item.colour for i in self.items)
-            question = self.say(("How many {n}s are not {c}?", "How many {n}s are there that are not {c}?",
-                                 "~Count the {n}s that are not {c}."), n=self.words.noun, c=item.colour)
-            return QA("logic", question, str(number), f"{number} of them are not {item.colour}."
-                      if number != 1 else f"1 of them is not {item.colour}.")
-        refs = [some_ref(self.items, self.words, self.rng) if self.rng.random() < 0.5
-                else absent_ref(self.items, self.words, self.rng) for _ in range(2)]
+            question = self.say(
+                (
+                    "How many {n}s are not {c}?",
+                    "How many {n}s are there that are not {c}?",
+                    "~Count the {n}s that are not {c}.",
+                ),
+                n=self.words.noun,
+                c=item.colour,
+            )
+            return QA(
+                "logic",
+                question,
+                str(number),
+                f"{number} of them are not {item.colour}."
+                if number != 1
+                else f"1 of them is not {item.colour}.",
+            )
+        refs = [
+            some_ref(self.items, self.words, self.rng)
+            if self.rng.random() < 0.5
+            else absent_ref(self.items, self.words, self.rng)
+            for _ in range(2)
+        ]
         if None in refs or refs[0] == refs[1] or not all(r.clear(self.items) for r in refs):
             return None
         here = [bool(r.match(self.items)) for r in refs]
         both = self.rng.random() < 0.5
         yes = all(here) if both else any(here)
         a, b = (article(r.text) for r in refs)
-        question = self.say(("Is there {a} {w} {b}?", "Is there {a} {w} {b}{in_pic}?", "Do you see {a} {w} {b}?",
-                             "~Does the {pic} show {a} {w} {b}?"), a=a, b=b, w="and" if both else "or")
+        question = self.say(
+            (
+                "Is there {a} {w} {b}?",
+                "Is there {a} {w} {b}{in_pic}?",
+                "Do you see {a} {w} {b}?",
+                "~Does the {pic} show {a} {w} {b}?",
+            ),
+            a=a,
+            b=b,
+            w="and" if both else "or",
+        )
         if yes:
             found = listed([x for x, h in zip((a, b), here, strict=True) if h])
             return QA("logic", question, "yes", f"Yes, there is {found}.")
@@ -350,8 +495,11 @@ class More:
             if not truth:
                 number = max(1, number + self.rng.choice((-1, 1, 2)))
             truth = number == len(ref.match(self.items))
-            claim = (f"there are {number} {ref.texts}" if number != 1 else
-                     f"there is exactly one {ref.text}")
+            claim = (
+                f"there are {number} {ref.texts}"
+                if number != 1
+                else f"there is exactly one {ref.text}"
+            )
         else:
             pair = self.two()
             relation = self.rng.choice(list(OPPOSITE))
@@ -361,16 +509,30 @@ class More:
             truth = holds
             claim = f"the {pair[1].text} is {relation} the {pair[3].text}"
         if self.rng.random() < 0.5:
-            question = self.say(("True or false: {c}.", "True or false? {C}.", "{C}. True or false?"),
-                                c=claim, C=capital(claim))
+            question = self.say(
+                ("True or false: {c}.", "True or false? {C}.", "{C}. True or false?"),
+                c=claim,
+                C=capital(claim),
+            )
             word = "true" if truth else "false"
             return QA("statement", question, word, f"That is {word}.")
-        question = self.say((
-            "Is it true that {c}?", "Is this true of the {pic}: {c}?", '"{C}." Is that right?',
-            "Is this sentence true of the {pic}? {C}.", "~Would it be right to say that {c}?"),
-            c=claim, C=capital(claim))
-        return QA("statement", question, "yes" if truth else "no",
-                  "Yes, that is true." if truth else "No, that is not true.")
+        question = self.say(
+            (
+                "Is it true that {c}?",
+                "Is this true of the {pic}: {c}?",
+                '"{C}." Is that right?',
+                "Is this sentence true of the {pic}? {C}.",
+                "~Would it be right to say that {c}?",
+            ),
+            c=claim,
+            C=capital(claim),
+        )
+        return QA(
+            "statement",
+            question,
+            "yes" if truth else "no",
+            "Yes, that is true." if truth else "No, that is not true.",
+        )
 
     # Descriptions
 
@@ -381,27 +543,48 @@ class More:
         found = list(dict.fromkeys(i.colour for i in self.ordered()))
         if "" in found or len(found) > 4:
             return None
-        question = self.say(("Which colours do you see?", "What colours are the {n}s?",
-                             "Name the colours of the {n}s.", "~List the colours{in_pic}."),
-                            n=self.words.noun)
+        question = self.say(
+            (
+                "Which colours do you see?",
+                "What colours are the {n}s?",
+                "Name the colours of the {n}s.",
+                "~List the colours{in_pic}.",
+            ),
+            n=self.words.noun,
+        )
         answer = listed(found)
-        return QA("colours", question, answer, f"The colours are {answer}."
-                  if len(found) > 1 else f"The only colour is {answer}.")
+        return QA(
+            "colours",
+            question,
+            answer,
+            f"The colours are {answer}." if len(found) > 1 else f"The only colour is {answer}.",
+        )
 
     def groups(self) -> str:
         """ "two red stars and a blue circle", by first sight from left to right."""
-        groups = Counter(ref_of(i, [f for f in ("kind", "colour") if f in fields_of(i)],
-                                self.words.noun) for i in self.ordered())
-        return listed([article(ref.text) if n == 1 else f"{n} {ref.texts}"
-                       for ref, n in groups.items()])
+        groups = Counter(
+            ref_of(i, [f for f in ("kind", "colour") if f in fields_of(i)], self.words.noun)
+            for i in self.ordered()
+        )
+        return listed(
+            [article(ref.text) if n == 1 else f"{n} {ref.texts}" for ref, n in groups.items()]
+        )
 
     def caption(self) -> QA | None:
         if len(self.items) > 6:
             return None
-        question = self.say((
-            "Describe the {pic} briefly.", "What is in the {pic}?", "What do you see?",
-            "Give a short caption of the {pic}.", "What does the {pic} show?", "Caption this {pic}.",
-            "Describe the {pic} in one sentence.", "~Sum up the {pic} in a few words."))
+        question = self.say(
+            (
+                "Describe the {pic} briefly.",
+                "What is in the {pic}?",
+                "What do you see?",
+                "Give a short caption of the {pic}.",
+                "What does the {pic} show?",
+                "Caption this {pic}.",
+                "Describe the {pic} in one sentence.",
+                "~Sum up the {pic} in a few words.",
+            )
+        )
         return QA("caption", question, "", f"The picture shows {self.groups()}.")
 
     def describe(self) -> QA | None:
@@ -414,8 +597,13 @@ class More:
             where = place_name(item, 0)
             ref = ref_of(item, fields_of(item), noun)
             parts.append(f"{capital(article(ref.text))} is {AT[where]}.")
-        question = self.say((
-            "Describe the {pic} in detail.", "Describe everything you see.",
-            "What exactly is in the {pic}?", "Give a full description of the {pic}.",
-            "~Tell me everything about this {pic}."))
+        question = self.say(
+            (
+                "Describe the {pic} in detail.",
+                "Describe everything you see.",
+                "What exactly is in the {pic}?",
+                "Give a full description of the {pic}.",
+                "~Tell me everything about this {pic}.",
+            )
+        )
         return QA("describe", question, "", " ".join(parts))

@@ -108,13 +108,24 @@ class Canvas:
         big = [(x * self.scale, y * self.scale) for x, y in points]
         self.pen.line(big, fill=rgb, width=max(1, round(width * self.scale)), joint="curve")
 
-    def ellipse(self, box: tuple[float, float, float, float], rgb: RGB | None,
-                edge: RGB | None = None, width: float = 0) -> None:
+    def ellipse(
+        self,
+        box: tuple[float, float, float, float],
+        rgb: RGB | None,
+        edge: RGB | None = None,
+        width: float = 0,
+    ) -> None:
         big = [v * self.scale for v in box]
         self.pen.ellipse(big, fill=rgb, outline=edge, width=round(width * self.scale))
 
-    def rectangle(self, box: tuple[float, float, float, float], rgb: RGB | None,
-                  edge: RGB | None = None, width: float = 0, radius: float = 0) -> None:
+    def rectangle(
+        self,
+        box: tuple[float, float, float, float],
+        rgb: RGB | None,
+        edge: RGB | None = None,
+        width: float = 0,
+        radius: float = 0,
+    ) -> None:
         big = [v * self.scale for v in box]
         self.pen.rounded_rectangle(
             big, radius * self.scale, fill=rgb, outline=edge, width=round(width * self.scale)
@@ -148,8 +159,16 @@ class Canvas:
 
 def plural(word: str) -> str:
     """The plural of a kind's name, as used in questions."""
-    special = {"fish": "fish", "sheep": "sheep", "leaf": "leaves", "knife": "knives",
-               "mouse": "mice", "scissors": "scissors", "glasses": "glasses", "cactus": "cacti"}
+    special = {
+        "fish": "fish",
+        "sheep": "sheep",
+        "leaf": "leaves",
+        "knife": "knives",
+        "mouse": "mice",
+        "scissors": "scissors",
+        "glasses": "glasses",
+        "cactus": "cacti",
+    }
     if word in special:
         return special[word]
     if word.endswith(("s", "x", "ch", "sh")):

@@ -9,8 +9,19 @@ SHORT_STYLE = "\nAnswer the question using a single word or phrase."
 """LLaVA-1.5's instruction for short answers."""
 
 PICTURE_WORDS = ("picture", "image", "picture", "image", "photo", "scene")
-NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
-                "ten")
+NUMBER_WORDS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+)
 
 
 def say(templates: Sequence[str], rng: random.Random, split: Split, **words: object) -> str:
@@ -47,13 +58,17 @@ def typed(text: str, rng: random.Random) -> str:
         at = rng.randrange(1, len(text) - 2)
         if text[at].isalpha() and text[at + 1].isalpha():
             swap = text[at + 1] + text[at]
-            text = text[:at] + rng.choice((swap, text[at], text[at] * 2 + text[at + 1])) \
-                + text[at + 2:]
+            text = (
+                text[:at]
+                + rng.choice((swap, text[at], text[at] * 2 + text[at + 1]))
+                + text[at + 2 :]
+            )
     return text
 
 
-def dress(qa: QA, rng: random.Random, short: bool | None = None,
-          plain: bool = False) -> tuple[str, str]:
+def dress(
+    qa: QA, rng: random.Random, short: bool | None = None, plain: bool = False
+) -> tuple[str, str]:
     """(question, answer) as they stand in a conversation.
 
     `short` asks for the single-word style (drawn when None; impossible answers fall back to the

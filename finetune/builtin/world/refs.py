@@ -31,15 +31,19 @@ class Ref:
     fill: str = ""
 
     def match(self, items: Sequence[Item]) -> list[Item]:
-        return [item for item in items
-                if all(getattr(self, f) in ("", getattr(item, f)) for f in FIELDS)]
+        return [
+            item
+            for item in items
+            if all(getattr(self, f) in ("", getattr(item, f)) for f in FIELDS)
+        ]
 
     def clear(self, items: Sequence[Item]) -> bool:
         """False where an object of middling size would make the answer a matter of taste."""
         if not self.size:
             return True
-        return all(item.size for item in Ref(self.noun, self.kind, self.colour, "",
-                                             self.fill).match(items))
+        return all(
+            item.size for item in Ref(self.noun, self.kind, self.colour, "", self.fill).match(items)
+        )
 
     @property
     def text(self) -> str:
@@ -61,8 +65,9 @@ def ref_of(item: Item, fields: Sequence[str], noun: str) -> Ref:
     return Ref(noun, **{f: getattr(item, f) for f in fields})
 
 
-def unique_ref(item: Item, items: Sequence[Item], noun: str, rng: random.Random,
-               without: Sequence[str] = ()) -> Ref | None:
+def unique_ref(
+    item: Item, items: Sequence[Item], noun: str, rng: random.Random, without: Sequence[str] = ()
+) -> Ref | None:
     """A short description that fits `item` alone, leaving out the fields in `without`."""
     usable = [f for f in fields_of(item) if f not in without]
     refs = []
@@ -84,10 +89,22 @@ def some_ref(items: Sequence[Item], words: Vocabulary, rng: random.Random) -> Re
     """A description that fits something, mostly of colour and kind."""
     item = rng.choice(items)
     has = fields_of(item)
-    options = [f for f in (("kind",), ("colour",), ("kind", "colour"), ("kind", "colour", "fill"),
-                           ("size", "kind"), ("fill",)) if all(x in has for x in f)]
-    weights = [{1: 3, 2: 3, 3: 0.6}[len(f)] * (0.25 if f in (("fill",), ("size", "kind")) else 1)
-               for f in options]
+    options = [
+        f
+        for f in (
+            ("kind",),
+            ("colour",),
+            ("kind", "colour"),
+            ("kind", "colour", "fill"),
+            ("size", "kind"),
+            ("fill",),
+        )
+        if all(x in has for x in f)
+    ]
+    weights = [
+        {1: 3, 2: 3, 3: 0.6}[len(f)] * (0.25 if f in (("fill",), ("size", "kind")) else 1)
+        for f in options
+    ]
     return ref_of(item, rng.choices(options, weights)[0], words.noun)
 
 

@@ -11,23 +11,45 @@ from finetune.builtin.world.paint import COLOURS, Canvas, background, colour_rgb
 from finetune.builtin.world.scene import QA, Box, Item, Scene, Split
 
 KINDS = (
-    "circle", "rectangle", "triangle", "star", "heart", "cross", "hexagon", "ring", "crescent",
-    "arrow", "diamond", "semicircle",
+    "circle",
+    "rectangle",
+    "triangle",
+    "star",
+    "heart",
+    "cross",
+    "hexagon",
+    "ring",
+    "crescent",
+    "arrow",
+    "diamond",
+    "semicircle",
 )
 FILLS = ("solid", "outlined", "striped")
 
 # Never drawn in training: what is known of each word must be composed at the test.
-HELD_OUT_PAIRS = frozenset({
-    ("red", "star"), ("blue", "heart"), ("green", "cross"), ("yellow", "hexagon"),
-    ("purple", "crescent"), ("orange", "diamond"), ("pink", "arrow"), ("white", "ring"),
-    ("brown", "semicircle"), ("black", "star"), ("gray", "heart"), ("teal", "diamond"),
-})
+HELD_OUT_PAIRS = frozenset(
+    {
+        ("red", "star"),
+        ("blue", "heart"),
+        ("green", "cross"),
+        ("yellow", "hexagon"),
+        ("purple", "crescent"),
+        ("orange", "diamond"),
+        ("pink", "arrow"),
+        ("white", "ring"),
+        ("brown", "semicircle"),
+        ("black", "star"),
+        ("gray", "heart"),
+        ("teal", "diamond"),
+    }
+)
 
 Points = list[tuple[float, float]]
 
 
 def outline(kind: str, rng: random.Random) -> Points:
     """The polygon of a shape around (0, 0) with radius 1; variants are drawn from `rng`."""
+
     def arc(start: float, end: float, radius: float = 1.0, n: int = 36, dx: float = 0) -> Points:
         steps = [start + (end - start) * k / n for k in range(n + 1)]
         return [(dx + radius * math.cos(a), radius * math.sin(a)) for a in steps]
@@ -40,8 +62,11 @@ def outline(kind: str, rng: random.Random) -> Points:
     if kind == "triangle":
         if rng.random() < 0.5:
             return [(-0.9, 0.75), (0.9, 0.75), (rng.uniform(-0.25, 0.25), -rng.uniform(0.7, 1))]
-        return [(-1, 0.7), (rng.uniform(0.7, 1), rng.uniform(0.4, 0.8)),
-                (rng.uniform(-0.9, 0.9), -rng.uniform(0.6, 1))]
+        return [
+            (-1, 0.7),
+            (rng.uniform(0.7, 1), rng.uniform(0.4, 0.8)),
+            (rng.uniform(-0.9, 0.9), -rng.uniform(0.6, 1)),
+        ]
     if kind == "star":
         inner, points = rng.uniform(0.36, 0.5), rng.choice((5, 5, 5, 6))
         angles = [math.pi * k / points - math.pi / 2 for k in range(2 * points)]
@@ -49,8 +74,14 @@ def outline(kind: str, rng: random.Random) -> Points:
         return [(r * math.cos(a), r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
     if kind == "heart":
         turns = [math.tau * k / 40 for k in range(40)]
-        return [(math.sin(t) ** 3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t)
-                                     - math.cos(4 * t)) / 16) for t in turns]
+        return [
+            (
+                math.sin(t) ** 3,
+                -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t))
+                / 16,
+            )
+            for t in turns
+        ]
     if kind == "cross":
         w = rng.uniform(0.26, 0.4)
         quarter = [(w, -1), (w, -w), (1, -w)]
@@ -64,8 +95,9 @@ def outline(kind: str, rng: random.Random) -> Points:
     if kind == "ring":
         return arc(0, math.tau) + arc(math.tau, 0, rng.uniform(0.5, 0.66))
     if kind == "crescent":
-        return arc(0.3 * math.pi, 1.7 * math.pi) + arc(1.555 * math.pi, 0.445 * math.pi, 0.82,
-                                                        dx=0.73)
+        return arc(0.3 * math.pi, 1.7 * math.pi) + arc(
+            1.555 * math.pi, 0.445 * math.pi, 0.82, dx=0.73
+        )
     if kind == "arrow":
         w, neck = rng.uniform(0.18, 0.3), rng.uniform(-0.1, 0.3)
         return [(-1, -w), (neck, -w), (neck, -0.72), (1, 0), (neck, 0.72), (neck, w), (-1, w)]
@@ -98,13 +130,15 @@ class Spec:
     fill: str
 
 
-def place(spec: Spec, x: float, y: float, radius: float, size: tuple[int, int],
-          rng: random.Random) -> Item:
+def place(
+    spec: Spec, x: float, y: float, radius: float, size: tuple[int, int], rng: random.Random
+) -> Item:
     """The item at pixel (x, y): its polygon is fixed here, its box measured from it."""
     turn = rotation(spec.kind, rng)
     cos, sin = math.cos(turn) * radius, math.sin(turn) * radius
-    points = [(x + px * cos - py * sin, y + px * sin + py * cos)
-              for px, py in outline(spec.kind, rng)]
+    points = [
+        (x + px * cos - py * sin, y + px * sin + py * cos) for px, py in outline(spec.kind, rng)
+    ]
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     box: Box = (min(xs) / size[0], min(ys) / size[1], max(xs) / size[0], max(ys) / size[1])
     extent = max(box[2] - box[0], box[3] - box[1])
@@ -115,6 +149,7 @@ def place(spec: Spec, x: float, y: float, radius: float, size: tuple[int, int],
 
 def choose(count: int, rng: random.Random, split: Split) -> list[Spec]:
     """`count` objects with enough in common that counting and telling apart mean something."""
+
     def allowed(colour: str, kind: str) -> bool:
         return split == "test" or (colour, kind) not in HELD_OUT_PAIRS
 
@@ -141,8 +176,14 @@ def choose(count: int, rng: random.Random, split: Split) -> list[Spec]:
     return specs
 
 
-def scattered(specs: list[Spec], area: Box, size: tuple[int, int], radii: tuple[float, float],
-              rng: random.Random, touch: float = 1.08) -> list[Item]:
+def scattered(
+    specs: list[Spec],
+    area: Box,
+    size: tuple[int, int],
+    radii: tuple[float, float],
+    rng: random.Random,
+    touch: float = 1.08,
+) -> list[Item]:
     """Objects at free places of the pixel `area`; those that find none are left out."""
     side = min(area[2] - area[0], area[3] - area[1])
     two_sizes = rng.random() < 0.5
@@ -162,8 +203,9 @@ def scattered(specs: list[Spec], area: Box, size: tuple[int, int], radii: tuple[
     return items
 
 
-def lattice(specs: list[Spec], rows: int, columns: int, size: tuple[int, int],
-            rng: random.Random) -> list[Item]:
+def lattice(
+    specs: list[Spec], rows: int, columns: int, size: tuple[int, int], rng: random.Random
+) -> list[Item]:
     """Objects in the cells of a grid, row by row."""
     cell = min(size[0] / columns, size[1] / rows)
     tight = rng.random() < 0.3  # in a tower or a row things may stand close together
@@ -200,7 +242,9 @@ def picture_size(rng: random.Random) -> tuple[int, int]:
     if rng.random() < 0.6:
         return side, side
     aspect = rng.uniform(0.66, 1.5)
-    return max(64, min(512, round(side * aspect**0.5))), max(64, min(512, round(side / aspect**0.5)))
+    return max(64, min(512, round(side * aspect**0.5))), max(
+        64, min(512, round(side / aspect**0.5))
+    )
 
 
 class Shapes:
@@ -238,10 +282,15 @@ class Shapes:
             specs = choose(rng.randint(2, 6), rng, split)
             cut = len(specs) // 2
             half, gap = width / 2, width * 0.02
-            halves = ((specs[:cut], (0, 0, half - gap, height)),
-                      (specs[cut:], (half + gap, 0, width, height)))
-            items = [item for part, area in halves
-                     for item in scattered(part, area, size, (0.15, 0.24), rng)]
+            halves = (
+                (specs[:cut], (0, 0, half - gap, height)),
+                (specs[cut:], (half + gap, 0, width, height)),
+            )
+            items = [
+                item
+                for part, area in halves
+                for item in scattered(part, area, size, (0.15, 0.24), rng)
+            ]
         elif layout == "crowd":
             specs = choose(rng.randint(4, 10), rng, split)
             few = specs if rng.random() < 0.3 else [rng.choice(specs[:2]) for _ in specs]
@@ -267,8 +316,9 @@ class Shapes:
             if item.fill == "outlined":
                 canvas.outlined(points, rgb, max(1.2, reach * rng.uniform(0.07, 0.11)))
             elif item.fill == "striped":
-                canvas.striped(points, rgb, max(3.0, reach * rng.uniform(0.15, 0.22)),
-                               rng.randrange(3))
+                canvas.striped(
+                    points, rgb, max(3.0, reach * rng.uniform(0.15, 0.22)), rng.randrange(3)
+                )
             else:
                 canvas.polygon(points, rgb)
                 if edge and item.kind != "ring":

@@ -1,0 +1,165 @@
+"""The generated world: repeatable, true to itself, and with its held-out parts held out."""
+
+import random
+
+import numpy as np
+import pytest
+
+from finetune.builtin import dense
+from finetune.builtin.world import ROOMS, make_scene, sample_scene
+from finetune.builtin.world.phrasing import SHORT_STYLE, dress, say
+from finetune.builtin.world.refs import Ref
+from finetune.builtin.world.scene import QA
+from finetune.builtin.world.shapes import HELD_OUT_PAIRS, KINDS, SHAPES
+
+
+def questions(seed: int, split: str = "train", room: str = "shapes") -> list[QA]:
+    scene = make_scene(seed, room, split)
+    return ROOMS[room].ask(scene, random.Random(seed), split)
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_the_same_seed_gives_the_same_picture_and_questions(room: str) -> None:
+    for seed in range(5):
+        one, other = (make_scene(seed, room) for _ in range(2))
+        assert one == other
+        pictures = [ROOMS[room].draw(scene) for scene in (one, other)]
+        assert np.array_equal(*map(np.asarray, pictures))
+        assert questions(seed, room=room) == questions(seed, room=room)
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_a_drawn_picture_is_rgb_of_the_size_its_scene_says(room: str) -> None:
+    for seed in range(12):
+        scene = make_scene(seed, room)
+        picture = ROOMS[room].draw(scene)
+        assert picture.mode == "RGB"
+        assert picture.size == (scene.width, scene.height)
+        assert 64 <= min(picture.size) and max(picture.size) <= 512
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_every_question_has_an_answer_and_no_style_instruction(room: str) -> None:
+    for seed in range(40):
+        for qa in questions(seed, "test", room):
+            assert qa.question.strip() == qa.question != ""
+            assert qa.sentence.strip() == qa.sentence != ""
+            assert SHORT_STYLE not in qa.question
+            assert "{" not in qa.question + qa.sentence
+
+
+def test_every_shape_stands_where_its_box_says() -> None:
+    """Ground outside the boxes, the item's own colour inside."""
+    for seed in range(30):
+        scene = SHAPES.make(random.Random(seed), "train", layout="single")
+        (item,) = scene.items
+        pixels = np.asarray(SHAPES.draw(scene)).astype(int)
+        near = np.abs(pixels - np.array(item.extra["rgb"])).sum(-1) < 60
+        rows, columns = np.nonzero(near)
+        left, top, right, bottom = item.box
+        assert columns.mean() / scene.width == pytest.approx((left + right) / 2, abs=0.12)
+        assert rows.mean() / scene.height == pytest.approx((top + bottom) / 2, abs=0.12)
+        assert columns.min() / scene.width > left - 0.03
+        assert rows.max() / scene.height < bottom + 0.03
+
+
+def test_held_out_pairs_are_never_drawn_for_training_but_are_in_tests() -> None:
+    drawn = {
+        split: {
+            (i.colour, i.kind)
+            for seed in range(600)
+            for i in make_scene(seed, "shapes", split).items
+        }
+        for split in ("train", "test")
+    }
+    assert not drawn["train"] & HELD_OUT_PAIRS
+    assert len(drawn["test"] & HELD_OUT_PAIRS) > len(HELD_OUT_PAIRS) / 2
+    assert {kind for _, kind in drawn["train"]} == set(KINDS)
+
+
+def test_held_out_phrasings_occur_in_tests_only() -> None:
+    templates = ("Known {x}?", "~Held out {x}?")
+    rng = random.Random(0)
+    assert {say(templates, rng, "train", x=1) for _ in range(50)} == {"Known 1?"}
+    assert "Held out 1?" in {say(templates, rng, "test", x=1) for _ in range(50)}
+
+
+def test_answers_agree_with_the_scene() -> None:
+    """Recomputed from the items by other means than the questions' own code."""
+    checked = 0
+    for seed in range(400):
+        scene = make_scene(seed, "shapes")
+        words = {item.kind for item in scene.items} | {item.colour for item in scene.items}
+        for qa in questions(seed):
+            if qa.skill == "count" and qa.question.startswith("How many shapes"):
+                assert qa.short == str(len(scene.items))
+                checked += 1
+            if qa.skill == "existence" and qa.question.startswith("Do you see a"):
+                asked = qa.question.removesuffix("?").split(" a", 1)[1].removeprefix("n").split()
+                fits = [
+                    i
+                    for i in scene.items
+                    if set(asked) - {"shape"} <= {i.kind, i.colour, i.size, i.fill}
+                ]
+                assert (qa.short == "yes") == bool(fits)
+                checked += 1
+            if qa.skill in ("colour", "shape"):
+                assert qa.short in words
+                checked += 1
+    assert checked > 500
+
+
+def test_yes_and_no_are_about_as_frequent() -> None:
+    answers = [
+        qa.short
+        for seed in range(300)
+        for qa in questions(seed)
+        if qa.skill in ("existence", "negation", "relation")
+    ]
+    assert 0.4 < answers.count("yes") / len(answers) < 0.6
+
+
+def test_a_reference_fits_what_it_says() -> None:
+    scene = make_scene(3, "shapes")
+    for item in scene.items:
+        ref = Ref("shape", kind=item.kind, colour=item.colour)
+        assert item in ref.match(scene.items)
+        assert ref.text == f"{item.colour} {item.kind}"
+
+
+def test_the_short_style_is_asked_with_llavas_instruction_and_answered_in_a_word() -> None:
+    qa = QA("colour", "What colour is the star?", "red", "The star is red.")
+    assert dress(qa, random.Random(0), short=True, plain=True) == (
+        "What colour is the star?" + SHORT_STYLE,
+        "red",
+    )
+    assert dress(qa, random.Random(0), short=False, plain=True)[1] == "The star is red."
+    only_long = QA("caption", "Describe it.", "", "A star.")
+    assert dress(only_long, random.Random(0), short=True, plain=True) == ("Describe it.", "A star.")
+
+
+def test_patch_targets_mark_each_object_once_at_its_centre() -> None:
+    scene = SHAPES.make(random.Random(5), "train", layout="grid")
+    grid = dense.patches(scene)
+    assert grid.shape == (dense.PATCHES, dense.COLUMNS)
+    assert grid[:, dense.CENTRE].sum() == len(scene.items)
+    side = dense.SIDE
+    for item in scene.items:
+        x, y = item.centre
+        row = grid[int(y * side) * side + int(x * side)]
+        assert row[dense.KIND] == dense.KIND_INDEX["shapes", item.kind]
+        assert row[dense.COLOUR] == dense.COLOUR_INDEX[item.colour]
+
+
+def test_rooms_keep_their_blocks_of_classes() -> None:
+    spans = sorted(
+        (dense.BLOCKS[name], dense.BLOCKS[name] + len(room.kinds)) for name, room in ROOMS.items()
+    )
+    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert spans[-1][1] <= dense.KIND_CLASSES
+
+
+def test_a_sample_for_the_page_is_a_picture_with_questions() -> None:
+    picture, asked = sample_scene(1, "shapes")
+    assert picture.mode == "RGB"
+    assert asked
