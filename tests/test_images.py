@@ -1,4 +1,7 @@
-"""Every kind of picture ends as upright opaque RGB or as an error that names the file."""
+"""Every kind of picture ends as upright opaque RGB or as an error that names the file.
+
+Times are of this process alone: machines that run tests are shared.
+"""
 
 from __future__ import annotations
 
@@ -393,10 +396,10 @@ def test_too_many_bytes_are_refused_before_reading_them(tmp_path: Path) -> None:
     path = tmp_path / "big.png"
     with path.open("wb") as file:
         file.truncate(10 * 2**30)  # sparse: takes no room
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ImageError, match=r"big\.png is larger than 20 MB"):
         open_picture(path)
-    assert time.perf_counter() - began < 1.0
+    assert time.process_time() - began < 1.0
 
 
 def test_an_endless_stream_is_read_up_to_the_limit() -> None:
@@ -426,10 +429,10 @@ def test_the_limits_are_settings() -> None:
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_too_many_pixels_are_refused_from_the_header(size: tuple[int, int], said: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ImageError, match=rf"bomb\.png .*({said})"):
         open_picture(png_header(*size), name="bomb.png")
-    assert time.perf_counter() - began < 1.0
+    assert time.process_time() - began < 1.0
 
 
 def test_pillows_guard_holds_above_a_generous_limit() -> None:
@@ -458,6 +461,6 @@ def test_a_gif_of_a_million_frames_is_not_walked() -> None:
     data = encoded(two_colours("P"), "GIF")
     frame = b"\x2c\0\0\0\0\1\0\1\0\0\2\0"
     many = data[:-1] + frame * 1_000_000 + b";"
-    began = time.perf_counter()
+    began = time.process_time()
     assert open_picture(many).changes == ("first frame of an animation",)
-    assert time.perf_counter() - began < 1.0
+    assert time.process_time() - began < 1.0
