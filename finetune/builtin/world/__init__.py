@@ -7,12 +7,13 @@ import random
 
 from PIL import Image
 
+from finetune.builtin.world.digits import DIGITS
 from finetune.builtin.world.outside import Outside
 from finetune.builtin.world.scene import QA, Item, Room, Scene, Split
 from finetune.builtin.world.shapes import SHAPES
 from finetune.builtin.world.things import THINGS_ROOM
 
-INSIDE: tuple[Room, ...] = (SHAPES, THINGS_ROOM)
+INSIDE: tuple[Room, ...] = (SHAPES, THINGS_ROOM, DIGITS)
 ROOMS: dict[str, Room] = {room.name: room for room in (*INSIDE, Outside(INSIDE))}
 
 __all__ = ["QA", "ROOMS", "Item", "Room", "Scene", "Split", "make_scene", "sample_scene"]

@@ -164,7 +164,8 @@ def plural(word: str) -> str:
         "sheep": "sheep",
         "leaf": "leaves",
         "knife": "knives",
-        "mouse": "mice",
+        "mouse": "mice", "die": "dice", "domino": "dominoes",
+              
         "scissors": "scissors",
         "glasses": "glasses",
         "cactus": "cacti",

@@ -22,7 +22,8 @@ from finetune.builtin.world.things_places import SETTINGS
 from finetune.builtin.world.things_sketch import INK, Specimen, Thing, set_down, specimen
 
 THINGS: dict[str, Thing] = {
-    **things_animals.SHELF, **things_nature.SHELF, **things_street.SHELF, **things_home.SHELF, **things_objects.SHELF,
+    **things_animals.SHELF, **things_nature.SHELF, **things_street.SHELF, **things_home.SHELF,
+    **things_objects.SHELF,
 }
 # Append only: the encoder's classes are places in this list.
 KINDS = (
