@@ -10,9 +10,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from PIL import Image
+
+from ui import examples
 from ui.hub import Hub, Standing
 from ui.markdown import to_html
 from ui.pictures import PictureShelf
@@ -199,6 +202,19 @@ class Desk:
                 for running in self._running.values()
             )
 
+    def bring(self, owner: str, data: bytes, name: str) -> dict[str, Any]:
+        """Takes in a picture for a question to come; what the page shows of it.
+
+        Raises:
+            ImageError: it cannot be read or is too large.
+        """
+        if not owner:
+            raise UsageError("Your browser keeps no cookies.", "Allow them for this page.")
+        picture = self.shelf.add(data, name)
+        facts = {"changes": list(picture.changes), "size": list(picture.image.size)}
+        self.store.remember_picture(owner, picture.digest, picture.name, facts)
+        return {"digest": picture.digest, "name": picture.name, **facts}
+
     # -- ahead of the question ---------------------------------------------------------------------
 
     def warm(self, owner: str, request: Request) -> threading.Thread | None:
@@ -258,9 +274,37 @@ class Desk:
         if conversation is not None and not self.store.owns(owner, conversation):
             conversation = None
         return {
-            "view": self.view(owner, conversation),
+            "models": self.models(owner)["models"],
+            "settings": self._told(self.settings(owner)),
+            "examples": {
+                "cards": [self._example(owner, *card) for card in examples.cards()],
+                "about": examples.ABOUT_BUILTIN
+                if self.hub.default == "builtin"
+                else examples.ABOUT_OTHER,
+            },
             **self._list(owner),
-            **self.models(owner),
+            "view": self.view(owner, conversation),
+        }
+
+    def _example(self, owner: str, image: Image.Image, question: str) -> dict[str, Any]:
+        """A generated picture as if the owner had brought it, and a question about it."""
+        picture = self.shelf.add(image, "scene.png")
+        facts = {"changes": [], "size": list(image.size)}
+        self.store.remember_picture(owner, picture.digest, "scene.png", facts)
+        shown = {"digest": picture.digest, "name": "scene.png", **facts}
+        return {"picture": shown, "question": question}
+
+    def _told(self, settings: Settings) -> dict[str, Any]:
+        """Settings for the page, with what the model takes where nothing is set."""
+        engine = self.hub.ready(settings.model)
+        defaults = engine.info.defaults if engine else None
+        return {
+            **{name: value for name, value in asdict(settings).items() if "model" not in name},
+            "defaults": {
+                name: getattr(defaults, name) for name in ("temperature", "top_p", "max_new_tokens")
+            }
+            if defaults
+            else {},
         }
 
     def _list(self, owner: str) -> Update:
@@ -281,6 +325,8 @@ class Desk:
             case "rename":
                 title = " ".join(str(request.get("title") or "").split())[:120]
                 self.store.rename(owner, chat, title or "Untitled")
+                if request.get("shown") != conversation:
+                    return self._list(owner)
             case "delete":
                 self.stop(owner, conversation)
                 self.store.delete(owner, chat)
@@ -296,6 +342,15 @@ class Desk:
             case "stop":
                 self.stop(owner, conversation)
                 return {}
+            case "models":
+                return self.models(owner)
+            case "cancel-load":
+                self.hub.cancel(str(request.get("model")))
+                return {}
+            case "settings":
+                return {"settings": self._told(self.save_settings(owner, _changes(request)))}
+            case "scene":
+                return {"scene": self._example(owner, *examples.new_scene())}
             case other:
                 raise UsageError(f"Unknown request {str(other)[:40]!r}.", "Reload the page.")
         return {"view": self.view(owner, conversation), **self._list(owner)}
@@ -347,3 +402,9 @@ class Desk:
         before = self.settings(owner).model
         self.store.save_settings(owner, {"model": key, "model_before": before})
         yield self.models(owner)
+
+
+def _changes(request: Request) -> dict[str, Any]:
+    """The settings that a request changes; which model answers is changed by `pick` alone."""
+    names = ("system", "temperature", "top_p", "max_new_tokens", "seed", "style")
+    return {name: request[name] for name in names if name in request}

@@ -67,6 +67,8 @@ class Rules:
     """Passwords by user; empty: anybody may come in, each browser as an owner of its own."""
     max_body: int = 32 * 2**20
     """Largest request, in bytes."""
+    larger: Mapping[str, int] = field(default_factory=dict)
+    """Other sizes for paths that begin so: uploads."""
     cookie_path: str = "/"
 
 
@@ -102,7 +104,7 @@ class Guard:
         owner = f"user:{user}" if user else f"browser:{_digest(token)}" if token else ""
         scope.setdefault("state", {})["owner"] = owner
         new = {} if token or user or scope["type"] != "http" else self._new_cookie(scope)
-        body = _Body(receive, self.rules.max_body)
+        body = _Body(receive, self._limit(scope))
         await self.app(scope, body.receive, _decorated(send, new))
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
@@ -115,7 +117,7 @@ class Guard:
         if not _same_origin(headers):
             return PlainTextResponse("Requests from other sites are refused.\n", 403)
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self.rules.max_body:
+        if not length.isdigit() or int(length) > self._limit(scope):
             return PlainTextResponse("The request is too large.\n", 413)
         if self.rules.users and scope["path"] not in _OPEN_PATHS and self._user(headers) is None:
             return PlainTextResponse(
@@ -124,6 +126,11 @@ class Guard:
                 {"www-authenticate": 'Basic realm="VQA chat", charset="UTF-8"'},
             )
         return None
+
+    def _limit(self, scope: Scope) -> int:
+        path = scope["path"]
+        sizes = [size for start, size in self.rules.larger.items() if path.startswith(start)]
+        return max(sizes, default=self.rules.max_body)
 
     def _host_allowed(self, host: str) -> bool:
         try:

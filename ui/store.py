@@ -187,6 +187,11 @@ class Store:
             raise UsageError("This question does not exist any more.", "Reload the page.")
         return _turn_of(rows[0])
 
+    def turns(self, owner: str, conversation: str) -> list[Turn]:
+        """All turns of all branches, in the order in which they came: parents first."""
+        self._own(owner, conversation)
+        return self._turns(conversation)
+
     def siblings(self, owner: str, conversation: str) -> dict[str, list[str]]:
         """For each turn the turns that continue the same parent, itself included, oldest first."""
         self._own(owner, conversation)

@@ -1,0 +1,74 @@
+"""The one endpoint for programs, `/chat`: a question with pictures in, the answer out as it grows.
+
+It keeps nothing: every call stands alone, nothing of it is stored, its pictures are deleted.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ui.handlers import MAX_PICTURES, MAX_QUESTION, Desk, message_of
+from ui.settings import Settings
+from ui.stream import beats
+from vqa_app.conversation import Conversation
+from vqa_app.engine import Answer, Delta
+from vqa_app.errors import ModelError, UsageError
+from vqa_app.images import open_picture
+
+PATIENCE = 600
+"""Seconds that a call waits for the model to load."""
+
+
+def add_endpoint(desk: Desk) -> None:
+    """Puts the endpoint on the page that is being built; nothing of it is shown."""
+    message = gr.MultimodalTextbox(visible=False, file_count="multiple", label="Question")
+    answer = gr.Textbox(visible=False, label="Answer")
+    send = gr.Button(visible=False)
+
+    def chat(message: dict[str, Any]) -> Iterator[Any]:
+        """Answers one question about the pictures that come with it.
+
+        `message` is `{"text": ..., "files": [...]}`; each value given back is the answer so far.
+        """
+        try:
+            yield from _answer(desk, message)
+        except Exception as error:
+            raise gr.Error(message_of(error), print_exception=False) from None
+
+    send.click(chat, message, answer, api_name="chat", concurrency_limit=16, show_progress="hidden")
+
+
+def _answer(desk: Desk, message: dict[str, Any]) -> Iterator[Any]:
+    question, files = str(message.get("text") or "").strip(), list(message.get("files") or [])
+    if not question and not files:
+        raise UsageError("There is nothing to answer.", "Send a text or a picture.")
+    if len(question) > MAX_QUESTION or len(files) > MAX_PICTURES:
+        raise UsageError("The question is too large.", f"At most {MAX_PICTURES} pictures.")
+    try:
+        # Gradio's copies carry its own names; the pixels are all that matters.
+        pictures = [
+            open_picture(Path(file), name=f"picture {number}", limits=desk.shelf.limits)
+            for number, file in enumerate(files, 1)
+        ]
+    finally:
+        for file in files:
+            Path(file).unlink(missing_ok=True)
+    desk.hub.start()
+    engine = desk.hub.wait(timeout=PATIENCE)
+    if engine is None:
+        raise ModelError("The model is still loading.", "Try again later.")
+    text = ""
+    options = Settings().options(engine.info.defaults)
+    asked = Conversation.ask(question, pictures)
+    for events in beats(engine, asked, options, threading.Event()):
+        for event in events:
+            if isinstance(event, Delta):
+                text += event.text
+            elif isinstance(event, Answer):
+                text = event.text
+        yield text if events else gr.skip()

@@ -1,0 +1,100 @@
+"""One application: the page on Gradio, our routes beside it, the guard around both."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.types import ASGIApp
+
+from ui.handlers import Desk
+from ui.hub import Choice, Hub, Progress
+from ui.pictures import PictureShelf
+from ui.security import Guard, Rules
+from ui.store import Store
+from vqa_app.engine import Engine
+
+UPLOAD = 200 * 2**20
+
+
+@dataclass(frozen=True)
+class Application:
+    """What `ui.server` runs."""
+
+    asgi: ASGIApp
+    desk: Desk
+
+    def close(self) -> None:
+        """Ends running answers and lets go of models and files."""
+        self.desk.stop_all()
+        self.desk.hub.close()
+        self.desk.store.close()
+
+
+def create(
+    data_dir: Path,
+    load: Callable[[Choice, Progress], Engine],
+    choices: Callable[[], Iterable[Choice]],
+    default: str,
+    *,
+    users: dict[str, str] | None = None,
+    hosts: Iterable[str] = (),
+    root_path: str = "",
+) -> Application:
+    """Puts the application together; loads nothing yet.
+
+    Args:
+        data_dir: conversations, pictures, taught rows and runs; made where it is missing.
+        load: makes engines, see `ui.hub.Hub`.
+        choices: the models that are offered.
+        default: key of the one that answers at first.
+        users: passwords by name; empty for a page without them.
+        hosts: further host names that are answered to.
+        root_path: where a proxy shows the page, for example `/vqa`.
+    """
+    # Before gradio is imported, which reads them. Uploads lie in a folder of this process alone.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="vqa-app-")
+    from fastapi import FastAPI
+    from gradio import mount_gradio_app
+
+    from ui import layout
+    from ui.routes import routes_of
+
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    hub = Hub(load, choices, default)
+    desk = Desk(Store(data_dir / "chats.sqlite"), PictureShelf(data_dir / "pictures"), hub)
+    app = FastAPI(title="Look & Ask", docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(routes_of(desk))
+    page = layout.build(desk)
+    mount_gradio_app(
+        app,
+        page,
+        "/",
+        theme=layout.theme(),
+        css=layout.css(),
+        head=layout.head(),
+        favicon_path=str(layout.STATIC / "icon.svg"),
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        max_file_size=UPLOAD,
+        root_path=root_path or None,
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+    )
+    # Gradio checks the paths that a page names only after `launch()`, which a mounted one never
+    # sees: without this line, a forged path would publish any file of the server.
+    page.has_launched = True
+    rules = Rules(
+        hosts=frozenset(hosts),
+        users=users or {},
+        larger={"/vqa/conversations": UPLOAD, "/gradio_api/upload": UPLOAD},
+        cookie_path=root_path or "/",
+    )
+    return Application(Guard(app, rules), desk)

@@ -1,0 +1,74 @@
+"""Which models the page offers, and how one is loaded.
+
+These are the one the server was started with, the built-in one, own runs and the catalogue's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from ui.hub import Choice, Progress
+from vqa_app.engine import Engine
+
+BUILTIN = Choice("builtin", "Built-in", "small, in the box", "In the box", "builtin")
+
+
+def started_with(model: str, adapter: str | None, quantize: str | None) -> Choice:
+    """The choice of the command line."""
+    if model == "builtin" and adapter is None and quantize is None:
+        return BUILTIN
+    label = Path(model).name or model
+    detail = ", ".join(
+        part for part in (f"with {Path(adapter).name}" if adapter else "", quantize or "") if part
+    )
+    return Choice("start", label, detail, "Started with", model, adapter, quantize)
+
+
+def offered(start: Choice, runs: Path, catalogue: bool = True) -> Iterator[Choice]:
+    """All choices.
+
+    Args:
+        start: the one of the command line.
+        runs: folder whose subfolders are runs.
+        catalogue: whether models that would have to be fetched are offered.
+    """
+    yield start
+    if start is not BUILTIN:
+        yield BUILTIN
+    if runs.is_dir():
+        finished = [run for run in runs.iterdir() if (run / "manifest.json").is_file()]
+        for run in sorted(finished, key=lambda run: run.stat().st_mtime, reverse=True):
+            key = "run-" + hashlib.sha256(run.name.encode()).hexdigest()[:12]
+            yield Choice(key, run.name, "trained here", "Trained here", str(run))
+    if catalogue and find_spec("vqa_app.catalogue"):
+        yield from _catalogue()
+
+
+def _catalogue() -> Iterator[Choice]:
+    from vqa_app.catalogue import CATALOGUE
+
+    for entry in CATALOGUE:
+        if entry.name != "builtin":
+            key = "hub-" + hashlib.sha256(entry.name.encode()).hexdigest()[:12]
+            yield Choice(key, entry.name.split("/")[-1], entry.size, "To download", entry.name)
+
+
+def load(choice: Choice, progress: Progress) -> Engine:
+    """Loads a choice as an engine of this process.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    if choice.group == "To download":
+        from ui.downloads import fetch
+
+        fetch(choice.source, progress)
+    progress("Reading the weights …")
+    from vqa_app.loading import load_model
+    from vqa_app.local_engine import LocalEngine
+
+    loaded = load_model(choice.source, choice.adapter, quantize=choice.quantize)
+    progress("Getting ready …")
+    return LocalEngine(loaded)

@@ -1,0 +1,103 @@
+"""`vqa-app chat`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vqa_app.errors import UsageError
+
+app = typer.Typer(add_completion=False)
+
+
+def default_data_dir() -> Path:
+    """Where conversations and runs are kept when nothing else is said."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return base / "vqa-app"
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Option(help="builtin, a hub id or a path.")] = "builtin",
+    adapter: Annotated[str | None, typer.Option(help="Adapter to add to the model.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="4bit or 8bit.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free port.")] = 7860,
+    auth: Annotated[
+        list[str] | None,
+        typer.Option(metavar="USER:PASS", help="Ask for a password; repeat it for more users."),
+    ] = None,
+    root_path: Annotated[
+        str, typer.Option(help="Path under which a proxy shows the page, like /vqa.")
+    ] = "",
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--share-data-dir", "--data-dir", help="Conversations, corrections, runs are kept here."
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Host name to answer to besides this machine's.")
+    ] = None,
+    allow_any_model: Annotated[
+        bool, typer.Option("--allow-any-model", help="Let people name hub ids in the browser.")
+    ] = False,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Do not open a browser window.")
+    ] = False,
+) -> None:
+    """Chat about pictures in the browser."""
+    from ui.server import address_of, is_loopback, listen, serve
+
+    users = dict(_user(entry) for entry in auth or [])
+    root_path = "/" + root_path.strip("/") if root_path.strip("/") else ""
+    listener = listen(host, port)
+    address = address_of(listener, root_path)
+    print(f"Chat at {address}  (Ctrl-C stops)", flush=True)
+    if not users and not is_loopback(host):
+        print(
+            "Warning: anybody who can reach this address can use the page. "
+            "--auth USER:PASS asks for a password.",
+            file=sys.stderr,
+            flush=True,
+        )
+    from ui import choices
+    from ui.app import create
+
+    folder = data_dir or default_data_dir()
+    start = choices.started_with(model, adapter, quantize)
+    application = create(
+        folder,
+        choices.load,
+        lambda: choices.offered(start, folder / "runs"),
+        start.key,
+        users=users,
+        hosts=allow_host or [],
+        root_path=root_path,
+    )
+    application.desk.allow_any_model = allow_any_model
+    application.desk.hub.start()
+    if not no_browser:
+        threading.Thread(target=_open, args=(address,), daemon=True).start()
+    serve(application, listener)
+
+
+def _user(entry: str) -> tuple[str, str]:
+    name, colon, password = entry.partition(":")
+    if not (name and colon and password):
+        raise UsageError("--auth needs a user and a password.", "Write --auth ann:secret.")
+    return name, password
+
+
+def _open(address: str) -> None:
+    import webbrowser
+
+    webbrowser.open(address)

@@ -1,0 +1,173 @@
+"""Conversations as files: JSON that can be read back, and one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import json
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ui.pictures import PictureShelf
+from ui.render import title_of, view_of
+from ui.store import Store
+from vqa_app.errors import DataError, ImageError
+
+FORMAT = "vqa-app conversation"
+VERSION = 1
+MAX_TURNS = 2000
+_KEPT_FACTS = ("style", "model", "confidence", "finish", "gain", "prompt_tokens", "new_tokens")
+_STYLE = Path(__file__).parent / "static" / "export.css"
+
+
+def to_json(store: Store, shelf: PictureShelf, owner: str, conversation: str) -> str:
+    """The whole tree of a conversation with its pictures.
+
+    Raises:
+        UsageError: it is not this owner's.
+    """
+    shown = {turn.id for turn in store.path(owner, conversation)}
+    turns = store.turns(owner, conversation)
+    digests = dict.fromkeys(digest for turn in turns for digest in turn.pictures)
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "title": store.title(owner, conversation),
+        "turns": [
+            {
+                "id": turn.id,
+                "parent": turn.parent,
+                "shown": turn.id in shown,
+                "question": turn.question,
+                "pictures": list(turn.pictures),
+                "answer": turn.answer,
+                "state": turn.state,
+                "facts": {k: v for k, v in turn.facts.items() if k in _KEPT_FACTS},
+            }
+            for turn in turns
+        ],
+        "pictures": {
+            digest: {
+                "name": (store.picture(owner, digest) or ("picture", {}))[0],
+                "data": base64.b64encode(shelf.file(digest).read_bytes()).decode(),
+            }
+            for digest in digests
+            if shelf.file(digest).exists()
+        },
+    }
+    return json.dumps(document, ensure_ascii=False, indent=1)
+
+
+def from_json(store: Store, shelf: PictureShelf, owner: str, data: bytes) -> str:
+    """Reads what `to_json` wrote as a new conversation of `owner`; gives its id.
+
+    Raises:
+        DataError: it is not such a file.
+        ImageError: a picture in it cannot be read.
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError("This file is not JSON.", "Choose one exported here.") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise DataError("This file holds no conversation.", "Choose a JSON file exported here.")
+    if document.get("version") != VERSION:
+        raise DataError("This conversation comes from another version.", "Export it again.")
+    turns = _turns(document)
+    pictures = _pictures(document, shelf)
+    title = " ".join(str(document.get("title") or "").split())[:120]
+    for digest, name in pictures.values():
+        changed = {"changes": [], "size": list(shelf.get(digest).image.size)}
+        store.remember_picture(owner, digest, name, changed)
+    conversation = store.create(owner, title or title_of(turns[0]["question"], 0))
+    ids: dict[str, str] = {}
+    shown: str | None = None
+    for turn in turns:
+        parent = ids.get(str(turn.get("parent"))) if turn.get("parent") else None
+        known = [pictures[d][0] for d in turn.get("pictures") or [] if d in pictures]
+        facts = turn.get("facts") if isinstance(turn.get("facts"), dict) else {}
+        facts = {k: v for k, v in facts.items() if k in _KEPT_FACTS and _plain(v)}
+        new = store.add_turn(owner, conversation, parent, turn["question"], known)
+        state = turn.get("state") if turn.get("state") in ("answered", "stopped") else "stopped"
+        store.finish_turn(new.id, turn["answer"], state, facts)
+        ids[str(turn["id"])] = new.id
+        shown = new.id if turn.get("shown") else shown
+    if shown is not None:
+        store.show(owner, conversation, shown)
+    return conversation
+
+
+def _turns(document: dict[str, Any]) -> list[dict[str, Any]]:
+    turns = document.get("turns")
+    if not isinstance(turns, list) or not turns or len(turns) > MAX_TURNS:
+        raise DataError("This file holds no questions, or too many.", "Choose one exported here.")
+    for number, turn in enumerate(turns, 1):
+        texts = [turn.get(key) for key in ("id", "question", "answer")] if _is_dict(turn) else []
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise DataError(f"Question {number} of the file is damaged.", "Export it again.")
+    return turns
+
+
+def _pictures(document: dict[str, Any], shelf: PictureShelf) -> dict[str, tuple[str, str]]:
+    """For each digest in the file the true digest of its pixels, and the name."""
+    found: dict[str, tuple[str, str]] = {}
+    listed = document.get("pictures")
+    for digest, entry in listed.items() if _is_dict(listed) else ():
+        try:
+            name, data = str(entry["name"])[:120], base64.b64decode(entry["data"], validate=True)
+        except (TypeError, KeyError, ValueError) as error:
+            raise ImageError("A picture in the file is damaged.", "Export it again.") from error
+        found[digest] = (shelf.add(data, name).digest, name)
+    return found
+
+
+def _is_dict(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, str) and len(value) < 200)
+
+
+def to_html(store: Store, shelf: PictureShelf, owner: str, conversation: str) -> str:
+    """One page with the shown branch and its pictures; no scripts, nothing to load.
+
+    Raises:
+        UsageError: it is not this owner's.
+    """
+    view = view_of(store, owner, conversation)
+    title = escape(view["title"])
+    parts = []
+    for turn in view["turns"]:
+        pictures = "".join(
+            f'<figure><img src="{_inline(shelf, p["digest"])}" alt="{escape(p["name"])}">'
+            f"<figcaption>Picture {p['number']} · {escape(p['name'])}</figcaption></figure>"
+            for p in turn["pictures"]
+        )
+        model = escape(str(turn["facts"].get("model", "")))
+        parts.append(
+            f'<section><div class="question">{pictures}<p>{escape(turn["question"])}</p></div>'
+            f'<div class="answer">{turn["html"]}</div><footer>{model}</footer></section>'
+        )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\';'
+        " img-src data:; style-src 'unsafe-inline'\">"
+        f"<title>{title}</title><style>{_STYLE.read_text('utf-8')}</style></head>"
+        f"<body><main><h1>{title}</h1>{''.join(parts)}</main></body></html>"
+    )
+
+
+def _inline(shelf: PictureShelf, digest: str) -> str:
+    try:
+        image = shelf.get(digest).image.copy()
+    except ImageError:
+        return "data:,"
+    image.thumbnail((1024, 1024), Image.Resampling.LANCZOS)
+    stream = BytesIO()
+    image.save(stream, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

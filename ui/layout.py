@@ -1,0 +1,144 @@
+"""The page: our own markup inside Gradio's Blocks, joined by wires.
+
+A wire is a hidden `gr.HTML` that carries JSON both ways: the page's script triggers its `submit`
+event with a request, the handler's updates come back as its value. So Gradio's queue, sessions and
+streaming carry everything, while the chat is drawn by `ui/static/*.js`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ui import insight
+from ui.api import add_endpoint
+from ui.handlers import Desk, Request, Update, message_of
+
+STATIC = Path(__file__).parent / "static"
+SCRIPTS = ("core", "turns", "composer", "sidebar", "sheet", "drawing", "settings")
+STREAMS = 64
+"""Answers that may be under way at once, waiting ones included."""
+_serial = itertools.count(1)
+
+
+def theme() -> gr.themes.Base:
+    font = [gr.themes.LocalFont("IBM Plex Sans", (400, 700)), "system-ui", "sans-serif"]
+    mono = [gr.themes.LocalFont("IBM Plex Mono", (400, 700)), "ui-monospace", "monospace"]
+    return gr.themes.Base(
+        primary_hue="indigo", neutral_hue="slate", radius_size="lg", font=font, font_mono=mono
+    )
+
+
+def head() -> str:
+    """What stands in the page's head: our scripts, from this server."""
+    return "".join(f'<script src="vqa/{name}.js"></script>' for name in SCRIPTS)
+
+
+def css() -> str:
+    return (STATIC / "page.css").read_text("utf-8")
+
+
+def build(desk: Desk) -> gr.Blocks:
+    """The whole page on a desk."""
+    with gr.Blocks(title="Look & Ask", fill_width=True, analytics_enabled=False) as page:
+        gr.HTML((STATIC / "page.html").read_text("utf-8"), elem_id="shell", padding=False)
+        live = _wire("live")
+        _streaming(_wire("ask"), desk.ask, live)
+        _streaming(_wire("pick"), desk.pick)
+        _calling(_wire("act"), desk.act)
+        _calling(_wire("warm"), lambda owner, request: _nothing(desk.warm(owner, request)))
+        _calling(_wire("look"), lambda owner, request: _look(desk, owner, request))
+        add_endpoint(desk)
+    return page
+
+
+def _wire(name: str) -> gr.HTML:
+    return gr.HTML(
+        "",
+        html_template="",
+        js_on_load=f"window.vqa.wire('{name}', {{trigger, props, watch}})",
+        visible="hidden",
+        elem_id=f"wire-{name}",
+    )
+
+
+def _nothing(_: object) -> Update:
+    return {}
+
+
+def owner_of(request: gr.Request) -> str:
+    """Who asks, as the guard around the server found out."""
+    return request.request.scope["state"]["owner"] if request.request else ""
+
+
+def _look(desk: Desk, owner: str, request: Request) -> Update:
+    deed = insight.saw if request.get("do") == "saw" else insight.look
+    return deed(desk, owner, request)
+
+
+def _packed(update: Update) -> str:
+    # The number makes each value a new one: Gradio announces changes only.
+    return json.dumps({**update, "n": next(_serial)}, ensure_ascii=False)
+
+
+def _refused(error: Exception) -> str:
+    return _packed({"error": message_of(error)})
+
+
+def _calling(wire: gr.HTML, handler: Callable[[str, Request], Update]) -> None:
+    """Joins a wire to a handler that gives one update."""
+
+    def run(event: gr.EventData, request: gr.Request) -> str:
+        try:
+            return _packed(handler(owner_of(request), dict(event._data)))
+        except Exception as error:
+            return _refused(error)
+
+    _join(wire, run, [wire])
+
+
+def _streaming(
+    wire: gr.HTML,
+    handler: Callable[[str, Request], Iterator[Update | None]],
+    live: gr.HTML | None = None,
+) -> None:
+    """Joins a wire to a handler that gives many updates.
+
+    Those with `live` go to a wire of their own, so that they cannot push out another kind."""
+
+    def run(event: gr.EventData, request: gr.Request) -> Iterator[Any]:
+        outputs = 1 if live is None else 2
+        updates = handler(owner_of(request), dict(event._data))
+        try:
+            for update in updates:
+                if update is None:
+                    yield gr.skip() if outputs == 1 else (gr.skip(), gr.skip())
+                elif outputs == 1:
+                    yield _packed(update)
+                elif "live" in update:
+                    yield gr.skip(), _packed(update)
+                else:
+                    yield _packed(update), gr.skip()
+        except Exception as error:
+            yield _refused(error) if outputs == 1 else (_refused(error), gr.skip())
+        finally:
+            updates.close()  # type: ignore[attr-defined]
+
+    _join(wire, run, [wire] if live is None else [wire, live])
+
+
+def _join(wire: gr.HTML, run: Callable[..., Any], outputs: list[gr.HTML]) -> None:
+    wire.submit(
+        run,
+        None,
+        outputs,
+        show_progress="hidden",
+        trigger_mode="multiple",
+        concurrency_limit=STREAMS,
+        api_visibility="private",
+    )

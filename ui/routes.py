@@ -1,0 +1,140 @@
+"""Routes of our own beside Gradio's: pictures, conversations as files, health, the page's files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
+
+from ui import exchange
+from ui.handlers import Desk, message_of
+from vqa_app.errors import UsageError, VqaError
+
+STATIC = Path(__file__).parent / "static"
+_KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
+MAX_IMPORT = 200 * 2**20
+
+
+def routes_of(desk: Desk) -> APIRouter:
+    """The routes that serve `desk`'s owners."""
+    router = APIRouter()
+
+    @router.get("/healthz")
+    def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/readyz")
+    def readyz() -> Response:
+        standing = desk.hub.standing()
+        ready = standing.phase == "ready"
+        return JSONResponse({"status": standing.phase}, 200 if ready else 503)
+
+    @router.get("/vqa/{name}")
+    def static(name: str) -> Response:
+        file = STATIC / name
+        if not re.fullmatch(r"[a-z]+\.[a-z]+", name) or file.suffix not in _KINDS:
+            return _missing()
+        if not file.is_file():
+            return _missing()
+        return FileResponse(
+            file, media_type=_KINDS[file.suffix], headers={"cache-control": "no-cache"}
+        )
+
+    @router.post("/vqa/pictures")
+    async def bring(request: Request, name: str = "picture") -> Response:
+        limit = desk.shelf.limits.max_bytes
+        data = await _body(request, limit)
+        if data is None:
+            return _problem(
+                UsageError(
+                    f"{name[:80]} is larger than {limit // 2**20} MB.", "Use a smaller picture."
+                ),
+                413,
+            )
+        return await _answered(lambda: desk.bring(request.state.owner, data, name[:120]))
+
+    @router.get("/vqa/pictures/{digest}")
+    async def picture(request: Request, digest: str, size: str = "full") -> Response:
+        if desk.store.picture(request.state.owner, digest) is None:
+            return _missing()
+        try:
+            if size == "small":
+                file = await run_in_threadpool(desk.shelf.thumbnail, digest)
+                return FileResponse(file, media_type="image/jpeg", headers=_FOREVER)
+            file = desk.shelf.file(digest)
+        except VqaError:
+            return _missing()
+        if not file.is_file():
+            return _missing()
+        return FileResponse(file, media_type="image/png", headers=_FOREVER)
+
+    @router.get("/vqa/conversations/{conversation}.{kind}")
+    async def export(request: Request, conversation: str, kind: str) -> Response:
+        owner = request.state.owner
+        write = {"json": exchange.to_json, "html": exchange.to_html}.get(kind)
+        if write is None or not desk.store.owns(owner, conversation):
+            return _missing()
+        text = await run_in_threadpool(write, desk.store, desk.shelf, owner, conversation)
+        name = re.sub(r"[^\w\- ]+", "", desk.store.title(owner, conversation))[:60].strip()
+        return Response(
+            text,
+            media_type="application/json" if kind == "json" else "text/html",
+            headers={
+                "content-disposition": "attachment; filename*=UTF-8''"
+                + quote(f"{name or 'conversation'}.{kind}")
+            },
+        )
+
+    @router.post("/vqa/conversations")
+    async def take_in(request: Request) -> Response:
+        data = await _body(request, MAX_IMPORT)
+        if data is None:
+            return _problem(UsageError("The file is too large.", "At most 200 MB fit."), 413)
+
+        def read() -> dict[str, Any]:
+            owner = request.state.owner
+            return {"conversation": exchange.from_json(desk.store, desk.shelf, owner, data)}
+
+        return await _answered(read)
+
+    return router
+
+
+async def _answered(deed: Callable[[], dict[str, Any]]) -> Response:
+    """What a deed gives as JSON, or what was wrong with it, as the page shows it."""
+    try:
+        return JSONResponse(await run_in_threadpool(deed))
+    except VqaError as error:
+        return _problem(error, 400)
+    except Exception as error:
+        return Response(
+            json.dumps({"error": message_of(error)}), 500, media_type="application/json"
+        )
+
+
+def _problem(error: VqaError, status: int) -> Response:
+    return JSONResponse({"error": message_of(error)}, status)
+
+
+def _missing() -> Response:
+    return Response("Not found.\n", 404, media_type="text/plain")
+
+
+async def _body(request: Request, limit: int) -> bytes | None:
+    """The request's body; None as soon as it is longer than `limit` bytes."""
+    if int(request.headers.get("content-length", 0)) > limit:
+        return None
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > limit:
+            return None
+    return bytes(data)

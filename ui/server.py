@@ -1,0 +1,107 @@
+"""Listens, says where at once, and stops within two seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import logging
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+
+from ui.app import Application
+from vqa_app.errors import UsageError
+
+GRACE = 1
+"""Seconds that running requests get to end after Ctrl-C."""
+_TRIES = 50
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket: connections made from now on wait until the application is up.
+
+    Raises:
+        UsageError: the port is taken (the message names a free one), or the host is not ours.
+    """
+    try:
+        return _bind(host, port)
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            why = "taken" if error.errno == errno.EADDRINUSE else "not ours to open"
+            free = _next_free(host, max(port, 1023))
+            raise UsageError(
+                f"Port {port} is {why}.",
+                f"Port {free} is free: --port {free}." if free else "Choose another with --port.",
+            ) from error
+        raise UsageError(f"Cannot listen on {host}: {error.strerror}.", "Check --host.") from error
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if sys.platform != "win32":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _next_free(host: str, port: int) -> int | None:
+    for candidate in range(port + 1, min(port + _TRIES, 65536)):
+        with contextlib.suppress(OSError), _bind(host, candidate):
+            return candidate
+    return None
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def address_of(listener: socket.socket, root_path: str = "") -> str:
+    """Where the page is, for a person on this machine."""
+    host, port = listener.getsockname()[:2]
+    if ipaddress.ip_address(host).is_unspecified:
+        host = "127.0.0.1" if listener.family == socket.AF_INET else "::1"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}{root_path}/"
+
+
+class _Server(uvicorn.Server):
+    """Ends running answers first, so that their streams do not hold up the shutdown."""
+
+    def __init__(self, config: uvicorn.Config, application: Application) -> None:
+        super().__init__(config)
+        self._application = application
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._application.desk.stop_all()
+        super().handle_exit(sig, frame)
+
+
+def serve(application: Application, listener: socket.socket) -> None:
+    """Serves until Ctrl-C or SIGTERM."""
+    config = uvicorn.Config(
+        application.asgi,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
+        proxy_headers=False,
+    )
+    # Streams that are cut at the end are no errors.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "Cancel" not in record.getMessage())
+    try:
+        _Server(config, application).run(sockets=[listener])
+    finally:
+        application.close()

@@ -1,0 +1,114 @@
+// Wires to the server, the state of the page, and small helpers. Loaded first.
+"use strict";
+(() => {
+  const wires = {};
+  const handlers = {}; // by key of an update
+  const vqa = (window.vqa = {
+    state: { view: null, list: [], models: null, settings: {}, live: null },
+    /** Called by each hidden component once it stands. */
+    wire(name, ends) {
+      wires[name] = ends;
+      ends.watch("value", () => receive(ends.props.value, name));
+      boot();
+    },
+    /** Asks the server; what it answers arrives at the handlers. */
+    send(name, request) {
+      wires[name].trigger("submit", request);
+    },
+    /** Registers what is done with one kind of update. */
+    on(key, handler) {
+      (handlers[key] ||= []).push(handler);
+    },
+    emit(key, value, update) {
+      for (const handler of handlers[key] || []) handler(value, update || {});
+    },
+    $: (id) => document.getElementById(id),
+    toast,
+    el,
+    icon,
+    starters: [],
+  });
+
+  function receive(text, wire) {
+    if (!text) return;
+    const { n, ...update } = JSON.parse(text);
+    for (const [key, value] of Object.entries(update)) vqa.emit(key, value, { ...update, wire });
+  }
+
+  /** An element: el("button.icon", {title: "x", onclick: f}, "text", child, ...). */
+  function el(spec, attributes = {}, ...children) {
+    const [tag, ...classes] = spec.split(".");
+    const node = document.createElement(tag || "div");
+    if (classes.length) node.className = classes.join(" ");
+    for (const [name, value] of Object.entries(attributes)) {
+      if (value === null || value === undefined || value === false) continue;
+      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+      else if (name === "html") node.innerHTML = value; // only ever what the server rendered
+      else node.setAttribute(name, value === true ? "" : value);
+    }
+    node.append(...children.filter((child) => child !== null && child !== undefined));
+    return node;
+  }
+
+  function icon(name) {
+    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    svg.setAttribute("aria-hidden", "true");
+    const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
+    use.setAttribute("href", `#i-${name}`);
+    svg.append(use);
+    return svg;
+  }
+
+  function toast(text, kind = "note") {
+    const node = el(`div.toast.${kind}`, {}, el("span", {}, text));
+    node.append(
+      el("button.icon", { "aria-label": "Close", onclick: () => node.remove() }, icon("x")),
+    );
+    vqa.$("toasts").append(node);
+    setTimeout(() => node.remove(), kind === "error" ? 12000 : 5000);
+  }
+  vqa.on("error", (text) => toast(text, "error"));
+  vqa.on("toast", (text) => toast(text));
+
+  // The page starts when the shell and all wires stand, in whatever order Gradio builds them.
+  const NEEDED = ["ask", "live", "act", "pick", "warm", "look"];
+  let started = false;
+  function boot() {
+    if (started || !NEEDED.every((name) => wires[name])) return;
+    if (!vqa.$("toasts")) return void requestAnimationFrame(boot);
+    started = true;
+    for (const start of vqa.starters) start();
+    document.addEventListener("click", (event) => {
+      const button = event.target.closest("[data-do]");
+      if (button && button.closest("#vqa")) vqa.emit(`do:${button.dataset.do}`, button);
+      const view = event.target.closest("[data-view-of]");
+      if (view) vqa.show(view.dataset.viewOf);
+    });
+    vqa.send("act", { do: "hello", conversation: location.hash.slice(1) || null });
+  }
+
+  /** Shows a part of the page: chat, teach, train, compare. */
+  vqa.show = (name) => {
+    vqa.$("vqa").dataset.view = document.body.dataset.view = name;
+    for (const button of document.querySelectorAll("[data-view-of]")) {
+      if (button.dataset.viewOf === name) button.setAttribute("aria-current", "page");
+      else button.removeAttribute("aria-current");
+    }
+    vqa.emit("shown", name);
+  };
+
+  // Before the first paint: the theme that was chosen here, or the system's.
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => {
+    const kept = localStorage.getItem("vqa-theme");
+    return kept ? kept === "dark" : dark.matches;
+  };
+  const paint = () => document.body?.classList.toggle("dark", isDark());
+  document.addEventListener("DOMContentLoaded", paint);
+  dark.addEventListener("change", paint);
+  vqa.starters.push(paint);
+  vqa.on("do:theme", () => {
+    localStorage.setItem("vqa-theme", isDark() ? "light" : "dark");
+    paint();
+  });
+})();

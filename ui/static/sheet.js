@@ -1,0 +1,154 @@
+// The sheet over the page: a picture large, what the model saw of it, where the model looked.
+"use strict";
+(() => {
+  const { $, el, icon } = vqa;
+  let opener = null;
+
+  /** Shows the sheet with a title and some content. */
+  vqa.sheet = (title, ...content) => {
+    const sheet = $("sheet");
+    if (!sheet.open) opener = document.activeElement;
+    sheet.setAttribute("aria-label", title);
+    sheet.replaceChildren(
+      el("header", {}, el("h2", {}, title),
+        el("button.icon", { "aria-label": "Close", onclick: () => sheet.close() }, icon("x"))),
+      el("div.sheet-body", {}, ...content));
+    if (!sheet.open) sheet.showModal();
+    return sheet;
+  };
+  vqa.starters.push(() => {
+    $("sheet").addEventListener("close", () => {
+      vqa.emit("sheet-closed", null);
+      opener?.focus?.();
+    });
+    $("sheet").addEventListener("click", (event) => {
+      if (event.target === $("sheet")) $("sheet").close();
+    });
+  });
+
+  // -- a picture, and what the model saw of it -----------------------------------------------------
+
+  vqa.openPicture = (picture) => {
+    const [width, height] = picture.size || [];
+    vqa.sheet(
+      `Picture ${picture.number} · ${picture.name}`,
+      el("img.large", { src: `vqa/pictures/${picture.digest}`, alt: picture.name }),
+      el("div.saw", { id: "saw" },
+        el("p.note", {}, width ? `${width} × ${height} pixels. ` : "", ...changesOf(picture)),
+        el("button.chip", { onclick: () => vqa.send("look", { do: "saw", digest: picture.digest }) },
+          icon("eye"), "What the model saw")),
+    );
+  };
+  const changesOf = (picture) =>
+    picture.changes?.length ? [`Changed on the way in: ${picture.changes.join(", ")}.`] : [];
+
+  vqa.on("saw", (saw) => {
+    const place = $("saw");
+    if (!place) return;
+    const pictures = saw.shown.map((one) =>
+      el("figure", {},
+        el("img.pixels", { src: one.data, alt: "The picture at the model's resolution" }),
+        el("figcaption", {}, `${one.size[0]} × ${one.size[1]}`)));
+    const words = [];
+    if (saw.tokens !== null) words.push(`It reads this picture as ${saw.tokens.toLocaleString()} tokens.`);
+    else words.push("The model is still loading.");
+    words.push(...changesOf(saw));
+    place.replaceChildren(el("div.seen", {}, ...pictures), el("p.note", {}, words.join(" ")));
+  });
+
+  // -- where it looked -----------------------------------------------------------------------------
+
+  vqa.on("look", (turn) => {
+    vqa.sheet("Where it looked", el("p.state", {}, el("span.pulse"), "Looking again …"));
+    vqa.send("look", { do: "look", conversation: vqa.state.view.conversation, turn: turn.id });
+  });
+  vqa.on("error", (text, { wire }) => {
+    if (wire === "look" && $("sheet").open) {
+      $("sheet").querySelector(".sheet-body").replaceChildren(el("p.note", {}, text));
+    }
+  });
+
+  // Dark violet over red and orange to pale yellow: lightness rises evenly, so it also reads in grey.
+  const ANCHORS = [[20, 11, 54], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];
+  const colour = (value) => {
+    const place = value * (ANCHORS.length - 1);
+    const low = Math.min(Math.floor(place), ANCHORS.length - 2);
+    return ANCHORS[low].map((from, k) => from + (ANCHORS[low + 1][k] - from) * (place - low));
+  };
+
+  vqa.on("looked", (found) => {
+    if (!$("sheet").open) return;
+    const drawers = found.pictures.map((picture) => overlay(picture));
+    let word = 0;
+    let opacity = 0.7;
+    const draw = () => drawers.forEach((drawer) => drawer.draw(word, opacity));
+    const buttons = ["The whole answer", ...found.words].map((text, position) =>
+      el("button.word", { "aria-pressed": String(position === 0),
+          onclick: (event) => {
+            word = position;
+            for (const other of buttons) other.setAttribute("aria-pressed", "false");
+            event.currentTarget.setAttribute("aria-pressed", "true");
+            draw();
+          } },
+        text));
+    const slider = el("input", { type: "range", min: 0, max: 1, step: 0.05, value: opacity,
+      "aria-label": "Opacity of the overlay",
+      oninput: (event) => {
+        opacity = Number(event.target.value);
+        draw();
+      } });
+    const head = el("div.verdict", {});
+    if (found.level) head.append(el(`span.badge.${found.level}`, {}, found.level_text));
+    if (found.confidence) head.append(el("span.facts", {}, `${Math.round(found.confidence * 100)} % sure`));
+    const notes = [];
+    if (found.gain !== undefined) {
+      notes.push(el("p.note", {},
+        `With the picture, this answer is ${times(found.gain)} per token than with a grey one.`));
+    }
+    if (found.missing) notes.push(el("p.note", {}, found.missing));
+    if (found.answered_by && found.answered_by !== found.model) {
+      notes.push(el("p.note", {}, `Answered by ${found.answered_by}, looked at again by ${found.model}.`));
+    }
+    const mapped = found.words.length > 0;
+    vqa.sheet("Where it looked",
+      el("p.asked", {}, found.question),
+      head,
+      mapped ? el("div.words", { role: "group", "aria-label": "Words of the answer" }, ...buttons) : null,
+      el("div.overlays", {}, ...drawers.map((drawer) => drawer.node)),
+      mapped ? el("label.opacity", {}, "Overlay", slider) : null,
+      ...notes);
+    draw();
+  });
+
+  function times(gain) {
+    const factor = Math.exp(Math.abs(gain));
+    if (factor < 1.1) return "about as likely";
+    const shown = factor > 100 ? "over 100" : factor.toFixed(1);
+    return gain > 0 ? `${shown} times likelier` : `${shown} times less likely`;
+  }
+
+  function overlay(picture) {
+    const image = el("img", { src: `vqa/pictures/${picture.digest}`, alt: `Picture ${picture.number}` });
+    const canvas = el("canvas", { "aria-hidden": "true" });
+    const node = el("div.overlay", {}, image, canvas);
+    if (!picture.maps) return { node, draw: () => {} };
+    const bytes = Uint8Array.from(atob(picture.maps), (letter) => letter.charCodeAt(0));
+    const { rows, columns } = picture;
+    canvas.width = columns;
+    canvas.height = rows;
+    return {
+      node,
+      draw(word, opacity) {
+        const context = canvas.getContext("2d");
+        const pixels = context.createImageData(columns, rows);
+        for (let cell = 0; cell < rows * columns; cell++) {
+          const value = bytes[word * rows * columns + cell] / 255;
+          const [red, green, blue] = colour(value);
+          const alpha = 255 * opacity * (0.3 + 0.7 * value);
+          pixels.data.set([red, green, blue, alpha], cell * 4);
+        }
+        context.putImageData(pixels, 0, 0);
+      },
+    };
+  }
+})();

@@ -1,0 +1,289 @@
+// The conversation: turns drawn once, and then only where they change.
+"use strict";
+(() => {
+  const { $, el, icon } = vqa;
+  const nodes = new Map(); // turn id -> {root, drawn}
+  let follow = true;
+
+  vqa.on("view", (view, { wire }) => {
+    const shown = vqa.state.view?.conversation ?? null;
+    const asking = vqa.state.asking;
+    if (wire === "ask") {
+      // Somebody who has gone on to another conversation stays there.
+      const here = asking ? (asking.conversation ?? view.conversation) : shown;
+      if (view.conversation !== here) return;
+      if (asking) vqa.state.asking = view.busy ? { conversation: view.conversation } : null;
+    } else if (asking && asking.conversation !== view.conversation) vqa.state.asking = null;
+    const moved = !vqa.state.view || shown !== view.conversation;
+    vqa.state.view = view;
+    if (moved) {
+      nodes.clear();
+      $("log").replaceChildren();
+      follow = true;
+      const hash = view.conversation ? `#${view.conversation}` : location.pathname;
+      history.replaceState(null, "", hash);
+    }
+    document.title = view.title ? `${view.title} · Look & Ask` : "Look & Ask";
+    $("empty").hidden = view.turns.length > 0;
+    draw(view);
+    meter(view.meter);
+    busy();
+    // A page that was reloaded while an answer was being written looks again until it has ended.
+    if (view.busy && !vqa.state.asking) {
+      setTimeout(() => {
+        if (vqa.state.view === view) {
+          vqa.send("act", { do: "open", conversation: view.conversation });
+        }
+      }, 700);
+    }
+  });
+
+  function draw(view) {
+    const log = $("log");
+    const seen = new Set();
+    view.turns.forEach((turn, position) => {
+      seen.add(turn.id);
+      let node = nodes.get(turn.id);
+      if (!node) nodes.set(turn.id, (node = make(turn)));
+      if (log.children[position] !== node.root) log.insertBefore(node.root, log.children[position] || null);
+      refresh(node, turn);
+    });
+    for (const [id, node] of nodes) {
+      if (!seen.has(id)) {
+        node.root.remove();
+        nodes.delete(id);
+      }
+    }
+    scroll();
+  }
+
+  function make(turn) {
+    const question = el("div.question", { "data-testid": "user" });
+    const answer = el("div.answer", { "data-testid": "bot" });
+    const foot = el("div.foot");
+    const root = el("article.turn", { "data-turn": turn.id }, question, answer, foot);
+    return { root, question, answer, foot, drawn: {} };
+  }
+
+  function refresh(node, turn) {
+    node.root.setAttribute("aria-label", `Question ${turn.number}`);
+    node.root.classList.toggle("left-out", turn.left_out);
+    part(node, "question", [turn.question, turn.pictures, turn.branches, turn.left_out], () =>
+      node.question.replaceChildren(...questionOf(turn)),
+    );
+    if (turn.state === "answering" && vqa.state.asking) {
+      if (!node.drawn.live) state(node, { state: "looking" });
+    } else {
+      part(node, "answer", [turn.html, turn.state, turn.facts.error], () => answerOf(node, turn));
+      part(node, "foot", [turn.facts, turn.verdict, turn.state], () =>
+        node.foot.replaceChildren(...footOf(turn)),
+      );
+    }
+  }
+
+  function part(node, name, value, redraw) {
+    const key = JSON.stringify(value);
+    if (node.drawn[name] === key) return;
+    node.drawn[name] = key;
+    redraw();
+  }
+
+  const button = (name, label, onclick, extra = {}) =>
+    el("button.icon", { "aria-label": label, title: label, onclick, ...extra }, icon(name));
+
+  function questionOf(turn) {
+    const parts = [];
+    if (turn.left_out) {
+      parts.push(el("p.note", {}, "Left out of what the model reads now: the chat has become too long."));
+    }
+    if (turn.pictures.length) parts.push(el("div.pictures", {}, ...turn.pictures.map(vqa.thumb)));
+    if (turn.question) parts.push(el("div.bubble", {}, turn.question));
+    const tools = el("div.tools");
+    if (turn.branches.of > 1) {
+      const { at, of, before, after } = turn.branches;
+      const go = (id) => () => act("branch", { turn: id });
+      tools.append(
+        el("span.branches", { role: "group", "aria-label": "Versions" },
+          button("left", "Version before", go(before), { disabled: !before }),
+          el("span", {}, `${at} / ${of}`),
+          button("right", "Version after", go(after), { disabled: !after })),
+      );
+    }
+    tools.append(
+      button("pen", "Edit and ask again from here", () => vqa.edit(turn)),
+      button("copy", "Copy the question", () => copy(turn.question)),
+      button("bin", "Delete this question and its answer", () => act("delete-turn", { turn: turn.id })),
+    );
+    parts.push(tools);
+    return parts;
+  }
+
+  /** A small picture that opens large. */
+  vqa.thumb = (picture) =>
+    el("button.thumb",
+      { type: "button", "aria-label": `Picture ${picture.number}: ${picture.name}`,
+        onclick: () => vqa.openPicture(picture) },
+      el("img", { src: `vqa/pictures/${picture.digest}?size=small`, alt: "" }),
+      el("span.number", { "aria-hidden": "true" }, String(picture.number)));
+
+  function answerOf(node, turn) {
+    node.answer.classList.remove("running");
+    node.drawn.live = false;
+    if (turn.state === "failed") {
+      node.answer.replaceChildren(
+        el("div.failed", { role: "alert" }, el("span", {}, turn.facts.error || "This went wrong."),
+          el("button.link", { onclick: () => vqa.ask({ again: turn.id }) }, "Try again")),
+      );
+    } else if (turn.html) {
+      node.answer.innerHTML = turn.html;
+      codeButtons(node.answer);
+    } else {
+      const words = turn.state === "answering" ? "Still answering …" : "Stopped before the first word.";
+      node.answer.replaceChildren(el("p.note", {}, words));
+    }
+    node.answer.dataset.state = turn.state;
+  }
+
+  function codeButtons(answer) {
+    for (const pre of answer.querySelectorAll("pre")) {
+      pre.tabIndex = 0;
+      pre.append(button("copy", "Copy the code", () => copy(pre.querySelector("code").innerText)));
+    }
+  }
+
+  function footOf(turn) {
+    const facts = turn.facts;
+    const parts = [];
+    const answered = turn.answer && turn.state !== "answering";
+    if (answered) {
+      parts.push(
+        button("copy", "Copy the answer", () => copy(turn.answer)),
+        button("again", "Answer again", () => vqa.ask({ again: turn.id })),
+        button("good", "This is right", () => vqa.emit("judge", { turn, verdict: "right" }),
+          { "aria-pressed": turn.verdict === "right" ? "true" : "false" }),
+        button("bad", "This is wrong", () => vqa.emit("judge", { turn, verdict: "wrong" }),
+          { "aria-pressed": turn.verdict === "wrong" ? "true" : "false" }),
+      );
+      parts.push(
+        el("button.chip.look", { onclick: () => vqa.emit("look", turn), title: "Where it looked" },
+          icon("eye"), "Where it looked"),
+      );
+      if (facts.looked) {
+        parts.push(el(`span.badge.${facts.looked}`, {}, facts.looked_text));
+      }
+    } else if (turn.state === "stopped") {
+      parts.push(button("again", "Answer again", () => vqa.ask({ again: turn.id })));
+    }
+    const quiet = [];
+    if (answered && facts.confidence) quiet.push(`${Math.round(facts.confidence * 100)} % sure`);
+    if (facts.finish === "length") quiet.push("cut at the longest answer");
+    if (turn.state === "stopped" && turn.answer) quiet.push("stopped");
+    if (facts.model) quiet.push(facts.model);
+    if (quiet.length) {
+      const title = facts.new_tokens
+        ? `${facts.prompt_tokens} tokens read (${facts.image_tokens} of pictures, ${facts.cached_tokens} known already), ` +
+          `${facts.new_tokens} written; first word after ${facts.seconds} s`
+        : null;
+      parts.push(el("span.facts", { title }, quiet.join(" · ")));
+    }
+    return parts;
+  }
+
+  async function copy(text) {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      // Without https the clipboard is closed to scripts; the old way still works.
+      const area = el("textarea", { "aria-hidden": "true" });
+      area.value = text;
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+    vqa.toast("Copied");
+  }
+
+  const act = (deed, more = {}) =>
+    vqa.send("act", { do: deed, conversation: vqa.state.view.conversation, ...more });
+  vqa.act = act;
+
+  // -- the answer that is being written ------------------------------------------------------------
+
+  const WORDS = {
+    looking: "Looking",
+    answering: "Answering",
+    loading: "Loading the model",
+  };
+
+  vqa.on("live", (live) => {
+    const node = nodes.get(live.turn);
+    if (!node || !vqa.state.asking) return;
+    node.drawn.live = true;
+    node.drawn.answer = node.drawn.foot = "";
+    if (live.html) {
+      node.answer.innerHTML = live.html;
+      node.answer.classList.add("running");
+      node.answer.dataset.state = "answering";
+      node.foot.replaceChildren();
+    } else state(node, live);
+    scroll();
+  });
+
+  function state(node, live) {
+    let words = WORDS[live.state] || "";
+    if (live.state === "waiting") {
+      words = live.place ? `Waiting in line, ${live.place} before you` : "Waiting in line, next";
+    }
+    if (live.state === "loading") {
+      words = live.message ? `Loading the model: ${live.message}` : WORDS.loading;
+      if (live.share) words += ` ${Math.round(live.share * 100)} %`;
+    }
+    node.answer.dataset.state = live.state;
+    node.answer.replaceChildren(el("p.state", {}, el("span.pulse", { "aria-hidden": "true" }), words));
+    node.foot.replaceChildren();
+  }
+
+  function busy() {
+    const running = vqa.state.asking || Boolean(vqa.state.view?.busy);
+    document.querySelector(".stop-button").hidden = !running;
+    document.querySelector(".submit-button").hidden = running;
+    $("log").setAttribute("aria-busy", String(running));
+  }
+  vqa.busy = busy;
+  vqa.on("do:stop", () => act("stop"));
+
+  // -- context and scrolling -----------------------------------------------------------------------
+
+  function meter(value) {
+    const node = $("meter");
+    node.hidden = !value;
+    if (!value) return;
+    const share = Math.min(1, value.used / value.limit);
+    node.querySelector(".fill").style.width = `${Math.max(2, share * 100)}%`;
+    node.classList.toggle("full", share > 0.85);
+    const words = `${value.used.toLocaleString()} of ${value.limit.toLocaleString()} tokens`;
+    node.querySelector(".words").textContent = words;
+    node.title = `This chat takes ${words}; ${value.image.toLocaleString()} are pictures. When it is full, the oldest questions are left out.`;
+  }
+
+  function scroll() {
+    if (follow) $("scroll").scrollTop = $("scroll").scrollHeight;
+  }
+
+  vqa.starters.push(() => {
+    $("scroll").addEventListener("scroll", () => {
+      const { scrollTop, scrollHeight, clientHeight } = $("scroll");
+      follow = scrollHeight - scrollTop - clientHeight < 60;
+      $("latest").hidden = follow;
+    });
+    $("log").addEventListener("load", scroll, true); // pictures come after their place
+  });
+  vqa.on("do:latest", () => {
+    follow = true;
+    scroll();
+  });
+  vqa.follow = () => {
+    follow = true;
+  };
+})();
