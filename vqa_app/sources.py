@@ -54,7 +54,7 @@ def find(name: str, revision: str | None = None, offline: bool = False) -> Sourc
             )
         return Source(BUILTIN, directory)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         if revision is not None:
             raise UsageError(f"{name} is a folder; it has no revisions.", "Leave out the revision.")
         return Source(str(path.resolve()), path.resolve())
@@ -118,10 +118,10 @@ def _from_hub(name: str, revision: str | None, offline: bool) -> Source:
     _check_listing(name, info)
     _check_disk(name, info)
     try:
-        directory = Path(snapshot_download(**options | {"revision": info.sha}))
+        directory = Path(snapshot_download(**options))
     except (errors.HTTPError, OSError, ValueError) as error:
         raise _explain(name, revision, error) from error
-    return Source(name, directory, info.sha)
+    return Source(name, directory, directory.name)
 
 
 def _look_up(name: str, revision: str | None) -> ModelInfo | None:

@@ -1,0 +1,128 @@
+"""A model hub on this machine, for tests of what happens when the real one says no."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytest
+
+COMMIT = "c0ffee" + "0" * 34
+
+
+@dataclass
+class FakeHub:
+    """Repositories by id: a directory to serve, or a refusal (status and the hub's error code)."""
+
+    repositories: dict[str, Path | tuple[int, str]] = field(default_factory=dict)
+    downloads: list[str] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    """File sizes that the listing claims, where they differ from the truth."""
+
+
+def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_HEAD(self) -> None:  # noqa: N802
+            self._answer(body=False)
+
+        def do_GET(self) -> None:  # noqa: N802
+            self._answer(body=True)
+
+        def _answer(self, body: bool) -> None:
+            path = urlparse(self.path).path.strip("/").split("/")
+            if path[:2] == ["api", "models"]:
+                self._describe("/".join(path[2:4]), path[4:])
+            else:
+                self._file("/".join(path[:2]), "/".join(path[4:]), body)
+
+        def _describe(self, name: str, rest: list[str]) -> None:
+            directory = hub.repositories.get(name, (404, "RepoNotFound"))
+            if isinstance(directory, tuple):
+                return self._refuse(*directory)
+            if rest[:1] == ["revision"] and rest[1] not in ("main", COMMIT):
+                return self._refuse(404, "RevisionNotFound")
+            files = [
+                {
+                    "rfilename": path.name,
+                    "path": path.name,
+                    "type": "file",
+                    "size": hub.sizes.get(path.name, path.stat().st_size),
+                    "oid": "0" * 40,
+                    "blobId": "0" * 40,
+                }
+                for path in sorted(directory.iterdir())
+            ]
+            if rest[:1] == ["tree"]:
+                return self._send(200, json.dumps(files).encode())
+            info = {"id": name, "modelId": name, "sha": COMMIT, "siblings": files}
+            self._send(200, json.dumps(info | {"private": False, "gated": False}).encode())
+
+        def _file(self, name: str, file: str, body: bool) -> None:
+            directory = hub.repositories[name]
+            assert isinstance(directory, Path)
+            if not (directory / file).is_file():
+                return self._refuse(404, "EntryNotFound")
+            data = (directory / file).read_bytes()
+            if body:
+                hub.downloads.append(file)
+            self._send(200, data, body=body, ETag=f'"{hashlib.sha1(data).hexdigest()}"')
+
+        def _refuse(self, status: int, code: str) -> None:
+            self._send(status, b"{}", **{"X-Error-Code": code, "X-Error-Message": code})
+
+        def _send(self, status: int, data: bytes, body: bool = True, **headers: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Type", "application/json")
+            self.send_header("X-Repo-Commit", COMMIT)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if body and self.command == "GET":
+                self.wfile.write(data)
+
+    return Handler
+
+
+@contextmanager
+def serve(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[FakeHub]:
+    """Serves a hub and makes huggingface_hub use it, with an empty cache."""
+    from huggingface_hub import constants
+
+    hub = FakeHub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    use(monkeypatch, f"http://127.0.0.1:{server.server_port}", cache)
+    assert not constants.HF_HUB_OFFLINE
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def use(monkeypatch: pytest.MonkeyPatch, address: str, cache: Path) -> None:
+    """Points huggingface_hub at another address and cache, online."""
+    from huggingface_hub import constants
+
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
