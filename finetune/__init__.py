@@ -1,1 +1,38 @@
-"""Fine-tuning: data, recipe, checkpoints, evaluation."""
+"""Fine-tuning: data, recipe, checkpoints, evaluation.
+
+    from finetune import FinetuneConfig, train, evaluate
+
+    result = train(FinetuneConfig(data=("my.json",), images=("photos",), out="runs/mine"))
+
+One module for each step: config → datasets → samples, preflight → freezing → features → defaults → batches, collator →
+objective, trainer → evaluating → leaving; `train` and `stages` are the recipe.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune.config import FinetuneConfig
+    from finetune.evaluate import EvalResult, evaluate
+    from finetune.progress import Progress
+    from finetune.train import RunResult, train
+
+_HOMES = {
+    "FinetuneConfig": "finetune.config",
+    "EvalResult": "finetune.evaluate",
+    "evaluate": "finetune.evaluate",
+    "Progress": "finetune.progress",
+    "RunResult": "finetune.train",
+    "train": "finetune.train",
+}
+
+__all__ = ["EvalResult", "FinetuneConfig", "Progress", "RunResult", "evaluate", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: torch and transformers take seconds."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -39,6 +39,10 @@ class DataOptions:
     eval_fraction: float | None = None
     """Share of the pictures held out when there is no --eval-data; 0 holds none out. Default: 0.05, at most 500
     pictures."""
+    turns: Literal["auto", "together", "apart"] = "auto"
+    """How a conversation of several questions is trained. together: each behind the earlier turns; apart: each alone
+    with the pictures, as for a VQA test; auto: apart where a row shows pictures and all its answers are of three
+    words at most."""
     max_length: int | None = None
     """Longest row in tokens, image tokens included; a longer one is a problem. Default: the model's context."""
     max_bad: int = 0

@@ -11,16 +11,15 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from finetune.datasets import Problem, ReadRows, Row, Split, leaks
-from vqa_app.conversation import Conversation
+from finetune.datasets import Problem, ReadRows, Row, Split, leaks, split_by_picture
+from finetune.samples import Sample, Turns, samples_of
 from vqa_app.errors import DataError, VqaError
 
 SHOWN_PROBLEMS = 20
@@ -28,29 +27,6 @@ LONGEST_SHOWN = 5
 _AHEAD = 64
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """A row as the model reads it, without its pictures' pixels."""
-
-    row: Row
-    input_ids: np.ndarray
-    """[n] int32"""
-    answer_mask: np.ndarray
-    """[n] bool: the tokens that are trained."""
-    digests: tuple[str, ...]
-    """The pictures, in the order in which the model consumes them."""
-    token_inputs: dict[str, np.ndarray] = field(default_factory=dict)
-    """[n] each: further model inputs with a value for each token (`token_type_ids` and such)."""
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    @cached_property
-    def trained(self) -> int:
-        """How many tokens are trained."""
-        return int(self.answer_mask.sum())
 
 
 @dataclass(frozen=True)
@@ -63,7 +39,8 @@ class Preflight:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        return tuple(sample.row for sample in self.samples)
+        """Each once, also where it became several samples."""
+        return tuple({id(sample.row): sample.row for sample in self.samples}.values())
 
     def duplicates(self) -> list[tuple[Sample, Sample]]:
         """Pairs (first, later) of rows with the same pictures and words."""
@@ -110,6 +87,8 @@ def check(
     processor: Any,
     *,
     max_length: int,
+    turns: Turns = "auto",
+    share_prefix: bool = True,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Preflight:
@@ -117,20 +96,44 @@ def check(
 
     Args:
         max_length: longest row in tokens that is no problem.
+        turns, share_prefix: see `samples_of`.
         workers: threads; decoding pictures and tokenising leave Python's lock.
         on_progress: called with (done, of).
     """
+    def measure(row: Row) -> list[Sample] | Problem:
+        return _samples(row, processor, max_length, turns, share_prefix)
+
     samples: list[Sample] = []
     problems = list(data.problems)
-    results = in_parallel(lambda row: _sample(row, processor, max_length), data.rows, workers)
-    for done, result in enumerate(results, 1):
+    for done, result in enumerate(in_parallel(measure, data.rows, workers), 1):
         if isinstance(result, Problem):
             problems.append(result)
         else:
-            samples.append(result)
+            samples += result
         if on_progress and (done % 32 == 0 or done == len(data.rows)):
             on_progress(done, len(data.rows))
     return Preflight(tuple(samples), tuple(problems), data.notes)
+
+
+def check_shared(data: ReadRows, processor: Any, **options: Any) -> Preflight:
+    """`check` with the work shared among the processes of a distributed run; all get everything."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    if state.num_processes == 1:
+        return check(data, processor, **options)
+    from accelerate.utils import gather_object
+
+    mine = replace(data, rows=data.rows[state.process_index :: state.num_processes], problems=())
+    found = check(mine, processor, **options)
+    order = {(row.file, row.number): place for place, row in enumerate(data.rows)}
+    samples = gather_object(list(found.samples))
+    problems = gather_object(list(found.problems))
+    return Preflight(
+        tuple(sorted(samples, key=lambda sample: order[sample.row.file, sample.row.number])),
+        (*data.problems, *sorted(problems, key=lambda p: order[p.file, p.row or 0])),
+        data.notes,
+    )
 
 
 def in_parallel(
@@ -154,40 +157,24 @@ def in_parallel(
             yield result
 
 
-def _sample(row: Row, processor: Any, max_length: int) -> Sample | Problem:
+def _samples(
+    row: Row, processor: Any, max_length: int, turns: Turns, share_prefix: bool
+) -> list[Sample] | Problem:
     try:
-        conversation = row.conversation()
-        sample = sample_of(row, conversation, processor)
+        samples = samples_of(
+            row, row.conversation(), processor, turns=turns, share_prefix=share_prefix
+        )
     except VqaError as error:
         return row.problem(error.problem, error.hint)
-    if len(sample) > max_length:
+    longest = max(sample.reach for sample in samples)
+    if longest > max_length:
         return row.problem(
-            f"The row has {len(sample):,} tokens, more than {max_length:,}.",
+            f"The row has {longest:,} tokens, more than {max_length:,}.",
             "Split it, or raise --max-length if the model can take it.",
         )
-    if not sample.trained:
-        return row.problem("No token of the row is trained.", "Does the answer hold any text?")
-    return sample
-
-
-def sample_of(row: Row, conversation: Conversation, processor: Any) -> Sample:
-    """Renders a row with the one renderer that serving uses too."""
-    from vqa_app.prompting import encode
-
-    prompt = encode(processor, conversation, answer_next=False)
-    length = prompt.inputs["input_ids"].shape[1]
-    further = {
-        name: value[0].numpy()
-        for name, value in prompt.inputs.items()
-        if name not in ("input_ids", "attention_mask") and tuple(value.shape) == (1, length)
-    }
-    return Sample(
-        row=row,
-        input_ids=prompt.inputs["input_ids"][0].numpy().astype(np.int32),
-        answer_mask=prompt.answer_mask.numpy(),
-        digests=tuple(picture.digest for picture in prompt.pictures),
-        token_inputs=further,
-    )
+    if not all(sample.trained for sample in samples):
+        return row.problem("No token of an answer is trained.", "Does the answer hold any text?")
+    return samples
 
 
 @dataclass(frozen=True)
@@ -196,17 +183,19 @@ class Summary:
 
     rows: int
     answers: int
+    sequences: int
+    """What the rows became; questions about one picture share one."""
     pictures: int
     text_only: int
     several_pictures: int
     tokens: int
     trained_tokens: int
     quantiles: tuple[int, int, int, int]
-    """Tokens a row: least, median, 95 %, most."""
+    """Tokens a sequence: least, median, 95 %, most."""
     histogram: tuple[tuple[int, int, int], ...]
-    """(from, to, rows) by tokens, `to` not included."""
+    """(from, to, sequences) by tokens, `to` not included."""
     pictures_per_row: tuple[tuple[int, int], ...]
-    """(pictures, rows), ascending."""
+    """(pictures, sequences), ascending."""
     longest: tuple[Sample, ...]
 
 
@@ -218,9 +207,11 @@ def summarize(samples: Sequence[Sample]) -> Summary:
     ends = edges[1:] if len(edges) > 1 else edges + 1
     low, middle, high, most = np.quantile(lengths, (0, 0.5, 0.95, 1)).astype(int)
     shown = Counter(len(sample.digests) for sample in samples)
+    rows = {id(sample.row): sample.row for sample in samples}.values()
     return Summary(
-        rows=len(samples),
-        answers=sum(len(sample.row.references) for sample in samples),
+        rows=len({(row.file, row.number) for row in rows}),
+        answers=sum(len(row.references) for row in rows),
+        sequences=len(samples),
         pictures=len({digest for sample in samples for digest in sample.digests}),
         text_only=shown[0],
         several_pictures=sum(count for number, count in shown.items() if number > 1),
@@ -242,10 +233,11 @@ def leaking(train: Preflight, held_out: Preflight) -> list[Sample]:
 
 def split(preflight: Preflight, fraction: float | None, seed: int) -> tuple[Preflight, Preflight]:
     """Training and held-out samples; a picture never stands on both sides."""
-    from finetune.datasets import split_by_picture
-
+    digests: dict[int, tuple[str, ...]] = {}
+    for sample in preflight.samples:
+        digests[id(sample.row)] = (*digests.get(id(sample.row), ()), *sample.digests)
     rows = preflight.rows
-    parts: Split = split_by_picture(rows, [s.digests for s in preflight.samples], fraction, seed)
+    parts: Split = split_by_picture(rows, [digests[id(row)] for row in rows], fraction, seed)
     held = {id(row) for row in parts.held_out}
     train = tuple(sample for sample in preflight.samples if id(sample.row) not in held)
     rest = tuple(sample for sample in preflight.samples if id(sample.row) in held)

@@ -31,11 +31,25 @@ class Table:
     dataset: Any
 
     def picture(self, row: int, column: str, position: int) -> PictureSource:
-        def load() -> bytes:
-            value = self.dataset[row - 1][column]
-            return (value[position] if isinstance(value, list) else value)["bytes"]
+        name = f"{column} {position + 1} of row {row:,}"
+        key = f"{self.name}#{row}.{column}.{position}"
+        return PictureSource(name, key, Cell(self.dataset, row - 1, column, position))
 
-        return PictureSource(f"{column} {position + 1}", f"{self.name}#{row}.{column}.{position}", load)
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture in a table."""
+
+    dataset: Any
+    row: int
+    """From 0."""
+    column: str
+    position: int
+    """Where the cell holds several."""
+
+    def read(self) -> bytes:
+        value = self.dataset[self.row][self.column]
+        return (value[self.position] if isinstance(value, list) else value)["bytes"]
 
 
 def read_file(path: Path, name: str) -> Records:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from vqa_app.conversation import Conversation, Message, Role
 
@@ -44,23 +43,30 @@ class BadRow(Exception):
         self.hint = hint
 
 
+class Stored(Protocol):
+    """A picture inside something larger, such as a table's cell."""
+
+    def read(self) -> bytes: ...
+
+
 @dataclass(frozen=True)
 class PictureSource:
     """Where a picture lies. Two sources with the same `key` are the same picture."""
 
     name: str
     key: str
-    load: Callable[[], bytes | str | Path] = field(compare=False, repr=False)
+    origin: Path | bytes | str | Stored = field(compare=False, repr=False)
+    """A file, its content, a `data:` URI, or something that reads it."""
 
     @classmethod
     def file(cls, path: Path) -> PictureSource:
-        return cls(path.name, str(path), lambda: path)
+        return cls(path.name, str(path), path)
 
     @classmethod
     def data(cls, content: bytes | str, name: str) -> PictureSource:
         """A picture that stands in the data itself, as bytes or a `data:` URI."""
         raw = content.encode() if isinstance(content, str) else content
-        return cls(name, hashlib.sha256(raw).hexdigest(), lambda: content)
+        return cls(name, hashlib.sha256(raw).hexdigest(), content)
 
     def open(self) -> Picture:
         """Reads and normalises the picture.
@@ -70,7 +76,9 @@ class PictureSource:
         """
         from vqa_app.images import open_picture
 
-        return open_picture(self.load(), name=self.name)
+        origin = self.origin
+        content = origin if isinstance(origin, (Path, bytes, str)) else origin.read()
+        return open_picture(content, name=self.name)
 
 
 TurnPart: TypeAlias = "str | PictureSource"

@@ -1,0 +1,8 @@
+"""`python -m finetune ...` and `accelerate launch -m finetune ...`: what `vqa-app finetune ...` does."""
+
+import sys
+
+from vqa_app.cli import main
+
+if __name__ == "__main__":
+    main(["finetune", *sys.argv[1:]])

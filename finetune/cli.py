@@ -1,0 +1,131 @@
+"""Commands that train and look at data. Those that measure what came out stand in `finetune.cli_eval`."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from finetune import cli_eval
+from finetune.config import FinetuneConfig, option_help
+from vqa_app.errors import INTERRUPTED_EXIT_CODE
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+_SHORT = {"images": None, "out": "-o"}
+
+
+def with_options(command: Callable[..., None], names: typing.Iterable[str]) -> Callable[..., None]:
+    """Gives a command `**options` one option for each of these attributes of the config.
+
+    All are None unless given, so that a value in a config file counts; help texts and panels come from the config.
+    """
+    hints = typing.get_type_hints(FinetuneConfig)
+    help_texts = option_help()
+    parameters = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "options"]
+    defaults = FinetuneConfig()
+    for name in names:
+        panel, text = help_texts[name]
+        default = getattr(defaults, name)
+        shown = "" if default in (None, (), "") or "Default:" in text else f" [default: {default}]"
+        option = typer.Option(help=text + shown, rich_help_panel=panel, show_default=False)
+        kind = _option_type(hints[name])
+        parameters.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+            )
+        )
+
+    def wrapped(**values: Any) -> None:
+        own = {p.name: values.pop(p.name) for p in parameters if p.name in values and p.name not in chosen}
+        command(**own, options={k: v for k, v in values.items() if v not in (None, [])})
+
+    chosen = set(names)
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
+    wrapped.__doc__ = command.__doc__
+    return wrapped
+
+
+def _option_type(hint: Any) -> Any:
+    """What typer understands of a config's type; choices are checked by the config itself."""
+    if typing.get_origin(hint) is tuple:
+        return Optional[list[str]]  # noqa: UP045 (typer reads it)
+    options = [option for option in typing.get_args(hint) if option is not type(None)] or [hint]
+    kind = options[0]
+    if typing.get_origin(kind) is typing.Literal or isinstance(kind, str):
+        kind = str
+    return Optional[kind]  # noqa: UP045
+
+
+def _config(file: Path | None, options: dict[str, Any]) -> FinetuneConfig:
+    if file is not None:
+        return FinetuneConfig.from_yaml(file, **options)
+    return FinetuneConfig.from_dict(options, source="The command line")
+
+
+def _finetune(
+    config: Annotated[
+        Optional[Path], typer.Option(help="YAML file with these options; the command line wins.")  # noqa: UP045
+    ] = None,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Teach a model your own pictures, questions and answers.
+
+    vqa-app finetune --data my.json --images photos/ --out runs/mine trains the built-in model; vqa-app chat
+    --model runs/mine talks to the result. Run the same command again to go on after an interruption. On several
+    GPUs: accelerate launch -m finetune ... with the same options.
+    """
+    from finetune.progress import Display, describe_metric
+    from finetune.train import train
+
+    chosen = _config(config, options)
+    with Display() as display:
+        result = train(chosen, on_progress=display)
+    if not result.finished:
+        raise typer.Exit(INTERRUPTED_EXIT_CODE)
+    found = ", ".join(describe_metric(name, value) for name, value in result.evaluation.items())
+    print(f"{result.run}: {result.steps:,} steps" + (f", {found}" if found else "") + ".")
+
+
+def _check_data(
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Check instruction data before training on it.
+
+    Reads every row, opens every picture and measures every prompt as the model will see it. Leaves with exit code 5
+    where there are problems.
+    """
+    from finetune.looking import check_data
+
+    check_data(FinetuneConfig.from_dict(options, source="The command line"), sys.stdout)
+
+
+def _show_sample(
+    row: Annotated[int, typer.Option(min=1, help="Which row, counted from 1.")] = 1,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Show what the model sees of a row of your data.
+
+    The prompt as tokens, those that are trained in colour; the picture as it is normalised; token counts.
+    """
+    from finetune.looking import show_sample
+
+    show_sample(FinetuneConfig.from_dict(options, source="The command line"), row, sys.stdout)
+
+
+_DATA = ("data", "images", "max_length", "turns", "model", "revision")
+app.command("finetune")(with_options(_finetune, option_help()))
+app.command("check-data")(with_options(_check_data, (*_DATA, "eval_data", "max_bad", "workers")))
+app.command("show-sample")(with_options(_show_sample, _DATA))
+app.command("eval")(cli_eval.evaluate_command)
+app.command("verify")(cli_eval.verify_command)
+app.command("merge")(cli_eval.merge_command)

@@ -1,0 +1,246 @@
+"""What a run takes where the config says nothing, and the memory that it will need.
+
+The values are LLaVA-1.5's (Liu et al., 2023, *Improved Baselines with Visual Instruction Tuning*, table 9, and
+scripts/v1_5/{pretrain,finetune_lora,finetune}.sh of haotian-liu/LLaVA):
+
+    stage      learning rate   projector's   batch   LoRA
+    projector  1e-3            1e-3          256
+    lora       2e-4            2e-5          128     r 128, alpha 256, dropout 0.05
+    full       2e-5            2e-5          128
+
+one epoch, cosine after a warm-up of 3 %, no weight decay. They were found for an LLM 4,096 wide and 558,000 or 665,000
+rows. Here smaller ones are the rule, so:
+
+    learning rates  × sqrt(4096 / width)     Adam's stable rate falls as layers get wider (Yang et al., 2022)
+    rank            ≤ width / 4              a rank of 128 in a layer 192 wide is no low rank
+    dropout         0 below a width of 1024  small models underfit before they overfit
+    batch           ≤ sequences / 200        so that an epoch has steps to learn in, and at least 8
+    epochs          up to 10                 as many as it takes for STEPS_WANTED steps
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finetune.config import FinetuneConfig, Stage
+
+if TYPE_CHECKING:
+    import torch
+
+LLAVA_WIDTH = 4096
+LLAVA_LR: dict[Stage, float] = {"projector": 1e-3, "lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
+LLAVA_PROJECTOR_LR = 2e-5
+LLAVA_BATCH: dict[Stage, int] = {"projector": 256, "lora": 128, "qlora": 128, "full": 128}
+LLAVA_RANK = 128
+
+STEPS_WANTED = 1000
+MOST_EPOCHS = 10
+LEAST_BATCH = 8
+MEMORY_SHARE = 0.8
+"""How much of the free memory the plan may use."""
+CPU_TOKENS_AT_ONCE = 8192
+"""Beyond this a larger micro-batch is no faster on a CPU."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One process's device."""
+
+    device: str
+    free_bytes: int
+    computes_bf16: bool
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the defaults look at of a model."""
+
+    width: int
+    intermediate: int
+    layers: int
+    vocabulary: int
+    weight_bytes: int
+    """Of the whole model as loaded."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a stage trains with, decided."""
+
+    stage: Stage
+    lr: float
+    projector_lr: float
+    rank: int
+    alpha: int
+    dropout: float
+    epochs: float
+    batch_size: int
+    micro_batch_size: int
+    micro_batches: int
+    """For each process and step."""
+    steps: int
+    bf16: bool
+    eight_bit_optimizer: bool
+    gradient_checkpointing: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        import torch
+
+        return torch.bfloat16 if self.bf16 else torch.float32
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on one device at the largest micro-batch; an estimate to choose by, not a promise."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    free: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    def __str__(self) -> str:
+        parts = {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "optimiser": self.optimizer,
+            "activations": self.activations,
+        }
+        listed = ", ".join(f"{name} {_size(value)}" for name, value in parts.items())
+        return f"Memory: about {_size(self.total)} of {_size(self.free)} ({listed})."
+
+
+def small_rank(config: FinetuneConfig, width: int) -> tuple[int, int, float]:
+    """LoRA's rank, alpha and dropout."""
+    rank = config.rank or min(LLAVA_RANK, max(4, width // 4))
+    dropout = config.dropout if config.dropout is not None else (0.05 if width >= 1024 else 0.0)
+    return rank, config.alpha or 2 * rank, dropout
+
+
+def decide(
+    config: FinetuneConfig,
+    *,
+    sequences: float,
+    longest: int,
+    shape: Shape,
+    trainable: int,
+    hardware: Hardware,
+) -> tuple[Settings, MemoryPlan]:
+    """Fills in what the config leaves open.
+
+    Args:
+        sequences: an epoch's, by weight.
+        longest: tokens of the longest.
+        trainable: parameters.
+    """
+    stage = config.stage
+    scale = max(1.0, math.sqrt(LLAVA_WIDTH / shape.width))
+    rank, alpha, dropout = small_rank(config, shape.width)
+    lr = config.lr or LLAVA_LR[stage] * scale
+    projector_lr = config.projector_lr or (lr if stage == "projector" else LLAVA_PROJECTOR_LR * scale)
+    least = LEAST_BATCH if sequences >= LEAST_BATCH else max(1, int(sequences))
+    batch = config.batch_size or max(least, min(LLAVA_BATCH[stage], int(sequences / 200)))
+    batch = max(batch, hardware.processes)
+    each = sequences / batch  # steps of an epoch
+    epochs = config.epochs or min(MOST_EPOCHS, max(1, math.ceil(STEPS_WANTED / each)))
+    steps = config.max_steps or max(1, math.ceil(epochs * each))
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and hardware.computes_bf16)
+    on_gpu = hardware.device != "cpu"
+    eight_bit = config.optimizer == "adamw-8bit" or (
+        config.optimizer == "auto" and on_gpu and _has_bitsandbytes()
+    )
+    share = math.ceil(batch / hardware.processes)
+
+    def plan(micro: int, checkpointing: bool) -> MemoryPlan:
+        return MemoryPlan(
+            weights=shape.weight_bytes,
+            gradients=4 * trainable,
+            optimizer=(2 if eight_bit else 8) * trainable,
+            activations=activation_bytes(shape, micro * longest, 2 if bf16 else 4, checkpointing),
+            free=hardware.free_bytes,
+        )
+
+    fits = MEMORY_SHARE * hardware.free_bytes
+    checkpointing = config.gradient_checkpointing
+    if checkpointing is None:
+        checkpointing = plan(1, False).total > fits
+    micro = config.micro_batch_size or _largest(
+        share, lambda size: plan(size, bool(checkpointing)).total <= fits
+        and (on_gpu or size * longest <= CPU_TOKENS_AT_ONCE)
+    )
+    micro = min(micro, share)
+    settings = Settings(
+        stage=stage,
+        lr=lr,
+        projector_lr=projector_lr,
+        rank=rank,
+        alpha=alpha,
+        dropout=dropout,
+        epochs=steps * batch / sequences,
+        batch_size=batch,
+        micro_batch_size=micro,
+        micro_batches=math.ceil(share / micro),
+        steps=steps,
+        bf16=bf16,
+        eight_bit_optimizer=eight_bit,
+        gradient_checkpointing=bool(checkpointing),
+    )
+    return settings, plan(micro, bool(checkpointing))
+
+
+def activation_bytes(shape: Shape, tokens: int, itemsize: int, checkpointing: bool) -> int:
+    """Kept for the backward pass. Korthikanti et al. (2022), eq. 2, without attention matrices, which fused
+    attention does not keep, and with a gated MLP; the logits of one block (`objective.LOGITS_AT_ONCE`) on top."""
+    layer = tokens * itemsize * (12 * shape.width + 5 * shape.intermediate)
+    kept = shape.layers * layer
+    if checkpointing:
+        kept = layer + shape.layers * tokens * shape.width * itemsize
+    return kept + min(1 << 25, tokens * shape.vocabulary) * (itemsize + 8)
+
+
+def describe(settings: Settings, chosen: FinetuneConfig) -> str:
+    """The settings in one line; what was decided here and not by the person stands in brackets."""
+
+    def shown(name: str, value: Any) -> str:
+        return f"{name.replace('_', ' ')} {value}" if getattr(chosen, name, None) else (
+            f"{name.replace('_', ' ')} [{value}]"
+        )
+
+    parts = [f"Stage {settings.stage}", shown("lr", f"{settings.lr:.2g}")]
+    if settings.stage != "projector":
+        parts.append(shown("projector_lr", f"{settings.projector_lr:.2g}"))
+    if settings.stage in ("lora", "qlora"):
+        parts += [shown("rank", settings.rank), shown("alpha", settings.alpha)]
+    parts += [shown("epochs", f"{settings.epochs:.3g}"), shown("batch_size", settings.batch_size)]
+    split = settings.micro_batches
+    parts.append(f"{settings.steps:,} steps" + (f" of {split} micro-batches" if split > 1 else ""))
+    parts.append("bf16" if settings.bf16 else "fp32")
+    if settings.eight_bit_optimizer:
+        parts.append("8-bit AdamW")
+    if settings.gradient_checkpointing:
+        parts.append("gradient checkpointing")
+    return ", ".join(parts) + "."
+
+
+def _largest(most: int, fits: Any) -> int:
+    """The largest size up to `most` that fits and divides the batch into equal parts; at least 1."""
+    parts = next((n for n in range(1, most + 1) if fits(math.ceil(most / n))), most)
+    return math.ceil(most / parts)
+
+
+def _has_bitsandbytes() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("bitsandbytes") is not None
+
+
+def _size(value: float) -> str:
+    return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"

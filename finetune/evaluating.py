@@ -1,0 +1,171 @@
+"""Looking at held-out rows while training: accuracy, loss, image gain, and a few questions to watch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.config import FinetuneConfig
+from finetune.evaluate import (
+    EvalResult,
+    Question,
+    answer_questions,
+    questions_of,
+    spread,
+    summarize,
+)
+from finetune.progress import OnProgress, Progress
+from finetune.report import keep_watch_answers
+from vqa_app.conversation import Conversation
+from vqa_app.errors import UsageError
+
+if TYPE_CHECKING:
+    from finetune.train import Data
+
+WATCHED = 4
+_SPARE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A question whose answers are kept through the run."""
+
+    conversation: Conversation
+    expected: str
+    """Empty where nobody knows."""
+
+
+@dataclass
+class Evaluation:
+    """What is asked at every evaluation, and what came out."""
+
+    model: Any
+    processor: Any
+    questions: tuple[Question, ...]
+    watched: tuple[Watched, ...]
+    max_new_tokens: int
+    run: Path
+    tell: OnProgress
+    results: dict[int, EvalResult] = field(default_factory=dict)
+    """By step, the last ones."""
+
+    @classmethod
+    def of(
+        cls,
+        config: FinetuneConfig,
+        data: Data,
+        model: Any,
+        processor: Any,
+        run: Path,
+        tell: OnProgress,
+    ) -> Evaluation | None:
+        """None where no rows are held out, or where the model is sharded and cannot answer in between."""
+        if not data.held_out.samples or config.fsdp or config.deepspeed:
+            return None
+        questions = questions_of(data.held_out.rows, history=config.turns == "together")
+        chosen = tuple(spread(questions, config.eval_questions))
+        longest = max(_longest_answer(data, processor, q) for q in chosen)
+        return cls(
+            model,
+            processor,
+            chosen,
+            _watched(config, questions),
+            longest + _SPARE_TOKENS,
+            run,
+            tell,
+        )
+
+    def run_at(self, step: int) -> dict[str, float]:
+        """Answers and scores; every process its share."""
+        result = self.results[step] = self.result()
+        if _process()[0] == 0:
+            self._watch(step)
+        return scores_of(result)
+
+    def result(self) -> EvalResult:
+        process, processes = _process()
+        mine = self.questions[process::processes]
+        done = 0
+
+        def report(chunk: Sequence[Any]) -> None:
+            nonlocal done
+            done += len(chunk) * processes
+            self.tell(Progress("evaluating", min(done, len(self.questions)), len(self.questions)))
+
+        self.tell(Progress("evaluating", 0, len(self.questions)))
+        predictions = answer_questions(
+            self.model,
+            self.processor,
+            mine,
+            max_new_tokens=self.max_new_tokens,
+            on_chunk=report,
+        )
+        if processes > 1:
+            from accelerate.utils import gather_object
+
+            predictions = gather_object(list(predictions))
+            place = {question.id: number for number, question in enumerate(self.questions)}
+            predictions.sort(key=lambda prediction: place[prediction.id])
+        return summarize("", predictions, 0.0)
+
+    def _watch(self, step: int) -> None:
+        from finetune.answering import answer_all
+        from vqa_app.prompting import encode
+
+        prompts = [encode(self.processor, w.conversation, answer_next=True) for w in self.watched]
+        answers = answer_all(
+            self.model, self.processor, prompts, max_new_tokens=self.max_new_tokens
+        )
+        keep_watch_answers(
+            self.run,
+            step,
+            [
+                (w.conversation.messages[-1].text, w.expected, answer, w.conversation.pictures)
+                for w, answer in zip(self.watched, answers, strict=True)
+            ],
+        )
+
+
+def scores_of(result: EvalResult) -> dict[str, float]:
+    """vqa_accuracy, loss and, where there are pictures, image_gain."""
+    found = {"vqa_accuracy": result.scores.vqa_accuracy, "loss": result.loss or 0.0}
+    return found | ({"image_gain": result.image_gain} if result.image_gain is not None else {})
+
+
+def _watched(config: FinetuneConfig, questions: Sequence[Question]) -> tuple[Watched, ...]:
+    if config.watch:
+        return tuple(_given(text) for text in config.watch)
+    found = []
+    for question in spread(questions, WATCHED):
+        pictures = {source.key: source.open() for source in question.row.pictures}
+        expected = question.row.turns[question.turn].text
+        found.append(Watched(question.conversation(pictures), expected))
+    return tuple(found)
+
+
+def _given(text: str) -> Watched:
+    """`picture.png: question?`; the picture's name may hold colons, the question too."""
+    from vqa_app.images import open_picture
+
+    for place, letter in enumerate(text):
+        if letter == ":" and Path(text[:place]).is_file() and text[place + 1 :].strip():
+            picture = open_picture(Path(text[:place]))
+            return Watched(Conversation.ask(text[place + 1 :].strip(), [picture]), "")
+    raise UsageError(
+        f"The watch question {text!r} names no picture that is there.",
+        "Write it as `picture.png: question?`.",
+    )
+
+
+def _longest_answer(data: Data, processor: Any, question: Question) -> int:
+    answer = question.row.turns[question.turn].text
+    return len(processor.tokenizer(answer, add_special_tokens=False)["input_ids"])
+
+
+def _process() -> tuple[int, int]:
+    from accelerate import PartialState
+
+    state = PartialState()
+    return state.process_index, state.num_processes

@@ -1,0 +1,270 @@
+"""The frozen encoder's outputs, computed once for each picture and kept on disk.
+
+What the projector is given is stored as it is: projector and LoRA training then see the very numbers that they would
+see with the encoder running, and later epochs and later runs skip it. A store belongs to one encoder: its name is a
+hash of the encoder's weights, the picture processing and the precision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finetune.objective import plain
+from finetune.preflight import in_parallel
+from finetune.samples import Sample
+from vqa_app.images import Picture
+
+GB = 10**9
+_RECORDS = "features.bin"
+_DIGESTS = "digests.bin"
+_DIGEST_BYTES = 32
+_PICTURES_AT_ONCE = 32
+
+
+def default_folder() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(cache) / "vqa-app" / "features"
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """What keeping features would take, decided before anything is computed."""
+
+    pictures: int
+    present: int
+    """How many of them are there already."""
+    bytes_each: int
+    use: bool
+    why: str
+    """One sentence for a person."""
+
+
+class FeatureStore:
+    """Features of one encoder, memory-mapped: [pictures, image tokens, encoder width].
+
+    Records are appended first and their digests after them, so a kill leaves at most one unnamed record, which the
+    next writer overwrites.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        """
+        Args:
+            folder: of this encoder; made when something is written.
+            shape: (image tokens, encoder width) of each picture.
+        """
+        self.folder = folder
+        self.shape = shape
+        self.dtype = dtype
+        self.bytes_each = shape[0] * shape[1] * dtype.itemsize
+        self._places: dict[bytes, int] = {}
+        self._map: np.memmap | None = None
+        self.reload()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, digest: str) -> bool:
+        return bytes.fromhex(digest) in self._places
+
+    def __getitem__(self, digest: str) -> Tensor:
+        """[image tokens, encoder width] of a picture; KeyError where it is not kept."""
+        assert self._map is not None, "nothing is kept yet"
+        raw = self._map[self._places[bytes.fromhex(digest)]]
+        # A copy: tensors over read-only memory could be written to by mistake.
+        return torch.from_numpy(raw.copy()).view(self.dtype).view(self.shape)
+
+    def reload(self) -> None:
+        """Sees what other processes have added."""
+        digests = self.folder / _DIGESTS
+        records = self.folder / _RECORDS
+        if not (digests.exists() and records.exists()):
+            return
+        named = digests.read_bytes()
+        count = min(len(named) // _DIGEST_BYTES, records.stat().st_size // self.bytes_each)
+        names = (named[i * _DIGEST_BYTES : (i + 1) * _DIGEST_BYTES] for i in range(count))
+        self._places = {name: place for place, name in enumerate(names)}
+        if count:
+            self._map = np.memmap(records, np.uint8, "r", shape=(count, self.bytes_each))
+
+    def append(self, digests: Sequence[str], features: Tensor) -> None:
+        """Keeps features [pictures, image tokens, encoder width]; call `reload` before reading them."""
+        raw = features.to(self.dtype).contiguous().cpu().view(torch.uint8).numpy()
+        with self._locked():
+            named = self.folder / _DIGESTS
+            count = named.stat().st_size // _DIGEST_BYTES if named.exists() else 0
+            mode = "r+b" if (self.folder / _RECORDS).exists() else "w+b"
+            with (self.folder / _RECORDS).open(mode) as file:
+                file.seek(count * self.bytes_each)
+                file.write(raw.tobytes())
+            with named.open("r+b" if named.exists() else "w+b") as file:
+                file.seek(count * _DIGEST_BYTES)
+                file.write(b"".join(map(bytes.fromhex, digests)))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        from filelock import FileLock
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / "lock"):
+            yield
+
+
+def make_plan(
+    store: FeatureStore, digests: Sequence[str], limit_gb: float, epochs: float
+) -> FeaturePlan:
+    """Whether features pay and fit. Older stores beside this one are given up for it, least recently used first."""
+    distinct = set(digests)
+    present = sum(digest in store for digest in distinct)
+    missing = len(distinct) - present
+    needed = len(distinct) * store.bytes_each
+
+    def plan(use: bool, why: str) -> FeaturePlan:
+        return FeaturePlan(len(distinct), present, store.bytes_each, use, why)
+
+    if not distinct:
+        return plan(False, "The rows show no pictures.")
+    if limit_gb == 0:
+        return plan(False, "Encoder outputs are not kept (feature_gb is 0).")
+    size = f"{len(distinct):,} pictures × {store.bytes_each / 1e3:,.0f} kB = {needed / GB:.2g} GB"
+    if needed > limit_gb * GB:
+        return plan(False, f"Encoder outputs are not kept: {size}, more than feature_gb = {limit_gb:g}.")
+    if missing and epochs <= 1 and len(distinct) == len(digests) and needed > 0.25 * limit_gb * GB:
+        return plan(False, f"Encoder outputs are not kept: one epoch would not use {size} again.")
+    anchor = next((p for p in (store.folder, *store.folder.parents) if p.exists()), Path.cwd())
+    free = shutil.disk_usage(anchor).free
+    if missing * store.bytes_each > 0.9 * free:
+        return plan(False, f"Encoder outputs are not kept: {size}, and the disk has {free / GB:.2g} GB.")
+    there = f", {present:,} there already" if present else ""
+    return plan(True, f"Encoder outputs are kept: {size} in {store.folder}{there}.")
+
+
+def make_room(store: FeatureStore, needed: int, limit_gb: float) -> None:
+    """Removes older encoders' stores, or this one's older pictures, until `needed` more bytes fit the bound."""
+    limit = limit_gb * GB
+    others = [path for path in store.folder.parent.glob("*") if path != store.folder and path.is_dir()]
+    sizes = {path: sum(f.stat().st_size for f in path.iterdir() if f.is_file()) for path in others}
+    used = len(store) * store.bytes_each
+    for path in sorted(others, key=lambda p: p.stat().st_mtime):
+        if used + needed + sum(sizes.values()) <= limit:
+            return
+        shutil.rmtree(path, ignore_errors=True)
+        del sizes[path]
+    if used + needed > limit:
+        shutil.rmtree(store.folder, ignore_errors=True)
+        store._places.clear()
+        store._map = None
+
+
+def supports_features(model: Any) -> bool:
+    """Whether the architecture's encoder gives every picture the same number of features, ready for the projector."""
+    from transformers import LlavaForConditionalGeneration
+
+    return isinstance(plain(model), LlavaForConditionalGeneration)
+
+
+def open_store(
+    model: Any, processor: Any, folder: Path, dtype: torch.dtype, example: Picture
+) -> FeatureStore:
+    """The store of a model's encoder; encodes one picture to learn its shape."""
+    shape = tuple(encode_pictures(model, processor, [example], dtype).shape[1:])
+    name = f"{encoder_hash(model, processor)}-{str(dtype).removeprefix('torch.')}"
+    return FeatureStore(folder / name, (shape[0], shape[1]), dtype)
+
+
+def encoder_hash(model: Any, processor: Any) -> str:
+    """16 hex digits over the encoder's weights, which of its outputs are used, and the picture processing."""
+    base = plain(model)
+    total = hashlib.sha256()
+    for name, tensor in sorted(base.model.vision_tower.state_dict().items()):
+        total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        total.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    choice = (base.config.vision_feature_layer, base.config.vision_feature_select_strategy)
+    settings = processor.image_processor.to_dict()
+    total.update(json.dumps([choice, settings], sort_keys=True, default=str).encode())
+    return total.hexdigest()[:16]
+
+
+@torch.no_grad()
+def encode_pictures(
+    model: Any, processor: Any, pictures: Sequence[Picture], dtype: torch.dtype
+) -> Tensor:
+    """What the projector is given for each picture.
+
+    Args:
+        dtype: bfloat16 runs the encoder under bf16 autocast as training would; float32 does not.
+
+    Returns:
+        [pictures, image tokens, encoder width] in `dtype`.
+    """
+    base = plain(model)
+    pixels = processor.image_processor([p.image for p in pictures], return_tensors="pt")["pixel_values"]
+    pixels = pixels.to(base.device, base.model.vision_tower.dtype)
+    taken: list[Tensor] = []
+    hook = base.model.multi_modal_projector.register_forward_pre_hook(
+        lambda _module, inputs: taken.append(inputs[0])
+    )
+    try:
+        with _evaluating(base), torch.autocast(base.device.type, dtype, dtype != torch.float32):
+            base.get_image_features(pixel_values=pixels)
+    finally:
+        hook.remove()
+    return taken[0].to(dtype)
+
+
+def fill(
+    store: FeatureStore,
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    *,
+    workers: int | None = None,
+    part: tuple[int, int] = (0, 1),
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Encodes every picture of the samples that the store lacks; `reload` it afterwards.
+
+    Args:
+        part: (process, processes): each encodes its share.
+        on_progress: called with (done, of).
+    """
+    sources = {
+        digest: source
+        for sample in samples
+        for digest, source in zip(sample.digests, sample.sources, strict=True)
+        if digest not in store
+    }
+    missing = sorted(sources)[part[0] :: part[1]]
+    pictures = in_parallel(lambda digest: sources[digest].open(), missing, workers)
+    done = 0
+    block: list[Picture] = []
+    for picture in pictures:
+        block.append(picture)
+        if len(block) == _PICTURES_AT_ONCE or done + len(block) == len(missing):
+            features = encode_pictures(model, processor, block, store.dtype)
+            store.append([picture.digest for picture in block], features)
+            done += len(block)
+            block = []
+            if on_progress:
+                on_progress(done, len(missing))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

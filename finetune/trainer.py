@@ -1,0 +1,375 @@
+"""`transformers.Trainer` with this package's batches, loss, checkpoints and evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from finetune import checkpoint
+from finetune.batches import BatchPlan, loader
+from finetune.collator import ROWS
+from finetune.defaults import Settings
+from finetune.freezing import projector_parameters
+from finetune.objective import Objective
+from finetune.progress import OnProgress, Progress
+from finetune.samples import Sample
+from vqa_app.errors import DataError, ModelError
+
+METRICS_FILE = "metrics.jsonl"
+_STATE_FILE = "finetune_state.json"
+_SMOOTHING = 0.9
+
+
+@dataclass
+class Best:
+    """The best evaluation so far, and how many have come since. Kept in every checkpoint."""
+
+    value: tuple[float, float] | None = None
+    """The metric, larger is better, and the negative loss, which decides between equal ones."""
+    step: int = 0
+    since: int = 0
+    last: dict[str, float] = field(default_factory=dict)
+    """The latest evaluation."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When to look and when to save; steps."""
+
+    evaluate_every: int
+    """0: only at the end."""
+    save_every: int
+    keep: int
+    metric: str
+    patience: int | None
+
+
+class FinetuneTrainer(Trainer):
+    """Trains an `Objective`.
+
+    Loss is normalised by the trained tokens of the whole step, over micro-batches and processes. The first loss or
+    gradient that is not finite ends the run. Checkpoints are whole or not there.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        arguments: TrainingArguments,
+        *,
+        plan: BatchPlan,
+        collate: Callable[[Sequence[int]], dict[str, Any]],
+        settings: Settings,
+        schedule: Schedule,
+        run: Path,
+        epoch_size: float,
+        evaluation: Callable[[int], dict[str, float]] | None,
+        on_progress: OnProgress,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """
+        Args:
+            collate: positions of samples → batch.
+            epoch_size: sequences of an epoch, by weight.
+            evaluation: called with the step; gives vqa_accuracy, loss, image_gain.
+            should_stop: asked after every step; a checkpoint is written before the run ends.
+        """
+        self.objective = objective
+        self.plan = plan
+        self.collate = collate
+        self.settings = settings
+        self.schedule = schedule
+        self.run = run
+        self.epoch_size = epoch_size
+        self.evaluation = evaluation
+        self.on_progress = on_progress
+        self.should_stop = should_stop
+        self.best = Best()
+        self.stopped = False
+        self._smoothed: float | None = None
+        self._ahead: _Ahead | None = None
+        self._batch_rows: list[Sample] = []
+        self._began = (time.monotonic(), 0)
+        super().__init__(objective, arguments, callbacks=[_Steps(self)])
+        self.pop_callback(PrinterCallback)
+
+    # Data
+
+    def get_train_dataloader(self) -> Any:
+        return loader(self.plan, self.collate)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Collates the next step's batches while this one computes."""
+        if self._ahead is None or self._ahead.source is not epoch_iterator:
+            self._ahead = _Ahead(epoch_iterator)
+        batches = self._ahead.take(num_batches)
+        self._batch_rows = [sample for batch in batches for sample in batch[ROWS]]
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    # Steps
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW; the projector has its own learning rate."""
+        if self.optimizer is None:
+            module = model or self.model
+            names = projector_parameters(self.objective.model)
+            groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad:
+                    plain = name.removeprefix("module.").removeprefix("model.")
+                    groups[plain in names].append(parameter)
+            rates = {True: self.settings.projector_lr, False: self.settings.lr}
+            chosen = [{"params": groups[key], "lr": rates[key]} for key in (False, True) if groups[key]]
+            decay = self.args.weight_decay
+            if self.settings.eight_bit_optimizer:
+                from bitsandbytes.optim import AdamW8bit
+
+                self.optimizer = AdamW8bit(chosen, weight_decay=decay)
+            else:
+                self.optimizer = torch.optim.AdamW(chosen, weight_decay=decay, fused=True)
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        rows = inputs.pop(ROWS)
+        loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        if not torch.isfinite(loss):
+            self._not_finite("loss", rows)
+        return (loss, None) if return_outputs else loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        if norm is not None and not math.isfinite(float(norm)):
+            self._not_finite("gradient", self._batch_rows)
+        return norm
+
+    def _not_finite(self, what: str, rows: Sequence[Sample]) -> None:
+        places = list(dict.fromkeys(sample.row.place for sample in rows))
+        shown = "; ".join(places[:16]) + (f" and {len(places) - 16} more" if len(places) > 16 else "")
+        last = checkpoint.latest_checkpoint(self.run)
+        kept = f"The last good checkpoint is {last}." if last else "No checkpoint had been written."
+        raise DataError(
+            f"The {what} is not finite at step {self.state.global_step + 1}. Rows in the batch: {shown}.",
+            f"Look at these rows, or lower the learning rate. {kept}",
+        )
+
+    # What is told
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Writes a line of metrics.jsonl; integrations (`report_to`) get it too."""
+        if "train_runtime" in logs:
+            return
+        step = self.state.global_step
+        logs["epoch"] = step * self.settings.batch_size / self.epoch_size
+        if "loss" in logs:
+            loss = logs["loss"]
+            before = loss if self._smoothed is None else self._smoothed
+            self._smoothed = _SMOOTHING * before + (1 - _SMOOTHING) * loss
+        if self.is_world_process_zero():
+            with (self.run / METRICS_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **logs}) + "\n")
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+        self.tell(logs.get("learning_rate"))
+
+    def tell(self, learning_rate: float | None) -> None:
+        step, began, first = self.state.global_step, *self._began
+        speed = (step - first) / max(1e-9, time.monotonic() - began) if step > first else None
+        self.on_progress(
+            Progress(
+                "training",
+                step,
+                self.settings.steps,
+                epoch=step * self.settings.batch_size / self.epoch_size,
+                loss=self._smoothed,
+                learning_rate=learning_rate,
+                samples_per_second=speed and speed * self.settings.batch_size,
+                seconds_left=speed and (self.settings.steps - step) / speed,
+                evaluation=self.best.last,
+            )
+        )
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Looks at held-out rows, keeps the best, and stops where nothing has become better for too long."""
+        assert self.evaluation is not None
+        began = time.monotonic()
+        found = self.evaluation(self.state.global_step)
+        self._began = (self._began[0] + time.monotonic() - began, self._began[1])
+        self.best.last = found
+        by_loss = self.schedule.metric == "loss" or self.schedule.metric not in found
+        value = (-found["loss"] if by_loss else found[self.schedule.metric], -found["loss"])
+        if self.best.value is None or value > tuple(self.best.value):
+            self.best.value, self.best.step, self.best.since = value, self.state.global_step, 0
+        else:
+            self.best.since += 1
+            if self.schedule.patience and self.best.since >= self.schedule.patience:
+                self.control.should_training_stop = True
+        metrics = {f"eval_{name}": number for name, number in found.items()}
+        self.log(dict(metrics))
+        self.control.should_evaluate = False  # the Trainer asks once more at the end
+        return metrics
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes everything that resuming needs, beside its place, and renames it when it is whole."""
+        step = self.state.global_step
+        state_dict = self.gathered_state()
+        target = checkpoint.step_directory(self.run, step)
+        try:
+            with _shared_folder(target, self.args.process_index, self.args.world_size) as folder:
+                if self.is_world_process_zero():
+                    checkpoint.save_weights(
+                        self.objective.model, self.settings.stage, folder, state_dict=state_dict
+                    )
+                    self.state.save_to_json(str(folder / "trainer_state.json"))
+                    (folder / _STATE_FILE).write_text(json.dumps(self.best.__dict__))
+                self._save_optimizer_and_scheduler(str(folder))
+                self._save_rng_state(str(folder))
+        except OSError as error:
+            last = checkpoint.latest_checkpoint(self.run)
+            raise ModelError(
+                f"Cannot write the checkpoint of step {step}: {error.strerror or error}.",
+                f"Make room and run the same command again; it goes on from {last or 'the beginning'}.",
+            ) from error
+        self.control.should_save = False
+        if self.is_world_process_zero():
+            self._prune()
+
+    def _prune(self) -> None:
+        import shutil
+
+        saved = checkpoint.checkpoint_steps(self.run)
+        keep = {*list(saved)[-self.schedule.keep :], self.best.step}
+        for step, folder in saved.items():
+            if step not in keep:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            folder = Path(resume_from_checkpoint)
+            checkpoint.load_weights(self.objective.model, self.settings.stage, folder)
+
+    def resume(self, folder: Path) -> None:
+        """Trains on from a checkpoint to the end."""
+        saved = json.loads((folder / _STATE_FILE).read_text())
+        self.best = Best(**saved)
+        step = int(json.loads((folder / "trainer_state.json").read_text())["global_step"])
+        if self.is_world_process_zero():
+            cut_metrics(self.run, step)
+        self._began = (time.monotonic(), step)
+        self.train(resume_from_checkpoint=str(folder))
+
+    def gathered_state(self) -> dict[str, torch.Tensor] | None:
+        """All parameters by their names in the model, where they are sharded; else None."""
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return None
+        state = self.accelerator.get_state_dict(self.model_wrapped) or {}
+        return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+
+def cut_metrics(run: Path, step: int) -> None:
+    """Drops the lines of steps that are about to be taken again."""
+    for name in (METRICS_FILE, "watch.jsonl"):
+        path = run / name
+        if not path.exists():
+            continue
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):
+                continue  # the process was killed within this line
+        path.write_text("".join(kept), encoding="utf-8")
+
+
+class _Steps(TrainerCallback):
+    """Decides after each step whether to evaluate, save or stop."""
+
+    def __init__(self, trainer: FinetuneTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer._began = (time.monotonic(), state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        trainer, step = self.trainer, state.global_step
+        schedule, last = trainer.schedule, step >= trainer.settings.steps
+        every = schedule.evaluate_every
+        if trainer.evaluation and (last or (every and step % every == 0)):
+            control.should_evaluate = control.should_save = True
+        if schedule.save_every and step % schedule.save_every == 0:
+            control.should_save = True
+        if self._stop_everywhere() and not last:
+            trainer.stopped = True
+            control.should_save = control.should_training_stop = True
+
+
+    def _stop_everywhere(self) -> bool:
+        """Whether any process was asked to stop: all of them have to, at the same step."""
+        asked = self.trainer.should_stop()
+        if self.trainer.args.world_size == 1:
+            return asked
+        flag = torch.tensor(float(asked), device=self.trainer.args.device)
+        torch.distributed.all_reduce(flag)
+        return bool(flag)
+
+
+class _Ahead:
+    """Takes from an iterator in a thread, a step ahead."""
+
+    def __init__(self, source: Iterator[Any]) -> None:
+        self.source = source
+        self._pool = ThreadPoolExecutor(1, "batches")
+        self._next: Future[list[Any]] | None = None
+
+    def take(self, count: int) -> list[Any]:
+        batches = self._next.result() if self._next else self._some(count)
+        self._next = self._pool.submit(self._some, count)
+        return batches
+
+    def _some(self, count: int) -> list[Any]:
+        return [batch for _, batch in zip(range(count), self.source, strict=False)]
+
+
+class _shared_folder:  # noqa: N801 (a context manager that reads as a function)
+    """`checkpoint.whole_directory` for one or several processes, which all write into it."""
+
+    def __init__(self, target: Path, process: int, processes: int) -> None:
+        self.inner = checkpoint.whole_directory(target) if process == 0 else None
+        self.processes = processes
+
+    def __enter__(self) -> Path:
+        folder = self.inner.__enter__() if self.inner else None
+        if self.processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            folder = broadcast_object_list([folder])[0]
+        assert folder is not None
+        return folder
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self.processes > 1 and error is None:
+            torch.distributed.barrier()
+        if self.inner:
+            self.inner.__exit__(kind, error, trace)
+        if self.processes > 1 and error is None:
+            torch.distributed.barrier()
