@@ -12,8 +12,9 @@ from finetune.builtin.world.outside import Outside
 from finetune.builtin.world.scene import QA, Item, Room, Scene, Split
 from finetune.builtin.world.shapes import SHAPES
 from finetune.builtin.world.things import THINGS_ROOM
+from finetune.builtin.world.writing import WRITING
 
-INSIDE: tuple[Room, ...] = (SHAPES, THINGS_ROOM, DIGITS)
+INSIDE: tuple[Room, ...] = (SHAPES, THINGS_ROOM, DIGITS, WRITING)
 ROOMS: dict[str, Room] = {room.name: room for room in (*INSIDE, Outside(INSIDE))}
 
 __all__ = ["QA", "ROOMS", "Item", "Room", "Scene", "Split", "make_scene", "sample_scene"]

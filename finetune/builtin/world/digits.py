@@ -14,6 +14,7 @@ from finetune.builtin.world.digits_draw import (
     seven_segments,
     write,
 )
+from finetune.builtin.world.lettering import legible_ground
 from finetune.builtin.world.paint import (
     COLOURS,
     RGB,
@@ -50,18 +51,6 @@ class Ink:
     name: str
     pen: RGB
     ground: RGB
-
-
-def legible_ground(pen: RGB, rng: random.Random) -> RGB:
-    """A background that thin lines of the colour `pen` can be read on: lighter or darker."""
-    def light(rgb: RGB) -> float:
-        return 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2]
-
-    for _ in range(12):
-        ground = ground_rgb(rng, [pen])
-        if abs(light(ground) - light(pen)) > 70:
-            return ground
-    return (20, 20, 25) if light(pen) > 110 else (245, 245, 240)
 
 
 def ink(rng: random.Random) -> Ink:
