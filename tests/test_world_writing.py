@@ -67,7 +67,7 @@ def test_letters_are_big_enough_lie_inside_and_have_a_patch_each():
             assert -0.01 <= left < right <= 1.01 and -0.01 <= top < bottom <= 1.01
             assert item.kind in KINDS
         # Small letters such as "a" are lower than capitals.
-        assert max(i.box[3] - i.box[1] for i in letters(scene)) >= 0.065
+        assert max(i.box[3] - i.box[1] for i in letters(scene)) >= 0.06
         for one, other in zip(letters(scene), letters(scene)[1:], strict=False):
             if other.order:
                 assert other.centre[0] - one.centre[0] > 0.105

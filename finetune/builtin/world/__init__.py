@@ -7,6 +7,7 @@ import random
 
 from PIL import Image
 
+from finetune.builtin.world.charts import CHARTS
 from finetune.builtin.world.digits import DIGITS
 from finetune.builtin.world.outside import Outside
 from finetune.builtin.world.scene import QA, Item, Room, Scene, Split
@@ -14,7 +15,7 @@ from finetune.builtin.world.shapes import SHAPES
 from finetune.builtin.world.things import THINGS_ROOM
 from finetune.builtin.world.writing import WRITING
 
-INSIDE: tuple[Room, ...] = (SHAPES, THINGS_ROOM, DIGITS, WRITING)
+INSIDE: tuple[Room, ...] = (SHAPES, THINGS_ROOM, DIGITS, WRITING, CHARTS)
 ROOMS: dict[str, Room] = {room.name: room for room in (*INSIDE, Outside(INSIDE))}
 
 __all__ = ["QA", "ROOMS", "Item", "Room", "Scene", "Split", "make_scene", "sample_scene"]

@@ -12,7 +12,8 @@ maybe men milk mix moon more most mouse mouth music nest net never new next nice
 not now nut ocean old one open orange over owl page paint paper park party pen pet phone photo
 piano pie pig pink pizza plan plant play plus poem pool post pull purple push queen quiet rain red
 rest rice right ring river road robot rock roof room rose run sad safe sale salt sand save say
-school sea seat see sell seven shell ship shoe shop show sign sing six size sky sleep slow small smile snow
+school sea seat see sell seven shell ship shoe shop show sign sing six size sky sleep slow small
+smile snow
 soap sock soft song soon soup south spoon star start stay step stone stop store street sugar sun
 sweet swim table talk tall taxi tea team ten tent test thank that the them then they thin this
 three tiger time tiny toast today top town toy train tree truck true try two uncle under van very
