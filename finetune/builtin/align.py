@@ -19,16 +19,18 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, SiglipModel
 
 from finetune.builtin import dense
 from finetune.builtin.language import (
+    Course,
     Symbols,
     answer_loss,
+    make_quiz,
     questions,
     run_packed,
+    shape_of,
     told,
     without_pictures,
 )
-from finetune.builtin.model import make_projector
 from finetune.builtin.optim import Clock, MuonAdam, load_state, rate_at, save_state
-from finetune.builtin.packing import Packer, Turns, answer_hits, branches, turns_of
+from finetune.builtin.packing import Packed, Packer, Turns, answer_hits, branches, turns_of
 from finetune.builtin.pictures import draw_room, normalised, pixels
 from finetune.builtin.world import ROOMS, Scene, Split, make_scene
 
@@ -82,12 +84,14 @@ def ask_scenes(
     scenes: list[Scene],
     seed: int,
     split: Split,
+    most: int = 99,
 ) -> tuple[list[tuple[int, list[Turns]]], list[list[str]]]:
-    """Fresh questions about scenes: rows for the packer, and each branch's skill."""
+    """At most `most` fresh questions about each scene: rows for the packer, and branches' skills."""
     rows, skills = [], []
     for k, scene in enumerate(scenes):
         rng = random.Random(f"ask-{split}-{seed}-{k}")
         qas = questions(scene, rng, split)
+        qas = rng.sample(qas, min(most, len(qas)))
         made = branches(qas, rng) if split == "train" else [turns_of(qa, rng) for qa in qas]
         rows.append((dense.PATCHES, made))
         skills.append([qa.skill for qa in qas])
@@ -154,63 +158,66 @@ def align(
     encoder: SiglipModel,
     projector: nn.Module,
     language: LlamaForCausalLM,
+    symbols: Symbols,
     tokenizer: PreTrainedTokenizerFast,
     weights: Mapping[str, float],
     minutes: float,
     *,
-    train_language: bool,
     seed: int = 0,
     rate: float = 1.0,
-    batch: int = 20,
+    scale: float = 1.0,
     capacity: int = 8000,
     device: str = "cpu",
-    symbols: Symbols | None = None,
     score_every: float = 240,
 ) -> None:
-    """Train the projector, and the language model if asked, on answers; in place.
+    """The language model meets the encoder: projector and LLM train on answers, in place.
 
-    The state is kept in `out/<name>.pt`. With `symbols` a fresh start begins with `regress`.
+    Every second step goes on with symbols, which are quicker to compute: what is learned on them
+    (relations, counting) carries over. The state is kept in `out/<name>.pt`; a fresh start begins
+    with `regress`.
     """
     packer = Packer(tokenizer)
-    language.requires_grad_(train_language)
-    modules = [projector, language] if train_language else [projector]
+    modules = [projector, language, symbols]
     gallery = Gallery(encoder, capacity, weights, next_seed=50_000_000 * (seed + 1), device=device)
-    clock, step = Clock(minutes), 0
+    clock, step, number = Clock(minutes), 0, 200_000_000 * (seed + 1)
     state = load_state(out / f"{name}.pt")
     if state:
-        projector.load_state_dict(state["projector"])
-        language.load_state_dict(state["language"])
-        step, clock.spent, gallery.next_seed = state["step"], state["spent"], state["next_seed"]
+        for module, key in zip(modules, ("projector", "language", "symbols"), strict=True):
+            module.load_state_dict(state[key])
+        step, clock.spent, number = state["step"], state["spent"], state["number"]
+        gallery.next_seed = state["next_seed"]
     if clock.progress >= 1:
         return
-    gallery.refill(min(capacity, 1500))
+    gallery.refill(min(capacity, round(1500 * scale)))
     rng = np.random.default_rng((seed, step))
-    if symbols is not None and not state:
-        share = regress(projector, symbols, gallery, 250, rng)
+    if not state:
+        share = regress(projector, symbols, gallery, round(250 * scale), rng)
         print(f"{name} projector starts with {share:.3f} of the symbols' variance unexplained")
     optimiser = MuonAdam(modules, rate)
-    if state:
+    if state and "optimiser" in state:
         optimiser.load_state_dict(state["optimiser"])
+    batch = max(2, round(14 * scale))
     saved = scored = clock.elapsed
-    losses: list[float] = []
+    losses: dict[bool, list[float]] = {False: [], True: []}
     while clock.progress < 1:
-        gallery.refill(max(1, batch // 3))
-        slots = rng.integers(0, len(gallery.scenes), batch)
-        rows, _ = ask_scenes(
-            [gallery.scenes[s] for s in slots], int(rng.integers(1 << 40)), "train"
-        )
-        packed = packer.pack(rows).to(device)
+        seen = step % 2 == 0
+        if seen:
+            gallery.refill(max(1, batch // 2))
+            packed, visual = gallery_batch(gallery, packer, projector, batch, rng)
+        else:
+            packed, visual, number = symbol_batch(symbols, packer, weights, number, step, scale)
         with torch.autocast(device, torch.bfloat16):
-            visual = projector(gallery.seen[torch.from_numpy(slots)])
-            hidden = run_packed(language, packed, visual.flatten(0, 1))
+            hidden = run_packed(language, packed, visual)
             loss = answer_loss(language, hidden, packed)
         loss.backward()
-        optimiser.step(rate_at(clock.progress, step, warmup=30))
-        losses.append(loss.item())
+        optimiser.step(rate_at(clock.progress, step, warmup=60))
+        losses[seen].append(loss.item())
         step += 1
-        if step % 50 == 0:
+        if step % 200 == 0:
+            means = {k: np.mean(v[-100:]) for k, v in losses.items()}
             print(
-                f"{name} {clock.elapsed / 60:.1f} min step {step} loss {np.mean(losses[-50:]):.3f}",
+                f"{name} {clock.elapsed / 60:.1f} min step {step} loss {means[True]:.3f}, "
+                f"on symbols {means[False]:.3f}",
                 flush=True,
             )
         if clock.elapsed - scored > score_every or clock.progress >= 1:
@@ -224,12 +231,41 @@ def align(
                 {
                     "projector": projector.state_dict(),
                     "language": language.state_dict(),
+                    "symbols": symbols.state_dict(),
                     "optimiser": optimiser.state_dict(),
                     "step": step,
                     "spent": saved,
+                    "number": number,
                     "next_seed": gallery.next_seed,
                 },
             )
 
 
-__all__ = ["align", "features", "make_projector", "picture_score"]
+def gallery_batch(
+    gallery: Gallery, packer: Packer, projector: nn.Module, batch: int, rng: np.random.Generator
+) -> tuple[Packed, torch.Tensor]:
+    """New questions about pictures of the gallery, and the pictures' projected features."""
+    slots = rng.integers(0, len(gallery.scenes), batch)
+    seed = int(rng.integers(1 << 40))
+    rows, _ = ask_scenes([gallery.scenes[s] for s in slots], seed, "train", most=7)
+    with torch.autocast(gallery.device, torch.bfloat16):
+        visual = projector(gallery.seen[torch.from_numpy(slots)])
+    return packer.pack(rows).to(gallery.device), visual.flatten(0, 1)
+
+
+def symbol_batch(
+    symbols: Symbols,
+    packer: Packer,
+    weights: Mapping[str, float],
+    number: int,
+    step: int,
+    scale: float,
+) -> tuple[Packed, torch.Tensor, int]:
+    """A batch of stage 0b's last kind: mostly compact, now and then a grid."""
+    grid = step % 10 == 1
+    course = Course(max(2, round((8 if grid else 32) * scale)), 6 if grid else 4, grid, short=0.7)
+    quiz, number = make_quiz(packer, number, weights, course)
+    device = symbols.owned.weight.device
+    with torch.autocast(device.type, torch.bfloat16):
+        visual = symbols(quiz.rows.view(-1, *shape_of(quiz, grid)).to(device), grid)
+    return quiz.packed.to(str(device)), visual.flatten(0, -2), number

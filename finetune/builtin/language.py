@@ -125,12 +125,12 @@ def course_at(progress: float, step: int, compact_share: float, scale: float = 1
         return max(2, round(count * scale))
 
     if progress < 0.35 * compact_share:
-        return Course(scenes(72), 4, False, 4, 0.9, 0.9)
+        return Course(scenes(24), 3, False, 4, 0.9, 0.9)
     if progress < 0.6 * compact_share:
-        return Course(scenes(64), 4, False, 6, 0.5, 0.85)
+        return Course(scenes(24), 4, False, 6, 0.5, 0.85)
     if progress < compact_share or step % 10 == 0:
-        return Course(scenes(64), 4, False, short=0.75)
-    return Course(scenes(28), 7, True, short=0.75)
+        return Course(scenes(32), 4, False, short=0.75)
+    return Course(scenes(14), 7, True, short=0.75)
 
 
 def make_quiz(
@@ -160,7 +160,7 @@ def make_quiz(
         tables.append(table)
         skills.append([qa.skill for qa in qas])
     rng = random.Random(f"talk-{split}-{first}")
-    talk = without_pictures(rng, split)
+    talk = without_pictures(rng, split, max(1, course.scenes // 8))
     todo.append((0, [turns_of(qa, rng) for qa in talk]))
     skills.append([qa.skill for qa in talk])
     rows = torch.from_numpy(np.concatenate(tables)).long()
@@ -251,10 +251,10 @@ def train_language(
         optimiser.step(rate_at(clock.progress, step))
         losses.append(loss.item())
         step += 1
-        if step % 50 == 0:
+        if step % 200 == 0:
             print(
                 f"language {clock.elapsed / 60:.1f} min step {step} grid {grid} tokens "
-                f"{tuple(packed.ids.shape)} loss {np.mean(losses[-50:]):.3f}",
+                f"{tuple(packed.ids.shape)} loss {np.mean(losses[-200:]):.3f}",
                 flush=True,
             )
         if clock.elapsed - scored > 240 or clock.progress >= 1:
