@@ -6,8 +6,8 @@
 Every arm trains the same parameters of the same weights on the same rows in the same batches and
 precision, each in a process of its own, the arms in turn, for several epochs. `Trainer` gets what
 one writes first: a collator that runs the processor on the batch and masks the prompt. TRL runs
-where it is installed. Of ours the first epoch includes running the encoder and keeping its outputs.
-Reading and checking the data, loading and saving are in nobody's time. Times depend on the machine
+where it is installed. Of ours the first epoch includes keeping the encoder's outputs and setting the
+Trainer up. Reading and checking the data, loading and saving are in nobody's time. Times depend on the machine
 and its load, ratios hardly do; on a busy machine count processor time: `--clock cpu --threads 1`.
 
 `real-size` is a LLaVA of random bf16 weights in the shape of SigLIP-so400m/14-384 and Qwen1.5-0.5B.
@@ -124,27 +124,24 @@ def ours(options: argparse.Namespace, out: str) -> Timing:
     from finetune.progress import Progress
     from finetune.train import train
 
-    began: list[float] = []
+    began = clock()
     steps: list[float] = []
-    seen = {"loaded": 0, "peak": 0}
+    loaded = most = 0
     total = options.rows // options.batch * options.epochs
 
     def tell(progress: Progress) -> None:
-        if progress.phase in ("encoding", "training") and not began:
-            began.append(clock())
-            seen["loaded"] = resident()
+        nonlocal began, loaded, most
+        if progress.phase == "loading":  # the last one comes when the model is there
+            began, loaded = clock(), resident()
         if progress.phase == "training" and not progress.message and progress.done > len(steps):
             steps.append(clock())
-            if progress.done == total:
-                seen["peak"] = peak()
+            most = peak()
 
     train(config_of(options, out), tell)
     assert len(steps) == total, (len(steps), total)
     per_epoch = total // options.epochs
-    ends = [began[0], *steps[per_epoch - 1 :: per_epoch]]
-    return Timing(
-        tuple(b - a for a, b in zip(ends, ends[1:], strict=False)), seen["peak"], seen["loaded"]
-    )
+    ends = [began, *steps[per_epoch - 1 :: per_epoch]]
+    return Timing(tuple(b - a for a, b in zip(ends, ends[1:], strict=False)), most, loaded)
 
 
 def prepared(options: argparse.Namespace, out: str) -> tuple[Any, Any]:
@@ -373,8 +370,8 @@ def main() -> None:
         path = write_rows(data, options.rows, size, words)
         print(
             f"{options.shape}: {options.rows} rows, batches of {options.batch}, {options.epochs}"
-            f" epochs, LoRA rank {options.rank}, {options.threads} threads, {options.rounds} rounds,"
-            f" {options.clock} time"
+            f" epochs, LoRA rank {options.rank}, {options.threads} threads, {options.rounds}"
+            f" rounds, {options.clock} time"
         )
         for stage in options.stages:
             timings: dict[str, list[Timing]] = {arm: [] for arm in arms}
