@@ -92,7 +92,6 @@ def test_stop_keeps_what_came_and_frees_the_line(house):
     home = house(engine)
     running = home.desk.ask("ann", {"question": "Count."})
     conversation = next(running)["view"]["conversation"]
-    engine.begun.wait(5)
     for update in running:
         if update and "two" in update.get("live", {}).get("html", ""):
             home.desk.stop("ann", conversation)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from starlette.types import ASGIApp
@@ -15,6 +18,7 @@ from ui.hub import Choice, Hub, Progress
 from ui.pictures import PictureShelf
 from ui.security import Guard, Rules
 from ui.store import Store
+from ui.teach import Teaching
 from vqa_app.engine import Engine
 
 UPLOAD = 200 * 2**20
@@ -32,6 +36,14 @@ class Application:
         self.desk.stop_all()
         self.desk.hub.close()
         self.desk.store.close()
+
+
+@cache
+def _private_folder() -> str:
+    """A folder of this process alone, gone when it ends."""
+    folder = tempfile.mkdtemp(prefix="vqa-app-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def create(
@@ -58,7 +70,7 @@ def create(
     # Before gradio is imported, which reads them. Uploads lie in a folder of this process alone.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="vqa-app-")
+    os.environ["GRADIO_TEMP_DIR"] = _private_folder()
     from fastapi import FastAPI
     from gradio import mount_gradio_app
 
@@ -69,8 +81,9 @@ def create(
     hub = Hub(load, choices, default)
     desk = Desk(Store(data_dir / "chats.sqlite"), PictureShelf(data_dir / "pictures"), hub)
     app = FastAPI(title="Look & Ask", docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(routes_of(desk))
-    page = layout.build(desk)
+    teaching = Teaching(data_dir / "taught", desk.shelf)
+    app.include_router(routes_of(desk, teaching))
+    page = layout.build(desk, teaching)
     mount_gradio_app(
         app,
         page,
@@ -94,7 +107,7 @@ def create(
     rules = Rules(
         hosts=frozenset(hosts),
         users=users or {},
-        larger={"/vqa/conversations": UPLOAD, "/gradio_api/upload": UPLOAD},
+        larger={"/vqa/conversations": UPLOAD, "/vqa/taught": UPLOAD, "/gradio_api/upload": UPLOAD},
         cookie_path=root_path or "/",
     )
     return Application(Guard(app, rules), desk)

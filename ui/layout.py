@@ -18,9 +18,11 @@ import gradio as gr
 from ui import insight
 from ui.api import add_endpoint
 from ui.handlers import Desk, Request, Update, message_of
+from ui.lessons import teach
+from ui.teach import Teaching
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("core", "turns", "composer", "sidebar", "sheet", "drawing", "settings")
+SCRIPTS = ("core", "turns", "composer", "sidebar", "sheet", "drawing", "settings", "teach")
 STREAMS = 64
 """Answers that may be under way at once, waiting ones included."""
 _serial = itertools.count(1)
@@ -43,7 +45,7 @@ def css() -> str:
     return (STATIC / "page.css").read_text("utf-8")
 
 
-def build(desk: Desk) -> gr.Blocks:
+def build(desk: Desk, teaching: Teaching) -> gr.Blocks:
     """The whole page on a desk."""
     with gr.Blocks(title="Look & Ask", fill_width=True, analytics_enabled=False) as page:
         gr.HTML((STATIC / "page.html").read_text("utf-8"), elem_id="shell", padding=False)
@@ -53,6 +55,7 @@ def build(desk: Desk) -> gr.Blocks:
         _calling(_wire("act"), desk.act)
         _calling(_wire("warm"), lambda owner, request: _nothing(desk.warm(owner, request)))
         _calling(_wire("look"), lambda owner, request: _look(desk, owner, request))
+        _calling(_wire("teach"), lambda owner, request: teach(desk, teaching, owner, request))
         add_endpoint(desk)
     return page
 

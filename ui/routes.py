@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ui import exchange
 from ui.handlers import Desk, message_of
+from ui.teach import Teaching
 from vqa_app.errors import UsageError, VqaError
 
 STATIC = Path(__file__).parent / "static"
@@ -23,7 +24,7 @@ _FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
 MAX_IMPORT = 200 * 2**20
 
 
-def routes_of(desk: Desk) -> APIRouter:
+def routes_of(desk: Desk, teaching: Teaching) -> APIRouter:
     """The routes that serve `desk`'s owners."""
     router = APIRouter()
 
@@ -102,6 +103,27 @@ def routes_of(desk: Desk) -> APIRouter:
         def read() -> dict[str, Any]:
             owner = request.state.owner
             return {"conversation": exchange.from_json(desk.store, desk.shelf, owner, data)}
+
+        return await _answered(read)
+
+    @router.get("/vqa/taught.zip")
+    async def taught_zip(request: Request) -> Response:
+        data = await run_in_threadpool(teaching.export, request.state.owner)
+        return Response(
+            data,
+            media_type="application/zip",
+            headers={"content-disposition": "attachment; filename=taught.zip"},
+        )
+
+    @router.post("/vqa/taught")
+    async def take_rows(request: Request) -> Response:
+        data = await _body(request, MAX_IMPORT)
+        if data is None:
+            return _problem(UsageError("The file is too large.", "At most 200 MB fit."), 413)
+
+        def read() -> dict[str, Any]:
+            count, problems = teaching.take_in(request.state.owner, data)
+            return {"count": count, "problems": problems[:20]}
 
         return await _answered(read)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import ipaddress
@@ -89,6 +90,12 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
+def _is_trouble(record: logging.LogRecord) -> bool:
+    """Streams that are cut at the end are not."""
+    cut = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cut and "Cancel" not in record.getMessage()
+
+
 def serve(application: Application, listener: socket.socket) -> None:
     """Serves until Ctrl-C or SIGTERM."""
     config = uvicorn.Config(
@@ -99,9 +106,10 @@ def serve(application: Application, listener: socket.socket) -> None:
         timeout_graceful_shutdown=GRACE,
         proxy_headers=False,
     )
-    # Streams that are cut at the end are no errors.
-    logging.getLogger("uvicorn.error").addFilter(lambda record: "Cancel" not in record.getMessage())
+    logging.getLogger("uvicorn.error").addFilter(_is_trouble)
     try:
         _Server(config, application).run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass  # uvicorn raises it again after it has shut down
     finally:
         application.close()

@@ -1,0 +1,317 @@
+"""The server around the page, without a browser: routes, shut holes, the public endpoint."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.fake_engine import FakeEngine
+from tests.ui_server import running
+from ui.security import COOKIE
+from ui.server import is_loopback, listen
+from vqa_app.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return FakeEngine()
+
+
+@pytest.fixture(scope="module")
+def server(engine, tmp_path_factory):
+    with running({"fake": engine}, tmp_path_factory.mktemp("data")) as found:
+        yield found
+
+
+@pytest.fixture
+def person(server):
+    """A browser with a cookie of its own."""
+    with httpx.Client(base_url=server.address, timeout=30) as client:
+        client.get("/")
+        yield client
+
+
+@pytest.fixture
+def other(server):
+    with httpx.Client(base_url=server.address, timeout=30) as client:
+        client.get("/")
+        yield client
+
+
+def png(colour="red", size=(32, 24)) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def owner_of(server, client) -> str:
+    from ui.security import _digest
+
+    return f"browser:{_digest(client.cookies[COOKIE])}"
+
+
+def talk(server, client, question="What is it?", **request) -> dict:
+    desk = server.application.desk
+    return list(desk.ask(owner_of(server, client), {"question": question, **request}))[-1]["view"]
+
+
+def test_health_and_readiness(server, person):
+    assert person.get("/healthz").json() == {"status": "ok"}
+    assert person.get("/readyz").json() == {"status": "ready"}
+
+
+def test_not_ready_while_the_model_loads(tmp_path):
+    with running({"fake": FakeEngine()}, tmp_path, preload=False) as found:
+        assert httpx.get(f"{found.address}readyz").status_code == 503
+        assert httpx.get(f"{found.address}healthz").status_code == 200
+
+
+def test_the_page_names_nothing_outside_this_machine(person):
+    page = person.get("/").text
+    remote = {
+        url for url in re.findall(r'(?:src|href)="(https?://[^"]+)"', page)
+        if not url.startswith(str(person.base_url))
+    }  # fmt: skip
+    # Gradio leaves preconnect hints; the policy keeps the page from following any.
+    assert "default-src 'self'" in person.get("/").headers["content-security-policy"]
+    assert not {url for url in remote if url.endswith((".js", ".css"))}, remote
+
+
+@pytest.mark.parametrize("name", ["core.js", "turns.js", "page.css", "icon.svg"])
+def test_scripts_and_styles_are_served(person, name):
+    assert person.get(f"/vqa/{name}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/vqa/page.html", "/vqa/..%2fapp.py", "/vqa/nothing.js", "/vqa/pictures/..%2f..%2fx"]
+)
+def test_no_other_file_is_served(person, path):
+    assert person.get(path).status_code == 404
+
+
+def test_a_picture_is_shown_to_its_owner_only_and_re_encoded(person, other):
+    payload = png() + b"<script>alert(1)</script>"
+    found = person.post("/vqa/pictures?name=cat.png", content=payload).json()
+    assert found["size"] == [32, 24]
+    mine = person.get(f"/vqa/pictures/{found['digest']}")
+    assert mine.headers["content-type"] == "image/png" and b"<script>" not in mine.content
+    assert person.get(f"/vqa/pictures/{found['digest']}?size=small").status_code == 200
+    assert other.get(f"/vqa/pictures/{found['digest']}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "empty"),
+        (b"not a picture", ""),
+        (png()[:40], ""),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", ""),
+    ],
+)
+def test_a_bad_picture_gets_a_clear_message(person, data, words):
+    answer = person.post("/vqa/pictures?name=odd.png", content=data)
+    assert answer.status_code == 400
+    assert "odd.png" in answer.json()["error"]
+    assert "/" not in answer.json()["error"].replace("and/or", "")
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(person):
+    answer = person.post("/vqa/pictures?name=big.png", content=b"x" * (21 * 2**20))
+    assert answer.status_code == 413 and "20 MB" in answer.json()["error"]
+
+
+def test_a_forged_path_never_leaves_the_server(server, person, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("the secret")
+    for path in (str(secret), "/etc/passwd", str(Path(__file__))):
+        started = person.post(
+            "/gradio_api/call/chat",
+            json={
+                "data": [
+                    {"text": "x", "files": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}
+                ]
+            },
+        )
+        events = person.get(f"/gradio_api/call/chat/{started.json()['event_id']}").text
+        assert "event: error" in events and "secret" not in events.replace(str(secret), "")
+        assert person.get(f"/gradio_api/file={path}").status_code in (403, 404)
+
+
+def test_the_check_of_paths_is_on(server):
+    """Gradio leaves it off on mounted pages; see `ui.app.create`."""
+    import gradio.processing_utils as gradio_files
+    from gradio.context import LocalContext
+
+    page = next(
+        route.app.get_blocks()
+        for route in server.application.asgi.app.routes
+        if hasattr(getattr(route, "app", None), "get_blocks")
+    )
+    assert page.has_launched
+    token = LocalContext.blocks.set(page)
+    try:
+        with pytest.raises(Exception, match="Cannot move"):
+            gradio_files._check_allowed("/etc/passwd", check_in_upload_folder=True)
+    finally:
+        LocalContext.blocks.reset(token)
+
+
+def test_other_origins_reach_no_route(person):
+    for path in ("/", "/gradio_api/upload", "/gradio_api/queue/join", "/vqa/pictures"):
+        for method in ("POST", "OPTIONS", "GET"):
+            answer = person.request(method, path, headers={"origin": "http://evil.example"})
+            assert answer.status_code == 403
+            assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_chat_goes_out_as_json_and_comes_back(server, person, other):
+    found = person.post("/vqa/pictures?name=cat.png", content=png("blue")).json()
+    view = talk(server, person, pictures=[found["digest"]])
+    view = talk(server, person, "And now?", conversation=view["conversation"])
+    chat = view["conversation"]
+    file = person.get(f"/vqa/conversations/{chat}.json")
+    assert "attachment" in file.headers["content-disposition"]
+    assert other.get(f"/vqa/conversations/{chat}.json").status_code == 404
+    taken = other.post("/vqa/conversations", content=file.content).json()
+    copy = server.application.desk.view(owner_of(server, other), taken["conversation"])
+    told = [(t["question"], t["answer"], len(t["pictures"])) for t in copy["turns"]]
+    assert told == [(t["question"], t["answer"], len(t["pictures"])) for t in view["turns"]]
+    assert other.get(f"/vqa/pictures/{found['digest']}").status_code == 200
+
+
+def test_a_chat_goes_out_as_one_page_that_needs_nothing_else(server, person):
+    found = person.post("/vqa/pictures?name=cat.png", content=png("green")).json()
+    view = talk(server, person, "<b>bold?</b>", pictures=[found["digest"]])
+    page = person.get(f"/vqa/conversations/{view['conversation']}.html").text
+    assert "data:image/jpeg;base64," in page and "&lt;b&gt;bold?" in page
+    assert "<script" not in page and "http" not in page.replace("http-equiv", "")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"{}", b"[1]", b"[" * 100_000,
+        json.dumps({"format": "vqa-app conversation", "version": 1, "turns": [3]}).encode(),
+        json.dumps({"format": "vqa-app conversation", "version": 99, "turns": []}).encode(),
+        json.dumps({"format": "vqa-app conversation", "version": 1,
+                    "turns": [{"id": "a", "question": "q", "answer": "a", "facts": []}],
+                    "pictures": {"x": {"name": "n", "data": "!!"}}}).encode(),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_refused_with_a_reason(person, data):
+    answer = person.post("/vqa/conversations", content=data)
+    assert answer.status_code == 400 and len(answer.json()["error"]) > 10
+
+
+def test_the_public_endpoint_streams(server, engine, tmp_path):
+    from gradio_client import Client, handle_file
+
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "red.png")
+    client = Client(server.address, verbose=False)
+    try:
+        message = {"text": "What colour?", "files": [handle_file(str(tmp_path / "red.png"))]}
+        job = client.submit(message, api_name="/chat")
+        steps = list(job)
+        assert steps[-1] == "You asked 'What colour?' about one picture."
+        assert all(steps[-1].startswith(step) for step in steps)
+        bad = tmp_path / "bad.png"
+        bad.write_bytes(b"nothing")
+        job = client.submit({"text": "?", "files": [handle_file(str(bad))]}, api_name="/chat")
+        with pytest.raises(Exception, match="picture 1"):
+            job.result(timeout=30)
+    finally:
+        client.close()
+
+
+def test_with_users_everything_but_health_asks_for_a_password(tmp_path):
+    with (
+        running({"fake": FakeEngine()}, tmp_path, users={"ann": "secret"}) as found,
+        httpx.Client(base_url=found.address) as client,
+    ):
+        for path in ("/", "/config", "/vqa/core.js", "/gradio_api/info", "/openapi.json"):
+            assert client.get(path).status_code == 401
+        assert client.get("/", auth=("ann", "secret")).status_code == 200
+
+
+def test_a_taken_port_is_named_with_a_free_one():
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"Port {port} is taken") as refusal:
+            listen("127.0.0.1", port)
+    offered = int(re.search(r"--port (\d+)", str(refusal.value)).group(1))
+    listen("127.0.0.1", offered).close()
+
+
+def test_loopback_is_told_from_the_world():
+    assert is_loopback("127.0.0.1") and is_loopback("::1") and is_loopback("localhost")
+    assert not is_loopback("0.0.0.0") and not is_loopback("192.168.0.2")
+
+
+PROGRAM = """
+import sys, threading
+from pathlib import Path
+from tests.fake_engine import FakeEngine
+from ui.app import create
+from ui.hub import Choice
+from ui.server import address_of, listen, serve
+
+listener = listen("127.0.0.1", 0)
+engine = FakeEngine("one two three", gate=threading.Event(), open_words=1)
+choice = Choice("fake", "Fake", "", "", "fake")
+app = create(Path(sys.argv[1]), lambda *_: engine, lambda: [choice], "fake")
+app.desk.hub.start()
+print(address_of(listener), flush=True)
+serve(app, listener)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
+def test_ctrl_c_stops_within_two_seconds_with_an_answer_running(tmp_path):
+    root = Path(__file__).parent.parent
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)],
+        cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        address = process.stdout.readline().strip()
+        started = httpx.post(
+            f"{address}gradio_api/call/chat",
+            json={"data": [{"text": "x", "files": []}]},
+            timeout=60,
+        )
+        first = threading.Event()
+
+        def read() -> None:
+            url = f"{address}gradio_api/call/chat/{started.json()['event_id']}"
+            try:
+                with httpx.stream("GET", url, timeout=60) as stream:
+                    for line in stream.iter_lines():
+                        if "one" in line:
+                            first.set()
+            except httpx.HTTPError:
+                pass  # cut at the end, as it should be
+
+        threading.Thread(target=read, daemon=True).start()
+        assert first.wait(60)
+        asked = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+        seconds = time.monotonic() - asked
+    finally:
+        process.kill()
+    errors = process.stderr.read()
+    assert "Traceback" not in errors, errors
+    assert seconds < 2, f"{seconds:.1f} s"

@@ -1,0 +1,126 @@
+"""Taught rows: kept as the data set that fine-tuning reads."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+
+import pytest
+from PIL import Image
+
+from finetune.datasets import read_rows
+from ui.pictures import PictureShelf
+from ui.teach import Teaching
+from vqa_app.errors import DataError, UsageError
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    return PictureShelf(tmp_path / "pictures")
+
+
+@pytest.fixture
+def teaching(tmp_path, shelf):
+    return Teaching(tmp_path / "taught", shelf)
+
+
+def picture(shelf, colour="red"):
+    return shelf.add(Image.new("RGB", (24, 18), colour), f"{colour}.png")
+
+
+def test_finetune_reads_what_was_taught(teaching, shelf):
+    red, blue = picture(shelf), picture(shelf, "blue")
+    teaching.add("ann", "What colour?", "red", [red], short=True)
+    teaching.add("ann", "Do they differ?", "Yes, they do.", [red, blue])
+    teaching.add("ann", "Literally <image>?", "No picture.", [red])
+    found = read_rows(teaching.file("ann"))
+    assert not found.problems and len(found.rows) == 3
+    first, second, third = (row.conversation() for row in found.rows)
+    assert first.pictures == (red,) and second.pictures == (red, blue) == second.pictures
+    assert first.messages[0].text.strip().endswith("single word or phrase.")
+    assert second.messages[1].text == "Yes, they do."
+    assert len(third.pictures) == 1
+
+
+def test_rows_come_back_as_they_were_taught(teaching, shelf):
+    red = picture(shelf)
+    teaching.add("ann", "What colour?", "red", [red], short=True, turn="t1", said="blue")
+    (row,) = teaching.rows("ann")
+    assert (row.question, row.answer, row.short, row.said) == ("What colour?", "red", True, "blue")
+    assert row.pictures == (red.digest,)
+    assert teaching.rows("bob") == []
+
+
+def test_a_second_correction_of_a_turn_replaces_the_first(teaching, shelf):
+    teaching.add("ann", "What?", "a cat", [picture(shelf)], turn="t1")
+    teaching.add("ann", "What?", "a dog", [picture(shelf)], turn="t1")
+    assert [row.answer for row in teaching.rows("ann")] == ["a dog"]
+    teaching.forget("ann", "t1")
+    assert teaching.rows("ann") == []
+
+
+def test_rows_can_be_edited_and_deleted_by_their_owner_only(teaching, shelf):
+    row = teaching.add("ann", "What?", "a cat", [picture(shelf)])
+    with pytest.raises(UsageError):
+        teaching.edit("bob", row.id, "What?", "a dog")
+    with pytest.raises(UsageError):
+        teaching.delete("bob", row.id)
+    teaching.edit("ann", row.id, "Which?", "a dog")
+    assert [(r.question, r.answer) for r in teaching.rows("ann")] == [("Which?", "a dog")]
+    with pytest.raises(DataError, match="answer is empty"):
+        teaching.edit("ann", row.id, "Which?", "  ")
+    teaching.delete("ann", row.id)
+    assert teaching.rows("ann") == []
+
+
+def test_an_export_can_be_taken_in_by_somebody_else(teaching, shelf):
+    red, blue = picture(shelf), picture(shelf, "blue")
+    teaching.add("ann", "What colour?", "red", [red], short=True)
+    teaching.add("ann", "Do they differ?", "Yes.", [red, blue])
+    count, problems = teaching.take_in("bob", teaching.export("ann"))
+    assert (count, problems) == (2, [])
+    told = [(row.question, row.answer, row.pictures, row.short) for row in teaching.rows("ann")]
+    assert told == [(r.question, r.answer, r.pictures, r.short) for r in teaching.rows("bob")]
+
+
+def packed(**files: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return stream.getvalue()
+
+
+def png(colour="green"):
+    stream = io.BytesIO()
+    Image.new("RGB", (20, 20), colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_a_table_with_pictures_is_taken_in(teaching):
+    table = b"image,question,answer\ngreen.png,What colour?,green\nmissing.png,What?,none\n"
+    count, problems = teaching.take_in("ann", packed(**{"my.csv": table, "green.png": png()}))
+    assert count == 1 and len(problems) == 1 and "missing.png" in problems[0]
+    assert teaching.rows("ann")[0].question == "What colour?"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"not a zip", "not a zip"),
+        (packed(**{"../evil.json": b"[]"}), "outside"),
+        (packed(**{"/etc/evil.json": b"[]"}), "outside"),
+        (packed(**{"readme.txt": b"hello"}), "no data file"),
+    ],
+)
+def test_odd_zip_files_are_refused(teaching, tmp_path, data, words):
+    with pytest.raises(DataError, match=words):
+        teaching.take_in("ann", data)
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_a_bomb_is_not_unpacked(teaching, monkeypatch):
+    monkeypatch.setattr("ui.teach.MAX_UNPACKED", 1000)
+    with pytest.raises(DataError, match="too much"):
+        teaching.take_in("ann", packed(**{"rows.json": json.dumps(["x" * 5000]).encode()}))

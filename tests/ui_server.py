@@ -1,0 +1,56 @@
+"""The browser application on a port of its own, in this process, for tests."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from ui.app import Application, create
+from ui.hub import Choice
+from ui.server import address_of, listen
+from vqa_app.engine import Engine
+
+
+@dataclass
+class Running:
+    address: str
+    application: Application
+
+
+@contextmanager
+def running(
+    engines: dict[str, Engine],
+    data_dir: Path,
+    *,
+    users: dict[str, str] | None = None,
+    port: int = 0,
+    preload: bool = True,
+) -> Iterator[Running]:
+    """Serves `engines` (the first is the default) until the block ends."""
+    choices = [Choice(key, key.title(), "for tests", "In the box", key) for key in engines]
+    application = create(
+        data_dir, lambda choice, _: engines[choice.key], lambda: choices, choices[0].key,
+        users=users,
+    )  # fmt: skip
+    listener = listen("127.0.0.1", port)
+    if preload:
+        application.desk.hub.start()
+        application.desk.hub.wait(timeout=30)
+    server = uvicorn.Server(
+        uvicorn.Config(application.asgi, log_level="error", timeout_graceful_shutdown=1)
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield Running(address_of(listener), application)
+    finally:
+        application.desk.stop_all()
+        server.should_exit = True
+        thread.join(10)
+        application.close()
+        listener.close()

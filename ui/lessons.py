@@ -1,0 +1,82 @@
+"""What the page does with taught rows: judging answers, and the list of what was taught."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ui.handlers import Desk, Request, Update
+from ui.teach import Teaching
+from vqa_app.errors import UsageError
+
+SHOWN_ROWS = 500
+
+
+def teach(desk: Desk, teaching: Teaching, owner: str, request: Request) -> Update:
+    """The deeds of teaching; `do` names one."""
+    if not owner:
+        raise UsageError("Your browser keeps no cookies.", "Allow them for this page.")
+    match request.get("do"):
+        case "judge":
+            return _judge(desk, teaching, owner, request)
+        case "list":
+            pass
+        case "edit":
+            question, answer = str(request.get("question")), str(request.get("answer"))
+            teaching.edit(owner, str(request.get("row")), question, answer)
+        case "delete":
+            teaching.delete(owner, str(request.get("row")))
+        case other:
+            raise UsageError(f"Unknown request {str(other)[:40]!r}.", "Reload the page.")
+    return taught(desk, teaching, owner)
+
+
+def taught(desk: Desk, teaching: Teaching, owner: str) -> Update:
+    """The owner's rows as the page shows them."""
+    rows = teaching.rows(owner)
+    shown: list[dict[str, Any]] = []
+    for row in rows[:SHOWN_ROWS]:
+        pictures = []
+        for number, digest in enumerate(row.pictures, 1):
+            known = desk.store.picture(owner, digest)
+            if known is None:  # came with an import
+                desk.store.remember_picture(owner, digest, "picture", {"changes": []})
+            name, facts = known or ("picture", {"changes": []})
+            pictures.append({"digest": digest, "name": name, "number": number, **facts})
+        shown.append(
+            {
+                "id": row.id,
+                "question": row.question,
+                "answer": row.answer,
+                "said": row.said,
+                "pictures": pictures,
+            }
+        )
+    return {"taught": {"rows": shown, "count": len(rows)}}
+
+
+def _judge(desk: Desk, teaching: Teaching, owner: str, request: Request) -> Update:
+    """Keeps what a person says of an answer; with the right answer it becomes a taught row."""
+    chat, turn_id = str(request.get("conversation")), str(request.get("turn"))
+    verdict = request.get("verdict")
+    path = desk.store.path_to(owner, chat, turn_id)
+    turn = path[-1]
+    if verdict not in ("right", "wrong", None):
+        raise UsageError("A verdict is right or wrong.", "Reload the page.")
+    correction = str(request.get("correction") or "").strip()
+    right = turn.answer.strip() if verdict == "right" else correction
+    if verdict is None or not right:
+        teaching.forget(owner, turn.id)
+    else:
+        digests = dict.fromkeys(digest for step in path for digest in step.pictures)
+        teaching.add(
+            owner,
+            turn.question,
+            right,
+            [desk.shelf.get(digest) for digest in digests],
+            short=turn.facts.get("style") == "short",
+            turn=turn.id,
+            said=turn.answer.strip(),
+        )
+    desk.store.judge(owner, chat, turn.id, verdict)
+    update = {"view": desk.view(owner, chat), **taught(desk, teaching, owner)}
+    return {**update, "toast": "Kept: you can train on it."} if right else update

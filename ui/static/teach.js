@@ -1,0 +1,85 @@
+// Judging answers, and the rows that were taught.
+"use strict";
+(() => {
+  const { $, el, icon } = vqa;
+
+  vqa.on("judge", ({ turn, verdict }) => {
+    if (turn.verdict === verdict) return judge(turn, null); // pressed again: taken back
+    if (verdict === "right") return judge(turn, "right");
+    const old = document.querySelector(".correction");
+    old?.remove();
+    const box = el("input", { "aria-label": "The right answer", maxlength: 4000,
+      placeholder: "What would the right answer be?" });
+    const form = el("form.correction",
+      { onsubmit: (event) => {
+        event.preventDefault();
+        form.remove();
+        judge(turn, "wrong", box.value);
+      } },
+      box,
+      el("button.primary", { type: "submit" }, "Keep"),
+      el("button.link", { type: "button", onclick: () => (form.remove(), judge(turn, "wrong")) }, "Just wrong"));
+    form.addEventListener("keydown", (event) => event.key === "Escape" && form.remove());
+    document.querySelector(`[data-turn="${turn.id}"]`).append(form);
+    box.focus();
+    form.scrollIntoView({ block: "nearest" });
+  });
+
+  const judge = (turn, verdict, correction = "") =>
+    vqa.send("teach", { do: "judge", conversation: vqa.state.view.conversation, turn: turn.id, verdict, correction });
+
+  vqa.on("shown", (name) => name === "teach" && vqa.send("teach", { do: "list" }));
+
+  vqa.on("taught", ({ rows, count }) => {
+    $("taught-count").textContent = count === 1 ? "1 row" : `${count.toLocaleString()} rows`;
+    $("taught").replaceChildren(...rows.map(rowOf));
+    if (!count) $("taught").append(el("li.nothing", {}, "Nothing yet."));
+    else if (count > rows.length) $("taught").append(el("li.note", {}, `The latest ${rows.length} are shown.`));
+  });
+
+  function rowOf(row) {
+    const text = el("div.texts", {},
+      el("p.asked", {}, row.question || "(only a picture)"),
+      el("p.right", {}, row.answer),
+      row.said && row.said !== row.answer ? el("p.note", {}, "The model had said: ", el("s", {}, row.said)) : null);
+    const item = el("li", {},
+      el("div.pictures", {}, ...row.pictures.map(vqa.thumb)),
+      text,
+      el("div.row-tools", {},
+        el("button.icon", { "aria-label": "Edit this row", title: "Edit", onclick: () => edit(item, row) }, icon("pen")),
+        el("button.icon", { "aria-label": "Delete this row", title: "Delete",
+          onclick: () => vqa.send("teach", { do: "delete", row: row.id }) }, icon("bin"))));
+    return item;
+  }
+
+  function edit(item, row) {
+    const question = el("input", { "aria-label": "Question", maxlength: 4000 });
+    const answer = el("input", { "aria-label": "Right answer", maxlength: 4000 });
+    question.value = row.question;
+    answer.value = row.answer;
+    const form = el("form.texts",
+      { onsubmit: (event) => {
+        event.preventDefault();
+        vqa.send("teach", { do: "edit", row: row.id, question: question.value, answer: answer.value });
+      } },
+      question, answer, el("div.actions", {}, el("button.primary", { type: "submit" }, "Keep"),
+        el("button.link", { type: "button", onclick: () => item.replaceWith(rowOf(row)) }, "Cancel")));
+    item.querySelector(".texts").replaceWith(form);
+    answer.focus();
+  }
+
+  vqa.on("do:import-rows", () => $("rows-file").click());
+  vqa.starters.push(() => {
+    $("rows-file").addEventListener("change", async () => {
+      const [file] = $("rows-file").files;
+      $("rows-file").value = "";
+      if (!file) return;
+      const answer = await fetch("vqa/taught", { method: "POST", body: file });
+      const found = await answer.json().catch(() => ({}));
+      if (!answer.ok) return vqa.toast(found.error || "The file could not be read.", "error");
+      vqa.toast(`${found.count} rows came in.`);
+      if (found.problems.length) vqa.toast(`Left out: ${found.problems.slice(0, 3).join("; ")}`, "error");
+      vqa.send("teach", { do: "list" });
+    });
+  });
+})();

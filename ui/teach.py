@@ -1,0 +1,299 @@
+"""Taught rows: what people said the right answer is, as a LLaVA data set that `finetune` reads.
+
+Each owner has a folder `<data dir>/taught/<name>` with `llava.json` and `images/<digest>.png`. The
+file is the truth; nothing of it stands in the database.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ui.pictures import PictureShelf
+from ui.render import SHORT_STYLE
+from vqa_app.errors import DataError, UsageError, VqaError
+from vqa_app.images import Picture
+
+LONGEST_TEXT = 4000
+MAX_ROWS = 100_000
+MAX_UNPACKED = 2 << 30
+_PLACEHOLDER = "<image>"
+
+
+@dataclass(frozen=True)
+class TaughtRow:
+    """A question about pictures with its right answer."""
+
+    id: str
+    question: str
+    answer: str
+    pictures: tuple[str, ...]
+    """Digests."""
+    short: bool = False
+    """Whether a short answer was asked for; LLaVA's instruction for that follows the question."""
+    turn: str = ""
+    """The turn of a chat that it corrects."""
+    said: str = ""
+    """What the model had said."""
+    created: float = 0.0
+
+    def to_llava(self) -> dict[str, Any]:
+        images = [f"images/{digest}.png" for digest in self.pictures]
+        question = self.question.replace(_PLACEHOLDER, "<picture>")
+        asked = f"{_PLACEHOLDER}\n" * len(images) + question + (SHORT_STYLE if self.short else "")
+        row: dict[str, Any] = {"id": self.id}
+        if images:
+            row["image"] = images[0] if len(images) == 1 else images
+        row["conversations"] = [
+            {"from": "human", "value": asked},
+            {"from": "gpt", "value": self.answer},
+        ]
+        row["taught"] = {"turn": self.turn, "said": self.said, "created": self.created}
+        return row
+
+    @classmethod
+    def from_llava(cls, row: dict[str, Any]) -> TaughtRow:
+        images = row.get("image", [])
+        images = [images] if isinstance(images, str) else images
+        asked, answer = (turn["value"] for turn in row["conversations"])
+        asked = asked.replace(f"{_PLACEHOLDER}\n", "")
+        short = asked.endswith(SHORT_STYLE)
+        taught = row.get("taught", {})
+        return cls(
+            row["id"],
+            asked.removesuffix(SHORT_STYLE) if short else asked,
+            answer,
+            tuple(Path(image).stem for image in images),
+            short,
+            taught.get("turn", ""),
+            taught.get("said", ""),
+            taught.get("created", 0.0),
+        )
+
+
+class Teaching:
+    """All owners' taught rows. Safe to use from any thread."""
+
+    def __init__(self, folder: Path, shelf: PictureShelf) -> None:
+        self.folder, self.shelf = folder, shelf
+        self._lock = threading.RLock()
+
+    def home(self, owner: str) -> Path:
+        """The owner's data set: `finetune --data` takes its `llava.json`."""
+        return self.folder / hashlib.sha256(owner.encode()).hexdigest()[:16]
+
+    def file(self, owner: str) -> Path:
+        return self.home(owner) / "llava.json"
+
+    def rows(self, owner: str) -> list[TaughtRow]:
+        """Latest first."""
+        with self._lock:
+            return [TaughtRow.from_llava(row) for row in self._read(owner)][::-1]
+
+    def add(
+        self,
+        owner: str,
+        question: str,
+        answer: str,
+        pictures: Sequence[Picture],
+        *,
+        short: bool = False,
+        turn: str = "",
+        said: str = "",
+    ) -> TaughtRow:
+        """Keeps a row; one of the same turn is replaced.
+
+        Raises:
+            DataError: question or answer is empty or too long.
+        """
+        digests = tuple(dict.fromkeys(picture.digest for picture in pictures))
+        row = TaughtRow(
+            secrets.token_hex(6), _checked("question", question, bool(digests)),
+            _checked("answer", answer), digests, short, turn, said, time.time(),
+        )  # fmt: skip
+        with self._lock:
+            for picture in pictures:
+                self._keep(owner, picture)
+            kept = [old for old in self.rows(owner)[::-1] if not turn or old.turn != turn]
+            if len(kept) >= MAX_ROWS:
+                raise DataError("There are too many rows.", "Delete some first.")
+            self._write(owner, [*kept, row])
+        return row
+
+    def edit(self, owner: str, row_id: str, question: str, answer: str) -> None:
+        with self._lock:
+            rows = self.rows(owner)[::-1]
+            place = self._place(rows, row_id)
+            rows[place] = replace(
+                rows[place],
+                question=_checked("question", question, bool(rows[place].pictures)),
+                answer=_checked("answer", answer),
+            )
+            self._write(owner, rows)
+
+    def delete(self, owner: str, row_id: str) -> None:
+        with self._lock:
+            rows = self.rows(owner)[::-1]
+            del rows[self._place(rows, row_id)]
+            self._write(owner, rows)
+
+    def forget(self, owner: str, turn: str) -> None:
+        """Removes the row of a turn, if there is one."""
+        with self._lock:
+            rows = self.rows(owner)[::-1]
+            kept = [row for row in rows if row.turn != turn]
+            if len(kept) < len(rows):
+                self._write(owner, kept)
+
+    def export(self, owner: str) -> bytes:
+        """A zip file of the data set: LLaVA JSON, the same as CSV, and the pictures."""
+        rows = self.rows(owner)[::-1]
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr("llava.json", _json(rows))
+            table = io.StringIO()
+            writer = csv.writer(table)
+            writer.writerow(["image", "question", "answer"])
+            for row in rows:
+                if len(row.pictures) == 1:
+                    writer.writerow([f"images/{row.pictures[0]}.png", row.question, row.answer])
+            archive.writestr("rows.csv", table.getvalue())
+            for digest in sorted({digest for row in rows for digest in row.pictures}):
+                archive.write(self._image(owner, digest), f"images/{digest}.png")
+        return stream.getvalue()
+
+    def take_in(self, owner: str, data: bytes) -> tuple[int, list[str]]:
+        """Adds the rows of a zip file: a data file in any format `finetune` reads, and pictures.
+
+        Returns:
+            How many rows came in, and what was wrong with others.
+
+        Raises:
+            DataError: it is no such zip file.
+        """
+        from finetune.datasets import read_rows
+
+        with tempfile.TemporaryDirectory(prefix="vqa-app-import-") as temporary:
+            folder = Path(temporary)
+            unpack(data, folder)
+            # Our own export holds the same rows twice; the JSON says more than the table.
+            files = sorted(folder.rglob("*.json*")) or sorted(
+                file for kind in ("*.csv", "*.tsv", "*.parquet") for file in folder.rglob(kind)
+            )
+            if not files:
+                raise DataError("The zip file holds no data file.", "Add a LLaVA JSON or a CSV.")
+            found = read_rows(files)
+            problems = [f"row {p.row}: {p.what}" for p in found.problems]
+            count = 0
+            for row in found.rows:
+                try:
+                    count += self._take_row(owner, row)
+                except VqaError as error:
+                    problems.append(f"row {row.number}: {error.problem}")
+        return count, problems
+
+    def _take_row(self, owner: str, row: Any) -> int:
+        """Every question of a row as a row of its own, with the pictures up to it."""
+        seen: list[Picture] = []
+        question, count = "", 0
+        for turn in row.turns:
+            if turn.role == "user":
+                seen += [self.shelf.add(p.open().image, p.name) for p in turn.pictures]
+                question = turn.text.strip()
+            elif turn.role == "assistant":
+                short = question.endswith(SHORT_STYLE.strip())
+                text = question.removesuffix(SHORT_STYLE.strip()).strip()
+                self.add(owner, text, turn.text.strip(), seen, short=short)
+                count += 1
+        return count
+
+    def _keep(self, owner: str, picture: Picture) -> None:
+        target = self._image(owner, picture.digest)
+        if target.exists():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = self.shelf.file(picture.digest)
+        if not source.exists():
+            self.shelf.add(picture.image, picture.name)
+        try:
+            os.link(source, target)
+        except OSError:  # another disk, or a file system without links
+            shutil.copyfile(source, target)
+
+    def _image(self, owner: str, digest: str) -> Path:
+        return self.home(owner) / "images" / f"{digest}.png"
+
+    def _place(self, rows: Sequence[TaughtRow], row_id: str) -> int:
+        for place, row in enumerate(rows):
+            if row.id == row_id:
+                return place
+        raise UsageError("This row does not exist any more.", "Reload the page.")
+
+    def _read(self, owner: str) -> list[dict[str, Any]]:
+        try:
+            return json.loads(self.file(owner).read_text("utf-8"))
+        except FileNotFoundError:
+            return []
+
+    def _write(self, owner: str, rows: Sequence[TaughtRow]) -> None:
+        self.home(owner).mkdir(parents=True, exist_ok=True)
+        temporary = self.file(owner).with_suffix(".part")
+        temporary.write_text(_json(rows), "utf-8")
+        os.replace(temporary, self.file(owner))
+
+
+def _json(rows: Sequence[TaughtRow]) -> str:
+    return json.dumps([row.to_llava() for row in rows], ensure_ascii=False, indent=1)
+
+
+def _checked(what: str, text: str, may_be_empty: bool = False) -> str:
+    text = text.strip()
+    if not text and not may_be_empty:
+        raise DataError(f"The {what} is empty.", "Write one.")
+    if len(text) > LONGEST_TEXT:
+        raise DataError(f"The {what} is too long.", f"At most {LONGEST_TEXT:,} characters.")
+    return text
+
+
+def unpack(data: bytes, folder: Path) -> None:
+    """Unpacks a zip file of unknown origin: no links, no path out of the folder, no bomb.
+
+    Raises:
+        DataError: it is not a zip file, or unpacks to too much.
+    """
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(data))
+    except zipfile.BadZipFile as error:
+        raise DataError("This is not a zip file.", "Export one here to see its shape.") from error
+    with archive:
+        entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+        if len(entries) > MAX_ROWS or sum(entry.file_size for entry in entries) > MAX_UNPACKED:
+            raise DataError("The zip file unpacks to too much.", "Split it.")
+        left = MAX_UNPACKED
+        for entry in entries:
+            target = (folder / entry.filename).resolve()
+            if not target.is_relative_to(folder.resolve()) or "\\" in entry.filename:
+                raise DataError("The zip file names a path outside itself.", "Make it anew.")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with archive.open(entry) as source, target.open("wb") as out:
+                    while chunk := source.read(1 << 20):
+                        left -= len(chunk)
+                        if left < 0:
+                            raise DataError("The zip file unpacks to too much.", "Split it.")
+                        out.write(chunk)
+            except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
+                raise DataError("The zip file is damaged or locked.", "Make it anew.") from error
