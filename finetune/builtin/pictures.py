@@ -39,7 +39,8 @@ def caption(scene: Scene, seed: int) -> str:
         for qa in qas:
             if qa.skill == skill:
                 return qa.sentence
-    facts = [qa.sentence for qa in qas if qa.skill in ("position", "colour", "shape", "read")]
+    telling = ("position", "colour", "shape", "read", "value", "outside")
+    facts = list(dict.fromkeys(qa.sentence for qa in qas if qa.skill in telling))
     return " ".join(facts[:3])
 
 
@@ -59,21 +60,21 @@ class Pool:
         self.images = np.zeros((self.capacity, SIZE, SIZE, 3), np.uint8)
         self.targets = np.zeros((self.capacity, dense.PATCHES, dense.COLUMNS), np.int16)
         self.texts = [""] * self.capacity
-        self.filled = 0
+        self.drawn = 0
 
     def refill(self, count: int) -> None:
         """Draw `count` new scenes into the pool."""
         for _ in range(count):
             seed = self.next_seed
             scene = make_scene(seed, draw_room(seed, self.weights))
-            slot = seed % self.capacity
+            slot = self.drawn % self.capacity
             self.images[slot] = pixels(ROOMS[scene.room].draw(scene))
             self.targets[slot] = dense.patches(scene)
             if self.captions:
                 self.texts[slot] = caption(scene, seed)
-            self.filled = min(self.capacity, self.filled + 1)
+            self.drawn += 1
             self.next_seed += 1
 
     def batch(self, size: int, rng: np.random.Generator) -> np.ndarray:
         """Slots of a batch."""
-        return rng.integers(0, self.filled, size)
+        return rng.integers(0, min(self.drawn, self.capacity), size)

@@ -67,7 +67,8 @@ class Analyst:
         self.followup()
         if self.scene.layout == "line":
             self.trend()
-        self.caption()
+        if self.rng.random() < 0.5:  # long answers cost most to learn
+            self.caption()
         self.rng.shuffle(self.made)
         return list({qa.question: qa for qa in self.made}.values())[:12]
 

@@ -143,6 +143,8 @@ class Teller:
             f"The {what} is {colour}.")
 
     def caption(self, what: str) -> None:
+        if self.rng.random() < 0.5:  # long answers cost most to learn
+            return
         self.add("caption", self.say(
             "What does the {pic} show?", "Describe the {pic} briefly.", "What is in the {pic}?",
             "Caption this {pic}.", "What do you see?", "~Sum up the {pic} in a few words."), "",
@@ -202,6 +204,8 @@ class Teller:
                     "What colour is the die with the {w} number?",
                     w=word), colour, f"The {colour} die shows the {word} number.")
         alike = len(set(numbers)) == 1
+        if not alike and self.rng.random() < 0.7:
+            return
         self.yes_no("same", self.say(
             "Do all dice show the same number?", "Are the numbers the same?",
             "~Have the dice rolled the same?"), alike,
@@ -310,15 +314,15 @@ class Teller:
         here = names.get(self.scene.layout, "number")
         noun = self.rng.choice([n for n in ("die", "domino", "clock", "star", "car") if n != here])
         roll = self.rng.random()
-        if roll < 0.3 and noun in ("die", "domino"):
+        if roll < 0.25 and noun in ("die", "domino"):
             self.add("false_premise", self.say("What does the {n} show?",
                                                "How many dots are on the {n}?", n=noun),
                      "none", f"There is no {noun} in the picture.")
-        elif roll < 0.5:
+        elif roll < 0.4:
             self.add("existence", self.say("Is there a {n}?", "Do you see a {n}?",
                                            "Is there a {n}{in_pic}?", n=noun), "no",
                      f"No, there is no {noun}.")
-        elif roll < 0.65 and here != "number":
+        elif roll < 0.62:
             self.add("existence", self.say("Is there a {n}?", "Do you see a {n}?",
                                            "Is there a {n}{in_pic}?", n=here), "yes",
                      f"Yes, there is a {here}.")

@@ -46,6 +46,7 @@ class Reader:
 
     def all(self) -> list[QA]:
         """Some eight to twelve questions, in random order."""
+        self.captioned = self.rng.random() < 0.5  # long answers cost most to learn
         if len(self.words) == 2:
             self.two()
         else:
@@ -85,7 +86,8 @@ class Reader:
         self.colour(noun, colour)
         self.statement(word)
         self.followup(word, colour, noun)
-        self.caption(word, colour, noun)
+        if self.captioned:
+            self.caption(word, colour, noun)
 
     def letters(self, word: str, unit: str) -> None:
         if len(word) > 1:
@@ -104,10 +106,9 @@ class Reader:
                 f"The {asked[at]} {unit} is {word[at]}.")
         if unit != "letter" or len(word) == 1:
             return
-        letter = self.rng.choice(word)
-        if self.rng.random() < 0.5:
-            letter = self.rng.choice("ABCDEFGHIJKLMNOPRSTUVWY")
-        here = letter in word
+        here = self.rng.random() < 0.5
+        others = [x for x in "ABCDEFGHIJKLMNOPRSTUVWY" if x not in word]
+        letter = self.rng.choice(word if here else others)
         self.yes_no("letter", self.say(
             "Is there {a} {x}?", "Does the word contain the letter {x}?",
             "Is the letter {x} in the word?", "Does it have {a} {x}?", "Do you see the letter {x}?",
@@ -211,9 +212,11 @@ class Reader:
         self.yes_no("read", self.say("Does it say {t}?", "Is the word {t} in the {pic}?",
                                      "Do you see the word {t}?", "~Can {t} be read here?", t=told),
                     here, f"it says {upper} {lower}")
-        self.add("caption", self.say("What does the {pic} show?", "Describe the {pic} briefly.",
-                                     "Caption this {pic}.", "What do you see?"), "",
-                 f"The picture shows the words {upper} in {first} and {lower} in {second}.")
+        if self.captioned:
+            self.add("caption", self.say(
+                "What does the {pic} show?", "Describe the {pic} briefly.", "Caption this {pic}.",
+                "What do you see?"), "",
+                f"The picture shows the words {upper} in {first} and {lower} in {second}.")
 
     def other(self) -> None:
         """What is not there, and what cannot be known."""
