@@ -1,0 +1,66 @@
+"""The config: help from docstrings, unknown keys refused, wrong values named."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from finetune.config import FinetuneConfig, option_help
+from vqa_app.errors import UsageError
+
+
+def test_every_option_has_a_help_text_and_a_panel() -> None:
+    described = option_help()
+    assert set(described) == {field.name for field in dataclasses.fields(FinetuneConfig)}
+    assert all(panel and text for panel, text in described.values())
+
+
+def test_an_unknown_key_is_refused_with_the_one_that_was_meant(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("data: my.json\nlearning_rat: 0.1\nprojector_lrr: 0.1\n")
+    with pytest.raises(UsageError, match="learning_rat"):
+        FinetuneConfig.from_yaml(path)
+    with pytest.raises(UsageError, match="Did you mean 'projector_lr'"):
+        FinetuneConfig.from_dict({"projector_lrr": 0.1})
+
+
+def test_yaml_gives_what_was_written_to_it(tmp_path: Path) -> None:
+    config = FinetuneConfig(
+        data=("a.json", "b.csv@2"), epochs=2, stage="full", watch=("x.png: y?",)
+    )
+    path = tmp_path / "run.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    assert FinetuneConfig.from_yaml(path) == config
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("data: my.json\nepochs: 3\nlr: 0.1\n")
+    config = FinetuneConfig.from_yaml(path, lr=0.2)
+    assert (config.data, config.epochs, config.lr) == (("my.json",), 3.0, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"epochs": -1}, "epochs is -1"),
+        ({"stage": "lorra"}, "stage is 'lorra'"),
+        ({"batch_size": "many"}, "batch_size is 'many'"),
+        ({"batch_size": True}, "batch_size is True"),
+        ({"eval_fraction": 1.5}, "eval_fraction is 1.5"),
+        ({"recipe": "llava", "stage": "projector"}, "recipe"),
+        ({"fsdp": "default", "deepspeed": "zero2"}, "fsdp and deepspeed"),
+    ],
+)
+def test_a_wrong_value_is_named(values: dict, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        FinetuneConfig.from_dict(values)
+
+
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("data: [my.json\n")
+    with pytest.raises(UsageError, match="run.yaml is not YAML"):
+        FinetuneConfig.from_yaml(path)
