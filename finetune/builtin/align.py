@@ -59,6 +59,7 @@ class Gallery:
     next_seed: int = 0
     device: str = "cpu"
     scenes: list[Scene] = field(default_factory=list)
+    drawn: int = 0
 
     def refill(self, count: int) -> None:
         drawn = []
@@ -71,13 +72,14 @@ class Gallery:
             self.seen = seen.new_zeros(self.capacity, *seen.shape[1:])
             self.rows = rows.new_zeros(self.capacity, *rows.shape[1:])
         for k, (scene, _) in enumerate(drawn):
-            slot = (self.next_seed + k) % self.capacity
+            slot = (self.drawn + k) % self.capacity
             self.seen[slot], self.rows[slot] = seen[k], rows[k]
             if slot == len(self.scenes):
                 self.scenes.append(scene)
             else:
                 self.scenes[slot] = scene
         self.next_seed += count
+        self.drawn += count
 
 
 def ask_scenes(
