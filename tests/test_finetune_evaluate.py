@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +183,7 @@ def data_file(folder: Path) -> Path:
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune import evaluate as module
-
+    module = import_module("finetune.evaluate")
     monkeypatch.setattr(module, "_CHUNK", 3)
     data, out = data_file(tmp_path), tmp_path / "predictions.jsonl"
 
@@ -232,6 +232,15 @@ def test_the_command_prints_a_table_and_compares(tiny_llava_dir: Path, tmp_path:
     shown = CliRunner().invoke(app, [*common, "--json", "--limit", "4"])
     values = json.loads(shown.stdout)
     assert values["scores"]["questions"] == 4 and values["loss"] > 0
+
+
+def test_the_public_names_are_the_functions() -> None:
+    import finetune.evaluate
+    from finetune import evaluate, train
+
+    assert evaluate is import_module("finetune.evaluate").evaluate
+    assert train is import_module("finetune.train").train
+    assert finetune.evaluate is evaluate
 
 
 def test_bad_rows_stop_an_evaluation_by_name(tiny_llava_dir: Path, tmp_path: Path) -> None:
