@@ -17,7 +17,7 @@ SMALL = 100_000_000
 """Below this many parameters a CPU computes in float32: the weights stay in its caches, and
 converting activations costs more than it saves."""
 
-_WEIGHTS_SHARE = {"4bit": 0.30, "8bit": 0.55}
+WEIGHTS_SHARE = {"4bit": 0.30, "8bit": 0.55}
 """Memory of quantised weights over that of 16-bit ones: NF4 with double quantisation has 4.13 bits
 a weight; embeddings, projector and encoder stay as they are."""
 
@@ -89,7 +89,7 @@ def check_memory(
 
     sixteen_bit = 2 * sum(tensor.size for tensor in tensors)
     if quantize is not None:
-        needed = int(sixteen_bit * _WEIGHTS_SHARE[quantize])
+        needed = int(sixteen_bit * WEIGHTS_SHARE[quantize])
     else:
         needed = sum(
             tensor.size * (dtype.itemsize if "F" in tensor.dtype else BYTES[tensor.dtype])
