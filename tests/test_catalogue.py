@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vqa_app import catalogue as module
-from vqa_app.catalogue import HUB, catalogue, local_runs
+from vqa_app.catalogue import CATALOGUE, catalogue, local_runs
 from vqa_app.manifest import Base, Manifest, write_manifest
 
 WANTED = "HuggingFaceTB/SmolVLM-256M-Instruct"
@@ -90,4 +90,4 @@ def test_the_list_needs_no_torch() -> None:
 
 
 def test_every_hub_id_has_an_owner() -> None:
-    assert all(entry.name.count("/") == 1 for entry in HUB)
+    assert all(entry.name.count("/") == 1 for entry in CATALOGUE)

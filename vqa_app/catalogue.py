@@ -44,6 +44,15 @@ class CatalogueEntry:
     """Whether the hub wants its licence accepted first."""
 
     @property
+    def size(self) -> str:
+        """The download in words."""
+        return (
+            f"{self.download / 1e9:.1f} GB"
+            if self.download >= 1e8
+            else f"{self.download / 1e6:.0f} MB"
+        )
+
+    @property
     def memory(self) -> int:
         """Bytes in use in 16 bits, estimated."""
         return int(2 * self.parameters * WORKING_SHARE)
@@ -62,7 +71,7 @@ def _hub(
     return CatalogueEntry(name, "hub", parameters, licence, note, 2 * parameters, gated=gated)
 
 
-HUB = (
+CATALOGUE = (
     _hub("HuggingFaceTB/SmolVLM-256M-Instruct", 0.26, "Apache 2.0", "the smallest; quick on a CPU"),
     _hub("HuggingFaceTB/SmolVLM-500M-Instruct", 0.51, "Apache 2.0", "small, better at documents"),
     _hub(
@@ -105,7 +114,7 @@ def catalogue(runs: Path | None = None) -> list[CatalogueEntry]:
     Args:
         runs: a directory whose subdirectories may be runs of `vqa-app finetune`.
     """
-    entries = [*_builtin(), *(replace(entry, cached=is_cached(entry.name)) for entry in HUB)]
+    entries = [*_builtin(), *(replace(entry, cached=is_cached(entry.name)) for entry in CATALOGUE)]
     return [*entries, *(local_runs(runs) if runs is not None else ())]
 
 
