@@ -1,0 +1,38 @@
+"""A small data set for training tests: coloured pictures, short and long answers, rows without a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+COLOURS = ("red", "blue", "green", "white", "black", "pink", "orange", "grey")
+
+
+def write_data(folder: Path, pictures: int = 6, text_rows: int = 2) -> Path:
+    """Writes `data.json` and its pictures; picture rows have one to three questions."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for number in range(pictures):
+        colour = COLOURS[number % len(COLOURS)]
+        Image.new("RGB", (20 + number, 16), colour).save(folder / f"{number}.png")
+        turns = [("<image>\nWhich colour has the picture?", colour)]
+        if number % 2:
+            turns += [("Is it red?", "yes" if colour == "red" else "no"), ("Is there a cat?", "no")]
+        rows.append({"id": f"p{number}", "image": f"{number}.png", "conversations": _turns(turns)})
+    for number in range(text_rows):
+        turns = [(f"What is {number} and {number}?", f"The answer of the question is {2 * number}.")]
+        rows.append({"id": f"t{number}", "conversations": _turns(turns)})
+    path = folder / "data.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+def _turns(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [
+        {"from": speaker, "value": text}
+        for turn in turns
+        for speaker, text in zip(("human", "gpt"), turn, strict=True)
+    ]

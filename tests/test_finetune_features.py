@@ -1,0 +1,142 @@
+"""The frozen encoder's outputs, kept: the same losses without running it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.collator import FEATURES, ROWS
+from finetune.datasets import read_rows
+from finetune.features import (
+    FeatureStore,
+    encode_pictures,
+    encoder_hash,
+    fill,
+    make_plan,
+    make_room,
+    open_store,
+)
+from finetune.freezing import freeze
+from finetune.objective import Objective
+from finetune.preflight import check
+from finetune.stages import make_collate
+from tests.finetune_data import write_data
+from tests.tiny import picture
+from vqa_app.loading import LoadedModel, load_model
+
+DIGESTS = [f"{number:064x}" for number in range(8)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def load(directory: Path) -> LoadedModel:
+    return load_model(str(directory), dtype="float32", device="cpu")
+
+
+@pytest.mark.parametrize("stage", ["projector", "lora"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_losses_and_gradients_equal_those_with_the_encoder_running(
+    tiny_llava_dir: Path, data: Path, tmp_path: Path, stage: Any, bf16: bool
+) -> None:
+    loaded = load(tiny_llava_dir)
+    samples = check(read_rows(data), loaded.processor, max_length=1000).samples
+    model = freeze(loaded.model, stage, rank=4, alpha=8, dropout=0.0).model
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    store = open_store(model, loaded.processor, tmp_path, dtype, samples[0].sources[0].open())
+    fill(store, model, loaded.processor, samples)
+    store.reload()
+    objective = Objective(model, bf16=bf16)
+
+    def step(kept: FeatureStore | None) -> tuple[float, torch.Tensor]:
+        objective.zero_grad()
+        batch = make_collate(samples, loaded.processor, True, kept, 1)(range(len(samples)))
+        assert (FEATURES in batch) == (kept is not None) == ("pixel_values" not in batch)
+        batch.pop(ROWS)
+        loss = objective(**batch)["loss"]
+        loss.backward()
+        return loss.item(), torch.cat(
+            [p.grad.flatten() for p in objective.parameters() if p.requires_grad]
+        )
+
+    cached, uncached = step(store), step(None)
+    tolerance = 1e-2 if bf16 else 1e-5
+    assert cached[0] == pytest.approx(uncached[0], rel=tolerance)
+    torch.testing.assert_close(cached[1], uncached[1], rtol=tolerance, atol=tolerance)
+
+
+def test_later_runs_find_what_is_there(tiny_llava_dir: Path, data: Path, tmp_path: Path) -> None:
+    loaded = load(tiny_llava_dir)
+    samples = check(read_rows(data), loaded.processor, max_length=1000).samples
+    example = samples[0].sources[0].open()
+    first = open_store(loaded.model, loaded.processor, tmp_path, torch.float32, example)
+    fill(first, loaded.model, loaded.processor, samples[:3])
+    again = open_store(loaded.model, loaded.processor, tmp_path, torch.float32, example)
+    digests = [digest for sample in samples for digest in sample.digests]
+    plan = make_plan(again, digests, 1.0, epochs=3)
+    assert (plan.use, plan.pictures, plan.present) == (True, 6, 3)
+    expected = encode_pictures(loaded.model, loaded.processor, [example], torch.float32)[0]
+    torch.testing.assert_close(again[example.digest], expected)
+
+
+def test_another_encoder_or_picture_size_has_another_store(tiny_llava_dir: Path) -> None:
+    loaded = load(tiny_llava_dir)
+    before = encoder_hash(loaded.model, loaded.processor)
+    assert encoder_hash(loaded.model, loaded.processor) == before
+    with torch.no_grad():
+        next(loaded.model.model.vision_tower.parameters()).add_(1e-3)
+    changed = encoder_hash(loaded.model, loaded.processor)
+    loaded.processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    assert len({before, changed, encoder_hash(loaded.model, loaded.processor)}) == 3
+
+
+def store_with(folder: Path, count: int) -> FeatureStore:
+    store = FeatureStore(folder, (2, 3), torch.float32)
+    store.append(DIGESTS[:count], torch.arange(count * 6.0).view(count, 2, 3))
+    store.reload()
+    return store
+
+
+def test_a_kill_between_records_and_names_loses_the_unnamed_record_only(tmp_path: Path) -> None:
+    store = store_with(tmp_path / "e", 3)
+    with (tmp_path / "e" / "features.bin").open("ab") as file:
+        file.write(b"half a record")
+    again = FeatureStore(tmp_path / "e", (2, 3), torch.float32)
+    assert len(again) == 3
+    again.append([DIGESTS[5]], torch.full((1, 2, 3), 7.0))
+    again.reload()
+    assert again[DIGESTS[5]].tolist() == [[7.0] * 3] * 2
+    assert torch.equal(again[DIGESTS[2]], store[DIGESTS[2]])
+    assert DIGESTS[6] not in again
+
+
+@pytest.mark.parametrize(
+    ("limit", "epochs", "use", "said"),
+    [(1.0, 3, True, "are kept"), (0, 3, False, "feature_gb is 0"), (1e-7, 3, False, "more than feature_gb")],
+)
+def test_the_plan_says_why(tmp_path: Path, limit: float, epochs: float, use: bool, said: str) -> None:
+    plan = make_plan(FeatureStore(tmp_path / "e", (2, 3), torch.float32), DIGESTS, limit, epochs)
+    assert plan.use is use and said in plan.why
+
+
+def test_older_encoders_give_way_when_the_bound_is_reached(tmp_path: Path) -> None:
+    store_with(tmp_path / "old", 8)
+    mine = store_with(tmp_path / "mine", 4)
+    make_room(mine, needed=4 * 24, limit_gb=1)
+    assert (tmp_path / "old").exists()
+    make_room(mine, needed=4 * 24, limit_gb=250e-9)
+    assert not (tmp_path / "old").exists() and len(mine) == 4
+    make_room(mine, needed=4 * 24, limit_gb=150e-9)
+    assert len(mine) == 0
+
+
+def test_a_picture_without_pixels_in_common_has_its_own_features(tiny_llava_dir: Path) -> None:
+    loaded = load(tiny_llava_dir)
+    pictures = [picture(0), picture(1)]
+    both = encode_pictures(loaded.model, loaded.processor, pictures, torch.float32)
+    assert both.shape[0] == 2 and not torch.allclose(both[0], both[1])

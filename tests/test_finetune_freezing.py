@@ -1,0 +1,110 @@
+"""Stage → what trains, nothing else, in fp32; defaults by the documented rule."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.config import FinetuneConfig
+from finetune.defaults import Hardware, Shape, decide
+from finetune.freezing import freeze, projector_parameters, trainable
+from vqa_app.errors import ModelError
+from vqa_app.loading import load_model
+
+GB = 10**9
+
+
+def load(directory: Path, dtype: str = "float32") -> Any:
+    return load_model(str(directory), dtype=dtype, device="cpu").model
+
+
+def test_the_projector_stage_trains_the_projector_alone(tiny_llava_dir: Path) -> None:
+    frozen = freeze(load(tiny_llava_dir), "projector")
+    names = {name for name, _ in trainable(frozen.model)}
+    assert names and all(name.startswith("model.multi_modal_projector.") for name in names)
+    assert (frozen.llm, frozen.projector) == (0, sum(p.numel() for _, p in trainable(frozen.model)))
+
+
+def test_the_full_stage_trains_projector_and_llm_but_not_the_encoder(tiny_llava_dir: Path) -> None:
+    model = freeze(load(tiny_llava_dir), "full").model
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen and all("vision_tower" in name for name in frozen)
+
+
+def test_lora_trains_adapters_on_every_linear_layer_of_the_llm(tiny_llava_dir: Path) -> None:
+    model = load(tiny_llava_dir)
+    linears = {
+        f"language_model.{name}"
+        for name, module in model.model.language_model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    frozen = freeze(model, "lora", rank=4, alpha=8, dropout=0.0)
+    names = [name for name, _ in trainable(frozen.model)]
+    adapted = {m[1] for name in names if (m := re.search(r"(language_model\..*)\.lora_A", name))}
+    assert adapted == linears
+    assert not any("vision_tower" in name for name in names)
+    assert {n for n in names if "lora_" not in n} == projector_parameters(frozen.model)
+
+
+def test_trained_weights_are_fp32_in_a_bf16_model(tiny_llava_dir: Path) -> None:
+    model = freeze(load(tiny_llava_dir, "bfloat16"), "lora", rank=4, alpha=8, dropout=0.0).model
+    assert {p.dtype for _, p in trainable(model)} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+def test_an_adapted_model_cannot_train_another_stage(tiny_llava_dir: Path) -> None:
+    adapted = freeze(load(tiny_llava_dir), "lora", rank=4, alpha=8).model
+    with pytest.raises(ModelError, match="LoRA adapter"):
+        freeze(adapted, "full")
+    again = freeze(adapted, "lora")
+    assert again.model is adapted and again.trainable > 0
+
+
+SMALL = Shape(width=256, intermediate=640, layers=6, vocabulary=4000, weight_bytes=40_000_000)
+LARGE = Shape(width=4096, intermediate=11008, layers=32, vocabulary=32064, weight_bytes=14 * GB)
+
+
+def settle(shape: Shape, rows: int, memory: int = 64 * GB, device: str = "cuda", **options: Any) -> Any:
+    return decide(
+        FinetuneConfig(**options),
+        sequences=rows,
+        longest=800,
+        shape=shape,
+        trainable=10**7,
+        hardware=Hardware(device, memory, computes_bf16=True),
+    )
+
+
+def test_a_model_of_llavas_size_gets_llavas_values() -> None:
+    settings, _ = settle(LARGE, 665_000)
+    assert (settings.lr, settings.projector_lr) == (2e-4, 2e-5)
+    assert (settings.rank, settings.alpha, settings.dropout) == (128, 256, 0.05)
+    assert settings.batch_size == 128 and settings.epochs == pytest.approx(1, abs=0.01)
+    stage1, _ = settle(LARGE, 558_000, stage="projector")
+    assert (stage1.lr, stage1.projector_lr, stage1.batch_size) == (1e-3, 1e-3, 256)
+
+
+def test_small_models_and_data_get_values_of_their_size() -> None:
+    settings, _ = settle(SMALL, 4000, device="cpu")
+    assert settings.lr > 2e-4 and settings.rank == 64 and settings.dropout == 0
+    assert settings.batch_size == 20 and settings.steps >= 1000
+    assert settle(SMALL, 3, device="cpu")[0].batch_size == 3
+
+
+def test_what_a_person_says_is_taken() -> None:
+    settings, _ = settle(SMALL, 4000, lr=0.5, batch_size=6, max_steps=7, rank=3, micro_batch_size=2)
+    assert (settings.lr, settings.batch_size, settings.steps, settings.rank) == (0.5, 6, 7, 3)
+    assert (settings.micro_batch_size, settings.micro_batches) == (2, 3)
+
+
+def test_less_memory_means_smaller_micro_batches_and_then_checkpointing() -> None:
+    roomy, _ = settle(LARGE, 665_000, 140 * GB)
+    tight, plan = settle(LARGE, 665_000, 40 * GB)
+    assert not tight.gradient_checkpointing or tight.micro_batch_size >= 1
+    assert tight.micro_batch_size < roomy.micro_batch_size
+    assert plan.total <= plan.free
+    assert settle(LARGE, 665_000, 21 * GB)[0].gradient_checkpointing
