@@ -2,13 +2,58 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from vqa_app.catalogue import CatalogueEntry
 
 app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def models(
+    runs: Annotated[
+        Path, typer.Option(help="Folder whose runs are listed, too.", metavar="DIR")
+    ] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+) -> None:
+    """List models to use, and which are here already.
+
+    Any other model of the hub that transformers' AutoModelForImageTextToText loads, and that has a
+    chat template, can be named as well.
+    """
+    from vqa_app.catalogue import catalogue
+
+    entries = catalogue(runs)
+    if as_json:
+        rows = [asdict(e) | {"memory": e.memory, "memory_4bit": e.memory_4bit} for e in entries]
+        print(json.dumps(rows, indent=1))
+        return
+    print(table_of(entries, Console()))
+
+
+def table_of(entries: list[CatalogueEntry], console: Console) -> str:
+    """A row for each model: for a terminal as wide as it is, elsewhere on one line each."""
+    rows = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("model", "here", "files", "memory", "4bit", "licence", ""):
+        numbers = title in ("files", "memory", "4bit")
+        rows.add_column(title, justify="right" if numbers else "left", overflow="fold")
+    for entry in entries:
+        licence = entry.licence + (" (to be accepted there)" if entry.gated else "")
+        memory, small = (f"{size / 1e9:.1f} GB" for size in (entry.memory, entry.memory_4bit))
+        here = "yes" if entry.cached else "no"
+        rows.add_row(entry.name, here, entry.size, memory, small, licence, entry.note)
+    wide = console if console.is_terminal else Console(width=200, color_system=None)
+    with wide.capture() as captured:
+        wide.print(rows)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 @app.command()
@@ -16,9 +61,7 @@ def compose(
     encoder: Annotated[
         str, typer.Option(help="SigLIP, SigLIP 2 or CLIP: a hub id or a folder.", metavar="ID")
     ],
-    llm: Annotated[
-        str, typer.Option(help="A language model with a chat template.", metavar="ID")
-    ],
+    llm: Annotated[str, typer.Option(help="A language model with a chat template.", metavar="ID")],
     out: Annotated[Path, typer.Option(help="A new folder.", metavar="DIR")],
     dtype: Annotated[
         str, typer.Option(help="auto (the language model's), float32, bfloat16 or float16.")
