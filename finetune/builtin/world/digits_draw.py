@@ -84,11 +84,10 @@ def open_curve(points: list[Point], steps: int = 6) -> list[Point]:
         p0, p3 = (p1 if p0 == p1 else p0), (p2 if p3 == p2 else p3)
         for step in range(steps + 1):
             t = step / steps
-            weights = (-t + 2 * t * t - t**3, 2 - 5 * t * t + 3 * t**3,
-                       t + 4 * t * t - 3 * t**3, -t * t + t**3)
-            found.append(tuple(
-                sum(w * p[a] for w, p in zip(weights, (p0, p1, p2, p3), strict=True)) / 2
-                for a in (0, 1)))
+            a, b = t * (t * (2 - t) - 1) / 2, (t * t * (3 * t - 5) + 2) / 2
+            c, d = t * (t * (4 - 3 * t) + 1) / 2, t * t * (t - 1) / 2
+            found.append((a * p0[0] + b * p1[0] + c * p2[0] + d * p3[0],
+                          a * p0[1] + b * p1[1] + c * p2[1] + d * p3[1]))
     return found
 
 

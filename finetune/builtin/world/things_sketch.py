@@ -119,11 +119,10 @@ def curve(points: Sequence[Point], steps: int = 5) -> list[Point]:
         p0, p1, p2, p3 = (points[(k + d) % count] for d in (-1, 0, 1, 2))
         for step in range(steps):
             t = step / steps
-            weights = (-t + 2 * t * t - t**3, 2 - 5 * t * t + 3 * t**3,
-                       t + 4 * t * t - 3 * t**3, -t * t + t**3)
-            found.append(tuple(
-                sum(w * p[a] for w, p in zip(weights, (p0, p1, p2, p3), strict=True)) / 2
-                for a in (0, 1)))
+            a, b = t * (t * (2 - t) - 1) / 2, (t * t * (3 * t - 5) + 2) / 2
+            c, d = t * (t * (4 - 3 * t) + 1) / 2, t * t * (t - 1) / 2
+            found.append((a * p0[0] + b * p1[0] + c * p2[0] + d * p3[0],
+                          a * p0[1] + b * p1[1] + c * p2[1] + d * p3[1]))
     return found
 
 
@@ -159,9 +158,13 @@ class Shelf(dict[str, Thing]):
 
 def bounds(parts: Iterable[Part]) -> Box:
     """(left, top, right, bottom) of everything drawn, strokes with their width."""
-    xs = [x + d for p in parts for x, _ in p.points for d in (-p.width / 2, p.width / 2)]
-    ys = [y + d for p in parts for _, y in p.points for d in (-p.width / 2, p.width / 2)]
-    return min(xs), min(ys), max(xs), max(ys)
+    boxes = []
+    for part in parts:
+        xs, ys = zip(*part.points, strict=True)
+        half = part.width / 2
+        boxes.append((min(xs) - half, min(ys) - half, max(xs) + half, max(ys) + half))
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    return min(lefts), min(tops), max(rights), max(bottoms)
 
 
 @dataclass(frozen=True)
