@@ -10,6 +10,7 @@ from PIL import Image
 from tests.fake_engine import FakeEngine
 from ui.handlers import Desk
 from ui.hub import Choice, Hub
+from ui.picking import pick
 from ui.pictures import PictureShelf
 from ui.store import Store
 from vqa_app.errors import ModelError, UsageError
@@ -230,7 +231,7 @@ def test_a_model_that_fails_to_load_leaves_the_old_one_answering(house):
     home = house(broken=ModelError("It is damaged.", "Fetch it again."))
     home.ask("Hello?")
     with pytest.raises(ModelError, match="damaged"):
-        list(home.desk.pick("ann", {"model": "broken"}))
+        list(pick(home.desk, "ann", {"model": "broken"}))
     _, view = home.ask("Still there?")
     assert view["turns"][0]["state"] == "answered"
 
@@ -238,11 +239,11 @@ def test_a_model_that_fails_to_load_leaves_the_old_one_answering(house):
 def test_each_person_picks_their_own_model(house):
     other = FakeEngine("the other one")
     home = house(other=other)
-    list(home.desk.pick("ann", {"model": "other"}))
+    list(pick(home.desk, "ann", {"model": "other"}))
     assert home.ask("Who?")[1]["turns"][0]["answer"].strip() == "the other one"
     assert "You asked" in home.ask("Who?", owner="bob")[1]["turns"][0]["answer"]
     with pytest.raises(ModelError):
-        list(home.desk.pick("ann", {"model": "/etc/passwd"}))
+        list(pick(home.desk, "ann", {"model": "/etc/passwd"}))
 
 
 def test_a_load_can_be_cancelled(tmp_path):

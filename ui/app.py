@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from starlette.types import ASGIApp
 
@@ -19,6 +20,7 @@ from ui.pictures import PictureShelf
 from ui.security import Guard, Rules
 from ui.store import Store
 from ui.teach import Teaching
+from ui.training import TrainingDesk
 from vqa_app.engine import Engine
 
 UPLOAD = 200 * 2**20
@@ -30,9 +32,12 @@ class Application:
 
     asgi: ASGIApp
     desk: Desk
+    teaching: Teaching
+    training: TrainingDesk
 
     def close(self) -> None:
         """Ends running answers and lets go of models and files."""
+        self.training.close()
         self.desk.stop_all()
         self.desk.hub.close()
         self.desk.store.close()
@@ -55,6 +60,7 @@ def create(
     users: dict[str, str] | None = None,
     hosts: Iterable[str] = (),
     root_path: str = "",
+    train: Callable[..., Any] | None = None,
 ) -> Application:
     """Puts the application together; loads nothing yet.
 
@@ -66,6 +72,7 @@ def create(
         users: passwords by name; empty for a page without them.
         hosts: further host names that are answered to.
         root_path: where a proxy shows the page, for example `/vqa`.
+        train: what trains, see `ui.training.TrainingDesk`.
     """
     # Before gradio is imported, which reads them. Uploads lie in a folder of this process alone.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -82,8 +89,9 @@ def create(
     desk = Desk(Store(data_dir / "chats.sqlite"), PictureShelf(data_dir / "pictures"), hub)
     app = FastAPI(title="Look & Ask", docs_url=None, redoc_url=None, openapi_url=None)
     teaching = Teaching(data_dir / "taught", desk.shelf)
-    app.include_router(routes_of(desk, teaching))
-    page = layout.build(desk, teaching)
+    training = TrainingDesk(data_dir, desk, teaching, train)
+    app.include_router(routes_of(desk, teaching, training))
+    page = layout.build(desk, teaching, training)
     mount_gradio_app(
         app,
         page,
@@ -107,7 +115,12 @@ def create(
     rules = Rules(
         hosts=frozenset(hosts),
         users=users or {},
-        larger={"/vqa/conversations": UPLOAD, "/vqa/taught": UPLOAD, "/gradio_api/upload": UPLOAD},
+        larger={
+            "/vqa/conversations": UPLOAD,
+            "/vqa/taught": UPLOAD,
+            "/vqa/datasets": UPLOAD,
+            "/gradio_api/upload": UPLOAD,
+        },
         cookie_path=root_path or "/",
     )
-    return Application(Guard(app, rules), desk)
+    return Application(Guard(app, rules), desk, teaching, training)

@@ -16,8 +16,9 @@ from typing import Any
 from PIL import Image
 
 from ui import examples
-from ui.hub import Hub, Standing
+from ui.hub import Hub
 from ui.markdown import to_html
+from ui.picking import models_of
 from ui.pictures import PictureShelf
 from ui.render import conversation_of, title_of, view_of
 from ui.settings import Settings
@@ -98,7 +99,7 @@ class Desk:
                 owner, str(conversation), old.parent, old.question, old.pictures, facts
             ), str(conversation)
         question = str(request.get("question") or "").strip()
-        pictures = self._pictures(owner, request)
+        pictures = self.pictures(owner, request)
         if not question and not pictures:
             raise UsageError("There is nothing to answer.", "Write a question or add a picture.")
         if len(question) > MAX_QUESTION:
@@ -116,7 +117,7 @@ class Desk:
             owner, conversation, parent, question, pictures, facts
         ), conversation
 
-    def _pictures(self, owner: str, request: Request) -> list[str]:
+    def pictures(self, owner: str, request: Request) -> list[str]:
         """The digests asked for; only what this owner brought."""
         digests = [str(digest) for digest in request.get("pictures") or []]
         if len(digests) > MAX_PICTURES:
@@ -224,7 +225,7 @@ class Desk:
         not loaded."""
         settings = self.settings(owner)
         engine = self.hub.ready(settings.model)
-        pictures = self._pictures(owner, request)
+        pictures = self.pictures(owner, request)
         if engine is None or not pictures:
             return None
         conversation = request.get("conversation") or None
@@ -274,10 +275,10 @@ class Desk:
         if conversation is not None and not self.store.owns(owner, conversation):
             conversation = None
         return {
-            "models": self.models(owner)["models"],
+            "models": models_of(self, owner)["models"],
             "settings": self._told(self.settings(owner)),
             "examples": {
-                "cards": [self._example(owner, *card) for card in examples.cards()],
+                "cards": [self.example(owner, *card) for card in examples.cards()],
                 "about": examples.ABOUT_BUILTIN
                 if self.hub.default == "builtin"
                 else examples.ABOUT_OTHER,
@@ -286,7 +287,7 @@ class Desk:
             "view": self.view(owner, conversation),
         }
 
-    def _example(self, owner: str, image: Image.Image, question: str) -> dict[str, Any]:
+    def example(self, owner: str, image: Image.Image, question: str) -> dict[str, Any]:
         """A generated picture as if the owner had brought it, and a question about it."""
         picture = self.shelf.add(image, "scene.png")
         facts = {"changes": [], "size": list(image.size)}
@@ -343,65 +344,17 @@ class Desk:
                 self.stop(owner, conversation)
                 return {}
             case "models":
-                return self.models(owner)
+                return models_of(self, owner)
             case "cancel-load":
                 self.hub.cancel(str(request.get("model")))
                 return {}
             case "settings":
                 return {"settings": self._told(self.save_settings(owner, _changes(request)))}
             case "scene":
-                return {"scene": self._example(owner, *examples.new_scene())}
+                return {"scene": self.example(owner, *examples.new_scene())}
             case other:
                 raise UsageError(f"Unknown request {str(other)[:40]!r}.", "Reload the page.")
         return {"view": self.view(owner, conversation), **self._list(owner)}
-
-    # -- models ------------------------------------------------------------------------------------
-
-    def models(self, owner: str) -> Update:
-        """What can be picked, what is picked, and how that one stands."""
-        key = self.settings(owner).model
-        try:
-            standing = self.hub.standing(key)
-        except VqaError:  # the picked run was deleted meanwhile
-            self.store.save_settings(owner, {"model": None})
-            standing = self.hub.standing()
-        return {"models": self._models(standing)}
-
-    def _models(self, standing: Standing) -> dict[str, Any]:
-        engine = self.hub.ready(standing.choice.key)
-        return {
-            "picked": standing.choice.key,
-            "label": standing.choice.label,
-            "phase": standing.phase,
-            "message": standing.message,
-            "share": standing.share,
-            "attention": engine.info.attention_maps if engine else None,
-            "choices": [
-                {
-                    "key": choice.key,
-                    "label": choice.label,
-                    "detail": choice.detail,
-                    "group": choice.group,
-                }
-                for choice in self.hub.choices()
-            ],
-        }
-
-    def pick(self, owner: str, request: Request) -> Iterator[Update | None]:
-        """Loads another model and answers with it from then on; until then, and where it fails, the
-        one before stays."""
-        key = str(request.get("model") or "")
-        self.hub.start(key)
-        while self.hub.wait(key, 0) is None:
-            standing = self.hub.standing(key)
-            yield {"models": {**self.models(owner)["models"], "loading": {
-                "key": key, "label": standing.choice.label,
-                "message": standing.message, "share": standing.share,
-            }}}  # fmt: skip
-            self.hub.wait(key, BEAT)
-        before = self.settings(owner).model
-        self.store.save_settings(owner, {"model": key, "model_before": before})
-        yield self.models(owner)
 
 
 def _changes(request: Request) -> dict[str, Any]:

@@ -19,10 +19,24 @@ from ui import insight
 from ui.api import add_endpoint
 from ui.handlers import Desk, Request, Update, message_of
 from ui.lessons import teach
+from ui.picking import pick
+from ui.side_by_side import side_by_side
 from ui.teach import Teaching
+from ui.training import TrainingDesk
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("core", "turns", "composer", "sidebar", "sheet", "drawing", "settings", "teach")
+SCRIPTS = (
+    "core",
+    "turns",
+    "composer",
+    "sidebar",
+    "sheet",
+    "drawing",
+    "settings",
+    "teach",
+    "train",
+    "compare",
+)
 STREAMS = 64
 """Answers that may be under way at once, waiting ones included."""
 _serial = itertools.count(1)
@@ -45,17 +59,19 @@ def css() -> str:
     return (STATIC / "page.css").read_text("utf-8")
 
 
-def build(desk: Desk, teaching: Teaching) -> gr.Blocks:
+def build(desk: Desk, teaching: Teaching, training: TrainingDesk) -> gr.Blocks:
     """The whole page on a desk."""
     with gr.Blocks(title="Look & Ask", fill_width=True, analytics_enabled=False) as page:
         gr.HTML((STATIC / "page.html").read_text("utf-8"), elem_id="shell", padding=False)
         live = _wire("live")
         _streaming(_wire("ask"), desk.ask, live)
-        _streaming(_wire("pick"), desk.pick)
+        _streaming(_wire("pick"), lambda owner, request: pick(desk, owner, request))
         _calling(_wire("act"), desk.act)
         _calling(_wire("warm"), lambda owner, request: _nothing(desk.warm(owner, request)))
         _calling(_wire("look"), lambda owner, request: _look(desk, owner, request))
         _calling(_wire("teach"), lambda owner, request: teach(desk, teaching, owner, request))
+        _calling(_wire("train"), lambda owner, request: _train(training, owner, request))
+        _streaming(_wire("compare"), lambda owner, request: side_by_side(desk, owner, request))
         add_endpoint(desk)
     return page
 
@@ -82,6 +98,17 @@ def owner_of(request: gr.Request) -> str:
 def _look(desk: Desk, owner: str, request: Request) -> Update:
     deed = insight.saw if request.get("do") == "saw" else insight.look
     return deed(desk, owner, request)
+
+
+def _train(training: TrainingDesk, owner: str, request: Request) -> Update:
+    match request.get("do"):
+        case "check":
+            return training.check(owner, request)
+        case "start":
+            return training.start(owner, request)
+        case "stop":
+            return training.stop(owner)
+    return training.status(owner)
 
 
 def _packed(update: Update) -> str:

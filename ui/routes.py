@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from ui import exchange
 from ui.handlers import Desk, message_of
 from ui.teach import Teaching
+from ui.training import TrainingDesk
 from vqa_app.errors import UsageError, VqaError
 
 STATIC = Path(__file__).parent / "static"
@@ -24,7 +25,7 @@ _FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
 MAX_IMPORT = 200 * 2**20
 
 
-def routes_of(desk: Desk, teaching: Teaching) -> APIRouter:
+def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRouter:
     """The routes that serve `desk`'s owners."""
     router = APIRouter()
 
@@ -126,6 +127,18 @@ def routes_of(desk: Desk, teaching: Teaching) -> APIRouter:
             return {"count": count, "problems": problems[:20]}
 
         return await _answered(read)
+
+    @router.post("/vqa/datasets")
+    async def take_data(request: Request, name: str = "data set") -> Response:
+        data = await _body(request, MAX_IMPORT)
+        if data is None:
+            return _problem(UsageError("The file is too large.", "At most 200 MB fit."), 413)
+
+        def keep() -> dict[str, Any]:
+            training.upload(request.state.owner, data, name)
+            return {"done": True}
+
+        return await _answered(keep)
 
     return router
 

@@ -75,3 +75,14 @@ def beats(
             raise item
     finally:
         cancel.set()
+
+
+def ask_once(
+    engine: Engine, conversation: Conversation, longest: int, cancel: threading.Event
+) -> str:
+    """The whole greedy answer."""
+    options = GenerationOptions(max_new_tokens=longest, temperature=0.0)
+    for event in engine.stream(conversation, options, cancel):
+        if isinstance(event, Answer):
+            return event.text.strip()
+    return ""

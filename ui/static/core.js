@@ -71,7 +71,7 @@
   vqa.on("toast", (text) => toast(text));
 
   // The page starts when the shell and all wires stand, in whatever order Gradio builds them.
-  const NEEDED = ["ask", "live", "act", "pick", "warm", "look", "teach"];
+  const NEEDED = ["ask", "live", "act", "pick", "warm", "look", "teach", "train", "compare"];
   let started = false;
   function boot() {
     if (started || !NEEDED.every((name) => wires[name])) return;

@@ -211,6 +211,7 @@
         icon("dice"), el("span", {}, "Draw me a new scene")));
   });
   vqa.on("scene", ({ picture, question }) => {
+    if ($("vqa").dataset.view === "compare") return vqa.compareScene({ picture, question });
     vqa.attach(picture);
     vqa.putQuestion(question);
   });

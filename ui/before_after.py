@@ -1,0 +1,88 @@
+"""The same questions to two models: what was taught, and what had been known before."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from ui.handlers import Desk
+from ui.render import SHORT_STYLE
+from ui.stream import ask_once
+from ui.teach import Teaching
+from ui.world_data import held_out
+from vqa_app.conversation import Conversation
+from vqa_app.engine import Engine
+from vqa_app.errors import ModelError
+
+TAUGHT, WORLD = 24, 24
+LONGEST = 48
+
+
+def compare(
+    desk: Desk, teaching: Teaching, owner: str, before: str, after: str, cancel: threading.Event
+) -> dict[str, Any]:
+    """Asks both models about taught rows and about a held-out sample of the built-in world.
+
+    Args:
+        before, after: keys of the hub.
+
+    Returns:
+        `{"taught": part, "world": part}`; a part has the accuracies (VQA accuracy, 0 to 1) and rows
+        of question, right answer, both answers and digests.
+    """
+    engines = [_engine(desk, before), _engine(desk, after)]
+    taught = [
+        (row.pictures, row.question, row.answer, row.short) for row in teaching.rows(owner)[:TAUGHT]
+    ]
+    world = []
+    for known in held_out(WORLD):
+        example = desk.example(owner, known.image, known.question)
+        world.append(((example["picture"]["digest"],), known.question, known.answer, True))
+    return {
+        "taught": _part(desk, engines, taught, cancel),
+        "world": _part(desk, engines, world, cancel),
+    }
+
+
+def _engine(desk: Desk, key: str) -> Engine:
+    desk.hub.start(key)
+    engine = desk.hub.wait(key, 600)
+    if engine is None:
+        raise ModelError("The model does not load.", "Try again.")
+    return engine
+
+
+def _part(
+    desk: Desk,
+    engines: list[Engine],
+    questions: list[tuple[tuple[str, ...], str, str, bool]],
+    cancel: threading.Event,
+) -> dict[str, Any]:
+    from finetune.metrics import vqa_accuracy
+
+    rows: list[dict[str, Any]] = []
+    for digests, question, right, short in questions:
+        if cancel.is_set():
+            break
+        pictures = [desk.shelf.get(digest) for digest in digests]
+        asked = Conversation.ask(question + (SHORT_STYLE if short else ""), pictures)
+        said = [ask_once(engine, asked, LONGEST, cancel) for engine in engines]
+        rows.append(
+            {
+                "question": question,
+                "right": right,
+                "pictures": list(digests),
+                "before": said[0],
+                "after": said[1],
+                "scores": [vqa_accuracy(answer, [right]) for answer in said],
+            }
+        )
+    return {
+        "rows": rows,
+        "before": _mean([row["scores"][0] for row in rows]),
+        "after": _mean([row["scores"][1] for row in rows]),
+    }
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

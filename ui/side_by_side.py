@@ -1,0 +1,57 @@
+"""Two models, one question."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from ui.handlers import MAX_QUESTION, Desk, Request, Update
+from ui.markdown import to_html
+from ui.stream import BEAT, beats
+from vqa_app.conversation import Conversation
+from vqa_app.engine import Answer, Delta
+from vqa_app.errors import UsageError
+
+
+def side_by_side(desk: Desk, owner: str, request: Request) -> Iterator[Update | None]:
+    """Asks two models the same and streams both answers, one after the other.
+
+    Yields:
+        `compared`: for each model its label, state and the answer so far.
+    """
+    keys = [str(key) for key in request.get("models") or []]
+    question = str(request.get("question") or "").strip()[:MAX_QUESTION]
+    pictures = [desk.shelf.get(digest) for digest in desk.pictures(owner, request)]
+    if len(keys) != 2:
+        raise UsageError("Two models are needed.", "Pick two.")
+    if not question and not pictures:
+        raise UsageError("There is nothing to answer.", "Write a question or add a picture.")
+    settings = desk.settings(owner)
+    asked = Conversation.ask(question, pictures).with_system(settings.system)
+    sides: list[dict[str, Any]] = [
+        {"label": desk.hub.find(key).label, "state": "waiting", "html": ""} for key in keys
+    ]
+    cancel = threading.Event()
+    try:
+        for key, side in zip(keys, sides, strict=True):
+            desk.hub.start(key)
+            while (engine := desk.hub.wait(key, 0)) is None:
+                side.update(state="loading", message=desk.hub.standing(key).message)
+                yield {"compared": sides}
+                desk.hub.wait(key, BEAT)
+            side["state"], text = "answering", ""
+            yield {"compared": sides}
+            for events in beats(engine, asked, settings.options(engine.info.defaults), cancel):
+                for event in events:
+                    if isinstance(event, Delta):
+                        text += event.text
+                    elif isinstance(event, Answer):
+                        text, side["confidence"] = event.text, round(event.confidence, 4)
+                side["html"] = to_html(text)
+                yield {"compared": sides} if events else None
+            side["state"] = "answered"
+            cancel = threading.Event()
+        yield {"compared": sides, "compared_done": True}
+    finally:
+        cancel.set()
