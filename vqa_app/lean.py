@@ -150,6 +150,7 @@ def _known(decoder: Any, head: nn.Module) -> bool:
     if not layers or {type(layer).__name__ for layer in layers} - LAYERS:
         return False
     config = decoder.config
+    limit = config.max_position_embeddings
     matrices = [
         getattr(owner, name, None)
         for layer in layers
@@ -164,5 +165,5 @@ def _known(decoder: Any, head: nn.Module) -> bool:
         and type(decoder.embed_tokens) is nn.Embedding
         and config.hidden_act == "silu"
         and getattr(decoder.rotary_emb, "rope_type", None) in ROPE_TYPES
-        and getattr(config, "sliding_window", None) is None
+        and (getattr(config, "sliding_window", None) or limit) >= limit
     )

@@ -61,6 +61,10 @@ def pack(model: nn.Module) -> int:
 def multiplier(linear: nn.Module) -> Callable[[Tensor], Tensor]:
     """`linear` as a bare function of [rows, in], without the machinery of modules."""
     if type(linear) is PackedLinear:
-        packed, bias, multiply = linear.packed, linear.bias, torch.ops.mkldnn._linear_pointwise.default
+        packed, bias, multiply = (
+            linear.packed,
+            linear.bias,
+            torch.ops.mkldnn._linear_pointwise.default,
+        )
         return lambda x: multiply(x, packed, bias, "none", [], "")
     return partial(F.linear, weight=linear.weight, bias=linear.bias)

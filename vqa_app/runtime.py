@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator, Iterator, Sequence
+from hashlib import sha256
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -153,9 +154,7 @@ class Runtime:
 
     def can_piece(self, prompt: Prompt) -> bool:
         """Whether the prompt can be read in pieces: every input is known to belong to tokens or pictures."""
-        return (
-            self.reuses_prefixes and prompt.inputs.keys() <= PLAIN_INPUTS | self._picture_inputs
-        )
+        return self.reuses_prefixes and prompt.inputs.keys() <= PLAIN_INPUTS | self._picture_inputs
 
     def token(self, token: int, kv: KVCache, position: int) -> Tensor:
         """Appends one token to a cache; the logits [vocabulary] of what comes next."""
@@ -371,10 +370,12 @@ def finish(steps: Steps[T]) -> T:
 
 
 def token_identity(prompt: Prompt) -> Identity:
-    """[n] int64: the token ids, each picture's replaced by a negative number from its digest."""
+    """[n] int64: the token ids, each picture's replaced by a negative number from its digest and its length:
+    LLaVA-OneVision tiles a picture only while it is the only one."""
     identity = prompt.inputs["input_ids"][0].numpy().astype(np.int64)
     for picture, (start, end) in zip(prompt.pictures, prompt.image_spans, strict=True):
-        identity[start:end] = -int(picture.digest[:15], 16) - 1
+        seen = sha256(f"{picture.digest} {end - start}".encode()).digest()
+        identity[start:end] = -1 - int.from_bytes(seen[:7], "big")
     return identity
 
 

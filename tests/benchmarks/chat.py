@@ -1,0 +1,326 @@
+"""A conversation with the engine beside the same one with plain transformers: time to first word, speed, memory.
+
+    python -m tests.benchmarks.chat builtin
+    python -m tests.benchmarks.chat real-size
+
+Plain means what one writes with transformers alone: at each turn the processor reads the whole conversation
+with its pictures and `generate` answers it, with a streamer attached. Both sides do the same greedy turns, in
+turn, in one process; medians over the rounds, each with a picture nobody has seen. Memory is the peak of
+processes that do one side only. Times depend on the machine and its load, ratios hardly do.
+
+`real-size` is a LLaVA of random bf16 weights in the shape of SigLIP-so400m/14-384 and Qwen1.5-0.5B.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import resource
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+QUESTIONS = (
+    "Describe the picture .",
+    "What is on the left ?",
+    "What colour is it ?",
+    "How many are there ?",
+    "What else is there to see ?",
+)
+REAL_SIZE = "real-size"
+SIDES = ("plain", "engine")
+
+
+@dataclass(frozen=True)
+class Turn:
+    first_token: float
+    """Seconds."""
+    rate: float
+    """Tokens per second after the first."""
+    tokens: int
+    text: str
+
+
+def load(name: str) -> Any:
+    if name == REAL_SIZE:
+        return real_size()
+    from vqa_app.loading import load_model
+
+    return load_model(name)
+
+
+def real_size() -> Any:
+    """Random weights in a shape that people use; about a billion parameters."""
+    import torch
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers.initialization import no_init_weights
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    from vqa_app.loading import LoadedModel
+
+    words = word_tokenizer(151_936)
+    config = LlavaConfig(
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "image_size": 384,
+            "patch_size": 14,
+        },
+        text_config={
+            "model_type": "qwen2",
+            "hidden_size": 1024,
+            "intermediate_size": 2816,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "vocab_size": len(words),
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": False,
+        },
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        image_seq_length=729,
+    )
+    torch.set_default_dtype(torch.bfloat16)
+    with no_init_weights():
+        model = LlavaForConditionalGeneration(config).eval()
+    torch.set_default_dtype(torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(0.0, 0.02, generator=generator)
+    processor = LlavaProcessor(
+        SiglipImageProcessorPil(size={"height": 384, "width": 384}),
+        words,
+        patch_size=14,
+        vision_feature_select_strategy="full",
+        chat_template=words.chat_template,
+    )
+    return LoadedModel(model, processor, REAL_SIZE, None, None, "", Path())
+
+
+def word_tokenizer(size: int) -> Any:
+    """So many tokens, each a word of its own, so that whatever random weights say can be read back."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
+    known = sorted({word for text in (*QUESTIONS, "user assistant") for word in text.split()})
+    made = [f"w{number}" for number in range(size - len(special) - len(known))]
+    vocabulary = {word: index for index, word in enumerate([*special, *known, *made])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        additional_special_tokens=special,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+    )
+    words.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+        "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n"
+        "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return words
+
+
+class PlainChat:
+    """A conversation as one writes it with transformers alone."""
+
+    def __init__(self, loaded: Any, picture: Any) -> None:
+        self.model, self.processor = loaded.model, loaded.processor
+        self.messages: list[dict[str, Any]] = []
+        self.picture = picture
+
+    def ask(self, question: str, max_new_tokens: int) -> Turn:
+        import torch
+        from transformers import TextIteratorStreamer
+
+        times: list[float] = []
+
+        class Streamer(TextIteratorStreamer):
+            def put(self, value: Any) -> None:
+                times.append(time.perf_counter())
+                super().put(value)
+
+        content: list[dict[str, Any]] = [{"type": "text", "text": question}]
+        if not self.messages:
+            content.insert(0, {"type": "image", "image": self.picture.image})
+        self.messages.append({"role": "user", "content": content})
+        start = time.perf_counter()
+        inputs = self.processor.apply_chat_template(
+            self.messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        streamer = Streamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": streamer}
+        with torch.inference_mode():
+            thread = threading.Thread(
+                target=self.model.generate, kwargs={**inputs, **settings}, daemon=True
+            )
+            thread.start()
+            text = "".join(streamer)
+            thread.join()
+        self.messages.append({"role": "assistant", "content": [{"type": "text", "text": text}]})
+        tokens = times[1:]  # the prompt is put first
+        rate = (len(tokens) - 1) / (tokens[-1] - tokens[0]) if len(tokens) > 1 else 0.0
+        return Turn(tokens[0] - start, rate, len(tokens), text)
+
+
+class EngineChat:
+    """The same conversation with the engine."""
+
+    def __init__(self, engine: Any, picture: Any) -> None:
+        from vqa_app.conversation import Conversation
+
+        self.engine, self.picture = engine, picture
+        self.conversation = Conversation()
+
+    def warm(self) -> None:
+        from vqa_app.conversation import Conversation
+
+        self.engine.warm(Conversation.ask("", [self.picture]))
+
+    def ask(self, question: str, max_new_tokens: int) -> Turn:
+        from vqa_app.conversation import Message
+        from vqa_app.engine import GenerationOptions
+
+        pictures = [] if self.conversation.messages else [self.picture]
+        self.conversation = self.conversation.then(Message.user(question, pictures))
+        options = GenerationOptions(max_new_tokens=max_new_tokens, temperature=0.0)
+        start = time.perf_counter()
+        first = 0.0
+        for event in self.engine.stream(self.conversation, options):
+            if not first and not hasattr(
+                event, "state"
+            ):  # the first text, or the end of an empty answer
+                first = time.perf_counter() - start
+        self.conversation = self.conversation.then(Message.assistant(event.text))
+        return Turn(
+            max(first, event.seconds_to_first_token),
+            event.tokens_per_second,
+            event.new_tokens,
+            event.text,
+        )
+
+
+def new_picture(number: int) -> Any:
+    from vqa_app.images import open_picture
+
+    noise = np.random.default_rng(number).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    return open_picture(Image.fromarray(noise))
+
+
+def talk(chat: Any, max_new_tokens: int, turns: int = len(QUESTIONS)) -> list[Turn]:
+    return [chat.ask(question, max_new_tokens) for question in QUESTIONS[:turns]]
+
+
+def compare(name: str, rounds: int, max_new_tokens: int) -> None:
+    from vqa_app.local_engine import LocalEngine
+
+    loaded = load(name)
+    mine = copy.copy(loaded)
+    object.__setattr__(mine, "model", copy.deepcopy(loaded.model))
+    engine = LocalEngine(mine)
+    results: dict[str, list[list[Turn]]] = defaultdict(list)
+    for number in range(-1, rounds):  # the first round warms up both
+        picture, other = new_picture(2 * number + 2), new_picture(2 * number + 3)
+        plain = talk(PlainChat(loaded, picture), max_new_tokens)
+        cold = talk(EngineChat(engine, picture), max_new_tokens)
+        prepared = EngineChat(engine, other)
+        prepared.warm()
+        warmed = talk(prepared, max_new_tokens, turns=1)
+        if number >= 0:
+            results["plain"].append(plain)
+            results["engine"].append(cold)
+            results["warmed"].append(warmed)
+    report(name, engine.info, results)
+    engine.close()
+
+
+def report(name: str, info: Any, results: dict[str, list[list[Turn]]]) -> None:
+    def first_token(side: str, turns: slice) -> float:
+        return statistics.median(turn.first_token for talk in results[side] for turn in talk[turns])
+
+    def rate(side: str) -> float:
+        return statistics.median(turn.rate for talk in results[side] for turn in talk if turn.rate)
+
+    one, later = slice(0, 1), slice(1, None)
+    rows = [
+        ("time to first token, turn 1, cold", "plain", "engine", one),
+        ("time to first token, turn 1, warmed", "plain", "warmed", one),
+        ("time to first token, turns 2 to 5", "plain", "engine", later),
+    ]
+    rounds = len(results["plain"])
+    print(f"\n### {name}: {info.parameters / 1e6:.0f} M parameters, {info.dtype}, {info.device}\n")
+    print("| | plain | engine | ratio |\n|---|---|---|---|")
+    for label, plain, engine, turns in rows:
+        a, b = first_token(plain, turns), first_token(engine, turns)
+        print(f"| {label} | {a * 1e3:.0f} ms | {b * 1e3:.0f} ms | {b / a:.3f} × |")
+    a, b = rate("plain"), rate("engine")
+    print(f"| tokens per second | {a:.1f} | {b:.1f} | {b / a:.2f} × |")
+    memory = {side: peak_memory(name, side) for side in SIDES}
+    print(
+        f"| peak memory | {memory['plain']:.2f} GB | {memory['engine']:.2f} GB "
+        f"| {memory['engine'] / memory['plain']:.2f} × |"
+    )
+    pairs = [
+        (a.text.strip() == b.text.strip(), a.tokens)
+        for plain, engine in zip(results["plain"], results["engine"], strict=True)
+        for a, b in zip(plain[:1], engine[:1], strict=True)
+    ]
+    same = sum(equal for equal, _ in pairs)
+    print(f"\n{rounds} rounds; {same} of {len(pairs)} first answers equal word for word.")
+
+
+def peak_memory(name: str, side: str) -> float:
+    """GB, of a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.chat", name, "--memory-of", side]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(result.stdout.split()[-1])
+
+
+def print_memory(name: str, side: str, max_new_tokens: int) -> None:
+    loaded, picture = load(name), new_picture(0)
+    if side == "plain":
+        talk(PlainChat(loaded, picture), max_new_tokens, turns=2)
+    else:
+        from vqa_app.local_engine import LocalEngine
+
+        talk(EngineChat(LocalEngine(loaded), picture), max_new_tokens, turns=2)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", help=f"builtin, a folder, a hub id, or {REAL_SIZE}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        print_memory(arguments.model, arguments.memory_of, arguments.max_new_tokens)
+    else:
+        compare(arguments.model, arguments.rounds, arguments.max_new_tokens)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Prepacked bf16 weights and the lean decoder do the model's own arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.tiny import picture
+from vqa_app.cache import KVCache
+from vqa_app.conversation import Conversation
+from vqa_app.engine import GenerationOptions
+from vqa_app.lean import LeanDecoder
+from vqa_app.loading import load_model
+from vqa_app.local_engine import LocalEngine
+from vqa_app.packing import PackedLinear, can_pack, pack
+
+needs_bf16_kernels = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bf16 kernels"
+)
+
+
+@needs_bf16_kernels
+@pytest.mark.parametrize("rows", [1, 7, 130])
+def test_a_packed_layer_gives_what_the_layer_gave(rows: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(96, 80).to(torch.bfloat16)
+    x = torch.randn(2, rows, 96, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        torch.testing.assert_close(PackedLinear(layer)(x), layer(x), rtol=1e-2, atol=1e-2)
+
+
+@needs_bf16_kernels
+def test_every_linear_layer_of_a_bf16_model_is_packed(tiny_llava_dir: Path) -> None:
+    model = load_model(str(tiny_llava_dir), dtype="bfloat16").model
+    assert can_pack(model)
+    count = sum(type(module) is nn.Linear for module in model.modules())
+    assert pack(model) == count > 20
+    assert not any(type(module) is nn.Linear for module in model.modules())
+
+
+def test_float32_models_are_left_alone(tiny_llava_dir: Path) -> None:
+    assert not can_pack(load_model(str(tiny_llava_dir), dtype="float32").model)
+
+
+@needs_bf16_kernels
+def test_packed_greedy_answers_are_the_models_own(tiny_llava_dir: Path) -> None:
+    """The random weights are spread so wide that no two tokens come close in bf16."""
+    fast = LocalEngine(load_model(str(tiny_llava_dir), dtype="bfloat16"))
+    slow = LocalEngine(load_model(str(tiny_llava_dir), dtype="bfloat16"), fast_decoding=False)
+    options = GenerationOptions(max_new_tokens=8, temperature=0.0)
+    texts = []
+    for engine in (fast, slow):
+        *_, answer = engine.stream(Conversation.ask("What is it?", [picture(0)]), options)
+        texts.append(answer.text)
+        engine.close()
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lean_logits_are_the_models_own(tiny_llava_dir: Path, dtype: str) -> None:
+    model = load_model(str(tiny_llava_dir), dtype=dtype).model
+    lean = LeanDecoder.of(model)
+    assert lean is not None
+    ids = torch.randint(8, 400, (1, 40), generator=torch.Generator().manual_seed(0))
+    kv = KVCache.empty(2, transposed=True)
+    with torch.inference_mode():
+        expected = model(input_ids=ids).logits[0, 10:]
+        model(input_ids=ids[:, :10], past_key_values=kv, use_cache=True)
+        got = torch.stack([lean.step(int(ids[0, n]), kv, n) for n in range(10, 40)])
+    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == "float32" else {"rtol": 0.1, "atol": 0.25}
+    torch.testing.assert_close(got, expected, **close)
