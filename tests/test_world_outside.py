@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from finetune.builtin.world import INSIDE, ROOMS
-from finetune.builtin.world.outside import HELD_OUT, SENTENCE, SHORT, STYLES
+from finetune.builtin.world.outside import HELD_OUT, SENTENCE, SHORT, STYLES, photos
 
 OUTSIDE = ROOMS["outside"]
 
@@ -33,6 +33,11 @@ def test_every_style_paints_pictures_that_differ_and_are_not_blank(style):
 def test_held_out_styles_occur_in_the_test_split_only():
     assert not {s.layout for s in scenes("train", 300)} & set(HELD_OUT)
     assert {s.layout for s in scenes("test", 300)} >= set(HELD_OUT)
+
+
+def test_real_photographs_are_there_to_test_with():
+    assert len(photos()) >= 4
+    assert "photo" in HELD_OUT and "photo" not in STYLES
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

@@ -2,13 +2,17 @@
 
 Whatever is asked about them, the answer is that this kind of picture is not known. They are made
 of numbers alone (fractal noise, lit surfaces, layered leaves), so that nothing has to be shipped.
+Real photographs are seen in tests alone.
 """
 
+import importlib.util
 import random
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from finetune.builtin.world.outside_photo import (
     Field,
@@ -175,13 +179,49 @@ def rings(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     return tinted(0.5 + field / 2 * (0.6 + 0.4 * octaves(size, rng)), rng)
 
 
+# Real photographs that installed packages carry.
+PHOTOS = (
+    ("gradio", "media_assets/images/cheetah1.jpg"), ("gradio", "media_assets/images/lion.jpg"),
+    ("gradio", "media_assets/images/tower.jpg"), ("gradio", "media_assets/images/groot.jpeg"),
+    ("gradio", "test_data/cheetah2.jpg"),
+    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
+)
+
+
+@lru_cache(maxsize=1)
+def photos() -> tuple[Image.Image, ...]:
+    """Those of `PHOTOS` that are installed, at most 320 pixels long."""
+    found = []
+    for package, name in PHOTOS:
+        spec = importlib.util.find_spec(package)
+        path = Path(spec.origin).parent / name if spec and spec.origin else None
+        if path and path.is_file():
+            with Image.open(path) as picture:
+                picture.draft("RGB", (320, 320))
+                picture.thumbnail((320, 320))
+                found.append(picture.convert("RGB"))
+    return tuple(found)
+
+
+def photo(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """A part of a real photograph (held out: only tests show it), or rock where none is there."""
+    if not photos():
+        return shiny(size, rng)
+    picture = photos()[rng.integers(len(photos()))]
+    share = rng.uniform(0.5, 1)
+    wide, high = picture.width * share, picture.height * share
+    x, y = rng.uniform(0, picture.width - wide), rng.uniform(0, picture.height - high)
+    part = picture.resize(size, Image.Resampling.BICUBIC, (x, y, x + wide, y + high))
+    return ImageOps.mirror(part) if rng.random() < 0.5 else part
+
+
 Painter = Callable[[tuple[int, int], np.random.Generator], Image.Image]
 STYLES: dict[str, Painter] = {
     "landscape": landscape, "leaves": leaves, "portrait": portrait, "rendered": rendered,
     "foliage": foliage, "clouds": clouds, "blend": blend, "waves": waves, "bokeh": bokeh,
     "noise": noise, "page": page, "screen": screen,
 }
-HELD_OUT: dict[str, Painter] = {"cells": cells, "rings": rings, "shiny": shiny}
+HELD_OUT: dict[str, Painter] = {"cells": cells, "rings": rings, "shiny": shiny, "photo": photo}
 _WEIGHTS = (5, 5, 5, 5, 3, 3, 1.5, 2, 2, 3, 2.5, 2.5)
 
 
@@ -230,7 +270,8 @@ class Outside:
         paint = STYLES.get(scene.layout) or HELD_OUT[scene.layout]
         shrink = min(1.0, PAINTED / max(scene.width, scene.height))
         picture = paint((round(scene.width * shrink), round(scene.height * shrink)), rng)
-        if scene.layout not in ("page", "screen", "noise", "blend") or rng.random() < 0.4:
+        plain = ("page", "screen", "noise", "blend")
+        if scene.layout != "photo" and (scene.layout not in plain or rng.random() < 0.4):
             picture = developed(picture, rng)
         if shrink == 1:
             return picture
