@@ -101,6 +101,31 @@ def test_a_finished_conversation_continues_the_prompt(loaded: LoadedModel) -> No
     assert answered.answer_mask.tolist().index(True) == len(asked)
 
 
+def test_warming_begins_the_prompt_of_any_question(loaded: LoadedModel) -> None:
+    opened = Conversation((*DIALOGUE.messages[:2], Message.user("", [picture(1)])))
+    begun = encode(loaded.processor, opened, answer_next=True, open_question=True)
+    asked = Conversation((*DIALOGUE.messages[:2], Message.user("Why so?", [picture(1)])))
+    whole = encode(loaded.processor, asked, answer_next=True).inputs["input_ids"][0].tolist()
+    assert whole[: len(begun)] == begun.inputs["input_ids"][0].tolist()
+    assert len(begun.pictures) == len(begun.image_spans) > 0
+
+
+def test_no_text_is_read_as_a_control_token(loaded: LoadedModel) -> None:
+    words = loaded.processor.tokenizer
+    special = {token.content for token in words.added_tokens_decoder.values() if token.special}
+    hostile = " and ".join(sorted(special))
+
+    def controls(text: str) -> list[int]:
+        asked = Conversation.ask(text, [picture(0)]).then(
+            Message.assistant(text), Message.user(text)
+        )
+        ids = encode(loaded.processor, asked, answer_next=True).inputs["input_ids"][0].tolist()
+        known = set(words.convert_tokens_to_ids(sorted(special)))
+        return [token for token in ids if token in known]
+
+    assert controls(hostile) == controls("harmless")
+
+
 def _plain_inputs(loaded: LoadedModel, name: str) -> Any:
     """What the architecture's own processor makes of one question about two pictures."""
     processor = loaded.processor

@@ -177,6 +177,15 @@ def test_an_open_question_gives_only_what_any_question_would_begin_with() -> Non
         assert whole[: len(begun)] == begun
 
 
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "qwen-3"])
+def test_an_open_question_after_an_answer_begins_the_next_prompt(name: str) -> None:
+    processor = family_processor(name)
+    start = encode(processor, SAMPLE, answer_next=True, open_question=True)
+    whole = encode(processor, SAMPLE.then(Message.user("Why?")), answer_next=True)
+    begun = start.inputs["input_ids"][0].tolist()
+    assert whole.inputs["input_ids"][0].tolist()[: len(begun)] == begun
+
+
 def test_an_open_question_after_an_answer_holds_the_whole_past() -> None:
     processor = chatml()
     start = encode(processor, SAMPLE, answer_next=True, open_question=True)

@@ -160,7 +160,7 @@ def render(
             f"The model's chat template leaves out {missing} of the messages.",
             "Use a model whose template keeps whole conversations.",
         )
-    return pieces if open_question else _framed(pieces, known)
+    return _framed(pieces, known)
 
 
 def template_hash(processor: Any) -> str:
