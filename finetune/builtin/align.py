@@ -19,9 +19,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, SiglipModel
 
 from finetune.builtin import dense
 from finetune.builtin.language import (
-    Course,
     Symbols,
     answer_loss,
+    course_at,
     make_quiz,
     questions,
     run_packed,
@@ -198,7 +198,7 @@ def align(
     optimiser = MuonAdam(modules, rate)
     if state and "optimiser" in state:
         optimiser.load_state_dict(state["optimiser"])
-    batch = max(2, round(14 * scale))
+    batch = max(2, round(12 * scale))
     saved = scored = clock.elapsed
     losses: dict[bool, list[float]] = {False: [], True: []}
     while clock.progress < 1:
@@ -249,10 +249,10 @@ def gallery_batch(
     """New questions about pictures of the gallery, and the pictures' projected features."""
     slots = rng.integers(0, len(gallery.scenes), batch)
     seed = int(rng.integers(1 << 40))
-    rows, _ = ask_scenes([gallery.scenes[s] for s in slots], seed, "train", most=7)
+    rows, _ = ask_scenes([gallery.scenes[s] for s in slots], seed, "train", most=9)
     with torch.autocast(gallery.device, torch.bfloat16):
         visual = projector(gallery.seen[torch.from_numpy(slots)])
-    return packer.pack(rows).to(gallery.device), visual.flatten(0, 1)
+    return packer.pack(rows, limit=256).to(gallery.device), visual.flatten(0, 1)
 
 
 def symbol_batch(
@@ -265,7 +265,7 @@ def symbol_batch(
 ) -> tuple[Packed, torch.Tensor, int]:
     """A batch of stage 0b's last kind: mostly compact, now and then a grid."""
     grid = step % 10 == 1
-    course = Course(max(2, round((8 if grid else 32) * scale)), 6 if grid else 4, grid, short=0.7)
+    course = course_at(1.0, 0 if grid else 1, 0.0, scale)
     quiz, number = make_quiz(packer, number, weights, course)
     device = symbols.owned.weight.device
     with torch.autocast(device.type, torch.bfloat16):

@@ -103,6 +103,9 @@ class Course:
     basic: float = 0.0
     """Share of questions outside `BASIC` that is left out."""
     short: float = 0.6
+    """Share of single-word answers."""
+    limit: int = 640
+    """Tokens of a row; rows of about equal length waste nothing on padding."""
 
 
 BASIC = {
@@ -125,12 +128,12 @@ def course_at(progress: float, step: int, compact_share: float, scale: float = 1
         return max(2, round(count * scale))
 
     if progress < 0.35 * compact_share:
-        return Course(scenes(24), 3, False, 4, 0.9, 0.9)
+        return Course(scenes(24), 4, False, 4, 0.9, 0.9, limit=96)
     if progress < 0.6 * compact_share:
-        return Course(scenes(24), 4, False, 6, 0.5, 0.85)
-    if progress < compact_share or step % 10 == 0:
-        return Course(scenes(32), 4, False, short=0.75)
-    return Course(scenes(14), 7, True, short=0.75)
+        return Course(scenes(24), 5, False, 6, 0.5, 0.85, limit=128)
+    if progress < compact_share or step % 3:
+        return Course(scenes(28), 6, False, short=0.7, limit=128)
+    return Course(scenes(12), 9, True, short=0.7, limit=256)
 
 
 def make_quiz(
@@ -164,7 +167,7 @@ def make_quiz(
     todo.append((0, [turns_of(qa, rng) for qa in talk]))
     skills.append([qa.skill for qa in talk])
     rows = torch.from_numpy(np.concatenate(tables)).long()
-    return Quiz(packer.pack(todo), rows, skills), number
+    return Quiz(packer.pack(todo, course.limit), rows, skills), number
 
 
 def shuffled(table: np.ndarray, seed: int) -> np.ndarray:
@@ -220,7 +223,7 @@ def train_language(
 ) -> tuple[LlamaForCausalLM, Symbols]:
     """Train (or go on training) on symbolic pictures; the state is kept in `out/language.pt`.
 
-    Batches are compact for the first `compact_share` of the time, grids (nine in ten) after it;
+    Batches are compact for the first `compact_share` of the time, every third is a grid after it;
     `scale` multiplies their sizes.
     """
     torch.manual_seed(seed)

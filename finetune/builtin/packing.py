@@ -206,7 +206,7 @@ class Packer:
             positions, labels = list(range(len(prefix))), [-100] * len(prefix)
             for number, turns in enumerate(conversations, 1):
                 new, learn = self.branch(turns)
-                if len(ids) + len(new) > limit and number > 1:
+                if len(ids) + len(new) > limit and len(conversations) > 1:
                     continue
                 ids += new
                 segments += [number] * len(new)

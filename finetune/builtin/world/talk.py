@@ -29,7 +29,7 @@ _TALK: tuple[tuple[tuple[str, ...], str], ...] = (
             "Help",
             "help me",
             "What should I ask?",
-            "~What are you able to do?",
+            "~What do you know how to do?",
         ),
         "I answer questions about pictures of shapes and simple drawings: colours, numbers, places, "
         "words and more.",
@@ -99,7 +99,7 @@ _ABOUT_PICTURES = (
     "True or false: there is a {k}.",
     "What time is it?",
     "Count the {k}s.",
-    "~Name the colour of the {k}.",
+    "~Which colour is the {k}?",
 )
 _KINDS = ("star", "circle", "house", "shape", "tree", "car", "triangle", "cat", "rectangle")
 _COLOURS = ("red", "blue", "green", "yellow", "black", "white", "purple")
