@@ -1,0 +1,136 @@
+"""Several processes: the losses of one; shipped FSDP and DeepSpeed configs are what their readers take."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from finetune.config import FinetuneConfig
+from finetune.distributed import DEEPSPEED, FSDP, deepspeed_config, fsdp_config
+from finetune.train import train
+from tests.finetune_data import write_data
+from vqa_app.errors import UsageError
+
+
+def config(model: Path, folder: Path, name: str) -> FinetuneConfig:
+    return FinetuneConfig(
+        model=str(model),
+        data=(str(folder / "data.json"),),
+        out=str(folder / name),
+        feature_dir=str(folder / f"features-{name}"),
+        eval_fraction=0.3,
+        eval_every=3.0,
+        eval_questions=6,
+        max_steps=6,
+        batch_size=4,
+        micro_batch_size=1,
+        rank=4,
+        lr=1e-2,
+        workers=1,
+        device="cpu",
+        precision="fp32",
+    )
+
+
+def records(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def run_as(rank: int, processes: int, port: int, chosen: FinetuneConfig) -> int:
+    """Forks a process with the environment that `accelerate launch` gives it; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        from accelerate.state import AcceleratorState, GradientState, PartialState
+
+        for state in (PartialState, AcceleratorState, GradientState):
+            state._reset_state()
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes,
+                       "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": port}  # fmt: skip
+        os.environ.update({key: str(value) for key, value in environment.items()})
+        os.environ.update(MASTER_ADDR="127.0.0.1", ACCELERATE_USE_CPU="true", GLOO_SOCKET_IFNAME="lo")
+        train(chosen)
+        os._exit(0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be forked")
+def test_two_processes_reach_the_losses_of_one(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    """Text-only rows are in the mix: some micro-batches hold no picture, so one process's projector idles."""
+    write_data(tmp_path, pictures=7, text_rows=4)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone = config(tiny_llava_dir, tmp_path, "alone")
+    both = config(tiny_llava_dir, tmp_path, "both")
+    children = [run_as(0, 1, port, alone)]
+    assert os.waitpid(children[0], 0)[1] == 0
+    children = [run_as(rank, 2, port, both) for rank in (0, 1)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    one, two = records(tmp_path / "alone"), records(tmp_path / "both")
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for first, second in zip(one, two, strict=True):
+        for key in ("loss", "grad_norm", "eval_loss", "eval_vqa_accuracy"):
+            if key in first:
+                assert second[key] == pytest.approx(first[key], rel=1e-3), (key, first["step"])
+
+
+@pytest.mark.parametrize("name", FSDP)
+def test_fsdp_configs_are_taken(name: str) -> None:
+    """transformers turns them into an accelerate plugin without a key left over."""
+    import inspect
+
+    from accelerate import FullyShardedDataParallelPlugin
+
+    values = fsdp_config(name)
+    known = set(inspect.signature(FullyShardedDataParallelPlugin.__init__).parameters)
+    renamed = {"version": "fsdp_version", "offload_params": "cpu_offload"}
+    assert {renamed.get(key, key) for key in values} <= known
+    plugin = FullyShardedDataParallelPlugin(
+        **{renamed.get(key, key): value for key, value in values.items()}
+    )
+    assert plugin.fsdp_version == 2
+
+
+@pytest.mark.parametrize("name", DEEPSPEED)
+def test_deepspeed_configs_are_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers, which reads them also without DeepSpeed, fills in every "auto"."""
+    from transformers import TrainingArguments
+    from transformers.integrations import deepspeed
+
+    monkeypatch.setattr(deepspeed, "dep_version_check", lambda _: None)
+
+    values = deepspeed_config(name)
+    assert values["zero_optimization"]["stage"] == int(name.removeprefix("zero")[0])
+    filled = deepspeed.HfTrainerDeepSpeedConfig(values)
+    arguments = TrainingArguments(
+        per_device_train_batch_size=2, gradient_accumulation_steps=4, max_grad_norm=1.0, use_cpu=True
+    )
+    filled.trainer_config_process(arguments)
+    assert filled.config["train_micro_batch_size_per_gpu"] == 2
+    assert filled.config["gradient_accumulation_steps"] == 4
+    filled.trainer_config_finalize(arguments, _Model(), 100)
+    assert "auto" not in json.dumps(filled.config)
+    assert "optimizer" not in filled.config  # the trainer's own has the projector's learning rate
+
+
+class _Model:
+    class config:  # noqa: N801 (as transformers names it)
+        hidden_size = 64
+
+
+def test_an_unknown_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="zero9"):
+        deepspeed_config("zero9")
+    (tmp_path / "mine.json").write_text("[1]")
+    with pytest.raises(UsageError, match="no object"):
+        fsdp_config(str(tmp_path / "mine.json"))

@@ -1,0 +1,112 @@
+"""Killed at any step, the same command goes on, and the losses are those of an uninterrupted run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetune.config import FinetuneConfig
+from finetune.progress import Progress
+from finetune.train import train
+from tests.finetune_data import write_data
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be forked")
+
+
+def config(model: Path, folder: Path, name: str) -> FinetuneConfig:
+    return FinetuneConfig(
+        model=str(model),
+        data=(str(folder / "data.json"),),
+        out=str(folder / name),
+        feature_dir=str(folder / "features"),
+        eval_fraction=0.0,
+        save_every=2.0,
+        max_steps=7,
+        batch_size=3,
+        micro_batch_size=2,
+        rank=4,
+        dropout=0.2,
+        lr=1e-2,
+        workers=1,
+        device="cpu",
+        precision="fp32",
+    )
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Runs in a forked process; gives its exit status as `os.waitpid` does."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+
+def ended_at(step: int, number: signal.Signals) -> Callable[[Progress], None]:
+    """Sends this process a signal once, when a step is told."""
+    sent = []
+
+    def on_progress(progress: Progress) -> None:
+        if progress.phase == "training" and progress.done == step and not sent:
+            sent.append(step)
+            os.kill(os.getpid(), number)
+
+    return on_progress
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    write_data(folder, pictures=5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder: Path, tiny_llava_dir: Path) -> list[tuple[int, float]]:
+    """With LoRA dropout, so that random numbers count too."""
+    assert in_child(lambda: train(config(tiny_llava_dir, folder, "whole"))) == 0
+    return losses(folder / "whole")
+
+
+def test_kill_9_between_checkpoints(
+    folder: Path, tiny_llava_dir: Path, uninterrupted: list[tuple[int, float]]
+) -> None:
+    chosen = config(tiny_llava_dir, folder, "killed")
+    for step in (1, 5):  # before the first checkpoint, and after the second
+        status = in_child(lambda step=step: train(chosen, ended_at(step, signal.SIGKILL)))
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        assert losses(folder / "killed")[-1][0] >= step
+    assert in_child(lambda: train(chosen)) == 0
+    assert losses(folder / "killed") == uninterrupted
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_and_ctrl_c_save_first(
+    folder: Path, tiny_llava_dir: Path, uninterrupted: list[tuple[int, float]], number: signal.Signals
+) -> None:
+    chosen = config(tiny_llava_dir, folder, number.name)
+
+    def stopped() -> None:
+        result = train(chosen, ended_at(3, number))
+        assert not result.finished
+        assert (result.run / "checkpoints" / f"step-{result.step}").is_dir()
+
+    assert in_child(stopped) == 0
+    assert in_child(lambda: train(chosen)) == 0
+    assert losses(folder / number.name) == uninterrupted

@@ -1,0 +1,241 @@
+"""The recipe from data to a run directory that opens, and everything that may go wrong on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.config import FinetuneConfig
+from finetune.progress import Progress
+from finetune.train import RunResult, train
+from tests.finetune_data import write_data
+from vqa_app.errors import DataError, ModelError, UsageError
+from vqa_app.manifest import read_manifest
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"), pictures=8)
+
+
+@pytest.fixture(scope="module")
+def options(tiny_llava_dir: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return {
+        "model": str(tiny_llava_dir),
+        "data": (str(data),),
+        "feature_dir": str(tmp_path_factory.mktemp("features")),
+        "eval_fraction": 0.3,
+        "eval_every": 4.0,
+        "save_every": 4.0,
+        "eval_questions": 4,
+        "max_steps": 8,
+        "batch_size": 4,
+        "rank": 4,
+        "lr": 2e-2,
+        "projector_lr": 2e-2,
+        "workers": 1,
+        "device": "cpu",
+        "precision": "fp32",
+    }
+
+
+def lines(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in lines(run) if "loss" in line}
+
+
+@pytest.fixture(scope="module")
+def told() -> list[Progress]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def result(options: dict, told: list[Progress], tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    run = tmp_path_factory.mktemp("runs") / "mine"
+    return train(FinetuneConfig(**options, out=str(run)), told.append)
+
+
+def test_a_run_opens_as_a_model(result: RunResult) -> None:
+    from vqa_app.loading import load_model
+
+    assert result.finished and result.step == 8
+    loaded = load_model(str(result.run), device="cpu")
+    assert loaded.name == str(result.run)
+
+
+def test_plain_peft_loads_a_lora_run_with_its_projector(result: RunResult, tiny_llava_dir: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    base = AutoModelForImageTextToText.from_pretrained(tiny_llava_dir)
+    before = base.model.multi_modal_projector.linear_1.weight.detach().clone()
+    merged = PeftModel.from_pretrained(base, result.run).merge_and_unload()
+    assert not torch.equal(merged.model.multi_modal_projector.linear_1.weight, before)
+
+
+def test_a_run_describes_itself(result: RunResult, options: dict) -> None:
+    manifest = read_manifest(result.run)
+    assert manifest is not None
+    assert (manifest.kind, manifest.base.name) == ("lora", options["model"])
+    assert manifest.config["batch_size"] == 4 and manifest.config["alpha"] == 8  # decided, not given
+    assert manifest.data_hash and manifest.prompt_hash and manifest.command
+    for name in ("adapter_model.safetensors", "report.html", "README.md", "metrics.jsonl",
+                 "golden", "tokenizer.json", "plots"):  # fmt: skip
+        assert (result.run / name).exists(), name
+    assert not (result.run / "checkpoints").exists()
+
+
+def test_every_step_and_evaluation_is_on_record(result: RunResult) -> None:
+    assert list(losses(result.run)) == list(range(1, 9))
+    evaluated = [line["step"] for line in lines(result.run) if "eval_loss" in line]
+    assert evaluated == [4, 8, 8]  # the last line is of the weights that were kept
+    last = lines(result.run)[-1]
+    assert last["final"] and last["eval_loss"] == result.evaluation["loss"]
+    assert set(result.evaluation) == {"vqa_accuracy", "loss", "image_gain"}
+    watched = lines(result.run, "watch.jsonl")
+    assert {line["step"] for line in watched} == {4, 8} and watched[0]["question"]
+
+
+def test_it_learns(result: RunResult) -> None:
+    found = losses(result.run)
+    assert found[8] < 0.9 * found[1]
+
+
+def test_progress_tells_phases_and_numbers(result: RunResult, told: list[Progress]) -> None:
+    phases = list(dict.fromkeys(progress.phase for progress in told))
+    assert phases == ["loading", "checking", "encoding", "training", "evaluating", "saving", "done"]
+    training = [p for p in told if p.phase == "training" and p.loss is not None]
+    assert training[-1].done == training[-1].of == 8
+    assert training[-1].samples_per_second and training[-1].evaluation
+    said = " ".join(progress.message for progress in told)
+    assert "picture encoder 0" in said and "Memory: about" in said and "Encoder outputs are kept" in said
+
+
+def test_a_finished_run_is_not_overwritten(result: RunResult, options: dict) -> None:
+    with pytest.raises(UsageError, match="finished run"):
+        train(FinetuneConfig(**options, out=str(result.run), resume="never"))
+
+
+def test_the_recipe_trains_the_projector_first_and_goes_on_with_it(options: dict, tmp_path: Path) -> None:
+    changed = options | {"max_steps": 2, "eval_every": 0.0, "recipe": "llava", "eval_fraction": 0.0}
+    result = train(FinetuneConfig(**changed, out=str(tmp_path / "run")))
+    first, second = (read_manifest(p) for p in (tmp_path / "run" / "projector", result.run))
+    assert first is not None and second is not None
+    assert (first.kind, second.kind) == ("projector", "lora")
+    # The first loss of stage 2 is that of stage 1's weights, not of the base's.
+    fresh = train(FinetuneConfig(**{**changed, "recipe": None}, out=str(tmp_path / "fresh")))
+    assert losses(result.run)[1] < losses(fresh.run)[1]
+
+
+@pytest.mark.parametrize("stage", ["projector", "full"])
+def test_other_stages_leave_runs_that_open(options: dict, tmp_path: Path, stage: str) -> None:
+    from vqa_app.loading import load_model
+
+    changed = options | {"stage": stage, "max_steps": 2, "eval_every": 0.0}
+    result = train(FinetuneConfig(**changed, out=str(tmp_path / stage)))
+    manifest = read_manifest(result.run)
+    assert manifest is not None and manifest.kind == stage
+    assert load_model(str(result.run), device="cpu").model is not None
+
+
+def test_qlora_without_a_gpu_is_refused(options: dict, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ModelError, match="qlora needs a GPU"):
+        train(FinetuneConfig(**options, stage="qlora", out=str(tmp_path / "run")))
+
+
+def test_bad_rows_stop_the_run_unless_they_are_allowed(options: dict, data: Path, tmp_path: Path) -> None:
+    rows = json.loads(data.read_text())
+    rows[3]["conversations"][1]["value"] = " "
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(rows))
+    changed = options | {"data": (str(bad),), "images": (str(data.parent),), "max_steps": 1,
+                         "eval_fraction": 0.0}  # fmt: skip
+    with pytest.raises(DataError, match=r"1 problem in the data[\s\S]*row 4: Answer 1 is empty"):
+        train(FinetuneConfig(**changed, out=str(tmp_path / "run")))
+    train(FinetuneConfig(**changed, max_bad=1, out=str(tmp_path / "run")))
+    assert [line["row"] for line in lines(tmp_path / "run", "skipped.jsonl")] == [4]
+
+
+def test_the_first_loss_that_is_not_finite_stops_the_run_and_names_its_rows(
+    options: dict, data: Path, tmp_path: Path
+) -> None:
+    changed = options | {"lr": 1e30, "projector_lr": 1e30, "max_grad_norm": 0.0, "eval_fraction": 0.0}
+    run = tmp_path / "run"
+    with pytest.raises(DataError, match=r"not finite at step \d") as stopped:
+        train(FinetuneConfig(**{**changed, "save_every": 1.0}, out=str(run)))
+    assert f"{data}, row " in stopped.value.problem
+    assert "last good checkpoint" in stopped.value.hint
+    assert all(torch.isfinite(torch.tensor(loss)) for loss in losses(run).values())
+
+
+def test_early_stopping_and_the_best_checkpoint(options: dict, tmp_path: Path) -> None:
+    """A learning rate that makes things worse: the first evaluation stays the best, and is what is left."""
+    changed = options | {"lr": 0.5, "projector_lr": 0.5, "metric": "loss", "patience": 2,
+                         "eval_every": 1.0, "max_steps": 20}  # fmt: skip
+    result = train(FinetuneConfig(**changed, out=str(tmp_path / "run")))
+    by_step = {line["step"]: line["eval_loss"] for line in lines(result.run) if "eval_loss" in line
+               and "final" not in line}  # fmt: skip
+    best = min(by_step, key=lambda step: by_step[step])
+    assert result.step == best + 2 < 20
+    assert result.evaluation["loss"] == by_step[best]
+
+
+def test_cancelling_saves_and_the_same_call_goes_on(options: dict, tmp_path: Path) -> None:
+    config = FinetuneConfig(**{**options, "eval_every": 0.0}, out=str(tmp_path / "run"))
+    cancel = threading.Event()
+
+    def on_progress(progress: Progress) -> None:
+        if progress.phase == "training" and progress.done == 3:
+            cancel.set()
+
+    stopped = train(config, on_progress, cancel)
+    assert not stopped.finished and stopped.step in (3, 4)
+    done = train(config)
+    assert done.finished and list(losses(done.run)) == list(range(1, 9))
+
+
+def test_another_config_does_not_go_on_with_an_interrupted_run(options: dict, tmp_path: Path) -> None:
+    config = FinetuneConfig(**{**options, "eval_every": 0.0}, out=str(tmp_path / "run"))
+    cancel = threading.Event()
+    cancel.set()
+    train(config, cancel=cancel)
+    with pytest.raises(UsageError, match="another lr"):
+        train(config.replace(lr=1e-4))
+    with pytest.raises(UsageError, match="no checkpoint"):
+        train(config.replace(out=str(tmp_path / "other"), resume="must"))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(
+    options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune import checkpoint
+
+    run = tmp_path / "run"
+    save = checkpoint.save_weights
+    calls = []
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        calls.append(1)
+        save(*args, **kwargs)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_weights", full)
+    config = FinetuneConfig(**{**options, "save_every": 2.0, "eval_fraction": 0.0}, out=str(run))
+    with pytest.raises(ModelError, match="step 4: No space left") as stopped:
+        train(config)
+    assert "step-2" in stopped.value.hint
+    assert list(checkpoint.checkpoint_steps(run)) == [2]
+    assert os.listdir(run / "checkpoints") == ["step-2"]
+    assert train(config).finished
