@@ -320,14 +320,14 @@ def _token_types(processor: Any, ids: list[int], mask: list[bool]) -> dict[str, 
     """`token_type_ids` or `mm_token_type_ids`, where the architecture has them."""
     import torch
 
-    names = processor.model_input_names
-    key = "token_type_ids" if "token_type_ids" in names else "mm_token_type_ids"
     if getattr(processor, "return_mm_token_type_ids", False):
+        names = processor.model_input_names
+        key = "token_type_ids" if "token_type_ids" in names else "mm_token_type_ids"
         return {key: torch.tensor(processor.create_mm_token_type_ids([ids]))}
-    if key in names and type(processor).__name__ == "PaliGemmaProcessor":
+    if type(processor).__name__ == "PaliGemmaProcessor":
         first = mask.index(True) if True in mask else len(ids)
         # 0: prefix, seen by all of it; 1: from the first answer on, causal.
-        return {key: torch.tensor([[0] * first + [1] * (len(ids) - first)])}
+        return {"token_type_ids": torch.tensor([[0] * first + [1] * (len(ids) - first)])}
     return {}
 
 
