@@ -91,13 +91,14 @@ class Analyst:
         word = self.rng.choice(words)
         question = self.say(
             "Which {n} is the {w}?", "What is the {w} {n}?", "Which is the {w} {n}?",
-            "Which {n} has the {v} value?", "What has the {v} value?", "~Name the {w} {n}.",
-            "~Which {n} comes out {v}?", n=self.word, w=word, v="highest" if highest else "lowest")
+            "Which {n} has the {v} value?", "What has the {v} value?", "Name the {w} {n}.",
+            "~What {n} has the {v} value?", n=self.word, w=word,
+            v="highest" if highest else "lowest")
         self.add("extreme", question, best.short, f"{best.name} is the {word}.")
         if self.rng.random() < 0.4:
             self.add("value", self.say(
                 "What is the {v} value?", "How much is the {v} value?",
-                "~What value is the {v}?", v="highest" if highest else "lowest"),
+                "~Which value is the {v}?", v="highest" if highest else "lowest"),
                 self.told(best.value),
                 f"The {'highest' if highest else 'lowest'} value is {self.told(best.value)}.")
 
@@ -126,19 +127,20 @@ class Analyst:
             gap = abs(a.value - b.value)
             self.add("arithmetic", self.say(
                 "What is the difference between {a} and {b}?", "How far apart are {a} and {b}?",
-                "By how much do {a} and {b} differ?", "~How much separates {a} and {b}?",
+                "By how much do {a} and {b} differ?", "~What is the difference of {a} and {b}?",
                 a=a.name, b=b.name), self.told(gap), f"The difference is {self.told(gap)}.")
         else:
             total = a.value + b.value
             self.add("arithmetic", self.say(
                 "What is the sum of {a} and {b}?", "How much are {a} and {b} together?",
-                "Add {a} and {b}.", "~What do {a} and {b} come to?", a=a.name, b=b.name),
+                "Add {a} and {b}.", "~What are {a} and {b} together?", a=a.name, b=b.name),
                 self.told(total), f"Together they are {self.told(total)}.")
         if not self.pie and len(self.entries) <= 3 and self.rng.random() < 0.6:
             total = sum(e.value for e in self.entries)
             self.add("arithmetic", self.say(
                 "What is the total of all {n}s?", "What is the sum of all values?",
-                "~What do all {n}s add up to?", n=self.word), str(total), f"The total is {total}.")
+                "~How much are all {n}s together?", n=self.word), str(total),
+                f"The total is {total}.")
 
     def compare(self) -> None:
         a, b = self.rng.sample(self.entries, 2)
@@ -160,7 +162,7 @@ class Analyst:
         if self.rng.random() < 0.6:
             self.yes_no("compare", self.say(
                 "Is {a} {w} than {b}?", "Does {a} have a {w} value than {b}?",
-                "~Would you say that {a} is {w} than {b}?", a=a.name, b=b.name, w=word), wins,
+                "~Is the value of {a} {w} than {b}?", a=a.name, b=b.name, w=word), wins,
                 f"{a.name} is {word if wins else other} than {b.name}")
             return
         best = a if wins else b
@@ -172,7 +174,8 @@ class Analyst:
         number = len(self.entries)
         self.add("count", self.say(
             "How many {n}s are there?", "How many {n}s does the chart have?", "Count the {n}s.",
-            "How many {n}s do you see?", "~Give me the number of {n}s.", n=self.word), str(number),
+            "How many {n}s do you see?", "Give me the number of {n}s.",
+            "~How many {n}s are in the chart?", n=self.word), str(number),
             f"There are {number} {self.word}s.")
         if self.pie or self.rng.random() < 0.4:
             return
@@ -190,12 +193,12 @@ class Analyst:
         if self.scene.layout == "line":
             self.add("colour", self.say("What colour is the line?", "Which colour is the line?",
                                         "What is the colour of the line?",
-                                        "~Name the line's colour."), one.colour,
+                                        "~Tell me the colour of the line."), one.colour,
                      f"The line is {one.colour}.")
         elif self.scene.extra["names"]:
             self.add("colour", self.say(
                 "What colour is {x}?", "Which colour is {x}?", "What is the colour of {x}?",
-                "~What colour has {x} got?", x=one.name), one.colour,
+                "What colour has {x} got?", "~Which colour does {x} have?", x=one.name), one.colour,
                 f"{one.name} is {one.colour}.")
         else:
             asked = one.colour if self.rng.random() < 0.5 else self.rng.choice(list(COLOURS))
@@ -232,7 +235,7 @@ class Analyst:
             return
         self.add("statement", self.say(
             "Is it true that {c}?", "Is this true of the {pic}: {c}?", '"{C}." Is that right?',
-            "~Would it be right to say that {c}?", c=claim, C=capital(claim)),
+            "~Is this right: {c}?", c=claim, C=capital(claim)),
             "yes" if holds else "no", "Yes, that is true." if holds else "No, that is not true.")
 
     def kind(self) -> None:
@@ -240,7 +243,7 @@ class Analyst:
         if self.rng.random() < 0.5:
             self.add("kind", self.say(
                 "What kind of chart is this?", "What type of chart is it?", "Which chart is this?",
-                "~Name the type of the chart."), name, f"It is a {name}.")
+                "~What chart is this?"), name, f"It is a {name}.")
             return
         asked = self.rng.choice(("bar chart", "line chart", "pie chart", name))
         self.yes_no("kind", self.say("Is this a {k}?", "Is it a {k}?", "Does the {pic} show a {k}?",
@@ -295,15 +298,14 @@ class Analyst:
                 self.rng.choice(("fall", "go down"))
             self.yes_no("trend", self.say(
                 "Does the line {w} from {a} to {b}?", "Does it {w} from {a} to {b}?",
-                "~Is it right that the line {w}s from {a} to {b}?" if " " not in word else
-                "~From {a} to {b}, does the line {w}?", w=word, a=a.short, b=b.short), rises == up,
+                "~Does the value {w} from {a} to {b}?", w=word, a=a.short, b=b.short), rises == up,
                 f"it {'rises' if rises else 'falls'} from {a.short} to {b.short}")
 
     def caption(self) -> None:
         question = self.say(
             "What does the {pic} show?", "Describe the {pic} briefly.", "What is in the {pic}?",
             "Caption this {pic}.", "What do you see?", "Describe the chart.",
-            "~Sum up the {pic} in a few words.")
+            "~What do you see in the {pic}?")
         name = KIND_NAMES[self.scene.layout]
         if self.pie and not self.scene.extra["told"]:
             parts = [e.short for e in self.entries]

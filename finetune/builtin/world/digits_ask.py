@@ -59,7 +59,7 @@ class Teller:
                 "What number is this?", "Which number is in the {pic}?", "What number do you see?",
                 "What does it say?", "Read the number.", "What number is shown?",
                 "Which number does the {pic} show?", "What number is written here?",
-                "Tell me the number.", "~Which figure is this?", "~What number can you make out?",
+                "Tell me the number.", "~Which number is this?", "~What number is in the {pic}?",
             ), text, f"It is {text}." if self.rng.random() < 0.5 else f"The number is {text}.")
         self.parity(value, "the number", f"{value}")
         self.threshold(value)
@@ -70,7 +70,7 @@ class Teller:
             more = self.rng.randint(1, 9)
             self.add("arithmetic", self.say(
                 "What is this number plus {n}?", "Add {n} to the number.", "What is {n} more?",
-                "~How much is it with {n} added?", n=more), str(value + more),
+                "~What is the number plus {n}?", n=more), str(value + more),
                 f"{value} plus {more} is {value + more}.")
             return
         names = ("first", "second", "third")
@@ -78,21 +78,23 @@ class Teller:
         self.add("digit", self.say(
             "What is the {w} digit?", "Which digit comes {w}?",
             "What is the {w} digit of the number?",
-            "~Name the {w} digit.", w=names[at]), text[at], f"The {names[at]} digit is {text[at]}.")
+            "Name the {w} digit.", "~What digit comes {w}?", w=names[at]),
+            text[at], f"The {names[at]} digit is {text[at]}.")
         self.add("digit", self.say("What is the last digit?", "Which digit is the last?",
                                    "Which digit comes last?"),
                  text[-1], f"The last digit is {text[-1]}.")
         self.add("count", self.say(
             "How many digits does the number have?", "How many digits are there?",
-            "How many digits do you see?", "~Count the digits."), str(len(text)),
+            "How many digits do you see?", "Count the digits.",
+            "~How many digits are in the {pic}?"), str(len(text)),
             f"The number has {len(text)} digits.")
         total = sum(map(int, text))
         self.add("arithmetic", self.say(
             "What is the sum of the digits?", "Add the digits.", "What do the digits add up to?",
-            "~How much are the digits together?"), str(total), f"The digits add up to {total}.")
+            "~What is the sum of all digits?"), str(total), f"The digits add up to {total}.")
         best = max(text)
         self.add("compare", self.say("What is the largest digit?", "Which digit is the highest?",
-                                     "~Name the greatest digit."),
+                                     "Name the largest digit.", "~Which digit is the largest?"),
                  best, f"The largest digit is {best}.")
 
     def parity(self, value: int, what: str, told: str) -> None:
@@ -116,7 +118,7 @@ class Teller:
         truth = "bigger" if value > limit else "smaller"
         self.yes_no("compare", self.say(
             "Is the number {w} than {n}?", "Is it {w} than {n}?", "Is the number {w} than {n}?",
-            "~Would you say that the number is {w} than {n}?", w=word, n=limit),
+            "~Is this number {w} than {n}?", w=word, n=limit),
             (value > limit) == more, f"{value} is {truth} than {limit}")
 
     def yes_or_other(self, text: str) -> None:
@@ -133,13 +135,14 @@ class Teller:
                      word, f"That is {word}.")
             return
         self.yes_no("read", self.say("Is it {n}?", "Is the number {n}?", "Does it say {n}?",
-                                     "Is this a {n}?", "~Is {n} what is written?", n=asked),
+                                     "Is this a {n}?", "~Does the number say {n}?", n=asked),
                     asked == text, f"it is {text}")
 
     def colour_of(self, what: str, colour: str) -> None:
         self.add("colour", self.say(
             "What colour is the {w}?", "What is the colour of the {w}?", "Which colour is the {w}?",
-            "Which colour does the {w} have?", "~Name the colour of the {w}.", w=what), colour,
+            "Which colour does the {w} have?", "Name the colour of the {w}.",
+            "~Tell me the colour of the {w}.", w=what), colour,
             f"The {what} is {colour}.")
 
     def caption(self, what: str) -> None:
@@ -147,7 +150,7 @@ class Teller:
             return
         self.add("caption", self.say(
             "What does the {pic} show?", "Describe the {pic} briefly.", "What is in the {pic}?",
-            "Caption this {pic}.", "What do you see?", "~Sum up the {pic} in a few words."), "",
+            "Caption this {pic}.", "What do you see?", "~What do you see in the {pic}?"), "",
             f"The picture shows {what}.")
 
     # Dice
@@ -175,14 +178,14 @@ class Teller:
             missing = self.rng.choice(absent)
             self.add("false_premise", self.say("What does the {c} die show?",
                                                "What number is on the {c} die?",
-                                               "~Read the {c} die.", c=missing),
+                                               "~What number does the {c} die show?", c=missing),
                      "none", f"There is no {missing} die in the picture.")
 
     def face(self, name: str, number: int) -> None:
         self.add("read", self.say(
             "What does {d} show?", "What number is on {d}?", "Which number does {d} show?",
             "How many dots are on {d}?", "How many pips does {d} have?",
-            "What number did {d} roll?", "~What has {d} landed on?", "~Read {d}.", d=name),
+            "What number did {d} roll?", "Read {d}.", "~What is the number on {d}?", d=name),
             str(number), f"{name.capitalize()} shows {number}.")
 
     def several(self, numbers: Sequence[int], colours: Sequence[str]) -> None:
@@ -190,13 +193,13 @@ class Teller:
         self.add("arithmetic", self.say(
             "What is the total of the dice?", "What do the dice add up to?", "What is the sum?",
             "How many dots are there in all?", "What is the sum of the dice?", "Add the dice.",
-            "~How much do the dice make together?"), str(total), f"The dice show {total} in all.")
+            "~What is the total?"), str(total), f"The dice show {total} in all.")
         self.parity(total, "the total", str(total))
         for word, pick in (("highest", max), ("lowest", min)):
             best = pick(numbers)
             self.add("compare", self.say(
                 "What is the {w} number on the dice?", "What is the {w} number?",
-                "~Name the {w} number rolled.", w=word), str(best), f"The {word} number is {best}.")
+                "~Which number is the {w}?", w=word), str(best), f"The {word} number is {best}.")
             if numbers.count(best) == 1 and colours.count(colours[numbers.index(best)]) == 1:
                 colour = colours[numbers.index(best)]
                 self.add("compare", self.say(
@@ -208,7 +211,7 @@ class Teller:
             return
         self.yes_no("same", self.say(
             "Do all dice show the same number?", "Are the numbers the same?",
-            "~Have the dice rolled the same?"), alike,
+            "~Do the dice show the same number?"), alike,
             f"they all show {numbers[0]}" if alike else
             f"they show {listed([str(n) for n in numbers])}")
 
@@ -224,7 +227,7 @@ class Teller:
         self.yes_no("existence", self.say(
             "Is there a die that shows {n}?", "Does any die show {n}?",
             "Do you see a die with {n}?",
-            "~Has any die rolled {n}?", n=asked), number > 0,
+            "~Is there a die with {n}?", n=asked), number > 0,
             f"there is a die that shows {asked}" if number else f"no die shows {asked}")
 
     # A domino
@@ -237,13 +240,14 @@ class Teller:
                 "How many dots are on the {s} half?", "What number is on the {s}?",
                 "What does the {s} half of the domino show?",
                 "How many pips does the {s} half have?",
-                "~Read the {s} half.", s=side), str(number), f"The {side} half shows {number}.")
+                "~What number does the {s} half show?", s=side), str(number),
+                f"The {side} half shows {number}.")
         total = a + b
         for _ in range(2):
             self.add("arithmetic", self.say(
                 "How many dots does the domino have?", "How many dots are there in all?",
                 "What is the sum of the two halves?", "What does the domino add up to?",
-                "How many pips are there?", "~What is the domino worth?"), str(total),
+                "How many pips are there?", "~How many dots are on the domino?"), str(total),
                 f"The domino has {total} dots in all." if total != 1 else
                 "The domino has 1 dot in all.")
         self.yes_no("same", self.say(
@@ -269,9 +273,10 @@ class Teller:
             self.add("arithmetic", self.say(
                 "What is the result?", "Solve it.", "What does it come to?", "How much is it?",
                 "What is the answer?", "Work it out.", "Calculate this.",
-                "~What do you get?", "~Do the sum."), str(result), f"{a} {word} {b} is {result}.")
+                "What do you get?", "~How much does it come to?"), str(result),
+                f"{a} {word} {b} is {result}.")
         self.add("read", self.say("What does it say?", "What is written here?", "Read it to me.",
-                                  "~Which sum is written here?"), f"{a} {sign} {b}",
+                                  "~What does it say here?"), f"{a} {sign} {b}",
                  f"It says {a} {sign} {b}.")
         names = {"first": a, "second": b}
         for name, value in names.items():

@@ -102,7 +102,7 @@ class Comparer:
         question = self.say(
             "Do both pictures show {a}?", "Is there {a} in both pictures?",
             "Does each picture have {a}?", "Do you see {a} in both images?",
-            "~Can {a} be found in each of the two pictures?", a=article(ref.text))
+            "~Is there {a} in each picture?", a=article(ref.text))
         if all(here):
             return QA("pair", question, "yes", f"Yes, both pictures show {article(ref.text)}.")
         missing = PLACES[here.index(False)]
@@ -198,7 +198,7 @@ class Comparer:
             what_for = {"kind": self.words.noun, "colour": "colour"}[field]
             question = self.say(
                 "Do both pictures show the same {w}?", "Is it the same {w} in both pictures?",
-                "~Does the {w} stay the same from one picture to the other?", w=what_for)
+                "~Is the {w} the same in both pictures?", w=what_for)
             told = f"they show {' and '.join(what(s, self.words.noun) for s in self.sides)}"
             if yes:
                 told = {"kind": f"both show {article(one.word)}",
@@ -231,6 +231,6 @@ class Comparer:
         at = self.rng.randrange(2)
         question = self.say("What is in the {p} picture?", "What does the {p} picture show?",
                             "Describe the {p} picture briefly.",
-                            "~Sum up the {p} image.", p=PLACES[at])
+                            "~What do you see in the {p} picture?", p=PLACES[at])
         shown = what(self.sides[at], self.words.noun)
         return QA("pair", question, "", capital(f"the {PLACES[at]} picture shows {shown}."))

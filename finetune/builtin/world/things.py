@@ -193,7 +193,7 @@ def clock_time(scene: Scene, rng: random.Random, split: Split) -> QA | None:
     question = say((
         "What time is it?", "What time does the {r} show?", "What is the time?",
         "What time is shown on the {r}?", "Which hour does the {r} show?", "Tell me the time.",
-        "~What does the {r} say the time is?", "~Can you tell the time?",
+        "What does the {r} say the time is?", "Can you tell the time?", "~What time is shown?",
     ), rng, split, r=name)
     return QA("time", question, f"{hour} o'clock", f"It is {hour} o'clock.")
 
@@ -206,7 +206,8 @@ def sort_of(scene: Scene, rng: random.Random, split: Split) -> QA | None:
         return None
     question = say((
         "What {s} is in the {pic}?", "Which {s} do you see?", "What {s} is this?",
-        "Which {s} is in the {pic}?", "What kind of {s} is there?", "~Name the {s}{in_pic}.",
+        "Which {s} is in the {pic}?", "What kind of {s} is there?", "Name the {s}{in_pic}.",
+        "~What {s} do you see?",
     ), rng, split, s=sort)
     if not found:
         return QA("false_premise", question, "none", f"There is no {sort} in the picture.")
@@ -223,13 +224,13 @@ def sort_count(scene: Scene, rng: random.Random, split: Split) -> QA | None:
     if rng.random() < 0.5:
         question = say((
             "Is there {a}{in_pic}?", "Do you see {a}?", "Are there any {p}?", "Is any of them {a}?",
-            "~Would you call one of these {a}?",
+            "~Do you see {a}{in_pic}?",
         ), rng, split, a=article(sort), p=several)
         there = f"Yes, there is {article(sort)}." if number else f"No, there is no {sort}."
         return QA("existence", question, "yes" if number else "no", there)
     question = say((
         "How many {p} are there?", "How many {p} are in the {pic}?", "How many {p} do you see?",
-        "Count the {p}.", "~Give me the number of {p}.",
+        "Count the {p}.", "Give me the number of {p}.", "~How many {p} are there in the {pic}?",
     ), rng, split, p=several)
     sentence = {0: f"There are no {several}.", 1: f"There is 1 {sort}."}.get(
         number, f"There are {number} {several}.")

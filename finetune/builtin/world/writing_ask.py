@@ -71,15 +71,15 @@ class Reader:
                 "What does {b} say?", "What is written here?", "What is written{in_pic}?",
                 "Read the {n}.", "What {n} is this?", "Which {n} do you see?", "What does {b} say?",
                 "Which {n} is in the {pic}?", "What {n} is written here?", "Can you read this?",
-                "Read it to me.", "What text is in the {pic}?", "~What do the letters spell?"
-                if word.isalpha() else "~What characters can you make out?",
-                "~Tell me what is written there.", b=bearer, n=noun), word,
+                "Read it to me.", "What text is in the {pic}?", "What do the letters spell?"
+                if word.isalpha() else "What characters are written here?",
+                "~Tell me what it says.", b=bearer, n=noun), word,
                 f"It says {word}." if bearer == "it" or self.rng.random() < 0.5
                 else f"{bearer.capitalize()} says {word}.")
         told = word if self.rng.random() < 0.5 else misread(word, self.rng)
         self.yes_no("read", self.say(
             "Does {b} say {t}?", 'Does {b} say "{t}"?', "Is the {n} {t}?", "Does it read {t}?",
-            "~Is {t} what is written there?", b=bearer, n=noun, t=told), told == word,
+            "~Is {t} written here?", b=bearer, n=noun, t=told), told == word,
             f"it says {word}")
         self.letters(word, "letter" if word.isalpha() else "digit" if word.isdigit() else
                      "character")
@@ -94,14 +94,15 @@ class Reader:
             self.add("count", self.say(
                 "How many {u}s does the {n} have?", "How many {u}s are there?",
                 "How many {u}s do you see?", "Count the {u}s.", "How long is the {n} in {u}s?",
-                "~Give me the number of {u}s.", u=unit, n=self.noun), str(len(word)),
+                "Give me the number of {u}s.", "~How many {u}s are in the {n}?", u=unit,
+                n=self.noun), str(len(word)),
                 f"The {self.noun} has {len(word)} {unit}s.")
         asked = {0: "first", len(word) - 1: "last"}
         asked |= {k: ORDINALS[k] for k in range(1, len(word) - 1)}
         for at in self.rng.sample(sorted(asked), min(2, len(asked))):
             self.add("letter", self.say(
                 "What is the {w} {u}?", "Which {u} comes {w}?", "What {u} is {w}?",
-                "What is the {w} {u} of the {n}?", "~Name the {w} {u}.",
+                "What is the {w} {u} of the {n}?", "Name the {w} {u}.", "~Which is the {w} {u}?",
                 w=asked[at], u=unit, n=self.noun), word[at],
                 f"The {asked[at]} {unit} is {word[at]}.")
         if unit != "letter" or len(word) == 1:
@@ -112,7 +113,8 @@ class Reader:
         self.yes_no("letter", self.say(
             "Is there {a} {x}?", "Does the word contain the letter {x}?",
             "Is the letter {x} in the word?", "Does it have {a} {x}?", "Do you see the letter {x}?",
-            "~Is {x} one of the letters?", x=letter, a="an" if letter in "AEFHILMNORSX" else "a"),
+            "~Does the word have the letter {x}?", x=letter,
+            a="an" if letter in "AEFHILMNORSX" else "a"),
             here, f"there is {'an' if letter in 'AEFHILMNORSX' else 'a'} {letter}" if here
             else f"there is no {letter}")
         twice, number = Counter(word).most_common(1)[0]
@@ -128,7 +130,8 @@ class Reader:
         self.add("colour", self.say(
             "What colour is the {n}?", "What is the colour of the {n}?", "Which colour is the {n}?",
             "In which colour is it written?", "What colour are the letters?",
-            "What colour is the writing?", "~Name the colour of the {n}.", n=noun), colour,
+            "What colour is the writing?", "Name the colour of the {n}.",
+            "~Which colour are the letters?", n=noun), colour,
             f"The {noun} is {colour}.")
         if self.rng.random() < 0.4:
             asked = colour if self.rng.random() < 0.5 else self.rng.choice(list(COLOURS))
@@ -140,7 +143,8 @@ class Reader:
             self.add("colour", self.say(
                 "What colour is the sign?", "What is the colour of the sign?",
                 "Which colour is the sign?", "What is the colour of the sign's background?",
-                "~Name the colour of the sign."), plate, f"The sign is {plate}.")
+                "Name the colour of the sign.", "~Which colour does the sign have?"), plate,
+                f"The sign is {plate}.")
 
     def statement(self, word: str) -> None:
         told = word if self.rng.random() < 0.5 else misread(word, self.rng)
@@ -170,7 +174,7 @@ class Reader:
         question = self.say(
             "What does the {pic} show?", "Describe the {pic} briefly.", "What is in the {pic}?",
             "Caption this {pic}.", "What do you see?", "Describe the {pic} in one sentence.",
-            "~Sum up the {pic} in a few words.")
+            "~What do you see in the {pic}?")
         if self.scene.layout == "sign":
             plate = self.scene.items[0].colour
             text = f"The picture shows {article(plate)} sign that says {word} in {colour}."
@@ -184,17 +188,18 @@ class Reader:
             self.add("read", self.say(
                 "What does the {w} line say?", "What is written at the {w}?",
                 "What is the {w} word?", "Read the {w} line.", "Which word is at the {w}?",
-                "~What can be read at the {w}?", w=where), word, f"The {where} line says {word}.")
+                "~What does it say at the {w}?", w=where), word, f"The {where} line says {word}.")
         if first != second:
             for colour, word in ((first, upper), (second, lower)):
                 self.add("read", self.say(
                     "What does the {c} word say?", "What is written in {c}?",
-                    "Which word is {c}?", "Read the {c} word.", "~What do the {c} letters spell?",
+                    "Which word is {c}?", "Read the {c} word.", "What do the {c} letters spell?",
+                    "~What does it say in {c}?",
                     c=colour), word, f"The {colour} word says {word}.")
         for _ in range(2):
             self.add("read", self.say(
                 "What does it say?", "What is written here?", "Read everything.",
-                "What is written{in_pic}?", "Read it to me.", "~Tell me what is written there."),
+                "What is written{in_pic}?", "Read it to me.", "~Tell me what it says."),
                 f"{upper} {lower}", f"It says {upper} {lower}.")
         if upper != lower:
             where, word, colour = self.rng.choice((("top", upper, first),
@@ -210,7 +215,8 @@ class Reader:
         told = self.rng.choice((upper, lower, misread(upper, self.rng), misread(lower, self.rng)))
         here = told in (upper, lower)
         self.yes_no("read", self.say("Does it say {t}?", "Is the word {t} in the {pic}?",
-                                     "Do you see the word {t}?", "~Can {t} be read here?", t=told),
+                                     "Do you see the word {t}?", "~Is the word {t} written here?",
+                                     t=told),
                     here, f"it says {upper} {lower}")
         if self.captioned:
             self.add("caption", self.say(
@@ -226,7 +232,7 @@ class Reader:
             colour = self.rng.choice([c for c in COLOURS if c not in used])
             self.add("false_premise", self.say(
                 "What does the {c} word say?", "What is written in {c}?", "Read the {c} word.",
-                "~What do the {c} letters spell?", c=colour), "none",
+                "What do the {c} letters spell?", "~What does it say in {c}?", c=colour), "none",
                 f"There is no {colour} word in the picture.")
         elif roll < 0.5:
             thing = self.rng.choice(("star", "circle", "car", "cat", "clock", "die", "tree"))
@@ -237,7 +243,7 @@ class Reader:
             self.add("existence", self.say(
                 "Is there any writing{in_pic}?", "Is something written here?",
                 "Do you see any text?",
-                "~Does the {pic} have text in it?"), "yes", "Yes, there is writing.")
+                "~Do you see any writing?"), "yes", "Yes, there is writing.")
         elif roll < 0.68:
             self.add("unknowable", self.say("Who wrote this?", "When was this written?",
                                             "Where does this sign stand?" if
