@@ -317,6 +317,26 @@ def qwen2_5_vl(directory: Path) -> Path:
     return _qwen_save(model, Qwen2_5_VLProcessor, words, directory)
 
 
+def qwen3_vl(directory: Path) -> Path:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+
+    words = tokenizer(_QWEN_TOKENS)
+    tower = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "patch_size": PATCH_SIZE,
+        "deepstack_visual_indexes": [0],
+        "num_position_embeddings": 64,
+    }
+    parts = _qwen_parts(words)
+    parts["text_config"]["model_type"] = "qwen3_vl_text"
+    model = seeded(Qwen3VLForConditionalGeneration, Qwen3VLConfig(vision_config=tower, **parts))
+    return _qwen_save(model, Qwen3VLProcessor, words, directory)
+
+
 _GEMMA_3 = (
     "{{ bos_token }}{% set first = messages[0]['role'] == 'system' %}"
     "{% for message in (messages[1:] if first else messages) %}"
@@ -590,6 +610,7 @@ ARCHITECTURES: dict[str, Callable[[Path], Path]] = {
     "smolvlm": smolvlm,
     "qwen2-vl": qwen2_vl,
     "qwen2.5-vl": qwen2_5_vl,
+    "qwen3-vl": qwen3_vl,
     "gemma3": gemma3,
     "internvl": internvl,
     "mllama": mllama,

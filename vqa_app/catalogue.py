@@ -86,6 +86,7 @@ CATALOGUE = (
         "Apache 2.0",
         "a small LLaVA-OneVision, high resolution",
     ),
+    _hub("Qwen/Qwen3-VL-2B-Instruct", 2.1, "Apache 2.0", "any resolution, long documents"),
     _hub("Qwen/Qwen2-VL-2B-Instruct", 2.2, "Apache 2.0", "any resolution, many languages"),
     _hub("HuggingFaceTB/SmolVLM-Instruct", 2.2, "Apache 2.0", "few image tokens for its size"),
     _hub(

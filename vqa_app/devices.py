@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 
 SMALL = 100_000_000
-"""Below this many parameters a CPU computes in float32. bfloat16 would halve the time to read a prompt
-where there are instructions for it, but that is milliseconds, and in float32 an answer does not
-depend on how a prompt was split between cache and computation."""
+"""Below this many parameters a CPU computes in float32. bfloat16 would halve the time to read a
+prompt where there are instructions for it, but that is milliseconds, and in float32 an answer does
+not depend on how a prompt was split between cache and computation."""
 
 WEIGHTS_SHARE = {"4bit": 0.30, "8bit": 0.55}
 """Memory of quantised weights over that of 16-bit ones: NF4 with double quantisation has 4.13 bits
