@@ -45,7 +45,8 @@ class FakeEngine:
     """A deterministic `vqa_app.engine.Engine`.
 
     Args:
-        answers: one text for every question, several that are given in turn, or a function of the conversation.
+        answers: one text for every question, several that are given in turn, or a function of the
+            conversation.
         delay: seconds before each word.
         gate: nothing beyond the first `open_words` words is written until this event is set.
         open_words: how many words come before the gate; 0 holds back the first one too.

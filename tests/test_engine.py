@@ -1,4 +1,5 @@
-"""The engine's behaviour: streaming, cancelling, waiting, errors, limits; with a model and without one."""
+"""The engine's behaviour: streaming, cancelling, waiting, errors, limits; with a model and without
+one."""
 
 from __future__ import annotations
 
@@ -100,14 +101,14 @@ def test_questions_are_served_in_order_and_told_their_place() -> None:
     places: dict[str, list[Status]] = {"second": [], "third": []}
     threads = []
     for name in places:
+        told = threading.Event()
 
-        def listen(name: str = name) -> None:
+        def listen(name: str = name, told: threading.Event = told) -> None:
             for event in engine.stream(Conversation.ask(name)):
                 if isinstance(event, Status):
                     places[name].append(event)
                     told.set()
 
-        told = threading.Event()
         threads.append(threading.Thread(target=listen))
         threads[-1].start()
         assert told.wait(5)
@@ -275,14 +276,14 @@ def test_warming_makes_way_for_questions(
     local: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoding, go_on, order = threading.Event(), threading.Event(), []
-    run_encoder = local._runtime._run_encoder
+    run_encoder = local._runtime.encoder.run
 
     def held(inputs: Any) -> Any:
         encoding.set()
         assert go_on.wait(5)
         return run_encoder(inputs)
 
-    monkeypatch.setattr(local._runtime, "_run_encoder", held)
+    monkeypatch.setattr(local._runtime.encoder, "run", held)
     two = Conversation((Message.user("", [picture(5), picture(6)]),))
     warming = threading.Thread(target=lambda: (local.warm(two), order.append("warmed")))
     warming.start()
@@ -301,9 +302,9 @@ def test_warming_makes_way_for_questions(
 
 def test_each_picture_is_encoded_once(local: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    run_encoder = local._runtime._run_encoder
+    run_encoder = local._runtime.encoder.run
     monkeypatch.setattr(
-        local._runtime, "_run_encoder", lambda inputs: calls.append(1) or run_encoder(inputs)
+        local._runtime.encoder, "run", lambda inputs: calls.append(1) or run_encoder(inputs)
     )
     both = Conversation.ask("Compare them.", [picture(1), picture(2)])
     last(local, both)

@@ -1,4 +1,5 @@
-"""Greedy answers do not depend on what is cached, how a prompt was read or which decoder wrote them."""
+"""Greedy answers do not depend on what is cached, how a prompt was read or which decoder wrote
+them."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def ask(
 
 
 def histories(seed: int, steps: int) -> Iterator[Callable[[str], Conversation]]:
-    """A person's random way: follow-ups, regenerations, edits, branches, new conversations, more pictures.
+    """A person's random way: follow-ups, regenerations, edits, branches, new conversations, more
+    pictures.
 
     Yields functions that take the latest answer and give the conversation to be answered next.
     """

@@ -1,7 +1,8 @@
 """Where on its pictures a model looked for each token of an answer.
 
-Relative attention (Zhang et al., 2025, "MLLMs Know Where to Look"): the answer's attention to each patch over that
-of a neutral instruction about the same pictures. What draws attention whatever is asked cancels out.
+Relative attention (Zhang et al., 2025, "MLLMs Know Where to Look"): the answer's attention to each
+patch over that of a neutral instruction about the same pictures. What draws attention whatever is
+asked cancels out.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ def attention_map(runtime: Runtime, conversation: Conversation, answer: str) -> 
 
 
 def _looks(runtime: Runtime, prompt: Prompt, start: int) -> Tensor:
-    """[n - start, n]: attention of the tokens from `start`, mean over heads and over the layers in the middle
-    and above, where questions meet pictures; the first ones mostly gather neighbours."""
+    """[n - start, n]: attention of the tokens from `start`, mean over heads and over the layers in
+    the middle and above, where questions meet pictures; the first ones mostly gather neighbours."""
     weights = runtime.attend(prompt, start)
     return weights[len(weights) // 3 :].float().mean((0, 1))
 
@@ -99,7 +100,8 @@ def _rows(runtime: Runtime, prompt: Prompt, index: int) -> int:
 
 
 def _on_picture(grid: np.ndarray, picture: Picture, image_processor: Any) -> np.ndarray:
-    """[tokens, rows, columns] over the whole picture: what a centre crop (CLIP) left out gets zeros."""
+    """[tokens, rows, columns] over the whole picture: what a centre crop (CLIP) left out gets
+    zeros."""
     if not getattr(image_processor, "do_center_crop", False):
         return grid
     shorter = image_processor.size["shortest_edge"]

@@ -1,7 +1,8 @@
 """What is computed once: picture features by content, keys and values by token prefix.
 
-Both stores are least-recently-used within a byte budget and belong to one engine, so the encoder and the
-model need no place in their keys. Neither is thread-safe: the engine's worker alone uses them.
+Both stores are least-recently-used within a byte budget and belong to one engine, so the encoder
+and the model need no place in their keys. Neither is thread-safe: the engine's worker alone uses
+them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 Identity: TypeAlias = "np.ndarray"
-"""[tokens] int64: token ids, the tokens of a picture replaced by a number from its digest. Two prompts agree
-up to where their identities do."""
+"""[tokens] int64: token ids, the tokens of a picture replaced by a number from its digest. Two
+prompts agree up to where their identities do."""
 
 CAPACITY_STEP = 256
 
@@ -30,9 +31,11 @@ def _buffer(like: Tensor, capacity: int, transposed: bool) -> Tensor:
 
 
 class BufferLayer(CacheLayerMixin):
-    """Keys and values of one layer in buffers with room: appending copies only what is new, cropping nothing.
+    """Keys and values of one layer in buffers with room: appending copies only what is new,
+    cropping nothing.
 
-    With `transposed`, keys lie as [1, heads, width, capacity]: what a CPU multiplies one query with fastest.
+    With `transposed`, keys lie as [1, heads, width, capacity]: what a CPU multiplies one query with
+    fastest.
     """
 
     is_sliding = False
@@ -157,9 +160,10 @@ class _Entry:
 class PrefixCache:
     """Keys and values of the prompts that were read last.
 
-    `take` hands a cache over for exclusive use, `put` brings it back with what it holds by then. Where a prompt
-    leaves an entry's path, the smaller part is given up: a short tail is cut off, while of an entry whose tail
-    is longer than what is shared the shared part is copied, so that the other conversation keeps its own.
+    `take` hands a cache over for exclusive use, `put` brings it back with what it holds by then.
+    Where a prompt leaves an entry's path, the smaller part is given up: a short tail is cut off,
+    while of an entry whose tail is longer than what is shared the shared part is copied, so that
+    the other conversation keeps its own.
     """
 
     def __init__(self, budget: int) -> None:
@@ -176,7 +180,8 @@ class PrefixCache:
     def take(
         self, identity: Identity, spans: Sequence[tuple[int, int]], limit: int
     ) -> KVCache | None:
-        """The cache of the longest known prefix of a prompt, holding exactly that prefix; None without one.
+        """The cache of the longest known prefix of a prompt, holding exactly that prefix; None
+        without one.
 
         Args:
             spans: the prompt's pictures as [start, end); none is ever cut.
@@ -203,7 +208,8 @@ class PrefixCache:
         return [common_length(entry.identity, identity, spans, limit) for entry in self._entries]
 
     def put(self, identity: Identity, kv: KVCache) -> None:
-        """Keeps a cache that holds exactly the tokens of `identity`, and forgets what no longer fits."""
+        """Keeps a cache that holds exactly the tokens of `identity`, and forgets what no longer
+        fits."""
         if len(identity) == 0:
             return
         assert kv.length == len(identity)
@@ -235,7 +241,8 @@ class Features:
 
 
 class FeatureCache:
-    """Features of the pictures seen last, by digest and number of tokens (tiling may depend on the company)."""
+    """Features of the pictures seen last, by digest and number of tokens (tiling may depend on the
+    company)."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget

@@ -15,7 +15,8 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 class Sampler:
-    """Picks tokens as `generate` would with the same settings and the model's own generation config.
+    """Picks tokens as `generate` would with the same settings and the model's own generation
+    config.
 
     Args:
         model: whose defaults apply where an option is None.
@@ -24,8 +25,9 @@ class Sampler:
 
     def __init__(self, model: Any, options: GenerationOptions, prompt_ids: Tensor) -> None:
         config = generation_config(model, options)
-        # The very processors of `generate`: a config may hold more than our options (Idefics forbids its image
-        # tokens as bad words), and transformers has no public way to ask for them.
+        # The very processors of `generate`: a config may hold more than our options (Idefics
+        # forbids its image tokens as bad words), and transformers has no public way to ask for
+        # them.
         model._prepare_special_tokens(config, True, device=prompt_ids.device)
         self._processors = model._get_logits_processor(
             config, prompt_ids.shape[1], encoder_input_ids=prompt_ids, device=prompt_ids.device

@@ -1,8 +1,8 @@
 """One token through a Llama-like decoder with as little between the matrices as possible.
 
-`generate` spends much of a token's time outside the weights: modules, masks, rotary tables made anew, caches
-concatenated. This forward pass does the same arithmetic for the layers it knows (Llama, Mistral, Qwen2, Qwen3 and
-the text side of Qwen2-VL) and leaves all else to the model's own.
+`generate` spends much of a token's time outside the weights: modules, masks, rotary tables made
+anew, caches concatenated. This forward pass does the same arithmetic for the layers it knows
+(Llama, Mistral, Qwen2, Qwen3 and the text side of Qwen2-VL) and leaves all else to the model's own.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ class LeanDecoder:
             keys, values = buffers.keys[0], buffers.values[0]
             keys[:, :, length - 1] = _rotate(key, cos, sin)
             values[:, length - 1] = layer.value(y).view(heads)
-            # The query heads that share a key head are the rows of one product: [kv heads, group, width].
+            # The query heads that share a key head are the rows of one product: [kv heads, group,
+            # width].
             query = _rotate(query, cos, sin).view(kv_heads, -1, heads[1])
             scores = torch.bmm(query, keys[:, :, :length]).mul_(scaling)
             weights = torch.softmax(scores, -1, dtype=torch.float32).to(x.dtype)
@@ -113,7 +114,8 @@ class LeanDecoder:
         return self._head(F.rms_norm(x, width, self._norm, eps))[0]
 
     def _extend_tables(self, length: int) -> None:
-        """Rotary tables [positions, head width] from the model's own embedding, rounded as it does."""
+        """Rotary tables [positions, head width] from the model's own embedding, rounded as it
+        does."""
         length = max(length, 2 * len(self._cos), 512)
         cos, sin = self._rotary(self._embedding[:1], torch.arange(length)[None])
         half = self._head_width // 2

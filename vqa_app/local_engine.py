@@ -77,12 +77,14 @@ class _Draft:
 class LocalEngine:
     """Implements `vqa_app.engine.Engine` with a loaded model.
 
-    The model is the engine's from then on: on a CPU with bf16 kernels its linear layers are swapped for
-    prepacked ones. Questions are answered one at a time, in order, on a thread of the engine's own.
+    The model is the engine's from then on: on a CPU with bf16 kernels its linear layers are swapped
+    for prepacked ones. Questions are answered one at a time, in order, on a thread of the engine's
+    own.
 
     Args:
         loaded: what `vqa_app.load_model` gave.
-        cache_bytes: for keys and values of earlier prompts, shared by all conversations; 0 reuses nothing.
+        cache_bytes: for keys and values of earlier prompts, shared by all conversations; 0 reuses
+            nothing.
         feature_bytes: for picture features; 0 keeps none.
         fast_decoding: prepacked weights and the lean decoder, where they apply.
     """
@@ -176,8 +178,7 @@ class LocalEngine:
 
     def close(self) -> None:
         self._worker.close()
-        self._runtime.prefixes.clear()
-        self._runtime.features.clear()
+        self._runtime.forget()
 
     def _call(self, function: Callable[[], T]) -> T:
         def guarded() -> T:
@@ -205,7 +206,8 @@ class LocalEngine:
         yield draft.end(reason, self._info.label)
 
     def _fit(self, conversation: Conversation, options: GenerationOptions) -> tuple[Prompt, int]:
-        """The prompt, without as many of the oldest turns as it takes to fit, and how many messages those were."""
+        """The prompt, without as many of the oldest turns as it takes to fit, and how many messages
+        those were."""
         limit = self._info.context_length
         room = min(options.max_new_tokens, limit // 8)
         dropped = 0
@@ -235,8 +237,7 @@ class LocalEngine:
             full = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
             if not full:
                 raise
-            self._runtime.prefixes.clear()
-            self._runtime.features.clear()
+            self._runtime.forget()
             raise ModelError(
                 f"There is not enough memory on {self._info.device} for this question.",
                 "Ask about fewer or smaller pictures, or load the model with quantize='4bit'.",

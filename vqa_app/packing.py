@@ -1,9 +1,9 @@
 """bf16 weights on a CPU, laid out once as oneDNN's kernels want them.
 
-Decoding reads every weight for every token, and `F.linear` on one bf16 row uses less than half of what the
-memory gives. The same weights prepacked (what TorchInductor's freezing does) come about as fast as they can
-be read; prefill gains a little too. Weights are moved, not copied, but for a head that is tied to the
-embedding: that one keeps both.
+Decoding reads every weight for every token, and `F.linear` on one bf16 row uses less than half of
+what the memory gives. The same weights prepacked (what TorchInductor's freezing does) come about as
+fast as they can be read; prefill gains a little too. Weights are moved, not copied, but for a head
+that is tied to the embedding: that one keeps both.
 """
 
 from __future__ import annotations

@@ -2,38 +2,35 @@
 
 Three ways, the best that an architecture allows:
 
-- prefix reuse: the prompt is read in pieces into a cache that outlives the answer, the next prompt goes on from
-  where it agrees with an earlier one. Needs a causal model whose cache can be cropped.
-- features only (PaliGemma: every prompt token sees the whole prompt): pictures are encoded once, prompts read whole.
+- prefix reuse: the prompt is read in pieces into a cache that outlives the answer, the next prompt
+  goes on from where it agrees with an earlier one. Needs a causal model whose cache can be cropped.
+- features only (PaliGemma: every prompt token sees the whole prompt): pictures are encoded once,
+  prompts read whole.
 - neither (Mllama, BLIP-2, Kosmos-2): what `generate` does.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from vqa_app.cache import FeatureCache, Features, Identity, KVCache, PrefixCache
-from vqa_app.conversation import Conversation
+from vqa_app.cache import Features, Identity, KVCache, PrefixCache
+from vqa_app.encoder import PictureEncoder, on_device
 from vqa_app.lean import LeanDecoder
-from vqa_app.prompting import Prompt, encode, image_token_id
+from vqa_app.prompting import Prompt
+from vqa_app.worker import Steps, finish
 
 CHUNK = 512
 """Tokens read at once; between chunks reading can be cancelled."""
 
 PLAIN_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
-
-T = TypeVar("T")
-Steps = Generator[None, None, T]
-"""Work that pauses wherever it can be interrupted."""
 
 
 class Reading(Protocol):
@@ -67,17 +64,10 @@ class Runtime:
     ) -> None:
         self.model = model
         self.processor = processor
-        self.features = FeatureCache(feature_bytes)
         self.prefixes = PrefixCache(cache_bytes)
-        self.takes_features = _takes_features(model)
-        self.reuses_prefixes = self.takes_features and _is_croppable_and_causal(model)
+        self.encoder = PictureEncoder.of(model, processor, feature_bytes)
+        self.reuses_prefixes = self.encoder is not None and _is_croppable_and_causal(model)
         self._lean = LeanDecoder.of(model) if lean and self.reuses_prefixes else None
-        self._image_token = image_token_id(processor)
-        self._features_type: type = dict
-        self._features_listed = True
-        if self.takes_features:
-            signature = inspect.signature(model.base_model.get_image_features)
-            self._picture_inputs = set(signature.parameters) - {"kwargs"}
 
     def read(
         self, prompt: Prompt, cancelled: Callable[[], bool], keep: int = 1
@@ -99,7 +89,7 @@ class Runtime:
             if cancelled():
                 self.prefixes.put(identity[:start], kv)
                 return None
-            features = yield from self._features(prompt, start, end)
+            features = yield from self.encoder.features(prompt, start, end)
             logits = self._forward(prompt, kv, start, end, features, positions, keep)
             start = end
             yield
@@ -108,12 +98,12 @@ class Runtime:
         return PrefixReading(self, identity, kv, logits, cached, delta)
 
     def warm(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Steps[None]:
-        """Reads a prompt without an answer in view. Nothing is held across a pause: whoever comes in between
-        finds what was done so far."""
-        if not self.takes_features:
+        """Reads a prompt without an answer in view. Nothing is held across a pause: whoever comes
+        in between finds what was done so far."""
+        if self.encoder is None:
             return
         if not self.can_piece(prompt):
-            yield from self._features(prompt, 0, len(prompt))
+            yield from self.encoder.features(prompt, 0, len(prompt))
             return
         identity, length = token_identity(prompt), len(prompt)
         positions = self._positions(prompt)
@@ -123,7 +113,7 @@ class Runtime:
             if start <= done or start >= length:
                 return
             end = next(iter(self._ends(prompt, start, length)), length)
-            features = yield from self._features(prompt, start, end)
+            features = yield from self.encoder.features(prompt, start, end)
             kv = self._take(prompt, identity, start)
             done = kv.length
             if done == start:
@@ -134,7 +124,8 @@ class Runtime:
     def attend(self, prompt: Prompt, start: int) -> Tensor:
         """Attention weights [layers, heads, n - start, n] of the tokens from `start` on.
 
-        Only these go through attention that keeps its weights; what stands before them is read as ever.
+        Only these go through attention that keeps its weights; what stands before them is read as
+        ever.
         """
         reading = finish(self.read(prompt, lambda: False, keep=len(prompt) - start))
         assert isinstance(reading, PrefixReading)
@@ -152,9 +143,20 @@ class Runtime:
         reading.close(())
         return torch.cat(output.attentions)
 
+    def forget(self) -> None:
+        """Empties the caches."""
+        self.prefixes.clear()
+        if self.encoder is not None:
+            self.encoder.cache.clear()
+
     def can_piece(self, prompt: Prompt) -> bool:
-        """Whether the prompt can be read in pieces: every input is known to belong to tokens or pictures."""
-        return self.reuses_prefixes and prompt.inputs.keys() <= PLAIN_INPUTS | self._picture_inputs
+        """Whether the prompt can be read in pieces: every input is known to belong to tokens or
+        pictures."""
+        return (
+            self.encoder is not None
+            and self.reuses_prefixes
+            and prompt.inputs.keys() <= PLAIN_INPUTS | self.encoder.inputs
+        )
 
     def token(self, token: int, kv: KVCache, position: int) -> Tensor:
         """Appends one token to a cache; the logits [vocabulary] of what comes next."""
@@ -174,7 +176,8 @@ class Runtime:
         return kv
 
     def _ends(self, prompt: Prompt, start: int, limit: int) -> Iterator[int]:
-        """Where to pause between `start` and `limit`: every `CHUNK` tokens, never inside a picture."""
+        """Where to pause between `start` and `limit`: every `CHUNK` tokens, never inside a
+        picture."""
         end = start + CHUNK
         while end < limit:
             end = next((b for a, b in prompt.image_spans if a < end < b), end)
@@ -195,7 +198,7 @@ class Runtime:
         """Reads tokens [start, end) into the cache; logits [keep, vocabulary] of the last ones."""
         inputs = self._inputs(prompt, start, end, positions)
         if features:
-            inputs["mm_encoder_outputs"] = {"image": self._encoder_output(features)}
+            inputs["mm_encoder_outputs"] = {"image": self.encoder.output(features)}
         output = self.model(
             **inputs, past_key_values=kv, use_cache=True, logits_to_keep=min(keep, end - start)
         )
@@ -209,7 +212,7 @@ class Runtime:
             inputs["token_type_ids"] = prompt.inputs["token_type_ids"][:, :end]
         if positions is not None:
             inputs["position_ids"] = positions[..., start:end]
-        return self._on_device(inputs)
+        return on_device(self.model, inputs)
 
     def _positions(self, prompt: Prompt) -> Tensor | None:
         """[3, 1, n] for models that place pictures on a grid of positions (M-RoPE), else None."""
@@ -223,72 +226,12 @@ class Runtime:
 
     def _whole_inputs(self, prompt: Prompt) -> Steps[dict[str, Any]]:
         inputs = dict(prompt.inputs)
-        if self.takes_features and prompt.pictures:
-            features = yield from self._features(prompt, 0, len(prompt))
-            inputs = {name: inputs[name] for name in inputs.keys() - self._picture_inputs}
-            inputs["mm_encoder_outputs"] = {"image": self._encoder_output(features)}
+        if self.encoder is not None and prompt.pictures:
+            features = yield from self.encoder.features(prompt, 0, len(prompt))
+            inputs = {name: inputs[name] for name in inputs.keys() - self.encoder.inputs}
+            inputs["mm_encoder_outputs"] = {"image": self.encoder.output(features)}
         yield
-        return self._on_device(inputs)
-
-    def _features(self, prompt: Prompt, start: int, end: int) -> Steps[list[Features]]:
-        """The features of the pictures that stand in tokens [start, end)."""
-        filled = prompt.inputs["input_ids"][0] == self._image_token
-        counts = [int(filled[a:b].sum()) for a, b in prompt.image_spans]
-        found: list[Features] = []
-        for index, (a, _) in enumerate(prompt.image_spans):
-            if not start <= a < end:
-                continue
-            digest = prompt.pictures[index].digest
-            features = self.features.get(digest, counts[index])
-            if features is None:
-                features = self._encode(prompt, index, counts)
-                self.features.put(digest, features)
-                yield
-            found.append(features)
-        return found
-
-    def _encode(self, prompt: Prompt, index: int, counts: list[int]) -> Features:
-        """One picture by itself; in company only where its company decides how it is tiled."""
-        if len(prompt.pictures) > 1:
-            alone = Conversation.ask("", [prompt.pictures[index]])
-            inputs = encode(self.processor, alone, answer_next=False).inputs
-            features = self._run_encoder(inputs)
-            if len(features.rows) == counts[index]:
-                return features
-        together = self._run_encoder(prompt.inputs)
-        first = sum(counts[:index])
-        here = slice(first, first + counts[index])
-        return Features(together.rows[here], tuple(layer[here] for layer in together.deepstack))
-
-    def _run_encoder(self, inputs: dict[str, Any]) -> Features:
-        known = self._on_device({k: v for k, v in inputs.items() if k in self._picture_inputs})
-        output = self.model.base_model.get_image_features(**known, return_dict=True)
-        self._features_type = type(output)
-        self._features_listed = not isinstance(output.pooler_output, Tensor)
-        deepstack = getattr(output, "deepstack_features", None) or ()
-        return Features(_rows(output.pooler_output), tuple(_rows(layer) for layer in deepstack))
-
-    def _encoder_output(self, features: Sequence[Features]) -> Any:
-        """What `get_image_features` would have given for these pictures."""
-
-        def joined(parts: list[Tensor]) -> Any:
-            rows = torch.cat(parts)
-            return [rows] if self._features_listed else rows[None]
-
-        output = self._features_type(pooler_output=joined([one.rows for one in features]))
-        if features[0].deepstack:
-            layers = zip(*(one.deepstack for one in features), strict=True)
-            output["deepstack_features"] = [torch.cat(layer) for layer in layers]
-        return output
-
-    def _on_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        device, dtype = self.model.device, self.model.dtype
-        return {
-            name: value.to(device, dtype if value.is_floating_point() else None)
-            if isinstance(value, Tensor)
-            else value
-            for name, value in inputs.items()
-        }
+        return on_device(self.model, inputs)
 
 
 class PrefixReading:
@@ -317,7 +260,8 @@ class PrefixReading:
 
 
 class WholeReading:
-    """A prompt read by the machinery of `generate`, for architectures that know their own way only."""
+    """A prompt read by the machinery of `generate`, for architectures that know their own way
+    only."""
 
     cached_tokens = 0
 
@@ -360,37 +304,14 @@ def _prepared(
     return model, input_ids, generation_config, state
 
 
-def finish(steps: Steps[T]) -> T:
-    """Does all of it without a pause."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
-
-
 def token_identity(prompt: Prompt) -> Identity:
-    """[n] int64: the token ids, each picture's replaced by a negative number from its digest and its length:
-    LLaVA-OneVision tiles a picture only while it is the only one."""
+    """[n] int64: the token ids, each picture's replaced by a negative number from its digest and
+    its length: LLaVA-OneVision tiles a picture only while it is the only one."""
     identity = prompt.inputs["input_ids"][0].numpy().astype(np.int64)
     for picture, (start, end) in zip(prompt.pictures, prompt.image_spans, strict=True):
         seen = sha256(f"{picture.digest} {end - start}".encode()).digest()
         identity[start:end] = -1 - int.from_bytes(seen[:7], "big")
     return identity
-
-
-def _rows(features: Any) -> Tensor:
-    """[tokens, width], whether they came as a tensor or a list, one for each picture or tile."""
-    return torch.cat([one.reshape(-1, one.shape[-1]) for one in features])
-
-
-def _takes_features(model: Any) -> bool:
-    """Whether `forward` and `generate` accept what the encoder gave earlier."""
-    return (
-        "mm_encoder_outputs" in inspect.signature(model.forward).parameters
-        and hasattr(model.base_model, "get_image_features")
-        and type(model).generate is GenerationMixin.generate
-    )
 
 
 def _is_croppable_and_causal(model: Any) -> bool:

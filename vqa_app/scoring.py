@@ -1,4 +1,5 @@
-"""How likely given answers are: for choosing among them, and for seeing whether the pictures mattered."""
+"""How likely given answers are: for choosing among them, and for seeing whether the pictures
+mattered."""
 
 from __future__ import annotations
 
@@ -10,11 +11,13 @@ from torch import Tensor
 from vqa_app.conversation import Conversation, Message
 from vqa_app.images import Picture, blank_like
 from vqa_app.prompting import Prompt, encode
-from vqa_app.runtime import Runtime, finish
+from vqa_app.runtime import Runtime
+from vqa_app.worker import finish
 
 
 def answered(runtime: Runtime, conversation: Conversation, answer: str) -> tuple[Prompt, range]:
-    """The conversation with an answer, and where that answer's tokens (end token included) stand."""
+    """The conversation with an answer, and where that answer's tokens (end token included)
+    stand."""
     whole = conversation.then(Message.assistant(answer))
     prompt = encode(runtime.processor, whole, answer_next=False)
     mask = prompt.answer_mask.tolist()
@@ -37,14 +40,15 @@ def log_probabilities(runtime: Runtime, conversation: Conversation, answer: str)
 
 
 def score(runtime: Runtime, conversation: Conversation, choices: Sequence[str]) -> list[float]:
-    """Probabilities of the answers: softmax over their mean log probability per token, so that long ones
-    are not held back for their length. They sum to 1."""
+    """Probabilities of the answers: softmax over their mean log probability per token, so that long
+    ones are not held back for their length. They sum to 1."""
     means = [log_probabilities(runtime, conversation, choice).mean() for choice in choices]
     return torch.stack(means).softmax(0).tolist()
 
 
 def image_gain(runtime: Runtime, conversation: Conversation, answer: str) -> float:
-    """Mean log probability per token with the pictures, less that with grey ones of the same size, in nats."""
+    """Mean log probability per token with the pictures, less that with grey ones of the same size,
+    in nats."""
     if not conversation.pictures:
         return 0.0
     blank = Conversation(

@@ -1,9 +1,9 @@
 """One thread that does the model's work, a job at a time, in the order in which jobs came.
 
-A job is a generator function. What it yields goes to whoever iterates over `Worker.stream`; None goes to
-nobody and marks a place where a background job may be put aside while others are in line. The model is
-touched by this thread alone, so a slow consumer holds up nobody, and whoever wants to decode several
-answers at once finds every running job in one loop (`Worker._serve`).
+A job is a generator function. What it yields goes to whoever iterates over `Worker.stream`; None
+goes to nobody and marks a place where a background job may be put aside while others are in line.
+The model is touched by this thread alone, so a slow consumer holds up nobody, and whoever wants to
+decode several answers at once finds every running job in one loop (`Worker._serve`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -22,6 +22,8 @@ from vqa_app.errors import ModelError
 T = TypeVar("T")
 Cancelled: TypeAlias = Callable[[], bool]
 Job: TypeAlias = Callable[[Cancelled], "Iterator[T | None]"]
+Steps: TypeAlias = Generator[None, None, T]
+"""Work that pauses wherever it can be interrupted, and has a result."""
 
 POLL_SECONDS = 0.02
 """How often somebody in line looks at his cancel event."""
@@ -71,10 +73,11 @@ class Worker:
     def stream(
         self, job: Job[T], cancel: threading.Event | None = None, *, background: bool = False
     ) -> Iterator[T | Status]:
-        """Yields what the job yields, before that `Status("waiting", place)` whenever the place changes.
+        """Yields what the job yields, before that `Status("waiting", place)` whenever the place
+        changes.
 
-        Closing the iterator makes the job's `cancelled()` true. A job whose `cancel` is set while it is in
-        line never begins: the iterator just ends.
+        Closing the iterator makes the job's `cancelled()` true. A job whose `cancel` is set while
+        it is in line never begins: the iterator just ends.
 
         Raises:
             ModelError: the worker is closed.
@@ -208,3 +211,12 @@ class Worker:
                 self._background.appendleft(task)
                 return
         task.outbox.put(_Ended(ModelError("The engine was closed.", "Load the model again.")))
+
+
+def finish(steps: Steps[T]) -> T:
+    """Does all of it without a pause."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value

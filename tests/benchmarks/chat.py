@@ -1,12 +1,14 @@
-"""A conversation with the engine beside the same one with plain transformers: time to first word, speed, memory.
+"""A conversation with the engine beside the same one with plain transformers: time to first word,
+speed, memory.
 
     python -m tests.benchmarks.chat builtin
     python -m tests.benchmarks.chat real-size
 
-Plain means what one writes with transformers alone: at each turn the processor reads the whole conversation
-with its pictures and `generate` answers it, with a streamer attached. Both sides do the same greedy turns, in
-turn, in one process; medians over the rounds, each with a picture nobody has seen. Memory is the peak of
-processes that do one side only. Times depend on the machine and its load, ratios hardly do.
+Plain means what one writes with transformers alone: at each turn the processor reads the whole
+conversation with its pictures and `generate` answers it, with a streamer attached. Both sides do
+the same greedy turns, in turn, in one process; medians over the rounds, each with a picture nobody
+has seen. Memory is the peak of processes that do one side only. Times depend on the machine and its
+load, ratios hardly do.
 
 `real-size` is a LLaVA of random bf16 weights in the shape of SigLIP-so400m/14-384 and Qwen1.5-0.5B.
 """
@@ -113,7 +115,8 @@ def real_size() -> Any:
 
 
 def word_tokenizer(size: int) -> Any:
-    """So many tokens, each a word of its own, so that whatever random weights say can be read back."""
+    """So many tokens, each a word of its own, so that whatever random weights say can be read
+    back."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
