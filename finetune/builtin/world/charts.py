@@ -27,7 +27,7 @@ from finetune.builtin.world.shapes import picture_size
 from finetune.builtin.world.things_sketch import mixed
 
 TOP = 10
-"""The greatest value of a bar or a point; slices are in tenths of the pie."""
+"""The greatest value of a bar or a point, where every axis ends; slices are in tenths."""
 # Append only: the encoder's classes. The value is a part of the kind, since it is to be seen.
 KINDS = (*(f"bar {v}" for v in range(1, TOP + 1)), *(f"point {v}" for v in range(1, TOP + 1)),
          *(f"slice {v}" for v in range(1, 9)))
@@ -50,8 +50,7 @@ def shares(count: int, rng: random.Random) -> list[int]:
 def some_values(layout: str, count: int, rng: random.Random) -> list[int]:
     if layout == "pie":
         return shares(count, rng)
-    top = rng.choice((5, 8, TOP, TOP))
-    values = [rng.randint(1, top) for _ in range(count)]
+    values = [rng.randint(1, TOP) for _ in range(count)]
     if layout == "line" and rng.random() < 0.3:
         values.sort(reverse=rng.random() < 0.5)
     return values
@@ -96,7 +95,7 @@ class Charts:
         ground = ground_rgb(rng, [rgb for _, rgb in colours])
         extra = {"ground": ground, "font": rng.choice(CLEAR_FONTS), "names": names,
                  "values": tuple(values), "colours": tuple(rgb for _, rgb in colours),
-                 "told": rng.random() < 0.55, "grid": rng.random() < 0.6,
+                 "told": rng.random() < 0.75, "grid": rng.random() < 0.6,
                  "turn": rng.uniform(0, 360), "gap": rng.uniform(0.2, 0.5),
                  "edge": rng.random() < 0.2, "hole": rng.choice((0, 0, 0, 0.4))}
         boxes = place(layout, size, extra)
@@ -151,32 +150,26 @@ def plot_area(layout: str, size: tuple[int, int], extra: dict) -> Box:
     return left * width, top * height, right * width, bottom * height
 
 
-def scale_top(extra: dict) -> int:
-    """Where the axis ends: the greatest value, or a round number a little above."""
-    most = max(extra["values"])
-    return TOP if most > 8 else 8 if most > 5 else 5
-
-
 def place(layout: str, size: tuple[int, int], extra: dict) -> list[Box]:
     """Pixel boxes of the bars, points or slices."""
     values = extra["values"]
     if layout == "pie":
         return [slice_box(middle, share, size, extra) for middle, share in slices(extra)]
     left, top, right, bottom = plot_area(layout, size, extra)
-    count, most = len(values), scale_top(extra)
+    count = len(values)
     if layout == "flat":
         step = (bottom - top) / count
         thick = step * (1 - extra["gap"])
-        return [(left, top + step * k + (step - thick) / 2, left + (right - left) * v / most,
+        return [(left, top + step * k + (step - thick) / 2, left + (right - left) * v / TOP,
                  top + step * k + (step + thick) / 2) for k, v in enumerate(values)]
     step = (right - left) / count
     if layout == "line":
         r = max(2.0, 0.035 * min(size))
-        spots = [(left + step * (k + 0.5), bottom - (bottom - top) * v / most)
+        spots = [(left + step * (k + 0.5), bottom - (bottom - top) * v / TOP)
                  for k, v in enumerate(values)]
         return [(x - r, y - r, x + r, y + r) for x, y in spots]
     thick = step * (1 - extra["gap"])
-    return [(left + step * k + (step - thick) / 2, bottom - (bottom - top) * v / most,
+    return [(left + step * k + (step - thick) / 2, bottom - (bottom - top) * v / TOP,
              left + step * k + (step + thick) / 2, bottom) for k, v in enumerate(values)]
 
 
@@ -219,17 +212,16 @@ def text(canvas: Canvas, scene: Scene, word: str, at: tuple[float, float], em: f
 def draw_axes(canvas: Canvas, scene: Scene, ink: RGB) -> None:
     extra, size = scene.extra, (scene.width, scene.height)
     left, top, right, bottom = plot_area(scene.layout, size, extra)
-    most, side = scale_top(extra), min(size)
+    side = min(size)
     pale = mixed(scene.extra["ground"], ink, 0.22)
     if not extra["told"]:
-        step = 1 if most == 5 else 2
-        for value in range(0, most + 1, step):
+        for value in range(0, TOP + 1, 2):
             if scene.layout == "flat":
-                x = left + (right - left) * value / most
+                x = left + (right - left) * value / TOP
                 canvas.line([(x, top), (x, bottom)], pale, max(0.7, side * 0.006))
                 text(canvas, scene, str(value), (x, bottom + 0.075 * size[1]), 0.1 * size[1], ink)
             else:
-                y = bottom - (bottom - top) * value / most
+                y = bottom - (bottom - top) * value / TOP
                 canvas.line([(left, y), (right, y)], pale, max(0.7, side * 0.006))
                 text(canvas, scene, str(value), (left - 0.075 * size[0], y), 0.1 * size[1], ink)
     wide = max(0.9, side * 0.009)

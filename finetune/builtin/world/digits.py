@@ -130,7 +130,7 @@ class Digits:
               split: Split) -> tuple[tuple[Item, ...], dict]:
         count = rng.choices((1, 2, 3, 4), (28, 40, 20, 12))[0]
         side = min(size)
-        low, high = {1: (0.2, 0.4), 2: (0.16, 0.23), 3: (0.14, 0.19), 4: (0.13, 0.17)}[count]
+        low, high = {1: (0.2, 0.4), 2: (0.16, 0.23), 3: (0.155, 0.2), 4: (0.145, 0.18)}[count]
         palette = [rng.choice(list(COLOURS)) for _ in range(rng.randint(1, 4))]
         items: list[Item] = []
         for _ in range(count):

@@ -66,7 +66,7 @@ def some_text(layout: str, rng: random.Random, split: Split) -> str:
         word = rng.choice(WORDS)
         if split == "test" or word not in HELD_OUT_WORDS:
             break
-    return rng.choices((word.upper(), word, word.capitalize()), (65, 15, 20))[0]
+    return rng.choices((word.upper(), word, word.capitalize()), (84, 6, 10))[0]
 
 
 def fitted(text: str, name: str, area: tuple[float, float, float, float], size: tuple[int, int],
@@ -82,7 +82,7 @@ def fitted(text: str, name: str, area: tuple[float, float, float, float], size: 
     least = (0.165 if text.islower() else 0.13) * size[1] / cap
     if pitch * (len(text) - 1) + 0.08 * size[0] > width:
         pitch = (width - 0.08 * size[0]) / max(1, len(text) - 1)
-    em = max(min(least, largest), em * rng.uniform(0.62, 1.0))
+    em = max(min(least, largest), em * rng.uniform(0.74, 1.0))
     while em > 4 and line_width(text, name, em, pitch) > width:
         em *= 0.97
     wide = line_width(text, name, em, pitch)
