@@ -1,6 +1,7 @@
 """How questions are worded: templates with held-out ones, typing habits, the two answer styles."""
 
 import random
+import re
 from collections.abc import Sequence
 
 from finetune.builtin.world.scene import QA, Split
@@ -47,14 +48,16 @@ def typed(text: str, rng: random.Random) -> str:
         text = text.replace("colour", "color").replace("Colour", "Color")
     if "gray" in text and rng.random() < 0.25:
         text = text.replace("gray", "grey")
+    # A word quoted in capitals ("Does it say STOP?") is what the question turns on.
+    quoted = re.search(r"\b[A-Z]{2,}\b", text) is not None
     roll = rng.random()
-    if roll < 0.22:
+    if roll < (0.05 if quoted else 0.22):
         text = text.lower()
     elif roll < 0.24:
         text = text.upper()
     if rng.random() < 0.1:
         text = text.rstrip("?.")
-    if rng.random() < 0.04 and len(text) > 12:
+    if rng.random() < 0.04 and len(text) > 12 and not quoted:
         at = rng.randrange(1, len(text) - 2)
         if text[at].isalpha() and text[at + 1].isalpha():
             swap = text[at + 1] + text[at]
