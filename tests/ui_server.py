@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from ui.app import Application, create
-from ui.hub import Choice
+from ui.hub import Choice, Progress
 from ui.server import address_of, listen
 from vqa_app.engine import Engine
 
@@ -30,12 +31,15 @@ def running(
     users: dict[str, str] | None = None,
     port: int = 0,
     preload: bool = True,
+    load: Callable[[Choice, Progress], Engine] | None = None,
+    choices: Callable[[], Iterable[Choice]] | None = None,
+    train: Callable[..., Any] | None = None,
 ) -> Iterator[Running]:
     """Serves `engines` (the first is the default) until the block ends."""
-    choices = [Choice(key, key.title(), "for tests", "In the box", key) for key in engines]
+    listed = [Choice(key, key.title(), "for tests", "In the box", key) for key in engines]
     application = create(
-        data_dir, lambda choice, _: engines[choice.key], lambda: choices, choices[0].key,
-        users=users,
+        data_dir, load or (lambda choice, _: engines[choice.key]), choices or (lambda: listed),
+        listed[0].key, users=users, train=train,
     )  # fmt: skip
     listener = listen("127.0.0.1", port)
     if preload:

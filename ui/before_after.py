@@ -31,6 +31,13 @@ def compare(
         of question, right answer, both answers and digests.
     """
     engines = [_engine(desk, before), _engine(desk, after)]
+    with desk.hub.lease(engines[0]), desk.hub.lease(engines[1]):
+        return _compared(desk, teaching, owner, engines, cancel)
+
+
+def _compared(
+    desk: Desk, teaching: Teaching, owner: str, engines: list[Engine], cancel: threading.Event
+) -> dict[str, Any]:
     taught = [
         (row.pictures, row.question, row.answer, row.short) for row in teaching.rows(owner)[:TAUGHT]
     ]

@@ -147,20 +147,22 @@ class Desk:
             asked = conversation_of(
                 self.store.path_to(owner, conversation, turn.id), self.shelf.get, settings.system
             )
-            for events in beats(engine, asked, settings.options(engine.info.defaults), cancel):
-                live: Update | None = None
-                for event in events:
-                    if isinstance(event, Status):
-                        live = {"turn": turn.id, "state": event.state, "place": event.place}
-                    elif isinstance(event, Delta):
-                        text += event.text
-                        live = {"turn": turn.id, "state": "answering"}
-                    else:
-                        text, state = event.text, state_of(event)
-                        facts.update(facts_of(event))
-                if live is not None and text:
-                    live["html"] = to_html(text)
-                yield {"live": live} if live else None
+            options = settings.options(engine.info.defaults)
+            with self.hub.lease(engine):
+                for events in beats(engine, asked, options, cancel):
+                    live: Update | None = None
+                    for event in events:
+                        if isinstance(event, Status):
+                            live = {"turn": turn.id, "state": event.state, "place": event.place}
+                        elif isinstance(event, Delta):
+                            text += event.text
+                            live = {"turn": turn.id, "state": "answering"}
+                        else:
+                            text, state = event.text, state_of(event)
+                            facts.update(facts_of(event))
+                    if live is not None and text:
+                        live["html"] = to_html(text)
+                    yield {"live": live} if live else None
         except Exception as error:
             state, facts["error"] = "failed", message_of(error)
         finally:

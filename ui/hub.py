@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
@@ -54,6 +55,7 @@ class _Slot:
     share: float | None = None
     engine: Engine | None = None
     used: float = 0.0
+    leases: int = 0
     cancel: threading.Event = field(default_factory=threading.Event)
     settled: threading.Event = field(default_factory=threading.Event)
 
@@ -155,6 +157,20 @@ class Hub:
             raise ModelError(slot.message, "Pick another model, or try this one again.")
         return slot.engine
 
+    @contextmanager
+    def lease(self, engine: Engine) -> Iterator[Engine]:
+        """Keeps an engine from being let go while it works."""
+        with self._lock:
+            slots = [slot for slot in self._slots.values() if slot.engine is engine]
+            for slot in slots:
+                slot.leases += 1
+        try:
+            yield engine
+        finally:
+            with self._lock:
+                for slot in slots:
+                    slot.leases -= 1
+
     def close(self) -> None:
         """Ends running answers and lets go of all models."""
         with self._lock:
@@ -199,7 +215,11 @@ class Hub:
         """Lets go of the models that were not used for longest."""
         with self._lock:
             others = sorted(
-                (slot for key, slot in self._slots.items() if slot.engine and key != self.default),
+                (
+                    slot
+                    for key, slot in self._slots.items()
+                    if slot.engine and key != self.default and not slot.leases
+                ),
                 key=lambda slot: slot.used,
             )
             gone = others[: max(0, len(others) - self._keep)]

@@ -16,7 +16,7 @@ from vqa_app.errors import ModelError, UsageError
 
 
 def look(desk: Desk, owner: str, request: Request) -> dict[str, Any]:
-    """Everything about one answer: confidence, `image_gain`, and the maps of its words.
+    """Everything about one answer: confidence, what it gains by the pictures, its words' maps.
 
     Raises:
         UsageError: no such answer of this owner.
@@ -46,7 +46,8 @@ def look(desk: Desk, owner: str, request: Request) -> dict[str, Any]:
     if not asked.pictures:
         found["missing"] = "There was no picture to look at."
         return {"looked": found}
-    gain = engine.image_gain(asked, turn.answer)
+    tokens = max(1, int(turn.facts.get("new_tokens", 1)))
+    gain = engine.image_gain(asked, turn.answer) * tokens
     desk.store.add_facts(owner, chat, turn.id, {"gain": round(gain, 3)})
     found["gain"] = round(gain, 3)
     found["level"], found["level_text"] = looked(gain)

@@ -62,7 +62,7 @@ def css() -> str:
 def build(desk: Desk, teaching: Teaching, training: TrainingDesk) -> gr.Blocks:
     """The whole page on a desk."""
     with gr.Blocks(title="Look & Ask", fill_width=True, analytics_enabled=False) as page:
-        gr.HTML((STATIC / "page.html").read_text("utf-8"), elem_id="shell", padding=False)
+        gr.HTML((STATIC / "page.html").read_text("utf-8"), elem_id="shell", apply_default_css=False)
         live = _wire("live")
         _streaming(_wire("ask"), desk.ask, live)
         _streaming(_wire("pick"), lambda owner, request: pick(desk, owner, request))

@@ -42,14 +42,16 @@ def side_by_side(desk: Desk, owner: str, request: Request) -> Iterator[Update | 
                 desk.hub.wait(key, BEAT)
             side["state"], text = "answering", ""
             yield {"compared": sides}
-            for events in beats(engine, asked, settings.options(engine.info.defaults), cancel):
-                for event in events:
-                    if isinstance(event, Delta):
-                        text += event.text
-                    elif isinstance(event, Answer):
-                        text, side["confidence"] = event.text, round(event.confidence, 4)
-                side["html"] = to_html(text)
-                yield {"compared": sides} if events else None
+            options = settings.options(engine.info.defaults)
+            with desk.hub.lease(engine):
+                for events in beats(engine, asked, options, cancel):
+                    for event in events:
+                        if isinstance(event, Delta):
+                            text += event.text
+                        elif isinstance(event, Answer):
+                            text, side["confidence"] = event.text, round(event.confidence, 4)
+                    side["html"] = to_html(text)
+                    yield {"compared": sides} if events else None
             side["state"] = "answered"
             cancel = threading.Event()
         yield {"compared": sides, "compared_done": True}

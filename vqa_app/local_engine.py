@@ -27,6 +27,7 @@ from vqa_app.engine import (
     TokenCount,
 )
 from vqa_app.errors import ContextOverflowError, ModelError, UsageError
+from vqa_app.model_view import model_view
 from vqa_app.packing import can_pack, pack
 from vqa_app.prompting import Prompt, encode, end_token_ids
 from vqa_app.runtime import Reading, Runtime
@@ -34,6 +35,9 @@ from vqa_app.scoring import image_gain, score
 from vqa_app.worker import Cancelled, Worker
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vqa_app.images import Picture
     from vqa_app.loading import LoadedModel
 
 CACHE_BYTES = 2 << 30
@@ -175,6 +179,10 @@ class LocalEngine:
 
     def attention_map(self, conversation: Conversation, answer: str) -> AttentionMap:
         return self._call(lambda: attention_map(self._runtime, conversation, answer))
+
+    def model_view(self, picture: Picture) -> list[Image]:
+        """What the model is given of a picture; see `vqa_app.model_view`. Beyond the protocol."""
+        return model_view(self._runtime.processor, picture)
 
     def close(self) -> None:
         self._worker.close()

@@ -103,7 +103,9 @@
     const notes = [];
     if (found.gain !== undefined) {
       notes.push(el("p.note", {},
-        `With the picture, this answer is ${times(found.gain)} per token than with a grey one.`));
+        found.pictures.length > 1
+          ? `With the pictures, this answer is ${times(found.gain)} grey ones.`
+          : `With the picture, this answer is ${times(found.gain)} a grey one.`));
     }
     if (found.missing) notes.push(el("p.note", {}, found.missing));
     if (found.answered_by && found.answered_by !== found.model) {
@@ -122,9 +124,9 @@
 
   function times(gain) {
     const factor = Math.exp(Math.abs(gain));
-    if (factor < 1.1) return "about as likely";
-    const shown = factor > 100 ? "over 100" : factor.toFixed(1);
-    return gain > 0 ? `${shown} times likelier` : `${shown} times less likely`;
+    if (factor < 1.1) return "about as likely as with";
+    const shown = factor > 1000 ? "over 1,000" : factor.toFixed(1);
+    return gain > 0 ? `${shown} times likelier than with` : `${shown} times less likely than with`;
   }
 
   function overlay(picture) {

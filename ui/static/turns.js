@@ -268,7 +268,8 @@
   }
 
   function scroll() {
-    if (follow) $("scroll").scrollTop = $("scroll").scrollHeight;
+    if (!$("empty").hidden) $("scroll").scrollTop = 0;
+    else if (follow) $("scroll").scrollTop = $("scroll").scrollHeight;
   }
 
   vqa.starters.push(() => {

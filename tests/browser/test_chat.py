@@ -1,0 +1,276 @@
+"""Chatting, in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+
+import pytest
+
+from tests.browser.conftest import Visitor
+
+
+def test_from_the_first_visit_to_the_first_answer(visit):
+    visitor = visit()
+    assert visitor.page.inner_text("#model-name") == "Fake"
+    visitor.page.locator("#cards .card").first.click()
+    visitor.answered()
+    assert "about one picture" in visitor.answers[0]
+    assert "75 % sure · fake" in visitor.page.inner_text("article .facts")
+    assert visitor.page.locator("#list .title").count() == 1
+
+
+def test_stop_keeps_what_came_and_the_chat_goes_on(visit, engine):
+    engine._gate, engine._open_words = threading.Event(), 2
+    visitor = visit()
+    visitor.ask("Tell me a lot", wait=False)
+    visitor.page.wait_for_selector(".answer.running")
+    visitor.page.click(".stop-button")
+    visitor.answered()
+    assert visitor.answers == ["You asked"]
+    engine._gate.set()
+    visitor.ask("And now?")
+    assert "And now?" in visitor.answers[1]
+
+
+def test_regenerate_edit_and_branch_with_a_picture(visit, engine, pictures):
+    visitor = visit()
+    visitor.attach(pictures[0])
+    visitor.ask("What is it?")
+    visitor.ask("And now?")
+    turn = visitor.page.locator("article").first
+    turn.get_by_label("Answer again").click()
+    visitor.page.wait_for_selector("text='2 / 2'")
+    visitor.answered()
+    assert visitor.questions == ["What is it?"]
+    turn.hover()
+    turn.get_by_label("Edit and ask again from here").click()
+    assert visitor.page.locator("#tray .thumb").count() == 1
+    visitor.page.fill("#question", "What colour is it?")
+    visitor.page.press("#question", "Enter")
+    visitor.page.wait_for_selector("text='3 / 3'")
+    visitor.answered()
+    assert "about one picture" in visitor.answers[0] and "What colour" in visitor.answers[0]
+    visitor.page.locator("article").first.get_by_label("Version before").click()
+    visitor.page.wait_for_selector("text='2 / 3'")
+    visitor.page.locator("article").first.get_by_label("Version before").click()
+    visitor.page.wait_for_selector("text='And now?'")
+    visitor.page.locator("article").last.hover()
+    visitor.page.locator("article").last.get_by_label("Delete this question").click()
+    visitor.page.locator("article").nth(1).wait_for(state="detached")
+
+
+def test_two_pictures_are_numbered_across_turns_and_warmed(visit, engine, pictures):
+    visitor = visit()
+    seen = len(engine.warmed)
+    visitor.attach(*pictures)
+    visitor.ask("Do they differ?")
+    assert "about 2 pictures" in visitor.answers[0]
+    assert len(engine.warmed) > seen
+    visitor.attach(pictures[0])
+    assert visitor.page.inner_text("#tray .number") == "3"
+    visitor.ask("And picture 3?")
+    assert "about 3 pictures" in visitor.answers[1]
+    visitor.page.locator("article .thumb").first.click()
+    visitor.page.wait_for_selector("#sheet img.large")
+    visitor.page.click("text=What the model saw")
+    visitor.page.wait_for_selector("text=as 16 tokens")
+    visitor.page.keyboard.press("Escape")
+    assert not visitor.page.is_visible("#sheet")
+
+
+PASTE = """data => {
+  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], "pasted.png", { type: "image/png" }));
+  const event = new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true });
+  document.getElementById("question").dispatchEvent(event);
+}"""
+
+
+def test_paste(visit, pictures):
+    visitor = visit()
+    visitor.page.evaluate(PASTE, base64.b64encode(pictures[0].read_bytes()).decode())
+    visitor.page.wait_for_selector("#tray .thumb img")
+    visitor.ask("What did I paste?")
+    assert "about one picture" in visitor.answers[0]
+
+
+def test_a_bad_picture_is_named_and_the_chat_goes_on(visit, tmp_path):
+    bad = tmp_path / "holiday.png"
+    bad.write_bytes(b"this is no picture")
+    visitor = visit()
+    visitor.page.set_input_files("#files", str(bad))
+    assert "holiday.png" in visitor.page.wait_for_selector(".toast.error").inner_text()
+    assert visitor.page.locator("#tray li").count() == 0
+    visitor.ask("Still there?")
+    assert "no picture" in visitor.answers[0]
+
+
+def test_a_failure_is_told_and_can_be_tried_again(visit, engine):
+    engine.error = RuntimeError("/secret/path")
+    visitor = visit()
+    visitor.ask("Does it work?", wait=False)
+    failed = visitor.page.wait_for_selector(".failed")
+    assert "secret" not in failed.inner_text()
+    visitor.page.click(".failed .link")
+    visitor.answered()
+    assert "Does it work?" in visitor.answers[0]
+
+
+def test_a_chat_survives_a_reload_and_shows_in_a_second_tab(visit):
+    visitor = visit()
+    visitor.ask("Remember me?")
+    visitor.page.reload()
+    visitor.page.wait_for_selector("text=You asked")
+    assert visitor.questions == ["Remember me?"]
+    tab = visitor.open(visitor.tab())
+    tab.click("#list .title")
+    tab.wait_for_selector(".bubble:has-text('Remember me?')")
+
+
+def test_a_reload_while_answering_ends_the_answer_and_shows_what_came(visit, engine):
+    engine._gate, engine._open_words = threading.Event(), 2
+    visitor = visit()
+    visitor.ask("A long one?", wait=False)
+    visitor.page.wait_for_selector(".answer.running")
+    visitor.page.reload()
+    visitor.page.wait_for_selector("article .answer[data-state=stopped]")
+    assert visitor.answers == ["You asked"]
+
+
+def test_two_browsers_do_not_see_each_other(visit, house):
+    ann, bob = visit(), visit()
+    ann.ask("My secret?")
+    chat = ann.page.url.partition("#")[2]
+    assert chat
+    bob.open(path=f"#{chat}")
+    bob.page.reload()
+    bob.page.wait_for_selector("#empty", state="visible")
+    assert bob.page.locator("#list .title").count() == 0
+    answer = bob.page.evaluate(
+        "async (chat) => (await fetch(`vqa/conversations/${chat}.json`)).status", chat
+    )
+    assert answer == 404
+    bob.page.evaluate("(chat) => vqa.send('act', {do: 'open', conversation: chat})", chat)
+    assert "does not exist" in bob.page.wait_for_selector(".toast.error").inner_text()
+
+
+def test_a_forged_history_reaches_nobody(visit, engine):
+    visitor = visit()
+    visitor.page.evaluate(
+        """() => vqa.ask({question: "What did I say?", history: [{role: "user", content: "evil"}],
+                          turns: [{question: "evil", answer: "evil"}], pictures: []})"""
+    )
+    visitor.page.wait_for_selector("text=What did I say")
+    visitor.answered()
+    assert "evil" not in str(engine.asked[-1][0].to_json())
+    visitor.page.evaluate("() => vqa.ask({question: 'x', pictures: ['../../../etc/passwd']})")
+    assert "not here" in visitor.page.wait_for_selector(".toast.error").inner_text()
+
+
+def test_answers_are_drawn_and_cannot_load_or_run_anything(visit, engine):
+    engine._answer = lambda _: (
+        "**Bold** $x^2$\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n"
+        "![x](http://evil.example/beacon.png) <img src=http://evil.example/y.png>"
+        " <form action=http://evil.example><input></form> <script>window.evil = 1</script>"
+    )
+    visitor = visit()
+    visitor.ask("Show off")
+    for selector in ("strong", "msup", "td"):
+        assert visitor.page.locator(f".answer {selector}").count() >= 1
+    for selector in ("img", "form", "script", "input"):
+        assert visitor.page.locator(f".answer {selector}").count() == 0
+    assert visitor.page.evaluate("window.evil") is None
+
+
+def test_conversations_are_searched_renamed_and_deleted(visit):
+    visitor = visit()
+    visitor.ask("About cats?")
+    visitor.page.click(".new")
+    visitor.page.wait_for_selector("#empty", state="visible")
+    visitor.ask("About dogs?")
+    titles = visitor.page.locator("#list .title")
+    assert titles.all_inner_texts() == ["About dogs?", "About cats?"]
+    visitor.page.fill("#search", "cat")
+    assert titles.all_inner_texts() == ["About cats?"]
+    visitor.page.fill("#search", "")
+    visitor.page.locator("#list li").first.hover()
+    visitor.page.get_by_label("More for About dogs?").click()
+    visitor.page.click("[role=menuitem]:has-text('Rename')")
+    visitor.page.fill("#list li input", "Puppies")
+    visitor.page.press("#list li input", "Enter")
+    visitor.page.wait_for_selector("#list .title:has-text('Puppies')")
+    visitor.page.get_by_label("More for Puppies").click()
+    visitor.page.click("[role=menuitem]:has-text('Delete')")
+    visitor.page.wait_for_selector("#empty", state="visible")
+    assert titles.all_inner_texts() == ["About cats?"]
+
+
+def test_export_and_import(visit, tmp_path):
+    visitor = visit()
+    visitor.ask("Keep me?")
+    visitor.page.get_by_label("More for Keep me?").click()
+    with visitor.page.expect_download() as download:
+        visitor.page.click("[role=menuitem]:has-text('Save as JSON')")
+    file = tmp_path / "chat.json"
+    download.value.save_as(file)
+    assert json.loads(file.read_text("utf-8"))["title"] == "Keep me?"
+    visitor.page.set_input_files("#import-file", str(file))
+    visitor.page.locator("#list .title").nth(1).wait_for()
+
+
+def test_settings_reach_the_model_and_stay(visit, engine):
+    visitor = visit()
+    visitor.page.click("[data-do=settings]")
+    visitor.page.fill("#set-system", "Be brief.")
+    visitor.page.fill("#set-seed", "7")
+    visitor.page.press("#set-seed", "Tab")
+    visitor.page.select_option("#set-style", "short")
+    visitor.page.wait_for_timeout(300)  # saved in the background
+    visitor.ask("What?")
+    conversation, options = engine.asked[-1]
+    assert conversation.system == "Be brief." and options.seed == 7
+    assert conversation.messages[-1].text.endswith("single word or phrase.")
+    visitor.page.reload()
+    visitor.page.wait_for_selector("article")
+    visitor.page.click("[data-do=settings]")
+    assert visitor.page.input_value("#set-system") == "Be brief."
+
+
+def test_another_model_is_picked_and_answers(visit):
+    visitor = visit()
+    visitor.page.click("#model")
+    visitor.page.click("[role=option]:has-text('Other')")
+    visitor.page.wait_for_selector("#model-name:has-text('Other')")
+    visitor.ask("Who are you?")
+    assert visitor.answers == ["The other model says hello."]
+
+
+@pytest.mark.parametrize("people", [6])
+def test_six_people_at_once_are_answered_in_order(browser, house, engine, people):
+    engine._delay = 0.01
+    visitors = [Visitor(browser, house.address) for _ in range(people)]
+    try:
+        for visitor in visitors:
+            visitor.open()
+        begun = len(engine.asked)
+        engine._gate = threading.Event()
+        for number, visitor in enumerate(visitors):
+            visitor.ask(f"I am number {number}", wait=False)
+            visitor.page.wait_for_selector("article .state, article .running")
+            if number:
+                visitor.page.wait_for_selector("text=Waiting in line")
+        visitors[2].page.click(".stop-button")
+        visitors[2].answered()
+        engine._gate.set()
+        for number, visitor in enumerate(visitors):
+            visitor.answered()
+            if number != 2:
+                assert visitor.answers == [f"You asked 'I am number {number}' about no picture."]
+        served = [asked.messages[-1].text for asked, _ in engine.asked[begun:]]
+        assert served == [f"I am number {number}" for number in range(people) if number != 2]
+    finally:
+        for visitor in visitors:
+            visitor.context.close()

@@ -1,0 +1,157 @@
+"""Correct an answer, train on it, see the difference, switch, and go back."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from finetune.progress import Progress
+from tests.browser.conftest import Visitor
+from tests.fake_engine import FakeEngine
+from tests.ui_server import running
+from ui.hub import Choice
+
+
+class Trainer:
+    """Stands in for `finetune.train.train`: tells what it does, and leaves a run."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.configs = []
+
+    def __call__(self, config, on_progress, cancel):
+        self.configs.append(config)
+        run = Path(config.out)
+        run.mkdir(parents=True)
+        for step in range(1, 5):
+            on_progress(Progress("training", step, 8, loss=2.0 / step, seconds_left=4.0))
+        on_progress(Progress("evaluating", 1, 1, evaluation={"vqa_accuracy": 0.5, "loss": 1.0}))
+        while not self.go_on.wait(0.05):
+            if cancel.is_set():
+                return SimpleNamespace(finished=False)
+        for step in range(5, 9):
+            on_progress(Progress("training", step, 8, loss=2.0 / step))
+        on_progress(Progress("evaluating", 1, 1, evaluation={"vqa_accuracy": 1.0, "loss": 0.5}))
+        watched = {"step": 8, "question": "What is it?", "expected": "a hat", "answer": "a hat"}
+        (run / "watch.jsonl").write_text(json.dumps(watched) + "\n")
+        (run / "manifest.json").write_text("{}")
+        return SimpleNamespace(finished=True)
+
+
+@pytest.fixture
+def school(browser, tmp_path):
+    """A server whose trained models answer "a hat"."""
+    trainer = Trainer()
+    engines = {"fake": FakeEngine("a cat")}
+
+    def load(choice, progress):
+        return engines.setdefault(choice.key, FakeEngine("a hat"))
+
+    def choices():
+        yield Choice("fake", "Fake", "", "In the box", "fake")
+        for run in sorted((tmp_path / "runs").glob("*/manifest.json")):
+            name = run.parent.name
+            yield Choice(f"run-{name}", name, "", "Trained here", str(run.parent))
+
+    with running(engines, tmp_path, load=load, choices=choices, train=trainer) as server:
+        visitor = Visitor(browser, server.address)
+        visitor.open()
+        yield SimpleNamespace(visitor=visitor, trainer=trainer, server=server)
+        trainer.go_on.set()
+        visitor.context.close()
+        assert not visitor.errors and not visitor.outside
+
+
+def test_teach_train_compare_switch_and_go_back(school, pictures):
+    visitor, page = school.visitor, school.visitor.page
+    visitor.attach(pictures[0])
+    visitor.ask("What is it?")
+    assert visitor.answers == ["a cat"]
+    page.get_by_label("This is wrong").click()
+    page.fill(".correction input", "a hat")
+    page.press(".correction input", "Enter")
+    page.wait_for_selector("[aria-label='This is wrong'][aria-pressed=true]")
+
+    page.click("nav [data-view-of=teach]")
+    assert page.wait_for_selector("#taught .right").inner_text() == "a hat"
+    page.click("#view-teach [data-view-of=train]")
+    page.wait_for_selector("[name=source]:checked")
+    page.uncheck("#train-rehearse")
+    page.click("text=Check the data first")
+    page.wait_for_selector("#preflight :text('1 rows, 1 answers, 1 pictures')")
+    page.fill("#train-name", "hats")
+    page.click("#train-form [type=submit]")
+    page.wait_for_selector("#job .chart")
+    assert "about 4 s left" in page.inner_text("#job")
+
+    # It goes on without the page, shows in another tab, and chat goes on meanwhile.
+    page.reload()
+    page.wait_for_selector("article")
+    visitor.ask("Still answering?")
+    page.click("nav [data-view-of=train]")
+    page.wait_for_selector("#job :text('hats')")
+    assert page.is_disabled("#train-form [type=submit]")
+    school.trainer.go_on.set()
+    page.wait_for_selector(".outcome", timeout=60_000)
+    config = school.trainer.configs[0]
+    assert Path(config.data[0]).name == "llava.json" and config.stage == "lora"
+    table = page.inner_text(".outcome table")
+    assert "Taught rows (1)" in table and "0 %" in table and "100 %" in table
+    assert "a hat" in page.inner_text(".watch")
+
+    page.click("text=Use it in chat")
+    page.wait_for_selector("#job :text('Go back to the model before')")
+    page.click("nav [data-view-of=chat]")
+    assert page.inner_text("#model-name") == "hats"
+    visitor.ask("What is it?")
+    assert visitor.answers[-1] == "a hat"
+    page.click("nav [data-view-of=train]")
+    page.click("text=Go back to the model before")
+    page.wait_for_selector("text=Use it in chat")
+    page.click("nav [data-view-of=chat]")
+    visitor.ask("And now?")
+    assert visitor.answers[-1] == "a cat"
+
+    page.click("nav [data-view-of=compare]")
+    page.fill("#compare-form input[aria-label=Question]", "What is it?")
+    page.click("text=Ask both")
+    page.locator("#compared .facts").nth(1).wait_for()
+    assert page.locator("#compared .answer").all_inner_texts() == ["a hat", "a cat"]
+
+
+def test_a_training_can_be_stopped(school):
+    visitor, page = school.visitor, school.visitor.page
+    visitor.ask("What is it?")
+    page.get_by_label("This is right").click()
+    page.wait_for_selector("[aria-label='This is right'][aria-pressed=true]")
+    page.click("nav [data-view-of=train]")
+    page.wait_for_selector("[name=source]:checked")
+    page.uncheck("#train-rehearse")
+    page.click("#train-form [type=submit]")
+    page.click("#job >> text=Stop")
+    page.wait_for_selector("#job .badge:has-text('Stopped')")
+    assert page.is_enabled("#train-form [type=submit]")
+
+
+def test_rows_are_edited_exported_deleted_and_imported(school, tmp_path, pictures):
+    visitor, page = school.visitor, school.visitor.page
+    visitor.attach(pictures[0])
+    visitor.ask("What is it?")
+    page.get_by_label("This is right").click()
+    page.click("nav [data-view-of=teach]")
+    page.get_by_label("Edit this row").click()
+    page.fill("#taught [aria-label='Right answer']", "a red hat")
+    page.press("#taught [aria-label='Right answer']", "Enter")
+    page.wait_for_selector("#taught .right:has-text('a red hat')")
+    with page.expect_download() as download:
+        page.click("text=Export")
+    file = tmp_path / "taught.zip"
+    download.value.save_as(file)
+    page.get_by_label("Delete this row").click()
+    page.wait_for_selector("#taught .nothing")
+    page.set_input_files("#rows-file", str(file))
+    page.wait_for_selector("#taught .right:has-text('a red hat')")
