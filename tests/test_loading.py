@@ -198,19 +198,16 @@ def test_too_little_memory_is_told_before_loading(
     assert "GB of memory" in said.problem and "--quantize 4bit" in said.hint
 
 
+@pytest.mark.parametrize("unsaid", [1, 3])
 def test_what_an_old_processor_does_not_say_comes_from_the_config(
-    tmp_path: Path, one_thread: None
+    tmp_path: Path, one_thread: None, unsaid: int
 ) -> None:
     import torch
 
     new = tiny_llava(tmp_path / "new", "clip")
     old = Path(shutil.copytree(new, tmp_path / "old"))
-    edit_json(
-        old / "processor_config.json",
-        patch_size=None,
-        vision_feature_select_strategy=None,
-        num_additional_image_tokens=None,
-    )
+    names = ("num_additional_image_tokens", "patch_size", "vision_feature_select_strategy")
+    edit_json(old / "processor_config.json", **dict.fromkeys(names[:unsaid]))
     assert torch.equal(logits(load_model(str(old))), logits(load_model(str(new))))
 
 

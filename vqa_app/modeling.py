@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vqa_app import sources
-from vqa_app.devices import check_memory
+from vqa_app.devices import DTYPES, check_memory
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.prompting import prompt_hash
 from vqa_app.quiet import quiet
@@ -68,7 +68,7 @@ def compose(
         The folder.
 
     Raises:
-        UsageError: `out` exists.
+        UsageError: `out` exists, or an unknown dtype.
         ModelError: a part that cannot be had or used.
     """
     import torch
@@ -76,6 +76,8 @@ def compose(
     out = Path(out)
     if out.exists():
         raise UsageError(f"{out} exists already.", "Give a folder that does not.")
+    if dtype not in ("auto", *DTYPES):
+        raise UsageError(f"Unknown dtype {dtype!r}.", f"Choose auto or {', '.join(DTYPES)}.")
     eye, brain = sources.find(encoder, offline=offline), sources.find(llm, offline=offline)
     for source in (eye, brain):
         tensors = list(stored_tensors(model_files(source.directory)))

@@ -138,14 +138,15 @@ def _open(directory: Path, config: Any) -> Any:
 
 
 def _complete(processor: Any, config: Any, directory: Path) -> None:
-    """Fills in what LLaVA processors from before transformers 4.46 do not say."""
-    if not hasattr(processor, "patch_size") or processor.patch_size is not None:
+    """Fills in what processors from before transformers 4.46 do not say."""
+    if getattr(processor, "num_query_tokens", 0) is None:  # BLIP-2
+        processor.num_query_tokens = config.num_query_tokens
+    if not hasattr(processor, "num_additional_image_tokens"):  # the LLaVAs have it
         return
-    said = read_json(directory / "processor_config.json")
     tower = config.vision_config
-    processor.patch_size = tower.patch_size
-    if said.get("vision_feature_select_strategy") is None:
+    if processor.patch_size is None:
+        processor.patch_size = tower.patch_size
+    if processor.vision_feature_select_strategy is None:
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
-    if "num_additional_image_tokens" not in said:
-        has_class_token = tower.model_type == "clip_vision_model"
-        processor.num_additional_image_tokens = int(has_class_token)
+    if "num_additional_image_tokens" not in read_json(directory / "processor_config.json"):
+        processor.num_additional_image_tokens = int(tower.model_type == "clip_vision_model")

@@ -46,6 +46,8 @@ def find(name: str, revision: str | None = None, offline: bool = False) -> Sourc
         UsageError: a revision of something that is not on the hub.
     """
     if name == BUILTIN:
+        if revision is not None:
+            raise UsageError("The built-in model has no revisions.", "Leave out the revision.")
         directory = Path(str(resources.files("vqa_app"))) / "builtin"
         if not (directory / "config.json").is_file():
             raise ModelError(
