@@ -5,13 +5,19 @@ These are the one the server was started with, the built-in one, own runs and th
 from __future__ import annotations
 
 import hashlib
+import re
+import time
 from collections.abc import Iterator
-from importlib.util import find_spec
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from ui.hub import Choice, Progress
 from vqa_app.engine import Engine
+from vqa_app.errors import UsageError
 
+TO_DOWNLOAD = "To download"
+_CATALOGUE_SECONDS = 60
 BUILTIN = Choice("builtin", "Built-in", "small, in the box", "In the box", "builtin")
 
 
@@ -42,17 +48,36 @@ def offered(start: Choice, runs: Path, catalogue: bool = True) -> Iterator[Choic
         for run in sorted(finished, key=lambda run: run.stat().st_mtime, reverse=True):
             key = "run-" + hashlib.sha256(run.name.encode()).hexdigest()[:12]
             yield Choice(key, run.name, "trained here", "Trained here", str(run))
-    if catalogue and find_spec("vqa_app.catalogue"):
+    if catalogue:
         yield from _catalogue()
 
 
-def _catalogue() -> Iterator[Choice]:
-    from vqa_app.catalogue import CATALOGUE
+def _catalogue() -> list[Choice]:
+    return _catalogue_at(int(time.monotonic() / _CATALOGUE_SECONDS))
 
-    for entry in CATALOGUE:
-        if entry.name != "builtin":
-            key = "hub-" + hashlib.sha256(entry.name.encode()).hexdigest()[:12]
-            yield Choice(key, entry.name.split("/")[-1], entry.size, "To download", entry.name)
+
+@lru_cache(maxsize=1)
+def _catalogue_at(_: int) -> list[Choice]:
+    """Looks into the local cache of each model, so it is kept for a while."""
+    from vqa_app.catalogue import CATALOGUE, is_cached
+
+    return [_from_hub(e.name, "here already" if is_cached(e.name) else e.size) for e in CATALOGUE]
+
+
+def _from_hub(name: str, detail: str) -> Choice:
+    key = "hub-" + hashlib.sha256(name.encode()).hexdigest()[:12]
+    return Choice(key, name.split("/")[-1], detail, TO_DOWNLOAD, name)
+
+
+def named(text: str) -> Choice:
+    """A model that a person names by its hub id; only with `--allow-any-model`.
+
+    Raises:
+        UsageError: it is no hub id.
+    """
+    if not re.fullmatch(r"[\w\-.]{1,96}/[\w\-.]{1,96}", text) or ".." in text:
+        raise UsageError("This is no hub id.", "Write owner/name.")
+    return replace(_from_hub(text, "named here"), label=text)
 
 
 def load(choice: Choice, progress: Progress) -> Engine:
@@ -61,7 +86,7 @@ def load(choice: Choice, progress: Progress) -> Engine:
     Raises:
         ModelError: it cannot be loaded.
     """
-    if choice.group == "To download":
+    if choice.group == TO_DOWNLOAD:
         from ui.downloads import fetch
 
         fetch(choice.source, progress)

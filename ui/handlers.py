@@ -57,6 +57,8 @@ class Desk:
 
     def __init__(self, store: Store, shelf: PictureShelf, hub: Hub) -> None:
         self.store, self.shelf, self.hub = store, shelf, hub
+        self.allow_any_model = False
+        """Whether people may name hub models in the browser."""
         self._running: dict[str, _Running] = {}
         self._warming: dict[str, threading.Event] = {}
         self._lock = threading.Lock()

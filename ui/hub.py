@@ -90,11 +90,17 @@ class Hub:
         self._load, self._choices, self._keep = load, choices, keep
         self.default = default
         self._slots: dict[str, _Slot] = {}
+        self._named: dict[str, Choice] = {}
         self._lock = threading.RLock()
         self._closed = False
 
     def choices(self) -> list[Choice]:
-        return list(self._choices())
+        return [*self._choices(), *self._named.values()]
+
+    def offer(self, choice: Choice) -> None:
+        """Adds a choice for as long as the server runs."""
+        if choice.key not in {known.key for known in self._choices()}:
+            self._named[choice.key] = choice
 
     def find(self, key: str | None) -> Choice:
         """The choice of a key, the default for None.

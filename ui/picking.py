@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ui.choices import named
 from ui.hub import Standing
 from ui.stream import BEAT
-from vqa_app.errors import VqaError
+from vqa_app.errors import ModelError, VqaError
 
 if TYPE_CHECKING:
     from ui.handlers import Desk, Request, Update
@@ -34,6 +35,7 @@ def _models(desk: Desk, standing: Standing, before: str) -> dict[str, Any]:
         "message": standing.message,
         "share": standing.share,
         "before": before,
+        "any": desk.allow_any_model,
         "attention": engine.info.attention_maps if engine else None,
         "choices": [
             {
@@ -51,6 +53,12 @@ def pick(desk: Desk, owner: str, request: Request) -> Iterator[Update | None]:
     """Loads another model and answers with it from then on; until then, and where it fails, the
     one before stays."""
     key = str(request.get("model") or "")
+    if request.get("named"):
+        if not desk.allow_any_model:
+            raise ModelError("Models cannot be named here.", "Start with --allow-any-model.")
+        choice = named(str(request["named"]).strip())
+        desk.hub.offer(choice)
+        key = choice.key
     desk.hub.start(key)
     while desk.hub.wait(key, 0) is None:
         standing = desk.hub.standing(key)

@@ -38,8 +38,13 @@ class Source:
     """The commit on the hub."""
 
 
-def find(name: str, revision: str | None = None, offline: bool = False) -> Source:
+def find(
+    name: str, revision: str | None = None, offline: bool = False, *, bar: type | None = None
+) -> Source:
     """The directory of a model or adapter; downloads it if it is on the hub and not in the cache.
+
+    Args:
+        bar: a `tqdm` class that is told of downloads; what its `update` raises ends them.
 
     Raises:
         ModelError: there is none, or it cannot be had.
@@ -67,7 +72,7 @@ def find(name: str, revision: str | None = None, offline: bool = False) -> Sourc
             f"There is no model {name!r}: no such folder, and hub ids have the form owner/name.",
             "`vqa-app models` lists models to choose from.",
         )
-    return _from_hub(name, revision, offline)
+    return _from_hub(name, revision, offline, bar)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -87,7 +92,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _from_hub(name: str, revision: str | None, offline: bool) -> Source:
+def _from_hub(name: str, revision: str | None, offline: bool, bar: type | None) -> Source:
     from huggingface_hub import constants, errors, snapshot_download
 
     options: dict[str, Any] = {
@@ -120,7 +125,7 @@ def _from_hub(name: str, revision: str | None, offline: bool) -> Source:
     _check_listing(name, info)
     _check_disk(name, info)
     try:
-        directory = Path(snapshot_download(**options))
+        directory = Path(snapshot_download(**options, tqdm_class=bar))
     except (errors.HTTPError, OSError, ValueError) as error:
         raise _explain(name, revision, error) from error
     return Source(name, directory, directory.name)

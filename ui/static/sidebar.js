@@ -159,6 +159,14 @@
           el("span", {}, choice.label), el("small", {}, choice.detail)),
       );
     }
+    if (vqa.state.models.any) {
+      const box = el("input", { "aria-label": "Hub id", placeholder: "owner/name from the hub" });
+      parts.push(el("form.named", { onsubmit: (event) => {
+        event.preventDefault();
+        closeModels();
+        vqa.send("pick", { named: box.value });
+      } }, box));
+    }
     if (loading) {
       parts.push(
         el("div.loading", {}, el("span", {}, `${loading.message} ${loading.share ? Math.round(loading.share * 100) + " %" : ""}`),

@@ -1,0 +1,67 @@
+"""Models that the page offers: keys that tell nothing, downloads that can be watched and stopped."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests import fake_hub
+from tests.fake_engine import FakeEngine
+from tests.test_ui_handlers import House
+from ui import choices
+from ui.downloads import fetch
+from ui.hub import LoadingCancelled
+from ui.picking import pick
+from vqa_app.errors import ModelError, UsageError
+
+
+def test_keys_tell_nothing_of_where_a_model_lies(tmp_path):
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "manifest.json").write_text("{}")
+    (tmp_path / "runs" / "unfinished").mkdir()
+    start = choices.started_with("/secret/model", "/secret/adapter", "4bit")
+    offered = list(choices.offered(start, tmp_path / "runs"))
+    assert [choice.label for choice in offered[:3]] == ["model", "Built-in", "mine"]
+    shown = json.dumps([(c.key, c.label, c.detail, c.group) for c in offered])
+    assert "secret" not in shown and str(tmp_path) not in shown
+    assert len({choice.key for choice in offered}) == len(offered) > 5
+
+
+def test_a_model_can_be_named_only_where_that_is_allowed(tmp_path):
+    house = House(tmp_path, {"first": FakeEngine()})
+    with pytest.raises(ModelError, match="cannot be named"):
+        list(pick(house.desk, "ann", {"named": "owner/name"}))
+    house.desk.allow_any_model = True
+    for bad in ("/etc/passwd", "../../x", "owner/../x", "name", "a/b/c"):
+        with pytest.raises(UsageError, match="hub id"):
+            list(pick(house.desk, "ann", {"named": bad}))
+    house.close()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with fake_hub.serve(monkeypatch, tmp_path / "cache") as served:
+        folder = tmp_path / "model"
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(b"x" * 300_000)
+        served.repositories["owner/name"] = folder
+        yield served
+
+
+def test_a_download_tells_how_far_it_is(hub):
+    told = []
+    fetch("owner/name", lambda message, share=None: told.append((message, share)))
+    assert any(share == 1.0 for _, share in told), told
+    assert any("MB" in message for message, _ in told)
+
+
+def test_a_download_can_be_stopped(hub):
+    def stop(message, share=None):
+        if share is not None:
+            raise LoadingCancelled
+
+    with pytest.raises(LoadingCancelled):
+        fetch("owner/name", stop)
