@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from vqa_app import errors
@@ -67,6 +68,19 @@ def test_every_command_and_option_in_the_readme_exists() -> None:
             shown = runner.invoke(app, [command, "--help"], terminal_width=200).output
             for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", call):
                 assert re.search(rf"{option}\b", shown), f"{option} in: {line}"
+
+
+def test_the_python_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands, with the model in the box."""
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(tmp_path / "cat.png")
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("python")
+    exec(compile(example, "README.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert len(said.split()) > 3
+    assert re.search(r"\[0\.\d+, 0\.\d+\]$", said.strip())
 
 
 def test_pictures_and_files_that_the_readme_links_to_exist() -> None:

@@ -143,10 +143,12 @@ def common(
 ) -> None:
     """Ask about pictures: in the browser, in the shell, or after teaching a model your own."""
     if not debug:
+        import logging
         import warnings
 
         # Libraries warn of their own inner matters; what concerns a person, we say ourselves.
         warnings.simplefilter("ignore")
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
