@@ -12,6 +12,7 @@ import pytest
 from finetune.builtin.world import ROOMS
 from finetune.builtin.world.paint import COLOURS, plural
 from finetune.builtin.world.scene import Item
+from finetune.builtin.world.strangers import ABSENT, stranger
 
 FILLS = ("solid", "outlined", "striped")
 SORTS = ("animal", "vehicle", "fruit")
@@ -229,5 +230,14 @@ def test_sentences_agree_with_short_answers(answered):
     for _, qa in answered:
         if qa.short in ("yes", "no"):
             assert qa.sentence.lower().startswith(qa.short), qa
-        elif qa.short and qa.skill not in ("false_premise", "unknowable", "count"):
+        elif qa.short and qa.skill not in ("absent", "false_premise", "unknowable", "count"):
             assert qa.short in qa.sentence, qa
+
+
+@pytest.mark.parametrize("room", sorted(ABSENT))
+def test_what_belongs_to_other_rooms_is_said_to_be_absent(room):
+    asked = [stranger(room, random.Random(seed), "train") for seed in range(300)]
+    assert {qa.short for qa in asked} == {"no", "0", "none"}
+    assert all(" no " in qa.sentence or "No, " in qa.sentence for qa in asked)
+    drawn = {i.word for s in range(60) for i in ROOMS[room].make(random.Random(s), "test").items}
+    assert not drawn & set(ABSENT[room])

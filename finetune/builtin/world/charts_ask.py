@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from finetune.builtin.world.paint import COLOURS
 from finetune.builtin.world.phrasing import article, capital, listed, say
 from finetune.builtin.world.scene import QA, Scene, Split
+from finetune.builtin.world.strangers import stranger
 
 KIND_NAMES = {"bars": "bar chart", "flat": "bar chart", "line": "line chart", "pie": "pie chart"}
 LETTERS = "ABCDEFGH"
@@ -246,7 +247,8 @@ class Analyst:
                 "~What chart is this?"), name, f"It is a {name}.")
             return
         asked = self.rng.choice(("bar chart", "line chart", "pie chart", name))
-        self.yes_no("kind", self.say("Is this a {k}?", "Is it a {k}?", "Does the {pic} show a {k}?",
+        self.yes_no("kind", self.say("Is this a {k}?", "Is there a {k}?", "Do you see a {k}?",
+                                     "Is it a {k}?", "Does the {pic} show a {k}?",
                                      k=asked), asked == name, f"it is a {name}")
 
     def absent(self) -> None:
@@ -270,10 +272,8 @@ class Analyst:
                                             "Where do the numbers come from?",
                                             "What will the next value be?", "What is it about?"),
                      "unknown", "I cannot tell that from the picture.")
-        elif roll < 0.6:
-            thing = self.rng.choice(("star", "circle", "car", "cat", "die", "tree"))
-            self.add("existence", self.say("Is there a {t}?", "Do you see a {t}?", t=thing), "no",
-                     f"No, there is no {thing}.")
+        elif roll < 0.65:
+            self.made.append(stranger("charts", self.rng, self.split))
 
     def followup(self) -> None:
         high = self.rng.random() < 0.5

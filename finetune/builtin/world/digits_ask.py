@@ -8,6 +8,7 @@ from finetune.builtin.world import ask
 from finetune.builtin.world.paint import COLOURS
 from finetune.builtin.world.phrasing import article, listed, say
 from finetune.builtin.world.scene import QA, Scene, Split
+from finetune.builtin.world.strangers import stranger
 
 DICE_WEIGHTS: dict[str, float] = {
     "existence": 4, "colour": 4, "count": 5, "position": 3, "relation": 3, "extreme": 2,
@@ -314,24 +315,22 @@ class Teller:
     # What is not there
 
     def wrong_room(self) -> None:
-        """Dice where there are none, and the like."""
+        """What is there in general, what is not, and what cannot be known."""
         names = {"dice": "die", "domino": "domino", "clock": "clock"}
         here = names.get(self.scene.layout, "number")
-        noun = self.rng.choice([n for n in ("die", "domino", "clock", "star", "car") if n != here])
         roll = self.rng.random()
-        if roll < 0.25 and noun in ("die", "domino"):
-            self.add("false_premise", self.say("What does the {n} show?",
-                                               "How many dots are on the {n}?", n=noun),
-                     "none", f"There is no {noun} in the picture.")
-        elif roll < 0.4:
+        if roll < 0.45:
+            self.made.append(stranger("digits", self.rng, self.split))
+        elif roll < 0.6:
+            noun = self.rng.choice([n for n in ("die", "domino", "clock") if n != here])
             self.add("existence", self.say("Is there a {n}?", "Do you see a {n}?",
                                            "Is there a {n}{in_pic}?", n=noun), "no",
                      f"No, there is no {noun}.")
-        elif roll < 0.62:
+        elif roll < 0.8:
             self.add("existence", self.say("Is there a {n}?", "Do you see a {n}?",
                                            "Is there a {n}{in_pic}?", n=here), "yes",
                      f"Yes, there is a {here}.")
-        elif roll < 0.72:
+        elif roll < 0.88:
             self.add("unknowable", self.say("Who wrote this?", "When was this {pic} made?",
                                             "Who owns it?", "What will happen next?"), "unknown",
                      "I cannot tell that from the picture.")

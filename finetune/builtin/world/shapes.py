@@ -9,6 +9,7 @@ from PIL import Image
 from finetune.builtin.world import ask
 from finetune.builtin.world.paint import COLOURS, Canvas, background, colour_rgb, ground_rgb
 from finetune.builtin.world.scene import QA, Box, Item, Scene, Split
+from finetune.builtin.world.strangers import stranger
 
 KINDS = (
     "circle",
@@ -326,7 +327,11 @@ class Shapes:
         return canvas.finish()
 
     def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
-        return ask.about_items(scene, rng, split, ask.Vocabulary("shape", KINDS, tuple(COLOURS)))
+        words = ask.Vocabulary("shape", KINDS, tuple(COLOURS))
+        asked = ask.about_items(scene, rng, split, words)
+        if rng.random() < 0.35:
+            asked.append(stranger("shapes", rng, split))
+        return asked
 
 
 SHAPES = Shapes()

@@ -18,6 +18,7 @@ from finetune.builtin.world.phrasing import article, capital, say
 from finetune.builtin.world.refs import unique_ref
 from finetune.builtin.world.scene import QA, Item, Scene, Split
 from finetune.builtin.world.shapes import picture_size
+from finetune.builtin.world.strangers import stranger
 from finetune.builtin.world.things_places import SETTINGS
 from finetune.builtin.world.things_sketch import INK, Specimen, Thing, set_down, specimen
 
@@ -174,6 +175,8 @@ class Things:
         asked = ask.about_items(scene, rng, split, words, count=10, weights=WEIGHTS)
         asked += [qa for about in (clock_time, sort_of, sort_count)
                   if (qa := about(scene, rng, split))]
+        if rng.random() < 0.5:
+            asked.append(stranger("things", rng, split))
         return list({qa.question: qa for qa in asked}.values())
 
 

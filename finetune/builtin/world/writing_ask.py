@@ -6,6 +6,7 @@ from collections import Counter
 from finetune.builtin.world.paint import COLOURS
 from finetune.builtin.world.phrasing import article, say
 from finetune.builtin.world.scene import QA, Scene, Split
+from finetune.builtin.world.strangers import stranger
 from finetune.builtin.world.writing_words import HELD_OUT_WORDS, WORDS
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
@@ -235,10 +236,7 @@ class Reader:
                 "What do the {c} letters spell?", "~What does it say in {c}?", c=colour), "none",
                 f"There is no {colour} word in the picture.")
         elif roll < 0.5:
-            thing = self.rng.choice(("star", "circle", "car", "cat", "clock", "die", "tree"))
-            self.add("existence", self.say("Is there a {t}?", "Do you see a {t}?",
-                                           "Is there a {t}{in_pic}?", t=thing), "no",
-                     f"No, there is no {thing}.")
+            self.made.append(stranger("writing", self.rng, self.split))
         elif roll < 0.6:
             self.add("existence", self.say(
                 "Is there any writing{in_pic}?", "Is something written here?",
