@@ -12,7 +12,7 @@ from finetune.builtin.world.strangers import stranger
 
 DICE_WEIGHTS: dict[str, float] = {
     "existence": 4, "colour": 4, "count": 5, "position": 3, "relation": 3, "extreme": 2,
-    "statement": 2, "logic": 1, "same": 1, "colours": 1,
+    "statement": 2, "same": 1,
 }
 
 
@@ -47,6 +47,7 @@ class Teller:
         else:
             self.number()
         self.wrong_room()
+        self.followup()
         self.rng.shuffle(self.made)
         return list({qa.question: qa for qa in self.made}.values())[:12]
 
@@ -312,7 +313,7 @@ class Teller:
         self.colour_of("display", self.scene.extra["ink"].name)
         self.caption(f"a digital clock that shows {time}")
 
-    # What is not there
+    # What is not there, and what comes next
 
     def wrong_room(self) -> None:
         """What is there in general, what is not, and what cannot be known."""
@@ -334,3 +335,21 @@ class Teller:
             self.add("unknowable", self.say("Who wrote this?", "When was this {pic} made?",
                                             "Who owns it?", "What will happen next?"), "unknown",
                      "I cannot tell that from the picture.")
+
+    def followup(self) -> None:
+        """A second question whose pronoun stands for what was read."""
+        layout, items = self.scene.layout, self.scene.items
+        if layout not in ("drawn", "display", "dice") or self.rng.random() < 0.6:
+            return
+        if layout == "dice" and len(items) > 1:
+            return
+        text = str(items[0].extra["number"]) if layout == "dice" else self.scene.extra["text"]
+        opening = QA("read", "What number is it?", text, f"It is {text}.")
+        word = "odd" if int(text) % 2 else "even"
+        question, short, sentence = self.rng.choice((
+            ("What colour is it?", items[0].colour, f"It is {items[0].colour}."),
+            ("And what colour is it?", items[0].colour, f"It is {items[0].colour}."),
+            ("Is it even or odd?", word, f"It is {word}."),
+            ("And if you add 1?", str(int(text) + 1), f"Then it is {int(text) + 1}."),
+        ))
+        self.add("followup", question, short, sentence, (opening,))
