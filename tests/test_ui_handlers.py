@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.fake_engine import FakeEngine
-from ui.handlers import Desk
+from ui.handlers import Desk, without_paths
 from ui.hub import Choice, Hub
 from ui.picking import pick
 from ui.pictures import PictureShelf
@@ -305,3 +305,19 @@ def test_six_people_are_all_answered_without_mixing(house):
         expected = [f"You asked 'I am {owner}, {count}' about no picture." for count in range(4)]
         assert [turn["answer"].strip() for turn in view["turns"]] == expected
     assert len(views) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("The folder /tmp/data/cats holds no data.", "The folder cats holds no data."),
+        (
+            "Reading /srv/a b.json, row 3: ~/x/y/z.png is bad.",
+            "Reading a b.json, row 3: z.png is bad.",
+        ),
+        ("owner/name is on https://example.org/a/b", "owner/name is on https://example.org/a/b"),
+        ("1/2 of it, and/or more", "1/2 of it, and/or more"),
+    ],
+)
+def test_messages_name_files_without_their_folders(text, shown):
+    assert without_paths(text) == shown

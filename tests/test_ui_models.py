@@ -1,4 +1,4 @@
-"""Models that the page offers: keys that tell nothing, downloads that can be watched and stopped."""
+"""Models that the page offers: keys that tell nothing, downloads to watch and to stop."""
 
 from __future__ import annotations
 

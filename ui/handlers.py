@@ -8,6 +8,7 @@ store. What they give back are dicts that the page draws; see `ui/static/page.js
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -40,9 +41,14 @@ OUR_FAULT = "Something went wrong on our side. Please try again."
 def message_of(error: BaseException) -> str:
     """What a person is told; the details of our own mistakes go to the log alone."""
     if isinstance(error, VqaError):
-        return str(error).replace("\n", " ")
+        return without_paths(str(error).replace("\n", " "))
     log.error("Unexpected error", exc_info=error)
     return OUR_FAULT
+
+
+def without_paths(text: str) -> str:
+    """The page shows names, never where things lie on the server."""
+    return re.sub(r"(?<![\w.:/])(?:~?/[^\s/,;:'\"]+)+/([^\s/,;:'\"]+)", r"\1", text)
 
 
 @dataclass

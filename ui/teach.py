@@ -189,13 +189,7 @@ class Teaching:
         with tempfile.TemporaryDirectory(prefix="vqa-app-import-") as temporary:
             folder = Path(temporary)
             unpack(data, folder)
-            # Our own export holds the same rows twice; the JSON says more than the table.
-            files = sorted(folder.rglob("*.json*")) or sorted(
-                file for kind in ("*.csv", "*.tsv", "*.parquet") for file in folder.rglob(kind)
-            )
-            if not files:
-                raise DataError("The zip file holds no data file.", "Add a LLaVA JSON or a CSV.")
-            found = read_rows(files)
+            found = read_rows(data_files(folder))
             problems = [f"row {p.row}: {p.what}" for p in found.problems]
             count = 0
             for row in found.rows:
@@ -266,6 +260,20 @@ def _checked(what: str, text: str, may_be_empty: bool = False) -> str:
     if len(text) > LONGEST_TEXT:
         raise DataError(f"The {what} is too long.", f"At most {LONGEST_TEXT:,} characters.")
     return text
+
+
+def data_files(folder: Path) -> list[Path]:
+    """What of a folder `finetune` is to read.
+
+    Raises:
+        DataError: there is nothing.
+    """
+    # Our own export holds the same rows twice; the JSON says more than the table.
+    for kinds in (("*.json", "*.jsonl"), ("*.csv", "*.tsv"), ("*.parquet", "*.arrow")):
+        files = sorted(file for kind in kinds for file in folder.rglob(kind))
+        if files:
+            return files
+    raise DataError("There is no data file in it.", "Add a LLaVA JSON or a CSV.")
 
 
 def unpack(data: bytes, folder: Path) -> None:

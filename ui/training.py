@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from ui import before_after, world_data
-from ui.handlers import Desk, Request, Update, message_of
+from ui.handlers import Desk, Request, Update, message_of, without_paths
 from ui.hub import Choice
-from ui.teach import Teaching, unpack
+from ui.teach import Teaching, data_files, unpack
 from vqa_app.errors import DataError, UsageError, VqaError
 
 log = logging.getLogger(__name__)
@@ -111,14 +111,14 @@ class TrainingDesk:
                     raise DataError("Nothing has been taught yet.", "Correct an answer first.")
                 paths.append(str(self.teaching.file(owner)))
             else:
-                paths.append(str(folders[kind] / name))
+                paths += [str(file) for file in data_files(folders[kind] / name)]
         if not paths:
             raise UsageError("No data is chosen.", "Tick at least one data set.")
         return paths
 
     def upload(self, owner: str, data: bytes, name: str) -> None:
         """Keeps a zip file with a data set of this owner's."""
-        name = re.sub(r"[^\w\- ]+", " ", Path(name).stem).strip()[:60] or "data set"
+        name = " ".join(re.sub(r"[^\w\-]+", " ", Path(name).stem).split())[:60] or "data set"
         folder = dict(self._folders(owner))["upload"] / name
         if folder.exists():
             raise DataError(f"There is a data set {name!r} already.", "Rename the file.")
@@ -301,18 +301,13 @@ def _note(job: Job, progress: Any) -> None:
     job.phase, job.done, job.of = progress.phase, progress.done, progress.of
     job.seconds_left = progress.seconds_left
     if progress.message:
-        job.messages.append(_without_paths(progress.message))
+        job.messages.append(without_paths(progress.message))
     if progress.phase == "training" and progress.loss is not None:
         job.losses.append((progress.done, round(progress.loss, 5)))
     if progress.evaluation:
         entry = {"step": job.losses[-1][0] if job.losses else 0, **progress.evaluation}
         if not job.evaluations or job.evaluations[-1] != entry:
             job.evaluations.append(entry)
-
-
-def _without_paths(text: str) -> str:
-    """The page shows names, never where things lie on the server."""
-    return re.sub(r"(?:/[^\s/,;]+)+/([^\s/,;]+)", r"\1", text)
 
 
 def _number(what: str, value: Any, low: float, high: float) -> float | None:

@@ -1,0 +1,189 @@
+"""Training from the page without a page: what may be chosen, one at a time, what is told."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from finetune.datasets import read_rows
+from finetune.progress import Progress
+from tests.fake_engine import FakeEngine
+from tests.test_ui_handlers import House
+from ui import before_after, world_data
+from ui.hub import Choice, Hub
+from ui.insight import look
+from ui.lessons import teach
+from ui.teach import Teaching
+from ui.training import TrainingDesk
+from vqa_app.errors import DataError, UsageError
+
+
+@pytest.fixture
+def school(tmp_path):
+    house = House(tmp_path, {"fake": FakeEngine("a cat")})
+    house.teaching = Teaching(tmp_path / "taught", house.shelf)
+    house.go_on = threading.Event()
+
+    def train(config, on_progress, cancel):
+        on_progress(Progress("loading", message=f"Reading {config.data[0]}."))
+        on_progress(Progress("training", 1, 2, loss=1.5))
+        while not house.go_on.wait(0.01):
+            if cancel.is_set():
+                return SimpleNamespace(finished=False)
+        Path(config.out).mkdir(parents=True)
+        (Path(config.out) / "manifest.json").write_text("{}")
+        house.config = config
+        return SimpleNamespace(finished=True)
+
+    def choices():
+        yield Choice("builtin", "Built-in", "", "", "builtin")
+        for run in (tmp_path / "runs").glob("*/manifest.json"):
+            yield Choice("run", run.parent.name, "", "", str(run.parent))
+
+    engines = {"builtin": FakeEngine("a cat"), "run": FakeEngine("a hat")}
+    house.hub = house.desk.hub = Hub(lambda choice, _: engines[choice.key], choices, "builtin")
+    house.training = TrainingDesk(tmp_path, house.desk, house.teaching, train)
+    yield house
+    house.training.close()
+    house.go_on.set()
+    if house.training.job:
+        house.training.job.thread.join(20)
+    house.close()
+
+
+def lesson(school, owner="ann"):
+    red = school.shelf.add(Image.new("RGB", (20, 20), "red"), "red.png")
+    school.teaching.add(owner, "What is it?", "a hat", [red])
+
+
+def test_a_run_is_watched_compared_and_offered(school, tmp_path):
+    lesson(school)
+    school.go_on.set()
+    school.training.start("ann", {"sources": ["mine"], "name": "my hats!", "epochs": 3})
+    school.training.job.thread.join(60)
+    job = school.training.status("ann")["training"]["job"]
+    assert (job["state"], job["name"], job["error"]) == ("done", "my-hats", "")
+    assert job["losses"] == [(1, 1.5)] and job["key"] == "run"
+    assert job["comparison"]["taught"]["before"] == 0.0
+    assert job["comparison"]["taught"]["after"] == 1.0
+    assert len(job["comparison"]["world"]["rows"]) == before_after.WORLD
+    assert str(tmp_path) not in str(job), "the page is told no path"
+    assert school.config.epochs == 3 and len(school.config.data) == 1
+
+
+def test_old_knowledge_is_mixed_in_when_wanted(school):
+    lesson(school)
+    school.go_on.set()
+    school.training.start("ann", {"sources": ["mine"], "rehearse": True})
+    school.training.job.thread.join(60)
+    mine, world = (read_rows(path) for path in school.config.data)
+    assert len(mine.rows) == 1 and len(world.rows) == 60 and not world.problems
+
+
+def test_one_training_at_a_time_and_only_its_owner_sees_and_stops_it(school):
+    lesson(school), lesson(school, "bob")
+    school.training.start("ann", {"sources": ["mine"]})
+    with pytest.raises(UsageError, match="already"):
+        school.training.start("bob", {"sources": ["mine"]})
+    standing = school.training.status("bob")["training"]
+    assert standing["busy"] and standing["job"] is None
+    with pytest.raises(UsageError):
+        school.training.stop("bob")
+    school.training.stop("ann")
+    school.training.job.thread.join(20)
+    assert school.training.status("ann")["training"]["job"]["state"] == "stopped"
+    school.go_on.set()
+    school.training.start("bob", {"sources": ["mine"], "name": "next"})
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"sources": []},
+        {"sources": ["shared:../../etc"]},
+        {"sources": ["upload:someone-elses"]},
+        {"sources": ["mine"], "stage": "evil"},
+        {"sources": ["mine"], "epochs": 1e9},
+        {"sources": ["mine"], "lr": "x"},
+    ],
+)
+def test_forged_requests_are_refused(school, request_):
+    lesson(school)
+    with pytest.raises(UsageError):
+        school.training.start("ann", request_)
+    assert school.training.job is None
+
+
+def test_nothing_to_train_on(school):
+    with pytest.raises(DataError, match="Nothing has been taught"):
+        school.training.start("ann", {"sources": ["mine"]})
+
+
+def test_the_preflight_names_rows_and_problems(school):
+    lesson(school)
+    school.teaching.home("ann").joinpath("images").rename(school.teaching.home("ann") / "gone")
+    found = school.training.check("ann", {"sources": ["mine"]})["preflight"]
+    assert found["problems"] and "png" in found["problems"][0]
+
+
+def test_a_zip_becomes_a_data_set_of_its_owner(school):
+    lesson(school)
+    school.training.upload("ann", school.teaching.export("ann"), "hats & co.zip")
+    keys = [source["key"] for source in school.training.sources("ann")]
+    assert keys == ["mine", "upload:hats co"]
+    found = school.training.check("ann", {"sources": ["upload:hats co"]})["preflight"]
+    assert found["rows"] >= 1 and not found["problems"]
+    assert len(school.training.sources("bob")) == 1
+    with pytest.raises(DataError, match="already"):
+        school.training.upload("ann", school.teaching.export("ann"), "hats & co.zip")
+
+
+def test_a_data_set_in_the_data_dir_is_offered_to_all(school, tmp_path):
+    world_data.write_rehearsal(tmp_path / "datasets" / "world", 5, 1)
+    assert school.training.check("bob", {"sources": ["shared:world"]})["preflight"]["rows"] == 5
+
+
+def test_judging_an_answer_keeps_a_row_and_can_be_taken_back(school):
+    red = school.picture()
+    _, view = school.ask("What?", pictures=[red])
+    request = {"conversation": view["conversation"], "turn": view["turns"][0]["id"]}
+
+    def judge(verdict, correction="", owner="ann"):
+        wanted = {**request, "do": "judge", "verdict": verdict, "correction": correction}
+        return teach(school.desk, school.teaching, owner, wanted)
+
+    update = judge("wrong", "a dog")
+    assert [row["answer"] for row in update["taught"]["rows"]] == ["a dog"]
+    assert update["taught"]["rows"][0]["said"] == "a cat"
+    assert update["view"]["turns"][0]["verdict"] == "wrong"
+    assert [row["answer"] for row in judge("right")["taught"]["rows"]] == ["a cat"]
+    assert judge("wrong")["taught"]["count"] == 0
+    assert judge(None)["view"]["turns"][0]["verdict"] is None
+    with pytest.raises(UsageError):
+        judge("right", owner="bob")
+
+
+def test_looking_tells_words_maps_and_what_the_picture_did(school):
+    red = school.picture()
+    _, view = school.ask("What?", pictures=[red])
+    chat, turn = view["conversation"], view["turns"][0]["id"]
+    update = look(school.desk, "ann", {"conversation": chat, "turn": turn})
+    found = update["looked"]
+    assert found["words"] == ["a", "cat"] and found["level"] == "well"
+    assert found["pictures"][0]["rows"] == 8 and found["pictures"][0]["digest"] == red
+    assert update["view"]["turns"][0]["facts"]["looked"] == "well"
+    _, view = school.ask("No picture?")
+    alone = {"conversation": view["conversation"], "turn": view["turns"][0]["id"]}
+    assert "no picture" in look(school.desk, "ann", alone)["looked"]["missing"]
+    with pytest.raises(UsageError):
+        look(school.desk, "bob", {"conversation": chat, "turn": turn})
+
+
+def test_held_out_questions_are_always_the_same_and_no_training_rows():
+    first, again = world_data.held_out(6), world_data.held_out(6)
+    assert [k.question for k in first] == [k.question for k in again]
+    assert all(k.answer for k in first)
