@@ -11,7 +11,7 @@ from finetune.builtin.world.scene import QA, Scene, Split
 from finetune.builtin.world.strangers import stranger
 
 DICE_WEIGHTS: dict[str, float] = {
-    "existence": 4, "colour": 4, "count": 5, "position": 3, "relation": 3, "extreme": 2,
+    "existence": 4, "colour": 4, "count": 5, "position": 3, "relation": 3,
     "statement": 2, "same": 1,
 }
 
