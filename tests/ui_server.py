@@ -39,7 +39,7 @@ def running(
     listed = [Choice(key, key.title(), "for tests", "In the box", key) for key in engines]
     application = create(
         data_dir, load or (lambda choice, _: engines[choice.key]), choices or (lambda: listed),
-        listed[0].key, users=users, train=train,
+        next(iter(choices())).key if choices else listed[0].key, users=users, train=train,
     )  # fmt: skip
     listener = listen("127.0.0.1", port)
     if preload:

@@ -70,7 +70,7 @@ def chat(
             flush=True,
         )
     from ui import choices
-    from ui.app import create
+    from ui.app import create, leave
 
     folder = data_dir or default_data_dir()
     start = choices.started_with(model, adapter, quantize)
@@ -88,6 +88,7 @@ def chat(
     if not no_browser:
         threading.Thread(target=_open, args=(address,), daemon=True).start()
     serve(application, listener)
+    leave()
 
 
 def _user(entry: str) -> tuple[str, str]:
