@@ -11,6 +11,7 @@ import pytest
 
 from tests.chat_templates import FAMILIES
 from tests.tiny import (
+    edit_json,
     image_processor,
     llm_config,
     picture,
@@ -230,6 +231,16 @@ def test_a_base_model_without_chat_template_is_refused(
     (bare / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="no chat template"):
         compose(str(parts("siglip")), str(bare), tmp_path / "new")
+
+
+def test_code_from_a_repository_is_never_run(parts: Callable[[str], Path], tmp_path: Path) -> None:
+    import shutil
+
+    foreign = Path(shutil.copytree(parts("llama"), tmp_path / "foreign"))
+    (foreign / "evil.py").write_text("raise SystemExit('run')")
+    edit_json(foreign / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Config"})
+    with pytest.raises(ModelError, match="foreign cannot be loaded"):
+        compose(str(parts("siglip")), str(foreign), tmp_path / "new")
 
 
 def test_siglip_2_of_free_resolution_is_refused(tmp_path: Path) -> None:

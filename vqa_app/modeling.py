@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from vqa_app.sources import Source
 from vqa_app.weights import model_files, stored_tensors
 
 IMAGE_TOKEN = "<image>"
+_SAFELY = {"trust_remote_code": False, "local_files_only": True}
 
 FLATTEN = (
     "{%- set pictured = namespace(messages=[]) -%}"
@@ -82,11 +85,12 @@ def compose(
     for source in (eye, brain):
         tensors = list(stored_tensors(model_files(source.directory)))
         check_memory(source.name, tensors, torch.device("cpu"), torch.bfloat16, None)
-    with quiet():
+    with quiet(), _named(eye):
         tower = _load_tower(eye)
+        pictures = _image_processor(eye, tower.config)
+    with quiet(), _named(brain):
         language_model = _load_llm(brain, dtype)
         words = _tokenizer(brain)
-        pictures = _image_processor(eye, tower.config)
     tower.to(language_model.dtype)
     processor = _processor(pictures, words, tower.config)
     prompt_hash(processor)  # raises if the template cannot place pictures
@@ -110,11 +114,24 @@ def teach_pictures(template: str) -> str:
     return FLATTEN + template
 
 
+@contextmanager
+def _named(source: Source) -> Iterator[None]:
+    """Tells transformers' errors with the name of what was loaded."""
+    try:
+        yield
+    except (ValueError, KeyError, OSError, RuntimeError, TypeError) as error:
+        reason = str(error).strip().splitlines() or [repr(error)]
+        raise ModelError(
+            f"{source.name} cannot be loaded: {reason[0][:300]}",
+            "Choose another one; code from repositories is not run.",
+        ) from error
+
+
 def _load_tower(source: Source) -> Any:
     """The vision tower in its own dtype. Its pooling head is left out: LLaVA uses patches."""
     from transformers import AutoConfig, CLIPVisionModel, SiglipVisionModel
 
-    config = AutoConfig.from_pretrained(source.directory, local_files_only=True)
+    config = AutoConfig.from_pretrained(source.directory, **_SAFELY)
     towers = {
         "siglip": SiglipVisionModel,
         "siglip_vision_model": SiglipVisionModel,
@@ -139,8 +156,8 @@ def _load_tower(source: Source) -> Any:
         config=vision,
         dtype="auto",
         use_safetensors=True,
-        local_files_only=True,
         output_loading_info=True,
+        **_SAFELY,
     )
     if info["missing_keys"] or info["mismatched_keys"]:
         raise ModelError(
@@ -155,25 +172,19 @@ def _load_llm(source: Source, dtype: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    config = AutoConfig.from_pretrained(source.directory, local_files_only=True)
+    config = AutoConfig.from_pretrained(source.directory, **_SAFELY)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
             f"{source.name} has the model type {config.model_type!r}; it is no causal LM.",
             "Choose a language model for chat.",
         )
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source.directory,
-            dtype="auto" if dtype == "auto" else getattr(torch, dtype),
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (ValueError, OSError, RuntimeError) as error:
-        raise ModelError(
-            f"{source.name} cannot be loaded: {str(error).strip().splitlines()[0]}",
-            "Choose another language model.",
-        ) from error
+    model, info = AutoModelForCausalLM.from_pretrained(
+        source.directory,
+        dtype="auto" if dtype == "auto" else getattr(torch, dtype),
+        use_safetensors=True,
+        output_loading_info=True,
+        **_SAFELY,
+    )
     if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
         raise ModelError(
             f"The weights of {source.name} do not fit its config.json: {wrong[0]}.",
@@ -186,7 +197,7 @@ def _tokenizer(source: Source) -> Any:
     """The language model's tokenizer, which knows `<image>` and has a padding token."""
     from transformers import AutoTokenizer
 
-    words = AutoTokenizer.from_pretrained(source.directory, local_files_only=True)
+    words = AutoTokenizer.from_pretrained(source.directory, **_SAFELY)
     if not isinstance(words.chat_template, str):
         raise ModelError(
             f"{source.name} has no chat template, so it is not made for dialogue.",
@@ -204,7 +215,7 @@ def _image_processor(source: Source, tower: Any) -> Any:
     from transformers import AutoImageProcessor
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-    own = AutoImageProcessor.from_pretrained(source.directory, local_files_only=True, backend="pil")
+    own = AutoImageProcessor.from_pretrained(source.directory, backend="pil", **_SAFELY)
     if tower.model_type == "siglip_vision_model":
         return own
     # CLIP's would cut off the sides of a picture; LLaVA-1.5 pads it to a square instead.

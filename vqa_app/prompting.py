@@ -10,6 +10,7 @@ placeholder or control token.
 from __future__ import annotations
 
 import re
+import threading
 import weakref
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
@@ -208,10 +209,9 @@ def _tokenize(
             piece_ids, piece_offsets = _tokenize_piece(tokenizer, text[start:end], start > 0)
             ids += piece_ids
             offsets += [(a + start, b + start) for a, b in piece_offsets]
-        template = "".join(text[start:end] for start, end in own)
-        if bos := _bos_added(tokenizer, template):
-            ids.insert(0, bos[0])
-            offsets.insert(0, (0, 0))
+    if known.adds_bos and not any(tokenizer.bos_token in text[a:b] for a, b in own):
+        ids.insert(0, tokenizer.bos_token_id)
+        offsets.insert(0, (0, 0))
     return ids, offsets
 
 
@@ -227,16 +227,6 @@ def _tokenize_piece(
             return ids[len(newline) :], [(a - 1, b - 1) for a, b in offsets[len(newline) :]]
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return encoded["input_ids"], encoded["offset_mapping"]
-
-
-def _bos_added(tokenizer: Any, template: str) -> list[int]:
-    """The beginning-of-sequence token, if the tokenizer adds it and the template does not write
-    it."""
-    bos = tokenizer.bos_token
-    if bos is None or bos in template:
-        return []
-    first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
-    return first if first == [tokenizer.bos_token_id] else []
 
 
 def _certain(
@@ -351,18 +341,23 @@ _seen: weakref.WeakKeyDictionary[Any, OrderedDict[tuple[str, ...], _Seen]] = (
     weakref.WeakKeyDictionary()
 )
 
+_seen_lock = threading.Lock()
 
 def _see(processor: Any, pictures: tuple[Picture, ...]) -> _Seen:
     """Runs the image processor, or remembers what it gave for the same pictures."""
     if not pictures:
         return _Seen({}, ())
-    remembered = _seen.setdefault(processor, OrderedDict())
     key = tuple(picture.digest for picture in pictures)
-    if (known := remembered.pop(key, None)) is None:
+    with _seen_lock:
+        known = _seen.setdefault(processor, OrderedDict()).get(key)
+    if known is None:
         known = _process(processor, pictures)
-    remembered[key] = known
-    while len(remembered) > _REMEMBERED_PICTURES:
-        remembered.pop(next(iter(remembered)), None)
+    with _seen_lock:
+        remembered = _seen[processor]
+        remembered[key] = known
+        remembered.move_to_end(key)
+        while len(remembered) > _REMEMBERED_PICTURES:
+            remembered.popitem(last=False)
     return known
 
 

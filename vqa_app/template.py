@@ -55,6 +55,8 @@ class Layout:
     """How it wants message contents: lists of parts, lists for users only, or strings."""
     image_token: str
     """What stands for a picture in the template's output."""
+    adds_bos: bool
+    """Whether the tokenizer puts its beginning-of-sequence token in front of a text."""
     system_role: bool
     """Whether it knows system messages; else their text opens the first user message."""
     opening: str
@@ -265,6 +267,7 @@ def _learn(processor: Any, source: str) -> Layout:
         source=source,
         style="parts",
         image_token=token,
+        adds_bos=_adds_bos(tokenizer),
         system_role=True,
         opening="",
         end_token="",
@@ -341,6 +344,11 @@ def _control_tokens(processor: Any, source: str, token: str) -> list[str]:
         if added.special or (added.content in source and not added.content.isspace()):
             tokens.add(added.content)
     return sorted((text for text in tokens if not text.isspace()), key=len, reverse=True)
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("", add_special_tokens=True)["input_ids"][:1] == [bos]
 
 
 def _any_of(strings: Sequence[str]) -> re.Pattern[str]:
