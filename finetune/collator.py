@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from finetune.branching import branches_of
 from finetune.samples import Sample
 
 IGNORED = -100
@@ -37,7 +38,7 @@ class Collator:
         Returns:
             `input_ids`, `attention_mask`, `labels` and the architecture's own token inputs, [batch, longest]
             each. `labels` are not shifted: the label at a token is that token. Where questions share a prefix,
-            `position_ids` [batch, longest] too, and `attention_mask` is [batch, 1, longest, longest], bool.
+            `position_ids` [batch, longest] and `branches` (see `branches_of`) stand for the `attention_mask`.
         """
         longest = max(len(sample) for sample in samples)
         shape = (len(samples), longest)
@@ -58,7 +59,13 @@ class Collator:
         labels[:, 0] = IGNORED  # nothing stands before the first token that could predict it
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, **further}
         if any(sample.segments is not None for sample in samples):
-            batch |= _branching(samples, longest)
+            positions = torch.zeros(shape, dtype=torch.long)
+            for position, sample in enumerate(samples):
+                positions[position, : len(sample)] = torch.from_numpy(sample.positions)
+            # Four dimensions: transformers takes it as it is, and branching attention has no use for it.
+            unused = torch.ones((1, 1, 1, 1), dtype=torch.bool)
+            further = {"branches": branches_of(samples, longest), "attention_mask": unused}
+            batch |= {"position_ids": positions, **further}
         return batch | {ROWS: list(samples)}
 
     def with_features(
@@ -89,20 +96,6 @@ class Collator:
             values = [value[name] for value in inputs if name in value]
             batch[name] = _concatenate(values)
         return batch
-
-
-def _branching(samples: Sequence[Sample], longest: int) -> dict[str, torch.Tensor]:
-    """Positions, and who sees whom: every token the prefix and its own question, up to itself."""
-    segments = torch.full((len(samples), longest), -1, dtype=torch.int32)
-    positions = torch.zeros((len(samples), longest), dtype=torch.long)
-    for row, sample in enumerate(samples):
-        length = len(sample)
-        segments[row, :length] = 0 if sample.segments is None else torch.from_numpy(sample.segments)
-        positions[row, :length] = torch.from_numpy(sample.positions)
-    seen, sees = segments[:, None, :], segments[:, :, None]
-    mask = ((seen == 0) | (seen == sees)).tril()
-    # A padding token sees the padding before it and itself: an empty row of the mask would give NaN.
-    return {"position_ids": positions, "attention_mask": mask[:, None]}
 
 
 def _concatenate(values: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 
 from finetune import checkpoint, features
 from finetune.batches import BatchPlan
+from finetune.branching import allow_branching, supports_branching
 from finetune.collator import Collator
 from finetune.config import FinetuneConfig
 from finetune.defaults import Hardware, Settings, Shape, decide, describe, small_rank
@@ -79,7 +80,9 @@ def run_stage(
     if projector is not None:
         checkpoint.load_weights(_projector_only(loaded.model), "projector", projector)
     context = _context_length(loaded.model)
-    shares = features.supports_features(loaded.model)
+    shares = supports_branching(loaded.model)
+    if shares:
+        allow_branching(loaded.model)
     data = read_data(
         config, loaded.processor, max_length=context, share_prefix=shares, tell=tell
     )

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from finetune.batches import BatchPlan
+from finetune.branching import PLAIN_UP_TO, allow_branching, supports_branching
 from finetune.collator import IGNORED, ROWS, Collator
 from finetune.datasets import read_rows
 from finetune.freezing import freeze
@@ -23,7 +24,14 @@ from vqa_app.loading import LoadedModel, load_model
 
 @pytest.fixture(scope="module")
 def loaded(tiny_llava_dir: Path) -> LoadedModel:
-    return load_model(str(tiny_llava_dir), dtype="float32", device="cpu")
+    return load(tiny_llava_dir)
+
+
+def load(directory: Path) -> LoadedModel:
+    loaded = load_model(str(directory), dtype="float32", device="cpu")
+    assert supports_branching(loaded.model)
+    allow_branching(loaded.model)
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +81,12 @@ def test_a_batched_loss_is_the_mean_of_single_ones(data: Path, loaded: LoadedMod
     assert total == pytest.approx(sum(loss for loss, _ in single), rel=1e-5)
 
 
-def test_questions_in_one_sequence_lose_what_they_lose_alone(data: Path, loaded: LoadedModel) -> None:
+@pytest.mark.parametrize("plain_up_to", [PLAIN_UP_TO, 0])
+def test_questions_in_one_sequence_lose_what_they_lose_alone(
+    data: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, plain_up_to: int
+) -> None:
+    """With plain products, and with PyTorch's fused attention."""
+    monkeypatch.setattr("finetune.branching.PLAIN_UP_TO", plain_up_to)
     packed = samples_of(data, loaded, turns="apart")
     alone = samples_of(data, loaded, turns="apart", share_prefix=False)
     assert len(alone) > len(packed)
@@ -104,7 +117,7 @@ def test_many_labels_are_taken_block_by_block(
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(data: Path, tiny_llava_dir: Path) -> None:
-    loaded = load_model(str(tiny_llava_dir), dtype="float32", device="cpu")
+    loaded = load(tiny_llava_dir)
     samples = samples_of(data, loaded)
     objective = Objective(freeze(loaded.model, "projector").model)
     collate = make_collate(samples, loaded.processor, True, None, 1)

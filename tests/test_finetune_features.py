@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from finetune.branching import allow_branching
 from finetune.collator import FEATURES, ROWS
 from finetune.datasets import read_rows
 from finetune.features import (
@@ -36,7 +37,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(directory: Path) -> LoadedModel:
-    return load_model(str(directory), dtype="float32", device="cpu")
+    loaded = load_model(str(directory), dtype="float32", device="cpu")
+    allow_branching(loaded.model)
+    return loaded
 
 
 @pytest.mark.parametrize("stage", ["projector", "lora"])

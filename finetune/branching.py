@@ -1,0 +1,165 @@
+"""Attention for questions that share a prefix: within the prefix, and from each question to the prefix and itself.
+
+A mask over the whole sequence says the same, but computes every question against every other: with ten questions of 26
+tokens behind 66 that is ten times the work. Here the questions are cut out, padded to groups of like length, and
+attended to side by side.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from finetune.samples import Sample
+
+NAME = "branching"
+GROWTH = 1.5
+"""Questions of one group are at most this much longer than its shortest may be."""
+PLAIN_UP_TO = 256
+"""On a CPU the fused kernel's backward pass is slower than plain products up to about this length."""
+
+
+def branches_of(samples: Sequence[Sample], longest: int) -> dict[str, Any]:
+    """How to cut a batch of samples, padded on the right to `longest`, into prefixes and questions.
+
+    Returns:
+        prefix: tokens of the longest prefix.
+        groups: for each group of n questions padded to s tokens: `rows` [n], the samples they stand in; `take` [n * s],
+            their tokens' places in the flattened batch; `real` [tokens], which of the n * s are not padding; `seen`
+            [n, 1, s, prefix + s], what each token sees.
+        order: [batch * longest], where each token's result stands among [prefixes, groups' real tokens].
+    """
+    ends = [len(s) if s.segments is None else int((s.segments == 0).sum()) for s in samples]
+    prefixes = np.array([0 if s.segments is None else end for s, end in zip(samples, ends, strict=True)])
+    most = int(prefixes.max())
+    spans = [
+        (row, int(start), int(stop - start))
+        for row, sample in enumerate(samples)
+        for start, stop in itertools.pairwise(_edges(sample))
+    ]
+    spans.sort(key=lambda span: span[2])
+    order = np.zeros((len(samples), longest), dtype=np.int64)
+    for row, prefix in enumerate(prefixes):
+        order[row, :prefix] = row * most + np.arange(prefix)
+    placed = len(samples) * most
+    groups = []
+    for group in _groups(spans):
+        row, start, size = (np.array(column) for column in zip(*group, strict=True))
+        steps = np.arange(size.max())
+        inside = steps < size[:, None]  # [n, s]
+        take = (row * longest + start)[:, None] + np.where(inside, steps, 0)
+        known = np.arange(most) < prefixes[row][:, None]  # [n, prefix]
+        seen = np.concatenate(
+            [
+                np.broadcast_to(known[:, None], (len(row), len(steps), most)),
+                np.broadcast_to(np.tri(len(steps), dtype=bool), (len(row), len(steps), len(steps))),
+            ],
+            axis=2,
+        )
+        order.reshape(-1)[take[inside]] = placed + np.arange(inside.sum())
+        placed += int(inside.sum())
+        parts = {"rows": row, "take": take.reshape(-1), "real": np.flatnonzero(inside), "seen": seen[:, None]}
+        groups.append({name: torch.from_numpy(part) for name, part in parts.items()})
+    return {"prefix": most, "groups": groups, "order": torch.from_numpy(order.reshape(-1))}
+
+
+def branching_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    branches: dict[str, Any] | None = None,
+    **further: Any,
+) -> tuple[Tensor, None]:
+    """An attention function as transformers calls it; without `branches` it is its "sdpa".
+
+    Args:
+        query: [batch, heads, tokens, head width]; key and value may have fewer heads.
+
+    Returns:
+        [batch, tokens, heads, head width]; padding holds no meaning.
+    """
+    if branches is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **further
+        )
+    batch, heads, length, width = query.shape
+    scale = scaling if scaling is not None else width**-0.5
+    key, value = (repeat_kv(states, heads // states.shape[1]) for states in (key, value))
+    start = branches["prefix"]
+    pieces = []
+    if start:
+        causal = torch.ones(start, start, dtype=torch.bool, device=query.device).tril()
+        first = _attend(query[:, :, :start], key[:, :, :start], value[:, :, :start], causal, scale)
+        pieces.append(first.transpose(1, 2).reshape(batch * start, heads * width))
+    flat = [s.transpose(1, 2).reshape(batch * length, heads * width) for s in (query, key, value)]
+    for group in branches["groups"]:
+        count = len(group["rows"])
+        q, k, v = (
+            states.index_select(0, group["take"]).view(count, -1, heads, width).transpose(1, 2)
+            for states in flat
+        )
+        if start:
+            k = torch.cat((key[:, :, :start].index_select(0, group["rows"]), k), 2)
+            v = torch.cat((value[:, :, :start].index_select(0, group["rows"]), v), 2)
+        mixed = _attend(q, k, v, group["seen"], scale).transpose(1, 2)
+        pieces.append(mixed.reshape(-1, heads * width).index_select(0, group["real"]))
+    out = torch.cat(pieces).index_select(0, branches["order"])
+    return out.view(batch, length, heads, width), None
+
+
+AttentionInterface.register(NAME, branching_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def supports_branching(model: Any) -> bool:
+    """Whether questions may share a prefix: a LLaVA whose LLM attends to everything, through "sdpa"."""
+    from finetune.answering import shares_prefixes
+    from finetune.objective import plain
+
+    kind = plain(model).config.get_text_config()._attn_implementation
+    return shares_prefixes(model) and kind in ("sdpa", NAME)
+
+
+def allow_branching(model: Any) -> None:
+    """Lets the LLM take `branches`; everything else stays as it was."""
+    from finetune.objective import plain
+
+    plain(model).config.get_text_config()._attn_implementation = NAME
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float) -> Tensor:
+    if query.device.type != "cpu" or query.shape[2] > PLAIN_UP_TO:
+        return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
+    scores = (query * scale) @ key.transpose(-1, -2)
+    return scores.masked_fill(~seen, float("-inf")).softmax(-1).to(value.dtype) @ value
+
+
+def _edges(sample: Sample) -> np.ndarray:
+    """Where questions begin, and the end; a sample without segments is one question without a prefix."""
+    if sample.segments is None:
+        return np.array([0, len(sample)])
+    starts = np.flatnonzero(np.diff(sample.segments)) + 1
+    return np.append(starts, len(sample))
+
+
+def _groups(spans: list[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
+    """Spans, shortest first, in groups of like length."""
+    groups: list[list[tuple[int, int, int]]] = []
+    for span in spans:
+        if not groups or span[2] > GROWTH * groups[-1][0][2]:
+            groups.append([])
+        groups[-1].append(span)
+    return groups
