@@ -150,14 +150,14 @@ class Writing:
             rgb = colour_rgb(colour, rng)
             if abs(lightness(rgb) - lightness(pen)) > 70:
                 break
-        wide, high = size[0] * rng.uniform(0.9, 0.98), size[1] * rng.uniform(0.42, 0.8)
-        left = rng.uniform(0.01 * size[0], 0.99 * size[0] - wide)
+        wide, high = size[0] * rng.uniform(0.94, 0.99), size[1] * rng.uniform(0.48, 0.85)
+        left = rng.uniform(0.005 * size[0], 0.995 * size[0] - wide)
         top = rng.uniform(0.02 * size[1], 0.92 * size[1] - high)
         box = (left, top, left + wide, top + high)
         shape = rng.choice(("square", "round", "oval", "octagon", "board"))
-        inset = 0.11 if shape in ("oval", "octagon") else 0.04
-        inner = (left + inset * wide, top + 0.14 * high, left + (1 - inset) * wide,
-                 top + 0.86 * high)
+        inset = 0.08 if shape in ("oval", "octagon") else 0.04
+        inner = (left + inset * wide, top + 0.12 * high, left + (1 - inset) * wide,
+                 top + 0.88 * high)
         extra |= {"sign": (box, shape, rgb, rng.random() < 0.6, rng.random() < 0.5)}
         item = Item("sign", (box[0] / size[0], box[1] / size[1], box[2] / size[0],
                              box[3] / size[1]), colour)
