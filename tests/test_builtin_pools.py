@@ -2,11 +2,12 @@
 
 import numpy as np
 import torch
-from transformers import SiglipModel
+from transformers import LlamaForCausalLM, SiglipModel
 
 from finetune.builtin import dense
 from finetune.builtin.align import Gallery
-from finetune.builtin.model import siglip_config
+from finetune.builtin.evaluate import Seer
+from finetune.builtin.model import language_config, siglip_config
 from finetune.builtin.pictures import SIZE, Pool, pixels
 from finetune.builtin.world import ROOMS, make_scene
 
@@ -30,7 +31,9 @@ def test_the_oldest_pictures_are_replaced() -> None:
 def test_a_resumed_gallery_keeps_features_beside_their_scenes() -> None:
     torch.manual_seed(0)
     encoder = SiglipModel(siglip_config(64, tiny=True)).eval()
-    gallery = Gallery(encoder, 4, {"shapes": 1.0}, next_seed=7)
+    language = LlamaForCausalLM(language_config(64, tiny=True))
+    seer = Seer(encoder.vision_model, torch.nn.Identity(), language)
+    gallery = Gallery(seer, 4, {"shapes": 1.0}, next_seed=7)
     gallery.refill(6)
     assert len(gallery.scenes) == 4
     for slot, scene in enumerate(gallery.scenes):

@@ -65,7 +65,9 @@ def answer_loss(model: LlamaForCausalLM, hidden: torch.Tensor, packed: Packed) -
     """Mean cross-entropy of the answers' tokens; logits are computed for these alone."""
     wanted = packed.labels[:, 1:]
     chosen = wanted != -100
-    logits = model.lm_head(hidden[:, :-1][chosen])
+    said = hidden[:, :-1][chosen]
+    spare = said.new_zeros(-len(said) % 128, said.shape[1])  # few shapes, as in `Packed.plan`
+    logits = model.lm_head(torch.cat((said, spare)))[: len(said)]
     return F.cross_entropy(logits.float(), wanted[chosen])
 
 

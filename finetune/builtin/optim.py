@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 MUON_RATE, ADAM_RATE = 3e-3, 1.5e-3
 
@@ -48,7 +48,17 @@ class MuonAdam:
         self.base = [group["lr"] for part in self.parts for group in part.param_groups]
 
     def step(self, factor: float) -> None:
-        """One step at `factor` times the base rates; gradients are clipped and cleared."""
+        """One step at `factor` times the base rates; gradients are clipped and cleared.
+
+        Where several processes train together (`together`), theirs are averaged first.
+        """
+        if distributed.is_initialized():
+            grads = [p.grad for p in self.parameters if p.grad is not None]
+            flat = torch.cat([g.reshape(-1) for g in grads])
+            distributed.all_reduce(flat)
+            flat /= distributed.get_world_size()
+            for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+                grad.copy_(part.view_as(grad))
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         groups = [group for part in self.parts for group in part.param_groups]
         for group, base in zip(groups, self.base, strict=True):
@@ -63,6 +73,42 @@ class MuonAdam:
     def load_state_dict(self, states: list[dict]) -> None:
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)
+
+
+def rank() -> int:
+    """Which of the processes that train together this is; 0 when it is alone."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def agreed(value: float) -> float:
+    """The processes' mean of a number, so that all of them stop at the same step."""
+    if not distributed.is_initialized():
+        return value
+    shared = torch.tensor([value])
+    distributed.all_reduce(shared)
+    return shared.item() / distributed.get_world_size()
+
+
+def copied_from_first(modules: Iterable[nn.Module]) -> None:
+    """Every process starts with the weights of the first one."""
+    if distributed.is_initialized():
+        for module in modules:
+            for parameter in module.parameters():
+                distributed.broadcast(parameter.data, 0)
+
+
+def together(number: int, processes: int, meeting: Path) -> None:
+    """Makes this process number `number` of several that train as one; they meet at a file."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting.resolve()}", rank=number, world_size=processes
+    )
+
+
+def apart() -> None:
+    """Ends what `together` began."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def rate_at(progress: float, step: int, warmup: int = 100, decay_from: float = 0.55) -> float:

@@ -40,7 +40,7 @@ def branches(
     made = [turns_of(qa, rng, rng.random() < short) for qa in qas]
     if rng.random() < chained and len(made) > 2:
         rng.shuffle(made)
-        count = rng.randint(2, min(6, len(made)))
+        count = rng.randint(2, min(4, len(made)))
         made = [[turn for turns in made[:count] for turn in turns], *made[count:]]
     return made
 
@@ -69,7 +69,10 @@ class Packed:
         )
 
     def plan(self) -> "Plan":
-        """How attention is cut up so that no branch is compared with another."""
+        """How attention is cut up so that no branch is compared with another.
+
+        Sizes are rounded up: a CPU's kernels are prepared once for every shape that occurs.
+        """
         device = self.ids.device
         rows, length = self.ids.shape
         segments = self.segments.cpu().numpy()
@@ -82,7 +85,7 @@ class Packed:
                 for start, stop in itertools.pairwise(edges)
                 if segments[row, start] > 0
             ]
-        most = int(prefix.max())
+        most = min(length, rounded(int(prefix.max()), 4))
         ground = np.arange(most) < prefix[:, None]
         groups, low = [], 0
         for high in (28, 36, 56, 10**6):
@@ -90,8 +93,9 @@ class Packed:
             low = high
             if not group:
                 continue
+            group += [(0, 0, 0)] * (rounded(len(group), 8) - len(group))  # of no real token
             row, start, size = (np.array(column) for column in zip(*group, strict=True))
-            steps = np.arange(size.max())
+            steps = np.arange(high if high < 100 else rounded(size.max(), 16))
             inside = steps < size[:, None]
             flat = (row * length + start)[:, None] + np.where(inside, steps, 0)
             causal = np.tril(np.ones((len(steps), len(steps)), bool))
@@ -105,6 +109,11 @@ class Packed:
             parts = (row, flat.reshape(-1), np.flatnonzero(inside), flat[inside], seen[:, None])
             groups.append(tuple(torch.from_numpy(part).to(device) for part in parts))
         return Plan(most, groups)
+
+
+def rounded(size: int, step: int) -> int:
+    """`size` up to a multiple of `step`."""
+    return -(-int(size) // step) * step
 
 
 @dataclass

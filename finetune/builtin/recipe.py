@@ -7,7 +7,8 @@ tokenizer -> 0a encoder | 0b language model (side by side) -> the two meet on fe
 import multiprocessing
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 
 from finetune.builtin.align import align
 from finetune.builtin.encoder import train_encoder
+from finetune.builtin.evaluate import Seer
 from finetune.builtin.export import Selection, export
 from finetune.builtin.language import Symbols, train_language
 from finetune.builtin.model import assemble, make_projector, save
+from finetune.builtin.optim import apart, together
 from finetune.builtin.text import train_tokenizer
 from finetune.builtin.world import ROOMS
 from finetune.config import FinetuneConfig
@@ -56,31 +59,41 @@ class Plan:
 def build(plan: Plan) -> Path:
     """Trains everything that is not done yet; returns the folder of the finished checkpoint."""
     plan.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = the_tokenizer(plan)
-    encoder, language, symbols = the_parts(plan, tokenizer)
+    the_tokenizer(plan)
+    with side_by_side(_encoder_alone, plan):
+        _language(plan)
     if not (plan.out / "base" / "config.json").exists():
-        projector = make_projector(encoder.config.vision_config, language.config, tokenizer)
-        projector.to(plan.device)
-        align(
-            plan.out,
-            "meet",
-            encoder,
-            projector,
-            language,
-            tokenizer,
-            plan.rooms,
-            MEET * plan.minutes,
-            train_language=True,
-            seed=plan.seed,
-            rate=0.5,
-            batch=4 if plan.tiny else 20,
-            capacity=64 if plan.tiny else 8000,
-            device=plan.device,
-            symbols=symbols,
-        )
-        save(*assemble(encoder, projector, language, tokenizer), plan.out / "base")
-        encoder.bfloat16().save_pretrained(plan.out / "siglip")
+        sync = plan.out / "meet.sync"
+        sync.unlink(missing_ok=True)
+        with side_by_side(_meet, plan, 1) as two:
+            _meet(plan, 0, 2 if two else 1)
     return instruct(plan)
+
+
+@contextmanager
+def side_by_side(task: Callable[..., None], plan: Plan, *args: int) -> Iterator[bool]:
+    """Runs `task(plan, *args)` in a process of its own with half of the cores, where this one is on
+    a CPU with several; else first it and then the block. Yields whether there are two."""
+    threads = torch.get_num_threads()
+    if plan.device != "cpu" or threads < 2:
+        if task is not _meet:
+            task(plan, *args)
+        yield False
+        return
+    torch.set_num_threads(threads // 2)
+    context = multiprocessing.get_context("spawn")
+    other = context.Process(target=_in_process, args=(task, threads // 2, plan, *args), daemon=True)
+    other.start()
+    yield True
+    other.join()
+    torch.set_num_threads(threads)
+    if other.exitcode:
+        raise RuntimeError(f"The process beside this one ended with exit code {other.exitcode}.")
+
+
+def _in_process(task: Callable[..., None], threads: int, plan: Plan, *args: int) -> None:
+    torch.set_num_threads(threads)
+    task(plan, *args)
 
 
 def the_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
@@ -90,36 +103,17 @@ def the_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def the_parts(
-    plan: Plan,
-    tokenizer: PreTrainedTokenizerFast,
-) -> tuple[SiglipModel, LlamaForCausalLM, Symbols]:
-    """Stages 0a and 0b. On a CPU they run side by side, each with half of the cores."""
-    minutes = SEPARATE * plan.minutes
-    if plan.device == "cpu":
-        threads = torch.get_num_threads()
-        torch.set_num_threads(max(1, threads // 2))
-        other = multiprocessing.get_context("spawn").Process(
-            target=_encoder_alone, args=(plan, minutes, max(1, threads // 2))
-        )
-        other.start()
-        language, symbols = _language(plan, tokenizer, minutes)
-        other.join()
-        if other.exitcode:
-            raise RuntimeError(f"The encoder's training ended with exit code {other.exitcode}.")
-        torch.set_num_threads(threads)
-        # It reached its time, so this only reads its state.
-        return _encoder(plan, tokenizer, minutes), language, symbols
-    encoder = _encoder(plan, tokenizer, minutes / 2)
-    return encoder, *_language(plan, tokenizer, minutes / 2)
+def _encoder_alone(plan: Plan) -> None:
+    _encoder(plan)
 
 
-def _encoder(plan: Plan, tokenizer: PreTrainedTokenizerFast, minutes: float) -> SiglipModel:
+def _encoder(plan: Plan) -> SiglipModel:
+    """Stage 0a; only reads its state once its time is used up."""
     return train_encoder(
         plan.out,
-        tokenizer,
+        the_tokenizer(plan),
         plan.rooms,
-        minutes,
+        SEPARATE * plan.minutes,
         seed=plan.seed,
         tiny=plan.tiny,
         batch=16 if plan.tiny else 64,
@@ -128,16 +122,13 @@ def _encoder(plan: Plan, tokenizer: PreTrainedTokenizerFast, minutes: float) -> 
     )
 
 
-def _language(
-    plan: Plan,
-    tokenizer: PreTrainedTokenizerFast,
-    minutes: float,
-) -> tuple[LlamaForCausalLM, Symbols]:
+def _language(plan: Plan) -> tuple[LlamaForCausalLM, Symbols]:
+    """Stage 0b, likewise."""
     return train_language(
         plan.out,
-        tokenizer,
+        the_tokenizer(plan),
         plan.rooms,
-        minutes,
+        SEPARATE * plan.minutes,
         seed=plan.seed,
         tiny=plan.tiny,
         scale=0.1 if plan.tiny else 1.0,
@@ -145,9 +136,31 @@ def _language(
     )
 
 
-def _encoder_alone(plan: Plan, minutes: float, threads: int) -> None:
-    torch.set_num_threads(threads)
-    _encoder(plan, the_tokenizer(plan), minutes)
+def _meet(plan: Plan, number: int, processes: int = 2) -> None:
+    """The language model meets the encoder; process `number` of those that train as one."""
+    if processes > 1:
+        together(number, processes, plan.out / "meet.sync")
+    tokenizer, encoder = the_tokenizer(plan), _encoder(plan)
+    language, symbols = _language(plan)
+    projector = make_projector(encoder.config.vision_config, language.config, tokenizer)
+    projector.to(plan.device)
+    align(
+        plan.out,
+        "meet",
+        Seer(encoder.vision_model, projector, language),
+        symbols,
+        tokenizer,
+        plan.rooms,
+        MEET * plan.minutes,
+        seed=plan.seed,
+        rate=0.6,
+        scale=0.2 if plan.tiny else 1.0,
+        capacity=64 if plan.tiny else 8000,
+    )
+    apart()
+    if number == 0:
+        encoder.bfloat16().save_pretrained(plan.out / "siglip")
+        save(*assemble(encoder, projector, language, tokenizer), plan.out / "base")
 
 
 def instruct(plan: Plan) -> Path:

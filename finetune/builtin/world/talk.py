@@ -31,8 +31,7 @@ _TALK: tuple[tuple[tuple[str, ...], str], ...] = (
             "What should I ask?",
             "~What do you know how to do?",
         ),
-        "I answer questions about pictures of shapes and simple drawings: colours, numbers, places, "
-        "words and more.",
+        "I answer questions about pictures of shapes and drawings: colours, numbers, places, words.",
     ),
     (
         (
