@@ -2,8 +2,10 @@
 
 import re
 
+from finetune.builtin.export import export_pairs
 from finetune.builtin.world.paint import COLOURS, plural
 from finetune.builtin.world.pairs import MOST, make_pair
+from finetune.datasets import read_rows
 
 
 def matching(scene, phrase):
@@ -75,3 +77,10 @@ def test_counts_over_both_pictures_and_in_one_are_right():
 def test_yes_and_no_are_about_as_frequent():
     answers = [qa.short for _, qa in asked(200) if qa.short in ("yes", "no")]
     assert 0.35 < answers.count("yes") / len(answers) < 0.65
+
+
+def test_exported_pairs_are_rows_with_two_pictures(tmp_path):
+    path = export_pairs(tmp_path, 10)
+    read = read_rows(str(path))
+    assert not read.problems and read.rows
+    assert all(len(row.conversation().pictures) == 2 for row in read.rows)

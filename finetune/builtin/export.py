@@ -19,6 +19,7 @@ from typing import Any
 from finetune.builtin.packing import turns_of
 from finetune.builtin.pictures import draw_room
 from finetune.builtin.world import QA, ROOMS, Scene, Split, make_scene
+from finetune.builtin.world.pairs import make_pair
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,21 @@ class Selection:
 
 
 def row(
-    qas: list[QA], picture: str, skill: str, rng: random.Random, short: bool | None, plain: bool
+    qas: list[QA],
+    pictures: str | list[str],
+    skill: str,
+    rng: random.Random,
+    short: bool | None,
+    plain: bool,
 ) -> dict[str, Any]:
-    """One LLaVA record."""
+    """One LLaVA record, its pictures before the first question."""
     turns = [turn for qa in qas for turn in turns_of(qa, rng, short, plain)]
+    head = "<image>\n" * (1 if isinstance(pictures, str) else len(pictures))
     conversation = []
     for k, (question, answer) in enumerate(turns):
-        conversation.append({"from": "human", "value": ("" if k else "<image>\n") + question})
+        conversation.append({"from": "human", "value": ("" if k else head) + question})
         conversation.append({"from": "gpt", "value": answer})
-    return {"image": picture, "question_type": skill, "conversations": conversation}
+    return {"image": pictures, "question_type": skill, "conversations": conversation}
 
 
 def export(
@@ -109,12 +116,40 @@ def export(
     return path
 
 
+def export_pairs(
+    folder: Path,
+    count: int,
+    split: Split = "test",
+    seed: int = 0,
+    short: bool | None = True,
+    plain: bool = True,
+) -> Path:
+    """Writes at least `count` questions about two pictures each. Returns the JSON file."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    records: list[dict[str, Any]] = []
+    asked, number = 0, seed
+    while asked < count:
+        pair = make_pair(number, split)
+        names = [f"pictures/pair-{number}-{k}.png" for k in (1, 2)]
+        for name, scene in zip(names, pair.scenes, strict=True):
+            ROOMS[scene.room].draw(scene).save(folder / name)
+        rng = random.Random(f"dress-pair-{number}")
+        record = row(list(pair.questions), names, "pair", rng, short, plain)
+        records.append({"id": f"pair-{number}", **record})
+        asked += len(pair.questions)
+        number += 1
+    path = folder / f"{split}_pairs.json"
+    path.write_text(json.dumps(records, indent=1, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m finetune.builtin.export", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--split", choices=("train", "test"), default="test")
     parser.add_argument("--room", action="append", choices=sorted(ROOMS), help="default: all")
+    parser.add_argument("--pairs", action="store_true", help="two pictures a conversation")
     parser.add_argument("--skill", action="append", default=[], help="default: all")
     parser.add_argument("--least", type=int, default=1, help="fewest objects in a scene")
     parser.add_argument("--most", type=int, help="most objects in a scene")
@@ -123,13 +158,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="number of the first scene")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    short = {"short": True, "sentence": False, "both": None}[given.style]
+    if given.pairs:
+        print(export_pairs(given.out, given.n, given.split, given.seed, short))
+        return
     chosen = Selection(
         given.split,
         dict.fromkeys(given.room, 1.0) if given.room else None,
         tuple(given.skill),
         given.least,
         given.most,
-        {"short": True, "sentence": False, "both": None}[given.style],
+        short,
     )
     print(export(given.out, given.n, chosen, given.seed, per_skill=bool(given.skill)))
 
