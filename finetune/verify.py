@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune.golden import Comparison, compare, read_golden
 from vqa_app.errors import ModelError
+from vqa_app.manifest import read_manifest
 
 if TYPE_CHECKING:
     from vqa_app.loading import LoadedModel
@@ -81,7 +82,10 @@ def verify(directory: str | Path, loaded: LoadedModel | None = None) -> Verifica
         )
     dtype = golden[0].dtype
     if loaded is None:
-        loaded = load_model(str(directory), dtype=dtype)
+        manifest = read_manifest(directory)
+        # The logits of a run on a 4-bit base are those on a 4-bit base.
+        quantize = "4bit" if manifest and manifest.kind == "qlora" else None
+        loaded = load_model(str(directory), dtype=dtype, quantize=quantize)
     found = compare(loaded.model, loaded.processor, golden)
     now = str(loaded.model.dtype).removeprefix("torch.")
     allowed = max(tolerance_of(dtype), tolerance_of(now, loaded.quantization is not None))

@@ -12,6 +12,9 @@ from tests.tiny import picture
 from vqa_app.conversation import Conversation, Message
 from vqa_app.errors import ModelError
 
+FOUR_BIT_SHAPE = {"hidden_size": 64, "head_dim": 32, "intermediate_size": 128}
+"""An LLM with rows of at least one block of 4-bit weights."""
+
 
 def golden() -> list[Conversation]:
     asked = Conversation.ask("What is in the picture?", [picture(1), picture(2)])
@@ -31,7 +34,7 @@ def trained(directory: Path, stage: Any) -> tuple[Any, Any, Any]:
     from vqa_app.manifest import Base, Manifest
     from vqa_app.prompting import prompt_hash
 
-    base = load_model(str(directory))
+    base = load_model(str(directory), quantize="4bit" if stage == "qlora" else None)
     torch.manual_seed(1)
     model = freeze(base.model, stage, rank=4, alpha=8, dropout=0.0).model
     with torch.no_grad():
@@ -65,6 +68,20 @@ def test_a_run_gives_the_logits_it_was_saved_with(run: Path) -> None:
     assert found.comparison.prompts == 3
     assert found.comparison.same_tokens == 1.0
     assert found.comparison.worst_difference < 1e-3
+
+
+def test_a_run_on_a_4_bit_base_is_verified_on_one(tmp_path: Path, one_thread: None) -> None:
+    from finetune.checkpoint import save_run
+    from finetune.verify import require, verify
+    from tests.tiny import tiny_llava
+    from vqa_app.loading import load_model
+
+    base = tiny_llava(tmp_path / "base", **FOUR_BIT_SHAPE)
+    model, processor, manifest = trained(base, "qlora")
+    save_run(tmp_path / "run", model, processor, manifest, golden())
+    require(verify(tmp_path / "run"))
+    whole = verify(tmp_path / "run", load_model(str(tmp_path / "run")))
+    assert whole.comparison.worst_difference > 0.05  # so that it does make a difference
 
 
 def test_other_weights_do_not_pass(run: Path) -> None:

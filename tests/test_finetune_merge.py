@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_finetune_checkpoint import golden, trained
+from tests.test_finetune_checkpoint import FOUR_BIT_SHAPE, golden, trained
 from vqa_app.errors import ModelError, UsageError
 
 
@@ -45,6 +45,17 @@ def test_plain_transformers_loads_a_merged_run(run: Path, tmp_path: Path) -> Non
         expected = load_model(str(run), merge=False).model(**inputs).logits
         assert torch.allclose(model(**inputs).logits, expected, atol=1e-4)
     assert verify(tmp_path / "merged").ok
+
+
+def test_a_run_on_a_4_bit_base_merges_into_the_whole_one(tmp_path: Path, one_thread: None) -> None:
+    from finetune.checkpoint import save_run
+    from finetune.merge import merge
+    from tests.tiny import tiny_llava
+
+    base = tiny_llava(tmp_path / "base", **FOUR_BIT_SHAPE)
+    model, processor, manifest = trained(base, "qlora")
+    save_run(tmp_path / "run", model, processor, manifest, golden())
+    assert merge(tmp_path / "run", tmp_path / "merged").ok
 
 
 def test_merging_into_16_bits_stays_within_its_tolerance(run: Path, tmp_path: Path) -> None:
