@@ -15,7 +15,7 @@ from vqa_app.engine import GenerationOptions
 from vqa_app.lean import LeanDecoder
 from vqa_app.loading import load_model
 from vqa_app.local_engine import LocalEngine
-from vqa_app.packing import PackedLinear, can_pack, pack
+from vqa_app.packing import PackedLinear, can_pack, lay_out, pack
 
 needs_bf16_kernels = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bf16 kernels"
@@ -41,8 +41,15 @@ def test_every_linear_layer_of_a_bf16_model_is_packed(tiny_llava_dir: Path) -> N
     assert not any(type(module) is nn.Linear for module in model.modules())
 
 
-def test_float32_models_are_left_alone(tiny_llava_dir: Path) -> None:
-    assert not can_pack(load_model(str(tiny_llava_dir), dtype="float32").model)
+def test_float32_weights_are_turned_and_nothing_else_about_them(tiny_llava_dir: Path) -> None:
+    before = load_model(str(tiny_llava_dir), dtype="float32").model
+    after = load_model(str(tiny_llava_dir), dtype="float32").model
+    lay_out(after)
+    assert after.lm_head.weight.t().is_contiguous()
+    for (name, old), (_, new) in zip(
+        before.named_parameters(), after.named_parameters(), strict=True
+    ):
+        assert torch.equal(old, new), name
 
 
 @needs_bf16_kernels

@@ -92,7 +92,7 @@ class PictureEncoder:
         output = self._type(pooler_output=joined([one.rows for one in features]))
         if features[0].deepstack:
             layers = zip(*(one.deepstack for one in features), strict=True)
-            output["deepstack_features"] = [torch.cat(layer) for layer in layers]
+            output["deepstack_features"] = [joined(list(layer)) for layer in layers]
         return output
 
 

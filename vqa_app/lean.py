@@ -2,7 +2,8 @@
 
 `generate` spends much of a token's time outside the weights: modules, masks, rotary tables made
 anew, caches concatenated. This forward pass does the same arithmetic for the layers it knows
-(Llama, Mistral, Qwen2, Qwen3 and the text side of Qwen2-VL) and leaves all else to the model's own.
+(Llama, Mistral, Qwen2, Qwen3 and the text sides of Qwen2-VL and Qwen3-VL) and leaves all else to
+the model's own.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ LAYERS = frozenset(
         "Qwen2VLDecoderLayer",
         "Qwen2_5_VLDecoderLayer",
         "Qwen3DecoderLayer",
+        "Qwen3VLTextDecoderLayer",
     }
 )
 """transformers classes that differ only in what `_Layer` holds."""

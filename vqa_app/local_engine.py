@@ -28,7 +28,7 @@ from vqa_app.engine import (
 )
 from vqa_app.errors import ContextOverflowError, ModelError, UsageError
 from vqa_app.model_view import model_view
-from vqa_app.packing import can_pack, pack
+from vqa_app.packing import lay_out
 from vqa_app.prompting import Prompt, encode, end_token_ids
 from vqa_app.runtime import Reading, Runtime
 from vqa_app.scoring import image_gain, score
@@ -81,9 +81,8 @@ class _Draft:
 class LocalEngine:
     """Implements `vqa_app.engine.Engine` with a loaded model.
 
-    The model is the engine's from then on: on a CPU with bf16 kernels its linear layers are swapped
-    for prepacked ones. Questions are answered one at a time, in order, on a thread of the engine's
-    own.
+    The model is the engine's from then on: on a CPU its weights are laid out anew. Questions are
+    answered one at a time, in order, on a thread of the engine's own.
 
     Args:
         loaded: what `vqa_app.load_model` gave.
@@ -105,8 +104,8 @@ class LocalEngine:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         dtype = str(model.dtype).removeprefix("torch.")
         self._ends = end_token_ids(model, processor)
-        if fast_decoding and can_pack(model):
-            pack(model)
+        if fast_decoding:
+            lay_out(model)
         self._runtime = Runtime(
             model,
             processor,
