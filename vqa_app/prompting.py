@@ -10,10 +10,7 @@ placeholder or control token.
 from __future__ import annotations
 
 import re
-import threading
-import weakref
 from bisect import bisect_left, bisect_right
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,21 +18,14 @@ from typing import TYPE_CHECKING, Any
 from vqa_app.conversation import Conversation
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.images import Picture
+from vqa_app.pixels import Seen, see
 from vqa_app.template import Layout, Piece, image_token, layout, render, template_hash
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_REMEMBERED_PICTURES = 8
-"""Processor outputs kept for each processor: a chat shows the same pictures at every turn."""
-
 _PICTURE_ONLY = frozenset({"Blip2Processor", "Kosmos2Processor"})
 """Their models have no path without a picture."""
-
-_BOOKKEEPING = frozenset(
-    {"rows", "cols", "num_patches", "num_tiles", "num_crops", "num_image_tokens", "original_sizes"}
-)
-"""What image processors hand to their processor, not to the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,17 +49,6 @@ class Prompt:
     @property
     def image_tokens(self) -> int:
         return sum(end - start for start, end in self.image_spans)
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """Pictures as the image processor gives them."""
-
-    inputs: dict[str, Any]
-    expansions: tuple[str, ...]
-    """What takes the place of each picture's placeholder."""
-    tiles: Any = None
-    """Mllama: tiles of each picture, for the cross-attention mask."""
 
 
 def encode(
@@ -107,7 +86,7 @@ def encode(
             f"The conversation holds {len(pictures)} pictures, the chat template places {placed}.",
             "Ask about fewer pictures at once, or choose another model.",
         )
-    seen = _see(processor, pictures)
+    seen = see(processor, pictures)
     text, spans, image_chars = _expand(pieces, known, seen.expansions)
     ids, offsets = _tokenize(processor, known, text, spans)
     if open_question:
@@ -259,9 +238,41 @@ def _mask(offsets: Sequence[tuple[int, int]], answers: Sequence[tuple[int, int]]
     return mask
 
 
+def _image_spans(
+    processor: Any,
+    ids: list[int],
+    offsets: Sequence[tuple[int, int]],
+    image_chars: Sequence[tuple[int, int]],
+) -> list[tuple[int, int]]:
+    """From the first to the last image token of each picture.
+
+    Raises:
+        ModelError: a picture without image tokens, or image tokens without a picture.
+    """
+    image_id = image_token_id(processor)
+    spans: list[tuple[int, int]] = []
+    found = 0
+    for first, last in _token_ranges(offsets, image_chars):
+        filled = [i for i in range(first, last) if ids[i] == image_id]
+        found += len(filled)
+        if type(processor).__name__ == "Kosmos2Processor":
+            filled = filled[1:]  # the first `<image>` opens the picture
+        if not filled:
+            raise ModelError(
+                "A picture has no image tokens in the prompt.",
+                "The model's processor is incomplete.",
+            )
+        spans.append((filled[0], filled[-1] + 1))
+    if ids.count(image_id) != found:
+        raise ModelError(
+            "The model's tokenizer makes image tokens of plain text.", "Choose another model."
+        )
+    return spans
+
+
 def _assemble(
     processor: Any,
-    seen: _Seen,
+    seen: Seen,
     ids: list[int],
     offsets: list[tuple[int, int]],
     mask: list[bool],
@@ -272,18 +283,7 @@ def _assemble(
 
     kind = type(processor).__name__
     inputs: dict[str, Any] = {}
-    image_id = image_token_id(processor)
-    spans: list[tuple[int, int]] = []
-    for first, last in _token_ranges(offsets, image_chars):
-        filled = [i for i in range(first, last) if ids[i] == image_id]
-        if kind == "Kosmos2Processor":
-            filled = filled[1:]  # the first `<image>` opens the picture
-        if not filled:
-            raise ModelError(
-                "A picture has no image tokens in the prompt.",
-                "The model's processor is incomplete.",
-            )
-        spans.append((filled[0], filled[-1] + 1))
+    spans = _image_spans(processor, ids, offsets, image_chars)
     if kind == "Kosmos2Processor":
         position_mask = torch.zeros(1, len(ids), dtype=torch.long)
         for start, end in spans:
@@ -335,64 +335,3 @@ def _cross_attention_mask(processor: Any, ids: list[int], tiles: Any) -> Any:
         length=len(ids),
     )
     return torch.as_tensor(dense)
-
-
-_seen: weakref.WeakKeyDictionary[Any, OrderedDict[tuple[str, ...], _Seen]] = (
-    weakref.WeakKeyDictionary()
-)
-
-_seen_lock = threading.Lock()
-
-def _see(processor: Any, pictures: tuple[Picture, ...]) -> _Seen:
-    """Runs the image processor, or remembers what it gave for the same pictures."""
-    if not pictures:
-        return _Seen({}, ())
-    key = tuple(picture.digest for picture in pictures)
-    with _seen_lock:
-        known = _seen.setdefault(processor, OrderedDict()).get(key)
-    if known is None:
-        known = _process(processor, pictures)
-    with _seen_lock:
-        remembered = _seen[processor]
-        remembered[key] = known
-        remembered.move_to_end(key)
-        while len(remembered) > _REMEMBERED_PICTURES:
-            remembered.popitem(last=False)
-    return known
-
-
-def _process(processor: Any, pictures: tuple[Picture, ...]) -> _Seen:
-    images = [picture.image for picture in pictures]
-    kind = type(processor).__name__
-    try:
-        if kind == "Blip2Processor":
-            inputs = processor.image_processor(images, return_tensors="pt")
-            expansion = image_token(processor) * processor.num_query_tokens
-            expansions = [expansion] * len(images)
-        elif kind == "Kosmos2Processor":
-            inputs = processor.image_processor(images, return_tensors="pt")
-            expansion = processor.boi_token * (processor.num_image_tokens + 1) + processor.eoi_token
-            expansions = [expansion] * len(images)
-        else:
-            merged = processor._merge_kwargs(
-                tokenizer_init_kwargs=processor.tokenizer.init_kwargs, return_tensors="pt"
-            )
-            # Nested: the pictures of one conversation, which some processors treat by their number.
-            inputs, expansions = processor._process_images([images], **merged["images_kwargs"])
-    except (ValueError, ZeroDivisionError, RuntimeError) as error:
-        names = ", ".join(picture.name for picture in pictures)
-        raise ModelError(
-            f"The model's image processor cannot take {names}: {error}",
-            "Crop or resize the picture, or choose another model.",
-        ) from error
-    if len(expansions) != len(images):
-        raise ModelError(
-            f"{kind} gave image tokens for {len(expansions)} of {len(images)} pictures.",
-            "This architecture is not supported.",
-        )
-    hidden = _BOOKKEEPING | set(processor.unused_input_names)
-    return _Seen(
-        inputs={name: value for name, value in inputs.items() if name not in hidden},
-        expansions=tuple(expansions),
-        tiles=inputs.get("num_tiles") if kind == "MllamaProcessor" else None,
-    )
