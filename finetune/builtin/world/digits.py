@@ -226,8 +226,9 @@ def draw_display(canvas: Canvas, scene: Scene) -> None:
     plate = colours.ground
     if panel:
         plate = panel
-        around = (boxes[0][0] - wide * 0.25, boxes[0][1] - wide * 0.25,
-                  boxes[-1][2] + wide * 0.35, boxes[0][3] + wide * 0.25)
+        around = (max(1.0, boxes[0][0] - wide * 0.25), max(1.0, boxes[0][1] - wide * 0.25),
+                  min(scene.width - 2.0, boxes[-1][2] + wide * 0.35),
+                  min(scene.height - 2.0, boxes[0][3] + wide * 0.25))
         canvas.rectangle(around, panel, mixed(panel, (0, 0, 0), 0.3), 1.2, wide * 0.1)
     ghost = mixed(plate, colours.pen, scene.extra["ghost"]) if scene.extra["ghost"] else None
     slant = scene.extra["slant"]
