@@ -321,3 +321,16 @@ def test_six_people_are_all_answered_without_mixing(house):
 )
 def test_messages_name_files_without_their_folders(text, shown):
     assert without_paths(text) == shown
+
+
+def test_a_deleted_chat_takes_its_pictures_along_unless_somebody_has_them(house):
+    home = house()
+    red, blue = home.picture(), home.picture(colour="blue")
+    assert home.picture("bob", colour="blue") == blue
+    _, view = home.ask("One?", pictures=[red, blue])
+    _, other = home.ask("Two?", pictures=[red])
+    home.desk.act("ann", {"do": "delete", "conversation": view["conversation"]})
+    assert home.shelf.file(red).exists() and home.shelf.file(blue).exists()
+    assert home.store.picture("ann", blue) is None
+    home.desk.act("ann", {"do": "delete", "conversation": other["conversation"]})
+    assert not home.shelf.file(red).exists() and home.shelf.file(blue).exists()

@@ -89,6 +89,20 @@ def test_the_page_names_nothing_outside_this_machine(person):
     assert not {url for url in remote if url.endswith((".js", ".css"))}, remote
 
 
+def test_taught_rows_go_out_and_come_in(server, person, other):
+    found = person.post("/vqa/pictures?name=cat.png", content=png("cyan")).json()
+    teaching, shelf = server.application.teaching, server.application.desk.shelf
+    picture = shelf.get(found["digest"])
+    teaching.add(owner_of(server, person), "What is it?", "a cat", [picture])
+    file = person.get("/vqa/taught.zip")
+    assert file.headers["content-type"] == "application/zip"
+    assert other.post("/vqa/taught", content=file.content).json() == {"count": 1, "problems": []}
+    assert [row.answer for row in teaching.rows(owner_of(server, other))] == ["a cat"]
+    answer = other.post("/vqa/datasets?name=cats.zip", content=file.content)
+    assert answer.json() == {"done": True}
+    assert other.post("/vqa/taught", content=b"no zip").status_code == 400
+
+
 @pytest.mark.parametrize("name", ["core.js", "turns.js", "page.css", "icon.svg"])
 def test_scripts_and_styles_are_served(person, name):
     assert person.get(f"/vqa/{name}").status_code == 200

@@ -13,6 +13,7 @@ from ui.world_data import held_out
 from vqa_app.conversation import Conversation
 from vqa_app.engine import Engine
 from vqa_app.errors import ModelError
+from vqa_app.images import Picture
 
 TAUGHT, WORLD = 24, 24
 LONGEST = 48
@@ -39,15 +40,17 @@ def _compared(
     desk: Desk, teaching: Teaching, owner: str, engines: list[Engine], cancel: threading.Event
 ) -> dict[str, Any]:
     taught = [
-        (row.pictures, row.question, row.answer, row.short) for row in teaching.rows(owner)[:TAUGHT]
+        ([teaching.picture(owner, d) for d in row.pictures], row.question, row.answer, row.short)
+        for row in teaching.rows(owner)[:TAUGHT]
     ]
     world = []
     for known in held_out(WORLD):
         example = desk.example(owner, known.image, known.question)
-        world.append(((example["picture"]["digest"],), known.question, known.answer, True))
+        picture = desk.shelf.get(example["picture"]["digest"])
+        world.append(([picture], known.question, known.answer, True))
     return {
-        "taught": _part(desk, engines, taught, cancel),
-        "world": _part(desk, engines, world, cancel),
+        "taught": _part(engines, taught, cancel),
+        "world": _part(engines, world, cancel),
     }
 
 
@@ -60,25 +63,23 @@ def _engine(desk: Desk, key: str) -> Engine:
 
 
 def _part(
-    desk: Desk,
     engines: list[Engine],
-    questions: list[tuple[tuple[str, ...], str, str, bool]],
+    questions: list[tuple[list[Picture], str, str, bool]],
     cancel: threading.Event,
 ) -> dict[str, Any]:
     from finetune.metrics import vqa_accuracy
 
     rows: list[dict[str, Any]] = []
-    for digests, question, right, short in questions:
+    for pictures, question, right, short in questions:
         if cancel.is_set():
             break
-        pictures = [desk.shelf.get(digest) for digest in digests]
         asked = Conversation.ask(question + (SHORT_STYLE if short else ""), pictures)
         said = [ask_once(engine, asked, LONGEST, cancel) for engine in engines]
         rows.append(
             {
                 "question": question,
                 "right": right,
-                "pictures": list(digests),
+                "pictures": [picture.digest for picture in pictures],
                 "before": said[0],
                 "after": said[1],
                 "scores": [vqa_accuracy(answer, [right]) for answer in said],

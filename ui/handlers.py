@@ -288,7 +288,7 @@ class Desk:
             "models": models_of(self, owner)["models"],
             "settings": self._told(self.settings(owner)),
             "examples": {
-                "cards": [self.example(owner, *card) for card in examples.cards()],
+                "cards": self._examples(owner),
                 "about": examples.ABOUT_BUILTIN
                 if self.hub.default == "builtin"
                 else examples.ABOUT_OTHER,
@@ -296,6 +296,9 @@ class Desk:
             **self._list(owner),
             "view": self.view(owner, conversation),
         }
+
+    def _examples(self, owner: str) -> list[dict[str, Any]]:
+        return [self.example(owner, *card) for card in examples.cards()]
 
     def example(self, owner: str, image: Image.Image, question: str) -> dict[str, Any]:
         """A generated picture as if the owner had brought it, and a question about it."""
@@ -340,7 +343,9 @@ class Desk:
                     return self._list(owner)
             case "delete":
                 self.stop(owner, conversation)
-                self.store.delete(owner, chat)
+                for digest in self.store.delete(owner, chat):
+                    self.shelf.remove(digest)
+                self._examples(owner)  # the cards that are shown stay good
                 if request.get("shown") == conversation:
                     conversation = None
                 else:

@@ -37,6 +37,7 @@ def taught(desk: Desk, teaching: Teaching, owner: str) -> Update:
     for row in rows[:SHOWN_ROWS]:
         pictures = []
         for number, digest in enumerate(row.pictures, 1):
+            teaching.picture(owner, digest)
             known = desk.store.picture(owner, digest)
             if known is None:  # came with an import
                 desk.store.remember_picture(owner, digest, "picture", {"changes": []})

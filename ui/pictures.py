@@ -72,6 +72,14 @@ class PictureShelf:
         self._keep(picture)
         return picture
 
+    def remove(self, digest: str) -> None:
+        """Forgets a picture and its files."""
+        with self._lock:
+            self._recent.pop(digest, None)
+        file = self.file(digest)
+        for one in (file, file.with_suffix(".jpg")):
+            one.unlink(missing_ok=True)
+
     def thumbnail(self, digest: str) -> Path:
         """A small JPEG of the picture, made when first asked for."""
         file = self.file(digest).with_suffix(".jpg")

@@ -39,17 +39,6 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
         ready = standing.phase == "ready"
         return JSONResponse({"status": standing.phase}, 200 if ready else 503)
 
-    @router.get("/vqa/{name}")
-    def static(name: str) -> Response:
-        file = STATIC / name
-        if not re.fullmatch(r"[a-z]+\.[a-z]+", name) or file.suffix not in _KINDS:
-            return _missing()
-        if not file.is_file():
-            return _missing()
-        return FileResponse(
-            file, media_type=_KINDS[file.suffix], headers={"cache-control": "no-cache"}
-        )
-
     @router.post("/vqa/pictures")
     async def bring(request: Request, name: str = "picture") -> Response:
         limit = desk.shelf.limits.max_bytes
@@ -139,6 +128,17 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
             return {"done": True}
 
         return await _answered(keep)
+
+    @router.get("/vqa/{name}")
+    def static(name: str) -> Response:
+        file = STATIC / name
+        if not re.fullmatch(r"[a-z]+\.[a-z]+", name) or file.suffix not in _KINDS:
+            return _missing()
+        if not file.is_file():
+            return _missing()
+        return FileResponse(
+            file, media_type=_KINDS[file.suffix], headers={"cache-control": "no-cache"}
+        )
 
     return router
 

@@ -130,10 +130,27 @@ class Store:
         with self._transaction() as db:
             db.execute("UPDATE conversations SET title = ? WHERE id = ?", (title, conversation))
 
-    def delete(self, owner: str, conversation: str) -> None:
+    def delete(self, owner: str, conversation: str) -> list[str]:
+        """Removes a conversation; gives the digests of pictures that nobody has any more."""
         self._own(owner, conversation)
+        shown = {d for turn in self._turns(conversation) for d in turn.pictures}
         with self._transaction() as db:
             db.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
+        return [digest for digest in sorted(shown) if self._let_go(owner, digest)]
+
+    def _let_go(self, owner: str, digest: str) -> bool:
+        """Forgets an owner's picture that none of their turns shows; whether it was the last."""
+        with self._transaction() as db:
+            still_shown = db.execute(
+                "SELECT 1 FROM turns JOIN conversations ON conversations.id = turns.conversation"
+                " WHERE owner = ? AND instr(pictures, ?) LIMIT 1",
+                (owner, digest),
+            ).fetchone()
+            if still_shown:
+                return False
+            db.execute("DELETE FROM pictures WHERE owner = ? AND digest = ?", (owner, digest))
+            left = db.execute("SELECT 1 FROM pictures WHERE digest = ? LIMIT 1", (digest,))
+            return left.fetchone() is None
 
     def owns(self, owner: str, conversation: str) -> bool:
         return bool(

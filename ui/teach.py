@@ -158,6 +158,12 @@ class Teaching:
             if len(kept) < len(rows):
                 self._write(owner, kept)
 
+    def picture(self, owner: str, digest: str) -> Picture:
+        """A row's picture, put back on the shelf where its chat was deleted meanwhile."""
+        if self.shelf.file(digest).exists():
+            return self.shelf.get(digest)
+        return self.shelf.add(self._image(owner, digest).read_bytes(), "picture")
+
     def export(self, owner: str) -> bytes:
         """A zip file of the data set: LLaVA JSON, the same as CSV, and the pictures."""
         rows = self.rows(owner)[::-1]

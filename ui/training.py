@@ -299,7 +299,7 @@ class TrainingDesk:
 def _note(job: Job, progress: Any) -> None:
     """Takes over what `finetune` tells."""
     job.phase, job.done, job.of = progress.phase, progress.done, progress.of
-    job.seconds_left = progress.seconds_left
+    job.seconds_left = progress.seconds_left or job.seconds_left
     if progress.message:
         job.messages.append(without_paths(progress.message))
     if progress.phase == "training" and progress.loss is not None:

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.fake_engine import FakeEngine
 from tests.ui_server import Running, running
 
-WAIT = 20_000
+WAIT = 60_000
 """Milliseconds that anything on the page may take: machines are shared."""
 
 
