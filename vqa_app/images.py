@@ -310,9 +310,7 @@ def _decode(image: Image.Image, name: str, kind: str, frames: str) -> Picture:
             image = image.transpose(_TURNS[turn][0])
         rgb = _to_rgb(image, changes)
     except MemoryError as error:
-        raise ImageError(
-            f"Too little memory to open {name}.", "Save it smaller."
-        ) from error
+        raise ImageError(f"Too little memory to open {name}.", "Save it smaller.") from error
     except Exception as error:  # decoders fail on a damaged file in every imaginable way
         raise _damaged(name, kind or "image", error) from error
     stored = rgb.size[::-1] if turn >= 5 else rgb.size
