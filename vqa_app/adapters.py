@@ -122,8 +122,8 @@ def _load_projector(model: Any, adapter: Source) -> None:
 
 def _load_peft(model: Any, adapter: Source) -> Any:
     from peft import PeftConfig, PeftModel
-    from peft.utils import get_peft_model_state_dict, load_peft_weights
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+    from peft.utils import get_peft_model_state_dict, load_peft_weights
 
     try:
         with warnings.catch_warnings():

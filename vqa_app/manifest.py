@@ -6,7 +6,7 @@ import dataclasses
 import json
 import platform
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -47,9 +47,7 @@ class Manifest:
     command: str = ""
     """The command line that made it."""
     versions: dict[str, str] = field(default_factory=lambda: current_versions())
-    created: str = field(
-        default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
-    )
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     format_version: int = FORMAT_VERSION
 
     @property
