@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -302,7 +302,9 @@ def print_memory(name: str, side: str, max_new_tokens: int) -> None:
         from vqa_app.local_engine import LocalEngine
 
         talk(EngineChat(LocalEngine(loaded), picture), max_new_tokens, turns=2)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    # Not `ru_maxrss`: that one counts what the parent held when it started us.
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    print(int(peak) / 2**20)
 
 
 def main() -> None:
