@@ -1,4 +1,5 @@
-"""`python -m finetune ...` and `accelerate launch -m finetune ...`: what `vqa-app finetune ...` does."""
+"""`python -m finetune ...` and `accelerate launch -m finetune ...`: what `vqa-app finetune ...`
+does."""
 
 import sys
 

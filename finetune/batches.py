@@ -1,4 +1,5 @@
-"""Which samples make up which step: a plan that is the same for every number of processes and every restart."""
+"""Which samples make up which step: a plan that is the same for every number of processes and every
+restart."""
 
 from __future__ import annotations
 
@@ -16,9 +17,10 @@ GROUPED_BATCHES = 50
 class BatchPlan(Sampler[list[int]]):
     """Positions of samples, a list for each micro-batch of this process, for the whole run.
 
-    Epochs follow each other without a gap, so that every step has the full batch. A step's samples are dealt to
-    (micro-batch, process) by length; which samples a step holds depends on the seed alone. The step with the
-    largest micro-batch comes first: what does not fit in memory fails in the first minute.
+    Epochs follow each other without a gap, so that every step has the full batch. A step's samples
+    are dealt to (micro-batch, process) by length; which samples a step holds depends on the seed
+    alone. The step with the largest micro-batch comes first: what does not fit in memory fails in
+    the first minute.
     """
 
     def __init__(
@@ -73,7 +75,11 @@ class BatchPlan(Sampler[list[int]]):
                     cut = len(part) - len(part) % self.batch_size
                     part, left = part[:cut], part[cut:]
                 part = part[np.argsort(-self.lengths[part], kind="stable")]
-                batches += np.split(part, range(self.batch_size, len(part), self.batch_size)) if len(part) else []
+                batches += (
+                    np.split(part, range(self.batch_size, len(part), self.batch_size))
+                    if len(part)
+                    else []
+                )
             random.shuffle(batches)
             if epoch == 0 and batches:
                 largest = max(range(len(batches)), key=lambda b: self.tokens_at_once(batches[b]))

@@ -1,8 +1,9 @@
-"""Attention for questions that share a prefix: within the prefix, and from each question to the prefix and itself.
+"""Attention for questions that share a prefix: within the prefix, and from each question to the
+prefix and itself.
 
-A mask over the whole sequence says the same, but computes every question against every other: with ten questions of 26
-tokens behind 66 that is ten times the work. Here the questions are cut out, padded to groups of like length, and
-attended to side by side.
+A mask over the whole sequence says the same, but computes every question against every other: with
+ten questions of 26 tokens behind 66 that is ten times the work. Here the questions are cut out,
+padded to groups of like length, and attended to side by side.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ NAME = "branching"
 GROWTH = 1.5
 """Questions of one group are at most this much longer than its shortest may be."""
 PLAIN_UP_TO = 256
-"""On a CPU the fused kernel's backward pass is slower than plain products up to about this length."""
+"""On a CPU the fused kernel's backward pass is slower than plain products up to about this
+length."""
 
 
 def branches_of(samples: Sequence[Sample], longest: int) -> dict[str, Any]:
@@ -33,13 +35,16 @@ def branches_of(samples: Sequence[Sample], longest: int) -> dict[str, Any]:
 
     Returns:
         prefix: tokens of the longest prefix.
-        groups: for each group of n questions padded to s tokens: `rows` [n], the samples they stand in; `take` [n * s],
-            their tokens' places in the flattened batch; `real` [tokens], which of the n * s are not padding; `seen`
-            [n, 1, s, prefix + s], what each token sees.
-        order: [batch * longest], where each token's result stands among [prefixes, groups' real tokens].
+        groups: for each group of n questions padded to s tokens: `rows` [n], the samples they stand
+            in; `take` [n * s], their tokens' places in the flattened batch; `real` [tokens], which
+            of the n * s are not padding; `seen` [n, 1, s, prefix + s], what each token sees.
+        order: [batch * longest], where each token's result stands among [prefixes, groups' real
+            tokens].
     """
     ends = [len(s) if s.segments is None else int((s.segments == 0).sum()) for s in samples]
-    prefixes = np.array([0 if s.segments is None else end for s, end in zip(samples, ends, strict=True)])
+    prefixes = np.array(
+        [0 if s.segments is None else end for s, end in zip(samples, ends, strict=True)]
+    )
     most = int(prefixes.max())
     spans = [
         (row, int(start), int(stop - start))
@@ -67,7 +72,12 @@ def branches_of(samples: Sequence[Sample], longest: int) -> dict[str, Any]:
         )
         order.reshape(-1)[take[inside]] = placed + np.arange(inside.sum())
         placed += int(inside.sum())
-        parts = {"rows": row, "take": take.reshape(-1), "real": np.flatnonzero(inside), "seen": seen[:, None]}
+        parts = {
+            "rows": row,
+            "take": take.reshape(-1),
+            "real": np.flatnonzero(inside),
+            "seen": seen[:, None],
+        }
         groups.append({name: torch.from_numpy(part) for name, part in parts.items()})
     return {"prefix": most, "groups": groups, "order": torch.from_numpy(order.reshape(-1))}
 
@@ -125,7 +135,8 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def supports_branching(model: Any) -> bool:
-    """Whether questions may share a prefix: a LLaVA whose LLM attends to everything, through "sdpa"."""
+    """Whether questions may share a prefix: a LLaVA whose LLM attends to everything, through
+    "sdpa"."""
     from finetune.answering import shares_prefixes
     from finetune.objective import plain
 
@@ -148,7 +159,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: floa
 
 
 def _edges(sample: Sample) -> np.ndarray:
-    """Where questions begin, and the end; a sample without segments is one question without a prefix."""
+    """Where questions begin, and the end; a sample without segments is one question without a
+    prefix."""
     if sample.segments is None:
         return np.array([0, len(sample)])
     starts = np.flatnonzero(np.diff(sample.segments)) + 1

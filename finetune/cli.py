@@ -1,4 +1,5 @@
-"""Commands that train and look at data. Those that measure what came out stand in `finetune.cli_eval`."""
+"""Commands that train and look at data. Those that measure what came out stand in
+`finetune.cli_eval`."""
 
 from __future__ import annotations
 
@@ -17,17 +18,20 @@ from vqa_app.errors import INTERRUPTED_EXIT_CODE
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-_SHORT = {"images": None, "out": "-o"}
-
 
 def with_options(command: Callable[..., None], names: typing.Iterable[str]) -> Callable[..., None]:
     """Gives a command `**options` one option for each of these attributes of the config.
 
-    All are None unless given, so that a value in a config file counts; help texts and panels come from the config.
+    All are None unless given, so that a value in a config file counts; help texts and panels come
+    from the config.
     """
     hints = typing.get_type_hints(FinetuneConfig)
     help_texts = option_help()
-    parameters = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "options"]
+    parameters = [
+        p
+        for p in inspect.signature(command, eval_str=True).parameters.values()
+        if p.name != "options"
+    ]
     defaults = FinetuneConfig()
     for name in names:
         panel, text = help_texts[name]
@@ -37,12 +41,19 @@ def with_options(command: Callable[..., None], names: typing.Iterable[str]) -> C
         kind = _option_type(hints[name])
         parameters.append(
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[kind, option],
             )
         )
 
     def wrapped(**values: Any) -> None:
-        own = {p.name: values.pop(p.name) for p in parameters if p.name in values and p.name not in chosen}
+        own = {
+            p.name: values.pop(p.name)
+            for p in parameters
+            if p.name in values and p.name not in chosen
+        }
         command(**own, options={k: v for k, v in values.items() if v not in (None, [])})
 
     chosen = set(names)
@@ -78,8 +89,9 @@ def _finetune(
 ) -> None:
     """Teach a model your own pictures, questions and answers.
 
-    vqa-app finetune --data my.json --images photos/ --out runs/mine trains the built-in model; vqa-app chat
-    --model runs/mine talks to the result. Run the same command again to go on after an interruption. On several
+    vqa-app finetune --data my.json --images photos/ --out runs/mine trains the built-in model;
+    vqa-app chat --model runs/mine talks to the result. Run the same command again to go on after an
+    interruption. On several
     GPUs: accelerate launch -m finetune ... with the same options.
     """
     from finetune.progress import Display, describe_metric
@@ -100,8 +112,8 @@ def _check_data(
 ) -> None:
     """Check instruction data before training on it.
 
-    Reads every row, opens every picture and measures every prompt as the model will see it. Leaves with exit code 5
-    where there are problems.
+    Reads every row, opens every picture and measures every prompt as the model will see it. Leaves
+    with exit code 5 where there are problems.
     """
     from finetune.looking import check_data
 
@@ -115,7 +127,8 @@ def _show_sample(
 ) -> None:
     """Show what the model sees of a row of your data.
 
-    The prompt as tokens, those that are trained in colour; the picture as it is normalised; token counts.
+    The prompt as tokens, those that are trained in colour; the picture as it is normalised; token
+    counts.
     """
     from finetune.looking import show_sample
 

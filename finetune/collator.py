@@ -21,7 +21,8 @@ ROWS = "rows"
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads to the longest sample on the right: positions then start at 0 for every row, as in serving."""
+    """Pads to the longest sample on the right: positions then start at 0 for every row, as in
+    serving."""
 
     pad_token_id: int
 
@@ -36,9 +37,10 @@ class Collator:
         """Everything but the pictures.
 
         Returns:
-            `input_ids`, `attention_mask`, `labels` and the architecture's own token inputs, [batch, longest]
-            each. `labels` are not shifted: the label at a token is that token. Where questions share a prefix,
-            `position_ids` [batch, longest] and `branches` (see `branches_of`) stand for the `attention_mask`.
+            `input_ids`, `attention_mask`, `labels` and the architecture's own token inputs, [batch,
+            longest] each. `labels` are not shifted: the label at a token is that token. Where
+            questions share a prefix, `position_ids` [batch, longest] and `branches` (see
+            `branches_of`) stand for the `attention_mask`.
         """
         longest = max(len(sample) for sample in samples)
         shape = (len(samples), longest)
@@ -62,7 +64,8 @@ class Collator:
             positions = torch.zeros(shape, dtype=torch.long)
             for position, sample in enumerate(samples):
                 positions[position, : len(sample)] = torch.from_numpy(sample.positions)
-            # Four dimensions: transformers takes it as it is, and branching attention has no use for it.
+            # Four dimensions: transformers takes it as it is, and branching attention has no use
+            # for it.
             unused = torch.ones((1, 1, 1, 1), dtype=torch.bool)
             further = {"branches": branches_of(samples, longest), "attention_mask": unused}
             batch |= {"position_ids": positions, **further}
@@ -87,8 +90,9 @@ class Collator:
         """A batch that runs the encoder.
 
         Args:
-            inputs: `Prompt.inputs` of every sample; what is not a value for each token is concatenated over
-                samples, smaller pictures padded with zeros as the processors themselves do.
+            inputs: `Prompt.inputs` of every sample; what is not a value for each token is
+                concatenated over samples, smaller pictures padded with zeros as the processors
+                themselves do.
         """
         batch = self.tokens(samples)
         names = {name for values in inputs for name in values} - set(batch)
@@ -99,8 +103,8 @@ class Collator:
 
 
 def _concatenate(values: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Along the first dimension; the others are padded to the largest. Idefics and its kin put the batch
-    first and the pictures second, and pad both."""
+    """Along the first dimension; the others are padded to the largest. Idefics and its kin put the
+    batch first and the pictures second, and pad both."""
     shape = [max(value.shape[axis] for value in values) for axis in range(1, values[0].dim())]
     if any(list(value.shape[1:]) != shape for value in values):
         values = [_padded(value, shape) for value in values]

@@ -1,7 +1,8 @@
 """Everything one can choose about a fine-tuning run. No torch here: `--help` reads this file.
 
-The docstring under each attribute is its help text on the command line; every class is a panel there. An
-attribute that is None is decided from the data and the model by `finetune.defaults`, which prints what it took.
+The docstring under each attribute is its help text on the command line; every class is a panel
+there. An attribute that is None is decided from the data and the model by `finetune.defaults`,
+which prints what it took.
 """
 
 from __future__ import annotations
@@ -30,23 +31,26 @@ class DataOptions:
     """Data"""
 
     data: tuple[str, ...] = ()
-    """File, folder or hub data set to train on; repeat it to mix several. `path@2` shows its rows twice as often,
-    `path@0.5` half as often. The two files of VQA v2 (questions, annotations) are found to belong together."""
+    """File, folder or hub data set to train on; repeat it to mix several. `path@2` shows its rows
+    twice as often, `path@0.5` half as often. The two files of VQA v2 (questions, annotations) are
+    found to belong together."""
     images: tuple[str, ...] = ()
     """Folder that picture paths in the data are relative to; default: where the data file lies."""
     eval_data: tuple[str, ...] = ()
     """Held-out data, in any of the formats of --data."""
     eval_fraction: float | None = None
-    """Share of the pictures held out when there is no --eval-data; 0 holds none out. Default: 0.05, at most 500
-    pictures."""
+    """Share of the pictures held out when there is no --eval-data; 0 holds none out. Default: 0.05,
+    at most 500 pictures."""
     turns: Literal["auto", "together", "apart"] = "auto"
-    """How a conversation of several questions is trained. together: each behind the earlier turns; apart: each alone
-    with the pictures, as for a VQA test; auto: apart where a row shows pictures and all its answers are of three
-    words at most."""
+    """How a conversation of several questions is trained. together: each behind the earlier turns;
+    apart: each alone with the pictures, as for a VQA test; auto: apart where a row shows pictures
+    and all its answers are of three words at most."""
     max_length: int | None = None
-    """Longest row in tokens, image tokens included; a longer one is a problem. Default: the model's context."""
+    """Longest row in tokens, image tokens included; a longer one is a problem. Default: the model's
+    context."""
     max_bad: int = 0
-    """How many bad rows to leave out before giving up; they are listed in the run's skipped.jsonl."""
+    """How many bad rows to leave out before giving up; they are listed in the run's
+    skipped.jsonl."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +62,9 @@ class ModelOptions:
     revision: str | None = None
     """Revision of the base model on the hub."""
     stage: Stage = "lora"
-    """What trains: projector; lora (projector and LoRA on the LLM); qlora (the same on a 4-bit base, needs a GPU);
-    full (projector and the whole LLM). The picture encoder is frozen in all of them."""
+    """What trains: projector; lora (projector and LoRA on the LLM); qlora (the same on a 4-bit
+    base, needs a GPU); full (projector and the whole LLM). The picture encoder is frozen in all of
+    them."""
     recipe: Literal["llava"] | None = None
     """llava: train the projector first, then --stage, each for --epochs."""
     rank: int | None = None
@@ -75,18 +80,22 @@ class OptimOptions:
     """Optimisation"""
 
     epochs: float | None = None
-    """Passes over the data. Default: 1 as LLaVA-1.5 for 100,000 rows or more, up to 10 for fewer."""
+    """Passes over the data. Default: 1 as LLaVA-1.5 for 100,000 rows or more, up to 10 for
+    fewer."""
     max_steps: int | None = None
     """Stop after this many optimiser steps, whatever the epochs."""
     batch_size: int | None = None
-    """Rows for each optimiser step, over all devices. Default: 128 as LLaVA-1.5 (projector: 256), less for few
-    rows."""
+    """Rows for each optimiser step, over all devices. Default: 128 as LLaVA-1.5 (projector: 256),
+    less for few rows."""
     micro_batch_size: int | None = None
-    """Rows at once on one device; the rest is accumulated. Default: what fits in memory by the plan."""
+    """Rows at once on one device; the rest is accumulated. Default: what fits in memory by the
+    plan."""
     lr: float | None = None
-    """Peak learning rate. Default: LLaVA-1.5's (projector 1e-3, lora 2e-4, full 2e-5), raised for small models."""
+    """Peak learning rate. Default: LLaVA-1.5's (projector 1e-3, lora 2e-4, full 2e-5), raised for
+    small models."""
     projector_lr: float | None = None
-    """The projector's learning rate when more than it trains. Default: LLaVA-1.5's 2e-5, raised for small models."""
+    """The projector's learning rate when more than it trains. Default: LLaVA-1.5's 2e-5, raised for
+    small models."""
     warmup: float = 0.03
     """Share of the steps over which the learning rate rises."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -98,7 +107,8 @@ class OptimOptions:
     optimizer: Literal["auto", "adamw", "adamw-8bit"] = "auto"
     """auto: 8-bit AdamW where there is a GPU and bitsandbytes, else PyTorch's fused AdamW."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the forward pass. auto: bf16 where the processor computes in it. Trained weights stay fp32."""
+    """Arithmetic of the forward pass. auto: bf16 where the processor computes in it. Trained
+    weights stay fp32."""
     gradient_checkpointing: bool | None = None
     """Recompute activations to save memory. Default: where the memory plan asks for it."""
     seed: int = 0
@@ -114,8 +124,8 @@ class EvalOptions:
     eval_questions: int = 500
     """Held-out questions answered at each evaluation; the final one answers them too."""
     watch: tuple[str, ...] = ()
-    """Question to answer at every evaluation and keep, as `picture.png: question?`. Default: four of the held-out
-    rows."""
+    """Question to answer at every evaluation and keep, as `picture.png: question?`. Default: four
+    of the held-out rows."""
     metric: Metric = "vqa_accuracy"
     """What the best checkpoint is chosen by."""
     patience: int | None = None
@@ -129,14 +139,16 @@ class RunOptions:
     out: str = ""
     """Folder that the run is written to."""
     resume: Literal["auto", "never", "must"] = "auto"
-    """auto: go on where the same command was interrupted. never: start afresh, refused if the folder holds a
-    finished run. must: refuse to start afresh."""
+    """auto: go on where the same command was interrupted. never: start afresh, refused if the
+    folder holds a finished run. must: refuse to start afresh."""
     save_every: float = 0.1
-    """Write a checkpoint after this many steps; below 1, this share of the run. Also at every evaluation."""
+    """Write a checkpoint after this many steps; below 1, this share of the run. Also at every
+    evaluation."""
     keep: int = 2
     """How many checkpoints to keep besides the best one."""
     feature_gb: float = 20.0
-    """Disk space for the frozen encoder's outputs, which later epochs and runs reuse; 0 turns this off."""
+    """Disk space for the frozen encoder's outputs, which later epochs and runs reuse; 0 turns this
+    off."""
     feature_dir: str | None = None
     """Where they are kept. Default: ~/.cache/vqa-app/features."""
     workers: int | None = None
@@ -146,9 +158,11 @@ class RunOptions:
     report_to: tuple[str, ...] = ()
     """Also log to tensorboard, wandb or trackio."""
     fsdp: str | None = None
-    """Shard over GPUs with this accelerate FSDP config: `default` for the one in the package, or a file."""
+    """Shard over GPUs with this accelerate FSDP config: `default` for the one in the package, or a
+    file."""
     deepspeed: str | None = None
-    """Shard over GPUs with this DeepSpeed config: zero2 or zero3 for those in the package, or a file."""
+    """Shard over GPUs with this DeepSpeed config: zero2 or zero3 for those in the package, or a
+    file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +189,7 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
                 raise UsageError(f"{name} is {value}.", "Give a share from 0 to below 1.")
         if self.recipe and self.stage == "projector":
             raise UsageError(
-                "The recipe llava trains the projector first; a projector stage after it does nothing.",
+                "The recipe llava trains the projector first; stage projector adds nothing.",
                 "Choose stage lora, qlora or full, or leave the recipe out.",
             )
         if self.fsdp and self.deepspeed:
@@ -202,7 +216,9 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
                 near = difflib.get_close_matches(str(key), known, 1)
                 raise UsageError(
                     f"{source} has an unknown key {key!r}.",
-                    f"Did you mean {near[0]!r}?" if near else f"Keys are: {', '.join(sorted(known))}.",
+                    f"Did you mean {near[0]!r}?"
+                    if near
+                    else f"Keys are: {', '.join(sorted(known))}.",
                 )
         hints = typing.get_type_hints(cls)
         return cls(**{key: _from_plain(hints[key], value) for key, value in values.items()})
@@ -217,7 +233,9 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
         except OSError as error:
             raise UsageError(f"Cannot read {path}: {error.strerror}.", "Check the path.") from error
         except yaml.YAMLError as error:
-            raise UsageError(f"{path} is not YAML: {error}", "Write one `key: value` a line.") from error
+            raise UsageError(
+                f"{path} is not YAML: {error}", "Write one `key: value` a line."
+            ) from error
         if values is not None and not isinstance(values, dict):
             raise UsageError(f"{path} holds no keys.", "Write one `key: value` a line.")
         return cls.from_dict({**(values or {}), **overrides}, source=str(path))
@@ -237,7 +255,9 @@ def option_help() -> dict[str, tuple[str, str]]:
         assert isinstance(body, ast.ClassDef)
         for statement, following in zip(body.body, body.body[1:], strict=False):
             match statement, following:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
+                    value=ast.Constant(value=str(text))
+                ):
                     found[name] = (inspect.getdoc(section) or "", " ".join(text.split()))
     return found
 

@@ -1,19 +1,19 @@
 """What a run takes where the config says nothing, and the memory that it will need.
 
-The values are LLaVA-1.5's (Liu et al., 2023, *Improved Baselines with Visual Instruction Tuning*, table 9, and
-scripts/v1_5/{pretrain,finetune_lora,finetune}.sh of haotian-liu/LLaVA):
+The values are LLaVA-1.5's (Liu et al., 2023, *Improved Baselines with Visual Instruction Tuning*,
+table 9, and scripts/v1_5/{pretrain,finetune_lora,finetune}.sh of haotian-liu/LLaVA):
 
     stage      learning rate   projector's   batch   LoRA
     projector  1e-3            1e-3          256
     lora       2e-4            2e-5          128     r 128, alpha 256, dropout 0.05
     full       2e-5            2e-5          128
 
-one epoch, cosine after a warm-up of 3 %, no weight decay. They were found for an LLM 4,096 wide and 558,000 or 665,000
-rows. Here smaller ones are the rule, so:
+one epoch, cosine after a warm-up of 3 %, no weight decay. They were found for an LLM 4,096 wide and
+558,000 or 665,000 rows. Here smaller ones are the rule, so:
 
-    learning rates  × sqrt(4096 / width)     Adam's stable rate falls as layers get wider (Yang et al., 2022)
-    rank            ≤ width / 4              a rank of 128 in a layer 192 wide is no low rank
-    dropout         0 below a width of 1024  small models underfit before they overfit
+    learning rates  × sqrt(4096 / width)     Adam's stable rate falls as layers get wider (Yang et
+    al., 2022) rank            ≤ width / 4              a rank of 128 in a layer 192 wide is no low
+    rank dropout         0 below a width of 1024  small models underfit before they overfit
     batch           ≤ sequences / 200        so that an epoch has steps to learn in, and at least 8
     epochs          up to 10                 as many as it takes for STEPS_WANTED steps
 """
@@ -145,7 +145,9 @@ def decide(
     scale = max(1.0, math.sqrt(LLAVA_WIDTH / shape.width))
     rank, alpha, dropout = small_rank(config, shape.width)
     lr = config.lr or LLAVA_LR[stage] * scale
-    projector_lr = config.projector_lr or (lr if stage == "projector" else LLAVA_PROJECTOR_LR * scale)
+    projector_lr = config.projector_lr or (
+        lr if stage == "projector" else LLAVA_PROJECTOR_LR * scale
+    )
     least = LEAST_BATCH if sequences >= LEAST_BATCH else max(1, int(sequences))
     batch = config.batch_size or max(least, min(LLAVA_BATCH[stage], int(sequences / 200)))
     batch = max(batch, hardware.processes)
@@ -173,8 +175,11 @@ def decide(
     if checkpointing is None:
         checkpointing = plan(1, False).total > fits
     micro = config.micro_batch_size or _largest(
-        share, lambda size: plan(size, bool(checkpointing)).total <= fits
-        and (on_gpu or size * longest <= CPU_TOKENS_AT_ONCE)
+        share,
+        lambda size: (
+            plan(size, bool(checkpointing)).total <= fits
+            and (on_gpu or size * longest <= CPU_TOKENS_AT_ONCE)
+        ),
     )
     micro = min(micro, share)
     settings = Settings(
@@ -197,8 +202,9 @@ def decide(
 
 
 def activation_bytes(shape: Shape, tokens: int, itemsize: int, checkpointing: bool) -> int:
-    """Kept for the backward pass. Korthikanti et al. (2022), eq. 2, without attention matrices, which fused
-    attention does not keep, and with a gated MLP; the logits of one block (`objective.LOGITS_AT_ONCE`) on top."""
+    """Kept for the backward pass. Korthikanti et al. (2022), eq. 2, without attention matrices,
+    which fused attention does not keep, and with a gated MLP; the logits of one block
+    (`objective.LOGITS_AT_ONCE`) on top."""
     layer = tokens * itemsize * (12 * shape.width + 5 * shape.intermediate)
     kept = shape.layers * layer
     if checkpointing:
@@ -210,8 +216,10 @@ def describe(settings: Settings, chosen: FinetuneConfig) -> str:
     """The settings in one line; what was decided here and not by the person stands in brackets."""
 
     def shown(name: str, value: Any) -> str:
-        return f"{name.replace('_', ' ')} {value}" if getattr(chosen, name, None) else (
-            f"{name.replace('_', ' ')} [{value}]"
+        return (
+            f"{name.replace('_', ' ')} {value}"
+            if getattr(chosen, name, None)
+            else (f"{name.replace('_', ' ')} [{value}]")
         )
 
     parts = [f"Stage {settings.stage}", shown("lr", f"{settings.lr:.2g}")]
@@ -231,7 +239,8 @@ def describe(settings: Settings, chosen: FinetuneConfig) -> str:
 
 
 def _largest(most: int, fits: Any) -> int:
-    """The largest size up to `most` that fits and divides the batch into equal parts; at least 1."""
+    """The largest size up to `most` that fits and divides the batch into equal parts; at least
+    1."""
     parts = next((n for n in range(1, most + 1) if fits(math.ceil(most / n))), most)
     return math.ceil(most / parts)
 

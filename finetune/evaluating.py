@@ -1,4 +1,5 @@
-"""Looking at held-out rows while training: accuracy, loss, image gain, and a few questions to watch."""
+"""Looking at held-out rows while training: accuracy, loss, image gain, and a few questions to
+watch."""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ class Evaluation:
         run: Path,
         tell: OnProgress,
     ) -> Evaluation | None:
-        """None where no rows are held out, or where the model is sharded and cannot answer in between."""
+        """None where no rows are held out, or where the model is sharded and cannot answer in
+        between."""
         if not data.held_out.samples or config.fsdp or config.deepspeed:
             return None
         questions = questions_of(data.held_out.rows, history=config.turns == "together")

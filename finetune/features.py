@@ -1,8 +1,9 @@
 """The frozen encoder's outputs, computed once for each picture and kept on disk.
 
-What the projector is given is stored as it is: projector and LoRA training then see the very numbers that they would
-see with the encoder running, and later epochs and later runs skip it. A store belongs to one encoder: its name is a
-hash of the encoder's weights, the picture processing and the precision.
+What the projector is given is stored as it is: projector and LoRA training then see the very
+numbers that they would see with the encoder running, and later epochs and later runs skip it. A
+store belongs to one encoder: its name is a hash of the encoder's weights, the picture processing
+and the precision.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class FeaturePlan:
 class FeatureStore:
     """Features of one encoder, memory-mapped: [pictures, image tokens, encoder width].
 
-    Records are appended first and their digests after them, so a kill leaves at most one unnamed record, which the
-    next writer overwrites.
+    Records are appended first and their digests after them, so a kill leaves at most one unnamed
+    record, which the next writer overwrites.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -99,7 +100,8 @@ class FeatureStore:
             self._map = np.memmap(records, np.uint8, "r", shape=(count, self.bytes_each))
 
     def append(self, digests: Sequence[str], features: Tensor) -> None:
-        """Keeps features [pictures, image tokens, encoder width]; call `reload` before reading them."""
+        """Keeps features [pictures, image tokens, encoder width]; call `reload` before reading
+        them."""
         raw = features.to(self.dtype).contiguous().cpu().view(torch.uint8).numpy()
         with self._locked():
             named = self.folder / _DIGESTS
@@ -124,7 +126,8 @@ class FeatureStore:
 def make_plan(
     store: FeatureStore, digests: Sequence[str], limit_gb: float, epochs: float
 ) -> FeaturePlan:
-    """Whether features pay and fit. Older stores beside this one are given up for it, least recently used first."""
+    """Whether features pay and fit. Older stores beside this one are given up for it, least
+    recently used first."""
     distinct = set(digests)
     present = sum(digest in store for digest in distinct)
     missing = len(distinct) - present
@@ -139,21 +142,28 @@ def make_plan(
         return plan(False, "Encoder outputs are not kept (feature_gb is 0).")
     size = f"{len(distinct):,} pictures × {store.bytes_each / 1e3:,.0f} kB = {needed / GB:.2g} GB"
     if needed > limit_gb * GB:
-        return plan(False, f"Encoder outputs are not kept: {size}, more than feature_gb = {limit_gb:g}.")
+        return plan(
+            False, f"Encoder outputs are not kept: {size}, more than feature_gb = {limit_gb:g}."
+        )
     if missing and epochs <= 1 and len(distinct) == len(digests) and needed > 0.25 * limit_gb * GB:
         return plan(False, f"Encoder outputs are not kept: one epoch would not use {size} again.")
     anchor = next((p for p in (store.folder, *store.folder.parents) if p.exists()), Path.cwd())
     free = shutil.disk_usage(anchor).free
     if missing * store.bytes_each > 0.9 * free:
-        return plan(False, f"Encoder outputs are not kept: {size}, and the disk has {free / GB:.2g} GB.")
+        return plan(
+            False, f"Encoder outputs are not kept: {size}, and the disk has {free / GB:.2g} GB."
+        )
     there = f", {present:,} there already" if present else ""
     return plan(True, f"Encoder outputs are kept: {size} in {store.folder}{there}.")
 
 
 def make_room(store: FeatureStore, needed: int, limit_gb: float) -> None:
-    """Removes older encoders' stores, or this one's older pictures, until `needed` more bytes fit the bound."""
+    """Removes older encoders' stores, or this one's older pictures, until `needed` more bytes fit
+    the bound."""
     limit = limit_gb * GB
-    others = [path for path in store.folder.parent.glob("*") if path != store.folder and path.is_dir()]
+    others = [
+        path for path in store.folder.parent.glob("*") if path != store.folder and path.is_dir()
+    ]
     sizes = {path: sum(f.stat().st_size for f in path.iterdir() if f.is_file()) for path in others}
     used = len(store) * store.bytes_each
     for path in sorted(others, key=lambda p: p.stat().st_mtime):
@@ -168,7 +178,8 @@ def make_room(store: FeatureStore, needed: int, limit_gb: float) -> None:
 
 
 def supports_features(model: Any) -> bool:
-    """Whether the architecture's encoder gives every picture the same number of features, ready for the projector."""
+    """Whether the architecture's encoder gives every picture the same number of features, ready for
+    the projector."""
     from transformers import LlavaForConditionalGeneration
 
     return isinstance(plain(model), LlavaForConditionalGeneration)
@@ -184,7 +195,8 @@ def open_store(
 
 
 def encoder_hash(model: Any, processor: Any) -> str:
-    """16 hex digits over the encoder's weights, which of its outputs are used, and the picture processing."""
+    """16 hex digits over the encoder's weights, which of its outputs are used, and the picture
+    processing."""
     base = plain(model)
     total = hashlib.sha256()
     for name, tensor in sorted(base.model.vision_tower.state_dict().items()):
@@ -209,7 +221,9 @@ def encode_pictures(
         [pictures, image tokens, encoder width] in `dtype`.
     """
     base = plain(model)
-    pixels = processor.image_processor([p.image for p in pictures], return_tensors="pt")["pixel_values"]
+    pixels = processor.image_processor([p.image for p in pictures], return_tensors="pt")[
+        "pixel_values"
+    ]
     pixels = pixels.to(base.device, base.model.vision_tower.dtype)
     taken: list[Tensor] = []
     hook = base.model.multi_modal_projector.register_forward_pre_hook(

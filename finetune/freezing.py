@@ -19,6 +19,7 @@ from vqa_app.quiet import quiet
 
 log = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True)
 class Frozen:
     """A model in which exactly what the stage trains requires gradients."""
@@ -59,9 +60,11 @@ def lora_targets(model: Any, llm: str) -> str:
 def freeze(
     model: Any, stage: Stage, *, rank: int = 128, alpha: int = 256, dropout: float = 0.05
 ) -> Frozen:
-    """Freezes everything but what the stage trains, attaches LoRA where it is due, and logs the counts.
+    """Freezes everything but what the stage trains, attaches LoRA where it is due, and logs the
+    counts.
 
-    Trained weights are fp32, whatever the rest is in. A model that already carries an adapter goes on with it.
+    Trained weights are fp32, whatever the rest is in. A model that already carries an adapter goes
+    on with it.
 
     Args:
         rank, alpha, dropout: of LoRA (Hu et al., 2022); used by the stages lora and qlora.

@@ -35,7 +35,8 @@ def leave_run(
     kept_step: int,
     tell: OnProgress,
 ) -> dict[str, float]:
-    """Writes the run directory, verifies that it opens and gives what it gave, and writes its report.
+    """Writes the run directory, verifies that it opens and gives what it gave, and writes its
+    report.
 
     Args:
         model: with the weights to keep.

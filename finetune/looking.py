@@ -126,8 +126,8 @@ def _print_summary(console: Console, name: str, counted: Summary) -> None:
     least, median, high, most = counted.quantiles
     console.print(f"{name}: {counted.rows:,} rows, {counted.answers:,} answers")
     console.print(
-        f"  {counted.pictures:,} different pictures; {counted.text_only:,} sequences are text only, "
-        f"{counted.several_pictures:,} show several pictures"
+        f"  {counted.pictures:,} different pictures; {counted.text_only:,} sequences are text "
+        f"only, {counted.several_pictures:,} show several pictures"
     )
     if counted.sequences != counted.rows:
         console.print(f"  {counted.sequences:,} sequences to train")
@@ -152,7 +152,8 @@ def _print_copies(console: Console, found: Preflight) -> None:
 
 
 def _print_tokens(console: Console, processor: Any, sample: Sample) -> None:
-    """Runs of tokens of one kind: read, picture, trained; one question a line where a prefix is shared."""
+    """Runs of tokens of one kind: read, picture, trained; one question a line where a prefix is
+    shared."""
     from rich.text import Text
 
     from vqa_app.prompting import image_token_id
@@ -178,8 +179,8 @@ def _print_tokens(console: Console, processor: Any, sample: Sample) -> None:
     console.print(shown)
     images = int((sample.input_ids == image).sum())
     console.print(
-        f"{len(sample):,} tokens: {images:,} of pictures, {len(sample) - images - sample.trained:,} "
-        f"read, {sample.trained:,} trained (⟦green⟧)"
+        f"{len(sample):,} tokens: {images:,} of pictures, "
+        f"{len(sample) - images - sample.trained:,} read, {sample.trained:,} trained (⟦green⟧)"
     )
 
 
@@ -194,13 +195,17 @@ def _print_picture(console: Console, processor: Any, picture: Any) -> None:
     console.print(f"As the model is given it: {pixels.shape[2]}×{pixels.shape[1]}")
     if not sys.stdout.isatty():
         return
-    mean, spread = (np.array(getattr(settings, n))[:, None, None] for n in ("image_mean", "image_std"))
+    mean, spread = (
+        np.array(getattr(settings, n))[:, None, None] for n in ("image_mean", "image_std")
+    )
     colours = ((pixels * spread + mean).clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
     columns, rows = _THUMBNAIL
     small = np.asarray(Image.fromarray(colours).resize((columns, 2 * rows)))
     shown = Text()
     for upper, lower in zip(small[::2], small[1::2], strict=True):
         for top, bottom in zip(upper, lower, strict=True):
-            shown.append("▀", f"rgb({','.join(map(str, top))}) on rgb({','.join(map(str, bottom))})")
+            shown.append(
+                "▀", f"rgb({','.join(map(str, top))}) on rgb({','.join(map(str, bottom))})"
+            )
         shown.append("\n")
     console.print(shown)

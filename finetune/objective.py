@@ -1,7 +1,8 @@
-"""What the Trainer trains: a model whose forward pass ends in the loss, with logits only where there are labels.
+"""What the Trainer trains: a model whose forward pass ends in the loss, with logits only where
+there are labels.
 
-A sequence of 600 image tokens and a two-token answer needs two rows of logits, not six hundred: at a vocabulary
-of 150,000 that is the difference between 1 MB and 360 MB for every row of a batch.
+A sequence of 600 image tokens and a two-token answer needs two rows of logits, not six hundred: at
+a vocabulary of 150,000 that is the difference between 1 MB and 360 MB for every row of a batch.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from finetune.collator import FEATURES, IGNORED
 
 LOGITS_AT_ONCE = 1 << 25
-"""Elements of one block of logits, 128 MB in fp32; more labels are taken block by block and recomputed in the
-backward pass."""
+"""Elements of one block of logits, 128 MB in fp32; more labels are taken block by block and
+recomputed in the backward pass."""
 
 
 def plain(model: nn.Module) -> Any:
@@ -28,7 +29,8 @@ def plain(model: nn.Module) -> Any:
 
 
 class Objective(nn.Module):
-    """Model and loss as one module, so that DDP, FSDP and DeepSpeed see every parameter used inside `forward`."""
+    """Model and loss as one module, so that DDP, FSDP and DeepSpeed see every parameter used inside
+    `forward`."""
 
     accepts_loss_kwargs = True
 
@@ -52,11 +54,13 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:
         """
         Args:
-            labels: [batch, tokens], not shifted; -100 where nothing is trained, always at the first token.
-            num_items_in_batch: trained tokens of the whole optimiser step over all devices; the loss is the sum
-                over this batch divided by it. None: this batch's own count, that is the mean.
-            inputs: the model's own; `picture_features` [pictures, image tokens, encoder width] may stand in the
-                place of `pixel_values`.
+            labels: [batch, tokens], not shifted; -100 where nothing is trained, always at the first
+                token.
+            num_items_in_batch: trained tokens of the whole optimiser step over all devices; the
+                loss is the sum over this batch divided by it. None: this batch's own count, that is
+                the mean.
+            inputs: the model's own; `picture_features` [pictures, image tokens, encoder width] may
+                stand in the place of `pixel_values`.
 
         Returns:
             `loss`: scalar, fp32.
@@ -70,7 +74,9 @@ class Objective(nn.Module):
 
     def _sum_of_losses(self, trained: Tensor, targets: Tensor, inputs: dict[str, Any]) -> Tensor:
         base = plain(self.model)
-        if not self.plain_head:  # capped or scaled logits: the model's own head, at the union of the positions
+        if (
+            not self.plain_head
+        ):  # capped or scaled logits: the model's own head, at the union of the positions
             columns = trained.any(0).nonzero()[:, 0]
             logits = base(**inputs, logits_to_keep=columns, use_cache=False).logits
             return cross_entropy(logits[trained[:, columns]].float(), targets, reduction="sum")
@@ -82,9 +88,12 @@ class Objective(nn.Module):
             hidden = hidden + 0.0 * idle
         return self._head_losses(base.get_output_embeddings(), hidden, targets)
 
-    def _project(self, base: LlavaForConditionalGeneration, inputs: dict[str, Any]) -> Tensor | None:
-        """Puts the projected features in place. Without pictures the projector still runs once, on zeros: every
-        process then has gradients for the same parameters, also one whose rows are all text."""
+    def _project(
+        self, base: LlavaForConditionalGeneration, inputs: dict[str, Any]
+    ) -> Tensor | None:
+        """Puts the projected features in place. Without pictures the projector still runs once, on
+        zeros: every process then has gradients for the same parameters, also one whose rows are all
+        text."""
         features = inputs.pop(FEATURES, None)
         projector = base.model.multi_modal_projector
         if features is not None:
@@ -101,7 +110,8 @@ class Objective(nn.Module):
         return projector(torch.zeros(1, 1, width, device=weight.device, dtype=weight.dtype)).sum()
 
     def _head_losses(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Sum over [trained tokens] of the next-token losses; `hidden` is [trained tokens, width]."""
+        """Sum over [trained tokens] of the next-token losses; `hidden` is [trained tokens,
+        width]."""
 
         def block(rows: Tensor, wanted: Tensor) -> Tensor:
             return cross_entropy(head(rows).float(), wanted, reduction="sum")

@@ -22,7 +22,6 @@ from finetune.datasets import Problem, ReadRows, Row, Split, leaks, split_by_pic
 from finetune.samples import Sample, Turns, samples_of
 from vqa_app.errors import DataError, VqaError
 
-SHOWN_PROBLEMS = 20
 LONGEST_SHOWN = 5
 _AHEAD = 64
 _Item = TypeVar("_Item")
@@ -47,7 +46,9 @@ class Preflight:
         first: dict[bytes, Sample] = {}
         pairs = []
         for sample in self.samples:
-            key = hashlib.sha256(sample.input_ids.tobytes() + "".join(sample.digests).encode()).digest()
+            key = hashlib.sha256(
+                sample.input_ids.tobytes() + "".join(sample.digests).encode()
+            ).digest()
             if (earlier := first.setdefault(key, sample)) is not sample:
                 pairs.append((earlier, sample))
         return pairs
@@ -64,15 +65,13 @@ class Preflight:
         """Stops for more problems than are allowed; else writes the rows left out to `skipped`.
 
         Raises:
-            DataError: the first problems, each with file and row, and how many more there are.
+            DataError: how many there are, and the first with file and row.
         """
         if len(self.problems) > max_bad:
-            shown = "\n".join(f"  {problem}" for problem in self.problems[:SHOWN_PROBLEMS])
-            more = len(self.problems) - SHOWN_PROBLEMS
+            count = f"{len(self.problems):,} problem" + ("s" if len(self.problems) > 1 else "")
             raise DataError(
-                f"{len(self.problems):,} problem{'s' if len(self.problems) > 1 else ''} in the data:\n{shown}"
-                + (f"\n  ... and {more:,} more" if more > 0 else ""),
-                f"Mend them, or leave these rows out with --max-bad {len(self.problems)}.",
+                f"{count} in the data, the first: {self.problems[0]}",
+                f"Mend what check-data lists, or leave it out with --max-bad {len(self.problems)}.",
             )
         if not self.samples:
             raise DataError("The data holds no rows.", "Check --data.")
@@ -100,6 +99,7 @@ def check(
         workers: threads; decoding pictures and tokenising leave Python's lock.
         on_progress: called with (done, of).
     """
+
     def measure(row: Row) -> list[Sample] | Problem:
         return _samples(row, processor, max_length, turns, share_prefix)
 
@@ -218,7 +218,9 @@ def summarize(samples: Sequence[Sample]) -> Summary:
         tokens=int(lengths.sum()),
         trained_tokens=sum(sample.trained for sample in samples),
         quantiles=(int(low), int(middle), int(high), int(most)),
-        histogram=tuple((int(a), int(b), int(n)) for a, b, n in zip(edges, ends, counts, strict=False)),
+        histogram=tuple(
+            (int(a), int(b), int(n)) for a, b, n in zip(edges, ends, counts, strict=False)
+        ),
         pictures_per_row=tuple(sorted(shown.items())),
         longest=tuple(sorted(samples, key=len, reverse=True)[:LONGEST_SHOWN]),
     )

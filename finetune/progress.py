@@ -1,4 +1,5 @@
-"""What a run tells while it works: values for callers, a display for terminals, plain lines for everything else."""
+"""What a run tells while it works: values for callers, a display for terminals, plain lines for
+everything else."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
-Phase: TypeAlias = Literal["loading", "checking", "encoding", "training", "evaluating", "saving", "done"]
+Phase: TypeAlias = Literal[
+    "loading", "checking", "encoding", "training", "evaluating", "saving", "done"
+]
 
 _LINE_SECONDS = 10.0
 _REFRESH_SECONDS = 0.2
@@ -39,13 +42,15 @@ OnProgress: TypeAlias = Callable[[Progress], None]
 
 
 class Display:
-    """Shows progress on a stream. A terminal gets one line that is rewritten, anything else a line now and then."""
+    """Shows progress on a stream. A terminal gets one line that is rewritten, anything else a line
+    now and then."""
 
     def __init__(self, stream: Any = None) -> None:
         self.stream = stream or sys.stderr
         self.live = bool(getattr(self.stream, "isatty", lambda: False)())
         self._shown = -1e9
         self._phase = ""
+        self._done = 0
         self._status: Any = None
         if self.live:
             from rich.console import Console
@@ -73,12 +78,12 @@ class Display:
             self._keep(progress.message)
             return
         changed = progress.phase != self._phase
-        finished = 0 < progress.of <= progress.done
+        finished = 0 < progress.of <= progress.done != self._done
         now = time.monotonic()
         wait = _REFRESH_SECONDS if self.live else _LINE_SECONDS
         if not (changed or finished) and now - self._shown < wait:
             return
-        self._shown, self._phase = now, progress.phase
+        self._shown, self._phase, self._done = now, progress.phase, progress.done
         if self.live:
             self._status.update(describe(progress, bar=True), refresh=True)
         else:

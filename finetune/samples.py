@@ -1,10 +1,12 @@
 """Row → samples: the tokens that train.
 
-VQA data merges the questions about one picture into one conversation (LLaVA-1.5 does so with VQA v2 to save time).
-They are separate questions all the same: a right answer that stands above the next question gives away more than
-the picture does, and nobody will put it there when the model is used. Such turns are trained apart: all of them in
-one sequence behind one copy of the picture, where each sees the picture and itself only and its positions go on
-from the picture. Losses and gradients are those of asking each question alone, at a fraction of the tokens.
+VQA data merges the questions about one picture into one conversation (LLaVA-1.5 does so with VQA v2
+to save time).
+They are separate questions all the same: a right answer that stands above the next question gives
+away more than the picture does, and nobody will put it there when the model is used. Such turns are
+trained apart: all of them in one sequence behind one copy of the picture, where each sees the
+picture and itself only and its positions go on from the picture. Losses and gradients are those of
+asking each question alone, at a fraction of the tokens.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Sample:
     digests: tuple[str, ...]
     """Theirs."""
     segments: np.ndarray | None = None
-    """[n] int32 where questions share a prefix: 0 in the prefix, then 1, 2, ... for each question."""
+    """[n] int32 where questions share a prefix: 0 in the prefix, then 1, 2, ... for each
+    question."""
     token_inputs: dict[str, np.ndarray] = field(default_factory=dict)
     """[n] each: further model inputs with a value for each token (`token_type_ids` and such)."""
 
@@ -77,8 +80,8 @@ def samples_of(
 
     Args:
         conversation: the row's, pictures opened.
-        turns: together: one sequence, earlier turns in front; apart: each question alone; auto: apart for rows
-            with pictures whose answers are all of three words at most.
+        turns: together: one sequence, earlier turns in front; apart: each question alone; auto:
+            apart for rows with pictures whose answers are all of three words at most.
         share_prefix: the model takes sequences in which questions share a prefix.
     """
     answers = [message.text for message in conversation.messages if message.role == "assistant"]
@@ -114,7 +117,8 @@ def _sample(row: Row, conversation: Conversation, processor: Any) -> Sample:
 
 
 def _questions(row: Row, conversation: Conversation) -> list[tuple[Row, Conversation]]:
-    """Every question alone with its answer, behind the system message and the pictures shown so far."""
+    """Every question alone with its answer, behind the system message and the pictures shown so
+    far."""
     opening = 1 if conversation.system is not None else 0
     found = []
     pictures: tuple[Picture, ...] = ()
@@ -129,7 +133,11 @@ def _questions(row: Row, conversation: Conversation) -> list[tuple[Row, Conversa
         part = replace(
             row,
             id=f"{row.id}#{number + 1}",
-            turns=(*row.turns[:opening], Turn("user", (*sources, *turn.parts)), row.turns[position + 1]),
+            turns=(
+                *row.turns[:opening],
+                Turn("user", (*sources, *turn.parts)),
+                row.turns[position + 1],
+            ),
             references=row.references[number : number + 1],
         )
         found.append((part, alone))
@@ -139,7 +147,8 @@ def _questions(row: Row, conversation: Conversation) -> list[tuple[Row, Conversa
 
 
 def _packed(row: Row, alone: Sequence[Sample], processor: Any) -> list[Sample]:
-    """Questions that begin alike, pictures included, in sequences with one copy of that beginning."""
+    """Questions that begin alike, pictures included, in sequences with one copy of that
+    beginning."""
     from vqa_app.prompting import image_token_id
 
     image = image_token_id(processor)
@@ -170,7 +179,9 @@ def _join(row: Row, group: Sequence[Sample], prefix: int) -> Sample:
     first = group[0]
     return Sample(
         row=row,
-        input_ids=np.concatenate([first.input_ids[:prefix]] + [s.input_ids[prefix:] for s in group]),
+        input_ids=np.concatenate(
+            [first.input_ids[:prefix]] + [s.input_ids[prefix:] for s in group]
+        ),
         answer_mask=np.concatenate(
             [first.answer_mask[:prefix]] + [s.answer_mask[prefix:] for s in group]
         ),

@@ -26,7 +26,7 @@ from finetune.objective import Objective, plain
 from finetune.preflight import in_parallel
 from finetune.progress import OnProgress, Progress
 from finetune.samples import Sample
-from finetune.train import Data, RunResult, command_line, identity_of, read_data, start_or_resume
+from finetune.train import Data, RunResult, identity_of, read_data, start_or_resume
 from finetune.trainer import FinetuneTrainer, Schedule
 from vqa_app.errors import ModelError
 from vqa_app.loading import LoadedModel, load_model
@@ -36,8 +36,8 @@ FALLBACK_CONTEXT = 4096
 
 
 class Stop:
-    """Whether somebody wants the run to end: Ctrl-C, SIGTERM, or the caller's event. A second Ctrl-C does not
-    wait for the checkpoint."""
+    """Whether somebody wants the run to end: Ctrl-C, SIGTERM, or the caller's event. A second
+    Ctrl-C does not wait for the checkpoint."""
 
     def __init__(self, cancel: threading.Event | None) -> None:
         self._cancel = cancel
@@ -83,9 +83,7 @@ def run_stage(
     shares = supports_branching(loaded.model)
     if shares:
         allow_branching(loaded.model)
-    data = read_data(
-        config, loaded.processor, max_length=context, share_prefix=shares, tell=tell
-    )
+    data = read_data(config, loaded.processor, max_length=context, share_prefix=shares, tell=tell)
     rank, alpha, dropout = small_rank(config, _text_config(loaded.model).hidden_size)
     torch.manual_seed(config.seed)
     frozen = freeze(loaded.model, config.stage, rank=rank, alpha=alpha, dropout=dropout)
@@ -94,13 +92,19 @@ def run_stage(
     if settings.gradient_checkpointing:
         _checkpoint_gradients(frozen.model)
     store = keep_features(config, data, loaded, settings, (process, processes), tell)
-    saved = start_or_resume(run, config, identity_of(config, data, loaded.fingerprint)) if process == 0 else None
+    saved = (
+        start_or_resume(run, config, identity_of(config, data, loaded.fingerprint))
+        if process == 0
+        else None
+    )
     saved = _from_main(saved, processes)
     evaluation = Evaluation.of(config, data, frozen.model, loaded.processor, run, tell)
     objective = Objective(frozen.model, bf16=settings.bf16)
     trainer = make_trainer(config, settings, data, objective, loaded, store, evaluation, tell, stop)
     stop.training = True
-    tell(Progress("training", 0, settings.steps, message=f"Going on from {saved}." if saved else ""))
+    tell(
+        Progress("training", 0, settings.steps, message=f"Going on from {saved}." if saved else "")
+    )
     trainer.resume(saved) if saved else trainer.train()
     stop.training = False
     if trainer.stopped:
@@ -130,7 +134,8 @@ def load_base(config: FinetuneConfig) -> LoadedModel:
             "Stage qlora needs a GPU: bitsandbytes trains 4-bit weights on one only.",
             "Use --stage lora.",
         )
-    # "auto" is bf16 where the model is served in it; weights that train must not be rounded to it first.
+    # "auto" is bf16 where the model is served in it; weights that train must not be rounded to it
+    # first.
     exact = config.stage == "full" or not computes_bf16(config)
     return load_model(
         config.model,
@@ -183,7 +188,9 @@ def settle(
     tell(Progress("loading", message=describe(settings, config)))
     tell(Progress("loading", message=str(memory)))
     if memory.total > memory.free:
-        advice = "Less memory: --micro-batch-size 1, --gradient-checkpointing, a smaller --max-length."
+        advice = (
+            "Less memory: --micro-batch-size 1, --gradient-checkpointing, a smaller --max-length."
+        )
         tell(Progress("loading", message=f"This may not fit. {advice}"))
     return settings
 
@@ -289,7 +296,9 @@ def training_arguments(
         gradient_accumulation_steps=settings.micro_batches,
         max_steps=settings.steps,
         learning_rate=settings.lr,
-        lr_scheduler_type="constant_with_warmup" if config.schedule == "constant" else config.schedule,
+        lr_scheduler_type="constant_with_warmup"
+        if config.schedule == "constant"
+        else config.schedule,
         warmup_steps=config.warmup,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
@@ -383,14 +392,16 @@ def finish(
 
 
 def _decided(settings: Settings, config: FinetuneConfig) -> dict[str, Any]:
-    """What the defaults filled in, by the config's names: the manifest says what was really done."""
+    """What the defaults filled in, by the config's names: the manifest says what was really
+    done."""
     names = set(config.to_dict())
     values = {key: value for key, value in asdict(settings).items() if key in names}
     return {key: value for key, value in values.items() if getattr(config, key) is None}
 
 
 def _projector_only(model: Any) -> Any:
-    """The model with nothing but the projector marked as trained, as the projector stage left it."""
+    """The model with nothing but the projector marked as trained, as the projector stage left
+    it."""
     return freeze(model, "projector").model
 
 
@@ -440,4 +451,3 @@ def _from_main(value: Any, processes: int) -> Any:
 def _wait(processes: int) -> None:
     if processes > 1:
         torch.distributed.barrier()
-

@@ -21,7 +21,7 @@ from vqa_app.errors import UsageError
 log = logging.getLogger(__name__)
 
 IDENTITY_FILE = "started.json"
-GOLDEN_PROMPTS = 4
+SHOWN_PROBLEMS = 20
 NOT_IDENTITY = {
     "resume", "workers", "report_to", "keep", "feature_gb", "feature_dir", "save_every", "device"
 }  # fmt: skip
@@ -119,9 +119,15 @@ def read_data(
         )
         for note in found.notes:
             tell(Progress("checking", message=str(note)))
+        for problem in found.problems[:SHOWN_PROBLEMS]:
+            tell(Progress("checking", message=str(problem)))
+        if (more := len(found.problems) - SHOWN_PROBLEMS) > 0:
+            tell(Progress("checking", message=f"... and {more:,} more problems."))
         found.raise_beyond(config.max_bad, skipped)
         if found.problems:
-            message = f"{len(found.problems):,} bad rows are left out; they are listed in {skipped}."
+            message = (
+                f"{len(found.problems):,} bad rows are left out; they are listed in {skipped}."
+            )
             tell(Progress("checking", message=message))
         return found
 
@@ -129,7 +135,9 @@ def read_data(
     if config.eval_data:
         held_out = checked(config.eval_data, Path(config.out) / "skipped_eval.jsonl")
         if leaks := leaking(train_data, held_out):
-            message = f"Note: {len(leaks):,} held-out rows show pictures that training rows show too."
+            message = (
+                f"Note: {len(leaks):,} held-out rows show pictures that training rows show too."
+            )
             tell(Progress("checking", message=message))
     else:
         train_data, held_out = split(train_data, config.eval_fraction, config.seed)
@@ -146,9 +154,9 @@ def describe(counted: Summary, held_out: Preflight) -> str:
     questions = sum(len(row.references) for row in held_out.rows)
     least, median, _, most = counted.quantiles
     return (
-        f"{counted.rows:,} rows with {counted.answers:,} answers and {counted.pictures:,} pictures; "
-        f"{least:,} to {most:,} tokens, median {median:,}; {counted.trained_tokens:,} tokens trained. "
-        f"Held out: {len(held_out.rows):,} rows with {questions:,} questions."
+        f"{counted.rows:,} rows, {counted.answers:,} answers, {counted.pictures:,} "
+        f"pictures; {least:,} to {most:,} tokens, median {median:,}; {counted.trained_tokens:,} tokens "
+        f"trained. Held out: {len(held_out.rows):,} rows with {questions:,} questions."
     )
 
 
@@ -168,7 +176,7 @@ def start_or_resume(run: Path, config: FinetuneConfig, identity: dict[str, Any])
         if other:
             raise UsageError(
                 f"{run} holds an interrupted run with another {', '.join(other)}.",
-                "Run its own command to go on, give another --out, or start afresh with --resume never.",
+                "Run its own command to go on, give another --out, or drop it by --resume never.",
             )
         return saved
     for leftover in (checkpoint.CHECKPOINTS, "watch", "plots"):
@@ -187,7 +195,8 @@ def identity_of(config: FinetuneConfig, data: Data, fingerprint: str) -> dict[st
 
 
 def command_line() -> str:
-    """What made the run, for its manifest: the shell's command, or the name of the Python program."""
+    """What made the run, for its manifest: the shell's command, or the name of the Python
+    program."""
     import shlex
 
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -57,8 +57,8 @@ class Schedule:
 class FinetuneTrainer(Trainer):
     """Trains an `Objective`.
 
-    Loss is normalised by the trained tokens of the whole step, over micro-batches and processes. The first loss or
-    gradient that is not finite ends the run. Checkpoints are whole or not there.
+    Loss is normalised by the trained tokens of the whole step, over micro-batches and processes.
+    The first loss or gradient that is not finite ends the run. Checkpoints are whole or not there.
     """
 
     def __init__(
@@ -130,7 +130,9 @@ class FinetuneTrainer(Trainer):
                     plain = name.removeprefix("module.").removeprefix("model.")
                     groups[plain in names].append(parameter)
             rates = {True: self.settings.projector_lr, False: self.settings.lr}
-            chosen = [{"params": groups[key], "lr": rates[key]} for key in (False, True) if groups[key]]
+            chosen = [
+                {"params": groups[key], "lr": rates[key]} for key in (False, True) if groups[key]
+            ]
             decay = self.args.weight_decay
             if self.settings.eight_bit_optimizer:
                 from bitsandbytes.optim import AdamW8bit
@@ -161,11 +163,14 @@ class FinetuneTrainer(Trainer):
 
     def _not_finite(self, what: str, rows: Sequence[Sample]) -> None:
         places = list(dict.fromkeys(sample.row.place for sample in rows))
-        shown = "; ".join(places[:16]) + (f" and {len(places) - 16} more" if len(places) > 16 else "")
+        shown = "; ".join(places[:16]) + (
+            f" and {len(places) - 16} more" if len(places) > 16 else ""
+        )
         last = checkpoint.latest_checkpoint(self.run)
         kept = f"The last good checkpoint is {last}." if last else "No checkpoint had been written."
+        step = self.state.global_step + 1
         raise DataError(
-            f"The {what} is not finite at step {self.state.global_step + 1}. Rows in the batch: {shown}.",
+            f"The {what} is not finite at step {step}. Rows in the batch: {shown}.",
             f"Look at these rows, or lower the learning rate. {kept}",
         )
 
@@ -205,7 +210,8 @@ class FinetuneTrainer(Trainer):
         )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Looks at held-out rows, keeps the best, and stops where nothing has become better for too long."""
+        """Looks at held-out rows, keeps the best, and stops where nothing has become better for too
+        long."""
         assert self.evaluation is not None
         began = time.monotonic()
         found = self.evaluation(self.state.global_step)
@@ -227,7 +233,8 @@ class FinetuneTrainer(Trainer):
     # Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes everything that resuming needs, beside its place, and renames it when it is whole."""
+        """Writes everything that resuming needs, beside its place, and renames it when it is
+        whole."""
         step = self.state.global_step
         state_dict = self.gathered_state()
         target = checkpoint.step_directory(self.run, step)
@@ -242,10 +249,10 @@ class FinetuneTrainer(Trainer):
                 self._save_optimizer_and_scheduler(str(folder))
                 self._save_rng_state(str(folder))
         except OSError as error:
-            last = checkpoint.latest_checkpoint(self.run)
+            last = checkpoint.latest_checkpoint(self.run) or "the beginning"
             raise ModelError(
                 f"Cannot write the checkpoint of step {step}: {error.strerror or error}.",
-                f"Make room and run the same command again; it goes on from {last or 'the beginning'}.",
+                f"Make room and run the same command again; it goes on from {last}.",
             ) from error
         self.control.should_save = False
         if self.is_world_process_zero():
@@ -321,7 +328,6 @@ class _Steps(TrainerCallback):
         if self._stop_everywhere() and not last:
             trainer.stopped = True
             control.should_save = control.should_training_stop = True
-
 
     def _stop_everywhere(self) -> bool:
         """Whether any process was asked to stop: all of them have to, at the same step."""

@@ -1,4 +1,5 @@
-"""A small data set for training tests: coloured pictures, short and long answers, rows without a picture."""
+"""A small data set for training tests: coloured pictures, short and long answers, rows without a
+picture."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ def write_data(folder: Path, pictures: int = 6, text_rows: int = 2) -> Path:
             turns += [("Is it red?", "yes" if colour == "red" else "no"), ("Is there a cat?", "no")]
         rows.append({"id": f"p{number}", "image": f"{number}.png", "conversations": _turns(turns)})
     for number in range(text_rows):
-        turns = [(f"What is {number} and {number}?", f"The answer of the question is {2 * number}.")]
+        turns = [
+            (f"What is {number} and {number}?", f"The answer of the question is {2 * number}.")
+        ]
         rows.append({"id": f"t{number}", "conversations": _turns(turns)})
     path = folder / "data.json"
     path.write_text(json.dumps(rows), encoding="utf-8")

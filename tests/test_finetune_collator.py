@@ -43,7 +43,9 @@ def samples_of(data: Path, loaded: LoadedModel, **options: Any) -> tuple[Sample,
     return check(read_rows(data), loaded.processor, max_length=1000, **options).samples
 
 
-def loss_of(loaded: LoadedModel, samples: tuple[Sample, ...], chosen: list[int]) -> tuple[float, int]:
+def loss_of(
+    loaded: LoadedModel, samples: tuple[Sample, ...], chosen: list[int]
+) -> tuple[float, int]:
     """(summed loss, trained tokens) of some samples in one batch."""
     batch = make_collate(samples, loaded.processor, True, None, 1)(chosen)
     batch.pop(ROWS)
@@ -52,7 +54,9 @@ def loss_of(loaded: LoadedModel, samples: tuple[Sample, ...], chosen: list[int])
         return Objective(loaded.model)(**batch, num_items_in_batch=1)["loss"].item(), count
 
 
-def test_labels_are_the_answers_tokens_and_their_end_tokens(data: Path, loaded: LoadedModel) -> None:
+def test_labels_are_the_answers_tokens_and_their_end_tokens(
+    data: Path, loaded: LoadedModel
+) -> None:
     samples = samples_of(data, loaded, turns="together")
     batch = Collator.of(loaded.processor).tokens(samples)
     tokenizer = loaded.processor.tokenizer
@@ -72,7 +76,9 @@ def test_padding_is_on_the_right_and_masked(data: Path, loaded: LoadedModel) -> 
 
 
 @pytest.mark.parametrize("turns", ["together", "apart"])
-def test_a_batched_loss_is_the_mean_of_single_ones(data: Path, loaded: LoadedModel, turns: str) -> None:
+def test_a_batched_loss_is_the_mean_of_single_ones(
+    data: Path, loaded: LoadedModel, turns: str
+) -> None:
     """Rows with one, several and no pictures' questions, padded to one length."""
     samples = samples_of(data, loaded, turns=turns)
     single = [loss_of(loaded, samples, [position]) for position in range(len(samples))]
@@ -116,7 +122,9 @@ def test_many_labels_are_taken_block_by_block(
     assert loss_of(loaded, samples, [0, 1, 2])[0] == pytest.approx(whole[0], rel=1e-6)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(data: Path, tiny_llava_dir: Path) -> None:
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    data: Path, tiny_llava_dir: Path
+) -> None:
     loaded = load(tiny_llava_dir)
     samples = samples_of(data, loaded)
     objective = Objective(freeze(loaded.model, "projector").model)

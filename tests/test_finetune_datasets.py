@@ -167,7 +167,7 @@ def test_the_vqa_v2_pair_is_joined_by_question_id(folder: Path) -> None:
     ]}  # fmt: skip
     annotations = {"annotations": [
         {"question_id": q, "image_id": 42, "multiple_choice_answer": "cat", "answer_type": "other",
-         "question_type": "what is", "answers": [{"answer": "cat", "answer_id": 1}, {"answer": "cats"}]}
+         "question_type": "what is", "answers": [{"answer": "cat", "id": 1}, {"answer": "cats"}]}
         for q in (7, 8)
     ]}  # fmt: skip
     sources = [write(folder, annotations, "a.json"), write(folder, questions, "q.json")]
@@ -231,10 +231,10 @@ def test_files_mix_with_weights(folder: Path) -> None:
         (llava(image="https://example.org/cat.png"), "web address"),
         (llava(answer="<image>"), "no picture"),
         ({"image": "cat.png", "conversations": [{"from": "human"}]}, '"value"'),
-        ({"image": "cat.png", "conversations": [{"from": "cat", "value": "<image>"}]}, "from 'cat'"),
+        ({"image": "cat.png", "conversations": [{"from": "cat", "value": "<image>"}]}, "from 'cat"),
         ({"image": "cat.png", "conversations": llava()["conversations"][:1]}, "has no answer"),
         ({"image": "cat.png", "conversations": llava()["conversations"][1:]}, "1 picture but 0"),
-        ({"conversations": [{"from": "gpt", "value": "a cat"}]}, "from the assistant, expected the user"),
+        ({"conversations": [{"from": "gpt", "value": "a cat"}]}, "assistant, expected the user"),
         ({"image": "cat.png", "question": "What is it?"}, "no answer"),
         ({"image": "cat.png", "answer": "a cat"}, "no question"),
         ({"picture_of": "cat"}, "No known format"),

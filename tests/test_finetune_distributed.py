@@ -1,4 +1,5 @@
-"""Several processes: the losses of one; shipped FSDP and DeepSpeed configs are what their readers take."""
+"""Several processes: the losses of one; shipped FSDP and DeepSpeed configs are what their readers
+take."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ def run_as(rank: int, processes: int, port: int, chosen: FinetuneConfig) -> int:
         environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes,
                        "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": port}  # fmt: skip
         os.environ.update({key: str(value) for key, value in environment.items()})
-        os.environ.update(MASTER_ADDR="127.0.0.1", ACCELERATE_USE_CPU="true", GLOO_SOCKET_IFNAME="lo")
+        os.environ.update(
+            MASTER_ADDR="127.0.0.1", ACCELERATE_USE_CPU="true", GLOO_SOCKET_IFNAME="lo"
+        )
         train(chosen)
         os._exit(0)
     except BaseException:
@@ -65,7 +68,8 @@ def run_as(rank: int, processes: int, port: int, chosen: FinetuneConfig) -> int:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be forked")
 def test_two_processes_reach_the_losses_of_one(tiny_llava_dir: Path, tmp_path: Path) -> None:
-    """Text-only rows are in the mix: some micro-batches hold no picture, so one process's projector idles."""
+    """Text-only rows are in the mix: some micro-batches hold no picture, so one process's projector
+    idles."""
     write_data(tmp_path, pictures=7, text_rows=4)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -113,7 +117,10 @@ def test_deepspeed_configs_are_taken(name: str, monkeypatch: pytest.MonkeyPatch)
     assert values["zero_optimization"]["stage"] == int(name.removeprefix("zero")[0])
     filled = deepspeed.HfTrainerDeepSpeedConfig(values)
     arguments = TrainingArguments(
-        per_device_train_batch_size=2, gradient_accumulation_steps=4, max_grad_norm=1.0, use_cpu=True
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        max_grad_norm=1.0,
+        use_cpu=True,
     )
     filled.trainer_config_process(arguments)
     assert filled.config["train_micro_batch_size_per_gpu"] == 2

@@ -120,9 +120,15 @@ def test_a_kill_between_records_and_names_loses_the_unnamed_record_only(tmp_path
 
 @pytest.mark.parametrize(
     ("limit", "epochs", "use", "said"),
-    [(1.0, 3, True, "are kept"), (0, 3, False, "feature_gb is 0"), (1e-7, 3, False, "more than feature_gb")],
+    [
+        (1.0, 3, True, "are kept"),
+        (0, 3, False, "feature_gb is 0"),
+        (1e-7, 3, False, "more than feature_gb"),
+    ],
 )
-def test_the_plan_says_why(tmp_path: Path, limit: float, epochs: float, use: bool, said: str) -> None:
+def test_the_plan_says_why(
+    tmp_path: Path, limit: float, epochs: float, use: bool, said: str
+) -> None:
     plan = make_plan(FeatureStore(tmp_path / "e", (2, 3), torch.float32), DIGESTS, limit, epochs)
     assert plan.use is use and said in plan.why
 

@@ -68,7 +68,9 @@ SMALL = Shape(width=256, intermediate=640, layers=6, vocabulary=4000, weight_byt
 LARGE = Shape(width=4096, intermediate=11008, layers=32, vocabulary=32064, weight_bytes=14 * GB)
 
 
-def settle(shape: Shape, rows: int, memory: int = 64 * GB, device: str = "cuda", **options: Any) -> Any:
+def settle(
+    shape: Shape, rows: int, memory: int = 64 * GB, device: str = "cuda", **options: Any
+) -> Any:
     return decide(
         FinetuneConfig(**options),
         sequences=rows,

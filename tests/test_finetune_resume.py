@@ -1,4 +1,5 @@
-"""Killed at any step, the same command goes on, and the losses are those of an uninterrupted run."""
+"""Killed at any step, the same command goes on, and the losses are those of an uninterrupted
+run."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from finetune.progress import Progress
 from finetune.train import train
 from tests.finetune_data import write_data
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be forked")
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="needs processes that can be forked"
+)
 
 
 def config(model: Path, folder: Path, name: str) -> FinetuneConfig:
@@ -98,7 +101,10 @@ def test_kill_9_between_checkpoints(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_sigterm_and_ctrl_c_save_first(
-    folder: Path, tiny_llava_dir: Path, uninterrupted: list[tuple[int, float]], number: signal.Signals
+    folder: Path,
+    tiny_llava_dir: Path,
+    uninterrupted: list[tuple[int, float]],
+    number: signal.Signals,
 ) -> None:
     chosen = config(tiny_llava_dir, folder, number.name)
 

@@ -33,12 +33,15 @@ __all__ = [
 ]
 
 
-def read_rows(sources: str | Path | Sequence[str | Path], images: Sequence[str | Path] = ()) -> ReadRows:
+def read_rows(
+    sources: str | Path | Sequence[str | Path], images: Sequence[str | Path] = ()
+) -> ReadRows:
     """Reads and mixes data files.
 
     Args:
         sources: files, folders or hub data sets, each with an optional weight (`mine.json@2`).
-        images: folders that picture paths are relative to; default: each file's own, and `images` in it.
+        images: folders that picture paths are relative to; default: each file's own, and `images`
+            in it.
 
     Raises:
         DataError: a source that is not there. What is wrong inside files is in the result instead.
@@ -68,7 +71,9 @@ def read_rows(sources: str | Path | Sequence[str | Path], images: Sequence[str |
     return ReadRows(tuple(rows), tuple(p for p in problems if not p.note), notes)
 
 
-def _read_source(text: str, path: Path, images: Sequence[str | Path]) -> tuple[files.Records, tuple[Path, ...]]:
+def _read_source(
+    text: str, path: Path, images: Sequence[str | Path]
+) -> tuple[files.Records, tuple[Path, ...]]:
     if path.is_dir():
         return files.read_folder(path, text), _roots(images, path)
     if path.exists():
@@ -96,7 +101,9 @@ def _read_official(
         )
         if partner is None:
             hint = "Give the annotations file with another --data; answers stand there."
-            problems.append(Problem(str(path), None, "These VQA v2 questions have no annotations.", hint))
+            problems.append(
+                Problem(str(path), None, "These VQA v2 questions have no annotations.", hint)
+            )
             continue
         context = Context(str(path), _roots(images, path.parent))
         rows += [with_weight(row, weight) for row in vqa2.join(content, partner, context, problems)]

@@ -87,7 +87,8 @@ def read_file(path: Path, name: str) -> Records:
 
 
 def read_folder(path: Path, name: str) -> Records:
-    """Reads a `datasets` folder: one written by `save_to_disk`, or one of Parquet or Arrow files."""
+    """Reads a `datasets` folder: one written by `save_to_disk`, or one of Parquet or Arrow
+    files."""
     import datasets
 
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
@@ -99,7 +100,7 @@ def read_folder(path: Path, name: str) -> Records:
             return read_table(_load(kind, files), name)
     raise DataError(
         f"The folder {path} holds no data set.",
-        "Give the JSON or CSV file in it, or a folder of Parquet files or one that save_to_disk wrote.",
+        "Give the JSON or CSV file in it, a folder of Parquet files, or one of save_to_disk.",
     )
 
 
@@ -113,13 +114,14 @@ def read_hub(name: str) -> Records:
     except Exception as error:  # the library raises many kinds; all mean the same to a person
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"There is no file or folder {name}, and as a hub data set it cannot be loaded: {reason}",
+            f"There is no file or folder {name}, and it cannot be loaded from the hub: {reason}",
             "Check the path, or the name on huggingface.co and the network.",
         ) from error
 
 
 def read_table(dataset: Any, name: str) -> Records:
-    """Numbers the rows of a `datasets.Dataset`; its pictures stay undecoded and are read again when needed."""
+    """Numbers the rows of a `datasets.Dataset`; its pictures stay undecoded and are read again when
+    needed."""
     import datasets
 
     for column, feature in dataset.features.items():
@@ -159,7 +161,9 @@ def _decode(raw: bytes, name: str, problems: list[Problem]) -> str | None:
         problems.append(Problem(name, None, "The file is UTF-16; read as such.", note=True))
         return raw.decode("utf-16")
     if raw.startswith(b"\xef\xbb\xbf"):
-        problems.append(Problem(name, None, "The file begins with a byte-order mark; ignored.", note=True))
+        problems.append(
+            Problem(name, None, "The file begins with a byte-order mark; ignored.", note=True)
+        )
         raw = raw[3:]
     try:
         return raw.decode("utf-8")
@@ -200,7 +204,10 @@ def explain_json_error(text: str, error: json.JSONDecodeError) -> tuple[str, str
         return f"Line {line:,} has text in single quotes.", "JSON wants double quotes."
     if "delimiter" in error.msg and before[-1:] in '"}]' and at in '"{[':
         line = text.count("\n", 0, len(before)) + 1
-        return f"A comma is missing after line {line:,}, column {len(before.rpartition(chr(10))[2])}.", ""
+        return (
+            f"A comma is missing after line {line:,}, column {len(before.rpartition(chr(10))[2])}.",
+            "",
+        )
     if "control character" in error.msg:
         return f"Line {line:,} has a line break or tab inside text.", "Write it as \\n or \\t."
     excerpt = text.splitlines()[line - 1].strip()[:60] if line <= text.count("\n") + 1 else ""
@@ -249,4 +256,6 @@ def _csv_rows(
                 problems.append(Problem(name, number, what, hint))
             number = reader.line_num + 1
     except csv.Error as error:
-        problems.append(Problem(name, number, f"Not a table from here on: {error}.", "Mend the quotes."))
+        problems.append(
+            Problem(name, number, f"Not a table from here on: {error}.", "Mend the quotes.")
+        )

@@ -1,4 +1,5 @@
-"""One record of any format → one `Row`. The format is told by the record's keys, never by the file's name."""
+"""One record of any format → one `Row`. The format is told by the record's keys, never by the
+file's name."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class Context:
     roots: tuple[Path, ...]
     """Resolved folders that picture paths are relative to, first match wins."""
     stored_picture: Callable[[int, str, int], PictureSource] | None = None
-    """For tables with picture columns: (row, column, position) → picture, read again when needed."""
+    """For tables with picture columns: (row, column, position) → picture, read again when
+    needed."""
 
 
 def read_record(record: Any, number: int, context: Context) -> Row:
@@ -64,7 +66,7 @@ def read_record(record: Any, number: int, context: Context) -> Row:
         found = ", ".join(map(repr, record)) or "none"
         raise BadRow(
             f"No known format; the row's keys are {found}.",
-            'Use "conversations" (LLaVA), "messages" (OpenAI), or "image", "question" and "answer".',
+            'Use "conversations" (LLaVA), "messages" (OpenAI), or "image", "question", "answer".',
         )
     if keys.get("system") and isinstance(record[keys["system"]], str) and turns[0].role != "system":
         turns = (Turn("system", (record[keys["system"]],)), *turns)
@@ -84,7 +86,8 @@ def read_record(record: Any, number: int, context: Context) -> Row:
 
 
 def join_user_parts(pieces: Sequence[TurnPart]) -> tuple[TurnPart, ...]:
-    """A user turn as serving builds it: no line breaks around pictures, and one picture stands first.
+    """A user turn as serving builds it: no line breaks around pictures, and one picture stands
+    first.
 
     LLaVA's own preprocessing does the same (`preprocess_multimodal` in haotian-liu/LLaVA).
     """
@@ -119,7 +122,9 @@ def _from_messages(
         content = message.get("value", message.get("content"))
         if speaker is None or content is None:
             missing = '"from" (or "role")' if speaker is None else '"value" (or "content")'
-            raise BadRow(f"{where} has no {missing}.", f"Its keys are {', '.join(message) or 'none'}.")
+            raise BadRow(
+                f"{where} has no {missing}.", f"Its keys are {', '.join(message) or 'none'}."
+            )
         role = ROLES.get(str(speaker).lower())
         if role is None:
             raise BadRow(f"{where} is from {speaker!r}.", f"Known are {', '.join(ROLES)}.")
@@ -127,13 +132,15 @@ def _from_messages(
         if role == "user":
             turns.append(Turn(role, join_user_parts(pieces)))
         elif any(isinstance(piece, PictureSource) for piece in pieces):
-            raise BadRow(f"{where} ({speaker}) holds a picture.", "Only user turns may hold pictures.")
+            raise BadRow(
+                f"{where} ({speaker}) holds a picture.", "Only user turns may hold pictures."
+            )
         else:
             turns.append(Turn(role, tuple(pieces)))
     if waiting:
-        given = len(pictures)
+        given, taken = len(pictures), len(pictures) - len(waiting)
         raise BadRow(
-            f"The row has {_count(given, 'picture')} but {_count(given - len(waiting), PLACEHOLDER)}.",
+            f"The row has {_count(given, 'picture')} but {_count(taken, PLACEHOLDER)}.",
             f"Write {PLACEHOLDER} once for each picture, where it belongs.",
         )
     return tuple(turns)
@@ -142,7 +149,8 @@ def _from_messages(
 def _pieces(
     content: Any, waiting: list[PictureSource], has_pictures: bool, where: str, context: Context
 ) -> list[TurnPart]:
-    """Text and pictures of one message; takes placeholders' pictures from the front of `waiting`."""
+    """Text and pictures of one message; takes placeholders' pictures from the front of
+    `waiting`."""
 
     def take() -> PictureSource:
         if not waiting:
@@ -169,17 +177,22 @@ def _pieces(
         elif kind in ("text", "input_text", "output_text"):
             pieces.append(str(part.get("text") or ""))
         elif kind in ("image", "image_url", "input_image"):
-            value = next((part[k] for k in ("image", "image_url", "path", "url") if part.get(k)), None)
+            value = next(
+                (part[k] for k in ("image", "image_url", "path", "url") if part.get(k)), None
+            )
             if isinstance(value, Mapping) and "url" in value:
                 value = value["url"]
             pieces.append(take() if value is None else picture_from(value, context, where))
         else:
-            raise BadRow(f"{where} has a part {_short(part)}.", 'Parts have the type "text" or "image".')
+            raise BadRow(
+                f"{where} has a part {_short(part)}.", 'Parts have the type "text" or "image".'
+            )
     return pieces
 
 
 def _from_cauldron(texts: Any, pictures: list[PictureSource]) -> tuple[Turn, ...]:
-    """HuggingFaceM4/the_cauldron: `texts` of user and assistant, all pictures before the first question."""
+    """HuggingFaceM4/the_cauldron: `texts` of user and assistant, all pictures before the first
+    question."""
     turns: list[Turn] = []
     for position, exchange in enumerate(texts, 1):
         if not isinstance(exchange, Mapping) or not {"user", "assistant"} <= set(exchange):
@@ -305,15 +318,17 @@ def _check_turns(turns: tuple[Turn, ...]) -> None:
     for position, turn in enumerate(dialogue):
         expected = "user" if position % 2 == 0 else "assistant"
         if turn.role != expected:
+            number = position + 1 + len(turns) - len(dialogue)
             raise BadRow(
-                f"Message {position + 1 + len(turns) - len(dialogue)} is from the {turn.role}, expected the "
-                f"{expected}.",
-                "User and assistant take turns, the user first; a system message may only come first.",
+                f"Message {number} is from the {turn.role}, expected the {expected}.",
+                "User and assistant take turns, the user first; system messages open a row.",
             )
         if turn.role == "assistant" and not turn.text.strip():
             raise BadRow(f"Answer {position // 2 + 1} is empty.", "Fill it in, or remove the row.")
         if turn.role == "user" and not turn.parts:
-            raise BadRow(f"Question {position // 2 + 1} is empty.", "Fill it in, or remove the row.")
+            raise BadRow(
+                f"Question {position // 2 + 1} is empty.", "Fill it in, or remove the row."
+            )
     if len(dialogue) % 2:
         raise BadRow("The last question has no answer.", "Add the answer, or remove the question.")
 

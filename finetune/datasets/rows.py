@@ -20,7 +20,8 @@ class Problem:
 
     file: str
     row: int | None
-    """Line number in JSONL and CSV (with the header counted), position from 1 in every other format."""
+    """Line number in JSONL and CSV (with the header counted), position from 1 in every other
+    format."""
     what: str
     hint: str = ""
     note: bool = False
@@ -100,8 +101,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation of the data: an optional system turn, then user and assistant in turn, ending with an
-    answer."""
+    """One conversation of the data: an optional system turn, then user and assistant in turn,
+    ending with an answer."""
 
     id: str
     file: str
@@ -109,7 +110,8 @@ class Row:
     """As `Problem.row`."""
     turns: tuple[Turn, ...]
     references: tuple[tuple[str, ...], ...]
-    """For each answer, in order, the answers that count as right: the answer itself, or all annotators'."""
+    """For each answer, in order, the answers that count as right: the answer itself, or all
+    annotators'."""
     question_type: str = ""
     answer_type: str = ""
     weight: float = 1.0
@@ -135,7 +137,9 @@ class Row:
             tuple(
                 Message(
                     turn.role,
-                    tuple(part if isinstance(part, str) else pictures[part.key] for part in turn.parts),
+                    tuple(
+                        part if isinstance(part, str) else pictures[part.key] for part in turn.parts
+                    ),
                 )
                 for turn in self.turns
             )

@@ -23,10 +23,12 @@ def split_by_picture(
 ) -> Split:
     """Holds out about `fraction` of the pictures with every row that shows one of them.
 
-    Which ones depends on the pictures and the seed alone, so more data later keeps the held-out ones held out.
+    Which ones depends on the pictures and the seed alone, so more data later keeps the held-out
+    ones held out.
 
     Args:
-        keys: for each row the identities (digests) of its pictures; a row without any goes by its own id.
+        keys: for each row the identities (digests) of its pictures; a row without any goes by its
+            own id.
         fraction: None for 0.05, at most 500 groups.
     """
     groups = _groups(rows, keys)
@@ -40,7 +42,9 @@ def split_by_picture(
         wanted = min(wanted, DEFAULT_MOST)
     if share > 0 and len(names) > 1:
         wanted = min(max(wanted, 1), len(names) - 1)
-    order = sorted(names, key=lambda group: hashlib.sha256(f"{seed}:{names[group]}".encode()).digest())
+    order = sorted(
+        names, key=lambda group: hashlib.sha256(f"{seed}:{names[group]}".encode()).digest()
+    )
     held = set(order[:wanted])
     return Split(
         tuple(row for row, group in zip(rows, groups, strict=True) if group not in held),

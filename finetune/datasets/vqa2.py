@@ -1,4 +1,5 @@
-"""The official VQA v2 files: questions and annotations in two JSON files that share question ids (Goyal et al., 2017)."""
+"""The official VQA v2 files: questions and annotations in two JSON files that share question ids
+(Goyal et al., 2017)."""
 
 from __future__ import annotations
 
@@ -37,7 +38,10 @@ def load_official(path: Path) -> dict[str, Any] | None:
 
 
 def join(
-    questions: dict[str, Any], annotations: dict[str, Any], context: Context, problems: list[Problem]
+    questions: dict[str, Any],
+    annotations: dict[str, Any],
+    context: Context,
+    problems: list[Problem],
 ) -> Iterator[Row]:
     """Rows in the order of the questions; row numbers count them from 1."""
     answers = {entry.get("question_id"): entry for entry in annotations["annotations"]}
@@ -47,7 +51,8 @@ def join(
             annotation = answers.get(entry.get("question_id"))
             if annotation is None:
                 raise BadRow(
-                    f"Question {entry.get('question_id')} has no annotation.", "Do the files belong together?"
+                    f"Question {entry.get('question_id')} has no annotation.",
+                    "Do the files belong together?",
                 )
             if not str(entry.get("question") or "").strip():
                 raise BadRow(f"Question {entry.get('question_id')} has no text.")
@@ -74,7 +79,8 @@ def _picture(image_id: Any, subset: str, context: Context) -> Path:
                 return find_picture(stem + ending, context.roots)
             except BadRow:
                 continue
+    folders = " or ".join(map(str, context.roots))
     raise BadRow(
-        f"There is no picture {stems[0]}.jpg or {digits}.jpg in {' or '.join(map(str, context.roots))}.",
+        f"There is no picture {stems[0]}.jpg or {digits}.jpg in {folders}.",
         "Name the folder of the COCO pictures with --images.",
     )
