@@ -23,6 +23,7 @@ from finetune.builtin.world.outside_photo import (
     portrait,
     rendered,
     shiny,
+    subject,
     tinted,
     to_picture,
 )
@@ -219,10 +220,10 @@ Painter = Callable[[tuple[int, int], np.random.Generator], Image.Image]
 STYLES: dict[str, Painter] = {
     "landscape": landscape, "leaves": leaves, "portrait": portrait, "rendered": rendered,
     "foliage": foliage, "clouds": clouds, "blend": blend, "waves": waves, "bokeh": bokeh,
-    "noise": noise, "page": page, "screen": screen,
+    "noise": noise, "page": page, "screen": screen, "subject": subject,
 }
 HELD_OUT: dict[str, Painter] = {"cells": cells, "rings": rings, "shiny": shiny, "photo": photo}
-_WEIGHTS = (5, 5, 5, 5, 3, 3, 1.5, 2, 2, 3, 2.5, 2.5)
+_WEIGHTS = (4, 5, 5, 4, 3, 2.5, 1.2, 2, 2, 2.5, 2.5, 2.5, 6)
 
 
 def developed(picture: Image.Image, rng: np.random.Generator) -> Image.Image:

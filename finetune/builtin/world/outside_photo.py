@@ -192,6 +192,49 @@ def rendered(size: Size, rng: np.random.Generator) -> Image.Image:
     return to_picture(field)
 
 
+def silhouette(size: Size, middle: tuple[float, float],
+               rng: np.random.Generator) -> Image.Image:
+    """A soft mask of one irregular thing: a rock, a tower, a head, a heap. Mode "L"."""
+    count = int(rng.integers(5, 14))
+    turns = np.sort(rng.uniform(0, 2 * np.pi, count))
+    far = rng.uniform(0.45, 1.0, count)
+    wide, high = rng.uniform(0.2, 0.5, 2)
+    x = size[0] * (middle[0] + rng.normal(0, 0.08) + wide * far * np.cos(turns))
+    y = size[1] * (middle[1] + rng.normal(0, 0.1) + high * far * np.sin(turns))
+    if rng.random() < 0.3:  # it stands on the ground
+        y = np.where(y > y.mean(), size[1] + 4, y)
+    mask = Image.new("L", size)
+    ImageDraw.Draw(mask).polygon(list(zip(x.tolist(), y.tolist(), strict=True)), fill=255)
+    if rng.random() < 0.5:  # rounded
+        mask = mask.filter(ImageFilter.GaussianBlur(min(size) * 0.05))
+        mask = mask.point(lambda v: min(255, max(0, (v - 100) * 6)))
+    return mask.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.2)))
+
+
+def subject(size: Size, rng: np.random.Generator) -> Image.Image:
+    """A textured thing of a few parts before a plain sky or wall: a tower, goods, an animal."""
+    wide, high = size
+    down = np.broadcast_to(np.linspace(0, 1, high, dtype=np.float32)[:, None], (high, wide))
+    low, top = tone(rng), tone(rng)
+    if rng.random() < 0.35:
+        low = top = np.full(3, rng.uniform(0.85, 1), np.float32)
+    field = ramp(down, top, low * 0.4 + top * 0.6)
+    middle = rng.uniform(0.35, 0.65), rng.uniform(0.4, 0.7)
+    for _ in range(int(rng.integers(1, 5))):
+        dark = np.maximum(tone(rng), 0.3)
+        coat = ramp(octaves(size, rng, rng.uniform(1.0, 1.4)), dark * 0.15, dark * 1.6)
+        light = 0.6 + 0.7 * octaves(size, rng, 2.4)[..., None]
+        if rng.random() < 0.6:  # girders, fur, cloth: a fine weave over it
+            x, y = np.arange(wide)[None, :], np.arange(high)[:, None]
+            turn, pitch = rng.uniform(0, np.pi), rng.uniform(2.5, 9)
+            weave = np.sin((x * np.cos(turn) + y * np.sin(turn)) * 2 * np.pi / pitch)
+            weave = weave * np.sin((x * np.sin(turn) - y * np.cos(turn)) * 2 * np.pi / pitch)
+            light = light * (1 + 0.5 * weave[..., None]).astype(np.float32)
+        mask = np.asarray(silhouette(size, middle, rng), np.float32)[..., None] / 255
+        field = field * (1 - mask) + coat * light * mask
+    return to_picture(field)
+
+
 def foliage(size: Size, rng: np.random.Generator) -> Image.Image:
     """Grass, fur, hair, twigs: many thin strokes about one direction."""
     base, picture = tone(rng), tinted(octaves(size, rng), rng)
