@@ -146,10 +146,10 @@ def align(
     number += 200_000_000 * rank()
     gallery.refill(min(capacity, round(1500 * scale)))
     rng = np.random.default_rng((seed, step, rank()))
+    copied_from_first(modules)
     if not state:
         share = regress(seer, symbols, gallery, round(250 * scale), rng)
         print(f"{name} projector starts with {share:.3f} of the symbols' variance unexplained")
-    copied_from_first(modules)
     optimiser = MuonAdam(modules, rate)
     if state and "optimiser" in state:
         optimiser.load_state_dict(state["optimiser"])
