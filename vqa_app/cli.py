@@ -149,6 +149,7 @@ def common(
         # Libraries warn of their own inner matters; what concerns a person, we say ourselves.
         warnings.simplefilter("ignore")
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
