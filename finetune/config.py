@@ -63,8 +63,7 @@ class ModelOptions:
     """Revision of the base model on the hub."""
     stage: Stage = "lora"
     """What trains: projector; lora (projector and LoRA on the LLM); qlora (the same on a 4-bit
-    base, needs a GPU); full (projector and the whole LLM). The picture encoder is frozen in all of
-    them."""
+    base); full (projector and the whole LLM). The picture encoder is frozen in all of them."""
     recipe: Literal["llava"] | None = None
     """llava: train the projector first, then --stage, each for --epochs."""
     rank: int | None = None

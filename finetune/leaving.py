@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from finetune import checkpoint, report
 from finetune.config import FinetuneConfig
 from finetune.evaluating import Evaluation, scores_of
+from finetune.golden import GOLDEN_FOLDER, record_golden
 from finetune.progress import OnProgress, Progress
 from finetune.samples import Sample
 from vqa_app.conversation import Conversation
-from vqa_app.loading import LoadedModel
+from vqa_app.loading import LoadedModel, load_model
 from vqa_app.manifest import Base, Manifest, read_manifest
 from vqa_app.prompting import prompt_hash
 
@@ -60,8 +61,14 @@ def leave_run(
         command=command_line(),
     )
     golden = golden_conversations(data.held_out.samples or data.train.samples)
-    checkpoint.save_run(run, model, loaded.processor, manifest, golden, state_dict=state_dict)
-    require(verify(run))
+    if state_dict is None:
+        checkpoint.save_run(run, model, loaded.processor, manifest, golden)
+        require(verify(run))
+    else:  # sharded over processes: this one alone cannot compute with it
+        checkpoint.save_run(run, model, loaded.processor, manifest, state_dict=state_dict)
+        whole = load_model(str(run))
+        with checkpoint.whole_directory(run / GOLDEN_FOLDER) as folder:
+            record_golden(whole.model, whole.processor, golden, folder)
     final: dict[str, float] = {}
     worst: Sequence[Any] = ()
     if evaluation:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -22,47 +19,25 @@ from finetune.config import FinetuneConfig
 from finetune.defaults import Hardware, Settings, Shape, decide, describe, small_rank
 from finetune.evaluating import Evaluation
 from finetune.freezing import Frozen, freeze
+from finetune.machine import (
+    computes_bf16,
+    device_of,
+    free_memory,
+    from_main,
+    join_processes,
+    wait,
+)
 from finetune.objective import Objective, plain
 from finetune.preflight import in_parallel
 from finetune.progress import OnProgress, Progress
 from finetune.samples import Sample
+from finetune.stopping import Stop
 from finetune.train import Data, RunResult, identity_of, read_data, start_or_resume
 from finetune.trainer import FinetuneTrainer, Schedule
 from vqa_app.errors import ModelError
 from vqa_app.loading import LoadedModel, load_model
 
-CPU_BACKEND = "gloo"
 FALLBACK_CONTEXT = 4096
-
-
-class Stop:
-    """Whether somebody wants the run to end: Ctrl-C, SIGTERM, or the caller's event. A second
-    Ctrl-C does not wait for the checkpoint."""
-
-    def __init__(self, cancel: threading.Event | None) -> None:
-        self._cancel = cancel
-        self._asked = False
-        self._before: dict[int, Any] = {}
-        self.training = False
-        """Whether there is something to save; before that, Ctrl-C ends the run at once."""
-
-    def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __call__(self) -> bool:
-        return self._asked or (self._cancel is not None and self._cancel.is_set())
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked or not self.training:
-            raise KeyboardInterrupt
-        self._asked = True
 
 
 def run_stage(
@@ -97,7 +72,7 @@ def run_stage(
         if process == 0
         else None
     )
-    saved = _from_main(saved, processes)
+    saved = from_main(saved, processes)
     evaluation = Evaluation.of(config, data, frozen.model, loaded.processor, run, tell)
     objective = Objective(frozen.model, bf16=settings.bf16)
     trainer = make_trainer(config, settings, data, objective, loaded, store, evaluation, tell, stop)
@@ -105,8 +80,16 @@ def run_stage(
     tell(
         Progress("training", 0, settings.steps, message=f"Going on from {saved}." if saved else "")
     )
-    trainer.resume(saved) if saved else trainer.train()
-    stop.training = False
+    try:
+        trainer.resume(saved) if saved else trainer.train()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        rows, step = settings.micro_batch_size, trainer.state.global_step + 1
+        raise ModelError(
+            f"Out of memory at step {step}, with {rows} rows at once.",
+            "Use a smaller --micro-batch-size or --max-length, or --gradient-checkpointing.",
+        ) from error
+    finally:
+        stop.training = False
     if trainer.stopped:
         where = checkpoint.latest_checkpoint(run)
         tell(Progress("training", message=f"Stopped; {where} is saved. The same command goes on."))
@@ -114,45 +97,23 @@ def run_stage(
     return finish(config, settings, data, loaded, trainer, evaluation, tell)
 
 
-def join_processes(config: FinetuneConfig) -> tuple[int, int]:
-    """This process's number and how many there are; `accelerate launch` starts several."""
-    from accelerate import PartialState
-
-    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
-    state = PartialState(cpu=on_cpu)
-    return state.process_index, state.num_processes
-
-
 def load_base(config: FinetuneConfig) -> LoadedModel:
     """The base in the precision that it trains in; 4-bit for qlora.
 
     Raises:
-        ModelError: no GPU for qlora, or nothing to load.
+        ModelError: there is nothing to load, or no bitsandbytes for qlora.
     """
-    if config.stage == "qlora" and not torch.cuda.is_available():
-        raise ModelError(
-            "Stage qlora needs a GPU: bitsandbytes trains 4-bit weights on one only.",
-            "Use --stage lora.",
-        )
     # "auto" is bf16 where the model is served in it; weights that train must not be rounded to it
     # first.
     exact = config.stage == "full" or not computes_bf16(config)
     return load_model(
         config.model,
-        device=_device(config),
+        device=device_of(config),
         dtype="float32" if exact else "auto",
         quantize="4bit" if config.stage == "qlora" else None,
         revision=config.revision,
         merge=False,
     )
-
-
-def computes_bf16(config: FinetuneConfig) -> bool:
-    if config.precision != "auto":
-        return config.precision == "bf16"
-    if _device(config).startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
 
 
 def settle(
@@ -179,8 +140,8 @@ def settle(
         ),
         trainable=frozen.trainable,
         hardware=Hardware(
-            _device(config).split(":")[0],
-            _free_memory(config),
+            device_of(config).split(":")[0],
+            free_memory(config),
             computes_bf16(config),
             processes,
         ),
@@ -219,7 +180,7 @@ def keep_features(
     if part[0] == 0:
         missing = plan.pictures - plan.present
         features.make_room(store, missing * plan.bytes_each, config.feature_gb)
-    _wait(part[1])
+    wait(part[1])
     store.reload()
     features.fill(
         store,
@@ -230,7 +191,7 @@ def keep_features(
         part=part,
         on_progress=lambda done, of: tell(Progress("encoding", done, of)),
     )
-    _wait(part[1])
+    wait(part[1])
     store.reload()
     return store
 
@@ -289,7 +250,7 @@ def training_arguments(
 ) -> TrainingArguments:
     from finetune.distributed import deepspeed_config, fsdp_config
 
-    on_cpu = _device(config) == "cpu"
+    on_cpu = device_of(config) == "cpu"
     return TrainingArguments(
         output_dir=config.out,
         per_device_train_batch_size=settings.micro_batch_size,
@@ -304,7 +265,7 @@ def training_arguments(
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
         use_cpu=on_cpu,
-        ddp_backend=CPU_BACKEND if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        ddp_backend="gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
         ddp_find_unused_parameters=not every_parameter_used,
         fsdp=True if config.fsdp else None,
         fsdp_config=fsdp_config(config.fsdp) if config.fsdp else None,
@@ -386,7 +347,7 @@ def finish(
             kept,
             tell,
         )
-    _wait(trainer.args.world_size)
+    wait(trainer.args.world_size)
     tell(Progress("done", trainer.state.global_step, settings.steps, evaluation=final))
     return RunResult(run, True, trainer.state.global_step, settings.steps, final)
 
@@ -419,35 +380,6 @@ def _context_length(model: Any) -> int:
     return getattr(_text_config(model), "max_position_embeddings", None) or FALLBACK_CONTEXT
 
 
-def _device(config: FinetuneConfig) -> str:
-    if config.device != "auto":
-        return config.device
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-
-
-def _free_memory(config: FinetuneConfig) -> int:
-    if _device(config).startswith("cuda"):
-        return torch.cuda.mem_get_info(torch.device(_device(config)))[0]
-    import psutil
-
-    return psutil.virtual_memory().available
-
-
 def _every(value: float, steps: int) -> int:
     """Steps, or a share of all of them."""
     return max(1, round(value * steps)) if 0 < value < 1 else int(value)
-
-
-def _from_main(value: Any, processes: int) -> Any:
-    if processes == 1:
-        return value
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([value])[0]
-
-
-def _wait(processes: int) -> None:
-    if processes > 1:
-        torch.distributed.barrier()

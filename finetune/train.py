@@ -68,7 +68,8 @@ def train(
     Raises:
         VqaError: whatever a person can mend.
     """
-    from finetune.stages import Stop, run_stage
+    from finetune.stages import run_stage
+    from finetune.stopping import Stop
 
     if not config.data:
         raise UsageError("There is no data to train on.", "Give --data.")
@@ -154,9 +155,9 @@ def describe(counted: Summary, held_out: Preflight) -> str:
     questions = sum(len(row.references) for row in held_out.rows)
     least, median, _, most = counted.quantiles
     return (
-        f"{counted.rows:,} rows, {counted.answers:,} answers, {counted.pictures:,} "
-        f"pictures; {least:,} to {most:,} tokens, median {median:,}; {counted.trained_tokens:,} tokens "
-        f"trained. Held out: {len(held_out.rows):,} rows with {questions:,} questions."
+        f"{counted.rows:,} rows, {counted.answers:,} answers, {counted.pictures:,} pictures; "
+        f"{least:,} to {most:,} tokens, median {median:,}; {counted.trained_tokens:,} trained. "
+        f"Held out: {len(held_out.rows):,} rows with {questions:,} questions."
     )
 
 

@@ -160,11 +160,25 @@ def test_other_stages_leave_runs_that_open(options: dict, tmp_path: Path, stage:
     assert load_model(str(result.run), device="cpu").model is not None
 
 
-def test_qlora_without_a_gpu_is_refused(options: dict, tmp_path: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(ModelError, match="qlora needs a GPU"):
-        train(FinetuneConfig(**options, stage="qlora", out=str(tmp_path / "run")))
+def test_gradient_checkpointing_changes_no_loss(options: dict, tmp_path: Path) -> None:
+    changed = options | {"max_steps": 2, "eval_fraction": 0.0}
+    runs = [
+        train(
+            FinetuneConfig(**changed, gradient_checkpointing=value, out=str(tmp_path / str(value)))
+        ).run
+        for value in (True, False)
+    ]
+    assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=1e-6)
+
+
+def test_qlora_trains_on_a_4_bit_base(options: dict, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    changed = options | {"stage": "qlora", "max_steps": 4, "eval_fraction": 0.0}
+    run = train(FinetuneConfig(**changed, out=str(tmp_path / "run"))).run
+    manifest = read_manifest(run)
+    assert manifest is not None and manifest.kind == "qlora"
+    assert losses(run)[4] < losses(run)[1]
+    assert (run / "adapter_model.safetensors").exists()
 
 
 def test_bad_rows_stop_the_run_unless_they_are_allowed(

@@ -1,0 +1,61 @@
+"""The device that this process trains on, and the processes beside it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from finetune.config import FinetuneConfig
+
+
+def join_processes(config: FinetuneConfig) -> tuple[int, int]:
+    """This process's number and how many there are; `accelerate launch` starts several."""
+    from accelerate import PartialState
+
+    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    state = PartialState(cpu=on_cpu)
+    return state.process_index, state.num_processes
+
+
+def device_of(config: FinetuneConfig) -> str:
+    """`cpu` or `cuda:N`, this process's own."""
+    if config.device != "auto":
+        return config.device
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+
+
+def computes_bf16(config: FinetuneConfig) -> bool:
+    """Whether the forward pass runs in bf16: as asked, or where the hardware has it."""
+    if config.precision != "auto":
+        return config.precision == "bf16"
+    if device_of(config).startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
+
+
+def free_memory(config: FinetuneConfig) -> int:
+    """Bytes free on the device."""
+    if device_of(config).startswith("cuda"):
+        return torch.cuda.mem_get_info(torch.device(device_of(config)))[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def wait(processes: int) -> None:
+    """Until every process has come here."""
+    if processes > 1:
+        torch.distributed.barrier()
+
+
+def from_main(value: Any, processes: int) -> Any:
+    """The first process's value, in all of them."""
+    if processes == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
