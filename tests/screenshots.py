@@ -47,7 +47,7 @@ def chat(visitor: Visitor, folder: Path, work: Path) -> None:
     visitor.attach(scene(work, 5, "shapes"))
     visitor.ask("What shape is the striped black one?")
     visitor.ask("How many shapes are there?")
-    page.get_by_label("Where it looked").first.click()
+    page.locator(".foot .look").first.click()
     page.wait_for_selector(".overlay canvas, #sheet .note")
     shoot(visitor, folder, "looked")
     page.keyboard.press("Escape")

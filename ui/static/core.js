@@ -59,7 +59,7 @@
     return svg;
   }
 
-  function toast(text, kind = "note") {
+  function toast(text, kind = "plain") {
     const node = el(`div.toast.${kind}`, {}, el("span", {}, text));
     node.append(
       el("button.icon", { "aria-label": "Close", onclick: () => node.remove() }, icon("x")),
@@ -84,7 +84,14 @@
       const view = event.target.closest("[data-view-of]");
       if (view) vqa.show(view.dataset.viewOf);
     });
+    hello(500);
+  }
+
+  // An event that is triggered before Gradio listens is lost without a word: asked again until answered.
+  function hello(patience) {
+    if (vqa.state.view) return;
     vqa.send("act", { do: "hello", conversation: location.hash.slice(1) || null });
+    setTimeout(() => hello(Math.min(2 * patience, 4000)), patience);
   }
 
   /** Shows a part of the page: chat, teach, train, compare. */
