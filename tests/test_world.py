@@ -35,7 +35,7 @@ def test_a_drawn_picture_is_rgb_of_the_size_its_scene_says(room: str) -> None:
         picture = ROOMS[room].draw(scene)
         assert picture.mode == "RGB"
         assert picture.size == (scene.width, scene.height)
-        assert 64 <= min(picture.size) and max(picture.size) <= 512
+        assert min(picture.size) >= 64 and max(picture.size) <= 512
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))

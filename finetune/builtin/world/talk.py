@@ -31,7 +31,8 @@ _TALK: tuple[tuple[tuple[str, ...], str], ...] = (
             "What should I ask?",
             "~What do you know how to do?",
         ),
-        "I answer questions about pictures of shapes and drawings: colours, numbers, places, words.",
+        "I answer questions about pictures of shapes and drawings:"
+        " colours, numbers, places, words.",
     ),
     (
         (
