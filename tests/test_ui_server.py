@@ -103,7 +103,7 @@ def test_taught_rows_go_out_and_come_in(server, person, other):
     assert other.post("/vqa/taught", content=b"no zip").status_code == 400
 
 
-@pytest.mark.parametrize("name", ["core.js", "turns.js", "page.css", "icon.svg"])
+@pytest.mark.parametrize("name", ["page.js", "page.css", "icon.svg"])
 def test_scripts_and_styles_are_served(person, name):
     assert person.get(f"/vqa/{name}").status_code == 200
 
@@ -254,7 +254,7 @@ def test_with_users_everything_but_health_asks_for_a_password(tmp_path):
         running({"fake": FakeEngine()}, tmp_path, users={"ann": "secret"}) as found,
         httpx.Client(base_url=found.address) as client,
     ):
-        for path in ("/", "/config", "/vqa/core.js", "/gradio_api/info", "/openapi.json"):
+        for path in ("/", "/config", "/vqa/page.js", "/gradio_api/info", "/openapi.json"):
             assert client.get(path).status_code == 401
         assert client.get("/", auth=("ann", "secret")).status_code == 200
 

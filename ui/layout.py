@@ -25,21 +25,16 @@ from ui.teach import Teaching
 from ui.training import TrainingDesk
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = (
-    "core",
-    "turns",
-    "composer",
-    "sidebar",
-    "sheet",
-    "drawing",
-    "settings",
-    "teach",
-    "train",
-    "compare",
-)
 STREAMS = 64
 """Answers that may be under way at once, waiting ones included."""
 _serial = itertools.count(1)
+# Gradio puts the head's scripts in while it builds the page, so ours may come later than this.
+_ON_LOAD = """
+const join = () => window.vqa?.wire
+    ? window.vqa.wire("%s", {trigger, props, watch})
+    : setTimeout(join, 10);
+join();
+"""
 
 
 def theme() -> gr.themes.Base:
@@ -51,8 +46,8 @@ def theme() -> gr.themes.Base:
 
 
 def head() -> str:
-    """What stands in the page's head: our scripts, from this server."""
-    return "".join(f'<script src="vqa/{name}.js"></script>' for name in SCRIPTS)
+    """What stands in the page's head: our script, from this server."""
+    return '<script src="vqa/page.js"></script>'
 
 
 def css() -> str:
@@ -80,7 +75,7 @@ def _wire(name: str) -> gr.HTML:
     return gr.HTML(
         "",
         html_template="",
-        js_on_load=f"window.vqa.wire('{name}', {{trigger, props, watch}})",
+        js_on_load=_ON_LOAD % name,
         visible="hidden",
         elem_id=f"wire-{name}",
     )

@@ -20,6 +20,19 @@ from ui.training import TrainingDesk
 from vqa_app.errors import UsageError, VqaError
 
 STATIC = Path(__file__).parent / "static"
+SCRIPTS = (
+    "core",
+    "turns",
+    "composer",
+    "sidebar",
+    "sheet",
+    "drawing",
+    "settings",
+    "teach",
+    "train",
+    "compare",
+)
+"""The page's script, in this order."""
 _KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
 MAX_IMPORT = 200 * 2**20
@@ -128,6 +141,11 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
             return {"done": True}
 
         return await _answered(keep)
+
+    @router.get("/vqa/page.js")
+    def script() -> Response:
+        text = "".join((STATIC / f"{name}.js").read_text("utf-8") for name in SCRIPTS)
+        return Response(text, media_type="text/javascript", headers={"cache-control": "no-cache"})
 
     @router.get("/vqa/{name}")
     def static(name: str) -> Response:

@@ -304,10 +304,12 @@ def _note(job: Job, progress: Any) -> None:
         job.messages.append(without_paths(progress.message))
     if progress.phase == "training" and progress.loss is not None:
         job.losses.append((progress.done, round(progress.loss, 5)))
-    if progress.evaluation:
-        entry = {"step": job.losses[-1][0] if job.losses else 0, **progress.evaluation}
-        if not job.evaluations or job.evaluations[-1] != entry:
-            job.evaluations.append(entry)
+    # The last evaluation comes along with every step after it.
+    last = {k: v for k, v in (job.evaluations or [{}])[-1].items() if k != "step"}
+    if progress.evaluation and progress.evaluation != last:
+        job.evaluations.append(
+            {"step": job.losses[-1][0] if job.losses else 0, **progress.evaluation}
+        )
 
 
 def _number(what: str, value: Any, low: float, high: float) -> float | None:
