@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -131,7 +132,8 @@ def _attach_lora(model: Any, parts: Anatomy, rank: int, alpha: int, dropout: flo
         modules_to_save=list(parts.projector),
         task_type="CAUSAL_LM",
     )
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT asks transformers by a name that will go
         return get_peft_model(model, config)
 
 

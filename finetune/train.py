@@ -68,8 +68,11 @@ def train(
     Raises:
         VqaError: whatever a person can mend.
     """
-    from finetune.stages import run_stage
     from finetune.stopping import Stop
+    from vqa_app.quiet import quiet
+
+    with quiet():
+        from finetune.stages import run_stage
 
     if not config.data:
         raise UsageError("There is no data to train on.", "Give --data.")

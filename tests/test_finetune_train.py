@@ -16,6 +16,8 @@ from finetune.config import FinetuneConfig
 from finetune.progress import Progress
 from finetune.train import RunResult, train
 from tests.finetune_data import write_data
+from tests.test_finetune_checkpoint import FOUR_BIT_SHAPE
+from tests.tiny import tiny_llava
 from vqa_app.errors import DataError, ModelError, UsageError
 from vqa_app.manifest import read_manifest
 
@@ -173,7 +175,8 @@ def test_gradient_checkpointing_changes_no_loss(options: dict, tmp_path: Path) -
 
 def test_qlora_trains_on_a_4_bit_base(options: dict, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    changed = options | {"stage": "qlora", "max_steps": 4, "eval_fraction": 0.0}
+    base = tiny_llava(tmp_path / "base", **FOUR_BIT_SHAPE)
+    changed = options | {"stage": "qlora", "max_steps": 4, "eval_fraction": 0.0, "model": str(base)}
     run = train(FinetuneConfig(**changed, out=str(tmp_path / "run"))).run
     manifest = read_manifest(run)
     assert manifest is not None and manifest.kind == "qlora"
