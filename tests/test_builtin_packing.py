@@ -42,9 +42,7 @@ def test_a_branch_is_what_the_chat_template_renders(tokenizer: PreTrainedTokeniz
             messages.append(
                 {"role": "user", "content": [*picture, {"type": "text", "text": question}]}
             )
-            messages.append(
-                {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-            )
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         text = processor.apply_chat_template(messages, tokenize=False)
         wanted = tokenizer(text.replace("<image>", "<image>" * 64)).input_ids
         assert real == wanted[:-1]  # the template ends in a newline that nobody has to learn

@@ -125,7 +125,7 @@ def align(
 ) -> None:
     """The language model meets the encoder: projector and LLM train on answers, in place.
 
-    Every second step goes on with symbols, which are quicker to compute: what is learned on them
+    Every third step goes on with symbols: they are noiseless, and what is learned on them
     (relations, counting) carries over. The state is kept in `out/<name>.pt`; a fresh start begins
     with `regress`. Processes that were put together (`optim.together`) train as one.
     """
@@ -144,7 +144,7 @@ def align(
         return
     gallery.next_seed += 10_000_000 * rank()
     number += 200_000_000 * rank()
-    gallery.refill(min(capacity, round(1500 * scale)))
+    gallery.refill(min(capacity, round(800 * scale)))
     rng = np.random.default_rng((seed, step, rank()))
     copied_from_first(modules)
     if not state:
@@ -157,9 +157,9 @@ def align(
     saved = scored = clock.elapsed
     losses: dict[bool, list[float]] = {False: [], True: []}
     while progress < 1:
-        seen = step % 2 == 0
+        seen = step % 3 != 0
         if seen:
-            gallery.refill(max(1, batch // 2))
+            gallery.refill(max(1, batch // 3))
             packed, visual = gallery_batch(gallery, packer, batch, rng)
         else:
             packed, visual, number = symbol_batch(symbols, packer, weights, number, step, scale)
@@ -225,7 +225,7 @@ def symbol_batch(
     scale: float,
 ) -> tuple[Packed, torch.Tensor, int]:
     """A batch of stage 0b's last kind: mostly compact, now and then a grid."""
-    grid = step % 10 == 1
+    grid = step % 15 == 0
     course = course_at(1.0, 0 if grid else 1, 0.0, scale)
     quiz, number = make_quiz(packer, number, weights, course)
     device = symbols.owned.weight.device
