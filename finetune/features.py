@@ -257,9 +257,10 @@ def fill(
         digest: source
         for sample in samples
         for digest, source in zip(sample.digests, sample.sources, strict=True)
-        if digest not in store
     }
-    missing = sorted(sources)[part[0] :: part[1]]
+    # Shares are of all pictures: which ones are there already may be another process's work by now.
+    share = sorted(sources)[part[0] :: part[1]]
+    missing = [digest for digest in share if digest not in store]
     pictures = in_parallel(lambda digest: sources[digest].open(), missing, workers)
     done = 0
     block: list[Picture] = []

@@ -149,3 +149,16 @@ def test_a_picture_without_pixels_in_common_has_its_own_features(tiny_llava_dir:
     pictures = [picture(0), picture(1)]
     both = encode_pictures(loaded.model, loaded.processor, pictures, torch.float32)
     assert both.shape[0] == 2 and not torch.allclose(both[0], both[1])
+
+
+def test_processes_encode_every_picture_between_them_whoever_is_first(
+    tiny_llava_dir: Path, data: Path, tmp_path: Path
+) -> None:
+    loaded = load(tiny_llava_dir)
+    samples = check(read_rows(data), loaded.processor, max_length=1000).samples
+    example = samples[0].sources[0].open()
+    for process in range(3):  # each sees what the ones before it have written
+        store = open_store(loaded.model, loaded.processor, tmp_path, torch.float32, example)
+        fill(store, loaded.model, loaded.processor, samples, part=(process, 3))
+    store.reload()
+    assert all(digest in store for sample in samples for digest in sample.digests)
