@@ -182,6 +182,16 @@ def test_the_check_of_paths_is_on(server):
         LocalContext.blocks.reset(token)
 
 
+def test_a_visitor_without_a_cookie_is_nobody():
+    from types import SimpleNamespace
+
+    from ui.layout import owner_of
+
+    scope = {"state": {"owner": ""}}
+    with pytest.raises(UsageError, match="cookies"):
+        owner_of(SimpleNamespace(request=SimpleNamespace(scope=scope)))
+
+
 def test_other_origins_reach_no_route(person):
     for path in ("/", "/gradio_api/upload", "/gradio_api/queue/join", "/vqa/pictures"):
         for method in ("POST", "OPTIONS", "GET"):

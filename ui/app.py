@@ -25,6 +25,7 @@ from ui.training import TrainingDesk
 from vqa_app.engine import Engine
 
 UPLOAD = 200 * 2**20
+"""Largest file with conversations or data, in bytes; pictures have limits of their own."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def create(
         footer_links=[],
         run_history=False,
         show_error=False,
-        max_file_size=UPLOAD,
+        max_file_size=desk.shelf.limits.max_bytes,
         root_path=root_path or None,
         ssr_mode=False,
         enable_monitoring=False,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ui.picking import pick
 from ui.side_by_side import side_by_side
 from ui.teach import Teaching
 from ui.training import TrainingDesk
+from vqa_app.errors import UsageError
 
 STATIC = Path(__file__).parent / "static"
 STREAMS = 64
@@ -56,7 +57,12 @@ def css() -> str:
 
 def build(desk: Desk, teaching: Teaching, training: TrainingDesk) -> gr.Blocks:
     """The whole page on a desk."""
-    with gr.Blocks(title="Look & Ask", fill_width=True, analytics_enabled=False) as page:
+    with gr.Blocks(
+        title="Look & Ask",
+        fill_width=True,
+        analytics_enabled=False,
+        delete_cache=(3600, 3600),  # uploads of programs that never asked
+    ) as page:
         gr.HTML((STATIC / "page.html").read_text("utf-8"), elem_id="shell", apply_default_css=False)
         live = _wire("live")
         _streaming(_wire("ask"), desk.ask, live)
@@ -86,8 +92,15 @@ def _nothing(_: object) -> Update:
 
 
 def owner_of(request: gr.Request) -> str:
-    """Who asks, as the guard around the server found out."""
-    return request.request.scope["state"]["owner"] if request.request else ""
+    """Who asks, as the guard around the server found out.
+
+    Raises:
+        UsageError: nobody can be told.
+    """
+    owner = request.request.scope["state"]["owner"] if request.request else ""
+    if not owner:
+        raise UsageError("Your browser keeps no cookies.", "Allow them for this page.")
+    return owner
 
 
 def _look(desk: Desk, owner: str, request: Request) -> Update:
@@ -138,8 +151,9 @@ def _streaming(
 
     def run(event: gr.EventData, request: gr.Request) -> Iterator[Any]:
         outputs = 1 if live is None else 2
-        updates = handler(owner_of(request), dict(event._data))
+        updates: Iterator[Update | None] = iter(())
         try:
+            updates = handler(owner_of(request), dict(event._data))
             for update in updates:
                 if update is None:
                     yield gr.skip() if outputs == 1 else (gr.skip(), gr.skip())
@@ -152,7 +166,8 @@ def _streaming(
         except Exception as error:
             yield _refused(error) if outputs == 1 else (_refused(error), gr.skip())
         finally:
-            updates.close()  # type: ignore[attr-defined]
+            if isinstance(updates, Generator):
+                updates.close()
 
     _join(wire, run, [wire] if live is None else [wire, live])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,9 +21,15 @@ def chromium() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
+def needed(name: str):
+    """A module that the tests here use: skipped without, unless VQA_REQUIRE_BROWSER=1."""
+    required = os.environ.get("VQA_REQUIRE_BROWSER") == "1"
+    return importlib.import_module(name) if required else pytest.importorskip(name)
+
+
 @pytest.fixture(scope="session")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
+    playwright = needed("playwright.sync_api")
     path = chromium()
     if path is None:
         if os.environ.get("VQA_REQUIRE_BROWSER") == "1":

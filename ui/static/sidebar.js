@@ -133,7 +133,8 @@
   vqa.on("models", (models) => {
     vqa.state.models = models;
     const loading = models.loading;
-    $("model-name").textContent = loading ? `Loading ${loading.label} …` : models.label;
+    const waits = loading || (models.phase === "loading" && models);
+    $("model-name").textContent = waits ? `Loading ${waits.label} …` : models.label;
     $("model").dataset.phase = loading ? "loading" : models.phase;
     $("model").title = loading?.message || models.message || "The model that answers";
     if (!$("models").hidden) drawModels();
@@ -142,6 +143,8 @@
       setTimeout(() => vqa.send("act", { do: "models" }), 600);
     }
   });
+
+  vqa.on("error", (_, { wire }) => wire === "pick" && vqa.send("act", { do: "models" }));
 
   function drawModels() {
     const { choices, picked, loading } = vqa.state.models;
