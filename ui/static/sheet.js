@@ -125,7 +125,7 @@
   function times(gain) {
     const factor = Math.exp(Math.abs(gain));
     if (factor < 1.1) return "about as likely as with";
-    const shown = factor > 1000 ? "over 1,000" : factor.toFixed(1);
+    const shown = factor > 1000 ? "over 1,000" : factor.toFixed(factor < 10 ? 1 : 0);
     return gain > 0 ? `${shown} times likelier than with` : `${shown} times less likely than with`;
   }
 
