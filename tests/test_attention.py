@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from finetune.builtin.world import make_scene
+from finetune.builtin.world.phrasing import SHORT_STYLE
+from finetune.builtin.world.scene import Item
+from finetune.builtin.world.shapes import SHAPES
 from tests.tiny import picture
 from vqa_app.attention import _relative
 from vqa_app.conversation import Conversation, Message
-from vqa_app.errors import ModelError
+from vqa_app.errors import ModelError, UsageError
+from vqa_app.images import open_picture
 from vqa_app.loading import load_model
 from vqa_app.local_engine import LocalEngine
 from vqa_app.prompting import encode
@@ -34,12 +40,14 @@ def test_the_weights_are_those_of_the_whole_forward_pass(
     before = model.get_decoder().config._attn_implementation
     with torch.inference_mode():
         runtime = Runtime(model, loaded.processor, cache_bytes=1 << 20, feature_bytes=1 << 20)
-        start = len(prompt) - 5
-        got = runtime.attend(prompt, start)
+        start = prompt.image_spans[-1][1]
+        logits, weights = runtime.attend(prompt, start)
         assert model.get_decoder().config._attn_implementation == before
         model.set_attn_implementation("eager")
-        whole = torch.cat(model(**prompt.inputs, output_attentions=True).attentions)
-    torch.testing.assert_close(got, whole[:, :, start:], rtol=1e-3, atol=1e-5)
+        whole = model(**prompt.inputs, output_attentions=True)
+    for got, expected in zip(weights, whole.attentions, strict=True):
+        torch.testing.assert_close(got, expected[:, :, start:], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(logits, whole.logits[0, start:], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["llava-siglip", "llava-clip", "qwen2-vl", "qwen2.5-vl", "gemma3"])
@@ -82,6 +90,56 @@ def test_maps_do_not_depend_on_caches(tiny_llava_dir: Path) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
     fast.close()
     slow.close()
+
+
+def test_packed_weights_let_gradients_through(tiny_llava_dir: Path) -> None:
+    maps = []
+    for fast in (True, False):
+        loaded = load_model(str(tiny_llava_dir), dtype="bfloat16")
+        engine = LocalEngine(loaded, fast_decoding=fast)
+        maps += engine.attention_map(Conversation.ask("Hm?", [picture(0)]), ANSWER).maps
+        engine.close()
+    assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] > 0.9
+
+
+def asked_objects(count: int) -> Iterator[tuple[Conversation, str, Item]]:
+    """Scenes that no training saw, each with a question about its only object of a kind."""
+    for seed in itertools.count():
+        scene = make_scene(seed, "shapes", "test")
+        kinds = [item.kind for item in scene.items]
+        for item in scene.items:
+            if len(kinds) > 2 and kinds.count(item.kind) == 1 and item.area < 0.15:
+                shown = open_picture(SHAPES.draw(scene))
+                question = f"What colour is the {item.word}?{SHORT_STYLE}"
+                yield Conversation.ask(question, [shown]), item.colour, item
+                count -= 1
+                break
+        if count == 0:
+            return
+
+
+def test_the_builtin_model_looked_at_what_it_was_asked_about(one_thread: None) -> None:
+    engine = LocalEngine(load_model())
+    hits, chances = [], []
+    for conversation, answer, item in asked_objects(40):
+        (maps,) = engine.attention_map(conversation, answer).maps
+        grid = maps.mean(0)
+        rows, columns = grid.shape
+        left, top, right, bottom = item.box
+        y, x = np.mgrid[:rows, :columns]
+        on_object = (x + 1 > left * columns) & (x < right * columns)
+        on_object &= (y + 1 > top * rows) & (y < bottom * rows)
+        hits.append(on_object.ravel()[grid.argmax()])
+        chances.append(on_object.mean())
+    engine.close()
+    assert np.mean(hits) > 2.5 * np.mean(chances), f"{np.mean(hits):.2f}, {np.mean(chances):.2f}"
+
+
+def test_a_conversation_without_pictures_has_no_map(tiny_llava_dir: Path) -> None:
+    engine = LocalEngine(load_model(str(tiny_llava_dir)))
+    with pytest.raises(UsageError, match="no picture"):
+        engine.attention_map(Conversation.ask("Hm?"), "red")
+    engine.close()
 
 
 def test_a_patch_that_draws_attention_anyway_is_no_answer() -> None:

@@ -1,8 +1,10 @@
 """Where on its pictures a model looked for each token of an answer.
 
-Relative attention (Zhang et al., 2025, "MLLMs Know Where to Look"): the answer's attention to each
-patch over that of a neutral instruction about the same pictures. What draws attention whatever is
-asked cancels out.
+Gradient-weighted and relative attention (both from Zhang et al., 2025, "MLLMs Know Where to Look").
+A model gathers what it sees in the question's tokens as much as in the answer's, so the weights of
+all text behind the pictures count, each as far as it made the answer's token likelier: attention
+times its gradient, where positive. That, over the attention under a neutral instruction about the
+same pictures, leaves what this question drew it to.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor
 from vqa_app.conversation import Conversation, Message
 from vqa_app.decoding import TextStream
 from vqa_app.engine import AttentionMap
-from vqa_app.errors import ModelError
+from vqa_app.errors import ModelError, UsageError
 from vqa_app.images import Picture
 from vqa_app.prompting import Prompt, encode, end_token_ids
 from vqa_app.runtime import Runtime
@@ -47,23 +49,25 @@ def attention_map(runtime: Runtime, conversation: Conversation, answer: str) -> 
 
     Raises:
         ModelError: the architecture does not allow it.
+        UsageError: the conversation holds no picture.
     """
     if not allows_maps(runtime):
         raise ModelError(
             f"{type(runtime.model).__name__} does not say where it looks.",
             "Attention maps need pictures that are fused as one grid of tokens, as LLaVA has them.",
         )
+    if not conversation.pictures:
+        raise UsageError("There is no picture to look at.", "Ask about a picture first.")
     prompt, places = answered(runtime, conversation, answer)
     ids = prompt.inputs["input_ids"][0, places.start : places.stop].tolist()
     ends = end_token_ids(runtime.model, runtime.processor)
     size = next((index for index, token in enumerate(ids) if token in ends), len(ids))
-    # The token at place p was chosen by looking from p - 1.
-    looked = _looks(runtime, prompt, places.start - 1)[:size]
+    looked = _looks(runtime, prompt, ids[:size], places.start)
     last = conversation.messages[-1]
     pictures = tuple(part for part in last.parts if isinstance(part, Picture))
     neutral = Conversation((*conversation.messages[:-1], Message.user(NEUTRAL, pictures)))
     neutral_prompt = encode(runtime.processor, neutral, answer_next=True)
-    anyway = _looks(runtime, neutral_prompt, len(neutral_prompt) - 1)[0]
+    anyway = _looks_anyway(runtime, neutral_prompt)
     maps = []
     spans = zip(prompt.image_spans, neutral_prompt.image_spans, prompt.pictures, strict=True)
     for index, ((start, end), (start0, end0), picture) in enumerate(spans):
@@ -74,17 +78,34 @@ def attention_map(runtime: Runtime, conversation: Conversation, answer: str) -> 
     return AttentionMap(_texts(runtime, ids[:size]), tuple(maps))
 
 
-def _looks(runtime: Runtime, prompt: Prompt, start: int) -> Tensor:
-    """[n - start, n]: attention of the tokens from `start`, mean over heads and over the layers in
-    the middle and above, where questions meet pictures; the first ones mostly gather neighbours."""
-    weights = runtime.attend(prompt, start)
-    return weights[len(weights) // 3 :].float().mean((0, 1))
+def _looks(runtime: Runtime, prompt: Prompt, ids: list[int], place: int) -> Tensor:
+    """[answer tokens, n]: how far attention to each token of the prompt made an answer's tokens,
+    which stand from `place` on, likelier. Every layer counts alike."""
+    start = prompt.image_spans[-1][1]
+    logits, weights = runtime.attend(prompt, start)
+    with torch.inference_mode(False), torch.enable_grad():
+        looked = torch.zeros(len(ids), len(prompt), device=logits.device)
+        # The token at place p was chosen by looking from p - 1.
+        chosen = logits[place - 1 - start :].float().log_softmax(-1)
+        for index, token in enumerate(ids):
+            gradients = torch.autograd.grad(chosen[index, token], weights, retain_graph=True)
+            for layer, gradient in zip(weights, gradients, strict=True):
+                useful = (layer * gradient).detach().float().clamp(min=0).sum((0, 1, 2))
+                seen = sum(useful[a:b].sum() for a, b in prompt.image_spans)
+                looked[index] += useful / seen.clamp(min=torch.finfo(torch.float32).tiny)
+    return looked
+
+
+def _looks_anyway(runtime: Runtime, prompt: Prompt) -> Tensor:
+    """[n]: mean attention of the text behind the pictures, whatever comes of it."""
+    _, weights = runtime.attend(prompt, prompt.image_spans[-1][1])
+    return torch.stack([layer.detach().float().mean((0, 1, 2)) for layer in weights]).mean(0)
 
 
 def _relative(looked: Tensor, anyway: Tensor) -> Tensor:
     """[tokens, patches], each row non-negative with a sum of 1."""
     mean = anyway.mean()
-    relative = looked / (anyway + 0.01 * mean)
+    relative = looked / (anyway + mean)  # the mean keeps patches nobody looks at from winning
     relative[:, anyway > SINK * mean] = 0.0
     total = relative.sum(-1, keepdim=True)
     return torch.where(total > 0, relative / total, 1.0 / relative.shape[-1])

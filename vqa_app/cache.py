@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 Identity: TypeAlias = "np.ndarray"
 """[tokens] int64: token ids, the tokens of a picture replaced by a number from its digest. Two
@@ -83,7 +83,8 @@ class BufferLayer(CacheLayerMixin):
         self.values[:, :, start:end].copy_(value_states)
         if start == 0:
             return key_states, value_states
-        return self.keys_view(end).contiguous(), self.values[:, :, :end]
+        keys = self.keys_view(end)
+        return keys.contiguous() if self.transposed else keys, self.values[:, :, :end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
@@ -133,6 +134,14 @@ class KVCache(Cache):
         """Forgets everything after the first `length` tokens; the buffers stay."""
         for layer in self.layers:
             layer.length = min(layer.length, length)
+
+    def differentiable(self, length: int) -> DynamicCache:
+        """A copy of the first `length` tokens behind which autograd may go on."""
+        twin = DynamicCache()
+        for index, layer in enumerate(self.layers):
+            keys, values = layer.keys_view(length).clone(), layer.values[:, :, :length].clone()
+            twin.update(keys, values, index)
+        return twin
 
     def copy(self, length: int) -> KVCache:
         return KVCache([layer.copy(length) for layer in self.layers])

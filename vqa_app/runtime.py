@@ -121,27 +121,35 @@ class Runtime:
             self.prefixes.put(identity[: kv.length], kv)
             yield
 
-    def attend(self, prompt: Prompt, start: int) -> Tensor:
-        """Attention weights [layers, heads, n - start, n] of the tokens from `start` on.
+    def attend(self, prompt: Prompt, start: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits [n - start, vocabulary] of the tokens from `start` on, behind all pictures, and
+        the attention weights [1, heads, n - start, n] of each layer, from which gradients flow to
+        them.
 
-        Only these go through attention that keeps its weights; what stands before them is read as
-        ever.
+        Only these tokens go through attention that keeps its weights; what stands before them is
+        read as ever.
         """
         reading = finish(self.read(prompt, lambda: False, keep=len(prompt) - start))
         assert isinstance(reading, PrefixReading)
-        reading.kv.keep(start)
         inputs = self._inputs(prompt, start, len(prompt), self._positions(prompt))
         decoder = self.model.get_decoder()
         before = decoder.config._attn_implementation
-        decoder.set_attn_implementation("eager")
-        try:
-            output = self.model(
-                **inputs, past_key_values=reading.kv, use_cache=True, output_attentions=True
-            )
-        finally:
-            decoder.set_attn_implementation(before)
+        with torch.inference_mode(False), torch.enable_grad():
+            # Copies: autograd takes nothing that was made in inference mode.
+            inputs = {name: value.clone() for name, value in inputs.items()}
+            kv = reading.kv.differentiable(start)
+            decoder.set_attn_implementation("eager")
+            self.model.enable_input_require_grads()
+            try:
+                output = self.model(
+                    **inputs, past_key_values=kv, use_cache=True, output_attentions=True
+                )
+            finally:
+                self.model.disable_input_require_grads()
+                decoder.set_attn_implementation(before)
+            logits = output.logits[0]
         reading.close(())
-        return torch.cat(output.attentions)
+        return logits, output.attentions
 
     def forget(self) -> None:
         """Empties the caches."""

@@ -106,9 +106,11 @@ def real_size() -> Any:
         model = LlavaForConditionalGeneration(config).eval()
     torch.set_default_dtype(torch.float32)
     generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
             parameter.data.normal_(0.0, 0.02, generator=generator)
+        else:
+            parameter.data.fill_(0.0 if name.endswith("bias") else 1.0)
     processor = LlavaProcessor(
         SiglipImageProcessorPil(size={"height": 384, "width": 384}),
         words,
