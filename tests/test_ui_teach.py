@@ -120,6 +120,23 @@ def test_odd_zip_files_are_refused(teaching, tmp_path, data, words):
     assert not list(tmp_path.rglob("evil*"))
 
 
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_zip_file_cannot_name_pictures_of_the_server(teaching, tmp_path, absolute):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png())
+    name = str(secret) if absolute else "../" * 12 + str(secret).lstrip("/")
+    row = {"id": "1", "image": name, "conversations": [
+        {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "x"}]}  # fmt: skip
+    data = packed(**{"rows.json": json.dumps([row]).encode()})
+    try:
+        count, problems = teaching.take_in("ann", data)
+    except DataError as error:
+        assert "secret.png" in str(error)
+    else:
+        assert count == 0 and problems
+    assert teaching.rows("ann") == []
+
+
 def test_a_bomb_is_not_unpacked(teaching, monkeypatch):
     monkeypatch.setattr("ui.teach.MAX_UNPACKED", 1000)
     with pytest.raises(DataError, match="too much"):

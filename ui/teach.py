@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -196,6 +196,7 @@ class Teaching:
             folder = Path(temporary)
             unpack(data, folder)
             found = read_rows(data_files(folder))
+            refuse_outside(found.rows, folder)
             problems = [f"row {p.row}: {p.what}" for p in found.problems]
             count = 0
             for row in found.rows:
@@ -280,6 +281,22 @@ def data_files(folder: Path) -> list[Path]:
         if files:
             return files
     raise DataError("There is no data file in it.", "Add a LLaVA JSON or a CSV.")
+
+
+def refuse_outside(rows: Iterable[Any], folder: Path) -> None:
+    """Checks that data which somebody sent names only its own pictures, none of the server's.
+
+    Raises:
+        DataError: a row names a file elsewhere.
+    """
+    for row in rows:
+        for picture in row.pictures:
+            path = picture.origin
+            if isinstance(path, Path) and not path.resolve().is_relative_to(folder.resolve()):
+                raise DataError(
+                    f"Row {row.number} names a picture outside the zip file: {picture.name}.",
+                    "Put the picture in, and name it relative to the data file.",
+                )
 
 
 def unpack(data: bytes, folder: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 from ui import before_after, world_data
 from ui.handlers import Desk, Request, Update, message_of, without_paths
 from ui.hub import Choice
-from ui.teach import Teaching, data_files, unpack
+from ui.teach import Teaching, data_files, refuse_outside, unpack
 from vqa_app.errors import DataError, UsageError, VqaError
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,13 @@ class TrainingDesk:
         return paths
 
     def upload(self, owner: str, data: bytes, name: str) -> None:
-        """Keeps a zip file with a data set of this owner's."""
+        """Keeps a zip file with a data set of this owner's.
+
+        Raises:
+            DataError: it is no zip file with data, or names pictures outside itself.
+        """
+        from finetune.datasets import read_rows
+
         name = " ".join(re.sub(r"[^\w\-]+", " ", Path(name).stem).split())[:60] or "data set"
         folder = dict(self._folders(owner))["upload"] / name
         if folder.exists():
@@ -127,6 +134,7 @@ class TrainingDesk:
         partial.mkdir(parents=True)
         try:
             unpack(data, partial)
+            refuse_outside(read_rows(data_files(partial)).rows, partial)
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -176,7 +184,7 @@ class TrainingDesk:
         with self._lock:
             if self.job is not None and self.job.running:
                 raise UsageError("A training is running already.", "Wait for it, or stop it.")
-            if run.exists():
+            if (run / "manifest.json").exists():
                 raise UsageError(f"There is a run {name!r} already.", "Choose another name.")
             job = self.job = Job(owner, name, run, base, stage)
         rehearse = bool(request.get("rehearse")) and base.source == "builtin"
@@ -220,7 +228,9 @@ class TrainingDesk:
             if rehearse:
                 job.messages.append("Drawing pictures of its own world, so that it forgets less.")
                 file = world_data.write_rehearsal(
-                    self.data_dir / "rehearsal" / job.name, self._rehearsal(paths), len(job.name)
+                    self.data_dir / "rehearsal" / job.name,
+                    self._rehearsal(paths),
+                    zlib.crc32(job.name.encode()),
                 )
                 paths = [*paths, str(file)]
             config = FinetuneConfig(

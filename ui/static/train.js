@@ -106,6 +106,7 @@
       el("p.note", {}, `${job.stage} on ${job.base}` + (running ? `: ${PHASES[job.phase] || job.phase}${job.of ? ` ${job.done.toLocaleString()} of ${job.of.toLocaleString()}` : ""}${left}` : "")),
     ];
     if (running) parts.push(el("div.track.wide", { role: "progressbar", "aria-label": "Progress", "aria-valuenow": Math.round(share * 100), "aria-valuemin": 0, "aria-valuemax": 100 }, bar(share)));
+    if (job.state === "stopped") parts.push(el("p.note", {}, `Start again with the name ${job.name} and the same choices to go on.`));
     if (job.error) parts.push(el("p.failed", { role: "alert" }, job.error));
     const charts = [];
     if (job.losses.length > 1) charts.push(chart("Loss", job.losses));
