@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,6 +146,16 @@ def test_a_zip_becomes_a_data_set_of_its_owner(school):
 def test_a_data_set_in_the_data_dir_is_offered_to_all(school, tmp_path):
     world_data.write_rehearsal(tmp_path / "datasets" / "world", 5, 1)
     assert school.training.check("bob", {"sources": ["shared:world"]})["preflight"]["rows"] == 5
+
+
+def test_an_easy_vqa_folder_is_understood(school, tmp_path):
+    train = tmp_path / "datasets" / "easy" / "data" / "train"
+    (train / "images").mkdir(parents=True)
+    Image.new("RGB", (64, 64), "teal").save(train / "images" / "0.png")
+    rows = [["what color is the image?", "teal", 0], ["is there a hat?", "no", 0]]
+    (train / "questions.json").write_text(json.dumps(rows))
+    found = school.training.check("ann", {"sources": ["shared:easy"]})["preflight"]
+    assert (found["rows"], found["pictures"], found["problems"]) == (2, 1, [])
 
 
 def test_judging_an_answer_keeps_a_row_and_can_be_taken_back(school):
