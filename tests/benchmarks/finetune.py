@@ -238,12 +238,14 @@ def plain_trainer(options: argparse.Namespace, out: str) -> Timing:
             )
             for m, (_, _, answer) in zip(asked, rows, strict=True)
         ]
-        options = {"return_tensors": "pt", "padding": True, "padding_side": "right"}
-        batch = dict(processor(text=whole, images=[[i] for i in images], **options))
-        lengths = processor(text=prompts, images=[[i] for i in images], **options)
+        layout = {"return_tensors": "pt", "padding": True, "padding_side": "right"}
+        batch = dict(processor(text=whole, images=[[i] for i in images], **layout))
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        for row, length in enumerate(lengths["attention_mask"].sum(1).tolist()):
-            labels[row, :length] = -100
+        # Prompts are counted in text alone, so that no picture is processed twice.
+        texts = processor.tokenizer([*whole, *prompts])["input_ids"]
+        for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+            answer = len(texts[row]) - len(texts[len(rows) + row])
+            labels[row, : length - answer] = -100
         return batch | {"labels": labels}
 
     times = epoch_times()
