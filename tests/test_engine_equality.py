@@ -166,3 +166,21 @@ def test_reuse_is_claimed_exactly_where_it_works(
     assert lean == (
         name in LEAN_LLMS or name in ARCHITECTURES and name not in WHOLE_PROMPTS | {"gemma3"}
     )
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl", "gemma3"])
+def test_models_without_a_lean_decoder_reuse_prefixes_too(
+    name: str, tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqa_app.lean.LAYERS", frozenset())
+    loaded = load_model(str(tiny_checkpoint(name)))
+    fast = LocalEngine(loaded)
+    slow = LocalEngine(loaded, cache_bytes=0, feature_bytes=0, fast_decoding=False)
+    said = ""
+    for step in histories(2, 5):
+        conversation = step(said)
+        answer, expected = ask(fast, conversation), ask(slow, conversation)
+        assert answer.text == expected.text
+        said = answer.text
+    fast.close()
+    slow.close()

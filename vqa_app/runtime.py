@@ -171,7 +171,7 @@ class Runtime:
         if self._lean is not None:
             return self._lean.step(token, kv, position)
         inputs: dict[str, Any] = {}
-        if position != kv.length:
+        if hasattr(self.model.base_model, "get_rope_index"):  # it would remember another's pictures
             inputs["position_ids"] = torch.full((3, 1, 1), position, device=self.model.device)
         ids = torch.tensor([[token]], device=self.model.device)
         return self.model(input_ids=ids, past_key_values=kv, use_cache=True, **inputs).logits[0, -1]
