@@ -8,13 +8,23 @@ from typing import Any
 import torch
 
 from finetune.config import FinetuneConfig
+from vqa_app.errors import UsageError
 
 
 def join_processes(config: FinetuneConfig) -> tuple[int, int]:
-    """This process's number and how many there are; `accelerate launch` starts several."""
+    """This process's number and how many there are; `accelerate launch` starts several.
+
+    Raises:
+        UsageError: the config shards, and there are no GPUs.
+    """
     from accelerate import PartialState
 
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    for option in ("fsdp", "deepspeed"):
+        if on_cpu and getattr(config, option):
+            raise UsageError(
+                f"{option} shards over GPUs, and none is used.", f"Leave {option} out."
+            )
     state = PartialState(cpu=on_cpu)
     return state.process_index, state.num_processes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -80,18 +81,27 @@ def train(
         raise UsageError("There is no folder for the run.", "Give --out.")
     run = Path(config.out)
     _refuse_finished(run)
-    tell = on_progress if on_progress and _main_process(config) else _silent
-    with Stop(cancel) as stop:
-        if config.recipe == "llava":
-            first = config.replace(stage="projector", recipe=None, out=str(run / "projector"))
-            if not (run / "projector" / "manifest.json").exists():
-                tell(Progress("loading", message="Stage 1 of 2: the projector."))
-                result = run_stage(first, tell, stop)
-                if not result.finished:
-                    return result
-            tell(Progress("loading", message=f"Stage 2 of 2: {config.stage}."))
-            return run_stage(config, tell, stop, projector=run / "projector")
-        return run_stage(config, tell, stop)
+    shown = on_progress if on_progress and _main_process() else _silent
+
+    def tell(progress: Progress) -> None:
+        if cancel is not None and cancel.is_set() and progress.phase in ("checking", "encoding"):
+            raise _Cancelled
+        shown(progress)
+
+    try:
+        with Stop(cancel) as stop:
+            if config.recipe == "llava":
+                first = config.replace(stage="projector", recipe=None, out=str(run / "projector"))
+                if not (run / "projector" / "manifest.json").exists():
+                    tell(Progress("loading", message="Stage 1 of 2: the projector."))
+                    result = run_stage(first, tell, stop)
+                    if not result.finished:
+                        return result
+                tell(Progress("loading", message=f"Stage 2 of 2: {config.stage}."))
+                return run_stage(config, tell, stop, projector=run / "projector")
+            return run_stage(config, tell, stop)
+    except _Cancelled:
+        return RunResult(run, False, 0, 0)
 
 
 def read_data(
@@ -218,9 +228,11 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _main_process(config: FinetuneConfig) -> bool:
-    import os
+class _Cancelled(Exception):
+    """The caller does not want the run any more, and there is nothing to save yet."""
 
+
+def _main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 

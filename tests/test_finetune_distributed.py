@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ from finetune.distributed import DEEPSPEED, FSDP, deepspeed_config, fsdp_config
 from finetune.train import train
 from tests.finetune_data import write_data
 from vqa_app.errors import UsageError
+
+needs_fork = pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="needs processes that can be forked"
+)
 
 
 def config(model: Path, folder: Path, name: str) -> FinetuneConfig:
@@ -41,8 +46,16 @@ def records(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def run_as(rank: int, processes: int, port: int, chosen: FinetuneConfig) -> int:
-    """Forks a process with the environment that `accelerate launch` gives it; its process id."""
+def run_together(processes: int, work: Callable[[], object]) -> None:
+    """Runs the same in forked processes, with the environment of `accelerate launch`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [_fork(rank, processes, port, work) for rank in range(processes)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * processes
+
+
+def _fork(rank: int, processes: int, port: int, work: Callable[[], object]) -> int:
     child = os.fork()
     if child:
         return child
@@ -57,7 +70,7 @@ def run_as(rank: int, processes: int, port: int, chosen: FinetuneConfig) -> int:
         os.environ.update(
             MASTER_ADDR="127.0.0.1", ACCELERATE_USE_CPU="true", GLOO_SOCKET_IFNAME="lo"
         )
-        train(chosen)
+        work()
         os._exit(0)
     except BaseException:
         import traceback
@@ -66,26 +79,44 @@ def run_as(rank: int, processes: int, port: int, chosen: FinetuneConfig) -> int:
         os._exit(1)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be forked")
-def test_two_processes_reach_the_losses_of_one(tiny_llava_dir: Path, tmp_path: Path) -> None:
-    """Text-only rows are in the mix: some micro-batches hold no picture, so one process's projector
-    idles."""
-    write_data(tmp_path, pictures=7, text_rows=4)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    alone = config(tiny_llava_dir, tmp_path, "alone")
-    both = config(tiny_llava_dir, tmp_path, "both")
-    children = [run_as(0, 1, port, alone)]
-    assert os.waitpid(children[0], 0)[1] == 0
-    children = [run_as(rank, 2, port, both) for rank in (0, 1)]
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
-    one, two = records(tmp_path / "alone"), records(tmp_path / "both")
-    assert [line["step"] for line in one] == [line["step"] for line in two]
-    for first, second in zip(one, two, strict=True):
-        for key in ("loss", "grad_norm", "eval_loss", "eval_vqa_accuracy"):
-            if key in first:
-                assert second[key] == pytest.approx(first[key], rel=1e-3), (key, first["step"])
+@pytest.fixture(scope="module")
+def alone(tiny_llava_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process. Some rows are text only, so some micro-batches hold no picture."""
+    folder = tmp_path_factory.mktemp("distributed")
+    write_data(folder, pictures=7, text_rows=4)
+    run_together(1, lambda: train(config(tiny_llava_dir, folder, "alone")))
+    return folder / "alone"
+
+
+def assert_same(run: Path, other: Path) -> None:
+    one, two = records(run), records(other)
+    by_step = {line["step"]: line for line in two if "loss" in line}
+    for line in one:
+        if "loss" in line:
+            assert by_step[line["step"]]["loss"] == pytest.approx(line["loss"], rel=1e-3)
+            norm = by_step[line["step"]]["grad_norm"]
+            assert norm == pytest.approx(line["grad_norm"], rel=1e-3), line["step"]
+    assert len(by_step) == sum("loss" in line for line in one)
+
+
+@needs_fork
+def test_two_processes_reach_the_losses_of_one(tiny_llava_dir: Path, alone: Path) -> None:
+    chosen = config(tiny_llava_dir, alone.parent, "both")
+    run_together(2, lambda: train(chosen))
+    assert_same(alone, alone.parent / "both")
+    for one, two in zip(records(alone), records(alone.parent / "both"), strict=True):
+        for key in {"eval_loss", "eval_vqa_accuracy"} & set(one):
+            assert two[key] == pytest.approx(one[key], rel=1e-3)
+
+
+@pytest.mark.parametrize("option", ["fsdp", "deepspeed"])
+def test_sharding_without_gpus_is_refused(
+    tiny_llava_dir: Path, tmp_path: Path, option: str
+) -> None:
+    """accelerate would train unsharded without a word."""
+    chosen = config(tiny_llava_dir, tmp_path, "run")
+    with pytest.raises(UsageError, match=f"{option} shards over GPUs"):
+        train(chosen.replace(**{option: "default" if option == "fsdp" else "zero2"}))
 
 
 @pytest.mark.parametrize("name", FSDP)

@@ -243,6 +243,19 @@ def test_cancelling_saves_and_the_same_call_goes_on(options: dict, tmp_path: Pat
     assert done.finished and list(losses(done.run)) == list(range(1, 9))
 
 
+def test_cancelling_while_the_data_is_checked_ends_at_once(options: dict, tmp_path: Path) -> None:
+    cancel = threading.Event()
+    phases = []
+
+    def on_progress(progress: Progress) -> None:
+        phases.append(progress.phase)
+        if progress.phase == "checking":
+            cancel.set()
+
+    result = train(FinetuneConfig(**options, out=str(tmp_path / "run")), on_progress, cancel)
+    assert not result.finished and "training" not in phases
+
+
 def test_another_config_does_not_go_on_with_an_interrupted_run(
     options: dict, tmp_path: Path
 ) -> None:
