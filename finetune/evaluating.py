@@ -19,6 +19,7 @@ from finetune.evaluate import (
 )
 from finetune.progress import OnProgress, Progress
 from finetune.report import keep_watch_answers
+from finetune.samples import Sample
 from vqa_app.conversation import Conversation
 from vqa_app.errors import UsageError
 
@@ -66,7 +67,7 @@ class Evaluation:
         between."""
         if not data.held_out.samples or config.fsdp or config.deepspeed:
             return None
-        questions = questions_of(data.held_out.rows, history=config.turns == "together")
+        questions = questions_of(data.held_out.rows, history=_in_dialogue(data.held_out.samples))
         chosen = tuple(spread(questions, config.eval_questions))
         longest = max(_longest_answer(data, processor, q) for q in chosen)
         return cls(
@@ -134,6 +135,12 @@ def scores_of(result: EvalResult) -> dict[str, float]:
     """vqa_accuracy, loss and, where there are pictures, image_gain."""
     found = {"vqa_accuracy": result.scores.vqa_accuracy, "loss": result.loss or 0.0}
     return found | ({"image_gain": result.image_gain} if result.image_gain is not None else {})
+
+
+def _in_dialogue(samples: Sequence[Sample]) -> bool:
+    """Whether follow-up questions are trained behind the earlier turns; then they are asked so."""
+    several = [sample for sample in samples if len(sample.row.references) > 1]
+    return 2 * sum(sample.segments is None for sample in several) > len(several)
 
 
 def _watched(config: FinetuneConfig, questions: Sequence[Question]) -> tuple[Watched, ...]:

@@ -1,0 +1,70 @@
+"""check-data and show-sample print what a person needs; progress without a terminal is lines."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune.config import FinetuneConfig
+from finetune.looking import check_data, show_sample
+from finetune.progress import Display, Progress, clock
+from tests.finetune_data import write_data
+from vqa_app.errors import DataError
+
+
+def options(data: Path, model: Path) -> FinetuneConfig:
+    return FinetuneConfig(data=(str(data),), model=str(model), workers=1)
+
+
+def test_check_data_prints_counts_and_every_problem(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path)
+    stream = io.StringIO()
+    check_data(options(data, tiny_llava_dir), stream)
+    assert "8 rows, 14 answers" in stream.getvalue() and "No problems." in stream.getvalue()
+    rows = json.loads(data.read_text())
+    rows[4]["image"] = "gone.png"
+    data.write_text(json.dumps(rows))
+    stream = io.StringIO()
+    with pytest.raises(DataError, match="1 problem"):
+        check_data(options(data, tiny_llava_dir), stream)
+    assert f"{data}, row 5: There is no picture gone.png" in stream.getvalue()
+    check_data(options(data, tiny_llava_dir).replace(max_bad=1), io.StringIO())
+
+
+def test_leaking_rows_are_counted(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path)
+    stream = io.StringIO()
+    check_data(options(data, tiny_llava_dir).replace(eval_data=(str(data),)), stream)
+    assert "Held-out rows whose pictures are trained on: 6" in stream.getvalue()
+
+
+def test_show_sample_marks_exactly_the_trained_tokens(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path)
+    stream = io.StringIO()
+    show_sample(options(data, tiny_llava_dir), 2, stream)
+    shown = stream.getvalue()
+    marked = "".join(part.split("⟧")[0] for part in shown.split("⟦")[1:] if "green" not in part)
+    assert marked == "blue<|im_end|>no<|im_end|>no<|im_end|>"
+    assert "⟨16 image tokens⟩" in shown and "row 2" in shown and "32×32" in shown
+    with pytest.raises(DataError, match="8 good rows, so no row 9"):
+        show_sample(options(data, tiny_llava_dir), 9, stream)
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then() -> None:
+    stream = io.StringIO()
+    with Display(stream) as display:
+        for step in range(1, 51):
+            display(Progress("training", step, 50, loss=1 / step, evaluation={"vqa_accuracy": 0.5}))
+        display(Progress("saving", message="Saved."))
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("training  1/50  loss 1.0000  accuracy 50.0 %")
+    assert lines[-2].startswith("training  50/50") and lines[-1] == "Saved."
+    assert len(lines) == 3
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_time_left_reads_as_a_clock() -> None:
+    assert (clock(59.6), clock(61), clock(3700)) == ("1:00", "1:01", "1:01:40")
