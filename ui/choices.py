@@ -32,13 +32,12 @@ def started_with(model: str, adapter: str | None, quantize: str | None) -> Choic
     return Choice("start", label, detail, "Started with", model, adapter, quantize)
 
 
-def offered(start: Choice, runs: Path, catalogue: bool = True) -> Iterator[Choice]:
+def offered(start: Choice, runs: Path) -> Iterator[Choice]:
     """All choices.
 
     Args:
         start: the one of the command line.
         runs: folder whose subfolders are runs.
-        catalogue: whether models that would have to be fetched are offered.
     """
     yield start
     if start is not BUILTIN:
@@ -48,8 +47,7 @@ def offered(start: Choice, runs: Path, catalogue: bool = True) -> Iterator[Choic
         for run in sorted(finished, key=lambda run: run.stat().st_mtime, reverse=True):
             key = "run-" + hashlib.sha256(run.name.encode()).hexdigest()[:12]
             yield Choice(key, run.name, "trained here", "Trained here", str(run))
-    if catalogue:
-        yield from _catalogue()
+    yield from _catalogue()
 
 
 def _catalogue() -> list[Choice]:

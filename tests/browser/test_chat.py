@@ -9,6 +9,8 @@ import threading
 import pytest
 
 from tests.browser.conftest import Visitor
+from tests.fake_engine import FakeEngine
+from tests.ui_server import running
 
 
 def test_from_the_first_visit_to_the_first_answer(visit):
@@ -274,3 +276,42 @@ def test_six_people_at_once_are_answered_in_order(browser, house, engine, people
     finally:
         for visitor in visitors:
             visitor.context.close()
+
+
+def test_a_chat_survives_a_restart_of_the_server(browser, tmp_path):
+    with running({"fake": FakeEngine()}, tmp_path) as first:
+        visitor = Visitor(browser, first.address)
+        visitor.open()
+        visitor.ask("Remember me?")
+        port = int(first.address.rstrip("/").rpartition(":")[2])
+    try:
+        with running({"fake": FakeEngine()}, tmp_path, port=port):
+            visitor.page.reload()
+            visitor.page.wait_for_selector(".bubble:has-text('Remember me?')")
+            visitor.ask("And now?")
+            assert len(visitor.answers) == 2
+    finally:
+        visitor.context.close()
+
+
+def test_another_sites_page_cannot_post(visit, house, monkeypatch):
+    brought = []
+    monkeypatch.setattr(house.application.desk, "bring", lambda *given: brought.append(given))
+    visitor = visit()
+    elsewhere = visitor.context.new_page()
+    elsewhere.goto("about:blank")  # its origin is "null"
+    for mode in ("cors", "no-cors"):
+        elsewhere.evaluate(
+            """async ([address, mode]) => {
+              try {
+                await fetch(address + "vqa/pictures?name=x.png",
+                            { method: "POST", mode, credentials: "include", body: "data" });
+              } catch (refused) {}
+            }""",
+            [house.address, mode],
+        )
+    assert brought == []
+    answer = visitor.page.evaluate(
+        "async () => (await fetch('vqa/pictures', {method: 'POST', body: 'data'})).status"
+    )
+    assert answer == 200 and len(brought) == 1
