@@ -230,7 +230,10 @@ def test_settings_reach_the_model_and_stay(visit, engine):
     visitor.page.fill("#set-seed", "7")
     visitor.page.press("#set-seed", "Tab")
     visitor.page.select_option("#set-style", "short")
-    visitor.page.wait_for_timeout(300)  # saved in the background
+    visitor.page.wait_for_function(
+        "() => { const s = vqa.state.settings;"
+        " return s.system === 'Be brief.' && s.seed === 7 && s.style === 'short'; }"
+    )
     visitor.ask("What?")
     conversation, options = engine.asked[-1]
     assert conversation.system == "Be brief." and options.seed == 7
