@@ -261,8 +261,7 @@ def test_another_config_does_not_go_on_with_an_interrupted_run(
 ) -> None:
     config = FinetuneConfig(**{**options, "eval_every": 0.0}, out=str(tmp_path / "run"))
     cancel = threading.Event()
-    cancel.set()
-    train(config, cancel=cancel)
+    train(config, lambda progress: progress.phase == "training" and cancel.set(), cancel)
     with pytest.raises(UsageError, match="another lr"):
         train(config.replace(lr=1e-4))
     with pytest.raises(UsageError, match="no checkpoint"):
