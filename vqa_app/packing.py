@@ -76,14 +76,15 @@ def can_pack(model: nn.Module) -> bool:
 
 def pack(model: nn.Module) -> int:
     """Swaps every `nn.Linear` for its packed self; says how many there were."""
+    # Names only: each weight shall be gone before the next one is packed.
     linears = [
-        (parent, name, child)
+        (parent, name)
         for parent in model.modules()
         for name, child in parent.named_children()
         if type(child) is nn.Linear
     ]
-    for parent, name, child in linears:
-        setattr(parent, name, PackedLinear(child))
+    for parent, name in linears:
+        setattr(parent, name, PackedLinear(getattr(parent, name)))
     return len(linears)
 
 
