@@ -16,7 +16,7 @@ SHAPES = {"shapes": 1.0}
 
 
 def test_the_tiny_recipe_leaves_a_standard_checkpoint(tmp_path: Path) -> None:
-    plan = Plan(tmp_path / "run", minutes=0.15, tiny=True)
+    plan = Plan(tmp_path / "run", minutes=0.15, tiny=True, parallel=True)
     final = build(plan)
     model = AutoModelForImageTextToText.from_pretrained(final)
     processor = AutoProcessor.from_pretrained(final)

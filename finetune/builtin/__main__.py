@@ -33,7 +33,8 @@ def main() -> None:
     device = given.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    final = build(Plan(given.out, given.minutes, given.seed, given.tiny, device))
+    parallel = device == "cpu" and torch.get_num_threads() > 1
+    final = build(Plan(given.out, given.minutes, given.seed, given.tiny, device, parallel))
     print(f"The model is in {final} ({sizes(final)}).")
 
 

@@ -50,6 +50,13 @@ class Plan:
     seed: int = 0
     tiny: bool = False
     device: str = "cpu"
+    parallel: bool = False
+    """Two processes: 0a beside 0b, then both as one. For CPUs with several cores."""
+
+    @property
+    def separate(self) -> float:
+        """Minutes for each of 0a and 0b."""
+        return SEPARATE * self.minutes / (1 if self.parallel else 2)
 
     @property
     def rooms(self) -> Mapping[str, float]:
@@ -60,7 +67,9 @@ def build(plan: Plan) -> Path:
     """Trains everything that is not done yet; returns the folder of the finished checkpoint."""
     plan.out.mkdir(parents=True, exist_ok=True)
     the_tokenizer(plan)
-    with side_by_side(_encoder_alone, plan):
+    with side_by_side(_encoder_alone, plan) as two:
+        if not two:
+            _encoder(plan)
         _language(plan)
     if not (plan.out / "base" / "config.json").exists():
         sync = plan.out / "meet.sync"
@@ -72,17 +81,18 @@ def build(plan: Plan) -> Path:
 
 @contextmanager
 def side_by_side(task: Callable[..., None], plan: Plan, *args: int) -> Iterator[bool]:
-    """Runs `task(plan, *args)` in a process of its own with half of the cores, where this one is on
-    a CPU with several; else first it and then the block. Yields whether there are two."""
+    """Runs `task(plan, *args)` in a process of its own, with half of the cores, beside the block.
+
+    Yields whether it does: see `Plan.parallel`.
+    """
     threads = torch.get_num_threads()
-    if plan.device != "cpu" or threads < 2:
-        if task is not _meet:
-            task(plan, *args)
+    if not plan.parallel:
         yield False
         return
-    torch.set_num_threads(threads // 2)
+    half = max(1, threads // 2)
+    torch.set_num_threads(half)
     context = multiprocessing.get_context("spawn")
-    other = context.Process(target=_in_process, args=(task, threads // 2, plan, *args), daemon=True)
+    other = context.Process(target=_in_process, args=(task, half, plan, *args), daemon=True)
     other.start()
     yield True
     other.join()
@@ -113,7 +123,7 @@ def _encoder(plan: Plan) -> SiglipModel:
         plan.out,
         the_tokenizer(plan),
         plan.rooms,
-        SEPARATE * plan.minutes,
+        plan.separate,
         seed=plan.seed,
         tiny=plan.tiny,
         batch=16 if plan.tiny else 64,
@@ -128,7 +138,7 @@ def _language(plan: Plan) -> tuple[LlamaForCausalLM, Symbols]:
         plan.out,
         the_tokenizer(plan),
         plan.rooms,
-        SEPARATE * plan.minutes,
+        plan.separate,
         seed=plan.seed,
         tiny=plan.tiny,
         scale=0.1 if plan.tiny else 1.0,
