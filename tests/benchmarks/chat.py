@@ -216,19 +216,25 @@ class EngineChat:
         pictures = [] if self.conversation.messages else [self.picture]
         self.conversation = self.conversation.then(Message.user(question, pictures))
         options = GenerationOptions(max_new_tokens=max_new_tokens, temperature=0.0)
-        start, first = clock(), 0.0
+        start, times = clock(), []
         for event in self.engine.stream(self.conversation, options):
-            if not first and not isinstance(event, Status):
-                first = clock()  # at the first text, or the end of an empty answer
-        seconds = clock() - first
+            if not isinstance(event, Status):
+                times.append(clock())  # every token's text, then the answer's end
         self.conversation = self.conversation.then(Message.assistant(event.text))
-        rate = (event.new_tokens - 1) / seconds if event.new_tokens > 1 else 0.0
-        return Turn(first - start, rate, event.new_tokens, event.text)
+        # As for plain: between tokens, without what is tidied up after the last.
+        spoken = times[:-1]
+        rate = (len(spoken) - 1) / (spoken[-1] - spoken[0]) if len(spoken) > 1 else 0.0
+        return Turn(times[0] - start, rate, event.new_tokens, event.text)
 
 
-def new_picture(number: int) -> Any:
+def new_picture(name: str, number: int) -> Any:
+    """Noise; for the built-in model a scene of its world, since it answers noise with a refusal."""
     from vqa_app.images import open_picture
 
+    if name == "builtin":
+        from finetune.builtin.world import sample_scene
+
+        return open_picture(sample_scene(number, "shapes")[0])
     noise = np.random.default_rng(number).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     return open_picture(Image.fromarray(noise))
 
@@ -243,11 +249,11 @@ def compare(name: str, rounds: int, max_new_tokens: int) -> None:
     loaded = load(name)
     mine = replace(loaded, model=copy.deepcopy(loaded.model))
     engine = LocalEngine(mine)
-    for chat in (PlainChat(loaded, new_picture(0)), EngineChat(engine, new_picture(0))):
+    for chat in (PlainChat(loaded, new_picture(name, 0)), EngineChat(engine, new_picture(name, 0))):
         talk(chat, 4, turns=2)  # what the first use of anything costs is no part of it
     results: dict[str, list[list[Turn]]] = defaultdict(list)
     for number in range(1, rounds + 1):
-        picture, other = new_picture(2 * number), new_picture(2 * number + 1)
+        picture, other = new_picture(name, 2 * number), new_picture(name, 2 * number + 1)
         results["plain"].append(talk(PlainChat(loaded, picture), max_new_tokens))
         results["engine"].append(talk(EngineChat(engine, picture), max_new_tokens))
         prepared = EngineChat(engine, other)
@@ -297,7 +303,7 @@ def peak_memory(name: str, side: str) -> float:
 
 
 def print_memory(name: str, side: str, max_new_tokens: int) -> None:
-    loaded, picture = load(name), new_picture(0)
+    loaded, picture = load(name), new_picture(name, 0)
     if side == "plain":
         talk(PlainChat(loaded, picture), max_new_tokens, turns=2)
     else:
