@@ -200,8 +200,8 @@
         submit();
       }
       if (event.key === "Escape") {
-        if (vqa.state.asking) vqa.act("stop");
-        else if (replaces) clear();
+        if (replaces) clear();
+        else if (vqa.state.asking) vqa.act("stop");
       }
       if (event.key === "ArrowUp" && !box.value && !pictures.length) {
         const last = vqa.state.view?.turns.at(-1);
