@@ -20,6 +20,7 @@ from finetune.builtin.evaluate import Exam, Seer, evaluate_world
 from finetune.builtin.language import (
     Symbols,
     answer_loss,
+    chosen,
     course_at,
     make_quiz,
     questions,
@@ -81,7 +82,7 @@ def ask_scenes(scenes: list[Scene], seed: int, most: int) -> list[tuple[int, lis
     for k, scene in enumerate(scenes):
         rng = random.Random(f"ask-{seed}-{k}")
         qas = questions(scene, rng, "train")
-        rows.append((dense.PATCHES, branches(rng.sample(qas, min(most, len(qas))), rng)))
+        rows.append((dense.PATCHES, branches(chosen(qas, rng, most), rng)))
     rng = random.Random(f"talk-{seed}")
     rows.append((0, [turns_of(qa, rng) for qa in without_pictures(rng, "train", 4)]))
     return rows

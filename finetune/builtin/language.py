@@ -123,17 +123,42 @@ BASIC = {
 }
 
 
+EMPHASIS = {
+    "existence": 0.4,
+    "negation": 0.3,
+    "unknowable": 0.3,
+    "false_premise": 0.6,
+    "statement": 0.7,
+    "position": 1.2,
+    "relation": 1.5,
+    "followup": 1.5,
+    "compare": 2.0,
+    "odd": 2.0,
+}
+"""How often a skill is taught, as a multiple of how often it is asked: more of what comes late."""
+
+
+def chosen(qas: list[QA], rng: random.Random, count: int) -> list[QA]:
+    """At most `count` of the questions, by `EMPHASIS` (Efraimidis and Spirakis, 2006)."""
+    keys = [rng.random() ** (1 / EMPHASIS.get(qa.skill, 1.0)) for qa in qas]
+    order = sorted(range(len(qas)), key=keys.__getitem__, reverse=True)
+    return [qas[k] for k in order[:count]]
+
+
 def course_at(progress: float, step: int, compact_share: float, scale: float = 1.0) -> Course:
-    """Simple questions on few objects first, then everything, then the grid."""
+    """Simple questions first, then everything on few objects, then on many, then the grid."""
 
     def scenes(count: int) -> int:
         return max(2, round(count * scale))
 
-    if progress < 0.35 * compact_share:
+    part = progress / compact_share
+    if part < 0.15:
         return Course(scenes(24), 4, False, 4, 0.9, 0.9, limit=96)
-    if progress < 0.6 * compact_share:
-        return Course(scenes(24), 5, False, 6, 0.5, 0.85, limit=128)
-    if progress < compact_share or step % 3:
+    if part < 0.55:  # relations are learned between two or three objects
+        return Course(scenes(28), 5, False, 3, short=0.75, limit=128)
+    if part < 0.8:
+        return Course(scenes(28), 5, False, 5, short=0.7, limit=128)
+    if part < 1 or step % 3:
         return Course(scenes(28), 6, False, short=0.7, limit=128)
     return Course(scenes(12), 9, True, short=0.7, limit=256)
 
@@ -155,7 +180,7 @@ def make_quiz(
             for qa in questions(scene, rng, split)
             if qa.skill in BASIC or rng.random() >= course.basic
         ]
-        qas = rng.sample(qas, min(course.questions, len(qas)))
+        qas = chosen(qas, rng, course.questions)
         table = dense.patches(scene) if course.grid else shuffled(dense.objects(scene), number)
         if split == "train":
             conversations = branches(qas, rng, course.short)

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 from finetune.builtin.world.phrasing import article, capital, listed, say
 from finetune.builtin.world.refs import (
@@ -36,7 +37,7 @@ SPOKEN = {
 }
 
 
-def place_name(item: Item, margin: float = 0.035) -> str:
+def place_name(item: Item, margin: float = 0.045) -> str:
     """Which ninth of the picture the centre is in; "" too near a border to say."""
     names = []
     for value, words in zip(
@@ -52,7 +53,7 @@ def related(one: Item, relation: str, other: Item) -> bool | None:
     """Whether `one` stands so to `other`; None when it is too close to say."""
     axis = 0 if relation in ("left of", "right of") else 1
     gap = other.centre[axis] - one.centre[axis]
-    if abs(gap) < 0.07:
+    if abs(gap) < 0.09:
         return None
     return (gap > 0) == (relation in ("left of", "above"))
 
@@ -238,7 +239,7 @@ class More:
             )
         )
         ranked = sorted(self.items, key=lambda i: i.centre[axis], reverse=last)
-        if abs(ranked[0].centre[axis] - ranked[1].centre[axis]) < 0.05:
+        if abs(ranked[0].centre[axis] - ranked[1].centre[axis]) < 0.06:
             return None
         return self.about_best(ranked[0], word, "extreme")
 
@@ -541,12 +542,18 @@ class More:
 
     # Descriptions
 
-    def ordered(self) -> list[Item]:
-        return sorted(self.items, key=lambda i: i.centre[0])
+    def ordered(self) -> list[Item] | None:
+        """From left to right; None where two that look different stand too level to say."""
+        row = sorted(self.items, key=lambda i: i.centre[0])
+        for one, other in pairwise(row):
+            if other.centre[0] - one.centre[0] < 0.04 and self.full(one) != self.full(other):
+                return None
+        return row
 
     def colours(self) -> QA | None:
-        found = list(dict.fromkeys(i.colour for i in self.ordered()))
-        if "" in found or len(found) > 4:
+        row = self.ordered()
+        found = list(dict.fromkeys(i.colour for i in row or ()))
+        if not found or "" in found or len(found) > 4:
             return None
         question = self.say(
             (
@@ -565,18 +572,19 @@ class More:
             f"The colours are {answer}." if len(found) > 1 else f"The only colour is {answer}.",
         )
 
-    def groups(self) -> str:
-        """ "two red stars and a blue circle", by first sight from left to right."""
+    def groups(self, row: Sequence[Item]) -> str:
+        """ "2 red stars and a blue circle", by first sight."""
         groups = Counter(
             ref_of(i, [f for f in ("kind", "colour") if f in fields_of(i)], self.words.noun)
-            for i in self.ordered()
+            for i in row
         )
         return listed(
             [article(ref.text) if n == 1 else f"{n} {ref.texts}" for ref, n in groups.items()]
         )
 
     def caption(self) -> QA | None:
-        if len(self.items) > 6:
+        row = self.ordered()
+        if row is None or len(row) > 6:
             return None
         question = self.say(
             (
@@ -591,16 +599,17 @@ class More:
                 "~What can you see?",
             )
         )
-        return QA("caption", question, "", f"The picture shows {self.groups()}.")
+        return QA("caption", question, "", f"The picture shows {self.groups(row)}.")
 
     def describe(self) -> QA | None:
-        if len(self.items) > 5:
+        row = self.ordered()
+        if row is None or len(row) > 5 or not all(map(place_name, row)):
             return None
-        number = len(self.items)
+        number = len(row)
         noun = self.words.noun
         parts = [f"There is 1 {noun}." if number == 1 else f"There are {number} {noun}s."]
-        for item in self.ordered():
-            where = place_name(item, 0)
+        for item in row:
+            where = place_name(item)
             ref = ref_of(item, fields_of(item), noun)
             parts.append(f"{capital(article(ref.text))} is {AT[where]}.")
         question = self.say(

@@ -29,8 +29,11 @@ from finetune.builtin.world.things_sketch import mixed
 TOP = 10
 """The greatest value of a bar or a point, where every axis ends; slices are in tenths."""
 # Append only: the encoder's classes. The value is a part of the kind, since it is to be seen.
-KINDS = (*(f"bar {v}" for v in range(1, TOP + 1)), *(f"point {v}" for v in range(1, TOP + 1)),
-         *(f"slice {v}" for v in range(1, 9)))
+KINDS = (
+    *(f"bar {v}" for v in range(1, TOP + 1)),
+    *(f"point {v}" for v in range(1, TOP + 1)),
+    *(f"slice {v}" for v in range(1, 9)),
+)
 LAYOUTS = ("bars", "flat", "line", "pie")
 LETTERS = "ABCDEFGH"
 
@@ -84,27 +87,44 @@ class Charts:
             labelled = layout == "line" or layout != "pie" and rng.random() < 0.6
             several = layout == "pie" or layout != "line" and (not labelled or rng.random() < 0.5)
             colours = some_colours(count, several, rng)
-            if split == "test" or not any(held_out(c, v) for (c, _), v in
-                                          zip(colours, values, strict=True)):
+            if split == "test" or not any(
+                held_out(c, v) for (c, _), v in zip(colours, values, strict=True)
+            ):
                 break
         names = ""
         if labelled:
             start = rng.choice((0, 0, 0, rng.randint(0, len(LETTERS) - count)))
-            names = LETTERS[start : start + count] if rng.random() < 0.8 else \
-                "".join(rng.sample(LETTERS, count))
+            names = (
+                LETTERS[start : start + count]
+                if rng.random() < 0.8
+                else "".join(rng.sample(LETTERS, count))
+            )
         ground = ground_rgb(rng, [rgb for _, rgb in colours])
-        extra = {"ground": ground, "font": rng.choice(CLEAR_FONTS), "names": names,
-                 "values": tuple(values), "colours": tuple(rgb for _, rgb in colours),
-                 "told": rng.random() < 0.75, "grid": rng.random() < 0.6,
-                 "turn": rng.uniform(0, 360), "gap": rng.uniform(0.2, 0.5),
-                 "edge": rng.random() < 0.2, "hole": rng.choice((0, 0, 0, 0.4))}
+        extra = {
+            "ground": ground,
+            "font": rng.choice(CLEAR_FONTS),
+            "names": names,
+            "values": tuple(values),
+            "colours": tuple(rgb for _, rgb in colours),
+            "told": rng.random() < 0.75,
+            "grid": rng.random() < 0.6,
+            "turn": rng.uniform(0, 360),
+            "gap": rng.uniform(0.2, 0.5),
+            "edge": rng.random() < 0.2,
+            "hole": rng.choice((0, 0, 0, 0.4)),
+        }
         boxes = place(layout, size, extra)
         word = {"line": "point", "pie": "slice"}.get(layout, "bar")
         items = tuple(
-            Item(f"{word} {value}", tuple(v / size[k % 2] for k, v in enumerate(box)), colour,
-                 name=word, order=LETTERS.index(names[at]) if names else -1)
-            for at, (box, value, (colour, _)) in enumerate(zip(boxes, values, colours,
-                                                              strict=True)))
+            Item(
+                f"{word} {value}",
+                tuple(v / size[k % 2] for k, v in enumerate(box)),
+                colour,
+                name=word,
+                order=LETTERS.index(names[at]) if names else -1,
+            )
+            for at, (box, value, (colour, _)) in enumerate(zip(boxes, values, colours, strict=True))
+        )
         return Scene(self.name, layout, *size, items, rng.getrandbits(32), extra)
 
     def draw(self, scene: Scene) -> Image.Image:
@@ -160,17 +180,33 @@ def place(layout: str, size: tuple[int, int], extra: dict) -> list[Box]:
     if layout == "flat":
         step = (bottom - top) / count
         thick = step * (1 - extra["gap"])
-        return [(left, top + step * k + (step - thick) / 2, left + (right - left) * v / TOP,
-                 top + step * k + (step + thick) / 2) for k, v in enumerate(values)]
+        return [
+            (
+                left,
+                top + step * k + (step - thick) / 2,
+                left + (right - left) * v / TOP,
+                top + step * k + (step + thick) / 2,
+            )
+            for k, v in enumerate(values)
+        ]
     step = (right - left) / count
     if layout == "line":
         r = max(2.0, 0.035 * min(size))
-        spots = [(left + step * (k + 0.5), bottom - (bottom - top) * v / TOP)
-                 for k, v in enumerate(values)]
+        spots = [
+            (left + step * (k + 0.5), bottom - (bottom - top) * v / TOP)
+            for k, v in enumerate(values)
+        ]
         return [(x - r, y - r, x + r, y + r) for x, y in spots]
     thick = step * (1 - extra["gap"])
-    return [(left + step * k + (step - thick) / 2, bottom - (bottom - top) * v / TOP,
-             left + step * k + (step + thick) / 2, bottom) for k, v in enumerate(values)]
+    return [
+        (
+            left + step * k + (step - thick) / 2,
+            bottom - (bottom - top) * v / TOP,
+            left + step * k + (step + thick) / 2,
+            bottom,
+        )
+        for k, v in enumerate(values)
+    ]
 
 
 def slices(extra: dict) -> list[tuple[float, float]]:
@@ -187,8 +223,9 @@ def pie_circle(size: tuple[int, int]) -> tuple[float, float, float, float]:
     return size[0] / 2, size[1] / 2, size[0] * 0.45, size[1] * 0.45
 
 
-def slice_centre(middle: float, share: float, size: tuple[int, int],
-                 extra: dict) -> tuple[float, float]:
+def slice_centre(
+    middle: float, share: float, size: tuple[int, int], extra: dict
+) -> tuple[float, float]:
     x, y, rx, ry = pie_circle(size)
     far = 0.72 if extra["hole"] or share < 0.25 else 0.62 - 0.2 * max(0.0, share - 0.5)
     turn = math.radians(middle)
@@ -199,12 +236,17 @@ def slice_box(middle: float, share: float, size: tuple[int, int], extra: dict) -
     """A box around the middle of a slice, larger for larger ones."""
     x, y = slice_centre(middle, share, size, extra)
     half = 0.16 + 0.2 * share
-    return (x - half * size[0] / 2, y - half * size[1] / 2,
-            x + half * size[0] / 2, y + half * size[1] / 2)
+    return (
+        x - half * size[0] / 2,
+        y - half * size[1] / 2,
+        x + half * size[0] / 2,
+        y + half * size[1] / 2,
+    )
 
 
-def text(canvas: Canvas, scene: Scene, word: str, at: tuple[float, float], em: float,
-         rgb: RGB) -> None:
+def text(
+    canvas: Canvas, scene: Scene, word: str, at: tuple[float, float], em: float, rgb: RGB
+) -> None:
     """A label centred on a pixel."""
     draw_line(canvas, centred(word, scene.extra["font"], em, *at), rgb)
 
@@ -241,12 +283,18 @@ def draw_labels(canvas: Canvas, scene: Scene, boxes: Sequence[Box], ink: RGB) ->
     for k, (box, value) in enumerate(zip(boxes, extra["values"], strict=True)):
         x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
         if extra["names"]:
-            at = (left - 0.065 * size[0], y) if scene.layout == "flat" else \
-                (x, bottom + 0.085 * size[1])
+            at = (
+                (left - 0.065 * size[0], y)
+                if scene.layout == "flat"
+                else (x, bottom + 0.085 * size[1])
+            )
             text(canvas, scene, extra["names"][k], at, em, ink)
         if extra["told"]:
-            at = (box[2] + 0.065 * size[0], y) if scene.layout == "flat" else \
-                (x, box[1] - 0.07 * size[1])
+            at = (
+                (box[2] + 0.065 * size[0], y)
+                if scene.layout == "flat"
+                else (x, box[1] - 0.07 * size[1])
+            )
             text(canvas, scene, str(value), at, em, ink)
 
 
@@ -261,16 +309,32 @@ def draw_pie(canvas: Canvas, scene: Scene, ink: RGB) -> None:
         canvas.polygon([(x, y), *rim], rgb)
     for (middle, share), _ in parts:
         a = math.radians(middle - 180 * share)
-        canvas.line([(x, y), (x + rx * math.cos(a), y + ry * math.sin(a))], edge,
-                    max(1.0, 0.012 * min(size)))
+        canvas.line(
+            [(x, y), (x + rx * math.cos(a), y + ry * math.sin(a))],
+            edge,
+            max(1.0, 0.012 * min(size)),
+        )
     if extra["hole"]:
-        canvas.ellipse((x - rx * extra["hole"], y - ry * extra["hole"], x + rx * extra["hole"],
-                        y + ry * extra["hole"]), scene.extra["ground"])
+        canvas.ellipse(
+            (
+                x - rx * extra["hole"],
+                y - ry * extra["hole"],
+                x + rx * extra["hole"],
+                y + ry * extra["hole"],
+            ),
+            scene.extra["ground"],
+        )
     if extra["told"]:
         for ((middle, share), rgb), value in zip(parts, extra["values"], strict=True):
             pen = (20, 20, 25) if lightness(rgb) > 120 else (250, 250, 250)
-            text(canvas, scene, f"{value * 10}", slice_centre(middle, share, size, extra),
-                 0.13 * size[1], pen)
+            text(
+                canvas,
+                scene,
+                f"{value * 10}",
+                slice_centre(middle, share, size, extra),
+                0.13 * size[1],
+                pen,
+            )
 
 
 CHARTS = Charts()

@@ -30,13 +30,27 @@ from finetune.builtin.world.things_sketch import mixed
 # Append only: the encoder's classes. A face's number is part of its kind, since it is what one
 # has to see.
 KINDS = (
-    *"0123456789", "+", "-", *(f"die {n}" for n in range(1, 7)), *(f"half {n}" for n in range(7)),
+    *"0123456789",
+    "+",
+    "-",
+    *(f"die {n}" for n in range(1, 7)),
+    *(f"half {n}" for n in range(7)),
 )
 LAYOUTS = ("drawn", "display", "dice", "domino", "sum", "clock")
 
 # Never drawn in training.
-HELD_OUT_DICE = frozenset({("red", 6), ("blue", 5), ("green", 3), ("yellow", 4), ("white", 2),
-                           ("black", 1), ("orange", 5), ("purple", 6)})
+HELD_OUT_DICE = frozenset(
+    {
+        ("red", 6),
+        ("blue", 5),
+        ("green", 3),
+        ("yellow", 4),
+        ("white", 2),
+        ("black", 1),
+        ("orange", 5),
+        ("purple", 6),
+    }
+)
 
 
 def held_out_number(number: int) -> bool:
@@ -68,8 +82,9 @@ def number_text(digits: int, rng: random.Random, split: Split) -> str:
             return str(number)
 
 
-def frames(count: int, size: tuple[int, int], rng: random.Random, tall: float = 1.6,
-           spread: float = 1.0) -> list[Frame]:
+def frames(
+    count: int, size: tuple[int, int], rng: random.Random, tall: float = 1.6, spread: float = 1.0
+) -> list[Frame]:
     """Boxes for `count` glyphs in a row, at least an eighth of the picture apart."""
     width, height = size
     pitch = width / count * rng.uniform(0.72, 0.98) if count > 1 else width * 0.6
@@ -82,8 +97,9 @@ def frames(count: int, size: tuple[int, int], rng: random.Random, tall: float = 
     return [(x0 + k * pitch, y0, x0 + k * pitch + wide, y0 + high) for k in range(count)]
 
 
-def glyph_items(text: str, boxes: list[Frame], colour: str, size: tuple[int, int],
-                slant: float = 0.0) -> tuple[Item, ...]:
+def glyph_items(
+    text: str, boxes: list[Frame], colour: str, size: tuple[int, int], slant: float = 0.0
+) -> tuple[Item, ...]:
     items = []
     for k, (glyph, (x0, y0, x1, y1)) in enumerate(zip(text, boxes, strict=True)):
         box = (x0 / size[0], y0 / size[1], (x1 + slant * (x1 - x0)) / size[0], y1 / size[1])
@@ -104,8 +120,9 @@ class Digits:
         items, extra = make(layout, size, rng, split)
         return Scene(self.name, layout, *size, items, rng.getrandbits(32), extra)
 
-    def _glyphs(self, layout: str, size: tuple[int, int], rng: random.Random,
-                split: Split) -> tuple[tuple[Item, ...], dict]:
+    def _glyphs(
+        self, layout: str, size: tuple[int, int], rng: random.Random, split: Split
+    ) -> tuple[tuple[Item, ...], dict]:
         if layout == "sum":
             a, b, sign = rng.randint(0, 9), rng.randint(0, 9), rng.choice("+-")
             if sign == "-":
@@ -123,11 +140,18 @@ class Digits:
         items = glyph_items(text, boxes, colours.name, size, slant)
         panel = None if written or rng.random() < 0.4 else legible_ground(colours.pen, rng)
         ghost = None if rng.random() < 0.5 else 0.12
-        return items, {"text": text, "ink": colours, "slant": slant, "panel": panel,
-                       "ghost": ghost, "thick": rng.uniform(0.09, 0.2)}
+        return items, {
+            "text": text,
+            "ink": colours,
+            "slant": slant,
+            "panel": panel,
+            "ghost": ghost,
+            "thick": rng.uniform(0.09, 0.2),
+        }
 
-    def _dice(self, layout: str, size: tuple[int, int], rng: random.Random,
-              split: Split) -> tuple[tuple[Item, ...], dict]:
+    def _dice(
+        self, layout: str, size: tuple[int, int], rng: random.Random, split: Split
+    ) -> tuple[tuple[Item, ...], dict]:
         count = rng.choices((1, 2, 3, 4), (28, 40, 20, 12))[0]
         side = min(size)
         low, high = {1: (0.2, 0.4), 2: (0.16, 0.23), 3: (0.155, 0.2), 4: (0.145, 0.18)}[count]
@@ -143,20 +167,42 @@ class Digits:
             for _ in range(40):
                 x = rng.uniform(reach, size[0] - reach * 1.15)
                 y = rng.uniform(reach, size[1] - reach * 1.15)
-                if all(max(abs(x - o.extra["at"][0]), abs(y - o.extra["at"][1]))
-                       > reach + o.extra["reach"] + 0.04 * side for o in items):
-                    box = ((x - reach) / size[0], (y - reach) / size[1],
-                           (x + reach) / size[0], (y + reach) / size[1])
+                if all(
+                    max(abs(x - o.extra["at"][0]), abs(y - o.extra["at"][1]))
+                    > reach + o.extra["reach"] + 0.04 * side
+                    for o in items
+                ):
+                    box = (
+                        (x - reach) / size[0],
+                        (y - reach) / size[1],
+                        (x + reach) / size[0],
+                        (y + reach) / size[1],
+                    )
                     dot = (250, 250, 250) if sum(rgb) < 330 or name == "red" else (25, 25, 25)
-                    items.append(Item(f"die {number}", box, name, name="die", extra={
-                        "number": number, "at": (x, y), "half": half, "turn": turn,
-                        "reach": reach, "rgb": rgb, "dot": dot}))
+                    items.append(
+                        Item(
+                            f"die {number}",
+                            box,
+                            name,
+                            name="die",
+                            extra={
+                                "number": number,
+                                "at": (x, y),
+                                "half": half,
+                                "turn": turn,
+                                "reach": reach,
+                                "rgb": rgb,
+                                "dot": dot,
+                            },
+                        )
+                    )
                     break
         ground = ground_rgb(rng, [item.extra["rgb"] for item in items])
         return tuple(items), {"ground": ground, "solid": rng.random() < 0.4}
 
-    def _domino(self, layout: str, size: tuple[int, int], rng: random.Random,
-                split: Split) -> tuple[tuple[Item, ...], dict]:
+    def _domino(
+        self, layout: str, size: tuple[int, int], rng: random.Random, split: Split
+    ) -> tuple[tuple[Item, ...], dict]:
         numbers = rng.randint(0, 6), rng.randint(0, 6)
         name = rng.choice(("white", "black", "red", "blue", "brown", "green", "yellow"))
         rgb = colour_rgb(name, rng)
@@ -169,11 +215,24 @@ class Digits:
         for k, number in enumerate(numbers):
             left, top = (x + k * reach, y) if across else (x, y + k * reach)
             box = (left / size[0], top / size[1], (left + reach) / size[0], (top + reach) / size[1])
-            items.append(Item(f"half {number}", box, name, name="half", order=k,
-                              extra={"number": number, "frame": (left, top, reach)}))
+            items.append(
+                Item(
+                    f"half {number}",
+                    box,
+                    name,
+                    name="half",
+                    order=k,
+                    extra={"number": number, "frame": (left, top, reach)},
+                )
+            )
         dot = (250, 250, 250) if sum(rgb) < 330 or name == "red" else (25, 25, 25)
-        return tuple(items), {"ground": ground_rgb(rng, [rgb]), "across": across, "rgb": rgb,
-                              "dot": dot, "frame": (x, y, x + wide, y + high)}
+        return tuple(items), {
+            "ground": ground_rgb(rng, [rgb]),
+            "across": across,
+            "rgb": rgb,
+            "dot": dot,
+            "frame": (x, y, x + wide, y + high),
+        }
 
     def draw(self, scene: Scene) -> Image.Image:
         rng = random.Random(scene.seed)
@@ -182,8 +241,16 @@ class Digits:
         if scene.layout == "dice":
             for item in scene.items:
                 e = item.extra
-                die(canvas, e["number"], e["at"], e["half"], e["turn"], e["rgb"], e["dot"],
-                    scene.extra["solid"])
+                die(
+                    canvas,
+                    e["number"],
+                    e["at"],
+                    e["half"],
+                    e["turn"],
+                    e["rgb"],
+                    e["dot"],
+                    scene.extra["solid"],
+                )
         elif scene.layout == "domino":
             draw_domino(canvas, scene)
         elif scene.layout in ("drawn", "sum"):
@@ -226,17 +293,21 @@ def draw_display(canvas: Canvas, scene: Scene) -> None:
     plate = colours.ground
     if panel:
         plate = panel
-        around = (max(1.0, boxes[0][0] - wide * 0.25), max(1.0, boxes[0][1] - wide * 0.25),
-                  min(scene.width - 2.0, boxes[-1][2] + wide * 0.35),
-                  min(scene.height - 2.0, boxes[0][3] + wide * 0.25))
+        around = (
+            max(1.0, boxes[0][0] - wide * 0.25),
+            max(1.0, boxes[0][1] - wide * 0.25),
+            min(scene.width - 2.0, boxes[-1][2] + wide * 0.35),
+            min(scene.height - 2.0, boxes[0][3] + wide * 0.25),
+        )
         canvas.rectangle(around, panel, mixed(panel, (0, 0, 0), 0.3), 1.2, wide * 0.1)
     ghost = mixed(plate, colours.pen, scene.extra["ghost"]) if scene.extra["ghost"] else None
     slant = scene.extra["slant"]
     bar = 0.08 * wide
     for item in scene.items:
         x0, y0, x1, y1 = item.extra["frame"]
-        seven_segments(canvas, item.kind, (x0 + bar, y0 + bar, x1 - bar, y1 - bar), colours.pen,
-                       ghost, slant)
+        seven_segments(
+            canvas, item.kind, (x0 + bar, y0 + bar, x1 - bar, y1 - bar), colours.pen, ghost, slant
+        )
     if scene.layout == "clock":
         x = (boxes[1][2] + boxes[2][0]) / 2 + slant * wide * 0.5
         for share in (0.33, 0.67):

@@ -16,9 +16,20 @@ AILERON = "Aileron"
 """The font that Pillow itself carries."""
 # These come with matplotlib, which the project depends on.
 FONTS = (
-    AILERON, "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif",
-    "DejaVuSerif-Bold", "DejaVuSansMono", "DejaVuSansMono-Bold", "STIXGeneral", "STIXGeneralBol",
-    "STIXGeneralItalic", "cmr10", "cmss10", "cmb10",
+    AILERON,
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Bold",
+    "STIXGeneral",
+    "STIXGeneralBol",
+    "STIXGeneralItalic",
+    "cmr10",
+    "cmss10",
+    "cmb10",
 )
 HELD_OUT_FONT = "cmtt10"
 CLEAR_FONTS = (AILERON, "DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")
@@ -82,8 +93,12 @@ class Line:
     @property
     def box(self) -> tuple[float, float, float, float]:
         boxes = [glyph.box for glyph in self.glyphs]
-        return (min(b[0] for b in boxes), min(b[1] for b in boxes),
-                max(b[2] for b in boxes), max(b[3] for b in boxes))
+        return (
+            min(b[0] for b in boxes),
+            min(b[1] for b in boxes),
+            max(b[2] for b in boxes),
+            max(b[3] for b in boxes),
+        )
 
 
 _EM = 100
@@ -101,8 +116,15 @@ def advances(name: str, text: str) -> list[float]:
     return [metrics(name, letter)[0] for letter in text]
 
 
-def set_line(text: str, name: str, size: float, left: float, baseline: float, pitch: float = 0.0,
-             slope: float = 0.0) -> Line:
+def set_line(
+    text: str,
+    name: str,
+    size: float,
+    left: float,
+    baseline: float,
+    pitch: float = 0.0,
+    slope: float = 0.0,
+) -> Line:
     """Letters from `left` on; neighbours' centres at least `pitch` pixels apart; the baseline
     falls by `slope` pixels a pixel."""
     wide = [a * size for a in advances(name, text)]
@@ -113,8 +135,14 @@ def set_line(text: str, name: str, size: float, left: float, baseline: float, pi
     for letter, centre, advance in zip(text, centres, wide, strict=True):
         ink = metrics(name, letter)[1]
         x, y = centre - advance / 2, baseline + slope * (centre - left)
-        glyphs.append(Glyph(letter, x, y, (x + ink[0] * size, y + ink[1] * size,
-                                           x + ink[2] * size, y + ink[3] * size)))
+        glyphs.append(
+            Glyph(
+                letter,
+                x,
+                y,
+                (x + ink[0] * size, y + ink[1] * size, x + ink[2] * size, y + ink[3] * size),
+            )
+        )
     return Line(tuple(glyphs), name, size)
 
 
@@ -125,8 +153,9 @@ def line_width(text: str, name: str, size: float, pitch: float = 0.0) -> float:
     return wide[0] / 2 + sum(steps) + wide[-1] / 2
 
 
-def draw_line(canvas: Canvas, line: Line, rgb: RGB, edge: RGB | None = None,
-              shadow: RGB | None = None) -> None:
+def draw_line(
+    canvas: Canvas, line: Line, rgb: RGB, edge: RGB | None = None, shadow: RGB | None = None
+) -> None:
     """Draw the letters; `edge` gives them a thin contour, `shadow` a shade to the right below."""
     scale = canvas.scale
     face = font(line.font, max(6, round(line.size * scale)))
@@ -135,10 +164,12 @@ def draw_line(canvas: Canvas, line: Line, rgb: RGB, edge: RGB | None = None,
         at = (glyph.x * scale, glyph.y * scale)
         if shadow:
             off = line.size * scale * 0.06
-            canvas.pen.text((at[0] + off, at[1] + off), glyph.letter, fill=shadow, font=face,
-                            anchor="ls")
-        canvas.pen.text(at, glyph.letter, fill=rgb, font=face, anchor="ls", stroke_width=width,
-                        stroke_fill=edge)
+            canvas.pen.text(
+                (at[0] + off, at[1] + off), glyph.letter, fill=shadow, font=face, anchor="ls"
+            )
+        canvas.pen.text(
+            at, glyph.letter, fill=rgb, font=face, anchor="ls", stroke_width=width, stroke_fill=edge
+        )
 
 
 def centred(text: str, name: str, size: float, x: float, y: float) -> Line:

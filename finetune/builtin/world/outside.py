@@ -37,14 +37,29 @@ SHORT = "unknown"
 SENTENCE = "I do not know this kind of picture."
 
 OWN_QUESTIONS = (
-    "What is this?", "What do you see?", "What is in the {pic}?", "Describe the {pic}.",
-    "What does this {pic} show?", "What am I looking at?", "Who is this?",
-    "What is happening here?", "Is this a photo?", "Where was this {pic} taken?",
+    "What is this?",
+    "What do you see?",
+    "What is in the {pic}?",
+    "Describe the {pic}.",
+    "What does this {pic} show?",
+    "What am I looking at?",
+    "Who is this?",
+    "What is happening here?",
+    "Is this a photo?",
+    "Where was this {pic} taken?",
     "What animal is this?",
-    "What is the person doing?", "Is there a person{in_pic}?", "How many people are there?",
-    "What is the weather like?", "Can you read this?", "What is written here?",
-    "Tell me about this {pic}.", "Is it day or night?", "What is the man holding?",
-    "Caption this {pic}.", "~What can you tell me about this {pic}?", "~Do you recognise this?",
+    "What is the person doing?",
+    "Is there a person{in_pic}?",
+    "How many people are there?",
+    "What is the weather like?",
+    "Can you read this?",
+    "What is written here?",
+    "Tell me about this {pic}.",
+    "Is it day or night?",
+    "What is the man holding?",
+    "Caption this {pic}.",
+    "~What can you tell me about this {pic}?",
+    "~Do you recognise this?",
     "~What is going on{in_pic}?",
 )
 
@@ -93,8 +108,10 @@ def bokeh(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     pen = ImageDraw.Draw(picture, "RGBA")
     for _ in range(rng.integers(15, 60)):
         x, y, r = rng.uniform(0, size[0]), rng.uniform(0, size[1]), rng.uniform(2, 14)
-        pen.ellipse((x - r, y - r, x + r, y + r),
-                    fill=(*rng.integers(80, 256, 3).tolist(), int(rng.integers(40, 180))))
+        pen.ellipse(
+            (x - r, y - r, x + r, y + r),
+            fill=(*rng.integers(80, 256, 3).tolist(), int(rng.integers(40, 180))),
+        )
     return picture.filter(ImageFilter.GaussianBlur(rng.uniform(1, 5)))
 
 
@@ -147,14 +164,17 @@ def screen(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
                 pane((left, top + high * cut, right, bottom), depth - 1)
             return
         grey = int(tone())
-        pen.rectangle((left + 1, top + 1, right - 1, bottom - 1),
-                      fill=accent if rng.random() < 0.15 else (grey, grey, grey),
-                      outline=(128,) * 3 if rng.random() < 0.5 else None)
+        pen.rectangle(
+            (left + 1, top + 1, right - 1, bottom - 1),
+            fill=accent if rng.random() < 0.15 else (grey, grey, grey),
+            outline=(128,) * 3 if rng.random() < 0.5 else None,
+        )
         y = top + 4
         while y < bottom - 5 and wide > 12 and rng.random() < 0.93:
             ink = accent if rng.random() < 0.2 else ((200,) * 3 if dark else (70,) * 3)
-            pen.rectangle((left + 4, y, left + 4 + (wide - 8) * rng.uniform(0.2, 1), y + 1.6),
-                          fill=ink)
+            pen.rectangle(
+                (left + 4, y, left + 4 + (wide - 8) * rng.uniform(0.2, 1), y + 1.6), fill=ink
+            )
             y += rng.uniform(4, 7)
 
     pane((0, 0, *size), int(rng.integers(3, 6)))
@@ -182,8 +202,10 @@ def rings(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
 
 # Real photographs that installed packages carry.
 PHOTOS = (
-    ("gradio", "media_assets/images/cheetah1.jpg"), ("gradio", "media_assets/images/lion.jpg"),
-    ("gradio", "media_assets/images/tower.jpg"), ("gradio", "media_assets/images/groot.jpeg"),
+    ("gradio", "media_assets/images/cheetah1.jpg"),
+    ("gradio", "media_assets/images/lion.jpg"),
+    ("gradio", "media_assets/images/tower.jpg"),
+    ("gradio", "media_assets/images/groot.jpeg"),
     ("gradio", "test_data/cheetah2.jpg"),
     ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
 )
@@ -218,9 +240,19 @@ def photo(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
 
 Painter = Callable[[tuple[int, int], np.random.Generator], Image.Image]
 STYLES: dict[str, Painter] = {
-    "landscape": landscape, "leaves": leaves, "portrait": portrait, "rendered": rendered,
-    "foliage": foliage, "clouds": clouds, "blend": blend, "waves": waves, "bokeh": bokeh,
-    "noise": noise, "page": page, "screen": screen, "subject": subject,
+    "landscape": landscape,
+    "leaves": leaves,
+    "portrait": portrait,
+    "rendered": rendered,
+    "foliage": foliage,
+    "clouds": clouds,
+    "blend": blend,
+    "waves": waves,
+    "bokeh": bokeh,
+    "noise": noise,
+    "page": page,
+    "screen": screen,
+    "subject": subject,
 }
 HELD_OUT: dict[str, Painter] = {"cells": cells, "rings": rings, "shiny": shiny, "photo": photo}
 _WEIGHTS = (4, 5, 5, 4, 3, 2.5, 1.2, 2, 2, 2.5, 2.5, 2.5, 6)

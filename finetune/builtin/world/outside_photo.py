@@ -12,11 +12,29 @@ Field = np.ndarray
 Size = tuple[int, int]
 
 # Hues that photographs are full of: skin, wood, leaves, stone, sky, water, brick, night, sand.
-TONES = np.array([
-    (224, 172, 140), (120, 80, 55), (70, 100, 45), (140, 140, 135), (135, 175, 215), (50, 85, 110),
-    (150, 75, 60), (25, 28, 45), (205, 185, 145), (60, 60, 58), (235, 230, 220), (95, 130, 80),
-    (180, 120, 60), (90, 60, 80), (245, 200, 120), (30, 45, 30),
-]) / 255
+TONES = (
+    np.array(
+        [
+            (224, 172, 140),
+            (120, 80, 55),
+            (70, 100, 45),
+            (140, 140, 135),
+            (135, 175, 215),
+            (50, 85, 110),
+            (150, 75, 60),
+            (25, 28, 45),
+            (205, 185, 145),
+            (60, 60, 58),
+            (235, 230, 220),
+            (95, 130, 80),
+            (180, 120, 60),
+            (90, 60, 80),
+            (245, 200, 120),
+            (30, 45, 30),
+        ]
+    )
+    / 255
+)
 
 
 def to_picture(field: Field) -> Image.Image:
@@ -91,8 +109,10 @@ def landscape(size: Size, rng: np.random.Generator) -> Image.Image:
 def leaves(size: Size, rng: np.random.Generator) -> Image.Image:
     """Dead leaves: textured patches of all sizes, each hiding a part of those behind."""
     grain = octaves(size, rng, 1.3)
-    shades = [ramp(grain if k % 2 else 1 - grain, c * 0.5, c * 1.15)
-              for k, c in enumerate(tone(rng) for _ in range(5))]
+    shades = [
+        ramp(grain if k % 2 else 1 - grain, c * 0.5, c * 1.15)
+        for k, c in enumerate(tone(rng) for _ in range(5))
+    ]
     layers = [to_picture(shade) for shade in shades]
     picture = layers[0].copy()
     many, boxy = int(rng.integers(20, 70)), rng.random()
@@ -113,8 +133,15 @@ def leaves(size: Size, rng: np.random.Generator) -> Image.Image:
     return picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.4)))
 
 
-def body(field: Field, centre: tuple[float, float], radii: tuple[float, float],
-         colour: np.ndarray, light: np.ndarray, gloss: float, texture: Field | None = None) -> None:
+def body(
+    field: Field,
+    centre: tuple[float, float],
+    radii: tuple[float, float],
+    colour: np.ndarray,
+    light: np.ndarray,
+    gloss: float,
+    texture: Field | None = None,
+) -> None:
     """Set a lit ellipsoid into `field` [height, width, 3], with a soft edge."""
     high, wide = field.shape[:2]
     left, right = (int(min(max(centre[0] + s * radii[0], 0), wide)) for s in (-1, 1))
@@ -155,18 +182,24 @@ def portrait(size: Size, rng: np.random.Generator) -> Image.Image:
     head = min(size) * rng.uniform(0.14, 0.28)
     skin, coat, hair = tone(rng), tone(rng), tone(rng) * 0.6
     grain = speckle(size, rng, rng.uniform(0.1, 0.6))
-    parts = [((x, y + head * 2.6), (head * 2, head * 1.6), coat),
-             ((x, y - head * 0.2), (head * 0.95, head * 1.2), hair),
-             ((x, y + head * 0.15), (head * 0.75, head), skin)]
+    parts = [
+        ((x, y + head * 2.6), (head * 2, head * 1.6), coat),
+        ((x, y - head * 0.2), (head * 0.95, head * 1.2), hair),
+        ((x, y + head * 0.15), (head * 0.75, head), skin),
+    ]
     for side in (-1, 1):
         eye = (x + side * head * 0.3, y)
         parts.append((eye, (head * 0.1, head * 0.07), np.full(3, 0.15)))
     parts.append(((x, y + head * 0.55), (head * 0.3, head * 0.09), skin * 0.6))
     if rng.random() < 0.4:  # four legs and a long back instead
-        parts = [((x, y + head), (head * 2.2, head * 1.1), coat),
-                 ((x + head * 1.8, y), (head * 0.8, head * 0.7), coat * 0.9),
-                 *(((x + head * d, y + head * 2.2), (head * 0.25, head), coat * 0.8)
-                   for d in (-1.5, -1.0, 1.0, 1.5))]
+        parts = [
+            ((x, y + head), (head * 2.2, head * 1.1), coat),
+            ((x + head * 1.8, y), (head * 0.8, head * 0.7), coat * 0.9),
+            *(
+                ((x + head * d, y + head * 2.2), (head * 0.25, head), coat * 0.8)
+                for d in (-1.5, -1.0, 1.0, 1.5)
+            ),
+        ]
     for centre, radii, colour in parts:
         body(field, centre, radii, colour, light, 0.1, grain)
     return to_picture(field)
@@ -179,8 +212,9 @@ def rendered(size: Size, rng: np.random.Generator) -> Image.Image:
     wall, table = tone(rng), tone(rng)
     rows = np.linspace(0, 1, high, dtype=np.float32)[:, None, None]
     grain = octaves(size, rng, 1.4)
-    field = np.where(rows > level, ramp(grain, table * 0.7, table * 1.1),
-                     wall * (0.7 + 0.5 * rows)).astype(np.float32)
+    field = np.where(
+        rows > level, ramp(grain, table * 0.7, table * 1.1), wall * (0.7 + 0.5 * rows)
+    ).astype(np.float32)
     rough = speckle(size, rng, 0.35)
     for _ in range(int(rng.integers(2, 7))):
         radius = min(size) * rng.uniform(0.06, 0.24)
@@ -192,8 +226,7 @@ def rendered(size: Size, rng: np.random.Generator) -> Image.Image:
     return to_picture(field)
 
 
-def silhouette(size: Size, middle: tuple[float, float],
-               rng: np.random.Generator) -> Image.Image:
+def silhouette(size: Size, middle: tuple[float, float], rng: np.random.Generator) -> Image.Image:
     """A soft mask of one irregular thing: a rock, a tower, a head, a heap. Mode "L"."""
     count = int(rng.integers(5, 14))
     turns = np.sort(rng.uniform(0, 2 * np.pi, count))
@@ -258,5 +291,7 @@ def shiny(size: Size, rng: np.random.Generator) -> Image.Image:
     light = sun(rng)
     facing = (-across * light[0] - down * light[1] + light[2]) / np.sqrt(across**2 + down**2 + 1)
     colour = tone(rng)
-    return to_picture(colour * (0.2 + 0.8 * facing.clip(0, 1))[..., None]
-                      + 0.5 * (facing.clip(0, 1) ** 14)[..., None])
+    return to_picture(
+        colour * (0.2 + 0.8 * facing.clip(0, 1))[..., None]
+        + 0.5 * (facing.clip(0, 1) ** 14)[..., None]
+    )

@@ -164,8 +164,9 @@ def plural(word: str) -> str:
         "sheep": "sheep",
         "leaf": "leaves",
         "knife": "knives",
-        "mouse": "mice", "die": "dice", "domino": "dominoes",
-              
+        "mouse": "mice",
+        "die": "dice",
+        "domino": "dominoes",
         "scissors": "scissors",
         "glasses": "glasses",
         "cactus": "cacti",

@@ -31,17 +31,42 @@ def stranger(room: str, rng: random.Random, split: Split) -> QA:
         return _writing(rng, split)
     noun = rng.choice(ABSENT[room])
     if roll < 0.6:
-        question = say((
-            "Is there {a}{in_pic}?", "Is there {a}?", "Do you see {a}?", "Can you see {a}?",
-            "Does the {pic} show {a}?", "Is {a} in the {pic}?", "~Do you see {a}{in_pic}?",
-        ), rng, split, a=article(noun))
+        question = say(
+            (
+                "Is there {a}{in_pic}?",
+                "Is there {a}?",
+                "Do you see {a}?",
+                "Can you see {a}?",
+                "Does the {pic} show {a}?",
+                "Is {a} in the {pic}?",
+                "~Do you see {a}{in_pic}?",
+            ),
+            rng,
+            split,
+            a=article(noun),
+        )
         return QA("absent", question, "no", f"No, there is no {noun}.")
     if roll < 0.72:
-        question = say(("How many {s} are there?", "How many {s} do you see?", "Count the {s}.",
-                        "~How many {s} are in the {pic}?"), rng, split, s=plural(noun))
+        question = say(
+            (
+                "How many {s} are there?",
+                "How many {s} do you see?",
+                "Count the {s}.",
+                "~How many {s} are in the {pic}?",
+            ),
+            rng,
+            split,
+            s=plural(noun),
+        )
         return QA("absent", question, "0", f"There are no {plural(noun)}.")
-    forms = ["What colour is the {n}?", "Where is the {n}?", "How big is the {n}?",
-             "Is the {n} {c}?", "What is the colour of the {n}?", "~Which colour is the {n}?"]
+    forms = [
+        "What colour is the {n}?",
+        "Where is the {n}?",
+        "How big is the {n}?",
+        "Is the {n} {c}?",
+        "What is the colour of the {n}?",
+        "~Which colour is the {n}?",
+    ]
     if noun in _NUMBERS:
         forms += ["What does the {n} show?", "How many dots are on the {n}?"] * 2
     if noun in _CHARTS:
@@ -54,10 +79,22 @@ def stranger(room: str, rng: random.Random, split: Split) -> QA:
 def _writing(rng: random.Random, split: Split) -> QA:
     """Asks for something to read where nothing is written."""
     if rng.random() < 0.5:
-        question = say(("Is there any writing{in_pic}?", "Is something written here?",
-                        "Do you see any text?", "~Do you see any writing?"), rng, split)
+        question = say(
+            (
+                "Is there any writing{in_pic}?",
+                "Is something written here?",
+                "Do you see any text?",
+                "~Do you see any writing?",
+            ),
+            rng,
+            split,
+        )
         return QA("absent", question, "no", "No, there is no writing.")
     noun = rng.choice(("sign", "word", "number"))
-    question = say(("What does the {n} say?", "Read the {n}.", "What colour is the {n}?",
-                    "~What is the {n}?"), rng, split, n=noun)
+    question = say(
+        ("What does the {n} say?", "Read the {n}.", "What colour is the {n}?", "~What is the {n}?"),
+        rng,
+        split,
+        n=noun,
+    )
     return QA("absent", question, "none", f"There is no {noun} in the picture.")

@@ -25,8 +25,9 @@ def cat(s: Sketch) -> None:
     head = 0.25
     for side in (-1, 1):
         s.poly((0.5 + side * 0.22, 0.02), (0.5 + side * 0.24, 0.32), (0.5 + side * 0.04, 0.2))
-        s.poly((0.5 + side * 0.19, 0.09), (0.5 + side * 0.2, 0.24), (0.5 + side * 0.1, 0.2),
-               c=BLUSH)
+        s.poly(
+            (0.5 + side * 0.19, 0.09), (0.5 + side * 0.2, 0.24), (0.5 + side * 0.1, 0.2), c=BLUSH
+        )
     s.oval(0.5, 0.36, head, head * 0.88)
     for side in (-1, 1):
         s.eye(0.5 + side * 0.1, 0.33, 0.035)
@@ -70,8 +71,9 @@ def bird(s: Sketch) -> None:
     for x in (0.46, 0.56):
         s.line((x, 0.75), (x, 0.98), (x + 0.07, 0.98), c=GOLD, w=0.03)
     s.poly((0.3, 0.55), (0.0, 0.45), (0.05, 0.65), c=s.dark)
-    s.smooth((0.15, 0.5), (0.45, 0.38), (0.62, 0.2), (0.78, 0.2), (0.84, 0.4), (0.7, 0.75),
-             (0.4, 0.8))
+    s.smooth(
+        (0.15, 0.5), (0.45, 0.38), (0.62, 0.2), (0.78, 0.2), (0.84, 0.4), (0.7, 0.75), (0.4, 0.8)
+    )
     s.poly((0.82, 0.25), (1.0, 0.33), (0.83, 0.39), c=GOLD)
     s.smooth((0.22, 0.48), (0.52, 0.45), (0.58, 0.6), (0.36, 0.68), c=s.dark)
     s.eye(0.73, 0.29, 0.028)
@@ -79,8 +81,9 @@ def bird(s: Sketch) -> None:
 
 @SHELF.add("animal", "yellow white brown green black")
 def duck(s: Sketch) -> None:
-    s.smooth((0.05, 0.5), (0.3, 0.58), (0.55, 0.55), (0.8, 0.5), (0.82, 0.75), (0.55, 0.92),
-             (0.25, 0.88))
+    s.smooth(
+        (0.05, 0.5), (0.3, 0.58), (0.55, 0.55), (0.8, 0.5), (0.82, 0.75), (0.55, 0.92), (0.25, 0.88)
+    )
     s.oval(0.7, 0.32, 0.17)
     s.poly((0.6, 0.35), (0.82, 0.4), (0.8, 0.65), (0.55, 0.62))
     s.smooth((0.84, 0.3), (1.04, 0.36), (1.02, 0.43), (0.84, 0.42), c=(240, 140, 30))
@@ -159,10 +162,20 @@ def turtle(s: Sketch) -> None:
 def butterfly(s: Sketch) -> None:
     spot = s.accent()
     for side in (-1, 1):
-        s.smooth((0.5, 0.5), (0.5 + side * 0.12, 0.2), (0.5 + side * 0.42, 0.06),
-                 (0.5 + side * 0.46, 0.36), (0.5 + side * 0.2, 0.54))
-        s.smooth((0.5, 0.52), (0.5 + side * 0.3, 0.55), (0.5 + side * 0.36, 0.84),
-                 (0.5 + side * 0.16, 0.86), c=s.dark if s.maybe(0.5) else None)
+        s.smooth(
+            (0.5, 0.5),
+            (0.5 + side * 0.12, 0.2),
+            (0.5 + side * 0.42, 0.06),
+            (0.5 + side * 0.46, 0.36),
+            (0.5 + side * 0.2, 0.54),
+        )
+        s.smooth(
+            (0.5, 0.52),
+            (0.5 + side * 0.3, 0.55),
+            (0.5 + side * 0.36, 0.84),
+            (0.5 + side * 0.16, 0.86),
+            c=s.dark if s.maybe(0.5) else None,
+        )
         s.oval(0.5 + side * 0.28, 0.28, 0.08, c=spot)
         s.oval(0.5 + side * 0.22, 0.7, 0.05, c=spot)
         s.line((0.5, 0.25), (0.5 + side * 0.08, 0.06), c=INK, w=0.015)
@@ -196,14 +209,28 @@ def spider(s: Sketch) -> None:
 @SHELF.add("animal", "brown gray orange purple pink")
 def snail(s: Sketch) -> None:
     skin = CREAM if s.maybe() else (190, 175, 120)
-    s.smooth((0.02, 0.9), (0.2, 0.78), (0.6, 0.8), (0.76, 0.5), (0.9, 0.42), (0.97, 0.55),
-             (0.86, 0.85), (0.6, 0.92), c=skin)
+    s.smooth(
+        (0.02, 0.9),
+        (0.2, 0.78),
+        (0.6, 0.8),
+        (0.76, 0.5),
+        (0.9, 0.42),
+        (0.97, 0.55),
+        (0.86, 0.85),
+        (0.6, 0.92),
+        c=skin,
+    )
     for x in (0.84, 0.94):
         s.line((x - 0.02, 0.48), (x, 0.24), c=skin, w=0.03)
         s.oval(x, 0.23, 0.03, c=INK)
     s.oval(0.4, 0.5, 0.32)
-    spiral = [(0.4 + 0.27 * (1 - k / 40) * math.cos(k * 0.4),
-               0.5 + 0.27 * (1 - k / 40) * math.sin(k * 0.4)) for k in range(38)]
+    spiral = [
+        (
+            0.4 + 0.27 * (1 - k / 40) * math.cos(k * 0.4),
+            0.5 + 0.27 * (1 - k / 40) * math.sin(k * 0.4),
+        )
+        for k in range(38)
+    ]
     s.line(*spiral, c=s.dark, w=0.035)
 
 
@@ -245,8 +272,9 @@ def elephant(s: Sketch) -> None:
 def penguin(s: Sketch) -> None:
     for side in (-1, 1):
         s.oval(0.5 + side * 0.13, 0.96, 0.11, 0.045, c=(240, 150, 40))
-        s.smooth((0.5 + side * 0.2, 0.4), (0.5 + side * 0.38, 0.7), (0.5 + side * 0.22, 0.66),
-                 c=s.dark)
+        s.smooth(
+            (0.5 + side * 0.2, 0.4), (0.5 + side * 0.38, 0.7), (0.5 + side * 0.22, 0.66), c=s.dark
+        )
     s.oval(0.5, 0.58, 0.27, 0.38)
     s.oval(0.5, 0.24, 0.19, 0.2)
     chest = WHITE if sum(s.main) < 600 else (205, 210, 215)
@@ -261,8 +289,12 @@ def penguin(s: Sketch) -> None:
 def crab(s: Sketch) -> None:
     for side in (-1, 1):
         for k in range(3):
-            s.line((0.5 + side * 0.2, 0.62), (0.5 + side * (0.44 - 0.06 * k), 0.66 + 0.08 * k),
-                   (0.5 + side * (0.46 - 0.08 * k), 0.8 + 0.07 * k), w=0.035)
+            s.line(
+                (0.5 + side * 0.2, 0.62),
+                (0.5 + side * (0.44 - 0.06 * k), 0.66 + 0.08 * k),
+                (0.5 + side * (0.46 - 0.08 * k), 0.8 + 0.07 * k),
+                w=0.035,
+            )
         s.line((0.5 + side * 0.22, 0.5), (0.5 + side * 0.4, 0.38), w=0.05)
         s.oval(0.5 + side * 0.4, 0.27, 0.11, start=-60 - 0, end=240)
         s.line((0.5 + side * 0.1, 0.45), (0.5 + side * 0.1, 0.28), w=0.03)

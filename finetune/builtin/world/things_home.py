@@ -20,8 +20,18 @@ SHELF = Shelf()
 
 @SHELF.add("fruit", "red green yellow", lean=20)
 def apple(s: Sketch) -> None:
-    s.smooth((0.5, 0.28), (0.72, 0.18), (0.94, 0.42), (0.82, 0.82), (0.6, 0.96), (0.5, 0.93),
-             (0.4, 0.96), (0.18, 0.82), (0.06, 0.42), (0.28, 0.18))
+    s.smooth(
+        (0.5, 0.28),
+        (0.72, 0.18),
+        (0.94, 0.42),
+        (0.82, 0.82),
+        (0.6, 0.96),
+        (0.5, 0.93),
+        (0.4, 0.96),
+        (0.18, 0.82),
+        (0.06, 0.42),
+        (0.28, 0.18),
+    )
     s.line((0.5, 0.3), (0.54, 0.08), c=WOOD, w=0.05)
     s.smooth((0.54, 0.2), (0.68, 0.04), (0.84, 0.06), (0.72, 0.2), c=LEAF)
     s.oval(0.26, 0.44, 0.06, 0.1, c=s.light)
@@ -29,10 +39,14 @@ def apple(s: Sketch) -> None:
 
 @SHELF.add("fruit", "yellow green", lean=40)
 def banana(s: Sketch) -> None:
-    outer = [(0.5 + 0.5 * math.cos(t), 0.2 + 0.62 * math.sin(t))
-             for t in (math.radians(10 + 14 * k) for k in range(12))]
-    inner = [(0.5 + 0.42 * math.cos(t), 0.2 + 0.34 * math.sin(t))
-             for t in (math.radians(164 - 14 * k) for k in range(12))]
+    outer = [
+        (0.5 + 0.5 * math.cos(t), 0.2 + 0.62 * math.sin(t))
+        for t in (math.radians(10 + 14 * k) for k in range(12))
+    ]
+    inner = [
+        (0.5 + 0.42 * math.cos(t), 0.2 + 0.34 * math.sin(t))
+        for t in (math.radians(164 - 14 * k) for k in range(12))
+    ]
     s.poly(*outer, *inner)
     s.line(outer[0], (outer[0][0] - 0.02, outer[0][1] - 0.08), c=WOOD, w=0.06)
     s.oval(*outer[-1], 0.035, c=INK)
@@ -40,8 +54,18 @@ def banana(s: Sketch) -> None:
 
 @SHELF.add("fruit", "green yellow", lean=20)
 def pear(s: Sketch) -> None:
-    s.smooth((0.5, 0.12), (0.62, 0.2), (0.66, 0.42), (0.84, 0.66), (0.72, 0.93), (0.5, 0.98),
-             (0.28, 0.93), (0.16, 0.66), (0.34, 0.42), (0.38, 0.2))
+    s.smooth(
+        (0.5, 0.12),
+        (0.62, 0.2),
+        (0.66, 0.42),
+        (0.84, 0.66),
+        (0.72, 0.93),
+        (0.5, 0.98),
+        (0.28, 0.93),
+        (0.16, 0.66),
+        (0.34, 0.42),
+        (0.38, 0.2),
+    )
     s.line((0.5, 0.15), (0.55, 0.0), c=WOOD, w=0.045)
     s.smooth((0.54, 0.1), (0.68, 0.0), (0.78, 0.08), (0.66, 0.14), c=LEAF)
 
@@ -60,8 +84,12 @@ def cherry(s: Sketch) -> None:
 def pineapple(s: Sketch) -> None:
     for turn in (-60, -30, 0, 30, 60):
         way = math.radians(turn - 90)
-        s.poly((0.42, 0.36), (0.58, 0.36), (0.5 + 0.3 * math.cos(way), 0.32 + 0.32 * math.sin(way)),
-               c=LEAF)
+        s.poly(
+            (0.42, 0.36),
+            (0.58, 0.36),
+            (0.5 + 0.3 * math.cos(way), 0.32 + 0.32 * math.sin(way)),
+            c=LEAF,
+        )
     s.oval(0.5, 0.66, 0.27, 0.34)
     for k in range(-2, 3):
         x = 0.5 + 0.1 * k
@@ -72,21 +100,34 @@ def pineapple(s: Sketch) -> None:
 
 @SHELF.add("fruit", "red pink", lean=15)
 def strawberry(s: Sketch) -> None:
-    s.smooth((0.5, 0.2), (0.8, 0.16), (0.9, 0.4), (0.7, 0.76), (0.5, 0.98), (0.3, 0.76),
-             (0.1, 0.4), (0.2, 0.16))
+    s.smooth(
+        (0.5, 0.2),
+        (0.8, 0.16),
+        (0.9, 0.4),
+        (0.7, 0.76),
+        (0.5, 0.98),
+        (0.3, 0.76),
+        (0.1, 0.4),
+        (0.2, 0.16),
+    )
     for x, y in ((0.3, 0.4), (0.5, 0.42), (0.7, 0.4), (0.4, 0.58), (0.6, 0.58), (0.5, 0.75)):
         s.oval(x, y, 0.022, 0.032, c=(250, 225, 130))
     for turn in (-70, -35, 0, 35, 70):
         way = math.radians(turn - 90)
-        s.poly((0.42, 0.2), (0.58, 0.2), (0.5 + 0.3 * math.cos(way), 0.16 + 0.16 * math.sin(way)),
-               c=LEAF)
+        s.poly(
+            (0.42, 0.2),
+            (0.58, 0.2),
+            (0.5 + 0.3 * math.cos(way), 0.16 + 0.16 * math.sin(way)),
+            c=LEAF,
+        )
 
 
 @SHELF.add("food", "orange purple yellow", lean=40)
 def carrot(s: Sketch) -> None:
     for x in (0.36, 0.5, 0.64):
-        s.smooth((0.47, 0.3), (x - 0.06, 0.08), (x + 0.02, 0.0), (x + 0.06, 0.1), (0.53, 0.3),
-                 c=LEAF)
+        s.smooth(
+            (0.47, 0.3), (x - 0.06, 0.08), (x + 0.02, 0.0), (x + 0.06, 0.1), (0.53, 0.3), c=LEAF
+        )
     s.smooth((0.5, 0.24), (0.68, 0.3), (0.64, 0.6), (0.5, 1.0), (0.36, 0.6), (0.32, 0.3))
     for x, y in ((0.4, 0.42), (0.56, 0.55), (0.44, 0.7)):
         s.line((x, y), (x + 0.1, y + 0.01), c=s.dark, w=0.02)
@@ -128,8 +169,12 @@ def donut(s: Sketch) -> None:
     for _ in range(12):
         turn, far = s.any(0, 6.3), s.any(0.24, 0.36)
         x, y = 0.5 + far * math.cos(turn), 0.5 + far * math.sin(turn)
-        s.line((x - 0.02, y - 0.015), (x + 0.02, y + 0.02),
-               c=s.rng.choice((WHITE, GOLD, (70, 150, 220), (90, 190, 90))), w=0.025)
+        s.line(
+            (x - 0.02, y - 0.015),
+            (x + 0.02, y + 0.02),
+            c=s.rng.choice((WHITE, GOLD, (70, 150, 220), (90, 190, 90))),
+            w=0.025,
+        )
     s.oval(0.5, 0.5, 0.16, c=(205, 150, 85))
     s.oval(0.5, 0.5, 0.13, c=WHITE)
 

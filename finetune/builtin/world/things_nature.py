@@ -21,20 +21,30 @@ SHELF = Shelf()
 @SHELF.add("plant", "green green teal orange red", lean=2)
 def tree(s: Sketch) -> None:
     wide = s.any(0.06, 0.09)
-    s.poly((0.5 - wide, 1), (0.5 - wide * 0.7, 0.5), (0.5 + wide * 0.7, 0.5), (0.5 + wide, 1),
-           c=WOOD)
+    s.poly(
+        (0.5 - wide, 1), (0.5 - wide * 0.7, 0.5), (0.5 + wide * 0.7, 0.5), (0.5 + wide, 1), c=WOOD
+    )
     if s.maybe(0.35):  # a fir
         for k in range(3):
             y, reach = 0.05 + 0.2 * k, 0.18 + 0.08 * k
-            s.poly((0.5, y - 0.05), (0.5 + reach, y + 0.3), (0.5 - reach, y + 0.3),
-                   c=s.dark if k % 2 else None)
+            s.poly(
+                (0.5, y - 0.05),
+                (0.5 + reach, y + 0.3),
+                (0.5 - reach, y + 0.3),
+                c=s.dark if k % 2 else None,
+            )
         return
     if s.maybe():
         s.oval(0.5, 0.34, 0.34, 0.33)
         s.oval(0.42, 0.26, 0.13, 0.12, c=s.light)
         return
-    for x, y, r in ((0.3, 0.45, 0.2), (0.7, 0.45, 0.2), (0.36, 0.25, 0.2), (0.64, 0.25, 0.2),
-                    (0.5, 0.36, 0.24)):
+    for x, y, r in (
+        (0.3, 0.45, 0.2),
+        (0.7, 0.45, 0.2),
+        (0.36, 0.25, 0.2),
+        (0.64, 0.25, 0.2),
+        (0.5, 0.36, 0.24),
+    ):
         s.oval(x, y, r)
     if s.maybe(0.3):
         spot = s.accent()
@@ -49,8 +59,16 @@ def flower(s: Sketch) -> None:
     if s.maybe():
         s.smooth((0.5, 0.9), (0.4, 0.74), (0.24, 0.72), (0.34, 0.86), c=LEAF)
     if s.maybe(0.3):  # a tulip
-        s.smooth((0.5, 0.55), (0.28, 0.45), (0.28, 0.1), (0.4, 0.25), (0.5, 0.08), (0.6, 0.25),
-                 (0.72, 0.1), (0.72, 0.45))
+        s.smooth(
+            (0.5, 0.55),
+            (0.28, 0.45),
+            (0.28, 0.1),
+            (0.4, 0.25),
+            (0.5, 0.08),
+            (0.6, 0.25),
+            (0.72, 0.1),
+            (0.72, 0.45),
+        )
         return
     count = s.rng.choice((5, 6, 8))
     for k in range(count):
@@ -82,14 +100,19 @@ def leaf(s: Sketch) -> None:
 
 @SHELF.add("plant", "red brown white orange purple")
 def mushroom(s: Sketch) -> None:
-    s.smooth((0.4, 0.45), (0.6, 0.45), (0.62, 0.75), (0.66, 0.95), (0.34, 0.95), (0.38, 0.75),
-             c=CREAM)
+    s.smooth(
+        (0.4, 0.45), (0.6, 0.45), (0.62, 0.75), (0.66, 0.95), (0.34, 0.95), (0.38, 0.75), c=CREAM
+    )
     s.oval(0.5, 0.52, 0.45, 0.44, start=180, end=360)
     s.oval(0.5, 0.51, 0.45, 0.07, c=s.dark)
     if s.maybe(0.8):
         spot = WHITE if sum(s.main) < 600 else (190, 60, 60)
-        for x, y, r in ((0.5, 0.22, 0.07), (0.28, 0.36, 0.06), (0.72, 0.36, 0.06),
-                        (0.5, 0.41, 0.045)):
+        for x, y, r in (
+            (0.5, 0.22, 0.07),
+            (0.28, 0.36, 0.06),
+            (0.72, 0.36, 0.06),
+            (0.5, 0.41, 0.045),
+        ):
             s.oval(x, y, r, c=spot)
 
 
@@ -102,18 +125,24 @@ def sun(s: Sketch) -> None:
         if s.parts and s.parts[0].width:
             s.line((0.5, 0.5), tip, w=0.045)
         else:
-            side = [(0.5 + 0.3 * math.cos(turn + d), 0.5 + 0.3 * math.sin(turn + d))
-                    for d in (-0.2, 0.2)]
+            side = [
+                (0.5 + 0.3 * math.cos(turn + d), 0.5 + 0.3 * math.sin(turn + d))
+                for d in (-0.2, 0.2)
+            ]
             s.poly(*side, tip)
     s.oval(0.5, 0.5, 0.29, c=s.main if s.maybe() else s.light)
 
 
 @SHELF.add("sky", "yellow white gray orange blue", lean=20)
 def moon(s: Sketch) -> None:
-    outer = [(0.5 + 0.5 * math.cos(t), 0.5 + 0.5 * math.sin(t))
-             for t in (math.radians(60 + 12 * k) for k in range(21))]
-    inner = [(0.68 + 0.41 * math.cos(t), 0.5 + 0.41 * math.sin(t))
-             for t in (math.radians(282 - 10.2 * k) for k in range(21))]
+    outer = [
+        (0.5 + 0.5 * math.cos(t), 0.5 + 0.5 * math.sin(t))
+        for t in (math.radians(60 + 12 * k) for k in range(21))
+    ]
+    inner = [
+        (0.68 + 0.41 * math.cos(t), 0.5 + 0.41 * math.sin(t))
+        for t in (math.radians(282 - 10.2 * k) for k in range(21))
+    ]
     s.poly(*outer, *inner)
     for x, y, r in ((0.14, 0.45, 0.05), (0.25, 0.7, 0.04), (0.27, 0.26, 0.035)):
         s.oval(x, y, r, c=mixed(s.main, INK, 0.15))
@@ -128,8 +157,15 @@ def cloud(s: Sketch) -> None:
 
 @SHELF.add("sky", "yellow orange purple white", lean=8)
 def lightning_bolt(s: Sketch) -> None:
-    s.poly((0.42, 0.0), (0.72, 0.0), (0.56, 0.36), (0.76, 0.36), (0.34, 1.0), (0.46, 0.54),
-           (0.26, 0.54))
+    s.poly(
+        (0.42, 0.0),
+        (0.72, 0.0),
+        (0.56, 0.36),
+        (0.76, 0.36),
+        (0.34, 1.0),
+        (0.46, 0.54),
+        (0.26, 0.54),
+    )
 
 
 @SHELF.add("figure", "white blue gray", lean=3)
@@ -158,8 +194,14 @@ def mountain(s: Sketch) -> None:
     s.poly((0.0, 0.95), (peak, 0.08), (0.84, 0.95))
     cut = 0.28
     left, right = peak - peak * (cut - 0.08) / 0.87, peak + (0.84 - peak) * (cut - 0.08) / 0.87
-    s.poly((peak, 0.08), (right, cut), (peak + 0.04, cut - 0.05), (peak - 0.02, cut + 0.05),
-           (left, cut), c=WHITE if sum(s.main) < 620 else (120, 120, 130))
+    s.poly(
+        (peak, 0.08),
+        (right, cut),
+        (peak + 0.04, cut - 0.05),
+        (peak - 0.02, cut + 0.05),
+        (left, cut),
+        c=WHITE if sum(s.main) < 620 else (120, 120, 130),
+    )
 
 
 def face(s: Sketch, bend: float) -> None:

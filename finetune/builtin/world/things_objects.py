@@ -86,13 +86,20 @@ def clock(s: Sketch) -> None:
     for k in range(12):
         turn = math.radians(30 * k)
         near = 0.34 if k % 3 else 0.31
-        s.line((0.5 + near * math.sin(turn), 0.5 - near * math.cos(turn)),
-               (0.5 + 0.4 * math.sin(turn), 0.5 - 0.4 * math.cos(turn)), c=INK,
-               w=0.025 if k % 3 else 0.045)
+        s.line(
+            (0.5 + near * math.sin(turn), 0.5 - near * math.cos(turn)),
+            (0.5 + 0.4 * math.sin(turn), 0.5 - 0.4 * math.cos(turn)),
+            c=INK,
+            w=0.025 if k % 3 else 0.045,
+        )
     turn = math.radians(30 * hour)
     s.line((0.5, 0.5), (0.5, 0.17), c=INK, w=0.035)
-    s.line((0.5, 0.5), (0.5 + 0.21 * math.sin(turn), 0.5 - 0.21 * math.cos(turn)), c=(190, 30, 30),
-           w=0.07)
+    s.line(
+        (0.5, 0.5),
+        (0.5 + 0.21 * math.sin(turn), 0.5 - 0.21 * math.cos(turn)),
+        c=(190, 30, 30),
+        w=0.07,
+    )
     s.oval(0.5, 0.5, 0.045, c=INK)
 
 
@@ -102,9 +109,14 @@ def phone(s: Sketch) -> None:
     s.box(0.29, 0.1, 0.71, 0.84, c=mixed(GLASS, INK, 0.1))
     for row in range(3):
         for column in range(3):
-            s.box(0.34 + 0.12 * column, 0.18 + 0.16 * row, 0.42 + 0.12 * column,
-                  0.27 + 0.16 * row, c=s.rng.choice((GOLD, (220, 80, 80), (80, 170, 100),
-                                                     (70, 120, 210))), r=0.02)
+            s.box(
+                0.34 + 0.12 * column,
+                0.18 + 0.16 * row,
+                0.42 + 0.12 * column,
+                0.27 + 0.16 * row,
+                c=s.rng.choice((GOLD, (220, 80, 80), (80, 170, 100), (70, 120, 210))),
+                r=0.02,
+            )
     s.oval(0.5, 0.92, 0.04, c=s.light if sum(s.main) < 300 else INK)
 
 
@@ -154,8 +166,18 @@ def hat(s: Sketch) -> None:
 
 @SHELF.add("clothes", lean=6)
 def shirt(s: Sketch) -> None:
-    s.poly((0.34, 0.08), (0.66, 0.08), (0.98, 0.34), (0.84, 0.5), (0.74, 0.42), (0.74, 0.96),
-           (0.26, 0.96), (0.26, 0.42), (0.16, 0.5), (0.02, 0.34))
+    s.poly(
+        (0.34, 0.08),
+        (0.66, 0.08),
+        (0.98, 0.34),
+        (0.84, 0.5),
+        (0.74, 0.42),
+        (0.74, 0.96),
+        (0.26, 0.96),
+        (0.26, 0.42),
+        (0.16, 0.5),
+        (0.02, 0.34),
+    )
     s.oval(0.5, 0.08, 0.14, 0.12, c=s.dark, start=0, end=180)
     if s.maybe(0.4):
         for y in (0.5, 0.66, 0.82):
@@ -167,8 +189,17 @@ def shirt(s: Sketch) -> None:
 
 @SHELF.add("clothes", lean=6)
 def shoe(s: Sketch) -> None:
-    s.smooth((0.06, 0.3), (0.3, 0.32), (0.44, 0.5), (0.76, 0.58), (0.97, 0.7), (0.96, 0.82),
-             (0.5, 0.83), (0.08, 0.82), (0.04, 0.55))
+    s.smooth(
+        (0.06, 0.3),
+        (0.3, 0.32),
+        (0.44, 0.5),
+        (0.76, 0.58),
+        (0.97, 0.7),
+        (0.96, 0.82),
+        (0.5, 0.83),
+        (0.08, 0.82),
+        (0.04, 0.55),
+    )
     s.box(0.03, 0.78, 0.99, 0.88, c=WHITE if sum(s.main) < 600 else INK, r=0.04)
     for k in range(3):
         x, y = 0.38 + 0.11 * k, 0.44 + 0.06 * k
@@ -177,8 +208,17 @@ def shoe(s: Sketch) -> None:
 
 @SHELF.add("clothes", lean=8)
 def sock(s: Sketch) -> None:
-    s.smooth((0.3, 0.1), (0.62, 0.1), (0.62, 0.5), (0.72, 0.66), (0.9, 0.76), (0.88, 0.94),
-             (0.6, 0.95), (0.36, 0.84), (0.3, 0.55))
+    s.smooth(
+        (0.3, 0.1),
+        (0.62, 0.1),
+        (0.62, 0.5),
+        (0.72, 0.66),
+        (0.9, 0.76),
+        (0.88, 0.94),
+        (0.6, 0.95),
+        (0.36, 0.84),
+        (0.3, 0.55),
+    )
     s.box(0.27, 0.03, 0.65, 0.16, c=s.light, r=0.03)
     if s.maybe():
         for y in (0.26, 0.4):
@@ -187,8 +227,18 @@ def sock(s: Sketch) -> None:
 
 @SHELF.add("clothes", "red pink blue purple white black yellow green teal", lean=4)
 def dress(s: Sketch) -> None:
-    s.poly((0.36, 0.02), (0.43, 0.12), (0.57, 0.12), (0.64, 0.02), (0.7, 0.26), (0.6, 0.44),
-           (0.88, 0.96), (0.12, 0.96), (0.4, 0.44), (0.3, 0.26))
+    s.poly(
+        (0.36, 0.02),
+        (0.43, 0.12),
+        (0.57, 0.12),
+        (0.64, 0.02),
+        (0.7, 0.26),
+        (0.6, 0.44),
+        (0.88, 0.96),
+        (0.12, 0.96),
+        (0.4, 0.44),
+        (0.3, 0.26),
+    )
     s.poly((0.39, 0.42), (0.61, 0.42), (0.63, 0.48), (0.37, 0.48), c=s.dark)
     if s.maybe():
         s.poly((0.15, 0.9), (0.85, 0.9), (0.88, 0.96), (0.12, 0.96), c=s.light)
@@ -196,8 +246,9 @@ def dress(s: Sketch) -> None:
 
 @SHELF.add("clothes", "yellow orange gray", lean=4, flips=False)
 def crown(s: Sketch) -> None:
-    s.poly((0.06, 0.85), (0.0, 0.3), (0.26, 0.56), (0.5, 0.14), (0.74, 0.56), (1.0, 0.3),
-           (0.94, 0.85))
+    s.poly(
+        (0.06, 0.85), (0.0, 0.3), (0.26, 0.56), (0.5, 0.14), (0.74, 0.56), (1.0, 0.3), (0.94, 0.85)
+    )
     s.box(0.06, 0.74, 0.94, 0.9, c=s.dark)
     for x in (0.22, 0.5, 0.78):
         s.oval(x, 0.82, 0.045, c=s.rng.choice(((210, 40, 60), (50, 90, 200), (50, 160, 90))))
@@ -213,8 +264,13 @@ def ball(s: Sketch) -> None:
         s.hoop(0.5, 0.5, 0.18, 0.48, c=other, w=0.06)
         s.line((0.02, 0.5), (0.98, 0.5), c=other, w=0.06)
     else:
-        s.poly(*((0.5 + 0.5 * math.cos(math.radians(a)), 0.5 + 0.5 * math.sin(math.radians(a)))
-                 for a in (-22, -12, 0, 12, 22, 158, 168, 180, 192, 202)), c=other)
+        s.poly(
+            *(
+                (0.5 + 0.5 * math.cos(math.radians(a)), 0.5 + 0.5 * math.sin(math.radians(a)))
+                for a in (-22, -12, 0, 12, 22, 158, 168, 180, 192, 202)
+            ),
+            c=other,
+        )
 
 
 @SHELF.add("toy", "red blue yellow green orange", lean=2, flips=False)
@@ -247,16 +303,29 @@ def gift(s: Sketch) -> None:
     s.box(0.05, 0.28, 0.95, 0.46, c=s.light)
     s.box(0.43, 0.28, 0.57, 0.98, c=ribbon)
     for side in (-1, 1):
-        s.smooth((0.5, 0.28), (0.5 + side * 0.14, 0.02), (0.5 + side * 0.34, 0.06),
-                 (0.5 + side * 0.28, 0.24), c=ribbon)
+        s.smooth(
+            (0.5, 0.28),
+            (0.5 + side * 0.14, 0.02),
+            (0.5 + side * 0.34, 0.06),
+            (0.5 + side * 0.28, 0.24),
+            c=ribbon,
+        )
     s.oval(0.5, 0.25, 0.07, c=mixed(ribbon, INK, 0.25))
 
 
 @SHELF.add("toy", "yellow orange gray red", lean=6, flips=False)
 def bell(s: Sketch) -> None:
     s.oval(0.5, 0.9, 0.1, c=s.dark)
-    s.smooth((0.5, 0.08), (0.7, 0.16), (0.76, 0.5), (0.88, 0.8), (0.5, 0.84), (0.12, 0.8),
-             (0.24, 0.5), (0.3, 0.16))
+    s.smooth(
+        (0.5, 0.08),
+        (0.7, 0.16),
+        (0.76, 0.5),
+        (0.88, 0.8),
+        (0.5, 0.84),
+        (0.12, 0.8),
+        (0.24, 0.5),
+        (0.3, 0.16),
+    )
     s.box(0.06, 0.76, 0.94, 0.86, r=0.04)
     s.hoop(0.5, 0.07, 0.06, c=s.dark, w=0.04)
 
@@ -291,8 +360,9 @@ def envelope(s: Sketch) -> None:
 
 @SHELF.add("tool", "yellow white orange blue", lean=4, flips=False)
 def bulb(s: Sketch) -> None:
-    s.smooth((0.5, 0.02), (0.8, 0.16), (0.84, 0.42), (0.64, 0.7), (0.36, 0.7), (0.16, 0.42),
-             (0.2, 0.16))
+    s.smooth(
+        (0.5, 0.02), (0.8, 0.16), (0.84, 0.42), (0.64, 0.7), (0.36, 0.7), (0.16, 0.42), (0.2, 0.16)
+    )
     s.line((0.42, 0.68), (0.4, 0.42), (0.5, 0.52), (0.6, 0.42), (0.58, 0.68), c=s.dark, w=0.03)
     for y in (0.7, 0.79, 0.88):
         s.box(0.36, y, 0.64, y + 0.07, c=METAL, r=0.02)

@@ -21,12 +21,15 @@ def sky(canvas: Canvas, size: tuple[int, int], top: RGB, low: RGB, level: float)
         canvas.rectangle((0, y, size[0], size[1] * level + 1), mixed(top, low, k / 5))
 
 
-def land(canvas: Canvas, size: tuple[int, int], rgb: RGB, level: float, rough: float,
-         rng: random.Random) -> None:
+def land(
+    canvas: Canvas, size: tuple[int, int], rgb: RGB, level: float, rough: float, rng: random.Random
+) -> None:
     """Ground whose edge rolls by `rough` (0..1 of the height)."""
     phase, speed = rng.uniform(0, 6), rng.uniform(3, 9)
-    edge = [(size[0] * k / 12, size[1] * (level + rough * math.sin(phase + speed * k / 12)))
-            for k in range(13)]
+    edge = [
+        (size[0] * k / 12, size[1] * (level + rough * math.sin(phase + speed * k / 12)))
+        for k in range(13)
+    ]
     canvas.polygon([*edge, (size[0], size[1]), (0, size[1])], rgb)
 
 
@@ -56,8 +59,11 @@ def sea(canvas: Canvas, size: tuple[int, int], c: Palette, rng: random.Random) -
     canvas.rectangle((0, level * high, wide, high), c[1])
     for _ in range(rng.randint(5, 14)):
         x, y = rng.uniform(-0.1, 1) * wide, rng.uniform(level + 0.03, 1) * high
-        canvas.line([(x, y), (x + rng.uniform(0.05, 0.2) * wide, y)],
-                    mixed(c[1], (255, 255, 255), 0.35), max(1.0, high * 0.01))
+        canvas.line(
+            [(x, y), (x + rng.uniform(0.05, 0.2) * wide, y)],
+            mixed(c[1], (255, 255, 255), 0.35),
+            max(1.0, high * 0.01),
+        )
 
 
 def street(canvas: Canvas, size: tuple[int, int], c: Palette, rng: random.Random) -> None:
@@ -74,8 +80,10 @@ def street(canvas: Canvas, size: tuple[int, int], c: Palette, rng: random.Random
     canvas.rectangle((0, level * high, wide, (level + 0.03) * high), mixed(c[1], c[0], 0.6))
     y = (level + 1) / 2 * high
     for k in range(6):
-        canvas.rectangle((wide * (0.02 + k / 6), y, wide * (0.1 + k / 6), y + 0.02 * high),
-                         mixed(c[1], (255, 255, 255), 0.7))
+        canvas.rectangle(
+            (wide * (0.02 + k / 6), y, wide * (0.1 + k / 6), y + 0.02 * high),
+            mixed(c[1], (255, 255, 255), 0.7),
+        )
 
 
 def night(canvas: Canvas, size: tuple[int, int], c: Palette, rng: random.Random) -> None:

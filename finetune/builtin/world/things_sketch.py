@@ -74,25 +74,47 @@ class Sketch:
     def line(self, *points: Point, c: RGB | None = None, w: float = 0.05) -> None:
         self.parts.append(Part(points, c or self.main, w))
 
-    def oval(self, x: float, y: float, rx: float, ry: float | None = None, c: RGB | None = None,
-             start: float = 0.0, end: float = 360.0) -> None:
+    def oval(
+        self,
+        x: float,
+        y: float,
+        rx: float,
+        ry: float | None = None,
+        c: RGB | None = None,
+        start: float = 0.0,
+        end: float = 360.0,
+    ) -> None:
         """An ellipse around (x, y), or its sector's arc closed by a chord (degrees, clockwise
         from the right)."""
         self.poly(*arc(x, y, rx, ry or rx, start, end), c=c)
 
-    def hoop(self, x: float, y: float, rx: float, ry: float | None = None, c: RGB | None = None,
-             w: float = 0.05, start: float = 0.0, end: float = 360.0) -> None:
+    def hoop(
+        self,
+        x: float,
+        y: float,
+        rx: float,
+        ry: float | None = None,
+        c: RGB | None = None,
+        w: float = 0.05,
+        start: float = 0.0,
+        end: float = 360.0,
+    ) -> None:
         """The same as a stroke."""
         self.line(*arc(x, y, rx, ry or rx, start, end), c=c, w=w)
 
-    def box(self, x0: float, y0: float, x1: float, y1: float, c: RGB | None = None,
-            r: float = 0.0) -> None:
+    def box(
+        self, x0: float, y0: float, x1: float, y1: float, c: RGB | None = None, r: float = 0.0
+    ) -> None:
         """A rectangle with corners rounded by `r`."""
         if r <= 0:
             self.poly((x0, y0), (x1, y0), (x1, y1), (x0, y1), c=c)
             return
-        corners = ((x1 - r, y1 - r, 0), (x0 + r, y1 - r, 90), (x0 + r, y0 + r, 180),
-                   (x1 - r, y0 + r, 270))
+        corners = (
+            (x1 - r, y1 - r, 0),
+            (x0 + r, y1 - r, 90),
+            (x0 + r, y0 + r, 180),
+            (x1 - r, y0 + r, 270),
+        )
         self.poly(*(p for x, y, a in corners for p in arc(x, y, r, r, a, a + 90, 4)), c=c)
 
     def smooth(self, *points: Point, c: RGB | None = None) -> None:
@@ -105,8 +127,9 @@ class Sketch:
         self.oval(x, y, r, c=INK)
 
 
-def arc(x: float, y: float, rx: float, ry: float, start: float, end: float,
-        steps: int = 0) -> list[Point]:
+def arc(
+    x: float, y: float, rx: float, ry: float, start: float, end: float, steps: int = 0
+) -> list[Point]:
     steps = steps or max(5, round(abs(end - start) / 15))
     turns = (math.radians(start + (end - start) * k / steps) for k in range(steps + 1))
     return [(x + rx * math.cos(t), y + ry * math.sin(t)) for t in turns]
@@ -121,8 +144,12 @@ def curve(points: Sequence[Point], steps: int = 5) -> list[Point]:
             t = step / steps
             a, b = t * (t * (2 - t) - 1) / 2, (t * t * (3 * t - 5) + 2) / 2
             c, d = t * (t * (4 - 3 * t) + 1) / 2, t * t * (t - 1) / 2
-            found.append((a * p0[0] + b * p1[0] + c * p2[0] + d * p3[0],
-                          a * p0[1] + b * p1[1] + c * p2[1] + d * p3[1]))
+            found.append(
+                (
+                    a * p0[0] + b * p1[0] + c * p2[0] + d * p3[0],
+                    a * p0[1] + b * p1[1] + c * p2[1] + d * p3[1],
+                )
+            )
     return found
 
 
@@ -146,13 +173,16 @@ MADE_COLOURS = tuple(COLOURS)
 class Shelf(dict[str, Thing]):
     """The things of a module, by name; `shelf.add(...)` decorates their drawings."""
 
-    def add(self, sort: str, colours: str = "", lean: float = 6.0,
-            flips: bool = True) -> Callable[[Draw], Draw]:
+    def add(
+        self, sort: str, colours: str = "", lean: float = 6.0, flips: bool = True
+    ) -> Callable[[Draw], Draw]:
         """`colours` in words ("red green"), every colour when empty; `lean` in degrees."""
+
         def keep(draw: Draw) -> Draw:
             name = draw.__name__.replace("_", " ")
             self[name] = Thing(draw, tuple(colours.split()) or MADE_COLOURS, sort, lean, flips)
             return draw
+
         return keep
 
 
@@ -193,14 +223,26 @@ def specimen(thing: Thing, colour: str, rng: random.Random) -> Specimen:
     parts = [Part(tuple(map(turned, p.points)), p.rgb, p.width) for p in sketch.parts]
     left, top, right, bottom = bounds(parts)
     long = max(right - left, bottom - top)
-    parts = [Part(tuple(((x - left) / long, (y - top) / long) for x, y in p.points), p.rgb,
-                  p.width / long) for p in parts]
-    return Specimen(tuple(parts), (right - left) / long, (bottom - top) / long, sketch.main,
-                    sketch.facts)
+    parts = [
+        Part(
+            tuple(((x - left) / long, (y - top) / long) for x, y in p.points), p.rgb, p.width / long
+        )
+        for p in parts
+    ]
+    return Specimen(
+        tuple(parts), (right - left) / long, (bottom - top) / long, sketch.main, sketch.facts
+    )
 
 
-def set_down(canvas: Canvas, parts: Iterable[Part], x: float, y: float, scale: float,
-             contour: float = 0.0, ink: RGB = INK) -> None:
+def set_down(
+    canvas: Canvas,
+    parts: Iterable[Part],
+    x: float,
+    y: float,
+    scale: float,
+    contour: float = 0.0,
+    ink: RGB = INK,
+) -> None:
     """Draw parts at pixel (x, y); with `contour` > 0 each has an edge so wide (pixels)."""
     for part in parts:
         points = [(x + px * scale, y + py * scale) for px, py in part.points]

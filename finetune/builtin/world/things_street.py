@@ -105,14 +105,17 @@ def bicycle(s: Sketch) -> None:
 
 @SHELF.add("vehicle", lean=25, flips=False)
 def rocket(s: Sketch) -> None:
-    s.smooth((0.4, 0.76), (0.5, 0.8), (0.6, 0.76), (0.56, 0.9), (0.5, 1.0), (0.44, 0.9),
-             c=(250, 160, 30))
+    s.smooth(
+        (0.4, 0.76), (0.5, 0.8), (0.6, 0.76), (0.56, 0.9), (0.5, 1.0), (0.44, 0.9), c=(250, 160, 30)
+    )
     fins = s.accent()
     for side in (-1, 1):
-        s.poly((0.5 + side * 0.14, 0.52), (0.5 + side * 0.32, 0.8), (0.5 + side * 0.12, 0.74),
-               c=fins)
-    s.smooth((0.5, 0.0), (0.66, 0.22), (0.68, 0.5), (0.62, 0.76), (0.38, 0.76), (0.32, 0.5),
-             (0.34, 0.22))
+        s.poly(
+            (0.5 + side * 0.14, 0.52), (0.5 + side * 0.32, 0.8), (0.5 + side * 0.12, 0.74), c=fins
+        )
+    s.smooth(
+        (0.5, 0.0), (0.66, 0.22), (0.68, 0.5), (0.62, 0.76), (0.38, 0.76), (0.32, 0.5), (0.34, 0.22)
+    )
     s.oval(0.5, 0.34, 0.09, c=WHITE)
     s.oval(0.5, 0.34, 0.065, c=(90, 150, 210))
 
@@ -172,8 +175,13 @@ def lighthouse(s: Sketch) -> None:
     band = WHITE if sum(s.main) < 600 else (200, 50, 50)
     s.poly((0.36, 0.3), (0.64, 0.3), (0.72, 0.98), (0.28, 0.98))
     for y in (0.42, 0.72):
-        s.poly((0.37 - (y - 0.3) * 0.11, y), (0.63 + (y - 0.3) * 0.11, y),
-               (0.645 + (y - 0.3) * 0.13, y + 0.13), (0.355 - (y - 0.3) * 0.13, y + 0.13), c=band)
+        s.poly(
+            (0.37 - (y - 0.3) * 0.11, y),
+            (0.63 + (y - 0.3) * 0.11, y),
+            (0.645 + (y - 0.3) * 0.13, y + 0.13),
+            (0.355 - (y - 0.3) * 0.13, y + 0.13),
+            c=band,
+        )
     s.box(0.32, 0.26, 0.68, 0.31, c=INK)
     s.box(0.4, 0.12, 0.6, 0.26, c=(250, 225, 90))
     s.poly((0.35, 0.13), (0.5, 0.0), (0.65, 0.13), c=s.dark)
@@ -257,8 +265,10 @@ def robot(s: Sketch) -> None:
 
 @SHELF.add("figure", "white gray purple blue green", lean=8)
 def ghost(s: Sketch) -> None:
-    top = [(0.5 + 0.36 * math.cos(math.radians(a)), 0.42 + 0.4 * math.sin(math.radians(a)))
-           for a in range(180, 361, 15)]
+    top = [
+        (0.5 + 0.36 * math.cos(math.radians(a)), 0.42 + 0.4 * math.sin(math.radians(a)))
+        for a in range(180, 361, 15)
+    ]
     hem = [(0.86 - 0.12 * k, 0.98 if k % 2 == 0 else 0.86) for k in range(7)]
     s.poly(*top, *hem)
     eyes = INK if sum(s.main) > 250 else WHITE
@@ -289,8 +299,12 @@ def kite(s: Sketch) -> None:
     s.poly((0.18, 0.28), (0.5, 0.28), (0.5, 0.7), c=other)
     for k in (3, 6, 9):
         x, y = tail[k]
-        s.poly((x - 0.06, y - 0.035), (x + 0.06, y + 0.035), (x + 0.06, y - 0.035),
-               (x - 0.06, y + 0.035))
+        s.poly(
+            (x - 0.06, y - 0.035),
+            (x + 0.06, y + 0.035),
+            (x + 0.06, y - 0.035),
+            (x - 0.06, y + 0.035),
+        )
 
 
 @SHELF.add("toy", lean=8)
@@ -308,4 +322,3 @@ def fence(s: Sketch) -> None:
     for k in range(5):
         x = 0.03 + 0.2 * k
         s.poly((x, 0.95), (x, 0.36), (x + 0.07, 0.26), (x + 0.14, 0.36), (x + 0.14, 0.95))
-

@@ -53,13 +53,15 @@ class Text:
 def some_text(layout: str, rng: random.Random, split: Split) -> str:
     """What is written; held-out words come with the test split alone."""
     if layout == "number":
-        return "".join(rng.choice(string.digits) for _ in range(rng.randint(1, 5))).lstrip("0") \
-            or "0"
+        return (
+            "".join(rng.choice(string.digits) for _ in range(rng.randint(1, 5))).lstrip("0") or "0"
+        )
     if layout == "plate":
         count = rng.randint(3, 6)
         cut = rng.randint(1, count - 1)
-        return "".join(rng.choices(PLAIN_LETTERS, k=cut)) \
-            + "".join(rng.choices(PLAIN_DIGITS, k=count - cut))
+        return "".join(rng.choices(PLAIN_LETTERS, k=cut)) + "".join(
+            rng.choices(PLAIN_DIGITS, k=count - cut)
+        )
     if rng.random() < (0.15 if layout == "sign" else 0.35):  # no word: to be read by the letter
         return "".join(rng.choices(string.ascii_uppercase, k=rng.randint(1, 6)))
     while True:
@@ -69,8 +71,13 @@ def some_text(layout: str, rng: random.Random, split: Split) -> str:
     return rng.choices((word.upper(), word, word.capitalize()), (84, 6, 10))[0]
 
 
-def fitted(text: str, name: str, area: tuple[float, float, float, float], size: tuple[int, int],
-           rng: random.Random) -> Line:
+def fitted(
+    text: str,
+    name: str,
+    area: tuple[float, float, float, float],
+    size: tuple[int, int],
+    rng: random.Random,
+) -> Line:
     """The text at a random size and place within the pixel `area`."""
     width, height = area[2] - area[0], area[3] - area[1]
     pitch = PITCH * size[0] * rng.uniform(1, 1.15)
@@ -97,8 +104,15 @@ def fitted(text: str, name: str, area: tuple[float, float, float, float], size: 
 
 
 def items_of(text: Text, size: tuple[int, int]) -> list[Item]:
-    return [Item(glyph.letter.upper(), tuple(v / size[k % 2] for k, v in enumerate(glyph.box)),
-                 text.colour, order=k) for k, glyph in enumerate(text.line.glyphs)]
+    return [
+        Item(
+            glyph.letter.upper(),
+            tuple(v / size[k % 2] for k, v in enumerate(glyph.box)),
+            text.colour,
+            order=k,
+        )
+        for k, glyph in enumerate(text.line.glyphs)
+    ]
 
 
 class Writing:
@@ -130,19 +144,27 @@ class Writing:
                     colour, shade = name, rgb
                 part = (area[0], top * height, area[2], (top + 0.44) * height)
                 word = some_text("word", rng, split)
-                texts.append(Text(fitted(word, pick_font(rng, split), part, size, rng),
-                                  word.upper(), colour, shade))
+                texts.append(
+                    Text(
+                        fitted(word, pick_font(rng, split), part, size, rng),
+                        word.upper(),
+                        colour,
+                        shade,
+                    )
+                )
         else:
             word = some_text(layout, rng, split)
-            texts.append(Text(fitted(word, pick_font(rng, split), area, size, rng), word.upper(),
-                              name, rgb))
+            texts.append(
+                Text(fitted(word, pick_font(rng, split), area, size, rng), word.upper(), name, rgb)
+            )
         for text in texts:
             items += items_of(text, size)
         extra |= {"texts": tuple(texts), "ground": ground}
         return Scene(self.name, layout, width, height, tuple(items), rng.getrandbits(32), extra)
 
-    def _sign(self, size: tuple[int, int], pen: RGB, rng: random.Random,
-              extra: dict) -> tuple[tuple[float, float, float, float], Item, RGB]:
+    def _sign(
+        self, size: tuple[int, int], pen: RGB, rng: random.Random, extra: dict
+    ) -> tuple[tuple[float, float, float, float], Item, RGB]:
         """A coloured plate: (the area for its text, its item, the ground behind it)."""
         plates = [c for c in COLOURS if abs(lightness(colour_rgb(c, rng, 0)) - lightness(pen)) > 75]
         colour = rng.choice(plates or ["white" if lightness(pen) < 128 else "black"])
@@ -156,11 +178,16 @@ class Writing:
         box = (left, top, left + wide, top + high)
         shape = rng.choice(("square", "round", "oval", "octagon", "board"))
         inset = 0.08 if shape in ("oval", "octagon") else 0.04
-        inner = (left + inset * wide, top + 0.12 * high, left + (1 - inset) * wide,
-                 top + 0.88 * high)
+        inner = (
+            left + inset * wide,
+            top + 0.12 * high,
+            left + (1 - inset) * wide,
+            top + 0.88 * high,
+        )
         extra |= {"sign": (box, shape, rgb, rng.random() < 0.6, rng.random() < 0.5)}
-        item = Item("sign", (box[0] / size[0], box[1] / size[1], box[2] / size[0],
-                             box[3] / size[1]), colour)
+        item = Item(
+            "sign", (box[0] / size[0], box[1] / size[1], box[2] / size[0], box[3] / size[1]), colour
+        )
         return inner, item, ground_rgb(rng, [rgb])
 
     def draw(self, scene: Scene) -> Image.Image:
@@ -173,18 +200,28 @@ class Writing:
         elif scene.layout == "plate":
             x0, y0, x1, y1 = scene.extra["texts"][0].line.box
             pad = (y1 - y0) * 0.3
-            around = (max(0.5, x0 - pad * 0.6), y0 - pad,
-                      min(scene.width - 1.5, x1 + pad * 0.6), y1 + pad)
-            canvas.rectangle(around, ground, scene.extra["texts"][0].rgb, max(1.0, pad * 0.2),
-                             pad * 0.4)
+            around = (
+                max(0.5, x0 - pad * 0.6),
+                y0 - pad,
+                min(scene.width - 1.5, x1 + pad * 0.6),
+                y1 + pad,
+            )
+            canvas.rectangle(
+                around, ground, scene.extra["texts"][0].rgb, max(1.0, pad * 0.2), pad * 0.4
+            )
         style = scene.extra["style"]
         for text in scene.extra["texts"]:
             dark = lightness(text.rgb) < lightness(behind)
             far = (0, 0, 0) if dark else (255, 255, 255)
             shade = tuple(round(a + (b - a) * 0.35) for a, b in zip(behind, far, strict=True))
             edge = (15, 15, 20) if not dark else None
-            draw_line(canvas, text.line, text.rgb, edge if style == "edge" else None,
-                      shade if style == "shadow" and far_enough(shade, [text.rgb], 110) else None)
+            draw_line(
+                canvas,
+                text.line,
+                text.rgb,
+                edge if style == "edge" else None,
+                shade if style == "shadow" and far_enough(shade, [text.rgb], 110) else None,
+            )
         return canvas.finish()
 
     def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
@@ -199,20 +236,37 @@ def draw_sign(canvas: Canvas, scene: Scene) -> None:
     rim = max(1.0, high * 0.035) if rimmed else 0
     if posted and bottom < scene.height * 0.9:
         middle, post = (left + right) / 2, wide * 0.035
-        canvas.rectangle((middle - post, bottom - high * 0.2, middle + post, scene.height + 2),
-                         (120, 115, 110))
+        canvas.rectangle(
+            (middle - post, bottom - high * 0.2, middle + post, scene.height + 2), (120, 115, 110)
+        )
     if shape == "oval":
-        canvas.ellipse((left, top - high * 0.06, right, bottom + high * 0.06), rgb,
-                       pen if rimmed else None, rim)
+        canvas.ellipse(
+            (left, top - high * 0.06, right, bottom + high * 0.06),
+            rgb,
+            pen if rimmed else None,
+            rim,
+        )
     elif shape == "octagon":
         cut = min(wide, high) * 0.26
-        points = [(left + cut, top), (right - cut, top), (right, top + cut), (right, bottom - cut),
-                  (right - cut, bottom), (left + cut, bottom), (left, bottom - cut),
-                  (left, top + cut)]
+        points = [
+            (left + cut, top),
+            (right - cut, top),
+            (right, top + cut),
+            (right, bottom - cut),
+            (right - cut, bottom),
+            (left + cut, bottom),
+            (left, bottom - cut),
+            (left, top + cut),
+        ]
         canvas.polygon(points, rgb)
         if rimmed:
-            inner = [((left + right) / 2 + (x - (left + right) / 2) * 0.95,
-                      (top + bottom) / 2 + (y - (top + bottom) / 2) * 0.9) for x, y in points]
+            inner = [
+                (
+                    (left + right) / 2 + (x - (left + right) / 2) * 0.95,
+                    (top + bottom) / 2 + (y - (top + bottom) / 2) * 0.9,
+                )
+                for x, y in points
+            ]
             canvas.outlined(inner, pen, rim)
     else:
         radius = {"square": 0.0, "round": high * 0.18, "board": high * 0.05}[shape]
