@@ -26,7 +26,10 @@ def parts(tokenizer: PreTrainedTokenizerFast) -> tuple[LlamaForCausalLM, Symbols
     return model, Symbols(model.config.hidden_size)
 
 
-def test_a_branch_is_what_the_chat_template_renders(tokenizer: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_a_branch_is_what_the_chat_template_renders(
+    tokenizer: PreTrainedTokenizerFast, pictures: int
+) -> None:
     packer = Packer(tokenizer)
     processor = make_processor(tokenizer)
     scene = make_scene(4, "shapes")
@@ -34,13 +37,13 @@ def test_a_branch_is_what_the_chat_template_renders(tokenizer: PreTrainedTokeniz
     first = QA("existence", "Is there a star?", "yes", "Yes, there is a star.")
     for qa in [*qas, QA("followup", "What colour is it?", "red", "It is red.", before=(first,))]:
         turns = turns_of(qa, random.Random(0))
-        packed = packer.pack([(64, [turns])])
+        packed = packer.pack([([64] * pictures, [turns])])
         real = packed.ids[0][packed.segments[0] >= 0].tolist()
         messages = []
         for k, (question, answer) in enumerate(turns):
-            picture = [{"type": "image"}] if k == 0 else []
+            shown = [{"type": "image"}] * (pictures if k == 0 else 0)
             messages.append(
-                {"role": "user", "content": [*picture, {"type": "text", "text": question}]}
+                {"role": "user", "content": [*shown, {"type": "text", "text": question}]}
             )
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         text = processor.apply_chat_template(messages, tokenize=False)
@@ -49,7 +52,7 @@ def test_a_branch_is_what_the_chat_template_renders(tokenizer: PreTrainedTokeniz
 
 
 def test_only_answers_and_their_end_are_learned(tokenizer: PreTrainedTokenizerFast) -> None:
-    packed = Packer(tokenizer).pack([(3, [[("Which?", "red"), ("Sure?", "yes")]])])
+    packed = Packer(tokenizer).pack([((3,), [[("Which?", "red"), ("Sure?", "yes")]])])
     learned = packed.labels[0][packed.labels[0] != -100]
     assert tokenizer.decode(learned) == "red<|im_end|>yes<|im_end|>"
 
@@ -89,7 +92,7 @@ def test_packed_branches_equal_each_conversation_alone(
 
 
 def test_a_hit_is_an_answer_right_to_its_end(tokenizer: PreTrainedTokenizerFast) -> None:
-    packed = Packer(tokenizer).pack([(2, [[("A?", "red star")], [("B?", "blue")]])])
+    packed = Packer(tokenizer).pack([((2,), [[("A?", "red star")], [("B?", "blue")]])])
     best = torch.roll(packed.ids, -1, 1)  # a model that says exactly what stands there
     assert answer_hits(best, packed) == {(0, 1): True, (0, 2): True}
     second = (packed.segments[0] == 2) & (packed.labels[0] != -100)

@@ -39,9 +39,10 @@ from finetune.builtin.optim import (
     rate_at,
     save_state,
 )
-from finetune.builtin.packing import Packed, Packer, Turns, branches, turns_of
+from finetune.builtin.packing import Packed, Packer, Row, branches, turns_of
 from finetune.builtin.pictures import draw_room, pixels
 from finetune.builtin.world import ROOMS, Scene, make_scene
+from finetune.builtin.world.pairs import comparable, compare
 
 
 @dataclass
@@ -75,16 +76,30 @@ class Gallery:
         self.next_seed += count
         self.drawn += count
 
+    def pair(self, rng: np.random.Generator) -> tuple[int, int] | None:
+        """Slots of two scenes that can be compared, if some are found at once."""
+        found: dict[str, int] = {}
+        for slot in rng.integers(0, len(self.scenes), 30).tolist():
+            scene = self.scenes[slot]
+            if comparable(scene):
+                other = found.setdefault(scene.room, slot)
+                if other != slot:
+                    return other, slot
+        return None
 
-def ask_scenes(scenes: list[Scene], seed: int, most: int) -> list[tuple[int, list[Turns]]]:
-    """At most `most` fresh questions about each scene, and a row of talk: rows for the packer."""
-    rows = []
-    for k, scene in enumerate(scenes):
+
+def ask_scenes(shown: list[tuple[Scene, ...]], seed: int, most: int) -> list[Row]:
+    """At most `most` fresh questions about each scene or pair of scenes, and a row of talk."""
+    rows: list[Row] = []
+    for k, scenes in enumerate(shown):
         rng = random.Random(f"ask-{seed}-{k}")
-        qas = questions(scene, rng, "train")
-        rows.append((dense.PATCHES, branches(chosen(qas, rng, most), rng)))
+        if len(scenes) == 2:
+            qas = compare(scenes[0], scenes[1], rng)
+        else:
+            qas = questions(scenes[0], rng, "train")
+        rows.append(([dense.PATCHES] * len(scenes), branches(chosen(qas, rng, most), rng)))
     rng = random.Random(f"talk-{seed}")
-    rows.append((0, [turns_of(qa, rng) for qa in without_pictures(rng, "train", 4)]))
+    rows.append(((), [turns_of(qa, rng) for qa in without_pictures(rng, "train", 4)]))
     return rows
 
 
@@ -210,10 +225,14 @@ def gallery_batch(
 ) -> tuple[Packed, torch.Tensor]:
     """New questions about pictures of the gallery, and the pictures' projected features."""
     seer = gallery.seer
-    slots = rng.integers(0, len(gallery.scenes), batch)
-    rows = ask_scenes([gallery.scenes[s] for s in slots], int(rng.integers(1 << 40)), most=9)
+    shown = [(int(slot),) for slot in rng.integers(0, len(gallery.scenes), batch)]
+    pair = gallery.pair(rng)
+    if pair:
+        shown[-1] = pair
+    scenes = [tuple(gallery.scenes[slot] for slot in slots) for slots in shown]
+    rows = ask_scenes(scenes, int(rng.integers(1 << 40)), most=9)
     with torch.autocast(seer.device, torch.bfloat16):
-        visual = seer.projector(gallery.seen[torch.from_numpy(slots)])
+        visual = seer.projector(gallery.seen[[slot for slots in shown for slot in slots]])
     return packer.pack(rows, limit=256).to(seer.device), visual.flatten(0, 1)
 
 

@@ -101,11 +101,11 @@ def evaluate_world(seer: Seer, packer: Packer, exam: Exam) -> Scores:
         for k, scene in enumerate(part):
             rng = random.Random(f"exam-{exam.first_seed}-{start + k}")
             qas = questions(scene, rng, "train" if exam.known else "test")
-            rows.append((dense.PATCHES, [turns_of(qa, rng, plain=True) for qa in qas]))
+            rows.append(((dense.PATCHES,), [turns_of(qa, rng, plain=True) for qa in qas]))
             skills.append([qa.skill for qa in qas])
         rng = random.Random(f"exam-talk-{start}")
         talk = without_pictures(rng, "test")
-        rows.append((0, [turns_of(qa, rng, plain=True) for qa in talk]))
+        rows.append(((), [turns_of(qa, rng, plain=True) for qa in talk]))
         skills.append([qa.skill for qa in talk])
         packed = packer.pack(rows, limit=10**6).to(seer.device)
         with torch.autocast(seer.device, torch.bfloat16):

@@ -20,9 +20,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from finetune.builtin import dense
 from finetune.builtin.model import language_config
 from finetune.builtin.optim import Clock, MuonAdam, load_state, rate_at, save_state
-from finetune.builtin.packing import Packed, Packer, answer_hits, branches, turns_of
+from finetune.builtin.packing import Packed, Packer, Row, answer_hits, branches, turns_of
 from finetune.builtin.pictures import draw_room
 from finetune.builtin.world import QA, ROOMS, Scene, Split, make_scene
+from finetune.builtin.world.pairs import make_pair
 from finetune.builtin.world.talk import small_talk, without_picture
 
 
@@ -163,35 +164,44 @@ def course_at(progress: float, step: int, compact_share: float, scale: float = 1
     return Course(scenes(12), 9, True, short=0.7, limit=256)
 
 
+PAIR_EVERY = 12
+"""Every so many rows of a batch ask about two pictures."""
+
+
 def make_quiz(
     packer: Packer, first: int, weights: Mapping[str, float], course: Course, split: Split = "train"
 ) -> tuple[Quiz, int]:
     """Scenes from number `first` on, as grids or as shuffled objects, and the next number."""
-    todo, tables, skills = [], [], []
+    todo: list[Row] = []
+    tables, skills = [], []
     number = first
     while len(todo) < course.scenes:
-        scene = make_scene(number, draw_room(number, weights), split)
         rng = random.Random(f"quiz-{split}-{number}")
+        if split == "train" and len(todo) % PAIR_EVERY == PAIR_EVERY - 1:
+            pair = make_pair(number, split)
+            scenes, qas = pair.scenes, list(pair.questions)
+        else:
+            scene = make_scene(number, draw_room(number, weights), split)
+            scenes, qas = (scene,), questions(scene, rng, split)
         number += 1
-        if not 0 < len(scene.items) <= course.most_objects:
+        if not all(0 < len(scene.items) <= course.most_objects for scene in scenes):
             continue
-        qas = [
-            qa
-            for qa in questions(scene, rng, split)
-            if qa.skill in BASIC or rng.random() >= course.basic
-        ]
+        qas = [qa for qa in qas if qa.skill in BASIC or rng.random() >= course.basic]
         qas = chosen(qas, rng, course.questions)
-        table = dense.patches(scene) if course.grid else shuffled(dense.objects(scene), number)
+        seen = [
+            dense.patches(scene) if course.grid else shuffled(dense.objects(scene), number)
+            for scene in scenes
+        ]
         if split == "train":
             conversations = branches(qas, rng, course.short)
         else:
             conversations = [turns_of(qa, rng) for qa in qas]
-        todo.append((len(table), conversations))
-        tables.append(table)
+        todo.append(([len(table) for table in seen], conversations))
+        tables += seen
         skills.append([qa.skill for qa in qas])
     rng = random.Random(f"talk-{split}-{first}")
     talk = without_pictures(rng, split, max(1, course.scenes // 8))
-    todo.append((0, [turns_of(qa, rng) for qa in talk]))
+    todo.append(((), [turns_of(qa, rng) for qa in talk]))
     skills.append([qa.skill for qa in talk])
     rows = torch.from_numpy(np.concatenate(tables)).long()
     return Quiz(packer.pack(todo, course.limit), rows, skills), number

@@ -25,6 +25,8 @@ NEXT = "<|im_end|>\n<|im_start|>user\n"
 STOP = "<|im_end|>"
 
 Turns = list[tuple[str, str]]
+Row = tuple[Sequence[int], Sequence[Turns]]
+"""The number of tokens of each of the pictures, and the conversations about them."""
 
 
 def turns_of(qa: QA, rng: random.Random, short: bool | None = None, plain: bool = False) -> Turns:
@@ -202,15 +204,17 @@ class Packer:
             learn += [k % 2 == 1] * len(piece)
         return ids, learn
 
-    def pack(self, rows: Sequence[tuple[int, Sequence[Turns]]], limit: int = 640) -> Packed:
-        """`rows`: (number of the picture's tokens, conversations) of each scene.
+    def pack(self, rows: Sequence[Row], limit: int = 640) -> Packed:
+        """Rows of conversations, each row's about the same pictures.
 
-        Branches that would make a row longer than `limit` are left out. 0 visual tokens: text only
-        (nothing of a picture stands in the prefix).
+        Branches that would make a row longer than `limit` are left out. Without a picture nothing
+        of one stands in the prefix.
         """
         built = []
-        for visual, conversations in rows:
-            prefix = self.head + ([self.image] * visual + self.after if visual else [])
+        for pictures, conversations in rows:
+            prefix = list(self.head)
+            for tokens in pictures:
+                prefix += [self.image] * tokens + self.after
             ids, segments = list(prefix), [0] * len(prefix)
             positions, labels = list(range(len(prefix))), [-100] * len(prefix)
             for number, turns in enumerate(conversations, 1):

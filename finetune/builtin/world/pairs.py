@@ -15,7 +15,10 @@ from finetune.builtin.world.scene import QA, Item, Room, Scene, Split
 from finetune.builtin.world.shapes import SHAPES
 from finetune.builtin.world.things import THINGS_ROOM
 
-PAIRED: tuple[tuple[Room, str], ...] = ((SHAPES, "shape"), (THINGS_ROOM, "object"))
+PAIRED: dict[str, tuple[Room, str]] = {
+    "shapes": (SHAPES, "shape"),
+    "things": (THINGS_ROOM, "object"),
+}
 MOST = 4
 """Objects in one of the pictures."""
 PLACES = ("first", "second")
@@ -32,7 +35,7 @@ class Pair:
 def make_pair(seed: int, split: Split = "train", count: int = 8) -> Pair:
     """Pair number `seed` with up to `count` questions. Train and test pairs are unrelated."""
     rng = random.Random(f"pair-{split}-{seed}")
-    room, noun = rng.choice(PAIRED)
+    room, _ = rng.choice(tuple(PAIRED.values()))
     first = _few(room, rng, split)
     second = _few(room, rng, split)
     for _ in range(6):
@@ -41,14 +44,28 @@ def make_pair(seed: int, split: Split = "train", count: int = 8) -> Pair:
         second = _few(room, rng, split)
     if rng.random() < 0.08:
         second = first
+    return Pair((first, second), tuple(compare(first, second, rng, split, count)))
+
+
+def compare(
+    first: Scene, second: Scene, rng: random.Random, split: Split = "train", count: int = 8
+) -> list[QA]:
+    """Up to `count` questions about two scenes of one room, both `comparable`."""
+    room, noun = PAIRED[first.room]
     words = Vocabulary(noun, room.kinds, tuple(COLOURS))
-    return Pair((first, second), tuple(Comparer(first, second, rng, split, words).all(count)))
+    return Comparer(first, second, rng, split, words).all(count)
+
+
+def comparable(scene: Scene) -> bool:
+    """Few objects, in a room whose scenes are made of objects."""
+    few = 1 <= len(scene.items) <= MOST
+    return few and scene.room in PAIRED and "panels" not in scene.extra
 
 
 def _few(room: Room, rng: random.Random, split: Split) -> Scene:
     while True:
         scene = room.make(rng, split)
-        if 1 <= len(scene.items) <= MOST and "panels" not in scene.extra:
+        if comparable(scene):
             return scene
 
 
