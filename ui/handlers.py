@@ -285,6 +285,7 @@ class Desk:
         if conversation is not None and not self.store.owns(owner, conversation):
             conversation = None
         return {
+            "hello": True,
             "models": models_of(self, owner)["models"],
             "settings": self._told(self.settings(owner)),
             "examples": {

@@ -279,16 +279,16 @@ class TrainingDesk:
 
     def status(self, owner: str) -> Update:
         """What the page shows: the data sets, and the run if there is one."""
+        job = self.job
         standing: dict[str, Any] = {
             "sources": self.sources(owner),
             "base": self.desk.hub.find(self.desk.settings(owner).model).label,
-            "busy": False,
+            # Before the rest, so that whoever is told "not busy" is told how it ended.
+            "busy": job is not None and job.running,
             "job": None,
         }
-        job = self.job
         if job is not None and job.owner == owner:
             standing["job"] = self._shown(job)
-        standing["busy"] = job is not None and job.running
         return {"training": standing}
 
     def _shown(self, job: Job) -> dict[str, Any]:

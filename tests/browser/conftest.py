@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -27,9 +29,23 @@ def needed(name: str):
     return importlib.import_module(name) if required else pytest.importorskip(name)
 
 
+def expect(what: Any) -> Any:
+    """Playwright's assertions on a page or a locator: they wait until they hold."""
+    return needed("playwright.sync_api").expect(what)
+
+
+def until(true: Callable[[], Any]) -> None:
+    """Waits for something on the server's side of a test."""
+    end = time.monotonic() + WAIT / 1000
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
+
+
 @pytest.fixture(scope="session")
 def browser():
     playwright = needed("playwright.sync_api")
+    playwright.expect.set_options(timeout=WAIT)
     path = chromium()
     if path is None:
         if os.environ.get("VQA_REQUIRE_BROWSER") == "1":
@@ -109,12 +125,12 @@ class Visitor:
         self.page.wait_for_selector("#log[aria-busy=false] article:last-child .foot *")
 
     @property
-    def answers(self) -> list[str]:
-        return [text.strip() for text in self.page.locator("[data-testid=bot]").all_inner_texts()]
+    def answers(self) -> Any:
+        return self.page.get_by_test_id("bot")
 
     @property
-    def questions(self) -> list[str]:
-        return [text.strip() for text in self.page.locator(".bubble").all_inner_texts()]
+    def questions(self) -> Any:
+        return self.page.locator(".bubble")
 
     def attach(self, *files) -> None:
         before = self.page.locator("#tray .thumb img").count()

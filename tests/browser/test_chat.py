@@ -4,36 +4,37 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 
 import pytest
 
-from tests.browser.conftest import Visitor
+from tests.browser.conftest import Visitor, expect, until
 from tests.fake_engine import FakeEngine
 from tests.ui_server import running
 
 
 def test_from_the_first_visit_to_the_first_answer(visit):
     visitor = visit()
-    assert visitor.page.inner_text("#model-name") == "Fake"
+    expect(visitor.page.locator("#model-name")).to_have_text("Fake")
     visitor.page.locator("#cards .card").first.click()
     visitor.answered()
-    assert "about one picture" in visitor.answers[0]
-    assert "75 % sure · fake" in visitor.page.inner_text("article .facts")
-    assert visitor.page.locator("#list .title").count() == 1
+    expect(visitor.answers).to_contain_text("about one picture")
+    expect(visitor.page.locator("article .facts")).to_have_text("75 % sure · fake")
+    expect(visitor.page.locator("#list .title")).to_have_count(1)
 
 
 def test_stop_keeps_what_came_and_the_chat_goes_on(visit, engine):
     engine._gate, engine._open_words = threading.Event(), 2
     visitor = visit()
     visitor.ask("Tell me a lot", wait=False)
-    visitor.page.wait_for_selector(".answer.running")
+    expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
     visitor.page.click(".stop-button")
     visitor.answered()
-    assert visitor.answers == ["You asked"]
+    expect(visitor.answers).to_have_text(["You asked"])
     engine._gate.set()
     visitor.ask("And now?")
-    assert "And now?" in visitor.answers[1]
+    expect(visitor.answers.nth(1)).to_contain_text("And now?")
 
 
 def test_regenerate_edit_and_branch_with_a_picture(visit, engine, pictures):
@@ -45,15 +46,15 @@ def test_regenerate_edit_and_branch_with_a_picture(visit, engine, pictures):
     turn.get_by_label("Answer again").click()
     visitor.page.wait_for_selector("text='2 / 2'")
     visitor.answered()
-    assert visitor.questions == ["What is it?"]
+    expect(visitor.questions).to_have_text(["What is it?"])
     turn.hover()
     turn.get_by_label("Edit and ask again from here").click()
-    assert visitor.page.locator("#tray .thumb").count() == 1
+    expect(visitor.page.locator("#tray .thumb")).to_have_count(1)
     visitor.page.fill("#question", "What colour is it?")
     visitor.page.press("#question", "Enter")
     visitor.page.wait_for_selector("text='3 / 3'")
     visitor.answered()
-    assert "about one picture" in visitor.answers[0] and "What colour" in visitor.answers[0]
+    expect(visitor.answers).to_have_text(["You asked 'What colour is it?' about one picture."])
     visitor.page.locator("article").first.get_by_label("Version before").click()
     visitor.page.wait_for_selector("text='2 / 3'")
     visitor.page.locator("article").first.get_by_label("Version before").click()
@@ -67,19 +68,19 @@ def test_two_pictures_are_numbered_across_turns_and_warmed(visit, engine, pictur
     visitor = visit()
     seen = len(engine.warmed)
     visitor.attach(*pictures)
+    until(lambda: any(len(one.pictures) == 2 for one in engine.warmed[seen:]))
     visitor.ask("Do they differ?")
-    assert "about 2 pictures" in visitor.answers[0]
-    assert len(engine.warmed) > seen
+    expect(visitor.answers).to_contain_text(["about 2 pictures"])
     visitor.attach(pictures[0])
-    assert visitor.page.inner_text("#tray .number") == "3"
+    expect(visitor.page.locator("#tray .number")).to_have_text("3")
     visitor.ask("And picture 3?")
-    assert "about 3 pictures" in visitor.answers[1]
+    expect(visitor.answers.nth(1)).to_contain_text("about 3 pictures")
     visitor.page.locator("article .thumb").first.click()
     visitor.page.wait_for_selector("#sheet img.large")
     visitor.page.click("text=What the model saw")
     visitor.page.wait_for_selector("text=as 16 tokens")
     visitor.page.keyboard.press("Escape")
-    assert not visitor.page.is_visible("#sheet")
+    expect(visitor.page.locator("#sheet")).to_be_hidden()
 
 
 PASTE = """data => {
@@ -96,7 +97,7 @@ def test_paste(visit, pictures):
     visitor.page.evaluate(PASTE, base64.b64encode(pictures[0].read_bytes()).decode())
     visitor.page.wait_for_selector("#tray .thumb img")
     visitor.ask("What did I paste?")
-    assert "about one picture" in visitor.answers[0]
+    expect(visitor.answers).to_contain_text("about one picture")
 
 
 def test_a_bad_picture_is_named_and_the_chat_goes_on(visit, tmp_path):
@@ -104,29 +105,29 @@ def test_a_bad_picture_is_named_and_the_chat_goes_on(visit, tmp_path):
     bad.write_bytes(b"this is no picture")
     visitor = visit()
     visitor.page.set_input_files("#files", str(bad))
-    assert "holiday.png" in visitor.page.wait_for_selector(".toast.error").inner_text()
-    assert visitor.page.locator("#tray li").count() == 0
+    expect(visitor.page.locator(".toast.error")).to_contain_text("holiday.png")
+    expect(visitor.page.locator("#tray li")).to_have_count(0)
     visitor.ask("Still there?")
-    assert "no picture" in visitor.answers[0]
+    expect(visitor.answers).to_contain_text("no picture")
 
 
 def test_a_failure_is_told_and_can_be_tried_again(visit, engine):
     engine.error = RuntimeError("/secret/path")
     visitor = visit()
     visitor.ask("Does it work?", wait=False)
-    failed = visitor.page.wait_for_selector(".failed")
+    failed = visitor.page.locator(".failed")
+    expect(failed).to_contain_text("went wrong")
     assert "secret" not in failed.inner_text()
     visitor.page.click(".failed .link")
-    visitor.answered()
-    assert "Does it work?" in visitor.answers[0]
+    expect(visitor.answers).to_contain_text("Does it work?")
 
 
 def test_a_chat_survives_a_reload_and_shows_in_a_second_tab(visit):
     visitor = visit()
     visitor.ask("Remember me?")
     visitor.page.reload()
-    visitor.page.wait_for_selector("text=You asked")
-    assert visitor.questions == ["Remember me?"]
+    expect(visitor.answers).to_contain_text("You asked")
+    expect(visitor.questions).to_have_text(["Remember me?"])
     tab = visitor.open(visitor.tab())
     tab.click("#list .title")
     tab.wait_for_selector(".bubble:has-text('Remember me?')")
@@ -139,24 +140,24 @@ def test_a_reload_while_answering_ends_the_answer_and_shows_what_came(visit, eng
     visitor.page.wait_for_selector(".answer.running")
     visitor.page.reload()
     visitor.page.wait_for_selector("article .answer[data-state=stopped]")
-    assert visitor.answers == ["You asked"]
+    expect(visitor.answers).to_have_text(["You asked"])
 
 
 def test_two_browsers_do_not_see_each_other(visit, house):
     ann, bob = visit(), visit()
     ann.ask("My secret?")
+    expect(ann.page).to_have_url(re.compile("#.+"))
     chat = ann.page.url.partition("#")[2]
-    assert chat
     bob.open(path=f"#{chat}")
     bob.page.reload()
     bob.page.wait_for_selector("#empty", state="visible")
-    assert bob.page.locator("#list .title").count() == 0
+    expect(bob.page.locator("#list .title")).to_have_count(0)
     answer = bob.page.evaluate(
         "async (chat) => (await fetch(`vqa/conversations/${chat}.json`)).status", chat
     )
     assert answer == 404
     bob.page.evaluate("(chat) => vqa.send('act', {do: 'open', conversation: chat})", chat)
-    assert "does not exist" in bob.page.wait_for_selector(".toast.error").inner_text()
+    expect(bob.page.locator(".toast.error")).to_contain_text("does not exist")
 
 
 def test_a_forged_history_reaches_nobody(visit, engine):
@@ -169,7 +170,7 @@ def test_a_forged_history_reaches_nobody(visit, engine):
     visitor.answered()
     assert "evil" not in str(engine.asked[-1][0].to_json())
     visitor.page.evaluate("() => vqa.ask({question: 'x', pictures: ['../../../etc/passwd']})")
-    assert "not here" in visitor.page.wait_for_selector(".toast.error").inner_text()
+    expect(visitor.page.locator(".toast.error")).to_contain_text("not here")
 
 
 def test_answers_are_drawn_and_cannot_load_or_run_anything(visit, engine):
@@ -181,7 +182,7 @@ def test_answers_are_drawn_and_cannot_load_or_run_anything(visit, engine):
     visitor = visit()
     visitor.ask("Show off")
     for selector in ("strong", "msup", "td"):
-        assert visitor.page.locator(f".answer {selector}").count() >= 1
+        expect(visitor.page.locator(f".answer {selector}").first).to_be_visible()
     for selector in ("img", "form", "script", "input"):
         assert visitor.page.locator(f".answer {selector}").count() == 0
     assert visitor.page.evaluate("window.evil") is None
@@ -194,9 +195,9 @@ def test_conversations_are_searched_renamed_and_deleted(visit):
     visitor.page.wait_for_selector("#empty", state="visible")
     visitor.ask("About dogs?")
     titles = visitor.page.locator("#list .title")
-    assert titles.all_inner_texts() == ["About dogs?", "About cats?"]
+    expect(titles).to_have_text(["About dogs?", "About cats?"])
     visitor.page.fill("#search", "cat")
-    assert titles.all_inner_texts() == ["About cats?"]
+    expect(titles).to_have_text(["About cats?"])
     visitor.page.fill("#search", "")
     visitor.page.locator("#list li").first.hover()
     visitor.page.get_by_label("More for About dogs?").click()
@@ -207,7 +208,7 @@ def test_conversations_are_searched_renamed_and_deleted(visit):
     visitor.page.get_by_label("More for Puppies").click()
     visitor.page.click("[role=menuitem]:has-text('Delete')")
     visitor.page.wait_for_selector("#empty", state="visible")
-    assert titles.all_inner_texts() == ["About cats?"]
+    expect(titles).to_have_text(["About cats?"])
 
 
 def test_export_and_import(visit, tmp_path):
@@ -220,7 +221,7 @@ def test_export_and_import(visit, tmp_path):
     download.value.save_as(file)
     assert json.loads(file.read_text("utf-8"))["title"] == "Keep me?"
     visitor.page.set_input_files("#import-file", str(file))
-    visitor.page.locator("#list .title").nth(1).wait_for()
+    expect(visitor.page.locator("#list .title")).to_have_text(["Keep me?", "Keep me?"])
 
 
 def test_settings_reach_the_model_and_stay(visit, engine):
@@ -241,7 +242,7 @@ def test_settings_reach_the_model_and_stay(visit, engine):
     visitor.page.reload()
     visitor.page.wait_for_selector("article")
     visitor.page.click("[data-do=settings]")
-    assert visitor.page.input_value("#set-system") == "Be brief."
+    expect(visitor.page.locator("#set-system")).to_have_value("Be brief.")
 
 
 def test_another_model_is_picked_and_answers(visit):
@@ -250,7 +251,7 @@ def test_another_model_is_picked_and_answers(visit):
     visitor.page.click("[role=option]:has-text('Other')")
     visitor.page.wait_for_selector("#model-name:has-text('Other')")
     visitor.ask("Who are you?")
-    assert visitor.answers == ["The other model says hello."]
+    expect(visitor.answers).to_have_text(["The other model says hello."])
 
 
 @pytest.mark.parametrize("people", [6])
@@ -273,7 +274,8 @@ def test_six_people_at_once_are_answered_in_order(browser, house, engine, people
         for number, visitor in enumerate(visitors):
             visitor.answered()
             if number != 2:
-                assert visitor.answers == [f"You asked 'I am number {number}' about no picture."]
+                said = f"You asked 'I am number {number}' about no picture."
+                expect(visitor.answers).to_have_text([said])
         served = [asked.messages[-1].text for asked, _ in engine.asked[begun:]]
         assert served == [f"I am number {number}" for number in range(people) if number != 2]
     finally:
@@ -292,7 +294,7 @@ def test_a_chat_survives_a_restart_of_the_server(browser, tmp_path):
             visitor.page.reload()
             visitor.page.wait_for_selector(".bubble:has-text('Remember me?')")
             visitor.ask("And now?")
-            assert len(visitor.answers) == 2
+            expect(visitor.answers).to_have_count(2)
     finally:
         visitor.context.close()
 

@@ -6,11 +6,13 @@
   let pictures = []; // {digest, name, changes, size} or {busy: true, name}
   let replaces = null; // the turn that is being edited
   let draft = null; // what was sent last, for when it is refused
+  let early = false; // Enter came before the server listened
 
   // -- pictures ------------------------------------------------------------------------------------
 
   async function bring(files) {
     vqa.show("chat");
+    $("question").focus();
     for (const file of files) {
       if (pictures.length >= MOST) {
         vqa.toast(`At most ${MOST} pictures at a time.`, "error");
@@ -34,7 +36,6 @@
         vqa.toast(error instanceof TypeError ? "The server cannot be reached." : error.message, "error");
       }
     }
-    $("question").focus();
   }
   vqa.bring = bring;
 
@@ -109,7 +110,8 @@
   }
 
   function submit() {
-    if (!isReady() || vqa.state.asking || vqa.state.view?.busy) return;
+    early = !vqa.state.view;
+    if (early || !isReady() || vqa.state.asking || vqa.state.view.busy) return;
     draft = { text: $("question").value, pictures, replaces };
     const sent = { question: draft.text, pictures: pictures.map((one) => one.digest) };
     vqa.ask(request(sent));
@@ -168,6 +170,7 @@
   }
   vqa.on("do:edit-off", clear);
   vqa.on("view", (view, { wire }) => {
+    if (early) submit();
     // An edited question belongs to its conversation.
     if (replaces && !view.turns.some((turn) => turn.id === replaces) && wire !== "ask") clear();
     else if (pictures.length) drawTray();

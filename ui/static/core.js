@@ -31,7 +31,8 @@
 
   function receive(text, wire) {
     if (!text) return;
-    const { n, ...update } = JSON.parse(text);
+    const { n, hello, ...update } = JSON.parse(text);
+    if (hello && vqa.state.view) return; // asked twice, answered already
     for (const [key, value] of Object.entries(update)) vqa.emit(key, value, { ...update, wire });
   }
 

@@ -2,12 +2,15 @@
 "use strict";
 (() => {
   const { $, el, icon } = vqa;
-  let opener = null;
+  let opener = null; // what had the focus before, and its turn
 
   /** Shows the sheet with a title and some content. */
   vqa.sheet = (title, ...content) => {
     const sheet = $("sheet");
-    if (!sheet.open) opener = document.activeElement;
+    if (!sheet.open) {
+      const node = document.activeElement;
+      opener = { node, turn: node?.closest("[data-turn]")?.dataset.turn };
+    }
     sheet.setAttribute("aria-label", title);
     sheet.replaceChildren(
       el("header", {}, el("h2", {}, title),
@@ -19,7 +22,11 @@
   vqa.starters.push(() => {
     $("sheet").addEventListener("close", () => {
       vqa.emit("sheet-closed", null);
-      opener?.focus?.();
+      // The browser gives the focus back at once, this comes a frame later: by then it may have gone
+      // on. Only where its place was drawn anew meanwhile, nothing has it.
+      if (document.activeElement && document.activeElement !== document.body) return;
+      const again = opener?.turn && document.querySelector(`[data-turn="${opener.turn}"] .look`);
+      (opener?.node?.isConnected ? opener.node : again || $("question")).focus();
     });
     $("sheet").addEventListener("click", (event) => {
       if (event.target === $("sheet")) $("sheet").close();
