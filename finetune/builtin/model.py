@@ -1,5 +1,6 @@
 """The shapes and sizes of the built-in model."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     SiglipConfig,
     SiglipModel,
+    SiglipProcessor,
     SiglipTextConfig,
     SiglipVisionConfig,
 )
@@ -126,6 +128,13 @@ def make_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         num_additional_image_tokens=0,
         chat_template=tokenizer.chat_template,
     )
+
+
+def save_two_towers(encoder: SiglipModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """The encoder with its text tower, in bf16, as a checkpoint of its own: for retrieval."""
+    copy.deepcopy(encoder).bfloat16().save_pretrained(folder)
+    pictures = SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE})
+    SiglipProcessor(pictures, tokenizer).save_pretrained(folder)
 
 
 def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:

@@ -20,7 +20,7 @@ from finetune.builtin.encoder import train_encoder
 from finetune.builtin.evaluate import Seer
 from finetune.builtin.export import Selection, export
 from finetune.builtin.language import Symbols, train_language
-from finetune.builtin.model import assemble, make_projector, save
+from finetune.builtin.model import assemble, make_projector, save, save_two_towers
 from finetune.builtin.optim import apart, together
 from finetune.builtin.text import train_tokenizer
 from finetune.builtin.world import ROOMS
@@ -29,11 +29,11 @@ from finetune.config import FinetuneConfig
 # Share of the scenes. Shapes carry most skills; the others are mostly new things to see.
 ROOM_WEIGHTS = {
     "shapes": 10.0,
-    "things": 6.0,
-    "writing": 4.0,
-    "digits": 3.0,
-    "charts": 3.0,
-    "outside": 0.7,
+    "things": 4.0,
+    "writing": 2.0,
+    "digits": 2.0,
+    "charts": 2.0,
+    "outside": 0.6,
 }
 SEPARATE, MEET, TOGETHER = 0.6, 0.25, 0.15
 """Shares of the time: 0a and 0b, then on features, then stages 1 and 2 of `finetune.train`."""
@@ -169,7 +169,7 @@ def _meet(plan: Plan, number: int, processes: int = 2) -> None:
     )
     apart()
     if number == 0:
-        encoder.bfloat16().save_pretrained(plan.out / "siglip")
+        save_two_towers(encoder, tokenizer, plan.out / "siglip")
         save(*assemble(encoder, projector, language, tokenizer), plan.out / "base")
 
 
@@ -207,23 +207,25 @@ def instruct(plan: Plan) -> Path:
             )
         )
     merge(plan.out / "lora", plan.out / "merged")
-    return finish(plan.out / "merged", final)
+    return finish(plan.out / "merged", plan.out / "siglip", final)
 
 
-def finish(merged: Path, final: Path) -> Path:
-    """The merged weights as they are shipped: bf16, small shards, standard files only."""
+def finish(merged: Path, two_towers: Path, final: Path) -> Path:
+    """The merged weights as they are shipped: bf16, small shards, standard files only; and in
+    `siglip/` the encoder with its text tower."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model = AutoModelForImageTextToText.from_pretrained(merged, dtype=torch.bfloat16)
     half = final.with_suffix(".part")
     shutil.rmtree(half, ignore_errors=True)
     save(model, AutoProcessor.from_pretrained(merged), half)
+    shutil.copytree(two_towers, half / "siglip")
     os.replace(half, final)
     return final
 
 
 def sizes(folder: Path) -> str:
     """ "13.1 MB in 1 file(s)": the weights of a checkpoint."""
-    files = list(folder.glob("*.safetensors"))
+    files = list(folder.rglob("*.safetensors"))
     total = sum(f.stat().st_size for f in files)
     return f"{total / 1e6:.1f} MB in {len(files)} file(s)"
