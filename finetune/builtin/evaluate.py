@@ -1,6 +1,6 @@
 """Exact match on held-out scenes, by skill: while training, and of a finished checkpoint.
 
-    python -m finetune.builtin.evaluate --model DIR --room shapes --most 4 --scenes 1000 [--blind]
+    python -m finetune.builtin.evaluate --model DIR --room shapes --most 4 --scenes 1000
 
 All questions of a scene share the picture's tokens and are scored in one forward pass: teacher
 forcing and greedy decoding agree as long as every token is right, so a hit is an exact answer. For
@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, LlavaForConditionalGen
 
 from finetune.builtin import dense
 from finetune.builtin.language import questions, run_packed, told, without_pictures
-from finetune.builtin.packing import Packer, answer_hits, turns_of
+from finetune.builtin.packing import Packer, answer_hits, first_pieces, turns_of
 from finetune.builtin.pictures import draw_room, normalised, pixels
 from finetune.builtin.world import ROOMS, Scene, make_scene
 
@@ -59,6 +60,9 @@ class Seer:
         return cls(model.model.vision_tower, model.model.multi_modal_projector, language)
 
 
+Shown = Literal["own", "blank", "other"]
+
+
 @dataclass(frozen=True)
 class Exam:
     """Which scenes are asked about."""
@@ -67,8 +71,9 @@ class Exam:
     scenes: int
     least: int = 1
     most: int = 10**6
-    blind: bool = False
-    """Every picture is replaced by a blank one: what the questions alone give away."""
+    shown: Shown = "own"
+    """Instead of a scene's own picture a blank one, or another scene's: what the questions alone
+    give away. A blank one is refused as of no known kind, so the other says more."""
     known: bool = False
     """Ask in phrasings that training used; the scenes are held out all the same."""
     first_seed: int = 0
@@ -85,18 +90,27 @@ class Exam:
 
 
 Scores = dict[str, tuple[float, int]]
+WRONGLY_REFUSED = "(wrongly refused)"
+REFUSALS = {"none", "unknown", "I", "There"}
+"""How answers begin that find nothing to answer, or do not know."""
 
 
 @torch.no_grad()
 def evaluate_world(seer: Seer, packer: Packer, exam: Exam) -> Scores:
-    """skill -> (exact match, questions); both answer styles, plain typing."""
+    """skill -> (exact match, questions); both answer styles, plain typing.
+
+    `WRONGLY_REFUSED` stands for the share of all answerable questions that were refused.
+    """
     hits: dict[str, list[bool]] = defaultdict(list)
+    refused: list[bool] = []
     scenes = exam.drawn()
     for start in range(0, len(scenes), 20):
         part = scenes[start : start + 20]
         images = np.stack([pixels(ROOMS[scene.room].draw(scene)) for scene in part])
-        if exam.blind:
+        if exam.shown == "blank":
             images = np.full_like(images, 128)
+        elif exam.shown == "other":
+            images = np.roll(images, 1, axis=0)
         rows, skills = [], []
         for k, scene in enumerate(part):
             rng = random.Random(f"exam-{exam.first_seed}-{start + k}")
@@ -113,7 +127,12 @@ def evaluate_world(seer: Seer, packer: Packer, exam: Exam) -> Scores:
             best = seer.language.lm_head(run_packed(seer.language, packed, visual)).argmax(-1)
         for (row, number), hit in answer_hits(best, packed).items():
             hits[skills[row][number - 1]].append(hit)
-    return {skill: (sum(h) / len(h), len(h)) for skill, h in sorted(hits.items())}
+        for said, wanted in first_pieces(best, packed):
+            said, wanted = packer.tokenizer.decode([said]), packer.tokenizer.decode([wanted])
+            if wanted not in REFUSALS:
+                refused.append(said in REFUSALS)
+    scores = {skill: (sum(h) / len(h), len(h)) for skill, h in sorted(hits.items())}
+    return {**scores, WRONGLY_REFUSED: (sum(refused) / max(1, len(refused)), len(refused))}
 
 
 def main() -> None:
@@ -125,7 +144,12 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--least", type=int, default=1, help="fewest objects in a scene")
     parser.add_argument("--most", type=int, default=10**6, help="most objects in a scene")
-    parser.add_argument("--blind", action="store_true", help="show blank pictures instead")
+    parser.add_argument(
+        "--shown",
+        choices=get_args(Shown),
+        default="own",
+        help="instead of a scene's own picture: a blank one, or another scene's",
+    )
     parser.add_argument("--known", action="store_true", help="only phrasings that training used")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -136,7 +160,7 @@ def main() -> None:
         given.scenes,
         given.least,
         given.most,
-        given.blind,
+        given.shown,
         given.known,
     )
     scores = evaluate_world(Seer.of(model), packer, exam)

@@ -241,8 +241,9 @@ def shape_of(quiz: Quiz, grid: bool) -> tuple[int, ...]:
 
 
 def told(scores: dict[str, tuple[float, int]]) -> str:
-    total = sum(n for _, n in scores.values())
-    mean = sum(s * n for s, n in scores.values()) / max(1, total)
+    """One line; a name in brackets is no skill and does not count for the mean."""
+    skills = [score for name, score in scores.items() if not name.startswith("(")]
+    mean = sum(s * n for s, n in skills) / max(1, sum(n for _, n in skills))
     return f"all {mean:.3f} | " + " ".join(f"{k} {s:.2f}" for k, (s, _) in scores.items())
 
 

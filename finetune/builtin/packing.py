@@ -251,3 +251,14 @@ def answer_hits(logits_argmax: torch.Tensor, packed: Packed) -> dict[tuple[int, 
             if number > 0:
                 hits[row, number] = bool(right[row][segments == number].all())
     return hits
+
+
+def first_pieces(logits_argmax: torch.Tensor, packed: Packed) -> list[tuple[int, int]]:
+    """(said, wanted): the ids that each branch's last answer begins with."""
+    said, wanted = logits_argmax[:, :-1], packed.labels[:, 1:]
+    begins = (wanted != -100) & (packed.labels[:, :-1] == -100)
+    pieces: dict[tuple[int, int], tuple[int, int]] = {}
+    for row, at in begins.nonzero().tolist():
+        branch = int(packed.segments[row, at + 1])
+        pieces[row, branch] = int(said[row, at]), int(wanted[row, at])
+    return list(pieces.values())
