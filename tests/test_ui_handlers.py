@@ -110,18 +110,61 @@ def test_a_stranger_cannot_stop_an_answer(house):
     assert list(running)[-1]["view"]["turns"][0]["state"] == "answered"
 
 
-def test_a_page_that_goes_away_ends_its_answer(house):
+def test_an_answer_goes_on_without_the_page_that_asked(house):
     engine = FakeEngine("one two three", gate=threading.Event(), open_words=1)
     home = house(engine)
     running = home.desk.ask("ann", {"question": "Count."})
     conversation = next(running)["view"]["conversation"]
-    next(update for update in running if update and update.get("live", {}).get("html"))
+    next(update for update in running if update and "html" in update.get("live", {}))
     running.close()
-    (turn,) = home.desk.view("ann", conversation)["turns"]
-    assert (turn["state"], turn["answer"]) == ("stopped", "one")
+    assert home.desk.view("ann", conversation)["busy"]
+    back = home.desk.ask("ann", {"follow": True, "conversation": conversation})
+    assert next(back)["view"]["busy"]
+    shown = next(update for update in back if update)
+    assert "one" in shown["live"]["html"]
     engine._gate.set()
-    assert home.ask("Next?", owner="bob")[1]["turns"][0]["state"] == "answered"
-    assert not home.desk.view("ann", conversation)["busy"]
+    view = list(back)[-1]["view"]
+    assert not view["busy"]
+    assert (view["turns"][0]["state"], view["turns"][0]["answer"]) == ("answered", "one two three")
+    assert len(engine.asked) == 1
+
+
+def test_nobody_else_can_follow_an_answer(house):
+    engine = FakeEngine("one two three", gate=threading.Event(), open_words=1)
+    home = house(engine)
+    conversation = next(home.desk.ask("ann", {"question": "Count."}))["view"]["conversation"]
+    with pytest.raises(UsageError, match="does not exist"):
+        list(home.desk.ask("bob", {"follow": True, "conversation": conversation}))
+    engine._gate.set()
+
+
+def test_following_what_has_ended_shows_how_it_ended(house):
+    home = house()
+    _, view = home.ask("What?")
+    request = {"follow": True, "conversation": view["conversation"]}
+    (update,) = home.desk.ask("ann", request)
+    assert update["view"]["turns"] == view["turns"]
+
+
+def test_a_chat_deleted_while_it_is_answered_is_gone_without_an_error(house):
+    engine = FakeEngine("one two three", gate=threading.Event(), open_words=1)
+    home = house(engine)
+    running = home.desk.ask("ann", {"question": "Count."})
+    conversation = next(running)["view"]["conversation"]
+    home.desk.act("ann", {"do": "delete", "conversation": conversation, "shown": conversation})
+    assert all("error" not in update for update in running if update)
+    assert home.desk.act("ann", {"do": "open"})["list"] == []
+
+
+def test_what_came_is_stored_while_the_answer_grows(house, monkeypatch):
+    monkeypatch.setattr("ui.answering.KEPT_EVERY", 0.0)
+    engine = FakeEngine("one two three", gate=threading.Event(), open_words=2)
+    home = house(engine)
+    running = home.desk.ask("ann", {"question": "Count."})
+    conversation = next(running)["view"]["conversation"]
+    next(u for u in running if u and "two" in u.get("live", {}).get("html", ""))
+    (turn,) = home.store.path("ann", conversation)
+    assert turn.state == "answering" and turn.answer.startswith("one")
 
 
 def test_regenerate_and_edit_branch_with_their_pictures(house):

@@ -40,8 +40,8 @@ class Application:
     def close(self) -> None:
         """Ends running answers and lets go of models and files."""
         self.training.close()
-        self.desk.stop_all()
-        self.desk.hub.close()
+        self.desk.stop_all(patience=0.5)
+        self.desk.hub.close(patience=0.5)
         self.desk.store.close()
 
 

@@ -10,22 +10,23 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 from PIL import Image
 
 from ui import examples
+from ui.answering import Answering
 from ui.hub import Hub
-from ui.markdown import to_html
 from ui.picking import models_of
 from ui.pictures import PictureShelf
 from ui.render import conversation_of, title_of, view_of
 from ui.settings import Settings
 from ui.store import Store, Turn
-from ui.stream import BEAT, beats, facts_of, state_of
-from vqa_app.engine import Delta, Status
+from vqa_app.conversation import Conversation
+from vqa_app.engine import Engine, GenerationOptions
 from vqa_app.errors import UsageError, VqaError
 
 log = logging.getLogger(__name__)
@@ -51,13 +52,6 @@ def without_paths(text: str) -> str:
     return re.sub(r"(?<![\w.:/])(?:~?/[^\s/,;:'\"]+)+/([^\s/,;:'\"]+)", r"\1", text)
 
 
-@dataclass
-class _Running:
-    owner: str
-    conversation: str
-    cancel: threading.Event = field(default_factory=threading.Event)
-
-
 class Desk:
     """Serves everybody's requests on one store and one hub."""
 
@@ -65,9 +59,10 @@ class Desk:
         self.store, self.shelf, self.hub = store, shelf, hub
         self.allow_any_model = False
         """Whether people may name hub models in the browser."""
-        self._running: dict[str, _Running] = {}
+        self._answering: dict[str, Answering] = {}
+        """By turn."""
         self._warming: dict[str, threading.Event] = {}
-        self._lock = threading.Lock()
+        self._lock, self._opening = threading.Lock(), threading.Lock()
 
     # -- asking ------------------------------------------------------------------------------------
 
@@ -76,28 +71,53 @@ class Desk:
 
         The request holds `question` and `pictures`, and `replaces` (a turn's id) for a changed
         question; or `again` (a turn's id) for another answer to the same one. `conversation` is
-        None for a new one.
+        None for a new one. With `follow` nothing is asked: what is being written there is shown.
+        The answer goes on when nobody follows it any more.
 
         Yields:
             `view` when turns change, `live` while the answer grows, None at every idle beat.
         """
-        settings = self.settings(owner)
-        turn, conversation = self._open_turn(owner, request, settings)
-        running = _Running(owner, conversation)
-        with self._lock:
-            self._running[turn.id] = running
-        try:
-            yield {"view": self.view(owner, conversation), **self._list(owner)}
-            yield from self._answer(owner, turn, conversation, settings, running.cancel)
-        finally:
-            running.cancel.set()
-            with self._lock:
-                self._running.pop(turn.id, None)
+        if request.get("follow"):
+            conversation = str(request.get("conversation"))
+            answering = self._running(owner, conversation)
+        else:
+            answering = self._begin(owner, request)
+            conversation = answering.conversation
         yield {"view": self.view(owner, conversation), **self._list(owner)}
+        if answering is None:
+            return
+        yield from answering.follow()
+        if self.store.owns(owner, conversation):  # it may have been deleted meanwhile
+            yield {"view": self.view(owner, conversation), **self._list(owner)}
+
+    def _begin(self, owner: str, request: Request) -> Answering:
+        settings = self.settings(owner)
+
+        def asked(engine: Engine) -> tuple[Conversation, GenerationOptions]:
+            path = self.store.path_to(owner, conversation, turn.id)
+            return (
+                conversation_of(path, self.shelf.get, settings.system),
+                settings.options(engine.info.defaults),
+            )
+
+        with self._opening:  # two tabs cannot ask in one conversation at once
+            turn, conversation = self._open_turn(owner, request, settings)
+            answering = Answering(
+                owner, conversation, turn, store=self.store, hub=self.hub, model=settings.model,
+                asked=asked, told=message_of,
+            )  # fmt: skip
+            with self._lock:
+                self._answering[turn.id] = answering
+        answering.start(lambda: self._end(turn.id))
+        return answering
+
+    def _end(self, turn: str) -> None:
+        with self._lock:
+            self._answering.pop(turn, None)
 
     def _open_turn(self, owner: str, request: Request, settings: Settings) -> tuple[Turn, str]:
         conversation = request.get("conversation") or None
-        if conversation is not None and self._busy(owner, conversation):
+        if conversation is not None and self._running(owner, conversation):
             raise UsageError("An answer is still being written here.", "Stop it first.")
         facts = {"style": settings.style}
         if request.get("again"):
@@ -135,83 +155,29 @@ class Desk:
                 raise UsageError("A picture is not here any more.", "Add it again.")
         return digests
 
-    def _answer(
-        self,
-        owner: str,
-        turn: Turn,
-        conversation: str,
-        settings: Settings,
-        cancel: threading.Event,
-    ) -> Iterator[Update | None]:
-        text, facts = "", {"error": ""}
-        state = "stopped"
-        try:
-            yield from self._until_loaded(turn.id, settings.model, cancel)
-            engine = self.hub.ready(settings.model)
-            if engine is None:
-                return
-            facts["context"] = engine.info.context_length
-            facts["model"] = engine.info.label
-            asked = conversation_of(
-                self.store.path_to(owner, conversation, turn.id), self.shelf.get, settings.system
-            )
-            options = settings.options(engine.info.defaults)
-            with self.hub.lease(engine):
-                for events in beats(engine, asked, options, cancel):
-                    live: Update | None = None
-                    for event in events:
-                        if isinstance(event, Status):
-                            live = {"turn": turn.id, "state": event.state, "place": event.place}
-                        elif isinstance(event, Delta):
-                            text += event.text
-                            live = {"turn": turn.id, "state": "answering"}
-                        else:
-                            text, state = event.text, state_of(event)
-                            facts.update(facts_of(event))
-                    if live is not None and text:
-                        live["html"] = to_html(text)
-                    yield {"live": live} if live else None
-        except Exception as error:
-            state, facts["error"] = "failed", message_of(error)
-        finally:
-            self.store.finish_turn(turn.id, text, state, facts)
-
-    def _until_loaded(
-        self, turn: str, model: str | None, cancel: threading.Event
-    ) -> Iterator[Update | None]:
-        self.hub.start(model)
-        while self.hub.wait(model, 0) is None and not cancel.is_set():
-            standing = self.hub.standing(model)
-            yield {
-                "live": {
-                    "turn": turn,
-                    "state": "loading",
-                    "message": standing.message,
-                    "share": standing.share,
-                }
-            }
-            self.hub.wait(model, BEAT)
-
     def stop(self, owner: str, conversation: str | None) -> None:
         """Ends the answer that is being written in a conversation, within one token."""
-        with self._lock:
-            for running in self._running.values():
-                if (running.owner, running.conversation) == (owner, conversation):
-                    running.cancel.set()
+        if conversation is not None and (running := self._running(owner, conversation)):
+            running.stop()
 
-    def stop_all(self) -> None:
+    def stop_all(self, patience: float = 0.0) -> None:
+        """Ends all answers, and waits up to `patience` seconds until they are stored."""
         with self._lock:
-            for running in self._running.values():
-                running.cancel.set()
+            running = list(self._answering.values())
             for cancel in self._warming.values():
                 cancel.set()
+        for one in running:
+            one.stop()
+        end = time.monotonic() + patience
+        for one in running:
+            one.join(max(0.0, end - time.monotonic()))
 
-    def _busy(self, owner: str, conversation: str) -> bool:
+    def _running(self, owner: str, conversation: str) -> Answering | None:
         with self._lock:
-            return any(
-                (running.owner, running.conversation) == (owner, conversation)
-                for running in self._running.values()
-            )
+            for one in self._answering.values():
+                if (one.owner, one.conversation) == (owner, conversation):
+                    return one
+        return None
 
     def bring(self, owner: str, data: bytes, name: str) -> dict[str, Any]:
         """Takes in a picture for a question to come; what the page shows of it.
@@ -276,7 +242,7 @@ class Desk:
 
     def view(self, owner: str, conversation: str | None) -> dict[str, Any]:
         view = view_of(self.store, owner, conversation)
-        view["busy"] = conversation is not None and self._busy(owner, conversation)
+        view["busy"] = conversation is not None and bool(self._running(owner, conversation))
         return view
 
     def hello(self, owner: str, request: Request) -> Update:

@@ -177,15 +177,21 @@ class Hub:
                 for slot in slots:
                     slot.leases -= 1
 
-    def close(self) -> None:
-        """Ends running answers and lets go of all models."""
+    def close(self, patience: float = 10.0) -> None:
+        """Ends running answers and lets go of all models; an engine in the middle of a long step
+        may need longer than `patience` seconds and is left to it."""
         with self._lock:
             self._closed = True
             slots = list(self._slots.values())
+        closing = []
         for slot in slots:
             slot.cancel.set()
             if slot.engine is not None:
-                slot.engine.close()
+                closing.append(threading.Thread(target=slot.engine.close, daemon=True))
+                closing[-1].start()
+        end = time.monotonic() + patience
+        for thread in closing:
+            thread.join(max(0.0, end - time.monotonic()))
 
     def _run(self, slot: _Slot) -> None:
         def progress(message: str, share: float | None = None) -> None:

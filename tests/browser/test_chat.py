@@ -133,14 +133,29 @@ def test_a_chat_survives_a_reload_and_shows_in_a_second_tab(visit):
     tab.wait_for_selector(".bubble:has-text('Remember me?')")
 
 
-def test_a_reload_while_answering_ends_the_answer_and_shows_what_came(visit, engine):
+def test_a_reload_while_answering_loses_nothing(visit, engine):
     engine._gate, engine._open_words = threading.Event(), 2
     visitor = visit()
     visitor.ask("A long one?", wait=False)
-    visitor.page.wait_for_selector(".answer.running")
+    expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
     visitor.page.reload()
-    visitor.page.wait_for_selector("article .answer[data-state=stopped]")
-    expect(visitor.answers).to_have_text(["You asked"])
+    expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
+    second = visitor.open(visitor.tab(), path="#" + visitor.page.url.partition("#")[2])
+    expect(second.locator(".answer.running")).to_have_text("You asked")
+    engine._gate.set()
+    for page in (visitor.page, second):
+        expect(page.get_by_test_id("bot")).to_have_text("You asked 'A long one?' about no picture.")
+        expect(page.locator(".stop-button")).to_be_hidden()
+
+
+def test_an_answer_is_stopped_after_a_reload(visit, engine):
+    engine._gate, engine._open_words = threading.Event(), 2
+    visitor = visit()
+    visitor.ask("A long one?", wait=False)
+    expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
+    visitor.page.reload()
+    visitor.page.click(".stop-button")
+    expect(visitor.page.locator("article .answer[data-state=stopped]")).to_have_text("You asked")
 
 
 def test_two_browsers_do_not_see_each_other(visit, house):

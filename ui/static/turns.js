@@ -28,13 +28,10 @@
     draw(view);
     meter(view.meter);
     busy();
-    // A page that was reloaded while an answer was being written looks again until it has ended.
+    // After a reload, in a second tab, or back from elsewhere: the answer that is being written there.
     if (view.busy && !vqa.state.asking) {
-      setTimeout(() => {
-        if (vqa.state.view === view) {
-          vqa.send("act", { do: "open", conversation: view.conversation });
-        }
-      }, 700);
+      vqa.state.asking = { conversation: view.conversation };
+      vqa.send("ask", { follow: true, conversation: view.conversation });
     }
   });
 
