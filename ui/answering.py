@@ -73,7 +73,8 @@ class Answering:
         seen = -1
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._ended or self._number != seen, BEAT)
+                if self._number == seen and not self._ended:
+                    self._changed.wait(BEAT)
                 number, text, ended = self._number, self._text, self._ended
                 live = {"turn": self.turn.id, **self._state}
             if ended:
