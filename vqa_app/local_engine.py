@@ -28,6 +28,7 @@ from vqa_app.engine import (
 )
 from vqa_app.errors import ContextOverflowError, ModelError, UsageError
 from vqa_app.model_view import model_view
+from vqa_app.openmp import release_threads
 from vqa_app.packing import lay_out
 from vqa_app.prompting import Prompt, encode, end_token_ids
 from vqa_app.runtime import Reading, Runtime
@@ -126,7 +127,8 @@ class LocalEngine:
             prefix_reuse=self._runtime.reuses_prefixes,
             defaults=default_options(model),
         )
-        self._worker = Worker(context=torch.inference_mode)
+        self._worker = Worker(context=torch.inference_mode, rest=release_threads)
+        release_threads()  # those that loading took; from here on the worker's are wanted
 
     @property
     def info(self) -> ModelInfo:
@@ -208,7 +210,6 @@ class LocalEngine:
             reading = yield from self._runtime.read(draft.prompt, cancelled)
             reason: FinishReason = "cancelled"
             if reading is not None:
-                yield Status("answering")
                 reason = yield from self._write(draft, reading, options, cancelled)
         yield draft.end(reason, self._info.label)
 
@@ -252,7 +253,7 @@ class LocalEngine:
 
     def _write(
         self, draft: _Draft, reading: Reading, options: GenerationOptions, cancelled: Cancelled
-    ) -> Generator[Delta, None, FinishReason]:
+    ) -> Generator[Event, None, FinishReason]:
         """Generates the answer; the generator's value is why it ended."""
         prompt = draft.prompt
         draft.cached = reading.cached_tokens
@@ -264,7 +265,9 @@ class LocalEngine:
         reason: FinishReason = "cancelled"
         while not cancelled():
             token, log_probability = sampler.pick(logits)
-            draft.first = draft.first or time.perf_counter()
+            if draft.first is None:
+                draft.first = time.perf_counter()
+                yield Status("answering")
             if token in self._ends:
                 reason = "stop"
                 break

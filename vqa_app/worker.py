@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -27,6 +28,13 @@ Steps: TypeAlias = Generator[None, None, T]
 
 POLL_SECONDS = 0.02
 """How often somebody in line looks at his cancel event."""
+PACE_SECONDS = 0.01
+"""How often a consumer looks for more after he has been given something. Waking him for every token
+of a small model would cost more than the token: he and the worker share the interpreter's lock."""
+
+HAND_OVER_SECONDS = 1e-4
+"""How long the worker leaves the interpreter's lock to the consumer with the first he is given, or
+he would get it no sooner than the interpreter takes it away from the worker, 5 ms later."""
 
 
 @dataclass(eq=False)
@@ -35,12 +43,17 @@ class _Task:
     cancel: threading.Event | None
     background: bool
     outbox: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+    ended: threading.Event = field(default_factory=threading.Event)
     abandoned: threading.Event = field(default_factory=threading.Event)
     steps: Iterator[Any] | None = None
     place: int = 0
 
     def cancelled(self) -> bool:
         return self.abandoned.is_set() or (self.cancel is not None and self.cancel.is_set())
+
+    def end(self, error: BaseException | None = None) -> None:
+        self.outbox.put(_Ended(error))
+        self.ended.set()
 
 
 @dataclass(frozen=True)
@@ -54,15 +67,19 @@ class Worker:
     Args:
         name: of the thread.
         context: entered once on the thread, around all jobs (such as `torch.inference_mode`).
+        rest: called on every thread that has nothing to do for now: the worker's own between
+            jobs, a consumer's while his job runs.
     """
 
     def __init__(
         self,
         name: str = "vqa-engine",
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        rest: Callable[[], None] = lambda: None,
     ) -> None:
         self._name = name
         self._context = context
+        self._rest = rest
         self._changed = threading.Condition()
         self._line: deque[_Task] = deque()
         self._background: deque[_Task] = deque()
@@ -74,7 +91,8 @@ class Worker:
         self, job: Job[T], cancel: threading.Event | None = None, *, background: bool = False
     ) -> Iterator[T | Status]:
         """Yields what the job yields, before that `Status("waiting", place)` whenever the place
-        changes.
+        changes. Whatever is no status comes at once the first time, then in steps of
+        `PACE_SECONDS` while there is more than that.
 
         Closing the iterator makes the job's `cancelled()` true. A job whose `cancel` is set while
         it is in line never begins: the iterator just ends.
@@ -84,6 +102,7 @@ class Worker:
             BaseException: whatever the job raised.
         """
         task = _Task(job, cancel, background)
+        self._rest()
         self._enter(task)
         try:
             while True:
@@ -93,6 +112,8 @@ class Worker:
                         raise item.error
                     return
                 yield item
+                if not isinstance(item, Status) and task.outbox.empty():
+                    task.ended.wait(PACE_SECONDS)
         finally:
             task.abandoned.set()
             self._leave(task)
@@ -124,7 +145,7 @@ class Worker:
                 self._current.abandoned.set()
             self._changed.notify_all()
         for task in waiting:
-            task.outbox.put(_Ended(ModelError("The engine was closed.", "Load the model again.")))
+            task.end(ModelError("The engine was closed.", "Load the model again."))
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -171,6 +192,10 @@ class Worker:
         """Waits for the next task, None when the worker closes."""
         with self._changed:
             self._current = None
+            idle = not (self._line or self._background or self._closed)
+        if idle:
+            self._rest()
+        with self._changed:
             while not (self._line or self._background or self._closed):
                 self._changed.wait()
             if self._closed:
@@ -188,19 +213,23 @@ class Worker:
                 try:
                     finished = self._advance(task)
                 except BaseException as error:  # whatever it was, it belongs to the consumer
-                    task.outbox.put(_Ended(error))
+                    task.end(error)
                     continue
                 if finished:
-                    task.outbox.put(_Ended())
+                    task.end()
                 else:
                     self._put_aside(task)
 
     def _advance(self, task: _Task) -> bool:
         """Runs a task to its end, or a background task until somebody is in line."""
         assert task.steps is not None
+        first = True
         for item in task.steps:
             if item is not None:
                 task.outbox.put(item)
+                if first and not isinstance(item, Status):
+                    first = False
+                    time.sleep(HAND_OVER_SECONDS)
             elif task.background and self.in_demand and not task.cancelled():
                 return False
         return True
@@ -210,7 +239,7 @@ class Worker:
             if not self._closed:
                 self._background.appendleft(task)
                 return
-        task.outbox.put(_Ended(ModelError("The engine was closed.", "Load the model again.")))
+        task.end(ModelError("The engine was closed.", "Load the model again."))
 
 
 def finish(steps: Steps[T]) -> T:
