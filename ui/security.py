@@ -19,41 +19,16 @@ from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ui.policy import guarded
+
 COOKIE = "vqa_browser"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 _OPEN_PATHS = ("/healthz", "/readyz")
-
-# Gradio builds its page with inline scripts and with functions made from strings (event scripts and
-# HTML components); nothing may come from, or go to, anywhere else, whatever an answer contains.
-POLICY = "; ".join(
-    (
-        "default-src 'self'",
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
-        "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data: blob:",
-        "media-src 'self' blob:",
-        "font-src 'self' data:",
-        "connect-src 'self'",
-        "worker-src 'self' blob:",
-        "object-src 'none'",
-        "base-uri 'self'",
-        "form-action 'self'",
-        "frame-ancestors 'self'",
-    )
-)
-_HEADERS = {
-    "content-security-policy": POLICY,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "same-origin",
-    "permissions-policy": "camera=(self), microphone=(), geolocation=()",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-}
 
 
 @dataclass(frozen=True)
@@ -97,7 +72,7 @@ class Guard:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
                 return
-            await refusal(scope, receive, _decorated(send, {}))
+            await refusal(scope, receive, guarded(send, {}))
             return
         user = self._user(headers)
         token = _token(headers)
@@ -105,7 +80,7 @@ class Guard:
         scope.setdefault("state", {})["owner"] = owner
         new = {} if token or user or scope["type"] != "http" else self._new_cookie(scope)
         body = _Body(receive, self._limit(scope))
-        await self.app(scope, body.receive, _decorated(send, new))
+        await self.app(scope, body.receive, guarded(send, new))
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         if not self._host_allowed(headers.get("host", "")):
@@ -206,19 +181,3 @@ class _Body:
             if self._left < 0:
                 raise HTTPException(413, "The request is too large.")
         return message
-
-
-def _decorated(send: Send, extra: dict[str, str]) -> Send:
-    """`send` with the security headers, and `extra` ones on pages only."""
-
-    async def decorated(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            for name, value in _HEADERS.items():
-                headers.setdefault(name, value)
-            if headers.get("content-type", "").startswith("text/html"):
-                for name, value in extra.items():
-                    headers.append(name, value)
-        await send(message)
-
-    return decorated

@@ -203,6 +203,27 @@ def test_answers_are_drawn_and_cannot_load_or_run_anything(visit, engine):
     assert visitor.page.evaluate("window.evil") is None
 
 
+def test_the_policy_stops_scripts_that_get_into_the_page(visit):
+    """Should the answers' own cleaning ever let something through."""
+    page = visit().page
+    page.evaluate(
+        """async () => {
+          const script = document.createElement("script");
+          script.textContent = "window.evil = 1";
+          document.body.append(script);
+          const holder = document.createElement("div");
+          holder.innerHTML = "<img src=data:x onerror='window.evil = 2'>" +
+            "<a href='javascript:window.evil = 3'>x</a>" +
+            "<iframe srcdoc='<script>parent.evil = 4<\\/script>'></iframe>";
+          document.body.append(holder);
+          holder.querySelector("a").click();
+          await new Promise((done) => setTimeout(done, 300));
+          holder.remove();
+        }"""
+    )
+    assert page.evaluate("window.evil") is None
+
+
 def test_conversations_are_searched_renamed_and_deleted(visit):
     visitor = visit()
     visitor.ask("About cats?")
