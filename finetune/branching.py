@@ -15,23 +15,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from finetune.attention import attend
 from finetune.samples import Sample
 
 NAME = "branching"
 GROWTH = 1.5
 """Questions of one group are at most this much longer than its shortest may be."""
-PLAIN_UP_TO = 256
-"""On a CPU the fused kernel's backward pass is slower than plain products up to about this
-length."""
 
 
 def branches_of(samples: Sequence[Sample], longest: int) -> dict[str, Any]:
     """How to cut a batch of samples, padded on the right to `longest`, into prefixes and questions.
+
+    Sizes are rounded up: a CPU's kernels are prepared, and kept, once for every shape that occurs.
 
     Returns:
         prefix: tokens of the longest prefix.
@@ -45,7 +44,7 @@ def branches_of(samples: Sequence[Sample], longest: int) -> dict[str, Any]:
     prefixes = np.array(
         [0 if s.segments is None else end for s, end in zip(samples, ends, strict=True)]
     )
-    most = int(prefixes.max())
+    most = min(longest, rounded(int(prefixes.max()), 4))
     spans = [
         (row, int(start), int(stop - start))
         for row, sample in enumerate(samples)
@@ -58,8 +57,9 @@ def branches_of(samples: Sequence[Sample], longest: int) -> dict[str, Any]:
     placed = len(samples) * most
     groups = []
     for group in _groups(spans):
+        group += [(0, 0, 0)] * (rounded(len(group), 8) - len(group))  # of no real token
         row, start, size = (np.array(column) for column in zip(*group, strict=True))
-        steps = np.arange(size.max())
+        steps = np.arange(rounded(int(size.max()), 4))
         inside = steps < size[:, None]  # [n, s]
         take = (row * longest + start)[:, None] + np.where(inside, steps, 0)
         known = np.arange(most) < prefixes[row][:, None]  # [n, prefix]
@@ -101,18 +101,20 @@ def branching_attention(
     Returns:
         [batch, tokens, heads, head width]; padding holds no meaning.
     """
-    if branches is None:
+    batch, heads, length, width = query.shape
+    trains = query.requires_grad and length == key.shape[2] and not dropout
+    if branches is None and not trains:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **further
         )
-    batch, heads, length, width = query.shape
     scale = scaling if scaling is not None else width**-0.5
     key, value = (repeat_kv(states, heads // states.shape[1]) for states in (key, value))
+    if branches is None:
+        return attend(query, key, value, scale, attention_mask).transpose(1, 2), None
     start = branches["prefix"]
     pieces = []
     if start:
-        causal = torch.ones(start, start, dtype=torch.bool, device=query.device).tril()
-        first = _attend(query[:, :, :start], key[:, :, :start], value[:, :, :start], causal, scale)
+        first = attend(query[:, :, :start], key[:, :, :start], value[:, :, :start], scale)
         pieces.append(first.transpose(1, 2).reshape(batch * start, heads * width))
     flat = [s.transpose(1, 2).reshape(batch * length, heads * width) for s in (query, key, value)]
     for group in branches["groups"]:
@@ -124,7 +126,7 @@ def branching_attention(
         if start:
             k = torch.cat((key[:, :, :start].index_select(0, group["rows"]), k), 2)
             v = torch.cat((value[:, :, :start].index_select(0, group["rows"]), v), 2)
-        mixed = _attend(q, k, v, group["seen"], scale).transpose(1, 2)
+        mixed = attend(q, k, v, scale, group["seen"]).transpose(1, 2)
         pieces.append(mixed.reshape(-1, heads * width).index_select(0, group["real"]))
     out = torch.cat(pieces).index_select(0, branches["order"])
     return out.view(batch, length, heads, width), None
@@ -151,11 +153,9 @@ def allow_branching(model: Any) -> None:
     plain(model).config.get_text_config()._attn_implementation = NAME
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float) -> Tensor:
-    if query.device.type != "cpu" or query.shape[2] > PLAIN_UP_TO:
-        return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
-    scores = (query * scale) @ key.transpose(-1, -2)
-    return scores.masked_fill(~seen, float("-inf")).softmax(-1).to(value.dtype) @ value
+def rounded(size: int, step: int) -> int:
+    """`size` up to a multiple of `step`."""
+    return -(-size // step) * step
 
 
 def _edges(sample: Sample) -> np.ndarray:

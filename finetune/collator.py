@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from finetune.branching import branches_of
+from finetune.branching import branches_of, rounded
 from finetune.samples import Sample
+from vqa_app.errors import DataError
 
 IGNORED = -100
 """The label of tokens that are not trained (PyTorch's and transformers' own value)."""
@@ -22,16 +23,23 @@ ROWS = "rows"
 @dataclass(frozen=True)
 class Collator:
     """Pads to the longest sample on the right: positions then start at 0 for every row, as in
-    serving."""
+    serving.
+
+    Lengths are rounded up by seven tokens or a sixteenth at most: a CPU's kernels are prepared once
+    for every shape that occurs, and kept; many lengths would fill hundreds of megabytes with them.
+    """
 
     pad_token_id: int
+    longest: int
+    """Tokens of the longest sample of all; no batch is rounded up beyond."""
 
     @classmethod
-    def of(cls, processor: Any) -> Collator:
+    def of(cls, processor: Any, samples: Sequence[Sample]) -> Collator:
         tokenizer = processor.tokenizer
         pad = tokenizer.pad_token_id
         # Masked out wherever it stands, so any id will do for tokenizers without one.
-        return cls(pad if pad is not None else (tokenizer.eos_token_id or 0))
+        filler = pad if pad is not None else (tokenizer.eos_token_id or 0)
+        return cls(filler, max((len(sample) for sample in samples), default=0))
 
     def tokens(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Everything but the pictures.
@@ -43,6 +51,8 @@ class Collator:
             `branches_of`) stand for the `attention_mask`.
         """
         longest = max(len(sample) for sample in samples)
+        step = max(8, 1 << longest.bit_length() >> 5)
+        longest = max(longest, min(self.longest, rounded(longest, step)))
         shape = (len(samples), longest)
         ids = torch.full(shape, self.pad_token_id, dtype=torch.long)
         mask = torch.zeros(shape, dtype=torch.long)
@@ -93,7 +103,16 @@ class Collator:
             inputs: `Prompt.inputs` of every sample; what is not a value for each token is
                 concatenated over samples, smaller pictures padded with zeros as the processors
                 themselves do.
+
+        Raises:
+            DataError: rows with and without pictures, where the model takes them apart only.
         """
+        with_mask = sum("cross_attention_mask" in values for values in inputs)
+        if 0 < with_mask < len(samples):
+            raise DataError(
+                "This model does not take rows with and without pictures in one batch.",
+                "Use --micro-batch-size 1, or train the rows without pictures by themselves.",
+            )
         batch = self.tokens(samples)
         names = {name for values in inputs for name in values} - set(batch)
         for name in sorted(names):

@@ -40,7 +40,7 @@ MOST_EPOCHS = 10
 LEAST_BATCH = 8
 MEMORY_SHARE = 0.8
 """How much of the free memory the plan may use."""
-CPU_TOKENS_AT_ONCE = 8192
+CPU_TOKENS_AT_ONCE = 2048
 """Beyond this a larger micro-batch is no faster on a CPU."""
 
 
@@ -49,7 +49,10 @@ class Hardware:
     """One process's device."""
 
     device: str
+    held_bytes: int
+    """Taken already: the weights; on a CPU all of this process."""
     free_bytes: int
+    """Still to be had."""
     computes_bf16: bool
     processes: int = 1
 
@@ -61,9 +64,8 @@ class Shape:
     width: int
     intermediate: int
     layers: int
+    heads: int
     vocabulary: int
-    weight_bytes: int
-    """Of the whole model as loaded."""
 
 
 @dataclass(frozen=True)
@@ -97,25 +99,27 @@ class Settings:
 class MemoryPlan:
     """Bytes on one device at the largest micro-batch; an estimate to choose by, not a promise."""
 
-    weights: int
+    held: int
     gradients: int
     optimizer: int
     activations: int
     free: int
 
     @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
+    def needed(self) -> int:
+        """What comes on top of what is held."""
+        return self.gradients + self.optimizer + self.activations
 
     def __str__(self) -> str:
         parts = {
-            "weights": self.weights,
+            "program and weights": self.held,
             "gradients": self.gradients,
             "optimiser": self.optimizer,
             "activations": self.activations,
         }
         listed = ", ".join(f"{name} {_size(value)}" for name, value in parts.items())
-        return f"Memory: about {_size(self.total)} of {_size(self.free)} ({listed})."
+        total = _size(self.held + self.needed)
+        return f"Memory: about {total} ({listed}); {_size(self.free)} are free."
 
 
 def small_rank(config: FinetuneConfig, width: int) -> tuple[int, int, float]:
@@ -130,6 +134,7 @@ def decide(
     *,
     sequences: float,
     longest: int,
+    labels: int,
     shape: Shape,
     trainable: int,
     hardware: Hardware,
@@ -139,6 +144,7 @@ def decide(
     Args:
         sequences: an epoch's, by weight.
         longest: tokens of the longest.
+        labels: trained tokens of the one with most.
         trainable: parameters.
     """
     stage = config.stage
@@ -163,21 +169,28 @@ def decide(
 
     def plan(micro: int, checkpointing: bool) -> MemoryPlan:
         return MemoryPlan(
-            weights=shape.weight_bytes,
+            held=hardware.held_bytes,
             gradients=4 * trainable,
             optimizer=(2 if eight_bit else 8) * trainable,
-            activations=activation_bytes(shape, micro * longest, 2 if bf16 else 4, checkpointing),
+            activations=activation_bytes(
+                shape,
+                (micro, longest, labels),
+                2 if bf16 else 4,
+                inputs_kept=stage != "projector",
+                weights_kept=not on_gpu,
+                checkpointing=checkpointing,
+            ),
             free=hardware.free_bytes,
         )
 
     fits = MEMORY_SHARE * hardware.free_bytes
     checkpointing = config.gradient_checkpointing
     if checkpointing is None:
-        checkpointing = plan(1, False).total > fits
+        checkpointing = plan(1, False).needed > fits
     micro = config.micro_batch_size or _largest(
         share,
         lambda size: (
-            plan(size, bool(checkpointing)).total <= fits
+            plan(size, bool(checkpointing)).needed <= fits
             and (on_gpu or size * longest <= CPU_TOKENS_AT_ONCE)
         ),
     )
@@ -201,15 +214,37 @@ def decide(
     return settings, plan(micro, bool(checkpointing))
 
 
-def activation_bytes(shape: Shape, tokens: int, itemsize: int, checkpointing: bool) -> int:
-    """Kept for the backward pass. Korthikanti et al. (2022), eq. 2, without attention matrices,
-    which fused attention does not keep, and with a gated MLP; the logits of one block
-    (`objective.LOGITS_AT_ONCE`) on top."""
-    layer = tokens * itemsize * (12 * shape.width + 5 * shape.intermediate)
-    kept = shape.layers * layer
+def activation_bytes(
+    shape: Shape,
+    batch: tuple[int, int, int],
+    itemsize: int,
+    *,
+    inputs_kept: bool,
+    weights_kept: bool,
+    checkpointing: bool,
+) -> int:
+    """Kept for the backward pass, counted in autograd's graph of Llama's and Qwen2's layers (gated
+    MLP, residuals and norms in fp32); for one layer more, as much again is in use at once.
+
+    Args:
+        batch: rows, tokens of the longest, labels of a row.
+        inputs_kept: of linear layers, which their own or their LoRA's gradients need.
+        weights_kept: attention weights; fused attention keeps none.
+    """
+    from finetune.attention import KEPT_WEIGHTS
+    from finetune.objective import LOGITS_AT_ONCE
+
+    rows, longest, labels = batch
+    narrow = 5 * 4 + 4 * itemsize * inputs_kept
+    wide = itemsize * (3 + inputs_kept)
+    layer = rows * longest * (narrow * shape.width + wide * shape.intermediate)
+    weights = rows * shape.heads * longest**2
+    if weights_kept and weights <= KEPT_WEIGHTS:
+        layer += itemsize * weights
+    kept = (shape.layers + 1) * layer
     if checkpointing:
-        kept = layer + shape.layers * tokens * shape.width * itemsize
-    return kept + min(1 << 25, tokens * shape.vocabulary) * (itemsize + 8)
+        kept = 2 * layer + shape.layers * rows * longest * shape.width * 4
+    return kept + min(LOGITS_AT_ONCE, rows * labels * shape.vocabulary) * (itemsize + 8)
 
 
 def describe(settings: Settings, chosen: FinetuneConfig) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune.objective import plain
+from finetune.objective import feature_width, plain
 from finetune.preflight import in_parallel
 from finetune.samples import Sample
 from vqa_app.images import Picture
@@ -102,6 +102,8 @@ class FeatureStore:
     def append(self, digests: Sequence[str], features: Tensor) -> None:
         """Keeps features [pictures, image tokens, encoder width]; call `reload` before reading
         them."""
+        if tuple(features.shape[1:]) != self.shape:
+            raise ValueError(f"features of shape {tuple(features.shape)}, not [n, {self.shape}]")
         raw = features.to(self.dtype).contiguous().cpu().view(torch.uint8).numpy()
         with self._locked():
             named = self.folder / _DIGESTS
@@ -186,12 +188,18 @@ def supports_features(model: Any) -> bool:
 
 
 def open_store(
-    model: Any, processor: Any, folder: Path, dtype: torch.dtype, example: Picture
+    model: Any, processor: Any, folder: Path, dtype: torch.dtype, sample: Sample
 ) -> FeatureStore:
-    """The store of a model's encoder; encodes one picture to learn its shape."""
-    shape = tuple(encode_pictures(model, processor, [example], dtype).shape[1:])
+    """The store of a model's encoder.
+
+    Args:
+        sample: one that shows pictures; its image tokens are the features of each.
+    """
+    from vqa_app.prompting import image_token_id
+
+    tokens = int((sample.input_ids == image_token_id(processor)).sum()) // len(sample.digests)
     name = f"{encoder_hash(model, processor)}-{str(dtype).removeprefix('torch.')}"
-    return FeatureStore(folder / name, (shape[0], shape[1]), dtype)
+    return FeatureStore(folder / name, (tokens, feature_width(plain(model))), dtype)
 
 
 def encoder_hash(model: Any, processor: Any) -> str:

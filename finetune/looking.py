@@ -32,12 +32,12 @@ def check_data(config: FinetuneConfig, stream: IO[str]) -> None:
     from rich.console import Console
 
     console = Console(file=stream, highlight=False, soft_wrap=True)
-    processor, context = _processor(config)
+    seen_by = _processor(config)
     checked: dict[str, Preflight] = {}
     with Display() as display:
         for name, sources in (("Training", config.data), ("Held out", config.eval_data)):
             if sources:
-                checked[name] = _check(config, sources, processor, context, display)
+                checked[name] = _check(config, sources, seen_by, display)
     for name, found in checked.items():
         for note in found.notes:
             console.print(f"Note: {note}", markup=False)
@@ -51,11 +51,15 @@ def check_data(config: FinetuneConfig, stream: IO[str]) -> None:
         console.print(f"Held-out rows whose pictures are trained on: {len(leaks):,}")
         for sample in leaks[:5]:
             console.print(f"  {sample.row.place}", markup=False)
+    for name, found in checked.items():
+        if not (found.samples or found.problems):
+            raise DataError(f"{name} data: there are no rows.", "Check the files.")
     bad = sum(len(found.problems) for found in checked.values())
-    console.print("No problems." if not bad else f"{bad:,} problems, listed above.")
+    counted = f"{bad:,} problem{'s' if bad > 1 else ''}"
+    console.print("No problems." if not bad else f"{counted}, listed above.")
     if bad > config.max_bad:
         raise DataError(
-            f"{bad:,} problem{'s' if bad > 1 else ''} in the data.",
+            f"{counted} in the data.",
             f"Mend what is listed above, or train without these rows with --max-bad {bad}.",
         )
 
@@ -71,7 +75,7 @@ def show_sample(config: FinetuneConfig, number: int, stream: IO[str]) -> None:
     from finetune.datasets import read_rows
 
     console = Console(file=stream, highlight=False, soft_wrap=True)
-    processor, _ = _processor(config)
+    processor, _, shares = _processor(config)
     data = read_rows(config.data, config.images)
     if number > len(data.rows):
         first = f" The first problem: {data.problems[0]}" if data.problems else ""
@@ -81,35 +85,40 @@ def show_sample(config: FinetuneConfig, number: int, stream: IO[str]) -> None:
         )
     row = data.rows[number - 1]
     conversation = row.conversation()
-    samples = samples_of(row, conversation, processor, turns=config.turns, share_prefix=True)
+    samples = samples_of(row, conversation, processor, turns=config.turns, share_prefix=shares)
     console.print(f"{row.place}, id {row.id}", markup=False)
     for picture in conversation.pictures:
         changes = f" ({', '.join(picture.changes)})" if picture.changes else ""
         width, height = picture.image.size
         console.print(f"{picture.name}: {width}×{height}{changes}", markup=False)
-    if conversation.pictures:
-        _print_picture(console, processor, conversation.pictures[0])
+        _print_picture(console, processor, picture)
     for sample in samples:
         _print_tokens(console, processor, sample)
 
 
 def _check(
-    config: FinetuneConfig, sources: Sequence[str], processor: Any, context: int, display: Display
+    config: FinetuneConfig,
+    sources: Sequence[str],
+    seen_by: tuple[Any, int, bool],
+    display: Display,
 ) -> Preflight:
     from finetune.datasets import read_rows
 
+    processor, context, shares = seen_by
     return check(
         read_rows(sources, config.images),
         processor,
         max_length=config.max_length or context,
         turns=config.turns,
+        share_prefix=shares,
         workers=config.workers,
         on_progress=lambda done, of: display(Progress("checking", done, of)),
     )
 
 
-def _processor(config: FinetuneConfig) -> tuple[Any, int]:
-    """Processor and context length of the model, without its weights."""
+def _processor(config: FinetuneConfig) -> tuple[Any, int, bool]:
+    """Of the model, without its weights: processor, context length, and whether it trains several
+    questions in one sequence."""
     from vqa_app import sources
     from vqa_app.loading import load_config
     from vqa_app.processors import load_processor
@@ -119,7 +128,7 @@ def _processor(config: FinetuneConfig) -> tuple[Any, int]:
     source = sources.find(config.model, config.revision, False)
     known = load_config(source)
     context = getattr(known.get_text_config(), "max_position_embeddings", None) or 4096
-    return load_processor(source, known), context
+    return load_processor(source, known), context, known.model_type == "llava"
 
 
 def _print_summary(console: Console, name: str, counted: Summary) -> None:
@@ -190,8 +199,11 @@ def _print_picture(console: Console, processor: Any, picture: Any) -> None:
     from rich.text import Text
 
     settings = processor.image_processor
-    pixels = settings([picture.image], return_tensors="np")["pixel_values"]
-    pixels = np.asarray(pixels).reshape(-1, *np.shape(pixels)[-2:])[:3]  # [3, height, width]
+    pixels = np.asarray(settings([picture.image], return_tensors="np")["pixel_values"])
+    if pixels.ndim < 4:  # cut into patches, as Qwen-VL reads them
+        console.print(f"As the model is given it: {len(pixels):,} patches")
+        return
+    pixels = pixels.reshape(-1, *pixels.shape[-2:])[:3]  # [3, height, width], of the first tile
     console.print(f"As the model is given it: {pixels.shape[2]}×{pixels.shape[1]}")
     if not sys.stdout.isatty():
         return

@@ -56,6 +56,15 @@ def free_memory(config: FinetuneConfig) -> int:
     return psutil.virtual_memory().available
 
 
+def held_memory(config: FinetuneConfig) -> int:
+    """Bytes that this process has taken of the device's memory."""
+    if device_of(config).startswith("cuda"):
+        return torch.cuda.memory_allocated(torch.device(device_of(config)))
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
 def wait(processes: int) -> None:
     """Until every process has come here."""
     if processes > 1:

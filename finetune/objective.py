@@ -7,6 +7,8 @@ a vocabulary of 150,000 that is the difference between 1 MB and 360 MB for every
 
 from __future__ import annotations
 
+import inspect
+import weakref
 from typing import Any
 
 import torch
@@ -28,6 +30,12 @@ def plain(model: nn.Module) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def feature_width(base: LlavaForConditionalGeneration) -> int:
+    """How wide each image feature is that the projector is given."""
+    layers = base.config.vision_feature_layer
+    return base.config.vision_config.hidden_size * (1 if isinstance(layers, int) else len(layers))
+
+
 class Objective(nn.Module):
     """Model and loss as one module, so that DDP, FSDP and DeepSpeed see every parameter used inside
     `forward`."""
@@ -44,10 +52,17 @@ class Objective(nn.Module):
         self.bf16 = bf16
         base = plain(model)
         self.is_llava = isinstance(base, LlavaForConditionalGeneration)
-        self._no_split_modules = base._no_split_modules  # what FSDP wraps
+        present = {type(module).__name__ for module in model.modules()}
+        # What FSDP wraps; it refuses names that are not there, such as SigLIP's text tower's.
+        self._no_split_modules = sorted(present & set(base._no_split_modules or ()))
         text = base.config.get_text_config()
         scaled = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-        self.plain_head = self.is_llava or not any(getattr(text, name, None) for name in scaled)
+        self.plain_head = self.is_llava or (
+            hasattr(base, "model") and not any(getattr(text, name, None) for name in scaled)
+        )
+        self.keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
+        if bf16:
+            _cast_inputs_once(model)
 
     def forward(
         self, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **inputs: Any
@@ -74,11 +89,12 @@ class Objective(nn.Module):
 
     def _sum_of_losses(self, trained: Tensor, targets: Tensor, inputs: dict[str, Any]) -> Tensor:
         base = plain(self.model)
-        if (
-            not self.plain_head
-        ):  # capped or scaled logits: the model's own head, at the union of the positions
-            columns = trained.any(0).nonzero()[:, 0]
-            logits = base(**inputs, logits_to_keep=columns, use_cache=False).logits
+        if not self.plain_head:  # capped or scaled logits: the model's own head
+            columns = trained.any(0).nonzero()[:, 0]  # the union of the positions
+            if self.keeps_logits:
+                logits = base(**inputs, logits_to_keep=columns).logits
+            else:
+                logits = base(**inputs).logits[:, columns]
             return cross_entropy(logits[trained[:, columns]].float(), targets, reduction="sum")
         idle = None
         if self.is_llava:
@@ -103,11 +119,9 @@ class Objective(nn.Module):
             return None
         if inputs.get("pixel_values") is not None:
             return None
-        vision = base.config.vision_config
-        layers = base.config.vision_feature_layer
-        width = vision.hidden_size * (1 if isinstance(layers, int) else len(layers))
         weight = next(projector.parameters())
-        return projector(torch.zeros(1, 1, width, device=weight.device, dtype=weight.dtype)).sum()
+        zeros = torch.zeros(1, 1, feature_width(base), device=weight.device, dtype=weight.dtype)
+        return projector(zeros).sum()
 
     def _head_losses(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
         """Sum over [trained tokens] of the next-token losses; `hidden` is [trained tokens,
@@ -124,3 +138,39 @@ class Objective(nn.Module):
             (checkpoint(block, rows, wanted, use_reentrant=False) for rows, wanted in pairs),
             start=hidden.new_zeros((), dtype=torch.float32),
         )
+
+
+def _cast_inputs_once(model: nn.Module) -> None:
+    """Under autocast every linear layer casts its input for itself: that of the query, key and
+    value layers three times, and twice more in each layer's LoRA branch. Here the first one's is
+    taken by the others."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    cast = _CastOnce()
+    inside: set[int] = set()
+    for module in model.modules():
+        layer = module
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
+            inside |= {id(part) for part in module.modules()}
+            layer = module.get_base_layer()
+        elif id(module) in inside:
+            continue
+        if type(layer) is nn.Linear:  # 4- and 8-bit layers have a way of their own
+            module.register_forward_pre_hook(cast)
+
+
+class _CastOnce:
+    """A forward pre-hook: an fp32 input becomes autocast's dtype, once for all who take it."""
+
+    def __init__(self) -> None:
+        self.latest: tuple[weakref.ref[Tensor], Tensor] | None = None
+
+    def __call__(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        given = inputs[0]
+        kind = given.device.type
+        if given.dtype != torch.float32 or not torch.is_autocast_enabled(kind):
+            return None
+        if self.latest is None or self.latest[0]() is not given:
+            self.latest = weakref.ref(given), given.to(torch.get_autocast_dtype(kind))
+        return (self.latest[1], *inputs[1:])

@@ -24,6 +24,7 @@ from finetune.machine import (
     device_of,
     free_memory,
     from_main,
+    held_memory,
     join_processes,
     wait,
 )
@@ -131,16 +132,18 @@ def settle(
         config,
         sequences=sum(sample.row.weight for sample in samples),
         longest=max(len(sample) for sample in samples),
+        labels=max(sample.trained for sample in samples),
         shape=Shape(
             width=text.hidden_size,
             intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
             layers=text.num_hidden_layers,
+            heads=text.num_attention_heads,
             vocabulary=text.vocab_size,
-            weight_bytes=sum(p.numel() * p.element_size() for p in frozen.model.parameters()),
         ),
         trainable=frozen.trainable,
         hardware=Hardware(
             device_of(config).split(":")[0],
+            held_memory(config),
             free_memory(config),
             computes_bf16(config),
             processes,
@@ -148,7 +151,7 @@ def settle(
     )
     tell(Progress("loading", message=describe(settings, config)))
     tell(Progress("loading", message=str(memory)))
-    if memory.total > memory.free:
+    if memory.needed > memory.free:
         advice = (
             "Less memory: --micro-batch-size 1, --gradient-checkpointing, a smaller --max-length."
         )
@@ -169,10 +172,8 @@ def keep_features(
     if not digests or not features.supports_features(loaded.model):
         return None
     folder = Path(config.feature_dir) if config.feature_dir else features.default_folder()
-    source = next(s.sources[0] for s in data.train.samples if s.sources)
-    store = features.open_store(
-        loaded.model, loaded.processor, folder, settings.dtype, source.open()
-    )
+    pictured = next(sample for sample in data.train.samples if sample.sources)
+    store = features.open_store(loaded.model, loaded.processor, folder, settings.dtype, pictured)
     plan = features.make_plan(store, digests, config.feature_gb, settings.epochs)
     tell(Progress("encoding", message=plan.why))
     if not plan.use:
@@ -290,7 +291,8 @@ def make_collate(
     """Positions of samples → batch."""
     from vqa_app.prompting import encode
 
-    collator = Collator.of(processor)
+    # Other architectures have inputs of a shape that follows the tokens'.
+    collator = Collator.of(processor, samples if is_llava else ())
 
     def pixels(sample: Sample) -> dict[str, torch.Tensor]:
         if not sample.sources:

@@ -73,6 +73,7 @@ def train(
     from vqa_app.quiet import quiet
 
     with quiet():
+        from finetune.reporting import check_reporters
         from finetune.stages import run_stage
 
     if not config.data:
@@ -81,6 +82,7 @@ def train(
         raise UsageError("There is no folder for the run.", "Give --out.")
     run = Path(config.out)
     _refuse_finished(run)
+    check_reporters(config.report_to)
     shown = on_progress if on_progress and _main_process() else _silent
 
     def tell(progress: Progress) -> None:

@@ -39,3 +39,8 @@ def _turns(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
         for turn in turns
         for speaker, text in zip(("human", "gpt"), turn, strict=True)
     ]
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from finetune.attention import PLAIN_UP_TO
 from finetune.batches import BatchPlan
-from finetune.branching import PLAIN_UP_TO, allow_branching, supports_branching
+from finetune.branching import allow_branching, supports_branching
 from finetune.collator import IGNORED, ROWS, Collator
 from finetune.datasets import read_rows
 from finetune.freezing import freeze
@@ -58,7 +60,7 @@ def test_labels_are_the_answers_tokens_and_their_end_tokens(
     data: Path, loaded: LoadedModel
 ) -> None:
     samples = samples_of(data, loaded, turns="together")
-    batch = Collator.of(loaded.processor).tokens(samples)
+    batch = Collator.of(loaded.processor, samples).tokens(samples)
     tokenizer = loaded.processor.tokenizer
     for labels, sample in zip(batch["labels"], samples, strict=True):
         trained = tokenizer.decode(labels[labels != IGNORED])
@@ -68,7 +70,7 @@ def test_labels_are_the_answers_tokens_and_their_end_tokens(
 
 def test_padding_is_on_the_right_and_masked(data: Path, loaded: LoadedModel) -> None:
     samples = samples_of(data, loaded, turns="together")
-    batch = Collator.of(loaded.processor).tokens(samples)
+    batch = Collator.of(loaded.processor, samples).tokens(samples)
     for row, sample in enumerate(samples):
         assert batch["input_ids"][row, : len(sample)].tolist() == sample.input_ids.tolist()
         assert batch["attention_mask"][row].sum() == len(sample)
@@ -87,12 +89,54 @@ def test_a_batched_loss_is_the_mean_of_single_ones(
     assert total == pytest.approx(sum(loss for loss, _ in single), rel=1e-5)
 
 
+def test_many_lengths_make_few_shapes(data: Path, loaded: LoadedModel) -> None:
+    """None is padded by more than seven tokens or a sixteenth, nor beyond the longest of all."""
+    samples = samples_of(data, loaded, turns="together")
+    longest = 1000
+    collator = replace(Collator.of(loaded.processor, samples), longest=longest)
+    shapes = set()
+    for length in range(1, longest + 1):
+        sample = replace(
+            samples[0],
+            input_ids=np.zeros(length, np.int32),
+            answer_mask=np.ones(length, dtype=bool),
+        )
+        padded = collator.tokens([sample])["input_ids"].shape[1]
+        assert length <= padded <= min(longest, max(length + 7, length * 17 // 16))
+        shapes.add(padded)
+    assert len(shapes) < 80
+
+
+@pytest.mark.parametrize("stage", ["projector", "lora"])
+def test_casting_an_input_once_changes_no_loss(
+    data: Path, tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch, stage: Any
+) -> None:
+    """Under bf16 autocast, which casts for each layer anew."""
+    results = []
+    for once in (True, False):
+        if not once:
+            monkeypatch.setattr("finetune.objective._cast_inputs_once", lambda model: None)
+        loaded = load(tiny_llava_dir)
+        samples = samples_of(data, loaded)
+        torch.manual_seed(0)
+        model = freeze(loaded.model, stage, rank=4, alpha=8, dropout=0.0).model
+        objective = Objective(model, bf16=True)
+        batch = make_collate(samples, loaded.processor, True, None, 1)([0, 1, 2])
+        batch.pop(ROWS)
+        loss = objective(**batch)["loss"]
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
+    assert results[0][0] == results[1][0]
+    for one, other in zip(*results, strict=True):  # gradients are summed in bf16, not in fp32
+        assert (one - other).norm() <= 2e-2 * other.norm()
+
+
 @pytest.mark.parametrize("plain_up_to", [PLAIN_UP_TO, 0])
 def test_questions_in_one_sequence_lose_what_they_lose_alone(
     data: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, plain_up_to: int
 ) -> None:
     """With plain products, and with PyTorch's fused attention."""
-    monkeypatch.setattr("finetune.branching.PLAIN_UP_TO", plain_up_to)
+    monkeypatch.setattr("finetune.attention.PLAIN_UP_TO", plain_up_to)
     packed = samples_of(data, loaded, turns="apart")
     alone = samples_of(data, loaded, turns="apart", share_prefix=False)
     assert len(alone) > len(packed)

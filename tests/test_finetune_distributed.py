@@ -4,22 +4,19 @@ take."""
 from __future__ import annotations
 
 import json
-import os
-import socket
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from finetune.config import FinetuneConfig
 from finetune.distributed import DEEPSPEED, FSDP, deepspeed_config, fsdp_config
 from finetune.train import train
-from tests.finetune_data import write_data
+from tests.finetune_data import metrics, write_data
+from tests.forked import needs_fork, together
 from vqa_app.errors import UsageError
-
-needs_fork = pytest.mark.skipif(
-    not hasattr(os, "fork"), reason="needs processes that can be forked"
-)
 
 
 def config(model: Path, folder: Path, name: str) -> FinetuneConfig:
@@ -42,54 +39,17 @@ def config(model: Path, folder: Path, name: str) -> FinetuneConfig:
     )
 
 
-def records(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def run_together(processes: int, work: Callable[[], object]) -> None:
-    """Runs the same in forked processes, with the environment of `accelerate launch`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = [_fork(rank, processes, port, work) for rank in range(processes)]
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * processes
-
-
-def _fork(rank: int, processes: int, port: int, work: Callable[[], object]) -> int:
-    child = os.fork()
-    if child:
-        return child
-    try:
-        from accelerate.state import AcceleratorState, GradientState, PartialState
-
-        for state in (PartialState, AcceleratorState, GradientState):
-            state._reset_state()
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes,
-                       "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": port}  # fmt: skip
-        os.environ.update({key: str(value) for key, value in environment.items()})
-        os.environ.update(
-            MASTER_ADDR="127.0.0.1", ACCELERATE_USE_CPU="true", GLOO_SOCKET_IFNAME="lo"
-        )
-        work()
-        os._exit(0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        os._exit(1)
-
-
 @pytest.fixture(scope="module")
 def alone(tiny_llava_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process. Some rows are text only, so some micro-batches hold no picture."""
     folder = tmp_path_factory.mktemp("distributed")
     write_data(folder, pictures=7, text_rows=4)
-    run_together(1, lambda: train(config(tiny_llava_dir, folder, "alone")))
+    together(1, lambda: train(config(tiny_llava_dir, folder, "alone")))
     return folder / "alone"
 
 
 def assert_same(run: Path, other: Path) -> None:
-    one, two = records(run), records(other)
+    one, two = metrics(run), metrics(other)
     by_step = {line["step"]: line for line in two if "loss" in line}
     for line in one:
         if "loss" in line:
@@ -102,11 +62,65 @@ def assert_same(run: Path, other: Path) -> None:
 @needs_fork
 def test_two_processes_reach_the_losses_of_one(tiny_llava_dir: Path, alone: Path) -> None:
     chosen = config(tiny_llava_dir, alone.parent, "both")
-    run_together(2, lambda: train(chosen))
+    together(2, lambda: train(chosen))
     assert_same(alone, alone.parent / "both")
-    for one, two in zip(records(alone), records(alone.parent / "both"), strict=True):
+    for one, two in zip(metrics(alone), metrics(alone.parent / "both"), strict=True):
         for key in {"eval_loss", "eval_vqa_accuracy"} & set(one):
             assert two[key] == pytest.approx(one[key], rel=1e-3)
+
+
+@needs_fork
+def test_fsdp_shards_the_model_and_reaches_the_losses_of_one(
+    tiny_llava_dir: Path, alone: Path
+) -> None:
+    """FSDP2 with the config in the package, over gloo. accelerate shards on accelerators alone, so
+    the two processes are told that they have some; everything else is as on GPUs."""
+    chosen = config(tiny_llava_dir, alone.parent, "sharded").replace(fsdp="default")
+    together(2, lambda: train_sharded(chosen))
+    assert_same(alone, alone.parent / "sharded")
+    whole = load_file(alone / "adapter_model.safetensors")
+    gathered = load_file(alone.parent / "sharded" / "adapter_model.safetensors")
+    assert set(whole) == set(gathered)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(gathered[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def train_sharded(chosen: FinetuneConfig) -> None:
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+    from torch.distributed.tensor import DTensor
+
+    from finetune import stages
+
+    arguments_of = stages.training_arguments
+
+    def arguments(*given: Any) -> Any:
+        made = arguments_of(*given)
+        assert made.device.type == "cpu"  # asked for here, it is not set up again
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        return made
+
+    def join(_: FinetuneConfig) -> tuple[int, int]:
+        state = PartialState(cpu=True)
+        return state.process_index, state.num_processes
+
+    finish = stages.finish
+
+    def checked(*arguments: Any) -> Any:
+        (trainer,) = (a for a in arguments if isinstance(a, stages.FinetuneTrainer))
+        assert trainer.is_fsdp_enabled
+        parameters = list(trainer.objective.model.parameters())
+        assert all(isinstance(parameter, DTensor) for parameter in parameters)
+        halves = [p.to_local().numel() for p in parameters if p.dim() == 2 and p.shape[0] % 2 == 0]
+        assert sum(halves) * 2 == sum(
+            p.numel() for p in parameters if p.dim() == 2 and p.shape[0] % 2 == 0
+        )
+        return finish(*arguments)
+
+    stages.join_processes = join
+    stages.training_arguments = arguments
+    stages.finish = checked
+    train(chosen)
 
 
 @pytest.mark.parametrize("option", ["fsdp", "deepspeed"])

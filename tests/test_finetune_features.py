@@ -51,7 +51,7 @@ def test_losses_and_gradients_equal_those_with_the_encoder_running(
     samples = check(read_rows(data), loaded.processor, max_length=1000).samples
     model = freeze(loaded.model, stage, rank=4, alpha=8, dropout=0.0).model
     dtype = torch.bfloat16 if bf16 else torch.float32
-    store = open_store(model, loaded.processor, tmp_path, dtype, samples[0].sources[0].open())
+    store = open_store(model, loaded.processor, tmp_path, dtype, samples[0])
     fill(store, model, loaded.processor, samples)
     store.reload()
     objective = Objective(model, bf16=bf16)
@@ -77,9 +77,9 @@ def test_later_runs_find_what_is_there(tiny_llava_dir: Path, data: Path, tmp_pat
     loaded = load(tiny_llava_dir)
     samples = check(read_rows(data), loaded.processor, max_length=1000).samples
     example = samples[0].sources[0].open()
-    first = open_store(loaded.model, loaded.processor, tmp_path, torch.float32, example)
+    first = open_store(loaded.model, loaded.processor, tmp_path, torch.float32, samples[0])
     fill(first, loaded.model, loaded.processor, samples[:3])
-    again = open_store(loaded.model, loaded.processor, tmp_path, torch.float32, example)
+    again = open_store(loaded.model, loaded.processor, tmp_path, torch.float32, samples[0])
     digests = [digest for sample in samples for digest in sample.digests]
     plan = make_plan(again, digests, 1.0, epochs=3)
     assert (plan.use, plan.pictures, plan.present) == (True, 6, 3)
@@ -156,9 +156,8 @@ def test_processes_encode_every_picture_between_them_whoever_is_first(
 ) -> None:
     loaded = load(tiny_llava_dir)
     samples = check(read_rows(data), loaded.processor, max_length=1000).samples
-    example = samples[0].sources[0].open()
     for process in range(3):  # each sees what the ones before it have written
-        store = open_store(loaded.model, loaded.processor, tmp_path, torch.float32, example)
+        store = open_store(loaded.model, loaded.processor, tmp_path, torch.float32, samples[0])
         fill(store, loaded.model, loaded.processor, samples, part=(process, 3))
     store.reload()
     assert all(digest in store for sample in samples for digest in sample.digests)

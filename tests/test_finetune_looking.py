@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,21 @@ def test_progress_without_a_terminal_is_a_line_now_and_then() -> None:
 
 def test_time_left_reads_as_a_clock() -> None:
     assert (clock(59.6), clock(61), clock(3700)) == ("1:00", "1:01", "1:01:40")
+
+
+def test_data_without_rows_is_no_good_data(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text("[]")
+    with pytest.raises(DataError, match="no rows"):
+        check_data(options(tmp_path / "data.json", tiny_llava_dir), io.StringIO())
+
+
+def test_show_sample_shows_every_picture_and_each_question_as_the_model_gets_it(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Qwen-VL is given patches, and trains each question in a sequence of its own."""
+    data = write_data(tmp_path)
+    stream = io.StringIO()
+    show_sample(options(data, tiny_checkpoint("qwen2-vl")), 2, stream)
+    assert stream.getvalue().count("patches") == 1
+    assert "blind to the others" not in stream.getvalue()
+    assert stream.getvalue().count("trained (") == 3

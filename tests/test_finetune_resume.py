@@ -3,7 +3,6 @@ run."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -14,11 +13,10 @@ import pytest
 from finetune.config import FinetuneConfig
 from finetune.progress import Progress
 from finetune.train import train
-from tests.finetune_data import write_data
+from tests.finetune_data import metrics, write_data
+from tests.forked import in_child, needs_fork
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(os, "fork"), reason="needs processes that can be forked"
-)
+pytestmark = needs_fork
 
 
 def config(model: Path, folder: Path, name: str) -> FinetuneConfig:
@@ -42,23 +40,7 @@ def config(model: Path, folder: Path, name: str) -> FinetuneConfig:
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
-
-
-def in_child(work: Callable[[], object]) -> int:
-    """Runs in a forked process; gives its exit status as `os.waitpid` does."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-            os._exit(1)
-    return os.waitpid(child, 0)[1]
+    return [(line["step"], line["loss"]) for line in metrics(run) if "loss" in line]
 
 
 def ended_at(step: int, number: signal.Signals) -> Callable[[Progress], None]:

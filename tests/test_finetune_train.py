@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from finetune.config import FinetuneConfig
+from finetune.evaluating import Evaluation
 from finetune.progress import Progress
 from finetune.train import RunResult, train
 from tests.finetune_data import write_data
@@ -216,17 +218,26 @@ def test_the_first_loss_that_is_not_finite_stops_the_run_and_names_its_rows(
     assert all(torch.isfinite(torch.tensor(loss)) for loss in losses(run).values())
 
 
-def test_early_stopping_and_the_best_checkpoint(options: dict, tmp_path: Path) -> None:
-    """A learning rate that makes things worse: the first evaluation stays the best, and is what is
-    left."""
-    changed = options | {"lr": 0.5, "projector_lr": 0.5, "metric": "loss", "patience": 2,
-                         "eval_every": 1.0, "max_steps": 20}  # fmt: skip
+def test_early_stopping_and_the_best_checkpoint(
+    options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two evaluations without a better one end the run; the weights of the best one are left."""
+    evaluate, seen = Evaluation.run_at, {}
+
+    def scripted(self: Evaluation, step: int) -> dict[str, float]:
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        seen[step] = {name: value.detach().clone() for name, value in trained.items()}
+        return evaluate(self, step) | {"loss": {1: 5.0, 2: 4.0, 3: 4.5, 4: 4.0}[step]}
+
+    monkeypatch.setattr(Evaluation, "run_at", scripted)
+    changed = options | {"metric": "loss", "patience": 2, "eval_every": 1.0, "max_steps": 20}
     result = train(FinetuneConfig(**changed, out=str(tmp_path / "run")))
-    by_step = {line["step"]: line["eval_loss"] for line in lines(result.run) if "eval_loss" in line
-               and "final" not in line}  # fmt: skip
-    best = min(by_step, key=lambda step: by_step[step])
-    assert result.step == best + 2 < 20
-    assert result.evaluation["loss"] == by_step[best]
+    assert result.finished and result.step == 4
+    kept = load_file(result.run / "adapter_model.safetensors")
+    for name, value in seen[2].items():
+        saved = kept[name.replace(".modules_to_save.default", "").replace(".default", "")]
+        assert torch.equal(saved, value)
+        assert "lora_B" not in name or not torch.equal(saved, seen[4][name])
 
 
 def test_cancelling_saves_and_the_same_call_goes_on(options: dict, tmp_path: Path) -> None:

@@ -211,7 +211,8 @@ def explain_json_error(text: str, error: json.JSONDecodeError) -> tuple[str, str
     if "control character" in error.msg:
         return f"Line {line:,} has a line break or tab inside text.", "Write it as \\n or \\t."
     excerpt = text.splitlines()[line - 1].strip()[:60] if line <= text.count("\n") + 1 else ""
-    return f"Line {line:,}, column {column} is not JSON ({error.msg}): {excerpt}", "Mend the line."
+    what = f"Line {line:,}, column {column} is not JSON ({error.msg}): {excerpt!r}."
+    return what, "Mend the line."
 
 
 def _read_jsonl(text: str, name: str, problems: list[Problem]) -> Records:

@@ -6,10 +6,10 @@
 Every arm trains the same parameters of the same weights on the same rows in the same batches and
 precision, each in a process of its own, the arms in turn, for several epochs. `Trainer` gets what
 one writes first: a collator that runs the processor on the batch and masks the prompt. TRL runs
-where it is installed. Of ours the first epoch includes keeping the encoder's outputs and setting
-the Trainer up. Reading and checking the data, loading and saving are in nobody's time. Times depend
-on the machine and its load, ratios hardly do; on a busy machine count processor time:
-`--clock cpu --threads 1`.
+where it is installed. Ours divides a step's batch as it does by default. Of ours the first epoch
+includes keeping the encoder's outputs and setting the Trainer up. Reading and checking the data,
+loading and saving are in nobody's time. Times depend on the machine and its load, ratios hardly do;
+on a busy machine count processor time: `--clock cpu --threads 1`.
 
 `real-size` is a LLaVA of random bf16 weights in the shape of SigLIP-so400m/14-384 and Qwen1.5-0.5B.
 """
@@ -96,7 +96,6 @@ def config_of(options: argparse.Namespace, out: str) -> Any:
         dropout=0.0,
         epochs=float(options.epochs),
         batch_size=options.batch,
-        micro_batch_size=options.batch,
         lr=1e-5,
         eval_fraction=0.0,
         eval_every=0.0,
