@@ -38,6 +38,7 @@ def school(tmp_path):
         Path(config.out).mkdir(parents=True)
         (Path(config.out) / "manifest.json").write_text("{}")
         house.config = config
+        house.rows = [read_rows(path) for path in config.data]
         return SimpleNamespace(finished=True)
 
     def choices():
@@ -64,7 +65,7 @@ def lesson(school, owner="ann"):
 def test_a_run_is_watched_compared_and_offered(school, tmp_path):
     lesson(school)
     school.go_on.set()
-    school.training.start("ann", {"sources": ["mine"], "name": "my hats!", "epochs": 3})
+    school.training.start("ann", {"sources": ["mine"], "name": "my hats!", "epochs": 48})
     school.training.job.thread.join(60)
     job = school.training.status("ann")["training"]["job"]
     assert (job["state"], job["name"], job["error"]) == ("done", "my-hats", "")
@@ -73,16 +74,17 @@ def test_a_run_is_watched_compared_and_offered(school, tmp_path):
     assert job["comparison"]["taught"]["after"] == 1.0
     assert len(job["comparison"]["world"]["rows"]) == before_after.WORLD
     assert str(tmp_path) not in str(job), "the page is told no path"
-    assert school.config.epochs == 3 and len(school.config.data) == 1
+    assert school.config.max_steps == 3 and len(school.config.data) == 1
 
 
-def test_old_knowledge_is_mixed_in_when_wanted(school):
+def test_old_knowledge_is_mixed_in_when_wanted(school, tmp_path):
     lesson(school)
     school.go_on.set()
     school.training.start("ann", {"sources": ["mine"], "rehearse": True})
     school.training.job.thread.join(60)
-    mine, world = (read_rows(path) for path in school.config.data)
-    assert len(mine.rows) == 1 and len(world.rows) == 60 and not world.problems
+    mine, world = school.rows
+    assert len(mine.rows) == 1 and len(world.rows) == 100 and not world.problems
+    assert not list((tmp_path / "rehearsal").iterdir()), "what was drawn for a run goes with it"
 
 
 def test_one_training_at_a_time_and_only_its_owner_sees_and_stops_it(school):

@@ -40,14 +40,18 @@ def _compared(
     desk: Desk, teaching: Teaching, owner: str, engines: list[Engine], cancel: threading.Event
 ) -> dict[str, Any]:
     taught = [
-        ([teaching.picture(owner, d) for d in row.pictures], row.question, row.answer, row.short)
+        (
+            [teaching.picture(owner, d) for d in row.pictures],
+            row.question + (SHORT_STYLE if row.short else ""),
+            row.answer,
+        )
         for row in teaching.rows(owner)[:TAUGHT]
     ]
     world = []
     for known in held_out(WORLD):
         example = desk.example(owner, known.image, known.question)
         picture = desk.shelf.get(example["picture"]["digest"])
-        world.append(([picture], known.question, known.answer, True))
+        world.append(([picture], known.question, known.answer))
     return {
         "taught": _part(engines, taught, cancel),
         "world": _part(engines, world, cancel),
@@ -64,20 +68,20 @@ def _engine(desk: Desk, key: str) -> Engine:
 
 def _part(
     engines: list[Engine],
-    questions: list[tuple[list[Picture], str, str, bool]],
+    questions: list[tuple[list[Picture], str, str]],
     cancel: threading.Event,
 ) -> dict[str, Any]:
     from finetune.metrics import vqa_accuracy
 
     rows: list[dict[str, Any]] = []
-    for pictures, question, right, short in questions:
+    for pictures, question, right in questions:
         if cancel.is_set():
             break
-        asked = Conversation.ask(question + (SHORT_STYLE if short else ""), pictures)
+        asked = Conversation.ask(question, pictures)
         said = [ask_once(engine, asked, LONGEST, cancel) for engine in engines]
         rows.append(
             {
-                "question": question,
+                "question": question.removesuffix(SHORT_STYLE),
                 "right": right,
                 "pictures": [picture.digest for picture in pictures],
                 "before": said[0],

@@ -1,11 +1,11 @@
 """What the browser may do with an answer: the headers, and the scripts that a page itself carries.
 
 Gradio writes some scripts into its page, its configuration among them. Instead of letting every
-inline script run, the policy names these by their hashes, so that a script that an answer smuggles
-into the page stays dead, an event handler in its markup included. Two things cannot be closed while
-the page stands on Gradio 6: `'unsafe-eval'`, because its HTML component makes functions from strings
-in its configuration (only a script that runs already can evaluate), and inline styles, which its
-components set everywhere.
+inline script run, the policy names these by their hashes, so that a script that an answer
+smuggles into the page stays dead, an event handler in its markup included. Two things cannot be
+closed while the page stands on Gradio 6: `'unsafe-eval'`, because its HTML component makes
+functions from strings in its configuration (only a script that runs already can evaluate), and
+inline styles, which its components set everywhere.
 """
 
 from __future__ import annotations

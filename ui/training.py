@@ -9,15 +9,15 @@ import re
 import shutil
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from ui import before_after, easy_vqa, world_data
+from ui import before_after, easy_vqa
 from ui.handlers import Desk, Request, Update, message_of, without_paths
 from ui.hub import Choice
+from ui.recipe import Wanted, knows_world, settings_for
 from ui.teach import Teaching, data_files, refuse_outside, unpack
 from vqa_app.errors import DataError, UsageError, VqaError
 
@@ -44,6 +44,8 @@ class Job:
     done: int = 0
     of: int = 0
     seconds_left: float | None = None
+    curve: str = "Held-out accuracy, %"
+    """What the evaluations on the way show."""
     losses: list[tuple[int, float]] = field(default_factory=list)
     evaluations: list[dict[str, float]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
@@ -193,12 +195,9 @@ class TrainingDesk:
             if (run / "manifest.json").exists():
                 raise UsageError(f"There is a run {name!r} already.", "Choose another name.")
             job = self.job = Job(owner, name, run, base, stage)
-        rehearse = bool(request.get("rehearse")) and base.source == "builtin"
+        wanted = Wanted(stage, epochs, rate, bool(request.get("rehearse")))
         job.thread = threading.Thread(
-            target=self._run,
-            args=(job, paths, epochs, rate, rehearse),
-            name="training",
-            daemon=True,
+            target=self._run, args=(job, paths, wanted), name="training", daemon=True
         )
         job.thread.start()
         return self.status(owner)
@@ -220,35 +219,24 @@ class TrainingDesk:
             raise UsageError("You have no training.", "Start one.")
         return self.job
 
-    def _run(
-        self,
-        job: Job,
-        paths: list[str],
-        epochs: float | None,
-        rate: float | None,
-        rehearse: bool,
-    ) -> None:
+    def _run(self, job: Job, paths: list[str], wanted: Wanted) -> None:
+        rehearsed = self.data_dir / "rehearsal" / job.name
         try:
             from finetune.config import FinetuneConfig
 
-            if rehearse:
+            if wanted.rehearse and knows_world(job.base):
                 job.messages.append("Drawing pictures of its own world, so that it forgets less.")
-                file = world_data.write_rehearsal(
-                    self.data_dir / "rehearsal" / job.name,
-                    self._rehearsal(paths),
-                    zlib.crc32(job.name.encode()),
-                )
-                paths = [*paths, str(file)]
+            settings = settings_for(paths, job.base, wanted, rehearsed, job.name)
+            if settings.get("eval_data"):
+                job.curve = "Right: taught rows and its own world, %"
             config = FinetuneConfig(
-                data=tuple(paths),
                 model=job.base.source,
                 stage=job.stage,  # type: ignore[arg-type]
-                epochs=epochs,
-                lr=rate,
                 out=str(job.run),
                 eval_questions=100,
                 feature_dir=str(self.data_dir / "features"),
                 workers=1,
+                **settings,
             )
             train = self._train
             if train is None:
@@ -257,6 +245,7 @@ class TrainingDesk:
             if not result.finished:
                 job.state = "stopped"
                 return
+            shutil.rmtree(rehearsed, ignore_errors=True)
             job.state, job.phase = "comparing", "comparing"
             job.comparison = before_after.compare(
                 self.desk, self.teaching, job.owner, job.base.key, self._key(job.name), job.cancel
@@ -264,12 +253,6 @@ class TrainingDesk:
             job.state = "done"
         except Exception as error:
             job.state, job.error = "failed", message_of(error)
-
-    def _rehearsal(self, paths: list[str]) -> int:
-        """Twice as many as the taught rows, at least 60: a share that keeps what was known."""
-        from finetune.datasets import read_rows
-
-        return min(600, max(60, 2 * len(read_rows(paths).rows)))
 
     def _key(self, name: str) -> str:
         for choice in self.desk.hub.choices():
@@ -302,6 +285,7 @@ class TrainingDesk:
             "done": job.done,
             "of": job.of,
             "seconds_left": job.seconds_left,
+            "curve": job.curve,
             "losses": job.losses[-2000:],
             "evaluations": job.evaluations,
             "messages": job.messages[-_MESSAGES:],

@@ -4,36 +4,89 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from ui.render import SHORT_STYLE
 
+if TYPE_CHECKING:
+    from finetune.builtin.world import QA, Split
+
+SHORT_SHARE = 0.6
+"""Of the rehearsed answers, as when the built-in model was trained; the others are sentences."""
+
 
 @dataclass(frozen=True)
 class Known:
-    """A question of the world with its short answer."""
+    """A question of the world with its answer."""
 
     image: Image.Image
+    picture: str
+    """A name for the picture: of one scene there may be many questions."""
     question: str
+    """With LLaVA's instruction where a short answer is wanted."""
     answer: str
 
 
 def held_out(count: int, seed: int = 7_000_000) -> list[Known]:
-    """Questions about pictures that no training shows, the rooms in turn."""
-    return _questions(count, seed, "test")
+    """Questions with short answers about pictures that no training shows, the rooms in turn."""
+    found: list[Known] = []
+    for name, image, questions, rng in _scenes(seed, "test"):
+        if short := [qa for qa in questions if qa.short]:
+            qa = rng.choice(short)
+            found.append(Known(image, name, qa.question + SHORT_STYLE, qa.short))
+        if len(found) == count:
+            return found
+    raise AssertionError("scenes have no end")
 
 
 def write_rehearsal(folder: Path, count: int, seed: int) -> Path:
-    """Writes a LLaVA data set of `count` training questions; gives its JSON file."""
+    """Writes a LLaVA data set of `count` training questions in both styles; gives its JSON file."""
+    return _write(folder / "world", islice(_rehearsed(seed), count))
+
+
+def write_sample(folder: Path, count: int, seed: int) -> Path:
+    """The same of held-out questions with short answers."""
+    return _write(folder / "sample", held_out(count, seed))
+
+
+def _rehearsed(seed: int) -> Iterator[Known]:
+    for name, image, questions, rng in _scenes(seed, "train"):
+        for qa in questions:
+            if qa.short and rng.random() < SHORT_SHARE:
+                yield Known(image, name, qa.question + SHORT_STYLE, qa.short)
+            else:
+                yield Known(image, name, qa.question, qa.sentence)
+
+
+def _scenes(seed: int, split: Split) -> Iterator[tuple[str, Image.Image, list[QA], random.Random]]:
+    """Name, picture and questions that stand alone of scene after scene, the rooms in turn."""
+    from finetune.builtin.world import ROOMS, make_scene
+
+    rooms = list(ROOMS)
+    number = seed
+    while True:
+        room = ROOMS[rooms[number % len(rooms)]]
+        scene = make_scene(number, room.name, split)
+        rng = random.Random(f"{split}-{number}")
+        questions = [qa for qa in room.ask(scene, rng, split) if not qa.before]
+        yield f"{room.name}-{number}", room.draw(scene), questions, rng
+        number += 1
+
+
+def _write(folder: Path, questions: Iterator[Known] | list[Known]) -> Path:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
-    for number, known in enumerate(_questions(count, seed, "train")):
-        name = f"images/{number:05}.png"
-        known.image.save(folder / name)
-        asked = f"<image>\n{known.question}{SHORT_STYLE}"
+    for number, known in enumerate(questions):
+        name = f"images/{known.picture}.png"
+        if not (folder / name).exists():
+            known.image.save(folder / name)
+        asked = f"<image>\n{known.question}"
         rows.append(
             {
                 "id": f"world-{number}",
@@ -47,21 +100,3 @@ def write_rehearsal(folder: Path, count: int, seed: int) -> Path:
     file = folder / "world.json"
     file.write_text(json.dumps(rows), "utf-8")
     return file
-
-
-def _questions(count: int, seed: int, split: str) -> list[Known]:
-    from finetune.builtin.world import ROOMS, make_scene
-
-    rooms = list(ROOMS)
-    found: list[Known] = []
-    number = seed
-    while len(found) < count:
-        room = rooms[number % len(rooms)]
-        scene = make_scene(number, room, split)  # type: ignore[arg-type]
-        rng = random.Random(f"{split}-{number}")
-        asked = [qa for qa in ROOMS[room].ask(scene, rng, split) if qa.short and not qa.before]  # type: ignore[arg-type]
-        number += 1
-        if asked:
-            qa = rng.choice(asked)
-            found.append(Known(ROOMS[room].draw(scene), qa.question, qa.short))
-    return found

@@ -91,7 +91,7 @@
   });
 
   const STATES = { running: "Training", stopping: "Stopping after this step", comparing: "Comparing before and after", done: "Done", stopped: "Stopped", failed: "Failed" };
-  const PHASES = { loading: "loading the model", checking: "checking the data", encoding: "looking at all pictures once", training: "training", evaluating: "asking held-out questions", saving: "saving", comparing: "asking both models" };
+  const PHASES = { loading: "loading the model", checking: "checking the data", encoding: "looking at all pictures once", training: "training", evaluating: "asking questions", saving: "saving", comparing: "asking both models" };
 
   function drawJob(job) {
     if (!job) return void $("job").replaceChildren();
@@ -111,7 +111,7 @@
     const charts = [];
     if (job.losses.length > 1) charts.push(chart("Loss", job.losses));
     const accuracy = job.evaluations.filter((one) => "vqa_accuracy" in one).map((one) => [one.step, one.vqa_accuracy * 100]);
-    if (accuracy.length) charts.push(chart("Held-out accuracy, %", accuracy, [0, 100]));
+    if (accuracy.length) charts.push(chart(job.curve, accuracy, [0, 100]));
     if (charts.length) parts.push(el("div.columns", {}, ...charts));
     if (job.watch.length) {
       parts.push(el("h3", {}, "Watched questions"),

@@ -1,0 +1,95 @@
+"""How the page trains: what few rows get, what many get, and which models rehearse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from finetune.config import FinetuneConfig
+from finetune.datasets import read_rows
+from ui import recipe
+from ui.hub import Choice
+from ui.recipe import Wanted, knows_world, settings_for
+
+BUILTIN = Choice("builtin", "Built-in", "", "", "builtin")
+OTHER = Choice("other", "Other", "", "", "owner/name")
+DEFAULT = Wanted("lora", None, None, True)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A data file with as many rows as wanted."""
+
+    def write(count: int) -> str:
+        Image.new("RGB", (32, 32), "teal").save(tmp_path / "teal.png")
+        rows = [
+            {"image": "teal.png", "conversations": [
+                {"from": "human", "value": f"<image>\nWhat is number {number}?"},
+                {"from": "gpt", "value": f"Hat {number}."}]}
+            for number in range(count)
+        ]  # fmt: skip
+        file = tmp_path / f"{count}.json"
+        file.write_text(json.dumps(rows))
+        return str(file)
+
+    return write
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_of_few_rows_half_of_what_is_trained_is_rehearsed(data, tmp_path, count):
+    settings = settings_for([data(count)], BUILTIN, DEFAULT, tmp_path / "r", "first")
+    found = read_rows(settings["data"]).rows
+    taught = [row for row in found if row.number and row.file.endswith(f"{count}.json")]
+    weights = [
+        sum(row.weight for row in found if (row in taught) == mine) for mine in (True, False)
+    ]
+    assert weights[0] == pytest.approx(weights[1], rel=0.01)
+    assert settings["max_steps"] >= 100 and settings["epochs"] is None
+    FinetuneConfig(model="builtin", **settings)
+
+
+def test_what_is_kept_answers_taught_rows_and_the_world(data, tmp_path):
+    settings = settings_for([data(3)], BUILTIN, DEFAULT, tmp_path / "r", "first")
+    asked = read_rows(settings["eval_data"]).rows
+    assert len(asked) == 3 + 24
+    trained = {picture.key for row in read_rows(settings["data"]).rows for picture in row.pictures}
+    world = {picture.key for row in asked[3:] for picture in row.pictures}
+    assert not trained & world
+
+
+def test_another_run_rehearses_other_rows(data, tmp_path):
+    file = data(2)
+    one, other = (
+        settings_for([file], BUILTIN, DEFAULT, tmp_path / name, name)["data"][-1]
+        for name in ("one", "other")
+    )
+    assert Path(one).read_text() != Path(other).read_text()
+
+
+def test_many_rows_and_other_models_get_the_defaults(data, tmp_path):
+    settings = settings_for([data(recipe.FEW + 1)], BUILTIN, DEFAULT, tmp_path / "r", "x")
+    assert "max_steps" not in settings and len(settings["data"]) == 2
+    settings = settings_for([data(3)], OTHER, DEFAULT, tmp_path / "r", "x")
+    assert settings == {"epochs": None, "lr": None, "data": (data(3),)}
+
+
+def test_a_persons_choices_go_first(data, tmp_path):
+    wanted = Wanted("lora", 4, 1e-3, False)
+    settings = settings_for([data(12)], BUILTIN, wanted, tmp_path / "r", "x")
+    assert (settings["max_steps"], settings["lr"]) == (3, 1e-3)
+    assert settings["data"] == (data(12),)
+
+
+def test_a_run_that_began_with_the_built_in_model_rehearses_too(tmp_path):
+    from vqa_app.manifest import Base, Manifest, write_manifest
+
+    runs = {"first": "builtin", "second": str(tmp_path / "first"), "foreign": "owner/name"}
+    for name, base in runs.items():
+        (tmp_path / name).mkdir()
+        write_manifest(tmp_path / name, Manifest("lora", Base(base, "0"), "0"))
+    known = {name: knows_world(Choice(name, "", "", "", str(tmp_path / name))) for name in runs}
+    assert known == {"first": True, "second": True, "foreign": False}
+    assert knows_world(BUILTIN) and not knows_world(OTHER)
