@@ -8,7 +8,7 @@ a vocabulary of 150,000 that is the difference between 1 MB and 360 MB for every
 from __future__ import annotations
 
 import inspect
-import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers import LlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from finetune.collator import FEATURES, IGNORED
+from finetune.shortcuts import LastLayer, cast_inputs_once, cast_weights_once
 
 LOGITS_AT_ONCE = 1 << 25
 """Elements of one block of logits, 128 MB in fp32; more labels are taken block by block and
@@ -61,8 +62,10 @@ class Objective(nn.Module):
             hasattr(base, "model") and not any(getattr(text, name, None) for name in scaled)
         )
         self.keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
+        self._last = LastLayer(base.model.language_model) if self.is_llava else None
         if bf16:
-            _cast_inputs_once(model)
+            cast_inputs_once(model)
+            cast_weights_once(model)
 
     def forward(
         self, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **inputs: Any
@@ -99,7 +102,11 @@ class Objective(nn.Module):
         idle = None
         if self.is_llava:
             idle = self._project(base, inputs)
-        hidden = base.model(**inputs, use_cache=False).last_hidden_state[:, :-1][trained]
+        # A checkpointed layer runs again when nobody says any more what is trained.
+        whole = self._last is None or base.is_gradient_checkpointing
+        with nullcontext() if whole else self._last.only(trained):
+            hidden = base.model(**inputs, use_cache=False).last_hidden_state
+        hidden = hidden[:, :-1][trained]
         if idle is not None:
             hidden = hidden + 0.0 * idle
         return self._head_losses(base.get_output_embeddings(), hidden, targets)
@@ -138,39 +145,3 @@ class Objective(nn.Module):
             (checkpoint(block, rows, wanted, use_reentrant=False) for rows, wanted in pairs),
             start=hidden.new_zeros((), dtype=torch.float32),
         )
-
-
-def _cast_inputs_once(model: nn.Module) -> None:
-    """Under autocast every linear layer casts its input for itself: that of the query, key and
-    value layers three times, and twice more in each layer's LoRA branch. Here the first one's is
-    taken by the others."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    cast = _CastOnce()
-    inside: set[int] = set()
-    for module in model.modules():
-        layer = module
-        if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False
-            inside |= {id(part) for part in module.modules()}
-            layer = module.get_base_layer()
-        elif id(module) in inside:
-            continue
-        if type(layer) is nn.Linear:  # 4- and 8-bit layers have a way of their own
-            module.register_forward_pre_hook(cast)
-
-
-class _CastOnce:
-    """A forward pre-hook: an fp32 input becomes autocast's dtype, once for all who take it."""
-
-    def __init__(self) -> None:
-        self.latest: tuple[weakref.ref[Tensor], Tensor] | None = None
-
-    def __call__(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        given = inputs[0]
-        kind = given.device.type
-        if given.dtype != torch.float32 or not torch.is_autocast_enabled(kind):
-            return None
-        if self.latest is None or self.latest[0]() is not given:
-            self.latest = weakref.ref(given), given.to(torch.get_autocast_dtype(kind))
-        return (self.latest[1], *inputs[1:])

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from finetune import checkpoint, features
 from finetune.batches import BatchPlan
@@ -336,6 +337,7 @@ def finish(
         if trainer.is_world_process_zero():
             checkpoint.load_weights(trainer.objective.model, settings.stage, steps[best.step])
     final = {}
+    unset_hf_deepspeed_config()  # else what is loaded from here on would be sharded by ZeRO-3
     if trainer.is_world_process_zero():
         tell(Progress("saving"))
         final = leave_run(

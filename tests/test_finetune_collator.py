@@ -107,30 +107,6 @@ def test_many_lengths_make_few_shapes(data: Path, loaded: LoadedModel) -> None:
     assert len(shapes) < 80
 
 
-@pytest.mark.parametrize("stage", ["projector", "lora"])
-def test_casting_an_input_once_changes_no_loss(
-    data: Path, tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch, stage: Any
-) -> None:
-    """Under bf16 autocast, which casts for each layer anew."""
-    results = []
-    for once in (True, False):
-        if not once:
-            monkeypatch.setattr("finetune.objective._cast_inputs_once", lambda model: None)
-        loaded = load(tiny_llava_dir)
-        samples = samples_of(data, loaded)
-        torch.manual_seed(0)
-        model = freeze(loaded.model, stage, rank=4, alpha=8, dropout=0.0).model
-        objective = Objective(model, bf16=True)
-        batch = make_collate(samples, loaded.processor, True, None, 1)([0, 1, 2])
-        batch.pop(ROWS)
-        loss = objective(**batch)["loss"]
-        loss.backward()
-        results.append([loss.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
-    assert results[0][0] == results[1][0]
-    for one, other in zip(*results, strict=True):  # gradients are summed in bf16, not in fp32
-        assert (one - other).norm() <= 2e-2 * other.norm()
-
-
 @pytest.mark.parametrize("plain_up_to", [PLAIN_UP_TO, 0])
 def test_questions_in_one_sequence_lose_what_they_lose_alone(
     data: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, plain_up_to: int
