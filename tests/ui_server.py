@@ -34,17 +34,19 @@ def running(
     load: Callable[[Choice, Progress], Engine] | None = None,
     choices: Callable[[], Iterable[Choice]] | None = None,
     train: Callable[..., Any] | None = None,
+    root_path: str = "",
 ) -> Iterator[Running]:
     """Serves `engines` (the first is the default) until the block ends."""
     listed = [Choice(key, key.title(), "for tests", "In the box", key) for key in engines]
     application = create(
         data_dir, load or (lambda choice, _: engines[choice.key]), choices or (lambda: listed),
         next(iter(choices())).key if choices else listed[0].key, users=users, train=train,
+        root_path=root_path,
     )  # fmt: skip
     listener = listen("127.0.0.1", port)
     if preload:
         application.desk.hub.start()
-        application.desk.hub.wait(timeout=30)
+        assert application.desk.hub.wait(timeout=300), "the model is not there"
     server = uvicorn.Server(
         uvicorn.Config(application.asgi, log_level="error", timeout_graceful_shutdown=1)
     )

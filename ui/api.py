@@ -5,7 +5,6 @@ It keeps nothing: every call stands alone, nothing of it is stored, its pictures
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,10 +64,11 @@ def _answer(desk: Desk, message: dict[str, Any]) -> Iterator[Any]:
     text = ""
     options = Settings().options(engine.info.defaults)
     asked = Conversation.ask(question, pictures)
-    for events in beats(engine, asked, options, threading.Event()):
-        for event in events:
-            if isinstance(event, Delta):
-                text += event.text
-            elif isinstance(event, Answer):
-                text = event.text
-        yield text if events else gr.skip()
+    with desk.hub.lease(engine), desk.cancellable() as cancel:
+        for events in beats(engine, asked, options, cancel):
+            for event in events:
+                if isinstance(event, Delta):
+                    text += event.text
+                elif isinstance(event, Answer):
+                    text = event.text
+            yield text if events else gr.skip()

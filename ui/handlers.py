@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -61,6 +62,7 @@ class Desk:
         """Whether people may name hub models in the browser."""
         self._answering: dict[str, Answering] = {}
         """By turn."""
+        self._others: set[threading.Event] = set()
         self._warming: dict[str, threading.Event] = {}
         self._lock, self._opening = threading.Lock(), threading.Lock()
 
@@ -160,11 +162,25 @@ class Desk:
         if conversation is not None and (running := self._running(owner, conversation)):
             running.stop()
 
+    @contextmanager
+    def cancellable(self) -> Iterator[threading.Event]:
+        """For an answer that is kept nowhere: an event that is set when the server stops, or when
+        nobody waits for the answer any more."""
+        cancel = threading.Event()
+        with self._lock:
+            self._others.add(cancel)
+        try:
+            yield cancel
+        finally:
+            cancel.set()
+            with self._lock:
+                self._others.discard(cancel)
+
     def stop_all(self, patience: float = 0.0) -> None:
         """Ends all answers, and waits up to `patience` seconds until they are stored."""
         with self._lock:
             running = list(self._answering.values())
-            for cancel in self._warming.values():
+            for cancel in (*self._warming.values(), *self._others):
                 cancel.set()
         for one in running:
             one.stop()

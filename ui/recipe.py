@@ -91,7 +91,8 @@ def settings_for(
     if wanted.stage == "lora":
         settings.update(lr=wanted.rate or LR, projector_lr=PROJECTOR_LR)
     sample = world_data.write_sample(folder, _SAMPLE, _SAMPLE_SEED)
-    settings["eval_data"] = (*paths, str(sample))
+    copies = max(1, round(_SAMPLE / rows))  # so that one weighs as much as the other
+    settings["eval_data"] = (*list(paths) * copies, str(sample))
     if not rehearse:
         return {**settings, "data": tuple(paths)}
     count = min(REHEARSED, _MOST_WEIGHT * rows)

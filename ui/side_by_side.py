@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 from ui.handlers import MAX_QUESTION, Desk, Request, Update
 from ui.markdown import to_html
+from ui.render import SHORT_STYLE
 from ui.stream import BEAT, beats
 from vqa_app.conversation import Conversation
 from vqa_app.engine import Answer, Delta
@@ -28,32 +28,28 @@ def side_by_side(desk: Desk, owner: str, request: Request) -> Iterator[Update | 
     if not question and not pictures:
         raise UsageError("There is nothing to answer.", "Write a question or add a picture.")
     settings = desk.settings(owner)
-    asked = Conversation.ask(question, pictures).with_system(settings.system)
+    style = SHORT_STYLE if settings.style == "short" else ""
+    asked = Conversation.ask(question + style, pictures).with_system(settings.system)
     sides: list[dict[str, Any]] = [
         {"label": desk.hub.find(key).label, "state": "waiting", "html": ""} for key in keys
     ]
-    cancel = threading.Event()
-    try:
-        for key, side in zip(keys, sides, strict=True):
-            desk.hub.start(key)
-            while (engine := desk.hub.wait(key, 0)) is None:
-                side.update(state="loading", message=desk.hub.standing(key).message)
-                yield {"compared": sides}
-                desk.hub.wait(key, BEAT)
-            side["state"], text = "answering", ""
+    for key, side in zip(keys, sides, strict=True):
+        desk.hub.start(key)
+        while (engine := desk.hub.wait(key, 0)) is None:
+            side.update(state="loading", message=desk.hub.standing(key).message)
             yield {"compared": sides}
-            options = settings.options(engine.info.defaults)
-            with desk.hub.lease(engine):
-                for events in beats(engine, asked, options, cancel):
-                    for event in events:
-                        if isinstance(event, Delta):
-                            text += event.text
-                        elif isinstance(event, Answer):
-                            text, side["confidence"] = event.text, round(event.confidence, 4)
-                    side["html"] = to_html(text)
-                    yield {"compared": sides} if events else None
-            side["state"] = "answered"
-            cancel = threading.Event()
-        yield {"compared": sides, "compared_done": True}
-    finally:
-        cancel.set()
+            desk.hub.wait(key, BEAT)
+        side["state"], text = "answering", ""
+        yield {"compared": sides}
+        options = settings.options(engine.info.defaults)
+        with desk.hub.lease(engine), desk.cancellable() as cancel:
+            for events in beats(engine, asked, options, cancel):
+                for event in events:
+                    if isinstance(event, Delta):
+                        text += event.text
+                    elif isinstance(event, Answer):
+                        text, side["confidence"] = event.text, round(event.confidence, 4)
+                side["html"] = to_html(text)
+                yield {"compared": sides} if events else None
+        side["state"] = "answered"
+    yield {"compared": sides, "compared_done": True}

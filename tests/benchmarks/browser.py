@@ -6,8 +6,8 @@
 Both pages run in this process on the same weights and are driven by the same Chromium, in turn,
 each round with a picture nobody has seen. The clock runs in the page, from the Enter key to the
 first change of the answer's text. Three ways: ours with the picture encoded while the question is
-being written (as people meet it), ours asked before anything was encoded, and the plain one. Times
-depend on the machine and its load, ratios hardly do. `real-size` is described in
+being written (as people meet it), ours asked at once, while the picture is being encoded, and the
+plain one. Times depend on the machine and its load, ratios hardly do. `real-size` is described in
 `tests.benchmarks.chat`.
 """
 
@@ -109,8 +109,8 @@ def our_page(loaded: Any, folder: Path) -> Iterator[Any]:
 class Bench:
     """One Chromium, a new profile for each question."""
 
-    def __init__(self, browser: Any, folder: Path) -> None:
-        self.browser, self.folder = browser, folder
+    def __init__(self, browser: Any, folder: Path, model: str) -> None:
+        self.browser, self.folder, self.model = browser, folder, model
         self.count = 0
 
     def picture(self) -> str:
@@ -118,7 +118,7 @@ class Bench:
 
         self.count += 1
         file = self.folder / f"{os.getpid()}-{self.count}.png"
-        new_picture(1000 + self.count).image.save(file)
+        new_picture(self.model, 1000 + self.count).image.save(file)
         return str(file)
 
     def _page(self, address: str, ready: str) -> tuple[Any, float]:
@@ -136,7 +136,8 @@ class Bench:
         warm, threads = desk.warm, []
 
         def kept(owner: str, request: Any) -> Any:
-            threads.append(warm(owner, request) if encoded else None)
+            threads.append(warm(owner, request))
+            return threads[-1]
 
         desk.warm = kept
         try:
@@ -182,7 +183,7 @@ def main() -> None:
     loaded = load(arguments.model)
     own = copy.copy(loaded)
     object.__setattr__(own, "model", copy.deepcopy(loaded.model))
-    results: dict[str, list[tuple[float, float]]] = {"encoded": [], "cold": [], "plain": []}
+    results: dict[str, list[tuple[float, float]]] = {"encoded": [], "at once": [], "plain": []}
     with (
         tempfile.TemporaryDirectory() as folder,
         our_page(own, Path(folder) / "data") as server,
@@ -191,12 +192,12 @@ def main() -> None:
     ):
         path = shutil.which("chromium")
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        bench = Bench(browser, Path(folder))
+        bench = Bench(browser, Path(folder), arguments.model)
         bench.ours(server, True), bench.plain(address)  # first calls of everything
         for _ in range(arguments.rounds):
             results["encoded"].append(bench.ours(server, True))
             results["plain"].append(bench.plain(address))
-            results["cold"].append(bench.ours(server, False))
+            results["at once"].append(bench.ours(server, False))
         browser.close()
     report(arguments.model, arguments.rounds, results)
 
@@ -206,7 +207,7 @@ def report(model: str, rounds: int, results: dict[str, list[tuple[float, float]]
     load = {side: statistics.median(seconds for _, seconds in r) for side, r in results.items()}
     print(f"{model}, medians of {rounds} rounds; Enter to the first word in the page:")
     print(f"  plain ChatInterface around generate  {first['plain']:8.2f} s   1.00×")
-    for side, words in (("encoded", "ours, encoded on drop"), ("cold", "ours, asked at once")):
+    for side, words in (("encoded", "ours, encoded on drop"), ("at once", "ours, asked at once")):
         ratio = first[side] / first["plain"]
         print(f"  {words:36} {first[side]:8.2f} s   {ratio:.2f}×")
     print(f"page load: plain {load['plain']:.2f} s, ours {load['encoded']:.2f} s"

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -43,7 +44,8 @@ def until(true: Callable[[], Any]) -> None:
 
 
 @pytest.fixture(scope="session")
-def browser():
+def playwright_chromium():
+    """Starts Chromium with further options on the command line."""
     playwright = needed("playwright.sync_api")
     playwright.expect.set_options(timeout=WAIT)
     path = chromium()
@@ -52,9 +54,20 @@ def browser():
             pytest.fail("VQA_REQUIRE_BROWSER=1, but there is no chromium.")
         pytest.skip("no chromium here: apt-get install chromium")
     with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+
+        @contextmanager
+        def launched(*options: str) -> Iterator[Any]:
+            found = started.chromium.launch(executable_path=path, args=["--no-sandbox", *options])
+            yield found
+            found.close()
+
+        yield launched
+
+
+@pytest.fixture(scope="session")
+def browser(playwright_chromium):
+    with playwright_chromium() as found:
         yield found
-        found.close()
 
 
 class House:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from PIL import Image
 
-from tests.browser.conftest import WAIT, expect, needed, until
+from tests.browser.conftest import WAIT, Visitor, expect, needed, until
+from tests.fake_engine import FakeEngine
+from tests.proxy import proxy
+from tests.ui_server import running
 from ui import examples
 
 
@@ -246,3 +251,61 @@ def test_dropping_files_anywhere(visit):
     )
     visitor.page.wait_for_selector("#tray .thumb img", timeout=WAIT)
     expect(visitor.page.locator("#drop")).to_be_hidden()
+
+
+def test_behind_a_proxy_on_a_sub_path(browser, tmp_path, pictures):
+    engine = FakeEngine(gate=threading.Event(), open_words=2)
+    with (
+        running({"fake": engine}, tmp_path / "data", root_path="/see") as server,
+        proxy(server.address.removesuffix("/see/"), "/see") as address,
+    ):
+        visitor = Visitor(browser, address)
+        try:
+            page = visitor.open()
+            visitor.attach(pictures[0])
+            visitor.ask("What is it?", wait=False)
+            expect(page.locator(".answer.running")).to_have_text("You asked")  # it streams
+            engine._gate.set()
+            visitor.answered()
+            page.reload()
+            expect(visitor.answers).to_have_text("You asked 'What is it?' about one picture.")
+            expect(page.locator("article .thumb img")).to_have_js_property("complete", True)
+            cookies = visitor.context.cookies()
+            assert [cookie["path"] for cookie in cookies] == ["/see"]
+        finally:
+            visitor.context.close()
+        assert not visitor.errors and not visitor.outside
+
+
+CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+
+
+def test_a_photograph_is_taken_and_asked_about(playwright_chromium, house):
+    """With the camera that Chromium makes up for tests: a green field with a clock."""
+    with playwright_chromium(*CAMERA) as browser:
+        visitor = Visitor(browser, house.address)
+        page = visitor.open()
+        page.click("[data-do=camera]")
+        page.wait_for_function("() => document.querySelector('#sheet video')?.videoWidth > 0")
+        page.click("#sheet .primary")
+        page.wait_for_selector("#tray .thumb img")
+        expect(page.locator("#sheet")).to_be_hidden()
+        visitor.ask("What is there?")
+        expect(visitor.answers).to_contain_text("about one picture")
+        shown = (
+            "() => { const i = document.querySelector('article .thumb img');"
+            " return [i.naturalWidth, i.naturalHeight]; }"
+        )
+        page.wait_for_function("() => document.querySelector('article .thumb img')?.naturalWidth")
+        assert min(page.evaluate(shown)) > 100
+        visitor.context.close()
+    assert not visitor.errors and not visitor.outside
+
+
+def test_without_a_camera_the_page_says_so(visit):
+    visitor = visit()
+    visitor.page.evaluate(
+        "() => { navigator.mediaDevices.getUserMedia = () => Promise.reject(new Error()); }"
+    )
+    visitor.page.click("[data-do=camera]")
+    expect(visitor.page.locator(".toast.error")).to_contain_text("No camera")

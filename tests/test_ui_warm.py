@@ -1,0 +1,45 @@
+"""Asking while the picture is still being encoded, on the built-in model."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from finetune.builtin.world import sample_scene
+from tests.test_ui_handlers import House
+from vqa_app import LocalEngine, load_model
+
+
+@pytest.fixture
+def house(tmp_path):
+    house = House(tmp_path, {"builtin": LocalEngine(load_model("builtin"))})
+    house.hub.start()
+    house.hub.wait(timeout=60)
+    yield house
+    house.close()
+
+
+def test_a_question_joins_the_encoding_that_runs_already(house, monkeypatch):
+    """It waits for it and takes over what it gave: no picture goes through the encoder twice."""
+    encoder = house.engines["builtin"]._runtime.encoder
+    run, runs, begun, go_on = encoder.run, [], threading.Event(), threading.Event()
+
+    def held(inputs):
+        runs.append(inputs)
+        begun.set()
+        assert go_on.wait(60)
+        return run(inputs)
+
+    monkeypatch.setattr(encoder, "run", held)
+    picture = house.shelf.add(sample_scene(3, "shapes")[0], "scene.png")
+    house.store.remember_picture("ann", picture.digest, "scene.png", {"changes": []})
+    warming = house.desk.warm("ann", {"pictures": [picture.digest]})
+    assert begun.wait(60)
+    asked = house.desk.ask("ann", {"question": "What is it?", "pictures": [picture.digest]})
+    while not house.engines["builtin"]._worker.in_demand:
+        next(asked)
+    go_on.set()
+    (turn,) = list(asked)[-1]["view"]["turns"]
+    warming.join(60)
+    assert turn["state"] == "answered" and len(runs) == 1
