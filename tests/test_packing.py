@@ -72,7 +72,7 @@ def test_lean_logits_are_the_models_own(tiny_llava_dir: Path, dtype: str) -> Non
     lean = LeanDecoder.of(model)
     assert lean is not None
     ids = torch.randint(8, 400, (1, 40), generator=torch.Generator().manual_seed(0))
-    kv = KVCache.empty(2, transposed=True)
+    kv = KVCache.empty(2, transposed=lean.transposes_keys)
     with torch.inference_mode():
         expected = model(input_ids=ids).logits[0, 10:]
         model(input_ids=ids[:, :10], past_key_values=kv, use_cache=True)

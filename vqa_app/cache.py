@@ -20,14 +20,15 @@ Identity: TypeAlias = "np.ndarray"
 """[tokens] int64: token ids, the tokens of a picture replaced by a number from its digest. Two
 prompts agree up to where their identities do."""
 
-CAPACITY_STEP = 256
+CAPACITY_STEP = 64
+"""Buffers grow by an eighth, in such steps: what is not filled is read too (`vqa_app.lean`)."""
 
 
 def _buffer(like: Tensor, capacity: int, transposed: bool) -> Tensor:
-    """Uninitialised room for that many tokens; `like` is [1, heads, tokens, width]."""
+    """Room for that many tokens, all zeros; `like` is [1, heads, tokens, width]."""
     batch, heads, _, width = like.shape
     shape = (width, capacity) if transposed else (capacity, width)
-    return like.new_empty((batch, heads, *shape))
+    return like.new_zeros((batch, heads, *shape))
 
 
 class BufferLayer(CacheLayerMixin):
@@ -63,7 +64,7 @@ class BufferLayer(CacheLayerMixin):
         """Makes room for that many tokens; called once the layer holds something."""
         if length <= self.capacity:
             return
-        capacity = -(-max(length, self.capacity * 3 // 2) // CAPACITY_STEP) * CAPACITY_STEP
+        capacity = -(-max(length, self.capacity * 9 // 8) // CAPACITY_STEP) * CAPACITY_STEP
         keys, values = self.keys_view(self.length), self.values[:, :, : self.length]
         self.keys = _buffer(keys, capacity, self.transposed)
         self.values = _buffer(values, capacity, False)
@@ -85,6 +86,13 @@ class BufferLayer(CacheLayerMixin):
             return key_states, value_states
         keys = self.keys_view(end)
         return keys.contiguous() if self.transposed else keys, self.values[:, :, :end]
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """One token's keys and values [heads, width], behind the others; there is room for it."""
+        end = self.length
+        self.keys[0].select(2 if self.transposed else 1, end).copy_(keys)
+        self.values[0].select(1, end).copy_(values)
+        self.length = end + 1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0

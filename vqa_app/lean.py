@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqa_app.cache import KVCache
-from vqa_app.packing import PackedLinear, multiplier
+from vqa_app.cache import BufferLayer, KVCache
+from vqa_app.packing import PackedLinear, joint_multiplier, multiplier
 
 LAYERS = frozenset(
     {
@@ -40,9 +40,8 @@ Linear = Callable[[Tensor], Tensor]
 @dataclass(frozen=True)
 class _Layer:
     before_attention: Tensor
-    query: Linear
-    key: Linear
-    value: Linear
+    project: Linear
+    """To queries, keys and values, one behind the other."""
     query_norm: Tensor | None
     key_norm: Tensor | None
     output: Linear
@@ -53,7 +52,7 @@ class _Layer:
 
 
 class LeanDecoder:
-    """Decodes token by token into a `KVCache` with transposed keys.
+    """Decodes token by token into a `KVCache`.
 
     Args:
         decoder: the language model without its head.
@@ -68,17 +67,25 @@ class LeanDecoder:
         self._norm, self._eps = decoder.norm.weight, decoder.norm.variance_epsilon
         self._head = multiplier(head)
         self._rotary = decoder.rotary_emb
-        self._width = (config.hidden_size,)
-        self._head_width = attention.head_dim
+        self._heads = config.num_attention_heads
         self._kv_heads = config.num_key_value_heads
+        self._head_width = attention.head_dim
         self._scaling = attention.scaling
         self._cos = self._sin = self._embedding.new_empty((0, self._head_width))
+        self._swapped = torch.arange(self._head_width).roll(self._head_width // 2)
+        self._eps_row = torch.full((1,), self._eps)
+        self._per_width = 1 / config.hidden_size
 
     @classmethod
     def of(cls, model: Any) -> LeanDecoder | None:
         """The decoder of a vision-language model on a CPU; None if it is not of a known kind."""
         decoder, head = model.get_decoder(), model.get_output_embeddings()
         return cls(decoder, head) if model.device.type == "cpu" and _known(decoder, head) else None
+
+    @property
+    def transposes_keys(self) -> bool:
+        """How the keys must lie in its `KVCache`: see `_attend`."""
+        return self._embedding.dtype == torch.float32
 
     def step(self, token: int, kv: KVCache, position: int) -> Tensor:
         """Appends a token and returns what comes next as logits [vocabulary].
@@ -90,30 +97,49 @@ class LeanDecoder:
         kv.reserve(length)
         if position >= len(self._cos):
             self._extend_tables(position + 1)
-        cos, sin = self._cos[position], self._sin[position]
-        kv_heads, width, eps, scaling = self._kv_heads, self._width, self._eps, self._scaling
-        heads = (-1, self._head_width)
+        cos, sin, swapped = self._cos[position], self._sin[position], self._swapped
+        heads, turned, width = self._heads, self._heads + self._kv_heads, self._head_width
         x = self._embedding[token : token + 1]  # [1, hidden]
         for layer, buffers in zip(self._layers, kv.layers, strict=True):
-            y = F.rms_norm(x, width, layer.before_attention, eps)
-            query, key = layer.query(y).view(heads), layer.key(y).view(heads)  # [heads, width]
+            # [query heads, then key heads, then value heads; width]
+            projected = layer.project(self._normalize(x, layer.before_attention)).view(-1, width)
+            rows = projected[:turned]
             if layer.query_norm is not None:
-                query = F.rms_norm(query, heads[1:], layer.query_norm, eps)
-                key = F.rms_norm(key, heads[1:], layer.key_norm, eps)
-            keys, values = buffers.keys[0], buffers.values[0]
-            keys[:, :, length - 1] = _rotate(key, cos, sin)
-            values[:, length - 1] = layer.value(y).view(heads)
-            # The query heads that share a key head are the rows of one product: [kv heads, group,
-            # width].
-            query = _rotate(query, cos, sin).view(kv_heads, -1, heads[1])
-            scores = torch.bmm(query, keys[:, :, :length]).mul_(scaling)
-            weights = torch.softmax(scores, -1, dtype=torch.float32).to(x.dtype)
-            attended = torch.bmm(weights, values[:, :length]).view(1, -1)
-            x = x + layer.output(attended)
-            y = F.rms_norm(x, width, layer.before_mlp, eps)
+                query = F.rms_norm(rows[:heads], (width,), layer.query_norm, self._eps)
+                key = F.rms_norm(rows[heads:], (width,), layer.key_norm, self._eps)
+                rows = torch.cat((query, key))
+            rows = torch.addcmul(rows * cos, rows.index_select(1, swapped), sin)
+            buffers.append(rows[heads:], projected[turned:])
+            x = x + layer.output(self._attend(rows[:heads], buffers))
+            y = self._normalize(x, layer.before_mlp)
             x = x + layer.down(F.silu(layer.gate(y)).mul_(layer.up(y)))
-            buffers.length = length
-        return self._head(F.rms_norm(x, width, self._norm, eps))[0]
+        return self._head(self._normalize(x, self._norm))[0]
+
+    def _normalize(self, x: Tensor, weight: Tensor) -> Tensor:
+        """RMSNorm of one row [1, hidden], in float32: its length is a product with itself."""
+        y = x.float()
+        scale = torch.addmv(self._eps_row, y, y[0], alpha=self._per_width).rsqrt_()
+        return (y * scale).to(x.dtype).mul_(weight)
+
+    def _attend(self, query: Tensor, buffers: BufferLayer) -> Tensor:
+        """What one token's query heads [heads, width] find in a layer's cache: [1, heads x width].
+
+        float32 products read part of a buffer where it lies. Those in bf16 would copy it first, so
+        they take the whole of it, and what is not filled yet gets no weight.
+        """
+        length = buffers.length
+        keys, values = buffers.keys[0], buffers.values[0]  # [kv heads, ...]
+        # The query heads that share a key head are the rows of one product: [kv heads, group,
+        # width].
+        query = query.view(self._kv_heads, -1, self._head_width)
+        if buffers.transposed:
+            scores = torch.bmm(query, keys.narrow(2, 0, length)).mul_(self._scaling)
+            weights = torch.softmax(scores, -1)
+            return torch.bmm(weights, values.narrow(1, 0, length)).view(1, -1)
+        scores = torch.bmm(query, keys.mT).mul_(self._scaling)  # [kv heads, group, capacity]
+        scores[..., length:] = -torch.inf
+        weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+        return torch.bmm(weights, values).view(1, -1)
 
     def _extend_tables(self, length: int) -> None:
         """Rotary tables [positions, head width] from the model's own embedding, rounded as it
@@ -126,18 +152,11 @@ class LeanDecoder:
         self._sin = torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, -1)
-    return torch.addcmul(x * cos, torch.cat((second, first), -1), sin)
-
-
 def _layer(layer: Any) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
         before_attention=layer.input_layernorm.weight,
-        query=multiplier(attention.q_proj),
-        key=multiplier(attention.k_proj),
-        value=multiplier(attention.v_proj),
+        project=joint_multiplier([attention.q_proj, attention.k_proj, attention.v_proj]),
         query_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
         key_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
         output=multiplier(attention.o_proj),

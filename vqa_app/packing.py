@@ -11,7 +11,7 @@ everybody else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -105,3 +105,28 @@ def multiplier(linear: nn.Module) -> Callable[[Tensor], Tensor]:
         )
         return lambda x: multiply(x, packed, bias, "none", [], "")
     return partial(F.linear, weight=linear.weight, bias=linear.bias)
+
+
+def joint_multiplier(linears: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """Several layers of one input as a bare function from [1, in] to their outputs, one behind the
+    other.
+
+    `turn`ed float32 weights become slices of one matrix, so that one product does for all.
+    """
+    if all(_is_turned(linear) for linear in linears):
+        # [in, out of all]; the layers' own weights move there.
+        joined = torch.cat([linear.weight.data.t() for linear in linears], 1)
+        parts = joined.split([linear.out_features for linear in linears], 1)
+        for linear, part in zip(linears, parts, strict=True):
+            linear.weight.data = part.t()
+        biases = [linear.bias.data for linear in linears if linear.bias is not None]
+        if len(biases) in (0, len(linears)):
+            bias = torch.cat(biases) if biases else None
+            return partial(F.linear, weight=joined.t(), bias=bias)
+    multipliers = [multiplier(linear) for linear in linears]
+    return lambda x: torch.cat([multiply(x) for multiply in multipliers], 1)
+
+
+def _is_turned(linear: nn.Module) -> bool:
+    weight = linear.weight if type(linear) is nn.Linear else None
+    return weight is not None and weight.dtype == torch.float32 and weight.t().is_contiguous()

@@ -180,7 +180,8 @@ class Runtime:
         kv = self.prefixes.take(identity, prompt.image_spans, limit)
         if kv is None:
             layers = len(DynamicCache(config=self.model.config).layers)
-            kv = KVCache.empty(layers, transposed=self._lean is not None)
+            transposed = self._lean is not None and self._lean.transposes_keys
+            kv = KVCache.empty(layers, transposed=transposed)
         return kv
 
     def _ends(self, prompt: Prompt, start: int, limit: int) -> Iterator[int]:
