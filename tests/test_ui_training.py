@@ -133,6 +133,15 @@ def test_the_preflight_names_rows_and_problems(school):
     assert found["problems"] and "png" in found["problems"][0]
 
 
+def test_bad_rows_are_left_out_only_when_wanted(school):
+    lesson(school)
+    school.go_on.set()
+    for name, skip in (("whole", False), ("rest", True)):
+        school.training.start("ann", {"sources": ["mine"], "name": name, "skip": skip})
+        school.training.job.thread.join(60)
+        assert bool(school.config.max_bad) == skip
+
+
 def test_a_zip_becomes_a_data_set_of_its_owner(school):
     lesson(school)
     school.training.upload("ann", school.teaching.export("ann"), "hats & co.zip")

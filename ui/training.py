@@ -18,7 +18,7 @@ from ui import before_after, easy_vqa
 from ui.handlers import Desk, Request, Update, message_of, without_paths
 from ui.hub import Choice
 from ui.recipe import Wanted, knows_world, settings_for
-from ui.teach import Teaching, data_files, refuse_outside, unpack
+from ui.teach import MAX_ROWS, Teaching, data_files, refuse_outside, unpack
 from vqa_app.errors import DataError, UsageError, VqaError
 
 log = logging.getLogger(__name__)
@@ -197,7 +197,10 @@ class TrainingDesk:
             job = self.job = Job(owner, name, run, base, stage)
         wanted = Wanted(stage, epochs, rate, bool(request.get("rehearse")))
         job.thread = threading.Thread(
-            target=self._run, args=(job, paths, wanted), name="training", daemon=True
+            target=self._run,
+            args=(job, paths, wanted, bool(request.get("skip"))),
+            name="training",
+            daemon=True,
         )
         job.thread.start()
         return self.status(owner)
@@ -219,7 +222,7 @@ class TrainingDesk:
             raise UsageError("You have no training.", "Start one.")
         return self.job
 
-    def _run(self, job: Job, paths: list[str], wanted: Wanted) -> None:
+    def _run(self, job: Job, paths: list[str], wanted: Wanted, skip_bad: bool) -> None:
         rehearsed = self.data_dir / "rehearsal" / job.name
         try:
             from finetune.config import FinetuneConfig
@@ -236,6 +239,7 @@ class TrainingDesk:
                 eval_questions=100,
                 feature_dir=str(self.data_dir / "features"),
                 workers=1,
+                max_bad=MAX_ROWS if skip_bad else 0,
                 **settings,
             )
             train = self._train

@@ -327,9 +327,8 @@ def test_a_chat_survives_a_restart_of_the_server(browser, tmp_path):
         port = int(first.address.rstrip("/").rpartition(":")[2])
     try:
         with running({"fake": FakeEngine()}, tmp_path, port=port):
+            visitor.ask("And now?")  # the page that stayed open goes on
             visitor.page.reload()
-            visitor.page.wait_for_selector(".bubble:has-text('Remember me?')")
-            visitor.ask("And now?")
             expect(visitor.answers).to_have_count(2)
     finally:
         visitor.context.close()

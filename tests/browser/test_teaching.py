@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,12 +87,14 @@ def test_teach_train_compare_switch_and_go_back(school, pictures):
     page.fill("#train-name", "hats")
     page.click("#train-form [type=submit]")
     page.wait_for_selector("#job .chart")
+    expect(page.locator("#preflight .badge")).to_have_text("All fine")
     expect(page.locator("#job")).to_contain_text("about 4 s left")
 
     # It goes on without the page, shows in another tab, and chat goes on meanwhile.
     page.reload()
     page.wait_for_selector("article")
     visitor.ask("Still answering?")
+    expect(page.locator("#fine")).to_contain_text("slower")
     page.click("nav [data-view-of=train]")
     page.wait_for_selector("#job :text('hats')")
     expect(page.locator("#train-form [type=submit]")).to_be_disabled()
@@ -155,3 +158,28 @@ def test_rows_are_edited_exported_deleted_and_imported(school, tmp_path, picture
     page.wait_for_selector("#taught .nothing")
     page.set_input_files("#rows-file", str(file))
     page.wait_for_selector("#taught .right:has-text('a red hat')")
+
+
+def test_what_is_wrong_with_the_data_is_shown_before_anything_trains(school, tmp_path, pictures):
+    page = school.visitor.page
+    rows = [
+        {"image": name, "conversations": [{"from": "human", "value": "<image>\nWhat?"},
+                                          {"from": "gpt", "value": "A hat."}]}
+        for name in ("red.png", "gone.png")
+    ]  # fmt: skip
+    with zipfile.ZipFile(tmp_path / "hats.zip", "w") as archive:
+        archive.writestr("rows.json", json.dumps(rows))
+        archive.write(pictures[0], "red.png")
+    page.click("nav [data-view-of=train]")
+    page.wait_for_selector("[name=source]")
+    page.set_input_files("#train-form input[type=file]", str(tmp_path / "hats.zip"))
+    page.check("[name=source][value='upload:hats']")
+    page.uncheck("#train-rehearse")
+    page.click("#train-form [type=submit]")
+    expect(page.locator("#preflight li")).to_contain_text("gone.png")
+    expect(page.locator("#job")).to_be_empty()
+    page.click("text=Train without what has problems")
+    page.wait_for_selector("#job .chart")
+    school.trainer.go_on.set()
+    page.wait_for_selector(".outcome")
+    assert school.trainer.configs[0].max_bad > 0

@@ -33,6 +33,7 @@
     if (!text) return;
     const { n, hello, ...update } = JSON.parse(text);
     if (hello && vqa.state.view) return; // asked twice, answered already
+    if (hello) setTimeout(() => vqa.emit("hello", true));
     for (const [key, value] of Object.entries(update)) vqa.emit(key, value, { ...update, wire });
   }
 

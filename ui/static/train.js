@@ -4,10 +4,12 @@
   const { $, el, icon } = vqa;
   let timer = null;
   let sources = "";
+  let asked = null; // a start that waits for the check of its data
+  let ran = false;
 
-  vqa.on("shown", (name) => {
-    if (name === "train") vqa.send("train", { do: "status" });
-  });
+  const look = () => vqa.send("train", { do: "status" });
+  vqa.on("shown", (name) => name === "train" && look());
+  vqa.on("hello", look);
 
   vqa.on("training", (training) => {
     $("train-base").textContent = training.base;
@@ -20,12 +22,19 @@
     start.disabled = training.busy;
     start.textContent = training.busy ? "Training runs" : "Start training";
     drawJob(training.job);
-    clearTimeout(timer);
-    if (training.busy) {
-      timer = setTimeout(() => {
-        if ($("vqa").dataset.view === "train") vqa.send("train", { do: "status" });
-      }, 1000);
+    const watched = $("vqa").dataset.view === "train";
+    if (ran && training.job?.state === "done" && !watched) {
+      vqa.toast(`${training.job.name} is trained: see Train for what it learned.`);
     }
+    ran = Boolean(training.job) && training.busy;
+    $("fine").textContent = training.busy
+      ? "A training runs: answers come slower until it ends."
+      : "Answers can be wrong. Look for yourself.";
+    clearTimeout(timer);
+    if (training.busy) timer = setTimeout(look, watched ? 1000 : 4000);
+  });
+  vqa.on("error", (_, { wire }) => {
+    if (wire === "train") asked = null;
   });
 
   const STAGES = [
@@ -76,18 +85,25 @@
         el("button.chip", { type: "button", onclick: () => vqa.send("train", request("check")) }, "Check the data first")));
     $("train-form").onsubmit = (event) => {
       event.preventDefault();
-      vqa.send("train", request("start"));
+      asked = request("start");
+      vqa.send("train", { ...asked, do: "check" });
     };
   }
 
   vqa.on("preflight", (found) => {
     const words = `${found.rows.toLocaleString()} rows, ${found.answers.toLocaleString()} answers, ${found.pictures.toLocaleString()} pictures.`;
     const problems = found.problems.map((problem) => el("li", {}, problem));
+    const ready = asked;
+    asked = null;
+    if (ready && !problems.length) vqa.send("train", ready);
+    const without = ready && problems.length && found.rows
+      ? el("button.chip", { onclick: () => vqa.send("train", { ...ready, skip: true }) }, "Train without what has problems")
+      : null;
     if (found.more_problems) problems.push(el("li", {}, `and ${found.more_problems.toLocaleString()} more`));
     $("preflight").replaceChildren(
       el("div.panel", {},
         el("p", {}, el(`span.badge.${problems.length ? "some" : "well"}`, {}, problems.length ? "Problems" : "All fine"), " ", words),
-        problems.length ? el("ul", {}, ...problems) : null));
+        problems.length ? el("ul", {}, ...problems) : null, without));
   });
 
   const STATES = { running: "Training", stopping: "Stopping after this step", comparing: "Comparing before and after", done: "Done", stopped: "Stopped", failed: "Failed" };
