@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from vqa_app import catalogue as module
+from vqa_app.adapters import PROJECTOR_FILE
 from vqa_app.catalogue import CATALOGUE, catalogue, local_runs
 from vqa_app.manifest import Base, Manifest, write_manifest
 
@@ -82,6 +85,19 @@ def test_runs_are_found_and_half_written_ones_passed_over(
     assert (run.name, run.kind) == (str(whole), "run")
     assert "full on builtin" in run.note
     assert local_runs(tmp_path / "nowhere") == []
+
+
+def test_an_adapters_memory_counts_its_base(
+    cache: Path, tiny_llava_dir: Path, tmp_path: Path
+) -> None:
+    for name, base in (("here", str(tiny_llava_dir)), ("lost", "nobody/knows-this")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        write_manifest(tmp_path / "runs" / name, Manifest("projector", Base(base, "f"), "p"))
+        save_file({"w": np.ones(10)}, tmp_path / "runs" / name / PROJECTOR_FILE)
+    lost, here = sorted(local_runs(tmp_path / "runs"), key=lambda entry: entry.parameters)
+    assert here.parameters > 10_000 and here.cached
+    assert here.download < 1000, "its own files only"
+    assert lost.memory == 0 and not lost.cached
 
 
 def test_the_list_needs_no_torch() -> None:

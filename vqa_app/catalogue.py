@@ -32,7 +32,8 @@ class CatalogueEntry:
     """What `load_model` and `--model` take."""
     kind: Kind
     parameters: int
-    """Number of weights; of hub models to two digits."""
+    """Number of weights, of an adapter with those of its base; of hub models to two digits. 0 where
+    the base is not known here."""
     licence: str
     note: str
     """What it is good for, a few words."""
@@ -160,11 +161,32 @@ def _run(directory: Path) -> Iterable[CatalogueEntry]:
         manifest = read_manifest(directory)
         if manifest is None or not (model_files(directory) or is_adapter(directory)):
             return
-        licence = f"that of {manifest.base.name}"
-        note = f"{manifest.kind} on {manifest.base.name}, {manifest.created[:10]}"
-        yield _described(str(directory), "run", directory, licence, note)
+        base = manifest.base.name
+        note = f"{manifest.kind} on {base}, {manifest.created[:10]}"
+        entry = _described(str(directory), "run", directory, f"that of {base}", note)
     except ModelError:
         return
+    if not manifest.whole_model:
+        known = _parameters(base)
+        whole = entry.parameters + known if known else 0
+        entry = replace(entry, parameters=whole, cached=base == sources.BUILTIN or _is_here(base))
+    yield entry
+
+
+def _is_here(name: str) -> bool:
+    return Path(name).is_dir() or is_cached(name)
+
+
+def _parameters(name: str) -> int | None:
+    """Number of weights of a model that a run began with; None where nothing here tells."""
+    listed = next((entry.parameters for entry in CATALOGUE if entry.name == name), None)
+    if listed is not None:
+        return listed
+    try:
+        directory = sources.find(name, offline=True).directory
+        return sum(tensor.size for tensor in stored_tensors(model_files(directory)))
+    except ModelError:
+        return None
 
 
 def _described(name: str, kind: Kind, directory: Path, licence: str, note: str) -> CatalogueEntry:

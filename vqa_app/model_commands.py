@@ -57,6 +57,8 @@ def table_of(entries: list[CatalogueEntry], console: Console) -> str:
 
 
 def _in_words(size: int) -> str:
+    if size == 0:
+        return "?"
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
