@@ -229,6 +229,8 @@ def test_explain_says_before_answering_where_a_model_cannot(
         (["--each", "CAT"], 2, "needs a question"),
         (["--each", "*.none", "What?"], 2, "No file is called"),
         (["--each", "a.png", "CAT", "What?"], 2, "Quote the pattern"),
+        (["--max-megapixels", "0.0001", "CAT", "What?"], 3, "the limit is"),
+        (["--max-file-mb", "0.00001", "CAT", "What?"], 3, "is larger than"),
         (["--temperature", "-1", "CAT", "What?"], 2, "temperature is -1"),
         (["--max-new-tokens", "0", "CAT", "What?"], 2, "max_new_tokens is 0"),
     ],
@@ -327,6 +329,16 @@ def test_nothing_left_loads_no_model(
     run(*command)
     monkeypatch.setattr(ask, "open_engine", lambda *_: pytest.fail("a model was loaded"))
     assert run(*command).exit_code == 0
+
+
+def test_limits_of_pictures_hold_for_each_and_may_come_from_the_environment(
+    run: Run, engine: FakeEngine, photos: Path
+) -> None:
+    limited = {"VQA_MAX_MEGAPIXELS": "0.00005"}
+    result = run("ask", "--each", str(photos / "0.png"), "What?", env=limited)
+    assert result.exit_code == 3
+    assert "the limit is" in result.stderr
+    assert not engine.asked
 
 
 def test_another_question_is_asked_anew(run: Run, engine: FakeEngine, photos: Path) -> None:

@@ -15,7 +15,7 @@ from vqa_app.errors import ImageError, ModelError, UsageError
 
 if TYPE_CHECKING:
     from vqa_app.engine import Engine
-    from vqa_app.images import Picture
+    from vqa_app.images import ImageLimits, Picture
     from vqa_app.replies import Asking, Reply
 
 app = typer.Typer(add_completion=False)
@@ -114,6 +114,19 @@ def ask(
         Path | None,
         typer.Option(help="Where --each writes its answers; goes on where it stopped."),
     ] = None,
+    max_file_mb: Annotated[
+        float,
+        typer.Option(help="Largest picture file.", metavar="MB", envvar="VQA_MAX_FILE_MB", min=0),
+    ] = 20,
+    max_megapixels: Annotated[
+        float,
+        typer.Option(
+            help="Largest picture; Pillow decodes up to 89.",
+            metavar="MP",
+            envvar="VQA_MAX_MEGAPIXELS",
+            min=0,
+        ),
+    ] = 50,
 ) -> None:
     """Ask about pictures.
 
@@ -126,6 +139,7 @@ def ask(
     The answer goes to stdout, everything else to stderr.
     """
     from vqa_app.engine import GenerationOptions
+    from vqa_app.images import ImageLimits
     from vqa_app.replies import Asking
 
     console = Console(stderr=True, highlight=False)
@@ -139,15 +153,16 @@ def ask(
     )
     asking = Asking(options, split_choices(choices), _checked_abstain(abstain))
     chosen = ModelChoice(model, adapter, quantize, device, dtype, revision, offline)
+    limits = ImageLimits(int(max_file_mb * 2**20), int(max_megapixels * 1e6))
     _check_combination(sources, question, each, out, explain, as_json)
     if each:
         from vqa_app.batch import ask_each, expand
 
         assert question is not None  # checked above
         paths = expand(each)
-        ask_each(lambda: open_engine(chosen, console), paths, question, asking, out, console)
+        ask_each(lambda: open_engine(chosen, console), paths, question, asking, out, console, limits)
         return
-    pictures = read_pictures(sources, console)
+    pictures = read_pictures(sources, console, limits)
     if explain is not None:
         _check_writable(explain)
     engine = open_engine(chosen, console)
@@ -155,7 +170,7 @@ def ask(
         if question is None:
             from vqa_app.dialogue import Dialogue
 
-            Dialogue(engine, asking, console).run(pictures)
+            Dialogue(engine, asking, console, limits).run(pictures)
         else:
             _ask_once(engine, pictures, question, asking, explain, as_json, console)
     finally:
@@ -235,7 +250,7 @@ def _check_writable(path: Path) -> None:
         raise UsageError(f"There is no folder {path.parent}.", "Create it first.")
 
 
-def read_pictures(sources: list[str], console: Console) -> list[Picture]:
+def read_pictures(sources: list[str], console: Console, limits: ImageLimits) -> list[Picture]:
     """Opens what was named on the command line and tells what was changed.
 
     Raises:
@@ -244,10 +259,10 @@ def read_pictures(sources: list[str], console: Console) -> list[Picture]:
     """
     if sources.count("-") > 1:
         raise UsageError("- stands twice, and stdin holds one picture.", "Name the others.")
-    return [read_picture(source, console) for source in sources]
+    return [read_picture(source, console, limits) for source in sources]
 
 
-def read_picture(source: str, console: Console) -> Picture:
+def read_picture(source: str, console: Console, limits: ImageLimits) -> Picture:
     from vqa_app.fetch import fetch_picture, is_url
     from vqa_app.images import open_picture
     from vqa_app.replies import waiting
@@ -255,12 +270,12 @@ def read_picture(source: str, console: Console) -> Picture:
     if source == "-":
         if sys.stdin.isatty():
             raise ImageError("- reads a picture from stdin.", "Pipe one in: < cat.png")
-        picture = open_picture(sys.stdin.buffer, name="stdin")
+        picture = open_picture(sys.stdin.buffer, name="stdin", limits=limits)
     elif is_url(source):
         with waiting(console, "Fetching the picture"):
-            picture = fetch_picture(source)
+            picture = fetch_picture(source, limits)
     else:
-        picture = open_picture(source)
+        picture = open_picture(source, limits=limits)
     if picture.changes:
         console.print(f"{picture.name}: {', '.join(picture.changes)}", style="dim", markup=False)
     return picture

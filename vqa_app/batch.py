@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vqa_app.conversation import Conversation
 from vqa_app.engine import Engine
 from vqa_app.errors import ContextOverflowError, ImageError, UsageError, VqaError
-from vqa_app.images import open_picture
+from vqa_app.images import ImageLimits, open_picture
 from vqa_app.replies import Asking, reply_to
 
 
@@ -47,6 +47,7 @@ def ask_each(
     asking: Asking,
     out: Path | None,
     console: Console,
+    limits: ImageLimits,
 ) -> None:
     """Answers the question about each file and writes a JSON line for each.
 
@@ -61,6 +62,7 @@ def ask_each(
         asking: how to answer.
         out: a JSONL file that is added to; stdout where None.
         console: for progress and problems.
+        limits: what a picture may cost.
 
     Raises:
         typer.Exit: some files could not be used; the code is that of the first one's error.
@@ -76,7 +78,7 @@ def ask_each(
             with _opened(out) as file, _progress(console, len(left)) as advance:
                 for path in left:
                     try:
-                        row = _answer(engine, path, question, asking)
+                        row = _answer(engine, path, question, asking, limits)
                     except (ImageError, ContextOverflowError) as error:
                         problems.append((path, error))
                     else:
@@ -94,8 +96,10 @@ def ask_each(
         raise typer.Exit(problems[0][1].exit_code)
 
 
-def _answer(engine: Engine, path: str, question: str, asking: Asking) -> dict[str, Any]:
-    picture = open_picture(path)
+def _answer(
+    engine: Engine, path: str, question: str, asking: Asking, limits: ImageLimits
+) -> dict[str, Any]:
+    picture = open_picture(path, limits=limits)
     reply = reply_to(engine, Conversation.ask(question, [picture]), asking)
     return {
         **_key(path, question, asking),

@@ -18,7 +18,7 @@ from vqa_app.ask import read_picture, tell_notes
 from vqa_app.conversation import Conversation, Message
 from vqa_app.engine import Engine
 from vqa_app.errors import UsageError, VqaError
-from vqa_app.images import Picture
+from vqa_app.images import ImageLimits, Picture
 from vqa_app.replies import Asking, Reply, reply_to, to_stdout
 
 HELP = """\
@@ -32,8 +32,11 @@ Ctrl-C during an answer stops it and keeps what came."""
 class Dialogue:
     """Questions from stdin, answers to stdout, all else to the console."""
 
-    def __init__(self, engine: Engine, asking: Asking, console: Console) -> None:
+    def __init__(
+        self, engine: Engine, asking: Asking, console: Console, limits: ImageLimits | None = None
+    ) -> None:
         self._engine, self._asking, self._console = engine, asking, console
+        self._limits = limits or ImageLimits()
         self._conversation = Conversation()
         self._next: list[Picture] = []
         self._warmed: threading.Event | None = None
@@ -66,7 +69,8 @@ class Dialogue:
             case "/help":
                 self._say(HELP)
             case "/image":
-                self._show([read_picture(word, self._console) for word in _words(rest)])
+                words = _words(rest)
+                self._show([read_picture(word, self._console, self._limits) for word in words])
             case "/retry":
                 self._retry()
             case "/save":
