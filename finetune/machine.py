@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import torch
@@ -63,6 +64,20 @@ def held_memory(config: FinetuneConfig) -> int:
     import psutil
 
     return psutil.Process().memory_info().rss
+
+
+def peak_memory(config: FinetuneConfig) -> int:
+    """Most bytes that this process has held of the device's memory."""
+    if device_of(config).startswith("cuda"):
+        return torch.cuda.max_memory_allocated(torch.device(device_of(config)))
+    if os.name == "nt":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def wait(processes: int) -> None:

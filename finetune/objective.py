@@ -62,7 +62,10 @@ class Objective(nn.Module):
             hasattr(base, "model") and not any(getattr(text, name, None) for name in scaled)
         )
         self.keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
-        self._last = LastLayer(base.model.language_model) if self.is_llava else None
+        # A checkpointed layer runs again when nobody says any more what is trained.
+        again = any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
+        trims = self.is_llava and not again
+        self._last = LastLayer(base.model.language_model) if trims else None
         if bf16:
             cast_inputs_once(model)
             cast_weights_once(model)
@@ -102,9 +105,7 @@ class Objective(nn.Module):
         idle = None
         if self.is_llava:
             idle = self._project(base, inputs)
-        # A checkpointed layer runs again when nobody says any more what is trained.
-        whole = self._last is None or base.is_gradient_checkpointing
-        with nullcontext() if whole else self._last.only(trained):
+        with self._last.only(trained) if self._last else nullcontext():
             hidden = base.model(**inputs, use_cache=False).last_hidden_state
         hidden = hidden[:, :-1][trained]
         if idle is not None:

@@ -17,7 +17,7 @@ from finetune.batches import BatchPlan
 from finetune.branching import allow_branching, supports_branching
 from finetune.collator import Collator
 from finetune.config import FinetuneConfig
-from finetune.defaults import Hardware, Settings, Shape, decide, describe, small_rank
+from finetune.defaults import Hardware, Settings, Shape, decide, describe, shown_size, small_rank
 from finetune.evaluating import Evaluation
 from finetune.freezing import Frozen, freeze
 from finetune.machine import (
@@ -27,6 +27,7 @@ from finetune.machine import (
     from_main,
     held_memory,
     join_processes,
+    peak_memory,
     wait,
 )
 from finetune.objective import Objective, plain
@@ -337,6 +338,8 @@ def finish(
         if trainer.is_world_process_zero():
             checkpoint.load_weights(trainer.objective.model, settings.stage, steps[best.step])
     final = {}
+    peak = shown_size(peak_memory(config))
+    tell(Progress("training", message=f"Memory: at most {peak} was in use."))
     unset_hf_deepspeed_config()  # else what is loaded from here on would be sharded by ZeRO-3
     if trainer.is_world_process_zero():
         tell(Progress("saving"))

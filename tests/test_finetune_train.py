@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,7 @@ def test_progress_tells_phases_and_numbers(result: RunResult, told: list[Progres
     assert (
         "picture encoder 0" in said
         and "Memory: about" in said
+        and re.search(r"Memory: at most [\d.]+ [MG]B was in use", said)
         and "Encoder outputs are kept" in said
     )
 
