@@ -160,7 +160,9 @@ def ask(
 
         assert question is not None  # checked above
         paths = expand(each)
-        ask_each(lambda: open_engine(chosen, console), paths, question, asking, out, console, limits)
+        ask_each(
+            lambda: open_engine(chosen, console), paths, question, asking, out, console, limits
+        )
         return
     pictures = read_pictures(sources, console, limits)
     if explain is not None:
