@@ -246,7 +246,7 @@ def symbol_batch(
 ) -> tuple[Packed, torch.Tensor, int]:
     """A batch of stage 0b's last kind: mostly compact, now and then a grid."""
     grid = step % 15 == 0
-    course = course_at(1.0, 0 if grid else 1, 0.0, scale)
+    course = course_at(1.0, 0 if grid else 1, 1.0, scale)
     quiz, number = make_quiz(packer, number, weights, course)
     device = symbols.owned.weight.device
     with torch.autocast(device.type, torch.bfloat16):
