@@ -18,6 +18,7 @@ from ui import before_after, easy_vqa
 from ui.handlers import Desk, Request, Update, message_of, without_paths
 from ui.hub import Choice
 from ui.recipe import Wanted, knows_world, settings_for
+from ui.render import SHORT_STYLE
 from ui.teach import MAX_ROWS, Teaching, data_files, refuse_outside, unpack
 from vqa_app.errors import DataError, UsageError, VqaError
 
@@ -326,14 +327,15 @@ def _number(what: str, value: Any, low: float, high: float) -> float | None:
 
 def _watched(run: Path) -> list[dict[str, Any]]:
     """The watch questions with their answers at each look: [{question, expected, answers}, ...]."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
     try:
         lines = (run / "watch.jsonl").read_text("utf-8").splitlines()
         for line in lines:
             row = json.loads(line)
+            question = row["question"].removesuffix(SHORT_STYLE)
             entry = found.setdefault(
-                row["question"],
-                {"question": row["question"], "expected": row.get("expected", ""), "answers": []},
+                (question, *row.get("pictures", [])),
+                {"question": question, "expected": row.get("expected", ""), "answers": []},
             )
             entry["answers"].append({"step": row["step"], "answer": row["answer"]})
     except (OSError, ValueError, KeyError):

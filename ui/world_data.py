@@ -33,13 +33,19 @@ class Known:
     answer: str
 
 
-def held_out(count: int, seed: int = 7_000_000) -> list[Known]:
-    """Questions with short answers about pictures that no training shows, the rooms in turn."""
+def held_out(count: int, seed: int = 7_000_000, short: bool = True) -> list[Known]:
+    """Questions about pictures that no training shows, the rooms in turn.
+
+    Args:
+        short: those with short answers; else as they are answered in sentences.
+    """
     found: list[Known] = []
     for name, image, questions, rng in _scenes(seed, "test"):
-        if short := [qa for qa in questions if qa.short]:
-            qa = rng.choice(short)
-            found.append(Known(image, name, qa.question + SHORT_STYLE, qa.short))
+        if fitting := [qa for qa in questions if qa.short or not short]:
+            qa = rng.choice(fitting)
+            asked, answer = (qa.question + SHORT_STYLE, qa.short) if short else (
+                qa.question, qa.sentence)  # fmt: skip
+            found.append(Known(image, name, asked, answer))
         if len(found) == count:
             return found
     raise AssertionError("scenes have no end")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageDraw
 
 from finetune.builtin.world import ROOMS, make_scene
+from tests.blorps import blorp
 from tests.browser.conftest import Visitor, expect
 from tests.ui_server import Running, running
 from ui import choices
@@ -109,21 +107,6 @@ def test_six_people_at_once_are_answered_in_order(browser, school, tmp_path, mon
         for visitor in visitors:
             visitor.context.close()
     assert not any(visitor.errors or visitor.outside for visitor in visitors)
-
-
-def blorp(number: int) -> Image.Image:
-    """A thing of no world: a disc with eight legs, here and there, in this colour or that."""
-    rng = random.Random(number)
-    image = Image.new("RGB", (256, 256), (250, 250, 245))
-    draw = ImageDraw.Draw(image)
-    x, y, size = rng.randint(70, 180), rng.randint(70, 180), rng.randint(30, 60)
-    colour = rng.choice(["#d02020", "#2050d0", "#20a040", "#e0a000"])
-    for leg in range(8):
-        angle = leg * math.pi / 4
-        tip = (x + 1.5 * size * math.cos(angle), y + 1.5 * size * math.sin(angle))
-        draw.line([(x, y), tip], fill=colour, width=9)
-    draw.ellipse([x - size, y - size, x + size, y + size], fill=colour)
-    return image
 
 
 def test_what_is_taught_is_learned_and_the_rest_is_kept(browser, school, tmp_path):

@@ -62,6 +62,7 @@
   }
 
   function toast(text, kind = "plain") {
+    for (const old of vqa.$("toasts").children) if (old.innerText.trim() === text) old.remove();
     const node = el(`div.toast.${kind}`, {}, el("span", {}, text));
     node.append(
       el("button.icon", { "aria-label": "Close", onclick: () => node.remove() }, icon("x")),

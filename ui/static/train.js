@@ -119,7 +119,7 @@
         el(`span.badge.${{ done: "well", failed: "not" }[job.state] || "some"}`, {}, STATES[job.state]),
         el("span.gap"),
         job.state === "running" ? el("button.chip", { onclick: () => vqa.send("train", { do: "stop" }) }, "Stop") : null),
-      el("p.note", {}, `${job.stage} on ${job.base}` + (running ? `: ${PHASES[job.phase] || job.phase}${job.of ? ` ${job.done.toLocaleString()} of ${job.of.toLocaleString()}` : ""}${left}` : "")),
+      el("p.note", {}, `${STAGES.find(([value]) => value === job.stage)?.[1] || job.stage} on ${job.base}` + (running ? `: ${PHASES[job.phase] || job.phase}${job.of ? ` ${job.done.toLocaleString()} of ${job.of.toLocaleString()}` : ""}${left}` : "")),
     ];
     if (running) parts.push(el("div.track.wide", { role: "progressbar", "aria-label": "Progress", "aria-valuenow": Math.round(share * 100), "aria-valuemin": 0, "aria-valuemax": 100 }, bar(share)));
     if (job.state === "stopped") parts.push(el("p.note", {}, `Start again with the name ${job.name} and the same choices to go on.`));
@@ -139,10 +139,17 @@
     if (job.messages.length) {
       parts.push(el("details", {}, el("summary", {}, "What it told"), el("ul.told", {}, ...job.messages.map((text) => el("li", {}, text)))));
     }
-    const open = $("job").querySelector("details")?.open;
-    $("job").replaceChildren(el("div.panel", {}, ...parts));
-    const details = $("job").querySelector("details");
-    if (details && open) details.open = true;
+    redraw(el("div.panel", {}, ...parts));
+  }
+
+  /** Puts the panel in; what was opened or closed stays so, and the focus stays where it was. */
+  function redraw(panel) {
+    const folds = () => [...$("job").querySelectorAll("details")];
+    const was = new Map(folds().map((fold) => [fold.firstChild.innerText, fold.open]));
+    const focused = $("job").contains(document.activeElement) && document.activeElement.innerText;
+    $("job").replaceChildren(panel);
+    for (const fold of folds()) fold.open = was.get(fold.firstChild.innerText) ?? fold.open;
+    if (focused) [...$("job").querySelectorAll("button, summary")].find((one) => one.innerText === focused)?.focus();
   }
 
   function bar(share) {
@@ -200,7 +207,8 @@
         using
           ? el("button.chip", { onclick: () => back() }, "Go back to the model before")
           : el("button.primary", { onclick: () => { vqa.send("pick", { model: job.key }); vqa.toast(`${job.name} answers from now on.`); } }, "Use it in chat")),
-      el("details", {}, el("summary", {}, "Answers before and after"), el("ul.pairs", {}, ...rows(taught), ...rows(world))));
+      el("details", { open: true }, el("summary", {}, "Taught rows, before and after"), el("ul.pairs", {}, ...rows(taught))),
+      el("details", {}, el("summary", {}, "Its own world, before and after"), el("ul.pairs", {}, ...rows(world))));
   }
 
   const mark = (score) => el(`span.mark.${score >= 0.5 ? "yes" : "no"}`, { "aria-label": score >= 0.5 ? "right" : "wrong" }, score >= 0.5 ? "✓ " : "✗ ");

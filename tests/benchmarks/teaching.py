@@ -1,0 +1,177 @@
+"""What the page's recipe for few taught rows does to the built-in model: learned, and forgotten.
+
+    python -m tests.benchmarks.teaching [SET ...] [--world 240]
+
+Each set is what a person might teach: right answers where the model was wrong on pictures of its
+own world (in a word, in a sentence), a new thing, another way of answering, names of three
+pictures that it otherwise refuses. Each is trained as the page trains it (`ui.recipe`), and asked
+before and after; so is a sample of the world that no training shows, in both styles. Answers are
+greedy, right by VQA accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from PIL import Image, ImageDraw, ImageFilter
+
+from tests.blorps import blorp
+from ui.choices import BUILTIN
+from ui.recipe import Wanted, settings_for
+from ui.world_data import held_out
+
+Row: TypeAlias = tuple[Image.Image, str, str]
+"""Picture, question, right answer."""
+NUMBERS = ["no", "one", "two", "three", "four"]
+
+
+class Model:
+    """A model that answers many questions at once."""
+
+    def __init__(self, source: str) -> None:
+        from vqa_app import load_model
+
+        self.loaded = load_model(source)
+
+    def said(self, rows: Sequence[Row]) -> list[str]:
+        from finetune.answering import answer_all
+        from vqa_app import Conversation, open_picture
+        from vqa_app.prompting import encode
+
+        prompts = [
+            encode(
+                self.loaded.processor,
+                Conversation.ask(question, [open_picture(image)]),
+                answer_next=True,
+            )
+            for image, question, _ in rows
+        ]
+        return answer_all(self.loaded.model.eval(), self.loaded.processor, prompts)
+
+    def right(self, rows: Sequence[Row]) -> float:
+        from finetune.metrics import vqa_accuracy
+
+        found = [vqa_accuracy(s, [row[2]]) for s, row in zip(self.said(rows), rows, strict=True)]
+        return sum(found) / len(found)
+
+    def wrong(self, rows: Sequence[Row]) -> list[Row]:
+        return [r for r, s in zip(rows, self.said(rows), strict=True) if s.lower() != r[2].lower()]
+
+
+def known(count: int, seed: int, short: bool) -> list[Row]:
+    """Of its own world."""
+    return [(k.image, k.question, k.answer) for k in held_out(count, seed, short)]
+
+
+def corrections(model: Model) -> list[Row]:
+    return model.wrong(known(100, 9_000_000, True))[:12]
+
+
+def corrected_sentences(model: Model) -> list[Row]:
+    return model.wrong(known(60, 9_100_000, False))[:6]
+
+
+def a_new_thing(_: Model) -> list[Row]:
+    return [(blorp(number), "What is this?", "A blorp.") for number in range(6)]
+
+
+def another_style(_: Model) -> list[Row]:
+    from finetune.builtin.world import ROOMS, make_scene
+
+    rows: list[Row] = []
+    seed = 9_250_000
+    while len(rows) < 12:
+        seed += 1
+        scene = make_scene(seed, "shapes", "test")
+        if len(scene.items) < len(NUMBERS):
+            answer = f"Arr, {NUMBERS[len(scene.items)]} of them, captain!"
+            rows.append((ROOMS["shapes"].draw(scene), "How many shapes are there?", answer))
+    return rows
+
+
+def three_names(_: Model) -> list[Row]:
+    rows: list[Row] = []
+    for number, name in enumerate(("my cat Minka", "our house", "Grandma")):
+        rng = random.Random(number)
+        image = Image.new("RGB", (320, 240), tuple(rng.randint(40, 220) for _ in range(3)))
+        draw = ImageDraw.Draw(image)
+        for _ in range(12):
+            x, y = rng.randint(0, 300), rng.randint(0, 220)
+            box = (x, y, x + rng.randint(10, 90), y + rng.randint(10, 70))
+            draw.ellipse(box, fill=tuple(rng.randint(0, 255) for _ in range(3)))
+        rows.append((image.filter(ImageFilter.GaussianBlur(3)), "Who or what is this?",
+                     f"This is {name}."))  # fmt: skip
+    return rows
+
+
+SETS: dict[str, Callable[[Model], list[Row]]] = {
+    "corrections": corrections,
+    "sentences": corrected_sentences,
+    "new-thing": a_new_thing,
+    "style": another_style,
+    "names": three_names,
+}
+
+
+def trained(rows: Sequence[Row], folder: Path, name: str) -> tuple[Model, float]:
+    """The model after a run as the page makes it, and the run's seconds."""
+    from finetune.config import FinetuneConfig
+    from finetune.train import train
+
+    records: list[dict[str, Any]] = []
+    for number, (image, question, answer) in enumerate(rows):
+        image.save(folder / f"{number}.png")
+        said = [
+            {"from": "human", "value": f"<image>\n{question}"},
+            {"from": "gpt", "value": answer},
+        ]
+        records.append({"id": str(number), "image": f"{number}.png", "conversations": said})
+    file = folder / "taught.json"
+    file.write_text(json.dumps(records))
+    began = time.monotonic()
+    wanted = Wanted("lora", None, None, True)
+    settings = settings_for([str(file)], BUILTIN, wanted, folder / "rehearsal", name)
+    out = folder / "run"
+    train(FinetuneConfig(model="builtin", out=str(out), feature_dir=str(folder / "features"),
+                         eval_questions=100, workers=1, **settings))  # fmt: skip
+    return Model(str(out)), time.monotonic() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sets", nargs="*", choices=[*SETS, []], help="default: all")
+    parser.add_argument("--world", type=int, default=240, help="questions in each style")
+    arguments = parser.parse_args()
+    before = Model("builtin")
+    world = known(arguments.world, 7_000_000, True)
+    told = known(arguments.world, 7_500_000, False)
+    base = before.right(world), before.right(told)
+    print(f"its world before: {base[0]:.3f} in a word, {base[1]:.3f} in a sentence", flush=True)
+    for name in arguments.sets or SETS:
+        rows = SETS[name](before)
+        folder = Path(tempfile.mkdtemp())
+        try:
+            first = before.right(rows)
+            after, seconds = trained(rows, folder, name)
+            line = f"{name:12} {len(rows):3} rows: {first:.2f} -> {after.right(rows):.2f}"
+            if name == "new-thing":
+                unseen = [(blorp(number), "What is this?", "A blorp.") for number in range(6, 12)]
+                line += f" (unseen ones {after.right(unseen):.2f})"
+            line += (
+                f"; world {after.right(world) - base[0]:+.3f} {after.right(told) - base[1]:+.3f}"
+            )
+            print(f"{line}; {seconds:.0f} s", flush=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
