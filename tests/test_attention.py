@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from finetune.builtin.world import make_scene
-from finetune.builtin.world.phrasing import SHORT_STYLE
-from finetune.builtin.world.scene import Item
-from finetune.builtin.world.shapes import SHAPES
+from tests.benchmarks.looking import peaks_on_objects
 from tests.tiny import picture
 from vqa_app.attention import _relative
 from vqa_app.conversation import Conversation, Message
 from vqa_app.errors import ModelError, UsageError
-from vqa_app.images import open_picture
 from vqa_app.loading import load_model
 from vqa_app.local_engine import LocalEngine
 from vqa_app.prompting import encode
@@ -102,37 +97,11 @@ def test_packed_weights_let_gradients_through(tiny_llava_dir: Path) -> None:
     assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] > 0.9
 
 
-def asked_objects(count: int) -> Iterator[tuple[Conversation, str, Item]]:
-    """Scenes that no training saw, each with a question about its only object of a kind."""
-    for seed in itertools.count():
-        scene = make_scene(seed, "shapes", "test")
-        kinds = [item.kind for item in scene.items]
-        for item in scene.items:
-            if len(kinds) > 2 and kinds.count(item.kind) == 1 and item.area < 0.15:
-                shown = open_picture(SHAPES.draw(scene))
-                question = f"What colour is the {item.word}?{SHORT_STYLE}"
-                yield Conversation.ask(question, [shown]), item.colour, item
-                count -= 1
-                break
-        if count == 0:
-            return
-
-
 def test_the_builtin_model_looked_at_what_it_was_asked_about(one_thread: None) -> None:
     engine = LocalEngine(load_model())
-    hits, chances = [], []
-    for conversation, answer, item in asked_objects(40):
-        (maps,) = engine.attention_map(conversation, answer).maps
-        grid = maps.mean(0)
-        rows, columns = grid.shape
-        left, top, right, bottom = item.box
-        y, x = np.mgrid[:rows, :columns]
-        on_object = (x + 1 > left * columns) & (x < right * columns)
-        on_object &= (y + 1 > top * rows) & (y < bottom * rows)
-        hits.append(on_object.ravel()[grid.argmax()])
-        chances.append(on_object.mean())
+    hits, chance = peaks_on_objects(engine, 40)
     engine.close()
-    assert np.mean(hits) > 2.5 * np.mean(chances), f"{np.mean(hits):.2f}, {np.mean(chances):.2f}"
+    assert hits > 2.5 * chance, f"{hits:.2f}, {chance:.2f}"
 
 
 def test_a_conversation_without_pictures_has_no_map(tiny_llava_dir: Path) -> None:

@@ -1,0 +1,73 @@
+"""Whether the built-in model looks at what it is asked about: where the attention map of a right
+answer has its peak, over scenes that no training saw.
+
+    python -m tests.benchmarks.looking
+    python -m tests.benchmarks.looking --scenes 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from finetune.builtin.world import make_scene
+from finetune.builtin.world.phrasing import SHORT_STYLE
+from finetune.builtin.world.scene import Item
+from finetune.builtin.world.shapes import SHAPES
+from vqa_app.conversation import Conversation
+from vqa_app.engine import Engine
+from vqa_app.images import open_picture
+
+
+def asked_objects(count: int) -> Iterator[tuple[Conversation, str, Item]]:
+    """Scenes of three objects or more, each with a question about its only object of a kind."""
+    for seed in itertools.count():
+        scene = make_scene(seed, "shapes", "test")
+        kinds = [item.kind for item in scene.items]
+        for item in scene.items:
+            if len(kinds) > 2 and kinds.count(item.kind) == 1 and item.area < 0.15:
+                shown = open_picture(SHAPES.draw(scene))
+                question = f"What colour is the {item.word}?{SHORT_STYLE}"
+                yield Conversation.ask(question, [shown]), item.colour, item
+                count -= 1
+                break
+        if count == 0:
+            return
+
+
+def peaks_on_objects(engine: Engine, scenes: int) -> tuple[float, float]:
+    """The share of scenes whose map has its peak on the asked-about object's box, and the share
+    that a peak anywhere would have there: the box's part of the map."""
+    hits, chances = [], []
+    for conversation, answer, item in asked_objects(scenes):
+        (maps,) = engine.attention_map(conversation, answer).maps
+        grid = maps.mean(0)
+        rows, columns = grid.shape
+        left, top, right, bottom = item.box
+        y, x = np.mgrid[:rows, :columns]
+        on_object = (x + 1 > left * columns) & (x < right * columns)
+        on_object &= (y + 1 > top * rows) & (y < bottom * rows)
+        hits.append(on_object.ravel()[grid.argmax()])
+        chances.append(on_object.mean())
+    return float(np.mean(hits)), float(np.mean(chances))
+
+
+def main() -> None:
+    from vqa_app.loading import load_model
+    from vqa_app.local_engine import LocalEngine
+
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--scenes", type=int, default=100)
+    arguments = parser.parse_args()
+    engine = LocalEngine(load_model())
+    hits, chance = peaks_on_objects(engine, arguments.scenes)
+    print(f"peak on the asked-about object: {hits:.2f} of {arguments.scenes} scenes")
+    print(f"by chance: {chance:.2f}")
+    engine.close()
+
+
+if __name__ == "__main__":
+    main()
