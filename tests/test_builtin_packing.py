@@ -65,7 +65,8 @@ def test_packed_branches_equal_each_conversation_alone(
     quiz, _ = make_quiz(Packer(tokenizer), 0, {"shapes": 1.0}, Course(3, 3, False))
     packed = quiz.packed
     count = (packed.labels[:, 1:] != -100).sum()
-    loss = answer_loss(model, run_packed(model, packed, symbols(quiz.rows, False)), packed)
+    hidden, _ = run_packed(model, packed, symbols(quiz.rows, False))
+    loss = answer_loss(model, hidden, packed)
     (loss * count).backward()
     gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()

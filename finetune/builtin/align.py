@@ -18,6 +18,9 @@ from transformers import PreTrainedTokenizerFast
 from finetune.builtin import dense
 from finetune.builtin.evaluate import Exam, Seer, evaluate_world
 from finetune.builtin.language import (
+    REFERENT_SHARE,
+    Referents,
+    Sought,
     Symbols,
     answer_loss,
     chosen,
@@ -26,6 +29,7 @@ from finetune.builtin.language import (
     questions,
     run_packed,
     shape_of,
+    sought_in,
     told,
     without_pictures,
 )
@@ -41,7 +45,7 @@ from finetune.builtin.optim import (
 )
 from finetune.builtin.packing import Packed, Packer, Row, branches, turns_of
 from finetune.builtin.pictures import draw_room, pixels
-from finetune.builtin.world import ROOMS, Scene, make_scene
+from finetune.builtin.world import QA, ROOMS, Scene, make_scene
 from finetune.builtin.world.pairs import comparable, compare
 
 
@@ -88,19 +92,32 @@ class Gallery:
         return None
 
 
-def ask_scenes(shown: list[tuple[Scene, ...]], seed: int, most: int) -> list[Row]:
+@dataclass(frozen=True)
+class Batch:
+    """Packed questions, the projected pictures (or symbols) in order [visual tokens, width], and
+    what the questions turn on."""
+
+    packed: Packed
+    visual: torch.Tensor
+    sought: Sought
+
+
+def ask_scenes(shown: list[tuple[Scene, ...]], seed: int, most: int) -> tuple[list[Row], Sought]:
     """At most `most` fresh questions about each scene or pair of scenes, and a row of talk."""
     rows: list[Row] = []
+    asked: list[list[QA]] = []
     for k, scenes in enumerate(shown):
         rng = random.Random(f"ask-{seed}-{k}")
         if len(scenes) == 2:
             qas = compare(scenes[0], scenes[1], rng)
         else:
             qas = questions(scenes[0], rng, "train")
-        rows.append(([dense.PATCHES] * len(scenes), branches(chosen(qas, rng, most), rng)))
+        made = branches(chosen(qas, rng, most), rng)
+        rows.append(([dense.PATCHES] * len(scenes), [turns for turns, _ in made]))
+        asked.append([qa for _, qa in made])
     rng = random.Random(f"talk-{seed}")
     rows.append(((), [turns_of(qa, rng) for qa in without_pictures(rng, "train", 4)]))
-    return rows
+    return rows, sought_in(asked, [scenes[0].room for scenes in shown])
 
 
 def regress(
@@ -129,6 +146,7 @@ def align(
     name: str,
     seer: Seer,
     symbols: Symbols,
+    referents: Referents,
     tokenizer: PreTrainedTokenizerFast,
     weights: Mapping[str, float],
     minutes: float,
@@ -146,12 +164,18 @@ def align(
     with `regress`. Processes that were put together (`optim.together`) train as one.
     """
     packer = Packer(tokenizer)
-    modules = [seer.projector, seer.language, symbols]
+    parts = {
+        "projector": seer.projector,
+        "language": seer.language,
+        "symbols": symbols,
+        "referents": referents,
+    }
+    modules = list(parts.values())
     gallery = Gallery(seer, capacity, weights, next_seed=50_000_000 * (seed + 1))
     clock, step, number = Clock(minutes), 0, 2_000_000_000 * (seed + 1)
     state = load_state(out / f"{name}.pt")
     if state:
-        for module, key in zip(modules, ("projector", "language", "symbols"), strict=True):
+        for key, module in parts.items():
             module.load_state_dict(state[key])
         step, clock.spent, number = state["step"], state["spent"], state["number"]
         gallery.next_seed = state["next_seed"]
@@ -176,13 +200,14 @@ def align(
         seen = step % 3 != 0
         if seen:
             gallery.refill(max(1, batch // 3))
-            packed, visual = gallery_batch(gallery, packer, batch, rng)
+            asked = gallery_batch(gallery, packer, batch, rng)
         else:
-            packed, visual, number = symbol_batch(symbols, packer, weights, number, step, scale)
+            asked, number = symbol_batch(symbols, packer, weights, number, step, scale)
         with torch.autocast(seer.device, torch.bfloat16):
-            hidden = run_packed(seer.language, packed, visual)
-            loss = answer_loss(seer.language, hidden, packed)
-        loss.backward()
+            hidden, middle = run_packed(seer.language, asked.packed, asked.visual)
+            loss = answer_loss(seer.language, hidden, asked.packed)
+            found = referents.loss(middle, asked.packed, asked.sought)
+        (loss + REFERENT_SHARE * found).backward()
         optimiser.step(rate_at(progress, step, warmup=60))
         losses[seen].append(loss.item())
         step += 1
@@ -205,9 +230,7 @@ def align(
             save_state(
                 out / f"{name}.pt",
                 {
-                    "projector": seer.projector.state_dict(),
-                    "language": seer.language.state_dict(),
-                    "symbols": symbols.state_dict(),
+                    **{key: module.state_dict() for key, module in parts.items()},
                     "optimiser": optimiser.state_dict(),
                     "step": step,
                     "spent": saved,
@@ -222,7 +245,7 @@ def gallery_batch(
     packer: Packer,
     batch: int,
     rng: np.random.Generator,
-) -> tuple[Packed, torch.Tensor]:
+) -> Batch:
     """New questions about pictures of the gallery, and the pictures' projected features."""
     seer = gallery.seer
     shown = [(int(slot),) for slot in rng.integers(0, len(gallery.scenes), batch)]
@@ -230,10 +253,10 @@ def gallery_batch(
     if pair:
         shown[-1] = pair
     scenes = [tuple(gallery.scenes[slot] for slot in slots) for slots in shown]
-    rows = ask_scenes(scenes, int(rng.integers(1 << 40)), most=9)
+    rows, sought = ask_scenes(scenes, int(rng.integers(1 << 40)), most=9)
     with torch.autocast(seer.device, torch.bfloat16):
         visual = seer.projector(gallery.seen[[slot for slots in shown for slot in slots]])
-    return packer.pack(rows, limit=256).to(seer.device), visual.flatten(0, 1)
+    return Batch(packer.pack(rows, limit=256).to(seer.device), visual.flatten(0, 1), sought)
 
 
 def symbol_batch(
@@ -243,7 +266,7 @@ def symbol_batch(
     number: int,
     step: int,
     scale: float,
-) -> tuple[Packed, torch.Tensor, int]:
+) -> tuple[Batch, int]:
     """A batch of stage 0b's last kind: mostly compact, now and then a grid."""
     grid = step % 15 == 0
     course = course_at(1.0, 0 if grid else 1, 1.0, scale)
@@ -251,4 +274,4 @@ def symbol_batch(
     device = symbols.owned.weight.device
     with torch.autocast(device.type, torch.bfloat16):
         visual = symbols(quiz.rows.view(-1, *shape_of(quiz, grid)).to(device), grid)
-    return quiz.packed.to(str(device)), visual.flatten(0, -2), number
+    return Batch(quiz.packed.to(str(device)), visual.flatten(0, -2), quiz.sought), number

@@ -124,7 +124,8 @@ def evaluate_world(seer: Seer, packer: Packer, exam: Exam) -> Scores:
         packed = packer.pack(rows, limit=10**6).to(seer.device)
         with torch.autocast(seer.device, torch.bfloat16):
             visual = seer.projector(seer.features(images)).flatten(0, 1)
-            best = seer.language.lm_head(run_packed(seer.language, packed, visual)).argmax(-1)
+            hidden, _ = run_packed(seer.language, packed, visual)
+            best = seer.language.lm_head(hidden).argmax(-1)
         for (row, number), hit in answer_hits(best, packed).items():
             hits[skills[row][number - 1]].append(hit)
         for said, wanted in first_pieces(best, packed):

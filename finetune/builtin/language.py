@@ -7,7 +7,7 @@ only the same information in its own code, which the projector translates.
 
 import random
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,15 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from finetune.builtin import dense
 from finetune.builtin.model import language_config
 from finetune.builtin.optim import Clock, MuonAdam, load_state, rate_at, save_state
-from finetune.builtin.packing import Packed, Packer, Row, answer_hits, branches, turns_of
+from finetune.builtin.packing import (
+    Packed,
+    Packer,
+    Row,
+    answer_hits,
+    answer_starts,
+    branches,
+    turns_of,
+)
 from finetune.builtin.pictures import draw_room
 from finetune.builtin.world import QA, ROOMS, Scene, Split, make_scene
 from finetune.builtin.world.pairs import make_pair
@@ -52,14 +60,77 @@ class Symbols(nn.Module):
         return out + self.cells.weight if grid else out
 
 
-def run_packed(model: LlamaForCausalLM, packed: Packed, visual: torch.Tensor) -> torch.Tensor:
-    """Hidden states [rows, length, width]; `visual` [visual tokens of the batch, width]."""
+class Referents(nn.Module):
+    """Throw-away heads that name the objects a question turns on, before it is answered.
+
+    They read the token that the answer follows, after layer `LAYER`, and are taught what `dense`
+    says of (at most) two objects. Without them the language model takes long to find an object by
+    its description, and longer to compare two: an answer alone says little about what was missed.
+    """
+
+    LAYER = 3
+    COLUMNS = (dense.KIND, dense.COLOUR, dense.SIZE, dense.FILL)
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = [*(dense.CLASSES[column] for column in self.COLUMNS), dense.GEOMETRY]
+        self.norm = nn.RMSNorm(width)
+        self.heads = nn.ModuleList(nn.Linear(width, sum(self.sizes)) for _ in range(2))
+
+    def loss(self, hidden: torch.Tensor, packed: Packed, sought: "Sought") -> torch.Tensor:
+        """`hidden` [rows, length, width] of layer `LAYER`; the mean over the objects sought."""
+        starts = answer_starts(packed)
+        total, count = hidden.new_zeros(()), 0
+        for k, head in enumerate(self.heads):
+            found = {at: rows[k] for at, rows in sought.items() if at in starts and len(rows) > k}
+            if not found:
+                continue
+            where = torch.tensor([(row, starts[row, branch]) for row, branch in found])
+            rows = torch.from_numpy(np.stack(list(found.values()))).long().to(hidden.device)
+            said = head(self.norm(hidden[where[:, 0], where[:, 1]])).float()
+            *classes, places = said.split(self.sizes, dim=-1)
+            for column, logits in zip(self.COLUMNS, classes, strict=True):
+                total = total + F.cross_entropy(logits, rows[:, column], reduction="sum")
+            error = (places - dense.geometry(rows)).square().mean(-1).sum()
+            total, count = total + 4 * error, count + len(rows)
+        return total / max(1, count)
+
+
+Sought = dict[tuple[int, int], list[np.ndarray]]
+"""(row, branch) -> rows of `dense` of the objects that its last question turns on."""
+
+
+def sought_in(asked: Sequence[Sequence[QA]], rooms: Sequence[str]) -> Sought:
+    """What the questions of each row, in the order of their branches, turn on.
+
+    Objects that `dense` has no class for (a die is made of pips) are left out.
+    """
+    found: Sought = {}
+    for row, (qas, room) in enumerate(zip(asked, rooms, strict=True)):
+        for number, qa in enumerate(qas, 1):
+            items = qa.about[:2]
+            if items and all((room, item.kind) in dense.KIND_INDEX for item in items):
+                found[row, number] = [dense.item_row(room, item) for item in items]
+    return found
+
+
+def run_packed(
+    model: LlamaForCausalLM, packed: Packed, visual: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states of the last layer and of `Referents.LAYER`, each [rows, length, width];
+    `visual` [visual tokens of the batch, width]."""
     embeds = model.get_input_embeddings()(packed.ids)
     embeds = embeds.masked_scatter(packed.visual[..., None], visual.to(embeds.dtype))
     model.set_attn_implementation("packed")
-    return model.model(
-        inputs_embeds=embeds, position_ids=packed.positions, use_cache=False, plan=packed.plan()
-    ).last_hidden_state
+    out = model.model(
+        inputs_embeds=embeds,
+        position_ids=packed.positions,
+        use_cache=False,
+        plan=packed.plan(),
+        output_hidden_states=True,
+    )
+    layer = min(Referents.LAYER, model.config.num_hidden_layers)
+    return out.last_hidden_state, out.hidden_states[layer]
 
 
 def answer_loss(model: LlamaForCausalLM, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
@@ -92,6 +163,7 @@ class Quiz:
     packed: Packed
     rows: torch.Tensor
     skills: list[list[str]]
+    sought: Sought
 
 
 @dataclass(frozen=True)
@@ -123,6 +195,9 @@ BASIC = {
     "smalltalk",
 }
 
+
+REFERENT_SHARE = 0.3
+"""What the heads' loss counts beside the answers'."""
 
 EMPHASIS = {
     "existence": 0.4,
@@ -173,7 +248,7 @@ def make_quiz(
 ) -> tuple[Quiz, int]:
     """Scenes from number `first` on, as grids or as shuffled objects, and the next number."""
     todo: list[Row] = []
-    tables, skills = [], []
+    tables, skills, asked, rooms = [], [], [], []
     number = first
     while len(todo) < course.scenes:
         rng = random.Random(f"quiz-{split}-{number}")
@@ -193,18 +268,20 @@ def make_quiz(
             for scene in scenes
         ]
         if split == "train":
-            conversations = branches(qas, rng, course.short)
+            made = branches(qas, rng, course.short)
         else:
-            conversations = [turns_of(qa, rng) for qa in qas]
-        todo.append(([len(table) for table in seen], conversations))
+            made = [(turns_of(qa, rng), qa) for qa in qas]
+        todo.append(([len(table) for table in seen], [turns for turns, _ in made]))
         tables += seen
-        skills.append([qa.skill for qa in qas])
+        skills.append([qa.skill for _, qa in made])
+        asked.append([qa for _, qa in made])
+        rooms.append(scenes[0].room)
     rng = random.Random(f"talk-{split}-{first}")
     talk = without_pictures(rng, split, max(1, course.scenes // 8))
     todo.append(((), [turns_of(qa, rng) for qa in talk]))
     skills.append([qa.skill for qa in talk])
     rows = torch.from_numpy(np.concatenate(tables)).long()
-    return Quiz(packer.pack(todo, course.limit), rows, skills), number
+    return Quiz(packer.pack(todo, course.limit), rows, skills, sought_in(asked, rooms)), number
 
 
 def shuffled(table: np.ndarray, seed: int) -> np.ndarray:
@@ -229,7 +306,7 @@ def symbolic_score(
         packed = quiz.packed.to(device)
         with torch.autocast(device, torch.bfloat16):
             visual = symbols(quiz.rows.view(-1, *shape_of(quiz, grid)).to(device), grid)
-            hidden = run_packed(model, packed, visual.flatten(0, -2))
+            hidden, _ = run_packed(model, packed, visual.flatten(0, -2))
             best = model.lm_head(hidden).argmax(-1)
         for (row, number), hit in answer_hits(best, packed).items():
             hits[quiz.skills[row][number - 1]].append(hit)
@@ -258,7 +335,7 @@ def train_language(
     scale: float = 1.0,
     compact_share: float = 0.4,
     device: str = "cpu",
-) -> tuple[LlamaForCausalLM, Symbols]:
+) -> tuple[LlamaForCausalLM, Symbols, Referents]:
     """Train (or go on training) on symbolic pictures; the state is kept in `out/language.pt`.
 
     Batches are compact for the first `compact_share` of the time, every third is a grid after it;
@@ -267,13 +344,15 @@ def train_language(
     torch.manual_seed(seed)
     model = LlamaForCausalLM(language_config(len(tokenizer), tiny)).to(device)
     symbols = Symbols(model.config.hidden_size).to(device)
-    optimiser = MuonAdam([model, symbols])
+    referents = Referents(model.config.hidden_size).to(device)
+    optimiser = MuonAdam([model, symbols, referents])
     packer = Packer(tokenizer)
     clock, step, number = Clock(minutes), 0, 1_000_000 * (seed + 1)
     state = load_state(out / "language.pt")
     if state:
         model.load_state_dict(state["model"])
         symbols.load_state_dict(state["symbols"])
+        referents.load_state_dict(state["referents"])
         if "optimiser" in state:
             optimiser.load_state_dict(state["optimiser"])
         step, clock.spent, number = state["step"], state["spent"], state["number"]
@@ -286,9 +365,10 @@ def train_language(
         packed = quiz.packed.to(device)
         with torch.autocast(device, torch.bfloat16):
             visual = symbols(quiz.rows.view(-1, *shape_of(quiz, grid)).to(device), grid)
-            hidden = run_packed(model, packed, visual.flatten(0, -2))
+            hidden, middle = run_packed(model, packed, visual.flatten(0, -2))
             loss = answer_loss(model, hidden, packed)
-        loss.backward()
+            found = referents.loss(middle, packed, quiz.sought)
+        (loss + REFERENT_SHARE * found).backward()
         optimiser.step(rate_at(clock.progress, step))
         losses.append(loss.item())
         step += 1
@@ -310,10 +390,11 @@ def train_language(
                 {
                     "model": model.state_dict(),
                     "symbols": symbols.state_dict(),
+                    "referents": referents.state_dict(),
                     "optimiser": optimiser.state_dict(),
                     "step": step,
                     "spent": saved,
                     "number": number,
                 },
             )
-    return model.eval(), symbols
+    return model.eval(), symbols, referents

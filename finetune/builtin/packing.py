@@ -36,14 +36,16 @@ def turns_of(qa: QA, rng: random.Random, short: bool | None = None, plain: bool 
 
 def branches(
     qas: Sequence[QA], rng: random.Random, short: float = 0.6, chained: float = 0.15
-) -> list[Turns]:
-    """Conversations from a scene's questions: the share `short` in the single-word style, and a
-    share `chained` of the scenes with several asked one after another."""
-    made = [turns_of(qa, rng, rng.random() < short) for qa in qas]
+) -> list[tuple[Turns, QA]]:
+    """Conversations from a scene's questions, and the question that each ends with: the share
+    `short` in the single-word style, and a share `chained` of the scenes with several questions
+    asked one after another."""
+    made = [(turns_of(qa, rng, rng.random() < short), qa) for qa in qas]
     if rng.random() < chained and len(made) > 2:
         rng.shuffle(made)
         count = rng.randint(2, min(4, len(made)))
-        made = [[turn for turns in made[:count] for turn in turns], *made[count:]]
+        chain = [turn for turns, _ in made[:count] for turn in turns]
+        made = [(chain, made[count - 1][1]), *made[count:]]
     return made
 
 
@@ -253,12 +255,15 @@ def answer_hits(logits_argmax: torch.Tensor, packed: Packed) -> dict[tuple[int, 
     return hits
 
 
+def answer_starts(packed: Packed) -> dict[tuple[int, int], int]:
+    """(row, branch) -> where the token stands that the branch's last answer follows."""
+    begins = (packed.labels[:, 1:] != -100) & (packed.labels[:, :-1] == -100)
+    return {(row, int(packed.segments[row, at + 1])): at for row, at in begins.nonzero().tolist()}
+
+
 def first_pieces(logits_argmax: torch.Tensor, packed: Packed) -> list[tuple[int, int]]:
     """(said, wanted): the ids that each branch's last answer begins with."""
-    said, wanted = logits_argmax[:, :-1], packed.labels[:, 1:]
-    begins = (wanted != -100) & (packed.labels[:, :-1] == -100)
-    pieces: dict[tuple[int, int], tuple[int, int]] = {}
-    for row, at in begins.nonzero().tolist():
-        branch = int(packed.segments[row, at + 1])
-        pieces[row, branch] = int(said[row, at]), int(wanted[row, at])
-    return list(pieces.values())
+    return [
+        (int(logits_argmax[row, at]), int(packed.labels[row, at + 1]))
+        for (row, _), at in answer_starts(packed).items()
+    ]

@@ -6,6 +6,7 @@ Each function makes one question of one skill, or returns None where the scene d
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 from finetune.builtin.world import ask_more
 from finetune.builtin.world.phrasing import article
@@ -79,7 +80,7 @@ class Asker(ask_more.More):
 
     def colour(self) -> QA | None:
         item = self.pick("colour")
-        ref = item and unique_ref(item, self.items, self.words.noun, self.rng, ("colour",))
+        ref = item and self.unique(item, ("colour",))
         if not ref:
             return None
         question = self.say(
@@ -101,7 +102,7 @@ class Asker(ask_more.More):
 
     def kind(self) -> QA | None:
         item = self.pick("kind")
-        ref = item and unique_ref(item, self.items, self.words.noun, self.rng, ("kind",))
+        ref = item and self.unique(item, ("kind",))
         if not ref:
             return None
         noun = self.words.noun
@@ -141,7 +142,7 @@ class Asker(ask_more.More):
 
     def fill(self) -> QA | None:
         item = self.pick("fill")
-        ref = item and unique_ref(item, self.items, self.words.noun, self.rng, ("fill",))
+        ref = item and self.unique(item, ("fill",))
         if not ref:
             return None
         question = self.say(
@@ -158,7 +159,7 @@ class Asker(ask_more.More):
 
     def size(self) -> QA | None:
         item = self.pick("size")
-        ref = item and unique_ref(item, self.items, self.words.noun, self.rng, ("size",))
+        ref = item and self.unique(item, ("size",))
         if not ref:
             return None
         question = self.say(
@@ -255,7 +256,7 @@ class Asker(ask_more.More):
         item = self.pick("kind")
         if item is None:
             return None
-        ref = unique_ref(item, self.items, self.words.noun, self.rng)
+        ref = self.unique(item)
         if ref is None:
             return None
         opening = QA(
@@ -362,9 +363,10 @@ def about_items(
     made: dict[str, QA] = {}
     for name in names:
         skill: Callable[[], QA | None] = getattr(asker, name)
+        asker.about = []
         qa = skill()
         if qa is not None:
-            made.setdefault(qa.question, qa)
+            made.setdefault(qa.question, replace(qa, about=tuple(asker.about)))
         if len(made) == count:
             break
     return list(made.values())

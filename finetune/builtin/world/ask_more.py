@@ -67,6 +67,8 @@ class More:
 
     def __init__(self, scene: Scene, rng: random.Random, split: Split, words: Vocabulary) -> None:
         self.items, self.rng, self.split, self.words = scene.items, rng, split, words
+        self.about: list[Item] = []
+        """What the question in the making turns on: see `QA.about`."""
 
     def say(self, templates: Sequence[str], **values: object) -> str:
         return say(templates, self.rng, self.split, **values)
@@ -80,6 +82,7 @@ class More:
         return self.rng.choice(usable) if usable else None
 
     def unique(self, item: Item, without: Sequence[str] = ()) -> Ref | None:
+        self.about.append(item)
         return unique_ref(item, self.items, self.words.noun, self.rng, without)
 
     def full(self, item: Item) -> str:
@@ -132,6 +135,7 @@ class More:
             at=AT[where],
             n=self.words.noun,
         )
+        self.about.append(item)
         name = self.full(item)
         return QA("position", question, name, f"{capital(article(name))} is {AT[where]}.")
 
@@ -210,6 +214,7 @@ class More:
         if not ref or None in holds or sum(holds) != 1:
             return None
         item = [o for o in self.items if o is not anchor][holds.index(True)]
+        self.about.append(item)
         name = self.full(item)
         question = self.say(
             (
@@ -254,6 +259,7 @@ class More:
         return self.about_best(ranked[0], word, "superlative")
 
     def about_best(self, item: Item, word: str, skill: str) -> QA:
+        self.about.append(item)
         noun = self.words.noun
         roll = self.rng.random()
         if item.colour and roll < 0.35:
@@ -357,6 +363,7 @@ class More:
                 others = [f for f in ("kind", "colour", "fill") if f != field]
                 if any(len({getattr(i, f) for i in self.items}) > 1 for f in others):
                     continue
+                self.about.append(item)
                 name = self.full(item)
                 question = self.say(
                     (

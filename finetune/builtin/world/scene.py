@@ -70,7 +70,8 @@ class QA:
     `short` is a word or phrase without a full stop ("" where only a sentence can answer, as in a
     description); `sentence` is a whole sentence. `before` are earlier turns of the same
     conversation (a follow-up's pronouns refer to them). The style instruction of LLaVA-1.5 is
-    added later (`phrasing.dress`): questions here never contain it.
+    added later (`phrasing.dress`): questions here never contain it. `about` are the objects that
+    the question turns on, in order, where it is that simple: what has to be found first.
     """
 
     skill: str
@@ -78,6 +79,7 @@ class QA:
     short: str
     sentence: str
     before: tuple["QA", ...] = ()
+    about: tuple[Item, ...] = ()
 
 
 class Room(Protocol):
