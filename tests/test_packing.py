@@ -15,7 +15,7 @@ from vqa_app.engine import GenerationOptions
 from vqa_app.lean import LeanDecoder
 from vqa_app.loading import load_model
 from vqa_app.local_engine import LocalEngine
-from vqa_app.packing import PackedLinear, can_pack, lay_out, pack
+from vqa_app.packing import PackedLinear, can_pack, joint_multiplier, lay_out, pack, turn
 
 needs_bf16_kernels = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bf16 kernels"
@@ -50,6 +50,25 @@ def test_float32_weights_are_turned_and_nothing_else_about_them(tiny_llava_dir: 
         before.named_parameters(), after.named_parameters(), strict=True
     ):
         assert torch.equal(old, new), name
+
+
+@pytest.mark.parametrize("biases", [(True, True), (False, False), (True, False)], ids=str)
+@pytest.mark.parametrize("turned", [True, False])
+def test_layers_of_one_input_multiply_jointly_and_stay_what_they_were(
+    biases: tuple[bool, bool], turned: bool
+) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(12, width, bias=bias) for width, bias in zip((8, 20), biases, strict=True)]
+    x = torch.randn(1, 12)
+    with torch.inference_mode():
+        expected = [layer(x) for layer in layers]
+        if turned:
+            for layer in layers:
+                turn(layer)
+        jointly = joint_multiplier(layers)(x)
+        torch.testing.assert_close(jointly, torch.cat(expected, 1))
+        for layer, before in zip(layers, expected, strict=True):
+            torch.testing.assert_close(layer(x), before)
 
 
 @needs_bf16_kernels
