@@ -7,9 +7,9 @@ speed, memory.
 Plain means what one writes with transformers alone: at each turn the processor reads the whole
 conversation with its pictures and `generate` answers it, with a streamer attached. Both sides do
 the same greedy turns, in turn, in one process; medians over the rounds, each with a picture nobody
-has seen. The engine is timed where its answers are read; plain where they are written, without the way
-to the reader. Memory is the peak of processes that do one side only. Times depend on the
-machine and its load, ratios hardly do.
+has seen. The engine is timed where its answers are read; plain where they are written, which is
+before a reader has them. Memory is the peak of processes that do one side only. Times depend on
+the machine and its load, ratios hardly do.
 
 `real-size` is a LLaVA of random bf16 weights in the shape of SigLIP-so400m/14-384 and Qwen1.5-0.5B.
 """
