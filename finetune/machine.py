@@ -80,6 +80,13 @@ def peak_memory(config: FinetuneConfig) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch has an error of its own for GPUs; on CPUs the text says it."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
 def wait(processes: int) -> None:
     """Until every process has come here."""
     if processes > 1:

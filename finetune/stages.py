@@ -26,6 +26,7 @@ from finetune.machine import (
     free_memory,
     from_main,
     held_memory,
+    is_out_of_memory,
     join_processes,
     peak_memory,
     wait,
@@ -85,7 +86,9 @@ def run_stage(
     )
     try:
         trainer.resume(saved) if saved else trainer.train()
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         rows, step = settings.micro_batch_size, trainer.state.global_step + 1
         raise ModelError(
             f"Out of memory at step {step}, with {rows} rows at once.",

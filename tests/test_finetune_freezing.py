@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from finetune.branching import allow_branching
 from finetune.config import FinetuneConfig
-from finetune.defaults import Hardware, Shape, decide
+from finetune.defaults import Hardware, Shape, activation_bytes, decide
 from finetune.freezing import freeze, projector_parameters, trainable
+from finetune.objective import Objective
 from vqa_app.errors import ModelError
 from vqa_app.loading import load_model
 
@@ -111,3 +113,52 @@ def test_less_memory_means_smaller_micro_batches_and_then_checkpointing() -> Non
     assert tight.micro_batch_size < roomy.micro_batch_size
     assert plan.needed <= plan.free
     assert settle(LARGE, 665_000, 20 * GB)[0].gradient_checkpointing
+
+
+@pytest.mark.parametrize("stage", ["projector", "lora"])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_the_memory_plan_counts_what_autograd_keeps(stage: Any, bf16: bool) -> None:
+    """On the model in the box. The plan adds what one more layer takes, for what is in use
+    besides."""
+    loaded = load_model("builtin", dtype="float32", device="cpu")
+    allow_branching(loaded.model)
+    text = loaded.model.config.text_config
+    frozen = freeze(loaded.model, stage, rank=8, alpha=16, dropout=0.0)
+    objective = Objective(frozen.model, bf16=bf16)
+    rows, tokens, pictured, labels = 8, 96, 64, 2
+    ids = torch.full((rows, tokens), 5)
+    ids[:, 2 : 2 + pictured] = loaded.model.config.image_token_id
+    wanted = torch.full_like(ids, -100)
+    wanted[:, -labels:] = 5
+    width = loaded.model.config.vision_config.hidden_size
+    own = {parameter.untyped_storage().data_ptr() for parameter in objective.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = objective(
+            labels=wanted,
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            picture_features=torch.randn(rows, pictured, width),
+        )["loss"]
+    planned = activation_bytes(
+        Shape(
+            text.hidden_size,
+            text.intermediate_size,
+            text.num_hidden_layers,
+            text.num_attention_heads,
+            text.vocab_size,
+        ),
+        (rows, tokens, labels),
+        2 if bf16 else 4,
+        inputs_kept=stage == "lora",
+        weights_kept=True,
+        checkpointing=False,
+    )
+    assert loss.isfinite() and 0.6 * planned < sum(kept.values()) < planned

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from finetune.config import FinetuneConfig
 from finetune.evaluating import Evaluation
+from finetune.objective import Objective
 from finetune.progress import Progress
 from finetune.train import RunResult, train
 from tests.finetune_data import write_data
@@ -218,6 +219,20 @@ def test_the_first_loss_that_is_not_finite_stops_the_run_and_names_its_rows(
     assert f"{data}, row " in stopped.value.problem
     assert "last good checkpoint" in stopped.value.hint
     assert all(torch.isfinite(torch.tensor(loss)) for loss in losses(run).values())
+
+
+def test_running_out_of_memory_says_what_to_change(
+    options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest batch comes first, so it shows at step 1."""
+
+    def forward(self: Objective, **_: Any) -> Any:
+        return torch.empty(1 << 60)
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    with pytest.raises(ModelError, match="Out of memory at step 1, with 4 rows") as stopped:
+        train(FinetuneConfig(**options, out=str(tmp_path / "run")))
+    assert "--micro-batch-size" in stopped.value.hint
 
 
 def test_early_stopping_and_the_best_checkpoint(
