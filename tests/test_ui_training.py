@@ -83,7 +83,7 @@ def test_old_knowledge_is_mixed_in_when_wanted(school, tmp_path):
     school.training.start("ann", {"sources": ["mine"], "rehearse": True})
     school.training.job.thread.join(60)
     mine, world = school.rows
-    assert len(mine.rows) == 1 and len(world.rows) == 100 and not world.problems
+    assert len(mine.rows) == 1 and len(world.rows) == 480 and not world.problems
     assert not list((tmp_path / "rehearsal").iterdir()), "what was drawn for a run goes with it"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ui import world_data
 from ui.hub import Choice
-from vqa_app.errors import ModelError
+from vqa_app.errors import DataError, ModelError
 from vqa_app.manifest import read_manifest
 
 FEW = 200
@@ -25,12 +25,9 @@ FEW = 200
 BATCH = 16
 SHARE = 0.5
 """Of a batch: the rows that are taught; the others are rehearsed."""
-LEAST_STEPS = 120
+LEAST_STEPS = 150
 SHOWN = 24
 """Times that each taught row is shown, at least."""
-LR, PROJECTOR_LR = 5e-4, 2e-5
-"""Half and a fifth of the defaults for a model 192 wide: twelve rows are learned as surely (see
-tests/benchmarks/RESULTS.md), and the world stays."""
 REHEARSED = 480
 _MOST_WEIGHT = 100
 _SAMPLE, _SAMPLE_SEED = 24, 8_000_000
@@ -76,6 +73,8 @@ def settings_for(
     from finetune.datasets import read_rows
 
     rows = sum(len(row.references) for row in read_rows(paths).rows)
+    if not rows:
+        raise DataError("No row of this data can be used.", "See what its check says.")
     rehearse = wanted.rehearse and knows_world(base)
     settings: dict[str, Any] = {"epochs": wanted.passes, "lr": wanted.rate}
     if rows > FEW or not knows_world(base):
@@ -88,17 +87,16 @@ def settings_for(
     if wanted.passes is not None:
         steps = max(1, math.ceil(wanted.passes * rows / (share * BATCH)))
     settings.update(epochs=None, max_steps=steps, batch_size=BATCH, eval_every=0.25)
-    if wanted.stage == "lora":
-        settings.update(lr=wanted.rate or LR, projector_lr=PROJECTOR_LR)
     sample = world_data.write_sample(folder, _SAMPLE, _SAMPLE_SEED)
     copies = max(1, round(_SAMPLE / rows))  # so that one weighs as much as the other
     settings["eval_data"] = (*list(paths) * copies, str(sample))
     if not rehearse:
         return {**settings, "data": tuple(paths)}
-    count = min(REHEARSED, _MOST_WEIGHT * rows)
-    world = world_data.write_rehearsal(folder, count, _seed(name))
-    weight = min(_MOST_WEIGHT, count / rows)
-    return {**settings, "data": (*(f"{path}@{weight:.3f}" for path in paths), str(world))}
+    world = world_data.write_rehearsal(folder, REHEARSED, _seed(name))
+    weight = min(_MOST_WEIGHT, REHEARSED * SHARE / (1 - SHARE) / rows)
+    others = weight * rows * (1 - SHARE) / SHARE / REHEARSED
+    data = (*(f"{path}@{weight:.3f}" for path in paths), f"{world}@{others:.4f}")
+    return {**settings, "data": data}
 
 
 def _seed(name: str) -> int:
