@@ -5,7 +5,8 @@
     result = train(FinetuneConfig(data=("my.json",), images=("photos",), out="runs/mine"))
 
 One module for each step: config → datasets → samples, preflight → freezing → features → defaults →
-batches, collator → objective, trainer → evaluating → leaving; `train` and `stages` are the recipe.
+batches, collator → objective (attention, shortcuts), trainer → evaluating → leaving; `train` and
+`stages` are the recipe.
 """
 
 from __future__ import annotations
