@@ -66,7 +66,7 @@ def test_packed_branches_equal_each_conversation_alone(
     packed = quiz.packed
     count = (packed.labels[:, 1:] != -100).sum()
     hidden, _ = run_packed(model, packed, symbols(quiz.rows, False))
-    loss = answer_loss(model, hidden, packed)
+    loss, _ = answer_loss(model, hidden, packed)
     (loss * count).backward()
     gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()

@@ -19,11 +19,11 @@ from finetune.builtin import dense
 from finetune.builtin.evaluate import Exam, Seer, evaluate_world
 from finetune.builtin.language import (
     REFERENT_SHARE,
+    Emphasis,
     Referents,
     Sought,
     Symbols,
     answer_loss,
-    chosen,
     course_at,
     make_quiz,
     questions,
@@ -100,9 +100,12 @@ class Batch:
     packed: Packed
     visual: torch.Tensor
     sought: Sought
+    skills: list[list[str]]
 
 
-def ask_scenes(shown: list[tuple[Scene, ...]], seed: int, most: int) -> tuple[list[Row], Sought]:
+def ask_scenes(
+    shown: list[tuple[Scene, ...]], seed: int, most: int, emphasis: Emphasis
+) -> tuple[list[Row], list[list[QA]]]:
     """At most `most` fresh questions about each scene or pair of scenes, and a row of talk."""
     rows: list[Row] = []
     asked: list[list[QA]] = []
@@ -112,12 +115,12 @@ def ask_scenes(shown: list[tuple[Scene, ...]], seed: int, most: int) -> tuple[li
             qas = compare(scenes[0], scenes[1], rng)
         else:
             qas = questions(scenes[0], rng, "train")
-        made = branches(chosen(qas, rng, most), rng)
+        made = branches(emphasis.chosen(qas, rng, most), rng)
         rows.append(([dense.PATCHES] * len(scenes), [turns for turns, _ in made]))
         asked.append([qa for _, qa in made])
     rng = random.Random(f"talk-{seed}")
     rows.append(((), [turns_of(qa, rng) for qa in without_pictures(rng, "train", 4)]))
-    return rows, sought_in(asked, [scenes[0].room for scenes in shown])
+    return rows, asked
 
 
 def regress(
@@ -179,6 +182,7 @@ def align(
             module.load_state_dict(state[key])
         step, clock.spent, number = state["step"], state["spent"], state["number"]
         gallery.next_seed = state["next_seed"]
+    emphasis = Emphasis(state["right"] if state else {})
     progress = agreed(clock.progress)
     if progress >= 1:
         return
@@ -200,15 +204,16 @@ def align(
         seen = step % 3 != 0
         if seen:
             gallery.refill(max(1, batch // 3))
-            asked = gallery_batch(gallery, packer, batch, rng)
+            asked = gallery_batch(gallery, packer, batch, rng, emphasis)
         else:
-            asked, number = symbol_batch(symbols, packer, weights, number, step, scale)
+            asked, number = symbol_batch(symbols, packer, weights, number, step, scale, emphasis)
         with torch.autocast(seer.device, torch.bfloat16):
             hidden, middle = run_packed(seer.language, asked.packed, asked.visual)
-            loss = answer_loss(seer.language, hidden, asked.packed)
+            loss, hits = answer_loss(seer.language, hidden, asked.packed)
             found = referents.loss(middle, asked.packed, asked.sought)
         (loss + REFERENT_SHARE * found).backward()
         optimiser.step(rate_at(progress, step, warmup=60))
+        emphasis.grade(hits, asked.skills)
         losses[seen].append(loss.item())
         step += 1
         progress = agreed(clock.progress)
@@ -232,6 +237,7 @@ def align(
                 {
                     **{key: module.state_dict() for key, module in parts.items()},
                     "optimiser": optimiser.state_dict(),
+                    "right": emphasis.right,
                     "step": step,
                     "spent": saved,
                     "number": number,
@@ -245,6 +251,7 @@ def gallery_batch(
     packer: Packer,
     batch: int,
     rng: np.random.Generator,
+    emphasis: Emphasis,
 ) -> Batch:
     """New questions about pictures of the gallery, and the pictures' projected features."""
     seer = gallery.seer
@@ -253,10 +260,15 @@ def gallery_batch(
     if pair:
         shown[-1] = pair
     scenes = [tuple(gallery.scenes[slot] for slot in slots) for slots in shown]
-    rows, sought = ask_scenes(scenes, int(rng.integers(1 << 40)), most=9)
+    rows, asked = ask_scenes(scenes, int(rng.integers(1 << 40)), 9, emphasis)
     with torch.autocast(seer.device, torch.bfloat16):
         visual = seer.projector(gallery.seen[[slot for slots in shown for slot in slots]])
-    return Batch(packer.pack(rows, limit=256).to(seer.device), visual.flatten(0, 1), sought)
+    return Batch(
+        packer.pack(rows, limit=256).to(seer.device),
+        visual.flatten(0, 1),
+        sought_in(asked, [shown[0].room for shown in scenes]),
+        [[qa.skill for qa in qas] for qas in asked],
+    )
 
 
 def symbol_batch(
@@ -266,12 +278,14 @@ def symbol_batch(
     number: int,
     step: int,
     scale: float,
+    emphasis: Emphasis,
 ) -> tuple[Batch, int]:
     """A batch of stage 0b's last kind: mostly compact, now and then a grid."""
     grid = step % 15 == 0
     course = course_at(1.0, 0 if grid else 1, 1.0, scale)
-    quiz, number = make_quiz(packer, number, weights, course)
+    quiz, number = make_quiz(packer, number, weights, course, emphasis=emphasis)
     device = symbols.owned.weight.device
     with torch.autocast(device.type, torch.bfloat16):
         visual = symbols(quiz.rows.view(-1, *shape_of(quiz, grid)).to(device), grid)
-    return Batch(quiz.packed.to(str(device)), visual.flatten(0, -2), quiz.sought), number
+    asked = Batch(quiz.packed.to(str(device)), visual.flatten(0, -2), quiz.sought, quiz.skills)
+    return asked, number

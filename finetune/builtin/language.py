@@ -8,7 +8,7 @@ only the same information in its own code, which the projector translates.
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +80,8 @@ class Referents(nn.Module):
     def loss(self, hidden: torch.Tensor, packed: Packed, sought: "Sought") -> torch.Tensor:
         """`hidden` [rows, length, width] of layer `LAYER`; the mean over the objects sought."""
         starts = answer_starts(packed)
-        total, count = hidden.new_zeros(()), 0
+        # Every head takes part in every step, as processes that train together have to agree.
+        total, count = sum(0 * p.sum() for p in self.heads.parameters()), 0
         for k, head in enumerate(self.heads):
             found = {at: rows[k] for at, rows in sought.items() if at in starts and len(rows) > k}
             if not found:
@@ -96,6 +97,8 @@ class Referents(nn.Module):
         return total / max(1, count)
 
 
+Hits = dict[tuple[int, int], bool]
+"""(row, branch) -> whether it was answered rightly."""
 Sought = dict[tuple[int, int], list[np.ndarray]]
 """(row, branch) -> rows of `dense` of the objects that its last question turns on."""
 
@@ -133,14 +136,23 @@ def run_packed(
     return out.last_hidden_state, out.hidden_states[layer]
 
 
-def answer_loss(model: LlamaForCausalLM, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
-    """Mean cross-entropy of the answers' tokens; logits are computed for these alone."""
+def answer_loss(
+    model: LlamaForCausalLM, hidden: torch.Tensor, packed: Packed
+) -> tuple[torch.Tensor, Hits]:
+    """Mean cross-entropy of the answers' tokens (logits are computed for these alone), and which
+    branches were answered rightly throughout."""
     wanted = packed.labels[:, 1:]
-    chosen = wanted != -100
-    said = hidden[:, :-1][chosen]
+    answers = wanted != -100
+    said = hidden[:, :-1][answers]
     spare = said.new_zeros(-len(said) % 128, said.shape[1])  # few shapes, as in `Packed.plan`
-    logits = model.lm_head(torch.cat((said, spare)))[: len(said)]
-    return F.cross_entropy(logits.float(), wanted[chosen])
+    logits = model.lm_head(torch.cat((said, spare)))[: len(said)].float()
+    loss = F.cross_entropy(logits, wanted[answers])
+    right = (logits.argmax(-1) == wanted[answers]).tolist()
+    rows = answers.nonzero()[:, 0].tolist()
+    hits: Hits = {}
+    for row, branch, hit in zip(rows, packed.segments[:, 1:][answers].tolist(), right, strict=True):
+        hits[row, branch] = hits.get((row, branch), True) and hit
+    return loss, hits
 
 
 def questions(scene: Scene, rng: random.Random, split: Split) -> list[QA]:
@@ -199,26 +211,35 @@ BASIC = {
 REFERENT_SHARE = 0.3
 """What the heads' loss counts beside the answers'."""
 
-EMPHASIS = {
-    "existence": 0.4,
-    "negation": 0.3,
-    "unknowable": 0.3,
-    "false_premise": 0.6,
-    "statement": 0.7,
-    "position": 1.2,
-    "relation": 1.5,
-    "followup": 1.5,
-    "compare": 2.0,
-    "odd": 2.0,
-}
-"""How often a skill is taught, as a multiple of how often it is asked: more of what comes late."""
+LESS = {"caption": 0.5, "describe": 0.3, "pair": 0.7, "arithmetic": 0.4, "time": 0.5}
+"""Skills that stay wrong for long whatever is done: they must not take all the room."""
 
 
-def chosen(qas: list[QA], rng: random.Random, count: int) -> list[QA]:
-    """At most `count` of the questions, by `EMPHASIS` (Efraimidis and Spirakis, 2006)."""
-    keys = [rng.random() ** (1 / EMPHASIS.get(qa.skill, 1.0)) for qa in qas]
-    order = sorted(range(len(qas)), key=keys.__getitem__, reverse=True)
-    return [qas[k] for k in order[:count]]
+@dataclass
+class Emphasis:
+    """How often each skill is taught: the more often, the more of its answers are wrong.
+
+    `right`: skill -> running share of right answers.
+    """
+
+    right: dict[str, float] = field(default_factory=dict)
+
+    def grade(self, hits: Hits, skills: Sequence[Sequence[str]]) -> None:
+        """`skills[row][branch - 1]` of a batch; rows without any are of talk."""
+        for (row, branch), hit in hits.items():
+            if row < len(skills):
+                skill = skills[row][branch - 1]
+                before = self.right.get(skill, 0.5)
+                self.right[skill] = before + 0.003 * (hit - before)
+
+    def weight(self, skill: str) -> float:
+        return max(0.05, (1 - self.right.get(skill, 0.5)) * LESS.get(skill, 1.0))
+
+    def chosen(self, qas: Sequence[QA], rng: random.Random, count: int) -> list[QA]:
+        """At most `count` of the questions, by weight (Efraimidis and Spirakis, 2006)."""
+        keys = [rng.random() ** (1 / self.weight(qa.skill)) for qa in qas]
+        order = sorted(range(len(qas)), key=keys.__getitem__, reverse=True)
+        return [qas[k] for k in order[:count]]
 
 
 def course_at(progress: float, step: int, compact_share: float, scale: float = 1.0) -> Course:
@@ -244,9 +265,15 @@ PAIR_EVERY = 12
 
 
 def make_quiz(
-    packer: Packer, first: int, weights: Mapping[str, float], course: Course, split: Split = "train"
+    packer: Packer,
+    first: int,
+    weights: Mapping[str, float],
+    course: Course,
+    split: Split = "train",
+    emphasis: Emphasis | None = None,
 ) -> tuple[Quiz, int]:
     """Scenes from number `first` on, as grids or as shuffled objects, and the next number."""
+    emphasis = emphasis or Emphasis()
     todo: list[Row] = []
     tables, skills, asked, rooms = [], [], [], []
     number = first
@@ -262,7 +289,7 @@ def make_quiz(
         if not all(0 < len(scene.items) <= course.most_objects for scene in scenes):
             continue
         qas = [qa for qa in qas if qa.skill in BASIC or rng.random() >= course.basic]
-        qas = chosen(qas, rng, course.questions)
+        qas = emphasis.chosen(qas, rng, course.questions)
         seen = [
             dense.patches(scene) if course.grid else shuffled(dense.objects(scene), number)
             for scene in scenes
@@ -356,20 +383,22 @@ def train_language(
         if "optimiser" in state:
             optimiser.load_state_dict(state["optimiser"])
         step, clock.spent, number = state["step"], state["spent"], state["number"]
+    emphasis = Emphasis(state["right"] if state else {})
     saved = scored = clock.elapsed
     losses: list[float] = []
     while clock.progress < 1:
         course = course_at(clock.progress, step, compact_share, scale)
-        quiz, number = make_quiz(packer, number, weights, course)
+        quiz, number = make_quiz(packer, number, weights, course, emphasis=emphasis)
         grid = course.grid
         packed = quiz.packed.to(device)
         with torch.autocast(device, torch.bfloat16):
             visual = symbols(quiz.rows.view(-1, *shape_of(quiz, grid)).to(device), grid)
             hidden, middle = run_packed(model, packed, visual.flatten(0, -2))
-            loss = answer_loss(model, hidden, packed)
+            loss, hits = answer_loss(model, hidden, packed)
             found = referents.loss(middle, packed, quiz.sought)
         (loss + REFERENT_SHARE * found).backward()
         optimiser.step(rate_at(clock.progress, step))
+        emphasis.grade(hits, quiz.skills)
         losses.append(loss.item())
         step += 1
         if step % 200 == 0:
@@ -392,6 +421,7 @@ def train_language(
                     "symbols": symbols.state_dict(),
                     "referents": referents.state_dict(),
                     "optimiser": optimiser.state_dict(),
+                    "right": emphasis.right,
                     "step": step,
                     "spent": saved,
                     "number": number,
