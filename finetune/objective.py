@@ -19,7 +19,7 @@ from transformers import LlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from finetune.collator import FEATURES, IGNORED
-from finetune.shortcuts import LastLayer, cast_inputs_once, cast_weights_once
+from finetune.shortcuts import LastLayer, cast_inputs_once, cast_weights_once, pad_rows
 
 LOGITS_AT_ONCE = 1 << 25
 """Elements of one block of logits, 128 MB in fp32; more labels are taken block by block and
@@ -138,6 +138,7 @@ class Objective(nn.Module):
         def block(rows: Tensor, wanted: Tensor) -> Tensor:
             return cross_entropy(head(rows).float(), wanted, reduction="sum")
 
+        hidden, targets = pad_rows(hidden), pad_rows(targets, IGNORED)
         at_once = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
         if len(targets) <= at_once:
             return block(hidden, targets)

@@ -67,6 +67,15 @@ def _cast_linear(plain: Any, weight: Tensor, bias: Tensor | None, given: Tensor)
     return plain(given)
 
 
+def pad_rows(rows: Tensor, value: float = 0) -> Tensor:
+    """[n, ...] with up to an eighth or fifteen rows more: a CPU's kernels are prepared, and kept,
+    once for every size that occurs, and how many tokens are trained is another in every batch."""
+    count = len(rows)
+    step = max(16, 1 << count.bit_length() >> 4)
+    more = -count % step
+    return torch.cat([rows, rows.new_full((more, *rows.shape[1:]), value)]) if more else rows
+
+
 class LastLayer:
     """What the last layer's MLP gives for tokens that predict nothing trained is never looked at:
     it computes the others only."""
@@ -77,6 +86,7 @@ class LastLayer:
             llm: without its head; one whose layers are built otherwise is left as it is.
         """
         self._wanted: Tensor | None = None
+        self._places: Tensor | None = None
         layers = getattr(llm, "layers", None)
         mlp = getattr(layers[-1], "mlp", None) if layers else None
         if type(mlp).__name__.endswith("MLP"):  # no mixture of experts
@@ -90,6 +100,7 @@ class LastLayer:
             trained: [batch, tokens - 1] bool, which tokens' successors are trained.
         """
         self._wanted = pad(trained, (0, 1))  # [batch, tokens]
+        self._places = self._wanted.flatten().nonzero()[:, 0]  # [trained tokens]
         try:
             yield
         finally:
@@ -98,11 +109,12 @@ class LastLayer:
     def _take(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._wanted is None:
             return None
-        return (inputs[0][self._wanted][None], *inputs[1:])  # [1, trained tokens, width]
+        taken = pad_rows(inputs[0].flatten(0, 1)[self._places])
+        return (taken[None], *inputs[1:])  # [1, trained tokens and some more, width]
 
     def _put_back(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if self._wanted is None:
             return None
-        whole = output.new_zeros(*self._wanted.shape, output.shape[-1])
-        whole[self._wanted] = output[0]
-        return whole  # [batch, tokens, width]
+        whole = output.new_zeros(self._wanted.numel(), output.shape[-1])
+        whole = whole.index_copy(0, self._places, output[0, : len(self._places)])
+        return whole.view(*self._wanted.shape, -1)  # [batch, tokens, width]

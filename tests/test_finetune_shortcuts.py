@@ -15,7 +15,7 @@ from finetune.datasets import read_rows
 from finetune.freezing import freeze
 from finetune.objective import Objective
 from finetune.preflight import check
-from finetune.shortcuts import LastLayer
+from finetune.shortcuts import LastLayer, pad_rows
 from finetune.stages import make_collate
 from tests.finetune_data import write_data
 from vqa_app.loading import load_model
@@ -79,3 +79,10 @@ def test_a_mixture_of_experts_is_left_as_it_is() -> None:
     last, given = LastLayer(llm), torch.ones(1, 3, 4)
     with last.only(torch.tensor([[True, False]])):
         assert (llm.layers[0].mlp(given) != 0).all()
+
+
+def test_rows_are_padded_to_few_sizes() -> None:
+    sizes = {len(pad_rows(torch.ones(count, 2))) for count in range(1, 1000)}
+    assert len(sizes) < 50
+    padded = pad_rows(torch.arange(5), -100)
+    assert padded.tolist() == [0, 1, 2, 3, 4] + [-100] * 11
