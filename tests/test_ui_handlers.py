@@ -47,7 +47,7 @@ class House:
         return updates, updates[-1]["view"]
 
     def close(self):
-        self.desk.stop_all()
+        self.desk.stop_all(patience=10)
         self.hub.close()
         self.store.close()
 
