@@ -77,9 +77,9 @@ class Answering:
                     self._changed.wait(BEAT)
                 number, text, ended = self._number, self._text, self._ended
                 live = {"turn": self.turn.id, **self._state}
-            if ended:
-                return
             if number == seen:
+                if ended:  # not before its last words were shown
+                    return
                 yield None
                 continue
             seen = number
