@@ -55,7 +55,7 @@ def running(
     try:
         yield Running(address_of(listener), application)
     finally:
-        application.desk.stop_all()
+        application.desk.stop_all(patience=10)
         server.should_exit = True
         thread.join(10)
         application.close()

@@ -6,6 +6,7 @@ second one. Only Stop, the end of the server or of the conversation ends it earl
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -124,6 +125,8 @@ class Answering:
         finally:
             try:
                 self._store.finish_turn(self.turn.id, text, ended, facts)
+            except sqlite3.ProgrammingError:
+                pass  # the server has ended meanwhile; when it starts again it marks the turn
             finally:
                 self._when_ended()
                 with self._changed:
