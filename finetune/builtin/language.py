@@ -80,8 +80,8 @@ class Referents(nn.Module):
     def loss(self, hidden: torch.Tensor, packed: Packed, sought: "Sought") -> torch.Tensor:
         """`hidden` [rows, length, width] of layer `LAYER`; the mean over the objects sought."""
         starts = answer_starts(packed)
-        # Every head takes part in every step, as processes that train together have to agree.
-        total, count = sum(0 * p.sum() for p in self.heads.parameters()), 0
+        # Every parameter takes part in every step, as processes that train together have to agree.
+        total, count = sum(0 * p.sum() for p in self.parameters()), 0
         for k, head in enumerate(self.heads):
             found = {at: rows[k] for at, rows in sought.items() if at in starts and len(rows) > k}
             if not found:
