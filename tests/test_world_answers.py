@@ -65,14 +65,23 @@ def place(item: Item) -> str:
 
 def stands(one: Item, word: str, other: Item) -> bool:
     (ax, ay), (bx, by) = one.centre, other.centre
-    return {"left": ax < bx, "right": ax > bx, "above": ay < by, "higher": ay < by,
-            "below": ay > by, "lower": ay > by, "under": ay > by}[word]
+    return {
+        "left": ax < bx,
+        "right": ax > bx,
+        "above": ay < by,
+        "higher": ay < by,
+        "below": ay > by,
+        "lower": ay > by,
+        "under": ay > by,
+    }[word]
 
 
 def existence(world, question):
     found = re.fullmatch(
         rf"(?:Is there {A}|Do you see {A}|Does the \w+ (?:contain|show) {A}|Is {A} present|"
-        rf"Can you see {A}|Is {A}|Are there any (.+?)){PIC}\?", question)
+        rf"Can you see {A}|Is {A}|Are there any (.+?)){PIC}\?",
+        question,
+    )
     if not found or any(word in question for word in (*SORTS, "of them")):
         return None
     phrase = next(g for g in found.groups() if g)
@@ -82,14 +91,18 @@ def existence(world, question):
 def negation(world, question):
     found = re.fullmatch(
         rf"(?:Is there not {A}|Is there no (.+?)|Is no (.+?) present|Does the \w+ not \w+ {A}|"
-        rf"Is {A} missing from the \w+){PIC}\?", question)
+        rf"Is {A} missing from the \w+){PIC}\?",
+        question,
+    )
     return ANSWERS[not world.match(next(g for g in found.groups() if g))] if found else None
 
 
 def colour(world, question):
     found = re.fullmatch(
         rf"(?:What colour is|What is the colour of|Which colour is|Which colour does|"
-        rf"Tell me the colour of)? ?[Tt]he (.+?)(?: have| is which colour)?{PIC}[?.]", question)
+        rf"Tell me the colour of)? ?[Tt]he (.+?)(?: have| is which colour)?{PIC}[?.]",
+        question,
+    )
     return world.one(found[1]).colour if found else None
 
 
@@ -100,7 +113,9 @@ def shape(world, question):
         return world.items[0].kind
     found = re.fullmatch(
         rf"What is the (.+?){PIC}\?|(?:What|Which) \w+ is (?:the (.+?)(?: one)?|(.+?)){PIC}\?|"
-        rf"What kind of \w+ is the (.+?) one\?", question)
+        rf"What kind of \w+ is the (.+?) one\?",
+        question,
+    )
     if not found:
         return None
     phrase = next(g for g in found.groups() if g)
@@ -114,35 +129,45 @@ def count(world, question):
     found = re.fullmatch(
         r"(?:How many|Count the|What is the number of) (.+?)"
         r"(?: are there| do you see| does the \w+ contain| can you count)?" + PIC + r"[?.]",
-        question)
+        question,
+    )
     return str(len(world.match(found[1]))) if found else None
 
 
 def position(world, question):
     found = re.fullmatch(
         rf"(?:Where is|In which part of the \w+ is|Where can I find|What is the position of) "
-        rf"the (.+?){PIC}\?", question)
+        rf"the (.+?){PIC}\?",
+        question,
+    )
     return place(world.one(found[1])) if found else None
 
 
 def relation(world, question):
     if " or " not in question:
-        pair = re.fullmatch(r"(?:Is|Does) the (.+?)(?: stand)? (?:to the )?"
-                            r"(left|right|above|below|higher|lower|under)(?: of| than)? the "
-                            r"(.+?)\?", question)
+        pair = re.fullmatch(
+            r"(?:Is|Does) the (.+?)(?: stand)? (?:to the )?"
+            r"(left|right|above|below|higher|lower|under)(?: of| than)? the "
+            r"(.+?)\?",
+            question,
+        )
         if not pair:
             return None
         return ANSWERS[stands(world.one(pair[1]), pair[2], world.one(pair[3]))]
-    either = re.fullmatch(r"Is the (.+?) (?:to the )?(left|above) or (?:to the )?(right|below)"
-                          r"(?: of)? the (.+?)\?", question)
+    either = re.fullmatch(
+        r"Is the (.+?) (?:to the )?(left|above) or (?:to the )?(right|below)"
+        r"(?: of)? the (.+?)\?",
+        question,
+    )
     one, other = world.one(either[1]), world.one(either[4])
     return either[2] if stands(one, either[2], other) else either[3]
 
 
 def extreme(world, question):
     word = next(w for w in ("leftmost", "rightmost", "topmost", "lowest") if w in question)
-    axis, sign = {"leftmost": (0, 1), "rightmost": (0, -1), "topmost": (1, 1),
-                  "lowest": (1, -1)}[word]
+    axis, sign = {"leftmost": (0, 1), "rightmost": (0, -1), "topmost": (1, 1), "lowest": (1, -1)}[
+        word
+    ]
     best = min(world.items, key=lambda i: sign * i.centre[axis])
     return best.colour if "colour" in question else world.full(best)
 
@@ -179,9 +204,11 @@ def logic(world, question):
 def false_premise(world, question):
     if any(word in question for word in SORTS):
         return None
-    found = re.match(r"(?:Where is|How big is|Is|What colour is|What is the colour of) the "
-                     r"(.+?)(?: on the left.*| big or .*| solid.*| left of.*| bigger than.*|)\?",
-                     question)
+    found = re.match(
+        r"(?:Where is|How big is|Is|What colour is|What is the colour of) the "
+        r"(.+?)(?: on the left.*| big or .*| solid.*| left of.*| bigger than.*|)\?",
+        question,
+    )
     if not found:
         return None
     assert not world.match(found[1])
@@ -196,9 +223,24 @@ def odd(world, question):
     raise AssertionError("nothing is odd here")
 
 
-CHECKS = {check.__name__: check for check in (
-    existence, negation, colour, shape, count, position, relation, extreme, superlative, compare,
-    logic, false_premise, odd)}
+CHECKS = {
+    check.__name__: check
+    for check in (
+        existence,
+        negation,
+        colour,
+        shape,
+        count,
+        position,
+        relation,
+        extreme,
+        superlative,
+        compare,
+        logic,
+        false_premise,
+        odd,
+    )
+}
 
 
 @pytest.fixture(scope="module", params=sorted(NOUNS))

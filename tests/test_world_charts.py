@@ -16,15 +16,20 @@ def scenes(split, count):
 
 
 def asked(count):
-    return [(scene, qa) for seed, scene in enumerate(scenes("train", count))
-            for qa in CHARTS.ask(scene, random.Random(seed), "train")]
+    return [
+        (scene, qa)
+        for seed, scene in enumerate(scenes("train", count))
+        for qa in CHARTS.ask(scene, random.Random(seed), "train")
+    ]
 
 
 def table(scene):
     """Name in questions -> value, from the items alone."""
     unit = 10 if scene.layout == "pie" else 1
-    return {"ABCDEFGH"[i.order] if i.order >= 0 else i.colour: int(i.kind.split()[1]) * unit
-            for i in scene.items}
+    return {
+        "ABCDEFGH"[i.order] if i.order >= 0 else i.colour: int(i.kind.split()[1]) * unit
+        for i in scene.items
+    }
 
 
 def named(scene, question):

@@ -15,8 +15,12 @@ def scenes(split, count):
 
 def asked(count, layout):
     """(scene, question) pairs of one layout."""
-    return [(scene, qa) for seed, scene in enumerate(scenes("train", count))
-            if scene.layout == layout for qa in DIGITS.ask(scene, random.Random(seed), "train")]
+    return [
+        (scene, qa)
+        for seed, scene in enumerate(scenes("train", count))
+        if scene.layout == layout
+        for qa in DIGITS.ask(scene, random.Random(seed), "train")
+    ]
 
 
 def text_of(scene):
@@ -57,8 +61,12 @@ def test_held_out_numbers_and_dice_occur_in_the_test_split_only():
         return [int(text_of(s)) for s in scenes(split, 800) if s.layout in ("drawn", "display")]
 
     def dice(split):
-        return {(i.colour, int(i.kind[-1])) for s in scenes(split, 800) if s.layout == "dice"
-                for i in s.items}
+        return {
+            (i.colour, int(i.kind[-1]))
+            for s in scenes(split, 800)
+            if s.layout == "dice"
+            for i in s.items
+        }
 
     assert not any(map(held_out_number, numbers("train")))
     assert any(map(held_out_number, numbers("test")))
@@ -103,8 +111,11 @@ def test_dice_are_summed_and_ranked_right():
             assert qa.short == str((max if "highest" in qa.question else min)(numbers))
         if qa.skill == "read":
             colours = [c for c in {i.colour for i in scene.items} if c in qa.question]
-            match = [n for i, n in zip(scene.items, numbers, strict=True)
-                     if not colours or i.colour == colours[0]]
+            match = [
+                n
+                for i, n in zip(scene.items, numbers, strict=True)
+                if not colours or i.colour == colours[0]
+            ]
             assert [qa.short] == [str(n) for n in match]
         if qa.skill == "false_premise":
             named = [i for i in scene.items if f" {i.colour} " in qa.question]

@@ -47,7 +47,8 @@ def test_every_question_is_refused_in_both_styles(split):
         assert len(qas) >= 6
         assert len({qa.question for qa in qas}) == len(qas)
         assert {(qa.skill, qa.short, qa.sentence, qa.before) for qa in qas} == {
-            ("outside", SHORT, SENTENCE, ())}
+            ("outside", SHORT, SENTENCE, ())
+        }
 
 
 def test_no_other_room_answers_that_it_does_not_know_the_kind_of_picture():
@@ -59,7 +60,10 @@ def test_no_other_room_answers_that_it_does_not_know_the_kind_of_picture():
 
 
 def test_questions_of_every_room_are_asked():
-    asked = {qa.question for seed, scene in enumerate(scenes("train", 40))
-             for qa in OUTSIDE.ask(scene, random.Random(seed), "train")}
+    asked = {
+        qa.question
+        for seed, scene in enumerate(scenes("train", 40))
+        for qa in OUTSIDE.ask(scene, random.Random(seed), "train")
+    }
     assert len(asked) > 150
     assert any("?" in q and "shape" in q for q in asked)

@@ -25,8 +25,9 @@ def matching(scene, phrase):
 
 
 def asked(count):
-    return [(pair, qa) for pair in (make_pair(seed) for seed in range(count))
-            for qa in pair.questions]
+    return [
+        (pair, qa) for pair in (make_pair(seed) for seed in range(count)) for qa in pair.questions
+    ]
 
 
 def test_a_pair_is_repeatable_and_small():
@@ -41,7 +42,8 @@ def test_both_and_which_are_answered_by_the_scenes():
     for pair, qa in asked(120):
         named = re.search(
             r"(?:show|in|have|has|see|shows|there) an? (.+?)(?: in both| in the|, the|\?)",
-            qa.question)
+            qa.question,
+        )
         if not named:
             continue
         here = [bool(matching(scene, named[1])) for scene in pair.scenes]
@@ -67,8 +69,9 @@ def test_counts_over_both_pictures_and_in_one_are_right():
         else:
             expected = counts["second" in qa.question]
         fits = " ".join(named[1].split()[-2:])
-        if any(plural(i.kind) in fits for s in pair.scenes for i in s.items) \
-                or fits.endswith(("shapes", "objects")):
+        if any(plural(i.kind) in fits for s in pair.scenes for i in s.items) or fits.endswith(
+            ("shapes", "objects")
+        ):
             assert qa.short == str(expected), (qa, counts)
             checked += 1
     assert checked > 60

@@ -102,7 +102,17 @@ def test_sorts_are_counted_right():
 def test_questions_vary_and_come_in_both_styles():
     qas = [qa for seed, scene in enumerate(scenes("train", 120)) for qa in asked(scene, seed)]
     assert len({qa.question for qa in qas}) > 700
-    assert {"existence", "shape", "colour", "count", "position", "relation", "false_premise",
-            "caption", "statement", "followup"} <= {qa.skill for qa in qas}
+    assert {
+        "existence",
+        "shape",
+        "colour",
+        "count",
+        "position",
+        "relation",
+        "false_premise",
+        "caption",
+        "statement",
+        "followup",
+    } <= {qa.skill for qa in qas}
     assert all(qa.sentence and qa.sentence[-1] in ".!" for qa in qas)
     assert all(qa.short or qa.skill in ("caption", "describe") for qa in qas)

@@ -33,8 +33,11 @@ def lines(scene):
 
 
 def asked(count):
-    return [(scene, qa) for seed, scene in enumerate(scenes("train", count))
-            for qa in WRITING.ask(scene, random.Random(seed), "train")]
+    return [
+        (scene, qa)
+        for seed, scene in enumerate(scenes("train", count))
+        for qa in WRITING.ask(scene, random.Random(seed), "train")
+    ]
 
 
 def test_words_have_two_to_six_letters_and_some_are_held_out():
@@ -79,8 +82,9 @@ def test_ink_is_where_the_boxes_say():
             continue
         picture = np.asarray(WRITING.draw(scene)).astype(int)
         for item in letters(scene):
-            left, top, right, bottom = (round(v * (scene.width, scene.height)[k % 2])
-                                        for k, v in enumerate(item.box))
+            left, top, right, bottom = (
+                round(v * (scene.width, scene.height)[k % 2]) for k, v in enumerate(item.box)
+            )
             pen = np.array(scene.extra["texts"][0].rgb)
             inside = np.abs(picture[top:bottom, left:right] - pen).sum(-1)
             assert (inside < 90).mean() > 0.08
