@@ -20,41 +20,41 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from finetune.attention import attend
-from finetune.samples import Sample
 
 NAME = "branching"
 GROWTH = 1.5
 """Questions of one group are at most this much longer than its shortest may be."""
 
 
-def branches_of(samples: Sequence[Sample], longest: int) -> dict[str, Any]:
-    """How to cut a batch of samples, padded on the right to `longest`, into prefixes and questions.
+def branches_of(segments: Sequence[np.ndarray], longest: int) -> dict[str, Any]:
+    """How to cut a batch of rows, padded on the right to `longest`, into prefixes and questions.
 
     Sizes are rounded up: a CPU's kernels are prepared, and kept, once for every shape that occurs.
 
+    Args:
+        segments: of each row, without its padding: 0 in the prefix, then 1, 2, ... for each
+            question. A row that is all 1 is a question without a prefix.
+
     Returns:
         prefix: tokens of the longest prefix.
-        groups: for each group of n questions padded to s tokens: `rows` [n], the samples they stand
+        groups: for each group of n questions padded to s tokens: `rows` [n], the rows they stand
             in; `take` [n * s], their tokens' places in the flattened batch; `real` [tokens], which
             of the n * s are not padding; `seen` [n, 1, s, prefix + s], what each token sees.
         order: [batch * longest], where each token's result stands among [prefixes, groups' real
             tokens].
     """
-    ends = [len(s) if s.segments is None else int((s.segments == 0).sum()) for s in samples]
-    prefixes = np.array(
-        [0 if s.segments is None else end for s, end in zip(samples, ends, strict=True)]
-    )
+    prefixes = np.array([np.count_nonzero(row == 0) for row in segments])
     most = min(longest, rounded(int(prefixes.max()), 4))
     spans = [
-        (row, int(start), int(stop - start))
-        for row, sample in enumerate(samples)
-        for start, stop in itertools.pairwise(_edges(sample))
+        (number, int(start), int(stop - start))
+        for number, row in enumerate(segments)
+        for start, stop in itertools.pairwise(np.flatnonzero(np.diff(row, prepend=0, append=-1)))
     ]
     spans.sort(key=lambda span: span[2])
-    order = np.zeros((len(samples), longest), dtype=np.int64)
+    order = np.zeros((len(segments), longest), dtype=np.int64)
     for row, prefix in enumerate(prefixes):
         order[row, :prefix] = row * most + np.arange(prefix)
-    placed = len(samples) * most
+    placed = len(segments) * most
     groups = []
     for group in _groups(spans):
         group += [(0, 0, 0)] * (rounded(len(group), 8) - len(group))  # of no real token
@@ -156,15 +156,6 @@ def allow_branching(model: Any) -> None:
 def rounded(size: int, step: int) -> int:
     """`size` up to a multiple of `step`."""
     return -(-size // step) * step
-
-
-def _edges(sample: Sample) -> np.ndarray:
-    """Where questions begin, and the end; a sample without segments is one question without a
-    prefix."""
-    if sample.segments is None:
-        return np.array([0, len(sample)])
-    starts = np.flatnonzero(np.diff(sample.segments)) + 1
-    return np.append(starts, len(sample))
 
 
 def _groups(spans: list[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:

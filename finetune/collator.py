@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from finetune.branching import branches_of, rounded
@@ -77,7 +78,8 @@ class Collator:
             # Four dimensions: transformers takes it as it is, and branching attention has no use
             # for it.
             unused = torch.ones((1, 1, 1, 1), dtype=torch.bool)
-            further = {"branches": branches_of(samples, longest), "attention_mask": unused}
+            segments = [np.ones(len(s)) if s.segments is None else s.segments for s in samples]
+            further = {"branches": branches_of(segments, longest), "attention_mask": unused}
             batch |= {"position_ids": positions, **further}
         return batch | {ROWS: list(samples)}
 

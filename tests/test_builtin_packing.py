@@ -6,9 +6,16 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from finetune.builtin.language import Course, Symbols, answer_loss, make_quiz, run_packed
+from finetune.builtin.language import (
+    Course,
+    Referents,
+    Symbols,
+    answer_loss,
+    make_quiz,
+    run_packed,
+)
 from finetune.builtin.model import language_config, make_processor
-from finetune.builtin.packing import Packer, answer_hits, turns_of
+from finetune.builtin.packing import Packer, answer_hits, answer_starts, turns_of
 from finetune.builtin.text import train_tokenizer
 from finetune.builtin.world import ROOMS, make_scene
 from finetune.builtin.world.scene import QA
@@ -99,6 +106,18 @@ def test_a_hit_is_an_answer_right_to_its_end(tokenizer: PreTrainedTokenizerFast)
     second = (packed.segments[0] == 2) & (packed.labels[0] != -100)
     best[0, second.nonzero()[0] - 1] = 0
     assert answer_hits(best, packed) == {(0, 1): True, (0, 2): False}
+
+
+def test_heads_read_where_an_answer_begins(
+    tokenizer: PreTrainedTokenizerFast, parts: tuple[LlamaForCausalLM, Symbols]
+) -> None:
+    model, _ = parts
+    quiz, _ = make_quiz(Packer(tokenizer), 0, {"shapes": 1.0}, Course(3, 6, False))
+    hidden = torch.randn(*quiz.packed.ids.shape, model.config.hidden_size, requires_grad=True)
+    Referents(model.config.hidden_size).loss(hidden, quiz.packed, quiz.sought).backward()
+    read = {(row, at) for row, at in hidden.grad.abs().sum(-1).nonzero().tolist()}
+    starts = answer_starts(quiz.packed)
+    assert read == {(branch[0], starts[branch]) for branch in quiz.sought}
 
 
 @pytest.mark.parametrize("text", ["Überall 😀 straße", "a\tb\n\n c", "STOP 1234", "<b>&amp;</b>"])

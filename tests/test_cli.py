@@ -249,6 +249,7 @@ def test_a_wrong_call_says_what_and_how(
 
 def test_unknown_options_are_wrong_usage(run: Run) -> None:
     assert run("ask", "--no-such-option").exit_code == 2
+    assert run("ask", "--max-file-mb", "inf", "What?").exit_code == 2
     assert run("no-such-command").exit_code == 2
 
 

@@ -147,6 +147,12 @@ def test_tables_with_image_question_answer(folder: Path, delimiter: str) -> None
     assert row.number == 2
 
 
+def test_easy_vqa_lists_a_question_an_answer_and_the_number_of_a_picture(folder: Path) -> None:
+    Image.new("RGB", (8, 8)).save(folder / "images" / "7.png")
+    row = only_row(write(folder, [["What is it?", "a cat", 7]], "questions.json"))
+    assert said(row) == CAT
+
+
 def test_several_answers_train_the_commonest_and_keep_all(folder: Path) -> None:
     answers = ["a cat", "a cat", "kitten"]
     as_objects = [{"answer": answer} for answer in answers]

@@ -165,6 +165,9 @@ def test_an_easy_vqa_folder_is_understood(school, tmp_path):
     Image.new("RGB", (64, 64), "teal").save(train / "images" / "0.png")
     rows = [["what color is the image?", "teal", 0], ["is there a hat?", "no", 0]]
     (train / "questions.json").write_text(json.dumps(rows))
+    test = train.with_name("test") / "questions.json"
+    test.parent.mkdir()
+    test.write_text(json.dumps([["is there a ring?", "no", 7]]))  # not to be trained on
     found = school.training.check("ann", {"sources": ["shared:easy"]})["preflight"]
     assert (found["rows"], found["pictures"], found["problems"]) == (2, 1, [])
 

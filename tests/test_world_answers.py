@@ -276,6 +276,20 @@ def test_sentences_agree_with_short_answers(answered):
             assert qa.short in qa.sentence, qa
 
 
+def test_what_a_question_counts_decides_its_answer(answered):
+    decided = {
+        "existence": lambda counts: "yes" if counts[0] else "no",
+        "negation": lambda counts: "no" if counts[0] else "yes",
+        "count": lambda counts: str(counts[0]),
+        "false_premise": lambda counts: "none" if not counts[0] else "something",
+    }
+    known = [(qa, decided[qa.skill]) for _, qa in answered if qa.counts and qa.skill in decided]
+    assert {qa.skill for qa, _ in known} == set(decided)
+    assert all(qa.short == answer(qa.counts) for qa, answer in known)
+    several = [qa for _, qa in answered if qa.skill == "compare" and qa.counts]
+    assert all((qa.short == "no") >= (qa.counts[0] == qa.counts[1]) for qa in several)
+
+
 @pytest.mark.parametrize("room", sorted(ABSENT))
 def test_what_belongs_to_other_rooms_is_said_to_be_absent(room):
     asked = [stranger(room, random.Random(seed), "train") for seed in range(300)]

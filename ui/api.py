@@ -13,9 +13,8 @@ import gradio as gr
 
 from ui.handlers import MAX_PICTURES, MAX_QUESTION, Desk, message_of
 from ui.settings import Settings
-from ui.stream import beats
+from ui.stream import growing
 from vqa_app.conversation import Conversation
-from vqa_app.engine import Answer, Delta
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.images import open_picture
 
@@ -61,14 +60,8 @@ def _answer(desk: Desk, message: dict[str, Any]) -> Iterator[Any]:
     engine = desk.hub.wait(timeout=PATIENCE)
     if engine is None:
         raise ModelError("The model is still loading.", "Try again later.")
-    text = ""
     options = Settings().options(engine.info.defaults)
     asked = Conversation.ask(question, pictures)
     with desk.hub.lease(engine), desk.cancellable() as cancel:
-        for events in beats(engine, asked, options, cancel):
-            for event in events:
-                if isinstance(event, Delta):
-                    text += event.text
-                elif isinstance(event, Answer):
-                    text = event.text
-            yield text if events else gr.skip()
+        for grown in growing(engine, asked, options, cancel):
+            yield grown[0] if grown else gr.skip()

@@ -8,9 +8,8 @@ from typing import Any
 from ui.handlers import MAX_QUESTION, Desk, Request, Update
 from ui.markdown import to_html
 from ui.render import SHORT_STYLE
-from ui.stream import BEAT, beats
+from ui.stream import BEAT, growing
 from vqa_app.conversation import Conversation
-from vqa_app.engine import Answer, Delta
 from vqa_app.errors import UsageError
 
 
@@ -39,17 +38,18 @@ def side_by_side(desk: Desk, owner: str, request: Request) -> Iterator[Update | 
             side.update(state="loading", message=desk.hub.standing(key).message)
             yield {"compared": sides}
             desk.hub.wait(key, BEAT)
-        side["state"], text = "answering", ""
+        side["state"] = "answering"
         yield {"compared": sides}
         options = settings.options(engine.info.defaults)
         with desk.hub.lease(engine), desk.cancellable() as cancel:
-            for events in beats(engine, asked, options, cancel):
-                for event in events:
-                    if isinstance(event, Delta):
-                        text += event.text
-                    elif isinstance(event, Answer):
-                        text, side["confidence"] = event.text, round(event.confidence, 4)
+            for grown in growing(engine, asked, options, cancel):
+                if grown is None:
+                    yield None
+                    continue
+                text, answer = grown
                 side["html"] = to_html(text)
-                yield {"compared": sides} if events else None
+                if answer:
+                    side["confidence"] = round(answer.confidence, 4)
+                yield {"compared": sides}
         side["state"] = "answered"
     yield {"compared": sides, "compared_done": True}

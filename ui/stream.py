@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vqa_app.conversation import Conversation
-from vqa_app.engine import Answer, Engine, Event, GenerationOptions
+from vqa_app.engine import Answer, Delta, Engine, Event, GenerationOptions
 
 BEAT = 0.2
 """Seconds after which a running answer lets the server look whether anybody still listens."""
@@ -75,6 +75,23 @@ def beats(
             raise item
     finally:
         cancel.set()
+
+
+def growing(
+    engine: Engine,
+    conversation: Conversation,
+    options: GenerationOptions,
+    cancel: threading.Event,
+) -> Iterator[tuple[str, Answer | None] | None]:
+    """The answer's text so far, and the whole answer at the end; None at a beat without news."""
+    text, answer = "", None
+    for events in beats(engine, conversation, options, cancel):
+        for event in events:
+            if isinstance(event, Delta):
+                text += event.text
+            elif isinstance(event, Answer):
+                text, answer = event.text, event
+        yield (text, answer) if events else None
 
 
 def ask_once(

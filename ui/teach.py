@@ -270,7 +270,7 @@ def _checked(what: str, text: str, may_be_empty: bool = False) -> str:
 
 
 def data_files(folder: Path) -> list[Path]:
-    """What of a folder `finetune` is to read.
+    """What of a folder `finetune` is to read: where some files are for training, only those.
 
     Raises:
         DataError: there is nothing.
@@ -279,7 +279,7 @@ def data_files(folder: Path) -> list[Path]:
     for kinds in (("*.json", "*.jsonl"), ("*.csv", "*.tsv"), ("*.parquet", "*.arrow")):
         files = sorted(file for kind in kinds for file in folder.rglob(kind))
         if files:
-            return files
+            return [f for f in files if "train" in f.relative_to(folder).as_posix()] or files
     raise DataError("There is no data file in it.", "Add a LLaVA JSON or a CSV.")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from ui import before_after, easy_vqa
+from ui import before_after
 from ui.handlers import Desk, Request, Update, message_of, without_paths
 from ui.hub import Choice
 from ui.recipe import Wanted, knows_world, settings_for
@@ -115,15 +115,10 @@ class TrainingDesk:
                     raise DataError("Nothing has been taught yet.", "Correct an answer first.")
                 paths.append(str(self.teaching.file(owner)))
             else:
-                paths += self._files(folders[kind] / name)
+                paths += map(str, data_files(folders[kind] / name))
         if not paths:
             raise UsageError("No data is chosen.", "Tick at least one data set.")
         return paths
-
-    def _files(self, folder: Path) -> list[str]:
-        if questions := easy_vqa.find(folder):
-            return [str(easy_vqa.convert(questions))]
-        return [str(file) for file in data_files(folder)]
 
     def upload(self, owner: str, data: bytes, name: str) -> None:
         """Keeps a zip file with a data set of this owner's.
@@ -142,8 +137,7 @@ class TrainingDesk:
         partial.mkdir(parents=True)
         try:
             unpack(data, partial)
-            if easy_vqa.find(partial) is None:
-                refuse_outside(read_rows(data_files(partial)).rows, partial)
+            refuse_outside(read_rows(data_files(partial)).rows, partial)
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -32,6 +32,13 @@ class Known:
     """With LLaVA's instruction where a short answer is wanted."""
     answer: str
 
+    @classmethod
+    def of(cls, qa: QA, image: Image.Image, picture: str, short: bool) -> Known:
+        """In one of the two styles."""
+        if short:
+            return cls(image, picture, qa.question + SHORT_STYLE, qa.short)
+        return cls(image, picture, qa.question, qa.sentence)
+
 
 def held_out(count: int, seed: int = 7_000_000, short: bool = True) -> list[Known]:
     """Questions about pictures that no training shows, the rooms in turn.
@@ -42,10 +49,7 @@ def held_out(count: int, seed: int = 7_000_000, short: bool = True) -> list[Know
     found: list[Known] = []
     for name, image, questions, rng in _scenes(seed, "test"):
         if fitting := [qa for qa in questions if qa.short or not short]:
-            qa = rng.choice(fitting)
-            asked, answer = (qa.question + SHORT_STYLE, qa.short) if short else (
-                qa.question, qa.sentence)  # fmt: skip
-            found.append(Known(image, name, asked, answer))
+            found.append(Known.of(rng.choice(fitting), image, name, short))
         if len(found) == count:
             return found
     raise AssertionError("scenes have no end")
@@ -64,10 +68,7 @@ def write_sample(folder: Path, count: int, seed: int) -> Path:
 def _rehearsed(seed: int) -> Iterator[Known]:
     for name, image, questions, rng in _scenes(seed, "train"):
         for qa in questions:
-            if qa.short and rng.random() < SHORT_SHARE:
-                yield Known(image, name, qa.question + SHORT_STYLE, qa.short)
-            else:
-                yield Known(image, name, qa.question, qa.sentence)
+            yield Known.of(qa, image, name, bool(qa.short) and rng.random() < SHORT_SHARE)
 
 
 def _scenes(seed: int, split: Split) -> Iterator[tuple[str, Image.Image, list[QA], random.Random]]:

@@ -116,7 +116,9 @@ def ask(
     ] = None,
     max_file_mb: Annotated[
         float,
-        typer.Option(help="Largest picture file.", metavar="MB", envvar="VQA_MAX_FILE_MB", min=0),
+        typer.Option(
+            help="Largest picture file.", metavar="MB", envvar="VQA_MAX_FILE_MB", min=0, max=1e6
+        ),
     ] = 20,
     max_megapixels: Annotated[
         float,
@@ -125,6 +127,7 @@ def ask(
             metavar="MP",
             envvar="VQA_MAX_MEGAPIXELS",
             min=0,
+            max=1e6,
         ),
     ] = 50,
 ) -> None:

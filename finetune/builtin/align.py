@@ -114,7 +114,7 @@ def ask_scenes(
         if len(scenes) == 2:
             qas = compare(scenes[0], scenes[1], rng)
         else:
-            qas = questions(scenes[0], rng, "train")
+            qas = questions(scenes[0], rng, "train", 2)
         made = branches(emphasis.chosen(qas, rng, most), rng)
         rows.append(([dense.PATCHES] * len(scenes), [turns for turns, _ in made]))
         asked.append([qa for _, qa in made])
@@ -255,10 +255,11 @@ def gallery_batch(
 ) -> Batch:
     """New questions about pictures of the gallery, and the pictures' projected features."""
     seer = gallery.seer
-    shown = [(int(slot),) for slot in rng.integers(0, len(gallery.scenes), batch)]
-    pair = gallery.pair(rng)
-    if pair:
-        shown[-1] = pair
+    slots = rng.integers(0, len(gallery.scenes), batch).tolist()
+    shown: list[tuple[int, ...]] = [(slot,) for slot in slots]
+    if rng.random() < 0.25:  # several at once: one makes every row's prefix as long as its own
+        pairs = [pair for _ in range(batch // 4) if (pair := gallery.pair(rng))]
+        shown = shown[len(pairs) :] + pairs
     scenes = [tuple(gallery.scenes[slot] for slot in slots) for slots in shown]
     rows, asked = ask_scenes(scenes, int(rng.integers(1 << 40)), 9, emphasis)
     with torch.autocast(seer.device, torch.bfloat16):

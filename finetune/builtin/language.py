@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from finetune import branching
 from finetune.builtin import dense
 from finetune.builtin.model import language_config
 from finetune.builtin.optim import Clock, MuonAdam, load_state, rate_at, save_state
 from finetune.builtin.packing import (
+    Hits,
     Packed,
     Packer,
     Row,
@@ -61,46 +63,69 @@ class Symbols(nn.Module):
 
 
 class Referents(nn.Module):
-    """Throw-away heads that name the objects a question turns on, before it is answered.
+    """Throw-away heads that say what a question turns on, before it is answered.
 
-    They read the token that the answer follows, after layer `LAYER`, and are taught what `dense`
-    says of (at most) two objects. Without them the language model takes long to find an object by
-    its description, and longer to compare two: an answer alone says little about what was missed.
+    They read the token that the answer follows, after layer `LAYER`: `OBJECTS` of them name an
+    object each, taught what `dense` says of it, and `NUMBERS` say how many objects fit a
+    description. Without them the language model takes long to find an object by its description,
+    and longer to compare two or to count: an answer alone says little about what was missed.
     """
 
     LAYER = 3
+    OBJECTS, NUMBERS = 4, 2
+    MOST = 10
+    """What is counted to."""
     COLUMNS = (dense.KIND, dense.COLOUR, dense.SIZE, dense.FILL)
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.sizes = [*(dense.CLASSES[column] for column in self.COLUMNS), dense.GEOMETRY]
         self.norm = nn.RMSNorm(width)
-        self.heads = nn.ModuleList(nn.Linear(width, sum(self.sizes)) for _ in range(2))
+        self.heads = nn.ModuleList(nn.Linear(width, sum(self.sizes)) for _ in range(self.OBJECTS))
+        self.numbers = nn.ModuleList(nn.Linear(width, self.MOST + 1) for _ in range(self.NUMBERS))
 
     def loss(self, hidden: torch.Tensor, packed: Packed, sought: "Sought") -> torch.Tensor:
-        """`hidden` [rows, length, width] of layer `LAYER`; the mean over the objects sought."""
+        """`hidden` [rows, length, width] of layer `LAYER`; the objects' mean and the numbers'."""
         starts = answer_starts(packed)
         # Every parameter takes part in every step, as processes that train together have to agree.
         total, count = sum(0 * p.sum() for p in self.parameters()), 0
+        numbers = []
+
+        def read(asked: list[tuple[int, int]]) -> torch.Tensor:
+            where = torch.tensor([(row, starts[row, branch]) for row, branch in asked])
+            return self.norm(hidden[where[:, 0], where[:, 1]])
+
         for k, head in enumerate(self.heads):
-            found = {at: rows[k] for at, rows in sought.items() if at in starts and len(rows) > k}
+            found = {
+                at: objects[k]
+                for at, (objects, _) in sought.items()
+                if at in starts and len(objects) > k
+            }
             if not found:
                 continue
-            where = torch.tensor([(row, starts[row, branch]) for row, branch in found])
             rows = torch.from_numpy(np.stack(list(found.values()))).long().to(hidden.device)
-            said = head(self.norm(hidden[where[:, 0], where[:, 1]])).float()
+            said = head(read(list(found))).float()
             *classes, places = said.split(self.sizes, dim=-1)
             for column, logits in zip(self.COLUMNS, classes, strict=True):
                 total = total + F.cross_entropy(logits, rows[:, column], reduction="sum")
             error = (places - dense.geometry(rows)).square().mean(-1).sum()
             total, count = total + 4 * error, count + len(rows)
-        return total / max(1, count)
+        for k, head in enumerate(self.numbers):
+            fit = {
+                at: min(counts[k], self.MOST)
+                for at, (_, counts) in sought.items()
+                if at in starts and len(counts) > k
+            }
+            if fit:
+                wanted = torch.tensor(list(fit.values()), device=hidden.device)
+                losses = F.cross_entropy(head(read(list(fit))).float(), wanted, reduction="none")
+                numbers.append(losses)
+        total = total / max(1, count)
+        return total + 2 * torch.cat(numbers).mean() if numbers else total
 
 
-Hits = dict[tuple[int, int], bool]
-"""(row, branch) -> whether it was answered rightly."""
-Sought = dict[tuple[int, int], list[np.ndarray]]
-"""(row, branch) -> rows of `dense` of the objects that its last question turns on."""
+Sought = dict[tuple[int, int], tuple[list[np.ndarray], tuple[int, ...]]]
+"""(row, branch) -> what its last question turns on: rows of `dense` of objects, and numbers."""
 
 
 def sought_in(asked: Sequence[Sequence[QA]], rooms: Sequence[str]) -> Sought:
@@ -111,9 +136,11 @@ def sought_in(asked: Sequence[Sequence[QA]], rooms: Sequence[str]) -> Sought:
     found: Sought = {}
     for row, (qas, room) in enumerate(zip(asked, rooms, strict=True)):
         for number, qa in enumerate(qas, 1):
-            items = qa.about[:2]
-            if items and all((room, item.kind) in dense.KIND_INDEX for item in items):
-                found[row, number] = [dense.item_row(room, item) for item in items]
+            items = qa.about[: Referents.OBJECTS]
+            if not all((room, item.kind) in dense.KIND_INDEX for item in items):
+                items = ()
+            if items or qa.counts:
+                found[row, number] = [dense.item_row(room, item) for item in items], qa.counts
     return found
 
 
@@ -124,12 +151,16 @@ def run_packed(
     `visual` [visual tokens of the batch, width]."""
     embeds = model.get_input_embeddings()(packed.ids)
     embeds = embeds.masked_scatter(packed.visual[..., None], visual.to(embeds.dtype))
-    model.set_attn_implementation("packed")
+    device = embeds.device.type
+    if torch.is_autocast_enabled(device):  # the residual stream too: a fifth faster on CPUs
+        embeds = embeds.to(torch.get_autocast_dtype(device))
+    model.set_attn_implementation(branching.NAME)
     out = model.model(
         inputs_embeds=embeds,
         position_ids=packed.positions,
+        attention_mask=packed.ids.new_ones((1, 1, 1, 1), dtype=torch.bool),  # as it is: unused
         use_cache=False,
-        plan=packed.plan(),
+        branches=packed.branches(),
         output_hidden_states=True,
     )
     layer = min(Referents.LAYER, model.config.num_hidden_layers)
@@ -144,20 +175,18 @@ def answer_loss(
     wanted = packed.labels[:, 1:]
     answers = wanted != -100
     said = hidden[:, :-1][answers]
-    spare = said.new_zeros(-len(said) % 128, said.shape[1])  # few shapes, as in `Packed.plan`
+    spare = said.new_zeros(-len(said) % 128, said.shape[1])  # few shapes, as in `branches_of`
     logits = model.lm_head(torch.cat((said, spare)))[: len(said)].float()
-    loss = F.cross_entropy(logits, wanted[answers])
-    right = (logits.argmax(-1) == wanted[answers]).tolist()
-    rows = answers.nonzero()[:, 0].tolist()
-    hits: Hits = {}
-    for row, branch, hit in zip(rows, packed.segments[:, 1:][answers].tolist(), right, strict=True):
-        hits[row, branch] = hits.get((row, branch), True) and hit
-    return loss, hits
+    best = torch.full_like(packed.ids, -1)
+    best[:, :-1][answers] = logits.argmax(-1)
+    return F.cross_entropy(logits, wanted[answers]), answer_hits(best, packed)
 
 
-def questions(scene: Scene, rng: random.Random, split: Split) -> list[QA]:
-    """The room's questions, and now and then small talk in between."""
-    qas = ROOMS[scene.room].ask(scene, rng, split)
+def questions(scene: Scene, rng: random.Random, split: Split, rounds: int = 1) -> list[QA]:
+    """The room's questions, and now and then small talk in between. More rounds give
+    `Emphasis.chosen` more to choose from."""
+    asked = [qa for _ in range(rounds) for qa in ROOMS[scene.room].ask(scene, rng, split)]
+    qas = list({(qa.question, qa.sentence): qa for qa in asked}.values())
     if rng.random() < 0.15:
         qas.insert(rng.randrange(len(qas) + 1), small_talk(rng, split))
     return qas
@@ -275,7 +304,7 @@ def make_quiz(
     """Scenes from number `first` on, as grids or as shuffled objects, and the next number."""
     emphasis = emphasis or Emphasis()
     todo: list[Row] = []
-    tables, skills, asked, rooms = [], [], [], []
+    tables, asked, rooms = [], [], []
     number = first
     while len(todo) < course.scenes:
         rng = random.Random(f"quiz-{split}-{number}")
@@ -284,7 +313,7 @@ def make_quiz(
             scenes, qas = pair.scenes, list(pair.questions)
         else:
             scene = make_scene(number, draw_room(number, weights), split)
-            scenes, qas = (scene,), questions(scene, rng, split)
+            scenes, qas = (scene,), questions(scene, rng, split, 2 if split == "train" else 1)
         number += 1
         if not all(0 < len(scene.items) <= course.most_objects for scene in scenes):
             continue
@@ -300,13 +329,12 @@ def make_quiz(
             made = [(turns_of(qa, rng), qa) for qa in qas]
         todo.append(([len(table) for table in seen], [turns for turns, _ in made]))
         tables += seen
-        skills.append([qa.skill for _, qa in made])
         asked.append([qa for _, qa in made])
         rooms.append(scenes[0].room)
     rng = random.Random(f"talk-{split}-{first}")
     talk = without_pictures(rng, split, max(1, course.scenes // 8))
     todo.append(((), [turns_of(qa, rng) for qa in talk]))
-    skills.append([qa.skill for qa in talk])
+    skills = [[qa.skill for qa in qas] for qas in (*asked, talk)]
     rows = torch.from_numpy(np.concatenate(tables)).long()
     return Quiz(packer.pack(todo, course.limit), rows, skills, sought_in(asked, rooms)), number
 

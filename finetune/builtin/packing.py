@@ -7,15 +7,17 @@ positions go on from the picture, so that every branch is exactly the sequence t
 template renders for that conversation alone.
 """
 
-import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedTokenizerFast
+from accelerate.utils import send_to_device
+from transformers import PreTrainedTokenizerFast
 
+from finetune.branching import branches_of
 from finetune.builtin.world import QA
 from finetune.builtin.world.phrasing import dress
 
@@ -72,110 +74,10 @@ class Packed:
             )
         )
 
-    def plan(self) -> "Plan":
-        """How attention is cut up so that no branch is compared with another.
-
-        Sizes are rounded up: a CPU's kernels are prepared once for every shape that occurs.
-        """
-        device = self.ids.device
-        rows, length = self.ids.shape
-        segments = self.segments.cpu().numpy()
-        prefix = (segments == 0).sum(1)
-        spans = []  # (row, first position, length) of every branch
-        for row in range(rows):
-            edges = np.flatnonzero(np.diff(segments[row], prepend=-9, append=-9))
-            spans += [
-                (row, start, stop - start)
-                for start, stop in itertools.pairwise(edges)
-                if segments[row, start] > 0
-            ]
-        most = min(length, rounded(int(prefix.max()), 4))
-        ground = np.arange(most) < prefix[:, None]
-        groups, low = [], 0
-        for high in (28, 36, 56, 10**6):
-            group = [s for s in spans if low < s[2] <= high]
-            low = high
-            if not group:
-                continue
-            group += [(0, 0, 0)] * (rounded(len(group), 8) - len(group))  # of no real token
-            row, start, size = (np.array(column) for column in zip(*group, strict=True))
-            steps = np.arange(high if high < 100 else rounded(size.max(), 16))
-            inside = steps < size[:, None]
-            flat = (row * length + start)[:, None] + np.where(inside, steps, 0)
-            causal = np.tril(np.ones((len(steps), len(steps)), bool))
-            seen = np.concatenate(
-                (
-                    np.broadcast_to(ground[row][:, None], (len(row), len(steps), most)),
-                    np.broadcast_to(causal, (len(row), *causal.shape)),
-                ),
-                2,
-            )
-            parts = (row, flat.reshape(-1), np.flatnonzero(inside), flat[inside], seen[:, None])
-            groups.append(tuple(torch.from_numpy(part).to(device) for part in parts))
-        return Plan(most, groups)
-
-
-def rounded(size: int, step: int) -> int:
-    """`size` up to a multiple of `step`."""
-    return -(-int(size) // step) * step
-
-
-@dataclass
-class Plan:
-    """`prefix`: the longest prefix. Each group of branches of similar length holds: the rows they
-    are in [n], the flat position of each of their tokens [n * steps], which of those are real,
-    where those stand in the batch, and what each step sees [n, 1, steps, prefix + steps]."""
-
-    prefix: int
-    groups: list[tuple[torch.Tensor, ...]]
-
-
-def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor, scaling: float
-) -> torch.Tensor:
-    """Plain attention: at these lengths the backward pass of the fused one is slower on CPUs."""
-    scores = (query * scaling) @ key.transpose(-1, -2)
-    return scores.masked_fill(~seen, float("-inf")).softmax(-1).to(value.dtype) @ value
-
-
-def packed_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    plan: Plan | None = None,
-    **_: object,
-) -> tuple[torch.Tensor, None]:
-    """Attention within the prefix, and from each branch to the prefix and itself.
-
-    query, key, value [rows, heads, length, head width] -> [rows, length, heads, head width].
-    """
-    rows, heads, length, width = query.shape
-    start = plan.prefix
-    out = query.new_zeros(rows * length, heads * width)
-    causal = torch.ones(start, start, dtype=torch.bool, device=out.device).tril()
-    first = attend(query[:, :, :start], key[:, :, :start], value[:, :, :start], causal, scaling)
-    places = torch.arange(rows * length, device=out.device).view(rows, length)[:, :start]
-    out = out.index_copy(0, places.reshape(-1), first.transpose(1, 2).reshape(-1, heads * width))
-    flat = [t.transpose(1, 2).reshape(rows * length, heads * width) for t in (query, key, value)]
-    for row, take, real, put, seen in plan.groups:
-        steps = len(take) // len(row)
-        q, k, v = (
-            t.index_select(0, take).view(len(row), steps, heads, width).transpose(1, 2)
-            for t in flat
-        )
-        k = torch.cat((key[:, :, :start].index_select(0, row), k), 2)
-        v = torch.cat((value[:, :, :start].index_select(0, row), v), 2)
-        mixed = attend(q, k, v, seen, scaling)
-        mixed = mixed.transpose(1, 2).reshape(len(take), heads * width)
-        out = out.index_copy(0, put, mixed.index_select(0, real))
-    return out.view(rows, length, heads, width), None
-
-
-AttentionInterface.register("packed", packed_attention)
-AttentionMaskInterface.register("packed", lambda *_, **__: None)
+    def branches(self) -> dict[str, Any]:
+        """How attention is cut up so that no branch is compared with another."""
+        rows = [row[row >= 0] for row in self.segments.cpu().numpy()]
+        return send_to_device(branches_of(rows, self.ids.shape[1]), self.ids.device)
 
 
 class Packer:
@@ -238,20 +140,24 @@ class Packer:
         return Packed(ids, positions, labels, segments, ids == self.image)
 
 
-def answer_hits(logits_argmax: torch.Tensor, packed: Packed) -> dict[tuple[int, int], bool]:
-    """(row, branch) -> whether greedy decoding would say exactly the answer of the last turn.
+Hits = dict[tuple[int, int], bool]
+"""(row, branch) -> whether it was answered rightly."""
 
-    `logits_argmax` [rows, length]: the model's choice after each position. Teacher forcing and
-    greedy decoding agree as long as every choice is right, so this is exact match.
+
+def answer_hits(logits_argmax: torch.Tensor, packed: Packed) -> Hits:
+    """Whether greedy decoding would say exactly the answers of each branch.
+
+    `logits_argmax` [rows, length]: the model's choice after each position; only those before an
+    answer's tokens count. Teacher forcing and greedy decoding agree as long as every choice is
+    right, so this is exact match.
     """
     wanted = packed.labels[:, 1:]
-    right = (logits_argmax[:, :-1] == wanted) | (wanted == -100)
-    hits: dict[tuple[int, int], bool] = {}
-    for row in range(len(wanted)):
-        segments = packed.segments[row, 1:]
-        for number in segments.unique().tolist():
-            if number > 0:
-                hits[row, number] = bool(right[row][segments == number].all())
+    answers = wanted != -100
+    right = (logits_argmax[:, :-1][answers] == wanted[answers]).tolist()
+    rows, branches = answers.nonzero()[:, 0].tolist(), packed.segments[:, 1:][answers].tolist()
+    hits: Hits = {}
+    for *branch, hit in zip(rows, branches, right, strict=True):
+        hits[tuple(branch)] = hits.get(tuple(branch), True) and hit
     return hits
 
 

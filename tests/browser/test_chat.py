@@ -133,12 +133,18 @@ def test_a_chat_survives_a_reload_and_shows_in_a_second_tab(visit):
     tab.wait_for_selector(".bubble:has-text('Remember me?')")
 
 
-def test_a_reload_while_answering_loses_nothing(visit, engine):
+def half_answered(visit, engine):
+    """A visitor whose page is reloaded after the first two words; the others wait at a gate."""
     engine._gate, engine._open_words = threading.Event(), 2
     visitor = visit()
     visitor.ask("A long one?", wait=False)
     expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
     visitor.page.reload()
+    return visitor
+
+
+def test_a_reload_while_answering_loses_nothing(visit, engine):
+    visitor = half_answered(visit, engine)
     expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
     second = visitor.open(visitor.tab(), path="#" + visitor.page.url.partition("#")[2])
     expect(second.locator(".answer.running")).to_have_text("You asked")
@@ -149,11 +155,7 @@ def test_a_reload_while_answering_loses_nothing(visit, engine):
 
 
 def test_an_answer_is_stopped_after_a_reload(visit, engine):
-    engine._gate, engine._open_words = threading.Event(), 2
-    visitor = visit()
-    visitor.ask("A long one?", wait=False)
-    expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
-    visitor.page.reload()
+    visitor = half_answered(visit, engine)
     visitor.page.click(".stop-button")
     expect(visitor.page.locator("article .answer[data-state=stopped]")).to_have_text("You asked")
 

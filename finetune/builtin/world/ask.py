@@ -25,7 +25,7 @@ class Asker(ask_more.More):
             ref = absent_ref(self.items, self.words, self.rng)
         if ref is None or not ref.clear(self.items):
             return None
-        here = bool(ref.match(self.items))
+        here = bool(self.fitting(ref))
         thing = article(ref.text)
         question = self.say(
             (
@@ -58,7 +58,7 @@ class Asker(ask_more.More):
             ref = absent_ref(self.items, self.words, self.rng)
         if ref is None or not ref.clear(self.items):
             return None
-        here = bool(ref.match(self.items))
+        here = bool(self.fitting(ref))
         thing = article(ref.text)
         question = self.say(
             (
@@ -184,7 +184,7 @@ class Asker(ask_more.More):
             ref = absent_ref(self.items, self.words, self.rng)
         if ref is None or not ref.clear(self.items):
             return None
-        number = len(ref.match(self.items))
+        number = self.fitting(ref)
         question = self.say(
             (
                 "How many {s} are there{in_pic}?",
@@ -207,6 +207,7 @@ class Asker(ask_more.More):
         miss = absent_ref(self.items, self.words, self.rng)
         if miss is None or not miss.kind:
             return None
+        self.fitting(miss)
         forms = [
             "Where is the {r}?",
             "How big is the {r}?",
@@ -363,10 +364,11 @@ def about_items(
     made: dict[str, QA] = {}
     for name in names:
         skill: Callable[[], QA | None] = getattr(asker, name)
-        asker.about = []
+        asker.about, asker.counts = [], []
         qa = skill()
         if qa is not None:
-            made.setdefault(qa.question, replace(qa, about=tuple(asker.about)))
+            known = replace(qa, about=tuple(asker.about), counts=tuple(asker.counts))
+            made.setdefault(qa.question, known)
         if len(made) == count:
             break
     return list(made.values())

@@ -68,7 +68,8 @@ class More:
     def __init__(self, scene: Scene, rng: random.Random, split: Split, words: Vocabulary) -> None:
         self.items, self.rng, self.split, self.words = scene.items, rng, split, words
         self.about: list[Item] = []
-        """What the question in the making turns on: see `QA.about`."""
+        self.counts: list[int] = []
+        """What the question in the making turns on: see `QA.about` and `QA.counts`."""
 
     def say(self, templates: Sequence[str], **values: object) -> str:
         return say(templates, self.rng, self.split, **values)
@@ -84,6 +85,11 @@ class More:
     def unique(self, item: Item, without: Sequence[str] = ()) -> Ref | None:
         self.about.append(item)
         return unique_ref(item, self.items, self.words.noun, self.rng, without)
+
+    def fitting(self, ref: Ref) -> int:
+        """How many objects fit a description of the question."""
+        self.counts.append(len(ref.match(self.items)))
+        return self.counts[-1]
 
     def full(self, item: Item) -> str:
         """ "red star": what an item is called in answers."""
@@ -329,6 +335,7 @@ class More:
         a, b = self.rng.sample(sorted(counts), 2)
         if counts[a] == counts[b] and self.rng.random() < 0.6:
             return None
+        self.counts += [counts[a], counts[b]]
         refs = [Ref(self.words.noun, **{field: value}).texts for value in (a, b)]
         word = self.rng.choice(("more", "fewer"))
         holds = counts[a] > counts[b] if word == "more" else counts[a] < counts[b]
@@ -437,6 +444,7 @@ class More:
         if self.rng.random() < 0.3 and self.has("colour"):
             item = self.rng.choice(self.items)
             number = sum(i.colour != item.colour for i in self.items)
+            self.counts.append(number)
             question = self.say(
                 (
                     "How many {n}s are not {c}?",
@@ -462,7 +470,7 @@ class More:
         ]
         if None in refs or refs[0] == refs[1] or not all(r.clear(self.items) for r in refs):
             return None
-        here = [bool(r.match(self.items)) for r in refs]
+        here = [bool(self.fitting(r)) for r in refs]
         both = self.rng.random() < 0.5
         yes = all(here) if both else any(here)
         a, b = (article(r.text) for r in refs)
@@ -492,6 +500,7 @@ class More:
             ref = ref if truth else absent_ref(self.items, self.words, self.rng)
             if ref is None or not ref.clear(self.items):
                 return None
+            self.fitting(ref)
             claim = f"there is {article(ref.text)}"
         elif roll < 0.65 and self.has("colour"):
             item = self.rng.choice(self.items)
@@ -503,10 +512,10 @@ class More:
         elif roll < 0.85:
             if not ref.clear(self.items):
                 return None
-            number = len(ref.match(self.items))
+            here = number = self.fitting(ref)
             if not truth:
                 number = max(1, number + self.rng.choice((-1, 1, 2)))
-            truth = number == len(ref.match(self.items))
+            truth = number == here
             claim = (
                 f"there are {number} {ref.texts}"
                 if number != 1
@@ -562,6 +571,7 @@ class More:
         found = list(dict.fromkeys(i.colour for i in row or ()))
         if not found or "" in found or len(found) > 4:
             return None
+        self.about += row
         question = self.say(
             (
                 "Which colours do you see?",
@@ -593,6 +603,7 @@ class More:
         row = self.ordered()
         if row is None or len(row) > 6:
             return None
+        self.about += row
         question = self.say(
             (
                 "Describe the {pic} briefly.",
@@ -612,6 +623,7 @@ class More:
         row = self.ordered()
         if row is None or len(row) > 5 or not all(map(place_name, row)):
             return None
+        self.about += row
         number = len(row)
         noun = self.words.noun
         parts = [f"There is 1 {noun}." if number == 1 else f"There are {number} {noun}s."]

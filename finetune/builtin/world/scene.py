@@ -71,7 +71,8 @@ class QA:
     description); `sentence` is a whole sentence. `before` are earlier turns of the same
     conversation (a follow-up's pronouns refer to them). The style instruction of LLaVA-1.5 is
     added later (`phrasing.dress`): questions here never contain it. `about` are the objects that
-    the question turns on, in order, where it is that simple: what has to be found first.
+    the question turns on, in order, where it is that simple: what has to be found first. `counts`
+    are how many objects fit each description in the question, where it turns on that.
     """
 
     skill: str
@@ -80,6 +81,7 @@ class QA:
     sentence: str
     before: tuple["QA", ...] = ()
     about: tuple[Item, ...] = ()
+    counts: tuple[int, ...] = ()
 
 
 class Room(Protocol):

@@ -370,7 +370,8 @@ def clock_time(scene: Scene, rng: random.Random, split: Split) -> QA | None:
     if rng.random() < 0.25:
         told = hour if rng.random() < 0.5 else rng.randint(1, 12)
         yes = "Yes" if told == hour else "No"
-        return QA("time", f"Is it {told} o'clock?", yes.lower(), f"{yes}, it is {hour} o'clock.")
+        sentence = f"{yes}, it is {hour} o'clock."
+        return QA("time", f"Is it {told} o'clock?", yes.lower(), sentence, about=(clocks[0],))
     question = say(
         (
             "What time is it?",
@@ -387,7 +388,8 @@ def clock_time(scene: Scene, rng: random.Random, split: Split) -> QA | None:
         split,
         r=name,
     )
-    return QA("time", question, f"{hour} o'clock", f"It is {hour} o'clock.")
+    sentence = f"It is {hour} o'clock."
+    return QA("time", question, f"{hour} o'clock", sentence, about=(clocks[0],))
 
 
 def sort_of(scene: Scene, rng: random.Random, split: Split) -> QA | None:
@@ -437,7 +439,7 @@ def sort_count(scene: Scene, rng: random.Random, split: Split) -> QA | None:
             p=several,
         )
         there = f"Yes, there is {article(sort)}." if number else f"No, there is no {sort}."
-        return QA("existence", question, "yes" if number else "no", there)
+        return QA("existence", question, "yes" if number else "no", there, counts=(number,))
     question = say(
         (
             "How many {p} are there?",
@@ -454,7 +456,7 @@ def sort_count(scene: Scene, rng: random.Random, split: Split) -> QA | None:
     sentence = {0: f"There are no {several}.", 1: f"There is 1 {sort}."}.get(
         number, f"There are {number} {several}."
     )
-    return QA("count", question, str(number), capital(sentence))
+    return QA("count", question, str(number), capital(sentence), counts=(number,))
 
 
 THINGS_ROOM = Things()
