@@ -46,18 +46,22 @@ def trained(directory: Path, stage: Any) -> tuple[Any, Any, Any]:
     return model, base.processor, manifest
 
 
+def saved(base: Path, stage: str, folder: Path) -> Path:
+    """A run of a trained model."""
+    from finetune.checkpoint import save_run
+
+    model, processor, manifest = trained(base, stage)
+    save_run(folder / stage, model, processor, manifest, golden())
+    return folder / stage
+
+
 @pytest.fixture(scope="module", params=["projector", "lora", "full"])
 def run(
     request: pytest.FixtureRequest,
     tiny_llava_dir: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    from finetune.checkpoint import save_run
-
-    model, processor, manifest = trained(tiny_llava_dir, request.param)
-    directory = tmp_path_factory.mktemp("runs") / request.param
-    save_run(directory, model, processor, manifest, golden())
-    return directory
+    return saved(tiny_llava_dir, request.param, tmp_path_factory.mktemp("runs"))
 
 
 def test_a_run_gives_the_logits_it_was_saved_with(run: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_finetune_checkpoint import FOUR_BIT_SHAPE, golden, trained
+from tests.test_finetune_checkpoint import FOUR_BIT_SHAPE, golden, saved, trained
 from vqa_app.errors import ModelError, UsageError
 
 
@@ -16,12 +16,7 @@ def run(
     tiny_llava_dir: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    from finetune.checkpoint import save_run
-
-    model, processor, manifest = trained(tiny_llava_dir, request.param)
-    directory = tmp_path_factory.mktemp("runs") / request.param
-    save_run(directory, model, processor, manifest, golden())
-    return directory
+    return saved(tiny_llava_dir, request.param, tmp_path_factory.mktemp("runs"))
 
 
 def test_plain_transformers_loads_a_merged_run(run: Path, tmp_path: Path) -> None:

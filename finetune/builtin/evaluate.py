@@ -99,7 +99,8 @@ REFUSALS = {"none", "unknown", "I", "There"}
 def evaluate_world(seer: Seer, packer: Packer, exam: Exam) -> Scores:
     """skill -> (exact match, questions); both answer styles, plain typing.
 
-    `WRONGLY_REFUSED` stands for the share of all answerable questions that were refused.
+    `WRONGLY_REFUSED` stands for the share of refusals among all questions whose right answer does
+    not itself begin as refusals do.
     """
     hits: dict[str, list[bool]] = defaultdict(list)
     refused: list[bool] = []

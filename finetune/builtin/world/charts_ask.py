@@ -4,9 +4,10 @@ import random
 from dataclasses import dataclass
 
 from finetune.builtin.world.paint import COLOURS
-from finetune.builtin.world.phrasing import article, capital, listed, say
+from finetune.builtin.world.phrasing import article, capital, listed
 from finetune.builtin.world.scene import QA, Scene, Split
 from finetune.builtin.world.strangers import stranger
+from finetune.builtin.world.teller import Teller
 
 KIND_NAMES = {"bars": "bar chart", "flat": "bar chart", "line": "line chart", "pie": "pie chart"}
 LETTERS = "ABCDEFGH"
@@ -22,15 +23,14 @@ class Entry:
     colour: str
 
 
-class Analyst:
+class Analyst(Teller):
     """Asks about one scene of the charts room."""
 
     def __init__(self, scene: Scene, rng: random.Random, split: Split) -> None:
-        self.scene, self.rng, self.split = scene, rng, split
+        super().__init__(scene, rng, split)
         self.word = scene.items[0].name
         self.pie = scene.layout == "pie"
         self.entries = [self.entry(k) for k in range(len(scene.items))]
-        self.made: list[QA] = []
 
     def entry(self, k: int) -> Entry:
         item, names = self.scene.items[k], self.scene.extra["names"]
@@ -41,15 +41,12 @@ class Analyst:
         return Entry(f"the {item.colour} {self.word}", item.colour, value, item.colour)
 
     def say(self, *templates: str, **words: object) -> str:
-        return capital(say(templates, self.rng, self.split, **words))
+        return capital(super().say(*templates, **words))
 
     def add(
         self, skill: str, question: str, short: str, sentence: str, before: tuple[QA, ...] = ()
     ) -> None:
-        self.made.append(QA(skill, question, short, capital(sentence), before))
-
-    def yes_no(self, skill: str, question: str, yes: bool, fact: str) -> None:
-        self.add(skill, question, "yes" if yes else "no", f"{'Yes' if yes else 'No'}, {fact}.")
+        super().add(skill, question, short, capital(sentence), before)
 
     def told(self, value: int) -> str:
         return f"{value}%" if self.pie else str(value)
@@ -71,8 +68,7 @@ class Analyst:
             self.trend()
         if self.rng.random() < 0.5:  # long answers cost most to learn
             self.caption()
-        self.rng.shuffle(self.made)
-        return list({qa.question: qa for qa in self.made}.values())[:12]
+        return self.chosen()
 
     def best(self, highest: bool) -> Entry | None:
         """The only entry with the highest (lowest) value."""

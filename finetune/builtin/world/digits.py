@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from finetune.builtin.world.digits_ask import Teller
+from finetune.builtin.world.digits_ask import Reckoner
 from finetune.builtin.world.digits_draw import (
     Frame,
     die,
@@ -264,7 +264,7 @@ class Digits:
         return canvas.finish()
 
     def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
-        return Teller(scene, rng, split).all()
+        return Reckoner(scene, rng, split).all()
 
 
 def draw_domino(canvas: Canvas, scene: Scene) -> None:

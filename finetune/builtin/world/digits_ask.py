@@ -1,14 +1,14 @@
 """Questions about numbers that are seen: which, how much in all, which is more."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 
 from finetune.builtin.world import ask
 from finetune.builtin.world.paint import COLOURS
-from finetune.builtin.world.phrasing import article, listed, say
-from finetune.builtin.world.scene import QA, Scene, Split
+from finetune.builtin.world.phrasing import article, listed
+from finetune.builtin.world.scene import QA
 from finetune.builtin.world.strangers import stranger
+from finetune.builtin.world.teller import Teller
 
 DICE_WEIGHTS: dict[str, float] = {
     "existence": 4,
@@ -21,23 +21,8 @@ DICE_WEIGHTS: dict[str, float] = {
 }
 
 
-class Teller:
+class Reckoner(Teller):
     """Asks about one scene of the digits room."""
-
-    def __init__(self, scene: Scene, rng: random.Random, split: Split) -> None:
-        self.scene, self.rng, self.split = scene, rng, split
-        self.made: list[QA] = []
-
-    def say(self, *templates: str, **words: object) -> str:
-        return say(templates, self.rng, self.split, **words)
-
-    def add(
-        self, skill: str, question: str, short: str, sentence: str, before: tuple[QA, ...] = ()
-    ) -> None:
-        self.made.append(QA(skill, question, short, sentence, before))
-
-    def yes_no(self, skill: str, question: str, yes: bool, fact: str) -> None:
-        self.add(skill, question, "yes" if yes else "no", f"{'Yes' if yes else 'No'}, {fact}.")
 
     def all(self) -> list[QA]:
         """Some eight to twelve questions, in random order."""
@@ -54,8 +39,7 @@ class Teller:
             self.number()
         self.wrong_room()
         self.followup()
-        self.rng.shuffle(self.made)
-        return list({qa.question: qa for qa in self.made}.values())[:12]
+        return self.chosen()
 
     # Numbers, written or on a display
 

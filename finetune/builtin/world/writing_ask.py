@@ -4,9 +4,10 @@ import random
 from collections import Counter
 
 from finetune.builtin.world.paint import COLOURS
-from finetune.builtin.world.phrasing import article, say
+from finetune.builtin.world.phrasing import article
 from finetune.builtin.world.scene import QA, Scene, Split
 from finetune.builtin.world.strangers import stranger
+from finetune.builtin.world.teller import Teller
 from finetune.builtin.world.writing_words import HELD_OUT_WORDS, WORDS
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
@@ -51,24 +52,12 @@ def misread(word: str, rng: random.Random) -> str:
     return word[:at] + rng.choice(near) + word[at + 1 :]
 
 
-class Reader:
+class Reader(Teller):
     """Asks about one scene of the writing room."""
 
     def __init__(self, scene: Scene, rng: random.Random, split: Split) -> None:
-        self.scene, self.rng, self.split = scene, rng, split
+        super().__init__(scene, rng, split)
         self.words = [(text.word, text.colour) for text in scene.extra["texts"]]
-        self.made: list[QA] = []
-
-    def say(self, *templates: str, **words: object) -> str:
-        return say(templates, self.rng, self.split, **words)
-
-    def add(
-        self, skill: str, question: str, short: str, sentence: str, before: tuple[QA, ...] = ()
-    ) -> None:
-        self.made.append(QA(skill, question, short, sentence, before))
-
-    def yes_no(self, skill: str, question: str, yes: bool, fact: str) -> None:
-        self.add(skill, question, "yes" if yes else "no", f"{'Yes' if yes else 'No'}, {fact}.")
 
     def all(self) -> list[QA]:
         """Some eight to twelve questions, in random order."""
@@ -78,8 +67,7 @@ class Reader:
         else:
             self.one(*self.words[0])
         self.other()
-        self.rng.shuffle(self.made)
-        return list({qa.question: qa for qa in self.made}.values())[:12]
+        return self.chosen()
 
     @property
     def noun(self) -> str:
