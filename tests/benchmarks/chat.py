@@ -291,6 +291,24 @@ def report(name: str, info: Any, results: dict[str, list[list[Turn]]]) -> None:
     pairs = zip(results["plain"], results["engine"], strict=True)
     same = sum(plain[0].text.strip() == engine[0].text.strip() for plain, engine in pairs)
     print(f"\nwall-clock time, {rounds} rounds; {same} first answers equal word for word.")
+    asked = [turn for talk in results["engine"] for turn in talk]
+    seconds = [turn.first_token + turn.tokens / turn.rate for turn in asked if turn.rate]
+    print(f"engine, question to whole answer: median {statistics.median(seconds):.2f} s.")
+    if name != REAL_SIZE:
+        loading = statistics.median(loading_seconds(name) for _ in range(3))
+        print(f"loading, beyond importing torch and transformers: {loading:.2f} s.")
+
+
+def loading_seconds(name: str) -> float:
+    """Of a process of its own, which has torch and transformers' LLaVA imported."""
+    code = (
+        "import sys, time; from transformers import LlavaForConditionalGeneration, LlavaProcessor; "
+        "from transformers import LlamaForCausalLM, SiglipVisionModel; start = time.perf_counter();"
+        "import vqa_app; vqa_app.load_model(sys.argv[1]); print(time.perf_counter() - start)"
+    )
+    command = [sys.executable, "-c", code, name]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(result.stdout.split()[-1])
 
 
 def peak_memory(name: str, side: str) -> float:
