@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from finetune.golden import GOLDEN_FOLDER, record_golden
@@ -97,6 +98,19 @@ def _into(root: Path) -> Iterator[Path]:
         path.replace(place)
     shutil.rmtree(folder)
     _flush(root)
+
+
+def write_failure(error: BaseException) -> str | None:
+    """Why a file could not be written, where that is what the error says: safetensors and
+    `torch.save` have classes of their own for a full disk. None for any other error."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = str(error)
+    if isinstance(error, SafetensorError) and "os error" in text.lower():
+        return text
+    if isinstance(error, RuntimeError) and ("inline_container" in text or "Writer" in text):
+        return "the disk is full, or cannot be written to"
+    return None
 
 
 def sweep(run: Path) -> None:
@@ -224,8 +238,10 @@ def save_run(
                 (folder / GOLDEN_FOLDER).mkdir()
                 record_golden(model, processor, golden, folder / GOLDEN_FOLDER)
             write_manifest(folder, manifest)
-    except OSError as error:
+    except Exception as error:
+        if (why := write_failure(error)) is None:
+            raise
         raise ModelError(
-            f"Cannot write {run}: {error.strerror or error}.",
+            f"Cannot write {run}: {why}.",
             "What was saved there before is whole. Make room and run the same command again.",
         ) from error

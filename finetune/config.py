@@ -8,9 +8,11 @@ which prints what it took.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import inspect
+import math
 import textwrap
 import types
 import typing
@@ -174,14 +176,22 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
 
     def __post_init__(self) -> None:
         _check_types(self)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{field.name} is {value}.", "Give a finite number.")
         above_zero = ("epochs", "max_steps", "batch_size", "micro_batch_size", "lr", "projector_lr")
-        for name in (*above_zero, "rank", "alpha", "max_length", "patience", "workers", "keep"):
+        above_zero += ("rank", "alpha", "max_length", "patience", "workers", "keep")
+        for name in (*above_zero, "eval_questions"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UsageError(f"{name} is {value}.", "Give a number above 0.")
-        for name in ("weight_decay", "max_grad_norm", "eval_every", "save_every", "feature_gb"):
+        not_below = ("weight_decay", "max_grad_norm", "eval_every", "save_every", "feature_gb")
+        for name in (*not_below, "max_bad", "seed"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}.", "Give 0 or more.")
+        if self.seed >= 2**32:
+            raise UsageError(f"seed is {self.seed}.", "Give one below 4294967296.")
         for name in ("eval_fraction", "dropout", "warmup"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
@@ -231,6 +241,8 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise UsageError(f"Cannot read {path}: {error.strerror}.", "Check the path.") from error
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path} is not UTF-8 text.", "Save it as UTF-8.") from error
         except yaml.YAMLError as error:
             raise UsageError(
                 f"{path} is not YAML: {error}", "Write one `key: value` a line."
@@ -262,7 +274,10 @@ def option_help() -> dict[str, tuple[str, str]]:
 
 
 def _from_plain(hint: Any, value: Any) -> Any:
-    """What YAML and JSON cannot write: tuples."""
+    """What YAML and JSON cannot write: tuples, and in YAML numbers such as 1e-4."""
+    if isinstance(value, str) and _accepts(hint, 0.5) and not _accepts(hint, value):
+        with contextlib.suppress(ValueError):
+            return float(value)
     if typing.get_origin(hint) is tuple:
         return tuple(value) if isinstance(value, (list, tuple)) else (value,)
     return value

@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,9 @@ MAX_NEW_TOKENS = 64
 MEASURED_LOSSES = 1000
 """Loss and image gain are measured at so many questions, spread evenly: enough for a mean."""
 _CHUNK = 512
-"""Questions rendered and answered together: pictures in memory, and how often it is saved."""
+"""Questions rendered and answered together, and saved."""
+_CHUNK_PIXELS = 64_000_000
+"""A chunk ends where its pictures have more: they are in memory, and as many blank ones."""
 
 
 @dataclass(frozen=True)
@@ -193,28 +195,41 @@ def answer_questions(
         on_chunk: told of every few hundred predictions as they are made; what it raises ends it.
     """
     predictions: list[Prediction] = []
-    for start in range(0, len(questions), _CHUNK):
-        chunk = _answer_chunk(
-            model, processor, questions[start : start + _CHUNK], max_new_tokens, measured
-        )
+    for asked, pictures in _chunks(questions):
+        chunk = _answer_chunk(model, processor, asked, pictures, max_new_tokens, measured)
         predictions += chunk
         if on_chunk:
             on_chunk(chunk)
     return predictions
 
 
+def _chunks(questions: Sequence[Question]) -> Iterator[tuple[list[Question], dict[str, Picture]]]:
+    """With their pictures, opened."""
+    chunk: list[Question] = []
+    pictures: dict[str, Picture] = {}
+    pixels = 0
+    for number, question in enumerate(questions, 1):
+        chunk.append(question)
+        for source in question.row.pictures:
+            if source.key not in pictures:
+                picture = pictures[source.key] = source.open()
+                pixels += picture.image.width * picture.image.height
+        if len(chunk) == _CHUNK or pixels > _CHUNK_PIXELS or number == len(questions):
+            yield chunk, pictures
+            chunk, pictures, pixels = [], {}, 0
+
+
 def _answer_chunk(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     questions: Sequence[Question],
+    pictures: Mapping[str, Picture],
     max_new_tokens: int,
     measured: Collection[str] | None,
 ) -> list[Prediction]:
     from finetune.answering import answer_all, answer_losses
     from vqa_app.prompting import encode, template_text
 
-    sources = {source.key: source for q in questions for source in q.row.pictures}
-    pictures = {key: source.open() for key, source in sources.items()}
     asked = [question.conversation(pictures) for question in questions]
     prompts = [encode(processor, conversation, answer_next=True) for conversation in asked]
     answers = answer_all(model, processor, prompts, max_new_tokens=max_new_tokens)
@@ -396,10 +411,15 @@ class _PredictionsFile:
         predictions = []
         whole = 0
         with self.path.open("rb") as lines:
-            for line in lines:
+            for number, line in enumerate(lines, 1):
                 if not line.endswith(b"\n"):  # killed while writing
                     break
-                predictions.append(Prediction.from_json(json.loads(line)))
+                try:
+                    predictions.append(Prediction.from_json(json.loads(line)))
+                except (ValueError, TypeError, KeyError) as error:
+                    raise UsageError(
+                        f"Line {number:,} of {self.path} is damaged.", "Delete the file."
+                    ) from error
                 whole += len(line)
         os.truncate(self.path, whole)
         return predictions

@@ -51,7 +51,7 @@ class Evaluation:
     run: Path
     tell: OnProgress
     results: dict[int, EvalResult] = field(default_factory=dict)
-    """By step, the last ones."""
+    """By step, of this session."""
 
     @classmethod
     def of(
@@ -65,7 +65,11 @@ class Evaluation:
     ) -> Evaluation | None:
         """None where no rows are held out, or where the model is sharded and cannot answer in
         between."""
-        if not data.held_out.samples or config.fsdp or config.deepspeed:
+        if config.fsdp or config.deepspeed:
+            message = "A sharded model is not evaluated while it trains; `vqa-app eval` does later."
+            tell(Progress("loading", message=message))
+            return None
+        if not data.held_out.samples:
             return None
         questions = questions_of(data.held_out.rows, history=_in_dialogue(data.held_out.samples))
         chosen = tuple(spread(questions, config.eval_questions))
@@ -82,13 +86,13 @@ class Evaluation:
 
     def run_at(self, step: int) -> dict[str, float]:
         """Answers and scores; every process its share."""
-        result = self.results[step] = self.result()
+        result = self.results[step] = self.result(*_process())
         if _process()[0] == 0:
             self._watch(step)
         return scores_of(result)
 
-    def result(self) -> EvalResult:
-        process, processes = _process()
+    def result(self, process: int = 0, processes: int = 1) -> EvalResult:
+        """Of all questions. With several processes each answers its share, so all have to ask."""
         mine = self.questions[process::processes]
         done = 0
 

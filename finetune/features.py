@@ -11,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,15 @@ from torch import Tensor, nn
 from finetune.objective import feature_width, plain
 from finetune.preflight import in_parallel
 from finetune.samples import Sample
+from vqa_app.errors import DataError
 from vqa_app.images import Picture
 
 GB = 10**9
 _RECORDS = "features.bin"
 _DIGESTS = "digests.bin"
 _DIGEST_BYTES = 32
+_STORE = re.compile(r"[0-9a-f]{16}-(float32|bfloat16)")
+"""A store's name: its encoder's hash and the precision."""
 _PICTURES_AT_ONCE = 32
 
 
@@ -91,6 +96,7 @@ class FeatureStore:
         digests = self.folder / _DIGESTS
         records = self.folder / _RECORDS
         if not (digests.exists() and records.exists()):
+            self._places, self._map = {}, None
             return
         named = digests.read_bytes()
         count = min(len(named) // _DIGEST_BYTES, records.stat().st_size // self.bytes_each)
@@ -107,13 +113,20 @@ class FeatureStore:
         raw = features.to(self.dtype).contiguous().cpu().view(torch.uint8).numpy()
         with self._locked():
             named = self.folder / _DIGESTS
-            count = named.stat().st_size // _DIGEST_BYTES if named.exists() else 0
-            mode = "r+b" if (self.folder / _RECORDS).exists() else "w+b"
-            with (self.folder / _RECORDS).open(mode) as file:
+            records = self.folder / _RECORDS
+            for path in (named, records):
+                path.touch()
+            # What one of the files lacks, after a power cut, the other must not promise.
+            whole = records.stat().st_size // self.bytes_each
+            count = min(whole, named.stat().st_size // _DIGEST_BYTES)
+            with records.open("r+b") as file:
                 file.seek(count * self.bytes_each)
                 file.write(raw.tobytes())
-            with named.open("r+b" if named.exists() else "w+b") as file:
-                file.seek(count * _DIGEST_BYTES)
+                file.flush()
+                os.fsync(file.fileno())
+            with named.open("r+b") as file:
+                file.truncate(count * _DIGEST_BYTES)
+                file.seek(0, os.SEEK_END)
                 file.write(b"".join(map(bytes.fromhex, digests)))
 
     @contextmanager
@@ -164,7 +177,9 @@ def make_room(store: FeatureStore, needed: int, limit_gb: float) -> None:
     the bound."""
     limit = limit_gb * GB
     others = [
-        path for path in store.folder.parent.glob("*") if path != store.folder and path.is_dir()
+        path
+        for path in store.folder.parent.glob("*")
+        if path != store.folder and _STORE.fullmatch(path.name)  # nothing of somebody else's
     ]
     sizes = {path: sum(f.stat().st_size for f in path.iterdir() if f.is_file()) for path in others}
     used = len(store) * store.bytes_each
@@ -216,30 +231,31 @@ def encoder_hash(model: Any, processor: Any) -> str:
     return total.hexdigest()[:16]
 
 
+def pixels_of(processor: Any, picture: Picture) -> Tensor:
+    """A picture as the encoder takes it: [3, height, width]."""
+    return processor.image_processor([picture.image], return_tensors="pt")["pixel_values"][0]
+
+
 @torch.no_grad()
-def encode_pictures(
-    model: Any, processor: Any, pictures: Sequence[Picture], dtype: torch.dtype
-) -> Tensor:
+def encode_pictures(model: Any, pixels: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """What the projector is given for each picture.
 
     Args:
+        pixels: of each picture, as `pixels_of` gives them.
         dtype: bfloat16 runs the encoder under bf16 autocast as training would; float32 does not.
 
     Returns:
         [pictures, image tokens, encoder width] in `dtype`.
     """
     base = plain(model)
-    pixels = processor.image_processor([p.image for p in pictures], return_tensors="pt")[
-        "pixel_values"
-    ]
-    pixels = pixels.to(base.device, base.model.vision_tower.dtype)
+    batch = torch.stack(list(pixels)).to(base.device, base.model.vision_tower.dtype)
     taken: list[Tensor] = []
     hook = base.model.multi_modal_projector.register_forward_pre_hook(
         lambda _module, inputs: taken.append(inputs[0])
     )
     try:
         with _evaluating(base), torch.autocast(base.device.type, dtype, dtype != torch.float32):
-            base.get_image_features(pixel_values=pixels)
+            base.get_image_features(pixel_values=batch)
     finally:
         hook.remove()
     return taken[0].to(dtype)
@@ -269,18 +285,20 @@ def fill(
     # Shares are of all pictures: which ones are there already may be another process's work by now.
     share = sorted(sources)[part[0] :: part[1]]
     missing = [digest for digest in share if digest not in store]
-    pictures = in_parallel(lambda digest: sources[digest].open(), missing, workers)
-    done = 0
-    block: list[Picture] = []
-    for picture in pictures:
-        block.append(picture)
-        if len(block) == _PICTURES_AT_ONCE or done + len(block) == len(missing):
-            features = encode_pictures(model, processor, block, store.dtype)
-            store.append([picture.digest for picture in block], features)
-            done += len(block)
-            block = []
-            if on_progress:
-                on_progress(done, len(missing))
+
+    def read(digest: str) -> Tensor:
+        picture = sources[digest].open()
+        if picture.digest != digest:
+            raise DataError(f"{picture.name} has changed meanwhile.", "Run the command again.")
+        return pixels_of(processor, picture)
+
+    # Only pixels wait for the encoder: a photograph at full size may take 100 times as much.
+    pictures = in_parallel(read, missing, workers)
+    for done in range(0, len(missing), _PICTURES_AT_ONCE):
+        block = list(islice(pictures, _PICTURES_AT_ONCE))
+        store.append(missing[done : done + len(block)], encode_pictures(model, block, store.dtype))
+        if on_progress:
+            on_progress(done + len(block), len(missing))
 
 
 @contextmanager

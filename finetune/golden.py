@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,8 @@ def compare(
             continue
         before = saved.logits - saved.normalizers[:, None]
         after = logits.gather(1, saved.token_ids) - logits.logsumexp(-1, keepdim=True)
-        worst = max(worst, (before - after).abs().max().item())
+        gap = torch.where(before == after, 0.0, (before - after).abs()).max().item()
+        worst = gap if math.isnan(gap) else max(worst, gap)  # max() would drop a NaN
         same += int((logits.argmax(-1) == saved.token_ids[:, 0]).sum())
         positions += len(logits)
     return Comparison(len(golden), worst, same / positions if positions else 0.0, rendered)

@@ -34,6 +34,7 @@ def leave_run(
     state_dict: Mapping[str, Any] | None,
     step: int,
     kept_step: int,
+    command: str,
     tell: OnProgress,
 ) -> dict[str, float]:
     """Writes the run directory, verifies that it opens and gives what it gave, and writes its
@@ -43,11 +44,11 @@ def leave_run(
         model: with the weights to keep.
         step: the last one.
         kept_step: the one whose weights these are.
+        command: makes the same run.
 
     Returns:
         vqa_accuracy, loss and image_gain of these weights on the held-out questions.
     """
-    from finetune.train import command_line
     from finetune.verify import require, verify
 
     run = Path(config.out)
@@ -58,7 +59,7 @@ def leave_run(
         data_hash=data.train.data_hash(),
         seed=config.seed,
         config=config.to_dict(),
-        command=command_line(),
+        command=command,
     )
     golden = golden_conversations(data.held_out.samples or data.train.samples)
     if state_dict is None:
@@ -69,6 +70,7 @@ def leave_run(
         whole = load_model(str(run))
         with checkpoint.whole_directory(run / GOLDEN_FOLDER) as folder:
             record_golden(whole.model, whole.processor, golden, folder)
+        require(verify(run, whole))
     final: dict[str, float] = {}
     worst: Sequence[Any] = ()
     if evaluation:

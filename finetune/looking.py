@@ -48,7 +48,8 @@ def check_data(config: FinetuneConfig, stream: IO[str]) -> None:
             _print_copies(console, found)
     if len(checked) == 2:
         leaks = leaking(checked["Training"], checked["Held out"])
-        console.print(f"Held-out rows whose pictures are trained on: {len(leaks):,}")
+        what = "Held-out rows that repeat a training row or show its picture"
+        console.print(f"{what}: {len(leaks):,}")
         for sample in leaks[:5]:
             console.print(f"  {sample.row.place}", markup=False)
     for name, found in checked.items():
@@ -134,10 +135,8 @@ def _processor(config: FinetuneConfig) -> tuple[Any, int, bool]:
 def _print_summary(console: Console, name: str, counted: Summary) -> None:
     least, median, high, most = counted.quantiles
     console.print(f"{name}: {counted.rows:,} rows, {counted.answers:,} answers")
-    console.print(
-        f"  {counted.pictures:,} different pictures; {counted.text_only:,} sequences are text "
-        f"only, {counted.several_pictures:,} show several pictures"
-    )
+    each = ", ".join(f"{number} in {count:,}" for number, count in counted.pictures_each)
+    console.print(f"  {counted.pictures:,} different pictures; in a sequence: {each}")
     if counted.sequences != counted.rows:
         console.print(f"  {counted.sequences:,} sequences to train")
     console.print(

@@ -242,7 +242,10 @@ class PairedTest:
 def mcnemar(first_only: int, second_only: int) -> float:
     """Exact two-sided McNemar test over the questions that only one of two models got right."""
     total = first_only + second_only
-    tail = sum(math.comb(total, k) for k in range(min(first_only, second_only) + 1))
+    term = tail = 1  # binomial coefficients, each from the one before
+    for k in range(min(first_only, second_only)):
+        term = term * (total - k) // (k + 1)
+        tail += term
     return min(1.0, 2 * tail / (1 << total))
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from finetune.datasets import Problem, ReadRows, Row, Split, leaks, split_by_picture
+from finetune.datasets import Problem, ReadRows, Row, Split, split_by_picture
 from finetune.samples import Sample, Turns, samples_of
 from vqa_app.errors import DataError, VqaError
 
@@ -46,10 +46,7 @@ class Preflight:
         first: dict[bytes, Sample] = {}
         pairs = []
         for sample in self.samples:
-            key = hashlib.sha256(
-                sample.input_ids.tobytes() + "".join(sample.digests).encode()
-            ).digest()
-            if (earlier := first.setdefault(key, sample)) is not sample:
+            if (earlier := first.setdefault(content_key(sample), sample)) is not sample:
                 pairs.append((earlier, sample))
         return pairs
 
@@ -186,15 +183,13 @@ class Summary:
     sequences: int
     """What the rows became; questions about one picture share one."""
     pictures: int
-    text_only: int
-    several_pictures: int
     tokens: int
     trained_tokens: int
     quantiles: tuple[int, int, int, int]
     """Tokens a sequence: least, median, 95 %, most."""
     histogram: tuple[tuple[int, int, int], ...]
     """(from, to, sequences) by tokens, `to` not included."""
-    pictures_per_row: tuple[tuple[int, int], ...]
+    pictures_each: tuple[tuple[int, int], ...]
     """(pictures, sequences), ascending."""
     longest: tuple[Sample, ...]
 
@@ -213,24 +208,28 @@ def summarize(samples: Sequence[Sample]) -> Summary:
         answers=sum(len(row.references) for row in rows),
         sequences=len(samples),
         pictures=len({digest for sample in samples for digest in sample.digests}),
-        text_only=shown[0],
-        several_pictures=sum(count for number, count in shown.items() if number > 1),
         tokens=int(lengths.sum()),
         trained_tokens=sum(sample.trained for sample in samples),
         quantiles=(int(low), int(middle), int(high), int(most)),
         histogram=tuple(
             (int(a), int(b), int(n)) for a, b, n in zip(edges, ends, counts, strict=False)
         ),
-        pictures_per_row=tuple(sorted(shown.items())),
+        pictures_each=tuple(sorted(shown.items())),
         longest=tuple(sorted(samples, key=len, reverse=True)[:LONGEST_SHOWN]),
     )
 
 
 def leaking(train: Preflight, held_out: Preflight) -> list[Sample]:
-    """Held-out samples that show a picture which training samples show too."""
-    digests = [sample.digests for sample in train.samples]
-    found = leaks(digests, [sample.digests for sample in held_out.samples])
-    return [held_out.samples[position] for position in found]
+    """Held-out samples that show a picture which training samples show too, or that repeat one."""
+    known = {digest for sample in train.samples for digest in sample.digests}
+    known |= {content_key(sample) for sample in train.samples}
+    return [s for s in held_out.samples if not known.isdisjoint((*s.digests, content_key(s)))]
+
+
+def content_key(sample: Sample) -> bytes:
+    """Equal for samples of the same words and pictures."""
+    content = sample.input_ids.tobytes() + "".join(sample.digests).encode()
+    return hashlib.sha256(content).digest()
 
 
 def split(preflight: Preflight, fraction: float | None, seed: int) -> tuple[Preflight, Preflight]:

@@ -36,7 +36,14 @@ from finetune.preflight import in_parallel
 from finetune.progress import OnProgress, Progress
 from finetune.samples import Sample
 from finetune.stopping import Stop
-from finetune.train import Data, RunResult, identity_of, read_data, start_or_resume
+from finetune.train import (
+    Data,
+    RunResult,
+    command_of,
+    identity_of,
+    read_data,
+    start_or_resume,
+)
 from finetune.trainer import FinetuneTrainer, Schedule
 from vqa_app.errors import ModelError
 from vqa_app.loading import LoadedModel, load_model
@@ -199,6 +206,7 @@ def keep_features(
     )
     wait(part[1])
     store.reload()
+    os.utime(store.folder)  # in use: what was not for longest makes room first
     return store
 
 
@@ -355,6 +363,7 @@ def finish(
             state_dict,
             trainer.state.global_step,
             kept,
+            command_of(config, trainer.args.world_size),
             tell,
         )
     wait(trainer.args.world_size)

@@ -6,10 +6,10 @@ import json
 import logging
 import os
 import shutil
-import sys
+import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,20 @@ from finetune.config import FinetuneConfig
 from finetune.preflight import Preflight, Summary, leaking, split, summarize
 from finetune.progress import OnProgress, Progress
 from vqa_app.errors import UsageError
+from vqa_app.manifest import read_manifest
 
 log = logging.getLogger(__name__)
 
 IDENTITY_FILE = "started.json"
 SHOWN_PROBLEMS = 20
 NOT_IDENTITY = {
-    "resume", "workers", "report_to", "keep", "feature_gb", "feature_dir", "save_every", "device"
+    "resume", "workers", "report_to", "keep", "feature_gb", "feature_dir", "save_every", "device",
+    "out", "images", "eval_data"
 }  # fmt: skip
-"""Options that change nothing of what is learned: a run may go on with others."""
+"""Options that change nothing of what is learned, or that are told by what is in the data: a run
+may go on with others."""
+BEFORE_A_START = {IDENTITY_FILE, "skipped.jsonl", "skipped_eval.jsonl", "projector"}
+"""What this package writes into a run's folder before it is told what the run is."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ def train(
         raise UsageError("There is no folder for the run.", "Give --out.")
     run = Path(config.out)
     _refuse_finished(run)
+    _claim(run)
     check_reporters(config.report_to)
     shown = on_progress if on_progress and _main_process() else _silent
 
@@ -94,7 +100,7 @@ def train(
         with Stop(cancel) as stop:
             if config.recipe == "llava":
                 first = config.replace(stage="projector", recipe=None, out=str(run / "projector"))
-                if not (run / "projector" / "manifest.json").exists():
+                if not _is_done(first):
                     tell(Progress("loading", message="Stage 1 of 2: the projector."))
                     result = run_stage(first, tell, stop)
                     if not result.finished:
@@ -152,7 +158,7 @@ def read_data(
         held_out = checked(config.eval_data, Path(config.out) / "skipped_eval.jsonl")
         if leaks := leaking(train_data, held_out):
             message = (
-                f"Note: {len(leaks):,} held-out rows show pictures that training rows show too."
+                f"Note: {len(leaks):,} held-out rows repeat training rows or show their pictures."
             )
             tell(Progress("checking", message=message))
     else:
@@ -199,7 +205,6 @@ def start_or_resume(run: Path, config: FinetuneConfig, identity: dict[str, Any])
         shutil.rmtree(run / leftover, ignore_errors=True)
     for name in ("metrics.jsonl", "watch.jsonl"):
         (run / name).unlink(missing_ok=True)
-    run.mkdir(parents=True, exist_ok=True)
     (run / IDENTITY_FILE).write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
     return None
 
@@ -207,19 +212,72 @@ def start_or_resume(run: Path, config: FinetuneConfig, identity: dict[str, Any])
 def identity_of(config: FinetuneConfig, data: Data, fingerprint: str) -> dict[str, Any]:
     """What has to be the same for a run to go on."""
     options = {k: v for k, v in config.to_dict().items() if k not in NOT_IDENTITY}
-    return {**options, "data": data.train.data_hash(), "base weights": fingerprint}
+    return {
+        **options,
+        "data": data.train.data_hash(),
+        "held-out data": data.held_out.data_hash(),
+        "base weights": fingerprint,
+    }
 
 
-def command_line() -> str:
-    """What made the run, for its manifest: the shell's command, or the name of the Python
-    program."""
+def command_of(config: FinetuneConfig, processes: int = 1) -> str:
+    """The shell command that makes the same run, however this one was started."""
     import shlex
 
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    words = ["vqa-app", "finetune"]
+    if processes > 1:
+        words = f"accelerate launch --num_processes {processes} -m finetune".split()
+    for known in fields(config):
+        value, option = getattr(config, known.name), "--" + known.name.replace("_", "-")
+        if value == known.default:
+            continue
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+            continue
+        for item in value if isinstance(value, tuple) else (value,):
+            words += [option, f"{item:.10g}" if isinstance(item, float) else str(item)]
+    return shlex.join(words)
+
+
+def _is_done(config: FinetuneConfig) -> bool:
+    """Whether a finished run of the same config is in its folder; one of another gives way."""
+    run = Path(config.out)
+    manifest = read_manifest(run)
+    if manifest is None:
+        return False
+    before, now = (
+        {k: v for k, v in values.items() if k not in NOT_IDENTITY and v is not None}
+        for values in (manifest.config, config.to_dict())
+    )
+    if config.resume != "never" and now == {k: before.get(k) for k in now}:
+        return True
+    shutil.rmtree(run)
+    return False
+
+
+def _claim(run: Path) -> None:
+    """Makes the folder.
+
+    Raises:
+        UsageError: it can't be written to, or holds somebody's files, which a run would overwrite.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run):
+            pass
+        others = sorted(p.name for p in run.iterdir() if p.name not in BEFORE_A_START)
+    except OSError as error:
+        why = error.strerror or error
+        raise UsageError(f"Cannot write to {run}: {why}.", "Give another --out.") from error
+    if others and not (run / IDENTITY_FILE).exists():
+        raise UsageError(
+            f"{run} holds other files, such as {others[0]}.", "Give a new or empty folder as --out."
+        )
 
 
 def _refuse_finished(run: Path) -> None:
-    if (run / "manifest.json").exists():
+    """A run that was killed while it wrote its report has its manifest, and checkpoints still."""
+    if (run / "manifest.json").exists() and not (run / checkpoint.CHECKPOINTS).exists():
         raise UsageError(f"{run} holds a finished run.", "Give another --out, or remove it.")
 
 

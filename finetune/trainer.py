@@ -236,6 +236,8 @@ class FinetuneTrainer(Trainer):
         """Writes everything that resuming needs, beside its place, and renames it when it is
         whole."""
         step = self.state.global_step
+        if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
+            self._not_finite("model", self._batch_rows)  # with max_grad_norm 0 nobody else looks
         state_dict = self.gathered_state()
         target = checkpoint.step_directory(self.run, step)
         try:
@@ -248,10 +250,12 @@ class FinetuneTrainer(Trainer):
                     (folder / _STATE_FILE).write_text(json.dumps(self.best.__dict__))
                 self._save_optimizer_and_scheduler(str(folder))
                 self._save_rng_state(str(folder))
-        except OSError as error:
+        except Exception as error:
+            if (why := checkpoint.write_failure(error)) is None:
+                raise
             last = checkpoint.latest_checkpoint(self.run) or "the beginning"
             raise ModelError(
-                f"Cannot write the checkpoint of step {step}: {error.strerror or error}.",
+                f"Cannot write the checkpoint of step {step}: {why}.",
                 f"Make room and run the same command again; it goes on from {last}.",
             ) from error
         self.control.should_save = False

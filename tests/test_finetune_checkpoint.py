@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.forked import in_child, needs_fork
 from tests.tiny import picture
 from vqa_app.conversation import Conversation, Message
 from vqa_app.errors import ModelError
@@ -198,6 +199,46 @@ def test_a_full_disk_leaves_the_last_run_whole(
     assert verify(run).ok
     save_run(run, model, processor, manifest, golden())  # and with room again it goes on
     assert verify(run).ok
+
+
+def test_a_model_that_gives_nonsense_is_not_what_was_saved(run: Path) -> None:
+    import torch
+
+    from finetune.verify import verify
+    from vqa_app.loading import load_model
+
+    loaded = load_model(str(run), dtype="float32")
+    with torch.no_grad():
+        loaded.model.get_output_embeddings().weight.fill_(float("nan"))
+    assert "differ by up to nan" in verify(run, loaded).problem
+
+
+@needs_fork
+def test_writing_too_much_is_told_as_that_whoever_writes(tmp_path: Path) -> None:
+    """Each library has an error of its own for it."""
+    import torch
+    from safetensors.torch import save_file
+
+    from finetune.checkpoint import write_failure
+
+    path, tensor = tmp_path / "file", torch.zeros(100_000)
+    writers = (
+        lambda: save_file({"a": tensor}, path),
+        lambda: torch.save(tensor, path),
+        lambda: path.write_bytes(bytes(400_000)),
+    )
+
+    def work() -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        for write in writers:
+            with pytest.raises(Exception) as failed:
+                write()
+            assert write_failure(failed.value), repr(failed.value)
+
+    assert in_child(work) == 0
+    assert write_failure(RuntimeError("something else")) is None
 
 
 def test_a_failed_write_leaves_the_old_directory_and_no_rest(tmp_path: Path) -> None:

@@ -35,6 +35,15 @@ def test_yaml_gives_what_was_written_to_it(tmp_path: Path) -> None:
     assert FinetuneConfig.from_yaml(path) == config
 
 
+def test_yaml_numbers_may_be_written_as_people_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("lr: 1e-4\nepochs: 2\n")  # to YAML the first is a text
+    assert FinetuneConfig.from_yaml(path).lr == 1e-4
+    path.write_bytes("data: übung.json".encode("latin-1"))
+    with pytest.raises(UsageError, match="not UTF-8"):
+        FinetuneConfig.from_yaml(path)
+
+
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("data: my.json\nepochs: 3\nlr: 0.1\n")
@@ -50,6 +59,11 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ({"batch_size": "many"}, "batch_size is 'many'"),
         ({"batch_size": True}, "batch_size is True"),
         ({"eval_fraction": 1.5}, "eval_fraction is 1.5"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"save_every": float("inf")}, "save_every is inf"),
+        ({"eval_questions": 0}, "eval_questions is 0"),
+        ({"max_bad": -1}, "max_bad is -1"),
+        ({"seed": 2**70}, "seed is"),
         ({"recipe": "llava", "stage": "projector"}, "recipe"),
         ({"fsdp": "default", "deepspeed": "zero2"}, "fsdp and deepspeed"),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from finetune.datasets import Problem, Row, leaks, read_rows, split_by_picture
+from finetune.datasets import Problem, Row, read_rows, split_by_picture
 from vqa_app.errors import DataError
 
 
@@ -214,6 +214,50 @@ def test_a_parquet_data_set_with_picture_columns_in_the_cauldron_layout(folder: 
         assert row.conversation().pictures[0].image.getpixel((0, 0)) == (255, 0, 0)
 
 
+def test_lines_of_jsonl_may_hold_what_unicode_calls_a_line_break(folder: Path) -> None:
+    lines = [json.dumps(llava(answer="a\u2028cat"), ensure_ascii=False), json.dumps(llava())]
+    assert len(read_rows(write(folder, "\n".join(lines), "data.jsonl")).rows) == 2
+
+
+def test_a_single_line_of_jsonl_with_ten_answers_is_one_row(folder: Path) -> None:
+    answers = [{"answer": "cat"}] * 9 + [{"answer": "dog"}]
+    row = only_row(write(folder, {"image": "cat.png", "question": "What?", "answers": answers}))
+    assert said(row)[1] == ("assistant", "cat", 0) and len(row.references[0]) == 10
+
+
+def test_an_empty_system_prompt_is_none(folder: Path) -> None:
+    assert said(only_row(write(folder, [llava(system="")]))) == CAT
+    assert said(only_row(write(folder, [llava(system="Be kind.")])))[0][0] == "system"
+
+
+def test_a_folder_of_splits_gives_its_train_split(folder: Path) -> None:
+    import datasets
+
+    table = datasets.Dataset.from_dict({"question": ["What?"], "answer": ["a cat"]})
+    for name in ("train-00000", "test-00000"):
+        table.to_parquet(folder / "data" / f"{name}.parquet")
+    found = read_rows(folder / "data")
+    assert len(found.rows) == 1 and "train" in found.notes[0].what
+    datasets.DatasetDict({"test": table}).save_to_disk(folder / "saved")
+    with pytest.raises(DataError, match="has the splits test"):
+        read_rows(folder / "saved")
+
+
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_arrow_files_of_both_kinds_are_read(folder: Path, kind: str) -> None:
+    import pyarrow
+
+    table = pyarrow.table({"question": ["What?"], "answer": ["a cat"]})
+    path = folder / "data.arrow"
+    writer = pyarrow.ipc.new_stream if kind == "stream" else pyarrow.ipc.new_file
+    with writer(path, table.schema) as out:
+        out.write_table(table)
+    assert said(only_row(path))[1] == ("assistant", "a cat", 0)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DataError, match="Cannot read"):
+        read_rows(path)
+
+
 def test_files_mix_with_weights(folder: Path) -> None:
     first, second = write(folder, [llava()], "a.json"), write(folder, [llava()] * 2, "b.json")
     data = read_rows([f"{first}@2.5", second])
@@ -245,6 +289,11 @@ def test_files_mix_with_weights(folder: Path) -> None:
         ({"image": "cat.png", "answer": "a cat"}, "no question"),
         ({"picture_of": "cat"}, "No known format"),
         ("cat", "not an object"),
+        ({"img_path": "cat.png", "question": "What?", "answer": "a cat"}, "no known key"),
+        (llava(image="iVBORw0KGgo" * 500), "is no path"),
+        (llava(image="a\0.png"), "is no path"),
+        (llava(image={"bytes": "iVBORw0KGgo"}), "Picture 1 is None"),
+        ({"texts": [], "system": "Be kind."}, "conversation is empty"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_named(folder: Path, record: Any, what: str) -> None:
@@ -274,6 +323,9 @@ def test_a_missing_picture_far_down_is_named_with_its_row(folder: Path) -> None:
         ('[\n{"a": "x\ny"}]', "line break or tab inside text", "\\n"),
         ("", "empty", ""),
         ("hello", "neither JSON nor a table", "header"),
+        ('{"a": 1},\n{"a": 2}\n', "second object begins after line 1", "[ ]"),
+        ("[" * 100_000, "is no data", ""),
+        ('image,"question\ncat.png,What?', "Not a table", "quotes"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(
@@ -341,10 +393,6 @@ def test_more_data_later_keeps_held_out_pictures_held_out() -> None:
     before = {row.id for row in split_by_picture(rows[:10], keys[:10], 0.5, 0).held_out}
     after = {row.id for row in split_by_picture(rows, keys, 0.5, 0).held_out}
     assert len(before & after) >= len(before) - 2  # a share of more rows moves the border a little
-
-
-def test_leaks_are_found() -> None:
-    assert leaks([("a",), ("b", "c")], [("d",), ("c",), ()]) == [1]
 
 
 def test_a_picture_inside_the_data_is_the_same_picture_by_content() -> None:

@@ -19,6 +19,7 @@ from finetune.features import (
     make_plan,
     make_room,
     open_store,
+    pixels_of,
 )
 from finetune.freezing import freeze
 from finetune.objective import Objective
@@ -83,8 +84,8 @@ def test_later_runs_find_what_is_there(tiny_llava_dir: Path, data: Path, tmp_pat
     digests = [digest for sample in samples for digest in sample.digests]
     plan = make_plan(again, digests, 1.0, epochs=3)
     assert (plan.use, plan.pictures, plan.present) == (True, 6, 3)
-    expected = encode_pictures(loaded.model, loaded.processor, [example], torch.float32)[0]
-    torch.testing.assert_close(again[example.digest], expected)
+    expected = encode_pictures(loaded.model, [pixels_of(loaded.processor, example)], torch.float32)
+    torch.testing.assert_close(again[example.digest], expected[0])
 
 
 def test_another_encoder_or_picture_size_has_another_store(tiny_llava_dir: Path) -> None:
@@ -134,20 +135,42 @@ def test_the_plan_says_why(
 
 
 def test_older_encoders_give_way_when_the_bound_is_reached(tmp_path: Path) -> None:
-    store_with(tmp_path / "old", 8)
-    mine = store_with(tmp_path / "mine", 4)
+    old, photos = tmp_path / f"{1:016x}-float32", tmp_path / "photos"
+    store_with(old, 8)
+    photos.mkdir()
+    mine = store_with(tmp_path / f"{2:016x}-float32", 4)
     make_room(mine, needed=4 * 24, limit_gb=1)
-    assert (tmp_path / "old").exists()
+    assert old.exists()
     make_room(mine, needed=4 * 24, limit_gb=250e-9)
-    assert not (tmp_path / "old").exists() and len(mine) == 4
+    assert not old.exists() and len(mine) == 4
     make_room(mine, needed=4 * 24, limit_gb=150e-9)
     assert len(mine) == 0
+    assert photos.exists()  # somebody's own, which happen to lie there
+
+
+def test_records_that_a_power_cut_took_are_computed_again(tmp_path: Path) -> None:
+    store_with(tmp_path / "e", 4)
+    records = tmp_path / "e" / "features.bin"
+    records.write_bytes(records.read_bytes()[: 2 * 24])
+    again = FeatureStore(tmp_path / "e", (2, 3), torch.float32)
+    again.append([DIGESTS[5]], torch.full((1, 2, 3), 7.0))
+    again.reload()
+    assert len(again) == 3
+    assert again[DIGESTS[5]].tolist() == [[7.0] * 3] * 2
+    assert DIGESTS[2] not in again
+
+
+def test_a_store_that_another_process_removed_is_empty(tmp_path: Path) -> None:
+    mine, seen = store_with(tmp_path / "e", 4), store_with(tmp_path / "e", 0)
+    make_room(mine, needed=1, limit_gb=0)
+    seen.reload()
+    assert len(seen) == 0
 
 
 def test_a_picture_without_pixels_in_common_has_its_own_features(tiny_llava_dir: Path) -> None:
     loaded = load(tiny_llava_dir)
-    pictures = [picture(0), picture(1)]
-    both = encode_pictures(loaded.model, loaded.processor, pictures, torch.float32)
+    pixels = [pixels_of(loaded.processor, picture(number)) for number in (0, 1)]
+    both = encode_pictures(loaded.model, pixels, torch.float32)
     assert both.shape[0] == 2 and not torch.allclose(both[0], both[1])
 
 

@@ -39,7 +39,7 @@ def test_leaking_rows_are_counted(tiny_llava_dir: Path, tmp_path: Path) -> None:
     data = write_data(tmp_path)
     stream = io.StringIO()
     check_data(options(data, tiny_llava_dir).replace(eval_data=(str(data),)), stream)
-    assert "Held-out rows whose pictures are trained on: 6" in stream.getvalue()
+    assert "Held-out rows that repeat a training row or show its picture: 8" in stream.getvalue()
 
 
 def test_show_sample_marks_exactly_the_trained_tokens(tiny_llava_dir: Path, tmp_path: Path) -> None:

@@ -100,7 +100,10 @@ def test_a_run_describes_itself(result: RunResult, options: dict) -> None:
     assert (
         manifest.config["batch_size"] == 4 and manifest.config["alpha"] == 8
     )  # decided, not given
-    assert manifest.data_hash and manifest.prompt_hash and manifest.command
+    assert manifest.data_hash and manifest.prompt_hash
+    command = manifest.command.split()
+    assert command[:2] == ["vqa-app", "finetune"] and "--batch-size" in command
+    assert "--alpha" not in command
     for name in ("adapter_model.safetensors", "report.html", "README.md", "metrics.jsonl",
                  "golden", "tokenizer.json", "plots"):  # fmt: skip
         assert (result.run / name).exists(), name
@@ -141,6 +144,17 @@ def test_progress_tells_phases_and_numbers(result: RunResult, told: list[Progres
 def test_a_finished_run_is_not_overwritten(result: RunResult, options: dict) -> None:
     with pytest.raises(UsageError, match="finished run"):
         train(FinetuneConfig(**options, out=str(result.run), resume="never"))
+
+
+def test_a_folder_with_other_files_stays_as_it_is(options: dict, tmp_path: Path) -> None:
+    mine = tmp_path / "thesis" / "plots" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(UsageError, match="holds other files, such as plots"):
+        train(FinetuneConfig(**options, out=str(tmp_path / "thesis")))
+    assert mine.read_text() == "mine"
+    with pytest.raises(UsageError, match="Cannot write"):
+        train(FinetuneConfig(**options, out=str(mine)))
 
 
 def test_the_recipe_trains_the_projector_first_and_goes_on_with_it(
@@ -294,6 +308,26 @@ def test_another_config_does_not_go_on_with_an_interrupted_run(
         train(config.replace(lr=1e-4))
     with pytest.raises(UsageError, match="no checkpoint"):
         train(config.replace(out=str(tmp_path / "other"), resume="must"))
+
+
+def test_a_run_that_was_killed_while_it_wrote_its_report_is_finished_by_its_command(
+    options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune import report
+
+    def killed(*_: Any) -> None:
+        raise SystemError("killed")
+
+    config = FinetuneConfig(**options, out=str(tmp_path / "run"))
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        patch.setattr(report, "write_report", killed)
+        train(config)
+    assert (tmp_path / "run" / "manifest.json").exists()
+    done = train(config)
+    assert done.finished and (done.run / "report.html").exists()
+    assert not (done.run / "checkpoints").exists()
+    with pytest.raises(UsageError, match="finished run"):
+        train(config)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(

@@ -17,7 +17,7 @@ from pathlib import Path
 from finetune.datasets import files, vqa2
 from finetune.datasets.records import Context, read_record, with_weight
 from finetune.datasets.rows import BadRow, PictureSource, Problem, ReadRows, Row, Turn
-from finetune.datasets.split import Split, leaks, split_by_picture
+from finetune.datasets.split import Split, split_by_picture
 from vqa_app.errors import DataError
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "Row",
     "Split",
     "Turn",
-    "leaks",
     "read_rows",
     "split_by_picture",
 ]
@@ -54,7 +53,7 @@ def read_rows(
     for source in sources:
         text, weight = _weight(str(source))
         path = Path(text).expanduser()
-        if path.is_file() and (content := vqa2.load_official(path)) is not None:
+        if _is_file(path) and (content := vqa2.load_official(path)) is not None:
             official.append((path, weight, content))
             continue
         records, roots = _read_source(text, path, images)
@@ -66,6 +65,9 @@ def read_rows(
                 rows.append(with_weight(read_record(record, number, context), weight))
             except BadRow as bad:
                 problems.append(Problem(text, number, bad.what, bad.hint))
+            except (ValueError, TypeError, IndexError, AttributeError) as error:
+                what = f"The row has an odd shape: {str(error)[:100]}."
+                problems.append(Problem(text, number, what, "Compare it with the other rows."))
     rows += _read_official(official, images, problems)
     notes = tuple(problem for problem in problems if problem.note)
     return ReadRows(tuple(rows), tuple(p for p in problems if not p.note), notes)
@@ -76,9 +78,10 @@ def _read_source(
 ) -> tuple[files.Records, tuple[Path, ...]]:
     if path.is_dir():
         return files.read_folder(path, text), _roots(images, path)
-    if path.exists():
+    if _is_file(path):
         return files.read_file(path, text), _roots(images, path.parent)
-    if text.count("/") == 1 and not path.suffix and not text.startswith((".", "~", "/")):
+    is_data = path.suffix.lower() in files.ENDINGS
+    if text.count("/") == 1 and not is_data and not text.startswith((".", "~", "/")):
         return files.read_hub(text), _roots(images, Path())
     raise DataError(f"There is no file {text}.", "Check the path.")
 
@@ -114,16 +117,23 @@ def _read_official(
     return rows
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
 def _weight(source: str) -> tuple[str, float]:
     path, at, number = source.rpartition("@")
-    if not at or Path(source).exists():
+    if not at or _is_file(Path(source)) or Path(source).is_dir():
         return source, 1.0
     try:
         weight = float(number)
     except ValueError:
         return source, 1.0
-    if not 0 < weight <= 100:
-        raise DataError(f"The weight of {path} is {number}.", "Give a number above 0, at most 100.")
+    if not 0.001 <= weight <= 100:
+        raise DataError(f"The weight of {path} is {number}.", "Give a number from 0.001 to 100.")
     return path, weight
 
 

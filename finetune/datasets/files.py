@@ -6,12 +6,18 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.datasets.records import QUESTION_KEYS
 from finetune.datasets.rows import PictureSource, Problem
 from vqa_app.errors import DataError
+
+ENDINGS = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt"}
+"""What files of data are called; a hub's data set may have a dot in its name."""
+_PYARROW_STREAM = b"\xff\xff\xff\xff"
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def read_file(path: Path, name: str) -> Records:
             magic = file.read(6)
         if magic[:4] == b"PAR1":
             return read_table(_load("parquet", str(path)), name)
-        if magic == b"ARROW1":
+        if magic == b"ARROW1" or magic[:4] == _PYARROW_STREAM:
             return read_table(_load("arrow", str(path)), name)
         raw = path.read_bytes()
     except OSError as error:
@@ -78,7 +84,7 @@ def read_file(path: Path, name: str) -> Records:
     if start == "[":
         return _read_json(text, name, problems)
     if start == "{":
-        lines = [line for line in text.splitlines() if line.strip()][:2]
+        lines = [line for line in text.split("\n", 50) if line.strip()][:2]
         several = len(lines) > 1 and all(line.lstrip().startswith("{") for line in lines)
         if several and lines[0].rstrip().endswith("}"):
             return _read_jsonl(text, name, problems)
@@ -92,12 +98,23 @@ def read_folder(path: Path, name: str) -> Records:
     import datasets
 
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        loaded = datasets.load_from_disk(str(path))
-        return read_table(loaded["train"] if isinstance(loaded, dict) else loaded, name)
+        with _reading(path):
+            loaded = datasets.load_from_disk(str(path))
+        if not isinstance(loaded, dict):
+            return read_table(loaded, name)
+        if "train" not in loaded:
+            splits = ", ".join(loaded)
+            raise DataError(f"{path} has the splits {splits}.", "Give one of these folders.")
+        return read_table(loaded["train"], name)
     for kind in ("parquet", "arrow"):
-        files = sorted(str(file) for file in path.rglob(f"*.{kind}"))
+        files = sorted(path.rglob(f"*.{kind}"))
+        train = [file for file in files if "train" in file.relative_to(path).as_posix()]
         if files:
-            return read_table(_load(kind, files), name)
+            found = read_table(_load(kind, list(map(str, train or files))), name)
+            if train and len(train) < len(files):
+                what = f"Only the train files are read, {len(train)} of {len(files)}."
+                found.problems.append(Problem(name, None, what, note=True))
+            return found
     raise DataError(
         f"The folder {path} holds no data set.",
         "Give the JSON or CSV file in it, a folder of Parquet files, or one of save_to_disk.",
@@ -151,15 +168,37 @@ def _load(kind: str, files: str | list[str]) -> Any:
     if isinstance(files, str):
         files = [files]
     datasets.disable_progress_bars()
-    if kind == "arrow":
-        return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
-    return datasets.load_dataset("parquet", data_files=files, split="train")
+    with _reading(files[0]):
+        if kind == "arrow":
+            return datasets.concatenate_datasets([_arrow(file) for file in files])
+        return datasets.load_dataset("parquet", data_files=files, split="train")
+
+
+def _arrow(file: str) -> Any:
+    """`datasets` writes streams, pyarrow and others files too."""
+    import datasets
+    import pyarrow
+
+    try:
+        return datasets.Dataset.from_file(file)
+    except pyarrow.ArrowInvalid:
+        return datasets.Dataset(pyarrow.ipc.open_file(file).read_all())
+
+
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """The libraries raise many kinds; all mean the same to a person."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"Cannot read {path}: {reason}", "Is it whole? Save it again.") from error
 
 
 def _decode(raw: bytes, name: str, problems: list[Problem]) -> str | None:
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         problems.append(Problem(name, None, "The file is UTF-16; read as such.", note=True))
-        return raw.decode("utf-16")
+        return raw.decode("utf-16", "replace")
     if raw.startswith(b"\xef\xbb\xbf"):
         problems.append(
             Problem(name, None, "The file begins with a byte-order mark; ignored.", note=True)
@@ -180,11 +219,14 @@ def _read_json(text: str, name: str, problems: list[Problem]) -> Records:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         return Records([], [*problems, Problem(name, None, *explain_json_error(text, error))])
+    except (RecursionError, ValueError) as error:  # a million brackets, a number of 5,000 digits
+        what = f"The file is no data: {str(error)[:100]}."
+        return Records([], [*problems, Problem(name, None, what)])
     if isinstance(data, dict):
         lists = [value for value in data.values() if isinstance(value, list)]
         tables = [value for value in lists if value and isinstance(value[0], dict)]
-        conversation = {"conversations", "conversation", "messages", "texts"} & set(data)
-        data = tables[0] if len(tables) == 1 and not conversation else [data]
+        is_row = {*QUESTION_KEYS, "conversations", "conversation", "messages", "texts"} & set(data)
+        data = tables[0] if len(tables) == 1 and not is_row else [data]
     return Records(list(enumerate(data, 1)), problems)
 
 
@@ -198,6 +240,12 @@ def explain_json_error(text: str, error: json.JSONDecodeError) -> tuple[str, str
         return f"Line {line:,} ends with a comma before {at!r}.", "Remove the trailing comma."
     if "trailing comma" in error.msg:  # Python 3.13 points at the comma itself
         return f"Line {line:,} ends with a comma before a bracket.", "Remove the trailing comma."
+    if "Extra data" in error.msg and before.endswith("}") and at in ",{":
+        line = text.count("\n", 0, len(before)) + 1
+        return (
+            f"A second object begins after line {line:,}.",
+            "Put all of them into [ ], with commas between, or one on each line, without commas.",
+        )
     if not at:
         return f"The file ends in the middle of a value, at line {line:,}.", "Is it cut off?"
     if at == "'":
@@ -244,9 +292,10 @@ def _csv_rows(
     text: str, name: str, delimiter: str, problems: list[Problem]
 ) -> Iterator[tuple[int, dict[str, str]]]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    fields = [field.strip() for field in next(reader)]
-    number = reader.line_num + 1
+    number = 1
     try:
+        fields = [field.strip() for field in next(reader)]
+        number = reader.line_num + 1
         for cells in reader:
             if len(cells) == len(fields):
                 yield number, dict(zip(fields, cells, strict=True))

@@ -71,9 +71,10 @@ def read_record(record: Any, number: int, context: Context) -> Row:
             f"No known format; the row's keys are {found}.",
             'Use "conversations" (LLaVA), "messages" (OpenAI), or "image", "question", "answer".',
         )
-    if keys.get("system") and isinstance(record[keys["system"]], str) and turns[0].role != "system":
-        turns = (Turn("system", (record[keys["system"]],)), *turns)
     _check_turns(turns)
+    system = record[keys["system"]] if "system" in keys else None
+    if isinstance(system, str) and system.strip() and turns[0].role != "system":
+        turns = (Turn("system", (system,)), *turns)
     if references is None:
         references = tuple((turn.text,) for turn in turns if turn.role == "assistant")
     identity = next((record[keys[k]] for k in ("id", "question_id") if k in keys), number)
@@ -259,6 +260,12 @@ def _pictures(
 ) -> list[PictureSource]:
     column = next((keys[key] for key in IMAGE_KEYS if key in keys and record[keys[key]]), None)
     if column is None:
+        for key, value in record.items():
+            if _names_picture(value):
+                raise BadRow(
+                    f"{key!r} holds a picture's name, {_short(value)}, and is no known key.",
+                    f"Call it one of {', '.join(IMAGE_KEYS)}.",
+                )
         return []
     value = _parse_if_text(record[column])
     values = list(value) if isinstance(value, (list, tuple)) else [value]
@@ -278,8 +285,9 @@ def picture_from(value: Any, context: Context, where: str) -> PictureSource:
         BadRow: a web address, a missing file, or one outside the picture folders.
     """
     if isinstance(value, Mapping):
-        if value.get("bytes") is not None:
-            return PictureSource.data(bytes(value["bytes"]), str(value.get("path") or "picture"))
+        data = value.get("bytes")
+        if isinstance(data, bytes):
+            return PictureSource.data(data, str(value.get("path") or "picture"))
         value = value.get("path") or value.get("url")
     if not isinstance(value, str):
         raise BadRow(f"{where} is {_short(value)}.", "Give a path relative to the picture folder.")
@@ -288,6 +296,15 @@ def picture_from(value: Any, context: Context, where: str) -> PictureSource:
     if re.match(r"https?://", value):
         raise BadRow(f"{where} is a web address, {_short(value)}.", "Download it; give its path.")
     return PictureSource.file(find_picture(value.removeprefix("file://"), context.roots))
+
+
+def _names_picture(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_names_picture, value))
+    if isinstance(value, Mapping):
+        return isinstance(value.get("bytes"), bytes) or _names_picture(value.get("path"))
+    ending = r"[^\s]\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic)$"
+    return isinstance(value, str) and len(value) < 300 and bool(re.search(ending, value, re.I))
 
 
 def find_picture(path: str, roots: Sequence[Path]) -> Path:
@@ -299,12 +316,17 @@ def find_picture(path: str, roots: Sequence[Path]) -> Path:
     outside = True
     for root in roots:
         candidate = Path(path) if Path(path).is_absolute() else root / path
-        candidate = candidate.resolve()
-        if not candidate.is_relative_to(root):
-            continue
-        outside = False
-        if candidate.is_file():
-            return candidate
+        try:
+            candidate = candidate.resolve()
+            if not candidate.is_relative_to(root):
+                continue
+            outside = False
+            if candidate.is_file():
+                return candidate
+        except (OSError, ValueError) as error:  # too long, or with a null byte
+            raise BadRow(
+                f"{_short(path)} is no path.", "Write base64 as data:image/png;base64,..."
+            ) from error
     folders = " or ".join(map(str, roots))
     if outside:
         raise BadRow(

@@ -52,12 +52,6 @@ def split_by_picture(
     )
 
 
-def leaks(train_keys: Sequence[Sequence[str]], eval_keys: Sequence[Sequence[str]]) -> list[int]:
-    """Positions of the eval rows that show a picture which training rows show too."""
-    seen = {key for row in train_keys for key in row}
-    return [position for position, row in enumerate(eval_keys) if any(key in seen for key in row)]
-
-
 def _groups(rows: Sequence[Row], keys: Sequence[Sequence[str]]) -> list[int]:
     """Rows that share a picture, directly or through other rows, get one group number."""
     parent = list(range(len(rows)))

@@ -17,16 +17,16 @@ SHORT_ANSWER = "Answer the question using a single word or phrase."
 
 def load_official(path: Path) -> dict[str, Any] | None:
     """The file's content if it is one of the two, else None."""
-    with path.open("rb") as file:
-        if b'"questions"' not in (start := file.read(4096)) and b'"annotations"' not in start:
-            # Keys come in any order: the small ones (info, license) may stand after the long list.
-            file.seek(max(0, path.stat().st_size - 4096))
-            tail = file.read()
-            if b'"data_subtype"' not in tail or not start.lstrip().startswith(b"{"):
-                return None
     try:
+        with path.open("rb") as file:
+            if b'"questions"' not in (start := file.read(4096)) and b'"annotations"' not in start:
+                # Keys come in any order: small ones (info, license) may stand after the long list.
+                file.seek(max(0, path.stat().st_size - 4096))
+                tail = file.read()
+                if b'"data_subtype"' not in tail or not start.lstrip().startswith(b"{"):
+                    return None
         data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError:
+    except (OSError, ValueError, RecursionError):  # whoever reads it next says what is wrong
         return None
     if not isinstance(data, dict):
         return None
