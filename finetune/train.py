@@ -205,6 +205,7 @@ def start_or_resume(run: Path, config: FinetuneConfig, identity: dict[str, Any])
         shutil.rmtree(run / leftover, ignore_errors=True)
     for name in ("metrics.jsonl", "watch.jsonl"):
         (run / name).unlink(missing_ok=True)
+    run.mkdir(parents=True, exist_ok=True)
     (run / IDENTITY_FILE).write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
     return None
 
