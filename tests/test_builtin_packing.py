@@ -6,16 +6,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from finetune.builtin.language import (
-    Course,
-    Referents,
-    Symbols,
-    answer_loss,
-    make_quiz,
-    run_packed,
-)
+from finetune.builtin.language import Referents, Symbols, answer_loss, run_packed
 from finetune.builtin.model import language_config, make_processor
 from finetune.builtin.packing import Packer, answer_hits, answer_starts, turns_of
+from finetune.builtin.quiz import Course, make_quiz
 from finetune.builtin.text import train_tokenizer
 from finetune.builtin.world import ROOMS, make_scene
 from finetune.builtin.world.scene import QA

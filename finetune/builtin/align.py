@@ -19,32 +19,24 @@ from finetune.builtin import dense
 from finetune.builtin.evaluate import Exam, Seer, evaluate_world
 from finetune.builtin.language import (
     REFERENT_SHARE,
-    Emphasis,
     Referents,
-    Sought,
     Symbols,
     answer_loss,
+    run_packed,
+    told,
+)
+from finetune.builtin.optim import MuonAdam, Training, copied_from_first, rank, rate_at
+from finetune.builtin.packing import Packed, Packer, Row, branches, turns_of
+from finetune.builtin.pictures import draw_room, pixels
+from finetune.builtin.quiz import (
+    Emphasis,
+    Sought,
     course_at,
     make_quiz,
     questions,
-    run_packed,
-    shape_of,
     sought_in,
-    told,
     without_pictures,
 )
-from finetune.builtin.optim import (
-    Clock,
-    MuonAdam,
-    agreed,
-    copied_from_first,
-    load_state,
-    rank,
-    rate_at,
-    save_state,
-)
-from finetune.builtin.packing import Packed, Packer, Row, branches, turns_of
-from finetune.builtin.pictures import draw_room, pixels
 from finetune.builtin.world import QA, ROOMS, Scene, make_scene
 from finetune.builtin.world.pairs import comparable, compare
 
@@ -173,77 +165,51 @@ def align(
         "symbols": symbols,
         "referents": referents,
     }
-    modules = list(parts.values())
-    gallery = Gallery(seer, capacity, weights, next_seed=50_000_000 * (seed + 1))
-    clock, step, number = Clock(minutes), 0, 2_000_000_000 * (seed + 1)
-    state = load_state(out / f"{name}.pt")
-    if state:
-        for key, module in parts.items():
-            module.load_state_dict(state[key])
-        step, clock.spent, number = state["step"], state["spent"], state["number"]
-        gallery.next_seed = state["next_seed"]
-    emphasis = Emphasis(state["right"] if state else {})
-    progress = agreed(clock.progress)
-    if progress >= 1:
+    training = Training(out / f"{name}.pt", minutes, parts, rate)
+    if training.progress >= 1:
         return
-    gallery.next_seed += 10_000_000 * rank()
-    number += 200_000_000 * rank()
+    first = training.kept.get("next_seed", 50_000_000 * (seed + 1)) + 10_000_000 * rank()
+    gallery = Gallery(seer, capacity, weights, next_seed=first)
     gallery.refill(min(capacity, round(800 * scale)))
-    rng = np.random.default_rng((seed, step, rank()))
-    copied_from_first(modules)
-    if not state:
+    number = training.kept.get("number", 2_000_000_000 * (seed + 1)) + 200_000_000 * rank()
+    emphasis = Emphasis(training.kept.get("right", {}))
+    rng = np.random.default_rng((seed, training.step, rank()))
+    copied_from_first(parts.values())
+    if training.fresh:
         share = regress(seer, symbols, gallery, round(250 * scale), rng)
         print(f"{name} projector starts with {share:.3f} of the symbols' variance unexplained")
-    optimiser = MuonAdam(modules, rate)
-    if state and "optimiser" in state:
-        optimiser.load_state_dict(state["optimiser"])
     batch = max(2, round(12 * scale))
-    saved = scored = clock.elapsed
     losses: dict[bool, list[float]] = {False: [], True: []}
-    while progress < 1:
-        seen = step % 3 != 0
+    while training.progress < 1:
+        seen = training.step % 3 != 0
         if seen:
             gallery.refill(max(1, batch // 3))
             asked = gallery_batch(gallery, packer, batch, rng, emphasis)
         else:
-            asked, number = symbol_batch(symbols, packer, weights, number, step, scale, emphasis)
+            asked, number = symbol_batch(
+                symbols, packer, weights, number, training.step, scale, emphasis
+            )
         with torch.autocast(seer.device, torch.bfloat16):
             hidden, middle = run_packed(seer.language, asked.packed, asked.visual)
             loss, hits = answer_loss(seer.language, hidden, asked.packed)
             found = referents.loss(middle, asked.packed, asked.sought)
-        (loss + REFERENT_SHARE * found).backward()
-        optimiser.step(rate_at(progress, step, warmup=60))
+        training.learn(loss + REFERENT_SHARE * found, warmup=60)
         emphasis.grade(hits, asked.skills)
         losses[seen].append(loss.item())
-        step += 1
-        progress = agreed(clock.progress)
         if rank():
             continue
-        if step % 200 == 0:
+        if training.step % 200 == 0:
             means = {k: np.mean(v[-100:]) for k, v in losses.items()}
             print(
-                f"{name} {clock.elapsed / 60:.1f} min step {step} loss {means[True]:.3f}, "
-                f"on symbols {means[False]:.3f}",
+                f"{name} {training.clock.elapsed / 60:.1f} min step {training.step} "
+                f"loss {means[True]:.3f}, on symbols {means[False]:.3f}",
                 flush=True,
             )
-        if clock.elapsed - scored > score_every or progress >= 1:
-            scored = clock.elapsed
+        if training.due("score", score_every):
             scores = evaluate_world(seer, packer, Exam(weights, 80))
             print(f"{name} score {told(scores)}", flush=True)
-        if clock.elapsed - saved > 120 or progress >= 1:
-            saved = clock.elapsed
-            save_state(
-                out / f"{name}.pt",
-                {
-                    **{key: module.state_dict() for key, module in parts.items()},
-                    "optimiser": optimiser.state_dict(),
-                    "right": emphasis.right,
-                    "step": step,
-                    "spent": saved,
-                    "number": number,
-                    "next_seed": gallery.next_seed,
-                },
-            )
+        if training.due("save", 120):
+            training.save(number=number, next_seed=gallery.next_seed, right=emphasis.right)
 
 
 def gallery_batch(
@@ -287,6 +253,6 @@ def symbol_batch(
     quiz, number = make_quiz(packer, number, weights, course, emphasis=emphasis)
     device = symbols.owned.weight.device
     with torch.autocast(device.type, torch.bfloat16):
-        visual = symbols(quiz.rows.view(-1, *shape_of(quiz, grid)).to(device), grid)
+        visual = symbols(quiz.rows.to(device), grid)
     asked = Batch(quiz.packed.to(str(device)), visual.flatten(0, -2), quiz.sought, quiz.skills)
     return asked, number

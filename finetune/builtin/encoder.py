@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast, SiglipModel
 
 from finetune.builtin import dense
 from finetune.builtin.model import CAPTION_TOKENS, siglip_config
-from finetune.builtin.optim import Clock, MuonAdam, load_state, rate_at, save_state
+from finetune.builtin.optim import Training
 from finetune.builtin.pictures import Pool, normalised
 
 CONTRAST_EVERY = 4
@@ -65,6 +65,21 @@ def sigmoid_loss(model: SiglipModel, images: torch.Tensor, texts: torch.Tensor) 
     return -F.logsigmoid(signs * logits).sum() / len(logits)
 
 
+def read_captions(
+    model: SiglipModel, tokenizer: PreTrainedTokenizerFast, captions: list[str]
+) -> torch.Tensor:
+    """The text tower's embeddings [captions, width]."""
+    texts = tokenizer(
+        captions,
+        padding="max_length",
+        padding_side="right",
+        truncation=True,
+        max_length=CAPTION_TOKENS,
+        return_tensors="pt",
+    )
+    return model.text_model(input_ids=texts.input_ids.to(model.device)).pooler_output
+
+
 def train_encoder(
     out: Path,
     tokenizer: PreTrainedTokenizerFast,
@@ -83,64 +98,35 @@ def train_encoder(
     heads = Heads(model.config.vision_config.hidden_size).to(device)
     nn.init.constant_(model.logit_scale, float(np.log(10)))
     nn.init.constant_(model.logit_bias, -10.0)
-    optimiser = MuonAdam([model, heads])
-    pool = Pool(capacity, weights)
-    clock, step = Clock(minutes), 0
-    state = load_state(out / "encoder.pt")
-    if state:
-        model.load_state_dict(state["model"])
-        heads.load_state_dict(state["heads"])
-        if "optimiser" in state:
-            optimiser.load_state_dict(state["optimiser"])
-        step, clock.spent, pool.next_seed = state["step"], state["spent"], state["next_seed"]
-    rng = np.random.default_rng((seed, step))
-    if clock.progress < 1:
-        pool.refill(min(capacity, 20 * batch))
-    saved = clock.elapsed
-    while clock.progress < 1:
+    training = Training(out / "encoder.pt", minutes, {"model": model, "heads": heads})
+    if training.progress >= 1:
+        return model.eval()
+    pool = Pool(capacity, weights, training.kept.get("next_seed", 0))
+    rng = np.random.default_rng((seed, training.step))
+    pool.refill(min(capacity, 20 * batch))
+    while training.progress < 1:
         pool.refill(batch // 3)
         slots = pool.batch(batch, rng)
         images = normalised(torch.from_numpy(pool.images[slots]).to(device))
         rows = torch.from_numpy(pool.targets[slots]).long().to(device)
-        contrast = step % CONTRAST_EVERY == 0
+        contrast = training.step % CONTRAST_EVERY == 0
         with torch.autocast(device, torch.bfloat16):
             seen = model.vision_model(pixel_values=images)
             outputs = heads(seen.last_hidden_state)
             if contrast:
-                texts = tokenizer(
-                    [pool.texts[s] for s in slots],
-                    padding="max_length",
-                    padding_side="right",
-                    truncation=True,
-                    max_length=CAPTION_TOKENS,
-                    return_tensors="pt",
-                )
-                read = model.text_model(input_ids=texts.input_ids.to(device)).pooler_output
+                read = read_captions(model, tokenizer, [pool.texts[s] for s in slots])
         loss, figures = dense_loss(outputs, rows)
         if contrast:
-            pairs = sigmoid_loss(model, seen.pooler_output, read)
-            figures["pairs"] = pairs
-            loss = loss + 0.2 * pairs
-        loss.backward()
-        optimiser.step(rate_at(clock.progress, step))
-        step += 1
-        if step % 100 == 1:
+            figures["pairs"] = sigmoid_loss(model, seen.pooler_output, read)
+            loss = loss + 0.2 * figures["pairs"]
+        training.learn(loss)
+        if training.step % 100 == 1:
             told = " ".join(f"{k} {v.item():.3f}" for k, v in figures.items())
+            minute = training.clock.elapsed / 60
             print(
-                f"encoder {clock.elapsed / 60:.1f} min step {step} loss {loss.item():.3f} {told}",
+                f"encoder {minute:.1f} min step {training.step} loss {loss.item():.3f} {told}",
                 flush=True,
             )
-        if clock.elapsed - saved > 120 or clock.progress >= 1:
-            saved = clock.elapsed
-            save_state(
-                out / "encoder.pt",
-                {
-                    "model": model.state_dict(),
-                    "heads": heads.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "step": step,
-                    "spent": saved,
-                    "next_seed": pool.next_seed,
-                },
-            )
+        if training.due("save", 120):
+            training.save(next_seed=pool.next_seed)
     return model.eval()

@@ -22,9 +22,10 @@ from torch import nn
 from transformers import AutoTokenizer, LlamaForCausalLM, LlavaForConditionalGeneration
 
 from finetune.builtin import dense
-from finetune.builtin.language import questions, run_packed, told, without_pictures
+from finetune.builtin.language import run_packed, told
 from finetune.builtin.packing import Packer, answer_hits, first_pieces, turns_of
 from finetune.builtin.pictures import draw_room, normalised, pixels
+from finetune.builtin.quiz import questions, without_pictures
 from finetune.builtin.world import ROOMS, Scene, make_scene
 
 

@@ -5,10 +5,8 @@ patches, each an embedding of what `dense` says is under it. What the encoder ha
 only the same information in its own code, which the projector translates.
 """
 
-import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +18,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from finetune import branching
 from finetune.builtin import dense
 from finetune.builtin.model import language_config
-from finetune.builtin.optim import Clock, MuonAdam, load_state, rate_at, save_state
-from finetune.builtin.packing import (
-    Hits,
-    Packed,
-    Packer,
-    Row,
-    answer_hits,
-    answer_starts,
-    branches,
-    turns_of,
-)
-from finetune.builtin.pictures import draw_room
-from finetune.builtin.world import QA, ROOMS, Scene, Split, make_scene
-from finetune.builtin.world.pairs import make_pair
-from finetune.builtin.world.talk import small_talk, without_picture
+from finetune.builtin.optim import Training
+from finetune.builtin.packing import Hits, Packed, Packer, answer_hits, answer_starts
+from finetune.builtin.quiz import OBJECTS, Course, Emphasis, Sought, course_at, make_quiz
 
 
 class Symbols(nn.Module):
@@ -65,14 +51,14 @@ class Symbols(nn.Module):
 class Referents(nn.Module):
     """Throw-away heads that say what a question turns on, before it is answered.
 
-    They read the token that the answer follows, after layer `LAYER`: `OBJECTS` of them name an
+    They read the token that the answer follows, after layer `LAYER`: `quiz.OBJECTS` of them name an
     object each, taught what `dense` says of it, and `NUMBERS` say how many objects fit a
     description. Without them the language model takes long to find an object by its description,
     and longer to compare two or to count: an answer alone says little about what was missed.
     """
 
     LAYER = 3
-    OBJECTS, NUMBERS = 4, 2
+    NUMBERS = 2
     MOST = 10
     """What is counted to."""
     COLUMNS = (dense.KIND, dense.COLOUR, dense.SIZE, dense.FILL)
@@ -81,10 +67,10 @@ class Referents(nn.Module):
         super().__init__()
         self.sizes = [*(dense.CLASSES[column] for column in self.COLUMNS), dense.GEOMETRY]
         self.norm = nn.RMSNorm(width)
-        self.heads = nn.ModuleList(nn.Linear(width, sum(self.sizes)) for _ in range(self.OBJECTS))
+        self.heads = nn.ModuleList(nn.Linear(width, sum(self.sizes)) for _ in range(OBJECTS))
         self.numbers = nn.ModuleList(nn.Linear(width, self.MOST + 1) for _ in range(self.NUMBERS))
 
-    def loss(self, hidden: torch.Tensor, packed: Packed, sought: "Sought") -> torch.Tensor:
+    def loss(self, hidden: torch.Tensor, packed: Packed, sought: Sought) -> torch.Tensor:
         """`hidden` [rows, length, width] of layer `LAYER`; the objects' mean and the numbers'."""
         starts = answer_starts(packed)
         # Every parameter takes part in every step, as processes that train together have to agree.
@@ -122,26 +108,6 @@ class Referents(nn.Module):
                 numbers.append(losses)
         total = total / max(1, count)
         return total + 2 * torch.cat(numbers).mean() if numbers else total
-
-
-Sought = dict[tuple[int, int], tuple[list[np.ndarray], tuple[int, ...]]]
-"""(row, branch) -> what its last question turns on: rows of `dense` of objects, and numbers."""
-
-
-def sought_in(asked: Sequence[Sequence[QA]], rooms: Sequence[str]) -> Sought:
-    """What the questions of each row, in the order of their branches, turn on.
-
-    Objects that `dense` has no class for (a die is made of pips) are left out.
-    """
-    found: Sought = {}
-    for row, (qas, room) in enumerate(zip(asked, rooms, strict=True)):
-        for number, qa in enumerate(qas, 1):
-            items = qa.about[: Referents.OBJECTS]
-            if not all((room, item.kind) in dense.KIND_INDEX for item in items):
-                items = ()
-            if items or qa.counts:
-                found[row, number] = [dense.item_row(room, item) for item in items], qa.counts
-    return found
 
 
 def run_packed(
@@ -182,165 +148,8 @@ def answer_loss(
     return F.cross_entropy(logits, wanted[answers]), answer_hits(best, packed)
 
 
-def questions(scene: Scene, rng: random.Random, split: Split, rounds: int = 1) -> list[QA]:
-    """The room's questions, and now and then small talk in between. More rounds give
-    `Emphasis.chosen` more to choose from."""
-    asked = [qa for _ in range(rounds) for qa in ROOMS[scene.room].ask(scene, rng, split)]
-    qas = list({(qa.question, qa.sentence): qa for qa in asked}.values())
-    if rng.random() < 0.15:
-        qas.insert(rng.randrange(len(qas) + 1), small_talk(rng, split))
-    return qas
-
-
-def without_pictures(rng: random.Random, split: Split, count: int = 6) -> list[QA]:
-    """Talk for a row that has no picture."""
-    return [rng.choice((small_talk, without_picture))(rng, split) for _ in range(count)]
-
-
-@dataclass
-class Quiz:
-    """A batch of scenes with their questions, packed. `skills[row][branch - 1]`."""
-
-    packed: Packed
-    rows: torch.Tensor
-    skills: list[list[str]]
-    sought: Sought
-
-
-@dataclass(frozen=True)
-class Course:
-    """What a batch is made of. Few questions of many scenes teach faster than the reverse, but a
-    grid's 64 tokens are better shared; relations and descriptions are learned last."""
-
-    scenes: int
-    questions: int
-    grid: bool
-    most_objects: int = 99
-    basic: float = 0.0
-    """Share of questions outside `BASIC` that is left out."""
-    short: float = 0.6
-    """Share of single-word answers."""
-    limit: int = 640
-    """Tokens of a row; rows of about equal length waste nothing on padding."""
-
-
-BASIC = {
-    "existence",
-    "negation",
-    "colour",
-    "shape",
-    "count",
-    "fill",
-    "size",
-    "position",
-    "smalltalk",
-}
-
-
 REFERENT_SHARE = 0.3
 """What the heads' loss counts beside the answers'."""
-
-LESS = {"caption": 0.5, "describe": 0.3, "pair": 0.7, "arithmetic": 0.4, "time": 0.5}
-"""Skills that stay wrong for long whatever is done: they must not take all the room."""
-
-
-@dataclass
-class Emphasis:
-    """How often each skill is taught: the more often, the more of its answers are wrong.
-
-    `right`: skill -> running share of right answers.
-    """
-
-    right: dict[str, float] = field(default_factory=dict)
-
-    def grade(self, hits: Hits, skills: Sequence[Sequence[str]]) -> None:
-        """`skills[row][branch - 1]` of a batch; rows without any are of talk."""
-        for (row, branch), hit in hits.items():
-            if row < len(skills):
-                skill = skills[row][branch - 1]
-                before = self.right.get(skill, 0.5)
-                self.right[skill] = before + 0.003 * (hit - before)
-
-    def weight(self, skill: str) -> float:
-        return max(0.05, (1 - self.right.get(skill, 0.5)) * LESS.get(skill, 1.0))
-
-    def chosen(self, qas: Sequence[QA], rng: random.Random, count: int) -> list[QA]:
-        """At most `count` of the questions, by weight (Efraimidis and Spirakis, 2006)."""
-        keys = [rng.random() ** (1 / self.weight(qa.skill)) for qa in qas]
-        order = sorted(range(len(qas)), key=keys.__getitem__, reverse=True)
-        return [qas[k] for k in order[:count]]
-
-
-def course_at(progress: float, step: int, compact_share: float, scale: float = 1.0) -> Course:
-    """Simple questions first, then everything on few objects, then on many, then the grid."""
-
-    def scenes(count: int) -> int:
-        return max(2, round(count * scale))
-
-    part = progress / compact_share
-    if part < 0.15:
-        return Course(scenes(24), 4, False, 4, 0.9, 0.9, limit=96)
-    if part < 0.55:  # relations are learned between two or three objects
-        return Course(scenes(28), 5, False, 3, short=0.75, limit=128)
-    if part < 0.8:
-        return Course(scenes(28), 5, False, 5, short=0.7, limit=128)
-    if part < 1 or step % 3:
-        return Course(scenes(28), 6, False, short=0.7, limit=128)
-    return Course(scenes(12), 9, True, short=0.7, limit=256)
-
-
-PAIR_EVERY = 12
-"""Every so many rows of a batch ask about two pictures."""
-
-
-def make_quiz(
-    packer: Packer,
-    first: int,
-    weights: Mapping[str, float],
-    course: Course,
-    split: Split = "train",
-    emphasis: Emphasis | None = None,
-) -> tuple[Quiz, int]:
-    """Scenes from number `first` on, as grids or as shuffled objects, and the next number."""
-    emphasis = emphasis or Emphasis()
-    todo: list[Row] = []
-    tables, asked, rooms = [], [], []
-    number = first
-    while len(todo) < course.scenes:
-        rng = random.Random(f"quiz-{split}-{number}")
-        if split == "train" and len(todo) % PAIR_EVERY == PAIR_EVERY - 1:
-            pair = make_pair(number, split)
-            scenes, qas = pair.scenes, list(pair.questions)
-        else:
-            scene = make_scene(number, draw_room(number, weights), split)
-            scenes, qas = (scene,), questions(scene, rng, split, 2 if split == "train" else 1)
-        number += 1
-        if not all(0 < len(scene.items) <= course.most_objects for scene in scenes):
-            continue
-        qas = [qa for qa in qas if qa.skill in BASIC or rng.random() >= course.basic]
-        qas = emphasis.chosen(qas, rng, course.questions)
-        seen = [
-            dense.patches(scene) if course.grid else shuffled(dense.objects(scene), number)
-            for scene in scenes
-        ]
-        if split == "train":
-            made = branches(qas, rng, course.short)
-        else:
-            made = [(turns_of(qa, rng), qa) for qa in qas]
-        todo.append(([len(table) for table in seen], [turns for turns, _ in made]))
-        tables += seen
-        asked.append([qa for _, qa in made])
-        rooms.append(scenes[0].room)
-    rng = random.Random(f"talk-{split}-{first}")
-    talk = without_pictures(rng, split, max(1, course.scenes // 8))
-    todo.append(((), [turns_of(qa, rng) for qa in talk]))
-    skills = [[qa.skill for qa in qas] for qas in (*asked, talk)]
-    rows = torch.from_numpy(np.concatenate(tables)).long()
-    return Quiz(packer.pack(todo, course.limit), rows, skills, sought_in(asked, rooms)), number
-
-
-def shuffled(table: np.ndarray, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(table)
 
 
 @torch.no_grad()
@@ -360,16 +169,12 @@ def symbolic_score(
         quiz, _ = make_quiz(packer, 1000 * start, weights, course, "test")
         packed = quiz.packed.to(device)
         with torch.autocast(device, torch.bfloat16):
-            visual = symbols(quiz.rows.view(-1, *shape_of(quiz, grid)).to(device), grid)
+            visual = symbols(quiz.rows.to(device), grid)
             hidden, _ = run_packed(model, packed, visual.flatten(0, -2))
             best = model.lm_head(hidden).argmax(-1)
         for (row, number), hit in answer_hits(best, packed).items():
             hits[quiz.skills[row][number - 1]].append(hit)
     return {skill: (sum(h) / len(h), len(h)) for skill, h in sorted(hits.items())}
-
-
-def shape_of(quiz: Quiz, grid: bool) -> tuple[int, ...]:
-    return (dense.PATCHES, dense.COLUMNS) if grid else (dense.COLUMNS,)
 
 
 def told(scores: dict[str, tuple[float, int]]) -> str:
@@ -400,59 +205,34 @@ def train_language(
     model = LlamaForCausalLM(language_config(len(tokenizer), tiny)).to(device)
     symbols = Symbols(model.config.hidden_size).to(device)
     referents = Referents(model.config.hidden_size).to(device)
-    optimiser = MuonAdam([model, symbols, referents])
+    parts = {"model": model, "symbols": symbols, "referents": referents}
+    training = Training(out / "language.pt", minutes, parts)
     packer = Packer(tokenizer)
-    clock, step, number = Clock(minutes), 0, 1_000_000 * (seed + 1)
-    state = load_state(out / "language.pt")
-    if state:
-        model.load_state_dict(state["model"])
-        symbols.load_state_dict(state["symbols"])
-        referents.load_state_dict(state["referents"])
-        if "optimiser" in state:
-            optimiser.load_state_dict(state["optimiser"])
-        step, clock.spent, number = state["step"], state["spent"], state["number"]
-    emphasis = Emphasis(state["right"] if state else {})
-    saved = scored = clock.elapsed
+    number = training.kept.get("number", 1_000_000 * (seed + 1))
+    emphasis = Emphasis(training.kept.get("right", {}))
     losses: list[float] = []
-    while clock.progress < 1:
-        course = course_at(clock.progress, step, compact_share, scale)
+    while training.progress < 1:
+        course = course_at(training.progress, training.step, compact_share, scale)
         quiz, number = make_quiz(packer, number, weights, course, emphasis=emphasis)
-        grid = course.grid
         packed = quiz.packed.to(device)
         with torch.autocast(device, torch.bfloat16):
-            visual = symbols(quiz.rows.view(-1, *shape_of(quiz, grid)).to(device), grid)
-            hidden, middle = run_packed(model, packed, visual.flatten(0, -2))
+            visual = symbols(quiz.rows.to(device), course.grid).flatten(0, -2)
+            hidden, middle = run_packed(model, packed, visual)
             loss, hits = answer_loss(model, hidden, packed)
             found = referents.loss(middle, packed, quiz.sought)
-        (loss + REFERENT_SHARE * found).backward()
-        optimiser.step(rate_at(clock.progress, step))
+        training.learn(loss + REFERENT_SHARE * found)
         emphasis.grade(hits, quiz.skills)
         losses.append(loss.item())
-        step += 1
-        if step % 200 == 0:
+        if training.step % 200 == 0:
             print(
-                f"language {clock.elapsed / 60:.1f} min step {step} grid {grid} tokens "
-                f"{tuple(packed.ids.shape)} loss {np.mean(losses[-200:]):.3f}",
+                f"language {training.clock.elapsed / 60:.1f} min step {training.step} "
+                f"grid {course.grid} loss {np.mean(losses[-200:]):.3f}",
                 flush=True,
             )
-        if clock.elapsed - scored > 240 or clock.progress >= 1:
-            scored = clock.elapsed
-            for kind in (False, True):
-                scores = symbolic_score(model, symbols, packer, weights, 60, kind, device)
-                print(f"language score grid {kind} {told(scores)}", flush=True)
-        if clock.elapsed - saved > 120 or clock.progress >= 1:
-            saved = clock.elapsed
-            save_state(
-                out / "language.pt",
-                {
-                    "model": model.state_dict(),
-                    "symbols": symbols.state_dict(),
-                    "referents": referents.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "right": emphasis.right,
-                    "step": step,
-                    "spent": saved,
-                    "number": number,
-                },
-            )
+        if training.due("score", 240):
+            for grid in (False, True):
+                scores = symbolic_score(model, symbols, packer, weights, 60, grid, device)
+                print(f"language score grid {grid} {told(scores)}", flush=True)
+        if training.due("save", 120):
+            training.save(number=number, right=emphasis.right)
     return model.eval(), symbols, referents

@@ -2,9 +2,10 @@
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -133,6 +134,63 @@ class Clock:
     @property
     def progress(self) -> float:
         return self.elapsed / (60 * self.minutes)
+
+
+class Training:
+    """A stage under way: its modules, their optimiser, and how far it is, across restarts.
+
+    Processes that train together agree on `progress` (the share of the time that is used), and the
+    first one saves.
+    """
+
+    def __init__(
+        self, path: Path, minutes: float, modules: Mapping[str, nn.Module], rate: float = 1.0
+    ) -> None:
+        """
+        Args:
+            path: of the state, which is gone on with where it exists.
+            modules: those that are trained, by their names in the state.
+        """
+        self.path, self.modules = path, dict(modules)
+        self.optimiser = MuonAdam(self.modules.values(), rate)
+        self.clock, self.step = Clock(minutes), 0
+        self.kept: dict[str, Any] = {}
+        """What else was saved."""
+        state = load_state(path)
+        self.fresh = state is None
+        if state:
+            for name, module in self.modules.items():
+                module.load_state_dict(state["modules"][name])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self.clock.spent, self.kept = state["step"], state["spent"], state["kept"]
+        self.progress = agreed(self.clock.progress)
+        self._last: dict[str, float] = {}
+
+    def learn(self, loss: torch.Tensor, warmup: int = 100) -> None:
+        """One step down the loss."""
+        loss.backward()
+        self.optimiser.step(rate_at(self.progress, self.step, warmup))
+        self.step += 1
+        self.progress = agreed(self.clock.progress)
+
+    def due(self, what: str, seconds: float) -> bool:
+        """Whether so much time has passed since this was due last; and at the end."""
+        before = self._last.setdefault(what, self.clock.elapsed)
+        if self.clock.elapsed - before < seconds and self.progress < 1:
+            return False
+        self._last[what] = self.clock.elapsed
+        return True
+
+    def save(self, **kept: Any) -> None:
+        """`kept` is given back as `kept`."""
+        state = {
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "spent": self.clock.elapsed,
+            "kept": kept,
+        }
+        save_state(self.path, state)
 
 
 def save_state(path: Path, state: dict) -> None:
