@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.fake_engine import FakeEngine
-from ui.handlers import Desk, without_paths
+from ui.handlers import Desk
 from ui.hub import Choice, Hub
 from ui.picking import pick
 from ui.pictures import PictureShelf
+from ui.render import hide, without_paths
 from ui.store import Store
 from vqa_app.errors import ModelError, UsageError
 
@@ -72,7 +74,7 @@ def test_an_answer_streams_and_is_kept_with_what_is_known_of_it(house):
     assert texts and texts[-1] == view["turns"][0]["html"]
     (turn,) = view["turns"]
     assert (turn["state"], turn["question"]) == ("answered", "What is it?")
-    assert turn["facts"]["confidence"] == 0.75 and turn["facts"]["model"] == "fake"
+    assert turn["facts"]["confidence"] == 0.75 and turn["facts"]["model"] == "First"
     assert view["title"] == "What is it?" and view["meter"]["limit"] == 4096
 
 
@@ -98,6 +100,15 @@ def test_stop_keeps_what_came_and_frees_the_line(house):
             home.desk.stop("ann", conversation)
     (turn,) = home.desk.view("ann", conversation)["turns"]
     assert (turn["state"], turn["answer"].strip()) == ("stopped", "one two")
+
+
+def test_stop_shows_how_the_chat_stands(house):
+    home = house()
+    _, view = home.ask("What?")
+    request = {"do": "stop", "conversation": view["conversation"]}
+    update = home.desk.act("ann", request)
+    assert update["view"]["turns"] == view["turns"] and not update["view"]["busy"]
+    assert home.desk.act("ann", {"do": "stop", "conversation": None}) == {}
 
 
 def test_a_stranger_cannot_stop_an_answer(house):
@@ -152,7 +163,10 @@ def test_a_chat_deleted_while_it_is_answered_is_gone_without_an_error(house):
     running = home.desk.ask("ann", {"question": "Count."})
     conversation = next(running)["view"]["conversation"]
     home.desk.act("ann", {"do": "delete", "conversation": conversation, "shown": conversation})
-    assert all("error" not in update for update in running if update)
+    last = [update for update in running if update][-1]
+    assert last == {"gone": conversation, "list": []}, "other tabs leave it"
+    stopped = home.desk.act("ann", {"do": "stop", "conversation": conversation})
+    assert stopped == {"gone": conversation, "list": []}
     assert home.desk.act("ann", {"do": "open"})["list"] == []
 
 
@@ -261,7 +275,9 @@ def test_settings_reach_the_model(house):
 @pytest.mark.parametrize(
     "bad",
     [{"temperature": 99}, {"top_p": "x"}, {"max_new_tokens": 10**9}, {"style": "rude"},
-     {"system": "x" * 5000}, {"owner": "bob"}],
+     {"system": "x" * 5000}, {"owner": "bob"}, {"seed": "abc"}, {"seed": 10**30},
+     {"max_new_tokens": 2.5}, {"max_new_tokens": "5"}, {"temperature": True},
+     {"temperature": float("nan")}],
 )  # fmt: skip
 def test_impossible_settings_are_refused(house, bad):
     home = house()
@@ -287,6 +303,78 @@ def test_each_person_picks_their_own_model(house):
     assert "You asked" in home.ask("Who?", owner="bob")[1]["turns"][0]["answer"]
     with pytest.raises(ModelError):
         list(pick(home.desk, "ann", {"model": "/etc/passwd"}))
+
+
+def test_a_picked_model_is_loaded_again_after_a_restart(house):
+    home = house(other=FakeEngine("the other one"))
+    home.store.save_settings("ann", {"model": "other"})
+    red = home.picture()
+    home.desk.warm("ann", {"pictures": [red]})
+    assert home.hub.wait("other", 5) is home.engines["other"]
+    home.desk.warm("ann", {"pictures": [red]}).join()
+    assert home.engines["other"].warmed
+    assert home.hub.standing("first").phase == "absent"
+    update = home.desk.act("bob", {"do": "hello"})
+    assert update["models"]["picked"] == "first"
+    assert update["models"]["phase"] in ("loading", "ready")
+
+
+def test_a_model_that_failed_is_not_loaded_at_every_move(house):
+    home = house(ModelError("It is damaged.", "Fetch it again."))
+    home.hub.start()
+    with pytest.raises(ModelError):
+        home.hub.wait(timeout=5)
+    home.desk.act("ann", {"do": "hello"})
+    assert home.hub.standing().phase == "failed"
+
+
+def test_picking_a_model_twice_keeps_the_way_back(house):
+    home = house(other=FakeEngine())
+    for _ in range(2):
+        update = list(pick(home.desk, "ann", {"model": "other"}))[-1]
+    assert (update["models"]["picked"], update["models"]["before"]) == ("other", "first")
+    update = list(pick(home.desk, "ann", {"model": "first"}))[-1]
+    assert (update["models"]["picked"], update["models"]["before"]) == ("first", "other")
+
+
+def test_a_load_is_cancelled_only_by_who_started_it(house):
+    home = house()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def load(chosen, progress):
+        begun.set()
+        while not go_on.wait(0.01):
+            progress("Downloading", 0.5)
+        raise AssertionError
+
+    home.desk.hub = Hub(load, lambda: [choice("slow")], "slow")
+    home.desk.hub.start("slow", "ann")
+    begun.wait(5)
+    with pytest.raises(UsageError, match="Somebody else"):
+        home.desk.act("bob", {"do": "cancel-load", "model": "slow"})
+    home.desk.act("ann", {"do": "cancel-load", "model": "slow"})
+    with pytest.raises(ModelError, match="cancelled"):
+        home.desk.hub.wait("slow", 5)
+
+
+def test_waiting_for_a_model_that_made_room_loads_it_again():
+    engine = FakeEngine()
+    hub = Hub(lambda *_: engine, lambda: [choice("a")], "a")
+    assert hub.wait("a", 5) is engine
+    hub.close()
+    stopping = Hub(lambda *_: engine, lambda: [choice("a")], "a")
+    stopping.close()
+    with pytest.raises(ModelError, match="stopping"):
+        stopping.wait("a", 5)
+
+
+def test_why_a_load_failed_is_told_without_paths(house):
+    home = house(ModelError("There is no /srv/secret/model.", "Look into /srv/secret."))
+    home.hub.start()
+    with pytest.raises(ModelError) as told:
+        home.hub.wait(timeout=5)
+    assert "secret/" not in str(told.value) and "/srv" not in str(told.value)
+    assert "/srv" not in str(home.desk.act("ann", {"do": "models"}))
 
 
 def test_a_load_can_be_cancelled(tmp_path):
@@ -360,9 +448,13 @@ def test_six_people_are_all_answered_without_mixing(house):
         ),
         ("owner/name is on https://example.org/a/b", "owner/name is on https://example.org/a/b"),
         ("1/2 of it, and/or more", "1/2 of it, and/or more"),
+        (r"No C:\Users\ann\runs\x here.", "No x here."),
+        ("No /home/ann/my data/runs/x here.", "No x here."),
+        ("No ~/x.png here: / is empty.", "No x.png here: / is empty."),
     ],
 )
 def test_messages_name_files_without_their_folders(text, shown):
+    hide(Path("/home/ann/my data"))
     assert without_paths(text) == shown
 
 
@@ -377,3 +469,13 @@ def test_a_deleted_chat_takes_its_pictures_along_unless_somebody_has_them(house)
     assert home.store.picture("ann", blue) is None
     home.desk.act("ann", {"do": "delete", "conversation": other["conversation"]})
     assert not home.shelf.file(red).exists() and home.shelf.file(blue).exists()
+
+
+def test_a_deleted_question_takes_its_pictures_along(house):
+    home = house()
+    red, blue = home.picture(), home.picture(colour="blue")
+    _, view = home.ask("One?", pictures=[red])
+    _, view = home.ask("Two?", conversation=view["conversation"], pictures=[red, blue])
+    request = {"do": "delete-turn", "conversation": view["conversation"]}
+    home.desk.act("ann", {**request, "turn": view["turns"][1]["id"]})
+    assert home.shelf.file(red).exists() and not home.shelf.file(blue).exists()

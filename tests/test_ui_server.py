@@ -121,7 +121,9 @@ def test_a_picture_is_shown_to_its_owner_only_and_re_encoded(person, other):
     assert found["size"] == [32, 24]
     mine = person.get(f"/vqa/pictures/{found['digest']}")
     assert mine.headers["content-type"] == "image/png" and b"<script>" not in mine.content
-    assert person.get(f"/vqa/pictures/{found['digest']}?size=small").status_code == 200
+    for size in ("small", "large"):
+        smaller = person.get(f"/vqa/pictures/{found['digest']}?size={size}")
+        assert smaller.headers["content-type"] == "image/jpeg"
     assert other.get(f"/vqa/pictures/{found['digest']}").status_code == 404
 
 
@@ -237,6 +239,56 @@ def test_a_chat_goes_out_as_one_page_that_needs_nothing_else(server, person):
 def test_a_damaged_file_is_refused_with_a_reason(person, data):
     answer = person.post("/vqa/conversations", content=data)
     assert answer.status_code == 400 and len(answer.json()["error"]) > 10
+
+
+def forged(**changes) -> bytes:
+    turns = [{"id": "a", "question": "q", "answer": "a"},
+             {"id": "b", "question": "q", "answer": "a", **changes}]  # fmt: skip
+    return json.dumps({"format": "vqa-app conversation", "version": 1, "turns": turns}).encode()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pictures": 5}, {"pictures": [[1]]}, {"pictures": ["x"] * 9}, {"facts": 3}, {"id": 5},
+        {"question": "x" * 20_001}, {"answer": "x" * 100_001}, {"question": "\ud800"},
+    ],
+)  # fmt: skip
+def test_a_forged_chat_leaves_nothing_behind(server, person, changes):
+    answer = person.post("/vqa/conversations", content=forged(**changes))
+    assert answer.status_code == 400 and "Question 2" in answer.json()["error"]
+    assert server.application.desk.store.conversations(owner_of(server, person)) == []
+
+
+def test_only_facts_of_the_right_kind_come_in(server, person):
+    facts = {"gain": "x", "confidence": float("nan"), "new_tokens": 2.5, "prompt_tokens": 10**400,
+             "model": "m" * 300, "style": "short", "finish": True, "image_tokens": 3}  # fmt: skip
+    taken = person.post("/vqa/conversations", content=forged(facts=facts)).json()
+    view = server.application.desk.view(owner_of(server, person), taken["conversation"])
+    assert view["turns"][-1]["facts"] == {"style": "short"}
+
+
+def test_nothing_is_taken_in_from_a_browser_without_cookies(server):
+    for path in ("/vqa/conversations", "/vqa/taught", "/vqa/datasets", "/vqa/pictures"):
+        answer = httpx.post(server.address.rstrip("/") + path, content=png())
+        assert answer.status_code == 400 and "cookies" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("scheme", ["http", "HTTPS"])
+def test_the_public_endpoint_fetches_nothing(person, monkeypatch, scheme):
+    fetched = []
+
+    async def fetch(url, cache_dir):
+        fetched.append(url)
+        raise AssertionError
+
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", fetch)
+    file = {"path": f"{scheme}://192.0.2.1/x.png", "meta": {"_type": "gradio.FileData"}}
+    started = person.post(
+        "/gradio_api/call/chat", json={"data": [{"text": "x", "files": [file]}]}
+    ).json()
+    events = person.get(f"/gradio_api/call/chat/{started['event_id']}").text
+    assert "event: error" in events and not fetched
 
 
 def test_the_public_endpoint_streams(server, engine, tmp_path):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import threading
+import time
 
 import pytest
 from PIL import Image
 
+from finetune.datasets.rows import PictureSource
+from ui.exchange import from_json, to_json
 from ui.pictures import PictureShelf
 from ui.store import Store
 from vqa_app.errors import ImageError, UsageError
+from vqa_app.images import ImageLimits
 
 
 @pytest.fixture
@@ -164,7 +169,59 @@ def test_a_kept_picture_comes_back_with_its_digest(tmp_path):
     picture = PictureShelf(tmp_path).add(Image.new("RGB", (40, 30), "red"), "red.png")
     again = PictureShelf(tmp_path).get(picture.digest)
     assert again == picture
-    assert PictureShelf(tmp_path).thumbnail(picture.digest).suffix == ".jpg"
+    assert PictureShelf(tmp_path).smaller(picture.digest, 480).suffix == ".jpg"
+
+
+def test_pictures_that_nobody_asked_about_are_forgotten(store):
+    shown, idle, fresh = ("a" * 64, "b" * 64, "c" * 64)
+    for digest in (shown, idle):
+        store.remember_picture("ann", digest, "x.png", {})
+    store.add_turn("ann", store.create("ann"), None, "What?", [shown])
+    now = time.time()
+    store.remember_picture("ann", fresh, "x.png", {})
+    store.remember_picture("bob", shown, "x.png", {})
+    assert store.sweep(now) == [idle]
+    assert store.picture("ann", shown) and store.picture("ann", fresh)
+    assert store.sweep(time.time() + 1) == [fresh], "ann still has what bob let go"
+    assert store.picture("bob", shown) is None
+
+
+def test_figures_that_are_none_are_not_stored(store):
+    turn = store.add_turn("ann", store.create("ann"), None, "What?")
+    with pytest.raises(ValueError):
+        store.finish_turn(turn.id, "x", "answered", {"confidence": float("nan")})
+
+
+def test_only_so_many_pixels_are_kept_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("ui.pictures._IN_MEMORY", 3 * 100 * 100)
+    shelf = PictureShelf(tmp_path)
+    small = [shelf.add(Image.new("RGB", (50, 50), colour), "x").digest for colour in ("red", "tan")]
+    assert list(shelf._recent) == small
+    large = shelf.add(Image.new("RGB", (300, 200)), "x").digest
+    assert list(shelf._recent) == [large], "the latest stays, whatever its size"
+
+
+def test_a_picture_that_was_let_in_comes_back_however_large_its_copy_is(tmp_path, store):
+    noise = Image.effect_noise((64, 64), 90).convert("RGB")
+    stream = io.BytesIO()
+    noise.save(stream, "JPEG", quality=30)
+    limits = ImageLimits(max_bytes=len(stream.getvalue()))
+    shelf = PictureShelf(tmp_path / "pictures", limits)
+    picture = shelf.add(stream.getvalue(), "noise.jpg")
+    assert shelf.file(picture.digest).stat().st_size > limits.max_bytes
+    store.remember_picture("ann", picture.digest, "noise.jpg", {})
+    chat = store.create("ann")
+    store.add_turn("ann", chat, None, "What?", [picture.digest])
+    document = to_json(store, shelf, "ann", chat).encode()
+    copy = from_json(store, PictureShelf(tmp_path / "other", limits), "bob", document)
+    assert store.path("bob", copy)[0].pictures == (picture.digest,)
+
+
+def test_a_large_photo_can_be_trained_on(tmp_path):
+    file = tmp_path / "photo.png"
+    Image.new("RGB", (2700, 2700)).save(file, compress_level=0)
+    assert file.stat().st_size > ImageLimits().max_bytes
+    assert PictureSource.file(file).open().image.width == 2700
 
 
 @pytest.mark.parametrize("digest", ["../../etc/passwd", "a" * 63, "A" * 64, "", "a" * 64 + "\n"])

@@ -105,7 +105,7 @@ class Answering:
             if engine is None:
                 return
             facts["context"] = engine.info.context_length
-            facts["model"] = engine.info.label
+            facts["model"] = self._hub.find(self._model).label  # the engine's own may be a path
             conversation, options = self._asked(engine)
             with self._hub.lease(engine):
                 for event in engine.stream(conversation, options, self._cancel):
@@ -135,7 +135,7 @@ class Answering:
 
     def _engine(self) -> Engine | None:
         """The engine as soon as it is loaded; None if somebody stops waiting before."""
-        self._hub.start(self._model)
+        self._hub.start(self._model, self.owner)
         while (engine := self._hub.wait(self._model, 0)) is None and not self._cancel.is_set():
             standing = self._hub.standing(self._model)
             self._tell(state="loading", message=standing.message, share=standing.share)

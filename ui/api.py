@@ -11,13 +11,15 @@ from typing import Any
 
 import gradio as gr
 
-from ui.handlers import MAX_PICTURES, MAX_QUESTION, Desk, message_of
+from ui.handlers import Desk, message_of, question_of
 from ui.settings import Settings
 from ui.stream import growing
 from vqa_app.conversation import Conversation
-from vqa_app.errors import ModelError, UsageError
+from vqa_app.errors import ModelError
 from vqa_app.images import open_picture
 
+AT_ONCE = 4
+"""Answers for programs under way: each holds one of the server's about 40 threads."""
 PATIENCE = 600
 """Seconds that a call waits for the model to load."""
 
@@ -25,6 +27,7 @@ PATIENCE = 600
 def add_endpoint(desk: Desk) -> None:
     """Puts the endpoint on the page that is being built; nothing of it is shown."""
     message = gr.MultimodalTextbox(visible=False, file_count="multiple", label="Question")
+    _refuse_addresses(message)
     answer = gr.Textbox(visible=False, label="Answer")
     send = gr.Button(visible=False)
 
@@ -38,16 +41,27 @@ def add_endpoint(desk: Desk) -> None:
         except Exception as error:
             raise gr.Error(message_of(error), print_exception=False) from None
 
-    send.click(chat, message, answer, api_name="chat", concurrency_limit=16, show_progress="hidden")
+    send.click(
+        chat, message, answer, api_name="chat", concurrency_limit=AT_ONCE, show_progress="hidden"
+    )
+
+
+def _refuse_addresses(message: gr.MultimodalTextbox) -> None:
+    """Gradio would fetch a file that is named by its address; no request leaves this machine."""
+    moved = message.async_move_resource_to_block_cache
+
+    async def local(path: str | Path | None) -> str | None:
+        if str(path).lower().startswith(("http:", "https:")):
+            raise ValueError("Files are sent, not named by an address.")
+        return await moved(path)
+
+    message.async_move_resource_to_block_cache = local  # a subclass would get a .pyi beside it
 
 
 def _answer(desk: Desk, message: dict[str, Any]) -> Iterator[Any]:
-    question, files = str(message.get("text") or "").strip(), list(message.get("files") or [])
-    if not question and not files:
-        raise UsageError("There is nothing to answer.", "Send a text or a picture.")
-    if len(question) > MAX_QUESTION or len(files) > MAX_PICTURES:
-        raise UsageError("The question is too large.", f"At most {MAX_PICTURES} pictures.")
+    files = list(message.get("files") or [])
     try:
+        question = question_of(message.get("text"), len(files))
         # Gradio's copies carry its own names; the pixels are all that matters.
         pictures = [
             open_picture(Path(file), name=f"picture {number}", limits=desk.shelf.limits)

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -18,14 +19,15 @@ from starlette.types import ASGIApp
 from ui.handlers import Desk
 from ui.hub import Choice, Hub, Progress
 from ui.pictures import PictureShelf
+from ui.render import hide
 from ui.security import Guard, Rules
 from ui.store import Store
 from ui.teach import Teaching
 from ui.training import TrainingDesk
 from vqa_app.engine import Engine
 
-UPLOAD = 200 * 2**20
-"""Largest file with conversations or data, in bytes; pictures have limits of their own."""
+FORGOTTEN_AFTER = 24 * 3600
+"""Seconds after which a start lets go of pictures that were brought and never asked about."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Application:
     training: TrainingDesk
 
     def close(self) -> None:
-        """Ends running answers and lets go of models and files."""
-        self.training.close()
+        """Ends running answers and a training, and lets go of models and files."""
+        self.training.close(patience=0.5)
         self.desk.stop_all(patience=0.5)
         self.desk.hub.close(patience=0.5)
         self.desk.store.close()
@@ -92,11 +94,14 @@ def create(
     from gradio import mount_gradio_app
 
     from ui import layout
-    from ui.routes import routes_of
+    from ui.routes import MAX_IMPORT, routes_of
 
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    hide(data_dir)
     hub = Hub(load, choices, default)
     desk = Desk(Store(data_dir / "chats.sqlite"), PictureShelf(data_dir / "pictures"), hub)
+    for digest in desk.store.sweep(time.time() - FORGOTTEN_AFTER):
+        desk.shelf.remove(digest)
     app = FastAPI(title="Look & Ask", docs_url=None, redoc_url=None, openapi_url=None)
     teaching = Teaching(data_dir / "taught", desk.shelf)
     training = TrainingDesk(data_dir, desk, teaching, train)
@@ -126,10 +131,10 @@ def create(
         hosts=frozenset(hosts),
         users=users or {},
         larger={
-            "/vqa/conversations": UPLOAD,
-            "/vqa/taught": UPLOAD,
-            "/vqa/datasets": UPLOAD,
-            "/gradio_api/upload": UPLOAD,
+            "/vqa/conversations": MAX_IMPORT,
+            "/vqa/taught": MAX_IMPORT,
+            "/vqa/datasets": MAX_IMPORT,
+            "/gradio_api/upload": MAX_IMPORT,
         },
         cookie_path=root_path or "/",
     )

@@ -7,16 +7,19 @@ from typing import Any
 
 from ui.handlers import Desk
 from ui.render import SHORT_STYLE
-from ui.stream import ask_once
+from ui.stream import BEAT, ask_once
 from ui.teach import Teaching
 from ui.world_data import held_out
 from vqa_app.conversation import Conversation
 from vqa_app.engine import Engine
-from vqa_app.errors import ModelError
 from vqa_app.images import Picture
 
 TAUGHT, WORLD = 24, 24
 LONGEST = 48
+
+
+class Skipped(Exception):  # noqa: N818 - not an error: somebody asked for it
+    """Raised inside a comparison that somebody stopped."""
 
 
 def compare(
@@ -30,8 +33,12 @@ def compare(
     Returns:
         `{"taught": part, "world": part}`; a part has the accuracies (VQA accuracy, 0 to 1) and rows
         of question, right answer, both answers and digests.
+
+    Raises:
+        Skipped: `cancel` was set.
+        ModelError: one of them cannot be loaded.
     """
-    engines = [_engine(desk, before), _engine(desk, after)]
+    engines = [_engine(desk, key, cancel) for key in (before, after)]
     with desk.hub.lease(engines[0]), desk.hub.lease(engines[1]):
         return _compared(desk, teaching, owner, engines, cancel)
 
@@ -58,11 +65,11 @@ def _compared(
     }
 
 
-def _engine(desk: Desk, key: str) -> Engine:
+def _engine(desk: Desk, key: str, cancel: threading.Event) -> Engine:
     desk.hub.start(key)
-    engine = desk.hub.wait(key, 600)
-    if engine is None:
-        raise ModelError("The model does not load.", "Try again.")
+    while (engine := desk.hub.wait(key, BEAT)) is None:
+        if cancel.is_set():
+            raise Skipped
     return engine
 
 
@@ -75,10 +82,10 @@ def _part(
 
     rows: list[dict[str, Any]] = []
     for pictures, question, right in questions:
-        if cancel.is_set():
-            break
         asked = Conversation.ask(question, pictures)
         said = [ask_once(engine, asked, LONGEST, cancel) for engine in engines]
+        if cancel.is_set():
+            raise Skipped
         rows.append(
             {
                 "question": question.removesuffix(SHORT_STYLE),

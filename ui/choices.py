@@ -26,10 +26,9 @@ def started_with(model: str, adapter: str | None, quantize: str | None) -> Choic
     if model == "builtin" and adapter is None and quantize is None:
         return BUILTIN
     label = Path(model).name or model
-    detail = ", ".join(
-        part for part in (f"with {Path(adapter).name}" if adapter else "", quantize or "") if part
-    )
-    return Choice("start", label, detail, "Started with", model, adapter, quantize)
+    if adapter:
+        label += f" + {Path(adapter).name}"
+    return Choice("start", label, quantize or "", "Started with", model, adapter, quantize)
 
 
 def offered(start: Choice, runs: Path) -> Iterator[Choice]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from ui.pictures import PictureShelf
+from ui.handlers import MAX_PICTURES, MAX_QUESTION
+from ui.pictures import OWN, PictureShelf
 from ui.render import title_of, view_of
 from ui.store import Store
 from vqa_app.errors import DataError, ImageError
@@ -19,7 +20,12 @@ from vqa_app.errors import DataError, ImageError
 FORMAT = "vqa-app conversation"
 VERSION = 1
 MAX_TURNS = 2000
-_KEPT_FACTS = ("style", "model", "confidence", "finish", "gain", "prompt_tokens", "new_tokens")
+_LONGEST = {"id": 200, "question": MAX_QUESTION, "answer": 100_000}
+_LARGEST_FACT = 1e9
+_KEPT_FACTS: dict[str, type] = {
+    "style": str, "model": str, "finish": str, "confidence": float, "gain": float,
+    "prompt_tokens": int, "new_tokens": int,
+}  # fmt: skip
 _STYLE = Path(__file__).parent / "static" / "export.css"
 
 
@@ -77,8 +83,8 @@ def from_json(store: Store, shelf: PictureShelf, owner: str, data: bytes) -> str
     if document.get("version") != VERSION:
         raise DataError("This conversation comes from another version.", "Export it again.")
     turns = _turns(document)
-    pictures = _pictures(document, shelf)
-    title = " ".join(str(document.get("title") or "").split())[:120]
+    pictures = _pictures(document, {d for turn in turns for d in turn["pictures"]}, shelf)
+    title = " ".join(_sound(str(document.get("title") or "")).split())[:120]
     for digest, name in pictures.values():
         changed = {"changes": [], "size": list(shelf.get(digest).image.size)}
         store.remember_picture(owner, digest, name, changed)
@@ -87,13 +93,12 @@ def from_json(store: Store, shelf: PictureShelf, owner: str, data: bytes) -> str
     shown: str | None = None
     for turn in turns:
         parent = ids.get(str(turn.get("parent"))) if turn.get("parent") else None
-        known = [pictures[d][0] for d in turn.get("pictures") or [] if d in pictures]
-        facts = turn.get("facts") if isinstance(turn.get("facts"), dict) else {}
-        facts = {k: v for k, v in facts.items() if k in _KEPT_FACTS and _plain(v)}
+        known = [pictures[digest][0] for digest in turn["pictures"] if digest in pictures]
+        facts = {name: value for name, value in turn["facts"].items() if _is_fact(name, value)}
         new = store.add_turn(owner, conversation, parent, turn["question"], known)
         state = turn.get("state") if turn.get("state") in ("answered", "stopped") else "stopped"
         store.finish_turn(new.id, turn["answer"], state, facts)
-        ids[str(turn["id"])] = new.id
+        ids[turn["id"]] = new.id
         shown = new.id if turn.get("shown") else shown
     if shown is not None:
         store.show(owner, conversation, shown)
@@ -101,35 +106,67 @@ def from_json(store: Store, shelf: PictureShelf, owner: str, data: bytes) -> str
 
 
 def _turns(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The turns of a file, which anybody may have written, in the shape that `to_json` gives them.
+
+    All is checked before anything is kept, so that a bad file leaves nothing behind."""
     turns = document.get("turns")
     if not isinstance(turns, list) or not turns or len(turns) > MAX_TURNS:
         raise DataError("This file holds no questions, or too many.", "Choose one exported here.")
     for number, turn in enumerate(turns, 1):
-        texts = [turn.get(key) for key in ("id", "question", "answer")] if _is_dict(turn) else []
-        if not texts or not all(isinstance(text, str) for text in texts):
+        if not _is_turn(turn):
             raise DataError(f"Question {number} of the file is damaged.", "Export it again.")
     return turns
 
 
-def _pictures(document: dict[str, Any], shelf: PictureShelf) -> dict[str, tuple[str, str]]:
-    """For each digest in the file the true digest of its pixels, and the name."""
+def _is_turn(turn: Any) -> bool:
+    if not _is_dict(turn) or not _is_dict(turn.setdefault("facts", {})):
+        return False
+    texts = [(turn.get(key), longest) for key, longest in _LONGEST.items()]
+    pictures = turn.setdefault("pictures", [])
+    return (
+        all(isinstance(text, str) and len(text) <= longest for text, longest in texts)
+        and all(text == _sound(text) for text, _ in texts)
+        and isinstance(pictures, list)
+        and len(pictures) <= MAX_PICTURES
+        and all(isinstance(digest, str) for digest in pictures)
+    )
+
+
+def _sound(text: str) -> str:
+    """A text without the halves of characters that JSON can hold and no database."""
+    return text.encode(errors="replace").decode()
+
+
+def _is_fact(name: str, value: object) -> bool:
+    """Whether it is one that is kept, and no trap such as NaN, which no browser reads as JSON."""
+    kind = _KEPT_FACTS.get(name)
+    if kind is str:
+        return isinstance(value, str) and len(value) < 200 and value == _sound(value)
+    kinds = (int, float) if kind is float else (int,)
+    plain = isinstance(value, kinds) and not isinstance(value, bool)
+    return kind is not None and plain and -_LARGEST_FACT < value < _LARGEST_FACT
+
+
+def _pictures(
+    document: dict[str, Any], shown: set[str], shelf: PictureShelf
+) -> dict[str, tuple[str, str]]:
+    """For each digest that a turn shows the true digest of its pixels, and the name."""
     found: dict[str, tuple[str, str]] = {}
     listed = document.get("pictures")
     for digest, entry in listed.items() if _is_dict(listed) else ():
+        if digest not in shown:
+            continue
         try:
-            name, data = str(entry["name"])[:120], base64.b64decode(entry["data"], validate=True)
+            name = _sound(str(entry["name"]))[:120]
+            data = base64.b64decode(entry["data"], validate=True)
         except (TypeError, KeyError, ValueError) as error:
             raise ImageError("A picture in the file is damaged.", "Export it again.") from error
-        found[digest] = (shelf.add(data, name).digest, name)
+        found[digest] = (shelf.add(data, name, OWN).digest, name)
     return found
 
 
 def _is_dict(value: object) -> bool:
     return isinstance(value, dict)
-
-
-def _plain(value: object) -> bool:
-    return isinstance(value, (int, float)) or (isinstance(value, str) and len(value) < 200)
 
 
 def to_html(store: Store, shelf: PictureShelf, owner: str, conversation: str) -> str:

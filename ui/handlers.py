@@ -2,13 +2,12 @@
 
 Every one takes the owner and the page's request, a dict of JSON values that is never trusted: ids
 are looked up among the owner's own, pictures among those the owner brought, history comes from the
-store. What they give back are dicts that the page draws; see `ui/static/page.js`.
+store. What they give back are dicts that the page draws; see `ui/static/*.js`.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -23,12 +22,12 @@ from ui.answering import Answering
 from ui.hub import Hub
 from ui.picking import models_of
 from ui.pictures import PictureShelf
-from ui.render import conversation_of, title_of, view_of
+from ui.render import conversation_of, title_of, view_of, without_paths
 from ui.settings import Settings
 from ui.store import Store, Turn
 from vqa_app.conversation import Conversation
 from vqa_app.engine import Engine, GenerationOptions
-from vqa_app.errors import UsageError, VqaError
+from vqa_app.errors import ModelError, UsageError, VqaError
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +47,33 @@ def message_of(error: BaseException) -> str:
     return OUR_FAULT
 
 
-def without_paths(text: str) -> str:
-    """The page shows names, never where things lie on the server."""
-    return re.sub(r"(?<![\w.:/])(?:~?/[^\s/,;:'\"]+)+/([^\s/,;:'\"]+)", r"\1", text)
+def known(owner: str) -> str:
+    """The owner.
+
+    Raises:
+        UsageError: nobody can be told: what "" brought would be everybody's.
+    """
+    if not owner:
+        raise UsageError("Your browser keeps no cookies.", "Allow them for this page.")
+    return owner
+
+
+def question_of(text: Any, pictures: int) -> str:
+    """What was asked about so many pictures.
+
+    Raises:
+        UsageError: nothing was, or far too much.
+    """
+    question = str(text or "").strip()
+    if not question and not pictures:
+        raise UsageError("There is nothing to answer.", "Write a question or add a picture.")
+    if len(question) > MAX_QUESTION:
+        raise UsageError(
+            f"The question has {len(question):,} characters.", f"At most {MAX_QUESTION:,} fit."
+        )
+    if pictures > MAX_PICTURES:
+        raise UsageError(f"{pictures} pictures.", f"At most {MAX_PICTURES} at a time.")
+    return question
 
 
 class Desk:
@@ -77,7 +100,8 @@ class Desk:
         The answer goes on when nobody follows it any more.
 
         Yields:
-            `view` when turns change, `live` while the answer grows, None at every idle beat.
+            `view` when turns change, `live` while the answer grows, None at every idle beat; `gone`
+            with the conversation's id where it was deleted meanwhile.
         """
         if request.get("follow"):
             conversation = str(request.get("conversation"))
@@ -89,8 +113,10 @@ class Desk:
         if answering is None:
             return
         yield from answering.follow()
-        if self.store.owns(owner, conversation):  # it may have been deleted meanwhile
+        if self.store.owns(owner, conversation):
             yield {"view": self.view(owner, conversation), **self._list(owner)}
+        else:
+            yield {"gone": conversation, **self._list(owner)}
 
     def _begin(self, owner: str, request: Request) -> Answering:
         settings = self.settings(owner)
@@ -128,14 +154,8 @@ class Desk:
             return self.store.add_turn(
                 owner, str(conversation), old.parent, old.question, old.pictures, facts
             ), str(conversation)
-        question = str(request.get("question") or "").strip()
         pictures = self.pictures(owner, request)
-        if not question and not pictures:
-            raise UsageError("There is nothing to answer.", "Write a question or add a picture.")
-        if len(question) > MAX_QUESTION:
-            raise UsageError(
-                f"The question has {len(question):,} characters.", f"At most {MAX_QUESTION:,} fit."
-            )
+        question = question_of(request.get("question"), len(pictures))
         if conversation is None:
             conversation = self.store.create(owner, title_of(question, len(pictures)))
         if request.get("replaces"):
@@ -201,8 +221,6 @@ class Desk:
         Raises:
             ImageError: it cannot be read or is too large.
         """
-        if not owner:
-            raise UsageError("Your browser keeps no cookies.", "Allow them for this page.")
         picture = self.shelf.add(data, name)
         facts = {"changes": list(picture.changes), "size": list(picture.image.size)}
         self.store.remember_picture(owner, picture.digest, picture.name, facts)
@@ -216,7 +234,7 @@ class Desk:
         A newer call of the same owner ends the older one. Gives the thread, None if the model is
         not loaded."""
         settings = self.settings(owner)
-        engine = self.hub.ready(settings.model)
+        engine = self.engine(owner)
         pictures = self.pictures(owner, request)
         if engine is None or not pictures:
             return None
@@ -250,6 +268,18 @@ class Desk:
     def settings(self, owner: str) -> Settings:
         return Settings.from_dict(self.store.settings(owner))
 
+    def engine(self, owner: str) -> Engine | None:
+        """The engine of the owner's model. Where it is not loaded, after a restart or because
+        others took its place, that begins; one that failed or was cancelled waits to be asked."""
+        key = self.settings(owner).model
+        try:
+            standing = self.hub.standing(key)
+            if standing.phase == "absent" and not standing.message:
+                self.hub.start(key, owner)
+        except ModelError:  # the picked run was deleted meanwhile
+            return None
+        return self.hub.ready(key)
+
     def save_settings(self, owner: str, changes: dict[str, Any]) -> Settings:
         """Keeps changed settings; raises UsageError for what cannot be."""
         current = self.store.settings(owner)
@@ -266,10 +296,11 @@ class Desk:
         conversation = request.get("conversation") or None
         if conversation is not None and not self.store.owns(owner, conversation):
             conversation = None
+        self.engine(owner)
         return {
             "hello": True,
             "models": models_of(self, owner)["models"],
-            "settings": self._told(self.settings(owner)),
+            "settings": self._told(owner),
             "examples": {
                 "cards": self._examples(owner),
                 "about": examples.ABOUT_BUILTIN
@@ -291,9 +322,9 @@ class Desk:
         shown = {"digest": picture.digest, "name": "scene.png", **facts}
         return {"picture": shown, "question": question}
 
-    def _told(self, settings: Settings) -> dict[str, Any]:
+    def _told(self, owner: str) -> dict[str, Any]:
         """Settings for the page, with what the model takes where nothing is set."""
-        engine = self.hub.ready(settings.model)
+        settings, engine = self.settings(owner), self.engine(owner)
         defaults = engine.info.defaults if engine else None
         return {
             **{name: value for name, value in asdict(settings).items() if "model" not in name},
@@ -335,19 +366,25 @@ class Desk:
                     return self._list(owner)
             case "delete-turn":
                 self.stop(owner, conversation)
-                self.store.delete_turn(owner, chat, turn)
+                for digest in self.store.delete_turn(owner, chat, turn):
+                    self.shelf.remove(digest)
+                self._examples(owner)
             case "branch":
                 self.store.show(owner, chat, turn)
             case "stop":
                 self.stop(owner, conversation)
-                return {}
+                if conversation is None:  # nothing of it was shown yet
+                    return {}
+                if not self.store.owns(owner, chat):  # deleted in another tab
+                    return {"gone": chat, **self._list(owner)}
             case "models":
                 return models_of(self, owner)
             case "cancel-load":
-                self.hub.cancel(str(request.get("model")))
+                self.hub.cancel(str(request.get("model")), owner)
                 return {}
             case "settings":
-                return {"settings": self._told(self.save_settings(owner, _changes(request)))}
+                self.save_settings(owner, _changes(request))
+                return {"settings": self._told(owner)}
             case "scene":
                 return {"scene": self.example(owner, *examples.new_scene())}
             case other:

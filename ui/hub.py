@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
+from ui.render import without_paths
 from vqa_app.engine import Engine
-from vqa_app.errors import ModelError, VqaError
+from vqa_app.errors import ModelError, UsageError, VqaError
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class LoadingCancelled(Exception):  # noqa: N818 - not an error: somebody asked 
 @dataclass
 class _Slot:
     choice: Choice
+    starter: str = ""
     phase: Phase = "absent"
     message: str = ""
     share: float | None = None
@@ -114,23 +116,40 @@ class Hub:
                 return choice
         raise ModelError("This model is not offered here.", "Pick one from the list.")
 
-    def start(self, key: str | None = None) -> None:
-        """Begins to load a model, unless it is loaded or loading."""
+    def start(self, key: str | None = None, starter: str = "") -> None:
+        """Begins to load a model, unless it is loaded or loading.
+
+        Args:
+            starter: the owner who asked for it, "" for the server itself.
+
+        Raises:
+            ModelError: no such choice.
+        """
         choice = self.find(key)
         with self._lock:
             slot = self._slots.get(choice.key)
             if self._closed or (slot and slot.phase in ("loading", "ready")):
                 return
-            slot = self._slots[choice.key] = _Slot(choice, "loading", "Loading …", used=time.time())
+            slot = self._slots[choice.key] = _Slot(
+                choice, starter, "loading", "Loading …", used=time.time()
+            )
         threading.Thread(
             target=self._run, args=(slot,), name=f"load-{choice.key}", daemon=True
         ).start()
 
-    def cancel(self, key: str) -> None:
-        """Ends a load at its next progress report."""
+    def cancel(self, key: str, starter: str = "") -> None:
+        """Ends a load at its next progress report.
+
+        Raises:
+            UsageError: somebody else started it, and may be waiting for it.
+        """
         with self._lock:
-            if slot := self._slots.get(key):
-                slot.cancel.set()
+            slot = self._slots.get(key)
+            if slot is None or slot.phase != "loading":
+                return
+            if slot.starter != starter:
+                raise UsageError("Somebody else loads this model.", "It goes on for them.")
+            slot.cancel.set()
 
     def standing(self, key: str | None = None) -> Standing:
         choice = self.find(key)
@@ -150,14 +169,20 @@ class Hub:
     def wait(self, key: str | None = None, timeout: float | None = None) -> Engine | None:
         """The engine whose loading was started; None if `timeout` seconds pass before it is there.
 
+        One that had to make room for others meanwhile is loaded again.
+
         Raises:
             ModelError: it could not be loaded, or somebody cancelled that.
         """
         if engine := self.ready(key):
             return engine
         with self._lock:
+            if (key or self.default) not in self._slots:
+                self.start(key)
             slot = self._slots.get(key or self.default)
-        if slot is None or not slot.settled.wait(timeout):
+        if slot is None:
+            raise ModelError("The server is stopping.", "Start it again.")
+        if not slot.settled.wait(timeout):
             return None
         if slot.phase != "ready":
             raise ModelError(slot.message, "Pick another model, or try this one again.")
@@ -205,7 +230,7 @@ class Hub:
         except LoadingCancelled:
             self._settle(slot, "absent", f"Loading {slot.choice.label} was cancelled.")
         except VqaError as error:
-            self._settle(slot, "failed", str(error).replace("\n", " "))
+            self._settle(slot, "failed", without_paths(str(error).replace("\n", " ")))
         except Exception:
             log.exception("Loading %s failed", slot.choice.label)
             self._settle(slot, "failed", f"{slot.choice.label} could not be loaded.")

@@ -27,7 +27,7 @@ def look(desk: Desk, owner: str, request: Request) -> dict[str, Any]:
     if not turn.answer:
         raise UsageError("There is no answer to explain.", "Ask again first.")
     settings = desk.settings(owner)
-    engine = desk.hub.ready(settings.model)
+    engine = desk.engine(owner)
     if engine is None:
         raise ModelError("The model is still loading.", "Try again in a moment.")
     path = desk.store.path_to(owner, chat, turn.id)
@@ -37,7 +37,7 @@ def look(desk: Desk, owner: str, request: Request) -> dict[str, Any]:
         "question": turn.question,
         "answer": turn.answer,
         "confidence": turn.facts.get("confidence"),
-        "model": engine.info.label,
+        "model": desk.hub.find(settings.model).label,
         "answered_by": turn.facts.get("model"),
         "words": [],
         "pictures": [],
@@ -106,10 +106,11 @@ def saw(desk: Desk, owner: str, request: Request) -> dict[str, Any]:
     if known is None:
         raise UsageError("A picture is not here any more.", "Add it again.")
     name, facts = known
-    engine = desk.hub.ready(desk.settings(owner).model)
+    engine = desk.engine(owner)
     found: dict[str, Any] = {"digest": digest, "name": name, **facts, "tokens": None, "shown": []}
     if engine is not None:
-        found.update(_seen(desk, engine, digest))
+        label = desk.hub.find(desk.settings(owner).model).label
+        found.update(model=label, **_seen(desk, engine, digest))
     return {"saw": found}
 
 
@@ -131,4 +132,4 @@ def _seen(desk: Desk, engine: Engine, digest: str) -> dict[str, Any]:
                 "data": "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode(),
             }
         )
-    return {"tokens": count.image, "model": engine.info.label, "shown": shown}
+    return {"tokens": count.image, "shown": shown}

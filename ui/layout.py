@@ -17,17 +17,18 @@ import gradio as gr
 
 from ui import insight
 from ui.api import add_endpoint
-from ui.handlers import Desk, Request, Update, message_of
+from ui.handlers import Desk, Request, Update, known, message_of
 from ui.lessons import teach
 from ui.picking import pick
 from ui.side_by_side import side_by_side
 from ui.teach import Teaching
 from ui.training import TrainingDesk
-from vqa_app.errors import UsageError
 
 STATIC = Path(__file__).parent / "static"
 STREAMS = 64
 """Answers that may be under way at once, waiting ones included."""
+LOOKS = 4
+"""Looks that may wait for the model at once: each holds one of the server's about 40 threads."""
 _serial = itertools.count(1)
 # Gradio puts the head's scripts in while it builds the page, so ours may come later than this.
 _ON_LOAD = """
@@ -69,7 +70,7 @@ def build(desk: Desk, teaching: Teaching, training: TrainingDesk) -> gr.Blocks:
         _streaming(_wire("pick"), lambda owner, request: pick(desk, owner, request))
         _calling(_wire("act"), desk.act)
         _calling(_wire("warm"), lambda owner, request: _nothing(desk.warm(owner, request)))
-        _calling(_wire("look"), lambda owner, request: _look(desk, owner, request))
+        _calling(_wire("look"), lambda owner, request: _look(desk, owner, request), LOOKS)
         _calling(_wire("teach"), lambda owner, request: teach(desk, teaching, owner, request))
         _calling(_wire("train"), lambda owner, request: _train(training, owner, request))
         _streaming(_wire("compare"), lambda owner, request: side_by_side(desk, owner, request))
@@ -97,10 +98,7 @@ def owner_of(request: gr.Request) -> str:
     Raises:
         UsageError: nobody can be told.
     """
-    owner = request.request.scope["state"]["owner"] if request.request else ""
-    if not owner:
-        raise UsageError("Your browser keeps no cookies.", "Allow them for this page.")
-    return owner
+    return known(request.request.scope["state"]["owner"] if request.request else "")
 
 
 def _look(desk: Desk, owner: str, request: Request) -> Update:
@@ -121,14 +119,16 @@ def _train(training: TrainingDesk, owner: str, request: Request) -> Update:
 
 def _packed(update: Update) -> str:
     # The number makes each value a new one: Gradio announces changes only.
-    return json.dumps({**update, "n": next(_serial)}, ensure_ascii=False)
+    return json.dumps({**update, "n": next(_serial)}, ensure_ascii=False, allow_nan=False)
 
 
 def _refused(error: Exception) -> str:
     return _packed({"error": message_of(error)})
 
 
-def _calling(wire: gr.HTML, handler: Callable[[str, Request], Update]) -> None:
+def _calling(
+    wire: gr.HTML, handler: Callable[[str, Request], Update], at_once: int = STREAMS
+) -> None:
     """Joins a wire to a handler that gives one update."""
 
     def run(event: gr.EventData, request: gr.Request) -> str:
@@ -137,7 +137,7 @@ def _calling(wire: gr.HTML, handler: Callable[[str, Request], Update]) -> None:
         except Exception as error:
             return _refused(error)
 
-    _join(wire, run, [wire])
+    _join(wire, run, [wire], at_once)
 
 
 def _streaming(
@@ -172,13 +172,15 @@ def _streaming(
     _join(wire, run, [wire] if live is None else [wire, live])
 
 
-def _join(wire: gr.HTML, run: Callable[..., Any], outputs: list[gr.HTML]) -> None:
+def _join(
+    wire: gr.HTML, run: Callable[..., Any], outputs: list[gr.HTML], at_once: int = STREAMS
+) -> None:
     wire.submit(
         run,
         None,
         outputs,
         show_progress="hidden",
         trigger_mode="multiple",
-        concurrency_limit=STREAMS,
+        concurrency_limit=at_once,
         api_visibility="private",
     )

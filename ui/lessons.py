@@ -13,8 +13,6 @@ SHOWN_ROWS = 500
 
 def teach(desk: Desk, teaching: Teaching, owner: str, request: Request) -> Update:
     """The deeds of teaching; `do` names one."""
-    if not owner:
-        raise UsageError("Your browser keeps no cookies.", "Allow them for this page.")
     match request.get("do"):
         case "judge":
             return _judge(desk, teaching, owner, request)

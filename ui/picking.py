@@ -59,7 +59,7 @@ def pick(desk: Desk, owner: str, request: Request) -> Iterator[Update | None]:
         choice = named(str(request["named"]).strip())
         desk.hub.offer(choice)
         key = choice.key
-    desk.hub.start(key)
+    desk.hub.start(key, owner)
     while desk.hub.wait(key, 0) is None:
         standing = desk.hub.standing(key)
         yield {"models": {**models_of(desk, owner)["models"], "loading": {
@@ -67,6 +67,8 @@ def pick(desk: Desk, owner: str, request: Request) -> Iterator[Update | None]:
             "message": standing.message, "share": standing.share,
         }}}  # fmt: skip
         desk.hub.wait(key, BEAT)
-    before = desk.settings(owner).model
-    desk.store.save_settings(owner, {"model": key, "model_before": before})
+    before = desk.settings(owner).model or desk.hub.default
+    # Picked twice, it would be the one before itself, and there were no way back.
+    change = {"model": key} if before == key else {"model": key, "model_before": before}
+    desk.store.save_settings(owner, change)
     yield models_of(desk, owner)

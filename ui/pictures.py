@@ -21,9 +21,15 @@ from vqa_app.images import ImageLimits, Picture, open_picture
 THUMBNAIL = 480
 """Longest side of what the chat shows, in pixels: 240 CSS pixels on a double-density screen."""
 
-_IN_MEMORY = 32
-_UNBOUND = ImageLimits(max_bytes=1 << 32)
-"""Our own PNG of a picture that was let in may be larger than the file it came as."""
+LARGE = 2048
+"""Longest side of what opens large."""
+
+OWN = ImageLimits(max_bytes=256 << 20)
+"""Our own PNG of a picture that was let in is larger than the file it came as: at most 150 MB for
+50 megapixels."""
+
+_IN_MEMORY = 256 << 20
+"""Bytes of pixels that are kept decoded."""
 
 
 class PictureShelf:
@@ -41,13 +47,18 @@ class PictureShelf:
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
 
-    def add(self, data: bytes | Image.Image, name: str) -> Picture:
+    def add(
+        self, data: bytes | Image.Image, name: str, limits: ImageLimits | None = None
+    ) -> Picture:
         """Checks, normalises and keeps a picture.
+
+        Args:
+            limits: others than the shelf's own; `OWN` for what was exported here.
 
         Raises:
             ImageError: it cannot be read or is too large.
         """
-        picture = open_picture(data, name=name, limits=self.limits)
+        picture = open_picture(data, name=name, limits=limits or self.limits)
         file = self.file(picture.digest)
         if not file.exists():
             # Level 1: three times as fast as the default for a tenth more bytes.
@@ -68,7 +79,7 @@ class PictureShelf:
         file = self.file(digest)
         if not file.exists():
             raise ImageError("This picture is not kept here any more.", "Add it again.")
-        picture = open_picture(file, name="picture", limits=_UNBOUND)
+        picture = open_picture(file, name="picture", limits=OWN)
         self._keep(picture)
         return picture
 
@@ -77,15 +88,15 @@ class PictureShelf:
         with self._lock:
             self._recent.pop(digest, None)
         file = self.file(digest)
-        for one in (file, file.with_suffix(".jpg")):
+        for one in (file, *file.parent.glob(f"{digest}*.jpg")):
             one.unlink(missing_ok=True)
 
-    def thumbnail(self, digest: str) -> Path:
-        """A small JPEG of the picture, made when first asked for."""
-        file = self.file(digest).with_suffix(".jpg")
+    def smaller(self, digest: str, longest: int) -> Path:
+        """The picture as a JPEG of at most `longest` pixels a side, made when first asked for."""
+        file = self.file(digest).with_suffix(f".{longest}.jpg")
         if not file.exists():
             image = self.get(digest).image.copy()
-            image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+            image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
             _write(file, _encoded(image, "JPEG", quality=88))
         return file
 
@@ -99,8 +110,11 @@ class PictureShelf:
         with self._lock:
             self._recent[picture.digest] = picture
             self._recent.move_to_end(picture.digest)
-            while len(self._recent) > _IN_MEMORY:
+            while len(self._recent) > 1 and self._size() > _IN_MEMORY:
                 self._recent.popitem(last=False)
+
+    def _size(self) -> int:
+        return sum(3 * kept.image.width * kept.image.height for kept in self._recent.values())
 
 
 def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:

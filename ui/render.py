@@ -6,7 +6,11 @@ The page gets plain JSON values; every text in them that came from a person is t
 
 from __future__ import annotations
 
+import os
+import re
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ui.markdown import to_html
@@ -43,6 +47,26 @@ def conversation_of(
         if turn.answer:
             messages.append(Message.assistant(turn.answer))
     return Conversation(tuple(messages)).with_system(system)
+
+
+_roots = {str(Path.home()), tempfile.gettempdir()}
+_NAME = r"[^\s/\\,;:'\"]+"
+_PATH = re.compile(
+    rf"(?<![\w.:/\\])(?:(?:~|[A-Za-z]:)(?:[/\\]{_NAME})*|(?:/{_NAME})+)[/\\]({_NAME})"
+)
+
+
+def hide(folder: Path) -> None:
+    """Makes `without_paths` know a folder; where its name has spaces, no pattern finds its end."""
+    _roots.add(str(folder.absolute()))
+
+
+def without_paths(text: str) -> str:
+    """The page shows names, never where things lie on the server."""
+    for root in sorted(_roots, key=len, reverse=True):
+        if Path(root).name:  # not the root of all
+            text = text.replace(root + os.sep, "~" + os.sep)
+    return _PATH.sub(r"\1", text)
 
 
 def title_of(question: str, pictures: int) -> str:

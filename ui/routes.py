@@ -14,7 +14,8 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from ui import exchange
-from ui.handlers import Desk, message_of
+from ui.handlers import Desk, known, message_of
+from ui.pictures import LARGE, THUMBNAIL
 from ui.teach import Teaching
 from ui.training import TrainingDesk
 from vqa_app.errors import UsageError, VqaError
@@ -36,6 +37,7 @@ SCRIPTS = (
 _KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
 MAX_IMPORT = 200 * 2**20
+"""Largest file with conversations or data, in bytes; pictures have limits of their own."""
 
 
 def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRouter:
@@ -63,15 +65,16 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
                 ),
                 413,
             )
-        return await _answered(lambda: desk.bring(request.state.owner, data, name[:120]))
+        return await _answered(lambda: desk.bring(known(request.state.owner), data, name[:120]))
 
     @router.get("/vqa/pictures/{digest}")
     async def picture(request: Request, digest: str, size: str = "full") -> Response:
+        longest = {"small": THUMBNAIL, "large": LARGE}.get(size)
         if desk.store.picture(request.state.owner, digest) is None:
             return _missing()
         try:
-            if size == "small":
-                file = await run_in_threadpool(desk.shelf.thumbnail, digest)
+            if longest is not None:
+                file = await run_in_threadpool(desk.shelf.smaller, digest, longest)
                 return FileResponse(file, media_type="image/jpeg", headers=_FOREVER)
             file = desk.shelf.file(digest)
         except VqaError:
@@ -99,15 +102,10 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
 
     @router.post("/vqa/conversations")
     async def take_in(request: Request) -> Response:
-        data = await _body(request, MAX_IMPORT)
-        if data is None:
-            return _problem(UsageError("The file is too large.", "At most 200 MB fit."), 413)
-
-        def read() -> dict[str, Any]:
-            owner = request.state.owner
+        def read(owner: str, data: bytes) -> dict[str, Any]:
             return {"conversation": exchange.from_json(desk.store, desk.shelf, owner, data)}
 
-        return await _answered(read)
+        return await _sent(request, read)
 
     @router.get("/vqa/taught.zip")
     async def taught_zip(request: Request) -> Response:
@@ -120,27 +118,19 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
 
     @router.post("/vqa/taught")
     async def take_rows(request: Request) -> Response:
-        data = await _body(request, MAX_IMPORT)
-        if data is None:
-            return _problem(UsageError("The file is too large.", "At most 200 MB fit."), 413)
-
-        def read() -> dict[str, Any]:
-            count, problems = teaching.take_in(request.state.owner, data)
+        def read(owner: str, data: bytes) -> dict[str, Any]:
+            count, problems = teaching.take_in(owner, data)
             return {"count": count, "problems": problems[:20]}
 
-        return await _answered(read)
+        return await _sent(request, read)
 
     @router.post("/vqa/datasets")
     async def take_data(request: Request, name: str = "data set") -> Response:
-        data = await _body(request, MAX_IMPORT)
-        if data is None:
-            return _problem(UsageError("The file is too large.", "At most 200 MB fit."), 413)
-
-        def keep() -> dict[str, Any]:
-            training.upload(request.state.owner, data, name)
+        def keep(owner: str, data: bytes) -> dict[str, Any]:
+            training.upload(owner, data, name)
             return {"done": True}
 
-        return await _answered(keep)
+        return await _sent(request, keep)
 
     @router.get("/vqa/page.js")
     def script() -> Response:
@@ -159,6 +149,14 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
         )
 
     return router
+
+
+async def _sent(request: Request, deed: Callable[[str, bytes], dict[str, Any]]) -> Response:
+    """What a deed makes of the file that its owner sent."""
+    data = await _body(request, MAX_IMPORT)
+    if data is None:
+        return _problem(UsageError("The file is too large.", "At most 200 MB fit."), 413)
+    return await _answered(lambda: deed(known(request.state.owner), data))
 
 
 async def _answered(deed: Callable[[], dict[str, Any]]) -> Response:

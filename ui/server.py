@@ -79,7 +79,8 @@ def address_of(listener: socket.socket, root_path: str = "") -> str:
 
 
 class _Server(uvicorn.Server):
-    """Ends running answers first, so that their streams do not hold up the shutdown."""
+    """Ends running answers and a training first: the streams do not hold up the shutdown, and the
+    step in progress has the most time to be saved."""
 
     def __init__(self, config: uvicorn.Config, application: Application) -> None:
         super().__init__(config)
@@ -87,6 +88,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._application.desk.stop_all()
+        self._application.training.close()
         super().handle_exit(sig, frame)
 
 

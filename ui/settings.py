@@ -10,6 +10,11 @@ from vqa_app.errors import UsageError
 
 LONGEST_ANSWER = 2048
 LONGEST_SYSTEM = 4000
+_SEEDS = 1 << 53
+"""Whole numbers below it stay what they are in a browser, and fit torch's generator."""
+_NUMBERS = {
+    "temperature": (int, float), "top_p": (int, float), "max_new_tokens": int, "seed": int
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,16 +48,19 @@ class Settings:
         if unknown := set(data) - known:
             raise UsageError(f"Unknown setting {min(unknown)!r}.", "Reload the page.")
         settings = cls(**{name: value for name, value in data.items() if value is not None})
+        for name, kinds in _NUMBERS.items():
+            value = getattr(settings, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+                raise UsageError("A setting is not a number.", "Give a number.")
+        if settings.seed is not None and abs(settings.seed) >= _SEEDS:
+            raise UsageError("The seed is too large.", "Give a smaller one.")
         if settings.style not in ("sentence", "short"):
             raise UsageError("The style is neither sentence nor short.", "Pick one of them.")
         if not isinstance(settings.system, str) or len(settings.system) > LONGEST_SYSTEM:
             raise UsageError("The system prompt is too long.", f"Keep it to {LONGEST_SYSTEM:,}.")
         if settings.max_new_tokens is not None and settings.max_new_tokens > LONGEST_ANSWER:
             raise UsageError("The longest answer is too long.", f"At most {LONGEST_ANSWER:,}.")
-        try:
-            settings.options(GenerationOptions())
-        except TypeError as error:
-            raise UsageError("A setting is not a number.", "Give a number.") from error
+        settings.options(GenerationOptions())
         return settings
 
     def options(self, defaults: GenerationOptions) -> GenerationOptions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ui.handlers import MAX_QUESTION, Desk, Request, Update
+from ui.handlers import Desk, Request, Update, question_of
 from ui.markdown import to_html
 from ui.render import SHORT_STYLE
 from ui.stream import BEAT, growing
@@ -20,12 +20,10 @@ def side_by_side(desk: Desk, owner: str, request: Request) -> Iterator[Update | 
         `compared`: for each model its label, state and the answer so far.
     """
     keys = [str(key) for key in request.get("models") or []]
-    question = str(request.get("question") or "").strip()[:MAX_QUESTION]
     pictures = [desk.shelf.get(digest) for digest in desk.pictures(owner, request)]
     if len(keys) != 2:
         raise UsageError("Two models are needed.", "Pick two.")
-    if not question and not pictures:
-        raise UsageError("There is nothing to answer.", "Write a question or add a picture.")
+    question = question_of(request.get("question"), len(pictures))
     settings = desk.settings(owner)
     style = SHORT_STYLE if settings.style == "short" else ""
     asked = Conversation.ask(question + style, pictures).with_system(settings.system)
@@ -33,7 +31,7 @@ def side_by_side(desk: Desk, owner: str, request: Request) -> Iterator[Update | 
         {"label": desk.hub.find(key).label, "state": "waiting", "html": ""} for key in keys
     ]
     for key, side in zip(keys, sides, strict=True):
-        desk.hub.start(key)
+        desk.hub.start(key, owner)
         while (engine := desk.hub.wait(key, 0)) is None:
             side.update(state="loading", message=desk.hub.standing(key).message)
             yield {"compared": sides}

@@ -241,7 +241,7 @@ class Store:
                 "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?, '', 'answering', ?, NULL, ?)",
                 (
                     turn, number, conversation, parent, question,
-                    json.dumps(list(pictures)), json.dumps(facts or {}), now,
+                    _json(list(pictures)), _json(facts or {}), now,
                 ),
             )  # fmt: skip
             db.execute(
@@ -264,7 +264,7 @@ class Store:
                     (
                         answer,
                         state,
-                        json.dumps({**json.loads(row["facts"]), **(facts or {})}),
+                        _json({**json.loads(row["facts"]), **(facts or {})}),
                         turn,
                     ),
                 )
@@ -287,8 +287,9 @@ class Store:
         with self._transaction() as db:
             db.execute("UPDATE conversations SET head = ? WHERE id = ?", (turn, conversation))
 
-    def delete_turn(self, owner: str, conversation: str, turn: str) -> None:
-        """Removes a turn; what followed it follows its parent now."""
+    def delete_turn(self, owner: str, conversation: str, turn: str) -> list[str]:
+        """Removes a turn; what followed it follows its parent now. Gives the digests of pictures
+        that nobody has any more."""
         gone = self.turn(owner, conversation, turn)
         head = self._own(owner, conversation)["head"]
         with self._transaction() as db:
@@ -307,6 +308,7 @@ class Store:
                 db.execute(
                     "UPDATE conversations SET head = ? WHERE id = ?", (new_head, conversation)
                 )
+        return [digest for digest in gone.pictures if self._let_go(owner, digest)]
 
     # -- pictures and settings ---------------------------------------------------------------------
 
@@ -314,7 +316,7 @@ class Store:
         with self._transaction() as db:
             db.execute(
                 "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)",
-                (owner, digest, name, json.dumps(facts), time.time()),
+                (owner, digest, name, _json(facts), time.time()),
             )
 
     def picture(self, owner: str, digest: str) -> tuple[str, dict[str, Any]] | None:
@@ -323,6 +325,18 @@ class Store:
             "SELECT name, facts FROM pictures WHERE owner = ? AND digest = ?", owner, digest
         )
         return (rows[0]["name"], json.loads(rows[0]["facts"])) if rows else None
+
+    def sweep(self, before: float) -> list[str]:
+        """Forgets pictures that came before a time and that no turn shows; gives the digests of
+        those that nobody has any more."""
+        turns = self._all(
+            "SELECT owner, pictures FROM turns JOIN conversations"
+            " ON conversations.id = turns.conversation"
+        )
+        shown = {(row["owner"], digest) for row in turns for digest in json.loads(row["pictures"])}
+        old = self._all("SELECT owner, digest FROM pictures WHERE created < ?", before)
+        idle = {(row["owner"], row["digest"]) for row in old} - shown
+        return [digest for owner, digest in sorted(idle) if self._let_go(owner, digest)]
 
     def settings(self, owner: str) -> dict[str, Any]:
         rows = self._all("SELECT data FROM settings WHERE owner = ?", owner)
@@ -333,8 +347,13 @@ class Store:
         with self._transaction() as db:
             data = {**self.settings(owner), **changes}
             data = {name: value for name, value in data.items() if value is not None}
-            db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (owner, json.dumps(data)))
+            db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (owner, _json(data)))
         return data
+
+
+def _json(value: object) -> str:
+    # NaN is none: it would be read here, and break the page that gets it.
+    return json.dumps(value, allow_nan=False)
 
 
 def _turn_of(row: sqlite3.Row) -> Turn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ def state_of(answer: Answer) -> str:
 
 
 def facts_of(answer: Answer) -> dict[str, Any]:
-    return {
+    """What is kept of an answer; figures that are none (NaN) are left out."""
+    facts = {
         "finish": answer.finish_reason,
         "confidence": round(answer.confidence, 4),
         "prompt_tokens": answer.prompt_tokens,
@@ -29,8 +31,8 @@ def facts_of(answer: Answer) -> dict[str, Any]:
         "seconds": round(answer.seconds_to_first_token, 3),
         "speed": round(answer.tokens_per_second, 1),
         "dropped": answer.dropped_messages,
-        **({"model": answer.model} if answer.model else {}),
     }
+    return {k: v for k, v in facts.items() if isinstance(v, str) or math.isfinite(v)}
 
 
 def beats(

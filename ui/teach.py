@@ -17,13 +17,14 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ui.pictures import PictureShelf
-from ui.render import SHORT_STYLE
+from ui.pictures import OWN, PictureShelf
+from ui.render import SHORT_STYLE, without_paths
 from vqa_app.errors import DataError, UsageError, VqaError
 from vqa_app.images import Picture
 
@@ -90,6 +91,7 @@ class Teaching:
     def __init__(self, folder: Path, shelf: PictureShelf) -> None:
         self.folder, self.shelf = folder, shelf
         self._lock = threading.RLock()
+        self._in_use: set[str] = set()
 
     def home(self, owner: str) -> Path:
         """The owner's data set: `finetune --data` takes its `llava.json`."""
@@ -127,10 +129,13 @@ class Teaching:
         with self._lock:
             for picture in pictures:
                 self._keep(owner, picture)
-            kept = [old for old in self.rows(owner)[::-1] if not turn or old.turn != turn]
+            rows = self.rows(owner)[::-1]
+            kept = [old for old in rows if not turn or old.turn != turn]
             if len(kept) >= MAX_ROWS:
                 raise DataError("There are too many rows.", "Delete some first.")
             self._write(owner, [*kept, row])
+            if len(kept) < len(rows):
+                self._sweep(owner, [*kept, row])
         return row
 
     def edit(self, owner: str, row_id: str, question: str, answer: str) -> None:
@@ -149,6 +154,7 @@ class Teaching:
             rows = self.rows(owner)[::-1]
             del rows[self._place(rows, row_id)]
             self._write(owner, rows)
+            self._sweep(owner, rows)
 
     def forget(self, owner: str, turn: str) -> None:
         """Removes the row of a turn, if there is one."""
@@ -157,12 +163,25 @@ class Teaching:
             kept = [row for row in rows if row.turn != turn]
             if len(kept) < len(rows):
                 self._write(owner, kept)
+                self._sweep(owner, kept)
+
+    @contextmanager
+    def in_use(self, owner: str) -> Iterator[None]:
+        """Keeps the pictures of rows that are deleted meanwhile: a training reads them."""
+        with self._lock:
+            self._in_use.add(owner)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_use.discard(owner)
+                self._sweep(owner, self.rows(owner))
 
     def picture(self, owner: str, digest: str) -> Picture:
         """A row's picture, put back on the shelf where its chat was deleted meanwhile."""
         if self.shelf.file(digest).exists():
             return self.shelf.get(digest)
-        return self.shelf.add(self._image(owner, digest).read_bytes(), "picture")
+        return self.shelf.add(self._image(owner, digest).read_bytes(), "picture", OWN)
 
     def export(self, owner: str) -> bytes:
         """A zip file of the data set: LLaVA JSON, the same as CSV, and the pictures."""
@@ -178,7 +197,8 @@ class Teaching:
                     writer.writerow([f"images/{row.pictures[0]}.png", row.question, row.answer])
             archive.writestr("rows.csv", table.getvalue())
             for digest in sorted({digest for row in rows for digest in row.pictures}):
-                archive.write(self._image(owner, digest), f"images/{digest}.png")
+                if self._image(owner, digest).exists():  # no lost one holds back the others
+                    archive.write(self._image(owner, digest), f"images/{digest}.png")
         return stream.getvalue()
 
     def take_in(self, owner: str, data: bytes) -> tuple[int, list[str]]:
@@ -190,20 +210,17 @@ class Teaching:
         Raises:
             DataError: it is no such zip file.
         """
-        from finetune.datasets import read_rows
-
         with tempfile.TemporaryDirectory(prefix="vqa-app-import-") as temporary:
             folder = Path(temporary)
             unpack(data, folder)
-            found = read_rows(data_files(folder))
-            refuse_outside(found.rows, folder)
-            problems = [f"row {p.row}: {p.what}" for p in found.problems]
+            found = read_sent(folder)
+            problems = [without_paths(f"row {p.row}: {p.what}") for p in found.problems]
             count = 0
             for row in found.rows:
                 try:
                     count += self._take_row(owner, row)
                 except VqaError as error:
-                    problems.append(f"row {row.number}: {error.problem}")
+                    problems.append(without_paths(f"row {row.number}: {error.problem}"))
         return count, problems
 
     def _take_row(self, owner: str, row: Any) -> int:
@@ -255,6 +272,15 @@ class Teaching:
         temporary.write_text(_json(rows), "utf-8")
         os.replace(temporary, self.file(owner))
 
+    def _sweep(self, owner: str, rows: Sequence[TaughtRow]) -> None:
+        """Removes the pictures of deleted rows."""
+        if owner in self._in_use:
+            return
+        shown = {digest for row in rows for digest in row.pictures}
+        for image in (self.home(owner) / "images").glob("*.png"):
+            if image.stem not in shown:
+                image.unlink(missing_ok=True)
+
 
 def _json(rows: Sequence[TaughtRow]) -> str:
     return json.dumps([row.to_llava() for row in rows], ensure_ascii=False, indent=1)
@@ -299,11 +325,27 @@ def refuse_outside(rows: Iterable[Any], folder: Path) -> None:
                 )
 
 
+def read_sent(folder: Path) -> Any:
+    """The rows (`finetune.datasets.ReadRows`) of an unpacked file that somebody sent.
+
+    Raises:
+        DataError: it holds no data, cannot be read, or names pictures of the server.
+    """
+    from finetune.datasets import read_rows
+
+    try:
+        found = read_rows(data_files(folder))
+    except RecursionError as error:
+        raise DataError("A data file is nested too deeply.", "Export it again.") from error
+    refuse_outside(found.rows, folder)
+    return found
+
+
 def unpack(data: bytes, folder: Path) -> None:
     """Unpacks a zip file of unknown origin: no links, no path out of the folder, no bomb.
 
     Raises:
-        DataError: it is not a zip file, or unpacks to too much.
+        DataError: it is not a zip file, is damaged, or unpacks to too much.
     """
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
@@ -318,8 +360,8 @@ def unpack(data: bytes, folder: Path) -> None:
             target = (folder / entry.filename).resolve()
             if not target.is_relative_to(folder.resolve()) or "\\" in entry.filename:
                 raise DataError("The zip file names a path outside itself.", "Make it anew.")
-            target.parent.mkdir(parents=True, exist_ok=True)
             try:
+                target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(entry) as source, target.open("wb") as out:
                     while chunk := source.read(1 << 20):
                         left -= len(chunk)

@@ -2,70 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import re
 import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from ui import before_after
-from ui.handlers import Desk, Request, Update, message_of, without_paths
-from ui.hub import Choice
+from ui.handlers import Desk, Request, Update, message_of
+from ui.jobs import Job, JobFiles, State
 from ui.recipe import Wanted, knows_world, settings_for
-from ui.render import SHORT_STYLE
-from ui.teach import MAX_ROWS, Teaching, data_files, refuse_outside, unpack
+from ui.render import without_paths
+from ui.teach import MAX_ROWS, Teaching, data_files, read_sent, unpack
 from vqa_app.errors import DataError, UsageError, VqaError
 
-log = logging.getLogger(__name__)
-
-State: TypeAlias = Literal["running", "stopping", "comparing", "done", "stopped", "failed"]
 STAGES = ("lora", "projector", "full", "qlora")
 SHOWN_PROBLEMS = 8
 MAX_EPOCHS = 200
-_MESSAGES = 12
-
-
-@dataclass
-class Job:
-    """A run that was started from the page."""
-
-    owner: str
-    name: str
-    run: Path
-    base: Choice
-    stage: str
-    state: State = "running"
-    phase: str = "loading"
-    done: int = 0
-    of: int = 0
-    seconds_left: float | None = None
-    curve: str = "Held-out accuracy, %"
-    """What the evaluations on the way show."""
-    losses: list[tuple[int, float]] = field(default_factory=list)
-    evaluations: list[dict[str, float]] = field(default_factory=list)
-    messages: list[str] = field(default_factory=list)
-    error: str = ""
-    comparison: dict[str, Any] | None = None
-    cancel: threading.Event = field(default_factory=threading.Event)
-    thread: threading.Thread | None = None
-
-    @property
-    def running(self) -> bool:
-        return self.state in ("running", "stopping", "comparing")
 
 
 class TrainingDesk:
     """Starts, watches and ends runs.
 
     Args:
-        data_dir: `runs`, `datasets` (for everybody, put there by who runs the server) and `uploads`
-            (each owner's) lie in it.
+        data_dir: `runs`, `trainings` (what the page knows of them), `datasets` (for everybody, put
+            there by who runs the server) and `uploads` (each owner's) lie in it.
         train: `finetune.train.train`, or what stands in for it in tests.
     """
 
@@ -78,8 +41,11 @@ class TrainingDesk:
     ) -> None:
         self.data_dir, self.desk, self.teaching = data_dir, desk, teaching
         self._train = train
-        self.job: Job | None = None
+        self._files = JobFiles(data_dir / "trainings", data_dir / "runs")
+        self.job: Job | None = self._files.latest()
         self._lock = threading.Lock()
+        """Held while a job changes its state."""
+        self._closed = False
 
     # -- data --------------------------------------------------------------------------------------
 
@@ -96,7 +62,7 @@ class TrainingDesk:
         return found
 
     def _folders(self, owner: str) -> tuple[tuple[str, Path], ...]:
-        mine = hashlib.sha256(owner.encode()).hexdigest()[:16]
+        mine = self.teaching.home(owner).name
         return (
             ("upload", self.data_dir / "uploads" / mine),
             ("shared", self.data_dir / "datasets"),
@@ -126,8 +92,6 @@ class TrainingDesk:
         Raises:
             DataError: it is no zip file with data, or names pictures outside itself.
         """
-        from finetune.datasets import read_rows
-
         name = " ".join(re.sub(r"[^\w\-]+", " ", Path(name).stem).split())[:60] or "data set"
         folder = dict(self._folders(owner))["upload"] / name
         if folder.exists():
@@ -137,7 +101,7 @@ class TrainingDesk:
         partial.mkdir(parents=True)
         try:
             unpack(data, partial)
-            refuse_outside(read_rows(data_files(partial)).rows, partial)
+            read_sent(partial)
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -147,13 +111,13 @@ class TrainingDesk:
         from finetune.datasets import read_rows
 
         found = read_rows(self._paths(owner, list(request.get("sources") or [])))
-        problems = [f"row {p.row}: {p.what} {p.hint}" for p in found.problems]
+        problems = [without_paths(f"row {p.row}: {p.what} {p.hint}") for p in found.problems]
         pictures: dict[str, Any] = {s.key: s for row in found.rows for s in row.pictures}
         for source in list(pictures.values())[:2000]:
             try:
                 source.open()
             except VqaError as error:
-                problems.append(str(error).replace("\n", " "))
+                problems.append(message_of(error))
         answers = sum(len(row.references) for row in found.rows)
         return {
             "preflight": {
@@ -181,15 +145,21 @@ class TrainingDesk:
         if stage not in STAGES:
             raise UsageError("This stage does not exist.", f"Stages are {', '.join(STAGES)}.")
         base = self.desk.hub.find(self.desk.settings(owner).model)
+        if base.adapter:
+            raise UsageError(
+                "A model with a separate adapter cannot be trained here.",
+                "Merge it first: vqa-app merge.",
+            )
         name = re.sub(r"[^\w\-]+", "-", str(request.get("name") or "")).strip("-")[:40]
         name = name or time.strftime("taught-%Y-%m-%d-%H%M%S")
-        run = self.data_dir / "runs" / name
         with self._lock:
             if self.job is not None and self.job.running:
                 raise UsageError("A training is running already.", "Wait for it, or stop it.")
-            if (run / "manifest.json").exists():
+            if not self._files.is_free(name, owner):
                 raise UsageError(f"There is a run {name!r} already.", "Choose another name.")
-            job = self.job = Job(owner, name, run, base, stage)
+            job = Job(owner, name, self._files.runs / name, base, stage)
+            self._files.write(job)
+            self.job = job
         wanted = Wanted(stage, epochs, rate, bool(request.get("rehearse")))
         job.thread = threading.Thread(
             target=self._run,
@@ -201,16 +171,24 @@ class TrainingDesk:
         return self.status(owner)
 
     def stop(self, owner: str) -> Update:
-        """Ends the owner's run after the step in progress."""
+        """Ends the owner's run after the step in progress, or skips the rest of its comparison."""
         job = self._own_job(owner)
-        if job.running:
-            job.state = "stopping"
-            job.cancel.set()
+        with self._lock:
+            if job.running:
+                job.state = "stopping"
+                job.cancel.set()
         return self.status(owner)
 
-    def close(self) -> None:
-        if self.job is not None:
-            self.job.cancel.set()
+    def close(self, patience: float = 0.0) -> None:
+        """Ends the run that goes on after its step, and waits up to `patience` seconds until it is
+        saved."""
+        with self._lock:
+            self._closed = True
+            job = self.job
+            if job is not None:
+                job.cancel.set()
+        if job is not None and job.thread is not None:
+            job.thread.join(patience)
 
     def _own_job(self, owner: str) -> Job:
         if self.job is None or self.job.owner != owner:
@@ -218,46 +196,75 @@ class TrainingDesk:
         return self.job
 
     def _run(self, job: Job, paths: list[str], wanted: Wanted, skip_bad: bool) -> None:
-        rehearsed = self.data_dir / "rehearsal" / job.name
         try:
-            from finetune.config import FinetuneConfig
-
-            if wanted.rehearse and knows_world(job.base):
-                job.messages.append("Drawing pictures of its own world, so that it forgets less.")
-            settings = settings_for(paths, job.base, wanted, rehearsed, job.name)
-            if settings.get("eval_data"):
-                job.curve = "Right: taught rows and its own world, %"
-            config = FinetuneConfig(
-                model=job.base.source,
-                stage=job.stage,  # type: ignore[arg-type]
-                out=str(job.run),
-                eval_questions=100,
-                feature_dir=str(self.data_dir / "features"),
-                workers=1,
-                max_bad=MAX_ROWS if skip_bad else 0,
-                **settings,
-            )
-            train = self._train
-            if train is None:
-                from finetune.train import train
-            result = train(config, on_progress=lambda p: _note(job, p), cancel=job.cancel)
-            if not result.finished:
-                job.state = "stopped"
-                return
-            shutil.rmtree(rehearsed, ignore_errors=True)
-            job.state, job.phase = "comparing", "comparing"
-            job.comparison = before_after.compare(
-                self.desk, self.teaching, job.owner, job.base.key, self._key(job.name), job.cancel
-            )
-            job.state = "done"
+            with self.teaching.in_use(job.owner):
+                if not self._train_it(job, paths, wanted, skip_bad):
+                    self._turn(job, "stopped")
+                    return
+            self._compare(job)
+            self._turn(job, "done")
         except Exception as error:
-            job.state, job.error = "failed", message_of(error)
+            job.error = message_of(error)
+            self._turn(job, "failed")
 
-    def _key(self, name: str) -> str:
+    def _train_it(self, job: Job, paths: list[str], wanted: Wanted, skip_bad: bool) -> bool:
+        """Whether it came to its end."""
+        from finetune.config import FinetuneConfig
+
+        rehearsed = self.data_dir / "rehearsal" / job.name
+        if wanted.rehearse and knows_world(job.base):
+            job.messages.append("Drawing pictures of its own world, so that it forgets less.")
+        settings = settings_for(paths, job.base, wanted, rehearsed, job.name)
+        if settings.get("eval_data"):
+            job.curve = "Right: taught rows and its own world, %"
+        config = FinetuneConfig(
+            model=job.base.source,
+            stage=job.stage,  # type: ignore[arg-type]
+            out=str(job.run),
+            eval_questions=100,
+            feature_dir=str(self.data_dir / "features"),
+            workers=1,
+            max_bad=MAX_ROWS if skip_bad else 0,
+            **settings,
+        )
+        train = self._train
+        if train is None:
+            from finetune.train import train
+        result = train(config, on_progress=job.note, cancel=job.cancel)
+        if result.finished:
+            shutil.rmtree(rehearsed, ignore_errors=True)
+        return result.finished
+
+    def _compare(self, job: Job) -> None:
+        """Before and after; the run is a good one without it, too."""
+        key = self._key(job)
+        if key is None:
+            raise DataError("The run left no model.", "Look at the server's log.")
+        with self._lock:
+            if not self._closed:
+                job.cancel = threading.Event()  # from here on, Stop is about the comparison
+        job.done, job.of, job.seconds_left, job.phase = 0, 0, None, "comparing"
+        self._turn(job, "comparing")
+        try:
+            job.comparison = before_after.compare(
+                self.desk, self.teaching, job.owner, job.base.key, key, job.cancel
+            )
+        except before_after.Skipped:
+            job.messages.append("Not compared: it was stopped.")
+        except Exception as error:
+            job.messages.append(f"Not compared: {message_of(error)}")
+
+    def _turn(self, job: Job, state: State) -> None:
+        with self._lock:
+            job.state = state
+            self._files.write(job)
+
+    def _key(self, job: Job) -> str | None:
+        """The run's key in the hub, if it is (still) there; other models may bear its name."""
         for choice in self.desk.hub.choices():
-            if Path(choice.source).name == name:
+            if choice.source == str(job.run):
                 return choice.key
-        raise DataError("The run left no model.", "Look at the server's log.")
+        return None
 
     def status(self, owner: str) -> Update:
         """What the page shows: the data sets, and the run if there is one."""
@@ -270,45 +277,11 @@ class TrainingDesk:
             "job": None,
         }
         if job is not None and job.owner == owner:
-            standing["job"] = self._shown(job)
+            finished = job.state == "done"
+            key = self._key(job) if finished else None
+            if key or not finished:  # not one that was deleted meanwhile
+                standing["job"] = job.shown(key)
         return {"training": standing}
-
-    def _shown(self, job: Job) -> dict[str, Any]:
-        finished = job.state in ("done",)
-        return {
-            "name": job.name,
-            "base": job.base.label,
-            "stage": job.stage,
-            "state": job.state,
-            "phase": job.phase,
-            "done": job.done,
-            "of": job.of,
-            "seconds_left": job.seconds_left,
-            "curve": job.curve,
-            "losses": job.losses[-2000:],
-            "evaluations": job.evaluations,
-            "messages": job.messages[-_MESSAGES:],
-            "error": job.error,
-            "watch": _watched(job.run),
-            "comparison": job.comparison,
-            "key": self._key(job.name) if finished else None,
-        }
-
-
-def _note(job: Job, progress: Any) -> None:
-    """Takes over what `finetune` tells."""
-    job.phase, job.done, job.of = progress.phase, progress.done, progress.of
-    job.seconds_left = progress.seconds_left or job.seconds_left
-    if progress.message:
-        job.messages.append(without_paths(progress.message))
-    if progress.phase == "training" and progress.loss is not None:
-        job.losses.append((progress.done, round(progress.loss, 5)))
-    # The last evaluation comes along with every step after it.
-    last = {k: v for k, v in (job.evaluations or [{}])[-1].items() if k != "step"}
-    if progress.evaluation and progress.evaluation != last:
-        job.evaluations.append(
-            {"step": job.losses[-1][0] if job.losses else 0, **progress.evaluation}
-        )
 
 
 def _number(what: str, value: Any, low: float, high: float) -> float | None:
@@ -317,21 +290,3 @@ def _number(what: str, value: Any, low: float, high: float) -> float | None:
     if not isinstance(value, (int, float)) or not low <= value <= high:
         raise UsageError(f"The {what} cannot be {str(value)[:20]}.", f"From {low:g} to {high:g}.")
     return float(value)
-
-
-def _watched(run: Path) -> list[dict[str, Any]]:
-    """The watch questions with their answers at each look: [{question, expected, answers}, ...]."""
-    found: dict[tuple[str, ...], dict[str, Any]] = {}
-    try:
-        lines = (run / "watch.jsonl").read_text("utf-8").splitlines()
-        for line in lines:
-            row = json.loads(line)
-            question = row["question"].removesuffix(SHORT_STYLE)
-            entry = found.setdefault(
-                (question, *row.get("pictures", [])),
-                {"question": question, "expected": row.get("expected", ""), "answers": []},
-            )
-            entry["answers"].append({"step": row["step"], "answer": row["answer"]})
-    except (OSError, ValueError, KeyError):
-        return []  # not there yet, or a line is being written
-    return list(found.values())
