@@ -56,8 +56,11 @@ def test_a_second_correction_of_a_turn_replaces_the_first(teaching, shelf):
     teaching.add("ann", "What?", "a cat", [picture(shelf)], turn="t1")
     teaching.add("ann", "What?", "a dog", [picture(shelf)], turn="t1")
     assert [row.answer for row in teaching.rows("ann")] == ["a dog"]
+    teaching.add("ann", "What?", "a cow", [picture(shelf, "blue")], turn="t1")
+    assert len(list((teaching.home("ann") / "images").iterdir())) == 1
     teaching.forget("ann", "t1")
     assert teaching.rows("ann") == []
+    assert not list((teaching.home("ann") / "images").iterdir())
 
 
 def test_rows_can_be_edited_and_deleted_by_their_owner_only(teaching, shelf):
@@ -70,8 +73,9 @@ def test_rows_can_be_edited_and_deleted_by_their_owner_only(teaching, shelf):
     assert [(r.question, r.answer) for r in teaching.rows("ann")] == [("Which?", "a dog")]
     with pytest.raises(DataError, match="answer is empty"):
         teaching.edit("ann", row.id, "Which?", "  ")
+    (image,) = (teaching.home("ann") / "images").iterdir()
     teaching.delete("ann", row.id)
-    assert teaching.rows("ann") == []
+    assert teaching.rows("ann") == [] and not image.exists()
 
 
 def test_an_export_can_be_taken_in_by_somebody_else(teaching, shelf):
@@ -82,6 +86,14 @@ def test_an_export_can_be_taken_in_by_somebody_else(teaching, shelf):
     assert (count, problems) == (2, [])
     told = [(row.question, row.answer, row.pictures, row.short) for row in teaching.rows("ann")]
     assert told == [(r.question, r.answer, r.pictures, r.short) for r in teaching.rows("bob")]
+
+
+def test_a_lost_picture_does_not_hold_back_the_rest_of_an_export(teaching, shelf):
+    teaching.add("ann", "What colour?", "red", [picture(shelf)])
+    teaching.add("ann", "What colour?", "blue", [picture(shelf, "blue")])
+    teaching._image("ann", picture(shelf).digest).unlink()
+    with zipfile.ZipFile(io.BytesIO(teaching.export("ann"))) as archive:
+        assert len([name for name in archive.namelist() if name.startswith("images/")]) == 1
 
 
 def packed(**files: bytes) -> bytes:
@@ -102,6 +114,7 @@ def test_a_table_with_pictures_is_taken_in(teaching):
     table = b"image,question,answer\ngreen.png,What colour?,green\nmissing.png,What?,none\n"
     count, problems = teaching.take_in("ann", packed(**{"my.csv": table, "green.png": png()}))
     assert count == 1 and len(problems) == 1 and "missing.png" in problems[0]
+    assert "vqa-app-import" not in problems[0], "no path of the server's is told"
     assert teaching.rows("ann")[0].question == "What colour?"
 
 
@@ -112,6 +125,7 @@ def test_a_table_with_pictures_is_taken_in(teaching):
         (packed(**{"../evil.json": b"[]"}), "outside"),
         (packed(**{"/etc/evil.json": b"[]"}), "outside"),
         (packed(**{"readme.txt": b"hello"}), "no data file"),
+        (packed(**{"a": b"x", "a/b.json": b"[]"}), "damaged"),
     ],
 )
 def test_odd_zip_files_are_refused(teaching, tmp_path, data, words):

@@ -16,7 +16,8 @@ from tests.fake_engine import FakeEngine
 from tests.test_ui_handlers import House
 from ui import before_after, world_data
 from ui.hub import Choice, Hub
-from ui.insight import look
+from ui.insight import look, saw
+from ui.jobs import Job
 from ui.lessons import teach
 from ui.teach import Teaching
 from ui.training import TrainingDesk
@@ -47,6 +48,7 @@ def school(tmp_path):
             yield Choice("run", run.parent.name, "", "", str(run.parent))
 
     engines = {"builtin": FakeEngine("a cat"), "run": FakeEngine("a hat")}
+    house.engines_by_key = engines
     house.hub = house.desk.hub = Hub(lambda choice, _: engines[choice.key], choices, "builtin")
     house.training = TrainingDesk(tmp_path, house.desk, house.teaching, train)
     yield house
@@ -103,6 +105,142 @@ def test_one_training_at_a_time_and_only_its_owner_sees_and_stops_it(school):
     school.training.start("bob", {"sources": ["mine"], "name": "next"})
 
 
+def trained(school, name="hats", owner="ann"):
+    """A run of the owner's, watched to its end."""
+    school.go_on.set()
+    school.training.start(owner, {"sources": ["mine"], "name": name})
+    school.training.job.thread.join(60)
+    return school.training.status(owner)["training"]["job"]
+
+
+def test_a_runs_name_stays_its_owners(school, tmp_path):
+    lesson(school), lesson(school, "bob")
+    school.training.start("ann", {"sources": ["mine"], "name": "hats"})
+    school.training.stop("ann")
+    school.training.job.thread.join(20)
+    (tmp_path / "runs" / "hats").mkdir(parents=True)
+    (tmp_path / "runs" / "hats" / "watch.jsonl").write_text('{"question": "hers?"}')
+    with pytest.raises(UsageError, match="There is a run 'hats' already"):
+        school.training.start("bob", {"sources": ["mine"], "name": "hats"})
+    (tmp_path / "runs" / "somebodys").mkdir()
+    with pytest.raises(UsageError, match="There is a run 'somebodys' already"):
+        school.training.start("bob", {"sources": ["mine"], "name": "somebodys"})
+    (tmp_path / "runs" / "hats" / "watch.jsonl").unlink()
+    (tmp_path / "runs" / "hats").rmdir()  # the stand-in for `finetune` makes it anew
+    assert trained(school)["state"] == "done", "she goes on with her own"
+    with pytest.raises(UsageError, match="already"):
+        school.training.start("ann", {"sources": ["mine"], "name": "hats"})
+
+
+def test_a_run_named_like_a_model_is_not_taken_for_it(school):
+    lesson(school)
+    assert trained(school, "builtin")["key"] == "run"
+
+
+def test_a_model_with_an_adapter_is_not_trained_without_it(school):
+    lesson(school)
+    base = Choice("builtin", "Mine", "", "", "builtin", adapter="/somewhere/adapter")
+    school.hub._choices = lambda: [base]
+    with pytest.raises(UsageError, match=r"separate adapter.*\n.*merge"):
+        school.training.start("ann", {"sources": ["mine"]})
+
+
+def test_a_run_is_good_without_its_comparison(school, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("/secret exploded")
+
+    monkeypatch.setattr("ui.before_after.compare", broken)
+    lesson(school)
+    job = trained(school)
+    assert (job["state"], job["key"], job["comparison"]) == ("done", "run", None)
+    assert job["messages"][-1].startswith("Not compared: Something went wrong")
+
+
+def test_stop_while_comparing_skips_the_comparison(school):
+    lesson(school)
+    asked = threading.Event()
+
+    def say(conversation):
+        asked.set()
+        assert school.training.job.cancel.wait(20)
+        return "a cat"
+
+    school.engines_by_key["builtin"]._answer = say
+    school.go_on.set()
+    school.training.start("ann", {"sources": ["mine"], "name": "hats"})
+    assert asked.wait(20)
+    job = school.training.status("ann")["training"]["job"]
+    assert (job["state"], job["of"], job["seconds_left"]) == ("comparing", 0, None)
+    school.training.stop("ann")
+    school.training.job.thread.join(20)
+    standing = school.training.status("ann")["training"]
+    assert not standing["busy"]
+    assert (standing["job"]["state"], standing["job"]["comparison"]) == ("done", None)
+    assert "stopped" in standing["job"]["messages"][-1]
+
+
+def test_stop_at_the_very_end_of_a_training_is_no_stop_of_its_comparison(school):
+    lesson(school)
+    train = school.training._train
+
+    def finished(config, on_progress, cancel):
+        result = train(config, on_progress, cancel)
+        school.training.stop("ann")
+        return result
+
+    school.training._train = finished
+    job = trained(school)
+    assert job["state"] == "done" and len(job["comparison"]["taught"]["rows"]) == 1
+
+
+def test_losses_that_are_no_numbers_are_not_told(school):
+    job = Job("ann", "x", Path("x"), Choice("a", "A", "", "", "a"), "lora")
+    for loss in (2.0, float("nan"), float("inf"), 1.0):
+        progress = Progress(
+            "training", 1, 4, loss=loss, evaluation={"loss": float("nan"), "vqa_accuracy": 0.5}
+        )
+        job.note(progress)
+    assert [loss for _, loss in job.losses] == [2.0, 1.0]
+    assert job.evaluations == [{"step": 1, "vqa_accuracy": 0.5}]
+
+
+def again(school, tmp_path):
+    """What a server that starts on the same data knows."""
+    return TrainingDesk(tmp_path, school.desk, school.teaching)
+
+
+def test_a_training_that_the_servers_end_cut_is_shown_as_stopped(school, tmp_path):
+    lesson(school)
+    school.training.start("ann", {"sources": ["mine"], "name": "hats"})
+    later = again(school, tmp_path)
+    job = later.status("ann")["training"]["job"]
+    assert (job["state"], job["name"], job["base"]) == ("stopped", "hats", "Built-in")
+    assert not later.status("ann")["training"]["busy"]
+    assert later.status("bob")["training"]["job"] is None
+    school.training.close(patience=20)
+    assert school.training.job.state == "stopped", "the end of the server waits for the step"
+
+
+def test_a_finished_training_is_still_shown_after_a_restart(school, tmp_path):
+    lesson(school)
+    before = trained(school)
+    after = again(school, tmp_path).status("ann")["training"]["job"]
+    assert json.loads(json.dumps(before)) == after
+    (tmp_path / "runs" / "hats" / "manifest.json").unlink()
+    assert again(school, tmp_path).status("ann")["training"]["job"] is None
+
+
+def test_pictures_of_deleted_rows_stay_while_a_training_reads_them(school):
+    lesson(school)
+    (image,) = (school.teaching.home("ann") / "images").iterdir()
+    school.training.start("ann", {"sources": ["mine"]})
+    (row,) = school.teaching.rows("ann")
+    school.teaching.delete("ann", row.id)
+    assert image.exists()
+    school.training.close(patience=20)
+    assert not image.exists()
+
+
 @pytest.mark.parametrize(
     "request_",
     [
@@ -131,6 +269,7 @@ def test_the_preflight_names_rows_and_problems(school):
     school.teaching.home("ann").joinpath("images").rename(school.teaching.home("ann") / "gone")
     found = school.training.check("ann", {"sources": ["mine"]})["preflight"]
     assert found["problems"] and "png" in found["problems"][0]
+    assert str(school.teaching.folder) not in str(found), "the page is told no path"
 
 
 def test_bad_rows_are_left_out_only_when_wanted(school):
@@ -200,6 +339,8 @@ def test_looking_tells_words_maps_and_what_the_picture_did(school):
     found = update["looked"]
     assert found["words"] == ["a", "cat"] and found["level"] == "well"
     assert found["pictures"][0]["rows"] == 8 and found["pictures"][0]["digest"] == red
+    assert found["model"] == found["answered_by"] == "Built-in", "the name in the list, no path"
+    assert saw(school.desk, "ann", {"digest": red})["saw"]["model"] == "Built-in"
     assert update["view"]["turns"][0]["facts"]["looked"] == "well"
     _, view = school.ask("No picture?")
     alone = {"conversation": view["conversation"], "turn": view["turns"][0]["id"]}

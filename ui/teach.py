@@ -211,7 +211,8 @@ class Teaching:
             DataError: it is no such zip file.
         """
         with tempfile.TemporaryDirectory(prefix="vqa-app-import-") as temporary:
-            folder = Path(temporary)
+            folder = Path(temporary) / "the zip file"  # what messages call it
+            folder.mkdir()
             unpack(data, folder)
             found = read_sent(folder)
             problems = [without_paths(f"row {p.row}: {p.what}") for p in found.problems]
@@ -333,10 +334,7 @@ def read_sent(folder: Path) -> Any:
     """
     from finetune.datasets import read_rows
 
-    try:
-        found = read_rows(data_files(folder))
-    except RecursionError as error:
-        raise DataError("A data file is nested too deeply.", "Export it again.") from error
+    found = read_rows(data_files(folder))
     refuse_outside(found.rows, folder)
     return found
 
