@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from finetune.builtin.language import Referents, Symbols, answer_loss, run_packed
+from finetune.builtin.language import Census, Referents, Symbols, answer_loss, run_packed
 from finetune.builtin.model import language_config, make_processor
 from finetune.builtin.packing import Packer, answer_hits, answer_starts, turns_of
 from finetune.builtin.quiz import Course, make_quiz
@@ -108,10 +108,15 @@ def test_heads_read_where_an_answer_begins(
     model, _ = parts
     quiz, _ = make_quiz(Packer(tokenizer), 0, {"shapes": 1.0}, Course(3, 6, False))
     hidden = torch.randn(*quiz.packed.ids.shape, model.config.hidden_size, requires_grad=True)
-    Referents(model.config.hidden_size).loss(hidden, quiz.packed, quiz.sought).backward()
+    Referents(model.config.hidden_size).loss((hidden,), quiz.packed, quiz.sought).backward()
     read = {(row, at) for row, at in hidden.grad.abs().sum(-1).nonzero().tolist()}
     starts = answer_starts(quiz.packed)
     assert read == {(branch[0], starts[branch]) for branch in quiz.sought}
+    hidden.grad = None
+    Census(model.config.hidden_size).loss((hidden,), quiz.packed, quiz.totals).backward()
+    read = {(row, at) for row, at in hidden.grad.abs().sum(-1).nonzero().tolist()}
+    prefix = (quiz.packed.segments == 0).sum(1).tolist()
+    assert read == {(row, prefix[row] - 1) for row in quiz.totals}
 
 
 @pytest.mark.parametrize("text", ["Überall 😀 straße", "a\tb\n\n c", "STOP 1234", "<b>&amp;</b>"])

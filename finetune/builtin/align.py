@@ -18,7 +18,9 @@ from transformers import PreTrainedTokenizerFast
 from finetune.builtin import dense
 from finetune.builtin.evaluate import Exam, Seer, evaluate_world
 from finetune.builtin.language import (
+    CENSUS_SHARE,
     REFERENT_SHARE,
+    Census,
     Referents,
     Symbols,
     answer_loss,
@@ -31,6 +33,7 @@ from finetune.builtin.pictures import draw_room, pixels
 from finetune.builtin.quiz import (
     Emphasis,
     Sought,
+    Totals,
     course_at,
     make_quiz,
     questions,
@@ -92,6 +95,7 @@ class Batch:
     packed: Packed
     visual: torch.Tensor
     sought: Sought
+    totals: Totals
     skills: list[list[str]]
 
 
@@ -142,6 +146,7 @@ def align(
     seer: Seer,
     symbols: Symbols,
     referents: Referents,
+    census: Census,
     tokenizer: PreTrainedTokenizerFast,
     weights: Mapping[str, float],
     minutes: float,
@@ -164,6 +169,7 @@ def align(
         "language": seer.language,
         "symbols": symbols,
         "referents": referents,
+        "census": census,
     }
     training = Training(out / f"{name}.pt", minutes, parts, rate)
     if training.progress >= 1:
@@ -190,10 +196,11 @@ def align(
                 symbols, packer, weights, number, training.step, scale, emphasis
             )
         with torch.autocast(seer.device, torch.bfloat16):
-            hidden, middle = run_packed(seer.language, asked.packed, asked.visual)
+            hidden, states = run_packed(seer.language, asked.packed, asked.visual)
             loss, hits = answer_loss(seer.language, hidden, asked.packed)
-            found = referents.loss(middle, asked.packed, asked.sought)
-        training.learn(loss + REFERENT_SHARE * found, warmup=60)
+            found = referents.loss(states, asked.packed, asked.sought)
+            counted = census.loss(states, asked.packed, asked.totals)
+        training.learn(loss + REFERENT_SHARE * found + CENSUS_SHARE * counted, warmup=60)
         emphasis.grade(hits, asked.skills)
         losses[seen].append(loss.item())
         if rank():
@@ -234,6 +241,7 @@ def gallery_batch(
         packer.pack(rows, limit=256).to(seer.device),
         visual.flatten(0, 1),
         sought_in(asked, [shown[0].room for shown in scenes]),
+        {row: dense.census(shown[0]) for row, shown in enumerate(scenes) if len(shown) == 1},
         [[qa.skill for qa in qas] for qas in asked],
     )
 
@@ -254,5 +262,6 @@ def symbol_batch(
     device = symbols.owned.weight.device
     with torch.autocast(device.type, torch.bfloat16):
         visual = symbols(quiz.rows.to(device), grid)
-    asked = Batch(quiz.packed.to(str(device)), visual.flatten(0, -2), quiz.sought, quiz.skills)
+    packed = quiz.packed.to(str(device))
+    asked = Batch(packed, visual.flatten(0, -2), quiz.sought, quiz.totals, quiz.skills)
     return asked, number

@@ -60,6 +60,17 @@ def objects(scene: Scene) -> np.ndarray:
     return np.stack(rows) if rows else np.zeros((0, COLUMNS), np.int16)
 
 
+COUNTED = (KIND, COLOUR, FILL)
+CENSUS = 1 + sum(CLASSES[column] for column in COUNTED)
+
+
+def census(scene: Scene) -> np.ndarray:
+    """How many objects there are, then of each kind, each colour, each fill: [CENSUS] int64."""
+    rows = objects(scene)
+    counts = [np.bincount(rows[:, column], minlength=CLASSES[column]) for column in COUNTED]
+    return np.concatenate(([len(rows)], *counts))
+
+
 _EDGES = np.arange(SIDE + 1) / SIDE
 
 

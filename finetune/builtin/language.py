@@ -20,7 +20,7 @@ from finetune.builtin import dense
 from finetune.builtin.model import language_config
 from finetune.builtin.optim import Training
 from finetune.builtin.packing import Hits, Packed, Packer, answer_hits, answer_starts
-from finetune.builtin.quiz import OBJECTS, Course, Emphasis, Sought, course_at, make_quiz
+from finetune.builtin.quiz import OBJECTS, Course, Emphasis, Sought, Totals, course_at, make_quiz
 
 
 class Symbols(nn.Module):
@@ -48,6 +48,10 @@ class Symbols(nn.Module):
         return out + self.cells.weight if grid else out
 
 
+States = tuple[torch.Tensor, ...]
+"""Before the first layer, after the first, ...: each [rows, length, width]."""
+
+
 class Referents(nn.Module):
     """Throw-away heads that say what a question turns on, before it is answered.
 
@@ -70,8 +74,9 @@ class Referents(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(width, sum(self.sizes)) for _ in range(OBJECTS))
         self.numbers = nn.ModuleList(nn.Linear(width, self.MOST + 1) for _ in range(self.NUMBERS))
 
-    def loss(self, hidden: torch.Tensor, packed: Packed, sought: Sought) -> torch.Tensor:
-        """`hidden` [rows, length, width] of layer `LAYER`; the objects' mean and the numbers'."""
+    def loss(self, states: States, packed: Packed, sought: Sought) -> torch.Tensor:
+        """The objects' mean and the numbers'."""
+        hidden = states[min(self.LAYER, len(states) - 1)]
         starts = answer_starts(packed)
         # Every parameter takes part in every step, as processes that train together have to agree.
         total, count = sum(0 * p.sum() for p in self.parameters()), 0
@@ -110,10 +115,43 @@ class Referents(nn.Module):
         return total + 2 * torch.cat(numbers).mean() if numbers else total
 
 
+class Census(nn.Module):
+    """A throw-away head that counts a picture's objects, by kind, colour and fill, where it ends.
+
+    It reads the token behind the picture, which sees all of it, after layer `LAYER`: questions that
+    count then find there what single patches do not say.
+    """
+
+    LAYER = 2
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width)
+        self.head = nn.Linear(width, dense.CENSUS * (Referents.MOST + 1))
+
+    def loss(self, states: States, packed: Packed, totals: Totals) -> torch.Tensor:
+        """What is there counts as much as the many kinds that are not."""
+        nothing = sum(0 * p.sum() for p in self.parameters())
+        if not totals:
+            return nothing
+        hidden = states[min(self.LAYER, len(states) - 1)]
+        rows = torch.tensor(list(totals), device=hidden.device)
+        ends = (packed.segments[rows] == 0).sum(1) - 1
+        wanted = torch.from_numpy(np.stack(list(totals.values()))).to(hidden.device)
+        said = self.head(self.norm(hidden[rows, ends])).float()
+        losses = F.cross_entropy(
+            said.view(wanted.numel(), -1),
+            wanted.clamp(max=Referents.MOST).flatten(),
+            reduction="none",
+        )
+        there = wanted.flatten() > 0
+        return losses[there].mean() + losses[~there].mean()
+
+
 def run_packed(
     model: LlamaForCausalLM, packed: Packed, visual: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states of the last layer and of `Referents.LAYER`, each [rows, length, width];
+) -> tuple[torch.Tensor, States]:
+    """Hidden states of the last layer [rows, length, width], and what goes into each layer;
     `visual` [visual tokens of the batch, width]."""
     embeds = model.get_input_embeddings()(packed.ids)
     embeds = embeds.masked_scatter(packed.visual[..., None], visual.to(embeds.dtype))
@@ -129,8 +167,7 @@ def run_packed(
         branches=packed.branches(),
         output_hidden_states=True,
     )
-    layer = min(Referents.LAYER, model.config.num_hidden_layers)
-    return out.last_hidden_state, out.hidden_states[layer]
+    return out.last_hidden_state, out.hidden_states
 
 
 def answer_loss(
@@ -148,8 +185,8 @@ def answer_loss(
     return F.cross_entropy(logits, wanted[answers]), answer_hits(best, packed)
 
 
-REFERENT_SHARE = 0.3
-"""What the heads' loss counts beside the answers'."""
+REFERENT_SHARE, CENSUS_SHARE = 0.3, 0.2
+"""What the heads' losses count beside the answers'."""
 
 
 @torch.no_grad()
@@ -195,7 +232,7 @@ def train_language(
     scale: float = 1.0,
     compact_share: float = 0.4,
     device: str = "cpu",
-) -> tuple[LlamaForCausalLM, Symbols, Referents]:
+) -> tuple[LlamaForCausalLM, Symbols, Referents, Census]:
     """Train (or go on training) on symbolic pictures; the state is kept in `out/language.pt`.
 
     Batches are compact for the first `compact_share` of the time, every third is a grid after it;
@@ -205,7 +242,8 @@ def train_language(
     model = LlamaForCausalLM(language_config(len(tokenizer), tiny)).to(device)
     symbols = Symbols(model.config.hidden_size).to(device)
     referents = Referents(model.config.hidden_size).to(device)
-    parts = {"model": model, "symbols": symbols, "referents": referents}
+    census = Census(model.config.hidden_size).to(device)
+    parts = {"model": model, "symbols": symbols, "referents": referents, "census": census}
     training = Training(out / "language.pt", minutes, parts)
     packer = Packer(tokenizer)
     number = training.kept.get("number", 1_000_000 * (seed + 1))
@@ -217,10 +255,11 @@ def train_language(
         packed = quiz.packed.to(device)
         with torch.autocast(device, torch.bfloat16):
             visual = symbols(quiz.rows.to(device), course.grid).flatten(0, -2)
-            hidden, middle = run_packed(model, packed, visual)
+            hidden, states = run_packed(model, packed, visual)
             loss, hits = answer_loss(model, hidden, packed)
-            found = referents.loss(middle, packed, quiz.sought)
-        training.learn(loss + REFERENT_SHARE * found)
+            found = referents.loss(states, packed, quiz.sought)
+            counted = census.loss(states, packed, quiz.totals)
+        training.learn(loss + REFERENT_SHARE * found + CENSUS_SHARE * counted)
         emphasis.grade(hits, quiz.skills)
         losses.append(loss.item())
         if training.step % 200 == 0:
@@ -235,4 +274,4 @@ def train_language(
                 print(f"language score grid {grid} {told(scores)}", flush=True)
         if training.due("save", 120):
             training.save(number=number, right=emphasis.right)
-    return model.eval(), symbols, referents
+    return model.eval(), symbols, referents, census

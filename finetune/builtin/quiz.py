@@ -24,6 +24,10 @@ Sought = dict[tuple[int, int], tuple[list[np.ndarray], tuple[int, ...]]]
 """(row, branch) -> what its last question turns on: rows of `dense` of objects, and numbers."""
 
 
+Totals = dict[int, np.ndarray]
+"""Row -> `dense.census` of the picture, where it shows one."""
+
+
 def sought_in(asked: Sequence[Sequence[QA]], rooms: Sequence[str]) -> Sought:
     """What the questions of each row, in the order of their branches, turn on.
 
@@ -64,6 +68,7 @@ class Quiz:
     """Of `dense`: [objects, COLUMNS], of grids [scenes, PATCHES, COLUMNS]."""
     skills: list[list[str]]
     sought: Sought
+    totals: Totals
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,7 @@ def make_quiz(
     emphasis = emphasis or Emphasis()
     todo: list[Row] = []
     tables, asked, rooms = [], [], []
+    totals: Totals = {}
     number = first
     while len(todo) < course.scenes:
         rng = random.Random(f"quiz-{split}-{number}")
@@ -183,6 +189,8 @@ def make_quiz(
             made = branches(qas, rng, course.short)
         else:
             made = [(turns_of(qa, rng), qa) for qa in qas]
+        if len(scenes) == 1:
+            totals[len(todo)] = dense.census(scenes[0])
         todo.append(([len(table) for table in seen], [turns for turns, _ in made]))
         tables += seen
         asked.append([qa for _, qa in made])
@@ -192,7 +200,8 @@ def make_quiz(
     todo.append(((), [turns_of(qa, rng) for qa in talk]))
     skills = [[qa.skill for qa in qas] for qas in (*asked, talk)]
     rows = torch.from_numpy((np.stack if course.grid else np.concatenate)(tables)).long()
-    return Quiz(packer.pack(todo, course.limit), rows, skills, sought_in(asked, rooms)), number
+    packed = packer.pack(todo, course.limit)
+    return Quiz(packed, rows, skills, sought_in(asked, rooms), totals), number
 
 
 def shuffled(table: np.ndarray, seed: int) -> np.ndarray:

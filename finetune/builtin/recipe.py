@@ -19,7 +19,7 @@ from finetune.builtin.align import align
 from finetune.builtin.encoder import train_encoder
 from finetune.builtin.evaluate import Seer
 from finetune.builtin.export import Selection, export
-from finetune.builtin.language import Referents, Symbols, train_language
+from finetune.builtin.language import Census, Referents, Symbols, train_language
 from finetune.builtin.model import assemble, make_projector, save, save_two_towers
 from finetune.builtin.optim import apart, together
 from finetune.builtin.text import train_tokenizer
@@ -132,7 +132,7 @@ def _encoder(plan: Plan) -> SiglipModel:
     )
 
 
-def _language(plan: Plan) -> tuple[LlamaForCausalLM, Symbols, Referents]:
+def _language(plan: Plan) -> tuple[LlamaForCausalLM, Symbols, Referents, Census]:
     """Stage 0b, likewise."""
     return train_language(
         plan.out,
@@ -151,7 +151,7 @@ def _meet(plan: Plan, number: int, processes: int = 2) -> None:
     if processes > 1:
         together(number, processes, plan.out / "meet.sync")
     tokenizer, encoder = the_tokenizer(plan), _encoder(plan)
-    language, symbols, referents = _language(plan)
+    language, symbols, referents, census = _language(plan)
     projector = make_projector(encoder.config.vision_config, language.config, tokenizer)
     projector.to(plan.device)
     align(
@@ -160,6 +160,7 @@ def _meet(plan: Plan, number: int, processes: int = 2) -> None:
         Seer(encoder.vision_model, projector, language),
         symbols,
         referents,
+        census,
         tokenizer,
         plan.rooms,
         MEET * plan.minutes,
