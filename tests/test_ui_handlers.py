@@ -229,7 +229,7 @@ def test_our_own_mistakes_show_no_details(house):
         ({"question": "x", "pictures": ["../../etc/passwd"]}, "not here"),
         ({"question": "x", "conversation": "made-up"}, "does not exist"),
         ({"again": "made-up", "conversation": "made-up"}, "does not exist"),
-        ({"question": "x", "pictures": ["a" * 64] * 9}, "9 pictures"),
+        ({"question": "x", "pictures": [f"{n:064}" for n in range(9)]}, "9 pictures"),
     ],
 )
 def test_a_forged_request_is_refused(house, request_, problem):
@@ -335,6 +335,44 @@ def test_picking_a_model_twice_keeps_the_way_back(house):
     assert (update["models"]["picked"], update["models"]["before"]) == ("other", "first")
     update = list(pick(home.desk, "ann", {"model": "first"}))[-1]
     assert (update["models"]["picked"], update["models"]["before"]) == ("first", "other")
+
+
+def test_a_pick_holds_although_its_page_goes(house):
+    home = house()
+    go_on = threading.Event()
+    engines = {"first": FakeEngine(), "slow": FakeEngine(), "other": FakeEngine()}
+
+    def load(chosen, progress):
+        assert chosen.key != "slow" or go_on.wait(5)
+        return engines[chosen.key]
+
+    home.desk.hub = Hub(load, lambda: [choice(key) for key in engines], "first")
+    picking = pick(home.desk, "ann", {"model": "slow"})
+    assert next(picking)["models"]["loading"]["key"] == "slow"
+    picking.close()
+    models = home.desk.act("ann", {"do": "hello"})["models"]
+    assert (models["picked"], models["loading"]["key"]) == ("first", "slow")
+    go_on.set()
+    home.desk.hub.wait("slow", 5)
+    models = home.desk.act("ann", {"do": "models"})["models"]
+    assert (models["picked"], models["before"]) == ("slow", "first") and "loading" not in models
+
+
+def test_the_last_of_several_picks_counts(house):
+    home = house()
+    go_on = threading.Event()
+    engines = {"first": FakeEngine(), "slow": FakeEngine(), "other": FakeEngine()}
+
+    def load(chosen, progress):
+        assert chosen.key != "slow" or go_on.wait(5)
+        return engines[chosen.key]
+
+    home.desk.hub = Hub(load, lambda: [choice(key) for key in engines], "first")
+    earlier = pick(home.desk, "ann", {"model": "slow"})
+    next(earlier)
+    list(pick(home.desk, "ann", {"model": "other"}))
+    go_on.set()
+    assert list(earlier)[-1]["models"]["picked"] == "other"
 
 
 def test_a_load_is_cancelled_only_by_who_started_it(house):

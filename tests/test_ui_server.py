@@ -122,9 +122,17 @@ def test_a_picture_is_shown_to_its_owner_only_and_re_encoded(person, other):
     mine = person.get(f"/vqa/pictures/{found['digest']}")
     assert mine.headers["content-type"] == "image/png" and b"<script>" not in mine.content
     for size in ("small", "large"):
-        smaller = person.get(f"/vqa/pictures/{found['digest']}?size={size}")
-        assert smaller.headers["content-type"] == "image/jpeg"
+        assert person.get(f"/vqa/pictures/{found['digest']}?size={size}").content == mine.content
     assert other.get(f"/vqa/pictures/{found['digest']}").status_code == 404
+
+
+def test_a_large_picture_is_also_sent_smaller(person):
+    payload = png("red", (3000, 40))
+    found = person.post("/vqa/pictures?name=long.png", content=payload).json()
+    for size, longest in (("small", 480), ("large", 2048)):
+        answer = person.get(f"/vqa/pictures/{found['digest']}?size={size}")
+        assert answer.headers["content-type"] == "image/jpeg"
+        assert Image.open(io.BytesIO(answer.content)).width == longest
 
 
 @pytest.mark.parametrize(

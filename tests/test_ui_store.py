@@ -169,7 +169,15 @@ def test_a_kept_picture_comes_back_with_its_digest(tmp_path):
     picture = PictureShelf(tmp_path).add(Image.new("RGB", (40, 30), "red"), "red.png")
     again = PictureShelf(tmp_path).get(picture.digest)
     assert again == picture
-    assert PictureShelf(tmp_path).smaller(picture.digest, 480).suffix == ".jpg"
+
+
+def test_a_removed_picture_leaves_no_file(tmp_path):
+    shelf = PictureShelf(tmp_path)
+    digest = shelf.add(Image.new("RGB", (600, 30), "red"), "red.png").digest
+    assert Image.open(shelf.smaller(digest, 480)).size == (480, 24)
+    assert shelf.smaller(digest, 2048) == shelf.file(digest)
+    shelf.remove(digest)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 
 def test_pictures_that_nobody_asked_about_are_forgotten(store):

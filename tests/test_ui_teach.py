@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import zipfile
@@ -115,6 +116,14 @@ def test_a_table_with_pictures_is_taken_in(teaching):
     count, problems = teaching.take_in("ann", packed(**{"my.csv": table, "green.png": png()}))
     assert count == 1 and len(problems) == 1 and "missing.png" in problems[0]
     assert "vqa-app-import" not in problems[0], "no path of the server's is told"
+    assert teaching.rows("ann")[0].question == "What colour?"
+
+
+def test_a_table_is_taken_in_without_a_zip_file_around_it(teaching):
+    uri = "data:image/png;base64," + base64.b64encode(png()).decode()
+    table = f'image,question,answer\n"{uri}",What colour?,green\nlost.png,What?,x\n'.encode()
+    count, problems = teaching.take_in("ann", table, "my.CSV")
+    assert count == 1 and len(problems) == 1 and "lost.png" in problems[0]
     assert teaching.rows("ann")[0].question == "What colour?"
 
 

@@ -83,6 +83,8 @@ class Desk:
         self.store, self.shelf, self.hub = store, shelf, hub
         self.allow_any_model = False
         """Whether people may name hub models in the browser."""
+        self.wanted: dict[str, str] = {}
+        """By owner, the key of the model that loads to be theirs."""
         self._answering: dict[str, Answering] = {}
         """By turn."""
         self._others: set[threading.Event] = set()
@@ -169,7 +171,8 @@ class Desk:
 
     def pictures(self, owner: str, request: Request) -> list[str]:
         """The digests asked for; only what this owner brought."""
-        digests = [str(digest) for digest in request.get("pictures") or []]
+        # One that stands twice would shift the numbers of those behind it.
+        digests = list(dict.fromkeys(str(digest) for digest in request.get("pictures") or []))
         if len(digests) > MAX_PICTURES:
             raise UsageError(f"{len(digests)} pictures.", f"At most {MAX_PICTURES} at a time.")
         for digest in digests:

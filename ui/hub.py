@@ -236,15 +236,17 @@ class Hub:
             self._settle(slot, "failed", f"{slot.choice.label} could not be loaded.")
         else:
             with self._lock:
-                slot.engine = engine
+                self._settle(slot, "ready", "", engine)
                 closed = self._closed
             if closed:
                 engine.close()
-            self._settle(slot, "ready", "")
             self._evict()
 
-    def _settle(self, slot: _Slot, phase: Phase, message: str) -> None:
+    def _settle(
+        self, slot: _Slot, phase: Phase, message: str, engine: Engine | None = None
+    ) -> None:
         with self._lock:
+            slot.engine = engine
             slot.phase, slot.message, slot.share = phase, message, None
         slot.settled.set()
 

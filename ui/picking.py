@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def models_of(desk: Desk, owner: str) -> Update:
-    """What can be picked, what is picked, and how that one stands."""
+    """What can be picked, what is picked, how that one stands, and what is `loading` to be next."""
+    loading = _loading(desk, owner)
     key = desk.settings(owner).model
     try:
         standing = desk.hub.standing(key)
@@ -23,7 +24,30 @@ def models_of(desk: Desk, owner: str) -> Update:
         desk.store.save_settings(owner, {"model": None})
         standing = desk.hub.standing()
     before = desk.settings(owner).model_before or desk.hub.default
-    return {"models": _models(desk, standing, before)}
+    models = _models(desk, standing, before)
+    return {"models": {**models, "loading": loading} if loading else models}
+
+
+def _loading(desk: Desk, owner: str) -> dict[str, Any] | None:
+    """How the model stands that the owner waits for. Once it is there it answers them, also where
+    the page that picked it has gone."""
+    key = desk.wanted.get(owner)
+    if key is None:
+        return None
+    standing = desk.hub.standing(key)
+    if standing.phase == "loading":
+        return {
+            "key": key,
+            "label": standing.choice.label,
+            "message": standing.message,
+            "share": standing.share,
+        }
+    if desk.wanted.pop(owner, None) == key and standing.phase == "ready":
+        before = desk.settings(owner).model or desk.hub.default
+        # Picked twice, it would be the one before itself, and there were no way back.
+        change = {"model": key} if before == key else {"model": key, "model_before": before}
+        desk.store.save_settings(owner, change)
+    return None
 
 
 def _models(desk: Desk, standing: Standing, before: str) -> dict[str, Any]:
@@ -51,8 +75,8 @@ def _models(desk: Desk, standing: Standing, before: str) -> dict[str, Any]:
 
 def pick(desk: Desk, owner: str, request: Request) -> Iterator[Update | None]:
     """Loads another model and answers with it from then on; until then, and where it fails, the
-    one before stays."""
-    key = str(request.get("model") or "")
+    one before stays. The last of several picks counts."""
+    key = str(request.get("model") or desk.hub.default)
     if request.get("named"):
         if not desk.allow_any_model:
             raise ModelError("Models cannot be named here.", "Start with --allow-any-model.")
@@ -60,15 +84,8 @@ def pick(desk: Desk, owner: str, request: Request) -> Iterator[Update | None]:
         desk.hub.offer(choice)
         key = choice.key
     desk.hub.start(key, owner)
+    desk.wanted[owner] = key
     while desk.hub.wait(key, 0) is None:
-        standing = desk.hub.standing(key)
-        yield {"models": {**models_of(desk, owner)["models"], "loading": {
-            "key": key, "label": standing.choice.label,
-            "message": standing.message, "share": standing.share,
-        }}}  # fmt: skip
+        yield models_of(desk, owner)
         desk.hub.wait(key, BEAT)
-    before = desk.settings(owner).model or desk.hub.default
-    # Picked twice, it would be the one before itself, and there were no way back.
-    change = {"model": key} if before == key else {"model": key, "model_before": before}
-    desk.store.save_settings(owner, change)
     yield models_of(desk, owner)

@@ -28,6 +28,8 @@ OWN = ImageLimits(max_bytes=256 << 20)
 """Our own PNG of a picture that was let in is larger than the file it came as: at most 150 MB for
 50 megapixels."""
 
+_SMALL = 512 << 10
+"""Bytes of a PNG that may as well be sent as it is: drawings stay sharp so."""
 _IN_MEMORY = 256 << 20
 """Bytes of pixels that are kept decoded."""
 
@@ -92,10 +94,15 @@ class PictureShelf:
             one.unlink(missing_ok=True)
 
     def smaller(self, digest: str, longest: int) -> Path:
-        """The picture as a JPEG of at most `longest` pixels a side, made when first asked for."""
-        file = self.file(digest).with_suffix(f".{longest}.jpg")
+        """The picture with at most `longest` pixels a side: itself where it is small, otherwise a
+        JPEG that is made when first asked for."""
+        whole = self.file(digest)
+        file = whole.with_suffix(f".{longest}.jpg")
         if not file.exists():
-            image = self.get(digest).image.copy()
+            image = self.get(digest).image
+            if max(image.size) <= longest and whole.stat().st_size <= _SMALL:
+                return whole
+            image = image.copy()
             image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
             _write(file, _encoded(image, "JPEG", quality=88))
         return file

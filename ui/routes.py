@@ -75,13 +75,13 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
         try:
             if longest is not None:
                 file = await run_in_threadpool(desk.shelf.smaller, digest, longest)
-                return FileResponse(file, media_type="image/jpeg", headers=_FOREVER)
-            file = desk.shelf.file(digest)
+            else:
+                file = desk.shelf.file(digest)
         except VqaError:
             return _missing()
         if not file.is_file():
             return _missing()
-        return FileResponse(file, media_type="image/png", headers=_FOREVER)
+        return FileResponse(file, headers=_FOREVER)
 
     @router.get("/vqa/conversations/{conversation}.{kind}")
     async def export(request: Request, conversation: str, kind: str) -> Response:
@@ -117,9 +117,9 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
         )
 
     @router.post("/vqa/taught")
-    async def take_rows(request: Request) -> Response:
+    async def take_rows(request: Request, name: str = "") -> Response:
         def read(owner: str, data: bytes) -> dict[str, Any]:
-            count, problems = teaching.take_in(owner, data)
+            count, problems = teaching.take_in(owner, data, name)
             return {"count": count, "problems": problems[:20]}
 
         return await _sent(request, read)

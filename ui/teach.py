@@ -32,6 +32,7 @@ LONGEST_TEXT = 4000
 MAX_ROWS = 100_000
 MAX_UNPACKED = 2 << 30
 _PLACEHOLDER = "<image>"
+_PLAIN = (".csv", ".tsv", ".json", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,11 @@ class Teaching:
                     archive.write(self._image(owner, digest), f"images/{digest}.png")
         return stream.getvalue()
 
-    def take_in(self, owner: str, data: bytes) -> tuple[int, list[str]]:
+    def take_in(self, owner: str, data: bytes, name: str = "") -> tuple[int, list[str]]:
         """Adds the rows of a zip file: a data file in any format `finetune` reads, and pictures.
+
+        Args:
+            name: of the file; a table or JSON file may come without a zip file around it.
 
         Returns:
             How many rows came in, and what was wrong with others.
@@ -211,9 +215,9 @@ class Teaching:
             DataError: it is no such zip file.
         """
         with tempfile.TemporaryDirectory(prefix="vqa-app-import-") as temporary:
-            folder = Path(temporary) / "the zip file"  # what messages call it
+            folder = Path(temporary) / "what was sent"  # what messages call it
             folder.mkdir()
-            unpack(data, folder)
+            unpack(data, folder, name)
             found = read_sent(folder)
             problems = [without_paths(f"row {p.row}: {p.what}") for p in found.problems]
             count = 0
@@ -321,7 +325,7 @@ def refuse_outside(rows: Iterable[Any], folder: Path) -> None:
             path = picture.origin
             if isinstance(path, Path) and not path.resolve().is_relative_to(folder.resolve()):
                 raise DataError(
-                    f"Row {row.number} names a picture outside the zip file: {picture.name}.",
+                    f"Row {row.number} names a picture elsewhere: {picture.name}.",
                     "Put the picture in, and name it relative to the data file.",
                 )
 
@@ -339,12 +343,18 @@ def read_sent(folder: Path) -> Any:
     return found
 
 
-def unpack(data: bytes, folder: Path) -> None:
+def unpack(data: bytes, folder: Path, name: str = "") -> None:
     """Unpacks a zip file of unknown origin: no links, no path out of the folder, no bomb.
+
+    Args:
+        name: of the file; a table or JSON file is taken as it is.
 
     Raises:
         DataError: it is not a zip file, is damaged, or unpacks to too much.
     """
+    if (suffix := Path(name).suffix.lower()) in _PLAIN:
+        (folder / f"rows{suffix}").write_bytes(data)
+        return
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
     except zipfile.BadZipFile as error:

@@ -86,13 +86,13 @@ class TrainingDesk:
             raise UsageError("No data is chosen.", "Tick at least one data set.")
         return paths
 
-    def upload(self, owner: str, data: bytes, name: str) -> None:
-        """Keeps a zip file with a data set of this owner's.
+    def upload(self, owner: str, data: bytes, sent_as: str) -> None:
+        """Keeps a zip file, or a table or JSON file, with a data set of this owner's.
 
         Raises:
-            DataError: it is no zip file with data, or names pictures outside itself.
+            DataError: it holds no data, or names pictures outside itself.
         """
-        name = " ".join(re.sub(r"[^\w\-]+", " ", Path(name).stem).split())[:60] or "data set"
+        name = " ".join(re.sub(r"[^\w\-]+", " ", Path(sent_as).stem).split())[:60] or "data set"
         folder = dict(self._folders(owner))["upload"] / name
         if folder.exists():
             raise DataError(f"There is a data set {name!r} already.", "Rename the file.")
@@ -100,7 +100,7 @@ class TrainingDesk:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            unpack(data, partial)
+            unpack(data, partial, sent_as)
             read_sent(partial)
             partial.rename(folder)
         finally:
