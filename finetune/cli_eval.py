@@ -212,8 +212,7 @@ def _print(results: list[EvalResult], test: PairedTest | None) -> None:
     console.print(table)
     if test is not None:
         console.print(_sentence(results, test))
-    rate = first.scores.questions / first.seconds if first.seconds else 0.0
-    print(f"{first.seconds:.1f} s, {rate:,.0f} questions a second", file=sys.stderr)
+    print(f"{first.seconds:.1f} s", file=sys.stderr)
 
 
 def _sentence(results: list[EvalResult], test: PairedTest) -> str:

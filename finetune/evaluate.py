@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune import metrics
 from finetune.metrics import PairedTest, Scores, by_type, paired_test, question_type
+from finetune.predictions import Prediction, PredictionsFile
 from vqa_app.conversation import Conversation, Message
 from vqa_app.errors import DataError, UsageError
 from vqa_app.images import Picture, blank_like
@@ -104,34 +104,6 @@ def questions_of(rows: Iterable[Row], *, history: bool = False) -> list[Question
     for question in questions:
         first.setdefault(question.picture_key, len(first))
     return sorted(questions, key=lambda question: first[question.picture_key])
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One answered question, as it stands in the predictions file."""
-
-    id: str
-    source: str
-    """File and row."""
-    pictures: tuple[str, ...]
-    """Their names."""
-    type: str
-    question: str
-    answers: tuple[str, ...]
-    prediction: str
-    vqa_accuracy: float
-    loss: float | None = None
-    """Of the row's own answer, nats per token."""
-    answer_tokens: int | None = None
-    image_gain: float | None = None
-    """How much likelier that answer is with the pictures than with blank ones, nats per token."""
-    prompt: str = ""
-    """Exactly what the model read, a placeholder for each picture."""
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Prediction:
-        lists = {key: tuple(data[key]) for key in ("pictures", "answers")}
-        return cls(**{**data, **lists})
 
 
 @dataclass(frozen=True)
@@ -302,7 +274,9 @@ def evaluate(
     label = f"{loaded.name} + {loaded.adapter}" if loaded.adapter else loaded.name
     started = time.monotonic()
     kept = (
-        _PredictionsFile(Path(out), _identity(loaded, questions, max_new_tokens)) if out else None
+        PredictionsFile(Path(out), _identity(loaded, questions, max_new_tokens, losses))
+        if out
+        else None
     )
     done = {p.id: p for p in kept.resume()} if kept else {}
     todo = [question for question in questions if question.id not in done]
@@ -327,7 +301,7 @@ def evaluate(
     predictions = [done[question.id] for question in questions]
     result = summarize(label, predictions, time.monotonic() - started)
     if kept:
-        kept.finish(result)
+        kept.finish(result.to_json())
     return result
 
 
@@ -368,7 +342,7 @@ def _rows(
 
 
 def _identity(
-    loaded: LoadedModel, questions: Sequence[Question], max_new_tokens: int
+    loaded: LoadedModel, questions: Sequence[Question], max_new_tokens: int, losses: int
 ) -> dict[str, Any]:
     """What must be the same for an evaluation to go on where it stopped."""
     digest = hashlib.sha256()
@@ -381,57 +355,7 @@ def _identity(
         "questions": digest.hexdigest()[:16],
         "history": any(question.history for question in questions),
         "max_new_tokens": max_new_tokens,
+        "losses": losses,
+        "dtype": str(loaded.model.dtype),
+        "quantization": loaded.quantization,
     }
-
-
-class _PredictionsFile:
-    """Predictions on the disk, one a line, and beside them what they are predictions of."""
-
-    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
-        self.path = path
-        self.summary = path.with_suffix(".summary.json")
-        self.identity = identity
-
-    def resume(self) -> list[Prediction]:
-        """What an interrupted evaluation left; starts a new file where there was none."""
-        if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.touch()
-            self._write({})
-            return []
-        try:
-            before = json.loads(self.summary.read_text(encoding="utf-8"))["evaluation"]
-        except (OSError, ValueError, KeyError, TypeError):
-            before = None
-        if before != self.identity:
-            raise UsageError(
-                f"{self.path} holds predictions of another model or other data.",
-                "Give another --out, or delete the file.",
-            )
-        predictions = []
-        whole = 0
-        with self.path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.endswith(b"\n"):  # killed while writing
-                    break
-                try:
-                    predictions.append(Prediction.from_json(json.loads(line)))
-                except (ValueError, TypeError, KeyError) as error:
-                    raise UsageError(
-                        f"Line {number:,} of {self.path} is damaged.", "Delete the file."
-                    ) from error
-                whole += len(line)
-        os.truncate(self.path, whole)
-        return predictions
-
-    def append(self, predictions: Sequence[Prediction]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            for prediction in predictions:
-                file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
-
-    def finish(self, result: EvalResult) -> None:
-        self._write(result.to_json())
-
-    def _write(self, result: dict[str, Any]) -> None:
-        content = json.dumps({"evaluation": self.identity, "result": result}, indent=1)
-        self.summary.write_text(content + "\n", encoding="utf-8")

@@ -21,7 +21,8 @@ from vqa_app.images import Picture, open_picture
 if TYPE_CHECKING:
     from PIL import Image
 
-    from finetune.evaluate import Prediction, Question
+    from finetune.evaluate import Question
+    from finetune.predictions import Prediction
 
 METRICS_FILE = "metrics.jsonl"
 """One JSON object a line, as `transformers.Trainer` logs: `step`, `epoch`, `loss`, `learning_rate`;

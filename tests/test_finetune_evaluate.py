@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from finetune.datasets import PictureSource, Row, Turn
-from finetune.evaluate import Prediction, compare, questions_of, spread, summarize
+from finetune.evaluate import compare, questions_of, spread, summarize
+from finetune.predictions import Prediction
 from tests.tiny import picture
 from vqa_app.errors import DataError, UsageError
 

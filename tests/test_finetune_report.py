@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from finetune.datasets import PictureSource, Row, Turn
-from finetune.evaluate import Prediction, questions_of
+from finetune.evaluate import questions_of
+from finetune.predictions import Prediction
 from finetune.report import WorstAnswer, keep_watch_answers, worst_answers, write_report
 from tests.tiny import picture
 from vqa_app.manifest import Base, Manifest, write_manifest

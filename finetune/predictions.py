@@ -1,0 +1,95 @@
+"""Answers of an evaluation, and the file that keeps them while it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vqa_app.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answered question, as it stands in the predictions file."""
+
+    id: str
+    source: str
+    """File and row."""
+    pictures: tuple[str, ...]
+    """Their names."""
+    type: str
+    question: str
+    answers: tuple[str, ...]
+    prediction: str
+    vqa_accuracy: float
+    loss: float | None = None
+    """Of the row's own answer, nats per token."""
+    answer_tokens: int | None = None
+    image_gain: float | None = None
+    """How much likelier that answer is with the pictures than with blank ones, nats per token."""
+    prompt: str = ""
+    """Exactly what the model read, a placeholder for each picture."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Prediction:
+        lists = {key: tuple(data[key]) for key in ("pictures", "answers")}
+        return cls(**{**data, **lists})
+
+
+class PredictionsFile:
+    """Predictions on the disk, one a line, and beside them what they are predictions of."""
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path = path
+        self.summary = path.with_suffix(".summary.json")
+        self.identity = identity
+
+    def resume(self) -> list[Prediction]:
+        """What an interrupted evaluation left; starts a new file where there was none.
+
+        Raises:
+            UsageError: the file holds another evaluation's, or is damaged.
+        """
+        if not self.path.exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+            self.finish({})
+            return []
+        try:
+            before = json.loads(self.summary.read_text(encoding="utf-8"))["evaluation"]
+        except (OSError, ValueError, KeyError, TypeError):
+            before = None
+        if before != self.identity:
+            raise UsageError(
+                f"{self.path} holds predictions of another model or other data.",
+                "Give another --out, or delete the file.",
+            )
+        predictions = []
+        whole = 0
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):  # killed while writing
+                    break
+                try:
+                    predictions.append(Prediction.from_json(json.loads(line)))
+                except (ValueError, TypeError, KeyError) as error:
+                    raise UsageError(
+                        f"Line {number:,} of {self.path} is damaged.", "Delete the file."
+                    ) from error
+                whole += len(line)
+        os.truncate(self.path, whole)
+        return predictions
+
+    def append(self, predictions: Sequence[Prediction]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            for prediction in predictions:
+                file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Puts the scores beside the predictions."""
+        content = json.dumps({"evaluation": self.identity, "result": result}, indent=1)
+        self.summary.write_text(content + "\n", encoding="utf-8")
