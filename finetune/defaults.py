@@ -11,10 +11,11 @@ table 9, and scripts/v1_5/{pretrain,finetune_lora,finetune}.sh of haotian-liu/LL
 one epoch, cosine after a warm-up of 3 %, no weight decay. They were found for an LLM 4,096 wide and
 558,000 or 665,000 rows. Here smaller ones are the rule, so:
 
-    learning rates  × sqrt(4096 / width)     Adam's stable rate falls as layers get wider (Yang et
-    al., 2022) rank            ≤ width / 4              a rank of 128 in a layer 192 wide is no low
-    rank dropout         0 below a width of 1024  small models underfit before they overfit
-    batch           ≤ sequences / 200        so that an epoch has steps to learn in, and at least 8
+    learning rates  × sqrt(4096 / width)     Adam's stable rate falls as layers get wider
+                                             (Yang et al., 2022)
+    rank            ≤ width / 4              128 in a layer 192 wide is no low rank
+    dropout         0 below a width of 1024  small models underfit before they overfit
+    batch           ≤ sequences / 200        so that an epoch has steps to learn in; at least 8
     epochs          up to 10                 as many as it takes for STEPS_WANTED steps
 """
 
@@ -134,6 +135,16 @@ def small_rank(config: FinetuneConfig, width: int) -> tuple[int, int, float]:
     return rank, config.alpha or 2 * rank, dropout
 
 
+def steps_of(config: FinetuneConfig, sequences: float, processes: int) -> tuple[int, int]:
+    """Rows a step, and steps."""
+    least = LEAST_BATCH if sequences >= LEAST_BATCH else max(1, int(sequences))
+    batch = config.batch_size or max(least, min(LLAVA_BATCH[config.stage], int(sequences / 200)))
+    batch = max(batch, processes)
+    each = sequences / batch  # steps of an epoch
+    epochs = config.epochs or min(MOST_EPOCHS, max(1, math.ceil(STEPS_WANTED / each)))
+    return batch, config.max_steps or max(1, math.ceil(epochs * each))
+
+
 def decide(
     config: FinetuneConfig,
     *,
@@ -159,12 +170,7 @@ def decide(
     projector_lr = config.projector_lr or (
         lr if stage == "projector" else LLAVA_PROJECTOR_LR * scale
     )
-    least = LEAST_BATCH if sequences >= LEAST_BATCH else max(1, int(sequences))
-    batch = config.batch_size or max(least, min(LLAVA_BATCH[stage], int(sequences / 200)))
-    batch = max(batch, hardware.processes)
-    each = sequences / batch  # steps of an epoch
-    epochs = config.epochs or min(MOST_EPOCHS, max(1, math.ceil(STEPS_WANTED / each)))
-    steps = config.max_steps or max(1, math.ceil(epochs * each))
+    batch, steps = steps_of(config, sequences, hardware.processes)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and hardware.computes_bf16)
     on_gpu = hardware.device != "cpu"
     eight_bit = config.optimizer == "adamw-8bit" or (
