@@ -13,6 +13,7 @@ from ui import choices
 from ui.downloads import fetch
 from ui.hub import LoadingCancelled
 from ui.picking import pick
+from ui.render import without_paths
 from vqa_app.errors import ModelError, UsageError
 
 
@@ -65,3 +66,8 @@ def test_a_download_can_be_stopped(hub):
 
     with pytest.raises(LoadingCancelled):
         fetch("owner/name", stop)
+
+
+def test_why_a_model_of_the_command_line_fails_names_no_folder():
+    choices.started_with("/srv/my models/cats", None, None)
+    assert without_paths("/srv/my models/cats holds no model.") == "cats holds no model."

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from starlette.types import ASGIApp
 
@@ -25,6 +25,10 @@ from ui.store import Store
 from ui.teach import Teaching
 from ui.training import TrainingDesk
 from vqa_app.engine import Engine
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from gradio import Blocks
 
 FORGOTTEN_AFTER = 24 * 3600
 """Seconds after which a start lets go of pictures that were brought and never asked about."""
@@ -53,6 +57,34 @@ def leave() -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _mount(app: FastAPI, page: Blocks, max_bytes: int, root_path: str) -> None:
+    """Puts the page on the application, without any of Gradio's extras."""
+    from gradio import mount_gradio_app
+
+    from ui import layout
+
+    mount_gradio_app(
+        app,
+        page,
+        "/",
+        theme=layout.theme(),
+        css=layout.css(),
+        head=layout.head(),
+        favicon_path=str(layout.STATIC / "icon.svg"),
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        max_file_size=max_bytes,
+        root_path=root_path or None,
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+    )
+    # Gradio checks the paths that a page names only after `launch()`, which a mounted one never
+    # sees: without this line, a forged path would publish any file of the server.
+    page.has_launched = True
 
 
 @cache
@@ -91,7 +123,6 @@ def create(
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_TEMP_DIR"] = _private_folder()
     from fastapi import FastAPI
-    from gradio import mount_gradio_app
 
     from ui import layout
     from ui.routes import MAX_IMPORT, routes_of
@@ -106,27 +137,7 @@ def create(
     teaching = Teaching(data_dir / "taught", desk.shelf)
     training = TrainingDesk(data_dir, desk, teaching, train)
     app.include_router(routes_of(desk, teaching, training))
-    page = layout.build(desk, teaching, training)
-    mount_gradio_app(
-        app,
-        page,
-        "/",
-        theme=layout.theme(),
-        css=layout.css(),
-        head=layout.head(),
-        favicon_path=str(layout.STATIC / "icon.svg"),
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        max_file_size=desk.shelf.limits.max_bytes,
-        root_path=root_path or None,
-        ssr_mode=False,
-        enable_monitoring=False,
-        mcp_server=False,
-    )
-    # Gradio checks the paths that a page names only after `launch()`, which a mounted one never
-    # sees: without this line, a forged path would publish any file of the server.
-    page.has_launched = True
+    _mount(app, layout.build(desk, teaching, training), desk.shelf.limits.max_bytes, root_path)
     rules = Rules(
         hosts=frozenset(hosts),
         users=users or {},

@@ -5,6 +5,7 @@ These are the one the server was started with, the built-in one, own runs and th
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ui.hub import Choice, Progress
+from ui.render import hide
 from vqa_app.engine import Engine
 from vqa_app.errors import UsageError
 
@@ -25,6 +27,9 @@ def started_with(model: str, adapter: str | None, quantize: str | None) -> Choic
     """The choice of the command line."""
     if model == "builtin" and adapter is None and quantize is None:
         return BUILTIN
+    for path in (model, adapter or ""):
+        if os.sep in path:
+            hide(Path(path).parent)  # messages about it are shown to everybody
     label = Path(model).name or model
     if adapter:
         label += f" + {Path(adapter).name}"
