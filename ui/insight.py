@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ui.handlers import Desk, Request
-from ui.render import conversation_of, looked
+from ui.render import conversation_of, looked, without_paths
 from ui.store import Turn
 from vqa_app.engine import AttentionMap, Engine
 from vqa_app.errors import ModelError, UsageError
@@ -47,14 +47,15 @@ def look(desk: Desk, owner: str, request: Request) -> dict[str, Any]:
         found["missing"] = "There was no picture to look at."
         return {"looked": found}
     tokens = max(1, int(turn.facts.get("new_tokens", 1)))
-    gain = engine.image_gain(asked, turn.answer) * tokens
+    with desk.hub.lease(engine):
+        gain = engine.image_gain(asked, turn.answer) * tokens
+        try:
+            _add_maps(found, engine.attention_map(asked, turn.answer))
+        except ModelError as error:
+            found["missing"] = without_paths(str(error).replace("\n", " "))
     desk.store.add_facts(owner, chat, turn.id, {"gain": round(gain, 3)})
     found["gain"] = round(gain, 3)
     found["level"], found["level_text"] = looked(gain)
-    try:
-        _add_maps(found, engine.attention_map(asked, turn.answer))
-    except ModelError as error:
-        found["missing"] = str(error).replace("\n", " ")
     found["pictures"] = [
         {"digest": picture.digest, "number": number, **entry}
         for number, (picture, entry) in enumerate(

@@ -49,7 +49,7 @@ def conversation_of(
     return Conversation(tuple(messages)).with_system(system)
 
 
-_roots = {str(Path.home()), tempfile.gettempdir()}
+_roots = {os.path.expanduser("~"), tempfile.gettempdir()}
 _NAME = r"[^\s/\\,;:'\"]+"
 _PATH = re.compile(
     rf"(?<![\w.:/\\])(?:(?:~|[A-Za-z]:)(?:[/\\]{_NAME})*|(?:/{_NAME})+)[/\\]({_NAME})"
