@@ -61,6 +61,7 @@ def test_regenerate_edit_and_branch_with_a_picture(visit, engine, pictures):
     visitor.page.wait_for_selector("text='And now?'")
     visitor.page.locator("article").last.hover()
     visitor.page.locator("article").last.get_by_label("Delete this question").click()
+    visitor.page.click("#sheet .danger")
     visitor.page.locator("article").nth(1).wait_for(state="detached")
 
 
@@ -245,8 +246,46 @@ def test_conversations_are_searched_renamed_and_deleted(visit):
     visitor.page.wait_for_selector("#list .title:has-text('Puppies')")
     visitor.page.get_by_label("More for Puppies").click()
     visitor.page.click("[role=menuitem]:has-text('Delete')")
+    visitor.page.click("#sheet .danger")
     visitor.page.wait_for_selector("#empty", state="visible")
     expect(titles).to_have_text(["About cats?"])
+
+
+def test_nothing_is_deleted_before_it_is_confirmed(visit):
+    visitor = visit()
+    page, press = visitor.page, visitor.page.keyboard.press
+    visitor.ask("Keep me?")
+    more = page.get_by_label("More for Keep me?")
+    page.locator("article").hover()
+    remove = page.get_by_role("button", name="Delete this question")
+    for opener in (remove, more):
+        opener.click()
+        if opener is more:
+            page.get_by_role("menuitem", name="Delete").focus()
+            press("Enter")
+        expect(page.locator("#sheet .keep")).to_be_focused()
+        press("Escape")
+        expect(opener).to_be_focused()
+    expect(visitor.questions).to_have_text(["Keep me?"])
+    more.click()
+    page.get_by_role("menuitem", name="Delete").focus()
+    for key in ("Enter", "Tab", "Enter"):
+        press(key)
+    expect(page.locator("#list .title")).to_have_count(0)
+    expect(page.locator("#question")).to_be_focused()
+
+
+def test_a_chat_that_is_deleted_in_another_tab_lets_go_of_the_page(visit, engine):
+    engine._gate, engine._open_words = threading.Event(), 2
+    visitor = visit()
+    visitor.ask("A long one?", wait=False)
+    expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
+    second = visitor.open(visitor.tab())
+    second.evaluate("vqa.send('act', {do: 'delete', conversation: vqa.state.list[0].id})")
+    visitor.page.wait_for_selector("#empty", state="visible")
+    engine._gate.set()
+    visitor.ask("And now?")
+    expect(visitor.questions).to_have_text(["And now?"])
 
 
 def test_export_and_import(visit, tmp_path):
@@ -334,6 +373,21 @@ def test_a_chat_survives_a_restart_of_the_server(browser, tmp_path):
             expect(visitor.answers).to_have_count(2)
     finally:
         visitor.context.close()
+
+
+def test_a_page_that_missed_the_end_of_an_answer_is_let_go_by_stop(visit):
+    """As after a restart of the server in the middle of it."""
+    visitor = visit()
+    visitor.ask("Hello?")
+    visitor.page.evaluate(
+        """() => {
+          vqa.state.asking = { conversation: vqa.state.view.conversation, begun: true };
+          vqa.busy();
+        }"""
+    )
+    visitor.page.click(".stop-button")
+    visitor.ask("And now?")
+    expect(visitor.questions).to_have_text(["Hello?", "And now?"])
 
 
 def test_another_sites_page_cannot_post(visit, house, monkeypatch):

@@ -40,6 +40,22 @@ def test_no_serious_accessibility_violation_in_any_state(visit, scheme, pictures
     visitor.ask("What is it?")
     visitor.ask("And **now**?")
     problems["chat"] = serious(page)
+    page.get_by_label("This is wrong").last.click()
+    page.evaluate("vqa.toast('Done'), vqa.toast('It went wrong.', 'error')")
+    problems["correction and toasts"] = serious(page)
+    page.keyboard.press("Escape")
+    page.click("#model")
+    problems["models"] = serious(page)
+    page.keyboard.press("Escape")
+    page.get_by_label("More for").click()
+    problems["chat menu"] = serious(page)
+    page.keyboard.press("Escape")
+    for state, opener in (
+        ("picture", "article .thumb"), ("pad", "[data-do=draw]"), ("delete", "article [title^=Del]")
+    ):  # fmt: skip
+        page.locator(opener).first.click()
+        problems[state] = serious(page)
+        page.keyboard.press("Escape")
     page.locator(".foot .look").first.click()
     page.wait_for_selector(".overlay")
     problems["looked"] = serious(page)
@@ -60,17 +76,25 @@ def test_no_serious_accessibility_violation_in_any_state(visit, scheme, pictures
 
 
 def test_phone(visit):
-    visitor = visit(viewport={"width": 375, "height": 720}, has_touch=True, is_mobile=True)
+    visitor = visit(
+        viewport={"width": 375, "height": 720},
+        has_touch=True,
+        is_mobile=True,
+        reduced_motion="reduce",
+    )
     page = visitor.page
     assert overflow(page) <= 0
     page.locator("#cards .card").first.tap()
     visitor.answered()
     assert overflow(page) <= 0
+    assert serious(page) == []
     box = page.locator("#composer").bounding_box()
     assert box["x"] >= 0 and box["y"] + box["height"] <= 720
     expect(page.locator("#side .new")).to_be_hidden()
     page.locator(".side-open").first.tap()
     page.locator("#list .title").first.wait_for()
+    expect(page.locator("#list .icon")).to_have_css("opacity", "1")  # nothing hovers here
+    assert serious(page) == []
     page.locator("nav [data-view-of=train]").tap()
     page.wait_for_selector("#train-form [name=source]")
     assert overflow(page) <= 0
@@ -203,12 +227,51 @@ def test_where_it_looked_says_so_where_the_model_cannot_tell(visit, engine, pict
         engine._attention_maps = True
 
 
+def test_a_late_reply_does_not_replace_what_is_shown_by_then(visit, engine, pictures, monkeypatch):
+    go_on = threading.Event()
+    monkeypatch.setattr(engine, "image_gain", lambda *_: 1.5 * go_on.wait(WAIT))
+    visitor = visit()
+    page = visitor.page
+    visitor.attach(pictures[0])
+    visitor.ask("What is it?")
+    page.locator(".foot .look").click()
+    page.wait_for_selector("#sheet .state")
+    page.keyboard.press("Escape")
+    page.click("[data-do=draw]")
+    go_on.set()
+    expect(page.locator(".foot .badge")).to_have_count(1)  # it came
+    expect(page.locator("#sheet .pad")).to_be_visible()
+
+
+def test_a_comparison_runs_once_at_a_time_and_says_what_went_wrong(visit, engine):
+    engine._gate, engine._open_words = threading.Event(), 1
+    page = visit().page
+    page.click("nav [data-view-of=compare]")
+    page.fill("#compare-form input[aria-label=Question]", "What is it?")
+    button = page.locator("#compare-form [type=submit]")
+    button.click()
+    expect(button).to_be_disabled()
+    expect(page.locator("#compared .answer")).to_have_count(2)
+    expect(button).to_be_disabled()
+    engine._gate.set()
+    expect(page.locator("#compared .facts")).to_have_count(2)
+    expect(button).to_be_enabled()
+    engine.error = RuntimeError("broken")
+    button.click()
+    expect(page.locator("#compared")).to_have_text(
+        "Something went wrong on our side. Please try again."
+    )
+    expect(button).to_be_enabled()
+
+
 def test_the_drawing_pad_becomes_a_picture(visit):
     visitor = visit()
     page = visitor.page
     page.click("[data-do=draw]")
     box = page.locator(".pad").bounding_box()
-    page.click(".choices [aria-label=circle]")
+    page.focus(".choices [aria-label=pen]")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".choices [aria-label=circle]")).to_be_checked()
     page.mouse.move(box["x"] + 60, box["y"] + 60)
     page.mouse.down()
     page.mouse.move(box["x"] + 200, box["y"] + 200, steps=3)

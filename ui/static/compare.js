@@ -4,6 +4,8 @@
   const { $, el } = vqa;
   let picture = null;
   let drawn = "";
+  let models = []; // the keys of the two that were asked
+  let running = false;
 
   vqa.on("shown", (name) => name === "compare" && form());
   vqa.on("models", () => $("vqa").dataset.view === "compare" && form());
@@ -27,9 +29,10 @@
     const place = el("span.compare-picture");
     const show = () => place.replaceChildren(picture ? vqa.thumb({ ...picture, number: 1 }) : "");
     file.addEventListener("change", async () => {
-      const answer = await fetch(`vqa/pictures?name=${encodeURIComponent(file.files[0].name)}`, { method: "POST", body: file.files[0] });
-      const found = await answer.json().catch(() => ({}));
-      if (!answer.ok) return vqa.toast(found.error || "The picture could not be read.", "error");
+      const [chosen] = file.files;
+      const found = chosen && (await vqa.post(`vqa/pictures?name=${encodeURIComponent(chosen.name)}`, chosen));
+      file.value = "";
+      if (!found) return;
       picture = found;
       show();
     });
@@ -47,17 +50,39 @@
       el("div.actions.line", {}, question, el("button.primary", { type: "submit" }, "Ask both")));
     $("compare-form").onsubmit = (event) => {
       event.preventDefault();
-      vqa.send("compare", { models: [left.value, right.value], question: question.value, pictures: picture ? [picture.digest] : [] });
+      models = [left.value, right.value];
+      busy(true);
+      vqa.send("compare", { models, question: question.value, pictures: picture ? [picture.digest] : [] });
     };
+    busy(running);
     show();
   }
 
+  function busy(now) {
+    running = now;
+    $("compare-form").querySelector("[type=submit]").disabled = now;
+    $("compared").setAttribute("aria-busy", String(now)); // read out once it is whole
+  }
+  vqa.on("compared_done", () => busy(false));
+  vqa.on("error", (text, { wire }) => {
+    if (wire !== "compare") return;
+    busy(false);
+    $("compared").replaceChildren(el("p.failed", { role: "alert" }, text));
+  });
+
   const WORDS = { waiting: "Next …", loading: "Loading …", answering: "Looking …" };
-  vqa.on("compared", (sides) =>
+  vqa.on("compared", (sides) => {
+    if ($("compared").querySelector("button:active")) return; // being pressed
     $("compared").replaceChildren(
-      ...sides.map((side) =>
+      ...sides.map((side, position) =>
         el("div.panel", {},
           el("p.note", {}, side.label),
-          side.html ? el("div.answer", { html: side.html }) : el("p.state", {}, el("span.pulse"), WORDS[side.state] || ""),
-          side.confidence ? el("p.facts", {}, `${Math.round(side.confidence * 100)} % sure`) : null))));
+          side.html
+            ? el("div.answer", { html: side.html })
+            : el("p.state", {}, el("span.pulse", { "aria-hidden": "true" }), side.message && side.state === "loading" ? side.message : WORDS[side.state] || "",
+                side.state === "loading"
+                  ? el("button.link", { onclick: () => vqa.send("act", { do: "cancel-load", model: models[position] }) }, "Cancel")
+                  : null),
+          side.confidence ? el("p.facts", {}, `${Math.round(side.confidence * 100)} % sure`) : null)));
+  });
 })();

@@ -21,20 +21,9 @@
       const place = { busy: true, name: file.name || "pasted picture" };
       pictures.push(place);
       drawTray();
-      try {
-        const answer = await fetch(`vqa/pictures?name=${encodeURIComponent(place.name)}`, {
-          method: "POST",
-          headers: { "content-type": "application/octet-stream" },
-          body: file,
-        });
-        const found = await answer.json().catch(() => ({}));
-        if (!answer.ok) throw new Error(found.error || "The picture could not be sent.");
-        settle(place, found);
-        warm();
-      } catch (error) {
-        settle(place, null);
-        vqa.toast(error instanceof TypeError ? "The server cannot be reached." : error.message, "error");
-      }
+      const found = await vqa.post(`vqa/pictures?name=${encodeURIComponent(place.name)}`, file);
+      settle(place, found);
+      if (found) warm();
     }
   }
   vqa.bring = bring;
@@ -232,18 +221,17 @@
     let depth = 0;
     const over = (shown) => $("drop").classList.toggle("shown", shown);
     const holdsFiles = (event) => event.dataTransfer?.types.includes("Files");
-    const plain = (event) => event.target.closest?.("[data-drop]"); // Gradio's own upload fields
     document.addEventListener("dragenter", (event) => {
-      if (holdsFiles(event) && !plain(event)) over(++depth > 0);
+      if (holdsFiles(event)) over(++depth > 0);
     });
     document.addEventListener("dragleave", (event) => {
-      if (holdsFiles(event) && !plain(event)) over(--depth > 0);
+      if (holdsFiles(event)) over(--depth > 0);
     });
     document.addEventListener("dragover", (event) => {
-      if (holdsFiles(event) && !plain(event)) event.preventDefault();
+      if (holdsFiles(event)) event.preventDefault();
     });
     document.addEventListener("drop", (event) => {
-      if (!holdsFiles(event) || plain(event)) return;
+      if (!holdsFiles(event)) return;
       event.preventDefault();
       depth = 0;
       over(false);

@@ -4,7 +4,7 @@
   const wires = {};
   const handlers = {}; // by key of an update
   const vqa = (window.vqa = {
-    state: { view: null, list: [], models: null, settings: {}, live: null },
+    state: { view: null, list: [], models: null, settings: {}, asking: null },
     /** Called by each hidden component once it stands. */
     wire(name, ends) {
       wires[name] = ends;
@@ -24,6 +24,7 @@
     },
     $: (id) => document.getElementById(id),
     toast,
+    post,
     el,
     icon,
     starters: [],
@@ -71,6 +72,19 @@
     setTimeout(() => node.remove(), kind === "error" ? 12000 : 5000);
   }
   vqa.on("error", (text) => toast(text, "error"));
+
+  /** Sends a file; gives the server's answer, or null after telling what was wrong. */
+  async function post(url, file) {
+    try {
+      const answer = await fetch(url, { method: "POST", body: file });
+      const found = await answer.json().catch(() => ({}));
+      if (answer.ok) return found;
+      toast(found.error || "The file could not be read.", "error");
+    } catch {
+      toast("The server cannot be reached.", "error");
+    }
+    return null;
+  }
   vqa.on("toast", (text) => toast(text));
 
   // The page starts when the shell and all wires stand, in whatever order Gradio builds them.

@@ -66,15 +66,10 @@
 
     const group = (label, entries, chosen, pick, look) =>
       el("div.choices", { role: "radiogroup", "aria-label": label },
-        ...entries.map(([name, value]) => {
-          const button = el("button", { role: "radio", "aria-checked": String(value === chosen), "aria-label": name, title: name,
-            onclick: () => {
-              for (const other of button.parentElement.children) other.setAttribute("aria-checked", "false");
-              button.setAttribute("aria-checked", "true");
-              pick(value);
-            } }, look(name, value));
-          return button;
-        }));
+        ...entries.map(([name, value]) =>
+          el("label", { title: name },
+            el("input", { type: "radio", name: label, "aria-label": name, checked: value === chosen, onchange: () => pick(value) }),
+            look(name, value))));
     const swatch = (_, value) => {
       const dot = el("span.swatch");
       dot.style.background = value;

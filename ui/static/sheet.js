@@ -3,6 +3,7 @@
 (() => {
   const { $, el, icon } = vqa;
   let opener = null; // what had the focus before, and its turn
+  let wanted = null; // the turn or picture whose reply belongs into what is shown
 
   /** Shows the sheet with a title and some content. */
   vqa.sheet = (title, ...content) => {
@@ -11,6 +12,7 @@
       const node = document.activeElement;
       opener = { node, turn: node?.closest("[data-turn]")?.dataset.turn };
     }
+    wanted = null;
     sheet.setAttribute("aria-label", title);
     sheet.replaceChildren(
       el("header", {}, el("h2", {}, title),
@@ -19,6 +21,18 @@
     if (!sheet.open) sheet.showModal();
     return sheet;
   };
+
+  /** Asks before something is deleted. */
+  vqa.confirm = (title, what, deed) => {
+    const sheet = vqa.sheet(title,
+      what ? el("p.confirm", {}, what) : null,
+      el("p.note", {}, "This cannot be undone."),
+      el("div.actions", {},
+        el("button.chip.keep", { onclick: () => sheet.close() }, "Keep"),
+        el("button.primary.danger", { onclick: () => (sheet.close(), $("question").focus(), deed()) }, "Delete")));
+    sheet.querySelector(".keep").focus(); // a key that is held down deletes nothing
+  };
+  const waiting = (words) => el("p.state", {}, el("span.pulse", { "aria-hidden": "true" }), words);
   vqa.starters.push(() => {
     $("sheet").addEventListener("close", () => {
       vqa.emit("sheet-closed", null);
@@ -39,19 +53,21 @@
     const [width, height] = picture.size || [];
     vqa.sheet(
       `Picture ${picture.number} · ${picture.name}`,
-      el("img.large", { src: `vqa/pictures/${picture.digest}`, alt: picture.name }),
+      el("img.large", { src: `vqa/pictures/${picture.digest}?size=large`, alt: picture.name }),
       el("div.saw", { id: "saw" },
         el("p.note", {}, width ? `${width} × ${height} pixels. ` : "", ...changesOf(picture)),
-        el("button.chip", { onclick: () => vqa.send("look", { do: "saw", digest: picture.digest }) },
-          icon("eye"), "What the model saw")),
+        el("button.chip", { onclick: () => {
+          wanted = picture.digest;
+          $("saw").replaceChildren(waiting("Asking the model …"));
+          vqa.send("look", { do: "saw", digest: picture.digest });
+        } }, icon("eye"), "What the model saw")),
     );
   };
   const changesOf = (picture) =>
     picture.changes?.length ? [`Changed on the way in: ${picture.changes.join(", ")}.`] : [];
 
   vqa.on("saw", (saw) => {
-    const place = $("saw");
-    if (!place) return;
+    if (!$("sheet").open || saw.digest !== wanted) return;
     const pictures = saw.shown.map((one) =>
       el("figure", {},
         el("img.pixels", { src: one.data, alt: "The picture at the model's resolution" }),
@@ -60,19 +76,19 @@
     if (saw.tokens !== null) words.push(`It reads this picture as ${saw.tokens.toLocaleString()} tokens.`);
     else words.push("The model is still loading.");
     words.push(...changesOf(saw));
-    place.replaceChildren(el("div.seen", {}, ...pictures), el("p.note", {}, words.join(" ")));
+    $("saw").replaceChildren(el("div.seen", {}, ...pictures), el("p.note", {}, words.join(" ")));
   });
 
   // -- where it looked -----------------------------------------------------------------------------
 
   vqa.on("look", (turn) => {
-    vqa.sheet("Where it looked", el("p.state", {}, el("span.pulse"), "Looking again …"));
+    vqa.sheet("Where it looked", waiting("Looking again …"));
+    wanted = turn.id;
     vqa.send("look", { do: "look", conversation: vqa.state.view.conversation, turn: turn.id });
   });
   vqa.on("error", (text, { wire }) => {
-    if (wire === "look" && $("sheet").open) {
-      $("sheet").querySelector(".sheet-body").replaceChildren(el("p.note", {}, text));
-    }
+    if (wire !== "look" || !wanted || !$("sheet").open) return;
+    ($("saw") || $("sheet").querySelector(".sheet-body")).replaceChildren(el("p.note", {}, text));
   });
 
   // Dark violet over red and orange to pale yellow: lightness rises evenly, so it also reads in grey.
@@ -84,7 +100,7 @@
   };
 
   vqa.on("looked", (found) => {
-    if (!$("sheet").open) return;
+    if (!$("sheet").open || found.turn !== wanted) return;
     const drawers = found.pictures.map((picture) => overlay(picture));
     let word = 0;
     let opacity = 0.7;
@@ -137,7 +153,7 @@
   }
 
   function overlay(picture) {
-    const image = el("img", { src: `vqa/pictures/${picture.digest}`, alt: `Picture ${picture.number}` });
+    const image = el("img", { src: `vqa/pictures/${picture.digest}?size=large`, alt: `Picture ${picture.number}` });
     const canvas = el("canvas", { "aria-hidden": "true" });
     const node = el("div.overlay", {}, image, canvas);
     if (!picture.maps) return { node, draw: () => {} };

@@ -45,8 +45,9 @@
       link.remove();
     };
     const remove = () => {
-      const shown = vqa.state.view?.conversation;
-      vqa.send("act", { do: "delete", conversation: row.id, shown });
+      button.focus(); // has it again if the chat is kept
+      vqa.confirm("Delete this chat?", row.title, () =>
+        vqa.send("act", { do: "delete", conversation: row.id, shown: vqa.state.view?.conversation }));
     };
     const item = (name, words, deed) =>
       el("button", { role: "menuitem", onclick: () => (closeMenu(), deed()) }, icon(name), words);
@@ -121,62 +122,60 @@
       const [file] = $("import-file").files;
       $("import-file").value = "";
       if (!file) return;
-      const answer = await fetch("vqa/conversations", { method: "POST", body: file });
-      const found = await answer.json().catch(() => ({}));
-      if (answer.ok) vqa.send("act", { do: "open", conversation: found.conversation });
-      else vqa.toast(found.error || "The file could not be read.", "error");
+      const found = await vqa.post("vqa/conversations", file);
+      if (found) vqa.send("act", { do: "open", conversation: found.conversation });
     });
   });
 
   // -- models --------------------------------------------------------------------------------------
 
-  vqa.on("models", (models) => {
+  let again = null;
+  vqa.on("models", (models, { wire }) => {
     vqa.state.models = models;
-    const loading = models.loading;
+    const { loading } = models;
     const waits = loading || (models.phase === "loading" && models);
     $("model-name").textContent = waits ? `Loading ${waits.label} …` : models.label;
+    $("model-share").textContent = waits?.share ? `${Math.round(waits.share * 100)} %` : "";
     $("model").dataset.phase = loading ? "loading" : models.phase;
-    $("model").title = loading?.message || models.message || "The model that answers";
+    $("model").title = waits?.message || models.message || "The model that answers";
+    const cancel = document.querySelector("[data-do=cancel-load]");
+    if (!loading && cancel === document.activeElement) $("model").focus();
+    cancel.hidden = !loading;
     if (!$("models").hidden) drawModels();
-    // While the first model loads, look again until it stands.
-    if (models.phase === "loading" && !loading) {
-      setTimeout(() => vqa.send("act", { do: "models" }), 600);
-    }
+    // While a model loads that nobody here waits for, look again until it stands.
+    clearTimeout(again);
+    if (waits && wire !== "pick") again = setTimeout(() => vqa.send("act", { do: "models" }), 600);
   });
+  vqa.on("do:cancel-load", () => vqa.send("act", { do: "cancel-load", model: vqa.state.models.loading.key }));
 
   vqa.on("error", (_, { wire }) => wire === "pick" && vqa.send("act", { do: "models" }));
 
+  let drawn = "";
   function drawModels() {
-    const { choices, picked, loading } = vqa.state.models;
-    const parts = [];
-    let group = "";
-    for (const choice of choices) {
-      if (choice.group !== group) parts.push(el("p.group", {}, (group = choice.group)));
-      parts.push(
-        el("button",
-          { role: "option", "aria-selected": String(choice.key === picked),
-            onclick: () => {
-              closeModels();
-              if (choice.key !== picked) vqa.send("pick", { model: choice.key });
-            } },
-          el("span", {}, choice.label), el("small", {}, choice.detail)),
-      );
-    }
-    if (vqa.state.models.any) {
-      const box = el("input", { "aria-label": "Hub id", placeholder: "owner/name from the hub" });
-      parts.push(el("form.named", { onsubmit: (event) => {
-        event.preventDefault();
-        closeModels();
-        vqa.send("pick", { named: box.value });
-      } }, box));
-    }
-    if (loading) {
-      parts.push(
-        el("div.loading", {}, el("span", {}, `${loading.message} ${loading.share ? Math.round(loading.share * 100) + " %" : ""}`),
-          el("button.link", { onclick: () => vqa.send("act", { do: "cancel-load", model: loading.key }) }, "Cancel")),
-      );
-    }
-    $("models").replaceChildren(...parts);
+    const { choices, picked, any } = vqa.state.models;
+    const now = JSON.stringify([choices, picked]);
+    if (drawn === now) return; // news of a load come often, and somebody may be choosing
+    drawn = now;
+    const option = (choice) =>
+      el("button",
+        { role: "option", "aria-selected": String(choice.key === picked),
+          onclick: () => {
+            closeModels();
+            if (choice.key !== picked) vqa.send("pick", { model: choice.key });
+          } },
+        el("span", {}, choice.label), el("small", {}, choice.detail));
+    const groups = [...new Set(choices.map((choice) => choice.group))].map((group) =>
+      el("div", { role: "group", "aria-label": group },
+        el("p.group", { "aria-hidden": "true" }, group),
+        ...choices.filter((choice) => choice.group === group).map(option)));
+    $("models").replaceChildren(el("div", { role: "listbox", "aria-label": "Models" }, ...groups));
+    if (!any) return;
+    const box = el("input", { "aria-label": "Hub id", placeholder: "owner/name from the hub" });
+    $("models").append(el("form.named", { onsubmit: (event) => {
+      event.preventDefault();
+      closeModels();
+      vqa.send("pick", { named: box.value });
+    } }, box));
   }
 
   function closeModels() {

@@ -74,10 +74,9 @@
       const [file] = $("rows-file").files;
       $("rows-file").value = "";
       if (!file) return;
-      const answer = await fetch("vqa/taught", { method: "POST", body: file });
-      const found = await answer.json().catch(() => ({}));
-      if (!answer.ok) return vqa.toast(found.error || "The file could not be read.", "error");
-      vqa.toast(`${found.count} rows came in.`);
+      const found = await vqa.post(`vqa/taught?name=${encodeURIComponent(file.name)}`, file);
+      if (!found) return;
+      vqa.toast(found.count === 1 ? "1 row came in." : `${found.count.toLocaleString()} rows came in.`);
       if (found.problems.length) vqa.toast(`Left out: ${found.problems.slice(0, 3).join("; ")}`, "error");
       vqa.send("teach", { do: "list" });
     });

@@ -1,11 +1,15 @@
 // Training from the page: choose, check, watch, and use what came out.
 "use strict";
 (() => {
-  const { $, el, icon } = vqa;
+  const { $, el } = vqa;
   let timer = null;
-  let sources = "";
-  let asked = null; // a start that waits for the check of its data
+  let sources = null;
+  let reading = false; // the chosen data is being checked
+  let asked = null; // a start that waits for that
+  let busy = false;
   let ran = false;
+  let job = null;
+  let using = null; // the run that is to answer, once it has loaded
 
   const look = () => vqa.send("train", { do: "status" });
   vqa.on("shown", (name) => name === "train" && look());
@@ -13,29 +17,43 @@
 
   vqa.on("training", (training) => {
     $("train-base").textContent = training.base;
+    if (!sources) drawForm();
     const key = JSON.stringify(training.sources);
     if (key !== sources) {
+      drawSources(training.sources);
       sources = key;
-      drawForm(training.sources);
     }
-    const start = $("train-form").querySelector("[type=submit]");
-    start.disabled = training.busy;
-    start.textContent = training.busy ? "Training runs" : "Start training";
-    drawJob(training.job);
+    busy = training.busy;
+    buttons();
+    job = training.job;
+    drawJob();
     const watched = $("vqa").dataset.view === "train";
-    if (ran && training.job?.state === "done" && !watched) {
-      vqa.toast(`${training.job.name} is trained: see Train for what it learned.`);
-    }
-    ran = Boolean(training.job) && training.busy;
+    const runs = Boolean(job) && busy;
+    if (ran && !runs && job && !watched) vqa.toast(`${job.name} ${ENDS[job.state]}`, job.state === "failed" ? "error" : "plain");
+    if (runs && !ran && watched) $("job").scrollIntoView({ block: "nearest" });
+    ran = runs;
     $("fine").textContent = training.busy
       ? "A training runs: answers come slower until it ends."
       : "Answers can be wrong. Look for yourself.";
     clearTimeout(timer);
-    if (training.busy) timer = setTimeout(look, watched ? 1000 : 4000);
+    // Rarely while nothing runs: another tab, or somebody else, may start one.
+    timer = setTimeout(look, !busy ? 20000 : watched ? 1000 : 4000);
   });
   vqa.on("error", (_, { wire }) => {
-    if (wire === "train") asked = null;
+    if (wire !== "train" || !reading) return;
+    reading = false;
+    asked = null;
+    $("preflight").replaceChildren();
+    buttons();
   });
+  const ENDS = { done: "is trained: see Train for what it learned.", stopped: "was stopped: see Train to go on.", failed: "failed: see Train for the reason." };
+
+  function buttons() {
+    const start = $("train-form").querySelector("[type=submit]");
+    start.disabled = busy || reading;
+    start.textContent = busy ? "Training runs" : "Start training";
+    $("train-form").querySelector(".check").disabled = reading;
+  }
 
   const STAGES = [
     ["lora", "LoRA and projector", "Learns most; the usual choice."],
@@ -43,12 +61,18 @@
     ["full", "Whole language model", "Strongest, slowest, forgets most."],
   ];
 
-  function drawForm(list) {
-    const boxes = list.map((source) => {
+  /** The data sets; what was ticked stays so, and what was brought since is ticked. */
+  function drawSources(list) {
+    const known = new Map([...$("train-form").querySelectorAll("[name=source]:enabled")].map((box) => [box.value, box.checked]));
+    $("train-sources").replaceChildren(...list.map((source) => {
       const box = el("input", { type: "checkbox", name: "source", value: source.key, disabled: source.empty });
-      box.checked = source.key === "mine" && !source.empty;
+      const brought = source.key === "mine" || (sources && source.key.startsWith("upload:"));
+      box.checked = !source.empty && (known.get(source.key) ?? Boolean(brought));
       return el("label.tick", {}, box, source.label);
-    });
+    }));
+  }
+
+  function drawForm() {
     const stage = el("select", { id: "train-stage" }, ...STAGES.map(([value, label]) => el("option", { value }, label)));
     const hint = el("small", {}, STAGES[0][2]);
     stage.addEventListener("change", () => (hint.textContent = STAGES.find(([value]) => value === stage.value)[2]));
@@ -56,14 +80,11 @@
       el("div.field", {}, el("label", { for: id }, label), el("input", { id, type: "number", ...attributes }), el("small", {}, hintText));
     const rehearse = el("input", { type: "checkbox", id: "train-rehearse" });
     rehearse.checked = true;
-    const file = el("input", { type: "file", accept: ".zip,application/zip", hidden: true, "aria-label": "Zip file with a data set" });
+    const file = el("input", { type: "file", accept: ".zip,.csv,.tsv,.json,.jsonl", hidden: true, "aria-label": "File with a data set" });
     file.addEventListener("change", async () => {
       const [chosen] = file.files;
+      if (chosen && (await vqa.post(`vqa/datasets?name=${encodeURIComponent(chosen.name)}`, chosen))) look();
       file.value = "";
-      const answer = await fetch(`vqa/datasets?name=${encodeURIComponent(chosen.name)}`, { method: "POST", body: chosen });
-      const found = await answer.json().catch(() => ({}));
-      if (!answer.ok) return vqa.toast(found.error || "The file could not be read.", "error");
-      vqa.send("train", { do: "status" });
     });
     const chosen = () => [...$("train-form").querySelectorAll("[name=source]:checked")].map((box) => box.value);
     const valueOf = (id) => ($(id).value === "" ? null : Number($(id).value));
@@ -72,8 +93,8 @@
       name: $("train-name").value, rehearse: rehearse.checked,
     });
     $("train-form").replaceChildren(
-      el("fieldset", {}, el("legend", {}, "Data"), ...boxes,
-        el("button.link", { type: "button", onclick: () => file.click() }, "Upload a zip file with a data set"), file),
+      el("fieldset", {}, el("legend", {}, "Data"), el("div", { id: "train-sources" }),
+        el("button.link", { type: "button", onclick: () => file.click() }, "Upload a data set (zip, CSV or JSON)"), file),
       el("div.columns", {},
         el("div.field", {}, el("label", { for: "train-stage" }, "What trains"), stage, hint),
         number("train-epochs", "Passes over the data", "Left empty: decided from the data.", { min: 0.1, max: 200, step: "any" }),
@@ -82,11 +103,17 @@
       el("label.tick", {}, rehearse, "Mix in pictures of its own world, so that it forgets less"),
       el("div.actions", {},
         el("button.primary", { type: "submit" }, "Start training"),
-        el("button.chip", { type: "button", onclick: () => vqa.send("train", request("check")) }, "Check the data first")));
+        el("button.chip.check", { type: "button", onclick: () => check(null) }, "Check the data first")));
+    const check = (start) => {
+      asked = start;
+      reading = true;
+      buttons();
+      $("preflight").replaceChildren(el("p.state", {}, el("span.pulse", { "aria-hidden": "true" }), "Reading the data …"));
+      vqa.send("train", request("check"));
+    };
     $("train-form").onsubmit = (event) => {
       event.preventDefault();
-      asked = request("start");
-      vqa.send("train", { ...asked, do: "check" });
+      check(request("start"));
     };
   }
 
@@ -95,9 +122,14 @@
     const problems = found.problems.map((problem) => el("li", {}, problem));
     const ready = asked;
     asked = null;
+    reading = false;
+    buttons();
     if (ready && !problems.length) vqa.send("train", ready);
     const without = ready && problems.length && found.rows
-      ? el("button.chip", { onclick: () => vqa.send("train", { ...ready, skip: true }) }, "Train without what has problems")
+      ? el("button.chip", { onclick: () => {
+          $("preflight").replaceChildren();
+          vqa.send("train", { ...ready, skip: true });
+        } }, "Train without what has problems")
       : null;
     if (found.more_problems) problems.push(el("li", {}, `and ${found.more_problems.toLocaleString()} more`));
     $("preflight").replaceChildren(
@@ -106,11 +138,12 @@
         problems.length ? el("ul", {}, ...problems) : null, without));
   });
 
-  const STATES = { running: "Training", stopping: "Stopping after this step", comparing: "Comparing before and after", done: "Done", stopped: "Stopped", failed: "Failed" };
+  const STATES = { running: "Training", stopping: "Stopping", comparing: "Comparing before and after", done: "Done", stopped: "Stopped", failed: "Failed" };
   const PHASES = { loading: "loading the model", checking: "checking the data", encoding: "looking at all pictures once", training: "training", evaluating: "asking questions", saving: "saving", comparing: "asking both models" };
 
-  function drawJob(job) {
+  function drawJob() {
     if (!job) return void $("job").replaceChildren();
+    if ($("job").querySelector("button:active")) return void setTimeout(drawJob, 200); // being pressed
     const running = ["running", "stopping", "comparing"].includes(job.state);
     const share = job.of ? Math.min(1, job.done / job.of) : 0;
     const left = job.seconds_left ? `, about ${clock(job.seconds_left)} left` : "";
@@ -118,7 +151,9 @@
       el("header.job-head", {}, el("h2", {}, job.name),
         el(`span.badge.${{ done: "well", failed: "not" }[job.state] || "some"}`, {}, STATES[job.state]),
         el("span.gap"),
-        job.state === "running" ? el("button.chip", { onclick: () => vqa.send("train", { do: "stop" }) }, "Stop") : null),
+        ["running", "comparing"].includes(job.state)
+          ? el("button.chip", { onclick: () => vqa.send("train", { do: "stop" }) }, job.state === "running" ? "Stop" : "Skip the comparison")
+          : null),
       el("p.note", {}, `${STAGES.find(([value]) => value === job.stage)?.[1] || job.stage} on ${job.base}` + (running ? `: ${PHASES[job.phase] || job.phase}${job.of ? ` ${job.done.toLocaleString()} of ${job.of.toLocaleString()}` : ""}${left}` : "")),
     ];
     if (running) parts.push(el("div.track.wide", { role: "progressbar", "aria-label": "Progress", "aria-valuenow": Math.round(share * 100), "aria-valuemin": 0, "aria-valuemax": 100 }, bar(share)));
@@ -135,7 +170,7 @@
           el("li", {}, el("span", {}, one.question), el("b", {}, one.answers.at(-1).answer),
             one.expected ? el("span.note", {}, `right: ${one.expected}`) : null))));
     }
-    if (job.state === "done") parts.push(outcome(job));
+    if (job.state === "done") parts.push(outcome());
     if (job.messages.length) {
       parts.push(el("details", {}, el("summary", {}, "What it told"), el("ul.told", {}, ...job.messages.map((text) => el("li", {}, text)))));
     }
@@ -162,17 +197,30 @@
 
   /** A small line chart; the words beside it say the same for who cannot see it. */
   function chart(title, points, range) {
-    const [width, height, edge] = [360, 130, 6];
+    const [width, height, edge, left, foot] = [360, 150, 8, 40, 26];
     const steps = points.map(([step]) => step);
     const values = points.map(([, value]) => value);
     const [low, high] = range || [Math.min(...values), Math.max(...values)];
-    const x = (step) => edge + ((step - steps[0]) / Math.max(1, steps.at(-1) - steps[0])) * (width - 2 * edge);
-    const y = (value) => height - edge - ((value - low) / Math.max(1e-9, high - low)) * (height - 2 * edge);
+    const x = (step) => left + ((step - steps[0]) / Math.max(1, steps.at(-1) - steps[0])) * (width - left - edge);
+    const y = (value) => height - foot - ((value - low) / Math.max(1e-9, high - low)) * (height - foot - edge);
     const NS = "http://www.w3.org/2000/svg";
     const svg = document.createElementNS(NS, "svg");
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.setAttribute("aria-hidden", "true");
     svg.classList.add("chart");
+    const digits = (value) => value.toFixed(range ? 0 : high < 10 ? 2 : 0);
+    const label = (text, x, y, anchor) => {
+      const node = document.createElementNS(NS, "text");
+      node.setAttribute("x", x);
+      node.setAttribute("y", y);
+      node.setAttribute("text-anchor", anchor);
+      node.textContent = text;
+      svg.append(node);
+    };
+    label(digits(high), left - 6, edge + 8, "end");
+    label(digits(low), left - 6, height - foot, "end");
+    label(`step ${steps[0].toLocaleString()}`, left, height - 7, "start");
+    if (steps.length > 1) label(steps.at(-1).toLocaleString(), width - edge, height - 7, "end");
     const line = document.createElementNS(NS, "polyline");
     line.setAttribute("points", points.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" "));
     svg.append(line);
@@ -185,12 +233,10 @@
         svg.append(dot);
       }
     }
-    const digits = (value) => value.toFixed(range ? 0 : 3);
     return el("figure.plot", {}, el("figcaption", {}, el("b", {}, title), ` ${digits(values[0])} → ${digits(values.at(-1))}`), svg);
   }
 
-  function outcome(job) {
-    const { taught, world } = job.comparison;
+  function outcome() {
     const percent = (value) => (value === null ? "–" : `${Math.round(value * 100)} %`);
     const line = (title, part) =>
       el("tr", {}, el("th", { scope: "row" }, `${title} (${part.rows.length})`), el("td", {}, percent(part.before)), el("td", {}, percent(part.after)));
@@ -199,22 +245,42 @@
         el("div.pictures", {}, ...row.pictures.map((digest, position) => vqa.thumb({ digest, name: "picture", number: position + 1 }))),
         el("div.texts", {}, el("p.asked", {}, row.question), el("p.note", {}, `right: ${row.right}`)),
         el("div.texts", {}, el("p", {}, mark(row.scores[0]), row.before), el("p", {}, mark(row.scores[1]), row.after))));
-    const using = vqa.state.models?.picked === job.key;
+    const pick = el("div.actions", {},
+      vqa.state.models?.picked === job.key
+        ? el("button.chip", { onclick: back }, "Go back to the model before")
+        : el("button.primary", { disabled: using === job.key, onclick: use }, using === job.key ? "Loading …" : "Use it in chat"));
+    if (!job.comparison) return el("div.outcome", {}, el("p.note", {}, "Before and after were not compared."), pick);
+    const { taught, world } = job.comparison;
     return el("div.outcome", {},
       el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "Right answers"), el("th", {}, "Before"), el("th", {}, "After"))),
         el("tbody", {}, line("Taught rows", taught), line("Its own world, held out", world))),
-      el("div.actions", {},
-        using
-          ? el("button.chip", { onclick: () => back() }, "Go back to the model before")
-          : el("button.primary", { onclick: () => { vqa.send("pick", { model: job.key }); vqa.toast(`${job.name} answers from now on.`); } }, "Use it in chat")),
+      pick,
       el("details", { open: true }, el("summary", {}, "Taught rows, before and after"), el("ul.pairs", {}, ...rows(taught))),
       el("details", {}, el("summary", {}, "Its own world, before and after"), el("ul.pairs", {}, ...rows(world))));
   }
 
   const mark = (score) => el(`span.mark.${score >= 0.5 ? "yes" : "no"}`, { "aria-label": score >= 0.5 ? "right" : "wrong" }, score >= 0.5 ? "✓ " : "✗ ");
   const back = () => vqa.send("pick", { model: vqa.state.models.before || vqa.state.models.choices[0].key });
+  function use() {
+    if (using) return; // pressed twice
+    using = job.key;
+    drawJob();
+    vqa.send("pick", { model: job.key });
+  }
 
-  vqa.on("models", () => {
-    if ($("vqa").dataset.view === "train") vqa.send("train", { do: "status" });
+  let picked = null;
+  vqa.on("models", (models, { wire }) => {
+    if (using && wire === "pick" && !models.loading) {
+      if (models.picked === using) vqa.toast(`${models.label} answers from now on.`);
+      using = null;
+      drawJob();
+    }
+    if (models.picked !== picked && $("vqa").dataset.view === "train") look();
+    picked = models.picked;
+  });
+  vqa.on("error", (_, { wire }) => {
+    if (wire !== "pick") return;
+    using = null;
+    drawJob();
   });
 })();

@@ -12,8 +12,10 @@
       // Somebody who has gone on to another conversation stays there.
       const here = asking ? (asking.conversation ?? view.conversation) : shown;
       if (view.conversation !== here) return;
-      if (asking) vqa.state.asking = view.busy ? { conversation: view.conversation } : null;
-    } else if (asking && asking.conversation !== view.conversation) vqa.state.asking = null;
+      if (asking) vqa.state.asking = view.busy ? { conversation: view.conversation, begun: true } : null;
+    } else if (asking && (asking.conversation !== view.conversation || (asking.begun && !view.busy))) {
+      vqa.state.asking = null; // gone on elsewhere, or the answer ended without a word to this page
+    }
     const moved = !vqa.state.view || shown !== view.conversation;
     vqa.state.view = view;
     if (moved) {
@@ -30,9 +32,16 @@
     busy();
     // After a reload, in a second tab, or back from elsewhere: the answer that is being written there.
     if (view.busy && !vqa.state.asking) {
-      vqa.state.asking = { conversation: view.conversation };
+      vqa.state.asking = { conversation: view.conversation, begun: true };
       vqa.send("ask", { follow: true, conversation: view.conversation });
     }
+  });
+
+  // The chat was deleted, perhaps in another tab, while its answer was being written.
+  vqa.on("gone", (conversation) => {
+    if (vqa.state.asking?.conversation === conversation) vqa.state.asking = null;
+    if (vqa.state.view?.conversation === conversation) vqa.send("act", { do: "new" });
+    busy();
   });
 
   function draw(view) {
@@ -109,19 +118,23 @@
     tools.append(
       button("pen", "Edit and ask again from here", () => vqa.edit(turn)),
       button("copy", "Copy the question", () => copy(turn.question)),
-      button("bin", "Delete this question and its answer", () => act("delete-turn", { turn: turn.id })),
+      button("bin", "Delete this question and its answer", () =>
+        vqa.confirm("Delete this question and its answer?", turn.question, () => act("delete-turn", { turn: turn.id }))),
     );
     parts.push(tools);
     return parts;
   }
 
   /** A small picture that opens large. */
-  vqa.thumb = (picture) =>
-    el("button.thumb",
+  vqa.thumb = (picture) => {
+    const image = el("img", { src: `vqa/pictures/${picture.digest}?size=small`, alt: "" });
+    if (picture.size) image.style.maxHeight = `${1.5 * picture.size[1]}px`; // larger, a small one blurs
+    return el("button.thumb",
       { type: "button", "aria-label": `Picture ${picture.number}: ${picture.name}`,
         onclick: () => vqa.openPicture(picture) },
-      el("img", { src: `vqa/pictures/${picture.digest}?size=small`, alt: "" }),
+      image,
       el("span.number", { "aria-hidden": "true" }, String(picture.number)));
+  };
 
   function answerOf(node, turn) {
     node.answer.classList.remove("running");
@@ -261,6 +274,9 @@
     node.classList.toggle("full", share > 0.85);
     const words = `${value.used.toLocaleString()} of ${value.limit.toLocaleString()} tokens`;
     node.querySelector(".words").textContent = words;
+    node.setAttribute("aria-valuenow", value.used);
+    node.setAttribute("aria-valuemax", value.limit);
+    node.setAttribute("aria-valuetext", words);
     node.title = `This chat takes ${words}; ${value.image.toLocaleString()} are pictures. When it is full, the oldest questions are left out.`;
   }
 
