@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from finetune.progress import Progress
-from tests.browser.conftest import Visitor, expect
+from tests.browser.conftest import WAIT, Visitor, expect
+from tests.browser.test_page import serious
 from tests.fake_engine import FakeEngine
 from tests.ui_server import running
 from ui.hub import Choice
@@ -89,6 +90,7 @@ def test_teach_train_compare_switch_and_go_back(school, pictures):
     page.wait_for_selector("#job .chart")
     expect(page.locator("#preflight .badge")).to_have_text("All fine")
     expect(page.locator("#job")).to_contain_text("about 4 s left")
+    assert serious(page) == []
 
     # It goes on without the page, shows in another tab, and chat goes on meanwhile.
     page.reload()
@@ -100,13 +102,15 @@ def test_teach_train_compare_switch_and_go_back(school, pictures):
     expect(page.locator("#train-form [type=submit]")).to_be_disabled()
     school.trainer.go_on.set()
     page.wait_for_selector(".outcome")
+    assert serious(page) == []
     config = school.trainer.configs[0]
     assert Path(config.data[0]).name == "llava.json" and config.stage == "lora"
     taught = page.locator(".outcome tbody tr").first
     expect(taught.locator("th, td")).to_have_text(["Taught rows (1)", "0 %", "100 %"])
     expect(page.locator(".watch")).to_contain_text("a hat")
 
-    page.click("text=Use it in chat")
+    page.dblclick("text=Use it in chat")
+    expect(page.locator(".toast")).to_have_text("hats answers from now on.")
     page.wait_for_selector("#job :text('Go back to the model before')")
     page.click("nav [data-view-of=chat]")
     expect(page.locator("#model-name")).to_have_text("hats")
@@ -126,7 +130,7 @@ def test_teach_train_compare_switch_and_go_back(school, pictures):
     expect(page.locator("#compared .answer")).to_have_text(["a hat", "a cat"])
 
 
-def test_a_training_can_be_stopped(school):
+def ready_to_train(school):
     visitor, page = school.visitor, school.visitor.page
     visitor.ask("What is it?")
     page.get_by_label("This is right").click()
@@ -134,6 +138,38 @@ def test_a_training_can_be_stopped(school):
     page.click("nav [data-view-of=train]")
     page.wait_for_selector("[name=source]:checked")
     page.uncheck("#train-rehearse")
+    return page
+
+
+def test_the_check_of_the_data_shows_and_starts_one_training(school, monkeypatch):
+    desk, go_on = school.server.application.training, threading.Event()
+    check = desk.check
+    monkeypatch.setattr(desk, "check", lambda *given: go_on.wait(WAIT) and check(*given))
+    page = ready_to_train(school)
+    page.click("#train-form [type=submit]")
+    expect(page.locator("#preflight")).to_have_text("Reading the data …")
+    for button in (page.locator("#train-form [type=submit]"), page.locator("#train-form .check")):
+        expect(button).to_be_disabled()
+    go_on.set()
+    page.wait_for_selector("#job .chart")
+
+
+def test_another_tab_shows_a_training_and_how_it_ends(school):
+    page, tab = ready_to_train(school), school.visitor.tab()
+    tab.clock.install()
+    school.visitor.open(tab)
+    page.click("#train-form [type=submit]")
+    page.wait_for_selector("#job .chart")
+    tab.clock.fast_forward(21_000)
+    expect(tab.locator("#fine")).to_contain_text("slower")
+    page.bring_to_front()
+    page.click("#job button:has-text('Stop')")
+    tab.clock.fast_forward(5_000)
+    expect(tab.locator(".toast")).to_contain_text("was stopped")
+
+
+def test_a_training_can_be_stopped(school):
+    page = ready_to_train(school)
     page.click("#train-form [type=submit]")
     page.click("#job button:has-text('Stop')")
     page.wait_for_selector("#job .badge:has-text('Stopped')")
@@ -172,9 +208,11 @@ def test_what_is_wrong_with_the_data_is_shown_before_anything_trains(school, tmp
         archive.write(pictures[0], "red.png")
     page.click("nav [data-view-of=train]")
     page.wait_for_selector("[name=source]")
-    page.set_input_files("#train-form input[type=file]", str(tmp_path / "hats.zip"))
-    page.check("[name=source][value='upload:hats']")
+    page.fill("#train-name", "hats")
     page.uncheck("#train-rehearse")
+    page.set_input_files("#train-form input[type=file]", str(tmp_path / "hats.zip"))
+    expect(page.locator("[name=source][value='upload:hats']")).to_be_checked()
+    expect(page.locator("#train-name")).to_have_value("hats")  # what was written stays
     page.click("#train-form [type=submit]")
     expect(page.locator("#preflight li")).to_contain_text("gone.png")
     expect(page.locator("#job")).to_be_empty()

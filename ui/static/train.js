@@ -141,9 +141,13 @@
   const STATES = { running: "Training", stopping: "Stopping", comparing: "Comparing before and after", done: "Done", stopped: "Stopped", failed: "Failed" };
   const PHASES = { loading: "loading the model", checking: "checking the data", encoding: "looking at all pictures once", training: "training", evaluating: "asking questions", saving: "saving", comparing: "asking both models" };
 
+  let drawn = "";
   function drawJob() {
-    if (!job) return void $("job").replaceChildren();
+    const now = JSON.stringify([job, vqa.state.models?.picked, using]);
+    if (now === drawn) return;
     if ($("job").querySelector("button:active")) return void setTimeout(drawJob, 200); // being pressed
+    drawn = now;
+    if (!job) return void $("job").replaceChildren();
     const running = ["running", "stopping", "comparing"].includes(job.state);
     const share = job.of ? Math.min(1, job.done / job.of) : 0;
     const left = job.seconds_left ? `, about ${clock(job.seconds_left)} left` : "";
