@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import threading
+import time
 
 import pytest
 
@@ -329,6 +330,28 @@ def test_another_model_is_picked_and_answers(visit):
     visitor.page.wait_for_selector("#model-name:has-text('Other')")
     visitor.ask("Who are you?")
     expect(visitor.answers).to_have_text(["The other model says hello."])
+
+
+def test_a_load_shows_how_far_it_is_and_is_cancelled_where_it_shows(browser, tmp_path):
+    def load(choice, progress):
+        while choice.key == "big":
+            progress("Downloading …", 0.42)
+            time.sleep(0.05)
+        return engines[choice.key]
+
+    engines = {"fake": FakeEngine(), "big": FakeEngine()}
+    with running(engines, tmp_path, load=load) as server:
+        visitor = Visitor(browser, server.address)
+        page = visitor.open()
+        page.click("#model")
+        page.click("[role=option]:has-text('Big')")
+        expect(page.locator("#model-share")).to_have_text("42 %")
+        page.reload()
+        expect(page.locator("#model-share")).to_have_text("42 %")
+        page.click("[data-do=cancel-load]")
+        expect(page.locator("#model-name")).to_have_text("Fake")
+        visitor.context.close()
+    assert not visitor.errors
 
 
 @pytest.mark.parametrize("people", [6])

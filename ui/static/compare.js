@@ -6,8 +6,13 @@
   let drawn = "";
   let models = []; // the keys of the two that were asked
   let running = false;
+  const question = el("input", { "aria-label": "Question", placeholder: "What do you want to know?", maxlength: 4000 });
 
-  vqa.on("shown", (name) => name === "compare" && form());
+  vqa.on("shown", (name) => {
+    if (name !== "compare") return;
+    form();
+    vqa.send("act", { do: "models" }); // one may have been trained since
+  });
   vqa.on("models", () => $("vqa").dataset.view === "compare" && form());
 
   function form() {
@@ -24,7 +29,6 @@
     const other = choices.find((choice) => choice.key !== picked) || choices[0];
     const left = select("First model", other.key);
     const right = select("Second model", picked);
-    const question = el("input", { "aria-label": "Question", placeholder: "What do you want to know?", maxlength: 4000 });
     const file = el("input", { type: "file", accept: "image/*", hidden: true, "aria-label": "Picture file" });
     const place = el("span.compare-picture");
     const show = () => place.replaceChildren(picture ? vqa.thumb({ ...picture, number: 1 }) : "");
@@ -67,7 +71,7 @@
   vqa.on("error", (text, { wire }) => {
     if (wire !== "compare") return;
     busy(false);
-    $("compared").replaceChildren(el("p.failed", { role: "alert" }, text));
+    $("compared").replaceChildren(el("p.failed", {}, text));
   });
 
   const WORDS = { waiting: "Next …", loading: "Loading …", answering: "Looking …" };

@@ -168,7 +168,9 @@
       el("div", { role: "group", "aria-label": group },
         el("p.group", { "aria-hidden": "true" }, group),
         ...choices.filter((choice) => choice.group === group).map(option)));
+    const focused = $("models").contains(document.activeElement);
     $("models").replaceChildren(el("div", { role: "listbox", "aria-label": "Models" }, ...groups));
+    if (focused) $("models").querySelector("[aria-selected=true]")?.focus();
     if (!any) return;
     const box = el("input", { "aria-label": "Hub id", placeholder: "owner/name from the hub" });
     $("models").append(el("form.named", { onsubmit: (event) => {
@@ -188,6 +190,7 @@
       $("models").hidden = !open;
       $("model").setAttribute("aria-expanded", String(open));
       if (open && vqa.state.models) {
+        vqa.send("act", { do: "models" }); // one may have been trained since
         drawModels();
         $("models").querySelector("[aria-selected=true]")?.focus();
       }

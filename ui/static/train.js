@@ -237,7 +237,7 @@
         svg.append(dot);
       }
     }
-    return el("figure.plot", {}, el("figcaption", {}, el("b", {}, title), ` ${digits(values[0])} → ${digits(values.at(-1))}`), svg);
+    return el("figure.plot", {}, el("figcaption", {}, el("b", {}, title), ` ${[...new Set([values[0], values.at(-1)].map(digits))].join(" → ")}`), svg);
   }
 
   function outcome() {
