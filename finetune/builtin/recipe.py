@@ -35,7 +35,7 @@ ROOM_WEIGHTS = {
     "charts": 2.0,
     "outside": 0.6,
 }
-SEPARATE, MEET, TOGETHER = 0.6, 0.25, 0.15
+SEPARATE, MEET, TOGETHER = 0.4, 0.5, 0.1
 """Shares of the time: 0a and 0b, then on features, then stages 1 and 2 of `finetune.train`."""
 QUESTIONS_A_MINUTE = 2500
 """How many questions `finetune.train` is given for each of its minutes."""
