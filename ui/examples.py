@@ -16,27 +16,29 @@ ABOUT_BUILTIN = (
     " those, pick a bigger model above, or start with --model and a hub id."
 )
 ABOUT_OTHER = "These pictures come from a generator; your own are more interesting."
-CARDS = 4
+CARDS = (
+    (29, "shapes", "What is above the rectangle?"),
+    (26, "things", "Where is the mushroom?"),
+    (26, "charts", "What is the value of the black slice?"),
+    (24, "digits", "What number is shown?"),
+)
+"""Number and room of a scene, and what to ask: chosen so that a look at the picture invites it."""
 
 
 @cache
 def cards() -> tuple[tuple[Image.Image, str], ...]:
-    """Pictures and questions for the empty screen, one of each of the first rooms."""
-    from finetune.builtin.world import ROOMS
+    """Pictures and questions for the empty screen."""
+    from finetune.builtin.world import sample_scene
 
-    rooms = list(ROOMS)
-    return tuple(_scene(11 + number, rooms[number % len(rooms)]) for number in range(CARDS))
+    return tuple((sample_scene(seed, room)[0], question) for seed, room, question in CARDS)
 
 
 def new_scene() -> tuple[Image.Image, str]:
     """A picture that nobody has seen, and a question about it."""
-    return _scene(secrets.randbelow(1 << 40), None)
-
-
-def _scene(seed: int, room: str | None) -> tuple[Image.Image, str]:
     from finetune.builtin.world import sample_scene
 
-    image, questions = sample_scene(seed, room)
+    seed = secrets.randbelow(1 << 40)
+    image, questions = sample_scene(seed)
     short = [qa.question for qa in questions if qa.short and not qa.before]
     if not short:
         raise UsageError("This scene has no question.", "Draw another one.")
