@@ -21,7 +21,7 @@ def test_from_the_first_visit_to_the_first_answer(visit):
     visitor.page.locator("#cards .card").first.click()
     visitor.answered()
     expect(visitor.answers).to_contain_text("about one picture")
-    expect(visitor.page.locator("article .facts")).to_have_text("75 % sure · fake")
+    expect(visitor.page.locator("article .facts")).to_have_text("75 % sure · Fake")
     expect(visitor.page.locator("#list .title")).to_have_count(1)
 
 
