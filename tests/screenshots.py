@@ -45,9 +45,9 @@ def scene(folder: Path, seed: int, room: str) -> Path:
 def chat(visitor: Visitor, folder: Path, work: Path) -> None:
     page = visitor.page
     shoot(visitor, folder, "home")
-    visitor.attach(scene(work, 5, "shapes"))
-    visitor.ask("What shape is the striped black one?")
-    visitor.ask("How many shapes are there?")
+    visitor.attach(scene(work, 29, "shapes"))
+    visitor.ask("What is above the rectangle?")
+    visitor.ask("How many circles are there?")
     page.locator(".foot .look").first.click()
     page.wait_for_selector(".overlay canvas, #sheet .note")
     shoot(visitor, folder, "looked")
