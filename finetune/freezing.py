@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune.config import Stage
+from finetune.config import FinetuneConfig, Stage
 from finetune.objective import plain
 from vqa_app.anatomy import Anatomy, anatomy
-from vqa_app.errors import ModelError
+from vqa_app.errors import ModelError, UsageError
 from vqa_app.quiet import quiet
 
 log = logging.getLogger(__name__)
@@ -104,6 +104,28 @@ def freeze(
     )
     log.info("%s", result)
     return result
+
+
+def as_adapter(config: FinetuneConfig, model: Any) -> FinetuneConfig:
+    """The config with the rank and the like of the adapter that the model carries, if it does: that
+    one is trained on.
+
+    Raises:
+        UsageError: another rank or alpha is asked for.
+    """
+    adapter = getattr(model, "peft_config", {}).get("default")
+    if adapter is None:
+        return config
+    for name, now in (("rank", adapter.r), ("alpha", adapter.lora_alpha)):
+        if getattr(config, name) not in (None, now):
+            raise UsageError(
+                f"{config.model} carries an adapter whose {name} is {now}, not"
+                f" {getattr(config, name)}.",
+                f"Leave --{name} out, or merge the adapter first: vqa-app merge RUN --out DIR.",
+            )
+    return config.replace(
+        rank=adapter.r, alpha=adapter.lora_alpha, dropout=float(adapter.lora_dropout)
+    )
 
 
 def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

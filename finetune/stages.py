@@ -19,7 +19,7 @@ from finetune.collator import Collator
 from finetune.config import FinetuneConfig
 from finetune.defaults import Hardware, Settings, Shape, decide, describe, shown_size, small_rank
 from finetune.evaluating import Evaluation
-from finetune.freezing import Frozen, freeze
+from finetune.freezing import Frozen, as_adapter, freeze
 from finetune.machine import (
     computes_bf16,
     device_of,
@@ -63,6 +63,7 @@ def run_stage(
     process, processes = join_processes(config)
     tell(Progress("loading", message=f"Loading {config.model}."))
     loaded = load_base(config)
+    config = as_adapter(config, loaded.model)
     if projector is not None:
         checkpoint.load_weights(_projector_only(loaded.model), "projector", projector)
     context = _context_length(loaded.model)

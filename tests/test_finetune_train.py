@@ -170,6 +170,17 @@ def test_the_recipe_trains_the_projector_first_and_goes_on_with_it(
     assert losses(result.run)[1] < losses(fresh.run)[1]
 
 
+def test_an_adapter_is_gone_on_with_as_it_is(
+    result: RunResult, options: dict, tmp_path: Path
+) -> None:
+    further = {k: v for k, v in options.items() if k != "rank"}
+    further |= {"model": str(result.run), "max_steps": 2, "eval_every": 0.0, "eval_fraction": 0.0}
+    with pytest.raises(UsageError, match="whose rank is 4, not 8"):
+        train(FinetuneConfig(**further, rank=8, out=str(tmp_path / "other")))
+    manifest = read_manifest(train(FinetuneConfig(**further, out=str(tmp_path / "on"))).run)
+    assert manifest is not None and manifest.config["rank"] == 4
+
+
 @pytest.mark.parametrize("stage", ["projector", "full"])
 def test_other_stages_leave_runs_that_open(options: dict, tmp_path: Path, stage: str) -> None:
     from vqa_app.loading import load_model
