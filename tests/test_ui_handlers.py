@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,20 @@ def test_a_chat_deleted_while_it_is_answered_is_gone_without_an_error(house):
     stopped = home.desk.act("ann", {"do": "stop", "conversation": conversation})
     assert stopped == {"gone": conversation, "list": []}
     assert home.desk.act("ann", {"do": "open"})["list"] == []
+
+
+def test_a_slow_disk_does_not_hide_that_a_chat_is_gone(house, monkeypatch):
+    home = house(FakeEngine("one two three", gate=threading.Event(), open_words=1))
+    running = home.desk.ask("ann", {"question": "Count."})
+    conversation = next(running)["view"]["conversation"]
+    delete = home.store.delete
+    monkeypatch.setattr(home.store, "delete", lambda *of: (time.sleep(0.5), delete(*of))[1])
+    request = {"do": "delete", "conversation": conversation}
+    other_tab = threading.Thread(target=home.desk.act, args=("ann", request))
+    other_tab.start()
+    last = [update for update in running if update][-1]
+    other_tab.join()
+    assert last == {"gone": conversation, "list": []}
 
 
 def test_what_came_is_stored_while_the_answer_grows(house, monkeypatch):

@@ -359,8 +359,10 @@ class Desk:
                 if request.get("shown") != conversation:
                     return self._list(owner)
             case "delete":
+                unseen = self.store.delete(owner, chat)
+                # Only now, so that whoever follows the answer to its end finds the chat gone.
                 self.stop(owner, conversation)
-                for digest in self.store.delete(owner, chat):
+                for digest in unseen:
                     self.shelf.remove(digest)
                 self._examples(owner)  # the cards that are shown stay good
                 if request.get("shown") == conversation:

@@ -276,6 +276,19 @@ def test_nothing_is_deleted_before_it_is_confirmed(visit):
     expect(page.locator("#question")).to_be_focused()
 
 
+def test_a_chat_that_is_deleted_in_another_tab_lets_go_of_the_page(visit, engine):
+    engine._gate, engine._open_words = threading.Event(), 2
+    visitor = visit()
+    visitor.ask("A long one?", wait=False)
+    expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
+    second = visitor.open(visitor.tab())
+    second.evaluate("vqa.send('act', {do: 'delete', conversation: vqa.state.list[0].id})")
+    visitor.page.wait_for_selector("#empty", state="visible")
+    engine._gate.set()
+    visitor.ask("And now?")
+    expect(visitor.questions).to_have_text(["And now?"])
+
+
 def test_export_and_import(visit, tmp_path):
     visitor = visit()
     visitor.ask("Keep me?")
