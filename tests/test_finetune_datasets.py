@@ -243,6 +243,15 @@ def test_a_folder_of_splits_gives_its_train_split(folder: Path) -> None:
         read_rows(folder / "saved")
 
 
+def test_only_a_word_tells_what_is_for_training(folder: Path) -> None:
+    from finetune.datasets.files import train_files
+
+    trains, planes = folder / "trains.json", folder / "planes.json"
+    assert train_files([trains, planes], folder) == [trains, planes]
+    ours, theirs = folder / "data" / "train-0.json", folder / "data" / "test-0.json"
+    assert train_files([ours, theirs], folder) == [ours]
+
+
 @pytest.mark.parametrize("kind", ["stream", "file"])
 def test_arrow_files_of_both_kinds_are_read(folder: Path, kind: str) -> None:
     import pyarrow

@@ -306,11 +306,13 @@ def data_files(folder: Path) -> list[Path]:
     Raises:
         DataError: there is nothing.
     """
+    from finetune.datasets.files import train_files
+
     # Our own export holds the same rows twice; the JSON says more than the table.
     for kinds in (("*.json", "*.jsonl"), ("*.csv", "*.tsv"), ("*.parquet", "*.arrow")):
         files = sorted(file for kind in kinds for file in folder.rglob(kind))
         if files:
-            return [f for f in files if "train" in f.relative_to(folder).as_posix()] or files
+            return train_files(files, folder)
     raise DataError("There is no data file in it.", "Add a LLaVA JSON or a CSV.")
 
 

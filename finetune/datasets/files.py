@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,12 @@ def read_file(path: Path, name: str) -> Records:
     return _read_csv(text, name, problems)
 
 
+def train_files(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Those for training, by a word "train" in their path below `folder`; all where none is."""
+    word = re.compile(r"(^|[^a-z])train(ing)?([^a-z]|$)", re.IGNORECASE)
+    return [file for file in files if word.search(file.relative_to(folder).as_posix())] or [*files]
+
+
 def read_folder(path: Path, name: str) -> Records:
     """Reads a `datasets` folder: one written by `save_to_disk`, or one of Parquet or Arrow
     files."""
@@ -108,10 +115,10 @@ def read_folder(path: Path, name: str) -> Records:
         return read_table(loaded["train"], name)
     for kind in ("parquet", "arrow"):
         files = sorted(path.rglob(f"*.{kind}"))
-        train = [file for file in files if "train" in file.relative_to(path).as_posix()]
+        train = train_files(files, path)
         if files:
-            found = read_table(_load(kind, list(map(str, train or files))), name)
-            if train and len(train) < len(files):
+            found = read_table(_load(kind, list(map(str, train))), name)
+            if len(train) < len(files):
                 what = f"Only the train files are read, {len(train)} of {len(files)}."
                 found.problems.append(Problem(name, None, what, note=True))
             return found
