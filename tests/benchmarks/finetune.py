@@ -355,6 +355,10 @@ def main() -> None:
     parser.add_argument("--model", default="builtin", help=argparse.SUPPRESS)
     parser.add_argument("--data", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.rows % options.batch:
+        parser.error("--rows has to be a multiple of --batch, so that epochs end with a step")
+    if options.epochs < 2:
+        parser.error("--epochs has to be 2 or more: the first is told from the later ones")
     if options.arm:
         run_arm(options)
         return
