@@ -15,6 +15,7 @@ from ui.hub import Choice, Hub
 from ui.picking import pick
 from ui.pictures import PictureShelf
 from ui.render import hide, without_paths
+from ui.side_by_side import side_by_side
 from ui.store import Store
 from vqa_app.errors import ModelError, UsageError
 
@@ -350,6 +351,20 @@ def test_picking_a_model_twice_keeps_the_way_back(house):
     assert (update["models"]["picked"], update["models"]["before"]) == ("other", "first")
     update = list(pick(home.desk, "ann", {"model": "first"}))[-1]
     assert (update["models"]["picked"], update["models"]["before"]) == ("first", "other")
+
+
+def test_a_comparison_is_stopped_by_who_asked_alone(house):
+    engine = FakeEngine(gate=threading.Event(), open_words=1)
+    home = house(engine, other=FakeEngine())
+    asked = {"models": ["first", "other"], "question": "What is it?"}
+    comparing = side_by_side(home.desk, "ann", asked)
+    assert next(update for update in comparing if update and update["compared"][0]["html"])
+    home.desk.act("bob", {"do": "stop-comparing"})
+    assert next(comparing) is None  # it still waits for the next word
+    home.desk.act("ann", {"do": "stop-comparing"})
+    last = [update for update in comparing if update][-1]
+    assert last["compared_done"]
+    assert [side["state"] for side in last["compared"]] == ["stopped", "stopped"]
 
 
 def test_a_pick_holds_although_its_page_goes(house):

@@ -7,12 +7,13 @@ import threading
 import time
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from finetune.datasets.rows import PictureSource
 from ui.exchange import from_json, to_json
 from ui.pictures import PictureShelf
-from ui.store import Store
+from ui.render import conversation_of, view_of
+from ui.store import Store, Turn
 from vqa_app.errors import ImageError, UsageError
 from vqa_app.images import ImageLimits
 
@@ -223,6 +224,45 @@ def test_a_picture_that_was_let_in_comes_back_however_large_its_copy_is(tmp_path
     document = to_json(store, shelf, "ann", chat).encode()
     copy = from_json(store, PictureShelf(tmp_path / "other", limits), "bob", document)
     assert store.path("bob", copy)[0].pictures == (picture.digest,)
+
+
+def test_an_exported_photo_is_no_larger_than_a_photo(tmp_path, store):
+    shelf = PictureShelf(tmp_path / "pictures")
+    noise = Image.effect_noise((1900, 1900), 90).convert("RGB")
+    picture = shelf.add(Image.blend(noise, Image.new("RGB", noise.size, "red"), 0.8), "photo")
+    assert shelf.file(picture.digest).stat().st_size > 4 << 20
+    store.remember_picture("ann", picture.digest, "photo", {})
+    chat = store.create("ann")
+    store.add_turn("ann", chat, None, "What?", [picture.digest])
+    document = to_json(store, shelf, "ann", chat).encode()
+    assert len(document) < shelf.file(picture.digest).stat().st_size / 2
+    copy = from_json(store, shelf, "bob", document)
+    (digest,) = store.path("bob", copy)[0].pictures
+    apart = ImageChops.difference(shelf.get(digest).image, picture.image)
+    assert max(ImageStat.Stat(apart).mean) < 3
+
+
+def test_pictures_are_numbered_as_the_model_counts_them(tmp_path, store):
+    shelf = PictureShelf(tmp_path)
+    red, tan, blue = (
+        shelf.add(Image.new("RGB", (9, 9), colour), colour) for colour in ("red", "tan", "blue")
+    )
+    chat = store.create("ann")
+    asked: Turn | None = None
+    for question, pictures, answer in (
+        ("stopped at once", [red, tan], ""),
+        ("again, with one more", [tan, blue], "Three."),
+        ("the first once more", [red], ""),
+    ):
+        digests = [picture.digest for picture in pictures]
+        asked = store.add_turn("ann", chat, asked and asked.id, question, digests)
+        store.finish_turn(asked.id, answer, "answered" if answer else "stopped", {})
+    turns = store.path("ann", chat)
+    shown = view_of(store, "ann", chat)["turns"]
+    assert [[p["number"] for p in turn["pictures"]] for turn in shown] == [[1, 2], [2, 3], [4]]
+    read = conversation_of(turns, shelf.get)
+    order = [picture.digest for message in read.messages for picture in message.pictures]
+    assert order == [picture.digest for picture in (red, tan, blue, red)]
 
 
 def test_a_large_photo_can_be_trained_on(tmp_path):

@@ -30,7 +30,7 @@ _STYLE = Path(__file__).parent / "static" / "export.css"
 
 
 def to_json(store: Store, shelf: PictureShelf, owner: str, conversation: str) -> str:
-    """The whole tree of a conversation with its pictures.
+    """The whole tree of a conversation with its pictures; see `PictureShelf.portable`.
 
     Raises:
         UsageError: it is not this owner's.
@@ -58,7 +58,7 @@ def to_json(store: Store, shelf: PictureShelf, owner: str, conversation: str) ->
         "pictures": {
             digest: {
                 "name": (store.picture(owner, digest) or ("picture", {}))[0],
-                "data": base64.b64encode(shelf.file(digest).read_bytes()).decode(),
+                "data": base64.b64encode(shelf.portable(digest)).decode(),
             }
             for digest in digests
             if shelf.file(digest).exists()

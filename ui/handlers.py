@@ -87,7 +87,8 @@ class Desk:
         """By owner, the key of the model that loads to be theirs."""
         self._answering: dict[str, Answering] = {}
         """By turn."""
-        self._others: set[threading.Event] = set()
+        self._others: dict[threading.Event, str] = {}
+        """Of answers that are kept nowhere, by what ends them: the owner."""
         self._warming: dict[str, threading.Event] = {}
         self._lock, self._opening = threading.Lock(), threading.Lock()
 
@@ -186,18 +187,25 @@ class Desk:
             running.stop()
 
     @contextmanager
-    def cancellable(self) -> Iterator[threading.Event]:
-        """For an answer that is kept nowhere: an event that is set when the server stops, or when
-        nobody waits for the answer any more."""
+    def cancellable(self, owner: str = "") -> Iterator[threading.Event]:
+        """For an answer that is kept nowhere: an event that is set when its owner or the server
+        stops it, or when nobody waits for the answer any more."""
         cancel = threading.Event()
         with self._lock:
-            self._others.add(cancel)
+            self._others[cancel] = owner
         try:
             yield cancel
         finally:
             cancel.set()
             with self._lock:
-                self._others.discard(cancel)
+                self._others.pop(cancel)
+
+    def stop_comparing(self, owner: str) -> None:
+        """Ends the owner's comparisons within one token."""
+        with self._lock:
+            for cancel, asker in self._others.items():
+                if asker == owner:
+                    cancel.set()
 
     def stop_all(self, patience: float = 0.0) -> None:
         """Ends all answers, and waits up to `patience` seconds until they are stored."""
@@ -384,6 +392,9 @@ class Desk:
                     return {"gone": chat, **self._list(owner)}
             case "models":
                 return models_of(self, owner)
+            case "stop-comparing":
+                self.stop_comparing(owner)
+                return {}
             case "cancel-load":
                 self.hub.cancel(str(request.get("model")), owner)
                 return {}

@@ -30,6 +30,8 @@ OWN = ImageLimits(max_bytes=256 << 20)
 
 _SMALL = 512 << 10
 """Bytes of a PNG that may as well be sent as it is: drawings stay sharp so."""
+_LARGE_FILE = 4 << 20
+"""Bytes of a PNG from which on it is handed out as JPEG: a photo, four to eight times as large."""
 _IN_MEMORY = 256 << 20
 """Bytes of pixels that are kept decoded."""
 
@@ -106,6 +108,13 @@ class PictureShelf:
             image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
             _write(file, _encoded(image, "JPEG", quality=88))
         return file
+
+    def portable(self, digest: str) -> bytes:
+        """The picture for a file that is carried away: the PNG, or a large one's finest JPEG."""
+        whole = self.file(digest)
+        if whole.stat().st_size <= _LARGE_FILE:
+            return whole.read_bytes()
+        return _encoded(self.get(digest).image, "JPEG", quality=95, subsampling=0)
 
     def file(self, digest: str) -> Path:
         """Where the picture lies or would lie; anything but a SHA-256 in hex is refused."""

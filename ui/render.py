@@ -93,10 +93,8 @@ def view_of(store: Store, owner: str, conversation: str | None) -> dict[str, Any
     turns = store.path(owner, conversation)
     siblings = store.siblings(owner, conversation)
     shown: list[dict[str, Any]] = []
-    pictures = 0
-    for number, turn in enumerate(turns, 1):
+    for number, (turn, pictures) in enumerate(zip(turns, numbers_of(turns), strict=True), 1):
         entry = turn_of(store, owner, turn, pictures)
-        pictures += len(turn.pictures)
         family = siblings[turn.id]
         place = family.index(turn.id)
         entry["number"] = number
@@ -116,12 +114,29 @@ def view_of(store: Store, owner: str, conversation: str | None) -> dict[str, Any
     }
 
 
-def turn_of(store: Store, owner: str, turn: Turn, pictures_before: int) -> dict[str, Any]:
-    """One turn as the page shows it; its pictures are numbered on from those before."""
+def numbers_of(turns: Sequence[Turn]) -> list[dict[str, int]]:
+    """For each turn the numbers of its pictures, as `conversation_of` shows them to the model: one
+    that was asked about in vain and is asked about again keeps its number."""
+    found: list[dict[str, int]] = []
+    waiting: dict[str, int] = {}
+    count = 0
+    for turn in turns:
+        numbers = {}
+        for digest in turn.pictures:
+            if digest not in waiting:
+                count += 1
+            numbers[digest] = waiting.get(digest, count)
+        found.append(numbers)
+        waiting = {} if turn.answer else waiting | numbers
+    return found
+
+
+def turn_of(store: Store, owner: str, turn: Turn, numbers: dict[str, int]) -> dict[str, Any]:
+    """One turn as the page shows it, with the numbers of its pictures."""
     pictures = []
-    for number, digest in enumerate(turn.pictures, pictures_before + 1):
+    for digest in turn.pictures:
         name, facts = store.picture(owner, digest) or ("picture", {})
-        pictures.append({"digest": digest, "name": name, "number": number, **facts})
+        pictures.append({"digest": digest, "name": name, "number": numbers[digest], **facts})
     facts = dict(turn.facts)
     if "gain" in facts:
         facts["looked"], facts["looked_text"] = looked(facts["gain"])

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import threading
+from collections.abc import Generator, Iterator
+from typing import Any, TypeAlias
 
 from ui.handlers import Desk, Request, Update, question_of
 from ui.markdown import to_html
 from ui.render import SHORT_STYLE
-from ui.stream import BEAT, growing
+from ui.stream import BEAT, facts_of, growing, state_of
 from vqa_app.conversation import Conversation
+from vqa_app.engine import Engine
 from vqa_app.errors import UsageError
+
+Side: TypeAlias = dict[str, Any]
+"""What the page shows of one model: its label, state and the answer so far."""
 
 
 def side_by_side(desk: Desk, owner: str, request: Request) -> Iterator[Update | None]:
@@ -27,27 +32,45 @@ def side_by_side(desk: Desk, owner: str, request: Request) -> Iterator[Update | 
     settings = desk.settings(owner)
     style = SHORT_STYLE if settings.style == "short" else ""
     asked = Conversation.ask(question + style, pictures).with_system(settings.system)
-    sides: list[dict[str, Any]] = [
+    sides: list[Side] = [
         {"label": desk.hub.find(key).label, "state": "waiting", "html": ""} for key in keys
     ]
-    for key, side in zip(keys, sides, strict=True):
-        desk.hub.start(key, owner)
-        while (engine := desk.hub.wait(key, 0)) is None:
-            side.update(state="loading", message=desk.hub.standing(key).message)
+    with desk.cancellable(owner) as cancel:
+        for key, side in zip(keys, sides, strict=True):
+            engine = yield from _engine(desk, owner, key, side, sides, cancel)
+            if engine is None:
+                break
+            side["state"] = "answering"
             yield {"compared": sides}
-            desk.hub.wait(key, BEAT)
-        side["state"] = "answering"
-        yield {"compared": sides}
-        options = settings.options(engine.info.defaults)
-        with desk.hub.lease(engine), desk.cancellable() as cancel:
-            for grown in growing(engine, asked, options, cancel):
-                if grown is None:
-                    yield None
-                    continue
-                text, answer = grown
-                side["html"] = to_html(text)
-                if answer:
-                    side["confidence"] = round(answer.confidence, 4)
-                yield {"compared": sides}
-        side["state"] = "answered"
+            options = settings.options(engine.info.defaults)
+            with desk.hub.lease(engine):
+                for grown in growing(engine, asked, options, cancel):
+                    if grown is None:
+                        yield None
+                        continue
+                    text, answer = grown
+                    side["html"] = to_html(text)
+                    if answer:
+                        sure = facts_of(answer).get("confidence")
+                        side.update(state=state_of(answer), confidence=sure)
+                    yield {"compared": sides}
+    for side in sides:
+        if side["state"] != "answered":
+            side["state"] = "stopped"
     yield {"compared": sides, "compared_done": True}
+
+
+def _engine(
+    desk: Desk, owner: str, key: str, side: Side, sides: list[Side], cancel: threading.Event
+) -> Generator[Update | None, None, Engine | None]:
+    """The engine of a side once it is loaded; None where the comparison is stopped before."""
+    if cancel.is_set():
+        return None
+    desk.hub.start(key, owner)
+    while (engine := desk.hub.wait(key, 0)) is None:
+        if cancel.is_set():
+            return None
+        side.update(state="loading", message=desk.hub.standing(key).message)
+        yield {"compared": sides}
+        desk.hub.wait(key, BEAT)
+    return engine

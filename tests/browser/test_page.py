@@ -264,6 +264,25 @@ def test_a_comparison_runs_once_at_a_time_and_says_what_went_wrong(visit, engine
     expect(button).to_be_enabled()
 
 
+def test_a_comparison_is_stopped_and_asked_again(visit, engine):
+    engine._gate, engine._open_words = threading.Event(), 1
+    page = visit().page
+    page.click("nav [data-view-of=compare]")
+    page.fill("#compare-form input[aria-label=Question]", "What is it?")
+    button, stop = page.locator("#compare-form [type=submit]"), page.locator("#compare-form .stop")
+    expect(stop).to_be_hidden()
+    button.click()
+    expect(page.locator("#compared .answer").first).to_have_text("I")
+    stop.click()
+    expect(page.locator("#compared .panel").nth(0)).to_contain_text("Stopped.")
+    expect(page.locator("#compared .panel").nth(1)).to_contain_text("Stopped.")
+    expect(button).to_be_enabled()
+    engine._gate.set()
+    button.click()
+    expect(page.locator("#compared .facts")).to_have_count(2)
+    expect(page.locator("#compared")).not_to_contain_text("Stopped")
+
+
 def test_the_drawing_pad_becomes_a_picture(visit):
     visitor = visit()
     page = visitor.page

@@ -26,8 +26,9 @@
       node.value = chosen;
       return node;
     };
-    const other = choices.find((choice) => choice.key !== picked) || choices[0];
-    const left = select("First model", other.key);
+    const here = choices.filter((choice) => choice.group !== "To download" || choice.detail === "here already");
+    const other = here.find((choice) => choice.key !== picked); // none that would be downloaded unasked
+    const left = select("First model", other ? other.key : picked);
     const right = select("Second model", picked);
     const file = el("input", { type: "file", accept: "image/*", hidden: true, "aria-label": "Picture file" });
     const place = el("span.compare-picture");
@@ -51,7 +52,8 @@
         el("button.chip", { type: "button", onclick: () => file.click() }, "Choose a picture"),
         el("button.chip", { type: "button", onclick: () => vqa.send("act", { do: "scene" }) }, "Draw me a scene"),
         place, file),
-      el("div.actions.line", {}, question, el("button.primary", { type: "submit" }, "Ask both")));
+      el("div.actions.line", {}, question, el("button.primary", { type: "submit" }, "Ask both"),
+        el("button.chip.stop", { type: "button", hidden: true, onclick: () => vqa.send("act", { do: "stop-comparing" }) }, "Stop")));
     $("compare-form").onsubmit = (event) => {
       event.preventDefault();
       models = [left.value, right.value];
@@ -65,6 +67,7 @@
   function busy(now) {
     running = now;
     $("compare-form").querySelector("[type=submit]").disabled = now;
+    $("compare-form").querySelector(".stop").hidden = !now;
     $("compared").setAttribute("aria-busy", String(now)); // read out once it is whole
   }
   vqa.on("compared_done", () => busy(false));
@@ -74,7 +77,7 @@
     $("compared").replaceChildren(el("p.failed", {}, text));
   });
 
-  const WORDS = { waiting: "Next …", loading: "Loading …", answering: "Looking …" };
+  const WORDS = { waiting: "Next …", loading: "Loading …", answering: "Looking …", stopped: "Stopped." };
   vqa.on("compared", (sides) => {
     if ($("compared").querySelector("button:active")) return; // being pressed
     $("compared").replaceChildren(
@@ -83,10 +86,11 @@
           el("p.note", {}, side.label),
           side.html
             ? el("div.answer", { html: side.html })
-            : el("p.state", {}, el("span.pulse", { "aria-hidden": "true" }), side.message && side.state === "loading" ? side.message : WORDS[side.state] || "",
+            : el("p.state", {}, side.state === "stopped" ? null : el("span.pulse", { "aria-hidden": "true" }), side.message && side.state === "loading" ? side.message : WORDS[side.state] || "",
                 side.state === "loading"
                   ? el("button.link", { onclick: () => vqa.send("act", { do: "cancel-load", model: models[position] }) }, "Cancel")
                   : null),
+          side.html && side.state === "stopped" ? el("p.facts", {}, "Stopped.") : null,
           side.confidence ? el("p.facts", {}, `${Math.round(side.confidence * 100)} % sure`) : null)));
   });
 })();
