@@ -35,15 +35,15 @@ def side_by_side(desk: Desk, owner: str, request: Request) -> Iterator[Update | 
     sides: list[Side] = [
         {"label": desk.hub.find(key).label, "state": "waiting", "html": ""} for key in keys
     ]
-    with desk.cancellable(owner) as cancel:
+    with desk.cancellable(owner) as stop:
         for key, side in zip(keys, sides, strict=True):
-            engine = yield from _engine(desk, owner, key, side, sides, cancel)
+            engine = yield from _engine(desk, owner, key, side, sides, stop)
             if engine is None:
                 break
             side["state"] = "answering"
             yield {"compared": sides}
             options = settings.options(engine.info.defaults)
-            with desk.hub.lease(engine):
+            with desk.hub.lease(engine), desk.cancellable(owner) as cancel:
                 for grown in growing(engine, asked, options, cancel):
                     if grown is None:
                         yield None
@@ -61,14 +61,14 @@ def side_by_side(desk: Desk, owner: str, request: Request) -> Iterator[Update | 
 
 
 def _engine(
-    desk: Desk, owner: str, key: str, side: Side, sides: list[Side], cancel: threading.Event
+    desk: Desk, owner: str, key: str, side: Side, sides: list[Side], stop: threading.Event
 ) -> Generator[Update | None, None, Engine | None]:
     """The engine of a side once it is loaded; None where the comparison is stopped before."""
-    if cancel.is_set():
+    if stop.is_set():
         return None
     desk.hub.start(key, owner)
     while (engine := desk.hub.wait(key, 0)) is None:
-        if cancel.is_set():
+        if stop.is_set():
             return None
         side.update(state="loading", message=desk.hub.standing(key).message)
         yield {"compared": sides}
