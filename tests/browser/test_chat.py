@@ -409,6 +409,7 @@ def test_a_page_that_missed_the_end_of_an_answer_is_let_go_by_stop(visit):
         }"""
     )
     visitor.page.click(".stop-button")
+    expect(visitor.page.locator(".stop-button")).to_be_hidden()
     visitor.ask("And now?")
     expect(visitor.questions).to_have_text(["Hello?", "And now?"])
 
