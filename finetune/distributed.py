@@ -43,7 +43,7 @@ def _read(kind: str, shipped: tuple[str, ...], name: str) -> dict[str, Any]:
             f"There is no {kind} config {name!r}.", f"Give {', '.join(shipped)}, or a JSON file."
         ) from error
     except ValueError as error:
-        raise UsageError(f"{name} is not JSON: {error}.", "Mend it.") from error
+        raise UsageError(f"{name} is not JSON: {error}.", "Fix it.") from error
     if not isinstance(values, dict):
         raise UsageError(f"{name} holds no object.", "Give a JSON object.")
     return values

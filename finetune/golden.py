@@ -22,7 +22,7 @@ from finetune.answering import inference, to_model
 from finetune.objective import plain
 from vqa_app.conversation import Conversation
 from vqa_app.errors import ModelError
-from vqa_app.images import open_picture
+from vqa_app.images import OWN_FILES, open_picture
 from vqa_app.prompting import Prompt, encode
 
 if TYPE_CHECKING:
@@ -137,7 +137,8 @@ def read_golden(run: Path) -> list[GoldenPrompt]:
         return [
             GoldenPrompt(
                 Conversation.from_json(
-                    value, lambda digest: open_picture(folder / f"{digest}.png")
+                    value,
+                    lambda digest: open_picture(folder / f"{digest}.png", limits=OWN_FILES),
                 ),
                 saved["dtype"],
                 *(tensors[f"{i}.{n}"] for n in ("input_ids", "token_ids", "logits", "normalizers")),

@@ -154,7 +154,7 @@ def _print_summary(console: Console, name: str, counted: Summary) -> None:
 
 def _print_copies(console: Console, found: Preflight) -> None:
     copies = found.duplicates()
-    console.print(f"  Rows that stand twice: {len(copies):,}")
+    console.print(f"  Duplicate rows: {len(copies):,}")
     for first, later in copies[:5]:
         console.print(f"    {later.row.place} repeats {first.row.place}", markup=False)
 

@@ -16,7 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqa_app.images import Picture, open_picture
+from vqa_app.images import OWN_FILES, Picture, open_picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -198,7 +198,8 @@ def _watch(run: Path) -> list[dict[str, Any]]:
         entry["answers"][answer.step] = answer.answer
         if "pictures" not in entry:
             paths = [run / WATCH_FOLDER / f"{digest}.png" for digest in answer.pictures]
-            entry["pictures"] = [_thumbnail(open_picture(p).image) for p in paths if p.exists()]
+            opened = [open_picture(p, limits=OWN_FILES) for p in paths if p.exists()]
+            entry["pictures"] = [_thumbnail(picture.image) for picture in opened]
     for entry in questions.values():
         answers: list[tuple[int, int, str]] = []
         for step, text in sorted(entry["answers"].items()):

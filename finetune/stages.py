@@ -106,7 +106,8 @@ def run_stage(
         stop.training = False
     if trainer.stopped:
         where = checkpoint.latest_checkpoint(run)
-        tell(Progress("training", message=f"Stopped; {where} is saved. The same command goes on."))
+        stopped = f"Stopped; {where} is saved. Run the same command to continue."
+        tell(Progress("training", message=stopped))
         return RunResult(run, False, trainer.state.global_step, settings.steps, trainer.best.last)
     return finish(config, settings, data, loaded, trainer, evaluation, tell)
 

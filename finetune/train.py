@@ -165,7 +165,7 @@ def read_data(
         train_data, held_out = split(train_data, config.eval_fraction, config.seed)
     if copies := train_data.duplicates():
         later = copies[0][1].row.place
-        message = f"Note: {len(copies):,} rows stand twice, the first at {later}."
+        message = f"Note: {len(copies):,} rows are duplicates, the first at {later}."
         tell(Progress("checking", message=message))
     tell(Progress("checking", message=describe(summarize(train_data.samples), held_out)))
     return Data(train_data, held_out)

@@ -92,7 +92,7 @@ def teach(visitor: Visitor, folder: Path, work: Path) -> None:
     shoot(visitor, folder, "train")
     page.wait_for_selector(".outcome", timeout=600_000)
     page.click("text=Use it in chat")
-    page.wait_for_selector("#job :text('Go back to the model before')")
+    page.wait_for_selector("#job :text('Go back to the previous model')")
     page.locator(".outcome").scroll_into_view_if_needed()
     shoot(visitor, folder, "trained")
     page.click("nav [data-view-of=compare]")

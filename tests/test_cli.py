@@ -254,10 +254,10 @@ def test_unknown_options_are_wrong_usage(run: Run) -> None:
 
 
 def test_an_error_of_the_model_has_its_code(run: Run, engine: FakeEngine, cat: str) -> None:
-    engine.error = ModelError("It broke.", "Mend it.")
+    engine.error = ModelError("It broke.", "Fix it.")
     result = run("ask", cat, "What is it?")
     assert result.exit_code == 4
-    assert result.stderr == "Error: It broke.\nMend it.\n"
+    assert result.stderr == "Error: It broke.\nFix it.\n"
     assert engine.closed
 
 

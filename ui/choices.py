@@ -78,7 +78,7 @@ def named(text: str) -> Choice:
         UsageError: it is no hub id.
     """
     if not re.fullmatch(r"[\w\-.]{1,96}/[\w\-.]{1,96}", text) or ".." in text:
-        raise UsageError("This is no hub id.", "Write owner/name.")
+        raise UsageError("This is not a hub id.", "Write owner/name.")
     return replace(_from_hub(text, "named here"), label=text)
 
 

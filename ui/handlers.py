@@ -54,7 +54,7 @@ def known(owner: str) -> str:
         UsageError: nobody can be told: what "" brought would be everybody's.
     """
     if not owner:
-        raise UsageError("Your browser keeps no cookies.", "Allow them for this page.")
+        raise UsageError("Your browser blocks cookies.", "Allow them for this page.")
     return owner
 
 
@@ -178,7 +178,7 @@ class Desk:
             raise UsageError(f"{len(digests)} pictures.", f"At most {MAX_PICTURES} at a time.")
         for digest in digests:
             if self.store.picture(owner, digest) is None:
-                raise UsageError("A picture is not here any more.", "Add it again.")
+                raise UsageError("One of the pictures has been deleted.", "Add it again.")
         return digests
 
     def stop(self, owner: str, conversation: str | None) -> None:

@@ -148,7 +148,9 @@ class Hub:
             if slot is None or slot.phase != "loading":
                 return
             if slot.starter != starter:
-                raise UsageError("Somebody else loads this model.", "It goes on for them.")
+                raise UsageError(
+                    "Someone else is loading this model.", "It will finish loading for them."
+                )
             slot.cancel.set()
 
     def standing(self, key: str | None = None) -> Standing:

@@ -105,7 +105,7 @@ def saw(desk: Desk, owner: str, request: Request) -> dict[str, Any]:
     digest = str(request.get("digest"))
     known = desk.store.picture(owner, digest)
     if known is None:
-        raise UsageError("A picture is not here any more.", "Add it again.")
+        raise UsageError("One of the pictures has been deleted.", "Add it again.")
     name, facts = known
     engine = desk.engine(owner)
     found: dict[str, Any] = {"digest": digest, "name": name, **facts, "tokens": None, "shown": []}

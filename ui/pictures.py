@@ -16,17 +16,13 @@ from pathlib import Path
 from PIL import Image
 
 from vqa_app.errors import ImageError
-from vqa_app.images import ImageLimits, Picture, open_picture
+from vqa_app.images import OWN_FILES, ImageLimits, Picture, open_picture
 
 THUMBNAIL = 480
 """Longest side of what the chat shows, in pixels: 240 CSS pixels on a double-density screen."""
 
 LARGE = 2048
 """Longest side of what opens large."""
-
-OWN = ImageLimits(max_bytes=256 << 20)
-"""Our own PNG of a picture that was let in is larger than the file it came as: at most 150 MB for
-50 megapixels."""
 
 _SMALL = 512 << 10
 """Bytes of a PNG that may as well be sent as it is: drawings stay sharp so."""
@@ -57,7 +53,7 @@ class PictureShelf:
         """Checks, normalises and keeps a picture.
 
         Args:
-            limits: others than the shelf's own; `OWN` for what was exported here.
+            limits: others than the shelf's own; `OWN_FILES` for what was exported here.
 
         Raises:
             ImageError: it cannot be read or is too large.
@@ -83,7 +79,7 @@ class PictureShelf:
         file = self.file(digest)
         if not file.exists():
             raise ImageError("This picture is not kept here any more.", "Add it again.")
-        picture = open_picture(file, name="picture", limits=OWN)
+        picture = open_picture(file, name="picture", limits=OWN_FILES)
         self._keep(picture)
         return picture
 

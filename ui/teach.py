@@ -369,7 +369,7 @@ def unpack(data: bytes, folder: Path, name: str = "") -> None:
         for entry in entries:
             target = (folder / entry.filename).resolve()
             if not target.is_relative_to(folder.resolve()) or "\\" in entry.filename:
-                raise DataError("The zip file names a path outside itself.", "Make it anew.")
+                raise DataError("The zip file names a path outside itself.", "Create it again.")
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(entry) as source, target.open("wb") as out:
@@ -379,4 +379,4 @@ def unpack(data: bytes, folder: Path, name: str = "") -> None:
                             raise DataError("The zip file unpacks to too much.", "Split it.")
                         out.write(chunk)
             except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
-                raise DataError("The zip file is damaged or locked.", "Make it anew.") from error
+                raise DataError("The zip file is damaged or locked.", "Create it again.") from error

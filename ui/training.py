@@ -74,7 +74,7 @@ class TrainingDesk:
         paths = []
         for key in keys:
             if key not in known:
-                raise UsageError("This data set is not here.", "Pick one from the list.")
+                raise UsageError("There is no such data set.", "Pick one from the list.")
             kind, _, name = key.partition(":")
             if kind == "mine":
                 if not self.teaching.rows(owner):
@@ -192,7 +192,7 @@ class TrainingDesk:
 
     def _own_job(self, owner: str) -> Job:
         if self.job is None or self.job.owner != owner:
-            raise UsageError("You have no training.", "Start one.")
+            raise UsageError("You have not started a training.", "Start one.")
         return self.job
 
     def _run(self, job: Job, paths: list[str], wanted: Wanted, skip_bad: bool) -> None:

@@ -80,8 +80,20 @@ def apply(model: Any, adapter: Source, *, merge: bool) -> Any:
         The same model, or, if not merged, the `PeftModel` around it.
 
     Raises:
-        ModelError: weights that are missing, left over or of the wrong shape.
+        ModelError: weights that are missing, left over, cut off or of the wrong shape.
     """
+    from safetensors import SafetensorError
+
+    try:
+        return _applied(model, adapter, merge=merge)
+    except SafetensorError as error:
+        raise ModelError(
+            f"The weights of the adapter {adapter.name} cannot be read: {error}.",
+            "Download or copy the adapter again.",
+        ) from error
+
+
+def _applied(model: Any, adapter: Source, *, merge: bool) -> Any:
     directory = adapter.directory
     if (directory / PROJECTOR_FILE).is_file():
         _load_projector(model, adapter)
@@ -152,7 +164,7 @@ def _load_peft(model: Any, adapter: Source) -> Any:
 def _compare_names(adapter: Source, expected: Any, given: Any) -> None:
     missing, unexpected = sorted(expected - given), sorted(given - expected)
     if missing or unexpected:
-        kind, names = ("lacks", missing) if missing else ("has too many weights,", unexpected)
+        kind, names = ("lacks", missing) if missing else ("has unexpected weights:", unexpected)
         raise ModelError(
             f"The adapter {adapter.name} {kind} {names[0]}"
             + (f" and {len(names) - 1} more." if len(names) > 1 else "."),

@@ -230,7 +230,7 @@ def _check_combination(
     if each:
         if sources:
             raise UsageError(
-                f"--each takes one pattern, and {sources[0]} stands beside it.",
+                f"--each takes one pattern, but {sources[0]} was given too.",
                 "Quote the pattern, so that the shell leaves it alone: --each 'photos/*.jpg'",
             )
         if question is None:
@@ -263,7 +263,7 @@ def read_pictures(sources: list[str], console: Console, limits: ImageLimits) -> 
         UsageError: stdin was named twice.
     """
     if sources.count("-") > 1:
-        raise UsageError("- stands twice, and stdin holds one picture.", "Name the others.")
+        raise UsageError("- is given twice, but stdin holds only one picture.", "Name the others.")
     return [read_picture(source, console, limits) for source in sources]
 
 

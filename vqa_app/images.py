@@ -57,6 +57,11 @@ class ImageLimits:
     """Most pixels, width × height, read from the header before decoding."""
 
 
+OWN_FILES = ImageLimits(max_bytes=256 << 20)
+"""For PNGs that we wrote: several times the bytes of the file that was let in, at most 150 MB for
+50 megapixels."""
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
     """A normalised picture. Two pictures are equal when their pixels are."""
@@ -246,7 +251,7 @@ def _unknown(kind: str, name: str) -> ImageError:
             f"{name} starts like a {kind} file but is damaged or cut off.",
             "Open it in an image editor and save it again.",
         )
-    return ImageError(f"{name} is no picture that can be read: it seems to be {kind}.", SUPPORTED)
+    return ImageError(f"{name} is not a readable picture: it seems to be {kind}.", SUPPORTED)
 
 
 def _damaged(name: str, kind: str, error: Exception) -> ImageError:

@@ -96,7 +96,7 @@ def load_model(
         return base
     if not adapters.is_adapter(adapter_source.directory):
         raise ModelError(
-            f"{adapter_source.name} is no adapter: it holds neither {adapters.PEFT_CONFIG} nor"
+            f"{adapter_source.name} is not an adapter: it holds neither {adapters.PEFT_CONFIG} nor"
             f" {adapters.PROJECTOR_FILE}.",
             "Give it as --model if it is a whole model.",
         )
@@ -205,7 +205,7 @@ def load_config(source: Source) -> Any:
     values = read_json(source.directory / "config.json")
     if not values:
         raise ModelError(
-            f"{source.name} holds no config.json, so it is no transformers model.",
+            f"{source.name} holds no config.json, so it is not a transformers model.",
             "Give a hub id or folder of a transformers model.",
         )
     kind = values.get("model_type")

@@ -175,7 +175,7 @@ def _load_llm(source: Source, dtype: str) -> Any:
     config = AutoConfig.from_pretrained(source.directory, **_SAFELY)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
-            f"{source.name} has the model type {config.model_type!r}; it is no causal LM.",
+            f"{source.name} has the model type {config.model_type!r}; it is not a causal LM.",
             "Choose a language model for chat.",
         )
     model, info = AutoModelForCausalLM.from_pretrained(

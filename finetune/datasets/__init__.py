@@ -66,7 +66,7 @@ def read_rows(
             except BadRow as bad:
                 problems.append(Problem(text, number, bad.what, bad.hint))
             except (ValueError, TypeError, IndexError, AttributeError) as error:
-                what = f"The row has an odd shape: {str(error)[:100]}."
+                what = f"The row is malformed: {str(error)[:100]}."
                 problems.append(Problem(text, number, what, "Compare it with the other rows."))
     rows += _read_official(official, images, problems)
     notes = tuple(problem for problem in problems if problem.note)

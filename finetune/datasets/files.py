@@ -227,7 +227,7 @@ def _read_json(text: str, name: str, problems: list[Problem]) -> Records:
     except json.JSONDecodeError as error:
         return Records([], [*problems, Problem(name, None, *explain_json_error(text, error))])
     except (RecursionError, ValueError) as error:  # a million brackets, a number of 5,000 digits
-        what = f"The file is no data: {str(error)[:100]}."
+        what = f"The file is not valid JSON: {str(error)[:100]}."
         return Records([], [*problems, Problem(name, None, what)])
     if isinstance(data, dict):
         lists = [value for value in data.values() if isinstance(value, list)]

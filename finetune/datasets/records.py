@@ -263,7 +263,7 @@ def _pictures(
         for key, value in record.items():
             if _names_picture(value):
                 raise BadRow(
-                    f"{key!r} holds a picture's name, {_short(value)}, and is no known key.",
+                    f"{key!r} holds a picture's name, {_short(value)}, but is not a known key.",
                     f"Call it one of {', '.join(IMAGE_KEYS)}.",
                 )
         return []
@@ -325,7 +325,7 @@ def find_picture(path: str, roots: Sequence[Path]) -> Path:
                 return candidate
         except (OSError, ValueError) as error:  # too long, or with a null byte
             raise BadRow(
-                f"{_short(path)} is no path.", "Write base64 as data:image/png;base64,..."
+                f"{_short(path)} is not a path.", "Write base64 as data:image/png;base64,..."
             ) from error
     folders = " or ".join(map(str, roots))
     if outside:

@@ -75,12 +75,12 @@ class PictureSource:
         Raises:
             ImageError: it cannot be read or is not a picture.
         """
-        from vqa_app.images import ImageLimits, open_picture
+        from vqa_app.images import OWN_FILES, open_picture
 
         origin = self.origin
         content = origin if isinstance(origin, (Path, bytes, str)) else origin.read()
-        # A photo that was let in as a JPEG may lie here as a PNG of several times its bytes.
-        return open_picture(content, name=self.name, limits=ImageLimits(max_bytes=256 << 20))
+        # A photo that the browser let in as a JPEG lies here as our PNG.
+        return open_picture(content, name=self.name, limits=OWN_FILES)
 
 
 TurnPart: TypeAlias = "str | PictureSource"

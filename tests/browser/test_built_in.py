@@ -142,7 +142,7 @@ def test_what_is_taught_is_learned_and_the_rest_is_kept(browser, school, tmp_pat
     assert world["after"] >= world["before"] - 3.5 / 24, world
 
     page.click("text=Use it in chat")
-    page.wait_for_selector("#job :text('Go back to the model before')")
+    page.wait_for_selector("#job :text('Go back to the previous model')")
     page.click("nav [data-view-of=chat]")
     page.click(".new")
     visitor.attach(things[6])
@@ -150,7 +150,7 @@ def test_what_is_taught_is_learned_and_the_rest_is_kept(browser, school, tmp_pat
     expect(visitor.answers).to_have_text("A blorp.")
     expect(page.locator("article .facts")).to_contain_text("blorps")
     page.click("nav [data-view-of=train]")
-    page.click("text=Go back to the model before")
+    page.click("text=Go back to the previous model")
     page.wait_for_selector("text=Use it in chat")
     page.click("nav [data-view-of=chat]")
     page.get_by_label("Answer again").click()

@@ -71,7 +71,7 @@
         item.append(
           vqa.thumb(numbered),
           el("button.icon.remove",
-            { type: "button", "aria-label": `Take away picture ${numbered.number}`,
+            { type: "button", "aria-label": `Remove picture ${numbered.number}`,
               onclick: () => {
                 pictures.splice(pictures.indexOf(picture), 1);
                 drawTray();

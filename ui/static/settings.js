@@ -52,7 +52,7 @@
         el("button.icon", { type: "button", "aria-label": "Close settings", onclick: () => toggle(false) }, icon("x"))),
       el("div.field", {}, el("label", { for: "set-style" }, "Answers"), style),
       el("div.field", {}, el("label", { for: "set-system" }, "System prompt"), system,
-        el("small", {}, "Said to the model before every chat.")),
+        el("small", {}, "Sent to the model at the start of every chat.")),
       number("temperature", "Temperature", "0 gives the same answer each time; higher ones vary.", { min: 0, max: 5, step: 0.05 }),
       number("top_p", "Top p", "Only the likeliest words that make up this share.", { min: 0.05, max: 1, step: 0.05 }),
       number("max_new_tokens", "Longest answer", "In tokens, a little more than words.", { min: 1, max: 2048, step: 1, whole: true }),

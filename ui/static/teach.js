@@ -76,7 +76,7 @@
       if (!file) return;
       const found = await vqa.post(`vqa/taught?name=${encodeURIComponent(file.name)}`, file);
       if (!found) return;
-      vqa.toast(found.count === 1 ? "1 row came in." : `${found.count.toLocaleString()} rows came in.`);
+      vqa.toast(found.count === 1 ? "1 row imported." : `${found.count.toLocaleString()} rows imported.`);
       if (found.problems.length) vqa.toast(`Left out: ${found.problems.slice(0, 3).join("; ")}`, "error");
       vqa.send("teach", { do: "list" });
     });

@@ -129,7 +129,7 @@
       ? el("button.chip", { onclick: () => {
           $("preflight").replaceChildren();
           vqa.send("train", { ...ready, skip: true });
-        } }, "Train without what has problems")
+        } }, "Train without the bad rows")
       : null;
     if (found.more_problems) problems.push(el("li", {}, `and ${found.more_problems.toLocaleString()} more`));
     $("preflight").replaceChildren(
@@ -176,7 +176,7 @@
     }
     if (job.state === "done") parts.push(outcome());
     if (job.messages.length) {
-      parts.push(el("details", {}, el("summary", {}, "What it told"), el("ul.told", {}, ...job.messages.map((text) => el("li", {}, text)))));
+      parts.push(el("details", {}, el("summary", {}, "Messages"), el("ul.told", {}, ...job.messages.map((text) => el("li", {}, text)))));
     }
     redraw(el("div.panel", {}, ...parts));
   }
@@ -251,7 +251,7 @@
         el("div.texts", {}, el("p", {}, mark(row.scores[0]), row.before), el("p", {}, mark(row.scores[1]), row.after))));
     const pick = el("div.actions", {},
       vqa.state.models?.picked === job.key
-        ? el("button.chip", { onclick: back }, "Go back to the model before")
+        ? el("button.chip", { onclick: back }, "Go back to the previous model")
         : el("button.primary", { disabled: using === job.key, onclick: use }, using === job.key ? "Loading …" : "Use it in chat"));
     if (!job.comparison) return el("div.outcome", {}, el("p.note", {}, "Before and after were not compared."), pick);
     const { taught, world } = job.comparison;

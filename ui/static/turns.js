@@ -110,9 +110,9 @@
       const go = (id) => () => act("branch", { turn: id });
       tools.append(
         el("span.branches", { role: "group", "aria-label": "Versions" },
-          button("left", "Version before", go(before), { disabled: !before }),
+          button("left", "Previous version", go(before), { disabled: !before }),
           el("span", {}, `${at} / ${of}`),
-          button("right", "Version after", go(after), { disabled: !after })),
+          button("right", "Next version", go(after), { disabled: !after })),
       );
     }
     tools.append(
@@ -186,7 +186,7 @@
     }
     const quiet = [];
     if (answered && facts.confidence) quiet.push(`${Math.round(facts.confidence * 100)} % sure`);
-    if (facts.finish === "length") quiet.push("cut at the longest answer");
+    if (facts.finish === "length") quiet.push("cut off at the length limit");
     if (turn.state === "stopped" && turn.answer) quiet.push("stopped");
     if (facts.model) quiet.push(facts.model);
     if (quiet.length) {
