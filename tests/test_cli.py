@@ -220,7 +220,7 @@ def test_explain_says_before_answering_where_a_model_cannot(
         ([], 2, "There is no question"),
         (["CAT", ""], 2, "The question is empty"),
         (["CAT", "CAT"], 2, "There is no question"),
-        (["-", "-", "What?"], 2, "stdin holds one"),
+        (["-", "-", "What?"], 2, "stdin holds only one"),
         (["ftp://host/cat.png", "What?"], 3, "not fetched by ftp"),
         (["--explain", "no/such/map.png", "CAT", "What?"], 2, "no folder"),
         (["--explain", "map.txt", "CAT", "What?"], 2, "not a picture's name"),
