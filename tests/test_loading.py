@@ -147,6 +147,12 @@ def test_a_missing_shard_is_an_error_that_names_it(copy: Path) -> None:
     assert "model-00002-of-00002.safetensors is missing" in refusal(copy).problem
 
 
+@pytest.mark.parametrize("text", ['{"weight_map": {"a": "mod', "{}", '{"weight_map": {"a": 1}}'])
+def test_a_cut_off_index_is_an_error_that_names_it(copy: Path, text: str) -> None:
+    (copy / "model.safetensors.index.json").write_text(text)
+    assert "model.safetensors.index.json is not a whole index" in refusal(copy).problem
+
+
 def test_pickled_weights_are_refused(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     assert "pickle" in refusal(copy).problem
@@ -364,7 +370,7 @@ def test_a_pickled_adapter_is_refused(lora: Path, tmp_path: Path) -> None:
 
 
 def test_a_whole_model_is_no_adapter(tiny_llava_dir: Path) -> None:
-    assert "no adapter" in refusal(tiny_llava_dir, adapter=str(tiny_llava_dir)).problem
+    assert "not an adapter" in refusal(tiny_llava_dir, adapter=str(tiny_llava_dir)).problem
 
 
 def test_an_adapter_on_an_adapter_is_refused(lora: Path) -> None:
@@ -400,6 +406,17 @@ def test_a_projector_alone_is_put_into_its_base(tiny_llava_dir: Path, tmp_path: 
     assert not torch.allclose(logits(loaded), logits(load_model(str(tiny_llava_dir))), atol=1e-2)
     beside = load_model(str(tiny_llava_dir), adapter=str(run))
     assert torch.equal(logits(beside), logits(loaded))
+
+
+@pytest.mark.parametrize("make", [make_lora, make_projector])
+def test_a_cut_off_adapter_is_an_error_that_names_it(
+    tiny_llava_dir: Path, tmp_path: Path, make: Callable[[Path, Path], Path]
+) -> None:
+    adapter = make(tiny_llava_dir, tmp_path / "adapter")
+    file = next(adapter.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+    problem = refusal(tiny_llava_dir, adapter=str(adapter)).problem
+    assert str(adapter) in problem and "cannot be read" in problem
 
 
 def test_half_a_projector_is_refused(tiny_llava_dir: Path, tmp_path: Path) -> None:

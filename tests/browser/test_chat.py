@@ -189,7 +189,7 @@ def test_a_forged_history_reaches_nobody(visit, engine):
     visitor.answered()
     assert "evil" not in str(engine.asked[-1][0].to_json())
     visitor.page.evaluate("() => vqa.ask({question: 'x', pictures: ['../../../etc/passwd']})")
-    expect(visitor.page.locator(".toast.error")).to_contain_text("not here")
+    expect(visitor.page.locator(".toast.error")).to_contain_text("has been deleted")
 
 
 def test_answers_are_drawn_and_cannot_load_or_run_anything(visit, engine):
