@@ -58,6 +58,11 @@ def test_a_model_without_its_weights_in_the_cache_is_not(cache: Path) -> None:
     assert not module.is_cached(WANTED)
 
 
+def test_a_model_with_a_broken_index_is_not_here_and_leaves_the_list_whole(cache: Path) -> None:
+    put_into(cache, WANTED, "config.json", "model.safetensors.index.json")
+    assert [entry.cached for entry in catalogue() if entry.name == WANTED] == [False]
+
+
 def test_the_builtin_model_comes_first_where_there_is_one(
     cache: Path, tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,7 +127,7 @@ def is_cached(name: str) -> bool:
     try:
         directory = Path(snapshot_download(name, local_files_only=True))
         files = model_files(directory)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ModelError):
         return False
     return bool(files) and all(file.is_file() for file in files)
 

@@ -41,11 +41,20 @@ class StoredTensor:
 
 
 def model_files(directory: Path) -> list[Path]:
-    """The weight files that transformers would load: those of the index, or `model.safetensors`."""
+    """The weight files that transformers would load: those of the index, or `model.safetensors`.
+
+    Raises:
+        ModelError: the index is cut off or none.
+    """
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return sorted(directory / name for name in names)
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            return sorted(directory / name for name in names)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"{index} is not a whole index of weights: {error!r}.", "Download the model again."
+            ) from error
     single = directory / "model.safetensors"
     return [single] if single.is_file() else []
 
