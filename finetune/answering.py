@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
-from finetune.objective import plain
+from finetune.architecture import plain, shares_prefixes
 from vqa_app.prompting import Prompt, end_token_ids
 
 if TYPE_CHECKING:
@@ -56,15 +56,6 @@ def to_model(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
         )
         for name, value in inputs.items()
     }
-
-
-def shares_prefixes(model: PreTrainedModel) -> bool:
-    """Whether several continuations of one prefix can be computed from its keys and values."""
-    base = plain(model)
-    if not isinstance(base, LlavaForConditionalGeneration):
-        return False
-    cache = DynamicCache(config=base.config)
-    return not any(cache.is_sliding) and not any(cache.is_linear)
 
 
 def rows_at_once(model: PreTrainedModel, tokens: int) -> int:

@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from finetune.architecture import shares_prefixes, text_config
 from finetune.attention import attend
 
 NAME = "branching"
@@ -139,18 +140,13 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 def supports_branching(model: Any) -> bool:
     """Whether questions may share a prefix: a LLaVA whose LLM attends to everything, through
     "sdpa"."""
-    from finetune.answering import shares_prefixes
-    from finetune.objective import plain
-
-    kind = plain(model).config.get_text_config()._attn_implementation
+    kind = text_config(model)._attn_implementation
     return shares_prefixes(model) and kind in ("sdpa", NAME)
 
 
 def allow_branching(model: Any) -> None:
     """Lets the LLM take `branches`; everything else stays as it was."""
-    from finetune.objective import plain
-
-    plain(model).config.get_text_config()._attn_implementation = NAME
+    text_config(model)._attn_implementation = NAME
 
 
 def rounded(size: int, step: int) -> int:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune.objective import feature_width, plain
+from finetune.architecture import feature_width, plain
 from finetune.preflight import in_parallel
 from finetune.samples import Sample
 from vqa_app.errors import DataError

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune.architecture import plain
 from finetune.config import FinetuneConfig, Stage
-from finetune.objective import plain
 from vqa_app.anatomy import Anatomy, anatomy
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.quiet import quiet

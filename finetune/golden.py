@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from finetune.answering import inference, to_model
-from finetune.objective import plain
+from finetune.architecture import plain
 from vqa_app.conversation import Conversation
 from vqa_app.errors import ModelError
 from vqa_app.images import OWN_FILES, open_picture

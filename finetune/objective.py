@@ -18,23 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from finetune.architecture import feature_width, plain
 from finetune.collator import FEATURES, IGNORED
 from finetune.shortcuts import LastLayer, cast_inputs_once, cast_weights_once, pad_rows
 
 LOGITS_AT_ONCE = 1 << 25
 """Elements of one block of logits, 128 MB in fp32; more labels are taken block by block and
 recomputed in the backward pass."""
-
-
-def plain(model: nn.Module) -> Any:
-    """The transformers model inside a PEFT wrapper; adapters stay active in it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def feature_width(base: LlavaForConditionalGeneration) -> int:
-    """How wide each image feature is that the projector is given."""
-    layers = base.config.vision_feature_layer
-    return base.config.vision_config.hidden_size * (1 if isinstance(layers, int) else len(layers))
 
 
 class Objective(nn.Module):

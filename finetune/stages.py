@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from finetune import checkpoint, features
+from finetune.architecture import plain, text_config
 from finetune.batches import BatchPlan
 from finetune.branching import allow_branching, supports_branching
 from finetune.collator import Collator
@@ -31,7 +32,7 @@ from finetune.machine import (
     peak_memory,
     wait,
 )
-from finetune.objective import Objective, plain
+from finetune.objective import Objective
 from finetune.preflight import in_parallel
 from finetune.progress import OnProgress, Progress
 from finetune.samples import Sample
@@ -71,7 +72,7 @@ def run_stage(
     if shares:
         allow_branching(loaded.model)
     data = read_data(config, loaded.processor, max_length=context, share_prefix=shares, tell=tell)
-    rank, alpha, dropout = small_rank(config, _text_config(loaded.model).hidden_size)
+    rank, alpha, dropout = small_rank(config, text_config(loaded.model).hidden_size)
     torch.manual_seed(config.seed)
     frozen = freeze(loaded.model, config.stage, rank=rank, alpha=alpha, dropout=dropout)
     tell(Progress("loading", message=str(frozen)))
@@ -140,7 +141,7 @@ def settle(
     tell: OnProgress,
 ) -> Settings:
     """Decides what the config leaves open, and says so."""
-    text = _text_config(loaded.model)
+    text = text_config(loaded.model)
     samples = data.train.samples
     settings, memory = decide(
         config,
@@ -393,12 +394,8 @@ def _checkpoint_gradients(model: Any) -> None:
     base.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def _text_config(model: Any) -> Any:
-    return plain(model).config.get_text_config()
-
-
 def _context_length(model: Any) -> int:
-    return getattr(_text_config(model), "max_position_embeddings", None) or FALLBACK_CONTEXT
+    return getattr(text_config(model), "max_position_embeddings", None) or FALLBACK_CONTEXT
 
 
 def _every(value: float, steps: int) -> int:

@@ -43,7 +43,8 @@ def mixed_conversations() -> list[Conversation]:
 
 @pytest.mark.parametrize("llm", ["llama", "qwen2", "mistral"])
 def test_batched_answers_equal_plain_generate(tmp_path: Path, one_thread: None, llm: str) -> None:
-    from finetune.answering import answer_all, shares_prefixes
+    from finetune.answering import answer_all
+    from finetune.architecture import shares_prefixes
     from vqa_app.prompting import encode
 
     model, processor = load(tiny_llava(tmp_path, llm=llm))
