@@ -19,6 +19,7 @@ from urllib.parse import unquote_to_bytes
 
 from PIL import Image, UnidentifiedImageError
 
+from vqa_app.colours import to_rgb
 from vqa_app.errors import ImageError
 from vqa_app.file_kinds import kind_of
 
@@ -33,7 +34,6 @@ _COUNTED_GIF_BYTES = 4 * 2**20
 _HASHED_PIXELS = 1 << 20
 
 _ORIENTATION = 0x0112
-_PHOTOMETRIC = 262
 _TURNS: dict[int, tuple[Image.Transpose, str]] = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT, "mirrored by EXIF"),
     3: (Image.Transpose.ROTATE_180, "rotated 180° by EXIF"),
@@ -72,8 +72,6 @@ class Picture:
     """SHA-256 (hex) over mode, size and pixels."""
     name: str = "picture"
     """File name, for messages."""
-    original_size: tuple[int, int] = (0, 0)
-    """Width and height as stored in the file, before any rotation."""
     changes: tuple[str, ...] = ()
     """What normalising changed, in words for a person: "rotated 90° by EXIF"."""
 
@@ -224,9 +222,9 @@ def _too_many_bytes(name: str, max_bytes: int) -> ImageError:
 
 def _identify(data: bytes, name: str) -> Image.Image:
     kind = kind_of(data)
-    formats = FORMATS
+    formats, known = FORMATS, kind in FORMATS
     if kind == "HEIC" and _heif_registered():
-        formats = (*FORMATS, "HEIF")
+        formats, known = (*FORMATS, "HEIF"), True
     try:
         return Image.open(BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
@@ -235,21 +233,22 @@ def _identify(data: bytes, name: str) -> Image.Image:
             "Save the picture with fewer pixels.",
         ) from error
     except UnidentifiedImageError:
-        raise _unknown(kind, name) from None
+        raise _unknown(kind, name, known) from None
     except Exception as error:  # decoders fail on a damaged file in every imaginable way
         raise _damaged(name, kind, error) from error
 
 
-def _unknown(kind: str, name: str) -> ImageError:
+def _unknown(kind: str, name: str, known: bool) -> ImageError:
+    """Of a file that no decoder takes; `known` where there is one for this kind."""
+    if known:
+        return ImageError(
+            f"{name} starts like a {kind} file but is damaged or cut off.",
+            "Open it in an image editor and save it again.",
+        )
     if kind == "HEIC":
         return ImageError(
             f"{name} is a HEIC picture, and HEIC support is not installed.",
             "Run `pip install pillow-heif`, or save the picture as JPEG.",
-        )
-    if kind in FORMATS:
-        return ImageError(
-            f"{name} starts like a {kind} file but is damaged or cut off.",
-            "Open it in an image editor and save it again.",
         )
     return ImageError(f"{name} is not a readable picture: it seems to be {kind}.", SUPPORTED)
 
@@ -313,22 +312,16 @@ def _decode(image: Image.Image, name: str, kind: str, frames: str) -> Picture:
             changes.append(_TURNS[turn][1])
         if _orientation(image) in _TURNS:  # Pillow has turned TIFFs already
             image = image.transpose(_TURNS[turn][0])
-        rgb = _to_rgb(image, changes)
+        rgb = to_rgb(image, changes)
     except MemoryError as error:
         raise ImageError(f"Too little memory to open {name}.", "Save it smaller.") from error
     except Exception as error:  # decoders fail on a damaged file in every imaginable way
         raise _damaged(name, kind or "image", error) from error
-    stored = rgb.size[::-1] if turn >= 5 else rgb.size
-    return _picture(rgb, name, stored, tuple(changes))
+    return _picture(rgb, name, tuple(changes))
 
 
-def _picture(
-    image: Image.Image,
-    name: str,
-    original_size: tuple[int, int] | None = None,
-    changes: tuple[str, ...] = (),
-) -> Picture:
-    return Picture(image, digest_of(image), name, original_size or image.size, changes)
+def _picture(image: Image.Image, name: str, changes: tuple[str, ...] = ()) -> Picture:
+    return Picture(image, digest_of(image), name, changes)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -337,78 +330,3 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # unreadable EXIF says nothing about the pixels
         return 1
     return value if value in _TURNS else 1
-
-
-def _to_rgb(image: Image.Image, changes: list[str]) -> Image.Image:
-    """A plain RGB copy; what was done is appended to `changes`."""
-    mode = image.mode
-    if mode.startswith("I;16") or mode in ("I", "F"):
-        image = _to_eight_bits(image, changes)
-    elif mode in ("CMYK", "LAB"):
-        image = _convert_colours(image)
-        changes.append(f"{mode} colours converted to RGB")
-    elif mode == "La":
-        image = image.convert("LA")
-    elif mode == "RGBa":
-        image = image.convert("RGBA")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:
-            changes.append("transparency laid on white")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    # A copy even of RGB: the caller's image stays his, and an opened file's metadata is let go.
-    rgb = image.convert("RGB")
-    rgb.info = {}
-    return rgb
-
-
-def _to_eight_bits(image: Image.Image, changes: list[str]) -> Image.Image:
-    """Grey values of 16 or 32 bits or floats to "L" or "LA"; Pillow's conversion clips them at 255.
-
-    16-bit values are divided by 257, so that black stays black and white white. Integers of 32 bits
-    and floats have no agreed white: floats within 0 to 1 are taken as such, all else is stretched
-    to its range.
-    """
-    import numpy as np
-
-    values = np.asarray(image)  # [rows, columns]
-    if image.mode.startswith("I;16"):
-        grey = values / np.float32(257)
-        changes.append("16-bit values scaled to 8-bit")
-    else:
-        values = np.where(np.isfinite(values), values, 0)
-        low, high = float(values.min()), float(values.max())
-        if image.mode == "F" and low >= 0.0 and high <= 1.0:
-            low, high = 0.0, 1.0
-        grey = (values - low) * (255.0 / (high - low) if high > low else 0.0)
-        changes.append("32-bit values scaled to 8-bit")
-    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # TIFF's "white is zero"
-        grey = 255 - grey
-    result = Image.fromarray(np.rint(grey).astype(np.uint8))
-    see_through = image.info.get("transparency")
-    if isinstance(see_through, int):
-        result.putalpha(Image.fromarray(np.where(values == see_through, 0, 255).astype(np.uint8)))
-    return result
-
-
-def _convert_colours(image: Image.Image) -> Image.Image:
-    """CMYK or LAB to RGB, through the picture's own colour profile where it has a usable one."""
-    from PIL import ImageCms
-
-    srgb = ImageCms.createProfile("sRGB")
-    profile = image.info.get("icc_profile")
-    if image.mode == "LAB":
-        converted = ImageCms.profileToProfile(
-            image, ImageCms.createProfile("LAB"), srgb, outputMode="RGB"
-        )
-        assert converted is not None  # None only where it works in place
-        return converted
-    if profile:
-        try:
-            converted = ImageCms.profileToProfile(image, BytesIO(profile), srgb, outputMode="RGB")
-        except ImageCms.PyCMSError:
-            converted = None
-        if converted is not None:
-            return converted
-    return image.convert("RGB")
