@@ -110,6 +110,22 @@ def test_a_run_keeps_its_golden_pictures_and_prompts(run: Path) -> None:
     assert [g.conversation for g in read_golden(run)] == golden()
 
 
+def test_golden_pictures_may_be_larger_than_what_strangers_may_give(
+    tiny_llava_dir: Path, tmp_path: Path
+) -> None:
+    from finetune.golden import read_golden, record_golden
+    from vqa_app.images import ImageLimits
+    from vqa_app.loading import load_model
+
+    photo = picture(size=(2700, 2700))  # as a JPEG it would be let in
+    asked = Conversation.ask("What is it?", [photo]).then(Message.assistant("A cat."))
+    loaded = load_model(str(tiny_llava_dir))
+    (folder := tmp_path / "golden").mkdir()
+    record_golden(loaded.model, loaded.processor, [asked], folder)
+    assert (folder / f"{photo.digest}.png").stat().st_size > ImageLimits().max_bytes
+    assert [prompt.conversation for prompt in read_golden(tmp_path)] == [asked]
+
+
 def test_plain_peft_loads_a_lora_run(tiny_llava_dir: Path, tmp_path: Path) -> None:
     import torch
     from peft import PeftModel

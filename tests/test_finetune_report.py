@@ -14,6 +14,7 @@ from finetune.evaluate import questions_of
 from finetune.predictions import Prediction
 from finetune.report import WorstAnswer, keep_watch_answers, worst_answers, write_report
 from tests.tiny import picture
+from vqa_app.images import ImageLimits
 from vqa_app.manifest import Base, Manifest, write_manifest
 
 
@@ -107,6 +108,14 @@ def test_the_model_card_names_base_data_and_figures(run: Path) -> None:
     card = (run / "README.md").read_text()
     for said in ("base_model: builtin", "library_name: peft", "75.00 %", "train.json", "my-run"):
         assert said in card, said
+
+
+def test_a_watched_photo_may_be_larger_than_what_strangers_may_give(run: Path) -> None:
+    photo = picture(size=(2700, 2700))
+    keep_watch_answers(run, 40, [("And here?", "", "red", [photo])])
+    assert (run / "watch" / f"{photo.digest}.png").stat().st_size > ImageLimits().max_bytes
+    write_report(run)
+    assert "And here?" in (run / "report.html").read_text()
 
 
 def test_a_run_that_logged_nothing_has_a_report_too(run: Path) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 from PIL import Image
 
 from ui.handlers import MAX_PICTURES, MAX_QUESTION
-from ui.pictures import OWN, PictureShelf
+from ui.pictures import PictureShelf
 from ui.render import title_of, view_of
 from ui.store import Store
 from vqa_app.errors import DataError, ImageError
+from vqa_app.images import OWN_FILES
 
 FORMAT = "vqa-app conversation"
 VERSION = 1
@@ -161,7 +162,7 @@ def _pictures(
             data = base64.b64decode(entry["data"], validate=True)
         except (TypeError, KeyError, ValueError) as error:
             raise ImageError("A picture in the file is damaged.", "Export it again.") from error
-        found[digest] = (shelf.add(data, name, OWN).digest, name)
+        found[digest] = (shelf.add(data, name, OWN_FILES).digest, name)
     return found
 
 
