@@ -161,6 +161,57 @@ def test_a_zip_file_cannot_name_pictures_of_the_server(teaching, tmp_path, absol
 
 
 def test_a_bomb_is_not_unpacked(teaching, monkeypatch):
-    monkeypatch.setattr("ui.teach.MAX_UNPACKED", 1000)
+    monkeypatch.setattr("ui.sent.MAX_UNPACKED", 1000)
     with pytest.raises(DataError, match="too much"):
         teaching.take_in("ann", packed(**{"rows.json": json.dumps(["x" * 5000]).encode()}))
+
+
+def table(rows: int) -> bytes:
+    return "".join(["question,answer\n", *(f"What is {n}?,{n}\n" for n in range(rows))]).encode()
+
+
+def test_an_import_writes_the_file_once(teaching, monkeypatch):
+    written = []
+    write = Teaching._write
+    monkeypatch.setattr(
+        Teaching,
+        "_write",
+        lambda self, *given: (written.append(len(given[1])), write(self, *given)),
+    )
+    teaching.take_in("ann", table(2), "first.csv")
+    assert teaching.take_in("ann", table(3000), "more.csv") == (3000, [])
+    assert written == [2, 3002], "written per row, a thousand rows take most of a minute"
+    assert teaching.rows("ann")[0].answer == "2999", "latest first"
+
+
+def test_the_rows_are_counted_without_reading_them_anew(teaching, monkeypatch):
+    assert teaching.count("ann") == 0
+    row = teaching.add("ann", "What?", "this", [])
+    assert teaching.count("ann") == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(Teaching, "_read", lambda *_: pytest.fail("read again"))
+        assert teaching.count("ann") == 1, "once a second in every open page"
+    teaching.delete("ann", row.id)
+    assert teaching.count("ann") == 0
+
+
+def test_what_does_not_fit_leaves_neither_rows_nor_pictures(teaching, monkeypatch):
+    rows = b"image,question,answer\ngreen.png,What?,green\nred.png,What?,red\n"
+    data = packed(**{"my.csv": rows, "green.png": png(), "red.png": png("red")})
+    with monkeypatch.context() as patched:
+        patched.setattr("ui.teach.MAX_ROWS", 1)
+        with pytest.raises(DataError, match="too many rows"):
+            teaching.take_in("ann", data)
+    assert teaching.rows("ann") == []
+    assert not list((teaching.home("ann") / "images").iterdir())
+    assert teaching.take_in("ann", data) == (2, [])
+    assert len(list((teaching.home("ann") / "images").iterdir())) == 2
+
+
+def test_a_picture_of_many_rows_is_read_once(teaching, shelf, monkeypatch):
+    rows = b"image,question,answer\n" + b"green.png,What?,green\n" * 5
+    read, add = [], shelf.add
+    monkeypatch.setattr(shelf, "add", lambda *given: (read.append(given[1]), add(*given))[1])
+    count, _ = teaching.take_in("ann", packed(**{"my.csv": rows, "green.png": png()}))
+    assert count == 5 and read == ["green.png"]
+    assert len({row.pictures for row in teaching.rows("ann")}) == 1

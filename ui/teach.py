@@ -17,22 +17,21 @@ import tempfile
 import threading
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ui.pictures import OWN, PictureShelf
+from ui.pictures import PictureShelf
 from ui.render import SHORT_STYLE, without_paths
+from ui.sent import MAX_ROWS, read_sent, unpack
 from vqa_app.errors import DataError, UsageError, VqaError
-from vqa_app.images import Picture
+from vqa_app.images import OWN_FILES, Picture
 
 LONGEST_TEXT = 4000
-MAX_ROWS = 100_000
-MAX_UNPACKED = 2 << 30
 _PLACEHOLDER = "<image>"
-_PLAIN = (".csv", ".tsv", ".json", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,9 @@ class Teaching:
     def __init__(self, folder: Path, shelf: PictureShelf) -> None:
         self.folder, self.shelf = folder, shelf
         self._lock = threading.RLock()
-        self._in_use: set[str] = set()
+        self._in_use: Counter[str] = Counter()
+        self._counts: dict[str, tuple[tuple[int, int], int]] = {}
+        """By owner, the file's time and size and how many rows it had then."""
 
     def home(self, owner: str) -> Path:
         """The owner's data set: `finetune --data` takes its `llava.json`."""
@@ -103,8 +104,19 @@ class Teaching:
 
     def rows(self, owner: str) -> list[TaughtRow]:
         """Latest first."""
+        return self._rows(owner)[::-1]
+
+    def count(self, owner: str) -> int:
+        """How many rows there are; the file is read again only when it changed."""
+        try:
+            found = self.file(owner).stat()
+        except FileNotFoundError:
+            return 0
+        stamp = (found.st_mtime_ns, found.st_size)
         with self._lock:
-            return [TaughtRow.from_llava(row) for row in self._read(owner)][::-1]
+            if owner not in self._counts or self._counts[owner][0] != stamp:
+                self._counts[owner] = (stamp, len(self._read(owner)))
+            return self._counts[owner][1]
 
     def add(
         self,
@@ -122,18 +134,14 @@ class Teaching:
         Raises:
             DataError: question or answer is empty or too long.
         """
-        digests = tuple(dict.fromkeys(picture.digest for picture in pictures))
-        row = TaughtRow(
-            secrets.token_hex(6), _checked("question", question, bool(digests)),
-            _checked("answer", answer), digests, short, turn, said, time.time(),
-        )  # fmt: skip
+        digests = dict.fromkeys(picture.digest for picture in pictures)
+        row = _new_row(question, answer, digests, short=short, turn=turn, said=said)
         with self._lock:
             for picture in pictures:
                 self._keep(owner, picture)
-            rows = self.rows(owner)[::-1]
+            rows = self._rows(owner)
             kept = [old for old in rows if not turn or old.turn != turn]
-            if len(kept) >= MAX_ROWS:
-                raise DataError("There are too many rows.", "Delete some first.")
+            _check_room(len(kept) + 1)
             self._write(owner, [*kept, row])
             if len(kept) < len(rows):
                 self._sweep(owner, [*kept, row])
@@ -141,7 +149,7 @@ class Teaching:
 
     def edit(self, owner: str, row_id: str, question: str, answer: str) -> None:
         with self._lock:
-            rows = self.rows(owner)[::-1]
+            rows = self._rows(owner)
             place = self._place(rows, row_id)
             rows[place] = replace(
                 rows[place],
@@ -152,7 +160,7 @@ class Teaching:
 
     def delete(self, owner: str, row_id: str) -> None:
         with self._lock:
-            rows = self.rows(owner)[::-1]
+            rows = self._rows(owner)
             del rows[self._place(rows, row_id)]
             self._write(owner, rows)
             self._sweep(owner, rows)
@@ -160,7 +168,7 @@ class Teaching:
     def forget(self, owner: str, turn: str) -> None:
         """Removes the row of a turn, if there is one."""
         with self._lock:
-            rows = self.rows(owner)[::-1]
+            rows = self._rows(owner)
             kept = [row for row in rows if row.turn != turn]
             if len(kept) < len(rows):
                 self._write(owner, kept)
@@ -168,25 +176,25 @@ class Teaching:
 
     @contextmanager
     def in_use(self, owner: str) -> Iterator[None]:
-        """Keeps the pictures of rows that are deleted meanwhile: a training reads them."""
+        """Keeps pictures that no row shows: a training reads them, or their rows are to come."""
         with self._lock:
-            self._in_use.add(owner)
+            self._in_use[owner] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._in_use.discard(owner)
-                self._sweep(owner, self.rows(owner))
+                self._in_use[owner] -= 1
+                self._sweep(owner, self._rows(owner))
 
     def picture(self, owner: str, digest: str) -> Picture:
         """A row's picture, put back on the shelf where its chat was deleted meanwhile."""
         if self.shelf.file(digest).exists():
             return self.shelf.get(digest)
-        return self.shelf.add(self._image(owner, digest).read_bytes(), "picture", OWN)
+        return self.shelf.add(self._image(owner, digest).read_bytes(), "picture", OWN_FILES)
 
     def export(self, owner: str) -> bytes:
         """A zip file of the data set: LLaVA JSON, the same as CSV, and the pictures."""
-        rows = self.rows(owner)[::-1]
+        rows = self._rows(owner)
         stream = io.BytesIO()
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr("llava.json", _json(rows))
@@ -212,7 +220,7 @@ class Teaching:
             How many rows came in, and what was wrong with others.
 
         Raises:
-            DataError: it is no such zip file.
+            DataError: it is no such zip file, or holds more rows than fit.
         """
         with tempfile.TemporaryDirectory(prefix="vqa-app-import-") as temporary:
             folder = Path(temporary) / "what was sent"  # what messages call it
@@ -220,28 +228,43 @@ class Teaching:
             unpack(data, folder, name)
             found = read_sent(folder)
             problems = [without_paths(f"row {p.row}: {p.what}") for p in found.problems]
-            count = 0
-            for row in found.rows:
-                try:
-                    count += self._take_row(owner, row)
-                except VqaError as error:
-                    problems.append(without_paths(f"row {row.number}: {error.problem}"))
-        return count, problems
+            new: list[TaughtRow] = []
+            digests: dict[str, str] = {}
+            with self.in_use(owner):
+                for row in found.rows:
+                    try:
+                        new += self._rows_of(owner, row, digests)
+                    except VqaError as error:
+                        problems.append(without_paths(f"row {row.number}: {error.problem}"))
+                with self._lock:  # once for all: every writing writes the whole file
+                    kept = self._rows(owner)
+                    _check_room(len(kept) + len(new))
+                    self._write(owner, [*kept, *new])
+        return len(new), problems
 
-    def _take_row(self, owner: str, row: Any) -> int:
-        """Every question of a row as a row of its own, with the pictures up to it."""
-        seen: list[Picture] = []
-        question, count = "", 0
+    def _rows_of(self, owner: str, row: Any, digests: dict[str, str]) -> list[TaughtRow]:
+        """Every question of a row as a row of its own, with the pictures up to it.
+
+        Args:
+            digests: of the pictures that are kept already, by `PictureSource.key`; grows.
+        """
+        new: list[TaughtRow] = []
+        seen: dict[str, None] = {}
+        question = ""
         for turn in row.turns:
             if turn.role == "user":
-                seen += [self.shelf.add(p.open().image, p.name) for p in turn.pictures]
+                for source in turn.pictures:
+                    if source.key not in digests:
+                        picture = self.shelf.add(source.open().image, source.name)
+                        self._keep(owner, picture)
+                        digests[source.key] = picture.digest
+                    seen[digests[source.key]] = None
                 question = turn.text.strip()
             elif turn.role == "assistant":
                 short = question.endswith(SHORT_STYLE.strip())
                 text = question.removesuffix(SHORT_STYLE.strip()).strip()
-                self.add(owner, text, turn.text.strip(), seen, short=short)
-                count += 1
-        return count
+                new.append(_new_row(text, turn.text.strip(), seen, short=short))
+        return new
 
     def _keep(self, owner: str, picture: Picture) -> None:
         target = self._image(owner, picture.digest)
@@ -265,6 +288,11 @@ class Teaching:
                 return place
         raise UsageError("This row does not exist any more.", "Reload the page.")
 
+    def _rows(self, owner: str) -> list[TaughtRow]:
+        """Oldest first, as the file has them."""
+        with self._lock:
+            return [TaughtRow.from_llava(row) for row in self._read(owner)]
+
     def _read(self, owner: str) -> list[dict[str, Any]]:
         try:
             return json.loads(self.file(owner).read_text("utf-8"))
@@ -279,12 +307,35 @@ class Teaching:
 
     def _sweep(self, owner: str, rows: Sequence[TaughtRow]) -> None:
         """Removes the pictures of deleted rows."""
-        if owner in self._in_use:
+        if self._in_use[owner]:
             return
         shown = {digest for row in rows for digest in row.pictures}
         for image in (self.home(owner) / "images").glob("*.png"):
             if image.stem not in shown:
                 image.unlink(missing_ok=True)
+
+
+def _new_row(
+    question: str,
+    answer: str,
+    digests: Iterable[str],
+    *,
+    short: bool,
+    turn: str = "",
+    said: str = "",
+) -> TaughtRow:
+    """Raises DataError where question or answer is empty or too long."""
+    pictures = tuple(digests)
+    question = _checked("question", question, bool(pictures))
+    answer = _checked("answer", answer)
+    return TaughtRow(
+        secrets.token_hex(6), question, answer, pictures, short, turn, said, time.time()
+    )
+
+
+def _check_room(rows: int) -> None:
+    if rows > MAX_ROWS:
+        raise DataError("There are too many rows.", f"At most {MAX_ROWS:,} fit; delete some first.")
 
 
 def _json(rows: Sequence[TaughtRow]) -> str:
@@ -298,85 +349,3 @@ def _checked(what: str, text: str, may_be_empty: bool = False) -> str:
     if len(text) > LONGEST_TEXT:
         raise DataError(f"The {what} is too long.", f"At most {LONGEST_TEXT:,} characters.")
     return text
-
-
-def data_files(folder: Path) -> list[Path]:
-    """What of a folder `finetune` is to read: where some files are for training, only those.
-
-    Raises:
-        DataError: there is nothing.
-    """
-    from finetune.datasets.files import train_files
-
-    # Our own export holds the same rows twice; the JSON says more than the table.
-    for kinds in (("*.json", "*.jsonl"), ("*.csv", "*.tsv"), ("*.parquet", "*.arrow")):
-        files = sorted(file for kind in kinds for file in folder.rglob(kind))
-        if files:
-            return train_files(files, folder)
-    raise DataError("There is no data file in it.", "Add a LLaVA JSON or a CSV.")
-
-
-def refuse_outside(rows: Iterable[Any], folder: Path) -> None:
-    """Checks that data which somebody sent names only its own pictures, none of the server's.
-
-    Raises:
-        DataError: a row names a file elsewhere.
-    """
-    for row in rows:
-        for picture in row.pictures:
-            path = picture.origin
-            if isinstance(path, Path) and not path.resolve().is_relative_to(folder.resolve()):
-                raise DataError(
-                    f"Row {row.number} names a picture elsewhere: {picture.name}.",
-                    "Put the picture in, and name it relative to the data file.",
-                )
-
-
-def read_sent(folder: Path) -> Any:
-    """The rows (`finetune.datasets.ReadRows`) of an unpacked file that somebody sent.
-
-    Raises:
-        DataError: it holds no data, cannot be read, or names pictures of the server.
-    """
-    from finetune.datasets import read_rows
-
-    found = read_rows(data_files(folder))
-    refuse_outside(found.rows, folder)
-    return found
-
-
-def unpack(data: bytes, folder: Path, name: str = "") -> None:
-    """Unpacks a zip file of unknown origin: no links, no path out of the folder, no bomb.
-
-    Args:
-        name: of the file; a table or JSON file is taken as it is.
-
-    Raises:
-        DataError: it is not a zip file, is damaged, or unpacks to too much.
-    """
-    if (suffix := Path(name).suffix.lower()) in _PLAIN:
-        (folder / f"rows{suffix}").write_bytes(data)
-        return
-    try:
-        archive = zipfile.ZipFile(io.BytesIO(data))
-    except zipfile.BadZipFile as error:
-        raise DataError("This is not a zip file.", "Export one here to see its shape.") from error
-    with archive:
-        entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-        if len(entries) > MAX_ROWS or sum(entry.file_size for entry in entries) > MAX_UNPACKED:
-            raise DataError("The zip file unpacks to too much.", "Split it.")
-        left = MAX_UNPACKED
-        for entry in entries:
-            target = (folder / entry.filename).resolve()
-            if not target.is_relative_to(folder.resolve()) or "\\" in entry.filename:
-                raise DataError("The zip file names a path outside itself.", "Create it again.")
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(entry) as source, target.open("wb") as out:
-                    while chunk := source.read(1 << 20):
-                        left -= len(chunk)
-                        if left < 0:
-                            raise DataError("The zip file unpacks to too much.", "Split it.")
-                        out.write(chunk)
-            except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
-                raise DataError("The zip file is damaged or locked.", "Create it again.") from error

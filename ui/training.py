@@ -15,7 +15,8 @@ from ui.handlers import Desk, Request, Update, message_of
 from ui.jobs import Job, JobFiles, State
 from ui.recipe import Wanted, knows_world, settings_for
 from ui.render import without_paths
-from ui.teach import MAX_ROWS, Teaching, data_files, read_sent, unpack
+from ui.sent import MAX_ROWS, data_files, read_sent, unpack
+from ui.teach import Teaching
 from vqa_app.errors import DataError, UsageError, VqaError
 
 STAGES = ("lora", "projector", "full", "qlora")
@@ -51,7 +52,7 @@ class TrainingDesk:
 
     def sources(self, owner: str) -> list[dict[str, Any]]:
         """The data sets that this owner may train on."""
-        count = len(self.teaching.rows(owner))
+        count = self.teaching.count(owner)
         words = "1 row" if count == 1 else f"{count:,} rows"
         found = [{"key": "mine", "label": f"My taught rows ({words})", "empty": count == 0}]
         for kind, folder in self._folders(owner):
@@ -77,7 +78,7 @@ class TrainingDesk:
                 raise UsageError("There is no such data set.", "Pick one from the list.")
             kind, _, name = key.partition(":")
             if kind == "mine":
-                if not self.teaching.rows(owner):
+                if not self.teaching.count(owner):
                     raise DataError("Nothing has been taught yet.", "Correct an answer first.")
                 paths.append(str(self.teaching.file(owner)))
             else:
