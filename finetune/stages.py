@@ -270,6 +270,8 @@ def training_arguments(
     on_cpu = device_of(config) == "cpu"
     return TrainingArguments(
         output_dir=config.out,
+        project="vqa-app",
+        run_name=Path(config.out).name,
         per_device_train_batch_size=settings.micro_batch_size,
         gradient_accumulation_steps=settings.micro_batches,
         max_steps=settings.steps,

@@ -41,6 +41,7 @@ def test_an_integration_gets_every_step_and_evaluation(
 
     class Recorder(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            assert (args.project, args.run_name) == ("vqa-app", Path(args.output_dir).name)
             got.append((state.global_step, dict(logs)))
 
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Recorder)
