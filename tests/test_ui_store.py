@@ -135,6 +135,26 @@ def test_an_answer_to_a_deleted_question_is_dropped(store):
     assert store.path("ann", chat) == []
 
 
+def test_facts_that_come_late_leave_the_answer_as_it_is(store, monkeypatch):
+    """Where the model looked is worked out while another answer may be written."""
+    chat = store.create("ann")
+    turn = store.add_turn("ann", chat, None, "one", facts={"style": "short"}).id
+    store.finish_turn(turn, "a", "answering")
+    read = store._turn
+
+    def end_meanwhile(conversation, wanted):
+        found = read(conversation, wanted)
+        store.finish_turn(turn, "a cat", "answered", {"confidence": 0.5})
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_turn", end_meanwhile)
+        store.add_facts("ann", chat, turn, {"gain": 2})
+    found = store.turn("ann", chat, turn)
+    assert (found.answer, found.state) == ("a cat", "answered")
+    assert found.facts == {"style": "short", "confidence": 0.5, "gain": 2}
+
+
 def test_many_threads_write_at_once(store):
     chats = [store.create(f"owner-{number}") for number in range(6)]
 

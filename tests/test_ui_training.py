@@ -347,6 +347,9 @@ def test_looking_tells_words_maps_and_what_the_picture_did(school):
     assert "no picture" in look(school.desk, "ann", alone)["looked"]["missing"]
     with pytest.raises(UsageError):
         look(school.desk, "bob", {"conversation": chat, "turn": turn})
+    school.store.finish_turn(turn, "a", "answering")
+    with pytest.raises(UsageError, match="still being written"):
+        look(school.desk, "ann", {"conversation": chat, "turn": turn})
 
 
 def test_held_out_questions_are_always_the_same_and_no_training_rows():

@@ -19,11 +19,13 @@ def look(desk: Desk, owner: str, request: Request) -> dict[str, Any]:
     """Everything about one answer: confidence, what it gains by the pictures, its words' maps.
 
     Raises:
-        UsageError: no such answer of this owner.
+        UsageError: no such answer of this owner, or it is still being written.
         ModelError: the model is not loaded.
     """
     chat, wanted = str(request.get("conversation")), str(request.get("turn"))
     turn = desk.store.turn(owner, chat, wanted)
+    if turn.state == "answering":  # only the whole answer can be explained
+        raise UsageError("This answer is still being written.", "Wait until it is finished.")
     if not turn.answer:
         raise UsageError("There is no answer to explain.", "Ask again first.")
     settings = desk.settings(owner)

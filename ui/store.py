@@ -257,21 +257,15 @@ class Store:
 
         A turn that was deleted meanwhile stays deleted."""
         with self._transaction() as db:
-            row = db.execute("SELECT facts FROM turns WHERE id = ?", (turn,)).fetchone()
-            if row is not None:
-                db.execute(
-                    "UPDATE turns SET answer = ?, state = ?, facts = ? WHERE id = ?",
-                    (
-                        answer,
-                        state,
-                        _json({**json.loads(row["facts"]), **(facts or {})}),
-                        turn,
-                    ),
-                )
+            db.execute("UPDATE turns SET answer = ?, state = ? WHERE id = ?", (answer, state, turn))
+            _add_facts(db, turn, facts or {})
 
     def add_facts(self, owner: str, conversation: str, turn: str, facts: dict[str, Any]) -> None:
-        found = self.turn(owner, conversation, turn)
-        self.finish_turn(turn, found.answer, found.state, facts)
+        """Adds to what is known of an answer, and leaves the answer as it is."""
+        self._own(owner, conversation)
+        self._turn(conversation, turn)
+        with self._transaction() as db:
+            _add_facts(db, turn, facts)
 
     def judge(self, owner: str, conversation: str, turn: str, verdict: Verdict | None) -> None:
         self.turn(owner, conversation, turn)
@@ -349,6 +343,13 @@ class Store:
             data = {name: value for name, value in data.items() if value is not None}
             db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (owner, _json(data)))
         return data
+
+
+def _add_facts(db: sqlite3.Connection, turn: str, facts: dict[str, Any]) -> None:
+    row = db.execute("SELECT facts FROM turns WHERE id = ?", (turn,)).fetchone()
+    if row is not None:
+        known = _json({**json.loads(row["facts"]), **facts})
+        db.execute("UPDATE turns SET facts = ? WHERE id = ?", (known, turn))
 
 
 def _json(value: object) -> str:
