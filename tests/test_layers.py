@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -34,8 +35,12 @@ class Import:
 
     importer: str
     imported: str
-    at_import: bool
-    """Runs when the module is imported: in no function and under no `TYPE_CHECKING`."""
+    runs: Literal["at import", "in a function", "never"]
+    """Never: it stands under `TYPE_CHECKING`."""
+
+    @property
+    def at_import(self) -> bool:
+        return self.runs == "at import"
 
     @property
     def top(self) -> str:
@@ -59,14 +64,16 @@ def imports() -> Iterator[Import]:
     for name, path in modules().items():
         tree = ast.parse(path.read_text("utf-8"), str(path))
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        yield from _imports_of(tree, name, package, True)
+        yield from _imports_of(tree, name, package, "at import")
 
 
-def _imports_of(node: ast.AST, name: str, package: str, at_import: bool) -> Iterator[Import]:
+def _imports_of(node: ast.AST, name: str, package: str, around: Any) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
-        runs = at_import and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+        runs = around
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            runs = False
+            runs = "never"
+        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and runs == "at import":
+            runs = "in a function"
         if isinstance(child, ast.Import):
             for alias in child.names:
                 yield Import(name, alias.name, runs)
@@ -132,27 +139,102 @@ def test_the_values_and_the_protocol_need_no_torch() -> None:
     assert not wrong, listed(wrong)
 
 
-# Within vqa_app: each row may import the rows above it and its own.
-ROWS = (
-    ("errors",),
-    ("file_kinds", "images"),
-    ("fetch", "conversation"),
-    ("engine", "template", "manifest"),
-    ("prompting",),
-    ("loading", "modeling"),
-    ("local_engine", "replies"),
-    ("ask", "batch", "dialogue"),
-)
+# Each row may import the rows above it and its own; imports inside functions count too.
+# A package within counts as one module.
+ROWS = {
+    "vqa_app": (
+        ("colours", "errors", "file_kinds", "openmp", "quiet"),
+        ("images", "manifest", "sources", "weights"),
+        ("conversation", "fetch", "model_view"),
+        ("engine", "template"),
+        ("pixels", "worker"),
+        ("prompting",),
+        ("adapters", "anatomy", "builtin", "devices", "processors"),
+        ("catalogue", "loading", "modeling"),
+        ("cache", "decoding", "encoder", "lean", "packing", "runtime"),
+        ("attention", "scoring"),
+        ("local_engine",),
+        ("overlay", "replies"),
+        ("ask", "batch", "dialogue", "doctor", "model_commands"),
+        ("cli", "__main__"),
+    ),
+    "finetune": (
+        ("attention", "config", "distributed", "metrics", "predictions", "progress", "shortcuts"),
+        ("datasets", "report", "reporting", "stopping"),
+        ("architecture", "batches", "machine", "samples"),
+        ("answering", "branching", "collator", "objective", "preflight"),
+        ("defaults", "evaluate", "features", "freezing", "golden"),
+        ("checkpoint", "evaluating", "verify"),
+        ("leaving", "merge", "trainer"),
+        ("stages", "train"),
+        ("builtin", "cli_eval", "looking"),
+        ("cli", "__main__"),
+    ),
+}
 
 
-def test_the_order_within_vqa_app() -> None:
-    row = {f"vqa_app.{name}": place for place, names in enumerate(ROWS) for name in names}
-    wrong = []
-    for i in imports():
-        module = ".".join(i.imported.split(".")[:2])
-        if i.importer in row and module in row and row[module] > row[i.importer]:
-            wrong.append(i)
+@pytest.mark.parametrize("package", sorted(ROWS))
+def test_the_order_within_a_package(package: str) -> None:
+    row = {
+        f"{package}.{name}": place for place, names in enumerate(ROWS[package]) for name in names
+    }
+    there = {inner(name) for name in modules() if named(name, package)} - {package}
+    assert row.keys() == there, f"{row.keys() ^ there}: give each module a place in ROWS"
+    wrong = [
+        i
+        for i in imports()
+        if i.runs != "never"
+        and row.get(inner(i.imported), 0) > row.get(inner(i.importer), len(ROWS[package]))
+    ]
     assert not wrong, listed(wrong)
+
+
+def inner(module: str) -> str:
+    """A dotted name's first two parts: a module, or the package within that holds it."""
+    return ".".join(module.split(".")[:2])
+
+
+def test_the_generated_world_needs_nothing_else_of_finetune() -> None:
+    world = "finetune.builtin.world"
+    wrong = [
+        i
+        for i in imports()
+        if named(i.importer, world) and i.top == "finetune"
+        if not named(i.imported, world)
+    ]
+    assert not wrong, listed(wrong)
+
+
+KNOWN_CYCLES = (
+    {"vqa_app.ask", "vqa_app.dialogue"},
+    {"finetune.stages", "finetune.train"},
+)
+"""Held apart by imports inside functions. None may be added."""
+
+
+def test_no_module_needs_itself() -> None:
+    """Imports inside functions count, those that only a type checker reads do not."""
+    ours = modules()
+    needs: dict[str, set[str]] = {name: set() for name in ours}
+    for i in imports():
+        target = i.imported if i.imported in ours else i.imported.rpartition(".")[0]
+        if i.runs != "never" and target in ours:
+            needs[i.importer].add(target)
+    reached = {name: all_needed(needs, name) for name in ours}
+    cycles = [{x for x in found if name in reached[x]} for name, found in reached.items()]
+    wrong = [sorted(cycle) for cycle in cycles if cycle and cycle not in KNOWN_CYCLES]
+    assert not wrong, wrong
+
+
+def all_needed(needs: dict[str, set[str]], start: str) -> set[str]:
+    """What `start` imports, directly or through others."""
+    found: set[str] = set()
+    left = [start]
+    while left:
+        new = needs[left.pop()] - found
+        found |= new
+        left += new
+    return found
 
 
 def test_no_star_imports() -> None:
