@@ -127,6 +127,13 @@ def test_a_table_is_taken_in_without_a_zip_file_around_it(teaching):
     assert teaching.rows("ann")[0].question == "What colour?"
 
 
+def test_a_file_that_cannot_be_read_is_told_without_a_row(teaching):
+    count, (problem,) = teaching.take_in("ann", b'[{"id": 1', "rows.json")
+    assert count == 0 and problem.startswith("The file ends")
+    count, (problem,) = teaching.take_in("ann", b"question,answer\nWhat?,a,b\n", "rows.csv")
+    assert count == 0 and problem.startswith("row 2: ")
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [

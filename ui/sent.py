@@ -6,9 +6,13 @@ import io
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from ui.render import without_paths
 from vqa_app.errors import DataError
+
+if TYPE_CHECKING:
+    from finetune.datasets import Problem, ReadRows, Row
 
 MAX_ROWS = 100_000
 MAX_UNPACKED = 2 << 30
@@ -31,7 +35,7 @@ def data_files(folder: Path) -> list[Path]:
     raise DataError("There is no data file in it.", "Add a LLaVA JSON or a CSV.")
 
 
-def _refuse_outside(rows: Iterable[Any], folder: Path) -> None:
+def _refuse_outside(rows: Iterable[Row], folder: Path) -> None:
     """Checks that data which somebody sent names only its own pictures, none of the server's.
 
     Raises:
@@ -47,8 +51,14 @@ def _refuse_outside(rows: Iterable[Any], folder: Path) -> None:
                 )
 
 
-def read_sent(folder: Path) -> Any:
-    """The rows (`finetune.datasets.ReadRows`) of an unpacked file that somebody sent.
+def told(problem: Problem) -> str:
+    """What is wrong with sent data, as the sender is told it: with its row, without a path."""
+    what = f"{problem.what} {problem.hint}".strip()
+    return without_paths(f"{problem.where}: {what}" if problem.where else what)
+
+
+def read_sent(folder: Path) -> ReadRows:
+    """The rows of an unpacked file that somebody sent.
 
     Raises:
         DataError: it holds no data, cannot be read, or names pictures of the server.

@@ -26,7 +26,7 @@ from typing import Any
 
 from ui.pictures import PictureShelf
 from ui.render import SHORT_STYLE, without_paths
-from ui.sent import MAX_ROWS, read_sent, unpack
+from ui.sent import MAX_ROWS, read_sent, told, unpack
 from vqa_app.errors import DataError, UsageError, VqaError
 from vqa_app.images import OWN_FILES, Picture
 
@@ -227,7 +227,7 @@ class Teaching:
             folder.mkdir()
             unpack(data, folder, name)
             found = read_sent(folder)
-            problems = [without_paths(f"row {p.row}: {p.what}") for p in found.problems]
+            problems = [told(problem) for problem in found.problems]
             new: list[TaughtRow] = []
             digests: dict[str, str] = {}
             with self.in_use(owner):

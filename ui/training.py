@@ -14,8 +14,7 @@ from ui import before_after
 from ui.handlers import Desk, Request, Update, message_of
 from ui.jobs import Job, JobFiles, State
 from ui.recipe import Wanted, knows_world, settings_for
-from ui.render import without_paths
-from ui.sent import MAX_ROWS, data_files, read_sent, unpack
+from ui.sent import MAX_ROWS, data_files, read_sent, told, unpack
 from ui.teach import Teaching
 from vqa_app.errors import DataError, UsageError, VqaError
 
@@ -112,7 +111,7 @@ class TrainingDesk:
         from finetune.datasets import read_rows
 
         found = read_rows(self._paths(owner, list(request.get("sources") or [])))
-        problems = [without_paths(f"row {p.row}: {p.what} {p.hint}") for p in found.problems]
+        problems = [told(problem) for problem in found.problems]
         pictures: dict[str, Any] = {s.key: s for row in found.rows for s in row.pictures}
         for source in list(pictures.values())[:2000]:
             try:

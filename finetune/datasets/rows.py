@@ -27,8 +27,13 @@ class Problem:
     note: bool = False
     """Worth knowing, but nothing is wrong with the data."""
 
+    @property
+    def where(self) -> str:
+        """The row in words, empty for a whole file."""
+        return "" if self.row is None else f"row {self.row:,}"
+
     def __str__(self) -> str:
-        where = self.file if self.row is None else f"{self.file}, row {self.row:,}"
+        where = f"{self.file}, {self.where}" if self.where else self.file
         return f"{where}: {self.what}" + (f" {self.hint}" if self.hint else "")
 
     def to_json(self) -> dict[str, Any]:
