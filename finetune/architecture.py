@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from transformers import DynamicCache, LlavaForConditionalGeneration
+from transformers import (
+    DynamicCache,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PretrainedConfig,
+)
+
+
+FALLBACK_CONTEXT = 4096
+"""Of models whose config names none."""
 
 
 def plain(model: nn.Module) -> Any:
@@ -18,6 +27,12 @@ def text_config(model: nn.Module) -> Any:
     return plain(model).config.get_text_config()
 
 
+def context_length(config: Any) -> int:
+    """Tokens that a model of this config reads at most."""
+    known = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return known or FALLBACK_CONTEXT
+
+
 def feature_width(base: LlavaForConditionalGeneration) -> int:
     """How wide each image feature is that the projector is given."""
     layers = base.config.vision_feature_layer
@@ -26,8 +41,12 @@ def feature_width(base: LlavaForConditionalGeneration) -> int:
 
 def shares_prefixes(model: nn.Module) -> bool:
     """Whether several continuations of one prefix can be computed from its keys and values."""
-    base = plain(model)
-    if not isinstance(base, LlavaForConditionalGeneration):
+    return config_shares_prefixes(plain(model).config)
+
+
+def config_shares_prefixes(config: PretrainedConfig) -> bool:
+    """`shares_prefixes` of a model that isn't loaded."""
+    if not isinstance(config, LlavaConfig):
         return False
-    cache = DynamicCache(config=base.config)
+    cache = DynamicCache(config=config)
     return not any(cache.is_sliding) and not any(cache.is_linear)

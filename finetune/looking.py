@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from vqa_app.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from vqa_app.images import Picture
 
 _BAR = 40
 _THUMBNAIL = (48, 24)
@@ -32,12 +34,12 @@ def check_data(config: FinetuneConfig, stream: IO[str]) -> None:
     from rich.console import Console
 
     console = Console(file=stream, highlight=False, soft_wrap=True)
-    seen_by = _processor(config)
+    reader = _reader(config)
     checked: dict[str, Preflight] = {}
     with Display() as display:
         for name, sources in (("Training", config.data), ("Held out", config.eval_data)):
             if sources:
-                checked[name] = _check(config, sources, seen_by, display)
+                checked[name] = _check(config, sources, reader, display)
     for name, found in checked.items():
         for note in found.notes:
             console.print(f"Note: {note}", markup=False)
@@ -76,7 +78,8 @@ def show_sample(config: FinetuneConfig, number: int, stream: IO[str]) -> None:
     from finetune.datasets import read_rows
 
     console = Console(file=stream, highlight=False, soft_wrap=True)
-    processor, _, shares = _processor(config)
+    reader = _reader(config)
+    processor, shares = reader.processor, reader.shares_prefixes
     data = read_rows(config.data, config.images)
     if number > len(data.rows):
         first = f" The first problem: {data.problems[0]}" if data.problems else ""
@@ -97,39 +100,46 @@ def show_sample(config: FinetuneConfig, number: int, stream: IO[str]) -> None:
         _print_tokens(console, processor, sample)
 
 
+@dataclass(frozen=True)
+class _Reader:
+    """What a model does with rows, known without its weights."""
+
+    processor: Any
+    context: int
+    """Tokens."""
+    shares_prefixes: bool
+    """Whether it trains several questions in one sequence."""
+
+
 def _check(
-    config: FinetuneConfig,
-    sources: Sequence[str],
-    seen_by: tuple[Any, int, bool],
-    display: Display,
+    config: FinetuneConfig, sources: Sequence[str], reader: _Reader, display: Display
 ) -> Preflight:
     from finetune.datasets import read_rows
 
-    processor, context, shares = seen_by
     return check(
         read_rows(sources, config.images),
-        processor,
-        max_length=config.max_length or context,
+        reader.processor,
+        max_length=config.max_length or reader.context,
         turns=config.turns,
-        share_prefix=shares,
+        share_prefix=reader.shares_prefixes,
         workers=config.workers,
         on_progress=lambda done, of: display(Progress("checking", done, of)),
     )
 
 
-def _processor(config: FinetuneConfig) -> tuple[Any, int, bool]:
-    """Of the model, without its weights: processor, context length, and whether it trains several
-    questions in one sequence."""
+def _reader(config: FinetuneConfig) -> _Reader:
+    from finetune.architecture import config_shares_prefixes, context_length
     from vqa_app import sources
-    from vqa_app.loading import load_config
+    from vqa_app.loading import base_source, load_config
     from vqa_app.processors import load_processor
 
     if not config.data:
         raise UsageError("There is no data.", "Give --data.")
-    source = sources.find(config.model, config.revision, False)
+    source = base_source(sources.find(config.model, config.revision, weights=False), weights=False)
     known = load_config(source)
-    context = getattr(known.get_text_config(), "max_position_embeddings", None) or 4096
-    return load_processor(source, known), context, known.model_type == "llava"
+    return _Reader(
+        load_processor(source, known), context_length(known), config_shares_prefixes(known)
+    )
 
 
 def _print_summary(console: Console, name: str, counted: Summary) -> None:
@@ -192,26 +202,23 @@ def _print_tokens(console: Console, processor: Any, sample: Sample) -> None:
     )
 
 
-def _print_picture(console: Console, processor: Any, picture: Any) -> None:
+def _print_picture(console: Console, processor: Any, picture: Picture) -> None:
     """The picture as the model is given it: resized and normalised, and turned back to colours."""
-    from PIL import Image
     from rich.text import Text
 
-    settings = processor.image_processor
-    pixels = np.asarray(settings([picture.image], return_tensors="np")["pixel_values"])
-    if pixels.ndim < 4:  # cut into patches, as Qwen-VL reads them
-        console.print(f"As the model is given it: {len(pixels):,} patches")
+    from vqa_app.model_view import model_view
+
+    tiles = model_view(processor, picture)
+    if not tiles:  # cut into patches, as Qwen-VL reads them
+        console.print("As the model is given it: patches")
         return
-    pixels = pixels.reshape(-1, *pixels.shape[-2:])[:3]  # [3, height, width], of the first tile
-    console.print(f"As the model is given it: {pixels.shape[2]}×{pixels.shape[1]}")
-    if not sys.stdout.isatty():
+    width, height = tiles[0].size
+    first = "its first tile, " if len(tiles) > 1 else ""
+    console.print(f"As the model is given it: {first}{width}×{height}")
+    if not console.is_terminal:
         return
-    mean, spread = (
-        np.array(getattr(settings, n))[:, None, None] for n in ("image_mean", "image_std")
-    )
-    colours = ((pixels * spread + mean).clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
     columns, rows = _THUMBNAIL
-    small = np.asarray(Image.fromarray(colours).resize((columns, 2 * rows)))
+    small = np.asarray(tiles[0].resize((columns, 2 * rows)))
     shown = Text()
     for upper, lower in zip(small[::2], small[1::2], strict=True):
         for top, bottom in zip(upper, lower, strict=True):

@@ -12,8 +12,11 @@ import pytest
 from finetune.config import FinetuneConfig
 from finetune.looking import check_data, show_sample
 from finetune.progress import Display, Progress, clock
+from tests.fake_hub import serve
 from tests.finetune_data import write_data
-from vqa_app.errors import DataError
+from tests.test_finetune_checkpoint import saved
+from vqa_app import sources
+from vqa_app.errors import DataError, ModelError
 
 
 def options(data: Path, model: Path) -> FinetuneConfig:
@@ -52,6 +55,46 @@ def test_show_sample_marks_exactly_the_trained_tokens(tiny_llava_dir: Path, tmp_
     assert "⟨16 image tokens⟩" in shown and "row 2" in shown and "32×32" in shown
     with pytest.raises(DataError, match="8 good rows, so no row 9"):
         show_sample(options(data, tiny_llava_dir), 9, stream)
+
+
+@pytest.mark.parametrize("stage", ["projector", "lora"])
+def test_a_run_reads_rows_as_its_base_does(
+    stage: str, tiny_llava_dir: Path, tmp_path: Path
+) -> None:
+    run = saved(tiny_llava_dir, stage, tmp_path)
+    data = write_data(tmp_path)
+    for shown in (check_data, lambda config, stream: show_sample(config, 2, stream)):
+        streams = io.StringIO(), io.StringIO()
+        shown(options(data, tiny_llava_dir), streams[0])
+        shown(options(data, run), streams[1])
+        assert streams[0].getvalue() == streams[1].getvalue() != ""
+
+
+def test_looking_at_data_downloads_no_weights(
+    tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_data(tmp_path)
+    with serve(monkeypatch, tmp_path / "cache") as hub:
+        hub.repositories["someone/model"] = tiny_llava_dir
+        hub.sizes["model.safetensors"] = 10**18  # nor does it have to fit
+        stream = io.StringIO()
+        check_data(options(data, tiny_llava_dir).replace(model="someone/model"), stream)
+        assert "8 rows" in stream.getvalue()
+        assert hub.downloads and "model.safetensors" not in hub.downloads
+    again = sources.find("someone/model", offline=True, weights=False)
+    assert (again.directory / "config.json").is_file()
+    with pytest.raises(ModelError, match="not in the local cache"):
+        sources.find("someone/model", offline=True)
+
+
+def test_a_terminal_is_shown_the_picture(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    show_sample(options(write_data(tmp_path), tiny_llava_dir), 2, stream)
+    assert stream.getvalue().count("▀") == 48 * 24
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then() -> None:

@@ -81,7 +81,7 @@ def load_model(
         raise UsageError(f"Unknown quantisation {quantize!r}.", "Choose 4bit or 8bit.")
     source = sources.find(name, revision, offline)
     adapter_source = sources.find(adapter, None, offline) if adapter else None
-    if adapters.is_adapter(source.directory) and not _is_whole(source.directory):
+    if _needs_base(source):
         if adapter_source is not None:
             raise UsageError(
                 f"{name} is an adapter itself; it cannot carry {adapter}.",
@@ -103,11 +103,31 @@ def load_model(
     return _with_adapter(base, source, adapter_source, merge=merge)
 
 
-def _is_whole(directory: Path) -> bool:
+def base_source(source: Source, offline: bool = False, *, weights: bool = True) -> Source:
+    """The whole model that a source is, or that the adapter in it belongs to.
+
+    Args:
+        weights: as for `sources.find`, of the base.
+
+    Raises:
+        ModelError: the adapter doesn't say which, or it cannot be had.
+    """
+    if not _needs_base(source):
+        return source
+    name, revision = adapters.base_of(source)
+    base = sources.find(name, revision, offline, weights=weights)
+    return base_source(base, offline, weights=weights)
+
+
+def _needs_base(source: Source) -> bool:
+    """Whether a directory holds an adapter rather than a model that stands alone."""
+    directory = source.directory
+    if not adapters.is_adapter(directory):
+        return False
     manifest = read_manifest(directory)
     if manifest is not None:
-        return manifest.whole_model
-    return bool(model_files(directory)) and not (directory / adapters.PEFT_CONFIG).is_file()
+        return not manifest.whole_model
+    return not model_files(directory) or (directory / adapters.PEFT_CONFIG).is_file()
 
 
 def _load_base_of(

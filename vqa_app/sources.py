@@ -23,6 +23,7 @@ HUB_TIMEOUT = 8.0
 """Seconds in which the hub has to answer."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+_WHOLE_MODEL = "model*.safetensors"
 _ELSEWHERE = ["*/*", "consolidated*", "*.bin.index.json"]
 """Copies in other formats lie in subfolders; `consolidated` is Mistral's own format."""
 
@@ -39,11 +40,17 @@ class Source:
 
 
 def find(
-    name: str, revision: str | None = None, offline: bool = False, *, bar: type | None = None
+    name: str,
+    revision: str | None = None,
+    offline: bool = False,
+    *,
+    weights: bool = True,
+    bar: type | None = None,
 ) -> Source:
     """The directory of a model or adapter; downloads it if it is on the hub and not in the cache.
 
     Args:
+        weights: whether a whole model's weights are wanted too; False downloads its small files.
         bar: a `tqdm` class that is told of downloads; what its `update` raises ends them.
 
     Raises:
@@ -72,7 +79,7 @@ def find(
             f"There is no model {name!r}: no such folder, and hub ids have the form owner/name.",
             "`vqa-app models` lists models to choose from.",
         )
-    return _from_hub(name, revision, offline, bar)
+    return _from_hub(name, revision, offline, weights, bar)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -92,14 +99,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _from_hub(name: str, revision: str | None, offline: bool, bar: type | None) -> Source:
+def _from_hub(
+    name: str, revision: str | None, offline: bool, weights: bool, bar: type | None
+) -> Source:
     from huggingface_hub import constants, errors, snapshot_download
 
     options: dict[str, Any] = {
         "repo_id": name,
         "revision": revision,
         "allow_patterns": _FILES,
-        "ignore_patterns": _ELSEWHERE,
+        "ignore_patterns": [*_ELSEWHERE, *(() if weights else [_WHOLE_MODEL])],
         "etag_timeout": HUB_TIMEOUT,
     }
     info = None
@@ -116,14 +125,15 @@ def _from_hub(name: str, revision: str | None, offline: bool, bar: type | None) 
                 f"{name} is not in the local cache, {said}.",
                 "Load it once with a network, or use the built-in model.",
             ) from error
-        if not any(directory.glob("*.safetensors")) and not (directory / "config.json").is_file():
+        if not any(directory.glob("*.safetensors" if weights else "*.json")):
             raise ModelError(
                 f"The copy of {name} in the local cache is not complete.",
                 "Load it once with a network.",
             )
         return Source(name, directory, directory.name)
     _check_listing(name, info)
-    _check_disk(name, info)
+    if weights:
+        _check_disk(name, info)
     try:
         directory = Path(snapshot_download(**options, tqdm_class=bar))
     except (errors.HTTPError, OSError, ValueError) as error:
