@@ -1,12 +1,11 @@
 """An engine without a model, for tests of everything that stands on the `Engine` protocol.
 
-It answers word by word, at once or held back by an event, waits in line like the real one (both use
-`vqa_app.worker`), fails on demand and remembers what it was asked.
+It answers word by word, at once or held back until it is released, waits in line like the real one
+(both use `vqa_app.worker`), fails on demand and remembers what it was asked.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
 import threading
 import time
@@ -31,6 +30,7 @@ from vqa_app.worker import Cancelled, Worker
 
 IMAGE_TOKENS = 16
 GRID = 8
+HELD_SECONDS = 60
 
 
 def describe(conversation: Conversation) -> str:
@@ -45,15 +45,16 @@ class FakeEngine:
     """A deterministic `vqa_app.engine.Engine`.
 
     Args:
-        answers: one text for every question, several that are given in turn, or a function of the
-            conversation.
-        delay: seconds before each word.
-        gate: nothing beyond the first `open_words` words is written until this event is set.
-        open_words: how many words come before the gate; 0 holds back the first one too.
+        answer: see the attribute.
+        delay: see the attribute.
+        hold_after: `hold` from the beginning.
         context_length: in tokens, here words plus 16 for each picture.
-        attention_maps: whether `attention_map` works.
+        attention_maps: see the attribute.
 
     Attributes:
+        answer: one text for every question, or a function of the conversation.
+        delay: seconds before each word.
+        attention_maps: whether `attention_map` works.
         error: raised by the next answer, once, after `error_after` words.
         asked: conversation and options of each question whose turn came.
         warmed: each conversation that was warmed.
@@ -63,20 +64,14 @@ class FakeEngine:
 
     def __init__(
         self,
-        answers: str | Sequence[str] | Callable[[Conversation], str] = describe,
+        answer: str | Callable[[Conversation], str] = describe,
         *,
         delay: float = 0.0,
-        gate: threading.Event | None = None,
-        open_words: int = 0,
+        hold_after: int | None = None,
         context_length: int = 4096,
         attention_maps: bool = True,
     ) -> None:
-        if isinstance(answers, str):
-            answers = (answers,)
-        texts = None if callable(answers) else itertools.cycle(answers)
-        self._answer = answers if callable(answers) else lambda _: next(texts)
-        self._delay, self._gate, self._open_words = delay, gate, open_words
-        self._attention_maps = attention_maps
+        self.answer, self.delay, self.attention_maps = answer, delay, attention_maps
         self._context_length = context_length
         self._worker = Worker("fake-engine")
         self._seen: set[str] = set()
@@ -86,6 +81,27 @@ class FakeEngine:
         self.warmed: list[Conversation] = []
         self.begun = threading.Event()
         self.closed = False
+        self._free_words, self._released = 0, threading.Event()
+        if hold_after is None:
+            self.release()
+        else:
+            self.hold(hold_after)
+
+    def hold(self, after_words: int) -> None:
+        """Writes no answer beyond so many words until `release`; 0 holds back the first one too.
+
+        An answer that nobody releases within a minute raises TimeoutError, unless it is cancelled.
+        """
+        self._free_words = after_words
+        self._released.clear()
+
+    def release(self) -> None:
+        self._released.set()
+
+    def reset(self) -> None:
+        """Answers at once and by `describe` again, as one that was built without arguments."""
+        self.answer, self.delay, self.attention_maps, self.error = describe, 0.0, True, None
+        self.release()
 
     @property
     def info(self) -> ModelInfo:
@@ -98,7 +114,7 @@ class FakeEngine:
             dtype="float32",
             quantization=None,
             context_length=self._context_length,
-            attention_maps=self._attention_maps,
+            attention_maps=self.attention_maps,
             prefix_reuse=True,
             defaults=GenerationOptions(max_new_tokens=64, temperature=0.0),
         )
@@ -129,7 +145,7 @@ class FakeEngine:
         yield Status("looking")
         if self.count_tokens(conversation).prompt > self._context_length:
             raise ContextOverflowError("The question is too long.", "Ask a shorter one.")
-        text = self._answer(conversation)
+        text = self.answer if isinstance(self.answer, str) else self.answer(conversation)
         for stop in options.stop:
             text = text.split(stop)[0]
         words = re.findall(r"\s*\S+(?:\s+$)?", text)
@@ -137,7 +153,7 @@ class FakeEngine:
         yield Status("answering")
         self.begun.set()
         for number, word in enumerate(words):
-            self._hold(number, cancelled)
+            self._wait(number, cancelled)
             if cancelled():
                 yield self._end(conversation, said, "cancelled", time.perf_counter() - start)
                 return
@@ -151,12 +167,15 @@ class FakeEngine:
         self._fail()
         yield self._end(conversation, said, "stop", time.perf_counter() - start)
 
-    def _hold(self, number: int, cancelled: Cancelled) -> None:
-        if self._delay:
-            time.sleep(self._delay)
-        if self._gate is not None and number >= self._open_words:
-            while not cancelled() and not self._gate.wait(0.01):
-                pass
+    def _wait(self, number: int, cancelled: Cancelled) -> None:
+        if self.delay:
+            time.sleep(self.delay)
+        if number < self._free_words:
+            return
+        ends = time.monotonic() + HELD_SECONDS
+        while not cancelled() and not self._released.wait(0.01):
+            if time.monotonic() > ends:
+                raise TimeoutError("Nobody released the answer that a test holds.")
 
     def _fail(self) -> None:
         error, self.error = self.error, None
@@ -207,7 +226,7 @@ class FakeEngine:
 
     def attention_map(self, conversation: Conversation, answer: str) -> AttentionMap:
         """Maps of 8 × 8 whose peak moves one cell with each word, along the rows."""
-        if not self._attention_maps:
+        if not self.attention_maps:
             raise ModelError("The fake engine has no attention maps.", "Ask it for them.")
         tokens = tuple(re.findall(r"\s*\S+(?:\s+$)?", answer))
         maps = np.ones((len(tokens), GRID * GRID), dtype=np.float32)

@@ -308,6 +308,18 @@ def test_each_without_out_prints_json_lines(run: Run, engine: FakeEngine, photos
     assert len([json.loads(line) for line in result.stdout.splitlines()]) == 4
 
 
+def test_each_takes_names_with_brackets(run: Run, engine: FakeEngine, tmp_path: Path) -> None:
+    folder = tmp_path / "photos [old]"
+    folder.mkdir()
+    for name in ("a[1].png", "a1.png"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+    inside = str(folder / "a[1].png")
+    for each, found in ((inside, [inside]), (str(folder), sorted([str(folder / "a1.png"), inside]))):
+        result = run("ask", "--each", each, "What?")
+        assert result.exit_code == 0, result.stderr
+        assert [json.loads(line)["picture"] for line in result.stdout.splitlines()] == found
+
+
 def test_each_resumes_where_it_stopped(run: Run, engine: FakeEngine, photos: Path) -> None:
     out = photos / "answers.jsonl"
     command = ("ask", "--each", f"{photos}/*.png", "What?", "--out", str(out))
@@ -418,11 +430,10 @@ def test_doctor_tells_versions_and_nothing_private(
 # As a process
 
 _WITH_FAKE = """
-import sys, threading
+import sys
 from tests.fake_engine import FakeEngine
 from vqa_app import ask, cli
-gate = threading.Event()
-ask.open_engine = lambda choice, console: FakeEngine(gate=gate, open_words=2)
+ask.open_engine = lambda choice, console: FakeEngine(hold_after=2)
 cli.main(sys.argv[1:])
 """
 
@@ -436,7 +447,7 @@ def test_ctrl_c_in_the_middle_of_an_answer(cat: str) -> None:
         cwd=Path(__file__).parent.parent,
     )
     assert process.stdout is not None
-    assert process.stdout.read(3) == b"You"  # it streams, and now holds at the gate
+    assert process.stdout.read(3) == b"You"  # it streams, and is now held
     began = time.perf_counter()
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
@@ -447,7 +458,7 @@ def test_ctrl_c_in_the_middle_of_an_answer(cat: str) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
 def test_a_reader_that_goes_away_is_no_bug(photos: Path) -> None:
-    code = _WITH_FAKE.replace("FakeEngine(gate=gate, open_words=2)", "FakeEngine()")
+    code = _WITH_FAKE.replace("hold_after=2", "")
     process = subprocess.Popen(
         [sys.executable, "-c", code, "ask", "--each", str(photos), "What?"],
         stdout=subprocess.PIPE,

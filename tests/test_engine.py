@@ -15,6 +15,7 @@ import torch
 
 from tests.fake_engine import FakeEngine
 from tests.tiny import picture, tiny_llava
+from tests.waiting import until
 from vqa_app.conversation import Conversation, Message
 from vqa_app.engine import Answer, Delta, Engine, GenerationOptions, Status
 from vqa_app.errors import ContextOverflowError, ModelError, UsageError
@@ -62,7 +63,7 @@ def test_a_stream_is_looking_then_answering_then_text_then_the_answer(engine: En
 
 def test_cancelling_ends_with_what_came() -> None:
     cancel = threading.Event()
-    engine = FakeEngine("one two three", gate=threading.Event(), open_words=1)
+    engine = FakeEngine("one two three", hold_after=1)
     shown = ""
     for event in engine.stream(QUESTION, GREEDY, cancel):
         if isinstance(event, Delta):
@@ -95,8 +96,7 @@ def test_a_cancelled_local_answer_writes_no_further_token(
 
 
 def test_questions_are_served_in_order_and_told_their_place() -> None:
-    gate = threading.Event()
-    engine = FakeEngine(gate=gate)
+    engine = FakeEngine(hold_after=0)
     first = engine.stream(Conversation.ask("first"))
     assert next(first) == Status("looking")
     places: dict[str, list[Status]] = {"second": [], "third": []}
@@ -113,7 +113,7 @@ def test_questions_are_served_in_order_and_told_their_place() -> None:
         threads.append(threading.Thread(target=listen))
         threads[-1].start()
         assert told.wait(5)
-    gate.set()
+    engine.release()
     list(first)
     for thread in threads:
         thread.join(5)
@@ -149,14 +149,13 @@ def test_a_question_in_line_can_be_cancelled(kind: str, request: pytest.FixtureR
 
 
 def test_a_consumer_that_goes_away_frees_the_engine() -> None:
-    gate = threading.Event()
-    engine = FakeEngine(gate=gate, open_words=1)
+    engine = FakeEngine(hold_after=1)
     events = engine.stream(QUESTION)
     while not isinstance(next(events), Delta):
         pass
     del events
     gc.collect()
-    gate.set()
+    engine.release()
     assert last(engine, QUESTION, None).finish_reason == "stop"
     engine.close()
 
@@ -186,16 +185,25 @@ def test_an_error_halfway_through_a_layer_leaves_no_broken_cache(
     assert last(local, follow_up).text == right.text
 
 
-def test_a_full_memory_is_told_as_such(local: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+)
+def test_a_full_memory_is_told_as_such(
+    local: LocalEngine, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def full(*_: Any) -> None:
-        raise RuntimeError(
-            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
-        )
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(local._runtime, "token", full)
-        with pytest.raises(ModelError, match="not enough memory"):
+        with pytest.raises(ModelError, match="not enough memory") as caught:
             last(local, QUESTION)
+    assert "--quantize 4bit" in caught.value.hint
     assert last(local, QUESTION).new_tokens
 
 
@@ -292,8 +300,7 @@ def test_warming_makes_way_for_questions(
     events = local.stream(Conversation.ask("Quick?"), GREEDY)
     asking = threading.Thread(target=lambda: (list(events), order.append("answered")))
     asking.start()
-    while not local._worker.in_demand:
-        pass
+    until(lambda: local._worker.in_demand)
     go_on.set()
     for thread in (warming, asking):
         thread.join(10)
@@ -337,7 +344,7 @@ def test_a_closed_engine_says_so(engine: Engine) -> None:
 
 
 def test_closing_ends_a_running_answer() -> None:
-    engine = FakeEngine(gate=threading.Event(), open_words=1)
+    engine = FakeEngine(hold_after=1)
     events = engine.stream(QUESTION)
     while not isinstance(next(events), Delta):
         pass

@@ -7,53 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tests.fake_engine import FakeEngine
-from ui.handlers import Desk
-from ui.hub import Choice, Hub
+from tests.house import House, choice
+from ui.hub import Hub
 from ui.picking import pick
-from ui.pictures import PictureShelf
 from ui.render import hide, without_paths
 from ui.side_by_side import side_by_side
-from ui.store import Store
 from vqa_app.errors import ModelError, UsageError
-
-
-def choice(key: str) -> Choice:
-    return Choice(key, key.title(), "small", "Built in", key)
-
-
-class House:
-    """A desk with engines of one's own making."""
-
-    def __init__(self, folder, engines):
-        self.engines = engines
-        self.hub = Hub(self._load, lambda: [choice(key) for key in engines], next(iter(engines)))
-        self.store = Store(folder / "chats.sqlite")
-        self.shelf = PictureShelf(folder / "pictures")
-        self.desk = Desk(self.store, self.shelf, self.hub)
-
-    def _load(self, chosen, progress):
-        engine = self.engines[chosen.key]
-        if isinstance(engine, Exception):
-            raise engine
-        return engine
-
-    def picture(self, owner="ann", colour="red", name="red.png"):
-        picture = self.shelf.add(Image.new("RGB", (32, 24), colour), name)
-        self.store.remember_picture(owner, picture.digest, name, {"changes": []})
-        return picture.digest
-
-    def ask(self, question, owner="ann", **request):
-        """All updates of a question, and the view after it."""
-        updates = list(self.desk.ask(owner, {"question": question, **request}))
-        return updates, updates[-1]["view"]
-
-    def close(self):
-        self.desk.stop_all(patience=10)
-        self.hub.close()
-        self.store.close()
 
 
 @pytest.fixture
@@ -93,7 +54,7 @@ def test_the_model_reads_the_history_of_the_server_with_its_pictures(house):
 
 
 def test_stop_keeps_what_came_and_frees_the_line(house):
-    engine = FakeEngine("one two three four", gate=threading.Event(), open_words=2)
+    engine = FakeEngine("one two three four", hold_after=2)
     home = house(engine)
     running = home.desk.ask("ann", {"question": "Count."})
     conversation = next(running)["view"]["conversation"]
@@ -114,17 +75,17 @@ def test_stop_shows_how_the_chat_stands(house):
 
 
 def test_a_stranger_cannot_stop_an_answer(house):
-    engine = FakeEngine("one two three", gate=threading.Event(), open_words=1)
+    engine = FakeEngine("one two three", hold_after=1)
     home = house(engine)
     running = home.desk.ask("ann", {"question": "Count."})
     conversation = next(running)["view"]["conversation"]
     home.desk.stop("bob", conversation)
-    engine._gate.set()
+    engine.release()
     assert list(running)[-1]["view"]["turns"][0]["state"] == "answered"
 
 
 def test_an_answer_goes_on_without_the_page_that_asked(house):
-    engine = FakeEngine("one two three", gate=threading.Event(), open_words=1)
+    engine = FakeEngine("one two three", hold_after=1)
     home = house(engine)
     running = home.desk.ask("ann", {"question": "Count."})
     conversation = next(running)["view"]["conversation"]
@@ -135,7 +96,7 @@ def test_an_answer_goes_on_without_the_page_that_asked(house):
     assert next(back)["view"]["busy"]
     shown = next(update for update in back if update)
     assert "one" in shown["live"]["html"]
-    engine._gate.set()
+    engine.release()
     view = list(back)[-1]["view"]
     assert not view["busy"]
     assert (view["turns"][0]["state"], view["turns"][0]["answer"]) == ("answered", "one two three")
@@ -143,12 +104,12 @@ def test_an_answer_goes_on_without_the_page_that_asked(house):
 
 
 def test_nobody_else_can_follow_an_answer(house):
-    engine = FakeEngine("one two three", gate=threading.Event(), open_words=1)
+    engine = FakeEngine("one two three", hold_after=1)
     home = house(engine)
     conversation = next(home.desk.ask("ann", {"question": "Count."}))["view"]["conversation"]
     with pytest.raises(UsageError, match="does not exist"):
         list(home.desk.ask("bob", {"follow": True, "conversation": conversation}))
-    engine._gate.set()
+    engine.release()
 
 
 def test_following_what_has_ended_shows_how_it_ended(house):
@@ -160,7 +121,7 @@ def test_following_what_has_ended_shows_how_it_ended(house):
 
 
 def test_a_chat_deleted_while_it_is_answered_is_gone_without_an_error(house):
-    engine = FakeEngine("one two three", gate=threading.Event(), open_words=1)
+    engine = FakeEngine("one two three", hold_after=1)
     home = house(engine)
     running = home.desk.ask("ann", {"question": "Count."})
     conversation = next(running)["view"]["conversation"]
@@ -173,7 +134,7 @@ def test_a_chat_deleted_while_it_is_answered_is_gone_without_an_error(house):
 
 
 def test_a_slow_disk_does_not_hide_that_a_chat_is_gone(house, monkeypatch):
-    home = house(FakeEngine("one two three", gate=threading.Event(), open_words=1))
+    home = house(FakeEngine("one two three", hold_after=1))
     running = home.desk.ask("ann", {"question": "Count."})
     conversation = next(running)["view"]["conversation"]
     delete = home.store.delete
@@ -188,7 +149,7 @@ def test_a_slow_disk_does_not_hide_that_a_chat_is_gone(house, monkeypatch):
 
 def test_what_came_is_stored_while_the_answer_grows(house, monkeypatch):
     monkeypatch.setattr("ui.answering.KEPT_EVERY", 0.0)
-    engine = FakeEngine("one two three", gate=threading.Event(), open_words=2)
+    engine = FakeEngine("one two three", hold_after=2)
     home = house(engine)
     running = home.desk.ask("ann", {"question": "Count."})
     conversation = next(running)["view"]["conversation"]
@@ -354,7 +315,7 @@ def test_picking_a_model_twice_keeps_the_way_back(house):
 
 
 def test_a_comparison_is_stopped_by_who_asked_alone(house):
-    engine = FakeEngine(gate=threading.Event(), open_words=1)
+    engine = FakeEngine(hold_after=1)
     home = house(engine, other=FakeEngine())
     asked = {"models": ["first", "other"], "question": "What is it?"}
     comparing = side_by_side(home.desk, "ann", asked)
@@ -405,19 +366,24 @@ def test_the_last_of_several_picks_counts(house):
     assert list(earlier)[-1]["models"]["picked"] == "other"
 
 
-def test_a_load_is_cancelled_only_by_who_started_it(house):
-    home = house()
-    begun, go_on = threading.Event(), threading.Event()
+def downloading(key):
+    """A hub whose model never comes, with the event that says that its loading has begun."""
+    begun = threading.Event()
 
     def load(chosen, progress):
         begun.set()
-        while not go_on.wait(0.01):
+        while True:
+            time.sleep(0.01)
             progress("Downloading", 0.5)
-        raise AssertionError
 
-    home.desk.hub = Hub(load, lambda: [choice("slow")], "slow")
+    return Hub(load, lambda: [choice(key)], key), begun
+
+
+def test_a_load_is_cancelled_only_by_who_started_it(house):
+    home = house()
+    home.desk.hub, begun = downloading("slow")
     home.desk.hub.start("slow", "ann")
-    begun.wait(5)
+    assert begun.wait(5)
     with pytest.raises(UsageError, match="Someone else"):
         home.desk.act("bob", {"do": "cancel-load", "model": "slow"})
     home.desk.act("ann", {"do": "cancel-load", "model": "slow"})
@@ -445,17 +411,10 @@ def test_why_a_load_failed_is_told_without_paths(house):
     assert "/srv" not in str(home.desk.act("ann", {"do": "models"}))
 
 
-def test_a_load_can_be_cancelled(tmp_path):
-    begun = threading.Event()
-
-    def load(chosen, progress):
-        begun.set()
-        while True:
-            progress("Downloading", 0.5)
-
-    hub = Hub(load, lambda: [choice("slow")], "slow")
+def test_a_load_can_be_cancelled():
+    hub, begun = downloading("slow")
     hub.start()
-    begun.wait(5)
+    assert begun.wait(5)
     assert hub.standing().phase == "loading"
     hub.cancel("slow")
     with pytest.raises(ModelError, match="cancelled"):

@@ -8,7 +8,7 @@ import pytest
 
 from tests import fake_hub
 from tests.fake_engine import FakeEngine
-from tests.test_ui_handlers import House
+from tests.house import House
 from ui import choices
 from ui.downloads import fetch
 from ui.hub import LoadingCancelled

@@ -364,7 +364,7 @@ from ui.hub import Choice
 from ui.server import address_of, listen, serve
 
 listener = listen("127.0.0.1", 0)
-engine = FakeEngine("one two three", gate=threading.Event(), open_words=1)
+engine = FakeEngine("one two three", hold_after=1)
 choice = Choice("fake", "Fake", "", "", "fake")
 app = create(Path(sys.argv[1]), lambda *_: engine, lambda: [choice], "fake")
 app.desk.hub.start()

@@ -13,7 +13,7 @@ from PIL import Image
 from finetune.datasets import read_rows
 from finetune.progress import Progress
 from tests.fake_engine import FakeEngine
-from tests.test_ui_handlers import House
+from tests.house import House
 from ui import before_after, world_data
 from ui.hub import Choice, Hub
 from ui.insight import look, saw
@@ -165,7 +165,7 @@ def test_stop_while_comparing_skips_the_comparison(school):
         assert school.training.job.cancel.wait(20)
         return "a cat"
 
-    school.engines_by_key["builtin"]._answer = say
+    school.engines_by_key["builtin"].answer = say
     school.go_on.set()
     school.training.start("ann", {"sources": ["mine"], "name": "hats"})
     assert asked.wait(20)

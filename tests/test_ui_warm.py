@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from finetune.builtin.world import sample_scene
-from tests.test_ui_handlers import House
+from tests.house import House
+from tests.waiting import until
 from vqa_app import LocalEngine, load_model
 
 
@@ -37,8 +38,8 @@ def test_a_question_joins_the_encoding_that_runs_already(house, monkeypatch):
     warming = house.desk.warm("ann", {"pictures": [picture.digest]})
     assert begun.wait(60)
     asked = house.desk.ask("ann", {"question": "What is it?", "pictures": [picture.digest]})
-    while not house.engines["builtin"]._worker.in_demand:
-        next(asked)
+    next(asked)
+    until(lambda: house.engines["builtin"]._worker.in_demand)
     go_on.set()
     (turn,) = list(asked)[-1]["view"]["turns"]
     warming.join(60)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,14 +32,6 @@ def needed(name: str):
 def expect(what: Any) -> Any:
     """Playwright's assertions on a page or a locator: they wait until they hold."""
     return needed("playwright.sync_api").expect(what)
-
-
-def until(true: Callable[[], Any]) -> None:
-    """Waits for something on the server's side of a test."""
-    end = time.monotonic() + WAIT / 1000
-    while not true():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")
@@ -88,13 +79,8 @@ def house(tmp_path_factory) -> Iterator[House]:
 @pytest.fixture
 def engine(house) -> Iterator[FakeEngine]:
     """The engine behind the page; what a test changes of it is set back."""
-    kept = dict(vars(house.engine))
     yield house.engine
-    if house.engine._gate is not None:
-        house.engine._gate.set()
-    vars(house.engine).update(
-        {name: kept[name] for name in ("_answer", "_delay", "_gate", "_open_words", "error")}
-    )
+    house.engine.reset()
 
 
 class Visitor:

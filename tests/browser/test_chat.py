@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import re
-import threading
 import time
 
 import pytest
 
-from tests.browser.conftest import Visitor, expect, until
+from tests.browser.conftest import Visitor, expect
 from tests.fake_engine import FakeEngine
 from tests.ui_server import running
+from tests.waiting import until
 
 
 def test_from_the_first_visit_to_the_first_answer(visit):
@@ -26,14 +26,14 @@ def test_from_the_first_visit_to_the_first_answer(visit):
 
 
 def test_stop_keeps_what_came_and_the_chat_goes_on(visit, engine):
-    engine._gate, engine._open_words = threading.Event(), 2
+    engine.hold(2)
     visitor = visit()
     visitor.ask("Tell me a lot", wait=False)
     expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
     visitor.page.click(".stop-button")
     visitor.answered()
     expect(visitor.answers).to_have_text(["You asked"])
-    engine._gate.set()
+    engine.release()
     visitor.ask("And now?")
     expect(visitor.answers.nth(1)).to_contain_text("And now?")
 
@@ -137,7 +137,7 @@ def test_a_chat_survives_a_reload_and_shows_in_a_second_tab(visit):
 
 def half_answered(visit, engine):
     """A visitor whose page is reloaded after the first two words; the others wait at a gate."""
-    engine._gate, engine._open_words = threading.Event(), 2
+    engine.hold(2)
     visitor = visit()
     visitor.ask("A long one?", wait=False)
     expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
@@ -150,7 +150,7 @@ def test_a_reload_while_answering_loses_nothing(visit, engine):
     expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
     second = visitor.open(visitor.tab(), path="#" + visitor.page.url.partition("#")[2])
     expect(second.locator(".answer.running")).to_have_text("You asked")
-    engine._gate.set()
+    engine.release()
     for page in (visitor.page, second):
         expect(page.get_by_test_id("bot")).to_have_text("You asked 'A long one?' about no picture.")
         expect(page.locator(".stop-button")).to_be_hidden()
@@ -193,7 +193,7 @@ def test_a_forged_history_reaches_nobody(visit, engine):
 
 
 def test_answers_are_drawn_and_cannot_load_or_run_anything(visit, engine):
-    engine._answer = lambda _: (
+    engine.answer = (
         "**Bold** $x^2$\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n"
         "![x](http://evil.example/beacon.png) <img src=http://evil.example/y.png>"
         " <form action=http://evil.example><input></form> <script>window.evil = 1</script>"
@@ -277,14 +277,14 @@ def test_nothing_is_deleted_before_it_is_confirmed(visit):
 
 
 def test_a_chat_that_is_deleted_in_another_tab_lets_go_of_the_page(visit, engine):
-    engine._gate, engine._open_words = threading.Event(), 2
+    engine.hold(2)
     visitor = visit()
     visitor.ask("A long one?", wait=False)
     expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
     second = visitor.open(visitor.tab())
     second.evaluate("vqa.send('act', {do: 'delete', conversation: vqa.state.list[0].id})")
     visitor.page.wait_for_selector("#empty", state="visible")
-    engine._gate.set()
+    engine.release()
     visitor.ask("And now?")
     expect(visitor.questions).to_have_text(["And now?"])
 
@@ -356,13 +356,13 @@ def test_a_load_shows_how_far_it_is_and_is_cancelled_where_it_shows(browser, tmp
 
 @pytest.mark.parametrize("people", [6])
 def test_six_people_at_once_are_answered_in_order(browser, house, engine, people):
-    engine._delay = 0.01
+    engine.delay = 0.01
     visitors = [Visitor(browser, house.address) for _ in range(people)]
     try:
         for visitor in visitors:
             visitor.open()
         begun = len(engine.asked)
-        engine._gate = threading.Event()
+        engine.hold(0)
         for number, visitor in enumerate(visitors):
             visitor.ask(f"I am number {number}", wait=False)
             visitor.page.wait_for_selector("article .state, article .running")
@@ -370,7 +370,7 @@ def test_six_people_at_once_are_answered_in_order(browser, house, engine, people
                 visitor.page.wait_for_selector("text=Waiting in line")
         visitors[2].page.click(".stop-button")
         visitors[2].answered()
-        engine._gate.set()
+        engine.release()
         for number, visitor in enumerate(visitors):
             visitor.answered()
             if number != 2:

@@ -7,10 +7,11 @@ import threading
 import pytest
 from PIL import Image
 
-from tests.browser.conftest import WAIT, Visitor, expect, needed, until
+from tests.browser.conftest import WAIT, Visitor, expect, needed
 from tests.fake_engine import FakeEngine
 from tests.proxy import proxy
 from tests.ui_server import running
+from tests.waiting import until
 from ui import examples
 
 
@@ -215,16 +216,13 @@ def test_where_it_looked(visit, engine, pictures):
 
 
 def test_where_it_looked_says_so_where_the_model_cannot_tell(visit, engine, pictures):
-    engine._attention_maps = False
-    try:
-        visitor = visit()
-        visitor.attach(pictures[0])
-        visitor.ask("What is it?")
-        visitor.page.locator(".foot .look").click()
-        visitor.page.wait_for_selector("#sheet :text('no attention maps')")
-        expect(visitor.page.locator(".word")).to_have_count(0)
-    finally:
-        engine._attention_maps = True
+    engine.attention_maps = False
+    visitor = visit()
+    visitor.attach(pictures[0])
+    visitor.ask("What is it?")
+    visitor.page.locator(".foot .look").click()
+    visitor.page.wait_for_selector("#sheet :text('no attention maps')")
+    expect(visitor.page.locator(".word")).to_have_count(0)
 
 
 def test_a_late_reply_does_not_replace_what_is_shown_by_then(visit, engine, pictures, monkeypatch):
@@ -244,7 +242,7 @@ def test_a_late_reply_does_not_replace_what_is_shown_by_then(visit, engine, pict
 
 
 def test_a_comparison_runs_once_at_a_time_and_says_what_went_wrong(visit, engine):
-    engine._gate, engine._open_words = threading.Event(), 1
+    engine.hold(1)
     page = visit().page
     page.click("nav [data-view-of=compare]")
     page.fill("#compare-form input[aria-label=Question]", "What is it?")
@@ -253,7 +251,7 @@ def test_a_comparison_runs_once_at_a_time_and_says_what_went_wrong(visit, engine
     expect(button).to_be_disabled()
     expect(page.locator("#compared .answer")).to_have_count(2)
     expect(button).to_be_disabled()
-    engine._gate.set()
+    engine.release()
     expect(page.locator("#compared .facts")).to_have_count(2)
     expect(button).to_be_enabled()
     engine.error = RuntimeError("broken")
@@ -265,7 +263,7 @@ def test_a_comparison_runs_once_at_a_time_and_says_what_went_wrong(visit, engine
 
 
 def test_a_comparison_is_stopped_and_asked_again(visit, engine):
-    engine._gate, engine._open_words = threading.Event(), 1
+    engine.hold(1)
     page = visit().page
     page.click("nav [data-view-of=compare]")
     page.fill("#compare-form input[aria-label=Question]", "What is it?")
@@ -276,7 +274,7 @@ def test_a_comparison_is_stopped_and_asked_again(visit, engine):
     stop.click()
     expect(page.locator("#compared .panel").nth(1)).to_contain_text("Stopped.")
     expect(button).to_be_enabled()
-    engine._gate.set()
+    engine.release()
     button.click()
     expect(page.locator("#compared .facts")).to_have_count(2)
     expect(page.locator("#compared")).not_to_contain_text("Stopped")
@@ -335,7 +333,7 @@ def test_dropping_files_anywhere(visit):
 
 
 def test_behind_a_proxy_on_a_sub_path(browser, tmp_path, pictures):
-    engine = FakeEngine(gate=threading.Event(), open_words=2)
+    engine = FakeEngine(hold_after=2)
     with (
         running({"fake": engine}, tmp_path / "data", root_path="/see") as server,
         proxy(server.address.removesuffix("/see/"), "/see") as address,
@@ -346,7 +344,7 @@ def test_behind_a_proxy_on_a_sub_path(browser, tmp_path, pictures):
             visitor.attach(pictures[0])
             visitor.ask("What is it?", wait=False)
             expect(page.locator(".answer.running")).to_have_text("You asked")  # it streams
-            engine._gate.set()
+            engine.release()
             visitor.answered()
             page.reload()
             expect(visitor.answers).to_have_text("You asked 'What is it?' about one picture.")
