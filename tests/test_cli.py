@@ -314,7 +314,10 @@ def test_each_takes_names_with_brackets(run: Run, engine: FakeEngine, tmp_path: 
     for name in ("a[1].png", "a1.png"):
         Image.new("RGB", (8, 8)).save(folder / name)
     inside = str(folder / "a[1].png")
-    for each, found in ((inside, [inside]), (str(folder), sorted([str(folder / "a1.png"), inside]))):
+    for each, found in (
+        (inside, [inside]),
+        (str(folder), sorted([str(folder / "a1.png"), inside])),
+    ):
         result = run("ask", "--each", each, "What?")
         assert result.exit_code == 0, result.stderr
         assert [json.loads(line)["picture"] for line in result.stdout.splitlines()] == found

@@ -32,8 +32,10 @@ def expand(patterns: Iterable[str]) -> list[str]:
     for pattern in patterns:
         pattern = os.path.expanduser(pattern)
         if os.path.isdir(pattern):
-            pattern = os.path.join(pattern, "*")
-        files = {path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)}
+            pattern = os.path.join(glob.escape(pattern), "*")
+        # A name may itself look like a pattern: a[1].png is a file, not only what a1.png matches.
+        names = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
+        files = {path for path in names if os.path.isfile(path)}
         if not files:
             raise UsageError(f"No file is called {pattern}.", "Check the pattern of --each.")
         found |= files
