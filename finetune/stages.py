@@ -27,7 +27,6 @@ from finetune.machine import (
     free_memory,
     from_main,
     held_memory,
-    is_out_of_memory,
     join_processes,
     peak_memory,
     wait,
@@ -46,6 +45,7 @@ from finetune.train import (
     start_or_resume,
 )
 from finetune.trainer import FinetuneTrainer, Schedule
+from vqa_app.devices import is_out_of_memory
 from vqa_app.errors import ModelError
 from vqa_app.loading import LoadedModel, load_model
 

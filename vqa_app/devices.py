@@ -58,20 +58,39 @@ def choose_dtype(name: str, device: torch.device, parameters: int) -> torch.dtyp
         if name not in DTYPES:
             raise UsageError(f"Unknown dtype {name!r}.", f"Choose auto or {', '.join(DTYPES)}.")
         return getattr(torch, name)
-    if device.type == "cuda":
+    if device.type == "cuda":  # emulated where need be: float16 overflows in some models
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if device.type == "mps":
-        return torch.bfloat16
-    if parameters >= SMALL and _cpu_computes_in_bfloat16():
-        return torch.bfloat16
-    return torch.float32
+    if device.type == "cpu" and parameters < SMALL:
+        return torch.float32
+    return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
 
 
-def _cpu_computes_in_bfloat16() -> bool:
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16, and torch the kernels that use them.
+
+    Emulation does not count: it is slower than float32.
+    """
     import torch
 
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "mps":
+        return True
+    if not torch.backends.mkldnn.is_available():  # then its operators are not there to be asked
+        return False
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
-    return any(getattr(torch.cpu, check, bool)() for check in checks)
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and any(
+        getattr(torch.cpu, check, bool)() for check in checks
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch has an error of its own for GPUs; on CPUs the text says it."""
+    import torch
+
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
 
 
 def check_memory(

@@ -15,6 +15,7 @@ import torch
 from vqa_app.attention import allows_maps, attention_map
 from vqa_app.conversation import Conversation
 from vqa_app.decoding import Sampler, TextStream, default_options
+from vqa_app.devices import is_out_of_memory
 from vqa_app.engine import (
     Answer,
     AttentionMap,
@@ -241,14 +242,13 @@ class LocalEngine:
         """Turns a full memory into an error that says so, and frees what the caches hold."""
         try:
             yield
-        except RuntimeError as error:
-            full = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-            if not full:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
             self._runtime.forget()
             raise ModelError(
                 f"There is not enough memory on {self._info.device} for this question.",
-                "Ask about fewer or smaller pictures, or load the model with quantize='4bit'.",
+                "Ask about fewer or smaller pictures, or use --quantize 4bit.",
             ) from error
 
     def _write(

@@ -1,0 +1,45 @@
+"""Devices and precisions: what is chosen where nothing is said."""
+
+from __future__ import annotations
+
+import platform
+
+import pytest
+import torch
+
+from finetune.config import FinetuneConfig
+from finetune.machine import computes_bf16
+from vqa_app.devices import SMALL, choose_dtype, computes_in_bfloat16
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def able(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU with instructions for bfloat16."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+
+
+def test_models_answer_and_train_in_bfloat16_where_the_processor_has_it(able: None) -> None:
+    assert choose_dtype("auto", CPU, SMALL) == torch.bfloat16
+    assert choose_dtype("auto", CPU, SMALL - 1) == torch.float32
+    assert computes_bf16(FinetuneConfig(device="cpu"))
+    assert not computes_bf16(FinetuneConfig(device="cpu", precision="fp32"))
+
+
+def test_training_on_arm_stays_in_float32(able: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert computes_in_bfloat16(CPU)
+    assert not computes_bf16(FinetuneConfig(device="cpu"))
+
+
+def test_a_torch_without_onednn_is_not_asked_for_its_operators(
+    able: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Macs, where asking raises."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+    assert not computes_bf16(FinetuneConfig(device="cpu"))
+    assert choose_dtype("auto", CPU, SMALL) == torch.float32
