@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vqa_app.errors import UsageError
+from vqa_app.sources import BUILTIN
 
 if TYPE_CHECKING:
     from finetune.evaluate import EvalResult
@@ -65,13 +66,30 @@ def evaluate_command(
     accuracy normalises answers as the official evaluator does, and uses its formula where there are
     ten answers.
     """
-    from finetune.evaluate import compare, evaluate
+    from finetune.evaluate import (
+        compare,
+        evaluate,
+        questions_of,
+        rows_of,
+        spread,
+        what_is_asked,
+    )
+    from finetune.predictions import PredictionsFile
     from vqa_app.loading import load_model
 
     if out is not None and out.suffix != ".jsonl":
         raise UsageError(
             f"{out} is not a .jsonl file.", "Give --out a name like predictions.jsonl."
         )
+    second = out.with_name(f"{out.stem}-against.jsonl") if out and against else None
+    # What can be refused is refused before a model is loaded, or the first one has answered.
+    rows = rows_of(data, images or ())
+    questions = spread(questions_of(rows, history=history), limit)
+    asked = what_is_asked(questions, max_new_tokens, losses)
+    for file, name, added in ((out, model, adapter), (second, against, None)):
+        if file is not None and name is not None:
+            known = {"model": _full_name(name), "adapter": added and _full_name(added)}
+            PredictionsFile(file, asked | known).check()
 
     def measure(name: str, adapter: str | None, out: Path | None) -> EvalResult:
         loaded = load_model(
@@ -80,8 +98,7 @@ def evaluate_command(
         with _Bar(_label(loaded)) as bar:
             return evaluate(
                 loaded,
-                data,
-                images=images or (),
+                rows,
                 out=out,
                 limit=limit,
                 history=history,
@@ -92,7 +109,6 @@ def evaluate_command(
 
     results = [measure(model, adapter, out)]
     if against is not None:
-        second = out and out.with_name(f"{out.stem}-against.jsonl")
         results.append(measure(against, None, second))
     test = compare(*results) if against is not None else None
     if as_json:
@@ -139,6 +155,12 @@ def _quantization(text: str | None) -> Any:
     if text not in (None, "4bit", "8bit"):
         raise UsageError(f"--quantize is {text!r}.", "Give 4bit or 8bit, or leave it out.")
     return text
+
+
+def _full_name(name: str) -> str:
+    """As `LoadedModel` calls it, before it is loaded."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if name != BUILTIN and folder.is_dir() else name
 
 
 def _label(loaded: LoadedModel) -> str:

@@ -268,16 +268,13 @@ def evaluate(
     """
     from vqa_app.loading import LoadedModel, load_model
 
-    rows = _rows(data, images)
+    rows = rows_of(data, images)
     loaded = model if isinstance(model, LoadedModel) else load_model(str(model))
     questions = spread(questions_of(rows, history=history), limit)
     label = f"{loaded.name} + {loaded.adapter}" if loaded.adapter else loaded.name
     started = time.monotonic()
-    kept = (
-        PredictionsFile(Path(out), _identity(loaded, questions, max_new_tokens, losses))
-        if out
-        else None
-    )
+    identity = what_is_asked(questions, max_new_tokens, losses) | _identity(loaded)
+    kept = PredictionsFile(Path(out), identity) if out else None
     done = {p.id: p for p in kept.resume()} if kept else {}
     todo = [question for question in questions if question.id not in done]
 
@@ -325,9 +322,14 @@ def compare(first: EvalResult, second: EvalResult) -> PairedTest:
     return paired_test(mine, [others[p.id] for p in first.predictions])
 
 
-def _rows(
-    data: Sequence[Row] | str | Path | Sequence[str | Path], images: Sequence[str | Path]
+def rows_of(
+    data: Sequence[Row] | str | Path | Sequence[str | Path], images: Sequence[str | Path] = ()
 ) -> Sequence[Row]:
+    """The rows of data as `evaluate` takes it.
+
+    Raises:
+        DataError: bad rows.
+    """
     from finetune.datasets import Row, read_rows
 
     if not isinstance(data, (str, Path)) and all(isinstance(row, Row) for row in data):
@@ -341,21 +343,27 @@ def _rows(
     return read.rows
 
 
-def _identity(
-    loaded: LoadedModel, questions: Sequence[Question], max_new_tokens: int, losses: int
+def what_is_asked(
+    questions: Sequence[Question], max_new_tokens: int, losses: int
 ) -> dict[str, Any]:
-    """What must be the same for an evaluation to go on where it stopped."""
+    """What must be the same for an evaluation to go on where it stopped, but for the model."""
     digest = hashlib.sha256()
     for question in questions:
         digest.update(json.dumps([question.id, question.text, question.answers]).encode())
     return {
-        "model": loaded.name,
-        "adapter": loaded.adapter,
-        "fingerprint": loaded.fingerprint,
         "questions": digest.hexdigest()[:16],
         "history": any(question.history for question in questions),
         "max_new_tokens": max_new_tokens,
         "losses": losses,
+    }
+
+
+def _identity(loaded: LoadedModel) -> dict[str, Any]:
+    """Of the model that answers."""
+    return {
+        "model": loaded.name,
+        "adapter": loaded.adapter,
+        "fingerprint": loaded.fingerprint,
         "dtype": str(loaded.model.dtype),
         "quantization": loaded.quantization,
     }

@@ -48,6 +48,27 @@ class PredictionsFile:
         self.summary = path.with_suffix(".summary.json")
         self.identity = identity
 
+    def check(self) -> None:
+        """Refuses early what `resume` would refuse, as far as `identity` is known by now.
+
+        Raises:
+            UsageError: the file holds another evaluation's, or cannot be written.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self.path.exists():
+                self.path.touch()
+                self.path.unlink()
+                return
+            self.path.open("ab").close()
+        except OSError as error:
+            raise UsageError(
+                f"Cannot write to {self.path}: {error.strerror or error}.", "Give another --out."
+            ) from error
+        before = self._before()
+        if before is None or any(before.get(k) != value for k, value in self.identity.items()):
+            raise self._anothers()
+
     def resume(self) -> list[Prediction]:
         """What an interrupted evaluation left; starts a new file where there was none.
 
@@ -59,15 +80,8 @@ class PredictionsFile:
             self.path.touch()
             self.finish({})
             return []
-        try:
-            before = json.loads(self.summary.read_text(encoding="utf-8"))["evaluation"]
-        except (OSError, ValueError, KeyError, TypeError):
-            before = None
-        if before != self.identity:
-            raise UsageError(
-                f"{self.path} holds predictions of another model or other data.",
-                "Give another --out, or delete the file.",
-            )
+        if self._before() != self.identity:
+            raise self._anothers()
         predictions = []
         whole = 0
         with self.path.open("rb") as lines:
@@ -83,6 +97,19 @@ class PredictionsFile:
                 whole += len(line)
         os.truncate(self.path, whole)
         return predictions
+
+    def _before(self) -> dict[str, Any] | None:
+        """What the file holds predictions of; None where nothing says."""
+        try:
+            return dict(json.loads(self.summary.read_text(encoding="utf-8"))["evaluation"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _anothers(self) -> UsageError:
+        return UsageError(
+            f"{self.path} holds predictions of another model or other data.",
+            "Give another --out, or delete the file.",
+        )
 
     def append(self, predictions: Sequence[Prediction]) -> None:
         with self.path.open("a", encoding="utf-8") as file:

@@ -235,6 +235,68 @@ def test_the_command_prints_a_table_and_compares(tiny_llava_dir: Path, tmp_path:
     assert values["scores"]["questions"] == 4 and values["loss"] > 0
 
 
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model may be loaded."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr("vqa_app.loading.load_model", refuse)
+
+
+def command(*options: object) -> BaseException | None:
+    """What `eval` ends with."""
+    from typer.testing import CliRunner
+
+    from finetune.cli_eval import app
+
+    return CliRunner().invoke(app, ["eval", *map(str, options)]).exception
+
+
+def test_the_command_refuses_bad_data_before_it_loads_a_model(
+    tmp_path: Path, no_model: None
+) -> None:
+    data = data_file(tmp_path)
+    (tmp_path / "two.png").unlink()
+    assert isinstance(command("--data", data), DataError)
+
+
+def test_the_command_reads_the_data_once(
+    tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import finetune.datasets
+
+    read, files = finetune.datasets.read_rows, []
+    monkeypatch.setattr(
+        finetune.datasets, "read_rows", lambda *given: files.append(given) or read(*given)
+    )
+    common = ("--data", data_file(tmp_path), "--max-new-tokens", 2, "--losses", 0)
+    assert command(*common, "--model", tiny_llava_dir, "--against", tiny_llava_dir) is None
+    assert len(files) == 1
+
+
+def test_files_of_other_predictions_are_refused_before_a_model_is_loaded(
+    tiny_llava_dir: Path, tmp_path: Path, no_model: None
+) -> None:
+    from finetune.evaluate import rows_of, what_is_asked
+    from finetune.predictions import PredictionsFile
+
+    data = data_file(tmp_path)
+    asked = what_is_asked(questions_of(rows_of(data)), 64, 1000)
+    first, second = tmp_path / "p.jsonl", tmp_path / "p-against.jsonl"
+    ours = asked | {"model": str(tiny_llava_dir), "adapter": None}
+    common = ("--data", data, "--model", tiny_llava_dir, "--against", "builtin", "--out", first)
+    PredictionsFile(first, ours).resume()
+    assert isinstance(command(*common), AssertionError)  # nothing to refuse
+    PredictionsFile(second, ours).resume()
+    assert f"{second} holds predictions of another model" in str(command(*common))
+    second.unlink()
+    assert f"{first} holds" in str(command(*common, "--max-new-tokens", 5))
+    blocked = ("--data", data, "--out", first / "p.jsonl")
+    assert "Cannot write to" in str(command(*blocked))
+
+
 def test_the_public_names_are_the_functions() -> None:
     import finetune.evaluate
     from finetune import evaluate, train
