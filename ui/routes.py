@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +37,7 @@ _KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
 MAX_IMPORT = 200 * 2**20
 """Largest file with conversations or data, in bytes; pictures have limits of their own."""
+_AT_MOST = f"At most {MAX_IMPORT // 2**20} MB fit."
 
 
 def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRouter:
@@ -155,7 +155,7 @@ async def _sent(request: Request, deed: Callable[[str, bytes], dict[str, Any]]) 
     """What a deed makes of the file that its owner sent."""
     data = await _body(request, MAX_IMPORT)
     if data is None:
-        return _problem(UsageError("The file is too large.", "At most 200 MB fit."), 413)
+        return _problem(UsageError("The file is too large.", _AT_MOST), 413)
     return await _answered(lambda: deed(known(request.state.owner), data))
 
 
@@ -163,15 +163,11 @@ async def _answered(deed: Callable[[], dict[str, Any]]) -> Response:
     """What a deed gives as JSON, or what was wrong with it, as the page shows it."""
     try:
         return JSONResponse(await run_in_threadpool(deed))
-    except VqaError as error:
-        return _problem(error, 400)
     except Exception as error:
-        return Response(
-            json.dumps({"error": message_of(error)}), 500, media_type="application/json"
-        )
+        return _problem(error, 400 if isinstance(error, VqaError) else 500)
 
 
-def _problem(error: VqaError, status: int) -> Response:
+def _problem(error: Exception, status: int) -> Response:
     return JSONResponse({"error": message_of(error)}, status)
 
 

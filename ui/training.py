@@ -199,13 +199,13 @@ class TrainingDesk:
         try:
             with self.teaching.in_use(job.owner):
                 if not self._train_it(job, paths, wanted, skip_bad):
-                    self._turn(job, "stopped")
+                    self._set_state(job, "stopped")
                     return
             self._compare(job)
-            self._turn(job, "done")
+            self._set_state(job, "done")
         except Exception as error:
             job.error = message_of(error)
-            self._turn(job, "failed")
+            self._set_state(job, "failed")
 
     def _train_it(self, job: Job, paths: list[str], wanted: Wanted, skip_bad: bool) -> bool:
         """Whether it came to its end."""
@@ -244,7 +244,7 @@ class TrainingDesk:
             if not self._closed:
                 job.cancel = threading.Event()  # from here on, Stop is about the comparison
         job.done, job.of, job.seconds_left, job.phase = 0, 0, None, "comparing"
-        self._turn(job, "comparing")
+        self._set_state(job, "comparing")
         try:
             job.comparison = before_after.compare(
                 self.desk, self.teaching, job.owner, job.base.key, key, job.cancel
@@ -254,7 +254,7 @@ class TrainingDesk:
         except Exception as error:
             job.messages.append(f"Not compared: {message_of(error)}")
 
-    def _turn(self, job: Job, state: State) -> None:
+    def _set_state(self, job: Job, state: State) -> None:
         with self._lock:
             job.state = state
             self._files.write(job)

@@ -8,6 +8,7 @@ from PIL import Image
 from vqa_app.engine import AttentionMap
 
 # Dark violet over red to pale yellow: lightness rises evenly, so that it also reads in grey.
+# `ui/static/sheet.js` draws in the same colours.
 _ANCHORS = np.array(
     [(20, 11, 54), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float32
 )

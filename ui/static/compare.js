@@ -6,7 +6,7 @@
   let drawn = "";
   let models = []; // the keys of the two that were asked
   let running = false;
-  const question = el("input", { "aria-label": "Question", placeholder: "What do you want to know?", maxlength: 4000 });
+  const question = el("input", { "aria-label": "Question", placeholder: "What do you want to know?", maxlength: 20000 });
 
   vqa.on("shown", (name) => {
     if (name !== "compare") return;

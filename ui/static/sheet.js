@@ -91,7 +91,7 @@
     ($("saw") || $("sheet").querySelector(".sheet-body")).replaceChildren(el("p.note", {}, text));
   });
 
-  // Dark violet over red and orange to pale yellow: lightness rises evenly, so it also reads in grey.
+  // The colours and their opacity are those of vqa_app/overlay.py.
   const ANCHORS = [[20, 11, 54], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];
   const colour = (value) => {
     const place = value * (ANCHORS.length - 1);
