@@ -415,6 +415,21 @@ def test_a_server_asks_nothing_outside_and_ctrl_c_stops_it_with_an_answer_runnin
     assert seconds < 4, f"{seconds:.1f} s"
 
 
+@pytest.mark.parametrize("option", ["--data-dir", "--share-data-dir"])
+def test_one_folder_holds_the_data_whatever_its_option_is_called(tmp_path, monkeypatch, option):
+    from typer.testing import CliRunner
+
+    from ui.cli import app
+
+    monkeypatch.setattr("ui.server.serve", lambda application, listener: application.close())
+    monkeypatch.setattr("ui.app.leave", lambda: None)
+    arguments = [option, str(tmp_path / "here"), "--no-browser", "--port", "0"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0 and (tmp_path / "here" / "chats.sqlite").exists()
+    shown = CliRunner().invoke(app, ["--help"]).output
+    assert "--data-dir" in shown and "--share-data-dir" not in shown
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [(["--auth", "ann"], "needs a user and a password"), (["--host", "no.such.host"], "listen on")],

@@ -104,6 +104,7 @@ def create(
     users: dict[str, str] | None = None,
     hosts: Iterable[str] = (),
     root_path: str = "",
+    allow_any_model: bool = False,
     train: Callable[..., Any] | None = None,
 ) -> Application:
     """Puts the application together; loads nothing yet.
@@ -116,6 +117,7 @@ def create(
         users: passwords by name; empty for a page without them.
         hosts: further host names that are answered to.
         root_path: where a proxy shows the page, for example `/vqa`.
+        allow_any_model: whether people may name hub models in the browser.
         train: what trains, see `ui.training.TrainingDesk`.
     """
     # Before gradio is imported, which reads them. Uploads lie in a folder of this process alone.
@@ -130,14 +132,15 @@ def create(
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     hide(data_dir)
     hub = Hub(load, choices, default)
-    desk = Desk(Store(data_dir / "chats.sqlite"), PictureShelf(data_dir / "pictures"), hub)
+    shelf = PictureShelf(data_dir / "pictures")
+    desk = Desk(Store(data_dir / "chats.sqlite"), shelf, hub, allow_any_model)
     for digest in desk.store.sweep(time.time() - FORGOTTEN_AFTER):
-        desk.shelf.remove(digest)
+        shelf.remove(digest)
     app = FastAPI(title="Look & Ask", docs_url=None, redoc_url=None, openapi_url=None)
-    teaching = Teaching(data_dir / "taught", desk.shelf)
+    teaching = Teaching(data_dir / "taught", shelf)
     training = TrainingDesk(data_dir, desk, teaching, train)
     app.include_router(routes_of(desk, teaching, training))
-    _mount(app, layout.build(desk, teaching, training), desk.shelf.limits.max_bytes, root_path)
+    _mount(app, layout.build(desk, teaching, training), shelf.limits.max_bytes, root_path)
     rules = Rules(
         hosts=frozenset(hosts),
         users=users or {},

@@ -41,8 +41,12 @@ def chat(
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            "--share-data-dir", "--data-dir", help="Conversations, corrections, runs are kept here."
+            help="Folder that keeps conversations, taught rows and runs; data sets in its folder "
+            "datasets are offered to everybody."
         ),
+    ] = None,
+    share_data_dir: Annotated[
+        Path | None, typer.Option(hidden=True, help="Another name of --data-dir.")
     ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Host name to answer to besides this machine's.")
@@ -72,7 +76,7 @@ def chat(
     from ui import choices
     from ui.app import create, leave
 
-    folder = data_dir or default_data_dir()
+    folder = data_dir or share_data_dir or default_data_dir()
     start = choices.started_with(model, adapter, quantize)
     application = create(
         folder,
@@ -82,8 +86,8 @@ def chat(
         users=users,
         hosts=allow_host or [],
         root_path=root_path,
+        allow_any_model=allow_any_model,
     )
-    application.desk.allow_any_model = allow_any_model
     application.desk.hub.start()
     if not no_browser:
         threading.Thread(target=_open, args=(address,), daemon=True).start()

@@ -77,12 +77,17 @@ def question_of(text: Any, pictures: int) -> str:
 
 
 class Desk:
-    """Serves everybody's requests on one store and one hub."""
+    """Serves everybody's requests on one store and one hub.
 
-    def __init__(self, store: Store, shelf: PictureShelf, hub: Hub) -> None:
+    Args:
+        allow_any_model: whether people may name hub models in the browser.
+    """
+
+    def __init__(
+        self, store: Store, shelf: PictureShelf, hub: Hub, allow_any_model: bool = False
+    ) -> None:
         self.store, self.shelf, self.hub = store, shelf, hub
-        self.allow_any_model = False
-        """Whether people may name hub models in the browser."""
+        self.allow_any_model = allow_any_model
         self.wanted: dict[str, str] = {}
         """By owner, the key of the model that loads to be theirs."""
         self._answering: dict[str, Answering] = {}
