@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 GROUPED_BATCHES = 50
 """Samples are sorted by length within so many batches: little padding, and still a random order."""
@@ -75,11 +75,8 @@ class BatchPlan(Sampler[list[int]]):
                     cut = len(part) - len(part) % self.batch_size
                     part, left = part[:cut], part[cut:]
                 part = part[np.argsort(-self.lengths[part], kind="stable")]
-                batches += (
-                    np.split(part, range(self.batch_size, len(part), self.batch_size))
-                    if len(part)
-                    else []
-                )
+                if len(part):
+                    batches += np.split(part, range(self.batch_size, len(part), self.batch_size))
             random.shuffle(batches)
             if epoch == 0 and batches:
                 largest = max(range(len(batches)), key=lambda b: self.tokens_at_once(batches[b]))
@@ -94,19 +91,6 @@ class BatchPlan(Sampler[list[int]]):
         return max(len(chunk) * int(self.lengths[chunk].max()) for chunk in self._chunks(batch))
 
 
-class Positions(Dataset[int]):
-    """Samples by position; the collate function looks them up."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, position: int) -> int:
-        return position
-
-
 def loader(plan: BatchPlan, collate: Any) -> DataLoader[Any]:
     """Batches in the plan's order; `collate` is given a list of positions."""
-    return DataLoader(Positions(len(plan.lengths)), batch_sampler=plan, collate_fn=collate)
+    return DataLoader(range(len(plan.lengths)), batch_sampler=plan, collate_fn=collate)

@@ -1,4 +1,4 @@
-"""Commands that train and look at data. Those that measure what came out stand in
+"""Commands that train and look at data. Those that measure the result are in
 `finetune.cli_eval`."""
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from finetune import cli_eval
 from finetune.config import FinetuneConfig, option_help
 from vqa_app.errors import INTERRUPTED_EXIT_CODE
 
@@ -90,9 +89,8 @@ def _finetune(
     """Teach a model your own pictures, questions and answers.
 
     vqa-app finetune --data my.json --images photos/ --out runs/mine trains the built-in model;
-    vqa-app chat --model runs/mine talks to the result. Run the same command again to go on after an
-    interruption. On several
-    GPUs: accelerate launch -m finetune ... with the same options.
+    vqa-app chat --model runs/mine talks to the result. Run the same command again to continue after
+    an interruption. On several GPUs: accelerate launch -m finetune ... with the same options.
     """
     from finetune.progress import Display, describe_metric
     from finetune.train import train
@@ -139,6 +137,3 @@ _DATA = ("data", "images", "max_length", "turns", "model", "revision")
 app.command("finetune")(with_options(_finetune, option_help()))
 app.command("check-data")(with_options(_check_data, (*_DATA, "eval_data", "max_bad", "workers")))
 app.command("show-sample")(with_options(_show_sample, _DATA))
-app.command("eval")(cli_eval.evaluate_command)
-app.command("verify")(cli_eval.verify_command)
-app.command("merge")(cli_eval.merge_command)

@@ -159,11 +159,11 @@ class RunOptions:
     report_to: tuple[str, ...] = ()
     """Also log to tensorboard, wandb or trackio."""
     fsdp: str | None = None
-    """Shard over GPUs with this accelerate FSDP config: `default` for the one in the package, or a
-    file."""
+    """Shard over GPUs with an accelerate FSDP config: default or offload, which come with the
+    package, or a file."""
     deepspeed: str | None = None
-    """Shard over GPUs with this DeepSpeed config: zero2 or zero3 for those in the package, or a
-    file."""
+    """Shard over GPUs with a DeepSpeed config: zero2, zero3 or zero3_offload, which come with the
+    package, or a file."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,6 +129,15 @@ class FeatureStore:
                 file.seek(0, os.SEEK_END)
                 file.write(b"".join(map(bytes.fromhex, digests)))
 
+    def clear(self) -> None:
+        """Removes everything that is kept."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._places, self._map = {}, None
+
+    def touch(self) -> None:
+        """Notes that the store is in use: what was not for longest makes room first."""
+        os.utime(self.folder)
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         from filelock import FileLock
@@ -141,8 +150,7 @@ class FeatureStore:
 def make_plan(
     store: FeatureStore, digests: Sequence[str], limit_gb: float, epochs: float
 ) -> FeaturePlan:
-    """Whether features pay and fit. Older stores beside this one are given up for it, least
-    recently used first."""
+    """Whether features pay and fit; `make_room` then gives up older stores for them."""
     distinct = set(digests)
     present = sum(digest in store for digest in distinct)
     missing = len(distinct) - present
@@ -173,8 +181,8 @@ def make_plan(
 
 
 def make_room(store: FeatureStore, needed: int, limit_gb: float) -> None:
-    """Removes older encoders' stores, or this one's older pictures, until `needed` more bytes fit
-    the bound."""
+    """Removes other encoders' stores, least recently used first, until `needed` more bytes fit the
+    bound; and where that isn't enough, what this one has."""
     limit = limit_gb * GB
     others = [
         path
@@ -189,9 +197,7 @@ def make_room(store: FeatureStore, needed: int, limit_gb: float) -> None:
         shutil.rmtree(path, ignore_errors=True)
         del sizes[path]
     if used + needed > limit:
-        shutil.rmtree(store.folder, ignore_errors=True)
-        store._places.clear()
-        store._map = None
+        store.clear()
 
 
 def supports_features(model: Any) -> bool:

@@ -18,6 +18,11 @@ import numpy as np
 ANSWERERS = 10
 """How many people answered each question of VQA v1/v2, TextVQA, VizWiz and OK-VQA."""
 
+_LEAST_SIMILAR = 0.5
+_TOLERANCE = 0.05
+_SMALLEST_SHARE = 0.01
+_ROUNDS = 2000
+"""Resamplings of a bootstrap or a permutation test."""
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBER_WORDS = {word: str(value) for value, word in enumerate(_DIGITS)} | {"none": "0"}
 _ARTICLES = frozenset(("a", "an", "the"))
@@ -116,11 +121,11 @@ def _levenshtein(left: str, right: str) -> int:
     return row[-1]
 
 
-def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> float:
+def anls(prediction: str, answers: Sequence[str]) -> float:
     """Normalised Levenshtein similarity of one prediction (Biten et al. 2019, ST-VQA), 0 to 1.
 
-    1 - distance / length of the longer string, the best over the answers; 0 where that is below
-    `threshold`.
+    1 - distance / length of the longer string, the best over the answers; 0 where that is below a
+    half.
     """
     given = " ".join(prediction.lower().split())
     best = 0.0
@@ -128,7 +133,7 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> flo
         wanted = " ".join(answer.lower().split())
         longest = max(len(given), len(wanted))
         best = max(best, 1 - _levenshtein(given, wanted) / longest if longest else 1.0)
-    return best if best >= threshold else 0.0
+    return best if best >= _LEAST_SIMILAR else 0.0
 
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?%?")
@@ -143,13 +148,13 @@ def as_number(text: str) -> float | None:
     return value / 100 if text.endswith("%") else value
 
 
-def relaxed_accuracy(prediction: str, answers: Sequence[str], tolerance: float = 0.05) -> float:
+def relaxed_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """1 for a number within 5 % of an answer or an equal text (ChartQA, Masry et al. 2022)."""
     given = as_number(prediction)
     for answer in answers:
         wanted = as_number(answer)
         if given is not None and wanted is not None:
-            if abs(given - wanted) <= tolerance * abs(wanted):
+            if abs(given - wanted) <= _TOLERANCE * abs(wanted):
                 return 1.0
         elif prediction.strip().lower() == answer.strip().lower():
             return 1.0
@@ -201,17 +206,15 @@ def score(pairs: Iterable[tuple[str, Sequence[str]]]) -> Scores:
     )
 
 
-def by_type(
-    types: Sequence[str], accuracies: Sequence[float], smallest_share: float = 0.01
-) -> dict[str, tuple[int, float]]:
+def by_type(types: Sequence[str], accuracies: Sequence[float]) -> dict[str, tuple[int, float]]:
     """Questions and mean accuracy of each type, the largest first.
 
-    Types with fewer than `smallest_share` of the questions come together as "other", last.
+    Types with fewer than 1 % of the questions come together as "other", last.
     """
     groups: Mapping[str, list[float]] = defaultdict(list)
     for kind, accuracy in zip(types, accuracies, strict=True):
         groups[kind].append(accuracy)
-    small = {k for k, v in groups.items() if len(v) < smallest_share * len(types)}
+    small = {k for k, v in groups.items() if len(v) < _SMALLEST_SHARE * len(types)}
     table = {
         kind: (len(values), math.fsum(values) / len(values))
         for kind, values in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
@@ -249,9 +252,7 @@ def mcnemar(first_only: int, second_only: int) -> float:
     return min(1.0, 2 * tail / (1 << total))
 
 
-def paired_test(
-    first: Sequence[float], second: Sequence[float], *, rounds: int = 2000, seed: int = 0
-) -> PairedTest:
+def paired_test(first: Sequence[float], second: Sequence[float]) -> PairedTest:
     """Whether two models' scores on the same questions differ by more than chance.
 
     Right-or-wrong scores take the exact McNemar test; graded ones (ten answers, ANLS) a permutation
@@ -263,9 +264,9 @@ def paired_test(
     if len(first) != len(second) or not first:
         raise ValueError(f"cannot pair {len(first)} scores with {len(second)}")
     gaps = np.asarray(first, float) - np.asarray(second, float)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     resampled = np.array(
-        [gaps[rng.integers(len(gaps), size=len(gaps))].mean() for _ in range(rounds)]
+        [gaps[rng.integers(len(gaps), size=len(gaps))].mean() for _ in range(_ROUNDS)]
     )
     better, worse = int((gaps > 0).sum()), int((gaps < 0).sum())
     if set(first) | set(second) <= {0.0, 1.0}:
@@ -273,9 +274,11 @@ def paired_test(
     else:
         method, active = "permutation test", gaps[gaps != 0]
         swapped = np.array(
-            [(active * rng.choice((-1.0, 1.0), len(active))).sum() for _ in range(rounds)]
+            [(active * rng.choice((-1.0, 1.0), len(active))).sum() for _ in range(_ROUNDS)]
         )
         extreme = int((np.abs(swapped) >= abs(active.sum()) - 1e-9).sum())
-        p_value = (extreme + 1) / (rounds + 1)  # the observed assignment is one of the permutations
+        p_value = (extreme + 1) / (
+            _ROUNDS + 1
+        )  # the observed assignment is one of the permutations
     low, high = np.quantile(resampled, (0.025, 0.975))
     return PairedTest(float(gaps.mean()), float(low), float(high), p_value, method, better, worse)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -99,7 +98,7 @@ def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
     context = {
         "name": run.resolve().name,
         "manifest": manifest,
-        "command": _command(manifest),
+        "command": manifest.get("command", ""),
         "final": _final(lines),
         "plots": [(title, _uri(path.read_bytes())) for title, path in plots],
         "watch": _watch(run),
@@ -116,11 +115,6 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-
-
-def _command(manifest: Mapping[str, Any]) -> str:
-    command = manifest.get("command") or ""
-    return command if isinstance(command, str) else shlex.join(command)
 
 
 def _final(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -4,6 +4,7 @@ take."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune.config import FinetuneConfig
+from finetune.config import FinetuneConfig, option_help
 from finetune.distributed import DEEPSPEED, FSDP, deepspeed_config, fsdp_config
 from finetune.train import train
-from tests.finetune_data import metrics, write_data
+from tests.finetune_data import metrics, small_config, write_data
 from tests.forked import needs_fork, together
 from vqa_app.errors import UsageError
 
 
 def config(model: Path, folder: Path, name: str) -> FinetuneConfig:
-    return FinetuneConfig(
-        model=str(model),
-        data=(str(folder / "data.json"),),
-        out=str(folder / name),
+    return small_config(
+        model,
+        folder / "data.json",
+        folder / name,
         feature_dir=str(folder / f"features-{name}"),
         eval_fraction=0.3,
         eval_every=3.0,
@@ -31,11 +32,7 @@ def config(model: Path, folder: Path, name: str) -> FinetuneConfig:
         max_steps=6,
         batch_size=4,
         micro_batch_size=1,
-        rank=4,
         lr=1e-2,
-        workers=1,
-        device="cpu",
-        precision="fp32",
     )
 
 
@@ -131,6 +128,12 @@ def test_sharding_without_gpus_is_refused(
     chosen = config(tiny_llava_dir, tmp_path, "run")
     with pytest.raises(UsageError, match=f"{option} shards over GPUs"):
         train(chosen.replace(**{option: "default" if option == "fsdp" else "zero2"}))
+
+
+def test_the_help_names_every_config_of_the_package() -> None:
+    help_texts = option_help()
+    for option, shipped in (("fsdp", FSDP), ("deepspeed", DEEPSPEED)):
+        assert all(re.search(rf"\b{name}\b", help_texts[option][1]) for name in shipped)
 
 
 @pytest.mark.parametrize("name", FSDP)

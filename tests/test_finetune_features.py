@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,15 @@ def test_older_encoders_give_way_when_the_bound_is_reached(tmp_path: Path) -> No
     make_room(mine, needed=4 * 24, limit_gb=150e-9)
     assert len(mine) == 0
     assert photos.exists()  # somebody's own, which happen to lie there
+
+
+def test_the_encoder_that_was_not_used_for_longest_gives_way_first(tmp_path: Path) -> None:
+    first, second, mine = (store_with(tmp_path / f"{n:016x}-float32", 4) for n in range(3))
+    for store in (first, second):
+        os.utime(store.folder, (0, 0))
+    first.touch()
+    make_room(mine, needed=0, limit_gb=350e-9)
+    assert first.folder.exists() and not second.folder.exists()
 
 
 def test_records_that_a_power_cut_took_are_computed_again(tmp_path: Path) -> None:
