@@ -178,7 +178,8 @@ def test_abstaining_from_a_choice(run: Run, engine: FakeEngine, cat: str) -> Non
 
 
 def test_abstain_is_a_probability(run: Run, engine: FakeEngine, cat: str) -> None:
-    assert run("ask", "--abstain", "80", cat, "What?").exit_code == 2
+    for value in ("80", "-0.1", "nan"):
+        assert run("ask", "--abstain", value, cat, "What?").exit_code == 2
 
 
 def test_explain_writes_an_overlay(run: Run, engine: FakeEngine, cat: str, tmp_path: Path) -> None:

@@ -11,9 +11,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from vqa_app.devices import Dtype, Quantization
 from vqa_app.errors import ImageError, ModelError, UsageError
+from vqa_app.model_options import (
+    AdapterName,
+    Device,
+    MaxFileMb,
+    MaxMegapixels,
+    ModelName,
+    Offline,
+    Precision,
+    Quantize,
+    Revision,
+)
 
 if TYPE_CHECKING:
+    from vqa_app.conversation import Conversation
     from vqa_app.engine import Engine
     from vqa_app.images import ImageLimits, Picture
     from vqa_app.replies import Asking, Reply
@@ -27,13 +40,13 @@ _SUFFIXES += (".heic", ".heif", ".svg", ".pdf")
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model answers, in the words of `vqa_app.loading.load_model`."""
+    """Which model answers: the arguments of `vqa_app.loading.load_model`."""
 
-    model: str
+    name: str
     adapter: str | None = None
-    quantize: str | None = None
+    quantize: Quantization | None = None
     device: str = "auto"
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     revision: str | None = None
     offline: bool = False
 
@@ -42,20 +55,11 @@ def open_engine(choice: ModelChoice, console: Console) -> Engine:
     """Loads the model; seconds of imports, and for a hub id a download."""
     from vqa_app.replies import waiting
 
-    with waiting(console, f"Loading {choice.model}"):
+    with waiting(console, f"Loading {choice.name}"):
         from vqa_app.loading import load_model
         from vqa_app.local_engine import LocalEngine
 
-        loaded = load_model(
-            choice.model,
-            adapter=choice.adapter,
-            device=choice.device,
-            dtype=choice.dtype,
-            quantize=choice.quantize,
-            revision=choice.revision,
-            offline=choice.offline,
-        )
-        return LocalEngine(loaded)
+        return LocalEngine(load_model(**vars(choice)))
 
 
 @app.command()
@@ -68,21 +72,13 @@ def ask(
             " question, in a terminal, a dialogue begins.",
         ),
     ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="`builtin`, a hub id, or a folder.")
-    ] = "builtin",
-    adapter: Annotated[
-        str | None, typer.Option(help="A LoRA adapter: a run's folder or a hub id.")
-    ] = None,
-    quantize: Annotated[
-        str | None, typer.Option(help="4bit or 8bit, to save memory.", metavar="4bit|8bit")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a hub model.")
-    ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
+    model: ModelName = "builtin",
+    adapter: AdapterName = None,
+    quantize: Quantize = None,
+    device: Device = "auto",
+    dtype: Precision = "auto",
+    revision: Revision = None,
+    offline: Offline = False,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[
         float | None, typer.Option(help="0 gives the same answer each time. [the model's own]")
@@ -98,7 +94,10 @@ def ask(
     abstain: Annotated[
         float | None,
         typer.Option(
-            help='Answer "I am not sure." where the confidence is below this.', metavar="0..1"
+            help='Answer "I am not sure." where the confidence is below this.',
+            metavar="0..1",
+            min=0,
+            max=1,
         ),
     ] = None,
     explain: Annotated[
@@ -114,22 +113,8 @@ def ask(
         Path | None,
         typer.Option(help="Where --each writes its answers; goes on where it stopped."),
     ] = None,
-    max_file_mb: Annotated[
-        float,
-        typer.Option(
-            help="Largest picture file.", metavar="MB", envvar="VQA_MAX_FILE_MB", min=0, max=1e6
-        ),
-    ] = 20,
-    max_megapixels: Annotated[
-        float,
-        typer.Option(
-            help="Largest picture; Pillow decodes up to 89.",
-            metavar="MP",
-            envvar="VQA_MAX_MEGAPIXELS",
-            min=0,
-            max=1e6,
-        ),
-    ] = 50,
+    max_file_mb: MaxFileMb = 20,
+    max_megapixels: MaxMegapixels = 50,
 ) -> None:
     """Ask about pictures.
 
@@ -154,7 +139,7 @@ def ask(
         seed=seed,
         system=system,
     )
-    asking = Asking(options, split_choices(choices), _checked_abstain(abstain))
+    asking = Asking(options, split_choices(choices), abstain)
     chosen = ModelChoice(model, adapter, quantize, device, dtype, revision, offline)
     limits = ImageLimits(int(max_file_mb * 2**20), int(max_megapixels * 1e6))
     _check_combination(sources, question, each, out, explain, as_json)
@@ -211,12 +196,6 @@ def split_choices(text: str | None) -> tuple[str, ...]:
     if len(choices) < 2:
         raise UsageError("--choices needs two or more different answers.", "For example: yes,no")
     return choices
-
-
-def _checked_abstain(value: float | None) -> float | None:
-    if value is not None and not 0.0 <= value <= 1.0:
-        raise UsageError(f"--abstain is {value:g}.", "Give a probability from 0 to 1.")
-    return value
 
 
 def _check_combination(
@@ -347,12 +326,10 @@ def tell_notes(reply: Reply, console: Console) -> None:
     console.print(" · ".join(facts), style="dim", markup=False)
 
 
-def _draw(engine: Engine, conversation: object, said: str, path: Path) -> list[Path]:
+def _draw(engine: Engine, conversation: Conversation, said: str, path: Path) -> list[Path]:
     """Writes an overlay for each picture: `map.png`, or `map-1.png`, `map-2.png` for several."""
-    from vqa_app.conversation import Conversation
     from vqa_app.overlay import draw_overlay, whole_answer
 
-    assert isinstance(conversation, Conversation)
     attention = engine.attention_map(conversation, said)
     pictures = conversation.pictures
     paths = [path]

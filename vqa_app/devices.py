@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.weights import BYTES, StoredTensor
@@ -11,7 +11,8 @@ from vqa_app.weights import BYTES, StoredTensor
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("float32", "bfloat16", "float16")
+Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization: TypeAlias = Literal["4bit", "8bit"]
 
 SMALL = 100_000_000
 """Below this many parameters a CPU computes in float32. bfloat16 would halve the time to read a
@@ -55,14 +56,23 @@ def choose_dtype(name: str, device: torch.device, parameters: int) -> torch.dtyp
     import torch
 
     if name != "auto":
-        if name not in DTYPES:
-            raise UsageError(f"Unknown dtype {name!r}.", f"Choose auto or {', '.join(DTYPES)}.")
+        check_dtype(name)
         return getattr(torch, name)
     if device.type == "cuda":  # emulated where need be: float16 overflows in some models
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device.type == "cpu" and parameters < SMALL:
         return torch.float32
     return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
+
+
+def check_dtype(name: str) -> None:
+    """Refuses what is none of `Dtype`.
+
+    Raises:
+        UsageError: with what to choose from.
+    """
+    if name not in get_args(Dtype):
+        raise UsageError(f"Unknown dtype {name!r}.", f"Choose {', '.join(get_args(Dtype))}.")
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, get_args
 
 from vqa_app import adapters, sources
 from vqa_app.anatomy import anatomy
-from vqa_app.devices import check_memory, choose_device, choose_dtype
+from vqa_app.devices import Quantization, check_memory, choose_device, choose_dtype
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.manifest import read_manifest
 from vqa_app.processors import load_processor
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
 log = logging.getLogger(__name__)
-
-Quantization: TypeAlias = Literal["4bit", "8bit"]
-QUANTIZATIONS = ("4bit", "8bit")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +74,7 @@ def load_model(
         ModelError: it cannot be found, had, understood or held in memory.
         UsageError: arguments that make no sense.
     """
-    if quantize not in (None, *QUANTIZATIONS):
+    if quantize not in (None, *get_args(Quantization)):
         raise UsageError(f"Unknown quantisation {quantize!r}.", "Choose 4bit or 8bit.")
     source = sources.find(name, revision, offline)
     adapter_source = sources.find(adapter, None, offline) if adapter else None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vqa_app import sources
-from vqa_app.devices import DTYPES, check_memory
+from vqa_app.devices import check_dtype, check_memory
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.prompting import prompt_hash
 from vqa_app.quiet import quiet
@@ -79,8 +79,7 @@ def compose(
     out = Path(out)
     if out.exists():
         raise UsageError(f"{out} exists already.", "Give a folder that does not.")
-    if dtype not in ("auto", *DTYPES):
-        raise UsageError(f"Unknown dtype {dtype!r}.", f"Choose auto or {', '.join(DTYPES)}.")
+    check_dtype(dtype)
     eye, brain = sources.find(encoder, offline=offline), sources.find(llm, offline=offline)
     for source in (eye, brain):
         tensors = list(stored_tensors(model_files(source.directory)))
