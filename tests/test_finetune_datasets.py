@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from finetune.datasets import Problem, Row, read_rows, split_by_picture
+from finetune.datasets import Problem, Row, read_rows
 from vqa_app.errors import DataError
 
 
@@ -376,32 +376,6 @@ def test_a_table_row_with_an_unquoted_comma_is_named(folder: Path) -> None:
 def test_a_missing_file_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match=r"There is no file .*gone\.json"):
         read_rows(folder / "gone.json")
-
-
-# Splitting
-
-
-def rows_showing(*pictures: str) -> tuple[list[Row], list[tuple[str, ...]]]:
-    rows = [Row(str(n), "f", n, (), ()) for n in range(len(pictures))]
-    return rows, [tuple(names) for names in pictures]
-
-
-def test_a_picture_never_stands_on_both_sides() -> None:
-    rows, keys = rows_showing(*(["a", "ab", "b", "c", "c", "d", "e", ""] * 5))
-    parts = split_by_picture(rows, keys, 0.4, seed=1)
-    key_of = dict(zip((row.id for row in rows), keys, strict=True))
-    train = {key for row in parts.train for key in key_of[row.id]}
-    held = {key for row in parts.held_out for key in key_of[row.id]}
-    assert parts.held_out and parts.train
-    assert not train & held
-    assert len(parts.train) + len(parts.held_out) == len(rows)
-
-
-def test_more_data_later_keeps_held_out_pictures_held_out() -> None:
-    rows, keys = rows_showing(*(chr(97 + n) for n in range(20)))
-    before = {row.id for row in split_by_picture(rows[:10], keys[:10], 0.5, 0).held_out}
-    after = {row.id for row in split_by_picture(rows, keys, 0.5, 0).held_out}
-    assert len(before & after) >= len(before) - 2  # a share of more rows moves the border a little
 
 
 def test_a_picture_inside_the_data_is_the_same_picture_by_content() -> None:
