@@ -8,12 +8,14 @@ import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from finetune.config import FinetuneConfig, option_help
 from vqa_app.errors import INTERRUPTED_EXIT_CODE
+from vqa_app.model_options import Offline
+from vqa_app.sources import stay_offline
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -37,13 +39,13 @@ def with_options(command: Callable[..., None], names: typing.Iterable[str]) -> C
         default = getattr(defaults, name)
         shown = "" if default in (None, (), "") or "Default:" in text else f" [default: {default}]"
         option = typer.Option(help=text + shown, rich_help_panel=panel, show_default=False)
-        kind = _option_type(hints[name])
+        kind = list[str] if typing.get_origin(hints[name]) is tuple else hints[name]
         parameters.append(
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=None,
-                annotation=Annotated[kind, option],
+                annotation=Annotated[kind | None, option],
             )
         )
 
@@ -62,17 +64,6 @@ def with_options(command: Callable[..., None], names: typing.Iterable[str]) -> C
     return wrapped
 
 
-def _option_type(hint: Any) -> Any:
-    """What typer understands of a config's type; choices are checked by the config itself."""
-    if typing.get_origin(hint) is tuple:
-        return Optional[list[str]]  # noqa: UP045 (typer reads it)
-    options = [option for option in typing.get_args(hint) if option is not type(None)] or [hint]
-    kind = options[0]
-    if typing.get_origin(kind) is typing.Literal or isinstance(kind, str):
-        kind = str
-    return Optional[kind]  # noqa: UP045
-
-
 def _config(file: Path | None, options: dict[str, Any]) -> FinetuneConfig:
     if file is not None:
         return FinetuneConfig.from_yaml(file, **options)
@@ -81,8 +72,9 @@ def _config(file: Path | None, options: dict[str, Any]) -> FinetuneConfig:
 
 def _finetune(
     config: Annotated[
-        Optional[Path], typer.Option(help="YAML file with these options; the command line wins.")  # noqa: UP045
+        Path | None, typer.Option(help="YAML file with these options; the command line wins.")
     ] = None,
+    offline: Offline = False,
     *,
     options: dict[str, Any],
 ) -> None:
@@ -96,6 +88,8 @@ def _finetune(
     from finetune.train import train
 
     chosen = _config(config, options)
+    if offline:
+        stay_offline()
     with Display() as display:
         result = train(chosen, on_progress=display)
     if not result.finished:
@@ -105,6 +99,7 @@ def _finetune(
 
 
 def _check_data(
+    offline: Offline = False,
     *,
     options: dict[str, Any],
 ) -> None:
@@ -115,11 +110,14 @@ def _check_data(
     """
     from finetune.looking import check_data
 
+    if offline:
+        stay_offline()
     check_data(FinetuneConfig.from_dict(options, source="The command line"), sys.stdout)
 
 
 def _show_sample(
     row: Annotated[int, typer.Option(min=1, help="Which row, counted from 1.")] = 1,
+    offline: Offline = False,
     *,
     options: dict[str, Any],
 ) -> None:
@@ -130,6 +128,8 @@ def _show_sample(
     """
     from finetune.looking import show_sample
 
+    if offline:
+        stay_offline()
     show_sample(FinetuneConfig.from_dict(options, source="The command line"), row, sys.stdout)
 
 

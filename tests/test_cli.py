@@ -254,6 +254,22 @@ def test_unknown_options_are_wrong_usage(run: Run) -> None:
     assert run("no-such-command").exit_code == 2
 
 
+@pytest.mark.parametrize("command", ["finetune", "check-data", "show-sample"])
+def test_commands_on_data_stay_offline_where_asked(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("finetune.cli.stay_offline", lambda: asked.append(command))
+    words = (command, "--data", str(tmp_path / "gone.json"))
+    assert run(*words).exit_code == run(*words, "--offline").exit_code != 0
+    assert asked == [command]
+
+
+def test_choices_of_finetune_are_checked(run: Run) -> None:
+    assert run("finetune", "--stage", "loro").exit_code == 2
+    assert "projector|lora|qlora|full" in run("finetune", "--help").stdout
+
+
 def test_an_error_of_the_model_has_its_code(run: Run, engine: FakeEngine, cat: str) -> None:
     engine.error = ModelError("It broke.", "Fix it.")
     result = run("ask", cat, "What is it?")

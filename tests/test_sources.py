@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +99,20 @@ def test_offline_asks_nobody(hub: FakeHub, repository: Path) -> None:
     with pytest.raises(ModelError, match="not in the local cache"):
         sources.find("someone/model", offline=True)
     assert hub.downloads == []
+
+
+def test_a_process_that_stays_offline_asks_nobody(
+    hub: FakeHub, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    hub.repositories["someone/model"] = repository
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # both are put back after the test
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    sources.stay_offline()
+    with pytest.raises(ModelError, match="the network is not to be used"):
+        sources.find("someone/model")
+    assert hub.downloads == [] and os.environ["HF_HUB_OFFLINE"] == "1"
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,11 @@ class LoadedModel:
     revision: str | None = None
     """The commit on the hub."""
 
+    @property
+    def label(self) -> str:
+        """Model and adapter in a word."""
+        return f"{self.name} + {self.adapter}" if self.adapter else self.name
+
 
 def load_model(
     name: str = sources.BUILTIN,

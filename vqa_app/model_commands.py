@@ -11,6 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from vqa_app.devices import Dtype
+from vqa_app.model_options import Offline
+
 if TYPE_CHECKING:
     from vqa_app.catalogue import CatalogueEntry
 
@@ -69,11 +72,9 @@ def compose(
     ],
     llm: Annotated[str, typer.Option(help="A language model with a chat template.", metavar="ID")],
     out: Annotated[Path, typer.Option(help="A new folder.", metavar="DIR")],
-    dtype: Annotated[
-        str, typer.Option(help="auto (the language model's), float32, bfloat16 or float16.")
-    ] = "auto",
+    dtype: Annotated[Dtype, typer.Option(help="auto keeps the language model's.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the new projector's weights.")] = 0,
-    offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
+    offline: Offline = False,
 ) -> None:
     """Make a LLaVA from an image encoder and a language model.
 

@@ -7,6 +7,7 @@ we do not run.
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from importlib import resources
@@ -82,6 +83,15 @@ def find(
     return _from_hub(name, revision, offline, weights, bar)
 
 
+def stay_offline() -> None:
+    """From here on this process and those that it starts download nothing, neither models nor data
+    sets: what `--offline` asks for."""
+    from huggingface_hub import constants
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True  # read from the environment when it was imported
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a model; {} where there is none.
 
@@ -111,9 +121,8 @@ def _from_hub(
         "ignore_patterns": [*_ELSEWHERE, *(() if weights else [_WHOLE_MODEL])],
         "etag_timeout": HUB_TIMEOUT,
     }
-    info = None
-    if not (offline or constants.is_offline_mode()):
-        info = _look_up(name, revision)
+    offline = offline or constants.is_offline_mode()
+    info = None if offline else _look_up(name, revision)
     if info is None:
         try:
             directory = Path(snapshot_download(**options, local_files_only=True))
