@@ -12,7 +12,6 @@ from transformers import (
     PretrainedConfig,
 )
 
-
 FALLBACK_CONTEXT = 4096
 """Of models whose config names none."""
 

@@ -22,7 +22,8 @@ one epoch, cosine after a warm-up of 3 %, no weight decay. They were found for a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune.config import FinetuneConfig, Stage
@@ -60,6 +61,10 @@ class Hardware:
     """Still to be had."""
     computes_bf16: bool
     processes: int = 1
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != "cpu"
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ class MemoryPlan:
         return f"Memory: about {total} ({listed}); {shown_size(self.free)} are free."
 
 
-def small_rank(config: FinetuneConfig, width: int) -> tuple[int, int, float]:
+def lora_settings(config: FinetuneConfig, width: int) -> tuple[int, int, float]:
     """LoRA's rank, alpha and dropout."""
     rank = config.rank or min(LLAVA_RANK, max(4, width // 4))
     dropout = config.dropout if config.dropout is not None else (0.05 if width >= 1024 else 0.0)
@@ -144,6 +149,14 @@ def steps_of(config: FinetuneConfig, sequences: float, processes: int) -> tuple[
     each = sequences / batch  # steps of an epoch
     epochs = config.epochs or min(MOST_EPOCHS, max(1, math.ceil(STEPS_WANTED / each)))
     return batch, config.max_steps or max(1, math.ceil(epochs * each))
+
+
+def learning_rates(config: FinetuneConfig, width: int) -> tuple[float, float]:
+    """Of what trains, and of the projector."""
+    scale = max(1.0, math.sqrt(LLAVA_WIDTH / width))
+    rate = config.lr or LLAVA_LR[config.stage] * scale
+    own = rate if config.stage == "projector" else LLAVA_PROJECTOR_LR * scale
+    return rate, config.projector_lr or own
 
 
 def decide(
@@ -164,52 +177,35 @@ def decide(
         labels: trained tokens of the one with most.
         trainable: parameters.
     """
-    stage = config.stage
-    scale = max(1.0, math.sqrt(LLAVA_WIDTH / shape.width))
-    rank, alpha, dropout = small_rank(config, shape.width)
-    lr = config.lr or LLAVA_LR[stage] * scale
-    projector_lr = config.projector_lr or (
-        lr if stage == "projector" else LLAVA_PROJECTOR_LR * scale
-    )
+    lr, projector_lr = learning_rates(config, shape.width)
+    rank, alpha, dropout = lora_settings(config, shape.width)
     batch, steps = steps_of(config, sequences, hardware.processes)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and hardware.computes_bf16)
-    on_gpu = hardware.device != "cpu"
     eight_bit = config.optimizer == "adamw-8bit" or (
-        config.optimizer == "auto" and on_gpu and _has_bitsandbytes()
+        config.optimizer == "auto" and hardware.on_gpu and _has_bitsandbytes()
     )
-    share = math.ceil(batch / hardware.processes)
 
     def plan(micro: int, checkpointing: bool) -> MemoryPlan:
         return MemoryPlan(
             held=hardware.held_bytes,
-            kernels=CPU_KERNEL_BYTES if bf16 and not on_gpu else 0,
+            kernels=CPU_KERNEL_BYTES if bf16 and not hardware.on_gpu else 0,
             gradients=4 * trainable,
             optimizer=(2 if eight_bit else 8) * trainable,
             activations=activation_bytes(
                 shape,
                 (micro, longest, labels),
                 2 if bf16 else 4,
-                inputs_kept=stage != "projector",
-                weights_kept=not on_gpu,
+                inputs_kept=config.stage != "projector",
+                weights_kept=not hardware.on_gpu,
                 checkpointing=checkpointing,
             ),
             free=hardware.free_bytes,
         )
 
-    fits = MEMORY_SHARE * hardware.free_bytes
-    checkpointing = config.gradient_checkpointing
-    if checkpointing is None:
-        checkpointing = plan(1, False).needed > fits
-    micro = config.micro_batch_size or _largest(
-        share,
-        lambda size: (
-            plan(size, bool(checkpointing)).needed <= fits
-            and (on_gpu or size * longest <= CPU_TOKENS_AT_ONCE)
-        ),
-    )
-    micro = min(micro, share)
+    share = math.ceil(batch / hardware.processes)
+    micro, checkpointing = _fitting(config, share, plan, None if hardware.on_gpu else longest)
     settings = Settings(
-        stage=stage,
+        stage=config.stage,
         lr=lr,
         projector_lr=projector_lr,
         rank=rank,
@@ -222,9 +218,9 @@ def decide(
         steps=steps,
         bf16=bf16,
         eight_bit_optimizer=eight_bit,
-        gradient_checkpointing=bool(checkpointing),
+        gradient_checkpointing=checkpointing,
     )
-    return settings, plan(micro, bool(checkpointing))
+    return settings, plan(micro, checkpointing)
 
 
 def activation_bytes(
@@ -286,11 +282,43 @@ def describe(settings: Settings, chosen: FinetuneConfig) -> str:
     return ", ".join(parts) + "."
 
 
-def _largest(most: int, fits: Any) -> int:
+def _fitting(
+    config: FinetuneConfig, share: int, plan: Callable[[int, bool], MemoryPlan], longest: int | None
+) -> tuple[int, bool]:
+    """Micro-batch size and whether to checkpoint gradients, so that the plan fits in memory.
+
+    Args:
+        share: of the batch, for one process.
+        longest: tokens of the longest row, where a CPU computes; else None.
+    """
+
+    def fits(size: int, checkpointing: bool) -> bool:
+        made = plan(size, checkpointing)
+        return made.needed <= MEMORY_SHARE * made.free
+
+    checkpointing = config.gradient_checkpointing
+    if checkpointing is None:
+        checkpointing = not fits(1, False)
+    micro = config.micro_batch_size or _largest(
+        share,
+        lambda size: (
+            fits(size, checkpointing) and (longest is None or size * longest <= CPU_TOKENS_AT_ONCE)
+        ),
+    )
+    return min(micro, share), checkpointing
+
+
+def _largest(most: int, fits: Callable[[int], bool]) -> int:
     """The largest size up to `most` that fits and divides the batch into equal parts; at least
     1."""
     parts = next((n for n in range(1, most + 1) if fits(math.ceil(most / n))), most)
     return math.ceil(most / parts)
+
+
+def filled_in(config: FinetuneConfig, settings: Settings) -> FinetuneConfig:
+    """The config with what was decided in its place: the manifest says what was really done."""
+    decided = {name: value for name, value in asdict(settings).items() if hasattr(config, name)}
+    return config.replace(**{k: v for k, v in decided.items() if getattr(config, k) is None})
 
 
 def _has_bitsandbytes() -> bool:

@@ -6,25 +6,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finetune.config import FinetuneConfig
-from finetune.evaluate import (
-    EvalResult,
-    Question,
-    answer_questions,
-    questions_of,
-    spread,
-    summarize,
-)
+from finetune.evaluate import EvalResult, answer_questions, summarize
 from finetune.progress import OnProgress, Progress
+from finetune.questions import Question, questions_of, spread
 from finetune.report import keep_watch_answers
 from finetune.samples import Sample
+from finetune.stage_run import StageRun
 from vqa_app.conversation import Conversation
 from vqa_app.errors import UsageError
-
-if TYPE_CHECKING:
-    from finetune.train import Data
 
 WATCHED = 4
 _SPARE_TOKENS = 8
@@ -54,34 +46,26 @@ class Evaluation:
     """By step, of this session."""
 
     @classmethod
-    def of(
-        cls,
-        config: FinetuneConfig,
-        data: Data,
-        model: Any,
-        processor: Any,
-        run: Path,
-        tell: OnProgress,
-    ) -> Evaluation | None:
+    def of(cls, stage: StageRun) -> Evaluation | None:
         """None where no rows are held out, or where the model is sharded and cannot answer in
         between."""
+        config, data, processor = stage.config, stage.data, stage.loaded.processor
         if config.fsdp or config.deepspeed:
             message = "A sharded model is not evaluated while it trains; `vqa-app eval` does later."
-            tell(Progress("loading", message=message))
+            stage.tell(Progress("loading", message=message))
             return None
         if not data.held_out.samples:
             return None
         questions = questions_of(data.held_out.rows, history=_in_dialogue(data.held_out.samples))
         chosen = tuple(spread(questions, config.eval_questions))
-        longest = max(_longest_answer(data, processor, q) for q in chosen)
         return cls(
-            model,
+            stage.frozen.model,
             processor,
             chosen,
             _watched(config, questions),
-            longest + _SPARE_TOKENS,
-            run,
-            tell,
+            max(_answer_length(processor, question) for question in chosen) + _SPARE_TOKENS,
+            stage.run,
+            stage.tell,
         )
 
     def run_at(self, step: int) -> dict[str, float]:
@@ -172,7 +156,8 @@ def _given(text: str) -> Watched:
     )
 
 
-def _longest_answer(data: Data, processor: Any, question: Question) -> int:
+def _answer_length(processor: Any, question: Question) -> int:
+    """Tokens of its first reference."""
     answer = question.row.turns[question.turn].text
     return len(processor.tokenizer(answer, add_special_tokens=False)["input_ids"])
 

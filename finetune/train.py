@@ -1,37 +1,28 @@
-"""The recipe, one call a step: read, check, load, freeze, plan, train, save, report."""
+"""The recipe, one call a step: load -> data -> freeze -> settle -> train -> leave."""
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from finetune import checkpoint
+from finetune import checkpoint, run_folder
 from finetune.config import FinetuneConfig
-from finetune.preflight import Preflight, Summary, leaking, split, summarize
 from finetune.progress import OnProgress, Progress
+from finetune.stopping import Stop
 from vqa_app.errors import UsageError
-from vqa_app.manifest import read_manifest
+from vqa_app.quiet import quiet
 
-log = logging.getLogger(__name__)
+with quiet():
+    from transformers.integrations import integration_utils
 
-IDENTITY_FILE = "started.json"
-SHOWN_PROBLEMS = 20
-NOT_IDENTITY = {
-    "resume", "workers", "report_to", "keep", "feature_gb", "feature_dir", "save_every", "device",
-    "out", "images", "eval_data"
-}  # fmt: skip
-"""Options that change nothing of what is learned, or that are told by what is in the data: a run
-may go on with others."""
-BEFORE_A_START = {IDENTITY_FILE, "skipped.jsonl", "skipped_eval.jsonl", "projector"}
-"""What this package writes into a run's folder before it is told what the run is."""
+    from finetune import leaving, stages
+    from finetune.data import read_data
+    from finetune.evaluating import Evaluation
+    from finetune.machine import join_processes
+    from finetune.stage_run import StageRun
 
 
 @dataclass(frozen=True)
@@ -46,16 +37,6 @@ class RunResult:
     steps: int
     evaluation: dict[str, float] = field(default_factory=dict)
     """Of the saved weights on held-out rows: vqa_accuracy, loss, image_gain. Empty without any."""
-
-
-@dataclass(frozen=True)
-class Data:
-    train: Preflight
-    held_out: Preflight
-
-    @property
-    def summary(self) -> Summary:
-        return summarize(self.train.samples)
 
 
 def train(
@@ -74,20 +55,13 @@ def train(
     Raises:
         VqaError: whatever a person can mend.
     """
-    from finetune.stopping import Stop
-    from vqa_app.quiet import quiet
-
-    with quiet():
-        from finetune.reporting import check_reporters
-        from finetune.stages import run_stage
-
     if not config.data:
         raise UsageError("There is no data to train on.", "Give --data.")
     if not config.out:
         raise UsageError("There is no folder for the run.", "Give --out.")
     run = Path(config.out)
-    _refuse_finished(run)
-    _claim(run)
+    run_folder.refuse_finished(run)
+    run_folder.claim(run)
     check_reporters(config.report_to)
     shown = on_progress if on_progress and _main_process() else _silent
 
@@ -100,7 +74,7 @@ def train(
         with Stop(cancel) as stop:
             if config.recipe == "llava":
                 first = config.replace(stage="projector", recipe=None, out=str(run / "projector"))
-                if not _is_done(first):
+                if not run_folder.is_done(first):
                     tell(Progress("loading", message="Stage 1 of 2: the projector."))
                     result = run_stage(first, tell, stop)
                     if not result.finished:
@@ -112,181 +86,55 @@ def train(
         return RunResult(run, False, 0, 0)
 
 
-def read_data(
-    config: FinetuneConfig,
-    processor: Any,
-    *,
-    max_length: int,
-    share_prefix: bool,
-    tell: OnProgress,
-) -> Data:
-    """Reads and checks all data, and holds rows out.
+def run_stage(
+    config: FinetuneConfig, tell: OnProgress, stop: Stop, projector: Path | None = None
+) -> RunResult:
+    """Trains one stage.
 
-    Raises:
-        DataError: more problems than allowed.
+    Args:
+        projector: run whose projector to begin with.
     """
-    from finetune.datasets import read_rows
-    from finetune.preflight import check_shared
-
-    def checked(sources: Sequence[str], skipped: Path | None) -> Preflight:
-        tell(Progress("checking", message=f"Reading {', '.join(sources)}."))
-        found = check_shared(
-            read_rows(sources, config.images),
-            processor,
-            max_length=config.max_length or max_length,
-            turns=config.turns,
-            share_prefix=share_prefix,
-            workers=config.workers,
-            on_progress=lambda done, of: tell(Progress("checking", done, of)),
-        )
-        for note in found.notes:
-            tell(Progress("checking", message=str(note)))
-        for problem in found.problems[:SHOWN_PROBLEMS]:
-            tell(Progress("checking", message=str(problem)))
-        if (more := len(found.problems) - SHOWN_PROBLEMS) > 0:
-            tell(Progress("checking", message=f"... and {more:,} more problems."))
-        found.raise_beyond(config.max_bad, skipped)
-        if found.problems:
-            message = (
-                f"{len(found.problems):,} bad rows are left out; they are listed in {skipped}."
-            )
-            tell(Progress("checking", message=message))
-        return found
-
-    train_data = checked(config.data, Path(config.out) / "skipped.jsonl")
-    if config.eval_data:
-        held_out = checked(config.eval_data, Path(config.out) / "skipped_eval.jsonl")
-        if leaks := leaking(train_data, held_out):
-            message = (
-                f"Note: {len(leaks):,} held-out rows repeat training rows or show their pictures."
-            )
-            tell(Progress("checking", message=message))
+    process, processes = join_processes(config)
+    loaded, config = stages.load(config, projector, tell)
+    data = read_data(config, loaded, tell)
+    frozen = stages.freeze_base(config, loaded, tell)
+    stage = StageRun(config, loaded, data, frozen, process, processes, tell)
+    settings = stages.settle(stage)
+    features = stages.keep_features(stage, settings)
+    saved = stages.resume_point(stage)
+    evaluation = Evaluation.of(stage)
+    trainer = stages.make_trainer(stage, settings, features, evaluation, stop)
+    stages.fit(trainer, saved, stop)
+    if trainer.stopped:
+        where = checkpoint.latest_checkpoint(stage.run)
+        stopped = f"Stopped; {where} is saved. Run the same command to continue."
+        tell(Progress("training", message=stopped))
+        scores = trainer.best.last
     else:
-        train_data, held_out = split(train_data, config.eval_fraction, config.seed)
-    if copies := train_data.duplicates():
-        later = copies[0][1].row.place
-        message = f"Note: {len(copies):,} rows are duplicates, the first at {later}."
-        tell(Progress("checking", message=message))
-    tell(Progress("checking", message=describe(summarize(train_data.samples), held_out)))
-    return Data(train_data, held_out)
+        scores = leaving.finish(stage, trainer, evaluation)
+        tell(Progress("done", trainer.state.global_step, settings.steps, evaluation=scores))
+    step = trainer.state.global_step
+    return RunResult(stage.run, not trainer.stopped, step, settings.steps, scores)
 
 
-def describe(counted: Summary, held_out: Preflight) -> str:
-    """The training data in one line."""
-    questions = sum(len(row.references) for row in held_out.rows)
-    least, median, _, most = counted.quantiles
-    return (
-        f"{counted.rows:,} rows, {counted.answers:,} answers, {counted.pictures:,} pictures; "
-        f"{least:,} to {most:,} tokens, median {median:,}; {counted.trained_tokens:,} trained. "
-        f"Held out: {len(held_out.rows):,} rows with {questions:,} questions."
-    )
-
-
-def start_or_resume(run: Path, config: FinetuneConfig, identity: dict[str, Any]) -> Path | None:
-    """The checkpoint to go on from, or None after clearing the way for a fresh start.
+def check_reporters(names: Sequence[str]) -> None:
+    """Refuses, before anything is read, what would fail when training begins.
 
     Raises:
-        UsageError: the folder holds another run, or nothing although it must.
+        UsageError: no integration of that name, or its package is not installed.
     """
-    checkpoint.sweep(run)
-    saved = checkpoint.latest_checkpoint(run)
-    before = _read_json(run / IDENTITY_FILE)
-    if config.resume == "must" and saved is None:
-        raise UsageError(f"{run} holds no checkpoint to go on from.", "Leave --resume at auto.")
-    if saved is not None and config.resume != "never":
-        other = sorted(k for k in {*before, *identity} if before.get(k) != identity.get(k))
-        if other:
+    for name in names:
+        callback = integration_utils.INTEGRATION_TO_CALLBACK.get(name)
+        if callback is None:
             raise UsageError(
-                f"{run} holds an interrupted run with another {', '.join(other)}.",
-                "Run its own command to go on, give another --out, or drop it by --resume never.",
+                f"report_to is {name!r}.", "Give tensorboard, wandb or trackio, or leave it out."
             )
-        return saved
-    for leftover in (checkpoint.CHECKPOINTS, "watch", "plots"):
-        shutil.rmtree(run / leftover, ignore_errors=True)
-    for name in ("metrics.jsonl", "watch.jsonl"):
-        (run / name).unlink(missing_ok=True)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / IDENTITY_FILE).write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
-    return None
-
-
-def identity_of(config: FinetuneConfig, data: Data, fingerprint: str) -> dict[str, Any]:
-    """What has to be the same for a run to go on."""
-    options = {k: v for k, v in config.to_dict().items() if k not in NOT_IDENTITY}
-    return {
-        **options,
-        "data": data.train.data_hash(),
-        "held-out data": data.held_out.data_hash(),
-        "base weights": fingerprint,
-    }
-
-
-def command_of(config: FinetuneConfig, processes: int = 1) -> str:
-    """The shell command that makes the same run, however this one was started."""
-    import shlex
-
-    words = ["vqa-app", "finetune"]
-    if processes > 1:
-        words = f"accelerate launch --num_processes {processes} -m finetune".split()
-    for known in fields(config):
-        value, option = getattr(config, known.name), "--" + known.name.replace("_", "-")
-        if value == known.default:
-            continue
-        if isinstance(value, bool):
-            words.append(option if value else option.replace("--", "--no-", 1))
-            continue
-        for item in value if isinstance(value, tuple) else (value,):
-            words += [option, f"{item:.10g}" if isinstance(item, float) else str(item)]
-    return shlex.join(words)
-
-
-def _is_done(config: FinetuneConfig) -> bool:
-    """Whether a finished run of the same config is in its folder; one of another gives way."""
-    run = Path(config.out)
-    manifest = read_manifest(run)
-    if manifest is None:
-        return False
-    before, now = (
-        {k: v for k, v in values.items() if k not in NOT_IDENTITY and v is not None}
-        for values in (manifest.config, config.to_dict())
-    )
-    if config.resume != "never" and now == {k: before.get(k) for k in now}:
-        return True
-    shutil.rmtree(run)
-    return False
-
-
-def _claim(run: Path) -> None:
-    """Makes the folder.
-
-    Raises:
-        UsageError: it can't be written to, or holds somebody's files, which a run would overwrite.
-    """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=run):
-            pass
-        others = sorted(p.name for p in run.iterdir() if p.name not in BEFORE_A_START)
-    except OSError as error:
-        why = error.strerror or error
-        raise UsageError(f"Cannot write to {run}: {why}.", "Give another --out.") from error
-    if others and not (run / IDENTITY_FILE).exists():
-        raise UsageError(
-            f"{run} holds other files, such as {others[0]}.", "Give a new or empty folder as --out."
-        )
-
-
-def _refuse_finished(run: Path) -> None:
-    """A run that was killed while it wrote its report has its manifest, and checkpoints still."""
-    if (run / "manifest.json").exists() and not (run / checkpoint.CHECKPOINTS).exists():
-        raise UsageError(f"{run} holds a finished run.", "Give another --out, or remove it.")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+        try:
+            callback()
+        except (ImportError, RuntimeError) as error:
+            raise UsageError(
+                f"Cannot report to {name}: it is not installed.", f"pip install {name}"
+            ) from error
 
 
 class _Cancelled(Exception):

@@ -71,7 +71,6 @@ class FinetuneTrainer(Trainer):
         settings: Settings,
         schedule: Schedule,
         run: Path,
-        epoch_size: float,
         evaluation: Callable[[int], dict[str, float]] | None,
         on_progress: OnProgress,
         should_stop: Callable[[], bool],
@@ -79,7 +78,6 @@ class FinetuneTrainer(Trainer):
         """
         Args:
             collate: positions of samples → batch.
-            epoch_size: sequences of an epoch, by weight.
             evaluation: called with the step; gives vqa_accuracy, loss, image_gain.
             should_stop: asked after every step; a checkpoint is written before the run ends.
         """
@@ -89,7 +87,7 @@ class FinetuneTrainer(Trainer):
         self.settings = settings
         self.schedule = schedule
         self.run = run
-        self.epoch_size = epoch_size
+        self.epoch_size = float(plan.weights.sum())  # sequences of an epoch
         self.evaluation = evaluation
         self.on_progress = on_progress
         self.should_stop = should_stop

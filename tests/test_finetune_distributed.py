@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def train_sharded(chosen: FinetuneConfig) -> None:
     from accelerate.utils import DistributedType
     from torch.distributed.tensor import DTensor
 
-    from finetune import stages
+    from finetune import leaving, stages
+    from finetune.trainer import FinetuneTrainer
 
     arguments_of = stages.training_arguments
 
@@ -101,10 +103,10 @@ def train_sharded(chosen: FinetuneConfig) -> None:
         state = PartialState(cpu=True)
         return state.process_index, state.num_processes
 
-    finish = stages.finish
+    finish = leaving.finish
 
     def checked(*arguments: Any) -> Any:
-        (trainer,) = (a for a in arguments if isinstance(a, stages.FinetuneTrainer))
+        (trainer,) = (a for a in arguments if isinstance(a, FinetuneTrainer))
         assert trainer.is_fsdp_enabled
         parameters = list(trainer.objective.model.parameters())
         assert all(isinstance(parameter, DTensor) for parameter in parameters)
@@ -114,9 +116,9 @@ def train_sharded(chosen: FinetuneConfig) -> None:
         )
         return finish(*arguments)
 
-    stages.join_processes = join
+    import_module("finetune.train").join_processes = join
     stages.training_arguments = arguments
-    stages.finish = checked
+    leaving.finish = checked
     train(chosen)
 
 

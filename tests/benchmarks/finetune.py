@@ -180,7 +180,7 @@ def epoch_times() -> Any:
 
 
 def arguments_of(options: argparse.Namespace, out: str) -> dict[str, Any]:
-    from finetune.stages import computes_bf16
+    from finetune.machine import computes_bf16
 
     return {
         "output_dir": out,

@@ -1,0 +1,86 @@
+"""All data of a run: read, checked, and rows held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.architecture import context_length, plain
+from finetune.branching import supports_branching
+from finetune.config import FinetuneConfig
+from finetune.datasets import read_rows
+from finetune.preflight import Preflight, Summary, check_shared, leaking, split, summarize
+from finetune.progress import OnProgress, Progress
+from vqa_app.loading import LoadedModel
+
+SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class Data:
+    """What trains, and what is asked at evaluations."""
+
+    train: Preflight
+    held_out: Preflight
+
+
+def read_data(config: FinetuneConfig, loaded: LoadedModel, tell: OnProgress) -> Data:
+    """Reads and checks all data, and holds rows out.
+
+    Raises:
+        DataError: more problems than allowed.
+    """
+
+    def checked(sources: Sequence[str], skipped: Path | None) -> Preflight:
+        tell(Progress("checking", message=f"Reading {', '.join(sources)}."))
+        found = check_shared(
+            read_rows(sources, config.images),
+            loaded.processor,
+            max_length=config.max_length or context_length(plain(loaded.model).config),
+            turns=config.turns,
+            share_prefix=supports_branching(loaded.model),
+            workers=config.workers,
+            on_progress=lambda done, of: tell(Progress("checking", done, of)),
+        )
+        for note in found.notes:
+            tell(Progress("checking", message=str(note)))
+        for problem in found.problems[:SHOWN_PROBLEMS]:
+            tell(Progress("checking", message=str(problem)))
+        if (more := len(found.problems) - SHOWN_PROBLEMS) > 0:
+            tell(Progress("checking", message=f"... and {more:,} more problems."))
+        found.raise_beyond(config.max_bad, skipped)
+        if found.problems:
+            message = (
+                f"{len(found.problems):,} bad rows are left out; they are listed in {skipped}."
+            )
+            tell(Progress("checking", message=message))
+        return found
+
+    train_data = checked(config.data, Path(config.out) / "skipped.jsonl")
+    if config.eval_data:
+        held_out = checked(config.eval_data, Path(config.out) / "skipped_eval.jsonl")
+        if leaks := leaking(train_data, held_out):
+            message = (
+                f"Note: {len(leaks):,} held-out rows repeat training rows or show their pictures."
+            )
+            tell(Progress("checking", message=message))
+    else:
+        train_data, held_out = split(train_data, config.eval_fraction, config.seed)
+    if copies := train_data.duplicates():
+        later = copies[0][1].row.place
+        message = f"Note: {len(copies):,} rows are duplicates, the first at {later}."
+        tell(Progress("checking", message=message))
+    tell(Progress("checking", message=describe(summarize(train_data.samples), held_out)))
+    return Data(train_data, held_out)
+
+
+def describe(counted: Summary, held_out: Preflight) -> str:
+    """The training data in one line."""
+    questions = sum(len(row.references) for row in held_out.rows)
+    least, median, _, most = counted.quantiles
+    return (
+        f"{counted.rows:,} rows, {counted.answers:,} answers, {counted.pictures:,} pictures; "
+        f"{least:,} to {most:,} tokens, median {median:,}; {counted.trained_tokens:,} trained. "
+        f"Held out: {len(held_out.rows):,} rows with {questions:,} questions."
+    )

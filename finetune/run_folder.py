@@ -1,0 +1,132 @@
+"""A run's folder before it is finished: whose it is, and whether a run goes on in it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from finetune import checkpoint
+from finetune.config import FinetuneConfig
+from finetune.data import Data
+from vqa_app.errors import UsageError
+from vqa_app.manifest import read_manifest
+
+IDENTITY_FILE = "started.json"
+NOT_IDENTITY = {
+    "resume", "workers", "report_to", "keep", "feature_gb", "feature_dir", "save_every", "device",
+    "out", "images", "eval_data"
+}  # fmt: skip
+"""Options that change nothing of what is learned, or that are told by what is in the data: a run
+may go on with others."""
+BEFORE_A_START = {IDENTITY_FILE, "skipped.jsonl", "skipped_eval.jsonl", "projector"}
+"""What this package writes into a run's folder before it is told what the run is."""
+
+
+def start_or_resume(run: Path, config: FinetuneConfig, identity: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from, or None after clearing the way for a fresh start.
+
+    Raises:
+        UsageError: the folder holds another run, or nothing although it must.
+    """
+    checkpoint.sweep(run)
+    saved = checkpoint.latest_checkpoint(run)
+    before = _read_json(run / IDENTITY_FILE)
+    if config.resume == "must" and saved is None:
+        raise UsageError(f"{run} holds no checkpoint to go on from.", "Leave --resume at auto.")
+    if saved is not None and config.resume != "never":
+        other = sorted(k for k in {*before, *identity} if before.get(k) != identity.get(k))
+        if other:
+            raise UsageError(
+                f"{run} holds an interrupted run with another {', '.join(other)}.",
+                "Run its own command to go on, give another --out, or drop it by --resume never.",
+            )
+        return saved
+    for leftover in (checkpoint.CHECKPOINTS, "watch", "plots"):
+        shutil.rmtree(run / leftover, ignore_errors=True)
+    for name in ("metrics.jsonl", "watch.jsonl"):
+        (run / name).unlink(missing_ok=True)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / IDENTITY_FILE).write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
+    return None
+
+
+def identity_of(config: FinetuneConfig, data: Data, fingerprint: str) -> dict[str, Any]:
+    """What has to be the same for a run to go on."""
+    options = {k: v for k, v in config.to_dict().items() if k not in NOT_IDENTITY}
+    return {
+        **options,
+        "data": data.train.data_hash(),
+        "held-out data": data.held_out.data_hash(),
+        "base weights": fingerprint,
+    }
+
+
+def command_of(config: FinetuneConfig, processes: int = 1) -> str:
+    """The shell command that makes the same run, however this one was started."""
+    words = ["vqa-app", "finetune"]
+    if processes > 1:
+        words = f"accelerate launch --num_processes {processes} -m finetune".split()
+    for known in fields(config):
+        value, option = getattr(config, known.name), "--" + known.name.replace("_", "-")
+        if value == known.default:
+            continue
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+            continue
+        for item in value if isinstance(value, tuple) else (value,):
+            words += [option, f"{item:.10g}" if isinstance(item, float) else str(item)]
+    return shlex.join(words)
+
+
+def is_done(config: FinetuneConfig) -> bool:
+    """Whether a finished run of the same config is in its folder; one of another gives way."""
+    run = Path(config.out)
+    manifest = read_manifest(run)
+    if manifest is None:
+        return False
+    before, now = (
+        {k: v for k, v in values.items() if k not in NOT_IDENTITY and v is not None}
+        for values in (manifest.config, config.to_dict())
+    )
+    if config.resume != "never" and now == {k: before.get(k) for k in now}:
+        return True
+    shutil.rmtree(run)
+    return False
+
+
+def claim(run: Path) -> None:
+    """Makes the folder.
+
+    Raises:
+        UsageError: it can't be written to, or holds somebody's files, which a run would overwrite.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run):
+            pass
+        others = sorted(p.name for p in run.iterdir() if p.name not in BEFORE_A_START)
+    except OSError as error:
+        why = error.strerror or error
+        raise UsageError(f"Cannot write to {run}: {why}.", "Give another --out.") from error
+    if others and not (run / IDENTITY_FILE).exists():
+        raise UsageError(
+            f"{run} holds other files, such as {others[0]}.", "Give a new or empty folder as --out."
+        )
+
+
+def refuse_finished(run: Path) -> None:
+    """A run that was killed while it wrote its report has its manifest, and checkpoints still."""
+    if (run / "manifest.json").exists() and not (run / checkpoint.CHECKPOINTS).exists():
+        raise UsageError(f"{run} holds a finished run.", "Give another --out, or remove it.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
