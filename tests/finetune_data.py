@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from finetune.config import FinetuneConfig
+
 COLOURS = ("red", "blue", "green", "white", "black", "pink", "orange", "grey")
 
 
@@ -39,6 +41,23 @@ def _turns(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
         for turn in turns
         for speaker, text in zip(("human", "gpt"), turn, strict=True)
     ]
+
+
+def small_config(model: Path, data: Path, out: Path, **options: Any) -> FinetuneConfig:
+    """Settings for a tiny model on the CPU; features are kept beside the run."""
+    return FinetuneConfig(
+        **{
+            "model": str(model),
+            "data": (str(data),),
+            "out": str(out),
+            "feature_dir": str(out.parent / "features"),
+            "rank": 4,
+            "workers": 1,
+            "device": "cpu",
+            "precision": "fp32",
+            **options,
+        }
+    )
 
 
 def metrics(run: Path) -> list[dict[str, float]]:

@@ -18,7 +18,7 @@ from finetune.preflight import check
 from finetune.stages import make_collate
 from finetune.train import train
 from tests.architectures import ARCHITECTURES
-from tests.finetune_data import metrics, write_data
+from tests.finetune_data import metrics, small_config, write_data
 from vqa_app.errors import DataError
 from vqa_app.loading import load_model
 
@@ -85,22 +85,17 @@ def test_mllama_says_that_text_rows_stand_alone(
 
 
 def config(model: Path, data: Path, folder: Path, stage: Any, samples: int) -> FinetuneConfig:
-    return FinetuneConfig(
-        model=str(model),
-        data=(str(data),),
-        out=str(folder / "run"),
-        feature_dir=str(folder / "features"),
+    return small_config(
+        model,
+        data,
+        folder / "run",
         stage=stage,
         max_steps=4,
         batch_size=samples,
         micro_batch_size=2,
         warmup=0.0,
         schedule="constant",
-        rank=4,
         lr=2e-3,
         projector_lr=2e-3,
         eval_fraction=0.0,
-        device="cpu",
-        precision="fp32",
-        workers=1,
     )

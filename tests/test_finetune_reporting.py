@@ -12,25 +12,20 @@ from transformers.integrations import integration_utils
 
 from finetune.config import FinetuneConfig
 from finetune.train import train
-from tests.finetune_data import write_data
+from tests.finetune_data import small_config, write_data
 from vqa_app.errors import UsageError
 
 
-def config(model: Path, folder: Path, **options: Any) -> FinetuneConfig:
-    return FinetuneConfig(
-        model=str(model),
-        data=(str(write_data(folder / "data")),),
-        out=str(folder / "run"),
-        feature_dir=str(folder / "features"),
+def config(model: Path, folder: Path) -> FinetuneConfig:
+    return small_config(
+        model,
+        write_data(folder / "data"),
+        folder / "run",
         eval_fraction=0.3,
         eval_every=0.0,
         max_steps=2,
         batch_size=2,
-        rank=4,
-        workers=1,
-        device="cpu",
-        precision="fp32",
-        **options,
+        report_to=("tensorboard",),
     )
 
 
@@ -45,7 +40,7 @@ def test_an_integration_gets_every_step_and_evaluation(
             got.append((state.global_step, dict(logs)))
 
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Recorder)
-    train(config(tiny_llava_dir, tmp_path, report_to=("tensorboard",)))
+    train(config(tiny_llava_dir, tmp_path))
     assert [step for step, logs in got if {"loss", "grad_norm", "learning_rate"} <= set(logs)] == [
         1,
         2,
@@ -57,7 +52,7 @@ def test_tensorboard_files_hold_the_losses(tiny_llava_dir: Path, tmp_path: Path)
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = train(config(tiny_llava_dir, tmp_path, report_to=("tensorboard",))).run
+    run = train(config(tiny_llava_dir, tmp_path)).run
     (file,) = run.rglob("events.out.tfevents.*")
     events = EventAccumulator(str(file)).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
@@ -68,7 +63,7 @@ def test_a_missing_integration_is_named_before_anything_is_read(
     tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: False)
-    chosen = config(tiny_llava_dir, tmp_path, report_to=("tensorboard",)).replace(data=("gone",))
+    chosen = config(tiny_llava_dir, tmp_path).replace(data=("gone",))
     with pytest.raises(UsageError, match="tensorboard: it is not installed") as missing:
         train(chosen)
     assert missing.value.hint == "pip install tensorboard"

@@ -13,29 +13,24 @@ import pytest
 from finetune.config import FinetuneConfig
 from finetune.progress import Progress
 from finetune.train import train
-from tests.finetune_data import metrics, write_data
+from tests.finetune_data import metrics, small_config, write_data
 from tests.forked import in_child, needs_fork
 
 pytestmark = needs_fork
 
 
 def config(model: Path, folder: Path, name: str) -> FinetuneConfig:
-    return FinetuneConfig(
-        model=str(model),
-        data=(str(folder / "data.json"),),
-        out=str(folder / name),
-        feature_dir=str(folder / "features"),
+    return small_config(
+        model,
+        folder / "data.json",
+        folder / name,
         eval_fraction=0.0,
         save_every=2.0,
         max_steps=7,
         batch_size=3,
         micro_batch_size=2,
-        rank=4,
         dropout=0.2,
         lr=1e-2,
-        workers=1,
-        device="cpu",
-        precision="fp32",
     )
 
 

@@ -9,29 +9,31 @@ from finetune.builtin import dense
 from finetune.builtin.world import ROOMS, make_scene, sample_scene
 from finetune.builtin.world.phrasing import SHORT_STYLE, dress, say
 from finetune.builtin.world.refs import Ref
-from finetune.builtin.world.scene import QA
+from finetune.builtin.world.scene import QA, Split
 from finetune.builtin.world.shapes import HELD_OUT_PAIRS, KINDS, SHAPES
 
 
-def questions(seed: int, split: str = "train", room: str = "shapes") -> list[QA]:
+def questions(seed: int, split: Split = "train", room: str = "shapes") -> list[QA]:
     scene = make_scene(seed, room, split)
     return ROOMS[room].ask(scene, random.Random(seed), split)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("room", sorted(ROOMS))
-def test_the_same_seed_gives_the_same_picture_and_questions(room: str) -> None:
-    for seed in range(5):
-        one, other = (make_scene(seed, room) for _ in range(2))
+def test_the_same_seed_gives_the_same_picture_and_questions(room: str, split: Split) -> None:
+    for seed in range(8):
+        one, other = (make_scene(seed, room, split) for _ in range(2))
         assert one == other
         pictures = [ROOMS[room].draw(scene) for scene in (one, other)]
         assert np.array_equal(*map(np.asarray, pictures))
-        assert questions(seed, room=room) == questions(seed, room=room)
+        assert questions(seed, split, room) == questions(seed, split, room)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("room", sorted(ROOMS))
-def test_a_drawn_picture_is_rgb_of_the_size_its_scene_says(room: str) -> None:
+def test_a_drawn_picture_is_rgb_of_the_size_its_scene_says(room: str, split: Split) -> None:
     for seed in range(12):
-        scene = make_scene(seed, room)
+        scene = make_scene(seed, room, split)
         picture = ROOMS[room].draw(scene)
         assert picture.mode == "RGB"
         assert picture.size == (scene.width, scene.height)
@@ -82,31 +84,6 @@ def test_held_out_phrasings_occur_in_tests_only() -> None:
     rng = random.Random(0)
     assert {say(templates, rng, "train", x=1) for _ in range(50)} == {"Known 1?"}
     assert "Held out 1?" in {say(templates, rng, "test", x=1) for _ in range(50)}
-
-
-def test_answers_agree_with_the_scene() -> None:
-    """Recomputed from the items by other means than the questions' own code."""
-    checked = 0
-    for seed in range(400):
-        scene = make_scene(seed, "shapes")
-        words = {item.kind for item in scene.items} | {item.colour for item in scene.items}
-        for qa in questions(seed):
-            if qa.skill == "count" and qa.question.startswith("How many shapes"):
-                assert qa.short == str(len(scene.items))
-                checked += 1
-            if qa.skill == "existence" and qa.question.startswith("Do you see a"):
-                asked = qa.question.removesuffix("?").split(" a", 1)[1].removeprefix("n").split()
-                fits = [
-                    i
-                    for i in scene.items
-                    if set(asked) - {"shape"} <= {i.kind, i.colour, i.size, i.fill}
-                ]
-                assert (qa.short == "yes") == bool(fits)
-                checked += 1
-            if qa.skill in ("colour", "shape"):
-                assert qa.short in words
-                checked += 1
-    assert checked > 500
 
 
 def test_yes_and_no_are_about_as_frequent() -> None:

@@ -31,13 +31,6 @@ def faces(scene):
     return [int(i.kind.split()[1]) for i in scene.items]
 
 
-def test_the_same_scene_gives_the_same_pixels():
-    for scene in scenes("train", 20):
-        picture = DIGITS.draw(scene)
-        assert picture.size == (scene.width, scene.height) and picture.mode == "RGB"
-        assert picture.tobytes() == DIGITS.draw(scene).tobytes()
-
-
 def test_every_kind_occurs_and_boxes_lie_in_the_picture_apart_from_each_other():
     kinds = set()
     for scene in scenes("test", 900):

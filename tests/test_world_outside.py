@@ -15,13 +15,6 @@ def scenes(split, count=60):
     return [OUTSIDE.make(random.Random(seed), split) for seed in range(count)]
 
 
-def test_the_same_scene_gives_the_same_pixels():
-    for scene in scenes("test", 12):
-        first, second = OUTSIDE.draw(scene), OUTSIDE.draw(scene)
-        assert first.mode == "RGB" and first.size == (scene.width, scene.height)
-        assert first.tobytes() == second.tobytes()
-
-
 @pytest.mark.parametrize("style", [*STYLES, *HELD_OUT])
 def test_every_style_paints_pictures_that_differ_and_are_not_blank(style):
     paint = {**STYLES, **HELD_OUT}[style]

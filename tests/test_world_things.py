@@ -43,13 +43,6 @@ def test_specimens_differ_and_fill_their_box(kind):
         assert any(part.rgb == one.main for part in one.parts) or kind == "traffic light"
 
 
-def test_the_same_scene_gives_the_same_pixels():
-    for scene in scenes("train", 12):
-        picture = THINGS_ROOM.draw(scene)
-        assert picture.size == (scene.width, scene.height) and picture.mode == "RGB"
-        assert picture.tobytes() == THINGS_ROOM.draw(scene).tobytes()
-
-
 def test_an_item_changes_pixels_inside_its_box_only():
     for scene in scenes("train", 25):
         whole = np.asarray(THINGS_ROOM.draw(scene)).astype(int)
