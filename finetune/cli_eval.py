@@ -13,7 +13,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vqa_app.errors import UsageError
-from vqa_app.sources import BUILTIN
+from vqa_app.model_options import (
+    AdapterName,
+    Device,
+    ModelName,
+    Offline,
+    Precision,
+    Quantize,
+    Revision,
+)
+from vqa_app.sources import BUILTIN, stay_offline
 
 if TYPE_CHECKING:
     from finetune.evaluate import EvalResult
@@ -29,8 +38,8 @@ def evaluate_command(
         list[str],
         typer.Option(help="Questions with answers, in any format of `finetune`; repeatable."),
     ],
-    model: Annotated[str, typer.Option(help="builtin, a hub id, a path or a run.")] = "builtin",
-    adapter: Annotated[str | None, typer.Option(help="Adapter on the model.")] = None,
+    model: ModelName = BUILTIN,
+    adapter: AdapterName = None,
     images: Annotated[
         list[str] | None, typer.Option(help="Folder that picture paths are relative to.")
     ] = None,
@@ -55,9 +64,12 @@ def evaluate_command(
     losses: Annotated[
         int, typer.Option(min=0, help="Measure loss and image gain at so many of the questions.")
     ] = 1000,
-    quantize: Annotated[str | None, typer.Option(help="4bit or 8bit.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    max_bad: Annotated[int, typer.Option(min=0, help="How many bad rows to leave out.")] = 0,
+    quantize: Quantize = None,
+    device: Device = "auto",
+    dtype: Precision = "auto",
+    revision: Revision = None,
+    offline: Offline = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Measure a model on questions with known answers.
@@ -66,50 +78,50 @@ def evaluate_command(
     accuracy normalises answers as the official evaluator does, and uses its formula where there are
     ten answers.
     """
-    from finetune.evaluate import (
-        compare,
-        evaluate,
-        questions_of,
-        rows_of,
-        spread,
-        what_is_asked,
-    )
+    from finetune.evaluate import compare, evaluate
     from finetune.predictions import PredictionsFile
+    from finetune.questions import ask, what_is_asked
     from vqa_app.loading import load_model
 
     if out is not None and out.suffix != ".jsonl":
         raise UsageError(
             f"{out} is not a .jsonl file.", "Give --out a name like predictions.jsonl."
         )
+    if offline:
+        stay_offline()
     second = out.with_name(f"{out.stem}-against.jsonl") if out and against else None
     # What can be refused is refused before a model is loaded, or the first one has answered.
-    rows = rows_of(data, images or ())
-    questions = spread(questions_of(rows, history=history), limit)
-    asked = what_is_asked(questions, max_new_tokens, losses)
+    with _Bar("opening pictures", "pictures") as bar:
+        found = ask(
+            data,
+            images or (),
+            history=history,
+            limit=limit,
+            max_bad=max_bad,
+            on_progress=bar.update,
+        )
+    for problem in found.problems:
+        print(f"Left out: {problem}", file=sys.stderr)
+    asked = what_is_asked(found.questions, max_new_tokens, losses)
     for file, name, added in ((out, model, adapter), (second, against, None)):
         if file is not None and name is not None:
             known = {"model": _full_name(name), "adapter": added and _full_name(added)}
             PredictionsFile(file, asked | known).check()
 
-    def measure(name: str, adapter: str | None, out: Path | None) -> EvalResult:
-        loaded = load_model(
-            name, adapter=adapter, device=device, dtype=dtype, quantize=_quantization(quantize)
-        )
-        with _Bar(_label(loaded)) as bar:
+    def measure(loaded: LoadedModel, out: Path | None) -> EvalResult:
+        with _Bar(loaded.label) as bar:
             return evaluate(
                 loaded,
-                rows,
+                found,
                 out=out,
-                limit=limit,
-                history=history,
                 max_new_tokens=max_new_tokens,
                 losses=losses,
                 on_progress=bar.update,
             )
 
-    results = [measure(model, adapter, out)]
+    results = [measure(load_model(model, adapter, device, dtype, quantize, revision), out)]
     if against is not None:
-        results.append(measure(against, None, second))
+        results.append(measure(load_model(against, None, device, dtype, quantize), second))
     test = compare(*results) if against is not None else None
     if as_json:
         print(json.dumps(_as_json(results, test), indent=1, ensure_ascii=False))
@@ -136,10 +148,7 @@ def verify_command(
 def merge_command(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
-    dtype: Annotated[
-        str,
-        typer.Option(help="Precision: auto, float32, bfloat16 or float16."),
-    ] = "auto",
+    dtype: Precision = "auto",
 ) -> None:
     """Merge an adapter into its model: a standard checkpoint.
 
@@ -151,31 +160,21 @@ def merge_command(
     print(f"Merged into {out}. {found.summary}.")
 
 
-def _quantization(text: str | None) -> Any:
-    if text not in (None, "4bit", "8bit"):
-        raise UsageError(f"--quantize is {text!r}.", "Give 4bit or 8bit, or leave it out.")
-    return text
-
-
 def _full_name(name: str) -> str:
     """As `LoadedModel` calls it, before it is loaded."""
     folder = Path(name).expanduser()
     return str(folder.resolve()) if name != BUILTIN and folder.is_dir() else name
 
 
-def _label(loaded: LoadedModel) -> str:
-    return f"{loaded.name} + {loaded.adapter}" if loaded.adapter else loaded.name
-
-
 class _Bar:
     """How far an evaluation is: a bar on a terminal, nothing elsewhere. All on stderr."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, what: str = "questions") -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("questions"),
+            TextColumn(what),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             disable=not sys.stderr.isatty(),

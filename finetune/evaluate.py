@@ -1,34 +1,25 @@
-"""Checkpoint + data → metrics: every question answered, scored, and kept with its exact prompt.
-
-Each question of a row with several turns is asked alone, with the pictures shown up to it: the
-turns of VQA data are separate questions about one picture, and a right answer that stands above the
-next question gives away more than the picture does. For real dialogues, whose questions lean on
-earlier turns, `history` puts those turns with their right answers in front.
-"""
+"""Checkpoint + data → metrics: every question answered, scored, and kept with its exact prompt."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune import metrics
-from finetune.metrics import PairedTest, Scores, by_type, paired_test, question_type
+from finetune.datasets import PictureSource
+from finetune.metrics import PairedTest, Scores, by_type, paired_test
 from finetune.predictions import Prediction, PredictionsFile
-from vqa_app.conversation import Conversation, Message
-from vqa_app.errors import DataError, UsageError
+from finetune.questions import Asked, Data, Question, ask, spread, what_is_asked
+from vqa_app.errors import DataError, ImageError, UsageError
 from vqa_app.images import Picture, blank_like
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from finetune.datasets import Row
     from vqa_app.loading import LoadedModel
 
 MAX_NEW_TOKENS = 64
@@ -38,72 +29,6 @@ _CHUNK = 512
 """Questions rendered and answered together, and saved."""
 _CHUNK_PIXELS = 64_000_000
 """A chunk ends where its pictures have more: they are in memory, and as many blank ones."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question of a row; its pictures are opened when it is asked."""
-
-    id: str
-    row: Row
-    turn: int
-    """Position of its answer in `row.turns`."""
-    answers: tuple[str, ...]
-    """What counts as right."""
-    type: str
-    history: bool
-
-    @property
-    def text(self) -> str:
-        return self.row.turns[self.turn - 1].text.strip()
-
-    @property
-    def picture_key(self) -> tuple[str, ...]:
-        """Equal for questions about the same pictures."""
-        return tuple(p.key for turn in self.row.turns[: self.turn] for p in turn.pictures)
-
-    def conversation(self, pictures: dict[str, Picture]) -> Conversation:
-        """The question as asked; `pictures` are the opened ones by key."""
-        messages = [
-            Message(
-                turn.role, tuple(p if isinstance(p, str) else pictures[p.key] for p in turn.parts)
-            )
-            for turn in self.row.turns[: self.turn]
-        ]
-        if self.history:
-            return Conversation(tuple(messages))
-        opening = [message for message in messages[:1] if message.role == "system"]
-        earlier = [picture for message in messages[:-1] for picture in message.pictures]
-        asked = Message("user", (*earlier, *messages[-1].parts))
-        return Conversation((*opening, asked))
-
-    def finished(self, pictures: dict[str, Picture]) -> Conversation:
-        """The question with the row's own answer."""
-        answer = Message.assistant(self.row.turns[self.turn].text)
-        return self.conversation(pictures).then(answer)
-
-
-def questions_of(rows: Iterable[Row], *, history: bool = False) -> list[Question]:
-    """Every question of the rows, those about the same pictures side by side.
-
-    Args:
-        history: ask follow-ups with the earlier turns and their right answers in front.
-    """
-    questions = []
-    seen: Counter[str] = Counter()
-    for row in rows:
-        answered = [i for i, turn in enumerate(row.turns) if turn.role == "assistant"]
-        for number, (turn, answers) in enumerate(zip(answered, row.references, strict=True), 1):
-            name = f"{row.id}#{number}" if len(answered) > 1 else row.id
-            seen[name] += 1
-            if seen[name] > 1:
-                name = f"{name} ({seen[name]})"
-            kind = row.question_type or question_type(row.turns[turn - 1].text)
-            questions.append(Question(name, row, turn, answers, kind, history))
-    first: dict[tuple[str, ...], int] = {}
-    for question in questions:
-        first.setdefault(question.picture_key, len(first))
-    return sorted(questions, key=lambda question: first[question.picture_key])
 
 
 @dataclass(frozen=True)
@@ -184,11 +109,18 @@ def _chunks(questions: Sequence[Question]) -> Iterator[tuple[list[Question], dic
         chunk.append(question)
         for source in question.row.pictures:
             if source.key not in pictures:
-                picture = pictures[source.key] = source.open()
+                picture = pictures[source.key] = _opened(source, question)
                 pixels += picture.image.width * picture.image.height
         if len(chunk) == _CHUNK or pixels > _CHUNK_PIXELS or number == len(questions):
             yield chunk, pictures
             chunk, pictures, pixels = [], {}, 0
+
+
+def _opened(source: PictureSource, question: Question) -> Picture:
+    try:
+        return source.open()
+    except ImageError as error:
+        raise DataError(f"{question.row.place}: {error.problem}", error.hint) from error
 
 
 def _answer_chunk(
@@ -240,7 +172,7 @@ def _answer_chunk(
 
 def evaluate(
     model: LoadedModel | str | Path,
-    data: Sequence[Row] | str | Path | Sequence[str | Path],
+    data: Asked | Data,
     *,
     images: Sequence[str | Path] = (),
     out: str | Path | None = None,
@@ -248,32 +180,35 @@ def evaluate(
     limit: int | None = None,
     history: bool = False,
     losses: int = MEASURED_LOSSES,
+    max_bad: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
     """Answers every question of some data and scores the answers.
 
     Args:
         model: loaded, or what `load_model` takes (a run directory too).
-        data: rows, or files in any format that can be trained on.
+        data: rows, files in any format that can be trained on, or what `ask` made of them (then
+            `images`, `limit`, `history` and `max_bad` are its business).
         images: folders that picture paths in the files are relative to.
         out: JSONL file for the predictions, written as they are made; an interrupted evaluation of
-            the same model and data goes on there. Scores go beside it (`.summary.json`).
+            the same model, data and pictures goes on there. Scores go beside it (`.summary.json`).
         limit: ask only so many questions, spread evenly.
         losses: measure loss and image gain at so many questions, spread evenly.
+        max_bad: how many bad rows may be left out.
         on_progress: told how many of how many questions are answered.
 
     Raises:
-        DataError: bad rows, or none.
+        DataError: more bad rows than that, or no rows.
         UsageError: `out` holds another evaluation.
     """
     from vqa_app.loading import LoadedModel, load_model
 
-    rows = rows_of(data, images)
+    if not isinstance(data, Asked):
+        data = ask(data, images, history=history, limit=limit, max_bad=max_bad)
+    questions = data.questions
     loaded = model if isinstance(model, LoadedModel) else load_model(str(model))
-    questions = spread(questions_of(rows, history=history), limit)
-    label = f"{loaded.name} + {loaded.adapter}" if loaded.adapter else loaded.name
     started = time.monotonic()
-    identity = what_is_asked(questions, max_new_tokens, losses) | _identity(loaded)
+    identity = what_is_asked(questions, max_new_tokens, losses) | _who_answers(loaded)
     kept = PredictionsFile(Path(out), identity) if out else None
     done = {p.id: p for p in kept.resume()} if kept else {}
     todo = [question for question in questions if question.id not in done]
@@ -296,17 +231,10 @@ def evaluate(
         on_chunk=report,
     )
     predictions = [done[question.id] for question in questions]
-    result = summarize(label, predictions, time.monotonic() - started)
+    result = summarize(loaded.label, predictions, time.monotonic() - started)
     if kept:
         kept.finish(result.to_json())
     return result
-
-
-def spread(questions: Sequence[Question], limit: int | None) -> list[Question]:
-    """At most `limit` of the questions, taken evenly from beginning to end."""
-    if limit is None or limit >= len(questions):
-        return list(questions)
-    return [questions[i * len(questions) // limit] for i in range(limit)]
 
 
 def compare(first: EvalResult, second: EvalResult) -> PairedTest:
@@ -322,48 +250,15 @@ def compare(first: EvalResult, second: EvalResult) -> PairedTest:
     return paired_test(mine, [others[p.id] for p in first.predictions])
 
 
-def rows_of(
-    data: Sequence[Row] | str | Path | Sequence[str | Path], images: Sequence[str | Path] = ()
-) -> Sequence[Row]:
-    """The rows of data as `evaluate` takes it.
+def _who_answers(loaded: LoadedModel) -> dict[str, Any]:
+    """What must be the same of the model for an evaluation to go on."""
+    from vqa_app.prompting import prompt_hash
 
-    Raises:
-        DataError: bad rows.
-    """
-    from finetune.datasets import Row, read_rows
-
-    if not isinstance(data, (str, Path)) and all(isinstance(row, Row) for row in data):
-        return data  # type: ignore[return-value]
-    read = read_rows(data, images)  # type: ignore[arg-type]
-    if read.problems:
-        raise DataError(
-            f"{len(read.problems):,} problems, the first: {read.problems[0]}",
-            "`vqa-app check-data` lists all of them.",
-        )
-    return read.rows
-
-
-def what_is_asked(
-    questions: Sequence[Question], max_new_tokens: int, losses: int
-) -> dict[str, Any]:
-    """What must be the same for an evaluation to go on where it stopped, but for the model."""
-    digest = hashlib.sha256()
-    for question in questions:
-        digest.update(json.dumps([question.id, question.text, question.answers]).encode())
-    return {
-        "questions": digest.hexdigest()[:16],
-        "history": any(question.history for question in questions),
-        "max_new_tokens": max_new_tokens,
-        "losses": losses,
-    }
-
-
-def _identity(loaded: LoadedModel) -> dict[str, Any]:
-    """Of the model that answers."""
     return {
         "model": loaded.name,
         "adapter": loaded.adapter,
         "fingerprint": loaded.fingerprint,
+        "prompt": prompt_hash(loaded.processor),
         "dtype": str(loaded.model.dtype),
         "quantization": loaded.quantization,
     }

@@ -20,8 +20,8 @@ from vqa_app.images import OWN_FILES, Picture, open_picture
 if TYPE_CHECKING:
     from PIL import Image
 
-    from finetune.evaluate import Question
     from finetune.predictions import Prediction
+    from finetune.questions import Question
 
 METRICS_FILE = "metrics.jsonl"
 """One JSON object a line, as `transformers.Trainer` logs: `step`, `epoch`, `loss`, `learning_rate`;

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from finetune.datasets import PictureSource, Row, Turn
-from finetune.evaluate import compare, questions_of, spread, summarize
+from finetune.evaluate import compare, summarize
 from finetune.predictions import Prediction
+from finetune.questions import questions_of, spread
 from tests.tiny import picture
-from vqa_app.errors import DataError, UsageError
+from vqa_app.errors import DataError, ModelError, UsageError
 
 
 def row(name: str, *turns: tuple[str, str], pictures: int = 1, system: str = "") -> Row:
@@ -235,6 +236,22 @@ def test_the_command_prints_a_table_and_compares(tiny_llava_dir: Path, tmp_path:
     assert values["scores"]["questions"] == 4 and values["loss"] > 0
 
 
+def test_every_model_option_of_the_command_reaches_the_loader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[Any, ...]] = []
+
+    def load(*options: Any) -> None:
+        given.append(options)
+        raise ModelError("enough")
+
+    monkeypatch.setattr("vqa_app.loading.load_model", load)
+    monkeypatch.setattr("finetune.cli_eval.stay_offline", lambda: given.append(("offline",)))
+    words = "-m a/b --adapter c/d --quantize 4bit --device cpu --dtype float32 --revision e"
+    command("--data", data_file(tmp_path), *words.split(), "--offline")
+    assert given == [("offline",), ("a/b", "c/d", "cpu", "float32", "4bit", "e")]
+
+
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """No model may be loaded."""
@@ -265,12 +282,10 @@ def test_the_command_refuses_bad_data_before_it_loads_a_model(
 def test_the_command_reads_the_data_once(
     tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import finetune.datasets
+    from finetune import questions
 
-    read, files = finetune.datasets.read_rows, []
-    monkeypatch.setattr(
-        finetune.datasets, "read_rows", lambda *given: files.append(given) or read(*given)
-    )
+    read, files = questions.read_rows, []
+    monkeypatch.setattr(questions, "read_rows", lambda *given: files.append(given) or read(*given))
     common = ("--data", data_file(tmp_path), "--max-new-tokens", 2, "--losses", 0)
     assert command(*common, "--model", tiny_llava_dir, "--against", tiny_llava_dir) is None
     assert len(files) == 1
@@ -279,11 +294,11 @@ def test_the_command_reads_the_data_once(
 def test_files_of_other_predictions_are_refused_before_a_model_is_loaded(
     tiny_llava_dir: Path, tmp_path: Path, no_model: None
 ) -> None:
-    from finetune.evaluate import rows_of, what_is_asked
     from finetune.predictions import PredictionsFile
+    from finetune.questions import ask, what_is_asked
 
     data = data_file(tmp_path)
-    asked = what_is_asked(questions_of(rows_of(data)), 64, 1000)
+    asked = what_is_asked(ask(data).questions, 64, 1000)
     first, second = tmp_path / "p.jsonl", tmp_path / "p-against.jsonl"
     ours = asked | {"model": str(tiny_llava_dir), "adapter": None}
     common = ("--data", data, "--model", tiny_llava_dir, "--against", "builtin", "--out", first)
@@ -313,3 +328,82 @@ def test_bad_rows_stop_an_evaluation_by_name(tiny_llava_dir: Path, tmp_path: Pat
     data.write_text(json.dumps([{"id": "1", "image": "no.png", "conversations": []}]))
     with pytest.raises(DataError, match="row 1"):
         evaluate(tiny_llava_dir, data)
+
+
+def test_answers_about_other_pictures_of_the_same_names_are_not_taken(
+    tiny_llava_dir: Path, tmp_path: Path
+) -> None:
+    from finetune.evaluate import evaluate
+
+    data, out = data_file(tmp_path), tmp_path / "predictions.jsonl"
+    options: dict[str, Any] = {"out": out, "max_new_tokens": 2, "losses": 0}
+    evaluate(tiny_llava_dir, data, **options)
+    evaluate(tiny_llava_dir, data, **options)  # the same again
+    blank_one(tmp_path / "two.png")
+    with pytest.raises(UsageError, match="another model or other data"):
+        evaluate(tiny_llava_dir, data, **options)
+
+
+def blank_one(path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (9, 9), "grey").save(path)
+
+
+def test_a_picture_in_a_table_is_known_by_its_content() -> None:
+    from finetune.questions import what_is_asked
+
+    class Cell:
+        def __init__(self, content: bytes) -> None:
+            self.content = content
+
+        def read(self) -> bytes:
+            return self.content
+
+    def asked(content: bytes) -> dict[str, Any]:
+        shown = PictureSource("image 1", "table#1.image.0", Cell(content))
+        turns = (Turn("user", (shown, "What?")), Turn("assistant", ("it",)))
+        return what_is_asked(questions_of([Row("1", "t", 1, turns, (("it",),))]), 8, 0)
+
+    assert asked(b"one") == asked(b"one") != asked(b"two")
+
+
+def damaged(folder: Path) -> Path:
+    """Data whose second row shows half a picture."""
+    data = data_file(folder)
+    path = folder / "two.png"
+    path.write_bytes(path.read_bytes()[:-200])
+    return data
+
+
+def test_a_damaged_picture_is_named_before_the_first_question(
+    tmp_path: Path, no_model: None
+) -> None:
+    found = command("--data", damaged(tmp_path))
+    assert isinstance(found, DataError)
+    assert "1 problem in the data" in str(found)
+    assert "data.json, row 2: two.png" in str(found)
+
+
+def test_bad_rows_may_be_left_out(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from finetune.cli_eval import app
+
+    options = ["--max-new-tokens", "2", "--losses", "0", "--max-bad", "1", "--json"]
+    common = ["eval", "--data", str(damaged(tmp_path)), "--model", str(tiny_llava_dir)]
+    shown = CliRunner().invoke(app, [*common, *options])
+    assert json.loads(shown.stdout)["scores"]["questions"] == 4
+    assert "Left out: " in shown.stderr and "data.json, row 2" in shown.stderr
+
+
+def test_a_picture_that_is_damaged_meanwhile_is_named_with_its_row(
+    tiny: tuple[Any, Any], tmp_path: Path
+) -> None:
+    from finetune.evaluate import answer_questions
+    from finetune.questions import ask
+
+    questions = ask(data_file(tmp_path)).questions
+    (tmp_path / "two.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"data\.json, row 2: "):
+        answer_questions(*tiny, questions)

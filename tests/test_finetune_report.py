@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from finetune.datasets import PictureSource, Row, Turn
-from finetune.evaluate import questions_of
 from finetune.predictions import Prediction
+from finetune.questions import questions_of
 from finetune.report import WorstAnswer, keep_watch_answers, worst_answers, write_report
 from tests.tiny import picture
 from vqa_app.images import ImageLimits
