@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from vqa_app.errors import ImageError
-from vqa_app.images import ImageLimits, blank_like, open_picture
+from vqa_app.images import OWN_FILES, ImageLimits, blank_like, open_picture
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -416,6 +416,11 @@ def test_an_endless_stream_is_read_up_to_the_limit() -> None:
         pytest.skip("no /dev/zero here")
     with pytest.raises(ImageError, match="larger than 20 MB"):
         open_picture("/dev/zero")
+
+
+def test_what_any_limit_lets_in_can_be_opened_again_as_our_png() -> None:
+    assert OWN_FILES.max_pixels == Image.MAX_IMAGE_PIXELS
+    assert OWN_FILES.max_bytes > 3 * OWN_FILES.max_pixels
 
 
 def test_the_limits_are_settings() -> None:

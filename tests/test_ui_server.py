@@ -21,7 +21,8 @@ from tests.fake_engine import FakeEngine
 from tests.ui_server import running
 from ui.security import COOKIE
 from ui.server import is_loopback, listen
-from vqa_app.errors import UsageError
+from vqa_app.errors import ModelError, UsageError
+from vqa_app.images import ImageLimits
 
 
 @pytest.fixture(scope="module")
@@ -428,6 +429,34 @@ def test_one_folder_holds_the_data_whatever_its_option_is_called(tmp_path, monke
     assert result.exit_code == 0 and (tmp_path / "here" / "chats.sqlite").exists()
     shown = CliRunner().invoke(app, ["--help"]).output
     assert "--data-dir" in shown and "--share-data-dir" not in shown
+
+
+def test_what_chat_is_told_of_models_and_pictures_reaches_them(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from ui.cli import app
+
+    given, created = [], []
+
+    def load(*arguments):
+        given.append(arguments)
+        raise ModelError("enough")
+
+    def serve(application, listener):
+        created.append(application.desk.shelf.limits)
+        application.desk.hub._slots["start"].settled.wait(20)
+        application.close()
+
+    monkeypatch.setattr("vqa_app.loading.load_model", load)
+    monkeypatch.setattr("ui.cli.stay_offline", lambda: given.append("offline"))
+    monkeypatch.setattr("ui.server.serve", serve)
+    monkeypatch.setattr("ui.app.leave", lambda: None)
+    words = "-m a/b --adapter c/d --quantize 4bit --device cpu --dtype float32 --revision e"
+    words += f" --offline --max-file-mb 40 --max-megapixels 60 --data-dir {tmp_path}"
+    arguments = [*words.split(), "--no-browser", "--port", "0"]
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    assert given == ["offline", ("a/b", "c/d", "cpu", "float32", "4bit", "e")]
+    assert created == [ImageLimits(40 * 2**20, 60_000_000)]
 
 
 @pytest.mark.parametrize(

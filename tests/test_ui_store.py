@@ -246,6 +246,17 @@ def test_a_picture_that_was_let_in_comes_back_however_large_its_copy_is(tmp_path
     assert store.path("bob", copy)[0].pictures == (picture.digest,)
 
 
+def test_an_import_keeps_to_the_pixels_that_are_let_in(tmp_path, store):
+    shelf = PictureShelf(tmp_path / "pictures")
+    picture = shelf.add(Image.new("RGB", (20, 10)), "large.png")
+    store.remember_picture("ann", picture.digest, "large.png", {})
+    chat = store.create("ann")
+    store.add_turn("ann", chat, None, "What?", [picture.digest])
+    document = to_json(store, shelf, "ann", chat).encode()
+    with pytest.raises(ImageError, match="the limit is"):
+        from_json(store, PictureShelf(tmp_path / "b", ImageLimits(max_pixels=100)), "bob", document)
+
+
 def test_an_exported_photo_is_no_larger_than_a_photo(tmp_path, store):
     shelf = PictureShelf(tmp_path / "pictures")
     noise = Image.effect_noise((1900, 1900), 90).convert("RGB")

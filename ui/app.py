@@ -25,6 +25,7 @@ from ui.store import Store
 from ui.teach import Teaching
 from ui.training import TrainingDesk
 from vqa_app.engine import Engine
+from vqa_app.images import ImageLimits
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -105,6 +106,7 @@ def create(
     hosts: Iterable[str] = (),
     root_path: str = "",
     allow_any_model: bool = False,
+    limits: ImageLimits | None = None,
     train: Callable[..., Any] | None = None,
 ) -> Application:
     """Puts the application together; loads nothing yet.
@@ -118,6 +120,7 @@ def create(
         hosts: further host names that are answered to.
         root_path: where a proxy shows the page, for example `/vqa`.
         allow_any_model: whether people may name hub models in the browser.
+        limits: what a picture that is brought may cost.
         train: what trains, see `ui.training.TrainingDesk`.
     """
     # Before gradio is imported, which reads them. Uploads lie in a folder of this process alone.
@@ -132,7 +135,7 @@ def create(
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     hide(data_dir)
     hub = Hub(load, choices, default)
-    shelf = PictureShelf(data_dir / "pictures")
+    shelf = PictureShelf(data_dir / "pictures", limits)
     desk = Desk(Store(data_dir / "chats.sqlite"), shelf, hub, allow_any_model)
     for digest in desk.store.sweep(time.time() - FORGOTTEN_AFTER):
         shelf.remove(digest)
@@ -145,6 +148,7 @@ def create(
         hosts=frozenset(hosts),
         users=users or {},
         larger={
+            "/vqa/pictures": max(shelf.limits.max_bytes, Rules.max_body),
             "/vqa/conversations": MAX_IMPORT,
             "/vqa/taught": MAX_IMPORT,
             "/vqa/datasets": MAX_IMPORT,

@@ -23,9 +23,11 @@ _CATALOGUE_SECONDS = 60
 BUILTIN = Choice("builtin", "Built-in", "small, in the box", "In the box", "builtin")
 
 
-def started_with(model: str, adapter: str | None, quantize: str | None) -> Choice:
+def started_with(
+    model: str, adapter: str | None, quantize: str | None, revision: str | None = None
+) -> Choice:
     """The choice of the command line."""
-    if model == "builtin" and adapter is None and quantize is None:
+    if (model, adapter, quantize, revision) == ("builtin", None, None, None):
         return BUILTIN
     for path in (model, adapter or ""):
         if os.sep in path:
@@ -33,7 +35,8 @@ def started_with(model: str, adapter: str | None, quantize: str | None) -> Choic
     label = Path(model).name or model
     if adapter:
         label += f" + {Path(adapter).name}"
-    return Choice("start", label, quantize or "", "Started with", model, adapter, quantize)
+    detail = quantize or ""
+    return Choice("start", label, detail, "Started with", model, adapter, quantize, revision)
 
 
 def offered(start: Choice, runs: Path) -> Iterator[Choice]:
@@ -82,8 +85,14 @@ def named(text: str) -> Choice:
     return replace(_from_hub(text, "named here"), label=text)
 
 
-def load(choice: Choice, progress: Progress) -> Engine:
+def load(
+    choice: Choice, progress: Progress, *, device: str = "auto", dtype: str = "auto"
+) -> Engine:
     """Loads a choice as an engine of this process.
+
+    Args:
+        device: as for `vqa_app.loading.load_model`.
+        dtype: likewise.
 
     Raises:
         ModelError: it cannot be loaded.
@@ -96,6 +105,8 @@ def load(choice: Choice, progress: Progress) -> Engine:
     from vqa_app.loading import load_model
     from vqa_app.local_engine import LocalEngine
 
-    loaded = load_model(choice.source, choice.adapter, quantize=choice.quantize)
+    loaded = load_model(
+        choice.source, choice.adapter, device, dtype, choice.quantize, choice.revision
+    )
     progress("Getting ready …")
     return LocalEngine(loaded)

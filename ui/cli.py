@@ -5,12 +5,25 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vqa_app.errors import UsageError
+from vqa_app.model_options import (
+    AdapterName,
+    Device,
+    MaxFileMb,
+    MaxMegapixels,
+    ModelName,
+    Offline,
+    Precision,
+    Quantize,
+    Revision,
+)
+from vqa_app.sources import stay_offline
 
 app = typer.Typer(add_completion=False)
 
@@ -26,9 +39,13 @@ def default_data_dir() -> Path:
 
 @app.command()
 def chat(
-    model: Annotated[str, typer.Option(help="builtin, a hub id or a path.")] = "builtin",
-    adapter: Annotated[str | None, typer.Option(help="Adapter to add to the model.")] = None,
-    quantize: Annotated[str | None, typer.Option(help="4bit or 8bit.")] = None,
+    model: ModelName = "builtin",
+    adapter: AdapterName = None,
+    quantize: Quantize = None,
+    device: Device = "auto",
+    dtype: Precision = "auto",
+    revision: Revision = None,
+    offline: Offline = False,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free port.")] = 7860,
     auth: Annotated[
@@ -57,6 +74,8 @@ def chat(
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Do not open a browser window.")
     ] = False,
+    max_file_mb: MaxFileMb = 20,
+    max_megapixels: MaxMegapixels = 50,
 ) -> None:
     """Chat about pictures in the browser."""
     from ui.server import address_of, is_loopback, listen, serve
@@ -73,20 +92,24 @@ def chat(
             file=sys.stderr,
             flush=True,
         )
+    if offline:
+        stay_offline()
     from ui import choices
     from ui.app import create, leave
+    from vqa_app.images import ImageLimits
 
     folder = data_dir or share_data_dir or default_data_dir()
-    start = choices.started_with(model, adapter, quantize)
+    start = choices.started_with(model, adapter, quantize, revision)
     application = create(
         folder,
-        choices.load,
+        partial(choices.load, device=device, dtype=dtype),
         lambda: choices.offered(start, folder / "runs"),
         start.key,
         users=users,
         hosts=allow_host or [],
         root_path=root_path,
         allow_any_model=allow_any_model,
+        limits=ImageLimits.of(max_file_mb, max_megapixels),
     )
     application.desk.hub.start()
     if not no_browser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -162,7 +163,8 @@ def _pictures(
             data = base64.b64decode(entry["data"], validate=True)
         except (TypeError, KeyError, ValueError) as error:
             raise ImageError("A picture in the file is damaged.", "Export it again.") from error
-        found[digest] = (shelf.add(data, name, OWN_FILES).digest, name)
+        limits = replace(OWN_FILES, max_pixels=shelf.limits.max_pixels)
+        found[digest] = (shelf.add(data, name, limits).digest, name)
     return found
 
 

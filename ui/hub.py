@@ -36,6 +36,7 @@ class Choice:
     """What `vqa_app.loading.load_model` takes."""
     adapter: str | None = None
     quantize: str | None = None
+    revision: str | None = None
 
 
 class Progress(Protocol):

@@ -61,7 +61,7 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
         if data is None:
             return _problem(
                 UsageError(
-                    f"{name[:80]} is larger than {limit // 2**20} MB.", "Use a smaller picture."
+                    f"{name[:80]} is larger than {limit / 2**20:.3g} MB.", "Use a smaller picture."
                 ),
                 413,
             )

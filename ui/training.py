@@ -219,6 +219,7 @@ class TrainingDesk:
             job.curve = "Right: taught rows and its own world, %"
         config = FinetuneConfig(
             model=job.base.source,
+            revision=job.base.revision,
             stage=job.stage,  # type: ignore[arg-type]
             out=str(job.run),
             eval_questions=100,

@@ -141,7 +141,7 @@ def ask(
     )
     asking = Asking(options, split_choices(choices), abstain)
     chosen = ModelChoice(model, adapter, quantize, device, dtype, revision, offline)
-    limits = ImageLimits(int(max_file_mb * 2**20), int(max_megapixels * 1e6))
+    limits = ImageLimits.of(max_file_mb, max_megapixels)
     _check_combination(sources, question, each, out, explain, as_json)
     if each:
         from vqa_app.batch import ask_each, expand

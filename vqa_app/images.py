@@ -56,10 +56,15 @@ class ImageLimits:
     max_pixels: int = 50_000_000
     """Most pixels, width × height, read from the header before decoding."""
 
+    @classmethod
+    def of(cls, megabytes: float, megapixels: float) -> ImageLimits:
+        """In the units of the command line."""
+        return cls(int(megabytes * 2**20), int(megapixels * 1e6))
 
-OWN_FILES = ImageLimits(max_bytes=256 << 20)
-"""For PNGs that we wrote: several times the bytes of the file that was let in, at most 150 MB for
-50 megapixels."""
+
+OWN_FILES = ImageLimits(max_bytes=320 << 20, max_pixels=Image.MAX_IMAGE_PIXELS or 1 << 30)
+"""For PNGs that we wrote: several times the bytes of the file that was let in, at most 270 MB for
+as many pixels as Pillow opens."""
 
 
 @dataclass(frozen=True, eq=False)
