@@ -4,9 +4,9 @@
 
     result = train(FinetuneConfig(data=("my.json",), images=("photos",), out="runs/mine"))
 
-One module for each step: config → datasets → samples, preflight → freezing → features → defaults →
-batches, collator → objective (attention, shortcuts), trainer → evaluating → leaving; `train` and
-`stages` are the recipe.
+`train` is the recipe, `stages` has its steps. One module for each subject, in this order: config →
+datasets → samples, preflight → data → freezing → defaults → features → batches, collator →
+objective (attention, shortcuts), trainer → held_out → leaving.
 """
 
 from __future__ import annotations

@@ -59,7 +59,8 @@ def attend(
 
 
 def _products(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, scale: float) -> Tensor:
-    """
+    """Softmax attention of one block of queries.
+
     Args:
         hidden: the opposite of `seen`, for the last keys.
     """

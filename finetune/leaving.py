@@ -11,8 +11,8 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from finetune import checkpoint, report
 from finetune.defaults import Settings, filled_in, shown_size
-from finetune.evaluating import Evaluation, scores_of
 from finetune.golden import GOLDEN_FOLDER, record_golden
+from finetune.held_out import Evaluation, scores_of
 from finetune.machine import peak_memory, wait
 from finetune.progress import Progress
 from finetune.run_folder import command_of

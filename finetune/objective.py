@@ -63,7 +63,8 @@ class Objective(nn.Module):
     def forward(
         self, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **inputs: Any
     ) -> dict[str, Tensor]:
-        """
+        """The next-token loss.
+
         Args:
             labels: [batch, tokens], not shifted; -100 where nothing is trained, always at the first
                 token.

@@ -95,7 +95,8 @@ class LastLayer:
 
     @contextmanager
     def only(self, trained: Tensor) -> Iterator[None]:
-        """
+        """Within this, the MLP computes what is trained and nothing else.
+
         Args:
             trained: [batch, tokens - 1] bool, which tokens' successors are trained.
         """

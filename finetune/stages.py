@@ -18,8 +18,8 @@ from finetune.collator import Collator
 from finetune.config import FinetuneConfig
 from finetune.defaults import Hardware, Settings, Shape, decide, describe, lora_settings
 from finetune.distributed import deepspeed_config, fsdp_config
-from finetune.evaluating import Evaluation
 from finetune.freezing import Frozen, as_adapter, freeze
+from finetune.held_out import Evaluation
 from finetune.machine import (
     computes_bf16,
     device_of,
@@ -203,7 +203,7 @@ def make_trainer(
         settings=settings,
         schedule=schedule,
         run=stage.run,
-        evaluation=evaluation.run_at if evaluation else None,
+        evaluation=evaluation.at_step if evaluation else None,
         on_progress=stage.tell,
         should_stop=stop,
     )

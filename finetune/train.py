@@ -20,7 +20,7 @@ with quiet():
 
     from finetune import leaving, stages
     from finetune.data import read_data
-    from finetune.evaluating import Evaluation
+    from finetune.held_out import Evaluation
     from finetune.machine import join_processes
     from finetune.stage_run import StageRun
 

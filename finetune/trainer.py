@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -20,6 +21,7 @@ from finetune.batches import BatchPlan, loader
 from finetune.collator import ROWS
 from finetune.defaults import Settings
 from finetune.freezing import projector_parameters
+from finetune.machine import from_main, wait
 from finetune.objective import Objective
 from finetune.progress import OnProgress, Progress
 from finetune.samples import Sample
@@ -358,26 +360,13 @@ class _Ahead:
         return [batch for _, batch in zip(range(count), self.source, strict=False)]
 
 
-class _shared_folder:  # noqa: N801 (a context manager that reads as a function)
+@contextlib.contextmanager
+def _shared_folder(target: Path, process: int, processes: int) -> Iterator[Path]:
     """`checkpoint.whole_directory` for one or several processes, which all write into it."""
-
-    def __init__(self, target: Path, process: int, processes: int) -> None:
-        self.inner = checkpoint.whole_directory(target) if process == 0 else None
-        self.processes = processes
-
-    def __enter__(self) -> Path:
-        folder = self.inner.__enter__() if self.inner else None
-        if self.processes > 1:
-            from accelerate.utils import broadcast_object_list
-
-            folder = broadcast_object_list([folder])[0]
+    whole = checkpoint.whole_directory(target) if process == 0 else contextlib.nullcontext()
+    with whole as made:
+        folder = from_main(made, processes)
         assert folder is not None
-        return folder
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self.processes > 1 and error is None:
-            torch.distributed.barrier()
-        if self.inner:
-            self.inner.__exit__(kind, error, trace)
-        if self.processes > 1 and error is None:
-            torch.distributed.barrier()
+        yield folder
+        wait(processes)  # until all have written
+    wait(processes)  # until it is in its place

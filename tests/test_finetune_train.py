@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune.config import FinetuneConfig
-from finetune.evaluating import Evaluation
+from finetune.held_out import Evaluation
 from finetune.objective import Objective
 from finetune.progress import Progress
 from finetune.train import RunResult, train
@@ -264,14 +264,14 @@ def test_early_stopping_and_the_best_checkpoint(
     options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two evaluations without a better one end the run; the weights of the best one are left."""
-    evaluate, seen = Evaluation.run_at, {}
+    evaluate, seen = Evaluation.at_step, {}
 
     def scripted(self: Evaluation, step: int) -> dict[str, float]:
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         seen[step] = {name: value.detach().clone() for name, value in trained.items()}
         return evaluate(self, step) | {"loss": {1: 5.0, 2: 4.0, 3: 4.5, 4: 4.0}[step]}
 
-    monkeypatch.setattr(Evaluation, "run_at", scripted)
+    monkeypatch.setattr(Evaluation, "at_step", scripted)
     changed = options | {"metric": "loss", "patience": 2, "eval_every": 1.0, "max_steps": 20}
     result = train(FinetuneConfig(**changed, out=str(tmp_path / "run")))
     assert result.finished and result.step == 4

@@ -165,7 +165,7 @@ ROWS = {
         ("answering", "branching", "collator", "objective", "preflight"),
         ("data", "defaults", "evaluate", "features", "freezing", "golden", "questions"),
         ("checkpoint", "stage_run", "verify"),
-        ("evaluating", "merge", "run_folder", "trainer"),
+        ("held_out", "merge", "run_folder", "trainer"),
         ("leaving", "stages"),
         ("train",),
         ("builtin", "cli_eval", "looking"),

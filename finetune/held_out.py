@@ -1,4 +1,4 @@
-"""Looking at held-out rows while training: accuracy, loss, image gain, and a few questions to
+"""Held-out rows, asked while a model trains: accuracy, loss, image gain, and a few questions to
 watch."""
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Evaluation:
             stage.tell,
         )
 
-    def run_at(self, step: int) -> dict[str, float]:
+    def at_step(self, step: int) -> dict[str, float]:
         """Answers and scores; every process its share."""
         result = self.results[step] = self.result(*_process())
         if _process()[0] == 0:
