@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune.golden import GOLDEN_FOLDER, record_golden
 from vqa_app.conversation import Conversation
-from vqa_app.errors import ModelError
+from vqa_app.errors import ModelError, UsageError
 from vqa_app.manifest import MANIFEST_FILE, Manifest, write_manifest
 from vqa_app.quiet import quiet
 
@@ -50,6 +51,18 @@ def _flush_tree(directory: Path) -> None:
         _flush(path)
 
 
+def _share(directory: Path) -> None:
+    """Gives files the mode that new ones have here: safetensors makes its own readable for their
+    owner alone, and a server under another user could not load them."""
+    probe = directory / ".mode"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
 @contextmanager
 def _written_beside(parent: Path) -> Iterator[Path]:
     """A new folder in `parent`, flushed at the end; gone again if anything goes wrong."""
@@ -57,6 +70,7 @@ def _written_beside(parent: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=parent))
     try:
         yield folder
+        _share(folder)
         _flush_tree(folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -98,6 +112,21 @@ def _into(root: Path) -> Iterator[Path]:
         path.replace(place)
     shutil.rmtree(folder)
     _flush(root)
+
+
+def require_writable(folder: Path) -> None:
+    """Makes the folder.
+
+    Raises:
+        UsageError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = error.strerror or error
+        raise UsageError(f"Cannot write to {folder}: {why}.", "Give another --out.") from error
 
 
 def write_failure(error: BaseException) -> str | None:

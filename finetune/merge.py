@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.checkpoint import whole_directory
+from finetune.checkpoint import require_writable, whole_directory, write_failure
 from finetune.golden import GOLDEN_FOLDER, compare, read_golden, record_golden
 from finetune.verify import Verification, tolerance_of
 from vqa_app.conversation import Conversation, Message
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.images import open_picture
-from vqa_app.manifest import read_manifest, write_manifest
+from vqa_app.manifest import Manifest, read_manifest, write_manifest
 from vqa_app.quiet import quiet
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "auto") -> Verificat
         with those of the run.
 
     Raises:
-        UsageError: the run is a whole model already, or `out` exists.
-        ModelError: the merged model answers differently; nothing is left at `out`.
+        UsageError: the run is a whole model already, or `out` exists or cannot be made.
+        ModelError: the merged model answers differently, or the disk is full; nothing is left at
+            `out`.
     """
     run, out = Path(run), Path(out)
     manifest = read_manifest(run)
@@ -43,26 +45,42 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "auto") -> Verificat
         raise UsageError(f"{run} is a whole model already.", "Use it as it is.")
     if out.exists():
         raise UsageError(f"{out} exists already.", "Give a folder that does not.")
+    require_writable(out.parent)
     loaded = _load(run, dtype)
     conversations = [prompt.conversation for prompt in read_golden(run)] or [_any_conversation()]
-    with whole_directory(out) as folder:
-        (folder / GOLDEN_FOLDER).mkdir()
-        # The run's own logits first: what the merged model is to give.
-        record_golden(loaded.model, loaded.processor, conversations, folder / GOLDEN_FOLDER)
-        model = loaded.model
-        if hasattr(model, "merge_and_unload"):
-            model = model.merge_and_unload()
-        with quiet():
-            model.save_pretrained(folder, max_shard_size="2GB")
-        loaded.processor.save_pretrained(folder)
-        write_manifest(folder, dataclasses.replace(manifest, kind="merged"))
-        found = _compare_from_disk(folder, loaded)
-        if not found.ok:
-            raise ModelError(
-                f"The merged model is not the run: {found.problem}.",
-                "Merge with --dtype float32, or use the run as it is.",
-            )
+    try:
+        with whole_directory(out) as folder:
+            found = _write_merged(folder, loaded, manifest, conversations)
+    except Exception as error:
+        if (why := write_failure(error)) is None:
+            raise
+        raise ModelError(
+            f"Cannot write {out}: {why}.", "Make room, or give another --out."
+        ) from error
     return dataclasses.replace(found, directory=out)
+
+
+def _write_merged(
+    folder: Path, loaded: LoadedModel, manifest: Manifest, conversations: Sequence[Conversation]
+) -> Verification:
+    """Merges in place and writes the checkpoint, which has to be the run."""
+    (folder / GOLDEN_FOLDER).mkdir()
+    # The run's own logits first: what the merged model is to give.
+    record_golden(loaded.model, loaded.processor, conversations, folder / GOLDEN_FOLDER)
+    model = loaded.model
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    with quiet():
+        model.save_pretrained(folder, max_shard_size="2GB")
+    loaded.processor.save_pretrained(folder)
+    write_manifest(folder, dataclasses.replace(manifest, kind="merged"))
+    found = _compare_from_disk(folder, loaded)
+    if not found.ok:
+        raise ModelError(
+            f"The merged model is not the run: {found.problem}.",
+            "Merge with --dtype float32, or use the run as it is.",
+        )
+    return found
 
 
 def _any_conversation() -> Conversation:

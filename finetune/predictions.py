@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,17 +55,13 @@ class PredictionsFile:
         Raises:
             UsageError: the file holds another evaluation's, or cannot be written.
         """
-        try:
+        with self._writing():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if not self.path.exists():
                 self.path.touch()
                 self.path.unlink()
                 return
             self.path.open("ab").close()
-        except OSError as error:
-            raise UsageError(
-                f"Cannot write to {self.path}: {error.strerror or error}.", "Give another --out."
-            ) from error
         before = self._before()
         if before is None or any(before.get(k) != value for k, value in self.identity.items()):
             raise self._anothers()
@@ -73,11 +70,12 @@ class PredictionsFile:
         """What an interrupted evaluation left; starts a new file where there was none.
 
         Raises:
-            UsageError: the file holds another evaluation's, or is damaged.
+            UsageError: the file holds another evaluation's, is damaged, or cannot be written.
         """
         if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.touch()
+            with self._writing():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.touch()
             self.finish({})
             return []
         if self._before() != self.identity:
@@ -111,12 +109,23 @@ class PredictionsFile:
             "Give another --out, or delete the file.",
         )
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UsageError(
+                f"Cannot write to {self.path}: {error.strerror or error}.",
+                "Make room, or give another --out.",
+            ) from error
+
     def append(self, predictions: Sequence[Prediction]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with self._writing(), self.path.open("a", encoding="utf-8") as file:
             for prediction in predictions:
                 file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
 
     def finish(self, result: dict[str, Any]) -> None:
         """Puts the scores beside the predictions."""
         content = json.dumps({"evaluation": self.identity, "result": result}, indent=1)
-        self.summary.write_text(content + "\n", encoding="utf-8")
+        with self._writing():
+            self.summary.write_text(content + "\n", encoding="utf-8")

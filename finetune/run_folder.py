@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -105,14 +104,8 @@ def claim(run: Path) -> None:
     Raises:
         UsageError: it can't be written to, or holds somebody's files, which a run would overwrite.
     """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=run):
-            pass
-        others = sorted(p.name for p in run.iterdir() if p.name not in BEFORE_A_START)
-    except OSError as error:
-        why = error.strerror or error
-        raise UsageError(f"Cannot write to {run}: {why}.", "Give another --out.") from error
+    checkpoint.require_writable(run)
+    others = sorted(p.name for p in run.iterdir() if p.name not in BEFORE_A_START)
     if others and not (run / IDENTITY_FILE).exists():
         raise UsageError(
             f"{run} holds other files, such as {others[0]}.", "Give a new or empty folder as --out."

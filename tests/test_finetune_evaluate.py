@@ -344,6 +344,20 @@ def test_answers_about_other_pictures_of_the_same_names_are_not_taken(
         evaluate(tiny_llava_dir, data, **options)
 
 
+def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    from finetune.predictions import PredictionsFile
+
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="Cannot write to"):
+        PredictionsFile(tmp_path / "file" / "p.jsonl", {}).resume()
+    kept = PredictionsFile(tmp_path / "p.jsonl", {})
+    kept.resume()
+    kept.path.unlink()
+    kept.path.mkdir()
+    with pytest.raises(UsageError, match="Cannot write to"):
+        kept.append([prediction("1", True)])
+
+
 def blank_one(path: Path) -> None:
     from PIL import Image
 

@@ -92,3 +92,44 @@ def test_what_cannot_be_merged_is_said(run: Path, tiny_llava_dir: Path, tmp_path
     save_run(tmp_path / "full", model, processor, manifest)
     with pytest.raises(UsageError, match="whole model already"):
         merge(tmp_path / "full", tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune import merge as module
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr(module, "_load", refuse)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="Cannot write to .*file"):
+        module.merge(run, tmp_path / "file" / "merged")
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    from finetune import merge as module
+
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "write_manifest", fill)
+    with pytest.raises(ModelError, match="No space left"):
+        module.merge(run, tmp_path / "merged")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_merged_can_be_read_by_others(run: Path, tmp_path: Path) -> None:
+    from finetune.merge import merge
+
+    merge(run, tmp_path / "merged")
+    (tmp_path / "plain").touch()
+    plain = (tmp_path / "plain").stat().st_mode
+    files = [*run.rglob("*"), *(tmp_path / "merged").rglob("*")]
+    assert any(path.suffix == ".safetensors" for path in files)
+    assert [p for p in files if p.is_file() and p.stat().st_mode != plain] == []
