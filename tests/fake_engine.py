@@ -214,7 +214,7 @@ class FakeEngine:
     def count_tokens(self, conversation: Conversation) -> TokenCount:
         image = IMAGE_TOKENS * len(conversation.pictures)
         words = sum(len(message.text.split()) for message in conversation.messages)
-        return TokenCount(prompt=words + image, image=image, limit=self._context_length)
+        return TokenCount(prompt=words + image, image=image)
 
     def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
         """The first choice is the likeliest, each next one half as likely."""

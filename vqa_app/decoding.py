@@ -95,9 +95,8 @@ class TextStream:
         self._tokenizer = tokenizer
         self._stops = [stop for stop in stops if stop]
         self._ids: list[int] = []
-        self._shown = self._known = (
-            0  # ids[:known] are decoded; ids[shown:known] give the next ones context
-        )
+        # ids[:known] are decoded; ids[shown:known] give the next ones context.
+        self._shown = self._known = 0
         self._held = ""
         self.text = ""
         self.stopped = False

@@ -31,8 +31,11 @@ class GenerationOptions:
     temperature: float | None = None
     """0 is greedy and exactly reproducible."""
     top_p: float | None = None
+    """Sample among the likeliest tokens up to this probability."""
     top_k: int | None = None
+    """Sample among so many of the likeliest tokens; 0 among all."""
     repetition_penalty: float | None = None
+    """Above 1 makes tokens that came before less likely."""
     seed: int | None = None
     """Makes sampled answers reproducible."""
     stop: tuple[str, ...] = ()
@@ -101,8 +104,6 @@ class TokenCount:
     prompt: int
     """All tokens of the prompt, image tokens included."""
     image: int
-    limit: int
-    """The model's context length."""
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ class LocalEngine:
         prompt = encode(
             self._runtime.processor, conversation, answer_next=conversation.awaits_answer
         )
-        return TokenCount(len(prompt), prompt.image_tokens, self._info.context_length)
+        return TokenCount(len(prompt), prompt.image_tokens)
 
     def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
         if not choices:

@@ -27,7 +27,7 @@ def release_threads() -> None:
 def _libgomp() -> ctypes.CDLL | None:
     import torch
 
-    (path, *_) = [*(Path(torch.__file__).parent / "lib").glob("libgomp*.so*"), None]
+    path = next((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"), None)
     if path is None:
         return None
     library = ctypes.CDLL(str(path))

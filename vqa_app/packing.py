@@ -36,9 +36,6 @@ class PackedLinear(nn.Module):
             return _Multiply.apply(x, self.packed, self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}"
-
 
 class _Multiply(torch.autograd.Function):
     """The packed product with a gradient for its input, which attention maps ask for."""
@@ -98,11 +95,8 @@ def turn(module: nn.Module) -> None:
 def multiplier(linear: nn.Module) -> Callable[[Tensor], Tensor]:
     """`linear` as a bare function of [rows, in], without the machinery of modules."""
     if type(linear) is PackedLinear:
-        packed, bias, multiply = (
-            linear.packed,
-            linear.bias,
-            torch.ops.mkldnn._linear_pointwise.default,
-        )
+        packed, bias = linear.packed, linear.bias
+        multiply = torch.ops.mkldnn._linear_pointwise.default
         return lambda x: multiply(x, packed, bias, "none", [], "")
     return partial(F.linear, weight=linear.weight, bias=linear.bias)
 

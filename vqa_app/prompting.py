@@ -9,6 +9,8 @@ placeholder or control token.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from vqa_app.conversation import Conversation
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.images import Picture
 from vqa_app.pixels import Seen, see
-from vqa_app.template import Layout, Piece, image_token, layout, render, template_hash
+from vqa_app.template import TEMPLATE_ARGUMENTS, Layout, Piece, image_token, layout, render
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,8 +105,12 @@ def template_text(processor: Any, conversation: Conversation, *, answer_next: bo
 
 
 def prompt_hash(processor: Any) -> str:
-    """16 hex digits that change when the same conversation would give other tokens."""
-    return template_hash(processor)
+    """16 hex digits over all that shapes a prompt (template, its arguments, special tokens): they
+    change when the same conversation would give other tokens."""
+    known = layout(processor)
+    parts = [known.source, TEMPLATE_ARGUMENTS, known.special_tokens, known.style, known.end_token]
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def end_token_ids(model: Any, processor: Any) -> set[int]:

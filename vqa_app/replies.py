@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,7 +74,6 @@ def reply_to(
     asking: Asking,
     write: Callable[[str], None] | None = None,
     console: Console | None = None,
-    cancel: threading.Event | None = None,
 ) -> Reply:
     """Answers the last message.
 
@@ -85,7 +83,6 @@ def reply_to(
         asking: how to answer.
         write: gets the reply as it comes, in pieces; in one piece where it must be judged first.
         console: shows what happens before the first word, on a terminal.
-        cancel: ends the answer early when set.
     """
     write = write or (lambda text: None)
     if asking.choices:
@@ -97,7 +94,7 @@ def reply_to(
         write(reply.text)
         return reply
     streams = asking.abstain is None
-    answer = _stream(engine, conversation, asking, write if streams else None, console, cancel)
+    answer = _stream(engine, conversation, asking, write if streams else None, console)
     reply = _judged(answer.text, answer.confidence, asking, answer=answer)
     if not streams:
         write(reply.text)
@@ -120,11 +117,10 @@ def _stream(
     asking: Asking,
     write: Callable[[str], None] | None,
     console: Console | None,
-    cancel: threading.Event | None,
 ) -> Answer:
     answer: Answer | None = None
     with waiting(console, "Looking") as status:
-        for event in engine.stream(conversation, asking.options, cancel):
+        for event in engine.stream(conversation, asking.options):
             match event:
                 case Status(state="waiting", place=place):
                     status(f"Waiting behind {place}")

@@ -9,8 +9,6 @@ template writes: where they are gone, the template strips its texts, and so do w
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import threading
 import weakref
@@ -163,14 +161,6 @@ def render(
             "Use a model whose template keeps whole conversations.",
         )
     return _framed(pieces, known)
-
-
-def template_hash(processor: Any) -> str:
-    """16 hex digits over all that shapes a prompt: template, its arguments, special tokens."""
-    known = layout(processor)
-    parts = [known.source, TEMPLATE_ARGUMENTS, known.special_tokens, known.style, known.end_token]
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _fold_system(conversation: Conversation) -> tuple[Message, ...]:
