@@ -251,11 +251,6 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
             raise UsageError(f"{path} holds no keys.", "Write one `key: value` a line.")
         return cls.from_dict({**(values or {}), **overrides}, source=str(path))
 
-    def to_yaml(self) -> str:
-        import yaml
-
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
-
 
 @cache
 def option_help() -> dict[str, tuple[str, str]]:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 from finetune.config import FinetuneConfig, option_help
 from vqa_app.errors import UsageError
@@ -31,7 +32,7 @@ def test_yaml_gives_what_was_written_to_it(tmp_path: Path) -> None:
         data=("a.json", "b.csv@2"), epochs=2, stage="full", watch=("x.png: y?",)
     )
     path = tmp_path / "run.yaml"
-    path.write_text(config.to_yaml(), encoding="utf-8")
+    path.write_text(yaml.safe_dump(config.to_dict()), encoding="utf-8")
     assert FinetuneConfig.from_yaml(path) == config
 
 
