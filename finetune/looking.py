@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from finetune.config import FinetuneConfig
-from finetune.preflight import Preflight, Summary, check, leaking, summarize
+from finetune.preflight import ONLY_ROWS, Preflight, Summary, check, leaking, summarize
 from finetune.progress import Display, Progress
 from finetune.samples import Sample, samples_of
 from vqa_app.errors import DataError, UsageError
@@ -60,10 +60,12 @@ def check_data(config: FinetuneConfig, stream: IO[str]) -> None:
     bad = sum(len(found.problems) for found in checked.values())
     counted = f"{bad:,} problem{'s' if bad > 1 else ''}"
     console.print("No problems." if not bad else f"{counted}, listed above.")
+    if any(problem.row is None for found in checked.values() for problem in found.problems):
+        raise DataError(f"{counted} in the data.", ONLY_ROWS)
     if bad > config.max_bad:
         raise DataError(
             f"{counted} in the data.",
-            f"Mend what is listed above, or train without these rows with --max-bad {bad}.",
+            f"Fix what is listed above, or train without these rows with --max-bad {bad}.",
         )
 
 

@@ -23,6 +23,7 @@ from finetune.samples import Sample, Turns, samples_of
 from vqa_app.errors import DataError, VqaError
 
 LONGEST_SHOWN = 5
+ONLY_ROWS = "Fix the file: --max-bad leaves out single rows, not what a file may have held."
 _AHEAD = 64
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -60,15 +61,18 @@ class Preflight:
 
     def raise_beyond(self, max_bad: int, skipped: Path | None = None) -> None:
         """Stops for more problems than are allowed; else writes the rows left out to `skipped`.
+        Only rows can be left out: what is wrong with a whole file always stops.
 
         Raises:
             DataError: how many there are, and the first with file and row.
         """
+        if files := [problem for problem in self.problems if problem.row is None]:
+            raise DataError(str(files[0]), ONLY_ROWS)
         if len(self.problems) > max_bad:
             count = f"{len(self.problems):,} problem" + ("s" if len(self.problems) > 1 else "")
             raise DataError(
                 f"{count} in the data, the first: {self.problems[0]}",
-                f"Mend what check-data lists, or leave it out with --max-bad {len(self.problems)}.",
+                f"Fix what check-data lists, or leave it out with --max-bad {len(self.problems)}.",
             )
         if not self.samples:
             raise DataError("The data holds no rows.", "Check --data.")
@@ -163,6 +167,9 @@ def _samples(
         )
     except VqaError as error:
         return row.problem(error.problem, error.hint)
+    except Exception as error:  # templates and tokenizers raise many kinds; the row is to be named
+        reason = (str(error).splitlines() or [""])[0][:100]
+        return row.problem(f"The row cannot be rendered ({type(error).__name__}: {reason}).")
     longest = max(sample.reach for sample in samples)
     if longest > max_length:
         return row.problem(

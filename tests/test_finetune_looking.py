@@ -38,6 +38,17 @@ def test_check_data_prints_counts_and_every_problem(tiny_llava_dir: Path, tmp_pa
     check_data(options(data, tiny_llava_dir).replace(max_bad=1), io.StringIO())
 
 
+def test_a_broken_file_is_a_problem_however_many_rows_may_be_bad(
+    tiny_llava_dir: Path, tmp_path: Path
+) -> None:
+    data, broken = write_data(tmp_path), tmp_path / "broken.json"
+    broken.write_text("[{")
+    config = options(data, tiny_llava_dir).replace(data=(str(data), str(broken)), max_bad=9)
+    with pytest.raises(DataError, match="1 problem") as stopped:
+        check_data(config, io.StringIO())
+    assert stopped.value.hint.startswith("Fix the file")
+
+
 def test_leaking_rows_are_counted(tiny_llava_dir: Path, tmp_path: Path) -> None:
     data = write_data(tmp_path)
     stream = io.StringIO()

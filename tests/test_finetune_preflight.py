@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,30 @@ def test_work_in_threads_keeps_its_order_and_its_errors() -> None:
 
     with pytest.raises(ValueError, match="seventy"):
         list(in_parallel(fail, range(200), workers=2))
+
+
+def test_a_broken_file_is_never_left_out_as_if_it_were_a_row(data: Path, processor: Any) -> None:
+    broken = data.with_name("broken.json")
+    broken.write_text(data.read_text()[:-20])
+    found = check(read_rows([data, broken]), processor, max_length=1000)
+    assert len(found.problems) == 1 and found.samples
+    with pytest.raises(DataError, match=r"broken\.json: Line 1") as stopped:
+        found.raise_beyond(1000)
+    assert stopped.value.hint.startswith("Fix the file")
+
+
+def test_whatever_fails_in_rendering_a_row_is_told_with_the_row(
+    data: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = import_module("finetune.preflight")
+    whole = module.samples_of
+
+    def fail(row: Any, *given: Any, **options: Any) -> Any:
+        if row.number == 2:
+            raise TypeError("TextEncodeInput must be Union")
+        return whole(row, *given, **options)
+
+    monkeypatch.setattr(module, "samples_of", fail)
+    found = check(read_rows(data), processor, max_length=1000)
+    (problem,) = found.problems
+    assert problem.row == 2 and "TextEncodeInput must be Union" in problem.what

@@ -25,7 +25,7 @@ def data_files(folder: Path) -> list[Path]:
     Raises:
         DataError: there is nothing.
     """
-    from finetune.datasets.files import train_files
+    from finetune.datasets.tables import train_files
 
     # Our own export holds the same rows twice; the JSON says more than the table.
     for kinds in (("*.json", "*.jsonl"), ("*.csv", "*.tsv"), ("*.parquet", "*.arrow")):

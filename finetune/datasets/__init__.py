@@ -1,7 +1,10 @@
 """Every accepted format → rows.
 
     rows      what a row is: turns with lazily opened pictures
-    files     JSON, JSONL, CSV, TSV, Parquet, Arrow, `datasets` folders, the hub → numbered records
+    files     JSON, JSONL, CSV, TSV → numbered records
+    tables    Parquet, Arrow, `datasets` folders, the hub → numbered records
+    values    what a cell says: lists as text, answers
+    pictures  which value names a picture, and which file that is
     records   one record (LLaVA, ShareGPT, OpenAI messages, the_cauldron, question/answer) → one row
     vqa2      the official VQA v2 pair of files
     split     training and held-out rows, by picture; how often a row is shown
@@ -14,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.datasets import files, vqa2
-from finetune.datasets.records import Context, read_record, with_weight
+from finetune.datasets import files, tables, vqa2
+from finetune.datasets.pictures import Context
+from finetune.datasets.records import read_record, with_weight
 from finetune.datasets.rows import BadRow, PictureSource, Problem, ReadRows, Row, Turn
 from finetune.datasets.split import Split, split_by_picture
 from vqa_app.errors import DataError
@@ -77,12 +81,14 @@ def _read_source(
     text: str, path: Path, images: Sequence[str | Path]
 ) -> tuple[files.Records, tuple[Path, ...]]:
     if path.is_dir():
-        return files.read_folder(path, text), _roots(images, path)
+        if (table := tables.metadata_of(path)) is not None:
+            return files.read_file(table, text), _roots(images, table.parent)
+        return tables.read_folder(path, text), _roots(images, path)
     if _is_file(path):
         return files.read_file(path, text), _roots(images, path.parent)
     is_data = path.suffix.lower() in files.ENDINGS
     if text.count("/") == 1 and not is_data and not text.startswith((".", "~", "/")):
-        return files.read_hub(text), _roots(images, Path())
+        return tables.read_hub(text), _roots(images, Path())
     raise DataError(f"There is no file {text}.", "Check the path.")
 
 

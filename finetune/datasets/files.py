@@ -7,56 +7,18 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from finetune.datasets.records import QUESTION_KEYS
-from finetune.datasets.rows import PictureSource, Problem
+from finetune.datasets.rows import Problem
+from finetune.datasets.tables import Records, load_tables, read_table
 from vqa_app.errors import DataError
 
 ENDINGS = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt"}
 """What files of data are called; a hub's data set may have a dot in its name."""
+_EXCEL = re.compile(r'"?sep=(.)"?')
+"""A first line that tells Excel which character parts the fields."""
 _PYARROW_STREAM = b"\xff\xff\xff\xff"
-
-
-@dataclass(frozen=True)
-class Records:
-    """The numbered records of a file; `table` holds pictures that stand in columns."""
-
-    items: list[tuple[int, Any]]
-    problems: list[Problem]
-    table: Table | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A `datasets.Dataset` whose picture columns give bytes."""
-
-    name: str
-    dataset: Any
-
-    def picture(self, row: int, column: str, position: int) -> PictureSource:
-        name = f"{column} {position + 1} of row {row:,}"
-        key = f"{self.name}#{row}.{column}.{position}"
-        return PictureSource(name, key, Cell(self.dataset, row - 1, column, position))
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A picture in a table."""
-
-    dataset: Any
-    row: int
-    """From 0."""
-    column: str
-    position: int
-    """Where the cell holds several."""
-
-    def read(self) -> bytes:
-        value = self.dataset[self.row][self.column]
-        return (value[self.position] if isinstance(value, list) else value)["bytes"]
 
 
 def read_file(path: Path, name: str) -> Records:
@@ -69,9 +31,9 @@ def read_file(path: Path, name: str) -> Records:
         with path.open("rb") as file:
             magic = file.read(6)
         if magic[:4] == b"PAR1":
-            return read_table(_load("parquet", str(path)), name)
+            return read_table(load_tables("parquet", [path]), name)
         if magic == b"ARROW1" or magic[:4] == _PYARROW_STREAM:
-            return read_table(_load("arrow", str(path)), name)
+            return read_table(load_tables("arrow", [path]), name)
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.", "Check the path.") from error
@@ -91,115 +53,6 @@ def read_file(path: Path, name: str) -> Records:
             return _read_jsonl(text, name, problems)
         return _read_json(text, name, problems)
     return _read_csv(text, name, problems)
-
-
-def train_files(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Those for training, by a word "train" in their path below `folder`; all where none is."""
-    word = re.compile(r"(^|[^a-z])train(ing)?([^a-z]|$)", re.IGNORECASE)
-    return [file for file in files if word.search(file.relative_to(folder).as_posix())] or [*files]
-
-
-def read_folder(path: Path, name: str) -> Records:
-    """Reads a `datasets` folder: one written by `save_to_disk`, or one of Parquet or Arrow
-    files."""
-    import datasets
-
-    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        with _reading(path):
-            loaded = datasets.load_from_disk(str(path))
-        if not isinstance(loaded, dict):
-            return read_table(loaded, name)
-        if "train" not in loaded:
-            splits = ", ".join(loaded)
-            raise DataError(f"{path} has the splits {splits}.", "Give one of these folders.")
-        return read_table(loaded["train"], name)
-    for kind in ("parquet", "arrow"):
-        files = sorted(path.rglob(f"*.{kind}"))
-        train = train_files(files, path)
-        if files:
-            found = read_table(_load(kind, list(map(str, train))), name)
-            if len(train) < len(files):
-                what = f"Only the train files are read, {len(train)} of {len(files)}."
-                found.problems.append(Problem(name, None, what, note=True))
-            return found
-    raise DataError(
-        f"The folder {path} holds no data set.",
-        "Give the JSON or CSV file in it, a folder of Parquet files, or one of save_to_disk.",
-    )
-
-
-def read_hub(name: str) -> Records:
-    """Reads the train split of `owner/name` or `owner/name:config` from the Hugging Face hub."""
-    import datasets
-
-    repository, _, config = name.partition(":")
-    try:
-        return read_table(datasets.load_dataset(repository, config or None, split="train"), name)
-    except Exception as error:  # the library raises many kinds; all mean the same to a person
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"There is no file or folder {name}, and it cannot be loaded from the hub: {reason}",
-            "Check the path, or the name on huggingface.co and the network.",
-        ) from error
-
-
-def read_table(dataset: Any, name: str) -> Records:
-    """Numbers the rows of a `datasets.Dataset`; its pictures stay undecoded and are read again when
-    needed."""
-    import datasets
-
-    for column, feature in dataset.features.items():
-        if isinstance(feature, datasets.Image):
-            dataset = dataset.cast_column(column, datasets.Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            kind = datasets.List(datasets.Image(decode=False))
-            dataset = dataset.cast_column(column, kind)
-    items = [(number, _without_bytes(record)) for number, record in enumerate(dataset, 1)]
-    return Records(items, [], Table(name, dataset))
-
-
-def _without_bytes(record: dict[str, Any]) -> dict[str, Any]:
-    """Keeps that there is a picture, not its bytes: a table may be larger than memory."""
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, dict) and value.get("bytes") is not None:
-            return {"bytes": b"", "path": value.get("path")}
-        return [strip(item) for item in value] if isinstance(value, list) else value
-
-    return {key: strip(value) for key, value in record.items()}
-
-
-def _load(kind: str, files: str | list[str]) -> Any:
-    import datasets
-
-    if isinstance(files, str):
-        files = [files]
-    datasets.disable_progress_bars()
-    with _reading(files[0]):
-        if kind == "arrow":
-            return datasets.concatenate_datasets([_arrow(file) for file in files])
-        return datasets.load_dataset("parquet", data_files=files, split="train")
-
-
-def _arrow(file: str) -> Any:
-    """`datasets` writes streams, pyarrow and others files too."""
-    import datasets
-    import pyarrow
-
-    try:
-        return datasets.Dataset.from_file(file)
-    except pyarrow.ArrowInvalid:
-        return datasets.Dataset(pyarrow.ipc.open_file(file).read_all())
-
-
-@contextmanager
-def _reading(path: str | Path) -> Iterator[None]:
-    """The libraries raise many kinds; all mean the same to a person."""
-    try:
-        yield
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"Cannot read {path}: {reason}", "Is it whole? Save it again.") from error
 
 
 def _decode(raw: bytes, name: str, problems: list[Problem]) -> str | None:
@@ -233,7 +86,10 @@ def _read_json(text: str, name: str, problems: list[Problem]) -> Records:
         lists = [value for value in data.values() if isinstance(value, list)]
         tables = [value for value in lists if value and isinstance(value[0], dict)]
         is_row = {*QUESTION_KEYS, "conversations", "conversation", "messages", "texts"} & set(data)
-        data = tables[0] if len(tables) == 1 and not is_row else [data]
+        if not is_row and data and all(isinstance(value, dict) for value in data.values()):
+            data = [{"id": key} | value for key, value in data.items()]  # GQA's questions by id
+        else:
+            data = tables[0] if len(tables) == 1 and not is_row else [data]
     return Records(list(enumerate(data, 1)), problems)
 
 
@@ -267,7 +123,7 @@ def explain_json_error(text: str, error: json.JSONDecodeError) -> tuple[str, str
         return f"Line {line:,} has a line break or tab inside text.", "Write it as \\n or \\t."
     excerpt = text.splitlines()[line - 1].strip()[:60] if line <= text.count("\n") + 1 else ""
     what = f"Line {line:,}, column {column} is not JSON ({error.msg}): {excerpt!r}."
-    return what, "Mend the line."
+    return what, "Fix the line."
 
 
 def _read_jsonl(text: str, name: str, problems: list[Problem]) -> Records:
@@ -285,34 +141,53 @@ def _read_jsonl(text: str, name: str, problems: list[Problem]) -> Records:
 
 
 def _read_csv(text: str, name: str, problems: list[Problem]) -> Records:
-    header = text.split("\n", 1)[0]
-    delimiter = max("\t,;", key=header.count)
+    lines = list(io.StringIO(text, newline=""))
+    start = next(place for place, line in enumerate(lines) if line.strip())
+    said = _EXCEL.fullmatch(lines[start].strip("\r\n"))
+    if said and start + 1 < len(lines):
+        start += 1
+    header = lines[start].rstrip("\r\n")
+    delimiter = said[1] if said else max("\t,;", key=header.count)
     if delimiter not in header:
         what = f"The file is neither JSON nor a table; it begins with {header[:60]!r}."
         hint = 'A table needs a header such as "image,question,answer".'
         return Records([], [*problems, Problem(name, None, what, hint)])
     csv.field_size_limit(1 << 28)
-    return Records(list(_csv_rows(text, name, delimiter, problems)), problems)
+    rows = _csv_rows(lines, start, delimiter)
+    _, fields = next(rows)
+    if isinstance(fields, csv.Error):
+        problem = Problem(name, None, f"Not a table: {fields} in its header.", "Fix the quotes.")
+        return Records([], [*problems, problem])
+    items = []
+    for number, cells in rows:
+        if isinstance(cells, csv.Error):
+            what = f"The row's quotes do not match: {cells}."
+            problems.append(Problem(name, number, what, 'Write a quote inside text as "".'))
+        elif len(cells) == len(fields):
+            names = (field.strip() for field in fields)
+            items.append((number, dict(zip(names, cells, strict=True))))
+        elif cells:
+            more = "more" if len(cells) > len(fields) else "fewer"
+            what = f"The row has {len(cells)} fields, {more} than the header's {len(fields)}."
+            hint = f"Put text that contains {delimiter!r} in double quotes."
+            problems.append(Problem(name, number, what, hint))
+    return Records(items, problems)
 
 
 def _csv_rows(
-    text: str, name: str, delimiter: str, problems: list[Problem]
-) -> Iterator[tuple[int, dict[str, str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    number = 1
-    try:
-        fields = [field.strip() for field in next(reader)]
-        number = reader.line_num + 1
-        for cells in reader:
-            if len(cells) == len(fields):
-                yield number, dict(zip(fields, cells, strict=True))
-            elif cells:
-                more = "more" if len(cells) > len(fields) else "fewer"
-                what = f"The row has {len(cells)} fields, {more} than the header's {len(fields)}."
-                hint = f"Put text that contains {delimiter!r} in double quotes."
-                problems.append(Problem(name, number, what, hint))
-            number = reader.line_num + 1
-    except csv.Error as error:
-        problems.append(
-            Problem(name, number, f"Not a table from here on: {error}.", "Mend the quotes.")
-        )
+    lines: Sequence[str], start: int, delimiter: str
+) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Line number and cells of each record from the line `start` on. Where quotes do not match, the
+    error instead, and the next line is read anew: a stray quote costs its row alone."""
+    while start < len(lines):
+        rest = (lines[place] for place in range(start, len(lines)))
+        reader = csv.reader(rest, delimiter=delimiter, strict=True)
+        number = start
+        try:
+            for cells in reader:
+                yield number + 1, cells
+                number = start + reader.line_num
+            return
+        except csv.Error as error:
+            yield number + 1, error
+            start = number + 1

@@ -3,15 +3,22 @@ file's name."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from finetune.datasets.pictures import Context, picture_from, pictures_beside, pictures_of
 from finetune.datasets.rows import BadRow, PictureSource, Row, Turn, TurnPart
+from finetune.datasets.values import (
+    answers_of,
+    check_text,
+    count,
+    first,
+    missing,
+    parse_if_text,
+    short,
+)
 from vqa_app.conversation import Role
 
 PLACEHOLDER = "<image>"
@@ -25,22 +32,10 @@ ROLES: dict[str, Role] = {
     "model": "assistant",
     "bot": "assistant",
     "system": "system",
+    "developer": "system",
 }
-IMAGE_KEYS = ("image", "images", "image_path", "img", "picture", "file_name", "filename", "photo")
 QUESTION_KEYS = ("question", "query", "prompt", "instruction")
 ANSWER_KEYS = ("multiple_choice_answer", "answer", "answers", "response", "output", "label")
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a record alone does not say."""
-
-    file: str
-    roots: tuple[Path, ...]
-    """Resolved folders that picture paths are relative to, first match wins."""
-    stored_picture: Callable[[int, str, int], PictureSource] | None = None
-    """For tables with picture columns: (row, column, position) → picture, read again when
-    needed."""
 
 
 def read_record(record: Any, number: int, context: Context) -> Row:
@@ -53,16 +48,16 @@ def read_record(record: Any, number: int, context: Context) -> Row:
         case [str(question), answer, int(picture)]:
             record = {"question": question, "answer": answer, "image": f"{picture}.png"}
     if not isinstance(record, Mapping):
-        raise BadRow(f"The row is {_short(record)}, not an object with keys.")
+        raise BadRow(f"The row is {short(record)}, not an object with keys.")
     record = {str(key).strip(): value for key, value in record.items()}
     keys = {key.lower(): key for key in record}
-    pictures = _pictures(record, keys, number, context)
+    pictures = pictures_of(record, number, context)
     references: tuple[tuple[str, ...], ...] | None = None
     if any(key in keys for key in ("conversations", "conversation", "messages")):
         name = next(keys[k] for k in ("conversations", "conversation", "messages") if k in keys)
         turns = _from_messages(record[name], pictures, context)
     elif "texts" in keys and isinstance(record[keys["texts"]], Sequence):
-        turns = _from_cauldron(record[keys["texts"]], pictures)
+        turns = _from_cauldron(record[keys["texts"]], pictures, context)
     elif any(key in keys for key in (*QUESTION_KEYS, *ANSWER_KEYS)):
         turns, references = _from_question(record, keys, pictures)
     else:
@@ -77,9 +72,13 @@ def read_record(record: Any, number: int, context: Context) -> Row:
         turns = (Turn("system", (system,)), *turns)
     if references is None:
         references = tuple((turn.text,) for turn in turns if turn.role == "assistant")
+    for position, turn in enumerate(turns, 1):
+        check_text(turn.text, f"Message {position}")
+    for answer in (answer for answers in references for answer in answers):
+        check_text(answer, "An answer")
     identity = next((record[keys[k]] for k in ("id", "question_id") if k in keys), number)
     return Row(
-        id=str(identity),
+        id=_printable(str(identity)),
         file=context.file,
         number=number,
         turns=turns,
@@ -113,15 +112,15 @@ def _from_messages(
     messages: Any, pictures: list[PictureSource], context: Context
 ) -> tuple[Turn, ...]:
     """LLaVA, ShareGPT and OpenAI conversations."""
-    messages = _parse_if_text(messages)
+    messages = parse_if_text(messages)
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise BadRow(f"The conversation is {_short(messages)}.", "It must be a list of messages.")
+        raise BadRow(f"The conversation is {short(messages)}.", "It must be a list of messages.")
     waiting = list(pictures)
     turns = []
     for position, message in enumerate(messages, 1):
         where = f"Message {position}"
         if not isinstance(message, Mapping):
-            raise BadRow(f"{where} is {_short(message)}, not an object.")
+            raise BadRow(f"{where} is {short(message)}, not an object.")
         speaker = message.get("from", message.get("role"))
         content = message.get("value", message.get("content"))
         if speaker is None or content is None:
@@ -132,7 +131,10 @@ def _from_messages(
         role = ROLES.get(str(speaker).lower())
         if role is None:
             raise BadRow(f"{where} is from {speaker!r}.", f"Known are {', '.join(ROLES)}.")
-        pieces = _pieces(content, waiting, bool(pictures), where, context)
+        if beside := pictures_beside(message, context, where):
+            pieces = _with_pictures_beside(content, beside, where, context)
+        else:
+            pieces = _pieces(content, waiting, bool(pictures), where, context)
         if role == "user":
             turns.append(Turn(role, join_user_parts(pieces)))
         elif any(isinstance(piece, PictureSource) for piece in pieces):
@@ -144,10 +146,27 @@ def _from_messages(
     if waiting:
         given, taken = len(pictures), len(pictures) - len(waiting)
         raise BadRow(
-            f"The row has {_count(given, 'picture')} but {_count(taken, PLACEHOLDER)}.",
+            f"The row has {count(given, 'picture')} but {count(taken, PLACEHOLDER)}.",
             f"Write {PLACEHOLDER} once for each picture, where it belongs.",
         )
     return tuple(turns)
+
+
+def _with_pictures_beside(
+    content: Any, beside: list[PictureSource], where: str, context: Context
+) -> list[TurnPart]:
+    """Of a message with pictures of its own: in front of its text, or where it says."""
+    if isinstance(content, str) and PLACEHOLDER not in content:
+        return [*beside, content]
+    waiting = list(beside)
+    pieces = _pieces(content, waiting, True, where, context)
+    if waiting:
+        given = count(len(beside), "picture")
+        raise BadRow(
+            f"{where} has {given} but {count(len(beside) - len(waiting), PLACEHOLDER)}.",
+            f"Write {PLACEHOLDER} once for each picture, or not at all.",
+        )
+    return pieces
 
 
 def _pieces(
@@ -165,15 +184,18 @@ def _pieces(
             )
         return waiting.pop(0)
 
-    if isinstance(content, str):
-        texts = content.split(PLACEHOLDER)
+    def split(text: str) -> list[TurnPart]:
+        texts = text.split(PLACEHOLDER)
         pieces: list[TurnPart] = [texts[0]]
-        for text in texts[1:]:
-            pieces += [take(), text]
+        for further in texts[1:]:
+            pieces += [take(), further]
         return pieces
+
+    if isinstance(content, str):
+        return split(content)
     if not isinstance(content, Sequence):
-        raise BadRow(f"{where} has the content {_short(content)}.", "Give text or a list of parts.")
-    pieces = []
+        raise BadRow(f"{where} has the content {short(content)}.", "Give text or a list of parts.")
+    pieces: list[TurnPart] = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if isinstance(part, str):
@@ -189,44 +211,60 @@ def _pieces(
             pieces.append(take() if value is None else picture_from(value, context, where))
         else:
             raise BadRow(
-                f"{where} has a part {_short(part)}.", 'Parts have the type "text" or "image".'
+                f"{where} has a part {short(part)}.", 'Parts have the type "text" or "image".'
             )
-    return pieces
+    marks = sum(piece.count(PLACEHOLDER) for piece in pieces if isinstance(piece, str))
+    given = sum(isinstance(piece, PictureSource) for piece in pieces)
+    if not given:
+        return [found for piece in pieces for found in split(str(piece))]
+    if marks not in (0, given):
+        raise BadRow(
+            f"{where} has {count(given, 'picture')} but {count(marks, PLACEHOLDER)}.",
+            f"Write {PLACEHOLDER} once for each picture, or not at all.",
+        )
+    # Written as parts and in the text: the chat sends the parts alone.
+    return [p.replace(PLACEHOLDER, "") if isinstance(p, str) else p for p in pieces]
 
 
-def _from_cauldron(texts: Any, pictures: list[PictureSource]) -> tuple[Turn, ...]:
+def _from_cauldron(texts: Any, pictures: list[PictureSource], context: Context) -> tuple[Turn, ...]:
     """HuggingFaceM4/the_cauldron: `texts` of user and assistant, all pictures before the first
-    question."""
-    turns: list[Turn] = []
+    question where the text does not place them."""
+    messages: list[dict[str, str]] = []
     for position, exchange in enumerate(texts, 1):
-        if not isinstance(exchange, Mapping) or not {"user", "assistant"} <= set(exchange):
-            raise BadRow(f'Text {position} is {_short(exchange)}; it needs "user" and "assistant".')
-        before = pictures if position == 1 else []
-        turns.append(Turn("user", join_user_parts([*before, str(exchange["user"])])))
-        turns.append(Turn("assistant", (str(exchange["assistant"]),)))
-    return tuple(turns)
+        given = exchange if isinstance(exchange, Mapping) else {}
+        if not all(isinstance(given.get(role), str) for role in ("user", "assistant")):
+            raise BadRow(
+                f'Text {position} is {short(exchange)}; it needs "user" and "assistant", as text.'
+            )
+        messages += [{"role": role, "content": given[role]} for role in ("user", "assistant")]
+    if not messages:
+        return ()
+    if not any(PLACEHOLDER in message["content"] for message in messages):
+        messages[0]["content"] = PLACEHOLDER * len(pictures) + messages[0]["content"]
+    return _from_messages(messages, pictures, context)
 
 
 def _from_question(
     record: Mapping[str, Any], keys: Mapping[str, str], pictures: list[PictureSource]
 ) -> tuple[tuple[Turn, ...], tuple[tuple[str, ...], ...]]:
     """One question with one or more annotators' answers."""
-    question = _first(record, keys, QUESTION_KEYS)
-    if question is None or not str(question).strip():
+    question = first(record, keys, QUESTION_KEYS)
+    if missing(question) or not str(question).strip():
         raise BadRow("There is no question.", f"Name its column one of {', '.join(QUESTION_KEYS)}.")
     values = [record[keys[key]] for key in ANSWER_KEYS if key in keys]
-    values = [value for value in values if value not in (None, "")]
+    values = [value for value in values if not missing(value)]
     if not values:
         raise BadRow("There is no answer.", f"Name its column one of {', '.join(ANSWER_KEYS)}.")
-    answers = max((_answers(value) for value in values), key=len)
-    target = _answers(values[0])
+    choices = first(record, keys, ("choices", "options"))
+    answers = max((answers_of(value, choices) for value in values), key=len)
+    target = answers_of(values[0], choices)
     if not answers or not target:
         raise BadRow("The answer is empty.", "Fill it in, or remove the row.")
     chosen = Counter(target).most_common(1)[0][0]
     marks = str(question).count(PLACEHOLDER)
     if marks and marks != len(pictures):
         raise BadRow(
-            f"The row has {_count(len(pictures), 'picture')} but {_count(marks, PLACEHOLDER)}.",
+            f"The row has {count(len(pictures), 'picture')} but {count(marks, PLACEHOLDER)}.",
             f"Write {PLACEHOLDER} once for each picture, or not at all.",
         )
     pieces: list[TurnPart] = []
@@ -239,101 +277,6 @@ def _from_question(
         pieces = [*pictures, str(question)]
     turns = (Turn("user", join_user_parts(pieces)), Turn("assistant", (chosen,)))
     return turns, (tuple(answers),)
-
-
-def _answers(value: Any) -> list[str]:
-    """Answers from text, number, list, or VQA v2's list of objects."""
-    value = _parse_if_text(value)
-    if isinstance(value, Mapping):
-        value = value.get("answer", value.get("text"))
-    if isinstance(value, (list, tuple)):
-        return [answer for item in value for answer in _answers(item)]
-    if value is None:
-        return []
-    if isinstance(value, bool):
-        return ["yes" if value else "no"]
-    return [str(value)] if str(value).strip() else []
-
-
-def _pictures(
-    record: Mapping[str, Any], keys: Mapping[str, str], number: int, context: Context
-) -> list[PictureSource]:
-    column = next((keys[key] for key in IMAGE_KEYS if key in keys and record[keys[key]]), None)
-    if column is None:
-        for key, value in record.items():
-            if _names_picture(value):
-                raise BadRow(
-                    f"{key!r} holds a picture's name, {_short(value)}, but is not a known key.",
-                    f"Call it one of {', '.join(IMAGE_KEYS)}.",
-                )
-        return []
-    value = _parse_if_text(record[column])
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    found = []
-    for position, item in enumerate(values):
-        if context.stored_picture and isinstance(item, Mapping) and item.get("bytes") is not None:
-            found.append(context.stored_picture(number, column, position))
-        else:
-            found.append(picture_from(item, context, f"Picture {position + 1}"))
-    return found
-
-
-def picture_from(value: Any, context: Context, where: str) -> PictureSource:
-    """A picture from a path, a `data:` URI, or Hugging Face's {"bytes", "path"}.
-
-    Raises:
-        BadRow: a web address, a missing file, or one outside the picture folders.
-    """
-    if isinstance(value, Mapping):
-        data = value.get("bytes")
-        if isinstance(data, bytes):
-            return PictureSource.data(data, str(value.get("path") or "picture"))
-        value = value.get("path") or value.get("url")
-    if not isinstance(value, str):
-        raise BadRow(f"{where} is {_short(value)}.", "Give a path relative to the picture folder.")
-    if value.startswith("data:"):
-        return PictureSource.data(value, "picture")
-    if re.match(r"https?://", value):
-        raise BadRow(f"{where} is a web address, {_short(value)}.", "Download it; give its path.")
-    return PictureSource.file(find_picture(value.removeprefix("file://"), context.roots))
-
-
-def _names_picture(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return any(map(_names_picture, value))
-    if isinstance(value, Mapping):
-        return isinstance(value.get("bytes"), bytes) or _names_picture(value.get("path"))
-    ending = r"[^\s]\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic)$"
-    return isinstance(value, str) and len(value) < 300 and bool(re.search(ending, value, re.I))
-
-
-def find_picture(path: str, roots: Sequence[Path]) -> Path:
-    """The file that `path` names in the first root that has it.
-
-    Raises:
-        BadRow: it is in none of them, or points out of all of them.
-    """
-    outside = True
-    for root in roots:
-        candidate = Path(path) if Path(path).is_absolute() else root / path
-        try:
-            candidate = candidate.resolve()
-            if not candidate.is_relative_to(root):
-                continue
-            outside = False
-            if candidate.is_file():
-                return candidate
-        except (OSError, ValueError) as error:  # too long, or with a null byte
-            raise BadRow(
-                f"{_short(path)} is not a path.", "Write base64 as data:image/png;base64,..."
-            ) from error
-    folders = " or ".join(map(str, roots))
-    if outside:
-        raise BadRow(
-            f"The picture {path} lies outside the picture folder {folders}.",
-            "Move it in, or name the folder that holds it with --images.",
-        )
-    raise BadRow(f"There is no picture {path} in {folders}.", "Check the name, or give --images.")
 
 
 def _check_turns(turns: tuple[Turn, ...]) -> None:
@@ -362,29 +305,11 @@ def with_weight(row: Row, weight: float) -> Row:
     return row if weight == row.weight else replace(row, weight=weight)
 
 
-def _first(record: Mapping[str, Any], keys: Mapping[str, str], names: Sequence[str]) -> Any:
-    return next((record[keys[name]] for name in names if name in keys), None)
-
-
 def _label(record: Mapping[str, Any], keys: Mapping[str, str], name: str) -> str:
     value = record[keys[name]] if name in keys else None
-    return value if isinstance(value, str) else ""
+    return _printable(value) if isinstance(value, str) else ""
 
 
-def _parse_if_text(value: Any) -> Any:
-    """Lists inside CSV cells are JSON."""
-    if isinstance(value, str) and value.lstrip().startswith("[") and value.rstrip().endswith("]"):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 or what.startswith("<") else "s")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _printable(text: str) -> str:
+    """With a question mark for half a character, which no file takes."""
+    return text.encode("utf-8", "replace").decode()

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune.datasets.records import Context, find_picture, read_record
+from finetune.datasets.pictures import Context, find_picture
+from finetune.datasets.records import read_record
 from finetune.datasets.rows import BadRow, Problem, Row
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."

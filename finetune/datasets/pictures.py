@@ -1,0 +1,230 @@
+"""A row's pictures: which of its values name them, and which files these are."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from finetune.datasets.rows import BadRow, PictureSource
+from finetune.datasets.values import missing, parse_if_text, short
+
+IMAGE_KEYS = ("image", "images", "image_path", "img", "picture", "file_name", "filename", "photo")
+_LIKE_IMAGE = re.compile(
+    r"(image|img|picture|photo|pic)s?"
+    r"([ _-]?(id|name|path|file|file[ _-]?name|bytes|data|base64|url|uri|src))?s?"
+)
+"""Further keys, in lower case, that say which picture a row is about."""
+_ENDINGS = (".jpg", ".png", ".jpeg", ".webp")
+"""Tried where a name or number has none."""
+_PICTURE_NAME = re.compile(r"[^\s]\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic)$", re.IGNORECASE)
+_WEB = re.compile(r"https?://")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a record alone does not say."""
+
+    file: str
+    roots: tuple[Path, ...]
+    """Resolved folders that picture paths are relative to, first match wins."""
+    stored_picture: Callable[[int, str, int], PictureSource] | None = None
+    """For tables with picture columns: (row, column, position) → picture, read again when
+    needed."""
+
+
+def pictures_of(record: Mapping[str, Any], number: int, context: Context) -> list[PictureSource]:
+    """The pictures that a record names, in their order.
+
+    Raises:
+        BadRow: one that cannot be had, or a value that seems to name one under an unknown key.
+    """
+    column = picture_column(record)
+    if column is None:
+        _refuse_unread(record)
+        return []
+    found = []
+    for position, item in enumerate(_listed(record[column])):
+        stored = isinstance(item, Mapping) and item.get("bytes") is not None
+        if context.stored_picture and stored:
+            found.append(context.stored_picture(number, column, position))
+        else:
+            found.append(picture_from(item, context, f"Picture {position + 1}"))
+    return found
+
+
+def pictures_beside(
+    message: Mapping[str, Any], context: Context, where: str
+) -> list[PictureSource]:
+    """The pictures that a message names beside its text, as Ollama and some ShareGPT files do."""
+    column = picture_column(message)
+    named = [] if column is None else _listed(message[column])
+    return [picture_from(item, context, where) for item in named]
+
+
+def picture_column(record: Mapping[str, Any]) -> str | None:
+    """The key that says which pictures a record is about; rather not one with a web address."""
+    keys = {key.lower(): key for key in record if isinstance(key, str)}
+    known = [keys[name] for name in IMAGE_KEYS if name in keys]
+    like = [key for name, key in keys.items() if _LIKE_IMAGE.fullmatch(name)]
+    given = [key for key in (*known, *like) if not missing(record[key])]
+    return next((key for key in given if not _is_web(record[key])), given[0] if given else None)
+
+
+def picture_from(value: Any, context: Context, where: str) -> PictureSource:
+    """A picture from a path, name or number, a `data:` URI, bytes, or Hugging Face's {"bytes",
+    "path"}.
+
+    Raises:
+        BadRow: a web address, a missing file, or one outside the picture folders.
+    """
+    name = "picture"
+    if isinstance(value, Mapping):
+        name = str(value.get("path") or name)
+        content = value.get("bytes")
+        value = content if isinstance(content, bytes) else value.get("path") or value.get("url")
+    if isinstance(value, bytes):
+        return PictureSource.data(value, name)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise BadRow(f"{where} is {short(value)}.", "Give a path relative to the picture folder.")
+    if value.startswith("data:"):
+        return PictureSource.data(value, "picture")
+    if _is_web(value):
+        raise BadRow(f"{where} is a web address, {short(value)}.", "Download it; give its path.")
+    return PictureSource.file(find_picture(value.removeprefix("file://"), context.roots))
+
+
+def find_picture(path: str, roots: Sequence[Path]) -> Path:
+    """The file that `path` names in the first root that has it.
+
+    Raises:
+        BadRow: it is in none of them, or points out of all of them.
+    """
+    outside = True
+    try:
+        if "\0" in path:
+            raise ValueError("embedded null byte")
+        for spelling in _spellings(path):
+            for root in roots:
+                candidate = _inside(root, spelling)
+                if candidate is not None:
+                    outside = False
+                    if candidate.is_file():
+                        return candidate
+    except (OSError, ValueError) as error:  # too long, or with a null byte
+        raise BadRow(
+            f"{short(path)} is not a path.", "Write base64 as data:image/png;base64,..."
+        ) from error
+    folders = " or ".join(map(str, roots))
+    if outside:
+        raise BadRow(
+            f"The picture {path} lies outside the picture folder {folders}.",
+            "Move it in, or name the folder that holds it with --images.",
+        )
+    what = f"There is no picture {path} in {folders}"
+    if (near := _near(path, roots)) is None:
+        raise BadRow(f"{what}.", "Check the name, or give --images.")
+    same = unicodedata.normalize("NFC", near) == unicodedata.normalize("NFC", path)
+    other = ", spelt with other Unicode characters" if same else ""
+    raise BadRow(f"{what}; there is {near}{other}.", "Write the name as the file has it.")
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    value = parse_if_text(value)
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_web(value: Any) -> bool:
+    return isinstance(value, str) and bool(_WEB.match(value))
+
+
+def _refuse_unread(record: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        BadRow: the row shows no picture, yet seems to name one: it would be trained blind.
+    """
+    for key, value in record.items():
+        if (kind := _names_picture(value)) is None:
+            continue
+        if kind == "web":
+            raise BadRow(
+                f"{key!r} is a picture's web address, {short(value)}.",
+                f'Download the picture, and give its path as "{IMAGE_KEYS[0]}".',
+            )
+        raise BadRow(
+            f"{key!r} holds a picture or its name, {short(value)}, but is not a known key.",
+            f"Call it one of {', '.join(IMAGE_KEYS)}.",
+        )
+
+
+def _names_picture(value: Any) -> str | None:
+    """Whether a value is a picture or its name ("file"), or its web address ("web")."""
+    if isinstance(value, bytes):
+        return "file"
+    if isinstance(value, (list, tuple)):
+        return next(filter(None, map(_names_picture, value)), None)
+    if isinstance(value, Mapping):
+        return (
+            "file" if isinstance(value.get("bytes"), bytes) else _names_picture(value.get("path"))
+        )
+    if isinstance(value, str) and len(value) < 300 and _PICTURE_NAME.search(value):
+        return "web" if _is_web(value) else "file"
+    return None
+
+
+def _spellings(path: str) -> Iterator[str]:
+    """The path, and the files that a name or a number without an ending may mean; COCO's have
+    twelve digits."""
+    yield path
+    if not _PICTURE_NAME.search(path):
+        stems = [path, f"{int(path):012d}"] if path.isascii() and path.isdigit() else [path]
+        yield from (stem + ending for stem in stems for ending in _ENDINGS)
+
+
+def _inside(root: Path, path: str) -> Path | None:
+    """The path in a folder; None where it leads out. Links in the folder are its owner's to set,
+    so only the way there counts: LLaVA's own layout links to where COCO lies."""
+    candidate = Path(os.path.normpath(root / path))
+    if candidate.is_relative_to(root):
+        return candidate
+    real = candidate.resolve()
+    return real if real.is_relative_to(root) else None
+
+
+def _near(path: str, roots: Sequence[Path]) -> str | None:
+    """A file in a root whose name differs in case, Unicode form or slashes alone."""
+    for spelling in _spellings(path.replace("\\", "/")):
+        for root in roots:
+            found = root
+            for part in PurePosixPath(spelling).parts:
+                found /= _listing(found).get(_folded(part), "\0")
+            if "\0" not in str(found) and found.is_file():
+                return str(found.relative_to(root))
+    return None
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name.casefold())
+
+
+def _listing(folder: Path) -> dict[str, str]:
+    """What lies in a folder, by folded name; nothing where it cannot be read."""
+    try:
+        return _listing_at(folder, folder.stat().st_mtime_ns)
+    except (OSError, ValueError):
+        return {}
+
+
+@lru_cache(maxsize=32)
+def _listing_at(folder: Path, _changed: int) -> dict[str, str]:
+    """Read once, not for each of a hundred thousand rows."""
+    return {_folded(name): name for name in os.listdir(folder)}

@@ -1,0 +1,104 @@
+"""What a cell or a key's value says: lists that stand as text, answers, nothing at all."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune.datasets.rows import BadRow
+
+_QUOTED_LIST = re.compile(r"""\[\s*['"]|['"]\s*\]$""")
+_NO_COMMA = re.compile(r"""['"]\s+['"]""")
+
+
+def missing(value: Any) -> bool:
+    """Whether there is nothing: null, empty, or the NaN that pandas has for it."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, (str, bytes, list, tuple, dict)) and not value)
+
+
+def first(record: Mapping[str, Any], keys: Mapping[str, str], names: Sequence[str]) -> Any:
+    """The value of the first of these keys that the record has, by lower-case name."""
+    return next((record[keys[name]] for name in names if name in keys), None)
+
+
+def parse_if_text(value: Any) -> Any:
+    """Lists inside CSV cells: JSON, or as Python and pandas print them.
+
+    Raises:
+        BadRow: it looks like a list of texts and is none.
+    """
+    text = value.strip() if isinstance(value, str) else ""
+    if not (text.startswith("[") and text.endswith("]")):
+        return value
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    if not _QUOTED_LIST.search(text):
+        return value  # a text in brackets, such as [illegible]
+    try:
+        # NumPy prints no commas, and Python would join such texts into one.
+        found = None if _NO_COMMA.search(text) else ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        found = None
+    if not isinstance(found, list):
+        raise BadRow(f"{short(value)} is not a list.", 'Write lists as JSON: ["red", "grey"].')
+    return found
+
+
+def answers_of(value: Any, choices: Any = None) -> list[str]:
+    """Answers from text, number, list, or VQA v2's list of objects.
+
+    Args:
+        choices: the texts that an answer may be the position of, from 0.
+
+    Raises:
+        BadRow: a list that cannot be read, or a position where there is no choice.
+    """
+    value = parse_if_text(value)
+    if isinstance(value, Mapping):
+        value = value.get("answer", value.get("text"))
+    if isinstance(value, (list, tuple)):
+        return [answer for item in value for answer in answers_of(item, choices)]
+    if missing(value):
+        return []
+    if isinstance(value, bool):
+        return ["yes" if value else "no"]
+    if isinstance(value, float) and value.is_integer():  # what pandas makes of whole numbers
+        value = int(value)
+    choices = parse_if_text(choices)
+    if isinstance(value, int) and isinstance(choices, (list, tuple)) and choices:
+        if not 0 <= value < len(choices):
+            raise BadRow(
+                f"The answer is {value}, and there are {len(choices)} choices.",
+                "Count them from 0, or write the answer as text.",
+            )
+        return answers_of(choices[value])
+    return [str(value)] if str(value).strip() else []
+
+
+def check_text(text: str, where: str) -> None:
+    """
+    Raises:
+        BadRow: it holds half a character, as text has that was cut inside an emoji.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])[1:-1]
+        raise BadRow(f"{where} holds half a character ({half}).", "Write its end again.") from error
+
+
+def count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 or what.startswith("<") else "s")
+
+
+def short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
