@@ -23,6 +23,7 @@ from finetune.builtin.language import Census, Referents, Symbols, train_language
 from finetune.builtin.model import assemble, make_projector, save, save_two_towers
 from finetune.builtin.optim import apart, together
 from finetune.builtin.text import train_tokenizer
+from finetune.builtin.unseen import spread_unseen
 from finetune.builtin.world import ROOMS
 from finetune.config import FinetuneConfig
 
@@ -218,11 +219,12 @@ def instruct(plan: Plan) -> Path:
 
 
 def finish(merged: Path, two_towers: Path, final: Path) -> Path:
-    """The merged weights as they are shipped: bf16, small shards, standard files only; and in
-    `siglip/` the encoder with its text tower."""
+    """The merged weights as they are shipped: bf16, small shards, standard files only, pieces that
+    were never seen ready to be learned; and in `siglip/` the encoder with its text tower."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model = AutoModelForImageTextToText.from_pretrained(merged, dtype=torch.bfloat16)
+    spread_unseen(model.get_input_embeddings().weight)
     half = final.with_suffix(".part")
     shutil.rmtree(half, ignore_errors=True)
     save(model, AutoProcessor.from_pretrained(merged), half)
