@@ -84,12 +84,13 @@ def _finetune(
     vqa-app chat --model runs/mine talks to the result. Run the same command again to continue after
     an interruption. On several GPUs: accelerate launch -m finetune ... with the same options.
     """
+    chosen = _config(config, options)  # a wrong value is told before torch is imported
+    if offline:
+        stay_offline()
+
     from finetune.progress import Display, describe_metric
     from finetune.train import train
 
-    chosen = _config(config, options)
-    if offline:
-        stay_offline()
     with Display() as display:
         result = train(chosen, on_progress=display)
     if not result.finished:

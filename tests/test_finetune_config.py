@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,15 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     path.write_text("data: [my.json\n")
     with pytest.raises(UsageError, match="run.yaml is not YAML"):
         FinetuneConfig.from_yaml(path)
+
+
+def test_a_wrong_value_is_told_before_torch_is_imported() -> None:
+    code = (
+        "import sys\nfrom vqa_app.cli import main\n"
+        "try: main(['finetune', '--epochs', '-1'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "epochs is -1" in done.stderr
