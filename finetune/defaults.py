@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune.config import FinetuneConfig, Stage
+from vqa_app.sizes import in_words
 
 if TYPE_CHECKING:
     import torch
@@ -129,9 +130,9 @@ class MemoryPlan:
             "optimiser": self.optimizer,
             "activations": self.activations,
         }
-        listed = ", ".join(f"{name} {shown_size(value)}" for name, value in parts.items() if value)
-        total = shown_size(self.held + self.needed)
-        return f"Memory: about {total} ({listed}); {shown_size(self.free)} are free."
+        listed = ", ".join(f"{name} {in_words(value)}" for name, value in parts.items() if value)
+        total = in_words(self.held + self.needed)
+        return f"Memory: about {total} ({listed}); {in_words(self.free)} are free."
 
 
 def lora_settings(config: FinetuneConfig, width: int) -> tuple[int, int, float]:
@@ -325,7 +326,3 @@ def _has_bitsandbytes() -> bool:
     from importlib.util import find_spec
 
     return find_spec("bitsandbytes") is not None
-
-
-def shown_size(value: float) -> str:
-    return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"

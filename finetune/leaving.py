@@ -10,13 +10,13 @@ from typing import Any
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from finetune import checkpoint, report
-from finetune.defaults import Settings, filled_in, shown_size
+from finetune.datasets import Row
+from finetune.defaults import Settings, filled_in
 from finetune.golden import GOLDEN_FOLDER, record_golden
 from finetune.held_out import Evaluation, scores_of
 from finetune.machine import peak_memory, wait
 from finetune.progress import Progress
 from finetune.run_folder import command_of
-from finetune.samples import Sample
 from finetune.stage_run import StageRun
 from finetune.trainer import FinetuneTrainer
 from finetune.verify import require, verify
@@ -24,6 +24,7 @@ from vqa_app.conversation import Conversation
 from vqa_app.loading import LoadedModel, load_model
 from vqa_app.manifest import Base, Manifest, read_manifest
 from vqa_app.prompting import prompt_hash
+from vqa_app.sizes import in_words
 
 GOLDEN_PROMPTS = 4
 
@@ -46,7 +47,7 @@ def finish(
         state_dict, kept = None, best.step
         if stage.process == 0:
             checkpoint.load_weights(trainer.objective.model, stage.config.stage, saved[kept])
-    peak = shown_size(peak_memory(stage.config))
+    peak = in_words(peak_memory(stage.config))
     stage.tell(Progress("training", message=f"Memory: at most {peak} was in use."))
     unset_hf_deepspeed_config()  # else what is loaded from here on would be sharded by ZeRO-3
     scores = {}
@@ -80,7 +81,7 @@ def save(
         config=filled_in(stage.config, settings).to_dict(),
         command=command_of(stage.config, stage.processes),
     )
-    golden = golden_conversations(data.held_out.samples or data.train.samples)
+    golden = golden_conversations(data.held_out.rows, data.train.rows)
     if state_dict is None:
         checkpoint.save_run(run, model, processor, manifest, golden)
         require(verify(run))
@@ -103,7 +104,7 @@ def write_report(
     """
     scores: dict[str, float] = {}
     worst: Sequence[Any] = ()
-    if evaluation:
+    if evaluation and evaluation.questions:
         result = evaluation.results.get(kept_step) or evaluation.result()
         scores = scores_of(result)
         worst = report.worst_answers(result.predictions, evaluation.questions)
@@ -122,11 +123,15 @@ def base_of(loaded: LoadedModel) -> Base:
     return Base(loaded.name, loaded.fingerprint, loaded.revision)
 
 
-def golden_conversations(samples: Sequence[Sample]) -> list[Conversation]:
-    """A few rows, each with its first question only."""
-    chosen = [samples[i * len(samples) // GOLDEN_PROMPTS] for i in range(GOLDEN_PROMPTS)]
+def golden_conversations(*parts: Sequence[Row]) -> list[Conversation]:
+    """A few rows, each with its first question only; a later part's where the earlier ones have too
+    few."""
+    chosen: list[Row] = []
+    for rows in parts:
+        wanted = min(GOLDEN_PROMPTS - len(chosen), len(rows))
+        chosen += [rows[i * len(rows) // wanted] for i in range(wanted)]
     found = []
-    for row in {id(sample.row): sample.row for sample in chosen}.values():
+    for row in chosen:
         conversation = row.conversation()
         opening = 1 if conversation.system is not None else 0
         found.append(Conversation(conversation.messages[: opening + 2]))

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from finetune.config import FinetuneConfig
 from finetune.machine import computes_bf16
-from vqa_app.devices import SMALL, choose_dtype, computes_in_bfloat16
+from vqa_app.cli import app
+from vqa_app.devices import SMALL, check_memory, choose_dtype, computes_in_bfloat16
+from vqa_app.errors import ModelError
+from vqa_app.weights import StoredTensor
 
+GB = 10**9
 CPU = torch.device("cpu")
 
 
@@ -43,3 +50,14 @@ def test_a_torch_without_onednn_is_not_asked_for_its_operators(
     monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
     assert not computes_bf16(FinetuneConfig(device="cpu"))
     assert choose_dtype("auto", CPU, SMALL) == torch.float32
+
+
+def test_doctor_and_a_refused_load_mean_the_same_by_a_gigabyte(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = SimpleNamespace(total=32 * GB, available=9.2 * GB)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    assert "32.0 GB memory, 9.2 GB available" in CliRunner().invoke(app, ["doctor"]).stdout
+    tensor = StoredTensor("weight", "BF16", (7, GB), Path("model.safetensors"), 0, 14 * GB)
+    with pytest.raises(ModelError, match="needs 14.0 GB of memory; 9.2 GB are free"):
+        check_memory("a/b", [tensor], CPU, torch.bfloat16, None)

@@ -143,7 +143,7 @@ def test_the_values_and_the_protocol_need_no_torch() -> None:
 # A package within counts as one module.
 ROWS = {
     "vqa_app": (
-        ("colours", "errors", "file_kinds", "openmp", "quiet"),
+        ("colours", "errors", "file_kinds", "openmp", "quiet", "sizes"),
         ("images", "manifest", "sources", "weights"),
         ("conversation", "fetch", "model_view"),
         ("engine", "template"),

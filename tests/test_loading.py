@@ -201,7 +201,7 @@ def test_too_little_memory_is_told_before_loading(
     free = SimpleNamespace(available=1000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     said = refusal(tiny_llava_dir)
-    assert "GB of memory" in said.problem and "--quantize 4bit" in said.hint
+    assert "MB of memory" in said.problem and "--quantize 4bit" in said.hint
 
 
 @pytest.mark.parametrize("unsaid", [1, 3])

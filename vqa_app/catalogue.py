@@ -15,6 +15,7 @@ from vqa_app.adapters import PEFT_FILE, PROJECTOR_FILE, is_adapter
 from vqa_app.devices import WEIGHTS_SHARE
 from vqa_app.errors import ModelError
 from vqa_app.manifest import MANIFEST_FILE, read_manifest
+from vqa_app.sizes import in_words
 from vqa_app.weights import model_files, stored_tensors
 
 Kind: TypeAlias = Literal["builtin", "hub", "run"]
@@ -47,11 +48,7 @@ class CatalogueEntry:
     @property
     def size(self) -> str:
         """The download in words."""
-        return (
-            f"{self.download / 1e9:.1f} GB"
-            if self.download >= 1e8
-            else f"{self.download / 1e6:.0f} MB"
-        )
+        return in_words(self.download)
 
     @property
     def memory(self) -> int:

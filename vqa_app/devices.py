@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from vqa_app.errors import ModelError, UsageError
+from vqa_app.sizes import in_words
 from vqa_app.weights import BYTES, StoredTensor
 
 if TYPE_CHECKING:
@@ -139,6 +140,6 @@ def check_memory(
     if quantize is None and dtype.itemsize > 2:
         ways.insert(0, "--dtype bfloat16")
     raise ModelError(
-        f"{name} needs {needed / 1e9:.1f} GB of {kind}; {free / 1e9:.1f} GB are free.",
+        f"{name} needs {in_words(needed)} of {kind}; {in_words(free)} are free.",
         f"Use {' or '.join(ways)}, or close other programs.",
     )

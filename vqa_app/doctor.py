@@ -12,6 +12,7 @@ from pathlib import Path
 import typer
 
 from vqa_app import __version__
+from vqa_app.sizes import in_words
 
 app = typer.Typer(add_completion=False)
 
@@ -64,9 +65,9 @@ def _machine() -> Iterator[str]:
     memory = psutil.virtual_memory()
     yield platform.platform()
     yield f"{platform.machine()}, {len(_cores())} of {os.cpu_count()} processors usable"
-    yield f"{_gigabytes(memory.total)} memory, {_gigabytes(memory.available)} available"
+    yield f"{in_words(memory.total)} memory, {in_words(memory.available)} available"
     disk = psutil.disk_usage(str(Path.home()))
-    yield f"{_gigabytes(disk.free)} free in the home folder's file system"
+    yield f"{in_words(disk.free)} free in the home folder's file system"
 
 
 def _cores() -> set[int]:
@@ -83,7 +84,7 @@ def _devices() -> Iterator[str]:
     yield f"cpu, {torch.get_num_threads()} threads ({torch.backends.cpu.get_cpu_capability()})"
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
-        yield f"cuda:{index} {found.name}, {_gigabytes(found.total_memory)}"
+        yield f"cuda:{index} {found.name}, {in_words(found.total_memory)}"
     if torch.backends.mps.is_available():
         yield "mps"
     yield f"torch was built for {'CUDA ' + torch.version.cuda if torch.version.cuda else 'CPU'}"
@@ -109,7 +110,7 @@ def _version(name: str) -> str | None:
 def _models() -> Iterator[str]:
     weights = list((Path(__file__).parent / "builtin").rglob("*.safetensors"))
     size = sum(path.stat().st_size for path in weights)
-    yield f"built-in: {size / 1e6:.1f} MB" if weights else "built-in: missing"
+    yield f"built-in: {in_words(size)}" if weights else "built-in: missing"
     try:
         from huggingface_hub import constants
     except Exception as error:
@@ -133,7 +134,3 @@ def _homeless(path: Path) -> str:
         return str(Path("~") / path.relative_to(Path.home()))
     except ValueError:
         return str(path)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 2**30:.1f} GB"

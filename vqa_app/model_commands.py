@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vqa_app.devices import Dtype
 from vqa_app.model_options import Offline
+from vqa_app.sizes import in_words
 
 if TYPE_CHECKING:
     from vqa_app.catalogue import CatalogueEntry
@@ -50,19 +51,13 @@ def table_of(entries: list[CatalogueEntry], console: Console) -> str:
         rows.add_column(title, justify="right" if numbers else "left", overflow="fold")
     for entry in entries:
         licence = entry.licence + (" (to be accepted there)" if entry.gated else "")
-        memory, small = _in_words(entry.memory), _in_words(entry.memory_4bit)
+        memory = [in_words(size) if size else "?" for size in (entry.memory, entry.memory_4bit)]
         here = "yes" if entry.cached else "no"
-        rows.add_row(entry.name, here, entry.size, memory, small, licence, entry.note)
+        rows.add_row(entry.name, here, entry.size, *memory, licence, entry.note)
     wide = console if console.is_terminal else Console(width=200, color_system=None)
     with wide.capture() as captured:
         wide.print(rows)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
-
-
-def _in_words(size: int) -> str:
-    if size == 0:
-        return "?"
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
 @app.command()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqa_app.errors import ModelError, UsageError
+from vqa_app.sizes import in_words
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -242,6 +243,6 @@ def _check_disk(name: str, info: ModelInfo) -> None:
     free = shutil.disk_usage(existing).free
     if missing > free:
         raise ModelError(
-            f"{name} needs {missing / 1e9:.1f} GB in {cache}; {free / 1e9:.1f} GB are free.",
+            f"{name} needs {in_words(missing)} in {cache}; {in_words(free)} are free.",
             "Make room, or set HF_HOME to a bigger disk.",
         )
