@@ -8,8 +8,7 @@ import pytest
 
 from finetune.builtin.world.lettering import FONTS, HELD_OUT_FONT, font, font_folder
 from finetune.builtin.world.writing import KINDS, WRITING
-from finetune.builtin.world.writing_ask import misread
-from finetune.builtin.world.writing_words import HELD_OUT_WORDS, WORDS
+from finetune.builtin.world.writing_words import HELD_OUT_WORDS, WORDS, misread
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 

@@ -1,5 +1,7 @@
 """Words that signs say, two to six letters long."""
 
+import random
+
 _TEXT = """
 up on off in out no yes go me we us hi oh ok my by to do so an at it he she you its our was
 all and are ask bad bag bat bed bee big bit box boy bus but can cap car cat cow cup cut dad day dog
@@ -32,3 +34,42 @@ square summer sunny ticket tiger tomato turtle valley violet winter wonder yogur
 """
 WORDS = tuple(sorted(set(_TEXT.split())))
 HELD_OUT_WORDS = frozenset(WORDS[3::7])
+TRAINING_WORDS = tuple(w.upper() for w in WORDS if w not in HELD_OUT_WORDS)
+LOOKS_LIKE = {
+    "A": "RH",
+    "B": "PRE",
+    "C": "GO",
+    "D": "OP",
+    "E": "FB",
+    "F": "EP",
+    "G": "CO",
+    "H": "NK",
+    "I": "LT",
+    "J": "IU",
+    "K": "XR",
+    "L": "IE",
+    "M": "NW",
+    "N": "MH",
+    "O": "CD",
+    "P": "RB",
+    "Q": "O",
+    "R": "PB",
+    "S": "Z",
+    "T": "IF",
+    "U": "VJ",
+    "V": "YU",
+    "W": "MV",
+    "X": "KY",
+    "Y": "VT",
+    "Z": "S",
+}
+
+
+def misread(word: str, rng: random.Random) -> str:
+    """A near miss: one sign changed to one that looks like it, or any other word."""
+    if rng.random() < 0.3 and word.isalpha():
+        other = rng.choice(TRAINING_WORDS)
+        return other if other != word else other + "S"
+    at = rng.randrange(len(word))
+    near = LOOKS_LIKE.get(word[at]) or "".join(d for d in "0123456789" if d != word[at])
+    return word[:at] + rng.choice(near) + word[at + 1 :]
