@@ -261,11 +261,8 @@ def describe(settings: Settings, chosen: FinetuneConfig) -> str:
     """The settings in one line; what was decided here and not by the person stands in brackets."""
 
     def shown(name: str, value: Any) -> str:
-        return (
-            f"{name.replace('_', ' ')} {value}"
-            if getattr(chosen, name, None)
-            else (f"{name.replace('_', ' ')} [{value}]")
-        )
+        given = getattr(chosen, name, None)
+        return f"{name.replace('_', ' ')} {value if given else f'[{value}]'}"
 
     parts = [f"Stage {settings.stage}", shown("lr", f"{settings.lr:.2g}")]
     if settings.stage != "projector":

@@ -67,9 +67,8 @@ class Comparison:
 
 def _answer_logits(model: PreTrainedModel, prompt: Prompt) -> torch.Tensor:
     """[positions, vocabulary] float32 logits that predict the answers' first tokens."""
-    positions = (
-        prompt.answer_mask.nonzero()[:KEPT_POSITIONS, 0] - 1
-    )  # a logit predicts the next token
+    # A logit predicts the next token.
+    positions = prompt.answer_mask.nonzero()[:KEPT_POSITIONS, 0] - 1
     if not len(positions):
         raise ModelError("A golden prompt has no answer.", "Give finished conversations.")
     inputs = to_model(model, prompt.inputs)

@@ -1,12 +1,11 @@
 """Row → samples: the tokens that train.
 
 VQA data merges the questions about one picture into one conversation (LLaVA-1.5 does so with VQA v2
-to save time).
-They are separate questions all the same: a right answer that stands above the next question gives
-away more than the picture does, and nobody will put it there when the model is used. Such turns are
-trained apart: all of them in one sequence behind one copy of the picture, where each sees the
-picture and itself only and its positions go on from the picture. Losses and gradients are those of
-asking each question alone, at a fraction of the tokens.
+to save time). They are separate questions all the same: a right answer that stands above the next
+question gives away more than the picture does, and nobody will put it there when the model is used.
+Such turns are trained apart: all of them in one sequence behind one copy of the picture, where each
+sees the picture and itself only and its positions go on from the picture. Losses and gradients are
+those of asking each question alone, at a fraction of the tokens.
 """
 
 from __future__ import annotations
