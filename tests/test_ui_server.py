@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 
 from tests.fake_engine import FakeEngine
 from tests.ui_server import running
+from ui.app import Application
 from ui.security import COOKIE
 from ui.server import is_loopback, listen
 from vqa_app.errors import ModelError, UsageError
@@ -457,6 +459,19 @@ def test_what_chat_is_told_of_models_and_pictures_reaches_them(tmp_path, monkeyp
     assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
     assert given == ["offline", ("a/b", "c/d", "cpu", "float32", "4bit", "e")]
     assert created == [ImageLimits(40 * 2**20, 60_000_000)]
+
+
+def test_the_end_waits_once_for_all_that_takes_long():
+    given: list[float] = []
+
+    def slow(patience):
+        given.append(patience)
+        time.sleep(patience)
+
+    ends = SimpleNamespace(close=slow)
+    desk = SimpleNamespace(stop_all=slow, hub=ends, store=SimpleNamespace(close=list))
+    Application(None, desk, None, ends).close(patience=0.2)
+    assert len(given) == 3 and sum(given) < 0.21
 
 
 @pytest.mark.parametrize(

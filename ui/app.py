@@ -44,11 +44,13 @@ class Application:
     teaching: Teaching
     training: TrainingDesk
 
-    def close(self) -> None:
-        """Ends running answers and a training, and lets go of models and files."""
-        self.training.close(patience=0.5)
-        self.desk.stop_all(patience=0.5)
-        self.desk.hub.close(patience=0.5)
+    def close(self, patience: float = 0.5) -> None:
+        """Ends running answers and a training, and lets go of models and files.
+
+        What takes longer than `patience` seconds, all together, is left to itself."""
+        end = time.monotonic() + patience
+        for close in (self.training.close, self.desk.stop_all, self.desk.hub.close):
+            close(max(0.0, end - time.monotonic()))
         self.desk.store.close()
 
 
