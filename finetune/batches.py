@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -94,3 +95,20 @@ class BatchPlan(Sampler[list[int]]):
 def loader(plan: BatchPlan, collate: Any) -> DataLoader[Any]:
     """Batches in the plan's order; `collate` is given a list of positions."""
     return DataLoader(range(len(plan.lengths)), batch_sampler=plan, collate_fn=collate)
+
+
+class Ahead:
+    """Takes from an iterator in a thread, a step ahead."""
+
+    def __init__(self, source: Iterator[Any]) -> None:
+        self.source = source
+        self._pool = ThreadPoolExecutor(1, "batches")
+        self._next: Future[list[Any]] | None = None
+
+    def take(self, count: int) -> list[Any]:
+        batches = self._next.result() if self._next else self._some(count)
+        self._next = self._pool.submit(self._some, count)
+        return batches
+
+    def _some(self, count: int) -> list[Any]:
+        return [batch for _, batch in zip(range(count), self.source, strict=False)]

@@ -47,33 +47,38 @@ class Evaluation:
 
     @classmethod
     def of(cls, stage: StageRun) -> Evaluation | None:
-        """None where no rows are held out, or where the model is sharded and cannot answer in
-        between."""
+        """None where there is nothing to ask: no rows are held out and no question is given to
+        watch; or where the model is sharded and cannot answer in between."""
         config, data, processor = stage.config, stage.data, stage.loaded.processor
         if config.fsdp or config.deepspeed:
             message = "A sharded model is not evaluated while it trains; `vqa-app eval` does later."
             stage.tell(Progress("loading", message=message))
             return None
-        if not data.held_out.samples:
+        held_out = data.held_out.samples
+        if not (held_out or config.watch):
             return None
-        questions = questions_of(data.held_out.rows, history=_in_dialogue(data.held_out.samples))
+        known = data.held_out if held_out else data.train
+        questions = questions_of(known.rows, history=_in_dialogue(known.samples))
         chosen = tuple(spread(questions, config.eval_questions))
         return cls(
             stage.frozen.model,
             processor,
-            chosen,
-            _watched(config, questions),
+            chosen if held_out else (),
+            watched(config) or _chosen_to_watch(questions),
             max(_answer_length(processor, question) for question in chosen) + _SPARE_TOKENS,
             stage.run,
             stage.tell,
         )
 
     def at_step(self, step: int) -> dict[str, float]:
-        """Answers and scores; every process its share."""
-        result = self.results[step] = self.result(*_process())
+        """Answers and scores, every process its share; no scores where nothing is held out."""
+        scores = {}
+        if self.questions:
+            result = self.results[step] = self.result(*_process())
+            scores = scores_of(result)
         if _process()[0] == 0:
             self._watch(step)
-        return scores_of(result)
+        return scores
 
     def result(self, process: int = 0, processes: int = 1) -> EvalResult:
         """Of all questions. With several processes each answers its share, so all have to ask."""
@@ -131,9 +136,17 @@ def _in_dialogue(samples: Sequence[Sample]) -> bool:
     return 2 * sum(sample.segments is None for sample in several) > len(several)
 
 
-def _watched(config: FinetuneConfig, questions: Sequence[Question]) -> tuple[Watched, ...]:
-    if config.watch:
-        return tuple(_given(text) for text in config.watch)
+def watched(config: FinetuneConfig) -> tuple[Watched, ...]:
+    """The questions that were given to watch.
+
+    Raises:
+        UsageError: one names no picture.
+        ImageError: a picture cannot be read.
+    """
+    return tuple(_given(text) for text in config.watch)
+
+
+def _chosen_to_watch(questions: Sequence[Question]) -> tuple[Watched, ...]:
     found = []
     for question in spread(questions, WATCHED):
         pictures = {source.key: source.open() for source in question.row.pictures}

@@ -100,6 +100,7 @@ def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
         "manifest": manifest,
         "command": manifest.get("command", ""),
         "final": _final(lines),
+        "before": next((line for line in lines if line.get("step") == 0), {}),
         "plots": [(title, _uri(path.read_bytes())) for title, path in plots],
         "watch": _watch(run),
         "worst": [
@@ -152,6 +153,7 @@ _PLOTS: dict[str, tuple[str, str, dict[str, str]]] = {
 def _write_plots(run: Path, lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, Path]]:
     """Draws every plot there are numbers for; gives titles and files."""
     from matplotlib.figure import Figure  # not pyplot, whose global state is no good in threads
+    from matplotlib.ticker import MaxNLocator
 
     written = []
     for name, (title, unit, curves) in _PLOTS.items():
@@ -165,11 +167,12 @@ def _write_plots(run: Path, lines: Sequence[Mapping[str, Any]]) -> list[tuple[st
             axes.plot(steps, values, label=label, marker="o" if len(steps) < 30 else None, ms=3)
         axes.set_title(title, loc="left")
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(unit)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if name == "accuracy":
-            axes.set_ylim(0, 1.02)
+            axes.set_ylim(-0.02, 1.02)
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         if len(found) > 1:
             axes.legend(frameon=False)

@@ -20,7 +20,7 @@ with quiet():
 
     from finetune import leaving, stages
     from finetune.data import read_data
-    from finetune.held_out import Evaluation
+    from finetune.held_out import Evaluation, watched
     from finetune.machine import join_processes
     from finetune.stage_run import StageRun
 
@@ -63,6 +63,7 @@ def train(
     run_folder.refuse_finished(run)
     run_folder.claim(run)
     check_reporters(config.report_to)
+    watched(config)  # what is wrong with them is told now
     shown = on_progress if on_progress and _main_process() else _silent
 
     def tell(progress: Progress) -> None:
@@ -100,9 +101,9 @@ def run_stage(
     frozen = stages.freeze_base(config, loaded, tell)
     stage = StageRun(config, loaded, data, frozen, process, processes, tell)
     settings = stages.settle(stage)
-    features = stages.keep_features(stage, settings)
     saved = stages.resume_point(stage)
     evaluation = Evaluation.of(stage)
+    features = stages.keep_features(stage, settings)
     trainer = stages.make_trainer(stage, settings, features, evaluation, stop)
     stages.fit(trainer, saved, stop)
     if trainer.stopped:

@@ -5,25 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from finetune import checkpoint
-from finetune.batches import BatchPlan, loader
+from finetune.batches import Ahead, BatchPlan, loader
 from finetune.collator import ROWS
 from finetune.defaults import Settings
 from finetune.freezing import projector_parameters
 from finetune.machine import from_main, wait
 from finetune.objective import Objective
-from finetune.progress import OnProgress, Progress
+from finetune.progress import OnProgress, Progress, describe_metric
 from finetune.samples import Sample
 from vqa_app.errors import DataError, ModelError
 
@@ -95,10 +96,11 @@ class FinetuneTrainer(Trainer):
         self.should_stop = should_stop
         self.best = Best()
         self.stopped = False
-        self._smoothed: float | None = None
-        self._ahead: _Ahead | None = None
+        self._smoothed = (0.0, 0.0)  # losses and how many, recent ones weigh more
+        self._ahead: Ahead | None = None
         self._batch_rows: list[Sample] = []
         self._began = (time.monotonic(), 0)
+        arguments.eval_on_start = evaluation is not None and schedule.evaluate_every > 0
         super().__init__(objective, arguments, callbacks=[_Steps(self)])
         self.pop_callback(PrinterCallback)
 
@@ -112,7 +114,7 @@ class FinetuneTrainer(Trainer):
     ) -> tuple[list[Any], Any]:
         """Collates the next step's batches while this one computes."""
         if self._ahead is None or self._ahead.source is not epoch_iterator:
-            self._ahead = _Ahead(epoch_iterator)
+            self._ahead = Ahead(epoch_iterator)
         batches = self._ahead.take(num_batches)
         self._batch_rows = [sample for batch in batches for sample in batch[ROWS]]
         return batches, self._get_num_items_in_batch(batches, device)
@@ -141,6 +143,20 @@ class FinetuneTrainer(Trainer):
             else:
                 self.optimizer = torch.optim.AdamW(chosen, weight_decay=decay, fused=True)
         return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LRScheduler:
+        """Rises from the first step on; the Trainer's own schedules take it with a rate of 0."""
+        if self.lr_scheduler is None:
+            kind = self.args.lr_scheduler_type
+            warm = int(self.args.warmup_steps * num_training_steps)
+            self.lr_scheduler = LambdaLR(
+                optimizer or self.optimizer,
+                lambda step: share_of_peak(step, num_training_steps, warm, kind),
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def compute_loss(
         self,
@@ -183,9 +199,8 @@ class FinetuneTrainer(Trainer):
         step = self.state.global_step
         logs["epoch"] = step * self.settings.batch_size / self.epoch_size
         if "loss" in logs:
-            loss = logs["loss"]
-            before = loss if self._smoothed is None else self._smoothed
-            self._smoothed = _SMOOTHING * before + (1 - _SMOOTHING) * loss
+            total, count = self._smoothed
+            self._smoothed = (_SMOOTHING * total + logs["loss"], _SMOOTHING * count + 1)
         if self.is_world_process_zero():
             with (self.run / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **logs}) + "\n")
@@ -195,13 +210,14 @@ class FinetuneTrainer(Trainer):
     def tell(self, learning_rate: float | None) -> None:
         step, began, first = self.state.global_step, *self._began
         speed = (step - first) / max(1e-9, time.monotonic() - began) if step > first else None
+        total, count = self._smoothed
         self.on_progress(
             Progress(
                 "training",
                 step,
                 self.settings.steps,
                 epoch=step * self.settings.batch_size / self.epoch_size,
-                loss=self._smoothed,
+                loss=total / count if count else None,
                 learning_rate=learning_rate,
                 samples_per_second=speed and speed * self.settings.batch_size,
                 seconds_left=speed and (self.settings.steps - step) / speed,
@@ -211,12 +227,26 @@ class FinetuneTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Looks at held-out rows, keeps the best, and stops where nothing has become better for too
-        long."""
+        long. What the untrained model answers is told and kept, but is no candidate."""
         assert self.evaluation is not None
-        began = time.monotonic()
-        found = self.evaluation(self.state.global_step)
+        began, step = time.monotonic(), self.state.global_step
+        found = self.evaluation(step)
         self._began = (self._began[0] + time.monotonic() - began, self._began[1])
+        self.control.should_evaluate = False  # the Trainer asks once more at the end
+        if not found:  # there is something to watch, and nothing to score
+            return {}
         self.best.last = found
+        if step == 0:
+            scores = "  ".join(describe_metric(name, value) for name, value in found.items())
+            self.on_progress(Progress("evaluating", message=f"Before training: {scores}"))
+        else:
+            self._rank(found)
+        metrics = {f"eval_{name}": number for name, number in found.items()}
+        self.log(dict(metrics))
+        return metrics
+
+    def _rank(self, found: dict[str, float]) -> None:
+        """Is it the best so far?"""
         by_loss = self.schedule.metric == "loss" or self.schedule.metric not in found
         value = (-found["loss"] if by_loss else found[self.schedule.metric], -found["loss"])
         if self.best.value is None or value > tuple(self.best.value):
@@ -225,10 +255,6 @@ class FinetuneTrainer(Trainer):
             self.best.since += 1
             if self.schedule.patience and self.best.since >= self.schedule.patience:
                 self.control.should_training_stop = True
-        metrics = {f"eval_{name}": number for name, number in found.items()}
-        self.log(dict(metrics))
-        self.control.should_evaluate = False  # the Trainer asks once more at the end
-        return metrics
 
     # Checkpoints
 
@@ -263,8 +289,6 @@ class FinetuneTrainer(Trainer):
             self._prune()
 
     def _prune(self) -> None:
-        import shutil
-
         saved = checkpoint.checkpoint_steps(self.run)
         keep = {*list(saved)[-self.schedule.keep :], self.best.step}
         for step, folder in saved.items():
@@ -286,6 +310,7 @@ class FinetuneTrainer(Trainer):
         if self.is_world_process_zero():
             cut_metrics(self.run, step)
         self._began = (time.monotonic(), step)
+        self.args.eval_on_start = False
         self.train(resume_from_checkpoint=str(folder))
 
     def gathered_state(self) -> dict[str, torch.Tensor] | None:
@@ -294,6 +319,21 @@ class FinetuneTrainer(Trainer):
             return None
         state = self.accelerator.get_state_dict(self.model_wrapped) or {}
         return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+
+def share_of_peak(step: int, steps: int, warm: int, kind: str) -> float:
+    """The learning rate of a step, counted from 0, as a share of the highest.
+
+    Args:
+        warm: steps over which it rises.
+        kind: linear or cosine, both down to 0 behind the last step; else it stays.
+    """
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    done = (step - warm) / max(1, steps - warm)
+    if kind == "linear":
+        return 1 - done
+    return (1 + math.cos(math.pi * done)) / 2 if kind == "cosine" else 1.0
 
 
 def cut_metrics(run: Path, step: int) -> None:
@@ -341,23 +381,6 @@ class _Steps(TrainerCallback):
         flag = torch.tensor(float(asked), device=self.trainer.args.device)
         torch.distributed.all_reduce(flag)
         return bool(flag)
-
-
-class _Ahead:
-    """Takes from an iterator in a thread, a step ahead."""
-
-    def __init__(self, source: Iterator[Any]) -> None:
-        self.source = source
-        self._pool = ThreadPoolExecutor(1, "batches")
-        self._next: Future[list[Any]] | None = None
-
-    def take(self, count: int) -> list[Any]:
-        batches = self._next.result() if self._next else self._some(count)
-        self._next = self._pool.submit(self._some, count)
-        return batches
-
-    def _some(self, count: int) -> list[Any]:
-        return [batch for _, batch in zip(range(count), self.source, strict=False)]
 
 
 @contextlib.contextmanager

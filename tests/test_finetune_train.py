@@ -113,12 +113,87 @@ def test_a_run_describes_itself(result: RunResult, options: dict) -> None:
 def test_every_step_and_evaluation_is_on_record(result: RunResult) -> None:
     assert list(losses(result.run)) == list(range(1, 9))
     evaluated = [line["step"] for line in lines(result.run) if "eval_loss" in line]
-    assert evaluated == [4, 8, 8]  # the last line is of the weights that were kept
+    assert evaluated == [0, 4, 8, 8]  # before training; the last line is of the weights kept
     last = lines(result.run)[-1]
     assert last["final"] and last["eval_loss"] == result.evaluation["loss"]
     assert set(result.evaluation) == {"vqa_accuracy", "loss", "image_gain"}
     watched = lines(result.run, "watch.jsonl")
-    assert {line["step"] for line in watched} == {4, 8} and watched[0]["question"]
+    assert {line["step"] for line in watched} == {0, 4, 8} and watched[0]["question"]
+
+
+def test_what_it_knew_before_training_is_told(result: RunResult, told: list[Progress]) -> None:
+    (said,) = [p.message for p in told if p.message.startswith("Before training")]
+    before = next(line for line in lines(result.run) if "eval_loss" in line)
+    assert f"eval loss {before['eval_loss']:.3f}" in said
+    report = (result.run / "report.html").read_text()
+    assert "before training" in report
+
+
+def test_the_first_step_trains(options: dict, tmp_path: Path) -> None:
+    changed = options | {"max_steps": 1, "eval_every": 0.0}
+    run = train(FinetuneConfig(**changed, out=str(tmp_path / "run"))).run
+    weights = load_file(run / "adapter_model.safetensors")
+    assert all(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
+
+
+def test_the_learning_rate_rises_from_the_first_step_on_and_falls_to_the_end() -> None:
+    from finetune.trainer import share_of_peak
+
+    def shares(kind: str, warm: int) -> list[float]:
+        return [share_of_peak(step, 10, warm, kind) for step in range(10)]
+
+    assert shares("linear", 0) == pytest.approx([1 - n / 10 for n in range(10)])
+    assert shares("constant_with_warmup", 2) == pytest.approx([1 / 3, 2 / 3, *[1] * 8])
+    cosine = shares("cosine", 3)
+    assert cosine[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert cosine[3:] == sorted(cosine[3:], reverse=True) and 0 < cosine[-1] < 0.06
+
+
+def test_the_shown_loss_is_of_all_steps_so_far_not_mostly_of_the_first(
+    result: RunResult, told: list[Progress]
+) -> None:
+    shown = {p.done: p.loss for p in told if p.phase == "training" and p.loss is not None}
+    found = losses(result.run)
+    assert shown[1] == pytest.approx(found[1])
+    assert shown[2] == pytest.approx((0.9 * found[1] + found[2]) / 1.9)
+
+
+def test_given_questions_are_watched_where_nothing_is_held_out(
+    options: dict, data: Path, tmp_path: Path
+) -> None:
+    watch = f"{data.parent / '0.png'}: Which colour has the picture?"
+    changed = options | {"max_steps": 2, "eval_every": 1.0, "eval_fraction": 0.0}
+    result = train(FinetuneConfig(**changed, watch=(watch,), out=str(tmp_path / "run")))
+    watched = lines(result.run, "watch.jsonl")
+    assert [line["step"] for line in watched] == [0, 1, 2]
+    assert result.evaluation == {}
+    assert "Which colour has the picture?" in (result.run / "report.html").read_text()
+
+
+def test_a_mistyped_watch_question_is_told_before_anything_is_read(
+    options: dict, tmp_path: Path
+) -> None:
+    told: list[Progress] = []
+    config = FinetuneConfig(**options, watch=("gone.png: What?",), out=str(tmp_path / "run"))
+    with pytest.raises(UsageError, match=r"gone\.png"):
+        train(config, told.append)
+    assert not told
+
+
+def test_golden_prompts_come_from_training_rows_where_too_few_are_held_out() -> None:
+    from finetune.datasets import Row, Turn
+    from finetune.leaving import golden_conversations
+
+    def rows(*questions: str) -> list[Row]:
+        answer = Turn("assistant", ("it",))
+        return [Row(q, "f", 1, (Turn("user", (q,)), answer), (("it",),)) for q in questions]
+
+    def chosen(*parts: list[Row]) -> list[str]:
+        return [found.messages[0].text for found in golden_conversations(*parts)]
+
+    assert chosen(rows("a"), rows(*"bcdefg")) == ["a", "b", "d", "f"]
+    assert chosen(rows(*"abcdefgh"), rows(*"xyz")) == ["a", "c", "e", "g"]
+    assert chosen([], rows("a")) == ["a"]
 
 
 def test_it_learns(result: RunResult) -> None:
@@ -269,7 +344,8 @@ def test_early_stopping_and_the_best_checkpoint(
     def scripted(self: Evaluation, step: int) -> dict[str, float]:
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         seen[step] = {name: value.detach().clone() for name, value in trained.items()}
-        return evaluate(self, step) | {"loss": {1: 5.0, 2: 4.0, 3: 4.5, 4: 4.0}[step]}
+        # Untrained it is best, which does not count.
+        return evaluate(self, step) | {"loss": {0: 3.0, 1: 5.0, 2: 4.0, 3: 4.5, 4: 4.0}[step]}
 
     monkeypatch.setattr(Evaluation, "at_step", scripted)
     changed = options | {"metric": "loss", "patience": 2, "eval_every": 1.0, "max_steps": 20}
@@ -315,8 +391,10 @@ def test_another_config_does_not_go_on_with_an_interrupted_run(
     config = FinetuneConfig(**{**options, "eval_every": 0.0}, out=str(tmp_path / "run"))
     cancel = threading.Event()
     train(config, lambda progress: progress.phase == "training" and cancel.set(), cancel)
+    told: list[Progress] = []
     with pytest.raises(UsageError, match="another lr"):
-        train(config.replace(lr=1e-4))
+        train(config.replace(lr=1e-4, feature_dir=str(tmp_path / "features")), told.append)
+    assert "encoding" not in {progress.phase for progress in told}
     with pytest.raises(UsageError, match="no checkpoint"):
         train(config.replace(out=str(tmp_path / "other"), resume="must"))
 
