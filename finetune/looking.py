@@ -34,7 +34,7 @@ def check_data(config: FinetuneConfig, stream: IO[str]) -> None:
     from rich.console import Console
 
     console = Console(file=stream, highlight=False, soft_wrap=True)
-    reader = _reader(config)
+    reader = _reader(config, config.eval_data)
     checked: dict[str, Preflight] = {}
     with Display() as display:
         for name, sources in (("Training", config.data), ("Held out", config.eval_data)):
@@ -129,14 +129,16 @@ def _check(
     )
 
 
-def _reader(config: FinetuneConfig) -> _Reader:
+def _reader(config: FinetuneConfig, further: Sequence[str] = ()) -> _Reader:
     from finetune.architecture import config_shares_prefixes, context_length
+    from finetune.datasets import check_sources
     from vqa_app import sources
     from vqa_app.loading import base_source, load_config
     from vqa_app.processors import load_processor
 
     if not config.data:
         raise UsageError("There is no data.", "Give --data.")
+    check_sources((*config.data, *further), config.images)
     source = base_source(sources.find(config.model, config.revision, weights=False), weights=False)
     known = load_config(source)
     return _Reader(

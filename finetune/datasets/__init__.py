@@ -31,6 +31,7 @@ __all__ = [
     "Row",
     "Split",
     "Turn",
+    "check_sources",
     "read_rows",
     "split_by_picture",
 ]
@@ -77,6 +78,33 @@ def read_rows(
     return ReadRows(tuple(rows), tuple(p for p in problems if not p.note), notes)
 
 
+def check_sources(
+    sources: str | Path | Sequence[str | Path], images: Sequence[str | Path] = ()
+) -> None:
+    """Refuses at once what `read_rows` would refuse for not being there; it takes the same.
+
+    Raises:
+        DataError: a file or folder that does not exist, or what cannot be a hub data set.
+    """
+    for source in [sources] if isinstance(sources, (str, Path)) else sources:
+        text, _ = _weight(str(source))
+        path = Path(text).expanduser()
+        if not (path.is_dir() or _is_file(path)):
+            _check_hub_name(text, path)
+    _roots(images, Path())
+
+
+def _check_hub_name(text: str, path: Path) -> None:
+    is_data = path.suffix.lower() in files.ENDINGS
+    if text.count("/") != 1 or is_data or text.startswith((".", "~", "/")):
+        raise DataError(f"There is no file {text}.", "Check the path.")
+    if path.parent.is_dir():
+        raise DataError(
+            f"There is no {path.name} in the folder {path.parent}.",
+            "Check the path; to load it from the hub, start in another folder.",
+        )
+
+
 def _read_source(
     text: str, path: Path, images: Sequence[str | Path]
 ) -> tuple[files.Records, tuple[Path, ...]]:
@@ -86,10 +114,8 @@ def _read_source(
         return tables.read_folder(path, text), _roots(images, path)
     if _is_file(path):
         return files.read_file(path, text), _roots(images, path.parent)
-    is_data = path.suffix.lower() in files.ENDINGS
-    if text.count("/") == 1 and not is_data and not text.startswith((".", "~", "/")):
-        return tables.read_hub(text), _roots(images, Path())
-    raise DataError(f"There is no file {text}.", "Check the path.")
+    _check_hub_name(text, path)
+    return tables.read_hub(text), _roots(images, Path())
 
 
 def _read_official(

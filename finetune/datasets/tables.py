@@ -112,20 +112,14 @@ def read_hub(name: str) -> Records:
     import datasets
 
     repository, _, config = name.partition(":")
-    beside = Path(repository).parts[0]
-    if Path(beside).is_dir():
-        raise DataError(
-            f"There is no {repository} in the folder {beside} here.",
-            "Check the path; to load it from the hub, start in another folder.",
-        )
     reached = _look_up(name, repository)
     offline = datasets.config.HF_HUB_OFFLINE
-    datasets.disable_progress_bars()
     try:
         datasets.config.HF_HUB_OFFLINE = offline or not reached  # else it tries for half a minute
         return read_table(datasets.load_dataset(repository, config or None, split="train"), name)
     except Exception as error:  # the library raises many kinds; all mean the same to a person
-        raise _not_had(name, error) from error
+        unreached = None if reached else "The hub cannot be reached."
+        raise _not_had(name, error, unreached) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
 
@@ -153,7 +147,7 @@ def _look_up(name: str, repository: str) -> bool:
     return True
 
 
-def _not_had(name: str, error: Exception) -> DataError:
+def _not_had(name: str, error: Exception, reason: str | None = None) -> DataError:
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -162,9 +156,8 @@ def _not_had(name: str, error: Exception) -> DataError:
             "Accept it on its page on huggingface.co, then log in with `hf auth login`.",
         )
     if isinstance(error, errors.RepositoryNotFoundError):
-        reason = "The hub has no such data set, or it is private."
-    else:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = "It has no such data set, or a private one."
+    reason = reason or (str(error).splitlines() or [type(error).__name__])[0]
     return DataError(
         f"There is no file or folder {name}, and it cannot be loaded from the hub: {reason}",
         "Check the path, or the name on huggingface.co and the network.",

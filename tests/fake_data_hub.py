@@ -1,0 +1,125 @@
+"""A hub of data sets on this machine: what `datasets.load_dataset` asks, answered from folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import pytest
+
+from tests.fake_hub import COMMIT, use
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves `folders`, data sets by id; everything else is refused as the hub does it."""
+
+    protocol_version = "HTTP/1.1"
+    folders: dict[str, Path]
+    downloads: list[str]
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:  # noqa: N802
+        self._answer()
+
+    def do_GET(self) -> None:  # noqa: N802
+        self._answer()
+
+    def do_POST(self) -> None:  # noqa: N802
+        self._answer(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def _answer(self, sent: bytes = b"") -> None:
+        parts = unquote(urlparse(self.path).path).strip("/").split("/")
+        if parts[0] == "api":
+            parts = parts[1:]
+        name, rest = "/".join(parts[1:3]), parts[3:]
+        folder = self.folders.get(name)
+        if parts[0] != "datasets" or folder is None:
+            return self._refuse("RepoNotFound")
+        match rest:
+            case [] | ["revision", _]:
+                return self._describe(name, folder)
+            case ["tree", _, *below]:
+                return self._send(json.dumps(_listing(folder, folder.joinpath(*below))).encode())
+            case ["paths-info", _]:
+                wanted = json.loads(sent)["paths"]
+                entries = [entry for entry in _listing(folder, folder) if entry["path"] in wanted]
+                return self._send(json.dumps(entries).encode())
+            case ["resolve", _, *file] if folder.joinpath(*file).is_file():
+                return self._file(folder.joinpath(*file))
+        return self._refuse("EntryNotFound")
+
+    def _describe(self, name: str, folder: Path) -> None:
+        files = [{"rfilename": entry["path"]} for entry in _listing(folder, folder)]
+        info = {"id": name, "sha": COMMIT, "siblings": files, "private": False, "gated": False}
+        self._send(json.dumps(info | {"tags": [], "downloads": 0, "likes": 0}).encode())
+
+    def _file(self, file: Path) -> None:
+        data = file.read_bytes()
+        if self.command == "GET":
+            self.downloads.append(file.name)
+        self._send(data, ETag=f'"{hashlib.sha1(data).hexdigest()}"')
+
+    def _refuse(self, code: str) -> None:
+        self._send(b"{}", 404, **{"X-Error-Code": code, "X-Error-Message": code})
+
+    def _send(self, data: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Type", "application/json")
+        self.send_header("X-Repo-Commit", COMMIT)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+
+def _listing(folder: Path, below: Path) -> list[dict[str, Any]]:
+    """What lies below a folder of the data set, as the hub's API lists it."""
+    return [
+        {
+            "type": "directory" if path.is_dir() else "file",
+            "path": path.relative_to(folder).as_posix(),
+            "size": 0 if path.is_dir() else path.stat().st_size,
+            "oid": hashlib.sha1(path.name.encode()).hexdigest(),
+        }
+        for path in sorted(below.rglob("*"))
+    ]
+
+
+@contextmanager
+def serve(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[type[Handler]]:
+    """Serves data sets and makes `datasets` and huggingface_hub use them, with empty caches."""
+    from datasets import config
+    from huggingface_hub import HfFileSystem
+
+    handler = type("DataHandler", (Handler,), {"folders": {}, "downloads": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    use(monkeypatch, address, folder / "hub")
+    monkeypatch.setattr(config, "HF_ENDPOINT", address)
+    template = address + "/datasets/{repo_id}/resolve/{revision}/{path}"
+    monkeypatch.setattr(config, "HUB_DATASETS_URL", template)
+    for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE", "DOWNLOADED_DATASETS_PATH"):
+        monkeypatch.setattr(config, name, folder / name.lower())
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
+    HfFileSystem.clear_instance_cache()
+    try:
+        yield handler
+    finally:
+        HfFileSystem.clear_instance_cache()
+        server.shutdown()
+        server.server_close()
+        thread.join()
