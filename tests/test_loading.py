@@ -134,9 +134,12 @@ def test_a_weight_of_the_wrong_shape_is_an_error(copy: Path) -> None:
     assert str(copy) in refusal(copy).problem
 
 
-def test_a_cut_off_file_is_an_error_that_names_it(copy: Path) -> None:
+@pytest.mark.parametrize("change", [lambda data: data[:-100], lambda data: data + b"more"])
+def test_a_file_that_is_cut_off_or_too_long_is_an_error_that_names_it(
+    copy: Path, change: Callable[[bytes], bytes]
+) -> None:
     file = copy / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
+    file.write_bytes(change(file.read_bytes()))
     assert "model.safetensors is not a whole" in refusal(copy).problem
 
 

@@ -63,7 +63,7 @@ def stored_tensors(files: list[Path]) -> Iterator[StoredTensor]:
     """Every tensor of these files.
 
     Raises:
-        ModelError: a file that is missing, cut off or no safetensors file.
+        ModelError: a file that is missing, cut off, too long or no safetensors file.
     """
     for file in files:
         try:
@@ -73,7 +73,7 @@ def stored_tensors(files: list[Path]) -> Iterator[StoredTensor]:
                 if length > min(_HEADER_LIMIT, size):
                     raise ValueError("header longer than the file")
                 header = json.loads(stream.read(length))
-            base = 8 + length
+            base = covered = 8 + length
             for name, entry in header.items():
                 if name == "__metadata__":
                     continue
@@ -81,7 +81,10 @@ def stored_tensors(files: list[Path]) -> Iterator[StoredTensor]:
                 if base + end > size:
                     raise ValueError(f"{name} ends behind the end of the file")
                 shape = tuple(entry["shape"])
+                covered = max(covered, base + end)
                 yield StoredTensor(name, entry["dtype"], shape, file, base + start, base + end)
+            if covered < size:
+                raise ValueError("it goes on behind its last tensor")
         except FileNotFoundError:
             raise ModelError(
                 f"{file} is missing.", "Download the model again; the copy is not complete."
