@@ -15,22 +15,24 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.run_files import (
+    CARD_FILE,
+    METRICS_FILE,
+    PLOTS,
+    REPORT_FILE,
+    WATCH_FILE,
+    WATCH_FOLDER,
+)
 from vqa_app.images import OWN_FILES, Picture, open_picture
+from vqa_app.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from PIL import Image
 
     from finetune.predictions import Prediction
     from finetune.questions import Question
 
-METRICS_FILE = "metrics.jsonl"
-"""One JSON object a line, as `transformers.Trainer` logs: `step`, `epoch`, `loss`, `learning_rate`;
-or `step`, `eval_loss`, `eval_vqa_accuracy`, `eval_image_gain`."""
-WATCH_FILE = "watch.jsonl"
-"""One `WatchAnswer` a line."""
-WATCH_FOLDER = "watch"
-"""Pictures of the watch questions, by digest."""
-PLOTS = "plots"
 _THUMBNAIL = 240
 """Longest side, in pixels, of pictures in the report."""
 
@@ -92,7 +94,7 @@ def worst_answers(
 def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
     """Writes `plots/*.png`, `report.html` and `README.md` into a run."""
     run = Path(run)
-    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((run / MANIFEST_FILE).read_text(encoding="utf-8"))
     lines = _json_lines(run / METRICS_FILE)
     plots = _write_plots(run, lines)
     context = {
@@ -108,8 +110,8 @@ def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
             for answer in worst
         ],
     }
-    (run / "report.html").write_text(_render("report.html.j2", context), encoding="utf-8")
-    (run / "README.md").write_text(_render("model_card.md.j2", context), encoding="utf-8")
+    (run / REPORT_FILE).write_text(_render("report.html.j2", context), encoding="utf-8")
+    (run / CARD_FILE).write_text(_render("model_card.md.j2", context), encoding="utf-8")
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
@@ -152,35 +154,46 @@ _PLOTS: dict[str, tuple[str, str, dict[str, str]]] = {
 
 def _write_plots(run: Path, lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, Path]]:
     """Draws every plot there are numbers for; gives titles and files."""
-    from matplotlib.figure import Figure  # not pyplot, whose global state is no good in threads
-    from matplotlib.ticker import MaxNLocator
-
     written = []
     for name, (title, unit, curves) in _PLOTS.items():
         found = {label: _curve(lines, key) for key, label in curves.items()}
         found = {label: points for label, points in found.items() if points[0]}
         if not found:
             continue
-        figure = Figure(figsize=(6.4, 3.6), dpi=140, layout="constrained")
-        axes = figure.add_subplot()
-        for label, (steps, values) in found.items():
-            axes.plot(steps, values, label=label, marker="o" if len(steps) < 30 else None, ms=3)
-        axes.set_title(title, loc="left")
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylabel(unit)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        if name == "accuracy":
-            axes.set_ylim(-0.02, 1.02)
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        if len(found) > 1:
-            axes.legend(frameon=False)
         (run / PLOTS).mkdir(exist_ok=True)
         path = run / PLOTS / f"{name}.png"
-        figure.savefig(path)
+        _drawn(found, title, unit, in_percent=name == "accuracy").savefig(path)
         written.append((title, path))
     return written
+
+
+def _drawn(
+    curves: Mapping[str, tuple[list[float], list[float]]],
+    title: str,
+    unit: str,
+    *,
+    in_percent: bool,
+) -> Figure:
+    """Curves (steps, values) by their names."""
+    from matplotlib.figure import Figure  # not pyplot, whose global state is no good in threads
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(6.4, 3.6), dpi=140, layout="constrained")
+    axes = figure.add_subplot()
+    for label, (steps, values) in curves.items():
+        axes.plot(steps, values, label=label, marker="o" if len(steps) < 30 else None, ms=3)
+    axes.set_title(title, loc="left")
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel(unit)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if in_percent:
+        axes.set_ylim(-0.02, 1.02)  # 0 and 100 % are seen beside the frame
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    if len(curves) > 1:
+        axes.legend(frameon=False)
+    return figure
 
 
 def _watch(run: Path) -> list[dict[str, Any]]:

@@ -103,6 +103,27 @@ def test_plots_are_pictures_of_the_curves_there_are(run: Path) -> None:
         assert min(image.size) > 300 and len(image.convert("RGB").getcolors(1 << 20) or []) > 10
 
 
+def test_few_steps_and_no_right_answer_can_be_read_off_a_plot() -> None:
+    from finetune.report import _drawn
+
+    (axes,) = _drawn({"held-out": ([0, 1, 2], [0.0, 0.0, 1.0])}, "", "", in_percent=True).axes
+    low, high = axes.get_ylim()
+    assert low < 0 and high > 1
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
+def test_what_came_before_training_is_told_as_such(run: Path) -> None:
+    before = {"step": 0, "eval_loss": 5.0, "eval_vqa_accuracy": 0.125}
+    file = run / "metrics.jsonl"
+    file.write_text(json.dumps(before) + "\n" + file.read_text())
+    keep_watch_answers(run, 0, [("Which colour?", "red", "a cat", [picture(1)])])
+    write_report(run)
+    text = Page((run / "report.html").read_text()).text
+    assert "75.00 %" in text and "12.50 % before training" in text
+    assert text.index("before training\na cat") < text.index("step 10 to 20")
+    assert "before training 12.50 %" in (run / "README.md").read_text()
+
+
 def test_the_model_card_names_base_data_and_figures(run: Path) -> None:
     write_report(run)
     card = (run / "README.md").read_text()
