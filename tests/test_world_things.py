@@ -8,13 +8,13 @@ import pytest
 
 from finetune.builtin.world import Scene
 from finetune.builtin.world.paint import COLOURS
-from finetune.builtin.world.things import (
+from finetune.builtin.world.things import THINGS_ROOM
+from finetune.builtin.world.things_kinds import (
     HELD_OUT_COLOURS,
     HELD_OUT_PLACES,
     KINDS,
     SORTS,
     THINGS,
-    THINGS_ROOM,
 )
 from finetune.builtin.world.things_sketch import specimen
 
