@@ -18,6 +18,7 @@ import torch
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from finetune.architecture import plain, shares_prefixes
+from vqa_app.encoder import on_device
 from vqa_app.prompting import Prompt, end_token_ids
 
 if TYPE_CHECKING:
@@ -46,16 +47,6 @@ def inference(model: PreTrainedModel) -> Iterator[None]:
             yield
     finally:
         model.train(training)
-
-
-def to_model(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs on the model's device; pixels in its precision."""
-    return {
-        name: value.to(
-            device=model.device, dtype=model.dtype if value.dtype.is_floating_point else value.dtype
-        )
-        for name, value in inputs.items()
-    }
 
 
 def rows_at_once(model: PreTrainedModel, tokens: int) -> int:
@@ -144,7 +135,7 @@ def _prefill(
     if prefix:
         inputs = {"input_ids": torch.cat([p.inputs["input_ids"][:, :prefix] for p in first])}
         inputs["pixel_values"] = torch.cat([p.inputs["pixel_values"] for p in first])
-        model.model(**to_model(model, inputs), past_key_values=cache, use_cache=True)
+        model.model(**on_device(model, inputs), past_key_values=cache, use_cache=True)
     return cache, row_of
 
 
@@ -252,10 +243,10 @@ def _padded_batches(
         indices, order = order[-rows:], order[:-rows]
         batch = _stack([prompts[i].inputs for i in indices], left, pad)
         if batch is not None:
-            yield indices, to_model(model, batch)
+            yield indices, on_device(model, batch)
         else:
             for index in indices:
-                yield [index], to_model(model, prompts[index].inputs)
+                yield [index], on_device(model, prompts[index].inputs)
 
 
 def _stack(rows: list[dict[str, Any]], left: bool, pad: int) -> dict[str, Any] | None:

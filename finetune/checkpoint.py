@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from finetune.golden import GOLDEN_FOLDER, record_golden
+from vqa_app.adapters import PEFT_FILE, PROJECTOR_FILE
 from vqa_app.conversation import Conversation
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.manifest import MANIFEST_FILE, Manifest, write_manifest
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, ProcessorMixin
 
-PROJECTOR_FILE = "projector.safetensors"
 CHECKPOINTS = "checkpoints"
 _STEP = "step-"
 _UNFINISHED = ".unfinished-"
@@ -216,7 +216,7 @@ def load_weights(model: PreTrainedModel, kind: str, directory: Path) -> None:
     if kind in ("lora", "qlora"):
         from peft import set_peft_model_state_dict
 
-        tensors = load_file(directory / "adapter_model.safetensors")
+        tensors = load_file(directory / PEFT_FILE)
         result = set_peft_model_state_dict(model, tensors)
         missing = [
             name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name

@@ -12,6 +12,7 @@ from finetune.config import FinetuneConfig
 from finetune.datasets import read_rows
 from finetune.preflight import Preflight, Summary, check_shared, leaking, split, summarize
 from finetune.progress import OnProgress, Progress
+from finetune.run_files import SKIPPED_EVAL_FILE, SKIPPED_FILE
 from vqa_app.loading import LoadedModel
 
 SHOWN_PROBLEMS = 20
@@ -57,9 +58,9 @@ def read_data(config: FinetuneConfig, loaded: LoadedModel, tell: OnProgress) -> 
             tell(Progress("checking", message=message))
         return found
 
-    train_data = checked(config.data, Path(config.out) / "skipped.jsonl")
+    train_data = checked(config.data, Path(config.out) / SKIPPED_FILE)
     if config.eval_data:
-        held_out = checked(config.eval_data, Path(config.out) / "skipped_eval.jsonl")
+        held_out = checked(config.eval_data, Path(config.out) / SKIPPED_EVAL_FILE)
         if leaks := leaking(train_data, held_out):
             message = (
                 f"Note: {len(leaks):,} held-out rows repeat training rows or show their pictures."

@@ -18,9 +18,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from finetune.answering import inference, to_model
+from finetune.answering import inference
 from finetune.architecture import plain
 from vqa_app.conversation import Conversation
+from vqa_app.encoder import on_device
 from vqa_app.errors import ModelError
 from vqa_app.images import OWN_FILES, open_picture
 from vqa_app.prompting import Prompt, encode
@@ -71,7 +72,7 @@ def _answer_logits(model: PreTrainedModel, prompt: Prompt) -> torch.Tensor:
     positions = prompt.answer_mask.nonzero()[:KEPT_POSITIONS, 0] - 1
     if not len(positions):
         raise ModelError("A golden prompt has no answer.", "Give finished conversations.")
-    inputs = to_model(model, prompt.inputs)
+    inputs = on_device(model, prompt.inputs)
     skipped = 0
     if "logits_to_keep" in inspect.signature(plain(model).forward).parameters:
         skipped = int(positions[0])

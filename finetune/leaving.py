@@ -16,6 +16,7 @@ from finetune.golden import GOLDEN_FOLDER, record_golden
 from finetune.held_out import Evaluation, scores_of
 from finetune.machine import peak_memory, wait
 from finetune.progress import Progress
+from finetune.run_files import METRICS_FILE, REPORT_FILE
 from finetune.run_folder import command_of
 from finetune.stage_run import StageRun
 from finetune.trainer import FinetuneTrainer
@@ -56,7 +57,7 @@ def finish(
         save(stage, trainer.settings, trainer.objective.model, state_dict)
         scores = write_report(stage, evaluation, trainer.state.global_step, kept)
         shutil.rmtree(stage.run / checkpoint.CHECKPOINTS, ignore_errors=True)
-        message = f"Saved {stage.run}; report: {stage.run / 'report.html'}"
+        message = f"Saved {stage.run}; report: {stage.run / REPORT_FILE}"
         stage.tell(Progress("saving", message=message))
     wait(stage.processes)
     return scores
@@ -109,7 +110,7 @@ def write_report(
         scores = scores_of(result)
         worst = report.worst_answers(result.predictions, evaluation.questions)
         line = {"step": step, "final": True, **{f"eval_{key}": v for key, v in scores.items()}}
-        with (stage.run / report.METRICS_FILE).open("a", encoding="utf-8") as file:
+        with (stage.run / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     report.write_report(stage.run, worst)
     return scores

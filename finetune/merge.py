@@ -41,7 +41,7 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "auto") -> Verificat
     manifest = read_manifest(run)
     if manifest is None:
         raise UsageError(f"{run} is not a run.", "Give a folder that `vqa-app finetune` wrote.")
-    if manifest.kind in ("full", "merged"):
+    if manifest.whole_model:
         raise UsageError(f"{run} is a whole model already.", "Use it as it is.")
     if out.exists():
         raise UsageError(f"{out} exists already.", "Give a folder that does not.")

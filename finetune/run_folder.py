@@ -12,6 +12,15 @@ from typing import Any
 from finetune import checkpoint
 from finetune.config import FinetuneConfig
 from finetune.data import Data
+from finetune.run_files import (
+    METRICS_FILE,
+    PLOTS,
+    SKIPPED_EVAL_FILE,
+    SKIPPED_FILE,
+    WATCH_FILE,
+    WATCH_FOLDER,
+    is_finished,
+)
 from vqa_app.errors import UsageError
 from vqa_app.manifest import read_manifest
 
@@ -22,7 +31,7 @@ NOT_IDENTITY = {
 }  # fmt: skip
 """Options that change nothing of what is learned, or that are told by what is in the data: a run
 may go on with others."""
-BEFORE_A_START = {IDENTITY_FILE, "skipped.jsonl", "skipped_eval.jsonl", "projector"}
+BEFORE_A_START = {IDENTITY_FILE, SKIPPED_FILE, SKIPPED_EVAL_FILE, "projector"}
 """What this package writes into a run's folder before it is told what the run is."""
 
 
@@ -45,9 +54,9 @@ def start_or_resume(run: Path, config: FinetuneConfig, identity: dict[str, Any])
                 "Run its own command to go on, give another --out, or drop it by --resume never.",
             )
         return saved
-    for leftover in (checkpoint.CHECKPOINTS, "watch", "plots"):
+    for leftover in (checkpoint.CHECKPOINTS, WATCH_FOLDER, PLOTS):
         shutil.rmtree(run / leftover, ignore_errors=True)
-    for name in ("metrics.jsonl", "watch.jsonl"):
+    for name in (METRICS_FILE, WATCH_FILE):
         (run / name).unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)
     (run / IDENTITY_FILE).write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
@@ -114,7 +123,7 @@ def claim(run: Path) -> None:
 
 def refuse_finished(run: Path) -> None:
     """A run that was killed while it wrote its report has its manifest, and checkpoints still."""
-    if (run / "manifest.json").exists() and not (run / checkpoint.CHECKPOINTS).exists():
+    if is_finished(run) and not (run / checkpoint.CHECKPOINTS).exists():
         raise UsageError(f"{run} holds a finished run.", "Give another --out, or remove it.")
 
 

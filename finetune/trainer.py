@@ -25,10 +25,10 @@ from finetune.freezing import projector_parameters
 from finetune.machine import from_main, wait
 from finetune.objective import Objective
 from finetune.progress import OnProgress, Progress, describe_metric
+from finetune.run_files import METRICS_FILE, WATCH_FILE
 from finetune.samples import Sample
 from vqa_app.errors import DataError, ModelError
 
-METRICS_FILE = "metrics.jsonl"
 _STATE_FILE = "finetune_state.json"
 _SMOOTHING = 0.9
 
@@ -338,7 +338,7 @@ def share_of_peak(step: int, steps: int, warm: int, kind: str) -> float:
 
 def cut_metrics(run: Path, step: int) -> None:
     """Drops the lines of steps that are about to be taken again."""
-    for name in (METRICS_FILE, "watch.jsonl"):
+    for name in (METRICS_FILE, WATCH_FILE):
         path = run / name
         if not path.exists():
             continue

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from finetune.run_files import is_finished
 from ui.hub import Choice, Progress
 from ui.render import hide
 from vqa_app.engine import Engine
@@ -50,7 +51,7 @@ def offered(start: Choice, runs: Path) -> Iterator[Choice]:
     if start is not BUILTIN:
         yield BUILTIN
     if runs.is_dir():
-        finished = [run for run in runs.iterdir() if (run / "manifest.json").is_file()]
+        finished = [run for run in runs.iterdir() if is_finished(run)]
         for run in sorted(finished, key=lambda run: run.stat().st_mtime, reverse=True):
             key = "run-" + hashlib.sha256(run.name.encode()).hexdigest()[:12]
             yield Choice(key, run.name, "trained here", "Trained here", str(run))

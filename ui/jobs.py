@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from finetune.run_files import WATCH_FILE, is_finished
 from ui.hub import Choice
 from ui.render import SHORT_STYLE, without_paths
 
@@ -105,7 +106,7 @@ class JobFiles:
     def is_free(self, name: str, owner: str) -> bool:
         """Whether an owner may train under a name: nobody did, or they did and it is unfinished."""
         run = self.runs / name
-        if (run / "manifest.json").exists():
+        if is_finished(run):
             return False
         if (self._file(name)).exists():
             return (self._read(self._file(name)) or {}).get("owner") == owner
@@ -122,8 +123,7 @@ class JobFiles:
         except (TypeError, KeyError):  # another version's
             return None
         if job.running:
-            whole = (job.run / "manifest.json").exists()
-            job.state = "done" if whole else "stopped"
+            job.state = "done" if is_finished(job.run) else "stopped"
             job.messages.append("The server was stopped meanwhile.")
         return job
 
@@ -142,7 +142,7 @@ def _watched(run: Path) -> list[dict[str, Any]]:
     """The watch questions with their answers at each look: [{question, expected, answers}, ...]."""
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     try:
-        lines = (run / "watch.jsonl").read_text("utf-8").splitlines()
+        lines = (run / WATCH_FILE).read_text("utf-8").splitlines()
         for line in lines:
             row = json.loads(line)
             question = row["question"].removesuffix(SHORT_STYLE)

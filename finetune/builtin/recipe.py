@@ -26,6 +26,7 @@ from finetune.builtin.text import train_tokenizer
 from finetune.builtin.unseen import spread_unseen
 from finetune.builtin.world import ROOMS
 from finetune.config import FinetuneConfig
+from finetune.run_files import is_finished
 
 # Share of the scenes. Shapes carry most skills; the others are mostly new things to see.
 ROOM_WEIGHTS = {
@@ -71,7 +72,7 @@ def build(plan: Plan) -> Path:
     """Trains everything that is not done yet; returns the folder of the finished checkpoint."""
     plan.out.mkdir(parents=True, exist_ok=True)
     the_tokenizer(plan)
-    with side_by_side(_encoder_alone, plan) as two:
+    with side_by_side(_encoder, plan) as two:
         if not two:
             _encoder(plan)
         _language(plan)
@@ -115,10 +116,6 @@ def the_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
     if not folder.exists():
         train_tokenizer(seed=plan.seed).save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
-
-
-def _encoder_alone(plan: Plan) -> None:
-    _encoder(plan)
 
 
 def _encoder(plan: Plan) -> SiglipModel:
@@ -194,7 +191,7 @@ def instruct(plan: Plan) -> Path:
         export(data, questions, chosen, seed=90_000_000 + plan.seed)
     base = plan.out / "base"
     for stage, model in (("projector", base), ("lora", plan.out / "projector")):
-        if (plan.out / stage / "manifest.json").exists():
+        if is_finished(plan.out / stage):
             continue
         train(
             FinetuneConfig(
