@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -124,15 +125,22 @@ def settle(stage: StageRun) -> Settings:
 
 
 def keep_features(stage: StageRun, settings: Settings) -> features.FeatureStore | None:
-    """Encodes every picture once, where that pays; None where it does not."""
+    """Encodes every picture once, where that pays; None where it does not, or where there is no
+    place to keep them: a run goes on without."""
     config, loaded = stage.config, stage.loaded
     digests = [digest for sample in stage.samples for digest in sample.digests]
     if not digests or not features.supports_features(loaded.model):
         return None
     folder = Path(config.feature_dir) if config.feature_dir else features.default_folder()
     pictured = next(sample for sample in stage.samples if sample.sources)
-    store = features.open_store(loaded.model, loaded.processor, folder, settings.dtype, pictured)
-    plan = features.make_plan(store, digests, config.feature_gb, settings.epochs)
+    try:
+        store = features.open_store(
+            loaded.model, loaded.processor, folder, settings.dtype, pictured
+        )
+        plan = features.make_plan(store, digests, config.feature_gb, settings.epochs)
+    except OSError as error:
+        stage.tell(Progress("encoding", message=f"Encoder outputs are not kept: {error}."))
+        return None
     stage.tell(Progress("encoding", message=plan.why))
     if not plan.use:
         return None
@@ -141,18 +149,26 @@ def keep_features(stage: StageRun, settings: Settings) -> features.FeatureStore 
         features.make_room(store, missing * plan.bytes_each, config.feature_gb)
     wait(stage.processes)
     store.reload()
-    features.fill(
-        store,
-        loaded.model,
-        loaded.processor,
-        stage.samples,
-        workers=config.workers,
-        part=(stage.process, stage.processes),
-        on_progress=lambda done, of: stage.tell(Progress("encoding", done, of)),
-    )
+    why = "another process could not write all of them"
+    try:
+        features.fill(
+            store,
+            loaded.model,
+            loaded.processor,
+            stage.samples,
+            workers=config.workers,
+            part=(stage.process, stage.processes),
+            on_progress=lambda done, of: stage.tell(Progress("encoding", done, of)),
+        )
+    except OSError as error:
+        why = str(error)
     wait(stage.processes)
     store.reload()
-    store.touch()
+    if not all(digest in store for digest in digests):
+        stage.tell(Progress("encoding", message=f"Encoder outputs are not kept after all: {why}."))
+        return None
+    with contextlib.suppress(OSError):  # somebody else's, to read only
+        store.touch()
     return store
 
 

@@ -399,6 +399,26 @@ def test_another_config_does_not_go_on_with_an_interrupted_run(
         train(config.replace(out=str(tmp_path / "other"), resume="must"))
 
 
+@pytest.mark.parametrize("where", ["a file", "a full disk"])
+def test_a_run_goes_on_where_encoder_outputs_cannot_be_kept(
+    options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    from finetune.features import FeatureStore
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / "features"
+    if where == "a file":
+        folder.touch()
+    else:
+        monkeypatch.setattr(FeatureStore, "append", full)
+    changed = options | {"max_steps": 1, "eval_fraction": 0.0, "feature_dir": str(folder)}
+    told: list[Progress] = []
+    assert train(FinetuneConfig(**changed, out=str(tmp_path / "run")), told.append).finished
+    assert any("Encoder outputs are not kept" in progress.message for progress in told)
+
+
 def test_a_run_that_was_killed_while_it_wrote_its_report_is_finished_by_its_command(
     options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
