@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from vqa_app.devices import Dtype, Quantization
-from vqa_app.errors import ImageError, ModelError, UsageError
+from vqa_app.errors import ModelError, UsageError
 from vqa_app.model_options import (
     AdapterName,
     Device,
@@ -28,14 +28,10 @@ from vqa_app.model_options import (
 if TYPE_CHECKING:
     from vqa_app.conversation import Conversation
     from vqa_app.engine import Engine
-    from vqa_app.images import ImageLimits, Picture
-    from vqa_app.replies import Asking, Reply
+    from vqa_app.images import Picture
+    from vqa_app.replies import Asking
 
 app = typer.Typer(add_completion=False)
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-_SUFFIXES += (".heic", ".heif", ".svg", ".pdf")
-"""What makes a word a picture's name even where there is no such file."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +124,7 @@ def ask(
     """
     from vqa_app.engine import GenerationOptions
     from vqa_app.images import ImageLimits
+    from vqa_app.named_pictures import read_pictures
     from vqa_app.replies import Asking
 
     console = Console(stderr=True, highlight=False)
@@ -169,24 +166,13 @@ def ask(
 
 def split_words(words: list[str]) -> tuple[list[str], str | None]:
     """Tells pictures from the question, which is the last word unless that names a picture."""
+    from vqa_app.named_pictures import names_picture
+
     if words and not names_picture(words[-1]):
         if not words[-1].strip():
             raise UsageError("The question is empty.", 'Ask: vqa-app ask cat.png "What is this?"')
         return words[:-1], words[-1]
     return words, None
-
-
-def names_picture(word: str) -> bool:
-    """Whether a word on the command line is meant as a picture."""
-    from vqa_app.fetch import is_url
-
-    if word == "-" or word[:5].lower() == "data:" or (is_url(word) and " " not in word):
-        return True
-    path = Path(word)
-    try:
-        return path.is_file() or (path.suffix.lower() in _SUFFIXES and " " not in word)
-    except (OSError, ValueError):  # too long or a NUL byte: no path
-        return False
 
 
 def split_choices(text: str | None) -> tuple[str, ...]:
@@ -234,37 +220,6 @@ def _check_writable(path: Path) -> None:
         raise UsageError(f"There is no folder {path.parent}.", "Create it first.")
 
 
-def read_pictures(sources: list[str], console: Console, limits: ImageLimits) -> list[Picture]:
-    """Opens what was named on the command line and tells what was changed.
-
-    Raises:
-        ImageError: one of them cannot be used.
-        UsageError: stdin was named twice.
-    """
-    if sources.count("-") > 1:
-        raise UsageError("- is given twice, but stdin holds only one picture.", "Name the others.")
-    return [read_picture(source, console, limits) for source in sources]
-
-
-def read_picture(source: str, console: Console, limits: ImageLimits) -> Picture:
-    from vqa_app.fetch import fetch_picture, is_url
-    from vqa_app.images import open_picture
-    from vqa_app.replies import waiting
-
-    if source == "-":
-        if sys.stdin.isatty():
-            raise ImageError("- reads a picture from stdin.", "Pipe one in: < cat.png")
-        picture = open_picture(sys.stdin.buffer, name="stdin", limits=limits)
-    elif is_url(source):
-        with waiting(console, "Fetching the picture"):
-            picture = fetch_picture(source, limits)
-    else:
-        picture = open_picture(source, limits=limits)
-    if picture.changes:
-        console.print(f"{picture.name}: {', '.join(picture.changes)}", style="dim", markup=False)
-    return picture
-
-
 def _ask_once(
     engine: Engine,
     pictures: list[Picture],
@@ -275,7 +230,7 @@ def _ask_once(
     console: Console,
 ) -> None:
     from vqa_app.conversation import Conversation
-    from vqa_app.replies import describe, reply_to, to_stdout
+    from vqa_app.replies import describe, reply_to, tell_notes, to_stdout
 
     if explain is not None:
         _check_explainable(engine, pictures)
@@ -301,29 +256,6 @@ def _check_explainable(engine: Engine, pictures: list[Picture]) -> None:
             f"{engine.info.label} ({engine.info.architecture}) does not show where it looked.",
             "Leave out --explain, or use another model.",
         )
-
-
-def tell_notes(reply: Reply, console: Console) -> None:
-    """What a person should know of an answer; on a terminal also how it went."""
-    answer = reply.answer
-    if answer is not None and answer.finish_reason == "length":
-        console.print("The answer was cut off; --max-new-tokens allows a longer one.", style="dim")
-    if answer is not None and answer.dropped_messages:
-        console.print(
-            f"The model's context is full: the oldest {answer.dropped_messages} messages were"
-            " left out.",
-            style="dim",
-        )
-    if not console.is_terminal:
-        return
-    facts = [f"confidence {reply.confidence:.0%}"]
-    if reply.probabilities is not None:
-        facts = [f"{text} {p:.0%}" for text, p in reply.probabilities.items()]
-    if answer is not None:
-        facts.append(f"first word after {answer.seconds_to_first_token:.2f} s")
-        if answer.tokens_per_second:
-            facts.append(f"{answer.tokens_per_second:.0f} tokens/s")
-    console.print(" · ".join(facts), style="dim", markup=False)
 
 
 def _draw(engine: Engine, conversation: Conversation, said: str, path: Path) -> list[Path]:

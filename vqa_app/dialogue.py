@@ -14,12 +14,12 @@ from typing import Any
 
 from rich.console import Console
 
-from vqa_app.ask import read_picture, tell_notes
 from vqa_app.conversation import Conversation, Message
 from vqa_app.engine import Engine
 from vqa_app.errors import UsageError, VqaError
 from vqa_app.images import ImageLimits, Picture
-from vqa_app.replies import Asking, Reply, reply_to, to_stdout
+from vqa_app.named_pictures import read_picture
+from vqa_app.replies import Asking, Reply, reply_to, tell_notes, to_stdout
 
 HELP = """\
 /image FILE...   show pictures with the next question (files or http(s) addresses)

@@ -159,6 +159,29 @@ def to_stdout(text: str) -> None:
     sys.stdout.flush()
 
 
+def tell_notes(reply: Reply, console: Console) -> None:
+    """What a person should know of an answer; on a terminal also how it went."""
+    answer = reply.answer
+    if answer is not None and answer.finish_reason == "length":
+        console.print("The answer was cut off; --max-new-tokens allows a longer one.", style="dim")
+    if answer is not None and answer.dropped_messages:
+        console.print(
+            f"The model's context is full: the oldest {answer.dropped_messages} messages were"
+            " left out.",
+            style="dim",
+        )
+    if not console.is_terminal:
+        return
+    facts = [f"confidence {reply.confidence:.0%}"]
+    if reply.probabilities is not None:
+        facts = [f"{text} {p:.0%}" for text, p in reply.probabilities.items()]
+    if answer is not None:
+        facts.append(f"first word after {answer.seconds_to_first_token:.2f} s")
+        if answer.tokens_per_second:
+            facts.append(f"{answer.tokens_per_second:.0f} tokens/s")
+    console.print(" · ".join(facts), style="dim", markup=False)
+
+
 def describe(picture: Picture) -> dict[str, Any]:
     """A picture in a JSON answer."""
     return {
