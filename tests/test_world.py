@@ -7,10 +7,11 @@ import pytest
 
 from finetune.builtin import dense
 from finetune.builtin.world import ROOMS, make_scene, sample_scene
-from finetune.builtin.world.phrasing import SHORT_STYLE, dress, say
+from finetune.builtin.world.phrasing import dress, say
 from finetune.builtin.world.refs import Ref
 from finetune.builtin.world.scene import QA, Split
 from finetune.builtin.world.shapes import HELD_OUT_PAIRS, KINDS, SHAPES
+from vqa_app.conversation import SHORT_STYLE
 
 
 def questions(seed: int, split: Split = "train", room: str = "shapes") -> list[QA]:

@@ -6,11 +6,10 @@ import threading
 from typing import Any
 
 from ui.handlers import Desk
-from ui.render import SHORT_STYLE
 from ui.stream import BEAT, ask_once
 from ui.teach import Teaching
 from ui.world_data import held_out
-from vqa_app.conversation import Conversation
+from vqa_app.conversation import SHORT_STYLE, Conversation
 from vqa_app.engine import Engine
 from vqa_app.images import Picture
 

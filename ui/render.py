@@ -15,11 +15,8 @@ from typing import Any
 
 from ui.markdown import to_html
 from ui.store import Store, Turn
-from vqa_app.conversation import Conversation, Message
+from vqa_app.conversation import SHORT_STYLE, Conversation, Message
 from vqa_app.images import Picture
-
-SHORT_STYLE = "\nAnswer the question using a single word or phrase."
-"""LLaVA-1.5's instruction for short answers (Liu et al., 2023b), which the built-in model knows."""
 
 LOOKED_WELL, LOOKED_SOME = 1.5, 0.4
 """Nats that a whole answer gains by the pictures: 4.5 times, and half as likely again. Of the whole

@@ -8,9 +8,8 @@ from typing import Any, TypeAlias
 
 from ui.handlers import Desk, Request, Update, question_of
 from ui.markdown import to_html
-from ui.render import SHORT_STYLE
 from ui.stream import BEAT, facts_of, growing, state_of
-from vqa_app.conversation import Conversation
+from vqa_app.conversation import SHORT_STYLE, Conversation
 from vqa_app.engine import Engine
 from vqa_app.errors import UsageError
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ui.render import SHORT_STYLE
+from vqa_app.conversation import SHORT_STYLE
 
 if TYPE_CHECKING:
     from finetune.builtin.world import QA, Split

@@ -17,6 +17,10 @@ from vqa_app.images import Picture
 Role: TypeAlias = Literal["system", "user", "assistant"]
 Part: TypeAlias = "str | Picture"
 
+SHORT_STYLE = "\nAnswer the question using a single word or phrase."
+"""LLaVA-1.5's instruction for short answers, behind a question (Liu et al., 2023b, table 7). The
+built-in model has learned it as one token."""
+
 
 @dataclass(frozen=True)
 class Message:

@@ -122,7 +122,6 @@ def export_pairs(
     split: Split = "test",
     seed: int = 0,
     short: bool | None = True,
-    plain: bool = True,
 ) -> Path:
     """Writes at least `count` questions about two pictures each. Returns the JSON file."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
@@ -134,7 +133,7 @@ def export_pairs(
         for name, scene in zip(names, pair.scenes, strict=True):
             ROOMS[scene.room].draw(scene).save(folder / name)
         rng = random.Random(f"dress-pair-{number}")
-        record = row(list(pair.questions), names, "pair", rng, short, plain)
+        record = row(list(pair.questions), names, "pair", rng, short, plain=True)
         records.append({"id": f"pair-{number}", **record})
         asked += len(pair.questions)
         number += 1

@@ -1,6 +1,6 @@
 """Stage 0b: the language model learns the world's questions on symbols instead of pixels.
 
-First every object is one token (shuffled, at most ten), then the picture is the encoder's grid of
+First every object is one token (shuffled), then the picture is the encoder's grid of
 patches, each an embedding of what `dense` says is under it. What the encoder has to add later is
 only the same information in its own code, which the projector translates.
 """

@@ -54,7 +54,6 @@ class Pool:
     capacity: int
     weights: Mapping[str, float]
     next_seed: int = 0
-    captions: bool = True
 
     def __post_init__(self) -> None:
         self.images = np.zeros((self.capacity, SIZE, SIZE, 3), np.uint8)
@@ -70,8 +69,7 @@ class Pool:
             slot = self.drawn % self.capacity
             self.images[slot] = pixels(ROOMS[scene.room].draw(scene))
             self.targets[slot] = dense.patches(scene)
-            if self.captions:
-                self.texts[slot] = caption(scene, seed)
+            self.texts[slot] = caption(scene, seed)
             self.drawn += 1
             self.next_seed += 1
 

@@ -1,8 +1,5 @@
-"""Batches of questions about symbolic pictures, and which questions are asked how often.
-
-First every object is one token (shuffled, at most ten), then the picture is the encoder's grid of
-patches.
-"""
+"""Batches of questions about symbolic pictures: what they hold, and which skills are asked how
+often while a model learns (`Course`, `Emphasis`)."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -80,6 +77,7 @@ class Course:
     questions: int
     grid: bool
     most_objects: int = 99
+    """In a picture; scenes with more are passed over."""
     basic: float = 0.0
     """Share of questions outside `BASIC` that is left out."""
     short: float = 0.6

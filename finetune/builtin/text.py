@@ -8,7 +8,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from finetune.builtin.world import ROOMS, make_scene
-from finetune.builtin.world.phrasing import SHORT_STYLE, typed
+from finetune.builtin.world.phrasing import typed
+from vqa_app.conversation import SHORT_STYLE
 
 IMAGE, START, END, PAD = "<image>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 SPECIALS = (PAD, START, END, IMAGE)

@@ -11,9 +11,7 @@ from typing import Any
 from finetune.datasets.pictures import Context, find_picture
 from finetune.datasets.records import read_record
 from finetune.datasets.rows import BadRow, Problem, Row
-
-SHORT_ANSWER = "Answer the question using a single word or phrase."
-"""What LLaVA-1.5 adds to VQA v2's questions (Liu et al., 2023, table 7)."""
+from vqa_app.conversation import SHORT_STYLE
 
 
 def load_official(path: Path) -> dict[str, Any] | None:
@@ -59,7 +57,7 @@ def join(
                 raise BadRow(f"Question {entry.get('question_id')} has no text.")
             record = {
                 **annotation,
-                "question": f"{entry['question']}\n{SHORT_ANSWER}",
+                "question": f"{entry['question']}{SHORT_STYLE}",
                 "image": str(_picture(entry.get("image_id"), subset, context)),
             }
             yield read_record(record, number, context)

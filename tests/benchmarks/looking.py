@@ -14,10 +14,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from finetune.builtin.world import make_scene
-from finetune.builtin.world.phrasing import SHORT_STYLE
 from finetune.builtin.world.scene import Item
 from finetune.builtin.world.shapes import SHAPES
-from vqa_app.conversation import Conversation
+from vqa_app.conversation import SHORT_STYLE, Conversation
 from vqa_app.engine import Engine
 from vqa_app.images import open_picture
 

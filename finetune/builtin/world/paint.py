@@ -1,7 +1,7 @@
 """Colours, backgrounds and anti-aliased drawing, shared by all rooms."""
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
@@ -178,7 +178,3 @@ def plural(word: str) -> str:
     if word.endswith("y") and word[-2] not in "aeiou":
         return word[:-1] + "ies"
     return word + "s"
-
-
-Pen = Callable[[Canvas, tuple[float, float, float, float], RGB, random.Random], None]
-"""A thing's drawing: (canvas, pixel box, colour, rng)."""

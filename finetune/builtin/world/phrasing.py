@@ -5,24 +5,9 @@ import re
 from collections.abc import Sequence
 
 from finetune.builtin.world.scene import QA, Split
-
-SHORT_STYLE = "\nAnswer the question using a single word or phrase."
-"""LLaVA-1.5's instruction for short answers."""
+from vqa_app.conversation import SHORT_STYLE
 
 PICTURE_WORDS = ("picture", "image", "picture", "image", "photo", "scene")
-NUMBER_WORDS = (
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-)
 
 
 def say(templates: Sequence[str], rng: random.Random, split: Split, **words: object) -> str:
