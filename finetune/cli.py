@@ -88,7 +88,7 @@ def _finetune(
     if offline:
         stay_offline()
 
-    from finetune.progress import Display, describe_metric
+    from finetune.progress import Display, counted, describe_metric
     from finetune.train import train
 
     with Display() as display:
@@ -96,7 +96,7 @@ def _finetune(
     if not result.finished:
         raise typer.Exit(INTERRUPTED_EXIT_CODE)
     found = ", ".join(describe_metric(name, value) for name, value in result.evaluation.items())
-    print(f"{result.run}: {result.steps:,} steps" + (f", {found}" if found else "") + ".")
+    print(f"{result.run}: {counted(result.steps, 'step')}" + (f", {found}" if found else "") + ".")
 
 
 def _check_data(
@@ -117,7 +117,13 @@ def _check_data(
 
 
 def _show_sample(
-    row: Annotated[int, typer.Option(min=1, help="Which row, counted from 1.")] = 1,
+    row: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N or FILE:N",
+            help="Its number, as problems name it. Default: the first good row.",
+        ),
+    ] = None,
     offline: Offline = False,
     *,
     options: dict[str, Any],

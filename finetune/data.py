@@ -11,11 +11,13 @@ from finetune.branching import supports_branching
 from finetune.config import FinetuneConfig
 from finetune.datasets import read_rows
 from finetune.preflight import Preflight, Summary, check_shared, leaking, split, summarize
-from finetune.progress import OnProgress, Progress
+from finetune.progress import OnProgress, Progress, counted
 from finetune.run_files import SKIPPED_EVAL_FILE, SKIPPED_FILE
 from vqa_app.loading import LoadedModel
 
 SHOWN_PROBLEMS = 20
+FEW_QUESTIONS = 30
+"""One answer of so many changes the accuracy by 3 points."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,8 @@ def read_data(config: FinetuneConfig, loaded: LoadedModel, tell: OnProgress) -> 
             tell(Progress("checking", message=f"... and {more:,} more problems."))
         found.raise_beyond(config.max_bad, skipped)
         if found.problems:
-            message = (
-                f"{len(found.problems):,} bad rows are left out; they are listed in {skipped}."
-            )
+            left_out = counted(len(found.problems), "bad row")
+            message = f"Left out: {left_out}, listed in {skipped}."
             tell(Progress("checking", message=message))
         return found
 
@@ -62,26 +63,46 @@ def read_data(config: FinetuneConfig, loaded: LoadedModel, tell: OnProgress) -> 
     if config.eval_data:
         held_out = checked(config.eval_data, Path(config.out) / SKIPPED_EVAL_FILE)
         if leaks := leaking(train_data, held_out):
-            message = (
-                f"Note: {len(leaks):,} held-out rows repeat training rows or show their pictures."
-            )
+            known = counted(len(leaks), "held-out row")
+            message = f"Note: training rows repeat, or show the pictures of, {known}."
             tell(Progress("checking", message=message))
     else:
         train_data, held_out = split(train_data, config.eval_fraction, config.seed)
     if copies := train_data.duplicates():
         later = copies[0][1].row.place
-        message = f"Note: {len(copies):,} rows are duplicates, the first at {later}."
+        message = f"Note: {counted(len(copies), 'duplicate row')}, the first at {later}."
         tell(Progress("checking", message=message))
     tell(Progress("checking", message=describe(summarize(train_data.samples), held_out)))
+    if doubt := doubts(config, held_out):
+        tell(Progress("checking", message=f"Note: {doubt}"))
     return Data(train_data, held_out)
 
 
-def describe(counted: Summary, held_out: Preflight) -> str:
+def describe(summary: Summary, held_out: Preflight) -> str:
     """The training data in one line."""
-    questions = sum(len(row.references) for row in held_out.rows)
-    least, median, _, most = counted.quantiles
+    least, median, _, most = summary.quantiles
+    pictures, rows = counted(summary.pictures, "picture"), counted(summary.rows, "row")
+    asked = counted(_questions(held_out), "question")
     return (
-        f"{counted.rows:,} rows, {counted.answers:,} answers, {counted.pictures:,} pictures; "
-        f"{least:,} to {most:,} tokens, median {median:,}; {counted.trained_tokens:,} trained. "
-        f"Held out: {len(held_out.rows):,} rows with {questions:,} questions."
+        f"{rows}, {counted(summary.answers, 'answer')}, {pictures}; "
+        f"{least:,} to {most:,} tokens, median {median:,}; {summary.trained_tokens:,} trained. "
+        f"Held out: {counted(len(held_out.rows), 'row')} with {asked}."
     )
+
+
+def doubts(config: FinetuneConfig, held_out: Preflight) -> str:
+    """Why evaluations will tell little; empty where they will tell enough."""
+    if (asked := _questions(held_out)) >= FEW_QUESTIONS:
+        return ""
+    if asked:
+        return (
+            f"Only {counted(asked, 'question')} held out: accuracy, and the checkpoint that is "
+            "kept for it, are by chance to a good part."
+        )
+    if config.eval_fraction == 0:
+        return ""
+    return "Nothing is held out: all rows hang together by the pictures that they share."
+
+
+def _questions(held_out: Preflight) -> int:
+    return sum(len(row.references) for row in held_out.rows)

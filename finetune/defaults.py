@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune.config import FinetuneConfig, Stage
+from finetune.progress import counted
 from vqa_app.sizes import in_words
 
 if TYPE_CHECKING:
@@ -271,7 +272,9 @@ def describe(settings: Settings, chosen: FinetuneConfig) -> str:
         parts += [shown("rank", settings.rank), shown("alpha", settings.alpha)]
     parts += [shown("epochs", f"{settings.epochs:.3g}"), shown("batch_size", settings.batch_size)]
     split = settings.micro_batches
-    parts.append(f"{settings.steps:,} steps" + (f" of {split} micro-batches" if split > 1 else ""))
+    parts.append(
+        counted(settings.steps, "step") + (f" of {split} micro-batches" if split > 1 else "")
+    )
     parts.append("bf16" if settings.bf16 else "fp32")
     if settings.eight_bit_optimizer:
         parts.append("8-bit AdamW")

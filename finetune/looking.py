@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from finetune.config import FinetuneConfig
+from finetune.datasets import Problem, ReadRows, Row, read_rows
 from finetune.preflight import ONLY_ROWS, Preflight, Summary, check, leaking, summarize
-from finetune.progress import Display, Progress
+from finetune.progress import Display, Progress, counted
 from finetune.samples import Sample, samples_of
-from vqa_app.errors import DataError, UsageError
+from vqa_app.errors import DataError, UsageError, VqaError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,40 +60,37 @@ def check_data(config: FinetuneConfig, stream: IO[str]) -> None:
         if not (found.samples or found.problems):
             raise DataError(f"{name} data: there are no rows.", "Check the files.")
     bad = sum(len(found.problems) for found in checked.values())
-    counted = f"{bad:,} problem{'s' if bad > 1 else ''}"
-    console.print("No problems." if not bad else f"{counted}, listed above.")
+    problems = counted(bad, "problem")
+    console.print("No problems." if not bad else f"{problems}, listed above.")
     if any(problem.row is None for found in checked.values() for problem in found.problems):
-        raise DataError(f"{counted} in the data.", ONLY_ROWS)
+        raise DataError(f"{problems} in the data.", ONLY_ROWS)
     if bad > config.max_bad:
         raise DataError(
-            f"{counted} in the data.",
+            f"{problems} in the data.",
             f"Fix what is listed above, or train without these rows with --max-bad {bad}.",
         )
 
 
-def show_sample(config: FinetuneConfig, number: int, stream: IO[str]) -> None:
+def show_sample(config: FinetuneConfig, which: str | None, stream: IO[str]) -> None:
     """Prints one row as the model reads it.
+
+    Args:
+        which: its number, as problems name it, or `file:number`; None for the first good row.
 
     Raises:
         DataError: there is no such row, or it is bad.
     """
     from rich.console import Console
 
-    from finetune.datasets import read_rows
-
     console = Console(file=stream, highlight=False, soft_wrap=True)
     reader = _reader(config)
     processor, shares = reader.processor, reader.shares_prefixes
-    data = read_rows(config.data, config.images)
-    if number > len(data.rows):
-        first = f" The first problem: {data.problems[0]}" if data.problems else ""
-        raise DataError(
-            f"There are {len(data.rows):,} good rows, so no row {number:,}.{first}",
-            "Give a smaller --row.",
-        )
-    row = data.rows[number - 1]
-    conversation = row.conversation()
-    samples = samples_of(row, conversation, processor, turns=config.turns, share_prefix=shares)
+    row = _row(read_rows(config.data, config.images), which)
+    try:
+        conversation = row.conversation()
+        samples = samples_of(row, conversation, processor, turns=config.turns, share_prefix=shares)
+    except VqaError as error:
+        raise DataError(f"{row.place}: {error.problem}", error.hint) from error
     console.print(f"{row.place}, id {row.id}", markup=False)
     for picture in conversation.pictures:
         changes = f" ({', '.join(picture.changes)})" if picture.changes else ""
@@ -100,6 +99,35 @@ def show_sample(config: FinetuneConfig, number: int, stream: IO[str]) -> None:
         _print_picture(console, processor, picture)
     for sample in samples:
         _print_tokens(console, processor, sample)
+
+
+def _row(data: ReadRows, which: str | None) -> Row:
+    if which is None and data.rows:
+        return data.rows[0]
+    file, _, number = (which or "1").rpartition(":")
+    if not number.isdigit():
+        raise UsageError(f"--row is {which!r}.", "Give a row's number, or FILE:NUMBER.")
+
+    def meant(found: Row | Problem) -> bool:
+        at = found.number if isinstance(found, Row) else found.row
+        return at == int(number) and file in ("", found.file, Path(found.file).name)
+
+    rows = [row for row in data.rows if meant(row)]
+    problems = [problem for problem in data.problems if meant(problem)]
+    files = list(dict.fromkeys(found.file for found in (*rows, *problems)))
+    if len(files) > 1:
+        raise UsageError(
+            f"Several files have a row {number}: {', '.join(files)}.",
+            f"Say which: --row {files[0]}:{number}.",
+        )
+    if problems:
+        raise DataError(str(problems[0]))
+    if not rows:
+        first = f" The first problem: {data.problems[0]}" if data.problems else ""
+        numbers = [row.number for row in data.rows if file in ("", row.file, Path(row.file).name)]
+        there = f"they are {min(numbers):,} to {max(numbers):,}" if numbers else "there are none"
+        raise DataError(f"There is no row {which or 1}: {there}.{first}", "Give another --row.")
+    return rows[0]
 
 
 @dataclass(frozen=True)
@@ -116,8 +144,6 @@ class _Reader:
 def _check(
     config: FinetuneConfig, sources: Sequence[str], reader: _Reader, display: Display
 ) -> Preflight:
-    from finetune.datasets import read_rows
-
     return check(
         read_rows(sources, config.images),
         reader.processor,
@@ -146,23 +172,25 @@ def _reader(config: FinetuneConfig, further: Sequence[str] = ()) -> _Reader:
     )
 
 
-def _print_summary(console: Console, name: str, counted: Summary) -> None:
-    least, median, high, most = counted.quantiles
-    console.print(f"{name}: {counted.rows:,} rows, {counted.answers:,} answers")
-    each = ", ".join(f"{number} in {count:,}" for number, count in counted.pictures_each)
-    console.print(f"  {counted.pictures:,} different pictures; in a sequence: {each}")
-    if counted.sequences != counted.rows:
-        console.print(f"  {counted.sequences:,} sequences to train")
+def _print_summary(console: Console, name: str, summary: Summary) -> None:
+    least, median, high, most = summary.quantiles
+    rows, answers = counted(summary.rows, "row"), counted(summary.answers, "answer")
+    console.print(f"{name}: {rows}, {answers}")
+    each = ", ".join(f"{number} in {count:,}" for number, count in summary.pictures_each)
+    pictures = counted(summary.pictures, "different picture")
+    console.print(f"  {pictures}; in a sequence: {each}")
+    if summary.sequences != summary.rows:
+        console.print(f"  {counted(summary.sequences, 'sequence')} to train")
     console.print(
-        f"  {counted.tokens:,} tokens, {counted.trained_tokens:,} of them trained; a sequence has "
+        f"  {summary.tokens:,} tokens, {summary.trained_tokens:,} of them trained; a sequence has "
         f"{least:,} to {most:,}, median {median:,}, 95 % up to {high:,}"
     )
-    tallest = max(count for _, _, count in counted.histogram)
-    for start, end, count in counted.histogram:
+    tallest = max(count for _, _, count in summary.histogram)
+    for start, end, count in summary.histogram:
         bar = "█" * max(1 if count else 0, round(_BAR * count / tallest))
         console.print(f"  {start:>7,} to {end - 1:>7,} tokens {bar} {count:,}")
     console.print("  Longest:")
-    for sample in counted.longest:
+    for sample in summary.longest:
         console.print(f"    {len(sample):,} tokens: {sample.row.place}", markup=False)
 
 

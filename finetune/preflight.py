@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from finetune.datasets import Problem, ReadRows, Row, Split, split_by_picture
+from finetune.progress import counted
 from finetune.samples import Sample, Turns, samples_of
 from vqa_app.errors import DataError, VqaError
 
@@ -61,25 +62,32 @@ class Preflight:
 
     def raise_beyond(self, max_bad: int, skipped: Path | None = None) -> None:
         """Stops for more problems than are allowed; else writes the rows left out to `skipped`.
-        Only rows can be left out: what is wrong with a whole file always stops.
 
         Raises:
-            DataError: how many there are, and the first with file and row.
+            DataError: see `allow`.
         """
-        if files := [problem for problem in self.problems if problem.row is None]:
-            raise DataError(str(files[0]), ONLY_ROWS)
-        if len(self.problems) > max_bad:
-            count = f"{len(self.problems):,} problem" + ("s" if len(self.problems) > 1 else "")
-            raise DataError(
-                f"{count} in the data, the first: {self.problems[0]}",
-                f"Fix what check-data lists, or leave it out with --max-bad {len(self.problems)}.",
-            )
+        allow(self.problems, max_bad)
         if not self.samples:
             raise DataError("The data holds no rows.", "Check --data.")
         if self.problems and skipped is not None:
             skipped.parent.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(problem.to_json(), ensure_ascii=False) for problem in self.problems]
             skipped.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def allow(problems: Sequence[Problem], max_bad: int) -> None:
+    """Only rows can be left out: what is wrong with a whole file always stops.
+
+    Raises:
+        DataError: there are more than `max_bad`; how many, and the first with file and row.
+    """
+    if files := [problem for problem in problems if problem.row is None]:
+        raise DataError(str(files[0]), ONLY_ROWS)
+    if len(problems) > max_bad:
+        raise DataError(
+            f"{counted(len(problems), 'problem')} in the data, the first: {problems[0]}",
+            f"Fix what check-data lists, or leave it out with --max-bad {len(problems)}.",
+        )
 
 
 def check(

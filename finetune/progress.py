@@ -38,6 +38,11 @@ class Progress:
     """The last one: vqa_accuracy (0 to 1), loss (nats a token), image_gain (nats a token)."""
 
 
+def counted(number: int, what: str) -> str:
+    """`1 row`, `1,000 rows`."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 OnProgress: TypeAlias = Callable[[Progress], None]
 
 

@@ -18,9 +18,9 @@ from typing import Any, TypeAlias
 
 from finetune.datasets import PictureSource, Problem, Row, read_rows
 from finetune.metrics import question_type
-from finetune.preflight import in_parallel
+from finetune.preflight import allow, in_parallel
 from vqa_app.conversation import Conversation, Message
-from vqa_app.errors import DataError, ImageError
+from vqa_app.errors import ImageError
 from vqa_app.images import Picture
 
 Data: TypeAlias = "Sequence[Row] | str | Path | Sequence[str | Path]"
@@ -140,12 +140,7 @@ def ask(
         if errors:
             bad[id(row)] = row.problem(errors[0].problem, errors[0].hint)
     problems = (*problems, *bad.values())
-    if len(problems) > max_bad:
-        several = "s" if len(problems) > 1 else ""
-        raise DataError(
-            f"{len(problems):,} problem{several} in the data, the first: {problems[0]}",
-            "`vqa-app check-data` lists all of them; --max-bad leaves some rows out.",
-        )
+    allow(problems, max_bad)
     return Asked(tuple(q for q in questions if id(q.row) not in bad), problems)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.golden import Comparison, compare, read_golden
+from finetune.progress import counted
 from vqa_app.errors import ModelError
 from vqa_app.manifest import read_manifest
 
@@ -51,7 +52,7 @@ class Verification:
     def summary(self) -> str:
         found = self.comparison
         return (
-            f"{found.prompts} golden prompts: log-probabilities within"
+            f"{counted(found.prompts, 'golden prompt')}: log-probabilities within"
             f" {found.worst_difference:.2g} nats of those saved (allowed: {self.tolerance:g})"
         )
 

@@ -11,12 +11,12 @@ import pytest
 
 from finetune.config import FinetuneConfig
 from finetune.looking import check_data, show_sample
-from finetune.progress import Display, Progress, clock
+from finetune.progress import Display, Progress, clock, counted
 from tests.fake_hub import serve
 from tests.finetune_data import write_data
 from tests.test_finetune_checkpoint import saved
 from vqa_app import sources
-from vqa_app.errors import DataError, ModelError
+from vqa_app.errors import DataError, ModelError, UsageError
 
 
 def options(data: Path, model: Path) -> FinetuneConfig:
@@ -59,13 +59,54 @@ def test_leaking_rows_are_counted(tiny_llava_dir: Path, tmp_path: Path) -> None:
 def test_show_sample_marks_exactly_the_trained_tokens(tiny_llava_dir: Path, tmp_path: Path) -> None:
     data = write_data(tmp_path)
     stream = io.StringIO()
-    show_sample(options(data, tiny_llava_dir), 2, stream)
+    show_sample(options(data, tiny_llava_dir), "2", stream)
     shown = stream.getvalue()
     marked = "".join(part.split("⟧")[0] for part in shown.split("⟦")[1:] if "green" not in part)
     assert marked == "blue<|im_end|>no<|im_end|>no<|im_end|>"
     assert "⟨16 image tokens⟩" in shown and "row 2" in shown and "32×32" in shown
-    with pytest.raises(DataError, match="8 good rows, so no row 9"):
-        show_sample(options(data, tiny_llava_dir), 9, stream)
+    with pytest.raises(DataError, match="no row 9: they are 1 to 8"):
+        show_sample(options(data, tiny_llava_dir), "9", stream)
+
+
+def shown(model: Path, which: str | None, *data: Path) -> str:
+    stream = io.StringIO()
+    config = options(data[0], model).replace(data=tuple(map(str, data)))
+    show_sample(config, which, stream)
+    return stream.getvalue()
+
+
+def test_a_row_has_the_number_that_problems_name(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    write_data(tmp_path, pictures=2)
+    good = '{"image": "0.png", "question": "Which colour?", "answer": "red"}'
+    bad = '{"image": "gone.png", "question": "Which colour?", "answer": "red"}'
+    (tmp_path / "a.jsonl").write_text(f"{bad}\n\n{good}\n")
+    (tmp_path / "b.csv").write_text("image,question,answer\n1.png,Which colour?,blue\n")
+    (tmp_path / "c.jsonl").write_text(f"{good}\n{good}\n{good}\n")
+    first, second, third = (tmp_path / name for name in ("a.jsonl", "b.csv", "c.jsonl"))
+    for which in (None, "3"):
+        assert "a.jsonl, row 3," in shown(tiny_llava_dir, which, first, second)
+    assert "b.csv, row 2," in shown(tiny_llava_dir, "2", first, second)
+    assert "c.jsonl, row 3," in shown(tiny_llava_dir, "c.jsonl:3", first, third)
+    for which, files, said in (
+        ("1", (first,), r"a\.jsonl, row 1: .*gone\.png"),
+        ("3", (first, third), "Several files have a row 3"),
+        ("c.jsonl:4", (first, third), "no row c.jsonl:4: they are 1 to 3"),
+        ("two", (first,), "--row is 'two'"),
+    ):
+        with pytest.raises((DataError, UsageError), match=said):
+            shown(tiny_llava_dir, which, *files)
+
+
+def test_a_damaged_picture_is_named_with_its_row(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path, pictures=2)
+    (tmp_path / "1.png").write_bytes(b"\x89PNG")
+    with pytest.raises(DataError, match=r"data\.json, row 2: 1\.png"):
+        shown(tiny_llava_dir, "2", data)
+
+
+def test_one_of_something_is_said_so() -> None:
+    said = [counted(number, "bad row") for number in (0, 1, 2000)]
+    assert said == ["0 bad rows", "1 bad row", "2,000 bad rows"]
 
 
 @pytest.mark.parametrize("stage", ["projector", "lora"])
@@ -74,7 +115,7 @@ def test_a_run_reads_rows_as_its_base_does(
 ) -> None:
     run = saved(tiny_llava_dir, stage, tmp_path)
     data = write_data(tmp_path)
-    for shown in (check_data, lambda config, stream: show_sample(config, 2, stream)):
+    for shown in (check_data, lambda config, stream: show_sample(config, "2", stream)):
         streams = io.StringIO(), io.StringIO()
         shown(options(data, tiny_llava_dir), streams[0])
         shown(options(data, run), streams[1])
@@ -104,7 +145,7 @@ def test_a_terminal_is_shown_the_picture(tiny_llava_dir: Path, tmp_path: Path) -
             return True
 
     stream = Terminal()
-    show_sample(options(write_data(tmp_path), tiny_llava_dir), 2, stream)
+    show_sample(options(write_data(tmp_path), tiny_llava_dir), "2", stream)
     assert stream.getvalue().count("▀") == 48 * 24
 
 
@@ -137,7 +178,7 @@ def test_show_sample_shows_every_picture_and_each_question_as_the_model_gets_it(
     """Qwen-VL is given patches, and trains each question in a sequence of its own."""
     data = write_data(tmp_path)
     stream = io.StringIO()
-    show_sample(options(data, tiny_checkpoint("qwen2-vl")), 2, stream)
+    show_sample(options(data, tiny_checkpoint("qwen2-vl")), "2", stream)
     assert stream.getvalue().count("patches") == 1
     assert "blind to the others" not in stream.getvalue()
     assert stream.getvalue().count("trained (") == 3

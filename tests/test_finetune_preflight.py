@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,24 @@ def test_whatever_fails_in_rendering_a_row_is_told_with_the_row(
     found = check(read_rows(data), processor, max_length=1000)
     (problem,) = found.problems
     assert problem.row == 2 and "TextEncodeInput must be Union" in problem.what
+
+
+def test_it_is_told_where_held_out_questions_are_too_few(data: Path, processor: Any) -> None:
+    from finetune.config import FinetuneConfig
+    from finetune.data import describe, doubts
+
+    found = check(read_rows(data), processor, max_length=1000)
+    config = FinetuneConfig()
+    train, held_out = split(found, 0.2, seed=0)
+    questions = sum(len(row.references) for row in held_out.rows)
+    assert 1 < questions < 30 and f"Only {questions} questions held" in doubts(config, held_out)
+    assert "hang together" in doubts(config, split(found, 0.0, seed=0)[1])
+    assert doubts(FinetuneConfig(eval_fraction=0.0), split(found, 0.0, seed=0)[1]) == ""
+    many = replace(
+        held_out, samples=tuple(replace(s, row=replace(s.row)) for s in train.samples * 5)
+    )
+    assert doubts(config, many) == ""
+    one = replace(found, samples=found.samples[:1])
+    said = describe(summarize(one.samples), one)
+    assert said.startswith("1 row, 1 answer, 1 picture;")
+    assert said.endswith("Held out: 1 row with 1 question.")
