@@ -426,6 +426,7 @@ def test_text_vqa_is_read_with_its_pictures(folder: Path) -> None:
     [
         (question(image_id="bird"), "There is no picture bird in"),
         (question(image_id=3), "There is no picture 3 in"),
+        (question(image_idx=3), "There is no picture 3 in"),
         (question(shot="cat.png"), "'shot' holds a picture or its name"),
         (question(coco_url="https://example.org/1.jpg"), "picture's web address"),
         (question(image_url="https://example.org/1.jpg"), "is a web address"),
@@ -492,6 +493,8 @@ def test_placeholders_beside_pictures_are_not_trained_as_text(folder: Path) -> N
         (question(answer=1.0, options='["a dog", "a cat"]'), "a cat"),
         (question(answer="['red', 'red', 'grey']"), "red"),
         (question(answer="[illegible]"), "[illegible]"),
+        (question(answer="[12, 40, 80, 99]"), "[12, 40, 80, 99]"),
+        ({"question": "How many?", "answers": "[3, 3, 4]"}, "3"),
     ],
 )
 def test_an_answer_is_what_somebody_wrote(folder: Path, record: dict, answer: str) -> None:
@@ -504,6 +507,7 @@ def test_an_answer_is_what_somebody_wrote(folder: Path, record: dict, answer: st
         (question(answer=float("nan")), "There is no answer"),
         (question(question=float("nan")), "There is no question"),
         (question(answer=2, choices=["a dog", "a cat"]), "there are 2 choices"),
+        (question(answer=1, choices=["1", "2"]), "is a choice, and the position of another"),
         (question(answer="['red' 'grey']"), "is not a list"),
         (question(answer="['red', oh, 'grey']"), "is not a list"),
         ({"texts": [{"user": "What?", "assistant": None}]}, "as text"),

@@ -17,7 +17,8 @@ from finetune.datasets.values import missing, parse_if_text, short
 IMAGE_KEYS = ("image", "images", "image_path", "img", "picture", "file_name", "filename", "photo")
 _LIKE_IMAGE = re.compile(
     r"(image|img|picture|photo|pic)s?"
-    r"([ _-]?(id|name|path|file|file[ _-]?name|bytes|data|base64|url|uri|src))?s?"
+    r"([ _-]?(id|idx|index|key|hash|ref|name|path|file|file[ _-]?name|bytes|data|base64"
+    r"|url|uri|src))?s?"
 )
 """Further keys, in lower case, that say which picture a row is about."""
 _ENDINGS = (".jpg", ".png", ".jpeg", ".webp")

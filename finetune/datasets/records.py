@@ -251,13 +251,13 @@ def _from_question(
     question = first(record, keys, QUESTION_KEYS)
     if missing(question) or not str(question).strip():
         raise BadRow("There is no question.", f"Name its column one of {', '.join(QUESTION_KEYS)}.")
-    values = [record[keys[key]] for key in ANSWER_KEYS if key in keys]
-    values = [value for value in values if not missing(value)]
-    if not values:
+    given = {key: record[keys[key]] for key in ANSWER_KEYS if key in keys}
+    given = {key: value for key, value in given.items() if not missing(value)}
+    if not given:
         raise BadRow("There is no answer.", f"Name its column one of {', '.join(ANSWER_KEYS)}.")
     choices = first(record, keys, ("choices", "options"))
-    answers = max((answers_of(value, choices) for value in values), key=len)
-    target = answers_of(values[0], choices)
+    read = [answers_of(v, choices, several=key == "answers") for key, v in given.items()]
+    answers, target = max(read, key=len), read[0]
     if not answers or not target:
         raise BadRow("The answer is empty.", "Fill it in, or remove the row.")
     chosen = Counter(target).most_common(1)[0][0]

@@ -52,16 +52,21 @@ def parse_if_text(value: Any) -> Any:
     return found
 
 
-def answers_of(value: Any, choices: Any = None) -> list[str]:
+def answers_of(value: Any, choices: Any = None, *, several: bool = False) -> list[str]:
     """Answers from text, number, list, or VQA v2's list of objects.
 
     Args:
         choices: the texts that an answer may be the position of, from 0.
+        several: the key says that there are several; else numbers in brackets are one answer, such
+            as a box.
 
     Raises:
         BadRow: a list that cannot be read, or a position where there is no choice.
     """
-    value = parse_if_text(value)
+    text, value = value, parse_if_text(value)
+    numbers = isinstance(value, list) and not all(isinstance(v, (str, Mapping)) for v in value)
+    if isinstance(text, str) and numbers and not several:
+        return [text.strip()]
     if isinstance(value, Mapping):
         value = value.get("answer", value.get("text"))
     if isinstance(value, (list, tuple)):
@@ -78,6 +83,11 @@ def answers_of(value: Any, choices: Any = None) -> list[str]:
             raise BadRow(
                 f"The answer is {value}, and there are {len(choices)} choices.",
                 "Count them from 0, or write the answer as text.",
+            )
+        if str(value) in map(str, choices) and str(choices[value]) != str(value):
+            raise BadRow(
+                f"The answer {value} is a choice, and the position of another.",
+                "Write the answer as text.",
             )
         return answers_of(choices[value])
     return [str(value)] if str(value).strip() else []
