@@ -63,6 +63,8 @@ def pictures_beside(
     message: Mapping[str, Any], context: Context, where: str
 ) -> list[PictureSource]:
     """The pictures that a message names beside its text, as Ollama and some ShareGPT files do."""
+    if len(message) == 2:  # who speaks, and what: nearly all are so
+        return []
     column = picture_column(message)
     named = [] if column is None else _listed(message[column])
     return [picture_from(item, context, where) for item in named]
