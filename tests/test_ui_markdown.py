@@ -24,6 +24,19 @@ def test_latex_becomes_mathml(source):
     assert "$" not in to_html(source) and "\\" not in to_html(source)
 
 
+@pytest.mark.parametrize("name", ["aligned", "align", "align*", "gathered", "gather", "split"])
+@pytest.mark.parametrize("around", [r"$$%s$$", r"\[%s\]"])
+def test_lines_of_formulas_become_mathml(name, around):
+    html = to_html(around % rf"\begin{{{name}}} x &= 1 \\ y &= 2 \end{{{name}}}")
+    assert html.count("<mtr>") == 2 and "\\" not in html
+
+
+@pytest.mark.parametrize("name", ["align", "align*", "gather", "equation"])
+def test_formulas_that_need_no_dollars_become_mathml(name):
+    html = to_html(f"So\n\\begin{{{name}}}\nx^2\n\\end{{{name}}}\nand on")
+    assert "<msup>" in html and "\\" not in html and "and on" in html
+
+
 @pytest.mark.parametrize("source", ["It costs $5 and $10.", "a $ b $ c"])
 def test_prices_are_no_formulas(source):
     assert "<math" not in to_html(source)
@@ -47,6 +60,7 @@ def test_broken_latex_is_shown_and_breaks_nothing(source):
         r"$\text{<img src=x onerror=alert(1)>}$",
         r"$\href{javascript:alert(1)}{x}$",
         r"$\style{position:fixed}{x}$",
+        "\\begin{align}\n\\href{javascript:alert(1)}{x}\n\\end{align}",
         r"$\class{x}{y} \text{a}\\\href{http://evil.example}{b}$",
         "```<img src=x>\nx\n```",
         "| <img src=x> |\n|---|\n| <script>x</script> |",

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from tests.fake_engine import FakeEngine
 from tests.ui_server import running
 from ui.app import Application
 from ui.security import COOKIE
-from ui.server import is_loopback, listen
+from ui.server import address_for_others, is_loopback, listen
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.images import ImageLimits
 
@@ -339,6 +340,21 @@ def test_a_taken_port_is_named_with_a_free_one():
             listen("127.0.0.1", port)
     offered = int(re.search(r"--port (\d+)", str(refusal.value)).group(1))
     listen("127.0.0.1", offered).close()
+
+
+def test_other_machines_are_told_where_the_page_is(monkeypatch):
+    with listen("127.0.0.1", 0) as own:
+        assert address_for_others(own) is None
+    with listen("0.0.0.0", 0) as everywhere:
+        port = everywhere.getsockname()[1]
+        if found := address_for_others(everywhere):  # none without a network
+            host = found.split("/")[2].rpartition(":")[0]
+            assert not is_loopback(host)
+            socket.create_connection((host, port), timeout=10).close()
+        monkeypatch.setattr("ui.server._own_host", lambda _: "192.168.0.2")
+        assert address_for_others(everywhere, "/vqa") == f"http://192.168.0.2:{port}/vqa/"
+        monkeypatch.setattr("ui.server._own_host", lambda _: None)
+        assert address_for_others(everywhere) is None
 
 
 def test_loopback_is_told_from_the_world():

@@ -78,13 +78,15 @@ def chat(
     max_megapixels: MaxMegapixels = 50,
 ) -> None:
     """Chat about pictures in the browser."""
-    from ui.server import address_of, is_loopback, listen, serve
+    from ui.server import address_for_others, address_of, is_loopback, listen, serve
 
     users = dict(_user(entry) for entry in auth or [])
     root_path = "/" + root_path.strip("/") if root_path.strip("/") else ""
     listener = listen(host, port)
     address = address_of(listener, root_path)
     print(f"Chat at {address}  (Ctrl-C stops)", flush=True)
+    if others := address_for_others(listener, root_path):
+        print(f"From other machines: {others}", flush=True)
     if not users and not is_loopback(host):
         print(
             "Warning: anybody who can reach this address can use the page. "

@@ -6,6 +6,7 @@ are named instead of loaded. The same HTML serves the page and the exported file
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from html import escape
@@ -24,6 +25,11 @@ _MATH_ATTRIBUTES = {
     *("width", "height", "depth", "voffset"),
 }
 """What formulas may carry: LaTeX can also ask for links and styles (`\\href`, `\\style`)."""
+_ENVIRONMENTS = {
+    **{"aligned": "align*", "gathered": "matrix", "gather": "matrix", "gather*": "matrix"},
+    **{"dcases": "cases", "equation": "", "equation*": ""},
+}
+"""Environments that the converter does not know, and one that looks the same."""
 
 
 def to_html(text: str) -> str:
@@ -33,6 +39,7 @@ def to_html(text: str) -> str:
 
 @cache
 def _renderer() -> MarkdownIt:
+    from mdit_py_plugins.amsmath import amsmath_plugin
     from mdit_py_plugins.dollarmath import dollarmath_plugin
     from mdit_py_plugins.texmath import texmath_plugin
 
@@ -42,9 +49,11 @@ def _renderer() -> MarkdownIt:
     ).enable(["table", "strikethrough"])
     markdown.use(texmath_plugin, delimiters="brackets")
     markdown.use(dollarmath_plugin, allow_space=False, allow_digits=False, double_inline=True)
+    markdown.use(amsmath_plugin)
     for name in ("math_inline", "math_inline_double", "math_block", "math_block_label"):
         markdown.add_render_rule(name, _math)
-    markdown.add_render_rule("math_single", _math)
+    for name in ("math_single", "amsmath"):
+        markdown.add_render_rule(name, _math)
     markdown.add_render_rule("image", _image)
     markdown.add_render_rule("link_open", _link)
     markdown.add_render_rule("table_open", lambda *_: '<div class="table" tabindex="0"><table>\n')
@@ -66,10 +75,16 @@ def formula(source: str, block: bool = False) -> str:
     try:
         if len(source) > _LONGEST_FORMULA:
             raise ValueError("too long")
-        tree = ElementTree.fromstring(convert(source, display="block" if block else "inline"))
+        known = re.sub(r"\\(begin|end)\{(\w+\*?)\}", _environment, source)
+        tree = ElementTree.fromstring(convert(known, display="block" if block else "inline"))
         return ElementTree.tostring(_tamed(tree), encoding="unicode", short_empty_elements=False)
     except Exception:  # its parser fails in many ways on what is not LaTeX, IndexError among them
         return f"<code>{escape(source)}</code>"
+
+
+def _environment(found: re.Match[str]) -> str:
+    name = _ENVIRONMENTS.get(found[2], found[2])
+    return f"\\{found[1]}{{{name}}}" if name else ""
 
 
 def _tamed(tree: ElementTree.Element) -> ElementTree.Element:

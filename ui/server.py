@@ -75,6 +75,28 @@ def address_of(listener: socket.socket, root_path: str = "") -> str:
     host, port = listener.getsockname()[:2]
     if ipaddress.ip_address(host).is_unspecified:
         host = "127.0.0.1" if listener.family == socket.AF_INET else "::1"
+    return _address(host, port, root_path)
+
+
+def address_for_others(listener: socket.socket, root_path: str = "") -> str | None:
+    """Where the page is for other machines, if it listens for all and this one has a network."""
+    host, port = listener.getsockname()[:2]
+    own = _own_host(listener.family) if ipaddress.ip_address(host).is_unspecified else None
+    return _address(own, port, root_path) if own else None
+
+
+def _own_host(family: socket.AddressFamily) -> str | None:
+    """This machine's address towards the world: what a datagram, which is never sent, would bear.
+
+    The addresses that it would go to are kept for documentation (RFC 5737, RFC 3849)."""
+    anywhere = "192.0.2.1" if family == socket.AF_INET else "2001:db8::1"
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as asking:
+        asking.connect((anywhere, 9))
+        return asking.getsockname()[0]
+    return None
+
+
+def _address(host: str, port: int, root_path: str) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}{root_path}/"
 
 

@@ -156,6 +156,7 @@
     const image = el("img", { src: `vqa/pictures/${picture.digest}?size=large`, alt: `Picture ${picture.number}` });
     const canvas = el("canvas", { "aria-hidden": "true" });
     const node = el("div.overlay", {}, image, canvas);
+    image.addEventListener("load", () => node.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight));
     if (!picture.maps) return { node, draw: () => {} };
     const bytes = Uint8Array.from(atob(picture.maps), (letter) => letter.charCodeAt(0));
     const { rows, columns } = picture;

@@ -297,6 +297,7 @@
     follow = true;
     scroll();
   });
+    new ResizeObserver(scroll).observe($("scroll")); // the question below takes more or less room
   vqa.follow = () => {
     follow = true;
   };

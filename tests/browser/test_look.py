@@ -1,0 +1,103 @@
+"""How the page looks: shapes, edges, and what covers what."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from tests.browser.conftest import expect
+from tests.browser.test_page import overflow
+
+LOADED = "[...document.querySelectorAll('.overlay img')].every((image) => image.naturalWidth)"
+PHONE = {"viewport": {"width": 375, "height": 720}, "has_touch": True, "is_mobile": True}
+
+
+def picture(folder, width: int, height: int, colour="teal"):
+    file = folder / f"{width}x{height}.png"
+    Image.new("RGB", (width, height), colour).save(file)
+    return file
+
+
+def box(locator) -> dict[str, float]:
+    found = locator.bounding_box()
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, PHONE], ids=["wide", "phone"])
+@pytest.mark.parametrize("sizes", [[(90, 120)], [(100, 300), (320, 240)], [(600, 60)]], ids=str)
+def test_where_it_looked_keeps_the_shape_of_the_pictures(visit, tmp_path, sizes, options):
+    visitor = visit(**options)
+    page = visitor.page
+    visitor.attach(*[picture(tmp_path, *size) for size in sizes])
+    visitor.ask("What is it?")
+    page.locator(".foot .look").click()
+    overlays = page.locator(".overlay")
+    expect(overlays).to_have_count(len(sizes))
+    page.wait_for_function(LOADED)
+    page.wait_for_timeout(100)
+    for position, (width, height) in enumerate(sizes):
+        overlay = overlays.nth(position)
+        shown, covered = box(overlay.locator("img")), box(overlay.locator("canvas"))
+        assert shown["width"] / shown["height"] == pytest.approx(width / height, rel=0.02)
+        assert covered == pytest.approx(shown, abs=1)
+        assert min(shown["width"], shown["height"]) > 25
+
+
+def test_a_white_picture_has_an_edge(visit, tmp_path):
+    visitor = visit()
+    visitor.attach(picture(tmp_path, 120, 120, "white"))
+    visitor.ask("What is it?")
+    visitor.attach(picture(tmp_path, 100, 120, "white"))
+    for thumb in (visitor.page.locator("article .thumb"), visitor.page.locator("#tray .thumb")):
+        seen = Image.open(BytesIO(thumb.screenshot())).convert("L")
+        middle = seen.height // 2
+        assert min(seen.getpixel((x, middle)) for x in range(3)) < 235
+        assert seen.getpixel((seen.width // 2, middle)) > 250
+
+
+def test_what_is_attached_covers_nothing_of_the_chat(visit, engine, pictures):
+    engine.answer = "\n\n".join(f"Line {number}." for number in range(25))
+    visitor = visit()
+    page = visitor.page
+    visitor.ask("A long one?")
+    visitor.attach(*pictures)
+    at_the_end = "{ const s = vqa.$('scroll'); s.scrollHeight - s.scrollTop - s.clientHeight < 2 }"
+    page.wait_for_function(at_the_end)  # it made room
+    page.evaluate("vqa.$('scroll').scrollTop = 0")
+    latest, composer = page.locator("#latest"), box(page.locator("#composer"))
+    expect(latest).to_be_visible()
+    place = box(latest)
+    assert place["y"] + place["height"] <= composer["y"]
+    latest.click()
+    page.wait_for_function(at_the_end)
+    page.click(".new")
+    expect(latest).to_be_hidden()
+
+
+TABLE = "| name | " + " | ".join("x" * 30 for _ in range(4)) + " |\n|---|---|---|---|---|\n"
+WIDE = (
+    f"{TABLE}| squares | 1 | 2 | 3 | 4 |\n\n{'very' * 60}long\n\n> said\n\n```\n{'code ' * 60}\n```"
+)
+
+
+def test_a_wide_table_scrolls_and_its_words_stay_whole(visit, engine):
+    engine.answer = WIDE
+    visitor = visit(**PHONE)
+    page = visitor.page
+    visitor.ask("A table?")
+    assert overflow(page) <= 0
+    line = box(page.locator(".answer th").first)["height"]
+    assert box(page.locator(".answer td").first)["height"] == pytest.approx(line, abs=3)
+
+    name = page.url.partition("#")[2]
+    saved = page.request.get(f"{visitor.address}vqa/conversations/{name}.html").text()
+    exported = visitor.tab()
+    exported.set_content(saved)
+    assert overflow(exported) <= 0
+    expect(exported.locator("blockquote")).to_have_css("border-left-style", "solid")
+    assert box(exported.locator("td").first)["height"] == pytest.approx(
+        box(exported.locator("th").first)["height"], abs=3
+    )
