@@ -27,10 +27,13 @@ from vqa_app.manifest import read_manifest
 IDENTITY_FILE = "started.json"
 NOT_IDENTITY = {
     "resume", "workers", "report_to", "keep", "feature_gb", "feature_dir", "save_every", "device",
-    "out", "images", "eval_data"
+    "out", "images", "eval_data", "micro_batch_size", "gradient_checkpointing"
 }  # fmt: skip
 """Options that change nothing of what is learned, or that are told by what is in the data: a run
 may go on with others."""
+DIVISION = ("device", "processes", "micro_batch_size", "micro_batches", "gradient_checkpointing")
+"""What is decided by the memory that is free at the start."""
+_DIVIDED = "divided"
 BEFORE_A_START = {IDENTITY_FILE, SKIPPED_FILE, SKIPPED_EVAL_FILE, "projector"}
 """What this package writes into a run's folder before it is told what the run is."""
 
@@ -44,6 +47,7 @@ def start_or_resume(run: Path, config: FinetuneConfig, identity: dict[str, Any])
     checkpoint.sweep(run)
     saved = checkpoint.latest_checkpoint(run)
     before = _read_json(run / IDENTITY_FILE)
+    before.pop(_DIVIDED, None)
     if config.resume == "must" and saved is None:
         raise UsageError(f"{run} holds no checkpoint to go on from.", "Leave --resume at auto.")
     if saved is not None and config.resume != "never":
@@ -61,6 +65,17 @@ def start_or_resume(run: Path, config: FinetuneConfig, identity: dict[str, Any])
     run.mkdir(parents=True, exist_ok=True)
     (run / IDENTITY_FILE).write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
     return None
+
+
+def divided(run: Path) -> dict[str, Any]:
+    """How a step was divided when the run began, by the names in `DIVISION`; may be empty."""
+    return _read_json(run / IDENTITY_FILE).get(_DIVIDED, {})
+
+
+def keep_divided(run: Path, division: dict[str, Any]) -> None:
+    """Notes that beside the run's identity."""
+    noted = _read_json(run / IDENTITY_FILE) | {_DIVIDED: division}
+    (run / IDENTITY_FILE).write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
 
 
 def identity_of(config: FinetuneConfig, data: Data, fingerprint: str) -> dict[str, Any]:

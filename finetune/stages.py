@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from finetune.machine import (
 from finetune.objective import Objective
 from finetune.preflight import in_parallel
 from finetune.progress import OnProgress, Progress
-from finetune.run_folder import identity_of, start_or_resume
+from finetune.run_folder import DIVISION, divided, identity_of, keep_divided, start_or_resume
 from finetune.samples import Sample
 from finetune.stage_run import StageRun
 from finetune.stopping import Stop
@@ -90,9 +91,21 @@ def freeze_base(config: FinetuneConfig, loaded: LoadedModel, tell: OnProgress) -
     return frozen
 
 
-def settle(stage: StageRun) -> Settings:
-    """Decides what the config leaves open, and says so."""
+def settle(stage: StageRun, saved: Path | None) -> Settings:
+    """Decides what the config leaves open, and says so.
+
+    Args:
+        saved: checkpoint to go on from; steps are divided as they were before it, so that their
+            losses are those of an uninterrupted run whatever memory is free now.
+    """
     config, text = stage.config, text_config(stage.loaded.model)
+    hardware = Hardware(
+        device_of(config).split(":")[0],
+        held_memory(config),
+        free_memory(config),
+        computes_bf16(config),
+        stage.processes,
+    )
     settings, memory = decide(
         config,
         sequences=sum(sample.row.weight for sample in stage.samples),
@@ -106,14 +119,9 @@ def settle(stage: StageRun) -> Settings:
             vocabulary=text.vocab_size,
         ),
         trainable=stage.frozen.trainable,
-        hardware=Hardware(
-            device_of(config).split(":")[0],
-            held_memory(config),
-            free_memory(config),
-            computes_bf16(config),
-            stage.processes,
-        ),
+        hardware=hardware,
     )
+    settings = _divided_as_before(stage, settings, hardware, saved)
     stage.tell(Progress("loading", message=describe(settings, config)))
     stage.tell(Progress("loading", message=str(memory)))
     if memory.needed > memory.free:
@@ -121,6 +129,29 @@ def settle(stage: StageRun) -> Settings:
             "Less memory: --micro-batch-size 1, --gradient-checkpointing, a smaller --max-length."
         )
         stage.tell(Progress("loading", message=f"This may not fit. {advice}"))
+    return settings
+
+
+def _divided_as_before(
+    stage: StageRun, settings: Settings, hardware: Hardware, saved: Path | None
+) -> Settings:
+    known = {**vars(hardware), **vars(settings)}
+    division = {name: known[name] for name in DIVISION}
+    if saved is None:
+        if stage.process == 0:
+            keep_divided(stage.run, division)
+        return settings
+    before = divided(stage.run)
+    if any(before.get(name) != division[name] for name in ("device", "processes")):
+        return settings  # nothing to compare with
+    if stage.config.micro_batch_size is None:
+        settings = replace(
+            settings,
+            micro_batch_size=before["micro_batch_size"],
+            micro_batches=before["micro_batches"],
+        )
+    if stage.config.gradient_checkpointing is None:
+        settings = replace(settings, gradient_checkpointing=before["gradient_checkpointing"])
     return settings
 
 

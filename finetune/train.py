@@ -10,6 +10,7 @@ from pathlib import Path
 
 from finetune import checkpoint, run_folder
 from finetune.config import FinetuneConfig
+from finetune.datasets import check_sources
 from finetune.progress import OnProgress, Progress
 from finetune.stopping import Stop
 from vqa_app.errors import UsageError
@@ -59,6 +60,7 @@ def train(
         raise UsageError("There is no data to train on.", "Give --data.")
     if not config.out:
         raise UsageError("There is no folder for the run.", "Give --out.")
+    check_sources((*config.data, *config.eval_data), config.images)
     run = Path(config.out)
     run_folder.refuse_finished(run)
     run_folder.claim(run)
@@ -100,8 +102,8 @@ def run_stage(
     data = read_data(config, loaded, tell)
     frozen = stages.freeze_base(config, loaded, tell)
     stage = StageRun(config, loaded, data, frozen, process, processes, tell)
-    settings = stages.settle(stage)
     saved = stages.resume_point(stage)
+    settings = stages.settle(stage, saved)
     evaluation = Evaluation.of(stage)
     features = stages.keep_features(stage, settings)
     trainer = stages.make_trainer(stage, settings, features, evaluation, stop)

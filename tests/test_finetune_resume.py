@@ -93,3 +93,27 @@ def test_sigterm_and_ctrl_c_save_first(
     assert in_child(stopped) == 0
     assert in_child(lambda: train(chosen)) == 0
     assert losses(folder / number.name) == uninterrupted
+
+
+def test_less_free_memory_divides_no_step_anew(
+    folder: Path, tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(name: str, ended: Callable[[Progress], None] | None = None) -> int:
+        left_open = config(tiny_llava_dir, folder, name).replace(micro_batch_size=None)
+        return in_child(lambda: train(left_open, ended))
+
+    assert run("roomy") == 0
+    assert os.WTERMSIG(run("tight", ended_at(5, signal.SIGKILL))) == signal.SIGKILL
+    monkeypatch.setattr("finetune.stages.free_memory", lambda _: 1)
+    assert run("tight") == 0
+    assert losses(folder / "tight") == losses(folder / "roomy")
+
+
+def test_a_run_goes_on_in_smaller_pieces_where_they_are_asked_for(
+    folder: Path, tiny_llava_dir: Path
+) -> None:
+    """As the message of a full memory advises."""
+    chosen = config(tiny_llava_dir, folder, "smaller").replace(dropout=0.0)
+    in_child(lambda: train(chosen, ended_at(5, signal.SIGKILL)))
+    assert in_child(lambda: train(chosen.replace(micro_batch_size=1))) == 0
+    assert [step for step, _ in losses(folder / "smaller")] == [1, 2, 3, 4, 5, 6, 7]
