@@ -180,6 +180,18 @@ def test_a_mistyped_watch_question_is_told_before_anything_is_read(
     assert not told
 
 
+@pytest.mark.parametrize("missing", ["data", "eval_data", "images"])
+def test_files_that_are_not_there_are_told_before_a_model_is_loaded(
+    options: dict, tmp_path: Path, missing: str
+) -> None:
+    told: list[Progress] = []
+    chosen = FinetuneConfig(**options | {missing: (str(tmp_path / "gone"),)})
+    run = tmp_path / "run"
+    with pytest.raises(DataError, match="There is no (file|folder)"):
+        train(chosen.replace(out=str(run)), on_progress=told.append)
+    assert told == [] and not run.exists()
+
+
 def test_golden_prompts_come_from_training_rows_where_too_few_are_held_out() -> None:
     from finetune.datasets import Row, Turn
     from finetune.leaving import golden_conversations
