@@ -18,13 +18,10 @@ from transformers import PreTrainedTokenizerFast
 from finetune.builtin import dense
 from finetune.builtin.evaluate import Exam, Seer, evaluate_world
 from finetune.builtin.language import (
-    CENSUS_SHARE,
-    REFERENT_SHARE,
     Census,
     Referents,
     Symbols,
-    answer_loss,
-    run_packed,
+    step_loss,
     told,
 )
 from finetune.builtin.optim import MuonAdam, Training, copied_from_first, rank, rate_at
@@ -196,13 +193,13 @@ def align(
                 symbols, packer, weights, number, training.step, scale, emphasis
             )
         with torch.autocast(seer.device, torch.bfloat16):
-            hidden, states = run_packed(seer.language, asked.packed, asked.visual)
-            loss, hits = answer_loss(seer.language, hidden, asked.packed)
-            found = referents.loss(states, asked.packed, asked.sought)
-            counted = census.loss(states, asked.packed, asked.totals)
-        training.learn(loss + REFERENT_SHARE * found + CENSUS_SHARE * counted, warmup=60)
+            whole, loss, hits = step_loss(
+                seer.language, referents, census,
+                asked.packed, asked.visual, asked.sought, asked.totals,
+            )  # fmt: skip
+        training.learn(whole, warmup=60)
         emphasis.grade(hits, asked.skills)
-        losses[seen].append(loss.item())
+        losses[seen].append(loss)
         if rank():
             continue
         if training.step % 200 == 0:

@@ -189,6 +189,23 @@ REFERENT_SHARE, CENSUS_SHARE = 0.3, 0.2
 """What the heads' losses count beside the answers'."""
 
 
+def step_loss(
+    model: LlamaForCausalLM,
+    referents: Referents,
+    census: Census,
+    packed: Packed,
+    visual: torch.Tensor,
+    sought: Sought,
+    totals: Totals,
+) -> tuple[torch.Tensor, float, Hits]:
+    """What a step goes down, the answers' part of it, and which branches were answered rightly."""
+    hidden, states = run_packed(model, packed, visual)
+    loss, hits = answer_loss(model, hidden, packed)
+    found = referents.loss(states, packed, sought)
+    counted = census.loss(states, packed, totals)
+    return loss + REFERENT_SHARE * found + CENSUS_SHARE * counted, loss.item(), hits
+
+
 @torch.no_grad()
 def symbolic_score(
     model: LlamaForCausalLM,
@@ -255,13 +272,12 @@ def train_language(
         packed = quiz.packed.to(device)
         with torch.autocast(device, torch.bfloat16):
             visual = symbols(quiz.rows.to(device), course.grid).flatten(0, -2)
-            hidden, states = run_packed(model, packed, visual)
-            loss, hits = answer_loss(model, hidden, packed)
-            found = referents.loss(states, packed, quiz.sought)
-            counted = census.loss(states, packed, quiz.totals)
-        training.learn(loss + REFERENT_SHARE * found + CENSUS_SHARE * counted)
+            whole, loss, hits = step_loss(
+                model, referents, census, packed, visual, quiz.sought, quiz.totals
+            )
+        training.learn(whole)
         emphasis.grade(hits, quiz.skills)
-        losses.append(loss.item())
+        losses.append(loss)
         if training.step % 200 == 0:
             print(
                 f"language {training.clock.elapsed / 60:.1f} min step {training.step} "
