@@ -127,6 +127,7 @@ def test_sharding_without_gpus_is_refused(
     tiny_llava_dir: Path, tmp_path: Path, option: str
 ) -> None:
     """accelerate would train unsharded without a word."""
+    write_data(tmp_path)
     chosen = config(tiny_llava_dir, tmp_path, "run")
     with pytest.raises(UsageError, match=f"{option} shards over GPUs"):
         train(chosen.replace(**{option: "default" if option == "fsdp" else "zero2"}))
