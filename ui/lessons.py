@@ -16,6 +16,9 @@ def teach(desk: Desk, teaching: Teaching, owner: str, request: Request) -> Updat
     match request.get("do"):
         case "judge":
             return _judge(desk, teaching, owner, request)
+        case "corrected":
+            turn = str(request.get("turn"))
+            return {"corrected": {"turn": turn, "answer": teaching.corrected(owner, turn)}}
         case "list":
             pass
         case "edit":

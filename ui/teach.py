@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from ui.pictures import PictureShelf
-from ui.render import SHORT_STYLE, without_paths
+from ui.render import without_paths
 from ui.sent import MAX_ROWS, read_sent, told, unpack
+from vqa_app.conversation import SHORT_STYLE
 from vqa_app.errors import DataError, UsageError, VqaError
 from vqa_app.images import OWN_FILES, Picture
 
@@ -164,6 +165,10 @@ class Teaching:
             del rows[self._place(rows, row_id)]
             self._write(owner, rows)
             self._sweep(owner, rows)
+
+    def corrected(self, owner: str, turn: str) -> str:
+        """The right answer that was taught for a turn, empty where there is none."""
+        return next((row.answer for row in self._rows(owner) if row.turn == turn), "")
 
     def forget(self, owner: str, turn: str) -> None:
         """Removes the row of a turn, if there is one."""

@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -30,12 +31,94 @@ def test_stop_keeps_what_came_and_the_chat_goes_on(visit, engine):
     visitor = visit()
     visitor.ask("Tell me a lot", wait=False)
     expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
+    expect(visitor.page.locator("#log")).to_have_attribute("aria-busy", "true")
     visitor.page.click(".stop-button")
     visitor.answered()
     expect(visitor.answers).to_have_text(["You asked"])
     engine.release()
     visitor.ask("And now?")
     expect(visitor.answers.nth(1)).to_contain_text("And now?")
+
+
+@contextmanager
+def held_back(page, address):
+    """Requests to an address reach the server only after the block."""
+    held = []
+    page.route(address, lambda route: route.continue_() if held is None else held.append(route))
+    yield
+    waiting, held = held, None
+    for route in waiting:
+        route.continue_()
+
+
+def test_stop_counts_before_the_server_has_the_question(visit, engine):
+    engine.hold(2)
+    visitor = visit()
+    with held_back(visitor.page, "**/gradio_api/queue/join*"):
+        visitor.ask("Tell me a lot", wait=False)
+        visitor.page.click(".stop-button")
+    visitor.answered()
+    assert visitor.page.locator("article .answer").get_attribute("data-state") == "stopped"
+
+
+def test_a_question_that_the_server_did_not_get_comes_back(visit, pictures):
+    visitor = visit()
+    visitor.attach(pictures[0])
+    visitor.context.set_offline(True)
+    visitor.ask("Is anybody there?", wait=False)
+    expect(visitor.page.locator(".toast.error")).to_contain_text("cannot be reached")
+    expect(visitor.page.locator("#question")).to_have_value("Is anybody there?")
+    expect(visitor.page.locator("#tray .thumb")).to_have_count(1)
+    visitor.context.set_offline(False)
+    visitor.page.wait_for_event("load")  # Gradio reloads the page
+    expect(visitor.page.locator("#tray .thumb")).to_have_count(1)
+    expect(visitor.page.locator("#question")).to_have_value("Is anybody there?")
+    visitor.page.press("#question", "Enter")
+    visitor.answered()
+    expect(visitor.answers).to_contain_text(["about one picture"])
+    expect(visitor.page.locator("#question")).to_have_value("")
+
+
+def test_what_is_sent_while_a_picture_is_on_its_way_is_asked_with_it(visit, pictures):
+    visitor = visit()
+    page, note = visitor.page, visitor.page.locator("#tray .note")
+    with held_back(page, "**/vqa/pictures?name=*"):
+        page.set_input_files("#files", [str(file) for file in pictures])
+        page.fill("#question", "Do they")
+        page.press("#question", "Enter")
+        expect(note).to_be_visible()
+        page.locator("#question").press_sequentially(" differ?")
+        expect(note).to_have_count(0)  # somebody who writes on has not finished
+        page.press("#question", "Enter")
+        expect(note).to_be_visible()
+    visitor.answered()
+    expect(visitor.answers).to_have_text(["You asked 'Do they differ?' about 2 pictures."])
+
+
+def test_what_was_being_written_comes_back_after_an_edit(visit, pictures):
+    visitor = visit()
+    page, box = visitor.page, visitor.page.locator("#question")
+    visitor.ask("One?")
+
+    def edit():
+        page.locator("article").last.hover()
+        page.get_by_label("Edit and ask again from here").last.click()
+        expect(page.locator("#tray .thumb")).to_have_count(0)
+
+    visitor.attach(pictures[0])
+    box.fill("And this?")
+    edit()
+    expect(box).to_have_value("One?")
+    box.press("Escape")
+    expect(box).to_have_value("And this?")
+    expect(page.locator("#tray .thumb")).to_have_count(1)
+    edit()
+    visitor.ask("Two?", wait=False)
+    page.wait_for_selector("text='2 / 2'")
+    visitor.answered()
+    expect(box).to_have_value("And this?")
+    expect(page.locator("#tray .thumb")).to_have_count(1)
+    expect(page.locator("#editing")).to_be_hidden()
 
 
 def test_regenerate_edit_and_branch_with_a_picture(visit, engine, pictures):
@@ -100,6 +183,14 @@ def test_paste(visit, pictures):
     visitor.page.wait_for_selector("#tray .thumb img")
     visitor.ask("What did I paste?")
     expect(visitor.answers).to_contain_text("about one picture")
+
+
+def test_a_picture_that_is_pasted_while_comparing_is_compared(visit, pictures):
+    visitor = visit()
+    visitor.page.click("nav [data-view-of=compare]")
+    visitor.page.evaluate(PASTE, base64.b64encode(pictures[0].read_bytes()).decode())
+    expect(visitor.page.locator(".compare-picture .thumb")).to_be_visible()
+    expect(visitor.page.locator("#tray li")).to_have_count(0)
 
 
 def test_a_bad_picture_is_named_and_the_chat_goes_on(visit, tmp_path):
@@ -298,7 +389,9 @@ def test_export_and_import(visit, tmp_path):
     file = tmp_path / "chat.json"
     download.value.save_as(file)
     assert json.loads(file.read_text("utf-8"))["title"] == "Keep me?"
+    visitor.page.click("nav [data-view-of=teach]")
     visitor.page.set_input_files("#import-file", str(file))
+    expect(visitor.page.locator("#vqa")).to_have_attribute("data-view", "chat")
     expect(visitor.page.locator("#list .title")).to_have_text(["Keep me?", "Keep me?"])
 
 

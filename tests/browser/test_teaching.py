@@ -9,13 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from finetune.progress import Progress
+from finetune.report import keep_watch_answers
 from tests.browser.conftest import WAIT, Visitor, expect
 from tests.browser.test_page import serious
 from tests.fake_engine import FakeEngine
 from tests.ui_server import running
 from ui.hub import Choice
+from vqa_app.images import open_picture
 
 
 class Trainer:
@@ -28,7 +31,7 @@ class Trainer:
     def __call__(self, config, on_progress, cancel):
         self.configs.append(config)
         run = Path(config.out)
-        run.mkdir(parents=True)
+        run.mkdir(parents=True, exist_ok=True)
         for step in range(1, 5):
             on_progress(Progress("training", step, 8, loss=2.0 / step, seconds_left=4.0))
         on_progress(Progress("evaluating", 1, 1, evaluation={"vqa_accuracy": 0.5, "loss": 1.0}))
@@ -38,8 +41,9 @@ class Trainer:
         for step in range(5, 9):
             on_progress(Progress("training", step, 8, loss=2.0 / step))
         on_progress(Progress("evaluating", 1, 1, evaluation={"vqa_accuracy": 1.0, "loss": 0.5}))
-        watched = {"step": 8, "question": "What is it?", "expected": "a hat", "answer": "a hat"}
-        (run / "watch.jsonl").write_text(json.dumps(watched) + "\n")
+        seen = open_picture(Image.new("RGB", (120, 90), "green"))
+        for step, answer in ((4, "a cat"), (6, "a hat"), (8, "a hat")):
+            keep_watch_answers(run, step, [("What is it?", "a hat", answer, [seen])])
         (run / "manifest.json").write_text("{}")
         return SimpleNamespace(finished=True)
 
@@ -107,7 +111,10 @@ def test_teach_train_compare_switch_and_go_back(school, pictures):
     assert Path(config.data[0]).name == "llava.json" and config.stage == "lora"
     taught = page.locator(".outcome tbody tr").first
     expect(taught.locator("th, td")).to_have_text(["Taught rows (1)", "0 %", "100 %"])
-    expect(page.locator(".watch")).to_contain_text("a hat")
+    expect(page.locator("#job .primary")).to_be_in_viewport(ratio=1)  # to use it in chat
+    expect(page.locator(".pairs").first).to_contain_text("before ✗ a catafter ✓ a hat")
+    expect(page.locator(".watch")).to_contain_text("a cat → a hat")
+    expect(page.locator(".watch img")).to_have_js_property("naturalWidth", 120)
 
     page.dblclick("text=Use it in chat")
     expect(page.locator(".toast")).to_have_text("hats answers from now on.")
@@ -173,7 +180,32 @@ def test_a_training_can_be_stopped(school):
     page.click("#train-form [type=submit]")
     page.click("#job button:has-text('Stop')")
     page.wait_for_selector("#job .badge:has-text('Stopped')")
+    school.trainer.go_on.set()
+    page.click("#job button:has-text('Go on')")
+    page.wait_for_selector("#job .badge:has-text('Done')")
+    assert school.trainer.configs[0] == school.trainer.configs[1]
     expect(page.locator("#train-form [type=submit]")).to_be_enabled()
+
+
+def test_a_correction_can_be_changed_and_taken_back(school):
+    visitor, page = school.visitor, school.visitor.page
+    visitor.ask("What is it?")
+    wrong, box = page.get_by_label("This is wrong"), page.locator(".correction input")
+    wrong.click()
+    box.fill("a hat")
+    box.press("Enter")
+    expect(wrong).to_have_attribute("aria-pressed", "true")
+    wrong.click()
+    expect(box).to_have_value("a hat")
+    box.fill("a red hat")
+    box.press("Enter")
+    page.click("nav [data-view-of=teach]")
+    expect(page.locator("#taught .right")).to_have_text(["a red hat"])
+    page.click("nav [data-view-of=chat]")
+    wrong.click()
+    page.click(".correction :text('Take back')")
+    expect(wrong).to_have_attribute("aria-pressed", "false")
+    expect(page.locator("#taught li.nothing")).to_have_count(1)
 
 
 def test_rows_are_edited_exported_deleted_and_imported(school, tmp_path, pictures):
@@ -191,6 +223,7 @@ def test_rows_are_edited_exported_deleted_and_imported(school, tmp_path, picture
     file = tmp_path / "taught.zip"
     download.value.save_as(file)
     page.get_by_label("Delete this row").click()
+    page.click("#sheet .danger")
     page.wait_for_selector("#taught .nothing")
     page.set_input_files("#rows-file", str(file))
     page.wait_for_selector("#taught .right:has-text('a red hat')")

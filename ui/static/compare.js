@@ -33,13 +33,16 @@
     const file = el("input", { type: "file", accept: "image/*", hidden: true, "aria-label": "Picture file" });
     const place = el("span.compare-picture");
     const show = () => place.replaceChildren(picture ? vqa.thumb({ ...picture, number: 1 }) : "");
-    file.addEventListener("change", async () => {
-      const [chosen] = file.files;
-      const found = chosen && (await vqa.post(`vqa/pictures?name=${encodeURIComponent(chosen.name)}`, chosen));
-      file.value = "";
+    vqa.comparePicture = async (chosen) => {
+      const name = encodeURIComponent(chosen.name || "pasted picture");
+      const found = await vqa.post(`vqa/pictures?name=${name}`, chosen);
       if (!found) return;
       picture = found;
       show();
+    };
+    file.addEventListener("change", async () => {
+      if (file.files.length) await vqa.comparePicture(file.files[0]);
+      file.value = "";
     });
     vqa.compareScene = (scene) => {
       picture = scene.picture;

@@ -5,23 +5,24 @@
   const MOST = 8;
   let pictures = []; // {digest, name, changes, size} or {busy: true, name}
   let replaces = null; // the turn that is being edited
-  let draft = null; // what was sent last, for when it is refused
+  let draft = null; // what was sent, until the server has it
+  let aside = null; // what was being written when an earlier question was taken up
   let early = false; // Enter came before the server listened
+  let whenReady = null; // Enter came before the pictures were there: {conversation}
 
   // -- pictures ------------------------------------------------------------------------------------
 
   async function bring(files) {
     vqa.show("chat");
     $("question").focus();
-    for (const file of files) {
-      if (pictures.length >= MOST) {
-        vqa.toast(`At most ${MOST} pictures at a time.`, "error");
-        break;
-      }
-      const place = { busy: true, name: file.name || "pasted picture" };
-      pictures.push(place);
-      drawTray();
-      const found = await vqa.post(`vqa/pictures?name=${encodeURIComponent(place.name)}`, file);
+    const room = MOST - pictures.length;
+    if (files.length > room) vqa.toast(`At most ${MOST} pictures at a time.`, "error");
+    const places = files.slice(0, room).map((file) => ({ busy: true, name: file.name || "pasted picture", file }));
+    pictures.push(...places);
+    drawTray();
+    for (const place of places) {
+      if (!holderOf(place)) continue; // taken away meanwhile
+      const found = await vqa.post(`vqa/pictures?name=${encodeURIComponent(place.name)}`, place.file);
       settle(place, found);
       if (found) warm();
     }
@@ -35,13 +36,17 @@
     warm();
   };
 
+  const holderOf = (place) => [pictures, aside?.pictures].find((list) => list?.includes(place));
+
   function settle(place, found) {
-    const at = pictures.indexOf(place);
-    if (at < 0) return; // taken away meanwhile
-    const known = found && pictures.some((one) => one.digest === found.digest);
-    if (found && !known) pictures[at] = found;
-    else pictures.splice(at, 1);
+    const list = holderOf(place);
+    if (!list) return; // taken away meanwhile
+    const known = found && list.some((one) => one.digest === found.digest);
+    if (found && !known) list[list.indexOf(place)] = found;
+    else list.splice(list.indexOf(place), 1);
+    if (!found) whenReady = null;
     drawTray();
+    if (whenReady && !sending()) submit();
   }
 
   /** Lets the model look at the pictures while the question is still being written. */
@@ -74,6 +79,7 @@
             { type: "button", "aria-label": `Remove picture ${numbered.number}`,
               onclick: () => {
                 pictures.splice(pictures.indexOf(picture), 1);
+                whenReady = null;
                 drawTray();
                 $("question").focus();
               } },
@@ -82,17 +88,26 @@
         return item;
       }),
     );
+    if (whenReady) $("tray").append(el("li.note", { role: "status" }, "Asked as soon as the pictures are here."));
     $("composer").classList.toggle("with-pictures", pictures.length > 0);
     ready();
   }
 
   // -- sending -------------------------------------------------------------------------------------
 
-  const isReady = () =>
-    !pictures.some((one) => one.busy) && ($("question").value.trim() || pictures.length) && true;
+  /** What is being written outlives a reload of this tab: Gradio reloads it after a lost connection. */
+  function keep() {
+    const kept = draft || (replaces ? aside : { text: $("question").value, pictures });
+    const here = kept && { text: kept.text, pictures: kept.pictures.filter((one) => one.digest), replaces: null };
+    sessionStorage.setItem("vqa-draft", JSON.stringify(here));
+  }
+
+  const sending = () => pictures.some((one) => one.busy);
+  const isEmpty = () => !$("question").value.trim() && !pictures.length;
 
   function ready() {
-    document.querySelector(".submit-button").disabled = !isReady();
+    keep();
+    document.querySelector(".submit-button").disabled = isEmpty();
     const box = $("question");
     box.style.height = "auto";
     box.style.height = `${Math.min(box.scrollHeight, 220)}px`;
@@ -100,7 +115,11 @@
 
   function submit() {
     early = !vqa.state.view;
-    if (early || !isReady() || vqa.state.asking || vqa.state.view.busy) return;
+    if (early || isEmpty() || vqa.state.asking || vqa.state.view.busy) return;
+    if (sending()) {
+      whenReady = { conversation: vqa.state.view.conversation };
+      return drawTray();
+    }
     draft = { text: $("question").value, pictures, replaces };
     const sent = { question: draft.text, pictures: pictures.map((one) => one.digest) };
     vqa.ask(request(sent));
@@ -123,53 +142,63 @@
   vqa.on("error", (_, { wire }) => {
     if (wire !== "ask") return;
     vqa.state.asking = null;
-    if (draft && !$("question").value && !pictures.length) {
-      $("question").value = draft.text;
-      ({ pictures, replaces } = draft);
-      drawTray();
+    if (draft) {
+      const text = [draft.text, $("question").value].filter(Boolean).join("\n");
+      put({ text, pictures: [...draft.pictures, ...pictures].slice(0, MOST), replaces: draft.replaces });
+      $("editing").hidden = !replaces;
     }
     draft = null;
     vqa.busy();
   });
 
-  function clear() {
-    pictures = [];
-    $("question").value = "";
-    editOff();
+  /** Puts a draft into the box. */
+  function put({ text, pictures: shown, replaces: turn }) {
+    $("question").value = text;
+    [pictures, replaces, whenReady] = [shown, turn, null];
     drawTray();
+  }
+
+  function clear() {
+    put({ text: "", pictures: [], replaces: null });
+    $("editing").hidden = true;
+  }
+
+  /** Ends a change of an earlier question; what was being written before comes back. */
+  function editOff() {
+    clear();
+    if (aside) put(aside);
+    aside = null;
   }
 
   // -- editing an earlier question -----------------------------------------------------------------
 
   vqa.edit = (turn) => {
-    replaces = turn.id;
-    pictures = [...turn.pictures];
-    $("question").value = turn.question;
+    if (!replaces && !isEmpty()) aside = { text: $("question").value, pictures, replaces: null };
+    put({ text: turn.question, pictures: [...turn.pictures], replaces: turn.id });
     $("editing").hidden = false;
     $("editing").firstElementChild.textContent =
       `Changing question ${turn.number}: a new branch starts there, the old one stays.`;
-    drawTray();
     warm();
     $("question").focus();
   };
 
-  function editOff() {
-    replaces = null;
-    $("editing").hidden = true;
-  }
-  vqa.on("do:edit-off", clear);
+  vqa.on("do:edit-off", editOff);
   vqa.on("view", (view, { wire }) => {
     if (early) submit();
+    if (whenReady && whenReady.conversation !== view.conversation) whenReady = null;
+    if (wire === "ask" && draft) {
+      draft = null;
+      if (aside && isEmpty()) editOff(); // the changed question is on its way
+      else keep();
+    }
     // An edited question belongs to its conversation.
-    if (replaces && !view.turns.some((turn) => turn.id === replaces) && wire !== "ask") clear();
+    if (replaces && !view.turns.some((turn) => turn.id === replaces) && wire !== "ask") editOff();
     else if (pictures.length) drawTray();
   });
 
   /** Asks a question about a picture at once (example cards). */
   vqa.askAbout = (picture, question) => {
-    pictures = [picture];
-    $("question").value = question;
-    drawTray();
+    put({ text: question, pictures: [picture], replaces: null });
     submit();
   };
   vqa.putQuestion = (question) => {
@@ -180,20 +209,26 @@
 
   // -- the ways in ---------------------------------------------------------------------------------
 
+  const takers = { chat: bring, compare: ([file]) => vqa.comparePicture(file) }; // by part of the page
+  const taker = () => takers[$("vqa").dataset.view];
   const imagesOf = (transfer) =>
     [...(transfer?.files || [])].filter((file) => file.type.startsWith("image/") || !file.type);
 
   vqa.starters.push(() => {
     const box = $("question");
-    box.addEventListener("input", ready);
+    box.addEventListener("input", () => {
+      if (!whenReady) return ready();
+      whenReady = null; // not finished after all
+      drawTray();
+    });
     box.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
         event.preventDefault();
         submit();
       }
       if (event.key === "Escape") {
-        if (replaces) clear();
-        else if (vqa.state.asking) vqa.act("stop");
+        if (replaces) editOff();
+        else if (vqa.state.asking) vqa.emit("do:stop");
       }
       if (event.key === "ArrowUp" && !box.value && !pictures.length) {
         const last = vqa.state.view?.turns.at(-1);
@@ -213,13 +248,13 @@
     });
     document.addEventListener("paste", (event) => {
       const files = imagesOf(event.clipboardData);
-      if (files.length && document.body.dataset.view !== "train") {
+      if (files.length && taker()) {
         event.preventDefault();
-        bring(files);
+        taker()(files);
       }
     });
     let depth = 0;
-    const over = (shown) => $("drop").classList.toggle("shown", shown);
+    const over = (shown) => $("drop").classList.toggle("shown", Boolean(shown && taker()));
     const holdsFiles = (event) => event.dataTransfer?.types.includes("Files");
     document.addEventListener("dragenter", (event) => {
       if (holdsFiles(event)) over(++depth > 0);
@@ -235,9 +270,11 @@
       event.preventDefault();
       depth = 0;
       over(false);
-      bring([...event.dataTransfer.files]);
+      taker()?.([...event.dataTransfer.files]);
     });
-    drawTray();
+    const kept = JSON.parse(sessionStorage.getItem("vqa-draft"));
+    if (kept && isEmpty()) put(kept);
+    else drawTray();
     if (matchMedia("(hover: hover)").matches) box.focus();
   });
   vqa.on("do:attach", () => $("files").click());

@@ -14,6 +14,7 @@
     /** Asks the server; what it answers arrives at the handlers. */
     send(name, request) {
       wires[name].trigger("submit", request);
+      if (!silent[name]) silent[name] = setTimeout(() => listen(name, 1), SILENCE);
     },
     /** Registers what is done with one kind of update. */
     on(key, handler) {
@@ -30,8 +31,26 @@
     starters: [],
   });
 
+  // A request that never reached the server is lost without a word. Where nothing comes back for
+  // seconds, we look whether the server is there; a question is always answered at once, by its turn.
+  const SILENCE = 3000;
+  const silent = {}; // timers, by wire
+  async function listen(wire, tries) {
+    const there = await fetch("healthz", { cache: "no-store" }).then((answer) => answer.ok, () => false);
+    if (!silent[wire]) return; // something came meanwhile
+    if (there && (wire !== "ask" || tries < 3)) {
+      silent[wire] = setTimeout(() => listen(wire, tries + 1), SILENCE * 2 ** Math.min(tries, 4));
+      return;
+    }
+    delete silent[wire];
+    const away = "The server cannot be reached. This page reloads when it is back; your draft is kept.";
+    vqa.emit("error", there ? "The server did not answer." : away, { wire });
+  }
+
   function receive(text, wire) {
     if (!text) return;
+    clearTimeout(silent[wire]);
+    delete silent[wire];
     const { n, hello, ...update } = JSON.parse(text);
     if (hello && vqa.state.view) return; // asked twice, answered already
     if (hello) setTimeout(() => vqa.emit("hello", true));

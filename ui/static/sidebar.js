@@ -123,7 +123,9 @@
       $("import-file").value = "";
       if (!file) return;
       const found = await vqa.post("vqa/conversations", file);
-      if (found) vqa.send("act", { do: "open", conversation: found.conversation });
+      if (!found) return;
+      vqa.show("chat");
+      vqa.send("act", { do: "open", conversation: found.conversation });
     });
   });
 

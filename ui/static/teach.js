@@ -4,12 +4,22 @@
   const { $, el, icon } = vqa;
 
   vqa.on("judge", ({ turn, verdict }) => {
-    if (turn.verdict === verdict) return judge(turn, null); // pressed again: taken back
-    if (verdict === "right") return judge(turn, "right");
-    const old = document.querySelector(".correction");
-    old?.remove();
+    const again = turn.verdict === verdict;
+    if (verdict === "right") return judge(turn, again ? null : "right");
+    // Pressed again, the correction may be changed, or all of it be taken back.
+    if (again) return vqa.send("teach", { do: "corrected", turn: turn.id });
+    correct(turn, "");
+  });
+  vqa.on("corrected", (found) => {
+    const turn = vqa.state.view.turns.find((one) => one.id === found.turn);
+    if (turn) correct(turn, found.answer);
+  });
+
+  function correct(turn, answer) {
+    document.querySelector(".correction")?.remove();
     const box = el("input", { "aria-label": "The right answer", maxlength: 4000,
-      placeholder: "What would the right answer be?" });
+      placeholder: "What would the right answer be?", value: answer });
+    const end = (verdict) => (form.remove(), judge(turn, verdict));
     const form = el("form.correction",
       { onsubmit: (event) => {
         event.preventDefault();
@@ -18,12 +28,14 @@
       } },
       box,
       el("button.primary", { type: "submit" }, "Keep"),
-      el("button.link", { type: "button", onclick: () => (form.remove(), judge(turn, "wrong")) }, "Just wrong"));
+      turn.verdict === "wrong"
+        ? el("button.link", { type: "button", onclick: () => end(null) }, "Take back")
+        : el("button.link", { type: "button", onclick: () => end("wrong") }, "Just wrong"));
     form.addEventListener("keydown", (event) => event.key === "Escape" && form.remove());
     document.querySelector(`[data-turn="${turn.id}"]`).append(form);
     box.focus();
     form.scrollIntoView({ block: "nearest" });
-  });
+  }
 
   const judge = (turn, verdict, correction = "") =>
     vqa.send("teach", { do: "judge", conversation: vqa.state.view.conversation, turn: turn.id, verdict, correction });
@@ -48,7 +60,8 @@
       el("div.row-tools", {},
         el("button.icon", { "aria-label": "Edit this row", title: "Edit", onclick: () => edit(item, row) }, icon("pen")),
         el("button.icon", { "aria-label": "Delete this row", title: "Delete",
-          onclick: () => vqa.send("teach", { do: "delete", row: row.id }) }, icon("bin"))));
+          onclick: () => vqa.confirm("Delete this row?", `${row.question} ${row.answer}`.trim(), () =>
+            vqa.send("teach", { do: "delete", row: row.id })) }, icon("bin"))));
     return item;
   }
 

@@ -13,6 +13,7 @@
       const here = asking ? (asking.conversation ?? view.conversation) : shown;
       if (view.conversation !== here) return;
       if (asking) vqa.state.asking = view.busy ? { conversation: view.conversation, begun: true } : null;
+      if (asking?.stop && view.busy) vqa.send("act", { do: "stop", conversation: view.conversation });
     } else if (asking && (asking.conversation !== view.conversation || (asking.begun && !view.busy))) {
       vqa.state.asking = null; // gone on elsewhere, or the answer ended without a word to this page
     }
@@ -255,13 +256,17 @@
   }
 
   function busy() {
-    const running = vqa.state.asking || Boolean(vqa.state.view?.busy);
+    const running = Boolean(vqa.state.asking || vqa.state.view?.busy);
     document.querySelector(".stop-button").hidden = !running;
     document.querySelector(".submit-button").hidden = running;
     $("log").setAttribute("aria-busy", String(running));
   }
   vqa.busy = busy;
-  vqa.on("do:stop", () => act("stop"));
+  vqa.on("do:stop", () => {
+    const asking = vqa.state.asking;
+    if (asking && !asking.begun) asking.stop = true; // the server may not have the question yet
+    else act("stop");
+  });
 
   // -- context and scrolling -----------------------------------------------------------------------
 
@@ -292,12 +297,12 @@
       $("latest").hidden = follow;
     });
     $("log").addEventListener("load", scroll, true); // pictures come after their place
+    new ResizeObserver(scroll).observe($("scroll")); // the question below takes more or less room
   });
   vqa.on("do:latest", () => {
     follow = true;
     scroll();
   });
-    new ResizeObserver(scroll).observe($("scroll")); // the question below takes more or less room
   vqa.follow = () => {
     follow = true;
   };
