@@ -121,7 +121,8 @@ class EvalOptions:
     """Evaluation while training"""
 
     eval_every: float = 0.2
-    """Evaluate after this many steps; below 1, this share of the run. 0: only at the end."""
+    """Evaluate before training and after every so many steps; below 1, this share of the run. 0:
+    only at the end."""
     eval_questions: int = 500
     """Held-out questions answered at each evaluation; the final one answers them too."""
     watch: tuple[str, ...] = ()
