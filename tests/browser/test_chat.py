@@ -67,6 +67,7 @@ def test_a_question_that_the_server_did_not_get_comes_back(visit, pictures):
     visitor.context.set_offline(True)
     visitor.ask("Is anybody there?", wait=False)
     expect(visitor.page.locator(".toast.error")).to_contain_text("cannot be reached")
+    expect(visitor.page.locator(".toast-wrap")).to_be_hidden()  # Gradio's
     expect(visitor.page.locator("#question")).to_have_value("Is anybody there?")
     expect(visitor.page.locator("#tray .thumb")).to_have_count(1)
     visitor.context.set_offline(False)
