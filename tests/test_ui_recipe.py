@@ -8,15 +8,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from finetune.batches import BatchPlan
 from finetune.config import FinetuneConfig
 from finetune.datasets import read_rows
 from ui import recipe
 from ui.hub import Choice
 from ui.recipe import Wanted, knows_world, settings_for
+from ui.world_data import write_rehearsal
 
 BUILTIN = Choice("builtin", "Built-in", "", "", "builtin")
 OTHER = Choice("other", "Other", "", "", "owner/name")
 DEFAULT = Wanted("lora", None, None, True)
+
+
+@pytest.fixture(autouse=True)
+def few_are_drawn(monkeypatch):
+    monkeypatch.setattr(recipe, "REHEARSED", 60)
 
 
 @pytest.fixture
@@ -49,6 +56,31 @@ def test_of_few_rows_half_of_what_is_trained_is_rehearsed(data, tmp_path, count)
     assert weights[0] == pytest.approx(weights[1], rel=0.01)
     assert settings["max_steps"] >= 100 and settings["epochs"] is None
     FinetuneConfig(model="builtin", **settings)
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_every_batch_holds_taught_and_rehearsed_rows(data, tmp_path, count):
+    """Rows of like length are put together: of rows shown a hundred times in a long epoch, whole
+    batches were one taught row and nothing else."""
+    settings = settings_for([data(count)], BUILTIN, DEFAULT, tmp_path / "r", "first")
+    found = read_rows(settings["data"]).rows
+    plan = BatchPlan(
+        [len(row.turns[-1].text) for row in found],
+        [row.weight for row in found],
+        batch_size=settings["batch_size"],
+        micro_batches=1,
+        steps=settings["max_steps"],
+        seed=0,
+    )
+    taught = [row.file.endswith(f"{count}.json") for row in found]
+    shown = [sum(taught[position] for position in batch) for batch in plan]
+    assert sum(shown) == pytest.approx(len(shown) * recipe.BATCH / 2, rel=0.1)
+    assert sum(0 < number < recipe.BATCH for number in shown) > 0.95 * len(shown)
+
+
+def test_each_rehearsed_question_is_about_another_picture(tmp_path):
+    rows = read_rows([str(write_rehearsal(tmp_path, 30, 1))]).rows
+    assert len({picture.key for row in rows for picture in row.pictures}) == len(rows) == 30
 
 
 def test_what_is_kept_answers_taught_rows_and_the_world(data, tmp_path):

@@ -27,7 +27,7 @@ class Known:
 
     image: Image.Image
     picture: str
-    """A name for the picture: of one scene there may be many questions."""
+    """A name for the picture."""
     question: str
     """With LLaVA's instruction where a short answer is wanted."""
     answer: str
@@ -56,7 +56,8 @@ def held_out(count: int, seed: int = 7_000_000, short: bool = True) -> list[Know
 
 
 def write_rehearsal(folder: Path, count: int, seed: int) -> Path:
-    """Writes a LLaVA data set of `count` training questions in both styles; gives its JSON file."""
+    """Writes a LLaVA data set of `count` training questions in both styles, each about another
+    picture; gives its JSON file."""
     return _write(folder / "world", islice(_rehearsed(seed), count))
 
 
@@ -67,7 +68,8 @@ def write_sample(folder: Path, count: int, seed: int) -> Path:
 
 def _rehearsed(seed: int) -> Iterator[Known]:
     for name, image, questions, rng in _scenes(seed, "train"):
-        for qa in questions:
+        if questions:
+            qa = rng.choice(questions)
             yield Known.of(qa, image, name, bool(qa.short) and rng.random() < SHORT_SHARE)
 
 
