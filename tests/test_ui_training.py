@@ -12,6 +12,7 @@ from PIL import Image
 
 from finetune.datasets import read_rows
 from finetune.progress import Progress
+from finetune.report import keep_watch_answers
 from tests.fake_engine import FakeEngine
 from tests.house import House
 from ui import before_after, world_data
@@ -22,6 +23,7 @@ from ui.lessons import teach
 from ui.teach import Teaching
 from ui.training import TrainingDesk
 from vqa_app.errors import DataError, UsageError
+from vqa_app.images import open_picture
 
 
 @pytest.fixture
@@ -130,6 +132,49 @@ def test_a_runs_name_stays_its_owners(school, tmp_path):
     assert trained(school)["state"] == "done", "she goes on with her own"
     with pytest.raises(UsageError, match="already"):
         school.training.start("ann", {"sources": ["mine"], "name": "hats"})
+
+
+def test_a_stopped_run_goes_on_with_the_same_choices(school, tmp_path):
+    lesson(school)
+    asked = {"sources": ["mine"], "name": "my hats", "stage": "projector", "epochs": 3, "lr": 1e-4}
+    with pytest.raises(UsageError, match="not started"):
+        school.training.go_on("ann")
+    school.training.start("ann", asked)
+    with pytest.raises(UsageError, match="nothing to go on"):
+        school.training.go_on("ann")
+    school.training.stop("ann")
+    school.training.job.thread.join(20)
+    again = TrainingDesk(tmp_path, school.desk, school.teaching, school.training._train)
+    assert again.status("ann")["training"]["job"]["can_go_on"], "after a restart, too"
+    with pytest.raises(UsageError, match="not started"):
+        again.go_on("bob")
+    (tmp_path / "runs" / "other").mkdir(parents=True)
+    (tmp_path / "runs" / "other" / "manifest.json").write_text("{}")
+    school.store.save_settings("ann", {"model": "run"})  # it goes on with the one it began with
+    school.go_on.set()
+    again.go_on("ann")
+    again.job.thread.join(60)
+    standing = again.status("ann")["training"]["job"]
+    assert standing["state"] == "done" and standing["name"] == "my-hats"
+    assert not standing["can_go_on"]
+    assert (school.config.stage, school.config.lr) == ("projector", 1e-4)
+    assert school.config.model == "builtin"
+    with pytest.raises(UsageError, match="nothing to go on"):
+        again.go_on("ann")
+
+
+def test_what_is_watched_is_shown_with_its_picture_and_all_answers(school, tmp_path):
+    lesson(school)
+    trained(school)
+    run = tmp_path / "runs" / "hats"
+    seen = open_picture(Image.new("RGB", (30, 20), "blue"))
+    for step, answer in ((1, "a cat"), (2, "a hat")):
+        keep_watch_answers(run, step, [("What is it?", "a hat", answer, [seen])])
+    (watched,) = school.training.status("ann")["training"]["job"]["watch"]
+    assert watched["pictures"] == [seen.digest]
+    assert [one["answer"] for one in watched["answers"]] == ["a cat", "a hat"]
+    assert school.desk.store.picture("ann", seen.digest) is not None
+    assert school.desk.store.picture("bob", seen.digest) is None
 
 
 def test_a_run_named_like_a_model_is_not_taken_for_it(school):

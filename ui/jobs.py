@@ -19,7 +19,7 @@ _MESSAGES = 12
 _SHOWN_LOSSES = 2000
 _KEPT = (
     *("owner", "name", "stage", "state", "phase", "done", "of", "curve", "losses", "evaluations"),
-    *("messages", "error", "comparison"),
+    *("messages", "error", "comparison", "request"),
 )
 
 
@@ -45,6 +45,8 @@ class Job:
     error: str = ""
     comparison: dict[str, Any] | None = None
     cancel: threading.Event = field(default_factory=threading.Event)
+    request: dict[str, Any] = field(default_factory=dict)
+    """What was chosen, to go on with; empty where nobody knows any more."""
     thread: threading.Thread | None = None
 
     @property
@@ -52,6 +54,10 @@ class Job:
         return self.state in ("running", "stopping", "comparing")
 
     def note(self, progress: Any) -> None:
+    @property
+    def can_go_on(self) -> bool:
+        return self.state in ("stopped", "failed") and bool(self.request)
+
         """Takes over what `finetune` tells (`finetune.progress.Progress`)."""
         self.phase, self.done, self.of = progress.phase, progress.done, progress.of
         self.seconds_left = progress.seconds_left or self.seconds_left
@@ -84,6 +90,7 @@ class Job:
             "error": self.error,
             "watch": _watched(self.run),
             "comparison": self.comparison,
+            "can_go_on": self.can_go_on,
             "key": key,
         }
 
@@ -139,7 +146,8 @@ class JobFiles:
 
 
 def _watched(run: Path) -> list[dict[str, Any]]:
-    """The watch questions with their answers at each look: [{question, expected, answers}, ...]."""
+    """The watch questions with their answers at each look:
+    [{question, expected, pictures, answers}, ...]; pictures are digests."""
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     try:
         lines = (run / WATCH_FILE).read_text("utf-8").splitlines()
@@ -147,8 +155,14 @@ def _watched(run: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             question = row["question"].removesuffix(SHORT_STYLE)
             entry = found.setdefault(
-                (question, *row.get("pictures", [])),
-                {"question": question, "expected": row.get("expected", ""), "answers": []},
+            pictures = row.get("pictures", [])
+                (question, *pictures),
+                {
+                    "question": question,
+                    "expected": row.get("expected", ""),
+                    "pictures": pictures,
+                    "answers": [],
+                },
             )
             entry["answers"].append({"step": row["step"], "answer": row["answer"]})
     except (OSError, ValueError, KeyError):

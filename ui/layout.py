@@ -112,6 +112,8 @@ def _train(training: TrainingDesk, owner: str, request: Request) -> Update:
             return training.check(owner, request)
         case "start":
             return training.start(owner, request)
+        case "go-on":
+            return training.go_on(owner)
         case "stop":
             return training.stop(owner)
     return training.status(owner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from finetune.run_files import WATCH_FOLDER
 from ui import before_after
 from ui.handlers import Desk, Request, Update, message_of
 from ui.jobs import Job, JobFiles, State
@@ -21,6 +23,7 @@ from vqa_app.errors import DataError, UsageError, VqaError
 STAGES = ("lora", "projector", "full", "qlora")
 SHOWN_PROBLEMS = 8
 MAX_EPOCHS = 200
+_CHOSEN = ("sources", "stage", "epochs", "lr", "rehearse", "skip")
 
 
 class TrainingDesk:
@@ -144,7 +147,7 @@ class TrainingDesk:
         rate = _number("learning rate", request.get("lr"), 1e-7, 1.0)
         if stage not in STAGES:
             raise UsageError("This stage does not exist.", f"Stages are {', '.join(STAGES)}.")
-        base = self.desk.hub.find(self.desk.settings(owner).model)
+        base = self.desk.hub.find(request.get("model") or self.desk.settings(owner).model)
         if base.adapter:
             raise UsageError(
                 "A model with a separate adapter cannot be trained here.",
@@ -157,7 +160,8 @@ class TrainingDesk:
                 raise UsageError("A training is running already.", "Wait for it, or stop it.")
             if not self._files.is_free(name, owner):
                 raise UsageError(f"There is a run {name!r} already.", "Choose another name.")
-            job = Job(owner, name, self._files.runs / name, base, stage)
+            chosen = {key: request.get(key) for key in _CHOSEN} | {"name": name, "model": base.key}
+            job = Job(owner, name, self._files.runs / name, base, stage, request=chosen)
             self._files.write(job)
             self.job = job
         wanted = Wanted(stage, epochs, rate, bool(request.get("rehearse")))
@@ -169,6 +173,17 @@ class TrainingDesk:
         )
         job.thread.start()
         return self.status(owner)
+
+    def go_on(self, owner: str) -> Update:
+        """Goes on with the owner's run that was stopped, with the same choices.
+
+        Raises:
+            UsageError: there is none; or as `start`.
+        """
+        job = self._own_job(owner)
+        if not job.can_go_on:
+            raise UsageError("There is nothing to go on with.", "Start a training.")
+        return self.start(owner, job.request)
 
     def stop(self, owner: str) -> Update:
         """Ends the owner's run after the step in progress, or skips the rest of its comparison."""
@@ -282,7 +297,16 @@ class TrainingDesk:
             key = self._key(job) if finished else None
             if key or not finished:  # not one that was deleted meanwhile
                 standing["job"] = job.shown(key)
+                self._show_watched(job, standing["job"]["watch"])
         return {"training": standing}
+
+    def _show_watched(self, job: Job, watched: list[dict[str, Any]]) -> None:
+        """Lets the owner see the pictures of the questions that a run watches."""
+        for digest in {digest for one in watched for digest in one["pictures"]}:
+            if self.desk.store.picture(job.owner, digest) is None:
+                with contextlib.suppress(OSError, VqaError):
+                    file = job.run / WATCH_FOLDER / f"{digest}.png"
+                    self.desk.bring(job.owner, file.read_bytes(), "watched.png")
 
 
 def _number(what: str, value: Any, low: float, high: float) -> float | None:

@@ -101,3 +101,15 @@ def test_a_wide_table_scrolls_and_its_words_stay_whole(visit, engine):
     assert box(exported.locator("td").first)["height"] == pytest.approx(
         box(exported.locator("th").first)["height"], abs=3
     )
+
+
+JOB = """{name: 'hats', base: 'Fake', stage: 'lora', state: 'stopped', phase: 'training', done: 2,
+  of: 8, losses: [[1, 3], [2, 1]], evaluations: [], watch: [], messages: [], comparison: null}"""
+
+
+def test_one_chart_alone_is_as_large_as_two_beside_each_other(visit):
+    page = visit().page
+    page.click("nav [data-view-of=train]")
+    page.wait_for_selector("#train-form [name=source]")
+    page.evaluate(f"vqa.emit('training', {{base: 'Fake', sources: [], busy: false, job: {JOB}}})")
+    assert box(page.locator("#job .chart"))["width"] <= 400

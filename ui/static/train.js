@@ -161,20 +161,23 @@
       el("p.note", {}, `${STAGES.find(([value]) => value === job.stage)?.[1] || job.stage} on ${job.base}` + (running ? `: ${PHASES[job.phase] || job.phase}${job.of ? ` ${job.done.toLocaleString()} of ${job.of.toLocaleString()}` : ""}${left}` : "")),
     ];
     if (running) parts.push(el("div.track.wide", { role: "progressbar", "aria-label": "Progress", "aria-valuenow": Math.round(share * 100), "aria-valuemin": 0, "aria-valuemax": 100 }, bar(share)));
-    if (job.state === "stopped") parts.push(el("p.note", {}, `Start again with the name ${job.name} and the same choices to go on.`));
     if (job.error) parts.push(el("p.failed", { role: "alert" }, job.error));
+    if (job.can_go_on) {
+      parts.push(el("div.actions", {},
+        el("button.primary", { onclick: () => vqa.send("train", { do: "go-on" }) }, job.state === "failed" ? "Try again" : "Go on"),
+        el("span.note", {}, "With the same choices, from where it was saved last.")));
+    }
+    if (job.state === "done") parts.push(outcome());
     const charts = [];
     if (job.losses.length > 1) charts.push(chart("Loss", job.losses));
     const accuracy = job.evaluations.filter((one) => "vqa_accuracy" in one).map((one) => [one.step, one.vqa_accuracy * 100]);
     if (accuracy.length) charts.push(chart(job.curve, accuracy, [0, 100]));
     if (charts.length) parts.push(el("div.columns", {}, ...charts));
+    if (job.state === "done" && job.comparison) parts.push(...pairs(job.comparison));
     if (job.watch.length) {
-      parts.push(el("h3", {}, "Watched questions"),
-        el("ul.watch", {}, ...job.watch.map((one) =>
-          el("li", {}, el("span", {}, one.question), el("b", {}, one.answers.at(-1).answer),
-            one.expected ? el("span.note", {}, `right: ${one.expected}`) : null))));
+      parts.push(el("h3", {}, "Watched questions"), el("ul.watch", {}, ...job.watch.map((one) =>
+        el("li", {}, thumbs(one.pictures), question(one.question, one.expected), el("p", {}, ...along(one.answers))))));
     }
-    if (job.state === "done") parts.push(outcome());
     if (job.messages.length) {
       parts.push(el("details", {}, el("summary", {}, "Messages"), el("ul.told", {}, ...job.messages.map((text) => el("li", {}, text)))));
     }
@@ -240,15 +243,21 @@
     return el("figure.plot", {}, el("figcaption", {}, el("b", {}, title), ` ${[...new Set([values[0], values.at(-1)].map(digits))].join(" → ")}`), svg);
   }
 
+  const thumbs = (digests) =>
+    el("div.pictures", {}, ...digests.map((digest, position) => vqa.thumb({ digest, name: "picture", number: position + 1 })));
+  const question = (text, right) =>
+    el("div.texts", {}, el("p.asked", {}, text), right ? el("p.note", {}, `right: ${right}`) : null);
+
+  /** Answers on the way, equal ones in a row as one. */
+  function along(answers) {
+    const said = answers.map((one) => one.answer).filter((text, place, all) => text !== all[place - 1]);
+    return said.flatMap((text, place) => [place ? " → " : "", place === said.length - 1 ? el("b", {}, text) : text]);
+  }
+
   function outcome() {
     const percent = (value) => (value === null ? "–" : `${Math.round(value * 100)} %`);
     const line = (title, part) =>
       el("tr", {}, el("th", { scope: "row" }, `${title} (${part.rows.length})`), el("td", {}, percent(part.before)), el("td", {}, percent(part.after)));
-    const rows = (part) => part.rows.map((row) =>
-      el("li", {},
-        el("div.pictures", {}, ...row.pictures.map((digest, position) => vqa.thumb({ digest, name: "picture", number: position + 1 }))),
-        el("div.texts", {}, el("p.asked", {}, row.question), el("p.note", {}, `right: ${row.right}`)),
-        el("div.texts", {}, el("p", {}, mark(row.scores[0]), row.before), el("p", {}, mark(row.scores[1]), row.after))));
     const pick = el("div.actions", {},
       vqa.state.models?.picked === job.key
         ? el("button.chip", { onclick: back }, "Go back to the previous model")
@@ -258,9 +267,17 @@
     return el("div.outcome", {},
       el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "Right answers"), el("th", {}, "Before"), el("th", {}, "After"))),
         el("tbody", {}, line("Taught rows", taught), line("Its own world, held out", world))),
-      pick,
-      el("details", { open: true }, el("summary", {}, "Taught rows, before and after"), el("ul.pairs", {}, ...rows(taught))),
-      el("details", {}, el("summary", {}, "Its own world, before and after"), el("ul.pairs", {}, ...rows(world))));
+      pick);
+  }
+
+  function pairs({ taught, world }) {
+    const said = (when, score, answer) => el("p", {}, el("span.note", {}, when), mark(score), answer);
+    const rows = (part) => part.rows.map((row) =>
+      el("li", {}, thumbs(row.pictures), question(row.question, row.right),
+        el("div.texts", {}, said("before ", row.scores[0], row.before), said("after ", row.scores[1], row.after))));
+    const fold = (title, part, open) =>
+      el("details", { open }, el("summary", {}, title), el("ul.pairs", {}, ...rows(part)));
+    return [fold("Taught rows, before and after", taught, true), fold("Its own world, before and after", world, false)];
   }
 
   const mark = (score) => el(`span.mark.${score >= 0.5 ? "yes" : "no"}`, { "aria-label": score >= 0.5 ? "right" : "wrong" }, score >= 0.5 ? "✓ " : "✗ ");
