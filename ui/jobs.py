@@ -44,20 +44,20 @@ class Job:
     messages: list[str] = field(default_factory=list)
     error: str = ""
     comparison: dict[str, Any] | None = None
-    cancel: threading.Event = field(default_factory=threading.Event)
     request: dict[str, Any] = field(default_factory=dict)
     """What was chosen, to go on with; empty where nobody knows any more."""
+    cancel: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
 
     @property
     def running(self) -> bool:
         return self.state in ("running", "stopping", "comparing")
 
-    def note(self, progress: Any) -> None:
     @property
     def can_go_on(self) -> bool:
         return self.state in ("stopped", "failed") and bool(self.request)
 
+    def note(self, progress: Any) -> None:
         """Takes over what `finetune` tells (`finetune.progress.Progress`)."""
         self.phase, self.done, self.of = progress.phase, progress.done, progress.of
         self.seconds_left = progress.seconds_left or self.seconds_left
@@ -89,8 +89,8 @@ class Job:
             "messages": self.messages[-_MESSAGES:],
             "error": self.error,
             "watch": _watched(self.run),
-            "comparison": self.comparison,
             "can_go_on": self.can_go_on,
+            "comparison": self.comparison,
             "key": key,
         }
 
@@ -154,8 +154,8 @@ def _watched(run: Path) -> list[dict[str, Any]]:
         for line in lines:
             row = json.loads(line)
             question = row["question"].removesuffix(SHORT_STYLE)
-            entry = found.setdefault(
             pictures = row.get("pictures", [])
+            entry = found.setdefault(
                 (question, *pictures),
                 {
                     "question": question,
