@@ -10,10 +10,13 @@ import pytest
 
 from tests.fake_engine import FakeEngine
 from tests.house import House, choice
+from tests.waiting import until
+from ui.chats import act
 from ui.hub import Hub
 from ui.picking import pick
 from ui.render import hide, without_paths
 from ui.side_by_side import side_by_side
+from ui.warming import Warming
 from vqa_app.errors import ModelError, UsageError
 
 
@@ -69,9 +72,9 @@ def test_stop_shows_how_the_chat_stands(house):
     home = house()
     _, view = home.ask("What?")
     request = {"do": "stop", "conversation": view["conversation"]}
-    update = home.desk.act("ann", request)
+    update = act(home.desk, "ann", request)
     assert update["view"]["turns"] == view["turns"] and not update["view"]["busy"]
-    assert home.desk.act("ann", {"do": "stop", "conversation": None}) == {}
+    assert act(home.desk, "ann", {"do": "stop", "conversation": None}) == {}
 
 
 def test_a_stranger_cannot_stop_an_answer(house):
@@ -125,12 +128,12 @@ def test_a_chat_deleted_while_it_is_answered_is_gone_without_an_error(house):
     home = house(engine)
     running = home.desk.ask("ann", {"question": "Count."})
     conversation = next(running)["view"]["conversation"]
-    home.desk.act("ann", {"do": "delete", "conversation": conversation, "shown": conversation})
+    act(home.desk, "ann", {"do": "delete", "conversation": conversation, "shown": conversation})
     last = [update for update in running if update][-1]
     assert last == {"gone": conversation, "list": []}, "other tabs leave it"
-    stopped = home.desk.act("ann", {"do": "stop", "conversation": conversation})
+    stopped = act(home.desk, "ann", {"do": "stop", "conversation": conversation})
     assert stopped == {"gone": conversation, "list": []}
-    assert home.desk.act("ann", {"do": "open"})["list"] == []
+    assert act(home.desk, "ann", {"do": "open"})["list"] == []
 
 
 def test_a_slow_disk_does_not_hide_that_a_chat_is_gone(house, monkeypatch):
@@ -140,7 +143,7 @@ def test_a_slow_disk_does_not_hide_that_a_chat_is_gone(house, monkeypatch):
     delete = home.store.delete
     monkeypatch.setattr(home.store, "delete", lambda *of: (time.sleep(0.5), delete(*of))[1])
     request = {"do": "delete", "conversation": conversation}
-    other_tab = threading.Thread(target=home.desk.act, args=("ann", request))
+    other_tab = threading.Thread(target=act, args=(home.desk, "ann", request))
     other_tab.start()
     last = [update for update in running if update][-1]
     other_tab.join()
@@ -173,7 +176,7 @@ def test_regenerate_and_edit_branch_with_their_pictures(house):
         "at": 3, "of": 3, "before": view["turns"][0]["branches"]["before"], "after": None,
     }  # fmt: skip
     assert [picture.digest for picture in engine.asked[-1][0].pictures] == [red]
-    back = home.desk.act("ann", {"do": "branch", "conversation": chat, "turn": first})["view"]
+    back = act(home.desk, "ann", {"do": "branch", "conversation": chat, "turn": first})["view"]
     assert [turn["question"] for turn in back["turns"]] == ["One?", "Two?"]
 
 
@@ -227,7 +230,8 @@ def test_a_dropped_picture_is_warmed_behind_the_history(house):
     home.hub.start()
     home.hub.wait(timeout=5)
     _, view = home.ask("One?", pictures=[red])
-    home.desk.warm("ann", {"conversation": view["conversation"], "pictures": [blue]}).join()
+    Warming(home.desk).begin("ann", {"conversation": view["conversation"], "pictures": [blue]})
+    until(lambda: engine.warmed)
     (warmed,) = engine.warmed
     assert [m.role for m in warmed.messages] == ["user", "assistant", "user"]
     assert warmed.messages[-1].text == "" and warmed.messages[-1].pictures[0].digest == blue
@@ -286,12 +290,13 @@ def test_a_picked_model_is_loaded_again_after_a_restart(house):
     home = house(other=FakeEngine("the other one"))
     home.store.save_settings("ann", {"model": "other"})
     red = home.picture()
-    home.desk.warm("ann", {"pictures": [red]})
+    warming = Warming(home.desk)
+    assert warming.begin("ann", {"pictures": [red]}) == {}
     assert home.hub.wait("other", 5) is home.engines["other"]
-    home.desk.warm("ann", {"pictures": [red]}).join()
-    assert home.engines["other"].warmed
+    warming.begin("ann", {"pictures": [red]})
+    until(lambda: home.engines["other"].warmed)
     assert home.hub.standing("first").phase == "absent"
-    update = home.desk.act("bob", {"do": "hello"})
+    update = act(home.desk, "bob", {"do": "hello"})
     assert update["models"]["picked"] == "first"
     assert update["models"]["phase"] in ("loading", "ready")
 
@@ -301,7 +306,7 @@ def test_a_model_that_failed_is_not_loaded_at_every_move(house):
     home.hub.start()
     with pytest.raises(ModelError):
         home.hub.wait(timeout=5)
-    home.desk.act("ann", {"do": "hello"})
+    act(home.desk, "ann", {"do": "hello"})
     assert home.hub.standing().phase == "failed"
 
 
@@ -320,9 +325,9 @@ def test_a_comparison_is_stopped_by_who_asked_alone(house):
     asked = {"models": ["first", "other"], "question": "What is it?"}
     comparing = side_by_side(home.desk, "ann", asked)
     assert next(update for update in comparing if update and update["compared"][0]["html"])
-    home.desk.act("bob", {"do": "stop-comparing"})
+    act(home.desk, "bob", {"do": "stop-comparing"})
     assert next(comparing) is None  # it still waits for the next word
-    home.desk.act("ann", {"do": "stop-comparing"})
+    act(home.desk, "ann", {"do": "stop-comparing"})
     last = [update for update in comparing if update][-1]
     assert last["compared_done"]
     assert [side["state"] for side in last["compared"]] == ["stopped", "stopped"]
@@ -341,11 +346,11 @@ def test_a_pick_holds_although_its_page_goes(house):
     picking = pick(home.desk, "ann", {"model": "slow"})
     assert next(picking)["models"]["loading"]["key"] == "slow"
     picking.close()
-    models = home.desk.act("ann", {"do": "hello"})["models"]
+    models = act(home.desk, "ann", {"do": "hello"})["models"]
     assert (models["picked"], models["loading"]["key"]) == ("first", "slow")
     go_on.set()
     home.desk.hub.wait("slow", 5)
-    models = home.desk.act("ann", {"do": "models"})["models"]
+    models = act(home.desk, "ann", {"do": "models"})["models"]
     assert (models["picked"], models["before"]) == ("slow", "first") and "loading" not in models
 
 
@@ -385,8 +390,8 @@ def test_a_load_is_cancelled_only_by_who_started_it(house):
     home.desk.hub.start("slow", "ann")
     assert begun.wait(5)
     with pytest.raises(UsageError, match="Someone else"):
-        home.desk.act("bob", {"do": "cancel-load", "model": "slow"})
-    home.desk.act("ann", {"do": "cancel-load", "model": "slow"})
+        act(home.desk, "bob", {"do": "cancel-load", "model": "slow"})
+    act(home.desk, "ann", {"do": "cancel-load", "model": "slow"})
     with pytest.raises(ModelError, match="cancelled"):
         home.desk.hub.wait("slow", 5)
 
@@ -408,7 +413,7 @@ def test_why_a_load_failed_is_told_without_paths(house):
     with pytest.raises(ModelError) as told:
         home.hub.wait(timeout=5)
     assert "secret/" not in str(told.value) and "/srv" not in str(told.value)
-    assert "/srv" not in str(home.desk.act("ann", {"do": "models"}))
+    assert "/srv" not in str(act(home.desk, "ann", {"do": "models"}))
 
 
 def test_a_load_can_be_cancelled():
@@ -491,10 +496,10 @@ def test_a_deleted_chat_takes_its_pictures_along_unless_somebody_has_them(house)
     assert home.picture("bob", colour="blue") == blue
     _, view = home.ask("One?", pictures=[red, blue])
     _, other = home.ask("Two?", pictures=[red])
-    home.desk.act("ann", {"do": "delete", "conversation": view["conversation"]})
+    act(home.desk, "ann", {"do": "delete", "conversation": view["conversation"]})
     assert home.shelf.file(red).exists() and home.shelf.file(blue).exists()
     assert home.store.picture("ann", blue) is None
-    home.desk.act("ann", {"do": "delete", "conversation": other["conversation"]})
+    act(home.desk, "ann", {"do": "delete", "conversation": other["conversation"]})
     assert not home.shelf.file(red).exists() and home.shelf.file(blue).exists()
 
 
@@ -504,5 +509,5 @@ def test_a_deleted_question_takes_its_pictures_along(house):
     _, view = home.ask("One?", pictures=[red])
     _, view = home.ask("Two?", conversation=view["conversation"], pictures=[red, blue])
     request = {"do": "delete-turn", "conversation": view["conversation"]}
-    home.desk.act("ann", {**request, "turn": view["turns"][1]["id"]})
+    act(home.desk, "ann", {**request, "turn": view["turns"][1]["id"]})
     assert home.shelf.file(red).exists() and not home.shelf.file(blue).exists()

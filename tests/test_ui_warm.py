@@ -9,6 +9,7 @@ import pytest
 from finetune.builtin.world import sample_scene
 from tests.house import House
 from tests.waiting import until
+from ui.warming import Warming
 from vqa_app import LocalEngine, load_model
 
 
@@ -35,12 +36,11 @@ def test_a_question_joins_the_encoding_that_runs_already(house, monkeypatch):
     monkeypatch.setattr(encoder, "run", held)
     picture = house.shelf.add(sample_scene(3, "shapes")[0], "scene.png")
     house.store.remember_picture("ann", picture.digest, "scene.png", {"changes": []})
-    warming = house.desk.warm("ann", {"pictures": [picture.digest]})
+    Warming(house.desk).begin("ann", {"pictures": [picture.digest]})
     assert begun.wait(60)
     asked = house.desk.ask("ann", {"question": "What is it?", "pictures": [picture.digest]})
     next(asked)
     until(lambda: house.engines["builtin"]._worker.in_demand)
     go_on.set()
     (turn,) = list(asked)[-1]["view"]["turns"]
-    warming.join(60)
     assert turn["state"] == "answered" and len(runs) == 1

@@ -12,15 +12,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from PIL import Image
 
-from ui import examples
 from ui.answering import Answering
 from ui.hub import Hub
-from ui.picking import models_of
 from ui.pictures import PictureShelf
 from ui.render import conversation_of, title_of, view_of, without_paths
 from ui.settings import Settings
@@ -43,8 +40,12 @@ def message_of(error: BaseException) -> str:
     """What a person is told; the details of our own mistakes go to the log alone."""
     if isinstance(error, VqaError):
         return without_paths(str(error).replace("\n", " "))
-    log.error("Unexpected error", exc_info=error)
+    log_unexpected(error)
     return OUR_FAULT
+
+
+def log_unexpected(error: BaseException) -> None:
+    log.error("Unexpected error", exc_info=error)
 
 
 def known(owner: str) -> str:
@@ -71,9 +72,14 @@ def question_of(text: Any, pictures: int) -> str:
         raise UsageError(
             f"The question has {len(question):,} characters.", f"At most {MAX_QUESTION:,} fit."
         )
+    check_count(pictures)
+    return question
+
+
+def check_count(pictures: int) -> None:
+    """Raises UsageError: so many pictures are too many for one question."""
     if pictures > MAX_PICTURES:
         raise UsageError(f"{pictures} pictures.", f"At most {MAX_PICTURES} at a time.")
-    return question
 
 
 class Desk:
@@ -94,7 +100,6 @@ class Desk:
         """By turn."""
         self._others: dict[threading.Event, str] = {}
         """Of answers that are kept nowhere, by what ends them: the owner."""
-        self._warming: dict[str, threading.Event] = {}
         self._lock, self._opening = threading.Lock(), threading.Lock()
 
     # -- asking ------------------------------------------------------------------------------------
@@ -117,14 +122,14 @@ class Desk:
         else:
             answering = self._begin(owner, request)
             conversation = answering.conversation
-        yield {"view": self.view(owner, conversation), **self._list(owner)}
+        yield {"view": self.view(owner, conversation), **self.listed(owner)}
         if answering is None:
             return
         yield from answering.follow()
         if self.store.owns(owner, conversation):
-            yield {"view": self.view(owner, conversation), **self._list(owner)}
+            yield {"view": self.view(owner, conversation), **self.listed(owner)}
         else:
-            yield {"gone": conversation, **self._list(owner)}
+            yield {"gone": conversation, **self.listed(owner)}
 
     def _begin(self, owner: str, request: Request) -> Answering:
         settings = self.settings(owner)
@@ -179,8 +184,7 @@ class Desk:
         """The digests asked for; only what this owner brought."""
         # One that stands twice would shift the numbers of those behind it.
         digests = list(dict.fromkeys(str(digest) for digest in request.get("pictures") or []))
-        if len(digests) > MAX_PICTURES:
-            raise UsageError(f"{len(digests)} pictures.", f"At most {MAX_PICTURES} at a time.")
+        check_count(len(digests))
         for digest in digests:
             if self.store.picture(owner, digest) is None:
                 raise UsageError("One of the pictures has been deleted.", "Add it again.")
@@ -216,7 +220,7 @@ class Desk:
         """Ends all answers, and waits up to `patience` seconds until they are stored."""
         with self._lock:
             running = list(self._answering.values())
-            for cancel in (*self._warming.values(), *self._others):
+            for cancel in self._others:
                 cancel.set()
         for one in running:
             one.stop()
@@ -242,44 +246,15 @@ class Desk:
         self.store.remember_picture(owner, picture.digest, picture.name, facts)
         return {"digest": picture.digest, "name": picture.name, **facts}
 
-    # -- ahead of the question ---------------------------------------------------------------------
+    def example(self, owner: str, image: Image.Image, question: str) -> dict[str, Any]:
+        """A generated picture as if the owner had brought it, and a question about it."""
+        picture = self.shelf.add(image, "scene.png")
+        facts = {"changes": [], "size": list(image.size)}
+        self.store.remember_picture(owner, picture.digest, "scene.png", facts)
+        shown = {"digest": picture.digest, "name": "scene.png", **facts}
+        return {"picture": shown, "question": question}
 
-    def warm(self, owner: str, request: Request) -> threading.Thread | None:
-        """Encodes the pictures of a question that is still being written, in the background.
-
-        A newer call of the same owner ends the older one. Gives the thread, None if the model is
-        not loaded."""
-        settings = self.settings(owner)
-        engine = self.engine(owner)
-        pictures = self.pictures(owner, request)
-        if engine is None or not pictures:
-            return None
-        conversation = request.get("conversation") or None
-        turns: list[Turn] = []
-        if conversation is not None and request.get("replaces"):
-            old = self.store.turn(owner, conversation, str(request["replaces"]))
-            turns = self.store.path_to(owner, conversation, old.parent)
-        elif conversation is not None:
-            turns = self.store.path(owner, conversation)
-        draft = Turn("", None, "", tuple(pictures), "", "answering", {})
-        asked = conversation_of([*turns, draft], self.shelf.get, settings.system)
-        cancel = threading.Event()
-        with self._lock:
-            if older := self._warming.get(owner):
-                older.set()
-            self._warming[owner] = cancel
-
-        def run() -> None:
-            try:
-                engine.warm(asked, cancel)
-            except Exception as error:
-                message_of(error)  # the question itself will meet it again, and say so
-
-        thread = threading.Thread(target=run, name="warm", daemon=True)
-        thread.start()
-        return thread
-
-    # -- conversations -----------------------------------------------------------------------------
+    # -- what an owner sees ------------------------------------------------------------------------
 
     def settings(self, owner: str) -> Settings:
         return Settings.from_dict(self.store.settings(owner))
@@ -307,113 +282,7 @@ class Desk:
         view["busy"] = conversation is not None and bool(self._running(owner, conversation))
         return view
 
-    def hello(self, owner: str, request: Request) -> Update:
-        """What a page needs when it opens; its conversation if that is (still) the owner's."""
-        conversation = request.get("conversation") or None
-        if conversation is not None and not self.store.owns(owner, conversation):
-            conversation = None
-        self.engine(owner)
-        return {
-            "hello": True,
-            "models": models_of(self, owner)["models"],
-            "settings": self._told(owner),
-            "examples": {
-                "cards": self._examples(owner),
-                "about": examples.ABOUT_BUILTIN
-                if self.hub.default == "builtin"
-                else examples.ABOUT_OTHER,
-            },
-            **self._list(owner),
-            "view": self.view(owner, conversation),
-        }
-
-    def _examples(self, owner: str) -> list[dict[str, Any]]:
-        return [self.example(owner, *card) for card in examples.cards()]
-
-    def example(self, owner: str, image: Image.Image, question: str) -> dict[str, Any]:
-        """A generated picture as if the owner had brought it, and a question about it."""
-        picture = self.shelf.add(image, "scene.png")
-        facts = {"changes": [], "size": list(image.size)}
-        self.store.remember_picture(owner, picture.digest, "scene.png", facts)
-        shown = {"digest": picture.digest, "name": "scene.png", **facts}
-        return {"picture": shown, "question": question}
-
-    def _told(self, owner: str) -> dict[str, Any]:
-        """Settings for the page, with what the model takes where nothing is set."""
-        settings, engine = self.settings(owner), self.engine(owner)
-        defaults = engine.info.defaults if engine else None
-        return {
-            **{name: value for name, value in asdict(settings).items() if "model" not in name},
-            "defaults": {
-                name: getattr(defaults, name) for name in ("temperature", "top_p", "max_new_tokens")
-            }
-            if defaults
-            else {},
-        }
-
-    def _list(self, owner: str) -> Update:
+    def listed(self, owner: str) -> Update:
+        """The owner's conversations for the sidebar, latest first."""
         rows = self.store.conversations(owner)
         return {"list": [{"id": row.id, "title": row.title, "when": row.updated} for row in rows]}
-
-    def act(self, owner: str, request: Request) -> Update:
-        """The quick deeds on conversations and turns; `do` names one."""
-        conversation = request.get("conversation") or None
-        chat, turn = str(conversation), str(request.get("turn") or "")
-        match request.get("do"):
-            case "hello":
-                return self.hello(owner, request)
-            case "open":
-                pass
-            case "new":
-                conversation = None
-            case "rename":
-                title = " ".join(str(request.get("title") or "").split())[:120]
-                self.store.rename(owner, chat, title or "Untitled")
-                if request.get("shown") != conversation:
-                    return self._list(owner)
-            case "delete":
-                unseen = self.store.delete(owner, chat)
-                # Only now, so that whoever follows the answer to its end finds the chat gone.
-                self.stop(owner, conversation)
-                for digest in unseen:
-                    self.shelf.remove(digest)
-                self._examples(owner)  # the cards that are shown stay good
-                if request.get("shown") == conversation:
-                    conversation = None
-                else:
-                    return self._list(owner)
-            case "delete-turn":
-                self.stop(owner, conversation)
-                for digest in self.store.delete_turn(owner, chat, turn):
-                    self.shelf.remove(digest)
-                self._examples(owner)
-            case "branch":
-                self.store.show(owner, chat, turn)
-            case "stop":
-                self.stop(owner, conversation)
-                if conversation is None:  # nothing of it was shown yet
-                    return {}
-                if not self.store.owns(owner, chat):  # deleted in another tab
-                    return {"gone": chat, **self._list(owner)}
-            case "models":
-                return models_of(self, owner)
-            case "stop-comparing":
-                self.stop_comparing(owner)
-                return {}
-            case "cancel-load":
-                self.hub.cancel(str(request.get("model")), owner)
-                return {}
-            case "settings":
-                self.save_settings(owner, _changes(request))
-                return {"settings": self._told(owner)}
-            case "scene":
-                return {"scene": self.example(owner, *examples.new_scene())}
-            case other:
-                raise UsageError(f"Unknown request {str(other)[:40]!r}.", "Reload the page.")
-        return {"view": self.view(owner, conversation), **self._list(owner)}
-
-
-def _changes(request: Request) -> dict[str, Any]:
-    """The settings that a request changes; which model answers is changed by `pick` alone."""
-    names = ("system", "temperature", "top_p", "max_new_tokens", "seed", "style")
-    return {name: request[name] for name in names if name in request}

@@ -17,12 +17,14 @@ import gradio as gr
 
 from ui import insight
 from ui.api import add_endpoint
+from ui.chats import act
 from ui.handlers import Desk, Request, Update, known, message_of
 from ui.lessons import teach
 from ui.picking import pick
 from ui.side_by_side import side_by_side
 from ui.teach import Teaching
 from ui.training import TrainingDesk
+from ui.warming import Warming
 
 STATIC = Path(__file__).parent / "static"
 STREAMS = 64
@@ -68,8 +70,8 @@ def build(desk: Desk, teaching: Teaching, training: TrainingDesk) -> gr.Blocks:
         live = _wire("live")
         _streaming(_wire("ask"), desk.ask, live)
         _streaming(_wire("pick"), lambda owner, request: pick(desk, owner, request))
-        _calling(_wire("act"), desk.act)
-        _calling(_wire("warm"), lambda owner, request: _nothing(desk.warm(owner, request)))
+        _calling(_wire("act"), lambda owner, request: act(desk, owner, request))
+        _calling(_wire("warm"), Warming(desk).begin)
         _calling(_wire("look"), lambda owner, request: _look(desk, owner, request), LOOKS)
         _calling(_wire("teach"), lambda owner, request: teach(desk, teaching, owner, request))
         _calling(_wire("train"), lambda owner, request: _train(training, owner, request))
@@ -86,10 +88,6 @@ def _wire(name: str) -> gr.HTML:
         visible="hidden",
         elem_id=f"wire-{name}",
     )
-
-
-def _nothing(_: object) -> Update:
-    return {}
 
 
 def owner_of(request: gr.Request) -> str:

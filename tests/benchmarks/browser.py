@@ -132,22 +132,21 @@ class Bench:
 
     def ours(self, server: Any, encoded: bool) -> tuple[float, float]:
         """Seconds to the first word, and of the page load."""
-        desk = server.application.desk
-        warm, threads = desk.warm, []
+        engine = server.application.desk.hub.ready()
+        warm, begun, warmed = engine.warm, threading.Event(), threading.Event()
 
-        def kept(owner: str, request: Any) -> Any:
-            threads.append(warm(owner, request))
-            return threads[-1]
+        def told(*given: Any) -> None:
+            begun.set()
+            warm(*given)
+            warmed.set()
 
-        desk.warm = kept
+        engine.warm = told
         try:
             page, load = self._page(server.address, "#cards .card")
             page.set_input_files("#files", self.picture())
             page.wait_for_selector("#tray .thumb img")
-            while not threads:
+            while not (warmed if encoded else begun).is_set():  # a person writes meanwhile
                 page.wait_for_timeout(20)
-            if encoded:
-                threads[0].join()  # a person writes a question meanwhile
             page.evaluate(WATCH, ["#question", "[data-testid=bot]", ".state"])
             page.fill("#question", QUESTION)
             page.press("#question", "Enter")
@@ -155,7 +154,7 @@ class Bench:
             page.wait_for_selector("#log[aria-busy=false] .foot *")
             page.context.close()
         finally:
-            desk.warm = warm
+            engine.warm = warm
         return seconds, load
 
     def plain(self, address: str) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from tests.fake_engine import FakeEngine
 from tests.proxy import proxy
 from tests.ui_server import running
 from tests.waiting import until
-from ui import examples
+from ui import chats, examples
 
 
 def serious(page) -> list[str]:
@@ -166,9 +166,8 @@ def test_a_closing_sheet_gives_the_focus_back_and_takes_it_from_nobody(visit, en
 
 
 def test_a_question_asked_before_the_server_listens_is_kept(visit, house, monkeypatch):
-    desk, heard = house.application.desk, []
-    hello = desk.hello
-    monkeypatch.setattr(desk, "hello", lambda *given: heard.append(given) or hello(*given))
+    heard, hello = [], chats.hello
+    monkeypatch.setattr(chats, "hello", lambda *given: heard.append(given) or hello(*given))
     visitor, held = visit(), []
     page = visitor.page = visitor.tab()
     shut = True
@@ -239,6 +238,24 @@ def test_a_late_reply_does_not_replace_what_is_shown_by_then(visit, engine, pict
     go_on.set()
     expect(page.locator(".foot .badge")).to_have_count(1)  # it came
     expect(page.locator("#sheet .pad")).to_be_visible()
+
+
+def test_comparing_says_so_where_there_is_nothing_to_compare_with(visit):
+    page = visit().page
+    page.click("nav [data-view-of=compare]")
+    hint = page.locator("#compare-form .note")
+    expect(hint).to_be_hidden()
+    page.get_by_label("First model").select_option("fake")
+    expect(hint).to_contain_text("the same model")
+    page.get_by_label("First model").select_option("other")
+    expect(hint).to_be_hidden()
+    page.evaluate("""{
+        const { models } = vqa.state;
+        for (const choice of models.choices) choice.here = choice.key === models.picked;
+        vqa.emit('models', models);
+    }""")
+    expect(hint).to_contain_text("No other model is here yet")
+    expect(page.get_by_label("First model")).to_have_value("fake")
 
 
 def test_a_comparison_runs_once_at_a_time_and_says_what_went_wrong(visit, engine):
