@@ -113,7 +113,7 @@ def main(folder: Path) -> None:
 
         offered = lambda: [  # noqa: E731 - no catalogue: what lies in its cache would show
             choice for choice in choices.offered(BUILTIN, work / "data" / "runs")
-            if choice.group != choices.TO_DOWNLOAD
+            if choice.group not in (choices.DOWNLOADED, choices.TO_DOWNLOAD)
         ]  # fmt: skip
         with running({}, work / "data", load=choices.load, choices=offered) as server:
             browser = playwright.chromium.launch(

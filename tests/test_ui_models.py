@@ -14,6 +14,7 @@ from ui.downloads import fetch
 from ui.hub import LoadingCancelled
 from ui.picking import pick
 from ui.render import without_paths
+from vqa_app import catalogue
 from vqa_app.errors import ModelError, UsageError
 
 
@@ -28,6 +29,18 @@ def test_keys_tell_nothing_of_where_a_model_lies(tmp_path):
     shown = json.dumps([(c.key, c.label, c.detail, c.group) for c in offered])
     assert "secret" not in shown and str(tmp_path) not in shown
     assert len({choice.key for choice in offered}) == len(offered) > 5
+
+
+def test_models_that_are_downloaded_already_are_told_from_others(tmp_path, monkeypatch):
+    names = [entry.name for entry in catalogue.CATALOGUE]
+    monkeypatch.setattr(catalogue, "is_cached", lambda name: name == names[-1])
+    choices._catalogue_at.cache_clear()
+    found = [c for c in choices.offered(choices.BUILTIN, tmp_path) if c.source in names]
+    choices._catalogue_at.cache_clear()
+    assert [(choice.group, choice.here) for choice in found] == [
+        ("Downloaded", True), *[("To download", False)] * (len(names) - 1)
+    ]  # fmt: skip
+    assert found[0].source == names[-1]
 
 
 def test_a_model_can_be_named_only_where_that_is_allowed(tmp_path):

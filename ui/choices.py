@@ -19,7 +19,7 @@ from ui.render import hide
 from vqa_app.engine import Engine
 from vqa_app.errors import UsageError
 
-TO_DOWNLOAD = "To download"
+DOWNLOADED, TO_DOWNLOAD = "Downloaded", "To download"
 _CATALOGUE_SECONDS = 60
 BUILTIN = Choice("builtin", "Built-in", "small, in the box", "In the box", "builtin")
 
@@ -67,12 +67,14 @@ def _catalogue_at(_: int) -> list[Choice]:
     """Looks into the local cache of each model, so it is kept for a while."""
     from vqa_app.catalogue import CATALOGUE, is_cached
 
-    return [_from_hub(e.name, "here already" if is_cached(e.name) else e.size) for e in CATALOGUE]
+    found = [_from_hub(entry.name, entry.size, is_cached(entry.name)) for entry in CATALOGUE]
+    return sorted(found, key=lambda choice: not choice.here)
 
 
-def _from_hub(name: str, detail: str) -> Choice:
+def _from_hub(name: str, detail: str, here: bool = False) -> Choice:
     key = "hub-" + hashlib.sha256(name.encode()).hexdigest()[:12]
-    return Choice(key, name.split("/")[-1], detail, TO_DOWNLOAD, name)
+    group = DOWNLOADED if here else TO_DOWNLOAD
+    return Choice(key, name.split("/")[-1], detail, group, name, here=here)
 
 
 def named(text: str) -> Choice:
@@ -98,7 +100,7 @@ def load(
     Raises:
         ModelError: it cannot be loaded.
     """
-    if choice.group == TO_DOWNLOAD:
+    if choice.group in (DOWNLOADED, TO_DOWNLOAD):  # one may have been deleted since
         from ui.downloads import fetch
 
         fetch(choice.source, progress)

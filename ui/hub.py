@@ -37,6 +37,8 @@ class Choice:
     adapter: str | None = None
     quantize: str | None = None
     revision: str | None = None
+    here: bool = True
+    """Whether its weights lie on this machine."""
 
 
 class Progress(Protocol):

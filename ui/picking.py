@@ -67,6 +67,7 @@ def _models(desk: Desk, standing: Standing, before: str) -> dict[str, Any]:
                 "label": choice.label,
                 "detail": choice.detail,
                 "group": choice.group,
+                "here": choice.here,
             }
             for choice in desk.hub.choices()
         ],

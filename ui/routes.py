@@ -31,6 +31,7 @@ SCRIPTS = (
     "teach",
     "train",
     "compare",
+    "tabs",
 )
 """The page's script, in this order."""
 _KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}

@@ -227,6 +227,30 @@ def test_a_chat_survives_a_reload_and_shows_in_a_second_tab(visit):
     tab.wait_for_selector(".bubble:has-text('Remember me?')")
 
 
+def test_what_one_tab_asks_deletes_or_renames_shows_in_the_other(visit):
+    visitor = visit()
+    visitor.ask("Here?")
+    page, tab = visitor.page, visitor.tab()
+    visitor.open(tab, path="#" + page.url.partition("#")[2])
+    expect(tab.locator(".bubble")).to_have_text(["Here?"])
+    tab.fill("#question", "A draft that stays")
+    visitor.ask("And there?")
+    expect(tab.locator(".bubble")).to_have_text(["Here?", "And there?"])
+    expect(tab.get_by_test_id("bot").last).to_contain_text("And there?")
+    expect(tab.locator("#question")).to_have_value("A draft that stays")
+    page.click(".new")
+    page.wait_for_selector("#empty", state="visible")
+    visitor.ask("Another chat?")
+    expect(tab.locator("#list .title")).to_have_text(["Another chat?", "Here?"])
+    expect(tab.locator(".bubble")).to_have_text(["Here?", "And there?"])  # its own stays
+    page.get_by_label("More for Here?").click()
+    page.click("#menu :text('Delete')")
+    page.click("#sheet .danger")
+    expect(tab.locator("#list .title")).to_have_text(["Another chat?"])
+    expect(tab.locator("#empty")).to_be_visible()
+    expect(tab.locator(".toast")).to_have_count(0)
+
+
 def half_answered(visit, engine):
     """A visitor whose page is reloaded after the first two words; the others wait at a gate."""
     engine.hold(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import BytesIO
 
 import pytest
@@ -113,3 +114,14 @@ def test_one_chart_alone_is_as_large_as_two_beside_each_other(visit):
     page.wait_for_selector("#train-form [name=source]")
     page.evaluate(f"vqa.emit('training', {{base: 'Fake', sources: [], busy: false, job: {JOB}}})")
     assert box(page.locator("#job .chart"))["width"] <= 400
+
+
+def test_a_chat_bears_its_time(visit, house):
+    visitor = visit()
+    page = visitor.page
+    visitor.ask("What is this?")
+    expect(page.locator("#list .when")).to_have_text(re.compile(r"\d\d:\d\d"))
+    page.evaluate("""vqa.emit('list', vqa.state.list.concat(
+        {id: 'old', title: 'Old', when: new Date(2001, 4, 6).getTime() / 1000}))""")
+    expect(page.locator("#list .when").last).to_have_text("2001")
+    assert "2001" in page.locator("#list .title").last.get_attribute("title")

@@ -17,19 +17,29 @@
 
   function form() {
     const { choices, picked } = vqa.state.models;
-    const key = choices.map((choice) => choice.key).join();
+    const key = choices.map((choice) => choice.key + choice.here).join();
     if (drawn === key) return;
     drawn = key;
     const select = (label, chosen) => {
       const node = el("select", { "aria-label": label },
-        ...choices.map((choice) => el("option", { value: choice.key }, `${choice.label} (${choice.detail})`)));
+        ...[...new Set(choices.map((choice) => choice.group))].map((group) =>
+          el("optgroup", { label: group }, ...choices.filter((choice) => choice.group === group).map((choice) =>
+            el("option", { value: choice.key }, choice.detail ? `${choice.label} (${choice.detail})` : choice.label)))));
       node.value = chosen;
+      node.addEventListener("change", () => alike());
       return node;
     };
-    const here = choices.filter((choice) => choice.group !== "To download" || choice.detail === "here already");
-    const other = here.find((choice) => choice.key !== picked); // none that would be downloaded unasked
+    const other = choices.find((choice) => choice.here && choice.key !== picked); // none that would be downloaded unasked
     const left = select("First model", other ? other.key : picked);
     const right = select("Second model", picked);
+    const hint = el("p.note");
+    const alike = () => {
+      hint.hidden = left.value !== right.value;
+      hint.textContent = other
+        ? "These are the same model: pick another one to compare it with."
+        : "No other model is here yet: train one, or pick one to download.";
+    };
+    alike();
     const file = el("input", { type: "file", accept: "image/*", hidden: true, "aria-label": "Picture file" });
     const place = el("span.compare-picture");
     const show = () => place.replaceChildren(picture ? vqa.thumb({ ...picture, number: 1 }) : "");
@@ -50,7 +60,7 @@
       show();
     };
     $("compare-form").replaceChildren(
-      el("div.columns", {}, left, right),
+      el("div.columns", {}, left, right), hint,
       el("div.actions", {},
         el("button.chip", { type: "button", onclick: () => file.click() }, "Choose a picture"),
         el("button.chip", { type: "button", onclick: () => vqa.send("act", { do: "scene" }) }, "Draw me a scene"),

@@ -21,8 +21,9 @@
 
   function rowOf(row) {
     const shown = vqa.state.view?.conversation === row.id;
+    const when = new Date(1000 * row.when);
     const open = el("button.title",
-      { title: row.title, "aria-current": shown ? "true" : null,
+      { title: `${row.title}\n${when.toLocaleString()}`, "aria-current": shown ? "true" : null,
         onclick: () => {
           vqa.show("chat");
           vqa.send("act", { do: "open", conversation: row.id });
@@ -33,7 +34,18 @@
       { "aria-label": `More for ${row.title}`, "aria-haspopup": "menu", title: "More",
         onclick: (event) => openMenu(event.currentTarget, row) },
       icon("more"));
-    return el(`li${shown ? ".shown" : ""}`, {}, open, menu);
+    return el(`li${shown ? ".shown" : ""}`, {}, open,
+      el("time.when", { datetime: when.toISOString() }, short(when)), menu);
+  }
+
+  /** The time of today, the day of this year, or the year. */
+  function short(when) {
+    const now = new Date();
+    if (when.toDateString() === now.toDateString()) {
+      return when.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
+    }
+    if (when.getFullYear() !== now.getFullYear()) return String(when.getFullYear());
+    return when.toLocaleDateString([], { day: "numeric", month: "short" });
   }
 
   function openMenu(button, row) {
