@@ -122,7 +122,7 @@ SETS: dict[str, Callable[[Model], list[Row]]] = {
 
 
 def trained(rows: Sequence[Row], folder: Path, name: str) -> tuple[Model, float]:
-    """The model after a run as the page makes it, and the run's seconds."""
+    """The model after a run as the page makes it, and the run's processor time in seconds."""
     from finetune.config import FinetuneConfig
     from finetune.train import train
 
@@ -136,13 +136,13 @@ def trained(rows: Sequence[Row], folder: Path, name: str) -> tuple[Model, float]
         records.append({"id": str(number), "image": f"{number}.png", "conversations": said})
     file = folder / "taught.json"
     file.write_text(json.dumps(records))
-    began = time.monotonic()
+    began = time.process_time()
     wanted = Wanted("lora", None, None, True)
     settings = settings_for([str(file)], BUILTIN, wanted, folder / "rehearsal", name)
     out = folder / "run"
     train(FinetuneConfig(model="builtin", out=str(out), feature_dir=str(folder / "features"),
                          eval_questions=100, workers=1, **settings))  # fmt: skip
-    return Model(str(out)), time.monotonic() - began
+    return Model(str(out)), time.process_time() - began
 
 
 def main() -> None:
@@ -168,7 +168,7 @@ def main() -> None:
             line += (
                 f"; world {after.right(world) - base[0]:+.3f} {after.right(told) - base[1]:+.3f}"
             )
-            print(f"{line}; {seconds:.0f} s", flush=True)
+            print(f"{line}; {seconds:.0f} s of processor time", flush=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
