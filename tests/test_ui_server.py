@@ -384,9 +384,19 @@ from ui.server import address_of, listen, serve
 
 listener = listen("127.0.0.1", 0)
 engine = FakeEngine("one two three", hold_after=1)
-choice = Choice("fake", "Fake", "", "", "fake")
-app = create(Path(sys.argv[1]), lambda *_: engine, lambda: [choice], "fake")
+choices = [Choice(key, key.title(), "", "", key) for key in ("fake", "slow")]
+
+def for_ever(*_, **__):
+    threading.Event().wait()
+
+def load(choice, progress):
+    return for_ever() if choice.key == "slow" else engine
+
+app = create(Path(sys.argv[1]), load, lambda: choices, "fake", train=for_ever)
 app.desk.hub.start()
+app.desk.hub.start("slow")
+app.teaching.add("ann", "What?", "this", [])
+app.training.start("ann", {"sources": ["mine"]})
 print(address_of(listener), flush=True)
 serve(app, listener)
 leave()
@@ -394,7 +404,8 @@ leave()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
-def test_a_server_asks_nothing_outside_and_ctrl_c_stops_it_with_an_answer_running(tmp_path):
+def test_a_server_asks_nothing_outside_and_ctrl_c_stops_it_whatever_is_under_way(tmp_path):
+    """An answer that streams, a model that loads, a training in a step that does not end."""
     root = Path(__file__).parent.parent
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(tmp_path)],
