@@ -15,7 +15,7 @@ from finetune.progress import Progress
 from finetune.report import keep_watch_answers
 from tests.fake_engine import FakeEngine
 from tests.house import House
-from ui import before_after, world_data
+from ui import before_after, recipe, world_data
 from ui.hub import Choice, Hub
 from ui.insight import look, saw
 from ui.jobs import Job
@@ -87,7 +87,7 @@ def test_old_knowledge_is_mixed_in_when_wanted(school, tmp_path):
     school.training.start("ann", {"sources": ["mine"], "rehearse": True})
     school.training.job.thread.join(60)
     mine, world = school.rows
-    assert len(mine.rows) == 1 and len(world.rows) == 480 and not world.problems
+    assert len(mine.rows) == 1 and len(world.rows) == recipe.REHEARSED and not world.problems
     assert not list((tmp_path / "rehearsal").iterdir()), "what was drawn for a run goes with it"
 
 
