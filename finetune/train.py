@@ -60,11 +60,11 @@ def train(
         raise UsageError("There is no data to train on.", "Give --data.")
     if not config.out:
         raise UsageError("There is no folder for the run.", "Give --out.")
+    check_reporters(config.report_to)
     check_sources((*config.data, *config.eval_data), config.images)
     run = Path(config.out)
     run_folder.refuse_finished(run)
     run_folder.claim(run)
-    check_reporters(config.report_to)
     watched(config)  # what is wrong with them is told now
     shown = on_progress if on_progress and _main_process() else _silent
 
