@@ -125,3 +125,13 @@ def test_a_chat_bears_its_time(visit, house):
         {id: 'old', title: 'Old', when: new Date(2001, 4, 6).getTime() / 1000}))""")
     expect(page.locator("#list .when").last).to_have_text("2001")
     assert "2001" in page.locator("#list .title").last.get_attribute("title")
+
+
+def test_the_drawing_pad_fits_a_phone(visit):
+    page = visit(**PHONE).page
+    page.locator("[data-do=draw]").tap()
+    pad, sheet = box(page.locator("#sheet .pad")), box(page.locator("#sheet"))
+    assert pad["width"] == pytest.approx(pad["height"], abs=1)
+    assert pad["x"] - sheet["x"] == pytest.approx(
+        sheet["x"] + sheet["width"] - pad["x"] - pad["width"], abs=2
+    )
