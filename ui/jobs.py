@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeAlias
 
 from finetune.run_files import WATCH_FILE, is_finished
 from ui.hub import Choice
-from ui.render import SHORT_STYLE, without_paths
+from ui.render import without_paths
+from vqa_app.conversation import SHORT_STYLE
 
 State: TypeAlias = Literal["running", "stopping", "comparing", "done", "stopped", "failed"]
 _MESSAGES = 12
