@@ -45,9 +45,10 @@ LEAST_BATCH = 8
 MEMORY_SHARE = 0.8
 """How much of the free memory the plan may use."""
 CPU_KERNEL_BYTES = 1700 * 10**6
-"""What grows by the step in bf16 on a CPU until all shapes of batches have occurred: kernels that
-oneDNN prepares, and what the allocator keeps. Measured on easy-VQA: 1.2 GB after 100 steps, 1.7 GB
-after 600. A smaller cache of oneDNN's primitives (192 of 1,024) changed nothing."""
+"""What comes on top in bf16 on a CPU. Measured on easy-VQA, 1.2 GB after 100 steps and 1.7 GB after
+600: by `mallinfo2` after 100 steps, 0.6 GB that stays in use (kernels that oneDNN prepares for each
+shape of batch; a smaller cache of its primitives changed nothing), 0.3 GB that the allocator keeps
+for the next step, and up to 0.5 GB more while held-out rows are asked about."""
 CPU_TOKENS_AT_ONCE = 2048
 """Beyond this a larger micro-batch is no faster on a CPU."""
 

@@ -55,6 +55,7 @@ def test_of_few_rows_half_of_what_is_trained_is_rehearsed(data, tmp_path, count)
     ]
     assert weights[0] == pytest.approx(weights[1], rel=0.01)
     assert settings["max_steps"] >= 100 and settings["epochs"] is None
+    assert settings["lr"] == recipe.RATE
     FinetuneConfig(model="builtin", **settings)
 
 
