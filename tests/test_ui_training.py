@@ -23,7 +23,7 @@ from ui.lessons import teach
 from ui.teach import Teaching
 from ui.training import TrainingDesk
 from vqa_app.errors import DataError, UsageError
-from vqa_app.images import open_picture
+from vqa_app.images import ImageLimits, open_picture
 
 
 @pytest.fixture
@@ -175,6 +175,16 @@ def test_what_is_watched_is_shown_with_its_picture_and_all_answers(school, tmp_p
     assert [one["answer"] for one in watched["answers"]] == ["a cat", "a hat"]
     assert school.desk.store.picture("ann", seen.digest) is not None
     assert school.desk.store.picture("bob", seen.digest) is None
+
+
+def test_a_watched_photo_is_shown_however_large_its_copy_is(school, tmp_path):
+    lesson(school)
+    trained(school)
+    seen = open_picture(Image.effect_noise((64, 64), 90))
+    keep_watch_answers(tmp_path / "runs" / "hats", 1, [("What is it?", "", "a hat", [seen])])
+    school.desk.shelf.limits = ImageLimits(max_bytes=100)
+    school.training.status("ann")
+    assert school.desk.store.picture("ann", seen.digest) is not None
 
 
 def test_a_run_named_like_a_model_is_not_taken_for_it(school):

@@ -25,6 +25,7 @@ from ui.store import Store, Turn
 from vqa_app.conversation import Conversation
 from vqa_app.engine import Engine, GenerationOptions
 from vqa_app.errors import ModelError, UsageError, VqaError
+from vqa_app.images import ImageLimits
 
 log = logging.getLogger(__name__)
 
@@ -235,13 +236,18 @@ class Desk:
                     return one
         return None
 
-    def bring(self, owner: str, data: bytes, name: str) -> dict[str, Any]:
+    def bring(
+        self, owner: str, data: bytes, name: str, limits: ImageLimits | None = None
+    ) -> dict[str, Any]:
         """Takes in a picture for a question to come; what the page shows of it.
+
+        Args:
+            limits: others than the shelf's own, for a file of ours.
 
         Raises:
             ImageError: it cannot be read or is too large.
         """
-        picture = self.shelf.add(data, name)
+        picture = self.shelf.add(data, name, limits)
         facts = {"changes": list(picture.changes), "size": list(picture.image.size)}
         self.store.remember_picture(owner, picture.digest, picture.name, facts)
         return {"digest": picture.digest, "name": picture.name, **facts}

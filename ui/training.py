@@ -19,6 +19,7 @@ from ui.recipe import Wanted, knows_world, settings_for
 from ui.sent import MAX_ROWS, data_files, read_sent, told, unpack
 from ui.teach import Teaching
 from vqa_app.errors import DataError, UsageError, VqaError
+from vqa_app.images import OWN_FILES
 
 STAGES = ("lora", "projector", "full", "qlora")
 SHOWN_PROBLEMS = 8
@@ -306,7 +307,7 @@ class TrainingDesk:
             if self.desk.store.picture(job.owner, digest) is None:
                 with contextlib.suppress(OSError, VqaError):
                     file = job.run / WATCH_FOLDER / f"{digest}.png"
-                    self.desk.bring(job.owner, file.read_bytes(), "watched.png")
+                    self.desk.bring(job.owner, file.read_bytes(), "watched.png", OWN_FILES)
 
 
 def _number(what: str, value: Any, low: float, high: float) -> float | None:
