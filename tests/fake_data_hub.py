@@ -7,31 +7,21 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
 import pytest
 
-from tests.fake_hub import COMMIT, use
+from tests.fake_hub import COMMIT, HubHandler, use
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(HubHandler):
     """Serves `folders`, data sets by id; everything else is refused as the hub does it."""
 
-    protocol_version = "HTTP/1.1"
     folders: dict[str, Path]
     downloads: list[str]
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_HEAD(self) -> None:  # noqa: N802
-        self._answer()
-
-    def do_GET(self) -> None:  # noqa: N802
-        self._answer()
 
     def do_POST(self) -> None:  # noqa: N802
         self._answer(self.rfile.read(int(self.headers["Content-Length"])))
@@ -54,33 +44,13 @@ class Handler(BaseHTTPRequestHandler):
                 entries = [entry for entry in _listing(folder, folder) if entry["path"] in wanted]
                 return self._send(json.dumps(entries).encode())
             case ["resolve", _, *file] if folder.joinpath(*file).is_file():
-                return self._file(folder.joinpath(*file))
+                return self._send_file(folder.joinpath(*file), self.downloads)
         return self._refuse("EntryNotFound")
 
     def _describe(self, name: str, folder: Path) -> None:
         files = [{"rfilename": entry["path"]} for entry in _listing(folder, folder)]
         info = {"id": name, "sha": COMMIT, "siblings": files, "private": False, "gated": False}
         self._send(json.dumps(info | {"tags": [], "downloads": 0, "likes": 0}).encode())
-
-    def _file(self, file: Path) -> None:
-        data = file.read_bytes()
-        if self.command == "GET":
-            self.downloads.append(file.name)
-        self._send(data, ETag=f'"{hashlib.sha1(data).hexdigest()}"')
-
-    def _refuse(self, code: str) -> None:
-        self._send(b"{}", 404, **{"X-Error-Code": code, "X-Error-Message": code})
-
-    def _send(self, data: bytes, status: int = 200, **headers: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Content-Type", "application/json")
-        self.send_header("X-Repo-Commit", COMMIT)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
 
 
 def _listing(folder: Path, below: Path) -> list[dict[str, Any]]:

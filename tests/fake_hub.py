@@ -28,32 +28,60 @@ class FakeHub:
     """File sizes that the listing claims, where they differ from the truth."""
 
 
-def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class HubHandler(BaseHTTPRequestHandler):
+    """Answers and refuses as the hub does; a subclass's `_answer` says what."""
 
-        def log_message(self, *_: Any) -> None:
-            pass
+    protocol_version = "HTTP/1.1"
 
-        def do_HEAD(self) -> None:  # noqa: N802
-            self._answer(body=False)
+    def log_message(self, *_: Any) -> None:
+        pass
 
-        def do_GET(self) -> None:  # noqa: N802
-            self._answer(body=True)
+    def do_HEAD(self) -> None:  # noqa: N802
+        self._answer()
 
-        def _answer(self, body: bool) -> None:
+    def do_GET(self) -> None:  # noqa: N802
+        self._answer()
+
+    def _answer(self) -> None:
+        raise NotImplementedError
+
+    def _refuse(self, code: str, status: int = 404) -> None:
+        self._send(b"{}", status, **{"X-Error-Code": code, "X-Error-Message": code})
+
+    def _send(self, data: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Type", "application/json")
+        self.send_header("X-Repo-Commit", COMMIT)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _send_file(self, file: Path, downloads: list[str]) -> None:
+        data = file.read_bytes()
+        if self.command == "GET":
+            downloads.append(file.name)
+        self._send(data, ETag=f'"{hashlib.sha1(data).hexdigest()}"')
+
+
+def _handler(hub: FakeHub) -> type[HubHandler]:
+    class Handler(HubHandler):
+        def _answer(self) -> None:
             path = urlparse(self.path).path.strip("/").split("/")
             if path[:2] == ["api", "models"]:
                 self._describe("/".join(path[2:4]), path[4:])
             else:
-                self._file("/".join(path[:2]), "/".join(path[4:]), body)
+                self._file("/".join(path[:2]), "/".join(path[4:]))
 
         def _describe(self, name: str, rest: list[str]) -> None:
             directory = hub.repositories.get(name, (404, "RepoNotFound"))
             if isinstance(directory, tuple):
-                return self._refuse(*directory)
+                status, code = directory
+                return self._refuse(code, status)
             if rest[:1] == ["revision"] and rest[1] not in ("main", COMMIT):
-                return self._refuse(404, "RevisionNotFound")
+                return self._refuse("RevisionNotFound")
             files = [
                 {
                     "rfilename": path.name,
@@ -66,33 +94,16 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 for path in sorted(directory.iterdir())
             ]
             if rest[:1] == ["tree"]:
-                return self._send(200, json.dumps(files).encode())
+                return self._send(json.dumps(files).encode())
             info = {"id": name, "modelId": name, "sha": COMMIT, "siblings": files}
-            self._send(200, json.dumps(info | {"private": False, "gated": False}).encode())
+            self._send(json.dumps(info | {"private": False, "gated": False}).encode())
 
-        def _file(self, name: str, file: str, body: bool) -> None:
+        def _file(self, name: str, file: str) -> None:
             directory = hub.repositories[name]
             assert isinstance(directory, Path)
             if not (directory / file).is_file():
-                return self._refuse(404, "EntryNotFound")
-            data = (directory / file).read_bytes()
-            if body:
-                hub.downloads.append(file)
-            self._send(200, data, body=body, ETag=f'"{hashlib.sha1(data).hexdigest()}"')
-
-        def _refuse(self, status: int, code: str) -> None:
-            self._send(status, b"{}", **{"X-Error-Code": code, "X-Error-Message": code})
-
-        def _send(self, status: int, data: bytes, body: bool = True, **headers: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            self.send_header("Content-Type", "application/json")
-            self.send_header("X-Repo-Commit", COMMIT)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if body and self.command == "GET":
-                self.wfile.write(data)
+                return self._refuse("EntryNotFound")
+            self._send_file(directory / file, hub.downloads)
 
     return Handler
 
