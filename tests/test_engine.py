@@ -284,27 +284,29 @@ def test_an_answer_never_runs_past_the_context(narrow: LocalEngine) -> None:
 def test_warming_makes_way_for_questions(
     local: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoding, go_on, order = threading.Event(), threading.Event(), []
-    run_encoder = local._runtime.encoder.run
+    encoding, go_on, answered = threading.Event(), threading.Event(), threading.Event()
+    run_encoder, given_way = local._runtime.encoder.run, []
 
     def held(inputs: Any) -> Any:
+        if encoding.is_set():  # the second picture
+            given_way.append(answered.wait(10))
         encoding.set()
         assert go_on.wait(5)
         return run_encoder(inputs)
 
     monkeypatch.setattr(local._runtime.encoder, "run", held)
     two = Conversation((Message.user("", [picture(5), picture(6)]),))
-    warming = threading.Thread(target=lambda: (local.warm(two), order.append("warmed")))
+    warming = threading.Thread(target=lambda: local.warm(two))
     warming.start()
     assert encoding.wait(5)
     events = local.stream(Conversation.ask("Quick?"), GREEDY)
-    asking = threading.Thread(target=lambda: (list(events), order.append("answered")))
+    asking = threading.Thread(target=lambda: (list(events), answered.set()))
     asking.start()
     until(lambda: local._worker.in_demand)
     go_on.set()
     for thread in (warming, asking):
-        thread.join(10)
-    assert order == ["answered", "warmed"]
+        thread.join(20)
+    assert given_way == [True]
     assert last(local, Conversation.ask("Both?", two.pictures)).cached_tokens > 32
 
 

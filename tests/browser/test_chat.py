@@ -441,6 +441,16 @@ def test_settings_reach_the_model_and_stay(visit, engine):
     expect(visitor.page.locator("#set-system")).to_have_value("Be brief.")
 
 
+def test_changes_in_quick_succession_are_made_in_order(visit):
+    visitor = visit()
+    visitor.page.evaluate(
+        "() => { for (let i = 1; i <= 20; i++) vqa.send('act', { do: 'settings', seed: i }); }"
+    )
+    visitor.page.evaluate("vqa.on('settings', (told) => (window.told ||= []).push(told.seed))")
+    visitor.page.wait_for_function("() => window.told?.length === 20")
+    assert visitor.page.evaluate("window.told") == list(range(1, 21))
+
+
 def test_another_model_is_picked_and_answers(visit):
     visitor = visit()
     visitor.page.click("#model")

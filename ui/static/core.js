@@ -13,8 +13,8 @@
     },
     /** Asks the server; what it answers arrives at the handlers. */
     send(name, request) {
-      wires[name].trigger("submit", request);
-      if (!silent[name]) silent[name] = setTimeout(() => listen(name, 1), SILENCE);
+      if (request.do === "hello" || !lines[name]) return trigger(name, request);
+      if (lines[name].push(request) === 1) trigger(name, request);
     },
     /** Registers what is done with one kind of update. */
     on(key, handler) {
@@ -31,6 +31,18 @@
     starters: [],
   });
 
+  // What changes something goes one after the other, since Gradio runs in any order what comes together.
+  const lines = { act: [], teach: [], train: [] };
+  function next(name) {
+    lines[name]?.shift();
+    if (lines[name]?.length) trigger(name, lines[name][0]);
+  }
+
+  function trigger(name, request) {
+    wires[name].trigger("submit", request);
+    if (!silent[name]) silent[name] = setTimeout(() => listen(name, 1), SILENCE);
+  }
+
   // A request that never reached the server is lost without a word. Where nothing comes back for
   // seconds, we look whether the server is there; a question is always answered at once, by its turn.
   const SILENCE = 3000;
@@ -38,6 +50,7 @@
   async function listen(wire, tries) {
     const there = await fetch("healthz", { cache: "no-store" }).then((answer) => answer.ok, () => false);
     if (!silent[wire]) return; // something came meanwhile
+    next(wire);
     if (there && (wire !== "ask" || tries < 3)) {
       silent[wire] = setTimeout(() => listen(wire, tries + 1), SILENCE * 2 ** Math.min(tries, 4));
       return;
@@ -51,6 +64,7 @@
     if (!text) return;
     clearTimeout(silent[wire]);
     delete silent[wire];
+    next(wire);
     const { n, hello, ...update } = JSON.parse(text);
     if (hello && vqa.state.view) return; // asked twice, answered already
     if (hello) setTimeout(() => vqa.emit("hello", true));
