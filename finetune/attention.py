@@ -8,12 +8,15 @@ keys that it may see at all, take a half to a fifth of the time there
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 
-BLOCK = 256
+BLOCK = 128
 """Queries at once."""
 PLAIN_UP_TO = 128
 """Queries of a call in fp32, whose fused kernel is the faster one beyond."""
@@ -34,37 +37,67 @@ def attend(
     Returns:
         [rows, heads, queries, head width]
     """
-    queries = query.shape[2]
-    if query.device.type != "cpu" or (query.dtype == torch.float32 and queries > PLAIN_UP_TO):
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if kind != "cpu" or (query.dtype == torch.float32 and query.shape[2] > PLAIN_UP_TO):
         return scaled_dot_product_attention(
             query, key, value, attn_mask=seen, is_causal=seen is None, scale=scale
         )
-    weights = query.shape[0] * query.shape[1] * queries * key.shape[2]
-    again = torch.is_grad_enabled() and weights > KEPT_WEIGHTS
-    blocks = []
-    for start in range(0, queries, BLOCK):
-        stop = min(start + BLOCK, queries)
-        if seen is None:
-            size = stop - start
-            hidden = torch.ones(size, size, dtype=torch.bool).triu(1)
-            inputs = (query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop], hidden, scale)
-        else:
-            inputs = (query[:, :, start:stop], key, value, ~seen[..., start:stop, :], scale)
-        blocks.append(
-            checkpoint(_products, *inputs, use_reentrant=False, preserve_rng_state=False)
-            if again
-            else _products(*inputs)
-        )
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)
+    return _Blocks.apply(query, key, value, scale, seen)  # type: ignore[no-any-return]
 
 
-def _products(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, scale: float) -> Tensor:
-    """Softmax attention of one block of queries.
+class _Blocks(torch.autograd.Function):
+    """Softmax attention in blocks of queries. By hand, since autograd would add up the gradients of
+    keys and values in a new tensor for every block, and run a block's last product again too."""
 
-    Args:
-        hidden: the opposite of `seen`, for the last keys.
-    """
-    scores = (query * scale) @ key.transpose(-1, -2)
-    # Hidden scores get no gradient from the softmax as it is, so autograd need not know.
-    scores.detach()[..., -hidden.shape[-1] :].masked_fill_(hidden, float("-inf"))
-    return scores.softmax(-1).to(value.dtype) @ value
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, seen: Tensor | None
+    ) -> Tensor:
+        # Products of views with strides take twice as long.
+        q, k, v = ((query * scale).contiguous(), key.contiguous(), value.contiguous())
+        out = torch.empty_like(q)
+        kept = []
+        for block in _blocks(q, k, seen):
+            weights = _weights(q, k, seen, *block)
+            out[:, :, block[0]] = weights @ v[:, :, block[1]]
+            kept.append(weights)
+        few = query.shape[:3].numel() * key.shape[2] <= KEPT_WEIGHTS
+        ctx.scale = scale
+        ctx.save_for_backward(q, k, v, seen, *(kept if few else ()))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, seen, *kept = ctx.saved_tensors
+        grad = grad.contiguous()
+        for_q, for_k, for_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for number, (rows, keys) in enumerate(_blocks(q, k, seen)):
+            weights = kept[number] if kept else _weights(q, k, seen, rows, keys)
+            for_v[:, :, keys] += weights.transpose(-1, -2) @ grad[:, :, rows]
+            for_weights = grad[:, :, rows] @ v[:, :, keys].transpose(-1, -2)
+            scores = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype)
+            for_q[:, :, rows] = scores @ k[:, :, keys]
+            for_k[:, :, keys] += scores.transpose(-1, -2) @ q[:, :, rows]
+        return for_q.mul_(ctx.scale), for_k, for_v, None, None
+
+
+def _blocks(query: Tensor, key: Tensor, seen: Tensor | None) -> Iterator[tuple[slice, slice]]:
+    """Queries and the keys that some of them see."""
+    for start in range(0, query.shape[2], BLOCK):
+        stop = min(start + BLOCK, query.shape[2])
+        yield slice(start, stop), slice(0, stop if seen is None else key.shape[2])
+
+
+def _weights(query: Tensor, key: Tensor, seen: Tensor | None, rows: slice, keys: slice) -> Tensor:
+    """[rows, heads, queries of the block, keys of the block] of scaled queries."""
+    scores = query[:, :, rows] @ key[:, :, keys].transpose(-1, -2)
+    if seen is None:
+        size = scores.shape[2]
+        scores[..., -size:] += scores.new_full((size, size), float("-inf")).triu(1)
+    else:
+        scores.masked_fill_(~seen[..., rows, :], float("-inf"))
+    return scores.softmax(-1)
