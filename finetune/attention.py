@@ -20,7 +20,7 @@ BLOCK = 128
 """Queries at once."""
 PLAIN_UP_TO = 128
 """Queries of a call in fp32, whose fused kernel is the faster one beyond."""
-KEPT_WEIGHTS = 1 << 24
+KEPT_WEIGHTS = 1 << 25
 """Attention weights of a call that are kept for the backward pass; more are computed again."""
 
 

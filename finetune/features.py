@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.architecture import feature_width, plain
+from finetune.defaults import CPU_TOKENS_AT_ONCE
 from finetune.preflight import in_parallel
 from finetune.samples import Sample
 from vqa_app.errors import DataError
@@ -37,6 +38,7 @@ _DIGEST_BYTES = 32
 _STORE = re.compile(r"[0-9a-f]{16}-(float32|bfloat16)")
 """A store's name: its encoder's hash and the precision."""
 _PICTURES_AT_ONCE = 32
+"""On a GPU. On a CPU fewer, where they are large: more are no faster there, and take memory."""
 
 
 def default_folder() -> Path:
@@ -267,6 +269,16 @@ def encode_pictures(model: Any, pixels: Sequence[Tensor], dtype: torch.dtype) ->
     return taken[0].to(dtype)
 
 
+def pictures_at_once(model: Any) -> int:
+    """How many pictures the encoder is given together."""
+    base = plain(model)
+    if base.device.type != "cpu":
+        return _PICTURES_AT_ONCE
+    vision = base.config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    return min(_PICTURES_AT_ONCE, max(1, CPU_TOKENS_AT_ONCE // patches))
+
+
 def fill(
     store: FeatureStore,
     model: Any,
@@ -300,8 +312,9 @@ def fill(
 
     # Only pixels wait for the encoder: a photograph at full size may take 100 times as much.
     pictures = in_parallel(read, missing, workers)
-    for done in range(0, len(missing), _PICTURES_AT_ONCE):
-        block = list(islice(pictures, _PICTURES_AT_ONCE))
+    at_once = pictures_at_once(model)
+    for done in range(0, len(missing), at_once):
+        block = list(islice(pictures, at_once))
         store.append(missing[done : done + len(block)], encode_pictures(model, block, store.dtype))
         if on_progress:
             on_progress(done + len(block), len(missing))

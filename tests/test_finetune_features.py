@@ -20,6 +20,7 @@ from finetune.features import (
     make_plan,
     make_room,
     open_store,
+    pictures_at_once,
     pixels_of,
 )
 from finetune.freezing import freeze
@@ -194,3 +195,13 @@ def test_processes_encode_every_picture_between_them_whoever_is_first(
         fill(store, loaded.model, loaded.processor, samples, part=(process, 3))
     store.reload()
     assert all(digest in store for sample in samples for digest in sample.digests)
+
+
+def test_a_cpu_encodes_few_large_pictures_together(tiny_llava_dir: Path) -> None:
+    model = load(tiny_llava_dir).model
+    vision = model.config.vision_config
+    found = {}
+    for vision.image_size in (128, 384, 4096):
+        vision.patch_size = 16
+        found[vision.image_size] = pictures_at_once(model)
+    assert found == {128: 32, 384: 3, 4096: 1}

@@ -68,6 +68,14 @@ def test_a_folder_gives_a_model_ready_to_answer(tiny_llava_dir: Path) -> None:
     assert (loaded.adapter, loaded.quantization) == (None, None)
 
 
+def test_siglips_pooling_is_left_out(tiny_llava_dir: Path) -> None:
+    loaded = load_model(str(tiny_llava_dir))
+    pooled: list[Any] = []
+    loaded.model.model.vision_tower.head.register_forward_hook(lambda *_: pooled.append(1))
+    logits(loaded)
+    assert not pooled
+
+
 def test_loading_writes_nothing_to_the_terminal(
     tiny_llava_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -81,6 +81,15 @@ def test_somebody_elses_conversation_does_not_exist(store, deed):
     assert questions(store, conversation) == ["one"]
 
 
+def test_conversations_are_found_by_title_question_and_answer(store):
+    titled, asked, other = (store.create("ann", title) for title in ("Ähren", "", "100%"))
+    ask(store, asked, "Which FIELD?")
+    assert store.search("ann", "ähRE") == [titled]
+    assert store.search("ann", "field") == store.search("ann", "answer to") == [asked]
+    assert store.search("ann", "%") == [other]
+    assert store.search("bob", "field") == []
+
+
 def test_a_turn_of_another_conversation_is_refused(store):
     mine, other = store.create("ann"), store.create("ann")
     foreign = ask(store, other, "elsewhere")

@@ -55,6 +55,9 @@ def act(desk: Desk, owner: str, request: Request) -> Update:
                 return {}
             if not desk.store.owns(owner, chat):  # deleted in another tab
                 return {"gone": chat, **desk.listed(owner)}
+        case "search":
+            words = str(request.get("words") or "")
+            return {"found": {"words": words, "chats": desk.store.search(owner, words)}}
         case "models":
             return models_of(desk, owner)
         case "stop-comparing":

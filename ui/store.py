@@ -77,6 +77,8 @@ class Store:
         self._lock = threading.RLock()
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._db.row_factory = sqlite3.Row
+        # SQLite's own lower() knows ASCII only.
+        self._db.create_function("casefold", 1, str.casefold, deterministic=True)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA foreign_keys = ON")
         self._db.executescript(_SCHEMA)
@@ -111,6 +113,18 @@ class Store:
             owner,
         )
         return [Summary(row["id"], row["title"], row["updated"]) for row in rows]
+
+    def search(self, owner: str, words: str) -> list[str]:
+        """Ids of the owner's conversations that have the words in their title, in a question or in
+        an answer, whatever their case."""
+        rows = self._all(
+            "SELECT id FROM conversations WHERE owner = ?1 AND (instr(casefold(title), ?2)"
+            " OR EXISTS (SELECT 1 FROM turns WHERE conversation = conversations.id"
+            " AND (instr(casefold(question), ?2) OR instr(casefold(answer), ?2))))",
+            owner,
+            words.casefold(),
+        )
+        return [row["id"] for row in rows]
 
     def create(self, owner: str, title: str = "") -> str:
         """A new, empty conversation's id."""

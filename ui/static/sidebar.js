@@ -11,12 +11,26 @@
   });
   vqa.on("view", () => drawList());
 
+  let found = null; // by the server, which reads the questions and answers too: {words, chats}
+  let typing = null;
+  const wanted = () => $("search").value.trim();
+
+  function search() {
+    clearTimeout(typing);
+    const words = wanted();
+    if (words) typing = setTimeout(() => vqa.send("act", { do: "search", words }), 150);
+    else drawList();
+  }
+  vqa.on("found", (what) => {
+    found = what;
+    if (found.words === wanted()) drawList();
+  });
+
   function drawList() {
-    const wanted = $("search").value.trim().toLowerCase();
-    const rows = vqa.state.list.filter((row) => row.title.toLowerCase().includes(wanted));
+    const rows = wanted() ? vqa.state.list.filter((row) => found?.chats.includes(row.id)) : vqa.state.list;
     $("search").hidden = vqa.state.list.length < 2;
     $("list").replaceChildren(...rows.map(rowOf));
-    if (!rows.length && wanted) $("list").append(el("li.note", {}, "Nothing found."));
+    if (!rows.length && wanted()) $("list").append(el("li.note", {}, "Nothing found."));
   }
 
   function rowOf(row) {
@@ -125,7 +139,7 @@
 
   vqa.on("do:import", () => $("import-file").click());
   vqa.starters.push(() => {
-    $("search").addEventListener("input", drawList);
+    $("search").addEventListener("input", search);
     document.addEventListener("click", (event) => {
       if (!event.target.closest("#menu, [aria-haspopup=menu]")) closeMenu();
       if (!event.target.closest(".picker")) closeModels();
