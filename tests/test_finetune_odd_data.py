@@ -37,10 +37,15 @@ def folder(tmp_path: Path) -> Path:
         question(image_name="cat.png"),
         question(imageId="cat"),
         question(img_path="cat.png", image_url="https://example.org/cat.jpg"),
+        question(image_url="https://example.org/1.jpg", image_local_name="cat.png"),
+        question(image_index=1, image_filename="cat.png"),
+        question(img_id=1, img_name="cat.png"),
+        question(image=1, file_name="cat.png"),
         question(image="cat"),
     ],
 )
 def test_a_picture_is_found_by_its_name_or_id(folder: Path, record: dict) -> None:
+    Image.new("RGB", (8, 8)).save(folder / "images" / "1.png")  # of another row
     row = only_row(write(folder, [record]))
     assert said(row) == CAT and row.pictures[0].name == "cat.png"
 

@@ -15,12 +15,14 @@ from finetune.datasets.rows import BadRow, PictureSource
 from finetune.datasets.values import missing, parse_if_text, short
 
 IMAGE_KEYS = ("image", "images", "image_path", "img", "picture", "file_name", "filename", "photo")
-_LIKE_IMAGE = re.compile(
-    r"(image|img|picture|photo|pic)s?"
-    r"([ _-]?(id|idx|index|key|hash|ref|name|path|file|file[ _-]?name|bytes|data|base64"
-    r"|url|uri|src))?s?"
+_THING = r"(image|img|picture|photo|pic)s?"
+_NAMED = re.compile(
+    _THING + r"([ _-]?(local|loc|rel))?([ _-]?(ref|name|path|file|file[ _-]?name|bytes|data"
+    r"|base64|base64[ _-]?str|b64|url|uri|src))?s?([ _-]?\d+)?|frames"
 )
-"""Further keys, in lower case, that say which picture a row is about."""
+_NUMBERED = re.compile(_THING + r"[ _-]?(id|idx|index|key|hash)s?")
+"""Further keys, in lower case, that say which picture a row is about; the latter may be our own
+count of the rows rather than what a file is called."""
 _ENDINGS = (".jpg", ".png", ".jpeg", ".webp")
 """Tried where a name or number has none."""
 _PICTURE_NAME = re.compile(r"[^\s]\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic)$", re.IGNORECASE)
@@ -71,12 +73,24 @@ def pictures_beside(
 
 
 def picture_column(record: Mapping[str, Any]) -> str | None:
-    """The key that says which pictures a record is about; rather not one with a web address."""
+    """The key that says best which pictures a record is about: a picture or its name rather than
+    any text, an id or a number only then, a web address last."""
     keys = {key.lower(): key for key in record if isinstance(key, str)}
     known = [keys[name] for name in IMAGE_KEYS if name in keys]
-    like = [key for name, key in keys.items() if _LIKE_IMAGE.fullmatch(name)]
+    like = [
+        key for name, key in keys.items() if _NAMED.fullmatch(name) or _NUMBERED.fullmatch(name)
+    ]
     given = [key for key in (*known, *like) if not missing(record[key])]
-    return next((key for key in given if not _is_web(record[key])), given[0] if given else None)
+    return min(given, key=lambda key: _doubt(key, record[key]), default=None)
+
+
+def _doubt(key: str, value: Any) -> int:
+    """How little a value says which picture is meant."""
+    if _is_web(value):
+        return 3
+    if _NUMBERED.fullmatch(key.lower()) or isinstance(value, (int, float)):
+        return 2
+    return 0 if _names_picture(value) else 1
 
 
 def picture_from(value: Any, context: Context, where: str) -> PictureSource:
