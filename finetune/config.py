@@ -142,7 +142,8 @@ class RunOptions:
     """Folder that the run is written to."""
     resume: Literal["auto", "never", "must"] = "auto"
     """auto: go on where the same command was interrupted. never: start afresh, refused if the
-    folder holds a finished run. must: refuse to start afresh."""
+    folder holds a finished run; the recipe's finished projector is trained again. must: refuse to
+    start afresh."""
     save_every: float = 0.1
     """Write a checkpoint after this many steps; below 1, this share of the run. Also at every
     evaluation."""

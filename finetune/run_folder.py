@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,22 @@ from finetune.run_files import (
     is_finished,
 )
 from vqa_app.errors import UsageError
-from vqa_app.manifest import read_manifest
+from vqa_app.manifest import MANIFEST_FILE
 
 IDENTITY_FILE = "started.json"
 NOT_IDENTITY = {
     "resume", "workers", "report_to", "keep", "feature_gb", "feature_dir", "save_every", "device",
-    "out", "images", "eval_data", "micro_batch_size", "gradient_checkpointing"
+    "out", "micro_batch_size", "gradient_checkpointing", "watch", "eval_every", "patience",
+    "images", "eval_data", "eval_fraction", "turns", "max_length", "max_bad"
 }  # fmt: skip
-"""Options that change nothing of what is learned, or that are told by what is in the data: a run
-may go on with others."""
+"""Options that change nothing of what a step learns, or that are told by what is in the data: a run
+may go on with others. Not `metric` and `eval_questions`: the best evaluation so far is compared
+with later ones."""
+_OF_LORA = {"rank", "alpha", "dropout"}
+_NOT_OF_DONE = {"metric", "eval_questions", "fsdp", "deepspeed"}
+"""What may differ besides where a finished projector is gone on with."""
+_READ = ("data", "base weights")
+"""Of the identity, what is known only when it has been read."""
 DIVISION = ("device", "processes", "micro_batch_size", "micro_batches", "gradient_checkpointing")
 """What is decided by the memory that is free at the start."""
 _DIVIDED = "divided"
@@ -47,12 +55,10 @@ def start_or_resume(run: Path, config: FinetuneConfig, identity: dict[str, Any])
     checkpoint.sweep(run)
     saved = checkpoint.latest_checkpoint(run)
     before = _read_json(run / IDENTITY_FILE)
-    before.pop(_DIVIDED, None)
     if config.resume == "must" and saved is None:
         raise UsageError(f"{run} holds no checkpoint to go on from.", "Leave --resume at auto.")
     if saved is not None and config.resume != "never":
-        other = sorted(k for k in {*before, *identity} if before.get(k) != identity.get(k))
-        if other:
+        if other := _differences(before, identity):
             raise UsageError(
                 f"{run} holds an interrupted run with another {', '.join(other)}.",
                 "Run its own command to go on, give another --out, or drop it by --resume never.",
@@ -60,7 +66,7 @@ def start_or_resume(run: Path, config: FinetuneConfig, identity: dict[str, Any])
         return saved
     for leftover in (checkpoint.CHECKPOINTS, WATCH_FOLDER, PLOTS):
         shutil.rmtree(run / leftover, ignore_errors=True)
-    for name in (METRICS_FILE, WATCH_FILE):
+    for name in (METRICS_FILE, WATCH_FILE, MANIFEST_FILE):
         (run / name).unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)
     (run / IDENTITY_FILE).write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
@@ -107,19 +113,45 @@ def command_of(config: FinetuneConfig, processes: int = 1) -> str:
 
 
 def is_done(config: FinetuneConfig) -> bool:
-    """Whether a finished run of the same config is in its folder; one of another gives way."""
+    """Whether the recipe's first stage is finished in its folder. `resume` never removes it.
+
+    Raises:
+        UsageError: a finished run is there with other options that this stage uses.
+    """
     run = Path(config.out)
-    manifest = read_manifest(run)
-    if manifest is None:
+    if is_finished(run) and config.resume == "never":
+        shutil.rmtree(run)
+    if not _is_whole(run):
         return False
-    before, now = (
-        {k: v for k, v in values.items() if k not in NOT_IDENTITY and v is not None}
-        for values in (manifest.config, config.to_dict())
-    )
-    if config.resume != "never" and now == {k: before.get(k) for k in now}:
-        return True
-    shutil.rmtree(run)
-    return False
+    before = _read_json(run / IDENTITY_FILE)
+    other = _differences(before, before | config.to_dict())
+    _refuse_other(run, sorted(set(other) - _NOT_OF_DONE - {*_READ}))
+    return True
+
+
+def require_same_data(projector: Path, identity: dict[str, Any]) -> None:
+    """Looks whether a finished projector was trained on what its user is trained on.
+
+    Raises:
+        UsageError: it was trained on other data or another base.
+    """
+    before = _read_json(projector / IDENTITY_FILE)
+    _refuse_other(projector, [name for name in _READ if before.get(name) != identity[name]])
+
+
+def _refuse_other(projector: Path, other: Sequence[str]) -> None:
+    if other:
+        raise UsageError(
+            f"{projector} holds a finished run with another {', '.join(other)}.",
+            "Give what it was trained with, or another --out, or train the projector again by "
+            "--resume never.",
+        )
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Names in two identities that make them two runs."""
+    unused = NOT_IDENTITY | {_DIVIDED} | (_OF_LORA if now.get("stage") == "projector" else set())
+    return sorted(k for k in {*before, *now} - unused if before.get(k) != now.get(k))
 
 
 def claim(run: Path) -> None:
@@ -137,9 +169,18 @@ def claim(run: Path) -> None:
 
 
 def refuse_finished(run: Path) -> None:
-    """A run that was killed while it wrote its report has its manifest, and checkpoints still."""
-    if is_finished(run) and not (run / checkpoint.CHECKPOINTS).exists():
+    """Before anything of it is changed.
+
+    Raises:
+        UsageError: the folder holds one.
+    """
+    if _is_whole(run):
         raise UsageError(f"{run} holds a finished run.", "Give another --out, or remove it.")
+
+
+def _is_whole(run: Path) -> bool:
+    """A run that was killed while it wrote its report has its manifest, and checkpoints still."""
+    return is_finished(run) and checkpoint.latest_checkpoint(run) is None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -76,17 +76,26 @@ def train(
     try:
         with Stop(cancel) as stop:
             if config.recipe == "llava":
-                first = config.replace(stage="projector", recipe=None, out=str(run / "projector"))
-                if not run_folder.is_done(first):
-                    tell(Progress("loading", message="Stage 1 of 2: the projector."))
-                    result = run_stage(first, tell, stop)
-                    if not result.finished:
-                        return result
-                tell(Progress("loading", message=f"Stage 2 of 2: {config.stage}."))
-                return run_stage(config, tell, stop, projector=run / "projector")
+                return _llava(config, tell, stop)
             return run_stage(config, tell, stop)
     except _Cancelled:
         return RunResult(run, False, 0, 0)
+
+
+def _llava(config: FinetuneConfig, tell: OnProgress, stop: Stop) -> RunResult:
+    """The projector alone, unless that is done, then the config's own stage."""
+    projector = Path(config.out) / "projector"
+    first = config.replace(
+        stage="projector", recipe=None, out=str(projector), projector_lr=None
+    )  # its rate where more than it trains
+    if not run_folder.is_done(first):
+        run_folder.claim(projector)
+        tell(Progress("loading", message="Stage 1 of 2: the projector."))
+        result = run_stage(first, tell, stop)
+        if not result.finished:
+            return result
+    tell(Progress("loading", message=f"Stage 2 of 2: {config.stage}."))
+    return run_stage(config, tell, stop, projector)
 
 
 def run_stage(
@@ -100,6 +109,9 @@ def run_stage(
     process, processes = join_processes(config)
     loaded, config = stages.load(config, projector, tell)
     data = read_data(config, loaded, tell)
+    if projector is not None:
+        identity = run_folder.identity_of(config, data, loaded.fingerprint)
+        run_folder.require_same_data(projector, identity)
     frozen = stages.freeze_base(config, loaded, tell)
     stage = StageRun(config, loaded, data, frozen, process, processes, tell)
     saved = stages.resume_point(stage)

@@ -257,6 +257,60 @@ def test_the_recipe_trains_the_projector_first_and_goes_on_with_it(
     assert losses(result.run)[1] < losses(fresh.run)[1]
 
 
+def test_a_finished_projector_is_kept_and_used_for_what_it_was_trained_on_alone(
+    options: dict, data: Path, tmp_path: Path
+) -> None:
+    def created() -> str:
+        manifest = read_manifest(run / "projector")
+        assert manifest is not None
+        return manifest.created + manifest.data_hash
+
+    class _Stopped(Exception):
+        pass
+
+    def stopping(progress: Progress) -> None:
+        if progress.message.startswith("Stage 2"):
+            raise _Stopped
+
+    own = tmp_path / "own.json"
+    own.write_text(data.read_text())
+    run = tmp_path / "run"
+    changed = options | {"max_steps": 2, "eval_every": 0.0, "recipe": "llava", "eval_fraction": 0.0,
+                         "data": (str(own),), "images": (str(data.parent),)}  # fmt: skip
+    config = FinetuneConfig(**changed, out=str(run))
+    with pytest.raises(_Stopped):
+        train(config, stopping)
+    first = created()
+
+    def again(**other: Any) -> None:
+        with pytest.raises(_Stopped):
+            train(config.replace(**other), stopping)
+
+    unused = {"rank": 8, "dropout": 0.1, "max_length": 60, "patience": 3, "metric": "loss"}
+    again(**unused, projector_lr=1e-3)
+    assert created() == first
+    with pytest.raises(UsageError, match="projector holds a finished run with another lr") as told:
+        again(lr=1e-4)
+    assert "--resume never" in told.value.hint
+    own.write_text(data.read_text().replace("Which colour", "What colour"))
+    with pytest.raises(UsageError, match="finished run with another data"):
+        train(config)
+    assert created() == first
+    again(resume="never")
+    assert created() != first
+
+
+def test_a_projector_s_folder_with_other_files_stays_as_it_is(
+    options: dict, tmp_path: Path
+) -> None:
+    mine = tmp_path / "run" / "projector" / "plots" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(UsageError, match="holds other files, such as plots"):
+        train(FinetuneConfig(**options, recipe="llava", out=str(tmp_path / "run")))
+    assert mine.read_text() == "mine"
+
+
 def test_an_adapter_is_gone_on_with_as_it_is(
     result: RunResult, options: dict, tmp_path: Path
 ) -> None:
@@ -409,6 +463,12 @@ def test_another_config_does_not_go_on_with_an_interrupted_run(
     assert "encoding" not in {progress.phase for progress in told}
     with pytest.raises(UsageError, match="no checkpoint"):
         train(config.replace(out=str(tmp_path / "other"), resume="must"))
+    with pytest.raises(UsageError, match="another eval_questions, metric"):
+        train(config.replace(metric="loss", eval_questions=2))  # the best so far was told by it
+    picture = Path(options["data"][0]).parent / "0.png"
+    looked_at = {"watch": (f"{picture}: Is it red?",), "patience": 9, "eval_every": 4.0}
+    done = train(config.replace(**looked_at, max_bad=3, max_length=60))
+    assert done.finished and list(losses(done.run)) == list(range(1, 9))
 
 
 @pytest.mark.parametrize("where", ["a file", "a full disk"])
