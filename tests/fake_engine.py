@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from tests.waiting import PATIENCE
 from vqa_app.conversation import Conversation
 from vqa_app.engine import (
     Answer,
@@ -30,7 +31,7 @@ from vqa_app.worker import Cancelled, Worker
 
 IMAGE_TOKENS = 16
 GRID = 8
-HELD_SECONDS = 60
+HELD_SECONDS = 2 * PATIENCE
 
 
 def describe(conversation: Conversation) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ class FakeHub:
     downloads: list[str] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     """File sizes that the listing claims, where they differ from the truth."""
+    requests: list[str] = field(default_factory=list)
+    """Every path that was asked for: a client that tries again shows here."""
 
 
 class HubHandler(BaseHTTPRequestHandler):
@@ -70,6 +73,7 @@ def _handler(hub: FakeHub) -> type[HubHandler]:
     class Handler(HubHandler):
         def _answer(self) -> None:
             path = urlparse(self.path).path.strip("/").split("/")
+            hub.requests.append(self.path)
             if path[:2] == ["api", "models"]:
                 self._describe("/".join(path[2:4]), path[4:])
             else:
@@ -125,6 +129,22 @@ def serve(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[FakeHub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that this thread would have slept from here on, as before trying again. Counting
+    them needs no clock, which says little on a shared machine."""
+    asked: list[float] = []
+    own, sleep = threading.get_ident(), time.sleep
+
+    def noted(seconds: float) -> None:
+        if threading.get_ident() == own:
+            asked.append(seconds)
+        else:
+            sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", noted)
+    return asked
 
 
 def use(monkeypatch: pytest.MonkeyPatch, address: str, cache: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
+import signal
 import socket
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
@@ -12,29 +16,59 @@ needs_fork = pytest.mark.skipif(
     not hasattr(os, "fork"), reason="needs processes that can be forked"
 )
 
+LIMIT = 600.0
+"""Seconds that the processes of a test may take."""
+
 
 def in_child(work: Callable[[], object]) -> int:
     """Runs in a forked process; gives its exit status as `os.waitpid` does."""
-    return os.waitpid(_fork(work, {}), 0)[1]
+    return _ended([_fork(work, {})])[0]
 
 
 def together(processes: int, work: Callable[[], object]) -> None:
     """Runs the same in forked processes, with the environment of `accelerate launch`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     common = {
         "WORLD_SIZE": processes,
         "LOCAL_WORLD_SIZE": processes,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
+        "MASTER_PORT": _free_port(),
         "ACCELERATE_USE_CPU": "true",
         "GLOO_SOCKET_IFNAME": "lo",
     }
     children = [
         _fork(work, {**common, "RANK": rank, "LOCAL_RANK": rank}) for rank in range(processes)
     ]
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * processes
+    assert _ended(children) == [0] * processes
+
+
+def _free_port() -> int:
+    """A port that torch may open seconds from now: none of those that a system gives to whoever
+    asks for any (from 32768 on Linux, from 49152 elsewhere)."""
+    for port in random.SystemRandom().sample(range(20000, 32000), 100):
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+def _ended(children: Sequence[int], seconds: float = LIMIT) -> list[int]:
+    """Exit statuses of child processes, as `os.waitpid` gives them. Where one fails, or the time is
+    up, those that still run are killed: they may wait for ever for the one that is gone."""
+    statuses: dict[int, int] = {}
+    ends = time.monotonic() + seconds
+    while len(statuses) < len(children):
+        for child in children:
+            if child not in statuses:
+                done, status = os.waitpid(child, os.WNOHANG)
+                if done:
+                    statuses[child] = status
+        failed = any(statuses.values()) or time.monotonic() > ends
+        for child in children:
+            if failed and child not in statuses:
+                os.kill(child, signal.SIGKILL)
+                statuses[child] = os.waitpid(child, 0)[1]
+        time.sleep(0.01)
+    return [statuses[child] for child in children]
 
 
 def _fork(work: Callable[[], object], environment: Mapping[str, object]) -> int:

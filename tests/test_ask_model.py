@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from tests import tiny
 from vqa_app.cli import app
 
 Ask = Callable[..., Result]
@@ -18,7 +19,7 @@ Ask = Callable[..., Result]
 @pytest.fixture
 def picture(tmp_path: Path) -> str:
     path = tmp_path / "noise.png"
-    Image.effect_noise((96, 64), 90).convert("RGB").save(path)
+    tiny.picture(0, (96, 64)).image.save(path)
     return str(path)
 
 

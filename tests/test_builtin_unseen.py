@@ -15,6 +15,7 @@ def closest(embeddings: torch.Tensor) -> torch.Tensor:
 
 
 def test_pieces_that_were_never_seen_are_moved_apart_and_the_others_stay():
+    torch.manual_seed(0)
     known = 4 * torch.nn.functional.normalize(torch.randn(100, 64), dim=1)
     unseen = 4 * torch.nn.functional.normalize(torch.randn(1, 64), dim=1)
     embeddings = torch.cat([known, unseen + 0.01 * torch.randn(300, 64)])

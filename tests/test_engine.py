@@ -15,7 +15,7 @@ import torch
 
 from tests.fake_engine import FakeEngine
 from tests.tiny import picture, tiny_llava
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 from vqa_app.conversation import Conversation, Message
 from vqa_app.engine import Answer, Delta, Engine, GenerationOptions, Status
 from vqa_app.errors import ContextOverflowError, ModelError, UsageError
@@ -112,11 +112,11 @@ def test_questions_are_served_in_order_and_told_their_place() -> None:
 
         threads.append(threading.Thread(target=listen))
         threads[-1].start()
-        assert told.wait(5)
+        assert told.wait(PATIENCE)
     engine.release()
     list(first)
     for thread in threads:
-        thread.join(5)
+        thread.join(PATIENCE)
     assert places["second"][0] == Status("waiting", 1)
     assert places["third"][:2] == [Status("waiting", 2), Status("waiting", 1)]
     assert [c.messages[-1].text for c, _ in engine.asked] == ["first", "second", "third"]
@@ -130,12 +130,12 @@ def test_a_question_in_line_can_be_cancelled(kind: str, request: pytest.FixtureR
 
     def hold(cancelled: Any) -> Iterator[bool]:
         begun.set()
-        yield gate.wait(5)
+        yield gate.wait(PATIENCE)
 
     begun = threading.Event()
     running = threading.Thread(target=lambda: list(engine._worker.stream(hold)))
     running.start()
-    assert begun.wait(5)
+    assert begun.wait(PATIENCE)
     cancel = threading.Event()
     events = engine.stream(QUESTION, GREEDY, cancel)
     assert next(events) == Status("waiting", 1)
@@ -144,7 +144,7 @@ def test_a_question_in_line_can_be_cancelled(kind: str, request: pytest.FixtureR
     assert answer.finish_reason == "cancelled"
     assert answer.new_tokens == 0
     gate.set()
-    running.join(5)
+    running.join(PATIENCE)
     engine.close()
 
 
@@ -289,23 +289,23 @@ def test_warming_makes_way_for_questions(
 
     def held(inputs: Any) -> Any:
         if encoding.is_set():  # the second picture
-            given_way.append(answered.wait(10))
+            given_way.append(answered.wait(PATIENCE))
         encoding.set()
-        assert go_on.wait(5)
+        assert go_on.wait(PATIENCE)
         return run_encoder(inputs)
 
     monkeypatch.setattr(local._runtime.encoder, "run", held)
     two = Conversation((Message.user("", [picture(5), picture(6)]),))
     warming = threading.Thread(target=lambda: local.warm(two))
     warming.start()
-    assert encoding.wait(5)
+    assert encoding.wait(PATIENCE)
     events = local.stream(Conversation.ask("Quick?"), GREEDY)
     asking = threading.Thread(target=lambda: (list(events), answered.set()))
     asking.start()
     until(lambda: local._worker.in_demand)
     go_on.set()
     for thread in (warming, asking):
-        thread.join(20)
+        thread.join(PATIENCE)
     assert given_way == [True]
     assert last(local, Conversation.ask("Both?", two.pictures)).cached_tokens > 32
 

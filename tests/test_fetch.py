@@ -11,9 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
+from tests.waiting import PATIENCE
 from vqa_app.errors import ImageError
 from vqa_app.fetch import fetch_picture, is_url
 from vqa_app.images import ImageLimits
+
+ended = threading.Event()
+"""Set when the server is to let go of whom it holds."""
 
 
 def png() -> bytes:
@@ -71,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
                 except OSError:
                     return
             case "/silent":
-                time.sleep(1.0)
+                ended.wait(PATIENCE)
             case _:
                 self.answer(b"no", "text/plain", 404)
 
@@ -83,6 +87,7 @@ def site() -> Iterator[str]:
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
+    ended.set()
     server.shutdown()
     server.server_close()
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import tiny
 from vqa_app.engine import AttentionMap
 from vqa_app.overlay import SHORTEST_LONG_SIDE, draw_overlay, whole_answer
 
@@ -31,7 +32,7 @@ def test_no_attention_at_all_still_draws() -> None:
 
 
 def test_without_opacity_the_picture_is_as_it_was() -> None:
-    picture = Image.effect_noise((600, 400), 80).convert("RGB")
+    picture = tiny.picture(0, (600, 400)).image
     assert np.array_equal(np.asarray(draw_overlay(picture, np.eye(3), 0.0)), np.asarray(picture))
 
 

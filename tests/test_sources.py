@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fake_hub import COMMIT, FakeHub, serve, use
+from tests.fake_hub import COMMIT, FakeHub, pauses, serve, use
 from vqa_app import sources
 from vqa_app.errors import ModelError, UsageError
 
@@ -72,10 +71,9 @@ def test_a_refusal_of_the_hub_is_told_in_two_lines_at_once(
     hub: FakeHub, answer: tuple[int, str], said: str, hint: str
 ) -> None:
     hub.repositories["someone/model"] = answer
-    began = time.monotonic()
     with pytest.raises(ModelError) as caught:
         sources.find("someone/model")
-    assert time.monotonic() - began < 5
+    assert len(hub.requests) == 1
     assert said in caught.value.problem and hint in caught.value.hint
     assert len(str(caught.value).splitlines()) == 2
 
@@ -88,10 +86,10 @@ def test_an_unknown_revision_is_told(hub: FakeHub, repository: Path) -> None:
 
 def test_no_network_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use(monkeypatch, "http://127.0.0.1:9", tmp_path)
-    began = time.monotonic()
+    paused = pauses(monkeypatch)
     with pytest.raises(ModelError, match="hub cannot be reached"):
         sources.find("someone/model")
-    assert time.monotonic() - began < 5
+    assert not paused
 
 
 def test_offline_asks_nobody(hub: FakeHub, repository: Path) -> None:

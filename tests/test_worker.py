@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE
 from vqa_app import worker as module
 from vqa_app.worker import Cancelled, Worker
 
@@ -27,7 +28,7 @@ def test_the_first_comes_at_once_and_the_rest_in_order(worker: Worker) -> None:
 
     def job(cancelled: Cancelled) -> Iterator[int]:
         yield 0
-        assert gate.wait(10)
+        assert gate.wait(PATIENCE)
         yield from range(1, 1000)
 
     items = worker.stream(job)
@@ -37,16 +38,16 @@ def test_the_first_comes_at_once_and_the_rest_in_order(worker: Worker) -> None:
 
 
 def test_the_end_waits_for_no_beat(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PACE_SECONDS", 60.0)
+    monkeypatch.setattr(module, "PACE_SECONDS", 600.0)
     began = time.perf_counter()
     assert list(worker.stream(lambda cancelled: iter("abc"))) == ["a", "b", "c"]
-    assert time.perf_counter() - began < 30
+    assert time.perf_counter() - began < PATIENCE
 
 
 def test_an_error_behind_a_word_waits_for_no_beat(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PACE_SECONDS", 60.0)
+    monkeypatch.setattr(module, "PACE_SECONDS", 600.0)
 
     def job(cancelled: Cancelled) -> Iterator[str]:
         yield "a"
@@ -55,7 +56,7 @@ def test_an_error_behind_a_word_waits_for_no_beat(
     began = time.perf_counter()
     with pytest.raises(ValueError, match="b"):
         list(worker.stream(job))
-    assert time.perf_counter() - began < 30
+    assert time.perf_counter() - began < PATIENCE
 
 
 def test_it_rests_when_there_is_nothing_to_do() -> None:
@@ -66,7 +67,7 @@ def test_it_rests_when_there_is_nothing_to_do() -> None:
         return threading.current_thread() is not threading.main_thread()
 
     assert worker.call(lambda: 7) == 7
-    assert rested.wait(10)
+    assert rested.wait(PATIENCE)
     worker.close()
 
 
@@ -82,10 +83,10 @@ torch.set_num_threads(3)
 torch.ones(1 << 22).mul_(2)
 during = count()
 release_threads()
-ends = time.monotonic() + 10
+ends = time.monotonic() + 60
 while _libgomp() and count() > during - 2 and time.monotonic() < ends:
     time.sleep(0.01)
 assert not _libgomp() or count() == during - 2, (during, count())
 assert torch.ones(1 << 22).mul_(2).sum() == 1 << 23
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
