@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -14,13 +16,14 @@ from ui.security import COOKIE, Guard, Rules
 
 def application(rules: Rules) -> Guard:
     async def page(request: Request):
-        return HTMLResponse(f"owner={request.state.owner}")
+        return HTMLResponse(request.query_params.get("say") or f"owner={request.state.owner}")
 
     async def echo(request: Request):
         return PlainTextResponse(f"{len(await request.body())} bytes")
 
     routes = [
         Route("/", page),
+        Route("/foreign", page),
         Route("/healthz", page),
         Route("/echo", echo, methods=["GET", "POST"]),
     ]
@@ -107,6 +110,22 @@ def test_large_bodies_are_refused_announced_or_not():
     assert page.post("/echo", content=b"x" * 1001).status_code == 413
     assert page.post("/echo", content=iter([b"x" * 600] * 2)).status_code == 413
     assert page.post("/echo", content=iter([b"x" * 400] * 2)).text == "800 bytes"
+
+
+def test_only_the_page_itself_brings_scripts_that_run():
+    page, say = client(), {"say": "<script>evil()</script>"}
+    assert "sha256-" in page.get("/", params=say).headers["content-security-policy"]
+    answer = page.get("/foreign", params=say)
+    assert answer.text == "<script>evil()</script>"
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert "sha256-" not in answer.headers["content-security-policy"]
+
+
+def test_what_nobody_needs_is_not_found():
+    page = client(reachable=re.compile("/|/echo"))
+    assert page.get("/echo").is_success
+    for path in ("/foreign", "/echo/x", "/echo/", "/echo%0a", "/ECHO"):
+        assert page.get(path).status_code == 404
 
 
 @pytest.mark.parametrize("path", ["/", "/missing", "/echo"])

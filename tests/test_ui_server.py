@@ -303,6 +303,37 @@ def test_the_public_endpoint_fetches_nothing(person, monkeypatch, scheme):
     assert "event: error" in events and not fetched
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=http://192.0.2.1/x.png", "/gradio_api/file/http://192.0.2.1/x.png",
+        "/gradio_api/%66ile=https:%2f%2f192.0.2.1/x.png", "/gradio_api/FILE=http://192.0.2.1/x.png",
+        "//gradio_api/file=http://192.0.2.1/x.png", "/gradio_api//file=http://192.0.2.1/x.png",
+        "/gradio_api/%2566ile=http://192.0.2.1/x.png", "/vqa/gradio_api/file=http://192.0.2.1/x",
+        "/gradio_api/proxy=http://192.0.2.1/x.png", "/gradio_api/info/../file=http://192.0.2.1/x",
+    ],
+)  # fmt: skip
+def test_no_address_makes_the_server_fetch_another(person, monkeypatch, path):
+    async def fetch(*_):
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr("gradio.routes.secure_url_stream_response", fetch)
+    for method in ("GET", "HEAD"):
+        assert person.request(method, f"{person.base_url}"[:-1] + path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/openapi.json", "/gradio_api/openapi.json", "/gradio_api/dev/reload",
+        "/gradio_api/deep_link?session_hash=x", "/gradio_api/app_id", "/gradio_api/runs",
+        "/gradio_api/vibe-code", "/monitoring", "/docs", "/gradio_api/stream/a/b/c/playlist-file",
+    ],
+)  # fmt: skip
+def test_what_neither_page_nor_programs_need_is_not_there(person, path):
+    assert person.get(path).status_code == 404
+
+
 def test_the_public_endpoint_streams(server, engine, tmp_path):
     from gradio_client import Client, handle_file
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -33,6 +34,16 @@ if TYPE_CHECKING:
 
 FORGOTTEN_AFTER = 24 * 3600
 """Seconds after which a start lets go of pictures that were brought and never asked about."""
+
+REACHABLE = re.compile(
+    r"/|/(healthz|readyz|config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon)/?"
+    r"|/(vqa|assets|static|svelte)/.+"
+    r"|/gradio_api/(info|theme\.css|upload|upload_progress|cancel|reset|startup-events)/?"
+    r"|/gradio_api/(call|heartbeat|queue)/.+",
+    re.DOTALL,
+)
+"""The paths that the page and programs need. Gradio has more: `file=` and `proxy=` fetch addresses
+of the web, `deep_link` writes files, `dev/reload` never ends."""
 
 
 @dataclass(frozen=True)
@@ -157,5 +168,6 @@ def create(
             "/gradio_api/upload": MAX_IMPORT,
         },
         cookie_path=root_path or "/",
+        reachable=REACHABLE,
     )
     return Application(Guard(app, rules), desk, teaching, training)

@@ -2,7 +2,8 @@
 
 Gradio writes some scripts into its page, its configuration among them. Instead of letting every
 inline script run, the policy names these by their hashes, so that a script that an answer
-smuggles into the page stays dead, an event handler in its markup included. Two things cannot be
+smuggles into the page stays dead, an event handler in its markup included. Only the page itself has
+such scripts: in any other HTML that is sent from here, none runs. Two things cannot be
 closed while the page stands on Gradio 6: `'unsafe-eval'`, because its HTML component makes
 functions from strings in its configuration (only a script that runs already can evaluate), and
 inline styles, which its components set everywhere.
@@ -54,11 +55,14 @@ def policy_for(page: bytes) -> str:
     return _POLICY.format(inline="".join(f" 'sha256-{value}'" for value in hashes))
 
 
-def guarded(send: Send, extra: dict[str, str]) -> Send:
-    """`send` with the security headers, and `extra` ones on pages only.
+def guarded(send: Send, extra: dict[str, str], is_page: bool = False) -> Send:
+    """`send` with the security headers, and `extra` ones on HTML only.
 
-    A page is held back until it is whole: its policy depends on what is in it. (Gradio compresses
+    The page is held back until it is whole: its policy depends on what is in it. (Gradio compresses
     files, never the page.)
+
+    Args:
+        is_page: whether the answer is our own page, whose scripts may run.
     """
     held: list[Message] = []  # the start of a page
     page = bytearray()
@@ -71,8 +75,9 @@ def guarded(send: Send, extra: dict[str, str]) -> Send:
             if headers.get("content-type", "").startswith("text/html"):
                 for name, value in extra.items():
                     headers.append(name, value)
-                held.append(message)
-                return
+                if is_page:
+                    held.append(message)
+                    return
         elif held and message["type"] == "http.response.body":
             page.extend(message.get("body", b""))
             if message.get("more_body"):

@@ -28,6 +28,7 @@ from ui.policy import guarded
 
 COOKIE = "vqa_browser"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
+PAGE = "/"
 _OPEN_PATHS = ("/healthz", "/readyz")
 
 
@@ -45,6 +46,8 @@ class Rules:
     larger: Mapping[str, int] = field(default_factory=dict)
     """Other sizes for paths that begin so: uploads."""
     cookie_path: str = "/"
+    reachable: re.Pattern[str] | None = None
+    """What the paths of routes look like as a whole; all others are not found. None: all are."""
 
 
 def machine_hosts(extra: Iterable[str] = ()) -> frozenset[str]:
@@ -80,7 +83,7 @@ class Guard:
         scope.setdefault("state", {})["owner"] = owner
         new = {} if token or user or scope["type"] != "http" else self._new_cookie(scope)
         body = _Body(receive, self._limit(scope))
-        await self.app(scope, body.receive, guarded(send, new))
+        await self.app(scope, body.receive, guarded(send, new, scope["path"] == PAGE))
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         if not self._host_allowed(headers.get("host", "")):
@@ -100,6 +103,8 @@ class Guard:
                 401,
                 {"www-authenticate": 'Basic realm="VQA chat", charset="UTF-8"'},
             )
+        if self.rules.reachable and not self.rules.reachable.fullmatch(scope["path"]):
+            return PlainTextResponse("Not found.\n", 404)
         return None
 
     def _limit(self, scope: Scope) -> int:
