@@ -36,7 +36,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def evaluate_command(
     data: Annotated[
         list[str],
-        typer.Option(help="Questions with answers, in any format of `finetune`; repeatable."),
+        typer.Option(
+            help="Questions with answers, in any format of `finetune`; repeatable. Of several "
+            "splits test is taken, else validation; `data@split` names one."
+        ),
     ],
     model: ModelName = BUILTIN,
     adapter: AdapterName = None,
@@ -100,6 +103,8 @@ def evaluate_command(
             max_bad=max_bad,
             on_progress=bar.update,
         )
+    for note in found.notes:
+        print(f"Note: {note}", file=sys.stderr)
     for problem in found.problems:
         print(f"Left out: {problem}", file=sys.stderr)
     asked = what_is_asked(found.questions, max_new_tokens, losses)

@@ -9,7 +9,7 @@ from pathlib import Path
 from finetune.architecture import context_length, plain
 from finetune.branching import supports_branching
 from finetune.config import FinetuneConfig
-from finetune.datasets import read_rows
+from finetune.datasets import FOR_TESTING, FOR_TRAINING, read_rows
 from finetune.preflight import Preflight, Summary, check_shared, leaking, split, summarize
 from finetune.progress import OnProgress, Progress, counted
 from finetune.run_files import SKIPPED_EVAL_FILE, SKIPPED_FILE
@@ -35,10 +35,10 @@ def read_data(config: FinetuneConfig, loaded: LoadedModel, tell: OnProgress) -> 
         DataError: more problems than allowed.
     """
 
-    def checked(sources: Sequence[str], skipped: Path | None) -> Preflight:
+    def checked(sources: Sequence[str], purpose: str, skipped: Path | None) -> Preflight:
         tell(Progress("checking", message=f"Reading {', '.join(sources)}."))
         found = check_shared(
-            read_rows(sources, config.images),
+            read_rows(sources, config.images, purpose),
             loaded.processor,
             max_length=config.max_length or context_length(plain(loaded.model).config),
             turns=config.turns,
@@ -59,9 +59,9 @@ def read_data(config: FinetuneConfig, loaded: LoadedModel, tell: OnProgress) -> 
             tell(Progress("checking", message=message))
         return found
 
-    train_data = checked(config.data, Path(config.out) / SKIPPED_FILE)
+    train_data = checked(config.data, FOR_TRAINING, Path(config.out) / SKIPPED_FILE)
     if config.eval_data:
-        held_out = checked(config.eval_data, Path(config.out) / SKIPPED_EVAL_FILE)
+        held_out = checked(config.eval_data, FOR_TESTING, Path(config.out) / SKIPPED_EVAL_FILE)
         if leaks := leaking(train_data, held_out):
             known = counted(len(leaks), "held-out row")
             message = f"Note: training rows repeat, or show the pictures of, {known}."

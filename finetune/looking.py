@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from finetune.config import FinetuneConfig
-from finetune.datasets import Problem, ReadRows, Row, read_rows
+from finetune.datasets import FOR_TESTING, FOR_TRAINING, Problem, ReadRows, Row, read_rows
 from finetune.preflight import ONLY_ROWS, Preflight, Summary, check, leaking, summarize
 from finetune.progress import Display, Progress, counted
 from finetune.samples import Sample, samples_of
@@ -38,10 +38,11 @@ def check_data(config: FinetuneConfig, stream: IO[str]) -> None:
     console = Console(file=stream, highlight=False, soft_wrap=True)
     reader = _reader(config, config.eval_data)
     checked: dict[str, Preflight] = {}
+    given = ("Training", config.data, FOR_TRAINING), ("Held out", config.eval_data, FOR_TESTING)
     with Display() as display:
-        for name, sources in (("Training", config.data), ("Held out", config.eval_data)):
+        for name, sources, purpose in given:
             if sources:
-                checked[name] = _check(config, sources, reader, display)
+                checked[name] = _check(config, sources, purpose, reader, display)
     for name, found in checked.items():
         for note in found.notes:
             console.print(f"Note: {note}", markup=False)
@@ -142,10 +143,10 @@ class _Reader:
 
 
 def _check(
-    config: FinetuneConfig, sources: Sequence[str], reader: _Reader, display: Display
+    config: FinetuneConfig, sources: Sequence[str], purpose: str, reader: _Reader, display: Display
 ) -> Preflight:
     return check(
-        read_rows(sources, config.images),
+        read_rows(sources, config.images, purpose),
         reader.processor,
         max_length=config.max_length or reader.context,
         turns=config.turns,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from finetune.datasets import PictureSource, Problem, Row, read_rows
+from finetune.datasets import FOR_TESTING, PictureSource, Problem, ReadRows, Row, read_rows
 from finetune.metrics import question_type
 from finetune.preflight import allow, in_parallel
 from vqa_app.conversation import Conversation, Message
@@ -24,7 +24,7 @@ from vqa_app.errors import ImageError
 from vqa_app.images import Picture
 
 Data: TypeAlias = "Sequence[Row] | str | Path | Sequence[str | Path]"
-"""Rows, or files in any format that can be trained on."""
+"""Rows, or files in any format that can be trained on; of several splits test, or validation."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ class Asked:
     questions: tuple[Question, ...]
     problems: tuple[Problem, ...]
     """The rows that were left out."""
+    notes: tuple[Problem, ...] = ()
 
 
 def ask(
@@ -131,24 +132,23 @@ def ask(
     Raises:
         DataError: more bad rows than that; the first is named.
     """
-    rows, problems = _read(data, images)
-    questions = spread(questions_of(rows, history=history), limit)
+    read = _read(data, images)
+    questions = spread(questions_of(read.rows, history=history), limit)
     unreadable = _unreadable(questions, on_progress)
     bad: dict[int, Problem] = {}
     for row in {id(question.row): question.row for question in questions}.values():
         errors = [unreadable[p.key] for p in row.pictures if p.key in unreadable]
         if errors:
             bad[id(row)] = row.problem(errors[0].problem, errors[0].hint)
-    problems = (*problems, *bad.values())
+    problems = (*read.problems, *bad.values())
     allow(problems, max_bad)
-    return Asked(tuple(q for q in questions if id(q.row) not in bad), problems)
+    return Asked(tuple(q for q in questions if id(q.row) not in bad), problems, read.notes)
 
 
-def _read(data: Data, images: Sequence[str | Path]) -> tuple[Sequence[Row], tuple[Problem, ...]]:
+def _read(data: Data, images: Sequence[str | Path]) -> ReadRows:
     if not isinstance(data, (str, Path)) and all(isinstance(row, Row) for row in data):
-        return data, ()  # type: ignore[return-value]
-    read = read_rows(data, images)  # type: ignore[arg-type]
-    return read.rows, read.problems
+        return ReadRows(tuple(data), ())  # type: ignore[arg-type]
+    return read_rows(data, images, FOR_TESTING)  # type: ignore[arg-type]
 
 
 def _unreadable(

@@ -11,8 +11,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from finetune.datasets import read_rows
-from tests.data_rows import CAT, llava, only_problem, only_row, picture_folder, said, write
+from finetune.datasets import FOR_TESTING, FOR_TRAINING, read_rows
+from tests.data_rows import (
+    CAT,
+    llava,
+    only_problem,
+    only_row,
+    picture_folder,
+    question,
+    said,
+    write,
+)
 from vqa_app.errors import DataError
 
 
@@ -203,9 +212,64 @@ def test_a_folder_of_splits_gives_its_train_split(folder: Path) -> None:
         table.to_parquet(folder / "data" / f"{name}.parquet")
     found = read_rows(folder / "data")
     assert len(found.rows) == 1 and "train" in found.notes[0].what
-    datasets.DatasetDict({"test": table}).save_to_disk(folder / "saved")
-    with pytest.raises(DataError, match="has the splits test"):
-        read_rows(folder / "saved")
+
+
+def test_rows_to_test_with_are_those_of_the_test_split(folder: Path) -> None:
+    import datasets
+
+    def table(answer: str) -> datasets.Dataset:
+        return datasets.Dataset.from_dict({"question": ["What?"], "answer": [answer]})
+
+    def read(source: object, purpose: str = FOR_TESTING) -> tuple[str, str]:
+        found = read_rows(str(source), (), purpose)
+        (row,) = found.rows
+        return row.turns[1].text, " ".join(note.what for note in found.notes)
+
+    saved, three = folder / "saved", ("train", "validation", "test")
+    datasets.DatasetDict({name: table(name) for name in three}).save_to_disk(saved)
+    write(folder, {name: [question(answer=name)] for name in three}, "splits.json")
+    for name in three:
+        (folder / "files").mkdir(exist_ok=True)
+        table(name).to_parquet(folder / "files" / f"{name}-0.parquet")
+        (folder / "pictures" / name).mkdir(parents=True)
+        write(folder / "pictures" / name, f"question,answer\nWhat?,{name}\n", "metadata.csv")
+    for source in (saved, folder / "splits.json", folder / "files", folder / "pictures"):
+        assert read(source, FOR_TRAINING)[0] == "train"
+        answer, note = read(source)
+        assert answer == "test" and "Only the split test is read" in note
+        assert read(f"{source}@validation")[0] == read(f"{source}@validation@2")[0] == "validation"
+        with pytest.raises(DataError, match="None is called dev"):
+            read(f"{source}@dev")
+    assert read_rows(f"{saved}@test").rows[0].file == f"{saved}@test"
+    alone = folder / "alone"
+    datasets.DatasetDict({"test": table("test")}).save_to_disk(alone)
+    assert read(alone, FOR_TRAINING) == ("test", read(alone, FOR_TRAINING)[1])
+    assert "Its only split, test, is read" in read(alone, FOR_TRAINING)[1]
+    datasets.DatasetDict({"test": table("a"), "dev": table("b")}).save_to_disk(folder / "two")
+    with pytest.raises(DataError, match="none is for training alone") as refused:
+        read(folder / "two", FOR_TRAINING)
+    assert "@test" in refused.value.hint
+    with pytest.raises(DataError, match="has no splits"):
+        read_rows(f"{write(folder, [question()])}@test")
+
+
+def test_pictures_of_two_splits_are_not_taken_for_each_other(folder: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "question": datasets.Value("string"),
+         "answer": datasets.Value("string")}
+    )  # fmt: skip
+    made = {
+        split: datasets.Dataset.from_dict(
+            {"image": [str(folder / "images" / f"{name}.png")], "question": ["What?"],
+             "answer": [name]}, features=features
+        )
+        for split, name in (("train", "cat"), ("test", "dog"))
+    }  # fmt: skip
+    datasets.DatasetDict(made).save_to_disk(folder / "saved")
+    train, test = (read_rows(folder / "saved", (), p).rows[0] for p in (FOR_TRAINING, FOR_TESTING))
+    assert train.pictures[0].key != test.pictures[0].key
 
 
 def test_only_a_word_tells_what_is_for_training(folder: Path) -> None:
@@ -241,6 +305,23 @@ def test_files_mix_with_weights(folder: Path) -> None:
 
 
 # What is wrong
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ({"image": ["cat.png"] * 2, "question": ["What?"] * 2, "answer": ["a"] * 2}, "columns"),
+        ({"question": {"0": "What?"}, "answer": {"0": "a"}}, "columns"),
+        ({"images": [{"id": 1}], "annotations": [{"caption": "A cat."}]}, "captions"),
+        ({"images": [{"id": 1}], "boxes": [{"id": 1}]}, "its keys are 'images', 'boxes'"),
+        ({"columns": ["question"], "index": [0], "data": [["What?"]]}, "without a list of rows"),
+    ],
+)
+def test_an_object_without_rows_is_a_problem_of_the_file(
+    folder: Path, content: dict, what: str
+) -> None:
+    problem = only_problem(write(folder, content))
+    assert problem.row is None and what in problem.what and problem.hint
 
 
 @pytest.mark.parametrize(

@@ -404,10 +404,13 @@ def test_bad_rows_may_be_left_out(tiny_llava_dir: Path, tmp_path: Path) -> None:
 
     from finetune.cli_eval import app
 
+    data = damaged(tmp_path)
+    data.write_bytes(b"\xef\xbb\xbf" + data.read_bytes())
     options = ["--max-new-tokens", "2", "--losses", "0", "--max-bad", "1", "--json"]
-    common = ["eval", "--data", str(damaged(tmp_path)), "--model", str(tiny_llava_dir)]
+    common = ["eval", "--data", str(data), "--model", str(tiny_llava_dir)]
     shown = CliRunner().invoke(app, [*common, *options])
     assert json.loads(shown.stdout)["scores"]["questions"] == 4
+    assert f"Note: {data}: The file begins with a byte-order mark" in shown.stderr
     assert "Left out: " in shown.stderr and "data.json, row 2" in shown.stderr
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from finetune.datasets import check_sources, read_rows
+from finetune.datasets import FOR_TESTING, check_sources, read_rows
+from finetune.questions import ask
 from tests.fake_data_hub import Handler, serve
 from tests.fake_hub import pauses, use
 from vqa_app.errors import DataError
@@ -64,6 +65,19 @@ def test_a_config_of_a_data_set_is_named_behind_a_colon(hub: type[Handler]) -> N
     assert [row.turns[1].text for row in read_rows("someone/cats:other").rows] == ["red"]
     with pytest.raises(DataError, match="cannot be loaded from the hub: BuilderConfig 'none'"):
         read_rows("someone/cats:none")
+
+
+def test_a_split_of_a_data_set_is_named_behind_an_at(hub: type[Handler]) -> None:
+    for data in (read_rows("someone/cats@test"), read_rows("someone/cats", (), FOR_TESTING)):
+        assert [row.turns[1].text for row in data.rows] == ["red"]
+    check_sources("someone/cats@test@2")
+    with pytest.raises(DataError, match=r"someone/cats has the splits train, test"):
+        read_rows("someone/cats@validation")
+    asked = ask("someone/cats")
+    assert len(asked.questions) == 1 and "the split test is read" in asked.notes[0].what
+    folder = hub.folders["someone/tests"] = data_set(hub.folders["someone/cats"].parent / "tests")
+    (folder / "data" / "train-00000-of-00001.parquet").unlink()
+    assert len(read_rows("someone/tests").rows) == 1
 
 
 def test_what_was_loaded_once_needs_no_network(

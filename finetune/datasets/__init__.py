@@ -22,9 +22,12 @@ from finetune.datasets.pictures import Context
 from finetune.datasets.records import read_record, with_weight
 from finetune.datasets.rows import BadRow, PictureSource, Problem, ReadRows, Row, Turn
 from finetune.datasets.split import Split, split_by_picture
+from finetune.datasets.tables import FOR_TESTING, FOR_TRAINING
 from vqa_app.errors import DataError
 
 __all__ = [
+    "FOR_TESTING",
+    "FOR_TRAINING",
     "PictureSource",
     "Problem",
     "ReadRows",
@@ -38,14 +41,19 @@ __all__ = [
 
 
 def read_rows(
-    sources: str | Path | Sequence[str | Path], images: Sequence[str | Path] = ()
+    sources: str | Path | Sequence[str | Path],
+    images: Sequence[str | Path] = (),
+    purpose: str = FOR_TRAINING,
 ) -> ReadRows:
     """Reads and mixes data files.
 
     Args:
-        sources: files, folders or hub data sets, each with an optional weight (`mine.json@2`).
+        sources: files, folders or hub data sets, each with an optional split and weight
+            (`owner/name:config@validation`, `mine.json@2`, `folder@train@0.5`).
         images: folders that picture paths are relative to; default: each file's own, and `images`
             in it.
+        purpose: what the rows are for, where a source has several splits and names none:
+            `FOR_TRAINING` takes train, `FOR_TESTING` test or else validation.
 
     Raises:
         DataError: a source that is not there. What is wrong inside files is in the result instead.
@@ -56,12 +64,13 @@ def read_rows(
     problems: list[Problem] = []
     official: list[tuple[Path, float, dict]] = []
     for source in sources:
-        text, weight = _weight(str(source))
+        text, split, weight = _parse(str(source))
         path = Path(text).expanduser()
         if _is_file(path) and (content := vqa2.load_official(path)) is not None:
             official.append((path, weight, content))
             continue
-        records, roots = _read_source(text, path, images)
+        records, roots = _read_source(text, path, images, split or purpose)
+        text += f"@{split}" if split else ""
         stored = records.table.picture if records.table else None
         context = Context(text, roots, stored)
         problems += records.problems
@@ -87,7 +96,7 @@ def check_sources(
         DataError: a file or folder that does not exist, or what cannot be a hub data set.
     """
     for source in [sources] if isinstance(sources, (str, Path)) else sources:
-        text, _ = _weight(str(source))
+        text, _, _ = _parse(str(source))
         path = Path(text).expanduser()
         if not (path.is_dir() or _is_file(path)):
             _check_hub_name(text, path)
@@ -106,16 +115,19 @@ def _check_hub_name(text: str, path: Path) -> None:
 
 
 def _read_source(
-    text: str, path: Path, images: Sequence[str | Path]
-) -> tuple[files.Records, tuple[Path, ...]]:
+    text: str, path: Path, images: Sequence[str | Path], wanted: str
+) -> tuple[tables.Records, tuple[Path, ...]]:
     if path.is_dir():
-        if (table := tables.metadata_of(path)) is not None:
-            return files.read_file(table, text), _roots(images, table.parent)
-        return tables.read_folder(path, text), _roots(images, path)
+        if (found := tables.metadata_of(path, wanted, text)) is not None:
+            table, notes = found
+            records = files.read_file(table, text, FOR_TRAINING)
+            records.problems.extend(notes)
+            return records, _roots(images, table.parent)
+        return tables.read_folder(path, wanted, text), _roots(images, path)
     if _is_file(path):
-        return files.read_file(path, text), _roots(images, path.parent)
+        return files.read_file(path, text, wanted), _roots(images, path.parent)
     _check_hub_name(text, path)
-    return tables.read_hub(text), _roots(images, Path())
+    return tables.read_hub(text, wanted), _roots(images, Path())
 
 
 def _read_official(
@@ -156,17 +168,27 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _weight(source: str) -> tuple[str, float]:
-    path, at, number = source.rpartition("@")
-    if not at or _is_file(Path(source)) or Path(source).is_dir():
-        return source, 1.0
-    try:
-        weight = float(number)
-    except ValueError:
-        return source, 1.0
+def _parse(source: str) -> tuple[str, str, float]:
+    """The file, folder or data set, the split of it that is named, and its weight."""
+    split, weight = "", 1.0
+    path, at, last = source.rpartition("@")
+    while at and last and "/" not in last and not _is_there(Path(source).expanduser()):
+        try:
+            weight = float(last)
+        except ValueError:
+            if split or not last.isidentifier():
+                break
+            split = last
+        source = path
+        path, at, last = source.rpartition("@")
     if not 0.001 <= weight <= 100:
-        raise DataError(f"The weight of {path} is {number}.", "Give a number from 0.001 to 100.")
-    return path, weight
+        hint = "Give a number from 0.001 to 100."
+        raise DataError(f"The weight of {source} is {weight:g}.", hint)
+    return source, split, weight
+
+
+def _is_there(path: Path) -> bool:
+    return _is_file(path) or path.is_dir()
 
 
 def _roots(images: Sequence[str | Path], default: Path) -> tuple[Path, ...]:

@@ -8,10 +8,18 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from finetune.datasets.records import QUESTION_KEYS
 from finetune.datasets.rows import Problem
-from finetune.datasets.tables import Records, load_tables, read_table
+from finetune.datasets.tables import (
+    Records,
+    choose_split,
+    is_split,
+    load_tables,
+    read_table,
+    refuse_split,
+)
 from vqa_app.errors import DataError
 
 ENDINGS = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt"}
@@ -21,8 +29,11 @@ _EXCEL = re.compile(r'"?sep=(.)"?')
 _PYARROW_STREAM = b"\xff\xff\xff\xff"
 
 
-def read_file(path: Path, name: str) -> Records:
+def read_file(path: Path, name: str, wanted: str) -> Records:
     """Reads JSON, JSONL, CSV, TSV, Parquet or Arrow.
+
+    Args:
+        wanted: see `choose_split`; only a JSON file has splits.
 
     Raises:
         DataError: the file cannot be opened.
@@ -30,10 +41,10 @@ def read_file(path: Path, name: str) -> Records:
     try:
         with path.open("rb") as file:
             magic = file.read(6)
-        if magic[:4] == b"PAR1":
-            return read_table(load_tables("parquet", [path]), name)
-        if magic == b"ARROW1" or magic[:4] == _PYARROW_STREAM:
-            return read_table(load_tables("arrow", [path]), name)
+        if magic[:4] == b"PAR1" or magic == b"ARROW1" or magic[:4] == _PYARROW_STREAM:
+            refuse_split(wanted, name)
+            kind = "parquet" if magic[:4] == b"PAR1" else "arrow"
+            return read_table(load_tables(kind, [path]), name)
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.", "Check the path.") from error
@@ -45,13 +56,15 @@ def read_file(path: Path, name: str) -> Records:
     if not start:
         return Records([], [Problem(name, None, "The file is empty.")])
     if start == "[":
-        return _read_json(text, name, problems)
+        return _read_json(text, name, wanted, problems)
     if start == "{":
         lines = [line for line in text.split("\n", 50) if line.strip()][:2]
         several = len(lines) > 1 and all(line.lstrip().startswith("{") for line in lines)
         if several and lines[0].rstrip().endswith("}"):
+            refuse_split(wanted, name)
             return _read_jsonl(text, name, problems)
-        return _read_json(text, name, problems)
+        return _read_json(text, name, wanted, problems)
+    refuse_split(wanted, name)
     return _read_csv(text, name, problems)
 
 
@@ -74,7 +87,7 @@ def _decode(raw: bytes, name: str, problems: list[Problem]) -> str | None:
         return None
 
 
-def _read_json(text: str, name: str, problems: list[Problem]) -> Records:
+def _read_json(text: str, name: str, wanted: str, problems: list[Problem]) -> Records:
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
@@ -83,14 +96,40 @@ def _read_json(text: str, name: str, problems: list[Problem]) -> Records:
         what = f"The file is not valid JSON: {str(error)[:100]}."
         return Records([], [*problems, Problem(name, None, what)])
     if isinstance(data, dict):
-        lists = [value for value in data.values() if isinstance(value, list)]
-        tables = [value for value in lists if value and isinstance(value[0], dict)]
-        is_row = {*QUESTION_KEYS, "conversations", "conversation", "messages", "texts"} & set(data)
-        if not is_row and data and all(isinstance(value, dict) for value in data.values()):
-            data = [{"id": key} | value for key, value in data.items()]  # GQA's questions by id
-        else:
-            data = tables[0] if len(tables) == 1 and not is_row else [data]
+        data, found = _rows_in(data, name, wanted)
+        problems += found
+    else:
+        refuse_split(wanted, name)
     return Records(list(enumerate(data, 1)), problems)
+
+
+def _rows_in(data: dict[str, Any], name: str, wanted: str) -> tuple[list[Any], list[Problem]]:
+    """The rows that stand in one object, and a problem of the file where it holds none."""
+    lists = {key: rows for key, rows in data.items() if isinstance(rows, list)}
+    tables = {key: rows for key, rows in lists.items() if rows and isinstance(rows[0], dict)}
+    if data and set(lists) == set(data) and all(map(is_split, data)):
+        split, notes = choose_split([*data], wanted, name)
+        return data[split], notes
+    refuse_split(wanted, name)
+    of_objects = bool(data) and all(isinstance(value, dict) for value in data.values())
+    if {*QUESTION_KEYS, "conversations", "conversation", "messages", "texts"} & set(data):
+        asked = [key for key in QUESTION_KEYS if key in lists and key not in tables]
+        if not asked and not of_objects:
+            return [data], []
+        what = "The file holds columns, not rows."
+        hint = "Write one object for each row; pandas does with to_json(path, orient='records')."
+        return [], [Problem(name, None, what, hint)]
+    if of_objects:  # GQA's questions by id
+        return [{"id": key} | value for key, value in data.items()], []
+    if "data" in tables or len(tables) == 1:
+        return tables.get("data", next(iter(tables.values()))), []
+    keys = ", ".join(map(repr, [*data][:8])) or "none"
+    what = f"The file is one object without a list of rows; its keys are {keys}."
+    hint = 'Put the rows into a list, or one on each line; each needs "question" and "answer".'
+    if any("caption" in rows[0] for rows in tables.values()):
+        what = "The file holds captions, which answer no question."
+        hint = 'Write each as a row: "image", "question" (such as "Describe it."), "answer".'
+    return [], [Problem(name, None, what, hint)]
 
 
 def explain_json_error(text: str, error: json.JSONDecodeError) -> tuple[str, str]:

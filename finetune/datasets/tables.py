@@ -13,6 +13,17 @@ from finetune.datasets.rows import PictureSource, Problem
 from vqa_app.errors import DataError
 from vqa_app.sources import HUB_TIMEOUT
 
+FOR_TRAINING, FOR_TESTING = "for training", "for testing"
+_WORDS = {
+    split: re.compile(rf"(?<![a-z])({words})(?![a-z])", re.IGNORECASE)
+    for split, words in (
+        ("train", "train(ing)?"),
+        ("test", "test(ing)?"),
+        ("validation", "val(id(ation)?)?|dev"),
+    )
+}
+"""What the splits of data sets are called."""
+
 
 @dataclass(frozen=True)
 class Records:
@@ -55,46 +66,103 @@ class Cell:
 
 def train_files(files: Sequence[Path], folder: Path) -> list[Path]:
     """Those for training, by a word "train" in their path below `folder`; all where none is."""
-    word = re.compile(r"(^|[^a-z])train(ing)?([^a-z]|$)", re.IGNORECASE)
-    return [file for file in files if word.search(file.relative_to(folder).as_posix())] or [*files]
+    return splits_of(files, folder).get("train") or [*files]
 
 
-def metadata_of(folder: Path) -> Path | None:
-    """The table of a `datasets` picture folder, whose pictures lie beside it; None of another.
+def splits_of(files: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
+    """Files by the split that a word in their path below `folder` says; what has no such word is
+    for training where nothing else is. Empty where no file has one."""
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        name = file.relative_to(folder).as_posix()
+        said = (split for split, word in _WORDS.items() if word.search(name))
+        found.setdefault(next(said, ""), []).append(file)
+    rest = found.pop("", [])
+    return {"train": rest} | found if rest and found else found
+
+
+def is_split(name: str) -> bool:
+    """Whether a split would be called so."""
+    return any(word.fullmatch(name) for word in _WORDS.values())
+
+
+def choose_split(splits: Sequence[str], wanted: str, name: str) -> tuple[str, list[Problem]]:
+    """The split to read, and a note where there is another.
+
+    Args:
+        wanted: a split that somebody named; or what the rows are for: `for training` takes the
+            split train, `for testing` test or validation, and both the only one there is.
+
+    Raises:
+        DataError: there is no such split, or several might be meant.
+    """
+    listed = ", ".join(splits)
+    if wanted not in (FOR_TRAINING, FOR_TESTING):
+        if wanted not in splits:
+            raise DataError(f"{name} has the splits {listed}.", f"None is called {wanted}.")
+        return wanted, []
+    kinds = ("train",) if wanted == FOR_TRAINING else ("test", "validation")
+    alike = {kind: [s for s in splits if _WORDS[kind].fullmatch(s)] for kind in kinds}
+    found = next((alike[kind] for kind in kinds if alike[kind]), list(splits))
+    if len(found) > 1:
+        hint = f"Say which: {name}@{found[0]}."
+        raise DataError(f"{name} has the splits {listed}; none is {wanted} alone.", hint)
+    if listed == found[0] == kinds[0]:
+        return found[0], []
+    what = f"Only the split {found[0]} is read, of {listed}."
+    if len(splits) == 1:
+        what = f"Its only split, {found[0]}, is read."
+    return found[0], [Problem(name, None, what, note=True)]
+
+
+def metadata_of(folder: Path, wanted: str, name: str) -> tuple[Path, list[Problem]] | None:
+    """The table of a `datasets` picture folder, whose pictures lie beside it, and notes; None of
+    another.
 
     Raises:
         DataError: there are several.
     """
     found = sorted(file for kind in ("csv", "jsonl") for file in folder.rglob(f"metadata.{kind}"))
-    chosen = train_files(found, folder)
+    if not found:
+        return None
+    chosen, notes = _files_of_split(found, folder, wanted, name)
     if len(chosen) > 1:
         names = ", ".join(str(file.relative_to(folder)) for file in chosen[:5])
         raise DataError(f"{folder} has several tables: {names}.", "Give each with a --data.")
-    return chosen[0] if chosen else None
+    return chosen[0], notes
 
 
-def read_folder(path: Path, name: str) -> Records:
+def _files_of_split(
+    files: Sequence[Path], folder: Path, wanted: str, name: str
+) -> tuple[list[Path], list[Problem]]:
+    splits = splits_of(files, folder)
+    if not splits and wanted in (FOR_TRAINING, FOR_TESTING):
+        return [*files], []
+    split, notes = choose_split([*splits], wanted, name)
+    return splits[split], notes
+
+
+def read_folder(path: Path, wanted: str, name: str) -> Records:
     """Reads a `datasets` folder: one written by `save_to_disk`, or one of Parquet or Arrow
-    files."""
+    files.
+
+    Args:
+        wanted: see `choose_split`.
+    """
     import datasets
 
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         with _reading(path):
             loaded = datasets.load_from_disk(str(path))
-        if not isinstance(loaded, dict):
-            return read_table(loaded, name)
-        if "train" not in loaded:
-            splits = ", ".join(loaded)
-            raise DataError(f"{path} has the splits {splits}.", "Give one of these folders.")
-        return read_table(loaded["train"], name)
+        if isinstance(loaded, dict):
+            return _read_split(loaded, wanted, name)
+        refuse_split(wanted, name)
+        return read_table(loaded, name)
     for kind in ("parquet", "arrow"):
-        files = sorted(path.rglob(f"*.{kind}"))
-        train = train_files(files, path)
-        if files:
-            found = read_table(load_tables(kind, train), name)
-            if len(train) < len(files):
-                what = f"Only the train files are read, {len(train)} of {len(files)}."
-                found.problems.append(Problem(name, None, what, note=True))
+        if files := sorted(path.rglob(f"*.{kind}")):
+            chosen, notes = _files_of_split(files, path, wanted, name)
+            found = read_table(load_tables(kind, chosen), f"{name} ({wanted})")
+            found.problems.extend(notes)
             return found
     raise DataError(
         f"The folder {path} holds no data set.",
@@ -102,9 +170,28 @@ def read_folder(path: Path, name: str) -> Records:
     )
 
 
-def read_hub(name: str) -> Records:
-    """Reads the train split of `owner/name` or `owner/name:config` from the Hugging Face hub; from
-    the local cache where the hub cannot be reached.
+def refuse_split(wanted: str, name: str) -> None:
+    """
+    Raises:
+        DataError: somebody named a split of what has none.
+    """
+    if wanted not in (FOR_TRAINING, FOR_TESTING):
+        raise DataError(f"{name} has no splits.", f"Leave out @{wanted}.")
+
+
+def _read_split(splits: dict[str, Any], wanted: str, name: str) -> Records:
+    split, notes = choose_split([*splits], wanted, name)
+    found = read_table(splits[split], f"{name}@{split}")  # train and test are other pictures
+    found.problems.extend(notes)
+    return found
+
+
+def read_hub(name: str, wanted: str) -> Records:
+    """Reads a split of `owner/name` or `owner/name:config` from the Hugging Face hub; from the
+    local cache where the hub cannot be reached.
+
+    Args:
+        wanted: see `choose_split`.
 
     Raises:
         DataError: there is none, or it cannot be had.
@@ -116,12 +203,13 @@ def read_hub(name: str) -> Records:
     offline = datasets.config.HF_HUB_OFFLINE
     try:
         datasets.config.HF_HUB_OFFLINE = offline or not reached  # else it tries for half a minute
-        return read_table(datasets.load_dataset(repository, config or None, split="train"), name)
+        splits = datasets.load_dataset(repository, config or None)
     except Exception as error:  # the library raises many kinds; all mean the same to a person
         unreached = None if reached else "The hub cannot be reached."
         raise _not_had(name, error, unreached) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
+    return _read_split(splits, wanted, name)
 
 
 def _look_up(name: str, repository: str) -> bool:
