@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from finetune import checkpoint
 from finetune.config import FinetuneConfig
@@ -42,7 +46,8 @@ _READ = ("data", "base weights")
 DIVISION = ("device", "processes", "micro_batch_size", "micro_batches", "gradient_checkpointing")
 """What is decided by the memory that is free at the start."""
 _DIVIDED = "divided"
-BEFORE_A_START = {IDENTITY_FILE, SKIPPED_FILE, SKIPPED_EVAL_FILE, "projector"}
+_LOCK_FILE = ".lock"
+BEFORE_A_START = {IDENTITY_FILE, SKIPPED_FILE, SKIPPED_EVAL_FILE, "projector", _LOCK_FILE}
 """What this package writes into a run's folder before it is told what the run is."""
 
 
@@ -166,6 +171,48 @@ def claim(run: Path) -> None:
         raise UsageError(
             f"{run} holds other files, such as {others[0]}.", "Give a new or empty folder as --out."
         )
+
+
+@contextlib.contextmanager
+def in_use(run: Path) -> Iterator[None]:
+    """Keeps other processes and threads out of a run's folder; one of several processes that train
+    together does it for all.
+
+    The lock is the operating system's, which drops it whatever ends the process. On disks that know
+    no locks nobody is kept out.
+
+    Raises:
+        UsageError: another run is in the folder.
+    """
+    path = run / _LOCK_FILE
+    # A file that only stands there would keep everybody out after a kill.
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UsageError(
+            f"{run} is in use: {_holder(path)} trains in it.", "Wait for its end, or stop it."
+        ) from error
+    except (OSError, NotImplementedError):
+        path.unlink(missing_ok=True)
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            path.write_text(str(os.getpid()), encoding="utf-8")
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # on Windows it goes when it is let go
+            path.unlink()
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    try:
+        number = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        number = ""
+    return f"process {number}" if number else "another process"
 
 
 def refuse_finished(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Sequence
@@ -73,8 +74,10 @@ def train(
             raise _Cancelled
         shown(progress)
 
+    alone = run_folder.in_use(run) if _main_process() else contextlib.nullcontext()
     try:
-        with Stop(cancel) as stop:
+        with alone, Stop(cancel) as stop:
+            run_folder.refuse_finished(run)  # by somebody who was in it until now
             if config.recipe == "llava":
                 return _llava(config, tell, stop)
             return run_stage(config, tell, stop)

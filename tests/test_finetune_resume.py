@@ -7,14 +7,17 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from finetune.config import FinetuneConfig
 from finetune.progress import Progress
+from finetune.run_folder import in_use
 from finetune.train import train
 from tests.finetune_data import metrics, small_config, write_data
 from tests.forked import in_child, needs_fork
+from vqa_app.errors import UsageError
 
 pytestmark = needs_fork
 
@@ -117,3 +120,42 @@ def test_a_run_goes_on_in_smaller_pieces_where_they_are_asked_for(
     in_child(lambda: train(chosen, ended_at(5, signal.SIGKILL)))
     assert in_child(lambda: train(chosen.replace(micro_batch_size=1))) == 0
     assert [step for step, _ in losses(folder / "smaller")] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_two_runs_do_not_train_in_one_folder(folder: Path, tiny_llava_dir: Path) -> None:
+    """A second one is refused while the first trains, and goes on where that was killed."""
+    chosen = config(tiny_llava_dir, folder, "both")
+
+    def first() -> None:
+        def on_progress(progress: Progress) -> None:
+            if progress.phase == "training" and progress.done == 3:
+                with pytest.raises(UsageError, match=f"in use: process {os.getpid()} trains in it"):
+                    train(chosen)  # in this process, and in another
+                assert in_child(lambda: refused(chosen, os.getppid())) == 0
+
+        train(chosen, on_progress)
+
+    def refused(config: FinetuneConfig, holder: int) -> None:
+        with pytest.raises(UsageError, match=f"in use: process {holder} trains in it"):
+            train(config)
+
+    assert in_child(first) == 0
+    assert [step for step, _ in losses(folder / "both")] == [1, 2, 3, 4, 5, 6, 7]
+    assert not (folder / "both" / ".lock").exists()
+
+
+def test_a_killed_run_keeps_nobody_out_nor_does_a_disk_without_locks(
+    folder: Path, tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+    import fcntl
+
+    chosen = config(tiny_llava_dir, folder, "left").replace(feature_gb=0.0)
+    status = in_child(lambda: train(chosen, ended_at(1, signal.SIGKILL)))
+    assert os.WTERMSIG(status) == signal.SIGKILL and (folder / "left" / ".lock").exists()
+    with in_use(folder / "left"):
+        pass
+    for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, "no locks here")))
+        with in_use(folder / "left"), in_use(folder / "left"):
+            pass
