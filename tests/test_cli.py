@@ -382,6 +382,39 @@ def test_another_question_is_asked_anew(run: Run, engine: FakeEngine, photos: Pa
     assert len(rows(photos / "a.jsonl")) == 12
 
 
+@pytest.mark.parametrize(
+    "other",
+    ["--model other", "--adapter x", "--quantize 4bit", "--system Briefly", "--temperature 1"]
+    + ["--abstain 1", "--max-new-tokens 5"],
+)
+def test_another_model_or_option_is_asked_anew_and_told(
+    run: Run, engine: FakeEngine, photos: Path, other: str
+) -> None:
+    out = photos / "a.jsonl"
+    command = ("ask", "--each", f"{photos}/*.png", "What?", "--out", str(out))
+    assert run(*command).exit_code == 0
+    result = run(*command, *other.split())
+    assert "answered already" not in result.stderr
+    assert f"{out} also holds other answers to this question (4), of another model" in result.stderr
+    assert len(out.read_text().splitlines()) == 8
+    assert "4 of 4 are answered already." in run(*command, *other.split()).stderr
+    assert "4 of 4 are answered already." in run(*command).stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are Unicode")
+def test_file_names_that_are_no_utf_8_are_answered_and_found_again(
+    run: Run, engine: FakeEngine, tmp_path: Path
+) -> None:
+    name = os.fsdecode(b"\xff\xfe.png")
+    Image.new("RGB", (3, 3)).save(tmp_path / "x.png")
+    (tmp_path / "x.png").rename(tmp_path / name)
+    command = ("ask", "--each", f"{tmp_path}/*.png", "What?")
+    to_file = (*command, "--out", str(tmp_path / "a.jsonl"))
+    assert run(*to_file).exit_code == 0
+    assert "1 of 1 are answered already." in run(*to_file).stderr
+    assert json.loads(run(*command).stdout)["picture"] == f"{tmp_path}/{name}"
+
+
 def test_a_bad_file_does_not_stop_the_run(run: Run, engine: FakeEngine, photos: Path) -> None:
     (photos / "1.png").write_bytes(b"not a picture")
     out = photos / "a.jsonl"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,11 @@ class ModelChoice:
     dtype: Dtype = "auto"
     revision: str | None = None
     offline: bool = False
+
+    def identity(self) -> dict[str, str | None]:
+        """What makes its answers others than those of another choice."""
+        names = {"model": self.name, "adapter": self.adapter, "quantize": self.quantize}
+        return {**names, "dtype": self.dtype, "revision": self.revision}
 
 
 def open_engine(choice: ModelChoice, console: Console) -> Engine:
@@ -146,7 +150,14 @@ def ask(
         assert question is not None  # checked above
         paths = expand(each)
         ask_each(
-            lambda: open_engine(chosen, console), paths, question, asking, out, console, limits
+            lambda: open_engine(chosen, console),
+            paths,
+            question,
+            asking,
+            out,
+            console,
+            limits,
+            chosen.identity(),
         )
         return
     pictures = read_pictures(sources, console, limits)
@@ -230,7 +241,7 @@ def _ask_once(
     console: Console,
 ) -> None:
     from vqa_app.conversation import Conversation
-    from vqa_app.replies import describe, reply_to, tell_notes, to_stdout
+    from vqa_app.replies import describe, json_line, reply_to, tell_notes, to_stdout
 
     if explain is not None:
         _check_explainable(engine, pictures)
@@ -239,7 +250,7 @@ def _ask_once(
     if as_json:
         row = {"question": question, "pictures": [describe(picture) for picture in pictures]}
         row |= {**reply.to_json(), "model": engine.info.label}
-        print(json.dumps(row, ensure_ascii=False))
+        sys.stdout.write(json_line(row, sys.stdout))
     else:
         to_stdout("\n")
         tell_notes(reply, console)

@@ -6,8 +6,9 @@ import glob
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,7 +20,7 @@ from vqa_app.conversation import Conversation
 from vqa_app.engine import Engine
 from vqa_app.errors import ContextOverflowError, ImageError, UsageError, VqaError
 from vqa_app.images import ImageLimits, open_picture
-from vqa_app.replies import Asking, reply_to
+from vqa_app.replies import Asking, json_line, reply_to
 
 
 def expand(patterns: Iterable[str]) -> list[str]:
@@ -50,10 +51,12 @@ def ask_each(
     out: Path | None,
     console: Console,
     limits: ImageLimits,
+    model: Mapping[str, Any],
 ) -> None:
     """Answers the question about each file and writes a JSON line for each.
 
-    Files that `out` already has an answer for (to this question, with these choices) are left out.
+    Files that `out` already has an answer for (to this question, of this model, with these choices
+    and options) are left out; answers of another kind stay, and are told of.
     A file that cannot be used does not end the run; it is named at the end, and tried again when
     the command is repeated.
 
@@ -65,14 +68,23 @@ def ask_each(
         out: a JSONL file that is added to; stdout where None.
         console: for progress and problems.
         limits: what a picture may cost.
+        model: what tells the model from others; it goes into the rows with the options.
 
     Raises:
         typer.Exit: some files could not be used; the code is that of the first one's error.
     """
-    done = _answered(out, question, asking) if out is not None else set()
+    key = _key(question, asking, model)
+    done, others = _answered(out, key) if out is not None else (set(), 0)
     left = [path for path in paths if path not in done]
     if len(left) < len(paths):
         console.print(f"{len(paths) - len(left)} of {len(paths)} are answered already.")
+    if others:
+        console.print(
+            f"{out} also holds other answers to this question ({others}), of another model or"
+            " with other options; they stay.",
+            markup=False,
+            soft_wrap=True,
+        )
     problems: list[tuple[str, VqaError]] = []
     if left:
         engine = open_engine()
@@ -80,11 +92,11 @@ def ask_each(
             with _opened(out) as file, _progress(console, len(left)) as advance:
                 for path in left:
                     try:
-                        row = _answer(engine, path, question, asking, limits)
+                        row = _answer(engine, path, key, asking, limits)
                     except (ImageError, ContextOverflowError) as error:
                         problems.append((path, error))
                     else:
-                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                        file.write(json_line(row, file))
                         file.flush()  # a run that is stopped keeps every answer
                     advance()
         finally:
@@ -99,41 +111,51 @@ def ask_each(
 
 
 def _answer(
-    engine: Engine, path: str, question: str, asking: Asking, limits: ImageLimits
+    engine: Engine, path: str, key: dict[str, Any], asking: Asking, limits: ImageLimits
 ) -> dict[str, Any]:
     picture = open_picture(path, limits=limits)
-    reply = reply_to(engine, Conversation.ask(question, [picture]), asking)
+    reply = reply_to(engine, Conversation.ask(key["question"], [picture]), asking)
     return {
-        **_key(path, question, asking),
+        "picture": path,
+        **key,
         "sha256": picture.digest,
         **reply.to_json(),
         "model": engine.info.label,
     }
 
 
-def _key(path: str, question: str, asking: Asking) -> dict[str, Any]:
-    """What makes a row the answer to this question about this file."""
-    return {"picture": path, "question": question, "given_choices": list(asking.choices)}
+def _key(question: str, asking: Asking, model: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a row an answer to this question as it is asked now."""
+    settings = {**model, **asdict(asking.options), "abstain": asking.abstain}
+    return {
+        "question": question,
+        "given_choices": list(asking.choices),
+        "asked_with": {name: value for name, value in settings.items() if value not in (None, ())},
+    }
 
 
-def _answered(out: Path, question: str, asking: Asking) -> set[str]:
-    """The files that have their answer. A last line that was cut off by a kill is removed."""
+def _answered(out: Path, key: dict[str, Any]) -> tuple[set[str], int]:
+    """The files that have their answer, and how many answers to the same question were asked for in
+    another way. A last line that was cut off by a kill is removed."""
     if not out.parent.is_dir():
         raise UsageError(f"There is no folder {out.parent}.", "Create it first.")
     if not out.exists():
-        return set()
+        return set(), 0
     try:
         data = out.read_bytes()
     except OSError as error:
         raise UsageError(f"{out} cannot be read: {error.strerror}.", "Name another.") from error
     whole = data[: data.rfind(b"\n") + 1]
-    answered = set()
+    answered: set[str] = set()
+    others = 0
     for number, line in enumerate(whole.splitlines(), 1):
         try:
             row = json.loads(line)
-            key = _key(row["picture"], question, asking)
+            picture = row["picture"]
             if {name: row.get(name) for name in key} == key:
-                answered.add(row["picture"])
+                answered.add(picture)
+            else:
+                others += row.get("question") == key["question"]
         except (ValueError, TypeError, KeyError) as error:
             raise UsageError(
                 f"{out}, line {number}, is not an answer of --each.", "Name another file."
@@ -141,7 +163,7 @@ def _answered(out: Path, question: str, asking: Asking) -> set[str]:
     if len(whole) < len(data):
         with out.open("r+b") as file:
             file.truncate(len(whole))
-    return answered
+    return answered, others
 
 
 @contextmanager

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 
@@ -157,6 +158,17 @@ def to_stdout(text: str) -> None:
         text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def json_line(row: Any, stream: TextIO) -> str:
+    """A line of JSON: as it reads, or with escapes where the stream has no bytes for a character,
+    as UTF-8 has none for what stands in file names of other encodings."""
+    line = json.dumps(row, ensure_ascii=False) + "\n"
+    try:
+        line.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(row) + "\n"
+    return line
 
 
 def tell_notes(reply: Reply, console: Console) -> None:
