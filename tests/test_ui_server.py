@@ -326,7 +326,7 @@ def test_no_address_makes_the_server_fetch_another(person, monkeypatch, path):
     "path",
     [
         "/openapi.json", "/gradio_api/openapi.json", "/gradio_api/dev/reload",
-        "/gradio_api/deep_link?session_hash=x", "/gradio_api/app_id", "/gradio_api/runs",
+        "/gradio_api/deep_link?session_hash=x", "/gradio_api/runs",
         "/gradio_api/vibe-code", "/monitoring", "/docs", "/gradio_api/stream/a/b/c/playlist-file",
     ],
 )  # fmt: skip

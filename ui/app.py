@@ -38,7 +38,7 @@ FORGOTTEN_AFTER = 24 * 3600
 REACHABLE = re.compile(
     r"/|/(healthz|readyz|config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon)/?"
     r"|/(vqa|assets|static|svelte)/.+"
-    r"|/gradio_api/(info|theme\.css|upload|upload_progress|cancel|reset|startup-events)/?"
+    r"|/gradio_api/(info|theme\.css|upload|upload_progress|cancel|reset|startup-events|app_id)/?"
     r"|/gradio_api/(call|heartbeat|queue)/.+",
     re.DOTALL,
 )
