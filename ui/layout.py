@@ -122,8 +122,8 @@ def _packed(update: Update) -> str:
     return json.dumps({**update, "n": next(_serial)}, ensure_ascii=False, allow_nan=False)
 
 
-def _refused(error: Exception) -> str:
-    return _packed({"error": message_of(error)})
+def _refused(error: Exception, number: int | None = None) -> str:
+    return _packed({"error": message_of(error), "number": number})
 
 
 def _calling(
@@ -132,10 +132,11 @@ def _calling(
     """Joins a wire to a handler that gives one update."""
 
     def run(event: gr.EventData, request: gr.Request) -> str:
+        number = event._data.get("number")  # the reply brings it back
         try:
-            return _packed(handler(owner_of(request), dict(event._data)))
+            return _packed({**handler(owner_of(request), dict(event._data)), "number": number})
         except Exception as error:
-            return _refused(error)
+            return _refused(error, number)
 
     _join(wire, run, [wire], at_once)
 

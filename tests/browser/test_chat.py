@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import re
+import threading
 import time
 from contextlib import contextmanager
 
 import pytest
 
-from tests.browser.conftest import Visitor, expect
+from tests.browser.conftest import WAIT, Visitor, expect
 from tests.fake_engine import FakeEngine
 from tests.ui_server import running
 from tests.waiting import until
+from ui import chats, layout
 
 
 def test_from_the_first_visit_to_the_first_answer(visit):
@@ -451,11 +453,43 @@ def test_settings_reach_the_model_and_stay(visit, engine):
 def test_changes_in_quick_succession_are_made_in_order(visit):
     visitor = visit()
     visitor.page.evaluate(
-        "() => { for (let i = 1; i <= 20; i++) vqa.send('act', { do: 'settings', seed: i }); }"
+        """() => {
+          window.told = [];
+          vqa.on("settings", ({ seed }) => seed && told.push(seed)); // a late hello brings none
+          for (let i = 1; i <= 20; i++) vqa.send("act", { do: "settings", seed: i });
+        }"""
     )
-    visitor.page.evaluate("vqa.on('settings', (told) => (window.told ||= []).push(told.seed))")
-    visitor.page.wait_for_function("() => window.told?.length === 20")
-    assert visitor.page.evaluate("window.told") == list(range(1, 21))
+    visitor.page.wait_for_function("() => told.at(-1) === 20")
+    assert visitor.page.evaluate("told") == list(range(1, 21))
+
+
+def test_a_slow_change_is_not_overtaken(visit, house, monkeypatch):
+    """Neither by the clock nor by a reply that is not its own (a late hello)."""
+    go_on, asked, act = threading.Event(), [], chats.act
+
+    def slow(desk, owner, request):
+        asked.append(request["do"])
+        if request.get("seed") == 1:
+            go_on.wait(WAIT)
+        return act(desk, owner, request)
+
+    monkeypatch.setattr(layout, "act", slow)
+    visitor = visit()
+    page = visitor.page
+    page.clock.install()
+    asked.clear()
+    page.evaluate(
+        """() => {
+          for (const seed of [1, 2]) vqa.send("act", { do: "settings", seed });
+          vqa.send("act", { do: "hello" });
+        }"""
+    )
+    until(lambda: len(asked) == 2)
+    page.clock.run_for(4_000)
+    page.wait_for_timeout(300)
+    assert asked == ["settings", "hello"]
+    go_on.set()
+    page.wait_for_function("() => vqa.state.settings.seed === 2")
 
 
 def test_another_model_is_picked_and_answers(visit):
@@ -500,9 +534,10 @@ def test_six_people_at_once_are_answered_in_order(browser, house, engine, people
         engine.hold(0)
         for number, visitor in enumerate(visitors):
             visitor.ask(f"I am number {number}", wait=False)
-            visitor.page.wait_for_selector("article .state, article .running")
             if number:
                 visitor.page.wait_for_selector("text=Waiting in line")
+            else:
+                until(lambda: len(engine.asked) > begun)
         visitors[2].page.click(".stop-button")
         visitors[2].answered()
         engine.release()

@@ -187,7 +187,7 @@ def test_a_question_asked_before_the_server_listens_is_kept(visit, house, monkey
     before = len(heard)
     for route in held:
         route.continue_()
-    until(lambda: len(heard) == before + len(held))
+    until(lambda: len(heard) >= before + len(held))
     visitor.ask("And now?")
     expect(visitor.questions).to_have_text(["Too early?", "And now?"])
 

@@ -13,8 +13,9 @@
     },
     /** Asks the server; what it answers arrives at the handlers. */
     send(name, request) {
-      if (request.do === "hello" || !lines[name]) return trigger(name, request);
-      if (lines[name].push(request) === 1) trigger(name, request);
+      const numbered = { ...request, number: ++sent };
+      if (request.do === "hello" || !lines[name]) return trigger(name, numbered);
+      if (lines[name].push(numbered) === 1) trigger(name, numbered);
     },
     /** Registers what is done with one kind of update. */
     on(key, handler) {
@@ -32,10 +33,12 @@
   });
 
   // What changes something goes one after the other, since Gradio runs in any order what comes together.
+  // A reply brings its request's number back: only the first in line makes way for the one behind it.
+  let sent = 0;
   const lines = { act: [], teach: [], train: [] };
   function next(name) {
-    lines[name]?.shift();
-    if (lines[name]?.length) trigger(name, lines[name][0]);
+    lines[name].shift();
+    if (lines[name].length) trigger(name, lines[name][0]);
   }
 
   function trigger(name, request) {
@@ -48,27 +51,38 @@
   const SILENCE = 3000;
   const silent = {}; // timers, by wire
   async function listen(wire, tries) {
+    const timer = silent[wire];
     const there = await fetch("healthz", { cache: "no-store" }).then((answer) => answer.ok, () => false);
-    if (!silent[wire]) return; // something came meanwhile
-    next(wire);
-    if (there && (wire !== "ask" || tries < 3)) {
+    if (silent[wire] !== timer) return; // something came meanwhile
+    if (there && (wire !== "ask" || tries < 3 || vqa.state.asking?.begun)) {
       silent[wire] = setTimeout(() => listen(wire, tries + 1), SILENCE * 2 ** Math.min(tries, 4));
+      // After 45 seconds it is lost rather than slow: those behind it go on.
+      if (tries > 3 && lines[wire]?.length) next(wire);
       return;
     }
     delete silent[wire];
+    if (lines[wire]) lines[wire].length = 0; // they would be lost as well
     const away = "The server cannot be reached. This page reloads when it is back; your draft is kept.";
     vqa.emit("error", there ? "The server did not answer." : away, { wire });
   }
 
   function receive(text, wire) {
     if (!text) return;
-    clearTimeout(silent[wire]);
-    delete silent[wire];
-    next(wire);
-    const { n, hello, ...update } = JSON.parse(text);
+    const { n, number, hello, ...update } = JSON.parse(text);
+    const first = lines[wire]?.[0];
+    if (!first || first.number === number) {
+      clearTimeout(silent[wire]);
+      delete silent[wire];
+      if (first) next(wire);
+    }
     if (hello && vqa.state.view) return; // asked twice, answered already
     if (hello) setTimeout(() => vqa.emit("hello", true));
     for (const [key, value] of Object.entries(update)) vqa.emit(key, value, { ...update, wire });
+    // While an answer is written, we go on looking whether the server is there.
+    if ((wire === "ask" || wire === "live") && vqa.state.asking) {
+      clearTimeout(silent.ask);
+      silent.ask = setTimeout(() => listen("ask", 1), SILENCE);
+    }
   }
 
   /** An element: el("button.icon", {title: "x", onclick: f}, "text", child, ...). */
