@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -279,6 +280,41 @@ def test_an_answer_never_runs_past_the_context(narrow: LocalEngine) -> None:
         text += "why "
     answer = last(narrow, Conversation.ask(text + "?"), replace(GREEDY, max_new_tokens=100))
     assert answer.prompt_tokens + answer.new_tokens <= 160
+
+
+@pytest.mark.parametrize("ask", ["score", "image_gain", "attention_map"])
+def test_what_is_made_of_given_answers_keeps_to_the_context(narrow: LocalEngine, ask: str) -> None:
+    """Oldest turns are left out first; what cannot fit then is refused as any question is."""
+    given: Any = ["yes", "no"] if ask == "score" else "yes"
+    question = (Message.user("And now?", [picture(9)]),)
+    turns = [
+        message
+        for number in range(6)
+        for message in (Message.user("What is it?", [picture(number)]), Message.assistant("A cat."))
+    ]
+    room = 160 - narrow.count_tokens(Conversation(question)).prompt
+    full = getattr(narrow, ask)(Conversation((*turns, *question)), given)
+    kept = next(
+        Conversation((*turns[start:], *question))
+        for start in range(0, 14, 2)
+        if narrow.count_tokens(
+            Conversation((*turns[start:], *question, Message.assistant("yes")))
+        ).prompt
+        <= 160
+    )
+    short = getattr(narrow, ask)(kept, given)
+    if ask == "attention_map":
+        left_out = 7 - len(kept.pictures)
+        assert left_out > 0 and len(full.maps) == 7
+        assert all(grid.sum() == 0 for grid in full.maps[:left_out])
+        for got, expected in zip(full.maps[left_out:], short.maps, strict=True):
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+    else:
+        assert full == pytest.approx(short, abs=1e-5)
+    for text, long in (("why " * 200, "yes yes"), ("Why?", "yes " * room)):
+        given = [long, "no"] if ask == "score" else long
+        with pytest.raises(ContextOverflowError, match="16 of them for pictures, the answer up to"):
+            getattr(narrow, ask)(Conversation.ask(text, [picture(0)]), given)
 
 
 def test_warming_makes_way_for_questions(

@@ -139,7 +139,8 @@ class AttentionMap:
     """The answer's tokens as text; joined they give the answer."""
     maps: tuple[np.ndarray, ...]
     """One array for each picture of the conversation: [tokens, rows, columns], each token's map
-    non-negative with a sum of 1; rows and columns cover the whole original picture."""
+    non-negative with a sum of 1; rows and columns cover the whole original picture. All zeros for
+    pictures of turns that were left out because the context was full."""
 
 
 class Engine(Protocol):
@@ -176,12 +177,21 @@ class Engine(Protocol):
     def count_tokens(self, conversation: Conversation) -> TokenCount: ...
 
     def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
-        """Probabilities of the given answers, by length-normalised likelihood; they sum to 1."""
+        """Probabilities of the given answers, by length-normalised likelihood; they sum to 1. As
+        when answering, the oldest turns are left out where the context is full.
+
+        Raises:
+            ContextOverflowError: the last message and the longest answer alone do not fit.
+        """
         ...
 
     def image_gain(self, conversation: Conversation, answer: str) -> float:
         """How much likelier the answer is with the pictures than with blank ones of the same size,
-        in nats per token. About 0: the model would say this about any picture."""
+        in nats per token. About 0: the model would say this about any picture.
+
+        Raises:
+            ContextOverflowError: see `score`.
+        """
         ...
 
     def attention_map(self, conversation: Conversation, answer: str) -> AttentionMap:
@@ -189,6 +199,7 @@ class Engine(Protocol):
 
         Raises:
             ModelError: this architecture does not allow it; the message says why.
+            ContextOverflowError: see `score`.
         """
         ...
 

@@ -6,10 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import exp
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 
 from vqa_app.attention import allows_maps, attention_map
@@ -31,7 +32,7 @@ from vqa_app.errors import ContextOverflowError, ModelError, UsageError
 from vqa_app.model_view import model_view
 from vqa_app.openmp import release_threads
 from vqa_app.packing import lay_out
-from vqa_app.prompting import Prompt, encode, end_token_ids
+from vqa_app.prompting import Prompt, count_text_tokens, encode, end_token_ids
 from vqa_app.runtime import Reading, Runtime
 from vqa_app.scoring import image_gain, score
 from vqa_app.worker import Cancelled, Worker
@@ -174,13 +175,24 @@ class LocalEngine:
     def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
         if not choices:
             raise UsageError("There are no answers to choose from.", "Give at least one.")
-        return self._call(lambda: score(self._runtime, conversation, choices))
+        return self._call(
+            lambda: score(self._runtime, self._fit_for(conversation, choices), choices)
+        )
 
     def image_gain(self, conversation: Conversation, answer: str) -> float:
-        return self._call(lambda: image_gain(self._runtime, conversation, answer))
+        return self._call(
+            lambda: image_gain(self._runtime, self._fit_for(conversation, [answer]), answer)
+        )
 
     def attention_map(self, conversation: Conversation, answer: str) -> AttentionMap:
-        return self._call(lambda: attention_map(self._runtime, conversation, answer))
+        def mapped() -> AttentionMap:
+            kept = self._fit_for(conversation, [answer])
+            found = attention_map(self._runtime, kept, answer)
+            unseen = np.zeros((len(found.tokens), 1, 1), np.float32)
+            left_out = len(conversation.pictures) - len(kept.pictures)
+            return replace(found, maps=(unseen,) * left_out + found.maps)
+
+        return self._call(mapped)
 
     def model_view(self, picture: Picture) -> list[Image]:
         """What the model is given of a picture; see `vqa_app.model_view`. Beyond the protocol."""
@@ -207,33 +219,46 @@ class LocalEngine:
         draft.began = time.perf_counter()
         yield Status("looking")
         with self._memory_guard():
-            draft.prompt, draft.dropped = self._fit(conversation, options)
+            room = min(options.max_new_tokens, self._info.context_length // 8)
+            _, draft.prompt, draft.dropped = self._fit(conversation, room)
             reading = yield from self._runtime.read(draft.prompt, cancelled)
             reason: FinishReason = "cancelled"
             if reading is not None:
                 reason = yield from self._write(draft, reading, options, cancelled)
         yield draft.end(reason, self._info.label)
 
-    def _fit(self, conversation: Conversation, options: GenerationOptions) -> tuple[Prompt, int]:
-        """The prompt, without as many of the oldest turns as it takes to fit, and how many messages
-        those were."""
+    def _fit_for(self, conversation: Conversation, answers: Sequence[str]) -> Conversation:
+        """The conversation, without as many of the oldest turns as it takes for each of the answers
+        to fit behind it."""
+        room = max(count_text_tokens(self._runtime.processor, answer) for answer in answers)
+        return self._fit(conversation, room, room)[0]
+
+    def _fit(
+        self, conversation: Conversation, room: int, least: int = 1
+    ) -> tuple[Conversation, Prompt, int]:
+        """What of a conversation the model reads: without as many of the oldest turns as it takes
+        to leave room for an answer, in tokens; its prompt; and how many messages were left out.
+
+        Raises:
+            ContextOverflowError: the last message alone leaves less than the least room.
+        """
         limit = self._info.context_length
-        room = min(options.max_new_tokens, limit // 8)
         dropped = 0
         while True:
             prompt = encode(self._runtime.processor, conversation, answer_next=True)
             if len(prompt) + room <= limit:
-                return prompt, dropped
+                return conversation, prompt, dropped
             turns = conversation.dialogue
             if len(turns) < 3:
                 break
             conversation = Conversation(turns[2:]).with_system(conversation.system)
             dropped += 2
-        if len(prompt) < limit:
-            return prompt, dropped
+        if len(prompt) + least <= limit:
+            return conversation, prompt, dropped
+        answer = f", the answer up to {least}" if least > 1 else ""
         raise ContextOverflowError(
-            f"The question takes {len(prompt)} tokens, {prompt.image_tokens} of them for pictures; "
-            f"{self._info.name} has room for {limit}.",
+            f"The question takes {len(prompt)} tokens, {prompt.image_tokens} of them for pictures"
+            f"{answer}; {self._info.name} has room for {limit}.",
             "Ask a shorter question, or about fewer pictures at once.",
         )
 

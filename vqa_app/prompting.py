@@ -138,6 +138,12 @@ def image_token_id(processor: Any) -> int:
     return tokenizer.convert_tokens_to_ids(image_token(processor))
 
 
+def count_text_tokens(processor: Any, text: str) -> int:
+    """Tokens of a text by itself."""
+    with layout(processor).lock:
+        return len(_tokenize_piece(processor.tokenizer, text, inside=False)[0])
+
+
 def _expand(
     pieces: Sequence[Piece], known: Layout, expansions: Sequence[str]
 ) -> tuple[str, list[tuple[str, tuple[int, int]]], list[tuple[int, int]]]:
