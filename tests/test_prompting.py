@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from functools import lru_cache
 from typing import Any
 
@@ -9,6 +11,8 @@ import pytest
 
 from tests.chat_templates import FAMILIES, LLAVA_HUB
 from tests.tiny import CHATML_TOKENS, llava_processor, picture, tokenizer
+from tests.waiting import PATIENCE
+from vqa_app import template
 from vqa_app.conversation import Conversation, Message
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.prompting import encode, end_token_ids, prompt_hash, template_text
@@ -269,3 +273,26 @@ def test_every_way_to_end_an_answer_is_known() -> None:
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[0, 7]))
     end = processor.tokenizer.convert_tokens_to_ids("<|end|>")
     assert end_token_ids(model, processor) == {0, 7, end}
+
+
+def test_threads_that_come_first_share_one_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With it they share its lock: fast tokenizers cannot be used by two threads at once."""
+    processor = llava_processor(tokenizer((*CHATML_TOKENS, "<image>")))
+    learn, found = template._learn, []
+    both = threading.Barrier(2)
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.05)
+        return learn(*arguments)
+
+    def first() -> None:
+        both.wait(PATIENCE)
+        found.append(template.layout(processor))
+
+    monkeypatch.setattr(template, "_learn", slow)
+    threads = [threading.Thread(target=first) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert found[0] is found[1]

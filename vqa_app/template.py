@@ -80,6 +80,7 @@ class _Filler:
 
 
 _layouts: weakref.WeakKeyDictionary[Any, Layout] = weakref.WeakKeyDictionary()
+_learning = threading.Lock()
 
 
 def layout(processor: Any) -> Layout:
@@ -89,10 +90,11 @@ def layout(processor: Any) -> Layout:
         ModelError: there is no template, or it cannot place pictures.
     """
     source = chat_template(processor)
-    known = _layouts.get(processor)
-    if known is None or known.source != source:
-        known = _layouts[processor] = _learn(processor, source)
-    return known
+    with _learning:  # two threads must not get a layout each, with a lock each
+        known = _layouts.get(processor)
+        if known is None or known.source != source:
+            known = _layouts[processor] = _learn(processor, source)
+        return known
 
 
 def chat_template(processor: Any) -> str:
