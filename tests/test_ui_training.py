@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from finetune.progress import Progress
 from finetune.report import keep_watch_answers
 from tests.fake_engine import FakeEngine
 from tests.house import House
+from tests.waiting import PATIENCE
 from ui import before_after, recipe, world_data
 from ui.hub import Choice, Hub
 from ui.insight import look, saw
@@ -22,6 +24,7 @@ from ui.jobs import Job
 from ui.lessons import teach
 from ui.teach import Teaching
 from ui.training import TrainingDesk
+from vqa_app.conversation import SHORT_STYLE
 from vqa_app.errors import DataError, UsageError
 from vqa_app.images import ImageLimits, open_picture
 
@@ -57,7 +60,7 @@ def school(tmp_path):
     house.training.close()
     house.go_on.set()
     if house.training.job:
-        house.training.job.thread.join(20)
+        house.training.job.thread.join(PATIENCE)
     house.close()
 
 
@@ -70,7 +73,7 @@ def test_a_run_is_watched_compared_and_offered(school, tmp_path):
     lesson(school)
     school.go_on.set()
     school.training.start("ann", {"sources": ["mine"], "name": "my hats!", "epochs": 48})
-    school.training.job.thread.join(60)
+    school.training.job.thread.join(PATIENCE)
     job = school.training.status("ann")["training"]["job"]
     assert (job["state"], job["name"], job["error"]) == ("done", "my-hats", "")
     assert job["losses"] == [(1, 1.5)] and job["key"] == "run"
@@ -85,7 +88,7 @@ def test_old_knowledge_is_mixed_in_when_wanted(school, tmp_path):
     lesson(school)
     school.go_on.set()
     school.training.start("ann", {"sources": ["mine"], "rehearse": True})
-    school.training.job.thread.join(60)
+    school.training.job.thread.join(PATIENCE)
     mine, world = school.rows
     assert len(mine.rows) == 1 and len(world.rows) == recipe.REHEARSED and not world.problems
     assert not list((tmp_path / "rehearsal").iterdir()), "what was drawn for a run goes with it"
@@ -101,7 +104,7 @@ def test_one_training_at_a_time_and_only_its_owner_sees_and_stops_it(school):
     with pytest.raises(UsageError):
         school.training.stop("bob")
     school.training.stop("ann")
-    school.training.job.thread.join(20)
+    school.training.job.thread.join(PATIENCE)
     assert school.training.status("ann")["training"]["job"]["state"] == "stopped"
     school.go_on.set()
     school.training.start("bob", {"sources": ["mine"], "name": "next"})
@@ -111,7 +114,7 @@ def trained(school, name="hats", owner="ann"):
     """A run of the owner's, watched to its end."""
     school.go_on.set()
     school.training.start(owner, {"sources": ["mine"], "name": name})
-    school.training.job.thread.join(60)
+    school.training.job.thread.join(PATIENCE)
     return school.training.status(owner)["training"]["job"]
 
 
@@ -119,7 +122,7 @@ def test_a_runs_name_stays_its_owners(school, tmp_path):
     lesson(school), lesson(school, "bob")
     school.training.start("ann", {"sources": ["mine"], "name": "hats"})
     school.training.stop("ann")
-    school.training.job.thread.join(20)
+    school.training.job.thread.join(PATIENCE)
     (tmp_path / "runs" / "hats").mkdir(parents=True)
     (tmp_path / "runs" / "hats" / "watch.jsonl").write_text('{"question": "hers?"}')
     with pytest.raises(UsageError, match="There is a run 'hats' already"):
@@ -143,7 +146,7 @@ def test_a_stopped_run_goes_on_with_the_same_choices(school, tmp_path):
     with pytest.raises(UsageError, match="nothing to go on"):
         school.training.go_on("ann")
     school.training.stop("ann")
-    school.training.job.thread.join(20)
+    school.training.job.thread.join(PATIENCE)
     again = TrainingDesk(tmp_path, school.desk, school.teaching, school.training._train)
     assert again.status("ann")["training"]["job"]["can_go_on"], "after a restart, too"
     with pytest.raises(UsageError, match="not started"):
@@ -153,7 +156,7 @@ def test_a_stopped_run_goes_on_with_the_same_choices(school, tmp_path):
     school.store.save_settings("ann", {"model": "run"})  # it goes on with the one it began with
     school.go_on.set()
     again.go_on("ann")
-    again.job.thread.join(60)
+    again.job.thread.join(PATIENCE)
     standing = again.status("ann")["training"]["job"]
     assert standing["state"] == "done" and standing["name"] == "my-hats"
     assert not standing["can_go_on"]
@@ -217,17 +220,17 @@ def test_stop_while_comparing_skips_the_comparison(school):
 
     def say(conversation):
         asked.set()
-        assert school.training.job.cancel.wait(20)
+        assert school.training.job.cancel.wait(PATIENCE)
         return "a cat"
 
     school.engines_by_key["builtin"].answer = say
     school.go_on.set()
     school.training.start("ann", {"sources": ["mine"], "name": "hats"})
-    assert asked.wait(20)
+    assert asked.wait(PATIENCE)
     job = school.training.status("ann")["training"]["job"]
     assert (job["state"], job["of"], job["seconds_left"]) == ("comparing", 0, None)
     school.training.stop("ann")
-    school.training.job.thread.join(20)
+    school.training.job.thread.join(PATIENCE)
     standing = school.training.status("ann")["training"]
     assert not standing["busy"]
     assert (standing["job"]["state"], standing["job"]["comparison"]) == ("done", None)
@@ -264,6 +267,72 @@ def again(school, tmp_path):
     return TrainingDesk(tmp_path, school.desk, school.teaching)
 
 
+def test_a_finished_training_stays_with_its_owner_when_others_train(school, tmp_path):
+    lesson(school), lesson(school, "bob")
+    before = trained(school)
+    school.go_on.clear()
+    school.training.start("bob", {"sources": ["mine"], "name": "bobs"})
+    standing = school.training.status("ann")["training"]
+    assert standing["job"] == before and standing["busy"] and standing["others"]
+    with pytest.raises(UsageError, match="nothing to go on"):
+        school.training.go_on("ann")
+    assert not school.training.status("bob")["training"]["others"]
+    school.training.stop("bob")
+    school.training.job.thread.join(PATIENCE)
+    later = again(school, tmp_path)
+    assert later.status("ann")["training"]["job"] == json.loads(json.dumps(before))
+    assert later.status("bob")["training"]["job"]["can_go_on"]
+
+
+def test_before_and_after_are_about_what_was_trained_on(school):
+    lesson(school)
+    blue = school.shelf.add(Image.new("RGB", (20, 20), "blue"), "blue.png")
+    school.teaching.add("carl", "Which one?", "a hat", [blue], short=True)
+    school.training.upload("ann", school.teaching.export("carl"), "theirs.zip")
+    school.go_on.set()
+    school.training.start("ann", {"sources": ["upload:theirs"], "name": "hats"})
+    school.training.job.thread.join(PATIENCE)
+    taught = school.training.status("ann")["training"]["job"]["comparison"]["taught"]
+    assert [(row["question"], row["right"]) for row in taught["rows"]] == [("Which one?", "a hat")]
+    assert taught["rows"][0]["pictures"] == [blue.digest] and taught["of"] == 1
+    assert school.store.picture("ann", blue.digest) is not None, "shown to who trained on it"
+    asked = [asked for asked, _ in school.engines_by_key["run"].asked]
+    assert [one.messages[-1].text for one in asked if one.pictures == (blue,)] == [
+        "Which one?" + SHORT_STYLE
+    ]
+
+
+def test_a_dialogue_is_asked_as_it_is_trained(tmp_path):
+    turns = ["Who is it?", "That is my old aunt.", "How old?", "Ninety years and a day."]
+    said = [
+        {"from": who, "value": text} for who, text in zip(["human", "gpt"] * 2, turns, strict=True)
+    ]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([{"id": "a", "conversations": said}] * 30))
+    taught = before_after.taught_in([str(file)])
+    assert (len(taught.questions), taught.of) == (before_after.TAUGHT, 60)
+    asked = next(one for one in taught.questions if one.text == "How old?").conversation({})
+    assert [message.text for message in asked.messages] == turns[:3]
+
+
+def test_pictures_of_a_comparison_stay_whatever_else_is_deleted(school, tmp_path):
+    lesson(school)
+    school.shelf._recent.clear()
+    pictures = set()
+    for part in trained(school)["comparison"].values():
+        pictures |= {digest for row in part["rows"] for digest in row["pictures"]}
+    for row in school.teaching.rows("ann"):
+        school.teaching.delete("ann", row.id)
+    gone = school.store.sweep(time.time() + 1)
+    for digest in gone:
+        school.shelf.remove(digest)
+    assert set(gone) >= pictures and len(pictures) > before_after.WORLD // 2
+    again(school, tmp_path).status("ann")
+    for digest in pictures:
+        assert school.store.picture("ann", digest) is not None
+        assert school.shelf.file(digest).exists()
+
+
 def test_a_training_that_the_servers_end_cut_is_shown_as_stopped(school, tmp_path):
     lesson(school)
     school.training.start("ann", {"sources": ["mine"], "name": "hats"})
@@ -272,7 +341,7 @@ def test_a_training_that_the_servers_end_cut_is_shown_as_stopped(school, tmp_pat
     assert (job["state"], job["name"], job["base"]) == ("stopped", "hats", "Built-in")
     assert not later.status("ann")["training"]["busy"]
     assert later.status("bob")["training"]["job"] is None
-    school.training.close(patience=20)
+    school.training.close(patience=PATIENCE)
     assert school.training.job.state == "stopped", "the end of the server waits for the step"
 
 
@@ -285,14 +354,17 @@ def test_a_finished_training_is_still_shown_after_a_restart(school, tmp_path):
     assert again(school, tmp_path).status("ann")["training"]["job"] is None
 
 
-def test_pictures_of_deleted_rows_stay_while_a_training_reads_them(school):
+def test_pictures_of_deleted_rows_stay_while_a_training_reads_them(school, monkeypatch):
     lesson(school)
     (image,) = (school.teaching.home("ann") / "images").iterdir()
+    deleted, run = threading.Event(), school.training._run
+    monkeypatch.setattr(school.training, "_run", lambda *a: (deleted.wait(PATIENCE), run(*a)))
     school.training.start("ann", {"sources": ["mine"]})
     (row,) = school.teaching.rows("ann")
     school.teaching.delete("ann", row.id)
-    assert image.exists()
-    school.training.close(patience=20)
+    assert image.exists(), "before its thread has begun, too"
+    deleted.set()
+    school.training.close(patience=PATIENCE)
     assert not image.exists()
 
 
@@ -332,7 +404,7 @@ def test_bad_rows_are_left_out_only_when_wanted(school):
     school.go_on.set()
     for name, skip in (("whole", False), ("rest", True)):
         school.training.start("ann", {"sources": ["mine"], "name": name, "skip": skip})
-        school.training.job.thread.join(60)
+        school.training.job.thread.join(PATIENCE)
         assert bool(school.config.max_bad) == skip
 
 

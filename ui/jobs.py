@@ -58,6 +58,12 @@ class Job:
     def can_go_on(self) -> bool:
         return self.state in ("stopped", "failed") and bool(self.request)
 
+    @property
+    def compared_pictures(self) -> set[str]:
+        """Digests of what its comparison shows."""
+        parts = (self.comparison or {}).values()
+        return {digest for part in parts for row in part["rows"] for digest in row["pictures"]}
+
     def note(self, progress: Any) -> None:
         """Takes over what `finetune` tells (`finetune.progress.Progress`)."""
         self.phase, self.done, self.of = progress.phase, progress.done, progress.of
@@ -120,10 +126,19 @@ class JobFiles:
             return (self._read(self._file(name)) or {}).get("owner") == owner
         return not run.exists()
 
-    def latest(self) -> Job | None:
-        """The run of the last start as it ended, or as the end of the server left it."""
+    def pictures(self, job: Job) -> Path:
+        """Where the pictures of a run's comparison lie: chats and data sets that have them go."""
+        return self.folder / job.name
+
+    def latest(self, owner: str | None = None) -> Job | None:
+        """The run of the last start as it ended, or as the end of the server left it.
+
+        Args:
+            owner: whose; None: anybody's.
+        """
         files = sorted(self.folder.glob("[!.]*.json"), key=lambda file: file.stat().st_mtime)
-        kept = self._read(files[-1]) if files else None
+        found = (self._read(file) for file in reversed(files))
+        kept = next((one for one in found if one and owner in (None, one.get("owner"))), None)
         if kept is None:
             return None
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 import threading
 from collections import OrderedDict
@@ -90,6 +91,17 @@ class PictureShelf:
         file = self.file(digest)
         for one in (file, *file.parent.glob(f"{digest}*.jpg")):
             one.unlink(missing_ok=True)
+
+    def link(self, digest: str, folder: Path) -> None:
+        """Puts the picture's file into a folder, too, where it outlives the one here."""
+        target = folder / f"{digest}.png"
+        if target.exists():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(self.file(digest), target)
+        except OSError:  # another disk, or a file system without links
+            shutil.copyfile(self.file(digest), target)
 
     def smaller(self, digest: str, longest: int) -> Path:
         """The picture with at most `longest` pixels a side: itself where it is small, otherwise a

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import secrets
-import shutil
 import tempfile
 import threading
 import time
@@ -272,17 +271,10 @@ class Teaching:
         return new
 
     def _keep(self, owner: str, picture: Picture) -> None:
-        target = self._image(owner, picture.digest)
-        if target.exists():
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source = self.shelf.file(picture.digest)
-        if not source.exists():
+        image = self._image(owner, picture.digest)
+        if not image.exists() and not self.shelf.file(picture.digest).exists():
             self.shelf.add(picture.image, picture.name)
-        try:
-            os.link(source, target)
-        except OSError:  # another disk, or a file system without links
-            shutil.copyfile(source, target)
+        self.shelf.link(picture.digest, image.parent)
 
     def _image(self, owner: str, digest: str) -> Path:
         return self.home(owner) / "images" / f"{digest}.png"

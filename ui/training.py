@@ -47,6 +47,8 @@ class TrainingDesk:
         self._train = train
         self._files = JobFiles(data_dir / "trainings", data_dir / "runs")
         self.job: Job | None = self._files.latest()
+        self._ended: dict[str, Job | None] = {}
+        """By owner, their latest run, where another one is the latest of all."""
         self._lock = threading.Lock()
         """Held while a job changes its state."""
         self._closed = False
@@ -164,11 +166,17 @@ class TrainingDesk:
             chosen = {key: request.get(key) for key in _CHOSEN} | {"name": name, "model": base.key}
             job = Job(owner, name, self._files.runs / name, base, stage, request=chosen)
             self._files.write(job)
+            self._ended.pop(owner, None)
+            if self.job is not None:
+                self._ended[self.job.owner] = self.job
             self.job = job
         wanted = Wanted(stage, epochs, rate, bool(request.get("rehearse")))
+        # From now on, not from when the thread comes to it: a row may be deleted in between.
+        in_use = contextlib.ExitStack()
+        in_use.enter_context(self.teaching.in_use(owner))
         job.thread = threading.Thread(
             target=self._run,
-            args=(job, paths, wanted, bool(request.get("skip"))),
+            args=(job, paths, wanted, bool(request.get("skip")), in_use),
             name="training",
             daemon=True,
         )
@@ -206,18 +214,36 @@ class TrainingDesk:
         if job is not None and job.thread is not None:
             job.thread.join(patience)
 
-    def _own_job(self, owner: str) -> Job:
-        if self.job is None or self.job.owner != owner:
-            raise UsageError("You have not started a training.", "Start one.")
-        return self.job
+    def _latest(self, owner: str) -> Job | None:
+        """The owner's latest run; others' do not hide it."""
+        with self._lock:
+            if self.job is not None and self.job.owner == owner:
+                return self.job
+            if owner not in self._ended:
+                self._ended[owner] = self._files.latest(owner)
+            return self._ended[owner]
 
-    def _run(self, job: Job, paths: list[str], wanted: Wanted, skip_bad: bool) -> None:
+    def _own_job(self, owner: str) -> Job:
+        job = self._latest(owner)
+        if job is None:
+            raise UsageError("You have not started a training.", "Start one.")
+        return job
+
+    def _run(
+        self,
+        job: Job,
+        paths: list[str],
+        wanted: Wanted,
+        skip_bad: bool,
+        in_use: contextlib.ExitStack,
+    ) -> None:
         try:
-            with self.teaching.in_use(job.owner):
+            with in_use:
+                taught = before_after.taught_in(paths)  # as it is now: rows come and go
                 if not self._train_it(job, paths, wanted, skip_bad):
                     self._set_state(job, "stopped")
                     return
-            self._compare(job)
+                self._compare(job, taught)
             self._set_state(job, "done")
         except Exception as error:
             job.error = message_of(error)
@@ -252,7 +278,7 @@ class TrainingDesk:
             shutil.rmtree(rehearsed, ignore_errors=True)
         return result.finished
 
-    def _compare(self, job: Job) -> None:
+    def _compare(self, job: Job, taught: before_after.Taught) -> None:
         """Before and after; the run is a good one without it, too."""
         key = self._key(job)
         if key is None:
@@ -264,8 +290,10 @@ class TrainingDesk:
         self._set_state(job, "comparing")
         try:
             job.comparison = before_after.compare(
-                self.desk, self.teaching, job.owner, job.base.key, key, job.cancel
+                self.desk, taught, job.owner, job.base.key, key, job.cancel
             )
+            for digest in job.compared_pictures:
+                self.desk.shelf.link(digest, self._files.pictures(job))
         except before_after.Skipped:
             job.messages.append("Not compared: it was stopped.")
         except Exception as error:
@@ -285,29 +313,33 @@ class TrainingDesk:
 
     def status(self, owner: str) -> Update:
         """What the page shows: the data sets, and the run if there is one."""
-        job = self.job
+        running = self.job if self.job is not None and self.job.running else None
         standing: dict[str, Any] = {
             "sources": self.sources(owner),
             "base": self.desk.hub.find(self.desk.settings(owner).model).label,
             # Before the rest, so that whoever is told "not busy" is told how it ended.
-            "busy": job is not None and job.running,
+            "busy": running is not None,
+            "others": running is not None and running.owner != owner,
             "job": None,
         }
-        if job is not None and job.owner == owner:
+        job = self._latest(owner)
+        if job is not None:
             finished = job.state == "done"
             key = self._key(job) if finished else None
             if key or not finished:  # not one that was deleted meanwhile
                 standing["job"] = job.shown(key)
-                self._show_watched(job, standing["job"]["watch"])
+                watched = {d for one in standing["job"]["watch"] for d in one["pictures"]}
+                self._show(job, watched, job.run / WATCH_FOLDER)
+                self._show(job, job.compared_pictures, self._files.pictures(job))
         return {"training": standing}
 
-    def _show_watched(self, job: Job, watched: list[dict[str, Any]]) -> None:
-        """Lets the owner see the pictures of the questions that a run watches."""
-        for digest in {digest for one in watched for digest in one["pictures"]}:
+    def _show(self, job: Job, digests: set[str], folder: Path) -> None:
+        """Lets the owner see pictures of a run, also where all that showed them is deleted."""
+        for digest in digests:
             if self.desk.store.picture(job.owner, digest) is None:
                 with contextlib.suppress(OSError, VqaError):
-                    file = job.run / WATCH_FOLDER / f"{digest}.png"
-                    self.desk.bring(job.owner, file.read_bytes(), "watched.png", OWN_FILES)
+                    file = folder / f"{digest}.png"
+                    self.desk.bring(job.owner, file.read_bytes(), "picture.png", OWN_FILES)
 
 
 def _number(what: str, value: Any, low: float, high: float) -> float | None:

@@ -110,7 +110,7 @@ def test_teach_train_compare_switch_and_go_back(school, pictures):
     config = school.trainer.configs[0]
     assert Path(config.data[0]).name == "llava.json" and config.stage == "lora"
     taught = page.locator(".outcome tbody tr").first
-    expect(taught.locator("th, td")).to_have_text(["Taught rows (1)", "0 %", "100 %"])
+    expect(taught.locator("th, td")).to_have_text(["What it was taught (1)", "0 %", "100 %"])
     expect(page.locator("#job .primary")).to_be_in_viewport(ratio=1)  # to use it in chat
     expect(page.locator(".pairs").first).to_contain_text("before ✗ a catafter ✓ a hat")
     expect(page.locator(".watch")).to_contain_text("a cat → a hat")

@@ -7,6 +7,7 @@
   let reading = false; // the chosen data is being checked
   let asked = null; // a start that waits for that
   let busy = false;
+  let others = false; // what runs is somebody else's
   let ran = false;
   let job = null;
   let using = null; // the run that is to answer, once it has loaded
@@ -24,16 +25,17 @@
       sources = key;
     }
     busy = training.busy;
+    others = training.others;
     buttons();
     job = training.job;
     drawJob();
     const watched = $("vqa").dataset.view === "train";
-    const runs = Boolean(job) && busy;
+    const runs = Boolean(job) && busy && !others;
     if (ran && !runs && job && !watched) vqa.toast(`${job.name} ${ENDS[job.state]}`, job.state === "failed" ? "error" : "plain");
     if (runs && !ran && watched) $("job").scrollIntoView({ block: "nearest" });
     ran = runs;
     $("fine").textContent = training.busy
-      ? "A training runs: answers come slower until it ends."
+      ? `${others ? "Somebody else's" : "A"} training runs: answers come slower until it ends.`
       : "Answers can be wrong. Look for yourself.";
     clearTimeout(timer);
     // Rarely while nothing runs: another tab, or somebody else, may start one.
@@ -51,7 +53,7 @@
   function buttons() {
     const start = $("train-form").querySelector("[type=submit]");
     start.disabled = busy || reading;
-    start.textContent = busy ? "Training runs" : "Start training";
+    start.textContent = busy ? (others ? "Somebody else trains: yours can start after that" : "Training runs") : "Start training";
     $("train-form").querySelector(".check").disabled = reading;
   }
 
@@ -257,7 +259,7 @@
   function outcome() {
     const percent = (value) => (value === null ? "–" : `${Math.round(value * 100)} %`);
     const line = (title, part) =>
-      el("tr", {}, el("th", { scope: "row" }, `${title} (${part.rows.length})`), el("td", {}, percent(part.before)), el("td", {}, percent(part.after)));
+      el("tr", {}, el("th", { scope: "row" }, `${title} (${part.rows.length}${part.of > part.rows.length ? ` of ${part.of.toLocaleString()}` : ""})`), el("td", {}, percent(part.before)), el("td", {}, percent(part.after)));
     const pick = el("div.actions", {},
       vqa.state.models?.picked === job.key
         ? el("button.chip", { onclick: back }, "Go back to the previous model")
@@ -266,7 +268,7 @@
     const { taught, world } = job.comparison;
     return el("div.outcome", {},
       el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "Right answers"), el("th", {}, "Before"), el("th", {}, "After"))),
-        el("tbody", {}, line("Taught rows", taught), line("Its own world, held out", world))),
+        el("tbody", {}, line("What it was taught", taught), line("Its own world, held out", world))),
       pick);
   }
 
@@ -277,7 +279,7 @@
         el("div.texts", {}, said("before ", row.scores[0], row.before), said("after ", row.scores[1], row.after))));
     const fold = (title, part, open) =>
       el("details", { open }, el("summary", {}, title), el("ul.pairs", {}, ...rows(part)));
-    return [fold("Taught rows, before and after", taught, true), fold("Its own world, before and after", world, false)];
+    return [fold("What it was taught, before and after", taught, true), fold("Its own world, before and after", world, false)];
   }
 
   const mark = (score) => el(`span.mark.${score >= 0.5 ? "yes" : "no"}`, { "aria-label": score >= 0.5 ? "right" : "wrong" }, score >= 0.5 ? "✓ " : "✗ ");
