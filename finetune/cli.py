@@ -88,15 +88,14 @@ def _finetune(
     if offline:
         stay_offline()
 
-    from finetune.progress import Display, counted, describe_metric
+    from finetune.progress import Display
     from finetune.train import train
 
     with Display() as display:
         result = train(chosen, on_progress=display)
     if not result.finished:
         raise typer.Exit(INTERRUPTED_EXIT_CODE)
-    found = ", ".join(describe_metric(name, value) for name, value in result.evaluation.items())
-    print(f"{result.run}: {counted(result.steps, 'step')}" + (f", {found}" if found else "") + ".")
+    print(result)
 
 
 def _check_data(

@@ -109,7 +109,9 @@ def write_report(
         result = evaluation.results.get(kept_step) or evaluation.result()
         scores = scores_of(result)
         worst = report.worst_answers(result.predictions, evaluation.questions)
-        line = {"step": step, "final": True, **{f"eval_{key}": v for key, v in scores.items()}}
+        line: dict[str, Any] = {"step": step, "final": True}
+        line |= {f"eval_{key}": value for key, value in scores.items()}
+        line["eval_questions"] = len(evaluation.questions)
         with (stage.run / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     report.write_report(stage.run, worst)

@@ -15,6 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.progress import counted
 from finetune.run_files import (
     CARD_FILE,
     METRICS_FILE,
@@ -96,12 +97,14 @@ def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
     run = Path(run)
     manifest = json.loads((run / MANIFEST_FILE).read_text(encoding="utf-8"))
     lines = _json_lines(run / METRICS_FILE)
-    plots = _write_plots(run, lines)
+    plots, final = _write_plots(run, lines), _final(lines)
+    asked = final.get("eval_questions", 0)
     context = {
         "name": run.resolve().name,
         "manifest": manifest,
         "command": manifest.get("command", ""),
-        "final": _final(lines),
+        "final": final,
+        "asked": counted(int(asked), "held-out question") if asked else "held-out questions",
         "before": next((line for line in lines if line.get("step") == 0), {}),
         "plots": [(title, _uri(path.read_bytes())) for title, path in plots],
         "watch": _watch(run),

@@ -8,7 +8,8 @@ from vqa_app.manifest import MANIFEST_FILE
 
 METRICS_FILE = "metrics.jsonl"
 """One JSON object a line, as `transformers.Trainer` logs: `step`, `epoch`, `loss`, `learning_rate`;
-or `step`, `eval_loss`, `eval_vqa_accuracy`, `eval_image_gain`."""
+or `step`, `eval_loss`, `eval_vqa_accuracy`, `eval_image_gain`; the last line has `final` and
+`eval_questions`, how many were asked at each evaluation."""
 WATCH_FILE = "watch.jsonl"
 """One `WatchAnswer` a line."""
 WATCH_FOLDER = "watch"

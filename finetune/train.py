@@ -12,7 +12,7 @@ from pathlib import Path
 from finetune import checkpoint, run_folder
 from finetune.config import FinetuneConfig
 from finetune.datasets import check_sources
-from finetune.progress import OnProgress, Progress
+from finetune.progress import OnProgress, Progress, counted, describe_metric
 from finetune.stopping import Stop
 from vqa_app.errors import UsageError
 from vqa_app.quiet import quiet
@@ -39,6 +39,13 @@ class RunResult:
     steps: int
     evaluation: dict[str, float] = field(default_factory=dict)
     """Of the saved weights on held-out rows: vqa_accuracy, loss, image_gain. Empty without any."""
+    questions: int = 0
+    """How many held-out questions that is about."""
+
+    def __str__(self) -> str:
+        scores = ", ".join(describe_metric(name, value) for name, value in self.evaluation.items())
+        asked = f"; on {counted(self.questions, 'held-out question')}: {scores}" if scores else ""
+        return f"{self.run}: {counted(self.steps, 'step')}{asked}."
 
 
 def train(
@@ -132,7 +139,8 @@ def run_stage(
         scores = leaving.finish(stage, trainer, evaluation)
         tell(Progress("done", trainer.state.global_step, settings.steps, evaluation=scores))
     step = trainer.state.global_step
-    return RunResult(stage.run, not trainer.stopped, step, settings.steps, scores)
+    asked = len(evaluation.questions) if evaluation else 0
+    return RunResult(stage.run, not trainer.stopped, step, settings.steps, scores, asked)
 
 
 def check_reporters(names: Sequence[str]) -> None:

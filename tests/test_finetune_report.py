@@ -124,6 +124,33 @@ def test_what_came_before_training_is_told_as_such(run: Path) -> None:
     assert "before training 12.50 %" in (run / "README.md").read_text()
 
 
+def test_every_accuracy_says_on_how_many_questions_of_what(run: Path) -> None:
+    file = run / "metrics.jsonl"
+    kept = file.read_text()
+    for number, words in ((1, "1 held-out question"), (1234, "1,234 held-out questions")):
+        final = {"step": 20, "final": True, "eval_vqa_accuracy": 1.0, "eval_loss": 0.5}
+        file.write_text(kept + json.dumps(final | {"eval_questions": number}) + "\n")
+        write_report(run)
+        text = Page((run / "report.html").read_text()).text
+        assert f"100.00 %VQA accuracy on {words}" in text
+        card = (run / "README.md").read_text()
+        assert f"| VQA accuracy on {words} | 100.00 % |" in card
+        assert "rows held out of the training data" in card
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"]["eval_data"] = ["test.json"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    write_report(run)
+    card = (run / "README.md").read_text()
+    assert "data of its own, test.json" in card and "held out of the training data" not in card
+
+
+def test_the_card_of_a_run_that_was_asked_nothing_says_so(run: Path) -> None:
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 10, "loss": 2.0}) + "\n")
+    write_report(run)
+    card = (run / "README.md").read_text()
+    assert "No held-out questions were asked" in card and "Measured on" not in card
+
+
 def test_the_model_card_names_base_data_and_figures(run: Path) -> None:
     write_report(run)
     card = (run / "README.md").read_text()

@@ -116,6 +116,8 @@ def test_every_step_and_evaluation_is_on_record(result: RunResult) -> None:
     assert evaluated == [0, 4, 8, 8]  # before training; the last line is of the weights kept
     last = lines(result.run)[-1]
     assert last["final"] and last["eval_loss"] == result.evaluation["loss"]
+    assert last["eval_questions"] == result.questions == 4
+    assert str(result).startswith(f"{result.run}: 8 steps; on 4 held-out questions: accuracy ")
     assert set(result.evaluation) == {"vqa_accuracy", "loss", "image_gain"}
     watched = lines(result.run, "watch.jsonl")
     assert {line["step"] for line in watched} == {0, 4, 8} and watched[0]["question"]
