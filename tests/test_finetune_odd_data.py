@@ -123,6 +123,86 @@ def test_placeholders_beside_pictures_are_not_trained_as_text(folder: Path) -> N
     )
 
 
+def test_pictures_under_numbered_keys_are_all_shown_in_order(folder: Path) -> None:
+    for first, second in (("image", "image2"), ("image_1", "image_2")):
+        record = {second: "dog.png", first: "cat.png"} | question()
+        row = only_row(write(folder, [record]))
+        assert [picture.name for picture in row.pictures] == ["cat.png", "dog.png"]
+    record |= {"question": "Is <image 1> like <image 2>?"}
+    parts = only_row(write(folder, [record])).turns[0].parts
+    assert [p if isinstance(p, str) else p.name for p in parts] == [
+        "Is", "cat.png", "like", "dog.png", "?"
+    ]  # fmt: skip
+    record |= {"question": "Is <image 2> like <image 1>?"}
+    assert "<image 2> where picture 1 is next" in only_problem(write(folder, [record])).what
+
+
+def test_qwens_picture_in_the_text_is_shown(folder: Path) -> None:
+    record = llava("Picture 1: <img>cat.png</img>\nWhat is it?")
+    del record["image"]
+    assert said(only_row(write(folder, [record]))) == CAT
+    record = llava("<img>bird.png</img>\nWhat is it?")
+    assert "There is no picture bird.png" in only_problem(write(folder, [record])).what
+
+
+# Questions
+
+
+def test_what_stands_beside_an_instruction_is_asked_too(folder: Path) -> None:
+    record = {"instruction": "Translate.", "input": "a cat", "output": "eine Katze"}
+    for images in ({}, {"images": ["cat.png"]}):
+        row = only_row(write(folder, [record | images]))
+        assert row.turns[0].text == "Translate.\na cat" and len(row.pictures) == len(images)
+    assert only_row(write(folder, [record | {"input": ""}])).turns[0].text == "Translate."
+
+
+def test_a_history_becomes_earlier_turns(folder: Path) -> None:
+    history = [["Look.", "I will."]]
+    record = {"query": "What is it?", "response": "a cat", "images": ["cat.png"]}
+    row = only_row(write(folder, [record | {"history": history}]))
+    assert said(row) == [
+        ("user", "Look.", 1), ("assistant", "I will.", 0),
+        ("user", "What is it?", 0), ("assistant", "a cat", 0),
+    ]  # fmt: skip
+    assert row.references == (("I will.",), ("a cat",))
+    problem = only_problem(write(folder, [record | {"history": ["Look."]}]))
+    assert "The history is ['Look.']" in problem.what
+
+
+def test_messages_under_prompt_and_completion_are_a_conversation(folder: Path) -> None:
+    parts = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    asked = {"images": ["cat.png"], "prompt": [{"role": "user", "content": parts}]}
+    answers = ({"completion": [{"role": "assistant", "content": "a cat"}]}, {"answer": "a cat"})
+    for answer in answers:
+        assert said(only_row(write(folder, [asked | answer]))) == CAT
+
+
+@pytest.mark.parametrize(
+    ("record", "what"),
+    [
+        (question(question={"de": "Was?", "en": "What?"}), "The question is {'de': 'Was?'"),
+        (question(question=["What?", "Why?"]), "not text"),
+        (question(instruction="Do.", question=None, input=["a"]), "The question is ['a']"),
+        (question(image="cat.png", answer="<image> a cat"), "(assistant) holds a picture"),
+        (llava("<video>\nWhat?", image=None), "holds <video>"),
+        (llava("What? <audio>", image=None), "holds <audio>"),
+        (question(video="a.mp4"), "The row is about 'video'"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_refused(folder: Path, record: dict, what: str) -> None:
+    assert what in only_problem(write(folder, [record])).what
+
+
+def test_what_the_model_is_not_shown_is_told_once_for_a_file(folder: Path) -> None:
+    record = question(hint="It purrs.", choices=["a cat", "a dog"], question_id=7, split="train")
+    path = write(folder, [record, record, question()])
+    assert [str(note) for note in read_rows(path).notes] == [
+        f"{path}: Not shown to the model: hint, choices (2 rows).",
+        f"{path}: None of its 3 rows shows a picture.",
+    ]
+    assert read_rows(write(folder, [llava(width=8, source="x"), llava()])).notes == ()
+
+
 # Answers
 
 
@@ -137,6 +217,22 @@ def test_placeholders_beside_pictures_are_not_trained_as_text(folder: Path) -> N
         (question(answer="[illegible]"), "[illegible]"),
         (question(answer="[12, 40, 80, 99]"), "[12, 40, 80, 99]"),
         ({"question": "How many?", "answers": "[3, 3, 4]"}, "3"),
+        (question(answer="B", choices=["a dog", "a cat"]), "a cat"),
+        (question(answer="(b)", options={"A": "a dog", "B": "a cat"}), "a cat"),
+        (question(answer="B", A="a dog", B="a cat", C=None), "a cat"),
+        (question(answer="B", choices={"text": ["a dog", "a cat"], "label": ["A", "B"]}), "a cat"),
+        (question(answer="1", options=["a dog", "a cat"]), "a cat"),
+        (question(answer="1", options=["1", "2"]), "1"),
+        (question(answer=None, answers=["1", "1", "3"], choices=["3", "4"]), "1"),
+        (
+            question(
+                answer=None,
+                correct_choice_idx=1,
+                choices=["dog", "cat"],
+                direct_answers=["kitten"] * 10,
+            ),
+            "cat",
+        ),
     ],
 )
 def test_an_answer_is_what_somebody_wrote(folder: Path, record: dict, answer: str) -> None:
@@ -149,6 +245,7 @@ def test_an_answer_is_what_somebody_wrote(folder: Path, record: dict, answer: st
         (question(answer=float("nan")), "There is no answer"),
         (question(question=float("nan")), "There is no question"),
         (question(answer=2, choices=["a dog", "a cat"]), "there are 2 choices"),
+        (question(answer="C", choices=["a dog", "a cat"]), "there are 2 choices"),
         (question(answer=1, choices=["1", "2"]), "is a choice, and the position of another"),
         (question(answer="['red' 'grey']"), "is not a list"),
         (question(answer="['red', oh, 'grey']"), "is not a list"),

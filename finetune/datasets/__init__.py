@@ -5,6 +5,7 @@
     tables    Parquet, Arrow, `datasets` folders, the hub → numbered records
     values    what a cell says: lists as text, answers
     pictures  which value names a picture, and which file that is
+    messages  who speaks in a conversation, and where the pictures stand
     records   one record (LLaVA, ShareGPT, OpenAI messages, the_cauldron, question/answer) → one row
     vqa2      the official VQA v2 pair of files
     split     training and held-out rows, by picture; how often a row is shown
@@ -14,7 +15,7 @@ Formats are told by content, and whatever is wrong has a file, a row and a hint.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from finetune.datasets import files, tables, vqa2
@@ -23,6 +24,7 @@ from finetune.datasets.records import read_record, with_weight
 from finetune.datasets.rows import BadRow, PictureSource, Problem, ReadRows, Row, Turn
 from finetune.datasets.split import Split, split_by_picture
 from finetune.datasets.tables import FOR_TESTING, FOR_TRAINING
+from finetune.progress import counted
 from vqa_app.errors import DataError
 
 __all__ = [
@@ -38,6 +40,8 @@ __all__ = [
     "read_rows",
     "split_by_picture",
 ]
+
+_KEYS_SHOWN = 6
 
 
 def read_rows(
@@ -74,17 +78,32 @@ def read_rows(
         stored = records.table.picture if records.table else None
         context = Context(text, roots, stored)
         problems += records.problems
+        of_source: list[Row] = []
         for number, record in records.items:
             try:
-                rows.append(with_weight(read_record(record, number, context), weight))
+                of_source.append(with_weight(read_record(record, number, context), weight))
             except BadRow as bad:
                 problems.append(Problem(text, number, bad.what, bad.hint))
             except (ValueError, TypeError, IndexError, AttributeError) as error:
                 what = f"The row is malformed: {str(error)[:100]}."
                 problems.append(Problem(text, number, what, "Compare it with the other rows."))
+        rows += of_source
+        problems += _doubts(text, of_source, context)
     rows += _read_official(official, images, problems)
     notes = tuple(problem for problem in problems if problem.note)
     return ReadRows(tuple(rows), tuple(p for p in problems if not p.note), notes)
+
+
+def _doubts(name: str, rows: Sequence[Row], context: Context) -> Iterator[Problem]:
+    """Notes on what of a source the model will not see."""
+    if unshown := context.unshown.most_common():
+        keys = ", ".join(key for key, _ in unshown[:_KEYS_SHOWN])
+        more = f" and {len(unshown) - _KEYS_SHOWN} more" if len(unshown) > _KEYS_SHOWN else ""
+        what = f"Not shown to the model: {keys}{more} ({counted(unshown[0][1], 'row')})."
+        yield Problem(name, None, what, note=True)
+    if len(rows) > 1 and not any(row.pictures for row in rows):
+        what = f"None of its {len(rows):,} rows shows a picture."
+        yield Problem(name, None, what, note=True)
 
 
 def check_sources(

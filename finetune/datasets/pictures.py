@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -39,6 +40,8 @@ class Context:
     stored_picture: Callable[[int, str, int], PictureSource] | None = None
     """For tables with picture columns: (row, column, position) → picture, read again when
     needed."""
+    unshown: Counter[str] = field(default_factory=Counter)
+    """How many rows have values that never reach the model, by key."""
 
 
 def pictures_of(record: Mapping[str, Any], number: int, context: Context) -> list[PictureSource]:
@@ -47,17 +50,17 @@ def pictures_of(record: Mapping[str, Any], number: int, context: Context) -> lis
     Raises:
         BadRow: one that cannot be had, or a value that seems to name one under an unknown key.
     """
-    column = picture_column(record)
-    if column is None:
+    columns = picture_columns(record)
+    if not columns:
         _refuse_unread(record)
-        return []
-    found = []
-    for position, item in enumerate(_listed(record[column])):
-        stored = isinstance(item, Mapping) and item.get("bytes") is not None
-        if context.stored_picture and stored:
-            found.append(context.stored_picture(number, column, position))
-        else:
-            found.append(picture_from(item, context, f"Picture {position + 1}"))
+    found: list[PictureSource] = []
+    for column in columns:
+        for position, item in enumerate(_listed(record[column])):
+            stored = isinstance(item, Mapping) and item.get("bytes") is not None
+            if context.stored_picture and stored:
+                found.append(context.stored_picture(number, column, position))
+            else:
+                found.append(picture_from(item, context, f"Picture {len(found) + 1}"))
     return found
 
 
@@ -67,21 +70,30 @@ def pictures_beside(
     """The pictures that a message names beside its text, as Ollama and some ShareGPT files do."""
     if len(message) == 2:  # who speaks, and what: nearly all are so
         return []
-    column = picture_column(message)
-    named = [] if column is None else _listed(message[column])
+    named = (item for column in picture_columns(message) for item in _listed(message[column]))
     return [picture_from(item, context, where) for item in named]
 
 
-def picture_column(record: Mapping[str, Any]) -> str | None:
+def picture_columns(record: Mapping[str, Any]) -> list[str]:
     """The key that says best which pictures a record is about: a picture or its name rather than
-    any text, an id or a number only then, a web address last."""
+    any text, an id or a number only then, a web address last. Several that differ by a number
+    (image, image2; image_1, image_2) are all given, in order."""
     keys = {key.lower(): key for key in record if isinstance(key, str)}
     known = [keys[name] for name in IMAGE_KEYS if name in keys]
     like = [
         key for name, key in keys.items() if _NAMED.fullmatch(name) or _NUMBERED.fullmatch(name)
     ]
     given = [key for key in (*known, *like) if not missing(record[key])]
-    return min(given, key=lambda key: _doubt(key, record[key]), default=None)
+    best = min(given, key=lambda key: _doubt(key, record[key]), default=None)
+    if best is None:
+        return []
+    alike = [key for key in dict.fromkeys(given) if _unnumbered(key)[0] == _unnumbered(best)[0]]
+    return sorted(alike, key=lambda key: _unnumbered(key)[1])
+
+
+def _unnumbered(key: str) -> tuple[str, int]:
+    stem = key.lower().rstrip("0123456789")
+    return stem.rstrip(" _-"), int(key[len(stem) :] or 0)
 
 
 def _doubt(key: str, value: Any) -> int:
@@ -170,6 +182,8 @@ def _refuse_unread(record: Mapping[str, Any]) -> None:
         BadRow: the row shows no picture, yet seems to name one: it would be trained blind.
     """
     for key, value in record.items():
+        if key.lower() in ("video", "videos", "audio", "audios") and not missing(value):
+            raise BadRow(f"The row is about {key!r}, {short(value)}.", "Only pictures are read.")
         if (kind := _names_picture(value)) is None:
             continue
         if kind == "web":

@@ -12,6 +12,7 @@ from typing import Any
 from finetune.datasets.rows import BadRow
 
 _QUOTED_LIST = re.compile(r"""\[\s*['"]|['"]\s*\]$""")
+_LETTER = re.compile(r"\(?([A-Za-z])[.):]?")
 _NO_COMMA = re.compile(r"""['"]\s+['"]""")
 
 
@@ -56,9 +57,9 @@ def answers_of(value: Any, choices: Any = None, *, several: bool = False) -> lis
     """Answers from text, number, list, or VQA v2's list of objects.
 
     Args:
-        choices: the texts that an answer may be the position of, from 0.
-        several: the key says that there are several; else numbers in brackets are one answer, such
-            as a box.
+        choices: the texts that an answer may be the letter of, or the position, from 0.
+        several: the key says that there are several, each as somebody wrote it; else numbers in
+            brackets are one answer, such as a box.
 
     Raises:
         BadRow: a list that cannot be read, or a position where there is no choice.
@@ -70,7 +71,7 @@ def answers_of(value: Any, choices: Any = None, *, several: bool = False) -> lis
     if isinstance(value, Mapping):
         value = value.get("answer", value.get("text"))
     if isinstance(value, (list, tuple)):
-        return [answer for item in value for answer in answers_of(item, choices)]
+        return [answer for item in value for answer in answers_of(item, choices, several=several)]
     if missing(value):
         return []
     if isinstance(value, bool):
@@ -78,19 +79,36 @@ def answers_of(value: Any, choices: Any = None, *, several: bool = False) -> lis
     if isinstance(value, float) and value.is_integer():  # what pandas makes of whole numbers
         value = int(value)
     choices = parse_if_text(choices)
-    if isinstance(value, int) and isinstance(choices, (list, tuple)) and choices:
-        if not 0 <= value < len(choices):
-            raise BadRow(
-                f"The answer is {value}, and there are {len(choices)} choices.",
-                "Count them from 0, or write the answer as text.",
-            )
-        if str(value) in map(str, choices) and str(choices[value]) != str(value):
-            raise BadRow(
-                f"The answer {value} is a choice, and the position of another.",
-                "Write the answer as text.",
-            )
-        return answers_of(choices[value])
+    if isinstance(choices, Mapping):
+        if str(value) in choices:
+            return answers_of(choices[str(value)])
+        choices = choices.get("text", list(choices.values()))
+    if isinstance(choices, (list, tuple)) and choices:
+        value = _chosen(value, choices, several)
     return [str(value)] if str(value).strip() else []
+
+
+def _chosen(answer: Any, choices: Sequence[Any], several: bool) -> Any:
+    """The choice that an answer is, by its letter or position; the answer where it names none."""
+    place = answer if isinstance(answer, int) else None
+    if isinstance(answer, str) and answer.strip() not in map(str, choices):
+        if letter := _LETTER.fullmatch(answer.strip()):
+            place = ord(letter[1].upper()) - ord("A")
+        elif answer.strip().isdecimal() and not several:
+            place = int(answer)
+    if place is None:
+        return answer
+    if not 0 <= place < len(choices):
+        raise BadRow(
+            f"The answer is {answer}, and there are {len(choices)} choices.",
+            "Count them from 0, or write the answer as text.",
+        )
+    if str(answer) in map(str, choices) and str(choices[place]) != str(answer):
+        raise BadRow(
+            f"The answer {answer} is a choice, and the position of another.",
+            "Write the answer as text.",
+        )
+    return choices[place]
 
 
 def check_text(text: str, where: str) -> None:
@@ -103,10 +121,6 @@ def check_text(text: str, where: str) -> None:
     except UnicodeEncodeError as error:
         half = ascii(text[error.start])[1:-1]
         raise BadRow(f"{where} holds half a character ({half}).", "Write its end again.") from error
-
-
-def count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 or what.startswith("<") else "s")
 
 
 def short(value: Any) -> str:

@@ -1,0 +1,207 @@
+"""Messages → turns: who speaks, and where in the text the pictures stand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune.datasets.pictures import Context, picture_from, pictures_beside
+from finetune.datasets.rows import BadRow, PictureSource, Turn, TurnPart
+from finetune.datasets.values import parse_if_text, short
+from finetune.progress import counted
+from vqa_app.conversation import Role
+
+PLACEHOLDER = "<image>"
+
+ROLES: dict[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "system": "system",
+    "developer": "system",
+}
+_MARK = re.compile(r"<image>|<image (\d+)>|(?:Picture \d+: *)?<img>(.*?)</img>")
+"""A picture's place: LLaVA's, MMMU's, and Qwen-VL's, which holds the path."""
+_OTHER_MARK = re.compile(r"\s*(<video>|<audio>|<image_?\d+>)|.*(<video>|<audio>)\s*", re.DOTALL)
+
+
+def from_messages(
+    messages: Any, pictures: list[PictureSource], context: Context
+) -> tuple[Turn, ...]:
+    """LLaVA, ShareGPT and OpenAI conversations."""
+    messages = parse_if_text(messages)
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise BadRow(f"The conversation is {short(messages)}.", "It must be a list of messages.")
+    waiting = list(pictures)
+    turns = []
+    for position, message in enumerate(messages, 1):
+        where = f"Message {position}"
+        if not isinstance(message, Mapping):
+            raise BadRow(f"{where} is {short(message)}, not an object.")
+        speaker = message.get("from", message.get("role"))
+        content = message.get("value", message.get("content"))
+        if speaker is None or content is None:
+            missing = '"from" (or "role")' if speaker is None else '"value" (or "content")'
+            raise BadRow(
+                f"{where} has no {missing}.", f"Its keys are {', '.join(message) or 'none'}."
+            )
+        role = ROLES.get(str(speaker).lower())
+        if role is None:
+            raise BadRow(f"{where} is from {speaker!r}.", f"Known are {', '.join(ROLES)}.")
+        if beside := pictures_beside(message, context, where):
+            pieces = _with_pictures_beside(content, beside, where, context)
+        else:
+            pieces = _pieces(content, waiting, len(pictures), where, context)
+        if role == "user":
+            turns.append(Turn(role, join_user_parts(pieces)))
+        elif any(isinstance(piece, PictureSource) for piece in pieces):
+            raise BadRow(
+                f"{where} ({speaker}) holds a picture.", "Only user turns may hold pictures."
+            )
+        else:
+            turns.append(Turn(role, tuple(pieces)))
+    if waiting:
+        raise _other_count("The row", len(pictures), len(pictures) - len(waiting))
+    return tuple(turns)
+
+
+def with_marks(
+    messages: list[dict[str, str]], pictures: Sequence[PictureSource]
+) -> list[dict[str, str]]:
+    """Messages with all pictures before the first question, where no text says where they stand."""
+    if any(_MARK.search(message["content"]) for message in messages):
+        return messages
+    opening = {**messages[0], "content": PLACEHOLDER * len(pictures) + messages[0]["content"]}
+    return [opening, *messages[1:]]
+
+
+def join_user_parts(pieces: Sequence[TurnPart]) -> tuple[TurnPart, ...]:
+    """A user turn as serving builds it: no line breaks around pictures, and one picture stands
+    first.
+
+    LLaVA's own preprocessing does the same (`preprocess_multimodal` in haotian-liu/LLaVA).
+    """
+    parts: list[TurnPart] = []
+    for position, piece in enumerate(pieces):
+        if isinstance(piece, str):
+            if position > 0 and isinstance(pieces[position - 1], PictureSource):
+                piece = piece.lstrip()
+            if position + 1 < len(pieces) and isinstance(pieces[position + 1], PictureSource):
+                piece = piece.rstrip()
+        if piece != "":
+            parts.append(piece)
+    if len(parts) == 2 and isinstance(parts[1], PictureSource) and isinstance(parts[0], str):
+        parts.reverse()
+    return tuple(parts)
+
+
+def check_turns(turns: tuple[Turn, ...]) -> None:
+    dialogue = turns[1:] if turns and turns[0].role == "system" else turns
+    if not dialogue:
+        raise BadRow("The conversation is empty.", "Remove the row.")
+    for position, turn in enumerate(dialogue):
+        expected = "user" if position % 2 == 0 else "assistant"
+        if turn.role != expected:
+            number = position + 1 + len(turns) - len(dialogue)
+            raise BadRow(
+                f"Message {number} is from the {turn.role}, expected the {expected}.",
+                "User and assistant take turns, the user first; system messages open a row.",
+            )
+        if turn.role == "assistant" and not turn.text.strip():
+            raise BadRow(f"Answer {position // 2 + 1} is empty.", "Fill it in, or remove the row.")
+        if turn.role == "user" and not turn.parts:
+            raise BadRow(
+                f"Question {position // 2 + 1} is empty.", "Fill it in, or remove the row."
+            )
+    if len(dialogue) % 2:
+        raise BadRow("The last question has no answer.", "Add the answer, or remove the question.")
+
+
+def _other_count(where: str, given: int, marks: int) -> BadRow:
+    return BadRow(
+        f"{where} has {counted(given, 'picture')} but {marks} {PLACEHOLDER}.",
+        f"Write {PLACEHOLDER} once for each picture, where it belongs.",
+    )
+
+
+def _with_pictures_beside(
+    content: Any, beside: list[PictureSource], where: str, context: Context
+) -> list[TurnPart]:
+    """Of a message with pictures of its own: in front of its text, or where it says."""
+    if isinstance(content, str) and not _MARK.search(content):
+        return [*beside, content]
+    waiting = list(beside)
+    pieces = _pieces(content, waiting, len(beside), where, context)
+    if waiting:
+        raise _other_count(where, len(beside), len(beside) - len(waiting))
+    return pieces
+
+
+def _pieces(
+    content: Any, waiting: list[PictureSource], of: int, where: str, context: Context
+) -> list[TurnPart]:
+    """Text and pictures of one message; takes placeholders' pictures from the front of `waiting`,
+    which held `of` in the beginning."""
+
+    def take(number: str | None = None) -> PictureSource:
+        if not waiting:
+            raise BadRow(
+                f"{where} has a {PLACEHOLDER} for which there is no picture"
+                + ("." if of else ": the row has none."),
+                f'List the pictures under "image", or remove the {PLACEHOLDER}.',
+            )
+        if number is not None and int(number) != of - len(waiting) + 1:
+            raise BadRow(
+                f"{where} has <image {number}> where picture {of - len(waiting) + 1} is next.",
+                f"Name each picture once, in order, or write {PLACEHOLDER}.",
+            )
+        return waiting.pop(0)
+
+    def split(text: str) -> list[TurnPart]:
+        if other := _OTHER_MARK.match(text):
+            found = other[1] or other[2]
+            raise BadRow(f"{where} holds {found}.", f"Only pictures are read, at {PLACEHOLDER}.")
+        pieces: list[TurnPart] = []
+        start = 0
+        for mark in _MARK.finditer(text):
+            number, path = mark.groups()
+            picture = take(number) if path is None else picture_from(path, context, where)
+            pieces += [text[start : mark.start()], picture]
+            start = mark.end()
+        return [*pieces, text[start:]]
+
+    if isinstance(content, str):
+        return split(content)
+    if not isinstance(content, Sequence):
+        raise BadRow(f"{where} has the content {short(content)}.", "Give text or a list of parts.")
+    pieces: list[TurnPart] = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(part, str):
+            pieces.append(part)
+        elif kind in ("text", "input_text", "output_text"):
+            pieces.append(str(part.get("text") or ""))
+        elif kind in ("image", "image_url", "input_image"):
+            value = next(
+                (part[k] for k in ("image", "image_url", "path", "url") if part.get(k)), None
+            )
+            if isinstance(value, Mapping) and "url" in value:
+                value = value["url"]
+            pieces.append(take() if value is None else picture_from(value, context, where))
+        else:
+            raise BadRow(
+                f"{where} has a part {short(part)}.", 'Parts have the type "text" or "image".'
+            )
+    marks = sum(piece.count(PLACEHOLDER) for piece in pieces if isinstance(piece, str))
+    given = sum(isinstance(piece, PictureSource) for piece in pieces)
+    if not given:
+        return [found for piece in pieces for found in split(str(piece))]
+    if marks not in (0, given):
+        raise _other_count(where, given, marks)
+    # Written as parts and in the text: the chat sends the parts alone.
+    return [p.replace(PLACEHOLDER, "") if isinstance(p, str) else p for p in pieces]
