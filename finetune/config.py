@@ -157,7 +157,7 @@ class RunOptions:
     workers: int | None = None
     """Threads that read and prepare pictures. Default: the number of cores, at most 8."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:1 or mps."""
     report_to: tuple[str, ...] = ()
     """Also log to tensorboard, wandb or trackio."""
     fsdp: str | None = None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from finetune.config import FinetuneConfig
-from vqa_app.devices import computes_in_bfloat16
+from vqa_app.devices import choose_device, computes_in_bfloat16
 from vqa_app.errors import UsageError
 
 
@@ -22,23 +22,26 @@ def join_processes(config: FinetuneConfig) -> tuple[int, int]:
     """
     from accelerate import PartialState
 
-    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    device = device_of(config)
     for option in ("fsdp", "deepspeed"):
-        if on_cpu and getattr(config, option):
+        if getattr(config, option) and not device.startswith("cuda"):
             raise UsageError(
                 f"{option} shards over GPUs, and none is used.", f"Leave {option} out."
             )
-    state = PartialState(cpu=on_cpu)
+    state = PartialState(cpu=device == "cpu")
     return state.process_index, state.num_processes
 
 
 def device_of(config: FinetuneConfig) -> str:
-    """`cpu` or `cuda:N`, this process's own."""
-    if config.device != "auto":
-        return config.device
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    """`cpu`, `mps` or `cuda:N`, this process's own.
+
+    Raises:
+        ModelError: it cannot be used here.
+    """
+    device = choose_device(config.device)
+    if device.type == "cuda" and device.index is None:
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return str(device)
 
 
 def computes_bf16(config: FinetuneConfig) -> bool:

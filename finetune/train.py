@@ -23,7 +23,7 @@ with quiet():
     from finetune import leaving, stages
     from finetune.data import read_data
     from finetune.held_out import Evaluation, watched
-    from finetune.machine import join_processes
+    from finetune.machine import device_of, join_processes
     from finetune.stage_run import StageRun
 
 
@@ -69,6 +69,7 @@ def train(
     if not config.out:
         raise UsageError("There is no folder for the run.", "Give --out.")
     check_reporters(config.report_to)
+    device_of(config)
     check_sources((*config.data, *config.eval_data), config.images)
     run = Path(config.out)
     run_folder.refuse_finished(run)

@@ -11,7 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from finetune.config import FinetuneConfig
-from finetune.machine import computes_bf16
+from finetune.machine import computes_bf16, device_of
+from finetune.train import train
 from vqa_app.cli import app
 from vqa_app.devices import SMALL, check_memory, choose_dtype, computes_in_bfloat16
 from vqa_app.errors import ModelError
@@ -34,6 +35,23 @@ def test_models_answer_and_train_in_bfloat16_where_the_processor_has_it(able: No
     assert choose_dtype("auto", CPU, SMALL - 1) == torch.float32
     assert computes_bf16(FinetuneConfig(device="cpu"))
     assert not computes_bf16(FinetuneConfig(device="cpu", precision="fp32"))
+
+
+def test_training_takes_the_devices_that_answering_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device_of(FinetuneConfig()) in ("cpu", "mps", "cuda:0")
+    for name in ("gpu", "cuda:99", "cpu:x"):
+        with pytest.raises(ModelError, match=f"The device {name!r} cannot be used"):
+            train(FinetuneConfig(data=("none.json",), out="nowhere", device=name))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert device_of(FinetuneConfig()) == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_of(FinetuneConfig()) == "cuda:0"
+    monkeypatch.setenv("LOCAL_RANK", "1")  # of `accelerate launch`
+    assert device_of(FinetuneConfig()) == "cuda:1"
+    for command in ("finetune", "eval"):
+        told = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
+        assert "auto, cpu, cuda, cuda:1 or mps" in told
 
 
 def test_training_on_arm_stays_in_float32(able: None, monkeypatch: pytest.MonkeyPatch) -> None:
