@@ -10,7 +10,7 @@ import pytest
 
 from tests.fake_engine import FakeEngine
 from tests.house import House, choice
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 from ui.chats import act
 from ui.hub import Hub
 from ui.picking import pick
@@ -228,7 +228,7 @@ def test_a_dropped_picture_is_warmed_behind_the_history(house):
     home = house(engine)
     red, blue = home.picture(), home.picture(colour="blue")
     home.hub.start()
-    home.hub.wait(timeout=5)
+    home.hub.wait(timeout=PATIENCE)
     _, view = home.ask("One?", pictures=[red])
     Warming(home.desk).begin("ann", {"conversation": view["conversation"], "pictures": [blue]})
     until(lambda: engine.warmed)
@@ -292,7 +292,7 @@ def test_a_picked_model_is_loaded_again_after_a_restart(house):
     red = home.picture()
     warming = Warming(home.desk)
     assert warming.begin("ann", {"pictures": [red]}) == {}
-    assert home.hub.wait("other", 5) is home.engines["other"]
+    assert home.hub.wait("other", PATIENCE) is home.engines["other"]
     warming.begin("ann", {"pictures": [red]})
     until(lambda: home.engines["other"].warmed)
     assert home.hub.standing("first").phase == "absent"
@@ -305,7 +305,7 @@ def test_a_model_that_failed_is_not_loaded_at_every_move(house):
     home = house(ModelError("It is damaged.", "Fetch it again."))
     home.hub.start()
     with pytest.raises(ModelError):
-        home.hub.wait(timeout=5)
+        home.hub.wait(timeout=PATIENCE)
     act(home.desk, "ann", {"do": "hello"})
     assert home.hub.standing().phase == "failed"
 
@@ -339,7 +339,7 @@ def test_a_pick_holds_although_its_page_goes(house):
     engines = {"first": FakeEngine(), "slow": FakeEngine(), "other": FakeEngine()}
 
     def load(chosen, progress):
-        assert chosen.key != "slow" or go_on.wait(5)
+        assert chosen.key != "slow" or go_on.wait(PATIENCE)
         return engines[chosen.key]
 
     home.desk.hub = Hub(load, lambda: [choice(key) for key in engines], "first")
@@ -349,7 +349,7 @@ def test_a_pick_holds_although_its_page_goes(house):
     models = act(home.desk, "ann", {"do": "hello"})["models"]
     assert (models["picked"], models["loading"]["key"]) == ("first", "slow")
     go_on.set()
-    home.desk.hub.wait("slow", 5)
+    home.desk.hub.wait("slow", PATIENCE)
     models = act(home.desk, "ann", {"do": "models"})["models"]
     assert (models["picked"], models["before"]) == ("slow", "first") and "loading" not in models
 
@@ -360,7 +360,7 @@ def test_the_last_of_several_picks_counts(house):
     engines = {"first": FakeEngine(), "slow": FakeEngine(), "other": FakeEngine()}
 
     def load(chosen, progress):
-        assert chosen.key != "slow" or go_on.wait(5)
+        assert chosen.key != "slow" or go_on.wait(PATIENCE)
         return engines[chosen.key]
 
     home.desk.hub = Hub(load, lambda: [choice(key) for key in engines], "first")
@@ -388,30 +388,30 @@ def test_a_load_is_cancelled_only_by_who_started_it(house):
     home = house()
     home.desk.hub, begun = downloading("slow")
     home.desk.hub.start("slow", "ann")
-    assert begun.wait(5)
+    assert begun.wait(PATIENCE)
     with pytest.raises(UsageError, match="Someone else"):
         act(home.desk, "bob", {"do": "cancel-load", "model": "slow"})
     act(home.desk, "ann", {"do": "cancel-load", "model": "slow"})
     with pytest.raises(ModelError, match="cancelled"):
-        home.desk.hub.wait("slow", 5)
+        home.desk.hub.wait("slow", PATIENCE)
 
 
 def test_waiting_for_a_model_that_made_room_loads_it_again():
     engine = FakeEngine()
     hub = Hub(lambda *_: engine, lambda: [choice("a")], "a")
-    assert hub.wait("a", 5) is engine
+    assert hub.wait("a", PATIENCE) is engine
     hub.close()
     stopping = Hub(lambda *_: engine, lambda: [choice("a")], "a")
     stopping.close()
     with pytest.raises(ModelError, match="stopping"):
-        stopping.wait("a", 5)
+        stopping.wait("a", PATIENCE)
 
 
 def test_why_a_load_failed_is_told_without_paths(house):
     home = house(ModelError("There is no /srv/secret/model.", "Look into /srv/secret."))
     home.hub.start()
     with pytest.raises(ModelError) as told:
-        home.hub.wait(timeout=5)
+        home.hub.wait(timeout=PATIENCE)
     assert "secret/" not in str(told.value) and "/srv" not in str(told.value)
     assert "/srv" not in str(act(home.desk, "ann", {"do": "models"}))
 
@@ -419,11 +419,11 @@ def test_why_a_load_failed_is_told_without_paths(house):
 def test_a_load_can_be_cancelled():
     hub, begun = downloading("slow")
     hub.start()
-    assert begun.wait(5)
+    assert begun.wait(PATIENCE)
     assert hub.standing().phase == "loading"
     hub.cancel("slow")
     with pytest.raises(ModelError, match="cancelled"):
-        hub.wait(timeout=5)
+        hub.wait(timeout=PATIENCE)
     assert hub.standing().phase == "absent"
 
 
@@ -432,10 +432,28 @@ def test_the_least_used_models_are_let_go():
     hub = Hub(lambda c, _: engines[c.key], lambda: [choice(key) for key in engines], "default", 2)
     for key in engines:
         hub.start(key)
-        hub.wait(key, 5)
+        hub.wait(key, PATIENCE)
+    until(lambda: engines["a"].closed)  # after the last one is there
     assert [engine.closed for engine in engines.values()] == [False, True, False, False]
     hub.close()
     assert all(engine.closed for engine in engines.values())
+
+
+def test_another_answer_has_the_style_that_is_wanted_now(house):
+    engine = FakeEngine()
+    home = house(engine)
+    _, view = home.ask("What?")
+    home.desk.save_settings("ann", {"style": "short"})
+    again = {"conversation": view["conversation"], "again": view["turns"][0]["id"]}
+    list(home.desk.ask("ann", again))
+    assert engine.asked[-1][0].messages[-1].text.endswith("single word or phrase.")
+
+
+def test_a_forged_request_leaves_no_empty_chat(house):
+    home = house()
+    with pytest.raises(UsageError):
+        home.ask("What?", replaces="nothing")
+    assert home.store.conversations("ann") == []
 
 
 def test_what_was_left_out_is_told(house):
@@ -463,7 +481,7 @@ def test_six_people_are_all_answered_without_mixing(house):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     for owner, view in views.items():
         expected = [f"You asked 'I am {owner}, {count}' about no picture." for count in range(4)]
         assert [turn["answer"].strip() for turn in view["turns"]] == expected

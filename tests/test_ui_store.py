@@ -316,3 +316,13 @@ def test_a_large_photo_can_be_trained_on(tmp_path):
 def test_a_forged_digest_never_becomes_a_path(tmp_path, digest):
     with pytest.raises(ImageError):
         PictureShelf(tmp_path).get(digest)
+
+
+def test_a_picture_keeps_its_name_where_it_is_shown(store):
+    digest, facts = "a" * 64, {"changes": ["rotated"]}
+    store.remember_picture("ann", digest, "wrong.png", {})
+    store.remember_picture("ann", digest, "cat.png", facts)
+    chat = store.create("ann")
+    store.add_turn("ann", chat, None, "What?", [digest], {})
+    store.remember_picture("ann", digest, "copy.png", {})
+    assert store.picture("ann", digest) == ("cat.png", facts)

@@ -164,19 +164,18 @@ class Desk:
         facts = {"style": settings.style}
         if request.get("again"):
             old = self.store.turn(owner, str(conversation), str(request["again"]))
-            facts["style"] = old.facts.get("style", settings.style)
             return self.store.add_turn(
                 owner, str(conversation), old.parent, old.question, old.pictures, facts
             ), str(conversation)
         pictures = self.pictures(owner, request)
         question = question_of(request.get("question"), len(pictures))
-        if conversation is None:
-            conversation = self.store.create(owner, title_of(question, len(pictures)))
+        parent = None
         if request.get("replaces"):
-            parent = self.store.turn(owner, conversation, str(request["replaces"])).parent
-        else:
-            path = self.store.path(owner, conversation)
-            parent = path[-1].id if path else None
+            parent = self.store.turn(owner, str(conversation), str(request["replaces"])).parent
+        elif conversation is not None and (path := self.store.path(owner, conversation)):
+            parent = path[-1].id
+        if conversation is None:  # last: what is refused leaves no empty one
+            conversation = self.store.create(owner, title_of(question, len(pictures)))
         return self.store.add_turn(
             owner, conversation, parent, question, pictures, facts
         ), conversation

@@ -155,12 +155,7 @@ class Store:
     def _let_go(self, owner: str, digest: str) -> bool:
         """Forgets an owner's picture that none of their turns shows; whether it was the last."""
         with self._transaction() as db:
-            still_shown = db.execute(
-                "SELECT 1 FROM turns JOIN conversations ON conversations.id = turns.conversation"
-                " WHERE owner = ? AND instr(pictures, ?) LIMIT 1",
-                (owner, digest),
-            ).fetchone()
-            if still_shown:
+            if _is_shown(db, owner, digest):
                 return False
             db.execute("DELETE FROM pictures WHERE owner = ? AND digest = ?", (owner, digest))
             left = db.execute("SELECT 1 FROM pictures WHERE digest = ? LIMIT 1", (digest,))
@@ -321,9 +316,14 @@ class Store:
     # -- pictures and settings ---------------------------------------------------------------------
 
     def remember_picture(self, owner: str, digest: str, name: str, facts: dict[str, Any]) -> None:
+        """Keeps that an owner brought a picture. One that a turn shows keeps its name there,
+        whatever the file is called from which it comes again."""
         with self._transaction() as db:
+            new = ", name = excluded.name, facts = excluded.facts"
+            changed = "" if _is_shown(db, owner, digest) else new
             db.execute(
-                "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO pictures VALUES (?, ?, ?, ?, ?) ON CONFLICT (owner, digest)"
+                f" DO UPDATE SET created = excluded.created{changed}",
                 (owner, digest, name, _json(facts), time.time()),
             )
 
@@ -364,6 +364,15 @@ def _add_facts(db: sqlite3.Connection, turn: str, facts: dict[str, Any]) -> None
     if row is not None:
         known = _json({**json.loads(row["facts"]), **facts})
         db.execute("UPDATE turns SET facts = ? WHERE id = ?", (known, turn))
+
+
+def _is_shown(db: sqlite3.Connection, owner: str, digest: str) -> bool:
+    found = db.execute(
+        "SELECT 1 FROM turns JOIN conversations ON conversations.id = turns.conversation"
+        " WHERE owner = ? AND instr(pictures, ?) LIMIT 1",
+        (owner, digest),
+    )
+    return found.fetchone() is not None
 
 
 def _json(value: object) -> str:
