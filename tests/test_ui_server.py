@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
@@ -21,9 +22,10 @@ from PIL import Image
 
 from tests.fake_engine import FakeEngine
 from tests.ui_server import running
+from tests.waiting import PATIENCE
 from ui.app import Application
 from ui.security import COOKIE
-from ui.server import address_for_others, is_loopback, listen
+from ui.server import GRACE, address_for_others, is_loopback, listen
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.images import ImageLimits
 
@@ -301,6 +303,19 @@ def test_the_public_endpoint_fetches_nothing(person, monkeypatch, scheme):
     ).json()
     events = person.get(f"/gradio_api/call/chat/{started['event_id']}").text
     assert "event: error" in events and not fetched
+    assert scheme == "HTTPS" or "named by an address" in events  # Gradio's own words for the other
+
+
+@pytest.mark.parametrize(
+    "message",
+    [None, "What?", {"text": None}, {"text": "x", "files": "cat.png"}, {"files": []},
+     {"text": "x", "files": ["cat.png"]}, [1]],
+)  # fmt: skip
+def test_programs_are_told_what_to_send(person, message, capfd):
+    started = person.post("/gradio_api/call/chat", json={"data": [message]}).json()
+    events = person.get(f"/gradio_api/call/chat/{started['event_id']}").text
+    assert "event: error" in events and '\\"text\\"' in events
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -463,17 +478,13 @@ def test_a_server_asks_nothing_outside_and_ctrl_c_stops_it_whatever_is_under_way
                 pass  # cut at the end, as it should be
 
         threading.Thread(target=read, daemon=True).start()
-        assert first.wait(60)
-        asked = time.monotonic()
+        assert first.wait(PATIENCE)
         process.send_signal(signal.SIGINT)
-        process.wait(20)
-        seconds = time.monotonic() - asked
+        process.wait(PATIENCE)  # all that is under way would last for ever
     finally:
         process.kill()
     errors = process.stderr.read()
     assert "OUTSIDE" not in errors and "Traceback" not in errors, errors
-    # Two seconds on a machine that has nothing else to do; half of it is the grace for streams.
-    assert seconds < 4, f"{seconds:.1f} s"
 
 
 @pytest.mark.parametrize("option", ["--data-dir", "--share-data-dir"])
@@ -530,6 +541,8 @@ def test_the_end_waits_once_for_all_that_takes_long():
     desk = SimpleNamespace(stop_all=slow, hub=ends, store=SimpleNamespace(close=list))
     Application(None, desk, None, ends).close(patience=0.2)
     assert len(given) == 3 and sum(given) < 0.21
+    patience = inspect.signature(Application.close).parameters["patience"].default
+    assert GRACE + patience < 2, "seconds from Ctrl-C to the end"
 
 
 @pytest.mark.parametrize(

@@ -10,28 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components.multimodal_textbox import MultimodalData
+from pydantic import ValidationError
 
 from ui.handlers import Desk, message_of, question_of
 from ui.settings import Settings
 from ui.stream import growing
 from vqa_app.conversation import Conversation
-from vqa_app.errors import ModelError
+from vqa_app.errors import ModelError, UsageError
 from vqa_app.images import open_picture
 
 AT_ONCE = 4
 """Answers for programs under way: each holds one of the server's about 40 threads."""
 PATIENCE = 600
 """Seconds that a call waits for the model to load."""
+_SHAPE = 'Send {"text": "your question", "files": []}, files as /gradio_api/upload gave them.'
 
 
 def add_endpoint(desk: Desk) -> None:
     """Puts the endpoint on the page that is being built; nothing of it is shown."""
     message = gr.MultimodalTextbox(visible=False, file_count="multiple", label="Question")
+    message.data_model = _Message
     _refuse_addresses(message)
     answer = gr.Textbox(visible=False, label="Answer")
     send = gr.Button(visible=False)
 
-    def chat(message: dict[str, Any]) -> Iterator[Any]:
+    def chat(message: dict[str, Any] | None) -> Iterator[Any]:
         """Answers one question about the pictures that come with it.
 
         `message` is `{"text": ..., "files": [...]}`; each value given back is the answer so far.
@@ -46,19 +50,33 @@ def add_endpoint(desk: Desk) -> None:
     )
 
 
+class _Message(MultimodalData):
+    """Tells programs what is wrong; Gradio would tell its own log alone."""
+
+    @classmethod
+    def model_validate(cls, *arguments: Any, **options: Any) -> _Message:
+        try:
+            return super().model_validate(*arguments, **options)
+        except ValidationError:
+            raise gr.Error(_SHAPE, print_exception=False) from None
+
+
 def _refuse_addresses(message: gr.MultimodalTextbox) -> None:
     """Gradio would fetch a file that is named by its address; no request leaves this machine."""
     moved = message.async_move_resource_to_block_cache
 
     async def local(path: str | Path | None) -> str | None:
         if str(path).lower().startswith(("http:", "https:")):
-            raise ValueError("Files are sent, not named by an address.")
+            told = "Files are sent, not named by an address."
+            raise gr.Error(told, print_exception=False)
         return await moved(path)
 
     message.async_move_resource_to_block_cache = local  # a subclass would get a .pyi beside it
 
 
-def _answer(desk: Desk, message: dict[str, Any]) -> Iterator[Any]:
+def _answer(desk: Desk, message: dict[str, Any] | None) -> Iterator[Any]:
+    if message is None:
+        raise UsageError("There is no question.", _SHAPE)
     files = list(message.get("files") or [])
     try:
         question = question_of(message.get("text"), len(files))
