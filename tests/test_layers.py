@@ -149,7 +149,7 @@ ROWS = {
         ("engine", "template"),
         ("pixels", "worker"),
         ("prompting",),
-        ("adapters", "anatomy", "builtin", "devices", "processors"),
+        ("adapters", "anatomy", "builtin", "consistency", "devices", "processors"),
         ("catalogue", "loading", "model_options", "modeling"),
         ("cache", "decoding", "encoder", "lean", "packing", "runtime"),
         ("attention", "scoring"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -189,6 +190,42 @@ def test_a_language_model_is_not_a_model_for_pictures(tmp_path: Path) -> None:
     assert "not a model that answers questions about pictures" in refusal(tmp_path).problem
 
 
+@pytest.mark.parametrize(
+    ("part", "values", "said"),
+    [
+        ("text_config", {"hidden_size": "abc"}, "expected int, got str"),
+        ("text_config", {"num_attention_heads": 5}, "not a multiple"),
+        ("text_config", {"vocab_size": -1}, "No model can be built"),
+        ("vision_config", {"patch_size": 0}, "ZeroDivisionError"),
+        ("", {"text_config": "x"}, "expected dict, got str"),
+        ("", {"image_token_index": 99999}, " 99999; its processor writes"),
+        ("", {"vision_feature_layer": -99}, "its encoder has 2 layers"),
+    ],
+)
+def test_values_that_no_model_can_have_are_told(
+    copy: Path, part: str, values: dict[str, Any], said: str
+) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (config[part] if part else config).update(values)
+    (copy / "config.json").write_text(json.dumps(config))
+    assert said in refusal(copy).problem
+
+
+def test_a_config_of_a_far_larger_model_is_refused_before_memory_is_taken(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty text config is the default Llama, of 7 billion parameters."""
+    monkeypatch.setattr("vqa_app.loading._from_pretrained", None)  # is not got to
+    edit_json(copy / "config.json", text_config={})
+    assert re.search(r"describes a model of 6,\d+,\d+,\d+ parameters", refusal(copy).problem)
+
+
+def test_a_generation_config_that_is_cut_off_is_told(copy: Path) -> None:
+    """Without it a model would lose its end tokens, and never stop."""
+    (copy / "generation_config.json").write_text('{"eos_token_id": ')
+    assert "generation_config.json cannot be read" in refusal(copy).problem
+
+
 def test_an_empty_folder_is_no_model(tmp_path: Path) -> None:
     assert "no config.json" in refusal(tmp_path).problem
 
@@ -365,6 +402,22 @@ def test_weights_that_an_adapter_lacks_or_has_too_many_are_errors(
     extra = "base_model.model.model.language_model.layers.9.self_attn.q_proj.lora_A.weight"
     change_weights(fat, lambda tensors: tensors.update({extra: torch.ones(2, 32)}))
     assert "layers.9" in refusal(fat).problem
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"base_model_name_or_path": 5}, "does not say which model"),
+        ({"revision": 5}, "does not say which model"),
+        ({"target_modules": 5}, "does not fit the model"),
+    ],
+)
+def test_values_that_no_adapter_can_have_are_told(
+    lora: Path, tmp_path: Path, values: dict[str, Any], said: str
+) -> None:
+    copy = Path(shutil.copytree(lora, tmp_path / "copy"))
+    edit_json(copy / "adapter_config.json", **values)
+    assert said in refusal(copy).problem
 
 
 def test_an_adapter_for_wider_layers_is_refused(tmp_path: Path, lora: Path) -> None:

@@ -137,7 +137,11 @@ def test_a_disk_without_room_is_told_before_the_download(hub: FakeHub, repositor
     assert hub.downloads == []
 
 
-@pytest.mark.parametrize("name", ["no-such-model", "./nowhere", "/no/where", "a/b/c", "~/x", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["no-such-model", "./nowhere", "/no/where", "a/b/c", "~/x", ""]
+    + ["foo/bar..baz", "foo/-bar", "foo/bar.git", "foo/" + 100 * "x", 5000 * "x", "a\0b"],
+)
 def test_what_is_neither_folder_nor_hub_id_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match="no such folder|There is no model"):
         sources.find(name)

@@ -37,7 +37,9 @@ def base_of(source: Source) -> tuple[str, str | None]:
         return name, manifest.base.revision
     config = read_json(source.directory / PEFT_CONFIG)
     if name := config.get("base_model_name_or_path"):
-        return name, config.get("revision")
+        revision = config.get("revision")
+        if isinstance(name, str) and isinstance(revision, str | None):
+            return name, revision
     raise ModelError(
         f"The adapter {source.name} does not say which model it belongs to.",
         "Name the model with --model and this with --adapter.",
@@ -54,7 +56,7 @@ def check_base(adapter: Source, base: Source, base_fingerprint: str) -> None:
         if manifest.base.fingerprint != base_fingerprint:
             raise _mismatch(adapter, base, manifest)
         return
-    wanted = read_json(adapter.directory / PEFT_CONFIG).get("base_model_name_or_path")
+    wanted = str(read_json(adapter.directory / PEFT_CONFIG).get("base_model_name_or_path") or "")
     # Others' adapters name their base only; a local copy of it keeps the last part.
     if wanted and wanted.rstrip("/").rsplit("/")[-1].lower() != _last_part(base):
         raise ModelError(
@@ -151,7 +153,7 @@ def _load_peft(model: Any, adapter: Source) -> Any:
             )
             expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
             given = load_peft_weights(str(adapter.directory), device="cpu")
-    except (ValueError, RuntimeError, KeyError, OSError) as error:
+    except (ValueError, RuntimeError, KeyError, OSError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()
         raise ModelError(
             f"The adapter {adapter.name} does not fit the model: {' '.join(reason[:2])[:300]}",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from vqa_app import adapters, sources
 from vqa_app.anatomy import anatomy
+from vqa_app.consistency import check_pictures, check_size, skeleton
 from vqa_app.devices import Quantization, check_memory, choose_device, choose_dtype
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.manifest import read_manifest
@@ -191,7 +192,10 @@ def _load_whole(
     device = choose_device(device_name)
     dtype = choose_dtype(dtype_name, device, sum(tensor.size for tensor in tensors))
     check_memory(source.name, tensors, device, dtype, quantize)
+    check_size(source.name, config, tensors)
     processor = load_processor(source, config)
+    check_pictures(source.name, config, processor)
+    read_json(directory / "generation_config.json")  # transformers passes over a broken one
     options: dict[str, Any] = {"dtype": dtype}
     if quantize is not None:
         options |= _quantization_options(source, config, dtype, quantize, device)
@@ -230,6 +234,7 @@ def load_config(source: Source) -> Any:
     Raises:
         ModelError: it is not, or only with code from the repository.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
@@ -245,7 +250,13 @@ def load_config(source: Source) -> Any:
             config = AutoConfig.from_pretrained(
                 source.directory, trust_remote_code=False, local_files_only=True
             )
-    except (ValueError, KeyError, OSError, TypeError) as error:
+    except StrictDataclassError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ModelError(
+            f"The config.json of {source.name} cannot be used: {reason[:300]}",
+            "Download it again, or choose another model.",
+        ) from error
+    except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
         if "auto_map" in values:
             raise ModelError(
                 f"{source.name} (model type {kind!r}) needs Python code from its own repository,"
@@ -281,6 +292,7 @@ def _weight_files(source: Source) -> list[Path]:
 
 
 def _from_pretrained(source: Source, config: Any, options: dict[str, Any]) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForImageTextToText
 
     try:
@@ -293,7 +305,7 @@ def _from_pretrained(source: Source, config: Any, options: dict[str, Any]) -> An
             output_loading_info=True,
             **options,
         )
-    except (ValueError, RuntimeError, KeyError, OSError) as error:
+    except (ValueError, RuntimeError, KeyError, OSError, TypeError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines() or [repr(error)]
         raise ModelError(
             f"{source.name} cannot be loaded: {reason[0][:300]}",
@@ -317,8 +329,7 @@ def _from_pretrained(source: Source, config: Any, options: dict[str, Any]) -> An
 def _quantization_options(
     source: Source, config: Any, dtype: torch.dtype, quantize: str, device: torch.device
 ) -> dict[str, Any]:
-    import torch
-    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     try:
         with quiet():
@@ -334,9 +345,7 @@ def _quantization_options(
         raise ModelError(
             f"{source.name} is quantised already.", "Leave out --quantize to load it as it is."
         )
-    with torch.device("meta"), quiet():
-        skeleton = AutoModelForImageTextToText.from_config(config)
-    kept = anatomy(skeleton).never_quantised
+    kept = anatomy(skeleton(source.name, config)).never_quantised
     if quantize == "4bit":
         settings = BitsAndBytesConfig(
             load_in_4bit=True,

@@ -70,18 +70,34 @@ def find(
             )
         return Source(BUILTIN, directory)
     path = Path(name).expanduser()
-    if name and path.is_dir():
+    try:
+        is_dir, is_file = bool(name) and path.is_dir(), path.is_file()
+    except (OSError, ValueError):  # too long or a NUL byte: no path
+        is_dir = is_file = False
+    if is_dir:
         if revision is not None:
             raise UsageError(f"{name} is a folder; it has no revisions.", "Leave out the revision.")
         return Source(str(path.resolve()), path.resolve())
-    if path.is_file():
+    if is_file:
         raise ModelError(f"{name} is a file.", "Give the folder that holds the model's files.")
-    if not _HUB_ID.fullmatch(name) or name.startswith((".", "/", "~")):
+    if not _is_hub_id(name):
+        shown = name if len(name) <= 100 else name[:100] + "..."
         raise ModelError(
-            f"There is no model {name!r}: no such folder, and hub ids have the form owner/name.",
+            f"There is no model {shown!r}: no such folder, and hub ids have the form owner/name.",
             "`vqa-app models` lists models to choose from.",
         )
     return _from_hub(name, revision, offline, weights, bar)
+
+
+def _is_hub_id(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return bool(_HUB_ID.fullmatch(name))
 
 
 def stay_offline() -> None:
