@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import os
 import textwrap
 import types
 import typing
@@ -172,12 +173,15 @@ class RunOptions:
 class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOptions):
     """A fine-tuning run.
 
+    Paths may be texts or `Path`s; where there may be several, a list or a single one does. None
+    stands for the default, as an empty entry in YAML does.
+
     Raises:
         UsageError: a value that cannot be right, named with what to write instead.
     """
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        _settle_types(self)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, float) and not math.isfinite(value):
@@ -216,7 +220,7 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "The config") -> FinetuneConfig:
-        """Builds a config from plain values; lists may be given as single values.
+        """Builds a config from plain values.
 
         Raises:
             UsageError: an unknown key (with the one that was probably meant), or a wrong value.
@@ -231,8 +235,7 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
                     if near
                     else f"Keys are: {', '.join(sorted(known))}.",
                 )
-        hints = typing.get_type_hints(cls)
-        return cls(**{key: _from_plain(hints[key], value) for key, value in values.items()})
+        return cls(**values)
 
     @classmethod
     def from_yaml(cls, path: str | Path, **overrides: Any) -> FinetuneConfig:
@@ -270,24 +273,29 @@ def option_help() -> dict[str, tuple[str, str]]:
     return found
 
 
-def _from_plain(hint: Any, value: Any) -> Any:
-    """What YAML and JSON cannot write: tuples, and in YAML numbers such as 1e-4."""
-    if isinstance(value, str) and _accepts(hint, 0.5) and not _accepts(hint, value):
-        with contextlib.suppress(ValueError):
-            return float(value)
-    if typing.get_origin(hint) is tuple:
-        return tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    return value
-
-
-def _check_types(config: FinetuneConfig) -> None:
-    for name, hint in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if isinstance(value, int) and not isinstance(value, bool) and _accepts(hint, 0.5):
-            value = float(value)
-            object.__setattr__(config, name, value)
+def _settle_types(config: FinetuneConfig) -> None:
+    """Brings every value into its attribute's type, or refuses it."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        hint, given = hints[field.name], getattr(config, field.name)
+        value = field.default if given is None else _in_type(hint, given)
         if not _accepts(hint, value):
-            raise UsageError(f"{name} is {value!r}.", f"Give {_describe(hint)}.")
+            raise UsageError(f"{field.name} is {given!r}.", f"Give {_describe(hint)}.")
+        object.__setattr__(config, field.name, value)
+
+
+def _in_type(hint: Any, value: Any) -> Any:
+    """What can be meant by a value of a near type: one for several, a list for a tuple, a path, a
+    whole number, a text that YAML takes for no number, such as 1e-4."""
+    if typing.get_origin(hint) is tuple:
+        several = value if isinstance(value, (list, tuple)) else (value,)
+        return tuple(os.fspath(v) if isinstance(v, os.PathLike) else v for v in several)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if _accepts(hint, 0.5) and not _accepts(hint, value) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, TypeError):
+            return float(value)
+    return value
 
 
 def _accepts(hint: Any, value: Any) -> bool:

@@ -47,6 +47,29 @@ def test_yaml_numbers_may_be_written_as_people_write_them(tmp_path: Path) -> Non
         FinetuneConfig.from_yaml(path)
 
 
+def test_python_and_yaml_write_lists_paths_and_nothing_as_they_do(tmp_path: Path) -> None:
+    config = FinetuneConfig(
+        data=["a.json", Path("b.csv")],
+        images=Path("photos"),
+        watch="x.png: y?",
+        out=tmp_path / "run",
+        model=Path("base"),
+        feature_dir=Path("kept"),
+        eval_data=None,
+        warmup=None,
+    )
+    assert config.data == ("a.json", "b.csv") and config.images == ("photos",)
+    assert config.watch == ("x.png: y?",) and config.out == str(tmp_path / "run")
+    assert (config.model, config.feature_dir) == ("base", "kept")
+    assert (config.eval_data, config.warmup) == ((), 0.03)
+    path = tmp_path / "run.yaml"
+    path.write_text("data: a.json\nimages:\neval_data:\nmetric:\nlr:\nseed:\n")
+    assert FinetuneConfig.from_yaml(path) == FinetuneConfig(data=("a.json",))
+    for wrong in ({"data": [1]}, {"out": ["a"]}, {"images": [None]}, {"seed": Path("1")}):
+        with pytest.raises(UsageError, match=f"{next(iter(wrong))} is"):
+            FinetuneConfig(**wrong)
+
+
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("data: my.json\nepochs: 3\nlr: 0.1\n")
@@ -61,6 +84,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ({"stage": "lorra"}, "stage is 'lorra'"),
         ({"batch_size": "many"}, "batch_size is 'many'"),
         ({"batch_size": True}, "batch_size is True"),
+        ({"lr": True}, "lr is True"),
         ({"eval_fraction": 1.5}, "eval_fraction is 1.5"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"save_every": float("inf")}, "save_every is inf"),
