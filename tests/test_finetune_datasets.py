@@ -344,9 +344,9 @@ def test_an_object_without_rows_is_a_problem_of_the_file(
         ({"image": "cat.png", "answer": "a cat"}, "no question"),
         ({"picture_of": "cat"}, "No known format"),
         ("cat", "not an object"),
-        (llava(image="iVBORw0KGgo" * 500), "is not a path"),
+        (llava(image="a picture" * 500), "is not a path"),
         (llava(image="a\0.png"), "is not a path"),
-        (llava(image={"bytes": "iVBORw0KGgo"}), "Picture 1 is None"),
+        (llava(image={"bytes": "iVBORw0KGgo"}), "which holds no path"),
         ({"texts": [], "system": "Be kind."}, "conversation is empty"),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@ trained blind, nor on what nobody wrote."""
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,21 @@ def test_qwens_picture_in_the_text_is_shown(folder: Path) -> None:
     assert said(only_row(write(folder, [record]))) == CAT
     record = llava("<img>bird.png</img>\nWhat is it?")
     assert "There is no picture bird.png" in only_problem(write(folder, [record])).what
+
+
+def test_base64_is_a_picture_without_saying_so(folder: Path) -> None:
+    raw = (folder / "images" / "cat.png").read_bytes()
+    text = base64.b64encode(raw).decode()
+    for key, value in (("image", text), ("img_b64", text), ("image_base64_str", [text])):
+        row = only_row(write(folder, [question(**{key: value})]))
+        assert said(row) == CAT
+        assert row.conversation().pictures[0].image.getpixel((0, 0)) == (255, 0, 0)
+    assert "is not a known key" in only_problem(write(folder, [question(shot=text)])).what
+
+
+@pytest.mark.parametrize("path", ["/cats" * 40_000, "cats" * 55 + "/cat", "a picture " * 9_000])
+def test_no_message_is_long(folder: Path, path: str) -> None:
+    assert len(only_problem(write(folder, [question(image=path)])).what) < 400 + len(str(folder))
 
 
 # Questions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import unicodedata
@@ -27,7 +28,13 @@ count of the rows rather than what a file is called."""
 _ENDINGS = (".jpg", ".png", ".jpeg", ".webp")
 """Tried where a name or number has none."""
 _PICTURE_NAME = re.compile(r"[^\s]\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic)$", re.IGNORECASE)
+_SHOWN = 200
+"""Characters of a path."""
 _WEB = re.compile(r"https?://")
+_BASE64 = re.compile(
+    r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-9]|SUkq|TU0AK)[A-Za-z0-9+/\s]{40,}={0,2}\s*"
+)
+"""How JPEG, PNG, GIF, WebP, BMP and TIFF begin; no path is so long without a dot."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,12 @@ def picture_from(value: Any, context: Context, where: str) -> PictureSource:
     if isinstance(value, Mapping):
         name = str(value.get("path") or name)
         content = value.get("bytes")
-        value = content if isinstance(content, bytes) else value.get("path") or value.get("url")
+        named = (value.get(key) for key in ("path", "file_name", "filename", "url"))
+        found = content if isinstance(content, bytes) else next(filter(None, named), None)
+        if found is None:
+            hint = "Give a path relative to the picture folder."
+            raise BadRow(f"{where} is {short(value)}, which holds no path.", hint)
+        value = found
     if isinstance(value, bytes):
         return PictureSource.data(value, name)
     if isinstance(value, float) and value.is_integer():
@@ -127,6 +139,8 @@ def picture_from(value: Any, context: Context, where: str) -> PictureSource:
         raise BadRow(f"{where} is {short(value)}.", "Give a path relative to the picture folder.")
     if value.startswith("data:"):
         return PictureSource.data(value, "picture")
+    if _BASE64.fullmatch(value):  # as TSV files and M3IT have it
+        return PictureSource.data(base64.b64decode(value + "=="), "picture")
     if _is_web(value):
         raise BadRow(f"{where} is a web address, {short(value)}.", "Download it; give its path.")
     return PictureSource.file(find_picture(value.removeprefix("file://"), context.roots))
@@ -154,12 +168,13 @@ def find_picture(path: str, roots: Sequence[Path]) -> Path:
             f"{short(path)} is not a path.", "Write base64 as data:image/png;base64,..."
         ) from error
     folders = " or ".join(map(str, roots))
+    shown = path if len(path) <= _SHOWN else path[:_SHOWN] + "..."
     if outside:
         raise BadRow(
-            f"The picture {path} lies outside the picture folder {folders}.",
+            f"The picture {shown} lies outside the picture folder {folders}.",
             "Move it in, or name the folder that holds it with --images.",
         )
-    what = f"There is no picture {path} in {folders}"
+    what = f"There is no picture {shown} in {folders}"
     if (near := _near(path, roots)) is None:
         raise BadRow(f"{what}.", "Check the name, or give --images.")
     same = unicodedata.normalize("NFC", near) == unicodedata.normalize("NFC", path)
@@ -209,7 +224,7 @@ def _names_picture(value: Any) -> str | None:
         )
     if isinstance(value, str) and len(value) < 300 and _PICTURE_NAME.search(value):
         return "web" if _is_web(value) else "file"
-    return None
+    return "file" if isinstance(value, str) and _BASE64.match(value) else None
 
 
 def _spellings(path: str) -> Iterator[str]:

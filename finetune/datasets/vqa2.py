@@ -71,15 +71,14 @@ def _picture(image_id: Any, subset: str, context: Context) -> Path:
         digits = f"{int(image_id):012d}"
     except (TypeError, ValueError):
         return find_picture(str(image_id), context.roots)
-    stems = [f"COCO_{subset}_{digits}", f"{subset}/COCO_{subset}_{digits}", digits, str(image_id)]
-    for stem in stems:
-        for ending in (".jpg", ".png", ".jpeg"):
-            try:
-                return find_picture(stem + ending, context.roots)
-            except BadRow:
-                continue
+    name = f"COCO_{subset}_{digits}"
+    for stem in (name, f"{subset}/{name}", str(image_id)):
+        try:
+            return find_picture(stem, context.roots)
+        except BadRow:
+            continue
     folders = " or ".join(map(str, context.roots))
     raise BadRow(
-        f"There is no picture {stems[0]}.jpg or {digits}.jpg in {folders}.",
+        f"There is no picture {name}.jpg or {digits}.jpg in {folders}.",
         "Name the folder of the COCO pictures with --images.",
     )
