@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +116,7 @@ def test_sharegpt_variants(folder: Path) -> None:
     assert said(only_row(write(folder, [with_system])))[0] == ("system", "Be brief.", 0)
 
 
-@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
 def test_tables_with_image_question_answer(folder: Path, delimiter: str) -> None:
     lines = [["image", "question", "answer"], ["cat.png", "What is it?", "a cat"]]
     row = only_row(write(folder, "\n".join(delimiter.join(line) for line in lines), "data.csv"))
@@ -380,6 +383,7 @@ def test_a_missing_picture_far_down_is_named_with_its_row(folder: Path) -> None:
         ('{"a": 1},\n{"a": 2}\n', "second object begins after line 1", "[ ]"),
         ("[" * 100_000, "is not valid JSON", ""),
         ('image,"question\ncat.png,What?', "Not a table", "quotes"),
+        ("cat.png,What is it?,a cat\n", "is a row, not a header", "above it"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(
@@ -403,6 +407,40 @@ def test_a_byte_order_mark_is_read_past_and_said(folder: Path) -> None:
     data = read_rows(path)
     assert len(data.rows) == 1 and data.problems == ()
     assert "byte-order mark" in data.notes[0].what
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("a.tar", "a tar archive"),
+        ("a.jsonl.gz", "a gzip archive"),
+        ("a.zip", "a ZIP archive"),
+        ("a.xlsx", "an Excel workbook"),
+        ("images/cat.png", "a PNG picture"),
+    ],
+)
+def test_what_is_no_data_file_is_called_what_it_is(folder: Path, name: str, what: str) -> None:
+    raw = json.dumps([llava()]).encode()
+    with tarfile.open(folder / "a.tar", "w") as tar, gzip.open(folder / "a.jsonl.gz", "w") as file:
+        tar.add(folder / "images" / "cat.png", "cat.png")
+        file.write(raw)
+    for archive, inside in (("a.zip", "data.json"), ("a.xlsx", "xl/workbook.xml")):
+        with zipfile.ZipFile(folder / archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+            zipped.writestr(inside, raw * 50)
+    problem = only_problem(folder / name)
+    assert what in problem.what and "UTF-8 text" not in problem.what and problem.hint
+
+
+def test_a_folder_without_a_data_set_is_told_what_it_holds(folder: Path) -> None:
+    with pytest.raises(DataError, match="holds no data set: it has 2 .png files"):
+        read_rows(folder / "images")
+    (folder / "images" / "cat.txt").write_text("a cat")
+    with pytest.raises(DataError, match="it has 2 .png files and 1 .txt file"):
+        read_rows(folder / "images")
+    write(folder, [llava()])
+    with pytest.raises(DataError, match="holds no data set that says what it is") as refused:
+        read_rows(folder)
+    assert str(folder / "data.json") in refused.value.hint
 
 
 def test_text_in_another_encoding_is_named_with_its_line(folder: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.datasets.pictures import names_picture
 from finetune.datasets.records import QUESTION_KEYS
 from finetune.datasets.rows import Problem
 from finetune.datasets.tables import (
@@ -20,7 +21,9 @@ from finetune.datasets.tables import (
     read_table,
     refuse_split,
 )
+from finetune.datasets.values import short
 from vqa_app.errors import DataError
+from vqa_app.file_kinds import kind_of
 
 ENDINGS = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt"}
 """What files of data are called; a hub's data set may have a dot in its name."""
@@ -80,11 +83,29 @@ def _decode(raw: bytes, name: str, problems: list[Problem]) -> str | None:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
+        if held := _container(raw):
+            problems.append(Problem(name, None, *held))
+            return None
         line = raw[: error.start].count(b"\n") + 1
         problems.append(
             Problem(name, None, f"Line {line:,} is not UTF-8 text.", "Save the file as UTF-8.")
         )
         return None
+
+
+def _container(raw: bytes) -> tuple[str, str] | None:
+    """What holds the data instead of being it, and what to do."""
+    if raw.startswith(b"PK\3\4") and b"xl/" in raw:
+        return "The file is an Excel workbook.", "Save it as CSV UTF-8."
+    if raw[257:262] == b"ustar":
+        what = "The file is a tar archive."
+        return what, "Unpack it, and write the questions into one JSON or CSV file."
+    kind = kind_of(raw)
+    if kind in ("an unknown format", "a text file"):
+        return None
+    archive = "archive" in kind
+    hint = "Unpack it." if archive else "Give the JSON or CSV file with the questions."
+    return f"The file is {kind if archive or kind[0].islower() else f'a {kind} picture'}.", hint
 
 
 def _read_json(text: str, name: str, wanted: str, problems: list[Problem]) -> Records:
@@ -186,7 +207,7 @@ def _read_csv(text: str, name: str, problems: list[Problem]) -> Records:
     if said and start + 1 < len(lines):
         start += 1
     header = lines[start].rstrip("\r\n")
-    delimiter = said[1] if said else max("\t,;", key=header.count)
+    delimiter = said[1] if said else max("\t,;|", key=header.count)
     if delimiter not in header:
         what = f"The file is neither JSON nor a table; it begins with {header[:60]!r}."
         hint = 'A table needs a header such as "image,question,answer".'
@@ -197,6 +218,10 @@ def _read_csv(text: str, name: str, problems: list[Problem]) -> Records:
     if isinstance(fields, csv.Error):
         problem = Problem(name, None, f"Not a table: {fields} in its header.", "Fix the quotes.")
         return Records([], [*problems, problem])
+    if any(map(names_picture, fields)):
+        what = f"The first line is a row, not a header: {short(header)}."
+        hint = 'Write a line such as "image,question,answer" above it.'
+        return Records([], [*problems, Problem(name, None, what, hint)])
     items = []
     for number, cells in rows:
         if isinstance(cells, csv.Error):

@@ -109,7 +109,7 @@ def _doubt(key: str, value: Any) -> int:
         return 3
     if _NUMBERED.fullmatch(key.lower()) or isinstance(value, (int, float)):
         return 2
-    return 0 if _names_picture(value) else 1
+    return 0 if names_picture(value) else 1
 
 
 def picture_from(value: Any, context: Context, where: str) -> PictureSource:
@@ -199,7 +199,7 @@ def _refuse_unread(record: Mapping[str, Any]) -> None:
     for key, value in record.items():
         if key.lower() in ("video", "videos", "audio", "audios") and not missing(value):
             raise BadRow(f"The row is about {key!r}, {short(value)}.", "Only pictures are read.")
-        if (kind := _names_picture(value)) is None:
+        if (kind := names_picture(value)) is None:
             continue
         if kind == "web":
             raise BadRow(
@@ -212,16 +212,14 @@ def _refuse_unread(record: Mapping[str, Any]) -> None:
         )
 
 
-def _names_picture(value: Any) -> str | None:
+def names_picture(value: Any) -> str | None:
     """Whether a value is a picture or its name ("file"), or its web address ("web")."""
     if isinstance(value, bytes):
         return "file"
     if isinstance(value, (list, tuple)):
-        return next(filter(None, map(_names_picture, value)), None)
+        return next(filter(None, map(names_picture, value)), None)
     if isinstance(value, Mapping):
-        return (
-            "file" if isinstance(value.get("bytes"), bytes) else _names_picture(value.get("path"))
-        )
+        return "file" if isinstance(value.get("bytes"), bytes) else names_picture(value.get("path"))
     if isinstance(value, str) and len(value) < 300 and _PICTURE_NAME.search(value):
         return "web" if _is_web(value) else "file"
     return "file" if isinstance(value, str) and _BASE64.match(value) else None

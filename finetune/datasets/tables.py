@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.datasets.rows import PictureSource, Problem
+from finetune.progress import counted
 from vqa_app.errors import DataError
 from vqa_app.sources import HUB_TIMEOUT
 
@@ -164,10 +166,21 @@ def read_folder(path: Path, wanted: str, name: str) -> Records:
             found = read_table(load_tables(kind, chosen), f"{name} ({wanted})")
             found.problems.extend(notes)
             return found
-    raise DataError(
-        f"The folder {path} holds no data set.",
-        "Give the JSON or CSV file in it, a folder of Parquet files, or one of save_to_disk.",
-    )
+    raise _no_data_set(path)
+
+
+def _no_data_set(folder: Path) -> DataError:
+    """Says what lies in it instead."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    what = f"The folder {folder} holds no data set"
+    data = [file for file in files if file.suffix.lower() in (".json", ".jsonl", ".csv", ".tsv")]
+    if 0 < len(data) <= 5:
+        names = ", ".join(str(file) for file in data)
+        return DataError(f"{what} that says what it is.", f"Give --data its file: {names}.")
+    kinds = Counter(file.suffix.lower() or "nameless" for file in files).most_common(3)
+    held = " and ".join(f"{counted(number, f'{kind} file')}" for kind, number in kinds)
+    hint = 'Write the questions into one table with "image", "question", "answer", and give that.'
+    return DataError(f"{what}: it has {held or 'no files'}.", hint)
 
 
 def refuse_split(wanted: str, name: str) -> None:
