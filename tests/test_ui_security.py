@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -11,7 +13,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from ui.security import COOKIE, Guard, Rules
+from ui.security import COOKIE, WRONG_AT_ONCE, Guard, Rules
 
 
 def application(rules: Rules) -> Guard:
@@ -103,6 +105,37 @@ def test_without_a_password_nothing_but_health_is_answered():
     assert page.get("/", auth=("bob", "")).status_code == 401
     assert page.get("/", auth=("ann", "pass:word")).text == "owner=user:ann"
     assert page.get("/", headers={"authorization": "Basic %%%"}).status_code == 401
+
+
+def test_who_guesses_passwords_waits_and_nobody_else(monkeypatch, caplog):
+    told = asyncio.Event()
+    monkeypatch.setattr("ui.security.sleep", lambda _: told.wait())
+    guard = application(Rules(users={"ann": "right"}))
+
+    async def ask(password: str, address: str, **headers: str) -> int:
+        transport = httpx.ASGITransport(guard, client=(address, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as asker:
+            return (await asker.get("/", auth=("ann", password), headers=headers)).status_code
+
+    async def tried() -> None:
+        guesses = [asyncio.create_task(ask(str(n), "10.0.0.1")) for n in range(40)]
+        while sum(task.done() for task in guesses) < 40 - WRONG_AT_ONCE:
+            await asyncio.sleep(0)
+        assert {task.result() for task in guesses if task.done()} == {429}
+        assert await ask("right", "10.0.0.1") == 429, "it is not looked at"
+        assert await ask("right", "10.0.0.2") == 200
+        assert await ask("right", "127.0.0.1", **{"x-forwarded-for": "x, 10.0.0.2"}) == 200
+        assert await ask("right", "127.0.0.1", **{"x-forwarded-for": "x, 10.0.0.1"}) == 429
+        assert await ask("right", "10.0.0.2", **{"x-forwarded-for": "10.0.0.1"}) == 200
+        own = [asyncio.create_task(ask("wrong", "127.0.0.1")) for _ in range(40)]
+        assert await ask("right", "127.0.0.1") == 200, "anybody behind a proxy that says nothing"
+        told.set()
+        assert set(await asyncio.gather(*own)) == {401}
+        assert (await asyncio.gather(*guesses)).count(401) == WRONG_AT_ONCE
+        assert await ask("right", "10.0.0.1") == 200 and not guard._wrong
+
+    asyncio.run(tried())
+    assert caplog.text.count("Wrong user or password from 10.0.0.1") == WRONG_AT_ONCE
 
 
 def test_large_bodies_are_refused_announced_or_not():

@@ -11,9 +11,12 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
+import logging
 import re
 import secrets
 import socket
+from asyncio import sleep
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
@@ -26,9 +29,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ui.policy import guarded
 
+log = logging.getLogger(__name__)
+
 COOKIE = "vqa_browser"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 PAGE = "/"
+WRONG_TAKES = 0.5
+"""Seconds until somebody is told that a password is wrong."""
+WRONG_AT_ONCE = 8
+"""Wrong passwords of one address under way at once; more tries are not looked at meanwhile."""
 _OPEN_PATHS = ("/healthz", "/readyz")
 
 
@@ -64,6 +73,8 @@ class Guard:
         self.app = app
         self.rules = rules
         self._hosts = machine_hosts(rules.hosts)
+        self._wrong: Counter[str] = Counter()
+        """Wrong passwords under way, by the address that they come from."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -75,6 +86,8 @@ class Guard:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
                 return
+            if refusal.status_code == 401 and "authorization" in headers:
+                await self._hold_up(_address(scope, headers))
             await refusal(scope, receive, guarded(send, {}))
             return
         user = self._user(headers)
@@ -84,6 +97,20 @@ class Guard:
         new = {} if token or user or scope["type"] != "http" else self._new_cookie(scope)
         body = _Body(receive, self._limit(scope))
         await self.app(scope, body.receive, guarded(send, new, scope["path"] == PAGE))
+
+    async def _hold_up(self, address: str) -> None:
+        """Lets somebody who guesses passwords wait, and nobody else."""
+        log.warning("Wrong user or password from %s.", address or "this machine or its proxy")
+        if not address:
+            await sleep(WRONG_TAKES)
+            return
+        self._wrong[address] += 1
+        try:
+            await sleep(WRONG_TAKES)
+        finally:
+            self._wrong[address] -= 1
+            if not self._wrong[address]:
+                del self._wrong[address]
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         if not self._host_allowed(headers.get("host", "")):
@@ -97,12 +124,15 @@ class Guard:
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self._limit(scope):
             return PlainTextResponse("The request is too large.\n", 413)
-        if self.rules.users and scope["path"] not in _OPEN_PATHS and self._user(headers) is None:
-            return PlainTextResponse(
-                "Please sign in.\n",
-                401,
-                {"www-authenticate": 'Basic realm="VQA chat", charset="UTF-8"'},
-            )
+        if self.rules.users and scope["path"] not in _OPEN_PATHS:
+            if self._wrong[_address(scope, headers)] >= WRONG_AT_ONCE:  # right or not
+                return PlainTextResponse("Too many wrong passwords at once.\n", 429)
+            if self._user(headers) is None:
+                return PlainTextResponse(
+                    "Please sign in.\n",
+                    401,
+                    {"www-authenticate": 'Basic realm="VQA chat", charset="UTF-8"'},
+                )
         if self.rules.reachable and not self.rules.reachable.fullmatch(scope["path"]):
             return PlainTextResponse("Not found.\n", 404)
         return None
@@ -159,6 +189,18 @@ def _same_origin(headers: Headers) -> bool:
     # Browsers leave Origin out of plain navigations, and say cross-site here.
     site = headers.get("sec-fetch-site", "same-origin")
     return site != "cross-site" or headers.get("sec-fetch-mode") == "navigate"
+
+
+def _address(scope: Scope, headers: Headers) -> str:
+    """Where a request comes from: from this machine, what a proxy says, or "" where it says
+    nothing: that may be anybody."""
+    address = (scope.get("client") or ("",))[0]
+    try:
+        if not ipaddress.ip_address(address).is_loopback:
+            return address
+    except ValueError:
+        pass
+    return headers.get("x-forwarded-for", "").rpartition(",")[2].strip()[:50]
 
 
 def _token(headers: Headers) -> str | None:
