@@ -7,6 +7,7 @@ renamed; a full disk or a kill leaves what was there before.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -20,10 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from finetune.golden import GOLDEN_FOLDER, record_golden
-from vqa_app.adapters import PEFT_FILE, PROJECTOR_FILE
+from vqa_app.adapters import PEFT_CONFIG, PEFT_FILE, PROJECTOR_FILE
 from vqa_app.conversation import Conversation
 from vqa_app.errors import ModelError, UsageError
-from vqa_app.manifest import MANIFEST_FILE, Manifest, write_manifest
+from vqa_app.manifest import MANIFEST_FILE, Base, Manifest, write_manifest
 from vqa_app.quiet import quiet
 
 if TYPE_CHECKING:
@@ -207,6 +208,14 @@ def save_weights(
             model.save_pretrained(out, state_dict=state_dict, max_shard_size="2GB")
 
 
+def _name_base(config: Path, base: Base) -> None:
+    """PEFT names the folder that the base was loaded from, which no other machine has."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values["base_model_name_or_path"] = base.name if base.on_hub else None
+    values["revision"] = base.revision
+    config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
 def load_weights(model: PreTrainedModel, kind: str, directory: Path) -> None:
     """Puts what `save_weights` wrote back into a model that is set up as it was then.
 
@@ -262,6 +271,8 @@ def save_run(
     try:
         with _into(run) as folder:
             save_weights(model, manifest.kind, folder, state_dict=state_dict)
+            if manifest.kind in ("lora", "qlora"):
+                _name_base(folder / PEFT_CONFIG, manifest.base)
             processor.save_pretrained(folder)
             if golden:
                 (folder / GOLDEN_FOLDER).mkdir()

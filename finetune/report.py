@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -25,7 +27,8 @@ from finetune.run_files import (
     WATCH_FOLDER,
 )
 from vqa_app.images import OWN_FILES, Picture, open_picture
-from vqa_app.manifest import MANIFEST_FILE
+from vqa_app.manifest import MANIFEST_FILE, Base
+from vqa_app.sources import BUILTIN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,6 +105,8 @@ def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
     context = {
         "name": run.resolve().name,
         "manifest": manifest,
+        "base": _base_in_words(Base(**manifest["base"])),
+        "on_hub": Base(**manifest["base"]).on_hub,
         "command": manifest.get("command", ""),
         "final": final,
         "asked": counted(int(asked), "held-out question") if asked else "held-out questions",
@@ -114,7 +119,23 @@ def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
         ],
     }
     (run / REPORT_FILE).write_text(_render("report.html.j2", context), encoding="utf-8")
+    for name in ("data", "eval_data"):
+        context[name] = [_portable(source) for source in manifest["config"].get(name) or ()]
+    context["command"] = shlex.join(map(_portable, shlex.split(context["command"])))
     (run / CARD_FILE).write_text(_render("model_card.md.j2", context), encoding="utf-8")
+
+
+def _base_in_words(base: Base) -> str:
+    if base.on_hub:
+        return f"`{base.name}`"
+    if base.name == BUILTIN:
+        return "the model that comes with vqa-app"
+    return f"a model that is not on the hub, `{Path(base.name).name}`"
+
+
+def _portable(word: str) -> str:
+    """A word of a command, of an absolute path the last part alone: a card is read elsewhere."""
+    return re.sub(r"^(?:/|[A-Za-z]:[/\\])(?:[^/\\:]*[/\\])*", "", word)
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

@@ -104,6 +104,25 @@ def test_other_weights_do_not_pass(run: Path) -> None:
         require(found)
 
 
+def test_an_adapter_names_its_base_as_others_can_have_it(
+    tiny_llava_dir: Path, tmp_path: Path
+) -> None:
+    """Not by the folder that it was loaded from here."""
+    import json
+    from dataclasses import replace
+
+    from finetune.checkpoint import save_run
+    from vqa_app.manifest import Base
+
+    model, processor, manifest = trained(tiny_llava_dir, "lora")
+    for name, revision, said in (("owner/name", "c0ffee", "owner/name"), ("builtin", None, None)):
+        named = replace(manifest, base=Base(name, "f", revision))
+        save_run(tmp_path / name, model, processor, named)
+        config = json.loads((tmp_path / name / "adapter_config.json").read_text())
+        assert (config["base_model_name_or_path"], config["revision"]) == (said, revision)
+        assert str(tiny_llava_dir) not in (tmp_path / name / "adapter_config.json").read_text()
+
+
 def test_a_run_keeps_its_golden_pictures_and_prompts(run: Path) -> None:
     from finetune.golden import read_golden
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -154,8 +155,40 @@ def test_the_card_of_a_run_that_was_asked_nothing_says_so(run: Path) -> None:
 def test_the_model_card_names_base_data_and_figures(run: Path) -> None:
     write_report(run)
     card = (run / "README.md").read_text()
-    for said in ("base_model: builtin", "library_name: peft", "75.00 %", "train.json", "my-run"):
+    for said in ("library_name: peft", "75.00 %", "train.json", "my-run"):
         assert said in card, said
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("builtin", "the model that comes with vqa-app"),
+        ("owner/name", "`owner/name`"),
+        ("/home/ann/models/mine", "a model that is not on the hub, `mine`"),
+    ],
+)
+def test_the_card_can_be_read_elsewhere(run: Path, name: str, said: str) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["base"]["name"] = name
+    manifest["config"] |= {"data": ["/home/ann/d/a.json@2"], "eval_data": ["C:\\d\\b.json"]}
+    given = [
+        "vqa-app",
+        "finetune",
+        "--data",
+        "/home/ann/d/a.json",
+        "--watch",
+        "/home/ann/p.png: a/b?",
+    ]
+    manifest["command"] = shlex.join(given)
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    write_report(run)
+    card = (run / "README.md").read_text()
+    assert ("base_model:" in card) == (name == "owner/name")  # the hub takes nothing but its ids
+    assert f"A LoRA adapter and a projector for {said}," in card
+    assert "/home" not in card and "C:" not in card
+    assert "vqa-app finetune --data a.json --watch 'p.png: a/b?'" in card
+    assert "Data: a.json@2 " in card and "data of its own, b.json" in card
+    assert "a.json" in (run / "report.html").read_text()
 
 
 def test_a_watched_photo_may_be_larger_than_what_strangers_may_give(run: Path) -> None:

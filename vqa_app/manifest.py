@@ -31,6 +31,11 @@ class Base:
     revision: str | None = None
     """Commit on the hub."""
 
+    @property
+    def on_hub(self) -> bool:
+        """Whether others can have it by its name."""
+        return self.name != "builtin" and not Path(self.name).is_absolute()
+
 
 @dataclass(frozen=True)
 class Manifest:
