@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from vqa_app.images import Picture
 
 _BAR = 40
+_ALIKE_SHOWN = 5
+_PARTICULAR = re.compile(r"\S*[./'\d]\S*")
+"""Words of a problem that tell it from others of its kind: names, paths, numbers."""
 _THUMBNAIL = (48, 24)
 """Columns and rows of half characters, so that the picture keeps its shape."""
 
@@ -46,8 +50,7 @@ def check_data(config: FinetuneConfig, stream: IO[str]) -> None:
     for name, found in checked.items():
         for note in found.notes:
             console.print(f"Note: {note}", markup=False)
-        for problem in found.problems:
-            console.print(str(problem), markup=False)
+        _print_problems(console, found.problems)
         if found.samples:
             _print_summary(console, name, summarize(found.samples))
             _print_copies(console, found)
@@ -123,11 +126,12 @@ def _row(data: ReadRows, which: str | None) -> Row:
         )
     if problems:
         raise DataError(str(problems[0]))
+    if not (rows or data.rows) and data.problems:
+        raise DataError(str(data.problems[0]))
     if not rows:
-        first = f" The first problem: {data.problems[0]}" if data.problems else ""
         numbers = [row.number for row in data.rows if file in ("", row.file, Path(row.file).name)]
         there = f"they are {min(numbers):,} to {max(numbers):,}" if numbers else "there are none"
-        raise DataError(f"There is no row {which or 1}: {there}.{first}", "Give another --row.")
+        raise DataError(f"There is no row {which or 1}: {there}.", "Give another --row.")
     return rows[0]
 
 
@@ -193,6 +197,25 @@ def _print_summary(console: Console, name: str, summary: Summary) -> None:
     console.print("  Longest:")
     for sample in summary.longest:
         console.print(f"    {len(sample):,} tokens: {sample.row.place}", markup=False)
+
+
+def _print_problems(console: Console, problems: Sequence[Problem]) -> None:
+    """Every one; on a terminal a few of each kind, the commonest first."""
+    kinds: dict[tuple[str, str, str], list[Problem]] = {}
+    for problem in problems:
+        begins = " ".join(_PARTICULAR.sub("", problem.what).split()[:2])
+        kinds.setdefault((problem.file, begins, problem.hint), []).append(problem)
+    groups = [list(problems)]
+    if console.is_terminal:
+        groups = sorted(kinds.values(), key=len, reverse=True)
+    shown = _ALIKE_SHOWN if console.is_terminal else len(problems)
+    for alike in groups:
+        for problem in alike[:shown]:
+            console.print(str(problem), markup=False)
+        if more := len(alike[shown:]):
+            console.print(f"  ... and {counted(more, 'problem')} like these")
+    if any(alike[shown:] for alike in groups):
+        console.print("Written to a file, with > problems.txt, all of them are listed.")
 
 
 def _print_copies(console: Console, found: Preflight) -> None:

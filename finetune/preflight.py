@@ -68,7 +68,8 @@ class Preflight:
         """
         allow(self.problems, max_bad)
         if not self.samples:
-            raise DataError("The data holds no rows.", "Check --data.")
+            what = f"All rows are bad, the first: {self.problems[0]}" if self.problems else ""
+            raise DataError(what or "The data holds no rows.", "Check --data.")
         if self.problems and skipped is not None:
             skipped.parent.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(problem.to_json(), ensure_ascii=False) for problem in self.problems]

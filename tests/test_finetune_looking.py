@@ -38,6 +38,27 @@ def test_check_data_prints_counts_and_every_problem(tiny_llava_dir: Path, tmp_pa
     check_data(options(data, tiny_llava_dir).replace(max_bad=1), io.StringIO())
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_lists_problems_alike_a_few_times(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path)
+    rows = json.loads(data.read_text())
+    bad = {**rows[1], "conversations": []}
+    gone = [{**rows[1], "image": f"gone/{number}.png"} for number in range(30)]
+    data.write_text(json.dumps([rows[0], bad, *gone]))
+    shown = {}
+    for stream in (Terminal(), io.StringIO()):
+        with pytest.raises(DataError, match="31 problems"):
+            check_data(options(data, tiny_llava_dir), stream)
+        lines = stream.getvalue().splitlines()
+        shown[type(stream)] = [line for line in lines if line.startswith(str(data))]
+    assert len(shown[io.StringIO]) == 31 and len(shown[Terminal]) == 6
+    assert "gone/0.png" in shown[Terminal][0] and "conversation" in shown[Terminal][-1]
+
+
 def test_a_broken_file_is_a_problem_however_many_rows_may_be_bad(
     tiny_llava_dir: Path, tmp_path: Path
 ) -> None:
@@ -140,10 +161,6 @@ def test_looking_at_data_downloads_no_weights(
 
 
 def test_a_terminal_is_shown_the_picture(tiny_llava_dir: Path, tmp_path: Path) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     stream = Terminal()
     show_sample(options(write_data(tmp_path), tiny_llava_dir), "2", stream)
     assert stream.getvalue().count("▀") == 48 * 24

@@ -313,6 +313,7 @@ def test_a_folder_of_pictures_with_their_table(folder: Path) -> None:
         write(folder / "set" / part, table, "metadata.csv")
     row = only_row(folder / "set")
     assert said(row) == CAT and row.pictures[0].name == "train.png"
+    assert row.file == str(folder / "set" / "train" / "metadata.csv")
     for part in ("train", "test"):
         (folder / "set" / part).rename(folder / "set" / f"{part}s")
     with pytest.raises(DataError, match="several tables: tests/metadata.csv, trains/metadata.csv"):

@@ -57,6 +57,8 @@ def test_a_broken_picture_and_a_long_row_are_problems_with_their_rows(
     skipped = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in skipped] == [3, 8]
     assert len(found.samples) == 6
+    with pytest.raises(DataError, match=r"All rows are bad, the first: .*row 3"):
+        replace(found, samples=()).raise_beyond(2)
 
 
 def test_threads_change_nothing(data: Path, processor: Any) -> None:

@@ -73,22 +73,20 @@ def read_rows(
         if _is_file(path) and (content := vqa2.load_official(path)) is not None:
             official.append((path, weight, content))
             continue
-        records, roots = _read_source(text, path, images, split or purpose)
-        text += f"@{split}" if split else ""
-        stored = records.table.picture if records.table else None
-        context = Context(text, roots, stored)
+        records, context = _read_source(text, path, images, split, purpose)
+        name = context.file
         problems += records.problems
         of_source: list[Row] = []
         for number, record in records.items:
             try:
                 of_source.append(with_weight(read_record(record, number, context), weight))
             except BadRow as bad:
-                problems.append(Problem(text, number, bad.what, bad.hint))
+                problems.append(Problem(name, number, bad.what, bad.hint))
             except (ValueError, TypeError, IndexError, AttributeError) as error:
                 what = f"The row is malformed: {str(error)[:100]}."
-                problems.append(Problem(text, number, what, "Compare it with the other rows."))
+                problems.append(Problem(name, number, what, "Compare it with the other rows."))
         rows += of_source
-        problems += _doubts(text, of_source, context)
+        problems += _doubts(name, of_source, context)
     rows += _read_official(official, images, problems)
     notes = tuple(problem for problem in problems if problem.note)
     return ReadRows(tuple(rows), tuple(p for p in problems if not p.note), notes)
@@ -134,19 +132,26 @@ def _check_hub_name(text: str, path: Path) -> None:
 
 
 def _read_source(
-    text: str, path: Path, images: Sequence[str | Path], wanted: str
-) -> tuple[tables.Records, tuple[Path, ...]]:
-    if path.is_dir():
-        if (found := tables.metadata_of(path, wanted, text)) is not None:
-            table, notes = found
-            records = files.read_file(table, text, FOR_TRAINING)
-            records.problems.extend(notes)
-            return records, _roots(images, table.parent)
-        return tables.read_folder(path, wanted, text), _roots(images, path)
-    if _is_file(path):
-        return files.read_file(path, text, wanted), _roots(images, path.parent)
-    _check_hub_name(text, path)
-    return tables.read_hub(text, wanted), _roots(images, Path())
+    text: str, path: Path, images: Sequence[str | Path], split: str, purpose: str
+) -> tuple[tables.Records, Context]:
+    """The records, and what they are called; a picture folder's are those of its table."""
+    name, wanted, folder = text, split or purpose, Path()
+    if path.is_dir() and (found := tables.metadata_of(path, wanted, text)) is not None:
+        table, notes = found
+        name, folder = str(table), table.parent
+        records = files.read_file(table, name, FOR_TRAINING)
+        records.problems.extend(notes)
+    elif path.is_dir():
+        records, folder = tables.read_folder(path, wanted, text), path
+    elif _is_file(path):
+        records, folder = files.read_file(path, text, wanted), path.parent
+    else:
+        _check_hub_name(text, path)
+        records = tables.read_hub(text, wanted)
+    if split and name == text:
+        name = f"{text}@{split}"
+    stored = records.table.picture if records.table else None
+    return records, Context(name, _roots(images, folder), stored)
 
 
 def _read_official(
