@@ -16,6 +16,7 @@ from vqa_app.conversation import Conversation, Message
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.loading import load_model
 from vqa_app.local_engine import LocalEngine
+from vqa_app.overlay import whole_answer
 from vqa_app.prompting import encode
 from vqa_app.runtime import Runtime
 
@@ -108,6 +109,14 @@ def test_a_conversation_without_pictures_has_no_map(tiny_llava_dir: Path) -> Non
     engine = LocalEngine(load_model(str(tiny_llava_dir)))
     with pytest.raises(UsageError, match="no picture"):
         engine.attention_map(Conversation.ask("Hm?"), "red")
+    engine.close()
+
+
+def test_an_empty_answer_has_empty_maps(tiny_llava_dir: Path) -> None:
+    engine = LocalEngine(load_model(str(tiny_llava_dir)))
+    found = engine.attention_map(TWO_PICTURES, "")
+    assert found.tokens == () and [grid.shape for grid in found.maps] == [(0, 4, 4)] * 2
+    assert not whole_answer(found, 0).any()
     engine.close()
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from tests.fake_engine import FakeEngine
 from tests.waiting import PATIENCE
-from vqa_app import __version__, ask
+from vqa_app import __version__, ask, doctor
 from vqa_app.cli import _COMMANDS, app
 from vqa_app.engine import GenerationOptions
 from vqa_app.errors import ModelError
@@ -210,6 +210,28 @@ def test_explain_says_before_answering_where_a_model_cannot(
     assert "does not show where it looked" in result.stderr
 
 
+def test_explain_spares_what_it_cannot_or_must_not_write(
+    run: Run, engine: FakeEngine, cat: str, mouse: str, tmp_path: Path
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    result = run("ask", "--explain", f"{tmp_path}/folder.png", cat, "What is it?")
+    assert (result.exit_code, result.stdout) == (2, "")  # told before there is an answer
+    assert "that is a folder" in result.stderr
+    (tmp_path / "map-2.png").symlink_to(mouse)
+    result = run("ask", "--explain", f"{tmp_path}/map.png", cat, mouse, "Same?")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "map-2.png would overwrite the picture itself" in result.stderr
+
+
+def test_a_map_that_cannot_be_written_is_no_bug(
+    run: Run, engine: FakeEngine, cat: str, tmp_path: Path
+) -> None:
+    (tmp_path / "map.png").symlink_to("no/such/folder.png")
+    result = run("ask", "--explain", f"{tmp_path}/map.png", cat, "What is it?")
+    assert result.exit_code == 2
+    assert "map.png cannot be written: " in result.stderr
+
+
 # Errors: two lines, a code, no traceback
 
 
@@ -225,6 +247,8 @@ def test_explain_says_before_answering_where_a_model_cannot(
         (["ftp://host/cat.png", "What?"], 3, "not fetched by ftp"),
         (["--explain", "no/such/map.png", "CAT", "What?"], 2, "no folder"),
         (["--explain", "map.txt", "CAT", "What?"], 2, "not a picture's name"),
+        (["--explain", "CAT", "CAT", "What?"], 2, "would overwrite the picture itself"),
+        (["--seed", str(1 << 70), "CAT", "What?"], 2, "seed is 1180591620717411303424"),
         (["--explain", "map.png", "What?"], 2, "needs a picture"),
         (["--out", "a.jsonl", "CAT", "What?"], 2, "belongs to --each"),
         (["--each", "CAT"], 2, "needs a question"),
@@ -480,12 +504,28 @@ def test_doctor_tells_versions_and_nothing_private(
     assert str(Path.home()) + os.sep not in result.stdout
 
 
+def test_doctor_tells_the_rest_without_a_home(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in containers, where a user may be a number."""
+    monkeypatch.setenv("HOME", "/no/such/home")
+    result = run("doctor")
+    assert result.exit_code == 0, result.stderr
+    assert "free in the home folder's file system" in result.stdout
+
+    def broken() -> Iterator[str]:
+        yield "begun"
+        raise OSError("no such thing")
+
+    monkeypatch.setattr(doctor, "_machine", broken)
+    result = run("doctor")
+    assert result.exit_code == 0
+    assert "  begun\n  OSError: no such thing\ndevices" in result.stdout
+
+
 # As a process
 
 _WITH_FAKE = """
 import sys
 from tests.fake_engine import FakeEngine
-from tests.waiting import PATIENCE
 from vqa_app import ask, cli
 ask.open_engine = lambda choice, console: FakeEngine(hold_after=2)
 cli.main(sys.argv[1:])

@@ -104,8 +104,9 @@ def test_arguments_without_sense_are_refused(
         load_model(str(tiny_llava_dir), **options)
 
 
-def test_a_device_that_is_not_there_is_refused(tiny_llava_dir: Path) -> None:
-    assert "'abacus'" in refusal(tiny_llava_dir, device="abacus").problem
+@pytest.mark.parametrize("device", ["abacus", "meta"])
+def test_a_device_that_cannot_be_used_is_refused(tiny_llava_dir: Path, device: str) -> None:
+    assert f"{device!r} cannot be used" in refusal(tiny_llava_dir, device=device).problem
 
 
 def test_the_fingerprint_does_not_depend_on_how_weights_are_split(

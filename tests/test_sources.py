@@ -139,7 +139,7 @@ def test_a_disk_without_room_is_told_before_the_download(hub: FakeHub, repositor
 
 @pytest.mark.parametrize(
     "name",
-    ["no-such-model", "./nowhere", "/no/where", "a/b/c", "~/x", ""]
+    ["no-such-model", "./nowhere", "/no/where", "a/b/c", "~/x", "~nobody/x", ""]
     + ["foo/bar..baz", "foo/-bar", "foo/bar.git", "foo/" + 100 * "x", 5000 * "x", "a\0b"],
 )
 def test_what_is_neither_folder_nor_hub_id_is_refused(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +163,7 @@ def ask(
         return
     pictures = read_pictures(sources, console, limits)
     if explain is not None:
-        _check_writable(explain)
+        _check_writable(explain, sources)
     engine = open_engine(chosen, console)
     try:
         if question is None:
@@ -224,11 +225,25 @@ def _check_combination(
             raise UsageError("A dialogue reads your questions from stdin.", "Name a file there.")
 
 
-def _check_writable(path: Path) -> None:
+def _check_writable(path: Path, sources: list[str]) -> None:
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UsageError(f"--explain {path}: not a picture's name.", "Name a .png or .jpg file.")
     if not path.parent.is_dir():
         raise UsageError(f"There is no folder {path.parent}.", "Create it first.")
+    for target in _targets(path, len(sources)):
+        if target.is_dir():
+            raise UsageError(f"--explain {target}: that is a folder.", "Name a file in it.")
+        if any(os.path.exists(s) and target.exists() and target.samefile(s) for s in sources):
+            raise UsageError(
+                f"--explain {target} would overwrite the picture itself.", "Name another file."
+            )
+
+
+def _targets(path: Path, pictures: int) -> list[Path]:
+    """`map.png`, or `map-1.png`, `map-2.png` for several pictures."""
+    if pictures < 2:
+        return [path]
+    return [path.with_stem(f"{path.stem}-{number}") for number in range(1, pictures + 1)]
 
 
 def _ask_once(
@@ -270,14 +285,18 @@ def _check_explainable(engine: Engine, pictures: list[Picture]) -> None:
 
 
 def _draw(engine: Engine, conversation: Conversation, said: str, path: Path) -> list[Path]:
-    """Writes an overlay for each picture: `map.png`, or `map-1.png`, `map-2.png` for several."""
+    """Writes an overlay for each picture; see `_targets`."""
     from vqa_app.overlay import draw_overlay, whole_answer
 
     attention = engine.attention_map(conversation, said)
     pictures = conversation.pictures
-    paths = [path]
-    if len(pictures) > 1:
-        paths = [path.with_stem(f"{path.stem}-{number}") for number in range(1, len(pictures) + 1)]
+    paths = _targets(path, len(pictures))
     for number, (picture, target) in enumerate(zip(pictures, paths, strict=True)):
-        draw_overlay(picture.image, whole_answer(attention, number)).save(target)
+        drawn = draw_overlay(picture.image, whole_answer(attention, number))
+        try:
+            drawn.save(target)
+        except OSError as error:
+            raise UsageError(
+                f"{target} cannot be written: {error.strerror or error}.", "Name another file."
+            ) from error
     return paths

@@ -73,7 +73,7 @@ def attention_map(runtime: Runtime, conversation: Conversation, answer: str) -> 
     for index, ((start, end), (start0, end0), picture) in enumerate(spans):
         relative = _relative(looked[:, start:end], anyway[start0:end0])
         rows = _rows(runtime, prompt, index)
-        grid = relative.reshape(size, rows, -1).float().cpu().numpy()
+        grid = relative.reshape(size, rows, (end - start) // rows).float().cpu().numpy()
         maps.append(_on_picture(grid, picture, runtime.processor.image_processor))
     return AttentionMap(_texts(runtime, ids[:size]), tuple(maps))
 

@@ -40,6 +40,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("mps" if mps is not None and mps.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":  # torch's device for tensors without contents
+            raise RuntimeError("it computes nothing")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(

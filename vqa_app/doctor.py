@@ -49,8 +49,11 @@ def doctor() -> None:
         ("environment", _environment()),
     ):
         print(title)
-        for line in lines:
-            print(f"  {line}")
+        try:
+            for line in lines:
+                print(f"  {line}")
+        except Exception as error:  # what cannot be found out is told as well
+            print(f"  {type(error).__name__}: {error}")
 
 
 def _program() -> Iterator[str]:
@@ -66,7 +69,8 @@ def _machine() -> Iterator[str]:
     yield platform.platform()
     yield f"{platform.machine()}, {len(_cores())} of {os.cpu_count()} processors usable"
     yield f"{in_words(memory.total)} memory, {in_words(memory.available)} available"
-    disk = psutil.disk_usage(str(Path.home()))
+    home = Path(os.path.expanduser("~"))
+    disk = psutil.disk_usage(str(next(path for path in (home, *home.parents) if path.exists())))
     yield f"{in_words(disk.free)} free in the home folder's file system"
 
 
@@ -132,5 +136,5 @@ def _homeless(path: Path) -> str:
     """A path without the person's name, where that stands in it."""
     try:
         return str(Path("~") / path.relative_to(Path.home()))
-    except ValueError:
+    except (ValueError, RuntimeError):  # it lies elsewhere, or there is no home
         return str(path)

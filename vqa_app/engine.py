@@ -50,6 +50,7 @@ class GenerationOptions:
             ("top_p", self.top_p, 1e-6, 1.0),
             ("top_k", self.top_k, 0, 1 << 20),
             ("repetition_penalty", self.repetition_penalty, 0.01, 10.0),
+            ("seed", self.seed, -(1 << 63), (1 << 63) - 1),
         ]
         for name, value, low, high in limits:
             if value is not None and not low <= value <= high:

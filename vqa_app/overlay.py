@@ -18,8 +18,10 @@ SHORTEST_LONG_SIDE = 512
 
 
 def whole_answer(attention: AttentionMap, picture: int) -> np.ndarray:
-    """The mean of a picture's maps over the answer's tokens: [rows, columns]."""
-    return attention.maps[picture].mean(axis=0)
+    """The mean of a picture's maps over the answer's tokens: [rows, columns]. Zeros where nothing
+    was said."""
+    maps = attention.maps[picture]
+    return maps.mean(axis=0) if len(maps) else np.zeros(maps.shape[1:], np.float32)
 
 
 def draw_overlay(picture: Image.Image, weights: np.ndarray, opacity: float = 0.7) -> Image.Image:

@@ -69,7 +69,7 @@ def find(
                 "Install it again, or name another model with --model.",
             )
         return Source(BUILTIN, directory)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     try:
         is_dir, is_file = bool(name) and path.is_dir(), path.is_file()
     except (OSError, ValueError):  # too long or a NUL byte: no path
