@@ -223,7 +223,8 @@ def _print(results: list[EvalResult], test: PairedTest | None) -> None:
     line("ANLS", total, [_percent(r.scores.anls) for r in results])
     if first.scores.numeric_questions:
         numeric = f"{first.scores.numeric_questions:,}"
-        line("relaxed accuracy", numeric, [_percent(r.scores.relaxed_accuracy) for r in results])
+        relaxed = [_percent(r.scores.relaxed_accuracy) for r in results]
+        line("relaxed accuracy, numbers", numeric, relaxed)
     if first.loss is not None:
         measured = sum(p.loss is not None for p in first.predictions)
         line("loss, nats per token", f"{measured:,}", [_number(r.loss) for r in results])

@@ -22,7 +22,7 @@ from finetune.answering import inference
 from finetune.architecture import plain
 from vqa_app.conversation import Conversation
 from vqa_app.encoder import on_device
-from vqa_app.errors import ModelError
+from vqa_app.errors import ImageError, ModelError
 from vqa_app.images import OWN_FILES, open_picture
 from vqa_app.prompting import Prompt, encode
 
@@ -145,9 +145,10 @@ def read_golden(run: Path) -> list[GoldenPrompt]:
             )
             for i, value in enumerate(saved["prompts"])
         ]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, ImageError) as error:
+        why = error.problem if isinstance(error, ImageError) else f"{error}."
         raise ModelError(
-            f"The golden prompts in {folder} cannot be read: {error}.",
+            f"The golden prompts in {folder} cannot be read: {why}",
             "Copy the run again from where it was made.",
         ) from error
 

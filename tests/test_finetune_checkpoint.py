@@ -315,6 +315,9 @@ def test_a_damaged_golden_file_is_named(run: Path, tmp_path: Path) -> None:
 
     copy = tmp_path / "copy"
     shutil.copytree(run / "golden", copy / "golden")
+    next((copy / "golden").glob("*.png")).unlink()
+    with pytest.raises(ModelError, match=r"golden prompts in .* cannot be read: There is no file"):
+        read_golden(copy)
     (copy / "golden" / "golden.safetensors").write_bytes(b"nothing")
     with pytest.raises(ModelError, match="golden"):
         read_golden(copy)

@@ -141,6 +141,22 @@ def test_scores_are_means_and_relaxed_accuracy_counts_numbers_only() -> None:
     assert scores.relaxed_accuracy == 1.0
 
 
+def test_the_table_says_that_relaxed_accuracy_is_of_numbers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """ChartQA's own figure is of all questions."""
+    from finetune.cli_eval import _print
+    from finetune.evaluate import summarize
+    from finetune.predictions import Prediction
+
+    def answered(given: str, answer: str) -> Prediction:
+        return Prediction(given, "d.json, row 1", (), "what", "What?", (answer,), given, 0.0, None)
+
+    _print([summarize("m", [answered("96", "100"), answered("7", "blue")], 1.0)], None)
+    row = next(line for line in capsys.readouterr().out.splitlines() if "relaxed" in line)
+    assert row.split() == ["relaxed", "accuracy,", "numbers", "1", "100.00", "%"]
+
+
 def test_types_come_largest_first_and_rare_ones_together() -> None:
     types = ["is there"] * 300 + ["how many"] * 200 + ["why is", "who has"]
     table = by_type(types, [1.0] * 300 + [0.5] * 200 + [0.0, 1.0])
