@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from vqa_app import modeling
 from vqa_app.catalogue import CATALOGUE
 from vqa_app.cli import app
+from vqa_app.model_commands import table_of
 
 
 def test_models_lists_the_catalogue_a_line_each() -> None:
@@ -21,6 +24,17 @@ def test_models_lists_the_catalogue_a_line_each() -> None:
         (line,) = [line for line in lines if line.startswith(f"{entry.name} ")]
         assert entry.size in line
         assert entry.licence in line
+
+
+@pytest.mark.parametrize("width", [40, 80, 109, 110, 150])
+def test_hub_ids_are_whole_however_narrow_the_terminal(width: int) -> None:
+    console = Console(file=StringIO(), force_terminal=True, width=width, color_system=None)
+    lines = table_of(list(CATALOGUE), console).splitlines()
+    for entry in CATALOGUE:
+        (line,) = [line for line in lines if line.startswith(f"{entry.name} ")]
+        assert entry.size in line
+        assert len(line) <= max(width, 80)
+    assert ("Apache 2.0" in "\n".join(lines)) == (width >= 110)
 
 
 def test_models_as_json_says_what_is_here(tmp_path: Path) -> None:

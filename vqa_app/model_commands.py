@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 
+NARROW = 110
+"""Columns of a terminal below which licences and notes would break what stands beside them."""
+
 
 @app.command()
 def models(
@@ -44,20 +47,32 @@ def models(
 
 
 def table_of(entries: list[CatalogueEntry], console: Console) -> str:
-    """A row for each model: for a terminal as wide as it is, elsewhere on one line each."""
+    """A row for each model: for a terminal as wide as it is, elsewhere on one line each. A narrow
+    terminal gets no licences and notes; the hub id, which is there to be copied, is never broken.
+    """
+    narrow = console.is_terminal and console.width < NARROW
     rows = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("model", "here", "files", "memory", "4bit", "licence", ""):
+    titles = ("model", "here", "files", "memory", "4bit", "licence", "")
+    for title in titles[: 5 if narrow else 7]:
         numbers = title in ("files", "memory", "4bit")
-        rows.add_column(title, justify="right" if numbers else "left", overflow="fold")
+        rows.add_column(
+            title,
+            justify="right" if numbers else "left",
+            overflow="fold",
+            no_wrap=title not in ("licence", ""),
+        )
     for entry in entries:
         licence = entry.licence + (" (to be accepted there)" if entry.gated else "")
         memory = [in_words(size) if size else "?" for size in (entry.memory, entry.memory_4bit)]
         here = "yes" if entry.cached else "no"
-        rows.add_row(entry.name, here, entry.size, *memory, licence, entry.note)
-    wide = console if console.is_terminal else Console(width=200, color_system=None)
+        cells = (entry.name, here, entry.size, *memory, licence, entry.note)
+        rows.add_row(*cells[: len(rows.columns)])
+    fits = console.is_terminal and not narrow
+    wide = console if fits else Console(width=200, color_system=None)
     with wide.capture() as captured:
         wide.print(rows)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    return "\n".join(lines + ["A wider terminal shows licences and notes."] * narrow)
 
 
 @app.command()
