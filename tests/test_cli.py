@@ -242,6 +242,14 @@ def test_a_map_that_cannot_be_written_is_no_bug(
         (["gone.png"], 2, "There is no question"),
         ([], 2, "There is no question"),
         (["CAT", ""], 2, "The question is empty"),
+        (["FOLDER"], 2, "--each FOLDER"),
+        (["FOLDER/"], 2, "--each FOLDER/"),
+        (["CAT", "FOLDER"], 2, "--each FOLDER"),
+        (["FOLDER", "What is it?"], 2, "--each FOLDER"),
+        (["What is it?", "CAT"], 2, "Put the question last, in quotes"),
+        (["CAT", "What", "is", "it?"], 2, "needs quotes"),
+        (["--each", "CAT", "What", "is", "it?"], 2, "needs quotes"),
+        (["nofile", "What is it?"], 3, "There is no file nofile"),
         (["CAT", "CAT"], 2, "There is no question"),
         (["-", "-", "What?"], 2, "stdin holds only one"),
         (["ftp://host/cat.png", "What?"], 3, "not fetched by ftp"),
@@ -263,13 +271,42 @@ def test_a_map_that_cannot_be_written_is_no_bug(
 def test_a_wrong_call_says_what_and_how(
     run: Run, engine: FakeEngine, cat: str, words: list[str], code: int, said: str
 ) -> None:
-    result = run("ask", *[cat if word == "CAT" else word for word in words])
+    names = {"CAT": cat, "FOLDER": str(Path(cat).parent), "FOLDER/": f"{Path(cat).parent}/"}
+    result = run("ask", *[names.get(word, word) for word in words])
     assert result.exit_code == code
-    assert said in result.stderr
+    assert said.replace("FOLDER", names["FOLDER"]) in result.stderr
     assert result.stderr.startswith("Error: ")
     assert len(result.stderr.strip().splitlines()) == 2
     assert result.stdout == ""
     assert not engine.asked
+
+
+@pytest.mark.parametrize(
+    ("environment", "red"),
+    [
+        ({"TERM": "xterm"}, True),
+        ({"NO_COLOR": "1", "TERM": "xterm"}, False),
+        ({"TERM": "dumb"}, False),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_errors_are_red_on_terminals_that_want_it(environment: dict[str, str], red: bool) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
+    code = (
+        "from vqa_app.cli import report\nfrom vqa_app.errors import VqaError\n"
+        "report(VqaError('No [b]file[/b].', 'Hint.'))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], stderr=theirs, env=kept | environment, timeout=PATIENCE
+    )
+    os.close(theirs)
+    shown = os.read(ours, 4096)
+    os.close(ours)
+    assert b"No [b]file[/b].\r\n" in shown
+    assert (b"\x1b[31mError:" in shown) == red
 
 
 def test_unknown_options_are_wrong_usage(run: Run) -> None:

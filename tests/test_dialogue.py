@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from tests.fake_engine import FakeEngine
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, until
 from ui.exchange import from_json
 from ui.pictures import PictureShelf
 from ui.store import Store
@@ -107,6 +107,23 @@ def test_a_picture_is_looked_at_while_the_person_types(
     assert engine.warmed[0].pictures == (open_picture(cat),)
 
 
+def test_a_memory_that_is_full_while_warming_is_the_questions_to_tell(
+    talk: Talk, engine: FakeEngine, cat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A traceback of the thread would land in the middle of what is being typed."""
+    shown = []
+    monkeypatch.setattr(threading, "excepthook", shown.append)
+
+    def warm(conversation: Conversation, cancel: threading.Event | None = None) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(engine, "warm", warm)
+    before = threading.active_count()
+    talk("What is it?", pictures=[open_picture(cat)])
+    until(lambda: threading.active_count() <= before + 1)  # the engine's own stays
+    assert not shown and len(engine.asked) == 1
+
+
 def test_retry_asks_the_last_question_again(talk: Talk, engine: FakeEngine) -> None:
     talk("One?", "Two?", "/retry")
     *_, second, again = conversations(engine)
@@ -129,6 +146,20 @@ def test_the_browser_imports_what_save_wrote(
     assert first.answer == "You asked 'What is it?' about one picture."
     assert first.pictures == (open_picture(cat).digest,)
     assert second.pictures == ()
+
+
+def test_names_are_read_as_a_shell_reads_them(
+    talk: Talk, engine: FakeEngine, cat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(cat.parent))
+    monkeypatch.setenv("USERPROFILE", str(cat.parent))
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    talk(f"/image ~/'{cat.name}'", "What is it?", f"/save '{folder}/a.json'", "/save ~/b.json")
+    assert len(conversations(engine)[0].pictures) == 1
+    assert (folder / "a.json").is_file() and (cat.parent / "b.json").is_file()
+    talk("What is it?", f"/save {folder}/c d.json")  # as it was typed, where that is no shell's
+    assert (folder / "c d.json").is_file()
 
 
 def test_problems_do_not_end_the_dialogue(

@@ -183,8 +183,36 @@ def split_words(words: list[str]) -> tuple[list[str], str | None]:
     if words and not names_picture(words[-1]):
         if not words[-1].strip():
             raise UsageError("The question is empty.", 'Ask: vqa-app ask cat.png "What is this?"')
+        if Path(words[-1]).is_dir():
+            raise _folder(words[-1])
         return words[:-1], words[-1]
     return words, None
+
+
+def _folder(name: str) -> UsageError:
+    return UsageError(
+        f"{name} is a folder.", f'To ask about each picture in it: --each {name} "What is shown?"'
+    )
+
+
+def _check_words(sources: list[str], question: str | None) -> None:
+    """Tells what a shell makes of a question without quotes, or of one that stands in front."""
+    from vqa_app.named_pictures import names_picture
+
+    for word in sources:
+        if names_picture(word):
+            continue
+        if Path(word).is_dir():
+            raise _folder(word)
+        if question is None:
+            raise UsageError(
+                f"{word!r} stands where a picture is wanted.", "Put the question last, in quotes."
+            )
+        if word == sources[-1] and " " not in question:
+            raise UsageError(
+                f"There is no picture {word!r}.",
+                f'A question of several words needs quotes: "{word} {question}"',
+            )
 
 
 def split_choices(text: str | None) -> tuple[str, ...]:
@@ -204,6 +232,7 @@ def _check_combination(
     explain: Path | None,
     as_json: bool,
 ) -> None:
+    _check_words(sources, question)
     if each:
         if sources:
             raise UsageError(

@@ -108,10 +108,13 @@ _TYPERS = (typer.Exit, typer.Abort, typer.exceptions.TyperException)
 def report(error: VqaError) -> None:
     """Two lines on stderr: what was wrong, and what to do."""
     problem, hint = (text.replace("\n", " ") for text in (error.problem, error.hint))
-    red, dim, plain = ("\x1b[31m", "\x1b[2m", "\x1b[0m") if sys.stderr.isatty() else ("", "", "")
-    print(f"{red}Error:{plain} {problem}", file=sys.stderr)
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)  # knows NO_COLOR and TERM
+    console.print(Text.assemble(("Error:", "red"), " ", problem))
     if hint:
-        print(f"{dim}{hint}{plain}", file=sys.stderr)
+        console.print(Text(hint, "dim"))
 
 
 app = typer.Typer(

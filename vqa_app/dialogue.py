@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import os
 import shlex
 import sys
 import threading
@@ -70,11 +71,14 @@ class Dialogue:
                 self._say(HELP)
             case "/image":
                 words = _words(rest)
+                if not words:
+                    raise UsageError("/image needs a picture.", "For example: /image cat.png")
                 self._show([read_picture(word, self._console, self._limits) for word in words])
             case "/retry":
                 self._retry()
             case "/save":
-                self._save(rest.strip())
+                words = _words(rest)
+                self._save(words[0] if len(words) == 1 else rest.strip())
             case _ if command.startswith("/"):
                 raise UsageError(f"There is no command {command}.", "/help lists them.")
             case _:
@@ -92,7 +96,8 @@ class Dialogue:
         threading.Thread(target=self._warm, args=(opened, self._warmed), daemon=True).start()
 
     def _warm(self, opened: Conversation, cancel: threading.Event) -> None:
-        with contextlib.suppress(VqaError):  # the question itself will meet the same error
+        # The question itself will meet the same error, and tells of it.
+        with contextlib.suppress(VqaError, RuntimeError, MemoryError):
             self._engine.warm(opened, cancel)
 
     def _stop_warming(self) -> None:
@@ -183,10 +188,9 @@ def _png(picture: Picture) -> str:
 
 
 def _words(text: str) -> list[str]:
+    """Words as a shell reads them: with quotes, and ~ for the home folder."""
     try:
         words = shlex.split(text)
     except ValueError:  # a lone quote: then it is part of the name
         words = [text]
-    if not words:
-        raise UsageError("/image needs a picture.", "For example: /image cat.png")
-    return words
+    return [os.path.expanduser(word) for word in words]
