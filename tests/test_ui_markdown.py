@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -91,6 +92,35 @@ def test_half_an_answer_renders():
     whole = "A **bold** claim: $x^2$\n\n```python\nprint(1)\n```\n\n| a |\n|---|\n| b |"
     for end in range(len(whole)):
         to_html(whole[:end])
+
+
+def test_the_end_of_a_formula_is_not_looked_for_everywhere():
+    """From thousands of beginnings that would take seconds."""
+    assert "<math" in to_html("\\(" + "x" * 900 + "\\)")
+    assert "<code" not in to_html("\\(" + "x" * 3000 + "\\)")
+
+    def steps(count: int) -> int:
+        taken = 0
+
+        def count_lines(frame, event, argument):
+            nonlocal taken
+            taken += 1
+            return count_lines
+
+        tracing = sys.gettrace()
+        sys.settrace(count_lines)
+        try:
+            to_html.__wrapped__("\n\n\\begin{align}" * count)
+        finally:
+            sys.settrace(tracing)
+        return taken
+
+    steps(1)
+    assert steps(800) < 5 * steps(200)
+
+
+def test_an_answer_is_rendered_once():
+    assert to_html("An *answer*.") is to_html("An *answer*.")
 
 
 def test_links_leave_without_telling_where_from():

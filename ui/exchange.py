@@ -15,6 +15,7 @@ from PIL import Image
 from ui.handlers import MAX_PICTURES, MAX_QUESTION
 from ui.pictures import PictureShelf
 from ui.render import title_of, view_of
+from ui.settings import LONGEST_ANSWER
 from ui.store import Store
 from vqa_app.errors import DataError, ImageError
 from vqa_app.images import OWN_FILES
@@ -22,7 +23,7 @@ from vqa_app.images import OWN_FILES
 FORMAT = "vqa-app conversation"
 VERSION = 1
 MAX_TURNS = 2000
-_LONGEST = {"id": 200, "question": MAX_QUESTION, "answer": 100_000}
+_LONGEST = {"id": 200, "question": MAX_QUESTION, "answer": 20 * LONGEST_ANSWER}
 _LARGEST_FACT = 1e9
 _KEPT_FACTS: dict[str, type] = {
     "style": str, "model": str, "finish": str, "confidence": float, "gain": float,

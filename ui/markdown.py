@@ -7,16 +7,19 @@ are named instead of loaded. The same HTML serves the page and the exported file
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from html import escape
 from typing import Any
 from xml.etree import ElementTree
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock
+from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
 _LONGEST_FORMULA = 2000
+_MOST_LINES = 100
 _MATH_ATTRIBUTES = {
     *("display", "displaystyle", "scriptlevel", "mathvariant", "mathcolor", "mathbackground"),
     *("stretchy", "fence", "separator", "form", "symmetric", "minsize", "maxsize", "lspace"),
@@ -32,6 +35,7 @@ _ENVIRONMENTS = {
 """Environments that the converter does not know, and one that looks the same."""
 
 
+@lru_cache(1024)  # every view shows every answer of its chat
 def to_html(text: str) -> str:
     """An answer's Markdown as HTML; half-written Markdown of a running answer is fine."""
     return _renderer().render(text)
@@ -42,14 +46,19 @@ def _renderer() -> MarkdownIt:
     from mdit_py_plugins.amsmath import amsmath_plugin
     from mdit_py_plugins.dollarmath import dollarmath_plugin
     from mdit_py_plugins.texmath import texmath_plugin
+    from mdit_py_plugins.texmath.index import make_inline_func, rules
 
     markdown = MarkdownIt(
         "commonmark",
         {"html": False, "linkify": False, "breaks": True, "highlight": _highlight},
     ).enable(["table", "strikethrough"])
     markdown.use(texmath_plugin, delimiters="brackets")
+    (brackets,) = rules["brackets"]["inline"]
+    markdown.inline.ruler.at("math_inline", _where_closed(make_inline_func(brackets)))
     markdown.use(dollarmath_plugin, allow_space=False, allow_digits=False, double_inline=True)
     markdown.use(amsmath_plugin)
+    also = ["paragraph", "reference", "blockquote", "list", "footnote_def"]  # the plugin's own
+    markdown.block.ruler.at("amsmath", _short_environment, {"alt": also})
     for name in ("math_inline", "math_inline_double", "math_block", "math_block_label"):
         markdown.add_render_rule(name, _math)
     for name in ("math_single", "amsmath"):
@@ -59,6 +68,26 @@ def _renderer() -> MarkdownIt:
     markdown.add_render_rule("table_open", lambda *_: '<div class="table" tabindex="0"><table>\n')
     markdown.add_render_rule("table_close", lambda *_: "</table></div>\n")
     return markdown
+
+
+def _where_closed(rule: Callable[[StateInline, bool], bool]) -> Callable[[StateInline, bool], bool]:
+    """The rule of `\\(...\\)` where an end follows: it takes a while to find that none does, and a
+    hostile text has thousands of beginnings."""
+
+    def found(state: StateInline, silent: bool) -> bool:
+        if not state.src.startswith("\\(", state.pos):
+            return False
+        end = state.src.find("\\)", state.pos, state.pos + _LONGEST_FORMULA + 4)
+        return end > 0 and rule(state, silent)
+
+    return found
+
+
+def _short_environment(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """The rule of environments; the end of one is looked for in so many lines only."""
+    from mdit_py_plugins.amsmath import amsmath_block
+
+    return amsmath_block(state, start, min(end, start + _MOST_LINES), silent)
 
 
 def _math(_: Any, tokens: Sequence[Token], index: int, *rest: Any) -> str:
