@@ -8,7 +8,7 @@ import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -70,10 +70,14 @@ def _config(file: Path | None, options: dict[str, Any]) -> FinetuneConfig:
     return FinetuneConfig.from_dict(options, source="The command line")
 
 
+_File: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help="YAML file with options of finetune; the command line wins."),
+]
+
+
 def _finetune(
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file with these options; the command line wins.")
-    ] = None,
+    config: _File = None,
     offline: Offline = False,
     *,
     options: dict[str, Any],
@@ -99,6 +103,7 @@ def _finetune(
 
 
 def _check_data(
+    config: _File = None,
     offline: Offline = False,
     *,
     options: dict[str, Any],
@@ -112,7 +117,7 @@ def _check_data(
 
     if offline:
         stay_offline()
-    check_data(FinetuneConfig.from_dict(options, source="The command line"), sys.stdout)
+    check_data(_config(config, options), sys.stdout)
 
 
 def _show_sample(
@@ -123,6 +128,7 @@ def _show_sample(
             help="Its number, as problems name it. Default: the first good row.",
         ),
     ] = None,
+    config: _File = None,
     offline: Offline = False,
     *,
     options: dict[str, Any],
@@ -136,7 +142,7 @@ def _show_sample(
 
     if offline:
         stay_offline()
-    show_sample(FinetuneConfig.from_dict(options, source="The command line"), row, sys.stdout)
+    show_sample(_config(config, options), row, sys.stdout)
 
 
 _DATA = ("data", "images", "max_length", "turns", "model", "revision")

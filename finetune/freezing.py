@@ -82,12 +82,9 @@ def freeze(
             model = _attach_lora(model, parts, rank, alpha, dropout)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name or ".modules_to_save." in name)
-    elif base is not model:
-        raise ModelError(
-            f"The model carries a LoRA adapter, so stage {stage} cannot train it.",
-            "Merge the adapter first: vqa-app merge RUN --out DIR.",
-        )
     else:
+        if base is not model:
+            raise _carries_adapter(stage)
         for name in parts.projector:
             model.get_submodule(name).requires_grad_(True)
         if stage == "full":
@@ -112,10 +109,13 @@ def as_adapter(config: FinetuneConfig, model: Any) -> FinetuneConfig:
 
     Raises:
         UsageError: another rank or alpha is asked for.
+        ModelError: a stage without LoRA.
     """
     adapter = getattr(model, "peft_config", {}).get("default")
     if adapter is None:
         return config
+    if config.stage not in ("lora", "qlora"):
+        raise _carries_adapter(config.stage)
     for name, now in (("rank", adapter.r), ("alpha", adapter.lora_alpha)):
         if getattr(config, name) not in (None, now):
             raise UsageError(
@@ -136,6 +136,13 @@ def projector_parameters(model: nn.Module) -> set[str]:
     """Names of the projector's trainable parameters."""
     parts = anatomy(plain(model))
     return {name for name, _ in trainable(model) if _within(name, parts.projector)}
+
+
+def _carries_adapter(stage: Stage) -> ModelError:
+    return ModelError(
+        f"The model carries a LoRA adapter, so stage {stage} cannot train it.",
+        "Merge the adapter first: vqa-app merge RUN --out DIR.",
+    )
 
 
 def _within(name: str, modules: tuple[str, ...]) -> bool:

@@ -42,6 +42,9 @@ class Evaluation:
     max_new_tokens: int
     run: Path
     tell: OnProgress
+    process: int = 0
+    processes: int = 1
+    """Each answers its share, so all have to ask."""
     results: dict[int, EvalResult] = field(default_factory=dict)
     """By step, of this session."""
 
@@ -68,15 +71,17 @@ class Evaluation:
             max(_answer_length(processor, question) for question in chosen) + _SPARE_TOKENS,
             stage.run,
             stage.tell,
+            stage.process,
+            stage.processes,
         )
 
     def at_step(self, step: int) -> dict[str, float]:
         """Answers and scores, every process its share; no scores where nothing is held out."""
         scores = {}
         if self.questions:
-            result = self.results[step] = self.result(*_process())
+            result = self.results[step] = self.result(self.process, self.processes)
             scores = scores_of(result)
-        if _process()[0] == 0:
+        if self.process == 0:
             self._watch(step)
         return scores
 
@@ -173,10 +178,3 @@ def _answer_length(processor: Any, question: Question) -> int:
     """Tokens of its first reference."""
     answer = question.row.turns[question.turn].text
     return len(processor.tokenizer(answer, add_special_tokens=False)["input_ids"])
-
-
-def _process() -> tuple[int, int]:
-    from accelerate import PartialState
-
-    state = PartialState()
-    return state.process_index, state.num_processes

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from finetune.config import FinetuneConfig, option_help
-from vqa_app.errors import UsageError
+from vqa_app.errors import UsageError, VqaError
 
 
 def test_every_option_has_a_help_text_and_a_panel() -> None:
@@ -75,6 +75,18 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     path.write_text("data: my.json\nepochs: 3\nlr: 0.1\n")
     config = FinetuneConfig.from_yaml(path, lr=0.2)
     assert (config.data, config.epochs, config.lr) == (("my.json",), 3.0, 0.2)
+
+
+@pytest.mark.parametrize("command", ["check-data", "show-sample", "finetune"])
+def test_what_a_file_names_can_be_looked_at_before_training(command: str, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from finetune.cli import app
+
+    path = tmp_path / "run.yaml"
+    path.write_text(f"data: {tmp_path / 'gone.json'}\nout: {tmp_path / 'run'}\nlr: 0.1\n")
+    error = CliRunner().invoke(app, [command, "--config", str(path)]).exception
+    assert isinstance(error, VqaError) and "gone.json" in str(error)
 
 
 @pytest.mark.parametrize(

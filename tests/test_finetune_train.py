@@ -320,6 +320,10 @@ def test_an_adapter_is_gone_on_with_as_it_is(
     further |= {"model": str(result.run), "max_steps": 2, "eval_every": 0.0, "eval_fraction": 0.0}
     with pytest.raises(UsageError, match="whose rank is 4, not 8"):
         train(FinetuneConfig(**further, rank=8, out=str(tmp_path / "other")))
+    told: list[Progress] = []
+    with pytest.raises(ModelError, match="so stage projector cannot train it"):
+        train(FinetuneConfig(**further, stage="projector", out=str(tmp_path / "p")), told.append)
+    assert "checking" not in {progress.phase for progress in told}
     manifest = read_manifest(train(FinetuneConfig(**further, out=str(tmp_path / "on"))).run)
     assert manifest is not None and manifest.config["rank"] == 4
 
