@@ -35,12 +35,12 @@ class DataOptions:
 
     data: tuple[str, ...] = ()
     """File, folder or hub data set to train on; repeat it to mix several. `path@2` shows its rows
-    twice as often, `path@0.5` half as often. The two files of VQA v2 (questions, annotations) are
-    found to belong together."""
+    twice as often, `path@0.5` half as often; `path@validation` reads that split, not train. The
+    two files of VQA v2 (questions, annotations) are found to belong together."""
     images: tuple[str, ...] = ()
     """Folder that picture paths in the data are relative to; default: where the data file lies."""
     eval_data: tuple[str, ...] = ()
-    """Held-out data, in any of the formats of --data."""
+    """Held-out data, in any of the formats of --data; of several splits test, else validation."""
     eval_fraction: float | None = None
     """Share of the pictures held out when there is no --eval-data; 0 holds none out. Default: 0.05,
     at most 500 pictures."""

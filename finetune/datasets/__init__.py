@@ -160,16 +160,9 @@ def _read_official(
     """Pairs questions with the annotations that know their ids."""
     rows: list[Row] = []
     annotations = [item for item in found if "annotations" in item[2]]
+    answered = {a.get("question_id"): c for _, _, c in annotations for a in c["annotations"]}
     for path, weight, content in (item for item in found if "questions" in item[2]):
-        first = content["questions"][0].get("question_id")
-        partner = next(
-            (
-                entry
-                for _, _, entry in annotations
-                if any(a.get("question_id") == first for a in entry["annotations"])
-            ),
-            None,
-        )
+        partner = answered.get(content["questions"][0].get("question_id"))
         if partner is None:
             hint = "Give the annotations file with another --data; answers stand there."
             problems.append(

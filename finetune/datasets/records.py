@@ -63,7 +63,7 @@ def read_record(record: Any, number: int, context: Context) -> Row:
     elif any(key in keys for key in (*QUESTION_KEYS, *ANSWER_KEYS)):
         turns, references = _from_question(record, keys, pictures, context)
     else:
-        found = ", ".join(map(repr, record)) or "none"
+        found = ", ".join(map(repr, [*record][:12])) or "none"
         raise BadRow(
             f"No known format; the row's keys are {found}.",
             'Use "conversations" (LLaVA), "messages" (OpenAI), or "image", "question", "answer".',
@@ -139,7 +139,7 @@ def _from_question(
     given = {key: value for key, value in given.items() if not missing(value)}
     question = _question(record, keys)
     if not given:
-        raise BadRow("There is no answer.", f"Name its column one of {', '.join(ANSWER_KEYS)}.")
+        raise BadRow("There is no answer.", f"Name its column one of {', '.join(ANSWER_KEYS[:6])}.")
     if _are_messages(question):  # TRL's prompt and completion
         answer = next(iter(given.values()))
         answer = answer if _are_messages(answer) else [{"role": "assistant", "content": answer}]
