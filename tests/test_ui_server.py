@@ -515,7 +515,7 @@ def test_what_chat_is_told_of_models_and_pictures_reaches_them(tmp_path, monkeyp
 
     def serve(application, listener):
         created.append(application.desk.shelf.limits)
-        application.desk.hub._slots["start"].settled.wait(20)
+        application.desk.hub._slots["start"].settled.wait(PATIENCE)
         application.close()
 
     monkeypatch.setattr("vqa_app.loading.load_model", load)

@@ -458,6 +458,18 @@ def test_judging_an_answer_keeps_a_row_and_can_be_taken_back(school):
         judge("right", owner="bob")
 
 
+def test_a_correction_in_a_dialogue_says_that_it_stands_alone(school):
+    _, view = school.ask("What is it?", pictures=[school.picture()])
+    chat = view["conversation"]
+    _, view = school.ask("And its colour?", conversation=chat)
+    toasts = []
+    for turn in view["turns"]:
+        judged = {"do": "judge", "conversation": chat, "turn": turn["id"], "verdict": "right"}
+        toasts.append(teach(school.desk, school.teaching, "ann", judged)["toast"])
+    assert "without what was said before" not in toasts[0]
+    assert "without what was said before" in toasts[1]
+
+
 def test_looking_tells_words_maps_and_what_the_picture_did(school):
     red = school.picture()
     _, view = school.ask("What?", pictures=[red])

@@ -9,6 +9,9 @@ from ui.teach import Teaching
 from vqa_app.errors import UsageError
 
 SHOWN_ROWS = 500
+_WITHOUT_HISTORY = (
+    "Kept without what was said before it. If its question does not stand alone, edit it in Teach."
+)
 
 
 def teach(desk: Desk, teaching: Teaching, owner: str, request: Request) -> Update:
@@ -81,4 +84,8 @@ def _judge(desk: Desk, teaching: Teaching, owner: str, request: Request) -> Upda
         )
     desk.store.judge(owner, chat, turn.id, verdict)
     update = {"view": desk.view(owner, chat), **taught(desk, teaching, owner)}
-    return {**update, "toast": "Kept: you can train on it."} if right else update
+    if not right:
+        return update
+    # A row is one question: what the model said before may be wrong, and would be trained, too.
+    alone = not any(step.answer for step in path[:-1])
+    return {**update, "toast": "Kept: you can train on it." if alone else _WITHOUT_HISTORY}
