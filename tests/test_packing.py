@@ -12,6 +12,7 @@ from tests.tiny import picture
 from vqa_app.cache import KVCache
 from vqa_app.conversation import Conversation
 from vqa_app.engine import GenerationOptions
+from vqa_app.errors import UsageError
 from vqa_app.lean import LeanDecoder
 from vqa_app.loading import load_model
 from vqa_app.local_engine import LocalEngine
@@ -50,6 +51,20 @@ def test_float32_weights_are_turned_and_nothing_else_about_them(tiny_llava_dir: 
         before.named_parameters(), after.named_parameters(), strict=True
     ):
         assert torch.equal(old, new), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=needs_bf16_kernels)])
+def test_a_model_that_was_given_to_an_engine_says_that_it_cannot_be_saved(
+    tiny_llava_dir: Path, tmp_path: Path, dtype: str
+) -> None:
+    """Packed weights would be missing from the files, without a word."""
+    loaded = load_model(str(tiny_llava_dir), dtype=dtype)
+    LocalEngine(loaded).close()
+    with pytest.raises(UsageError, match=r"given to a LocalEngine cannot be saved.*\n.*before"):
+        loaded.model.save_pretrained(tmp_path / "saved")
+    loaded = load_model(str(tiny_llava_dir), dtype=dtype)
+    LocalEngine(loaded, fast_decoding=False).close()
+    loaded.model.save_pretrained(tmp_path / "saved")
 
 
 @pytest.mark.parametrize("biases", [(True, True), (False, False), (True, False)], ids=str)

@@ -84,8 +84,9 @@ class _Draft:
 class LocalEngine:
     """Implements `vqa_app.engine.Engine` with a loaded model.
 
-    The model is the engine's from then on: on a CPU its weights are laid out anew. Questions are
-    answered one at a time, in order, on a thread of the engine's own.
+    The model is the engine's from then on: on a CPU its weights are laid out anew, after which it
+    can answer and no more; save it before. Questions are answered one at a time, in order, on a
+    thread of the engine's own.
 
     Args:
         loaded: what `vqa_app.load_model` gave.

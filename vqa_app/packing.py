@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vqa_app.errors import UsageError
 
 
 class PackedLinear(nn.Module):
@@ -51,13 +53,25 @@ class _Multiply(torch.autograd.Function):
 
 
 def lay_out(model: Any) -> None:
-    """Lays a model's weights out for decoding, in place; leaves alone what it knows no better
-    for."""
+    """Lays a model's weights out for decoding, in place; leaves alone what it knows no better for.
+    What was laid out anew can answer and no more: `save_pretrained` raises."""
     if can_pack(model):
         pack(model)
     elif model.device.type == "cpu":
         turn(model.get_decoder())
         turn(model.get_output_embeddings())
+    else:
+        return
+    model.save_pretrained = _refuse_saving
+
+
+def _refuse_saving(*arguments: Any, **options: Any) -> NoReturn:
+    """Packed weights would be missing from the files without a word; turned ones cannot be
+    written."""
+    raise UsageError(
+        "A model that was given to a LocalEngine cannot be saved: its weights are laid out anew.",
+        "Save it before that, or load it again with load_model.",
+    )
 
 
 def can_pack(model: nn.Module) -> bool:
