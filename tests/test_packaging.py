@@ -10,6 +10,15 @@ from importlib.metadata import packages_distributions
 from tests.test_layers import OPTIONAL, PACKAGES, ROOT, imports
 
 
+def test_the_sdist_holds_what_the_tests_read() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    included = {*project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]}
+    included |= {"pyproject.toml", project["project"]["readme"]}  # always there
+    for test in (ROOT / "tests").glob("*.py"):
+        for name in re.findall(r'\bROOT / "([^"]+)"', test.read_text("utf-8")):
+            assert name in included, f"{test.name} reads {name}"
+
+
 def _plain(name: str) -> str:
     return re.split(r"[^\w.-]", name)[0].lower().replace("_", "-")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -68,6 +71,34 @@ def test_every_command_and_option_in_the_readme_exists() -> None:
             shown = runner.invoke(app, [command, "--help"], terminal_width=200).output
             for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", call):
                 assert re.search(rf"{option}\b", shown), f"{option} in: {line}"
+
+
+TABLES = {
+    "Ask in the shell": "ask",
+    "Chat in the browser": "chat",
+    "Fine-tune on your own data": "finetune",
+}
+
+
+@pytest.mark.parametrize("section", TABLES)
+def test_every_option_of_the_tables_exists(section: str) -> None:
+    (text,) = re.findall(rf"^## {section}\n(.*?)^## ", README, re.DOTALL | re.MULTILINE)
+    command = typer.main.get_command(import_module(_COMMANDS[TABLES[section]].module).app)
+    if isinstance(command, typer.core.TyperGroup):
+        command = command.commands[TABLES[section]]
+    known = {option for parameter in command.params for option in parameter.opts}
+    cells = re.findall(r"^\| (`--[^|]*) \|", text, re.MULTILINE)
+    named = {option for cell in cells for option in re.findall(r"--[a-z][a-z-]*", cell)}
+    assert len(named) > 5
+    assert not named - known
+
+
+def test_python_that_is_not_run_here_compiles_and_imports_what_exists() -> None:
+    for block in blocks("py"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = import_module(node.module or "")
+                assert all(hasattr(module, alias.name) for alias in node.names), node.module
 
 
 def test_the_python_example_runs(
