@@ -216,6 +216,8 @@ def test_what_the_model_is_not_shown_is_told_once_for_a_file(folder: Path) -> No
         f"{path}: Not shown to the model: hint, choices (2 rows).",
         f"{path}: None of its 3 rows shows a picture.",
     ]
+    lettered = question(answer="B", A="a dog", B="a cat", image="cat.png")
+    assert "model: A, B (1 row)" in read_rows(write(folder, [lettered])).notes[0].what
     assert read_rows(write(folder, [llava(width=8, source="x"), llava()])).notes == ()
 
 

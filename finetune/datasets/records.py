@@ -29,6 +29,8 @@ ANSWER_KEYS = (
 SEVERAL = ("answers", "direct_answers")
 """Keys of what several annotators wrote."""
 CHOICE_KEYS = ("choices", "options")
+LETTERS = tuple("abcdefgh")
+"""Keys of single choices, as MMBench has them."""
 
 _BOOKKEEPING = re.compile(
     r"(.*[ _:-])?(ids?|idx|index|uu?id|no|num|number|count|hash|md5|sha\d*|width|height|size|w|h"
@@ -108,7 +110,7 @@ def _unshown(record: _Read) -> list[str]:
     return [
         key
         for key, value in record.items()
-        if (key not in record.keys_read or key.lower() in CHOICE_KEYS)
+        if (key not in record.keys_read or key.lower() in (*CHOICE_KEYS, *LETTERS))
         and not (missing(value) or isinstance(value, bool) or _BOOKKEEPING.fullmatch(key))
     ]
 
@@ -199,10 +201,10 @@ def _history(record: Mapping[str, Any], keys: Mapping[str, str]) -> list[tuple[s
 
 
 def _choices(record: Mapping[str, Any], keys: Mapping[str, str]) -> Any:
-    """What may be chosen from; MMBench gives each choice a column of its own."""
+    """What may be chosen from."""
     choices = first(record, keys, CHOICE_KEYS)
     if choices is None and {"a", "b"} <= set(keys):
-        letters = [record[keys[letter]] for letter in "abcdefgh" if letter in keys]
+        letters = [record[keys[letter]] for letter in LETTERS if letter in keys]
         return [choice for choice in letters if not missing(choice)]
     return choices
 
