@@ -386,6 +386,21 @@ def test_each_without_out_prints_json_lines(run: Run, engine: FakeEngine, photos
     assert len([json.loads(line) for line in result.stdout.splitlines()]) == 4
 
 
+def test_each_of_a_folder_takes_its_pictures(run: Run, engine: FakeEngine, photos: Path) -> None:
+    """Not what else lies there, such as the answers of the time before."""
+    (photos / "notes.txt").write_text("Bring milk.")
+    (photos / "0.png").rename(photos / "0.PNG")
+    command = ("ask", "--each", str(photos), "What?", "--out", str(photos / "a.jsonl"))
+    assert "4 answered" in run(*command).stderr
+    again = run(*command)
+    assert again.exit_code == 0 and "4 of 4 are answered already" in again.stderr
+    result = run("ask", "--each", str(photos / "*.txt"), "What?")
+    assert result.exit_code == 3 and "notes.txt" in result.stderr  # what was named is told
+    for picture in photos.glob("*.[pP]*"):
+        picture.unlink()
+    assert "No picture is called" in run(*command).stderr
+
+
 def test_each_takes_names_with_brackets(run: Run, engine: FakeEngine, tmp_path: Path) -> None:
     folder = tmp_path / "photos [old]"
     folder.mkdir()

@@ -20,11 +20,13 @@ from vqa_app.conversation import Conversation
 from vqa_app.engine import Engine
 from vqa_app.errors import ContextOverflowError, ImageError, UsageError, VqaError
 from vqa_app.images import ImageLimits, open_picture
+from vqa_app.named_pictures import SUFFIXES
 from vqa_app.replies import Asking, json_line, reply_to
 
 
 def expand(patterns: Iterable[str]) -> list[str]:
-    """The files that patterns name, sorted, each once; `**` reaches into folders.
+    """The files that patterns name, sorted, each once; `**` reaches into folders. Of a folder those
+    that are called as pictures are: it may hold notes, and the answers themselves.
 
     Raises:
         UsageError: a pattern names no file.
@@ -32,13 +34,16 @@ def expand(patterns: Iterable[str]) -> list[str]:
     found: set[str] = set()
     for pattern in patterns:
         pattern = os.path.expanduser(pattern)
-        if os.path.isdir(pattern):
+        if is_folder := os.path.isdir(pattern):
             pattern = os.path.join(glob.escape(pattern), "*")
         # A name may itself look like a pattern: a[1].png is a file, not only what a1.png matches.
         names = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
         files = {path for path in names if os.path.isfile(path)}
+        if is_folder:
+            files = {path for path in files if path.lower().endswith(SUFFIXES)}
         if not files:
-            raise UsageError(f"No file is called {pattern}.", "Check the pattern of --each.")
+            kind = "picture" if is_folder else "file"
+            raise UsageError(f"No {kind} is called {pattern}.", "Check the pattern of --each.")
         found |= files
     return sorted(found)
 

@@ -12,8 +12,8 @@ from vqa_app.fetch import fetch_picture, is_url
 from vqa_app.images import ImageLimits, Picture, open_picture
 from vqa_app.replies import waiting
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-_SUFFIXES += (".heic", ".heif", ".svg", ".pdf")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+SUFFIXES += (".heic", ".heif", ".svg", ".pdf")
 """What makes a word a picture's name even where there is no such file."""
 
 
@@ -23,7 +23,7 @@ def names_picture(word: str) -> bool:
         return True
     path = Path(word)
     try:
-        return path.is_file() or (path.suffix.lower() in _SUFFIXES and " " not in word)
+        return path.is_file() or (path.suffix.lower() in SUFFIXES and " " not in word)
     except (OSError, ValueError):  # too long or a NUL byte: no path
         return False
 
