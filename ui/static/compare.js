@@ -1,7 +1,7 @@
 // Two models, one question.
 "use strict";
 (() => {
-  const { $, el } = vqa;
+  const { $, el, icon } = vqa;
   let picture = null;
   let drawn = "";
   let models = []; // the keys of the two that were asked
@@ -42,7 +42,15 @@
     alike();
     const file = el("input", { type: "file", accept: "image/*", hidden: true, "aria-label": "Picture file" });
     const place = el("span.compare-picture");
-    const show = () => place.replaceChildren(picture ? vqa.thumb({ ...picture, number: 1 }) : "");
+    const show = () => place.replaceChildren(...(picture
+      ? [vqa.thumb({ ...picture, number: 1 }),
+        el("button.icon.remove", { type: "button", "aria-label": "Remove the picture",
+          onclick: () => {
+            picture = null;
+            show();
+            question.focus();
+          } }, icon("x"))]
+      : []));
     vqa.comparePicture = async (chosen) => {
       const name = encodeURIComponent(chosen.name || "pasted picture");
       const found = await vqa.post(`vqa/pictures?name=${name}`, chosen);
@@ -69,6 +77,7 @@
         el("button.chip.stop", { type: "button", hidden: true, onclick: () => vqa.send("act", { do: "stop-comparing" }) }, "Stop")));
     $("compare-form").onsubmit = (event) => {
       event.preventDefault();
+      if (!question.value.trim() && !picture) return vqa.toast("Write a question or add a picture.", "error");
       models = [left.value, right.value];
       busy(true);
       vqa.send("compare", { models, question: question.value, pictures: picture ? [picture.digest] : [] });

@@ -19,11 +19,15 @@
     document.querySelector(".correction")?.remove();
     const box = el("input", { "aria-label": "The right answer", maxlength: 4000,
       placeholder: "What would the right answer be?", value: answer });
-    const end = (verdict) => (form.remove(), judge(turn, verdict));
+    const close = () => {
+      form.remove();
+      document.querySelector(`[data-turn="${turn.id}"] [aria-label="This is wrong"]`)?.focus();
+    };
+    const end = (verdict) => (close(), judge(turn, verdict));
     const form = el("form.correction",
       { onsubmit: (event) => {
         event.preventDefault();
-        form.remove();
+        close();
         judge(turn, "wrong", box.value);
       } },
       box,
@@ -31,7 +35,7 @@
       turn.verdict === "wrong"
         ? el("button.link", { type: "button", onclick: () => end(null) }, "Take back")
         : el("button.link", { type: "button", onclick: () => end("wrong") }, "Just wrong"));
-    form.addEventListener("keydown", (event) => event.key === "Escape" && form.remove());
+    form.addEventListener("keydown", (event) => event.key === "Escape" && close());
     document.querySelector(`[data-turn="${turn.id}"]`).append(form);
     box.focus();
     form.scrollIntoView({ block: "nearest" });
@@ -42,17 +46,30 @@
 
   vqa.on("shown", (name) => name === "teach" && vqa.send("teach", { do: "list" }));
 
-  vqa.on("taught", ({ rows, count }) => {
-    $("taught-count").textContent = count === 1 ? "1 row" : `${count.toLocaleString()} rows`;
-    $("taught").replaceChildren(...rows.map(rowOf));
-    if (!count) $("taught").append(el("li.nothing", {}, "Nothing yet."));
-    else if (count > rows.length) $("taught").append(el("li.note", {}, `The latest ${rows.length} are shown.`));
+  let taught = null;
+  vqa.on("taught", (what) => {
+    taught = what;
+    drawTaught();
   });
+
+  function drawTaught() {
+    if ($("taught").querySelector("form")) return; // a row is being edited; drawn when that ends
+    const { rows, count } = taught;
+    $("taught-count").textContent = !count ? "" : count === 1 ? "1 row" : `${count.toLocaleString()} rows`;
+    for (const node of document.querySelectorAll("#view-teach .with-rows")) node.hidden = !count;
+    vqa.redraw($("taught"), () => $("taught").replaceChildren(...rows.map(rowOf)));
+    if (!count) {
+      $("taught").append(el("li.nothing", {},
+        "Nothing yet. Ask something, press thumbs down under the answer and write the right one: it appears here.",
+        el("button.chip", { "data-view-of": "chat" }, "Go to the chat")));
+    }
+    else if (count > rows.length) $("taught").append(el("li.note", {}, `The latest ${rows.length} are shown.`));
+  }
 
   function rowOf(row) {
     const text = el("div.texts", {},
-      el("p.asked", {}, row.question || "(only a picture)"),
-      el("p.right", {}, row.answer),
+      el("p.asked", { dir: "auto" }, row.question || "(only a picture)"),
+      el("p.right", { dir: "auto" }, row.answer),
       row.said && row.said !== row.answer ? el("p.note", {}, "The model had said: ", el("s", {}, row.said)) : null);
     const item = el("li", {},
       el("div.pictures", {}, ...row.pictures.map(vqa.thumb)),
@@ -74,9 +91,16 @@
       { onsubmit: (event) => {
         event.preventDefault();
         vqa.send("teach", { do: "edit", row: row.id, question: question.value, answer: answer.value });
+        close();
       } },
       question, answer, el("div.actions", {}, el("button.primary", { type: "submit" }, "Keep"),
-        el("button.link", { type: "button", onclick: () => item.replaceWith(rowOf(row)) }, "Cancel")));
+        el("button.link", { type: "button", onclick: close }, "Cancel")));
+    function close() {
+      const shown = rowOf(row);
+      item.replaceWith(shown);
+      shown.querySelector("[aria-label='Edit this row']").focus();
+      drawTaught();
+    }
     item.querySelector(".texts").replaceWith(form);
     answer.focus();
   }

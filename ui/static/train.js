@@ -190,10 +190,10 @@
   function redraw(panel) {
     const folds = () => [...$("job").querySelectorAll("details")];
     const was = new Map(folds().map((fold) => [fold.firstChild.innerText, fold.open]));
-    const focused = $("job").contains(document.activeElement) && document.activeElement.innerText;
-    $("job").replaceChildren(panel);
-    for (const fold of folds()) fold.open = was.get(fold.firstChild.innerText) ?? fold.open;
-    if (focused) [...$("job").querySelectorAll("button, summary")].find((one) => one.innerText === focused)?.focus();
+    vqa.redraw($("job"), () => {
+      $("job").replaceChildren(panel);
+      for (const fold of folds()) fold.open = was.get(fold.firstChild.innerText) ?? fold.open;
+    });
   }
 
   function bar(share) {
@@ -263,7 +263,11 @@
     const pick = el("div.actions", {},
       vqa.state.models?.picked === job.key
         ? el("button.chip", { onclick: back }, "Go back to the previous model")
-        : el("button.primary", { disabled: using === job.key, onclick: use }, using === job.key ? "Loading …" : "Use it in chat"));
+        : el("button.primary", { disabled: using === job.key, onclick: use }, using === job.key ? "Loading …" : "Use it in chat"),
+      el("button.chip", { onclick: () => {
+        $("train-form").scrollIntoView({ block: "start" });
+        $("train-form").querySelector("input:enabled")?.focus({ preventScroll: true });
+      } }, "Train again"));
     if (!job.comparison) return el("div.outcome", {}, el("p.note", {}, "Before and after were not compared."), pick);
     const { taught, world } = job.comparison;
     return el("div.outcome", {},
