@@ -98,6 +98,8 @@ def test_teach_train_compare_switch_and_go_back(school, pictures):
 
     # It goes on without the page, shows in another tab, and chat goes on meanwhile.
     page.reload()
+    page.wait_for_selector("#job .chart")
+    page.click("nav [data-view-of=chat]")
     page.wait_for_selector("article")
     visitor.ask("Still answering?")
     expect(page.locator("#fine")).to_contain_text("slower")

@@ -15,25 +15,34 @@
   async function bring(files) {
     vqa.show("chat");
     $("question").focus();
-    const room = MOST - pictures.length;
+    const room = Math.max(0, MOST - pictures.length);
     if (files.length > room) vqa.toast(`At most ${MOST} pictures at a time.`, "error");
-    const places = files.slice(0, room).map((file) => ({ busy: true, name: file.name || "pasted picture", file }));
+    const places = files.slice(0, room).map((file) => ({
+      busy: true, name: file.name || "pasted picture", file, way: new AbortController(),
+    }));
     pictures.push(...places);
     drawTray();
     for (const place of places) {
       if (!holderOf(place)) continue; // taken away meanwhile
-      const found = await vqa.post(`vqa/pictures?name=${encodeURIComponent(place.name)}`, place.file);
+      const url = `vqa/pictures?name=${encodeURIComponent(place.name)}`;
+      const found = await vqa.post(url, place.file, place.way.signal);
       settle(place, found);
       if (found) warm();
     }
   }
   vqa.bring = bring;
 
-  /** Adds a picture that the server has already. */
-  vqa.attach = (picture) => {
-    if (!pictures.some((one) => one.digest === picture.digest)) pictures.push(picture);
+  /** A scene takes the place of the one before, its question that of the other's or of nothing. */
+  vqa.takeScene = ({ picture, question }) => {
+    const box = $("question");
+    const old = pictures.find((one) => one.scene);
+    if (!old && pictures.length >= MOST) return vqa.toast(`At most ${MOST} pictures at a time.`, "error");
+    const scene = { ...picture, scene: question };
+    pictures = old ? pictures.map((one) => (one === old ? scene : one)) : [...pictures, scene];
+    if (!box.value.trim() || box.value === old?.scene) box.value = question;
     drawTray();
     warm();
+    box.focus();
   };
 
   const holderOf = (place) => [pictures, aside?.pictures].find((list) => list?.includes(place));
@@ -60,24 +69,23 @@
   function firstNumber() {
     const turns = vqa.state.view?.turns || [];
     const until = replaces ? turns.findIndex((turn) => turn.id === replaces) : turns.length;
-    return 1 + turns.slice(0, until).reduce((sum, turn) => sum + turn.pictures.length, 0);
+    const numbers = turns.slice(0, until).flatMap((turn) => turn.pictures.map((picture) => picture.number));
+    return 1 + Math.max(0, ...numbers);
   }
 
   function drawTray() {
     const first = firstNumber();
     $("tray").replaceChildren(
       ...pictures.map((picture, position) => {
-        const item = el("li", {});
-        if (picture.busy) {
-          item.append(el("span.thumb.waiting", { "aria-label": `Sending ${picture.name}` }));
-          return item;
-        }
         const numbered = { ...picture, number: first + position };
-        item.append(
-          vqa.thumb(numbered),
+        const item = el("li", {},
+          picture.busy
+            ? el("span.thumb.waiting", { role: "img", "aria-label": `Sending ${picture.name}` })
+            : vqa.thumb(numbered),
           el("button.icon.remove",
             { type: "button", "aria-label": `Remove picture ${numbered.number}`,
               onclick: () => {
+                picture.way?.abort();
                 pictures.splice(pictures.indexOf(picture), 1);
                 whenReady = null;
                 drawTray();
@@ -99,7 +107,7 @@
   function keep() {
     const kept = draft || (replaces ? aside : { text: $("question").value, pictures });
     const here = kept && { text: kept.text, pictures: kept.pictures.filter((one) => one.digest), replaces: null };
-    sessionStorage.setItem("vqa-draft", JSON.stringify(here));
+    vqa.kept("sessionStorage", "vqa-draft", JSON.stringify(here));
   }
 
   const sending = () => pictures.some((one) => one.busy);
@@ -114,7 +122,7 @@
   }
 
   function submit() {
-    early = !vqa.state.view;
+    early = !vqa.state.view || Boolean(vqa.state.going);
     if (early || isEmpty() || vqa.state.asking || vqa.state.view.busy) return;
     if (sending()) {
       whenReady = { conversation: vqa.state.view.conversation };
@@ -122,26 +130,35 @@
     }
     draft = { text: $("question").value, pictures, replaces };
     const sent = { question: draft.text, pictures: pictures.map((one) => one.digest) };
-    vqa.ask(request(sent));
+    const first = firstNumber();
+    const shown = pictures.map((one, position) => ({ ...one, number: first + position }));
+    const asked = request(sent);
     clear();
+    vqa.ask(asked, { question: draft.text, pictures: shown });
   }
 
-  /** Asks; the request may also be {again: turn}. */
-  vqa.ask = (asked) => {
+  /** Asks; the request may also be {again: turn}. The question shows at once. */
+  vqa.ask = (asked, { question, pictures: shown } = { question: asked.question, pictures: [] }) => {
     if (vqa.state.asking || vqa.state.view?.busy) {
       vqa.toast("An answer is still being written. Stop it first.");
       return;
     }
     const conversation = vqa.state.view?.conversation ?? null;
-    vqa.state.asking = { conversation };
+    const sent = {
+      id: "sent", question, pictures: shown, state: "answering", sending: true, facts: {}, branches: { of: 1 },
+    };
+    vqa.state.asking = { conversation, sent, from: asked.again || asked.replaces };
     vqa.follow();
+    vqa.draw();
     vqa.busy();
     vqa.send("ask", { ...asked, conversation });
   };
 
   vqa.on("error", (_, { wire }) => {
+    if (wire === "act") early = false;
     if (wire !== "ask") return;
     vqa.state.asking = null;
+    vqa.draw();
     if (draft) {
       const text = [draft.text, $("question").value].filter(Boolean).join("\n");
       put({ text, pictures: [...draft.pictures, ...pictures].slice(0, MOST), replaces: draft.replaces });
@@ -198,13 +215,7 @@
 
   /** Asks a question about a picture at once (example cards). */
   vqa.askAbout = (picture, question) => {
-    put({ text: question, pictures: [picture], replaces: null });
-    submit();
-  };
-  vqa.putQuestion = (question) => {
-    $("question").value = question;
-    ready();
-    $("question").focus();
+    vqa.ask({ question, pictures: [picture.digest] }, { question, pictures: [{ ...picture, number: 1 }] });
   };
 
   // -- the ways in ---------------------------------------------------------------------------------
@@ -248,6 +259,9 @@
     });
     document.addEventListener("paste", (event) => {
       const files = imagesOf(event.clipboardData);
+      // Spreadsheets give a picture of the text as well; a file manager gives the file's name.
+      const text = event.clipboardData?.getData("text/plain").trim();
+      if (text && !files.some((file) => text.includes(file.name))) return;
       if (files.length && taker()) {
         event.preventDefault();
         taker()(files);
@@ -272,7 +286,7 @@
       over(false);
       taker()?.([...event.dataTransfer.files]);
     });
-    const kept = JSON.parse(sessionStorage.getItem("vqa-draft"));
+    const kept = JSON.parse(vqa.kept("sessionStorage", "vqa-draft"));
     if (kept && isEmpty()) put(kept);
     else drawTray();
     if (matchMedia("(hover: hover)").matches) box.focus();

@@ -4,7 +4,7 @@
   const wires = {};
   const handlers = {}; // by key of an update
   const vqa = (window.vqa = {
-    state: { view: null, list: [], models: null, settings: {}, asking: null },
+    state: { view: null, going: null, list: [], models: null, settings: {}, asking: null },
     /** Called by each hidden component once it stands. */
     wire(name, ends) {
       wires[name] = ends;
@@ -77,7 +77,13 @@
     }
     if (hello && vqa.state.view) return; // asked twice, answered already
     if (hello) setTimeout(() => vqa.emit("hello", true));
-    for (const [key, value] of Object.entries(update)) vqa.emit(key, value, { ...update, wire });
+    const { state } = vqa;
+    const chat = wire === "act" && update.view?.conversation;
+    const went = Boolean(chat) && chat === state.going;
+    if (went) state.going = null;
+    // Somebody who has gone on to another conversation stays there.
+    else if (chat && state.view && chat !== state.view.conversation) delete update.view;
+    for (const [key, value] of Object.entries(update)) vqa.emit(key, value, { ...update, wire, went });
     // While an answer is written, we go on looking whether the server is there.
     if ((wire === "ask" || wire === "live") && vqa.state.asking) {
       clearTimeout(silent.ask);
@@ -118,17 +124,20 @@
     vqa.$("toasts").append(node);
     setTimeout(() => node.remove(), kind === "error" ? 12000 : 5000);
   }
-  vqa.on("error", (text) => toast(text, "error"));
+  vqa.on("error", (text, { wire }) => {
+    // What went wrong with a comparison stands in its place.
+    if (wire !== "compare" || vqa.$("vqa").dataset.view !== "compare") toast(text, "error");
+  });
 
   /** Sends a file; gives the server's answer, or null after telling what was wrong. */
-  async function post(url, file) {
+  async function post(url, file, signal) {
     try {
-      const answer = await fetch(url, { method: "POST", body: file });
+      const answer = await fetch(url, { method: "POST", body: file, signal });
       const found = await answer.json().catch(() => ({}));
       if (answer.ok) return found;
       toast(found.error || "The file could not be read.", "error");
     } catch {
-      toast("The server cannot be reached.", "error");
+      if (!signal?.aborted) toast("The server cannot be reached.", "error");
     }
     return null;
   }
@@ -154,24 +163,98 @@
   // An event that is triggered before Gradio listens is lost without a word: asked again until answered.
   function hello(patience) {
     if (vqa.state.view) return;
-    vqa.send("act", { do: "hello", conversation: location.hash.slice(1) || null });
+    vqa.send("act", { do: "hello", conversation: addressed()[0] || null });
     setTimeout(() => hello(Math.min(2 * patience, 4000)), patience);
   }
 
+  // The address tells what is shown: "#chat", or another part of the page in "#chat/train" and "#/train".
+  const addressed = () => location.hash.slice(1).split("/");
+  /** Brings the address up to date; `push` where Back shall lead back. */
+  vqa.address = (push) => {
+    const chat = vqa.state.view?.conversation ?? "";
+    const part = vqa.$("vqa").dataset.view;
+    const hash = part === "chat" ? chat : `${chat}/${part}`;
+    if (location.hash.slice(1) === hash) return;
+    history[push ? "pushState" : "replaceState"](null, "", hash ? `#${hash}` : location.pathname);
+  };
+  /** Shows the part of the page that is in the address. */
+  vqa.showAddressed = () => {
+    const part = addressed()[1];
+    vqa.show(document.querySelector(`[data-view-of="${CSS.escape(part)}"]`) ? part : "chat", true);
+  };
+  addEventListener("popstate", () => {
+    if (!vqa.state.view) return;
+    const [chat] = addressed();
+    vqa.showAddressed();
+    if (chat === (vqa.state.view.conversation ?? "")) vqa.state.going = null;
+    else if (chat) vqa.send("act", { do: "open", conversation: (vqa.state.going = chat) });
+    else vqa.fresh();
+  });
+
+  /** Goes to a chat. */
+  vqa.open = (chat) => {
+    vqa.show("chat", true);
+    vqa.state.going = chat;
+    vqa.send("act", { do: "open", conversation: chat });
+  };
+  vqa.on("error", (_, { wire }) => {
+    if (wire !== "act" || !vqa.state.going) return;
+    vqa.state.going = null;
+    vqa.address();
+  });
+  /** A new chat; the server hears of it with the first question. */
+  vqa.fresh = () => {
+    vqa.state.going = null;
+    const view = { conversation: null, title: "", turns: [], meter: null, busy: false };
+    vqa.emit("view", view, { wire: "here", went: true });
+  };
+
+  /** Puts the focus where one goes on: on the question, or the heading of another part. */
+  vqa.home = () => {
+    const part = vqa.$("vqa").dataset.view;
+    (part === "chat" ? vqa.$("question") : vqa.$(`view-${part}`).querySelector("h1")).focus();
+  };
+  vqa.on("do:skip", vqa.home);
+
+  const lost = new Map(); // by part of the page, what had the focus in it when it was drawn anew
+  /** Draws a part anew; what had the focus in it has it afterwards, as soon as it is there again. */
+  vqa.redraw = (root, draw) => {
+    const nameOf = (node) => node.getAttribute("aria-label") || node.innerText;
+    const named = (name) => [...root.querySelectorAll("button, summary")].filter((node) => nameOf(node) === name);
+    const had = document.activeElement;
+    if (root.contains(had)) lost.set(root, { name: nameOf(had), place: named(nameOf(had)).indexOf(had) });
+    draw();
+    if (document.activeElement !== document.body) return void lost.delete(root);
+    const { name, place } = lost.get(root) || {};
+    const found = name ? named(name) : [];
+    const node = found[place] ?? found.at(-1);
+    (node?.disabled ? node.parentElement.querySelector("button:enabled") : node)?.focus({ preventScroll: true });
+  };
+
   /** Shows a part of the page: chat, teach, train, compare. */
-  vqa.show = (name) => {
+  vqa.show = (name, quiet) => {
     vqa.$("vqa").dataset.view = document.body.dataset.view = name;
     for (const button of document.querySelectorAll("[data-view-of]")) {
       if (button.dataset.viewOf === name) button.setAttribute("aria-current", "page");
       else button.removeAttribute("aria-current");
     }
+    if (!quiet && vqa.state.view) vqa.address(true);
     vqa.emit("shown", name);
+  };
+
+  /** Keeps a text beyond a reload, or gives it back; nothing where the browser blocks storage. */
+  vqa.kept = (where, name, text) => {
+    try {
+      return text === undefined ? window[where].getItem(name) : window[where].setItem(name, text);
+    } catch {
+      return null;
+    }
   };
 
   // Before the first paint: the theme that was chosen here, or the system's.
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => {
-    const kept = localStorage.getItem("vqa-theme");
+    const kept = vqa.kept("localStorage", "vqa-theme");
     return kept ? kept === "dark" : dark.matches;
   };
   const paint = () => document.body?.classList.toggle("dark", isDark());
@@ -179,7 +262,8 @@
   dark.addEventListener("change", paint);
   vqa.starters.push(paint);
   vqa.on("do:theme", () => {
-    localStorage.setItem("vqa-theme", isDark() ? "light" : "dark");
-    paint();
+    const wanted = document.body.classList.contains("dark") ? "light" : "dark";
+    vqa.kept("localStorage", "vqa-theme", wanted);
+    document.body.classList.toggle("dark", wanted === "dark");
   });
 })();

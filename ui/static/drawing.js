@@ -6,7 +6,10 @@
   const COLOURS = { black: "#111827", red: "#dc2626", blue: "#2563eb", green: "#16a34a", yellow: "#eab308", white: "#ffffff" };
   const BACKGROUND = "#ffffff";
 
-  vqa.on("do:draw", () => {
+  let pad = null; // what the sheet shows: a drawing is kept until it is asked about
+  vqa.on("do:draw", () => vqa.sheet("Draw something", ...(pad ||= made())));
+
+  function made() {
     const canvas = el("canvas.pad", { width: SIZE, height: SIZE, tabindex: "0", role: "img",
       "aria-label": "Drawing pad. Draw with the mouse or a finger." });
     const context = canvas.getContext("2d");
@@ -76,7 +79,7 @@
       return dot;
     };
     const signs = { pen: "✎", circle: "●", square: "■", triangle: "▲" };
-    vqa.sheet("Draw something",
+    return [
       canvas,
       el("div.pad-tools", {},
         group("Tool", Object.keys(signs).map((name) => [name, name]), tool, (value) => (tool = value), (name) => signs[name]),
@@ -89,8 +92,12 @@
           context.fillStyle = BACKGROUND;
           context.fillRect(0, 0, SIZE, SIZE);
         } }, "Clear"),
-        el("button.primary", { onclick: () => use(canvas, "drawing.png") }, "Ask about it")));
-  });
+        el("button.primary", { onclick: () => {
+          use(canvas, "drawing.png");
+          pad = null;
+        } }, "Ask about it")),
+    ];
+  }
 
   function use(canvas, name) {
     canvas.toBlob((blob) => {
@@ -113,13 +120,15 @@
     }
     const video = el("video.large", { autoplay: true, playsinline: true, muted: true, "aria-label": "Camera" });
     video.srcObject = stream;
+    vqa.stopCamera?.(); // it was pressed twice
     vqa.stopCamera = () => stream.getTracks().forEach((track) => track.stop());
-    vqa.sheet("Take a photograph", video,
-      el("div.actions", {}, el("button.primary", { onclick: () => {
-        const canvas = el("canvas", { width: video.videoWidth, height: video.videoHeight });
-        canvas.getContext("2d").drawImage(video, 0, 0);
-        use(canvas, "photograph.jpg");
-      } }, "Take it")));
+    const take = el("button.primary", { disabled: true, onclick: () => {
+      const canvas = el("canvas", { width: video.videoWidth, height: video.videoHeight });
+      canvas.getContext("2d").drawImage(video, 0, 0);
+      use(canvas, "photograph.jpg");
+    } }, "Take it");
+    video.addEventListener("loadeddata", () => (take.disabled = false));
+    vqa.sheet("Take a photograph", video, el("div.actions", {}, take));
   });
   vqa.on("sheet-closed", () => {
     vqa.stopCamera?.();

@@ -23,16 +23,16 @@
 
   function number(name, label, hint, { min, max, step, whole }) {
     const { settings } = vqa.state;
+    const show = () => (box.value = vqa.state.settings[name] ?? "");
     const own = settings.defaults?.[name];
     const box = el("input", { type: "number", min, max, step, id: `set-${name}`, inputmode: "decimal",
       placeholder: own === null || own === undefined ? "the model's own" : `${own} (the model's own)` });
-    box.value = settings[name] ?? "";
+    show();
     box.addEventListener("change", () => {
       const value = box.value === "" ? null : Number(box.value);
       if (value !== null && (!box.checkValidity() || (whole && !Number.isInteger(value)))) {
         vqa.toast(`${label}: from ${min} to ${max}${whole ? ", whole" : ""}.`, "error");
-        box.value = settings[name] ?? "";
-        return;
+        return show();
       }
       save({ [name]: value });
     });

@@ -17,7 +17,8 @@
     sheet.replaceChildren(
       el("header", {}, el("h2", {}, title),
         el("button.icon", { "aria-label": "Close", onclick: () => sheet.close() }, icon("x"))),
-      el("div.sheet-body", {}, ...content));
+      el("div.sheet-body", {}, ...content),
+      $("toasts")); // outside of it nothing can be pressed
     if (!sheet.open) sheet.showModal();
     return sheet;
   };
@@ -29,21 +30,26 @@
       el("p.note", {}, "This cannot be undone."),
       el("div.actions", {},
         el("button.chip.keep", { onclick: () => sheet.close() }, "Keep"),
-        el("button.primary.danger", { onclick: () => (sheet.close(), $("question").focus(), deed()) }, "Delete")));
+        el("button.primary.danger", { onclick: () => (sheet.close(), vqa.home(), deed()) }, "Delete")));
     sheet.querySelector(".keep").focus(); // a key that is held down deletes nothing
   };
   const waiting = (words) => el("p.state", {}, el("span.pulse", { "aria-hidden": "true" }), words);
   vqa.starters.push(() => {
     $("sheet").addEventListener("close", () => {
+      $("vqa").append($("toasts"));
       vqa.emit("sheet-closed", null);
       // The browser gives the focus back at once, this comes a frame later: by then it may have gone
       // on. Only where its place was drawn anew meanwhile, nothing has it.
       if (document.activeElement && document.activeElement !== document.body) return;
       const again = opener?.turn && document.querySelector(`[data-turn="${opener.turn}"] .look`);
-      (opener?.node?.isConnected ? opener.node : again || $("question")).focus();
+      if (opener?.node?.isConnected) opener.node.focus();
+      else if (again) again.focus();
+      else vqa.home();
     });
+    let outside = false; // where the press began: a drag may end anywhere
+    $("sheet").addEventListener("pointerdown", (event) => (outside = event.target === $("sheet")));
     $("sheet").addEventListener("click", (event) => {
-      if (event.target === $("sheet")) $("sheet").close();
+      if (outside && event.target === $("sheet")) $("sheet").close();
     });
   });
 

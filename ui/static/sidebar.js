@@ -27,6 +27,11 @@
   });
 
   function drawList() {
+    if ($("list").querySelector("input, .menu")) return; // somebody is at it; drawn when that ends
+    vqa.redraw($("list"), drawRows);
+  }
+
+  function drawRows() {
     const rows = wanted() ? vqa.state.list.filter((row) => found?.chats.includes(row.id)) : vqa.state.list;
     $("search").hidden = vqa.state.list.length < 2;
     $("list").replaceChildren(...rows.map(rowOf));
@@ -37,18 +42,18 @@
     const shown = vqa.state.view?.conversation === row.id;
     const when = new Date(1000 * row.when);
     const open = el("button.title",
-      { title: `${row.title}\n${when.toLocaleString()}`, "aria-current": shown ? "true" : null,
+      { dir: "auto", title: `${row.title}\n${when.toLocaleString()}`, "aria-current": shown ? "true" : null,
         onclick: () => {
-          vqa.show("chat");
-          vqa.send("act", { do: "open", conversation: row.id });
+          vqa.open(row.id);
           closeOnPhone();
+          if (!phone.matches) vqa.home();
         } },
       row.title);
     const menu = el("button.icon",
       { "aria-label": `More for ${row.title}`, "aria-haspopup": "menu", title: "More",
         onclick: (event) => openMenu(event.currentTarget, row) },
       icon("more"));
-    return el(`li${shown ? ".shown" : ""}`, {}, open,
+    return el(`li${shown ? ".shown" : ""}`, { "data-chat": row.id }, open,
       el("time.when", { datetime: when.toISOString() }, short(when)), menu);
   }
 
@@ -70,18 +75,19 @@
       link.click();
       link.remove();
     };
+    const item = () => $("list").querySelector(`[data-chat="${row.id}"]`); // may be drawn anew
     const remove = () => {
-      button.focus(); // has it again if the chat is kept
+      item()?.querySelector("[aria-haspopup]").focus(); // has it again if the chat is kept
       vqa.confirm("Delete this chat?", row.title, () =>
         vqa.send("act", { do: "delete", conversation: row.id, shown: vqa.state.view?.conversation }));
     };
-    const item = (name, words, deed) =>
+    const entry = (name, words, deed) =>
       el("button", { role: "menuitem", onclick: () => (closeMenu(), deed()) }, icon(name), words);
     const menu = el("div.menu", { role: "menu", id: "menu" },
-      item("pen", "Rename", () => rename(button.closest("li"), row)),
-      item("save", "Save as a web page", file("html")),
-      item("save", "Save as JSON", file("json")),
-      item("bin", "Delete", remove));
+      entry("pen", "Rename", () => item() && rename(item(), row)),
+      entry("save", "Save as a web page", file("html")),
+      entry("save", "Save as JSON", file("json")),
+      entry("bin", "Delete", remove));
     button.closest("li").append(menu);
     menu.querySelector("button").focus();
     menu.addEventListener("keydown", (event) => {
@@ -93,11 +99,18 @@
       }
       if (event.key === "Escape") {
         closeMenu();
-        button.focus();
+        item()?.querySelector("[aria-haspopup]").focus();
       }
     });
+    menu.addEventListener("focusout", ({ relatedTarget: to }) => {
+      if (to && !menu.contains(to)) closeMenu();
+    });
   }
-  const closeMenu = () => $("menu")?.remove();
+  function closeMenu() {
+    if (!$("menu")) return;
+    $("menu").remove();
+    drawList();
+  }
 
   function rename(item, row) {
     const box = el("input", { "aria-label": "New title", maxlength: 120 });
@@ -106,14 +119,21 @@
     const end = (keep) => {
       if (done) return;
       done = true;
-      if (keep && box.value.trim() && box.value !== row.title) {
+      const title = box.value.trim();
+      if (keep && title && title !== row.title) {
         // The list alone is drawn anew: the conversation that is shown stays.
-        vqa.send("act", { do: "rename", conversation: row.id, title: box.value, shown: vqa.state.view?.conversation ?? null });
-      } else drawList();
+        vqa.send("act", { do: "rename", conversation: row.id, title, shown: vqa.state.view?.conversation ?? null });
+        const old = vqa.state.list.find((one) => one.id === row.id);
+        if (old) old.title = title;
+      }
+      box.remove();
+      drawList();
     };
     box.addEventListener("keydown", (event) => {
-      if (event.key === "Enter") end(true);
-      if (event.key === "Escape") end(false);
+      if (event.key !== "Enter" && event.key !== "Escape") return;
+      event.preventDefault(); // the key would press the title
+      end(event.key === "Enter");
+      $("list").querySelector(`[data-chat="${row.id}"] .title`)?.focus();
     });
     box.addEventListener("blur", () => end(true));
     item.replaceChildren(box);
@@ -130,8 +150,8 @@
     if (open) document.querySelector("#side .new").focus();
   });
   vqa.on("do:new", () => {
-    vqa.show("chat");
-    vqa.send("act", { do: "new" });
+    vqa.show("chat", true);
+    vqa.fresh();
     closeOnPhone();
     $("question").focus();
   });
@@ -150,8 +170,7 @@
       if (!file) return;
       const found = await vqa.post("vqa/conversations", file);
       if (!found) return;
-      vqa.show("chat");
-      vqa.send("act", { do: "open", conversation: found.conversation });
+      vqa.open(found.conversation);
     });
   });
 
@@ -223,6 +242,9 @@
         $("models").querySelector("[aria-selected=true]")?.focus();
       }
     });
+    document.querySelector(".picker").addEventListener("focusout", ({ currentTarget, relatedTarget: to }) => {
+      if (to && !currentTarget.contains(to)) closeModels();
+    });
     $("models").addEventListener("keydown", (event) => {
       const items = [...$("models").querySelectorAll("[role=option]")];
       const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
@@ -253,7 +275,6 @@
   });
   vqa.on("scene", ({ picture, question }) => {
     if ($("vqa").dataset.view === "compare") return vqa.compareScene({ picture, question });
-    vqa.attach(picture);
-    vqa.putQuestion(question);
+    vqa.takeScene({ picture, question });
   });
 })();

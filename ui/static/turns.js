@@ -5,7 +5,7 @@
   const nodes = new Map(); // turn id -> {root, drawn}
   let follow = true;
 
-  vqa.on("view", (view, { wire }) => {
+  vqa.on("view", (view, { wire, went }) => {
     const shown = vqa.state.view?.conversation ?? null;
     const asking = vqa.state.asking;
     if (wire === "ask") {
@@ -17,18 +17,18 @@
     } else if (asking && (asking.conversation !== view.conversation || (asking.begun && !view.busy))) {
       vqa.state.asking = null; // gone on elsewhere, or the answer ended without a word to this page
     }
-    const moved = !vqa.state.view || shown !== view.conversation;
+    const first = !vqa.state.view;
+    const moved = first || shown !== view.conversation;
     vqa.state.view = view;
+    if (first) vqa.showAddressed();
+    vqa.address(went);
     if (moved) {
       nodes.clear();
       $("log").replaceChildren();
       follow = true;
-      const hash = view.conversation ? `#${view.conversation}` : location.pathname;
-      history.replaceState(null, "", hash);
     }
     document.title = view.title ? `${view.title} · Look & Ask` : "Look & Ask";
-    $("empty").hidden = view.turns.length > 0;
-    draw(view);
+    vqa.draw();
     meter(view.meter);
     busy();
     // After a reload, in a second tab, or back from elsewhere: the answer that is being written there.
@@ -41,14 +41,25 @@
   // The chat was deleted, perhaps in another tab, while its answer was being written.
   vqa.on("gone", (conversation) => {
     if (vqa.state.asking?.conversation === conversation) vqa.state.asking = null;
-    if (vqa.state.view?.conversation === conversation) vqa.send("act", { do: "new" });
+    if (vqa.state.view?.conversation === conversation) vqa.fresh();
     busy();
   });
 
-  function draw(view) {
+  /** Draws the turns; what is on its way to the server stands among them. */
+  vqa.draw = () => vqa.redraw($("log"), () => draw(turnsOf(vqa.state.view)));
+  function turnsOf(view) {
+    const { sent, from, conversation } = vqa.state.asking || {};
+    if (!sent || conversation !== view.conversation) return view.turns;
+    const place = view.turns.findIndex((turn) => turn.id === from);
+    const before = place < 0 ? view.turns : view.turns.slice(0, place);
+    return [...before, { ...sent, number: before.length + 1 }];
+  }
+
+  function draw(turns) {
     const log = $("log");
     const seen = new Set();
-    view.turns.forEach((turn, position) => {
+    $("empty").hidden = turns.length > 0;
+    turns.forEach((turn, position) => {
       seen.add(turn.id);
       let node = nodes.get(turn.id);
       if (!node) nodes.set(turn.id, (node = make(turn)));
@@ -79,7 +90,7 @@
       node.question.replaceChildren(...questionOf(turn)),
     );
     if (turn.state === "answering" && vqa.state.asking) {
-      if (!node.drawn.live) state(node, { state: "looking" });
+      if (!node.drawn.live) state(node, { state: turn.sending ? "sending" : "looking" });
     } else {
       part(node, "answer", [turn.html, turn.state, turn.facts.error], () => answerOf(node, turn));
       part(node, "foot", [turn.facts, turn.verdict, turn.state], () =>
@@ -104,7 +115,8 @@
       parts.push(el("p.note", {}, "Left out of what the model reads now: the chat has become too long."));
     }
     if (turn.pictures.length) parts.push(el("div.pictures", {}, ...turn.pictures.map(vqa.thumb)));
-    if (turn.question) parts.push(el("div.bubble", {}, turn.question));
+    if (turn.question) parts.push(el("div.bubble", { dir: "auto" }, turn.question));
+    if (turn.sending) return parts;
     const tools = el("div.tools");
     if (turn.branches.of > 1) {
       const { at, of, before, after } = turn.branches;
@@ -143,7 +155,7 @@
     if (turn.state === "failed") {
       node.answer.replaceChildren(
         el("div.failed", { role: "alert" }, el("span", {}, turn.facts.error || "This went wrong."),
-          el("button.link", { onclick: () => vqa.ask({ again: turn.id }) }, "Try again")),
+          el("button.link", { onclick: () => vqa.ask({ again: turn.id }, turn) }, "Try again")),
       );
     } else if (turn.html) {
       node.answer.innerHTML = turn.html;
@@ -169,7 +181,7 @@
     if (answered) {
       parts.push(
         button("copy", "Copy the answer", () => copy(turn.answer)),
-        button("again", "Answer again", () => vqa.ask({ again: turn.id })),
+        button("again", "Answer again", () => vqa.ask({ again: turn.id }, turn)),
         button("good", "This is right", () => vqa.emit("judge", { turn, verdict: "right" }),
           { "aria-pressed": turn.verdict === "right" ? "true" : "false" }),
         button("bad", "This is wrong", () => vqa.emit("judge", { turn, verdict: "wrong" }),
@@ -183,7 +195,7 @@
         parts.push(el(`span.badge.${facts.looked}`, {}, facts.looked_text));
       }
     } else if (turn.state === "stopped") {
-      parts.push(button("again", "Answer again", () => vqa.ask({ again: turn.id })));
+      parts.push(button("again", "Answer again", () => vqa.ask({ again: turn.id }, turn)));
     }
     const quiet = [];
     if (answered && facts.confidence) quiet.push(`${Math.round(facts.confidence * 100)} % sure`);
@@ -217,13 +229,13 @@
 
   const act = (deed, more = {}) =>
     vqa.send("act", { do: deed, conversation: vqa.state.view.conversation, ...more });
-  vqa.act = act;
 
   // -- the answer that is being written ------------------------------------------------------------
 
   const WORDS = {
+    sending: "Sending",
     looking: "Looking",
-    answering: "Answering",
+    answering: "Looking", // not a word of it yet
     loading: "Loading the model",
   };
 
@@ -297,7 +309,13 @@
       $("latest").hidden = follow;
     });
     $("log").addEventListener("load", scroll, true); // pictures come after their place
-    new ResizeObserver(scroll).observe($("scroll")); // the question below takes more or less room
+    new ResizeObserver(() => {
+      scroll(); // the question below takes more or less room
+      const { left, width, bottom } = $("scroll").getBoundingClientRect();
+      if (!width) return;
+      $("vqa").style.setProperty("--below", `${innerHeight - bottom}px`);
+      $("vqa").style.setProperty("--middle", `${left + width / 2}px`);
+    }).observe($("scroll"));
   });
   vqa.on("do:latest", () => {
     follow = true;
