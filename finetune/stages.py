@@ -274,7 +274,7 @@ def training_arguments(
         lr_scheduler_type="constant_with_warmup"
         if config.schedule == "constant"
         else config.schedule,
-        warmup_steps=config.warmup,
+        warmup_steps=config.warmup,  # below 1 it is a share, here as in transformers
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
