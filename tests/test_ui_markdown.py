@@ -125,3 +125,9 @@ def test_an_answer_is_rendered_once():
 
 def test_links_leave_without_telling_where_from():
     assert 'rel="noreferrer noopener nofollow"' in to_html("[x](https://example.org)")
+
+
+def test_task_lists_have_boxes():
+    html = to_html("- [ ] **open**\n- [x] done\n- [y] no\n\n[ ] no")
+    assert "<li>☐ <strong>open" in html and "<li>☑ done" in html
+    assert "[y] no" in html and "<p>[ ] no" in html

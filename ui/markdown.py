@@ -57,6 +57,7 @@ def _renderer() -> MarkdownIt:
     markdown.inline.ruler.at("math_inline", _where_closed(make_inline_func(brackets)))
     markdown.use(dollarmath_plugin, allow_space=False, allow_digits=False, double_inline=True)
     markdown.use(amsmath_plugin)
+    markdown.core.ruler.push("tasks", _tasks)
     also = ["paragraph", "reference", "blockquote", "list", "footnote_def"]  # the plugin's own
     markdown.block.ruler.at("amsmath", _short_environment, {"alt": also})
     for name in ("math_inline", "math_inline_double", "math_block", "math_block_label"):
@@ -88,6 +89,16 @@ def _short_environment(state: StateBlock, start: int, end: int, silent: bool) ->
     from mdit_py_plugins.amsmath import amsmath_block
 
     return amsmath_block(state, start, min(end, start + _MOST_LINES), silent)
+
+
+def _tasks(state: Any) -> None:
+    """`[ ]` and `[x]` at the start of a list's item are boxes."""
+    boxes = {"[ ] ": "☐ ", "[x] ": "☑ ", "[X] ": "☑ "}
+    for item, token in zip(state.tokens, state.tokens[2:], strict=False):
+        if item.type == "list_item_open" and token.type == "inline" and token.children:
+            first = token.children[0]
+            if first.type == "text" and (box := boxes.get(first.content[:4])):
+                first.content = box + first.content[4:]
 
 
 def _math(_: Any, tokens: Sequence[Token], index: int, *rest: Any) -> str:
