@@ -87,9 +87,7 @@ def picture_columns(record: Mapping[str, Any]) -> list[str]:
     (image, image2; image_1, image_2) are all given, in order."""
     keys = {key.lower(): key for key in record if isinstance(key, str)}
     known = [keys[name] for name in IMAGE_KEYS if name in keys]
-    like = [
-        key for name, key in keys.items() if _NAMED.fullmatch(name) or _NUMBERED.fullmatch(name)
-    ]
+    like = [key for name, key in keys.items() if _likeness(name)]
     given = [key for key in (*known, *like) if not missing(record[key])]
     best = min(given, key=lambda key: _doubt(key, record[key]), default=None)
     if best is None:
@@ -98,16 +96,23 @@ def picture_columns(record: Mapping[str, Any]) -> list[str]:
     return sorted(alike, key=lambda key: _unnumbered(key)[1])
 
 
+@lru_cache(maxsize=1024)
 def _unnumbered(key: str) -> tuple[str, int]:
     stem = key.lower().rstrip("0123456789")
     return stem.rstrip(" _-"), int(key[len(stem) :] or 0)
+
+
+@lru_cache(maxsize=1024)
+def _likeness(key: str) -> str:
+    """Whether a key says which picture is meant, by name or by number."""
+    return "name" if _NAMED.fullmatch(key) else "number" if _NUMBERED.fullmatch(key) else ""
 
 
 def _doubt(key: str, value: Any) -> int:
     """How little a value says which picture is meant."""
     if _is_web(value):
         return 3
-    if _NUMBERED.fullmatch(key.lower()) or isinstance(value, (int, float)):
+    if _likeness(key.lower()) == "number" or isinstance(value, (int, float)):
         return 2
     return 0 if names_picture(value) else 1
 

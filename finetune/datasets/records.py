@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from finetune.datasets.messages import check_turns, from_messages, with_marks
@@ -111,8 +112,13 @@ def _unshown(record: _Read) -> list[str]:
         key
         for key, value in record.items()
         if (key not in record.keys_read or key.lower() in (*CHOICE_KEYS, *LETTERS))
-        and not (missing(value) or isinstance(value, bool) or _BOOKKEEPING.fullmatch(key))
+        and not (missing(value) or isinstance(value, bool) or _is_bookkeeping(key))
     ]
+
+
+@lru_cache(maxsize=1024)
+def _is_bookkeeping(key: str) -> bool:
+    return _BOOKKEEPING.fullmatch(key) is not None
 
 
 def _from_cauldron(texts: Any, pictures: list[PictureSource], context: Context) -> tuple[Turn, ...]:
