@@ -12,6 +12,10 @@ from tests.browser.conftest import expect
 from tests.browser.test_page import overflow
 
 LOADED = "[...document.querySelectorAll('.overlay img')].every((image) => image.naturalWidth)"
+PLACED = (
+    "[...document.querySelectorAll('.overlay')]"
+    ".every((node) => node.style.getPropertyValue('--ratio'))"
+)
 PHONE = {"viewport": {"width": 375, "height": 720}, "has_touch": True, "is_mobile": True}
 
 
@@ -38,7 +42,7 @@ def test_where_it_looked_keeps_the_shape_of_the_pictures(visit, tmp_path, sizes,
     overlays = page.locator(".overlay")
     expect(overlays).to_have_count(len(sizes))
     page.wait_for_function(LOADED)
-    page.wait_for_timeout(100)
+    page.wait_for_function(PLACED)
     for position, (width, height) in enumerate(sizes):
         overlay = overlays.nth(position)
         shown, covered = box(overlay.locator("img")), box(overlay.locator("canvas"))
@@ -135,3 +139,25 @@ def test_the_drawing_pad_fits_a_phone(visit):
     assert pad["x"] - sheet["x"] == pytest.approx(
         sheet["x"] + sheet["width"] - pad["x"] - pad["width"], abs=2
     )
+
+
+def test_a_thin_and_a_tiny_picture_can_be_seen_and_pressed(visit, tmp_path):
+    visitor = visit(**PHONE)
+    page = visitor.page
+    visitor.attach(picture(tmp_path, 10, 3000), picture(tmp_path, 1, 1, "red"))
+    visitor.ask("What is it?")
+    for thumb in page.locator("article .thumb").all():
+        place = box(thumb)
+        assert min(place["width"], place["height"]) >= 56
+    page.locator(".foot .look").click()
+    page.wait_for_function(f"document.querySelector('.overlay') && {PLACED}")
+    for overlay in page.locator(".overlay").all():
+        place = box(overlay)
+        assert min(place["width"], place["height"]) >= 24 and place["height"] < 720
+
+
+def test_a_long_list_of_models_stays_within_a_narrow_phone(visit):
+    page = visit(**{**PHONE, "viewport": {"width": 360, "height": 720}}).page
+    page.locator("#model").tap()
+    place = box(page.locator("#models"))
+    assert place["x"] + place["width"] <= 360
