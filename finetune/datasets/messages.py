@@ -27,7 +27,7 @@ ROLES: dict[str, Role] = {
 }
 _MARK = re.compile(r"<image>|<image (\d+)>|(?:Picture \d+: *)?<img>(.*?)</img>")
 """A picture's place: LLaVA's, MMMU's, and Qwen-VL's, which holds the path."""
-_OTHER_MARK = re.compile(r"\s*(<video>|<audio>|<image_?\d+>)|.*(<video>|<audio>)\s*", re.DOTALL)
+_OTHER_MARK = re.compile(r"\A\s*(<video>|<audio>|<image_?\d+>)|(<video>|<audio>)\s*\Z")
 
 
 def from_messages(
@@ -163,9 +163,10 @@ def _pieces(
         return waiting.pop(0)
 
     def split(text: str) -> list[TurnPart]:
-        if other := _OTHER_MARK.match(text):
-            found = other[1] or other[2]
-            raise BadRow(f"{where} holds {found}.", f"Only pictures are read, at {PLACEHOLDER}.")
+        if other := _OTHER_MARK.search(text):
+            raise BadRow(
+                f"{where} holds {other[0].strip()}.", f"Only pictures are read, at {PLACEHOLDER}."
+            )
         pieces: list[TurnPart] = []
         start = 0
         for mark in _MARK.finditer(text):
