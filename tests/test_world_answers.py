@@ -19,6 +19,7 @@ SORTS = ("animal", "vehicle", "fruit")
 NOUNS = {"shapes": "shape", "things": "object"}
 PIC = r"(?: (?:in|of) the (?:picture|image|photo|scene))?"
 A = r"(?:a|an) (.+?)"
+COLOUR = f"(?:{'|'.join(COLOURS)})"
 ANSWERS = {True: "yes", False: "no"}
 
 
@@ -104,6 +105,22 @@ def colour(world, question):
         question,
     )
     return world.one(found[1]).colour if found else None
+
+
+def confirm(world, question):
+    values = [*COLOURS, *FILLS, "small", "big", *sorted(world.kinds, key=len, reverse=True)]
+    value = rf"(?:an? )?({'|'.join(values)})"
+    for form in (
+        rf"Is the (?:colour of the )?(.+?) {value}{PIC}\?",
+        rf"The (.+?) is {value}, isn't it\?",
+        rf"Is (it|this|this {world.noun}) {value}\?",
+    ):
+        if found := re.fullmatch(form, question):
+            alone = found[1].startswith(("it", "this"))
+            item = world.one("") if alone else world.one(found[1])
+            seen = (item.colour, item.kind, item.fill, item.size)
+            return "yes" if found[2] in seen else "no"
+    return None
 
 
 def shape(world, question):
@@ -206,7 +223,7 @@ def false_premise(world, question):
         return None
     found = re.match(
         r"(?:Where is|How big is|Is|What colour is|What is the colour of) the "
-        r"(.+?)(?: on the left.*| big or .*| solid.*| left of.*| bigger than.*|)\?",
+        rf"(.+?)(?: on the left.*| big or .*| solid.*| left of.*| bigger than.*| {COLOUR}|)\?",
         question,
     )
     if not found:
@@ -229,6 +246,7 @@ CHECKS = {
         existence,
         negation,
         colour,
+        confirm,
         shape,
         count,
         position,

@@ -242,7 +242,9 @@ def test_a_late_reply_does_not_replace_what_is_shown_by_then(visit, engine, pict
 
 def test_comparing_says_so_where_there_is_nothing_to_compare_with(visit):
     page = visit().page
+    page.evaluate("vqa.on('models', () => { window.told = true; })")
     page.click("nav [data-view-of=compare]")
+    page.wait_for_function("() => window.told")  # what the page asked for when it was opened
     hint = page.locator("#compare-form .note")
     expect(hint).to_be_hidden()
     page.get_by_label("First model").select_option("fake")

@@ -31,6 +31,7 @@ WEIGHTS: dict[str, float] = {
     "kind": 9,
     "fill": 3,
     "size": 2.5,
+    "confirm": 6,
     "count": 12,
     "position": 8,
     "what_at": 3,

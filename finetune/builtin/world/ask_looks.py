@@ -2,7 +2,7 @@
 
 from finetune.builtin.world.asking import Asking
 from finetune.builtin.world.phrasing import article
-from finetune.builtin.world.scene import QA, Item
+from finetune.builtin.world.scene import FILLS, QA, SIZES, Item
 
 ASKED = {
     "colour": (
@@ -34,6 +34,26 @@ ASKED = {
     ),
 }
 
+CONFIRMED = {
+    "colour": (
+        "Is the {r} {v}?",
+        "Is the {r} {v}?",
+        "Is the {r} {v}{in_pic}?",
+        "Is the colour of the {r} {v}?",
+        "The {r} is {v}, isn't it?",
+        "~Is {v} the colour of the {r}?",
+    ),
+    "kind": ("Is the {r} {a}?", "Is the {r} {a}{in_pic}?", "~The {r} is {a}, isn't it?"),
+    "fill": ("Is the {r} {v}?", "Is the {r} {v}{in_pic}?", "~The {r} is {v}, isn't it?"),
+    "size": ("Is the {r} {v}?", "Is the {r} {v}{in_pic}?", "~The {r} is {v}, isn't it?"),
+}
+CONFIRMED_ALONE = {
+    "colour": ("Is it {v}?", "Is this {n} {v}?"),
+    "kind": ("Is this {a}?", "Is it {a}?", "Is this {n} {a}?"),
+    "fill": ("Is it {v}?",),
+    "size": ("Is it {v}?",),
+}
+
 
 class Looks(Asking):
     """One object's colour, fill, size and kind."""
@@ -55,6 +75,30 @@ class Looks(Asking):
         value = getattr(item, field)
         question = self.say(ASKED[field], r=ref.text)
         return QA(field, question, value, f"The {ref.text} is {value}.")
+
+    def confirm(self) -> QA | None:
+        """Whether an object looks as the question says."""
+        field = self.rng.choice(("colour", "colour", "kind", "fill", "size"))
+        item = self.pick(field)
+        ref = item and self.unique(item, (field,))
+        if not item or not ref or (field == "fill" and not self.has("fill")):
+            return None
+        value = asked = getattr(item, field)
+        if self.rng.random() < 0.5:
+            asked = self.rng.choice([other for other in self.values(field) if other != value])
+        forms = [*CONFIRMED[field]]
+        if len(self.items) == 1:
+            forms += CONFIRMED_ALONE[field]
+        words = {"r": ref.text, "v": asked, "a": article(asked), "n": self.words.noun}
+        question = self.say(forms, **words)
+        said = article(value) if field == "kind" else value
+        sentence = f"{'Yes' if asked == value else 'No'}, the {ref.text} is {said}."
+        return QA("confirm", question, "yes" if asked == value else "no", sentence)
+
+    def values(self, field: str) -> tuple[str, ...]:
+        """All that a field may hold."""
+        known = {"colour": self.words.colours, "kind": self.words.kinds}
+        return known.get(field) or {"fill": FILLS, "size": SIZES}[field]
 
     def kind(self) -> QA | None:
         item = self.pick("kind")

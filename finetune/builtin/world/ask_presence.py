@@ -160,11 +160,13 @@ class Presence(Asking):
         ]
         if not miss.colour and self.has("colour"):
             forms += ["What colour is the {r}?", "What is the colour of the {r}?"] * 2
+            forms += ["Is the {r} {c}?"] * 2
         if self.has("fill") and not miss.fill:
             forms += ["Is the {r} solid, striped or outlined?"]
         other = self.pick("kind")
         ref = other and unique_ref(other, self.items, self.words.noun, self.rng)
         if ref:
             forms += ["Is the {r} left of the {o}?", "Is the {r} bigger than the {o}?"]
-        question = self.say(forms, r=miss.text, o=ref.text if ref else "")
+        colour = self.rng.choice(self.words.colours) if self.words.colours else ""
+        question = self.say(forms, r=miss.text, o=ref.text if ref else "", c=colour)
         return QA("false_premise", question, "none", f"There is no {miss.text} in the picture.")

@@ -14,6 +14,8 @@ from PIL import Image
 
 Split = Literal["train", "test"]
 Box = tuple[float, float, float, float]
+FILLS = ("solid", "outlined", "striped")
+SIZES = ("small", "big")
 
 
 @dataclass(frozen=True)

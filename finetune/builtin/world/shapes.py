@@ -8,7 +8,7 @@ from PIL import Image
 
 from finetune.builtin.world import ask
 from finetune.builtin.world.paint import COLOURS, Canvas, background, colour_rgb, ground_rgb
-from finetune.builtin.world.scene import QA, Box, Item, Scene, Split
+from finetune.builtin.world.scene import FILLS, QA, Box, Item, Scene, Split
 from finetune.builtin.world.strangers import stranger
 
 KINDS = (
@@ -25,7 +25,6 @@ KINDS = (
     "diamond",
     "semicircle",
 )
-FILLS = ("solid", "outlined", "striped")
 
 # Never drawn in training: what is known of each word must be composed at the test.
 HELD_OUT_PAIRS = frozenset(

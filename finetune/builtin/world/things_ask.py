@@ -15,6 +15,7 @@ WEIGHTS: dict[str, float] = {
     "negation": 4,
     "colour": 9,
     "kind": 10,
+    "confirm": 6,
     "count": 9,
     "position": 6,
     "what_at": 4,
