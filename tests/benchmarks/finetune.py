@@ -145,14 +145,17 @@ def ours(options: argparse.Namespace, out: str) -> Timing:
 
 
 def prepared(options: argparse.Namespace, out: str) -> tuple[Any, Any]:
-    """Model and processor as ours trains them: same weights, same precision, same parameters."""
+    """Model and processor as transformers loads them: same weights, same precision, same trained
+    parameters as ours."""
+    from transformers import AutoModelForImageTextToText
+
     from finetune.freezing import freeze
     from finetune.stages import load_base
 
     loaded = load_base(config_of(options, out))
-    frozen = freeze(
-        loaded.model, options.stage, rank=options.rank, alpha=2 * options.rank, dropout=0.0
-    )
+    model = AutoModelForImageTextToText.from_pretrained(loaded.source, dtype=loaded.model.dtype)
+    model.requires_grad_(False)
+    frozen = freeze(model, options.stage, rank=options.rank, alpha=2 * options.rank, dropout=0.0)
     return frozen.model, loaded.processor
 
 
