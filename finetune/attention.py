@@ -59,14 +59,15 @@ class _Blocks(torch.autograd.Function):
         # Products of views with strides take twice as long.
         q, k, v = ((query * scale).contiguous(), key.contiguous(), value.contiguous())
         out = torch.empty_like(q)
+        few = query.shape[:3].numel() * key.shape[2] <= KEPT_WEIGHTS
         kept = []
         for block in _blocks(q, k, seen):
             weights = _weights(q, k, seen, *block)
             out[:, :, block[0]] = weights @ v[:, :, block[1]]
-            kept.append(weights)
-        few = query.shape[:3].numel() * key.shape[2] <= KEPT_WEIGHTS
+            if few:
+                kept.append(weights)
         ctx.scale = scale
-        ctx.save_for_backward(q, k, v, seen, *(kept if few else ()))
+        ctx.save_for_backward(q, k, v, seen, *kept)
         return out
 
     @staticmethod

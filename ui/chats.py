@@ -24,8 +24,6 @@ def act(desk: Desk, owner: str, request: Request) -> Update:
             if conversation is not None and not desk.store.owns(owner, chat):
                 return {"gone": chat, **desk.listed(owner)}
             return {"refreshed": desk.view(owner, conversation), **desk.listed(owner)}
-        case "new":
-            conversation = None
         case "rename":
             title = " ".join(str(request.get("title") or "").split())[:120]
             desk.store.rename(owner, chat, title or "Untitled")

@@ -132,9 +132,11 @@ def _calling(
     """Joins a wire to a handler that gives one update."""
 
     def run(event: gr.EventData, request: gr.Request) -> str:
-        number = event._data.get("number")  # the reply brings it back
+        number = None
         try:
-            return _packed({**handler(owner_of(request), dict(event._data)), "number": number})
+            sent = dict(event._data)
+            number = sent.get("number")  # the reply brings it back
+            return _packed({**handler(owner_of(request), sent), "number": number})
         except Exception as error:
             return _refused(error, number)
 
