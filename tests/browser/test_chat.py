@@ -496,7 +496,7 @@ def test_another_model_is_picked_and_answers(visit):
     visitor = visit()
     visitor.page.click("#model")
     visitor.page.click("[role=option]:has-text('Other')")
-    visitor.page.wait_for_selector("#model-name:has-text('Other')")
+    expect(visitor.page.locator("#model-name")).to_have_text("Other")  # no longer "Loading Other"
     visitor.ask("Who are you?")
     expect(visitor.answers).to_have_text(["The other model says hello."])
 
