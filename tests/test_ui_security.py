@@ -54,7 +54,9 @@ def test_a_host_can_be_allowed():
     )
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:9999"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://localhost:9999", "http://[", "http://[x]"]
+)
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
 def test_other_origins_are_refused_whatever_the_method(origin, method):
     response = client().request(method, "/echo", headers={"origin": origin})

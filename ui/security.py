@@ -185,7 +185,10 @@ def _same_origin(headers: Headers) -> bool:
     Behind a proxy this needs the browser's own Host header (`proxy_set_header Host $http_host`)."""
     origin = headers.get("origin")
     if origin is not None:
-        return urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+        try:
+            return urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+        except ValueError:  # a forged one, like http://[
+            return False
     # Browsers leave Origin out of plain navigations, and say cross-site here.
     site = headers.get("sec-fetch-site", "same-origin")
     return site != "cross-site" or headers.get("sec-fetch-mode") == "navigate"
