@@ -13,6 +13,7 @@ from tests.house import House, choice
 from tests.waiting import PATIENCE, until
 from ui.chats import act
 from ui.hub import Hub
+from ui.markdown import to_html
 from ui.picking import pick
 from ui.render import hide, without_paths
 from ui.side_by_side import side_by_side
@@ -66,6 +67,20 @@ def test_stop_keeps_what_came_and_frees_the_line(house):
             home.desk.stop("ann", conversation)
     (turn,) = home.desk.view("ann", conversation)["turns"]
     assert (turn["state"], turn["answer"].strip()) == ("stopped", "one two")
+
+
+def test_a_running_answer_takes_no_finished_ones_place_in_what_is_kept(house):
+    engine = FakeEngine("one two three four", hold_after=2)
+    home = house(engine)
+    to_html.cache_clear()
+    for update in home.desk.ask("ann", {"question": "Count."}):
+        if update and "two" in update.get("live", {}).get("html", ""):
+            engine.release()
+    asked = {"question": "Count.", "models": ["first", "first"]}
+    assert any(
+        update and update["compared"][1]["html"] for update in side_by_side(home.desk, "ann", asked)
+    )
+    assert to_html.cache_info().currsize == 1
 
 
 def test_stop_shows_how_the_chat_stands(house):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ui.hub import Hub
-from ui.markdown import to_html
+from ui.markdown import growing_html
 from ui.store import State, Store, Turn
 from ui.stream import BEAT, facts_of, state_of
 from vqa_app.conversation import Conversation
@@ -85,7 +85,7 @@ class Answering:
                 continue
             seen = number
             if text:
-                live["html"] = to_html(text)
+                live["html"] = growing_html(text)
             yield {"live": live}
 
     def _tell(self, text: str | None = None, **state: Any) -> None:

@@ -37,7 +37,13 @@ _ENVIRONMENTS = {
 
 @lru_cache(1024)  # every view shows every answer of its chat
 def to_html(text: str) -> str:
-    """An answer's Markdown as HTML; half-written Markdown of a running answer is fine."""
+    """A whole answer's Markdown as HTML."""
+    return growing_html(text)
+
+
+def growing_html(text: str) -> str:
+    """The same of a running answer, which may be half-written. It is kept nowhere: what comes next
+    is longer, and the finished answers would have to go for it."""
     return _renderer().render(text)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from typing import Any, TypeAlias
 
 from ui.handlers import Desk, Request, Update, question_of
-from ui.markdown import to_html
+from ui.markdown import growing_html
 from ui.stream import BEAT, facts_of, growing, state_of
 from vqa_app.conversation import SHORT_STYLE, Conversation
 from vqa_app.engine import Engine
@@ -48,7 +48,7 @@ def side_by_side(desk: Desk, owner: str, request: Request) -> Iterator[Update | 
                         yield None
                         continue
                     text, answer = grown
-                    side["html"] = to_html(text)
+                    side["html"] = growing_html(text)
                     if answer:
                         sure = facts_of(answer).get("confidence")
                         side.update(state=state_of(answer), confidence=sure)
