@@ -14,7 +14,7 @@ from finetune.config import FinetuneConfig
 from finetune.machine import computes_bf16, device_of
 from finetune.train import train
 from vqa_app.cli import app
-from vqa_app.devices import SMALL, check_memory, choose_dtype, computes_in_bfloat16
+from vqa_app.devices import SMALL, check_memory, choose_dtype, computes_in_bfloat16, free_memory
 from vqa_app.errors import ModelError
 from vqa_app.weights import StoredTensor
 
@@ -79,3 +79,37 @@ def test_doctor_and_a_refused_load_mean_the_same_by_a_gigabyte(
     tensor = StoredTensor("weight", "BF16", (7, GB), Path("model.safetensors"), 0, 14 * GB)
     with pytest.raises(ModelError, match="needs 14.0 GB of memory; 9.2 GB are free"):
         check_memory("a/b", [tensor], CPU, torch.bfloat16, None)
+
+
+def _weights(size: int, dtype: str = "BF16") -> StoredTensor:
+    """Weights of so many bytes."""
+    return StoredTensor("weight", dtype, (size // 2,), Path("model.safetensors"), 0, size)
+
+
+def test_what_pytorch_keeps_of_models_that_are_gone_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (3 * GB, 24 * GB))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: 20 * GB)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 5 * GB)
+    gpu = torch.device("cuda")
+    assert free_memory(gpu) == 18 * GB
+    check_memory("a/b", [_weights(17 * GB)], gpu, torch.bfloat16, None)
+    with pytest.raises(ModelError, match="needs 19.0 GB of GPU memory; 18.0 GB are free"):
+        check_memory("a/b", [_weights(19 * GB)], gpu, torch.bfloat16, None)
+
+
+def test_memory_of_models_that_wait_for_the_collector_is_had_before_a_load_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    collected: list[bool] = []
+    monkeypatch.setattr("vqa_app.devices.free_memory", lambda device: (9 if collected else 1) * GB)
+    monkeypatch.setattr("gc.collect", lambda: collected.append(True))
+    check_memory("a/b", [_weights(GB)], CPU, torch.bfloat16, None)
+    assert not collected  # it takes time
+    check_memory("a/b", [_weights(8 * GB)], CPU, torch.bfloat16, None)
+    assert collected
+
+
+def test_weights_of_any_type_are_counted() -> None:
+    check_memory("a/b", [_weights(8, "C64")], CPU, torch.bfloat16, None)

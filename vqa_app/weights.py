@@ -12,10 +12,6 @@ from pathlib import Path
 
 from vqa_app.errors import ModelError
 
-BYTES = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
-    "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
-}  # fmt: skip
 _HEADER_LIMIT = 100_000_000
 """As in the safetensors format: a header is at most 100 MB."""
 _SAMPLE = 1024
