@@ -547,7 +547,11 @@ def test_the_end_waits_once_for_all_that_takes_long():
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(["--auth", "ann"], "needs a user and a password"), (["--host", "no.such.host"], "listen on")],
+    [
+        (["--auth", "ann"], "needs a user and a password"),
+        (["--auth", "ann:a", "--auth", "bob:b", "--auth", "ann:c"], "names ann twice"),
+        (["--host", "no.such.host"], "listen on"),
+    ],
 )
 def test_wrong_options_of_chat_are_named(options, words):
     import typer

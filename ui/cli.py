@@ -80,7 +80,7 @@ def chat(
     """Chat about pictures in the browser."""
     from ui.server import address_for_others, address_of, is_loopback, listen, serve
 
-    users = dict(_user(entry) for entry in auth or [])
+    users = _users(auth or [])
     root_path = "/" + root_path.strip("/") if root_path.strip("/") else ""
     listener = listen(host, port)
     address = address_of(listener, root_path)
@@ -120,11 +120,17 @@ def chat(
     leave()
 
 
-def _user(entry: str) -> tuple[str, str]:
-    name, colon, password = entry.partition(":")
-    if not (name and colon and password):
-        raise UsageError("--auth needs a user and a password.", "Write --auth ann:secret.")
-    return name, password
+def _users(entries: list[str]) -> dict[str, str]:
+    """Passwords by user."""
+    users: dict[str, str] = {}
+    for entry in entries:
+        name, colon, password = entry.partition(":")
+        if not (name and colon and password):
+            raise UsageError("--auth needs a user and a password.", "Write --auth ann:secret.")
+        if name in users:
+            raise UsageError(f"--auth names {name} twice.", "Give each user one password.")
+        users[name] = password
+    return users
 
 
 def _open(address: str) -> None:
