@@ -499,7 +499,7 @@ def test_one_folder_holds_the_data_whatever_its_option_is_called(tmp_path, monke
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0 and (tmp_path / "here" / "chats.sqlite").exists()
     shown = CliRunner().invoke(app, ["--help"]).output
-    assert "--data-dir" in shown and "--share-data-dir" not in shown
+    assert "--data-dir, --share-data-dir DIR" in shown, "the help names both"
 
 
 def test_what_chat_is_told_of_models_and_pictures_reaches_them(tmp_path, monkeypatch):

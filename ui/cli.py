@@ -58,12 +58,12 @@ def chat(
     data_dir: Annotated[
         Path | None,
         typer.Option(
+            "--data-dir",
+            "--share-data-dir",
+            metavar="DIR",
             help="Folder that keeps conversations, taught rows and runs; data sets in its folder "
-            "datasets are offered to everybody."
+            "datasets are offered to everybody.",
         ),
-    ] = None,
-    share_data_dir: Annotated[
-        Path | None, typer.Option(hidden=True, help="Another name of --data-dir.")
     ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Host name to answer to besides this machine's.")
@@ -100,7 +100,7 @@ def chat(
     from ui.app import create, leave
     from vqa_app.images import ImageLimits
 
-    folder = data_dir or share_data_dir or default_data_dir()
+    folder = data_dir or default_data_dir()
     start = choices.started_with(model, adapter, quantize, revision)
     application = create(
         folder,
