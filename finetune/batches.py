@@ -39,7 +39,8 @@ class BatchPlan(Sampler[list[int]]):
         """
         Args:
             weights: how often an epoch shows each sample; a fraction is a chance.
-            batch_size: samples of a step over all processes; at least `micro_batches * processes`.
+            batch_size: samples of a step over all processes; at least `micro_batches * processes`,
+                else a micro-batch would be empty.
             micro_batches: for each process and step.
         """
         self.lengths = np.asarray(lengths)

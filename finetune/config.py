@@ -87,8 +87,8 @@ class OptimOptions:
     max_steps: int | None = None
     """Stop after this many optimiser steps, whatever the epochs."""
     batch_size: int | None = None
-    """Rows for each optimiser step, over all devices. Default: 128 as LLaVA-1.5 (projector: 256),
-    less for few rows."""
+    """Rows for each optimiser step, over all devices, rounded up to a multiple of them. Default:
+    128 as LLaVA-1.5 (projector: 256), less for few rows."""
     micro_batch_size: int | None = None
     """Rows at once on one device; the rest is accumulated. Default: what fits in memory by the
     plan."""
@@ -182,6 +182,9 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
 
     def __post_init__(self) -> None:
         _settle_types(self)
+        for name in ("out", "feature_dir", "fsdp", "deepspeed"):  # a shell expands none behind "="
+            if value := getattr(self, name):
+                object.__setattr__(self, name, os.path.expanduser(value))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, float) and not math.isfinite(value):
@@ -243,7 +246,8 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
         import yaml
 
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+            text = Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
+            values = yaml.safe_load(text)
         except OSError as error:
             raise UsageError(f"Cannot read {path}: {error.strerror}.", "Check the path.") from error
         except UnicodeDecodeError as error:
@@ -292,6 +296,8 @@ def _in_type(hint: Any, value: Any) -> Any:
         return tuple(os.fspath(v) if isinstance(v, os.PathLike) else v for v in several)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if _accepts(hint, 1) and isinstance(value, float) and value.is_integer():
+        return int(value)
     if _accepts(hint, 0.5) and not _accepts(hint, value) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, TypeError):
             return float(value)

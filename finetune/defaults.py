@@ -145,10 +145,11 @@ def lora_settings(config: FinetuneConfig, width: int) -> tuple[int, int, float]:
 
 
 def steps_of(config: FinetuneConfig, sequences: float, processes: int) -> tuple[int, int]:
-    """Rows a step, and steps."""
+    """Rows a step, and steps. Each process has as many rows, so that none of its micro-batches is
+    empty."""
     least = LEAST_BATCH if sequences >= LEAST_BATCH else max(1, int(sequences))
     batch = config.batch_size or max(least, min(LLAVA_BATCH[config.stage], int(sequences / 200)))
-    batch = max(batch, processes)
+    batch = processes * math.ceil(batch / processes)
     each = sequences / batch  # steps of an epoch
     epochs = config.epochs or min(MOST_EPOCHS, max(1, math.ceil(STEPS_WANTED / each)))
     return batch, config.max_steps or max(1, math.ceil(epochs * each))
@@ -205,7 +206,7 @@ def decide(
             free=hardware.free_bytes,
         )
 
-    share = math.ceil(batch / hardware.processes)
+    share = batch // hardware.processes
     micro, checkpointing = _fitting(config, share, plan, None if hardware.on_gpu else longest)
     settings = Settings(
         stage=config.stage,
@@ -272,6 +273,8 @@ def describe(settings: Settings, chosen: FinetuneConfig) -> str:
     if settings.stage in ("lora", "qlora"):
         parts += [shown("rank", settings.rank), shown("alpha", settings.alpha)]
     parts += [shown("epochs", f"{settings.epochs:.3g}"), shown("batch_size", settings.batch_size)]
+    if chosen.batch_size not in (None, settings.batch_size):
+        parts[-1] += f" [{chosen.batch_size} cannot be shared evenly by the processes]"
     split = settings.micro_batches
     parts.append(
         counted(settings.steps, "step") + (f" of {split} micro-batches" if split > 1 else "")

@@ -326,6 +326,17 @@ def test_commands_on_data_stay_offline_where_asked(
     assert asked == [command]
 
 
+def test_a_tilde_behind_an_equals_sign_is_the_home_folder(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    given: list[Path] = []
+    monkeypatch.setattr("finetune.merge.merge", lambda _run, out, dtype: given.append(out))
+    run("merge", "here", "--out=~/there")
+    assert given == [tmp_path / "there"]
+
+
 def test_choices_of_finetune_are_checked(run: Run) -> None:
     assert run("finetune", "--stage", "loro").exit_code == 2
     assert "projector|lora|qlora|full" in run("finetune", "--help").stdout

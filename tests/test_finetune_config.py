@@ -40,8 +40,11 @@ def test_yaml_gives_what_was_written_to_it(tmp_path: Path) -> None:
 
 def test_yaml_numbers_may_be_written_as_people_write_them(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text("lr: 1e-4\nepochs: 2\n")  # to YAML the first is a text
-    assert FinetuneConfig.from_yaml(path).lr == 1e-4
+    path.write_text("lr: 1e-4\nepochs: 2\nrank: 8.0\n")  # to YAML the first is a text
+    config = FinetuneConfig.from_yaml(path)
+    assert (config.lr, config.rank) == (1e-4, 8) and isinstance(config.rank, int)
+    with pytest.raises(UsageError, match="rank is 8.5"):
+        FinetuneConfig(rank=8.5)
     path.write_bytes("data: übung.json".encode("latin-1"))
     with pytest.raises(UsageError, match="not UTF-8"):
         FinetuneConfig.from_yaml(path)
@@ -68,6 +71,16 @@ def test_python_and_yaml_write_lists_paths_and_nothing_as_they_do(tmp_path: Path
     for wrong in ({"data": [1]}, {"out": ["a"]}, {"images": [None]}, {"seed": Path("1")}):
         with pytest.raises(UsageError, match=f"{next(iter(wrong))} is"):
             FinetuneConfig(**wrong)
+
+
+def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("out: ~/a/b\nfeature_dir: ~/c\nfsdp: ~/d.json\n")
+    config = FinetuneConfig.from_yaml("~/run.yaml")
+    assert config.out == str(tmp_path / "a" / "b")
+    assert (config.feature_dir, config.fsdp) == (str(tmp_path / "c"), str(tmp_path / "d.json"))
+    assert FinetuneConfig(deepspeed="zero2").deepspeed == "zero2" and FinetuneConfig().out == ""
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from finetune.batches import BatchPlan
 from finetune.branching import allow_branching
 from finetune.config import FinetuneConfig
-from finetune.defaults import Hardware, Shape, activation_bytes, decide
+from finetune.defaults import Hardware, Shape, activation_bytes, decide, describe
 from finetune.freezing import freeze, projector_parameters, trainable
 from finetune.objective import Objective
 from vqa_app.errors import ModelError
@@ -71,7 +73,12 @@ LARGE = Shape(width=4096, intermediate=11008, layers=32, heads=32, vocabulary=32
 
 
 def settle(
-    shape: Shape, rows: int, memory: int = 64 * GB, device: str = "cuda", **options: Any
+    shape: Shape,
+    rows: int,
+    memory: int = 64 * GB,
+    device: str = "cuda",
+    processes: int = 1,
+    **options: Any,
 ) -> Any:
     return decide(
         FinetuneConfig(**options),
@@ -80,7 +87,7 @@ def settle(
         labels=20,
         shape=shape,
         trainable=10**7,
-        hardware=Hardware(device, 14 * GB, memory - 14 * GB, computes_bf16=True),
+        hardware=Hardware(device, 14 * GB, memory - 14 * GB, True, processes),
     )
 
 
@@ -104,6 +111,44 @@ def test_what_a_person_says_is_taken() -> None:
     settings, _ = settle(SMALL, 4000, lr=0.5, batch_size=6, max_steps=7, rank=3, micro_batch_size=2)
     assert (settings.lr, settings.batch_size, settings.steps, settings.rank) == (0.5, 6, 7, 3)
     assert (settings.micro_batch_size, settings.micro_batches) == (2, 3)
+
+
+def test_no_batch_leaves_a_process_without_rows() -> None:
+    """Whatever the batch, the processes and the rows at once: of every step each process has as
+    many micro-batches, none empty and none larger than it may be."""
+    for wanted in (None, *range(1, 41)):
+        for processes in range(1, 9):
+            for micro in (1, 2, 3):
+                options: dict[str, Any] = {"batch_size": wanted, "micro_batch_size": micro}
+                settings, _ = settle(SMALL, 100, processes=processes, max_steps=3, **options)
+                assert 0 <= settings.batch_size - (wanted or 8) < processes
+                shares = [
+                    list(
+                        BatchPlan(
+                            range(5, 105),
+                            [1.0] * 100,
+                            batch_size=settings.batch_size,
+                            micro_batches=settings.micro_batches,
+                            steps=3,
+                            seed=0,
+                            process=process,
+                            processes=processes,
+                        )
+                    )
+                    for process in range(processes)
+                ]
+                assert {len(share) for share in shares} == {3 * settings.micro_batches}
+                sizes = [len(rows) for share in shares for rows in share]
+                assert sum(sizes) == 3 * settings.batch_size
+                assert min(sizes) >= 1 and max(sizes) <= settings.micro_batch_size
+
+
+def test_a_batch_that_the_processes_cannot_share_evenly_is_told() -> None:
+    options = {"batch_size": 5, "micro_batch_size": 1}
+    settings, _ = settle(SMALL, 100, processes=2, **options)
+    said = describe(settings, FinetuneConfig(**options))
+    assert "batch size 6 [5 cannot be shared evenly by the processes]" in said
+    assert settings.steps == math.ceil(settings.epochs * 100 / 6)
 
 
 def test_less_memory_means_smaller_micro_batches_and_then_checkpointing() -> None:

@@ -59,7 +59,14 @@ class _LazyCommand(TyperCommand):
         if isinstance(command, TyperGroup):
             command = command.commands[self.name or ""]
         command.rich_markup_mode = self.rich_markup_mode
-        return command.make_context(info_name, args, **extra)
+        return command.make_context(info_name, [_at_home(word) for word in args], **extra)
+
+
+def _at_home(word: str) -> str:
+    """`--out=~/run` with the home folder in it, which most shells do not expand behind a `=`."""
+    option, equals, value = word.partition("=")
+    is_path = option.startswith("--") and value.startswith("~")
+    return f"{option}={os.path.expanduser(value)}" if is_path else word
 
 
 class Commands(TyperGroup):
