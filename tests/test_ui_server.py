@@ -492,13 +492,14 @@ def test_one_folder_holds_the_data_whatever_its_option_is_called(tmp_path, monke
     from typer.testing import CliRunner
 
     from ui.cli import app
+    from vqa_app.cli import app as all_commands
 
     monkeypatch.setattr("ui.server.serve", lambda application, listener: application.close())
     monkeypatch.setattr("ui.app.leave", lambda: None)
     arguments = [option, str(tmp_path / "here"), "--no-browser", "--port", "0"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0 and (tmp_path / "here" / "chats.sqlite").exists()
-    shown = CliRunner().invoke(app, ["--help"]).output
+    shown = CliRunner().invoke(all_commands, ["chat", "--help"]).output
     assert "--data-dir, --share-data-dir DIR" in shown, "the help names both"
 
 
