@@ -44,6 +44,14 @@ def device_of(config: FinetuneConfig) -> str:
     return str(device)
 
 
+def idle_gpus(config: FinetuneConfig, processes: int) -> str:
+    """A sentence about GPUs that a start without `accelerate launch` does not use; or nothing."""
+    here = torch.cuda.device_count()
+    if processes > 1 or here < 2 or not device_of(config).startswith("cuda"):
+        return ""
+    return f"One of {here} GPUs trains; accelerate launch -m finetune ... uses all."
+
+
 def computes_bf16(config: FinetuneConfig) -> bool:
     """Whether the forward pass runs in bf16: as asked, or where the hardware has it."""
     if config.precision != "auto":

@@ -28,6 +28,7 @@ from finetune.machine import (
     free_memory,
     from_main,
     held_memory,
+    idle_gpus,
     wait,
 )
 from finetune.objective import Objective
@@ -127,6 +128,8 @@ def settle(stage: StageRun, saved: Path | None) -> Settings:
     settings = _divided_as_before(stage, settings, hardware, saved)
     stage.tell(Progress("loading", message=describe(settings, config)))
     stage.tell(Progress("loading", message=str(memory)))
+    if idle := idle_gpus(config, stage.processes):
+        stage.tell(Progress("loading", message=idle))
     if memory.needed > memory.free:
         advice = (
             "Less memory: --micro-batch-size 1, --gradient-checkpointing, a smaller --max-length."
@@ -263,7 +266,7 @@ def training_arguments(
     config: FinetuneConfig, settings: Settings, every_parameter_used: bool
 ) -> TrainingArguments:
     on_cpu = device_of(config) == "cpu"
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=config.out,
         project="vqa-app",
         run_name=Path(config.out).name,
@@ -292,6 +295,9 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    if arguments.n_gpu > 1:  # `nn.DataParallel` would cut the objective's inputs to pieces
+        arguments._n_gpu = 1
+    return arguments
 
 
 def make_collate(
