@@ -158,7 +158,7 @@ class RunOptions:
     workers: int | None = None
     """Threads that read and prepare pictures. Default: the number of cores, at most 8."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
+    """auto, cpu, cuda or mps. Of several GPUs CUDA_VISIBLE_DEVICES=1 chooses one."""
     report_to: tuple[str, ...] = ()
     """Also log to tensorboard, wandb or trackio."""
     fsdp: str | None = None

@@ -37,11 +37,17 @@ def device_of(config: FinetuneConfig) -> str:
 
     Raises:
         ModelError: it cannot be used here.
+        UsageError: a GPU that the Trainer would not take: it takes the first that is visible.
     """
     device = choose_device(config.device)
-    if device.type == "cuda" and device.index is None:
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return str(device)
+    if device.type != "cuda":
+        return str(device)
+    if device.index:
+        raise UsageError(
+            f"Training cannot be given the device {config.device!r}.",
+            f"Set CUDA_VISIBLE_DEVICES={device.index} and give --device cuda.",
+        )
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 def idle_gpus(config: FinetuneConfig, processes: int) -> str:
