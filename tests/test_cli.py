@@ -92,6 +92,15 @@ def test_a_question_without_a_picture(run: Run, engine: FakeEngine) -> None:
     assert "no picture" in run("ask", "What can you do?").stdout
 
 
+@pytest.mark.parametrize("question", ["a" * 300, "What " * 90, "What\0is it?"])
+def test_a_question_of_any_length_is_asked(
+    run: Run, engine: FakeEngine, cat: str, question: str
+) -> None:
+    """Longer than a file's name may be, it is looked for among the files none the less."""
+    assert run("ask", cat, question).exit_code == 0
+    assert engine.asked[0][0].messages[-1].text == question
+
+
 def test_what_was_changed_is_told_on_stderr(run: Run, engine: FakeEngine, tmp_path: Path) -> None:
     path = tmp_path / "see-through.png"
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(path)
@@ -250,6 +259,9 @@ def test_a_map_that_cannot_be_written_is_no_bug(
         (["CAT", "What", "is", "it?"], 2, "needs quotes"),
         (["--each", "CAT", "What", "is", "it?"], 2, "needs quotes"),
         (["nofile", "What is it?"], 3, "There is no file nofile"),
+        (["LONG", "What is it?"], 3, "could not be read"),
+        (["CAT", "--explain", "LONG/map.png", "What?"], 2, "no folder"),
+        (["--each", "CAT", "--out", "LONG/a.jsonl", "What?"], 2, "no folder"),
         (["CAT", "CAT"], 2, "There is no question"),
         (["-", "-", "What?"], 2, "stdin holds only one"),
         (["ftp://host/cat.png", "What?"], 3, "not fetched by ftp"),
@@ -264,6 +276,8 @@ def test_a_map_that_cannot_be_written_is_no_bug(
         (["--each", "a.png", "CAT", "What?"], 2, "Quote the pattern"),
         (["--max-megapixels", "0.0001", "CAT", "What?"], 3, "the limit is"),
         (["--max-file-mb", "0.00001", "CAT", "What?"], 3, "is larger than"),
+        (["--max-file-mb", "9e9", "CAT", "What?"], 2, "cannot be limited to 9e+09 MB"),
+        (["--max-megapixels", "nan", "CAT", "What?"], 2, "cannot be limited to nan megapixels"),
         (["--temperature", "-1", "CAT", "What?"], 2, "temperature is -1"),
         (["--max-new-tokens", "0", "CAT", "What?"], 2, "max_new_tokens is 0"),
     ],
@@ -272,6 +286,7 @@ def test_a_wrong_call_says_what_and_how(
     run: Run, engine: FakeEngine, cat: str, words: list[str], code: int, said: str
 ) -> None:
     names = {"CAT": cat, "FOLDER": str(Path(cat).parent), "FOLDER/": f"{Path(cat).parent}/"}
+    words = [word.replace("LONG", "x" * 300) for word in words]
     result = run("ask", *[names.get(word, word) for word in words])
     assert result.exit_code == code
     assert said.replace("FOLDER", names["FOLDER"]) in result.stderr
@@ -340,6 +355,8 @@ def test_a_tilde_behind_an_equals_sign_is_the_home_folder(
 def test_choices_of_finetune_are_checked(run: Run) -> None:
     assert run("finetune", "--stage", "loro").exit_code == 2
     assert "projector|lora|qlora|full" in run("finetune", "--help").stdout
+    said = run("ask", "--quantize", "3bit", "What?").stderr
+    assert "Invalid value for '--quantize': '3bit' is not one of" in said
 
 
 def test_an_error_of_the_model_has_its_code(run: Run, engine: FakeEngine, cat: str) -> None:
@@ -358,6 +375,14 @@ def test_a_bug_shows_no_traceback_unless_asked(run: Run, engine: FakeEngine, cat
     assert "Traceback" not in result.stderr
     engine.error = RuntimeError("inner matters")
     assert isinstance(run("--debug", "ask", cat, "What?").exception, RuntimeError)
+
+
+def test_a_full_memory_is_no_bug(run: Run, engine: FakeEngine, cat: str) -> None:
+    engine.error = RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB)")
+    result = run("ask", cat, "What is it?")
+    assert result.exit_code == 4
+    assert result.stderr.startswith("Error: There is not enough memory")
+    assert "bug" not in result.stderr
 
 
 def test_interruption_has_its_code(run: Run, engine: FakeEngine, cat: str) -> None:
@@ -597,8 +622,10 @@ cli.main(sys.argv[1:])
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_ctrl_c_in_the_middle_of_an_answer(cat: str) -> None:
+    # A test run behind a shell's "&" ignores Ctrl-C, and what it starts would, too.
+    minding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     process = subprocess.Popen(
-        [sys.executable, "-c", _WITH_FAKE, "ask", cat, "What is it?"],
+        [sys.executable, "-c", minding + _WITH_FAKE, "ask", cat, "What is it?"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=Path(__file__).parent.parent,
