@@ -32,6 +32,41 @@ def test_lines_of_formulas_become_mathml(name, around):
     assert html.count("<mtr>") == 2 and "\\" not in html
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "text\n\\[\nx^2\n\\]\nmore",
+        "text \\[x^2\\] more",
+        "\\[x^2\\] more text",
+        "text \\[x^2\\] (1) more",
+        "text\n\\[x^2\\]\n(1) more",
+        "text\n\\[\nx^2\n- y\n\n= z\n\\]\nmore",
+        "- text \\[x^2\\]\n- more",
+        "1. text\n   \\[\n   x^2\n   - y\n   \\]\n2. more",
+        "1. text\n\n   \\[\n   x^2\n   \\]\n\n2. more",
+        "- text\n\\[\nx^2\n\\]\nmore",
+        "> text\n> \\[\n> x^2\n> + y\n> \\]\n\nmore",
+        "| text |\n|---|\n| \\[x^2\\] |\n\nmore",
+        "**text \\[x^2\\]** more",
+        "text\n\\[\n    x^2\n\\]\nmore",
+        "text\n    \\[x^2\\]\nmore",
+    ],
+)
+def test_brackets_become_mathml_wherever_they_stand(text):
+    html = to_html(text)
+    assert html.count("<msup>") == html.count('display="block"') == 1
+    assert "text" in html and "more" in html
+    assert "&gt;" not in html and "<code>" not in html and "<h" not in html
+    assert not set("\\[]") & set(html)
+
+
+@pytest.mark.parametrize(
+    "text", ["`\\[x^2\\]`", "```\n\\[x^2\\]\n```", "    \\[x^2\\]", "\\[ \\]", "\\[x"]
+)
+def test_brackets_in_code_or_without_a_formula_are_text(text):
+    assert "<math" not in to_html(text)
+
+
 @pytest.mark.parametrize("name", ["align", "align*", "gather", "equation"])
 def test_formulas_that_need_no_dollars_become_mathml(name):
     html = to_html(f"So\n\\begin{{{name}}}\nx^2\n\\end{{{name}}}\nand on")

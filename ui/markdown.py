@@ -7,7 +7,7 @@ are named instead of loaded. The same HTML serves the page and the exported file
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from html import escape
 from typing import Any
@@ -51,24 +51,19 @@ def growing_html(text: str) -> str:
 def _renderer() -> MarkdownIt:
     from mdit_py_plugins.amsmath import amsmath_plugin
     from mdit_py_plugins.dollarmath import dollarmath_plugin
-    from mdit_py_plugins.texmath import texmath_plugin
-    from mdit_py_plugins.texmath.index import make_inline_func, rules
 
     markdown = MarkdownIt(
         "commonmark",
         {"html": False, "linkify": False, "breaks": True, "highlight": _highlight},
     ).enable(["table", "strikethrough"])
-    markdown.use(texmath_plugin, delimiters="brackets")
-    (brackets,) = rules["brackets"]["inline"]
-    markdown.inline.ruler.at("math_inline", _where_closed(make_inline_func(brackets)))
+    also = ["paragraph", "reference", "blockquote", "list"]  # what a block may end
+    markdown.block.ruler.before("fence", "brackets", _display, {"alt": also})
+    markdown.inline.ruler.before("escape", "brackets", _brackets)
     markdown.use(dollarmath_plugin, allow_space=False, allow_digits=False, double_inline=True)
     markdown.use(amsmath_plugin)
     markdown.core.ruler.push("tasks", _tasks)
-    also = ["paragraph", "reference", "blockquote", "list", "footnote_def"]  # the plugin's own
     markdown.block.ruler.at("amsmath", _short_environment, {"alt": also})
-    for name in ("math_inline", "math_inline_double", "math_block", "math_block_label"):
-        markdown.add_render_rule(name, _math)
-    for name in ("math_single", "amsmath"):
+    for name in ("math_inline", "math_inline_double", "math_block", "math_block_label", "amsmath"):
         markdown.add_render_rule(name, _math)
     markdown.add_render_rule("image", _image)
     markdown.add_render_rule("link_open", _link)
@@ -77,17 +72,49 @@ def _renderer() -> MarkdownIt:
     return markdown
 
 
-def _where_closed(rule: Callable[[StateInline, bool], bool]) -> Callable[[StateInline, bool], bool]:
-    """The rule of `\\(...\\)` where an end follows: it takes a while to find that none does, and a
-    hostile text has thousands of beginnings."""
+def _display(state: StateBlock, first: int, end: int, silent: bool) -> bool:
+    """The rule of `\\[...\\]` on lines of its own, right under a line of text, too."""
+    start = state.bMarks[first] + state.tShift[first]
+    close = _end_of_formula(state.src, start, "\\[", "\\]")
+    if close is None or state.is_code_block(first):
+        return False
+    last = first
+    while last < end and state.eMarks[last] < close:
+        last += 1
+        if last < end and not state.isEmpty(last) and state.sCount[last] < state.blkIndent:
+            return False  # the list's item ended before the formula
+    if last >= end or state.src[close + 2 : state.eMarks[last]].strip():
+        return False  # more on its line: that is a formula within a text
+    if not silent:
+        token = state.push("math_block", "math", 0)
+        token.block = True
+        token.content = state.getLines(first, last + 1, state.blkIndent, False).strip()[2:-2]
+        token.map = [first, last + 1]
+        state.line = last + 1
+    return True
 
-    def found(state: StateInline, silent: bool) -> bool:
-        if not state.src.startswith("\\(", state.pos):
-            return False
-        end = state.src.find("\\)", state.pos, state.pos + _LONGEST_FORMULA + 4)
-        return end > 0 and rule(state, silent)
 
-    return found
+def _brackets(state: StateInline, silent: bool) -> bool:
+    """The rule of `\\(...\\)` and `\\[...\\]` within a text."""
+    for opening, closing, kind in (
+        ("\\(", "\\)", "math_inline"), ("\\[", "\\]", "math_inline_double")
+    ):  # fmt: skip
+        close = _end_of_formula(state.src, state.pos, opening, closing)
+        if close is not None:
+            if not silent:
+                state.push(kind, "math", 0).content = state.src[state.pos + 2 : close]
+            state.pos = close + 2
+            return True
+    return False
+
+
+def _end_of_formula(text: str, start: int, opening: str, closing: str) -> int | None:
+    """Where the closing begins of a formula that begins at `start` and is not empty. It is looked
+    for nearby only: a hostile text has thousands of beginnings."""
+    if not text.startswith(opening, start):
+        return None
+    close = text.find(closing, start + 2, start + _LONGEST_FORMULA + 4)
+    return close if close > 0 and text[start + 2 : close].strip() else None
 
 
 def _short_environment(state: StateBlock, start: int, end: int, silent: bool) -> bool:
