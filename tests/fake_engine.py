@@ -74,7 +74,7 @@ class FakeEngine:
     ) -> None:
         self.answer, self.delay, self.attention_maps = answer, delay, attention_maps
         self._context_length = context_length
-        self._worker = Worker("fake-engine")
+        self._worker = Worker()
         self._seen: set[str] = set()
         self.error: BaseException | None = None
         self.error_after = 0
@@ -91,7 +91,7 @@ class FakeEngine:
     def hold(self, after_words: int) -> None:
         """Writes no answer beyond so many words until `release`; 0 holds back the first one too.
 
-        An answer that nobody releases within a minute raises TimeoutError, unless it is cancelled.
+        An answer that nobody releases within minutes raises TimeoutError, unless it is cancelled.
         """
         self._free_words = after_words
         self._released.clear()
@@ -100,9 +100,14 @@ class FakeEngine:
         self._released.set()
 
     def reset(self) -> None:
-        """Answers at once and by `describe` again, as one that was built without arguments."""
+        """Answers at once and by `describe` again, as one that was built without arguments.
+
+        What was asked before has been answered when this returns.
+        """
         self.answer, self.delay, self.attention_maps, self.error = describe, 0.0, True, None
         self.release()
+        for _ in self._worker.stream(lambda cancelled: iter(())):
+            pass
 
     @property
     def info(self) -> ModelInfo:

@@ -14,7 +14,14 @@ from finetune.config import FinetuneConfig
 from finetune.machine import computes_bf16, device_of
 from finetune.train import train
 from vqa_app.cli import app
-from vqa_app.devices import SMALL, check_memory, choose_dtype, computes_in_bfloat16, free_memory
+from vqa_app.devices import (
+    SMALL,
+    check_memory,
+    choose_dtype,
+    computes_in_bfloat16,
+    free_memory,
+    is_out_of_memory,
+)
 from vqa_app.errors import ModelError
 from vqa_app.weights import StoredTensor
 
@@ -79,6 +86,23 @@ def test_doctor_and_a_refused_load_mean_the_same_by_a_gigabyte(
     tensor = StoredTensor("weight", "BF16", (7, GB), Path("model.safetensors"), 0, 14 * GB)
     with pytest.raises(ModelError, match="needs 14.0 GB of memory; 9.2 GB are free"):
         check_memory("a/b", [tensor], CPU, torch.bfloat16, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14.00 GiB."), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB)"), True),
+        (RuntimeError("Invalid buffer size: 24.00 GiB"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_a_full_memory_is_known_by_what_each_device_says(error: Exception, full: bool) -> None:
+    assert is_out_of_memory(error) == full
 
 
 def _weights(size: int, dtype: str = "BF16") -> StoredTensor:

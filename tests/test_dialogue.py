@@ -107,15 +107,18 @@ def test_a_picture_is_looked_at_while_the_person_types(
     assert engine.warmed[0].pictures == (open_picture(cat),)
 
 
-def test_a_memory_that_is_full_while_warming_is_the_questions_to_tell(
-    talk: Talk, engine: FakeEngine, cat: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), KeyError("pixels")]
+)
+def test_what_goes_wrong_while_warming_is_the_questions_to_tell(
+    talk: Talk, engine: FakeEngine, cat: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """A traceback of the thread would land in the middle of what is being typed."""
     shown = []
     monkeypatch.setattr(threading, "excepthook", shown.append)
 
     def warm(conversation: Conversation, cancel: threading.Event | None = None) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        raise error
 
     monkeypatch.setattr(engine, "warm", warm)
     before = threading.active_count()

@@ -103,7 +103,10 @@ def ask(
     ] = None,
     explain: Annotated[
         Path | None,
-        typer.Option(help="Write a picture of where the model looked.", metavar="MAP.PNG"),
+        typer.Option(
+            help="Write a picture of where the model looked; for several pictures MAP-1.PNG, ...",
+            metavar="MAP.PNG",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
     each: Annotated[
@@ -112,18 +115,18 @@ def ask(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where --each writes its answers; goes on where it stopped."),
+        typer.Option(help="Where --each writes its answers; continues where it stopped."),
     ] = None,
     max_file_mb: MaxFileMb = 20,
     max_megapixels: MaxMegapixels = 50,
 ) -> None:
     """Ask about pictures.
 
-    vqa-app ask cat.png "What is on the mat?"
+    $ vqa-app ask cat.png "What is on the mat?"
 
-    vqa-app ask before.jpg after.jpg "What has changed?"
+    $ vqa-app ask before.jpg after.jpg "What has changed?"
 
-    vqa-app ask --each 'photos/*.jpg' "What is shown?" --out answers.jsonl
+    $ vqa-app ask --each 'photos/*.jpg' "What is shown?" --out answers.jsonl
 
     The answer goes to stdout, everything else to stderr.
     """
@@ -183,7 +186,7 @@ def split_words(words: list[str]) -> tuple[list[str], str | None]:
     if words and not names_picture(words[-1]):
         if not words[-1].strip():
             raise UsageError("The question is empty.", 'Ask: vqa-app ask cat.png "What is this?"')
-        if Path(words[-1]).is_dir():
+        if os.path.isdir(words[-1]):  # pathlib raises where a question is too long for a name
             raise _folder(words[-1])
         return words[:-1], words[-1]
     return words, None
@@ -202,7 +205,7 @@ def _check_words(sources: list[str], question: str | None) -> None:
     for word in sources:
         if names_picture(word):
             continue
-        if Path(word).is_dir():
+        if os.path.isdir(word):
             raise _folder(word)
         if question is None:
             raise UsageError(
@@ -257,12 +260,13 @@ def _check_combination(
 def _check_writable(path: Path, sources: list[str]) -> None:
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UsageError(f"--explain {path}: not a picture's name.", "Name a .png or .jpg file.")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise UsageError(f"There is no folder {path.parent}.", "Create it first.")
     for target in _targets(path, len(sources)):
-        if target.is_dir():
+        if os.path.isdir(target):
             raise UsageError(f"--explain {target}: that is a folder.", "Name a file in it.")
-        if any(os.path.exists(s) and target.exists() and target.samefile(s) for s in sources):
+        there = [source for source in sources if os.path.exists(source)]
+        if os.path.exists(target) and any(os.path.samefile(target, source) for source in there):
             raise UsageError(
                 f"--explain {target} would overwrite the picture itself.", "Name another file."
             )

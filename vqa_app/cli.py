@@ -20,10 +20,15 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vqa_app import __version__
-from vqa_app.errors import INTERRUPTED_EXIT_CODE, VqaError
+from vqa_app.devices import is_out_of_memory
+from vqa_app.errors import INTERRUPTED_EXIT_CODE, NoRoomError, VqaError
 
 EXIT_CODES = """Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 a picture cannot be used;
 4 model trouble; 5 bad data; 6 question too long for the model; 130 interrupted."""
+FULL_MEMORY = NoRoomError(
+    "There is not enough memory for this.",
+    "Use a smaller model, fewer or smaller pictures or smaller batches, or close other programs.",
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,11 @@ class _LazyCommand(TyperCommand):
         if isinstance(command, TyperGroup):
             command = command.commands[self.name or ""]
         command.rich_markup_mode = self.rich_markup_mode
-        return command.make_context(info_name, [_at_home(word) for word in args], **extra)
+        try:
+            return command.make_context(info_name, [_at_home(word) for word in args], **extra)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # pydantic's, in typer
+            raise
 
 
 def _at_home(word: str) -> str:
@@ -99,6 +108,9 @@ class Commands(TyperGroup):
         except Exception as error:
             if ctx.params["debug"] or isinstance(error, _TYPERS):
                 raise
+            if is_out_of_memory(error):
+                report(FULL_MEMORY)
+                raise typer.Exit(FULL_MEMORY.exit_code) from error
             print(f"Unexpected error: {type(error).__name__}: {error}", file=sys.stderr)
             print(
                 "This is a bug. `vqa-app --debug ...` shows where it is; please report that with"

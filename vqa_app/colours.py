@@ -28,7 +28,7 @@ def to_rgb(image: Image.Image, changes: list[str]) -> Image.Image:
             changes.append("transparency laid on white")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    # A copy even of RGB: the caller's image stays his, and an opened file's metadata is let go.
+    # A copy even of RGB: the caller keeps the image as it is, an opened file's metadata is let go.
     rgb = image.convert("RGB")
     rgb.info = {}
     return rgb

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from vqa_app.errors import ModelError, UsageError
+from vqa_app.errors import ModelError, NoRoomError, UsageError
 from vqa_app.sizes import in_words
 from vqa_app.weights import StoredTensor
 
@@ -24,6 +24,9 @@ not depend on how a prompt was split between cache and computation."""
 WEIGHTS_SHARE = {"4bit": 0.30, "8bit": 0.55}
 """Memory of quantised weights over that of 16-bit ones: NF4 with double quantisation has 4.13 bits
 a weight; embeddings, projector and encoder stay as they are."""
+
+_FULL = ("out of memory", "defaultcpuallocator", "alloc_failed", "invalid buffer size")
+"""How PyTorch says so: on CUDA and mps; on CPUs; in cuBLAS and cuDNN; on mps for one tensor."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -44,7 +47,7 @@ def choose_device(name: str) -> torch.device:
         if device.type == "meta":  # torch's device for tensors without contents
             raise RuntimeError("it computes nothing")
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ModelError(
             f"The device {name!r} cannot be used here.", "Choose auto, cpu, cuda or mps."
         ) from error
@@ -99,11 +102,10 @@ def computes_in_bfloat16(device: torch.device) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch has an error of its own for GPUs; on CPUs the text says it."""
-    import torch
-
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    """Whether an error tells of a full memory, be it in words alone as on all devices but CUDA."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in said for words in _FULL)
     )
 
 
@@ -147,7 +149,7 @@ def check_memory(
     """Refuses weights that alone need more than is free.
 
     Raises:
-        ModelError: with both figures.
+        NoRoomError: with both figures.
     """
     sixteen_bit = 2 * sum(tensor.size for tensor in tensors)
     if quantize is not None:
@@ -169,7 +171,7 @@ def check_memory(
         ways.insert(0, "--quantize 4bit")
     if quantize is None and dtype.itemsize > 2:
         ways.insert(0, "--dtype bfloat16")
-    raise ModelError(
+    raise NoRoomError(
         f"{name} needs {in_words(needed)} of {kind}; {in_words(free)} are free.",
         f"Use {' or '.join(ways)}, or close other programs.",
     )

@@ -96,8 +96,8 @@ class Dialogue:
         threading.Thread(target=self._warm, args=(opened, self._warmed), daemon=True).start()
 
     def _warm(self, opened: Conversation, cancel: threading.Event) -> None:
-        # The question itself will meet the same error, and tells of it.
-        with contextlib.suppress(VqaError, RuntimeError, MemoryError):
+        # The question itself will meet the same error, whatever it is, and tells of it.
+        with contextlib.suppress(Exception):
             self._engine.warm(opened, cancel)
 
     def _stop_warming(self) -> None:

@@ -41,6 +41,10 @@ class ModelError(VqaError):
     exit_code = 4
 
 
+class NoRoomError(ModelError):
+    """A model that does not fit in the memory that is free."""
+
+
 class DataError(VqaError):
     """Instruction data that cannot be trained or evaluated on."""
 

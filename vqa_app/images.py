@@ -20,7 +20,7 @@ from urllib.parse import unquote_to_bytes
 from PIL import Image, UnidentifiedImageError
 
 from vqa_app.colours import to_rgb
-from vqa_app.errors import ImageError
+from vqa_app.errors import ImageError, UsageError
 from vqa_app.file_kinds import kind_of
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -58,7 +58,17 @@ class ImageLimits:
 
     @classmethod
     def of(cls, megabytes: float, megapixels: float) -> ImageLimits:
-        """In the units of the command line."""
+        """In the units of the command line.
+
+        Raises:
+            UsageError: one of them is no size.
+        """
+        for value, unit in ((megabytes, "MB"), (megapixels, "megapixels")):
+            if not 0 <= value <= 1e6:
+                raise UsageError(
+                    f"Pictures cannot be limited to {value:g} {unit}.",
+                    "Give a value from 0 to 1e6.",
+                )
         return cls(int(megabytes * 2**20), int(megapixels * 1e6))
 
 

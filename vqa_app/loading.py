@@ -145,7 +145,7 @@ def _load_base_of(
     try:
         return load_model(name, None, device, dtype, quantize, revision, offline)
     except ModelError as error:
-        raise ModelError(
+        raise type(error)(
             f"The base model of {adapter.name} cannot be loaded: {error.problem}", error.hint
         ) from error
 

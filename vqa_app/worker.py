@@ -27,14 +27,14 @@ Steps: TypeAlias = Generator[None, None, T]
 """Work that pauses wherever it can be interrupted, and has a result."""
 
 POLL_SECONDS = 0.02
-"""How often somebody in line looks at his cancel event."""
+"""How often who is in line looks at the cancel event."""
 PACE_SECONDS = 0.01
-"""How often a consumer looks for more after he has been given something. Waking him for every token
-of a small model would cost more than the token: he and the worker share the interpreter's lock."""
+"""How often a consumer looks for more after it was given something. Waking it for every token of a
+small model would cost more than the token: it and the worker share the interpreter's lock."""
 
 HAND_OVER_SECONDS = 1e-4
-"""How long the worker leaves the interpreter's lock to the consumer with the first he is given, or
-he would get it no sooner than the interpreter takes it away from the worker, 5 ms later."""
+"""How long the worker leaves the interpreter's lock to the consumer with the first it is given, or
+it would get it no sooner than the interpreter takes it away from the worker, 5 ms later."""
 
 
 @dataclass(eq=False)
@@ -65,19 +65,16 @@ class Worker:
     """Serves jobs first come, first served; background jobs only while nobody else wants anything.
 
     Args:
-        name: of the thread.
         context: entered once on the thread, around all jobs (such as `torch.inference_mode`).
         rest: called on every thread that has nothing to do for now: the worker's own between
-            jobs, a consumer's while his job runs.
+            jobs, a consumer's while its job runs.
     """
 
     def __init__(
         self,
-        name: str = "vqa-engine",
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         rest: Callable[[], None] = lambda: None,
     ) -> None:
-        self._name = name
         self._context = context
         self._rest = rest
         self._changed = threading.Condition()
@@ -157,7 +154,7 @@ class Worker:
             self._announce()
             self._changed.notify_all()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+                self._thread = threading.Thread(target=self._serve, name="vqa-engine", daemon=True)
                 self._thread.start()
 
     def _leave(self, task: _Task) -> bool:
