@@ -47,6 +47,7 @@ class Objective(nn.Module):
         # What FSDP wraps; it refuses names that are not there, such as SigLIP's text tower's.
         self._no_split_modules = sorted(present & set(base._no_split_modules or ()))
         text = base.config.get_text_config()
+        self._vocabulary = text.vocab_size  # ZeRO-3 leaves the head's own shape empty
         scaled = ("final_logit_softcapping", "logit_scale", "logits_scaling")
         self.plain_head = self.is_llava or (
             hasattr(base, "model") and not any(getattr(text, name, None) for name in scaled)
@@ -130,7 +131,7 @@ class Objective(nn.Module):
             return cross_entropy(head(rows).float(), wanted, reduction="sum")
 
         hidden, targets = pad_rows(hidden), pad_rows(targets, IGNORED)
-        at_once = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+        at_once = max(1, LOGITS_AT_ONCE // self._vocabulary)
         if len(targets) <= at_once:
             return block(hidden, targets)
         pairs = zip(hidden.split(at_once), targets.split(at_once), strict=True)

@@ -142,6 +142,28 @@ def test_many_labels_are_taken_block_by_block(
     assert loss_of(loaded, samples, [0, 1, 2])[0] == pytest.approx(whole[0], rel=1e-6)
 
 
+def test_a_head_that_zero_3_gathers_only_for_its_own_forward_is_enough(
+    data: Path, tiny_llava_dir: Path
+) -> None:
+    """Outside it the weight has the shape (0,)."""
+    loaded = load(tiny_llava_dir)
+    samples = samples_of(data, loaded)
+    whole = loss_of(loaded, samples, [0, 1, 2])
+    head = loaded.model.get_output_embeddings()
+    weight = head.weight.detach()
+    head.weight = torch.nn.Parameter(torch.empty(0))
+
+    def gather(*_: Any) -> None:
+        head.weight.data = weight
+
+    def scatter(*_: Any) -> None:
+        head.weight.data = torch.empty(0)
+
+    head.register_forward_pre_hook(gather)
+    head.register_forward_hook(scatter)
+    assert loss_of(loaded, samples, [0, 1, 2])[0] == pytest.approx(whole[0], rel=1e-6)
+
+
 def test_accumulated_gradients_are_those_of_the_whole_batch(
     data: Path, tiny_llava_dir: Path
 ) -> None:
