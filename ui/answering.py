@@ -101,13 +101,12 @@ class Answering:
         ended: State = "stopped"
         kept = time.monotonic()
         try:
-            engine = self._engine()
-            if engine is None:
+            if not self._loaded():
                 return
-            facts["context"] = engine.info.context_length
             facts["model"] = self._hub.find(self._model).label  # the engine's own may be a path
-            conversation, options = self._asked(engine)
-            with self._hub.lease(engine):
+            with self._hub.lease(self._model) as engine:
+                facts["context"] = engine.info.context_length
+                conversation, options = self._asked(engine)
                 for event in engine.stream(conversation, options, self._cancel):
                     if isinstance(event, Status):
                         self._tell(state=event.state, place=event.place)
@@ -133,11 +132,13 @@ class Answering:
                     self._ended = True
                     self._changed.notify_all()
 
-    def _engine(self) -> Engine | None:
-        """The engine as soon as it is loaded; None if somebody stops waiting before."""
+    def _loaded(self) -> bool:
+        """True as soon as the model is loaded; False if somebody stops waiting before."""
         self._hub.start(self._model, self.owner)
-        while (engine := self._hub.wait(self._model, 0)) is None and not self._cancel.is_set():
+        while self._hub.wait(self._model, 0) is None:
+            if self._cancel.is_set():
+                return False
             standing = self._hub.standing(self._model)
             self._tell(state="loading", message=standing.message, share=standing.share)
             self._hub.wait(self._model, BEAT)
-        return engine
+        return True

@@ -17,7 +17,7 @@ from ui.handlers import Desk, message_of, question_of
 from ui.settings import Settings
 from ui.stream import growing
 from vqa_app.conversation import Conversation
-from vqa_app.errors import ModelError, UsageError
+from vqa_app.errors import UsageError
 from vqa_app.images import open_picture
 
 AT_ONCE = 4
@@ -89,11 +89,8 @@ def _answer(desk: Desk, message: dict[str, Any] | None) -> Iterator[Any]:
         for file in files:
             Path(file).unlink(missing_ok=True)
     desk.hub.start()
-    engine = desk.hub.wait(timeout=PATIENCE)
-    if engine is None:
-        raise ModelError("The model is still loading.", "Try again later.")
-    options = Settings().options(engine.info.defaults)
     asked = Conversation.ask(question, pictures)
-    with desk.hub.lease(engine), desk.cancellable() as cancel:
+    with desk.hub.lease(timeout=PATIENCE) as engine, desk.cancellable() as cancel:
+        options = Settings().options(engine.info.defaults)
         for grown in growing(engine, asked, options, cancel):
             yield grown[0] if grown else gr.skip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -68,8 +69,11 @@ def compare(
         Skipped: `cancel` was set.
         ModelError: one of them cannot be loaded.
     """
-    engines = [_engine(desk, key, cancel) for key in (before, after)]
-    with desk.hub.lease(engines[0]), desk.hub.lease(engines[1]):
+    with ExitStack() as leases:
+        engines = []
+        for key in (before, after):
+            _wait_for(desk, key, cancel)
+            engines.append(leases.enter_context(desk.hub.lease(key)))
         return _compared(desk, taught, owner, engines, cancel)
 
 
@@ -104,12 +108,11 @@ def _bring(desk: Desk, owner: str, picture: Picture) -> None:
         desk.store.remember_picture(owner, picture.digest, picture.name, {"changes": []})
 
 
-def _engine(desk: Desk, key: str, cancel: threading.Event) -> Engine:
+def _wait_for(desk: Desk, key: str, cancel: threading.Event) -> None:
     desk.hub.start(key)
-    while (engine := desk.hub.wait(key, BEAT)) is None:
+    while desk.hub.wait(key, BEAT) is None:
         if cancel.is_set():
             raise Skipped
-    return engine
 
 
 def _part(

@@ -194,18 +194,27 @@ class Hub:
         return slot.engine
 
     @contextmanager
-    def lease(self, engine: Engine) -> Iterator[Engine]:
-        """Keeps an engine from being let go while it works."""
-        with self._lock:
-            slots = [slot for slot in self._slots.values() if slot.engine is engine]
-            for slot in slots:
-                slot.leases += 1
+    def lease(self, key: str | None = None, timeout: float | None = None) -> Iterator[Engine]:
+        """The engine as `wait` gives it, kept from being let go while it works.
+
+        Raises:
+            ModelError: as `wait`; or it is not there after `timeout` seconds.
+        """
+        slot, engine = self._leased(key, timeout)
         try:
             yield engine
         finally:
             with self._lock:
-                for slot in slots:
-                    slot.leases -= 1
+                slot.leases -= 1
+
+    def _leased(self, key: str | None, timeout: float | None) -> tuple[_Slot, Engine]:
+        while self.wait(key, timeout) is not None:
+            with self._lock:  # it may have made room since
+                slot = self._slots.get(key or self.default)
+                if slot is not None and slot.engine is not None:
+                    slot.leases += 1
+                    return slot, slot.engine
+        raise ModelError("The model is still loading.", "Try again in a moment.")
 
     def close(self, patience: float = 10.0) -> None:
         """Ends running answers and lets go of all models; an engine in the middle of a long step

@@ -29,9 +29,6 @@ def look(desk: Desk, owner: str, request: Request) -> dict[str, Any]:
     if not turn.answer:
         raise UsageError("There is no answer to explain.", "Ask again first.")
     settings = desk.settings(owner)
-    engine = desk.engine(owner)
-    if engine is None:
-        raise ModelError("The model is still loading.", "Try again in a moment.")
     path = desk.store.path_to(owner, chat, turn.id)
     asked = conversation_of([*path[:-1], _open(path[-1])], desk.shelf.get, settings.system)
     found: dict[str, Any] = {
@@ -49,7 +46,8 @@ def look(desk: Desk, owner: str, request: Request) -> dict[str, Any]:
         found["missing"] = "There was no picture to look at."
         return {"looked": found}
     tokens = max(1, int(turn.facts.get("new_tokens", 1)))
-    with desk.hub.lease(engine):
+    desk.engine(owner)  # begins to load it
+    with desk.hub.lease(settings.model, timeout=0) as engine:
         gain = engine.image_gain(asked, turn.answer) * tokens
         try:
             _add_maps(found, engine.attention_map(asked, turn.answer))

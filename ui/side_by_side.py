@@ -10,7 +10,6 @@ from ui.handlers import Desk, Request, Update, question_of
 from ui.markdown import growing_html
 from ui.stream import BEAT, facts_of, growing, state_of
 from vqa_app.conversation import SHORT_STYLE, Conversation
-from vqa_app.engine import Engine
 from vqa_app.errors import UsageError
 
 Side: TypeAlias = dict[str, Any]
@@ -36,13 +35,12 @@ def side_by_side(desk: Desk, owner: str, request: Request) -> Iterator[Update | 
     ]
     with desk.cancellable(owner) as stop:
         for key, side in zip(keys, sides, strict=True):
-            engine = yield from _engine(desk, owner, key, side, sides, stop)
-            if engine is None:
+            if not (yield from _loaded(desk, owner, key, side, sides, stop)):
                 break
             side["state"] = "answering"
             yield {"compared": sides}
-            options = settings.options(engine.info.defaults)
-            with desk.hub.lease(engine), desk.cancellable(owner) as cancel:
+            with desk.hub.lease(key) as engine, desk.cancellable(owner) as cancel:
+                options = settings.options(engine.info.defaults)
                 for grown in growing(engine, asked, options, cancel):
                     if grown is None:
                         yield None
@@ -59,17 +57,17 @@ def side_by_side(desk: Desk, owner: str, request: Request) -> Iterator[Update | 
     yield {"compared": sides, "compared_done": True}
 
 
-def _engine(
+def _loaded(
     desk: Desk, owner: str, key: str, side: Side, sides: list[Side], stop: threading.Event
-) -> Generator[Update | None, None, Engine | None]:
-    """The engine of a side once it is loaded; None where the comparison is stopped before."""
+) -> Generator[Update | None, None, bool]:
+    """True once the model of a side is loaded; False where the comparison is stopped before."""
     if stop.is_set():
-        return None
+        return False
     desk.hub.start(key, owner)
-    while (engine := desk.hub.wait(key, 0)) is None:
+    while desk.hub.wait(key, 0) is None:
         if stop.is_set():
-            return None
+            return False
         side.update(state="loading", message=desk.hub.standing(key).message)
         yield {"compared": sides}
         desk.hub.wait(key, BEAT)
-    return engine
+    return True
