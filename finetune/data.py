@@ -10,7 +10,15 @@ from finetune.architecture import context_length, plain
 from finetune.branching import supports_branching
 from finetune.config import FinetuneConfig
 from finetune.datasets import FOR_TESTING, FOR_TRAINING, read_rows
-from finetune.preflight import Preflight, Summary, check_shared, leaking, split, summarize
+from finetune.preflight import (
+    Preflight,
+    Summary,
+    check_shared,
+    leaking,
+    mixture,
+    split,
+    summarize,
+)
 from finetune.progress import OnProgress, Progress, counted
 from finetune.run_files import SKIPPED_EVAL_FILE, SKIPPED_FILE
 from vqa_app.loading import LoadedModel
@@ -72,7 +80,10 @@ def read_data(config: FinetuneConfig, loaded: LoadedModel, tell: OnProgress) -> 
         later = copies[0][1].row.place
         message = f"Note: {counted(len(copies), 'duplicate row')}, the first at {later}."
         tell(Progress("checking", message=message))
-    tell(Progress("checking", message=describe(summarize(train_data.samples), held_out)))
+    summary = summarize(train_data.samples)
+    tell(Progress("checking", message=describe(summary, held_out)))
+    for line in mixture(summary):
+        tell(Progress("checking", message=line))
     if doubt := doubts(config, held_out):
         tell(Progress("checking", message=f"Note: {doubt}"))
     return Data(train_data, held_out)

@@ -13,7 +13,7 @@ import numpy as np
 
 from finetune.config import FinetuneConfig
 from finetune.datasets import FOR_TESTING, FOR_TRAINING, Problem, ReadRows, Row, read_rows
-from finetune.preflight import ONLY_ROWS, Preflight, Summary, check, leaking, summarize
+from finetune.preflight import ONLY_ROWS, Preflight, Summary, check, leaking, mixture, summarize
 from finetune.progress import Display, Progress, counted
 from finetune.samples import Sample, samples_of
 from vqa_app.errors import DataError, UsageError, VqaError
@@ -181,6 +181,8 @@ def _print_summary(console: Console, name: str, summary: Summary) -> None:
     least, median, high, most = summary.quantiles
     rows, answers = counted(summary.rows, "row"), counted(summary.answers, "answer")
     console.print(f"{name}: {rows}, {answers}")
+    for line in mixture(summary):
+        console.print(line, markup=False)
     each = ", ".join(f"{number} in {count:,}" for number, count in summary.pictures_each)
     pictures = counted(summary.pictures, "different picture")
     console.print(f"  {pictures}; in a sequence: {each}")

@@ -2,7 +2,10 @@
 
 `normalize_answer` and `vqa_accuracy` follow the published VQA evaluator (Antol et al. 2015;
 `vqaEval.py` in GT-Vision-Lab/VQA) rule by rule, its oddities included, because figures are only
-comparable with those of others when the rules are the same.
+comparable with those of others when the rules are the same. Of its two forms they follow the one
+that lmms-eval has too (`vqav2_process_results`): where the ten answers differ, they and the
+prediction are normalised in full; where all agree, nothing is. The other form (commit c4e6a0e)
+normalises the prediction always, and of differing answers the punctuation alone.
 """
 
 from __future__ import annotations
@@ -91,7 +94,8 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     With ten answers this is the published formula: the mean, over ten ways to leave one answerer
     out, of min(1, agreeing answerers / 3); like there, answers on which all ten agree are compared
     without normalising. With any other number, the answers are alternatives: 1 where one of them
-    matches after normalising.
+    matches after normalising. An answer that somebody left blank counts among the ten, as there,
+    and is no alternative.
 
     Raises:
         ValueError: there is no answer.
@@ -100,16 +104,21 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
         raise ValueError("a question without answers has no accuracy")
     if len(answers) != ANSWERERS:
         given = normalize_answer(prediction)
-        return float(any(given == normalize_answer(answer) for answer in answers))
+        return float(any(given == normalize_answer(answer) for answer in _written(answers)))
     prepare = normalize_answer if len({_strip(answer) for answer in answers}) > 1 else _strip
     given = prepare(prediction)
     agrees = [prepare(answer) == given for answer in answers]
     return sum(min(1.0, (sum(agrees) - left_out) / 3) for left_out in agrees) / ANSWERERS
 
 
+def _written(answers: Sequence[str]) -> Sequence[str]:
+    """Without those that were left blank, unless all were."""
+    return [answer for answer in answers if answer.strip()] or answers
+
+
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """1 where the prediction is one of the answers to the letter (outer white space aside)."""
-    return float(prediction.strip() in {answer.strip() for answer in answers})
+    return float(prediction.strip() in {answer.strip() for answer in _written(answers)})
 
 
 def _levenshtein(left: str, right: str) -> int:
@@ -129,7 +138,7 @@ def anls(prediction: str, answers: Sequence[str]) -> float:
     """
     given = " ".join(prediction.lower().split())
     best = 0.0
-    for answer in answers:
+    for answer in _written(answers):
         wanted = " ".join(answer.lower().split())
         longest = max(len(given), len(wanted))
         best = max(best, 1 - _levenshtein(given, wanted) / longest if longest else 1.0)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -208,6 +208,8 @@ class Summary:
     pictures_each: tuple[tuple[int, int], ...]
     """(pictures, sequences), ascending."""
     longest: tuple[Sample, ...]
+    sources: tuple[tuple[str, int, float], ...]
+    """(file, rows, share of an epoch, with weights counted), largest first."""
 
 
 def summarize(samples: Sequence[Sample]) -> Summary:
@@ -232,7 +234,28 @@ def summarize(samples: Sequence[Sample]) -> Summary:
         ),
         pictures_each=tuple(sorted(shown.items())),
         longest=tuple(sorted(samples, key=len, reverse=True)[:LONGEST_SHOWN]),
+        sources=_sources({(row.file, row.number): row for row in rows}.values()),
     )
+
+
+def _sources(rows: Iterable[Row]) -> tuple[tuple[str, int, float], ...]:
+    count: Counter[str] = Counter()
+    weight: Counter[str] = Counter()
+    for row in rows:
+        count[row.file] += 1
+        weight[row.file] += row.weight  # type: ignore[assignment]
+    total = sum(weight.values())
+    return tuple((file, count[file], share / total) for file, share in weight.most_common())
+
+
+def mixture(summary: Summary) -> list[str]:
+    """A line for each of several sources: how much of an epoch it is."""
+    if len(summary.sources) < 2:
+        return []
+    return [
+        f"  {share:6.1%} of an epoch: {counted(rows, 'row')} of {file}"
+        for file, rows, share in summary.sources
+    ]
 
 
 def leaking(train: Preflight, held_out: Preflight) -> list[Sample]:

@@ -166,7 +166,10 @@ def test_a_terminal_is_shown_the_picture(tiny_llava_dir: Path, tmp_path: Path) -
     assert stream.getvalue().count("▀") == 48 * 24
 
 
-def test_progress_without_a_terminal_is_a_line_now_and_then() -> None:
+def test_progress_without_a_terminal_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("finetune.progress._LINE_SECONDS", 1e9)
     stream = io.StringIO()
     with Display(stream) as display:
         for step in range(1, 51):

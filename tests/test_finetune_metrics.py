@@ -86,6 +86,13 @@ def test_fewer_answers_are_alternatives() -> None:
         vqa_accuracy("car", [])
 
 
+def test_what_is_left_blank_is_an_answerer_and_no_alternative() -> None:
+    answers = ["red"] * 8 + ["grey", ""]
+    assert vqa_accuracy("grey", answers) == pytest.approx(0.3)
+    assert vqa_accuracy("", answers) == pytest.approx(0.3)
+    assert vqa_accuracy("", ["red", ""]) == exact_match("", answers) == anls("", answers) == 0.0
+
+
 def test_exact_match_is_to_the_letter() -> None:
     assert exact_match(" red ", ["red"]) == 1.0
     assert exact_match("Red", ["red"]) == 0.0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from finetune.datasets import read_rows
-from finetune.preflight import check, in_parallel, leaking, split, summarize
+from finetune.preflight import check, in_parallel, leaking, mixture, split, summarize
 from tests.finetune_data import write_data
 from vqa_app.errors import DataError
 
@@ -37,6 +37,20 @@ def test_everything_is_counted(data: Path, processor: Any) -> None:
     assert counted.tokens == sum(len(sample) for sample in found.samples)
     assert sum(count for _, _, count in counted.histogram) == 8
     assert counted.longest[0] is max(found.samples, key=len)
+
+
+def test_several_sources_are_told_with_their_share(
+    data: Path, processor: Any, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.json"
+    text.write_text(json.dumps([{"question": "What is 1 and 1?", "answer": "2"}] * 4))
+    found = check(read_rows([data, f"{text}@6"]), processor, max_length=1000)
+    assert mixture(summarize(found.samples)) == [
+        f"   75.0% of an epoch: 4 rows of {text}",
+        f"   25.0% of an epoch: 8 rows of {data}",
+    ]
+    alone = check(read_rows(data), processor, max_length=1000)
+    assert mixture(summarize(alone.samples)) == []
 
 
 def test_a_broken_picture_and_a_long_row_are_problems_with_their_rows(

@@ -15,6 +15,7 @@ Formats are told by content, and whatever is wrong has a file, a row and a hint.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -94,14 +95,25 @@ def read_rows(
 
 def _doubts(name: str, rows: Sequence[Row], context: Context) -> Iterator[Problem]:
     """Notes on what of a source the model will not see."""
-    if unshown := context.unshown.most_common():
-        keys = ", ".join(key for key, _ in unshown[:_KEYS_SHOWN])
-        more = f" and {len(unshown) - _KEYS_SHOWN} more" if len(unshown) > _KEYS_SHOWN else ""
-        what = f"Not shown to the model: {keys}{more} ({counted(unshown[0][1], 'row')})."
+    if context.unseen:
+        what = f"Pictures, or their names, that the model is not shown: {_most(context.unseen)}."
+        hint = "If it is to see them, call all of a row's pictures image_1, image_2, in order."
+        yield Problem(name, None, what, hint, note=True)
+    if context.unshown:
+        what = f"Not shown to the model: {_most(context.unshown)}."
         yield Problem(name, None, what, note=True)
+    for what, count in context.remarks.items():
+        yield Problem(name, None, f"{what} ({counted(count, 'row')}).", note=True)
     if len(rows) > 1 and not any(row.pictures for row in rows):
         what = f"None of its {len(rows):,} rows shows a picture."
         yield Problem(name, None, what, note=True)
+
+
+def _most(keys: Counter[str]) -> str:
+    found = keys.most_common()
+    shown = ", ".join(key for key, _ in found[:_KEYS_SHOWN])
+    more = f" and {len(found) - _KEYS_SHOWN} more" if len(found) > _KEYS_SHOWN else ""
+    return f"{shown}{more} ({counted(found[0][1], 'row')})"
 
 
 def check_sources(
@@ -150,8 +162,7 @@ def _read_source(
         records = tables.read_hub(text, wanted)
     if split and name == text:
         name = f"{text}@{split}"
-    stored = records.table.picture if records.table else None
-    return records, Context(name, _roots(images, folder), stored)
+    return records, Context(name, _roots(images, folder))
 
 
 def _read_official(

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,10 @@ def read_file(path: Path, name: str, wanted: str) -> Records:
     start = text.lstrip()[:1]
     if not start:
         return Records([], [Problem(name, None, "The file is empty.")])
-    if start == "[":
-        return _read_json(text, name, wanted, problems)
-    if start == "{":
+    if start in "[{":
         lines = [line for line in text.split("\n", 50) if line.strip()][:2]
-        several = len(lines) > 1 and all(line.lstrip().startswith("{") for line in lines)
-        if several and lines[0].rstrip().endswith("}"):
+        several = len(lines) > 1 and all(line.lstrip().startswith(start) for line in lines)
+        if several and lines[0].rstrip().endswith("}" if start == "{" else "]"):
             refuse_split(wanted, name)
             return _read_jsonl(text, name, problems)
         return _read_json(text, name, wanted, problems)
@@ -222,13 +221,16 @@ def _read_csv(text: str, name: str, problems: list[Problem]) -> Records:
         what = f"The first line is a row, not a header: {short(header)}."
         hint = 'Write a line such as "image,question,answer" above it.'
         return Records([], [*problems, Problem(name, None, what, hint)])
+    names = [field.strip() for field in fields]
+    if twice := [key for key, count in Counter(map(str.lower, names)).items() if key and count > 1]:
+        problem = Problem(name, None, f"Two columns are called {twice[0]!r}.", "Rename one.")
+        return Records([], [*problems, problem])
     items = []
     for number, cells in rows:
         if isinstance(cells, csv.Error):
             what = f"The row's quotes do not match: {cells}."
             problems.append(Problem(name, number, what, 'Write a quote inside text as "".'))
         elif len(cells) == len(fields):
-            names = (field.strip() for field in fields)
             items.append((number, dict(zip(names, cells, strict=True))))
         elif cells:
             more = "more" if len(cells) > len(fields) else "fewer"
@@ -242,16 +244,41 @@ def _csv_rows(
     lines: Sequence[str], start: int, delimiter: str
 ) -> Iterator[tuple[int, list[str] | csv.Error]]:
     """Line number and cells of each record from the line `start` on. Where quotes do not match, the
-    error instead, and the next line is read anew: a stray quote costs its row alone."""
+    error instead, and the next line is read anew: a stray quote costs its row alone. Between tabs
+    it costs nothing: there many write quotes as they are."""
+    fields = 0
     while start < len(lines):
         rest = (lines[place] for place in range(start, len(lines)))
-        reader = csv.reader(rest, delimiter=delimiter, strict=True)
+        reader = csv.reader(rest, delimiter=delimiter, strict=True, skipinitialspace=True)
         number = start
         try:
             for cells in reader:
+                end = start + reader.line_num
+                if end - number > 1:
+                    _check_span(lines[number + 1 : end], delimiter, fields, end)
+                fields = fields or len(cells)
                 yield number + 1, cells
-                number = start + reader.line_num
+                number = end
             return
         except csv.Error as error:
-            yield number + 1, error
+            plain = lines[number].rstrip("\r\n").split(delimiter)
+            as_it_is = delimiter == "\t" and len(plain) == fields
+            yield number + 1, plain if as_it_is else error
             start = number + 1
+
+
+def _check_span(further: Sequence[str], delimiter: str, fields: int, end: int) -> None:
+    """
+    Raises:
+        csv.Error: a row that runs on over `further` lines, up to the line `end`, has swallowed
+            others: one of them is a row by itself. Text of several lines may hold commas, so there
+            that row has to name a picture.
+    """
+    for place, line in enumerate(further, 1):
+        cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
+        if len(cells) != fields:
+            continue
+        if place == len(further):  # behind its quote it is the rest of a row
+            cells = line.partition('"')[0].split(delimiter)[:-1]
+        if cells and (delimiter == "\t" or any(map(names_picture, cells))):
+            raise csv.Error(f"it would run on to line {end:,}")

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.datasets.pictures import Context, picture_from, pictures_beside
+from finetune.datasets.pictures import Context, picture_columns, picture_from, pictures_beside
 from finetune.datasets.rows import BadRow, PictureSource, Turn, TurnPart
-from finetune.datasets.values import parse_if_text, short
+from finetune.datasets.values import is_bookkeeping, missing, parse_if_text, short
 from finetune.progress import counted
 from vqa_app.conversation import Role
 
@@ -38,7 +38,8 @@ def from_messages(
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise BadRow(f"The conversation is {short(messages)}.", "It must be a list of messages.")
     waiting = list(pictures)
-    turns = []
+    turns: list[Turn] = []
+    unread: set[str] = set()
     for position, message in enumerate(messages, 1):
         where = f"Message {position}"
         if not isinstance(message, Mapping):
@@ -46,13 +47,15 @@ def from_messages(
         speaker = message.get("from", message.get("role"))
         content = message.get("value", message.get("content"))
         if speaker is None or content is None:
-            missing = '"from" (or "role")' if speaker is None else '"value" (or "content")'
+            lacking = '"from" (or "role")' if speaker is None else '"value" (or "content")'
             raise BadRow(
-                f"{where} has no {missing}.", f"Its keys are {', '.join(message) or 'none'}."
+                f"{where} has no {lacking}.", f"Its keys are {', '.join(message) or 'none'}."
             )
         role = ROLES.get(str(speaker).lower())
         if role is None:
             raise BadRow(f"{where} is from {speaker!r}.", f"Known are {', '.join(ROLES)}.")
+        if len(message) > 2:
+            unread |= _unread(message, role, where)
         if beside := pictures_beside(message, context, where):
             pieces = _with_pictures_beside(content, beside, where, context)
         else:
@@ -65,9 +68,43 @@ def from_messages(
             )
         else:
             turns.append(Turn(role, tuple(pieces)))
+    context.unshown.update(unread)
+    if waiting and "role" in messages[0] and not any(turn.pictures for turn in turns):
+        # TRL's: no <image>, no part; all pictures go before the first question.
+        for place, turn in enumerate(turns):
+            if turn.role == "user":
+                turns[place] = Turn("user", join_user_parts([*waiting, *turn.parts]))
+                told = "No message says where the pictures stand; they are shown first"
+                context.remarks[told] += 1
+                return tuple(turns)
     if waiting:
         raise _other_count("The row", len(pictures), len(pictures) - len(waiting))
     return tuple(turns)
+
+
+def _unread(message: Mapping[str, Any], role: Role, where: str) -> set[str]:
+    """What of a message never reaches the model.
+
+    Raises:
+        BadRow: an answer that is not to be trained, as OpenAI ("weight"), ms-swift ("loss") and
+            axolotl ("train", "training") mark it.
+    """
+    if role == "assistant":
+        weight = message.get("weight")
+        marks = [key for key in ("loss", "train", "training") if message.get(key) is False]
+        if isinstance(weight, (int, float)) and not missing(weight) and weight != 1:
+            marks.append("weight")
+        if marks:
+            raise BadRow(
+                f"{where} says {marks[0]!r}: {message[marks[0]]}; here all answers are trained.",
+                "End the conversation before its question, or remove the row.",
+            )
+    return {
+        f"message.{key}"
+        for key, value in message.items()
+        if key not in ("from", "role", "value", "content")
+        and not (missing(value) or isinstance(value, bool) or is_bookkeeping(str(key)))
+    } - {f"message.{key}" for key in picture_columns(message)}
 
 
 def with_marks(
@@ -148,16 +185,29 @@ def _pieces(
     """Text and pictures of one message; takes placeholders' pictures from the front of `waiting`,
     which held `of` in the beginning."""
 
-    def take(number: str | None = None) -> PictureSource:
+    def take(
+        number: str | int | None = None, part: Mapping[str, Any] | None = None
+    ) -> PictureSource:
+        if not waiting and part is not None:
+            raise BadRow(
+                f"{where} has an image part without a picture; its keys are {', '.join(part)}.",
+                'Give its file under "image", or list it under "images" beside the messages.',
+            )
         if not waiting:
             raise BadRow(
                 f"{where} has a {PLACEHOLDER} for which there is no picture"
                 + ("." if of else ": the row has none."),
                 f'List the pictures under "image", or remove the {PLACEHOLDER}.',
             )
-        if number is not None and int(number) != of - len(waiting) + 1:
+        if number is not None and int(number) != (place := of - len(waiting) + 1):
+            if part is not None:
+                raise BadRow(
+                    f"{where} has an image part with index {part['index']} where {place - 1} is "
+                    "next.",
+                    "List the pictures in the order in which the parts name them.",
+                )
             raise BadRow(
-                f"{where} has <image {number}> where picture {of - len(waiting) + 1} is next.",
+                f"{where} has <image {number}> where picture {place} is next.",
                 f"Name each picture once, in order, or write {PLACEHOLDER}.",
             )
         return waiting.pop(0)
@@ -188,12 +238,12 @@ def _pieces(
         elif kind in ("text", "input_text", "output_text"):
             pieces.append(str(part.get("text") or ""))
         elif kind in ("image", "image_url", "input_image"):
-            value = next(
-                (part[k] for k in ("image", "image_url", "path", "url") if part.get(k)), None
+            value = _value_of(part)
+            place = part.get("index")
+            number = place + 1 if value is None and isinstance(place, int) else None
+            pieces.append(
+                take(number, part) if value is None else picture_from(value, context, where)
             )
-            if isinstance(value, Mapping) and "url" in value:
-                value = value["url"]
-            pieces.append(take() if value is None else picture_from(value, context, where))
         else:
             raise BadRow(
                 f"{where} has a part {short(part)}.", 'Parts have the type "text" or "image".'
@@ -206,3 +256,14 @@ def _pieces(
         raise _other_count(where, given, marks)
     # Written as parts and in the text: the chat sends the parts alone.
     return [p.replace(PLACEHOLDER, "") if isinstance(p, str) else p for p in pieces]
+
+
+def _value_of(part: Mapping[str, Any]) -> Any:
+    """The picture that an image part gives itself; None where it stands elsewhere."""
+    keys = ("image", "image_url", "path", "url", "source", "data")
+    value = next((part[key] for key in keys if part.get(key)), None)
+    if not isinstance(value, Mapping):
+        return value
+    if value.get("type") == "base64":  # Anthropic's
+        return f"data:{value.get('media_type') or 'image/png'};base64,{value.get('data') or ''}"
+    return value.get("url", value)

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from finetune.datasets.rows import BadRow, PictureSource
-from finetune.datasets.values import missing, parse_if_text, short
+from finetune.datasets.values import is_bookkeeping, missing, parse_if_text, short
 
 IMAGE_KEYS = ("image", "images", "image_path", "img", "picture", "file_name", "filename", "photo")
 _THING = r"(image|img|picture|photo|pic)s?"
+_PLACES = {"a": 1, "b": 2, "c": 3, "d": 4, "left": 1, "right": 2, "first": 1, "second": 2,
+           "before": 1, "after": 2}  # fmt: skip
+_WORD = "left|right|first|second|before|after"
+_WORD_FIRST = re.compile(rf"({_WORD})[ _-]?({_THING})")
+_PLACED = re.compile(rf"({_THING})[ _-]?({_WORD}|(?<=[ _-])[a-d])")
+"""Keys of one picture of several, as image_a, image_left; `_PLACES` numbers them."""
+_FURTHER = re.compile(
+    rf"(ref|reference|other|further|additional)[ _-]?{_THING}([ _-]?(path|file|name))?s?"
+    rf"|{_THING}[ _-]?(reference|other)"
+)
+"""Keys of pictures that are meant to be seen beside another."""
 _NAMED = re.compile(
     _THING + r"([ _-]?(local|loc|rel))?([ _-]?(ref|name|path|file|file[ _-]?name|bytes|data"
     r"|base64|base64[ _-]?str|b64|url|uri|src))?s?([ _-]?\d+)?|frames"
@@ -25,6 +37,11 @@ _NAMED = re.compile(
 _NUMBERED = re.compile(_THING + r"[ _-]?(id|idx|index|key|hash)s?")
 """Further keys, in lower case, that say which picture a row is about; the latter may be our own
 count of the rows rather than what a file is called."""
+_ABOUT_PICTURE = re.compile(_THING, re.IGNORECASE)
+_FILE_PATH = re.compile(r"file[ _-]?path")
+"""A key, in lower case, that may say it too, where it is a picture's."""
+_LOOKED_AT = 4
+"""Values of a list that nobody reads, by which it is told whether they are pictures."""
 _ENDINGS = (".jpg", ".png", ".jpeg", ".webp")
 """Tried where a name or number has none."""
 _PICTURE_NAME = re.compile(r"[^\s]\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic)$", re.IGNORECASE)
@@ -44,14 +61,15 @@ class Context:
     file: str
     roots: tuple[Path, ...]
     """Resolved folders that picture paths are relative to, first match wins."""
-    stored_picture: Callable[[int, str, int], PictureSource] | None = None
-    """For tables with picture columns: (row, column, position) → picture, read again when
-    needed."""
     unshown: Counter[str] = field(default_factory=Counter)
     """How many rows have values that never reach the model, by key."""
+    unseen: Counter[str] = field(default_factory=Counter)
+    """How many of these values are pictures or their names, by key."""
+    remarks: Counter[str] = field(default_factory=Counter)
+    """What else is worth knowing, and of how many rows."""
 
 
-def pictures_of(record: Mapping[str, Any], number: int, context: Context) -> list[PictureSource]:
+def pictures_of(record: Mapping[str, Any], context: Context) -> list[PictureSource]:
     """The pictures that a record names, in their order.
 
     Raises:
@@ -60,34 +78,70 @@ def pictures_of(record: Mapping[str, Any], number: int, context: Context) -> lis
     columns = picture_columns(record)
     if not columns:
         _refuse_unread(record)
-    found: list[PictureSource] = []
-    for column in columns:
-        for position, item in enumerate(_listed(record[column])):
-            stored = isinstance(item, Mapping) and item.get("bytes") is not None
-            if context.stored_picture and stored:
-                found.append(context.stored_picture(number, column, position))
-            else:
-                found.append(picture_from(item, context, f"Picture {len(found) + 1}"))
-    return found
+    try:
+        return _pictures_under(columns, record, context)
+    except BadRow:
+        if (other := _same_name(record, columns)) is None:
+            raise
+        with contextlib.suppress(BadRow):  # the key that says it best is told
+            return _pictures_under([other], record, context)
+        raise
+
+
+def _pictures_under(
+    columns: Sequence[str], record: Mapping[str, Any], context: Context
+) -> list[PictureSource]:
+    items = [item for column in columns for item in _listed(record[column])]
+    return [picture_from(item, context, f"Picture {n}") for n, item in enumerate(items, 1)]
+
+
+def _same_name(record: Mapping[str, Any], columns: Sequence[str]) -> str | None:
+    """A further key of the same file: ST-VQA has "c0.png" as file_name, and as file_path
+    "coco-text/c0.png"."""
+    value = record[columns[0]] if len(columns) == 1 else None
+    if not isinstance(value, str):
+        return None
+    name = PurePosixPath(value).name
+    alike = (
+        key
+        for key, other in record.items()
+        if isinstance(other, str)
+        and other != value
+        and PurePosixPath(other).name == name
+        and (key.lower() in IMAGE_KEYS or _likeness(key.lower()))
+    )
+    return next(alike, None)
 
 
 def pictures_beside(
     message: Mapping[str, Any], context: Context, where: str
 ) -> list[PictureSource]:
-    """The pictures that a message names beside its text, as Ollama and some ShareGPT files do."""
+    """The pictures that a message names beside its text, as Ollama and some ShareGPT files do.
+
+    Raises:
+        BadRow: as `pictures_of`.
+    """
     if len(message) == 2:  # who speaks, and what: nearly all are so
         return []
-    named = (item for column in picture_columns(message) for item in _listed(message[column]))
+    columns = picture_columns(message)
+    if not columns:
+        _refuse_unread({k: v for k, v in message.items() if k not in ("content", "value")})
+    named = (item for column in columns for item in _listed(message[column]))
     return [picture_from(item, context, where) for item in named]
 
 
 def picture_columns(record: Mapping[str, Any]) -> list[str]:
     """The key that says best which pictures a record is about: a picture or its name rather than
-    any text, an id or a number only then, a web address last. Several that differ by a number
-    (image, image2; image_1, image_2) are all given, in order."""
+    any text, an id or a number only then, a web address last. Several that differ by a number or a
+    place (image, image2; image_1, image_2; image_a, image_b; left_image, right_image) are all
+    given, in order."""
     keys = {key.lower(): key for key in record if isinstance(key, str)}
     known = [keys[name] for name in IMAGE_KEYS if name in keys]
-    like = [key for name, key in keys.items() if _likeness(name)]
+    like = [
+        key
+        for name, key in keys.items()
+        if (kind := _likeness(name)) and (kind != "value" or names_picture(record.get(key)))
+    ]
     given = [key for key in (*known, *like) if not missing(record[key])]
     best = min(given, key=lambda key: _doubt(key, record[key]), default=None)
     if best is None:
@@ -98,13 +152,21 @@ def picture_columns(record: Mapping[str, Any]) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def _unnumbered(key: str) -> tuple[str, int]:
+    if placed := _placed(key.lower()):
+        return placed[1], _PLACES[placed[3]]
     stem = key.lower().rstrip("0123456789")
     return stem.rstrip(" _-"), int(key[len(stem) :] or 0)
 
 
+def _placed(key: str) -> re.Match[str] | None:
+    return _PLACED.fullmatch(_WORD_FIRST.sub(r"\2_\1", key))
+
+
 @lru_cache(maxsize=1024)
 def _likeness(key: str) -> str:
-    """Whether a key says which picture is meant, by name or by number."""
+    """Whether a key says which picture is meant, by name or by number; or its value does."""
+    if _placed(key) or _FILE_PATH.fullmatch(key):
+        return "value"
     return "name" if _NAMED.fullmatch(key) else "number" if _NUMBERED.fullmatch(key) else ""
 
 
@@ -125,6 +187,8 @@ def picture_from(value: Any, context: Context, where: str) -> PictureSource:
         BadRow: a web address, a missing file, or one outside the picture folders.
     """
     name = "picture"
+    if isinstance(value, PictureSource):  # of a table
+        return value
     if isinstance(value, Mapping):
         name = str(value.get("path") or name)
         content = value.get("bytes")
@@ -213,13 +277,33 @@ def _refuse_unread(record: Mapping[str, Any]) -> None:
             )
         raise BadRow(
             f"{key!r} holds a picture or its name, {short(value)}, but is not a known key.",
-            f"Call it one of {', '.join(IMAGE_KEYS)}.",
+            f"Call it one of {', '.join(IMAGE_KEYS)}; of several image_1, image_2.",
         )
+
+
+def note_unseen(key: str, value: Any, context: Context) -> bool:
+    """Whether nobody reads a picture here, or the name of one; counts it.
+
+    Raises:
+        BadRow: its key says that it is to be seen too.
+    """
+    if is_bookkeeping(key) and not _ABOUT_PICTURE.search(key):
+        return False
+    if names_picture(value[:_LOOKED_AT] if isinstance(value, list) else value) != "file":
+        return False
+    if _FURTHER.fullmatch(key.lower()):
+        raise BadRow(
+            f"{key!r} holds a picture or its name, {short(value)}, which is not read beside "
+            "the other.",
+            "Call them image_1 and image_2, in the order in which they are to be shown.",
+        )
+    context.unseen[key] += 1
+    return True
 
 
 def names_picture(value: Any) -> str | None:
     """Whether a value is a picture or its name ("file"), or its web address ("web")."""
-    if isinstance(value, bytes):
+    if isinstance(value, (bytes, PictureSource)):
         return "file"
     if isinstance(value, (list, tuple)):
         return next(filter(None, map(names_picture, value)), None)
@@ -234,7 +318,9 @@ def _spellings(path: str) -> Iterator[str]:
     """The path, and the files that a name or a number without an ending may mean; COCO's have
     twelve digits."""
     yield path
-    if not _PICTURE_NAME.search(path):
+    if path != path.strip():
+        yield from _spellings(path.strip())
+    elif not _PICTURE_NAME.search(path):
         stems = [path, f"{int(path):012d}"] if path.isascii() and path.isdigit() else [path]
         yield from (stem + ending for stem in stems for ending in _ENDINGS)
 

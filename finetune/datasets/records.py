@@ -3,17 +3,23 @@ file's name."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from finetune.datasets.messages import check_turns, from_messages, with_marks
-from finetune.datasets.pictures import Context, pictures_of
+from finetune.datasets.pictures import Context, note_unseen, pictures_of
 from finetune.datasets.rows import BadRow, PictureSource, Row, Turn
-from finetune.datasets.values import answers_of, check_text, first, missing, parse_if_text, short
+from finetune.datasets.values import (
+    answers_of,
+    check_text,
+    first,
+    is_bookkeeping,
+    missing,
+    parse_if_text,
+    short,
+)
 
 QUESTION_KEYS = ("question", "query", "prompt", "instruction")
 ANSWER_KEYS = (
@@ -33,15 +39,6 @@ CHOICE_KEYS = ("choices", "options")
 LETTERS = tuple("abcdefgh")
 """Keys of single choices, as MMBench has them."""
 
-_BOOKKEEPING = re.compile(
-    r"(.*[ _:-])?(ids?|idx|index|uu?id|no|num|number|count|hash|md5|sha\d*|width|height|size|w|h"
-    r"|split|set|subset|sources?|licen[cs]e|urls?|uri|link|date|time|timestamp|version|types?"
-    r"|lang|language|model|weight|score|confidence|page|author|category)"
-    r"|.*ids?|.*path|.*file|(set|file|data|dataset)_?name|dataset|index.*|unnamed.*|__.*__",
-    re.IGNORECASE,
-)
-"""Keys, in full, of what is about a row rather than in it."""
-
 
 def read_record(record: Any, number: int, context: Context) -> Row:
     """Turns a record into a row.
@@ -56,7 +53,7 @@ def read_record(record: Any, number: int, context: Context) -> Row:
         raise BadRow(f"The row is {short(record)}, not an object with keys.")
     record = _Read({str(key).strip(): value for key, value in record.items()})
     keys = {key.lower(): key for key in record}
-    pictures = pictures_of(record, number, context)
+    pictures = pictures_of(record, context)
     references: tuple[tuple[str, ...], ...] | None = None
     if any(key in keys for key in ("conversations", "conversation", "messages")):
         name = next(keys[k] for k in ("conversations", "conversation", "messages") if k in keys)
@@ -66,22 +63,31 @@ def read_record(record: Any, number: int, context: Context) -> Row:
     elif any(key in keys for key in (*QUESTION_KEYS, *ANSWER_KEYS)):
         turns, references = _from_question(record, keys, pictures, context)
     else:
+        _refuse_preferences(keys)
         found = ", ".join(map(repr, [*record][:12])) or "none"
         raise BadRow(
             f"No known format; the row's keys are {found}.",
             'Use "conversations" (LLaVA), "messages" (OpenAI), or "image", "question", "answer".',
         )
+    if turns and turns[-1].role == "user":
+        _refuse_preferences(keys)
     check_turns(turns)
     system = record[keys["system"]] if "system" in keys else None
-    if isinstance(system, str) and system.strip() and turns[0].role != "system":
-        turns = (Turn("system", (system,)), *turns)
+    if isinstance(system, str) and system.strip():
+        if turns[0].role != "system":
+            turns = (Turn("system", (system,)), *turns)
+        elif turns[0].text.strip() != system.strip():
+            own = "the conversation has a system message of its own"
+            context.remarks[f"The text under {keys['system']!r} is not shown: {own}"] += 1
     if references is None:
         references = tuple((turn.text,) for turn in turns if turn.role == "assistant")
     for position, turn in enumerate(turns, 1):
         check_text(turn.text, f"Message {position}")
     for answer in (answer for answers in references for answer in answers):
         check_text(answer, "An answer")
-    context.unshown.update(_unshown(record))
+    for key in _unread(record):
+        if not note_unseen(key, record[key], context) and not is_bookkeeping(key):
+            context.unshown[key] += 1
     identity = next((record[keys[k]] for k in ("id", "question_id") if k in keys), number)
     return Row(
         id=_printable(str(identity)),
@@ -106,19 +112,26 @@ class _Read(dict[str, Any]):
         return super().__getitem__(key)
 
 
-def _unshown(record: _Read) -> list[str]:
-    """Keys whose values never reach the model, but for what nobody would expect to."""
+def _unread(record: _Read) -> list[str]:
+    """Keys whose values never reach the model."""
     return [
         key
         for key, value in record.items()
         if (key not in record.keys_read or key.lower() in (*CHOICE_KEYS, *LETTERS))
-        and not (missing(value) or isinstance(value, bool) or _is_bookkeeping(key))
+        and not (missing(value) or isinstance(value, bool))
     ]
 
 
-@lru_cache(maxsize=1024)
-def _is_bookkeeping(key: str) -> bool:
-    return _BOOKKEEPING.fullmatch(key) is not None
+def _refuse_preferences(keys: Mapping[str, str]) -> None:
+    """
+    Raises:
+        BadRow: the row without an answer has two, a better and a worse one, as for DPO.
+    """
+    if {"chosen", "rejected"} <= keys.keys():
+        raise BadRow(
+            "It has chosen and rejected answers, preferences; only answers are trained.",
+            'Make what was chosen the answer: call it "answer", or the last of the messages.',
+        )
 
 
 def _from_cauldron(texts: Any, pictures: list[PictureSource], context: Context) -> tuple[Turn, ...]:
@@ -147,6 +160,7 @@ def _from_question(
     given = {key: value for key, value in given.items() if not missing(value)}
     question = _question(record, keys)
     if not given:
+        _refuse_preferences(keys)
         raise BadRow("There is no answer.", f"Name its column one of {', '.join(ANSWER_KEYS[:6])}.")
     if _are_messages(question):  # TRL's prompt and completion
         answer = next(iter(given.values()))
@@ -154,8 +168,9 @@ def _from_question(
         return from_messages([*question, *answer], pictures, context), None
     choices = _choices(record, keys)
     read = [answers_of(v, choices, several=key in SEVERAL) for key, v in given.items()]
-    answers, target = max(read, key=len), read[0]
-    if not answers or not target:
+    answers = sorted(max(read, key=len), key=lambda answer: not answer)  # what is blank, last
+    target = [answer for answer in read[0] if answer]
+    if not target:
         raise BadRow("The answer is empty.", "Fill it in, or remove the row.")
     earlier = _history(record, keys)
     chosen = Counter(target).most_common(1)[0][0]

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +25,17 @@ _WORDS = {
     )
 }
 """What the splits of data sets are called."""
+_ROWS_AT_ONCE = 32
+"""Their pictures are in memory together while a table is read."""
 
 
 @dataclass(frozen=True)
 class Records:
-    """The numbered records of a file; `table` holds pictures that stand in columns."""
+    """The numbered records of a file; pictures that stand in a table's columns are `PictureSource`
+    already."""
 
     items: list[tuple[int, Any]]
     problems: list[Problem]
-    table: Table | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A `datasets.Dataset` whose picture columns give bytes."""
-
-    name: str
-    dataset: Any
-
-    def picture(self, row: int, column: str, position: int) -> PictureSource:
-        name = f"{column} {position + 1} of row {row:,}"
-        key = f"{self.name}#{row}.{column}.{position}"
-        return PictureSource(name, key, Cell(self.dataset, row - 1, column, position))
 
 
 @dataclass(frozen=True)
@@ -54,15 +43,17 @@ class Cell:
     """A picture in a table."""
 
     dataset: Any
+    """In Arrow's format: as it is stored, undecoded."""
     row: int
     """From 0."""
-    column: str
-    position: int
-    """Where the cell holds several."""
+    path: tuple[str | int, ...]
+    """The column, and the keys and positions below it."""
 
     def read(self) -> bytes:
-        value = self.dataset[self.row][self.column]
-        value = value[self.position] if isinstance(value, list) else value
+        column, *below = self.path
+        value = self.dataset[self.row].column(column)[0].as_py()
+        for step in below:
+            value = value[step]
         return value if isinstance(value, bytes) else value["bytes"]
 
 
@@ -266,36 +257,65 @@ def _not_had(name: str, error: Exception, reason: str | None = None) -> DataErro
 
 
 def read_table(dataset: Any, name: str) -> Records:
-    """Numbers the rows of a `datasets.Dataset`; its pictures stay undecoded and are read again when
-    needed, and class numbers become the classes' names."""
+    """Numbers the rows of a `datasets.Dataset`. Its pictures, also those inside messages, stay
+    undecoded and are read again when needed: a table may be larger than memory. Class numbers
+    become the classes' names."""
     import datasets
 
     names: dict[str, Callable[[int], str]] = {}
     for column, feature in dataset.features.items():
-        inner = getattr(feature, "feature", None)
-        if isinstance(feature, datasets.Image):
-            dataset = dataset.cast_column(column, datasets.Image(decode=False))
-        elif isinstance(inner, datasets.Image):
-            kind = datasets.List(datasets.Image(decode=False))
-            dataset = dataset.cast_column(column, kind)
-        elif isinstance(feature, datasets.ClassLabel):
-            names[column] = feature.int2str
-        elif isinstance(inner, datasets.ClassLabel):
-            names[column] = inner.int2str
-    items = [(number, _light(record, names)) for number, record in enumerate(dataset, 1)]
-    return Records(items, [], Table(name, dataset))
+        for label in (feature, getattr(feature, "feature", None)):
+            if isinstance(label, datasets.ClassLabel):
+                names[column] = label.int2str
+    stored = dataset.with_format("arrow")
+    features = datasets.Features(_undecoded(dict(dataset.features)))
+    items: list[tuple[int, Any]] = []
+    for batch in stored.iter(_ROWS_AT_ONCE):
+        for record in batch.to_pylist():
+            row = len(items)
+            light = _light(features.decode_example(record), names, _Pictures(name, stored, row))
+            items.append((row + 1, light))
+    return Records(items, [])
 
 
-def _light(record: dict[str, Any], names: dict[str, Callable[[int], str]]) -> dict[str, Any]:
-    """With classes by name; of pictures only that they are there, not their bytes: a table may be
-    larger than memory."""
+def _undecoded(feature: Any) -> Any:
+    """The same feature whose pictures are left as they are stored, however deep they stand."""
+    if isinstance(feature, dict):
+        return {key: _undecoded(below) for key, below in feature.items()}
+    if (below := getattr(feature, "feature", None)) is not None:
+        return replace(feature, feature=_undecoded(below))
+    return replace(feature, decode=False) if hasattr(feature, "decode") else feature
 
-    def strip(value: Any) -> Any:
-        if isinstance(value, bytes) and value:
-            return {"bytes": b"", "path": None}
-        if isinstance(value, dict) and value.get("bytes") is not None:
-            return {"bytes": b"", "path": value.get("path")}
-        return [strip(item) for item in value] if isinstance(value, list) else value
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Finds the pictures of one row."""
+
+    table: str
+    dataset: Any
+    row: int
+    """From 0."""
+
+    def instead(self, value: Any, *path: str | int) -> Any:
+        """The value with pictures in place of their bytes."""
+        if isinstance(value, list):
+            return [self.instead(item, *path, place) for place, item in enumerate(value)]
+        stored = value.get("bytes") if isinstance(value, dict) else value
+        if isinstance(stored, bytes) and stored:
+            place = next((step + 1 for step in reversed(path) if isinstance(step, int)), 1)
+            key = ".".join(map(str, (self.row + 1, *path)))
+            cell = Cell(self.dataset, self.row, path)
+            shown = f"{path[0]} {place} of row {self.row + 1:,}"
+            return PictureSource(shown, f"{self.table}#{key}", cell)
+        if isinstance(value, dict):
+            return {key: self.instead(item, *path, key) for key, item in value.items()}
+        return value
+
+
+def _light(
+    record: dict[str, Any], names: dict[str, Callable[[int], str]], pictures: _Pictures
+) -> dict[str, Any]:
+    """With classes by name, and of pictures only where they are."""
 
     def named(value: Any, name: Callable[[int], str]) -> Any:
         if isinstance(value, list):
@@ -303,7 +323,7 @@ def _light(record: dict[str, Any], names: dict[str, Callable[[int], str]]) -> di
         return value if value is None or value < 0 else name(value)  # -1: nobody knows
 
     return {
-        key: named(value, names[key]) if key in names else strip(value)
+        key: named(value, names[key]) if key in names else pictures.instead(value, key)
         for key, value in record.items()
     }
 

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from finetune.datasets.rows import BadRow
@@ -14,6 +15,14 @@ from finetune.datasets.rows import BadRow
 _QUOTED_LIST = re.compile(r"""\[\s*['"]|['"]\s*\]$""")
 _LETTER = re.compile(r"\(?([A-Za-z])[.):]?")
 _NO_COMMA = re.compile(r"""['"]\s+['"]""")
+_BOOKKEEPING = re.compile(
+    r"(.*[ _:-])?(ids?|idx|index|uu?id|no|num|number|count|hash|md5|sha\d*|width|height|size|w|h"
+    r"|split|set|subset|sources?|licen[cs]e|urls?|uri|link|date|time|timestamp|version|types?"
+    r"|lang|language|model|weight|score|confidence|page|author|category)"
+    r"|.*ids?|.*path|.*file|(set|file|data|dataset)_?name|dataset|index.*|unnamed.*|__.*__",
+    re.IGNORECASE,
+)
+"""Keys, in full, of what is about a row rather than in it."""
 
 
 def missing(value: Any) -> bool:
@@ -21,6 +30,12 @@ def missing(value: Any) -> bool:
     if isinstance(value, float):
         return math.isnan(value)
     return value is None or (isinstance(value, (str, bytes, list, tuple, dict)) and not value)
+
+
+@lru_cache(maxsize=1024)
+def is_bookkeeping(key: str) -> bool:
+    """Whether nobody would expect the model to be shown what stands under this key."""
+    return _BOOKKEEPING.fullmatch(key) is not None
 
 
 def first(record: Mapping[str, Any], keys: Mapping[str, str], names: Sequence[str]) -> Any:
@@ -58,20 +73,24 @@ def answers_of(value: Any, choices: Any = None, *, several: bool = False) -> lis
 
     Args:
         choices: the texts that an answer may be the letter of, or the position, from 0.
-        several: the key says that there are several, each as somebody wrote it; else numbers in
-            brackets are one answer, such as a box.
+        several: the key says that there are several, each as somebody wrote it, and "" where
+            somebody wrote nothing; else numbers in brackets are one answer, such as a box.
 
     Raises:
         BadRow: a list that cannot be read, or a position where there is no choice.
     """
     text, value = value, parse_if_text(value)
-    numbers = isinstance(value, list) and not all(isinstance(v, (str, Mapping)) for v in value)
-    if isinstance(text, str) and numbers and not several:
-        return [text.strip()]
+    if isinstance(value, list) and not several:
+        if isinstance(text, str) and not all(isinstance(v, (str, Mapping)) for v in value):
+            return [text.strip()]
+        if (len(value) > 1 or value and isinstance(value[0], list)) and _are_numbers(value):
+            return [json.dumps(value)]
     if isinstance(value, Mapping):
         value = value.get("answer", value.get("text"))
     if isinstance(value, (list, tuple)):
-        return [answer for item in value for answer in answers_of(item, choices, several=several)]
+        blank = [""] if several else []
+        each = (answers_of(item, choices, several=several) or blank for item in value)
+        return [answer for answers in each for answer in answers]
     if missing(value):
         return []
     if isinstance(value, bool):
@@ -86,6 +105,16 @@ def answers_of(value: Any, choices: Any = None, *, several: bool = False) -> lis
     if isinstance(choices, (list, tuple)) and choices:
         value = _chosen(value, choices, several)
     return [str(value)] if str(value).strip() else []
+
+
+def _are_numbers(value: list[Any]) -> bool:
+    """Numbers, or lists of them."""
+    return all(
+        _are_numbers(item)
+        if isinstance(item, list)
+        else isinstance(item, (int, float)) and not isinstance(item, bool)
+        for item in value
+    )
 
 
 def _chosen(answer: Any, choices: Sequence[Any], several: bool) -> Any:
