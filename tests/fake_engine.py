@@ -56,6 +56,7 @@ class FakeEngine:
         answer: one text for every question, or a function of the conversation.
         delay: seconds before each word.
         attention_maps: whether `attention_map` works.
+        dropped: messages that each answer says were left out of what it read.
         error: raised by the next answer, once, after `error_after` words.
         asked: conversation and options of each question whose turn came.
         warmed: each conversation that was warmed.
@@ -76,6 +77,7 @@ class FakeEngine:
         self._context_length = context_length
         self._worker = Worker()
         self._seen: set[str] = set()
+        self.dropped = 0
         self.error: BaseException | None = None
         self.error_after = 0
         self.asked: list[tuple[Conversation, GenerationOptions]] = []
@@ -105,6 +107,7 @@ class FakeEngine:
         What was asked before has been answered when this returns.
         """
         self.answer, self.delay, self.attention_maps, self.error = describe, 0.0, True, None
+        self.dropped = 0
         self.release()
         for _ in self._worker.stream(lambda cancelled: iter(())):
             pass
@@ -121,7 +124,6 @@ class FakeEngine:
             quantization=None,
             context_length=self._context_length,
             attention_maps=self.attention_maps,
-            prefix_reuse=True,
             defaults=GenerationOptions(max_new_tokens=64, temperature=0.0),
         )
 
@@ -205,6 +207,7 @@ class FakeEngine:
             tokens_per_second=0.0 if len(said) < 2 else 50.0,
             confidence=0.75 if said else 0.0,
             model="fake",
+            dropped_messages=self.dropped,
         )
 
     def warm(self, conversation: Conversation, cancel: threading.Event | None = None) -> None:

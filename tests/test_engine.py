@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -390,13 +391,26 @@ def test_closing_ends_a_running_answer() -> None:
     assert list(events)[-1].finish_reason == "cancelled"
 
 
+def test_closing_lets_go_of_the_model(tiny_llava_dir: Path) -> None:
+    loaded = load_model(str(tiny_llava_dir))
+    engine, model = LocalEngine(loaded), weakref.ref(loaded.model)
+    del loaded
+    assert last(engine, QUESTION).text
+    assert model() is not None
+    engine.close()
+    gc.collect()
+    assert model() is None
+    assert engine.count_tokens(QUESTION).prompt  # which needs none
+
+
 def test_scores_sum_to_one_and_prefer_the_likelier(local: LocalEngine) -> None:
     answer = last(local, QUESTION, replace(GREEDY, max_new_tokens=3)).text
     scores = local.score(QUESTION, [answer, "Describe 0123456789"])
     assert sum(scores) == pytest.approx(1.0)
     assert scores[0] > scores[1]
-    with pytest.raises(UsageError):
-        local.score(QUESTION, [])
+    for none in ([], "yes", [1, 2]):
+        with pytest.raises(UsageError):
+            local.score(QUESTION, none)
 
 
 def test_there_is_no_image_gain_without_pictures(local: LocalEngine) -> None:
@@ -411,5 +425,5 @@ def test_the_model_describes_itself(
     assert info.architecture == "LlavaForConditionalGeneration"
     assert (info.device, info.dtype, info.context_length) == ("cpu", "float32", 1024)
     assert info.parameters > 50_000
-    assert info.prefix_reuse and info.attention_maps
+    assert info.attention_maps
     assert info.defaults.temperature == 0.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-import time
 from functools import lru_cache
 from typing import Any
 
@@ -279,14 +279,15 @@ def test_threads_that_come_first_share_one_layout(monkeypatch: pytest.MonkeyPatc
     """With it they share its lock: fast tokenizers cannot be used by two threads at once."""
     processor = llava_processor(tokenizer((*CHATML_TOKENS, "<image>")))
     learn, found = template._learn, []
-    both = threading.Barrier(2)
+    called, learning = threading.Barrier(2), threading.Barrier(2)
 
     def slow(*arguments: Any) -> Any:
-        time.sleep(0.05)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            learning.wait(1)  # two come here only where nothing keeps the second out
         return learn(*arguments)
 
     def first() -> None:
-        both.wait(PATIENCE)
+        called.wait(PATIENCE)
         found.append(template.layout(processor))
 
     monkeypatch.setattr(template, "_learn", slow)

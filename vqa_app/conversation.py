@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
-from vqa_app.errors import DataError
-from vqa_app.images import Picture
+from vqa_app.errors import DataError, UsageError
+from vqa_app.images import Picture, PictureSource, open_picture
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
 Part: TypeAlias = "str | Picture"
@@ -34,13 +34,28 @@ class Message:
             raise DataError(
                 f"A message has the role {self.role!r}.", f"Roles are {', '.join(get_args(Role))}."
             )
+        for part in self.parts:
+            if not isinstance(part, (str, Picture)):
+                raise UsageError(
+                    f"A message holds a {type(part).__name__}: {str(part)[:80]}",
+                    "It may hold texts, and pictures that were opened with open_picture.",
+                )
         if self.role != "user" and self.pictures:
             raise DataError(f"A {self.role} message holds a picture.", "Only users send pictures.")
 
     @classmethod
-    def user(cls, text: str, pictures: Sequence[Picture] = ()) -> Message:
-        """A question; its pictures stand before the text, as LLaVA was trained."""
-        return cls("user", (*pictures, text) if text else tuple(pictures))
+    def user(cls, text: str, pictures: Sequence[PictureSource] | PictureSource = ()) -> Message:
+        """A question; its pictures stand before the text, as LLaVA was trained.
+
+        Args:
+            pictures: one or several; what is no `Picture` yet goes through `open_picture`.
+
+        Raises:
+            ImageError: one of them cannot be used.
+        """
+        several = pictures if isinstance(pictures, (list, tuple)) else (pictures,)
+        opened = tuple(open_picture(picture) for picture in several)
+        return cls("user", (*opened, text) if text != "" else opened)
 
     @classmethod
     def assistant(cls, text: str) -> Message:
@@ -121,9 +136,12 @@ class Conversation:
 
     @classmethod
     def ask(
-        cls, question: str, pictures: Sequence[Picture] = (), system: str | None = None
+        cls,
+        question: str,
+        pictures: Sequence[PictureSource] | PictureSource = (),
+        system: str | None = None,
     ) -> Conversation:
-        """The conversation that opens with one question."""
+        """The conversation that opens with one question; see `Message.user`."""
         opening = (Message.system(system),) if system else ()
         return cls((*opening, Message.user(question, pictures)))
 

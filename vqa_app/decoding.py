@@ -38,8 +38,9 @@ class Sampler:
             self._generator = torch.Generator(prompt_ids.device).manual_seed(options.seed)
         self._ids = prompt_ids
 
-    def pick(self, logits: Tensor) -> tuple[int, float]:
-        """The next token for logits [vocabulary], and its log probability before any processing."""
+    def pick(self, logits: Tensor) -> tuple[int, Tensor]:
+        """The next token for logits [vocabulary], and its log probability [] before any processing:
+        where the model is, since a GPU that is asked for a number is waited for."""
         logits = logits.float()
         scores = logits
         if self._processors:
@@ -51,7 +52,7 @@ class Sampler:
         if self._processors:
             self._ids = torch.cat((self._ids, token.view(1, 1)), 1)
         index = int(token)
-        return index, float(logits[index] - logits.logsumexp(-1))
+        return index, logits[index] - logits.logsumexp(-1)
 
 
 def generation_config(model: Any, options: GenerationOptions) -> Any:

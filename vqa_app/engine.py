@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from vqa_app.conversation import Conversation
@@ -44,17 +45,23 @@ class GenerationOptions:
     """System prompt; takes the place of the conversation's own."""
 
     def __post_init__(self) -> None:
-        limits: list[tuple[str, float | None, float, float]] = [
-            ("max_new_tokens", self.max_new_tokens, 1, 1 << 20),
-            ("temperature", self.temperature, 0.0, 10.0),
-            ("top_p", self.top_p, 1e-6, 1.0),
-            ("top_k", self.top_k, 0, 1 << 20),
-            ("repetition_penalty", self.repetition_penalty, 0.01, 10.0),
-            ("seed", self.seed, -(1 << 63), (1 << 63) - 1),
+        limits: list[tuple[str, type, float, float]] = [
+            ("max_new_tokens", Integral, 1, 1 << 20),
+            ("temperature", Real, 0.0, 10.0),
+            ("top_p", Real, 1e-6, 1.0),
+            ("top_k", Integral, 0, 1 << 20),
+            ("repetition_penalty", Real, 0.01, 10.0),
+            ("seed", Integral, -(1 << 63), (1 << 63) - 1),
         ]
-        for name, value, low, high in limits:
-            if value is not None and not low <= value <= high:
-                raise UsageError(f"{name} is {value}.", f"Give a value from {low:g} to {high:g}.")
+        for name, kind, low, high in limits:
+            value = getattr(self, name)
+            if value is None and name != "max_new_tokens":
+                continue
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+                number = "a whole number" if kind is Integral else "a number"
+                raise UsageError(f"{name} is {value}.", f"Give {number} from {low:g} to {high:g}.")
+        if isinstance(self.stop, str):
+            raise UsageError("stop is one text.", "Give several, or one in a tuple: ('.',)")
 
 
 @dataclass(frozen=True)
@@ -122,8 +129,6 @@ class ModelInfo:
     context_length: int
     attention_maps: bool
     """Whether `attention_map` works for this architecture."""
-    prefix_reuse: bool
-    """Whether its KV cache can be cropped and shared across turns."""
     defaults: GenerationOptions = field(default_factory=GenerationOptions)
     """The generation config's own values."""
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import io
 import os
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from PIL import Image, UnidentifiedImageError
@@ -22,6 +23,9 @@ from PIL import Image, UnidentifiedImageError
 from vqa_app.colours import to_rgb
 from vqa_app.errors import ImageError, UsageError
 from vqa_app.file_kinds import kind_of
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Pillow's names of what is decoded; HEIF joins them where pillow-heif is installed."""
@@ -101,8 +105,12 @@ class Picture:
         return f"Picture({self.name!r}, {width}×{height}, {self.digest[:12]})"
 
 
+PictureSource: TypeAlias = "bytes | str | Path | BinaryIO | Image.Image | np.ndarray | Picture"
+"""What `open_picture` takes."""
+
+
 def open_picture(
-    source: bytes | str | Path | BinaryIO | Image.Image,
+    source: PictureSource,
     *,
     name: str | None = None,
     limits: ImageLimits | None = None,
@@ -110,16 +118,21 @@ def open_picture(
     """Reads and normalises a picture.
 
     Args:
-        source: the file's bytes, its path, a `data:` URI, a binary file object, or a PIL image. A
-            string is never a URL.
+        source: the file's bytes, its path, a `data:` URI, a binary file object, a PIL image, or an
+            array of bytes [rows, columns] or [rows, columns, 3 or 4]. A string is never a URL. A
+            picture comes back as it is.
         name: what messages call the picture; by default the file's name.
         limits: largest file and most pixels; `ImageLimits()` where not given.
 
     Raises:
         ImageError: it cannot be read, is too large, or is none of `FORMATS`.
     """
+    if isinstance(source, Picture):
+        return source
     limits = limits or ImageLimits()
     name = _printable(name or _name_of(source))
+    if hasattr(source, "__array_interface__") and not isinstance(source, Image.Image):
+        source = _of_array(source, name)
     if isinstance(source, Image.Image):
         _check_pixels(source, name, limits)
         return _decode(source, name, source.format or "", frames="")
@@ -162,6 +175,16 @@ def _printable(name: str) -> str:
     return shown if len(shown) <= 80 else f"{shown[:38]}…{shown[-38:]}"
 
 
+def _of_array(array: Any, name: str) -> Image.Image:
+    try:
+        return Image.fromarray(array)
+    except (TypeError, ValueError) as error:
+        raise ImageError(
+            f"{name} is an array of {array.dtype} {list(array.shape)}, which is no picture.",
+            "Give uint8 values of the shape [rows, columns] or [rows, columns, 3].",
+        ) from error
+
+
 def _read(source: bytes | str | Path | BinaryIO, name: str, max_bytes: int) -> bytes:
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
@@ -177,9 +200,7 @@ def _read(source: bytes | str | Path | BinaryIO, name: str, max_bytes: int) -> b
         else:
             data = _read_file(Path(text), name, max_bytes)
     else:
-        data = source.read(max_bytes + 1)
-        if not isinstance(data, bytes):
-            raise ImageError(f"{name} was opened as text.", 'Open it with mode "rb".')
+        data = _read_stream(source, name, max_bytes)
     if len(data) > max_bytes:
         raise _too_many_bytes(name, max_bytes)
     if not data:
@@ -206,6 +227,21 @@ def _read_file(path: Path, name: str, max_bytes: int) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{name} could not be read: {reason}.", "Check the path.") from error
+
+
+def _read_stream(stream: Any, name: str, max_bytes: int) -> bytes:
+    if not hasattr(stream, "read"):
+        raise ImageError(
+            f"A value of the type {type(stream).__name__} is no picture.",
+            "Give a path, a file's bytes, a binary file, a data: URI, a PIL image or an array.",
+        )
+    try:
+        data = None if isinstance(stream, io.TextIOBase) else stream.read(max_bytes + 1)
+    except (OSError, ValueError) as error:  # ValueError: it was closed
+        raise ImageError(f"{name} could not be read: {error}.", "Open it again.") from error
+    if not isinstance(data, bytes):
+        raise ImageError(f"{name} was opened as text.", 'Open it with mode "rb".')
+    return data
 
 
 def _read_data_uri(uri: str, name: str, max_bytes: int) -> bytes:

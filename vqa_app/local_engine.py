@@ -60,12 +60,13 @@ class _Draft:
     first: float | None = None
     text: str = ""
     tokens: list[int] = field(default_factory=list)
-    log_probability: float = 0.0
+    log_probabilities: list[torch.Tensor] = field(default_factory=list)
 
     def end(self, reason: FinishReason, label: str) -> Answer:
         now = time.perf_counter()
         first = self.first or now
         count = len(self.tokens)
+        total = sum(torch.stack(self.log_probabilities).tolist()) if count else 0.0
         return Answer(
             text=self.text,
             finish_reason=reason,
@@ -75,7 +76,7 @@ class _Draft:
             new_tokens=count,
             seconds_to_first_token=first - self.began,
             tokens_per_second=(count - 1) / (now - first) if count > 1 else 0.0,
-            confidence=exp(self.log_probability / count) if count else 0.0,
+            confidence=exp(total / count) if count else 0.0,
             dropped_messages=self.dropped,
             model=label,
         )
@@ -127,7 +128,6 @@ class LocalEngine:
             quantization=loaded.quantization,
             context_length=_context_length(model, processor),
             attention_maps=allows_maps(self._runtime),
-            prefix_reuse=self._runtime.reuses_prefixes,
             defaults=default_options(model),
         )
         self._worker = Worker(context=torch.inference_mode, rest=release_threads)
@@ -174,6 +174,8 @@ class LocalEngine:
         return TokenCount(len(prompt), prompt.image_tokens)
 
     def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
+        if isinstance(choices, str) or not all(isinstance(choice, str) for choice in choices):
+            raise UsageError("Answers to choose from are a list of texts.", 'Give ["yes", "no"].')
         if not choices:
             raise UsageError("There are no answers to choose from.", "Give at least one.")
         return self._call(
@@ -201,7 +203,7 @@ class LocalEngine:
 
     def close(self) -> None:
         self._worker.close()
-        self._runtime.forget()
+        self._runtime.close()
 
     def _call(self, function: Callable[[], T]) -> T:
         def guarded() -> T:
@@ -298,11 +300,11 @@ class LocalEngine:
                 reason = "stop"
                 break
             draft.tokens.append(token)
-            draft.log_probability += log_probability
+            draft.log_probabilities.append(log_probability)
             if piece := text.push(token):
                 draft.text = text.text
                 yield Delta(piece)
-            if text.stopped or len(draft.tokens) == limit:
+            if text.stopped or len(draft.tokens) >= limit:
                 reason = "stop" if text.stopped else "length"
                 break
             logits = reading.step(token)

@@ -157,6 +157,11 @@ class Runtime:
         if self.encoder is not None:
             self.encoder.cache.clear()
 
+    def close(self) -> None:
+        """Empties the caches and lets go of the model; after that nothing can be read."""
+        self.forget()
+        self.model = self.encoder = self._lean = None
+
     def can_piece(self, prompt: Prompt) -> bool:
         """Whether the prompt can be read in pieces: every input is known to belong to tokens or
         pictures."""

@@ -42,7 +42,7 @@ class Source:
 
 
 def find(
-    name: str,
+    name: str | os.PathLike[str],
     revision: str | None = None,
     offline: bool = False,
     *,
@@ -57,8 +57,11 @@ def find(
 
     Raises:
         ModelError: there is none, or it cannot be had.
-        UsageError: a revision of something that is not on the hub.
+        UsageError: a revision of something that is not on the hub; what is no name at all.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise UsageError(f"{name!r} names no model.", "Give builtin, a hub id or a folder.")
+    name = os.fspath(name)
     if name == BUILTIN:
         if revision is not None:
             raise UsageError("The built-in model has no revisions.", "Leave out the revision.")
