@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 from ui.render import without_paths
+from vqa_app.devices import is_out_of_memory
 from vqa_app.engine import Engine
-from vqa_app.errors import ModelError, UsageError, VqaError
+from vqa_app.errors import ModelError, NoRoomError, UsageError, VqaError
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class Hub:
         load: makes an engine of a choice; runs in a thread of its own.
         choices: gives what can be picked, anew at each call (runs appear while the server runs).
         default: the key of the model that the server was started with.
-        keep: how many engines stay loaded besides the default.
+        keep: how many engines stay loaded besides the default, where the memory is enough.
     """
 
     def __init__(
@@ -171,6 +172,11 @@ class Hub:
             slot.used = time.time()
             return slot.engine
 
+    def any_ready(self) -> bool:
+        """Whether any model is loaded."""
+        with self._lock:
+            return any(slot.engine for slot in self._slots.values())
+
     def wait(self, key: str | None = None, timeout: float | None = None) -> Engine | None:
         """The engine whose loading was started; None if `timeout` seconds pass before it is there.
 
@@ -240,44 +246,59 @@ class Hub:
 
         try:
             progress("Loading …")
-            engine = self._load(slot.choice, progress)
+            engine = self._loaded(slot.choice, progress)
         except LoadingCancelled:
             self._settle(slot, "absent", f"Loading {slot.choice.label} was cancelled.")
         except VqaError as error:
             self._settle(slot, "failed", without_paths(str(error).replace("\n", " ")))
-        except Exception:
+        except Exception as error:
             log.exception("Loading %s failed", slot.choice.label)
-            self._settle(slot, "failed", f"{slot.choice.label} could not be loaded.")
+            why = ": the memory is full" if is_out_of_memory(error) else ""
+            self._settle(slot, "failed", f"{slot.choice.label} could not be loaded{why}.")
         else:
             with self._lock:
                 self._settle(slot, "ready", "", engine)
                 closed = self._closed
             if closed:
                 engine.close()
-            self._evict()
+            self._evict(self._keep, self.default)
+
+    def _loaded(self, choice: Choice, progress: Progress) -> Engine:
+        """Loads; where the memory refuses it, once more without the models that nobody uses just
+        now. The default is one of them: it comes back when somebody asks it."""
+        try:
+            return self._load(choice, progress)
+        except Exception as error:
+            full = isinstance(error, NoRoomError) or is_out_of_memory(error)
+            if not (full and self._evict(0)):
+                raise
+        progress("Making room …")  # what the first try held has gone with its error
+        return self._load(choice, progress)
 
     def _settle(
         self, slot: _Slot, phase: Phase, message: str, engine: Engine | None = None
     ) -> None:
         with self._lock:
-            slot.engine = engine
+            slot.engine, slot.used = engine, time.time()  # loading may have taken minutes
             slot.phase, slot.message, slot.share = phase, message, None
         slot.settled.set()
 
-    def _evict(self) -> None:
-        """Lets go of the models that were not used for longest."""
+    def _evict(self, keep: int, spared: str | None = None) -> bool:
+        """Lets go of the models that nobody uses just now, but for `spared` and the `keep` that
+        were used last; whether there was any."""
         with self._lock:
-            others = sorted(
+            idle = sorted(
                 (
                     slot
                     for key, slot in self._slots.items()
-                    if slot.engine and key != self.default and not slot.leases
+                    if slot.engine and key != spared and not slot.leases
                 ),
                 key=lambda slot: slot.used,
             )
-            gone = others[: max(0, len(others) - self._keep)]
+            gone = idle[: max(0, len(idle) - keep)]
             for slot in gone:
                 self._slots.pop(slot.choice.key)
         for slot in gone:
             if slot.engine is not None:
                 slot.engine.close()
+        return bool(gone)
