@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +15,16 @@ from PIL import Image
 
 from tests.fake_engine import FakeEngine
 from tests.ui_server import Running, running
+from tests.waiting import PATIENCE
 
-WAIT = 60_000
+WAIT = 1000 * PATIENCE
 """Milliseconds that anything on the page may take: machines are shared."""
+_NOTICES_STAY = """(() => {
+  const real = window.setTimeout;
+  window.setTimeout = (deed, after, ...given) =>
+    String(deed).includes("node.remove()") ? 0 : real(deed, after, ...given);
+})()"""
+"""The page's notices leave after seconds, when a test on a slow machine may not have looked yet."""
 
 
 def chromium() -> str | None:
@@ -48,7 +56,8 @@ def playwright_chromium():
 
         @contextmanager
         def launched(*options: str) -> Iterator[Any]:
-            found = started.chromium.launch(executable_path=path, args=["--no-sandbox", *options])
+            arguments = ["--no-sandbox", *options]
+            found = started.chromium.launch(executable_path=path, args=arguments, timeout=WAIT)
             yield found
             found.close()
 
@@ -83,6 +92,14 @@ def engine(house) -> Iterator[FakeEngine]:
     house.engine.reset()
 
 
+@pytest.fixture
+def gate(engine) -> Iterator[threading.Event]:
+    """For what waits until the test sets it; nothing waits beyond the test."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
 class Visitor:
     """A browser profile with one tab, and what went wrong or out in it."""
 
@@ -92,6 +109,7 @@ class Visitor:
             **{"viewport": {"width": 1280, "height": 820}, **options}
         )
         self.context.set_default_timeout(WAIT)
+        self.context.add_init_script(_NOTICES_STAY)
         self.errors: list[str] = []
         self.outside: list[str] = []
         self.page = self.tab()
@@ -138,7 +156,7 @@ class Visitor:
 
 
 @pytest.fixture
-def visit(browser, house):
+def visit(browser, house, engine):
     """Opens the page as a new visitor; afterwards nothing may have failed or gone outside."""
     visitors: list[Visitor] = []
 

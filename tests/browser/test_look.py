@@ -109,6 +109,62 @@ def test_a_wide_table_scrolls_and_its_words_stay_whole(visit, engine):
     )
 
 
+def test_what_the_model_saw_is_told_where_one_looks(visit, tmp_path):
+    visitor = visit()
+    page = visitor.page
+    visitor.attach(picture(tmp_path, 900, 1600))
+    page.locator("#tray .thumb").click()
+    page.click("text=What the model saw")
+    page.wait_for_selector(".seen", state="attached")  # empty: there is no model behind the page
+    page.evaluate("""() => {
+        const digest = /pictures.([^?]+)/.exec(document.querySelector('#sheet .large').src)[1];
+        const canvas = document.createElement('canvas');
+        canvas.width = canvas.height = 256;
+        const shown = [{ data: canvas.toDataURL(), size: [256, 256] }];
+        vqa.emit('saw', { digest, shown, tokens: 256, changes: ['rotated'] });
+    }""")
+    expect(page.locator("#saw .note")).to_contain_text("256 tokens")
+    expect(page.locator("#saw .note")).to_be_in_viewport(ratio=1)
+    expect(page.locator(".pixels")).to_be_in_viewport(ratio=0.9)
+
+
+def test_a_notice_stands_in_the_middle_of_what_is_shown(visit):
+    page = visit().page
+    page.evaluate("vqa.toast('Told.')")
+    for view in ("chat", "teach"):
+        page.click(f"nav [data-view-of={view}]")
+        notice, side = box(page.locator(".toast")), box(page.locator("#side"))
+        middle = (side["width"] + 1280) / 2
+        assert notice["x"] + notice["width"] / 2 == pytest.approx(middle, abs=2)
+    page.click("#view-teach .side-open, #side [data-do=side]")
+    expect(page.locator("#side")).to_be_hidden()
+    notice = box(page.locator(".toast"))
+    assert notice["x"] + notice["width"] / 2 == pytest.approx(640, abs=2)
+
+
+def test_a_name_without_a_space_stays_within_the_page(visit):
+    visitor = visit(**PHONE)
+    page = visitor.page
+    visitor.ask("What is it?")
+    page.evaluate("""() => {
+        const { view } = vqa.state;
+        view.turns[0].facts.model = 'x'.repeat(200);
+        vqa.emit('view', view, { wire: 'tabs' });
+    }""")
+    facts = box(page.locator("article .facts"))
+    assert facts["x"] + facts["width"] <= 375
+    assert overflow(page) <= 0
+
+
+def test_somebody_who_writes_is_told_which_keys_ask(visit):
+    page = visit().page
+    hint = page.locator("#keys")
+    expect(hint).to_be_hidden()
+    page.fill("#question", "What")
+    expect(hint).to_have_text("Enter asks, Shift + Enter begins a new line")
+    expect(hint).to_be_visible()
+
+
 JOB = """{name: 'hats', base: 'Fake', stage: 'lora', state: 'stopped', phase: 'training', done: 2,
   of: 8, losses: [[1, 3], [2, 1]], evaluations: [], watch: [], messages: [], comparison: null}"""
 

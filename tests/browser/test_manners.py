@@ -19,7 +19,7 @@ def test_what_is_asked_right_after_new_chat_begins_a_chat(visit):
         page.click(".new")
         page.keyboard.type("About dogs?")
         page.keyboard.press("Enter")
-        page.wait_for_timeout(200)
+        expect(visitor.questions).to_have_text(["About dogs?"])
     expect(page.locator("#list .title")).to_have_text(["About dogs?", "About cats?"])
     expect(visitor.questions).to_have_text(["About dogs?"])
 
@@ -34,7 +34,7 @@ def test_what_is_asked_right_after_a_chat_was_opened_is_asked_there(visit):
         page.click("#list .title:has-text('cats')")
         page.keyboard.type("And kittens?")
         page.keyboard.press("Enter")
-        page.wait_for_timeout(200)
+        assert page.input_value("#question") == "And kittens?"  # until it is open
     expect(visitor.questions).to_have_text(["About cats?", "And kittens?"])
 
 
@@ -61,12 +61,14 @@ def test_a_title_that_is_being_written_stays_when_the_list_changes(visit):
     box = page.locator("#list input")
     box.fill("My hal")
     page.evaluate("vqa.emit('list', [...vqa.state.list])")
+    page.evaluate("vqa.on('list', (list) => { window.kept = list[0].title; })")
     expect(box).to_be_focused()
     box.press_sequentially("f")
     box.press("Enter")
     title = page.locator("#list .title")
     expect(title).to_have_text("My half")
     expect(title).to_be_focused()
+    page.wait_for_function("() => window.kept === 'My half'")  # the server has it
     page.reload()
     expect(title).to_have_text("My half")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 from PIL import Image
 
@@ -11,7 +9,7 @@ from tests.browser.conftest import WAIT, Visitor, expect, needed
 from tests.fake_engine import FakeEngine
 from tests.proxy import proxy
 from tests.ui_server import running
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 from ui import chats, examples
 
 
@@ -32,7 +30,7 @@ def overflow(page) -> int:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_serious_accessibility_violation_in_any_state(visit, scheme, pictures):
+def test_no_serious_accessibility_violation_in_any_state(visit, engine, scheme, pictures):
     visitor = visit(color_scheme=scheme, reduced_motion="reduce")  # no colour on its way
     page = visitor.page
     assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
@@ -65,6 +63,25 @@ def test_no_serious_accessibility_violation_in_any_state(visit, scheme, pictures
     page.wait_for_selector("#set-system")
     problems["settings"] = serious(page)
     page.keyboard.press("Escape")
+    engine.hold(1)
+    visitor.ask("A long one?", wait=False)
+    page.wait_for_selector(".answer.running")
+    problems["answering"] = serious(page)
+    engine.release()
+    visitor.answered()
+    engine.dropped = 4
+    visitor.ask("Too much? `code`")
+    expect(page.locator(".left-out")).to_have_count(2)
+    engine.error = RuntimeError("broken")
+    visitor.ask("Does it work?", wait=False)
+    page.wait_for_selector(".failed")
+    page.keyboard.type("Half a question")
+    problems["left out, failed, writing"] = serious(page)
+    page.locator("article").first.hover()
+    page.get_by_label("Edit and ask again from here").first.click()
+    expect(page.locator("#editing")).to_be_visible()
+    problems["editing"] = serious(page)
+    page.keyboard.press("Escape")
     for view, drawn in (
         ("teach", "#taught .nothing"),
         ("train", "#train-form [name=source]"),
@@ -73,6 +90,10 @@ def test_no_serious_accessibility_violation_in_any_state(visit, scheme, pictures
         page.click(f"nav [data-view-of={view}]")
         page.locator(drawn).first.wait_for()
         problems[view] = serious(page)
+    page.fill("#compare-form input[aria-label=Question]", "What is it?")
+    page.click("#compare-form [type=submit]")
+    page.locator("#compared .facts").nth(1).wait_for()
+    problems["compared"] = serious(page)
     assert {state: found for state, found in problems.items() if found} == {}
 
 
@@ -176,10 +197,10 @@ def test_a_question_asked_before_the_server_listens_is_kept(visit, house, monkey
         lambda route: held.append(route) if shut else route.continue_(),
     )
     page.goto(house.address)
+    expect(page.locator("#question")).to_be_focused()
     page.fill("#question", "Too early?")
     page.press("#question", "Enter")
-    page.wait_for_timeout(100)
-    expect(page.locator("#question")).to_have_value("Too early?")
+    assert page.input_value("#question") == "Too early?"
     shut = False
     page.wait_for_selector(".bubble:has-text('Too early?')")
     visitor.answered()
@@ -190,6 +211,22 @@ def test_a_question_asked_before_the_server_listens_is_kept(visit, house, monkey
     until(lambda: len(heard) >= before + len(held))
     visitor.ask("And now?")
     expect(visitor.questions).to_have_text(["Too early?", "And now?"])
+
+
+def test_a_question_asked_before_the_page_has_started_is_kept(visit, house):
+    """Until then the box takes Enter for the end of a line."""
+    visitor, held = visit(), []
+    page = visitor.page = visitor.tab()
+    page.route("**/vqa/page.js", lambda route: held.append(route))
+    page.goto(house.address, wait_until="commit")
+    expect(page.locator(".submit-button")).to_be_disabled()
+    page.fill("#question", "Too early?")
+    page.press("#question", "Enter")
+    assert page.input_value("#question") == "Too early?\n"
+    for route in held:
+        route.continue_()
+    visitor.answered()
+    expect(visitor.questions).to_have_text(["Too early?"])
 
 
 def test_where_it_looked(visit, engine, pictures):
@@ -224,9 +261,10 @@ def test_where_it_looked_says_so_where_the_model_cannot_tell(visit, engine, pict
     expect(visitor.page.locator(".word")).to_have_count(0)
 
 
-def test_a_late_reply_does_not_replace_what_is_shown_by_then(visit, engine, pictures, monkeypatch):
-    go_on = threading.Event()
-    monkeypatch.setattr(engine, "image_gain", lambda *_: 1.5 * go_on.wait(WAIT))
+def test_a_late_reply_does_not_replace_what_is_shown_by_then(
+    visit, engine, gate, pictures, monkeypatch
+):
+    monkeypatch.setattr(engine, "image_gain", lambda *_: 1.5 * gate.wait(PATIENCE))
     visitor = visit()
     page = visitor.page
     visitor.attach(pictures[0])
@@ -235,7 +273,7 @@ def test_a_late_reply_does_not_replace_what_is_shown_by_then(visit, engine, pict
     page.wait_for_selector("#sheet .state")
     page.keyboard.press("Escape")
     page.click("[data-do=draw]")
-    go_on.set()
+    gate.set()
     expect(page.locator(".foot .badge")).to_have_count(1)  # it came
     expect(page.locator("#sheet .pad")).to_be_visible()
 
@@ -260,6 +298,32 @@ def test_comparing_says_so_where_there_is_nothing_to_compare_with(visit):
     }""")
     assert "No other model is here yet" in told
     assert first == "fake"
+
+
+def test_what_is_chosen_to_compare_stays_when_the_list_changes(visit):
+    page = visit().page
+    page.click("nav [data-view-of=compare]")
+    page.get_by_label("Second model").select_option("other")
+    page.get_by_label("First model").select_option("fake")
+    chosen = page.evaluate("""() => {
+        const { models } = vqa.state;
+        const choices = [...models.choices, { ...models.choices[0], key: 'new', label: 'New' }];
+        vqa.emit('models', { ...models, choices });
+        const selects = [...document.querySelectorAll('#compare-form select')];
+        return selects.map((one) => one.value).concat(selects[0].options.length);
+    }""")
+    assert chosen == ["fake", "other", 3]
+
+
+def test_code_in_a_comparison_is_copied(visit, engine):
+    engine.answer = "```\nx = 1\n```"
+    page = visit().page
+    page.click("nav [data-view-of=compare]")
+    page.fill("#compare-form input[aria-label=Question]", "What is it?")
+    page.click("#compare-form [type=submit]")
+    page.locator("#compared .facts").nth(1).wait_for()
+    page.get_by_label("Copy the code").click()
+    expect(page.locator(".toast")).to_have_text("Copied")
 
 
 def test_a_comparison_runs_once_at_a_time_and_says_what_went_wrong(visit, engine):

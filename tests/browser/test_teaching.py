@@ -13,10 +13,11 @@ from PIL import Image
 
 from finetune.progress import Progress
 from finetune.report import keep_watch_answers
-from tests.browser.conftest import WAIT, Visitor, expect
+from tests.browser.conftest import Visitor, expect
 from tests.browser.test_page import serious
 from tests.fake_engine import FakeEngine
 from tests.ui_server import running
+from tests.waiting import PATIENCE
 from ui.hub import Choice
 from vqa_app.images import open_picture
 
@@ -150,16 +151,16 @@ def ready_to_train(school):
     return page
 
 
-def test_the_check_of_the_data_shows_and_starts_one_training(school, monkeypatch):
-    desk, go_on = school.server.application.training, threading.Event()
+def test_the_check_of_the_data_shows_and_starts_one_training(school, gate, monkeypatch):
+    desk = school.server.application.training
     check = desk.check
-    monkeypatch.setattr(desk, "check", lambda *given: go_on.wait(WAIT) and check(*given))
+    monkeypatch.setattr(desk, "check", lambda *given: gate.wait(PATIENCE) and check(*given))
     page = ready_to_train(school)
     page.click("#train-form [type=submit]")
     expect(page.locator("#preflight")).to_have_text("Reading the data …")
     for button in (page.locator("#train-form [type=submit]"), page.locator("#train-form .check")):
         expect(button).to_be_disabled()
-    go_on.set()
+    gate.set()
     page.wait_for_selector("#job .chart")
 
 

@@ -154,7 +154,7 @@
     vqa.send("ask", { ...asked, conversation });
   };
 
-  vqa.on("error", (_, { wire }) => {
+  vqa.on("error", (_, { wire, error }) => {
     if (wire === "act") early = false;
     if (wire !== "ask") return;
     vqa.state.asking = null;
@@ -166,6 +166,9 @@
     }
     draft = null;
     vqa.busy();
+    // What the server refuses may have been asked in a chat that is gone.
+    const conversation = vqa.state.view?.conversation;
+    if (error && conversation) vqa.send("act", { do: "refresh", conversation });
   });
 
   /** Puts a draft into the box. */
@@ -208,7 +211,8 @@
       if (aside && isEmpty()) editOff(); // the changed question is on its way
       else keep();
     }
-    // An edited question belongs to its conversation.
+    // An edited question belongs to its conversation; where that was deleted, it is one like any other.
+    if (wire === "gone") [replaces, $("editing").hidden] = [null, true];
     if (replaces && !view.turns.some((turn) => turn.id === replaces) && wire !== "ask") editOff();
     else if (pictures.length) drawTray();
   });
@@ -286,10 +290,13 @@
       over(false);
       taker()?.([...event.dataTransfer.files]);
     });
+    // Somebody may have typed already; then Enter only ended the line.
     const kept = JSON.parse(vqa.kept("sessionStorage", "vqa-draft"));
-    if (kept && isEmpty()) put(kept);
-    else drawTray();
+    const typed = box.value;
+    const text = [kept?.text, typed.replace(/\n$/, "")].filter(Boolean).join("\n");
+    put({ pictures: [], replaces: null, ...kept, text });
     if (matchMedia("(hover: hover)").matches) box.focus();
+    if (typed.trim() && typed.endsWith("\n")) submit();
   });
   vqa.on("do:attach", () => $("files").click());
 })();
