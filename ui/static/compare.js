@@ -6,6 +6,8 @@
   let drawn = "";
   let models = []; // the keys of the two that were asked
   let running = false;
+  let picks = []; // the two that are chosen, while the list stays as it is
+  let sides = [];
   const question = el("input", { "aria-label": "Question", placeholder: "What do you want to know?", maxlength: 20000 });
 
   vqa.on("shown", (name) => {
@@ -20,18 +22,21 @@
     const key = choices.map((choice) => choice.key + choice.here).join();
     if (drawn === key) return;
     drawn = key;
-    const select = (label, chosen) => {
+    const select = (label, chosen, preset) => {
       const node = el("select", { "aria-label": label },
         ...[...new Set(choices.map((choice) => choice.group))].map((group) =>
           el("optgroup", { label: group }, ...choices.filter((choice) => choice.group === group).map((choice) =>
             el("option", { value: choice.key }, choice.detail ? `${choice.label} (${choice.detail})` : choice.label)))));
-      node.value = chosen;
-      node.addEventListener("change", () => alike());
+      node.value = choices.some((choice) => choice.key === chosen) ? chosen : preset;
+      node.addEventListener("change", () => {
+        picks = [left.value, right.value];
+        alike();
+      });
       return node;
     };
     const other = choices.find((choice) => choice.here && choice.key !== picked); // none that would be downloaded unasked
-    const left = select("First model", other ? other.key : picked);
-    const right = select("Second model", picked);
+    const left = select("First model", picks[0], other ? other.key : picked);
+    const right = select("Second model", picks[1], picked);
     const hint = el("p.note");
     const alike = () => {
       hint.hidden = left.value !== right.value;
@@ -96,13 +101,18 @@
   vqa.on("error", (text, { wire }) => {
     if (wire !== "compare") return;
     busy(false);
+    sides = [];
     $("compared").replaceChildren(el("p.failed", {}, text));
   });
 
   const WORDS = { waiting: "Next …", loading: "Loading …", answering: "Looking …", stopped: "Stopped." };
-  vqa.on("compared", (sides) => {
-    if ($("compared").querySelector("button:active")) return; // being pressed
-    $("compared").replaceChildren(
+  vqa.on("compared", (found) => {
+    sides = found;
+    drawSides();
+  });
+  function drawSides() {
+    if ($("compared").querySelector("button:active")) return void setTimeout(drawSides, 200); // being pressed
+    vqa.redraw($("compared"), () => $("compared").replaceChildren(
       ...sides.map((side, position) =>
         el("div.panel", {},
           el("p.note", {}, side.label),
@@ -113,6 +123,7 @@
                   ? el("button.link", { onclick: () => vqa.send("act", { do: "cancel-load", model: models[position] }) }, "Cancel")
                   : null),
           side.html && side.state === "stopped" ? el("p.facts", {}, "Stopped.") : null,
-          side.confidence ? el("p.facts", {}, `${Math.round(side.confidence * 100)} % sure`) : null)));
-  });
+          side.confidence ? el("p.facts", {}, `${Math.round(side.confidence * 100)} % sure`) : null))));
+    vqa.codeButtons($("compared"));
+  }
 })();

@@ -203,10 +203,10 @@
     vqa.address();
   });
   /** A new chat; the server hears of it with the first question. */
-  vqa.fresh = () => {
+  vqa.fresh = (wire = "here") => {
     vqa.state.going = null;
     const view = { conversation: null, title: "", turns: [], meter: null, busy: false };
-    vqa.emit("view", view, { wire: "here", went: true });
+    vqa.emit("view", view, { wire, went: true });
   };
 
   /** Puts the focus where one goes on: on the question, or the heading of another part. */

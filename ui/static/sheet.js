@@ -82,7 +82,7 @@
     if (saw.tokens !== null) words.push(`It reads this picture as ${saw.tokens.toLocaleString()} tokens.`);
     else words.push("The model is still loading.");
     words.push(...changesOf(saw));
-    $("saw").replaceChildren(el("div.seen", {}, ...pictures), el("p.note", {}, words.join(" ")));
+    $("saw").replaceChildren(el("p.note", {}, words.join(" ")), el("div.seen", {}, ...pictures));
   });
 
   // -- where it looked -----------------------------------------------------------------------------

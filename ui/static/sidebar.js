@@ -28,6 +28,7 @@
 
   function drawList() {
     if ($("list").querySelector("input, .menu")) return; // somebody is at it; drawn when that ends
+    if ($("list").querySelector("button:active")) return void setTimeout(drawList, 200); // being pressed
     vqa.redraw($("list"), drawRows);
   }
 
@@ -261,8 +262,17 @@
 
   // -- the empty screen ----------------------------------------------------------------------------
 
-  vqa.on("examples", ({ cards, about }) => {
-    $("about").textContent = about;
+  let about = "";
+  /** What the model knows; where it did not load, why. */
+  function drawAbout() {
+    const { phase, message } = vqa.state.models || {};
+    $("about").textContent = phase === "failed" ? `${message} Pick another model above.` : about;
+  }
+  vqa.on("models", drawAbout);
+
+  vqa.on("examples", ({ cards, about: words }) => {
+    about = words;
+    drawAbout();
     const card = (example) =>
       el("button.card",
         { onclick: () => vqa.askAbout(example.picture, example.question) },

@@ -41,7 +41,7 @@
   // The chat was deleted, perhaps in another tab, while its answer was being written.
   vqa.on("gone", (conversation) => {
     if (vqa.state.asking?.conversation === conversation) vqa.state.asking = null;
-    if (vqa.state.view?.conversation === conversation) vqa.fresh();
+    if (vqa.state.view?.conversation === conversation) vqa.fresh("gone");
     busy();
   });
 
@@ -159,7 +159,7 @@
       );
     } else if (turn.html) {
       node.answer.innerHTML = turn.html;
-      codeButtons(node.answer);
+      vqa.codeButtons(node.answer);
     } else {
       const words = turn.state === "answering" ? "Still answering …" : "Stopped before the first word.";
       node.answer.replaceChildren(el("p.note", {}, words));
@@ -167,12 +167,13 @@
     node.answer.dataset.state = turn.state;
   }
 
-  function codeButtons(answer) {
+  /** Gives each piece of code in an answer a button that copies it. */
+  vqa.codeButtons = (answer) => {
     for (const pre of answer.querySelectorAll("pre")) {
       pre.tabIndex = 0;
       pre.append(button("copy", "Copy the code", () => copy(pre.querySelector("code").innerText)));
     }
-  }
+  };
 
   function footOf(turn) {
     const facts = turn.facts;
@@ -311,10 +312,8 @@
     $("log").addEventListener("load", scroll, true); // pictures come after their place
     new ResizeObserver(() => {
       scroll(); // the question below takes more or less room
-      const { left, width, bottom } = $("scroll").getBoundingClientRect();
-      if (!width) return;
-      $("vqa").style.setProperty("--below", `${innerHeight - bottom}px`);
-      $("vqa").style.setProperty("--middle", `${left + width / 2}px`);
+      const { width, bottom } = $("scroll").getBoundingClientRect();
+      if (width) $("vqa").style.setProperty("--below", `${innerHeight - bottom}px`);
     }).observe($("scroll"));
   });
   vqa.on("do:latest", () => {
