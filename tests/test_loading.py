@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.tiny import edit_json, llm_config, picture, save, seeded, tiny_llava, tokenizer
+from vqa_app import loading
 from vqa_app.conversation import Conversation
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.loading import LoadedModel, load_model
@@ -251,6 +252,43 @@ def test_too_little_memory_is_told_before_loading(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     said = refusal(tiny_llava_dir)
     assert "MB of memory" in said.problem and "--quantize 4bit" in said.hint
+
+
+def test_weights_for_a_gpu_go_there_at_once(
+    tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the whole model has to fit into the memory of the CPU first."""
+    import torch
+
+    given: dict[str, Any] = {}
+
+    def load(source: object, config: object, options: dict[str, Any]) -> None:
+        given.update(options)
+        raise RuntimeError("as far as it goes without a GPU")
+
+    monkeypatch.setattr(loading, "_from_pretrained", load)
+    with pytest.raises(RuntimeError, match="as far"):
+        load_model(str(tiny_llava_dir))
+    assert given.keys() == {"dtype"}
+    monkeypatch.setattr(loading, "choose_device", lambda name: torch.device("cuda", 1))
+    monkeypatch.setattr(loading, "choose_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(loading, "check_memory", lambda *_: None)
+    with pytest.raises(RuntimeError, match="as far"):
+        load_model(str(tiny_llava_dir))
+    assert given["device_map"] == {"": torch.device("cuda:1")}
+
+
+def test_a_memory_that_fills_while_loading_is_told_as_such(
+    tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", full)
+    said = refusal(tiny_llava_dir)
+    assert "not enough memory to load" in said.problem and "--quantize 4bit" in said.hint
 
 
 @pytest.mark.parametrize("unsaid", [1, 3])

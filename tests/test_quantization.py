@@ -10,9 +10,11 @@ import pytest
 from tests.test_loading import QUESTION, logits, make_lora
 from tests.tiny import tiny_llava
 from vqa_app.anatomy import anatomy
+from vqa_app.consistency import skeleton
 from vqa_app.errors import ModelError
-from vqa_app.loading import load_model
+from vqa_app.loading import load_config, load_model
 from vqa_app.prompting import encode
+from vqa_app.sources import Source
 
 pytest.importorskip("bitsandbytes")
 
@@ -73,6 +75,31 @@ def test_an_adapter_stays_apart_on_a_quantised_base(wide: Path, tmp_path: Path) 
     near = torch.nn.functional.cosine_similarity(logits(loaded), whole, dim=-1)
     assert near.mean() > 0.75
     assert not torch.allclose(logits(loaded), logits(base), atol=1e-2)
+
+
+def test_a_head_that_is_no_module_leaves_the_rest_to_be_quantised(
+    wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty name among those that are kept would keep every layer."""
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            LlavaForConditionalGeneration, "get_output_embeddings", lambda _: torch.nn.Identity()
+        )
+        config = load_config(Source("wide", wide))
+        parts = anatomy(skeleton("wide", config))
+    assert parts.head == ""
+    assert parts.never_quantised == [parts.encoder, *parts.projector]
+
+
+def test_a_model_of_which_nothing_was_quantised_is_refused(
+    wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqa_app.anatomy.Anatomy.never_quantised", ["model", "lm_head"])
+    with pytest.raises(ModelError, match="Nothing of .* was quantised"):
+        load_model(str(wide), quantize="4bit")
 
 
 def test_bitsandbytes_that_is_not_installed_is_asked_for(

@@ -32,12 +32,13 @@ class Anatomy:
     """What maps image features into the language model's space; two modules for BLIP-2."""
     language_model: str
     head: str
-    """The output embedding, which gives logits."""
+    """The output embedding, which gives logits; empty where that is no module of its own."""
 
     @property
     def never_quantised(self) -> list[str]:
         """Everything but the language model's body."""
-        return [self.encoder, *self.projector, self.head]
+        parts = [self.encoder, *self.projector, self.head]
+        return [name for name in parts if name]  # "" would stand for every module
 
 
 def anatomy(model: Any) -> Anatomy:

@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any, get_args
 from vqa_app import adapters, sources
 from vqa_app.anatomy import anatomy
 from vqa_app.consistency import check_pictures, check_size, skeleton
-from vqa_app.devices import Quantization, check_memory, choose_device, choose_dtype
-from vqa_app.errors import ModelError, UsageError
+from vqa_app.devices import (
+    Quantization,
+    check_memory,
+    choose_device,
+    choose_dtype,
+    is_out_of_memory,
+)
+from vqa_app.errors import ModelError, NoRoomError, UsageError
 from vqa_app.manifest import read_manifest
 from vqa_app.processors import load_processor
 from vqa_app.prompting import prompt_hash
@@ -24,6 +30,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
 log = logging.getLogger(__name__)
+
+_FAILURES = (ValueError, RuntimeError, KeyError, OSError, TypeError, MemoryError)
+"""What transformers raises where files do not fit together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +59,8 @@ class LoadedModel:
 
 
 def load_model(
-    name: str = sources.BUILTIN,
-    adapter: str | None = None,
+    name: str | Path = sources.BUILTIN,
+    adapter: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
     quantize: str | None = None,
@@ -185,6 +194,8 @@ def _with_adapter(
 def _load_whole(
     source: Source, device_name: str, dtype_name: str, quantize: str | None
 ) -> LoadedModel:
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
     directory = source.directory
     config = load_config(source)
     files = _weight_files(source)
@@ -199,10 +210,17 @@ def _load_whole(
     options: dict[str, Any] = {"dtype": dtype}
     if quantize is not None:
         options |= _quantization_options(source, config, dtype, quantize, device)
+    elif device.type == "cuda" and not is_deepspeed_zero3_enabled():  # that shards while it loads
+        options["device_map"] = {"": device}  # without a copy of the whole in the CPU's memory
     with quiet():
         model = _from_pretrained(source, config, options)
     if quantize is None:
         model.to(device)
+    elif not any(type(module).__module__.startswith("bitsandbytes") for module in model.modules()):
+        raise ModelError(
+            f"Nothing of {source.name} was quantised: its layers are of another kind.",
+            "Leave out --quantize.",
+        )
     model.eval().requires_grad_(False)
     _leave_out_pooling(model)
     manifest = read_manifest(directory)
@@ -305,7 +323,12 @@ def _from_pretrained(source: Source, config: Any, options: dict[str, Any]) -> An
             output_loading_info=True,
             **options,
         )
-    except (ValueError, RuntimeError, KeyError, OSError, TypeError, StrictDataclassError) as error:
+    except (*_FAILURES, StrictDataclassError) as error:
+        if is_out_of_memory(error):
+            raise NoRoomError(
+                f"There is not enough memory to load {source.name}.",
+                "Use --quantize 4bit or a smaller model, or close other programs.",
+            ) from error
         reason = str(error).strip().splitlines() or [repr(error)]
         raise ModelError(
             f"{source.name} cannot be loaded: {reason[0][:300]}",
