@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,8 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "auto") -> Verificat
             `out`.
     """
     run, out = Path(run), Path(out)
+    if not os.path.isdir(run):
+        raise UsageError(f"There is no folder {run}.", "Give the folder of a run.")
     manifest = read_manifest(run)
     if manifest is None:
         raise UsageError(f"{run} is not a run.", "Give a folder that `vqa-app finetune` wrote.")

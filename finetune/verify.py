@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,11 +63,20 @@ def tolerance_of(dtype: str, quantized: bool = False) -> float:
     return HALF_TOLERANCE if quantized else TOLERANCE.get(dtype, HALF_TOLERANCE)
 
 
-def verify(directory: str | Path, loaded: LoadedModel | None = None) -> Verification:
+def quantization_of(directory: Path) -> str | None:
+    """The logits of a run on a 4-bit base are those on a 4-bit base."""
+    manifest = read_manifest(directory)
+    return "4bit" if manifest is not None and manifest.kind == "qlora" else None
+
+
+def verify(
+    directory: str | Path, loaded: LoadedModel | None = None, *, device: str = "auto"
+) -> Verification:
     """Compares a run's (or merged checkpoint's) logits on its golden prompts with those kept in it.
 
     Args:
         loaded: the model of `directory`, if it is loaded already.
+        device: where to load it; see `load_model`.
 
     Raises:
         ModelError: nothing to verify there, or it cannot be loaded. Other logits are no error here
@@ -75,6 +85,8 @@ def verify(directory: str | Path, loaded: LoadedModel | None = None) -> Verifica
     from vqa_app.loading import load_model
 
     directory = Path(directory)
+    if not os.path.isdir(directory):
+        raise ModelError(f"There is no folder {directory}.", "Give the folder of a run.")
     golden = read_golden(directory)
     if not golden:
         raise ModelError(
@@ -83,10 +95,7 @@ def verify(directory: str | Path, loaded: LoadedModel | None = None) -> Verifica
         )
     dtype = golden[0].dtype
     if loaded is None:
-        manifest = read_manifest(directory)
-        # The logits of a run on a 4-bit base are those on a 4-bit base.
-        quantize = "4bit" if manifest and manifest.kind == "qlora" else None
-        loaded = load_model(str(directory), dtype=dtype, quantize=quantize)
+        loaded = load_model(str(directory), None, device, dtype, quantization_of(directory))
     found = compare(loaded.model, loaded.processor, golden)
     now = str(loaded.model.dtype).removeprefix("torch.")
     allowed = max(tolerance_of(dtype), tolerance_of(now, loaded.quantization is not None))

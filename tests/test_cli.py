@@ -359,6 +359,15 @@ def test_choices_of_finetune_are_checked(run: Run) -> None:
     assert "Invalid value for '--quantize': '3bit' is not one of" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "code"), [(["verify", "nosuch"], 4), (["merge", "nosuch", "--out", "x"], 2)]
+)
+def test_a_run_that_is_not_there_is_told_as_such(run: Run, words: list[str], code: int) -> None:
+    result = run(*words)
+    assert result.exit_code == code
+    assert "There is no folder nosuch." in result.stderr
+
+
 def test_an_error_of_the_model_has_its_code(run: Run, engine: FakeEngine, cat: str) -> None:
     engine.error = ModelError("It broke.", "Fix it.")
     result = run("ask", cat, "What is it?")
