@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -12,13 +15,15 @@ from tests.fake_engine import FakeEngine
 from tests.house import House, choice
 from tests.waiting import PATIENCE, until
 from ui.chats import act
+from ui.cli import _tell_failure
+from ui.handlers import NO_ROOM, message_of
 from ui.hub import Hub
 from ui.markdown import to_html
 from ui.picking import pick
 from ui.render import hide, without_paths
 from ui.side_by_side import side_by_side
 from ui.warming import Warming
-from vqa_app.errors import ModelError, UsageError
+from vqa_app.errors import DataError, ModelError, UsageError
 
 
 @pytest.fixture
@@ -544,3 +549,89 @@ def test_a_deleted_question_takes_its_pictures_along(house):
     request = {"do": "delete-turn", "conversation": view["conversation"]}
     act(home.desk, "ann", {**request, "turn": view["turns"][1]["id"]})
     assert home.shelf.file(red).exists() and not home.shelf.file(blue).exists()
+
+
+def full_disk(house):
+    """Makes the database refuse to grow, as on a full disk."""
+    (pages,) = house.store._all("PRAGMA page_count")
+    house.store._db.execute(f"PRAGMA max_page_count = {pages[0]}")
+
+
+def test_a_full_disk_is_named_and_the_page_opens_all_the_same(house, monkeypatch, caplog):
+    home = house()
+    home.ask("What?")
+    full_disk(home)
+    with caplog.at_level(logging.ERROR):
+        found = act(home.desk, "a visitor" * 500, {"do": "hello"})
+    assert found["hello"] and found["examples"]["cards"] == []
+    with pytest.raises(sqlite3.OperationalError) as refusal:
+        home.ask("Why? " * 2000)
+    assert message_of(refusal.value) == NO_ROOM
+    assert all(record.exc_info is None for record in caplog.records), "one line, no traceback"
+    home.store._db.execute("PRAGMA max_page_count = 1000000")
+    assert home.ask("And now?")[1]["turns"][0]["state"] == "answered", "there is room again"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_picture_that_the_disk_has_no_room_for_leaves_nothing(house, monkeypatch, code):
+    home = house()
+
+    def refuse(*_):
+        raise OSError(code, "no room")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(OSError, match="no room") as refusal:
+        home.picture()
+    assert message_of(refusal.value) == NO_ROOM
+    assert not list(home.shelf.folder.rglob("*.part"))
+
+
+def test_other_errors_of_the_system_stay_ours(caplog):
+    for error in (FileNotFoundError(2, "gone"), sqlite3.OperationalError("no such table")):
+        assert "on our side" in message_of(error)
+
+
+@pytest.mark.parametrize(
+    ("hint", "told"),
+    [
+        ("Check the name, or give --images.", "Check the name."),
+        ("Move it in, or name its folder with --images.", "Move it in."),
+        ("Name the folder with --images. Look again.", "Look again."),
+        ("Use a smaller --size or --length, or --slowly.", ""),
+        ("Rename the file.", "Rename the file."),
+    ],
+)
+def test_who_brings_data_to_the_page_is_told_no_option_of_the_shell(hint, told):
+    assert message_of(DataError("Bad.", hint)) == f"Bad. {told}".strip()
+
+
+def test_halves_of_characters_are_no_ones_fault(house):
+    home = house()
+    _, view = home.ask("What \ud800?")
+    assert view["turns"][0]["question"] == "What ??"
+    for request in ({"do": "open", "conversation": {"a": 1}}, {"do": "open", "conversation": [1]}):
+        with pytest.raises(UsageError, match="does not exist"):
+            act(home.desk, "ann", request)
+    assert act(home.desk, "ann", {"do": "hello", "conversation": {"a": 1}})["hello"]
+
+
+def test_a_default_model_that_does_not_load_is_told_on_the_terminal(house, capsys):
+    home = house(ModelError("There is no model 'nothing'.", "Check its name."))
+    home.hub.start()
+    _tell_failure(home.hub)
+    assert capsys.readouterr().err == "Error: There is no model 'nothing'. Check its name.\n"
+
+
+def test_a_new_scene_asks_what_the_model_answers_well():
+    from finetune.builtin.world import make_scene, sample_scene
+    from ui import examples
+
+    for seed in range(5):
+        with pytest.MonkeyPatch.context() as patched:
+            drawn = iter(range(1000 * seed, 1000 * seed + 1000))
+            patched.setattr(examples.secrets, "randbelow", lambda _, drawn=drawn: next(drawn))
+            _, question = examples.new_scene()
+            last = next(drawn) - 1
+        assert len(make_scene(last, "shapes", "test").items) <= examples.MOST_SHAPES
+        asked = {qa.question: qa.skill for qa in sample_scene(last, "shapes")[1]}
+        assert asked[question] in examples.WELL_ANSWERED

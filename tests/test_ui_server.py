@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import json
+import logging
 import os
 import re
 import signal
@@ -23,9 +25,9 @@ from PIL import Image
 from tests.fake_engine import FakeEngine
 from tests.ui_server import running
 from tests.waiting import PATIENCE
-from ui.app import Application
+from ui.app import Application, create
 from ui.security import COOKIE
-from ui.server import GRACE, address_for_others, is_loopback, listen
+from ui.server import GRACE, _is_trouble, address_for_others, is_loopback, listen
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.images import ImageLimits
 
@@ -44,14 +46,14 @@ def server(engine, tmp_path_factory):
 @pytest.fixture
 def person(server):
     """A browser with a cookie of its own."""
-    with httpx.Client(base_url=server.address, timeout=30) as client:
+    with httpx.Client(base_url=server.address, timeout=PATIENCE) as client:
         client.get("/")
         yield client
 
 
 @pytest.fixture
 def other(server):
-    with httpx.Client(base_url=server.address, timeout=30) as client:
+    with httpx.Client(base_url=server.address, timeout=PATIENCE) as client:
         client.get("/")
         yield client
 
@@ -76,6 +78,13 @@ def talk(server, client, question="What is it?", **request) -> dict:
 def test_health_and_readiness(server, person):
     assert person.get("/healthz").json() == {"status": "ok"}
     assert person.get("/readyz").json() == {"status": "ready"}
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/vqa/page.js", "/vqa/taught.zip"])
+def test_monitors_may_ask_without_content(person, path):
+    answer = person.head(path)
+    assert answer.status_code == 200 and answer.content == b""
+    assert person.head("/vqa/pictures").status_code in (404, 405), "what takes in shows nothing"
 
 
 def test_not_ready_while_the_model_loads(tmp_path):
@@ -105,7 +114,7 @@ def test_taught_rows_go_out_and_come_in(server, person, other):
     assert other.post("/vqa/taught", content=file.content).json() == {"count": 1, "problems": []}
     assert [row.answer for row in teaching.rows(owner_of(server, other))] == ["a cat"]
     answer = other.post("/vqa/datasets?name=cats.zip", content=file.content)
-    assert answer.json() == {"done": True}
+    assert answer.json() == {"done": True, "replaced": False}
     assert other.post("/vqa/taught", content=b"no zip").status_code == 400
 
 
@@ -276,7 +285,7 @@ def test_a_forged_chat_leaves_nothing_behind(server, person, changes):
 
 def test_only_facts_of_the_right_kind_come_in(server, person):
     facts = {"gain": "x", "confidence": float("nan"), "new_tokens": 2.5, "prompt_tokens": 10**400,
-             "model": "m" * 300, "style": "short", "finish": True, "image_tokens": 3}  # fmt: skip
+             "model": "m" * 300, "style": "short", "finish": True, "cached_tokens": 3}  # fmt: skip
     taken = person.post("/vqa/conversations", content=forged(facts=facts)).json()
     view = server.application.desk.view(owner_of(server, person), taken["conversation"])
     assert view["turns"][-1]["facts"] == {"style": "short"}
@@ -364,7 +373,7 @@ def test_the_public_endpoint_streams(server, engine, tmp_path):
         bad.write_bytes(b"nothing")
         job = client.submit({"text": "?", "files": [handle_file(str(bad))]}, api_name="/chat")
         with pytest.raises(Exception, match="picture 1"):
-            job.result(timeout=30)
+            job.result(timeout=PATIENCE)
     finally:
         client.close()
 
@@ -463,14 +472,14 @@ def test_a_server_asks_nothing_outside_and_ctrl_c_stops_it_whatever_is_under_way
         started = httpx.post(
             f"{address}gradio_api/call/chat",
             json={"data": [{"text": "x", "files": []}]},
-            timeout=60,
+            timeout=PATIENCE,
         )
         first = threading.Event()
 
         def read() -> None:
             url = f"{address}gradio_api/call/chat/{started.json()['event_id']}"
             try:
-                with httpx.stream("GET", url, timeout=60) as stream:
+                with httpx.stream("GET", url, timeout=PATIENCE) as stream:
                     for line in stream.iter_lines():
                         if "one" in line:
                             first.set()
@@ -503,6 +512,50 @@ def test_one_folder_holds_the_data_whatever_its_option_is_called(tmp_path, monke
     assert "--data-dir, --share-data-dir DIR" in shown, "the help names both"
 
 
+def unusable(folder, what):
+    match what:
+        case "a file":
+            folder.write_text("x")
+        case "under a file":
+            folder.write_text("x")
+            return folder / "inside"
+        case "damaged":
+            folder.mkdir()
+            (folder / "chats.sqlite").write_bytes(b"no database" * 1000)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("a file", "cannot be used"),
+        ("under a file", "cannot be used"),
+        ("damaged", r"chats.sqlite is damaged: .*\nMove it away"),
+    ],
+)
+def test_a_data_folder_that_cannot_be_used_is_named(tmp_path, what, words):
+    folder = unusable(tmp_path / "data", what)
+    with pytest.raises(UsageError, match=words) as refusal:
+        create(folder, lambda *_: FakeEngine(), list, "fake")
+    assert str(folder) in str(refusal.value) and "--data-dir" in str(refusal.value)
+
+
+def test_a_stream_that_there_is_not_leaves_the_terminal_quiet(tmp_path, caplog):
+    with (
+        running({"fake": FakeEngine()}, tmp_path) as found,
+        caplog.at_level("ERROR", logger="uvicorn.error"),
+    ):
+        trouble = logging.getLogger("uvicorn.error")
+        trouble.addHandler(caplog.handler)
+        for path in ("call/chat/nothing", "queue/data?session_hash=x"):
+            with contextlib.suppress(httpx.RemoteProtocolError):  # it is cut
+                httpx.get(f"{found.address}gradio_api/{path}", timeout=PATIENCE)
+        trouble.removeHandler(caplog.handler)
+    assert len(caplog.records) == 2 and not any(map(_is_trouble, caplog.records))
+    ours = logging.makeLogRecord({"exc_info": (KeyError, KeyError("x"), None), "msg": "Ours"})
+    assert _is_trouble(ours)
+
+
 def test_what_chat_is_told_of_models_and_pictures_reaches_them(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
@@ -515,7 +568,7 @@ def test_what_chat_is_told_of_models_and_pictures_reaches_them(tmp_path, monkeyp
         raise ModelError("enough")
 
     def serve(application, listener):
-        created.append(application.desk.shelf.limits)
+        created.extend((application.desk.shelf.limits, application.training.device))
         application.desk.hub._slots["start"].settled.wait(PATIENCE)
         application.close()
 
@@ -528,7 +581,7 @@ def test_what_chat_is_told_of_models_and_pictures_reaches_them(tmp_path, monkeyp
     arguments = [*words.split(), "--no-browser", "--port", "0"]
     assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
     assert given == ["offline", ("a/b", "c/d", "cpu", "float32", "4bit", "e")]
-    assert created == [ImageLimits(40 * 2**20, 60_000_000)]
+    assert created == [ImageLimits(40 * 2**20, 60_000_000), "cpu"]
 
 
 def test_the_end_waits_once_for_all_that_takes_long():
@@ -552,6 +605,8 @@ def test_the_end_waits_once_for_all_that_takes_long():
         (["--auth", "ann"], "needs a user and a password"),
         (["--auth", "ann:a", "--auth", "bob:b", "--auth", "ann:c"], "names ann twice"),
         (["--host", "no.such.host"], "listen on"),
+        (["--root-path", "a b?c"], "no path"),
+        (["--root-path", "/vqa; Secure"], "no path"),
     ],
 )
 def test_wrong_options_of_chat_are_named(options, words):

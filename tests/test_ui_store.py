@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
 import time
 
@@ -326,3 +327,39 @@ def test_a_picture_keeps_its_name_where_it_is_shown(store):
     store.add_turn("ann", chat, None, "What?", [digest], {})
     store.remember_picture("ann", digest, "copy.png", {})
     assert store.picture("ann", digest) == ("cat.png", facts)
+
+
+def test_an_export_keeps_what_was_said_of_answers_and_pictures(tmp_path, store):
+    shelf = PictureShelf(tmp_path / "pictures")
+    red = shelf.add(Image.new("RGB", (32, 24), "red"), "red.png").digest
+    turned = ["rotated by EXIF"]
+    store.remember_picture("ann", red, "red.png", {"changes": turned, "size": [32, 24]})
+    chat = store.create("ann", "t")
+    facts = {"context": 2048, "prompt_tokens": 70, "new_tokens": 4, "image_tokens": 64}
+    first = store.add_turn("ann", chat, None, "What?", [red]).id
+    store.finish_turn(first, "a cat", "answered", facts)
+    store.judge("ann", chat, first, "wrong")
+    second = store.add_turn("ann", chat, first, "And now?").id
+    store.finish_turn(second, "", "failed", {"error": "Out of memory."})
+    copy = from_json(store, shelf, "bob", to_json(store, shelf, "ann", chat).encode())
+    one, two = view_of(store, "bob", copy)["turns"]
+    assert one["verdict"] == "wrong" and two["verdict"] is None
+    assert (two["state"], two["facts"]["error"]) == ("failed", "Out of memory.")
+    assert one["pictures"][0]["changes"] == turned
+    meters = [view_of(store, *of)["meter"] for of in (("ann", chat), ("bob", copy))]
+    assert meters[0] == meters[1] == {"used": 74, "image": 64, "limit": 2048}
+
+
+@pytest.mark.parametrize("changes", [None, 5, {"a": 1}, [3, ["x"]], [None]])
+def test_a_forged_file_brings_no_odd_changes_or_verdicts(tmp_path, store, changes):
+    shelf = PictureShelf(tmp_path / "pictures")
+    red = shelf.add(Image.new("RGB", (32, 24), "red"), "red.png").digest
+    store.remember_picture("ann", red, "red.png", {"changes": []})
+    chat = store.create("ann", "t")
+    store.finish_turn(store.add_turn("ann", chat, None, "What?", [red]).id, "a", "answered")
+    document = json.loads(to_json(store, shelf, "ann", chat))
+    document["pictures"][red]["changes"] = changes
+    document["turns"][0]["verdict"] = changes
+    copy = from_json(store, shelf, "bob", json.dumps(document).encode())
+    (turn,) = view_of(store, "bob", copy)["turns"]
+    assert turn["pictures"][0]["changes"] == [] and turn["verdict"] is None

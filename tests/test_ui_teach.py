@@ -222,3 +222,43 @@ def test_a_picture_of_many_rows_is_read_once(teaching, shelf, monkeypatch):
     count, _ = teaching.take_in("ann", packed(**{"my.csv": rows, "green.png": png()}))
     assert count == 5 and read == ["green.png"]
     assert len({row.pictures for row in teaching.rows("ann")}) == 1
+
+
+def test_the_exported_table_holds_every_row(teaching, shelf):
+    red, blue = picture(shelf), picture(shelf, "blue")
+    teaching.add("ann", "What colour?", "red", [red])
+    teaching.add("ann", "Do they differ?", "Yes.", [red, blue])
+    teaching.add("ann", "What is a cat?", "An animal.", [])
+    with zipfile.ZipFile(io.BytesIO(teaching.export("ann"))) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    del files["llava.json"]
+    assert teaching.take_in("bob", packed(**files)) == (3, [])
+    assert [(row.question, row.answer, row.pictures) for row in teaching.rows("bob")] == [
+        (row.question, row.answer, row.pictures) for row in teaching.rows("ann")
+    ]
+
+
+def test_an_import_can_be_taken_back_and_all_be_deleted(teaching, shelf):
+    own = teaching.add("ann", "What?", "a cat", [picture(shelf)])
+    assert teaching.imported("ann") == 0
+    teaching.take_in("ann", packed(**{"my.csv": b"image,question,answer\na.png,What?,b\n",
+                                      "a.png": png()}))  # fmt: skip
+    teaching.take_in("ann", table(3), "wrong.csv")
+    assert teaching.imported("ann") == 3 and teaching.imported("bob") == 0
+    teaching.delete("ann", teaching.rows("ann")[0].id)
+    assert teaching.imported("ann") == 2
+    teaching.undo_import("ann")
+    assert [row.answer for row in teaching.rows("ann")] == ["b", "a cat"]
+    teaching.undo_import("ann")
+    assert teaching.count("ann") == 2, "only the latest import"
+    teaching.add("bob", "What?", "his", [])
+    teaching.delete_all("ann")
+    assert teaching.rows("ann") == [] and teaching.count("bob") == 1
+    assert not teaching._image("ann", own.pictures[0]).exists()
+
+
+def test_halves_of_characters_do_not_come_in(teaching):
+    data = json.dumps([{"question": "What \ud800?", "answer": "\udfff"}]).encode()
+    count, problems = teaching.take_in("ann", data, "rows.json")
+    assert count + len(problems) == 1, "taken in or told, no mistake of ours"
+    assert teaching.add("ann", "a\ud800", "b", []).question == "a?"

@@ -203,6 +203,34 @@ def test_a_model_with_an_adapter_is_not_trained_without_it(school):
         school.training.start("ann", {"sources": ["mine"]})
 
 
+@pytest.mark.parametrize(
+    ("quantize", "stage", "trained"),
+    [(None, "lora", "lora"), ("4bit", "lora", "qlora"), ("8bit", "qlora", "qlora")],
+)
+def test_a_training_honours_how_the_chat_was_started(school, quantize, stage, trained):
+    lesson(school)
+    base = Choice("builtin", "Mine", "", "", "builtin", quantize=quantize)
+    school.hub._choices = lambda: [base]
+    school.training.device = "cpu"
+    school.go_on.set()
+    school.training.start("ann", {"sources": ["mine"], "stage": stage})
+    school.training.job.thread.join(PATIENCE)
+    assert (school.config.stage, school.config.device) == (trained, "cpu")
+    assert school.training.job.stage == trained
+
+
+@pytest.mark.parametrize(
+    ("quantize", "stage"), [("8bit", "lora"), ("8bit", "full"), ("4bit", "projector")]
+)
+def test_a_quantised_model_is_not_trained_in_its_full_size(school, quantize, stage):
+    lesson(school)
+    base = Choice("builtin", "Mine", "", "", "builtin", quantize=quantize)
+    school.hub._choices = lambda: [base]
+    with pytest.raises(UsageError, match=rf"loaded in {quantize[0]} bits, and {stage}"):
+        school.training.start("ann", {"sources": ["mine"], "stage": stage})
+    assert school.training.job is None
+
+
 def test_a_run_is_good_without_its_comparison(school, monkeypatch):
     def broken(*_):
         raise RuntimeError("/secret exploded")
@@ -416,8 +444,56 @@ def test_a_zip_becomes_a_data_set_of_its_owner(school):
     found = school.training.check("ann", {"sources": ["upload:hats co"]})["preflight"]
     assert found["rows"] >= 1 and not found["problems"]
     assert len(school.training.sources("bob")) == 1
-    with pytest.raises(DataError, match="already"):
-        school.training.upload("ann", school.teaching.export("ann"), "hats & co.zip")
+
+
+def test_a_data_set_takes_the_place_of_one_of_the_same_name(school):
+    upload = school.training.upload
+    assert not upload("ann", b"question,answer\nWhat?,one\n", "mine.csv")
+    assert upload("ann", b"question,answer\nWhat?,one\nWhy?,two\n", "mine.csv")
+    chosen = {"sources": ["upload:mine"], "name": "hats"}
+    assert school.training.check("ann", chosen)["preflight"]["rows"] == 2
+    school.training.start("ann", chosen)
+    with pytest.raises(UsageError, match="training that runs reads"):
+        upload("ann", b"question,answer\nWhat?,one\n", "mine.csv")
+    assert not upload("bob", b"question,answer\nWhat?,one\n", "mine.csv"), "his own"
+    assert school.training.check("ann", chosen)["preflight"]["rows"] == 2
+
+
+def test_a_data_set_without_a_row_that_can_be_used_is_refused(school):
+    with pytest.raises(DataError, match="There is no picture none.png") as refusal:
+        school.training.upload("ann", b"image,question,answer\nnone.png,What?,x\n", "bad.csv")
+    assert "--images" not in str(refusal.value)
+    assert [source["key"] for source in school.training.sources("ann")] == ["mine"]
+    assert not list((school.training.data_dir / "uploads").rglob("*.csv"))
+
+
+def test_drawing_its_world_is_a_phase_of_its_own(school, monkeypatch):
+    lesson(school)
+    phases, settings = [], recipe.settings_for
+
+    def watched(*given):
+        phases.append(school.training.status("ann")["training"]["job"]["phase"])
+        return settings(*given)
+
+    monkeypatch.setattr("ui.training.settings_for", watched)
+    school.go_on.set()
+    for rehearse in (True, False):
+        name = f"run-{rehearse}"
+        school.training.start("ann", {"sources": ["mine"], "rehearse": rehearse, "name": name})
+        school.training.job.thread.join(PATIENCE)
+    assert phases == ["drawing", "loading"]
+
+
+def test_a_failed_training_names_no_option_of_the_shell(school):
+    lesson(school)
+
+    def fail(*_, **__):
+        raise UsageError("Out of memory.", "Use a smaller --micro-batch-size.")
+
+    school.training._train = fail
+    school.training.start("ann", {"sources": ["mine"]})
+    school.training.job.thread.join(PATIENCE)
+    assert school.training.status("ann")["training"]["job"]["error"] == "Out of memory."
 
 
 def test_a_data_set_in_the_data_dir_is_offered_to_all(school, tmp_path):
@@ -456,6 +532,25 @@ def test_judging_an_answer_keeps_a_row_and_can_be_taken_back(school):
     assert judge(None)["view"]["turns"][0]["verdict"] is None
     with pytest.raises(UsageError):
         judge("right", owner="bob")
+
+
+def test_older_rows_are_shown_when_they_are_asked_for(school, monkeypatch):
+    monkeypatch.setattr("ui.lessons.SHOWN_ROWS", 2)
+    for number in range(5):
+        school.teaching.add("ann", "What?", str(number), [])
+
+    def do(deed, **more):
+        return teach(school.desk, school.teaching, "ann", {"do": deed, **more})["taught"]
+
+    assert [row["answer"] for row in do("list")["rows"]] == ["4", "3"]
+    assert [row["answer"] for row in do("list", most=4)["rows"]] == ["4", "3", "2", "1"]
+    assert len(do("list", most="x")["rows"]) == len(do("list", most=-9)["rows"]) == 2
+    oldest = do("list", most=9)["rows"][-1]["id"]
+    assert len(do("delete", row=oldest, most=4)["rows"]) == 4, "as many as before"
+    school.teaching.take_in("ann", b"question,answer\nWhat?,x\n", "rows.csv")
+    assert do("list")["imported"] == 1
+    assert do("undo-import")["count"] == 4
+    assert do("delete-all")["count"] == 0
 
 
 def test_a_correction_in_a_dialogue_says_that_it_stands_alone(school):

@@ -8,7 +8,7 @@ import pytest
 
 from finetune.builtin.world import sample_scene
 from tests.house import House
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 from ui.warming import Warming
 from vqa_app import LocalEngine, load_model
 
@@ -17,7 +17,7 @@ from vqa_app import LocalEngine, load_model
 def house(tmp_path):
     house = House(tmp_path, {"builtin": LocalEngine(load_model("builtin"))})
     house.hub.start()
-    house.hub.wait(timeout=60)
+    assert house.hub.wait(timeout=PATIENCE), "the model is not there"
     yield house
     house.close()
 
@@ -30,14 +30,14 @@ def test_a_question_joins_the_encoding_that_runs_already(house, monkeypatch):
     def held(inputs):
         runs.append(inputs)
         begun.set()
-        assert go_on.wait(60)
+        assert go_on.wait(PATIENCE)
         return run(inputs)
 
     monkeypatch.setattr(encoder, "run", held)
     picture = house.shelf.add(sample_scene(3, "shapes")[0], "scene.png")
     house.store.remember_picture("ann", picture.digest, "scene.png", {"changes": []})
     Warming(house.desk).begin("ann", {"pictures": [picture.digest]})
-    assert begun.wait(60)
+    assert begun.wait(PATIENCE)
     asked = house.desk.ask("ann", {"question": "What is it?", "pictures": [picture.digest]})
     next(asked)
     until(lambda: house.engines["builtin"]._worker.in_demand)

@@ -126,6 +126,8 @@ class Answering:
                 self._store.finish_turn(self.turn.id, text, ended, facts)
             except sqlite3.ProgrammingError:
                 pass  # the server has ended meanwhile; when it starts again it marks the turn
+            except sqlite3.OperationalError as error:
+                self._told(error)  # into the log: the disk is full
             finally:
                 self._when_ended()
                 with self._changed:

@@ -6,6 +6,7 @@ import atexit
 import os
 import re
 import shutil
+import sqlite3
 import sys
 import tempfile
 import time
@@ -26,6 +27,7 @@ from ui.store import Store
 from ui.teach import Teaching
 from ui.training import TrainingDesk
 from vqa_app.engine import Engine
+from vqa_app.errors import UsageError
 from vqa_app.images import ImageLimits
 
 if TYPE_CHECKING:
@@ -109,6 +111,35 @@ def _private_folder() -> str:
     return folder
 
 
+def _open(data_dir: Path, limits: ImageLimits | None) -> tuple[Store, PictureShelf]:
+    """What a data folder keeps, without the pictures that nobody asked about.
+
+    Raises:
+        UsageError: the folder cannot be used, or its database is damaged.
+    """
+    file = data_dir / "chats.sqlite"
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        shelf, store = PictureShelf(data_dir / "pictures", limits), Store(file)
+        for digest in store.sweep(time.time() - FORGOTTEN_AFTER):
+            shelf.remove(digest)
+    except (OSError, sqlite3.OperationalError) as error:
+        raise UsageError(
+            f"The data folder {data_dir} cannot be used: {_why(error)}.",
+            "Choose another with --data-dir.",
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise UsageError(
+            f"{file} is damaged: {error}.",
+            "Move it away to begin a new one, or choose another folder with --data-dir.",
+        ) from error
+    return store, shelf
+
+
+def _why(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def create(
     data_dir: Path,
     load: Callable[[Choice, Progress], Engine],
@@ -121,6 +152,7 @@ def create(
     allow_any_model: bool = False,
     limits: ImageLimits | None = None,
     train: Callable[..., Any] | None = None,
+    device: str = "auto",
 ) -> Application:
     """Puts the application together; loads nothing yet.
 
@@ -135,6 +167,10 @@ def create(
         allow_any_model: whether people may name hub models in the browser.
         limits: what a picture that is brought may cost.
         train: what trains, see `ui.training.TrainingDesk`.
+        device: where to train, likewise.
+
+    Raises:
+        UsageError: the folder cannot be used.
     """
     # Before gradio is imported, which reads them. Uploads lie in a folder of this process alone.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -145,16 +181,13 @@ def create(
     from ui import layout
     from ui.routes import MAX_IMPORT, routes_of
 
-    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    store, shelf = _open(data_dir, limits)
     hide(data_dir)
     hub = Hub(load, choices, default)
-    shelf = PictureShelf(data_dir / "pictures", limits)
-    desk = Desk(Store(data_dir / "chats.sqlite"), shelf, hub, allow_any_model)
-    for digest in desk.store.sweep(time.time() - FORGOTTEN_AFTER):
-        shelf.remove(digest)
+    desk = Desk(store, shelf, hub, allow_any_model)
     app = FastAPI(title="Look & Ask", docs_url=None, redoc_url=None, openapi_url=None)
     teaching = Teaching(data_dir / "taught", shelf)
-    training = TrainingDesk(data_dir, desk, teaching, train)
+    training = TrainingDesk(data_dir, desk, teaching, train, device)
     app.include_router(routes_of(desk, teaching, training))
     _mount(app, layout.build(desk, teaching, training), shelf.limits.max_bytes, root_path)
     rules = Rules(

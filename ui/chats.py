@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import asdict
 from typing import Any
 
 from ui import examples
-from ui.handlers import Desk, Request, Update
+from ui.handlers import Desk, Request, Update, chat_of, is_no_room, message_of
 from ui.picking import models_of
 from vqa_app.errors import UsageError
 
 
 def act(desk: Desk, owner: str, request: Request) -> Update:
     """The quick deeds on conversations and turns; `do` names one."""
-    conversation = request.get("conversation") or None
+    conversation = chat_of(request)
     chat, turn = str(conversation), str(request.get("turn") or "")
     match request.get("do"):
         case "hello":
@@ -82,7 +83,7 @@ def _changes(request: Request) -> dict[str, Any]:
 
 def hello(desk: Desk, owner: str, request: Request) -> Update:
     """What a page needs when it opens; its conversation if that is (still) the owner's."""
-    conversation = request.get("conversation") or None
+    conversation = chat_of(request)
     if conversation is not None and not desk.store.owns(owner, conversation):
         conversation = None
     desk.engine(owner)
@@ -102,7 +103,15 @@ def hello(desk: Desk, owner: str, request: Request) -> Update:
 
 
 def _examples(desk: Desk, owner: str) -> list[dict[str, Any]]:
-    return [desk.example(owner, *card) for card in examples.cards()]
+    """The cards, which are stored as the owner's pictures; none where that cannot be, since the
+    page opens all the same."""
+    try:
+        return [desk.example(owner, *card) for card in examples.cards()]
+    except (OSError, sqlite3.OperationalError) as error:
+        if not is_no_room(error):
+            raise
+        message_of(error)  # into the log
+        return []
 
 
 def _told(desk: Desk, owner: str) -> dict[str, Any]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vqa_app.errors import UsageError
+from vqa_app.errors import UsageError, VqaError
 from vqa_app.model_options import (
     AdapterName,
     Device,
@@ -24,6 +25,9 @@ from vqa_app.model_options import (
     Revision,
 )
 from vqa_app.sources import stay_offline
+
+if TYPE_CHECKING:
+    from ui.hub import Hub
 
 app = typer.Typer(add_completion=False)
 
@@ -81,7 +85,7 @@ def chat(
     from ui.server import address_for_others, address_of, is_loopback, listen, serve
 
     users = _users(auth or [])
-    root_path = "/" + root_path.strip("/") if root_path.strip("/") else ""
+    root_path = _path(root_path)
     listener = listen(host, port)
     address = address_of(listener, root_path)
     print(f"Chat at {address}  (Ctrl-C stops)", flush=True)
@@ -112,8 +116,10 @@ def chat(
         root_path=root_path,
         allow_any_model=allow_any_model,
         limits=ImageLimits.of(max_file_mb, max_megapixels),
+        device=device,
     )
     application.desk.hub.start()
+    threading.Thread(target=_tell_failure, args=(application.desk.hub,), daemon=True).start()
     if not no_browser:
         threading.Thread(target=_open, args=(address,), daemon=True).start()
     serve(application, listener)
@@ -131,6 +137,24 @@ def _users(entries: list[str]) -> dict[str, str]:
             raise UsageError(f"--auth names {name} twice.", "Give each user one password.")
         users[name] = password
     return users
+
+
+def _path(root_path: str) -> str:
+    """With a slash in front and none behind; "" for the root."""
+    path = "/" + root_path.strip("/") if root_path.strip("/") else ""
+    if not re.fullmatch(r"(/[\w.~%-]+)*", path, re.ASCII):
+        raise UsageError(f"--root-path {root_path!r} is no path.", "Write it like /vqa.")
+    return path
+
+
+def _tell_failure(hub: Hub) -> None:
+    """Says on the terminal that the model it was started with does not load: the page says so to
+    whoever looks there."""
+    try:
+        hub.wait()
+    except VqaError:
+        if (standing := hub.standing()).phase == "failed":  # not where the server ends meanwhile
+            print(f"Error: {standing.message}", file=sys.stderr, flush=True)
 
 
 def _open(address: str) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ui.handlers import MAX_PICTURES, MAX_QUESTION
 from ui.pictures import PictureShelf
-from ui.render import title_of, view_of
+from ui.render import sound, title_of, view_of
 from ui.settings import LONGEST_ANSWER
 from ui.store import Store
 from vqa_app.errors import DataError, ImageError
@@ -26,9 +26,12 @@ MAX_TURNS = 2000
 _LONGEST = {"id": 200, "question": MAX_QUESTION, "answer": 20 * LONGEST_ANSWER}
 _LARGEST_FACT = 1e9
 _KEPT_FACTS: dict[str, type] = {
-    "style": str, "model": str, "finish": str, "confidence": float, "gain": float,
-    "prompt_tokens": int, "new_tokens": int,
+    "style": str, "model": str, "finish": str, "error": str, "confidence": float, "gain": float,
+    "prompt_tokens": int, "new_tokens": int, "image_tokens": int, "context": int, "dropped": int,
 }  # fmt: skip
+_LONGEST_FACT = {"error": 1000}
+"""Characters of a text, where it is not 200."""
+_MOST_CHANGES = 10
 _STYLE = Path(__file__).parent / "static" / "export.css"
 
 
@@ -54,13 +57,14 @@ def to_json(store: Store, shelf: PictureShelf, owner: str, conversation: str) ->
                 "pictures": list(turn.pictures),
                 "answer": turn.answer,
                 "state": turn.state,
+                "verdict": turn.verdict,
                 "facts": {k: v for k, v in turn.facts.items() if k in _KEPT_FACTS},
             }
             for turn in turns
         ],
         "pictures": {
             digest: {
-                "name": (store.picture(owner, digest) or ("picture", {}))[0],
+                **_known(store, owner, digest),
                 "data": base64.b64encode(shelf.portable(digest)).decode(),
             }
             for digest in digests
@@ -68,6 +72,11 @@ def to_json(store: Store, shelf: PictureShelf, owner: str, conversation: str) ->
         },
     }
     return json.dumps(document, ensure_ascii=False, indent=1)
+
+
+def _known(store: Store, owner: str, digest: str) -> dict[str, Any]:
+    name, facts = store.picture(owner, digest) or ("picture", {})
+    return {"name": name, "changes": facts.get("changes", [])}
 
 
 def from_json(store: Store, shelf: PictureShelf, owner: str, data: bytes) -> str:
@@ -87,10 +96,10 @@ def from_json(store: Store, shelf: PictureShelf, owner: str, data: bytes) -> str
         raise DataError("This conversation comes from another version.", "Export it again.")
     turns = _turns(document)
     pictures = _pictures(document, {d for turn in turns for d in turn["pictures"]}, shelf)
-    title = " ".join(_sound(str(document.get("title") or "")).split())[:120]
-    for digest, name in pictures.values():
-        changed = {"changes": [], "size": list(shelf.get(digest).image.size)}
-        store.remember_picture(owner, digest, name, changed)
+    title = " ".join(sound(str(document.get("title") or "")).split())[:120]
+    for digest, name, changes in pictures.values():
+        facts = {"changes": changes, "size": list(shelf.get(digest).image.size)}
+        store.remember_picture(owner, digest, name, facts)
     conversation = store.create(owner, title or title_of(turns[0]["question"], 0))
     ids: dict[str, str] = {}
     shown: str | None = None
@@ -99,8 +108,11 @@ def from_json(store: Store, shelf: PictureShelf, owner: str, data: bytes) -> str
         known = [pictures[digest][0] for digest in turn["pictures"] if digest in pictures]
         facts = {name: value for name, value in turn["facts"].items() if _is_fact(name, value)}
         new = store.add_turn(owner, conversation, parent, turn["question"], known)
-        state = turn.get("state") if turn.get("state") in ("answered", "stopped") else "stopped"
+        ends = ("answered", "stopped", "failed")
+        state = turn.get("state") if turn.get("state") in ends else "stopped"
         store.finish_turn(new.id, turn["answer"], state, facts)
+        if turn.get("verdict") in ("right", "wrong"):
+            store.judge(owner, conversation, new.id, turn["verdict"])
         ids[turn["id"]] = new.id
         shown = new.id if turn.get("shown") else shown
     if shown is not None:
@@ -128,23 +140,19 @@ def _is_turn(turn: Any) -> bool:
     pictures = turn.setdefault("pictures", [])
     return (
         all(isinstance(text, str) and len(text) <= longest for text, longest in texts)
-        and all(text == _sound(text) for text, _ in texts)
+        and all(text == sound(text) for text, _ in texts)
         and isinstance(pictures, list)
         and len(pictures) <= MAX_PICTURES
         and all(isinstance(digest, str) for digest in pictures)
     )
 
 
-def _sound(text: str) -> str:
-    """A text without the halves of characters that JSON can hold and no database."""
-    return text.encode(errors="replace").decode()
-
-
 def _is_fact(name: str, value: object) -> bool:
     """Whether it is one that is kept, and no trap such as NaN, which no browser reads as JSON."""
     kind = _KEPT_FACTS.get(name)
     if kind is str:
-        return isinstance(value, str) and len(value) < 200 and value == _sound(value)
+        longest = _LONGEST_FACT.get(name, 200)
+        return isinstance(value, str) and len(value) < longest and value == sound(value)
     kinds = (int, float) if kind is float else (int,)
     plain = isinstance(value, kinds) and not isinstance(value, bool)
     return kind is not None and plain and -_LARGEST_FACT < value < _LARGEST_FACT
@@ -152,21 +160,29 @@ def _is_fact(name: str, value: object) -> bool:
 
 def _pictures(
     document: dict[str, Any], shown: set[str], shelf: PictureShelf
-) -> dict[str, tuple[str, str]]:
-    """For each digest that a turn shows the true digest of its pixels, and the name."""
-    found: dict[str, tuple[str, str]] = {}
+) -> dict[str, tuple[str, str, list[str]]]:
+    """For each digest that a turn shows the true digest of its pixels, the name, and what was
+    changed when it came."""
+    found: dict[str, tuple[str, str, list[str]]] = {}
     listed = document.get("pictures")
     for digest, entry in listed.items() if _is_dict(listed) else ():
         if digest not in shown:
             continue
         try:
-            name = _sound(str(entry["name"]))[:120]
+            name = sound(str(entry["name"]))[:120]
             data = base64.b64decode(entry["data"], validate=True)
         except (TypeError, KeyError, ValueError) as error:
             raise ImageError("A picture in the file is damaged.", "Export it again.") from error
         limits = replace(OWN_FILES, max_pixels=shelf.limits.max_pixels)
-        found[digest] = (shelf.add(data, name, limits).digest, name)
+        found[digest] = (shelf.add(data, name, limits).digest, name, _changes(entry))
     return found
+
+
+def _changes(entry: dict[str, Any]) -> list[str]:
+    """The short texts that a file has for them; an older one has none."""
+    listed = entry.get("changes")
+    texts = listed[:_MOST_CHANGES] if isinstance(listed, list) else []
+    return [sound(text)[:200] for text in texts if isinstance(text, str)]
 
 
 def _is_dict(value: object) -> bool:

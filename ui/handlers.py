@@ -7,7 +7,9 @@ store. What they give back are dicts that the page draws; see `ui/static/*.js`.
 
 from __future__ import annotations
 
+import errno
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -19,12 +21,12 @@ from PIL import Image
 from ui.answering import Answering
 from ui.hub import Hub
 from ui.pictures import PictureShelf
-from ui.render import conversation_of, title_of, view_of, without_paths
+from ui.render import conversation_of, sound, title_of, view_of, without_options, without_paths
 from ui.settings import Settings
 from ui.store import Store, Turn
 from vqa_app.conversation import Conversation
 from vqa_app.engine import Engine, GenerationOptions
-from vqa_app.errors import ModelError, UsageError, VqaError
+from vqa_app.errors import DataError, ModelError, UsageError, VqaError
 from vqa_app.images import ImageLimits
 
 log = logging.getLogger(__name__)
@@ -35,14 +37,34 @@ Update = dict[str, Any]
 MAX_QUESTION = 20_000
 MAX_PICTURES = 8
 OUR_FAULT = "Something went wrong on our side. Please try again."
+NO_ROOM = "The server cannot store anything: its disk is full, or only to be read."
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_NO_ROOM_SQLITE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
 
 
-def message_of(error: BaseException) -> str:
-    """What a person is told; the details of our own mistakes go to the log alone."""
+def message_of(error: BaseException, options: bool = True) -> str:
+    """What a person is told; the details of our own mistakes go to the log alone.
+
+    Args:
+        options: whether it may name options of the shell; errors of data never do.
+    """
     if isinstance(error, VqaError):
-        return without_paths(str(error).replace("\n", " "))
+        named = options and not isinstance(error, DataError)
+        hint = error.hint if named else without_options(error.hint)
+        return without_paths(f"{error.problem} {hint}".strip().replace("\n", " "))
+    if is_no_room(error):
+        log.error("%s (%s)", NO_ROOM, error)
+        return NO_ROOM
     log_unexpected(error)
     return OUR_FAULT
+
+
+def is_no_room(error: BaseException) -> bool:
+    """Whether something could not be stored because of the disk."""
+    if isinstance(error, sqlite3.OperationalError):
+        # The lowest byte is the kind, the others say more of it.
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _NO_ROOM_SQLITE
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
 def log_unexpected(error: BaseException) -> None:
@@ -66,7 +88,7 @@ def question_of(text: Any, pictures: int) -> str:
     Raises:
         UsageError: nothing was, or far too much.
     """
-    question = str(text or "").strip()
+    question = sound(str(text or "")).strip()
     if not question and not pictures:
         raise UsageError("There is nothing to answer.", "Write a question or add a picture.")
     if len(question) > MAX_QUESTION:
@@ -75,6 +97,11 @@ def question_of(text: Any, pictures: int) -> str:
         )
     check_count(pictures)
     return question
+
+
+def chat_of(request: Request) -> str | None:
+    """The id of the request's conversation; None for a new one."""
+    return str(request.get("conversation") or "") or None
 
 
 def check_count(pictures: int) -> None:
@@ -158,7 +185,7 @@ class Desk:
             self._answering.pop(turn, None)
 
     def _open_turn(self, owner: str, request: Request, settings: Settings) -> tuple[Turn, str]:
-        conversation = request.get("conversation") or None
+        conversation = chat_of(request)
         if conversation is not None and self._running(owner, conversation):
             raise UsageError("An answer is still being written here.", "Stop it first.")
         facts = {"style": settings.style}

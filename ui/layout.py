@@ -21,6 +21,7 @@ from ui.chats import act
 from ui.handlers import Desk, Request, Update, known, message_of
 from ui.lessons import teach
 from ui.picking import pick
+from ui.render import sound
 from ui.side_by_side import side_by_side
 from ui.teach import Teaching
 from ui.training import TrainingDesk
@@ -117,6 +118,11 @@ def _train(training: TrainingDesk, owner: str, request: Request) -> Update:
     return training.status(owner)
 
 
+def _asked(event: gr.EventData) -> Request:
+    """What the page sent."""
+    return json.loads(sound(json.dumps(dict(event._data), ensure_ascii=False)))
+
+
 def _packed(update: Update) -> str:
     # The number makes each value a new one: Gradio announces changes only.
     return json.dumps({**update, "n": next(_serial)}, ensure_ascii=False, allow_nan=False)
@@ -134,7 +140,7 @@ def _calling(
     def run(event: gr.EventData, request: gr.Request) -> str:
         number = None
         try:
-            sent = dict(event._data)
+            sent = _asked(event)
             number = sent.get("number")  # the reply brings it back
             return _packed({**handler(owner_of(request), sent), "number": number})
         except Exception as error:
@@ -156,7 +162,7 @@ def _streaming(
         outputs = 1 if live is None else 2
         updates: Iterator[Update | None] = iter(())
         try:
-            updates = handler(owner_of(request), dict(event._data))
+            updates = handler(owner_of(request), _asked(event))
             for update in updates:
                 if update is None:
                     yield gr.skip() if outputs == 1 else (gr.skip(), gr.skip())

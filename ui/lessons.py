@@ -9,6 +9,7 @@ from ui.teach import Teaching
 from vqa_app.errors import UsageError
 
 SHOWN_ROWS = 500
+"""Taught rows that the page gets, until it asks for more."""
 _WITHOUT_HISTORY = (
     "Kept without what was said before it. If its question does not stand alone, edit it in Teach."
 )
@@ -29,16 +30,25 @@ def teach(desk: Desk, teaching: Teaching, owner: str, request: Request) -> Updat
             teaching.edit(owner, str(request.get("row")), question, answer)
         case "delete":
             teaching.delete(owner, str(request.get("row")))
+        case "delete-all":
+            teaching.delete_all(owner)
+        case "undo-import":
+            teaching.undo_import(owner)
         case other:
             raise UsageError(f"Unknown request {str(other)[:40]!r}.", "Reload the page.")
-    return taught(desk, teaching, owner)
+    return taught(desk, teaching, owner, request.get("most"))
 
 
-def taught(desk: Desk, teaching: Teaching, owner: str) -> Update:
-    """The owner's rows as the page shows them."""
+def taught(desk: Desk, teaching: Teaching, owner: str, most: object = None) -> Update:
+    """The owner's rows as the page shows them, latest first.
+
+    Args:
+        most: how many, where the page asked for more than `SHOWN_ROWS`.
+    """
     rows = teaching.rows(owner)
+    shown_rows = max(SHOWN_ROWS, most) if isinstance(most, int) else SHOWN_ROWS
     shown: list[dict[str, Any]] = []
-    for row in rows[:SHOWN_ROWS]:
+    for row in rows[:shown_rows]:
         pictures = []
         for number, digest in enumerate(row.pictures, 1):
             teaching.picture(owner, digest)
@@ -56,7 +66,8 @@ def taught(desk: Desk, teaching: Teaching, owner: str) -> Update:
                 "pictures": pictures,
             }
         )
-    return {"taught": {"rows": shown, "count": len(rows)}}
+    imported = teaching.imported(owner)
+    return {"taught": {"rows": shown, "count": len(rows), "imported": imported}}
 
 
 def _judge(desk: Desk, teaching: Teaching, owner: str, request: Request) -> Update:
@@ -83,7 +94,7 @@ def _judge(desk: Desk, teaching: Teaching, owner: str, request: Request) -> Upda
             said=turn.answer.strip(),
         )
     desk.store.judge(owner, chat, turn.id, verdict)
-    update = {"view": desk.view(owner, chat), **taught(desk, teaching, owner)}
+    update = {"view": desk.view(owner, chat), **taught(desk, teaching, owner, request.get("most"))}
     if not right:
         return update
     # A row is one question: what the model said before may be wrong, and would be trained, too.

@@ -151,6 +151,10 @@ def _write(file: Path, data: bytes) -> None:
     """Whole or not at all, also when two do it at once."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(data)
-    os.replace(temporary, file)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        os.replace(temporary, file)
+    except OSError:  # the disk is full: what came of it would keep it so
+        Path(temporary).unlink(missing_ok=True)
+        raise

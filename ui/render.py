@@ -66,6 +66,17 @@ def without_paths(text: str) -> str:
     return _PATH.sub(r"\1", text)
 
 
+def without_options(hint: str) -> str:
+    """A hint of the shell's without what names options: the page has none."""
+    sentences = (re.sub(r",? or [^.]*--.*", ".", part) for part in re.split(r"(?<=\.) ", hint))
+    return " ".join(sentence for sentence in sentences if "--" not in sentence)
+
+
+def sound(text: str) -> str:
+    """A text without the halves of characters that JSON can hold and no file or database."""
+    return text.encode(errors="replace").decode()
+
+
 def title_of(question: str, pictures: int) -> str:
     """A conversation's first title."""
     words = " ".join(question.split())

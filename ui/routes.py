@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from ui import exchange
@@ -129,8 +130,7 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
     @router.post("/vqa/datasets")
     async def take_data(request: Request, name: str = "data set") -> Response:
         def keep(owner: str, data: bytes) -> dict[str, Any]:
-            training.upload(owner, data, name)
-            return {"done": True}
+            return {"done": True, "replaced": training.upload(owner, data, name)}
 
         return await _sent(request, keep)
 
@@ -150,6 +150,9 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
             file, media_type=_KINDS[file.suffix], headers={"cache-control": "no-cache"}
         )
 
+    for route in router.routes:  # what may be read may be asked for without its content
+        if isinstance(route, APIRoute) and "GET" in route.methods:
+            route.methods.add("HEAD")
     return router
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ui.render import without_paths
+from ui.render import without_options, without_paths
 from vqa_app.errors import DataError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _refuse_outside(rows: Iterable[Row], folder: Path) -> None:
 
 def told(problem: Problem) -> str:
     """What is wrong with sent data, as the sender is told it: with its row, without a path."""
-    what = f"{problem.what} {problem.hint}".strip()
+    what = f"{problem.what} {without_options(problem.hint)}".strip()
     return without_paths(f"{problem.where}: {what}" if problem.where else what)
 
 

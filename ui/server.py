@@ -12,6 +12,7 @@ import sys
 from types import FrameType
 
 import uvicorn
+from starlette.exceptions import HTTPException
 
 from ui.app import Application
 from vqa_app.errors import UsageError
@@ -115,9 +116,13 @@ class _Server(uvicorn.Server):
 
 
 def _is_trouble(record: logging.LogRecord) -> bool:
-    """Streams that are cut at the end are not."""
-    cut = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
-    return not cut and "Cancel" not in record.getMessage()
+    """Streams that are cut at the end are not, nor is a question for one that there is none of:
+    Gradio says so in its answer, which it has begun by then."""
+    error = record.exc_info[1] if record.exc_info else None
+    why = error.__cause__ if error else None
+    unknown = isinstance(why, HTTPException) and why.status_code == 404
+    cut = isinstance(error, asyncio.CancelledError) or "Cancel" in record.getMessage()
+    return not unknown and not cut
 
 
 def serve(application: Application, listener: socket.socket) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ui.pictures import PictureShelf
-from ui.render import without_paths
+from ui.render import sound, without_paths
 from ui.sent import MAX_ROWS, read_sent, told, unpack
 from vqa_app.conversation import SHORT_STYLE
 from vqa_app.errors import DataError, UsageError, VqaError
@@ -94,6 +94,8 @@ class Teaching:
         self._in_use: Counter[str] = Counter()
         self._counts: dict[str, tuple[tuple[int, int], int]] = {}
         """By owner, the file's time and size and how many rows it had then."""
+        self._imported: dict[str, frozenset[str]] = {}
+        """By owner, the rows that came with the latest import, since the server started."""
 
     def home(self, owner: str) -> Path:
         """The owner's data set: `finetune --data` takes its `llava.json`."""
@@ -165,6 +167,25 @@ class Teaching:
             self._write(owner, rows)
             self._sweep(owner, rows)
 
+    def delete_all(self, owner: str) -> None:
+        with self._lock:
+            self._write(owner, [])
+            self._sweep(owner, [])
+
+    def imported(self, owner: str) -> int:
+        """How many rows of the latest import are still there."""
+        with self._lock:
+            latest = self._imported.get(owner, frozenset())
+            return len([row for row in self._rows(owner) if row.id in latest]) if latest else 0
+
+    def undo_import(self, owner: str) -> None:
+        """Removes what the latest import brought."""
+        with self._lock:
+            latest = self._imported.pop(owner, frozenset())
+            kept = [row for row in self._rows(owner) if row.id not in latest]
+            self._write(owner, kept)
+            self._sweep(owner, kept)
+
     def corrected(self, owner: str, turn: str) -> str:
         """The right answer that was taught for a turn, empty where there is none."""
         return next((row.answer for row in self._rows(owner) if row.turn == turn), "")
@@ -206,8 +227,7 @@ class Teaching:
             writer = csv.writer(table)
             writer.writerow(["image", "question", "answer"])
             for row in rows:
-                if len(row.pictures) == 1:
-                    writer.writerow([f"images/{row.pictures[0]}.png", row.question, row.answer])
+                writer.writerow([_cell(row.pictures), row.question, row.answer])
             archive.writestr("rows.csv", table.getvalue())
             for digest in sorted({digest for row in rows for digest in row.pictures}):
                 if self._image(owner, digest).exists():  # no lost one holds back the others
@@ -244,6 +264,8 @@ class Teaching:
                     kept = self._rows(owner)
                     _check_room(len(kept) + len(new))
                     self._write(owner, [*kept, *new])
+                    if new:
+                        self._imported[owner] = frozenset(row.id for row in new)
         return len(new), problems
 
     def _rows_of(self, owner: str, row: Any, digests: dict[str, str]) -> list[TaughtRow]:
@@ -335,12 +357,19 @@ def _check_room(rows: int) -> None:
         raise DataError("There are too many rows.", f"At most {MAX_ROWS:,} fit; delete some first.")
 
 
+def _cell(pictures: Sequence[str]) -> str:
+    """The pictures of a row in one cell of a table; several as a JSON list, which `finetune`
+    reads."""
+    paths = [f"images/{digest}.png" for digest in pictures]
+    return json.dumps(paths) if len(paths) > 1 else "".join(paths)
+
+
 def _json(rows: Sequence[TaughtRow]) -> str:
     return json.dumps([row.to_llava() for row in rows], ensure_ascii=False, indent=1)
 
 
 def _checked(what: str, text: str, may_be_empty: bool = False) -> str:
-    text = text.strip()
+    text = sound(text).strip()
     if not text and not may_be_empty:
         raise DataError(f"The {what} is empty.", "Write one.")
     if len(text) > LONGEST_TEXT:

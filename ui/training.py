@@ -13,6 +13,7 @@ from typing import Any
 
 from finetune.run_files import WATCH_FOLDER
 from ui import before_after
+from ui.choices import quantization
 from ui.handlers import Desk, Request, Update, message_of
 from ui.jobs import Job, JobFiles, State
 from ui.recipe import Wanted, knows_world, settings_for
@@ -34,6 +35,7 @@ class TrainingDesk:
         data_dir: `runs`, `trainings` (what the page knows of them), `datasets` (for everybody, put
             there by who runs the server) and `uploads` (each owner's) lie in it.
         train: `finetune.train.train`, or what stands in for it in tests.
+        device: where to train, as `finetune.config.FinetuneConfig` takes it.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class TrainingDesk:
         desk: Desk,
         teaching: Teaching,
         train: Callable[..., Any] | None = None,
+        device: str = "auto",
     ) -> None:
         self.data_dir, self.desk, self.teaching = data_dir, desk, teaching
-        self._train = train
+        self._train, self.device = train, device
         self._files = JobFiles(data_dir / "trainings", data_dir / "runs")
         self.job: Job | None = self._files.latest()
         self._ended: dict[str, Job | None] = {}
@@ -92,25 +95,43 @@ class TrainingDesk:
             raise UsageError("No data is chosen.", "Tick at least one data set.")
         return paths
 
-    def upload(self, owner: str, data: bytes, sent_as: str) -> None:
-        """Keeps a zip file, or a table or JSON file, with a data set of this owner's.
+    def upload(self, owner: str, data: bytes, sent_as: str) -> bool:
+        """Keeps a zip file, or a table or JSON file, with a data set of this owner's; whether it
+        took the place of one of the same name.
 
         Raises:
-            DataError: it holds no data, or names pictures outside itself.
+            DataError: it holds no row that can be used, or names pictures outside itself.
+            UsageError: the training that runs reads the one of the same name.
         """
         name = " ".join(re.sub(r"[^\w\-]+", " ", Path(sent_as).stem).split())[:60] or "data set"
         folder = dict(self._folders(owner))["upload"] / name
-        if folder.exists():
-            raise DataError(f"There is a data set {name!r} already.", "Rename the file.")
         partial = folder.with_name(f".{name}.part")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
             unpack(data, partial, sent_as)
-            read_sent(partial)
-            partial.rename(folder)
+            found = read_sent(partial)
+            if not found.rows:
+                why = told(found.problems[0]) if found.problems else "The data holds no rows."
+                raise DataError(f"No row of {name!r} can be used: {why}")
+            with self._lock:  # no training starts meanwhile
+                if replaced := folder.exists():
+                    self._refuse_read(owner, f"upload:{name}")
+                    shutil.rmtree(folder)
+                partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+        return replaced
+
+    def _refuse_read(self, owner: str, key: str) -> None:
+        """Raises UsageError: the run of this owner's that goes on reads a data set."""
+        job = self.job
+        runs = job is not None and job.running and job.owner == owner
+        if runs and key in (job.request.get("sources") or []):
+            raise UsageError(
+                "The training that runs reads the data set of this name.",
+                "Wait for its end, or rename the file.",
+            )
 
     def check(self, owner: str, request: Request) -> Update:
         """What is in the chosen data, and what is wrong with it, before anything trains."""
@@ -156,6 +177,7 @@ class TrainingDesk:
                 "A model with a separate adapter cannot be trained here.",
                 "Merge it first: vqa-app merge.",
             )
+        stage = _stage_of(stage, quantization(base))
         name = re.sub(r"[^\w\-]+", "-", str(request.get("name") or "")).strip("-")[:40]
         name = name or time.strftime("taught-%Y-%m-%d-%H%M%S")
         with self._lock:
@@ -246,7 +268,7 @@ class TrainingDesk:
                 self._compare(job, taught)
             self._set_state(job, "done")
         except Exception as error:
-            job.error = message_of(error)
+            job.error = message_of(error, options=False)
             self._set_state(job, "failed")
 
     def _train_it(self, job: Job, paths: list[str], wanted: Wanted, skip_bad: bool) -> bool:
@@ -256,7 +278,9 @@ class TrainingDesk:
         rehearsed = self.data_dir / "rehearsal" / job.name
         if wanted.rehearse and knows_world(job.base):
             job.messages.append("Drawing pictures of its own world, so that it forgets less.")
+            job.phase = "drawing"
         settings = settings_for(paths, job.base, wanted, rehearsed, job.name)
+        job.phase = "loading"
         if settings.get("eval_data"):
             job.curve = "Right: taught rows and its own world, %"
         config = FinetuneConfig(
@@ -266,6 +290,7 @@ class TrainingDesk:
             out=str(job.run),
             eval_questions=100,
             feature_dir=str(self.data_dir / "features"),
+            device=self.device,
             workers=1,
             max_bad=MAX_ROWS if skip_bad else 0,
             **settings,
@@ -340,6 +365,22 @@ class TrainingDesk:
                 with contextlib.suppress(OSError, VqaError):
                     file = folder / f"{digest}.png"
                     self.desk.bring(job.owner, file.read_bytes(), "picture.png", OWN_FILES)
+
+
+def _stage_of(stage: str, quantized: str | None) -> str:
+    """The stage that trains a model as it is loaded: LoRA on weights of 4 bits is qlora.
+
+    Raises:
+        UsageError: it would train others, several times as large.
+    """
+    if quantized is None or stage == "qlora":
+        return stage
+    if (quantized, stage) == ("4bit", "lora"):
+        return "qlora"
+    raise UsageError(
+        f"This model is loaded in {quantized[0]} bits, and {stage} cannot train it so.",
+        "Choose qlora, which trains it in 4 bits.",
+    )
 
 
 def _number(what: str, value: Any, low: float, high: float) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 
-from ui.handlers import Desk, Request, Update, log_unexpected
+from ui.handlers import Desk, Request, Update, chat_of, log_unexpected
 from ui.render import conversation_of
 from ui.store import Turn
 from vqa_app.conversation import Conversation
@@ -46,7 +46,7 @@ class Warming:
 
     def _draft(self, owner: str, request: Request, pictures: list[str]) -> Conversation:
         store = self.desk.store
-        conversation = request.get("conversation") or None
+        conversation = chat_of(request)
         turns: list[Turn] = []
         if conversation is not None and request.get("replaces"):
             old = store.turn(owner, conversation, str(request["replaces"]))

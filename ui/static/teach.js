@@ -42,11 +42,13 @@
   }
 
   const judge = (turn, verdict, correction = "") =>
-    vqa.send("teach", { do: "judge", conversation: vqa.state.view.conversation, turn: turn.id, verdict, correction });
+    teach("judge", { conversation: vqa.state.view.conversation, turn: turn.id, verdict, correction });
 
-  vqa.on("shown", (name) => name === "teach" && vqa.send("teach", { do: "list" }));
+  vqa.on("shown", (name) => name === "teach" && teach("list"));
 
   let taught = null;
+  let most = 0; // rows that are to be shown; the server's own number until more are asked for
+  const teach = (deed, more = {}) => vqa.send("teach", { do: deed, most, ...more });
   vqa.on("taught", (what) => {
     taught = what;
     drawTaught();
@@ -54,16 +56,30 @@
 
   function drawTaught() {
     if ($("taught").querySelector("form")) return; // a row is being edited; drawn when that ends
-    const { rows, count } = taught;
+    const { rows, count, imported } = taught;
     $("taught-count").textContent = !count ? "" : count === 1 ? "1 row" : `${count.toLocaleString()} rows`;
     for (const node of document.querySelectorAll("#view-teach .with-rows")) node.hidden = !count;
-    vqa.redraw($("taught"), () => $("taught").replaceChildren(...rows.map(rowOf)));
+    vqa.redraw($("taught"), () => $("taught").replaceChildren(...rows.map(rowOf), ...(count > 1 || imported ? [rest(rows.length, count, imported)] : [])));
     if (!count) {
       $("taught").append(el("li.nothing", {},
         "Nothing yet. Ask something, press thumbs down under the answer and write the right one: it appears here.",
         el("button.chip", { "data-view-of": "chat" }, "Go to the chat")));
     }
-    else if (count > rows.length) $("taught").append(el("li.note", {}, `The latest ${rows.length} are shown.`));
+  }
+
+  /** Under the rows: more of them, and what removes many at once. */
+  function rest(shown, count, imported) {
+    const words = (number) => (number === 1 ? "1 row" : `${number.toLocaleString()} rows`);
+    const link = (text, onclick) => el("button.link", { onclick }, text);
+    const sure = (title, text, deed) => () => vqa.confirm(title, text, () => teach(deed));
+    return el("li.note", {}, el("div.actions", {},
+      count > shown ? el("span", {}, `The latest ${shown.toLocaleString()} are shown.`) : null,
+      count > shown ? link("Show more", () => {
+        most = shown + 500;
+        teach("list");
+      }) : null,
+      imported ? link("Take back the last import", sure("Take back the last import?", `${words(imported)} that it brought.`, "undo-import")) : null,
+      count > 1 ? link("Delete all", sure("Delete all rows?", `${words(count)}. An export keeps them.`, "delete-all")) : null));
   }
 
   function rowOf(row) {
@@ -78,7 +94,7 @@
         el("button.icon", { "aria-label": "Edit this row", title: "Edit", onclick: () => edit(item, row) }, icon("pen")),
         el("button.icon", { "aria-label": "Delete this row", title: "Delete",
           onclick: () => vqa.confirm("Delete this row?", `${row.question} ${row.answer}`.trim(), () =>
-            vqa.send("teach", { do: "delete", row: row.id })) }, icon("bin"))));
+            teach("delete", { row: row.id })) }, icon("bin"))));
     return item;
   }
 
@@ -90,7 +106,7 @@
     const form = el("form.texts",
       { onsubmit: (event) => {
         event.preventDefault();
-        vqa.send("teach", { do: "edit", row: row.id, question: question.value, answer: answer.value });
+        teach("edit", { row: row.id, question: question.value, answer: answer.value });
         close();
       } },
       question, answer, el("div.actions", {}, el("button.primary", { type: "submit" }, "Keep"),
@@ -101,6 +117,7 @@
       shown.querySelector("[aria-label='Edit this row']").focus();
       drawTaught();
     }
+    form.addEventListener("keydown", (event) => event.key === "Escape" && close());
     item.querySelector(".texts").replaceWith(form);
     answer.focus();
   }
@@ -115,7 +132,7 @@
       if (!found) return;
       vqa.toast(found.count === 1 ? "1 row imported." : `${found.count.toLocaleString()} rows imported.`);
       if (found.problems.length) vqa.toast(`Left out: ${found.problems.slice(0, 3).join("; ")}`, "error");
-      vqa.send("teach", { do: "list" });
+      teach("list");
     });
   });
 })();

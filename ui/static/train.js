@@ -85,7 +85,9 @@
     const file = el("input", { type: "file", accept: ".zip,.csv,.tsv,.json,.jsonl", hidden: true, "aria-label": "File with a data set" });
     file.addEventListener("change", async () => {
       const [chosen] = file.files;
-      if (chosen && (await vqa.post(`vqa/datasets?name=${encodeURIComponent(chosen.name)}`, chosen))) look();
+      const found = chosen && (await vqa.post(`vqa/datasets?name=${encodeURIComponent(chosen.name)}`, chosen));
+      if (found) look();
+      if (found?.replaced) vqa.toast("It took the place of the data set of the same name.");
       file.value = "";
     });
     const chosen = () => [...$("train-form").querySelectorAll("[name=source]:checked")].map((box) => box.value);
@@ -141,7 +143,7 @@
   });
 
   const STATES = { running: "Training", stopping: "Stopping", comparing: "Comparing before and after", done: "Done", stopped: "Stopped", failed: "Failed" };
-  const PHASES = { loading: "loading the model", checking: "checking the data", encoding: "looking at all pictures once", training: "training", evaluating: "asking questions", saving: "saving", comparing: "asking both models" };
+  const PHASES = { drawing: "drawing pictures of its own world", loading: "loading the model", checking: "checking the data", encoding: "looking at all pictures once", training: "training", evaluating: "asking questions", saving: "saving", comparing: "asking both models" };
 
   let drawn = "";
   function drawJob() {
@@ -181,7 +183,7 @@
         el("li", {}, thumbs(one.pictures), question(one.question, one.expected), el("p", {}, ...along(one.answers))))));
     }
     if (job.messages.length) {
-      parts.push(el("details", {}, el("summary", {}, "Messages"), el("ul.told", {}, ...job.messages.map((text) => el("li", {}, text)))));
+      parts.push(el("details", { open: running }, el("summary", {}, "Messages"), el("ul.told", {}, ...job.messages.map((text) => el("li", {}, text)))));
     }
     redraw(el("div.panel", {}, ...parts));
   }
