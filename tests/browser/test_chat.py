@@ -437,9 +437,18 @@ def test_what_is_asked_in_a_chat_that_is_gone_comes_back(visit, house, monkeypat
     expect(visitor.questions).to_have_text(["And now?"])
 
 
-def test_export_and_import(visit, tmp_path):
+def test_export_and_import(visit, tmp_path, pictures):
+    """The copy has the pictures, the branches and the ratings of the first."""
     visitor = visit()
+    visitor.attach(pictures[0])
     visitor.ask("Keep me?")
+    visitor.page.get_by_label("Answer again").click()
+    visitor.page.wait_for_selector("text='2 / 2'")
+    visitor.answered()
+    right = visitor.page.get_by_label("This is right")
+    right.click()
+    expect(right).to_have_attribute("aria-pressed", "true")
+    first = visitor.page.url
     visitor.page.get_by_label("More for Keep me?").click()
     with visitor.page.expect_download() as download:
         visitor.page.click("[role=menuitem]:has-text('Save as JSON')")
@@ -450,6 +459,15 @@ def test_export_and_import(visit, tmp_path):
     visitor.page.set_input_files("#import-file", str(file))
     expect(visitor.page.locator("#vqa")).to_have_attribute("data-view", "chat")
     expect(visitor.page.locator("#list .title")).to_have_text(["Keep me?", "Keep me?"])
+    expect(visitor.page).not_to_have_url(first)
+    visitor.page.wait_for_selector("text='2 / 2'")
+    expect(right).to_have_attribute("aria-pressed", "true")
+    expect(visitor.page.locator("article .thumb img")).to_have_js_property("naturalWidth", 120)
+    expect(visitor.answers).to_have_text(["You asked 'Keep me?' about one picture."])
+    expect(visitor.page.locator("article .facts")).to_contain_text("75 % sure")
+    visitor.page.get_by_label("Previous version").click()
+    visitor.page.wait_for_selector("text='1 / 2'")
+    expect(right).to_have_attribute("aria-pressed", "false")
 
 
 def test_settings_reach_the_model_and_stay(visit, engine):

@@ -57,6 +57,9 @@ def test_a_white_picture_has_an_edge(visit, tmp_path):
     visitor.attach(picture(tmp_path, 120, 120, "white"))
     visitor.ask("What is it?")
     visitor.attach(picture(tmp_path, 100, 120, "white"))
+    visitor.page.wait_for_function(
+        "[...document.querySelectorAll('.thumb img')].every((image) => image.naturalWidth)"
+    )
     for thumb in (visitor.page.locator("article .thumb"), visitor.page.locator("#tray .thumb")):
         seen = Image.open(BytesIO(thumb.screenshot())).convert("L")
         middle = seen.height // 2
