@@ -11,11 +11,12 @@ from tests.fake_engine import FakeEngine
 from tests.house import House
 from ui import choices
 from ui.downloads import fetch
-from ui.hub import LoadingCancelled
+from ui.hub import Choice, LoadingCancelled
 from ui.picking import pick
 from ui.render import without_paths
 from vqa_app import catalogue
 from vqa_app.errors import ModelError, UsageError
+from vqa_app.manifest import Base, Manifest, write_manifest
 
 
 def test_keys_tell_nothing_of_where_a_model_lies(tmp_path):
@@ -79,6 +80,17 @@ def test_a_download_can_be_stopped(hub):
 
     with pytest.raises(LoadingCancelled):
         fetch("owner/name", stop)
+
+
+def test_a_run_on_four_bits_is_loaded_on_four_bits(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("vqa_app.loading.load_model", lambda *values: given.append(values))
+    monkeypatch.setattr("vqa_app.local_engine.LocalEngine", lambda loaded: None)
+    for kind in ("lora", "qlora"):
+        write_manifest(tmp_path, Manifest(kind, Base("a/b", "f"), "p"))
+        run = Choice("run", "Run", "", "Trained here", str(tmp_path))
+        choices.load(run, lambda *_: None)
+    assert [quantize for *_, quantize, _ in given] == [None, "4bit"]
 
 
 def test_why_a_model_of_the_command_line_fails_names_no_folder():

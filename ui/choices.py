@@ -88,6 +88,18 @@ def named(text: str) -> Choice:
     return replace(_from_hub(text, "named here"), label=text)
 
 
+def quantization(choice: Choice) -> str | None:
+    """How the weights of a choice are quantised: as the command line says, or as those that a run
+    was trained on.
+
+    Raises:
+        ModelError: the run's manifest cannot be understood.
+    """
+    from finetune.verify import quantization_of
+
+    return choice.quantize or quantization_of(Path(choice.source))
+
+
 def load(
     choice: Choice, progress: Progress, *, device: str = "auto", dtype: str = "auto"
 ) -> Engine:
@@ -109,7 +121,7 @@ def load(
     from vqa_app.local_engine import LocalEngine
 
     loaded = load_model(
-        choice.source, choice.adapter, device, dtype, choice.quantize, choice.revision
+        choice.source, choice.adapter, device, dtype, quantization(choice), choice.revision
     )
     progress("Getting ready …")
     return LocalEngine(loaded)
