@@ -9,7 +9,7 @@ import pytest
 from tests.fake_engine import FakeEngine
 from tests.house import choice
 from tests.waiting import PATIENCE, until
-from ui.hub import Hub
+from ui.hub import OFFERED, Hub
 from vqa_app.errors import ModelError, NoRoomError
 
 
@@ -142,4 +142,28 @@ def test_a_model_that_took_long_to_load_is_not_the_first_to_go():
     go_on.set()
     until(lambda: engines["a"].closed)
     assert hub.ready("slow") is engines["slow"] and not engines["slow"].closed
+    hub.close()
+
+
+def test_the_list_keeps_the_latest_of_the_models_that_people_name():
+    engine = FakeEngine()
+
+    def load(chosen, _):
+        if chosen.key == "typo":
+            raise ModelError("There is no such model.", "Look at its name.")
+        return engine
+
+    hub = hub_of({"default": None}, load=load)
+    for key in ("typo", "loaded", "unused"):
+        hub.offer(choice(key))
+    with pytest.raises(ModelError, match="no such"), hub.lease("typo", PATIENCE):
+        pass
+    hub.start("loaded")
+    hub.wait("loaded", PATIENCE)
+    for number in range(OFFERED):
+        hub.offer(choice(f"later-{number}"))
+    hub.offer(choice("later-0"))
+    offered = [one.key for one in hub.choices()]
+    assert offered[:3] == ["default", "loaded", "later-1"] and offered[-1] == "later-0"
+    assert len(offered) == OFFERED + 2
     hub.close()

@@ -20,6 +20,9 @@ from vqa_app.errors import ModelError, NoRoomError, UsageError, VqaError
 
 log = logging.getLogger(__name__)
 
+OFFERED = 20
+"""So many of the models that people named stand in the list: the latest."""
+
 Phase: TypeAlias = Literal["absent", "loading", "ready", "failed"]
 
 
@@ -101,12 +104,22 @@ class Hub:
         self._closed = False
 
     def choices(self) -> list[Choice]:
-        return [*self._choices(), *self._named.values()]
+        with self._lock:
+            named = list(self._named.values())
+        return [*self._choices(), *named]
 
     def offer(self, choice: Choice) -> None:
-        """Adds a choice for as long as the server runs."""
-        if choice.key not in {known.key for known in self._choices()}:
+        """Adds a choice, until `OFFERED` others came after it; one that is loaded stays."""
+        if choice.key in {known.key for known in self._choices()}:
+            return
+        with self._lock:
+            self._named.pop(choice.key, None)  # the latest stands last
             self._named[choice.key] = choice
+            for key in list(self._named)[:-OFFERED]:
+                slot = self._slots.get(key)
+                if slot is None or slot.phase in ("absent", "failed"):
+                    self._slots.pop(key, None)
+                    del self._named[key]
 
     def find(self, key: str | None) -> Choice:
         """The choice of a key, the default for None.
