@@ -427,6 +427,15 @@ def test_the_preflight_names_rows_and_problems(school):
     assert str(school.teaching.folder) not in str(found), "the page is told no path"
 
 
+def test_the_preflight_says_how_many_pictures_it_opened(school, monkeypatch):
+    monkeypatch.setattr("ui.training.OPENED", 1)
+    lesson(school)
+    blue = school.shelf.add(Image.new("RGB", (20, 20), "blue"), "blue.png")
+    school.teaching.add("ann", "What is it?", "a cap", [blue])
+    found = school.training.check("ann", {"sources": ["mine"]})["preflight"]
+    assert (found["pictures"], found["opened"], found["problems"]) == (2, 1, [])
+
+
 def test_bad_rows_are_left_out_only_when_wanted(school):
     lesson(school)
     school.go_on.set()

@@ -24,6 +24,8 @@ from vqa_app.images import OWN_FILES
 
 STAGES = ("lora", "projector", "full", "qlora")
 SHOWN_PROBLEMS = 8
+OPENED = 2000
+"""Pictures that the check opens: somebody waits for it. The training itself looks at all."""
 MAX_EPOCHS = 200
 _CHOSEN = ("sources", "stage", "epochs", "lr", "rehearse", "skip")
 
@@ -140,7 +142,7 @@ class TrainingDesk:
         found = read_rows(self._paths(owner, list(request.get("sources") or [])))
         problems = [told(problem) for problem in found.problems]
         pictures: dict[str, Any] = {s.key: s for row in found.rows for s in row.pictures}
-        for source in list(pictures.values())[:2000]:
+        for source in list(pictures.values())[:OPENED]:
             try:
                 source.open()
             except VqaError as error:
@@ -151,6 +153,7 @@ class TrainingDesk:
                 "rows": len(found.rows),
                 "answers": answers,
                 "pictures": len(pictures),
+                "opened": min(len(pictures), OPENED),
                 "problems": problems[:SHOWN_PROBLEMS],
                 "more_problems": max(0, len(problems) - SHOWN_PROBLEMS),
             }

@@ -123,6 +123,7 @@
 
   vqa.on("preflight", (found) => {
     const words = `${found.rows.toLocaleString()} rows, ${found.answers.toLocaleString()} answers, ${found.pictures.toLocaleString()} pictures.`;
+    const opened = found.opened < found.pictures ? ` Only the first ${found.opened.toLocaleString()} pictures were looked at.` : "";
     const problems = found.problems.map((problem) => el("li", {}, problem));
     const ready = asked;
     asked = null;
@@ -138,7 +139,7 @@
     if (found.more_problems) problems.push(el("li", {}, `and ${found.more_problems.toLocaleString()} more`));
     $("preflight").replaceChildren(
       el("div.panel", {},
-        el("p", {}, el(`span.badge.${problems.length ? "some" : "well"}`, {}, problems.length ? "Problems" : "All fine"), " ", words),
+        el("p", {}, el(`span.badge.${problems.length ? "some" : "well"}`, {}, problems.length ? "Problems" : "All fine"), " ", words, opened),
         problems.length ? el("ul", {}, ...problems) : null, without));
   });
 
