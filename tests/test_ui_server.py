@@ -26,6 +26,7 @@ from tests.fake_engine import FakeEngine
 from tests.ui_server import running
 from tests.waiting import PATIENCE
 from ui.app import Application, create
+from ui.cli import _lock
 from ui.security import COOKIE
 from ui.server import GRACE, _is_trouble, address_for_others, is_loopback, listen
 from vqa_app.errors import ModelError, UsageError
@@ -538,6 +539,18 @@ def test_a_data_folder_that_cannot_be_used_is_named(tmp_path, what, words):
     with pytest.raises(UsageError, match=words) as refusal:
         create(folder, lambda *_: FakeEngine(), list, "fake")
     assert str(folder) in str(refusal.value) and "--data-dir" in str(refusal.value)
+
+
+def test_a_second_server_on_one_folder_is_warned_and_one_after_a_kill_is_not(tmp_path, capsys):
+    """The lock is the system's, not the file that it leaves behind."""
+    (tmp_path / ".lock").write_text("left by a server that was killed")
+    first = _lock(tmp_path)
+    assert first.is_locked and not capsys.readouterr().err
+    _lock(tmp_path)
+    assert "another server uses this data folder" in capsys.readouterr().err
+    first.release()
+    _lock(tmp_path).release()
+    assert not capsys.readouterr().err
 
 
 def test_a_stream_that_there_is_not_leaves_the_terminal_quiet(tmp_path, caplog):

@@ -27,6 +27,8 @@ from vqa_app.model_options import (
 from vqa_app.sources import stay_offline
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
     from ui.hub import Hub
 
 app = typer.Typer(add_completion=False)
@@ -118,11 +120,13 @@ def chat(
         limits=ImageLimits.of(max_file_mb, max_megapixels),
         device=device,
     )
+    lock = _lock(folder)  # the operating system drops it, whatever ends the process
     application.desk.hub.start()
     threading.Thread(target=_tell_failure, args=(application.desk.hub,), daemon=True).start()
     if not no_browser:
         threading.Thread(target=_open, args=(address,), daemon=True).start()
     serve(application, listener)
+    lock.release()
     leave()
 
 
@@ -145,6 +149,26 @@ def _path(root_path: str) -> str:
     if not re.fullmatch(r"(/[\w.~%-]+)*", path, re.ASCII):
         raise UsageError(f"--root-path {root_path!r} is no path.", "Write it like /vqa.")
     return path
+
+
+def _lock(folder: Path) -> BaseFileLock:
+    """Takes the data folder's lock, or says on the terminal that another server has it. On disks
+    that know no locks nothing is said."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock", timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        print(
+            "Warning: another server uses this data folder. Answers and a training that are under "
+            "way there are shown here as stopped.",
+            file=sys.stderr,
+            flush=True,
+        )
+    except (OSError, NotImplementedError):
+        pass
+    return lock
 
 
 def _tell_failure(hub: Hub) -> None:
