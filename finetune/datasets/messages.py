@@ -27,6 +27,7 @@ ROLES: dict[str, Role] = {
 }
 _MARK = re.compile(r"<image>|<image (\d+)>|(?:Picture \d+: *)?<img>(.*?)</img>")
 """A picture's place: LLaVA's, MMMU's, and Qwen-VL's, which holds the path."""
+_SAID = ("from", "role", "value", "content")
 _OTHER_MARK = re.compile(r"\A\s*(<video>|<audio>|<image_?\d+>)|(<video>|<audio>)\s*\Z")
 
 
@@ -54,9 +55,12 @@ def from_messages(
         role = ROLES.get(str(speaker).lower())
         if role is None:
             raise BadRow(f"{where} is from {speaker!r}.", f"Known are {', '.join(ROLES)}.")
-        if len(message) > 2:
-            unread |= _unread(message, role, where)
-        if beside := pictures_beside(message, context, where):
+        beside: list[PictureSource] = []
+        if len(message) > 2:  # nearly all say who speaks, and what
+            further = {k: v for k, v in message.items() if k not in _SAID and not missing(v)}
+            beside = pictures_beside(further, context, where)
+            unread |= _unread(further, role, where)
+        if beside:
             pieces = _with_pictures_beside(content, beside, where, context)
         else:
             pieces = _pieces(content, waiting, len(pictures), where, context)
@@ -83,7 +87,7 @@ def from_messages(
 
 
 def _unread(message: Mapping[str, Any], role: Role, where: str) -> set[str]:
-    """What of a message never reaches the model.
+    """What of a message, beside who speaks and what, never reaches the model.
 
     Raises:
         BadRow: an answer that is not to be trained, as OpenAI ("weight"), ms-swift ("loss") and
@@ -92,19 +96,19 @@ def _unread(message: Mapping[str, Any], role: Role, where: str) -> set[str]:
     if role == "assistant":
         weight = message.get("weight")
         marks = [key for key in ("loss", "train", "training") if message.get(key) is False]
-        if isinstance(weight, (int, float)) and not missing(weight) and weight != 1:
+        if isinstance(weight, (int, float)) and weight != 1:
             marks.append("weight")
         if marks:
             raise BadRow(
                 f"{where} says {marks[0]!r}: {message[marks[0]]}; here all answers are trained.",
                 "End the conversation before its question, or remove the row.",
             )
-    return {
-        f"message.{key}"
+    keys = {
+        key
         for key, value in message.items()
-        if key not in ("from", "role", "value", "content")
-        and not (missing(value) or isinstance(value, bool) or is_bookkeeping(str(key)))
-    } - {f"message.{key}" for key in picture_columns(message)}
+        if not (isinstance(value, bool) or is_bookkeeping(str(key)))
+    }
+    return {f"message.{key}" for key in keys.difference(picture_columns(message) if keys else ())}
 
 
 def with_marks(

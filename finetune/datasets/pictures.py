@@ -118,14 +118,15 @@ def pictures_beside(
 ) -> list[PictureSource]:
     """The pictures that a message names beside its text, as Ollama and some ShareGPT files do.
 
+    Args:
+        message: without its text.
+
     Raises:
         BadRow: as `pictures_of`.
     """
-    if len(message) == 2:  # who speaks, and what: nearly all are so
-        return []
     columns = picture_columns(message)
     if not columns:
-        _refuse_unread({k: v for k, v in message.items() if k not in ("content", "value")})
+        _refuse_unread(message)
     named = (item for column in columns for item in _listed(message[column]))
     return [picture_from(item, context, where) for item in named]
 
