@@ -212,6 +212,12 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
             )
         if self.fsdp and self.deepspeed:
             raise UsageError("Both fsdp and deepspeed are given.", "Choose one of them.")
+        for option, value in (("stage", "qlora"), ("optimizer", "adamw-8bit")):
+            if (self.fsdp or self.deepspeed) and getattr(self, option) == value:
+                raise UsageError(
+                    f"{option} {value} cannot be sharded by fsdp or deepspeed.",
+                    f"Choose another {option}, or leave fsdp and deepspeed out.",
+                )
 
     def replace(self, **changes: Any) -> FinetuneConfig:
         return dataclasses.replace(self, **changes)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.config import FinetuneConfig, Stage
 from finetune.progress import counted
+from vqa_app.errors import UsageError
 from vqa_app.sizes import in_words
 
 if TYPE_CHECKING:
@@ -180,14 +181,15 @@ def decide(
         longest: tokens of the longest.
         labels: trained tokens of the one with most.
         trainable: parameters.
+
+    Raises:
+        UsageError: the 8-bit optimiser is asked for and not to be had.
     """
     lr, projector_lr = learning_rates(config, shape.width)
     rank, alpha, dropout = lora_settings(config, shape.width)
     batch, steps = steps_of(config, sequences, hardware.processes)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and hardware.computes_bf16)
-    eight_bit = config.optimizer == "adamw-8bit" or (
-        config.optimizer == "auto" and hardware.on_gpu and _has_bitsandbytes()
-    )
+    eight_bit = _eight_bit_optimizer(config, hardware)
 
     def plan(micro: int, checkpointing: bool) -> MemoryPlan:
         return MemoryPlan(
@@ -324,6 +326,18 @@ def filled_in(config: FinetuneConfig, settings: Settings) -> FinetuneConfig:
     """The config with what was decided in its place: the manifest says what was really done."""
     decided = {name: value for name, value in asdict(settings).items() if hasattr(config, name)}
     return config.replace(**{k: v for k, v in decided.items() if getattr(config, k) is None})
+
+
+def _eight_bit_optimizer(config: FinetuneConfig, hardware: Hardware) -> bool:
+    if config.optimizer == "auto":  # on a CPU it is slow, and its kernels know no shards
+        sharded = config.fsdp or config.deepspeed
+        return hardware.device == "cuda" and not sharded and _has_bitsandbytes()
+    if config.optimizer == "adamw-8bit" and (hardware.device == "mps" or not _has_bitsandbytes()):
+        why = "does not compute on mps" if hardware.device == "mps" else "is not installed"
+        raise UsageError(
+            f"optimizer adamw-8bit is bitsandbytes', which {why}.", "Choose optimizer adamw."
+        )
+    return config.optimizer == "adamw-8bit"
 
 
 def _has_bitsandbytes() -> bool:

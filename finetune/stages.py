@@ -100,11 +100,8 @@ def settle(stage: StageRun, saved: Path | None) -> Settings:
             losses are those of an uninterrupted run whatever memory is free now.
     """
     config, text = stage.config, text_config(stage.loaded.model)
-    device = device_of(config).split(":")[0]
-    if device == "mps" and config.optimizer == "auto":
-        config = config.replace(optimizer="adamw")  # the 8-bit one is CUDA's
     hardware = Hardware(
-        device,
+        device_of(config).split(":")[0],
         held_memory(config),
         free_memory(config),
         computes_bf16(config),

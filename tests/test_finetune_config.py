@@ -118,6 +118,8 @@ def test_what_a_file_names_can_be_looked_at_before_training(command: str, tmp_pa
         ({"seed": 2**70}, "seed is"),
         ({"recipe": "llava", "stage": "projector"}, "recipe"),
         ({"fsdp": "default", "deepspeed": "zero2"}, "fsdp and deepspeed"),
+        ({"fsdp": "default", "stage": "qlora"}, "qlora cannot be sharded"),
+        ({"deepspeed": "zero3", "optimizer": "adamw-8bit"}, "adamw-8bit cannot be sharded"),
     ],
 )
 def test_a_wrong_value_is_named(values: dict, said: str) -> None:

@@ -16,7 +16,7 @@ from finetune.config import FinetuneConfig
 from finetune.defaults import Hardware, Shape, activation_bytes, decide, describe
 from finetune.freezing import freeze, projector_parameters, trainable
 from finetune.objective import Objective
-from vqa_app.errors import ModelError
+from vqa_app.errors import ModelError, UsageError
 from vqa_app.loading import load_model
 
 GB = 10**9
@@ -89,6 +89,21 @@ def settle(
         trainable=10**7,
         hardware=Hardware(device, 14 * GB, memory - 14 * GB, True, processes),
     )
+
+
+def test_the_8_bit_optimiser_is_chosen_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.defaults._has_bitsandbytes", lambda: True)
+    assert settle(LARGE, 100)[0].eight_bit_optimizer
+    for device in ("cpu", "mps"):
+        assert not settle(LARGE, 100, device=device)[0].eight_bit_optimizer
+    assert settle(LARGE, 100, device="cpu", optimizer="adamw-8bit")[0].eight_bit_optimizer
+    for sharding in ({"fsdp": "default"}, {"deepspeed": "zero3_offload"}):
+        assert not settle(LARGE, 100, **sharding)[0].eight_bit_optimizer
+    with pytest.raises(UsageError, match="on mps"):
+        settle(LARGE, 100, device="mps", optimizer="adamw-8bit")
+    monkeypatch.setattr("finetune.defaults._has_bitsandbytes", lambda: False)
+    with pytest.raises(UsageError, match="not installed"):
+        settle(LARGE, 100, optimizer="adamw-8bit")
 
 
 def test_a_model_of_llavas_size_gets_llavas_values() -> None:
