@@ -18,6 +18,7 @@ import torch
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from finetune.architecture import plain, shares_prefixes
+from vqa_app.devices import free_memory
 from vqa_app.encoder import on_device
 from vqa_app.prompting import Prompt, end_token_ids
 
@@ -57,7 +58,7 @@ def rows_at_once(model: PreTrainedModel, tokens: int) -> int:
     bytes_per_row = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize * tokens
     budget = _CPU_CACHE_BYTES
     if model.device.type == "cuda":
-        budget = torch.cuda.mem_get_info(model.device)[0] // 4
+        budget = free_memory(model.device) // 4
     return max(1, min(MOST_ROWS, budget // max(1, bytes_per_row)))
 
 

@@ -28,6 +28,7 @@ from finetune.architecture import feature_width, plain
 from finetune.defaults import CPU_TOKENS_AT_ONCE
 from finetune.preflight import in_parallel
 from finetune.samples import Sample
+from vqa_app.devices import is_out_of_memory, release_memory
 from vqa_app.errors import DataError
 from vqa_app.images import Picture
 
@@ -312,12 +313,30 @@ def fill(
 
     # Only pixels wait for the encoder: a photograph at full size may take 100 times as much.
     pictures = in_parallel(read, missing, workers)
-    at_once = pictures_at_once(model)
-    for done in range(0, len(missing), at_once):
-        block = list(islice(pictures, at_once))
-        store.append(missing[done : done + len(block)], encode_pictures(model, block, store.dtype))
+    at_once, done = pictures_at_once(model), 0
+    waiting: list[Tensor] = []
+    while done < len(missing):
+        waiting += islice(pictures, max(0, at_once - len(waiting)))
+        encoded = _encoded(model, waiting[:at_once], store.dtype)
+        if encoded is None:
+            at_once = min(at_once, len(waiting)) // 2
+            release_memory()
+            continue
+        store.append(missing[done : done + len(encoded)], encoded)
+        del waiting[: len(encoded)]
+        done += len(encoded)
         if on_progress:
-            on_progress(done + len(block), len(missing))
+            on_progress(done, len(missing))
+
+
+def _encoded(model: Any, pixels: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
+    """`encode_pictures`; None where there is no memory for so many, but maybe for fewer."""
+    try:
+        return encode_pictures(model, pixels, dtype)
+    except (RuntimeError, MemoryError) as error:
+        if len(pixels) == 1 or not is_out_of_memory(error):
+            raise
+        return None
 
 
 @contextmanager

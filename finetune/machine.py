@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import traceback
+from datetime import timedelta
 from typing import Any
 
 import torch
 
 from finetune.config import FinetuneConfig
+from vqa_app import devices
 from vqa_app.devices import choose_device, computes_in_bfloat16
 from vqa_app.errors import UsageError
+
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for the first one while it answers, saves and verifies alone."""
+
+LESS_MEMORY = "Close other programs, use a smaller model or --stage qlora, or more memory."
 
 
 def join_processes(config: FinetuneConfig) -> tuple[int, int]:
@@ -28,7 +36,7 @@ def join_processes(config: FinetuneConfig) -> tuple[int, int]:
             raise UsageError(
                 f"{option} shards over GPUs, and none is used.", f"Leave {option} out."
             )
-    state = PartialState(cpu=device == "cpu")
+    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
     return state.process_index, state.num_processes
 
 
@@ -69,12 +77,8 @@ def computes_bf16(config: FinetuneConfig) -> bool:
 
 
 def free_memory(config: FinetuneConfig) -> int:
-    """Bytes free on the device."""
-    if device_of(config).startswith("cuda"):
-        return torch.cuda.mem_get_info(torch.device(device_of(config)))[0]
-    import psutil
-
-    return psutil.virtual_memory().available
+    """Bytes free on the device; on mps and cpu the machine's."""
+    return devices.free_memory(torch.device(device_of(config)))
 
 
 def held_memory(config: FinetuneConfig) -> int:
@@ -84,6 +88,19 @@ def held_memory(config: FinetuneConfig) -> int:
     import psutil
 
     return psutil.Process().memory_info().rss
+
+
+def reset_peak_memory(config: FinetuneConfig) -> None:
+    """Counts `peak_memory` of a GPU anew; a program's own cannot be."""
+    if device_of(config).startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(torch.device(device_of(config)))
+
+
+def clear_frames(error: BaseException | None) -> None:
+    """Empties the calls that an error remembers: their variables hold models."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def peak_memory(config: FinetuneConfig) -> int:

@@ -23,6 +23,7 @@ from finetune.distributed import deepspeed_config, fsdp_config
 from finetune.freezing import Frozen, as_adapter, freeze
 from finetune.held_out import Evaluation
 from finetune.machine import (
+    LESS_MEMORY,
     computes_bf16,
     device_of,
     free_memory,
@@ -253,7 +254,7 @@ def make_trainer(
         settings=settings,
         schedule=schedule,
         run=stage.run,
-        evaluation=evaluation.at_step if evaluation else None,
+        evaluation=_evaluating(evaluation) if evaluation else None,
         on_progress=stage.tell,
         should_stop=stop,
     )
@@ -348,6 +349,20 @@ def fit(trainer: FinetuneTrainer, saved: Path | None, stop: Stop) -> None:
         ) from error
     finally:
         stop.training = False
+
+
+def _evaluating(evaluation: Evaluation) -> Callable[[int], dict[str, float]]:
+    """`at_step`; a memory that is full there is none that a smaller micro-batch helps."""
+
+    def at_step(step: int) -> dict[str, float]:
+        try:
+            return evaluation.at_step(step)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ModelError("Out of memory while evaluating.", LESS_MEMORY) from error
+
+    return at_step
 
 
 def _checkpoint_gradients(model: Any) -> None:

@@ -14,7 +14,8 @@ from finetune.config import FinetuneConfig
 from finetune.datasets import check_sources
 from finetune.progress import OnProgress, Progress, counted, describe_metric
 from finetune.stopping import Stop
-from vqa_app.errors import UsageError
+from vqa_app.devices import is_out_of_memory, release_memory
+from vqa_app.errors import ModelError, UsageError
 from vqa_app.quiet import quiet
 
 with quiet():
@@ -23,7 +24,13 @@ with quiet():
     from finetune import leaving, stages
     from finetune.data import read_data
     from finetune.held_out import Evaluation, watched
-    from finetune.machine import device_of, join_processes
+    from finetune.machine import (
+        LESS_MEMORY,
+        clear_frames,
+        device_of,
+        join_processes,
+        reset_peak_memory,
+    )
     from finetune.stage_run import StageRun
 
 
@@ -116,7 +123,31 @@ def run_stage(
 
     Args:
         projector: run whose projector to begin with.
+
+    Raises:
+        ModelError: out of memory; with what was being done.
     """
+    phase = "loading"
+
+    def told(progress: Progress) -> None:
+        nonlocal phase
+        phase = progress.phase
+        tell(progress)
+
+    try:
+        return _stage(config, told, stop, projector)
+    except BaseException as error:
+        clear_frames(error)
+        if not is_out_of_memory(error):
+            raise
+        raise ModelError(f"Out of memory while {phase}.", LESS_MEMORY) from error
+    finally:
+        release_memory()
+
+
+def _stage(
+    config: FinetuneConfig, tell: OnProgress, stop: Stop, projector: Path | None
+) -> RunResult:
     process, processes = join_processes(config)
     loaded, config = stages.load(config, projector, tell)
     data = read_data(config, loaded, tell)
@@ -130,6 +161,7 @@ def run_stage(
     evaluation = Evaluation.of(stage)
     features = stages.keep_features(stage, settings)
     trainer = stages.make_trainer(stage, settings, features, evaluation, stop)
+    reset_peak_memory(config)
     stages.fit(trainer, saved, stop)
     if trainer.stopped:
         where = checkpoint.latest_checkpoint(stage.run)

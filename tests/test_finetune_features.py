@@ -197,6 +197,35 @@ def test_processes_encode_every_picture_between_them_whoever_is_first(
     assert all(digest in store for sample in samples for digest in sample.digests)
 
 
+def test_a_full_memory_halves_what_is_encoded_at_once(
+    tiny_llava_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load(tiny_llava_dir)
+    samples = check(read_rows(data), loaded.processor, max_length=1000).samples
+    store = open_store(loaded.model, loaded.processor, tmp_path, torch.float32, samples[0])
+    tried, room = [], 2
+
+    def encode(model: Any, pixels: Any, dtype: torch.dtype) -> torch.Tensor:
+        tried.append(len(pixels))
+        if len(pixels) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return encode_pictures(model, pixels, dtype)
+
+    monkeypatch.setattr("finetune.features.encode_pictures", encode)
+    monkeypatch.setattr("finetune.features.pictures_at_once", lambda _: 4)
+    fill(store, loaded.model, loaded.processor, samples, workers=1)
+    store.reload()
+    assert tried[:2] == [4, 2] and set(tried[2:]) <= {1, 2}
+    for digest, source in ((sample.digests[0], sample.sources[0]) for sample in samples[:4]):
+        pixels = pixels_of(loaded.processor, source.open())
+        alone = encode_pictures(loaded.model, [pixels], torch.float32)[0]
+        torch.testing.assert_close(store[digest], alone)
+    store.clear()
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        fill(store, loaded.model, loaded.processor, samples, workers=1)
+
+
 def test_a_cpu_encodes_few_large_pictures_together(tiny_llava_dir: Path) -> None:
     model = load(tiny_llava_dir).model
     vision = model.config.vision_config
