@@ -218,6 +218,9 @@ def test_rows_are_edited_exported_deleted_and_imported(school, tmp_path, picture
     page.get_by_label("This is right").click()
     page.click("nav [data-view-of=teach]")
     page.get_by_label("Edit this row").click()
+    page.press("#taught [aria-label='Right answer']", "Escape")
+    expect(page.locator("#taught form")).to_have_count(0)
+    page.get_by_label("Edit this row").click()
     page.fill("#taught [aria-label='Right answer']", "a red hat")
     page.press("#taught [aria-label='Right answer']", "Enter")
     page.wait_for_selector("#taught .right:has-text('a red hat')")
@@ -230,6 +233,26 @@ def test_rows_are_edited_exported_deleted_and_imported(school, tmp_path, picture
     page.wait_for_selector("#taught .nothing")
     page.set_input_files("#rows-file", str(file))
     page.wait_for_selector("#taught .right:has-text('a red hat')")
+
+
+def test_many_rows_are_seen_taken_back_and_deleted(school, tmp_path, monkeypatch):
+    monkeypatch.setattr("ui.lessons.SHOWN_ROWS", 2)
+    page = school.visitor.page
+    page.click("nav [data-view-of=teach]")
+    for name in ("first", "second"):
+        file = tmp_path / f"{name}.csv"
+        rows = "".join(f"What is {n}?,{name}\n" for n in range(3))
+        file.write_text(f"question,answer\n{rows}")
+        page.set_input_files("#rows-file", str(file))
+        expect(page.locator("#taught .right")).to_have_text([name] * 2)
+    page.click("#taught :text('Show more')")
+    expect(page.locator("#taught .right")).to_have_text(["second"] * 3 + ["first"] * 3)
+    page.click("#taught :text('Take back the last import')")
+    page.click("#sheet .danger")
+    expect(page.locator("#taught .right")).to_have_text(["first"] * 3)
+    page.click("#taught :text('Delete all')")
+    page.click("#sheet .danger")
+    page.wait_for_selector("#taught .nothing")
 
 
 def test_what_is_wrong_with_the_data_is_shown_before_anything_trains(school, tmp_path, pictures):
