@@ -124,9 +124,7 @@ def is_done(config: FinetuneConfig) -> bool:
         UsageError: a finished run is there with other options that this stage uses.
     """
     run = Path(config.out)
-    if is_finished(run) and config.resume == "never":
-        shutil.rmtree(run)
-    if not _is_whole(run):
+    if not _is_whole(run) or config.resume == "never":  # what is there goes once data is read
         return False
     before = _read_json(run / IDENTITY_FILE)
     other = _differences(before, before | config.to_dict())

@@ -298,6 +298,12 @@ def test_a_finished_projector_is_kept_and_used_for_what_it_was_trained_on_alone(
     with pytest.raises(UsageError, match="finished run with another data"):
         train(config)
     assert created() == first
+    good = own.read_text()
+    own.write_text("[{}]")
+    with pytest.raises(DataError):  # a finished one is not given up for data that cannot be read
+        train(config.replace(resume="never"))
+    assert created() == first
+    own.write_text(good)
     again(resume="never")
     assert created() != first
 
