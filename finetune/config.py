@@ -110,7 +110,7 @@ class OptimOptions:
     """auto: 8-bit AdamW where there is a GPU and bitsandbytes, else PyTorch's fused AdamW."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the forward pass. auto: bf16 where the processor computes in it. Trained
-    weights stay fp32."""
+    weights stay fp32. GPUs without bf16, such as a T4, train in fp32: there is no fp16."""
     gradient_checkpointing: bool | None = None
     """Recompute activations to save memory. Default: where the memory plan asks for it."""
     seed: int = 0
