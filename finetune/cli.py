@@ -86,7 +86,8 @@ def _finetune(
 
     vqa-app finetune --data my.json --images photos/ --out runs/mine trains the built-in model;
     vqa-app chat --model runs/mine talks to the result. Run the same command again to continue after
-    an interruption. On several GPUs: accelerate launch -m finetune ... with the same options.
+    an interruption. On several GPUs: accelerate launch -m finetune ... with the same options;
+    without GPUs: torchrun --nproc_per_node N -m finetune ...
     """
     chosen = _config(config, options)  # a wrong value is told before torch is imported
     if offline:

@@ -137,6 +137,7 @@ def evaluate_command(
 @app.command("verify")
 def verify_command(
     run: Annotated[Path, typer.Argument(help="Folder of a run or of a merged model.")],
+    device: Device = "auto",
 ) -> None:
     """Check that a trained model still gives what it gave.
 
@@ -144,7 +145,7 @@ def verify_command(
     """
     from finetune.verify import require, verify
 
-    found = verify(run)
+    found = verify(run, device=device)
     require(found)
     print(f"{run} is what was saved. {found.summary}.")
 

@@ -79,6 +79,8 @@ class FeatureStore:
         self.bytes_each = shape[0] * shape[1] * dtype.itemsize
         self._places: dict[bytes, int] = {}
         self._map: np.memmap | None = None
+        self._written: set[bytes] = set()
+        self._seen = 0  # records whose names are in it
         self.reload()
 
     def __len__(self) -> int:
@@ -103,14 +105,14 @@ class FeatureStore:
             return
         named = digests.read_bytes()
         count = min(len(named) // _DIGEST_BYTES, records.stat().st_size // self.bytes_each)
-        names = (named[i * _DIGEST_BYTES : (i + 1) * _DIGEST_BYTES] for i in range(count))
+        names = _split(named[: count * _DIGEST_BYTES])
         self._places = {name: place for place, name in enumerate(names)}
         if count:
             self._map = np.memmap(records, np.uint8, "r", shape=(count, self.bytes_each))
 
     def append(self, digests: Sequence[str], features: Tensor) -> None:
-        """Keeps features [pictures, image tokens, encoder width]; call `reload` before reading
-        them."""
+        """Keeps features [pictures, image tokens, encoder width] of pictures that nobody has kept
+        by now; call `reload` before reading them."""
         if tuple(features.shape[1:]) != self.shape:
             raise ValueError(f"features of shape {tuple(features.shape)}, not [n, {self.shape}]")
         raw = features.to(self.dtype).contiguous().cpu().view(torch.uint8).numpy()
@@ -122,20 +124,33 @@ class FeatureStore:
             # What one of the files lacks, after a power cut, the other must not promise.
             whole = records.stat().st_size // self.bytes_each
             count = min(whole, named.stat().st_size // _DIGEST_BYTES)
+            there = self._names(named, count)
+            new = [i for i, digest in enumerate(digests) if bytes.fromhex(digest) not in there]
             with records.open("r+b") as file:
                 file.seek(count * self.bytes_each)
-                file.write(raw.tobytes())
+                file.write(raw[new].tobytes())
                 file.flush()
                 os.fsync(file.fileno())
             with named.open("r+b") as file:
                 file.truncate(count * _DIGEST_BYTES)
                 file.seek(0, os.SEEK_END)
-                file.write(b"".join(map(bytes.fromhex, digests)))
+                file.write(b"".join(bytes.fromhex(digests[i]) for i in new))
+
+    def _names(self, named: Path, count: int) -> set[bytes]:
+        """The pictures of all records, other processes' too; reads what came since the last
+        time."""
+        if count < self._seen:  # somebody made room
+            self._written, self._seen = set(), 0
+        with named.open("rb") as file:
+            file.seek(self._seen * _DIGEST_BYTES)
+            self._written.update(_split(file.read((count - self._seen) * _DIGEST_BYTES)))
+        self._seen = count
+        return self._written
 
     def clear(self) -> None:
         """Removes everything that is kept."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._places, self._map = {}, None
+        self._places, self._map, self._written, self._seen = {}, None, set(), 0
 
     def touch(self) -> None:
         """Notes that the store is in use: what was not for longest makes room first."""
@@ -148,6 +163,10 @@ class FeatureStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / "lock"):
             yield
+
+
+def _split(digests: bytes) -> list[bytes]:
+    return [digests[i : i + _DIGEST_BYTES] for i in range(0, len(digests), _DIGEST_BYTES)]
 
 
 def make_plan(

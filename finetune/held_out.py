@@ -3,6 +3,7 @@ watch."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +28,10 @@ class Watched:
     """A question whose answers are kept through the run."""
 
     conversation: Conversation
-    expected: str
+    expected: str = ""
     """Empty where nobody knows."""
+    references: tuple[str, ...] = ()
+    """All that counts as right."""
 
 
 @dataclass
@@ -126,6 +129,7 @@ class Evaluation:
                 (w.conversation.messages[-1].text, w.expected, answer, w.conversation.pictures)
                 for w, answer in zip(self.watched, answers, strict=True)
             ],
+            [w.references for w in self.watched],
         )
 
 
@@ -148,7 +152,7 @@ def watched(config: FinetuneConfig) -> tuple[Watched, ...]:
         UsageError: one names no picture.
         ImageError: a picture cannot be read.
     """
-    return tuple(_given(text) for text in config.watch)
+    return tuple(_given(text, config.images) for text in config.watch)
 
 
 def _chosen_to_watch(questions: Sequence[Question]) -> tuple[Watched, ...]:
@@ -156,18 +160,21 @@ def _chosen_to_watch(questions: Sequence[Question]) -> tuple[Watched, ...]:
     for question in spread(questions, WATCHED):
         pictures = {source.key: source.open() for source in question.row.pictures}
         expected = question.row.turns[question.turn].text
-        found.append(Watched(question.conversation(pictures), expected))
+        found.append(Watched(question.conversation(pictures), expected, question.answers))
     return tuple(found)
 
 
-def _given(text: str) -> Watched:
+def _given(text: str, images: Sequence[str]) -> Watched:
     """`picture.png: question?`; the picture's name may hold colons, the question too."""
-    from vqa_app.images import open_picture
+    from vqa_app.images import OWN_FILES, open_picture
 
     for place, letter in enumerate(text):
-        if letter == ":" and Path(text[:place]).is_file() and text[place + 1 :].strip():
-            picture = open_picture(Path(text[:place]))
-            return Watched(Conversation.ask(text[place + 1 :].strip(), [picture]), "")
+        if letter == ":" and (asked := text[place + 1 :].strip()):
+            for folder in ("", *images):
+                path = Path(os.path.expanduser(folder), os.path.expanduser(text[:place]))
+                if os.path.isfile(path):  # where it is too long for a name, too
+                    picture = open_picture(path, limits=OWN_FILES)
+                    return Watched(Conversation.ask(asked, [picture]))
     raise UsageError(
         f"The watch question {text!r} names no picture that is there.",
         "Write it as `picture.png: question?`.",

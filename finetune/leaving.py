@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from finetune import checkpoint, report
+from finetune.data import Data
 from finetune.datasets import Row
 from finetune.defaults import Settings, filled_in
+from finetune.evaluate import EvalResult
+from finetune.freezing import trainable
 from finetune.golden import GOLDEN_FOLDER, record_golden
 from finetune.held_out import Evaluation, scores_of
-from finetune.machine import peak_memory, wait
+from finetune.machine import device_of, peak_memory, wait
 from finetune.progress import Progress
 from finetune.run_files import METRICS_FILE, REPORT_FILE
 from finetune.run_folder import command_of
 from finetune.stage_run import StageRun
 from finetune.trainer import FinetuneTrainer
-from finetune.verify import require, verify
+from finetune.verify import quantization_of, require, verify
 from vqa_app.conversation import Conversation
+from vqa_app.devices import is_out_of_memory, release_memory
+from vqa_app.errors import ModelError, NoRoomError
 from vqa_app.loading import LoadedModel, load_model
 from vqa_app.manifest import Base, Manifest, read_manifest
 from vqa_app.prompting import prompt_hash
@@ -50,12 +57,19 @@ def finish(
             checkpoint.load_weights(trainer.objective.model, stage.config.stage, saved[kept])
     peak = in_words(peak_memory(stage.config))
     stage.tell(Progress("training", message=f"Memory: at most {peak} was in use."))
+    if state_dict is None:
+        trainer.release()
     unset_hf_deepspeed_config()  # else what is loaded from here on would be sharded by ZeRO-3
     scores = {}
     if stage.process == 0:
         stage.tell(Progress("saving"))
-        save(stage, trainer.settings, trainer.objective.model, state_dict)
-        scores = write_report(stage, evaluation, trainer.state.global_step, kept)
+        model = trainer.objective.model
+        save(stage, trainer.settings, model, state_dict)
+        result = _answered(evaluation, kept)
+        if state_dict is None:
+            _empty(model)  # it is wanted no more, and a second one may have no room beside it
+        check(stage, model, state_dict)
+        scores = write_report(stage, evaluation, result, trainer.state.global_step)
         shutil.rmtree(stage.run / checkpoint.CHECKPOINTS, ignore_errors=True)
         message = f"Saved {stage.run}; report: {stage.run / REPORT_FILE}"
         stage.tell(Progress("saving", message=message))
@@ -66,47 +80,102 @@ def finish(
 def save(
     stage: StageRun, settings: Settings, model: Any, state_dict: Mapping[str, Any] | None
 ) -> None:
-    """Writes the run directory, and verifies that it opens and gives what it gave.
+    """Writes the run directory.
 
     Args:
         model: with the weights to keep.
-        state_dict: the weights, where the model is sharded over processes.
+        state_dict: the weights, where the model is sharded over processes; then this process alone
+            cannot compute with it, and `check` adds the golden prompts.
     """
-    run, data, processor = stage.run, stage.data, stage.loaded.processor
+    data, processor = stage.data, stage.loaded.processor
     manifest = Manifest(
         kind=stage.config.stage,
         base=base_of(stage.loaded),
         prompt_hash=prompt_hash(processor),
         data_hash=data.train.data_hash(),
+        earlier=earlier_of(stage.loaded),
         seed=stage.config.seed,
         config=filled_in(stage.config, settings).to_dict(),
         command=command_of(stage.config, stage.processes),
     )
-    golden = golden_conversations(data.held_out.rows, data.train.rows)
-    if state_dict is None:
-        checkpoint.save_run(run, model, processor, manifest, golden)
-        require(verify(run))
-    else:  # this process alone cannot compute with it
-        checkpoint.save_run(run, model, processor, manifest, state_dict=state_dict)
-        whole = load_model(str(run))
-        with checkpoint.whole_directory(run / GOLDEN_FOLDER) as folder:
-            record_golden(whole.model, whole.processor, golden, folder)
-        require(verify(run, whole))
+    golden = _golden(stage) if state_dict is None else ()
+    checkpoint.save_run(stage.run, model, processor, manifest, golden, state_dict=state_dict)
+
+
+def check(stage: StageRun, model: Any, state_dict: Mapping[str, Any] | None) -> None:
+    """Looks whether the saved run opens and is what was trained; tells where there is no room to
+    load it.
+
+    Args:
+        model: as for `save`; only which of its parameters trained is asked.
+        state_dict: as for `save`.
+
+    Raises:
+        ModelError: it is not.
+    """
+    run, device = stage.run, device_of(stage.config)
+    try:
+        if state_dict is not None:
+            _check_gathered(stage, {name for name, _ in trainable(model)}, state_dict)
+        require(verify(run, device=device))
+    except (NoRoomError, RuntimeError, MemoryError) as error:
+        if not (isinstance(error, NoRoomError) or is_out_of_memory(error)):
+            raise
+        message = f"Not verified: there is no room on {device} to load {run} again."
+        if (run / GOLDEN_FOLDER).exists():
+            message += f" Do it later: vqa-app verify {run}"
+        stage.tell(Progress("saving", message=message))
+
+
+def _check_gathered(stage: StageRun, names: Collection[str], state_dict: Mapping[str, Any]) -> None:
+    """Compares the saved weights with those that were gathered, and records golden prompts with
+    them."""
+    run, device = stage.run, device_of(stage.config)
+    quantize = quantization_of(run)
+    opened = load_model(str(run), device=device, quantize=quantize, merge=False)
+    saved = opened.model.state_dict()
+    for name in sorted(names):
+        now, then = saved[name], state_dict[name]
+        if not torch.equal(now.cpu(), then.to(now.dtype).cpu()):
+            raise ModelError(f"{run} is not what was trained: {name} differs.", "This is a bug.")
+    with checkpoint.whole_directory(run / GOLDEN_FOLDER) as folder:
+        record_golden(opened.model, opened.processor, _golden(stage), folder)
+
+
+def _golden(stage: StageRun) -> list[Conversation]:
+    return golden_conversations(stage.data.held_out.rows, stage.data.train.rows)
+
+
+def _empty(model: nn.Module) -> None:
+    """Gives its memory back, whoever still holds the model."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    release_memory()
+
+
+def _answered(evaluation: Evaluation | None, kept_step: int) -> EvalResult | None:
+    """The held-out questions answered with the weights that are kept; None where there are none.
+
+    Args:
+        kept_step: the step of these weights.
+    """
+    if evaluation is None or not evaluation.questions:
+        return None
+    return evaluation.results.get(kept_step) or evaluation.result()
 
 
 def write_report(
-    stage: StageRun, evaluation: Evaluation | None, step: int, kept_step: int
+    stage: StageRun, evaluation: Evaluation | None, result: EvalResult | None, step: int
 ) -> dict[str, float]:
     """Writes the report; gives the scores in it.
 
     Args:
+        result: of the evaluation's questions, with the weights that are kept.
         step: the last one.
-        kept_step: the one whose weights are kept.
     """
     scores: dict[str, float] = {}
     worst: Sequence[Any] = ()
-    if evaluation and evaluation.questions:
-        result = evaluation.results.get(kept_step) or evaluation.result()
+    if evaluation is not None and result is not None:
         scores = scores_of(result)
         worst = report.worst_answers(result.predictions, evaluation.questions)
         line: dict[str, Any] = {"step": step, "final": True}
@@ -124,6 +193,26 @@ def base_of(loaded: LoadedModel) -> Base:
     if before is not None and not before.whole_model:
         return before.base
     return Base(loaded.name, loaded.fingerprint, loaded.revision)
+
+
+def earlier_of(loaded: LoadedModel) -> list[dict[str, Any]]:
+    """The runs that the model comes from, the first one first."""
+    before = read_manifest(loaded.source)
+    if before is None:
+        return []
+    trained_on = {"data": before.config.get("data", []), "data_hash": before.data_hash}
+    return [*before.earlier, {"name": loaded.name, **trained_on}]
+
+
+def doubt_held_out(loaded: LoadedModel, data: Data) -> str:
+    """A note for the start where an earlier run may have trained on what is held out now."""
+    before = [run for run in earlier_of(loaded) if run["data_hash"] != data.train.data_hash()]
+    if not (before and data.held_out.rows):
+        return ""
+    return (
+        f"Note: {before[-1]['name']} was trained on other rows; what is held out now may have been"
+        " among them, and then the figures are too good."
+    )
 
 
 def golden_conversations(*parts: Sequence[Row]) -> list[Conversation]:

@@ -17,6 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.metrics import vqa_accuracy
 from finetune.progress import counted
 from finetune.run_files import (
     CARD_FILE,
@@ -52,6 +53,8 @@ class WatchAnswer:
     answer: str
     pictures: tuple[str, ...]
     """Digests; the files lie in the run's `watch` folder."""
+    accuracy: float | None = None
+    """VQA accuracy, 0 to 1; None where nobody knows the right answer."""
 
 
 @dataclass(frozen=True)
@@ -61,22 +64,30 @@ class WorstAnswer:
 
 
 def keep_watch_answers(
-    run: Path, step: int, answered: Iterable[tuple[str, str, str, Sequence[Picture]]]
+    run: Path,
+    step: int,
+    answered: Iterable[tuple[str, str, str, Sequence[Picture]]],
+    references: Sequence[Sequence[str]] = (),
 ) -> None:
     """Adds one evaluation's watch answers to the run.
 
     Args:
         answered: question, expected answer (or ""), the model's answer, pictures.
+        references: for each of them all that counts as right; by default what is expected.
     """
     (run / WATCH_FOLDER).mkdir(parents=True, exist_ok=True)
     with (run / WATCH_FILE).open("a", encoding="utf-8") as file:
-        for question, expected, answer, pictures in answered:
+        for number, (question, expected, answer, pictures) in enumerate(answered):
             for picture in pictures:
                 place = run / WATCH_FOLDER / f"{picture.digest}.png"
                 if not place.exists():
-                    picture.image.save(place)
+                    part = place.with_suffix(".part")  # a full disk may leave half of it
+                    picture.image.save(part, "PNG")
+                    part.replace(place)
             digests = tuple(picture.digest for picture in pictures)
-            kept = WatchAnswer(step, question, expected, answer, digests)
+            right = references[number] if references else [expected] if expected else []
+            accuracy = vqa_accuracy(answer, right) if right else None
+            kept = WatchAnswer(step, question, expected, answer, digests, accuracy)
             file.write(json.dumps(asdict(kept), ensure_ascii=False) + "\n")
 
 
@@ -108,6 +119,8 @@ def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
         "base": _base_in_words(Base(**manifest["base"])),
         "on_hub": Base(**manifest["base"]).on_hub,
         "command": manifest.get("command", ""),
+        "earlier": manifest.get("earlier", []),
+        "doubt": _doubt(manifest),
         "final": final,
         "asked": counted(int(asked), "held-out question") if asked else "held-out questions",
         "before": next((line for line in lines if line.get("step") == 0), {}),
@@ -123,6 +136,23 @@ def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
         context[name] = [_portable(source) for source in manifest["config"].get(name) or ()]
     context["command"] = shlex.join(map(_portable, shlex.split(context["command"])))
     (run / CARD_FILE).write_text(_render("model_card.md.j2", context), encoding="utf-8")
+
+
+def _doubt(manifest: Mapping[str, Any]) -> str:
+    """Why the figures may be too good; empty where nothing speaks for it."""
+    earlier = manifest.get("earlier", [])
+    # What trained on the very same rows has not seen those that are held out of them.
+    if not any(run["data_hash"] != manifest["data_hash"] for run in earlier):
+        return ""
+    trained = "; ".join(f"{_portable(run['name'])} on {_sources(run)}" for run in earlier)
+    return (
+        f"It went on from a model that had been trained on other rows ({trained}): what is held out"
+        " here may have been among them, and the figures too good."
+    )
+
+
+def _sources(run: Mapping[str, Any]) -> str:
+    return ", ".join(map(_portable, run["data"])) or "data that is not named"
 
 
 def _base_in_words(base: Base) -> str:
@@ -229,18 +259,19 @@ def _watch(run: Path) -> list[dict[str, Any]]:
             (answer.question, answer.pictures),
             {"question": answer.question, "expected": answer.expected, "answers": {}},
         )
-        entry["answers"][answer.step] = answer.answer
+        accuracy = answer.accuracy
+        if accuracy is None and answer.expected:  # kept by an earlier version
+            accuracy = float(answer.answer == answer.expected)
+        entry["answers"][answer.step] = (answer.answer, accuracy)
         if "pictures" not in entry:
             paths = [run / WATCH_FOLDER / f"{digest}.png" for digest in answer.pictures]
             opened = [open_picture(p, limits=OWN_FILES) for p in paths if p.exists()]
             entry["pictures"] = [_thumbnail(picture.image) for picture in opened]
     for entry in questions.values():
-        answers: list[tuple[int, int, str]] = []
-        for step, text in sorted(entry["answers"].items()):
-            if answers and answers[-1][2] == text:
-                answers[-1] = (answers[-1][0], step, text)
-            else:
-                answers.append((step, step, text))
+        answers: list[tuple[int, int, str, float | None]] = []
+        for step, (text, accuracy) in sorted(entry["answers"].items()):
+            first = answers.pop()[0] if answers and answers[-1][2] == text else step
+            answers.append((first, step, text, accuracy))
         entry["answers"] = answers
     return list(questions.values())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shlex
@@ -26,7 +27,7 @@ from finetune.run_files import (
     WATCH_FOLDER,
     is_finished,
 )
-from vqa_app.errors import UsageError
+from vqa_app.errors import ModelError, UsageError
 from vqa_app.manifest import MANIFEST_FILE
 
 IDENTITY_FILE = "started.json"
@@ -76,6 +77,22 @@ def start_or_resume(run: Path, config: FinetuneConfig, identity: dict[str, Any])
     run.mkdir(parents=True, exist_ok=True)
     (run / IDENTITY_FILE).write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
     return None
+
+
+def cut_metrics(run: Path, step: int) -> None:
+    """Drops the lines of steps that are about to be taken again."""
+    for name in (METRICS_FILE, WATCH_FILE):
+        path = run / name
+        if not path.exists():
+            continue
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):
+                continue  # the process was killed within this line
+        path.write_text("".join(kept), encoding="utf-8")
 
 
 def divided(run: Path) -> dict[str, Any]:
@@ -203,6 +220,30 @@ def in_use(run: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # on Windows it goes when it is let go
             path.unlink()
         lock.release()
+
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
+@contextlib.contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """Turns what the disk refuses while a run is made into an error that says so.
+
+    Raises:
+        ModelError: with where, and what to do. All that had been saved before is whole.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = str(error.filename or "")
+        if error.errno not in _DISK_ERRORS and not (named and Path(named).is_relative_to(run)):
+            raise
+        last = checkpoint.latest_checkpoint(run)
+        goes_on = f"; it goes on from {last}" if last else ""
+        raise ModelError(
+            f"Cannot write {named or f'to {run}'}: {error.strerror or error}.",
+            f"Make room, or make it writable, and run the same command again{goes_on}.",
+        ) from error
 
 
 def _holder(path: Path) -> str:

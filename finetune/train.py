@@ -91,7 +91,7 @@ def train(
 
     alone = run_folder.in_use(run) if _main_process() else contextlib.nullcontext()
     try:
-        with alone, Stop(cancel) as stop:
+        with alone, run_folder.writing(run), Stop(cancel) as stop:
             run_folder.refuse_finished(run)  # by somebody who was in it until now
             if config.recipe == "llava":
                 return _llava(config, tell, stop)
@@ -119,7 +119,7 @@ def _llava(config: FinetuneConfig, tell: OnProgress, stop: Stop) -> RunResult:
 def run_stage(
     config: FinetuneConfig, tell: OnProgress, stop: Stop, projector: Path | None = None
 ) -> RunResult:
-    """Trains one stage.
+    """Trains one stage, and lets go of all that it held.
 
     Args:
         projector: run whose projector to begin with.
@@ -151,6 +151,8 @@ def _stage(
     process, processes = join_processes(config)
     loaded, config = stages.load(config, projector, tell)
     data = read_data(config, loaded, tell)
+    if doubt := leaving.doubt_held_out(loaded, data):
+        tell(Progress("checking", message=doubt))
     if projector is not None:
         identity = run_folder.identity_of(config, data, loaded.fingerprint)
         run_folder.require_same_data(projector, identity)

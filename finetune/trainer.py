@@ -25,8 +25,10 @@ from finetune.freezing import projector_parameters
 from finetune.machine import from_main, wait
 from finetune.objective import Objective
 from finetune.progress import OnProgress, Progress, describe_metric
-from finetune.run_files import METRICS_FILE, WATCH_FILE
+from finetune.run_files import METRICS_FILE
+from finetune.run_folder import cut_metrics
 from finetune.samples import Sample
+from vqa_app.devices import release_memory
 from vqa_app.errors import DataError, ModelError
 
 _STATE_FILE = "finetune_state.json"
@@ -313,6 +315,15 @@ class FinetuneTrainer(Trainer):
         self.args.eval_on_start = False
         self.train(resume_from_checkpoint=str(folder))
 
+    def release(self) -> None:
+        """Lets go of gradients, optimiser and batches: what comes after training needs the room."""
+        self.accelerator.free_memory()
+        self.model_wrapped, self._ahead = self.model, None
+        self.optimizer = self.lr_scheduler = None
+        self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+        self.objective.zero_grad(set_to_none=True)
+        release_memory()
+
     def gathered_state(self) -> dict[str, torch.Tensor] | None:
         """All parameters by their names in the model, where they are sharded; else None."""
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -334,22 +345,6 @@ def share_of_peak(step: int, steps: int, warm: int, kind: str) -> float:
     if kind == "linear":
         return 1 - done
     return (1 + math.cos(math.pi * done)) / 2 if kind == "cosine" else 1.0
-
-
-def cut_metrics(run: Path, step: int) -> None:
-    """Drops the lines of steps that are about to be taken again."""
-    for name in (METRICS_FILE, WATCH_FILE):
-        path = run / name
-        if not path.exists():
-            continue
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                continue  # the process was killed within this line
-        path.write_text("".join(kept), encoding="utf-8")
 
 
 class _Steps(TrainerCallback):

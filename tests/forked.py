@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
 import signal
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -27,11 +24,18 @@ def in_child(work: Callable[[], object]) -> int:
 
 def together(processes: int, work: Callable[[], object]) -> None:
     """Runs the same in forked processes, with the environment of `accelerate launch`."""
+    from torch.distributed import TCPStore
+
+    # Where they meet is open before they are there, as torchrun has it: a port that is only known
+    # to be free may be another's by then.
+    meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     common = {
         "WORLD_SIZE": processes,
         "LOCAL_WORLD_SIZE": processes,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": _free_port(),
+        "MASTER_PORT": meeting.port,
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": 0,
         "ACCELERATE_USE_CPU": "true",
         "GLOO_SOCKET_IFNAME": "lo",
     }
@@ -39,16 +43,6 @@ def together(processes: int, work: Callable[[], object]) -> None:
         _fork(work, {**common, "RANK": rank, "LOCAL_RANK": rank}) for rank in range(processes)
     ]
     assert _ended(children) == [0] * processes
-
-
-def _free_port() -> int:
-    """A port that torch may open seconds from now: none of those that a system gives to whoever
-    asks for any (from 32768 on Linux, from 49152 elsewhere)."""
-    for port in random.SystemRandom().sample(range(20000, 32000), 100):
-        with socket.socket() as tried, contextlib.suppress(OSError):
-            tried.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no port is free")
 
 
 def _ended(children: Sequence[int], seconds: float = LIMIT) -> list[int]:

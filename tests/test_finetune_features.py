@@ -121,6 +121,22 @@ def test_a_kill_between_records_and_names_loses_the_unnamed_record_only(tmp_path
     assert DIGESTS[6] not in again
 
 
+def test_two_that_fill_a_store_at_once_keep_every_picture_once(tmp_path: Path) -> None:
+    mine, other = (FeatureStore(tmp_path / "e", (2, 3), torch.float32) for _ in range(2))
+    features = torch.arange(8 * 6.0).view(8, 2, 3)
+    for start in (0, 2, 4, 6):  # neither sees by itself what the other has written meanwhile
+        for store in (mine, other):
+            store.append(DIGESTS[start : start + 2], features[start : start + 2])
+    other.append(DIGESTS[3:8], features[3:8])
+    mine.reload()
+    assert (tmp_path / "e" / "features.bin").stat().st_size == 8 * 24 and len(mine) == 8
+    assert all(torch.equal(mine[digest], features[i]) for i, digest in enumerate(DIGESTS))
+    mine.clear()
+    other.append(DIGESTS[:1], features[:1])
+    other.reload()
+    assert len(other) == 1
+
+
 @pytest.mark.parametrize(
     ("limit", "epochs", "use", "said"),
     [

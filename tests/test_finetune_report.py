@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from html.parser import HTMLParser
 from pathlib import Path
@@ -125,6 +126,47 @@ def test_what_came_before_training_is_told_as_such(run: Path) -> None:
     assert "before training 12.50 %" in (run / "README.md").read_text()
 
 
+def test_watch_answers_are_coloured_as_accuracy_counts_them(run: Path) -> None:
+    (run / "watch.jsonl").unlink()
+    ten = ["red"] * 6 + ["crimson"] * 4
+    for step, answer in ((1, "Crimson."), (2, "blue"), (3, "red")):
+        asked = [("Which?", "red", answer, [picture(1)]), ("And?", "", "grey", [picture(2)])]
+        keep_watch_answers(run, step, asked, [ten, ()])
+    keep_watch_answers(run, 4, [("Which?", "red", "A red!", [picture(1)])])
+    write_report(run)
+    html = (run / "report.html").read_text()
+    assert re.findall(r'<td class="(good|bad)">([^<]*)</td>', html) == [
+        ("good", "Crimson."),
+        ("bad", "blue"),
+        ("good", "red"),
+        ("good", "A red!"),
+    ]
+    assert "<td>grey</td>" in html  # nobody knows
+    lines = [json.loads(line) for line in (run / "watch.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["accuracy"]  # as an earlier version kept them
+    (run / "watch.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report(run)
+    assert '<td class="good">red</td>' in (run / "report.html").read_text()
+
+
+def test_a_watched_picture_that_a_full_disk_cut_is_written_again(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = picture(7)
+
+    def full(_: Image.Image, place: Path, *__: object) -> None:
+        Path(place).write_bytes(b"\x89PNG")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(Image.Image, "save", full)
+        keep_watch_answers(run, 40, [("And here?", "", "red", [shown])])
+    keep_watch_answers(run, 40, [("And here?", "", "red", [shown])])
+    with Image.open(run / "watch" / f"{shown.digest}.png") as image:
+        assert image.size == shown.image.size
+
+
 def test_every_accuracy_says_on_how_many_questions_of_what(run: Path) -> None:
     file = run / "metrics.jsonl"
     kept = file.read_text()
@@ -143,6 +185,21 @@ def test_every_accuracy_says_on_how_many_questions_of_what(run: Path) -> None:
     write_report(run)
     card = (run / "README.md").read_text()
     assert "data of its own, test.json" in card and "held out of the training data" not in card
+
+
+def test_a_run_on_a_run_does_not_claim_that_held_out_pictures_are_new_to_it(run: Path) -> None:
+    claim, doubt = "whose pictures it was not trained on", "may have been among them"
+    manifest = json.loads((run / "manifest.json").read_text())
+    earlier = [{"name": "/home/ann/first", "data": ["/home/ann/a.json"], "data_hash": "d1"}]
+    for added, sure in (([], True), ([{**earlier[0], "name": "b", "data_hash": "d2"}], False)):
+        manifest["earlier"] = [*earlier, *added]  # the first one held out the same
+        (run / "manifest.json").write_text(json.dumps(manifest))
+        write_report(run)
+        for name in ("README.md", "report.html"):
+            text = (run / name).read_text()
+            assert (doubt in text) == (not sure)
+            assert sure or "(first on a.json; b on a.json)" in text
+        assert (claim in (run / "README.md").read_text()) == sure
 
 
 def test_the_card_of_a_run_that_was_asked_nothing_says_so(run: Path) -> None:

@@ -6,24 +6,32 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import threading
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from finetune import leaving
 from finetune.config import FinetuneConfig
 from finetune.held_out import Evaluation
 from finetune.objective import Objective
 from finetune.progress import Progress
 from finetune.train import RunResult, train
 from tests.finetune_data import write_data
+from tests.forked import in_child, needs_fork
 from tests.test_finetune_checkpoint import FOUR_BIT_SHAPE
 from tests.tiny import tiny_llava
+from vqa_app.conversation import Conversation, Message
 from vqa_app.errors import DataError, ModelError, UsageError
 from vqa_app.manifest import read_manifest
+
+ANSWER = Message.assistant("red")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +98,11 @@ def test_plain_peft_loads_a_lora_run_with_its_projector(
     base = AutoModelForImageTextToText.from_pretrained(tiny_llava_dir)
     before = base.model.multi_modal_projector.linear_1.weight.detach().clone()
     merged = PeftModel.from_pretrained(base, result.run).merge_and_unload()
-    assert not torch.equal(merged.model.multi_modal_projector.linear_1.weight, before)
+    saved = load_file(result.run / "adapter_model.safetensors")
+    ours = {name.rpartition("multi_modal_projector.")[2]: name for name in saved}
+    now = merged.model.multi_modal_projector.state_dict()
+    assert now and all(torch.equal(tensor, saved[ours[name]]) for name, tensor in now.items())
+    assert not torch.equal(now["linear_1.weight"], before)
 
 
 def test_a_run_describes_itself(result: RunResult, options: dict) -> None:
@@ -180,6 +192,19 @@ def test_a_mistyped_watch_question_is_told_before_anything_is_read(
     with pytest.raises(UsageError, match=r"gone\.png"):
         train(config, told.append)
     assert not told
+
+
+def test_a_watched_picture_may_lie_in_the_folder_of_pictures(
+    options: dict, data: Path, tmp_path: Path
+) -> None:
+    from finetune.held_out import watched
+
+    config = FinetuneConfig(**options, images=(str(data.parent),), watch=("0.png: Which: this?",))
+    (found,) = watched(config)
+    assert found.conversation.messages[0].text == "Which: this?"
+    assert found.conversation.pictures[0].image.size == (20, 16)
+    with pytest.raises(UsageError, match=r"gone\.png.*names no picture"):
+        watched(config.replace(watch=(f"gone.png: {'long ' * 100}: x",)))
 
 
 @pytest.mark.parametrize("missing", ["data", "eval_data", "images"])
@@ -332,6 +357,26 @@ def test_an_adapter_is_gone_on_with_as_it_is(
     assert "checking" not in {progress.phase for progress in told}
     manifest = read_manifest(train(FinetuneConfig(**further, out=str(tmp_path / "on"))).run)
     assert manifest is not None and manifest.config["rank"] == 4
+
+
+def test_a_run_on_a_run_names_it_and_says_that_it_may_know_what_is_held_out(
+    result: RunResult, options: dict, tmp_path: Path
+) -> None:
+    first = read_manifest(result.run)
+    assert first is not None and first.earlier == []
+    further = options | {"model": str(result.run), "max_steps": 1, "eval_every": 0.0, "rank": None}
+    for seed, doubted in ((0, False), (1, True)):  # with the same seed the same is held out
+        told: list[Progress] = []
+        config = FinetuneConfig(**further, seed=seed, out=str(tmp_path / str(seed)))
+        run = train(config, told.append).run
+        assert any("what is held out now may" in p.message for p in told) == doubted
+        manifest = read_manifest(run)
+        assert manifest is not None and manifest.earlier == [
+            {"name": str(result.run), "data": list(options["data"]), "data_hash": first.data_hash}
+        ]
+        card = (run / "README.md").read_text()
+        assert ("whose pictures it was not trained on" in card) == (not doubted)
+        assert ("may have been among them" in card) == doubted
 
 
 @pytest.mark.parametrize("stage", ["projector", "full"])
@@ -503,6 +548,65 @@ def test_a_run_goes_on_where_encoder_outputs_cannot_be_kept(
     assert any("Encoder outputs are not kept" in progress.message for progress in told)
 
 
+def test_what_training_held_is_let_go_before_the_run_is_loaded_again(
+    options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, verify, held = leaving.finish, leaving.verify, {}
+
+    def finishing(stage: Any, trainer: Any, evaluation: Any) -> Any:
+        held["optimizer"] = weakref.ref(trainer.optimizer.optimizer)
+        held["parameters"] = list(trainer.objective.parameters())
+        return finish(stage, trainer, evaluation)
+
+    def verifying(run: Path, **where: str) -> Any:
+        held["where"] = where
+        assert held["optimizer"]() is None
+        assert all(p.grad is None and p.numel() == 0 for p in held["parameters"])
+        return verify(run, **where)
+
+    monkeypatch.setattr(leaving, "finish", finishing)
+    monkeypatch.setattr(leaving, "verify", verifying)
+    train(FinetuneConfig(**options | {"max_steps": 2}, out=str(tmp_path / "run")))
+    assert held["where"] == {"device": "cpu"}
+
+
+def test_where_there_is_no_room_to_load_the_run_it_is_finished_and_told(
+    options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def on_progress(progress: Progress) -> None:
+        told.append(progress.message)
+        if progress.phase == "saving":
+            monkeypatch.setattr("vqa_app.devices.free_memory", lambda _: 5)
+
+    changed = options | {"max_steps": 2}
+    run = train(FinetuneConfig(**changed, out=str(tmp_path / "run")), on_progress).run
+    (said,) = [message for message in told if message.startswith("Not verified")]
+    assert said.endswith(f"no room on cpu to load {run} again. Do it later: vqa-app verify {run}")
+    assert (run / "report.html").exists() and not (run / "checkpoints").exists()
+    monkeypatch.undo()
+    assert leaving.verify(run).ok
+
+
+def test_gathered_weights_are_compared_with_those_that_are_saved(
+    result: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vqa_app.loading import load_model
+
+    run = shutil.copytree(result.run, tmp_path / "run")
+    shutil.rmtree(run / "golden")
+    gathered = load_model(str(run), device="cpu", merge=False).model.state_dict()
+    names = {name for name in gathered if "lora_" in name or "modules_to_save" in name}
+    stage = SimpleNamespace(run=run, config=FinetuneConfig(device="cpu"))
+    monkeypatch.setattr(leaving, "_golden", lambda _: [Conversation.ask("Which?").then(ANSWER)])
+    leaving._check_gathered(stage, names, gathered)
+    assert leaving.verify(run).ok
+    changed = sorted(names)[-1]
+    with pytest.raises(ModelError, match=f"is not what was trained: {re.escape(changed)} differs"):
+        leaving._check_gathered(stage, names, gathered | {changed: gathered[changed] + 1})
+
+
 def test_a_run_that_was_killed_while_it_wrote_its_report_is_finished_by_its_command(
     options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -521,6 +625,60 @@ def test_a_run_that_was_killed_while_it_wrote_its_report_is_finished_by_its_comm
     assert not (done.run / "checkpoints").exists()
     with pytest.raises(UsageError, match="finished run"):
         train(config)
+
+
+@needs_fork
+@pytest.mark.parametrize("most", [200, 2_000])
+def test_a_full_disk_is_told_wherever_it_is_met_and_the_run_goes_on(
+    options: dict, tmp_path: Path, most: int
+) -> None:
+    """At the start, and in the metrics of a step."""
+    changed = options | {"save_every": 0.0, "eval_fraction": 0.0, "max_steps": 20}
+    config = FinetuneConfig(**changed, out=str(tmp_path / "run"))
+
+    def limited() -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        with pytest.raises(ModelError, match=f"Cannot write (to )?{config.out}") as stopped:
+            train(config)
+        assert "File too large" in stopped.value.problem
+        assert "run the same command again" in stopped.value.hint
+
+    assert in_child(limited) == 0
+    done = train(config)
+    assert done.finished and list(losses(done.run)) == list(range(1, 21))
+
+
+def test_a_disk_that_fills_up_in_the_last_act_loses_nothing(
+    options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune import report
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    config = FinetuneConfig(**options, out=str(tmp_path / "run"))
+    with monkeypatch.context() as patch, pytest.raises(ModelError, match="No space") as stopped:
+        patch.setattr(report, "write_report", full)
+        train(config)
+    last = tmp_path / "run" / "checkpoints" / "step-8"
+    assert stopped.value.hint.endswith(f"it goes on from {last}.")
+    told: list[Progress] = []
+    assert train(config, told.append).finished
+    assert not any(progress.loss for progress in told if progress.phase == "training")
+
+
+def test_an_error_that_is_not_of_the_run_s_disk_stays_what_it_is(tmp_path: Path) -> None:
+    from finetune.run_folder import writing
+
+    with pytest.raises(ConnectionError), writing(tmp_path / "run"):
+        raise ConnectionError("gone")
+    with pytest.raises(FileNotFoundError), writing(tmp_path / "run"):
+        (tmp_path / "other").read_text()
+    with pytest.raises(ModelError, match="Cannot write .*run/metrics: No such"):  # noqa: SIM117
+        with writing(tmp_path / "run"):
+            (tmp_path / "run" / "metrics").open("a")
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(

@@ -47,6 +47,8 @@ class Manifest:
     prompt_hash: str
     """See `vqa_app.prompting.prompt_hash`."""
     data_hash: str = ""
+    earlier: list[dict[str, Any]] = field(default_factory=list)
+    """The runs that it went on from, the first one first: `name`, `data`, `data_hash` of each."""
     seed: int = 0
     config: dict[str, Any] = field(default_factory=dict)
     command: str = ""
