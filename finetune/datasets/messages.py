@@ -56,8 +56,8 @@ def from_messages(
         if role is None:
             raise BadRow(f"{where} is from {speaker!r}.", f"Known are {', '.join(ROLES)}.")
         beside: list[PictureSource] = []
-        if len(message) > 2:  # nearly all say who speaks, and what
-            further = {k: v for k, v in message.items() if k not in _SAID and not missing(v)}
+        further = {k: v for k, v in message.items() if k not in _SAID and not missing(v)}
+        if further:
             beside = pictures_beside(further, context, where)
             unread |= _unread(further, role, where)
         if beside:
