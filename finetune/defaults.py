@@ -40,7 +40,7 @@ LLAVA_PROJECTOR_LR = 2e-5
 LLAVA_BATCH: dict[Stage, int] = {"projector": 256, "lora": 128, "qlora": 128, "full": 128}
 LLAVA_RANK = 128
 
-STEPS_WANTED = 600
+STEPS_WANTED = 400
 MOST_EPOCHS = 10
 LEAST_BATCH = 8
 MEMORY_SHARE = 0.8
