@@ -30,6 +30,7 @@ PHONE = {
 
 
 def shoot(visitor: Visitor, folder: Path, name: str) -> None:
+    visitor.page.evaluate("vqa.$('toasts').replaceChildren()")  # told long ago
     visitor.page.wait_for_timeout(500)  # colours and places settle
     image = Image.open(BytesIO(visitor.page.screenshot()))
     image.save(folder / f"{name}.webp", quality=82, method=6)

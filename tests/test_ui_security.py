@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -136,7 +137,8 @@ def test_who_guesses_passwords_waits_and_nobody_else(monkeypatch, caplog):
         assert (await asyncio.gather(*guesses)).count(401) == WRONG_AT_ONCE
         assert await ask("right", "10.0.0.1") == 200 and not guard._wrong
 
-    asyncio.run(tried())
+    with ThreadPoolExecutor(1) as aside:  # Playwright's loop runs in the main thread
+        aside.submit(asyncio.run, tried()).result()
     assert caplog.text.count("Wrong user or password from 10.0.0.1") == WRONG_AT_ONCE
 
 
