@@ -14,6 +14,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the pictures that the rows of `tests.data_rows` name."""
+    from tests.data_rows import picture_folder
+
+    return picture_folder(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def one_thread() -> None:
     """Torch on one thread: tiny models are faster so, and their sums come in one order."""

@@ -17,16 +17,9 @@ from tests.data_rows import (
     llava,
     only_problem,
     only_row,
-    picture_folder,
     said,
     write,
 )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return picture_folder(tmp_path)
-
 
 # Formats
 

@@ -15,18 +15,11 @@ from tests.data_rows import (
     llava,
     only_problem,
     only_row,
-    picture_folder,
     question,
     said,
     write,
 )
 from vqa_app.errors import DataError
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return picture_folder(tmp_path)
-
 
 # Pictures
 

@@ -15,16 +15,10 @@ from tests.data_rows import (
     llava,
     only_problem,
     only_row,
-    picture_folder,
     question,
     said,
     write,
 )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return picture_folder(tmp_path)
 
 
 def chat(asked: object = "What is it?", **answer: object) -> list[dict]:

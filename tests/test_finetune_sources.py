@@ -11,13 +11,8 @@ from pathlib import Path
 import pytest
 
 from finetune.datasets import FOR_TESTING, FOR_TRAINING, read_rows
-from tests.data_rows import llava, only_problem, only_row, picture_folder, question, said, write
+from tests.data_rows import llava, only_problem, only_row, question, said, write
 from vqa_app.errors import DataError
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return picture_folder(tmp_path)
 
 
 def test_a_parquet_data_set_with_picture_columns_in_the_cauldron_layout(folder: Path) -> None:
