@@ -3,7 +3,7 @@ does."""
 
 import sys
 
-from vqa_app.cli import main
+from vqa_app.cli.main import main
 
 if __name__ == "__main__":
     main(["finetune", *sys.argv[1:]])

@@ -1,7 +1,7 @@
 """Everything one can choose about a fine-tuning run. No torch here: `--help` reads this file.
 
 The docstring under each attribute is its help text on the command line; every class is a panel
-there. An attribute that is None is decided from the data and the model by `finetune.defaults`,
+there. An attribute that is None is decided from the data and the model by `finetune.training.plan`,
 which prints what it took.
 """
 

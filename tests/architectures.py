@@ -107,7 +107,7 @@ def llava_onevision(directory: Path) -> Path:
         LlavaOnevisionImageProcessorPil,
     )
 
-    from vqa_app.processors import no_video, without_video
+    from vqa_app.checkpoints.processor import no_video, without_video
 
     words = tokenizer((*CHATML_TOKENS, "<image>", "<video>"))
     grid = [[32, 32], [32, 64], [64, 32], [64, 64]]
@@ -218,7 +218,7 @@ def smolvlm(directory: Path) -> Path:
     from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMProcessor
     from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-    from vqa_app.processors import no_video, without_video
+    from vqa_app.checkpoints.processor import no_video, without_video
 
     words = tokenizer(_SMOL_TOKENS, eos="<end_of_utterance>")
     pictures = SmolVLMImageProcessorPil(
@@ -262,7 +262,7 @@ def _qwen_parts(words: Any) -> dict[str, Any]:
 def _qwen_save(model: Any, processor_class: Any, words: Any, directory: Path) -> Path:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    from vqa_app.processors import no_video, without_video
+    from vqa_app.checkpoints.processor import no_video, without_video
 
     pictures = Qwen2VLImageProcessorPil(
         patch_size=PATCH_SIZE, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
@@ -404,7 +404,7 @@ def internvl(directory: Path) -> Path:
     from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-    from vqa_app.processors import no_video, without_video
+    from vqa_app.checkpoints.processor import no_video, without_video
 
     words = tokenizer(
         (*CHATML_TOKENS, "<img>", "</img>", "<IMG_CONTEXT>", "<video>"),

@@ -16,8 +16,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the pictures that the rows of `tests.data_rows` name."""
-    from tests.data_rows import picture_folder
+    """A folder with the pictures that the rows of `tests.finetune.data_rows` name."""
+    from tests.finetune.data_rows import picture_folder
 
     return picture_folder(tmp_path)
 

@@ -1,7 +1,7 @@
 """An engine without a model, for tests of everything that stands on the `Engine` protocol.
 
 It answers word by word, at once or held back until it is released, waits in line like the real one
-(both use `vqa_app.worker`), fails on demand and remembers what it was asked.
+(both use `vqa_app.engine.worker`), fails on demand and remembers what it was asked.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from tests.waiting import PATIENCE
-from vqa_app.conversation import Conversation
-from vqa_app.engine import (
+from vqa_app.engine.protocol import (
     Answer,
     AttentionMap,
     Delta,
@@ -26,8 +25,9 @@ from vqa_app.engine import (
     Status,
     TokenCount,
 )
+from vqa_app.engine.worker import Cancelled, Worker
 from vqa_app.errors import ContextOverflowError, ModelError
-from vqa_app.worker import Cancelled, Worker
+from vqa_app.prompts.conversation import Conversation
 
 IMAGE_TOKENS = 16
 GRID = 8
@@ -43,7 +43,7 @@ def describe(conversation: Conversation) -> str:
 
 
 class FakeEngine:
-    """A deterministic `vqa_app.engine.Engine`.
+    """A deterministic `vqa_app.engine.protocol.Engine`.
 
     Args:
         answer: see the attribute.

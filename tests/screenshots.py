@@ -15,12 +15,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from finetune.builtin.world import ROOMS, make_scene
-from tests.blorps import blorp
-from tests.browser.conftest import Visitor
-from tests.ui_server import running
-from ui import choices
-from ui.choices import BUILTIN
+from finetune.pretrain.world import ROOMS, make_scene
+from tests.finetune.blorps import blorp
+from tests.ui.browser.conftest import Visitor
+from tests.ui.server import running
+from vqa_app.serving import model_choices
+from vqa_app.serving.model_choices import BUILTIN
 
 WIDE = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {
@@ -113,10 +113,10 @@ def main(folder: Path) -> None:
         work = Path(temporary)
 
         offered = lambda: [  # noqa: E731 - no catalogue: what lies in its cache would show
-            choice for choice in choices.offered(BUILTIN, work / "data" / "runs")
-            if choice.group not in (choices.DOWNLOADED, choices.TO_DOWNLOAD)
+            choice for choice in model_choices.offered(BUILTIN, work / "data" / "runs")
+            if choice.group not in (model_choices.DOWNLOADED, model_choices.TO_DOWNLOAD)
         ]  # fmt: skip
-        with running({}, work / "data", load=choices.load, choices=offered) as server:
+        with running({}, work / "data", load=model_choices.load, choices=offered) as server:
             browser = playwright.chromium.launch(
                 executable_path=shutil.which("chromium"), args=["--no-sandbox"]
             )

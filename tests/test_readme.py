@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vqa_app import errors
-from vqa_app.cli import _COMMANDS, EXIT_CODES, app
+from vqa_app.cli.main import _COMMANDS, EXIT_CODES, app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

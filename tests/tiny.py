@@ -227,11 +227,11 @@ def tiny_llava(
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (48, 40)) -> Any:
-    """A picture of coloured noise, as `vqa_app.images.open_picture` gives it."""
+    """A picture of coloured noise, as `vqa_app.pictures.picture.open_picture` gives it."""
     import numpy as np
     from PIL import Image
 
-    from vqa_app.images import open_picture
+    from vqa_app.pictures.picture import open_picture
 
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return open_picture(Image.fromarray(noise), name=f"noise-{seed}.png")

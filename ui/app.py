@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from starlette.types import ASGIApp
 
-from ui.handlers import Desk
-from ui.hub import Choice, Hub, Progress
-from ui.pictures import PictureShelf
-from ui.render import hide
-from ui.security import Guard, Rules
-from ui.store import Store
-from ui.teach import Teaching
-from ui.training import TrainingDesk
-from vqa_app.engine import Engine
+from ui.chat.desk import Desk
+from ui.chat.views import hide
+from ui.storage.database import Store
+from ui.storage.picture_files import PictureShelf
+from ui.teaching.taught_rows import Teaching
+from ui.teaching.training import TrainingDesk
+from vqa_app.engine.protocol import Engine
 from vqa_app.errors import UsageError
-from vqa_app.images import ImageLimits
+from vqa_app.pictures.picture import ImageLimits
+from vqa_app.serving.engine_pool import Choice, Hub, Progress
+from vqa_app.serving.guard import Guard, Rules
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -50,7 +50,7 @@ of the web, `deep_link` writes files, `dev/reload` never ends."""
 
 @dataclass(frozen=True)
 class Application:
-    """What `ui.server` runs."""
+    """What `vqa_app.serving.listener` runs."""
 
     asgi: ASGIApp
     desk: Desk
@@ -75,20 +75,20 @@ def leave() -> NoReturn:
     os._exit(0)
 
 
-def _mount(app: FastAPI, page: Blocks, max_bytes: int, root_path: str) -> None:
+def _mount(app: FastAPI, blocks: Blocks, max_bytes: int, root_path: str) -> None:
     """Puts the page on the application, without any of Gradio's extras."""
     from gradio import mount_gradio_app
 
-    from ui import layout
+    from ui.web import page
 
     mount_gradio_app(
         app,
-        page,
+        blocks,
         "/",
-        theme=layout.theme(),
-        css=layout.css(),
-        head=layout.head(),
-        favicon_path=str(layout.STATIC / "icon.svg"),
+        theme=page.theme(),
+        css=page.css(),
+        head=page.head(),
+        favicon_path=str(page.STATIC / "icon.svg"),
         footer_links=[],
         run_history=False,
         show_error=False,
@@ -100,7 +100,7 @@ def _mount(app: FastAPI, page: Blocks, max_bytes: int, root_path: str) -> None:
     )
     # Gradio checks the paths that a page names only after `launch()`, which a mounted one never
     # sees: without this line, a forged path would publish any file of the server.
-    page.has_launched = True
+    blocks.has_launched = True
 
 
 @cache
@@ -158,7 +158,7 @@ def create(
 
     Args:
         data_dir: conversations, pictures, taught rows and runs; made where it is missing.
-        load: makes engines, see `ui.hub.Hub`.
+        load: makes engines, see `vqa_app.serving.engine_pool.Hub`.
         choices: the models that are offered.
         default: key of the one that answers at first.
         users: passwords by name; empty for a page without them.
@@ -166,7 +166,7 @@ def create(
         root_path: where a proxy shows the page, for example `/vqa`.
         allow_any_model: whether people may name hub models in the browser.
         limits: what a picture that is brought may cost.
-        train: what trains, see `ui.training.TrainingDesk`.
+        train: what trains, see `ui.teaching.training.TrainingDesk`.
         device: where to train, likewise.
 
     Raises:
@@ -178,8 +178,8 @@ def create(
     os.environ["GRADIO_TEMP_DIR"] = _private_folder()
     from fastapi import FastAPI
 
-    from ui import layout
-    from ui.routes import MAX_IMPORT, routes_of
+    from ui.web import page
+    from ui.web.routes import MAX_IMPORT, routes_of
 
     store, shelf = _open(data_dir, limits)
     hide(data_dir)
@@ -189,7 +189,7 @@ def create(
     teaching = Teaching(data_dir / "taught", shelf)
     training = TrainingDesk(data_dir, desk, teaching, train, device)
     app.include_router(routes_of(desk, teaching, training))
-    _mount(app, layout.build(desk, teaching, training), shelf.limits.max_bytes, root_path)
+    _mount(app, page.build(desk, teaching, training), shelf.limits.max_bytes, root_path)
     rules = Rules(
         hosts=frozenset(hosts),
         users=users or {},

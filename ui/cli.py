@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vqa_app.errors import UsageError, VqaError
-from vqa_app.model_options import (
+from vqa_app.checkpoints.source import stay_offline
+from vqa_app.cli.options import (
     AdapterName,
     Device,
     MaxFileMb,
@@ -24,12 +24,12 @@ from vqa_app.model_options import (
     Quantize,
     Revision,
 )
-from vqa_app.sources import stay_offline
+from vqa_app.errors import UsageError, VqaError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-    from ui.hub import Hub
+    from vqa_app.serving.engine_pool import Hub
 
 app = typer.Typer(add_completion=False)
 
@@ -84,7 +84,7 @@ def chat(
     max_megapixels: MaxMegapixels = 50,
 ) -> None:
     """Chat about pictures in the browser."""
-    from ui.server import address_for_others, address_of, is_loopback, listen, serve
+    from vqa_app.serving.listener import address_for_others, address_of, is_loopback, listen, serve
 
     users = _users(auth or [])
     root_path = _path(root_path)
@@ -102,16 +102,16 @@ def chat(
         )
     if offline:
         stay_offline()
-    from ui import choices
     from ui.app import create, leave
-    from vqa_app.images import ImageLimits
+    from vqa_app.pictures.picture import ImageLimits
+    from vqa_app.serving import model_choices
 
     folder = data_dir or default_data_dir()
-    start = choices.started_with(model, adapter, quantize, revision)
+    start = model_choices.started_with(model, adapter, quantize, revision)
     application = create(
         folder,
-        partial(choices.load, device=device, dtype=dtype),
-        lambda: choices.offered(start, folder / "runs"),
+        partial(model_choices.load, device=device, dtype=dtype),
+        lambda: model_choices.offered(start, folder / "runs"),
         start.key,
         users=users,
         hosts=allow_host or [],

@@ -16,29 +16,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vqa_app.conversation import Conversation, Message
-    from vqa_app.engine import Answer, Delta, Engine, GenerationOptions, Status
+    from vqa_app.checkpoints.loader import load_model
+    from vqa_app.engine.local import LocalEngine
+    from vqa_app.engine.protocol import Answer, Delta, Engine, GenerationOptions, Status
     from vqa_app.errors import VqaError
-    from vqa_app.images import ImageLimits, Picture, open_picture
-    from vqa_app.loading import load_model
-    from vqa_app.local_engine import LocalEngine
+    from vqa_app.pictures.picture import ImageLimits, Picture, open_picture
+    from vqa_app.prompts.conversation import Conversation, Message
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Answer": "engine",
-    "Conversation": "conversation",
-    "Delta": "engine",
-    "Engine": "engine",
-    "GenerationOptions": "engine",
-    "ImageLimits": "images",
-    "LocalEngine": "local_engine",
-    "Message": "conversation",
-    "Picture": "images",
-    "Status": "engine",
+    "Answer": "engine.protocol",
+    "Conversation": "prompts.conversation",
+    "Delta": "engine.protocol",
+    "Engine": "engine.protocol",
+    "GenerationOptions": "engine.protocol",
+    "ImageLimits": "pictures.picture",
+    "LocalEngine": "engine.local",
+    "Message": "prompts.conversation",
+    "Picture": "pictures.picture",
+    "Status": "engine.protocol",
     "VqaError": "errors",
-    "load_model": "loading",
-    "open_picture": "images",
+    "load_model": "checkpoints.loader",
+    "open_picture": "pictures.picture",
 }
 
 __all__ = [

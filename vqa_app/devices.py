@@ -6,9 +6,9 @@ import gc
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
+from vqa_app.checkpoints.weights import StoredTensor
 from vqa_app.errors import ModelError, NoRoomError, UsageError
-from vqa_app.sizes import in_words
-from vqa_app.weights import StoredTensor
+from vqa_app.files import in_words
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device, parameters: int) -> torch.dtype:
-    """The dtype of a name; see `vqa_app.loading.load_model` for what `auto` is.
+    """The dtype of a name; see `vqa_app.checkpoints.loader.load_model` for what `auto` is.
 
     Raises:
         UsageError: an unknown name.

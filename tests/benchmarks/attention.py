@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from finetune.attention import attend
+from finetune.kernels.cpu_attention import attend
 
 SHAPES = ((16, 6, 84, 32), (4, 6, 330, 32), (2, 16, 384, 64), (2, 16, 750, 64), (1, 16, 1500, 64))
 """Rows, heads, tokens, head width."""

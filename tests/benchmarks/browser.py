@@ -98,8 +98,8 @@ def plain_page(loaded: Any) -> Iterator[str]:
 
 @contextmanager
 def our_page(loaded: Any, folder: Path) -> Iterator[Any]:
-    from tests.ui_server import running
-    from vqa_app.local_engine import LocalEngine
+    from tests.ui.server import running
+    from vqa_app.engine.local import LocalEngine
 
     engine = LocalEngine(loaded)
     with running({"model": engine}, folder) as server:

@@ -58,7 +58,7 @@ class Turn:
 def load(name: str) -> Any:
     if name == REAL_SIZE:
         return real_size()
-    from vqa_app.loading import load_model
+    from vqa_app.checkpoints.loader import load_model
 
     return load_model(name)
 
@@ -70,7 +70,7 @@ def real_size() -> Any:
     from transformers.initialization import no_init_weights
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-    from vqa_app.loading import LoadedModel
+    from vqa_app.checkpoints.loader import LoadedModel
 
     words = word_tokenizer(151_936)
     config = LlavaConfig(
@@ -197,19 +197,19 @@ class EngineChat:
     """The same conversation with the engine."""
 
     def __init__(self, engine: Any, picture: Any) -> None:
-        from vqa_app.conversation import Conversation
+        from vqa_app.prompts.conversation import Conversation
 
         self.engine, self.picture = engine, picture
         self.conversation = Conversation()
 
     def warm(self) -> None:
-        from vqa_app.conversation import Conversation
+        from vqa_app.prompts.conversation import Conversation
 
         self.engine.warm(Conversation.ask("", [self.picture]))
 
     def ask(self, question: str, max_new_tokens: int) -> Turn:
-        from vqa_app.conversation import Message
-        from vqa_app.engine import GenerationOptions, Status
+        from vqa_app.engine.protocol import GenerationOptions, Status
+        from vqa_app.prompts.conversation import Message
 
         pictures = [] if self.conversation.messages else [self.picture]
         self.conversation = self.conversation.then(Message.user(question, pictures))
@@ -228,10 +228,10 @@ class EngineChat:
 
 def new_picture(name: str, number: int) -> Any:
     """Noise; for the built-in model a scene of its world, since it answers noise with a refusal."""
-    from vqa_app.images import open_picture
+    from vqa_app.pictures.picture import open_picture
 
     if name == "builtin":
-        from finetune.builtin.world import sample_scene
+        from finetune.pretrain.world import sample_scene
 
         return open_picture(sample_scene(number, "shapes")[0])
     noise = np.random.default_rng(number).integers(0, 256, (480, 640, 3), dtype=np.uint8)
@@ -243,7 +243,7 @@ def talk(chat: Any, max_new_tokens: int, turns: int = len(QUESTIONS)) -> list[Tu
 
 
 def compare(name: str, rounds: int, max_new_tokens: int) -> None:
-    from vqa_app.local_engine import LocalEngine
+    from vqa_app.engine.local import LocalEngine
 
     loaded = load(name)
     mine = replace(loaded, model=copy.deepcopy(loaded.model))
@@ -323,7 +323,7 @@ def print_memory(name: str, side: str, max_new_tokens: int) -> None:
     if side == "plain":
         talk(PlainChat(loaded, picture), max_new_tokens, turns=2)
     else:
-        from vqa_app.local_engine import LocalEngine
+        from vqa_app.engine.local import LocalEngine
 
         talk(EngineChat(LocalEngine(loaded), picture), max_new_tokens, turns=2)
     # Not `ru_maxrss`: that one counts what the parent held when it started us.

@@ -122,7 +122,7 @@ def peak() -> int:
 def ours(options: argparse.Namespace, out: str) -> Timing:
     """The run as `vqa-app finetune` makes it, timed by what it tells of its progress."""
     from finetune.progress import Progress
-    from finetune.train import train
+    from finetune.training.train import train
 
     began = clock()
     steps: list[float] = []
@@ -149,8 +149,8 @@ def prepared(options: argparse.Namespace, out: str) -> tuple[Any, Any]:
     parameters as ours."""
     from transformers import AutoModelForImageTextToText
 
-    from finetune.freezing import freeze
-    from finetune.stages import load_base
+    from finetune.training.freezing import freeze
+    from finetune.training.stages import load_base
 
     loaded = load_base(config_of(options, out))
     model = AutoModelForImageTextToText.from_pretrained(loaded.source, dtype=loaded.model.dtype)
@@ -183,7 +183,7 @@ def epoch_times() -> Any:
 
 
 def arguments_of(options: argparse.Namespace, out: str) -> dict[str, Any]:
-    from finetune.machine import computes_bf16
+    from finetune.training.device import computes_bf16
 
     return {
         "output_dir": out,

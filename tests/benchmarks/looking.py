@@ -13,12 +13,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from finetune.builtin.world import make_scene
-from finetune.builtin.world.scene import Item
-from finetune.builtin.world.shapes import SHAPES
-from vqa_app.conversation import SHORT_STYLE, Conversation
-from vqa_app.engine import Engine
-from vqa_app.images import open_picture
+from finetune.pretrain.world import make_scene
+from finetune.pretrain.world.rooms.shapes.room import SHAPES
+from finetune.pretrain.world.scene import Item
+from vqa_app.engine.protocol import Engine
+from vqa_app.pictures.picture import open_picture
+from vqa_app.prompts.conversation import SHORT_STYLE, Conversation
 
 
 def asked_objects(count: int) -> Iterator[tuple[Conversation, str, Item]]:
@@ -55,8 +55,8 @@ def peaks_on_objects(engine: Engine, scenes: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    from vqa_app.loading import load_model
-    from vqa_app.local_engine import LocalEngine
+    from vqa_app.checkpoints.loader import load_model
+    from vqa_app.engine.local import LocalEngine
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--scenes", type=int, default=100)

@@ -4,9 +4,9 @@
 
 Each set is what a person might teach: right answers where the model was wrong on pictures of its
 own world (in a word, in a sentence), a new thing, another way of answering, names of three
-pictures that it otherwise refuses. Each is trained as the page trains it (`ui.recipe`), and asked
-before and after; so is a sample of the world that no training shows, in both styles. Answers are
-greedy, right by VQA accuracy.
+pictures that it otherwise refuses. Each is trained as the page trains it
+(`ui.teaching.few_rows`), and asked before and after; so is a sample of the world that no training
+shows, in both styles. Answers are greedy, right by VQA accuracy.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import Any, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from tests.blorps import blorp
-from ui.choices import BUILTIN
-from ui.recipe import Wanted, settings_for
-from ui.world_data import held_out
+from tests.finetune.blorps import blorp
+from ui.teaching.few_rows import Wanted, settings_for
+from ui.teaching.rehearsal import held_out
+from vqa_app.serving.model_choices import BUILTIN
 
 Row: TypeAlias = tuple[Image.Image, str, str]
 """Picture, question, right answer."""
@@ -42,9 +42,9 @@ class Model:
         self.loaded = load_model(source)
 
     def said(self, rows: Sequence[Row]) -> list[str]:
-        from finetune.answering import answer_all
         from vqa_app import Conversation, open_picture
-        from vqa_app.prompting import encode
+        from vqa_app.engine.batched import answer_all
+        from vqa_app.prompts.prompt import encode
 
         prompts = [
             encode(
@@ -57,7 +57,7 @@ class Model:
         return answer_all(self.loaded.model.eval(), self.loaded.processor, prompts)
 
     def right(self, rows: Sequence[Row]) -> float:
-        from finetune.metrics import vqa_accuracy
+        from finetune.evaluation.metrics import vqa_accuracy
 
         found = [vqa_accuracy(s, [row[2]]) for s, row in zip(self.said(rows), rows, strict=True)]
         return sum(found) / len(found)
@@ -84,7 +84,7 @@ def a_new_thing(_: Model) -> list[Row]:
 
 
 def another_style(_: Model) -> list[Row]:
-    from finetune.builtin.world import ROOMS, make_scene
+    from finetune.pretrain.world import ROOMS, make_scene
 
     rows: list[Row] = []
     seed = 9_250_000
@@ -124,7 +124,7 @@ SETS: dict[str, Callable[[Model], list[Row]]] = {
 def trained(rows: Sequence[Row], folder: Path, name: str) -> tuple[Model, float]:
     """The model after a run as the page makes it, and the run's processor time in seconds."""
     from finetune.config import FinetuneConfig
-    from finetune.train import train
+    from finetune.training.train import train
 
     records: list[dict[str, Any]] = []
     for number, (image, question, answer) in enumerate(rows):

@@ -97,7 +97,7 @@
     ($("saw") || $("sheet").querySelector(".sheet-body")).replaceChildren(el("p.note", {}, text));
   });
 
-  // The colours and their opacity are those of vqa_app/overlay.py.
+  // The colours and their opacity are those of vqa_app/cli/heatmap.py.
   const ANCHORS = [[20, 11, 54], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];
   const colour = (value) => {
     const place = value * (ANCHORS.length - 1);

@@ -1,0 +1,152 @@
+"""Commands that train and look at data. Those that measure the result are in
+`finetune.cli.evaluate`."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+from finetune.config import FinetuneConfig, option_help
+from vqa_app.checkpoints.source import stay_offline
+from vqa_app.cli.options import Offline
+from vqa_app.errors import INTERRUPTED_EXIT_CODE
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def with_options(command: Callable[..., None], names: typing.Iterable[str]) -> Callable[..., None]:
+    """Gives a command `**options` one option for each of these attributes of the config.
+
+    All are None unless given, so that a value in a config file counts; help texts and panels come
+    from the config.
+    """
+    hints = typing.get_type_hints(FinetuneConfig)
+    help_texts = option_help()
+    parameters = [
+        p
+        for p in inspect.signature(command, eval_str=True).parameters.values()
+        if p.name != "options"
+    ]
+    defaults = FinetuneConfig()
+    for name in names:
+        panel, text = help_texts[name]
+        default = getattr(defaults, name)
+        shown = "" if default in (None, (), "") or "Default:" in text else f" [default: {default}]"
+        option = typer.Option(help=text + shown, rich_help_panel=panel, show_default=False)
+        kind = list[str] if typing.get_origin(hints[name]) is tuple else hints[name]
+        parameters.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[kind | None, option],
+            )
+        )
+
+    def wrapped(**values: Any) -> None:
+        own = {
+            p.name: values.pop(p.name)
+            for p in parameters
+            if p.name in values and p.name not in chosen
+        }
+        command(**own, options={k: v for k, v in values.items() if v not in (None, [])})
+
+    chosen = set(names)
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
+    wrapped.__doc__ = command.__doc__
+    return wrapped
+
+
+def _config(file: Path | None, options: dict[str, Any]) -> FinetuneConfig:
+    if file is not None:
+        return FinetuneConfig.from_yaml(file, **options)
+    return FinetuneConfig.from_dict(options, source="The command line")
+
+
+_File: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help="YAML file with options of finetune; the command line wins."),
+]
+
+
+def _finetune(
+    config: _File = None,
+    offline: Offline = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Teach a model your own pictures, questions and answers.
+
+    vqa-app finetune --data my.json --images photos/ --out runs/mine trains the built-in model;
+    vqa-app chat --model runs/mine talks to the result. Run the same command again to continue after
+    an interruption. On several GPUs: accelerate launch -m finetune ... with the same options;
+    without GPUs: torchrun --nproc_per_node N -m finetune ...
+    """
+    chosen = _config(config, options)  # a wrong value is told before torch is imported
+    if offline:
+        stay_offline()
+
+    from finetune.progress import Display
+    from finetune.training.train import train
+
+    with Display() as display:
+        result = train(chosen, on_progress=display)
+    if not result.finished:
+        raise typer.Exit(INTERRUPTED_EXIT_CODE)
+    print(result)
+
+
+def _check_data(
+    config: _File = None,
+    offline: Offline = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Check instruction data before training on it.
+
+    Reads every row, opens every picture and measures every prompt as the model will see it. Leaves
+    with exit code 5 where there are problems.
+    """
+    from finetune.cli.inspect_data import check_data
+
+    if offline:
+        stay_offline()
+    check_data(_config(config, options), sys.stdout)
+
+
+def _show_sample(
+    row: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N or FILE:N",
+            help="Its number, as problems name it. Default: the first good row.",
+        ),
+    ] = None,
+    config: _File = None,
+    offline: Offline = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Show what the model sees of a row of your data.
+
+    The prompt as tokens, those that are trained in colour; the picture as it is normalised; token
+    counts.
+    """
+    from finetune.cli.inspect_data import show_sample
+
+    if offline:
+        stay_offline()
+    show_sample(_config(config, options), row, sys.stdout)
+
+
+_DATA = ("data", "images", "max_length", "turns", "model", "revision")
+app.command("finetune")(with_options(_finetune, option_help()))
+app.command("check-data")(with_options(_check_data, (*_DATA, "eval_data", "max_bad", "workers")))
+app.command("show-sample")(with_options(_show_sample, _DATA))

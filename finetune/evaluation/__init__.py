@@ -1,0 +1,4 @@
+"""Questions with known answers: asking, scoring, reporting.
+
+May use runs, data.
+"""

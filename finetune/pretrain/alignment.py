@@ -1,0 +1,262 @@
+"""Stages 1 and 2 on the frozen encoder's features: projector alignment, instruction tuning.
+
+Features are computed once a picture; each use of a picture asks new questions about it. Alignment
+starts by regressing the projector onto the symbols that the language model already reads (`dense`
+rows embedded by `Symbols`), then goes on with the answers' loss.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedTokenizerFast
+
+from finetune.pretrain import patch_targets
+from finetune.pretrain.curriculum import (
+    Emphasis,
+    Sought,
+    Totals,
+    course_at,
+    make_quiz,
+    questions,
+    sought_in,
+    without_pictures,
+)
+from finetune.pretrain.exam import Exam, Seer, evaluate_world
+from finetune.pretrain.language import Census, Referents, Symbols, step_loss, told
+from finetune.pretrain.optim import MuonAdam, Training, copied_from_first, rank, rate_at
+from finetune.pretrain.scene_pool import draw_room, pixels
+from finetune.pretrain.sequences import Packed, Packer, Row, branches, turns_of
+from finetune.pretrain.world import QA, ROOMS, Scene, make_scene
+from finetune.pretrain.world.pairs import comparable, compare
+
+
+@dataclass
+class Gallery:
+    """`capacity` scenes with their features and symbols, the oldest replaced first."""
+
+    seer: Seer
+    capacity: int
+    weights: Mapping[str, float]
+    next_seed: int = 0
+    scenes: list[Scene] = field(default_factory=list)
+    drawn: int = 0
+
+    def refill(self, count: int) -> None:
+        drawn = []
+        for seed in range(self.next_seed, self.next_seed + count):
+            scene = make_scene(seed, draw_room(seed, self.weights))
+            drawn.append((scene, pixels(ROOMS[scene.room].draw(scene))))
+        seen = self.seer.features(np.stack([picture for _, picture in drawn]))
+        rows = torch.from_numpy(np.stack([patch_targets.patches(scene) for scene, _ in drawn]))
+        if not self.scenes:
+            self.seen = seen.new_zeros(self.capacity, *seen.shape[1:])
+            self.rows = rows.new_zeros(self.capacity, *rows.shape[1:])
+        for k, (scene, _) in enumerate(drawn):
+            slot = (self.drawn + k) % self.capacity
+            self.seen[slot], self.rows[slot] = seen[k], rows[k]
+            if slot == len(self.scenes):
+                self.scenes.append(scene)
+            else:
+                self.scenes[slot] = scene
+        self.next_seed += count
+        self.drawn += count
+
+    def pair(self, rng: np.random.Generator) -> tuple[int, int] | None:
+        """Slots of two scenes that can be compared, if some are found at once."""
+        found: dict[str, int] = {}
+        for slot in rng.integers(0, len(self.scenes), 30).tolist():
+            scene = self.scenes[slot]
+            if comparable(scene):
+                other = found.setdefault(scene.room, slot)
+                if other != slot:
+                    return other, slot
+        return None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed questions, the projected pictures (or symbols) in order [visual tokens, width], and
+    what the questions turn on."""
+
+    packed: Packed
+    visual: torch.Tensor
+    sought: Sought
+    totals: Totals
+    skills: list[list[str]]
+
+
+def ask_scenes(
+    shown: list[tuple[Scene, ...]], seed: int, most: int, emphasis: Emphasis
+) -> tuple[list[Row], list[list[QA]]]:
+    """At most `most` fresh questions about each scene or pair of scenes, and a row of talk."""
+    rows: list[Row] = []
+    asked: list[list[QA]] = []
+    for k, scenes in enumerate(shown):
+        rng = random.Random(f"ask-{seed}-{k}")
+        if len(scenes) == 2:
+            qas = compare(scenes[0], scenes[1], rng)
+        else:
+            qas = questions(scenes[0], rng, "train", 2)
+        made = branches(emphasis.chosen(qas, rng, most), rng)
+        rows.append(([patch_targets.PATCHES] * len(scenes), [turns for turns, _ in made]))
+        asked.append([qa for _, qa in made])
+    rng = random.Random(f"talk-{seed}")
+    rows.append(((), [turns_of(qa, rng) for qa in without_pictures(rng, "train", 4)]))
+    return rows, asked
+
+
+def regress(
+    seer: Seer, symbols: Symbols, gallery: Gallery, steps: int, rng: np.random.Generator
+) -> float:
+    """Warm start: the projector learns to write the symbols; returns the last relative error."""
+    optimiser = MuonAdam([seer.projector])
+    share = 1.0
+    for step in range(steps):
+        slots = torch.from_numpy(rng.integers(0, len(gallery.scenes), 64))
+        rows = gallery.rows[slots].long().to(seer.device)
+        with torch.no_grad():
+            wanted = symbols(rows, grid=True).float()
+        with torch.autocast(seer.device, torch.bfloat16):
+            said = seer.projector(gallery.seen[slots]).float()
+        judged = rows[..., patch_targets.OWNED] != 2
+        loss = F.mse_loss(said[judged], wanted[judged])
+        share = loss.item() / wanted[judged].var().item()
+        (loss / wanted[judged].var()).backward()
+        optimiser.step(rate_at(step / steps, step, warmup=20))
+    return share
+
+
+def align(
+    out: Path,
+    name: str,
+    seer: Seer,
+    symbols: Symbols,
+    referents: Referents,
+    census: Census,
+    tokenizer: PreTrainedTokenizerFast,
+    weights: Mapping[str, float],
+    minutes: float,
+    *,
+    seed: int = 0,
+    rate: float = 1.0,
+    scale: float = 1.0,
+    capacity: int = 8000,
+    score_every: float = 240,
+) -> None:
+    """The language model meets the encoder: projector and LLM train on answers, in place.
+
+    Every third step goes on with symbols: they are noiseless, and what is learned on them
+    (relations, counting) carries over. The state is kept in `out/<name>.pt`; a fresh start begins
+    with `regress`. Processes that were put together (`optim.together`) train as one.
+    """
+    packer = Packer(tokenizer)
+    parts = {
+        "projector": seer.projector,
+        "language": seer.language,
+        "symbols": symbols,
+        "referents": referents,
+        "census": census,
+    }
+    training = Training(out / f"{name}.pt", minutes, parts, rate)
+    if training.progress >= 1:
+        return
+    first = training.kept.get("next_seed", 50_000_000 * (seed + 1)) + 10_000_000 * rank()
+    gallery = Gallery(seer, capacity, weights, next_seed=first)
+    gallery.refill(min(capacity, round(800 * scale)))
+    number = training.kept.get("number", 2_000_000_000 * (seed + 1)) + 200_000_000 * rank()
+    emphasis = Emphasis(training.kept.get("right", {}))
+    rng = np.random.default_rng((seed, training.step, rank()))
+    copied_from_first(parts.values())
+    if training.fresh:
+        share = regress(seer, symbols, gallery, round(250 * scale), rng)
+        print(f"{name} projector starts with {share:.3f} of the symbols' variance unexplained")
+    batch = max(2, round(12 * scale))
+    losses: dict[bool, list[float]] = {False: [], True: []}
+    while training.progress < 1:
+        seen = training.step % 3 != 0
+        if seen:
+            gallery.refill(max(1, batch // 3))
+            asked = gallery_batch(gallery, packer, batch, rng, emphasis)
+        else:
+            asked, number = symbol_batch(
+                symbols, packer, weights, number, training.step, scale, emphasis
+            )
+        with torch.autocast(seer.device, torch.bfloat16):
+            whole, loss, hits = step_loss(
+                seer.language, referents, census,
+                asked.packed, asked.visual, asked.sought, asked.totals,
+            )  # fmt: skip
+        training.learn(whole, warmup=60)
+        emphasis.grade(hits, asked.skills)
+        losses[seen].append(loss)
+        if rank():
+            continue
+        if training.step % 200 == 0:
+            means = {k: np.mean(v[-100:]) for k, v in losses.items()}
+            print(
+                f"{name} {training.clock.elapsed / 60:.1f} min step {training.step} "
+                f"loss {means[True]:.3f}, on symbols {means[False]:.3f}",
+                flush=True,
+            )
+        if training.due("score", score_every):
+            scores = evaluate_world(seer, packer, Exam(weights, 80))
+            print(f"{name} score {told(scores)}", flush=True)
+        if training.due("save", 120):
+            training.save(number=number, next_seed=gallery.next_seed, right=emphasis.right)
+
+
+def gallery_batch(
+    gallery: Gallery,
+    packer: Packer,
+    batch: int,
+    rng: np.random.Generator,
+    emphasis: Emphasis,
+) -> Batch:
+    """New questions about pictures of the gallery, and the pictures' projected features."""
+    seer = gallery.seer
+    slots = rng.integers(0, len(gallery.scenes), batch).tolist()
+    shown: list[tuple[int, ...]] = [(slot,) for slot in slots]
+    if rng.random() < 0.25:  # several at once: one makes every row's prefix as long as its own
+        pairs = [pair for _ in range(batch // 4) if (pair := gallery.pair(rng))]
+        shown = shown[len(pairs) :] + pairs
+    scenes = [tuple(gallery.scenes[slot] for slot in slots) for slots in shown]
+    rows, asked = ask_scenes(scenes, int(rng.integers(1 << 40)), 9, emphasis)
+    with torch.autocast(seer.device, torch.bfloat16):
+        visual = seer.projector(gallery.seen[[slot for slots in shown for slot in slots]])
+    return Batch(
+        packer.pack(rows, limit=256).to(seer.device),
+        visual.flatten(0, 1),
+        sought_in(asked, [shown[0].room for shown in scenes]),
+        {
+            row: patch_targets.census(shown[0])
+            for row, shown in enumerate(scenes)
+            if len(shown) == 1
+        },
+        [[qa.skill for qa in qas] for qas in asked],
+    )
+
+
+def symbol_batch(
+    symbols: Symbols,
+    packer: Packer,
+    weights: Mapping[str, float],
+    number: int,
+    step: int,
+    scale: float,
+    emphasis: Emphasis,
+) -> tuple[Batch, int]:
+    """A batch of stage 0b's last kind: mostly compact, now and then a grid."""
+    grid = step % 15 == 0
+    course = course_at(1.0, 0 if grid else 1, 1.0, scale)
+    quiz, number = make_quiz(packer, number, weights, course, emphasis=emphasis)
+    device = symbols.owned.weight.device
+    with torch.autocast(device.type, torch.bfloat16):
+        visual = symbols(quiz.rows.to(device), grid)
+    packed = quiz.packed.to(str(device))
+    asked = Batch(packed, visual.flatten(0, -2), quiz.sought, quiz.totals, quiz.skills)
+    return asked, number

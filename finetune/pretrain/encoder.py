@@ -1,0 +1,132 @@
+"""Stage 0a: the picture encoder, from dense targets and from captions.
+
+Two losses at once: throw-away linear heads on every patch say what is under it (`dense`), and the
+sigmoid contrastive loss (Zhai et al., 2023) pulls pictures and captions together.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedTokenizerFast, SiglipModel
+
+from finetune.pretrain import patch_targets
+from finetune.pretrain.model import CAPTION_TOKENS, siglip_config
+from finetune.pretrain.optim import Training
+from finetune.pretrain.scene_pool import Pool, normalised
+
+CONTRAST_EVERY = 4
+"""The caption loss is taken on every fourth batch: the text tower costs time, dense heads pay."""
+
+
+class Heads(nn.Module):
+    """One linear layer a patch: ownership, centre, classes, geometry."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.columns = tuple(patch_targets.CLASSES)
+        self.sizes = [3 - 1, 1, *patch_targets.CLASSES.values(), patch_targets.GEOMETRY]
+        self.head = nn.Linear(width, sum(self.sizes))
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """[n, patches, width] -> (owned [.., 2], centre [.., 1], classes ..., geometry)."""
+        return self.head(features).float().split(self.sizes, dim=-1)
+
+
+def dense_loss(outputs: tuple[torch.Tensor, ...], rows: torch.Tensor) -> tuple[torch.Tensor, dict]:
+    """The heads' loss and their accuracies on objects' patches; rows [n, patches, COLUMNS]."""
+    owned, centre, *classes, places = outputs
+    judged = rows[..., patch_targets.OWNED] != 2
+    mine = rows[..., patch_targets.OWNED] == 1
+    loss = F.cross_entropy(owned[judged], rows[..., patch_targets.OWNED][judged])
+    truth = rows[..., patch_targets.CENTRE][judged].float()
+    loss = loss + F.binary_cross_entropy_with_logits(
+        centre[..., 0][judged], truth, pos_weight=torch.tensor(3.0)
+    )
+    figures = {"centre": ((centre[..., 0][judged] > 0) == (truth > 0)).float().mean()}
+    if mine.any():
+        for column, logits in zip(patch_targets.CLASSES, classes, strict=True):
+            target = rows[..., column][mine]
+            loss = loss + F.cross_entropy(logits[mine], target)
+            figures[str(column)] = (logits[mine].argmax(-1) == target).float().mean()
+        error = places[mine] - patch_targets.geometry(rows[mine])
+        loss = loss + 4 * error.square().mean()
+        figures["place"] = error[:, :2].abs().mean() / 2
+    return loss, figures
+
+
+def sigmoid_loss(model: SiglipModel, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    """Zhai et al. (2023), eq. 1, on pooled embeddings [n, width]."""
+    images, texts = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
+    logits = images @ texts.T * model.logit_scale.exp() + model.logit_bias
+    signs = 2 * torch.eye(len(logits), device=logits.device) - 1
+    return -F.logsigmoid(signs * logits).sum() / len(logits)
+
+
+def read_captions(
+    model: SiglipModel, tokenizer: PreTrainedTokenizerFast, captions: list[str]
+) -> torch.Tensor:
+    """The text tower's embeddings [captions, width]."""
+    texts = tokenizer(
+        captions,
+        padding="max_length",
+        padding_side="right",
+        truncation=True,
+        max_length=CAPTION_TOKENS,
+        return_tensors="pt",
+    )
+    return model.text_model(input_ids=texts.input_ids.to(model.device)).pooler_output
+
+
+def train_encoder(
+    out: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    weights: dict[str, float],
+    minutes: float,
+    *,
+    seed: int = 0,
+    tiny: bool = False,
+    batch: int = 64,
+    capacity: int = 16000,
+    device: str = "cpu",
+) -> SiglipModel:
+    """Train (or go on training) the two-tower model; its state is kept in `out/encoder.pt`."""
+    torch.manual_seed(seed)
+    model = SiglipModel(siglip_config(len(tokenizer), tiny)).to(device)
+    heads = Heads(model.config.vision_config.hidden_size).to(device)
+    nn.init.constant_(model.logit_scale, float(np.log(10)))
+    nn.init.constant_(model.logit_bias, -10.0)
+    training = Training(out / "encoder.pt", minutes, {"model": model, "heads": heads})
+    if training.progress >= 1:
+        return model.eval()
+    pool = Pool(capacity, weights, training.kept.get("next_seed", 0))
+    rng = np.random.default_rng((seed, training.step))
+    pool.refill(min(capacity, 20 * batch))
+    while training.progress < 1:
+        pool.refill(batch // 3)
+        slots = pool.batch(batch, rng)
+        images = normalised(torch.from_numpy(pool.images[slots]).to(device))
+        rows = torch.from_numpy(pool.targets[slots]).long().to(device)
+        contrast = training.step % CONTRAST_EVERY == 0
+        with torch.autocast(device, torch.bfloat16):
+            seen = model.vision_model(pixel_values=images)
+            outputs = heads(seen.last_hidden_state)
+            if contrast:
+                read = read_captions(model, tokenizer, [pool.texts[s] for s in slots])
+        loss, figures = dense_loss(outputs, rows)
+        if contrast:
+            figures["pairs"] = sigmoid_loss(model, seen.pooler_output, read)
+            loss = loss + 0.2 * figures["pairs"]
+        training.learn(loss)
+        if training.step % 100 == 1:
+            told = " ".join(f"{k} {v.item():.3f}" for k, v in figures.items())
+            minute = training.clock.elapsed / 60
+            print(
+                f"encoder {minute:.1f} min step {training.step} loss {loss.item():.3f} {told}",
+                flush=True,
+            )
+        if training.due("save", 120):
+            training.save(next_seed=pool.next_seed)
+    return model.eval()

@@ -1,0 +1,123 @@
+"""What every patch of a picture should know: the targets of the encoder's throw-away heads.
+
+The same table, filled from scenes instead of pixels, is the symbolic picture that the language
+model learns on before it meets an encoder (`language.Symbols`).
+"""
+
+import numpy as np
+import torch
+
+from finetune.pretrain.world import ROOMS, Item, Scene
+from finetune.pretrain.world.drawing.paint import COLOURS
+
+SIDE = 8
+"""Patches along a side of the encoder's picture."""
+PATCHES = SIDE * SIDE
+
+# Each room has a block of classes of its own, so that rooms can grow without moving others.
+BLOCKS = {"shapes": 1, "things": 40, "writing": 160, "digits": 200, "charts": 240, "outside": 280}
+KIND_CLASSES = 300
+KIND_INDEX = {
+    (name, kind): BLOCKS[name] + k
+    for name, room in ROOMS.items()
+    for k, kind in enumerate(room.kinds)
+}
+COLOUR_INDEX = {name: k for k, name in enumerate(("", *COLOURS))}
+SIZE_INDEX = {"": 0, "small": 1, "big": 2}
+FILL_INDEX = {"": 0, "solid": 1, "outlined": 2, "striped": 3}
+ORDERS = 14
+
+# Columns of a patch's row. `OWNED`: 0 ground, 1 an object, 2 not to be judged (an edge).
+OWNED, KIND, COLOUR, SIZE, FILL, ORDER, CENTRE, X, Y, WIDTH, HEIGHT = range(11)
+COLUMNS = 11
+CLASSES = {
+    KIND: KIND_CLASSES,
+    COLOUR: len(COLOUR_INDEX),
+    SIZE: len(SIZE_INDEX),
+    FILL: len(FILL_INDEX),
+    ORDER: ORDERS,
+}
+UNITS = 1000  # positions and extents are stored in thousandths of the picture
+
+
+def item_row(room: str, item: Item) -> np.ndarray:
+    """An object's row, marked as its centre: [COLUMNS] int16."""
+    x, y = item.centre
+    row = np.zeros(COLUMNS, np.int16)
+    row[OWNED] = row[CENTRE] = 1
+    row[KIND] = KIND_INDEX[room, item.kind]
+    row[COLOUR] = COLOUR_INDEX.get(item.colour, 0)
+    row[SIZE], row[FILL] = SIZE_INDEX.get(item.size, 0), FILL_INDEX.get(item.fill, 0)
+    row[ORDER] = min(max(item.order + 1, 0), ORDERS - 1)
+    box = (x, y, item.box[2] - item.box[0], item.box[3] - item.box[1])
+    row[X:] = [round(min(max(v, 0.0), 1.0) * UNITS) for v in box]
+    return row
+
+
+def objects(scene: Scene) -> np.ndarray:
+    """The compact symbolic picture: a row an object. [objects, COLUMNS] int16."""
+    rows = [item_row(scene.room, item) for item in scene.items]
+    return np.stack(rows) if rows else np.zeros((0, COLUMNS), np.int16)
+
+
+COUNTED = (KIND, COLOUR, FILL)
+CENSUS = 1 + sum(CLASSES[column] for column in COUNTED)
+
+
+def census(scene: Scene) -> np.ndarray:
+    """How many objects there are, then of each kind, each colour, each fill: [CENSUS] int64."""
+    rows = objects(scene)
+    counts = [np.bincount(rows[:, column], minlength=CLASSES[column]) for column in COUNTED]
+    return np.concatenate(([len(rows)], *counts))
+
+
+_EDGES = np.arange(SIDE + 1) / SIDE
+
+
+def patches(scene: Scene) -> np.ndarray:
+    """The symbolic picture as the encoder's grid. [PATCHES, COLUMNS] int16.
+
+    A patch belongs to the last drawn object whose (slightly shrunk) box covers a third of it;
+    the patch under an object's centre always does.
+    """
+    grid = np.zeros((SIDE, SIDE, COLUMNS), np.int16)
+    rows = objects(scene)
+    for item, row in zip(scene.items, rows, strict=True):
+        left, top, right, bottom = item.box
+        dx, dy = 0.1 * (right - left), 0.1 * (bottom - top)
+        across = _cover(left + dx, right - dx)
+        down = _cover(top + dy, bottom - dy)
+        share = down[:, None] * across[None, :]
+        grid[(share > 0.02) & (share <= 0.33) & (grid[..., OWNED] == 0), OWNED] = 2
+        owned = row.copy()
+        owned[CENTRE] = 0
+        grid[share > 0.33] = owned
+    for row in rows:
+        column, line = (min(SIDE - 1, int(row[axis]) * SIDE // UNITS) for axis in (X, Y))
+        grid[line, column] = row
+    return grid.reshape(PATCHES, COLUMNS)
+
+
+def _cover(start: float, end: float) -> np.ndarray:
+    """How much of each of the SIDE cells the interval covers: [SIDE] in 0..1."""
+    return (np.minimum(end, _EDGES[1:]) - np.maximum(start, _EDGES[:-1])).clip(0) * SIDE
+
+
+GEOMETRY = 28
+_STEPS = torch.arange(1, 9) / 9
+_SPANS = torch.tensor((0.12, 0.2, 0.3, 0.45))
+
+
+def geometry(rows: torch.Tensor) -> torch.Tensor:
+    """Positions and extents as soft thermometers, which are easy to compare linearly.
+
+    rows [..., COLUMNS] -> [..., GEOMETRY] float in about -1..1.
+    """
+    values = rows[..., X:].float() / UNITS
+    place, span = values[..., :2, None], values[..., 2:, None]
+    parts = (
+        values * 2 - 1,
+        torch.tanh((place - _STEPS.to(rows.device)) * 9).flatten(-2),
+        torch.tanh((span - _SPANS.to(rows.device)) * 9).flatten(-2),
+    )
+    return torch.cat(parts, dim=-1)

@@ -1,0 +1,4 @@
+"""Drawing: paint, letters, hand-drawn lines.
+
+Uses no other room of the world.
+"""

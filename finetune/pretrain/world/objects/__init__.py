@@ -1,0 +1,4 @@
+"""Questions about objects: colour, count, position, presence, comparison, description.
+
+May use wording, drawing.
+"""

@@ -1,0 +1,4 @@
+"""The rooms of the world, each a kind of picture with its questions.
+
+May use objects, wording, drawing.
+"""

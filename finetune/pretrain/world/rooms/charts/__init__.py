@@ -1,0 +1,1 @@
+"""Bar, line and pie charts."""

@@ -1,0 +1,1 @@
+"""Pictures that the model does not know, and how it says so."""

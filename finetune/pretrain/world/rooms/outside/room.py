@@ -1,0 +1,319 @@
+"""Pictures from outside the world: like photographs, noise, textures, pages, screens.
+
+Whatever is asked about them, the answer is that this kind of picture is not known. They are made
+of numbers alone (fractal noise, lit surfaces, layered leaves), so that nothing has to be shipped.
+Real photographs are seen in tests alone.
+"""
+
+import importlib.util
+import random
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
+
+from finetune.pretrain.world.rooms.outside.photo import (
+    Field,
+    foliage,
+    landscape,
+    leaves,
+    octaves,
+    portrait,
+    rendered,
+    shiny,
+    subject,
+    tinted,
+    to_picture,
+)
+from finetune.pretrain.world.scene import QA, Item, Room, Scene, Split
+from finetune.pretrain.world.wording.phrasing import say
+
+KINDS = ("outside",)
+PAINTED = 128
+"""Larger pictures are painted at this many pixels and enlarged: fractals cost by the pixel."""
+SHORT = "unknown"
+SENTENCE = "I do not know this kind of picture."
+
+OWN_QUESTIONS = (
+    "What is this?",
+    "What do you see?",
+    "What is in the {pic}?",
+    "Describe the {pic}.",
+    "What does this {pic} show?",
+    "What am I looking at?",
+    "Who is this?",
+    "What is happening here?",
+    "Is this a photo?",
+    "Where was this {pic} taken?",
+    "What animal is this?",
+    "What is the person doing?",
+    "Is there a person{in_pic}?",
+    "How many people are there?",
+    "What is the weather like?",
+    "Can you read this?",
+    "What is written here?",
+    "Tell me about this {pic}.",
+    "Is it day or night?",
+    "What is the man holding?",
+    "Caption this {pic}.",
+    "~What can you tell me about this {pic}?",
+    "~Do you recognise this?",
+    "~What is going on{in_pic}?",
+)
+
+
+def noise(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """Static of any grain, grey or coloured, dense or sparse."""
+    grain = rng.choice((1, 1, 2, 4, 8, 14))
+    shape = (max(2, size[1] // grain), max(2, size[0] // grain), rng.choice((1, 3)))
+    if rng.random() < 0.4:
+        field = rng.random(shape)
+    elif rng.random() < 0.6:
+        field = rng.normal(rng.uniform(0.3, 0.7), rng.uniform(0.12, 0.4), shape)
+    else:
+        field = (rng.random(shape) < rng.uniform(0.1, 0.6)).astype(float)
+    field = np.broadcast_to(field, (*shape[:2], 3)) * rng.uniform(0.5, 1, 3)
+    return to_picture(field).resize(size, rng.choice((0, 2)))
+
+
+def clouds(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """Plasma: fractal noise, one field or three, at any roughness."""
+    if rng.random() < 0.4:
+        return to_picture(np.stack([octaves(size, rng) for _ in range(3)], -1))
+    return tinted(octaves(size, rng), rng)
+
+
+def blend(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """A few strong colours that run into each other."""
+    shape = (rng.integers(2, 5), rng.integers(2, 5), 3)
+    return to_picture(rng.random(shape)).resize(size, Image.Resampling.BICUBIC)
+
+
+def waves(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """Interfering waves, bent by noise: marble, fabric, ripples."""
+    x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
+    field = np.zeros_like(x)
+    for _ in range(rng.integers(1, 4)):
+        turn, speed = rng.uniform(0, np.pi), rng.uniform(15, 110)
+        bend = octaves(size, rng) * rng.uniform(0, 9)
+        field += np.sin((x * np.cos(turn) + y * np.sin(turn)) * speed + bend)
+    return tinted(0.5 + field / (2 * np.abs(field).max()), rng)
+
+
+def bokeh(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """Out-of-focus lights."""
+    picture = tinted(octaves(size, rng, 2.2) * 0.6, rng)
+    pen = ImageDraw.Draw(picture, "RGBA")
+    for _ in range(rng.integers(15, 60)):
+        x, y, r = rng.uniform(0, size[0]), rng.uniform(0, size[1]), rng.uniform(2, 14)
+        pen.ellipse(
+            (x - r, y - r, x + r, y + r),
+            fill=(*rng.integers(80, 256, 3).tolist(), int(rng.integers(40, 180))),
+        )
+    return picture.filter(ImageFilter.GaussianBlur(rng.uniform(1, 5)))
+
+
+def page(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """A page of print, too small to read, in columns, with headings and figures."""
+    ink, paper = sorted(rng.integers((0, 200), (90, 256)))
+    picture = Image.new("RGB", size, tuple(int(paper - d) for d in rng.integers(0, 12, 3)))
+    pen = ImageDraw.Draw(picture)
+    columns, gap = rng.integers(1, 4), rng.uniform(3, 7)
+    wide = size[0] / columns
+    for column in range(columns):
+        left, right = column * wide + wide * 0.08, (column + 1) * wide - wide * 0.06
+        y = rng.uniform(3, 14)
+        while y < size[1] - 4:
+            if rng.random() < 0.04:
+                deep = rng.uniform(10, 30)
+                tone = rng.integers(60, 220, 3).tolist()
+                pen.rectangle((left, y, right, y + deep), fill=tuple(tone))
+                y += deep + gap
+                continue
+            x, end = left, right if rng.random() < 0.8 else left + (right - left) * rng.random()
+            tall = gap * rng.uniform(0.3, 0.5)
+            while x < end:
+                long = rng.uniform(2, 14)
+                pen.rectangle((x, y, min(end, x + long), y + tall), fill=(int(ink),) * 3)
+                x += long + rng.uniform(1.5, 4)
+            y += gap * (1 if rng.random() < 0.9 else 2)
+    turned = picture.rotate(rng.normal(0, 3), fillcolor=picture.getpixel((0, 0)))
+    return turned.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9)))
+
+
+def screen(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """A program's window: bars, panes, lists, buttons, lines of text."""
+    dark = rng.random() < 0.4
+    tone = (lambda: rng.integers(15, 75)) if dark else (lambda: rng.integers(205, 256))
+    picture = Image.new("RGB", size, tuple(int(tone()) for _ in range(3)))
+    pen = ImageDraw.Draw(picture)
+    accent = tuple(rng.integers(30, 230, 3).tolist())
+
+    def pane(box: tuple[float, float, float, float], depth: int) -> None:
+        left, top, right, bottom = box
+        wide, high = right - left, bottom - top
+        if depth and max(wide, high) > 26:
+            cut = rng.uniform(0.2, 0.75)
+            if wide > high:
+                pane((left, top, left + wide * cut, bottom), depth - 1)
+                pane((left + wide * cut, top, right, bottom), depth - 1)
+            else:
+                pane((left, top, right, top + high * cut), depth - 1)
+                pane((left, top + high * cut, right, bottom), depth - 1)
+            return
+        grey = int(tone())
+        pen.rectangle(
+            (left + 1, top + 1, right - 1, bottom - 1),
+            fill=accent if rng.random() < 0.15 else (grey, grey, grey),
+            outline=(128,) * 3 if rng.random() < 0.5 else None,
+        )
+        y = top + 4
+        while y < bottom - 5 and wide > 12 and rng.random() < 0.93:
+            ink = accent if rng.random() < 0.2 else ((200,) * 3 if dark else (70,) * 3)
+            pen.rectangle(
+                (left + 4, y, left + 4 + (wide - 8) * rng.uniform(0.2, 1), y + 1.6), fill=ink
+            )
+            y += rng.uniform(4, 7)
+
+    pane((0, 0, *size), int(rng.integers(3, 6)))
+    return picture
+
+
+def cells(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """A mosaic of cells around random points (held out: only tests show it)."""
+    count = int(rng.integers(12, 70))
+    seeds = rng.random((count, 2)) * (size[1], size[0])
+    y, x = np.arange(size[1])[:, None, None], np.arange(size[0])[None, :, None]
+    apart = (y - seeds[:, 0]) ** 2 + (x - seeds[:, 1]) ** 2
+    nearest = apart.argmin(-1)
+    shade = 1 - np.sqrt(apart.min(-1)) / max(size) * rng.uniform(0, 3)
+    return to_picture(rng.random((count, 3))[nearest] * shade[..., None])
+
+
+def rings(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """Wood or ripples around a centre (held out: only tests show it)."""
+    x, y = np.meshgrid(np.linspace(-1, 1, size[0]), np.linspace(-1, 1, size[1]))
+    far = np.hypot(x - rng.uniform(-1, 1), (y - rng.uniform(-1, 1)) * rng.uniform(0.3, 1.5))
+    field = np.sin(far * rng.uniform(20, 70) + octaves(size, rng) * rng.uniform(2, 8))
+    return tinted(0.5 + field / 2 * (0.6 + 0.4 * octaves(size, rng)), rng)
+
+
+# Real photographs that installed packages carry.
+PHOTOS = (
+    ("gradio", "media_assets/images/cheetah1.jpg"),
+    ("gradio", "media_assets/images/lion.jpg"),
+    ("gradio", "media_assets/images/tower.jpg"),
+    ("gradio", "media_assets/images/groot.jpeg"),
+    ("gradio", "test_data/cheetah2.jpg"),
+    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
+)
+
+
+@lru_cache(maxsize=1)
+def photos() -> tuple[Image.Image, ...]:
+    """Those of `PHOTOS` that are installed, at most 320 pixels long."""
+    found = []
+    for package, name in PHOTOS:
+        spec = importlib.util.find_spec(package)
+        path = Path(spec.origin).parent / name if spec and spec.origin else None
+        if path and path.is_file():
+            with Image.open(path) as picture:
+                picture.draft("RGB", (320, 320))
+                picture.thumbnail((320, 320))
+                found.append(picture.convert("RGB"))
+    return tuple(found)
+
+
+def photo(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """A part of a real photograph (held out: only tests show it), or rock where none is there."""
+    if not photos():
+        return shiny(size, rng)
+    picture = photos()[rng.integers(len(photos()))]
+    share = rng.uniform(0.5, 1)
+    wide, high = picture.width * share, picture.height * share
+    x, y = rng.uniform(0, picture.width - wide), rng.uniform(0, picture.height - high)
+    part = picture.resize(size, Image.Resampling.BICUBIC, (x, y, x + wide, y + high))
+    return ImageOps.mirror(part) if rng.random() < 0.5 else part
+
+
+Painter = Callable[[tuple[int, int], np.random.Generator], Image.Image]
+STYLES: dict[str, Painter] = {
+    "landscape": landscape,
+    "leaves": leaves,
+    "portrait": portrait,
+    "rendered": rendered,
+    "foliage": foliage,
+    "clouds": clouds,
+    "blend": blend,
+    "waves": waves,
+    "bokeh": bokeh,
+    "noise": noise,
+    "page": page,
+    "screen": screen,
+    "subject": subject,
+}
+HELD_OUT: dict[str, Painter] = {"cells": cells, "rings": rings, "shiny": shiny, "photo": photo}
+_WEIGHTS = (4, 5, 5, 4, 3, 2.5, 1.2, 2, 2, 2.5, 2.5, 2.5, 6)
+
+
+def developed(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """What a camera adds: light from one side, a cast, grain, softness; sometimes no colour."""
+    field: Field = np.asarray(picture, dtype=np.float32) / 255
+    high, wide = field.shape[:2]
+    x = np.linspace(-1, 1, wide, dtype=np.float32)
+    y = np.linspace(-1, 1, high, dtype=np.float32)[:, None]
+    light = 1 + rng.normal(0, 0.12) * x + rng.normal(0, 0.15) * y
+    light = light - rng.uniform(0, 0.3) * (x**2 + y**2)
+    field = field * light[..., None] * rng.normal(1, 0.06, 3).astype(np.float32)
+    field = (field - 0.5) * rng.uniform(0.6, 1.25) + 0.5 + rng.normal(0, 0.06)
+    if rng.random() < 0.12:
+        field = np.broadcast_to(field.mean(-1, keepdims=True), field.shape)
+    grain = rng.standard_normal((high, wide, rng.choice((1, 3))), dtype=np.float32)
+    field = field + grain * np.float32(rng.uniform(0, 0.05))
+    done = to_picture(field)
+    if rng.random() < 0.25:
+        return done.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.3)))
+    return done
+
+
+class Outside:
+    """See the module's text. `rooms` are those whose questions are asked (and refused) here."""
+
+    name = "outside"
+    kinds = KINDS
+
+    def __init__(self, rooms: Sequence[Room]) -> None:
+        self.rooms = tuple(rooms)
+
+    def make(self, rng: random.Random, split: Split) -> Scene:
+        if split == "test" and rng.random() < 0.4:
+            style = rng.choice(list(HELD_OUT))
+        else:
+            style = rng.choices(list(STYLES), _WEIGHTS)[0]
+        side = rng.randint(112, 168) if rng.random() < 0.9 else rng.choice((64, 96, 256, 384))
+        aspect = 1.0 if rng.random() < 0.4 else rng.uniform(0.62, 1.6)
+        width, height = round(side * aspect**0.5), round(side / aspect**0.5)
+        item = Item("outside", (0.0, 0.0, 1.0, 1.0))
+        return Scene(self.name, style, width, height, (item,), rng.getrandbits(32))
+
+    def draw(self, scene: Scene) -> Image.Image:
+        rng = np.random.default_rng(scene.seed)
+        paint = STYLES.get(scene.layout) or HELD_OUT[scene.layout]
+        shrink = min(1.0, PAINTED / max(scene.width, scene.height))
+        picture = paint((round(scene.width * shrink), round(scene.height * shrink)), rng)
+        plain = ("page", "screen", "noise", "blend")
+        if scene.layout != "photo" and (scene.layout not in plain or rng.random() < 0.4):
+            picture = developed(picture, rng)
+        if shrink == 1:
+            return picture
+        return picture.resize((scene.width, scene.height), Image.Resampling.BICUBIC)
+
+    def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
+        questions = [say(OWN_QUESTIONS, rng, split) for _ in range(3)]
+        for room in rng.sample(self.rooms, min(2, len(self.rooms))):
+            elsewhere = room.make(rng, split)
+            asked = [qa.question for qa in room.ask(elsewhere, rng, split)]
+            questions += rng.sample(asked, min(5, len(asked)))
+        return [QA("outside", question, SHORT, SENTENCE) for question in dict.fromkeys(questions)]

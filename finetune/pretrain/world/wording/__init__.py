@@ -1,0 +1,4 @@
+"""Wording: phrasings, references to objects, false premises, small talk.
+
+May use drawing.
+"""

@@ -1,0 +1,287 @@
+"""What a run directory holds, written so that it is whole at every moment.
+
+A run can be read by itself: trained weights, processor, manifest, and golden prompts with the
+logits they gave. Everything is written beside its place first, flushed to the disk and then
+renamed; a full disk or a kill leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from finetune.runs.golden import GOLDEN_FOLDER, record_golden
+from vqa_app.checkpoints.adapters import PEFT_CONFIG, PEFT_FILE, PROJECTOR_FILE
+from vqa_app.checkpoints.manifest import MANIFEST_FILE, Base, Manifest, write_manifest
+from vqa_app.errors import ModelError, UsageError
+from vqa_app.prompts.conversation import Conversation
+from vqa_app.quiet import quiet
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, ProcessorMixin
+
+CHECKPOINTS = "checkpoints"
+_STEP = "step-"
+_UNFINISHED = ".unfinished-"
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file, or the list of names in a directory, is on the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows has no such call
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _flush_tree(directory: Path) -> None:
+    for path in (*directory.rglob("*"), directory):
+        _flush(path)
+
+
+def _share(directory: Path) -> None:
+    """Gives files the mode that new ones have here: safetensors makes its own readable for their
+    owner alone, and a server under another user could not load them."""
+    probe = directory / ".mode"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
+@contextmanager
+def _written_beside(parent: Path) -> Iterator[Path]:
+    """A new folder in `parent`, flushed at the end; gone again if anything goes wrong."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=parent))
+    try:
+        yield folder
+        _share(folder)
+        _flush_tree(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def whole_directory(target: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `target` when the block ends without an error.
+
+    What stood at `target` stays until then. A kill at any moment leaves the old directory or the
+    new one complete; `sweep` gives it back its name if the kill came between two renames.
+    """
+    with _written_beside(target.parent) as folder:
+        folder.chmod(0o755)  # mkdtemp's are private
+        yield folder
+    if target.exists():
+        old = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=target.parent))
+        target.rename(old / target.name)
+        folder.rename(target)
+        shutil.rmtree(old)
+    else:
+        folder.rename(target)
+    _flush(target.parent)
+
+
+@contextmanager
+def _into(root: Path) -> Iterator[Path]:
+    """A folder whose files take their places in `root` at the end, the manifest last."""
+    with _written_beside(root) as folder:
+        yield folder
+    files = sorted(
+        (path for path in folder.rglob("*") if path.is_file()),
+        key=lambda path: (path.name == MANIFEST_FILE, path),
+    )
+    for path in files:
+        place = root / path.relative_to(folder)
+        place.parent.mkdir(exist_ok=True)
+        path.replace(place)
+    shutil.rmtree(folder)
+    _flush(root)
+
+
+def require_writable(folder: Path) -> None:
+    """Makes the folder.
+
+    Raises:
+        UsageError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = error.strerror or error
+        raise UsageError(f"Cannot write to {folder}: {why}.", "Give another --out.") from error
+
+
+def write_failure(error: BaseException) -> str | None:
+    """Why a file could not be written, where that is what the error says: safetensors and
+    `torch.save` have classes of their own for a full disk. None for any other error."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = str(error)
+    if isinstance(error, SafetensorError) and "os error" in text.lower():
+        return text
+    if isinstance(error, RuntimeError) and ("inline_container" in text or "Writer" in text):
+        return "the disk is full, or cannot be written to"
+    return None
+
+
+def sweep(run: Path) -> None:
+    """Removes what a killed process left half-written."""
+    for parent in (run, run / CHECKPOINTS):
+        for leftover in parent.glob(f"{_UNFINISHED}*"):
+            for whole in leftover.glob(f"{_STEP}*"):  # killed between the two renames
+                if not (parent / whole.name).exists():
+                    whole.rename(parent / whole.name)
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def step_directory(run: Path, step: int) -> Path:
+    return run / CHECKPOINTS / f"{_STEP}{step}"
+
+
+def checkpoint_steps(run: Path) -> dict[int, Path]:
+    """The whole checkpoints of a run by step, ascending."""
+    found = {
+        int(path.name.removeprefix(_STEP)): path
+        for path in (run / CHECKPOINTS).glob(f"{_STEP}*")
+        if path.name.removeprefix(_STEP).isdigit()
+    }
+    return dict(sorted(found.items()))
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest whole checkpoint to resume from."""
+    return next(reversed(checkpoint_steps(run).values()), None)
+
+
+def save_weights(
+    model: PreTrainedModel,
+    kind: str,
+    out: Path,
+    *,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Writes what trained, as safetensors, into an existing folder.
+
+    Args:
+        model: with LoRA attached (kinds lora and qlora: PEFT layout, the projector as one of its
+            modules to save), or the plain model (projector: the parameters that train, by their
+            names in it; full and merged: everything, as plain transformers loads it).
+        kind: as in the manifest.
+        state_dict: gathered parameters where the model itself is sharded (FSDP, DeepSpeed).
+    """
+    if kind in ("lora", "qlora"):
+        # "auto" would ask the hub whether the base's vocabulary is still the same.
+        model.save_pretrained(
+            out, state_dict=state_dict, safe_serialization=True, save_embedding_layers=False
+        )
+        (out / "README.md").unlink(
+            missing_ok=True
+        )  # PEFT's template; the run has a card of its own
+    elif kind == "projector":
+        named = model.state_dict() if state_dict is None else state_dict
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        tensors = {name: named[name].detach().cpu().contiguous() for name in names}
+        if not tensors:
+            raise ModelError("Nothing in the model trains, so there is no projector to save.")
+        save_file(tensors, out / PROJECTOR_FILE, metadata={"format": "pt"})
+    else:
+        with quiet():
+            model.save_pretrained(out, state_dict=state_dict, max_shard_size="2GB")
+
+
+def _name_base(config: Path, base: Base) -> None:
+    """PEFT names the folder that the base was loaded from, which no other machine has."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values["base_model_name_or_path"] = base.name if base.on_hub else None
+    values["revision"] = base.revision
+    config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def load_weights(model: PreTrainedModel, kind: str, directory: Path) -> None:
+    """Puts what `save_weights` wrote back into a model that is set up as it was then.
+
+    Raises:
+        ModelError: the files do not hold exactly the parameters that train.
+    """
+    if kind in ("lora", "qlora"):
+        from peft import set_peft_model_state_dict
+
+        tensors = load_file(directory / PEFT_FILE)
+        result = set_peft_model_state_dict(model, tensors)
+        missing = [
+            name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name
+        ]
+        wrong = [*missing, *result.unexpected_keys]
+    elif kind == "projector":
+        result = model.load_state_dict(load_file(directory / PROJECTOR_FILE), strict=False)
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        wrong = [*(trained & set(result.missing_keys)), *result.unexpected_keys]
+    else:
+        # In fp32, which holds every precision exactly; names on the disk are not the model's own.
+        with quiet():
+            saved = type(model).from_pretrained(directory, dtype="float32", local_files_only=True)
+        result = model.load_state_dict(saved.state_dict(), strict=False)
+        wrong = [*result.missing_keys, *result.unexpected_keys]
+    if wrong:
+        raise ModelError(
+            f"{directory} does not hold what trains here: {', '.join(sorted(wrong)[:3])} differ.",
+            "Resume with the command that started the run.",
+        )
+
+
+def save_run(
+    run: Path,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    manifest: Manifest,
+    golden: Sequence[Conversation] = (),
+    *,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Makes a directory that `load_model` opens: weights, processor, golden prompts, manifest.
+
+    May be called again with better weights; until all of it is on the disk the old files stay.
+
+    Args:
+        golden: finished conversations whose logits `verify` will ask for again.
+        state_dict: see `save_weights`.
+
+    Raises:
+        ModelError: the disk is full or the folder cannot be written; what was there is whole.
+    """
+    try:
+        with _into(run) as folder:
+            save_weights(model, manifest.kind, folder, state_dict=state_dict)
+            if manifest.kind in ("lora", "qlora"):
+                _name_base(folder / PEFT_CONFIG, manifest.base)
+            processor.save_pretrained(folder)
+            if golden:
+                (folder / GOLDEN_FOLDER).mkdir()
+                record_golden(model, processor, golden, folder / GOLDEN_FOLDER)
+            write_manifest(folder, manifest)
+    except Exception as error:
+        if (why := write_failure(error)) is None:
+            raise
+        raise ModelError(
+            f"Cannot write {run}: {why}.",
+            "What was saved there before is whole. Make room and run the same command again.",
+        ) from error

@@ -1,0 +1,176 @@
+"""Golden prompts: conversations kept in a run with the logits that they gave when it was saved.
+
+Text and pictures lie in the run, so that `verify` needs nothing else. Of every answer position the
+likeliest tokens' logits are kept, and the normaliser over all, which notices a change anywhere.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from vqa_app.engine.batched import inference
+from vqa_app.engine.vision import on_device
+from vqa_app.errors import ImageError, ModelError
+from vqa_app.models.architecture import plain
+from vqa_app.pictures.picture import OWN_FILES, open_picture
+from vqa_app.prompts.conversation import Conversation
+from vqa_app.prompts.prompt import Prompt, encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+GOLDEN_FOLDER = "golden"
+_PROMPTS = "golden.json"
+_LOGITS = "golden.safetensors"
+KEPT_LOGITS = 256
+"""How many tokens' logits are kept for each position."""
+KEPT_POSITIONS = 16
+"""How many answer positions are kept for each prompt."""
+
+
+@dataclass(frozen=True)
+class GoldenPrompt:
+    conversation: Conversation
+    dtype: str
+    """Precision of the model then: float32, bfloat16, ..."""
+    input_ids: torch.Tensor
+    """[tokens] as rendered when the run was saved."""
+    token_ids: torch.Tensor
+    """[positions, kept] the likeliest tokens, the likeliest first."""
+    logits: torch.Tensor
+    """[positions, kept] their logits, float32."""
+    normalizers: torch.Tensor
+    """[positions] log-sum-exp over the whole vocabulary, float32."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far logits moved, over all golden prompts."""
+
+    prompts: int
+    worst_difference: float
+    """Largest absolute difference between two log-probabilities of a likely token, in nats."""
+    same_tokens: float
+    """Share of the positions where the likeliest token is still the same, 0 to 1."""
+    rendered_differently: int
+    """How many prompts turn into other tokens than when the run was saved."""
+
+
+def _answer_logits(model: PreTrainedModel, prompt: Prompt) -> torch.Tensor:
+    """[positions, vocabulary] float32 logits that predict the answers' first tokens."""
+    # A logit predicts the next token.
+    positions = prompt.answer_mask.nonzero()[:KEPT_POSITIONS, 0] - 1
+    if not len(positions):
+        raise ModelError("A golden prompt has no answer.", "Give finished conversations.")
+    inputs = on_device(model, prompt.inputs)
+    skipped = 0
+    if "logits_to_keep" in inspect.signature(plain(model).forward).parameters:
+        skipped = int(positions[0])
+        inputs["logits_to_keep"] = inputs["input_ids"].shape[1] - skipped
+    logits = model(**inputs, use_cache=False).logits[0]
+    return logits[positions.to(logits.device) - skipped].float().cpu()
+
+
+def measure(
+    model: PreTrainedModel, processor: ProcessorMixin, conversations: Sequence[Conversation]
+) -> list[tuple[Prompt, torch.Tensor]]:
+    """Each finished conversation's prompt and the logits of its answers, the model in eval mode."""
+    prompts = [encode(processor, c, answer_next=False) for c in conversations]
+    with inference(model):
+        return [(prompt, _answer_logits(model, prompt)) for prompt in prompts]
+
+
+def record_golden(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    conversations: Sequence[Conversation],
+    folder: Path,
+) -> None:
+    """Writes conversations, their pictures and the model's logits into an existing folder."""
+    tensors: dict[str, torch.Tensor] = {}
+    for index, (prompt, logits) in enumerate(measure(model, processor, conversations)):
+        kept = logits.topk(min(KEPT_LOGITS, logits.shape[-1]))
+        tensors |= {
+            f"{index}.input_ids": prompt.inputs["input_ids"][0].contiguous(),
+            f"{index}.token_ids": kept.indices.contiguous(),
+            f"{index}.logits": kept.values.contiguous(),
+            f"{index}.normalizers": logits.logsumexp(-1),
+        }
+    for picture in {p for c in conversations for p in c.pictures}:
+        picture.image.save(folder / f"{picture.digest}.png")
+    (folder / _PROMPTS).write_text(
+        json.dumps(
+            {
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "prompts": [conversation.to_json() for conversation in conversations],
+            },
+            indent=1,
+            ensure_ascii=False,
+        ),
+        encoding="utf-8",
+    )
+    save_file(tensors, folder / _LOGITS)
+
+
+def read_golden(run: Path) -> list[GoldenPrompt]:
+    """The golden prompts of a run; none where it was saved without.
+
+    Raises:
+        ModelError: the files are damaged.
+    """
+    folder = run / GOLDEN_FOLDER
+    if not (folder / _PROMPTS).exists():
+        return []
+    try:
+        saved = json.loads((folder / _PROMPTS).read_text(encoding="utf-8"))
+        tensors = load_file(folder / _LOGITS)
+        return [
+            GoldenPrompt(
+                Conversation.from_json(
+                    value,
+                    lambda digest: open_picture(folder / f"{digest}.png", limits=OWN_FILES),
+                ),
+                saved["dtype"],
+                *(tensors[f"{i}.{n}"] for n in ("input_ids", "token_ids", "logits", "normalizers")),
+            )
+            for i, value in enumerate(saved["prompts"])
+        ]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, ImageError) as error:
+        why = error.problem if isinstance(error, ImageError) else f"{error}."
+        raise ModelError(
+            f"The golden prompts in {folder} cannot be read: {why}",
+            "Copy the run again from where it was made.",
+        ) from error
+
+
+def compare(
+    model: PreTrainedModel, processor: ProcessorMixin, golden: Sequence[GoldenPrompt]
+) -> Comparison:
+    """The model's logits beside those of the golden prompts.
+
+    Log-probabilities are compared, not raw logits: adding a constant to all of them changes no
+    answer.
+    """
+    now = measure(model, processor, [prompt.conversation for prompt in golden])
+    worst, same, positions, rendered = 0.0, 0, 0, 0
+    for saved, (prompt, logits) in zip(golden, now, strict=True):
+        if prompt.inputs["input_ids"][0].tolist() != saved.input_ids.tolist():
+            rendered += 1
+            continue
+        before = saved.logits - saved.normalizers[:, None]
+        after = logits.gather(1, saved.token_ids) - logits.logsumexp(-1, keepdim=True)
+        gap = torch.where(before == after, 0.0, (before - after).abs()).max().item()
+        worst = gap if math.isnan(gap) else max(worst, gap)  # max() would drop a NaN
+        same += int((logits.argmax(-1) == saved.token_ids[:, 0]).sum())
+        positions += len(logits)
+    return Comparison(len(golden), worst, same / positions if positions else 0.0, rendered)

@@ -1,0 +1,119 @@
+"""An adapter merged into its unquantised base: a standard checkpoint, compared before it counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.runs.checkpoint import require_writable, whole_directory, write_failure
+from finetune.runs.golden import GOLDEN_FOLDER, compare, read_golden, record_golden
+from finetune.runs.verify import Verification, tolerance_of
+from vqa_app.checkpoints.manifest import Manifest, read_manifest, write_manifest
+from vqa_app.errors import ModelError, UsageError
+from vqa_app.pictures.picture import open_picture
+from vqa_app.prompts.conversation import Conversation, Message
+from vqa_app.quiet import quiet
+
+if TYPE_CHECKING:
+    from vqa_app.checkpoints.loader import LoadedModel
+
+
+def merge(run: str | Path, out: str | Path, *, dtype: str = "auto") -> Verification:
+    """Writes a run's model as one checkpoint that `AutoModelForImageTextToText` loads by itself.
+
+    Args:
+        run: directory of a projector, lora or qlora run.
+        out: directory to write; must not exist.
+        dtype: precision of the result; `auto` as in `load_model`: float32 for small models.
+
+    Returns:
+        How the merged checkpoint's logits, loaded again from the disk without this package, compare
+        with those of the run.
+
+    Raises:
+        UsageError: the run is a whole model already, or `out` exists or cannot be made.
+        ModelError: the merged model answers differently, or the disk is full; nothing is left at
+            `out`.
+    """
+    run, out = Path(run), Path(out)
+    if not os.path.isdir(run):
+        raise UsageError(f"There is no folder {run}.", "Give the folder of a run.")
+    manifest = read_manifest(run)
+    if manifest is None:
+        raise UsageError(f"{run} is not a run.", "Give a folder that `vqa-app finetune` wrote.")
+    if manifest.whole_model:
+        raise UsageError(f"{run} is a whole model already.", "Use it as it is.")
+    if out.exists():
+        raise UsageError(f"{out} exists already.", "Give a folder that does not.")
+    require_writable(out.parent)
+    loaded = _load(run, dtype)
+    conversations = [prompt.conversation for prompt in read_golden(run)] or [_any_conversation()]
+    try:
+        with whole_directory(out) as folder:
+            found = _write_merged(folder, loaded, manifest, conversations)
+    except Exception as error:
+        if (why := write_failure(error)) is None:
+            raise
+        raise ModelError(
+            f"Cannot write {out}: {why}.", "Make room, or give another --out."
+        ) from error
+    return dataclasses.replace(found, directory=out)
+
+
+def _write_merged(
+    folder: Path, loaded: LoadedModel, manifest: Manifest, conversations: Sequence[Conversation]
+) -> Verification:
+    """Merges in place and writes the checkpoint, which has to be the run."""
+    (folder / GOLDEN_FOLDER).mkdir()
+    # The run's own logits first: what the merged model is to give.
+    record_golden(loaded.model, loaded.processor, conversations, folder / GOLDEN_FOLDER)
+    model = loaded.model
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    with quiet():
+        model.save_pretrained(folder, max_shard_size="2GB")
+    loaded.processor.save_pretrained(folder)
+    write_manifest(folder, dataclasses.replace(manifest, kind="merged"))
+    found = _compare_from_disk(folder, loaded)
+    if not found.ok:
+        raise ModelError(
+            f"The merged model is not the run: {found.problem}.",
+            "Merge with --dtype float32, or use the run as it is.",
+        )
+    return found
+
+
+def _any_conversation() -> Conversation:
+    """Something to compare logits on, for a run that was saved without golden prompts."""
+    from PIL import Image
+
+    picture = open_picture(Image.linear_gradient("L"), name="gradient")
+    asked = Conversation.ask("What is in the picture?", [picture])
+    return asked.then(Message.assistant("It is grey, lighter towards the bottom."))
+
+
+def _load(run: Path, dtype: str) -> LoadedModel:
+    from vqa_app.checkpoints.loader import load_model
+
+    return load_model(str(run), device="cpu", dtype=dtype, merge=False)
+
+
+def _compare_from_disk(folder: Path, loaded: LoadedModel) -> Verification:
+    """Loads with transformers alone; a key that is missing or left over is an error."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    with quiet():
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=loaded.model.dtype, output_loading_info=True
+        )
+    if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
+        raise ModelError(
+            f"The merged checkpoint's keys do not fit its model: {wrong[:3]}.", "This is a bug."
+        )
+    golden = read_golden(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    found = compare(model.eval(), processor, golden)
+    return Verification(folder, found, tolerance_of(golden[0].dtype))

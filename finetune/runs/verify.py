@@ -1,0 +1,116 @@
+"""Does a run still give the logits that it gave when it was saved?"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.progress import counted
+from finetune.runs.golden import Comparison, compare, read_golden
+from vqa_app.checkpoints.manifest import read_manifest
+from vqa_app.errors import ModelError
+
+if TYPE_CHECKING:
+    from vqa_app.checkpoints.loader import LoadedModel
+
+TOLERANCE = {"float32": 0.01}
+"""Nats by which a token's log-probability may differ: other machines sum in another order."""
+HALF_TOLERANCE = 0.5
+"""The same in 16 bits, whose logits of about 20 are 0.06 to 0.12 apart, and on quantised bases."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The outcome; `ok` False says why in `problem`."""
+
+    directory: Path
+    comparison: Comparison
+    tolerance: float
+
+    @property
+    def problem(self) -> str:
+        found = self.comparison
+        if found.rendered_differently:
+            return (
+                f"{found.rendered_differently} of {found.prompts} golden prompts turn into other"
+                " tokens than when the run was saved"
+            )
+        if not found.worst_difference <= self.tolerance:  # NaN too
+            return (
+                f"log-probabilities differ by up to {found.worst_difference:.3g} nats"
+                f" (allowed: {self.tolerance:g}); the likeliest token is the same at"
+                f" {found.same_tokens:.0%} of the positions"
+            )
+        return ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.problem
+
+    @property
+    def summary(self) -> str:
+        found = self.comparison
+        return (
+            f"{counted(found.prompts, 'golden prompt')}: log-probabilities within"
+            f" {found.worst_difference:.2g} nats of those saved (allowed: {self.tolerance:g})"
+        )
+
+
+def tolerance_of(dtype: str, quantized: bool = False) -> float:
+    """How far log-probabilities may move in this precision, in nats."""
+    return HALF_TOLERANCE if quantized else TOLERANCE.get(dtype, HALF_TOLERANCE)
+
+
+def quantization_of(directory: Path) -> str | None:
+    """The logits of a run on a 4-bit base are those on a 4-bit base."""
+    manifest = read_manifest(directory)
+    return "4bit" if manifest is not None and manifest.kind == "qlora" else None
+
+
+def verify(
+    directory: str | Path, loaded: LoadedModel | None = None, *, device: str = "auto"
+) -> Verification:
+    """Compares a run's (or merged checkpoint's) logits on its golden prompts with those kept in it.
+
+    Args:
+        loaded: the model of `directory`, if it is loaded already.
+        device: where to load it; see `load_model`.
+
+    Raises:
+        ModelError: nothing to verify there, or it cannot be loaded. Other logits are no error here
+            but in the result.
+    """
+    from vqa_app.checkpoints.loader import load_model
+
+    directory = Path(directory)
+    if not os.path.isdir(directory):
+        raise ModelError(f"There is no folder {directory}.", "Give the folder of a run.")
+    golden = read_golden(directory)
+    if not golden:
+        raise ModelError(
+            f"{directory} holds no golden prompts.",
+            "Give the folder of a run of `vqa-app finetune`, or of a merged one.",
+        )
+    dtype = golden[0].dtype
+    if loaded is None:
+        loaded = load_model(str(directory), None, device, dtype, quantization_of(directory))
+    found = compare(loaded.model, loaded.processor, golden)
+    now = str(loaded.model.dtype).removeprefix("torch.")
+    allowed = max(tolerance_of(dtype), tolerance_of(now, loaded.quantization is not None))
+    return Verification(directory, found, allowed)
+
+
+def require(verification: Verification) -> None:
+    """Raises where a verification failed.
+
+    Raises:
+        ModelError: with what differs.
+    """
+    if not verification.ok:
+        raise ModelError(
+            f"{verification.directory} is not what was saved: {verification.problem}.",
+            "Its files or its base model changed, or another version computes differently; see its"
+            " manifest.json for both.",
+        )

@@ -1,0 +1,171 @@
+"""Stage → what trains. The one place that decides it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune.config import FinetuneConfig, Stage
+from vqa_app.errors import ModelError, UsageError
+from vqa_app.models.anatomy import Anatomy, anatomy
+from vqa_app.models.architecture import plain
+from vqa_app.quiet import quiet
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A model in which exactly what the stage trains requires gradients."""
+
+    model: nn.Module
+    """The model itself, or PEFT's wrapper around it."""
+    projector: int
+    """Trainable parameters in the projector."""
+    llm: int
+    """Trainable parameters in the LLM."""
+    total: int
+    """All parameters, frozen ones included."""
+
+    @property
+    def trainable(self) -> int:
+        return self.projector + self.llm
+
+    def __str__(self) -> str:
+        share = 100 * self.trainable / max(1, self.total)
+        return (
+            f"Training {self.trainable:,} of {self.total:,} parameters ({share:.2g} %): projector "
+            f"{self.projector:,}, LLM {self.llm:,}, picture encoder 0."
+        )
+
+
+def lora_targets(model: Any, llm: str) -> str:
+    """A regular expression for PEFT that matches every linear layer of the LLM and no other."""
+    kinds = {
+        name.rpartition(".")[2]
+        for name, module in model.get_submodule(llm).named_modules()
+        if _is_linear(module)
+    }
+    if not kinds:
+        raise ModelError("The language model has no linear layers.", "LoRA cannot be attached.")
+    return rf".*{re.escape(llm)}\..*\.({'|'.join(sorted(map(re.escape, kinds)))})"
+
+
+def freeze(
+    model: Any, stage: Stage, *, rank: int = 128, alpha: int = 256, dropout: float = 0.05
+) -> Frozen:
+    """Freezes everything but what the stage trains, attaches LoRA where it is due, and logs the
+    counts.
+
+    Trained weights are fp32, whatever the rest is in. A model that already carries an adapter goes
+    on with it.
+
+    Args:
+        rank, alpha, dropout: of LoRA (Hu et al., 2022); used by the stages lora and qlora.
+
+    Raises:
+        ModelError: the stage does not fit the model.
+    """
+    base = plain(model)
+    parts = anatomy(base)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    if stage in ("lora", "qlora"):
+        if base is model:
+            model = _attach_lora(model, parts, rank, alpha, dropout)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name or ".modules_to_save." in name)
+    else:
+        if base is not model:
+            raise _carries_adapter(stage)
+        for name in parts.projector:
+            model.get_submodule(name).requires_grad_(True)
+        if stage == "full":
+            model.get_submodule(parts.language_model).requires_grad_(True)
+            model.get_output_embeddings().requires_grad_(True)
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+    result = Frozen(
+        model,
+        projector=sum(p.numel() for n, p in trainable(model) if _within(n, parts.projector)),
+        llm=sum(p.numel() for n, p in trainable(model) if not _within(n, parts.projector)),
+        total=sum(parameter.numel() for parameter in model.parameters()),
+    )
+    log.info("%s", result)
+    return result
+
+
+def as_adapter(config: FinetuneConfig, model: Any) -> FinetuneConfig:
+    """The config with the rank and the like of the adapter that the model carries, if it does: that
+    one is trained on.
+
+    Raises:
+        UsageError: another rank or alpha is asked for.
+        ModelError: a stage without LoRA.
+    """
+    adapter = getattr(model, "peft_config", {}).get("default")
+    if adapter is None:
+        return config
+    if config.stage not in ("lora", "qlora"):
+        raise _carries_adapter(config.stage)
+    for name, now in (("rank", adapter.r), ("alpha", adapter.lora_alpha)):
+        if getattr(config, name) not in (None, now):
+            raise UsageError(
+                f"{config.model} carries an adapter whose {name} is {now}, not"
+                f" {getattr(config, name)}.",
+                f"Leave --{name} out, or merge the adapter first: vqa-app merge RUN --out DIR.",
+            )
+    return config.replace(
+        rank=adapter.r, alpha=adapter.lora_alpha, dropout=float(adapter.lora_dropout)
+    )
+
+
+def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def projector_parameters(model: nn.Module) -> set[str]:
+    """Names of the projector's trainable parameters."""
+    parts = anatomy(plain(model))
+    return {name for name, _ in trainable(model) if _within(name, parts.projector)}
+
+
+def _carries_adapter(stage: Stage) -> ModelError:
+    return ModelError(
+        f"The model carries a LoRA adapter, so stage {stage} cannot train it.",
+        "Merge the adapter first: vqa-app merge RUN --out DIR.",
+    )
+
+
+def _within(name: str, modules: tuple[str, ...]) -> bool:
+    """Whether a parameter belongs to one of the modules; PEFT puts its own names in front."""
+    return any(f".{module}." in f".{name}" for module in modules)
+
+
+def _attach_lora(model: Any, parts: Anatomy, rank: int, alpha: int, dropout: float) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=lora_targets(model, parts.language_model),
+        modules_to_save=list(parts.projector),
+        task_type="CAUSAL_LM",
+    )
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT asks transformers by a name that will go
+        return get_peft_model(model, config)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Also bitsandbytes' 4- and 8-bit layers, which are subclasses."""
+    return isinstance(module, nn.Linear)

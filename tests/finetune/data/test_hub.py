@@ -1,0 +1,126 @@
+"""Data sets on the hub: read through `datasets` itself, from a hub on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from finetune.data.read import FOR_TESTING, check_sources, read_rows
+from finetune.evaluation.questions import ask
+from tests.fake_hub import pauses, use
+from tests.finetune.fake_data_hub import Handler, serve
+from vqa_app.errors import DataError
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Handler]]:
+    with serve(monkeypatch, tmp_path / "caches") as handler:
+        handler.folders["someone/cats"] = data_set(tmp_path / "cats")
+        yield handler
+
+
+def data_set(folder: Path) -> Path:
+    """Two questions about pictures to train on and one to test, as Parquet in the usual places."""
+    import datasets
+
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "question": datasets.Value("string"),
+            "answer": datasets.ClassLabel(names=["red", "blue"]),
+        }
+    )
+    for split, colours in (("train", ["red", "blue"]), ("test", ["red"])):
+        table = {
+            "image": [Image.new("RGB", (8, 6), colour) for colour in colours],
+            "question": ["Which colour?"] * len(colours),
+            "answer": colours,
+        }
+        made = datasets.Dataset.from_dict(table, features=features)
+        made.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    (folder / "README.md").write_text("Cats.\n")
+    return folder
+
+
+def test_a_data_set_of_the_hub_gives_its_train_rows_and_pictures(hub: type[Handler]) -> None:
+    data = read_rows("someone/cats")
+    assert data.problems == ()
+    assert [row.turns[1].text for row in data.rows] == ["red", "blue"]
+    assert [row.turns[0].text for row in data.rows] == ["Which colour?"] * 2
+    colours = [row.conversation().pictures[0].image.getpixel((0, 0)) for row in data.rows]
+    assert colours == [(255, 0, 0), (0, 0, 255)]
+    assert data.rows[1].place == "someone/cats, row 2"
+    assert "train-00000-of-00001.parquet" in hub.downloads
+
+
+def test_a_config_of_a_data_set_is_named_behind_a_colon(hub: type[Handler]) -> None:
+    folder = hub.folders["someone/cats"]
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: other\n  data_files:\n"
+        "  - split: train\n    path: data/test-*\n---\n"
+    )
+    assert [row.turns[1].text for row in read_rows("someone/cats:other").rows] == ["red"]
+    with pytest.raises(DataError, match="cannot be loaded from the hub: BuilderConfig 'none'"):
+        read_rows("someone/cats:none")
+
+
+def test_a_split_of_a_data_set_is_named_behind_an_at(hub: type[Handler]) -> None:
+    for data in (read_rows("someone/cats@test"), read_rows("someone/cats", (), FOR_TESTING)):
+        assert [row.turns[1].text for row in data.rows] == ["red"]
+    check_sources("someone/cats@test@2")
+    with pytest.raises(DataError, match=r"someone/cats has the splits train, test"):
+        read_rows("someone/cats@validation")
+    asked = ask("someone/cats")
+    assert len(asked.questions) == 1 and "the split test is read" in asked.notes[0].what
+    folder = hub.folders["someone/tests"] = data_set(hub.folders["someone/cats"].parent / "tests")
+    (folder / "data" / "train-00000-of-00001.parquet").unlink()
+    assert len(read_rows("someone/tests").rows) == 1
+
+
+def test_what_was_loaded_once_needs_no_network(
+    hub: type[Handler], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = read_rows("someone/cats")
+    use(monkeypatch, "http://127.0.0.1:9", tmp_path / "caches" / "hub")
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", "http://127.0.0.1:9")
+    paused = pauses(monkeypatch)
+    assert read_rows("someone/cats").rows == before.rows
+    with pytest.raises(DataError, match="The hub cannot be reached"):
+        read_rows("someone/dogs")
+    assert not paused
+
+
+def test_what_the_hub_does_not_have_is_told_at_once(
+    hub: type[Handler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused = pauses(monkeypatch)
+    with pytest.raises(DataError, match="It has no such data set"):
+        read_rows("someone/dogs")
+    assert not paused
+    assert hub.downloads == []
+
+
+def test_a_mistyped_folder_is_not_asked_for_on_the_hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for read in (read_rows, check_sources):
+        with pytest.raises(DataError, match="There is no mine in the folder photos"):
+            read("photos/mine")
+
+
+@pytest.mark.parametrize("source", ["gone.json", "/no/where", "a/b/c", "photos/mine.json@2"])
+def test_sources_that_are_not_there_are_refused_without_reading(source: str) -> None:
+    with pytest.raises(DataError, match="There is no file"):
+        check_sources(source)
+
+
+def test_picture_folders_that_are_not_there_are_refused_without_reading(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text("nothing that could be read")
+    check_sources(tmp_path / "data.json")
+    with pytest.raises(DataError, match="There is no folder"):
+        check_sources(tmp_path / "data.json", [tmp_path / "gone"])

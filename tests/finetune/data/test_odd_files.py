@@ -1,0 +1,338 @@
+"""Pictures, answers and tables that stand elsewhere than expected are found or named: never a row
+trained blind, nor on what nobody wrote."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from finetune.data.read import read_rows
+from tests.finetune.data_rows import CAT, llava, only_problem, only_row, question, said, write
+from vqa_app.errors import DataError
+
+# Pictures
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        question(image_id="cat"),
+        question(image_name="cat.png"),
+        question(imageId="cat"),
+        question(img_path="cat.png", image_url="https://example.org/cat.jpg"),
+        question(image_url="https://example.org/1.jpg", image_local_name="cat.png"),
+        question(image_index=1, image_filename="cat.png"),
+        question(img_id=1, img_name="cat.png"),
+        question(image=1, file_name="cat.png"),
+        question(image="cat"),
+    ],
+)
+def test_a_picture_is_found_by_its_name_or_id(folder: Path, record: dict) -> None:
+    Image.new("RGB", (8, 8)).save(folder / "images" / "1.png")  # of another row
+    row = only_row(write(folder, [record]))
+    assert said(row) == CAT and row.pictures[0].name == "cat.png"
+
+
+@pytest.mark.parametrize("number", [0, 7, 7.0])
+def test_a_picture_is_found_by_its_number(folder: Path, number: float) -> None:
+    for name in ("0.png", "000000000007.jpg"):
+        Image.new("RGB", (8, 8)).save(folder / "images" / name)
+    assert said(only_row(write(folder, [question(image_id=number)]))) == CAT
+
+
+def test_text_vqa_is_read_with_its_pictures(folder: Path) -> None:
+    entry = {"question": "What is it?", "image_id": "cat", "answers": ["a cat"] * 10,
+             "flickr_original_url": "https://example.org/1_o.jpg", "image_width": 8}  # fmt: skip
+    assert said(only_row(write(folder, {"dataset_name": "textvqa", "data": [entry]}))) == CAT
+
+
+@pytest.mark.parametrize(
+    ("record", "what"),
+    [
+        (question(image_id="bird"), "There is no picture bird in"),
+        (question(image_id=3), "There is no picture 3 in"),
+        (question(image_idx=3), "There is no picture 3 in"),
+        (question(shot="cat.png"), "'shot' holds a picture or its name"),
+        (question(coco_url="https://example.org/1.jpg"), "picture's web address"),
+        (question(image_url="https://example.org/1.jpg"), "is a web address"),
+        (question(image="CAT.PNG"), "there is cat.png"),
+        (question(image=".\\cat.png"), "there is cat.png"),
+        (question(image="ku\u0308che.png"), "there is k\u00fcche.png, spelt with other Unicode"),
+    ],
+)
+def test_a_picture_that_is_not_found_never_leaves_a_blind_row(
+    folder: Path, record: dict, what: str
+) -> None:
+    Image.new("RGB", (8, 8)).save(folder / "images" / "k\u00fcche.png")
+    assert what in only_problem(write(folder, [record])).what
+
+
+def test_pictures_beside_a_messages_text_are_that_messages(folder: Path) -> None:
+    for key, value in (("images", ["cat.png"]), ("image", "cat.png")):
+        asked = {"role": "user", "content": "What is it?", key: value}
+        record = {"messages": [asked, {"role": "assistant", "content": "a cat"}]}
+        assert said(only_row(write(folder, [record]))) == CAT
+        asked["content"] = "<image>\nWhat is it?"
+        assert said(only_row(write(folder, [record]))) == CAT
+        asked["content"] = "<image><image>\nWhat is it?"
+        assert "no picture" in only_problem(write(folder, [record])).what
+
+
+def test_links_in_the_picture_folder_lead_where_their_owner_wants(folder: Path) -> None:
+    far = folder / "far"
+    far.mkdir()
+    (folder / "images" / "cat.png").rename(far / "cat.png")
+    (folder / "images" / "coco").symlink_to(far)
+    assert said(only_row(write(folder, [llava(image="coco/cat.png")]))) == CAT
+    assert said(only_row(write(folder, [llava(image=str(folder / "images/coco/cat.png"))]))) == CAT
+    out = write(folder, [llava(image="coco/../../data.json")])
+    assert "outside" in only_problem(out).what
+
+
+def test_placeholders_beside_pictures_are_not_trained_as_text(folder: Path) -> None:
+    parts = [{"type": "image"}, {"type": "text", "text": "<image>\nWhat is it?"}]
+    answer = {"role": "assistant", "content": "a cat"}
+    record = {"messages": [{"role": "user", "content": parts}, answer], "images": ["cat.png"]}
+    assert said(only_row(write(folder, [record]))) == CAT
+    assert said(only_row(write(folder, [record | {"messages": [
+        {"role": "user", "content": parts[1:]}, answer]}]))) == CAT  # fmt: skip
+    parts[1]["text"] = "<image><image>What is it?"
+    assert "1 picture but 2 <image>" in only_problem(write(folder, [record])).what
+    texts = [{"user": "<image>\nWhat is it?", "assistant": "a cat"}]
+    assert said(only_row(write(folder, [{"images": ["cat.png"], "texts": texts}]))) == CAT
+    texts[0]["user"] = "<image><image>"
+    assert (
+        "no picture" in only_problem(write(folder, [{"images": ["cat.png"], "texts": texts}])).what
+    )
+
+
+def test_pictures_under_numbered_keys_are_all_shown_in_order(folder: Path) -> None:
+    for first, second in (("image", "image2"), ("image_1", "image_2")):
+        record = {second: "dog.png", first: "cat.png"} | question()
+        row = only_row(write(folder, [record]))
+        assert [picture.name for picture in row.pictures] == ["cat.png", "dog.png"]
+    record |= {"question": "Is <image 1> like <image 2>?"}
+    parts = only_row(write(folder, [record])).turns[0].parts
+    assert [p if isinstance(p, str) else p.name for p in parts] == [
+        "Is", "cat.png", "like", "dog.png", "?"
+    ]  # fmt: skip
+    record |= {"question": "Is <image 2> like <image 1>?"}
+    assert "<image 2> where picture 1 is next" in only_problem(write(folder, [record])).what
+
+
+def test_qwens_picture_in_the_text_is_shown(folder: Path) -> None:
+    record = llava("Picture 1: <img>cat.png</img>\nWhat is it?")
+    del record["image"]
+    assert said(only_row(write(folder, [record]))) == CAT
+    record = llava("<img>bird.png</img>\nWhat is it?")
+    assert "There is no picture bird.png" in only_problem(write(folder, [record])).what
+
+
+def test_base64_is_a_picture_without_saying_so(folder: Path) -> None:
+    raw = (folder / "images" / "cat.png").read_bytes()
+    text = base64.b64encode(raw).decode()
+    for key, value in (("image", text), ("img_b64", text), ("image_base64_str", [text])):
+        row = only_row(write(folder, [question(**{key: value})]))
+        assert said(row) == CAT
+        assert row.conversation().pictures[0].image.getpixel((0, 0)) == (255, 0, 0)
+    assert "is not a known key" in only_problem(write(folder, [question(shot=text)])).what
+
+
+@pytest.mark.parametrize("path", ["/cats" * 40_000, "cats" * 55 + "/cat", "a picture " * 9_000])
+def test_no_message_is_long(folder: Path, path: str) -> None:
+    assert len(only_problem(write(folder, [question(image=path)])).what) < 400 + len(str(folder))
+
+
+# Questions
+
+
+def test_what_stands_beside_an_instruction_is_asked_too(folder: Path) -> None:
+    record = {"instruction": "Translate.", "input": "a cat", "output": "eine Katze"}
+    for images in ({}, {"images": ["cat.png"]}):
+        row = only_row(write(folder, [record | images]))
+        assert row.turns[0].text == "Translate.\na cat" and len(row.pictures) == len(images)
+    assert only_row(write(folder, [record | {"input": ""}])).turns[0].text == "Translate."
+
+
+def test_a_history_becomes_earlier_turns(folder: Path) -> None:
+    history = [["Look.", "I will."]]
+    record = {"query": "What is it?", "response": "a cat", "images": ["cat.png"]}
+    row = only_row(write(folder, [record | {"history": history}]))
+    assert said(row) == [
+        ("user", "Look.", 1), ("assistant", "I will.", 0),
+        ("user", "What is it?", 0), ("assistant", "a cat", 0),
+    ]  # fmt: skip
+    assert row.references == (("I will.",), ("a cat",))
+    problem = only_problem(write(folder, [record | {"history": ["Look."]}]))
+    assert "The history is ['Look.']" in problem.what
+
+
+def test_messages_under_prompt_and_completion_are_a_conversation(folder: Path) -> None:
+    parts = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    asked = {"images": ["cat.png"], "prompt": [{"role": "user", "content": parts}]}
+    answers = ({"completion": [{"role": "assistant", "content": "a cat"}]}, {"answer": "a cat"})
+    for answer in answers:
+        assert said(only_row(write(folder, [asked | answer]))) == CAT
+
+
+@pytest.mark.parametrize(
+    ("record", "what"),
+    [
+        (question(question={"de": "Was?", "en": "What?"}), "The question is {'de': 'Was?'"),
+        (question(question=["What?", "Why?"]), "not text"),
+        (question(instruction="Do.", question=None, input=["a"]), "The question is ['a']"),
+        (question(image="cat.png", answer="<image> a cat"), "(assistant) holds a picture"),
+        (llava("<video>\nWhat?", image=None), "holds <video>"),
+        (llava("What? <audio>", image=None), "holds <audio>"),
+        (question(video="a.mp4"), "The row is about 'video'"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_refused(folder: Path, record: dict, what: str) -> None:
+    assert what in only_problem(write(folder, [record])).what
+
+
+def test_what_the_model_is_not_shown_is_told_once_for_a_file(folder: Path) -> None:
+    record = question(hint="It purrs.", choices=["a cat", "a dog"], question_id=7, split="train")
+    path = write(folder, [record, record, question()])
+    assert [str(note) for note in read_rows(path).notes] == [
+        f"{path}: Not shown to the model: hint, choices (2 rows).",
+        f"{path}: None of its 3 rows shows a picture.",
+    ]
+    lettered = question(answer="B", A="a dog", B="a cat", image="cat.png")
+    assert "model: A, B (1 row)" in read_rows(write(folder, [lettered])).notes[0].what
+    assert read_rows(write(folder, [llava(width=8, source="x"), llava()])).notes == ()
+
+
+# Answers
+
+
+@pytest.mark.parametrize(
+    ("record", "answer"),
+    [
+        (question(answer=2.0), "2"),
+        (question(answer=2.5), "2.5"),
+        (question(answer=1, choices=["a dog", "a cat"]), "a cat"),
+        (question(answer=1.0, options='["a dog", "a cat"]'), "a cat"),
+        (question(answer="['red', 'red', 'grey']"), "red"),
+        (question(answer="[illegible]"), "[illegible]"),
+        (question(answer="[12, 40, 80, 99]"), "[12, 40, 80, 99]"),
+        ({"question": "How many?", "answers": "[3, 3, 4]"}, "3"),
+        (question(answer="B", choices=["a dog", "a cat"]), "a cat"),
+        (question(answer="(b)", options={"A": "a dog", "B": "a cat"}), "a cat"),
+        (question(answer="B", A="a dog", B="a cat", C=None), "a cat"),
+        (question(answer="B", choices={"text": ["a dog", "a cat"], "label": ["A", "B"]}), "a cat"),
+        (question(answer="1", options=["a dog", "a cat"]), "a cat"),
+        (question(answer="1", options=["1", "2"]), "1"),
+        (question(answer=None, answers=["1", "1", "3"], choices=["3", "4"]), "1"),
+        (
+            question(
+                answer=None,
+                correct_choice_idx=1,
+                choices=["dog", "cat"],
+                direct_answers=["kitten"] * 10,
+            ),
+            "cat",
+        ),
+    ],
+)
+def test_an_answer_is_what_somebody_wrote(folder: Path, record: dict, answer: str) -> None:
+    assert only_row(write(folder, [record])).turns[1].text == answer
+
+
+@pytest.mark.parametrize(
+    ("record", "what"),
+    [
+        (question(answer=float("nan")), "There is no answer"),
+        (question(question=float("nan")), "There is no question"),
+        (question(answer=2, choices=["a dog", "a cat"]), "there are 2 choices"),
+        (question(answer="C", choices=["a dog", "a cat"]), "there are 2 choices"),
+        (question(answer=1, choices=["1", "2"]), "is a choice, and the position of another"),
+        (question(answer="['red' 'grey']"), "is not a list"),
+        (question(answer="['red', oh, 'grey']"), "is not a list"),
+        ({"texts": [{"user": "What?", "assistant": None}]}, "as text"),
+        (question(answer="caf\ud83d"), r"Message 2 holds half a character (\ud83d)"),
+        (question(answers=["a cat", "\ude00"]), "An answer holds half a character"),
+    ],
+)
+def test_an_answer_that_nobody_wrote_is_refused(folder: Path, record: dict, what: str) -> None:
+    assert what in only_problem(write(folder, [record])).what
+
+
+def test_half_a_character_in_an_id_harms_nobody(folder: Path) -> None:
+    assert only_row(write(folder, [llava(id="caf\ud83d")])).id == "caf?"
+
+
+def test_classes_are_answered_by_name(folder: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"question": datasets.Value("string"), "label": datasets.ClassLabel(names=["dog", "cat"])}
+    )
+    table = datasets.Dataset.from_dict({"question": ["What?"], "label": [1]}, features=features)
+    table.save_to_disk(folder / "saved")
+    assert only_row(folder / "saved").turns[1].text == "cat"
+
+
+# Tables and folders
+
+
+@pytest.mark.parametrize("column", ["image", "image_bytes"])
+def test_a_column_of_bytes_holds_pictures(folder: Path, column: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    raw = (folder / "images" / "cat.png").read_bytes()
+    table = pyarrow.table({"question": ["What is it?"], "answer": ["a cat"], column: [raw]})
+    pyarrow.parquet.write_table(table, folder / "data.parquet")
+    row = only_row(folder / "data.parquet")
+    assert said(row) == CAT
+    assert row.conversation().pictures[0].image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_folder_of_pictures_with_their_table(folder: Path) -> None:
+    for part in ("train", "test"):
+        (folder / "set" / part).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "set" / part / f"{part}.png")
+        table = f"file_name,question,answer\n{part}.png,What is it?,a cat\n"
+        write(folder / "set" / part, table, "metadata.csv")
+    row = only_row(folder / "set")
+    assert said(row) == CAT and row.pictures[0].name == "train.png"
+    assert row.file == str(folder / "set" / "train" / "metadata.csv")
+    for part in ("train", "test"):
+        (folder / "set" / part).rename(folder / "set" / f"{part}s")
+    with pytest.raises(DataError, match="several tables: tests/metadata.csv, trains/metadata.csv"):
+        read_rows(folder / "set")
+
+
+def test_excels_first_line_is_no_row(folder: Path) -> None:
+    text = 'sep=;\r\nimage;question;answer\r\ncat.png;"What is it?";a cat\r\n'
+    row = only_row(write(folder, text, "data.csv"))
+    assert said(row) == CAT and row.number == 3
+
+
+def test_questions_by_id_are_rows(folder: Path) -> None:
+    data = read_rows(write(folder, {"0512": question(imageId="cat"), "0513": question()}))
+    assert [row.id for row in data.rows] == ["0512", "0513"]
+    assert said(data.rows[0]) == CAT
+
+
+def test_a_developer_message_is_the_system_prompt(folder: Path) -> None:
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "What is 2 + 2?"},
+        {"role": "assistant", "content": "4"},
+    ]
+    assert said(only_row(write(folder, [{"messages": messages}])))[0] == ("system", "Be brief.", 0)
+
+
+@pytest.mark.parametrize("stray", ['cat.png,"What" is it?,a cat', 'cat.png,"What is it?,a cat'])
+def test_a_stray_quote_costs_its_row_alone(folder: Path, stray: str) -> None:
+    good = 'cat.png,"What, then,\nis it?",a cat'
+    text = "\n".join(["image,question,answer", good, stray, good, stray, good, ""])
+    data = read_rows(write(folder, text, "data.csv"))
+    assert [row.number for row in data.rows] == [2, 5, 8]
+    assert [problem.row for problem in data.problems] == [4, 7]
+    assert "quotes do not match" in data.problems[0].what

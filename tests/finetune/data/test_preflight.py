@@ -1,0 +1,182 @@
+"""Preflight: every row rendered and measured, problems stop the run or are set aside."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finetune.data.preflight import check, in_parallel, leaking, mixture, split, summarize
+from finetune.data.read import read_rows
+from tests.finetune.training_data import write_data
+from vqa_app.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_llava_dir: Path) -> Any:
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(tiny_llava_dir)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_data(tmp_path)
+
+
+def test_everything_is_counted(data: Path, processor: Any) -> None:
+    found = check(read_rows(data), processor, max_length=1000)
+    counted = summarize(found.samples)
+    assert (counted.rows, counted.answers, counted.sequences) == (8, 14, 8)
+    assert (counted.pictures, counted.pictures_each) == (6, ((0, 2), (1, 6)))
+    assert counted.tokens == sum(len(sample) for sample in found.samples)
+    assert sum(count for _, _, count in counted.histogram) == 8
+    assert counted.longest[0] is max(found.samples, key=len)
+
+
+def test_several_sources_are_told_with_their_share(
+    data: Path, processor: Any, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.json"
+    text.write_text(json.dumps([{"question": "What is 1 and 1?", "answer": "2"}] * 4))
+    found = check(read_rows([data, f"{text}@6"]), processor, max_length=1000)
+    assert mixture(summarize(found.samples)) == [
+        f"   75.0% of an epoch: 4 rows of {text}",
+        f"   25.0% of an epoch: 8 rows of {data}",
+    ]
+    alone = check(read_rows(data), processor, max_length=1000)
+    assert mixture(summarize(alone.samples)) == []
+
+
+def test_a_broken_picture_and_a_long_row_are_problems_with_their_rows(
+    data: Path, processor: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:40])
+    rows = json.loads(data.read_text())
+    rows[7]["conversations"][0]["value"] = "long " * 500
+    data.write_text(json.dumps(rows))
+    found = check(read_rows(data), processor, max_length=400)
+    assert [problem.row for problem in found.problems] == [3, 8]
+    assert "2.png" in found.problems[0].what
+    assert "more than 400" in found.problems[1].what
+    with pytest.raises(DataError, match=r"2 problems in the data, the first: .*row 3") as stopped:
+        found.raise_beyond(1)
+    assert "--max-bad 2" in stopped.value.hint
+    found.raise_beyond(2, tmp_path / "run" / "skipped.jsonl")
+    skipped = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in skipped] == [3, 8]
+    assert len(found.samples) == 6
+    with pytest.raises(DataError, match=r"All rows are bad, the first: .*row 3"):
+        replace(found, samples=()).raise_beyond(2)
+
+
+def test_threads_change_nothing(data: Path, processor: Any) -> None:
+    rows = read_rows(data)
+    alone, together = (check(rows, processor, max_length=1000, workers=n) for n in (1, 3))
+    assert alone.data_hash() == together.data_hash()
+
+
+def test_repeated_and_leaking_rows_are_found(data: Path, processor: Any) -> None:
+    rows = json.loads(data.read_text())
+    data.write_text(json.dumps([*rows, rows[1]]))
+    found = check(read_rows(data), processor, max_length=1000)
+    ((first, later),) = found.duplicates()
+    assert (first.row.number, later.row.number) == (2, 9)
+    train, held_out = split(found, 0.34, seed=0)
+    assert held_out.samples and not leaking(train, held_out)
+    assert leaking(found, held_out) == list(held_out.samples)  # those of text alone, too
+
+
+def test_the_data_hash_names_the_data(data: Path, processor: Any) -> None:
+    before = check(read_rows(data), processor, max_length=1000).data_hash()
+    assert check(read_rows(data), processor, max_length=1000).data_hash() == before
+    data.write_text(data.read_text().replace("a cat?", "a dog?"))
+    assert check(read_rows(data), processor, max_length=1000).data_hash() != before
+
+
+def test_questions_trained_apart_are_the_questions_asked_alone(data: Path, processor: Any) -> None:
+    """Tokens, positions and trained tokens of every branch are those of the question by itself."""
+    rows = read_rows(data)
+    packed = check(rows, processor, max_length=1000).samples[1]
+    alone = check(rows, processor, max_length=1000, share_prefix=False).samples[1:4]
+    assert packed.segments is not None and packed.segments.max() == 3
+    assert [sample.row.id for sample in alone] == ["p1#1", "p1#2", "p1#3"]
+    for number, sample in enumerate(alone, 1):
+        branch = np.isin(packed.segments, (0, number))
+        assert packed.input_ids[branch].tolist() == sample.input_ids.tolist()
+        assert packed.answer_mask[branch].tolist() == sample.answer_mask.tolist()
+        assert packed.positions[branch].tolist() == list(range(len(sample)))
+    assert packed.reach == max(len(sample) for sample in alone)
+
+
+def test_turns_decide_what_stands_in_front_of_a_question(data: Path, processor: Any) -> None:
+    rows = read_rows(data)
+    together = check(rows, processor, max_length=1000, turns="together").samples[1]
+    auto = check(rows, processor, max_length=1000).samples
+    assert together.segments is None
+    assert auto[1].segments is not None and auto[6].segments is None  # the latter has no picture
+
+
+def test_work_in_threads_keeps_its_order_and_its_errors() -> None:
+    assert list(in_parallel(lambda n: n * n, range(500), workers=3)) == [n * n for n in range(500)]
+
+    def fail(number: int) -> int:
+        if number == 70:
+            raise ValueError("seventy")
+        return number
+
+    with pytest.raises(ValueError, match="seventy"):
+        list(in_parallel(fail, range(200), workers=2))
+
+
+def test_a_broken_file_is_never_left_out_as_if_it_were_a_row(data: Path, processor: Any) -> None:
+    broken = data.with_name("broken.json")
+    broken.write_text(data.read_text()[:-20])
+    found = check(read_rows([data, broken]), processor, max_length=1000)
+    assert len(found.problems) == 1 and found.samples
+    with pytest.raises(DataError, match=r"broken\.json: Line 1") as stopped:
+        found.raise_beyond(1000)
+    assert stopped.value.hint.startswith("Fix the file")
+
+
+def test_whatever_fails_in_rendering_a_row_is_told_with_the_row(
+    data: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = import_module("finetune.data.preflight")
+    whole = module.samples_of
+
+    def fail(row: Any, *given: Any, **options: Any) -> Any:
+        if row.number == 2:
+            raise TypeError("TextEncodeInput must be Union")
+        return whole(row, *given, **options)
+
+    monkeypatch.setattr(module, "samples_of", fail)
+    found = check(read_rows(data), processor, max_length=1000)
+    (problem,) = found.problems
+    assert problem.row == 2 and "TextEncodeInput must be Union" in problem.what
+
+
+def test_it_is_told_where_held_out_questions_are_too_few(data: Path, processor: Any) -> None:
+    from finetune.config import FinetuneConfig
+    from finetune.training.load_data import describe, doubts
+
+    found = check(read_rows(data), processor, max_length=1000)
+    config = FinetuneConfig()
+    train, held_out = split(found, 0.2, seed=0)
+    questions = sum(len(row.references) for row in held_out.rows)
+    assert 1 < questions < 30 and f"Only {questions} questions held" in doubts(config, held_out)
+    assert "hang together" in doubts(config, split(found, 0.0, seed=0)[1])
+    assert doubts(FinetuneConfig(eval_fraction=0.0), split(found, 0.0, seed=0)[1]) == ""
+    many = replace(
+        held_out, samples=tuple(replace(s, row=replace(s.row)) for s in train.samples * 5)
+    )
+    assert doubts(config, many) == ""
+    one = replace(found, samples=found.samples[:1])
+    said = describe(summarize(one.samples), one)
+    assert said.startswith("1 row, 1 answer, 1 picture;")
+    assert said.endswith("Held out: 1 row with 1 question.")

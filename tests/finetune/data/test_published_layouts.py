@@ -1,0 +1,181 @@
+"""Files of other kinds, folders and data sets with splits: what is read of them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from finetune.data.read import FOR_TESTING, FOR_TRAINING, read_rows
+from tests.finetune.data_rows import llava, only_problem, only_row, question, said, write
+from vqa_app.errors import DataError
+
+
+def test_a_parquet_data_set_with_picture_columns_in_the_cauldron_layout(folder: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    texts = [
+        {"user": "Question: What is it?", "assistant": "a cat", "source": "x"},
+        {"user": "And its colour?", "assistant": "red", "source": "x"},
+    ]
+    features = datasets.Features(
+        {"images": datasets.List(datasets.Image()),
+         "texts": datasets.List({key: datasets.Value("string") for key in texts[0]})}
+    )  # fmt: skip
+    table = datasets.Dataset.from_dict(
+        {"images": [[str(folder / "images" / "cat.png")]], "texts": [texts]}, features=features
+    )
+    table.save_to_disk(folder / "saved")
+    (folder / "parquet").mkdir()
+    table.to_parquet(folder / "parquet" / "train.parquet")
+    for source in ("saved", "parquet", "parquet/train.parquet"):
+        row = only_row(folder / source, images=[folder / "images"])
+        assert said(row) == [
+            ("user", "Question: What is it?", 1),
+            ("assistant", "a cat", 0),
+            ("user", "And its colour?", 0),
+            ("assistant", "red", 0),
+        ]
+        assert row.conversation().pictures[0].image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_folder_of_splits_gives_its_train_split(folder: Path) -> None:
+    import datasets
+
+    table = datasets.Dataset.from_dict({"question": ["What?"], "answer": ["a cat"]})
+    for name in ("train-00000", "test-00000"):
+        table.to_parquet(folder / "data" / f"{name}.parquet")
+    found = read_rows(folder / "data")
+    assert len(found.rows) == 1 and "train" in found.notes[0].what
+
+
+def test_rows_to_test_with_are_those_of_the_test_split(folder: Path) -> None:
+    import datasets
+
+    def table(answer: str) -> datasets.Dataset:
+        return datasets.Dataset.from_dict({"question": ["What?"], "answer": [answer]})
+
+    def read(source: object, purpose: str = FOR_TESTING) -> tuple[str, str]:
+        found = read_rows(str(source), (), purpose)
+        (row,) = found.rows
+        return row.turns[1].text, " ".join(note.what for note in found.notes)
+
+    saved, three = folder / "saved", ("train", "validation", "test")
+    datasets.DatasetDict({name: table(name) for name in three}).save_to_disk(saved)
+    write(folder, {name: [question(answer=name)] for name in three}, "splits.json")
+    for name in three:
+        (folder / "files").mkdir(exist_ok=True)
+        table(name).to_parquet(folder / "files" / f"{name}-0.parquet")
+        (folder / "pictures" / name).mkdir(parents=True)
+        write(folder / "pictures" / name, f"question,answer\nWhat?,{name}\n", "metadata.csv")
+    for source in (saved, folder / "splits.json", folder / "files", folder / "pictures"):
+        assert read(source, FOR_TRAINING)[0] == "train"
+        answer, note = read(source)
+        assert answer == "test" and "Only the split test is read" in note
+        assert read(f"{source}@validation")[0] == read(f"{source}@validation@2")[0] == "validation"
+        with pytest.raises(DataError, match="None is called dev"):
+            read(f"{source}@dev")
+    assert read_rows(f"{saved}@test").rows[0].file == f"{saved}@test"
+    alone = folder / "alone"
+    datasets.DatasetDict({"test": table("test")}).save_to_disk(alone)
+    assert read(alone, FOR_TRAINING) == ("test", read(alone, FOR_TRAINING)[1])
+    assert "Its only split, test, is read" in read(alone, FOR_TRAINING)[1]
+    datasets.DatasetDict({"test": table("a"), "dev": table("b")}).save_to_disk(folder / "two")
+    with pytest.raises(DataError, match="none is for training alone") as refused:
+        read(folder / "two", FOR_TRAINING)
+    assert "@test" in refused.value.hint
+    with pytest.raises(DataError, match="has no splits"):
+        read_rows(f"{write(folder, [question()])}@test")
+
+
+def test_pictures_of_two_splits_are_not_taken_for_each_other(folder: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "question": datasets.Value("string"),
+         "answer": datasets.Value("string")}
+    )  # fmt: skip
+    made = {
+        split: datasets.Dataset.from_dict(
+            {"image": [str(folder / "images" / f"{name}.png")], "question": ["What?"],
+             "answer": [name]}, features=features
+        )
+        for split, name in (("train", "cat"), ("test", "dog"))
+    }  # fmt: skip
+    datasets.DatasetDict(made).save_to_disk(folder / "saved")
+    train, test = (read_rows(folder / "saved", (), p).rows[0] for p in (FOR_TRAINING, FOR_TESTING))
+    assert train.pictures[0].key != test.pictures[0].key
+
+
+def test_only_a_word_tells_what_is_for_training(folder: Path) -> None:
+    from finetune.data.tables import train_files
+
+    trains, planes = folder / "trains.json", folder / "planes.json"
+    assert train_files([trains, planes], folder) == [trains, planes]
+    ours, theirs = folder / "data" / "train-0.json", folder / "data" / "test-0.json"
+    assert train_files([ours, theirs], folder) == [ours]
+
+
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_arrow_files_of_both_kinds_are_read(folder: Path, kind: str) -> None:
+    import pyarrow
+
+    table = pyarrow.table({"question": ["What?"], "answer": ["a cat"]})
+    path = folder / "data.arrow"
+    writer = pyarrow.ipc.new_stream if kind == "stream" else pyarrow.ipc.new_file
+    with writer(path, table.schema) as out:
+        out.write_table(table)
+    assert said(only_row(path))[1] == ("assistant", "a cat", 0)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DataError, match="Cannot read"):
+        read_rows(path)
+
+
+def test_files_mix_with_weights(folder: Path) -> None:
+    first, second = write(folder, [llava()], "a.json"), write(folder, [llava()] * 2, "b.json")
+    data = read_rows([f"{first}@2.5", second])
+    assert [row.weight for row in data.rows] == [2.5, 1, 1]
+    with pytest.raises(DataError, match="weight"):
+        read_rows([f"{first}@-1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("a.tar", "a tar archive"),
+        ("a.jsonl.gz", "a gzip archive"),
+        ("a.zip", "a ZIP archive"),
+        ("a.xlsx", "an Excel workbook"),
+        ("images/cat.png", "a PNG picture"),
+    ],
+)
+def test_what_is_no_data_file_is_called_what_it_is(folder: Path, name: str, what: str) -> None:
+    raw = json.dumps([llava()]).encode()
+    with tarfile.open(folder / "a.tar", "w") as tar, gzip.open(folder / "a.jsonl.gz", "w") as file:
+        tar.add(folder / "images" / "cat.png", "cat.png")
+        file.write(raw)
+    for archive, inside in (("a.zip", "data.json"), ("a.xlsx", "xl/workbook.xml")):
+        with zipfile.ZipFile(folder / archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+            zipped.writestr(inside, raw * 50)
+    problem = only_problem(folder / name)
+    assert what in problem.what and "UTF-8 text" not in problem.what and problem.hint
+
+
+def test_a_folder_without_a_data_set_is_told_what_it_holds(folder: Path) -> None:
+    with pytest.raises(DataError, match="holds no data set: it has 2 .png files"):
+        read_rows(folder / "images")
+    (folder / "images" / "cat.txt").write_text("a cat")
+    with pytest.raises(DataError, match="it has 2 .png files and 1 .txt file"):
+        read_rows(folder / "images")
+    write(folder, [llava()])
+    with pytest.raises(DataError, match="holds no data set that says what it is") as refused:
+        read_rows(folder)
+    assert str(folder / "data.json") in refused.value.hint
+
+
+def test_a_missing_file_is_refused(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"There is no file .*gone\.json"):
+        read_rows(folder / "gone.json")

@@ -1,0 +1,427 @@
+"""Questions are asked alone, answered in batches, scored, kept, and gone on with after a kill."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.data.read import PictureSource, Row, Turn
+from finetune.evaluation.evaluate import compare, summarize
+from finetune.evaluation.predictions import Prediction
+from finetune.evaluation.questions import questions_of, spread
+from tests.tiny import picture
+from vqa_app.errors import DataError, ModelError, UsageError
+
+
+def row(name: str, *turns: tuple[str, str], pictures: int = 1, system: str = "") -> Row:
+    """A row of questions and answers about noise pictures; the first question shows them."""
+    sources = [PictureSource.data(_png(f"{name}-{i}"), f"{name}-{i}.png") for i in range(pictures)]
+    said = [Turn("system", (system,))] if system else []
+    for index, (question, answer) in enumerate(turns):
+        shown = tuple(sources) if index == 0 else ()
+        said += [Turn("user", (*shown, question)), Turn("assistant", (answer,))]
+    return Row(name, "data.json", 1, tuple(said), tuple((answer,) for _, answer in turns))
+
+
+def _png(name: str) -> bytes:
+    from io import BytesIO
+
+    buffer = BytesIO()
+    picture(sum(name.encode())).image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def rows() -> list[Row]:
+    return [
+        row("a", ("What is it?", "circle"), ("Which colour?", "red"), system="Be brief."),
+        row("b", ("How many stars?", "3")),
+        row("two", ("Which is bigger?", "first"), ("Why?", "its size"), pictures=2),
+        row("text", ("Who are you?", "a model"), pictures=0),
+    ]
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_llava_dir: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(tiny_llava_dir)
+    return model.eval(), AutoProcessor.from_pretrained(tiny_llava_dir)
+
+
+def opened(data: Row) -> dict[str, Any]:
+    return {source.key: source.open() for source in data.pictures}
+
+
+def test_each_question_is_asked_alone_with_the_pictures_shown_up_to_it() -> None:
+    data = rows()
+    questions = questions_of(data)
+    assert [q.id for q in questions] == ["a#1", "a#2", "b", "two#1", "two#2", "text"]
+    second = questions[1].conversation(opened(data[0]))
+    assert second.system == "Be brief."
+    assert [m.text for m in second.dialogue] == ["Which colour?"]
+    assert len(second.pictures) == 1
+    assert len(questions[4].conversation(opened(data[2])).pictures) == 2
+
+
+def test_history_puts_earlier_turns_with_their_right_answers_in_front() -> None:
+    data = rows()[0]
+    second = questions_of([data], history=True)[1].conversation(opened(data))
+    assert [m.text for m in second.dialogue] == ["What is it?", "circle", "Which colour?"]
+
+
+def test_questions_about_one_picture_come_together_and_ids_stay_unique() -> None:
+    first, other = row("x", ("What?", "a cat")), row("y", ("What?", "a dog"))
+    again = replace(first, turns=(Turn("user", (*first.pictures, "Who?")), first.turns[1]))
+    assert [q.id for q in questions_of([first, other, again])] == ["x", "x (2)", "y"]
+
+
+def test_a_limit_spreads_over_all_questions() -> None:
+    questions = questions_of([row(str(i), ("What?", "it")) for i in range(10)])
+    assert [q.id for q in spread(questions, 4)] == ["0", "2", "5", "7"]
+    assert len(spread(questions, None)) == 10
+
+
+def test_types_come_from_the_row_or_the_question() -> None:
+    typed = replace(rows()[1], question_type="count")
+    assert [q.type for q in questions_of([*rows()[:2], typed])][1:] == [
+        "which colour",
+        "how many",
+        "count",
+    ]
+
+
+def test_predictions_hold_answer_loss_gain_and_exact_prompt(tiny: tuple[Any, Any]) -> None:
+    import torch
+
+    from finetune.evaluation.evaluate import answer_questions
+    from vqa_app.pictures.picture import blank_like
+    from vqa_app.prompts.conversation import Conversation, Message
+    from vqa_app.prompts.prompt import encode
+
+    model, processor = tiny
+    data = rows()
+    told: list[int] = []
+    predictions = answer_questions(
+        model, processor, questions_of(data), on_chunk=lambda chunk: told.append(len(chunk))
+    )
+    assert told == [6]
+    assert predictions[5].image_gain is None and predictions[5].loss is not None
+    second = predictions[1]
+    assert second.source == "data.json, row 1" and second.pictures == ("a-0.png",)
+    assert second.prompt == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\n<image>\nWhich colour?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+    def loss(shown: Any) -> float:
+        asked = Conversation.ask("Which colour?", [shown], "Be brief.")
+        prompt = encode(processor, asked.then(Message.assistant("red")), answer_next=False)
+        labels = prompt.inputs["input_ids"].masked_fill(~prompt.answer_mask, -100)
+        with torch.no_grad():
+            return model(**prompt.inputs, labels=labels).loss.item()
+
+    shown = data[0].pictures[0].open()
+    assert second.loss == pytest.approx(loss(shown), rel=1e-4)
+    assert second.image_gain == pytest.approx(loss(blank_like(shown)) - loss(shown), abs=1e-3)
+
+
+def prediction(name: str, right: bool, **changes: Any) -> Prediction:
+    values = {"loss": 1.0, "answer_tokens": 2, "image_gain": 0.5} | changes
+    said = "yes" if right else "no"
+    return Prediction(
+        name, "d, row 1", ("p",), "is it", "is it?", ("yes",), said, float(right), **values
+    )
+
+
+def test_a_summary_weighs_losses_by_tokens() -> None:
+    result = summarize(
+        "m",
+        [
+            prediction("1", True),
+            prediction("2", False, loss=4.0, answer_tokens=1, image_gain=None),
+        ],
+        1.0,
+    )
+    assert result.scores.vqa_accuracy == 0.5
+    assert result.loss == pytest.approx(2.0)
+    assert result.image_gain == 0.5
+    assert result.types == {"is it": (2, 0.5)}
+    json.dumps(result.to_json())
+    with pytest.raises(DataError):
+        summarize("m", [], 1.0)
+
+
+def test_two_models_are_compared_question_by_question() -> None:
+    names = [str(i) for i in range(12)]
+    good = summarize("good", [prediction(n, True) for n in names], 1.0)
+    bad = summarize("bad", [prediction(n, n in "01") for n in reversed(names)], 1.0)
+    test = compare(good, bad)
+    assert test.difference == pytest.approx(10 / 12) and test.p_value < 0.01
+    with pytest.raises(UsageError, match="different questions"):
+        compare(good, summarize("less", [prediction("0", True)], 1.0))
+
+
+def data_file(folder: Path) -> Path:
+    """Eight questions about two pictures, as LLaVA data."""
+    records = []
+    for name in ("one", "two"):
+        (folder / f"{name}.png").write_bytes(_png(name))
+        turns = []
+        for i in range(4):
+            asked = f"Question {i}?" if i else "<image>\nQuestion 0?"
+            turns += [{"from": "human", "value": asked}, {"from": "gpt", "value": f"a{i}"}]
+        records.append({"id": name, "image": f"{name}.png", "conversations": turns})
+    path = folder / "data.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+    tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = import_module("finetune.evaluation.evaluate")
+    monkeypatch.setattr(module, "_CHUNK", 3)
+    data, out = data_file(tmp_path), tmp_path / "predictions.jsonl"
+
+    def stop(done: int, total: int) -> None:
+        assert total == 8
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        module.evaluate(tiny_llava_dir, data, out=out, max_new_tokens=4, on_progress=stop)
+    with out.open("a") as file:
+        file.write('{"id": "two#3", "sour')  # killed while writing
+    told: list[int] = []
+    result = module.evaluate(
+        tiny_llava_dir,
+        data,
+        out=out,
+        max_new_tokens=4,
+        on_progress=lambda done, total: told.append(done),
+    )
+    assert told == [6, 8]
+    assert result.scores.questions == 8
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["id"] for line in lines] == [
+        f"{n}#{i}" for n in ("one", "two") for i in range(1, 5)
+    ]
+    assert [Prediction.from_json(line) for line in lines] == list(result.predictions)
+    summary = json.loads((tmp_path / "predictions.summary.json").read_text())
+    assert summary["result"]["scores"]["questions"] == 8
+    with pytest.raises(UsageError, match="another model or other data"):
+        module.evaluate(tiny_llava_dir, data, out=out, max_new_tokens=5)
+
+
+def test_the_command_prints_a_table_and_compares(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from finetune.cli.evaluate import app
+
+    data = str(data_file(tmp_path))
+    model = str(tiny_llava_dir)
+    common = ["eval", "--data", data, "--model", model, "--max-new-tokens", "3", "--losses", "2"]
+    plain = CliRunner().invoke(app, [*common, "--against", model])
+    assert plain.exit_code == 0, plain.output
+    assert "VQA accuracy" in plain.output and "question 0" in plain.output
+    assert "+0.00 points" in plain.output and "p = 1" in plain.output
+    shown = CliRunner().invoke(app, [*common, "--json", "--limit", "4"])
+    values = json.loads(shown.stdout)
+    assert values["scores"]["questions"] == 4 and values["loss"] > 0
+
+
+def test_every_model_option_of_the_command_reaches_the_loader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[Any, ...]] = []
+
+    def load(*options: Any) -> None:
+        given.append(options)
+        raise ModelError("enough")
+
+    monkeypatch.setattr("vqa_app.checkpoints.loader.load_model", load)
+    monkeypatch.setattr("finetune.cli.evaluate.stay_offline", lambda: given.append(("offline",)))
+    words = "-m a/b --adapter c/d --quantize 4bit --device cpu --dtype float32 --revision e"
+    command("--data", data_file(tmp_path), *words.split(), "--offline")
+    assert given == [("offline",), ("a/b", "c/d", "cpu", "float32", "4bit", "e")]
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model may be loaded."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr("vqa_app.checkpoints.loader.load_model", refuse)
+
+
+def command(*options: object) -> BaseException | None:
+    """What `eval` ends with."""
+    from typer.testing import CliRunner
+
+    from finetune.cli.evaluate import app
+
+    return CliRunner().invoke(app, ["eval", *map(str, options)]).exception
+
+
+def test_the_command_refuses_bad_data_before_it_loads_a_model(
+    tmp_path: Path, no_model: None
+) -> None:
+    data = data_file(tmp_path)
+    (tmp_path / "two.png").unlink()
+    assert isinstance(command("--data", data), DataError)
+
+
+def test_the_command_reads_the_data_once(
+    tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune.evaluation import questions
+
+    read, files = questions.read_rows, []
+    monkeypatch.setattr(questions, "read_rows", lambda *given: files.append(given) or read(*given))
+    common = ("--data", data_file(tmp_path), "--max-new-tokens", 2, "--losses", 0)
+    assert command(*common, "--model", tiny_llava_dir, "--against", tiny_llava_dir) is None
+    assert len(files) == 1
+
+
+def test_files_of_other_predictions_are_refused_before_a_model_is_loaded(
+    tiny_llava_dir: Path, tmp_path: Path, no_model: None
+) -> None:
+    from finetune.evaluation.predictions import PredictionsFile
+    from finetune.evaluation.questions import ask, what_is_asked
+
+    data = data_file(tmp_path)
+    asked = what_is_asked(ask(data).questions, 64, 1000)
+    first, second = tmp_path / "p.jsonl", tmp_path / "p-against.jsonl"
+    ours = asked | {"model": str(tiny_llava_dir), "adapter": None}
+    common = ("--data", data, "--model", tiny_llava_dir, "--against", "builtin", "--out", first)
+    PredictionsFile(first, ours).resume()
+    assert isinstance(command(*common), AssertionError)  # nothing to refuse
+    PredictionsFile(second, ours).resume()
+    assert f"{second} holds predictions of another model" in str(command(*common))
+    second.unlink()
+    assert f"{first} holds" in str(command(*common, "--max-new-tokens", 5))
+    blocked = ("--data", data, "--out", first / "p.jsonl")
+    assert "Cannot write to" in str(command(*blocked))
+
+
+def test_the_public_names_are_the_functions() -> None:
+    import finetune.evaluate
+
+    from finetune import evaluate, train
+
+    assert evaluate is import_module("finetune.evaluation.evaluate").evaluate
+    assert train is import_module("finetune.training.train").train
+    assert finetune.evaluation.evaluate is evaluate
+
+
+def test_bad_rows_stop_an_evaluation_by_name(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    from finetune.evaluation.evaluate import evaluate
+
+    data = tmp_path / "bad.json"
+    data.write_text(json.dumps([{"id": "1", "image": "no.png", "conversations": []}]))
+    with pytest.raises(DataError, match="row 1"):
+        evaluate(tiny_llava_dir, data)
+
+
+def test_answers_about_other_pictures_of_the_same_names_are_not_taken(
+    tiny_llava_dir: Path, tmp_path: Path
+) -> None:
+    from finetune.evaluation.evaluate import evaluate
+
+    data, out = data_file(tmp_path), tmp_path / "predictions.jsonl"
+    options: dict[str, Any] = {"out": out, "max_new_tokens": 2, "losses": 0}
+    evaluate(tiny_llava_dir, data, **options)
+    evaluate(tiny_llava_dir, data, **options)  # the same again
+    blank_one(tmp_path / "two.png")
+    with pytest.raises(UsageError, match="another model or other data"):
+        evaluate(tiny_llava_dir, data, **options)
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    from finetune.evaluation.predictions import PredictionsFile
+
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="Cannot write to"):
+        PredictionsFile(tmp_path / "file" / "p.jsonl", {}).resume()
+    kept = PredictionsFile(tmp_path / "p.jsonl", {})
+    kept.resume()
+    kept.path.unlink()
+    kept.path.mkdir()
+    with pytest.raises(UsageError, match="Cannot write to"):
+        kept.append([prediction("1", True)])
+
+
+def blank_one(path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (9, 9), "grey").save(path)
+
+
+def test_a_picture_in_a_table_is_known_by_its_content() -> None:
+    from finetune.evaluation.questions import what_is_asked
+
+    class Cell:
+        def __init__(self, content: bytes) -> None:
+            self.content = content
+
+        def read(self) -> bytes:
+            return self.content
+
+    def asked(content: bytes) -> dict[str, Any]:
+        shown = PictureSource("image 1", "table#1.image.0", Cell(content))
+        turns = (Turn("user", (shown, "What?")), Turn("assistant", ("it",)))
+        return what_is_asked(questions_of([Row("1", "t", 1, turns, (("it",),))]), 8, 0)
+
+    assert asked(b"one") == asked(b"one") != asked(b"two")
+
+
+def damaged(folder: Path) -> Path:
+    """Data whose second row shows half a picture."""
+    data = data_file(folder)
+    path = folder / "two.png"
+    path.write_bytes(path.read_bytes()[:-200])
+    return data
+
+
+def test_a_damaged_picture_is_named_before_the_first_question(
+    tmp_path: Path, no_model: None
+) -> None:
+    found = command("--data", damaged(tmp_path))
+    assert isinstance(found, DataError)
+    assert "1 problem in the data" in str(found)
+    assert "data.json, row 2: two.png" in str(found)
+
+
+def test_bad_rows_may_be_left_out(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from finetune.cli.evaluate import app
+
+    data = damaged(tmp_path)
+    data.write_bytes(b"\xef\xbb\xbf" + data.read_bytes())
+    options = ["--max-new-tokens", "2", "--losses", "0", "--max-bad", "1", "--json"]
+    common = ["eval", "--data", str(data), "--model", str(tiny_llava_dir)]
+    shown = CliRunner().invoke(app, [*common, *options])
+    assert json.loads(shown.stdout)["scores"]["questions"] == 4
+    assert f"Note: {data}: The file begins with a byte-order mark" in shown.stderr
+    assert "Left out: " in shown.stderr and "data.json, row 2" in shown.stderr
+
+
+def test_a_picture_that_is_damaged_meanwhile_is_named_with_its_row(
+    tiny: tuple[Any, Any], tmp_path: Path
+) -> None:
+    from finetune.evaluation.evaluate import answer_questions
+    from finetune.evaluation.questions import ask
+
+    questions = ask(data_file(tmp_path)).questions
+    (tmp_path / "two.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"data\.json, row 2: "):
+        answer_questions(*tiny, questions)

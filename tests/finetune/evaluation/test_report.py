@@ -1,0 +1,291 @@
+"""A run's report shows what happened, from the run's own files."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from finetune.data.read import PictureSource, Row, Turn
+from finetune.evaluation.predictions import Prediction
+from finetune.evaluation.questions import questions_of
+from finetune.evaluation.report import WorstAnswer, keep_watch_answers, worst_answers, write_report
+from tests.tiny import picture
+from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
+from vqa_app.pictures.picture import ImageLimits
+
+
+class Page(HTMLParser):
+    """What a browser would see: text, and where pictures come from."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text, self.pictures, self.outside = "", [], []
+        self.feed(html)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag == "img":
+            self.pictures.append(values["src"] or "")
+        self.outside += [
+            v for k, v in attrs if k in ("href", "src") and not (v or "").startswith("data:")
+        ]
+
+
+def prediction(name: str, answer: str, accuracy: float, loss: float = 1.0) -> Prediction:
+    return Prediction(
+        name,
+        "d.json, row 1",
+        ("p.png",),
+        "what",
+        "What is <b>it</b>?",
+        ("red",),
+        answer,
+        accuracy,
+        loss,
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    directory = tmp_path / "my-run"
+    directory.mkdir()
+    config = {"data": ["train.json"], "lr": 0.001, "eval_data": []}
+    write_manifest(
+        directory,
+        Manifest(
+            "lora", Base("builtin", "abc123"), "p1", "d1", config=config, command="vqa-app finetune"
+        ),
+    )
+    lines = [
+        {"step": 10, "epoch": 0.5, "loss": 2.0, "learning_rate": 1e-3},
+        {"step": 10, "eval_loss": 1.9, "eval_vqa_accuracy": 0.5, "eval_image_gain": 0.1},
+        {"step": 20, "epoch": 1.0, "loss": 1.0, "learning_rate": 5e-4},
+        {"step": 20, "eval_loss": 0.9, "eval_vqa_accuracy": 0.75, "eval_image_gain": 0.4},
+    ]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for step, answer in ((10, "blue"), (20, "blue"), (30, "red")):
+        keep_watch_answers(directory, step, [("Which colour?", "red", answer, [picture(1)])])
+    return directory
+
+
+def test_the_report_is_one_file_with_everything_in_it(run: Path) -> None:
+    worst = [WorstAnswer(prediction("1", "<script>alert(1)</script>", 0.0), (picture(2),))]
+    write_report(run, worst)
+    html = (run / "report.html").read_text()
+    page = Page(html)
+    assert page.outside == []  # nothing is fetched
+    for said in (
+        "75.00 %",
+        "0.9000",
+        "Which colour?",
+        "step 10 to 20",
+        "step 30",
+        "vqa-app finetune",
+    ):
+        assert said in page.text, said
+    assert "What is <b>it</b>?" in page.text and "<script>" not in html  # data is text, not markup
+    assert len(page.pictures) == 4 + 1 + 1  # plots, watch, worst
+    assert "eval_data" not in page.text  # what was not set is left out
+
+
+def test_plots_are_pictures_of_the_curves_there_are(run: Path) -> None:
+    write_report(run)
+    plots = {path.name for path in (run / "plots").iterdir()}
+    assert plots == {"loss.png", "accuracy.png", "image_gain.png", "learning_rate.png"}
+    with Image.open(run / "plots" / "loss.png") as image:
+        assert min(image.size) > 300 and len(image.convert("RGB").getcolors(1 << 20) or []) > 10
+
+
+def test_few_steps_and_no_right_answer_can_be_read_off_a_plot() -> None:
+    from finetune.evaluation.report import _drawn
+
+    (axes,) = _drawn({"held-out": ([0, 1, 2], [0.0, 0.0, 1.0])}, "", "", in_percent=True).axes
+    low, high = axes.get_ylim()
+    assert low < 0 and high > 1
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
+def test_what_came_before_training_is_told_as_such(run: Path) -> None:
+    before = {"step": 0, "eval_loss": 5.0, "eval_vqa_accuracy": 0.125}
+    file = run / "metrics.jsonl"
+    file.write_text(json.dumps(before) + "\n" + file.read_text())
+    keep_watch_answers(run, 0, [("Which colour?", "red", "a cat", [picture(1)])])
+    write_report(run)
+    text = Page((run / "report.html").read_text()).text
+    assert "75.00 %" in text and "12.50 % before training" in text
+    assert text.index("before training\na cat") < text.index("step 10 to 20")
+    assert "before training 12.50 %" in (run / "README.md").read_text()
+
+
+def test_watch_answers_are_coloured_as_accuracy_counts_them(run: Path) -> None:
+    (run / "watch.jsonl").unlink()
+    ten = ["red"] * 6 + ["crimson"] * 4
+    for step, answer in ((1, "Crimson."), (2, "blue"), (3, "red")):
+        asked = [("Which?", "red", answer, [picture(1)]), ("And?", "", "grey", [picture(2)])]
+        keep_watch_answers(run, step, asked, [ten, ()])
+    keep_watch_answers(run, 4, [("Which?", "red", "A red!", [picture(1)])])
+    write_report(run)
+    html = (run / "report.html").read_text()
+    assert re.findall(r'<td class="(good|bad)">([^<]*)</td>', html) == [
+        ("good", "Crimson."),
+        ("bad", "blue"),
+        ("good", "red"),
+        ("good", "A red!"),
+    ]
+    assert "<td>grey</td>" in html  # nobody knows
+    lines = [json.loads(line) for line in (run / "watch.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["accuracy"]  # as an earlier version kept them
+    (run / "watch.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report(run)
+    assert '<td class="good">red</td>' in (run / "report.html").read_text()
+
+
+def test_a_watched_picture_that_a_full_disk_cut_is_written_again(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = picture(7)
+
+    def full(_: Image.Image, place: Path, *__: object) -> None:
+        Path(place).write_bytes(b"\x89PNG")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(Image.Image, "save", full)
+        keep_watch_answers(run, 40, [("And here?", "", "red", [shown])])
+    keep_watch_answers(run, 40, [("And here?", "", "red", [shown])])
+    with Image.open(run / "watch" / f"{shown.digest}.png") as image:
+        assert image.size == shown.image.size
+
+
+def test_every_accuracy_says_on_how_many_questions_of_what(run: Path) -> None:
+    file = run / "metrics.jsonl"
+    kept = file.read_text()
+    for number, words in ((1, "1 held-out question"), (1234, "1,234 held-out questions")):
+        final = {"step": 20, "final": True, "eval_vqa_accuracy": 1.0, "eval_loss": 0.5}
+        file.write_text(kept + json.dumps(final | {"eval_questions": number}) + "\n")
+        write_report(run)
+        text = Page((run / "report.html").read_text()).text
+        assert f"100.00 %VQA accuracy on {words}" in text
+        card = (run / "README.md").read_text()
+        assert f"| VQA accuracy on {words} | 100.00 % |" in card
+        assert "rows held out of the training data" in card
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"]["eval_data"] = ["test.json"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    write_report(run)
+    card = (run / "README.md").read_text()
+    assert "data of its own, test.json" in card and "held out of the training data" not in card
+
+
+def test_a_run_on_a_run_does_not_claim_that_held_out_pictures_are_new_to_it(run: Path) -> None:
+    claim, doubt = "whose pictures it was not trained on", "may have been among them"
+    manifest = json.loads((run / "manifest.json").read_text())
+    earlier = [{"name": "/home/ann/first", "data": ["/home/ann/a.json"], "data_hash": "d1"}]
+    for added, sure in (([], True), ([{**earlier[0], "name": "b", "data_hash": "d2"}], False)):
+        manifest["earlier"] = [*earlier, *added]  # the first one held out the same
+        (run / "manifest.json").write_text(json.dumps(manifest))
+        write_report(run)
+        for name in ("README.md", "report.html"):
+            text = (run / name).read_text()
+            assert (doubt in text) == (not sure)
+            assert sure or "(first on a.json; b on a.json)" in text
+        assert (claim in (run / "README.md").read_text()) == sure
+
+
+def test_the_card_of_a_run_that_was_asked_nothing_says_so(run: Path) -> None:
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 10, "loss": 2.0}) + "\n")
+    write_report(run)
+    card = (run / "README.md").read_text()
+    assert "No held-out questions were asked" in card and "Measured on" not in card
+
+
+def test_the_model_card_names_base_data_and_figures(run: Path) -> None:
+    write_report(run)
+    card = (run / "README.md").read_text()
+    for said in ("library_name: peft", "75.00 %", "train.json", "my-run"):
+        assert said in card, said
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("builtin", "the model that comes with vqa-app"),
+        ("owner/name", "`owner/name`"),
+        ("/home/ann/models/mine", "a model that is not on the hub, `mine`"),
+    ],
+)
+def test_the_card_can_be_read_elsewhere(run: Path, name: str, said: str) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["base"]["name"] = name
+    manifest["config"] |= {"data": ["/home/ann/d/a.json@2"], "eval_data": ["C:\\d\\b.json"]}
+    given = [
+        "vqa-app",
+        "finetune",
+        "--data",
+        "/home/ann/d/a.json",
+        "--watch",
+        "/home/ann/p.png: a/b?",
+    ]
+    manifest["command"] = shlex.join(given)
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    write_report(run)
+    card = (run / "README.md").read_text()
+    assert ("base_model:" in card) == (name == "owner/name")  # the hub takes nothing but its ids
+    assert f"A LoRA adapter and a projector for {said}," in card
+    assert "/home" not in card and "C:" not in card
+    assert "vqa-app finetune --data a.json --watch 'p.png: a/b?'" in card
+    assert "Data: a.json@2 " in card and "data of its own, b.json" in card
+    assert "a.json" in (run / "report.html").read_text()
+
+
+def test_a_watched_photo_may_be_larger_than_what_strangers_may_give(run: Path) -> None:
+    photo = picture(size=(2700, 2700))
+    keep_watch_answers(run, 40, [("And here?", "", "red", [photo])])
+    assert (run / "watch" / f"{photo.digest}.png").stat().st_size > ImageLimits().max_bytes
+    write_report(run)
+    assert "And here?" in (run / "report.html").read_text()
+
+
+def test_a_run_that_logged_nothing_has_a_report_too(run: Path) -> None:
+    (run / "metrics.jsonl").unlink()
+    (run / "watch.jsonl").unlink()
+    write_report(run)
+    assert "Nothing was logged" in (run / "report.html").read_text()
+
+
+def test_the_worst_answers_come_with_their_pictures() -> None:
+    from io import BytesIO
+
+    buffer = BytesIO()
+    picture(3).image.save(buffer, "PNG")
+    source = PictureSource.data(buffer.getvalue(), "three.png")
+    rows = [
+        Row(
+            name,
+            "d",
+            1,
+            (Turn("user", (source, "What?")), Turn("assistant", ("red",))),
+            (("red",),),
+        )
+        for name in "abcd"
+    ]
+    predictions = [
+        prediction("a", "red", 1.0),
+        prediction("b", "blue", 0.0, loss=1.0),
+        prediction("c", "green", 0.0, loss=3.0),
+        prediction("d", "reddish", 0.3),
+    ]
+    found = worst_answers(predictions, questions_of(rows))
+    assert [answer.prediction.id for answer in found] == ["c", "b", "d"]
+    assert found[0].pictures == (picture(3),)
+    assert [a.prediction.id for a in worst_answers(predictions, questions_of(rows), 1)] == ["c"]

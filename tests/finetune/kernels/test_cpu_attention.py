@@ -1,0 +1,62 @@
+"""Attention of the training step: the numbers of PyTorch's own, forwards and backwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from finetune.kernels import cpu_attention
+from finetune.kernels.cpu_attention import attend
+
+
+def both(
+    dtype: torch.dtype, queries: int, keys: int, seen: torch.Tensor | None
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Output and gradients of query, key and value: ours, and PyTorch's from the same numbers in
+    fp32."""
+    random = torch.Generator().manual_seed(0)
+    shapes = [(2, 3, queries, 8), (2, 3, keys, 8), (2, 3, keys, 8)]
+    given = [torch.randn(shape, generator=random).to(dtype) for shape in shapes]
+    direction = torch.randn(shapes[0], generator=random)
+    found = []
+    for ours, kind in ((True, dtype), (False, torch.float32)):
+        parts = [part.clone().to(kind).requires_grad_() for part in given]
+        out = (
+            attend(*parts, 0.3, seen)
+            if ours
+            else scaled_dot_product_attention(
+                *parts, attn_mask=seen, is_causal=seen is None, scale=0.3
+            )
+        )
+        out.backward(direction.to(kind))
+        found.append([out.detach().float(), *(part.grad.float() for part in parts)])
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kept", [0, 1 << 24])
+@pytest.mark.parametrize("masked", [False, True])
+def test_results_and_gradients_are_those_of_pytorch(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, kept: int, masked: bool
+) -> None:
+    """In several blocks, the last one smaller; with weights kept, and computed again."""
+    monkeypatch.setattr(cpu_attention, "BLOCK", 16)
+    monkeypatch.setattr(cpu_attention, "KEPT_WEIGHTS", kept)
+    seen = None
+    keys = 40
+    if masked:
+        keys = 50
+        seen = torch.rand(2, 1, 40, keys, generator=torch.Generator().manual_seed(1)) < 0.4
+        seen[..., 0] = True
+    ours, theirs = both(dtype, 40, keys, seen)
+    tolerance = 1e-5 if dtype == torch.float32 else 4e-2
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+def test_long_fp32_sequences_take_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_attention, "PLAIN_UP_TO", 8)
+    ours, theirs = both(torch.float32, 20, 20, None)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)

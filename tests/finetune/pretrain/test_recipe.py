@@ -1,0 +1,56 @@
+"""The recipe of the built-in model, end to end at toy size, and what a kill leaves behind."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, SiglipModel
+
+from finetune.data.read import read_rows
+from finetune.pretrain.encoder import train_encoder
+from finetune.pretrain.export import Selection, export
+from finetune.pretrain.language import train_language
+from finetune.pretrain.recipe import Plan, build
+from finetune.pretrain.tokenizer import train_tokenizer
+
+SHAPES = {"shapes": 1.0}
+
+
+def test_the_tiny_recipe_leaves_a_standard_checkpoint(tmp_path: Path) -> None:
+    plan = Plan(tmp_path / "run", minutes=0.15, tiny=True, parallel=True)
+    final = build(plan)
+    model = AutoModelForImageTextToText.from_pretrained(final)
+    processor = AutoProcessor.from_pretrained(final)
+    assert model.config.model_type == "llava"
+    assert len(processor.tokenizer) == model.config.text_config.vocab_size
+    towers = SiglipModel.from_pretrained(final / "siglip")
+    assert towers.config.text_config.vocab_size == len(processor.tokenizer)
+    before = final.stat().st_mtime_ns
+    assert build(plan) == final  # a second call finds everything done
+    assert final.stat().st_mtime_ns == before
+
+
+def test_a_killed_stage_goes_on_where_its_state_was_saved(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(scenes=40)
+    train_language(tmp_path, tokenizer, SHAPES, 0.02, tiny=True, scale=0.1)
+    train_encoder(tmp_path, tokenizer, SHAPES, 0.02, tiny=True, batch=8, capacity=50)
+    for name in ("language.pt", "encoder.pt"):
+        state = torch.load(tmp_path / name, weights_only=True)
+        assert state["step"] > 0
+        torch.save({**state, "spent": 0.0}, tmp_path / name)  # as if killed before its time
+    steps = {
+        n: torch.load(tmp_path / n, weights_only=True)["step"]
+        for n in ("language.pt", "encoder.pt")
+    }
+    train_language(tmp_path, tokenizer, SHAPES, 0.02, tiny=True, scale=0.1)
+    train_encoder(tmp_path, tokenizer, SHAPES, 0.02, tiny=True, batch=8, capacity=50)
+    for name, before in steps.items():
+        assert torch.load(tmp_path / name, weights_only=True)["step"] > before
+
+
+def test_exported_questions_are_read_as_users_data(tmp_path: Path) -> None:
+    chosen = Selection("test", SHAPES, ("colour", "count"), most=4)
+    path = export(tmp_path, 5, chosen, per_skill=True)
+    rows = read_rows([str(path)]).rows
+    asked = {row.question_type for row in rows}
+    assert asked == {"colour", "count"}
+    assert all(row.turns for row in rows)

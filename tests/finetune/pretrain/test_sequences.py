@@ -1,0 +1,130 @@
+"""Packed batches are nothing but the chat template's own sequences, computed together."""
+
+import random
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from finetune.pretrain.curriculum import Course, make_quiz
+from finetune.pretrain.language import Census, Referents, Symbols, answer_loss, run_packed
+from finetune.pretrain.model import language_config, make_processor
+from finetune.pretrain.sequences import Packer, answer_hits, answer_starts, turns_of
+from finetune.pretrain.tokenizer import train_tokenizer
+from finetune.pretrain.world import ROOMS, make_scene
+from finetune.pretrain.world.scene import QA
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(scenes=40)
+
+
+@pytest.fixture(scope="module")
+def parts(tokenizer: PreTrainedTokenizerFast) -> tuple[LlamaForCausalLM, Symbols]:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(language_config(len(tokenizer), tiny=True))
+    return model, Symbols(model.config.hidden_size)
+
+
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_a_branch_is_what_the_chat_template_renders(
+    tokenizer: PreTrainedTokenizerFast, pictures: int
+) -> None:
+    packer = Packer(tokenizer)
+    processor = make_processor(tokenizer)
+    scene = make_scene(4, "shapes")
+    qas = ROOMS["shapes"].ask(scene, random.Random(4), "train")
+    first = QA("existence", "Is there a star?", "yes", "Yes, there is a star.")
+    for qa in [*qas, QA("followup", "What colour is it?", "red", "It is red.", before=(first,))]:
+        turns = turns_of(qa, random.Random(0))
+        packed = packer.pack([([64] * pictures, [turns])])
+        real = packed.ids[0][packed.segments[0] >= 0].tolist()
+        messages = []
+        for k, (question, answer) in enumerate(turns):
+            shown = [{"type": "image"}] * (pictures if k == 0 else 0)
+            messages.append(
+                {"role": "user", "content": [*shown, {"type": "text", "text": question}]}
+            )
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        text = processor.apply_chat_template(messages, tokenize=False)
+        wanted = tokenizer(text.replace("<image>", "<image>" * 64)).input_ids
+        assert real == wanted[:-1]  # the template ends in a newline that nobody has to learn
+
+
+def test_only_answers_and_their_end_are_learned(tokenizer: PreTrainedTokenizerFast) -> None:
+    packed = Packer(tokenizer).pack([((3,), [[("Which?", "red"), ("Sure?", "yes")]])])
+    learned = packed.labels[0][packed.labels[0] != -100]
+    assert tokenizer.decode(learned) == "red<|im_end|>yes<|im_end|>"
+
+
+def test_packed_branches_equal_each_conversation_alone(
+    tokenizer: PreTrainedTokenizerFast, parts: tuple[LlamaForCausalLM, Symbols]
+) -> None:
+    """Loss and gradients, against transformers' own attention on one conversation at a time."""
+    model, symbols = parts
+    quiz, _ = make_quiz(Packer(tokenizer), 0, {"shapes": 1.0}, Course(3, 3, False))
+    packed = quiz.packed
+    count = (packed.labels[:, 1:] != -100).sum()
+    hidden, _ = run_packed(model, packed, symbols(quiz.rows, False))
+    loss, _ = answer_loss(model, hidden, packed)
+    (loss * count).backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model.set_attn_implementation("sdpa")
+    visual = symbols(quiz.rows, False).detach()
+    total, used = torch.zeros(()), 0
+    for row in range(len(packed.ids)):
+        here = int(packed.visual[row].sum())
+        for number in range(1, int(packed.segments[row].max()) + 1):
+            chosen = (packed.segments[row] == 0) | (packed.segments[row] == number)
+            ids, labels = packed.ids[row][chosen][None], packed.labels[row][chosen]
+            embeds = model.get_input_embeddings()(ids)
+            places = (ids == tokenizer.convert_tokens_to_ids("<image>"))[..., None]
+            embeds = embeds.masked_scatter(places, visual[used : used + here])
+            logits = model(inputs_embeds=embeds).logits[0, :-1]
+            total = total + torch.nn.functional.cross_entropy(
+                logits, labels[1:], ignore_index=-100, reduction="sum"
+            )
+        used += here
+    total.backward()
+    assert total.item() == pytest.approx((loss * count).item(), rel=1e-4)
+    for mine, parameter in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, rtol=1e-2, atol=1e-4)
+
+
+def test_a_hit_is_an_answer_right_to_its_end(tokenizer: PreTrainedTokenizerFast) -> None:
+    packed = Packer(tokenizer).pack([((2,), [[("A?", "red star")], [("B?", "blue")]])])
+    best = torch.roll(packed.ids, -1, 1)  # a model that says exactly what stands there
+    assert answer_hits(best, packed) == {(0, 1): True, (0, 2): True}
+    second = (packed.segments[0] == 2) & (packed.labels[0] != -100)
+    best[0, second.nonzero()[0] - 1] = 0
+    assert answer_hits(best, packed) == {(0, 1): True, (0, 2): False}
+
+
+def test_heads_read_where_an_answer_begins(
+    tokenizer: PreTrainedTokenizerFast, parts: tuple[LlamaForCausalLM, Symbols]
+) -> None:
+    model, _ = parts
+    quiz, _ = make_quiz(Packer(tokenizer), 0, {"shapes": 1.0}, Course(3, 6, False))
+    torch.manual_seed(0)
+    hidden = torch.randn(*quiz.packed.ids.shape, model.config.hidden_size, requires_grad=True)
+    Referents(model.config.hidden_size).loss((hidden,), quiz.packed, quiz.sought).backward()
+    read = {(row, at) for row, at in hidden.grad.abs().sum(-1).nonzero().tolist()}
+    starts = answer_starts(quiz.packed)
+    assert read == {(branch[0], starts[branch]) for branch in quiz.sought}
+    hidden.grad = None
+    Census(model.config.hidden_size).loss((hidden,), quiz.packed, quiz.totals).backward()
+    read = {(row, at) for row, at in hidden.grad.abs().sum(-1).nonzero().tolist()}
+    prefix = (quiz.packed.segments == 0).sum(1).tolist()
+    assert read == {(row, prefix[row] - 1) for row in quiz.totals}
+
+
+@pytest.mark.parametrize("text", ["Überall 😀 straße", "a\tb\n\n c", "STOP 1234", "<b>&amp;</b>"])
+def test_any_text_round_trips(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_capitals_and_digits_are_spelt_out(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert tokenizer.tokenize("STOP") == list("STOP")
+    assert tokenizer.tokenize("2026") == list("2026")

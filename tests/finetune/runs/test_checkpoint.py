@@ -1,0 +1,323 @@
+"""A run directory is whole at every moment and loads with and without this package."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.forked import in_child, needs_fork
+from tests.tiny import picture
+from vqa_app.errors import ModelError
+from vqa_app.prompts.conversation import Conversation, Message
+
+FOUR_BIT_SHAPE = {"hidden_size": 64, "head_dim": 32, "intermediate_size": 128}
+"""An LLM with rows of at least one block of 4-bit weights."""
+
+
+def golden() -> list[Conversation]:
+    asked = Conversation.ask("What is in the picture?", [picture(1), picture(2)])
+    return [
+        Conversation.ask("How many stars?", [picture(0)]).then(Message.assistant("three stars")),
+        asked.then(Message.assistant("A cat.")),
+        Conversation.ask("Who are you?").then(Message.assistant("a model")),
+    ]
+
+
+def trained(directory: Path, stage: Any) -> tuple[Any, Any, Any]:
+    """The tiny model as after training: what the stage trains has other random values."""
+    import torch
+
+    from finetune.training.freezing import freeze, trainable
+    from vqa_app.checkpoints.loader import load_model
+    from vqa_app.checkpoints.manifest import Base, Manifest
+    from vqa_app.prompts.prompt import prompt_hash
+
+    base = load_model(str(directory), quantize="4bit" if stage == "qlora" else None)
+    torch.manual_seed(1)
+    model = freeze(base.model, stage, rank=4, alpha=8, dropout=0.0).model
+    with torch.no_grad():
+        for _, parameter in trainable(model):
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    manifest = Manifest(
+        stage, Base(base.name, base.fingerprint), prompt_hash(base.processor), command="vqa-app"
+    )
+    return model, base.processor, manifest
+
+
+def saved(base: Path, stage: str, folder: Path) -> Path:
+    """A run of a trained model."""
+    from finetune.runs.checkpoint import save_run
+
+    model, processor, manifest = trained(base, stage)
+    save_run(folder / stage, model, processor, manifest, golden())
+    return folder / stage
+
+
+@pytest.fixture(scope="module", params=["projector", "lora", "full"])
+def run(
+    request: pytest.FixtureRequest,
+    tiny_llava_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    return saved(tiny_llava_dir, request.param, tmp_path_factory.mktemp("runs"))
+
+
+def test_a_run_gives_the_logits_it_was_saved_with(run: Path) -> None:
+    from finetune.runs.verify import require, verify
+
+    found = verify(run)
+    require(found)
+    assert found.comparison.prompts == 3
+    assert found.comparison.same_tokens == 1.0
+    assert found.comparison.worst_difference < 1e-3
+
+
+def test_a_run_on_a_4_bit_base_is_verified_on_one(tmp_path: Path, one_thread: None) -> None:
+    from finetune.runs.checkpoint import save_run
+    from finetune.runs.verify import require, verify
+    from tests.tiny import tiny_llava
+    from vqa_app.checkpoints.loader import load_model
+
+    base = tiny_llava(tmp_path / "base", **FOUR_BIT_SHAPE)
+    model, processor, manifest = trained(base, "qlora")
+    save_run(tmp_path / "run", model, processor, manifest, golden())
+    require(verify(tmp_path / "run"))
+    whole = verify(tmp_path / "run", load_model(str(tmp_path / "run")))
+    assert whole.comparison.worst_difference > 0.05  # so that it does make a difference
+
+
+def test_other_weights_do_not_pass(run: Path) -> None:
+    import torch
+
+    from finetune.runs.verify import require, verify
+    from vqa_app.checkpoints.loader import load_model
+
+    loaded = load_model(str(run))
+    with torch.no_grad():
+        loaded.model.get_output_embeddings().weight[7] += 0.1
+    found = verify(run, loaded)
+    assert not found.ok
+    with pytest.raises(ModelError, match="is not what was saved"):
+        require(found)
+
+
+def test_an_adapter_names_its_base_as_others_can_have_it(
+    tiny_llava_dir: Path, tmp_path: Path
+) -> None:
+    """Not by the folder that it was loaded from here."""
+    import json
+    from dataclasses import replace
+
+    from finetune.runs.checkpoint import save_run
+    from vqa_app.checkpoints.manifest import Base
+
+    model, processor, manifest = trained(tiny_llava_dir, "lora")
+    for name, revision, said in (("owner/name", "c0ffee", "owner/name"), ("builtin", None, None)):
+        named = replace(manifest, base=Base(name, "f", revision))
+        save_run(tmp_path / name, model, processor, named)
+        config = json.loads((tmp_path / name / "adapter_config.json").read_text())
+        assert (config["base_model_name_or_path"], config["revision"]) == (said, revision)
+        assert str(tiny_llava_dir) not in (tmp_path / name / "adapter_config.json").read_text()
+
+
+def test_a_run_keeps_its_golden_pictures_and_prompts(run: Path) -> None:
+    from finetune.runs.golden import read_golden
+
+    assert [g.conversation for g in read_golden(run)] == golden()
+
+
+def test_golden_pictures_may_be_larger_than_what_strangers_may_give(
+    tiny_llava_dir: Path, tmp_path: Path
+) -> None:
+    from finetune.runs.golden import read_golden, record_golden
+    from vqa_app.checkpoints.loader import load_model
+    from vqa_app.pictures.picture import ImageLimits
+
+    photo = picture(size=(2700, 2700))  # as a JPEG it would be let in
+    asked = Conversation.ask("What is it?", [photo]).then(Message.assistant("A cat."))
+    loaded = load_model(str(tiny_llava_dir))
+    (folder := tmp_path / "golden").mkdir()
+    record_golden(loaded.model, loaded.processor, [asked], folder)
+    assert (folder / f"{photo.digest}.png").stat().st_size > ImageLimits().max_bytes
+    assert [prompt.conversation for prompt in read_golden(tmp_path)] == [asked]
+
+
+def test_plain_peft_loads_a_lora_run(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    from finetune.runs.checkpoint import save_run
+    from vqa_app.prompts.prompt import encode
+
+    model, processor, manifest = trained(tiny_llava_dir, "lora")
+    save_run(tmp_path / "run", model, processor, manifest)
+    base = AutoModelForImageTextToText.from_pretrained(tiny_llava_dir)
+    inputs = encode(processor, golden()[0], answer_next=False).inputs
+    with torch.no_grad():
+        untrained = base(**inputs).logits
+        again = PeftModel.from_pretrained(base, tmp_path / "run").eval()(**inputs).logits
+        expected = model.eval()(**inputs).logits
+    assert torch.allclose(again, expected, atol=1e-5)
+    assert not torch.allclose(untrained, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("stage", ["projector", "lora", "full"])
+def test_weights_come_back_into_a_training_model(
+    stage: str, tiny_llava_dir: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    from finetune.runs.checkpoint import load_weights, save_weights
+    from finetune.training.freezing import trainable
+
+    model, *_ = trained(tiny_llava_dir, stage)
+    save_weights(model, stage, tmp_path)
+    wanted = {name: parameter.clone() for name, parameter in trainable(model)}
+    with torch.no_grad():
+        for _, parameter in trainable(model):
+            parameter.zero_()
+    load_weights(model, stage, tmp_path)
+    assert all(torch.equal(wanted[name], parameter) for name, parameter in trainable(model))
+
+
+def test_weights_of_another_shape_of_run_are_refused(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from finetune.runs.checkpoint import PROJECTOR_FILE, load_weights, save_weights
+
+    model, *_ = trained(tiny_llava_dir, "projector")
+    save_weights(model, "projector", tmp_path)
+    tensors = load_file(tmp_path / PROJECTOR_FILE)
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, tmp_path / PROJECTOR_FILE)
+    with pytest.raises(ModelError, match="does not hold what trains"):
+        load_weights(model, "projector", tmp_path)
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Writing the manifest fails as on a full disk."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(name, fail)
+
+
+@pytest.mark.parametrize(
+    "where", ["finetune.runs.checkpoint.write_manifest", "finetune.runs.checkpoint._flush"]
+)
+def test_a_full_disk_leaves_the_last_run_whole(
+    where: str, tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from finetune.runs.checkpoint import save_run
+    from finetune.runs.verify import verify
+    from finetune.training.freezing import trainable
+
+    model, processor, manifest = trained(tiny_llava_dir, "projector")
+    run = tmp_path / "run"
+    save_run(run, model, processor, manifest, golden())
+    before = {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with torch.no_grad():
+        for _, parameter in trainable(model):
+            parameter.zero_()
+    with monkeypatch.context() as patch:
+        full_disk(patch, where)
+        with pytest.raises(ModelError, match="No space left"):
+            save_run(run, model, processor, manifest, golden())
+    assert {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert verify(run).ok
+    save_run(run, model, processor, manifest, golden())  # and with room again it goes on
+    assert verify(run).ok
+
+
+def test_a_model_that_gives_nonsense_is_not_what_was_saved(run: Path) -> None:
+    import torch
+
+    from finetune.runs.verify import verify
+    from vqa_app.checkpoints.loader import load_model
+
+    loaded = load_model(str(run), dtype="float32")
+    with torch.no_grad():
+        loaded.model.get_output_embeddings().weight.fill_(float("nan"))
+    assert "differ by up to nan" in verify(run, loaded).problem
+
+
+@needs_fork
+def test_writing_too_much_is_told_as_that_whoever_writes(tmp_path: Path) -> None:
+    """Each library has an error of its own for it."""
+    import torch
+    from safetensors.torch import save_file
+
+    from finetune.runs.checkpoint import write_failure
+
+    path, tensor = tmp_path / "file", torch.zeros(100_000)
+    writers = (
+        lambda: save_file({"a": tensor}, path),
+        lambda: torch.save(tensor, path),
+        lambda: path.write_bytes(bytes(400_000)),
+    )
+
+    def work() -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        for write in writers:
+            with pytest.raises(Exception) as failed:
+                write()
+            assert write_failure(failed.value), repr(failed.value)
+
+    assert in_child(work) == 0
+    assert write_failure(RuntimeError("something else")) is None
+
+
+def test_a_failed_write_leaves_the_old_directory_and_no_rest(tmp_path: Path) -> None:
+    from finetune.runs.checkpoint import whole_directory
+
+    target = tmp_path / "step-5"
+    with whole_directory(target) as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(OSError), whole_directory(target) as folder:
+        (folder / "a").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (target / "a").read_text() == "old"
+    with whole_directory(target) as folder:
+        (folder / "a").write_text("new")
+    assert (target / "a").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["step-5"]
+
+
+def test_what_a_kill_leaves_is_swept_and_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    from finetune.runs.checkpoint import checkpoint_steps, latest_checkpoint, step_directory, sweep
+
+    for step in (9, 10):
+        step_directory(tmp_path, step).mkdir(parents=True)
+    half = tmp_path / "checkpoints" / ".unfinished-x"
+    half.mkdir()
+    (half / "model.safetensors").write_text("half")
+    # Killed between two renames: the whole old checkpoint waits under a hidden name.
+    (tmp_path / "checkpoints" / ".unfinished-y" / "step-11").mkdir(parents=True)
+    assert latest_checkpoint(tmp_path) == step_directory(tmp_path, 10)
+    sweep(tmp_path)
+    assert list(checkpoint_steps(tmp_path)) == [9, 10, 11]
+    assert not list((tmp_path / "checkpoints").glob(".unfinished-*"))
+
+
+def test_a_damaged_golden_file_is_named(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from finetune.runs.golden import read_golden
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run / "golden", copy / "golden")
+    next((copy / "golden").glob("*.png")).unlink()
+    with pytest.raises(ModelError, match=r"golden prompts in .* cannot be read: There is no file"):
+        read_golden(copy)
+    (copy / "golden" / "golden.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ModelError, match="golden"):
+        read_golden(copy)

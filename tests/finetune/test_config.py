@@ -1,0 +1,146 @@
+"""The config: help from docstrings, unknown keys refused, wrong values named."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune.config import FinetuneConfig, option_help
+from vqa_app.errors import UsageError, VqaError
+
+
+def test_every_option_has_a_help_text_and_a_panel() -> None:
+    described = option_help()
+    assert set(described) == {field.name for field in dataclasses.fields(FinetuneConfig)}
+    assert all(panel and text for panel, text in described.values())
+
+
+def test_an_unknown_key_is_refused_with_the_one_that_was_meant(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("data: my.json\nlearning_rat: 0.1\nprojector_lrr: 0.1\n")
+    with pytest.raises(UsageError, match="learning_rat"):
+        FinetuneConfig.from_yaml(path)
+    with pytest.raises(UsageError, match="Did you mean 'projector_lr'"):
+        FinetuneConfig.from_dict({"projector_lrr": 0.1})
+
+
+def test_yaml_gives_what_was_written_to_it(tmp_path: Path) -> None:
+    config = FinetuneConfig(
+        data=("a.json", "b.csv@2"), epochs=2, stage="full", watch=("x.png: y?",)
+    )
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config.to_dict()), encoding="utf-8")
+    assert FinetuneConfig.from_yaml(path) == config
+
+
+def test_yaml_numbers_may_be_written_as_people_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("lr: 1e-4\nepochs: 2\nrank: 8.0\n")  # to YAML the first is a text
+    config = FinetuneConfig.from_yaml(path)
+    assert (config.lr, config.rank) == (1e-4, 8) and isinstance(config.rank, int)
+    with pytest.raises(UsageError, match="rank is 8.5"):
+        FinetuneConfig(rank=8.5)
+    path.write_bytes("data: übung.json".encode("latin-1"))
+    with pytest.raises(UsageError, match="not UTF-8"):
+        FinetuneConfig.from_yaml(path)
+
+
+def test_python_and_yaml_write_lists_paths_and_nothing_as_they_do(tmp_path: Path) -> None:
+    config = FinetuneConfig(
+        data=["a.json", Path("b.csv")],
+        images=Path("photos"),
+        watch="x.png: y?",
+        out=tmp_path / "run",
+        model=Path("base"),
+        feature_dir=Path("kept"),
+        eval_data=None,
+        warmup=None,
+    )
+    assert config.data == ("a.json", "b.csv") and config.images == ("photos",)
+    assert config.watch == ("x.png: y?",) and config.out == str(tmp_path / "run")
+    assert (config.model, config.feature_dir) == ("base", "kept")
+    assert (config.eval_data, config.warmup) == ((), 0.03)
+    path = tmp_path / "run.yaml"
+    path.write_text("data: a.json\nimages:\neval_data:\nmetric:\nlr:\nseed:\n")
+    assert FinetuneConfig.from_yaml(path) == FinetuneConfig(data=("a.json",))
+    for wrong in ({"data": [1]}, {"out": ["a"]}, {"images": [None]}, {"seed": Path("1")}):
+        with pytest.raises(UsageError, match=f"{next(iter(wrong))} is"):
+            FinetuneConfig(**wrong)
+
+
+def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("out: ~/a/b\nfeature_dir: ~/c\nfsdp: ~/d.json\n")
+    config = FinetuneConfig.from_yaml("~/run.yaml")
+    assert config.out == str(tmp_path / "a" / "b")
+    assert (config.feature_dir, config.fsdp) == (str(tmp_path / "c"), str(tmp_path / "d.json"))
+    assert FinetuneConfig(deepspeed="zero2").deepspeed == "zero2" and FinetuneConfig().out == ""
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("data: my.json\nepochs: 3\nlr: 0.1\n")
+    config = FinetuneConfig.from_yaml(path, lr=0.2)
+    assert (config.data, config.epochs, config.lr) == (("my.json",), 3.0, 0.2)
+
+
+@pytest.mark.parametrize("command", ["check-data", "show-sample", "finetune"])
+def test_what_a_file_names_can_be_looked_at_before_training(command: str, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from finetune.cli.train import app
+
+    path = tmp_path / "run.yaml"
+    path.write_text(f"data: {tmp_path / 'gone.json'}\nout: {tmp_path / 'run'}\nlr: 0.1\n")
+    error = CliRunner().invoke(app, [command, "--config", str(path)]).exception
+    assert isinstance(error, VqaError) and "gone.json" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"epochs": -1}, "epochs is -1"),
+        ({"stage": "lorra"}, "stage is 'lorra'"),
+        ({"batch_size": "many"}, "batch_size is 'many'"),
+        ({"batch_size": True}, "batch_size is True"),
+        ({"lr": True}, "lr is True"),
+        ({"eval_fraction": 1.5}, "eval_fraction is 1.5"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"save_every": float("inf")}, "save_every is inf"),
+        ({"eval_questions": 0}, "eval_questions is 0"),
+        ({"max_bad": -1}, "max_bad is -1"),
+        ({"seed": 2**70}, "seed is"),
+        ({"recipe": "llava", "stage": "projector"}, "recipe"),
+        ({"fsdp": "default", "deepspeed": "zero2"}, "fsdp and deepspeed"),
+        ({"fsdp": "default", "stage": "qlora"}, "qlora cannot be sharded"),
+        ({"deepspeed": "zero3", "optimizer": "adamw-8bit"}, "adamw-8bit cannot be sharded"),
+    ],
+)
+def test_a_wrong_value_is_named(values: dict, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        FinetuneConfig.from_dict(values)
+
+
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("data: [my.json\n")
+    with pytest.raises(UsageError, match="run.yaml is not YAML"):
+        FinetuneConfig.from_yaml(path)
+
+
+def test_a_wrong_value_is_told_before_torch_is_imported() -> None:
+    code = (
+        "import sys\nfrom vqa_app.cli.main import main\n"
+        "try: main(['finetune', '--epochs', '-1'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "epochs is -1" in done.stderr

@@ -1,0 +1,101 @@
+"""Any image-text model with a projector and an LLM trains, and its run opens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.config import FinetuneConfig
+from finetune.data.preflight import check
+from finetune.data.read import read_rows
+from finetune.kernels.shared_prefix import allow_branching, supports_branching
+from finetune.training.collator import ROWS
+from finetune.training.objective import Objective
+from finetune.training.stages import make_collate
+from finetune.training.train import train
+from tests.architectures import ARCHITECTURES
+from tests.finetune.training_data import metrics, small_config, write_data
+from vqa_app.checkpoints.loader import load_model
+from vqa_app.errors import DataError
+
+PICTURES_ONLY = {"blip-2", "kosmos-2", "mllama"}
+"""mllama takes text alone too, but not in a batch with pictures."""
+PROJECTOR_TOO = {"llava-next", "idefics3", "qwen2-vl", "qwen3-vl", "gemma3"}
+"""Stage projector, for different places of the projector."""
+
+
+def rows_for(name: str, folder: Path) -> tuple[Path, int]:
+    """A data file, and how many samples it makes: five questions, and one without a picture."""
+    text_rows = 0 if name in PICTURES_ONLY else 1
+    return write_data(folder, pictures=3, text_rows=text_rows), 5 + text_rows
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_batch_loses_what_its_samples_lose_alone(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    loaded = load_model(str(tiny_checkpoint(name)), dtype="float32", device="cpu")
+    shares = supports_branching(loaded.model)
+    if shares:
+        allow_branching(loaded.model)
+    data, _ = rows_for(name, tmp_path)
+    samples = check(
+        read_rows(data), loaded.processor, max_length=1000, share_prefix=shares, workers=1
+    ).samples
+    collate = make_collate(samples, loaded.processor, shares, None, 1)
+    objective = Objective(loaded.model.eval())
+
+    def total(*positions: int) -> float:
+        batch = collate(positions)
+        batch.pop(ROWS)
+        with torch.no_grad():
+            return objective(**batch, num_items_in_batch=1)["loss"].item()
+
+    alone = [total(position) for position in range(len(samples))]
+    assert total(*range(len(samples))) == pytest.approx(sum(alone), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [(name, "lora") for name in ARCHITECTURES] + [(n, "projector") for n in sorted(PROJECTOR_TOO)],
+)
+def test_it_trains_and_its_run_opens(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, name: str, stage: Any
+) -> None:
+    """Every step holds every sample, so the loss has to fall."""
+    data, samples = rows_for(name, tmp_path / "data")
+    run = train(config(tiny_checkpoint(name), data, tmp_path, stage, samples)).run
+    losses = [line["loss"] for line in metrics(run) if "loss" in line]
+    assert losses[-1] < losses[0]
+    assert load_model(str(run), device="cpu", dtype="float32").name == str(run)
+
+
+def test_mllama_says_that_text_rows_stand_alone(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    data = write_data(tmp_path / "data", pictures=1, text_rows=1)
+    chosen = config(tiny_checkpoint("mllama"), data, tmp_path, "lora", 2)
+    with pytest.raises(DataError, match="with and without pictures"):
+        train(chosen)
+    assert train(chosen.replace(micro_batch_size=1, resume="never")).finished
+
+
+def config(model: Path, data: Path, folder: Path, stage: Any, samples: int) -> FinetuneConfig:
+    return small_config(
+        model,
+        data,
+        folder / "run",
+        stage=stage,
+        max_steps=4,
+        batch_size=samples,
+        micro_batch_size=2,
+        warmup=0.0,
+        schedule="constant",
+        lr=2e-3,
+        projector_lr=2e-3,
+        eval_fraction=0.0,
+    )

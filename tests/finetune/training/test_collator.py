@@ -1,0 +1,221 @@
+"""Batches: labels are the answers' tokens; padded and packed losses are the mean of single ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.data.preflight import check
+from finetune.data.read import read_rows
+from finetune.data.samples import Sample
+from finetune.kernels.cpu_attention import PLAIN_UP_TO
+from finetune.kernels.shared_prefix import allow_branching, supports_branching
+from finetune.training.batches import BatchPlan
+from finetune.training.collator import IGNORED, ROWS, Collator
+from finetune.training.freezing import freeze
+from finetune.training.objective import Objective
+from finetune.training.stages import make_collate
+from tests.finetune.training_data import write_data
+from vqa_app.checkpoints.loader import LoadedModel, load_model
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_llava_dir: Path) -> LoadedModel:
+    return load(tiny_llava_dir)
+
+
+def load(directory: Path) -> LoadedModel:
+    loaded = load_model(str(directory), dtype="float32", device="cpu")
+    assert supports_branching(loaded.model)
+    allow_branching(loaded.model)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def samples_of(data: Path, loaded: LoadedModel, **options: Any) -> tuple[Sample, ...]:
+    return check(read_rows(data), loaded.processor, max_length=1000, **options).samples
+
+
+def loss_of(
+    loaded: LoadedModel, samples: tuple[Sample, ...], chosen: list[int]
+) -> tuple[float, int]:
+    """(summed loss, trained tokens) of some samples in one batch."""
+    batch = make_collate(samples, loaded.processor, True, None, 1)(chosen)
+    batch.pop(ROWS)
+    count = int((batch["labels"] != IGNORED).sum())
+    with torch.no_grad():
+        return Objective(loaded.model)(**batch, num_items_in_batch=1)["loss"].item(), count
+
+
+def test_labels_are_the_answers_tokens_and_their_end_tokens(
+    data: Path, loaded: LoadedModel
+) -> None:
+    samples = samples_of(data, loaded, turns="together")
+    batch = Collator.of(loaded.processor, samples).tokens(samples)
+    tokenizer = loaded.processor.tokenizer
+    for labels, sample in zip(batch["labels"], samples, strict=True):
+        trained = tokenizer.decode(labels[labels != IGNORED])
+        wanted = "".join(f"{answer}<|im_end|>" for (answer,) in sample.row.references)
+        assert trained == wanted
+
+
+def test_padding_is_on_the_right_and_masked(data: Path, loaded: LoadedModel) -> None:
+    samples = samples_of(data, loaded, turns="together")
+    batch = Collator.of(loaded.processor, samples).tokens(samples)
+    for row, sample in enumerate(samples):
+        assert batch["input_ids"][row, : len(sample)].tolist() == sample.input_ids.tolist()
+        assert batch["attention_mask"][row].sum() == len(sample)
+        assert (batch["labels"][row, len(sample) :] == IGNORED).all()
+
+
+@pytest.mark.parametrize("turns", ["together", "apart"])
+def test_a_batched_loss_is_the_mean_of_single_ones(
+    data: Path, loaded: LoadedModel, turns: str
+) -> None:
+    """Rows with one, several and no pictures' questions, padded to one length."""
+    samples = samples_of(data, loaded, turns=turns)
+    single = [loss_of(loaded, samples, [position]) for position in range(len(samples))]
+    total, count = loss_of(loaded, samples, list(range(len(samples))))
+    assert count == sum(tokens for _, tokens in single)
+    assert total == pytest.approx(sum(loss for loss, _ in single), rel=1e-5)
+
+
+def test_many_lengths_make_few_shapes(data: Path, loaded: LoadedModel) -> None:
+    """None is padded by more than seven tokens or a sixteenth, nor beyond the longest of all."""
+    samples = samples_of(data, loaded, turns="together")
+    longest = 1000
+    collator = replace(Collator.of(loaded.processor, samples), longest=longest)
+    shapes = set()
+    for length in range(1, longest + 1):
+        sample = replace(
+            samples[0],
+            input_ids=np.zeros(length, np.int32),
+            answer_mask=np.ones(length, dtype=bool),
+        )
+        padded = collator.tokens([sample])["input_ids"].shape[1]
+        assert length <= padded <= min(longest, max(length + 7, length * 17 // 16))
+        shapes.add(padded)
+    assert len(shapes) < 80
+
+
+@pytest.mark.parametrize("plain_up_to", [PLAIN_UP_TO, 0])
+def test_questions_in_one_sequence_lose_what_they_lose_alone(
+    data: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, plain_up_to: int
+) -> None:
+    """With plain products, and with PyTorch's fused attention."""
+    monkeypatch.setattr("finetune.kernels.cpu_attention.PLAIN_UP_TO", plain_up_to)
+    packed = samples_of(data, loaded, turns="apart")
+    alone = samples_of(data, loaded, turns="apart", share_prefix=False)
+    assert len(alone) > len(packed)
+    together = loss_of(loaded, packed, list(range(len(packed))))
+    singly = [loss_of(loaded, alone, [position]) for position in range(len(alone))]
+    assert together[1] == sum(count for _, count in singly)
+    assert together[0] == pytest.approx(sum(loss for loss, _ in singly), rel=1e-5)
+
+
+def test_the_loss_is_the_models_own(data: Path, loaded: LoadedModel) -> None:
+    """Logits at labels only give what transformers computes from all of them."""
+    samples = samples_of(data, loaded, turns="together")
+    batch = make_collate(samples, loaded.processor, True, None, 1)([0, 1, 2])
+    batch.pop(ROWS)
+    with torch.no_grad():
+        expected = loaded.model(**batch).loss.item()
+        assert Objective(loaded.model)(**batch)["loss"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_many_labels_are_taken_block_by_block(
+    data: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = samples_of(data, loaded)
+    whole = loss_of(loaded, samples, [0, 1, 2])
+    vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
+    monkeypatch.setattr("finetune.training.objective.LOGITS_AT_ONCE", 3 * vocabulary)
+    assert loss_of(loaded, samples, [0, 1, 2])[0] == pytest.approx(whole[0], rel=1e-6)
+
+
+def test_a_head_that_zero_3_gathers_only_for_its_own_forward_is_enough(
+    data: Path, tiny_llava_dir: Path
+) -> None:
+    """Outside it the weight has the shape (0,)."""
+    loaded = load(tiny_llava_dir)
+    samples = samples_of(data, loaded)
+    whole = loss_of(loaded, samples, [0, 1, 2])
+    head = loaded.model.get_output_embeddings()
+    weight = head.weight.detach()
+    head.weight = torch.nn.Parameter(torch.empty(0))
+
+    def gather(*_: Any) -> None:
+        head.weight.data = weight
+
+    def scatter(*_: Any) -> None:
+        head.weight.data = torch.empty(0)
+
+    head.register_forward_pre_hook(gather)
+    head.register_forward_hook(scatter)
+    assert loss_of(loaded, samples, [0, 1, 2])[0] == pytest.approx(whole[0], rel=1e-6)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    data: Path, tiny_llava_dir: Path
+) -> None:
+    loaded = load(tiny_llava_dir)
+    samples = samples_of(data, loaded)
+    objective = Objective(freeze(loaded.model, "projector").model)
+    collate = make_collate(samples, loaded.processor, True, None, 1)
+    count = sum(sample.trained for sample in samples)
+
+    def gradients(chunks: list[list[int]]) -> torch.Tensor:
+        objective.zero_grad()
+        for chunk in chunks:
+            batch = collate(chunk)
+            batch.pop(ROWS)
+            objective(**batch, num_items_in_batch=count)["loss"].backward()
+        return torch.cat([p.grad.flatten() for p in objective.parameters() if p.requires_grad])
+
+    whole = gradients([list(range(8))])
+    parts = gradients([[0, 7], [6], [1, 2, 3], [4, 5]])  # one of text alone
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+def plan(lengths: list[int], **changes: Any) -> BatchPlan:
+    options = {"batch_size": 8, "micro_batches": 2, "steps": 10, "seed": 3} | changes
+    weights = options.pop("weights", [1.0] * len(lengths))
+    return BatchPlan(lengths, weights, **options)
+
+
+def test_every_epoch_shows_every_sample_once() -> None:
+    chosen = [i for batch in plan(list(range(1, 21)), steps=5) for i in batch]
+    assert sorted(chosen) == sorted(list(range(20)) * 2)
+
+
+def test_processes_share_the_steps_of_one_process() -> None:
+    lengths = np.random.default_rng(0).integers(1, 90, 50).tolist()
+    alone = list(plan(lengths))
+    shares = [list(plan(lengths, micro_batches=1, process=rank, processes=2)) for rank in (0, 1)]
+    for step in range(10):
+        whole = sorted(alone[2 * step] + alone[2 * step + 1])
+        assert sorted(shares[0][step] + shares[1][step]) == whole
+
+
+def test_the_largest_batch_comes_first_and_batches_hold_like_lengths() -> None:
+    lengths = np.random.default_rng(1).integers(1, 1000, 400).tolist()
+    batches = list(plan(lengths, micro_batches=1, steps=50))
+    longest = [len(batch) * max(lengths[i] for i in batch) for batch in batches]
+    assert longest[0] == max(longest)
+    padded, real = sum(longest), sum(lengths[i] for batch in batches for i in batch)
+    assert padded < 1.1 * real
+
+
+def test_weights_say_how_often_a_sample_is_shown() -> None:
+    chosen = [i for b in plan([5] * 40, weights=[2.0] * 20 + [0.5] * 20, steps=125) for i in b]
+    often = sum(i < 20 for i in chosen) / len(chosen)
+    assert often == pytest.approx(0.8, abs=0.03)

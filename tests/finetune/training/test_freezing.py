@@ -1,0 +1,224 @@
+"""Stage → what trains, nothing else, in fp32; defaults by the documented rule."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.config import FinetuneConfig
+from finetune.kernels.shared_prefix import allow_branching
+from finetune.training.batches import BatchPlan
+from finetune.training.freezing import freeze, projector_parameters, trainable
+from finetune.training.objective import Objective
+from finetune.training.plan import Hardware, Shape, activation_bytes, decide, describe
+from vqa_app.checkpoints.loader import load_model
+from vqa_app.errors import ModelError, UsageError
+
+GB = 10**9
+
+
+def load(directory: Path, dtype: str = "float32") -> Any:
+    return load_model(str(directory), dtype=dtype, device="cpu").model
+
+
+def test_the_projector_stage_trains_the_projector_alone(tiny_llava_dir: Path) -> None:
+    frozen = freeze(load(tiny_llava_dir), "projector")
+    names = {name for name, _ in trainable(frozen.model)}
+    assert names and all(name.startswith("model.multi_modal_projector.") for name in names)
+    assert (frozen.llm, frozen.projector) == (0, sum(p.numel() for _, p in trainable(frozen.model)))
+
+
+def test_the_full_stage_trains_projector_and_llm_but_not_the_encoder(tiny_llava_dir: Path) -> None:
+    model = freeze(load(tiny_llava_dir), "full").model
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen and all("vision_tower" in name for name in frozen)
+
+
+def test_lora_trains_adapters_on_every_linear_layer_of_the_llm(tiny_llava_dir: Path) -> None:
+    model = load(tiny_llava_dir)
+    linears = {
+        f"language_model.{name}"
+        for name, module in model.model.language_model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    frozen = freeze(model, "lora", rank=4, alpha=8, dropout=0.0)
+    names = [name for name, _ in trainable(frozen.model)]
+    adapted = {m[1] for name in names if (m := re.search(r"(language_model\..*)\.lora_A", name))}
+    assert adapted == linears
+    assert not any("vision_tower" in name for name in names)
+    assert {n for n in names if "lora_" not in n} == projector_parameters(frozen.model)
+
+
+def test_trained_weights_are_fp32_in_a_bf16_model(tiny_llava_dir: Path) -> None:
+    model = freeze(load(tiny_llava_dir, "bfloat16"), "lora", rank=4, alpha=8, dropout=0.0).model
+    assert {p.dtype for _, p in trainable(model)} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+def test_an_adapted_model_cannot_train_another_stage(tiny_llava_dir: Path) -> None:
+    adapted = freeze(load(tiny_llava_dir), "lora", rank=4, alpha=8).model
+    with pytest.raises(ModelError, match="LoRA adapter"):
+        freeze(adapted, "full")
+    again = freeze(adapted, "lora")
+    assert again.model is adapted and again.trainable > 0
+
+
+SMALL = Shape(width=256, intermediate=640, layers=6, heads=4, vocabulary=4000)
+LARGE = Shape(width=4096, intermediate=11008, layers=32, heads=32, vocabulary=32064)
+
+
+def settle(
+    shape: Shape,
+    rows: int,
+    memory: int = 64 * GB,
+    device: str = "cuda",
+    processes: int = 1,
+    **options: Any,
+) -> Any:
+    return decide(
+        FinetuneConfig(**options),
+        sequences=rows,
+        longest=800,
+        labels=20,
+        shape=shape,
+        trainable=10**7,
+        hardware=Hardware(device, 14 * GB, memory - 14 * GB, True, processes),
+    )
+
+
+def test_the_8_bit_optimiser_is_chosen_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.training.plan._has_bitsandbytes", lambda: True)
+    assert settle(LARGE, 100)[0].eight_bit_optimizer
+    for device in ("cpu", "mps"):
+        assert not settle(LARGE, 100, device=device)[0].eight_bit_optimizer
+    assert settle(LARGE, 100, device="cpu", optimizer="adamw-8bit")[0].eight_bit_optimizer
+    for sharding in ({"fsdp": "default"}, {"deepspeed": "zero3_offload"}):
+        assert not settle(LARGE, 100, **sharding)[0].eight_bit_optimizer
+    with pytest.raises(UsageError, match="on mps"):
+        settle(LARGE, 100, device="mps", optimizer="adamw-8bit")
+    monkeypatch.setattr("finetune.training.plan._has_bitsandbytes", lambda: False)
+    with pytest.raises(UsageError, match="not installed"):
+        settle(LARGE, 100, optimizer="adamw-8bit")
+
+
+def test_a_model_of_llavas_size_gets_llavas_values() -> None:
+    settings, _ = settle(LARGE, 665_000)
+    assert (settings.lr, settings.projector_lr) == (2e-4, 2e-5)
+    assert (settings.rank, settings.alpha, settings.dropout) == (128, 256, 0.05)
+    assert settings.batch_size == 128 and settings.epochs == pytest.approx(1, abs=0.01)
+    stage1, _ = settle(LARGE, 558_000, stage="projector")
+    assert (stage1.lr, stage1.projector_lr, stage1.batch_size) == (1e-3, 1e-3, 256)
+
+
+def test_small_models_and_data_get_values_of_their_size() -> None:
+    settings, _ = settle(SMALL, 4000, device="cpu")
+    assert settings.lr > 2e-4 and settings.rank == 64 and settings.dropout == 0
+    assert settings.batch_size == 20 and settings.steps >= 400
+    assert settle(SMALL, 3, device="cpu")[0].batch_size == 3
+
+
+def test_what_a_person_says_is_taken() -> None:
+    settings, _ = settle(SMALL, 4000, lr=0.5, batch_size=6, max_steps=7, rank=3, micro_batch_size=2)
+    assert (settings.lr, settings.batch_size, settings.steps, settings.rank) == (0.5, 6, 7, 3)
+    assert (settings.micro_batch_size, settings.micro_batches) == (2, 3)
+
+
+def test_no_batch_leaves_a_process_without_rows() -> None:
+    """Whatever the batch, the processes and the rows at once: of every step each process has as
+    many micro-batches, none empty and none larger than it may be."""
+    for wanted in (None, *range(1, 41)):
+        for processes in range(1, 9):
+            for micro in (1, 2, 3):
+                options: dict[str, Any] = {"batch_size": wanted, "micro_batch_size": micro}
+                settings, _ = settle(SMALL, 100, processes=processes, max_steps=3, **options)
+                assert 0 <= settings.batch_size - (wanted or 8) < processes
+                shares = [
+                    list(
+                        BatchPlan(
+                            range(5, 105),
+                            [1.0] * 100,
+                            batch_size=settings.batch_size,
+                            micro_batches=settings.micro_batches,
+                            steps=3,
+                            seed=0,
+                            process=process,
+                            processes=processes,
+                        )
+                    )
+                    for process in range(processes)
+                ]
+                assert {len(share) for share in shares} == {3 * settings.micro_batches}
+                sizes = [len(rows) for share in shares for rows in share]
+                assert sum(sizes) == 3 * settings.batch_size
+                assert min(sizes) >= 1 and max(sizes) <= settings.micro_batch_size
+
+
+def test_a_batch_that_the_processes_cannot_share_evenly_is_told() -> None:
+    options = {"batch_size": 5, "micro_batch_size": 1}
+    settings, _ = settle(SMALL, 100, processes=2, **options)
+    said = describe(settings, FinetuneConfig(**options))
+    assert "batch size 6 [5 cannot be shared evenly by the processes]" in said
+    assert settings.steps == math.ceil(settings.epochs * 100 / 6)
+
+
+def test_less_memory_means_smaller_micro_batches_and_then_checkpointing() -> None:
+    roomy, _ = settle(LARGE, 665_000, 140 * GB)
+    tight, plan = settle(LARGE, 665_000, 40 * GB)
+    assert not tight.gradient_checkpointing or tight.micro_batch_size >= 1
+    assert tight.micro_batch_size < roomy.micro_batch_size
+    assert plan.needed <= plan.free
+    assert settle(LARGE, 665_000, 20 * GB)[0].gradient_checkpointing
+
+
+@pytest.mark.parametrize("stage", ["projector", "lora"])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_the_memory_plan_counts_what_autograd_keeps(stage: Any, bf16: bool) -> None:
+    """On the model in the box. The plan adds what one more layer takes, for what is in use
+    besides."""
+    loaded = load_model("builtin", dtype="float32", device="cpu")
+    allow_branching(loaded.model)
+    text = loaded.model.config.text_config
+    frozen = freeze(loaded.model, stage, rank=8, alpha=16, dropout=0.0)
+    objective = Objective(frozen.model, bf16=bf16)
+    rows, tokens, pictured, labels = 8, 96, 64, 2
+    ids = torch.full((rows, tokens), 5)
+    ids[:, 2 : 2 + pictured] = loaded.model.config.image_token_id
+    wanted = torch.full_like(ids, -100)
+    wanted[:, -labels:] = 5
+    width = loaded.model.config.vision_config.hidden_size
+    own = {parameter.untyped_storage().data_ptr() for parameter in objective.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = objective(
+            labels=wanted,
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            picture_features=torch.randn(rows, pictured, width),
+        )["loss"]
+    planned = activation_bytes(
+        Shape(
+            text.hidden_size,
+            text.intermediate_size,
+            text.num_hidden_layers,
+            text.num_attention_heads,
+            text.vocab_size,
+        ),
+        (rows, tokens, labels),
+        2 if bf16 else 4,
+        inputs_kept=stage == "lora",
+        weights_kept=True,
+        checkpointing=False,
+    )
+    assert loss.isfinite() and 0.6 * planned < sum(kept.values()) < planned

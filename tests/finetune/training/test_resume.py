@@ -1,0 +1,170 @@
+"""Killed at any step, the same command goes on, and the losses are those of an uninterrupted
+run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from finetune.config import FinetuneConfig
+from finetune.progress import Progress
+from finetune.training.resume import in_use
+from finetune.training.train import train
+from tests.finetune.training_data import metrics, small_config, write_data
+from tests.forked import in_child, needs_fork
+from vqa_app.errors import UsageError
+
+pytestmark = needs_fork
+
+
+def config(model: Path, folder: Path, name: str) -> FinetuneConfig:
+    return small_config(
+        model,
+        folder / "data.json",
+        folder / name,
+        eval_fraction=0.0,
+        save_every=2.0,
+        max_steps=7,
+        batch_size=3,
+        micro_batch_size=2,
+        dropout=0.2,
+        lr=1e-2,
+    )
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in metrics(run) if "loss" in line]
+
+
+def ended_at(step: int, number: signal.Signals) -> Callable[[Progress], None]:
+    """Sends this process a signal once, when a step is told."""
+    sent = []
+
+    def on_progress(progress: Progress) -> None:
+        if progress.phase == "training" and progress.done == step and not sent:
+            sent.append(step)
+            os.kill(os.getpid(), number)
+
+    return on_progress
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    write_data(folder, pictures=5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder: Path, tiny_llava_dir: Path) -> list[tuple[int, float]]:
+    """With LoRA dropout, so that random numbers count too."""
+    assert in_child(lambda: train(config(tiny_llava_dir, folder, "whole"))) == 0
+    return losses(folder / "whole")
+
+
+def test_kill_9_between_checkpoints(
+    folder: Path, tiny_llava_dir: Path, uninterrupted: list[tuple[int, float]]
+) -> None:
+    chosen = config(tiny_llava_dir, folder, "killed")
+    for step in (1, 5):  # before the first checkpoint, and after the second
+        status = in_child(lambda step=step: train(chosen, ended_at(step, signal.SIGKILL)))
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        assert losses(folder / "killed")[-1][0] >= step
+    assert in_child(lambda: train(chosen)) == 0
+    assert losses(folder / "killed") == uninterrupted
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_and_ctrl_c_save_first(
+    folder: Path,
+    tiny_llava_dir: Path,
+    uninterrupted: list[tuple[int, float]],
+    number: signal.Signals,
+) -> None:
+    chosen = config(tiny_llava_dir, folder, number.name)
+
+    def stopped() -> None:
+        result = train(chosen, ended_at(3, number))
+        assert not result.finished
+        assert (result.run / "checkpoints" / f"step-{result.step}").is_dir()
+
+    assert in_child(stopped) == 0
+    assert in_child(lambda: train(chosen)) == 0
+    assert losses(folder / number.name) == uninterrupted
+
+
+def test_less_free_memory_divides_no_step_anew(
+    folder: Path, tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(name: str, ended: Callable[[Progress], None] | None = None) -> int:
+        left_open = config(tiny_llava_dir, folder, name).replace(micro_batch_size=None)
+        return in_child(lambda: train(left_open, ended))
+
+    assert run("roomy") == 0
+    assert os.WTERMSIG(run("tight", ended_at(5, signal.SIGKILL))) == signal.SIGKILL
+    monkeypatch.setattr("finetune.training.stages.free_memory", lambda _: 1)
+    assert run("tight") == 0
+    assert losses(folder / "tight") == losses(folder / "roomy")
+
+
+def test_a_run_goes_on_in_smaller_pieces_where_they_are_asked_for(
+    folder: Path, tiny_llava_dir: Path
+) -> None:
+    """As the message of a full memory advises."""
+    chosen = config(tiny_llava_dir, folder, "smaller").replace(dropout=0.0)
+    status = in_child(lambda: train(chosen, ended_at(5, signal.SIGKILL)))
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+    def on() -> None:
+        told: list[str] = []
+        train(chosen.replace(micro_batch_size=1), lambda progress: told.append(progress.message))
+        assert any(message.startswith("Going on from") for message in told)
+
+    assert in_child(on) == 0
+    assert [step for step, _ in losses(folder / "smaller")] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_two_runs_do_not_train_in_one_folder(folder: Path, tiny_llava_dir: Path) -> None:
+    """A second one is refused while the first trains, and goes on where that was killed."""
+    chosen = config(tiny_llava_dir, folder, "both")
+
+    def first() -> None:
+        def on_progress(progress: Progress) -> None:
+            if progress.phase == "training" and progress.done == 3:
+                with pytest.raises(UsageError, match=f"in use: process {os.getpid()} trains in it"):
+                    train(chosen)  # in this process, and in another
+                # Not forked: a thread of this one may hold a lock just now.
+                entering = f"with in_use(Path({chosen.out!r})): pass"
+                code = f"from finetune.training.resume import Path, in_use\n{entering}"
+                done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+                assert f"in use: process {os.getpid()} trains in it" in done.stderr
+
+        train(chosen, on_progress)
+
+    assert in_child(first) == 0
+    assert [step for step, _ in losses(folder / "both")] == [1, 2, 3, 4, 5, 6, 7]
+    assert not (folder / "both" / ".lock").exists()
+
+
+def test_a_killed_run_keeps_nobody_out_nor_does_a_disk_without_locks(
+    folder: Path, tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+    import fcntl
+
+    chosen = config(tiny_llava_dir, folder, "left").replace(feature_gb=0.0)
+    status = in_child(lambda: train(chosen, ended_at(1, signal.SIGKILL)))
+    assert os.WTERMSIG(status) == signal.SIGKILL and (folder / "left" / ".lock").exists()
+    with in_use(folder / "left"):
+        pass
+    for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, "no locks here")))
+        with in_use(folder / "left"), in_use(folder / "left"):
+            pass

@@ -1,0 +1,197 @@
+"""Several processes: the losses of one; shipped FSDP and DeepSpeed configs are what their readers
+take."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune.config import FinetuneConfig, option_help
+from finetune.training.sharding import DEEPSPEED, FSDP, deepspeed_config, fsdp_config
+from finetune.training.train import train
+from tests.finetune.training_data import metrics, small_config, write_data
+from tests.forked import needs_fork, together
+from vqa_app.errors import UsageError
+
+
+def config(model: Path, folder: Path, name: str) -> FinetuneConfig:
+    return small_config(
+        model,
+        folder / "data.json",
+        folder / name,
+        feature_dir=str(folder / f"features-{name}"),
+        eval_fraction=0.3,
+        eval_every=3.0,
+        eval_questions=6,
+        max_steps=6,
+        batch_size=4,
+        micro_batch_size=1,
+        lr=1e-2,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_llava_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process. Some rows are text only, so some micro-batches hold no picture."""
+    folder = tmp_path_factory.mktemp("distributed")
+    write_data(folder, pictures=7, text_rows=4)
+    together(1, lambda: train(config(tiny_llava_dir, folder, "alone")))
+    return folder / "alone"
+
+
+def assert_same(run: Path, other: Path) -> None:
+    one, two = metrics(run), metrics(other)
+    by_step = {line["step"]: line for line in two if "loss" in line}
+    for line in one:
+        if "loss" in line:
+            assert by_step[line["step"]]["loss"] == pytest.approx(line["loss"], rel=1e-3)
+            norm = by_step[line["step"]]["grad_norm"]
+            assert norm == pytest.approx(line["grad_norm"], rel=1e-3), line["step"]
+    assert len(by_step) == sum("loss" in line for line in one)
+
+
+@needs_fork
+def test_two_processes_reach_the_losses_of_one(tiny_llava_dir: Path, alone: Path) -> None:
+    chosen = config(tiny_llava_dir, alone.parent, "both")
+    together(2, lambda: train(chosen))
+    assert_same(alone, alone.parent / "both")
+    for one, two in zip(metrics(alone), metrics(alone.parent / "both"), strict=True):
+        for key in {"eval_loss", "eval_vqa_accuracy"} & set(one):
+            assert two[key] == pytest.approx(one[key], rel=1e-3)
+
+
+@needs_fork
+def test_fsdp_shards_the_model_and_reaches_the_losses_of_one(
+    tiny_llava_dir: Path, alone: Path
+) -> None:
+    """FSDP2 with the config in the package, over gloo. accelerate shards on accelerators alone, so
+    the two processes are told that they have some; everything else is as on GPUs."""
+    chosen = config(tiny_llava_dir, alone.parent, "sharded").replace(fsdp="default")
+    together(2, lambda: train_sharded(chosen))
+    assert_same(alone, alone.parent / "sharded")
+    whole = load_file(alone / "adapter_model.safetensors")
+    gathered = load_file(alone.parent / "sharded" / "adapter_model.safetensors")
+    assert set(whole) == set(gathered)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(gathered[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def train_sharded(chosen: FinetuneConfig) -> None:
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+    from torch.distributed.tensor import DTensor
+
+    from finetune.training import finish as finish_module
+    from finetune.training import stages
+    from finetune.training.trainer import FinetuneTrainer
+
+    arguments_of = stages.training_arguments
+
+    def arguments(*given: Any) -> Any:
+        made = arguments_of(*given)
+        assert made.device.type == "cpu"  # asked for here, it is not set up again
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        return made
+
+    def join(_: FinetuneConfig) -> tuple[int, int]:
+        state = PartialState(cpu=True)
+        return state.process_index, state.num_processes
+
+    finish = finish_module.finish
+
+    def checked(*arguments: Any) -> Any:
+        (trainer,) = (a for a in arguments if isinstance(a, FinetuneTrainer))
+        assert trainer.is_fsdp_enabled
+        parameters = list(trainer.objective.model.parameters())
+        assert all(isinstance(parameter, DTensor) for parameter in parameters)
+        halves = [p.to_local().numel() for p in parameters if p.dim() == 2 and p.shape[0] % 2 == 0]
+        assert sum(halves) * 2 == sum(
+            p.numel() for p in parameters if p.dim() == 2 and p.shape[0] % 2 == 0
+        )
+        return finish(*arguments)
+
+    import_module("finetune.training.train").join_processes = join
+    stages.training_arguments = arguments
+    finish_module.finish = checked
+    train(chosen)
+
+
+@pytest.mark.parametrize("option", ["fsdp", "deepspeed"])
+def test_sharding_without_gpus_is_refused(
+    tiny_llava_dir: Path, tmp_path: Path, option: str
+) -> None:
+    """accelerate would train unsharded without a word."""
+    write_data(tmp_path)
+    chosen = config(tiny_llava_dir, tmp_path, "run")
+    with pytest.raises(UsageError, match=f"{option} shards over GPUs"):
+        train(chosen.replace(**{option: "default" if option == "fsdp" else "zero2"}))
+
+
+def test_the_help_names_every_config_of_the_package() -> None:
+    help_texts = option_help()
+    for option, shipped in (("fsdp", FSDP), ("deepspeed", DEEPSPEED)):
+        assert all(re.search(rf"\b{name}\b", help_texts[option][1]) for name in shipped)
+
+
+@pytest.mark.parametrize("name", FSDP)
+def test_fsdp_configs_are_taken(name: str) -> None:
+    """transformers turns them into an accelerate plugin without a key left over."""
+    import inspect
+
+    from accelerate import FullyShardedDataParallelPlugin
+
+    values = fsdp_config(name)
+    known = set(inspect.signature(FullyShardedDataParallelPlugin.__init__).parameters)
+    renamed = {"version": "fsdp_version", "offload_params": "cpu_offload"}
+    assert {renamed.get(key, key) for key in values} <= known
+    plugin = FullyShardedDataParallelPlugin(
+        **{renamed.get(key, key): value for key, value in values.items()}
+    )
+    assert plugin.fsdp_version == 2
+
+
+@pytest.mark.parametrize("name", DEEPSPEED)
+def test_deepspeed_configs_are_taken(name: str) -> None:
+    """accelerate reads them and transformers fills in every "auto", also without DeepSpeed."""
+    from accelerate.utils.deepspeed import HfDeepSpeedConfig
+    from transformers import TrainingArguments
+    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
+
+    values = deepspeed_config(name)
+    own = {key: value for key, value in vars(HfTrainerDeepSpeedConfig).items() if key[0] != "_"}
+    fill = {"_dtype": None, "mismatches": [], "fill_only": None} | own
+    filled = type("Filled", (HfDeepSpeedConfig,), fill)(values)
+    assert filled.is_zero3() == name.startswith("zero3")
+    assert filled.is_offload() == name.endswith("offload")
+    arguments = TrainingArguments(
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        max_grad_norm=1.0,
+        use_cpu=True,
+    )
+    filled.trainer_config_process(arguments)
+    assert filled.config["train_micro_batch_size_per_gpu"] == 2
+    assert filled.config["gradient_accumulation_steps"] == 4
+    filled.trainer_config_finalize(arguments, _Model(), 100)
+    assert "auto" not in json.dumps(filled.config)
+    assert "optimizer" not in filled.config  # the trainer's own has the projector's learning rate
+
+
+class _Model:
+    class config:  # noqa: N801 (as transformers names it)
+        hidden_size = 64
+
+
+def test_an_unknown_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="zero9"):
+        deepspeed_config("zero9")
+    (tmp_path / "mine.json").write_text("[1]")
+    with pytest.raises(UsageError, match="no object"):
+        fsdp_config(str(tmp_path / "mine.json"))

@@ -1,0 +1,183 @@
+"""A server with an engine without a model, and Debian's chromium to look at it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.fake_engine import FakeEngine
+from tests.ui.server import Running, running
+from tests.waiting import PATIENCE
+
+WAIT = 1000 * PATIENCE
+"""Milliseconds that anything on the page may take: machines are shared."""
+_NOTICES_STAY = """(() => {
+  const real = window.setTimeout;
+  window.setTimeout = (deed, after, ...given) =>
+    String(deed).includes("node.remove()") ? 0 : real(deed, after, ...given);
+})()"""
+"""The page's notices leave after seconds, when a test on a slow machine may not have looked yet."""
+
+
+def chromium() -> str | None:
+    return shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def needed(name: str):
+    """A module that the tests here use: skipped without, unless VQA_REQUIRE_BROWSER=1."""
+    required = os.environ.get("VQA_REQUIRE_BROWSER") == "1"
+    return importlib.import_module(name) if required else pytest.importorskip(name)
+
+
+def expect(what: Any) -> Any:
+    """Playwright's assertions on a page or a locator: they wait until they hold."""
+    return needed("playwright.sync_api").expect(what)
+
+
+@pytest.fixture(scope="session")
+def playwright_chromium():
+    """Starts Chromium with further options on the command line."""
+    playwright = needed("playwright.sync_api")
+    playwright.expect.set_options(timeout=WAIT)
+    path = chromium()
+    if path is None:
+        if os.environ.get("VQA_REQUIRE_BROWSER") == "1":
+            pytest.fail("VQA_REQUIRE_BROWSER=1, but there is no chromium.")
+        pytest.skip("no chromium here: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+
+        @contextmanager
+        def launched(*options: str) -> Iterator[Any]:
+            arguments = ["--no-sandbox", *options]
+            found = started.chromium.launch(executable_path=path, args=arguments, timeout=WAIT)
+            yield found
+            found.close()
+
+        yield launched
+
+
+@pytest.fixture(scope="session")
+def browser(playwright_chromium):
+    with playwright_chromium() as found:
+        yield found
+
+
+class House:
+    """The server of a session, whose engine each test sets up anew."""
+
+    def __init__(self, running: Running, engine: FakeEngine) -> None:
+        self.address, self.application, self.engine = running.address, running.application, engine
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory) -> Iterator[House]:
+    engine = FakeEngine()
+    other = FakeEngine("The other model says hello.")
+    with running({"fake": engine, "other": other}, tmp_path_factory.mktemp("data")) as found:
+        yield House(found, engine)
+
+
+@pytest.fixture
+def engine(house) -> Iterator[FakeEngine]:
+    """The engine behind the page; what a test changes of it is set back."""
+    yield house.engine
+    house.engine.reset()
+
+
+@pytest.fixture
+def gate(engine) -> Iterator[threading.Event]:
+    """For what waits until the test sets it; nothing waits beyond the test."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+class Visitor:
+    """A browser profile with one tab, and what went wrong or out in it."""
+
+    def __init__(self, browser, address: str, **options) -> None:
+        self.address = address
+        self.context = browser.new_context(
+            **{"viewport": {"width": 1280, "height": 820}, **options}
+        )
+        self.context.set_default_timeout(WAIT)
+        self.context.add_init_script(_NOTICES_STAY)
+        self.errors: list[str] = []
+        self.outside: list[str] = []
+        self.page = self.tab()
+
+    def tab(self):
+        page = self.context.new_page()
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("request", self._note)
+        return page
+
+    def _note(self, request) -> None:
+        if not request.url.startswith((self.address, "data:", "blob:")):
+            self.outside.append(request.url)
+
+    def open(self, page=None, path: str = ""):
+        page = page or self.page
+        page.goto(self.address + path)
+        page.wait_for_selector("#cards .card", state="attached")
+        return page
+
+    def ask(self, question: str, wait: bool = True) -> None:
+        before = self.page.locator("article.turn").count()
+        self.page.fill("#question", question)
+        self.page.press("#question", "Enter")
+        if wait:
+            self.page.locator("article.turn").nth(before).wait_for()
+            self.answered()
+
+    def answered(self) -> None:
+        self.page.wait_for_selector("#log[aria-busy=false] article:last-child .foot *")
+
+    @property
+    def answers(self) -> Any:
+        return self.page.get_by_test_id("bot")
+
+    @property
+    def questions(self) -> Any:
+        return self.page.locator(".bubble")
+
+    def attach(self, *files) -> None:
+        before = self.page.locator("#tray .thumb img").count()
+        self.page.set_input_files("#files", [str(file) for file in files])
+        self.page.locator("#tray .thumb img").nth(before + len(files) - 1).wait_for()
+
+
+@pytest.fixture
+def visit(browser, house, engine):
+    """Opens the page as a new visitor; afterwards nothing may have failed or gone outside."""
+    visitors: list[Visitor] = []
+
+    def open_page(path: str = "", **options) -> Visitor:
+        visitors.append(Visitor(browser, house.address, **options))
+        visitors[-1].open(path=path)
+        return visitors[-1]
+
+    yield open_page
+    for visitor in visitors:
+        visitor.context.close()
+    for visitor in visitors:
+        assert not visitor.errors
+        assert not visitor.outside
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Files to attach."""
+    made = []
+    for colour in ("red", "blue"):
+        made.append(tmp_path / f"{colour}.png")
+        Image.new("RGB", (120, 90), colour).save(made[-1])
+    return made

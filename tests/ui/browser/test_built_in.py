@@ -1,0 +1,176 @@
+"""The built-in model behind the page: people in line, and a training that is real."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.pretrain.world import ROOMS, make_scene
+from tests.finetune.blorps import blorp
+from tests.ui.browser.conftest import Visitor, expect
+from tests.ui.server import Running, running
+from ui.chat.stream import ask_once
+from vqa_app.engine.protocol import Event, Status
+from vqa_app.pictures.picture import open_picture
+from vqa_app.prompts.conversation import Conversation
+from vqa_app.serving import model_choices
+
+STILL = 600.0
+"""Seconds that a training may stand at one place on a machine that is shared."""
+
+
+class Held:
+    """The engine, held up before each further token until the gate opens or the answer is stopped;
+    it remembers whose turn came when."""
+
+    def __init__(self, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.engine, self.gate = engine, threading.Event()
+        self.begun: list[Conversation] = []
+        self.cancel: threading.Event | None = None
+        step = engine._runtime.token
+
+        def held(*given: Any) -> Any:
+            while not self.gate.wait(0.01) and not self.cancel.is_set():
+                pass
+            return step(*given)
+
+        monkeypatch.setattr(engine._runtime, "token", held)
+
+    def stream(
+        self, conversation: Conversation, options: Any, cancel: threading.Event
+    ) -> Iterator[Event]:
+        for event in self.engine.stream(conversation, options, cancel):
+            if isinstance(event, Status) and event.state == "looking":
+                self.cancel = cancel
+                self.begun.append(conversation)
+            yield event
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+
+@pytest.fixture(scope="module")
+def school(tmp_path_factory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("data")
+    offered = lambda: list(model_choices.offered(model_choices.BUILTIN, folder / "runs"))  # noqa: E731
+    with running({}, folder, load=model_choices.load, choices=offered) as server:
+        yield server
+
+
+def scene(folder: Path, number: int) -> Path:
+    """A picture of the built-in world."""
+    file = folder / f"{number}.png"
+    ROOMS["shapes"].draw(make_scene(number, "shapes", "test")).save(file)
+    return file
+
+
+def test_six_people_at_once_are_answered_in_order(browser, school, tmp_path, monkeypatch):
+    hub = school.application.desk.hub
+    engine = hub.wait()
+    held = Held(engine, monkeypatch)
+    monkeypatch.setattr(hub._slots[hub.default], "engine", held)
+    files = [scene(tmp_path, number) for number in range(6)]
+    visitors = [Visitor(browser, school.address) for _ in files]
+    try:
+        for visitor, file in zip(visitors, files, strict=True):
+            visitor.open()
+            visitor.attach(file)
+        for number, visitor in enumerate(visitors):
+            visitor.ask("Describe the picture.", wait=False)
+            waits = f"Waiting in line, {number} before you"
+            where = visitor.page.get_by_test_id("bot")
+            expect(where).to_have_text(waits) if number else where.and_(
+                visitor.page.locator(".running")
+            ).wait_for()
+        visitors[2].page.click(".stop-button")
+        expect(visitors[2].answers).to_have_text("Stopped before the first word.")
+        expect(visitors[3].answers).to_have_text("Waiting in line, 2 before you")
+        visitors[0].page.click(".stop-button")
+        visitors[0].answered()
+        expect(visitors[1].page.locator(".answer.running")).to_be_visible()
+        held.gate.set()
+        for visitor in visitors:
+            visitor.answered()
+        served = [asked.pictures[0].digest for asked in held.begun]
+        pictures = [open_picture(file) for file in files]
+        assert served == [pictures[number].digest for number in (0, 1, 3, 4, 5)]
+        for number in (1, 3, 4, 5):
+            asked = Conversation.ask("Describe the picture.", [pictures[number]])
+            alone = ask_once(engine, asked, 256, threading.Event())
+            expect(visitors[number].answers).to_have_text(alone)
+    finally:
+        held.gate.set()
+        for visitor in visitors:
+            visitor.context.close()
+    assert not any(visitor.errors or visitor.outside for visitor in visitors)
+
+
+def trained(page: Any, training: Any) -> None:
+    """Waits for the outcome as long as the training gets on: all of it may take a long while."""
+    place, since = None, time.monotonic()
+    while not page.locator(".outcome").is_visible():
+        job = training.job
+        now = (job.state, job.phase, job.done, len(job.messages), job.error) if job else None
+        if now != place:
+            place, since = now, time.monotonic()
+        assert job is None or job.state != "failed", place
+        assert time.monotonic() - since < STILL, place
+        page.wait_for_timeout(500)
+
+
+def test_what_is_taught_is_learned_and_the_rest_is_kept(browser, school, tmp_path, one_thread):
+    """Six things with a new name, the page's own choices, no stand-in anywhere."""
+    visitor = Visitor(browser, school.address)
+    visitor.open()
+    page = visitor.page
+    things = []
+    for number in range(7):
+        blorp(number).save(tmp_path / f"thing-{number}.png")
+        things.append(tmp_path / f"thing-{number}.png")
+    for number, thing in enumerate(things[:6]):
+        if number:
+            page.click(".new")
+            expect(page.locator("#empty")).to_be_visible()
+        visitor.attach(thing)
+        visitor.ask("What is this?")
+        expect(visitor.answers).not_to_contain_text("blorp")
+        page.get_by_label("This is wrong").click()
+        page.fill(".correction input", "A blorp.")
+        page.press(".correction input", "Enter")
+        page.wait_for_selector("[aria-label='This is wrong'][aria-pressed=true]")
+    page.click("nav [data-view-of=train]")
+    page.wait_for_selector("[name=source]:checked")
+    page.fill("#train-name", "blorps")
+    page.click("#train-form [type=submit]")
+    trained(page, school.application.training)
+    found = school.application.training.job.comparison
+    taught, world = found["taught"], found["world"]
+    assert len(taught["rows"]) == 6 and taught["before"] == 0.0
+    assert taught["after"] >= 0.8, taught
+    # Some of the 24 questions are a matter of luck, other ones on each kind of processor: a world
+    # that was forgotten costs more. RESULTS.md has the larger sample.
+    assert world["after"] >= world["before"] - 6.5 / 24, world
+
+    page.click("text=Use it in chat")
+    page.wait_for_selector("#job :text('Go back to the previous model')")
+    page.click("nav [data-view-of=chat]")
+    page.click(".new")
+    visitor.attach(things[6])
+    visitor.ask("What is this?")
+    expect(visitor.answers).to_have_text("A blorp.")
+    expect(page.locator("article .facts")).to_contain_text("blorps")
+    page.click("nav [data-view-of=train]")
+    page.click("text=Go back to the previous model")
+    page.wait_for_selector("text=Use it in chat")
+    page.click("nav [data-view-of=chat]")
+    page.get_by_label("Answer again").click()
+    page.wait_for_selector("text='2 / 2'")
+    visitor.answered()
+    expect(visitor.answers).not_to_contain_text("blorp")
+    visitor.context.close()
+    assert not visitor.errors and not visitor.outside

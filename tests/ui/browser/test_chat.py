@@ -1,0 +1,350 @@
+"""Chatting, in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import time
+from contextlib import contextmanager
+
+from tests.fake_engine import FakeEngine
+from tests.ui.browser.conftest import Visitor, expect
+from tests.ui.server import running
+from tests.waiting import PATIENCE, until
+from ui.chat import conversation_actions
+from ui.web import page as page_module
+
+
+def test_from_the_first_visit_to_the_first_answer(visit):
+    visitor = visit()
+    expect(visitor.page.locator("#model-name")).to_have_text("Fake")
+    visitor.page.locator("#cards .card").first.click()
+    visitor.answered()
+    expect(visitor.answers).to_contain_text("about one picture")
+    expect(visitor.page.locator("article .facts")).to_have_text("75 % sure · Fake")
+    expect(visitor.page.locator("#list .title")).to_have_count(1)
+
+
+def test_stop_keeps_what_came_and_the_chat_goes_on(visit, engine):
+    engine.hold(2)
+    visitor = visit()
+    visitor.ask("Tell me a lot", wait=False)
+    expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
+    expect(visitor.page.locator("#log")).to_have_attribute("aria-busy", "true")
+    visitor.page.click(".stop-button")
+    visitor.answered()
+    expect(visitor.answers).to_have_text(["You asked"])
+    engine.release()
+    visitor.ask("And now?")
+    expect(visitor.answers.nth(1)).to_contain_text("And now?")
+
+
+@contextmanager
+def held_back(page, address):
+    """Requests to an address reach the server only after the block."""
+    held = []
+    page.route(address, lambda route: route.continue_() if held is None else held.append(route))
+    yield
+    waiting, held = held, None
+    for route in waiting:
+        route.continue_()
+
+
+def test_stop_counts_before_the_server_has_the_question(visit, engine):
+    engine.hold(2)
+    visitor = visit()
+    with held_back(visitor.page, "**/gradio_api/queue/join*"):
+        visitor.ask("Tell me a lot", wait=False)
+        visitor.page.click(".stop-button")
+    visitor.answered()
+    assert visitor.page.locator("article .answer").get_attribute("data-state") == "stopped"
+
+
+def test_a_question_that_the_server_did_not_get_comes_back(visit, pictures):
+    visitor = visit()
+    visitor.attach(pictures[0])
+    visitor.context.set_offline(True)
+    visitor.ask("Is anybody there?", wait=False)
+    expect(visitor.page.locator(".toast.error")).to_contain_text("cannot be reached")
+    expect(visitor.page.locator(".toast-wrap")).to_be_hidden()  # Gradio's
+    expect(visitor.page.locator("#question")).to_have_value("Is anybody there?")
+    expect(visitor.page.locator("#tray .thumb")).to_have_count(1)
+    with visitor.page.expect_event("load"):  # Gradio reloads the page
+        visitor.context.set_offline(False)
+    expect(visitor.page.locator("#tray .thumb")).to_have_count(1)
+    expect(visitor.page.locator("#question")).to_have_value("Is anybody there?")
+    visitor.page.press("#question", "Enter")
+    visitor.answered()
+    expect(visitor.answers).to_contain_text(["about one picture"])
+    expect(visitor.page.locator("#question")).to_have_value("")
+
+
+def test_what_is_sent_while_a_picture_is_on_its_way_is_asked_with_it(visit, pictures):
+    visitor = visit()
+    page, note = visitor.page, visitor.page.locator("#tray .note")
+    with held_back(page, "**/vqa/pictures?name=*"):
+        page.set_input_files("#files", [str(file) for file in pictures])
+        page.fill("#question", "Do they")
+        page.press("#question", "Enter")
+        expect(note).to_be_visible()
+        page.locator("#question").press_sequentially(" differ?")
+        expect(note).to_have_count(0)  # somebody who writes on has not finished
+        page.press("#question", "Enter")
+        expect(note).to_be_visible()
+    visitor.answered()
+    expect(visitor.answers).to_have_text(["You asked 'Do they differ?' about 2 pictures."])
+
+
+def test_what_was_being_written_comes_back_after_an_edit(visit, pictures):
+    visitor = visit()
+    page, box = visitor.page, visitor.page.locator("#question")
+    visitor.ask("One?")
+
+    def edit():
+        page.locator("article").last.hover()
+        page.get_by_label("Edit and ask again from here").last.click()
+        expect(page.locator("#tray .thumb")).to_have_count(0)
+
+    visitor.attach(pictures[0])
+    box.fill("And this?")
+    edit()
+    expect(box).to_have_value("One?")
+    box.press("Escape")
+    expect(box).to_have_value("And this?")
+    expect(page.locator("#tray .thumb")).to_have_count(1)
+    edit()
+    visitor.ask("Two?", wait=False)
+    page.wait_for_selector("text='2 / 2'")
+    visitor.answered()
+    expect(box).to_have_value("And this?")
+    expect(page.locator("#tray .thumb")).to_have_count(1)
+    expect(page.locator("#editing")).to_be_hidden()
+
+
+def test_regenerate_edit_and_branch_with_a_picture(visit, engine, pictures):
+    visitor = visit()
+    visitor.attach(pictures[0])
+    visitor.ask("What is it?")
+    visitor.ask("And now?")
+    turn = visitor.page.locator("article").first
+    turn.get_by_label("Answer again").click()
+    visitor.page.wait_for_selector("text='2 / 2'")
+    visitor.answered()
+    expect(visitor.questions).to_have_text(["What is it?"])
+    turn.hover()
+    turn.get_by_label("Edit and ask again from here").click()
+    expect(visitor.page.locator("#tray .thumb")).to_have_count(1)
+    visitor.page.fill("#question", "What colour is it?")
+    visitor.page.press("#question", "Enter")
+    visitor.page.wait_for_selector("text='3 / 3'")
+    visitor.answered()
+    expect(visitor.answers).to_have_text(["You asked 'What colour is it?' about one picture."])
+    visitor.page.locator("article").first.get_by_label("Previous version").click()
+    visitor.page.wait_for_selector("text='2 / 3'")
+    visitor.page.locator("article").first.get_by_label("Previous version").click()
+    visitor.page.wait_for_selector("text='And now?'")
+    visitor.page.locator("article").last.hover()
+    visitor.page.locator("article").last.get_by_label("Delete this question").click()
+    visitor.page.click("#sheet .danger")
+    visitor.page.locator("article").nth(1).wait_for(state="detached")
+
+
+def test_two_pictures_are_numbered_across_turns_and_warmed(visit, engine, pictures):
+    visitor = visit()
+    seen = len(engine.warmed)
+    visitor.attach(*pictures)
+    until(lambda: any(len(one.pictures) == 2 for one in engine.warmed[seen:]))
+    visitor.ask("Do they differ?")
+    expect(visitor.answers).to_contain_text(["about 2 pictures"])
+    visitor.attach(pictures[0])
+    expect(visitor.page.locator("#tray .number")).to_have_text("3")
+    visitor.ask("And picture 3?")
+    expect(visitor.answers.nth(1)).to_contain_text("about 3 pictures")
+    visitor.page.locator("article .thumb").first.click()
+    visitor.page.wait_for_selector("#sheet img.large")
+    visitor.page.click("text=What the model saw")
+    visitor.page.wait_for_selector("text=as 16 tokens")
+    visitor.page.keyboard.press("Escape")
+    expect(visitor.page.locator("#sheet")).to_be_hidden()
+
+
+PASTE = """data => {
+  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], "pasted.png", { type: "image/png" }));
+  const event = new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true });
+  document.getElementById("question").dispatchEvent(event);
+}"""
+
+
+def test_paste(visit, pictures):
+    visitor = visit()
+    visitor.page.evaluate(PASTE, base64.b64encode(pictures[0].read_bytes()).decode())
+    visitor.page.wait_for_selector("#tray .thumb img")
+    visitor.ask("What did I paste?")
+    expect(visitor.answers).to_contain_text("about one picture")
+
+
+def test_a_picture_that_is_pasted_while_comparing_is_compared(visit, pictures):
+    visitor = visit()
+    visitor.page.click("nav [data-view-of=compare]")
+    visitor.page.evaluate(PASTE, base64.b64encode(pictures[0].read_bytes()).decode())
+    expect(visitor.page.locator(".compare-picture .thumb")).to_be_visible()
+    expect(visitor.page.locator("#tray li")).to_have_count(0)
+
+
+def test_a_bad_picture_is_named_and_the_chat_goes_on(visit, tmp_path):
+    bad = tmp_path / "holiday.png"
+    bad.write_bytes(b"this is no picture")
+    visitor = visit()
+    visitor.page.set_input_files("#files", str(bad))
+    expect(visitor.page.locator(".toast.error")).to_contain_text("holiday.png")
+    expect(visitor.page.locator("#tray li")).to_have_count(0)
+    visitor.ask("Still there?")
+    expect(visitor.answers).to_contain_text("no picture")
+
+
+def test_a_failure_is_told_and_can_be_tried_again(visit, engine):
+    engine.error = RuntimeError("/secret/path")
+    visitor = visit()
+    visitor.ask("Does it work?", wait=False)
+    failed = visitor.page.locator(".failed")
+    expect(failed).to_contain_text("went wrong")
+    assert "secret" not in failed.inner_text()
+    visitor.page.click(".failed .link")
+    expect(visitor.answers).to_contain_text("Does it work?")
+
+
+def test_answers_are_drawn_and_cannot_load_or_run_anything(visit, engine):
+    engine.answer = (
+        "**Bold** $x^2$\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n"
+        "![x](http://evil.example/beacon.png) <img src=http://evil.example/y.png>"
+        " <form action=http://evil.example><input></form> <script>window.evil = 1</script>"
+    )
+    visitor = visit()
+    visitor.ask("Show off")
+    for selector in ("strong", "msup", "td"):
+        expect(visitor.page.locator(f".answer {selector}").first).to_be_visible()
+    for selector in ("img", "form", "script", "input"):
+        assert visitor.page.locator(f".answer {selector}").count() == 0
+    assert visitor.page.evaluate("window.evil") is None
+
+
+def test_the_policy_stops_scripts_that_get_into_the_page(visit):
+    """Should the answers' own cleaning ever let something through."""
+    page = visit().page
+    page.evaluate(
+        """async () => {
+          const script = document.createElement("script");
+          script.textContent = "window.evil = 1";
+          document.body.append(script);
+          const holder = document.createElement("div");
+          holder.innerHTML = "<img src=data:x onerror='window.evil = 2'>" +
+            "<a href='javascript:window.evil = 3'>x</a>" +
+            "<iframe srcdoc='<script>parent.evil = 4<\\/script>'></iframe>";
+          document.body.append(holder);
+          holder.querySelector("a").click();
+          await new Promise((done) => setTimeout(done, 300));
+          holder.remove();
+        }"""
+    )
+    assert page.evaluate("window.evil") is None
+
+
+def test_settings_reach_the_model_and_stay(visit, engine):
+    visitor = visit()
+    visitor.page.click("[data-do=settings]")
+    visitor.page.fill("#set-system", "Be brief.")
+    visitor.page.fill("#set-seed", "7")
+    visitor.page.press("#set-seed", "Tab")
+    visitor.page.select_option("#set-style", "short")
+    visitor.page.wait_for_function(
+        "() => { const s = vqa.state.settings;"
+        " return s.system === 'Be brief.' && s.seed === 7 && s.style === 'short'; }"
+    )
+    visitor.ask("What?")
+    conversation, options = engine.asked[-1]
+    assert conversation.system == "Be brief." and options.seed == 7
+    assert conversation.messages[-1].text.endswith("single word or phrase.")
+    visitor.page.reload()
+    visitor.page.wait_for_selector("article")
+    visitor.page.click("[data-do=settings]")
+    expect(visitor.page.locator("#set-system")).to_have_value("Be brief.")
+
+
+def test_changes_in_quick_succession_are_made_in_order(visit):
+    visitor = visit()
+    visitor.page.evaluate(
+        """() => {
+          window.told = [];
+          vqa.on("settings", ({ seed }) => seed && told.push(seed)); // a late hello brings none
+          for (let i = 1; i <= 20; i++) vqa.send("act", { do: "settings", seed: i });
+        }"""
+    )
+    visitor.page.wait_for_function("() => told.at(-1) === 20")
+    assert visitor.page.evaluate("told") == list(range(1, 21))
+
+
+def test_a_slow_change_is_not_overtaken(visit, gate, monkeypatch):
+    """Neither by the clock nor by a reply that is not its own (a late hello)."""
+    asked, act = [], conversation_actions.act
+
+    def slow(desk, owner, request):
+        if request["do"] == "settings":
+            asked.append((request["seed"], gate.is_set()))
+        if request.get("seed") == 1:
+            gate.wait(PATIENCE)
+        return act(desk, owner, request)
+
+    monkeypatch.setattr(page_module, "act", slow)
+    visitor = visit()
+    page = visitor.page
+    page.clock.install()
+    page.evaluate(
+        """() => {
+          for (const seed of [1, 2]) vqa.send("act", { do: "settings", seed });
+          const parse = JSON.parse;
+          JSON.parse = (...given) => {
+            const found = parse(...given);
+            if (found?.hello) window.greeted = true;
+            return found;
+          };
+          vqa.send("act", { do: "hello" });
+        }"""
+    )
+    until(lambda: asked)
+    page.wait_for_function("() => window.greeted")
+    page.clock.run_for(4_000)
+    gate.set()
+    page.wait_for_function("() => vqa.state.settings.seed === 2")
+    assert asked == [(1, False), (2, True)]
+
+
+def test_another_model_is_picked_and_answers(visit):
+    visitor = visit()
+    visitor.page.click("#model")
+    visitor.page.click("[role=option]:has-text('Other')")
+    expect(visitor.page.locator("#model-name")).to_have_text("Other")  # no longer "Loading Other"
+    visitor.ask("Who are you?")
+    expect(visitor.answers).to_have_text(["The other model says hello."])
+
+
+def test_a_load_shows_how_far_it_is_and_is_cancelled_where_it_shows(browser, tmp_path):
+    def load(choice, progress):
+        while choice.key == "big":
+            progress("Downloading …", 0.42)
+            time.sleep(0.05)
+        return engines[choice.key]
+
+    engines = {"fake": FakeEngine(), "big": FakeEngine()}
+    with running(engines, tmp_path, load=load) as server:
+        visitor = Visitor(browser, server.address)
+        page = visitor.open()
+        page.click("#model")
+        page.click("[role=option]:has-text('Big')")
+        expect(page.locator("#model-share")).to_have_text("42 %")
+        page.reload()
+        expect(page.locator("#model-share")).to_have_text("42 %")
+        page.click("[data-do=cancel-load]")
+        expect(page.locator("#model-name")).to_have_text("Fake")
+        visitor.context.close()
+    assert not visitor.errors

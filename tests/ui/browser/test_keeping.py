@@ -1,0 +1,95 @@
+"""Chats that were kept: found, renamed, deleted, taken along."""
+
+from __future__ import annotations
+
+import json
+
+from tests.ui.browser.conftest import expect
+
+
+def test_conversations_are_searched_renamed_and_deleted(visit):
+    visitor = visit()
+    visitor.ask("About cats?")
+    expect(visitor.answers).to_have_count(1)
+    visitor.ask("And about birds?")
+    visitor.page.click(".new")
+    visitor.page.wait_for_selector("#empty", state="visible")
+    visitor.ask("About dogs?")
+    titles = visitor.page.locator("#list .title")
+    expect(titles).to_have_text(["About dogs?", "About cats?"])
+    for words in ("cat", "Birds"):
+        visitor.page.fill("#search", words)
+        expect(titles).to_have_text(["About cats?"])
+        visitor.page.fill("#search", "")
+        expect(titles).to_have_count(2)
+    visitor.page.fill("#search", "fish")
+    expect(visitor.page.locator("#list")).to_have_text("Nothing found.")
+    visitor.page.fill("#search", "")
+    visitor.page.locator("#list li").first.hover()
+    visitor.page.get_by_label("More for About dogs?").click()
+    visitor.page.click("[role=menuitem]:has-text('Rename')")
+    visitor.page.fill("#list li input", "Puppies")
+    visitor.page.press("#list li input", "Enter")
+    visitor.page.wait_for_selector("#list .title:has-text('Puppies')")
+    visitor.page.get_by_label("More for Puppies").click()
+    visitor.page.click("[role=menuitem]:has-text('Delete')")
+    visitor.page.click("#sheet .danger")
+    visitor.page.wait_for_selector("#empty", state="visible")
+    expect(titles).to_have_text(["About cats?"])
+
+
+def test_nothing_is_deleted_before_it_is_confirmed(visit):
+    visitor = visit()
+    page, press = visitor.page, visitor.page.keyboard.press
+    visitor.ask("Keep me?")
+    more = page.get_by_label("More for Keep me?")
+    page.locator("article").hover()
+    remove = page.get_by_role("button", name="Delete this question")
+    for opener in (remove, more):
+        opener.click()
+        if opener is more:
+            page.get_by_role("menuitem", name="Delete").focus()
+            press("Enter")
+        expect(page.locator("#sheet .keep")).to_be_focused()
+        press("Escape")
+        expect(opener).to_be_focused()
+    expect(visitor.questions).to_have_text(["Keep me?"])
+    more.click()
+    page.get_by_role("menuitem", name="Delete").focus()
+    for key in ("Enter", "Tab", "Enter"):
+        press(key)
+    expect(page.locator("#list .title")).to_have_count(0)
+    expect(page.locator("#question")).to_be_focused()
+
+
+def test_export_and_import(visit, tmp_path, pictures):
+    """The copy has the pictures, the branches and the ratings of the first."""
+    visitor = visit()
+    visitor.attach(pictures[0])
+    visitor.ask("Keep me?")
+    visitor.page.get_by_label("Answer again").click()
+    visitor.page.wait_for_selector("text='2 / 2'")
+    visitor.answered()
+    right = visitor.page.get_by_label("This is right")
+    right.click()
+    expect(right).to_have_attribute("aria-pressed", "true")
+    first = visitor.page.url
+    visitor.page.get_by_label("More for Keep me?").click()
+    with visitor.page.expect_download() as download:
+        visitor.page.click("[role=menuitem]:has-text('Save as JSON')")
+    file = tmp_path / "chat.json"
+    download.value.save_as(file)
+    assert json.loads(file.read_text("utf-8"))["title"] == "Keep me?"
+    visitor.page.click("nav [data-view-of=teach]")
+    visitor.page.set_input_files("#import-file", str(file))
+    expect(visitor.page.locator("#vqa")).to_have_attribute("data-view", "chat")
+    expect(visitor.page.locator("#list .title")).to_have_text(["Keep me?", "Keep me?"])
+    expect(visitor.page).not_to_have_url(first)
+    visitor.page.wait_for_selector("text='2 / 2'")
+    expect(right).to_have_attribute("aria-pressed", "true")
+    expect(visitor.page.locator("article .thumb img")).to_have_js_property("naturalWidth", 120)
+    expect(visitor.answers).to_have_text(["You asked 'Keep me?' about one picture."])
+    expect(visitor.page.locator("article .facts")).to_contain_text("75 % sure")
+    visitor.page.get_by_label("Previous version").click()
+    visitor.page.wait_for_selector("text='1 / 2'")
+    expect(right).to_have_attribute("aria-pressed", "false")

@@ -1,0 +1,231 @@
+"""How the page looks: shapes, edges, and what covers what."""
+
+from __future__ import annotations
+
+import re
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from tests.ui.browser.conftest import expect
+from tests.ui.browser.test_page import overflow
+
+LOADED = "[...document.querySelectorAll('.overlay img')].every((image) => image.naturalWidth)"
+PLACED = (
+    "[...document.querySelectorAll('.overlay')]"
+    ".every((node) => node.style.getPropertyValue('--ratio'))"
+)
+PHONE = {"viewport": {"width": 375, "height": 720}, "has_touch": True, "is_mobile": True}
+
+
+def picture(folder, width: int, height: int, colour="teal"):
+    file = folder / f"{width}x{height}.png"
+    Image.new("RGB", (width, height), colour).save(file)
+    return file
+
+
+def box(locator) -> dict[str, float]:
+    expect(locator).to_be_visible()
+    found = locator.bounding_box()
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, PHONE], ids=["wide", "phone"])
+@pytest.mark.parametrize("sizes", [[(90, 120)], [(100, 300), (320, 240)], [(600, 60)]], ids=str)
+def test_where_it_looked_keeps_the_shape_of_the_pictures(visit, tmp_path, sizes, options):
+    visitor = visit(**options)
+    page = visitor.page
+    visitor.attach(*[picture(tmp_path, *size) for size in sizes])
+    visitor.ask("What is it?")
+    page.locator(".foot .look").click()
+    overlays = page.locator(".overlay")
+    expect(overlays).to_have_count(len(sizes))
+    page.wait_for_function(LOADED)
+    page.wait_for_function(PLACED)
+    for position, (width, height) in enumerate(sizes):
+        overlay = overlays.nth(position)
+        shown, covered = box(overlay.locator("img")), box(overlay.locator("canvas"))
+        assert shown["width"] / shown["height"] == pytest.approx(width / height, rel=0.02)
+        assert covered == pytest.approx(shown, abs=1)
+        assert min(shown["width"], shown["height"]) > 25
+
+
+def test_a_white_picture_has_an_edge(visit, tmp_path):
+    visitor = visit()
+    visitor.attach(picture(tmp_path, 120, 120, "white"))
+    visitor.ask("What is it?")
+    visitor.attach(picture(tmp_path, 100, 120, "white"))
+    visitor.page.wait_for_function(
+        "[...document.querySelectorAll('.thumb img')].every((image) => image.naturalWidth)"
+    )
+    for thumb in (visitor.page.locator("article .thumb"), visitor.page.locator("#tray .thumb")):
+        seen = Image.open(BytesIO(thumb.screenshot())).convert("L")
+        middle = seen.height // 2
+        assert min(seen.getpixel((x, middle)) for x in range(3)) < 235
+        assert seen.getpixel((seen.width // 2, middle)) > 250
+
+
+def test_what_is_attached_covers_nothing_of_the_chat(visit, engine, pictures):
+    engine.answer = "\n\n".join(f"Line {number}." for number in range(25))
+    visitor = visit()
+    page = visitor.page
+    visitor.ask("A long one?")
+    visitor.attach(*pictures)
+    at_the_end = "{ const s = vqa.$('scroll'); s.scrollHeight - s.scrollTop - s.clientHeight < 2 }"
+    page.wait_for_function(at_the_end)  # it made room
+    page.evaluate("vqa.$('scroll').scrollTop = 0")
+    latest, composer = page.locator("#latest"), box(page.locator("#composer"))
+    expect(latest).to_be_visible()
+    place = box(latest)
+    assert place["y"] + place["height"] <= composer["y"]
+    latest.click()
+    page.wait_for_function(at_the_end)
+    page.click(".new")
+    expect(latest).to_be_hidden()
+
+
+TABLE = "| name | " + " | ".join("x" * 30 for _ in range(4)) + " |\n|---|---|---|---|---|\n"
+WIDE = (
+    f"{TABLE}| squares | 1 | 2 | 3 | 4 |\n\n{'very' * 60}long\n\n> said\n\n```\n{'code ' * 60}\n```"
+)
+
+
+def test_a_wide_table_scrolls_and_its_words_stay_whole(visit, engine):
+    engine.answer = WIDE
+    visitor = visit(**PHONE)
+    page = visitor.page
+    visitor.ask("A table?")
+    assert overflow(page) <= 0
+    line = box(page.locator(".answer th").first)["height"]
+    assert box(page.locator(".answer td").first)["height"] == pytest.approx(line, abs=3)
+
+    name = page.url.partition("#")[2]
+    saved = page.request.get(f"{visitor.address}vqa/conversations/{name}.html").text()
+    exported = visitor.tab()
+    exported.set_content(saved)
+    assert overflow(exported) <= 0
+    expect(exported.locator("blockquote")).to_have_css("border-left-style", "solid")
+    assert box(exported.locator("td").first)["height"] == pytest.approx(
+        box(exported.locator("th").first)["height"], abs=3
+    )
+
+
+def test_what_the_model_saw_is_told_where_one_looks(visit, tmp_path):
+    visitor = visit()
+    page = visitor.page
+    visitor.attach(picture(tmp_path, 900, 1600))
+    page.locator("#tray .thumb").click()
+    page.click("text=What the model saw")
+    page.wait_for_selector(".seen", state="attached")  # empty: there is no model behind the page
+    page.evaluate("""() => {
+        const digest = /pictures.([^?]+)/.exec(document.querySelector('#sheet .large').src)[1];
+        const canvas = document.createElement('canvas');
+        canvas.width = canvas.height = 256;
+        const shown = [{ data: canvas.toDataURL(), size: [256, 256] }];
+        vqa.emit('saw', { digest, shown, tokens: 256, changes: ['rotated'] });
+    }""")
+    expect(page.locator("#saw .note")).to_contain_text("256 tokens")
+    expect(page.locator("#saw .note")).to_be_in_viewport(ratio=1)
+    expect(page.locator(".pixels")).to_be_in_viewport(ratio=0.9)
+
+
+def test_a_notice_stands_in_the_middle_of_what_is_shown(visit):
+    page = visit().page
+    page.evaluate("vqa.toast('Told.')")
+    for view in ("chat", "teach"):
+        page.click(f"nav [data-view-of={view}]")
+        notice, side = box(page.locator(".toast")), box(page.locator("#side"))
+        middle = (side["width"] + 1280) / 2
+        assert notice["x"] + notice["width"] / 2 == pytest.approx(middle, abs=2)
+    page.click("#view-teach .side-open, #side [data-do=side]")
+    expect(page.locator("#side")).to_be_hidden()
+    notice = box(page.locator(".toast"))
+    assert notice["x"] + notice["width"] / 2 == pytest.approx(640, abs=2)
+
+
+def test_a_name_without_a_space_stays_within_the_page(visit):
+    visitor = visit(**PHONE)
+    page = visitor.page
+    visitor.ask("What is it?")
+    page.evaluate("""() => {
+        const { view } = vqa.state;
+        view.turns[0].facts.model = 'x'.repeat(200);
+        vqa.emit('view', view, { wire: 'tabs' });
+    }""")
+    facts = box(page.locator("article .facts"))
+    assert facts["x"] + facts["width"] <= 375
+    assert overflow(page) <= 0
+
+
+def test_somebody_who_writes_is_told_which_keys_ask(visit):
+    page = visit().page
+    hint = page.locator("#keys")
+    expect(hint).to_be_hidden()
+    page.fill("#question", "What")
+    expect(hint).to_have_text("Enter asks, Shift + Enter begins a new line")
+    expect(hint).to_be_visible()
+
+
+JOB = """{name: 'hats', base: 'Fake', stage: 'lora', state: 'stopped', phase: 'training', done: 2,
+  of: 8, losses: [[1, 3], [2, 1]], evaluations: [], watch: [], messages: [], comparison: null}"""
+
+
+def test_one_chart_alone_is_as_large_as_two_beside_each_other(visit):
+    page = visit().page
+    page.click("nav [data-view-of=train]")
+    page.wait_for_selector("#train-form [name=source]")
+    # Drawn and measured at once: the server's own account of the training may come at any moment.
+    width = page.evaluate(f"""() => {{
+        vqa.emit('training', {{base: 'Fake', sources: [], busy: false, job: {JOB}}});
+        return document.querySelector('#job .chart').getBoundingClientRect().width;
+    }}""")
+    assert 100 < width <= 400
+
+
+def test_a_chat_bears_its_time(visit, house):
+    visitor = visit()
+    page = visitor.page
+    visitor.ask("What is this?")
+    expect(page.locator("#list .when")).to_have_text(re.compile(r"\d\d:\d\d"))
+    shown, title = page.evaluate("""() => {
+        vqa.emit('list', vqa.state.list.concat(
+            {id: 'old', title: 'Old', when: new Date(2001, 4, 6).getTime() / 1000}));
+        const last = (found) => [...document.querySelectorAll(found)].at(-1);
+        return [last('#list .when').innerText, last('#list .title').title];
+    }""")
+    assert shown == "2001"
+    assert "2001" in title
+
+
+def test_the_drawing_pad_fits_a_phone(visit):
+    page = visit(**PHONE).page
+    page.locator("[data-do=draw]").tap()
+    pad, sheet = box(page.locator("#sheet .pad")), box(page.locator("#sheet"))
+    assert pad["width"] == pytest.approx(pad["height"], abs=1)
+    assert pad["x"] - sheet["x"] == pytest.approx(
+        sheet["x"] + sheet["width"] - pad["x"] - pad["width"], abs=2
+    )
+
+
+def test_a_thin_and_a_tiny_picture_can_be_seen_and_pressed(visit, tmp_path):
+    visitor = visit(**PHONE)
+    page = visitor.page
+    visitor.attach(picture(tmp_path, 10, 3000), picture(tmp_path, 1, 1, "red"))
+    visitor.ask("What is it?")
+    for thumb in page.locator("article .thumb").all():
+        place = box(thumb)
+        assert min(place["width"], place["height"]) >= 56
+    page.locator(".foot .look").click()
+    page.wait_for_function(f"document.querySelector('.overlay') && {PLACED}")
+    for overlay in page.locator(".overlay").all():
+        place = box(overlay)
+        assert min(place["width"], place["height"]) >= 24 and place["height"] < 720
+
+
+def test_a_long_list_of_models_stays_within_a_narrow_phone(visit):
+    page = visit(**{**PHONE, "viewport": {"width": 360, "height": 720}}).page
+    page.locator("#model").tap()
+    place = box(page.locator("#models"))
+    assert place["x"] + place["width"] <= 360

@@ -1,0 +1,278 @@
+"""What the page does while somebody is at it: it waits, keeps what was written, and gives way."""
+
+from __future__ import annotations
+
+import base64
+import re
+
+from tests.ui.browser.conftest import Visitor, expect
+from tests.ui.browser.test_chat import PASTE, held_back
+
+JOIN = "**/gradio_api/queue/join*"
+
+
+def test_what_is_asked_right_after_new_chat_begins_a_chat(visit):
+    visitor = visit()
+    page = visitor.page
+    visitor.ask("About cats?")
+    with held_back(page, JOIN):
+        page.click(".new")
+        page.keyboard.type("About dogs?")
+        page.keyboard.press("Enter")
+        expect(visitor.questions).to_have_text(["About dogs?"])
+    expect(page.locator("#list .title")).to_have_text(["About dogs?", "About cats?"])
+    expect(visitor.questions).to_have_text(["About dogs?"])
+
+
+def test_what_is_asked_right_after_a_chat_was_opened_is_asked_there(visit):
+    visitor = visit()
+    page = visitor.page
+    visitor.ask("About cats?")
+    page.click(".new")
+    visitor.ask("About dogs?")
+    with held_back(page, JOIN):
+        page.click("#list .title:has-text('cats')")
+        page.keyboard.type("And kittens?")
+        page.keyboard.press("Enter")
+        assert page.input_value("#question") == "And kittens?"  # until it is open
+    expect(visitor.questions).to_have_text(["About cats?", "And kittens?"])
+
+
+def test_a_question_shows_before_the_server_has_it(visit, pictures):
+    visitor = visit()
+    page = visitor.page
+    visitor.attach(pictures[0])
+    with held_back(page, JOIN):
+        visitor.ask("What is it?", wait=False)
+        expect(visitor.questions).to_have_text(["What is it?"])
+        expect(page.locator("article .state")).to_have_text("Sending")
+        expect(page.locator("article .thumb")).to_have_count(1)
+        expect(page.locator("#empty")).to_be_hidden()
+    visitor.answered()
+    expect(visitor.questions).to_have_text(["What is it?"])
+
+
+def test_a_title_that_is_being_written_stays_when_the_list_changes(visit):
+    visitor = visit()
+    page = visitor.page
+    visitor.ask("About cats?")
+    page.get_by_label("More for About cats?").click()
+    page.click("[role=menuitem]:has-text('Rename')")
+    box = page.locator("#list input")
+    box.fill("My hal")
+    page.evaluate("vqa.emit('list', [...vqa.state.list])")
+    page.evaluate("vqa.on('list', (list) => { window.kept = list[0].title; })")
+    expect(box).to_be_focused()
+    box.press_sequentially("f")
+    box.press("Enter")
+    title = page.locator("#list .title")
+    expect(title).to_have_text("My half")
+    expect(title).to_be_focused()
+    page.wait_for_function("() => window.kept === 'My half'")  # the server has it
+    page.reload()
+    expect(title).to_have_text("My half")
+
+
+def test_an_example_is_asked_and_the_draft_stays(visit, pictures):
+    visitor = visit()
+    page = visitor.page
+    visitor.attach(pictures[0])
+    page.fill("#question", "A long thought")
+    page.locator("#cards .card").first.click()
+    visitor.answered()
+    expect(visitor.answers).to_contain_text("about one picture")
+    expect(page.locator("#question")).to_have_value("A long thought")
+    expect(page.locator("#tray .thumb img")).to_have_count(1)
+
+
+def test_a_scene_takes_the_place_of_the_one_before_and_of_no_draft(visit):
+    page = visit().page
+    box, tray = page.locator("#question"), page.locator("#tray .thumb img")
+    page.click(".card.more")
+    expect(tray).to_have_count(1)
+    expect(box).not_to_have_value("")
+    first = tray.get_attribute("src")
+    page.click(".card.more")
+    expect(tray).not_to_have_attribute("src", first)
+    expect(tray).to_have_count(1)
+    box.fill("My own question")
+    second = tray.get_attribute("src")
+    page.click(".card.more")
+    expect(tray).not_to_have_attribute("src", second)
+    expect(box).to_have_value("My own question")
+
+
+def test_text_that_comes_with_a_picture_of_it_is_pasted_as_text(visit, pictures):
+    page = visit().page
+    with_text = PASTE.replace(
+        "const event", "transfer.setData('text/plain', '1\\t2'); const event"
+    ).replace("bubbles: true", "bubbles: true, cancelable: true")
+    with_text = re.sub(r"(\w+\.getElementById.*dispatchEvent\(event\));", r"return \1;", with_text)
+    assert page.evaluate(with_text, base64.b64encode(pictures[0].read_bytes()).decode())
+    expect(page.locator("#tray li")).to_have_count(0)
+
+
+def test_a_picture_on_its_way_can_be_taken_out(visit, pictures):
+    visitor = visit()
+    page = visitor.page
+    with held_back(page, "**/vqa/pictures?name=*"):
+        page.set_input_files("#files", str(pictures[0]))
+        page.get_by_label("Remove picture 1").click()
+        expect(page.locator("#tray li")).to_have_count(0)
+    expect(page.locator(".toast")).to_have_count(0)
+    visitor.ask("Nothing there?")
+    expect(visitor.answers).to_contain_text("about no picture")
+
+
+def test_back_leads_to_the_chat_before_and_a_reload_stays_where_it_was(visit):
+    visitor = visit()
+    page = visitor.page
+    visitor.ask("About cats?")
+    page.click(".new")
+    visitor.ask("About dogs?")
+    page.click("#list .title:has-text('cats')")
+    expect(visitor.questions).to_have_text(["About cats?"])
+    page.click("nav [data-view-of=train]")
+    page.reload()
+    shell = page.locator("#vqa")
+    expect(shell).to_have_attribute("data-view", "train")
+    page.go_back()
+    expect(shell).to_have_attribute("data-view", "chat")
+    expect(visitor.questions).to_have_text(["About cats?"])
+    page.go_back()
+    expect(visitor.questions).to_have_text(["About dogs?"])
+    page.go_forward()
+    expect(visitor.questions).to_have_text(["About cats?"])
+
+
+def test_the_skip_link_keeps_the_chat(visit):
+    visitor = visit()
+    page = visitor.page
+    visitor.ask("About cats?")
+    address = page.url
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#question")).to_be_focused()
+    assert page.url == address
+    page.click("nav [data-view-of=train]")
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#view-train h1")).to_be_focused()
+
+
+def test_a_server_that_dies_while_it_answers_is_missed(visit, engine):
+    engine.hold(2)
+    visitor = visit()
+    visitor.ask("A long one?", wait=False)
+    expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
+    visitor.page.route("**/healthz", lambda route: route.abort())
+    expect(visitor.page.locator(".toast.error")).to_contain_text("cannot be reached")
+    engine.release()
+
+
+def test_the_page_works_where_storage_is_blocked(browser, house):
+    visitor = Visitor(browser, house.address)
+    visitor.context.add_init_script(
+        """for (const name of ["localStorage", "sessionStorage"])
+             Object.defineProperty(window, name,
+               { get() { throw new DOMException("blocked", "SecurityError"); } });"""
+    )
+    try:
+        visitor.open()
+        visitor.ask("Still there?")
+        expect(visitor.answers).to_contain_text("no picture")
+        was = visitor.page.evaluate("document.body.classList.contains('dark')")
+        for now in (not was, was):
+            visitor.page.click("[data-do=theme]")
+            assert visitor.page.evaluate("document.body.classList.contains('dark')") == now
+    finally:
+        visitor.context.close()
+
+
+def test_a_bad_setting_gives_way_to_the_one_in_force(visit):
+    page = visit().page
+    page.click("[data-do=settings]")
+    box = page.locator("#set-temperature")
+    box.fill("0.5")
+    box.press("Tab")
+    page.wait_for_function("() => vqa.state.settings.temperature === 0.5")
+    box.fill("99")
+    box.press("Tab")
+    expect(box).to_have_value("0.5")
+
+
+def test_the_focus_stays_where_it_was_when_something_is_drawn_anew(visit):
+    visitor = visit()
+    page, press = visitor.page, visitor.page.keyboard.press
+    visitor.ask("What is it?")
+    for label in ("This is right", "Answer again", "Previous version"):
+        button = page.get_by_label(label)
+        button.focus()
+        press("Enter")
+        if label == "This is right":
+            expect(button).to_have_attribute("aria-pressed", "true")
+        elif label == "Answer again":
+            page.wait_for_selector("text='2 / 2'")
+            visitor.answered()
+        else:
+            page.wait_for_selector("text='1 / 2'")
+            button = page.get_by_label("Next version")  # there is none before it
+        expect(button).to_be_focused()
+    page.get_by_label("This is wrong").focus()
+    press("Enter")
+    expect(page.locator(".correction input")).to_be_focused()
+    page.keyboard.type("A cat.")
+    press("Enter")
+    wrong = page.get_by_label("This is wrong")
+    expect(wrong).to_have_attribute("aria-pressed", "true")
+    expect(wrong).to_be_focused()
+    page.locator("#list .title").focus()
+    press("Enter")
+    expect(page.locator("#question")).to_be_focused()
+    page.click("nav [data-view-of=teach]")
+    page.get_by_label("Edit this row").focus()
+    press("Enter")
+    press("Enter")
+    expect(page.get_by_label("Edit this row")).to_be_focused()
+
+
+def test_the_list_of_models_closes_behind_who_leaves_it(visit):
+    page = visit().page
+    page.focus("#model")
+    page.keyboard.press("Enter")
+    expect(page.locator("#models")).to_be_visible()
+    page.focus("#question")
+    expect(page.locator("#models")).to_be_hidden()
+
+
+def test_a_drag_out_of_the_sheet_leaves_it_open_and_a_drawing_is_kept(visit):
+    page = visit().page
+    page.click("[data-do=draw]")
+    pad = page.locator("#sheet .pad")
+    box = pad.bounding_box()
+    page.mouse.move(box["x"] + 60, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 200, box["y"] + 200, steps=3)
+    page.mouse.up()
+    drawn = pad.evaluate("node => node.toDataURL()")
+    title = page.locator("#sheet h2").bounding_box()
+    page.mouse.move(title["x"] + 5, title["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(5, 5, steps=3)
+    page.mouse.up()
+    expect(pad).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(pad).to_be_hidden()
+    page.click("[data-do=draw]")
+    assert pad.evaluate("node => node.toDataURL()") == drawn
+
+
+def test_what_is_told_over_a_sheet_can_be_closed(visit):
+    page = visit().page
+    page.click("[data-do=draw]")
+    page.evaluate("vqa.toast('It went wrong.', 'error')")
+    page.locator(".toast [aria-label=Close]").click()
+    expect(page.locator(".toast")).to_have_count(0)
+    page.keyboard.press("Escape")
+    page.evaluate("vqa.toast('Told again.')")
+    expect(page.locator("#vqa > #toasts .toast")).to_be_visible()

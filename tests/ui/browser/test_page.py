@@ -1,0 +1,405 @@
+"""The page itself: phone, dark, keyboard only, accessibility, where it looked."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from PIL import Image
+
+from tests.fake_engine import FakeEngine
+from tests.proxy import proxy
+from tests.ui.browser.conftest import WAIT, Visitor, expect, needed
+from tests.ui.server import running
+from tests.waiting import PATIENCE, until
+from ui.chat import conversation_actions, examples
+from vqa_app.errors import ModelError
+
+
+def serious(page) -> list[str]:
+    """axe-core's serious and critical findings."""
+    axe = needed("axe_playwright_python.sync_playwright").Axe()
+    found = axe.run(page).response["violations"]
+    return [
+        f"{rule['id']}: {node['html'][:160]} {node['failureSummary'][:200]}"
+        for rule in found
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"]
+    ]
+
+
+def overflow(page) -> int:
+    return page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_serious_accessibility_violation_in_any_state(visit, engine, scheme, pictures):
+    visitor = visit(color_scheme=scheme, reduced_motion="reduce")  # no colour on its way
+    page = visitor.page
+    assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
+    problems = {"empty": serious(page)}
+    visitor.attach(pictures[0])
+    visitor.ask("What is it?")
+    visitor.ask("And **now**?")
+    problems["chat"] = serious(page)
+    page.get_by_label("This is wrong").last.click()
+    page.evaluate("vqa.toast('Done'), vqa.toast('It went wrong.', 'error')")
+    problems["correction and toasts"] = serious(page)
+    page.keyboard.press("Escape")
+    page.click("#model")
+    problems["models"] = serious(page)
+    page.keyboard.press("Escape")
+    page.get_by_label("More for").click()
+    problems["chat menu"] = serious(page)
+    page.keyboard.press("Escape")
+    for state, opener in (
+        ("picture", "article .thumb"), ("pad", "[data-do=draw]"), ("delete", "article [title^=Del]")
+    ):  # fmt: skip
+        page.locator(opener).first.click()
+        problems[state] = serious(page)
+        page.keyboard.press("Escape")
+    page.locator(".foot .look").first.click()
+    page.wait_for_selector(".overlay")
+    problems["looked"] = serious(page)
+    page.keyboard.press("Escape")
+    page.click("[data-do=settings]")
+    page.wait_for_selector("#set-system")
+    problems["settings"] = serious(page)
+    page.keyboard.press("Escape")
+    engine.hold(1)
+    visitor.ask("A long one?", wait=False)
+    page.wait_for_selector(".answer.running")
+    problems["answering"] = serious(page)
+    engine.release()
+    visitor.answered()
+    engine.dropped = 4
+    visitor.ask("Too much? `code`")
+    expect(page.locator(".left-out")).to_have_count(2)
+    engine.error = RuntimeError("broken")
+    visitor.ask("Does it work?", wait=False)
+    page.wait_for_selector(".failed")
+    page.keyboard.type("Half a question")
+    problems["left out, failed, writing"] = serious(page)
+    page.locator("article").first.hover()
+    page.get_by_label("Edit and ask again from here").first.click()
+    expect(page.locator("#editing")).to_be_visible()
+    problems["editing"] = serious(page)
+    page.keyboard.press("Escape")
+    for view, drawn in (
+        ("teach", "#taught .nothing"),
+        ("train", "#train-form [name=source]"),
+        ("compare", "#compare-form select"),
+    ):
+        page.click(f"nav [data-view-of={view}]")
+        page.locator(drawn).first.wait_for()
+        problems[view] = serious(page)
+    page.fill("#compare-form input[aria-label=Question]", "What is it?")
+    page.click("#compare-form [type=submit]")
+    page.locator("#compared .facts").nth(1).wait_for()
+    problems["compared"] = serious(page)
+    assert {state: found for state, found in problems.items() if found} == {}
+
+
+def test_phone(visit):
+    visitor = visit(
+        viewport={"width": 375, "height": 720},
+        has_touch=True,
+        is_mobile=True,
+        reduced_motion="reduce",
+    )
+    page = visitor.page
+    assert overflow(page) <= 0
+    page.locator("#cards .card").first.tap()
+    visitor.answered()
+    assert overflow(page) <= 0
+    assert serious(page) == []
+    box = page.locator("#composer").bounding_box()
+    assert box["x"] >= 0 and box["y"] + box["height"] <= 720
+    expect(page.locator("#side .new")).to_be_hidden()
+    page.locator(".side-open").first.tap()
+    page.locator("#list .title").first.wait_for()
+    expect(page.locator("#list .icon")).to_have_css("opacity", "1")  # nothing hovers here
+    assert serious(page) == []
+    page.locator("nav [data-view-of=train]").tap()
+    page.wait_for_selector("#train-form [name=source]")
+    assert overflow(page) <= 0
+
+
+def test_dark_is_chosen_and_stays(visit):
+    visitor = visit()
+    visitor.page.click("[data-do=theme]")
+    assert visitor.page.evaluate("document.body.classList.contains('dark')")
+    visitor.page.reload()
+    visitor.page.wait_for_selector("#cards .card", state="attached")
+    assert visitor.page.evaluate("document.body.classList.contains('dark')")
+
+
+def test_keyboard_only(visit):
+    """Ask, look, close, edit, open a menu: without a mouse."""
+    visitor = visit()
+    page = visitor.page
+    question, look = page.locator("#question"), page.locator("article .look")
+    expect(question).to_be_focused()
+    page.keyboard.type("Hello?")
+    page.keyboard.press("Enter")
+    expect(question).to_have_value("")
+    visitor.answered()
+    for _ in range(60):
+        page.keyboard.press("Shift+Tab")
+        if look.evaluate("node => node === document.activeElement"):
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#sheet[open] .note")
+    page.keyboard.press("Escape")
+    expect(look).to_be_focused()
+    question.focus()
+    page.keyboard.press("ArrowUp")
+    expect(question).to_have_value("Hello?")
+    page.keyboard.press("Escape")
+    expect(question).to_have_value("")
+    page.focus("#model")
+    page.keyboard.press("Enter")
+    expect(page.locator("#models [aria-selected=true]")).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Escape")
+    expect(page.locator("#model")).to_be_focused()
+
+
+def test_a_closing_sheet_gives_the_focus_back_and_takes_it_from_nobody(visit, engine, pictures):
+    visitor = visit()
+    page, look = visitor.page, visitor.page.locator(".foot .look")
+    visitor.attach(pictures[0])
+    visitor.ask("What is it?")
+    look.click()
+    page.wait_for_selector(".overlay canvas")
+    expect(page.locator(".foot .badge")).to_have_count(1)  # the button was drawn anew
+    page.keyboard.press("Escape")
+    expect(look).to_be_focused()
+    look.click()
+    page.wait_for_selector(".overlay canvas")
+    # The dialog's `close` event comes a frame late, when somebody may be typing already.
+    page.evaluate(
+        """() => new Promise((done) => {
+          const sheet = vqa.$("sheet");
+          sheet.addEventListener("close", () => setTimeout(done));
+          sheet.close();
+          vqa.$("question").focus();
+        })"""
+    )
+    expect(page.locator("#question")).to_be_focused()
+
+
+def test_a_question_asked_before_the_server_listens_is_kept(visit, house, monkeypatch):
+    heard, hello = [], conversation_actions.hello
+    monkeypatch.setattr(
+        conversation_actions, "hello", lambda *given: heard.append(given) or hello(*given)
+    )
+    visitor, held = visit(), []
+    page = visitor.page = visitor.tab()
+    shut = True
+    page.route(
+        "**/gradio_api/queue/join*",
+        lambda route: held.append(route) if shut else route.continue_(),
+    )
+    page.goto(house.address)
+    expect(page.locator("#question")).to_be_focused()
+    page.fill("#question", "Too early?")
+    page.press("#question", "Enter")
+    assert page.input_value("#question") == "Too early?"
+    shut = False
+    page.wait_for_selector(".bubble:has-text('Too early?')")
+    visitor.answered()
+    # The first calls arrive after all; what they bring is old by then.
+    before = len(heard)
+    for route in held:
+        route.continue_()
+    until(lambda: len(heard) >= before + len(held))
+    visitor.ask("And now?")
+    expect(visitor.questions).to_have_text(["Too early?", "And now?"])
+
+
+def test_a_question_asked_before_the_page_has_started_is_kept(visit, house):
+    """Until then the box takes Enter for the end of a line."""
+    visitor, held = visit(), []
+    page = visitor.page = visitor.tab()
+    page.route("**/vqa/page.js", lambda route: held.append(route))
+    page.goto(house.address, wait_until="commit")
+    expect(page.locator(".submit-button")).to_be_disabled()
+    page.fill("#question", "Too early?")
+    page.press("#question", "Enter")
+    assert page.input_value("#question") == "Too early?\n"
+    for route in held:
+        route.continue_()
+    visitor.answered()
+    expect(visitor.questions).to_have_text(["Too early?"])
+
+
+def test_where_it_looked(visit, engine, pictures):
+    visitor = visit()
+    page = visitor.page
+    visitor.attach(pictures[0])
+    visitor.ask("What is it?")
+    assert page.locator(".foot .badge").count() == 0  # computed only when asked
+    page.locator(".foot .look").click()
+    page.wait_for_selector(".overlay canvas")
+    words = page.locator(".words .word").all_inner_texts()
+    assert words[0] == "The whole answer" and words[1:3] == ["You", "asked"]
+    draw = "document.querySelector('.overlay canvas').toDataURL()"
+    whole = page.evaluate(draw)
+    page.click(".word:has-text('asked')")
+    assert page.evaluate(draw) != whole
+    expect(page.locator(".word:has-text('asked')")).to_have_attribute("aria-pressed", "true")
+    before = page.evaluate(draw)
+    page.fill(".opacity input", "0.1")
+    assert page.evaluate(draw) != before
+    page.keyboard.press("Escape")
+    expect(page.locator(".foot .badge")).to_have_text("The answer comes from the picture")
+
+
+def test_where_it_looked_says_so_where_the_model_cannot_tell(visit, engine, pictures):
+    engine.attention_maps = False
+    visitor = visit()
+    visitor.attach(pictures[0])
+    visitor.ask("What is it?")
+    visitor.page.locator(".foot .look").click()
+    visitor.page.wait_for_selector("#sheet :text('no attention maps')")
+    expect(visitor.page.locator(".word")).to_have_count(0)
+
+
+def test_a_late_reply_does_not_replace_what_is_shown_by_then(
+    visit, engine, gate, pictures, monkeypatch
+):
+    monkeypatch.setattr(engine, "image_gain", lambda *_: 1.5 * gate.wait(PATIENCE))
+    visitor = visit()
+    page = visitor.page
+    visitor.attach(pictures[0])
+    visitor.ask("What is it?")
+    page.locator(".foot .look").click()
+    page.wait_for_selector("#sheet .state")
+    page.keyboard.press("Escape")
+    page.click("[data-do=draw]")
+    gate.set()
+    expect(page.locator(".foot .badge")).to_have_count(1)  # it came
+    expect(page.locator("#sheet .pad")).to_be_visible()
+
+
+def test_the_drawing_pad_becomes_a_picture(visit):
+    visitor = visit()
+    page = visitor.page
+    page.click("[data-do=draw]")
+    box = page.locator(".pad").bounding_box()
+    page.focus(".choices [aria-label=pen]")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".choices [aria-label=circle]")).to_be_checked()
+    page.mouse.move(box["x"] + 60, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 200, box["y"] + 200, steps=3)
+    page.mouse.up()
+    page.click("#sheet .primary")
+    page.wait_for_selector("#tray .thumb img")
+    visitor.ask("What did I draw?")
+    expect(visitor.answers).to_contain_text("about one picture")
+
+
+def test_a_new_scene_is_drawn_with_a_question(visit, monkeypatch):
+    drawn = (Image.new("RGB", (64, 64), "teal"), "How many hats are there?")
+    monkeypatch.setattr(examples, "new_scene", lambda: drawn)
+    visitor = visit()
+    visitor.page.click(".card.more")
+    visitor.page.wait_for_selector("#tray .thumb img")
+    expect(visitor.page.locator("#question")).to_have_value("How many hats are there?")
+
+
+@pytest.mark.parametrize("seed", [0, 1, 1 << 39])
+def test_every_new_scene_has_a_picture_and_a_question(monkeypatch, seed):
+    seeds = itertools.count(seed)  # not every one makes a scene that is asked about
+    monkeypatch.setattr(examples.secrets, "randbelow", lambda _: next(seeds))
+    image, question = examples.new_scene()
+    assert min(image.size) >= 64 and question.strip()
+
+
+def test_dropping_files_anywhere(visit):
+    visitor = visit()
+    visitor.page.evaluate(
+        """async () => {
+          const canvas = document.createElement("canvas");
+          const blob = await new Promise((done) => canvas.toBlob(done));
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([blob], "dropped.png", { type: "image/png" }));
+          for (const kind of ["dragenter", "dragover", "drop"]) {
+            document.getElementById("log").dispatchEvent(
+              new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+          }
+        }"""
+    )
+    visitor.page.wait_for_selector("#tray .thumb img", timeout=WAIT)
+    expect(visitor.page.locator("#drop")).to_be_hidden()
+
+
+def test_behind_a_proxy_on_a_sub_path(browser, tmp_path, pictures):
+    engine = FakeEngine(hold_after=2)
+    with (
+        running({"fake": engine}, tmp_path / "data", root_path="/see") as server,
+        proxy(server.address.removesuffix("/see/"), "/see") as address,
+    ):
+        visitor = Visitor(browser, address)
+        try:
+            page = visitor.open()
+            visitor.attach(pictures[0])
+            visitor.ask("What is it?", wait=False)
+            expect(page.locator(".answer.running")).to_have_text("You asked")  # it streams
+            engine.release()
+            visitor.answered()
+            page.reload()
+            expect(visitor.answers).to_have_text("You asked 'What is it?' about one picture.")
+            expect(page.locator("article .thumb img")).to_have_js_property("complete", True)
+            cookies = visitor.context.cookies()
+            assert [cookie["path"] for cookie in cookies] == ["/see"]
+        finally:
+            visitor.context.close()
+        assert not visitor.errors and not visitor.outside
+
+
+CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+
+
+def test_a_photograph_is_taken_and_asked_about(playwright_chromium, house):
+    """With the camera that Chromium makes up for tests: a green field with a clock."""
+    with playwright_chromium(*CAMERA) as browser:
+        visitor = Visitor(browser, house.address)
+        page = visitor.open()
+        page.click("[data-do=camera]")
+        page.wait_for_function("() => document.querySelector('#sheet video')?.videoWidth > 0")
+        page.click("#sheet .primary")
+        page.wait_for_selector("#tray .thumb img")
+        expect(page.locator("#sheet")).to_be_hidden()
+        visitor.ask("What is there?")
+        expect(visitor.answers).to_contain_text("about one picture")
+        shown = (
+            "() => { const i = document.querySelector('article .thumb img');"
+            " return [i.naturalWidth, i.naturalHeight]; }"
+        )
+        page.wait_for_function("() => document.querySelector('article .thumb img')?.naturalWidth")
+        assert min(page.evaluate(shown)) > 100
+        visitor.context.close()
+    assert not visitor.errors and not visitor.outside
+
+
+def test_without_a_camera_the_page_says_so(visit):
+    visitor = visit()
+    visitor.page.evaluate(
+        "() => { navigator.mediaDevices.getUserMedia = () => Promise.reject(new Error()); }"
+    )
+    visitor.page.click("[data-do=camera]")
+    expect(visitor.page.locator(".toast.error")).to_contain_text("No camera")
+
+
+def test_a_model_that_did_not_load_is_told_on_the_empty_screen(browser, tmp_path):
+    def load(*_):
+        raise ModelError("There is no model 'nothing'.", "Check its name.")
+
+    with running({"fake": FakeEngine()}, tmp_path, preload=False, load=load) as found:
+        visitor = Visitor(browser, found.address)
+        visitor.open()
+        expect(visitor.page.locator("#about")).to_contain_text("There is no model 'nothing'.")
+        visitor.context.close()

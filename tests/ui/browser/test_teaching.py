@@ -1,0 +1,282 @@
+"""Correct an answer, train on it, see the difference, switch, and go back."""
+
+from __future__ import annotations
+
+import json
+import threading
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from finetune.evaluation.report import keep_watch_answers
+from finetune.progress import Progress
+from tests.fake_engine import FakeEngine
+from tests.ui.browser.conftest import Visitor, expect
+from tests.ui.browser.test_page import serious
+from tests.ui.server import running
+from tests.waiting import PATIENCE
+from vqa_app.pictures.picture import open_picture
+from vqa_app.serving.engine_pool import Choice
+
+
+class Trainer:
+    """Stands in for `finetune.training.train.train`: tells what it does, and leaves a run."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.configs = []
+
+    def __call__(self, config, on_progress, cancel):
+        self.configs.append(config)
+        run = Path(config.out)
+        run.mkdir(parents=True, exist_ok=True)
+        for step in range(1, 5):
+            on_progress(Progress("training", step, 8, loss=2.0 / step, seconds_left=4.0))
+        on_progress(Progress("evaluating", 1, 1, evaluation={"vqa_accuracy": 0.5, "loss": 1.0}))
+        while not self.go_on.wait(0.05):
+            if cancel.is_set():
+                return SimpleNamespace(finished=False)
+        for step in range(5, 9):
+            on_progress(Progress("training", step, 8, loss=2.0 / step))
+        on_progress(Progress("evaluating", 1, 1, evaluation={"vqa_accuracy": 1.0, "loss": 0.5}))
+        seen = open_picture(Image.new("RGB", (120, 90), "green"))
+        for step, answer in ((4, "a cat"), (6, "a hat"), (8, "a hat")):
+            keep_watch_answers(run, step, [("What is it?", "a hat", answer, [seen])])
+        (run / "manifest.json").write_text("{}")
+        return SimpleNamespace(finished=True)
+
+
+@pytest.fixture
+def school(browser, tmp_path):
+    """A server whose trained models answer "a hat"."""
+    trainer = Trainer()
+    engines = {"fake": FakeEngine("a cat")}
+
+    def load(choice, progress):
+        return engines.setdefault(choice.key, FakeEngine("a hat"))
+
+    def choices():
+        yield Choice("fake", "Fake", "", "In the box", "fake")
+        for run in sorted((tmp_path / "runs").glob("*/manifest.json")):
+            name = run.parent.name
+            yield Choice(f"run-{name}", name, "", "Trained here", str(run.parent))
+
+    with running(engines, tmp_path, load=load, choices=choices, train=trainer) as server:
+        visitor = Visitor(browser, server.address)
+        visitor.open()
+        yield SimpleNamespace(visitor=visitor, trainer=trainer, server=server)
+        trainer.go_on.set()
+        visitor.context.close()
+        assert not visitor.errors and not visitor.outside
+
+
+def test_teach_train_compare_switch_and_go_back(school, pictures):
+    visitor, page = school.visitor, school.visitor.page
+    visitor.attach(pictures[0])
+    visitor.ask("What is it?")
+    expect(visitor.answers).to_have_text(["a cat"])
+    page.get_by_label("This is wrong").click()
+    page.fill(".correction input", "a hat")
+    page.press(".correction input", "Enter")
+    page.wait_for_selector("[aria-label='This is wrong'][aria-pressed=true]")
+
+    page.click("nav [data-view-of=teach]")
+    expect(page.locator("#taught .right")).to_have_text("a hat")
+    page.click("#view-teach [data-view-of=train]")
+    page.wait_for_selector("[name=source]:checked")
+    page.uncheck("#train-rehearse")
+    page.click("text=Check the data first")
+    page.wait_for_selector("#preflight :text('1 rows, 1 answers, 1 pictures')")
+    page.fill("#train-name", "hats")
+    page.click("#train-form [type=submit]")
+    page.wait_for_selector("#job .chart")
+    expect(page.locator("#preflight .badge")).to_have_text("All fine")
+    expect(page.locator("#job")).to_contain_text("about 4 s left")
+    assert serious(page) == []
+
+    # It goes on without the page, shows in another tab, and chat goes on meanwhile.
+    page.reload()
+    page.wait_for_selector("#job .chart")
+    page.click("nav [data-view-of=chat]")
+    page.wait_for_selector("article")
+    visitor.ask("Still answering?")
+    expect(page.locator("#fine")).to_contain_text("slower")
+    page.click("nav [data-view-of=train]")
+    page.wait_for_selector("#job :text('hats')")
+    expect(page.locator("#train-form [type=submit]")).to_be_disabled()
+    school.trainer.go_on.set()
+    page.wait_for_selector(".outcome")
+    assert serious(page) == []
+    config = school.trainer.configs[0]
+    assert Path(config.data[0]).name == "llava.json" and config.stage == "lora"
+    taught = page.locator(".outcome tbody tr").first
+    expect(taught.locator("th, td")).to_have_text(["What it was taught (1)", "0 %", "100 %"])
+    expect(page.locator("#job .primary")).to_be_in_viewport(ratio=1)  # to use it in chat
+    expect(page.locator(".pairs").first).to_contain_text("before ✗ a catafter ✓ a hat")
+    expect(page.locator(".watch")).to_contain_text("a cat → a hat")
+    expect(page.locator(".watch img")).to_have_js_property("naturalWidth", 120)
+
+    page.dblclick("text=Use it in chat")
+    expect(page.locator(".toast")).to_have_text("hats answers from now on.")
+    page.wait_for_selector("#job :text('Go back to the previous model')")
+    page.click("nav [data-view-of=chat]")
+    expect(page.locator("#model-name")).to_have_text("hats")
+    visitor.ask("What is it?")
+    expect(visitor.answers.last).to_have_text("a hat")
+    page.click("nav [data-view-of=train]")
+    page.click("text=Go back to the previous model")
+    page.wait_for_selector("text=Use it in chat")
+    page.click("nav [data-view-of=chat]")
+    visitor.ask("And now?")
+    expect(visitor.answers.last).to_have_text("a cat")
+
+    page.click("nav [data-view-of=compare]")
+    page.fill("#compare-form input[aria-label=Question]", "What is it?")
+    page.click("text=Ask both")
+    page.locator("#compared .facts").nth(1).wait_for()
+    expect(page.locator("#compared .answer")).to_have_text(["a hat", "a cat"])
+
+
+def ready_to_train(school):
+    visitor, page = school.visitor, school.visitor.page
+    visitor.ask("What is it?")
+    page.get_by_label("This is right").click()
+    page.wait_for_selector("[aria-label='This is right'][aria-pressed=true]")
+    page.click("nav [data-view-of=train]")
+    page.wait_for_selector("[name=source]:checked")
+    page.uncheck("#train-rehearse")
+    return page
+
+
+def test_the_check_of_the_data_shows_and_starts_one_training(school, gate, monkeypatch):
+    desk = school.server.application.training
+    check = desk.check
+    monkeypatch.setattr(desk, "check", lambda *given: gate.wait(PATIENCE) and check(*given))
+    page = ready_to_train(school)
+    page.click("#train-form [type=submit]")
+    expect(page.locator("#preflight")).to_have_text("Reading the data …")
+    for button in (page.locator("#train-form [type=submit]"), page.locator("#train-form .check")):
+        expect(button).to_be_disabled()
+    gate.set()
+    page.wait_for_selector("#job .chart")
+
+
+def test_another_tab_shows_a_training_and_how_it_ends(school):
+    page, tab = ready_to_train(school), school.visitor.tab()
+    tab.clock.install()
+    school.visitor.open(tab)
+    page.click("#train-form [type=submit]")
+    page.wait_for_selector("#job .chart")
+    tab.clock.fast_forward(21_000)
+    expect(tab.locator("#fine")).to_contain_text("slower")
+    page.bring_to_front()
+    page.click("#job button:has-text('Stop')")
+    tab.clock.fast_forward(5_000)
+    expect(tab.locator(".toast")).to_contain_text("was stopped")
+
+
+def test_a_training_can_be_stopped(school):
+    page = ready_to_train(school)
+    page.click("#train-form [type=submit]")
+    page.click("#job button:has-text('Stop')")
+    page.wait_for_selector("#job .badge:has-text('Stopped')")
+    school.trainer.go_on.set()
+    page.click("#job button:has-text('Go on')")
+    page.wait_for_selector("#job .badge:has-text('Done')")
+    assert school.trainer.configs[0] == school.trainer.configs[1]
+    expect(page.locator("#train-form [type=submit]")).to_be_enabled()
+
+
+def test_a_correction_can_be_changed_and_taken_back(school):
+    visitor, page = school.visitor, school.visitor.page
+    visitor.ask("What is it?")
+    wrong, box = page.get_by_label("This is wrong"), page.locator(".correction input")
+    wrong.click()
+    box.fill("a hat")
+    box.press("Enter")
+    expect(wrong).to_have_attribute("aria-pressed", "true")
+    wrong.click()
+    expect(box).to_have_value("a hat")
+    box.fill("a red hat")
+    box.press("Enter")
+    page.click("nav [data-view-of=teach]")
+    expect(page.locator("#taught .right")).to_have_text(["a red hat"])
+    page.click("nav [data-view-of=chat]")
+    wrong.click()
+    page.click(".correction :text('Take back')")
+    expect(wrong).to_have_attribute("aria-pressed", "false")
+    expect(page.locator("#taught li.nothing")).to_have_count(1)
+
+
+def test_rows_are_edited_exported_deleted_and_imported(school, tmp_path, pictures):
+    visitor, page = school.visitor, school.visitor.page
+    visitor.attach(pictures[0])
+    visitor.ask("What is it?")
+    page.get_by_label("This is right").click()
+    page.click("nav [data-view-of=teach]")
+    page.get_by_label("Edit this row").click()
+    page.press("#taught [aria-label='Right answer']", "Escape")
+    expect(page.locator("#taught form")).to_have_count(0)
+    page.get_by_label("Edit this row").click()
+    page.fill("#taught [aria-label='Right answer']", "a red hat")
+    page.press("#taught [aria-label='Right answer']", "Enter")
+    page.wait_for_selector("#taught .right:has-text('a red hat')")
+    with page.expect_download() as download:
+        page.click("text=Export")
+    file = tmp_path / "taught.zip"
+    download.value.save_as(file)
+    page.get_by_label("Delete this row").click()
+    page.click("#sheet .danger")
+    page.wait_for_selector("#taught .nothing")
+    page.set_input_files("#rows-file", str(file))
+    page.wait_for_selector("#taught .right:has-text('a red hat')")
+
+
+def test_many_rows_are_seen_taken_back_and_deleted(school, tmp_path, monkeypatch):
+    monkeypatch.setattr("ui.teaching.row_actions.SHOWN_ROWS", 2)
+    page = school.visitor.page
+    page.click("nav [data-view-of=teach]")
+    for name in ("first", "second"):
+        file = tmp_path / f"{name}.csv"
+        rows = "".join(f"What is {n}?,{name}\n" for n in range(3))
+        file.write_text(f"question,answer\n{rows}")
+        page.set_input_files("#rows-file", str(file))
+        expect(page.locator("#taught .right")).to_have_text([name] * 2)
+    page.click("#taught :text('Show more')")
+    expect(page.locator("#taught .right")).to_have_text(["second"] * 3 + ["first"] * 3)
+    page.click("#taught :text('Take back the last import')")
+    page.click("#sheet .danger")
+    expect(page.locator("#taught .right")).to_have_text(["first"] * 3)
+    page.click("#taught :text('Delete all')")
+    page.click("#sheet .danger")
+    page.wait_for_selector("#taught .nothing")
+
+
+def test_what_is_wrong_with_the_data_is_shown_before_anything_trains(school, tmp_path, pictures):
+    page = school.visitor.page
+    rows = [
+        {"image": name, "conversations": [{"from": "human", "value": "<image>\nWhat?"},
+                                          {"from": "gpt", "value": "A hat."}]}
+        for name in ("red.png", "gone.png")
+    ]  # fmt: skip
+    with zipfile.ZipFile(tmp_path / "hats.zip", "w") as archive:
+        archive.writestr("rows.json", json.dumps(rows))
+        archive.write(pictures[0], "red.png")
+    page.click("nav [data-view-of=train]")
+    page.wait_for_selector("[name=source]")
+    page.fill("#train-name", "hats")
+    page.uncheck("#train-rehearse")
+    page.set_input_files("#train-form input[type=file]", str(tmp_path / "hats.zip"))
+    expect(page.locator("[name=source][value='upload:hats']")).to_be_checked()
+    expect(page.locator("#train-name")).to_have_value("hats")  # what was written stays
+    page.click("#train-form [type=submit]")
+    expect(page.locator("#preflight li")).to_contain_text("gone.png")
+    expect(page.locator("#job")).to_be_empty()
+    page.click("text=Train without the bad rows")
+    page.wait_for_selector("#job .chart")
+    school.trainer.go_on.set()
+    page.wait_for_selector(".outcome")
+    assert school.trainer.configs[0].max_bad > 0

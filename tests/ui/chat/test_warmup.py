@@ -1,0 +1,46 @@
+"""Asking while the picture is still being encoded, on the built-in model."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from finetune.pretrain.world import sample_scene
+from tests.ui.desk import House
+from tests.waiting import PATIENCE, until
+from ui.chat.warmup import Warming
+from vqa_app import LocalEngine, load_model
+
+
+@pytest.fixture
+def house(tmp_path):
+    house = House(tmp_path, {"builtin": LocalEngine(load_model("builtin"))})
+    house.hub.start()
+    assert house.hub.wait(timeout=PATIENCE), "the model is not there"
+    yield house
+    house.close()
+
+
+def test_a_question_joins_the_encoding_that_runs_already(house, monkeypatch):
+    """It waits for it and takes over what it gave: no picture goes through the encoder twice."""
+    encoder = house.engines["builtin"]._runtime.encoder
+    run, runs, begun, go_on = encoder.run, [], threading.Event(), threading.Event()
+
+    def held(inputs):
+        runs.append(inputs)
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        return run(inputs)
+
+    monkeypatch.setattr(encoder, "run", held)
+    picture = house.shelf.add(sample_scene(3, "shapes")[0], "scene.png")
+    house.store.remember_picture("ann", picture.digest, "scene.png", {"changes": []})
+    Warming(house.desk).begin("ann", {"pictures": [picture.digest]})
+    assert begun.wait(PATIENCE)
+    asked = house.desk.ask("ann", {"question": "What is it?", "pictures": [picture.digest]})
+    next(asked)
+    until(lambda: house.engines["builtin"]._worker.in_demand)
+    go_on.set()
+    (turn,) = list(asked)[-1]["view"]["turns"]
+    assert turn["state"] == "answered" and len(runs) == 1

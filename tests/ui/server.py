@@ -1,0 +1,62 @@
+"""The browser application on a port of its own, in this process, for tests."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from ui.app import Application, create
+from vqa_app.engine.protocol import Engine
+from vqa_app.serving.engine_pool import Choice, Progress
+from vqa_app.serving.listener import address_of, listen
+
+
+@dataclass
+class Running:
+    address: str
+    application: Application
+
+
+@contextmanager
+def running(
+    engines: dict[str, Engine],
+    data_dir: Path,
+    *,
+    users: dict[str, str] | None = None,
+    port: int = 0,
+    preload: bool = True,
+    load: Callable[[Choice, Progress], Engine] | None = None,
+    choices: Callable[[], Iterable[Choice]] | None = None,
+    train: Callable[..., Any] | None = None,
+    root_path: str = "",
+) -> Iterator[Running]:
+    """Serves `engines` (the first is the default) until the block ends."""
+    listed = [Choice(key, key.title(), "for tests", "In the box", key) for key in engines]
+    application = create(
+        data_dir, load or (lambda choice, _: engines[choice.key]), choices or (lambda: listed),
+        next(iter(choices())).key if choices else listed[0].key, users=users, train=train,
+        root_path=root_path,
+    )  # fmt: skip
+    listener = listen("127.0.0.1", port)
+    if preload:
+        application.desk.hub.start()
+        assert application.desk.hub.wait(timeout=300), "the model is not there"
+    server = uvicorn.Server(
+        uvicorn.Config(application.asgi, log_level="error", timeout_graceful_shutdown=1)
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield Running(address_of(listener), application)
+    finally:
+        application.desk.stop_all(patience=10)
+        server.should_exit = True
+        thread.join(10)
+        application.close()
+        listener.close()

@@ -1,0 +1,633 @@
+"""The server around the page, without a browser: routes, shut holes, the public endpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.fake_engine import FakeEngine
+from tests.ui.server import running
+from tests.waiting import PATIENCE
+from ui.app import Application, create
+from ui.cli import _lock
+from vqa_app.errors import ModelError, UsageError
+from vqa_app.pictures.picture import ImageLimits
+from vqa_app.serving.guard import COOKIE
+from vqa_app.serving.listener import GRACE, _is_trouble, address_for_others, is_loopback, listen
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return FakeEngine()
+
+
+@pytest.fixture(scope="module")
+def server(engine, tmp_path_factory):
+    with running({"fake": engine}, tmp_path_factory.mktemp("data")) as found:
+        yield found
+
+
+@pytest.fixture
+def person(server):
+    """A browser with a cookie of its own."""
+    with httpx.Client(base_url=server.address, timeout=PATIENCE) as client:
+        client.get("/")
+        yield client
+
+
+@pytest.fixture
+def other(server):
+    with httpx.Client(base_url=server.address, timeout=PATIENCE) as client:
+        client.get("/")
+        yield client
+
+
+def png(colour="red", size=(32, 24)) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def owner_of(server, client) -> str:
+    from vqa_app.serving.guard import _digest
+
+    return f"browser:{_digest(client.cookies[COOKIE])}"
+
+
+def talk(server, client, question="What is it?", **request) -> dict:
+    desk = server.application.desk
+    return list(desk.ask(owner_of(server, client), {"question": question, **request}))[-1]["view"]
+
+
+def test_health_and_readiness(server, person):
+    assert person.get("/healthz").json() == {"status": "ok"}
+    assert person.get("/readyz").json() == {"status": "ready"}
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/vqa/page.js", "/vqa/taught.zip"])
+def test_monitors_may_ask_without_content(person, path):
+    answer = person.head(path)
+    assert answer.status_code == 200 and answer.content == b""
+    assert person.head("/vqa/pictures").status_code in (404, 405), "what takes in shows nothing"
+
+
+def test_not_ready_while_the_model_loads(tmp_path):
+    with running({"fake": FakeEngine()}, tmp_path, preload=False) as found:
+        assert httpx.get(f"{found.address}readyz").status_code == 503
+        assert httpx.get(f"{found.address}healthz").status_code == 200
+
+
+def test_the_page_names_nothing_outside_this_machine(person):
+    page = person.get("/").text
+    remote = {
+        url for url in re.findall(r'(?:src|href)="(https?://[^"]+)"', page)
+        if not url.startswith(str(person.base_url))
+    }  # fmt: skip
+    # Gradio leaves preconnect hints; the policy keeps the page from following any.
+    assert "default-src 'self'" in person.get("/").headers["content-security-policy"]
+    assert not {url for url in remote if url.endswith((".js", ".css"))}, remote
+
+
+def test_taught_rows_go_out_and_come_in(server, person, other):
+    found = person.post("/vqa/pictures?name=cat.png", content=png("cyan")).json()
+    teaching, shelf = server.application.teaching, server.application.desk.shelf
+    picture = shelf.get(found["digest"])
+    teaching.add(owner_of(server, person), "What is it?", "a cat", [picture])
+    file = person.get("/vqa/taught.zip")
+    assert file.headers["content-type"] == "application/zip"
+    assert other.post("/vqa/taught", content=file.content).json() == {"count": 1, "problems": []}
+    assert [row.answer for row in teaching.rows(owner_of(server, other))] == ["a cat"]
+    answer = other.post("/vqa/datasets?name=cats.zip", content=file.content)
+    assert answer.json() == {"done": True, "replaced": False}
+    assert other.post("/vqa/taught", content=b"no zip").status_code == 400
+
+
+@pytest.mark.parametrize("name", ["page.js", "page.css", "icon.svg"])
+def test_scripts_and_styles_are_served(person, name):
+    assert person.get(f"/vqa/{name}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/vqa/page.html", "/vqa/..%2fapp.py", "/vqa/nothing.js", "/vqa/pictures/..%2f..%2fx"]
+)
+def test_no_other_file_is_served(person, path):
+    assert person.get(path).status_code == 404
+
+
+def test_a_picture_is_shown_to_its_owner_only_and_re_encoded(person, other):
+    payload = png() + b"<script>alert(1)</script>"
+    found = person.post("/vqa/pictures?name=cat.png", content=payload).json()
+    assert found["size"] == [32, 24]
+    mine = person.get(f"/vqa/pictures/{found['digest']}")
+    assert mine.headers["content-type"] == "image/png" and b"<script>" not in mine.content
+    for size in ("small", "large"):
+        assert person.get(f"/vqa/pictures/{found['digest']}?size={size}").content == mine.content
+    assert other.get(f"/vqa/pictures/{found['digest']}").status_code == 404
+
+
+def test_a_large_picture_is_also_sent_smaller(person):
+    payload = png("red", (3000, 40))
+    found = person.post("/vqa/pictures?name=long.png", content=payload).json()
+    for size, longest in (("small", 480), ("large", 2048)):
+        answer = person.get(f"/vqa/pictures/{found['digest']}?size={size}")
+        assert answer.headers["content-type"] == "image/jpeg"
+        assert Image.open(io.BytesIO(answer.content)).width == longest
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "empty"),
+        (b"not a picture", ""),
+        (png()[:40], ""),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", ""),
+    ],
+)
+def test_a_bad_picture_gets_a_clear_message(person, data, words):
+    answer = person.post("/vqa/pictures?name=odd.png", content=data)
+    assert answer.status_code == 400
+    assert "odd.png" in answer.json()["error"]
+    assert "/" not in answer.json()["error"].replace("and/or", "")
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(person):
+    answer = person.post("/vqa/pictures?name=big.png", content=b"x" * (21 * 2**20))
+    assert answer.status_code == 413 and "20 MB" in answer.json()["error"]
+
+
+def test_a_forged_path_never_leaves_the_server(server, person, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("the secret")
+    for path in (str(secret), "/etc/passwd", str(Path(__file__))):
+        started = person.post(
+            "/gradio_api/call/chat",
+            json={
+                "data": [
+                    {"text": "x", "files": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}
+                ]
+            },
+        )
+        events = person.get(f"/gradio_api/call/chat/{started.json()['event_id']}").text
+        assert "event: error" in events and "secret" not in events.replace(str(secret), "")
+        assert person.get(f"/gradio_api/file={path}").status_code in (403, 404)
+
+
+def test_the_check_of_paths_is_on(server):
+    """Gradio leaves it off on mounted pages; see `ui.app.create`."""
+    import gradio.processing_utils as gradio_files
+    from gradio.context import LocalContext
+
+    page = next(
+        route.app.get_blocks()
+        for route in server.application.asgi.app.routes
+        if hasattr(getattr(route, "app", None), "get_blocks")
+    )
+    assert page.has_launched
+    token = LocalContext.blocks.set(page)
+    try:
+        with pytest.raises(Exception, match="Cannot move"):
+            gradio_files._check_allowed("/etc/passwd", check_in_upload_folder=True)
+    finally:
+        LocalContext.blocks.reset(token)
+
+
+def test_a_visitor_without_a_cookie_is_nobody():
+    from types import SimpleNamespace
+
+    from ui.web.page import owner_of
+
+    scope = {"state": {"owner": ""}}
+    with pytest.raises(UsageError, match="cookies"):
+        owner_of(SimpleNamespace(request=SimpleNamespace(scope=scope)))
+
+
+def test_other_origins_reach_no_route(person):
+    for path in ("/", "/gradio_api/upload", "/gradio_api/queue/join", "/vqa/pictures"):
+        for method in ("POST", "OPTIONS", "GET"):
+            answer = person.request(method, path, headers={"origin": "http://evil.example"})
+            assert answer.status_code == 403
+            assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_chat_goes_out_as_json_and_comes_back(server, person, other):
+    found = person.post("/vqa/pictures?name=cat.png", content=png("blue")).json()
+    view = talk(server, person, pictures=[found["digest"]])
+    view = talk(server, person, "And now?", conversation=view["conversation"])
+    chat = view["conversation"]
+    file = person.get(f"/vqa/conversations/{chat}.json")
+    assert "attachment" in file.headers["content-disposition"]
+    assert other.get(f"/vqa/conversations/{chat}.json").status_code == 404
+    taken = other.post("/vqa/conversations", content=file.content).json()
+    copy = server.application.desk.view(owner_of(server, other), taken["conversation"])
+    told = [(t["question"], t["answer"], len(t["pictures"])) for t in copy["turns"]]
+    assert told == [(t["question"], t["answer"], len(t["pictures"])) for t in view["turns"]]
+    assert other.get(f"/vqa/pictures/{found['digest']}").status_code == 200
+
+
+def test_a_chat_goes_out_as_one_page_that_needs_nothing_else(server, person):
+    found = person.post("/vqa/pictures?name=cat.png", content=png("green")).json()
+    view = talk(server, person, "<b>bold?</b>", pictures=[found["digest"]])
+    page = person.get(f"/vqa/conversations/{view['conversation']}.html").text
+    assert "data:image/jpeg;base64," in page and "&lt;b&gt;bold?" in page
+    assert "<script" not in page and "http" not in page.replace("http-equiv", "")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"{}", b"[1]", b"[" * 100_000,
+        json.dumps({"format": "vqa-app conversation", "version": 1, "turns": [3]}).encode(),
+        json.dumps({"format": "vqa-app conversation", "version": 99, "turns": []}).encode(),
+        json.dumps({"format": "vqa-app conversation", "version": 1,
+                    "turns": [{"id": "a", "question": "q", "answer": "a", "facts": []}],
+                    "pictures": {"x": {"name": "n", "data": "!!"}}}).encode(),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_refused_with_a_reason(person, data):
+    answer = person.post("/vqa/conversations", content=data)
+    assert answer.status_code == 400 and len(answer.json()["error"]) > 10
+
+
+def forged(**changes) -> bytes:
+    turns = [{"id": "a", "question": "q", "answer": "a"},
+             {"id": "b", "question": "q", "answer": "a", **changes}]  # fmt: skip
+    return json.dumps({"format": "vqa-app conversation", "version": 1, "turns": turns}).encode()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pictures": 5}, {"pictures": [[1]]}, {"pictures": ["x"] * 9}, {"facts": 3}, {"id": 5},
+        {"question": "x" * 20_001}, {"answer": "x" * 40_961}, {"question": "\ud800"},
+    ],
+)  # fmt: skip
+def test_a_forged_chat_leaves_nothing_behind(server, person, changes):
+    answer = person.post("/vqa/conversations", content=forged(**changes))
+    assert answer.status_code == 400 and "Question 2" in answer.json()["error"]
+    assert server.application.desk.store.conversations(owner_of(server, person)) == []
+
+
+def test_only_facts_of_the_right_kind_come_in(server, person):
+    facts = {"gain": "x", "confidence": float("nan"), "new_tokens": 2.5, "prompt_tokens": 10**400,
+             "model": "m" * 300, "style": "short", "finish": True, "cached_tokens": 3}  # fmt: skip
+    taken = person.post("/vqa/conversations", content=forged(facts=facts)).json()
+    view = server.application.desk.view(owner_of(server, person), taken["conversation"])
+    assert view["turns"][-1]["facts"] == {"style": "short"}
+
+
+def test_nothing_is_taken_in_from_a_browser_without_cookies(server):
+    for path in ("/vqa/conversations", "/vqa/taught", "/vqa/datasets", "/vqa/pictures"):
+        answer = httpx.post(server.address.rstrip("/") + path, content=png())
+        assert answer.status_code == 400 and "cookies" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("scheme", ["http", "HTTPS"])
+def test_the_public_endpoint_fetches_nothing(person, monkeypatch, scheme):
+    fetched = []
+
+    async def fetch(url, cache_dir):
+        fetched.append(url)
+        raise AssertionError
+
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", fetch)
+    file = {"path": f"{scheme}://192.0.2.1/x.png", "meta": {"_type": "gradio.FileData"}}
+    started = person.post(
+        "/gradio_api/call/chat", json={"data": [{"text": "x", "files": [file]}]}
+    ).json()
+    events = person.get(f"/gradio_api/call/chat/{started['event_id']}").text
+    assert "event: error" in events and not fetched
+    assert scheme == "HTTPS" or "named by an address" in events  # Gradio's own words for the other
+
+
+@pytest.mark.parametrize(
+    "message",
+    [None, "What?", {"text": None}, {"text": "x", "files": "cat.png"}, {"files": []},
+     {"text": "x", "files": ["cat.png"]}, [1]],
+)  # fmt: skip
+def test_programs_are_told_what_to_send(person, message, capfd):
+    started = person.post("/gradio_api/call/chat", json={"data": [message]}).json()
+    events = person.get(f"/gradio_api/call/chat/{started['event_id']}").text
+    assert "event: error" in events and '\\"text\\"' in events
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=http://192.0.2.1/x.png", "/gradio_api/file/http://192.0.2.1/x.png",
+        "/gradio_api/%66ile=https:%2f%2f192.0.2.1/x.png", "/gradio_api/FILE=http://192.0.2.1/x.png",
+        "//gradio_api/file=http://192.0.2.1/x.png", "/gradio_api//file=http://192.0.2.1/x.png",
+        "/gradio_api/%2566ile=http://192.0.2.1/x.png", "/vqa/gradio_api/file=http://192.0.2.1/x",
+        "/gradio_api/proxy=http://192.0.2.1/x.png", "/gradio_api/info/../file=http://192.0.2.1/x",
+    ],
+)  # fmt: skip
+def test_no_address_makes_the_server_fetch_another(person, monkeypatch, path):
+    async def fetch(*_):
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr("gradio.routes.secure_url_stream_response", fetch)
+    for method in ("GET", "HEAD"):
+        assert person.request(method, f"{person.base_url}"[:-1] + path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/openapi.json", "/gradio_api/openapi.json", "/gradio_api/dev/reload",
+        "/gradio_api/deep_link?session_hash=x", "/gradio_api/runs",
+        "/gradio_api/vibe-code", "/monitoring", "/docs", "/gradio_api/stream/a/b/c/playlist-file",
+    ],
+)  # fmt: skip
+def test_what_neither_page_nor_programs_need_is_not_there(person, path):
+    assert person.get(path).status_code == 404
+
+
+def test_the_public_endpoint_streams(server, engine, tmp_path):
+    from gradio_client import Client, handle_file
+
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "red.png")
+    client = Client(server.address, verbose=False)
+    try:
+        message = {"text": "What colour?", "files": [handle_file(str(tmp_path / "red.png"))]}
+        job = client.submit(message, api_name="/chat")
+        steps = list(job)
+        assert steps[-1] == "You asked 'What colour?' about one picture."
+        assert all(steps[-1].startswith(step) for step in steps)
+        bad = tmp_path / "bad.png"
+        bad.write_bytes(b"nothing")
+        job = client.submit({"text": "?", "files": [handle_file(str(bad))]}, api_name="/chat")
+        with pytest.raises(Exception, match="picture 1"):
+            job.result(timeout=PATIENCE)
+    finally:
+        client.close()
+
+
+def test_with_users_everything_but_health_asks_for_a_password(tmp_path):
+    with (
+        running({"fake": FakeEngine()}, tmp_path, users={"ann": "secret"}) as found,
+        httpx.Client(base_url=found.address) as client,
+    ):
+        for path in ("/", "/config", "/vqa/page.js", "/gradio_api/info", "/openapi.json"):
+            assert client.get(path).status_code == 401
+        assert client.get("/", auth=("ann", "secret")).status_code == 200
+
+
+def test_a_taken_port_is_named_with_a_free_one():
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"Port {port} is taken") as refusal:
+            listen("127.0.0.1", port)
+    offered = int(re.search(r"--port (\d+)", str(refusal.value)).group(1))
+    listen("127.0.0.1", offered).close()
+
+
+def test_other_machines_are_told_where_the_page_is(monkeypatch):
+    with listen("127.0.0.1", 0) as own:
+        assert address_for_others(own) is None
+    with listen("0.0.0.0", 0) as everywhere:
+        port = everywhere.getsockname()[1]
+        if found := address_for_others(everywhere):  # none without a network
+            host = found.split("/")[2].rpartition(":")[0]
+            assert not is_loopback(host)
+            socket.create_connection((host, port), timeout=10).close()
+        monkeypatch.setattr("vqa_app.serving.listener._own_host", lambda _: "192.168.0.2")
+        assert address_for_others(everywhere, "/vqa") == f"http://192.168.0.2:{port}/vqa/"
+        monkeypatch.setattr("vqa_app.serving.listener._own_host", lambda _: None)
+        assert address_for_others(everywhere) is None
+
+
+def test_loopback_is_told_from_the_world():
+    assert is_loopback("127.0.0.1") and is_loopback("::1") and is_loopback("localhost")
+    assert not is_loopback("0.0.0.0") and not is_loopback("192.168.0.2")
+
+
+PROGRAM = """
+import socket, sys, threading
+
+def watched(real, place):
+    def call(*arguments, **options):
+        address = arguments[place]
+        host = address[0] if isinstance(address, tuple) else address
+        if host and not str(host).startswith(("127.", "::1", "localhost", "/")):
+            print("OUTSIDE", address, file=sys.stderr)
+        return real(*arguments, **options)
+    return call
+
+socket.socket.connect = watched(socket.socket.connect, 1)
+socket.getaddrinfo = watched(socket.getaddrinfo, 0)
+from pathlib import Path
+from tests.fake_engine import FakeEngine
+from ui.app import create, leave
+from ui.hub import Choice
+from ui.server import address_of, listen, serve
+
+listener = listen("127.0.0.1", 0)
+engine = FakeEngine("one two three", hold_after=1)
+choices = [Choice(key, key.title(), "", "", key) for key in ("fake", "slow")]
+
+def for_ever(*_, **__):
+    threading.Event().wait()
+
+def load(choice, progress):
+    return for_ever() if choice.key == "slow" else engine
+
+app = create(Path(sys.argv[1]), load, lambda: choices, "fake", train=for_ever)
+app.desk.hub.start()
+app.desk.hub.start("slow")
+app.teaching.add("ann", "What?", "this", [])
+app.training.start("ann", {"sources": ["mine"]})
+print(address_of(listener), flush=True)
+serve(app, listener)
+leave()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
+def test_a_server_asks_nothing_outside_and_ctrl_c_stops_it_whatever_is_under_way(tmp_path):
+    """An answer that streams, a model that loads, a training in a step that does not end."""
+    root = Path(__file__).parent.parent.parent
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)],
+        cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        address = process.stdout.readline().strip()
+        started = httpx.post(
+            f"{address}gradio_api/call/chat",
+            json={"data": [{"text": "x", "files": []}]},
+            timeout=PATIENCE,
+        )
+        first = threading.Event()
+
+        def read() -> None:
+            url = f"{address}gradio_api/call/chat/{started.json()['event_id']}"
+            try:
+                with httpx.stream("GET", url, timeout=PATIENCE) as stream:
+                    for line in stream.iter_lines():
+                        if "one" in line:
+                            first.set()
+            except httpx.HTTPError:
+                pass  # cut at the end, as it should be
+
+        threading.Thread(target=read, daemon=True).start()
+        assert first.wait(PATIENCE)
+        process.send_signal(signal.SIGINT)
+        process.wait(PATIENCE)  # all that is under way would last for ever
+    finally:
+        process.kill()
+    errors = process.stderr.read()
+    assert "OUTSIDE" not in errors and "Traceback" not in errors, errors
+
+
+@pytest.mark.parametrize("option", ["--data-dir", "--share-data-dir"])
+def test_one_folder_holds_the_data_whatever_its_option_is_called(tmp_path, monkeypatch, option):
+    from typer.testing import CliRunner
+
+    from ui.cli import app
+    from vqa_app.cli.main import app as all_commands
+
+    monkeypatch.setattr(
+        "vqa_app.serving.listener.serve", lambda application, listener: application.close()
+    )
+    monkeypatch.setattr("ui.app.leave", lambda: None)
+    arguments = [option, str(tmp_path / "here"), "--no-browser", "--port", "0"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0 and (tmp_path / "here" / "chats.sqlite").exists()
+    shown = CliRunner().invoke(all_commands, ["chat", "--help"]).output
+    assert "--data-dir, --share-data-dir DIR" in shown, "the help names both"
+
+
+def unusable(folder, what):
+    match what:
+        case "a file":
+            folder.write_text("x")
+        case "under a file":
+            folder.write_text("x")
+            return folder / "inside"
+        case "damaged":
+            folder.mkdir()
+            (folder / "chats.sqlite").write_bytes(b"no database" * 1000)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("a file", "cannot be used"),
+        ("under a file", "cannot be used"),
+        ("damaged", r"chats.sqlite is damaged: .*\nMove it away"),
+    ],
+)
+def test_a_data_folder_that_cannot_be_used_is_named(tmp_path, what, words):
+    folder = unusable(tmp_path / "data", what)
+    with pytest.raises(UsageError, match=words) as refusal:
+        create(folder, lambda *_: FakeEngine(), list, "fake")
+    assert str(folder) in str(refusal.value) and "--data-dir" in str(refusal.value)
+
+
+def test_a_second_server_on_one_folder_is_warned_and_one_after_a_kill_is_not(tmp_path, capsys):
+    """The lock is the system's, not the file that it leaves behind."""
+    (tmp_path / ".lock").write_text("left by a server that was killed")
+    first = _lock(tmp_path)
+    assert first.is_locked and not capsys.readouterr().err
+    _lock(tmp_path)
+    assert "another server uses this data folder" in capsys.readouterr().err
+    first.release()
+    _lock(tmp_path).release()
+    assert not capsys.readouterr().err
+
+
+def test_a_stream_that_there_is_not_leaves_the_terminal_quiet(tmp_path, caplog):
+    with (
+        running({"fake": FakeEngine()}, tmp_path) as found,
+        caplog.at_level("ERROR", logger="uvicorn.error"),
+    ):
+        trouble = logging.getLogger("uvicorn.error")
+        trouble.addHandler(caplog.handler)
+        for path in ("call/chat/nothing", "queue/data?session_hash=x"):
+            with contextlib.suppress(httpx.RemoteProtocolError):  # it is cut
+                httpx.get(f"{found.address}gradio_api/{path}", timeout=PATIENCE)
+        trouble.removeHandler(caplog.handler)
+    assert len(caplog.records) == 2 and not any(map(_is_trouble, caplog.records))
+    ours = logging.makeLogRecord({"exc_info": (KeyError, KeyError("x"), None), "msg": "Ours"})
+    assert _is_trouble(ours)
+
+
+def test_what_chat_is_told_of_models_and_pictures_reaches_them(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from ui.cli import app
+
+    given, created = [], []
+
+    def load(*arguments):
+        given.append(arguments)
+        raise ModelError("enough")
+
+    def serve(application, listener):
+        created.extend((application.desk.shelf.limits, application.training.device))
+        application.desk.hub._slots["start"].settled.wait(PATIENCE)
+        application.close()
+
+    monkeypatch.setattr("vqa_app.checkpoints.loader.load_model", load)
+    monkeypatch.setattr("ui.cli.stay_offline", lambda: given.append("offline"))
+    monkeypatch.setattr("vqa_app.serving.listener.serve", serve)
+    monkeypatch.setattr("ui.app.leave", lambda: None)
+    words = "-m a/b --adapter c/d --quantize 4bit --device cpu --dtype float32 --revision e"
+    words += f" --offline --max-file-mb 40 --max-megapixels 60 --data-dir {tmp_path}"
+    arguments = [*words.split(), "--no-browser", "--port", "0"]
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    assert given == ["offline", ("a/b", "c/d", "cpu", "float32", "4bit", "e")]
+    assert created == [ImageLimits(40 * 2**20, 60_000_000), "cpu"]
+
+
+def test_the_end_waits_once_for_all_that_takes_long():
+    given: list[float] = []
+
+    def slow(patience):
+        given.append(patience)
+        time.sleep(patience)
+
+    ends = SimpleNamespace(close=slow)
+    desk = SimpleNamespace(stop_all=slow, hub=ends, store=SimpleNamespace(close=list))
+    Application(None, desk, None, ends).close(patience=0.2)
+    assert len(given) == 3 and sum(given) < 0.21
+    patience = inspect.signature(Application.close).parameters["patience"].default
+    assert GRACE + patience < 2, "seconds from Ctrl-C to the end"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--auth", "ann"], "needs a user and a password"),
+        (["--auth", "ann:a", "--auth", "bob:b", "--auth", "ann:c"], "names ann twice"),
+        (["--host", "no.such.host"], "listen on"),
+        (["--root-path", "a b?c"], "no path"),
+        (["--root-path", "/vqa; Secure"], "no path"),
+    ],
+)
+def test_wrong_options_of_chat_are_named(options, words):
+    import typer
+
+    from ui.cli import app
+
+    with pytest.raises(UsageError, match=words):
+        typer.main.get_command(app).main(["--no-browser", *options], standalone_mode=False)

@@ -1,0 +1,117 @@
+"""The list of models."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from vqa_app.checkpoints import catalogue as module
+from vqa_app.checkpoints.adapters import PROJECTOR_FILE
+from vqa_app.checkpoints.catalogue import CATALOGUE, catalogue, local_runs
+from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
+
+WANTED = "HuggingFaceTB/SmolVLM-256M-Instruct"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def put_into(cache: Path, name: str, *files: str) -> None:
+    repository = cache / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / ("1" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("1" * 40)
+    for file in files:
+        (snapshot / file).write_text("{}")
+
+
+def test_hub_models_come_by_size_with_what_one_needs_to_choose(cache: Path) -> None:
+    entries = [entry for entry in catalogue() if entry.kind == "hub"]
+    assert [entry.parameters for entry in entries] == sorted(entry.parameters for entry in entries)
+    assert len({entry.name for entry in entries}) == len(entries) >= 8
+    for entry in entries:
+        assert entry.licence and entry.note
+        assert entry.memory_4bit < entry.download < entry.memory
+        assert not entry.cached
+
+
+def test_a_model_in_the_cache_is_marked(cache: Path) -> None:
+    put_into(cache, WANTED, "config.json", "model.safetensors")
+    marked = {entry.name for entry in catalogue() if entry.kind == "hub" and entry.cached}
+    assert marked == {WANTED}
+
+
+def test_a_model_without_its_weights_in_the_cache_is_not(cache: Path) -> None:
+    put_into(cache, WANTED, "config.json")
+    assert not module.is_cached(WANTED)
+
+
+def test_a_model_with_a_broken_index_is_not_here_and_leaves_the_list_whole(cache: Path) -> None:
+    put_into(cache, WANTED, "config.json", "model.safetensors.index.json")
+    assert [entry.cached for entry in catalogue() if entry.name == WANTED] == [False]
+
+
+def test_the_builtin_model_comes_first_where_there_is_one(
+    cache: Path, tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vqa_app.checkpoints.source import Source
+
+    monkeypatch.setattr(module.sources, "find", lambda name: Source(name, tiny_llava_dir))
+    first = catalogue()[0]
+    assert (first.name, first.kind, first.cached) == ("builtin", "builtin", True)
+    assert first.download == (tiny_llava_dir / "model.safetensors").stat().st_size
+    assert 10_000 < first.parameters < 1_000_000
+
+
+def test_runs_are_found_and_half_written_ones_passed_over(
+    tiny_llava_dir: Path, tmp_path: Path
+) -> None:
+    manifest = Manifest("full", Base("builtin", "f"), "p")
+    whole = Path(shutil.copytree(tiny_llava_dir, tmp_path / "whole"))
+    write_manifest(whole, manifest)
+    (tmp_path / "empty").mkdir()
+    write_manifest(tmp_path / "empty", manifest)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text("{")
+    (tmp_path / "other").mkdir()
+    (run,) = local_runs(tmp_path)
+    assert (run.name, run.kind) == (str(whole), "run")
+    assert "full on builtin" in run.note
+    assert local_runs(tmp_path / "nowhere") == []
+
+
+def test_an_adapters_memory_counts_its_base(
+    cache: Path, tiny_llava_dir: Path, tmp_path: Path
+) -> None:
+    for name, base in (("here", str(tiny_llava_dir)), ("lost", "nobody/knows-this")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        write_manifest(tmp_path / "runs" / name, Manifest("projector", Base(base, "f"), "p"))
+        save_file({"w": np.ones(10)}, tmp_path / "runs" / name / PROJECTOR_FILE)
+    lost, here = sorted(local_runs(tmp_path / "runs"), key=lambda entry: entry.parameters)
+    assert here.parameters > 10_000 and here.cached
+    assert here.download < 1000, "its own files only"
+    assert lost.memory == 0 and not lost.cached
+
+
+def test_the_list_needs_no_torch() -> None:
+    code = (
+        "import sys, vqa_app.checkpoints.catalogue as c\n"
+        "c.catalogue(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_hub_id_has_an_owner() -> None:
+    assert all(entry.name.count("/") == 1 for entry in CATALOGUE)

@@ -1,0 +1,112 @@
+"""4-bit and 8-bit loading, on bitsandbytes' CPU kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import tiny_llava
+from tests.vqa_app.checkpoints.test_loader import QUESTION, logits, make_lora
+from vqa_app.checkpoints.loader import load_config, load_model
+from vqa_app.checkpoints.source import Source
+from vqa_app.checkpoints.validation import skeleton
+from vqa_app.errors import ModelError
+from vqa_app.models.anatomy import anatomy
+from vqa_app.prompts.prompt import encode
+
+pytest.importorskip("bitsandbytes")
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    """Wide enough for bitsandbytes' blocks of 64 weights."""
+    directory = tmp_path_factory.mktemp("wide") / "llava"
+    return tiny_llava(directory, hidden_size=64, intermediate_size=128, head_dim=32)
+
+
+def quantised(model: object) -> list[str]:
+    return [
+        name
+        for name, module in model.named_modules()  # type: ignore[attr-defined]
+        if type(module).__module__.startswith("bitsandbytes")
+    ]
+
+
+@pytest.mark.parametrize(("bits", "nearness"), [("4bit", 0.75), ("8bit", 0.98)])
+def test_a_quantised_model_answers_much_like_the_whole_one(
+    wide: Path, bits: str, nearness: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    loaded = load_model(str(wide), quantize=bits)
+    assert capfd.readouterr() == ("", "")
+    assert loaded.quantization == bits
+    inputs = encode(loaded.processor, QUESTION, answer_next=True).inputs
+    assert loaded.model.generate(**inputs, max_new_tokens=3).shape[1] > inputs["input_ids"].shape[1]
+    whole = logits(load_model(str(wide)))
+    near = torch.nn.functional.cosine_similarity(logits(loaded), whole, dim=-1)
+    assert near.mean() > nearness  # random weights magnify what rounding changes
+
+
+@pytest.mark.parametrize(
+    "name", ["llava-siglip", "idefics3", "qwen2-vl", "gemma3", "internvl", "mllama", "blip-2"]
+)
+def test_encoder_projector_and_head_are_never_quantised(
+    name: str, tiny_checkpoint: Callable[[str], Path]
+) -> None:
+    loaded = load_model(str(tiny_checkpoint(name)), quantize="4bit")
+    parts = anatomy(loaded.model)
+    names = quantised(loaded.model)
+    assert names and all(layer.startswith(f"{parts.language_model}.") for layer in names)
+    assert not any(layer == parts.head for layer in names)
+
+
+def test_an_adapter_stays_apart_on_a_quantised_base(wide: Path, tmp_path: Path) -> None:
+    import torch
+
+    adapter = make_lora(wide, tmp_path / "lora")
+    base = load_model(str(wide), quantize="4bit")
+    loaded = load_model(str(wide), adapter=str(adapter), quantize="4bit")
+    assert type(loaded.model) is type(base.model)
+    assert quantised(loaded.model)
+    whole = logits(load_model(str(wide), adapter=str(adapter)))
+    near = torch.nn.functional.cosine_similarity(logits(loaded), whole, dim=-1)
+    assert near.mean() > 0.75
+    assert not torch.allclose(logits(loaded), logits(base), atol=1e-2)
+
+
+def test_a_head_that_is_no_module_leaves_the_rest_to_be_quantised(
+    wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty name among those that are kept would keep every layer."""
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            LlavaForConditionalGeneration, "get_output_embeddings", lambda _: torch.nn.Identity()
+        )
+        config = load_config(Source("wide", wide))
+        parts = anatomy(skeleton("wide", config))
+    assert parts.head == ""
+    assert parts.never_quantised == [parts.encoder, *parts.projector]
+
+
+def test_a_model_of_which_nothing_was_quantised_is_refused(
+    wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqa_app.models.anatomy.Anatomy.never_quantised", ["model", "lm_head"])
+    with pytest.raises(ModelError, match="Nothing of .* was quantised"):
+        load_model(str(wide), quantize="4bit")
+
+
+def test_bitsandbytes_that_is_not_installed_is_asked_for(
+    tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ModelError, match="pip install bitsandbytes"):
+        load_model(str(tiny_llava_dir), quantize="4bit")

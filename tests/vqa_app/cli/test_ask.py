@@ -1,0 +1,78 @@
+"""`vqa-app ask` with a real, tiny, random model behind it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from tests import tiny
+from vqa_app.cli.main import app
+
+Ask = Callable[..., Result]
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    path = tmp_path / "noise.png"
+    tiny.picture(0, (96, 64)).image.save(path)
+    return str(path)
+
+
+@pytest.fixture
+def ask(tiny_llava_dir: Path) -> Ask:
+    runner = CliRunner()
+    common = ("ask", "--model", str(tiny_llava_dir), "--temperature", "0", "--max-new-tokens", "8")
+    return lambda *words: runner.invoke(app, [*common, *words])
+
+
+def test_the_streamed_answer_is_the_answer(ask: Ask, picture: str) -> None:
+    streamed = ask(picture, "What is it?")
+    assert streamed.exit_code == 0, streamed.stderr
+    row = json.loads(ask("--json", picture, "What is it?").stdout)
+    assert streamed.stdout == row["answer"] + "\n"
+    assert row["new_tokens"] == 8
+    assert row["image_tokens"] > 0
+    assert 0.0 < row["confidence"] < 1.0
+
+
+def test_two_pictures(ask: Ask, picture: str) -> None:
+    one = json.loads(ask("--json", picture, "What is it?").stdout)
+    two = json.loads(ask("--json", picture, picture, "What is it?").stdout)
+    assert two["image_tokens"] == 2 * one["image_tokens"]
+
+
+def test_choices_have_probabilities(ask: Ask, picture: str) -> None:
+    result = ask("--json", "--choices", "red,blue,green", picture, "Which?")
+    chances = json.loads(result.stdout)["choices"]
+    assert set(chances) == {"red", "blue", "green"}
+    assert sum(chances.values()) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_an_overlay_of_a_real_attention_map(ask: Ask, picture: str, tmp_path: Path) -> None:
+    target = tmp_path / "map.png"
+    result = ask("--explain", str(target), picture, "What is it?")
+    assert result.exit_code == 0, result.stderr
+    with Image.open(target) as drawn:
+        assert drawn.size == (512, 341)
+
+
+def test_each_gives_what_asking_one_by_one_gives(ask: Ask, picture: str, tmp_path: Path) -> None:
+    Image.new("RGB", (30, 90), (10, 200, 10)).save(tmp_path / "plain.png")
+    result = ask("--each", str(tmp_path / "*.png"), "What is it?")
+    rows = {Path(r["picture"]).name: r for r in map(json.loads, result.stdout.splitlines())}
+    assert set(rows) == {"noise.png", "plain.png"}
+    for name, row in rows.items():
+        alone = json.loads(ask("--json", str(tmp_path / name), "What is it?").stdout)
+        assert row["answer"] == alone["answer"]
+
+
+def test_a_model_that_is_not_there(picture: str) -> None:
+    result = CliRunner().invoke(app, ["ask", "--model", "no/such-model", picture, "What?"])
+    assert result.exit_code == 4
+    assert "no/such-model" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 2

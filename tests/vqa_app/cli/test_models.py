@@ -1,0 +1,69 @@
+"""`vqa-app models` and `vqa-app compose`: what they show, and how they fail."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from vqa_app.checkpoints import compose as module
+from vqa_app.checkpoints.catalogue import CATALOGUE
+from vqa_app.cli.main import app
+from vqa_app.cli.models import table_of
+
+
+def test_models_lists_the_catalogue_a_line_each() -> None:
+    result = CliRunner().invoke(app, ["models"])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    for entry in CATALOGUE:
+        (line,) = [line for line in lines if line.startswith(f"{entry.name} ")]
+        assert entry.size in line
+        assert entry.licence in line
+
+
+@pytest.mark.parametrize("width", [40, 80, 109, 110, 150])
+def test_hub_ids_are_whole_however_narrow_the_terminal(width: int) -> None:
+    console = Console(file=StringIO(), force_terminal=True, width=width, color_system=None)
+    lines = table_of(list(CATALOGUE), console).splitlines()
+    for entry in CATALOGUE:
+        (line,) = [line for line in lines if line.startswith(f"{entry.name} ")]
+        assert entry.size in line
+        assert len(line) <= max(width, 80)
+    assert ("Apache 2.0" in "\n".join(lines)) == (width >= 110)
+
+
+def test_models_as_json_says_what_is_here(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["models", "--json", "--runs", str(tmp_path)])
+    rows = {row["name"]: row for row in json.loads(result.stdout)}
+    assert set(rows) >= {entry.name for entry in CATALOGUE}
+    assert all(isinstance(row["cached"], bool) and row["memory"] > 0 for row in rows.values())
+
+
+def test_compose_hands_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = []
+
+    def compose(encoder: str, llm: str, out: Path, **options: object) -> Path:
+        calls.append((encoder, llm, out, options))
+        return out
+
+    monkeypatch.setattr(module, "compose", compose)
+    words = ["compose", "--encoder", "a/b", "--llm", "c/d", "--out", str(tmp_path / "new")]
+    result = CliRunner().invoke(app, [*words, "--dtype", "float32", "--seed", "3", "--offline"])
+    assert result.exit_code == 0, result.output
+    options = {"dtype": "float32", "seed": 3, "offline": True}
+    assert calls == [("a/b", "c/d", tmp_path / "new", options)]
+    assert f"finetune --model {tmp_path / 'new'} --stage projector" in result.stdout
+
+
+def test_compose_from_parts_that_are_nowhere(tmp_path: Path) -> None:
+    words = ["compose", "--encoder", "no/such-encoder", "--llm", "no/such-llm"]
+    result = CliRunner().invoke(app, [*words, "--offline", "--out", str(tmp_path / "new")])
+    assert result.exit_code == 4
+    assert "no/such-encoder" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 2
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,182 @@
+"""Every architecture that is claimed to work: asked, asked again, asked about several pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.architectures import ARCHITECTURES
+from tests.tiny import picture
+from vqa_app.checkpoints.loader import LoadedModel, load_model
+from vqa_app.checkpoints.processor import FALLBACK_TEMPLATES
+from vqa_app.errors import ModelError
+from vqa_app.prompts.chat_template import chat_template
+from vqa_app.prompts.conversation import Conversation, Message
+from vqa_app.prompts.prompt import encode, end_token_ids
+
+QUESTION = "What is in the picture?"
+WITHOUT_TEMPLATE = {"paligemma", "blip-2", "kosmos-2"}
+"""Their hub repositories hold none; ours is used."""
+
+DIALOGUE = Conversation.ask(QUESTION, [picture(0)]).then(
+    Message.assistant("A red circle."),
+    Message.user("And there?", [picture(1, (60, 30)), picture(2, (20, 50))]),
+)
+
+
+@lru_cache
+def _load(directory: Path) -> LoadedModel:
+    return load_model(str(directory))
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def loaded(request: pytest.FixtureRequest, tiny_checkpoint: Callable[[str], Path]) -> LoadedModel:
+    return _load(tiny_checkpoint(request.param))
+
+
+def first_logits(loaded: LoadedModel, conversation: Conversation) -> Any:
+    import torch
+
+    prompt = encode(loaded.processor, conversation, answer_next=True)
+    with torch.inference_mode():
+        return loaded.model(**prompt.inputs).logits[0, -1]
+
+
+def test_a_picture_is_answered_about(loaded: LoadedModel) -> None:
+    import torch
+
+    prompt = encode(loaded.processor, Conversation.ask(QUESTION, [picture(0)]), answer_next=True)
+    written = loaded.model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False)
+    assert written.shape[1] - len(prompt) in range(1, 5)
+    assert torch.equal(written[:, : len(prompt)], prompt.inputs["input_ids"])
+
+
+def test_several_turns_with_several_pictures_are_answered(loaded: LoadedModel) -> None:
+    prompt = encode(loaded.processor, DIALOGUE, answer_next=True)
+    assert len(prompt.image_spans) == len(prompt.pictures) == 3
+    starts = [start for start, _ in prompt.image_spans]
+    assert starts == sorted(starts)
+    written = loaded.model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False)
+    assert written.shape[1] > len(prompt)
+
+
+def test_text_alone_is_answered_or_refused(loaded: LoadedModel) -> None:
+    import torch
+
+    if loaded.model.config.model_type in ("blip-2", "kosmos-2"):
+        with pytest.raises(ModelError, match="pictures only"):
+            first_logits(loaded, Conversation.ask(QUESTION))
+    else:
+        assert torch.isfinite(first_logits(loaded, Conversation.ask(QUESTION))).all()
+
+
+def test_each_picture_makes_a_difference(loaded: LoadedModel) -> None:
+    import torch
+
+    def asked(*seeds: int) -> Any:
+        pictures = [picture(seed) for seed in seeds]
+        return first_logits(loaded, Conversation.ask(QUESTION, pictures))
+
+    both = asked(1, 2)
+    assert not torch.allclose(both, asked(3, 2), atol=1e-5)
+    assert not torch.allclose(both, asked(1, 3), atol=1e-5)
+
+
+def test_supervised_tokens_are_the_answer_and_its_end(loaded: LoadedModel) -> None:
+    prompt = encode(loaded.processor, Conversation(DIALOGUE.messages[:2]), answer_next=False)
+    ids = prompt.inputs["input_ids"][0][prompt.answer_mask].tolist()
+    assert loaded.processor.tokenizer.decode(ids[:-1]).strip() == "A red circle."
+    assert ids[-1] in end_token_ids(loaded.model, loaded.processor)
+
+
+def test_a_finished_conversation_continues_the_prompt(loaded: LoadedModel) -> None:
+    asked = encode(loaded.processor, Conversation(DIALOGUE.messages[:1]), answer_next=True)
+    answered = encode(loaded.processor, Conversation(DIALOGUE.messages[:2]), answer_next=False)
+    ids = answered.inputs["input_ids"][0].tolist()
+    assert ids[: len(asked)] == asked.inputs["input_ids"][0].tolist()
+    assert answered.answer_mask.tolist().index(True) == len(asked)
+
+
+def test_warming_begins_the_prompt_of_any_question(loaded: LoadedModel) -> None:
+    opened = Conversation((*DIALOGUE.messages[:2], Message.user("", [picture(1)])))
+    begun = encode(loaded.processor, opened, answer_next=True, open_question=True)
+    asked = Conversation((*DIALOGUE.messages[:2], Message.user("Why so?", [picture(1)])))
+    whole = encode(loaded.processor, asked, answer_next=True).inputs["input_ids"][0].tolist()
+    assert whole[: len(begun)] == begun.inputs["input_ids"][0].tolist()
+    assert len(begun.pictures) == len(begun.image_spans) > 0
+
+
+def test_no_text_is_read_as_a_control_token(loaded: LoadedModel) -> None:
+    words = loaded.processor.tokenizer
+    special = {token.content for token in words.added_tokens_decoder.values() if token.special}
+    hostile = " and ".join(sorted(special))
+
+    def controls(text: str) -> list[int]:
+        asked = Conversation.ask(text, [picture(0)]).then(
+            Message.assistant(text), Message.user(text)
+        )
+        ids = encode(loaded.processor, asked, answer_next=True).inputs["input_ids"][0].tolist()
+        known = set(words.convert_tokens_to_ids(sorted(special)))
+        return [token for token in ids if token in known]
+
+    assert controls(hostile) == controls("harmless")
+
+
+def _plain_inputs(loaded: LoadedModel, name: str) -> Any:
+    """What the architecture's own processor makes of one question about two pictures."""
+    processor = loaded.processor
+    images = [picture(0).image, picture(1).image]
+    if name not in WITHOUT_TEMPLATE:
+        parts = [{"type": "image", "image": image} for image in images]
+        message = {"role": "user", "content": [*parts, {"type": "text", "text": QUESTION}]}
+        return processor.apply_chat_template(
+            [message],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+    text = {
+        "paligemma": f"<image><image>{QUESTION}",
+        "blip-2": f"Question: {QUESTION} Answer:",
+        "kosmos-2": f"Question: {QUESTION} Answer:",
+    }[name]
+    if name == "paligemma":
+        return processor(text=[text], images=[images], return_tensors="pt")
+    return processor(text=text, images=images[0], return_tensors="pt")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_inputs_equal_those_of_the_models_own_processor(
+    name: str, tiny_checkpoint: Callable[[str], Path]
+) -> None:
+    import torch
+
+    loaded = _load(tiny_checkpoint(name))
+    pictures = [picture(0)] if name in ("blip-2", "kosmos-2") else [picture(0), picture(1)]
+    ours = encode(loaded.processor, Conversation.ask(QUESTION, pictures), answer_next=True).inputs
+    plain = _plain_inputs(loaded, name)
+    plain.pop("labels", None)
+    assert ours.keys() == plain.keys()
+    for key, value in plain.items():
+        assert torch.equal(ours[key], torch.as_tensor(value)), key
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_TEMPLATE))
+def test_our_template_is_used_only_where_there_is_none(
+    name: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    import shutil
+
+    directory = tiny_checkpoint(name)
+    kind = _load(directory).model.config.model_type
+    assert chat_template(_load(directory).processor) == FALLBACK_TEMPLATES[kind]
+    own = tmp_path / "own"
+    shutil.copytree(directory, own)
+    template = FALLBACK_TEMPLATES[kind].replace("Question", "Query") + "{# own #}"
+    (own / "chat_template.jinja").write_text(template)
+    assert chat_template(load_model(str(own)).processor) == template

@@ -1,0 +1,186 @@
+"""Greedy answers do not depend on what is cached, how a prompt was read or which decoder wrote
+them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.architectures import ARCHITECTURES
+from tests.tiny import picture, tiny_llava
+from vqa_app.checkpoints.loader import LoadedModel, load_model
+from vqa_app.engine.local import LocalEngine
+from vqa_app.engine.protocol import Answer, GenerationOptions
+from vqa_app.errors import DataError, ModelError
+from vqa_app.prompts.conversation import Conversation, Message
+from vqa_app.prompts.prompt import encode, end_token_ids
+
+OPTIONS = GenerationOptions(max_new_tokens=6, temperature=0.0)
+QUESTIONS = ("What is it?", "How many stars are there?", "And the colour?", "Is there a dog?")
+LLMS = ("qwen2", "qwen3", "mistral", "gemma", "phi3")
+LEAN_LLMS = ("llama", "qwen2", "qwen3", "mistral")
+WHOLE_PROMPTS = {"paligemma", "mllama", "blip-2", "kosmos-2"}
+"""Architectures whose prompts cannot be reused in part."""
+
+
+@pytest.fixture(scope="module", params=[*ARCHITECTURES, *LLMS])
+def loaded(
+    request: pytest.FixtureRequest,
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> LoadedModel:
+    if request.param in ARCHITECTURES:
+        return load_model(str(tiny_checkpoint(request.param)))
+    changes = {"num_key_value_heads": 2} if request.param == "phi3" else {}
+    directory = tiny_llava(tmp_path_factory.mktemp("llm"), llm=request.param, **changes)
+    return load_model(str(directory))
+
+
+@pytest.fixture
+def engines(loaded: LoadedModel) -> Iterator[tuple[LocalEngine, LocalEngine]]:
+    """One with everything on, one with everything off."""
+    fast = LocalEngine(loaded)
+    slow = LocalEngine(loaded, cache_bytes=0, feature_bytes=0, fast_decoding=False)
+    yield fast, slow
+    fast.close()
+    slow.close()
+
+
+def ask(
+    engine: LocalEngine, conversation: Conversation, options: GenerationOptions = OPTIONS
+) -> Answer:
+    *_, answer = engine.stream(conversation, options)
+    assert isinstance(answer, Answer)
+    return answer
+
+
+def histories(seed: int, steps: int) -> Iterator[Callable[[str], Conversation]]:
+    """A person's random way: follow-ups, regenerations, edits, branches, new conversations, more
+    pictures.
+
+    Yields functions that take the latest answer and give the conversation to be answered next.
+    """
+    chance = random.Random(seed)
+    past: list[Conversation] = []
+
+    def question() -> Message:
+        count = chance.choice((0, 0, 1, 2)) if past else 1
+        return Message.user(
+            chance.choice(QUESTIONS), [picture(chance.randrange(4)) for _ in range(count)]
+        )
+
+    def step(answer: str) -> Conversation:
+        move = chance.choice(("follow", "follow", "regenerate", "edit", "branch", "new"))
+        if not past or move == "new":
+            conversation = Conversation((question(),))
+        elif move == "regenerate":
+            conversation = past[-1]
+        elif move == "edit":
+            conversation = Conversation((*past[-1].messages[:-1], question()))
+        else:
+            base = past[-1] if move == "follow" else chance.choice(past)
+            said = answer if move == "follow" else "Something else."
+            conversation = base.then(Message.assistant(said), question())
+        if len(conversation.messages) > 7:
+            conversation = Conversation((question(),))
+        past.append(conversation)
+        return conversation
+
+    for _ in range(steps):
+        yield step
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_caches_never_change_a_greedy_answer(
+    engines: tuple[LocalEngine, LocalEngine], seed: int
+) -> None:
+    fast, slow = engines
+    said, cached, asked = "", 0, 0
+    for step in histories(seed, 8):
+        conversation = step(said)
+        try:
+            expected = ask(slow, conversation)
+        except (ModelError, DataError):  # this model takes one picture, or one question
+            continue
+        answer = ask(fast, conversation)
+        assert (answer.text, answer.new_tokens) == (expected.text, expected.new_tokens)
+        assert answer.confidence == pytest.approx(expected.confidence, rel=1e-3)
+        assert expected.cached_tokens == 0
+        said, cached, asked = answer.text, cached + answer.cached_tokens, asked + 1
+    assert asked > 1
+    assert bool(cached) == fast._runtime.reuses_prefixes
+
+
+def test_answers_are_those_of_generate(
+    engines: tuple[LocalEngine, LocalEngine], loaded: LoadedModel
+) -> None:
+    conversation = Conversation.ask("What is in the picture?", [picture(0)])
+    prompt = encode(loaded.processor, conversation, answer_next=True)
+    with torch.inference_mode():
+        ids = loaded.model.generate(**prompt.inputs, max_new_tokens=6, do_sample=False)
+    new = ids[0, len(prompt) :].tolist()
+    ends = end_token_ids(loaded.model, loaded.processor)
+    new = new[: next((i for i, token in enumerate(new) if token in ends), len(new))]
+    text = loaded.processor.tokenizer.decode(new, skip_special_tokens=True)
+    for engine in engines:
+        answer = ask(engine, conversation)
+        assert answer.new_tokens == len(new)
+        assert answer.text == text.lstrip().rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+def test_warming_never_changes_a_greedy_answer(
+    engines: tuple[LocalEngine, LocalEngine],
+) -> None:
+    fast, slow = engines
+    fast.warm(Conversation((Message.user("", [picture(3)]),)))
+    conversation = Conversation.ask("What is it?", [picture(3)])
+    answer = ask(fast, conversation)
+    assert answer.text == ask(slow, conversation).text
+    if fast._runtime.reuses_prefixes:
+        assert answer.cached_tokens >= answer.image_tokens
+
+
+def test_scores_do_not_depend_on_caches(engines: tuple[LocalEngine, LocalEngine]) -> None:
+    fast, slow = engines
+    conversation = Conversation.ask("Which colour?", [picture(2)])
+    ask(fast, conversation)
+    choices = ["red", "dark blue", "no"]
+    assert fast.score(conversation, choices) == pytest.approx(
+        slow.score(conversation, choices), rel=1e-3
+    )
+    assert fast.image_gain(conversation, "red") == pytest.approx(
+        slow.image_gain(conversation, "red"), rel=1e-2, abs=1e-4
+    )
+
+
+def test_reuse_is_claimed_exactly_where_it_works(
+    engines: tuple[LocalEngine, LocalEngine], request: pytest.FixtureRequest
+) -> None:
+    name = request.node.callspec.params["loaded"]
+    assert engines[0]._runtime.reuses_prefixes == (name not in WHOLE_PROMPTS)
+    lean = engines[0]._runtime._lean is not None
+    assert lean == (
+        name in LEAN_LLMS or name in ARCHITECTURES and name not in WHOLE_PROMPTS | {"gemma3"}
+    )
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl", "gemma3"])
+def test_models_without_a_lean_decoder_reuse_prefixes_too(
+    name: str, tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqa_app.engine.cpu_decoder.LAYERS", frozenset())
+    loaded = load_model(str(tiny_checkpoint(name)))
+    fast = LocalEngine(loaded)
+    slow = LocalEngine(loaded, cache_bytes=0, feature_bytes=0, fast_decoding=False)
+    said = ""
+    for step in histories(2, 5):
+        conversation = step(said)
+        answer, expected = ask(fast, conversation), ask(slow, conversation)
+        assert answer.text == expected.text
+        said = answer.text
+    fast.close()
+    slow.close()

@@ -1,0 +1,429 @@
+"""The engine's behaviour: streaming, cancelling, waiting, errors, limits; with a model and without
+one."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.fake_engine import FakeEngine
+from tests.tiny import picture, tiny_llava
+from tests.waiting import PATIENCE, until
+from vqa_app.checkpoints.loader import load_model
+from vqa_app.engine.local import LocalEngine
+from vqa_app.engine.protocol import Answer, Delta, Engine, GenerationOptions, Status
+from vqa_app.errors import ContextOverflowError, ModelError, UsageError
+from vqa_app.prompts.conversation import Conversation, Message
+
+GREEDY = GenerationOptions(max_new_tokens=12, temperature=0.0)
+QUESTION = Conversation.ask("What is in the picture?", [picture(0)])
+
+
+@pytest.fixture
+def local(tiny_llava_dir: Path) -> Iterator[LocalEngine]:
+    engine = LocalEngine(load_model(str(tiny_llava_dir)))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(params=["local", "fake"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """What holds for the protocol holds for both."""
+    if request.param == "local":
+        yield request.getfixturevalue("local")
+    else:
+        fake = FakeEngine()
+        yield fake
+        fake.close()
+
+
+def last(engine: Engine, conversation: Conversation, options: Any = GREEDY) -> Answer:
+    *_, answer = engine.stream(conversation, options)
+    assert isinstance(answer, Answer)
+    return answer
+
+
+def test_a_stream_is_looking_then_answering_then_text_then_the_answer(engine: Engine) -> None:
+    looking, answering, *deltas, answer = engine.stream(QUESTION, GREEDY)
+    assert (looking, answering) == (Status("looking"), Status("answering"))
+    assert deltas and all(isinstance(delta, Delta) and delta.text for delta in deltas)
+    assert isinstance(answer, Answer)
+    assert answer.text == "".join(delta.text for delta in deltas)
+    assert 0 < answer.confidence <= 1
+    assert answer.prompt_tokens == engine.count_tokens(QUESTION).prompt
+    assert answer.image_tokens == engine.count_tokens(QUESTION).image == 16
+
+
+def test_cancelling_ends_with_what_came() -> None:
+    cancel = threading.Event()
+    engine = FakeEngine("one two three", hold_after=1)
+    shown = ""
+    for event in engine.stream(QUESTION, GREEDY, cancel):
+        if isinstance(event, Delta):
+            cancel.set()
+            shown += event.text
+    assert isinstance(event, Answer)
+    assert (event.finish_reason, event.new_tokens) == ("cancelled", 1)
+    assert event.text == shown
+    engine.close()
+
+
+def test_a_cancelled_local_answer_writes_no_further_token(
+    local: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel, steps = threading.Event(), []
+    runtime = local._runtime
+    token = runtime.token
+
+    def third_cancels(*arguments: Any) -> torch.Tensor:
+        steps.append(arguments[0])
+        if len(steps) == 3:
+            cancel.set()
+        return token(*arguments)
+
+    monkeypatch.setattr(runtime, "token", third_cancels)
+    *_, answer = local.stream(QUESTION, GREEDY, cancel)
+    assert len(steps) == 3
+    assert answer.finish_reason == "cancelled"
+    assert answer.new_tokens == 3
+
+
+def test_questions_are_served_in_order_and_told_their_place() -> None:
+    engine = FakeEngine(hold_after=0)
+    first = engine.stream(Conversation.ask("first"))
+    assert next(first) == Status("looking")
+    places: dict[str, list[Status]] = {"second": [], "third": []}
+    threads = []
+    for name in places:
+        told = threading.Event()
+
+        def listen(name: str = name, told: threading.Event = told) -> None:
+            for event in engine.stream(Conversation.ask(name)):
+                if isinstance(event, Status):
+                    places[name].append(event)
+                    told.set()
+
+        threads.append(threading.Thread(target=listen))
+        threads[-1].start()
+        assert told.wait(PATIENCE)
+    engine.release()
+    list(first)
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert places["second"][0] == Status("waiting", 1)
+    assert places["third"][:2] == [Status("waiting", 2), Status("waiting", 1)]
+    assert [c.messages[-1].text for c, _ in engine.asked] == ["first", "second", "third"]
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", ["local", "fake"])
+def test_a_question_in_line_can_be_cancelled(kind: str, request: pytest.FixtureRequest) -> None:
+    gate = threading.Event()
+    engine: Any = FakeEngine() if kind == "fake" else request.getfixturevalue("local")
+
+    def hold(cancelled: Any) -> Iterator[bool]:
+        begun.set()
+        yield gate.wait(PATIENCE)
+
+    begun = threading.Event()
+    running = threading.Thread(target=lambda: list(engine._worker.stream(hold)))
+    running.start()
+    assert begun.wait(PATIENCE)
+    cancel = threading.Event()
+    events = engine.stream(QUESTION, GREEDY, cancel)
+    assert next(events) == Status("waiting", 1)
+    cancel.set()
+    (answer,) = events
+    assert answer.finish_reason == "cancelled"
+    assert answer.new_tokens == 0
+    gate.set()
+    running.join(PATIENCE)
+    engine.close()
+
+
+def test_a_consumer_that_goes_away_frees_the_engine() -> None:
+    engine = FakeEngine(hold_after=1)
+    events = engine.stream(QUESTION)
+    while not isinstance(next(events), Delta):
+        pass
+    del events
+    gc.collect()
+    engine.release()
+    assert last(engine, QUESTION, None).finish_reason == "stop"
+    engine.close()
+
+
+def test_an_error_reaches_the_consumer_and_the_engine_stays_usable(
+    local: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = last(local, QUESTION)
+    with monkeypatch.context() as patch:
+        patch.setattr(local._runtime, "token", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            last(local, QUESTION)
+    assert last(local, QUESTION).text == expected.text
+
+
+def test_an_error_halfway_through_a_layer_leaves_no_broken_cache(
+    local: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = last(local, QUESTION)
+    follow_up = QUESTION.then(Message.assistant(expected.text), Message.user("Why?"))
+    right = last(local, follow_up)
+    layer = local._runtime.model.get_decoder().layers[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(layer, "forward", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            last(local, follow_up.then(Message.assistant("So."), Message.user("Where?")))
+    assert last(local, follow_up).text == right.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+)
+def test_a_full_memory_is_told_as_such(
+    local: LocalEngine, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local._runtime, "token", full)
+        with pytest.raises(ModelError, match="not enough memory") as caught:
+            last(local, QUESTION)
+    assert "--quantize 4bit" in caught.value.hint
+    assert last(local, QUESTION).new_tokens
+
+
+def test_a_seed_makes_samples_reproducible(local: LocalEngine) -> None:
+    options = GenerationOptions(max_new_tokens=10, temperature=1.0, seed=5)
+    texts = [last(local, QUESTION, options).text for _ in range(2)]
+    assert texts[0] == texts[1]
+    assert last(local, QUESTION, replace(options, seed=6)).text != texts[0]
+
+
+def test_an_answer_ends_before_a_stop_string(local: LocalEngine) -> None:
+    whole = last(local, QUESTION).text
+    stop = whole[len(whole) // 2 :][:2]
+    answer = last(local, QUESTION, replace(GREEDY, stop=(stop,)))
+    assert answer.text == whole[: whole.find(stop)]
+    assert answer.finish_reason == "stop"
+
+
+def test_the_token_limit_is_said_to_be_the_reason(local: LocalEngine) -> None:
+    answer = last(local, QUESTION, replace(GREEDY, max_new_tokens=2))
+    assert (answer.new_tokens, answer.finish_reason) == (2, "length")
+
+
+def test_a_system_prompt_in_the_options_replaces_the_conversations(local: LocalEngine) -> None:
+    options = replace(GREEDY, system="Answer in verse.")
+    assert (
+        last(local, QUESTION.with_system("Be brief."), options).prompt_tokens
+        == local.count_tokens(QUESTION.with_system("Answer in verse.")).prompt
+    )
+
+
+def test_an_answered_conversation_is_no_question(local: LocalEngine) -> None:
+    with pytest.raises(UsageError):
+        last(local, QUESTION.then(Message.assistant("A cat.")))
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Iterator[LocalEngine]:
+    """With room for 160 tokens."""
+    directory = tiny_llava(tmp_path_factory.mktemp("narrow"), max_position_embeddings=160)
+    engine = LocalEngine(load_model(str(directory)))
+    yield engine
+    engine.close()
+
+
+def test_the_oldest_whole_turns_make_room(narrow: LocalEngine) -> None:
+    system = Conversation((Message.system("Be brief."),))
+    turns = [
+        message
+        for number in range(4)
+        for message in (Message.user("What is it?", [picture(number)]), Message.assistant("A cat."))
+    ]
+    question = Message.user("And now?", [picture(9)])
+    answer = last(narrow, system.then(*turns, question))
+    assert answer.dropped_messages > 0
+    assert answer.dropped_messages % 2 == 0
+    kept = system.then(*turns[answer.dropped_messages :], question)
+    assert answer.prompt_tokens == narrow.count_tokens(kept).prompt <= 160
+    more = system.then(*turns[answer.dropped_messages - 2 :], question)
+    assert narrow.count_tokens(more).prompt > 160 - GREEDY.max_new_tokens
+
+
+def test_a_message_that_cannot_fit_is_refused_with_the_numbers(narrow: LocalEngine) -> None:
+    long = Conversation.ask("why " * 200, [picture(0)])
+    count = narrow.count_tokens(long)
+    with pytest.raises(ContextOverflowError, match=f"{count.prompt} tokens, 16 of them.*160"):
+        last(narrow, long)
+
+
+def test_an_answer_never_runs_past_the_context(narrow: LocalEngine) -> None:
+    text = "why " * 30
+    while narrow.count_tokens(Conversation.ask(text + "?")).prompt < 150:
+        text += "why "
+    answer = last(narrow, Conversation.ask(text + "?"), replace(GREEDY, max_new_tokens=100))
+    assert answer.prompt_tokens + answer.new_tokens <= 160
+
+
+@pytest.mark.parametrize("ask", ["score", "image_gain", "attention_map"])
+def test_what_is_made_of_given_answers_keeps_to_the_context(narrow: LocalEngine, ask: str) -> None:
+    """Oldest turns are left out first; what cannot fit then is refused as any question is."""
+    given: Any = ["yes", "no"] if ask == "score" else "yes"
+    question = (Message.user("And now?", [picture(9)]),)
+    turns = [
+        message
+        for number in range(6)
+        for message in (Message.user("What is it?", [picture(number)]), Message.assistant("A cat."))
+    ]
+    room = 160 - narrow.count_tokens(Conversation(question)).prompt
+    full = getattr(narrow, ask)(Conversation((*turns, *question)), given)
+    kept = next(
+        Conversation((*turns[start:], *question))
+        for start in range(0, 14, 2)
+        if narrow.count_tokens(
+            Conversation((*turns[start:], *question, Message.assistant("yes")))
+        ).prompt
+        <= 160
+    )
+    short = getattr(narrow, ask)(kept, given)
+    if ask == "attention_map":
+        left_out = 7 - len(kept.pictures)
+        assert left_out > 0 and len(full.maps) == 7
+        assert all(grid.sum() == 0 for grid in full.maps[:left_out])
+        for got, expected in zip(full.maps[left_out:], short.maps, strict=True):
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+    else:
+        assert full == pytest.approx(short, abs=1e-5)
+    for text, long in (("why " * 200, "yes yes"), ("Why?", "yes " * room)):
+        given = [long, "no"] if ask == "score" else long
+        with pytest.raises(ContextOverflowError, match="16 of them for pictures, the answer up to"):
+            getattr(narrow, ask)(Conversation.ask(text, [picture(0)]), given)
+
+
+def test_warming_makes_way_for_questions(
+    local: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoding, go_on, answered = threading.Event(), threading.Event(), threading.Event()
+    run_encoder, given_way = local._runtime.encoder.run, []
+
+    def held(inputs: Any) -> Any:
+        if encoding.is_set():  # the second picture
+            given_way.append(answered.wait(PATIENCE))
+        encoding.set()
+        assert go_on.wait(PATIENCE)
+        return run_encoder(inputs)
+
+    monkeypatch.setattr(local._runtime.encoder, "run", held)
+    two = Conversation((Message.user("", [picture(5), picture(6)]),))
+    warming = threading.Thread(target=lambda: local.warm(two))
+    warming.start()
+    assert encoding.wait(PATIENCE)
+    events = local.stream(Conversation.ask("Quick?"), GREEDY)
+    asking = threading.Thread(target=lambda: (list(events), answered.set()))
+    asking.start()
+    until(lambda: local._worker.in_demand)
+    go_on.set()
+    for thread in (warming, asking):
+        thread.join(PATIENCE)
+    assert given_way == [True]
+    assert last(local, Conversation.ask("Both?", two.pictures)).cached_tokens > 32
+
+
+def test_each_picture_is_encoded_once(local: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    run_encoder = local._runtime.encoder.run
+    monkeypatch.setattr(
+        local._runtime.encoder, "run", lambda inputs: calls.append(1) or run_encoder(inputs)
+    )
+    both = Conversation.ask("Compare them.", [picture(1), picture(2)])
+    last(local, both)
+    last(local, Conversation.ask("Other words.", [picture(2), picture(1)]))
+    last(local, both.with_system("Be brief."))
+    assert len(calls) == 2
+
+
+def test_a_second_question_computes_only_what_is_new(local: LocalEngine) -> None:
+    first = last(local, QUESTION)
+    follow_up = QUESTION.then(Message.assistant(first.text), Message.user("Why?"))
+    again = last(local, follow_up)
+    assert again.cached_tokens >= first.prompt_tokens
+    assert last(local, follow_up).cached_tokens == again.prompt_tokens - 1
+
+
+def test_branches_do_not_spoil_each_other(local: LocalEngine) -> None:
+    trunk = QUESTION.then(Message.assistant("A red circle is left of the blue square."))
+    left, right = trunk.then(Message.user("How big?")), trunk.then(Message.user("Which colour?"))
+    alone = [last(local, branch).text for branch in (left, right)]
+    for _ in range(2):
+        assert [last(local, branch).text for branch in (left, right)] == alone
+
+
+def test_a_closed_engine_says_so(engine: Engine) -> None:
+    engine.close()
+    with pytest.raises(ModelError, match="closed"):
+        last(engine, QUESTION)
+
+
+def test_closing_ends_a_running_answer() -> None:
+    engine = FakeEngine(hold_after=1)
+    events = engine.stream(QUESTION)
+    while not isinstance(next(events), Delta):
+        pass
+    engine.close()
+    assert list(events)[-1].finish_reason == "cancelled"
+
+
+def test_closing_lets_go_of_the_model(tiny_llava_dir: Path) -> None:
+    loaded = load_model(str(tiny_llava_dir))
+    engine, model = LocalEngine(loaded), weakref.ref(loaded.model)
+    del loaded
+    assert last(engine, QUESTION).text
+    assert model() is not None
+    engine.close()
+    gc.collect()
+    assert model() is None
+    assert engine.count_tokens(QUESTION).prompt  # which needs none
+
+
+def test_scores_sum_to_one_and_prefer_the_likelier(local: LocalEngine) -> None:
+    answer = last(local, QUESTION, replace(GREEDY, max_new_tokens=3)).text
+    scores = local.score(QUESTION, [answer, "Describe 0123456789"])
+    assert sum(scores) == pytest.approx(1.0)
+    assert scores[0] > scores[1]
+    for none in ([], "yes", [1, 2]):
+        with pytest.raises(UsageError):
+            local.score(QUESTION, none)
+
+
+def test_there_is_no_image_gain_without_pictures(local: LocalEngine) -> None:
+    assert local.image_gain(Conversation.ask("Why?"), "Because.") == 0.0
+    assert local.image_gain(QUESTION, "A cat.") != 0.0
+
+
+def test_the_model_describes_itself(
+    local: LocalEngine, tiny_checkpoint: Callable[[str], Path]
+) -> None:
+    info = local.info
+    assert info.architecture == "LlavaForConditionalGeneration"
+    assert (info.device, info.dtype, info.context_length) == ("cpu", "float32", 1024)
+    assert info.parameters > 50_000
+    assert info.attention_maps
+    assert info.defaults.temperature == 0.0

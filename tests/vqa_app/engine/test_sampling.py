@@ -1,0 +1,140 @@
+"""From logits to text: sampling as `generate` does it, whole characters, stop strings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import tokenizer
+from vqa_app.checkpoints.loader import load_model
+from vqa_app.engine.protocol import GenerationOptions
+from vqa_app.engine.sampling import BROKEN, Sampler, TextStream, default_options
+
+
+@pytest.fixture(scope="module")
+def words() -> Any:
+    return tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Callable[[str], Path]) -> Any:
+    return load_model(str(tiny_checkpoint("llava-siglip"))).model
+
+
+def pieces(words: Any, text: str, stops: Sequence[str] = ()) -> tuple[list[str], TextStream]:
+    stream = TextStream(words, stops)
+    given = []
+    for token in words(text, add_special_tokens=False)["input_ids"]:
+        given.append(stream.push(token))
+        if stream.stopped:
+            break
+    return [*given, stream.finish()], stream
+
+
+TEXT = "Größe: 5 µm — 日本語 🙂👩‍👩‍👧 and stars"
+
+
+def test_characters_come_whole_and_all_of_them(words: Any) -> None:
+    given, stream = pieces(words, TEXT)
+    assert "".join(given) == stream.text == TEXT
+    assert not any(BROKEN in piece for piece in given)
+    assert sum(bool(piece) for piece in given) > 10, "as soon as they are whole, not at the end"
+
+
+def test_a_character_that_never_became_whole_is_left_out(words: Any) -> None:
+    stream = TextStream(words)
+    given = [
+        stream.push(token) for token in words("ab 日", add_special_tokens=False)["input_ids"][:-1]
+    ]
+    assert "".join([*given, stream.finish()]).strip() == "ab"
+
+
+def test_special_tokens_are_not_shown(words: Any) -> None:
+    stream = TextStream(words)
+    ids = [words.convert_tokens_to_ids("<|im_start|>"), *words("cat")["input_ids"]]
+    assert "".join(stream.push(token) for token in ids) + stream.finish() == "cat"
+
+
+@pytest.mark.parametrize("stops", [("mat",), ("the mat", "zzz"), ("mat.", "ma")])
+def test_text_ends_before_a_stop_string_and_never_shows_part_of_it(
+    words: Any, stops: tuple[str, ...]
+) -> None:
+    text = "The cat is on the mat. It sleeps."
+    given, stream = pieces(words, text, stops)
+    end = min(text.find(stop) for stop in stops if stop in text)
+    assert stream.stopped
+    assert "".join(given) == stream.text == text[:end]
+
+
+def test_what_might_have_been_a_stop_string_comes_in_the_end(words: Any) -> None:
+    given, stream = pieces(words, "on the ma", ("mat",))
+    assert not stream.stopped
+    assert "".join(given) == "on the ma"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.7},
+        {"temperature": 1.3, "top_k": 5},
+        {"temperature": 1.0, "top_p": 0.6},
+        {"temperature": 0.9, "top_k": 0, "repetition_penalty": 1.8},
+    ],
+    ids=str,
+)
+def test_samples_come_from_the_distribution_of_generate(
+    model: Any, settings: dict[str, Any]
+) -> None:
+    ids = torch.tensor([[7, 8, 9, 40, 41]])
+    output = model.generate(
+        input_ids=ids,
+        do_sample=True,
+        max_new_tokens=1,
+        output_scores=True,
+        return_dict_in_generate=True,
+        **settings,
+    )
+    expected = output.scores[0][0].softmax(-1)
+    with torch.inference_mode():
+        logits = model(input_ids=ids).logits[0, -1]
+        for seed in range(20):
+            draw = torch.multinomial(expected, 1, generator=torch.Generator().manual_seed(seed))
+            sampler = Sampler(model, GenerationOptions(seed=seed, **settings), ids)
+            assert sampler.pick(logits)[0] == int(draw)
+
+
+def test_greedy_decoding_honours_the_repetition_penalty(model: Any) -> None:
+    ids = torch.tensor([[7, 8, 9]])
+    expected = model.generate(
+        input_ids=ids, do_sample=False, max_new_tokens=8, repetition_penalty=1.5
+    )[0, 3:].tolist()
+    options = GenerationOptions(temperature=0.0, repetition_penalty=1.5)
+    sampler = Sampler(model, options, ids)
+    written: list[int] = []
+    with torch.inference_mode():
+        for _ in expected:
+            whole = torch.cat((ids, torch.tensor([written], dtype=torch.long)), 1)
+            written.append(sampler.pick(model(input_ids=whole).logits[0, -1])[0])
+    assert written == expected
+
+
+def test_the_probability_is_the_models_own(model: Any) -> None:
+    ids = torch.tensor([[7, 8, 9]])
+    with torch.inference_mode():
+        logits = model(input_ids=ids).logits[0, -1]
+        sampler = Sampler(model, GenerationOptions(temperature=0.2, seed=1), ids)
+        token, log_probability = sampler.pick(logits)
+    assert log_probability == pytest.approx(float(logits.log_softmax(-1)[token]), abs=1e-5)
+
+
+def test_defaults_are_those_of_the_generation_config(model: Any) -> None:
+    assert default_options(model).temperature == 0.0
+    model.generation_config.do_sample, model.generation_config.temperature = True, 0.6
+    try:
+        assert default_options(model).temperature == 0.6
+    finally:
+        model.generation_config.do_sample, model.generation_config.temperature = None, None

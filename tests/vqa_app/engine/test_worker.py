@@ -1,0 +1,92 @@
+"""What a worker hands over, when, and what it leaves behind when there is nothing to do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import PATIENCE
+from vqa_app.engine import worker as module
+from vqa_app.engine.worker import Cancelled, Worker
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    worker = Worker()
+    yield worker
+    worker.close()
+
+
+def test_the_first_comes_at_once_and_the_rest_in_order(worker: Worker) -> None:
+    gate = threading.Event()
+
+    def job(cancelled: Cancelled) -> Iterator[int]:
+        yield 0
+        assert gate.wait(PATIENCE)
+        yield from range(1, 1000)
+
+    items = worker.stream(job)
+    assert next(items) == 0
+    gate.set()
+    assert list(items) == list(range(1, 1000))
+
+
+def test_the_end_waits_for_no_beat(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PACE_SECONDS", 600.0)
+    began = time.perf_counter()
+    assert list(worker.stream(lambda cancelled: iter("abc"))) == ["a", "b", "c"]
+    assert time.perf_counter() - began < PATIENCE
+
+
+def test_an_error_behind_a_word_waits_for_no_beat(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PACE_SECONDS", 600.0)
+
+    def job(cancelled: Cancelled) -> Iterator[str]:
+        yield "a"
+        raise ValueError("b")
+
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match="b"):
+        list(worker.stream(job))
+    assert time.perf_counter() - began < PATIENCE
+
+
+def test_it_rests_when_there_is_nothing_to_do() -> None:
+    rested = threading.Event()
+    worker = Worker(rest=lambda: rested.set() if in_thread() else None)
+
+    def in_thread() -> bool:
+        return threading.current_thread() is not threading.main_thread()
+
+    assert worker.call(lambda: 7) == 7
+    assert rested.wait(PATIENCE)
+    worker.close()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/task").is_dir(), reason="threads are counted as Linux counts them"
+)
+def test_a_thread_that_is_done_with_torch_keeps_no_openmp_threads() -> None:
+    code = """
+import os, time, torch
+from vqa_app.openmp import _libgomp, release_threads
+count = lambda: len(os.listdir("/proc/self/task"))
+torch.set_num_threads(3)
+torch.ones(1 << 22).mul_(2)
+during = count()
+release_threads()
+ends = time.monotonic() + 60
+while _libgomp() and count() > during - 2 and time.monotonic() < ends:
+    time.sleep(0.01)
+assert not _libgomp() or count() == during - 2, (during, count())
+assert torch.ones(1 << 22).mul_(2).sum() == 1 << 23
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)

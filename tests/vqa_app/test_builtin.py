@@ -1,0 +1,129 @@
+"""The shipped checkpoint: a standard one that plain transformers runs, and that looks."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+    SiglipModel,
+    SiglipVisionModel,
+)
+
+import vqa_app.builtin
+from finetune.pretrain.sequences import turns_of
+from finetune.pretrain.world.rooms.shapes.room import SHAPES
+from finetune.pretrain.world.wording.phrasing import article
+
+FOLDER = Path(vqa_app.builtin.__file__).parent
+MB = 10**6
+
+Parts = tuple[Any, LlavaForConditionalGeneration]
+
+
+@pytest.fixture(scope="module")
+def parts(one_thread: None) -> Parts:
+    processor = AutoProcessor.from_pretrained(FOLDER)
+    return processor, AutoModelForImageTextToText.from_pretrained(FOLDER, dtype=torch.bfloat16)
+
+
+def answer(parts: Parts, picture: Image.Image | None, *turns: str) -> str:
+    """`turns`: question, answer, question, ... of one conversation."""
+    processor, model = parts
+    messages: list[dict[str, Any]] = []
+    for k, text in enumerate(turns):
+        part = {"type": "text", "text": text}
+        here = [{"type": "image"}, part] if k == 0 and picture else [part]
+        messages.append({"role": "assistant" if k % 2 else "user", "content": here})
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    inputs = processor(images=picture, text=text, return_tensors="pt")
+    if picture:
+        inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    ids = model.generate(**inputs, max_new_tokens=40)
+    said = ids[0, inputs["input_ids"].shape[1] :]
+    return processor.tokenizer.decode(said, skip_special_tokens=True)
+
+
+def test_it_is_a_standard_llava_with_siglip(parts: Parts) -> None:
+    _, model = parts
+    assert type(model) is LlavaForConditionalGeneration
+    assert isinstance(model.model.vision_tower, SiglipVisionModel)
+    assert model.config.vision_feature_select_strategy == "full"
+    assert model.config.vision_feature_layer == -1
+
+
+def test_it_is_small() -> None:
+    shards = list(FOLDER.rglob("*.safetensors"))
+    assert shards
+    assert max(shard.stat().st_size for shard in shards) <= 15 * MB
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) <= 40 * MB
+
+
+def test_its_tokenizer_gives_back_any_text(parts: Parts) -> None:
+    tokenizer = parts[0].tokenizer
+    for text in ("Wie heißt das? 東京 🙂", "tabs\tand\n\nlines", "STOP at 10:45!"):
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+@pytest.mark.parametrize("skill", ["colour", "shape", "existence"])
+def test_it_answers_questions_about_scenes_it_never_saw(parts: Parts, skill: str) -> None:
+    """Single shapes of the held-out split, in the single-word style."""
+    right = asked = blind = 0
+    for seed in range(60):
+        if asked == 20:
+            break
+        rng = random.Random(f"shipped-{skill}-{seed}")
+        scene = SHAPES.make(rng, "test", layout="single")
+        qas = [q for q in SHAPES.ask(scene, rng, "test") if q.skill == skill and q.short]
+        if not qas:
+            continue
+        ((question, wanted),) = turns_of(qas[0], rng, short=True, plain=True)
+        picture = SHAPES.draw(scene)
+        right += answer(parts, picture, question) == wanted
+        blind += answer(parts, Image.new("RGB", picture.size, "gray"), question) == wanted
+        asked += 1
+    assert asked == 20
+    assert right >= 17
+    assert blind < right
+
+
+def test_a_follow_up_finds_what_it_refers_to(parts: Parts) -> None:
+    scene = SHAPES.make(random.Random("single"), "train", layout="single")
+    picture, (item,) = SHAPES.draw(scene), scene.items
+    said = answer(
+        parts, picture, "Is there a shape?", "Yes, there is a shape.", "What colour is it?"
+    )
+    assert item.colour in said
+
+
+def test_its_two_towers_match_pictures_and_captions() -> None:
+    """Sixteen held-out scenes: chance is one in sixteen."""
+    towers = SiglipModel.from_pretrained(FOLDER / "siglip", dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(FOLDER / "siglip")
+    captions: dict[str, Image.Image] = {}
+    for seed in range(60):
+        scene = SHAPES.make(random.Random(f"towers-{seed}"), "test", layout="single")
+        (item,) = scene.items
+        text = f"The picture shows {article(f'{item.colour} {item.kind}')}."
+        captions.setdefault(text, SHAPES.draw(scene))
+        if len(captions) == 16:
+            break
+    inputs = processor(
+        text=list(captions),
+        images=list(captions.values()),
+        padding="max_length",
+        max_length=towers.config.text_config.max_position_embeddings,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        best = towers(**inputs).logits_per_image.argmax(1)
+    assert (best == torch.arange(16)).sum() >= 11
+
+
+def test_it_says_so_when_there_is_no_picture(parts: Parts) -> None:
+    assert "no picture" in answer(parts, None, "What colour is the star?")

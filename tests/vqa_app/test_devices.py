@@ -1,0 +1,139 @@
+"""Devices and precisions: what is chosen where nothing is said."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from finetune.config import FinetuneConfig
+from finetune.training.device import computes_bf16, device_of
+from finetune.training.train import train
+from vqa_app.checkpoints.weights import StoredTensor
+from vqa_app.cli.main import app
+from vqa_app.devices import (
+    SMALL,
+    check_memory,
+    choose_dtype,
+    computes_in_bfloat16,
+    free_memory,
+    is_out_of_memory,
+)
+from vqa_app.errors import ModelError
+
+GB = 10**9
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def able(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU with instructions for bfloat16."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+
+
+def test_models_answer_and_train_in_bfloat16_where_the_processor_has_it(able: None) -> None:
+    assert choose_dtype("auto", CPU, SMALL) == torch.bfloat16
+    assert choose_dtype("auto", CPU, SMALL - 1) == torch.float32
+    assert computes_bf16(FinetuneConfig(device="cpu"))
+    assert not computes_bf16(FinetuneConfig(device="cpu", precision="fp32"))
+
+
+def test_training_takes_the_devices_that_answering_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device_of(FinetuneConfig()) in ("cpu", "mps", "cuda:0")
+    for name in ("gpu", "cuda:99", "cpu:x"):
+        with pytest.raises(ModelError, match=f"The device {name!r} cannot be used"):
+            train(FinetuneConfig(data=("none.json",), out="nowhere", device=name))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert device_of(FinetuneConfig()) == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_of(FinetuneConfig()) == "cuda:0"
+    monkeypatch.setenv("LOCAL_RANK", "1")  # of `accelerate launch`
+    assert device_of(FinetuneConfig()) == "cuda:1"
+    for command, names in (("finetune", "cuda or mps"), ("eval", "cuda, cuda:1 or mps")):
+        told = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
+        assert f"auto, cpu, {names}" in told
+
+
+def test_training_on_arm_stays_in_float32(able: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert computes_in_bfloat16(CPU)
+    assert not computes_bf16(FinetuneConfig(device="cpu"))
+
+
+def test_a_torch_without_onednn_is_not_asked_for_its_operators(
+    able: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Macs, where asking raises."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+    assert not computes_bf16(FinetuneConfig(device="cpu"))
+    assert choose_dtype("auto", CPU, SMALL) == torch.float32
+
+
+def test_doctor_and_a_refused_load_mean_the_same_by_a_gigabyte(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = SimpleNamespace(total=32 * GB, available=9.2 * GB)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    assert "32.0 GB memory, 9.2 GB available" in CliRunner().invoke(app, ["doctor"]).stdout
+    tensor = StoredTensor("weight", "BF16", (7, GB), Path("model.safetensors"), 0, 14 * GB)
+    with pytest.raises(ModelError, match="needs 14.0 GB of memory; 9.2 GB are free"):
+        check_memory("a/b", [tensor], CPU, torch.bfloat16, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14.00 GiB."), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB)"), True),
+        (RuntimeError("Invalid buffer size: 24.00 GiB"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_a_full_memory_is_known_by_what_each_device_says(error: Exception, full: bool) -> None:
+    assert is_out_of_memory(error) == full
+
+
+def _weights(size: int, dtype: str = "BF16") -> StoredTensor:
+    """Weights of so many bytes."""
+    return StoredTensor("weight", dtype, (size // 2,), Path("model.safetensors"), 0, size)
+
+
+def test_what_pytorch_keeps_of_models_that_are_gone_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (3 * GB, 24 * GB))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: 20 * GB)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 5 * GB)
+    gpu = torch.device("cuda")
+    assert free_memory(gpu) == 18 * GB
+    check_memory("a/b", [_weights(17 * GB)], gpu, torch.bfloat16, None)
+    with pytest.raises(ModelError, match="needs 19.0 GB of GPU memory; 18.0 GB are free"):
+        check_memory("a/b", [_weights(19 * GB)], gpu, torch.bfloat16, None)
+
+
+def test_memory_of_models_that_wait_for_the_collector_is_had_before_a_load_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    collected: list[bool] = []
+    monkeypatch.setattr("vqa_app.devices.free_memory", lambda device: (9 if collected else 1) * GB)
+    monkeypatch.setattr("gc.collect", lambda: collected.append(True))
+    check_memory("a/b", [_weights(GB)], CPU, torch.bfloat16, None)
+    assert not collected  # it takes time
+    check_memory("a/b", [_weights(8 * GB)], CPU, torch.bfloat16, None)
+    assert collected
+
+
+def test_weights_of_any_type_are_counted() -> None:
+    check_memory("a/b", [_weights(8, "C64")], CPU, torch.bfloat16, None)

@@ -1,0 +1,136 @@
+"""Where the model looked, and what it was given to look at. Only when somebody asks."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import Any
+
+import numpy as np
+
+from ui.chat.desk import Desk, Request
+from ui.chat.views import conversation_of, looked, without_paths
+from ui.storage.database import Turn
+from vqa_app.engine.protocol import AttentionMap, Engine
+from vqa_app.errors import ModelError, UsageError
+
+
+def look(desk: Desk, owner: str, request: Request) -> dict[str, Any]:
+    """Everything about one answer: confidence, what it gains by the pictures, its words' maps.
+
+    Raises:
+        UsageError: no such answer of this owner, or it is still being written.
+        ModelError: the model is not loaded.
+    """
+    chat, wanted = str(request.get("conversation")), str(request.get("turn"))
+    turn = desk.store.turn(owner, chat, wanted)
+    if turn.state == "answering":  # only the whole answer can be explained
+        raise UsageError("This answer is still being written.", "Wait until it is finished.")
+    if not turn.answer:
+        raise UsageError("There is no answer to explain.", "Ask again first.")
+    settings = desk.settings(owner)
+    path = desk.store.path_to(owner, chat, turn.id)
+    asked = conversation_of([*path[:-1], _open(path[-1])], desk.shelf.get, settings.system)
+    found: dict[str, Any] = {
+        "turn": turn.id,
+        "question": turn.question,
+        "answer": turn.answer,
+        "confidence": turn.facts.get("confidence"),
+        "model": desk.hub.find(settings.model).label,
+        "answered_by": turn.facts.get("model"),
+        "words": [],
+        "pictures": [],
+        "missing": "",
+    }
+    if not asked.pictures:
+        found["missing"] = "There was no picture to look at."
+        return {"looked": found}
+    tokens = max(1, int(turn.facts.get("new_tokens", 1)))
+    desk.engine(owner)  # begins to load it
+    with desk.hub.lease(settings.model, timeout=0) as engine:
+        gain = engine.image_gain(asked, turn.answer) * tokens
+        try:
+            _add_maps(found, engine.attention_map(asked, turn.answer))
+        except ModelError as error:
+            found["missing"] = without_paths(str(error).replace("\n", " "))
+    desk.store.add_facts(owner, chat, turn.id, {"gain": round(gain, 3)})
+    found["gain"] = round(gain, 3)
+    found["level"], found["level_text"] = looked(gain)
+    found["pictures"] = [
+        {"digest": picture.digest, "number": number, **entry}
+        for number, (picture, entry) in enumerate(
+            zip(asked.pictures, found["pictures"] or [{}] * len(asked.pictures), strict=True), 1
+        )
+    ]
+    return {"looked": found, "view": desk.view(owner, chat)}
+
+
+def _open(turn: Turn) -> Turn:
+    return Turn(turn.id, turn.parent, turn.question, turn.pictures, "", "answering", turn.facts)
+
+
+def _add_maps(found: dict[str, Any], attention: AttentionMap) -> None:
+    """Words with one map each (the mean of their tokens'), the whole answer's first."""
+    words, groups = _words(attention.tokens)
+    found["words"] = words
+    everything = list(range(len(attention.tokens)))
+    for maps in attention.maps:
+        rows, columns = maps.shape[1:]
+        drawn = [maps[group].mean(axis=0) for group in [everything, *groups]]
+        scaled = [np.rint(255 * one / max(float(one.max()), 1e-12)) for one in drawn]
+        data = np.stack(scaled).astype(np.uint8).tobytes()  # [1 + words, rows, columns]
+        found["pictures"].append(
+            {"rows": rows, "columns": columns, "maps": base64.b64encode(data).decode()}
+        )
+
+
+def _words(tokens: tuple[str, ...]) -> tuple[list[str], list[list[int]]]:
+    """The words of an answer, and which tokens each is made of."""
+    words: list[str] = []
+    groups: list[list[int]] = []
+    for position, token in enumerate(tokens):
+        if not words or re.match(r"\s", token):
+            words.append("")
+            groups.append([])
+        words[-1] += token
+        groups[-1].append(position)
+    kept = [
+        (word.strip(), group) for word, group in zip(words, groups, strict=True) if word.strip()
+    ]
+    return [word for word, _ in kept], [group for _, group in kept]
+
+
+def saw(desk: Desk, owner: str, request: Request) -> dict[str, Any]:
+    """What the model was given of a picture: its size, what was changed, what it costs."""
+    digest = str(request.get("digest"))
+    known = desk.store.picture(owner, digest)
+    if known is None:
+        raise UsageError("One of the pictures has been deleted.", "Add it again.")
+    name, facts = known
+    engine = desk.engine(owner)
+    found: dict[str, Any] = {"digest": digest, "name": name, **facts, "tokens": None, "shown": []}
+    if engine is not None:
+        label = desk.hub.find(desk.settings(owner).model).label
+        found.update(model=label, **_seen(desk, engine, digest))
+    return {"saw": found}
+
+
+def _seen(desk: Desk, engine: Engine, digest: str) -> dict[str, Any]:
+    from io import BytesIO
+
+    from vqa_app.prompts.conversation import Conversation
+
+    picture = desk.shelf.get(digest)
+    count = engine.count_tokens(Conversation.ask("?", [picture]))
+    shown = []
+    view = getattr(engine, "model_view", None)
+    for image in view(picture) if view else []:
+        stream = BytesIO()
+        image.save(stream, "PNG")
+        shown.append(
+            {
+                "size": list(image.size),
+                "data": "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode(),
+            }
+        )
+    return {"tokens": count.image, "shown": shown}

@@ -1,0 +1,4 @@
+"""Conversations and pictures on disk.
+
+Uses no other room of `ui`.
+"""

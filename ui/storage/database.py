@@ -1,0 +1,394 @@
+"""Conversations on the server: one SQLite file, each owner seeing only their own.
+
+A conversation is a tree of turns (a question and its answer). Asking again or editing an earlier
+question adds a sibling, so nothing is lost; `head` names the turn whose path from the root is
+shown. Pictures stand in here by digest, their files are kept by `ui.storage.picture_files`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from vqa_app.errors import UsageError
+
+State: TypeAlias = Literal["answering", "answered", "stopped", "failed"]
+Verdict: TypeAlias = Literal["right", "wrong"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS conversations (
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, title TEXT NOT NULL, head TEXT,
+    created REAL NOT NULL, updated REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS conversations_of ON conversations (owner, updated DESC);
+CREATE TABLE IF NOT EXISTS turns (
+    id TEXT PRIMARY KEY, number INTEGER NOT NULL,
+    conversation TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+    parent TEXT, question TEXT NOT NULL, pictures TEXT NOT NULL, answer TEXT NOT NULL,
+    state TEXT NOT NULL, facts TEXT NOT NULL, verdict TEXT, created REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS turns_of ON turns (conversation, number);
+CREATE TABLE IF NOT EXISTS pictures (
+    owner TEXT NOT NULL, digest TEXT NOT NULL, name TEXT NOT NULL, facts TEXT NOT NULL,
+    created REAL NOT NULL, PRIMARY KEY (owner, digest));
+CREATE TABLE IF NOT EXISTS settings (owner TEXT PRIMARY KEY, data TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question with its pictures, and the answer as far as it came."""
+
+    id: str
+    parent: str | None
+    question: str
+    pictures: tuple[str, ...]
+    """Digests."""
+    answer: str
+    state: State
+    facts: dict[str, Any]
+    """What is known of the answer: model, confidence, tokens, ... (JSON values)."""
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A conversation's line in the sidebar."""
+
+    id: str
+    title: str
+    updated: float
+
+
+class Store:
+    """All that is remembered, in one file. Safe to use from any thread.
+
+    Args:
+        path: the SQLite file; its folder must exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.RLock()
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._db.row_factory = sqlite3.Row
+        # SQLite's own lower() knows ASCII only.
+        self._db.create_function("casefold", 1, str.casefold, deterministic=True)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA foreign_keys = ON")
+        self._db.executescript(_SCHEMA)
+        # Answers that a stopped server left half-written stay as far as they came.
+        self._db.execute("UPDATE turns SET state = 'stopped' WHERE state = 'answering'")
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # where the disk is full, SQLite has ended it already
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _all(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._db.execute(sql, values).fetchall()
+
+    # -- conversations -----------------------------------------------------------------------------
+
+    def conversations(self, owner: str) -> list[Summary]:
+        """The owner's conversations, latest first."""
+        rows = self._all(
+            "SELECT id, title, updated FROM conversations WHERE owner = ? ORDER BY updated DESC",
+            owner,
+        )
+        return [Summary(row["id"], row["title"], row["updated"]) for row in rows]
+
+    def search(self, owner: str, words: str) -> list[str]:
+        """Ids of the owner's conversations that have the words in their title, in a question or in
+        an answer, whatever their case."""
+        rows = self._all(
+            "SELECT id FROM conversations WHERE owner = ?1 AND (instr(casefold(title), ?2)"
+            " OR EXISTS (SELECT 1 FROM turns WHERE conversation = conversations.id"
+            " AND (instr(casefold(question), ?2) OR instr(casefold(answer), ?2))))",
+            owner,
+            words.casefold(),
+        )
+        return [row["id"] for row in rows]
+
+    def create(self, owner: str, title: str = "") -> str:
+        """A new, empty conversation's id."""
+        conversation, now = secrets.token_urlsafe(9), time.time()
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO conversations VALUES (?, ?, ?, NULL, ?, ?)",
+                (conversation, owner, title, now, now),
+            )
+        return conversation
+
+    def title(self, owner: str, conversation: str) -> str:
+        return self._own(owner, conversation)["title"]
+
+    def rename(self, owner: str, conversation: str, title: str) -> None:
+        self._own(owner, conversation)
+        with self._transaction() as db:
+            db.execute("UPDATE conversations SET title = ? WHERE id = ?", (title, conversation))
+
+    def delete(self, owner: str, conversation: str) -> list[str]:
+        """Removes a conversation; gives the digests of pictures that nobody has any more."""
+        self._own(owner, conversation)
+        shown = {d for turn in self._turns(conversation) for d in turn.pictures}
+        with self._transaction() as db:
+            db.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
+        return [digest for digest in sorted(shown) if self._let_go(owner, digest)]
+
+    def _let_go(self, owner: str, digest: str) -> bool:
+        """Forgets an owner's picture that none of their turns shows; whether it was the last."""
+        with self._transaction() as db:
+            if _is_shown(db, owner, digest):
+                return False
+            db.execute("DELETE FROM pictures WHERE owner = ? AND digest = ?", (owner, digest))
+            left = db.execute("SELECT 1 FROM pictures WHERE digest = ? LIMIT 1", (digest,))
+            return left.fetchone() is None
+
+    def owns(self, owner: str, conversation: str) -> bool:
+        return bool(
+            self._all("SELECT 1 FROM conversations WHERE id = ? AND owner = ?", conversation, owner)
+        )
+
+    def _own(self, owner: str, conversation: str) -> sqlite3.Row:
+        rows = self._all(
+            "SELECT * FROM conversations WHERE id = ? AND owner = ?", conversation, owner
+        )
+        if not rows:
+            # The same words whether it never was or is somebody else's.
+            raise UsageError("This conversation does not exist.", "Pick one on the left.")
+        return rows[0]
+
+    # -- turns -------------------------------------------------------------------------------------
+
+    def path(self, owner: str, conversation: str) -> list[Turn]:
+        """The turns that are shown, oldest first: from the root to the head."""
+        head = self._own(owner, conversation)["head"]
+        return self._path_to(conversation, head)
+
+    def path_to(self, owner: str, conversation: str, turn: str | None) -> list[Turn]:
+        """The turns from the root to `turn`, which is the last; empty for None."""
+        self._own(owner, conversation)
+        if turn is not None:
+            self._turn(conversation, turn)
+        return self._path_to(conversation, turn)
+
+    def _path_to(self, conversation: str, turn: str | None) -> list[Turn]:
+        turns = {found.id: found for found in self._turns(conversation)}
+        path: list[Turn] = []
+        while turn is not None and turn in turns and len(path) <= len(turns):
+            path.append(turns[turn])
+            turn = turns[turn].parent
+        return path[::-1]
+
+    def _turns(self, conversation: str) -> list[Turn]:
+        rows = self._all("SELECT * FROM turns WHERE conversation = ? ORDER BY number", conversation)
+        return [_turn_of(row) for row in rows]
+
+    def turn(self, owner: str, conversation: str, turn: str) -> Turn:
+        self._own(owner, conversation)
+        return self._turn(conversation, turn)
+
+    def _turn(self, conversation: str, turn: str) -> Turn:
+        rows = self._all(
+            "SELECT * FROM turns WHERE conversation = ? AND id = ?", conversation, turn
+        )
+        if not rows:
+            raise UsageError("This question does not exist any more.", "Reload the page.")
+        return _turn_of(rows[0])
+
+    def turns(self, owner: str, conversation: str) -> list[Turn]:
+        """All turns of all branches, in the order in which they came: parents first."""
+        self._own(owner, conversation)
+        return self._turns(conversation)
+
+    def siblings(self, owner: str, conversation: str) -> dict[str, list[str]]:
+        """For each turn the turns that continue the same parent, itself included, oldest first."""
+        self._own(owner, conversation)
+        groups: dict[str | None, list[str]] = {}
+        turns = self._turns(conversation)
+        for turn in turns:
+            groups.setdefault(turn.parent, []).append(turn.id)
+        return {turn.id: groups[turn.parent] for turn in turns}
+
+    def add_turn(
+        self,
+        owner: str,
+        conversation: str,
+        parent: str | None,
+        question: str,
+        pictures: Sequence[str] = (),
+        facts: dict[str, Any] | None = None,
+    ) -> Turn:
+        """A new question after `parent` (None: the first one); it becomes the head."""
+        self._own(owner, conversation)
+        if parent is not None:
+            self._turn(conversation, parent)
+        turn, now = secrets.token_urlsafe(9), time.time()
+        with self._transaction() as db:
+            number = db.execute(
+                "SELECT COALESCE(MAX(number), 0) + 1 FROM turns WHERE conversation = ?",
+                (conversation,),
+            ).fetchone()[0]
+            db.execute(
+                "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?, '', 'answering', ?, NULL, ?)",
+                (
+                    turn, number, conversation, parent, question,
+                    _json(list(pictures)), _json(facts or {}), now,
+                ),
+            )  # fmt: skip
+            db.execute(
+                "UPDATE conversations SET head = ?, updated = ? WHERE id = ?",
+                (turn, now, conversation),
+            )
+        return self._turn(conversation, turn)
+
+    def finish_turn(
+        self, turn: str, answer: str, state: State, facts: dict[str, Any] | None = None
+    ) -> None:
+        """Writes the answer; `facts` are added to what the turn has.
+
+        A turn that was deleted meanwhile stays deleted."""
+        with self._transaction() as db:
+            db.execute("UPDATE turns SET answer = ?, state = ? WHERE id = ?", (answer, state, turn))
+            _add_facts(db, turn, facts or {})
+
+    def add_facts(self, owner: str, conversation: str, turn: str, facts: dict[str, Any]) -> None:
+        """Adds to what is known of an answer, and leaves the answer as it is."""
+        self._own(owner, conversation)
+        self._turn(conversation, turn)
+        with self._transaction() as db:
+            _add_facts(db, turn, facts)
+
+    def judge(self, owner: str, conversation: str, turn: str, verdict: Verdict | None) -> None:
+        self.turn(owner, conversation, turn)
+        with self._transaction() as db:
+            db.execute("UPDATE turns SET verdict = ? WHERE id = ?", (verdict, turn))
+
+    def show(self, owner: str, conversation: str, turn: str) -> None:
+        """Shows the branch through `turn`, down to its latest turn."""
+        self.turn(owner, conversation, turn)
+        latest = {found.parent: found.id for found in self._turns(conversation)}
+        while turn in latest:
+            turn = latest[turn]
+        with self._transaction() as db:
+            db.execute("UPDATE conversations SET head = ? WHERE id = ?", (turn, conversation))
+
+    def delete_turn(self, owner: str, conversation: str, turn: str) -> list[str]:
+        """Removes a turn; what followed it follows its parent now. Gives the digests of pictures
+        that nobody has any more."""
+        gone = self.turn(owner, conversation, turn)
+        head = self._own(owner, conversation)["head"]
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE turns SET parent = ? WHERE conversation = ? AND parent = ?",
+                (gone.parent, conversation, turn),
+            )
+            db.execute("DELETE FROM turns WHERE id = ?", (turn,))
+            if head == turn:
+                rest = db.execute(
+                    "SELECT id FROM turns WHERE conversation = ? AND parent IS ?"
+                    " ORDER BY number DESC LIMIT 1",
+                    (conversation, gone.parent),
+                ).fetchone()
+                new_head = rest["id"] if rest and gone.parent is None else gone.parent
+                db.execute(
+                    "UPDATE conversations SET head = ? WHERE id = ?", (new_head, conversation)
+                )
+        return [digest for digest in gone.pictures if self._let_go(owner, digest)]
+
+    # -- pictures and settings ---------------------------------------------------------------------
+
+    def remember_picture(self, owner: str, digest: str, name: str, facts: dict[str, Any]) -> None:
+        """Keeps that an owner brought a picture. One that a turn shows keeps its name there,
+        whatever the file is called from which it comes again."""
+        with self._transaction() as db:
+            new = ", name = excluded.name, facts = excluded.facts"
+            changed = "" if _is_shown(db, owner, digest) else new
+            db.execute(
+                "INSERT INTO pictures VALUES (?, ?, ?, ?, ?) ON CONFLICT (owner, digest)"
+                f" DO UPDATE SET created = excluded.created{changed}",
+                (owner, digest, name, _json(facts), time.time()),
+            )
+
+    def picture(self, owner: str, digest: str) -> tuple[str, dict[str, Any]] | None:
+        """Name and facts of a picture that this owner brought; None where they did not."""
+        rows = self._all(
+            "SELECT name, facts FROM pictures WHERE owner = ? AND digest = ?", owner, digest
+        )
+        return (rows[0]["name"], json.loads(rows[0]["facts"])) if rows else None
+
+    def sweep(self, before: float) -> list[str]:
+        """Forgets pictures that came before a time and that no turn shows; gives the digests of
+        those that nobody has any more."""
+        turns = self._all(
+            "SELECT owner, pictures FROM turns JOIN conversations"
+            " ON conversations.id = turns.conversation"
+        )
+        shown = {(row["owner"], digest) for row in turns for digest in json.loads(row["pictures"])}
+        old = self._all("SELECT owner, digest FROM pictures WHERE created < ?", before)
+        idle = {(row["owner"], row["digest"]) for row in old} - shown
+        return [digest for owner, digest in sorted(idle) if self._let_go(owner, digest)]
+
+    def settings(self, owner: str) -> dict[str, Any]:
+        rows = self._all("SELECT data FROM settings WHERE owner = ?", owner)
+        return json.loads(rows[0]["data"]) if rows else {}
+
+    def save_settings(self, owner: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """Adds `changes` to the owner's settings; a None takes the entry out."""
+        with self._transaction() as db:
+            data = {**self.settings(owner), **changes}
+            data = {name: value for name, value in data.items() if value is not None}
+            db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (owner, _json(data)))
+        return data
+
+
+def _add_facts(db: sqlite3.Connection, turn: str, facts: dict[str, Any]) -> None:
+    row = db.execute("SELECT facts FROM turns WHERE id = ?", (turn,)).fetchone()
+    if row is not None:
+        known = _json({**json.loads(row["facts"]), **facts})
+        db.execute("UPDATE turns SET facts = ? WHERE id = ?", (known, turn))
+
+
+def _is_shown(db: sqlite3.Connection, owner: str, digest: str) -> bool:
+    found = db.execute(
+        "SELECT 1 FROM turns JOIN conversations ON conversations.id = turns.conversation"
+        " WHERE owner = ? AND instr(pictures, ?) LIMIT 1",
+        (owner, digest),
+    )
+    return found.fetchone() is not None
+
+
+def _json(value: object) -> str:
+    # NaN is none: it would be read here, and break the page that gets it.
+    return json.dumps(value, allow_nan=False)
+
+
+def _turn_of(row: sqlite3.Row) -> Turn:
+    return Turn(
+        id=row["id"],
+        parent=row["parent"],
+        question=row["question"],
+        pictures=tuple(json.loads(row["pictures"])),
+        answer=row["answer"],
+        state=row["state"],
+        facts=json.loads(row["facts"]),
+        verdict=row["verdict"],
+    )

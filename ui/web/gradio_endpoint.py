@@ -1,0 +1,96 @@
+"""The one endpoint for programs, `/chat`: a question with pictures in, the answer out as it grows.
+
+It keeps nothing: every call stands alone, nothing of it is stored, its pictures are deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components.multimodal_textbox import MultimodalData
+from pydantic import ValidationError
+
+from ui.chat.desk import Desk, message_of, question_of
+from ui.chat.settings import Settings
+from ui.chat.stream import growing
+from vqa_app.errors import UsageError
+from vqa_app.pictures.picture import open_picture
+from vqa_app.prompts.conversation import Conversation
+
+AT_ONCE = 4
+"""Answers for programs under way: each holds one of the server's about 40 threads."""
+PATIENCE = 600
+"""Seconds that a call waits for the model to load."""
+_SHAPE = 'Send {"text": "your question", "files": []}, files as /gradio_api/upload gave them.'
+
+
+def add_endpoint(desk: Desk) -> None:
+    """Puts the endpoint on the page that is being built; nothing of it is shown."""
+    message = gr.MultimodalTextbox(visible=False, file_count="multiple", label="Question")
+    message.data_model = _Message
+    _refuse_addresses(message)
+    answer = gr.Textbox(visible=False, label="Answer")
+    send = gr.Button(visible=False)
+
+    def chat(message: dict[str, Any] | None) -> Iterator[Any]:
+        """Answers one question about the pictures that come with it.
+
+        `message` is `{"text": ..., "files": [...]}`; each value given back is the answer so far.
+        """
+        try:
+            yield from _answer(desk, message)
+        except Exception as error:
+            raise gr.Error(message_of(error), print_exception=False) from None
+
+    send.click(
+        chat, message, answer, api_name="chat", concurrency_limit=AT_ONCE, show_progress="hidden"
+    )
+
+
+class _Message(MultimodalData):
+    """Tells programs what is wrong; Gradio would tell its own log alone."""
+
+    @classmethod
+    def model_validate(cls, *arguments: Any, **options: Any) -> _Message:
+        try:
+            return super().model_validate(*arguments, **options)
+        except ValidationError:
+            raise gr.Error(_SHAPE, print_exception=False) from None
+
+
+def _refuse_addresses(message: gr.MultimodalTextbox) -> None:
+    """Gradio would fetch a file that is named by its address; no request leaves this machine."""
+    moved = message.async_move_resource_to_block_cache
+
+    async def local(path: str | Path | None) -> str | None:
+        if str(path).lower().startswith(("http:", "https:")):
+            told = "Files are sent, not named by an address."
+            raise gr.Error(told, print_exception=False)
+        return await moved(path)
+
+    message.async_move_resource_to_block_cache = local  # a subclass would get a .pyi beside it
+
+
+def _answer(desk: Desk, message: dict[str, Any] | None) -> Iterator[Any]:
+    if message is None:
+        raise UsageError("There is no question.", _SHAPE)
+    files = list(message.get("files") or [])
+    try:
+        question = question_of(message.get("text"), len(files))
+        # Gradio's copies carry its own names; the pixels are all that matters.
+        pictures = [
+            open_picture(Path(file), name=f"picture {number}", limits=desk.shelf.limits)
+            for number, file in enumerate(files, 1)
+        ]
+    finally:
+        for file in files:
+            Path(file).unlink(missing_ok=True)
+    desk.hub.start()
+    asked = Conversation.ask(question, pictures)
+    with desk.hub.lease(timeout=PATIENCE) as engine, desk.cancellable() as cancel:
+        options = Settings().options(engine.info.defaults)
+        for grown in growing(engine, asked, options, cancel):
+            yield grown[0] if grown else gr.skip()

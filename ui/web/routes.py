@@ -1,0 +1,192 @@
+"""Routes of our own beside Gradio's: pictures, conversations as files, health, the page's files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+
+from ui.chat import export
+from ui.chat.desk import Desk, known, message_of
+from ui.storage.picture_files import LARGE, THUMBNAIL
+from ui.teaching.taught_rows import Teaching
+from ui.teaching.training import TrainingDesk
+from vqa_app.errors import UsageError, VqaError
+
+STATIC = Path(__file__).parent.parent / "static"
+SCRIPTS = (
+    "core",
+    "turns",
+    "composer",
+    "sidebar",
+    "sheet",
+    "drawing",
+    "settings",
+    "teach",
+    "train",
+    "compare",
+    "tabs",
+)
+"""The page's script, in this order."""
+_KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
+MAX_IMPORT = 200 * 2**20
+"""Largest file with conversations or data, in bytes; pictures have limits of their own."""
+_AT_MOST = f"At most {MAX_IMPORT // 2**20} MB fit."
+
+
+def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRouter:
+    """The routes that serve `desk`'s owners."""
+    router = APIRouter()
+
+    @router.get("/healthz")
+    def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/readyz")
+    def readyz() -> Response:
+        phase = desk.hub.standing().phase
+        if phase == "absent" and desk.hub.any_ready():
+            phase = "ready"  # it made room for another, and comes back when somebody asks it
+        return JSONResponse({"status": phase}, 200 if phase == "ready" else 503)
+
+    @router.post("/vqa/pictures")
+    async def bring(request: Request, name: str = "picture") -> Response:
+        limit = desk.shelf.limits.max_bytes
+        data = await _body(request, limit)
+        if data is None:
+            return _problem(
+                UsageError(
+                    f"{name[:80]} is larger than {limit / 2**20:.3g} MB.", "Use a smaller picture."
+                ),
+                413,
+            )
+        return await _answered(lambda: desk.bring(known(request.state.owner), data, name[:120]))
+
+    @router.get("/vqa/pictures/{digest}")
+    async def picture(request: Request, digest: str, size: str = "full") -> Response:
+        longest = {"small": THUMBNAIL, "large": LARGE}.get(size)
+        if desk.store.picture(request.state.owner, digest) is None:
+            return _missing()
+        try:
+            if longest is not None:
+                file = await run_in_threadpool(desk.shelf.smaller, digest, longest)
+            else:
+                file = desk.shelf.file(digest)
+        except VqaError:
+            return _missing()
+        if not file.is_file():
+            return _missing()
+        return FileResponse(file, headers=_FOREVER)
+
+    @router.get("/vqa/conversations/{conversation}.{kind}")
+    async def download(request: Request, conversation: str, kind: str) -> Response:
+        owner = request.state.owner
+        write = {"json": export.to_json, "html": export.to_html}.get(kind)
+        if write is None or not desk.store.owns(owner, conversation):
+            return _missing()
+        text = await run_in_threadpool(write, desk.store, desk.shelf, owner, conversation)
+        name = re.sub(r"[^\w\- ]+", "", desk.store.title(owner, conversation))[:60].strip()
+        return Response(
+            text,
+            media_type="application/json" if kind == "json" else "text/html",
+            headers={
+                "content-disposition": "attachment; filename*=UTF-8''"
+                + quote(f"{name or 'conversation'}.{kind}")
+            },
+        )
+
+    @router.post("/vqa/conversations")
+    async def take_in(request: Request) -> Response:
+        def read(owner: str, data: bytes) -> dict[str, Any]:
+            return {"conversation": export.from_json(desk.store, desk.shelf, owner, data)}
+
+        return await _sent(request, read)
+
+    @router.get("/vqa/taught.zip")
+    async def taught_zip(request: Request) -> Response:
+        data = await run_in_threadpool(teaching.export, request.state.owner)
+        return Response(
+            data,
+            media_type="application/zip",
+            headers={"content-disposition": "attachment; filename=taught.zip"},
+        )
+
+    @router.post("/vqa/taught")
+    async def take_rows(request: Request, name: str = "") -> Response:
+        def read(owner: str, data: bytes) -> dict[str, Any]:
+            count, problems = teaching.take_in(owner, data, name)
+            return {"count": count, "problems": problems[:20]}
+
+        return await _sent(request, read)
+
+    @router.post("/vqa/datasets")
+    async def take_data(request: Request, name: str = "data set") -> Response:
+        def keep(owner: str, data: bytes) -> dict[str, Any]:
+            return {"done": True, "replaced": training.upload(owner, data, name)}
+
+        return await _sent(request, keep)
+
+    @router.get("/vqa/page.js")
+    def script() -> Response:
+        text = "".join((STATIC / f"{name}.js").read_text("utf-8") for name in SCRIPTS)
+        return Response(text, media_type="text/javascript", headers={"cache-control": "no-cache"})
+
+    @router.get("/vqa/{name}")
+    def static(name: str) -> Response:
+        file = STATIC / name
+        if not re.fullmatch(r"[a-z]+\.[a-z]+", name) or file.suffix not in _KINDS:
+            return _missing()
+        if not file.is_file():
+            return _missing()
+        return FileResponse(
+            file, media_type=_KINDS[file.suffix], headers={"cache-control": "no-cache"}
+        )
+
+    for route in router.routes:  # what may be read may be asked for without its content
+        if isinstance(route, APIRoute) and "GET" in route.methods:
+            route.methods.add("HEAD")
+    return router
+
+
+async def _sent(request: Request, deed: Callable[[str, bytes], dict[str, Any]]) -> Response:
+    """What a deed makes of the file that its owner sent."""
+    data = await _body(request, MAX_IMPORT)
+    if data is None:
+        return _problem(UsageError("The file is too large.", _AT_MOST), 413)
+    return await _answered(lambda: deed(known(request.state.owner), data))
+
+
+async def _answered(deed: Callable[[], dict[str, Any]]) -> Response:
+    """What a deed gives as JSON, or what was wrong with it, as the page shows it."""
+    try:
+        return JSONResponse(await run_in_threadpool(deed))
+    except Exception as error:
+        return _problem(error, 400 if isinstance(error, VqaError) else 500)
+
+
+def _problem(error: Exception, status: int) -> Response:
+    return JSONResponse({"error": message_of(error)}, status)
+
+
+def _missing() -> Response:
+    return Response("Not found.\n", 404, media_type="text/plain")
+
+
+async def _body(request: Request, limit: int) -> bytes | None:
+    """The request's body; None as soon as it is longer than `limit` bytes."""
+    if int(request.headers.get("content-length", 0)) > limit:
+        return None
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > limit:
+            return None
+    return bytes(data)

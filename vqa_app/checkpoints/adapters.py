@@ -1,0 +1,188 @@
+"""Adapters on a loaded model: PEFT directories of ours and of others, and projectors alone."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+from vqa_app.checkpoints.manifest import Manifest, read_manifest
+from vqa_app.checkpoints.source import BUILTIN, Source, read_json
+from vqa_app.checkpoints.weights import fingerprint
+from vqa_app.errors import ModelError
+from vqa_app.models.anatomy import anatomy
+
+PROJECTOR_FILE = "projector.safetensors"
+PEFT_FILE = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter, rather than a whole model."""
+    return (directory / PEFT_CONFIG).is_file() or (directory / PROJECTOR_FILE).is_file()
+
+
+def base_of(source: Source) -> tuple[str, str | None]:
+    """Name and revision of the model that an adapter belongs to.
+
+    Raises:
+        ModelError: the adapter does not say.
+    """
+    if manifest := read_manifest(source.directory):
+        name = manifest.base.name
+        beside = source.directory / name
+        if name != BUILTIN and not Path(name).is_absolute() and beside.is_dir():
+            name = str(beside.resolve())
+        return name, manifest.base.revision
+    config = read_json(source.directory / PEFT_CONFIG)
+    if name := config.get("base_model_name_or_path"):
+        revision = config.get("revision")
+        if isinstance(name, str) and isinstance(revision, str | None):
+            return name, revision
+    raise ModelError(
+        f"The adapter {source.name} does not say which model it belongs to.",
+        "Name the model with --model and this with --adapter.",
+    )
+
+
+def check_base(adapter: Source, base: Source, base_fingerprint: str) -> None:
+    """Refuses an adapter that was made for another model.
+
+    Raises:
+        ModelError: it names both.
+    """
+    if manifest := read_manifest(adapter.directory):
+        if manifest.base.fingerprint != base_fingerprint:
+            raise _mismatch(adapter, base, manifest)
+        return
+    wanted = str(read_json(adapter.directory / PEFT_CONFIG).get("base_model_name_or_path") or "")
+    # Others' adapters name their base only; a local copy of it keeps the last part.
+    if wanted and wanted.rstrip("/").rsplit("/")[-1].lower() != _last_part(base):
+        raise ModelError(
+            f"The adapter {adapter.name} was made for {wanted}, not for {base.name}.",
+            f"Load it with --model {wanted}.",
+        )
+
+
+def fingerprint_with(base_fingerprint: str, adapter: Path) -> str:
+    """16 hex digits over base and adapter weights."""
+    files = [adapter / name for name in (PEFT_FILE, PROJECTOR_FILE) if (adapter / name).is_file()]
+    return hashlib.sha256((base_fingerprint + fingerprint(files)).encode()).hexdigest()[:16]
+
+
+def apply(model: Any, adapter: Source, *, merge: bool) -> Any:
+    """Puts an adapter into a model.
+
+    Args:
+        merge: adds LoRA weights into the model's own. Otherwise they stay apart, as a quantised
+            base needs it.
+
+    Returns:
+        The same model, or, if not merged, the `PeftModel` around it.
+
+    Raises:
+        ModelError: weights that are missing, left over, cut off or of the wrong shape.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return _applied(model, adapter, merge=merge)
+    except SafetensorError as error:
+        raise ModelError(
+            f"The weights of the adapter {adapter.name} cannot be read: {error}.",
+            "Download or copy the adapter again.",
+        ) from error
+
+
+def _applied(model: Any, adapter: Source, *, merge: bool) -> Any:
+    directory = adapter.directory
+    if (directory / PROJECTOR_FILE).is_file():
+        _load_projector(model, adapter)
+        return model
+    if not (directory / PEFT_FILE).is_file():
+        raise ModelError(
+            f"The adapter {adapter.name} holds no {PEFT_FILE}.",
+            "Adapters in pickle files are not read; save it again as safetensors.",
+        )
+    adapted = _load_peft(model, adapter)
+    if not merge:
+        return adapted
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT on tied embeddings that are not adapted
+        return adapted.merge_and_unload()
+
+
+def _load_projector(model: Any, adapter: Source) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(adapter.directory / PROJECTOR_FILE)
+    prefixes = tuple(f"{name}." for name in anatomy(model).projector)
+    expected = {
+        name: parameter for name, parameter in model.named_parameters() if name.startswith(prefixes)
+    }
+    _compare_names(adapter, expected.keys(), tensors.keys())
+    for name, parameter in expected.items():
+        if parameter.shape != tensors[name].shape:
+            raise ModelError(
+                f"{name} has the shape {tuple(tensors[name].shape)} in the adapter {adapter.name},"
+                f" {tuple(parameter.shape)} in the model.",
+                "Load it with the model that it was trained for.",
+            )
+        with torch.no_grad():
+            parameter.copy_(tensors[name])
+
+
+def _load_peft(model: Any, adapter: Source) -> Any:
+    from peft import PeftConfig, PeftModel
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+    from peft.utils import get_peft_model_state_dict, load_peft_weights
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said by _compare_names, as an error
+            config = PeftConfig.from_pretrained(adapter.directory)
+            if config.is_prompt_learning or config.peft_type not in PEFT_TYPE_TO_PREFIX_MAPPING:
+                raise ModelError(
+                    f"The adapter {adapter.name} is of the type {config.peft_type.value}.",
+                    "LoRA and its like are supported.",
+                )
+            adapted = PeftModel.from_pretrained(
+                model, adapter.directory, config=config, torch_device=str(model.device)
+            )
+            expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+            given = load_peft_weights(str(adapter.directory), device="cpu")
+    except (ValueError, RuntimeError, KeyError, OSError, TypeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()
+        raise ModelError(
+            f"The adapter {adapter.name} does not fit the model: {' '.join(reason[:2])[:300]}",
+            "Load it with the model that it was trained for.",
+        ) from error
+    _compare_names(adapter, expected.keys(), given.keys())
+    return adapted.eval()
+
+
+def _compare_names(adapter: Source, expected: Any, given: Any) -> None:
+    missing, unexpected = sorted(expected - given), sorted(given - expected)
+    if missing or unexpected:
+        kind, names = ("lacks", missing) if missing else ("has unexpected weights:", unexpected)
+        raise ModelError(
+            f"The adapter {adapter.name} {kind} {names[0]}"
+            + (f" and {len(names) - 1} more." if len(names) > 1 else "."),
+            "Load it with the model that it was trained for.",
+        )
+
+
+def _last_part(base: Source) -> str:
+    """The base's name without its owner; a hub snapshot is known by its id, a folder by its
+    name."""
+    return base.name.rstrip("/").rsplit("/")[-1].lower()
+
+
+def _mismatch(adapter: Source, base: Source, manifest: Manifest) -> ModelError:
+    return ModelError(
+        f"The adapter {adapter.name} was trained on {manifest.base.name} (weights"
+        f" {manifest.base.fingerprint}); {base.name} has other weights.",
+        f"Load it with --model {manifest.base.name}, or train it again on {base.name}.",
+    )

@@ -1,0 +1,382 @@
+"""Built-in, hub id, folder or run → a model that can answer, with everything checked before."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from vqa_app.checkpoints import adapters
+from vqa_app.checkpoints.manifest import read_manifest
+from vqa_app.checkpoints.processor import load_processor
+from vqa_app.checkpoints.source import BUILTIN, Source, find, read_json
+from vqa_app.checkpoints.validation import check_pictures, check_size, skeleton
+from vqa_app.checkpoints.weights import fingerprint, model_files, stored_tensors
+from vqa_app.devices import (
+    Quantization,
+    check_memory,
+    choose_device,
+    choose_dtype,
+    is_out_of_memory,
+)
+from vqa_app.errors import ModelError, NoRoomError, UsageError
+from vqa_app.models.anatomy import anatomy
+from vqa_app.prompts.prompt import prompt_hash
+from vqa_app.quiet import quiet
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, ProcessorMixin
+
+log = logging.getLogger(__name__)
+
+_FAILURES = (ValueError, RuntimeError, KeyError, OSError, TypeError, MemoryError)
+"""What transformers raises where files do not fit together."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model, ready to answer, with all that belongs to it."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    name: str
+    """`builtin`, a hub id, or an absolute path."""
+    adapter: str | None
+    quantization: str | None
+    fingerprint: str
+    """Of all weights, base and adapter; see `vqa_app.checkpoints.weights.fingerprint`."""
+    source: Path
+    """The directory that the model (of a run: its adapter) came from."""
+    revision: str | None = None
+    """The commit on the hub."""
+
+    @property
+    def label(self) -> str:
+        """Model and adapter in a word."""
+        return f"{self.name} + {self.adapter}" if self.adapter else self.name
+
+
+def load_model(
+    name: str | Path = BUILTIN,
+    adapter: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    *,
+    merge: bool = True,
+) -> LoadedModel:
+    """Loads a model for answering: in evaluation mode, on its device, nothing trainable.
+
+    Args:
+        name: `builtin`, a hub id, a folder with a model, or a folder that `vqa-app finetune` or
+            PEFT wrote (whose base is then loaded too).
+        adapter: a folder or hub id of a LoRA adapter or of a projector.
+        device: `auto` (cuda, mps, cpu, the first there is), or a torch device.
+        dtype: `auto` (bfloat16 on GPUs and, for models of 100 million parameters and more, on CPUs
+            that compute in it; else float32), `float32`, `bfloat16` or `float16`.
+        quantize: `4bit` (NF4) or `8bit`, through bitsandbytes: the language model's linear layers;
+            never the encoder, the projector or the output embedding.
+        revision: branch, tag or commit on the hub.
+        offline: use the local cache only.
+        merge: add adapters into the weights, unless these are quantised. False gives a `PeftModel`
+            for LoRA adapters.
+
+    Raises:
+        ModelError: it cannot be found, had, understood or held in memory.
+        UsageError: arguments that make no sense.
+    """
+    if quantize not in (None, *get_args(Quantization)):
+        raise UsageError(f"Unknown quantisation {quantize!r}.", "Choose 4bit or 8bit.")
+    source = find(name, revision, offline)
+    adapter_source = find(adapter, None, offline) if adapter else None
+    if _needs_base(source):
+        if adapter_source is not None:
+            raise UsageError(
+                f"{name} is an adapter itself; it cannot carry {adapter}.",
+                "Merge the first one, then add the second.",
+            )
+        adapter_source = source
+        base_name, base_revision = adapters.base_of(source)
+        base = _load_base_of(source, base_name, base_revision, device, dtype, quantize, offline)
+    else:
+        base = _load_whole(source, device, dtype, quantize)
+    if adapter_source is None:
+        return base
+    if not adapters.is_adapter(adapter_source.directory):
+        raise ModelError(
+            f"{adapter_source.name} is not an adapter: it holds neither {adapters.PEFT_CONFIG} nor"
+            f" {adapters.PROJECTOR_FILE}.",
+            "Give it as --model if it is a whole model.",
+        )
+    return _with_adapter(base, source, adapter_source, merge=merge)
+
+
+def base_source(source: Source, offline: bool = False, *, weights: bool = True) -> Source:
+    """The whole model that a source is, or that the adapter in it belongs to.
+
+    Args:
+        weights: as for `sources.find`, of the base.
+
+    Raises:
+        ModelError: the adapter doesn't say which, or it cannot be had.
+    """
+    if not _needs_base(source):
+        return source
+    name, revision = adapters.base_of(source)
+    base = find(name, revision, offline, weights=weights)
+    return base_source(base, offline, weights=weights)
+
+
+def _needs_base(source: Source) -> bool:
+    """Whether a directory holds an adapter rather than a model that stands alone."""
+    directory = source.directory
+    if not adapters.is_adapter(directory):
+        return False
+    manifest = read_manifest(directory)
+    if manifest is not None:
+        return not manifest.whole_model
+    return not model_files(directory) or (directory / adapters.PEFT_CONFIG).is_file()
+
+
+def _load_base_of(
+    adapter: Source,
+    name: str,
+    revision: str | None,
+    device: str,
+    dtype: str,
+    quantize: str | None,
+    offline: bool,
+) -> LoadedModel:
+    try:
+        return load_model(name, None, device, dtype, quantize, revision, offline)
+    except ModelError as error:
+        raise type(error)(
+            f"The base model of {adapter.name} cannot be loaded: {error.problem}", error.hint
+        ) from error
+
+
+def _with_adapter(
+    base: LoadedModel, source: Source, adapter: Source, *, merge: bool
+) -> LoadedModel:
+    base_source = Source(base.name, base.source)
+    adapters.check_base(adapter, base_source, base.fingerprint)
+    quantized = base.quantization is not None
+    with quiet():
+        model = adapters.apply(base.model, adapter, merge=merge and not quantized)
+    if merge and quantized and hasattr(model, "merge_and_unload"):
+        model = model.base_model.model  # the LoRA layers stay inside
+    model.requires_grad_(False)
+    processor = base.processor
+    manifest = read_manifest(adapter.directory)
+    if manifest is not None and manifest.prompt_hash != prompt_hash(processor):
+        log.warning(
+            "%s was trained with another chat template than %s has now; answers may suffer.",
+            adapter.name,
+            base.name,
+        )
+    run_itself = source is adapter
+    return LoadedModel(
+        model=model.eval(),
+        processor=processor,
+        name=source.name if run_itself else base.name,
+        adapter=None if run_itself else adapter.name,
+        quantization=base.quantization,
+        fingerprint=adapters.fingerprint_with(base.fingerprint, adapter.directory),
+        source=adapter.directory if run_itself else base.source,
+        revision=base.revision,
+    )
+
+
+def _load_whole(
+    source: Source, device_name: str, dtype_name: str, quantize: str | None
+) -> LoadedModel:
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    directory = source.directory
+    config = load_config(source)
+    files = _weight_files(source)
+    tensors = list(stored_tensors(files))
+    device = choose_device(device_name)
+    dtype = choose_dtype(dtype_name, device, sum(tensor.size for tensor in tensors))
+    check_memory(source.name, tensors, device, dtype, quantize)
+    check_size(source.name, config, tensors)
+    processor = load_processor(source, config)
+    check_pictures(source.name, config, processor)
+    read_json(directory / "generation_config.json")  # transformers passes over a broken one
+    options: dict[str, Any] = {"dtype": dtype}
+    if quantize is not None:
+        options |= _quantization_options(source, config, dtype, quantize, device)
+    elif device.type == "cuda" and not is_deepspeed_zero3_enabled():  # that shards while it loads
+        options["device_map"] = {"": device}  # without a copy of the whole in the CPU's memory
+    with quiet():
+        model = _from_pretrained(source, config, options)
+    if quantize is None:
+        model.to(device)
+    elif not any(type(module).__module__.startswith("bitsandbytes") for module in model.modules()):
+        raise ModelError(
+            f"Nothing of {source.name} was quantised: its layers are of another kind.",
+            "Leave out --quantize.",
+        )
+    model.eval().requires_grad_(False)
+    _leave_out_pooling(model)
+    manifest = read_manifest(directory)
+    if manifest is not None and manifest.prompt_hash != prompt_hash(processor):
+        log.warning("The chat template of %s is not the one it was trained with.", source.name)
+    return LoadedModel(
+        model=model,
+        processor=processor,
+        name=source.name,
+        adapter=None,
+        quantization=quantize,
+        fingerprint=fingerprint(files),
+        source=directory,
+        revision=source.revision,
+    )
+
+
+def _leave_out_pooling(model: Any) -> None:
+    """SigLIP's encoder also pools its patches into one vector, which no image-text model looks at:
+    on a CPU that takes 4 GB for two pictures together, at so400m's size."""
+    for module in model.modules():
+        if type(module).__name__.startswith("Siglip") and getattr(module, "use_head", False):
+            module.use_head = False
+
+
+def load_config(source: Source) -> Any:
+    """The model's config, if it is of an architecture that answers questions about pictures.
+
+    Raises:
+        ModelError: it is not, or only with code from the repository.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    values = read_json(source.directory / "config.json")
+    if not values:
+        raise ModelError(
+            f"{source.name} holds no config.json, so it is not a transformers model.",
+            "Give a hub id or folder of a transformers model.",
+        )
+    kind = values.get("model_type")
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(
+                source.directory, trust_remote_code=False, local_files_only=True
+            )
+    except StrictDataclassError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ModelError(
+            f"The config.json of {source.name} cannot be used: {reason[:300]}",
+            "Download it again, or choose another model.",
+        ) from error
+    except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
+        if "auto_map" in values:
+            raise ModelError(
+                f"{source.name} (model type {kind!r}) needs Python code from its own repository,"
+                " which vqa-app does not run.",
+                "Choose a model that transformers knows itself; `vqa-app models` lists some.",
+            ) from error
+        raise ModelError(
+            f"{source.name} has the model type {kind!r}, which this transformers does not know.",
+            "Update transformers, or choose another model.",
+        ) from error
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise ModelError(
+            f"{source.name} (model type {kind!r}) is not a model that answers questions about"
+            " pictures.",
+            "Choose an image-text-to-text model; `vqa-app models` lists some.",
+        )
+    return config
+
+
+def _weight_files(source: Source) -> list[Path]:
+    files = model_files(source.directory)
+    if files:
+        return files
+    if any(source.directory.glob("*.bin")) or any(source.directory.glob("*.pt*")):
+        raise ModelError(
+            f"{source.name} has its weights as pickle files only, which may run code when they are"
+            " read.",
+            "Choose a model with safetensors weights.",
+        )
+    raise ModelError(
+        f"{source.name} holds no model.safetensors.", "Give a folder with a whole model."
+    )
+
+
+def _from_pretrained(source: Source, config: Any, options: dict[str, Any]) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            source.directory,
+            config=config,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (*_FAILURES, StrictDataclassError) as error:
+        if is_out_of_memory(error):
+            raise NoRoomError(
+                f"There is not enough memory to load {source.name}.",
+                "Use --quantize 4bit or a smaller model, or close other programs.",
+            ) from error
+        reason = str(error).strip().splitlines() or [repr(error)]
+        raise ModelError(
+            f"{source.name} cannot be loaded: {reason[0][:300]}",
+            "Its files do not belong together; download it again or choose another model.",
+        ) from error
+    for kind, said in (
+        ("missing_keys", "lacks the weight"),
+        ("unexpected_keys", "has a weight that its architecture does not know,"),
+        ("mismatched_keys", "has a weight of the wrong shape,"),
+        ("error_msgs", "cannot be loaded:"),
+    ):
+        if found := sorted(map(str, info[kind])):
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            raise ModelError(
+                f"{source.name} {said} {found[0]}{more}.",
+                "Its config.json and its weights do not belong together; download it again.",
+            )
+    return model
+
+
+def _quantization_options(
+    source: Source, config: Any, dtype: torch.dtype, quantize: str, device: torch.device
+) -> dict[str, Any]:
+    from transformers import BitsAndBytesConfig
+
+    try:
+        with quiet():
+            import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ModelError(
+            f"Loading in {quantize} needs the package bitsandbytes.",
+            "Install it with `pip install bitsandbytes`.",
+        ) from error
+    if device.type == "mps":
+        raise ModelError("bitsandbytes cannot quantise on mps.", "Use --device cpu.")
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"{source.name} is quantised already.", "Leave out --quantize to load it as it is."
+        )
+    kept = anatomy(skeleton(source.name, config)).never_quantised
+    if quantize == "4bit":
+        settings = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=kept,
+        )
+    else:
+        settings = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    return {"quantization_config": settings, "device_map": {"": device}}

@@ -1,0 +1,152 @@
+"""Processors: tokenizer, image processor and chat template of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vqa_app.checkpoints.source import Source, read_json
+from vqa_app.errors import ModelError
+from vqa_app.quiet import quiet
+
+FALLBACK_TEMPLATES = {
+    "paligemma": (
+        "{% for message in messages %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}{% endfor %}"
+        "{{ bos_token }}{% for message in messages %}"
+        "{% for part in message['content'] if part['type'] == 'text' %}"
+        "{{ part['text'] }}{% endfor %}"
+        "{{ eos_token if message['role'] == 'assistant' else '\n' }}{% endfor %}"
+    ),
+    "blip-2": (
+        "{% for message in messages %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}{% endfor %}"
+        "{{ bos_token }}{% for message in messages %}"
+        "{{ {'user': 'Question: ', 'assistant': ' ', 'system': ''}[message['role']] }}"
+        "{% for part in message['content'] if part['type'] == 'text' %}"
+        "{{ part['text'] }}{% endfor %}"
+        "{{ {'user': ' Answer:', 'assistant': '\n', 'system': ' '}[message['role']] }}"
+        "{% endfor %}"
+    ),
+    "kosmos-2": (
+        "{{ bos_token }}{% for message in messages %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
+        "{{ {'user': ' Question: ', 'assistant': ' ', 'system': ' '}[message['role']] }}"
+        "{% for part in message['content'] if part['type'] == 'text' %}"
+        "{{ part['text'] }}{% endfor %}"
+        "{{ ' Answer:' if message['role'] == 'user' else '' }}{% endfor %}"
+    ),
+}
+"""For architectures whose hub repositories have no chat template, by `model_type`: the formats that
+their authors publish for question answering. Used only where a repository brings none.
+
+PaliGemma: pictures, `<bos>`, the question, a newline (Beyer et al. 2024, section 3). BLIP-2:
+"Question: ... Answer:", earlier turns in front (Li et al. 2023, section 4). Kosmos-2: the same
+words behind the picture, as in its model card."""
+
+
+def load_processor(source: Source, config: Any) -> Any:
+    """The processor, with Pillow as its image backend and a chat template.
+
+    What the checkpoint says is kept; what old checkpoints do not say comes from the model's config.
+
+    Raises:
+        ModelError: it has none, or no chat template.
+    """
+    try:
+        with quiet():
+            processor = _open(source.directory, config)
+    except ImportError as error:
+        raise ModelError(
+            f"The processor of {source.name} needs a package: {str(error).strip().splitlines()[0]}",
+            "Install it and try again.",
+        ) from error
+    except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
+        reason = str(error).strip().splitlines() or [repr(error)]
+        raise ModelError(
+            f"The processor of {source.name} cannot be loaded: {reason[0]}",
+            "Its tokenizer or image processor files are missing or broken; choose another model.",
+        ) from error
+    if getattr(processor, "tokenizer", None) is None or not hasattr(processor, "image_processor"):
+        raise ModelError(
+            f"{source.name} has no processor for text and pictures.", "Choose another model."
+        )
+    _complete(processor, config, source.directory)
+    own = (processor, processor.tokenizer)
+    if not any(getattr(owner, "chat_template", None) for owner in own):
+        template = FALLBACK_TEMPLATES.get(config.model_type)
+        if template is None:
+            raise ModelError(
+                f"{source.name} has no chat template, so it is not made for questions.",
+                "Choose its instruction-tuned sibling, or add a chat_template.jinja to its folder.",
+            )
+        processor.chat_template = template
+    return processor
+
+
+def without_video(kind: Any) -> Any:
+    """A processor class that takes `no_video()` for its video processor, which needs
+    torchvision."""
+
+    class PictureProcessor(kind):
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if argument_name == "video_processor":
+                return type(argument)
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    PictureProcessor.__name__ = kind.__name__  # saved with the processor
+    return PictureProcessor
+
+
+def no_video(settings: dict[str, Any] | None = None) -> Any:
+    """Stands where a video processor would; keeps its settings, so that they are saved again."""
+    from transformers.utils import PushToHubMixin
+
+    class NoVideo(PushToHubMixin):
+        _auto_class = None
+        model_input_names: tuple[str, ...] = ()
+        num_frames = fps = None  # SmolVLM's template asks
+
+        def to_dict(self) -> dict[str, Any]:
+            return dict(settings or {})
+
+    return NoVideo()
+
+
+def _open(directory: Path, config: Any) -> Any:
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    options = {"trust_remote_code": False, "local_files_only": True}
+    kind = PROCESSOR_MAPPING.get(type(config), None)
+    if kind is None or "video_processor" not in kind.get_attributes():
+        return AutoProcessor.from_pretrained(directory, backend="pil", **options)
+    values, rest = kind.get_processor_dict(directory, **options)
+    settings = values.get("video_processor") or read_json(
+        directory / "video_preprocessor_config.json"
+    )
+    parts = {
+        "tokenizer": lambda: AutoTokenizer.from_pretrained(directory, **options),
+        "image_processor": lambda: AutoImageProcessor.from_pretrained(
+            directory, backend="pil", **options
+        ),
+        "video_processor": lambda: no_video(settings),
+    }
+    arguments = [parts[name]() for name in kind.get_attributes()]
+    rest = {name: value for name, value in rest.items() if name not in options}
+    return without_video(kind).from_args_and_dict(arguments, values, **rest)
+
+
+def _complete(processor: Any, config: Any, directory: Path) -> None:
+    """Fills in what processors from before transformers 4.46 do not say."""
+    if getattr(processor, "num_query_tokens", 0) is None:  # BLIP-2
+        processor.num_query_tokens = config.num_query_tokens
+    if not hasattr(processor, "num_additional_image_tokens"):  # the LLaVAs have it
+        return
+    tower = config.vision_config
+    if processor.patch_size is None:
+        processor.patch_size = tower.patch_size
+    if processor.vision_feature_select_strategy is None:
+        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+    if "num_additional_image_tokens" not in read_json(directory / "processor_config.json"):
+        processor.num_additional_image_tokens = int(tower.model_type == "clip_vision_model")

@@ -1,0 +1,8 @@
+"""The shell: one module for each command, and what commands share.
+
+May use every other room of `vqa_app`; `finetune` and `ui` only inside the commands that need them.
+"""
+
+from vqa_app.cli.main import main
+
+__all__ = ["main"]

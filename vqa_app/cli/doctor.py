@@ -1,0 +1,140 @@
+"""`vqa-app doctor`: what a bug report needs, and nothing that a person would not show around."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import typer
+
+from vqa_app import __version__
+from vqa_app.files import in_words
+
+app = typer.Typer(add_completion=False)
+
+_PACKAGES = (
+    "torch transformers peft accelerate safetensors tokenizers huggingface_hub datasets"
+    " gradio fastapi typer pillow numpy"
+)
+_OPTIONAL = {
+    "pillow-heif": "HEIC pictures",
+    "bitsandbytes": "--quantize, --stage qlora",
+    "sentencepiece": "tokenizers of some models",
+    "tensorboard": "finetune --report-to tensorboard",
+    "wandb": "finetune --report-to wandb",
+    "trackio": "finetune --report-to trackio",
+    "deepspeed": "finetune with DeepSpeed",
+}
+_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES HF_HUB_OFFLINE OMP_NUM_THREADS PYTORCH_CUDA_ALLOC_CONF"
+    " TRANSFORMERS_OFFLINE"
+)
+"""Settings that change what happens; none of them holds a secret."""
+
+
+@app.command()
+def doctor() -> None:
+    """Print what a bug report needs: versions, machine, devices, memory, models at hand."""
+    for title, lines in (
+        ("vqa-app", _program()),
+        ("machine", _machine()),
+        ("devices", _devices()),
+        ("packages", _packages()),
+        ("optional packages", _optional()),
+        ("models", _models()),
+        ("environment", _environment()),
+    ):
+        print(title)
+        try:
+            for line in lines:
+                print(f"  {line}")
+        except Exception as error:  # what cannot be found out is told as well
+            print(f"  {type(error).__name__}: {error}")
+
+
+def _program() -> Iterator[str]:
+    yield f"version {__version__}"
+    yield f"Python {platform.python_version()} ({platform.python_implementation()})"
+    yield f"installed in {_homeless(Path(__file__).parent.parent)}"
+
+
+def _machine() -> Iterator[str]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    yield platform.platform()
+    yield f"{platform.machine()}, {len(_cores())} of {os.cpu_count()} processors usable"
+    yield f"{in_words(memory.total)} memory, {in_words(memory.available)} available"
+    home = Path(os.path.expanduser("~"))
+    disk = psutil.disk_usage(str(next(path for path in (home, *home.parents) if path.exists())))
+    yield f"{in_words(disk.free)} free in the home folder's file system"
+
+
+def _cores() -> set[int]:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return affinity(0) if affinity else set(range(os.cpu_count() or 1))
+
+
+def _devices() -> Iterator[str]:
+    try:
+        import torch
+    except Exception as error:  # a broken installation is what a doctor is called for
+        yield f"torch cannot be imported: {type(error).__name__}: {error}"
+        return
+    yield f"cpu, {torch.get_num_threads()} threads ({torch.backends.cpu.get_cpu_capability()})"
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        yield f"cuda:{index} {found.name}, {in_words(found.total_memory)}"
+    if torch.backends.mps.is_available():
+        yield "mps"
+    yield f"torch was built for {'CUDA ' + torch.version.cuda if torch.version.cuda else 'CPU'}"
+
+
+def _packages() -> Iterator[str]:
+    for name in _PACKAGES.split():
+        yield f"{name} {_version(name) or 'is missing'}"
+
+
+def _optional() -> Iterator[str]:
+    for name, purpose in _OPTIONAL.items():
+        yield f"{name} {_version(name) or 'not installed'} ({purpose})"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _models() -> Iterator[str]:
+    weights = list((Path(__file__).parent.parent / "builtin").rglob("*.safetensors"))
+    size = sum(path.stat().st_size for path in weights)
+    yield f"built-in: {in_words(size)}" if weights else "built-in: missing"
+    try:
+        from huggingface_hub import constants
+    except Exception as error:
+        yield f"huggingface_hub cannot be imported: {type(error).__name__}: {error}"
+        return
+    cache = Path(constants.HF_HUB_CACHE)
+    count = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
+    yield f"downloaded: {count}, in {_homeless(cache)}"
+
+
+def _environment() -> Iterator[str]:
+    yield f"terminal: {'yes' if sys.stdout.isatty() else 'no'}, encoding {sys.stdout.encoding}"
+    for name in _VARIABLES.split():
+        if name in os.environ:
+            yield f"{name}={os.environ[name]}"
+
+
+def _homeless(path: Path) -> str:
+    """A path without the person's name, where that stands in it."""
+    try:
+        return str(Path("~") / path.relative_to(Path.home()))
+    except (ValueError, RuntimeError):  # it lies elsewhere, or there is no home
+        return str(path)

@@ -1,0 +1,4 @@
+"""What an architecture is made of and what it allows.
+
+Uses no other room.
+"""

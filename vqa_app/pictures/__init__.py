@@ -1,0 +1,4 @@
+"""Pictures from files, bytes and addresses: checked, upright, RGB.
+
+Uses no other room.
+"""

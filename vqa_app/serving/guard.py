@@ -1,0 +1,233 @@
+"""The wall around the page: who is asked for (Host), who asks (Origin, user, cookie), how much, and
+what the browser may do with the answer.
+
+One ASGI layer around everything, Gradio's own routes included, so that no route can be forgotten.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import logging
+import re
+import secrets
+import socket
+from asyncio import sleep
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vqa_app.serving.csp import guarded
+
+log = logging.getLogger(__name__)
+
+COOKIE = "vqa_browser"
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
+PAGE = "/"
+WRONG_TAKES = 0.5
+"""Seconds until somebody is told that a password is wrong."""
+WRONG_AT_ONCE = 8
+"""Wrong passwords of one address under way at once; more tries are not looked at meanwhile."""
+_OPEN_PATHS = ("/healthz", "/readyz")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the guard lets in."""
+
+    hosts: frozenset[str] = frozenset()
+    """Names besides `localhost`, this machine's own and IP addresses, which are always fine: an
+    address cannot be rebound to somebody else's page."""
+    users: Mapping[str, str] = field(default_factory=dict)
+    """Passwords by user; empty: anybody may come in, each browser as an owner of its own."""
+    max_body: int = 32 * 2**20
+    """Largest request, in bytes."""
+    larger: Mapping[str, int] = field(default_factory=dict)
+    """Other sizes for paths that begin so: uploads."""
+    cookie_path: str = "/"
+    reachable: re.Pattern[str] | None = None
+    """What the paths of routes look like as a whole; all others are not found. None: all are."""
+
+
+def machine_hosts(extra: Iterable[str] = ()) -> frozenset[str]:
+    return frozenset(name.lower() for name in ("localhost", socket.gethostname(), *extra))
+
+
+class Guard:
+    """ASGI middleware; sets `scope["state"]["owner"]` to who asks, or "" where nobody can be told.
+
+    An owner is `user:<name>` or `browser:<hash of the cookie>`: the store never holds a cookie.
+    """
+
+    def __init__(self, app: ASGIApp, rules: Rules) -> None:
+        self.app = app
+        self.rules = rules
+        self._hosts = machine_hosts(rules.hosts)
+        self._wrong: Counter[str] = Counter()
+        """Wrong passwords under way, by the address that they come from."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+                return
+            if refusal.status_code == 401 and "authorization" in headers:
+                await self._hold_up(_address(scope, headers))
+            await refusal(scope, receive, guarded(send, {}))
+            return
+        user = self._user(headers)
+        token = _token(headers)
+        owner = f"user:{user}" if user else f"browser:{_digest(token)}" if token else ""
+        scope.setdefault("state", {})["owner"] = owner
+        new = {} if token or user or scope["type"] != "http" else self._new_cookie(scope)
+        body = _Body(receive, self._limit(scope))
+        await self.app(scope, body.receive, guarded(send, new, scope["path"] == PAGE))
+
+    async def _hold_up(self, address: str) -> None:
+        """Lets somebody who guesses passwords wait, and nobody else."""
+        log.warning("Wrong user or password from %s.", address or "this machine or its proxy")
+        if not address:
+            await sleep(WRONG_TAKES)
+            return
+        self._wrong[address] += 1
+        try:
+            await sleep(WRONG_TAKES)
+        finally:
+            self._wrong[address] -= 1
+            if not self._wrong[address]:
+                del self._wrong[address]
+
+    def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
+        if not self._host_allowed(headers.get("host", "")):
+            return PlainTextResponse(
+                "This server does not answer to that host name. Start it with --allow-host NAME"
+                " if the name is right.\n",
+                421,
+            )
+        if not _same_origin(headers):
+            return PlainTextResponse("Requests from other sites are refused.\n", 403)
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > self._limit(scope):
+            return PlainTextResponse("The request is too large.\n", 413)
+        if self.rules.users and scope["path"] not in _OPEN_PATHS:
+            if self._wrong[_address(scope, headers)] >= WRONG_AT_ONCE:  # right or not
+                return PlainTextResponse("Too many wrong passwords at once.\n", 429)
+            if self._user(headers) is None:
+                return PlainTextResponse(
+                    "Please sign in.\n",
+                    401,
+                    {"www-authenticate": 'Basic realm="VQA chat", charset="UTF-8"'},
+                )
+        if self.rules.reachable and not self.rules.reachable.fullmatch(scope["path"]):
+            return PlainTextResponse("Not found.\n", 404)
+        return None
+
+    def _limit(self, scope: Scope) -> int:
+        path = scope["path"]
+        sizes = [size for start, size in self.rules.larger.items() if path.startswith(start)]
+        return max(sizes, default=self.rules.max_body)
+
+    def _host_allowed(self, host: str) -> bool:
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        except ValueError:
+            return False
+        if name in self._hosts:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+    def _user(self, headers: Headers) -> str | None:
+        scheme, _, value = headers.get("authorization", "").partition(" ")
+        if not self.rules.users or scheme.lower() != "basic":
+            return None
+        try:
+            name, _, password = base64.b64decode(value, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+        # Both are compared always, so that the time taken tells nothing.
+        known = name in self.rules.users
+        right = hmac.compare_digest(_digest(self.rules.users.get(name, "")), _digest(password))
+        return name if known and right else None
+
+    def _new_cookie(self, scope: Scope) -> dict[str, str]:
+        if scope["method"] != "GET":
+            return {}
+        secure = "; Secure" if scope.get("scheme") == "https" else ""
+        value = (
+            f"{COOKIE}={secrets.token_urlsafe(32)}; Path={self.rules.cookie_path};"
+            f" Max-Age=31536000; HttpOnly; SameSite=Lax{secure}"
+        )
+        return {"set-cookie": value}
+
+
+def _same_origin(headers: Headers) -> bool:
+    """Whether a request comes from our own page, or from no page at all (a program).
+
+    Behind a proxy this needs the browser's own Host header (`proxy_set_header Host $http_host`)."""
+    origin = headers.get("origin")
+    if origin is not None:
+        try:
+            return urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+        except ValueError:  # a forged one, like http://[
+            return False
+    # Browsers leave Origin out of plain navigations, and say cross-site here.
+    site = headers.get("sec-fetch-site", "same-origin")
+    return site != "cross-site" or headers.get("sec-fetch-mode") == "navigate"
+
+
+def _address(scope: Scope, headers: Headers) -> str:
+    """Where a request comes from: from this machine, what a proxy says, or "" where it says
+    nothing: that may be anybody."""
+    address = (scope.get("client") or ("",))[0]
+    try:
+        if not ipaddress.ip_address(address).is_loopback:
+            return address
+    except ValueError:
+        pass
+    return headers.get("x-forwarded-for", "").rpartition(",")[2].strip()[:50]
+
+
+def _token(headers: Headers) -> str | None:
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        return None
+    return found.value if found and _TOKEN.fullmatch(found.value) else None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Body:
+    """Counts a body that announced no length, or a false one."""
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive, self._left = receive, limit
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._left -= len(message.get("body", b""))
+            if self._left < 0:
+                raise HTTPException(413, "The request is too large.")
+        return message
