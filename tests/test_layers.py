@@ -121,13 +121,33 @@ def test_gradio_is_imported_in_ui_alone() -> None:
     assert not wrong, listed(wrong)
 
 
+def test_web_servers_are_imported_in_serving_and_ui_alone() -> None:
+    wrong = [
+        i
+        for i in imports()
+        if i.top in ("fastapi", "starlette", "uvicorn")
+        and not named(i.importer, "ui", "vqa_app.serving")
+    ]
+    assert not wrong, listed(wrong)
+
+
 def test_optional_packages_are_imported_inside_functions() -> None:
     wrong = [i for i in imports() if i.top in OPTIONAL and i.at_import]
     assert not wrong, listed(wrong)
 
 
 def test_the_values_and_the_protocol_need_no_torch() -> None:
-    light = ("errors", "conversation", "engine", "images", "file_kinds", "fetch", "worker", "cli")
+    light = (
+        "cli.main",
+        "engine.protocol",
+        "engine.worker",
+        "errors",
+        "pictures.download",
+        "pictures.file_type",
+        "pictures.picture",
+        "prompts.conversation",
+    )
+    assert {f"vqa_app.{name}" for name in light} <= modules().keys()
     heavy = ("torch", "transformers", "peft", "gradio", "datasets")
     wrong = [
         i
@@ -139,61 +159,70 @@ def test_the_values_and_the_protocol_need_no_torch() -> None:
     assert not wrong, listed(wrong)
 
 
-# Each row may import the rows above it and its own; imports inside functions count too.
-# A package within counts as one module.
-ROWS = {
+ROOMS = {
     "vqa_app": (
-        ("colours", "errors", "file_kinds", "openmp", "quiet", "sizes"),
-        ("images", "manifest", "sources", "weights"),
-        ("conversation", "fetch", "model_view"),
-        ("engine", "template"),
-        ("pixels", "worker"),
-        ("prompting",),
-        ("adapters", "anatomy", "builtin", "consistency", "devices", "processors"),
-        ("catalogue", "loading", "model_options", "modeling"),
-        ("cache", "decoding", "encoder", "lean", "packing", "runtime"),
-        ("attention", "scoring"),
-        ("local_engine",),
-        ("overlay", "replies"),
-        ("named_pictures",),
-        ("ask", "batch", "dialogue", "doctor", "model_commands"),
-        ("cli", "__main__"),
+        "cli",
+        "serving",
+        "retrieval",
+        "engine",
+        "checkpoints",
+        "prompts",
+        "models",
+        "pictures",
     ),
     "finetune": (
-        ("attention", "config", "distributed", "metrics", "predictions", "progress", "shortcuts"),
-        ("datasets", "report", "run_files", "stopping"),
-        ("architecture", "batches", "machine", "samples"),
-        ("answering", "branching", "collator", "objective", "preflight"),
-        ("data", "defaults", "evaluate", "features", "freezing", "golden", "questions"),
-        ("checkpoint", "stage_run", "verify"),
-        ("held_out", "merge", "run_folder", "trainer"),
-        ("leaving", "stages"),
-        ("train",),
-        ("builtin", "cli_eval", "looking"),
-        ("cli", "__main__"),
+        "cli",
+        "ablation",
+        "pretrain",
+        "training",
+        "evaluation",
+        "runs",
+        "data",
+        "kernels",
     ),
+    "finetune.pretrain.world": ("rooms", "objects", "wording", "drawing"),
+    "ui": ("web", "teaching", "chat", "storage"),
 }
+"""The folders of each package. A room may import itself and the rooms that stand below it."""
+
+TOP = {
+    "vqa_app": ("__main__",),
+    "finetune": ("__main__",),
+    "finetune.pretrain.world": ("pairs",),
+    "ui": ("app", "cli"),
+}
+"""Modules outside of rooms that may import all of them; the others may import none."""
 
 
-@pytest.mark.parametrize("package", sorted(ROWS))
-def test_the_order_within_a_package(package: str) -> None:
-    row = {
-        f"{package}.{name}": place for place, names in enumerate(ROWS[package]) for name in names
-    }
-    there = {inner(name) for name in modules() if named(name, package)} - {package}
-    assert row.keys() == there, f"{row.keys() ^ there}: give each module a place in ROWS"
+@pytest.mark.parametrize("package", sorted(ROOMS))
+def test_a_room_imports_only_the_rooms_below_it(package: str) -> None:
+    rooms = ROOMS[package]
+    lowest = len(rooms)
+
+    def floor(module: str) -> int:
+        """0 for the top, then the rooms, then what every room may use."""
+        name = module.removeprefix(package).lstrip(".").partition(".")[0]
+        if name in rooms:
+            return rooms.index(name)
+        return -1 if name in ("", *TOP[package]) else lowest
+
+    def is_inside(module: str) -> bool:
+        return named(module, package) and module != package
+
     wrong = [
         i
         for i in imports()
-        if i.runs != "never"
-        and row.get(inner(i.imported), 0) > row.get(inner(i.importer), len(ROWS[package]))
+        if i.runs != "never" and is_inside(i.imported) and named(i.importer, package)
+        if floor(i.imported) < floor(i.importer)
     ]
     assert not wrong, listed(wrong)
 
 
-def inner(module: str) -> str:
-    """A dotted name's first two parts: a module, or the package within that holds it."""
-    return ".".join(module.split(".")[:2])
+@pytest.mark.parametrize("package", sorted(ROOMS))
+def test_every_folder_with_modules_is_a_room_of_the_design(package: str) -> None:
+    folder = ROOT / package.replace(".", "/")
+    found = {path.parent.name for path in folder.glob("*/*.py")}
+    assert found - {"builtin"} <= set(ROOMS[package]), "give the folder its place in ROOMS"
 
 
 def test_the_generated_world_needs_nothing_else_of_finetune() -> None:

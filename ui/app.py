@@ -6,6 +6,7 @@ import atexit
 import os
 import re
 import shutil
+import socket
 import sqlite3
 import sys
 import tempfile
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from starlette.types import ASGIApp
 
 from ui.chat.desk import Desk
-from ui.chat.views import hide
 from ui.storage.database import Store
 from ui.storage.picture_files import PictureShelf
 from ui.teaching.taught_rows import Teaching
@@ -29,6 +29,8 @@ from vqa_app.errors import UsageError
 from vqa_app.pictures.picture import ImageLimits
 from vqa_app.serving.engine_pool import Choice, Hub, Progress
 from vqa_app.serving.guard import Guard, Rules
+from vqa_app.serving.listener import serve
+from vqa_app.serving.redact import hide
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -50,12 +52,24 @@ of the web, `deep_link` writes files, `dev/reload` never ends."""
 
 @dataclass(frozen=True)
 class Application:
-    """What `vqa_app.serving.listener` runs."""
+    """The page, its routes and what works behind them."""
 
     asgi: ASGIApp
     desk: Desk
     teaching: Teaching
     training: TrainingDesk
+
+    def serve(self, listener: socket.socket) -> None:
+        """Serve until Ctrl-C or SIGTERM, then close."""
+        try:
+            serve(self.asgi, listener, self._stop)
+        finally:
+            self.close()
+
+    def _stop(self) -> None:
+        """End running answers, then a training, whose current step needs most time to be saved."""
+        self.desk.stop_all()
+        self.training.close()
 
     def close(self, patience: float = 0.5) -> None:
         """Ends running answers and a training, and lets go of models and files.

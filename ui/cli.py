@@ -84,7 +84,7 @@ def chat(
     max_megapixels: MaxMegapixels = 50,
 ) -> None:
     """Chat about pictures in the browser."""
-    from vqa_app.serving.listener import address_for_others, address_of, is_loopback, listen, serve
+    from vqa_app.serving.listener import address_for_others, address_of, is_loopback, listen
 
     users = _users(auth or [])
     root_path = _path(root_path)
@@ -125,7 +125,7 @@ def chat(
     threading.Thread(target=_tell_failure, args=(application.desk.hub,), daemon=True).start()
     if not no_browser:
         threading.Thread(target=_open, args=(address,), daemon=True).start()
-    serve(application, listener)
+    application.serve(listener)
     lock.release()
     leave()
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vqa_app.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from vqa_app.checkpoints.loader import load_model
     from vqa_app.engine.local import LocalEngine
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from vqa_app.errors import VqaError
     from vqa_app.pictures.picture import ImageLimits, Picture, open_picture
     from vqa_app.prompts.conversation import Conversation, Message
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Answer": "engine.protocol",

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from vqa_app.checkpoints.weights import StoredTensor
-from vqa_app.errors import ModelError, NoRoomError, UsageError
-from vqa_app.files import in_words
+from vqa_app.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -21,9 +18,6 @@ SMALL = 100_000_000
 prompt where there are instructions for it, but that is milliseconds, and in float32 an answer does
 not depend on how a prompt was split between cache and computation."""
 
-WEIGHTS_SHARE = {"4bit": 0.30, "8bit": 0.55}
-"""Memory of quantised weights over that of 16-bit ones: NF4 with double quantisation has 4.13 bits
-a weight; embeddings, projector and encoder stay as they are."""
 
 _FULL = ("out of memory", "defaultcpuallocator", "alloc_failed", "invalid buffer size")
 """How PyTorch says so: on CUDA and mps; on CPUs; in cuBLAS and cuDNN; on mps for one tensor."""
@@ -137,41 +131,3 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():
         torch.mps.empty_cache()
-
-
-def check_memory(
-    name: str,
-    tensors: Sequence[StoredTensor],
-    device: torch.device,
-    dtype: torch.dtype,
-    quantize: str | None,
-) -> None:
-    """Refuses weights that alone need more than is free.
-
-    Raises:
-        NoRoomError: with both figures.
-    """
-    sixteen_bit = 2 * sum(tensor.size for tensor in tensors)
-    if quantize is not None:
-        needed = int(sixteen_bit * WEIGHTS_SHARE[quantize])
-    else:
-        needed = sum(
-            tensor.size * dtype.itemsize if "F" in tensor.dtype else tensor.end - tensor.start
-            for tensor in tensors
-        )
-    if needed <= free_memory(device):
-        return
-    release_memory()  # an earlier model may wait for the collector
-    free = free_memory(device)
-    if needed <= free:
-        return
-    kind = "GPU memory" if device.type == "cuda" else "memory"
-    ways = ["a smaller model"]
-    if quantize is None:
-        ways.insert(0, "--quantize 4bit")
-    if quantize is None and dtype.itemsize > 2:
-        ways.insert(0, "--dtype bfloat16")
-    raise NoRoomError(
-        f"{name} needs {in_words(needed)} of {kind}; {in_words(free)} are free.",
-        f"Use {' or '.join(ways)}, or close other programs.",
-    )

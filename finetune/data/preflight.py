@@ -7,27 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from finetune.data.read import Problem, ReadRows, Row, Split, split_by_picture
 from finetune.data.samples import Sample, Turns, samples_of
+from finetune.parallel import in_parallel
 from finetune.progress import counted
 from vqa_app.errors import DataError, VqaError
 
 LONGEST_SHOWN = 5
 ONLY_ROWS = "Fix the file: --max-bad leaves out single rows, not what a file may have held."
-_AHEAD = 64
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -144,27 +139,6 @@ def check_shared(data: ReadRows, processor: Any, **options: Any) -> Preflight:
         (*data.problems, *sorted(problems, key=lambda p: order[p.file, p.row or 0])),
         data.notes,
     )
-
-
-def in_parallel(
-    work: Callable[[_Item], _Result], items: Sequence[_Item], workers: int | None = None
-) -> Iterator[_Result]:
-    """Maps in threads, in order, never more than a few results ahead of the one who asks."""
-    count = workers or min(8, os.cpu_count() or 1)
-    if count == 1 or len(items) < 2:
-        yield from map(work, items)
-        return
-    source = iter(items)
-    with ThreadPoolExecutor(count, "preflight") as pool:
-        waiting = [pool.submit(work, item) for item in islice(source, _AHEAD)]
-        position = 0
-        while waiting[position:]:
-            result = waiting[position].result()
-            position += 1
-            if position == _AHEAD:
-                waiting, position = waiting[position:], 0
-            waiting += [pool.submit(work, item) for item in islice(source, 1)]
-            yield result
 
 
 def _samples(

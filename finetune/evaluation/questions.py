@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from finetune.data.preflight import allow, in_parallel
+from finetune.data.preflight import allow
 from finetune.data.read import FOR_TESTING, PictureSource, Problem, ReadRows, Row, read_rows
 from finetune.evaluation.metrics import question_type
+from finetune.parallel import in_parallel
 from vqa_app.errors import ImageError
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import Conversation, Message

@@ -26,7 +26,7 @@ from finetune.pretrain.optim import apart, together
 from finetune.pretrain.tokenizer import train_tokenizer
 from finetune.pretrain.unseen_tokens import spread_unseen
 from finetune.pretrain.world import ROOMS
-from finetune.runs.layout import is_finished
+from vqa_app.checkpoints.manifest import is_finished
 
 # Share of the scenes. Shapes carry most skills; the others are mostly new things to see.
 ROOM_WEIGHTS = {

@@ -1,4 +1,4 @@
 """What a run leaves on disk: layout, checkpoints, golden outputs, merging.
 
-May use data.
+May use kernels.
 """

@@ -8,22 +8,19 @@ renamed; a full disk or a kill leaves what was there before.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import stat
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from finetune.runs.golden import GOLDEN_FOLDER, record_golden
 from vqa_app.checkpoints.adapters import PEFT_CONFIG, PEFT_FILE, PROJECTOR_FILE
 from vqa_app.checkpoints.manifest import MANIFEST_FILE, Base, Manifest, write_manifest
-from vqa_app.errors import ModelError, UsageError
+from vqa_app.errors import ModelError
+from vqa_app.files import UNFINISHED, flush, write_failure, written_beside
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.quiet import quiet
 
@@ -33,75 +30,12 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = "checkpoints"
 _STEP = "step-"
-_UNFINISHED = ".unfinished-"
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file, or the list of names in a directory, is on the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows has no such call
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _flush_tree(directory: Path) -> None:
-    for path in (*directory.rglob("*"), directory):
-        _flush(path)
-
-
-def _share(directory: Path) -> None:
-    """Gives files the mode that new ones have here: safetensors makes its own readable for their
-    owner alone, and a server under another user could not load them."""
-    probe = directory / ".mode"
-    probe.touch()
-    mode = stat.S_IMODE(probe.stat().st_mode)
-    probe.unlink()
-    for path in directory.rglob("*"):
-        if path.is_file():
-            path.chmod(mode)
-
-
-@contextmanager
-def _written_beside(parent: Path) -> Iterator[Path]:
-    """A new folder in `parent`, flushed at the end; gone again if anything goes wrong."""
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=parent))
-    try:
-        yield folder
-        _share(folder)
-        _flush_tree(folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def whole_directory(target: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `target` when the block ends without an error.
-
-    What stood at `target` stays until then. A kill at any moment leaves the old directory or the
-    new one complete; `sweep` gives it back its name if the kill came between two renames.
-    """
-    with _written_beside(target.parent) as folder:
-        folder.chmod(0o755)  # mkdtemp's are private
-        yield folder
-    if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=target.parent))
-        target.rename(old / target.name)
-        folder.rename(target)
-        shutil.rmtree(old)
-    else:
-        folder.rename(target)
-    _flush(target.parent)
 
 
 @contextmanager
 def _into(root: Path) -> Iterator[Path]:
     """A folder whose files take their places in `root` at the end, the manifest last."""
-    with _written_beside(root) as folder:
+    with written_beside(root) as folder:
         yield folder
     files = sorted(
         (path for path in folder.rglob("*") if path.is_file()),
@@ -112,41 +46,13 @@ def _into(root: Path) -> Iterator[Path]:
         place.parent.mkdir(exist_ok=True)
         path.replace(place)
     shutil.rmtree(folder)
-    _flush(root)
-
-
-def require_writable(folder: Path) -> None:
-    """Makes the folder.
-
-    Raises:
-        UsageError: it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        why = error.strerror or error
-        raise UsageError(f"Cannot write to {folder}: {why}.", "Give another --out.") from error
-
-
-def write_failure(error: BaseException) -> str | None:
-    """Why a file could not be written, where that is what the error says: safetensors and
-    `torch.save` have classes of their own for a full disk. None for any other error."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    text = str(error)
-    if isinstance(error, SafetensorError) and "os error" in text.lower():
-        return text
-    if isinstance(error, RuntimeError) and ("inline_container" in text or "Writer" in text):
-        return "the disk is full, or cannot be written to"
-    return None
+    flush(root)
 
 
 def sweep(run: Path) -> None:
     """Removes what a killed process left half-written."""
     for parent in (run, run / CHECKPOINTS):
-        for leftover in parent.glob(f"{_UNFINISHED}*"):
+        for leftover in parent.glob(f"{UNFINISHED}*"):
             for whole in leftover.glob(f"{_STEP}*"):  # killed between the two renames
                 if not (parent / whole.name).exists():
                     whole.rename(parent / whole.name)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from vqa_app.checkpoints.manifest import MANIFEST_FILE
-
 METRICS_FILE = "metrics.jsonl"
 """One JSON object a line, as `transformers.Trainer` logs: `step`, `epoch`, `loss`, `learning_rate`;
 or `step`, `eval_loss`, `eval_vqa_accuracy`, `eval_image_gain`; the last line has `final` and
@@ -20,8 +16,3 @@ CARD_FILE = "README.md"
 SKIPPED_FILE = "skipped.jsonl"
 """Rows of the data that were left out."""
 SKIPPED_EVAL_FILE = "skipped_eval.jsonl"
-
-
-def is_finished(run: Path) -> bool:
-    """Whether a folder holds a whole run: the manifest is written last."""
-    return (run / MANIFEST_FILE).is_file()

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.runs.checkpoint import require_writable, whole_directory, write_failure
 from finetune.runs.golden import GOLDEN_FOLDER, compare, read_golden, record_golden
 from finetune.runs.verify import Verification, tolerance_of
 from vqa_app.checkpoints.manifest import Manifest, read_manifest, write_manifest
 from vqa_app.errors import ModelError, UsageError
+from vqa_app.files import require_writable, whole_directory, write_failure
 from vqa_app.pictures.picture import open_picture
 from vqa_app.prompts.conversation import Conversation, Message
 from vqa_app.quiet import quiet

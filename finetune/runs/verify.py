@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from finetune.progress import counted
 from finetune.runs.golden import Comparison, compare, read_golden
-from vqa_app.checkpoints.manifest import read_manifest
+from vqa_app.checkpoints.manifest import quantization_of
 from vqa_app.errors import ModelError
 
 if TYPE_CHECKING:
@@ -61,12 +61,6 @@ class Verification:
 def tolerance_of(dtype: str, quantized: bool = False) -> float:
     """How far log-probabilities may move in this precision, in nats."""
     return HALF_TOLERANCE if quantized else TOLERANCE.get(dtype, HALF_TOLERANCE)
-
-
-def quantization_of(directory: Path) -> str | None:
-    """The logits of a run on a 4-bit base are those on a 4-bit base."""
-    manifest = read_manifest(directory)
-    return "4bit" if manifest is not None and manifest.kind == "qlora" else None
 
 
 def verify(

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune.data.preflight import in_parallel
 from finetune.data.samples import Sample
+from finetune.parallel import in_parallel
 from finetune.training.plan import CPU_TOKENS_AT_ONCE
 from vqa_app.devices import is_out_of_memory, release_memory
 from vqa_app.errors import DataError

@@ -18,7 +18,7 @@ from finetune.progress import Progress
 from finetune.runs import checkpoint
 from finetune.runs.golden import GOLDEN_FOLDER, record_golden
 from finetune.runs.layout import METRICS_FILE, REPORT_FILE
-from finetune.runs.verify import quantization_of, require, verify
+from finetune.runs.verify import require, verify
 from finetune.training.device import device_of, peak_memory, wait
 from finetune.training.freezing import trainable
 from finetune.training.held_out import Evaluation, scores_of
@@ -28,10 +28,10 @@ from finetune.training.resume import command_of
 from finetune.training.stage import StageRun
 from finetune.training.trainer import FinetuneTrainer
 from vqa_app.checkpoints.loader import LoadedModel, load_model
-from vqa_app.checkpoints.manifest import Base, Manifest, read_manifest
+from vqa_app.checkpoints.manifest import Base, Manifest, quantization_of, read_manifest
 from vqa_app.devices import is_out_of_memory, release_memory
 from vqa_app.errors import ModelError, NoRoomError
-from vqa_app.files import in_words
+from vqa_app.files import in_words, whole_directory
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.prompts.prompt import prompt_hash
 
@@ -139,7 +139,7 @@ def _check_gathered(stage: StageRun, names: Collection[str], state_dict: Mapping
         now, then = saved[name], state_dict[name]
         if not torch.equal(now.cpu(), then.to(now.dtype).cpu()):
             raise ModelError(f"{run} is not what was trained: {name} differs.", "This is a bug.")
-    with checkpoint.whole_directory(run / GOLDEN_FOLDER) as folder:
+    with whole_directory(run / GOLDEN_FOLDER) as folder:
         record_golden(opened.model, opened.processor, _golden(stage), folder)
 
 

@@ -24,11 +24,11 @@ from finetune.runs.layout import (
     SKIPPED_FILE,
     WATCH_FILE,
     WATCH_FOLDER,
-    is_finished,
 )
 from finetune.training.load_data import Data
-from vqa_app.checkpoints.manifest import MANIFEST_FILE
+from vqa_app.checkpoints.manifest import MANIFEST_FILE, is_finished
 from vqa_app.errors import ModelError, UsageError
+from vqa_app.files import require_writable
 
 IDENTITY_FILE = "started.json"
 NOT_IDENTITY = {
@@ -180,7 +180,7 @@ def claim(run: Path) -> None:
     Raises:
         UsageError: it can't be written to, or holds somebody's files, which a run would overwrite.
     """
-    checkpoint.require_writable(run)
+    require_writable(run)
     others = sorted(p.name for p in run.iterdir() if p.name not in BEFORE_A_START)
     if others and not (run / IDENTITY_FILE).exists():
         raise UsageError(

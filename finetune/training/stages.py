@@ -13,9 +13,9 @@ import torch
 from transformers import TrainingArguments
 
 from finetune.config import FinetuneConfig
-from finetune.data.preflight import in_parallel
 from finetune.data.samples import Sample
 from finetune.kernels.shared_prefix import allow_branching, supports_branching
+from finetune.parallel import in_parallel
 from finetune.progress import OnProgress, Progress
 from finetune.runs import checkpoint
 from finetune.training import feature_store

@@ -454,7 +454,7 @@ app.desk.hub.start("slow")
 app.teaching.add("ann", "What?", "this", [])
 app.training.start("ann", {"sources": ["mine"]})
 print(address_of(listener), flush=True)
-serve(app, listener)
+app.serve(listener)
 leave()
 """
 
@@ -505,7 +505,7 @@ def test_one_folder_holds_the_data_whatever_its_option_is_called(tmp_path, monke
     from vqa_app.cli.main import app as all_commands
 
     monkeypatch.setattr(
-        "vqa_app.serving.listener.serve", lambda application, listener: application.close()
+        "ui.app.Application.serve", lambda application, listener: application.close()
     )
     monkeypatch.setattr("ui.app.leave", lambda: None)
     arguments = [option, str(tmp_path / "here"), "--no-browser", "--port", "0"]
@@ -589,7 +589,7 @@ def test_what_chat_is_told_of_models_and_pictures_reaches_them(tmp_path, monkeyp
 
     monkeypatch.setattr("vqa_app.checkpoints.loader.load_model", load)
     monkeypatch.setattr("ui.cli.stay_offline", lambda: given.append("offline"))
-    monkeypatch.setattr("vqa_app.serving.listener.serve", serve)
+    monkeypatch.setattr("ui.app.Application.serve", serve)
     monkeypatch.setattr("ui.app.leave", lambda: None)
     words = "-m a/b --adapter c/d --quantize 4bit --device cpu --dtype float32 --revision e"
     words += f" --offline --max-file-mb 40 --max-megapixels 60 --data-dir {tmp_path}"

@@ -13,16 +13,10 @@ from typer.testing import CliRunner
 from finetune.config import FinetuneConfig
 from finetune.training.device import computes_bf16, device_of
 from finetune.training.train import train
+from vqa_app.checkpoints.memory import check_memory
 from vqa_app.checkpoints.weights import StoredTensor
 from vqa_app.cli.main import app
-from vqa_app.devices import (
-    SMALL,
-    check_memory,
-    choose_dtype,
-    computes_in_bfloat16,
-    free_memory,
-    is_out_of_memory,
-)
+from vqa_app.devices import SMALL, choose_dtype, computes_in_bfloat16, free_memory, is_out_of_memory
 from vqa_app.errors import ModelError
 
 GB = 10**9

@@ -1,4 +1,4 @@
 """What the chat page does: answers, conversations, model choice, attention view, export.
 
-May use teaching, storage.
+May use storage.
 """

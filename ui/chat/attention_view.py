@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ui.chat.desk import Desk, Request
-from ui.chat.views import conversation_of, looked, without_paths
+from ui.chat.desk import Desk
+from ui.chat.requests import Request
+from ui.chat.views import conversation_of, looked
 from ui.storage.database import Turn
 from vqa_app.engine.protocol import AttentionMap, Engine
 from vqa_app.errors import ModelError, UsageError
+from vqa_app.serving.redact import without_paths
 
 
 def look(desk: Desk, owner: str, request: Request) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Generator, Iterator
 from typing import Any, TypeAlias
 
-from ui.chat.desk import Desk, Request, Update, question_of
+from ui.chat.desk import Desk
 from ui.chat.markdown import growing_html
+from ui.chat.requests import Request, Update, question_of
 from ui.chat.stream import BEAT, facts_of, growing, state_of
 from vqa_app.errors import UsageError
 from vqa_app.prompts.conversation import SHORT_STYLE, Conversation

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from ui.chat import examples
-from ui.chat.desk import Desk, Request, Update, chat_of, is_no_room, message_of
+from ui.chat.desk import Desk
 from ui.chat.model_picker import models_of
+from ui.chat.requests import Request, Update, chat_of, is_no_room, message_of
 from vqa_app.errors import UsageError
 
 

@@ -7,9 +7,6 @@ store. What they give back are dicts that the page draws; see `ui/static/*.js`.
 
 from __future__ import annotations
 
-import errno
-import logging
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -19,95 +16,16 @@ from typing import Any
 from PIL import Image
 
 from ui.chat.answer import Answering
+from ui.chat.requests import Request, Update, chat_of, check_count, message_of, question_of
 from ui.chat.settings import Settings
-from ui.chat.views import conversation_of, sound, title_of, view_of, without_options, without_paths
+from ui.chat.views import conversation_of, title_of, view_of
 from ui.storage.database import Store, Turn
 from ui.storage.picture_files import PictureShelf
 from vqa_app.engine.protocol import Engine, GenerationOptions
-from vqa_app.errors import DataError, ModelError, UsageError, VqaError
+from vqa_app.errors import ModelError, UsageError
 from vqa_app.pictures.picture import ImageLimits
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.serving.engine_pool import Hub
-
-log = logging.getLogger(__name__)
-
-Request = dict[str, Any]
-Update = dict[str, Any]
-
-MAX_QUESTION = 20_000
-MAX_PICTURES = 8
-OUR_FAULT = "Something went wrong on our side. Please try again."
-NO_ROOM = "The server cannot store anything: its disk is full, or only to be read."
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_NO_ROOM_SQLITE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
-
-
-def message_of(error: BaseException, options: bool = True) -> str:
-    """What a person is told; the details of our own mistakes go to the log alone.
-
-    Args:
-        options: whether it may name options of the shell; errors of data never do.
-    """
-    if isinstance(error, VqaError):
-        named = options and not isinstance(error, DataError)
-        hint = error.hint if named else without_options(error.hint)
-        return without_paths(f"{error.problem} {hint}".strip().replace("\n", " "))
-    if is_no_room(error):
-        log.error("%s (%s)", NO_ROOM, error)
-        return NO_ROOM
-    log_unexpected(error)
-    return OUR_FAULT
-
-
-def is_no_room(error: BaseException) -> bool:
-    """Whether something could not be stored because of the disk."""
-    if isinstance(error, sqlite3.OperationalError):
-        # The lowest byte is the kind, the others say more of it.
-        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _NO_ROOM_SQLITE
-    return isinstance(error, OSError) and error.errno in _NO_ROOM
-
-
-def log_unexpected(error: BaseException) -> None:
-    log.error("Unexpected error", exc_info=error)
-
-
-def known(owner: str) -> str:
-    """The owner.
-
-    Raises:
-        UsageError: nobody can be told: what "" brought would be everybody's.
-    """
-    if not owner:
-        raise UsageError("Your browser blocks cookies.", "Allow them for this page.")
-    return owner
-
-
-def question_of(text: Any, pictures: int) -> str:
-    """What was asked about so many pictures.
-
-    Raises:
-        UsageError: nothing was, or far too much.
-    """
-    question = sound(str(text or "")).strip()
-    if not question and not pictures:
-        raise UsageError("There is nothing to answer.", "Write a question or add a picture.")
-    if len(question) > MAX_QUESTION:
-        raise UsageError(
-            f"The question has {len(question):,} characters.", f"At most {MAX_QUESTION:,} fit."
-        )
-    check_count(pictures)
-    return question
-
-
-def chat_of(request: Request) -> str | None:
-    """The id of the request's conversation; None for a new one."""
-    return str(request.get("conversation") or "") or None
-
-
-def check_count(pictures: int) -> None:
-    """Raises UsageError: so many pictures are too many for one question."""
-    if pictures > MAX_PICTURES:
-        raise UsageError(f"{pictures} pictures.", f"At most {MAX_PICTURES} at a time.")
 
 
 class Desk:

@@ -12,13 +12,14 @@ from typing import Any
 
 from PIL import Image
 
-from ui.chat.desk import MAX_PICTURES, MAX_QUESTION
+from ui.chat.requests import MAX_PICTURES, MAX_QUESTION
 from ui.chat.settings import LONGEST_ANSWER
-from ui.chat.views import sound, title_of, view_of
+from ui.chat.views import title_of, view_of
 from ui.storage.database import Store
 from ui.storage.picture_files import PictureShelf
 from vqa_app.errors import DataError, ImageError
 from vqa_app.pictures.picture import OWN_FILES
+from vqa_app.serving.redact import sound
 
 FORMAT = "vqa-app conversation"
 VERSION = 1

@@ -11,7 +11,8 @@ from vqa_app.serving.engine_pool import Standing
 from vqa_app.serving.model_choices import named
 
 if TYPE_CHECKING:
-    from ui.chat.desk import Desk, Request, Update
+    from ui.chat.desk import Desk
+    from ui.chat.requests import Request, Update
 
 
 def models_of(desk: Desk, owner: str) -> Update:

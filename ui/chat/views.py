@@ -6,11 +6,7 @@ The page gets plain JSON values; every text in them that came from a person is t
 
 from __future__ import annotations
 
-import os
-import re
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from ui.chat.markdown import to_html
@@ -44,37 +40,6 @@ def conversation_of(
         if turn.answer:
             messages.append(Message.assistant(turn.answer))
     return Conversation(tuple(messages)).with_system(system)
-
-
-_roots = {os.path.expanduser("~"), tempfile.gettempdir()}
-_NAME = r"[^\s/\\,;:'\"]+"
-_PATH = re.compile(
-    rf"(?<![\w.:/\\])(?:(?:~|[A-Za-z]:)(?:[/\\]{_NAME})*|(?:/{_NAME})+)[/\\]({_NAME})"
-)
-
-
-def hide(folder: Path) -> None:
-    """Makes `without_paths` know a folder; where its name has spaces, no pattern finds its end."""
-    _roots.add(str(folder.absolute()))
-
-
-def without_paths(text: str) -> str:
-    """The page shows names, never where things lie on the server."""
-    for root in sorted(_roots, key=len, reverse=True):
-        if Path(root).name:  # not the root of all
-            text = text.replace(root + os.sep, "~" + os.sep)
-    return _PATH.sub(r"\1", text)
-
-
-def without_options(hint: str) -> str:
-    """A hint of the shell's without what names options: the page has none."""
-    sentences = (re.sub(r",? or [^.]*--.*", ".", part) for part in re.split(r"(?<=\.) ", hint))
-    return " ".join(sentence for sentence in sentences if "--" not in sentence)
-
-
-def sound(text: str) -> str:
-    """A text without the halves of characters that JSON can hold and no file or database."""
-    return text.encode(errors="replace").decode()
 
 
 def title_of(question: str, pictures: int) -> str:

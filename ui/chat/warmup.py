@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 
-from ui.chat.desk import Desk, Request, Update, chat_of, log_unexpected
+from ui.chat.desk import Desk
+from ui.chat.requests import Request, Update, chat_of, log_unexpected
 from ui.chat.views import conversation_of
 from ui.storage.database import Turn
 from vqa_app.prompts.conversation import Conversation

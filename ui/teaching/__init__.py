@@ -1,4 +1,4 @@
 """Taught rows, uploads, and training from the page.
 
-May use storage.
+May use chat, storage.
 """

@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from finetune.runs.layout import WATCH_FILE, is_finished
-from ui.chat.views import without_paths
+from finetune.runs.layout import WATCH_FILE
+from vqa_app.checkpoints.manifest import is_finished
 from vqa_app.prompts.conversation import SHORT_STYLE
 from vqa_app.serving.engine_pool import Choice
+from vqa_app.serving.redact import without_paths
 
 State: TypeAlias = Literal["running", "stopping", "comparing", "done", "stopped", "failed"]
 _MESSAGES = 12

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ui.chat.desk import Desk, Request, Update
+from ui.chat.desk import Desk
+from ui.chat.requests import Request, Update
 from ui.teaching.taught_rows import Teaching
 from vqa_app.errors import UsageError
 

@@ -23,12 +23,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ui.chat.views import sound, without_paths
 from ui.storage.picture_files import PictureShelf
 from ui.teaching.uploads import MAX_ROWS, read_sent, told, unpack
 from vqa_app.errors import DataError, UsageError, VqaError
 from vqa_app.pictures.picture import OWN_FILES, Picture
 from vqa_app.prompts.conversation import SHORT_STYLE
+from vqa_app.serving.redact import sound, without_paths
 
 LONGEST_TEXT = 4000
 _PLACEHOLDER = "<image>"

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.runs.layout import WATCH_FOLDER
-from ui.chat.desk import Desk, Request, Update, message_of
+from ui.chat.desk import Desk
+from ui.chat.requests import Request, Update, message_of
 from ui.teaching import before_after
 from ui.teaching.few_rows import Wanted, knows_world, settings_for
 from ui.teaching.jobs import Job, JobFiles, State

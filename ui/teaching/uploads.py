@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ui.chat.views import without_options, without_paths
 from vqa_app.errors import DataError
+from vqa_app.serving.redact import without_options, without_paths
 
 if TYPE_CHECKING:
     from finetune.data.read import Problem, ReadRows, Row

@@ -13,7 +13,8 @@ import gradio as gr
 from gradio.components.multimodal_textbox import MultimodalData
 from pydantic import ValidationError
 
-from ui.chat.desk import Desk, message_of, question_of
+from ui.chat.desk import Desk
+from ui.chat.requests import message_of, question_of
 from ui.chat.settings import Settings
 from ui.chat.stream import growing
 from vqa_app.errors import UsageError

@@ -18,14 +18,15 @@ import gradio as gr
 from ui.chat import attention_view
 from ui.chat.comparison import side_by_side
 from ui.chat.conversation_actions import act
-from ui.chat.desk import Desk, Request, Update, known, message_of
+from ui.chat.desk import Desk
 from ui.chat.model_picker import pick
-from ui.chat.views import sound
+from ui.chat.requests import Request, Update, known, message_of
 from ui.chat.warmup import Warming
 from ui.teaching.row_actions import teach
 from ui.teaching.taught_rows import Teaching
 from ui.teaching.training import TrainingDesk
 from ui.web.gradio_endpoint import add_endpoint
+from vqa_app.serving.redact import sound
 
 STATIC = Path(__file__).parent.parent / "static"
 STREAMS = 64

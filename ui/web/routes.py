@@ -14,7 +14,8 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from ui.chat import export
-from ui.chat.desk import Desk, known, message_of
+from ui.chat.desk import Desk
+from ui.chat.requests import known, message_of
 from ui.storage.picture_files import LARGE, THUMBNAIL
 from ui.teaching.taught_rows import Teaching
 from ui.teaching.training import TrainingDesk

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vqa_app.checkpoints.manifest import Manifest, read_manifest
-from vqa_app.checkpoints.source import BUILTIN, Source, read_json
+from vqa_app.checkpoints.source import BUILTIN, Source
 from vqa_app.checkpoints.weights import fingerprint
 from vqa_app.errors import ModelError
+from vqa_app.files import read_json
 from vqa_app.models.anatomy import anatomy
 
 PROJECTOR_FILE = "projector.safetensors"

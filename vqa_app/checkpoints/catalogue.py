@@ -13,8 +13,8 @@ from typing import Literal, TypeAlias
 from vqa_app.checkpoints import source
 from vqa_app.checkpoints.adapters import PEFT_FILE, PROJECTOR_FILE, is_adapter
 from vqa_app.checkpoints.manifest import MANIFEST_FILE, read_manifest
+from vqa_app.checkpoints.memory import WEIGHTS_SHARE
 from vqa_app.checkpoints.weights import model_files, stored_tensors
-from vqa_app.devices import WEIGHTS_SHARE
 from vqa_app.errors import ModelError
 from vqa_app.files import in_words
 

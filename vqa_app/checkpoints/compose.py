@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vqa_app.checkpoints.memory import check_memory
 from vqa_app.checkpoints.source import Source, find
 from vqa_app.checkpoints.weights import model_files, stored_tensors
-from vqa_app.devices import check_dtype, check_memory
+from vqa_app.devices import check_dtype
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.prompts.prompt import prompt_hash
 from vqa_app.quiet import quiet

@@ -9,18 +9,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from vqa_app.checkpoints import adapters
 from vqa_app.checkpoints.manifest import read_manifest
+from vqa_app.checkpoints.memory import check_memory
 from vqa_app.checkpoints.processor import load_processor
-from vqa_app.checkpoints.source import BUILTIN, Source, find, read_json
+from vqa_app.checkpoints.source import BUILTIN, Source, find
 from vqa_app.checkpoints.validation import check_pictures, check_size, skeleton
 from vqa_app.checkpoints.weights import fingerprint, model_files, stored_tensors
-from vqa_app.devices import (
-    Quantization,
-    check_memory,
-    choose_device,
-    choose_dtype,
-    is_out_of_memory,
-)
+from vqa_app.devices import Quantization, choose_device, choose_dtype, is_out_of_memory
 from vqa_app.errors import ModelError, NoRoomError, UsageError
+from vqa_app.files import read_json
 from vqa_app.models.anatomy import anatomy
 from vqa_app.prompts.prompt import prompt_hash
 from vqa_app.quiet import quiet

@@ -111,3 +111,14 @@ def read_manifest(directory: Path) -> Manifest | None:
             f"{path} says kind {manifest.kind!r}.", f"Kinds are {', '.join(get_args(Kind))}."
         )
     return manifest
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a folder holds a whole run: the manifest is written last."""
+    return (run / MANIFEST_FILE).is_file()
+
+
+def quantization_of(directory: Path) -> str | None:
+    """The logits of a run on a 4-bit base are those on a 4-bit base."""
+    manifest = read_manifest(directory)
+    return "4bit" if manifest is not None and manifest.kind == "qlora" else None

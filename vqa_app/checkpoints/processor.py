@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vqa_app.checkpoints.source import Source, read_json
+from vqa_app.checkpoints.source import Source
 from vqa_app.errors import ModelError
+from vqa_app.files import read_json
 from vqa_app.quiet import quiet
 
 FALLBACK_TEMPLATES = {

@@ -6,7 +6,6 @@ we do not run.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -110,23 +109,6 @@ def stay_offline() -> None:
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     constants.HF_HUB_OFFLINE = True  # read from the environment when it was imported
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a model; {} where there is none.
-
-    Raises:
-        ModelError: it cannot be read.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}.", "Download the model again.") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path} is not a JSON object.", "Download the model again.")
-    return data
 
 
 def _from_hub(

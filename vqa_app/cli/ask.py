@@ -54,7 +54,7 @@ class ModelChoice:
 
 def open_engine(choice: ModelChoice, console: Console) -> Engine:
     """Loads the model; seconds of imports, and for a hub id a download."""
-    from vqa_app.cli.reply import waiting
+    from vqa_app.cli.terminal import waiting
 
     with waiting(console, f"Loading {choice.name}"):
         from vqa_app.checkpoints.loader import load_model
@@ -288,7 +288,8 @@ def _ask_once(
     as_json: bool,
     console: Console,
 ) -> None:
-    from vqa_app.cli.reply import describe, json_line, reply_to, tell_notes, to_stdout
+    from vqa_app.cli.reply import describe, reply_to, tell_notes
+    from vqa_app.cli.terminal import json_line, to_stdout
     from vqa_app.prompts.conversation import Conversation
 
     if explain is not None:

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vqa_app.cli.picture_args import SUFFIXES
-from vqa_app.cli.reply import Asking, json_line, reply_to
+from vqa_app.cli.reply import Asking, reply_to
+from vqa_app.cli.terminal import json_line
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import ContextOverflowError, ImageError, UsageError, VqaError
 from vqa_app.pictures.picture import ImageLimits, open_picture

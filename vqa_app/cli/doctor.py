@@ -11,8 +11,8 @@ from pathlib import Path
 
 import typer
 
-from vqa_app import __version__
 from vqa_app.files import in_words
+from vqa_app.version import __version__
 
 app = typer.Typer(add_completion=False)
 

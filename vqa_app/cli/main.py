@@ -19,9 +19,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vqa_app import __version__
 from vqa_app.devices import is_out_of_memory
 from vqa_app.errors import INTERRUPTED_EXIT_CODE, NoRoomError, VqaError
+from vqa_app.version import __version__
 
 EXIT_CODES = """Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 a picture cannot be used;
 4 model trouble; 5 bad data; 6 question too long for the model; 130 interrupted."""

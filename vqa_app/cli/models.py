@@ -91,7 +91,7 @@ def compose(
     Its projector is new: the model answers nonsense about pictures until
     `vqa-app finetune --model DIR --stage projector` has trained that.
     """
-    from vqa_app.cli.reply import waiting
+    from vqa_app.cli.terminal import waiting
 
     console = Console(stderr=True, highlight=False)
     with waiting(console, "Composing"):

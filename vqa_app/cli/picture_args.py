@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vqa_app.cli.reply import waiting
+from vqa_app.cli.terminal import waiting
 from vqa_app.errors import ImageError, UsageError
 from vqa_app.pictures.download import fetch_picture, is_url
 from vqa_app.pictures.picture import ImageLimits, Picture, open_picture

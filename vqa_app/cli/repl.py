@@ -16,7 +16,8 @@ from typing import Any
 from rich.console import Console
 
 from vqa_app.cli.picture_args import read_picture
-from vqa_app.cli.reply import Asking, Reply, reply_to, tell_notes, to_stdout
+from vqa_app.cli.reply import Asking, Reply, reply_to, tell_notes
+from vqa_app.cli.terminal import to_stdout
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import UsageError, VqaError
 from vqa_app.pictures.picture import ImageLimits, Picture

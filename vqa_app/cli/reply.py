@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import unicodedata
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 
+from vqa_app.cli.terminal import waiting
 from vqa_app.engine.protocol import Answer, Delta, Engine, GenerationOptions, Status
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import Conversation
@@ -134,41 +131,6 @@ def _stream(
                     answer = event
     assert answer is not None, "a stream ends with its Answer"
     return answer
-
-
-@contextmanager
-def waiting(console: Console | None, text: str) -> Iterator[Callable[[str | None], None]]:
-    """A spinner with a text on a terminal; nothing elsewhere. Gives a function that sets the text,
-    or with None ends the spinner."""
-    if console is None or not console.is_terminal:
-        yield lambda text: None
-        return
-    status = console.status(text)
-    status.start()
-    try:
-        yield lambda text: status.stop() if text is None else status.update(text)
-    finally:
-        status.stop()
-
-
-def to_stdout(text: str) -> None:
-    """Shows a piece of an answer at once. On a terminal without control characters: a model, or a
-    picture that it reads aloud, must not steer it."""
-    if sys.stdout.isatty():
-        text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def json_line(row: Any, stream: TextIO) -> str:
-    """A line of JSON: as it reads, or with escapes where the stream has no bytes for a character,
-    as UTF-8 has none for what stands in file names of other encodings."""
-    line = json.dumps(row, ensure_ascii=False) + "\n"
-    try:
-        line.encode(stream.encoding or "utf-8")
-    except UnicodeEncodeError:
-        return json.dumps(row) + "\n"
-    return line
 
 
 def tell_notes(reply: Reply, console: Console) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqa_app.engine.detokenizer import TextStream
 from vqa_app.engine.protocol import AttentionMap
 from vqa_app.engine.runtime import Runtime
-from vqa_app.engine.sampling import TextStream
 from vqa_app.engine.scoring import answered
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.pictures.picture import Picture

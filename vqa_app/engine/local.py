@@ -17,6 +17,7 @@ from vqa_app.devices import is_out_of_memory
 from vqa_app.engine.attention_map import allows_maps, attention_map
 from vqa_app.engine.cpu_threads import release_threads
 from vqa_app.engine.cpu_weights import lay_out
+from vqa_app.engine.detokenizer import TextStream
 from vqa_app.engine.model_view import model_view
 from vqa_app.engine.protocol import (
     Answer,
@@ -30,7 +31,7 @@ from vqa_app.engine.protocol import (
     TokenCount,
 )
 from vqa_app.engine.runtime import Reading, Runtime
-from vqa_app.engine.sampling import Sampler, TextStream, default_options
+from vqa_app.engine.sampling import Sampler, default_options
 from vqa_app.engine.scoring import image_gain, score
 from vqa_app.engine.worker import Cancelled, Worker
 from vqa_app.errors import ContextOverflowError, ModelError, UsageError

@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from vqa_app.engine.cpu_decoder import LeanDecoder
-from vqa_app.engine.kv_cache import Features, Identity, KVCache, PrefixCache
+from vqa_app.engine.feature_cache import Features
+from vqa_app.engine.kv_cache import Identity, KVCache, PrefixCache
 from vqa_app.engine.vision import PictureEncoder, on_device
 from vqa_app.engine.worker import Steps, finish
 from vqa_app.prompts.prompt import Prompt

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin
 
-from vqa_app.engine.kv_cache import FeatureCache, Features
+from vqa_app.engine.feature_cache import FeatureCache, Features
 from vqa_app.engine.worker import Steps
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.prompts.prompt import Prompt, encode, image_token_id

@@ -10,9 +10,9 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 
-from vqa_app import __version__
 from vqa_app.errors import ImageError
 from vqa_app.pictures.picture import ImageLimits, Picture, open_picture
+from vqa_app.version import __version__
 
 if TYPE_CHECKING:
     import httpx

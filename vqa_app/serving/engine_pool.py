@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
-from ui.chat.views import without_paths
 from vqa_app.devices import is_out_of_memory
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import ModelError, NoRoomError, UsageError, VqaError
+from vqa_app.serving.redact import without_paths
 
 log = logging.getLogger(__name__)
 

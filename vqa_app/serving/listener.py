@@ -9,12 +9,13 @@ import ipaddress
 import logging
 import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
-from ui.app import Application
 from vqa_app.errors import UsageError
 
 GRACE = 1
@@ -102,16 +103,15 @@ def _address(host: str, port: int, root_path: str) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Ends running answers and a training first: the streams do not hold up the shutdown, and the
-    step in progress has the most time to be saved."""
+    """A server that calls `stop` at the first signal, before it waits for running requests."""
 
-    def __init__(self, config: uvicorn.Config, application: Application) -> None:
+    def __init__(self, config: uvicorn.Config, stop: Callable[[], None]) -> None:
         super().__init__(config)
-        self._application = application
+        self._stop = stop
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._application.desk.stop_all()
-        self._application.training.close()
+        """Stop running work, then shut down as uvicorn does."""
+        self._stop()
         super().handle_exit(sig, frame)
 
 
@@ -125,10 +125,17 @@ def _is_trouble(record: logging.LogRecord) -> bool:
     return not unknown and not cut
 
 
-def serve(application: Application, listener: socket.socket) -> None:
-    """Serves until Ctrl-C or SIGTERM."""
+def serve(app: ASGIApp, listener: socket.socket, stop: Callable[[], None]) -> None:
+    """Serve until Ctrl-C or SIGTERM.
+
+    Args:
+        app: the ASGI application.
+        listener: a listening socket, as `listen` returns it.
+        stop: ends running work when the signal arrives, so that open streams do not hold up the
+            shutdown.
+    """
     config = uvicorn.Config(
-        application.asgi,
+        app,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -136,9 +143,5 @@ def serve(application: Application, listener: socket.socket) -> None:
         proxy_headers=False,
     )
     logging.getLogger("uvicorn.error").addFilter(_is_trouble)
-    try:
-        _Server(config, application).run(sockets=[listener])
-    except KeyboardInterrupt:
-        pass  # uvicorn raises it again after it has shut down
-    finally:
-        application.close()
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after its shutdown
+        _Server(config, stop).run(sockets=[listener])

@@ -13,11 +13,11 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from finetune.runs.layout import is_finished
-from ui.chat.views import hide
+from vqa_app.checkpoints.manifest import is_finished
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import UsageError
 from vqa_app.serving.engine_pool import Choice, Progress
+from vqa_app.serving.redact import hide
 
 DOWNLOADED, TO_DOWNLOAD = "Downloaded", "To download"
 _CATALOGUE_SECONDS = 60
@@ -95,7 +95,7 @@ def quantization(choice: Choice) -> str | None:
     Raises:
         ModelError: the run's manifest cannot be understood.
     """
-    from finetune.runs.verify import quantization_of
+    from vqa_app.checkpoints.manifest import quantization_of
 
     return choice.quantize or quantization_of(Path(choice.source))
 

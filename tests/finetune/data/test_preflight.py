@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune.data.preflight import check, in_parallel, leaking, mixture, split, summarize
+from finetune.data.preflight import check, leaking, mixture, split, summarize
 from finetune.data.read import read_rows
+from finetune.parallel import in_parallel
 from tests.finetune.training_data import write_data
 from vqa_app.errors import DataError
 

@@ -208,7 +208,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["finetune.runs.checkpoint.write_manifest", "finetune.runs.checkpoint._flush"]
+    "where", ["finetune.runs.checkpoint.write_manifest", "vqa_app.files.flush"]
 )
 def test_a_full_disk_leaves_the_last_run_whole(
     where: str, tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -254,7 +254,7 @@ def test_writing_too_much_is_told_as_that_whoever_writes(tmp_path: Path) -> None
     import torch
     from safetensors.torch import save_file
 
-    from finetune.runs.checkpoint import write_failure
+    from vqa_app.files import write_failure
 
     path, tensor = tmp_path / "file", torch.zeros(100_000)
     writers = (
@@ -277,7 +277,7 @@ def test_writing_too_much_is_told_as_that_whoever_writes(tmp_path: Path) -> None
 
 
 def test_a_failed_write_leaves_the_old_directory_and_no_rest(tmp_path: Path) -> None:
-    from finetune.runs.checkpoint import whole_directory
+    from vqa_app.files import whole_directory
 
     target = tmp_path / "step-5"
     with whole_directory(target) as folder:

@@ -16,14 +16,14 @@ from tests.ui.desk import House, choice
 from tests.waiting import PATIENCE, until
 from ui.chat.comparison import side_by_side
 from ui.chat.conversation_actions import act
-from ui.chat.desk import NO_ROOM, message_of
 from ui.chat.markdown import to_html
 from ui.chat.model_picker import pick
-from ui.chat.views import hide, without_paths
+from ui.chat.requests import NO_ROOM, message_of
 from ui.chat.warmup import Warming
 from ui.cli import _tell_failure
 from vqa_app.errors import DataError, ModelError, UsageError
 from vqa_app.serving.engine_pool import Hub
+from vqa_app.serving.redact import hide, without_paths
 
 
 @pytest.fixture

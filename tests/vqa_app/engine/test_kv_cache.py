@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vqa_app.engine.kv_cache import FeatureCache, Features, KVCache, PrefixCache, common_length
+from vqa_app.engine.feature_cache import FeatureCache, Features
+from vqa_app.engine.kv_cache import KVCache, PrefixCache, common_length
 
 LAYERS, HEADS, WIDTH = 2, 2, 4
 

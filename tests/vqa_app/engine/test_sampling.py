@@ -11,8 +11,9 @@ import torch
 
 from tests.tiny import tokenizer
 from vqa_app.checkpoints.loader import load_model
+from vqa_app.engine.detokenizer import BROKEN, TextStream
 from vqa_app.engine.protocol import GenerationOptions
-from vqa_app.engine.sampling import BROKEN, Sampler, TextStream, default_options
+from vqa_app.engine.sampling import Sampler, default_options
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from tests import fake_hub
 from tests.fake_engine import FakeEngine
 from tests.ui.desk import House
 from ui.chat.model_picker import pick
-from ui.chat.views import without_paths
 from vqa_app.checkpoints import catalogue
 from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.serving import model_choices
 from vqa_app.serving.downloads import fetch
 from vqa_app.serving.engine_pool import Choice, LoadingCancelled
+from vqa_app.serving.redact import without_paths
 
 
 def test_keys_tell_nothing_of_where_a_model_lies(tmp_path):

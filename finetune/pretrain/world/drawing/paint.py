@@ -178,3 +178,19 @@ def plural(word: str) -> str:
     if word.endswith("y") and word[-2] not in "aeiou":
         return word[:-1] + "ies"
     return word + "s"
+
+
+def picture_size(rng: random.Random) -> tuple[int, int]:
+    """Mostly near the model's own 128 pixels (cheap), now and then 64..512, and odd aspects."""
+    side = rng.randint(112, 176) if rng.random() < 0.85 else rng.choice((64, 80, 96, 256, 384, 512))
+    if rng.random() < 0.6:
+        return side, side
+    aspect = rng.uniform(0.66, 1.5)
+    return max(64, min(512, round(side * aspect**0.5))), max(
+        64, min(512, round(side / aspect**0.5))
+    )
+
+
+def mixed(a: RGB, b: RGB, share: float) -> RGB:
+    """`a` with `share` of `b` in it."""
+    return tuple(round(x + (y - x) * share) for x, y in zip(a, b, strict=True))

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from finetune.pretrain.world.drawing.paint import COLOURS, RGB, Canvas, colour_rgb
+from finetune.pretrain.world.drawing.paint import COLOURS, RGB, Canvas, colour_rgb, mixed
 from finetune.pretrain.world.scene import Box
 
 Point = tuple[float, float]
@@ -32,11 +32,6 @@ class Part:
     points: tuple[Point, ...]
     rgb: RGB
     width: float = 0.0
-
-
-def mixed(a: RGB, b: RGB, share: float) -> RGB:
-    """`a` with `share` of `b` in it."""
-    return tuple(round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
 
 
 class Sketch:

@@ -15,10 +15,10 @@ from finetune.pretrain.world.drawing.paint import (
     colour_rgb,
     far_enough,
     ground_rgb,
+    mixed,
+    picture_size,
 )
-from finetune.pretrain.world.drawing.sketch import mixed
 from finetune.pretrain.world.rooms.charts.questions import Analyst
-from finetune.pretrain.world.rooms.shapes.room import picture_size
 from finetune.pretrain.world.scene import QA, Box, Item, Scene, Split
 
 TOP = 10

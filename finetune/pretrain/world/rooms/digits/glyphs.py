@@ -3,8 +3,7 @@
 import math
 import random
 
-from finetune.pretrain.world.drawing.paint import RGB, Canvas
-from finetune.pretrain.world.drawing.sketch import mixed
+from finetune.pretrain.world.drawing.paint import RGB, Canvas, mixed
 
 Point = tuple[float, float]
 Frame = tuple[float, float, float, float]

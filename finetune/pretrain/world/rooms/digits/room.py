@@ -13,8 +13,9 @@ from finetune.pretrain.world.drawing.paint import (
     background,
     colour_rgb,
     ground_rgb,
+    mixed,
+    picture_size,
 )
-from finetune.pretrain.world.drawing.sketch import mixed
 from finetune.pretrain.world.rooms.digits.glyphs import (
     Frame,
     die,
@@ -24,7 +25,6 @@ from finetune.pretrain.world.rooms.digits.glyphs import (
     write,
 )
 from finetune.pretrain.world.rooms.digits.questions import Reckoner
-from finetune.pretrain.world.rooms.shapes.room import picture_size
 from finetune.pretrain.world.scene import QA, Item, Scene, Split
 
 # Append only: the encoder's classes. A face's number is part of its kind, since it is what one

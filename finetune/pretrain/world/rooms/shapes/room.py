@@ -12,6 +12,7 @@ from finetune.pretrain.world.drawing.paint import (
     background,
     colour_rgb,
     ground_rgb,
+    picture_size,
 )
 from finetune.pretrain.world.objects import questions
 from finetune.pretrain.world.scene import FILLS, QA, Box, Item, Scene, Split
@@ -240,17 +241,6 @@ def overlapping(specs: list[Spec], size: tuple[int, int], rng: random.Random) ->
         step = radius * rng.uniform(1.15, 1.6)
         x, y = x + step * math.cos(turn), y + step * math.sin(turn)
     return items
-
-
-def picture_size(rng: random.Random) -> tuple[int, int]:
-    """Mostly near the model's own 128 pixels (cheap), now and then 64..512, and odd aspects."""
-    side = rng.randint(112, 176) if rng.random() < 0.85 else rng.choice((64, 80, 96, 256, 384, 512))
-    if rng.random() < 0.6:
-        return side, side
-    aspect = rng.uniform(0.66, 1.5)
-    return max(64, min(512, round(side * aspect**0.5))), max(
-        64, min(512, round(side / aspect**0.5))
-    )
 
 
 class Shapes:

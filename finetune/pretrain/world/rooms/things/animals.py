@@ -2,6 +2,7 @@
 
 import math
 
+from finetune.pretrain.world.drawing.paint import mixed
 from finetune.pretrain.world.drawing.sketch import (
     BLUSH,
     CREAM,
@@ -11,7 +12,6 @@ from finetune.pretrain.world.drawing.sketch import (
     WHITE,
     Shelf,
     Sketch,
-    mixed,
 )
 
 SHELF = Shelf()

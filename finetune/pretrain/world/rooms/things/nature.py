@@ -2,6 +2,7 @@
 
 import math
 
+from finetune.pretrain.world.drawing.paint import mixed
 from finetune.pretrain.world.drawing.sketch import (
     BLUSH,
     CREAM,
@@ -12,7 +13,6 @@ from finetune.pretrain.world.drawing.sketch import (
     WOOD,
     Shelf,
     Sketch,
-    mixed,
 )
 
 SHELF = Shelf()

@@ -4,8 +4,7 @@ import math
 import random
 from collections.abc import Callable
 
-from finetune.pretrain.world.drawing.paint import RGB, Canvas, background
-from finetune.pretrain.world.drawing.sketch import mixed
+from finetune.pretrain.world.drawing.paint import RGB, Canvas, background, mixed
 
 Palette = tuple[RGB, ...]
 

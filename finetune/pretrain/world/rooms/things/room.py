@@ -4,9 +4,8 @@ import random
 
 from PIL import Image
 
-from finetune.pretrain.world.drawing.paint import far_enough, ground_rgb
+from finetune.pretrain.world.drawing.paint import far_enough, ground_rgb, picture_size
 from finetune.pretrain.world.drawing.sketch import INK, Specimen, set_down, specimen
-from finetune.pretrain.world.rooms.shapes.room import picture_size
 from finetune.pretrain.world.rooms.things import places
 from finetune.pretrain.world.rooms.things.kinds import (
     HELD_OUT_COLOURS,

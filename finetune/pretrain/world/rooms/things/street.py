@@ -2,7 +2,7 @@
 
 import math
 
-from finetune.pretrain.world.drawing.paint import RGB
+from finetune.pretrain.world.drawing.paint import RGB, mixed
 from finetune.pretrain.world.drawing.sketch import (
     GLASS,
     GOLD,
@@ -12,7 +12,6 @@ from finetune.pretrain.world.drawing.sketch import (
     WOOD,
     Shelf,
     Sketch,
-    mixed,
 )
 
 SHELF = Shelf()

@@ -25,8 +25,8 @@ from finetune.pretrain.world.drawing.paint import (
     colour_rgb,
     far_enough,
     ground_rgb,
+    picture_size,
 )
-from finetune.pretrain.world.rooms.shapes.room import picture_size
 from finetune.pretrain.world.rooms.writing.ask import Reader
 from finetune.pretrain.world.rooms.writing.words import HELD_OUT_WORDS, WORDS
 from finetune.pretrain.world.scene import QA, Item, Scene, Split
