@@ -1,5 +1,6 @@
 """`python -m finetune ...` and `accelerate launch -m finetune ...`: what `vqa-app finetune ...`
-does."""
+does.
+"""
 
 import sys
 

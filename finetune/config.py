@@ -296,7 +296,8 @@ def _settle_types(config: FinetuneConfig) -> None:
 
 def _in_type(hint: Any, value: Any) -> Any:
     """What can be meant by a value of a near type: one for several, a list for a tuple, a path, a
-    whole number, a text that YAML takes for no number, such as 1e-4."""
+    whole number, a text that YAML takes for no number, such as 1e-4.
+    """
     if typing.get_origin(hint) is tuple:
         several = value if isinstance(value, (list, tuple)) else (value,)
         return tuple(os.fspath(v) if isinstance(v, os.PathLike) else v for v in several)

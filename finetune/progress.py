@@ -1,5 +1,6 @@
 """What a run tells while it works: values for callers, a display for terminals, plain lines for
-everything else."""
+everything else.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ OnProgress: TypeAlias = Callable[[Progress], None]
 
 class Display:
     """Shows progress on a stream. A terminal gets one line that is rewritten, anything else a line
-    now and then."""
+    now and then.
+    """
 
     def __init__(self, stream: Any = None) -> None:
         self.stream = stream or sys.stderr

@@ -107,7 +107,8 @@ LLAVA_HUB = (
 @dataclass(frozen=True)
 class Family:
     """A template, the tokenizer that goes with it, and what it makes of `SAMPLE` in
-    test_prompting."""
+    test_prompting.
+    """
 
     template: str
     special: tuple[str, ...]

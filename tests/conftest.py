@@ -43,7 +43,8 @@ def tiny_checkpoint(
     tmp_path_factory: pytest.TempPathFactory, one_thread: None
 ) -> Callable[[str], Path]:
     """Random checkpoints by the names in `tests.architectures`; built once, never write into
-    them."""
+    them.
+    """
     from tests.architectures import ARCHITECTURES
     from vqa_app.quiet import quiet
 

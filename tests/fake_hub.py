@@ -39,10 +39,10 @@ class HubHandler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._answer()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._answer()
 
     def _answer(self) -> None:
@@ -133,7 +133,8 @@ def serve(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[FakeHub]:
 
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that this thread would have slept from here on, as before trying again. Counting
-    them needs no clock, which says little on a shared machine."""
+    them needs no clock, which says little on a shared machine.
+    """
     asked: list[float] = []
     own, sleep = threading.get_ident(), time.sleep
 

@@ -47,7 +47,8 @@ def together(processes: int, work: Callable[[], object]) -> None:
 
 def _ended(children: Sequence[int], seconds: float = LIMIT) -> list[int]:
     """Exit statuses of child processes, as `os.waitpid` gives them. Where one fails, or the time is
-    up, those that still run are killed: they may wait for ever for the one that is gone."""
+    up, those that still run are killed: they may wait for ever for the one that is gone.
+    """
     statuses: dict[int, int] = {}
     ends = time.monotonic() + seconds
     while len(statuses) < len(children):

@@ -102,7 +102,8 @@ def test_there_is_something_to_check() -> None:
     assert {"vqa_app.cli.main", "finetune.config", "ui.storage.database"} <= modules().keys()
     assert any(i.importer == "vqa_app.cli.main" and i.top == "typer" and i.at_import for i in found)
     lazy = [i for i in found if i.importer == "vqa_app.pictures.download" and i.top == "httpx"]
-    assert lazy and not any(i.at_import for i in lazy)
+    assert lazy
+    assert not any(i.at_import for i in lazy)
 
 
 def test_vqa_app_imports_neither_of_the_others() -> None:

@@ -74,7 +74,8 @@ class Application:
     def close(self, patience: float = 0.5) -> None:
         """Ends running answers and a training, and lets go of models and files.
 
-        What takes longer than `patience` seconds, all together, is left to itself."""
+        What takes longer than `patience` seconds, all together, is left to itself.
+        """
         end = time.monotonic() + patience
         for close in (self.training.close, self.desk.stop_all, self.desk.hub.close):
             close(max(0.0, end - time.monotonic()))

@@ -153,7 +153,8 @@ def _path(root_path: str) -> str:
 
 def _lock(folder: Path) -> BaseFileLock:
     """Takes the data folder's lock, or says on the terminal that another server has it. On disks
-    that know no locks nothing is said."""
+    that know no locks nothing is said.
+    """
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / ".lock", timeout=0, fallback_to_soft=False)
@@ -173,7 +174,8 @@ def _lock(folder: Path) -> BaseFileLock:
 
 def _tell_failure(hub: Hub) -> None:
     """Says on the terminal that the model it was started with does not load: the page says so to
-    whoever looks there."""
+    whoever looks there.
+    """
     try:
         hub.wait()
     except VqaError:

@@ -60,7 +60,8 @@ def _flush_tree(directory: Path) -> None:
 
 def _share(directory: Path) -> None:
     """Gives files the mode that new ones have here: safetensors makes its own readable for their
-    owner alone, and a server under another user could not load them."""
+    owner alone, and a server under another user could not load them.
+    """
     probe = directory / ".mode"
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
@@ -121,7 +122,8 @@ def require_writable(folder: Path) -> None:
 
 def write_failure(error: BaseException) -> str | None:
     """Why a file could not be written, where that is what the error says: safetensors and
-    `torch.save` have classes of their own for a full disk. None for any other error."""
+    `torch.save` have classes of their own for a full disk. None for any other error.
+    """
     if isinstance(error, OSError):
         return error.strerror or str(error)
     text = str(error)

@@ -237,7 +237,8 @@ def _print_copies(console: Console, found: Preflight) -> None:
 
 def _print_tokens(console: Console, processor: Any, sample: Sample) -> None:
     """Runs of tokens of one kind: read, picture, trained; one question a line where a prefix is
-    shared."""
+    shared.
+    """
     from rich.text import Text
 
     from vqa_app.prompts.prompt import image_token_id

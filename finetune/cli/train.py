@@ -1,5 +1,6 @@
 """Commands that train and look at data. Those that measure the result are in
-`finetune.cli.evaluate`."""
+`finetune.cli.evaluate`.
+"""
 
 from __future__ import annotations
 

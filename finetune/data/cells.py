@@ -83,7 +83,7 @@ def answers_of(value: Any, choices: Any = None, *, several: bool = False) -> lis
     if isinstance(value, list) and not several:
         if isinstance(text, str) and not all(isinstance(v, (str, Mapping)) for v in value):
             return [text.strip()]
-        if (len(value) > 1 or value and isinstance(value[0], list)) and _are_numbers(value):
+        if (len(value) > 1 or (value and isinstance(value[0], list))) and _are_numbers(value):
             return [json.dumps(value)]
     if isinstance(value, Mapping):
         value = value.get("answer", value.get("text"))
@@ -141,9 +141,8 @@ def _chosen(answer: Any, choices: Sequence[Any], several: bool) -> Any:
 
 
 def check_text(text: str, where: str) -> None:
-    """
-    Raises:
-        BadRow: it holds half a character, as text has that was cut inside an emoji.
+    """Raises:
+    BadRow: it holds half a character, as text has that was cut inside an emoji.
     """
     try:
         text.encode()

@@ -245,7 +245,8 @@ def _csv_rows(
 ) -> Iterator[tuple[int, list[str] | csv.Error]]:
     """Line number and cells of each record from the line `start` on. Where quotes do not match, the
     error instead, and the next line is read anew: a stray quote costs its row alone. Between tabs
-    it costs nothing: there many write quotes as they are."""
+    it costs nothing: there many write quotes as they are.
+    """
     fields = 0
     while start < len(lines):
         rest = (lines[place] for place in range(start, len(lines)))
@@ -268,11 +269,10 @@ def _csv_rows(
 
 
 def _check_span(further: Sequence[str], delimiter: str, fields: int, end: int) -> None:
-    """
-    Raises:
-        csv.Error: a row that runs on over `further` lines, up to the line `end`, has swallowed
-            others: one of them is a row by itself. Text of several lines may hold commas, so there
-            that row has to name a picture.
+    """Raises:
+    csv.Error: a row that runs on over `further` lines, up to the line `end`, has swallowed
+        others: one of them is a row by itself. Text of several lines may hold commas, so there
+        that row has to name a picture.
     """
     for place, line in enumerate(further, 1):
         cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])

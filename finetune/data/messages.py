@@ -187,7 +187,8 @@ def _pieces(
     content: Any, waiting: list[PictureSource], of: int, where: str, context: Context
 ) -> list[TurnPart]:
     """Text and pictures of one message; takes placeholders' pictures from the front of `waiting`,
-    which held `of` in the beginning."""
+    which held `of` in the beginning.
+    """
 
     def take(
         number: str | int | None = None, part: Mapping[str, Any] | None = None

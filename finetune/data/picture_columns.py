@@ -97,7 +97,8 @@ def _pictures_under(
 
 def _same_name(record: Mapping[str, Any], columns: Sequence[str]) -> str | None:
     """A further key of the same file: ST-VQA has "c0.png" as file_name, and as file_path
-    "coco-text/c0.png"."""
+    "coco-text/c0.png".
+    """
     value = record[columns[0]] if len(columns) == 1 else None
     if not isinstance(value, str):
         return None
@@ -135,7 +136,8 @@ def picture_columns(record: Mapping[str, Any]) -> list[str]:
     """The key that says best which pictures a record is about: a picture or its name rather than
     any text, an id or a number only then, a web address last. Several that differ by a number or a
     place (image, image2; image_1, image_2; image_a, image_b; left_image, right_image) are all
-    given, in order."""
+    given, in order.
+    """
     keys = {key.lower(): key for key in record if isinstance(key, str)}
     known = [keys[name] for name in IMAGE_KEYS if name in keys]
     like = [
@@ -262,9 +264,8 @@ def _is_web(value: Any) -> bool:
 
 
 def _refuse_unread(record: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        BadRow: the row shows no picture, yet seems to name one: it would be trained blind.
+    """Raises:
+    BadRow: the row shows no picture, yet seems to name one: it would be trained blind.
     """
     for key, value in record.items():
         if key.lower() in ("video", "videos", "audio", "audios") and not missing(value):
@@ -317,7 +318,8 @@ def names_picture(value: Any) -> str | None:
 
 def _spellings(path: str) -> Iterator[str]:
     """The path, and the files that a name or a number without an ending may mean; COCO's have
-    twelve digits."""
+    twelve digits.
+    """
     yield path
     if path != path.strip():
         yield from _spellings(path.strip())
@@ -328,7 +330,8 @@ def _spellings(path: str) -> Iterator[str]:
 
 def _inside(root: Path, path: str) -> Path | None:
     """The path in a folder; None where it leads out. Links in the folder are its owner's to set,
-    so only the way there counts: LLaVA's own layout links to where COCO lies."""
+    so only the way there counts: LLaVA's own layout links to where COCO lies.
+    """
     candidate = Path(os.path.normpath(root / path))
     if candidate.is_relative_to(root):
         return candidate

@@ -1,5 +1,6 @@
 """One record of any format → one `Row`. The format is told by the record's keys, never by the
-file's name."""
+file's name.
+"""
 
 from __future__ import annotations
 
@@ -123,9 +124,8 @@ def _unread(record: _Read) -> list[str]:
 
 
 def _refuse_preferences(keys: Mapping[str, str]) -> None:
-    """
-    Raises:
-        BadRow: the row without an answer has two, a better and a worse one, as for DPO.
+    """Raises:
+    BadRow: the row without an answer has two, a better and a worse one, as for DPO.
     """
     if {"chosen", "rejected"} <= keys.keys():
         raise BadRow(
@@ -136,7 +136,8 @@ def _refuse_preferences(keys: Mapping[str, str]) -> None:
 
 def _from_cauldron(texts: Any, pictures: list[PictureSource], context: Context) -> tuple[Turn, ...]:
     """HuggingFaceM4/the_cauldron: `texts` of user and assistant, all pictures before the first
-    question where the text does not place them."""
+    question where the text does not place them.
+    """
     messages: list[dict[str, str]] = []
     for position, exchange in enumerate(texts, 1):
         given = exchange if isinstance(exchange, Mapping) else {}
@@ -155,7 +156,8 @@ def _from_question(
     context: Context,
 ) -> tuple[tuple[Turn, ...], tuple[tuple[str, ...], ...] | None]:
     """One question with one or more annotators' answers, and earlier turns where there are some;
-    None where the answers are the messages' own."""
+    None where the answers are the messages' own.
+    """
     given = {key: record[keys[key]] for key in ANSWER_KEYS if key in keys}
     given = {key: value for key, value in given.items() if not missing(value)}
     question = _question(record, keys)

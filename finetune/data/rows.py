@@ -108,7 +108,8 @@ class Turn:
 @dataclass(frozen=True)
 class Row:
     """One conversation of the data: an optional system turn, then user and assistant in turn,
-    ending with an answer."""
+    ending with an answer.
+    """
 
     id: str
     file: str

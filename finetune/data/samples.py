@@ -117,7 +117,8 @@ def _sample(row: Row, conversation: Conversation, processor: Any) -> Sample:
 
 def _questions(row: Row, conversation: Conversation) -> list[tuple[Row, Conversation]]:
     """Every question alone with its answer, behind the system message and the pictures shown so
-    far."""
+    far.
+    """
     opening = 1 if conversation.system is not None else 0
     found = []
     pictures: tuple[Picture, ...] = ()
@@ -147,7 +148,8 @@ def _questions(row: Row, conversation: Conversation) -> list[tuple[Row, Conversa
 
 def _packed(row: Row, alone: Sequence[Sample], processor: Any) -> list[Sample]:
     """Questions that begin alike, pictures included, in sequences with one copy of that
-    beginning."""
+    beginning.
+    """
     from vqa_app.prompts.prompt import image_token_id
 
     image = image_token_id(processor)

@@ -1,5 +1,6 @@
 """Training and held-out rows. A picture never stands on both sides, nor does a question without
-one."""
+one.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ _ROWS_AT_ONCE = 32
 @dataclass(frozen=True)
 class Records:
     """The numbered records of a file; pictures that stand in a table's columns are `PictureSource`
-    already."""
+    already.
+    """
 
     items: list[tuple[int, Any]]
     problems: list[Problem]
@@ -64,7 +65,8 @@ def train_files(files: Sequence[Path], folder: Path) -> list[Path]:
 
 def splits_of(files: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
     """Files by the split that a word in their path below `folder` says; what has no such word is
-    for training where nothing else is. Empty where no file has one."""
+    for training where nothing else is. Empty where no file has one.
+    """
     found: dict[str, list[Path]] = {}
     for file in files:
         name = file.relative_to(folder).as_posix()
@@ -175,9 +177,8 @@ def _no_data_set(folder: Path) -> DataError:
 
 
 def refuse_split(wanted: str, name: str) -> None:
-    """
-    Raises:
-        DataError: somebody named a split of what has none.
+    """Raises:
+    DataError: somebody named a split of what has none.
     """
     if wanted not in (FOR_TRAINING, FOR_TESTING):
         raise DataError(f"{name} has no splits.", f"Leave out @{wanted}.")
@@ -259,7 +260,8 @@ def _not_had(name: str, error: Exception, reason: str | None = None) -> DataErro
 def read_table(dataset: Any, name: str) -> Records:
     """Numbers the rows of a `datasets.Dataset`. Its pictures, also those inside messages, stay
     undecoded and are read again when needed: a table may be larger than memory. Class numbers
-    become the classes' names."""
+    become the classes' names.
+    """
     import datasets
 
     names: dict[str, Callable[[int], str]] = {}

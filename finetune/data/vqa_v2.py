@@ -1,5 +1,6 @@
 """The official VQA v2 files: questions and annotations in two JSON files that share question ids
-(Goyal et al., 2017)."""
+(Goyal et al., 2017).
+"""
 
 from __future__ import annotations
 

@@ -50,7 +50,8 @@ def attend(
 
 class _Blocks(torch.autograd.Function):
     """Softmax attention in blocks of queries. By hand, since autograd would add up the gradients of
-    keys and values in a new tensor for every block, and run a block's last product again too."""
+    keys and values in a new tensor for every block, and run a block's last product again too.
+    """
 
     @staticmethod
     def forward(

@@ -139,7 +139,8 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 def supports_branching(model: Any) -> bool:
     """Whether questions may share a prefix: a LLaVA whose LLM attends to everything, through
-    "sdpa"."""
+    "sdpa".
+    """
     kind = text_config(model)._attn_implementation
     return shares_prefixes(model) and kind in ("sdpa", NAME)
 

@@ -16,7 +16,8 @@ from torch.nn.functional import linear, pad
 def cast_inputs_once(model: nn.Module) -> None:
     """Under autocast every linear layer casts its input for itself: that of the query, key and
     value layers three times, and twice more in each layer's LoRA branch. Here the first one's is
-    taken by the others."""
+    taken by the others.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     cast = _CastOnce()
@@ -51,7 +52,8 @@ class _CastOnce:
 
 def cast_weights_once(model: nn.Module) -> None:
     """Autocast casts frozen fp32 weights at every forward pass. On CPUs, where the models whose
-    weights are fp32 are small, the cast ones are kept beside them."""
+    weights are fp32 are small, the cast ones are kept beside them.
+    """
     for module in model.modules():
         if type(module) is not nn.Linear or module.weight.requires_grad:
             continue
@@ -69,7 +71,8 @@ def _cast_linear(plain: Any, weight: Tensor, bias: Tensor | None, given: Tensor)
 
 def pad_rows(rows: Tensor, value: float = 0) -> Tensor:
     """[n, ...] with up to an eighth or fifteen rows more: a CPU's kernels are prepared, and kept,
-    once for every size that occurs, and how many tokens are trained is another in every batch."""
+    once for every size that occurs, and how many tokens are trained is another in every batch.
+    """
     count = len(rows)
     step = max(16, 1 << count.bit_length() >> 4)
     more = -count % step
@@ -78,12 +81,12 @@ def pad_rows(rows: Tensor, value: float = 0) -> Tensor:
 
 class LastLayer:
     """What the last layer's MLP gives for tokens that predict nothing trained is never looked at:
-    it computes the others only."""
+    it computes the others only.
+    """
 
     def __init__(self, llm: nn.Module) -> None:
-        """
-        Args:
-            llm: without its head; one whose layers are built otherwise is left as it is.
+        """Args:
+        llm: without its head; one whose layers are built otherwise is left as it is.
         """
         self._wanted: Tensor | None = None
         self._places: Tensor | None = None

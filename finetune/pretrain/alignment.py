@@ -81,7 +81,8 @@ class Gallery:
 @dataclass(frozen=True)
 class Batch:
     """Packed questions, the projected pictures (or symbols) in order [visual tokens, width], and
-    what the questions turn on."""
+    what the questions turn on.
+    """
 
     packed: Packed
     visual: torch.Tensor

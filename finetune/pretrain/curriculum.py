@@ -1,5 +1,6 @@
 """Batches of questions about symbolic pictures: what they hold, and which skills are asked how
-often while a model learns (`Course`, `Emphasis`)."""
+often while a model learns (`Course`, `Emphasis`).
+"""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,8 @@ def sought_in(asked: Sequence[Sequence[QA]], rooms: Sequence[str]) -> Sought:
 
 def questions(scene: Scene, rng: random.Random, split: Split, rounds: int = 1) -> list[QA]:
     """The room's questions, and now and then small talk in between. More rounds give
-    `Emphasis.chosen` more to choose from."""
+    `Emphasis.chosen` more to choose from.
+    """
     asked = [qa for _ in range(rounds) for qa in ROOMS[scene.room].ask(scene, rng, split)]
     qas = list({(qa.question, qa.sentence): qa for qa in asked}.values())
     if rng.random() < 0.15:
@@ -74,7 +76,8 @@ class Quiz:
 @dataclass(frozen=True)
 class Course:
     """What a batch is made of. Few questions of many scenes teach faster than the reverse, but a
-    grid's 64 tokens are better shared; relations and descriptions are learned last."""
+    grid's 64 tokens are better shared; relations and descriptions are learned last.
+    """
 
     scenes: int
     questions: int

@@ -98,7 +98,7 @@ REFUSALS = {"none", "unknown", "I", "There"}
 
 @torch.no_grad()
 def evaluate_world(seer: Seer, packer: Packer, exam: Exam) -> Scores:
-    """skill -> (exact match, questions); both answer styles, plain typing.
+    """Skill -> (exact match, questions); both answer styles, plain typing.
 
     `WRONGLY_REFUSED` stands for the share of refusals among all questions whose right answer does
     not itself begin as refusals do.

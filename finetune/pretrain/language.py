@@ -47,7 +47,7 @@ class Symbols(nn.Module):
         nn.init.normal_(self.places.weight, std=0.02)
 
     def forward(self, rows: torch.Tensor, grid: bool) -> torch.Tensor:
-        """rows [..., COLUMNS] long -> [..., width]. Patches not to be judged count as ground."""
+        """Rows [..., COLUMNS] long -> [..., width]. Patches not to be judged count as ground."""
         mine = (rows[..., patch_targets.OWNED] == 1)[..., None]
         told = self.centre(rows[..., patch_targets.CENTRE]) + self.places(
             patch_targets.geometry(rows)
@@ -165,7 +165,8 @@ def run_packed(
     model: LlamaForCausalLM, packed: Packed, visual: torch.Tensor
 ) -> tuple[torch.Tensor, States]:
     """Hidden states of the last layer [rows, length, width], and what goes into each layer;
-    `visual` [visual tokens of the batch, width]."""
+    `visual` [visual tokens of the batch, width].
+    """
     embeds = model.get_input_embeddings()(packed.ids)
     embeds = embeds.masked_scatter(packed.visual[..., None], visual.to(embeds.dtype))
     device = embeds.device.type
@@ -187,7 +188,8 @@ def answer_loss(
     model: LlamaForCausalLM, hidden: torch.Tensor, packed: Packed
 ) -> tuple[torch.Tensor, Hits]:
     """Mean cross-entropy of the answers' tokens (logits are computed for these alone), and which
-    branches were answered rightly throughout."""
+    branches were answered rightly throughout.
+    """
     wanted = packed.labels[:, 1:]
     answers = wanted != -100
     said = hidden[:, :-1][answers]
@@ -229,7 +231,7 @@ def symbolic_score(
     grid: bool,
     device: str = "cpu",
 ) -> dict[str, tuple[float, int]]:
-    """skill -> (exact match, questions) on held-out scenes given as symbols."""
+    """Skill -> (exact match, questions) on held-out scenes given as symbols."""
     hits: dict[str, list[bool]] = defaultdict(list)
     for start in range(0, scenes, 20):
         course = Course(20, 12, grid)

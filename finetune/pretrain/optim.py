@@ -146,10 +146,9 @@ class Training:
     def __init__(
         self, path: Path, minutes: float, modules: Mapping[str, nn.Module], rate: float = 1.0
     ) -> None:
-        """
-        Args:
-            path: of the state, which is gone on with where it exists.
-            modules: those that are trained, by their names in the state.
+        """Args:
+        path: of the state, which is gone on with where it exists.
+        modules: those that are trained, by their names in the state.
         """
         self.path, self.modules = path, dict(modules)
         self.optimiser = MuonAdam(self.modules.values(), rate)

@@ -217,7 +217,8 @@ def instruct(plan: Plan) -> Path:
 
 def finish(merged: Path, two_towers: Path, final: Path) -> Path:
     """The merged weights as they are shipped: bf16, small shards, standard files only, pieces that
-    were never seen ready to be learned; and in `siglip/` the encoder with its text tower."""
+    were never seen ready to be learned; and in `siglip/` the encoder with its text tower.
+    """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model = AutoModelForImageTextToText.from_pretrained(merged, dtype=torch.bfloat16)

@@ -41,7 +41,8 @@ def branches(
 ) -> list[tuple[Turns, QA]]:
     """Conversations from a scene's questions, and the question that each ends with: the share
     `short` in the single-word style, and a share `chained` of the scenes with several questions
-    asked one after another."""
+    asked one after another.
+    """
     made = [(turns_of(qa, rng, rng.random() < short), qa) for qa in qas]
     if rng.random() < chained and len(made) > 2:
         rng.shuffle(made)

@@ -1,5 +1,6 @@
 """Which samples make up which step: a plan that is the same for every number of processes and every
-restart."""
+restart.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +37,11 @@ class BatchPlan(Sampler[list[int]]):
         process: int = 0,
         processes: int = 1,
     ) -> None:
-        """
-        Args:
-            weights: how often an epoch shows each sample; a fraction is a chance.
-            batch_size: samples of a step over all processes; at least `micro_batches * processes`,
-                else a micro-batch would be empty.
-            micro_batches: for each process and step.
+        """Args:
+        weights: how often an epoch shows each sample; a fraction is a chance.
+        batch_size: samples of a step over all processes; at least `micro_batches * processes`,
+            else a micro-batch would be empty.
+        micro_batches: for each process and step.
         """
         self.lengths = np.asarray(lengths)
         self.weights = np.asarray(weights)

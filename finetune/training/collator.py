@@ -125,7 +125,8 @@ class Collator:
 
 def _concatenate(values: Sequence[torch.Tensor]) -> torch.Tensor:
     """Along the first dimension; the others are padded to the largest. Idefics and its kin put the
-    batch first and the pictures second, and pad both."""
+    batch first and the pictures second, and pad both.
+    """
     shape = [max(value.shape[axis] for value in values) for axis in range(1, values[0].dim())]
     if any(list(value.shape[1:]) != shape for value in values):
         values = [_padded(value, shape) for value in values]

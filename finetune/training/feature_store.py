@@ -68,10 +68,9 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> None:
-        """
-        Args:
-            folder: of this encoder; made when something is written.
-            shape: (image tokens, encoder width) of each picture.
+        """Args:
+        folder: of this encoder; made when something is written.
+        shape: (image tokens, encoder width) of each picture.
         """
         self.folder = folder
         self.shape = shape
@@ -112,7 +111,8 @@ class FeatureStore:
 
     def append(self, digests: Sequence[str], features: Tensor) -> None:
         """Keeps features [pictures, image tokens, encoder width] of pictures that nobody has kept
-        by now; call `reload` before reading them."""
+        by now; call `reload` before reading them.
+        """
         if tuple(features.shape[1:]) != self.shape:
             raise ValueError(f"features of shape {tuple(features.shape)}, not [n, {self.shape}]")
         raw = features.to(self.dtype).contiguous().cpu().view(torch.uint8).numpy()
@@ -138,7 +138,8 @@ class FeatureStore:
 
     def _names(self, named: Path, count: int) -> set[bytes]:
         """The pictures of all records, other processes' too; reads what came since the last
-        time."""
+        time.
+        """
         if count < self._seen:  # somebody made room
             self._written, self._seen = set(), 0
         with named.open("rb") as file:
@@ -204,7 +205,8 @@ def make_plan(
 
 def make_room(store: FeatureStore, needed: int, limit_gb: float) -> None:
     """Removes other encoders' stores, least recently used first, until `needed` more bytes fit the
-    bound; and where that isn't enough, what this one has."""
+    bound; and where that isn't enough, what this one has.
+    """
     limit = limit_gb * GB
     others = [
         path
@@ -224,7 +226,8 @@ def make_room(store: FeatureStore, needed: int, limit_gb: float) -> None:
 
 def supports_features(model: Any) -> bool:
     """Whether the architecture's encoder gives every picture the same number of features, ready for
-    the projector."""
+    the projector.
+    """
     from transformers import LlavaForConditionalGeneration
 
     return isinstance(plain(model), LlavaForConditionalGeneration)
@@ -247,7 +250,8 @@ def open_store(
 
 def encoder_hash(model: Any, processor: Any) -> str:
     """16 hex digits over the encoder's weights, which of its outputs are used, and the picture
-    processing."""
+    processing.
+    """
     base = plain(model)
     total = hashlib.sha256()
     for name, tensor in sorted(base.model.vision_tower.state_dict().items()):

@@ -130,7 +130,8 @@ def check(stage: StageRun, model: Any, state_dict: Mapping[str, Any] | None) -> 
 
 def _check_gathered(stage: StageRun, names: Collection[str], state_dict: Mapping[str, Any]) -> None:
     """Compares the saved weights with those that were gathered, and records golden prompts with
-    them."""
+    them.
+    """
     run, device = stage.run, device_of(stage.config)
     quantize = quantization_of(run)
     opened = load_model(str(run), device=device, quantize=quantize, merge=False)
@@ -218,7 +219,8 @@ def doubt_held_out(loaded: LoadedModel, data: Data) -> str:
 
 def golden_conversations(*parts: Sequence[Row]) -> list[Conversation]:
     """A few rows, each with its first question only; a later part's where the earlier ones have too
-    few."""
+    few.
+    """
     chosen: list[Row] = []
     for rows in parts:
         wanted = min(GOLDEN_PROMPTS - len(chosen), len(rows))

@@ -1,5 +1,6 @@
 """Held-out rows, asked while a model trains: accuracy, loss, image gain, and a few questions to
-watch."""
+watch.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ class Evaluation:
     @classmethod
     def of(cls, stage: StageRun) -> Evaluation | None:
         """None where there is nothing to ask: no rows are held out and no question is given to
-        watch; or where the model is sharded and cannot answer in between."""
+        watch; or where the model is sharded and cannot answer in between.
+        """
         config, data, processor = stage.config, stage.data, stage.loaded.processor
         if config.fsdp or config.deepspeed:
             message = "A sharded model is not evaluated while it trains; `vqa-app eval` does later."

@@ -10,7 +10,8 @@ from typing import Any
 
 class Stop:
     """Whether somebody wants the run to end: Ctrl-C, SIGTERM, or the caller's event. A second
-    Ctrl-C does not wait for the checkpoint."""
+    Ctrl-C does not wait for the checkpoint.
+    """
 
     def __init__(self, cancel: threading.Event | None) -> None:
         self._cancel = cancel

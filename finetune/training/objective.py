@@ -29,14 +29,14 @@ recomputed in the backward pass."""
 
 class Objective(nn.Module):
     """Model and loss as one module, so that DDP, FSDP and DeepSpeed see every parameter used inside
-    `forward`."""
+    `forward`.
+    """
 
     accepts_loss_kwargs = True
 
     def __init__(self, model: nn.Module, *, bf16: bool = False) -> None:
-        """
-        Args:
-            bf16: compute under bf16 autocast; the loss itself is fp32.
+        """Args:
+        bf16: compute under bf16 autocast; the loss itself is fp32.
         """
         super().__init__()
         self.model = model
@@ -109,7 +109,8 @@ class Objective(nn.Module):
     ) -> Tensor | None:
         """Puts the projected features in place. Without pictures the projector still runs once, on
         zeros: every process then has gradients for the same parameters, also one whose rows are all
-        text."""
+        text.
+        """
         features = inputs.pop(FEATURES, None)
         projector = base.model.multi_modal_projector
         if features is not None:
@@ -125,7 +126,8 @@ class Objective(nn.Module):
 
     def _head_losses(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
         """Sum over [trained tokens] of the next-token losses; `hidden` is [trained tokens,
-        width]."""
+        width].
+        """
 
         def block(rows: Tensor, wanted: Tensor) -> Tensor:
             return cross_entropy(head(rows).float(), wanted, reduction="sum")

@@ -147,7 +147,8 @@ def lora_settings(config: FinetuneConfig, width: int) -> tuple[int, int, float]:
 
 def steps_of(config: FinetuneConfig, sequences: float, processes: int) -> tuple[int, int]:
     """Rows a step, and steps. Each process has as many rows, so that none of its micro-batches is
-    empty."""
+    empty.
+    """
     least = LEAST_BATCH if sequences >= LEAST_BATCH else max(1, int(sequences))
     batch = config.batch_size or max(least, min(LLAVA_BATCH[config.stage], int(sequences / 200)))
     batch = processes * math.ceil(batch / processes)
@@ -317,7 +318,8 @@ def _fitting(
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:
     """The largest size up to `most` that fits and divides the batch into equal parts; at least
-    1."""
+    1.
+    """
     parts = next((n for n in range(1, most + 1) if fits(math.ceil(most / n))), most)
     return math.ceil(most / parts)
 

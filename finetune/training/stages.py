@@ -162,7 +162,8 @@ def _divided_as_before(
 
 def keep_features(stage: StageRun, settings: Settings) -> feature_store.FeatureStore | None:
     """Encodes every picture once, where that pays; None where it does not, or where there is no
-    place to keep them: a run goes on without."""
+    place to keep them: a run goes on without.
+    """
     config, loaded = stage.config, stage.loaded
     digests = [digest for sample in stage.samples for digest in sample.digests]
     if not digests or not feature_store.supports_features(loaded.model):

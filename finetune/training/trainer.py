@@ -81,11 +81,10 @@ class FinetuneTrainer(Trainer):
         on_progress: OnProgress,
         should_stop: Callable[[], bool],
     ) -> None:
-        """
-        Args:
-            collate: positions of samples → batch.
-            evaluation: called with the step; gives vqa_accuracy, loss, image_gain.
-            should_stop: asked after every step; a checkpoint is written before the run ends.
+        """Args:
+        collate: positions of samples → batch.
+        evaluation: called with the step; gives vqa_accuracy, loss, image_gain.
+        should_stop: asked after every step; a checkpoint is written before the run ends.
         """
         self.objective = objective
         self.plan = plan
@@ -230,7 +229,8 @@ class FinetuneTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Looks at held-out rows, keeps the best, and stops where nothing has become better for too
-        long. What the untrained model answers is told and kept, but is no candidate."""
+        long. What the untrained model answers is told and kept, but is no candidate.
+        """
         assert self.evaluation is not None
         began, step = time.monotonic(), self.state.global_step
         found = self.evaluation(step)
@@ -263,7 +263,8 @@ class FinetuneTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes everything that resuming needs, beside its place, and renames it when it is
-        whole."""
+        whole.
+        """
         step = self.state.global_step
         if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
             self._not_finite("model", self._batch_rows)  # with max_grad_norm 0 nobody else looks

@@ -121,7 +121,8 @@ def real_size() -> Any:
 
 def word_tokenizer(size: int) -> Any:
     """So many tokens, each a word of its own, so that whatever random weights say can be read
-    back."""
+    back.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -17,6 +17,7 @@ on a busy machine count processor time: `--clock cpu --threads 1`.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -141,12 +142,13 @@ def ours(options: argparse.Namespace, out: str) -> Timing:
     assert len(steps) == total, (len(steps), total)
     per_epoch = total // options.epochs
     ends = [began, *steps[per_epoch - 1 :: per_epoch]]
-    return Timing(tuple(b - a for a, b in zip(ends, ends[1:], strict=False)), most, loaded)
+    return Timing(tuple(b - a for a, b in itertools.pairwise(ends)), most, loaded)
 
 
 def prepared(options: argparse.Namespace, out: str) -> tuple[Any, Any]:
     """Model and processor as transformers loads them: same weights, same precision, same trained
-    parameters as ours."""
+    parameters as ours.
+    """
     from transformers import AutoModelForImageTextToText
 
     from finetune.training.freezing import freeze

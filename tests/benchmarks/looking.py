@@ -39,7 +39,8 @@ def asked_objects(count: int) -> Iterator[tuple[Conversation, str, Item]]:
 
 def peaks_on_objects(engine: Engine, scenes: int) -> tuple[float, float]:
     """The share of scenes whose map has its peak on the asked-about object's box, and the share
-    that a peak anywhere would have there: the box's part of the map."""
+    that a peak anywhere would have there: the box's part of the map.
+    """
     hits, chances = [], []
     for conversation, answer, item in asked_objects(scenes):
         (maps,) = engine.attention_map(conversation, answer).maps

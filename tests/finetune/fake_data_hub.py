@@ -23,7 +23,7 @@ class Handler(HubHandler):
     folders: dict[str, Path]
     downloads: list[str]
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         self._answer(self.rfile.read(int(self.headers["Content-Length"])))
 
     def _answer(self, sent: bytes = b"") -> None:

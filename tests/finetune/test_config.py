@@ -42,7 +42,8 @@ def test_yaml_numbers_may_be_written_as_people_write_them(tmp_path: Path) -> Non
     path = tmp_path / "run.yaml"
     path.write_text("lr: 1e-4\nepochs: 2\nrank: 8.0\n")  # to YAML the first is a text
     config = FinetuneConfig.from_yaml(path)
-    assert (config.lr, config.rank) == (1e-4, 8) and isinstance(config.rank, int)
+    assert (config.lr, config.rank) == (1e-4, 8)
+    assert isinstance(config.rank, int)
     with pytest.raises(UsageError, match="rank is 8.5"):
         FinetuneConfig(rank=8.5)
     path.write_bytes("data: übung.json".encode("latin-1"))
@@ -61,8 +62,10 @@ def test_python_and_yaml_write_lists_paths_and_nothing_as_they_do(tmp_path: Path
         eval_data=None,
         warmup=None,
     )
-    assert config.data == ("a.json", "b.csv") and config.images == ("photos",)
-    assert config.watch == ("x.png: y?",) and config.out == str(tmp_path / "run")
+    assert config.data == ("a.json", "b.csv")
+    assert config.images == ("photos",)
+    assert config.watch == ("x.png: y?",)
+    assert config.out == str(tmp_path / "run")
     assert (config.model, config.feature_dir) == ("base", "kept")
     assert (config.eval_data, config.warmup) == ((), 0.03)
     path = tmp_path / "run.yaml"
@@ -80,7 +83,8 @@ def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.Monk
     config = FinetuneConfig.from_yaml("~/run.yaml")
     assert config.out == str(tmp_path / "a" / "b")
     assert (config.feature_dir, config.fsdp) == (str(tmp_path / "c"), str(tmp_path / "d.json"))
-    assert FinetuneConfig(deepspeed="zero2").deepspeed == "zero2" and FinetuneConfig().out == ""
+    assert FinetuneConfig(deepspeed="zero2").deepspeed == "zero2"
+    assert FinetuneConfig().out == ""
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
@@ -99,7 +103,8 @@ def test_what_a_file_names_can_be_looked_at_before_training(command: str, tmp_pa
     path = tmp_path / "run.yaml"
     path.write_text(f"data: {tmp_path / 'gone.json'}\nout: {tmp_path / 'run'}\nlr: 0.1\n")
     error = CliRunner().invoke(app, [command, "--config", str(path)]).exception
-    assert isinstance(error, VqaError) and "gone.json" in str(error)
+    assert isinstance(error, VqaError)
+    assert "gone.json" in str(error)
 
 
 @pytest.mark.parametrize(

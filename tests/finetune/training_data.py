@@ -1,5 +1,6 @@
 """A small data set for training tests: coloured pictures, short and long answers, rows without a
-picture."""
+picture.
+"""
 
 from __future__ import annotations
 

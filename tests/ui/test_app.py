@@ -84,7 +84,8 @@ def test_health_and_readiness(server, person):
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/vqa/page.js", "/vqa/taught.zip"])
 def test_monitors_may_ask_without_content(person, path):
     answer = person.head(path)
-    assert answer.status_code == 200 and answer.content == b""
+    assert answer.status_code == 200
+    assert answer.content == b""
     assert person.head("/vqa/pictures").status_code in (404, 405), "what takes in shows nothing"
 
 
@@ -136,7 +137,8 @@ def test_a_picture_is_shown_to_its_owner_only_and_re_encoded(person, other):
     found = person.post("/vqa/pictures?name=cat.png", content=payload).json()
     assert found["size"] == [32, 24]
     mine = person.get(f"/vqa/pictures/{found['digest']}")
-    assert mine.headers["content-type"] == "image/png" and b"<script>" not in mine.content
+    assert mine.headers["content-type"] == "image/png"
+    assert b"<script>" not in mine.content
     for size in ("small", "large"):
         assert person.get(f"/vqa/pictures/{found['digest']}?size={size}").content == mine.content
     assert other.get(f"/vqa/pictures/{found['digest']}").status_code == 404
@@ -169,7 +171,8 @@ def test_a_bad_picture_gets_a_clear_message(person, data, words):
 
 def test_a_file_that_is_too_large_is_refused_before_it_is_read(person):
     answer = person.post("/vqa/pictures?name=big.png", content=b"x" * (21 * 2**20))
-    assert answer.status_code == 413 and "20 MB" in answer.json()["error"]
+    assert answer.status_code == 413
+    assert "20 MB" in answer.json()["error"]
 
 
 def test_a_forged_path_never_leaves_the_server(server, person, tmp_path):
@@ -185,7 +188,8 @@ def test_a_forged_path_never_leaves_the_server(server, person, tmp_path):
             },
         )
         events = person.get(f"/gradio_api/call/chat/{started.json()['event_id']}").text
-        assert "event: error" in events and "secret" not in events.replace(str(secret), "")
+        assert "event: error" in events
+        assert "secret" not in events.replace(str(secret), "")
         assert person.get(f"/gradio_api/file={path}").status_code in (403, 404)
 
 
@@ -245,8 +249,10 @@ def test_a_chat_goes_out_as_one_page_that_needs_nothing_else(server, person):
     found = person.post("/vqa/pictures?name=cat.png", content=png("green")).json()
     view = talk(server, person, "<b>bold?</b>", pictures=[found["digest"]])
     page = person.get(f"/vqa/conversations/{view['conversation']}.html").text
-    assert "data:image/jpeg;base64," in page and "&lt;b&gt;bold?" in page
-    assert "<script" not in page and "http" not in page.replace("http-equiv", "")
+    assert "data:image/jpeg;base64," in page
+    assert "&lt;b&gt;bold?" in page
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
 
 
 @pytest.mark.parametrize(
@@ -262,7 +268,8 @@ def test_a_chat_goes_out_as_one_page_that_needs_nothing_else(server, person):
 )  # fmt: skip
 def test_a_damaged_file_is_refused_with_a_reason(person, data):
     answer = person.post("/vqa/conversations", content=data)
-    assert answer.status_code == 400 and len(answer.json()["error"]) > 10
+    assert answer.status_code == 400
+    assert len(answer.json()["error"]) > 10
 
 
 def forged(**changes) -> bytes:
@@ -280,7 +287,8 @@ def forged(**changes) -> bytes:
 )  # fmt: skip
 def test_a_forged_chat_leaves_nothing_behind(server, person, changes):
     answer = person.post("/vqa/conversations", content=forged(**changes))
-    assert answer.status_code == 400 and "Question 2" in answer.json()["error"]
+    assert answer.status_code == 400
+    assert "Question 2" in answer.json()["error"]
     assert server.application.desk.store.conversations(owner_of(server, person)) == []
 
 
@@ -295,7 +303,8 @@ def test_only_facts_of_the_right_kind_come_in(server, person):
 def test_nothing_is_taken_in_from_a_browser_without_cookies(server):
     for path in ("/vqa/conversations", "/vqa/taught", "/vqa/datasets", "/vqa/pictures"):
         answer = httpx.post(server.address.rstrip("/") + path, content=png())
-        assert answer.status_code == 400 and "cookies" in answer.json()["error"]
+        assert answer.status_code == 400
+        assert "cookies" in answer.json()["error"]
 
 
 @pytest.mark.parametrize("scheme", ["http", "HTTPS"])
@@ -312,7 +321,8 @@ def test_the_public_endpoint_fetches_nothing(person, monkeypatch, scheme):
         "/gradio_api/call/chat", json={"data": [{"text": "x", "files": [file]}]}
     ).json()
     events = person.get(f"/gradio_api/call/chat/{started['event_id']}").text
-    assert "event: error" in events and not fetched
+    assert "event: error" in events
+    assert not fetched
     assert scheme == "HTTPS" or "named by an address" in events  # Gradio's own words for the other
 
 
@@ -324,7 +334,8 @@ def test_the_public_endpoint_fetches_nothing(person, monkeypatch, scheme):
 def test_programs_are_told_what_to_send(person, message, capfd):
     started = person.post("/gradio_api/call/chat", json={"data": [message]}).json()
     events = person.get(f"/gradio_api/call/chat/{started['event_id']}").text
-    assert "event: error" in events and '\\"text\\"' in events
+    assert "event: error" in events
+    assert '\\"text\\"' in events
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -414,8 +425,11 @@ def test_other_machines_are_told_where_the_page_is(monkeypatch):
 
 
 def test_loopback_is_told_from_the_world():
-    assert is_loopback("127.0.0.1") and is_loopback("::1") and is_loopback("localhost")
-    assert not is_loopback("0.0.0.0") and not is_loopback("192.168.0.2")
+    assert is_loopback("127.0.0.1")
+    assert is_loopback("::1")
+    assert is_loopback("localhost")
+    assert not is_loopback("0.0.0.0")
+    assert not is_loopback("192.168.0.2")
 
 
 PROGRAM = """
@@ -510,7 +524,8 @@ def test_one_folder_holds_the_data_whatever_its_option_is_called(tmp_path, monke
     monkeypatch.setattr("ui.app.leave", lambda: None)
     arguments = [option, str(tmp_path / "here"), "--no-browser", "--port", "0"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0 and (tmp_path / "here" / "chats.sqlite").exists()
+    assert result.exit_code == 0
+    assert (tmp_path / "here" / "chats.sqlite").exists()
     shown = CliRunner().invoke(all_commands, ["chat", "--help"]).output
     assert "--data-dir, --share-data-dir DIR" in shown, "the help names both"
 
@@ -540,14 +555,16 @@ def test_a_data_folder_that_cannot_be_used_is_named(tmp_path, what, words):
     folder = unusable(tmp_path / "data", what)
     with pytest.raises(UsageError, match=words) as refusal:
         create(folder, lambda *_: FakeEngine(), list, "fake")
-    assert str(folder) in str(refusal.value) and "--data-dir" in str(refusal.value)
+    assert str(folder) in str(refusal.value)
+    assert "--data-dir" in str(refusal.value)
 
 
 def test_a_second_server_on_one_folder_is_warned_and_one_after_a_kill_is_not(tmp_path, capsys):
     """The lock is the system's, not the file that it leaves behind."""
     (tmp_path / ".lock").write_text("left by a server that was killed")
     first = _lock(tmp_path)
-    assert first.is_locked and not capsys.readouterr().err
+    assert first.is_locked
+    assert not capsys.readouterr().err
     _lock(tmp_path)
     assert "another server uses this data folder" in capsys.readouterr().err
     first.release()
@@ -566,7 +583,8 @@ def test_a_stream_that_there_is_not_leaves_the_terminal_quiet(tmp_path, caplog):
             with contextlib.suppress(httpx.RemoteProtocolError):  # it is cut
                 httpx.get(f"{found.address}gradio_api/{path}", timeout=PATIENCE)
         trouble.removeHandler(caplog.handler)
-    assert len(caplog.records) == 2 and not any(map(_is_trouble, caplog.records))
+    assert len(caplog.records) == 2
+    assert not any(map(_is_trouble, caplog.records))
     ours = logging.makeLogRecord({"exc_info": (KeyError, KeyError("x"), None), "msg": "Ours"})
     assert _is_trouble(ours)
 
@@ -609,7 +627,8 @@ def test_the_end_waits_once_for_all_that_takes_long():
     ends = SimpleNamespace(close=slow)
     desk = SimpleNamespace(stop_all=slow, hub=ends, store=SimpleNamespace(close=list))
     Application(None, desk, None, ends).close(patience=0.2)
-    assert len(given) == 3 and sum(given) < 0.21
+    assert len(given) == 3
+    assert sum(given) < 0.21
     patience = inspect.signature(Application.close).parameters["patience"].default
     assert GRACE + patience < 2, "seconds from Ctrl-C to the end"
 

@@ -70,7 +70,8 @@ class Answering:
     def follow(self) -> Iterator[dict[str, Any] | None]:
         """What is new whenever there is something, None at every idle beat, until it has ended.
 
-        The beats let the server notice a page that went away."""
+        The beats let the server notice a page that went away.
+        """
         seen = -1
         while True:
             with self._changed:

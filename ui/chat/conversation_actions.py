@@ -105,7 +105,8 @@ def hello(desk: Desk, owner: str, request: Request) -> Update:
 
 def _examples(desk: Desk, owner: str) -> list[dict[str, Any]]:
     """The cards, which are stored as the owner's pictures; none where that cannot be, since the
-    page opens all the same."""
+    page opens all the same.
+    """
     try:
         return [desk.example(owner, *card) for card in examples.cards()]
     except (OSError, sqlite3.OperationalError) as error:

@@ -143,7 +143,8 @@ class Desk:
     @contextmanager
     def cancellable(self, owner: str = "") -> Iterator[threading.Event]:
         """For an answer that is kept nowhere: an event that is set when its owner or the server
-        stops it, or when nobody waits for the answer any more."""
+        stops it, or when nobody waits for the answer any more.
+        """
         cancel = threading.Event()
         with self._lock:
             self._others[cancel] = owner
@@ -211,7 +212,8 @@ class Desk:
 
     def engine(self, owner: str) -> Engine | None:
         """The engine of the owner's model. Where it is not loaded, after a restart or because
-        others took its place, that begins; one that failed or was cancelled waits to be asked."""
+        others took its place, that begins; one that failed or was cancelled waits to be asked.
+        """
         key = self.settings(owner).model
         try:
             standing = self.hub.standing(key)

@@ -124,7 +124,8 @@ def from_json(store: Store, shelf: PictureShelf, owner: str, data: bytes) -> str
 def _turns(document: dict[str, Any]) -> list[dict[str, Any]]:
     """The turns of a file, which anybody may have written, in the shape that `to_json` gives them.
 
-    All is checked before anything is kept, so that a bad file leaves nothing behind."""
+    All is checked before anything is kept, so that a bad file leaves nothing behind.
+    """
     turns = document.get("turns")
     if not isinstance(turns, list) or not turns or len(turns) > MAX_TURNS:
         raise DataError("This file holds no questions, or too many.", "Choose one exported here.")
@@ -163,7 +164,8 @@ def _pictures(
     document: dict[str, Any], shown: set[str], shelf: PictureShelf
 ) -> dict[str, tuple[str, str, list[str]]]:
     """For each digest that a turn shows the true digest of its pixels, the name, and what was
-    changed when it came."""
+    changed when it came.
+    """
     found: dict[str, tuple[str, str, list[str]]] = {}
     listed = document.get("pictures")
     for digest, entry in listed.items() if _is_dict(listed) else ():

@@ -43,7 +43,8 @@ def to_html(text: str) -> str:
 
 def growing_html(text: str) -> str:
     """The same of a running answer, which may be half-written. It is kept nowhere: what comes next
-    is longer, and the finished answers would have to go for it."""
+    is longer, and the finished answers would have to go for it.
+    """
     return _renderer().render(text)
 
 
@@ -110,7 +111,8 @@ def _brackets(state: StateInline, silent: bool) -> bool:
 
 def _end_of_formula(text: str, start: int, opening: str, closing: str) -> int | None:
     """Where the closing begins of a formula that begins at `start` and is not empty. It is looked
-    for nearby only: a hostile text has thousands of beginnings."""
+    for nearby only: a hostile text has thousands of beginnings.
+    """
     if not text.startswith(opening, start):
         return None
     close = text.find(closing, start + 2, start + _LONGEST_FORMULA + 4)

@@ -31,7 +31,8 @@ def models_of(desk: Desk, owner: str) -> Update:
 
 def _loading(desk: Desk, owner: str) -> dict[str, Any] | None:
     """How the model stands that the owner waits for. Once it is there it answers them, also where
-    the page that picked it has gone."""
+    the page that picked it has gone.
+    """
     key = desk.wanted.get(owner)
     if key is None:
         return None
@@ -77,7 +78,8 @@ def _models(desk: Desk, standing: Standing, before: str) -> dict[str, Any]:
 
 def pick(desk: Desk, owner: str, request: Request) -> Iterator[Update | None]:
     """Loads another model and answers with it from then on; until then, and where it fails, the
-    one before stays. The last of several picks counts."""
+    one before stays. The last of several picks counts.
+    """
     key = str(request.get("model") or desk.hub.default)
     if request.get("named"):
         if not desk.allow_any_model:

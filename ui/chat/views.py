@@ -89,7 +89,8 @@ def view_of(store: Store, owner: str, conversation: str | None) -> dict[str, Any
 
 def numbers_of(turns: Sequence[Turn]) -> list[dict[str, int]]:
     """For each turn the numbers of its pictures, as `conversation_of` shows them to the model: one
-    that was asked about in vain and is asked about again keeps its number."""
+    that was asked about in vain and is asked about again keeps its number.
+    """
     found: list[dict[str, int]] = []
     waiting: dict[str, int] = {}
     count = 0

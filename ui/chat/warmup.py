@@ -22,7 +22,8 @@ class Warming:
 
     def begin(self, owner: str, request: Request) -> Update:
         """Encodes the request's `pictures` in the background, behind the turns of `conversation`;
-        nothing where the model is not loaded."""
+        nothing where the model is not loaded.
+        """
         engine = self.desk.engine(owner)
         pictures = self.desk.pictures(owner, request)
         if engine is None or not pictures:

@@ -117,7 +117,8 @@ class Store:
 
     def search(self, owner: str, words: str) -> list[str]:
         """Ids of the owner's conversations that have the words in their title, in a question or in
-        an answer, whatever their case."""
+        an answer, whatever their case.
+        """
         rows = self._all(
             "SELECT id FROM conversations WHERE owner = ?1 AND (instr(casefold(title), ?2)"
             " OR EXISTS (SELECT 1 FROM turns WHERE conversation = conversations.id"
@@ -265,7 +266,8 @@ class Store:
     ) -> None:
         """Writes the answer; `facts` are added to what the turn has.
 
-        A turn that was deleted meanwhile stays deleted."""
+        A turn that was deleted meanwhile stays deleted.
+        """
         with self._transaction() as db:
             db.execute("UPDATE turns SET answer = ?, state = ? WHERE id = ?", (answer, state, turn))
             _add_facts(db, turn, facts or {})
@@ -293,7 +295,8 @@ class Store:
 
     def delete_turn(self, owner: str, conversation: str, turn: str) -> list[str]:
         """Removes a turn; what followed it follows its parent now. Gives the digests of pictures
-        that nobody has any more."""
+        that nobody has any more.
+        """
         gone = self.turn(owner, conversation, turn)
         head = self._own(owner, conversation)["head"]
         with self._transaction() as db:
@@ -318,7 +321,8 @@ class Store:
 
     def remember_picture(self, owner: str, digest: str, name: str, facts: dict[str, Any]) -> None:
         """Keeps that an owner brought a picture. One that a turn shows keeps its name there,
-        whatever the file is called from which it comes again."""
+        whatever the file is called from which it comes again.
+        """
         with self._transaction() as db:
             new = ", name = excluded.name, facts = excluded.facts"
             changed = "" if _is_shown(db, owner, digest) else new
@@ -337,7 +341,8 @@ class Store:
 
     def sweep(self, before: float) -> list[str]:
         """Forgets pictures that came before a time and that no turn shows; gives the digests of
-        those that nobody has any more."""
+        those that nobody has any more.
+        """
         turns = self._all(
             "SELECT owner, pictures FROM turns JOIN conversations"
             " ON conversations.id = turns.conversation"

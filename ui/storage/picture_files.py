@@ -105,7 +105,8 @@ class PictureShelf:
 
     def smaller(self, digest: str, longest: int) -> Path:
         """The picture with at most `longest` pixels a side: itself where it is small, otherwise a
-        JPEG that is made when first asked for."""
+        JPEG that is made when first asked for.
+        """
         whole = self.file(digest)
         file = whole.with_suffix(f".{longest}.jpg")
         if not file.exists():

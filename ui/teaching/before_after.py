@@ -25,7 +25,7 @@ _Asked: TypeAlias = "tuple[Conversation, str, tuple[str, ...]]"
 """What is asked, its question, and the answers that count as right."""
 
 
-class Skipped(Exception):  # noqa: N818 - not an error: somebody asked for it
+class Skipped(Exception):
     """Raised inside a comparison that somebody stopped."""
 
 
@@ -40,7 +40,8 @@ class Taught:
 
 def taught_in(paths: Sequence[str]) -> Taught:
     """Of data files, at most `TAUGHT` questions; each is asked as it is trained, behind the earlier
-    turns of a dialogue or alone."""
+    turns of a dialogue or alone.
+    """
     from finetune.data.read import read_rows
     from finetune.data.samples import SHORT_ANSWER_WORDS
     from finetune.evaluation.questions import questions_of, spread

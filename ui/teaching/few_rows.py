@@ -50,7 +50,8 @@ class Wanted:
 
 def knows_world(choice: Choice) -> bool:
     """Whether a model is the built-in one, or was trained from it, so that its world is worth
-    keeping."""
+    keeping.
+    """
     source = choice.source
     for _ in range(100):
         if source == "builtin":

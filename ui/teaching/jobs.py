@@ -106,7 +106,8 @@ class Job:
 class JobFiles:
     """A small file for each run: whose it is, and how far it came.
 
-    It lies beside the runs, not in them: `finetune` takes no folder that holds other files."""
+    It lies beside the runs, not in them: `finetune` takes no folder that holds other files.
+    """
 
     def __init__(self, folder: Path, runs: Path) -> None:
         self.folder, self.runs = folder, runs
@@ -164,7 +165,8 @@ class JobFiles:
 
 def _watched(run: Path) -> list[dict[str, Any]]:
     """The watch questions with their answers at each look:
-    [{question, expected, pictures, answers}, ...]; pictures are digests."""
+    [{question, expected, pictures, answers}, ...]; pictures are digests.
+    """
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     try:
         lines = (run / WATCH_FILE).read_text("utf-8").splitlines()

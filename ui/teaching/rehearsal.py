@@ -57,7 +57,8 @@ def held_out(count: int, seed: int = 7_000_000, short: bool = True) -> list[Know
 
 def write_rehearsal(folder: Path, count: int, seed: int) -> Path:
     """Writes a LLaVA data set of `count` training questions in both styles, each about another
-    picture; gives its JSON file."""
+    picture; gives its JSON file.
+    """
     return _write(folder / "world", islice(_rehearsed(seed), count))
 
 

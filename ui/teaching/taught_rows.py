@@ -359,7 +359,8 @@ def _check_room(rows: int) -> None:
 
 def _cell(pictures: Sequence[str]) -> str:
     """The pictures of a row in one cell of a table; several as a JSON list, which `finetune`
-    reads."""
+    reads.
+    """
     paths = [f"images/{digest}.png" for digest in pictures]
     return json.dumps(paths) if len(paths) > 1 else "".join(paths)
 

@@ -231,7 +231,8 @@ class TrainingDesk:
 
     def close(self, patience: float = 0.0) -> None:
         """Ends the run that goes on after its step, and waits up to `patience` seconds until it is
-        saved."""
+        saved.
+        """
         with self._lock:
             self._closed = True
             job = self.job

@@ -157,7 +157,8 @@ def _streaming(
 ) -> None:
     """Joins a wire to a handler that gives many updates.
 
-    Those with `live` go to a wire of their own, so that they cannot push out another kind."""
+    Those with `live` go to a wire of their own, so that they cannot push out another kind.
+    """
 
     def run(event: gr.EventData, request: gr.Request) -> Iterator[Any]:
         outputs = 1 if live is None else 2

@@ -177,7 +177,8 @@ def _compare_names(adapter: Source, expected: Any, given: Any) -> None:
 
 def _last_part(base: Source) -> str:
     """The base's name without its owner; a hub snapshot is known by its id, a folder by its
-    name."""
+    name.
+    """
     return base.name.rstrip("/").rsplit("/")[-1].lower()
 
 

@@ -236,7 +236,8 @@ def _load_whole(
 
 def _leave_out_pooling(model: Any) -> None:
     """SigLIP's encoder also pools its patches into one vector, which no image-text model looks at:
-    on a CPU that takes 4 GB for two pictures together, at so400m's size."""
+    on a CPU that takes 4 GB for two pictures together, at so400m's size.
+    """
     for module in model.modules():
         if type(module).__name__.startswith("Siglip") and getattr(module, "use_head", False):
             module.use_head = False

@@ -87,7 +87,8 @@ def load_processor(source: Source, config: Any) -> Any:
 
 def without_video(kind: Any) -> Any:
     """A processor class that takes `no_video()` for its video processor, which needs
-    torchvision."""
+    torchvision.
+    """
 
     class PictureProcessor(kind):
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:

@@ -104,7 +104,8 @@ def _is_hub_id(name: str) -> bool:
 
 def stay_offline() -> None:
     """From here on this process and those that it starts download nothing, neither models nor data
-    sets: what `--offline` asks for."""
+    sets: what `--offline` asks for.
+    """
     from huggingface_hub import constants
 
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -142,7 +142,8 @@ def _key(question: str, asking: Asking, model: Mapping[str, Any]) -> dict[str, A
 
 def _answered(out: Path, key: dict[str, Any]) -> tuple[set[str], int]:
     """The files that have their answer, and how many answers to the same question were asked for in
-    another way. A last line that was cut off by a kill is removed."""
+    another way. A last line that was cut off by a kill is removed.
+    """
     if not os.path.isdir(out.parent):
         raise UsageError(f"There is no folder {out.parent}.", "Create it first.")
     if not os.path.exists(out):

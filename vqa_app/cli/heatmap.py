@@ -19,7 +19,8 @@ SHORTEST_LONG_SIDE = 512
 
 def whole_answer(attention: AttentionMap, picture: int) -> np.ndarray:
     """The mean of a picture's maps over the answer's tokens: [rows, columns]. Zeros where nothing
-    was said."""
+    was said.
+    """
     maps = attention.maps[picture]
     return maps.mean(axis=0) if len(maps) else np.zeros(maps.shape[1:], np.float32)
 

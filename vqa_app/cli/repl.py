@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import itertools
 import json
 import os
 import shlex
@@ -167,7 +168,7 @@ def exported(conversation: Conversation, model: str) -> dict[str, Any]:
             "state": "answered",
             "facts": {"model": model},
         }
-        for place, (question, answer) in enumerate(zip(messages, messages[1:], strict=False))
+        for place, (question, answer) in enumerate(itertools.pairwise(messages))
         if question.role == "user"
     ]
     return {

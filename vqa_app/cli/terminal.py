@@ -15,7 +15,8 @@ from rich.console import Console
 @contextmanager
 def waiting(console: Console | None, text: str) -> Iterator[Callable[[str | None], None]]:
     """A spinner with a text on a terminal; nothing elsewhere. Gives a function that sets the text,
-    or with None ends the spinner."""
+    or with None ends the spinner.
+    """
     if console is None or not console.is_terminal:
         yield lambda text: None
         return
@@ -29,7 +30,8 @@ def waiting(console: Console | None, text: str) -> Iterator[Callable[[str | None
 
 def to_stdout(text: str) -> None:
     """Shows a piece of an answer at once. On a terminal without control characters: a model, or a
-    picture that it reads aloud, must not steer it."""
+    picture that it reads aloud, must not steer it.
+    """
     if sys.stdout.isatty():
         text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
     sys.stdout.write(text)
@@ -38,7 +40,8 @@ def to_stdout(text: str) -> None:
 
 def json_line(row: Any, stream: TextIO) -> str:
     """A line of JSON: as it reads, or with escapes where the stream has no bytes for a character,
-    as UTF-8 has none for what stands in file names of other encodings."""
+    as UTF-8 has none for what stands in file names of other encodings.
+    """
     line = json.dumps(row, ensure_ascii=False) + "\n"
     try:
         line.encode(stream.encoding or "utf-8")

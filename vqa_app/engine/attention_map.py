@@ -80,7 +80,8 @@ def attention_map(runtime: Runtime, conversation: Conversation, answer: str) -> 
 
 def _looks(runtime: Runtime, prompt: Prompt, ids: list[int], place: int) -> Tensor:
     """[answer tokens, n]: how far attention to each token of the prompt made an answer's tokens,
-    which stand from `place` on, likelier. Every layer counts alike."""
+    which stand from `place` on, likelier. Every layer counts alike.
+    """
     start = prompt.image_spans[-1][1]
     logits, weights = runtime.attend(prompt, start)
     with torch.inference_mode(False), torch.enable_grad():
@@ -122,7 +123,8 @@ def _rows(runtime: Runtime, prompt: Prompt, index: int) -> int:
 
 def _on_picture(grid: np.ndarray, picture: Picture, image_processor: Any) -> np.ndarray:
     """[tokens, rows, columns] over the whole picture: what a centre crop (CLIP) left out gets
-    zeros."""
+    zeros.
+    """
     if not getattr(image_processor, "do_center_crop", False):
         return grid
     shorter = image_processor.size["shortest_edge"]

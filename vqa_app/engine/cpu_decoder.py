@@ -143,7 +143,8 @@ class LeanDecoder:
 
     def _extend_tables(self, length: int) -> None:
         """Rotary tables [positions, head width] from the model's own embedding, rounded as it
-        does."""
+        does.
+        """
         length = max(length, 2 * len(self._cos), 512)
         cos, sin = self._rotary(self._embedding[:1], torch.arange(length)[None])
         half = self._head_width // 2

@@ -18,7 +18,8 @@ _SOFT = 1
 
 def release_threads() -> None:
     """Ends the calling thread's OpenMP threads; its next parallel operator starts them again, in
-    about 0.1 ms. Does nothing where torch brings another OpenMP than GNU's."""
+    about 0.1 ms. Does nothing where torch brings another OpenMP than GNU's.
+    """
     if (library := _libgomp()) is not None:
         library.omp_pause_resource_all(_SOFT)
 

@@ -53,7 +53,8 @@ class _Multiply(torch.autograd.Function):
 
 def lay_out(model: Any) -> None:
     """Lays a model's weights out for decoding, in place; leaves alone what it knows no better for.
-    What was laid out anew can answer and no more: `save_pretrained` raises."""
+    What was laid out anew can answer and no more: `save_pretrained` raises.
+    """
     if can_pack(model):
         pack(model)
     elif model.device.type == "cpu":
@@ -66,7 +67,8 @@ def lay_out(model: Any) -> None:
 
 def _refuse_saving(*arguments: Any, **options: Any) -> NoReturn:
     """Packed weights would be missing from the files without a word; turned ones cannot be
-    written."""
+    written.
+    """
     raise UsageError(
         "A model that was given to a LocalEngine cannot be saved: its weights are laid out anew.",
         "Save it before that, or load it again with load_model.",

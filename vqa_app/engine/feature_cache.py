@@ -24,7 +24,8 @@ class Features:
 
 class FeatureCache:
     """Features of the pictures seen last, by digest and number of tokens (tiling may depend on the
-    company)."""
+    company).
+    """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget

@@ -225,7 +225,8 @@ class PrefixCache:
 
     def put(self, identity: Identity, kv: KVCache) -> None:
         """Keeps a cache that holds exactly the tokens of `identity`, and forgets what no longer
-        fits."""
+        fits.
+        """
         if len(identity) == 0:
             return
         assert kv.length == len(identity)

@@ -233,7 +233,8 @@ class LocalEngine:
 
     def _fit_for(self, conversation: Conversation, answers: Sequence[str]) -> Conversation:
         """The conversation, without as many of the oldest turns as it takes for each of the answers
-        to fit behind it."""
+        to fit behind it.
+        """
         room = max(count_text_tokens(self._runtime.processor, answer) for answer in answers)
         return self._fit(conversation, room, room)[0]
 

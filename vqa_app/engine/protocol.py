@@ -177,7 +177,8 @@ class Engine(Protocol):
         """Encodes the pictures and prefills what is certain of the prompt: answers start sooner.
 
         The last user message may still lack its text: only what stands before that text is
-        prefilled. Blocks until done; gives way to questions."""
+        prefilled. Blocks until done; gives way to questions.
+        """
         ...
 
     def count_tokens(self, conversation: Conversation) -> TokenCount: ...

@@ -100,7 +100,8 @@ class Runtime:
 
     def warm(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Steps[None]:
         """Reads a prompt without an answer in view. Nothing is held across a pause: whoever comes
-        in between finds what was done so far."""
+        in between finds what was done so far.
+        """
         if self.encoder is None:
             return
         if not self.can_piece(prompt):
@@ -165,7 +166,8 @@ class Runtime:
 
     def can_piece(self, prompt: Prompt) -> bool:
         """Whether the prompt can be read in pieces: every input is known to belong to tokens or
-        pictures."""
+        pictures.
+        """
         return (
             self.encoder is not None
             and self.reuses_prefixes
@@ -192,7 +194,8 @@ class Runtime:
 
     def _ends(self, prompt: Prompt, start: int, limit: int) -> Iterator[int]:
         """Where to pause between `start` and `limit`: every `CHUNK` tokens, never inside a
-        picture."""
+        picture.
+        """
         end = start + CHUNK
         while end < limit:
             end = next((b for a, b in prompt.image_spans if a < end < b), end)
@@ -276,7 +279,8 @@ class PrefixReading:
 
 class WholeReading:
     """A prompt read by the machinery of `generate`, for architectures that know their own way
-    only."""
+    only.
+    """
 
     cached_tokens = 0
 
@@ -321,7 +325,8 @@ def _prepared(
 
 def token_identity(prompt: Prompt) -> Identity:
     """[n] int64: the token ids, each picture's replaced by a negative number from its digest and
-    its length: LLaVA-OneVision tiles a picture only while it is the only one."""
+    its length: LLaVA-OneVision tiles a picture only while it is the only one.
+    """
     identity = prompt.inputs["input_ids"][0].numpy().astype(np.int64)
     for picture, (start, end) in zip(prompt.pictures, prompt.image_spans, strict=True):
         seen = sha256(f"{picture.digest} {end - start}".encode()).digest()

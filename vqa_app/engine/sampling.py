@@ -36,7 +36,8 @@ class Sampler:
 
     def pick(self, logits: Tensor) -> tuple[int, Tensor]:
         """The next token for logits [vocabulary], and its log probability [] before any processing:
-        where the model is, since a GPU that is asked for a number is waited for."""
+        where the model is, since a GPU that is asked for a number is waited for.
+        """
         logits = logits.float()
         scores = logits
         if self._processors:

@@ -1,5 +1,6 @@
 """How likely given answers are: for choosing among them, and for seeing whether the pictures
-mattered."""
+mattered.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from vqa_app.prompts.prompt import Prompt, encode
 
 def answered(runtime: Runtime, conversation: Conversation, answer: str) -> tuple[Prompt, range]:
     """The conversation with an answer, and where that answer's tokens (end token included)
-    stand."""
+    stand.
+    """
     whole = conversation.then(Message.assistant(answer))
     prompt = encode(runtime.processor, whole, answer_next=False)
     mask = prompt.answer_mask.tolist()
@@ -41,14 +43,16 @@ def log_probabilities(runtime: Runtime, conversation: Conversation, answer: str)
 
 def score(runtime: Runtime, conversation: Conversation, choices: Sequence[str]) -> list[float]:
     """Probabilities of the answers: softmax over their mean log probability per token, so that long
-    ones are not held back for their length. They sum to 1."""
+    ones are not held back for their length. They sum to 1.
+    """
     means = [log_probabilities(runtime, conversation, choice).mean() for choice in choices]
     return torch.stack(means).softmax(0).tolist()
 
 
 def image_gain(runtime: Runtime, conversation: Conversation, answer: str) -> float:
     """Mean log probability per token with the pictures, less that with grey ones of the same size,
-    in nats."""
+    in nats.
+    """
     if not conversation.pictures:
         return 0.0
     blank = Conversation(

@@ -53,7 +53,8 @@ _TURNS: dict[int, tuple[Image.Transpose, str]] = {
 @dataclass(frozen=True)
 class ImageLimits:
     """What a picture may cost. Pillow's own guard against decompression bombs
-    (`PIL.Image.MAX_IMAGE_PIXELS`, 89 megapixels) holds on top, as an error."""
+    (`PIL.Image.MAX_IMAGE_PIXELS`, 89 megapixels) holds on top, as an error.
+    """
 
     max_bytes: int = 20 * 2**20
     """Largest file."""

@@ -167,7 +167,8 @@ def render(
 
 def _fold_system(conversation: Conversation) -> tuple[Message, ...]:
     """The messages with the system text in front of the first user's, as Gemma's template does
-    it."""
+    it.
+    """
     if conversation.system is None:
         return conversation.messages
     first, *rest = conversation.dialogue or (Message("user", ()),)
@@ -178,7 +179,8 @@ def _content(
     known: Layout, message: Message, filler: _Filler, question: int | None = None
 ) -> dict[str, Any]:
     """The message as the template wants it, stand-ins for its texts; up to one numbered
-    `question`."""
+    `question`.
+    """
     kind: Kind = "answer" if message.role == "assistant" else "text"
     parts: list[Any] = []
     for part in message.parts:
@@ -298,7 +300,8 @@ def _probe(
     known: Layout, turns: list[tuple[str, bool]], pictures: int, *, answer_next: bool = False
 ) -> list[str] | None:
     """The template's own text around the messages of a sample; None if it does not come out
-    right."""
+    right.
+    """
     filler = _Filler()
     contents = []
     for role, with_picture in turns:

@@ -113,7 +113,8 @@ def template_text(processor: Any, conversation: Conversation, *, answer_next: bo
 
 def prompt_hash(processor: Any) -> str:
     """16 hex digits over all that shapes a prompt (template, its arguments, special tokens): they
-    change when the same conversation would give other tokens."""
+    change when the same conversation would give other tokens.
+    """
     known = layout(processor)
     parts = [known.source, TEMPLATE_ARGUMENTS, known.special_tokens, known.style, known.end_token]
     text = json.dumps(parts, sort_keys=True, default=str)
@@ -122,7 +123,8 @@ def prompt_hash(processor: Any) -> str:
 
 def end_token_ids(model: Any, processor: Any) -> set[int]:
     """Every token that ends an answer: the generation config's, the tokenizer's and the
-    template's."""
+    template's.
+    """
     tokenizer = processor.tokenizer
     generation = getattr(model, "generation_config", None)
     configured = getattr(generation, "eos_token_id", None)
@@ -183,7 +185,8 @@ def _tokenize(
     processor: Any, known: Layout, text: str, spans: Sequence[tuple[str, tuple[int, int]]]
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids and character spans. Control tokens in people's texts are cut in two and so stay
-    text."""
+    text.
+    """
     tokenizer = processor.tokenizer
     if not tokenizer.is_fast:
         raise ModelError(
@@ -217,7 +220,8 @@ def _tokenize_piece(
     tokenizer: Any, text: str, inside: bool
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Tokens of a text. One from inside a text goes behind a newline, so that SentencePiece adds no
-    space."""
+    space.
+    """
     if inside:
         newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
         ids, offsets = _tokenize_piece(tokenizer, "\n" + text, inside=False)
@@ -231,7 +235,8 @@ def _certain(
     processor: Any, ids: list[int], offsets: list[tuple[int, int]]
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """The tokens up to the last added token: what follows may merge with text that is still to
-    come."""
+    come.
+    """
     added = processor.tokenizer.added_tokens_decoder
     length = next((i + 1 for i in reversed(range(len(ids))) if ids[i] in added), 0)
     return ids[:length], offsets[:length]

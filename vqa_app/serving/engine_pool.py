@@ -51,7 +51,7 @@ class Progress(Protocol):
     def __call__(self, message: str, share: float | None = None) -> None: ...
 
 
-class LoadingCancelled(Exception):  # noqa: N818 - not an error: somebody asked for it
+class LoadingCancelled(Exception):
     """Raised inside a load that somebody cancelled."""
 
 
@@ -237,7 +237,8 @@ class Hub:
 
     def close(self, patience: float = 10.0) -> None:
         """Ends running answers and lets go of all models; an engine in the middle of a long step
-        may need longer than `patience` seconds and is left to it."""
+        may need longer than `patience` seconds and is left to it.
+        """
         with self._lock:
             self._closed = True
             slots = list(self._slots.values())
@@ -278,7 +279,8 @@ class Hub:
 
     def _loaded(self, choice: Choice, progress: Progress) -> Engine:
         """Loads; where the memory refuses it, once more without the models that nobody uses just
-        now. The default is one of them: it comes back when somebody asks it."""
+        now. The default is one of them: it comes back when somebody asks it.
+        """
         try:
             return self._load(choice, progress)
         except Exception as error:
@@ -298,7 +300,8 @@ class Hub:
 
     def _evict(self, keep: int, spared: str | None = None) -> bool:
         """Lets go of the models that nobody uses just now, but for `spared` and the `keep` that
-        were used last; whether there was any."""
+        were used last; whether there was any.
+        """
         with self._lock:
             idle = sorted(
                 (

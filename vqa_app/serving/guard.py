@@ -182,7 +182,8 @@ class Guard:
 def _same_origin(headers: Headers) -> bool:
     """Whether a request comes from our own page, or from no page at all (a program).
 
-    Behind a proxy this needs the browser's own Host header (`proxy_set_header Host $http_host`)."""
+    Behind a proxy this needs the browser's own Host header (`proxy_set_header Host $http_host`).
+    """
     origin = headers.get("origin")
     if origin is not None:
         try:
@@ -196,7 +197,8 @@ def _same_origin(headers: Headers) -> bool:
 
 def _address(scope: Scope, headers: Headers) -> str:
     """Where a request comes from: from this machine, what a proxy says, or "" where it says
-    nothing: that may be anybody."""
+    nothing: that may be anybody.
+    """
     address = (scope.get("client") or ("",))[0]
     try:
         if not ipaddress.ip_address(address).is_loopback:

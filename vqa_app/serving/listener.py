@@ -90,7 +90,8 @@ def address_for_others(listener: socket.socket, root_path: str = "") -> str | No
 def _own_host(family: socket.AddressFamily) -> str | None:
     """This machine's address towards the world: what a datagram, which is never sent, would bear.
 
-    The addresses that it would go to are kept for documentation (RFC 5737, RFC 3849)."""
+    The addresses that it would go to are kept for documentation (RFC 5737, RFC 3849).
+    """
     anywhere = "192.0.2.1" if family == socket.AF_INET else "2001:db8::1"
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as asking:
         asking.connect((anywhere, 9))
@@ -117,7 +118,8 @@ class _Server(uvicorn.Server):
 
 def _is_trouble(record: logging.LogRecord) -> bool:
     """Streams that are cut at the end are not, nor is a question for one that there is none of:
-    Gradio says so in its answer, which it has begun by then."""
+    Gradio says so in its answer, which it has begun by then.
+    """
     error = record.exc_info[1] if record.exc_info else None
     why = error.__cause__ if error else None
     unknown = isinstance(why, HTTPException) and why.status_code == 404

@@ -1,6 +1,7 @@
 """Which models the page offers, and how one is loaded.
 
-These are the one the server was started with, the built-in one, own runs and the catalogue's."""
+These are the one the server was started with, the built-in one, own runs and the catalogue's.
+"""
 
 from __future__ import annotations
 

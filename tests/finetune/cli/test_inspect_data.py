@@ -27,7 +27,8 @@ def test_check_data_prints_counts_and_every_problem(tiny_llava_dir: Path, tmp_pa
     data = write_data(tmp_path)
     stream = io.StringIO()
     check_data(options(data, tiny_llava_dir), stream)
-    assert "8 rows, 14 answers" in stream.getvalue() and "No problems." in stream.getvalue()
+    assert "8 rows, 14 answers" in stream.getvalue()
+    assert "No problems." in stream.getvalue()
     rows = json.loads(data.read_text())
     rows[4]["image"] = "gone.png"
     data.write_text(json.dumps(rows))
@@ -55,8 +56,10 @@ def test_a_terminal_lists_problems_alike_a_few_times(tiny_llava_dir: Path, tmp_p
             check_data(options(data, tiny_llava_dir), stream)
         lines = stream.getvalue().splitlines()
         shown[type(stream)] = [line for line in lines if line.startswith(str(data))]
-    assert len(shown[io.StringIO]) == 31 and len(shown[Terminal]) == 6
-    assert "gone/0.png" in shown[Terminal][0] and "conversation" in shown[Terminal][-1]
+    assert len(shown[io.StringIO]) == 31
+    assert len(shown[Terminal]) == 6
+    assert "gone/0.png" in shown[Terminal][0]
+    assert "conversation" in shown[Terminal][-1]
 
 
 def test_a_broken_file_is_a_problem_however_many_rows_may_be_bad(
@@ -84,7 +87,9 @@ def test_show_sample_marks_exactly_the_trained_tokens(tiny_llava_dir: Path, tmp_
     shown = stream.getvalue()
     marked = "".join(part.split("⟧")[0] for part in shown.split("⟦")[1:] if "green" not in part)
     assert marked == "blue<|im_end|>no<|im_end|>no<|im_end|>"
-    assert "⟨16 image tokens⟩" in shown and "row 2" in shown and "32×32" in shown
+    assert "⟨16 image tokens⟩" in shown
+    assert "row 2" in shown
+    assert "32×32" in shown
     with pytest.raises(DataError, match="no row 9: they are 1 to 8"):
         show_sample(options(data, tiny_llava_dir), "9", stream)
 
@@ -153,7 +158,8 @@ def test_looking_at_data_downloads_no_weights(
         stream = io.StringIO()
         check_data(options(data, tiny_llava_dir).replace(model="someone/model"), stream)
         assert "8 rows" in stream.getvalue()
-        assert hub.downloads and "model.safetensors" not in hub.downloads
+        assert hub.downloads
+        assert "model.safetensors" not in hub.downloads
     again = source.find("someone/model", offline=True, weights=False)
     assert (again.directory / "config.json").is_file()
     with pytest.raises(ModelError, match="not in the local cache"):
@@ -177,7 +183,8 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
         display(Progress("saving", message="Saved."))
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("training  1/50  loss 1.0000  accuracy 50.0 %")
-    assert lines[-2].startswith("training  50/50") and lines[-1] == "Saved."
+    assert lines[-2].startswith("training  50/50")
+    assert lines[-1] == "Saved."
     assert len(lines) == 3
     assert "\x1b" not in stream.getvalue()
 

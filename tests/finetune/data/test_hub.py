@@ -74,7 +74,8 @@ def test_a_split_of_a_data_set_is_named_behind_an_at(hub: type[Handler]) -> None
     with pytest.raises(DataError, match=r"someone/cats has the splits train, test"):
         read_rows("someone/cats@validation")
     asked = ask("someone/cats")
-    assert len(asked.questions) == 1 and "the split test is read" in asked.notes[0].what
+    assert len(asked.questions) == 1
+    assert "the split test is read" in asked.notes[0].what
     folder = hub.folders["someone/tests"] = data_set(hub.folders["someone/cats"].parent / "tests")
     (folder / "data" / "train-00000-of-00001.parquet").unlink()
     assert len(read_rows("someone/tests").rows) == 1

@@ -1,5 +1,6 @@
 """Pictures, answers and tables that stand elsewhere than expected are found or named: never a row
-trained blind, nor on what nobody wrote."""
+trained blind, nor on what nobody wrote.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ from vqa_app.errors import DataError
 def test_a_picture_is_found_by_its_name_or_id(folder: Path, record: dict) -> None:
     Image.new("RGB", (8, 8)).save(folder / "images" / "1.png")  # of another row
     row = only_row(write(folder, [record]))
-    assert said(row) == CAT and row.pictures[0].name == "cat.png"
+    assert said(row) == CAT
+    assert row.pictures[0].name == "cat.png"
 
 
 @pytest.mark.parametrize("number", [0, 7, 7.0])
@@ -153,7 +155,8 @@ def test_what_stands_beside_an_instruction_is_asked_too(folder: Path) -> None:
     record = {"instruction": "Translate.", "input": "a cat", "output": "eine Katze"}
     for images in ({}, {"images": ["cat.png"]}):
         row = only_row(write(folder, [record | images]))
-        assert row.turns[0].text == "Translate.\na cat" and len(row.pictures) == len(images)
+        assert row.turns[0].text == "Translate.\na cat"
+        assert len(row.pictures) == len(images)
     assert only_row(write(folder, [record | {"input": ""}])).turns[0].text == "Translate."
 
 
@@ -299,7 +302,8 @@ def test_a_folder_of_pictures_with_their_table(folder: Path) -> None:
         table = f"file_name,question,answer\n{part}.png,What is it?,a cat\n"
         write(folder / "set" / part, table, "metadata.csv")
     row = only_row(folder / "set")
-    assert said(row) == CAT and row.pictures[0].name == "train.png"
+    assert said(row) == CAT
+    assert row.pictures[0].name == "train.png"
     assert row.file == str(folder / "set" / "train" / "metadata.csv")
     for part in ("train", "test"):
         (folder / "set" / part).rename(folder / "set" / f"{part}s")
@@ -310,7 +314,8 @@ def test_a_folder_of_pictures_with_their_table(folder: Path) -> None:
 def test_excels_first_line_is_no_row(folder: Path) -> None:
     text = 'sep=;\r\nimage;question;answer\r\ncat.png;"What is it?";a cat\r\n'
     row = only_row(write(folder, text, "data.csv"))
-    assert said(row) == CAT and row.number == 3
+    assert said(row) == CAT
+    assert row.number == 3
 
 
 def test_questions_by_id_are_rows(folder: Path) -> None:

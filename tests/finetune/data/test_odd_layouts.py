@@ -1,5 +1,6 @@
 """Published layouts of data and their oddities: read as their authors mean them, or refused with
-what to do; never trained as something else without a word."""
+what to do; never trained as something else without a word.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def chat(asked: object = "What is it?", **answer: object) -> list[dict]:
 )
 def test_an_answer_that_is_marked_as_not_to_be_trained_is_refused(folder: Path, mark: dict) -> None:
     problem = only_problem(write(folder, [{"messages": chat(**mark)}]))
-    assert "Message 2 says" in problem.what and str(*mark.values()) in problem.what
+    assert "Message 2 says" in problem.what
+    assert str(*mark.values()) in problem.what
 
 
 def test_an_answer_that_is_to_be_trained_says_so_in_vain(folder: Path) -> None:
@@ -135,7 +137,8 @@ def test_a_picture_that_is_not_shown_is_told(folder: Path) -> None:
     record = question(image="cat.png")
     for key in ("reference_image", "ref_image_path", "image_reference"):
         problem = only_problem(write(folder, [record | {key: "dog.png"}]))
-        assert f"'{key}' holds a picture" in problem.what and "image_1" in problem.hint
+        assert f"'{key}' holds a picture" in problem.what
+        assert "image_1" in problem.hint
     path = write(folder, [record | {"mask": "dog.png", "img_w": 8, "shape": "round"}])
     assert [note.what for note in read_rows(path).notes] == [
         "Pictures, or their names, that the model is not shown: mask (1 row).",
@@ -148,7 +151,8 @@ def test_a_file_is_found_by_its_path_where_its_name_is_not_enough(folder: Path) 
     (folder / "images" / "dog.png").rename(folder / "images" / "coco-text" / "c0.png")
     record = question(file_path="coco-text/c0.png", file_name="c0.png")
     row = only_row(write(folder, [record]))
-    assert said(row) == CAT and row.pictures[0].name == "c0.png"
+    assert said(row) == CAT
+    assert row.pictures[0].name == "c0.png"
     assert said(only_row(write(folder, [question(file_path="coco-text/c0.png")]))) == CAT
     assert only_row(write(folder, [question(file_path="data/1.json")])).pictures == ()
     problem = only_problem(write(folder, [question(file_name="gone.png", file_path="x/gone.png")]))
@@ -226,7 +230,8 @@ def test_a_stray_quote_between_tabs_is_text(folder: Path) -> None:
     lines[6] = 'cat.png\tWhat is it?\ta 5" cat"'
     lines[7] = 'cat.png\t"What" is it?\ta cat'
     data = read_rows(write(folder, "\n".join(lines), "data.tsv"))
-    assert data.problems == () and len(data.rows) == 8
+    assert data.problems == ()
+    assert len(data.rows) == 8
     assert [data.rows[place].turns[1].text for place in (2, 5)] == ['"a cat', 'a 5" cat"']
     assert data.rows[6].turns[0].text == '"What" is it?'
 
@@ -239,7 +244,8 @@ def test_quoted_lines_are_no_stray_quotes(
     rows = [["image", "question", "answer"], ["cat.png", '"What, then,\nis\nit?"', "a cat"]]
     text = "\n".join(delimiter.join(row[place] for place in order) for row in rows)
     row = only_row(write(folder, text, "data.csv"))
-    assert row.turns[0].text == "What, then,\nis\nit?" and len(row.pictures) == 1
+    assert row.turns[0].text == "What, then,\nis\nit?"
+    assert len(row.pictures) == 1
 
 
 def test_a_quote_that_swallows_rows_costs_its_row_alone(folder: Path) -> None:
@@ -247,14 +253,16 @@ def test_a_quote_that_swallows_rows_costs_its_row_alone(folder: Path) -> None:
     lines[3], lines[6] = 'cat.png,What is it?,"a cat', 'cat.png,What is it?,a cat"'
     data = read_rows(write(folder, "\n".join(lines), "data.csv"))
     (problem,) = data.problems
-    assert problem.row == 4 and "it would run on to line 7" in problem.what
+    assert problem.row == 4
+    assert "it would run on to line 7" in problem.what
     assert len(data.rows) == 7
 
 
 def test_two_columns_of_one_name_are_refused(folder: Path) -> None:
     text = "image,question,answer, Answer\ncat.png,What is it?,a cat,a dog\n"
     problem = only_problem(write(folder, text, "data.csv"))
-    assert problem.row is None and "Two columns are called 'answer'" in problem.what
+    assert problem.row is None
+    assert "Two columns are called 'answer'" in problem.what
     assert said(only_row(write(folder, "image,question,answer,,\ncat.png,What is it?,a cat,,\n",
                                "data.csv"))) == CAT  # fmt: skip
 
@@ -272,6 +280,7 @@ def test_lists_one_a_line_are_rows(folder: Path) -> None:
     assert "There is no picture 7.png" in data.problems[1].what
     (folder / "images" / "cat.png").rename(folder / "images" / "7.png")
     row = read_rows(folder / "data.jsonl").rows[0]
-    assert said(row) == CAT and row.number == 2
+    assert said(row) == CAT
+    assert row.number == 2
     text = f"[\n{json.dumps(llava(image='7.png'))}\n]"
     assert said(only_row(write(folder, text))) == CAT

@@ -89,7 +89,8 @@ def test_repeated_and_leaking_rows_are_found(data: Path, processor: Any) -> None
     ((first, later),) = found.duplicates()
     assert (first.row.number, later.row.number) == (2, 9)
     train, held_out = split(found, 0.34, seed=0)
-    assert held_out.samples and not leaking(train, held_out)
+    assert held_out.samples
+    assert not leaking(train, held_out)
     assert leaking(found, held_out) == list(held_out.samples)  # those of text alone, too
 
 
@@ -105,7 +106,8 @@ def test_questions_trained_apart_are_the_questions_asked_alone(data: Path, proce
     rows = read_rows(data)
     packed = check(rows, processor, max_length=1000).samples[1]
     alone = check(rows, processor, max_length=1000, share_prefix=False).samples[1:4]
-    assert packed.segments is not None and packed.segments.max() == 3
+    assert packed.segments is not None
+    assert packed.segments.max() == 3
     assert [sample.row.id for sample in alone] == ["p1#1", "p1#2", "p1#3"]
     for number, sample in enumerate(alone, 1):
         branch = np.isin(packed.segments, (0, number))
@@ -120,7 +122,8 @@ def test_turns_decide_what_stands_in_front_of_a_question(data: Path, processor: 
     together = check(rows, processor, max_length=1000, turns="together").samples[1]
     auto = check(rows, processor, max_length=1000).samples
     assert together.segments is None
-    assert auto[1].segments is not None and auto[6].segments is None  # the latter has no picture
+    assert auto[1].segments is not None
+    assert auto[6].segments is None
 
 
 def test_work_in_threads_keeps_its_order_and_its_errors() -> None:
@@ -139,7 +142,8 @@ def test_a_broken_file_is_never_left_out_as_if_it_were_a_row(data: Path, process
     broken = data.with_name("broken.json")
     broken.write_text(data.read_text()[:-20])
     found = check(read_rows([data, broken]), processor, max_length=1000)
-    assert len(found.problems) == 1 and found.samples
+    assert len(found.problems) == 1
+    assert found.samples
     with pytest.raises(DataError, match=r"broken\.json: Line 1") as stopped:
         found.raise_beyond(1000)
     assert stopped.value.hint.startswith("Fix the file")
@@ -159,7 +163,8 @@ def test_whatever_fails_in_rendering_a_row_is_told_with_the_row(
     monkeypatch.setattr(module, "samples_of", fail)
     found = check(read_rows(data), processor, max_length=1000)
     (problem,) = found.problems
-    assert problem.row == 2 and "TextEncodeInput must be Union" in problem.what
+    assert problem.row == 2
+    assert "TextEncodeInput must be Union" in problem.what
 
 
 def test_it_is_told_where_held_out_questions_are_too_few(data: Path, processor: Any) -> None:
@@ -170,7 +175,8 @@ def test_it_is_told_where_held_out_questions_are_too_few(data: Path, processor: 
     config = FinetuneConfig()
     train, held_out = split(found, 0.2, seed=0)
     questions = sum(len(row.references) for row in held_out.rows)
-    assert 1 < questions < 30 and f"Only {questions} questions held" in doubts(config, held_out)
+    assert 1 < questions < 30
+    assert f"Only {questions} questions held" in doubts(config, held_out)
     assert "hang together" in doubts(config, split(found, 0.0, seed=0)[1])
     assert doubts(FinetuneConfig(eval_fraction=0.0), split(found, 0.0, seed=0)[1]) == ""
     many = replace(

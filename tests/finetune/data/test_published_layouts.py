@@ -49,7 +49,8 @@ def test_a_folder_of_splits_gives_its_train_split(folder: Path) -> None:
     for name in ("train-00000", "test-00000"):
         table.to_parquet(folder / "data" / f"{name}.parquet")
     found = read_rows(folder / "data")
-    assert len(found.rows) == 1 and "train" in found.notes[0].what
+    assert len(found.rows) == 1
+    assert "train" in found.notes[0].what
 
 
 def test_rows_to_test_with_are_those_of_the_test_split(folder: Path) -> None:
@@ -74,7 +75,8 @@ def test_rows_to_test_with_are_those_of_the_test_split(folder: Path) -> None:
     for source in (saved, folder / "splits.json", folder / "files", folder / "pictures"):
         assert read(source, FOR_TRAINING)[0] == "train"
         answer, note = read(source)
-        assert answer == "test" and "Only the split test is read" in note
+        assert answer == "test"
+        assert "Only the split test is read" in note
         assert read(f"{source}@validation")[0] == read(f"{source}@validation@2")[0] == "validation"
         with pytest.raises(DataError, match="None is called dev"):
             read(f"{source}@dev")
@@ -161,7 +163,9 @@ def test_what_is_no_data_file_is_called_what_it_is(folder: Path, name: str, what
         with zipfile.ZipFile(folder / archive, "w", zipfile.ZIP_DEFLATED) as zipped:
             zipped.writestr(inside, raw * 50)
     problem = only_problem(folder / name)
-    assert what in problem.what and "UTF-8 text" not in problem.what and problem.hint
+    assert what in problem.what
+    assert "UTF-8 text" not in problem.what
+    assert problem.hint
 
 
 def test_a_folder_without_a_data_set_is_told_what_it_holds(folder: Path) -> None:

@@ -141,7 +141,8 @@ def test_the_vqa_v2_pair_is_joined_by_question_id(folder: Path) -> None:
     assert (row.turns[1].text, row.references) == ("cat", (("cat", "cats"),))
     assert (row.question_type, row.answer_type) == ("what is", "other")
     (problem,) = data.problems
-    assert problem.row == 2 and "COCO_val2014_000000000043" in problem.what
+    assert problem.row == 2
+    assert "COCO_val2014_000000000043" in problem.what
     assert "annotations" in read_rows(sources[1:], [folder / "images"]).problems[0].what
 
 
@@ -153,7 +154,8 @@ def test_lines_of_jsonl_may_hold_what_unicode_calls_a_line_break(folder: Path) -
 def test_a_single_line_of_jsonl_with_ten_answers_is_one_row(folder: Path) -> None:
     answers = [{"answer": "cat"}] * 9 + [{"answer": "dog"}]
     row = only_row(write(folder, {"image": "cat.png", "question": "What?", "answers": answers}))
-    assert said(row)[1] == ("assistant", "cat", 0) and len(row.references[0]) == 10
+    assert said(row)[1] == ("assistant", "cat", 0)
+    assert len(row.references[0]) == 10
 
 
 def test_an_empty_system_prompt_is_none(folder: Path) -> None:
@@ -178,7 +180,9 @@ def test_an_object_without_rows_is_a_problem_of_the_file(
     folder: Path, content: dict, what: str
 ) -> None:
     problem = only_problem(write(folder, content))
-    assert problem.row is None and what in problem.what and problem.hint
+    assert problem.row is None
+    assert what in problem.what
+    assert problem.hint
 
 
 @pytest.mark.parametrize(
@@ -252,14 +256,16 @@ def test_a_broken_line_of_jsonl_costs_that_line_only(folder: Path) -> None:
     lines = [json.dumps(llava()), json.dumps(llava())[:-1] + ",}", json.dumps(llava())]
     data = read_rows(write(folder, "\n".join(lines)))
     assert [row.number for row in data.rows] == [1, 3]
-    assert data.problems[0].row == 2 and "comma" in data.problems[0].what
+    assert data.problems[0].row == 2
+    assert "comma" in data.problems[0].what
 
 
 def test_a_byte_order_mark_is_read_past_and_said(folder: Path) -> None:
     path = folder / "data.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps([llava()]).encode())
     data = read_rows(path)
-    assert len(data.rows) == 1 and data.problems == ()
+    assert len(data.rows) == 1
+    assert data.problems == ()
     assert "byte-order mark" in data.notes[0].what
 
 
@@ -273,7 +279,8 @@ def test_a_table_row_with_an_unquoted_comma_is_named(folder: Path) -> None:
     text = "image,question,answer\ncat.png,What is it?,a cat\ncat.png,What, then?,a cat\n"
     data = read_rows(write(folder, text, "data.csv"))
     assert len(data.rows) == 1
-    assert data.problems[0].row == 3 and "4 fields" in data.problems[0].what
+    assert data.problems[0].row == 3
+    assert "4 fields" in data.problems[0].what
 
 
 def test_a_picture_inside_the_data_is_the_same_picture_by_content() -> None:
@@ -282,4 +289,5 @@ def test_a_picture_inside_the_data_is_the_same_picture_by_content() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4), "green").save(buffer, "PNG")
     first, second = (PictureSource.data(buffer.getvalue(), name) for name in ("a", "b"))
-    assert first.key == second.key and first.open() == second.open()
+    assert first.key == second.key
+    assert first.open() == second.open()

@@ -18,7 +18,8 @@ def test_a_picture_never_stands_on_both_sides() -> None:
     key_of = dict(zip((row.id for row in rows), keys, strict=True))
     train = {key for row in parts.train for key in key_of[row.id]}
     held = {key for row in parts.held_out for key in key_of[row.id]}
-    assert parts.held_out and parts.train
+    assert parts.held_out
+    assert parts.train
     assert not train & held
     assert len(parts.train) + len(parts.held_out) == len(rows)
 
@@ -68,5 +69,6 @@ def test_a_question_without_a_picture_never_stands_on_both_sides() -> None:
     rows = [text_row(number) for number in range(200)]
     parts = split_by_picture(rows, [()] * len(rows), 0.3, seed=0)
     train, held = ({row.turns[0].text for row in side} for side in (parts.train, parts.held_out))
-    assert len(train) == 7 and len(held) == 3
+    assert len(train) == 7
+    assert len(held) == 3
     assert not train & held

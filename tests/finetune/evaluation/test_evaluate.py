@@ -110,9 +110,11 @@ def test_predictions_hold_answer_loss_gain_and_exact_prompt(tiny: tuple[Any, Any
         model, processor, questions_of(data), on_chunk=lambda chunk: told.append(len(chunk))
     )
     assert told == [6]
-    assert predictions[5].image_gain is None and predictions[5].loss is not None
+    assert predictions[5].image_gain is None
+    assert predictions[5].loss is not None
     second = predictions[1]
-    assert second.source == "data.json, row 1" and second.pictures == ("a-0.png",)
+    assert second.source == "data.json, row 1"
+    assert second.pictures == ("a-0.png",)
     assert second.prompt == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\n<image>\nWhich colour?<|im_end|>\n"
@@ -162,7 +164,8 @@ def test_two_models_are_compared_question_by_question() -> None:
     good = summarize("good", [prediction(n, True) for n in names], 1.0)
     bad = summarize("bad", [prediction(n, n in "01") for n in reversed(names)], 1.0)
     test = compare(good, bad)
-    assert test.difference == pytest.approx(10 / 12) and test.p_value < 0.01
+    assert test.difference == pytest.approx(10 / 12)
+    assert test.p_value < 0.01
     with pytest.raises(UsageError, match="different questions"):
         compare(good, summarize("less", [prediction("0", True)], 1.0))
 
@@ -229,11 +232,14 @@ def test_the_command_prints_a_table_and_compares(tiny_llava_dir: Path, tmp_path:
     common = ["eval", "--data", data, "--model", model, "--max-new-tokens", "3", "--losses", "2"]
     plain = CliRunner().invoke(app, [*common, "--against", model])
     assert plain.exit_code == 0, plain.output
-    assert "VQA accuracy" in plain.output and "question 0" in plain.output
-    assert "+0.00 points" in plain.output and "p = 1" in plain.output
+    assert "VQA accuracy" in plain.output
+    assert "question 0" in plain.output
+    assert "+0.00 points" in plain.output
+    assert "p = 1" in plain.output
     shown = CliRunner().invoke(app, [*common, "--json", "--limit", "4"])
     values = json.loads(shown.stdout)
-    assert values["scores"]["questions"] == 4 and values["loss"] > 0
+    assert values["scores"]["questions"] == 4
+    assert values["loss"] > 0
 
 
 def test_every_model_option_of_the_command_reaches_the_loader(
@@ -412,7 +418,8 @@ def test_bad_rows_may_be_left_out(tiny_llava_dir: Path, tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, [*common, *options])
     assert json.loads(shown.stdout)["scores"]["questions"] == 4
     assert f"Note: {data}: The file begins with a byte-order mark" in shown.stderr
-    assert "Left out: " in shown.stderr and "data.json, row 2" in shown.stderr
+    assert "Left out: " in shown.stderr
+    assert "data.json, row 2" in shown.stderr
 
 
 def test_a_picture_that_is_damaged_meanwhile_is_named_with_its_row(

@@ -191,14 +191,16 @@ def test_a_paired_test_tells_a_difference_from_chance() -> None:
     clear = paired_test(right, wrong)
     assert clear.difference == pytest.approx(0.6)
     assert clear.low < 0.6 < clear.high
-    assert clear.p_value < 1e-9 and clear.method == "exact McNemar test"
+    assert clear.p_value < 1e-9
+    assert clear.method == "exact McNemar test"
     assert (clear.first_better, clear.second_better) == (60, 0)
     assert paired_test([1.0, 0.0] * 20, [0.0, 1.0] * 20).p_value == 1.0
 
 
 def test_graded_scores_take_a_permutation_test() -> None:
     rising = paired_test([0.9] * 30, [0.3] * 30)
-    assert rising.method == "permutation test" and rising.p_value < 0.01
+    assert rising.method == "permutation test"
+    assert rising.p_value < 0.01
     assert paired_test([0.3, 0.9] * 15, [0.9, 0.3] * 15).p_value > 0.5
 
 

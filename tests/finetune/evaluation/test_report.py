@@ -92,7 +92,8 @@ def test_the_report_is_one_file_with_everything_in_it(run: Path) -> None:
         "vqa-app finetune",
     ):
         assert said in page.text, said
-    assert "What is <b>it</b>?" in page.text and "<script>" not in html  # data is text, not markup
+    assert "What is <b>it</b>?" in page.text
+    assert "<script>" not in html
     assert len(page.pictures) == 4 + 1 + 1  # plots, watch, worst
     assert "eval_data" not in page.text  # what was not set is left out
 
@@ -102,7 +103,8 @@ def test_plots_are_pictures_of_the_curves_there_are(run: Path) -> None:
     plots = {path.name for path in (run / "plots").iterdir()}
     assert plots == {"loss.png", "accuracy.png", "image_gain.png", "learning_rate.png"}
     with Image.open(run / "plots" / "loss.png") as image:
-        assert min(image.size) > 300 and len(image.convert("RGB").getcolors(1 << 20) or []) > 10
+        assert min(image.size) > 300
+        assert len(image.convert("RGB").getcolors(1 << 20) or []) > 10
 
 
 def test_few_steps_and_no_right_answer_can_be_read_off_a_plot() -> None:
@@ -110,7 +112,8 @@ def test_few_steps_and_no_right_answer_can_be_read_off_a_plot() -> None:
 
     (axes,) = _drawn({"held-out": ([0, 1, 2], [0.0, 0.0, 1.0])}, "", "", in_percent=True).axes
     low, high = axes.get_ylim()
-    assert low < 0 and high > 1
+    assert low < 0
+    assert high > 1
     assert all(float(tick).is_integer() for tick in axes.get_xticks())
 
 
@@ -121,7 +124,8 @@ def test_what_came_before_training_is_told_as_such(run: Path) -> None:
     keep_watch_answers(run, 0, [("Which colour?", "red", "a cat", [picture(1)])])
     write_report(run)
     text = Page((run / "report.html").read_text()).text
-    assert "75.00 %" in text and "12.50 % before training" in text
+    assert "75.00 %" in text
+    assert "12.50 % before training" in text
     assert text.index("before training\na cat") < text.index("step 10 to 20")
     assert "before training 12.50 %" in (run / "README.md").read_text()
 
@@ -184,7 +188,8 @@ def test_every_accuracy_says_on_how_many_questions_of_what(run: Path) -> None:
     (run / "manifest.json").write_text(json.dumps(manifest))
     write_report(run)
     card = (run / "README.md").read_text()
-    assert "data of its own, test.json" in card and "held out of the training data" not in card
+    assert "data of its own, test.json" in card
+    assert "held out of the training data" not in card
 
 
 def test_a_run_on_a_run_does_not_claim_that_held_out_pictures_are_new_to_it(run: Path) -> None:
@@ -206,7 +211,8 @@ def test_the_card_of_a_run_that_was_asked_nothing_says_so(run: Path) -> None:
     (run / "metrics.jsonl").write_text(json.dumps({"step": 10, "loss": 2.0}) + "\n")
     write_report(run)
     card = (run / "README.md").read_text()
-    assert "No held-out questions were asked" in card and "Measured on" not in card
+    assert "No held-out questions were asked" in card
+    assert "Measured on" not in card
 
 
 def test_the_model_card_names_base_data_and_figures(run: Path) -> None:
@@ -242,9 +248,11 @@ def test_the_card_can_be_read_elsewhere(run: Path, name: str, said: str) -> None
     card = (run / "README.md").read_text()
     assert ("base_model:" in card) == (name == "owner/name")  # the hub takes nothing but its ids
     assert f"A LoRA adapter and a projector for {said}," in card
-    assert "/home" not in card and "C:" not in card
+    assert "/home" not in card
+    assert "C:" not in card
     assert "vqa-app finetune --data a.json --watch 'p.png: a/b?'" in card
-    assert "Data: a.json@2 " in card and "data of its own, b.json" in card
+    assert "Data: a.json@2 " in card
+    assert "data of its own, b.json" in card
     assert "a.json" in (run / "report.html").read_text()
 
 

@@ -14,7 +14,8 @@ def both(
     dtype: torch.dtype, queries: int, keys: int, seen: torch.Tensor | None
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Output and gradients of query, key and value: ours, and PyTorch's from the same numbers in
-    fp32."""
+    fp32.
+    """
     random = torch.Generator().manual_seed(0)
     shapes = [(2, 3, queries, 8), (2, 3, keys, 8), (2, 3, keys, 8)]
     given = [torch.randn(shape, generator=random).to(dtype) for shape in shapes]

@@ -29,11 +29,13 @@ def test_plain_transformers_loads_a_merged_run(run: Path, tmp_path: Path) -> Non
     from vqa_app.prompts.prompt import encode
 
     found = merge(run, tmp_path / "merged")
-    assert found.ok and found.comparison.worst_difference < 1e-3
+    assert found.ok
+    assert found.comparison.worst_difference < 1e-3
     model, info = AutoModelForImageTextToText.from_pretrained(
         tmp_path / "merged", output_loading_info=True
     )
-    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
     processor = AutoProcessor.from_pretrained(tmp_path / "merged")
     inputs = encode(processor, golden()[0], answer_next=False).inputs
     with torch.no_grad():

@@ -114,7 +114,8 @@ def test_a_run_lets_go_of_its_model(config: FinetuneConfig, models: list[weakref
         train(config)
     finally:
         gc.enable()
-    assert models and not any(model() for model in models)
+    assert models
+    assert not any(model() for model in models)
 
 
 @pytest.mark.parametrize(
@@ -138,4 +139,5 @@ def test_a_full_memory_is_told_with_its_phase_and_holds_no_model(
     monkeypatch.setattr(place, full)
     with pytest.raises(ModelError, match=f"Out of memory while {phase}"):
         train(config)
-    assert models and not any(model() for model in models)
+    assert models
+    assert not any(model() for model in models)

@@ -129,7 +129,8 @@ def test_two_that_fill_a_store_at_once_keep_every_picture_once(tmp_path: Path) -
             store.append(DIGESTS[start : start + 2], features[start : start + 2])
     other.append(DIGESTS[3:8], features[3:8])
     mine.reload()
-    assert (tmp_path / "e" / "features.bin").stat().st_size == 8 * 24 and len(mine) == 8
+    assert (tmp_path / "e" / "features.bin").stat().st_size == 8 * 24
+    assert len(mine) == 8
     assert all(torch.equal(mine[digest], features[i]) for i, digest in enumerate(DIGESTS))
     mine.clear()
     other.append(DIGESTS[:1], features[:1])
@@ -149,7 +150,8 @@ def test_the_plan_says_why(
     tmp_path: Path, limit: float, epochs: float, use: bool, said: str
 ) -> None:
     plan = make_plan(FeatureStore(tmp_path / "e", (2, 3), torch.float32), DIGESTS, limit, epochs)
-    assert plan.use is use and said in plan.why
+    assert plan.use is use
+    assert said in plan.why
 
 
 def test_older_encoders_give_way_when_the_bound_is_reached(tmp_path: Path) -> None:
@@ -160,7 +162,8 @@ def test_older_encoders_give_way_when_the_bound_is_reached(tmp_path: Path) -> No
     make_room(mine, needed=4 * 24, limit_gb=1)
     assert old.exists()
     make_room(mine, needed=4 * 24, limit_gb=250e-9)
-    assert not old.exists() and len(mine) == 4
+    assert not old.exists()
+    assert len(mine) == 4
     make_room(mine, needed=4 * 24, limit_gb=150e-9)
     assert len(mine) == 0
     assert photos.exists()  # somebody's own, which happen to lie there
@@ -172,7 +175,8 @@ def test_the_encoder_that_was_not_used_for_longest_gives_way_first(tmp_path: Pat
         os.utime(store.folder, (0, 0))
     first.touch()
     make_room(mine, needed=0, limit_gb=350e-9)
-    assert first.folder.exists() and not second.folder.exists()
+    assert first.folder.exists()
+    assert not second.folder.exists()
 
 
 def test_records_that_a_power_cut_took_are_computed_again(tmp_path: Path) -> None:
@@ -198,7 +202,8 @@ def test_a_picture_without_pixels_in_common_has_its_own_features(tiny_llava_dir:
     loaded = load(tiny_llava_dir)
     pixels = [pixels_of(loaded.processor, picture(number)) for number in (0, 1)]
     both = encode_pictures(loaded.model, pixels, torch.float32)
-    assert both.shape[0] == 2 and not torch.allclose(both[0], both[1])
+    assert both.shape[0] == 2
+    assert not torch.allclose(both[0], both[1])
 
 
 def test_processes_encode_every_picture_between_them_whoever_is_first(
@@ -231,7 +236,8 @@ def test_a_full_memory_halves_what_is_encoded_at_once(
     monkeypatch.setattr("finetune.training.feature_store.pictures_at_once", lambda _: 4)
     fill(store, loaded.model, loaded.processor, samples, workers=1)
     store.reload()
-    assert tried[:2] == [4, 2] and set(tried[2:]) <= {1, 2}
+    assert tried[:2] == [4, 2]
+    assert set(tried[2:]) <= {1, 2}
     for digest, source in ((sample.digests[0], sample.sources[0]) for sample in samples[:4]):
         pixels = pixels_of(loaded.processor, source.open())
         alone = encode_pictures(loaded.model, [pixels], torch.float32)[0]

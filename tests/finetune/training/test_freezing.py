@@ -29,14 +29,16 @@ def load(directory: Path, dtype: str = "float32") -> Any:
 def test_the_projector_stage_trains_the_projector_alone(tiny_llava_dir: Path) -> None:
     frozen = freeze(load(tiny_llava_dir), "projector")
     names = {name for name, _ in trainable(frozen.model)}
-    assert names and all(name.startswith("model.multi_modal_projector.") for name in names)
+    assert names
+    assert all(name.startswith("model.multi_modal_projector.") for name in names)
     assert (frozen.llm, frozen.projector) == (0, sum(p.numel() for _, p in trainable(frozen.model)))
 
 
 def test_the_full_stage_trains_projector_and_llm_but_not_the_encoder(tiny_llava_dir: Path) -> None:
     model = freeze(load(tiny_llava_dir), "full").model
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    assert frozen and all("vision_tower" in name for name in frozen)
+    assert frozen
+    assert all("vision_tower" in name for name in frozen)
 
 
 def test_lora_trains_adapters_on_every_linear_layer_of_the_llm(tiny_llava_dir: Path) -> None:
@@ -65,7 +67,8 @@ def test_an_adapted_model_cannot_train_another_stage(tiny_llava_dir: Path) -> No
     with pytest.raises(ModelError, match="LoRA adapter"):
         freeze(adapted, "full")
     again = freeze(adapted, "lora")
-    assert again.model is adapted and again.trainable > 0
+    assert again.model is adapted
+    assert again.trainable > 0
 
 
 SMALL = Shape(width=256, intermediate=640, layers=6, heads=4, vocabulary=4000)
@@ -110,15 +113,19 @@ def test_a_model_of_llavas_size_gets_llavas_values() -> None:
     settings, _ = settle(LARGE, 665_000)
     assert (settings.lr, settings.projector_lr) == (2e-4, 2e-5)
     assert (settings.rank, settings.alpha, settings.dropout) == (128, 256, 0.05)
-    assert settings.batch_size == 128 and settings.epochs == pytest.approx(1, abs=0.01)
+    assert settings.batch_size == 128
+    assert settings.epochs == pytest.approx(1, abs=0.01)
     stage1, _ = settle(LARGE, 558_000, stage="projector")
     assert (stage1.lr, stage1.projector_lr, stage1.batch_size) == (1e-3, 1e-3, 256)
 
 
 def test_small_models_and_data_get_values_of_their_size() -> None:
     settings, _ = settle(SMALL, 4000, device="cpu")
-    assert settings.lr > 2e-4 and settings.rank == 64 and settings.dropout == 0
-    assert settings.batch_size == 20 and settings.steps >= 400
+    assert settings.lr > 2e-4
+    assert settings.rank == 64
+    assert settings.dropout == 0
+    assert settings.batch_size == 20
+    assert settings.steps >= 400
     assert settle(SMALL, 3, device="cpu")[0].batch_size == 3
 
 
@@ -130,7 +137,8 @@ def test_what_a_person_says_is_taken() -> None:
 
 def test_no_batch_leaves_a_process_without_rows() -> None:
     """Whatever the batch, the processes and the rows at once: of every step each process has as
-    many micro-batches, none empty and none larger than it may be."""
+    many micro-batches, none empty and none larger than it may be.
+    """
     for wanted in (None, *range(1, 41)):
         for processes in range(1, 9):
             for micro in (1, 2, 3):
@@ -155,7 +163,8 @@ def test_no_batch_leaves_a_process_without_rows() -> None:
                 assert {len(share) for share in shares} == {3 * settings.micro_batches}
                 sizes = [len(rows) for share in shares for rows in share]
                 assert sum(sizes) == 3 * settings.batch_size
-                assert min(sizes) >= 1 and max(sizes) <= settings.micro_batch_size
+                assert min(sizes) >= 1
+                assert max(sizes) <= settings.micro_batch_size
 
 
 def test_a_batch_that_the_processes_cannot_share_evenly_is_told() -> None:
@@ -179,7 +188,8 @@ def test_less_memory_means_smaller_micro_batches_and_then_checkpointing() -> Non
 @pytest.mark.parametrize("bf16", [True, False])
 def test_the_memory_plan_counts_what_autograd_keeps(stage: Any, bf16: bool) -> None:
     """On the model in the box. The plan adds what one more layer takes, for what is in use
-    besides."""
+    besides.
+    """
     loaded = load_model("builtin", dtype="float32", device="cpu")
     allow_branching(loaded.model)
     text = loaded.model.config.text_config
@@ -221,4 +231,5 @@ def test_the_memory_plan_counts_what_autograd_keeps(stage: Any, bf16: bool) -> N
         weights_kept=True,
         checkpointing=False,
     )
-    assert loss.isfinite() and 0.6 * planned < sum(kept.values()) < planned
+    assert loss.isfinite()
+    assert 0.6 * planned < sum(kept.values()) < planned

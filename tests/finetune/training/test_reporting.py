@@ -1,5 +1,6 @@
 """`report_to`: the Trainer's integrations get every step and evaluation; a missing one is named
-before anything is read."""
+before anything is read.
+"""
 
 from __future__ import annotations
 

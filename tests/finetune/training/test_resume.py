@@ -1,5 +1,6 @@
 """Killed at any step, the same command goes on, and the losses are those of an uninterrupted
-run."""
+run.
+"""
 
 from __future__ import annotations
 
@@ -161,7 +162,8 @@ def test_a_killed_run_keeps_nobody_out_nor_does_a_disk_without_locks(
 
     chosen = config(tiny_llava_dir, folder, "left").replace(feature_gb=0.0)
     status = in_child(lambda: train(chosen, ended_at(1, signal.SIGKILL)))
-    assert os.WTERMSIG(status) == signal.SIGKILL and (folder / "left" / ".lock").exists()
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert (folder / "left" / ".lock").exists()
     with in_use(folder / "left"):
         pass
     for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):

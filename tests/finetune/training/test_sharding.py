@@ -1,5 +1,6 @@
 """Several processes: the losses of one; shipped FSDP and DeepSpeed configs are what their readers
-take."""
+take.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ def test_fsdp_shards_the_model_and_reaches_the_losses_of_one(
     tiny_llava_dir: Path, alone: Path
 ) -> None:
     """FSDP2 with the config in the package, over gloo. accelerate shards on accelerators alone, so
-    the two processes are told that they have some; everything else is as on GPUs."""
+    the two processes are told that they have some; everything else is as on GPUs.
+    """
     chosen = config(tiny_llava_dir, alone.parent, "sharded").replace(fsdp="default")
     together(2, lambda: train_sharded(chosen))
     assert_same(alone, alone.parent / "sharded")
@@ -127,7 +129,7 @@ def train_sharded(chosen: FinetuneConfig) -> None:
 def test_sharding_without_gpus_is_refused(
     tiny_llava_dir: Path, tmp_path: Path, option: str
 ) -> None:
-    """accelerate would train unsharded without a word."""
+    """Accelerate would train unsharded without a word."""
     write_data(tmp_path)
     chosen = config(tiny_llava_dir, tmp_path, "run")
     with pytest.raises(UsageError, match=f"{option} shards over GPUs"):
@@ -142,7 +144,7 @@ def test_the_help_names_every_config_of_the_package() -> None:
 
 @pytest.mark.parametrize("name", FSDP)
 def test_fsdp_configs_are_taken(name: str) -> None:
-    """transformers turns them into an accelerate plugin without a key left over."""
+    """Transformers turns them into an accelerate plugin without a key left over."""
     import inspect
 
     from accelerate import FullyShardedDataParallelPlugin
@@ -159,7 +161,7 @@ def test_fsdp_configs_are_taken(name: str) -> None:
 
 @pytest.mark.parametrize("name", DEEPSPEED)
 def test_deepspeed_configs_are_taken(name: str) -> None:
-    """accelerate reads them and transformers fills in every "auto", also without DeepSpeed."""
+    """Accelerate reads them and transformers fills in every "auto", also without DeepSpeed."""
     from accelerate.utils.deepspeed import HfDeepSpeedConfig
     from transformers import TrainingArguments
     from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
@@ -185,7 +187,7 @@ def test_deepspeed_configs_are_taken(name: str) -> None:
 
 
 class _Model:
-    class config:  # noqa: N801 (as transformers names it)
+    class config:
         hidden_size = 64
 
 

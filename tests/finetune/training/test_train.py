@@ -1,5 +1,6 @@
 """The recipe from data to a run directory that opens, and everything that may go wrong on the
-way."""
+way.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +85,8 @@ def result(
 def test_a_run_opens_as_a_model(result: RunResult) -> None:
     from vqa_app.checkpoints.loader import load_model
 
-    assert result.finished and result.step == 8
+    assert result.finished
+    assert result.step == 8
     loaded = load_model(str(result.run), device="cpu")
     assert loaded.name == str(result.run)
 
@@ -101,7 +103,8 @@ def test_plain_peft_loads_a_lora_run_with_its_projector(
     saved = load_file(result.run / "adapter_model.safetensors")
     ours = {name.rpartition("multi_modal_projector.")[2]: name for name in saved}
     now = merged.model.multi_modal_projector.state_dict()
-    assert now and all(torch.equal(tensor, saved[ours[name]]) for name, tensor in now.items())
+    assert now
+    assert all(torch.equal(tensor, saved[ours[name]]) for name, tensor in now.items())
     assert not torch.equal(now["linear_1.weight"], before)
 
 
@@ -109,12 +112,13 @@ def test_a_run_describes_itself(result: RunResult, options: dict) -> None:
     manifest = read_manifest(result.run)
     assert manifest is not None
     assert (manifest.kind, manifest.base.name) == ("lora", options["model"])
-    assert (
-        manifest.config["batch_size"] == 4 and manifest.config["alpha"] == 8
-    )  # decided, not given
-    assert manifest.data_hash and manifest.prompt_hash
+    assert manifest.config["batch_size"] == 4
+    assert manifest.config["alpha"] == 8
+    assert manifest.data_hash
+    assert manifest.prompt_hash
     command = manifest.command.split()
-    assert command[:2] == ["vqa-app", "finetune"] and "--batch-size" in command
+    assert command[:2] == ["vqa-app", "finetune"]
+    assert "--batch-size" in command
     assert "--alpha" not in command
     for name in ("adapter_model.safetensors", "report.html", "README.md", "metrics.jsonl",
                  "golden", "tokenizer.json", "plots"):  # fmt: skip
@@ -127,12 +131,14 @@ def test_every_step_and_evaluation_is_on_record(result: RunResult) -> None:
     evaluated = [line["step"] for line in lines(result.run) if "eval_loss" in line]
     assert evaluated == [0, 4, 8, 8]  # before training; the last line is of the weights kept
     last = lines(result.run)[-1]
-    assert last["final"] and last["eval_loss"] == result.evaluation["loss"]
+    assert last["final"]
+    assert last["eval_loss"] == result.evaluation["loss"]
     assert last["eval_questions"] == result.questions == 4
     assert str(result).startswith(f"{result.run}: 8 steps; on 4 held-out questions: accuracy ")
     assert set(result.evaluation) == {"vqa_accuracy", "loss", "image_gain"}
     watched = lines(result.run, "watch.jsonl")
-    assert {line["step"] for line in watched} == {0, 4, 8} and watched[0]["question"]
+    assert {line["step"] for line in watched} == {0, 4, 8}
+    assert watched[0]["question"]
 
 
 def test_what_it_knew_before_training_is_told(result: RunResult, told: list[Progress]) -> None:
@@ -160,7 +166,8 @@ def test_the_learning_rate_rises_from_the_first_step_on_and_falls_to_the_end() -
     assert shares("constant_with_warmup", 2) == pytest.approx([1 / 3, 2 / 3, *[1] * 8])
     cosine = shares("cosine", 3)
     assert cosine[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert cosine[3:] == sorted(cosine[3:], reverse=True) and 0 < cosine[-1] < 0.06
+    assert cosine[3:] == sorted(cosine[3:], reverse=True)
+    assert 0 < cosine[-1] < 0.06
 
 
 def test_the_shown_loss_is_of_all_steps_so_far_not_mostly_of_the_first(
@@ -216,7 +223,8 @@ def test_files_that_are_not_there_are_told_before_a_model_is_loaded(
     run = tmp_path / "run"
     with pytest.raises(DataError, match="There is no (file|folder)"):
         train(chosen.replace(out=str(run)), on_progress=told.append)
-    assert told == [] and not run.exists()
+    assert told == []
+    assert not run.exists()
 
 
 def test_golden_prompts_come_from_training_rows_where_too_few_are_held_out() -> None:
@@ -245,14 +253,13 @@ def test_progress_tells_phases_and_numbers(result: RunResult, told: list[Progres
     assert phases == ["loading", "checking", "encoding", "training", "evaluating", "saving", "done"]
     training = [p for p in told if p.phase == "training" and p.loss is not None]
     assert training[-1].done == training[-1].of == 8
-    assert training[-1].samples_per_second and training[-1].evaluation
+    assert training[-1].samples_per_second
+    assert training[-1].evaluation
     said = " ".join(progress.message for progress in told)
-    assert (
-        "picture encoder 0" in said
-        and "Memory: about" in said
-        and re.search(r"Memory: at most [\d.]+ [MG]B was in use", said)
-        and "Encoder outputs are kept" in said
-    )
+    assert "picture encoder 0" in said
+    assert "Memory: about" in said
+    assert re.search(r"Memory: at most [\d.]+ [MG]B was in use", said)
+    assert "Encoder outputs are kept" in said
 
 
 def test_a_finished_run_is_not_overwritten(result: RunResult, options: dict) -> None:
@@ -277,7 +284,8 @@ def test_the_recipe_trains_the_projector_first_and_goes_on_with_it(
     changed = options | {"max_steps": 2, "eval_every": 0.0, "recipe": "llava", "eval_fraction": 0.0}
     result = train(FinetuneConfig(**changed, out=str(tmp_path / "run")))
     first, second = (read_manifest(p) for p in (tmp_path / "run" / "projector", result.run))
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     assert (first.kind, second.kind) == ("projector", "lora")
     # The first loss of stage 2 is that of stage 1's weights, not of the base's.
     fresh = train(FinetuneConfig(**{**changed, "recipe": None}, out=str(tmp_path / "fresh")))
@@ -356,14 +364,16 @@ def test_an_adapter_is_gone_on_with_as_it_is(
         train(FinetuneConfig(**further, stage="projector", out=str(tmp_path / "p")), told.append)
     assert "checking" not in {progress.phase for progress in told}
     manifest = read_manifest(train(FinetuneConfig(**further, out=str(tmp_path / "on"))).run)
-    assert manifest is not None and manifest.config["rank"] == 4
+    assert manifest is not None
+    assert manifest.config["rank"] == 4
 
 
 def test_a_run_on_a_run_names_it_and_says_that_it_may_know_what_is_held_out(
     result: RunResult, options: dict, tmp_path: Path
 ) -> None:
     first = read_manifest(result.run)
-    assert first is not None and first.earlier == []
+    assert first is not None
+    assert first.earlier == []
     further = options | {"model": str(result.run), "max_steps": 1, "eval_every": 0.0, "rank": None}
     for seed, doubted in ((0, False), (1, True)):  # with the same seed the same is held out
         told: list[Progress] = []
@@ -371,7 +381,8 @@ def test_a_run_on_a_run_names_it_and_says_that_it_may_know_what_is_held_out(
         run = train(config, told.append).run
         assert any("what is held out now may" in p.message for p in told) == doubted
         manifest = read_manifest(run)
-        assert manifest is not None and manifest.earlier == [
+        assert manifest is not None
+        assert manifest.earlier == [
             {"name": str(result.run), "data": list(options["data"]), "data_hash": first.data_hash}
         ]
         card = (run / "README.md").read_text()
@@ -386,7 +397,8 @@ def test_other_stages_leave_runs_that_open(options: dict, tmp_path: Path, stage:
     changed = options | {"stage": stage, "max_steps": 2, "eval_every": 0.0}
     result = train(FinetuneConfig(**changed, out=str(tmp_path / stage)))
     manifest = read_manifest(result.run)
-    assert manifest is not None and manifest.kind == stage
+    assert manifest is not None
+    assert manifest.kind == stage
     assert load_model(str(result.run), device="cpu").model is not None
 
 
@@ -407,7 +419,8 @@ def test_qlora_trains_on_a_4_bit_base(options: dict, tmp_path: Path) -> None:
     changed = options | {"stage": "qlora", "max_steps": 4, "eval_fraction": 0.0, "model": str(base)}
     run = train(FinetuneConfig(**changed, out=str(tmp_path / "run"))).run
     manifest = read_manifest(run)
-    assert manifest is not None and manifest.kind == "qlora"
+    assert manifest is not None
+    assert manifest.kind == "qlora"
     assert losses(run)[4] < losses(run)[1]
     assert (run / "adapter_model.safetensors").exists()
 
@@ -473,7 +486,8 @@ def test_early_stopping_and_the_best_checkpoint(
     monkeypatch.setattr(Evaluation, "at_step", scripted)
     changed = options | {"metric": "loss", "patience": 2, "eval_every": 1.0, "max_steps": 20}
     result = train(FinetuneConfig(**changed, out=str(tmp_path / "run")))
-    assert result.finished and result.step == 4
+    assert result.finished
+    assert result.step == 4
     kept = load_file(result.run / "adapter_model.safetensors")
     for name, value in seen[2].items():
         saved = kept[name.replace(".modules_to_save.default", "").replace(".default", "")]
@@ -490,9 +504,11 @@ def test_cancelling_saves_and_the_same_call_goes_on(options: dict, tmp_path: Pat
             cancel.set()
 
     stopped = train(config, on_progress, cancel)
-    assert not stopped.finished and stopped.step in (3, 4)
+    assert not stopped.finished
+    assert stopped.step in (3, 4)
     done = train(config)
-    assert done.finished and list(losses(done.run)) == list(range(1, 9))
+    assert done.finished
+    assert list(losses(done.run)) == list(range(1, 9))
 
 
 def test_cancelling_while_the_data_is_checked_ends_at_once(options: dict, tmp_path: Path) -> None:
@@ -505,7 +521,8 @@ def test_cancelling_while_the_data_is_checked_ends_at_once(options: dict, tmp_pa
             cancel.set()
 
     result = train(FinetuneConfig(**options, out=str(tmp_path / "run")), on_progress, cancel)
-    assert not result.finished and "training" not in phases
+    assert not result.finished
+    assert "training" not in phases
 
 
 def test_another_config_does_not_go_on_with_an_interrupted_run(
@@ -525,7 +542,8 @@ def test_another_config_does_not_go_on_with_an_interrupted_run(
     picture = Path(options["data"][0]).parent / "0.png"
     looked_at = {"watch": (f"{picture}: Is it red?",), "patience": 9, "eval_every": 4.0}
     done = train(config.replace(**looked_at, max_bad=3, max_length=60))
-    assert done.finished and list(losses(done.run)) == list(range(1, 9))
+    assert done.finished
+    assert list(losses(done.run)) == list(range(1, 9))
 
 
 @pytest.mark.parametrize("where", ["a file", "a full disk"])
@@ -584,7 +602,8 @@ def test_where_there_is_no_room_to_load_the_run_it_is_finished_and_told(
     run = train(FinetuneConfig(**changed, out=str(tmp_path / "run")), on_progress).run
     (said,) = [message for message in told if message.startswith("Not verified")]
     assert said.endswith(f"no room on cpu to load {run} again. Do it later: vqa-app verify {run}")
-    assert (run / "report.html").exists() and not (run / "checkpoints").exists()
+    assert (run / "report.html").exists()
+    assert not (run / "checkpoints").exists()
     monkeypatch.undo()
     assert finish_module.verify(run).ok
 
@@ -623,7 +642,8 @@ def test_a_run_that_was_killed_while_it_wrote_its_report_is_finished_by_its_comm
         train(config)
     assert (tmp_path / "run" / "manifest.json").exists()
     done = train(config)
-    assert done.finished and (done.run / "report.html").exists()
+    assert done.finished
+    assert (done.run / "report.html").exists()
     assert not (done.run / "checkpoints").exists()
     with pytest.raises(UsageError, match="finished run"):
         train(config)
@@ -649,7 +669,8 @@ def test_a_full_disk_is_told_wherever_it_is_met_and_the_run_goes_on(
 
     assert in_child(limited) == 0
     done = train(config)
-    assert done.finished and list(losses(done.run)) == list(range(1, 21))
+    assert done.finished
+    assert list(losses(done.run)) == list(range(1, 21))
 
 
 def test_a_disk_that_fills_up_in_the_last_act_loses_nothing(

@@ -26,7 +26,8 @@ STILL = 600.0
 
 class Held:
     """The engine, held up before each further token until the gate opens or the answer is stopped;
-    it remembers whose turn came when."""
+    it remembers whose turn came when.
+    """
 
     def __init__(self, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.engine, self.gate = engine, threading.Event()
@@ -150,7 +151,8 @@ def test_what_is_taught_is_learned_and_the_rest_is_kept(browser, school, tmp_pat
     trained(page, school.application.training)
     found = school.application.training.job.comparison
     taught, world = found["taught"], found["world"]
-    assert len(taught["rows"]) == 6 and taught["before"] == 0.0
+    assert len(taught["rows"]) == 6
+    assert taught["before"] == 0.0
     assert taught["after"] >= 0.8, taught
     # Some of the 24 questions are a matter of luck, other ones on each kind of processor: a world
     # that was forgotten costs more. RESULTS.md has the larger sample.
@@ -173,4 +175,5 @@ def test_what_is_taught_is_learned_and_the_rest_is_kept(browser, school, tmp_pat
     visitor.answered()
     expect(visitor.answers).not_to_contain_text("blorp")
     visitor.context.close()
-    assert not visitor.errors and not visitor.outside
+    assert not visitor.errors
+    assert not visitor.outside

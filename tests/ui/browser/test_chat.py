@@ -263,7 +263,8 @@ def test_settings_reach_the_model_and_stay(visit, engine):
     )
     visitor.ask("What?")
     conversation, options = engine.asked[-1]
-    assert conversation.system == "Be brief." and options.seed == 7
+    assert conversation.system == "Be brief."
+    assert options.seed == 7
     assert conversation.messages[-1].text.endswith("single word or phrase.")
     visitor.page.reload()
     visitor.page.wait_for_selector("article")

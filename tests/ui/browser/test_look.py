@@ -221,7 +221,8 @@ def test_a_thin_and_a_tiny_picture_can_be_seen_and_pressed(visit, tmp_path):
     page.wait_for_function(f"document.querySelector('.overlay') && {PLACED}")
     for overlay in page.locator(".overlay").all():
         place = box(overlay)
-        assert min(place["width"], place["height"]) >= 24 and place["height"] < 720
+        assert min(place["width"], place["height"]) >= 24
+        assert place["height"] < 720
 
 
 def test_a_long_list_of_models_stays_within_a_narrow_phone(visit):

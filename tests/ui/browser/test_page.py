@@ -114,7 +114,8 @@ def test_phone(visit):
     assert overflow(page) <= 0
     assert serious(page) == []
     box = page.locator("#composer").bounding_box()
-    assert box["x"] >= 0 and box["y"] + box["height"] <= 720
+    assert box["x"] >= 0
+    assert box["y"] + box["height"] <= 720
     expect(page.locator("#side .new")).to_be_hidden()
     page.locator(".side-open").first.tap()
     page.locator("#list .title").first.wait_for()
@@ -243,7 +244,8 @@ def test_where_it_looked(visit, engine, pictures):
     page.locator(".foot .look").click()
     page.wait_for_selector(".overlay canvas")
     words = page.locator(".words .word").all_inner_texts()
-    assert words[0] == "The whole answer" and words[1:3] == ["You", "asked"]
+    assert words[0] == "The whole answer"
+    assert words[1:3] == ["You", "asked"]
     draw = "document.querySelector('.overlay canvas').toDataURL()"
     whole = page.evaluate(draw)
     page.click(".word:has-text('asked')")
@@ -315,7 +317,8 @@ def test_every_new_scene_has_a_picture_and_a_question(monkeypatch, seed):
     seeds = itertools.count(seed)  # not every one makes a scene that is asked about
     monkeypatch.setattr(examples.secrets, "randbelow", lambda _: next(seeds))
     image, question = examples.new_scene()
-    assert min(image.size) >= 64 and question.strip()
+    assert min(image.size) >= 64
+    assert question.strip()
 
 
 def test_dropping_files_anywhere(visit):
@@ -357,7 +360,8 @@ def test_behind_a_proxy_on_a_sub_path(browser, tmp_path, pictures):
             assert [cookie["path"] for cookie in cookies] == ["/see"]
         finally:
             visitor.context.close()
-        assert not visitor.errors and not visitor.outside
+        assert not visitor.errors
+        assert not visitor.outside
 
 
 CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
@@ -382,7 +386,8 @@ def test_a_photograph_is_taken_and_asked_about(playwright_chromium, house):
         page.wait_for_function("() => document.querySelector('article .thumb img')?.naturalWidth")
         assert min(page.evaluate(shown)) > 100
         visitor.context.close()
-    assert not visitor.errors and not visitor.outside
+    assert not visitor.errors
+    assert not visitor.outside
 
 
 def test_without_a_camera_the_page_says_so(visit):

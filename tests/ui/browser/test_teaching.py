@@ -70,7 +70,8 @@ def school(browser, tmp_path):
         yield SimpleNamespace(visitor=visitor, trainer=trainer, server=server)
         trainer.go_on.set()
         visitor.context.close()
-        assert not visitor.errors and not visitor.outside
+        assert not visitor.errors
+        assert not visitor.outside
 
 
 def test_teach_train_compare_switch_and_go_back(school, pictures):
@@ -111,7 +112,8 @@ def test_teach_train_compare_switch_and_go_back(school, pictures):
     page.wait_for_selector(".outcome")
     assert serious(page) == []
     config = school.trainer.configs[0]
-    assert Path(config.data[0]).name == "llava.json" and config.stage == "lora"
+    assert Path(config.data[0]).name == "llava.json"
+    assert config.stage == "lora"
     taught = page.locator(".outcome tbody tr").first
     expect(taught.locator("th, td")).to_have_text(["What it was taught (1)", "0 %", "100 %"])
     expect(page.locator("#job .primary")).to_be_in_viewport(ratio=1)  # to use it in chat

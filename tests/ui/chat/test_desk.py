@@ -43,11 +43,14 @@ def house(tmp_path):
 def test_an_answer_streams_and_is_kept_with_what_is_known_of_it(house):
     updates, view = house().ask("What is it?")
     texts = [u["live"]["html"] for u in updates if u and "html" in u.get("live", {})]
-    assert texts and texts[-1] == view["turns"][0]["html"]
+    assert texts
+    assert texts[-1] == view["turns"][0]["html"]
     (turn,) = view["turns"]
     assert (turn["state"], turn["question"]) == ("answered", "What is it?")
-    assert turn["facts"]["confidence"] == 0.75 and turn["facts"]["model"] == "First"
-    assert view["title"] == "What is it?" and view["meter"]["limit"] == 4096
+    assert turn["facts"]["confidence"] == 0.75
+    assert turn["facts"]["model"] == "First"
+    assert view["title"] == "What is it?"
+    assert view["meter"]["limit"] == 4096
 
 
 def test_the_model_reads_the_history_of_the_server_with_its_pictures(house):
@@ -93,7 +96,8 @@ def test_stop_shows_how_the_chat_stands(house):
     _, view = home.ask("What?")
     request = {"do": "stop", "conversation": view["conversation"]}
     update = act(home.desk, "ann", request)
-    assert update["view"]["turns"] == view["turns"] and not update["view"]["busy"]
+    assert update["view"]["turns"] == view["turns"]
+    assert not update["view"]["busy"]
     assert act(home.desk, "ann", {"do": "stop", "conversation": None}) == {}
 
 
@@ -178,7 +182,8 @@ def test_what_came_is_stored_while_the_answer_grows(house, monkeypatch):
     conversation = next(running)["view"]["conversation"]
     next(u for u in running if u and "two" in u.get("live", {}).get("html", ""))
     (turn,) = home.store.path("ann", conversation)
-    assert turn.state == "answering" and turn.answer.startswith("one")
+    assert turn.state == "answering"
+    assert turn.answer.startswith("one")
 
 
 def test_regenerate_and_edit_branch_with_their_pictures(house):
@@ -217,7 +222,8 @@ def test_our_own_mistakes_show_no_details(house):
     engine = FakeEngine()
     engine.error = RuntimeError("/secret/path exploded")
     _, view = house(engine).ask("What?")
-    assert "secret" not in str(view) and "our side" in view["turns"][0]["facts"]["error"]
+    assert "secret" not in str(view)
+    assert "our side" in view["turns"][0]["facts"]["error"]
 
 
 @pytest.mark.parametrize(
@@ -254,7 +260,8 @@ def test_a_dropped_picture_is_warmed_behind_the_history(house):
     until(lambda: engine.warmed)
     (warmed,) = engine.warmed
     assert [m.role for m in warmed.messages] == ["user", "assistant", "user"]
-    assert warmed.messages[-1].text == "" and warmed.messages[-1].pictures[0].digest == blue
+    assert warmed.messages[-1].text == ""
+    assert warmed.messages[-1].pictures[0].digest == blue
 
 
 def test_settings_reach_the_model(house):
@@ -371,7 +378,8 @@ def test_a_pick_holds_although_its_page_goes(house):
     go_on.set()
     home.desk.hub.wait("slow", PATIENCE)
     models = act(home.desk, "ann", {"do": "models"})["models"]
-    assert (models["picked"], models["before"]) == ("slow", "first") and "loading" not in models
+    assert (models["picked"], models["before"]) == ("slow", "first")
+    assert "loading" not in models
 
 
 def test_the_last_of_several_picks_counts(house):
@@ -432,7 +440,8 @@ def test_why_a_load_failed_is_told_without_paths(house):
     home.hub.start()
     with pytest.raises(ModelError) as told:
         home.hub.wait(timeout=PATIENCE)
-    assert "secret/" not in str(told.value) and "/srv" not in str(told.value)
+    assert "secret/" not in str(told.value)
+    assert "/srv" not in str(told.value)
     assert "/srv" not in str(act(home.desk, "ann", {"do": "models"}))
 
 
@@ -535,10 +544,12 @@ def test_a_deleted_chat_takes_its_pictures_along_unless_somebody_has_them(house)
     _, view = home.ask("One?", pictures=[red, blue])
     _, other = home.ask("Two?", pictures=[red])
     act(home.desk, "ann", {"do": "delete", "conversation": view["conversation"]})
-    assert home.shelf.file(red).exists() and home.shelf.file(blue).exists()
+    assert home.shelf.file(red).exists()
+    assert home.shelf.file(blue).exists()
     assert home.store.picture("ann", blue) is None
     act(home.desk, "ann", {"do": "delete", "conversation": other["conversation"]})
-    assert not home.shelf.file(red).exists() and home.shelf.file(blue).exists()
+    assert not home.shelf.file(red).exists()
+    assert home.shelf.file(blue).exists()
 
 
 def test_a_deleted_question_takes_its_pictures_along(house):
@@ -548,7 +559,8 @@ def test_a_deleted_question_takes_its_pictures_along(house):
     _, view = home.ask("Two?", conversation=view["conversation"], pictures=[red, blue])
     request = {"do": "delete-turn", "conversation": view["conversation"]}
     act(home.desk, "ann", {**request, "turn": view["turns"][1]["id"]})
-    assert home.shelf.file(red).exists() and not home.shelf.file(blue).exists()
+    assert home.shelf.file(red).exists()
+    assert not home.shelf.file(blue).exists()
 
 
 def full_disk(house):
@@ -563,7 +575,8 @@ def test_a_full_disk_is_named_and_the_page_opens_all_the_same(house, monkeypatch
     full_disk(home)
     with caplog.at_level(logging.ERROR):
         found = act(home.desk, "a visitor" * 500, {"do": "hello"})
-    assert found["hello"] and found["examples"]["cards"] == []
+    assert found["hello"]
+    assert found["examples"]["cards"] == []
     with pytest.raises(sqlite3.OperationalError) as refusal:
         home.ask("Why? " * 2000)
     assert message_of(refusal.value) == NO_ROOM

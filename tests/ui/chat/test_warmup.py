@@ -43,4 +43,5 @@ def test_a_question_joins_the_encoding_that_runs_already(house, monkeypatch):
     until(lambda: house.engines["builtin"]._worker.in_demand)
     go_on.set()
     (turn,) = list(asked)[-1]["view"]["turns"]
-    assert turn["state"] == "answered" and len(runs) == 1
+    assert turn["state"] == "answered"
+    assert len(runs) == 1

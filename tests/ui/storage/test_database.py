@@ -220,7 +220,8 @@ def test_pictures_that_nobody_asked_about_are_forgotten(store):
     store.remember_picture("ann", fresh, "x.png", {})
     store.remember_picture("bob", shown, "x.png", {})
     assert store.sweep(now) == [idle]
-    assert store.picture("ann", shown) and store.picture("ann", fresh)
+    assert store.picture("ann", shown)
+    assert store.picture("ann", fresh)
     assert store.sweep(time.time() + 1) == [fresh], "ann still has what bob let go"
     assert store.picture("bob", shown) is None
 
@@ -343,7 +344,8 @@ def test_an_export_keeps_what_was_said_of_answers_and_pictures(tmp_path, store):
     store.finish_turn(second, "", "failed", {"error": "Out of memory."})
     copy = from_json(store, shelf, "bob", to_json(store, shelf, "ann", chat).encode())
     one, two = view_of(store, "bob", copy)["turns"]
-    assert one["verdict"] == "wrong" and two["verdict"] is None
+    assert one["verdict"] == "wrong"
+    assert two["verdict"] is None
     assert (two["state"], two["facts"]["error"]) == ("failed", "Out of memory.")
     assert one["pictures"][0]["changes"] == turned
     meters = [view_of(store, *of)["meter"] for of in (("ann", chat), ("bob", copy))]
@@ -362,4 +364,5 @@ def test_a_forged_file_brings_no_odd_changes_or_verdicts(tmp_path, store, change
     document["turns"][0]["verdict"] = changes
     copy = from_json(store, shelf, "bob", json.dumps(document).encode())
     (turn,) = view_of(store, "bob", copy)["turns"]
-    assert turn["pictures"][0]["changes"] == [] and turn["verdict"] is None
+    assert turn["pictures"][0]["changes"] == []
+    assert turn["verdict"] is None

@@ -54,7 +54,8 @@ def test_of_few_rows_half_of_what_is_trained_is_rehearsed(data, tmp_path, count)
         sum(row.weight for row in found if (row in taught) == mine) for mine in (True, False)
     ]
     assert weights[0] == pytest.approx(weights[1], rel=0.01)
-    assert settings["max_steps"] >= 100 and settings["epochs"] is None
+    assert settings["max_steps"] >= 100
+    assert settings["epochs"] is None
     assert settings["lr"] == few_rows.RATE
     FinetuneConfig(model="builtin", **settings)
 
@@ -62,7 +63,8 @@ def test_of_few_rows_half_of_what_is_trained_is_rehearsed(data, tmp_path, count)
 @pytest.mark.parametrize("count", [1, 3, 12])
 def test_every_batch_holds_taught_and_rehearsed_rows(data, tmp_path, count):
     """Rows of like length are put together: of rows shown a hundred times in a long epoch, whole
-    batches were one taught row and nothing else."""
+    batches were one taught row and nothing else.
+    """
     settings = settings_for([data(count)], BUILTIN, DEFAULT, tmp_path / "r", "first")
     found = read_rows(settings["data"]).rows
     plan = BatchPlan(
@@ -104,7 +106,8 @@ def test_another_run_rehearses_other_rows(data, tmp_path):
 
 def test_many_rows_and_other_models_get_the_defaults(data, tmp_path):
     settings = settings_for([data(few_rows.FEW + 1)], BUILTIN, DEFAULT, tmp_path / "r", "x")
-    assert "max_steps" not in settings and len(settings["data"]) == 2
+    assert "max_steps" not in settings
+    assert len(settings["data"]) == 2
     settings = settings_for([data(3)], OTHER, DEFAULT, tmp_path / "r", "x")
     assert settings == {"epochs": None, "lr": None, "data": (data(3),)}
 
@@ -125,4 +128,5 @@ def test_a_run_that_began_with_the_built_in_model_rehearses_too(tmp_path):
         write_manifest(tmp_path / name, Manifest("lora", Base(base, "0"), "0"))
     known = {name: knows_world(Choice(name, "", "", "", str(tmp_path / name))) for name in runs}
     assert known == {"first": True, "second": True, "foreign": False}
-    assert knows_world(BUILTIN) and not knows_world(OTHER)
+    assert knows_world(BUILTIN)
+    assert not knows_world(OTHER)

@@ -36,9 +36,11 @@ def test_finetune_reads_what_was_taught(teaching, shelf):
     teaching.add("ann", "Do they differ?", "Yes, they do.", [red, blue])
     teaching.add("ann", "Literally <image>?", "No picture.", [red])
     found = read_rows(teaching.file("ann"))
-    assert not found.problems and len(found.rows) == 3
+    assert not found.problems
+    assert len(found.rows) == 3
     first, second, third = (row.conversation() for row in found.rows)
-    assert first.pictures == (red,) and second.pictures == (red, blue) == second.pictures
+    assert first.pictures == (red,)
+    assert second.pictures == (red, blue) == second.pictures
     assert first.messages[0].text.strip().endswith("single word or phrase.")
     assert second.messages[1].text == "Yes, they do."
     assert len(third.pictures) == 1
@@ -76,7 +78,8 @@ def test_rows_can_be_edited_and_deleted_by_their_owner_only(teaching, shelf):
         teaching.edit("ann", row.id, "Which?", "  ")
     (image,) = (teaching.home("ann") / "images").iterdir()
     teaching.delete("ann", row.id)
-    assert teaching.rows("ann") == [] and not image.exists()
+    assert teaching.rows("ann") == []
+    assert not image.exists()
 
 
 def test_an_export_can_be_taken_in_by_somebody_else(teaching, shelf):
@@ -114,7 +117,9 @@ def png(colour="green"):
 def test_a_table_with_pictures_is_taken_in(teaching):
     table = b"image,question,answer\ngreen.png,What colour?,green\nmissing.png,What?,none\n"
     count, problems = teaching.take_in("ann", packed(**{"my.csv": table, "green.png": png()}))
-    assert count == 1 and len(problems) == 1 and "missing.png" in problems[0]
+    assert count == 1
+    assert len(problems) == 1
+    assert "missing.png" in problems[0]
     assert "vqa-app-import" not in problems[0], "no path of the server's is told"
     assert teaching.rows("ann")[0].question == "What colour?"
 
@@ -123,15 +128,19 @@ def test_a_table_is_taken_in_without_a_zip_file_around_it(teaching):
     uri = "data:image/png;base64," + base64.b64encode(png()).decode()
     table = f'image,question,answer\n"{uri}",What colour?,green\nlost.png,What?,x\n'.encode()
     count, problems = teaching.take_in("ann", table, "my.CSV")
-    assert count == 1 and len(problems) == 1 and "lost.png" in problems[0]
+    assert count == 1
+    assert len(problems) == 1
+    assert "lost.png" in problems[0]
     assert teaching.rows("ann")[0].question == "What colour?"
 
 
 def test_a_file_that_cannot_be_read_is_told_without_a_row(teaching):
     count, (problem,) = teaching.take_in("ann", b'[{"id": 1', "rows.json")
-    assert count == 0 and problem.startswith("The file ends")
+    assert count == 0
+    assert problem.startswith("The file ends")
     count, (problem,) = teaching.take_in("ann", b"question,answer\nWhat?,a,b\n", "rows.csv")
-    assert count == 0 and problem.startswith("row 2: ")
+    assert count == 0
+    assert problem.startswith("row 2: ")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +172,8 @@ def test_a_zip_file_cannot_name_pictures_of_the_server(teaching, tmp_path, absol
     except DataError as error:
         assert "secret.png" in str(error)
     else:
-        assert count == 0 and problems
+        assert count == 0
+        assert problems
     assert teaching.rows("ann") == []
 
 
@@ -220,7 +230,8 @@ def test_a_picture_of_many_rows_is_read_once(teaching, shelf, monkeypatch):
     read, add = [], shelf.add
     monkeypatch.setattr(shelf, "add", lambda *given: (read.append(given[1]), add(*given))[1])
     count, _ = teaching.take_in("ann", packed(**{"my.csv": rows, "green.png": png()}))
-    assert count == 5 and read == ["green.png"]
+    assert count == 5
+    assert read == ["green.png"]
     assert len({row.pictures for row in teaching.rows("ann")}) == 1
 
 
@@ -244,7 +255,8 @@ def test_an_import_can_be_taken_back_and_all_be_deleted(teaching, shelf):
     teaching.take_in("ann", packed(**{"my.csv": b"image,question,answer\na.png,What?,b\n",
                                       "a.png": png()}))  # fmt: skip
     teaching.take_in("ann", table(3), "wrong.csv")
-    assert teaching.imported("ann") == 3 and teaching.imported("bob") == 0
+    assert teaching.imported("ann") == 3
+    assert teaching.imported("bob") == 0
     teaching.delete("ann", teaching.rows("ann")[0].id)
     assert teaching.imported("ann") == 2
     teaching.undo_import("ann")
@@ -253,7 +265,8 @@ def test_an_import_can_be_taken_back_and_all_be_deleted(teaching, shelf):
     assert teaching.count("ann") == 2, "only the latest import"
     teaching.add("bob", "What?", "his", [])
     teaching.delete_all("ann")
-    assert teaching.rows("ann") == [] and teaching.count("bob") == 1
+    assert teaching.rows("ann") == []
+    assert teaching.count("bob") == 1
     assert not teaching._image("ann", own.pictures[0]).exists()
 
 

@@ -76,12 +76,14 @@ def test_a_run_is_watched_compared_and_offered(school, tmp_path):
     school.training.job.thread.join(PATIENCE)
     job = school.training.status("ann")["training"]["job"]
     assert (job["state"], job["name"], job["error"]) == ("done", "my-hats", "")
-    assert job["losses"] == [(1, 1.5)] and job["key"] == "run"
+    assert job["losses"] == [(1, 1.5)]
+    assert job["key"] == "run"
     assert job["comparison"]["taught"]["before"] == 0.0
     assert job["comparison"]["taught"]["after"] == 1.0
     assert len(job["comparison"]["world"]["rows"]) == before_after.WORLD
     assert str(tmp_path) not in str(job), "the page is told no path"
-    assert school.config.max_steps == 3 and len(school.config.data) == 1
+    assert school.config.max_steps == 3
+    assert len(school.config.data) == 1
 
 
 def test_old_knowledge_is_mixed_in_when_wanted(school, tmp_path):
@@ -90,7 +92,9 @@ def test_old_knowledge_is_mixed_in_when_wanted(school, tmp_path):
     school.training.start("ann", {"sources": ["mine"], "rehearse": True})
     school.training.job.thread.join(PATIENCE)
     mine, world = school.rows
-    assert len(mine.rows) == 1 and len(world.rows) == few_rows.REHEARSED and not world.problems
+    assert len(mine.rows) == 1
+    assert len(world.rows) == few_rows.REHEARSED
+    assert not world.problems
     assert not list((tmp_path / "rehearsal").iterdir()), "what was drawn for a run goes with it"
 
 
@@ -100,7 +104,8 @@ def test_one_training_at_a_time_and_only_its_owner_sees_and_stops_it(school):
     with pytest.raises(UsageError, match="already"):
         school.training.start("bob", {"sources": ["mine"]})
     standing = school.training.status("bob")["training"]
-    assert standing["busy"] and standing["job"] is None
+    assert standing["busy"]
+    assert standing["job"] is None
     with pytest.raises(UsageError):
         school.training.stop("bob")
     school.training.stop("ann")
@@ -158,7 +163,8 @@ def test_a_stopped_run_goes_on_with_the_same_choices(school, tmp_path):
     again.go_on("ann")
     again.job.thread.join(PATIENCE)
     standing = again.status("ann")["training"]["job"]
-    assert standing["state"] == "done" and standing["name"] == "my-hats"
+    assert standing["state"] == "done"
+    assert standing["name"] == "my-hats"
     assert not standing["can_go_on"]
     assert (school.config.stage, school.config.lr) == ("projector", 1e-4)
     assert school.config.model == "builtin"
@@ -276,7 +282,8 @@ def test_stop_at_the_very_end_of_a_training_is_no_stop_of_its_comparison(school)
 
     school.training._train = finished
     job = trained(school)
-    assert job["state"] == "done" and len(job["comparison"]["taught"]["rows"]) == 1
+    assert job["state"] == "done"
+    assert len(job["comparison"]["taught"]["rows"]) == 1
 
 
 def test_losses_that_are_no_numbers_are_not_told(school):
@@ -301,7 +308,9 @@ def test_a_finished_training_stays_with_its_owner_when_others_train(school, tmp_
     school.go_on.clear()
     school.training.start("bob", {"sources": ["mine"], "name": "bobs"})
     standing = school.training.status("ann")["training"]
-    assert standing["job"] == before and standing["busy"] and standing["others"]
+    assert standing["job"] == before
+    assert standing["busy"]
+    assert standing["others"]
     with pytest.raises(UsageError, match="nothing to go on"):
         school.training.go_on("ann")
     assert not school.training.status("bob")["training"]["others"]
@@ -322,7 +331,8 @@ def test_before_and_after_are_about_what_was_trained_on(school):
     school.training.job.thread.join(PATIENCE)
     taught = school.training.status("ann")["training"]["job"]["comparison"]["taught"]
     assert [(row["question"], row["right"]) for row in taught["rows"]] == [("Which one?", "a hat")]
-    assert taught["rows"][0]["pictures"] == [blue.digest] and taught["of"] == 1
+    assert taught["rows"][0]["pictures"] == [blue.digest]
+    assert taught["of"] == 1
     assert school.store.picture("ann", blue.digest) is not None, "shown to who trained on it"
     asked = [asked for asked, _ in school.engines_by_key["run"].asked]
     assert [one.messages[-1].text for one in asked if one.pictures == (blue,)] == [
@@ -354,7 +364,8 @@ def test_pictures_of_a_comparison_stay_whatever_else_is_deleted(school, tmp_path
     gone = school.store.sweep(time.time() + 1)
     for digest in gone:
         school.shelf.remove(digest)
-    assert set(gone) >= pictures and len(pictures) > before_after.WORLD // 2
+    assert set(gone) >= pictures
+    assert len(pictures) > before_after.WORLD // 2
     again(school, tmp_path).status("ann")
     for digest in pictures:
         assert school.store.picture("ann", digest) is not None
@@ -423,7 +434,8 @@ def test_the_preflight_names_rows_and_problems(school):
     lesson(school)
     school.teaching.home("ann").joinpath("images").rename(school.teaching.home("ann") / "gone")
     found = school.training.check("ann", {"sources": ["mine"]})["preflight"]
-    assert found["problems"] and "png" in found["problems"][0]
+    assert found["problems"]
+    assert "png" in found["problems"][0]
     assert str(school.teaching.folder) not in str(found), "the page is told no path"
 
 
@@ -451,7 +463,8 @@ def test_a_zip_becomes_a_data_set_of_its_owner(school):
     keys = [source["key"] for source in school.training.sources("ann")]
     assert keys == ["mine", "upload:hats co"]
     found = school.training.check("ann", {"sources": ["upload:hats co"]})["preflight"]
-    assert found["rows"] >= 1 and not found["problems"]
+    assert found["rows"] >= 1
+    assert not found["problems"]
     assert len(school.training.sources("bob")) == 1
 
 
@@ -580,8 +593,10 @@ def test_looking_tells_words_maps_and_what_the_picture_did(school):
     chat, turn = view["conversation"], view["turns"][0]["id"]
     update = look(school.desk, "ann", {"conversation": chat, "turn": turn})
     found = update["looked"]
-    assert found["words"] == ["a", "cat"] and found["level"] == "well"
-    assert found["pictures"][0]["rows"] == 8 and found["pictures"][0]["digest"] == red
+    assert found["words"] == ["a", "cat"]
+    assert found["level"] == "well"
+    assert found["pictures"][0]["rows"] == 8
+    assert found["pictures"][0]["digest"] == red
     assert found["model"] == found["answered_by"] == "Built-in", "the name in the list, no path"
     assert saw(school.desk, "ann", {"digest": red})["saw"]["model"] == "Built-in"
     assert update["view"]["turns"][0]["facts"]["looked"] == "well"

@@ -42,7 +42,8 @@ def test_hub_models_come_by_size_with_what_one_needs_to_choose(cache: Path) -> N
     assert [entry.parameters for entry in entries] == sorted(entry.parameters for entry in entries)
     assert len({entry.name for entry in entries}) == len(entries) >= 8
     for entry in entries:
-        assert entry.licence and entry.note
+        assert entry.licence
+        assert entry.note
         assert entry.memory_4bit < entry.download < entry.memory
         assert not entry.cached
 
@@ -100,9 +101,11 @@ def test_an_adapters_memory_counts_its_base(
         write_manifest(tmp_path / "runs" / name, Manifest("projector", Base(base, "f"), "p"))
         save_file({"w": np.ones(10)}, tmp_path / "runs" / name / PROJECTOR_FILE)
     lost, here = sorted(local_runs(tmp_path / "runs"), key=lambda entry: entry.parameters)
-    assert here.parameters > 10_000 and here.cached
+    assert here.parameters > 10_000
+    assert here.cached
     assert here.download < 1000, "its own files only"
-    assert lost.memory == 0 and not lost.cached
+    assert lost.memory == 0
+    assert not lost.cached
 
 
 def test_the_list_needs_no_torch() -> None:

@@ -439,9 +439,11 @@ def test_each_of_a_folder_takes_its_pictures(run: Run, engine: FakeEngine, photo
     command = ("ask", "--each", str(photos), "What?", "--out", str(photos / "a.jsonl"))
     assert "4 answered" in run(*command).stderr
     again = run(*command)
-    assert again.exit_code == 0 and "4 of 4 are answered already" in again.stderr
+    assert again.exit_code == 0
+    assert "4 of 4 are answered already" in again.stderr
     result = run("ask", "--each", str(photos / "*.txt"), "What?")
-    assert result.exit_code == 3 and "notes.txt" in result.stderr  # what was named is told
+    assert result.exit_code == 3
+    assert "notes.txt" in result.stderr
     for picture in photos.glob("*.[pP]*"):
         picture.unlink()
     assert "No picture is called" in run(*command).stderr
@@ -506,8 +508,15 @@ def test_another_question_is_asked_anew(run: Run, engine: FakeEngine, photos: Pa
 
 @pytest.mark.parametrize(
     "other",
-    ["--model other", "--adapter x", "--quantize 4bit", "--system Briefly", "--temperature 1"]
-    + ["--abstain 1", "--max-new-tokens 5"],
+    [
+        "--model other",
+        "--adapter x",
+        "--quantize 4bit",
+        "--system Briefly",
+        "--temperature 1",
+        "--abstain 1",
+        "--max-new-tokens 5",
+    ],
 )
 def test_another_model_or_option_is_asked_anew_and_told(
     run: Run, engine: FakeEngine, photos: Path, other: str

@@ -124,7 +124,8 @@ def test_what_goes_wrong_while_warming_is_the_questions_to_tell(
     before = threading.active_count()
     talk("What is it?", pictures=[open_picture(cat)])
     until(lambda: threading.active_count() <= before + 1)  # the engine's own stays
-    assert not shown and len(engine.asked) == 1
+    assert not shown
+    assert len(engine.asked) == 1
 
 
 def test_retry_asks_the_last_question_again(talk: Talk, engine: FakeEngine) -> None:
@@ -160,7 +161,8 @@ def test_names_are_read_as_a_shell_reads_them(
     folder.mkdir()
     talk(f"/image ~/'{cat.name}'", "What is it?", f"/save '{folder}/a.json'", "/save ~/b.json")
     assert len(conversations(engine)[0].pictures) == 1
-    assert (folder / "a.json").is_file() and (cat.parent / "b.json").is_file()
+    assert (folder / "a.json").is_file()
+    assert (cat.parent / "b.json").is_file()
     talk("What is it?", f"/save {folder}/c d.json")  # as it was typed, where that is no shell's
     assert (folder / "c d.json").is_file()
 

@@ -56,7 +56,8 @@ def test_each_token_has_a_map_on_each_picture(
     assert "".join(result.tokens) == ANSWER
     assert len(result.maps) == 2
     for grid in result.maps:
-        assert grid.ndim == 3 and len(grid) == len(result.tokens)
+        assert grid.ndim == 3
+        assert len(grid) == len(result.tokens)
         assert (grid >= 0).all()
         assert np.allclose(grid.sum((1, 2)), 1.0, atol=1e-4)
     engine.close()
@@ -115,7 +116,8 @@ def test_a_conversation_without_pictures_has_no_map(tiny_llava_dir: Path) -> Non
 def test_an_empty_answer_has_empty_maps(tiny_llava_dir: Path) -> None:
     engine = LocalEngine(load_model(str(tiny_llava_dir)))
     found = engine.attention_map(TWO_PICTURES, "")
-    assert found.tokens == () and [grid.shape for grid in found.maps] == [(0, 4, 4)] * 2
+    assert found.tokens == ()
+    assert [grid.shape for grid in found.maps] == [(0, 4, 4)] * 2
     assert not whole_answer(found, 0).any()
     engine.close()
 

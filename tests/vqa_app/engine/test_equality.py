@@ -1,5 +1,6 @@
 """Greedy answers do not depend on what is cached, how a prompt was read or which decoder wrote
-them."""
+them.
+"""
 
 from __future__ import annotations
 
@@ -164,7 +165,7 @@ def test_reuse_is_claimed_exactly_where_it_works(
     assert engines[0]._runtime.reuses_prefixes == (name not in WHOLE_PROMPTS)
     lean = engines[0]._runtime._lean is not None
     assert lean == (
-        name in LEAN_LLMS or name in ARCHITECTURES and name not in WHOLE_PROMPTS | {"gemma3"}
+        name in LEAN_LLMS or (name in ARCHITECTURES and name not in WHOLE_PROMPTS | {"gemma3"})
     )
 
 

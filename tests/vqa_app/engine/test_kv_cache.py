@@ -72,7 +72,8 @@ def test_the_longest_prefix_is_taken() -> None:
     cache.put(ids(1, 2, 9), filled(3))
     cache.put(ids(1, 2, 3, 4), filled(4))
     kv = cache.take(ids(1, 2, 3, 4, 5, 6), [], 5)
-    assert kv is not None and kv.length == 4
+    assert kv is not None
+    assert kv.length == 4
     assert len(cache) == 1, "it is handed over, not shared"
     assert cache.take(ids(8, 8), [], 1) is None
 
@@ -82,10 +83,12 @@ def test_a_short_tail_is_cut_and_a_long_one_spared() -> None:
     whole = ids(*range(20))
     cache.put(whole, filled(20))
     regenerated = cache.take(ids(*range(18), 70, 71), [], 19)
-    assert regenerated is not None and regenerated.length == 18
+    assert regenerated is not None
+    assert regenerated.length == 18
     cache.put(whole[:18], regenerated)
     branched = cache.take(ids(0, 1, 2, 80, 81), [], 4)
-    assert branched is not None and branched.length == 3
+    assert branched is not None
+    assert branched.length == 3
     assert cache.known(whole, [], 20) == 18, "the other conversation keeps its own"
 
 

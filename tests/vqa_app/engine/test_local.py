@@ -1,5 +1,6 @@
 """The engine's behaviour: streaming, cancelling, waiting, errors, limits; with a model and without
-one."""
+one.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def last(engine: Engine, conversation: Conversation, options: Any = GREEDY) -> A
 def test_a_stream_is_looking_then_answering_then_text_then_the_answer(engine: Engine) -> None:
     looking, answering, *deltas, answer = engine.stream(QUESTION, GREEDY)
     assert (looking, answering) == (Status("looking"), Status("answering"))
-    assert deltas and all(isinstance(delta, Delta) and delta.text for delta in deltas)
+    assert deltas
+    assert all(isinstance(delta, Delta) and delta.text for delta in deltas)
     assert isinstance(answer, Answer)
     assert answer.text == "".join(delta.text for delta in deltas)
     assert 0 < answer.confidence <= 1
@@ -306,7 +308,8 @@ def test_what_is_made_of_given_answers_keeps_to_the_context(narrow: LocalEngine,
     short = getattr(narrow, ask)(kept, given)
     if ask == "attention_map":
         left_out = 7 - len(kept.pictures)
-        assert left_out > 0 and len(full.maps) == 7
+        assert left_out > 0
+        assert len(full.maps) == 7
         assert all(grid.sum() == 0 for grid in full.maps[:left_out])
         for got, expected in zip(full.maps[left_out:], short.maps, strict=True):
             np.testing.assert_allclose(got, expected, atol=1e-5)

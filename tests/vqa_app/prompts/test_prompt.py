@@ -210,9 +210,11 @@ def test_an_open_question_of_a_template_without_system_role() -> None:
 def test_texts_are_stripped_exactly_where_the_template_strips_them() -> None:
     padded = Conversation.ask(" Hi? ").then(Message.assistant("  Two stars \n"))
     stripping = template_text(family_processor("llama-3"), padded, answer_next=False)
-    assert "\n\nHi?<|eot_id|>" in stripping and "\n\nTwo stars<|eot_id|>" in stripping
+    assert "\n\nHi?<|eot_id|>" in stripping
+    assert "\n\nTwo stars<|eot_id|>" in stripping
     keeping = template_text(family_processor("qwen-2"), padded, answer_next=False)
-    assert "\n Hi? <|im_end|>" in keeping and "\n  Two stars \n<|im_end|>" in keeping
+    assert "\n Hi? <|im_end|>" in keeping
+    assert "\n  Two stars \n<|im_end|>" in keeping
 
 
 def test_thoughts_in_earlier_answers_stay_and_stay_supervised() -> None:

@@ -31,7 +31,8 @@ def test_an_engine_that_is_leased_is_not_let_go_until_the_lease_ends():
             hub.start(key)
             hub.wait(key, PATIENCE)
         until(lambda: engines["b"].closed)
-        assert engine is engines["a"] and not engine.closed
+        assert engine is engines["a"]
+        assert not engine.closed
     hub.start("b")
     until(lambda: engines["a"].closed)
     hub.close()
@@ -56,7 +57,8 @@ def test_a_lease_of_what_made_room_just_before_loads_it_again(monkeypatch):
 
     monkeypatch.setattr(hub, "wait", late)
     with hub.lease("a", PATIENCE) as engine:
-        assert engine is made[1] and not engine.closed
+        assert engine is made[1]
+        assert not engine.closed
     hub.close()
 
 
@@ -91,7 +93,8 @@ def test_models_that_nobody_uses_make_room_where_the_memory_refuses_the_next(ref
     hub.wait(timeout=PATIENCE)
     hub.start("a")
     assert hub.wait("a", PATIENCE) is engines["a"]
-    assert tried == ["default", "a", "a"] and engines["default"].closed
+    assert tried == ["default", "a", "a"]
+    assert engines["default"].closed
     hub.close()
 
 
@@ -102,7 +105,8 @@ def test_a_model_that_is_at_work_makes_no_room():
         hub.start("b")
         with pytest.raises(ModelError, match="17 GB"):
             hub.wait("b", PATIENCE)
-        assert tried == ["default", "a", "b"] and not default.closed
+        assert tried == ["default", "a", "b"]
+        assert not default.closed
     hub.close()
 
 
@@ -114,7 +118,8 @@ def test_no_model_goes_for_one_that_fails_for_another_reason():
     hub.start("a")
     with pytest.raises(ModelError, match="damaged"):
         hub.wait("a", PATIENCE)
-    assert tried == ["default", "a"] and hub.ready() is engines["default"]
+    assert tried == ["default", "a"]
+    assert hub.ready() is engines["default"]
     hub.close()
 
 
@@ -141,7 +146,8 @@ def test_a_model_that_took_long_to_load_is_not_the_first_to_go():
     hub.wait("a", PATIENCE)
     go_on.set()
     until(lambda: engines["a"].closed)
-    assert hub.ready("slow") is engines["slow"] and not engines["slow"].closed
+    assert hub.ready("slow") is engines["slow"]
+    assert not engines["slow"].closed
     hub.close()
 
 
@@ -164,6 +170,7 @@ def test_the_list_keeps_the_latest_of_the_models_that_people_name():
         hub.offer(choice(f"later-{number}"))
     hub.offer(choice("later-0"))
     offered = [one.key for one in hub.choices()]
-    assert offered[:3] == ["default", "loaded", "later-1"] and offered[-1] == "later-0"
+    assert offered[:3] == ["default", "loaded", "later-1"]
+    assert offered[-1] == "later-0"
     assert len(offered) == OFFERED + 2
     hub.close()

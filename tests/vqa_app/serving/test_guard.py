@@ -86,12 +86,14 @@ def test_each_browser_is_an_owner_of_its_own_that_its_cookie_tells():
     first, again = ann.get("/").text, ann.get("/").text
     bob.get("/")
     assert first == again != bob.get("/").text
-    assert first.startswith("owner=browser:") and cookie not in first
+    assert first.startswith("owner=browser:")
+    assert cookie not in first
 
 
 def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites():
     header = client().get("/").headers["set-cookie"]
-    assert "HttpOnly" in header and "SameSite=Lax" in header
+    assert "HttpOnly" in header
+    assert "SameSite=Lax" in header
 
 
 def test_a_made_up_cookie_is_nobody():
@@ -135,7 +137,8 @@ def test_who_guesses_passwords_waits_and_nobody_else(monkeypatch, caplog):
         told.set()
         assert set(await asyncio.gather(*own)) == {401}
         assert (await asyncio.gather(*guesses)).count(401) == WRONG_AT_ONCE
-        assert await ask("right", "10.0.0.1") == 200 and not guard._wrong
+        assert await ask("right", "10.0.0.1") == 200
+        assert not guard._wrong
 
     with ThreadPoolExecutor(1) as aside:  # Playwright's loop runs in the main thread
         aside.submit(asyncio.run, tried()).result()

@@ -1,6 +1,7 @@
 """Fonts, and letters set in a row: shared by writing and charts."""
 
 import importlib.util
+import itertools
 import random
 from dataclasses import dataclass
 from functools import lru_cache
@@ -126,10 +127,11 @@ def set_line(
     slope: float = 0.0,
 ) -> Line:
     """Letters from `left` on; neighbours' centres at least `pitch` pixels apart; the baseline
-    falls by `slope` pixels a pixel."""
+    falls by `slope` pixels a pixel.
+    """
     wide = [a * size for a in advances(name, text)]
     centres = [left + wide[0] / 2]
-    for a, b in zip(wide, wide[1:], strict=False):
+    for a, b in itertools.pairwise(wide):
         centres.append(centres[-1] + max(pitch, (a + b) / 2))
     glyphs = []
     for letter, centre, advance in zip(text, centres, wide, strict=True):
@@ -149,7 +151,7 @@ def set_line(
 def line_width(text: str, name: str, size: float, pitch: float = 0.0) -> float:
     """Pixels from the first letter's left to the last one's right."""
     wide = [a * size for a in advances(name, text)]
-    steps = (max(pitch, (a + b) / 2) for a, b in zip(wide, wide[1:], strict=False))
+    steps = (max(pitch, (a + b) / 2) for a, b in itertools.pairwise(wide))
     return wide[0] / 2 + sum(steps) + wide[-1] / 2
 
 

@@ -80,7 +80,8 @@ class Sketch:
         end: float = 360.0,
     ) -> None:
         """An ellipse around (x, y), or its sector's arc closed by a chord (degrees, clockwise
-        from the right)."""
+        from the right).
+        """
         self.poly(*arc(x, y, rx, ry or rx, start, end), c=c)
 
     def hoop(

@@ -110,7 +110,8 @@ def some_ref(items: Sequence[Item], words: Vocabulary, rng: random.Random) -> Re
 
 def absent_ref(items: Sequence[Item], words: Vocabulary, rng: random.Random) -> Ref | None:
     """A description that fits nothing here: often a near miss (one object's colour, another's
-    kind)."""
+    kind).
+    """
     for _ in range(8):
         ref = some_ref(items, words, rng)
         kind, colour = ref.kind, ref.colour

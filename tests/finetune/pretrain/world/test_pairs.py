@@ -85,5 +85,6 @@ def test_yes_and_no_are_about_as_frequent():
 def test_exported_pairs_are_rows_with_two_pictures(tmp_path):
     path = export_pairs(tmp_path, 10)
     read = read_rows(str(path))
-    assert not read.problems and read.rows
+    assert not read.problems
+    assert read.rows
     assert all(len(row.conversation().pictures) == 2 for row in read.rows)

@@ -1,5 +1,6 @@
 """The generated world: repeatable, true to itself, and with its held-out parts held out."""
 
+import itertools
 import random
 
 import numpy as np
@@ -38,7 +39,8 @@ def test_a_drawn_picture_is_rgb_of_the_size_its_scene_says(room: str, split: Spl
         picture = ROOMS[room].draw(scene)
         assert picture.mode == "RGB"
         assert picture.size == (scene.width, scene.height)
-        assert min(picture.size) >= 64 and max(picture.size) <= 512
+        assert min(picture.size) >= 64
+        assert max(picture.size) <= 512
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))
@@ -134,7 +136,7 @@ def test_rooms_keep_their_blocks_of_classes() -> None:
         (patch_targets.BLOCKS[name], patch_targets.BLOCKS[name] + len(room.kinds))
         for name, room in ROOMS.items()
     )
-    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
     assert spans[-1][1] <= patch_targets.KIND_CLASSES
 
 

@@ -34,7 +34,7 @@ class Analyst(Values, Appearance):
 
     def statement(self) -> None:
         a, b = self.rng.sample(self.entries, 2)
-        if self.pie and not self.scene.extra["told"] or self.rng.random() < 0.4:
+        if (self.pie and not self.scene.extra["told"]) or self.rng.random() < 0.4:
             if a.value == b.value:
                 return
             holds, claim = a.value > b.value, f"{a.name} is larger than {b.name}"
@@ -121,7 +121,7 @@ class Analyst(Values, Appearance):
     def followup(self) -> None:
         high = self.rng.random() < 0.5
         best = self.best(high)
-        if best is None or self.rng.random() < 0.6 or self.pie and not self.scene.extra["told"]:
+        if best is None or self.rng.random() < 0.6 or (self.pie and not self.scene.extra["told"]):
             return
         word = "highest" if high else "lowest"
         opening = QA(

@@ -79,8 +79,8 @@ class Charts:
             if layout == "line":
                 count = max(3, count)
             values = some_values(layout, count, rng)
-            labelled = layout == "line" or layout != "pie" and rng.random() < 0.6
-            several = layout == "pie" or layout != "line" and (not labelled or rng.random() < 0.5)
+            labelled = layout == "line" or (layout != "pie" and rng.random() < 0.6)
+            several = layout == "pie" or (layout != "line" and (not labelled or rng.random() < 0.5))
             colours = some_colours(count, several, rng)
             if split == "test" or not any(
                 held_out(c, v) for (c, _), v in zip(colours, values, strict=True)

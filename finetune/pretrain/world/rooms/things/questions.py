@@ -88,7 +88,7 @@ def sort_of(scene: Scene, rng: random.Random, split: Split) -> QA | None:
     """Which animal (vehicle, fruit) there is, where there is one kind of it or none."""
     sort = rng.choice(SORTS)
     found = {item.kind for item in scene.items if THINGS[item.kind].sort == sort}
-    if len(found) > 1 or not found and rng.random() < 0.8:
+    if len(found) > 1 or (not found and rng.random() < 0.8):
         return None
     question = say(
         (

@@ -244,7 +244,7 @@ class OneWord(Reading):
                 ("What does it end with?", word[-1], f"It ends with {word[-1]}."),
             )
         )
-        if len(word) > 1 or "letters" not in sentence and "characters" not in sentence:
+        if len(word) > 1 or ("letters" not in sentence and "characters" not in sentence):
             self.add("followup", question, short, sentence, (opening,))
 
     def caption(self, word: str, colour: str, noun: str) -> None:

@@ -30,7 +30,8 @@ def test_held_out_styles_occur_in_the_test_split_only():
 
 def test_real_photographs_are_there_to_test_with():
     assert len(photos()) >= 4
-    assert "photo" in HELD_OUT and "photo" not in STYLES
+    assert "photo" in HELD_OUT
+    assert "photo" not in STYLES
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

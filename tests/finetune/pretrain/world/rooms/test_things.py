@@ -56,7 +56,8 @@ def test_an_item_changes_pixels_inside_its_box_only():
             assert xs.max() <= right * scene.width + slack
             assert ys.min() >= top * scene.height - slack
             assert ys.max() <= bottom * scene.height + slack
-            assert 0 <= left < right <= 1.001 and 0 <= top < bottom <= 1.001
+            assert 0 <= left < right <= 1.001
+            assert 0 <= top < bottom <= 1.001
 
 
 def test_held_out_combinations_occur_in_the_test_split_only():

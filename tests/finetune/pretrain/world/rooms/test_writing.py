@@ -41,7 +41,8 @@ def asked(count):
 
 def test_words_have_two_to_six_letters_and_some_are_held_out():
     assert all(2 <= len(word) <= 6 and word.isalpha() for word in WORDS)
-    assert len(WORDS) > 400 and 50 < len(HELD_OUT_WORDS) < len(WORDS) / 4
+    assert len(WORDS) > 400
+    assert 50 < len(HELD_OUT_WORDS) < len(WORDS) / 4
 
 
 def test_fonts_are_there_and_differ():
@@ -57,16 +58,20 @@ def test_the_held_out_font_and_words_occur_in_the_test_split_only():
 
     held = {word.upper() for word in HELD_OUT_WORDS}
     fonts, words = seen("train")
-    assert HELD_OUT_FONT not in fonts and fonts == set(FONTS) and not words & held
+    assert HELD_OUT_FONT not in fonts
+    assert fonts == set(FONTS)
+    assert not words & held
     fonts, words = seen("test")
-    assert HELD_OUT_FONT in fonts and words & held
+    assert HELD_OUT_FONT in fonts
+    assert words & held
 
 
 def test_letters_are_big_enough_lie_inside_and_have_a_patch_each():
     for scene in scenes("test", 500):
         for item in letters(scene):
             left, top, right, bottom = item.box
-            assert -0.01 <= left < right <= 1.01 and -0.01 <= top < bottom <= 1.01
+            assert -0.01 <= left < right <= 1.01
+            assert -0.01 <= top < bottom <= 1.01
             assert item.kind in KINDS
         # Small letters such as "a" are lower than capitals.
         assert max(i.box[3] - i.box[1] for i in letters(scene)) >= 0.06
@@ -126,7 +131,8 @@ def test_colours_are_those_of_the_items():
     for scene, qa in asked(400):
         if qa.skill == "colour" and qa.short not in ("yes", "no"):
             if "sign" in qa.question:
-                assert qa.short == scene.items[0].colour and scene.items[0].kind == "sign"
+                assert qa.short == scene.items[0].colour
+                assert scene.items[0].kind == "sign"
             elif scene.layout != "two":
                 assert qa.short == letters(scene)[0].colour
         if qa.skill == "false_premise":
