@@ -4,7 +4,7 @@
 
     result = train(FinetuneConfig(data=("my.json",), images=("photos",), out="runs/mine"))
 
-`training.train` is the recipe, `training.stages` has its steps.
+`training.train` is the recipe, `training.stages` holds its steps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from finetune.progress import Progress
     from finetune.training.train import RunResult, train
 
-_HOMES = {
+_MODULES = {
     "FinetuneConfig": "finetune.config",
     "EvalResult": "finetune.evaluation.evaluate",
     "evaluate": "finetune.evaluation.evaluate",
@@ -31,7 +31,7 @@ __all__ = ["EvalResult", "FinetuneConfig", "Progress", "RunResult", "evaluate", 
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used: torch and transformers take seconds."""
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    """Import a public name when it is first used: torch and transformers take seconds."""
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,4 @@
-"""`python -m finetune ...` and `accelerate launch -m finetune ...`: what `vqa-app finetune ...`
-does.
-"""
+"""Run `vqa-app finetune` as `python -m finetune ...` or `accelerate launch -m finetune ...`."""
 
 import sys
 

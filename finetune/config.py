@@ -1,27 +1,32 @@
-"""Everything one can choose about a fine-tuning run. No torch here: `--help` reads this file.
+"""Every option of a fine-tuning run, with its help text and its limits.
 
-The docstring under each attribute is its help text on the command line; every class is a panel
+The docstring under each attribute is its help text on the command line; each class is a panel
 there. An attribute that is None is decided from the data and the model by `finetune.training.plan`,
-which prints what it took.
+which prints what it chose. This module must not import torch: `--help` reads it.
 """
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import dataclasses
 import difflib
-import inspect
-import math
 import os
-import textwrap
-import types
+import re
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from vqa_app.errors import UsageError
 
@@ -29,133 +34,147 @@ Stage: TypeAlias = Literal["projector", "lora", "qlora", "full"]
 Metric: TypeAlias = Literal["vqa_accuracy", "loss", "image_gain"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Data"""
+class _Options(BaseModel):
+    """A group of options: a panel of the command line's help."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+    panel: ClassVar[str]
+
+
+class DataOptions(_Options):
+    """What is trained on, and how it is read."""
+
+    panel: ClassVar[str] = "Data"
 
     data: tuple[str, ...] = ()
     """File, folder or hub data set to train on; repeat it to mix several. `path@2` shows its rows
     twice as often, `path@0.5` half as often; `path@validation` reads that split, not train. The
-    two files of VQA v2 (questions, annotations) are found to belong together."""
+    two files of VQA v2 (questions, annotations) are recognised as one data set."""
     images: tuple[str, ...] = ()
-    """Folder that picture paths in the data are relative to; default: where the data file lies."""
+    """Folder that picture paths in the data are relative to. Default: the data file's folder."""
     eval_data: tuple[str, ...] = ()
     """Held-out data, in any of the formats of --data; of several splits test, else validation."""
-    eval_fraction: float | None = None
+    eval_fraction: float | None = Field(None, ge=0, lt=1)
     """Share of the pictures held out when there is no --eval-data; 0 holds none out. Default: 0.05,
     at most 500 pictures."""
     turns: Literal["auto", "together", "apart"] = "auto"
-    """How a conversation of several questions is trained. together: each behind the earlier turns;
-    apart: each alone with the pictures, as for a VQA test; auto: apart where a row shows pictures
-    and all its answers are of three words at most."""
-    max_length: int | None = None
+    """How a conversation with several questions is trained. together: each question after the
+    earlier turns; apart: each alone with the pictures, as in a VQA test; auto: apart for rows that
+    show pictures and have answers of at most three words."""
+    max_length: int | None = Field(None, gt=0)
     """Longest row in tokens, image tokens included; a longer one is a problem. Default: the model's
     context."""
-    max_bad: int = 0
+    max_bad: int = Field(0, ge=0)
     """How many bad rows to leave out before giving up; they are listed in the run's
     skipped.jsonl."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Model"""
+class ModelOptions(_Options):
+    """Which model is trained, and which of its weights."""
+
+    panel: ClassVar[str] = "Model"
 
     model: str = "builtin"
-    """Base model: builtin, a hub id, a path, or an earlier run to go on from."""
+    """Base model: builtin, a hub id, a path, or an earlier run to continue from."""
     revision: str | None = None
     """Revision of the base model on the hub."""
     stage: Stage = "lora"
-    """What trains: projector; lora (projector and LoRA on the LLM); qlora (the same on a 4-bit
-    base); full (projector and the whole LLM). The picture encoder is frozen in all of them."""
+    """Which weights are trained. projector; lora (projector and LoRA on the LLM); qlora (the same
+    on a 4-bit base); full (projector and the whole LLM). The image encoder is always frozen."""
     recipe: Literal["llava"] | None = None
     """llava: train the projector first, then --stage, each for --epochs."""
-    rank: int | None = None
+    rank: int | None = Field(None, gt=0)
     """LoRA rank. Default: 128 as LLaVA-1.5, at most a quarter of the LLM's width."""
-    alpha: int | None = None
+    alpha: int | None = Field(None, gt=0)
     """LoRA alpha. Default: twice the rank, as LLaVA-1.5."""
-    dropout: float | None = None
+    dropout: float | None = Field(None, ge=0, lt=1)
     """LoRA dropout. Default: 0.05 as LLaVA-1.5, 0 for LLMs narrower than 1,024."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptimOptions:
-    """Optimisation"""
+class OptimOptions(_Options):
+    """How the weights are optimised."""
 
-    epochs: float | None = None
+    panel: ClassVar[str] = "Optimisation"
+
+    epochs: float | None = Field(None, gt=0)
     """Passes over the data. Default: 1 as LLaVA-1.5 for 100,000 rows or more, up to 10 for
     fewer."""
-    max_steps: int | None = None
+    max_steps: int | None = Field(None, gt=0)
     """Stop after this many optimiser steps, whatever the epochs."""
-    batch_size: int | None = None
+    batch_size: int | None = Field(None, gt=0)
     """Rows for each optimiser step, over all devices, rounded up to a multiple of them. Default:
     128 as LLaVA-1.5 (projector: 256), less for few rows."""
-    micro_batch_size: int | None = None
-    """Rows at once on one device; the rest is accumulated. Default: what fits in memory by the
-    plan."""
-    lr: float | None = None
+    micro_batch_size: int | None = Field(None, gt=0)
+    """Rows at once on one device; gradients are accumulated over the batch. Default: as many as fit
+    in memory by the plan."""
+    lr: float | None = Field(None, gt=0)
     """Peak learning rate. Default: LLaVA-1.5's (projector 1e-3, lora 2e-4, full 2e-5), raised for
     small models."""
-    projector_lr: float | None = None
-    """The projector's learning rate when more than it trains. Default: LLaVA-1.5's 2e-5, raised for
+    projector_lr: float | None = Field(None, gt=0)
+    """The projector's learning rate when the LLM trains too. Default: LLaVA-1.5's 2e-5, raised for
     small models."""
-    warmup: float = 0.03
+    warmup: float = Field(0.03, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
-    weight_decay: float = 0.0
+    weight_decay: float = Field(0.0, ge=0)
     """AdamW's weight decay."""
-    max_grad_norm: float = 1.0
-    """Longest gradient; a longer one is scaled down."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients with a larger norm are scaled down to it; 0 leaves them as they are."""
     optimizer: Literal["auto", "adamw", "adamw-8bit"] = "auto"
-    """auto: 8-bit AdamW where there is a GPU and bitsandbytes, else PyTorch's fused AdamW."""
+    """auto: 8-bit AdamW with a CUDA GPU and bitsandbytes, else PyTorch's fused AdamW."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the forward pass. auto: bf16 where the processor computes in it. Trained
+    """Arithmetic of the forward pass. auto: bf16 where the hardware computes in it. Trained
     weights stay fp32. GPUs without bf16, such as a T4, train in fp32: there is no fp16."""
-    gradient_checkpointing: bool | None = None
-    """Recompute activations to save memory. Default: where the memory plan asks for it."""
-    seed: int = 0
-    """Seed of the split, the order of the rows and the fresh weights."""
+    gradient_checkpointing: bool | None = Field(None, strict=True)
+    """Recompute activations to save memory. Default: where the memory plan needs it."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Seed of the split, the order of the rows and the new weights."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalOptions:
-    """Evaluation while training"""
+class EvalOptions(_Options):
+    """How the model is evaluated during training."""
 
-    eval_every: float = 0.2
+    panel: ClassVar[str] = "Evaluation while training"
+
+    eval_every: float = Field(0.2, ge=0)
     """Evaluate before training and after every so many steps; below 1, this share of the run. 0:
     only at the end."""
-    eval_questions: int = 500
-    """Held-out questions answered at each evaluation; the final one answers them too."""
+    eval_questions: int = Field(500, gt=0)
+    """How many held-out questions are answered at each evaluation, the final one included."""
     watch: tuple[str, ...] = ()
     """Question to answer at every evaluation and keep, as `picture.png: question?`. Default: four
     of the held-out rows."""
     metric: Metric = "vqa_accuracy"
     """What the best checkpoint is chosen by."""
-    patience: int | None = None
+    patience: int | None = Field(None, gt=0)
     """Stop after this many evaluations without a better one."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """Run"""
+class RunOptions(_Options):
+    """Where the run is written, and what it runs on."""
+
+    panel: ClassVar[str] = "Run"
 
     out: str = ""
     """Folder that the run is written to."""
     resume: Literal["auto", "never", "must"] = "auto"
-    """auto: go on where the same command was interrupted. never: start afresh, refused if the
+    """auto: continue where the same command was interrupted. never: start again, refused if the
     folder holds a finished run; the recipe's finished projector is trained again. must: refuse to
-    start afresh."""
-    save_every: float = 0.1
+    start from the beginning."""
+    save_every: float = Field(0.1, ge=0)
     """Write a checkpoint after this many steps; below 1, this share of the run. Also at every
     evaluation."""
-    keep: int = 2
+    keep: int = Field(2, gt=0)
     """How many checkpoints to keep besides the best one."""
-    feature_gb: float = 20.0
+    feature_gb: float = Field(20.0, ge=0)
     """Disk space for the frozen encoder's outputs, which later epochs and runs reuse; 0 turns this
     off."""
     feature_dir: str | None = None
-    """Where they are kept. Default: ~/.cache/vqa-app/features."""
-    workers: int | None = None
+    """Folder of the encoder's outputs. Default: ~/.cache/vqa-app/features."""
+    workers: int | None = Field(None, gt=0)
     """Threads that read and prepare pictures. Default: the number of cores, at most 8."""
     device: str = "auto"
     """auto, cpu, cuda or mps. Of several GPUs CUDA_VISIBLE_DEVICES=1 chooses one."""
@@ -169,42 +188,54 @@ class RunOptions:
     package, or a file."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOptions):
     """A fine-tuning run.
 
-    Paths may be texts or `Path`s; where there may be several, a list or a single one does. None
-    stands for the default, as an empty entry in YAML does.
+    Paths may be strings or `Path`s; an option that takes several values takes a list or a single
+    one. None means the default, as does an empty entry in YAML.
 
     Raises:
-        UsageError: a value that cannot be right, named with what to write instead.
+        UsageError: A value is not allowed or an option is unknown; the message names the option and
+            what to write instead.
     """
 
-    def __post_init__(self) -> None:
-        _settle_types(self)
-        for name in ("out", "feature_dir", "fsdp", "deepspeed"):  # a shell expands none behind "="
-            if value := getattr(self, name):
-                object.__setattr__(self, name, os.path.expanduser(value))
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UsageError(f"{field.name} is {value}.", "Give a finite number.")
-        above_zero = ("epochs", "max_steps", "batch_size", "micro_batch_size", "lr", "projector_lr")
-        above_zero += ("rank", "alpha", "max_length", "patience", "workers", "keep")
-        for name in (*above_zero, "eval_questions"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UsageError(f"{name} is {value}.", "Give a number above 0.")
-        not_below = ("weight_decay", "max_grad_norm", "eval_every", "save_every", "feature_gb")
-        for name in (*not_below, "max_bad", "seed"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} is {getattr(self, name)}.", "Give 0 or more.")
-        if self.seed >= 2**32:
-            raise UsageError(f"seed is {self.seed}.", "Give one below 4294967296.")
-        for name in ("eval_fraction", "dropout", "warmup"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise UsageError(f"{name} is {value}.", "Give a share from 0 to below 1.")
+    @model_validator(mode="wrap")
+    @classmethod
+    def _raise_usage_errors(
+        cls, values: Any, handler: ModelWrapValidatorHandler[FinetuneConfig], info: ValidationInfo
+    ) -> FinetuneConfig:
+        if not isinstance(values, Mapping):
+            return handler(values)
+        given = {name: value for name, value in values.items() if value is not None}
+        source = (info.context or {}).get("source", "The config")
+        _refuse_unknown(given, set(cls.model_fields), source)
+        try:
+            return handler(given)
+        except ValidationError as error:
+            raise _usage_error(error.errors()[0], given) from error
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _accept_near_types(cls, value: Any, info: ValidationInfo) -> Any:
+        """Accept one value for several and a `Path` for a string; refuse a boolean as a number."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in typing.get_args(kind):
+            raise PydanticCustomError("boolean", "Input should not be true or false")
+        if typing.get_origin(kind) is tuple:
+            several = value if isinstance(value, (list, tuple)) else (value,)
+            return tuple(os.fspath(v) if isinstance(v, os.PathLike) else v for v in several)
+        if isinstance(value, os.PathLike) and str in (kind, *typing.get_args(kind)):
+            return os.fspath(value)
+        return value
+
+    @field_validator("out", "feature_dir", "fsdp", "deepspeed")
+    @classmethod
+    def _expand_home(cls, value: str | None) -> str | None:
+        """Expand `~`, which a shell leaves as it is after `--out=`."""
+        return value and os.path.expanduser(value)
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> FinetuneConfig:
         if self.recipe and self.stage == "projector":
             raise UsageError(
                 "The recipe llava trains the projector first; stage projector adds nothing.",
@@ -218,37 +249,40 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
                     f"{option} {value} cannot be sharded by fsdp or deepspeed.",
                     f"Choose another {option}, or leave fsdp and deepspeed out.",
                 )
+        return self
 
     def replace(self, **changes: Any) -> FinetuneConfig:
-        return dataclasses.replace(self, **changes)
+        """Return a copy with other values, checked like those of a new config."""
+        return FinetuneConfig(**{**dict(self), **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON and YAML, every key in declaration order."""
-        values = dataclasses.asdict(self)
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+        """Return plain values for JSON and YAML, every option in the order of declaration."""
+        return self.model_dump(mode="json")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "The config") -> FinetuneConfig:
-        """Builds a config from plain values.
+        """Build a config from plain values.
+
+        Args:
+            values: Options by name.
+            source: Where they come from, for messages.
 
         Raises:
-            UsageError: an unknown key (with the one that was probably meant), or a wrong value.
+            UsageError: An unknown key (with the one that was probably meant), or a wrong value.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1)
-                raise UsageError(
-                    f"{source} has an unknown key {key!r}.",
-                    f"Did you mean {near[0]!r}?"
-                    if near
-                    else f"Keys are: {', '.join(sorted(known))}.",
-                )
-        return cls(**values)
+        return cls.model_validate(values, context={"source": source})
 
     @classmethod
     def from_yaml(cls, path: str | Path, **overrides: Any) -> FinetuneConfig:
-        """Reads a YAML file; `overrides` (from the command line) win."""
+        """Read a YAML file.
+
+        Args:
+            path: The file.
+            **overrides: Options (from the command line) that win over those in the file.
+
+        Raises:
+            UsageError: The file cannot be read, or as in `from_dict`.
+        """
         import yaml
 
         try:
@@ -267,68 +301,41 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
         return cls.from_dict({**(values or {}), **overrides}, source=str(path))
 
 
+_PANELS = (DataOptions, ModelOptions, OptimOptions, EvalOptions, RunOptions)
+
+
 @cache
 def option_help() -> dict[str, tuple[str, str]]:
-    """For every option, the panel it belongs to and its help text (the attribute's docstring)."""
-    found: dict[str, tuple[str, str]] = {}
-    for section in (DataOptions, ModelOptions, OptimOptions, EvalOptions, RunOptions):
-        body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for statement, following in zip(body.body, body.body[1:], strict=False):
-            match statement, following:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
-                    value=ast.Constant(value=str(text))
-                ):
-                    found[name] = (inspect.getdoc(section) or "", " ".join(text.split()))
-    return found
+    """Return the panel and the help text (the attribute's docstring) of every option, by name."""
+    return {
+        name: (options.panel, " ".join((field.description or "").split()))
+        for options in _PANELS
+        for name, field in options.model_fields.items()
+    }
 
 
-def _settle_types(config: FinetuneConfig) -> None:
-    """Brings every value into its attribute's type, or refuses it."""
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        hint, given = hints[field.name], getattr(config, field.name)
-        value = field.default if given is None else _in_type(hint, given)
-        if not _accepts(hint, value):
-            raise UsageError(f"{field.name} is {given!r}.", f"Give {_describe(hint)}.")
-        object.__setattr__(config, field.name, value)
+def _refuse_unknown(names: Mapping[Any, Any], known: set[str], source: str) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            raise UsageError(
+                f"{source} has an unknown key {name!r}.",
+                f"Did you mean {near[0]!r}?" if near else f"Keys are: {', '.join(sorted(known))}.",
+            )
 
 
-def _in_type(hint: Any, value: Any) -> Any:
-    """What can be meant by a value of a near type: one for several, a list for a tuple, a path, a
-    whole number, a text that YAML takes for no number, such as 1e-4.
-    """
-    if typing.get_origin(hint) is tuple:
-        several = value if isinstance(value, (list, tuple)) else (value,)
-        return tuple(os.fspath(v) if isinstance(v, os.PathLike) else v for v in several)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if _accepts(hint, 1) and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if _accepts(hint, 0.5) and not _accepts(hint, value) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError, TypeError):
-            return float(value)
-    return value
+_PLAIN_WORDS = {
+    "Input should": "It should",
+    "a valid integer": "a whole number",
+    "a valid boolean": "true or false",
+    "a valid ": "a ",
+}
 
 
-def _accepts(hint: Any, value: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_accepts(option, value) for option in typing.get_args(hint))
-    if origin is Literal:
-        return value in typing.get_args(hint)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _describe(hint: Any) -> str:
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(option) for option in typing.get_args(hint))
-    if origin is Literal:
-        return ", ".join(map(str, typing.get_args(hint)))
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return "nothing" if hint is type(None) else names.get(hint, "a list of texts")
+def _usage_error(found: ErrorDetails, given: Mapping[str, Any]) -> UsageError:
+    """Return pydantic's finding as a message that names the option and its whole value."""
+    name = str(found["loc"][0])
+    reason = re.sub(", (unable|got) .*", "", found["msg"])
+    for theirs, plain in _PLAIN_WORDS.items():
+        reason = reason.replace(theirs, plain)
+    return UsageError(f"{name} is {given[name]!r}.", f"{reason}.")

@@ -27,7 +27,6 @@ def with_options(command: Callable[..., None], names: typing.Iterable[str]) -> C
     All are None unless given, so that a value in a config file counts; help texts and panels come
     from the config.
     """
-    hints = typing.get_type_hints(FinetuneConfig)
     help_texts = option_help()
     parameters = [
         p
@@ -40,7 +39,8 @@ def with_options(command: Callable[..., None], names: typing.Iterable[str]) -> C
         default = getattr(defaults, name)
         shown = "" if default in (None, (), "") or "Default:" in text else f" [default: {default}]"
         option = typer.Option(help=text + shown, rich_help_panel=panel, show_default=False)
-        kind = list[str] if typing.get_origin(hints[name]) is tuple else hints[name]
+        kind: Any = FinetuneConfig.model_fields[name].annotation
+        kind = list[str] if typing.get_origin(kind) is tuple else kind
         parameters.append(
             inspect.Parameter(
                 name,

@@ -9,7 +9,6 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +121,9 @@ def command_of(config: FinetuneConfig, processes: int = 1) -> str:
     words = ["vqa-app", "finetune"]
     if processes > 1:
         words = f"accelerate launch --num_processes {processes} -m finetune".split()
-    for known in fields(config):
-        value, option = getattr(config, known.name), "--" + known.name.replace("_", "-")
-        if value == known.default:
+    for name, field in FinetuneConfig.model_fields.items():
+        value, option = getattr(config, name), "--" + name.replace("_", "-")
+        if value == field.default:
             continue
         if isinstance(value, bool):
             words.append(option if value else option.replace("--", "--no-", 1))
