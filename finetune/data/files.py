@@ -24,7 +24,7 @@ from finetune.data.tables import (
     refuse_split,
 )
 from vqa_app.errors import DataError
-from vqa_app.pictures.file_type import kind_of
+from vqa_app.pictures.file_type import detect_type
 
 ENDINGS = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt"}
 """What files of data are called; a hub's data set may have a dot in its name."""
@@ -99,7 +99,7 @@ def _container(raw: bytes) -> tuple[str, str] | None:
     if raw[257:262] == b"ustar":
         what = "The file is a tar archive."
         return what, "Unpack it, and write the questions into one JSON or CSV file."
-    kind = kind_of(raw)
+    kind = detect_type(raw)
     if kind in ("an unknown format", "a text file"):
         return None
     archive = "archive" in kind

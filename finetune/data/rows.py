@@ -80,12 +80,12 @@ class PictureSource:
         Raises:
             ImageError: it cannot be read or is not a picture.
         """
-        from vqa_app.pictures.picture import OWN_FILES, open_picture
+        from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, open_picture
 
         origin = self.origin
         content = origin if isinstance(origin, (Path, bytes, str)) else origin.read()
         # A photo that the browser let in as a JPEG lies here as our PNG.
-        return open_picture(content, name=self.name, limits=OWN_FILES)
+        return open_picture(content, name=self.name, limits=STORED_PICTURE_LIMITS)
 
 
 TurnPart: TypeAlias = "str | PictureSource"

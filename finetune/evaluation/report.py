@@ -29,7 +29,7 @@ from finetune.runs.layout import (
 )
 from vqa_app.checkpoints.manifest import MANIFEST_FILE, Base
 from vqa_app.checkpoints.source import BUILTIN
-from vqa_app.pictures.picture import OWN_FILES, Picture, open_picture
+from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, Picture, open_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -265,7 +265,7 @@ def _watch(run: Path) -> list[dict[str, Any]]:
         entry["answers"][answer.step] = (answer.answer, accuracy)
         if "pictures" not in entry:
             paths = [run / WATCH_FOLDER / f"{digest}.png" for digest in answer.pictures]
-            opened = [open_picture(p, limits=OWN_FILES) for p in paths if p.exists()]
+            opened = [open_picture(p, limits=STORED_PICTURE_LIMITS) for p in paths if p.exists()]
             entry["pictures"] = [_thumbnail(picture.image) for picture in opened]
     for entry in questions.values():
         answers: list[tuple[int, int, str, float | None]] = []

@@ -22,7 +22,7 @@ from vqa_app.engine.batched import inference
 from vqa_app.engine.vision import on_device
 from vqa_app.errors import ImageError, ModelError
 from vqa_app.models.architecture import plain
-from vqa_app.pictures.picture import OWN_FILES, open_picture
+from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, open_picture
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.prompts.prompt import Prompt, encode
 
@@ -138,7 +138,9 @@ def read_golden(run: Path) -> list[GoldenPrompt]:
             GoldenPrompt(
                 Conversation.from_json(
                     value,
-                    lambda digest: open_picture(folder / f"{digest}.png", limits=OWN_FILES),
+                    lambda digest: open_picture(
+                        folder / f"{digest}.png", limits=STORED_PICTURE_LIMITS
+                    ),
                 ),
                 saved["dtype"],
                 *(tensors[f"{i}.{n}"] for n in ("input_ids", "token_ids", "logits", "normalizers")),

@@ -168,14 +168,14 @@ def _chosen_to_watch(questions: Sequence[Question]) -> tuple[Watched, ...]:
 
 def _given(text: str, images: Sequence[str]) -> Watched:
     """`picture.png: question?`; the picture's name may hold colons, the question too."""
-    from vqa_app.pictures.picture import OWN_FILES, open_picture
+    from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, open_picture
 
     for place, letter in enumerate(text):
         if letter == ":" and (asked := text[place + 1 :].strip()):
             for folder in ("", *images):
                 path = Path(os.path.expanduser(folder), os.path.expanduser(text[:place]))
                 if os.path.isfile(path):  # where it is too long for a name, too
-                    picture = open_picture(path, limits=OWN_FILES)
+                    picture = open_picture(path, limits=STORED_PICTURE_LIMITS)
                     return Watched(Conversation.ask(asked, [picture]))
     raise UsageError(
         f"The watch question {text!r} names no picture that is there.",

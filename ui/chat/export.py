@@ -18,7 +18,7 @@ from ui.chat.views import title_of, view_of
 from ui.storage.database import Store
 from ui.storage.picture_files import PictureShelf
 from vqa_app.errors import DataError, ImageError
-from vqa_app.pictures.picture import OWN_FILES
+from vqa_app.pictures.picture import STORED_PICTURE_LIMITS
 from vqa_app.serving.redact import sound
 
 FORMAT = "vqa-app conversation"
@@ -176,7 +176,7 @@ def _pictures(
             data = base64.b64decode(entry["data"], validate=True)
         except (TypeError, KeyError, ValueError) as error:
             raise ImageError("A picture in the file is damaged.", "Export it again.") from error
-        limits = replace(OWN_FILES, max_pixels=shelf.limits.max_pixels)
+        limits = replace(STORED_PICTURE_LIMITS, max_pixels=shelf.limits.max_pixels)
         found[digest] = (shelf.add(data, name, limits).digest, name, _changes(entry))
     return found
 

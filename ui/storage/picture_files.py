@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from vqa_app.errors import ImageError
-from vqa_app.pictures.picture import OWN_FILES, ImageLimits, Picture, open_picture
+from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, ImageLimits, Picture, open_picture
 
 THUMBNAIL = 480
 """Longest side of what the chat shows, in pixels: 240 CSS pixels on a double-density screen."""
@@ -54,7 +54,7 @@ class PictureShelf:
         """Checks, normalises and keeps a picture.
 
         Args:
-            limits: others than the shelf's own; `OWN_FILES` for what was exported here.
+            limits: others than the shelf's own; `STORED_PICTURE_LIMITS` for what was exported here.
 
         Raises:
             ImageError: it cannot be read or is too large.
@@ -80,7 +80,7 @@ class PictureShelf:
         file = self.file(digest)
         if not file.exists():
             raise ImageError("This picture is not kept here any more.", "Add it again.")
-        picture = open_picture(file, name="picture", limits=OWN_FILES)
+        picture = open_picture(file, name="picture", limits=STORED_PICTURE_LIMITS)
         self._keep(picture)
         return picture
 

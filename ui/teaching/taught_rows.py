@@ -26,7 +26,7 @@ from typing import Any
 from ui.storage.picture_files import PictureShelf
 from ui.teaching.uploads import MAX_ROWS, read_sent, told, unpack
 from vqa_app.errors import DataError, UsageError, VqaError
-from vqa_app.pictures.picture import OWN_FILES, Picture
+from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, Picture
 from vqa_app.prompts.conversation import SHORT_STYLE
 from vqa_app.serving.redact import sound, without_paths
 
@@ -215,7 +215,9 @@ class Teaching:
         """A row's picture, put back on the shelf where its chat was deleted meanwhile."""
         if self.shelf.file(digest).exists():
             return self.shelf.get(digest)
-        return self.shelf.add(self._image(owner, digest).read_bytes(), "picture", OWN_FILES)
+        return self.shelf.add(
+            self._image(owner, digest).read_bytes(), "picture", STORED_PICTURE_LIMITS
+        )
 
     def export(self, owner: str) -> bytes:
         """A zip file of the data set: LLaVA JSON, the same as CSV, and the pictures."""

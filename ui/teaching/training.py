@@ -20,7 +20,7 @@ from ui.teaching.jobs import Job, JobFiles, State
 from ui.teaching.taught_rows import Teaching
 from ui.teaching.uploads import MAX_ROWS, data_files, read_sent, told, unpack
 from vqa_app.errors import DataError, UsageError, VqaError
-from vqa_app.pictures.picture import OWN_FILES
+from vqa_app.pictures.picture import STORED_PICTURE_LIMITS
 from vqa_app.serving.model_choices import quantization
 
 STAGES = ("lora", "projector", "full", "qlora")
@@ -369,7 +369,9 @@ class TrainingDesk:
             if self.desk.store.picture(job.owner, digest) is None:
                 with contextlib.suppress(OSError, VqaError):
                     file = folder / f"{digest}.png"
-                    self.desk.bring(job.owner, file.read_bytes(), "picture.png", OWN_FILES)
+                    self.desk.bring(
+                        job.owner, file.read_bytes(), "picture.png", STORED_PICTURE_LIMITS
+                    )
 
 
 def _stage_of(stage: str, quantized: str | None) -> str:

@@ -160,7 +160,7 @@ class LocalEngine:
     def warm(self, conversation: Conversation, cancel: threading.Event | None = None) -> None:
         def job(cancelled: Cancelled) -> Iterator[None]:
             prompt = encode(
-                self._runtime.processor, conversation, answer_next=True, open_question=True
+                self._runtime.processor, conversation, answer_next=True, question_incomplete=True
             )
             if 0 < len(prompt) <= self._info.context_length:
                 yield from self._runtime.warm(prompt, cancelled)

@@ -35,7 +35,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
 )
 
 
-def kind_of(data: bytes) -> str:
+def detect_type(data: bytes) -> str:
     """One of Pillow's format names, "HEIC", or words for what else a file seems to be."""
     for offset, signature, kind in _SIGNATURES:
         if data.startswith(signature, offset):

@@ -21,7 +21,7 @@ from urllib.parse import unquote_to_bytes
 from PIL import Image, UnidentifiedImageError
 
 from vqa_app.errors import ImageError, UsageError
-from vqa_app.pictures.file_type import kind_of
+from vqa_app.pictures.file_type import detect_type
 from vqa_app.pictures.rgb import to_rgb
 
 if TYPE_CHECKING:
@@ -77,7 +77,9 @@ class ImageLimits:
         return cls(int(megabytes * 2**20), int(megapixels * 1e6))
 
 
-OWN_FILES = ImageLimits(max_bytes=320 << 20, max_pixels=Image.MAX_IMAGE_PIXELS or 1 << 30)
+STORED_PICTURE_LIMITS = ImageLimits(
+    max_bytes=320 << 20, max_pixels=Image.MAX_IMAGE_PIXELS or 1 << 30
+)
 """For PNGs that we wrote: several times the bytes of the file that was let in, at most 270 MB for
 as many pixels as Pillow opens."""
 
@@ -273,7 +275,7 @@ def _too_many_bytes(name: str, max_bytes: int) -> ImageError:
 
 
 def _identify(data: bytes, name: str) -> Image.Image:
-    kind = kind_of(data)
+    kind = detect_type(data)
     formats, known = FORMATS, kind in FORMATS
     if kind == "HEIC" and _heif_registered():
         formats, known = (*FORMATS, "HEIF"), True

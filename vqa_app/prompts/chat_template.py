@@ -125,29 +125,29 @@ def render(
     conversation: Conversation,
     *,
     answer_next: bool,
-    open_question: bool = False,
+    question_incomplete: bool = False,
 ) -> list[Piece]:
     """The conversation as pieces of text, pictures still one `image_token` each.
 
     Args:
         answer_next: ends with what the template puts in front of an answer.
-        open_question: ends before the text of the last user message, which need not be there yet.
+        question_incomplete: ends before the text of the last user message, which need not be there yet.
 
     Raises:
         DataError: the template cannot express this conversation.
     """
     messages = conversation.messages if known.system_role else _fold_system(conversation)
-    if open_question and not (messages and messages[-1].role == "user"):
+    if question_incomplete and not (messages and messages[-1].role == "user"):
         messages = (*messages, Message("user", ()))
     filler = _Filler()
     contents = [_content(known, message, filler) for message in messages[:-1]]
     question = None
     if messages:
         folded = len(messages) == 1 and not known.system_role and conversation.system is not None
-        question = len(filler.texts) + folded if open_question else None
+        question = len(filler.texts) + folded if question_incomplete else None
         contents.append(_content(known, messages[-1], filler, question))
     try:
-        rendered = _run(known, contents, answer_next and not open_question)
+        rendered = _run(known, contents, answer_next and not question_incomplete)
     except Exception as error:  # a template raises whatever it likes
         raise DataError(
             f"The model's chat template refuses this conversation: {error}",

@@ -65,14 +65,14 @@ def encode(
     conversation: Conversation,
     *,
     answer_next: bool,
-    open_question: bool = False,
+    question_incomplete: bool = False,
 ) -> Prompt:
     """Turns a conversation into model inputs.
 
     Args:
         answer_next: the model is to answer: what the template puts in front of an answer comes
             last. False renders a finished conversation (training, scoring).
-        open_question: for warming: only the tokens that are certain while the text of the last user
+        question_incomplete: for warming: only the tokens that are certain while the text of the last user
             message is not. Pictures that stand behind that text are left out.
 
     Raises:
@@ -80,15 +80,17 @@ def encode(
         ModelError: the model cannot take these pictures, or cannot do without one.
         DataError: the chat template cannot express the conversation.
     """
-    if answer_next and not open_question and not conversation.awaits_answer:
+    if answer_next and not question_incomplete and not conversation.awaits_answer:
         raise UsageError("There is no question to answer.", "The last message must be the user's.")
     known = layout(processor)
-    pieces = render(known, conversation, answer_next=answer_next, open_question=open_question)
+    pieces = render(
+        known, conversation, answer_next=answer_next, question_incomplete=question_incomplete
+    )
     if not conversation.pictures and type(processor).__name__ in _PICTURE_ONLY:
         raise ModelError("This model answers about pictures only.", "Add a picture.")
     placed = sum(p.text.count(known.image_token) for p in pieces if p.kind == "template")
     pictures = conversation.pictures
-    if open_question:
+    if question_incomplete:
         pictures = pictures[:placed]
     if placed != len(pictures):
         raise ModelError(
@@ -98,7 +100,7 @@ def encode(
     seen = see(processor, pictures)
     text, spans, image_chars = _expand(pieces, known, seen.expansions)
     ids, offsets = _tokenize(processor, known, text, spans)
-    if open_question:
+    if question_incomplete:
         ids, offsets = _certain(processor, ids, offsets)
     answers = [span for kind, span in spans if kind in ("answer", "frame") and span[0] < span[1]]
     mask = _mask(offsets, answers)

@@ -103,7 +103,7 @@ def test_a_finished_conversation_continues_the_prompt(loaded: LoadedModel) -> No
 
 def test_warming_begins_the_prompt_of_any_question(loaded: LoadedModel) -> None:
     opened = Conversation((*DIALOGUE.messages[:2], Message.user("", [picture(1)])))
-    begun = encode(loaded.processor, opened, answer_next=True, open_question=True)
+    begun = encode(loaded.processor, opened, answer_next=True, question_incomplete=True)
     asked = Conversation((*DIALOGUE.messages[:2], Message.user("Why so?", [picture(1)])))
     whole = encode(loaded.processor, asked, answer_next=True).inputs["input_ids"][0].tolist()
     assert whole[: len(begun)] == begun.inputs["input_ids"][0].tolist()

@@ -21,7 +21,7 @@ from PIL import Image
 
 from tests import tiny
 from vqa_app.errors import ImageError
-from vqa_app.pictures.picture import OWN_FILES, ImageLimits, blank_like, open_picture
+from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, ImageLimits, blank_like, open_picture
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -420,8 +420,8 @@ def test_an_endless_stream_is_read_up_to_the_limit() -> None:
 
 
 def test_what_any_limit_lets_in_can_be_opened_again_as_our_png() -> None:
-    assert OWN_FILES.max_pixels == Image.MAX_IMAGE_PIXELS
-    assert OWN_FILES.max_bytes > 3 * OWN_FILES.max_pixels
+    assert STORED_PICTURE_LIMITS.max_pixels == Image.MAX_IMAGE_PIXELS
+    assert STORED_PICTURE_LIMITS.max_bytes > 3 * STORED_PICTURE_LIMITS.max_pixels
 
 
 def test_the_limits_are_settings() -> None:

@@ -172,7 +172,7 @@ def test_every_picture_has_its_span_and_its_pixels_in_order() -> None:
 def test_an_open_question_gives_only_what_any_question_would_begin_with() -> None:
     processor = chatml()
     opened = Conversation((Message.system("Be brief."), Message.user("", [picture(0)])))
-    start = encode(processor, opened, answer_next=True, open_question=True)
+    start = encode(processor, opened, answer_next=True, question_incomplete=True)
     begun = start.inputs["input_ids"][0].tolist()
     assert start.image_tokens == 16
     for question in ("What?", "\n\nWhy", " 1", "🙂"):
@@ -184,7 +184,7 @@ def test_an_open_question_gives_only_what_any_question_would_begin_with() -> Non
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "qwen-3"])
 def test_an_open_question_after_an_answer_begins_the_next_prompt(name: str) -> None:
     processor = family_processor(name)
-    start = encode(processor, SAMPLE, answer_next=True, open_question=True)
+    start = encode(processor, SAMPLE, answer_next=True, question_incomplete=True)
     whole = encode(processor, SAMPLE.then(Message.user("Why?")), answer_next=True)
     begun = start.inputs["input_ids"][0].tolist()
     assert whole.inputs["input_ids"][0].tolist()[: len(begun)] == begun
@@ -192,7 +192,7 @@ def test_an_open_question_after_an_answer_begins_the_next_prompt(name: str) -> N
 
 def test_an_open_question_after_an_answer_holds_the_whole_past() -> None:
     processor = chatml()
-    start = encode(processor, SAMPLE, answer_next=True, open_question=True)
+    start = encode(processor, SAMPLE, answer_next=True, question_incomplete=True)
     whole = encode(processor, SAMPLE.then(Message.user("Why?")), answer_next=True)
     begun = start.inputs["input_ids"][0].tolist()
     assert whole.inputs["input_ids"][0].tolist()[: len(begun)] == begun
@@ -202,7 +202,7 @@ def test_an_open_question_after_an_answer_holds_the_whole_past() -> None:
 def test_an_open_question_of_a_template_without_system_role() -> None:
     processor = family_processor("gemma")
     opened = Conversation((Message.system("Be brief."), Message.user("", [picture(0)])))
-    start = encode(processor, opened, answer_next=True, open_question=True)
+    start = encode(processor, opened, answer_next=True, question_incomplete=True)
     assert "Be brief." in read(processor, start.inputs["input_ids"][0])
     assert start.image_tokens == 16
 
