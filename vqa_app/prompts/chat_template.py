@@ -131,7 +131,8 @@ def render(
 
     Args:
         answer_next: ends with what the template puts in front of an answer.
-        question_incomplete: ends before the text of the last user message, which need not be there yet.
+        question_incomplete: stop before the text of the last user message, which may still be
+            missing.
 
     Raises:
         DataError: the template cannot express this conversation.

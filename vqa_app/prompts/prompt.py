@@ -72,8 +72,8 @@ def encode(
     Args:
         answer_next: the model is to answer: what the template puts in front of an answer comes
             last. False renders a finished conversation (training, scoring).
-        question_incomplete: for warming: only the tokens that are certain while the text of the last user
-            message is not. Pictures that stand behind that text are left out.
+        question_incomplete: return only the tokens that do not depend on the text of the last user
+            message, to warm the cache with. Pictures after that text are left out.
 
     Raises:
         UsageError: `answer_next` without a question.
