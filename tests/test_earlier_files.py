@@ -1,0 +1,89 @@
+"""Files that version 0.1.0 wrote open as before: runs, an interrupted run, a page's data folder.
+
+`tests/fixtures/version-0.1.0` was written by that version; `@FOLDER@` in its text files stands for
+the folder that it lay in.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.finetune.training_data import small_config
+
+FIXTURE = Path(__file__).parent / "fixtures" / "version-0.1.0"
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    """A copy of the fixture whose paths are right."""
+    folder = tmp_path / "earlier"
+    shutil.copytree(FIXTURE, folder)
+    for path in folder.rglob("*"):
+        if path.suffix in (".json", ".jsonl", ".md"):
+            text = path.read_text("utf-8")
+            path.write_text(text.replace("@FOLDER@", folder.as_posix()), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_an_earlier_run_gives_the_outputs_that_it_recorded(earlier: Path, name: str) -> None:
+    from finetune.runs.verify import verify
+
+    assert verify(earlier / name).ok
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_an_earlier_run_answers(earlier: Path, name: str) -> None:
+    from vqa_app import Conversation, LocalEngine, load_model, open_picture
+
+    engine = LocalEngine(load_model(earlier / name))
+    picture = open_picture(earlier / "data" / "0.png")
+    answer = engine.score(Conversation.ask("Which colour has the picture?", picture), ["red", "no"])
+    engine.close()
+    assert len(answer) == 2
+
+
+def test_an_earlier_interrupted_run_goes_on_from_its_checkpoint(earlier: Path) -> None:
+    from finetune import train
+
+    data = str(earlier / "data" / "data.json")
+    config = small_config(
+        earlier / "base",
+        earlier / "data" / "data.json",
+        earlier / "interrupted",
+        stage="lora",
+        max_steps=4,
+        eval_data=(data,),
+        save_every=0.5,
+        keep=1,
+    )
+    before = (earlier / "interrupted" / "metrics.jsonl").read_text("utf-8")
+    result = train(config)
+    after = (earlier / "interrupted" / "metrics.jsonl").read_text("utf-8").splitlines()
+    assert after[: len(before.splitlines()) - 1] == before.splitlines()[:-1]
+    assert result.steps == 4
+    assert (earlier / "interrupted" / "manifest.json").exists()
+
+
+def test_an_earlier_data_folder_shows_its_chat_and_its_taught_row(earlier: Path) -> None:
+    from ui.chat.views import view_of
+    from ui.storage.database import Store
+    from ui.storage.picture_files import PictureShelf
+    from ui.teaching.taught_rows import Teaching
+
+    folder = earlier / "data-dir"
+    store = Store(folder / "chats.sqlite")
+    (chat,) = store.conversations("ann")
+    turns = view_of(store, "ann", chat.id)["turns"]
+    store.close()
+    assert [turn["question"] for turn in turns] == ["What colour is it?", "And is it blue?"]
+    assert turns[0]["answer"] == "It is red."
+    shelf = PictureShelf(folder / "pictures")
+    assert shelf.get(turns[0]["pictures"][0]["digest"]).image.size == (32, 24)
+    (row,) = Teaching(folder / "taught", shelf).rows("ann")
+    assert (row.question, row.answer, row.turn) == ("And is it blue?", "no", turns[1]["id"])
+    assert json.loads((folder / "taught" / "49915e0d7d4b402e" / "llava.json").read_text("utf-8"))
