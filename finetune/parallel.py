@@ -17,7 +17,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def in_parallel(
+def parallel_map(
     work: Callable[[_Item], _Result], items: Sequence[_Item], workers: int | None = None
 ) -> Iterator[_Result]:
     """Maps in threads, in order, never more than a few results ahead of the one who asks."""

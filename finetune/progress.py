@@ -39,7 +39,7 @@ class Progress:
     """The last one: vqa_accuracy (0 to 1), loss (nats a token), image_gain (nats a token)."""
 
 
-def counted(number: int, what: str) -> str:
+def pluralize(number: int, what: str) -> str:
     """`1 row`, `1,000 rows`."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
@@ -47,7 +47,7 @@ def counted(number: int, what: str) -> str:
 OnProgress: TypeAlias = Callable[[Progress], None]
 
 
-class Display:
+class ProgressDisplay:
     """Shows progress on a stream. A terminal gets one line that is rewritten, anything else a line
     now and then.
     """
@@ -65,7 +65,7 @@ class Display:
 
             self._status = Live(console=Console(file=self.stream), auto_refresh=False)
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> ProgressDisplay:
         if self._status:
             self._status.start()
         return self
@@ -122,18 +122,18 @@ def describe(progress: Progress, bar: bool = False) -> str:
     if progress.samples_per_second is not None:
         parts.append(f"{progress.samples_per_second:.1f} samples/s")
     if progress.seconds_left is not None:
-        parts.append(f"{clock(progress.seconds_left)} left")
-    parts += [f"{describe_metric(name, value)}" for name, value in progress.evaluation.items()]
+        parts.append(f"{format_duration(progress.seconds_left)} left")
+    parts += [f"{format_metric(name, value)}" for name, value in progress.evaluation.items()]
     return "  ".join(parts)
 
 
-def describe_metric(name: str, value: float) -> str:
+def format_metric(name: str, value: float) -> str:
     if name == "vqa_accuracy":
         return f"accuracy {100 * value:.1f} %"
     return f"{'eval loss' if name == 'loss' else name.replace('_', ' ')} {value:.3f}"
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

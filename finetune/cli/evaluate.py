@@ -83,7 +83,7 @@ def evaluate_command(
     """
     from finetune.evaluation.evaluate import compare, evaluate
     from finetune.evaluation.predictions import PredictionsFile
-    from finetune.evaluation.questions import ask, what_is_asked
+    from finetune.evaluation.questions import evaluation_identity, load_questions
     from vqa_app.checkpoints.loader import load_model
 
     if out is not None and out.suffix != ".jsonl":
@@ -95,7 +95,7 @@ def evaluate_command(
     second = out.with_name(f"{out.stem}-against.jsonl") if out and against else None
     # What can be refused is refused before a model is loaded, or the first one has answered.
     with _Bar("opening pictures", "pictures") as bar:
-        found = ask(
+        found = load_questions(
             data,
             images or (),
             history=history,
@@ -107,7 +107,7 @@ def evaluate_command(
         print(f"Note: {note}", file=sys.stderr)
     for problem in found.problems:
         print(f"Left out: {problem}", file=sys.stderr)
-    asked = what_is_asked(found.questions, max_new_tokens, losses)
+    asked = evaluation_identity(found.questions, max_new_tokens, losses)
     for file, name, added in ((out, model, adapter), (second, against, None)):
         if file is not None and name is not None:
             known = {"model": _full_name(name), "adapter": added and _full_name(added)}

@@ -16,14 +16,14 @@ from finetune.data.preflight import (
     ONLY_ROWS,
     Preflight,
     Summary,
-    check,
-    leaking,
-    mixture,
-    summarize,
+    check_rows,
+    find_leaks,
+    mixture_lines,
+    summarize_samples,
 )
 from finetune.data.read import FOR_TESTING, FOR_TRAINING, Problem, ReadRows, Row, read_rows
-from finetune.data.samples import Sample, samples_of
-from finetune.progress import Display, Progress, counted
+from finetune.data.samples import Sample, make_samples
+from finetune.progress import Progress, ProgressDisplay, pluralize
 from vqa_app.errors import DataError, UsageError, VqaError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def check_data(config: FinetuneConfig, stream: IO[str]) -> None:
     reader = _reader(config, config.eval_data)
     checked: dict[str, Preflight] = {}
     given = ("Training", config.data, FOR_TRAINING), ("Held out", config.eval_data, FOR_TESTING)
-    with Display() as display:
+    with ProgressDisplay() as display:
         for name, sources, purpose in given:
             if sources:
                 checked[name] = _check(config, sources, purpose, reader, display)
@@ -60,10 +60,10 @@ def check_data(config: FinetuneConfig, stream: IO[str]) -> None:
             console.print(f"Note: {note}", markup=False)
         _print_problems(console, found.problems)
         if found.samples:
-            _print_summary(console, name, summarize(found.samples))
+            _print_summary(console, name, summarize_samples(found.samples))
             _print_copies(console, found)
     if len(checked) == 2:
-        leaks = leaking(checked["Training"], checked["Held out"])
+        leaks = find_leaks(checked["Training"], checked["Held out"])
         what = "Held-out rows that repeat a training row or show its picture"
         console.print(f"{what}: {len(leaks):,}")
         for sample in leaks[:5]:
@@ -72,7 +72,7 @@ def check_data(config: FinetuneConfig, stream: IO[str]) -> None:
         if not (found.samples or found.problems):
             raise DataError(f"{name} data: there are no rows.", "Check the files.")
     bad = sum(len(found.problems) for found in checked.values())
-    problems = counted(bad, "problem")
+    problems = pluralize(bad, "problem")
     console.print("No problems." if not bad else f"{problems}, listed above.")
     if any(problem.row is None for found in checked.values() for problem in found.problems):
         raise DataError(f"{problems} in the data.", ONLY_ROWS)
@@ -100,7 +100,9 @@ def show_sample(config: FinetuneConfig, which: str | None, stream: IO[str]) -> N
     row = _row(read_rows(config.data, config.images), which)
     try:
         conversation = row.conversation()
-        samples = samples_of(row, conversation, processor, turns=config.turns, share_prefix=shares)
+        samples = make_samples(
+            row, conversation, processor, turns=config.turns, share_prefix=shares
+        )
     except VqaError as error:
         raise DataError(f"{row.place}: {error.problem}", error.hint) from error
     console.print(f"{row.place}, id {row.id}", markup=False)
@@ -155,9 +157,13 @@ class _Reader:
 
 
 def _check(
-    config: FinetuneConfig, sources: Sequence[str], purpose: str, reader: _Reader, display: Display
+    config: FinetuneConfig,
+    sources: Sequence[str],
+    purpose: str,
+    reader: _Reader,
+    display: ProgressDisplay,
 ) -> Preflight:
-    return check(
+    return check_rows(
         read_rows(sources, config.images, purpose),
         reader.processor,
         max_length=config.max_length or reader.context,
@@ -187,15 +193,15 @@ def _reader(config: FinetuneConfig, further: Sequence[str] = ()) -> _Reader:
 
 def _print_summary(console: Console, name: str, summary: Summary) -> None:
     least, median, high, most = summary.quantiles
-    rows, answers = counted(summary.rows, "row"), counted(summary.answers, "answer")
+    rows, answers = pluralize(summary.rows, "row"), pluralize(summary.answers, "answer")
     console.print(f"{name}: {rows}, {answers}")
-    for line in mixture(summary):
+    for line in mixture_lines(summary):
         console.print(line, markup=False)
     each = ", ".join(f"{number} in {count:,}" for number, count in summary.pictures_each)
-    pictures = counted(summary.pictures, "different picture")
+    pictures = pluralize(summary.pictures, "different picture")
     console.print(f"  {pictures}; in a sequence: {each}")
     if summary.sequences != summary.rows:
-        console.print(f"  {counted(summary.sequences, 'sequence')} to train")
+        console.print(f"  {pluralize(summary.sequences, 'sequence')} to train")
     console.print(
         f"  {summary.tokens:,} tokens, {summary.trained_tokens:,} of them trained; a sequence has "
         f"{least:,} to {most:,}, median {median:,}, 95 % up to {high:,}"
@@ -213,7 +219,7 @@ def _print_problems(console: Console, problems: Sequence[Problem]) -> None:
     """Every one; on a terminal a few of each kind, the commonest first."""
     kinds: dict[tuple[str, str, str], list[Problem]] = {}
     for problem in problems:
-        begins = " ".join(_PARTICULAR.sub("", problem.what).split()[:2])
+        begins = " ".join(_PARTICULAR.sub("", problem.message).split()[:2])
         kinds.setdefault((problem.file, begins, problem.hint), []).append(problem)
     groups = [list(problems)]
     if console.is_terminal:
@@ -223,7 +229,7 @@ def _print_problems(console: Console, problems: Sequence[Problem]) -> None:
         for problem in alike[:shown]:
             console.print(str(problem), markup=False)
         if more := len(alike[shown:]):
-            console.print(f"  ... and {counted(more, 'problem')} like these")
+            console.print(f"  ... and {pluralize(more, 'problem')} like these")
     if any(alike[shown:] for alike in groups):
         console.print("Written to a file, with > problems.txt, all of them are listed.")
 
@@ -265,7 +271,8 @@ def _print_tokens(console: Console, processor: Any, sample: Sample) -> None:
     images = int((sample.input_ids == image).sum())
     console.print(
         f"{len(sample):,} tokens: {images:,} of pictures, "
-        f"{len(sample) - images - sample.trained:,} read, {sample.trained:,} trained (⟦green⟧)"
+        f"{len(sample) - images - sample.trained_tokens:,} read, "
+        f"{sample.trained_tokens:,} trained (⟦green⟧)"
     )
 
 

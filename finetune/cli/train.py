@@ -94,10 +94,10 @@ def _finetune(
     if offline:
         stay_offline()
 
-    from finetune.progress import Display
+    from finetune.progress import ProgressDisplay
     from finetune.training.train import train
 
-    with Display() as display:
+    with ProgressDisplay() as display:
         result = train(chosen, on_progress=display)
     if not result.finished:
         raise typer.Exit(INTERRUPTED_EXIT_CODE)

@@ -9,7 +9,7 @@ from typing import Any
 from finetune.data.cells import is_bookkeeping, missing, parse_if_text, short
 from finetune.data.picture_columns import Context, picture_columns, picture_from, pictures_beside
 from finetune.data.rows import BadRow, PictureSource, Turn, TurnPart
-from finetune.progress import counted
+from finetune.progress import pluralize
 from vqa_app.prompts.conversation import Role
 
 PLACEHOLDER = "<image>"
@@ -165,7 +165,7 @@ def check_turns(turns: tuple[Turn, ...]) -> None:
 
 def _other_count(where: str, given: int, marks: int) -> BadRow:
     return BadRow(
-        f"{where} has {counted(given, 'picture')} but {marks} {PLACEHOLDER}.",
+        f"{where} has {pluralize(given, 'picture')} but {marks} {PLACEHOLDER}.",
         f"Write {PLACEHOLDER} once for each picture, where it belongs.",
     )
 

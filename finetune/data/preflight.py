@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from finetune.data.read import Problem, ReadRows, Row, Split, split_by_picture
-from finetune.data.samples import Sample, Turns, samples_of
-from finetune.parallel import in_parallel
-from finetune.progress import counted
+from finetune.data.samples import Sample, TurnMode, make_samples
+from finetune.parallel import parallel_map
+from finetune.progress import pluralize
 from vqa_app.errors import DataError, VqaError
 
 LONGEST_SHOWN = 5
@@ -55,13 +55,13 @@ class Preflight:
             total.update("".join(sample.digests).encode())
         return total.hexdigest()
 
-    def raise_beyond(self, max_bad: int, skipped: Path | None = None) -> None:
+    def enforce_limit(self, max_bad: int, skipped: Path | None = None) -> None:
         """Stops for more problems than are allowed; else writes the rows left out to `skipped`.
 
         Raises:
-            DataError: see `allow`.
+            DataError: see `raise_for_problems`.
         """
-        allow(self.problems, max_bad)
+        raise_for_problems(self.problems, max_bad)
         if not self.samples:
             what = f"All rows are bad, the first: {self.problems[0]}" if self.problems else ""
             raise DataError(what or "The data holds no rows.", "Check --data.")
@@ -71,7 +71,7 @@ class Preflight:
             skipped.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def allow(problems: Sequence[Problem], max_bad: int) -> None:
+def raise_for_problems(problems: Sequence[Problem], max_bad: int) -> None:
     """Only rows can be left out: what is wrong with a whole file always stops.
 
     Raises:
@@ -81,17 +81,17 @@ def allow(problems: Sequence[Problem], max_bad: int) -> None:
         raise DataError(str(files[0]), ONLY_ROWS)
     if len(problems) > max_bad:
         raise DataError(
-            f"{counted(len(problems), 'problem')} in the data, the first: {problems[0]}",
+            f"{pluralize(len(problems), 'problem')} in the data, the first: {problems[0]}",
             f"Fix what check-data lists, or leave it out with --max-bad {len(problems)}.",
         )
 
 
-def check(
+def check_rows(
     data: ReadRows,
     processor: Any,
     *,
     max_length: int,
-    turns: Turns = "auto",
+    turns: TurnMode = "auto",
     share_prefix: bool = True,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -100,7 +100,7 @@ def check(
 
     Args:
         max_length: longest row in tokens that is no problem.
-        turns, share_prefix: see `samples_of`.
+        turns, share_prefix: see `make_samples`.
         workers: threads; decoding pictures and tokenising leave Python's lock.
         on_progress: called with (done, of).
     """
@@ -110,7 +110,7 @@ def check(
 
     samples: list[Sample] = []
     problems = list(data.problems)
-    for done, result in enumerate(in_parallel(measure, data.rows, workers), 1):
+    for done, result in enumerate(parallel_map(measure, data.rows, workers), 1):
         if isinstance(result, Problem):
             problems.append(result)
         else:
@@ -120,17 +120,17 @@ def check(
     return Preflight(tuple(samples), tuple(problems), data.notes)
 
 
-def check_shared(data: ReadRows, processor: Any, **options: Any) -> Preflight:
+def check_distributed(data: ReadRows, processor: Any, **options: Any) -> Preflight:
     """`check` with the work shared among the processes of a distributed run; all get everything."""
     from accelerate import PartialState
 
     state = PartialState()
     if state.num_processes == 1:
-        return check(data, processor, **options)
+        return check_rows(data, processor, **options)
     from accelerate.utils import gather_object
 
     mine = replace(data, rows=data.rows[state.process_index :: state.num_processes], problems=())
-    found = check(mine, processor, **options)
+    found = check_rows(mine, processor, **options)
     order = {(row.file, row.number): place for place, row in enumerate(data.rows)}
     samples = gather_object(list(found.samples))
     problems = gather_object(list(found.problems))
@@ -142,10 +142,10 @@ def check_shared(data: ReadRows, processor: Any, **options: Any) -> Preflight:
 
 
 def _samples(
-    row: Row, processor: Any, max_length: int, turns: Turns, share_prefix: bool
+    row: Row, processor: Any, max_length: int, turns: TurnMode, share_prefix: bool
 ) -> list[Sample] | Problem:
     try:
-        samples = samples_of(
+        samples = make_samples(
             row, row.conversation(), processor, turns=turns, share_prefix=share_prefix
         )
     except VqaError as error:
@@ -153,13 +153,13 @@ def _samples(
     except Exception as error:  # templates and tokenizers raise many kinds; the row is to be named
         reason = (str(error).splitlines() or [""])[0][:100]
         return row.problem(f"The row cannot be rendered ({type(error).__name__}: {reason}).")
-    longest = max(sample.reach for sample in samples)
+    longest = max(sample.positions_needed for sample in samples)
     if longest > max_length:
         return row.problem(
             f"The row has {longest:,} tokens, more than {max_length:,}.",
             "Split it, or raise --max-length if the model can take it.",
         )
-    if not all(sample.trained for sample in samples):
+    if not all(sample.trained_tokens for sample in samples):
         return row.problem("No token of an answer is trained.", "Does the answer hold any text?")
     return samples
 
@@ -186,7 +186,7 @@ class Summary:
     """(file, rows, share of an epoch, with weights counted), largest first."""
 
 
-def summarize(samples: Sequence[Sample]) -> Summary:
+def summarize_samples(samples: Sequence[Sample]) -> Summary:
     """Measures samples; there must be at least one."""
     lengths = np.array([len(sample) for sample in samples])
     edges = np.unique(np.linspace(lengths.min(), lengths.max() + 1, 11).astype(int))
@@ -201,7 +201,7 @@ def summarize(samples: Sequence[Sample]) -> Summary:
         sequences=len(samples),
         pictures=len({digest for sample in samples for digest in sample.digests}),
         tokens=int(lengths.sum()),
-        trained_tokens=sum(sample.trained for sample in samples),
+        trained_tokens=sum(sample.trained_tokens for sample in samples),
         quantiles=(int(low), int(middle), int(high), int(most)),
         histogram=tuple(
             (int(a), int(b), int(n)) for a, b, n in zip(edges, ends, counts, strict=False)
@@ -222,17 +222,17 @@ def _sources(rows: Iterable[Row]) -> tuple[tuple[str, int, float], ...]:
     return tuple((file, count[file], share / total) for file, share in weight.most_common())
 
 
-def mixture(summary: Summary) -> list[str]:
+def mixture_lines(summary: Summary) -> list[str]:
     """A line for each of several sources: how much of an epoch it is."""
     if len(summary.sources) < 2:
         return []
     return [
-        f"  {share:6.1%} of an epoch: {counted(rows, 'row')} of {file}"
+        f"  {share:6.1%} of an epoch: {pluralize(rows, 'row')} of {file}"
         for file, rows, share in summary.sources
     ]
 
 
-def leaking(train: Preflight, held_out: Preflight) -> list[Sample]:
+def find_leaks(train: Preflight, held_out: Preflight) -> list[Sample]:
     """Held-out samples that show a picture which training samples show too, or that repeat one."""
     known = {digest for sample in train.samples for digest in sample.digests}
     known |= {content_key(sample) for sample in train.samples}
@@ -245,7 +245,9 @@ def content_key(sample: Sample) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-def split(preflight: Preflight, fraction: float | None, seed: int) -> tuple[Preflight, Preflight]:
+def split_samples(
+    preflight: Preflight, fraction: float | None, seed: int
+) -> tuple[Preflight, Preflight]:
     """Training and held-out samples; a picture never stands on both sides."""
     digests: dict[int, tuple[str, ...]] = {}
     for sample in preflight.samples:

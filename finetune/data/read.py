@@ -25,7 +25,7 @@ from finetune.data.records import read_record, with_weight
 from finetune.data.rows import BadRow, PictureSource, Problem, ReadRows, Row, Turn
 from finetune.data.split import Split, split_by_picture
 from finetune.data.tables import FOR_TESTING, FOR_TRAINING
-from finetune.progress import counted
+from finetune.progress import pluralize
 from vqa_app.errors import DataError
 
 __all__ = [
@@ -82,7 +82,7 @@ def read_rows(
             try:
                 of_source.append(with_weight(read_record(record, number, context), weight))
             except BadRow as bad:
-                problems.append(Problem(name, number, bad.what, bad.hint))
+                problems.append(Problem(name, number, bad.message, bad.hint))
             except (ValueError, TypeError, IndexError, AttributeError) as error:
                 what = f"The row is malformed: {str(error)[:100]}."
                 problems.append(Problem(name, number, what, "Compare it with the other rows."))
@@ -103,7 +103,7 @@ def _doubts(name: str, rows: Sequence[Row], context: Context) -> Iterator[Proble
         what = f"Not shown to the model: {_most(context.unshown)}."
         yield Problem(name, None, what, note=True)
     for what, count in context.remarks.items():
-        yield Problem(name, None, f"{what} ({counted(count, 'row')}).", note=True)
+        yield Problem(name, None, f"{what} ({pluralize(count, 'row')}).", note=True)
     if len(rows) > 1 and not any(row.pictures for row in rows):
         what = f"None of its {len(rows):,} rows shows a picture."
         yield Problem(name, None, what, note=True)
@@ -113,7 +113,7 @@ def _most(keys: Counter[str]) -> str:
     found = keys.most_common()
     shown = ", ".join(key for key, _ in found[:_KEYS_SHOWN])
     more = f" and {len(found) - _KEYS_SHOWN} more" if len(found) > _KEYS_SHOWN else ""
-    return f"{shown}{more} ({counted(found[0][1], 'row')})"
+    return f"{shown}{more} ({pluralize(found[0][1], 'row')})"
 
 
 def check_sources(

@@ -22,22 +22,22 @@ class Problem:
     row: int | None
     """Line number in JSONL and CSV (with the header counted), position from 1 in every other
     format."""
-    what: str
+    message: str
     hint: str = ""
     note: bool = False
     """Worth knowing, but nothing is wrong with the data."""
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """The row in words, empty for a whole file."""
         return "" if self.row is None else f"row {self.row:,}"
 
     def __str__(self) -> str:
-        where = f"{self.file}, {self.where}" if self.where else self.file
-        return f"{where}: {self.what}" + (f" {self.hint}" if self.hint else "")
+        where = f"{self.file}, {self.location}" if self.location else self.file
+        return f"{where}: {self.message}" + (f" {self.hint}" if self.hint else "")
 
     def to_json(self) -> dict[str, Any]:
-        return {"file": self.file, "row": self.row, "what": self.what, "hint": self.hint}
+        return {"file": self.file, "row": self.row, "what": self.message, "hint": self.hint}
 
 
 class BadRow(Exception):
@@ -45,7 +45,7 @@ class BadRow(Exception):
 
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what)
-        self.what = what
+        self.message = what
         self.hint = hint
 
 

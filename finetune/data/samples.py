@@ -21,7 +21,7 @@ from finetune.data.read import PictureSource, Row, Turn
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import Conversation, Message
 
-Turns: TypeAlias = Literal["auto", "together", "apart"]
+TurnMode: TypeAlias = Literal["auto", "together", "apart"]
 
 SHORT_ANSWER_WORDS = 3
 LONGEST_SEQUENCE = 2048
@@ -51,12 +51,12 @@ class Sample:
         return len(self.input_ids)
 
     @cached_property
-    def trained(self) -> int:
+    def trained_tokens(self) -> int:
         """How many tokens are trained."""
         return int(self.answer_mask.sum())
 
     @cached_property
-    def reach(self) -> int:
+    def positions_needed(self) -> int:
         """Positions that the model needs: what has to fit into its context."""
         return int(self.positions.max()) + 1
 
@@ -72,8 +72,8 @@ class Sample:
         return np.where(self.segments == 0, count, count - first + prefix)
 
 
-def samples_of(
-    row: Row, conversation: Conversation, processor: Any, *, turns: Turns, share_prefix: bool
+def make_samples(
+    row: Row, conversation: Conversation, processor: Any, *, turns: TurnMode, share_prefix: bool
 ) -> list[Sample]:
     """Renders a row with the one renderer that serving uses too.
 

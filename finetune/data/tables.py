@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.rows import PictureSource, Problem
-from finetune.progress import counted
+from finetune.progress import pluralize
 from vqa_app.checkpoints.source import HUB_TIMEOUT
 from vqa_app.errors import DataError
 
@@ -58,7 +58,7 @@ class Cell:
         return value if isinstance(value, bytes) else value["bytes"]
 
 
-def train_files(files: Sequence[Path], folder: Path) -> list[Path]:
+def training_files(files: Sequence[Path], folder: Path) -> list[Path]:
     """Those for training, by a word "train" in their path below `folder`; all where none is."""
     return splits_of(files, folder).get("train") or [*files]
 
@@ -171,7 +171,7 @@ def _no_data_set(folder: Path) -> DataError:
         names = ", ".join(str(file) for file in data)
         return DataError(f"{what} that says what it is.", f"Give --data its file: {names}.")
     kinds = Counter(file.suffix.lower() or "nameless" for file in files).most_common(3)
-    held = " and ".join(f"{counted(number, f'{kind} file')}" for kind, number in kinds)
+    held = " and ".join(f"{pluralize(number, f'{kind} file')}" for kind, number in kinds)
     hint = 'Write the questions into one table with "image", "question", "answer", and give that.'
     return DataError(f"{what}: it has {held or 'no files'}.", hint)
 

@@ -63,7 +63,7 @@ def join(
             }
             yield read_record(record, number, context)
         except BadRow as bad:
-            problems.append(Problem(context.file, number, bad.what, bad.hint))
+            problems.append(Problem(context.file, number, bad.message, bad.hint))
 
 
 def _picture(image_id: Any, subset: str, context: Context) -> Path:

@@ -13,7 +13,14 @@ from finetune.data.read import PictureSource
 from finetune.evaluation import metrics
 from finetune.evaluation.metrics import PairedTest, Scores, by_type, paired_test
 from finetune.evaluation.predictions import Prediction, PredictionsFile
-from finetune.evaluation.questions import Asked, Data, Question, ask, spread, what_is_asked
+from finetune.evaluation.questions import (
+    Data,
+    EvalQuestions,
+    Question,
+    evaluation_identity,
+    evenly_spaced,
+    load_questions,
+)
 from vqa_app.errors import DataError, ImageError, UsageError
 from vqa_app.pictures.picture import Picture, blank_like
 
@@ -53,7 +60,9 @@ class EvalResult:
         return values | {"scores": asdict(self.scores), "types": types}
 
 
-def summarize(model: str, predictions: Sequence[Prediction], seconds: float) -> EvalResult:
+def summarize_predictions(
+    model: str, predictions: Sequence[Prediction], seconds: float
+) -> EvalResult:
     """Means over predictions.
 
     Raises:
@@ -172,7 +181,7 @@ def _answer_chunk(
 
 def evaluate(
     model: LoadedModel | str | Path,
-    data: Asked | Data,
+    data: EvalQuestions | Data,
     *,
     images: Sequence[str | Path] = (),
     out: str | Path | None = None,
@@ -187,8 +196,8 @@ def evaluate(
 
     Args:
         model: loaded, or what `load_model` takes (a run directory too).
-        data: rows, files in any format that can be trained on, or what `ask` made of them (then
-            `images`, `limit`, `history` and `max_bad` are its business).
+        data: rows, files in any format that can be trained on, or the result of `load_questions`
+            (`images`, `limit`, `history` and `max_bad` are then ignored).
         images: folders that picture paths in the files are relative to.
         out: JSONL file for the predictions, written as they are made; an interrupted evaluation of
             the same model, data and pictures goes on there. Scores go beside it (`.summary.json`).
@@ -203,12 +212,12 @@ def evaluate(
     """
     from vqa_app.checkpoints.loader import LoadedModel, load_model
 
-    if not isinstance(data, Asked):
-        data = ask(data, images, history=history, limit=limit, max_bad=max_bad)
+    if not isinstance(data, EvalQuestions):
+        data = load_questions(data, images, history=history, limit=limit, max_bad=max_bad)
     questions = data.questions
     loaded = model if isinstance(model, LoadedModel) else load_model(str(model))
     started = time.monotonic()
-    identity = what_is_asked(questions, max_new_tokens, losses) | _who_answers(loaded)
+    identity = evaluation_identity(questions, max_new_tokens, losses) | _who_answers(loaded)
     kept = PredictionsFile(Path(out), identity) if out else None
     done = {p.id: p for p in kept.resume()} if kept else {}
     todo = [question for question in questions if question.id not in done]
@@ -227,11 +236,11 @@ def evaluate(
         loaded.processor,
         todo,
         max_new_tokens=max_new_tokens,
-        measured={question.id for question in spread(questions, losses)},
+        measured={question.id for question in evenly_spaced(questions, losses)},
         on_chunk=report,
     )
     predictions = [done[question.id] for question in questions]
-    result = summarize(loaded.label, predictions, time.monotonic() - started)
+    result = summarize_predictions(loaded.label, predictions, time.monotonic() - started)
     if kept:
         kept.finish(result.to_json())
     return result

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from finetune.data.preflight import allow
+from finetune.data.preflight import raise_for_problems
 from finetune.data.read import FOR_TESTING, PictureSource, Problem, ReadRows, Row, read_rows
 from finetune.evaluation.metrics import question_type
-from finetune.parallel import in_parallel
+from finetune.parallel import parallel_map
 from vqa_app.errors import ImageError
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import Conversation, Message
@@ -71,7 +71,7 @@ class Question:
         return self.conversation(pictures).then(answer)
 
 
-def questions_of(rows: Iterable[Row], *, history: bool = False) -> list[Question]:
+def make_questions(rows: Iterable[Row], *, history: bool = False) -> list[Question]:
     """Every question of the rows, those about the same pictures side by side.
 
     Args:
@@ -94,7 +94,7 @@ def questions_of(rows: Iterable[Row], *, history: bool = False) -> list[Question
     return sorted(questions, key=lambda question: first[question.picture_key])
 
 
-def spread(questions: Sequence[Question], limit: int | None) -> list[Question]:
+def evenly_spaced(questions: Sequence[Question], limit: int | None) -> list[Question]:
     """At most `limit` of the questions, taken evenly from beginning to end."""
     if limit is None or limit >= len(questions):
         return list(questions)
@@ -102,7 +102,7 @@ def spread(questions: Sequence[Question], limit: int | None) -> list[Question]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvalQuestions:
     """Questions whose pictures can be opened."""
 
     questions: tuple[Question, ...]
@@ -111,7 +111,7 @@ class Asked:
     notes: tuple[Problem, ...] = ()
 
 
-def ask(
+def load_questions(
     data: Data,
     images: Sequence[str | Path] = (),
     *,
@@ -119,13 +119,13 @@ def ask(
     limit: int | None = None,
     max_bad: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Asked:
+) -> EvalQuestions:
     """The questions of some data; every picture is opened, so that a damaged one is told now and
     not after hours of answers.
 
     Args:
         images: folders that picture paths in files are relative to.
-        history: see `questions_of`.
+        history: see `make_questions`.
         limit: at most so many questions, spread evenly.
         max_bad: how many bad rows may be left out.
         on_progress: told how many of how many pictures are opened.
@@ -134,7 +134,7 @@ def ask(
         DataError: more bad rows than that; the first is named.
     """
     read = _read(data, images)
-    questions = spread(questions_of(read.rows, history=history), limit)
+    questions = evenly_spaced(make_questions(read.rows, history=history), limit)
     unreadable = _unreadable(questions, on_progress)
     bad: dict[int, Problem] = {}
     for row in {id(question.row): question.row for question in questions}.values():
@@ -142,8 +142,8 @@ def ask(
         if errors:
             bad[id(row)] = row.problem(errors[0].problem, errors[0].hint)
     problems = (*read.problems, *bad.values())
-    allow(problems, max_bad)
-    return Asked(tuple(q for q in questions if id(q.row) not in bad), problems, read.notes)
+    raise_for_problems(problems, max_bad)
+    return EvalQuestions(tuple(q for q in questions if id(q.row) not in bad), problems, read.notes)
 
 
 def _read(data: Data, images: Sequence[str | Path]) -> ReadRows:
@@ -166,7 +166,7 @@ def _unreadable(
 
     sources = {source.key: source for q in questions for source in q.row.pictures}
     found: dict[str, ImageError] = {}
-    looked = in_parallel(look, list(sources.values()))
+    looked = parallel_map(look, list(sources.values()))
     for done, (key, error) in enumerate(zip(sources, looked, strict=True), 1):
         if error is not None:
             found[key] = error
@@ -175,7 +175,7 @@ def _unreadable(
     return found
 
 
-def what_is_asked(
+def evaluation_identity(
     questions: Sequence[Question], max_new_tokens: int, losses: int
 ) -> dict[str, Any]:
     """What must be the same for an evaluation to go on where it stopped, but for the model."""

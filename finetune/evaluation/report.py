@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.evaluation.metrics import vqa_accuracy
-from finetune.progress import counted
+from finetune.progress import pluralize
 from finetune.runs.layout import (
     CARD_FILE,
     METRICS_FILE,
@@ -63,7 +63,7 @@ class WorstAnswer:
     pictures: tuple[Picture, ...]
 
 
-def keep_watch_answers(
+def save_watch_answers(
     run: Path,
     step: int,
     answered: Iterable[tuple[str, str, str, Sequence[Picture]]],
@@ -122,7 +122,7 @@ def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
         "earlier": manifest.get("earlier", []),
         "doubt": _doubt(manifest),
         "final": final,
-        "asked": counted(int(asked), "held-out question") if asked else "held-out questions",
+        "asked": pluralize(int(asked), "held-out question") if asked else "held-out questions",
         "before": next((line for line in lines if line.get("step") == 0), {}),
         "plots": [(title, _uri(path.read_bytes())) for title, path in plots],
         "watch": _watch(run),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.progress import counted
+from finetune.progress import pluralize
 from finetune.runs.golden import Comparison, compare, read_golden
 from vqa_app.checkpoints.manifest import quantization_of
 from vqa_app.errors import ModelError
@@ -53,7 +53,7 @@ class Verification:
     def summary(self) -> str:
         found = self.comparison
         return (
-            f"{counted(found.prompts, 'golden prompt')}: log-probabilities within"
+            f"{pluralize(found.prompts, 'golden prompt')}: log-probabilities within"
             f" {found.worst_difference:.2g} nats of those saved (allowed: {self.tolerance:g})"
         )
 

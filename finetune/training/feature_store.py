@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.data.samples import Sample
-from finetune.parallel import in_parallel
+from finetune.parallel import parallel_map
 from finetune.training.plan import CPU_TOKENS_AT_ONCE
 from vqa_app.devices import is_out_of_memory, release_memory
 from vqa_app.errors import DataError
@@ -335,7 +335,7 @@ def fill(
         return pixels_of(processor, picture)
 
     # Only pixels wait for the encoder: a photograph at full size may take 100 times as much.
-    pictures = in_parallel(read, missing, workers)
+    pictures = parallel_map(read, missing, workers)
     at_once, done = pictures_at_once(model), 0
     waiting: list[Tensor] = []
     while done < len(missing):

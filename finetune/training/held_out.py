@@ -12,9 +12,9 @@ from typing import Any
 
 from finetune.config import FinetuneConfig
 from finetune.data.samples import Sample
-from finetune.evaluation.evaluate import EvalResult, answer_questions, summarize
-from finetune.evaluation.questions import Question, questions_of, spread
-from finetune.evaluation.report import keep_watch_answers
+from finetune.evaluation.evaluate import EvalResult, answer_questions, summarize_predictions
+from finetune.evaluation.questions import Question, evenly_spaced, make_questions
+from finetune.evaluation.report import save_watch_answers
 from finetune.progress import OnProgress, Progress
 from finetune.training.stage import StageRun
 from vqa_app.errors import UsageError
@@ -66,8 +66,8 @@ class Evaluation:
         if not (held_out or config.watch):
             return None
         known = data.held_out if held_out else data.train
-        questions = questions_of(known.rows, history=_in_dialogue(known.samples))
-        chosen = tuple(spread(questions, config.eval_questions))
+        questions = make_questions(known.rows, history=_in_dialogue(known.samples))
+        chosen = tuple(evenly_spaced(questions, config.eval_questions))
         return cls(
             stage.frozen.model,
             processor,
@@ -114,7 +114,7 @@ class Evaluation:
             predictions = gather_object(list(predictions))
             place = {question.id: number for number, question in enumerate(self.questions)}
             predictions.sort(key=lambda prediction: place[prediction.id])
-        return summarize("", predictions, 0.0)
+        return summarize_predictions("", predictions, 0.0)
 
     def _watch(self, step: int) -> None:
         from vqa_app.engine.batched import answer_all
@@ -124,7 +124,7 @@ class Evaluation:
         answers = answer_all(
             self.model, self.processor, prompts, max_new_tokens=self.max_new_tokens
         )
-        keep_watch_answers(
+        save_watch_answers(
             self.run,
             step,
             [
@@ -159,7 +159,7 @@ def watched(config: FinetuneConfig) -> tuple[Watched, ...]:
 
 def _chosen_to_watch(questions: Sequence[Question]) -> tuple[Watched, ...]:
     found = []
-    for question in spread(questions, WATCHED):
+    for question in evenly_spaced(questions, WATCHED):
         pictures = {source.key: source.open() for source in question.row.pictures}
         expected = question.row.turns[question.turn].text
         found.append(Watched(question.conversation(pictures), expected, question.answers))

@@ -10,15 +10,15 @@ from finetune.config import FinetuneConfig
 from finetune.data.preflight import (
     Preflight,
     Summary,
-    check_shared,
-    leaking,
-    mixture,
-    split,
-    summarize,
+    check_distributed,
+    find_leaks,
+    mixture_lines,
+    split_samples,
+    summarize_samples,
 )
 from finetune.data.read import FOR_TESTING, FOR_TRAINING, read_rows
 from finetune.kernels.shared_prefix import supports_branching
-from finetune.progress import OnProgress, Progress, counted
+from finetune.progress import OnProgress, Progress, pluralize
 from finetune.runs.layout import SKIPPED_EVAL_FILE, SKIPPED_FILE
 from vqa_app.checkpoints.loader import LoadedModel
 from vqa_app.models.architecture import context_length, plain
@@ -45,7 +45,7 @@ def read_data(config: FinetuneConfig, loaded: LoadedModel, tell: OnProgress) -> 
 
     def checked(sources: Sequence[str], purpose: str, skipped: Path | None) -> Preflight:
         tell(Progress("checking", message=f"Reading {', '.join(sources)}."))
-        found = check_shared(
+        found = check_distributed(
             read_rows(sources, config.images, purpose),
             loaded.processor,
             max_length=config.max_length or context_length(plain(loaded.model).config),
@@ -60,9 +60,9 @@ def read_data(config: FinetuneConfig, loaded: LoadedModel, tell: OnProgress) -> 
             tell(Progress("checking", message=str(problem)))
         if (more := len(found.problems) - SHOWN_PROBLEMS) > 0:
             tell(Progress("checking", message=f"... and {more:,} more problems."))
-        found.raise_beyond(config.max_bad, skipped)
+        found.enforce_limit(config.max_bad, skipped)
         if found.problems:
-            left_out = counted(len(found.problems), "bad row")
+            left_out = pluralize(len(found.problems), "bad row")
             message = f"Left out: {left_out}, listed in {skipped}."
             tell(Progress("checking", message=message))
         return found
@@ -70,19 +70,19 @@ def read_data(config: FinetuneConfig, loaded: LoadedModel, tell: OnProgress) -> 
     train_data = checked(config.data, FOR_TRAINING, Path(config.out) / SKIPPED_FILE)
     if config.eval_data:
         held_out = checked(config.eval_data, FOR_TESTING, Path(config.out) / SKIPPED_EVAL_FILE)
-        if leaks := leaking(train_data, held_out):
-            known = counted(len(leaks), "held-out row")
+        if leaks := find_leaks(train_data, held_out):
+            known = pluralize(len(leaks), "held-out row")
             message = f"Note: training rows repeat, or show the pictures of, {known}."
             tell(Progress("checking", message=message))
     else:
-        train_data, held_out = split(train_data, config.eval_fraction, config.seed)
+        train_data, held_out = split_samples(train_data, config.eval_fraction, config.seed)
     if copies := train_data.duplicates():
         later = copies[0][1].row.place
-        message = f"Note: {counted(len(copies), 'duplicate row')}, the first at {later}."
+        message = f"Note: {pluralize(len(copies), 'duplicate row')}, the first at {later}."
         tell(Progress("checking", message=message))
-    summary = summarize(train_data.samples)
+    summary = summarize_samples(train_data.samples)
     tell(Progress("checking", message=describe(summary, held_out)))
-    for line in mixture(summary):
+    for line in mixture_lines(summary):
         tell(Progress("checking", message=line))
     if doubt := doubts(config, held_out):
         tell(Progress("checking", message=f"Note: {doubt}"))
@@ -92,12 +92,12 @@ def read_data(config: FinetuneConfig, loaded: LoadedModel, tell: OnProgress) -> 
 def describe(summary: Summary, held_out: Preflight) -> str:
     """The training data in one line."""
     least, median, _, most = summary.quantiles
-    pictures, rows = counted(summary.pictures, "picture"), counted(summary.rows, "row")
-    asked = counted(_questions(held_out), "question")
+    pictures, rows = pluralize(summary.pictures, "picture"), pluralize(summary.rows, "row")
+    asked = pluralize(_questions(held_out), "question")
     return (
-        f"{rows}, {counted(summary.answers, 'answer')}, {pictures}; "
+        f"{rows}, {pluralize(summary.answers, 'answer')}, {pictures}; "
         f"{least:,} to {most:,} tokens, median {median:,}; {summary.trained_tokens:,} trained. "
-        f"Held out: {counted(len(held_out.rows), 'row')} with {asked}."
+        f"Held out: {pluralize(len(held_out.rows), 'row')} with {asked}."
     )
 
 
@@ -107,12 +107,12 @@ def doubts(config: FinetuneConfig, held_out: Preflight) -> str:
         return ""
     if asked:
         return (
-            f"Only {counted(asked, 'question')} held out: accuracy, and the checkpoint that is "
+            f"Only {pluralize(asked, 'question')} held out: accuracy, and the checkpoint that is "
             "kept for it, are by chance to a good part."
         )
     if config.eval_fraction == 0:
         return ""
-    return "Nothing is held out: all rows hang together by the pictures that they share."
+    return "No validation split: every row shares a picture with another."
 
 
 def _questions(held_out: Preflight) -> int:

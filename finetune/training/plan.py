@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune.config import FinetuneConfig, Stage
-from finetune.progress import counted
+from finetune.progress import pluralize
 from vqa_app.errors import UsageError
 from vqa_app.files import in_words
 
@@ -280,7 +280,7 @@ def describe(settings: Settings, chosen: FinetuneConfig) -> str:
         parts[-1] += f" [{chosen.batch_size} cannot be shared evenly by the processes]"
     split = settings.micro_batches
     parts.append(
-        counted(settings.steps, "step") + (f" of {split} micro-batches" if split > 1 else "")
+        pluralize(settings.steps, "step") + (f" of {split} micro-batches" if split > 1 else "")
     )
     parts.append("bf16" if settings.bf16 else "fp32")
     if settings.eight_bit_optimizer:

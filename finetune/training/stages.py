@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from finetune.config import FinetuneConfig
 from finetune.data.samples import Sample
 from finetune.kernels.shared_prefix import allow_branching, supports_branching
-from finetune.parallel import in_parallel
+from finetune.parallel import parallel_map
 from finetune.progress import OnProgress, Progress
 from finetune.runs import checkpoint
 from finetune.training import feature_store
@@ -113,7 +113,7 @@ def settle(stage: StageRun, saved: Path | None) -> Settings:
         config,
         sequences=sum(sample.row.weight for sample in stage.samples),
         longest=max(len(sample) for sample in stage.samples),
-        labels=max(sample.trained for sample in stage.samples),
+        labels=max(sample.trained_tokens for sample in stage.samples),
         shape=Shape(
             width=text.hidden_size,
             intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
@@ -324,7 +324,7 @@ def make_collate(
         if store is not None:
             found = [store[digest] for sample in chosen for digest in sample.digests]
             return collator.with_features(chosen, found)
-        return collator.with_pixels(chosen, list(in_parallel(pixels, chosen, workers)))
+        return collator.with_pixels(chosen, list(parallel_map(pixels, chosen, workers)))
 
     return collate
 

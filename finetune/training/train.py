@@ -11,7 +11,7 @@ from pathlib import Path
 
 from finetune.config import FinetuneConfig
 from finetune.data.read import check_sources
-from finetune.progress import OnProgress, Progress, counted, describe_metric
+from finetune.progress import OnProgress, Progress, format_metric, pluralize
 from finetune.runs import checkpoint
 from finetune.training import resume
 from finetune.training.interrupt import Stop
@@ -51,9 +51,9 @@ class RunResult:
     """How many held-out questions that is about."""
 
     def __str__(self) -> str:
-        scores = ", ".join(describe_metric(name, value) for name, value in self.evaluation.items())
-        asked = f"; on {counted(self.questions, 'held-out question')}: {scores}" if scores else ""
-        return f"{self.run}: {counted(self.steps, 'step')}{asked}."
+        scores = ", ".join(format_metric(name, value) for name, value in self.evaluation.items())
+        asked = f"; on {pluralize(self.questions, 'held-out question')}: {scores}" if scores else ""
+        return f"{self.run}: {pluralize(self.steps, 'step')}{asked}."
 
 
 def train(

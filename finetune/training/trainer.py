@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from finetune.data.samples import Sample
-from finetune.progress import OnProgress, Progress, describe_metric
+from finetune.progress import OnProgress, Progress, format_metric
 from finetune.runs import checkpoint
 from finetune.runs.layout import METRICS_FILE
 from finetune.training.batches import Ahead, BatchPlan, loader
@@ -240,7 +240,7 @@ class FinetuneTrainer(Trainer):
             return {}
         self.best.last = found
         if step == 0:
-            scores = "  ".join(describe_metric(name, value) for name, value in found.items())
+            scores = "  ".join(format_metric(name, value) for name, value in found.items())
             self.on_progress(Progress("evaluating", message=f"Before training: {scores}"))
         else:
             self._rank(found)

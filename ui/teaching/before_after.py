@@ -44,14 +44,14 @@ def taught_in(paths: Sequence[str]) -> Taught:
     """
     from finetune.data.read import read_rows
     from finetune.data.samples import SHORT_ANSWER_WORDS
-    from finetune.evaluation.questions import questions_of, spread
+    from finetune.evaluation.questions import evenly_spaced, make_questions
 
     found: list[Question] = []
     for row in read_rows(paths).rows:
         answers = [turn.text for turn in row.turns if turn.role == "assistant"]
         short = all(len(answer.split()) <= SHORT_ANSWER_WORDS for answer in answers)
-        found += questions_of([row], history=not (short and row.pictures))
-    return Taught(tuple(spread(found, TAUGHT)), len(found))
+        found += make_questions([row], history=not (short and row.pictures))
+    return Taught(tuple(evenly_spaced(found, TAUGHT)), len(found))
 
 
 def compare(

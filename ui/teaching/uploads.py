@@ -25,13 +25,13 @@ def data_files(folder: Path) -> list[Path]:
     Raises:
         DataError: there is nothing.
     """
-    from finetune.data.tables import train_files
+    from finetune.data.tables import training_files
 
     # Our own export holds the same rows twice; the JSON says more than the table.
     for kinds in (("*.json", "*.jsonl"), ("*.csv", "*.tsv"), ("*.parquet", "*.arrow")):
         files = sorted(file for kind in kinds for file in folder.rglob(kind))
         if files:
-            return train_files(files, folder)
+            return training_files(files, folder)
     raise DataError("There is no data file in it.", "Add a LLaVA JSON or a CSV.")
 
 
@@ -53,8 +53,8 @@ def _refuse_outside(rows: Iterable[Row], folder: Path) -> None:
 
 def told(problem: Problem) -> str:
     """What is wrong with sent data, as the sender is told it: with its row, without a path."""
-    what = f"{problem.what} {without_options(problem.hint)}".strip()
-    return without_paths(f"{problem.where}: {what}" if problem.where else what)
+    what = f"{problem.message} {without_options(problem.hint)}".strip()
+    return without_paths(f"{problem.location}: {what}" if problem.location else what)
 
 
 def read_sent(folder: Path) -> ReadRows:

@@ -11,7 +11,7 @@ import pytest
 
 from finetune.cli.inspect_data import check_data, show_sample
 from finetune.config import FinetuneConfig
-from finetune.progress import Display, Progress, clock, counted
+from finetune.progress import Progress, ProgressDisplay, format_duration, pluralize
 from tests.fake_hub import serve
 from tests.finetune.runs.test_checkpoint import saved
 from tests.finetune.training_data import write_data
@@ -131,7 +131,7 @@ def test_a_damaged_picture_is_named_with_its_row(tiny_llava_dir: Path, tmp_path:
 
 
 def test_one_of_something_is_said_so() -> None:
-    said = [counted(number, "bad row") for number in (0, 1, 2000)]
+    said = [pluralize(number, "bad row") for number in (0, 1, 2000)]
     assert said == ["0 bad rows", "1 bad row", "2,000 bad rows"]
 
 
@@ -177,7 +177,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
 ) -> None:
     monkeypatch.setattr("finetune.progress._LINE_SECONDS", 1e9)
     stream = io.StringIO()
-    with Display(stream) as display:
+    with ProgressDisplay(stream) as display:
         for step in range(1, 51):
             display(Progress("training", step, 50, loss=1 / step, evaluation={"vqa_accuracy": 0.5}))
         display(Progress("saving", message="Saved."))
@@ -190,7 +190,11 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
 
 
 def test_time_left_reads_as_a_clock() -> None:
-    assert (clock(59.6), clock(61), clock(3700)) == ("1:00", "1:01", "1:01:40")
+    assert (format_duration(59.6), format_duration(61), format_duration(3700)) == (
+        "1:00",
+        "1:01",
+        "1:01:40",
+    )
 
 
 def test_data_without_rows_is_no_good_data(tiny_llava_dir: Path, tmp_path: Path) -> None:

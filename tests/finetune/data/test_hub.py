@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from finetune.data.read import FOR_TESTING, check_sources, read_rows
-from finetune.evaluation.questions import ask
+from finetune.evaluation.questions import load_questions
 from tests.fake_hub import pauses, use
 from tests.finetune.fake_data_hub import Handler, serve
 from vqa_app.errors import DataError
@@ -73,9 +73,9 @@ def test_a_split_of_a_data_set_is_named_behind_an_at(hub: type[Handler]) -> None
     check_sources("someone/cats@test@2")
     with pytest.raises(DataError, match=r"someone/cats has the splits train, test"):
         read_rows("someone/cats@validation")
-    asked = ask("someone/cats")
+    asked = load_questions("someone/cats")
     assert len(asked.questions) == 1
-    assert "the split test is read" in asked.notes[0].what
+    assert "the split test is read" in asked.notes[0].message
     folder = hub.folders["someone/tests"] = data_set(hub.folders["someone/cats"].parent / "tests")
     (folder / "data" / "train-00000-of-00001.parquet").unlink()
     assert len(read_rows("someone/tests").rows) == 1

@@ -69,7 +69,7 @@ def test_a_picture_that_is_not_found_never_leaves_a_blind_row(
     folder: Path, record: dict, what: str
 ) -> None:
     Image.new("RGB", (8, 8)).save(folder / "images" / "k\u00fcche.png")
-    assert what in only_problem(write(folder, [record])).what
+    assert what in only_problem(write(folder, [record])).message
 
 
 def test_pictures_beside_a_messages_text_are_that_messages(folder: Path) -> None:
@@ -80,7 +80,7 @@ def test_pictures_beside_a_messages_text_are_that_messages(folder: Path) -> None
         asked["content"] = "<image>\nWhat is it?"
         assert said(only_row(write(folder, [record]))) == CAT
         asked["content"] = "<image><image>\nWhat is it?"
-        assert "no picture" in only_problem(write(folder, [record])).what
+        assert "no picture" in only_problem(write(folder, [record])).message
 
 
 def test_links_in_the_picture_folder_lead_where_their_owner_wants(folder: Path) -> None:
@@ -91,7 +91,7 @@ def test_links_in_the_picture_folder_lead_where_their_owner_wants(folder: Path) 
     assert said(only_row(write(folder, [llava(image="coco/cat.png")]))) == CAT
     assert said(only_row(write(folder, [llava(image=str(folder / "images/coco/cat.png"))]))) == CAT
     out = write(folder, [llava(image="coco/../../data.json")])
-    assert "outside" in only_problem(out).what
+    assert "outside" in only_problem(out).message
 
 
 def test_placeholders_beside_pictures_are_not_trained_as_text(folder: Path) -> None:
@@ -102,12 +102,13 @@ def test_placeholders_beside_pictures_are_not_trained_as_text(folder: Path) -> N
     assert said(only_row(write(folder, [record | {"messages": [
         {"role": "user", "content": parts[1:]}, answer]}]))) == CAT  # fmt: skip
     parts[1]["text"] = "<image><image>What is it?"
-    assert "1 picture but 2 <image>" in only_problem(write(folder, [record])).what
+    assert "1 picture but 2 <image>" in only_problem(write(folder, [record])).message
     texts = [{"user": "<image>\nWhat is it?", "assistant": "a cat"}]
     assert said(only_row(write(folder, [{"images": ["cat.png"], "texts": texts}]))) == CAT
     texts[0]["user"] = "<image><image>"
     assert (
-        "no picture" in only_problem(write(folder, [{"images": ["cat.png"], "texts": texts}])).what
+        "no picture"
+        in only_problem(write(folder, [{"images": ["cat.png"], "texts": texts}])).message
     )
 
 
@@ -122,7 +123,7 @@ def test_pictures_under_numbered_keys_are_all_shown_in_order(folder: Path) -> No
         "Is", "cat.png", "like", "dog.png", "?"
     ]  # fmt: skip
     record |= {"question": "Is <image 2> like <image 1>?"}
-    assert "<image 2> where picture 1 is next" in only_problem(write(folder, [record])).what
+    assert "<image 2> where picture 1 is next" in only_problem(write(folder, [record])).message
 
 
 def test_qwens_picture_in_the_text_is_shown(folder: Path) -> None:
@@ -130,7 +131,7 @@ def test_qwens_picture_in_the_text_is_shown(folder: Path) -> None:
     del record["image"]
     assert said(only_row(write(folder, [record]))) == CAT
     record = llava("<img>bird.png</img>\nWhat is it?")
-    assert "There is no picture bird.png" in only_problem(write(folder, [record])).what
+    assert "There is no picture bird.png" in only_problem(write(folder, [record])).message
 
 
 def test_base64_is_a_picture_without_saying_so(folder: Path) -> None:
@@ -140,12 +141,12 @@ def test_base64_is_a_picture_without_saying_so(folder: Path) -> None:
         row = only_row(write(folder, [question(**{key: value})]))
         assert said(row) == CAT
         assert row.conversation().pictures[0].image.getpixel((0, 0)) == (255, 0, 0)
-    assert "is not a known key" in only_problem(write(folder, [question(shot=text)])).what
+    assert "is not a known key" in only_problem(write(folder, [question(shot=text)])).message
 
 
 @pytest.mark.parametrize("path", ["/cats" * 40_000, "cats" * 55 + "/cat", "a picture " * 9_000])
 def test_no_message_is_long(folder: Path, path: str) -> None:
-    assert len(only_problem(write(folder, [question(image=path)])).what) < 400 + len(str(folder))
+    assert len(only_problem(write(folder, [question(image=path)])).message) < 400 + len(str(folder))
 
 
 # Questions
@@ -170,7 +171,7 @@ def test_a_history_becomes_earlier_turns(folder: Path) -> None:
     ]  # fmt: skip
     assert row.references == (("I will.",), ("a cat",))
     problem = only_problem(write(folder, [record | {"history": ["Look."]}]))
-    assert "The history is ['Look.']" in problem.what
+    assert "The history is ['Look.']" in problem.message
 
 
 def test_messages_under_prompt_and_completion_are_a_conversation(folder: Path) -> None:
@@ -194,7 +195,7 @@ def test_messages_under_prompt_and_completion_are_a_conversation(folder: Path) -
     ],
 )
 def test_a_question_that_cannot_be_asked_is_refused(folder: Path, record: dict, what: str) -> None:
-    assert what in only_problem(write(folder, [record])).what
+    assert what in only_problem(write(folder, [record])).message
 
 
 def test_what_the_model_is_not_shown_is_told_once_for_a_file(folder: Path) -> None:
@@ -205,7 +206,7 @@ def test_what_the_model_is_not_shown_is_told_once_for_a_file(folder: Path) -> No
         f"{path}: None of its 3 rows shows a picture.",
     ]
     lettered = question(answer="B", A="a dog", B="a cat", image="cat.png")
-    assert "model: A, B (1 row)" in read_rows(write(folder, [lettered])).notes[0].what
+    assert "model: A, B (1 row)" in read_rows(write(folder, [lettered])).notes[0].message
     assert read_rows(write(folder, [llava(width=8, source="x"), llava()])).notes == ()
 
 
@@ -261,7 +262,7 @@ def test_an_answer_is_what_somebody_wrote(folder: Path, record: dict, answer: st
     ],
 )
 def test_an_answer_that_nobody_wrote_is_refused(folder: Path, record: dict, what: str) -> None:
-    assert what in only_problem(write(folder, [record])).what
+    assert what in only_problem(write(folder, [record])).message
 
 
 def test_half_a_character_in_an_id_harms_nobody(folder: Path) -> None:
@@ -340,4 +341,4 @@ def test_a_stray_quote_costs_its_row_alone(folder: Path, stray: str) -> None:
     data = read_rows(write(folder, text, "data.csv"))
     assert [row.number for row in data.rows] == [2, 5, 8]
     assert [problem.row for problem in data.problems] == [4, 7]
-    assert "quotes do not match" in data.problems[0].what
+    assert "quotes do not match" in data.problems[0].message

@@ -29,8 +29,8 @@ def chat(asked: object = "What is it?", **answer: object) -> list[dict]:
 )
 def test_an_answer_that_is_marked_as_not_to_be_trained_is_refused(folder: Path, mark: dict) -> None:
     problem = only_problem(write(folder, [{"messages": chat(**mark)}]))
-    assert "Message 2 says" in problem.what
-    assert str(*mark.values()) in problem.what
+    assert "Message 2 says" in problem.message
+    assert str(*mark.values()) in problem.message
 
 
 def test_an_answer_that_is_to_be_trained_says_so_in_vain(folder: Path) -> None:
@@ -42,17 +42,17 @@ def test_an_answer_that_is_to_be_trained_says_so_in_vain(folder: Path) -> None:
 
 def test_what_of_a_message_is_not_shown_is_told(folder: Path) -> None:
     path = write(folder, [{"messages": chat(reasoning_content="It purrs.", tool_calls=None)}])
-    assert "model: message.reasoning_content (1 row)" in read_rows(path).notes[0].what
+    assert "model: message.reasoning_content (1 row)" in read_rows(path).notes[0].message
     asked = {"role": "user", "content": "What is it?", "shot": "cat.png"}
     path = write(folder, [{"messages": [asked, chat()[1]]}])
-    assert "'shot' holds a picture" in only_problem(path).what
+    assert "'shot' holds a picture" in only_problem(path).message
 
 
 def test_a_system_text_that_gives_way_to_a_message_is_told(folder: Path) -> None:
     messages = [{"role": "system", "content": "Be brief."}, *chat()]
     path = write(folder, [{"system": "Be kind.", "messages": messages}])
     assert said(only_row(path))[0] == ("system", "Be brief.", 0)
-    assert "The text under 'system' is not shown" in read_rows(path).notes[0].what
+    assert "The text under 'system' is not shown" in read_rows(path).notes[0].message
     assert read_rows(write(folder, [{"system": "Be brief.", "messages": messages}])).notes == ()
 
 
@@ -66,7 +66,7 @@ def test_pictures_that_parts_number_stand_in_that_order(folder: Path) -> None:
     row = only_row(write(folder, [record]))
     assert [picture.name for picture in row.pictures] == ["cat.png", "dog.png"]
     record["messages"] = chat(parts(1, 0))
-    assert "index 1 where 0 is next" in only_problem(write(folder, [record])).what
+    assert "index 1 where 0 is next" in only_problem(write(folder, [record])).message
 
 
 def test_trls_messages_without_marks_show_their_pictures_first(folder: Path) -> None:
@@ -78,10 +78,10 @@ def test_trls_messages_without_marks_show_their_pictures_first(folder: Path) -> 
     ):
         path = write(folder, [record | {"images": ["cat.png"]}])
         assert said(only_row(path)) == CAT
-        assert "No message says where the pictures stand" in read_rows(path).notes[0].what
+        assert "No message says where the pictures stand" in read_rows(path).notes[0].message
     some = chat("<image>What is it?")
     problem = only_problem(write(folder, [{"images": ["cat.png", "dog.png"], "messages": some}]))
-    assert "2 pictures but 1 <image>" in problem.what
+    assert "2 pictures but 1 <image>" in problem.message
 
 
 def test_anthropics_pictures_are_read_and_a_part_without_one_is_told(folder: Path) -> None:
@@ -93,7 +93,7 @@ def test_anthropics_pictures_are_read_and_a_part_without_one_is_told(folder: Pat
     assert row.conversation().pictures[0].image.getpixel((0, 0)) == (255, 0, 0)
     lacking = chat([{"type": "image", "shot": "cat.png"}, text])
     problem = only_problem(write(folder, [{"messages": lacking}]))
-    assert "an image part without a picture; its keys are type, shot" in problem.what
+    assert "an image part without a picture; its keys are type, shot" in problem.message
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_anthropics_pictures_are_read_and_a_part_without_one_is_told(folder: Pat
 )
 def test_preferences_are_called_so(folder: Path, record: dict) -> None:
     path = write(folder, [record | {"chosen": "a cat", "rejected": "a dog"}])
-    assert "preferences; only answers are trained" in only_problem(path).what
+    assert "preferences; only answers are trained" in only_problem(path).message
     path = write(folder, [question(chosen="a cat", rejected="a dog")])
-    assert "model: chosen, rejected" in read_rows(path).notes[0].what
+    assert "model: chosen, rejected" in read_rows(path).notes[0].message
 
 
 # Pictures
@@ -137,10 +137,10 @@ def test_a_picture_that_is_not_shown_is_told(folder: Path) -> None:
     record = question(image="cat.png")
     for key in ("reference_image", "ref_image_path", "image_reference"):
         problem = only_problem(write(folder, [record | {key: "dog.png"}]))
-        assert f"'{key}' holds a picture" in problem.what
+        assert f"'{key}' holds a picture" in problem.message
         assert "image_1" in problem.hint
     path = write(folder, [record | {"mask": "dog.png", "img_w": 8, "shape": "round"}])
-    assert [note.what for note in read_rows(path).notes] == [
+    assert [note.message for note in read_rows(path).notes] == [
         "Pictures, or their names, that the model is not shown: mask (1 row).",
         "Not shown to the model: shape (1 row).",
     ]
@@ -156,7 +156,7 @@ def test_a_file_is_found_by_its_path_where_its_name_is_not_enough(folder: Path) 
     assert said(only_row(write(folder, [question(file_path="coco-text/c0.png")]))) == CAT
     assert only_row(write(folder, [question(file_path="data/1.json")])).pictures == ()
     problem = only_problem(write(folder, [question(file_name="gone.png", file_path="x/gone.png")]))
-    assert "There is no picture gone.png" in problem.what
+    assert "There is no picture gone.png" in problem.message
 
 
 def test_a_space_behind_a_pictures_name_is_no_part_of_it(folder: Path) -> None:
@@ -218,7 +218,7 @@ def test_what_an_annotator_left_blank_counts_among_the_ten(folder: Path) -> None
     mostly = {"question": "Colour?", "answers": ["unanswerable", *[""] * 9]}
     assert only_row(write(folder, [mostly])).turns[1].text == "unanswerable"
     problem = only_problem(write(folder, [{"question": "Colour?", "answers": ["", ""]}]))
-    assert "The answer is empty" in problem.what
+    assert "The answer is empty" in problem.message
 
 
 # Tables
@@ -254,7 +254,7 @@ def test_a_quote_that_swallows_rows_costs_its_row_alone(folder: Path) -> None:
     data = read_rows(write(folder, "\n".join(lines), "data.csv"))
     (problem,) = data.problems
     assert problem.row == 4
-    assert "it would run on to line 7" in problem.what
+    assert "it would run on to line 7" in problem.message
     assert len(data.rows) == 7
 
 
@@ -262,7 +262,7 @@ def test_two_columns_of_one_name_are_refused(folder: Path) -> None:
     text = "image,question,answer, Answer\ncat.png,What is it?,a cat,a dog\n"
     problem = only_problem(write(folder, text, "data.csv"))
     assert problem.row is None
-    assert "Two columns are called 'answer'" in problem.what
+    assert "Two columns are called 'answer'" in problem.message
     assert said(only_row(write(folder, "image,question,answer,,\ncat.png,What is it?,a cat,,\n",
                                "data.csv"))) == CAT  # fmt: skip
 
@@ -277,7 +277,7 @@ def test_lists_one_a_line_are_rows(folder: Path) -> None:
     lines = [json.dumps(["What is it?", "a cat", "cat"]), json.dumps(["What is it?", "a cat", 7])]
     data = read_rows(write(folder, "\n".join(lines), "data.jsonl"))
     assert [problem.row for problem in data.problems] == [1, 2]
-    assert "There is no picture 7.png" in data.problems[1].what
+    assert "There is no picture 7.png" in data.problems[1].message
     (folder / "images" / "cat.png").rename(folder / "images" / "7.png")
     row = read_rows(folder / "data.jsonl").rows[0]
     assert said(row) == CAT

@@ -11,9 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune.data.preflight import check, leaking, mixture, split, summarize
+from finetune.data.preflight import (
+    check_rows,
+    find_leaks,
+    mixture_lines,
+    split_samples,
+    summarize_samples,
+)
 from finetune.data.read import read_rows
-from finetune.parallel import in_parallel
+from finetune.parallel import parallel_map
 from tests.finetune.training_data import write_data
 from vqa_app.errors import DataError
 
@@ -31,8 +37,8 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_everything_is_counted(data: Path, processor: Any) -> None:
-    found = check(read_rows(data), processor, max_length=1000)
-    counted = summarize(found.samples)
+    found = check_rows(read_rows(data), processor, max_length=1000)
+    counted = summarize_samples(found.samples)
     assert (counted.rows, counted.answers, counted.sequences) == (8, 14, 8)
     assert (counted.pictures, counted.pictures_each) == (6, ((0, 2), (1, 6)))
     assert counted.tokens == sum(len(sample) for sample in found.samples)
@@ -45,13 +51,13 @@ def test_several_sources_are_told_with_their_share(
 ) -> None:
     text = tmp_path / "text.json"
     text.write_text(json.dumps([{"question": "What is 1 and 1?", "answer": "2"}] * 4))
-    found = check(read_rows([data, f"{text}@6"]), processor, max_length=1000)
-    assert mixture(summarize(found.samples)) == [
+    found = check_rows(read_rows([data, f"{text}@6"]), processor, max_length=1000)
+    assert mixture_lines(summarize_samples(found.samples)) == [
         f"   75.0% of an epoch: 4 rows of {text}",
         f"   25.0% of an epoch: 8 rows of {data}",
     ]
-    alone = check(read_rows(data), processor, max_length=1000)
-    assert mixture(summarize(alone.samples)) == []
+    alone = check_rows(read_rows(data), processor, max_length=1000)
+    assert mixture_lines(summarize_samples(alone.samples)) == []
 
 
 def test_a_broken_picture_and_a_long_row_are_problems_with_their_rows(
@@ -61,51 +67,51 @@ def test_a_broken_picture_and_a_long_row_are_problems_with_their_rows(
     rows = json.loads(data.read_text())
     rows[7]["conversations"][0]["value"] = "long " * 500
     data.write_text(json.dumps(rows))
-    found = check(read_rows(data), processor, max_length=400)
+    found = check_rows(read_rows(data), processor, max_length=400)
     assert [problem.row for problem in found.problems] == [3, 8]
-    assert "2.png" in found.problems[0].what
-    assert "more than 400" in found.problems[1].what
+    assert "2.png" in found.problems[0].message
+    assert "more than 400" in found.problems[1].message
     with pytest.raises(DataError, match=r"2 problems in the data, the first: .*row 3") as stopped:
-        found.raise_beyond(1)
+        found.enforce_limit(1)
     assert "--max-bad 2" in stopped.value.hint
-    found.raise_beyond(2, tmp_path / "run" / "skipped.jsonl")
+    found.enforce_limit(2, tmp_path / "run" / "skipped.jsonl")
     skipped = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in skipped] == [3, 8]
     assert len(found.samples) == 6
     with pytest.raises(DataError, match=r"All rows are bad, the first: .*row 3"):
-        replace(found, samples=()).raise_beyond(2)
+        replace(found, samples=()).enforce_limit(2)
 
 
 def test_threads_change_nothing(data: Path, processor: Any) -> None:
     rows = read_rows(data)
-    alone, together = (check(rows, processor, max_length=1000, workers=n) for n in (1, 3))
+    alone, together = (check_rows(rows, processor, max_length=1000, workers=n) for n in (1, 3))
     assert alone.data_hash() == together.data_hash()
 
 
 def test_repeated_and_leaking_rows_are_found(data: Path, processor: Any) -> None:
     rows = json.loads(data.read_text())
     data.write_text(json.dumps([*rows, rows[1]]))
-    found = check(read_rows(data), processor, max_length=1000)
+    found = check_rows(read_rows(data), processor, max_length=1000)
     ((first, later),) = found.duplicates()
     assert (first.row.number, later.row.number) == (2, 9)
-    train, held_out = split(found, 0.34, seed=0)
+    train, held_out = split_samples(found, 0.34, seed=0)
     assert held_out.samples
-    assert not leaking(train, held_out)
-    assert leaking(found, held_out) == list(held_out.samples)  # those of text alone, too
+    assert not find_leaks(train, held_out)
+    assert find_leaks(found, held_out) == list(held_out.samples)  # those of text alone, too
 
 
 def test_the_data_hash_names_the_data(data: Path, processor: Any) -> None:
-    before = check(read_rows(data), processor, max_length=1000).data_hash()
-    assert check(read_rows(data), processor, max_length=1000).data_hash() == before
+    before = check_rows(read_rows(data), processor, max_length=1000).data_hash()
+    assert check_rows(read_rows(data), processor, max_length=1000).data_hash() == before
     data.write_text(data.read_text().replace("a cat?", "a dog?"))
-    assert check(read_rows(data), processor, max_length=1000).data_hash() != before
+    assert check_rows(read_rows(data), processor, max_length=1000).data_hash() != before
 
 
 def test_questions_trained_apart_are_the_questions_asked_alone(data: Path, processor: Any) -> None:
     """Tokens, positions and trained tokens of every branch are those of the question by itself."""
     rows = read_rows(data)
-    packed = check(rows, processor, max_length=1000).samples[1]
-    alone = check(rows, processor, max_length=1000, share_prefix=False).samples[1:4]
+    packed = check_rows(rows, processor, max_length=1000).samples[1]
+    alone = check_rows(rows, processor, max_length=1000, share_prefix=False).samples[1:4]
     assert packed.segments is not None
     assert packed.segments.max() == 3
     assert [sample.row.id for sample in alone] == ["p1#1", "p1#2", "p1#3"]
@@ -114,20 +120,20 @@ def test_questions_trained_apart_are_the_questions_asked_alone(data: Path, proce
         assert packed.input_ids[branch].tolist() == sample.input_ids.tolist()
         assert packed.answer_mask[branch].tolist() == sample.answer_mask.tolist()
         assert packed.positions[branch].tolist() == list(range(len(sample)))
-    assert packed.reach == max(len(sample) for sample in alone)
+    assert packed.positions_needed == max(len(sample) for sample in alone)
 
 
 def test_turns_decide_what_stands_in_front_of_a_question(data: Path, processor: Any) -> None:
     rows = read_rows(data)
-    together = check(rows, processor, max_length=1000, turns="together").samples[1]
-    auto = check(rows, processor, max_length=1000).samples
+    together = check_rows(rows, processor, max_length=1000, turns="together").samples[1]
+    auto = check_rows(rows, processor, max_length=1000).samples
     assert together.segments is None
     assert auto[1].segments is not None
     assert auto[6].segments is None
 
 
 def test_work_in_threads_keeps_its_order_and_its_errors() -> None:
-    assert list(in_parallel(lambda n: n * n, range(500), workers=3)) == [n * n for n in range(500)]
+    assert list(parallel_map(lambda n: n * n, range(500), workers=3)) == [n * n for n in range(500)]
 
     def fail(number: int) -> int:
         if number == 70:
@@ -135,17 +141,17 @@ def test_work_in_threads_keeps_its_order_and_its_errors() -> None:
         return number
 
     with pytest.raises(ValueError, match="seventy"):
-        list(in_parallel(fail, range(200), workers=2))
+        list(parallel_map(fail, range(200), workers=2))
 
 
 def test_a_broken_file_is_never_left_out_as_if_it_were_a_row(data: Path, processor: Any) -> None:
     broken = data.with_name("broken.json")
     broken.write_text(data.read_text()[:-20])
-    found = check(read_rows([data, broken]), processor, max_length=1000)
+    found = check_rows(read_rows([data, broken]), processor, max_length=1000)
     assert len(found.problems) == 1
     assert found.samples
     with pytest.raises(DataError, match=r"broken\.json: Line 1") as stopped:
-        found.raise_beyond(1000)
+        found.enforce_limit(1000)
     assert stopped.value.hint.startswith("Fix the file")
 
 
@@ -153,37 +159,37 @@ def test_whatever_fails_in_rendering_a_row_is_told_with_the_row(
     data: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = import_module("finetune.data.preflight")
-    whole = module.samples_of
+    whole = module.make_samples
 
     def fail(row: Any, *given: Any, **options: Any) -> Any:
         if row.number == 2:
             raise TypeError("TextEncodeInput must be Union")
         return whole(row, *given, **options)
 
-    monkeypatch.setattr(module, "samples_of", fail)
-    found = check(read_rows(data), processor, max_length=1000)
+    monkeypatch.setattr(module, "make_samples", fail)
+    found = check_rows(read_rows(data), processor, max_length=1000)
     (problem,) = found.problems
     assert problem.row == 2
-    assert "TextEncodeInput must be Union" in problem.what
+    assert "TextEncodeInput must be Union" in problem.message
 
 
 def test_it_is_told_where_held_out_questions_are_too_few(data: Path, processor: Any) -> None:
     from finetune.config import FinetuneConfig
     from finetune.training.load_data import describe, doubts
 
-    found = check(read_rows(data), processor, max_length=1000)
+    found = check_rows(read_rows(data), processor, max_length=1000)
     config = FinetuneConfig()
-    train, held_out = split(found, 0.2, seed=0)
+    train, held_out = split_samples(found, 0.2, seed=0)
     questions = sum(len(row.references) for row in held_out.rows)
     assert 1 < questions < 30
     assert f"Only {questions} questions held" in doubts(config, held_out)
-    assert "hang together" in doubts(config, split(found, 0.0, seed=0)[1])
-    assert doubts(FinetuneConfig(eval_fraction=0.0), split(found, 0.0, seed=0)[1]) == ""
+    assert "No validation split" in doubts(config, split_samples(found, 0.0, seed=0)[1])
+    assert doubts(FinetuneConfig(eval_fraction=0.0), split_samples(found, 0.0, seed=0)[1]) == ""
     many = replace(
         held_out, samples=tuple(replace(s, row=replace(s.row)) for s in train.samples * 5)
     )
     assert doubts(config, many) == ""
     one = replace(found, samples=found.samples[:1])
-    said = describe(summarize(one.samples), one)
+    said = describe(summarize_samples(one.samples), one)
     assert said.startswith("1 row, 1 answer, 1 picture;")
     assert said.endswith("Held out: 1 row with 1 question.")

@@ -50,7 +50,7 @@ def test_a_folder_of_splits_gives_its_train_split(folder: Path) -> None:
         table.to_parquet(folder / "data" / f"{name}.parquet")
     found = read_rows(folder / "data")
     assert len(found.rows) == 1
-    assert "train" in found.notes[0].what
+    assert "train" in found.notes[0].message
 
 
 def test_rows_to_test_with_are_those_of_the_test_split(folder: Path) -> None:
@@ -62,7 +62,7 @@ def test_rows_to_test_with_are_those_of_the_test_split(folder: Path) -> None:
     def read(source: object, purpose: str = FOR_TESTING) -> tuple[str, str]:
         found = read_rows(str(source), (), purpose)
         (row,) = found.rows
-        return row.turns[1].text, " ".join(note.what for note in found.notes)
+        return row.turns[1].text, " ".join(note.message for note in found.notes)
 
     saved, three = folder / "saved", ("train", "validation", "test")
     datasets.DatasetDict({name: table(name) for name in three}).save_to_disk(saved)
@@ -113,12 +113,12 @@ def test_pictures_of_two_splits_are_not_taken_for_each_other(folder: Path) -> No
 
 
 def test_only_a_word_tells_what_is_for_training(folder: Path) -> None:
-    from finetune.data.tables import train_files
+    from finetune.data.tables import training_files
 
     trains, planes = folder / "trains.json", folder / "planes.json"
-    assert train_files([trains, planes], folder) == [trains, planes]
+    assert training_files([trains, planes], folder) == [trains, planes]
     ours, theirs = folder / "data" / "train-0.json", folder / "data" / "test-0.json"
-    assert train_files([ours, theirs], folder) == [ours]
+    assert training_files([ours, theirs], folder) == [ours]
 
 
 @pytest.mark.parametrize("kind", ["stream", "file"])
@@ -163,8 +163,8 @@ def test_what_is_no_data_file_is_called_what_it_is(folder: Path, name: str, what
         with zipfile.ZipFile(folder / archive, "w", zipfile.ZIP_DEFLATED) as zipped:
             zipped.writestr(inside, raw * 50)
     problem = only_problem(folder / name)
-    assert what in problem.what
-    assert "UTF-8 text" not in problem.what
+    assert what in problem.message
+    assert "UTF-8 text" not in problem.message
     assert problem.hint
 
 

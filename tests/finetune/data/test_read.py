@@ -142,8 +142,8 @@ def test_the_vqa_v2_pair_is_joined_by_question_id(folder: Path) -> None:
     assert (row.question_type, row.answer_type) == ("what is", "other")
     (problem,) = data.problems
     assert problem.row == 2
-    assert "COCO_val2014_000000000043" in problem.what
-    assert "annotations" in read_rows(sources[1:], [folder / "images"]).problems[0].what
+    assert "COCO_val2014_000000000043" in problem.message
+    assert "annotations" in read_rows(sources[1:], [folder / "images"]).problems[0].message
 
 
 def test_lines_of_jsonl_may_hold_what_unicode_calls_a_line_break(folder: Path) -> None:
@@ -181,7 +181,7 @@ def test_an_object_without_rows_is_a_problem_of_the_file(
 ) -> None:
     problem = only_problem(write(folder, content))
     assert problem.row is None
-    assert what in problem.what
+    assert what in problem.message
     assert problem.hint
 
 
@@ -215,7 +215,7 @@ def test_a_bad_row_is_named(folder: Path, record: Any, what: str) -> None:
     data = read_rows(write(folder, [llava(), record]))
     assert len(data.rows) == 1
     (problem,) = data.problems
-    assert what in problem.what
+    assert what in problem.message
     assert (problem.row, problem.file) == (2, str(folder / "data.json"))
 
 
@@ -248,7 +248,7 @@ def test_a_broken_file_is_named_with_its_line(
     folder: Path, text: str, what: str, hint: str
 ) -> None:
     problem = only_problem(write(folder, text))
-    assert what in problem.what
+    assert what in problem.message
     assert hint in problem.hint
 
 
@@ -257,7 +257,7 @@ def test_a_broken_line_of_jsonl_costs_that_line_only(folder: Path) -> None:
     data = read_rows(write(folder, "\n".join(lines)))
     assert [row.number for row in data.rows] == [1, 3]
     assert data.problems[0].row == 2
-    assert "comma" in data.problems[0].what
+    assert "comma" in data.problems[0].message
 
 
 def test_a_byte_order_mark_is_read_past_and_said(folder: Path) -> None:
@@ -266,13 +266,13 @@ def test_a_byte_order_mark_is_read_past_and_said(folder: Path) -> None:
     data = read_rows(path)
     assert len(data.rows) == 1
     assert data.problems == ()
-    assert "byte-order mark" in data.notes[0].what
+    assert "byte-order mark" in data.notes[0].message
 
 
 def test_text_in_another_encoding_is_named_with_its_line(folder: Path) -> None:
     path = folder / "data.json"
     path.write_bytes('[\n{"a": "café"}]'.encode("latin-1"))
-    assert "Line 2 is not UTF-8" in only_problem(path).what
+    assert "Line 2 is not UTF-8" in only_problem(path).message
 
 
 def test_a_table_row_with_an_unquoted_comma_is_named(folder: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_table_row_with_an_unquoted_comma_is_named(folder: Path) -> None:
     data = read_rows(write(folder, text, "data.csv"))
     assert len(data.rows) == 1
     assert data.problems[0].row == 3
-    assert "4 fields" in data.problems[0].what
+    assert "4 fields" in data.problems[0].message
 
 
 def test_a_picture_inside_the_data_is_the_same_picture_by_content() -> None:

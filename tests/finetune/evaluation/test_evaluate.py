@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from finetune.data.read import PictureSource, Row, Turn
-from finetune.evaluation.evaluate import compare, summarize
+from finetune.evaluation.evaluate import compare, summarize_predictions
 from finetune.evaluation.predictions import Prediction
-from finetune.evaluation.questions import questions_of, spread
+from finetune.evaluation.questions import evenly_spaced, make_questions
 from tests.tiny import picture
 from vqa_app.errors import DataError, ModelError, UsageError
 
@@ -59,7 +59,7 @@ def opened(data: Row) -> dict[str, Any]:
 
 def test_each_question_is_asked_alone_with_the_pictures_shown_up_to_it() -> None:
     data = rows()
-    questions = questions_of(data)
+    questions = make_questions(data)
     assert [q.id for q in questions] == ["a#1", "a#2", "b", "two#1", "two#2", "text"]
     second = questions[1].conversation(opened(data[0]))
     assert second.system == "Be brief."
@@ -70,25 +70,25 @@ def test_each_question_is_asked_alone_with_the_pictures_shown_up_to_it() -> None
 
 def test_history_puts_earlier_turns_with_their_right_answers_in_front() -> None:
     data = rows()[0]
-    second = questions_of([data], history=True)[1].conversation(opened(data))
+    second = make_questions([data], history=True)[1].conversation(opened(data))
     assert [m.text for m in second.dialogue] == ["What is it?", "circle", "Which colour?"]
 
 
 def test_questions_about_one_picture_come_together_and_ids_stay_unique() -> None:
     first, other = row("x", ("What?", "a cat")), row("y", ("What?", "a dog"))
     again = replace(first, turns=(Turn("user", (*first.pictures, "Who?")), first.turns[1]))
-    assert [q.id for q in questions_of([first, other, again])] == ["x", "x (2)", "y"]
+    assert [q.id for q in make_questions([first, other, again])] == ["x", "x (2)", "y"]
 
 
 def test_a_limit_spreads_over_all_questions() -> None:
-    questions = questions_of([row(str(i), ("What?", "it")) for i in range(10)])
-    assert [q.id for q in spread(questions, 4)] == ["0", "2", "5", "7"]
-    assert len(spread(questions, None)) == 10
+    questions = make_questions([row(str(i), ("What?", "it")) for i in range(10)])
+    assert [q.id for q in evenly_spaced(questions, 4)] == ["0", "2", "5", "7"]
+    assert len(evenly_spaced(questions, None)) == 10
 
 
 def test_types_come_from_the_row_or_the_question() -> None:
     typed = replace(rows()[1], question_type="count")
-    assert [q.type for q in questions_of([*rows()[:2], typed])][1:] == [
+    assert [q.type for q in make_questions([*rows()[:2], typed])][1:] == [
         "which colour",
         "how many",
         "count",
@@ -107,7 +107,7 @@ def test_predictions_hold_answer_loss_gain_and_exact_prompt(tiny: tuple[Any, Any
     data = rows()
     told: list[int] = []
     predictions = answer_questions(
-        model, processor, questions_of(data), on_chunk=lambda chunk: told.append(len(chunk))
+        model, processor, make_questions(data), on_chunk=lambda chunk: told.append(len(chunk))
     )
     assert told == [6]
     assert predictions[5].image_gain is None
@@ -142,7 +142,7 @@ def prediction(name: str, right: bool, **changes: Any) -> Prediction:
 
 
 def test_a_summary_weighs_losses_by_tokens() -> None:
-    result = summarize(
+    result = summarize_predictions(
         "m",
         [
             prediction("1", True),
@@ -156,18 +156,18 @@ def test_a_summary_weighs_losses_by_tokens() -> None:
     assert result.types == {"is it": (2, 0.5)}
     json.dumps(result.to_json())
     with pytest.raises(DataError):
-        summarize("m", [], 1.0)
+        summarize_predictions("m", [], 1.0)
 
 
 def test_two_models_are_compared_question_by_question() -> None:
     names = [str(i) for i in range(12)]
-    good = summarize("good", [prediction(n, True) for n in names], 1.0)
-    bad = summarize("bad", [prediction(n, n in "01") for n in reversed(names)], 1.0)
+    good = summarize_predictions("good", [prediction(n, True) for n in names], 1.0)
+    bad = summarize_predictions("bad", [prediction(n, n in "01") for n in reversed(names)], 1.0)
     test = compare(good, bad)
     assert test.difference == pytest.approx(10 / 12)
     assert test.p_value < 0.01
     with pytest.raises(UsageError, match="different questions"):
-        compare(good, summarize("less", [prediction("0", True)], 1.0))
+        compare(good, summarize_predictions("less", [prediction("0", True)], 1.0))
 
 
 def data_file(folder: Path) -> Path:
@@ -301,10 +301,10 @@ def test_files_of_other_predictions_are_refused_before_a_model_is_loaded(
     tiny_llava_dir: Path, tmp_path: Path, no_model: None
 ) -> None:
     from finetune.evaluation.predictions import PredictionsFile
-    from finetune.evaluation.questions import ask, what_is_asked
+    from finetune.evaluation.questions import evaluation_identity, load_questions
 
     data = data_file(tmp_path)
-    asked = what_is_asked(ask(data).questions, 64, 1000)
+    asked = evaluation_identity(load_questions(data).questions, 64, 1000)
     first, second = tmp_path / "p.jsonl", tmp_path / "p-against.jsonl"
     ours = asked | {"model": str(tiny_llava_dir), "adapter": None}
     common = ("--data", data, "--model", tiny_llava_dir, "--against", "builtin", "--out", first)
@@ -372,7 +372,7 @@ def blank_one(path: Path) -> None:
 
 
 def test_a_picture_in_a_table_is_known_by_its_content() -> None:
-    from finetune.evaluation.questions import what_is_asked
+    from finetune.evaluation.questions import evaluation_identity
 
     class Cell:
         def __init__(self, content: bytes) -> None:
@@ -384,7 +384,7 @@ def test_a_picture_in_a_table_is_known_by_its_content() -> None:
     def asked(content: bytes) -> dict[str, Any]:
         shown = PictureSource("image 1", "table#1.image.0", Cell(content))
         turns = (Turn("user", (shown, "What?")), Turn("assistant", ("it",)))
-        return what_is_asked(questions_of([Row("1", "t", 1, turns, (("it",),))]), 8, 0)
+        return evaluation_identity(make_questions([Row("1", "t", 1, turns, (("it",),))]), 8, 0)
 
     assert asked(b"one") == asked(b"one") != asked(b"two")
 
@@ -426,9 +426,9 @@ def test_a_picture_that_is_damaged_meanwhile_is_named_with_its_row(
     tiny: tuple[Any, Any], tmp_path: Path
 ) -> None:
     from finetune.evaluation.evaluate import answer_questions
-    from finetune.evaluation.questions import ask
+    from finetune.evaluation.questions import load_questions
 
-    questions = ask(data_file(tmp_path)).questions
+    questions = load_questions(data_file(tmp_path)).questions
     (tmp_path / "two.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"data\.json, row 2: "):
         answer_questions(*tiny, questions)

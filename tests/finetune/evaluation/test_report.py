@@ -13,8 +13,8 @@ from PIL import Image
 
 from finetune.data.read import PictureSource, Row, Turn
 from finetune.evaluation.predictions import Prediction
-from finetune.evaluation.questions import questions_of
-from finetune.evaluation.report import WorstAnswer, keep_watch_answers, worst_answers, write_report
+from finetune.evaluation.questions import make_questions
+from finetune.evaluation.report import WorstAnswer, save_watch_answers, worst_answers, write_report
 from tests.tiny import picture
 from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
 from vqa_app.pictures.picture import ImageLimits
@@ -73,7 +73,7 @@ def run(tmp_path: Path) -> Path:
     ]
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for step, answer in ((10, "blue"), (20, "blue"), (30, "red")):
-        keep_watch_answers(directory, step, [("Which colour?", "red", answer, [picture(1)])])
+        save_watch_answers(directory, step, [("Which colour?", "red", answer, [picture(1)])])
     return directory
 
 
@@ -121,7 +121,7 @@ def test_what_came_before_training_is_told_as_such(run: Path) -> None:
     before = {"step": 0, "eval_loss": 5.0, "eval_vqa_accuracy": 0.125}
     file = run / "metrics.jsonl"
     file.write_text(json.dumps(before) + "\n" + file.read_text())
-    keep_watch_answers(run, 0, [("Which colour?", "red", "a cat", [picture(1)])])
+    save_watch_answers(run, 0, [("Which colour?", "red", "a cat", [picture(1)])])
     write_report(run)
     text = Page((run / "report.html").read_text()).text
     assert "75.00 %" in text
@@ -135,8 +135,8 @@ def test_watch_answers_are_coloured_as_accuracy_counts_them(run: Path) -> None:
     ten = ["red"] * 6 + ["crimson"] * 4
     for step, answer in ((1, "Crimson."), (2, "blue"), (3, "red")):
         asked = [("Which?", "red", answer, [picture(1)]), ("And?", "", "grey", [picture(2)])]
-        keep_watch_answers(run, step, asked, [ten, ()])
-    keep_watch_answers(run, 4, [("Which?", "red", "A red!", [picture(1)])])
+        save_watch_answers(run, step, asked, [ten, ()])
+    save_watch_answers(run, 4, [("Which?", "red", "A red!", [picture(1)])])
     write_report(run)
     html = (run / "report.html").read_text()
     assert re.findall(r'<td class="(good|bad)">([^<]*)</td>', html) == [
@@ -165,8 +165,8 @@ def test_a_watched_picture_that_a_full_disk_cut_is_written_again(
 
     with monkeypatch.context() as patch, pytest.raises(OSError):
         patch.setattr(Image.Image, "save", full)
-        keep_watch_answers(run, 40, [("And here?", "", "red", [shown])])
-    keep_watch_answers(run, 40, [("And here?", "", "red", [shown])])
+        save_watch_answers(run, 40, [("And here?", "", "red", [shown])])
+    save_watch_answers(run, 40, [("And here?", "", "red", [shown])])
     with Image.open(run / "watch" / f"{shown.digest}.png") as image:
         assert image.size == shown.image.size
 
@@ -258,7 +258,7 @@ def test_the_card_can_be_read_elsewhere(run: Path, name: str, said: str) -> None
 
 def test_a_watched_photo_may_be_larger_than_what_strangers_may_give(run: Path) -> None:
     photo = picture(size=(2700, 2700))
-    keep_watch_answers(run, 40, [("And here?", "", "red", [photo])])
+    save_watch_answers(run, 40, [("And here?", "", "red", [photo])])
     assert (run / "watch" / f"{photo.digest}.png").stat().st_size > ImageLimits().max_bytes
     write_report(run)
     assert "And here?" in (run / "report.html").read_text()
@@ -293,7 +293,7 @@ def test_the_worst_answers_come_with_their_pictures() -> None:
         prediction("c", "green", 0.0, loss=3.0),
         prediction("d", "reddish", 0.3),
     ]
-    found = worst_answers(predictions, questions_of(rows))
+    found = worst_answers(predictions, make_questions(rows))
     assert [answer.prediction.id for answer in found] == ["c", "b", "d"]
     assert found[0].pictures == (picture(3),)
-    assert [a.prediction.id for a in worst_answers(predictions, questions_of(rows), 1)] == ["c"]
+    assert [a.prediction.id for a in worst_answers(predictions, make_questions(rows), 1)] == ["c"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.data.preflight import check
+from finetune.data.preflight import check_rows
 from finetune.data.read import read_rows
 from finetune.kernels.shared_prefix import allow_branching
 from finetune.kernels.skipped_work import LastLayer, pad_rows
@@ -31,7 +31,7 @@ def step(
         patched.setattr("finetune.training.objective.LastLayer", lambda llm: None)
     loaded = load_model(str(model), dtype="float32", device="cpu")
     allow_branching(loaded.model)
-    samples = check(read_rows(data), loaded.processor, max_length=1000).samples
+    samples = check_rows(read_rows(data), loaded.processor, max_length=1000).samples
     torch.manual_seed(0)
     objective = Objective(
         freeze(loaded.model, stage, rank=4, alpha=8, dropout=0.0).model, bf16=bf16

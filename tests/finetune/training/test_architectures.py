@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from finetune.config import FinetuneConfig
-from finetune.data.preflight import check
+from finetune.data.preflight import check_rows
 from finetune.data.read import read_rows
 from finetune.kernels.shared_prefix import allow_branching, supports_branching
 from finetune.training.collator import ROWS
@@ -43,7 +43,7 @@ def test_a_batch_loses_what_its_samples_lose_alone(
     if shares:
         allow_branching(loaded.model)
     data, _ = rows_for(name, tmp_path)
-    samples = check(
+    samples = check_rows(
         read_rows(data), loaded.processor, max_length=1000, share_prefix=shares, workers=1
     ).samples
     collate = make_collate(samples, loaded.processor, shares, None, 1)

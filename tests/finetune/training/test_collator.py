@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.data.preflight import check
+from finetune.data.preflight import check_rows
 from finetune.data.read import read_rows
 from finetune.data.samples import Sample
 from finetune.kernels.cpu_attention import PLAIN_UP_TO
@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def samples_of(data: Path, loaded: LoadedModel, **options: Any) -> tuple[Sample, ...]:
-    return check(read_rows(data), loaded.processor, max_length=1000, **options).samples
+    return check_rows(read_rows(data), loaded.processor, max_length=1000, **options).samples
 
 
 def loss_of(
@@ -171,7 +171,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
     samples = samples_of(data, loaded)
     objective = Objective(freeze(loaded.model, "projector").model)
     collate = make_collate(samples, loaded.processor, True, None, 1)
-    count = sum(sample.trained for sample in samples)
+    count = sum(sample.trained_tokens for sample in samples)
 
     def gradients(chunks: list[list[int]]) -> torch.Tensor:
         objective.zero_grad()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.data.preflight import check
+from finetune.data.preflight import check_rows
 from finetune.data.read import read_rows
 from finetune.kernels.shared_prefix import allow_branching
 from finetune.training.collator import FEATURES, ROWS
@@ -51,7 +51,7 @@ def test_losses_and_gradients_equal_those_with_the_encoder_running(
     tiny_llava_dir: Path, data: Path, tmp_path: Path, stage: Any, bf16: bool
 ) -> None:
     loaded = load(tiny_llava_dir)
-    samples = check(read_rows(data), loaded.processor, max_length=1000).samples
+    samples = check_rows(read_rows(data), loaded.processor, max_length=1000).samples
     model = freeze(loaded.model, stage, rank=4, alpha=8, dropout=0.0).model
     dtype = torch.bfloat16 if bf16 else torch.float32
     store = open_store(model, loaded.processor, tmp_path, dtype, samples[0])
@@ -78,7 +78,7 @@ def test_losses_and_gradients_equal_those_with_the_encoder_running(
 
 def test_later_runs_find_what_is_there(tiny_llava_dir: Path, data: Path, tmp_path: Path) -> None:
     loaded = load(tiny_llava_dir)
-    samples = check(read_rows(data), loaded.processor, max_length=1000).samples
+    samples = check_rows(read_rows(data), loaded.processor, max_length=1000).samples
     example = samples[0].sources[0].open()
     first = open_store(loaded.model, loaded.processor, tmp_path, torch.float32, samples[0])
     fill(first, loaded.model, loaded.processor, samples[:3])
@@ -210,7 +210,7 @@ def test_processes_encode_every_picture_between_them_whoever_is_first(
     tiny_llava_dir: Path, data: Path, tmp_path: Path
 ) -> None:
     loaded = load(tiny_llava_dir)
-    samples = check(read_rows(data), loaded.processor, max_length=1000).samples
+    samples = check_rows(read_rows(data), loaded.processor, max_length=1000).samples
     for process in range(3):  # each sees what the ones before it have written
         store = open_store(loaded.model, loaded.processor, tmp_path, torch.float32, samples[0])
         fill(store, loaded.model, loaded.processor, samples, part=(process, 3))
@@ -222,7 +222,7 @@ def test_a_full_memory_halves_what_is_encoded_at_once(
     tiny_llava_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load(tiny_llava_dir)
-    samples = check(read_rows(data), loaded.processor, max_length=1000).samples
+    samples = check_rows(read_rows(data), loaded.processor, max_length=1000).samples
     store = open_store(loaded.model, loaded.processor, tmp_path, torch.float32, samples[0])
     tried, room = [], 2
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from finetune.evaluation.report import keep_watch_answers
+from finetune.evaluation.report import save_watch_answers
 from finetune.progress import Progress
 from tests.fake_engine import FakeEngine
 from tests.ui.browser.conftest import Visitor, expect
@@ -44,7 +44,7 @@ class Trainer:
         on_progress(Progress("evaluating", 1, 1, evaluation={"vqa_accuracy": 1.0, "loss": 0.5}))
         seen = open_picture(Image.new("RGB", (120, 90), "green"))
         for step, answer in ((4, "a cat"), (6, "a hat"), (8, "a hat")):
-            keep_watch_answers(run, step, [("What is it?", "a hat", answer, [seen])])
+            save_watch_answers(run, step, [("What is it?", "a hat", answer, [seen])])
         (run / "manifest.json").write_text("{}")
         return SimpleNamespace(finished=True)
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from finetune.data.read import read_rows
-from finetune.evaluation.report import keep_watch_answers
+from finetune.evaluation.report import save_watch_answers
 from finetune.progress import Progress
 from tests.fake_engine import FakeEngine
 from tests.ui.desk import House
@@ -178,7 +178,7 @@ def test_what_is_watched_is_shown_with_its_picture_and_all_answers(school, tmp_p
     run = tmp_path / "runs" / "hats"
     seen = open_picture(Image.new("RGB", (30, 20), "blue"))
     for step, answer in ((1, "a cat"), (2, "a hat")):
-        keep_watch_answers(run, step, [("What is it?", "a hat", answer, [seen])])
+        save_watch_answers(run, step, [("What is it?", "a hat", answer, [seen])])
     (watched,) = school.training.status("ann")["training"]["job"]["watch"]
     assert watched["pictures"] == [seen.digest]
     assert [one["answer"] for one in watched["answers"]] == ["a cat", "a hat"]
@@ -190,7 +190,7 @@ def test_a_watched_photo_is_shown_however_large_its_copy_is(school, tmp_path):
     lesson(school)
     trained(school)
     seen = open_picture(Image.effect_noise((64, 64), 90))
-    keep_watch_answers(tmp_path / "runs" / "hats", 1, [("What is it?", "", "a hat", [seen])])
+    save_watch_answers(tmp_path / "runs" / "hats", 1, [("What is it?", "", "a hat", [seen])])
     school.desk.shelf.limits = ImageLimits(max_bytes=100)
     school.training.status("ann")
     assert school.desk.store.picture("ann", seen.digest) is not None
