@@ -1,6 +1,5 @@
-"""The browser: a page to chat about pictures, see where the model looked, and teach it.
+"""The browser app: a page to chat about pictures, see where the model looked, and teach it.
 
-Layers inside, upper ones know the lower: cli → app → layout, routes → chats, insight, lessons,
-training, warming → handlers → hub, teach → sent → render → store, pictures. Only `app`, `layout`
-and `api` import gradio.
+May use finetune and vqa_app. `app` and `cli` stand above web, which stands above teaching, chat and
+storage. Only `web.gradio_endpoint` and `app` import gradio.
 """

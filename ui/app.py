@@ -34,15 +34,14 @@ from vqa_app.serving.redact import hide
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-    from gradio import Blocks
 
+STATIC = Path(__file__).parent / "static"
 FORGOTTEN_AFTER = 24 * 3600
 """Seconds after which a start lets go of pictures that were brought and never asked about."""
 
 REACHABLE = re.compile(
-    r"/|/(healthz|readyz|config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|pwa_icon)/?"
-    r"|/(vqa|assets|static|svelte)/.+"
-    r"|/gradio_api/(info|theme\.css|upload|upload_progress|cancel|reset|startup-events|app_id)/?"
+    r"/|/(healthz|readyz|config|favicon\.ico|robots\.txt)/?|/vqa/.+|/static/fonts/.+"
+    r"|/gradio_api/(info|upload|upload_progress|cancel|reset|startup-events|app_id)/?"
     r"|/gradio_api/(call|heartbeat|queue)/.+",
     re.DOTALL,
 )
@@ -90,32 +89,26 @@ def leave() -> NoReturn:
     os._exit(0)
 
 
-def _mount(app: FastAPI, blocks: Blocks, max_bytes: int, root_path: str) -> None:
-    """Puts the page on the application, without any of Gradio's extras."""
+def _mount(app: FastAPI, desk: Desk, root_path: str) -> None:
+    """Add the endpoint for programs to the application, without any of Gradio's extras."""
     from gradio import mount_gradio_app
 
-    from ui.web import page
+    from ui.web.gradio_endpoint import endpoint
 
     mount_gradio_app(
         app,
-        blocks,
+        endpoint(desk),
         "/",
-        theme=page.theme(),
-        css=page.css(),
-        head=page.head(),
-        favicon_path=str(page.STATIC / "icon.svg"),
+        favicon_path=str(STATIC / "icon.svg"),
         footer_links=[],
         run_history=False,
         show_error=False,
-        max_file_size=max_bytes,
+        max_file_size=desk.shelf.limits.max_bytes,
         root_path=root_path or None,
         ssr_mode=False,
         enable_monitoring=False,
         mcp_server=False,
     )
-    # Gradio checks the paths that a page names only after `launch()`, which a mounted one never
-    # sees: without this line, a forged path would publish any file of the server.
-    blocks.has_launched = True
 
 
 @cache
@@ -193,7 +186,7 @@ def create(
     os.environ["GRADIO_TEMP_DIR"] = _private_folder()
     from fastapi import FastAPI
 
-    from ui.web import page
+    from ui.web.page import page_routes
     from ui.web.routes import MAX_IMPORT, routes_of
 
     store, shelf = _open(data_dir, limits)
@@ -204,7 +197,8 @@ def create(
     teaching = Teaching(data_dir / "taught", shelf)
     training = TrainingDesk(data_dir, desk, teaching, train, device)
     app.include_router(routes_of(desk, teaching, training))
-    _mount(app, page.build(desk, teaching, training), shelf.limits.max_bytes, root_path)
+    app.include_router(page_routes(desk, teaching, training))
+    _mount(app, desk, root_path)
     rules = Rules(
         hosts=frozenset(hosts),
         users=users or {},

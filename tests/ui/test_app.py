@@ -101,9 +101,8 @@ def test_the_page_names_nothing_outside_this_machine(person):
         url for url in re.findall(r'(?:src|href)="(https?://[^"]+)"', page)
         if not url.startswith(str(person.base_url))
     }  # fmt: skip
-    # Gradio leaves preconnect hints; the policy keeps the page from following any.
     assert "default-src 'self'" in person.get("/").headers["content-security-policy"]
-    assert not {url for url in remote if url.endswith((".js", ".css"))}, remote
+    assert not remote
 
 
 def test_taught_rows_go_out_and_come_in(server, person, other):
@@ -120,7 +119,7 @@ def test_taught_rows_go_out_and_come_in(server, person, other):
     assert other.post("/vqa/taught", content=b"no zip").status_code == 400
 
 
-@pytest.mark.parametrize("name", ["page.js", "page.css", "icon.svg"])
+@pytest.mark.parametrize("name", ["page.js", "theme.js", "page.css", "icon.svg"])
 def test_scripts_and_styles_are_served(person, name):
     assert person.get(f"/vqa/{name}").status_code == 200
 
@@ -175,55 +174,68 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(person):
     assert "20 MB" in answer.json()["error"]
 
 
-def test_a_forged_path_never_leaves_the_server(server, person, tmp_path):
-    secret = tmp_path / "secret.txt"
-    secret.write_text("the secret")
-    for path in (str(secret), "/etc/passwd", str(Path(__file__))):
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"meta": {"_type": "gradio.FileData"}}, {}, {"meta": {}}, {"is_stream": True},
+        {"is_stream": True, "meta": {"_type": "gradio.FileData"}},
+        {"url": "http://127.0.0.1/x.png", "meta": {"_type": "gradio.FileData"}},
+    ],
+)  # fmt: skip
+def test_a_forged_path_never_leaves_the_server(person, tmp_path, claims):
+    picture = tmp_path / "secret.png"
+    Image.new("RGB", (20, 20)).save(picture)
+    folder = Path(os.environ["GRADIO_TEMP_DIR"])
+    for path in (str(picture), f"{folder}/../{picture.relative_to('/')}", "/etc/passwd"):
         started = person.post(
             "/gradio_api/call/chat",
-            json={
-                "data": [
-                    {"text": "x", "files": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}
-                ]
-            },
+            json={"data": [{"text": "x", "files": [{"path": path, **claims}]}]},
         )
         events = person.get(f"/gradio_api/call/chat/{started.json()['event_id']}").text
         assert "event: error" in events
-        assert "secret" not in events.replace(str(secret), "")
         assert person.get(f"/gradio_api/file={path}").status_code in (403, 404)
+    assert picture.exists()
+    assert not list(folder.rglob("secret.png")), "Gradio has published a copy"
 
 
-def test_the_check_of_paths_is_on(server):
-    """Gradio leaves it off on mounted pages; see `ui.app.create`."""
-    import gradio.processing_utils as gradio_files
-    from gradio.context import LocalContext
-
-    page = next(
-        route.app.get_blocks()
-        for route in server.application.asgi.app.routes
-        if hasattr(getattr(route, "app", None), "get_blocks")
-    )
-    assert page.has_launched
-    token = LocalContext.blocks.set(page)
-    try:
-        with pytest.raises(Exception, match="Cannot move"):
-            gradio_files._check_allowed("/etc/passwd", check_in_upload_folder=True)
-    finally:
-        LocalContext.blocks.reset(token)
+def test_a_visitor_without_a_cookie_is_nobody(server):
+    answer = httpx.post(f"{server.address}vqa/requests/act", json={"do": "hello"})
+    assert answer.status_code == 400
+    assert "cookies" in answer.json()["error"]
 
 
-def test_a_visitor_without_a_cookie_is_nobody():
-    from types import SimpleNamespace
+@pytest.mark.parametrize("data", [b"", b"[1]", b"[" * 100_000, b"{", b"\xff", b"x" * 2**21])
+def test_a_malformed_request_is_refused_with_a_reason(person, data):
+    answer = person.post("/vqa/requests/act", content=data)
+    assert answer.status_code == 400
+    assert len(answer.json()["error"]) > 10
+    assert person.post("/vqa/requests/nothing", content=b"{}").status_code == 404
 
-    from ui.web.page import owner_of
 
-    scope = {"state": {"owner": ""}}
-    with pytest.raises(UsageError, match="cookies"):
-        owner_of(SimpleNamespace(request=SimpleNamespace(scope=scope)))
+def test_an_unknown_request_is_told(person):
+    answer = person.post("/vqa/requests/act", json={"do": "nothing"})
+    assert "Unknown request 'nothing'" in json.loads(answer.text)["error"]
+
+
+def test_an_answer_is_streamed_as_lines(person):
+    question = b'{"question": "What \\ud800 is it?"}'
+    with person.stream("POST", "/vqa/requests/ask", content=question) as answer:
+        lines = [json.loads(line) for line in answer.iter_lines() if line]
+    assert lines[0]["view"]["busy"]
+    assert any("live" in line for line in lines)
+    assert lines[-1]["view"]["turns"][0]["answer"].startswith("You asked")
+
+
+def test_the_page_runs_no_script_but_its_own(person):
+    answer = person.get("/")
+    policy = answer.headers["content-security-policy"]
+    assert "unsafe" not in policy
+    assert "script-src" not in policy, "default-src 'self' covers scripts"
+    assert not re.search(r"<script(?![^>]*src=)|\son[a-z]+=|\sstyle=", answer.text)
 
 
 def test_other_origins_reach_no_route(person):
-    for path in ("/", "/gradio_api/upload", "/gradio_api/queue/join", "/vqa/pictures"):
+    for path in ("/", "/gradio_api/upload", "/gradio_api/queue/join", "/vqa/requests/act"):
         for method in ("POST", "OPTIONS", "GET"):
             answer = person.request(method, path, headers={"origin": "http://evil.example"})
             assert answer.status_code == 403
@@ -323,7 +335,7 @@ def test_the_public_endpoint_fetches_nothing(person, monkeypatch, scheme):
     events = person.get(f"/gradio_api/call/chat/{started['event_id']}").text
     assert "event: error" in events
     assert not fetched
-    assert scheme == "HTTPS" or "named by an address" in events  # Gradio's own words for the other
+    assert "by a path or an address" in events
 
 
 @pytest.mark.parametrize(
@@ -361,7 +373,8 @@ def test_no_address_makes_the_server_fetch_another(person, monkeypatch, path):
 @pytest.mark.parametrize(
     "path",
     [
-        "/openapi.json", "/gradio_api/openapi.json", "/gradio_api/dev/reload",
+        "/openapi.json", "/gradio_api/openapi.json", "/assets/index.js", "/theme.css",
+        "/gradio_api/dev/reload",
         "/gradio_api/deep_link?session_hash=x", "/gradio_api/runs",
         "/gradio_api/vibe-code", "/monitoring", "/docs", "/gradio_api/stream/a/b/c/playlist-file",
     ],
@@ -449,8 +462,8 @@ socket.getaddrinfo = watched(socket.getaddrinfo, 0)
 from pathlib import Path
 from tests.fake_engine import FakeEngine
 from ui.app import create, leave
-from ui.hub import Choice
-from ui.server import address_of, listen, serve
+from vqa_app.serving.engine_pool import Choice
+from vqa_app.serving.listener import address_of, listen
 
 listener = listen("127.0.0.1", 0)
 engine = FakeEngine("one two three", hold_after=1)

@@ -103,7 +103,7 @@
 
   // -- sending -------------------------------------------------------------------------------------
 
-  /** What is being written outlives a reload of this tab: Gradio reloads it after a lost connection. */
+  /** Keeps the draft over a reload of this tab, for example after a lost connection. */
   function keep() {
     const kept = draft || (replaces ? aside : { text: $("question").value, pictures });
     const here = kept && { text: kept.text, pictures: kept.pictures.filter((one) => one.digest), replaces: null };

@@ -1,21 +1,14 @@
 // Wires to the server, the state of the page, and small helpers. Loaded first.
 "use strict";
 (() => {
-  const wires = {};
   const handlers = {}; // by key of an update
   const vqa = (window.vqa = {
     state: { view: null, going: null, list: [], models: null, settings: {}, asking: null },
-    /** Called by each hidden component once it stands. */
-    wire(name, ends) {
-      wires[name] = ends;
-      ends.watch("value", () => receive(ends.props.value, name));
-      boot();
-    },
-    /** Asks the server; what it answers arrives at the handlers. */
+    /** Asks the server; its updates arrive at the handlers. */
     send(name, request) {
-      const numbered = { ...request, number: ++sent };
-      if (request.do === "hello" || !lines[name]) return trigger(name, numbered);
-      if (lines[name].push(numbered) === 1) trigger(name, numbered);
+      const call = () => exchange(name, request);
+      if (queues[name]) queues[name] = queues[name].then(call);
+      else call();
     },
     /** Registers what is done with one kind of update. */
     on(key, handler) {
@@ -32,50 +25,53 @@
     starters: [],
   });
 
-  // What changes something goes one after the other, since Gradio runs in any order what comes together.
-  // A reply brings its request's number back: only the first in line makes way for the one behind it.
-  let sent = 0;
-  const lines = { act: [], teach: [], train: [] };
-  function next(name) {
-    lines[name].shift();
-    if (lines[name].length) trigger(name, lines[name][0]);
-  }
+  // Requests that change something wait for the one before, so that they arrive in their order.
+  const queues = { act: Promise.resolve(), teach: Promise.resolve(), train: Promise.resolve() };
+  const SILENCE = 15000; // milliseconds; the server sends something every second
 
-  function trigger(name, request) {
-    wires[name].trigger("submit", request);
-    if (!silent[name]) silent[name] = setTimeout(() => listen(name, 1), SILENCE);
-  }
-
-  // A request that never reached the server is lost without a word. Where nothing comes back for
-  // seconds, we look whether the server is there; a question is always answered at once, by its turn.
-  const SILENCE = 3000;
-  const silent = {}; // timers, by wire
-  async function listen(wire, tries) {
-    const timer = silent[wire];
-    const there = await fetch("healthz", { cache: "no-store" }).then((answer) => answer.ok, () => false);
-    if (silent[wire] !== timer) return; // something came meanwhile
-    if (there && (wire !== "ask" || tries < 3 || vqa.state.asking?.begun)) {
-      silent[wire] = setTimeout(() => listen(wire, tries + 1), SILENCE * 2 ** Math.min(tries, 4));
-      // After 45 seconds it is lost rather than slow: those behind it go on.
-      if (tries > 3 && lines[wire]?.length) next(wire);
-      return;
+  /** Sends one request and hands on the updates, one per line, as they arrive. */
+  async function exchange(name, request) {
+    const abort = new AbortController();
+    let timer;
+    const within = (promise) => {
+      clearTimeout(timer);
+      timer = setTimeout(() => abort.abort(), SILENCE);
+      return promise.catch(() => null);
+    };
+    const body = JSON.stringify(request);
+    const headers = { "content-type": "application/json" };
+    const answer = await within(fetch(`vqa/requests/${name}`, { method: "POST", body, headers, signal: abort.signal }));
+    const reader = answer?.ok && answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    let [rest, part] = ["", null];
+    while (reader && (part = await within(reader.read())) && !part.done) {
+      const lines = (rest + part.value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) if (line) receive(JSON.parse(line), name);
     }
-    delete silent[wire];
-    if (lines[wire]) lines[wire].length = 0; // they would be lost as well
-    const away = "The server cannot be reached. This page reloads when it is back; your draft is kept.";
-    vqa.emit("error", there ? "The server did not answer." : away, { wire });
+    clearTimeout(timer);
+    if (part?.done) return;
+    const refusal = answer && !answer.ok && (await answer.json().catch(() => null));
+    if (refusal?.error) receive(refusal, name);
+    else if (answer && !answer.ok && answer.status < 502) vqa.emit("error", "The server did not answer.", { wire: name });
+    else lost(name);
   }
 
-  function receive(text, wire) {
-    if (!text) return;
-    const { n, number, hello, ...update } = JSON.parse(text);
-    const first = lines[wire]?.[0];
-    if (!first || first.number === number) {
-      clearTimeout(silent[wire]);
-      delete silent[wire];
-      if (first) next(wire);
-    }
-    if (hello && vqa.state.view) return; // asked twice, answered already
+  let leaving = false; // then the browser ends the requests
+  addEventListener("pagehide", () => (leaving = true));
+  addEventListener("pageshow", () => (leaving = false));
+  let waiting = false;
+  /** Says that the server is away, and reloads the page once it is back. */
+  async function lost(name) {
+    if (leaving) return;
+    vqa.emit("error", "The server cannot be reached. This page reloads when it is back; your draft is kept.", { wire: name });
+    if (waiting) return;
+    waiting = true;
+    do await new Promise((resume) => setTimeout(resume, 1000));
+    while (!(await fetch("healthz", { cache: "no-store" }).then((answer) => answer.ok, () => false)));
+    location.reload();
+  }
+
+  function receive({ hello, ...update }, wire) {
     if (hello) setTimeout(() => vqa.emit("hello", true));
     const { state } = vqa;
     const chat = wire === "act" && update.view?.conversation;
@@ -84,11 +80,6 @@
     // Somebody who has gone on to another conversation stays there.
     else if (chat && state.view && chat !== state.view.conversation) delete update.view;
     for (const [key, value] of Object.entries(update)) vqa.emit(key, value, { ...update, wire, went });
-    // While an answer is written, we go on looking whether the server is there.
-    if ((wire === "ask" || wire === "live") && vqa.state.asking) {
-      clearTimeout(silent.ask);
-      silent.ask = setTimeout(() => listen("ask", 1), SILENCE);
-    }
   }
 
   /** An element: el("button.icon", {title: "x", onclick: f}, "text", child, ...). */
@@ -143,13 +134,8 @@
   }
   vqa.on("toast", (text) => toast(text));
 
-  // The page starts when the shell and all wires stand, in whatever order Gradio builds them.
-  const NEEDED = ["ask", "live", "act", "pick", "warm", "look", "teach", "train", "compare"];
-  let started = false;
-  function boot() {
-    if (started || !NEEDED.every((name) => wires[name])) return;
-    if (!vqa.$("toasts")) return void requestAnimationFrame(boot);
-    started = true;
+  // The script is deferred: the document is there, and so are all parts of this script then.
+  addEventListener("DOMContentLoaded", () => {
     for (const start of vqa.starters) start();
     document.addEventListener("click", (event) => {
       const button = event.target.closest("[data-do]");
@@ -157,15 +143,8 @@
       const view = event.target.closest("[data-view-of]");
       if (view) vqa.show(view.dataset.viewOf);
     });
-    hello(500);
-  }
-
-  // An event that is triggered before Gradio listens is lost without a word: asked again until answered.
-  function hello(patience) {
-    if (vqa.state.view) return;
     vqa.send("act", { do: "hello", conversation: addressed()[0] || null });
-    setTimeout(() => hello(Math.min(2 * patience, 4000)), patience);
-  }
+  });
 
   // The address tells what is shown: "#chat", or another part of the page in "#chat/train" and "#/train".
   const addressed = () => location.hash.slice(1).split("/");
@@ -216,16 +195,16 @@
   };
   vqa.on("do:skip", vqa.home);
 
-  const lost = new Map(); // by part of the page, what had the focus in it when it was drawn anew
+  const focused = new Map(); // part of the page -> name and position of the element that had the focus when it was redrawn
   /** Draws a part anew; what had the focus in it has it afterwards, as soon as it is there again. */
   vqa.redraw = (root, draw) => {
     const nameOf = (node) => node.getAttribute("aria-label") || node.innerText;
     const named = (name) => [...root.querySelectorAll("button, summary")].filter((node) => nameOf(node) === name);
     const had = document.activeElement;
-    if (root.contains(had)) lost.set(root, { name: nameOf(had), place: named(nameOf(had)).indexOf(had) });
+    if (root.contains(had)) focused.set(root, { name: nameOf(had), place: named(nameOf(had)).indexOf(had) });
     draw();
-    if (document.activeElement !== document.body) return void lost.delete(root);
-    const { name, place } = lost.get(root) || {};
+    if (document.activeElement !== document.body) return void focused.delete(root);
+    const { name, place } = focused.get(root) || {};
     const found = name ? named(name) : [];
     const node = found[place] ?? found.at(-1);
     (node?.disabled ? node.parentElement.querySelector("button:enabled") : node)?.focus({ preventScroll: true });
@@ -250,17 +229,6 @@
       return null;
     }
   };
-
-  // Before the first paint: the theme that was chosen here, or the system's.
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => {
-    const kept = vqa.kept("localStorage", "vqa-theme");
-    return kept ? kept === "dark" : dark.matches;
-  };
-  const paint = () => document.body?.classList.toggle("dark", isDark());
-  document.addEventListener("DOMContentLoaded", paint);
-  dark.addEventListener("change", paint);
-  vqa.starters.push(paint);
   vqa.on("do:theme", () => {
     const wanted = document.body.classList.contains("dark") ? "light" : "dark";
     vqa.kept("localStorage", "vqa-theme", wanted);

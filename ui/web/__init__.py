@@ -1,4 +1,4 @@
-"""The page and its routes on Gradio and FastAPI.
+"""The page, its routes, and the Gradio endpoint for programs, on FastAPI.
 
 May use chat, teaching, storage.
 """

@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.components.multimodal_textbox import MultimodalData
+from gradio.utils import get_upload_folder
 from pydantic import ValidationError
 
 from ui.chat.desk import Desk
@@ -25,14 +26,25 @@ AT_ONCE = 4
 """Answers for programs under way: each holds one of the server's about 40 threads."""
 PATIENCE = 600
 """Seconds that a call waits for the model to load."""
+_NOT_UPLOADED = "Files are uploaded, not named by a path or an address."
 _SHAPE = 'Send {"text": "your question", "files": []}, files as /gradio_api/upload gave them.'
 
 
-def add_endpoint(desk: Desk) -> None:
-    """Puts the endpoint on the page that is being built; nothing of it is shown."""
+def endpoint(desk: Desk) -> gr.Blocks:
+    """Return Gradio's part of the application: the endpoint, without a page."""
+    with gr.Blocks(
+        title="Look & Ask",
+        analytics_enabled=False,
+        delete_cache=(3600, 3600),  # uploads of programs that never asked
+    ) as blocks:
+        _add_chat(desk)
+    return blocks
+
+
+def _add_chat(desk: Desk) -> None:
     message = gr.MultimodalTextbox(visible=False, file_count="multiple", label="Question")
     message.data_model = _Message
-    _refuse_addresses(message)
+    _take_uploads_only(message)
     answer = gr.Textbox(visible=False, label="Answer")
     send = gr.Button(visible=False)
 
@@ -62,23 +74,33 @@ class _Message(MultimodalData):
             raise gr.Error(_SHAPE, print_exception=False) from None
 
 
-def _refuse_addresses(message: gr.MultimodalTextbox) -> None:
-    """Gradio would fetch a file that is named by its address; no request leaves this machine."""
-    moved = message.async_move_resource_to_block_cache
+def _take_uploads_only(message: gr.MultimodalTextbox) -> None:
+    """Refuse files that were not uploaded before Gradio copies or downloads them.
 
-    async def local(path: str | Path | None) -> str | None:
-        if str(path).lower().startswith(("http:", "https:")):
-            told = "Files are sent, not named by an address."
-            raise gr.Error(told, print_exception=False)
-        return await moved(path)
+    Gradio itself checks paths only in an application that it launched, not in a mounted one.
+    """
+    move = message.async_move_resource_to_block_cache
 
-    message.async_move_resource_to_block_cache = local  # a subclass would get a .pyi beside it
+    async def move_upload(path: str | Path | None) -> str | None:
+        if path is not None and not _is_upload(path):
+            raise gr.Error(_NOT_UPLOADED, print_exception=False)
+        return await move(path)
+
+    message.async_move_resource_to_block_cache = (
+        move_upload  # a subclass would get a .pyi beside it
+    )
+
+
+def _is_upload(path: str | Path) -> bool:
+    return Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve())
 
 
 def _answer(desk: Desk, message: dict[str, Any] | None) -> Iterator[Any]:
     if message is None:
         raise UsageError("There is no question.", _SHAPE)
     files = list(message.get("files") or [])
+    if not all(map(_is_upload, files)):  # a file that claims to be a stream is not moved
+        raise UsageError(_NOT_UPLOADED)
     try:
         question = question_of(message.get("text"), len(files))
         # Gradio's copies carry its own names; the pixels are all that matters.

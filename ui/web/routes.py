@@ -61,9 +61,9 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
     @router.post("/vqa/pictures")
     async def bring(request: Request, name: str = "picture") -> Response:
         limit = desk.shelf.limits.max_bytes
-        data = await _body(request, limit)
+        data = await body_of(request, limit)
         if data is None:
-            return _problem(
+            return problem(
                 UsageError(
                     f"{name[:80]} is larger than {limit / 2**20:.3g} MB.", "Use a smaller picture."
                 ),
@@ -75,16 +75,16 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
     async def picture(request: Request, digest: str, size: str = "full") -> Response:
         longest = {"small": THUMBNAIL, "large": LARGE}.get(size)
         if desk.store.picture(request.state.owner, digest) is None:
-            return _missing()
+            return missing()
         try:
             if longest is not None:
                 file = await run_in_threadpool(desk.shelf.smaller, digest, longest)
             else:
                 file = desk.shelf.file(digest)
         except VqaError:
-            return _missing()
+            return missing()
         if not file.is_file():
-            return _missing()
+            return missing()
         return FileResponse(file, headers=_FOREVER)
 
     @router.get("/vqa/conversations/{conversation}.{kind}")
@@ -92,7 +92,7 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
         owner = request.state.owner
         write = {"json": export.to_json, "html": export.to_html}.get(kind)
         if write is None or not desk.store.owns(owner, conversation):
-            return _missing()
+            return missing()
         text = await run_in_threadpool(write, desk.store, desk.shelf, owner, conversation)
         name = re.sub(r"[^\w\- ]+", "", desk.store.title(owner, conversation))[:60].strip()
         return Response(
@@ -144,9 +144,9 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
     def static(name: str) -> Response:
         file = STATIC / name
         if not re.fullmatch(r"[a-z]+\.[a-z]+", name) or file.suffix not in _KINDS:
-            return _missing()
+            return missing()
         if not file.is_file():
-            return _missing()
+            return missing()
         return FileResponse(
             file, media_type=_KINDS[file.suffix], headers={"cache-control": "no-cache"}
         )
@@ -159,9 +159,9 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
 
 async def _sent(request: Request, deed: Callable[[str, bytes], dict[str, Any]]) -> Response:
     """What a deed makes of the file that its owner sent."""
-    data = await _body(request, MAX_IMPORT)
+    data = await body_of(request, MAX_IMPORT)
     if data is None:
-        return _problem(UsageError("The file is too large.", _AT_MOST), 413)
+        return problem(UsageError("The file is too large.", _AT_MOST), 413)
     return await _answered(lambda: deed(known(request.state.owner), data))
 
 
@@ -170,18 +170,18 @@ async def _answered(deed: Callable[[], dict[str, Any]]) -> Response:
     try:
         return JSONResponse(await run_in_threadpool(deed))
     except Exception as error:
-        return _problem(error, 400 if isinstance(error, VqaError) else 500)
+        return problem(error, 400 if isinstance(error, VqaError) else 500)
 
 
-def _problem(error: Exception, status: int) -> Response:
+def problem(error: Exception, status: int) -> Response:
     return JSONResponse({"error": message_of(error)}, status)
 
 
-def _missing() -> Response:
+def missing() -> Response:
     return Response("Not found.\n", 404, media_type="text/plain")
 
 
-async def _body(request: Request, limit: int) -> bytes | None:
+async def body_of(request: Request, limit: int) -> bytes | None:
     """The request's body; None as soon as it is longer than `limit` bytes."""
     if int(request.headers.get("content-length", 0)) > limit:
         return None

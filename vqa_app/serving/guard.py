@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 COOKIE = "vqa_browser"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
-PAGE = "/"
 WRONG_TAKES = 0.5
 """Seconds until somebody is told that a password is wrong."""
 WRONG_AT_ONCE = 8
@@ -96,7 +95,7 @@ class Guard:
         scope.setdefault("state", {})["owner"] = owner
         new = {} if token or user or scope["type"] != "http" else self._new_cookie(scope)
         body = _Body(receive, self._limit(scope))
-        await self.app(scope, body.receive, guarded(send, new, scope["path"] == PAGE))
+        await self.app(scope, body.receive, guarded(send, new))
 
     async def _hold_up(self, address: str) -> None:
         """Lets somebody who guesses passwords wait, and nobody else."""

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.fake_engine import FakeEngine
 from tests.ui.server import Running, running
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, until
 
 WAIT = 1000 * PATIENCE
 """Milliseconds that anything on the page may take: machines are shared."""
@@ -40,6 +40,14 @@ def needed(name: str):
 def expect(what: Any) -> Any:
     """Playwright's assertions on a page or a locator: they wait until they hold."""
     return needed("playwright.sync_api").expect(what)
+
+
+def wait_for(page: Any, script: str) -> None:
+    """Wait until a script is true in the page.
+
+    Playwright's `wait_for_function` evaluates strings in the page, which its policy forbids.
+    """
+    until(lambda: page.evaluate(script))
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from tests.ui.browser.conftest import expect
+from tests.ui.browser.conftest import expect, wait_for
 
 
 def test_comparing_says_so_where_both_are_the_same_model(visit):
     page = visit().page
     page.evaluate("vqa.on('models', () => { window.told = true; })")
     page.click("nav [data-view-of=compare]")
-    page.wait_for_function("() => window.told")  # what the page asked for when it was opened
+    wait_for(page, "() => window.told")  # what the page asked for when it was opened
     hint = page.locator("#compare-form .note")
     expect(hint).to_be_hidden()
     page.get_by_label("First model").select_option("fake")

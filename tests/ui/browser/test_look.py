@@ -8,7 +8,7 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from tests.ui.browser.conftest import expect
+from tests.ui.browser.conftest import expect, wait_for
 from tests.ui.browser.test_page import overflow
 
 LOADED = "[...document.querySelectorAll('.overlay img')].every((image) => image.naturalWidth)"
@@ -42,8 +42,8 @@ def test_where_it_looked_keeps_the_shape_of_the_pictures(visit, tmp_path, sizes,
     page.locator(".foot .look").click()
     overlays = page.locator(".overlay")
     expect(overlays).to_have_count(len(sizes))
-    page.wait_for_function(LOADED)
-    page.wait_for_function(PLACED)
+    wait_for(page, LOADED)
+    wait_for(page, PLACED)
     for position, (width, height) in enumerate(sizes):
         overlay = overlays.nth(position)
         shown, covered = box(overlay.locator("img")), box(overlay.locator("canvas"))
@@ -57,8 +57,9 @@ def test_a_white_picture_has_an_edge(visit, tmp_path):
     visitor.attach(picture(tmp_path, 120, 120, "white"))
     visitor.ask("What is it?")
     visitor.attach(picture(tmp_path, 100, 120, "white"))
-    visitor.page.wait_for_function(
-        "[...document.querySelectorAll('.thumb img')].every((image) => image.naturalWidth)"
+    wait_for(
+        visitor.page,
+        "[...document.querySelectorAll('.thumb img')].every((image) => image.naturalWidth)",
     )
     for thumb in (visitor.page.locator("article .thumb"), visitor.page.locator("#tray .thumb")):
         seen = Image.open(BytesIO(thumb.screenshot())).convert("L")
@@ -74,14 +75,14 @@ def test_what_is_attached_covers_nothing_of_the_chat(visit, engine, pictures):
     visitor.ask("A long one?")
     visitor.attach(*pictures)
     at_the_end = "{ const s = vqa.$('scroll'); s.scrollHeight - s.scrollTop - s.clientHeight < 2 }"
-    page.wait_for_function(at_the_end)  # it made room
+    wait_for(page, at_the_end)  # it made room
     page.evaluate("vqa.$('scroll').scrollTop = 0")
     latest, composer = page.locator("#latest"), box(page.locator("#composer"))
     expect(latest).to_be_visible()
     place = box(latest)
     assert place["y"] + place["height"] <= composer["y"]
     latest.click()
-    page.wait_for_function(at_the_end)
+    wait_for(page, at_the_end)
     page.click(".new")
     expect(latest).to_be_hidden()
 
@@ -218,7 +219,7 @@ def test_a_thin_and_a_tiny_picture_can_be_seen_and_pressed(visit, tmp_path):
         place = box(thumb)
         assert min(place["width"], place["height"]) >= 56
     page.locator(".foot .look").click()
-    page.wait_for_function(f"document.querySelector('.overlay') && {PLACED}")
+    wait_for(page, f"document.querySelector('.overlay') && {PLACED}")
     for overlay in page.locator(".overlay").all():
         place = box(overlay)
         assert min(place["width"], place["height"]) >= 24

@@ -5,17 +5,17 @@ from __future__ import annotations
 import base64
 import re
 
-from tests.ui.browser.conftest import Visitor, expect
+from tests.ui.browser.conftest import Visitor, expect, wait_for
 from tests.ui.browser.test_chat import PASTE, held_back
 
-JOIN = "**/gradio_api/queue/join*"
+REQUESTS = "**/vqa/requests/*"
 
 
 def test_what_is_asked_right_after_new_chat_begins_a_chat(visit):
     visitor = visit()
     page = visitor.page
     visitor.ask("About cats?")
-    with held_back(page, JOIN):
+    with held_back(page, REQUESTS):
         page.click(".new")
         page.keyboard.type("About dogs?")
         page.keyboard.press("Enter")
@@ -30,7 +30,7 @@ def test_what_is_asked_right_after_a_chat_was_opened_is_asked_there(visit):
     visitor.ask("About cats?")
     page.click(".new")
     visitor.ask("About dogs?")
-    with held_back(page, JOIN):
+    with held_back(page, REQUESTS):
         page.click("#list .title:has-text('cats')")
         page.keyboard.type("And kittens?")
         page.keyboard.press("Enter")
@@ -42,7 +42,7 @@ def test_a_question_shows_before_the_server_has_it(visit, pictures):
     visitor = visit()
     page = visitor.page
     visitor.attach(pictures[0])
-    with held_back(page, JOIN):
+    with held_back(page, REQUESTS):
         visitor.ask("What is it?", wait=False)
         expect(visitor.questions).to_have_text(["What is it?"])
         expect(page.locator("article .state")).to_have_text("Sending")
@@ -68,7 +68,7 @@ def test_a_title_that_is_being_written_stays_when_the_list_changes(visit):
     title = page.locator("#list .title")
     expect(title).to_have_text("My half")
     expect(title).to_be_focused()
-    page.wait_for_function("() => window.kept === 'My half'")  # the server has it
+    wait_for(page, "() => window.kept === 'My half'")  # the server has it
     page.reload()
     expect(title).to_have_text("My half")
 
@@ -165,7 +165,7 @@ def test_a_server_that_dies_while_it_answers_is_missed(visit, engine):
     visitor = visit()
     visitor.ask("A long one?", wait=False)
     expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
-    visitor.page.route("**/healthz", lambda route: route.abort())
+    visitor.context.set_offline(True)
     expect(visitor.page.locator(".toast.error")).to_contain_text("cannot be reached")
     engine.release()
 
@@ -195,7 +195,7 @@ def test_a_bad_setting_gives_way_to_the_one_in_force(visit):
     box = page.locator("#set-temperature")
     box.fill("0.5")
     box.press("Tab")
-    page.wait_for_function("() => vqa.state.settings.temperature === 0.5")
+    wait_for(page, "() => vqa.state.settings.temperature === 0.5")
     box.fill("99")
     box.press("Tab")
     expect(box).to_have_value("0.5")

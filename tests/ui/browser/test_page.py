@@ -9,10 +9,11 @@ from PIL import Image
 
 from tests.fake_engine import FakeEngine
 from tests.proxy import proxy
-from tests.ui.browser.conftest import WAIT, Visitor, expect, needed
+from tests.ui.browser.conftest import WAIT, Visitor, expect, needed, wait_for
+from tests.ui.browser.test_chat import held_back
 from tests.ui.server import running
-from tests.waiting import PATIENCE, until
-from ui.chat import conversation_actions, examples
+from tests.waiting import PATIENCE
+from ui.chat import examples
 from vqa_app.errors import ModelError
 
 
@@ -190,31 +191,17 @@ def test_a_closing_sheet_gives_the_focus_back_and_takes_it_from_nobody(visit, en
     expect(page.locator("#question")).to_be_focused()
 
 
-def test_a_question_asked_before_the_server_listens_is_kept(visit, house, monkeypatch):
-    heard, hello = [], conversation_actions.hello
-    monkeypatch.setattr(
-        conversation_actions, "hello", lambda *given: heard.append(given) or hello(*given)
-    )
-    visitor, held = visit(), []
+def test_a_question_asked_before_the_server_answers_is_kept(visit, house):
+    visitor = visit()
     page = visitor.page = visitor.tab()
-    shut = True
-    page.route(
-        "**/gradio_api/queue/join*",
-        lambda route: held.append(route) if shut else route.continue_(),
-    )
-    page.goto(house.address)
-    expect(page.locator("#question")).to_be_focused()
-    page.fill("#question", "Too early?")
-    page.press("#question", "Enter")
-    assert page.input_value("#question") == "Too early?"
-    shut = False
+    with held_back(page, "**/vqa/requests/*"):
+        page.goto(house.address)
+        expect(page.locator("#question")).to_be_focused()
+        page.fill("#question", "Too early?")
+        page.press("#question", "Enter")
+        assert page.input_value("#question") == "Too early?"
     page.wait_for_selector(".bubble:has-text('Too early?')")
     visitor.answered()
-    # The first calls arrive after all; what they bring is old by then.
-    before = len(heard)
-    for route in held:
-        route.continue_()
-    until(lambda: len(heard) >= before + len(held))
     visitor.ask("And now?")
     expect(visitor.questions).to_have_text(["Too early?", "And now?"])
 
@@ -373,7 +360,7 @@ def test_a_photograph_is_taken_and_asked_about(playwright_chromium, house):
         visitor = Visitor(browser, house.address)
         page = visitor.open()
         page.click("[data-do=camera]")
-        page.wait_for_function("() => document.querySelector('#sheet video')?.videoWidth > 0")
+        wait_for(page, "() => document.querySelector('#sheet video')?.videoWidth > 0")
         page.click("#sheet .primary")
         page.wait_for_selector("#tray .thumb img")
         expect(page.locator("#sheet")).to_be_hidden()
@@ -383,7 +370,7 @@ def test_a_photograph_is_taken_and_asked_about(playwright_chromium, house):
             "() => { const i = document.querySelector('article .thumb img');"
             " return [i.naturalWidth, i.naturalHeight]; }"
         )
-        page.wait_for_function("() => document.querySelector('article .thumb img')?.naturalWidth")
+        wait_for(page, "() => document.querySelector('article .thumb img')?.naturalWidth")
         assert min(page.evaluate(shown)) > 100
         visitor.context.close()
     assert not visitor.errors

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from tests.fake_engine import FakeEngine
-from tests.ui.browser.conftest import Visitor, expect
+from tests.ui.browser.conftest import Visitor, expect, wait_for
 from tests.ui.server import running
 from tests.waiting import until
 from ui.chat import conversation_actions
@@ -191,7 +191,7 @@ ASK_AND_NOW = """() => {
   vqa.$("composer").requestSubmit();
   return false;
 }"""
-"""Gradio may reload the page at any moment after a restart: then it is asked again."""
+"""The page may reload at any moment after a restart: then it is asked again."""
 
 
 def test_a_chat_survives_a_restart_of_the_server(browser, tmp_path):
@@ -202,7 +202,7 @@ def test_a_chat_survives_a_restart_of_the_server(browser, tmp_path):
             visitor.open()
             visitor.ask("Remember me?")
         stack.enter_context(running({"fake": FakeEngine()}, tmp_path, port=port))
-        visitor.page.wait_for_function(ASK_AND_NOW)  # the page that stayed open goes on
+        wait_for(visitor.page, ASK_AND_NOW)  # the page that stayed open goes on
         visitor.page.reload()
         expect(visitor.questions).to_have_text(["Remember me?", "And now?"])
         expect(visitor.answers.nth(1)).to_contain_text("You asked")
