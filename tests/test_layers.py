@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,7 @@ class Import:
         return f"{self.importer} imports {self.imported}"
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Dotted name to file, of every module of the three packages."""
     found = {}
@@ -60,11 +62,15 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports() -> Iterator[Import]:
+@cache
+def imports() -> tuple[Import, ...]:
+    """Every import statement of the three packages."""
+    found: list[Import] = []
     for name, path in modules().items():
         tree = ast.parse(path.read_text("utf-8"), str(path))
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        yield from _imports_of(tree, name, package, "at import")
+        found += _imports_of(tree, name, package, "at import")
+    return tuple(found)
 
 
 def _imports_of(node: ast.AST, name: str, package: str, around: Any) -> Iterator[Import]:
