@@ -13,17 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vqa_app.checkpoints.source import stay_offline
-from vqa_app.cli.options import (
-    AdapterName,
-    Device,
-    MaxFileMb,
-    MaxMegapixels,
-    ModelName,
-    Offline,
-    Precision,
-    Quantize,
-    Revision,
-)
+from vqa_app.cli.options import MaxFileMb, MaxMegapixels, ModelOptions, with_model_options
 from vqa_app.errors import UsageError, VqaError
 
 if TYPE_CHECKING:
@@ -44,14 +34,9 @@ def default_data_dir() -> Path:
 
 
 @app.command()
+@with_model_options
 def chat(
-    model: ModelName = "builtin",
-    adapter: AdapterName = None,
-    quantize: Quantize = None,
-    device: Device = "auto",
-    dtype: Precision = "auto",
-    revision: Revision = None,
-    offline: Offline = False,
+    model_options: ModelOptions,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free port.")] = 7860,
     auth: Annotated[
@@ -100,17 +85,19 @@ def chat(
             file=sys.stderr,
             flush=True,
         )
-    if offline:
+    if model_options.offline:
         stay_offline()
     from ui.app import create, leave
     from vqa_app.pictures.picture import ImageLimits
     from vqa_app.serving import model_choices
 
     folder = data_dir or default_data_dir()
-    start = model_choices.started_with(model, adapter, quantize, revision)
+    start = model_choices.started_with(
+        model_options.model, model_options.adapter, model_options.quantize, model_options.revision
+    )
     application = create(
         folder,
-        partial(model_choices.load, device=device, dtype=dtype),
+        partial(model_choices.load, device=model_options.device, dtype=model_options.dtype),
         lambda: model_choices.offered(start, folder / "runs"),
         start.key,
         users=users,
@@ -118,7 +105,7 @@ def chat(
         root_path=root_path,
         allow_any_model=allow_any_model,
         limits=ImageLimits.of(max_file_mb, max_megapixels),
-        device=device,
+        device=model_options.device,
     )
     lock = _lock(folder)  # the operating system drops it, whatever ends the process
     application.desk.hub.start()

@@ -1,13 +1,11 @@
-"""Ask about pictures: models, the engine that runs them, and the shell.
+"""Ask about pictures: the models, the engine that runs them, and the shell.
 
-Layers, each of which imports only what stands to its right (`tests/test_layers.py` keeps them):
+The packages form layers, `ui → finetune → vqa_app`, and `tests/test_layers.py` holds the order of
+the rooms within each. `vqa_app` imports neither `ui` nor `finetune`, except that its command line
+does so inside the command that needs them.
 
-    ui → finetune → vqa_app, and in it
-    cli → ask → local_engine → loading → modeling, prompting → conversation → images → errors
-
-`vqa_app` imports neither `ui` nor `finetune`; its command line does so inside the command that
-needs them. The public names below are imported when they are first used, so that `import vqa_app`
-costs nothing: torch and transformers take seconds.
+The public names below are imported on first use, because torch and transformers take seconds to
+import and `import vqa_app` should take none.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from vqa_app.pictures.picture import ImageLimits, Picture, open_picture
     from vqa_app.prompts.conversation import Conversation, Message
 
-_HOMES = {
+_MODULES = {
     "Answer": "engine.protocol",
     "Conversation": "prompts.conversation",
     "Delta": "engine.protocol",
@@ -59,9 +57,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'vqa_app' has no attribute {name!r}")
-    value = getattr(import_module(f"vqa_app.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"vqa_app.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,15 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vqa_app.checkpoints.source import BUILTIN, stay_offline
-from vqa_app.cli.options import (
-    AdapterName,
-    Device,
-    ModelName,
-    Offline,
-    Precision,
-    Quantize,
-    Revision,
-)
+from vqa_app.cli.options import Device, ModelOptions, Precision, with_model_options
 from vqa_app.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +26,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command("eval")
+@with_model_options
 def evaluate_command(
+    model_options: ModelOptions,
     data: Annotated[
         list[str],
         typer.Option(
@@ -41,8 +36,6 @@ def evaluate_command(
             "splits test is taken, else validation; `data@split` names one."
         ),
     ],
-    model: ModelName = BUILTIN,
-    adapter: AdapterName = None,
     images: Annotated[
         list[str] | None, typer.Option(help="Folder that picture paths are relative to.")
     ] = None,
@@ -68,11 +61,6 @@ def evaluate_command(
         int, typer.Option(min=0, help="Measure loss and image gain at so many of the questions.")
     ] = 1000,
     max_bad: Annotated[int, typer.Option(min=0, help="How many bad rows to leave out.")] = 0,
-    quantize: Quantize = None,
-    device: Device = "auto",
-    dtype: Precision = "auto",
-    revision: Revision = None,
-    offline: Offline = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Measure a model on questions with known answers.
@@ -90,7 +78,7 @@ def evaluate_command(
         raise UsageError(
             f"{out} is not a .jsonl file.", "Give --out a name like predictions.jsonl."
         )
-    if offline:
+    if model_options.offline:
         stay_offline()
     second = out.with_name(f"{out.stem}-against.jsonl") if out and against else None
     # What can be refused is refused before a model is loaded, or the first one has answered.
@@ -108,7 +96,10 @@ def evaluate_command(
     for problem in found.problems:
         print(f"Left out: {problem}", file=sys.stderr)
     asked = evaluation_identity(found.questions, max_new_tokens, losses)
-    for file, name, added in ((out, model, adapter), (second, against, None)):
+    for file, name, added in (
+        (out, model_options.model, model_options.adapter),
+        (second, against, None),
+    ):
         if file is not None and name is not None:
             known = {"model": _full_name(name), "adapter": added and _full_name(added)}
             PredictionsFile(file, asked | known).check()
@@ -124,9 +115,10 @@ def evaluate_command(
                 on_progress=bar.update,
             )
 
-    results = [measure(load_model(model, adapter, device, dtype, quantize, revision), out)]
+    results = [measure(load_model(**model_options.load_arguments()), out)]
     if against is not None:
-        results.append(measure(load_model(against, None, device, dtype, quantize), second))
+        other = replace(model_options, model=against, adapter=None, revision=None)
+        results.append(measure(load_model(**other.load_arguments()), second))
     test = compare(*results) if against is not None else None
     if as_json:
         print(json.dumps(_as_json(results, test), indent=1, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""Models on disk and on the hub: finding, checking, loading, composing them.
+"""Find, check, load and compose models, on disk and on the Hugging Face hub.
 
-May use prompts, models, pictures.
+May use the rooms prompts, models and pictures.
 """

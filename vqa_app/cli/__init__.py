@@ -1,4 +1,4 @@
-"""The shell: one module for each command, and what commands share.
+"""The command line: one module per command, and what commands share.
 
 May use every other room of `vqa_app`; `finetune` and `ui` only inside the commands that need them.
 """

@@ -1,32 +1,20 @@
-"""`vqa-app ask`: one question, a dialogue, or the same question about many pictures."""
+"""`vqa-app ask`: answer one question, open a dialogue, or ask about many pictures."""
 
 from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from vqa_app.cli.options import (
-    AdapterName,
-    Device,
-    MaxFileMb,
-    MaxMegapixels,
-    ModelName,
-    Offline,
-    Precision,
-    Quantize,
-    Revision,
-)
-from vqa_app.devices import Dtype, Quantization
+from vqa_app.cli.options import MaxFileMb, MaxMegapixels, ModelOptions, with_model_options
 from vqa_app.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from vqa_app.cli.reply import Asking
+    from vqa_app.cli.reply import AnswerOptions
     from vqa_app.engine.protocol import Engine
     from vqa_app.pictures.picture import Picture
     from vqa_app.prompts.conversation import Conversation
@@ -34,68 +22,50 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 
-@dataclass(frozen=True)
-class ModelChoice:
-    """Which model answers: the arguments of `vqa_app.checkpoints.loader.load_model`."""
+def open_engine(options: ModelOptions, console: Console) -> Engine:
+    """Load the model, which takes seconds for imports alone, and may download it."""
+    from vqa_app.cli.terminal import spinner
 
-    name: str
-    adapter: str | None = None
-    quantize: Quantization | None = None
-    device: str = "auto"
-    dtype: Dtype = "auto"
-    revision: str | None = None
-    offline: bool = False
-
-    def identity(self) -> dict[str, str | None]:
-        """What makes its answers others than those of another choice."""
-        names = {"model": self.name, "adapter": self.adapter, "quantize": self.quantize}
-        return {**names, "dtype": self.dtype, "revision": self.revision}
-
-
-def open_engine(choice: ModelChoice, console: Console) -> Engine:
-    """Loads the model; seconds of imports, and for a hub id a download."""
-    from vqa_app.cli.terminal import waiting
-
-    with waiting(console, f"Loading {choice.name}"):
+    with spinner(console, f"Loading {options.model}"):
         from vqa_app.checkpoints.loader import load_model
         from vqa_app.engine.local import LocalEngine
 
-        return LocalEngine(load_model(**vars(choice)))
+        return LocalEngine(load_model(**options.load_arguments()))
 
 
 @app.command()
+@with_model_options
 def ask(
+    model_options: ModelOptions,
     words: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="IMAGE... QUESTION",
             help="Pictures (files, http(s) addresses, or - for stdin), then the question. Without a"
-            " question, in a terminal, a dialogue begins.",
+            " question, a dialogue opens in a terminal.",
         ),
     ] = None,
-    model: ModelName = "builtin",
-    adapter: AdapterName = None,
-    quantize: Quantize = None,
-    device: Device = "auto",
-    dtype: Precision = "auto",
-    revision: Revision = None,
-    offline: Offline = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Length of the longest answer, in tokens.")
+    ] = 256,
     temperature: Annotated[
-        float | None, typer.Option(help="0 gives the same answer each time. [the model's own]")
+        float | None,
+        typer.Option(help="Sampling temperature; 0 is deterministic. [default: the model's own]"),
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Choose among the likeliest words up to this probability.")
+        float | None,
+        typer.Option(help="Sample from the likeliest tokens up to this total probability."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     choices: Annotated[
-        str | None, typer.Option(help="Answer with the likeliest of these.", metavar="A,B,C")
+        str | None,
+        typer.Option(help="Answer with the most probable of these.", metavar="A,B,C"),
     ] = None,
     abstain: Annotated[
         float | None,
         typer.Option(
-            help='Answer "I am not sure." where the confidence is below this.',
+            help='Answer "I am not sure." if the confidence is lower than this.',
             metavar="0..1",
             min=0,
             max=1,
@@ -104,18 +74,21 @@ def ask(
     explain: Annotated[
         Path | None,
         typer.Option(
-            help="Write a picture of where the model looked; for several pictures MAP-1.PNG, ...",
+            help="Save an attention map over the picture; for several pictures MAP-1.PNG, ...",
             metavar="MAP.PNG",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
     each: Annotated[
         list[str] | None,
-        typer.Option(help="Ask about each of these files: a quoted pattern.", metavar="PATTERN"),
+        typer.Option(
+            help="Ask about each file of a folder or quoted pattern; repeatable.",
+            metavar="PATTERN",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where --each writes its answers; continues where it stopped."),
+        typer.Option(help="File for the answers of --each; an interrupted run is continued."),
     ] = None,
     max_file_mb: MaxFileMb = 20,
     max_megapixels: MaxMegapixels = 50,
@@ -131,99 +104,102 @@ def ask(
     The answer goes to stdout, everything else to stderr.
     """
     from vqa_app.cli.picture_args import read_pictures
-    from vqa_app.cli.reply import Asking
+    from vqa_app.cli.reply import AnswerOptions
     from vqa_app.engine.protocol import GenerationOptions
     from vqa_app.pictures.picture import ImageLimits
 
     console = Console(stderr=True, highlight=False)
     sources, question = split_words(words or [])
-    options = GenerationOptions(
+    generation = GenerationOptions(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         seed=seed,
         system=system,
     )
-    asking = Asking(options, split_choices(choices), abstain)
-    chosen = ModelChoice(model, adapter, quantize, device, dtype, revision, offline)
+    options = AnswerOptions(generation, split_choices(choices), abstain)
     limits = ImageLimits.of(max_file_mb, max_megapixels)
     _check_combination(sources, question, each, out, explain, as_json)
     if each:
         from vqa_app.cli.ask_many import ask_each, expand
 
-        assert question is not None  # checked above
-        paths = expand(each)
+        assert question is not None  # _check_combination
         ask_each(
-            lambda: open_engine(chosen, console),
-            paths,
+            lambda: open_engine(model_options, console),
+            expand(each),
             question,
-            asking,
+            options,
             out,
             console,
             limits,
-            chosen.identity(),
+            model_options.identity(),
         )
         return
     pictures = read_pictures(sources, console, limits)
     if explain is not None:
         _check_writable(explain, sources)
-    engine = open_engine(chosen, console)
+    engine = open_engine(model_options, console)
     try:
         if question is None:
             from vqa_app.cli.repl import Dialogue
 
-            Dialogue(engine, asking, console, limits).run(pictures)
+            Dialogue(engine, options, console, limits).run(pictures)
         else:
-            _ask_once(engine, pictures, question, asking, explain, as_json, console)
+            _ask_once(engine, pictures, question, options, explain, as_json, console)
     finally:
         engine.close()
 
 
 def split_words(words: list[str]) -> tuple[list[str], str | None]:
-    """Tells pictures from the question, which is the last word unless that names a picture."""
+    """Split the arguments into pictures and the question, which comes last, if there is one."""
     from vqa_app.cli.picture_args import names_picture
 
     if words and not names_picture(words[-1]):
         if not words[-1].strip():
             raise UsageError("The question is empty.", 'Ask: vqa-app ask cat.png "What is this?"')
-        if os.path.isdir(words[-1]):  # pathlib raises where a question is too long for a name
-            raise _folder(words[-1])
+        if os.path.isdir(words[-1]):  # pathlib would raise if a question is too long for a name
+            raise _folder_error(words[-1])
         return words[:-1], words[-1]
     return words, None
 
 
-def _folder(name: str) -> UsageError:
+def _folder_error(name: str) -> UsageError:
     return UsageError(
         f"{name} is a folder.", f'To ask about each picture in it: --each {name} "What is shown?"'
     )
 
 
 def _check_words(sources: list[str], question: str | None) -> None:
-    """Tells what a shell makes of a question without quotes, or of one that stands in front."""
+    """Reject a question without quotes, or one before the pictures, with a helpful message."""
     from vqa_app.cli.picture_args import names_picture
 
     for word in sources:
         if names_picture(word):
             continue
         if os.path.isdir(word):
-            raise _folder(word)
+            raise _folder_error(word)
         if question is None:
             raise UsageError(
-                f"{word!r} stands where a picture is wanted.", "Put the question last, in quotes."
+                f"Expected an image, got {word!r}.", "Put the question last, in quotes."
             )
         if word == sources[-1] and " " not in question:
             raise UsageError(
-                f"There is no picture {word!r}.",
+                f"Expected an image, got {word!r}.",
                 f'A question of several words needs quotes: "{word} {question}"',
             )
 
 
 def split_choices(text: str | None) -> tuple[str, ...]:
+    """Split the answers of `--choices` at commas.
+
+    Raises:
+        UsageError: There are fewer than two different answers.
+    """
     if text is None:
         return ()
     choices = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if len(choices) < 2:
-        raise UsageError("--choices needs two or more different answers.", "For example: yes,no")
+        raise UsageError("--choices needs at least two different answers.", "For example: yes,no")
     return choices
 
 
@@ -239,41 +215,50 @@ def _check_combination(
     if each:
         if sources:
             raise UsageError(
-                f"--each takes one pattern, but {sources[0]} was given too.",
-                "Quote the pattern, so that the shell leaves it alone: --each 'photos/*.jpg'",
+                f"--each cannot be combined with the image {sources[0]}.",
+                "Quote the pattern, so that the shell does not expand it: --each 'photos/*.jpg'",
             )
         if question is None:
             raise UsageError("--each needs a question.", 'Add it in quotes: "What is shown?"')
         if explain is not None:
-            raise UsageError("--explain works on one question.", "Leave out --explain or --each.")
+            raise UsageError(
+                "--explain cannot be combined with --each.", "Leave out one of the two."
+            )
     elif out is not None:
-        raise UsageError("--out belongs to --each.", "To keep one answer, redirect: > answer.txt")
+        raise UsageError(
+            "--out needs --each.", "To save a single answer, redirect it: > answer.txt"
+        )
     elif question is None:
         if as_json or explain is not None or not (sys.stdin.isatty() and sys.stdout.isatty()):
             raise UsageError(
-                "There is no question.", 'Ask one: vqa-app ask cat.png "What is on the mat?"'
+                "The question is missing.", 'Ask one: vqa-app ask cat.png "What is on the mat?"'
             )
         if "-" in sources:
-            raise UsageError("A dialogue reads your questions from stdin.", "Name a file there.")
+            raise UsageError(
+                "A dialogue reads its questions from stdin, so the picture cannot come from there.",
+                "Use a file.",
+            )
 
 
 def _check_writable(path: Path, sources: list[str]) -> None:
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise UsageError(f"--explain {path}: not a picture's name.", "Name a .png or .jpg file.")
+        raise UsageError(
+            f"--explain needs the name of an image file, got {path}.", "Use a .png or .jpg file."
+        )
     if not os.path.isdir(path.parent):
         raise UsageError(f"There is no folder {path.parent}.", "Create it first.")
     for target in _targets(path, len(sources)):
         if os.path.isdir(target):
-            raise UsageError(f"--explain {target}: that is a folder.", "Name a file in it.")
-        there = [source for source in sources if os.path.exists(source)]
-        if os.path.exists(target) and any(os.path.samefile(target, source) for source in there):
+            raise UsageError(f"--explain needs a file, but {target} is a folder.", "Use a file.")
+        files = [source for source in sources if os.path.exists(source)]
+        if os.path.exists(target) and any(os.path.samefile(target, file) for file in files):
             raise UsageError(
-                f"--explain {target} would overwrite the picture itself.", "Name another file."
+                f"--explain {target} would overwrite the picture itself.", "Use another file."
             )
 
 
 def _targets(path: Path, pictures: int) -> list[Path]:
-    """`map.png`, or `map-1.png`, `map-2.png` for several pictures."""
+    """Return `map.png`, or `map-1.png`, `map-2.png`, ... for several pictures."""
     if pictures < 2:
         return [path]
     return [path.with_stem(f"{path.stem}-{number}") for number in range(1, pictures + 1)]
@@ -283,46 +268,48 @@ def _ask_once(
     engine: Engine,
     pictures: list[Picture],
     question: str,
-    asking: Asking,
+    options: AnswerOptions,
     explain: Path | None,
     as_json: bool,
     console: Console,
 ) -> None:
-    from vqa_app.cli.reply import describe, reply_to, tell_notes
-    from vqa_app.cli.terminal import json_line, to_stdout
+    from vqa_app.cli.reply import picture_to_json, print_notes, reply_to
+    from vqa_app.cli.terminal import json_line, write_stdout
     from vqa_app.prompts.conversation import Conversation
 
     if explain is not None:
         _check_explainable(engine, pictures)
     conversation = Conversation.ask(question, pictures)
-    reply = reply_to(engine, conversation, asking, None if as_json else to_stdout, console)
+    reply = reply_to(engine, conversation, options, None if as_json else write_stdout, console)
     if as_json:
-        row = {"question": question, "pictures": [describe(picture) for picture in pictures]}
+        row = {"question": question, "pictures": list(map(picture_to_json, pictures))}
         row |= {**reply.to_json(), "model": engine.info.label}
         sys.stdout.write(json_line(row, sys.stdout))
     else:
-        to_stdout("\n")
-        tell_notes(reply, console)
+        write_stdout("\n")
+        print_notes(reply, console)
     if explain is not None:
-        for path in _draw(engine, conversation, reply.said, explain):
-            console.print(f"Where the model looked: {path}", markup=False)
+        for path in _save_overlays(engine, conversation, reply.model_text, explain):
+            console.print(f"Attention map: {path}", markup=False)
 
 
 def _check_explainable(engine: Engine, pictures: list[Picture]) -> None:
     if not pictures:
-        raise UsageError("--explain needs a picture.", "Name one before the question.")
+        raise UsageError("--explain needs a picture.", "Put one before the question.")
     if not engine.info.attention_maps:
         raise ModelError(
-            f"{engine.info.label} ({engine.info.architecture}) does not show where it looked.",
+            f"{engine.info.label} ({engine.info.architecture}) does not support attention maps.",
             "Leave out --explain, or use another model.",
         )
 
 
-def _draw(engine: Engine, conversation: Conversation, said: str, path: Path) -> list[Path]:
-    """Writes an overlay for each picture; see `_targets`."""
+def _save_overlays(
+    engine: Engine, conversation: Conversation, answer: str, path: Path
+) -> list[Path]:
+    """Save an attention map for each picture and return the files; see `_targets`."""
     from vqa_app.cli.heatmap import draw_overlay, whole_answer
 
-    attention = engine.attention_map(conversation, said)
+    attention = engine.attention_map(conversation, answer)
     pictures = conversation.pictures
     paths = _targets(path, len(pictures))
     for number, (picture, target) in enumerate(zip(pictures, paths, strict=True)):
@@ -331,6 +318,6 @@ def _draw(engine: Engine, conversation: Conversation, said: str, path: Path) -> 
             drawn.save(target)
         except OSError as error:
             raise UsageError(
-                f"{target} cannot be written: {error.strerror or error}.", "Name another file."
+                f"Could not write {target}: {error.strerror or error}.", "Use another file."
             ) from error
     return paths

@@ -1,4 +1,4 @@
-"""`vqa-app ask --each`: the same question about many pictures, with one load of the model."""
+"""`vqa-app ask --each`: ask one question about many pictures, loading the model once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vqa_app.cli.picture_args import SUFFIXES
-from vqa_app.cli.reply import Asking, reply_to
+from vqa_app.cli.reply import AnswerOptions, reply_to
 from vqa_app.cli.terminal import json_line
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import ContextOverflowError, ImageError, UsageError, VqaError
@@ -26,25 +26,27 @@ from vqa_app.prompts.conversation import Conversation
 
 
 def expand(patterns: Iterable[str]) -> list[str]:
-    """The files that patterns name, sorted, each once; `**` reaches into folders. Of a folder those
-    that are called as pictures are: it may hold notes, and the answers themselves.
+    """Return the files that match the patterns, sorted and without duplicates.
+
+    A pattern may contain `**` for nested folders. A folder stands for the files in it that have the
+    suffix of a picture, because it may also contain notes, and the answers themselves.
 
     Raises:
-        UsageError: a pattern names no file.
+        UsageError: A pattern matches no file.
     """
     found: set[str] = set()
     for pattern in patterns:
         pattern = os.path.expanduser(pattern)
         if is_folder := os.path.isdir(pattern):
             pattern = os.path.join(glob.escape(pattern), "*")
-        # A name may itself look like a pattern: a[1].png is a file, not only what a1.png matches.
+        # A file's name may look like a pattern: a[1].png would only match a1.png.
         names = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
         files = {path for path in names if os.path.isfile(path)}
         if is_folder:
             files = {path for path in files if path.lower().endswith(SUFFIXES)}
         if not files:
             kind = "picture" if is_folder else "file"
-            raise UsageError(f"No {kind} is called {pattern}.", "Check the pattern of --each.")
+            raise UsageError(f"No {kind} matches {pattern}.", "Check the pattern of --each.")
         found |= files
     return sorted(found)
 
@@ -53,62 +55,61 @@ def ask_each(
     open_engine: Callable[[], Engine],
     paths: list[str],
     question: str,
-    asking: Asking,
+    options: AnswerOptions,
     out: Path | None,
     console: Console,
     limits: ImageLimits,
     model: Mapping[str, Any],
 ) -> None:
-    """Answers the question about each file and writes a JSON line for each.
+    """Answer the question about each file and write a JSON line for each answer.
 
-    Files that `out` already has an answer for (to this question, of this model, with these choices
-    and options) are left out; answers of another kind stay, and are told of.
-    A file that cannot be used does not end the run; it is named at the end, and tried again when
-    the command is repeated.
+    Files for which `out` already has an answer to the same question, by the same model and with the
+    same options, are skipped. Other answers in it are kept, with a note. A file that cannot be used
+    does not end the run; it is listed at the end, and tried again when the command is repeated.
 
     Args:
-        open_engine: loads the model; not called where nothing is left to do.
-        paths: the files.
-        question: asked about each.
-        asking: how to answer.
-        out: a JSONL file that is added to; stdout where None.
-        console: for progress and problems.
-        limits: what a picture may cost.
-        model: what tells the model from others; it goes into the rows with the options.
+        open_engine: Loads the model; not called if all files are answered.
+        paths: The files.
+        question: The question about each file.
+        options: How to answer.
+        out: A JSONL file to append to; None writes to stdout.
+        console: Shows progress and problems.
+        limits: The largest picture to accept.
+        model: What identifies the model; written to the rows together with the options.
 
     Raises:
-        typer.Exit: some files could not be used; the code is that of the first one's error.
+        typer.Exit: Some files could not be used. The exit code is that of the first error.
     """
-    key = _key(question, asking, model)
-    done, others = _answered(out, key) if out is not None else (set(), 0)
-    left = [path for path in paths if path not in done]
-    if len(left) < len(paths):
-        console.print(f"{len(paths) - len(left)} of {len(paths)} are answered already.")
+    key = _key(question, options, model)
+    done, others = _read_answers(out, key) if out is not None else (set(), 0)
+    remaining = [path for path in paths if path not in done]
+    if len(remaining) < len(paths):
+        console.print(f"{len(paths) - len(remaining)} of {len(paths)} are already answered.")
     if others:
         console.print(
-            f"{out} also holds other answers to this question ({others}), of another model or"
-            " with other options; they stay.",
+            f"{out} also contains {others} answers to this question by another model or with other"
+            " options; they are kept.",
             markup=False,
             soft_wrap=True,
         )
     problems: list[tuple[str, VqaError]] = []
-    if left:
+    if remaining:
         engine = open_engine()
         try:
-            with _opened(out) as file, _progress(console, len(left)) as advance:
-                for path in left:
+            with _open_output(out) as file, _progress(console, len(remaining)) as advance:
+                for path in remaining:
                     try:
-                        row = _answer(engine, path, key, asking, limits)
+                        row = _answer(engine, path, key, options, limits)
                     except (ImageError, ContextOverflowError) as error:
                         problems.append((path, error))
                     else:
                         file.write(json_line(row, file))
-                        file.flush()  # a run that is stopped keeps every answer
+                        file.flush()  # keep every answer if the run is interrupted
                     advance()
         finally:
             engine.close()
     where = "" if out is None else f", in {out}"
-    console.print(f"{len(left) - len(problems)} answered{where}.", markup=False)
+    console.print(f"{len(remaining) - len(problems)} answered{where}.", markup=False)
     if problems:
         console.print(f"{len(problems)} could not be used:")
         for path, error in problems:
@@ -117,10 +118,11 @@ def ask_each(
 
 
 def _answer(
-    engine: Engine, path: str, key: dict[str, Any], asking: Asking, limits: ImageLimits
+    engine: Engine, path: str, key: dict[str, Any], options: AnswerOptions, limits: ImageLimits
 ) -> dict[str, Any]:
+    """Return the JSON row of one file."""
     picture = open_picture(path, limits=limits)
-    reply = reply_to(engine, Conversation.ask(key["question"], [picture]), asking)
+    reply = reply_to(engine, Conversation.ask(key["question"], [picture]), options)
     return {
         "picture": path,
         **key,
@@ -130,19 +132,25 @@ def _answer(
     }
 
 
-def _key(question: str, asking: Asking, model: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a row an answer to this question as it is asked now."""
-    settings = {**model, **asdict(asking.options), "abstain": asking.abstain}
+def _key(question: str, options: AnswerOptions, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields by which a row is recognised as an answer to the same question."""
+    settings = {**model, **asdict(options.generation), "abstain": options.abstain}
     return {
         "question": question,
-        "given_choices": list(asking.choices),
+        "given_choices": list(options.choices),
         "asked_with": {name: value for name, value in settings.items() if value not in (None, ())},
     }
 
 
-def _answered(out: Path, key: dict[str, Any]) -> tuple[set[str], int]:
-    """The files that have their answer, and how many answers to the same question were asked for in
-    another way. A last line that was cut off by a kill is removed.
+def _read_answers(out: Path, key: dict[str, Any]) -> tuple[set[str], int]:
+    """Read an earlier run's answers and remove an incomplete last line.
+
+    Returns:
+        The files that are answered, and the number of answers to the same question by another model
+        or with other options.
+
+    Raises:
+        UsageError: The file cannot be read, or contains something else.
     """
     if not os.path.isdir(out.parent):
         raise UsageError(f"There is no folder {out.parent}.", "Create it first.")
@@ -151,7 +159,7 @@ def _answered(out: Path, key: dict[str, Any]) -> tuple[set[str], int]:
     try:
         data = out.read_bytes()
     except OSError as error:
-        raise UsageError(f"{out} cannot be read: {error.strerror}.", "Name another.") from error
+        raise UsageError(f"Could not read {out}: {error.strerror}.", "Use another file.") from error
     whole = data[: data.rfind(b"\n") + 1]
     answered: set[str] = set()
     others = 0
@@ -165,7 +173,7 @@ def _answered(out: Path, key: dict[str, Any]) -> tuple[set[str], int]:
                 others += row.get("question") == key["question"]
         except (ValueError, TypeError, KeyError) as error:
             raise UsageError(
-                f"{out}, line {number}, is not an answer of --each.", "Name another file."
+                f"{out}, line {number}: expected an answer of --each.", "Use another file."
             ) from error
     if len(whole) < len(data):
         with out.open("r+b") as file:
@@ -174,21 +182,27 @@ def _answered(out: Path, key: dict[str, Any]) -> tuple[set[str], int]:
 
 
 @contextmanager
-def _opened(out: Path | None) -> Iterator[TextIO]:
+def _open_output(out: Path | None) -> Iterator[TextIO]:
     if out is None:
         yield sys.stdout
         return
     try:
         file = out.open("a", encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{out} cannot be written: {error.strerror}.", "Name another.") from error
+        raise UsageError(
+            f"Could not write {out}: {error.strerror}.", "Use another file."
+        ) from error
     with file:
         yield file
 
 
 @contextmanager
 def _progress(console: Console, total: int) -> Iterator[Callable[[], None]]:
-    """A bar with the time left, on a terminal; gives the function that counts one more."""
+    """Show a progress bar on a terminal.
+
+    Yields:
+        A function to call after each file.
+    """
     columns = (
         TextColumn("Asking"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""`vqa-app doctor`: what a bug report needs, and nothing that a person would not show around."""
+"""`vqa-app doctor`: print what a bug report needs, without anything private."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _VARIABLES = (
     "CUDA_VISIBLE_DEVICES HF_HUB_OFFLINE OMP_NUM_THREADS PYTORCH_CUDA_ALLOC_CONF"
     " TRANSFORMERS_OFFLINE"
 )
-"""Settings that change what happens; none of them holds a secret."""
+"""Environment variables that affect the program; none of them is a secret."""
 
 
 @app.command()
 def doctor() -> None:
-    """Print what a bug report needs: versions, machine, devices, memory, models at hand."""
+    """Print what a bug report needs: versions, machine, devices, memory and local models."""
     for title, lines in (
         ("vqa-app", _program()),
         ("machine", _machine()),
@@ -52,14 +52,14 @@ def doctor() -> None:
         try:
             for line in lines:
                 print(f"  {line}")
-        except Exception as error:  # what cannot be found out is told as well
+        except Exception as error:  # report what failed and continue with the next section
             print(f"  {type(error).__name__}: {error}")
 
 
 def _program() -> Iterator[str]:
     yield f"version {__version__}"
     yield f"Python {platform.python_version()} ({platform.python_implementation()})"
-    yield f"installed in {_homeless(Path(__file__).parent.parent)}"
+    yield f"installed in {_without_home(Path(__file__).parent.parent)}"
 
 
 def _machine() -> Iterator[str]:
@@ -82,7 +82,7 @@ def _cores() -> set[int]:
 def _devices() -> Iterator[str]:
     try:
         import torch
-    except Exception as error:  # a broken installation is what a doctor is called for
+    except Exception as error:  # a broken installation may be the reason to run this command
         yield f"torch cannot be imported: {type(error).__name__}: {error}"
         return
     yield f"cpu, {torch.get_num_threads()} threads ({torch.backends.cpu.get_cpu_capability()})"
@@ -122,7 +122,7 @@ def _models() -> Iterator[str]:
         return
     cache = Path(constants.HF_HUB_CACHE)
     count = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
-    yield f"downloaded: {count}, in {_homeless(cache)}"
+    yield f"downloaded: {count}, in {_without_home(cache)}"
 
 
 def _environment() -> Iterator[str]:
@@ -132,9 +132,9 @@ def _environment() -> Iterator[str]:
             yield f"{name}={os.environ[name]}"
 
 
-def _homeless(path: Path) -> str:
-    """A path without the person's name, where that stands in it."""
+def _without_home(path: Path) -> str:
+    """Return a path with ~ for the home folder, which may contain the user's name."""
     try:
         return str(Path("~") / path.relative_to(Path.home()))
-    except (ValueError, RuntimeError):  # it lies elsewhere, or there is no home
+    except (ValueError, RuntimeError):  # it is elsewhere, or there is no home folder
         return str(path)

@@ -1,7 +1,8 @@
-"""The `vqa-app` command: a table of commands, each imported when it runs, and how errors leave.
+"""The `vqa-app` command: a table of subcommands, and how errors are reported.
 
-What a command does stands in its own module, where a typer app holds it under the same name. Their
-imports are what takes long (torch, gradio), so the table carries the line that `--help` shows.
+Each subcommand is in a module of its own, in a typer app that has it under the same name. These
+modules are imported only when the command runs, because their imports take long (torch, gradio).
+Therefore the table also contains the line that `--help` shows.
 """
 
 from __future__ import annotations
@@ -23,80 +24,94 @@ from vqa_app.devices import is_out_of_memory
 from vqa_app.errors import INTERRUPTED_EXIT_CODE, NoRoomError, VqaError
 from vqa_app.version import __version__
 
-EXIT_CODES = """Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 a picture cannot be used;
-4 model trouble; 5 bad data; 6 question too long for the model; 130 interrupted."""
-FULL_MEMORY = NoRoomError(
-    "There is not enough memory for this.",
+EXIT_CODES = """Exit codes: 0 success; 1 unexpected error; 2 wrong usage; 3 a picture cannot be
+used; 4 model error; 5 invalid data; 6 question too long for the model; 130 interrupted."""
+OUT_OF_MEMORY = NoRoomError(
+    "Not enough memory.",
     "Use a smaller model, fewer or smaller pictures or smaller batches, or close other programs.",
 )
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _Subcommand:
     module: str
     help: str
 
 
 _COMMANDS = {
-    "chat": _Entry("ui.cli", "Chat about pictures in the browser."),
-    "ask": _Entry("vqa_app.cli.ask", "Ask here: once, in a dialogue, or for many files."),
-    "finetune": _Entry(
-        "finetune.cli.train", "Teach a model your own pictures, questions and answers."
+    "chat": _Subcommand("ui.cli", "Chat about pictures in the browser."),
+    "ask": _Subcommand(
+        "vqa_app.cli.ask", "Ask in the shell: once, in a dialogue, or about many files."
     ),
-    "check-data": _Entry("finetune.cli.train", "Check instruction data before training on it."),
-    "show-sample": _Entry("finetune.cli.train", "Show what the model sees of a row of your data."),
-    "eval": _Entry("finetune.cli.evaluate", "Measure a model on questions with known answers."),
-    "verify": _Entry(
-        "finetune.cli.evaluate", "Check that a trained model still gives what it gave."
+    "finetune": _Subcommand(
+        "finetune.cli.train", "Fine-tune a model on your own pictures, questions and answers."
     ),
-    "merge": _Entry(
-        "finetune.cli.evaluate", "Merge an adapter into its model: a standard checkpoint."
+    "check-data": _Subcommand(
+        "finetune.cli.train", "Check instruction data before training on it."
     ),
-    "models": _Entry("vqa_app.cli.models", "List models to use, and which are here already."),
-    "compose": _Entry("vqa_app.cli.models", "Make a LLaVA from an image encoder and an LLM."),
-    "doctor": _Entry("vqa_app.cli.doctor", "Print what a bug report needs."),
+    "show-sample": _Subcommand(
+        "finetune.cli.train", "Show a row of your data as the model sees it."
+    ),
+    "eval": _Subcommand(
+        "finetune.cli.evaluate", "Evaluate a model on questions with known answers."
+    ),
+    "verify": _Subcommand(
+        "finetune.cli.evaluate", "Check that a trained model still gives the same outputs."
+    ),
+    "merge": _Subcommand(
+        "finetune.cli.evaluate", "Merge an adapter into its model, as a standard checkpoint."
+    ),
+    "models": _Subcommand("vqa_app.cli.models", "List models, and which are downloaded."),
+    "compose": _Subcommand("vqa_app.cli.models", "Make a LLaVA from an image encoder and an LLM."),
+    "doctor": _Subcommand("vqa_app.cli.doctor", "Print what a bug report needs."),
 }
 
 
 class _LazyCommand(TyperCommand):
-    """Stands for a command in listings; becomes the real one when it runs."""
+    """A command in listings, which imports the real one when it runs."""
 
-    def __init__(self, name: str, entry: _Entry) -> None:
-        super().__init__(name, help=entry.help)
-        self._module = entry.module
+    def __init__(self, name: str, subcommand: _Subcommand) -> None:
+        super().__init__(name, help=subcommand.help)
+        self._module = subcommand.module
 
     def make_context(self, info_name: str | None, args: list[str], **extra: Any) -> Any:
+        """Parse the arguments with the real command."""
         command = typer.main.get_command(import_module(self._module).app)
         if isinstance(command, TyperGroup):
             command = command.commands[self.name or ""]
         command.rich_markup_mode = self.rich_markup_mode
         try:
-            return command.make_context(info_name, [_at_home(word) for word in args], **extra)
+            return command.make_context(info_name, [_expand_home(word) for word in args], **extra)
         except typer.BadParameter as error:
-            error.message = error.message.removeprefix("Value error, ")  # pydantic's, in typer
+            error.message = error.message.removeprefix("Value error, ")  # added by pydantic
             raise
 
 
-def _at_home(word: str) -> str:
-    """`--out=~/run` with the home folder in it, which most shells do not expand behind a `=`."""
-    option, equals, value = word.partition("=")
+def _expand_home(word: str) -> str:
+    """Expand the ~ in `--out=~/run`, which most shells do not expand after a `=`."""
+    option, _, value = word.partition("=")
     is_path = option.startswith("--") and value.startswith("~")
     return f"{option}={os.path.expanduser(value)}" if is_path else word
 
 
 class Commands(TyperGroup):
-    """The commands of the table, and the one place where errors meet a person."""
+    """The commands of the table, and the place where errors become messages and exit codes."""
 
     def __init__(self, **attrs: Any) -> None:
         super().__init__(**attrs)
-        # Boxes and colours are for terminals; a file or a pipe gets plain lines.
+        # Use boxes and colours on terminals, and plain lines in files and pipes.
         self.rich_markup_mode = "rich" if sys.stderr.isatty() and sys.stdout.isatty() else None
-        for name, entry in _COMMANDS.items():
-            command = _LazyCommand(name, entry)
+        for name, subcommand in _COMMANDS.items():
+            command = _LazyCommand(name, subcommand)
             command.rich_markup_mode = self.rich_markup_mode
             self.add_command(command)
 
     def invoke(self, ctx: Any) -> Any:
+        """Run the command, and report its errors.
+
+        Raises:
+            typer.Exit: With the exit code of the error; see `EXIT_CODES`.
+        """
         try:
             return super().invoke(ctx)
         except VqaError as error:
@@ -107,36 +122,36 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             print("\nInterrupted.", file=sys.stderr)
             raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
-        except BrokenPipeError:  # the reader of our output has gone, as in `| head -1`
+        except BrokenPipeError:  # the reader of our output has exited, as in `| head -1`
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except Exception as error:
-            if ctx.params["debug"] or isinstance(error, _TYPERS):
+            if ctx.params["debug"] or isinstance(error, _TYPER_EXCEPTIONS):
                 raise
             if is_out_of_memory(error):
-                report(FULL_MEMORY)
-                raise typer.Exit(FULL_MEMORY.exit_code) from error
+                report(OUT_OF_MEMORY)
+                raise typer.Exit(OUT_OF_MEMORY.exit_code) from error
             print(f"Unexpected error: {type(error).__name__}: {error}", file=sys.stderr)
             print(
-                "This is a bug. `vqa-app --debug ...` shows where it is; please report that with"
-                " what `vqa-app doctor` prints.",
+                "This is a bug. Please report it with the traceback that `vqa-app --debug ...`"
+                " shows and the output of `vqa-app doctor`.",
                 file=sys.stderr,
             )
             raise typer.Exit(1) from error
 
 
-# Typer's own ways to leave and its usage errors, which it shows itself.
-_TYPERS = (typer.Exit, typer.Abort, typer.exceptions.TyperException)
+_TYPER_EXCEPTIONS = (typer.Exit, typer.Abort, typer.exceptions.TyperException)
+"""Exits and usage errors, which typer handles itself."""
 
 
 def report(error: VqaError) -> None:
-    """Two lines on stderr: what was wrong, and what to do."""
+    """Print two lines to stderr: the problem and the hint."""
     problem, hint = (text.replace("\n", " ") for text in (error.problem, error.hint))
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)  # knows NO_COLOR and TERM
+    console = Console(stderr=True, highlight=False, soft_wrap=True)  # respects NO_COLOR and TERM
     console.print(Text.assemble(("Error:", "red"), " ", problem))
     if hint:
         console.print(Text(hint, "dim"))
@@ -153,8 +168,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"vqa-app {__version__}")
         raise typer.Exit
 
@@ -166,23 +181,25 @@ def common(
     ] = False,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
-    """Ask about pictures: in the browser, in the shell, or after teaching a model your own."""
+    """Ask about pictures in the browser or in the shell, and fine-tune models on your own."""
     if not debug:
         import logging
         import warnings
 
-        # Libraries warn of their own inner matters; what concerns a person, we say ourselves.
+        # Warnings of libraries are for developers; we report ourselves what concerns the user.
         warnings.simplefilter("ignore")
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs `vqa-app` and leaves with one of `EXIT_CODES`."""
-    # What is alive at the end need not be collected: with torch and gradio that took 0.8 s.
+    """Run `vqa-app` and exit with one of `EXIT_CODES`."""
+    # Skip garbage collection at exit, which took 0.8 s with torch and gradio.
     atexit.register(gc.freeze)
     typer.main.get_command(app).main(args=argv, prog_name="vqa-app")
-    raise AssertionError("typer leaves by itself")
+    raise AssertionError("typer exits the process")

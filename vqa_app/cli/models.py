@@ -1,4 +1,4 @@
-"""`vqa-app models` and `vqa-app compose`."""
+"""The commands `vqa-app models` and `vqa-app compose`."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 NARROW = 110
-"""Columns of a terminal below which licences and notes would break what stands beside them."""
+"""Terminal width below which licences and notes are left out, because they would not fit."""
 
 
 @app.command()
 def models(
     runs: Annotated[
-        Path, typer.Option(help="Folder whose runs are listed, too.", metavar="DIR")
+        Path, typer.Option(help="A folder whose runs are listed as well.", metavar="DIR")
     ] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
 ) -> None:
-    """List models to use, and which are here already.
+    """List models, and which are downloaded.
 
-    Any other model of the hub that transformers' AutoModelForImageTextToText loads, and that has a
-    chat template, can be named as well.
+    Any other model on the hub can be used as well, if transformers' AutoModelForImageTextToText
+    loads it and it has a chat template.
     """
     from vqa_app.checkpoints.catalogue import catalogue
 
@@ -47,8 +47,10 @@ def models(
 
 
 def table_of(entries: list[CatalogueEntry], console: Console) -> str:
-    """A row for each model: for a terminal as wide as it is, elsewhere on one line each. A narrow
-    terminal gets no licences and notes; the hub id, which is there to be copied, is never broken.
+    """Return a table with a row for each model.
+
+    It fits a terminal, with licences and notes left out if it is narrow; elsewhere each row is one
+    line. Hub ids are never broken, so that they can be copied.
     """
     narrow = console.is_terminal and console.width < NARROW
     rows = Table(box=None, pad_edge=False, header_style="bold")
@@ -62,7 +64,7 @@ def table_of(entries: list[CatalogueEntry], console: Console) -> str:
             no_wrap=title not in ("licence", ""),
         )
     for entry in entries:
-        licence = entry.licence + (" (to be accepted there)" if entry.gated else "")
+        licence = entry.licence + (" (accept it on the hub)" if entry.gated else "")
         memory = [in_words(size) if size else "?" for size in (entry.memory, entry.memory_4bit)]
         here = "yes" if entry.cached else "no"
         cells = (entry.name, here, entry.size, *memory, licence, entry.note)
@@ -72,31 +74,40 @@ def table_of(entries: list[CatalogueEntry], console: Console) -> str:
     with wide.capture() as captured:
         wide.print(rows)
     lines = [line.rstrip() for line in captured.get().splitlines()]
-    return "\n".join(lines + ["A wider terminal shows licences and notes."] * narrow)
+    note = ["A wider terminal also shows licences and notes."] if narrow else []
+    return "\n".join([*lines, *note])
 
 
 @app.command()
 def compose(
     encoder: Annotated[
-        str, typer.Option(help="SigLIP, SigLIP 2 or CLIP: a hub id or a folder.", metavar="ID")
+        str,
+        typer.Option(help="Hub id or folder of a SigLIP, SigLIP 2 or CLIP encoder.", metavar="ID"),
     ],
-    llm: Annotated[str, typer.Option(help="A language model with a chat template.", metavar="ID")],
-    out: Annotated[Path, typer.Option(help="A new folder.", metavar="DIR")],
-    dtype: Annotated[Dtype, typer.Option(help="auto keeps the language model's.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of the new projector's weights.")] = 0,
+    llm: Annotated[
+        str,
+        typer.Option(
+            help="Hub id or folder of a language model with a chat template.", metavar="ID"
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="A new folder to write.", metavar="DIR")],
+    dtype: Annotated[
+        Dtype, typer.Option(help="Precision of the weights; auto keeps the language model's.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the projector's initial weights.")] = 0,
     offline: Offline = False,
 ) -> None:
     """Make a LLaVA from an image encoder and a language model.
 
-    Its projector is new: the model answers nonsense about pictures until
-    `vqa-app finetune --model DIR --stage projector` has trained that.
+    Its projector is initialised randomly: until `vqa-app finetune --model DIR --stage projector`
+    has trained it, answers about pictures are nonsense.
     """
-    from vqa_app.cli.terminal import waiting
+    from vqa_app.cli.terminal import spinner
 
     console = Console(stderr=True, highlight=False)
-    with waiting(console, "Composing"):
+    with spinner(console, "Composing"):
         from vqa_app.checkpoints import compose
 
         folder = compose.compose(encoder, llm, out, dtype=dtype, seed=seed, offline=offline)
-    console.print(f"Composed {folder}. Next, train its projector:", markup=False)
+    console.print(f"Wrote {folder}. Next, train its projector:", markup=False)
     print(f"vqa-app finetune --model {folder} --stage projector --data YOUR.json")

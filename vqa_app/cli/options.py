@@ -1,46 +1,110 @@
-"""The command-line options that several commands share: which model, and what a picture may cost.
+"""Command-line options that several commands share: the model, and the largest picture.
 
-One wording for all; what they mean is `vqa_app.checkpoints.loader.load_model`'s to say.
+`vqa_app.checkpoints.loader.load_model` documents what the model options mean.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias, get_type_hints
 
 import typer
 
 from vqa_app.devices import Dtype, Quantization
 
-ModelName: TypeAlias = Annotated[
-    str, typer.Option("--model", "-m", help="builtin, a hub id, or a folder: a model or a run.")
-]
-AdapterName: TypeAlias = Annotated[
-    str | None, typer.Option("--adapter", help="An adapter on it: a run's folder or a hub id.")
-]
-Quantize: TypeAlias = Annotated[
-    Quantization | None,
-    typer.Option(
-        "--quantize", help="Weights in 4 or 8 bits, by bitsandbytes: a third or half of the memory."
-    ),
-]
 Device: TypeAlias = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision: TypeAlias = Annotated[
-    Dtype, typer.Option("--dtype", help="auto takes what suits the device.")
-]
-Revision: TypeAlias = Annotated[
-    str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")
+    Dtype, typer.Option("--dtype", help="auto chooses what suits the device.")
 ]
 Offline: TypeAlias = Annotated[bool, typer.Option("--offline", help="Download nothing.")]
 
 MaxFileMb: TypeAlias = Annotated[
     float,
-    typer.Option(help="Largest picture file.", metavar="MB", envvar="VQA_MAX_FILE_MB"),
+    typer.Option(help="Size of the largest picture file.", metavar="MB", envvar="VQA_MAX_FILE_MB"),
 ]
 MaxMegapixels: TypeAlias = Annotated[
     float,
     typer.Option(
-        help="Largest picture; Pillow decodes up to 89.",
+        help="Most pixels of a picture, up to 89 megapixels.",
         metavar="MP",
         envvar="VQA_MAX_MEGAPIXELS",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model answers, and how it is loaded.
+
+    A command that has a parameter of this type, decorated with `with_model_options`, gets one
+    command-line option for each field.
+    """
+
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="builtin, a hub id, or a folder: a model or a run.")
+    ] = "builtin"
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", help="An adapter for it: a run's folder or a hub id.")
+    ] = None
+    quantize: Annotated[
+        Quantization | None,
+        typer.Option(
+            "--quantize",
+            help="Load the weights in 4 or 8 bits with bitsandbytes, which takes a third or half of"
+            " the memory.",
+        ),
+    ] = None
+    device: Device = "auto"
+    dtype: Precision = "auto"
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")
+    ] = None
+    offline: Offline = False
+
+    def load_arguments(self) -> dict[str, Any]:
+        """Return the arguments for `vqa_app.checkpoints.loader.load_model`."""
+        arguments = dataclasses.asdict(self)
+        return {"name": arguments.pop("model"), **arguments}
+
+    def identity(self) -> dict[str, str | None]:
+        """Return the options that may change the answers."""
+        names = ("model", "adapter", "quantize", "dtype", "revision")
+        return {name: getattr(self, name) for name in names}
+
+
+def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace a command's parameter of type `ModelOptions` by one option for each field."""
+    hints = get_type_hints(ModelOptions, include_extras=True)
+    options = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(ModelOptions)
+    ]
+    names = {option.name for option in options}
+    signature = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    replaced = ""
+    for parameter in signature.parameters.values():
+        if parameter.annotation is ModelOptions:
+            replaced = parameter.name
+            parameters += options
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    assert replaced, f"{command.__name__} has no parameter of type ModelOptions"
+
+    def wrapper(**arguments: Any) -> None:
+        chosen = ModelOptions(**{name: arguments.pop(name) for name in names})
+        command(**arguments, **{replaced: chosen})
+
+    # Typer reads both.
+    wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {item.name: item.annotation for item in parameters}
+    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+    return wrapper

@@ -1,4 +1,4 @@
-"""Pictures as a person in a shell names them: files, web addresses, - for stdin."""
+"""Pictures named on the command line: files, web addresses, or - for stdin."""
 
 from __future__ import annotations
 
@@ -7,46 +7,51 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vqa_app.cli.terminal import waiting
+from vqa_app.cli.terminal import spinner
 from vqa_app.errors import ImageError, UsageError
 from vqa_app.pictures.download import fetch_picture, is_url
 from vqa_app.pictures.picture import ImageLimits, Picture, open_picture
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 SUFFIXES += (".heic", ".heif", ".svg", ".pdf")
-"""What makes a word a picture's name even where there is no such file."""
+"""A word with one of these suffixes names a picture, even if there is no such file."""
 
 
 def names_picture(word: str) -> bool:
-    """Whether a word on the command line is meant as a picture."""
+    """Return whether a word on the command line names a picture rather than being a question."""
     if word == "-" or word[:5].lower() == "data:" or (is_url(word) and " " not in word):
         return True
     path = Path(word)
     try:
         return path.is_file() or (path.suffix.lower() in SUFFIXES and " " not in word)
-    except (OSError, ValueError):  # too long or a NUL byte: no path
+    except (OSError, ValueError):  # not a path: too long, or with a NUL byte
         return False
 
 
 def read_pictures(sources: list[str], console: Console, limits: ImageLimits) -> list[Picture]:
-    """Opens what was named on the command line and tells what was changed.
+    """Open the pictures named on the command line and print what was changed in them.
 
     Raises:
-        ImageError: one of them cannot be used.
-        UsageError: stdin was named twice.
+        ImageError: A picture cannot be used.
+        UsageError: Stdin is named twice.
     """
     if sources.count("-") > 1:
-        raise UsageError("- is given twice, but stdin holds only one picture.", "Name the others.")
+        raise UsageError(
+            "- is given twice, but stdin has only one picture.", "Use files for the others."
+        )
     return [read_picture(source, console, limits) for source in sources]
 
 
 def read_picture(source: str, console: Console, limits: ImageLimits) -> Picture:
+    """Open one picture; see `read_pictures`."""
     if source == "-":
         if sys.stdin.isatty():
-            raise ImageError("- reads a picture from stdin.", "Pipe one in: < cat.png")
+            raise ImageError(
+                "- reads a picture from stdin, but stdin is a terminal.", "Pipe one in: < cat.png"
+            )
         picture = open_picture(sys.stdin.buffer, name="stdin", limits=limits)
     elif is_url(source):
-        with waiting(console, "Fetching the picture"):
+        with spinner(console, "Downloading the picture"):
             picture = fetch_picture(source, limits)
     else:
         picture = open_picture(source, limits=limits)

@@ -1,56 +1,61 @@
-"""The dialogue that `vqa-app ask` opens in a terminal when there is no question yet."""
+"""The dialogue that `vqa-app ask` opens in a terminal if no question is given."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import io
-import itertools
-import json
 import os
 import shlex
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from vqa_app.cli.picture_args import read_picture
-from vqa_app.cli.reply import Asking, Reply, reply_to, tell_notes
-from vqa_app.cli.terminal import to_stdout
+from vqa_app.cli.reply import AnswerOptions, Reply, print_notes, reply_to
+from vqa_app.cli.terminal import write_stdout
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import UsageError, VqaError
 from vqa_app.pictures.picture import ImageLimits, Picture
 from vqa_app.prompts.conversation import Conversation, Message
+from vqa_app.prompts.conversation_file import ConversationFile
 
 HELP = """\
-/image FILE...   show pictures with the next question (files or http(s) addresses)
+/image FILE...   add pictures to the next question (files or http(s) addresses)
 /retry           answer the last question again
-/save FILE.json  keep the dialogue and its pictures; `vqa-app chat` can import the file
-/quit            leave (so do Ctrl-D and, between answers, Ctrl-C)
-Ctrl-C during an answer stops it and keeps what came."""
+/save FILE.json  save the dialogue with its pictures; `vqa-app chat` can import the file
+/quit            quit (Ctrl-D does so too, and Ctrl-C between answers)
+Ctrl-C during an answer stops it and keeps what was written so far."""
 
 
 class Dialogue:
-    """Questions from stdin, answers to stdout, all else to the console."""
+    """A dialogue with questions from stdin, answers to stdout and all else to the console."""
 
     def __init__(
-        self, engine: Engine, asking: Asking, console: Console, limits: ImageLimits | None = None
+        self,
+        engine: Engine,
+        options: AnswerOptions,
+        console: Console,
+        limits: ImageLimits | None = None,
     ) -> None:
-        self._engine, self._asking, self._console = engine, asking, console
+        self._engine, self._options, self._console = engine, options, console
         self._limits = limits or ImageLimits()
         self._conversation = Conversation()
         self._next: list[Picture] = []
-        self._warmed: threading.Event | None = None
+        """Pictures for the next question."""
+        self._cancel_warming: threading.Event | None = None
 
     def run(self, pictures: list[Picture]) -> None:
-        """Reads lines until /quit or the end of input."""
+        """Read lines until /quit or the end of input.
+
+        Args:
+            pictures: Pictures for the first question.
+        """
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (line editing and history for input())
 
-        self._say(f"{self._engine.info.label} answers. /help lists what else you can type.")
-        self._show(pictures)
+        self._print(f"Model: {self._engine.info.label}. Type a question, or /help for commands.")
+        self._add_pictures(pictures)
         while True:
             try:
                 line = input("> ").strip()
@@ -60,51 +65,51 @@ class Dialogue:
             if line == "/quit":
                 return
             try:
-                self._do(line)
+                self._execute(line)
             except VqaError as error:
-                self._say(str(error))
+                self._print(str(error))
 
-    def _do(self, line: str) -> None:
+    def _execute(self, line: str) -> None:
         command, _, rest = line.partition(" ")
         match command:
             case "":
                 return
             case "/help":
-                self._say(HELP)
+                self._print(HELP)
             case "/image":
                 words = _words(rest)
                 if not words:
                     raise UsageError("/image needs a picture.", "For example: /image cat.png")
-                self._show([read_picture(word, self._console, self._limits) for word in words])
+                self._add_pictures(
+                    [read_picture(word, self._console, self._limits) for word in words]
+                )
             case "/retry":
                 self._retry()
             case "/save":
                 words = _words(rest)
                 self._save(words[0] if len(words) == 1 else rest.strip())
             case _ if command.startswith("/"):
-                raise UsageError(f"There is no command {command}.", "/help lists them.")
+                raise UsageError(f"Unknown command: {command}", "/help lists all commands.")
             case _:
                 self._ask(self._conversation.then(Message.user(line, self._next)))
 
-    def _show(self, pictures: list[Picture]) -> None:
-        """Takes pictures for the next question, and has the model look at them meanwhile."""
+    def _add_pictures(self, pictures: list[Picture]) -> None:
+        """Add pictures to the next question, and encode them while the user types."""
         self._next += pictures
         if not pictures:
             return
-        self._say("Ask about " + ", ".join(picture.name for picture in self._next) + ".")
-        opened = self._conversation.then(Message.user("", self._next))
-        self._stop_warming()
-        self._warmed = threading.Event()
-        threading.Thread(target=self._warm, args=(opened, self._warmed), daemon=True).start()
+        self._print("Ask about " + ", ".join(picture.name for picture in self._next) + ".")
+        conversation = self._conversation.then(Message.user("", self._next))
+        if self._cancel_warming is not None:
+            self._cancel_warming.set()
+        self._cancel_warming = threading.Event()
+        arguments = (conversation, self._cancel_warming)
+        threading.Thread(target=self._warm, args=arguments, daemon=True).start()
 
-    def _warm(self, opened: Conversation, cancel: threading.Event) -> None:
-        # The question itself will meet the same error, whatever it is, and tells of it.
+    def _warm(self, conversation: Conversation, cancel: threading.Event) -> None:
+        # Any error will occur again when the question is answered, and is shown then.
         with contextlib.suppress(Exception):
-            self._engine.warm(opened, cancel)
-
-    def _stop_warming(self) -> None:
-        if self._warmed is not None:
-            self._warmed.set()
+            self._engine.warm(conversation, cancel)
 
     def _ask(self, conversation: Conversation) -> None:
         reply = self._stream(conversation)
@@ -115,27 +120,27 @@ class Dialogue:
     def _retry(self) -> None:
         messages = self._conversation.messages
         if not messages:
-            raise UsageError("There is nothing to answer again.", "Ask a question first.")
+            raise UsageError("There is no question to answer again.", "Ask a question first.")
         reply = self._stream(Conversation(messages[:-1]))
         if reply is not None:
             self._conversation = Conversation((*messages[:-1], Message.assistant(reply.text)))
 
     def _stream(self, conversation: Conversation) -> Reply | None:
-        """Answers the last message; None where Ctrl-C came before the first word."""
+        """Answer the last message; return None if Ctrl-C is pressed before the first word."""
         parts: list[str] = []
 
         def write(text: str) -> None:
             parts.append(text)
-            to_stdout(text)
+            write_stdout(text)
 
         try:
-            reply = reply_to(self._engine, conversation, self._asking, write, self._console)
-        except KeyboardInterrupt:  # the abandoned stream stops the model
+            reply = reply_to(self._engine, conversation, self._options, write, self._console)
+        except KeyboardInterrupt:  # leaving the stream stops the model
             print()
-            said = "".join(parts)
-            return Reply(said, said, 0.0) if said else None
+            text = "".join(parts)
+            return Reply(text, text, 0.0) if text else None
         print()
-        tell_notes(reply, self._console)
+        print_notes(reply, self._console)
         return reply
 
     def _save(self, name: str) -> None:
@@ -143,56 +148,21 @@ class Dialogue:
             raise UsageError("/save needs a file name.", "For example: /save cat.json")
         if not self._conversation.messages:
             raise UsageError("There is nothing to save yet.", "Ask a question first.")
-        document = exported(self._conversation, self._engine.info.label)
+        file = ConversationFile.of(self._conversation, self._engine.info.label)
         try:
-            Path(name).write_text(json.dumps(document, ensure_ascii=False) + "\n", "utf-8")
+            Path(name).write_text(file.to_json() + "\n", "utf-8")
         except OSError as error:
-            raise UsageError(f"{name} cannot be written: {error.strerror}.") from error
-        self._say(f"Saved to {name}.")
+            raise UsageError(f"Could not write {name}: {error.strerror}.") from error
+        self._print(f"Saved to {name}.")
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self._console.print(text, style="dim", markup=False, soft_wrap=True)
 
 
-def exported(conversation: Conversation, model: str) -> dict[str, Any]:
-    """A dialogue as the browser exports and imports conversations (`ui.chat.export`)."""
-    messages = conversation.messages
-    turns = [
-        {
-            "id": str(place),
-            "parent": str(place - 2) if place else None,
-            "shown": True,
-            "question": question.text,
-            "pictures": [picture.digest for picture in question.pictures],
-            "answer": answer.text,
-            "state": "answered",
-            "facts": {"model": model},
-        }
-        for place, (question, answer) in enumerate(itertools.pairwise(messages))
-        if question.role == "user"
-    ]
-    return {
-        "format": "vqa-app conversation",
-        "version": 1,
-        "title": messages[0].text[:80] if messages else "",
-        "turns": turns,
-        "pictures": {
-            picture.digest: {"name": picture.name, "data": _png(picture)}
-            for picture in conversation.pictures
-        },
-    }
-
-
-def _png(picture: Picture) -> str:
-    buffer = io.BytesIO()
-    picture.image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 def _words(text: str) -> list[str]:
-    """Words as a shell reads them: with quotes, and ~ for the home folder."""
+    """Split a text as a shell does, with quotes, and ~ for the home folder."""
     try:
         words = shlex.split(text)
-    except ValueError:  # a lone quote: then it is part of the name
+    except ValueError:  # an unpaired quote is part of the name
         words = [text]
     return [os.path.expanduser(word) for word in words]

@@ -1,4 +1,4 @@
-"""One question, one reply: streamed, chosen among given answers, or withheld when unsure."""
+"""Answer one question: streamed, chosen from given answers, or withheld if unsure."""
 
 from __future__ import annotations
 
@@ -8,57 +8,59 @@ from typing import Any
 
 from rich.console import Console
 
-from vqa_app.cli.terminal import waiting
+from vqa_app.cli.terminal import spinner
 from vqa_app.engine.protocol import Answer, Delta, Engine, GenerationOptions, Status
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import Conversation
 
 NOT_SURE = "I am not sure."
-"""What `--abstain` prints in place of an answer."""
+"""Printed by `--abstain` instead of an answer."""
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How questions are to be answered."""
+class AnswerOptions:
+    """How questions are answered."""
 
-    options: GenerationOptions
+    generation: GenerationOptions
     choices: tuple[str, ...] = ()
-    """Pick one of these instead of writing freely."""
+    """Answers to choose from; if empty, the model generates one."""
     abstain: float | None = None
-    """Say `NOT_SURE` where the confidence is lower than this."""
+    """Confidence below which the reply is `NOT_SURE`."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What was answered, and how surely."""
+    """The answer to a question, with its confidence."""
 
     text: str
-    """What the person is told."""
-    said: str
-    """What the model said; differs from `text` where it abstained."""
+    """What the user reads."""
+    model_text: str
+    """What the model answered; differs from `text` if it was not confident enough."""
     confidence: float
     answer: Answer | None = None
-    """The stream's end; None where a choice was scored."""
+    """The last event of the stream; None if the answer was chosen by scoring."""
     probabilities: dict[str, float] | None = None
 
     @property
     def abstained(self) -> bool:
-        return self.text != self.said
+        """Whether the model's answer was withheld."""
+        return self.text != self.model_text
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields that `--json` prints."""
         row: dict[str, Any] = {
             "answer": self.text,
             "confidence": round(self.confidence, 4),
             "abstained": self.abstained,
         }
         if self.abstained:
-            row["would_have_said"] = self.said
+            row["would_have_said"] = self.model_text
         if self.probabilities is not None:
             row["choices"] = {text: round(p, 4) for text, p in self.probabilities.items()}
         if self.answer is not None:
             details = asdict(self.answer)
-            for known in ("text", "confidence", "model"):
-                del details[known]
+            for name in ("text", "confidence", "model"):
+                del details[name]
             row |= {
                 key: round(value, 4) if isinstance(value, float) else value
                 for key, value in details.items()
@@ -69,61 +71,63 @@ class Reply:
 def reply_to(
     engine: Engine,
     conversation: Conversation,
-    asking: Asking,
+    options: AnswerOptions,
     write: Callable[[str], None] | None = None,
     console: Console | None = None,
 ) -> Reply:
-    """Answers the last message.
+    """Answer the last message.
 
     Args:
-        engine: who answers.
-        conversation: ends with a question.
-        asking: how to answer.
-        write: gets the reply as it comes, in pieces; in one piece where it must be judged first.
-        console: shows what happens before the first word, on a terminal.
+        engine: The engine that answers.
+        conversation: A conversation that ends with a question.
+        options: How to answer.
+        write: Called with each piece of the reply as it is generated, or once with all of it if the
+            answer can only be judged at its end.
+        console: Shows progress until the first word, if it is a terminal.
     """
     write = write or (lambda text: None)
-    if asking.choices:
-        with waiting(console, "Weighing the choices"):
-            chances = engine.score(_with_system(conversation, asking), asking.choices)
-        probabilities = dict(zip(asking.choices, chances, strict=True))
-        said = max(probabilities, key=probabilities.__getitem__)
-        reply = _judged(said, probabilities[said], asking, probabilities=probabilities)
+    if options.choices:
+        with spinner(console, "Scoring the choices"):
+            scores = engine.score(_with_system(conversation, options), options.choices)
+        probabilities = dict(zip(options.choices, scores, strict=True))
+        best = max(probabilities, key=probabilities.__getitem__)
+        reply = _judge(best, probabilities[best], options, probabilities=probabilities)
         write(reply.text)
         return reply
-    streams = asking.abstain is None
-    answer = _stream(engine, conversation, asking, write if streams else None, console)
-    reply = _judged(answer.text, answer.confidence, asking, answer=answer)
+    streams = options.abstain is None
+    answer = _stream(engine, conversation, options, write if streams else None, console)
+    reply = _judge(answer.text, answer.confidence, options, answer=answer)
     if not streams:
         write(reply.text)
     return reply
 
 
-def _with_system(conversation: Conversation, asking: Asking) -> Conversation:
-    system = asking.options.system
+def _with_system(conversation: Conversation, options: AnswerOptions) -> Conversation:
+    system = options.generation.system
     return conversation if system is None else conversation.with_system(system)
 
 
-def _judged(said: str, confidence: float, asking: Asking, **details: Any) -> Reply:
-    unsure = asking.abstain is not None and confidence < asking.abstain
-    return Reply(NOT_SURE if unsure else said, said, confidence, **details)
+def _judge(text: str, confidence: float, options: AnswerOptions, **details: Any) -> Reply:
+    """Return the reply, withholding the model's text if its confidence is too low."""
+    unsure = options.abstain is not None and confidence < options.abstain
+    return Reply(NOT_SURE if unsure else text, text, confidence, **details)
 
 
 def _stream(
     engine: Engine,
     conversation: Conversation,
-    asking: Asking,
+    options: AnswerOptions,
     write: Callable[[str], None] | None,
     console: Console | None,
 ) -> Answer:
     answer: Answer | None = None
-    with waiting(console, "Looking") as status:
-        for event in engine.stream(conversation, asking.options):
+    with spinner(console, "Encoding the picture") as status:
+        for event in engine.stream(conversation, options.generation):
             match event:
                 case Status(state="waiting", place=place):
                     status(f"Waiting behind {place}")
                 case Status():
-                    status("Looking" if event.state == "looking" else "Answering")
+                    status("Answering" if event.state == "answering" else "Encoding the picture")
                 case Delta(text) if write is not None:
                     status(None)
                     write(text)
@@ -133,8 +137,8 @@ def _stream(
     return answer
 
 
-def tell_notes(reply: Reply, console: Console) -> None:
-    """What a person should know of an answer; on a terminal also how it went."""
+def print_notes(reply: Reply, console: Console) -> None:
+    """Print what was cut from the answer or its prompt, and on a terminal confidence and speed."""
     answer = reply.answer
     if answer is not None and answer.finish_reason == "length":
         console.print("The answer was cut off; --max-new-tokens allows a longer one.", style="dim")
@@ -156,8 +160,8 @@ def tell_notes(reply: Reply, console: Console) -> None:
     console.print(" · ".join(facts), style="dim", markup=False)
 
 
-def describe(picture: Picture) -> dict[str, Any]:
-    """A picture in a JSON answer."""
+def picture_to_json(picture: Picture) -> dict[str, Any]:
+    """Return the fields of a picture that `--json` prints."""
     return {
         "name": picture.name,
         "sha256": picture.digest,

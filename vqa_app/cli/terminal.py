@@ -1,4 +1,4 @@
-"""Output to a terminal or a pipe: a spinner, text and JSON that any encoding can take."""
+"""Output to a terminal or a pipe: a spinner, text, and JSON in any encoding."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from rich.console import Console
 
 
 @contextmanager
-def waiting(console: Console | None, text: str) -> Iterator[Callable[[str | None], None]]:
-    """A spinner with a text on a terminal; nothing elsewhere. Gives a function that sets the text,
-    or with None ends the spinner.
+def spinner(console: Console | None, text: str) -> Iterator[Callable[[str | None], None]]:
+    """Show a spinner with a text on a terminal, and nothing elsewhere.
+
+    Yields:
+        A function that changes the text, or stops the spinner when it is called with None.
     """
     if console is None or not console.is_terminal:
         yield lambda text: None
@@ -28,9 +30,11 @@ def waiting(console: Console | None, text: str) -> Iterator[Callable[[str | None
         status.stop()
 
 
-def to_stdout(text: str) -> None:
-    """Shows a piece of an answer at once. On a terminal without control characters: a model, or a
-    picture that it reads aloud, must not steer it.
+def write_stdout(text: str) -> None:
+    """Write a piece of an answer to stdout and flush it.
+
+    Control characters are removed on a terminal, because neither a model nor a picture that it
+    reads aloud may control it.
     """
     if sys.stdout.isatty():
         text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
@@ -39,8 +43,9 @@ def to_stdout(text: str) -> None:
 
 
 def json_line(row: Any, stream: TextIO) -> str:
-    """A line of JSON: as it reads, or with escapes where the stream has no bytes for a character,
-    as UTF-8 has none for what stands in file names of other encodings.
+    """Return a line of JSON, with escapes only if the stream's encoding lacks a character.
+
+    UTF-8, for example, cannot encode the surrogates in file names of other encodings.
     """
     line = json.dumps(row, ensure_ascii=False) + "\n"
     try:

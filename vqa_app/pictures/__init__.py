@@ -1,4 +1,4 @@
-"""Pictures from files, bytes and addresses: checked, upright, RGB.
+"""Pictures from files, bytes and web addresses, checked and normalised to upright RGB.
 
 Uses no other room.
 """

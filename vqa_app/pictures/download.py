@@ -1,7 +1,7 @@
-"""Fetches a picture from a web address that the person at the shell typed.
+"""Download a picture from a web address typed in the shell.
 
-For the shell alone: nothing that serves other people may call this, or they could make the server
-reach into its own network.
+Only the shell may use this module. A server must not fetch addresses that its users name, because
+they could reach into the server's own network.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     import httpx
 
 TIMEOUT = 15.0
-"""Seconds without an answer or between two pieces of one."""
+"""Seconds to wait for a response or for more of its data."""
 DEADLINE = 60.0
-"""Seconds in all."""
+"""Seconds for the whole download."""
 MAX_REDIRECTS = 5
 
 
 def is_url(text: str) -> bool:
-    """Whether `text` has a scheme and a host: a file would hardly be called that."""
+    """Return whether `text` has a scheme and a host, as file names hardly ever do."""
     scheme, colon, rest = text.partition("://")
     return bool(colon and scheme.isalnum() and rest)
 
@@ -37,21 +37,22 @@ def fetch_picture(
     timeout: float = TIMEOUT,
     deadline: float = DEADLINE,
 ) -> Picture:
-    """Downloads a picture; what it is, its content says, not the server.
+    """Download a picture; its type is determined from its content, not from the server's headers.
 
     Args:
-        url: http or https; redirects to anything else are not followed.
-        limits: largest download and most pixels.
-        timeout: seconds without an answer or between two pieces of one.
-        deadline: seconds in all.
+        url: An http or https address. Redirects to other schemes are not followed.
+        limits: The largest file and the most pixels to accept.
+        timeout: Seconds to wait for a response or for more of its data.
+        deadline: Seconds for the whole download.
 
     Raises:
-        ImageError: no such scheme, no answer, not a picture, too large.
+        ImageError: The address is not supported or does not respond, or what it returns is not a
+            picture or too large.
     """
     import httpx
 
     limits = limits or ImageLimits()
-    ends = time.monotonic() + deadline
+    end = time.monotonic() + deadline
     headers = {"User-Agent": f"vqa-app/{__version__}", "Accept": "image/*"}
     try:
         with httpx.Client(timeout=timeout, headers=headers) as client:
@@ -61,26 +62,26 @@ def fetch_picture(
                     if response.has_redirect_location:
                         url = urljoin(url, response.headers["location"])
                         continue
-                    data = _read(response, url, limits.max_bytes, ends)
+                    data = _read(response, url, limits.max_bytes, end)
                     return open_picture(data, name=_name(url), limits=limits)
     except httpx.TimeoutException as error:
         raise _too_slow(url) from error
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         reason = str(error).rstrip(".") or type(error).__name__
         raise ImageError(
-            f"{_host(url)} could not be reached: {reason}.", "Check the address and the network."
+            f"Could not reach {_host(url)}: {reason}.", "Check the address and the network."
         ) from error
     raise ImageError(
         f"{_host(url)} redirects more than {MAX_REDIRECTS} times.",
-        "Download the picture in a browser and give the file.",
+        "Download the picture in a browser and use the file.",
     )
 
 
-def _read(response: httpx.Response, url: str, max_bytes: int, ends: float) -> bytes:
+def _read(response: httpx.Response, url: str, max_bytes: int, end: float) -> bytes:
     if response.status_code != 200:
         status = f"{response.status_code} {response.reason_phrase}".strip()
         raise ImageError(
-            f"{_host(url)} answered {status}.",
+            f"{_host(url)} responded with {status}.",
             "Open the address in a browser and download the picture there.",
         )
     data = bytearray()
@@ -89,9 +90,9 @@ def _read(response: httpx.Response, url: str, max_bytes: int, ends: float) -> by
         if len(data) > max_bytes:
             raise ImageError(
                 f"The file at {_host(url)} is larger than {max_bytes / 2**20:.3g} MB.",
-                "Download it and save it smaller.",
+                "Download it and reduce its size.",
             )
-        if time.monotonic() > ends:
+        if time.monotonic() > end:
             raise _too_slow(url)
     return bytes(data)
 
@@ -100,20 +101,21 @@ def _check_scheme(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme.lower() not in ("http", "https"):
         raise ImageError(
-            f"Pictures are not fetched by {parts.scheme}://.", "Give a file or an http(s) address."
+            f"Cannot download pictures from {parts.scheme}:// addresses.",
+            "Use a file or an http(s) address.",
         )
     if not parts.hostname:
-        raise ImageError(f"{url[:80]!r} names no host.", "Check the address.")
+        raise ImageError(f"{url[:80]!r} has no host name.", "Check the address.")
 
 
 def _too_slow(url: str) -> ImageError:
     return ImageError(
-        f"{_host(url)} did not send the picture in time.", "Try again, or give a file."
+        f"{_host(url)} did not send the picture in time.", "Try again, or use a file."
     )
 
 
 def _host(url: str) -> str:
-    """The host alone: a whole address may hold a password or a token."""
+    """Return only the host for messages: the address may contain a password or a token."""
     try:
         return urlsplit(url).hostname or url[:80]
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a file seems to be, from its first bytes: for messages, never to decide what to decode."""
+"""Guess a file's type from its first bytes, for messages only: Pillow decides what to decode."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
 
 
 def detect_type(data: bytes) -> str:
-    """One of Pillow's format names, "HEIC", or words for what else a file seems to be."""
+    """Return one of Pillow's format names, "HEIC", or a description of some other type."""
     for offset, signature, kind in _SIGNATURES:
         if data.startswith(signature, offset):
             return kind

@@ -1,8 +1,8 @@
-"""The one door for pictures: bytes, files, PIL images, data URIs to normalised RGB.
+"""Open pictures from bytes, files, PIL images or data URIs, and normalise them to upright RGB.
 
-Whatever comes in is treated as hostile: only formats from a list are decoded, sizes are read from
-the header before any pixel is, and every way to fail ends in an `ImageError` that names the file.
-Nothing here opens a URL; `vqa_app.pictures.download` does that for the shell alone.
+All input is untrusted: only listed formats are decoded, sizes are checked in the header before any
+pixel is decoded, and every failure raises an `ImageError` that names the file. Nothing here opens a
+URL; `vqa_app.pictures.download` does so, for the shell only.
 """
 
 from __future__ import annotations
@@ -28,17 +28,19 @@ if TYPE_CHECKING:
     import numpy as np
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""Pillow's names of what is decoded; HEIF joins them where pillow-heif is installed."""
+"""Pillow's names of the formats that are decoded. If pillow-heif is installed, so is HEIF."""
 
 SUPPORTED = "Pictures may be JPEG, PNG, WEBP, GIF, BMP, TIFF or AVIF files."
 
 _COUNTED_GIF_BYTES = 4 * 2**20
-"""Counting frames walks the file, about 1 µs a frame of 12 bytes or more: bounded at 0.4 s."""
+"""Size of the largest GIF whose frames are counted. Counting takes about 1 µs for each frame of 12
+bytes or more, so 0.4 s at most."""
 
 _HASHED_PIXELS = 1 << 20
+"""Pixels hashed at a time."""
 
 _ORIENTATION = 0x0112
-_TURNS: dict[int, tuple[Image.Transpose, str]] = {
+_ORIENTATIONS: dict[int, tuple[Image.Transpose, str]] = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT, "mirrored by EXIF"),
     3: (Image.Transpose.ROTATE_180, "rotated 180° by EXIF"),
     4: (Image.Transpose.FLIP_TOP_BOTTOM, "flipped upside down by EXIF"),
@@ -47,32 +49,34 @@ _TURNS: dict[int, tuple[Image.Transpose, str]] = {
     7: (Image.Transpose.TRANSVERSE, "rotated 270° and mirrored by EXIF"),
     8: (Image.Transpose.ROTATE_90, "rotated 270° by EXIF"),
 }
-"""EXIF orientation to what undoes it; rotations are told clockwise."""
+"""For each EXIF orientation, the operation that undoes it, and its description (clockwise)."""
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What a picture may cost. Pillow's own guard against decompression bombs
-    (`PIL.Image.MAX_IMAGE_PIXELS`, 89 megapixels) holds on top, as an error.
+    """The largest picture to accept.
+
+    In addition, Pillow's own limit against decompression bombs (`PIL.Image.MAX_IMAGE_PIXELS`, 89
+    megapixels) applies, as an error.
     """
 
     max_bytes: int = 20 * 2**20
-    """Largest file."""
+    """Size of the largest file, in bytes."""
     max_pixels: int = 50_000_000
-    """Most pixels, width × height, read from the header before decoding."""
+    """Most pixels, width × height, checked in the header before decoding."""
 
     @classmethod
     def of(cls, megabytes: float, megapixels: float) -> ImageLimits:
-        """In the units of the command line.
+        """Return limits given in the units of the command line.
 
         Raises:
-            UsageError: one of them is no size.
+            UsageError: A value is negative, too large or not a number.
         """
         for value, unit in ((megabytes, "MB"), (megapixels, "megapixels")):
             if not 0 <= value <= 1e6:
                 raise UsageError(
-                    f"Pictures cannot be limited to {value:g} {unit}.",
-                    "Give a value from 0 to 1e6.",
+                    f"Invalid limit for pictures: {value:g} {unit}.",
+                    "Use a value from 0 to 1e6.",
                 )
         return cls(int(megabytes * 2**20), int(megapixels * 1e6))
 
@@ -80,22 +84,22 @@ class ImageLimits:
 STORED_PICTURE_LIMITS = ImageLimits(
     max_bytes=320 << 20, max_pixels=Image.MAX_IMAGE_PIXELS or 1 << 30
 )
-"""For PNGs that we wrote: several times the bytes of the file that was let in, at most 270 MB for
-as many pixels as Pillow opens."""
+"""Limits for PNG files that we wrote ourselves. They may be several times as large as the file that
+was opened: up to 270 MB for the most pixels that Pillow accepts."""
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A normalised picture. Two pictures are equal when their pixels are."""
+    """A normalised picture; pictures with equal pixels are equal."""
 
     image: Image.Image
-    """RGB, upright, opaque; not to be changed."""
+    """RGB, upright and opaque. Do not modify it."""
     digest: str
-    """SHA-256 (hex) over mode, size and pixels."""
+    """SHA-256 over mode, size and pixels, in hex."""
     name: str = "picture"
     """File name, for messages."""
     changes: tuple[str, ...] = ()
-    """What normalising changed, in words for a person: "rotated 90° by EXIF"."""
+    """Descriptions of what normalisation changed, such as "rotated 90° by EXIF"."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Picture) and self.digest == other.digest
@@ -108,8 +112,10 @@ class Picture:
         return f"Picture({self.name!r}, {width}×{height}, {self.digest[:12]})"
 
 
-PictureSource: TypeAlias = "bytes | str | Path | BinaryIO | Image.Image | np.ndarray | Picture"
-"""What `open_picture` takes."""
+PictureSource: TypeAlias = (
+    "bytes | str | Path | BinaryIO | Image.Image | np.ndarray[Any, Any] | Picture"
+)
+"""Anything that `open_picture` accepts."""
 
 
 def open_picture(
@@ -118,17 +124,17 @@ def open_picture(
     name: str | None = None,
     limits: ImageLimits | None = None,
 ) -> Picture:
-    """Reads and normalises a picture.
+    """Read and normalise a picture.
 
     Args:
-        source: the file's bytes, its path, a `data:` URI, a binary file object, a PIL image, or an
-            array of bytes [rows, columns] or [rows, columns, 3 or 4]. A string is never a URL. A
-            picture comes back as it is.
-        name: what messages call the picture; by default the file's name.
-        limits: largest file and most pixels; `ImageLimits()` where not given.
+        source: The file's bytes, its path, a `data:` URI, a binary file object, a PIL image, or a
+            uint8 array [rows, columns] or [rows, columns, 3 or 4]. A string is never opened as a
+            URL. A `Picture` is returned unchanged.
+        name: Name of the picture in messages; the file's name by default.
+        limits: The largest file and the most pixels to accept; `ImageLimits()` by default.
 
     Raises:
-        ImageError: it cannot be read, is too large, or is none of `FORMATS`.
+        ImageError: The picture cannot be read, is too large, or is in none of `FORMATS`.
     """
     if isinstance(source, Picture):
         return source
@@ -146,16 +152,19 @@ def open_picture(
 
 
 def blank_like(picture: Picture) -> Picture:
-    """A uniform grey picture of the same size: what a model sees when it sees nothing."""
+    """Return a uniform grey picture of the same size, a baseline without visual information."""
     return _picture(Image.new("RGB", picture.image.size, (127, 127, 127)), f"blank {picture.name}")
 
 
 def digest_of(image: Image.Image) -> str:
-    """SHA-256 (hex) over mode, size, pixels; pixels alone collide (2×3 and 3×2 of one colour)."""
+    """Return the SHA-256 over mode, size and pixels, in hex.
+
+    Pixels alone would collide: an image of one colour has the same bytes in 2×3 and 3×2.
+    """
     width, height = image.size
     hashed = hashlib.sha256(f"{image.mode} {width}x{height}\n".encode())
     rows = max(1, _HASHED_PIXELS // max(width, 1))
-    for top in range(0, height, rows):  # strip by strip: no second copy of a large picture
+    for top in range(0, height, rows):  # in strips, so as not to copy a large picture
         strip = image.crop((0, top, width, min(top + rows, height)))
         hashed.update(strip.tobytes())
     return hashed.hexdigest()
@@ -173,7 +182,7 @@ def _name_of(source: object) -> str:
 
 
 def _printable(name: str) -> str:
-    """A name that cannot garble a terminal or fill a screen."""
+    """Return the name without control characters, shortened to at most 80 characters."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in name)
     return shown if len(shown) <= 80 else f"{shown[:38]}…{shown[-38:]}"
 
@@ -183,8 +192,8 @@ def _of_array(array: Any, name: str) -> Image.Image:
         return Image.fromarray(array)
     except (TypeError, ValueError) as error:
         raise ImageError(
-            f"{name} is an array of {array.dtype} {list(array.shape)}, which is no picture.",
-            "Give uint8 values of the shape [rows, columns] or [rows, columns, 3].",
+            f"{name}: expected a picture, got an array of {array.dtype} {list(array.shape)}.",
+            "Use uint8 values of shape [rows, columns] or [rows, columns, 3].",
         ) from error
 
 
@@ -197,8 +206,8 @@ def _read(source: bytes | str | Path | BinaryIO, name: str, max_bytes: int) -> b
             data = _read_data_uri(text, name, max_bytes)
         elif text[:7].lower() == "http://" or text[:8].lower() == "https://":
             raise ImageError(
-                f"{name} is a web address, and this reads files.",
-                "Download the picture first, or give the address to `vqa-app ask`.",
+                f"Expected a file, got the web address {name}.",
+                "Download the picture first, or pass the address to `vqa-app ask`.",
             )
         else:
             data = _read_file(Path(text), name, max_bytes)
@@ -221,27 +230,27 @@ def _read_file(path: Path, name: str, max_bytes: int) -> bytes:
         raise ImageError(f"There is no file {_printable(str(path))}.", "Check the path.") from None
     except IsADirectoryError:
         raise ImageError(
-            f"{_printable(str(path))} is a folder, not a picture.", "Name a file in it."
+            f"{_printable(str(path))} is a folder, not a picture.", "Choose a file in it."
         ) from None
     except PermissionError:
         raise ImageError(
-            f"{_printable(str(path))} may not be read.", "Change its permissions or copy it."
+            f"No permission to read {_printable(str(path))}.", "Change its permissions or copy it."
         ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"{name} could not be read: {reason}.", "Check the path.") from error
+        raise ImageError(f"Could not read {name}: {reason}.", "Check the path.") from error
 
 
 def _read_stream(stream: Any, name: str, max_bytes: int) -> bytes:
     if not hasattr(stream, "read"):
         raise ImageError(
-            f"A value of the type {type(stream).__name__} is no picture.",
-            "Give a path, a file's bytes, a binary file, a data: URI, a PIL image or an array.",
+            f"Expected a picture, got a value of type {type(stream).__name__}.",
+            "Use a path, a file's bytes, a binary file, a data: URI, a PIL image or an array.",
         )
     try:
         data = None if isinstance(stream, io.TextIOBase) else stream.read(max_bytes + 1)
-    except (OSError, ValueError) as error:  # ValueError: it was closed
-        raise ImageError(f"{name} could not be read: {error}.", "Open it again.") from error
+    except (OSError, ValueError) as error:  # ValueError: the file was closed
+        raise ImageError(f"Could not read {name}: {error}.", "Open it again.") from error
     if not isinstance(data, bytes):
         raise ImageError(f"{name} was opened as text.", 'Open it with mode "rb".')
     return data
@@ -250,8 +259,8 @@ def _read_stream(stream: Any, name: str, max_bytes: int) -> bytes:
 def _read_data_uri(uri: str, name: str, max_bytes: int) -> bytes:
     header, comma, body = uri.partition(",")
     if not comma:
-        raise ImageError("The data: URI has no comma before its content.", "Check how it was made.")
-    if len(body) > 3 * max_bytes + 3:  # the widest encoding is %XX, three characters a byte
+        raise ImageError("The data: URI has no comma before its data.", "Check how it was made.")
+    if len(body) > 3 * max_bytes + 3:  # %XX encoding takes three characters a byte
         raise _too_many_bytes(name, max_bytes)
     data = unquote_to_bytes(body)
     if not header.lower().endswith(";base64"):
@@ -260,18 +269,18 @@ def _read_data_uri(uri: str, name: str, max_bytes: int) -> bytes:
         return base64.b64decode(b"".join(data.split()), validate=True)
     except binascii.Error as error:
         raise ImageError(
-            f"The data: URI is not proper base64: {error}.", "Check that it was copied completely."
+            f"The data: URI is not valid base64: {error}.", "Check that it was copied completely."
         ) from error
 
 
 def _too_many_bytes(name: str, max_bytes: int) -> ImageError:
     return ImageError(
         f"{name} is larger than {max_bytes / 2**20:.3g} MB.",
-        "Save it smaller, for example as JPEG.",
+        "Reduce its size, for example by saving it as JPEG.",
     )
 
 
-# From bytes to an opened image: nothing is decoded yet
+# From bytes to an opened image, without decoding its pixels
 
 
 def _identify(data: bytes, name: str) -> Image.Image:
@@ -283,35 +292,41 @@ def _identify(data: bytes, name: str) -> Image.Image:
         return Image.open(BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"{name} would unpack to far too many pixels and was not opened.",
-            "Save the picture with fewer pixels.",
+            f"{name} would decompress to far too many pixels and was not opened.",
+            "Reduce its resolution.",
         ) from error
     except UnidentifiedImageError:
         raise _unknown(kind, name, known) from None
-    except Exception as error:  # decoders fail on a damaged file in every imaginable way
+    except Exception as error:  # decoders raise anything on a damaged file
         raise _damaged(name, kind, error) from error
 
 
 def _unknown(kind: str, name: str, known: bool) -> ImageError:
-    """Of a file that no decoder takes; `known` where there is one for this kind."""
+    """Return the error for a file that no decoder accepts.
+
+    Args:
+        kind: The type that the file seems to have.
+        name: Name of the picture in messages.
+        known: Whether there is a decoder for this type.
+    """
     if known:
         return ImageError(
-            f"{name} starts like a {kind} file but is damaged or cut off.",
+            f"{name} starts like a {kind} file but is damaged or truncated.",
             "Open it in an image editor and save it again.",
         )
     if kind == "HEIC":
         return ImageError(
-            f"{name} is a HEIC picture, and HEIC support is not installed.",
+            f"{name} is a HEIC picture, but HEIC support is not installed.",
             "Run `pip install pillow-heif`, or save the picture as JPEG.",
         )
-    return ImageError(f"{name} is not a readable picture: it seems to be {kind}.", SUPPORTED)
+    return ImageError(f"Expected a picture, but {name} seems to be {kind}.", SUPPORTED)
 
 
 def _damaged(name: str, kind: str, error: Exception) -> ImageError:
     reason = _printable(str(error).strip().splitlines()[0] if str(error).strip() else repr(error))
     return ImageError(
         f"{name} is a damaged or incomplete {kind} file ({reason.rstrip('.')}).",
-        "Download or save it again, or open it in an image editor and save a copy.",
+        "Download it again, or open it in an image editor and save a copy.",
     )
 
 
@@ -331,26 +346,26 @@ def _check_pixels(image: Image.Image, name: str, limits: ImageLimits) -> None:
         raise ImageError(
             f"{name} has {width} × {height} = {width * height / 1e6:.1f} megapixels;"
             f" the limit is {most / 1e6:.1f}.",
-            "Save it with fewer pixels.",
+            "Reduce its resolution.",
         )
     if not width or not height:
         raise ImageError(f"{name} has no pixels ({width} × {height}).", "Choose another picture.")
 
 
 def _frames(image: Image.Image, size: int) -> str:
-    """What to tell of further frames; nothing where there are none."""
+    """Describe which frame of several is used; "" if there is only one."""
     kind = image.format
     if kind == "MPO":  # phones append previews and depth maps to a JPEG
         return ""
     try:
         if not getattr(image, "is_animated", False):
             return ""
-        if kind == "TIFF":  # its pages are a linked list that may be long, and slow to walk
+        if kind == "TIFF":  # its pages are a linked list, which may be long and slow to read
             return "first of several pages"
         if kind == "GIF" and size > _COUNTED_GIF_BYTES:
             return "first frame of an animation"
-        return f"first of {image.n_frames} frames"  # type: ignore[attr-defined]
-    except Exception:  # damage behind the first frame does not matter
+        return f"first of {getattr(image, 'n_frames')} frames"  # noqa: B009  Pillow's types lack it
+    except Exception:  # damage after the first frame does not matter
         return "first frame of an animation"
 
 
@@ -359,17 +374,17 @@ def _frames(image: Image.Image, size: int) -> str:
 
 def _decode(image: Image.Image, name: str, kind: str, frames: str) -> Picture:
     try:
-        turn = _orientation(image)
+        orientation = _orientation(image)
         image.load()
         changes = [frames] if frames else []
-        if turn in _TURNS:
-            changes.append(_TURNS[turn][1])
-        if _orientation(image) in _TURNS:  # Pillow has turned TIFFs already
-            image = image.transpose(_TURNS[turn][0])
+        if orientation in _ORIENTATIONS:
+            changes.append(_ORIENTATIONS[orientation][1])
+        if _orientation(image) in _ORIENTATIONS:  # Pillow rotates TIFFs while loading them
+            image = image.transpose(_ORIENTATIONS[orientation][0])
         rgb = to_rgb(image, changes)
     except MemoryError as error:
-        raise ImageError(f"Too little memory to open {name}.", "Save it smaller.") from error
-    except Exception as error:  # decoders fail on a damaged file in every imaginable way
+        raise ImageError(f"Not enough memory to open {name}.", "Reduce its resolution.") from error
+    except Exception as error:  # decoders raise anything on a damaged file
         raise _damaged(name, kind or "image", error) from error
     return _picture(rgb, name, tuple(changes))
 
@@ -381,6 +396,6 @@ def _picture(image: Image.Image, name: str, changes: tuple[str, ...] = ()) -> Pi
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # unreadable EXIF says nothing about the pixels
+    except Exception:  # the pixels may be fine even if the EXIF data cannot be read
         return 1
-    return value if value in _TURNS else 1
+    return value if value in _ORIENTATIONS else 1

@@ -1,4 +1,4 @@
-"""Pixels of any kind to RGB in 8 bits: wide values, transparency, CMYK, LAB."""
+"""Convert images of any mode to 8-bit RGB: 16 and 32-bit values, transparency, CMYK, LAB."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from io import BytesIO
 from PIL import Image
 
 _PHOTOMETRIC = 262
-"""TIFF's tag that says whether 0 is black or white."""
+"""The TIFF tag that says whether 0 is black or white."""
 
 
 def to_rgb(image: Image.Image, changes: list[str]) -> Image.Image:
-    """A plain RGB copy; what was done is appended to `changes`."""
+    """Return an RGB copy without metadata, and append to `changes` what was converted."""
     mode = image.mode
     if mode.startswith("I;16") or mode in ("I", "F"):
         image = _to_eight_bits(image, changes)
@@ -25,21 +25,21 @@ def to_rgb(image: Image.Image, changes: list[str]) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getextrema()[3][0] < 255:
-            changes.append("transparency laid on white")
+            changes.append("transparency replaced by white")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    # A copy even of RGB: the caller keeps the image as it is, an opened file's metadata is let go.
+    # Copy even RGB images, so that the caller's stays unchanged and the metadata is freed.
     rgb = image.convert("RGB")
     rgb.info = {}
     return rgb
 
 
 def _to_eight_bits(image: Image.Image, changes: list[str]) -> Image.Image:
-    """Grey values of 16 or 32 bits or floats to "L" or "LA"; Pillow's conversion clips them at 255.
+    """Convert grey values of 16 or 32 bits to mode "L" or "LA"; Pillow would clip them at 255.
 
-    16-bit values are divided by 257, so that black stays black and white white. Integers of 32 bits
-    and floats have no agreed white: floats within 0 to 1 are taken as such, all else is stretched
-    to its range.
+    16-bit values are divided by 257, so that black stays black and white stays white. For 32-bit
+    integers and floats no value is defined as white: floats within 0 to 1 keep that range, and
+    anything else is stretched from its minimum to its maximum.
     """
     import numpy as np
 
@@ -54,17 +54,17 @@ def _to_eight_bits(image: Image.Image, changes: list[str]) -> Image.Image:
             low, high = 0.0, 1.0
         grey = (values - low) * (255.0 / (high - low) if high > low else 0.0)
         changes.append("32-bit values scaled to 8-bit")
-    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # TIFF's "white is zero"
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # "white is zero" in TIFF
         grey = 255 - grey
     result = Image.fromarray(np.rint(grey).astype(np.uint8))
-    see_through = image.info.get("transparency")
-    if isinstance(see_through, int):
-        result.putalpha(Image.fromarray(np.where(values == see_through, 0, 255).astype(np.uint8)))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        result.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     return result
 
 
 def _convert_colours(image: Image.Image) -> Image.Image:
-    """CMYK or LAB to RGB, through the picture's own colour profile where it has a usable one."""
+    """Convert CMYK or LAB to RGB with the image's own colour profile, if it has a usable one."""
     from PIL import ImageCms
 
     srgb = ImageCms.createProfile("sRGB")
@@ -73,7 +73,7 @@ def _convert_colours(image: Image.Image) -> Image.Image:
         converted = ImageCms.profileToProfile(
             image, ImageCms.createProfile("LAB"), srgb, outputMode="RGB"
         )
-        assert converted is not None  # None only where it works in place
+        assert converted is not None  # None is returned only for in-place conversion
         return converted
     if profile:
         try:

@@ -1,4 +1,4 @@
-"""Conversations, and how a chat template and images turn them into model inputs.
+"""Conversations, and how a chat template and pictures turn them into model inputs.
 
-May use models, pictures.
+May use the rooms models and pictures.
 """

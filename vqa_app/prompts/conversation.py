@@ -1,8 +1,8 @@
-"""Messages and conversations: pure values, no torch, JSON in and out.
+"""Messages and conversations: immutable values without torch, which convert to and from JSON.
 
-The JSON form is the one Hugging Face chat templates and the OpenAI API share, a list of
+The JSON form is the one that Hugging Face chat templates and the OpenAI API share, a list of
 `{"role": ..., "content": [{"type": "text", "text": ...}, {"type": "image", "sha256": ...}]}`.
-A picture stands in it by its digest; who reads it back says where the pictures are.
+It refers to a picture by its digest; the reader supplies a function that finds the picture.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Role: TypeAlias = Literal["system", "user", "assistant"]
 Part: TypeAlias = "str | Picture"
 
 SHORT_STYLE = "\nAnswer the question using a single word or phrase."
-"""LLaVA-1.5's instruction for short answers, behind a question (Liu et al., 2023b, table 7). The
-built-in model has learned it as one token."""
+"""LLaVA-1.5's instruction for short answers, appended to a question (Liu et al., 2023b, table 7).
+It is a single token of the built-in model's vocabulary."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """What one side said: text and pictures in the order in which they stand."""
+    """One turn of a conversation: its text and pictures, in order."""
 
     role: Role
     parts: tuple[Part, ...]
@@ -37,21 +37,23 @@ class Message:
         for part in self.parts:
             if not isinstance(part, (str, Picture)):
                 raise UsageError(
-                    f"A message holds a {type(part).__name__}: {str(part)[:80]}",
-                    "It may hold texts, and pictures that were opened with open_picture.",
+                    f"Expected text or a picture in a message, got a {type(part).__name__}:"
+                    f" {str(part)[:80]}",
+                    "Open pictures with open_picture first.",
                 )
         if self.role != "user" and self.pictures:
-            raise DataError(f"A {self.role} message holds a picture.", "Only users send pictures.")
+            raise DataError(f"A {self.role} message contains a picture.", "Only user messages may.")
 
     @classmethod
     def user(cls, text: str, pictures: Sequence[PictureSource] | PictureSource = ()) -> Message:
-        """A question; its pictures stand before the text, as LLaVA was trained.
+        """Return a user message with its pictures before the text, as LLaVA was trained.
 
         Args:
-            pictures: one or several; what is no `Picture` yet goes through `open_picture`.
+            text: The question.
+            pictures: One picture or several. Anything but a `Picture` is passed to `open_picture`.
 
         Raises:
-            ImageError: one of them cannot be used.
+            ImageError: One of the pictures cannot be used.
         """
         several = pictures if isinstance(pictures, (list, tuple)) else (pictures,)
         opened = tuple(open_picture(picture) for picture in several)
@@ -59,21 +61,26 @@ class Message:
 
     @classmethod
     def assistant(cls, text: str) -> Message:
+        """Return an answer of the model."""
         return cls("assistant", (text,))
 
     @classmethod
     def system(cls, text: str) -> Message:
+        """Return a system message."""
         return cls("system", (text,))
 
     @property
     def text(self) -> str:
+        """All text of the message."""
         return "".join(part for part in self.parts if isinstance(part, str))
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
+        """All pictures of the message."""
         return tuple(part for part in self.parts if isinstance(part, Picture))
 
     def to_json(self) -> dict[str, Any]:
+        """Return the message as JSON, with pictures by their digests."""
         content = [
             {"type": "text", "text": part}
             if isinstance(part, str)
@@ -84,17 +91,19 @@ class Message:
 
     @classmethod
     def from_json(cls, data: Any, picture: Callable[[str], Picture]) -> Message:
-        """Reads one message.
+        """Read one message.
 
         Args:
-            data: what `to_json` wrote; `content` may also be a plain string.
-            picture: gives the picture of a SHA-256 digest; raises `ImageError` where it has none.
+            data: The value that `to_json` returned. `content` may also be a plain string.
+            picture: Returns the picture with a SHA-256 digest, or raises `ImageError`.
 
         Raises:
-            DataError: the value is not a message.
+            DataError: The value is not a message.
         """
         if not isinstance(data, dict) or not isinstance(data.get("role"), str):
-            raise DataError(f"Not a message: {str(data)[:80]}", 'It needs "role" and "content".')
+            raise DataError(
+                f"Expected a message, got {str(data)[:80]}", 'A message has "role" and "content".'
+            )
         content = data.get("content")
         if isinstance(content, str):
             return cls(data["role"], (content,))
@@ -118,7 +127,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """An optional system message, then user and assistant in turn."""
+    """An optional system message, followed by alternating user and assistant messages."""
 
     messages: tuple[Message, ...] = ()
 
@@ -129,7 +138,7 @@ class Conversation:
                 continue
             if message.role != expected:
                 raise DataError(
-                    f"Message {position + 1} is from the {message.role}, expected the {expected}.",
+                    f"Message {position + 1} has the role {message.role!r}, expected {expected!r}.",
                     "User and assistant take turns; a system message may only come first.",
                 )
             expected = "assistant" if expected == "user" else "user"
@@ -141,21 +150,22 @@ class Conversation:
         pictures: Sequence[PictureSource] | PictureSource = (),
         system: str | None = None,
     ) -> Conversation:
-        """The conversation that opens with one question; see `Message.user`."""
+        """Return a conversation that consists of one question; see `Message.user`."""
         opening = (Message.system(system),) if system else ()
         return cls((*opening, Message.user(question, pictures)))
 
     def then(self, *messages: Message) -> Conversation:
-        """This conversation with more messages."""
+        """Return this conversation with messages appended."""
         return replace(self, messages=(*self.messages, *messages))
 
     def with_system(self, text: str | None) -> Conversation:
-        """This conversation with its system message set, or removed for None or an empty text."""
+        """Return this conversation with another system message, or none if `text` is empty."""
         opening = (Message.system(text),) if text else ()
         return Conversation((*opening, *self.dialogue))
 
     @property
     def system(self) -> str | None:
+        """Text of the system message, if there is one."""
         first = self.messages[0] if self.messages else None
         return first.text if first is not None and first.role == "system" else None
 
@@ -166,19 +176,21 @@ class Conversation:
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
-        """Every picture, in reading order; one that is shown twice stands twice."""
+        """Every picture in reading order; a picture shown twice is listed twice."""
         return tuple(picture for message in self.messages for picture in message.pictures)
 
     @property
     def awaits_answer(self) -> bool:
+        """Whether the last message is a question."""
         return bool(self.messages) and self.messages[-1].role == "user"
 
     def to_json(self) -> list[dict[str, Any]]:
+        """Return the messages as JSON; see `Message.to_json`."""
         return [message.to_json() for message in self.messages]
 
     @classmethod
     def from_json(cls, data: Iterable[Any], picture: Callable[[str], Picture]) -> Conversation:
-        """Reads what `to_json` wrote; see `Message.from_json`."""
+        """Read the value that `to_json` returned; see `Message.from_json`."""
         if not isinstance(data, list):
-            raise DataError("A conversation must be a list of messages.", "See `Message.to_json`.")
+            raise DataError("Expected a list of messages.", "See `Message.to_json`.")
         return cls(tuple(Message.from_json(message, picture) for message in data))

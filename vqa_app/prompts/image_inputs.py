@@ -1,4 +1,4 @@
-"""Pictures through a model's image processor, and what takes their places in the text."""
+"""Pictures through a model's image processor, and the text that replaces their placeholders."""
 
 from __future__ import annotations
 
@@ -12,52 +12,57 @@ from vqa_app.errors import ModelError
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.chat_template import image_token
 
-_REMEMBERED_PICTURES = 8
-"""Processor outputs kept for each processor: a chat shows the same pictures at every turn."""
+_CACHED_OUTPUTS = 8
+"""Outputs kept per processor, because a chat shows the same pictures at every turn."""
 
-_BOOKKEEPING = frozenset(
+_NOT_FOR_MODEL = frozenset(
     {"rows", "cols", "num_patches", "num_tiles", "num_crops", "num_image_tokens", "original_sizes"}
 )
-"""What image processors hand to their processor, not to the model."""
+"""Values that image processors return for their processor rather than for the model."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Pictures as the image processor gives them."""
+class ImageInputs:
+    """The output of an image processor for some pictures."""
 
     inputs: dict[str, Any]
+    """Keyword arguments of the model: `pixel_values` and others, by architecture."""
     expansions: tuple[str, ...]
-    """What takes the place of each picture's placeholder."""
+    """For each picture, the text that replaces its placeholder."""
     tiles: Any = None
-    """Mllama: tiles of each picture, for the cross-attention mask."""
+    """Mllama only: the tiles of each picture, for the cross-attention mask."""
 
 
-_remembered: weakref.WeakKeyDictionary[Any, OrderedDict[tuple[str, ...], Seen]] = (
+_cache: weakref.WeakKeyDictionary[Any, OrderedDict[tuple[str, ...], ImageInputs]] = (
     weakref.WeakKeyDictionary()
 )
 
 _lock = threading.Lock()
 
 
-def see(processor: Any, pictures: tuple[Picture, ...]) -> Seen:
-    """Runs the image processor, or remembers what it gave for the same pictures."""
+def process_images(processor: Any, pictures: tuple[Picture, ...]) -> ImageInputs:
+    """Run the image processor, or return its cached output for the same pictures.
+
+    Raises:
+        ModelError: The processor rejects the pictures, or is of an unsupported architecture.
+    """
     if not pictures:
-        return Seen({}, ())
+        return ImageInputs({}, ())
     key = tuple(picture.digest for picture in pictures)
     with _lock:
-        known = _remembered.setdefault(processor, OrderedDict()).get(key)
-    if known is None:
-        known = _process(processor, pictures)
+        found = _cache.setdefault(processor, OrderedDict()).get(key)
+    if found is None:
+        found = _process(processor, pictures)
     with _lock:
-        remembered = _remembered[processor]
-        remembered[key] = known
-        remembered.move_to_end(key)
-        while len(remembered) > _REMEMBERED_PICTURES:
-            remembered.popitem(last=False)
-    return known
+        outputs = _cache[processor]
+        outputs[key] = found
+        outputs.move_to_end(key)
+        while len(outputs) > _CACHED_OUTPUTS:
+            outputs.popitem(last=False)
+    return found
 
 
-def _process(processor: Any, pictures: tuple[Picture, ...]) -> Seen:
+def _process(processor: Any, pictures: tuple[Picture, ...]) -> ImageInputs:
     images = [picture.image for picture in pictures]
     kind = type(processor).__name__
     try:
@@ -70,25 +75,26 @@ def _process(processor: Any, pictures: tuple[Picture, ...]) -> Seen:
             expansion = processor.boi_token * (processor.num_image_tokens + 1) + processor.eoi_token
             expansions = [expansion] * len(images)
         else:
+            # Private methods of ProcessorMixin; tried with transformers 5.23 and 5.24.
             merged = processor._merge_kwargs(
                 tokenizer_init_kwargs=processor.tokenizer.init_kwargs, return_tensors="pt"
             )
-            # Nested: the pictures of one conversation, which some processors treat by their number.
+            # Nested, as the pictures of one conversation: for some processors their number matters.
             inputs, expansions = processor._process_images([images], **merged["images_kwargs"])
     except (ValueError, ZeroDivisionError, RuntimeError) as error:
         names = ", ".join(picture.name for picture in pictures)
         raise ModelError(
-            f"The model's image processor cannot take {names}: {error}",
+            f"The model's image processor rejects {names}: {error}",
             "Crop or resize the picture, or choose another model.",
         ) from error
     if len(expansions) != len(images):
         raise ModelError(
-            f"{kind} gave image tokens for {len(expansions)} of {len(images)} pictures.",
+            f"{kind} returned image tokens for {len(expansions)} of {len(images)} pictures.",
             "This architecture is not supported.",
         )
-    hidden = _BOOKKEEPING | set(processor.unused_input_names)
-    return Seen(
-        inputs={name: value for name, value in inputs.items() if name not in hidden},
+    left_out = _NOT_FOR_MODEL | set(processor.unused_input_names)
+    return ImageInputs(
+        inputs={name: value for name, value in inputs.items() if name not in left_out},
         expansions=tuple(expansions),
         tiles=inputs.get("num_tiles") if kind == "MllamaProcessor" else None,
     )

@@ -1,4 +1,4 @@
-"""`vqa-app ask` with a real, tiny, random model behind it."""
+"""`vqa-app ask` with a real model, which is tiny and has random weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def ask(tiny_llava_dir: Path) -> Ask:
     return lambda *words: runner.invoke(app, [*common, *words])
 
 
-def test_the_streamed_answer_is_the_answer(ask: Ask, picture: str) -> None:
+def test_the_streamed_answer_equals_the_answer_in_json(ask: Ask, picture: str) -> None:
     streamed = ask(picture, "What is it?")
     assert streamed.exit_code == 0, streamed.stderr
     row = json.loads(ask("--json", picture, "What is it?").stdout)
@@ -40,20 +40,20 @@ def test_the_streamed_answer_is_the_answer(ask: Ask, picture: str) -> None:
     assert 0.0 < row["confidence"] < 1.0
 
 
-def test_two_pictures(ask: Ask, picture: str) -> None:
+def test_two_pictures_have_twice_the_image_tokens(ask: Ask, picture: str) -> None:
     one = json.loads(ask("--json", picture, "What is it?").stdout)
     two = json.loads(ask("--json", picture, picture, "What is it?").stdout)
     assert two["image_tokens"] == 2 * one["image_tokens"]
 
 
-def test_choices_have_probabilities(ask: Ask, picture: str) -> None:
+def test_the_probabilities_of_choices_sum_to_one(ask: Ask, picture: str) -> None:
     result = ask("--json", "--choices", "red,blue,green", picture, "Which?")
     chances = json.loads(result.stdout)["choices"]
     assert set(chances) == {"red", "blue", "green"}
     assert sum(chances.values()) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_an_overlay_of_a_real_attention_map(ask: Ask, picture: str, tmp_path: Path) -> None:
+def test_explain_saves_a_real_attention_map(ask: Ask, picture: str, tmp_path: Path) -> None:
     target = tmp_path / "map.png"
     result = ask("--explain", str(target), picture, "What is it?")
     assert result.exit_code == 0, result.stderr
@@ -61,7 +61,9 @@ def test_an_overlay_of_a_real_attention_map(ask: Ask, picture: str, tmp_path: Pa
         assert drawn.size == (512, 341)
 
 
-def test_each_gives_what_asking_one_by_one_gives(ask: Ask, picture: str, tmp_path: Path) -> None:
+def test_each_gives_the_same_answers_as_single_questions(
+    ask: Ask, picture: str, tmp_path: Path
+) -> None:
     Image.new("RGB", (30, 90), (10, 200, 10)).save(tmp_path / "plain.png")
     result = ask("--each", str(tmp_path / "*.png"), "What is it?")
     rows = {Path(r["picture"]).name: r for r in map(json.loads, result.stdout.splitlines())}
@@ -71,7 +73,7 @@ def test_each_gives_what_asking_one_by_one_gives(ask: Ask, picture: str, tmp_pat
         assert row["answer"] == alone["answer"]
 
 
-def test_a_model_that_is_not_there(picture: str) -> None:
+def test_a_missing_model_is_reported(picture: str) -> None:
     result = CliRunner().invoke(app, ["ask", "--model", "no/such-model", picture, "What?"])
     assert result.exit_code == 4
     assert "no/such-model" in result.stderr

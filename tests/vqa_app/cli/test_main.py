@@ -1,4 +1,4 @@
-"""The shell: what goes where, how errors leave, and how fast help comes."""
+"""The command line: what it prints, how it reports errors, and what `--help` imports."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tests.waiting import PATIENCE
 from vqa_app import __version__
 from vqa_app.cli import ask, doctor
 from vqa_app.cli.main import _COMMANDS, app
+from vqa_app.cli.options import ModelOptions
 from vqa_app.engine.protocol import GenerationOptions
 from vqa_app.errors import ModelError
 
@@ -28,10 +30,10 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
-    """The engine that `ask` gets, whatever model it asks for; one that was closed is renewed."""
+    """Make `ask` use a fake engine for any model, and a new one after that was closed."""
     fake = FakeEngine()
 
-    def open_engine(choice: object, console: object) -> FakeEngine:
+    def open_engine(options: object, console: object) -> FakeEngine:
         if not fake.closed:
             return fake
         another = FakeEngine()
@@ -63,10 +65,10 @@ def mouse(tmp_path: Path) -> str:
     return str(path)
 
 
-# Asking once
+# One question
 
 
-def test_the_answer_goes_to_stdout_alone(run: Run, engine: FakeEngine, cat: str) -> None:
+def test_only_the_answer_goes_to_stdout(run: Run, engine: FakeEngine, cat: str) -> None:
     result = run("ask", cat, "What is it?")
     assert result.exit_code == 0
     assert result.stdout == "You asked 'What is it?' about one picture.\n"
@@ -74,7 +76,7 @@ def test_the_answer_goes_to_stdout_alone(run: Run, engine: FakeEngine, cat: str)
     assert engine.closed
 
 
-def test_several_pictures_in_one_question(
+def test_a_question_may_have_several_pictures(
     run: Run, engine: FakeEngine, cat: str, mouse: str
 ) -> None:
     result = run("ask", cat, mouse, cat, "Which is bigger?")
@@ -83,34 +85,38 @@ def test_several_pictures_in_one_question(
     assert [picture.name for picture in pictures] == ["cat.png", "mouse.png", "cat.png"]
 
 
-def test_a_picture_from_stdin(run: Run, engine: FakeEngine, cat: str) -> None:
+def test_a_picture_is_read_from_stdin(run: Run, engine: FakeEngine, cat: str) -> None:
     result = run("ask", "-", "What is it?", input=Path(cat).read_bytes())
     assert result.exit_code == 0, result.stderr
     assert engine.asked[0][0].pictures[0].image.size == (20, 10)
 
 
-def test_a_question_without_a_picture(run: Run, engine: FakeEngine) -> None:
+def test_a_question_needs_no_picture(run: Run, engine: FakeEngine) -> None:
     assert "no picture" in run("ask", "What can you do?").stdout
 
 
 @pytest.mark.parametrize("question", ["a" * 300, "What " * 90, "What\0is it?"])
-def test_a_question_of_any_length_is_asked(
+def test_a_question_may_have_any_length(
     run: Run, engine: FakeEngine, cat: str, question: str
 ) -> None:
-    """Longer than a file's name may be, it is looked for among the files none the less."""
+    """The last argument is checked for being a file, even if it is too long for a file's name."""
     assert run("ask", cat, question).exit_code == 0
     assert engine.asked[0][0].messages[-1].text == question
 
 
-def test_what_was_changed_is_told_on_stderr(run: Run, engine: FakeEngine, tmp_path: Path) -> None:
+def test_changes_to_a_picture_are_printed_to_stderr(
+    run: Run, engine: FakeEngine, tmp_path: Path
+) -> None:
     path = tmp_path / "see-through.png"
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(path)
     result = run("ask", str(path), "What is it?")
-    assert "see-through.png: transparency laid on white" in result.stderr
+    assert "see-through.png: transparency replaced by white" in result.stderr
     assert "transparency" not in result.stdout
 
 
-def test_every_option_reaches_the_engine(run: Run, engine: FakeEngine, cat: str) -> None:
+def test_generation_options_are_passed_to_the_engine(
+    run: Run, engine: FakeEngine, cat: str
+) -> None:
     words = "--max-new-tokens 5 --temperature 0.5 --top-p 0.9 --seed 7 --system Briefly"
     assert run("ask", *words.split(), cat, "What is it?").exit_code == 0
     assert engine.asked[0][1] == GenerationOptions(
@@ -118,28 +124,44 @@ def test_every_option_reaches_the_engine(run: Run, engine: FakeEngine, cat: str)
     )
 
 
-def test_every_model_option_reaches_the_loader(
+def test_model_options_are_passed_to_the_loader(
     run: Run, engine: FakeEngine, cat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = []
 
-    def open_engine(choice: ask.ModelChoice, console: object) -> FakeEngine:
-        chosen.append(choice)
+    def open_engine(options: ModelOptions, console: object) -> FakeEngine:
+        chosen.append(options)
         return engine
 
     monkeypatch.setattr(ask, "open_engine", open_engine)
     words = "--model a --adapter b --quantize 4bit --device cpu --dtype float32 --revision c"
     run("ask", *words.split(), "--offline", cat, "What is it?")
-    assert chosen == [ask.ModelChoice("a", "b", "4bit", "cpu", "float32", "c", True)]
+    assert chosen == [ModelOptions("a", "b", "4bit", "cpu", "float32", "c", True)]
+    assert chosen[0].load_arguments() == {
+        "name": "a",
+        "adapter": "b",
+        "quantize": "4bit",
+        "device": "cpu",
+        "dtype": "float32",
+        "revision": "c",
+        "offline": True,
+    }
 
 
-def test_a_cut_answer_is_told(run: Run, engine: FakeEngine, cat: str) -> None:
+@pytest.mark.parametrize("command", ["ask", "chat", "eval"])
+def test_three_commands_have_the_same_model_options(run: Run, command: str) -> None:
+    shown = run(command, "--help", env={"COLUMNS": "200"}).stdout
+    for field in fields(ModelOptions):
+        assert f"--{field.name}" in shown
+
+
+def test_a_truncated_answer_is_reported(run: Run, engine: FakeEngine, cat: str) -> None:
     result = run("ask", "--max-new-tokens", "2", cat, "What is it?")
     assert result.stdout == "You asked\n"
     assert "cut off" in result.stderr
 
 
-def test_json(run: Run, engine: FakeEngine, cat: str) -> None:
+def test_json_output(run: Run, engine: FakeEngine, cat: str) -> None:
     result = run("ask", "--json", cat, "What is it?")
     row = json.loads(result.stdout)
     assert row["question"] == "What is it?"
@@ -152,10 +174,10 @@ def test_json(run: Run, engine: FakeEngine, cat: str) -> None:
     assert row["model"] == "fake"
 
 
-# Choices, abstaining, explaining
+# Choices, abstention, attention maps
 
 
-def test_choices_pick_the_likeliest(run: Run, engine: FakeEngine, cat: str) -> None:
+def test_choices_print_the_most_probable_answer(run: Run, engine: FakeEngine, cat: str) -> None:
     assert run("ask", "--choices", "yes, no", cat, "Is it red?").stdout == "yes\n"
     row = json.loads(run("ask", "--choices", "yes,no", "--json", cat, "Is it red?").stdout)
     assert row["answer"] == "yes"
@@ -163,13 +185,15 @@ def test_choices_pick_the_likeliest(run: Run, engine: FakeEngine, cat: str) -> N
 
 
 @pytest.mark.parametrize("choices", ["yes", "", "yes,yes", " , "])
-def test_one_choice_is_none(run: Run, engine: FakeEngine, cat: str, choices: str) -> None:
+def test_at_least_two_choices_are_required(
+    run: Run, engine: FakeEngine, cat: str, choices: str
+) -> None:
     result = run("ask", "--choices", choices, cat, "Is it red?")
     assert result.exit_code == 2
-    assert "two or more" in result.stderr
+    assert "at least two" in result.stderr
 
 
-def test_abstaining_below_the_threshold(run: Run, engine: FakeEngine, cat: str) -> None:
+def test_an_answer_below_the_threshold_is_withheld(run: Run, engine: FakeEngine, cat: str) -> None:
     sure = run("ask", "--abstain", "0.7", cat, "What is it?")
     unsure = run("ask", "--abstain", "0.8", cat, "What is it?")
     assert "one picture" in sure.stdout
@@ -181,18 +205,18 @@ def test_abstaining_below_the_threshold(run: Run, engine: FakeEngine, cat: str) 
     assert "one picture" in row["would_have_said"]
 
 
-def test_abstaining_from_a_choice(run: Run, engine: FakeEngine, cat: str) -> None:
+def test_a_choice_below_the_threshold_is_withheld(run: Run, engine: FakeEngine, cat: str) -> None:
     words = ("ask", "--choices", "a,b,c", cat, "Which?", "--abstain")
     assert run(*words, "0.5").stdout == "a\n"
     assert run(*words, "0.6").stdout == "I am not sure.\n"
 
 
-def test_abstain_is_a_probability(run: Run, engine: FakeEngine, cat: str) -> None:
+def test_abstain_must_be_a_probability(run: Run, engine: FakeEngine, cat: str) -> None:
     for value in ("80", "-0.1", "nan"):
         assert run("ask", "--abstain", value, cat, "What?").exit_code == 2
 
 
-def test_explain_writes_an_overlay(run: Run, engine: FakeEngine, cat: str, tmp_path: Path) -> None:
+def test_explain_saves_an_overlay(run: Run, engine: FakeEngine, cat: str, tmp_path: Path) -> None:
     target = tmp_path / "map.png"
     result = run("ask", "--explain", str(target), cat, "What is it?")
     assert result.exit_code == 0, result.stderr
@@ -202,55 +226,55 @@ def test_explain_writes_an_overlay(run: Run, engine: FakeEngine, cat: str, tmp_p
         assert drawn.getpixel((5, 5)) != drawn.getpixel((500, 250))
 
 
-def test_explain_writes_one_overlay_a_picture(
+def test_explain_saves_an_overlay_for_each_picture(
     run: Run, engine: FakeEngine, cat: str, mouse: str, tmp_path: Path
 ) -> None:
     run("ask", "--explain", str(tmp_path / "map.png"), cat, mouse, "Which?")
     assert {path.name for path in tmp_path.glob("map*")} == {"map-1.png", "map-2.png"}
 
 
-def test_explain_says_before_answering_where_a_model_cannot(
+def test_explain_is_rejected_before_answering_if_the_model_lacks_support(
     run: Run, monkeypatch: pytest.MonkeyPatch, cat: str, tmp_path: Path
 ) -> None:
     fake = FakeEngine(attention_maps=False)
-    monkeypatch.setattr(ask, "open_engine", lambda choice, console: fake)
+    monkeypatch.setattr(ask, "open_engine", lambda options, console: fake)
     result = run("ask", "--explain", str(tmp_path / "map.png"), cat, "What is it?")
     assert result.exit_code == 4
     assert result.stdout == ""
-    assert "does not show where it looked" in result.stderr
+    assert "does not support attention maps" in result.stderr
 
 
-def test_explain_spares_what_it_cannot_or_must_not_write(
+def test_explain_rejects_folders_and_the_pictures_themselves(
     run: Run, engine: FakeEngine, cat: str, mouse: str, tmp_path: Path
 ) -> None:
     (tmp_path / "folder.png").mkdir()
     result = run("ask", "--explain", f"{tmp_path}/folder.png", cat, "What is it?")
-    assert (result.exit_code, result.stdout) == (2, "")  # told before there is an answer
-    assert "that is a folder" in result.stderr
+    assert (result.exit_code, result.stdout) == (2, "")  # rejected before answering
+    assert "folder.png is a folder" in result.stderr
     (tmp_path / "map-2.png").symlink_to(mouse)
     result = run("ask", "--explain", f"{tmp_path}/map.png", cat, mouse, "Same?")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "map-2.png would overwrite the picture itself" in result.stderr
 
 
-def test_a_map_that_cannot_be_written_is_no_bug(
+def test_an_attention_map_that_cannot_be_written_is_a_usage_error(
     run: Run, engine: FakeEngine, cat: str, tmp_path: Path
 ) -> None:
     (tmp_path / "map.png").symlink_to("no/such/folder.png")
     result = run("ask", "--explain", f"{tmp_path}/map.png", cat, "What is it?")
     assert result.exit_code == 2
-    assert "map.png cannot be written: " in result.stderr
+    assert f"Could not write {tmp_path}/map.png: " in result.stderr
 
 
-# Errors: two lines, a code, no traceback
+# Errors: two lines, an exit code, no traceback
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (["gone.png", "What?"], 3, "There is no file gone.png"),
-        (["gone.png"], 2, "There is no question"),
-        ([], 2, "There is no question"),
+        (["gone.png"], 2, "The question is missing"),
+        ([], 2, "The question is missing"),
         (["CAT", ""], 2, "The question is empty"),
         (["FOLDER"], 2, "--each FOLDER"),
         (["FOLDER/"], 2, "--each FOLDER/"),
@@ -260,37 +284,41 @@ def test_a_map_that_cannot_be_written_is_no_bug(
         (["CAT", "What", "is", "it?"], 2, "needs quotes"),
         (["--each", "CAT", "What", "is", "it?"], 2, "needs quotes"),
         (["nofile", "What is it?"], 3, "There is no file nofile"),
-        (["LONG", "What is it?"], 3, "could not be read"),
+        (["LONG", "What is it?"], 3, "Could not read"),
         (["CAT", "--explain", "LONG/map.png", "What?"], 2, "no folder"),
         (["--each", "CAT", "--out", "LONG/a.jsonl", "What?"], 2, "no folder"),
-        (["CAT", "CAT"], 2, "There is no question"),
-        (["-", "-", "What?"], 2, "stdin holds only one"),
-        (["ftp://host/cat.png", "What?"], 3, "not fetched by ftp"),
+        (["CAT", "CAT"], 2, "The question is missing"),
+        (["-", "-", "What?"], 2, "stdin has only one"),
+        (["ftp://host/cat.png", "What?"], 3, "Cannot download pictures from ftp"),
         (["--explain", "no/such/map.png", "CAT", "What?"], 2, "no folder"),
-        (["--explain", "map.txt", "CAT", "What?"], 2, "not a picture's name"),
+        (["--explain", "map.txt", "CAT", "What?"], 2, "needs the name of an image file"),
         (["--explain", "CAT", "CAT", "What?"], 2, "would overwrite the picture itself"),
         (["--seed", str(1 << 70), "CAT", "What?"], 2, "seed is 1180591620717411303424"),
         (["--explain", "map.png", "What?"], 2, "needs a picture"),
-        (["--out", "a.jsonl", "CAT", "What?"], 2, "belongs to --each"),
+        (["--out", "a.jsonl", "CAT", "What?"], 2, "--out needs --each"),
         (["--each", "CAT"], 2, "needs a question"),
-        (["--each", "*.none", "What?"], 2, "No file is called"),
+        (["--each", "*.none", "What?"], 2, "No file matches"),
         (["--each", "a.png", "CAT", "What?"], 2, "Quote the pattern"),
         (["--max-megapixels", "0.0001", "CAT", "What?"], 3, "the limit is"),
         (["--max-file-mb", "0.00001", "CAT", "What?"], 3, "is larger than"),
-        (["--max-file-mb", "9e9", "CAT", "What?"], 2, "cannot be limited to 9e+09 MB"),
-        (["--max-megapixels", "nan", "CAT", "What?"], 2, "cannot be limited to nan megapixels"),
+        (["--max-file-mb", "9e9", "CAT", "What?"], 2, "Invalid limit for pictures: 9e+09 MB"),
+        (
+            ["--max-megapixels", "nan", "CAT", "What?"],
+            2,
+            "Invalid limit for pictures: nan megapixels",
+        ),
         (["--temperature", "-1", "CAT", "What?"], 2, "temperature is -1"),
         (["--max-new-tokens", "0", "CAT", "What?"], 2, "max_new_tokens is 0"),
     ],
 )
-def test_a_wrong_call_says_what_and_how(
-    run: Run, engine: FakeEngine, cat: str, words: list[str], code: int, said: str
+def test_wrong_usage_is_reported_with_a_hint(
+    run: Run, engine: FakeEngine, cat: str, words: list[str], code: int, message: str
 ) -> None:
     names = {"CAT": cat, "FOLDER": str(Path(cat).parent), "FOLDER/": f"{Path(cat).parent}/"}
     words = [word.replace("LONG", "x" * 300) for word in words]
     result = run("ask", *[names.get(word, word) for word in words])
     assert result.exit_code == code
-    assert said.replace("FOLDER", names["FOLDER"]) in result.stderr
+    assert message.replace("FOLDER", names["FOLDER"]) in result.stderr
     assert result.stderr.startswith("Error: ")
     assert len(result.stderr.strip().splitlines()) == 2
     assert result.stdout == ""
@@ -306,7 +334,7 @@ def test_a_wrong_call_says_what_and_how(
     ],
 )
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
-def test_errors_are_red_on_terminals_that_want_it(environment: dict[str, str], red: bool) -> None:
+def test_errors_are_red_on_terminals_with_colours(environment: dict[str, str], red: bool) -> None:
     import pty
 
     ours, theirs = pty.openpty()
@@ -332,7 +360,7 @@ def test_unknown_options_are_wrong_usage(run: Run) -> None:
 
 
 @pytest.mark.parametrize("command", ["finetune", "check-data", "show-sample"])
-def test_commands_on_data_stay_offline_where_asked(
+def test_data_commands_stay_offline_on_request(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
 ) -> None:
     asked: list[str] = []
@@ -342,7 +370,7 @@ def test_commands_on_data_stay_offline_where_asked(
     assert asked == [command]
 
 
-def test_a_tilde_behind_an_equals_sign_is_the_home_folder(
+def test_a_tilde_after_an_equals_sign_is_the_home_folder(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -353,23 +381,23 @@ def test_a_tilde_behind_an_equals_sign_is_the_home_folder(
     assert given == [tmp_path / "there"]
 
 
-def test_choices_of_finetune_are_checked(run: Run) -> None:
+def test_values_of_options_are_checked(run: Run) -> None:
     assert run("finetune", "--stage", "loro").exit_code == 2
     assert "projector|lora|qlora|full" in run("finetune", "--help").stdout
-    said = run("ask", "--quantize", "3bit", "What?").stderr
-    assert "Invalid value for '--quantize': '3bit' is not one of" in said
+    message = run("ask", "--quantize", "3bit", "What?").stderr
+    assert "Invalid value for '--quantize': '3bit' is not one of" in message
 
 
 @pytest.mark.parametrize(
     ("words", "code"), [(["verify", "nosuch"], 4), (["merge", "nosuch", "--out", "x"], 2)]
 )
-def test_a_run_that_is_not_there_is_told_as_such(run: Run, words: list[str], code: int) -> None:
+def test_a_missing_run_is_reported(run: Run, words: list[str], code: int) -> None:
     result = run(*words)
     assert result.exit_code == code
     assert "There is no folder nosuch." in result.stderr
 
 
-def test_an_error_of_the_model_has_its_code(run: Run, engine: FakeEngine, cat: str) -> None:
+def test_a_model_error_has_its_exit_code(run: Run, engine: FakeEngine, cat: str) -> None:
     engine.error = ModelError("It broke.", "Fix it.")
     result = run("ask", cat, "What is it?")
     assert result.exit_code == 4
@@ -377,25 +405,27 @@ def test_an_error_of_the_model_has_its_code(run: Run, engine: FakeEngine, cat: s
     assert engine.closed
 
 
-def test_a_bug_shows_no_traceback_unless_asked(run: Run, engine: FakeEngine, cat: str) -> None:
-    engine.error = RuntimeError("inner matters")
+def test_a_bug_shows_a_traceback_only_with_debug(run: Run, engine: FakeEngine, cat: str) -> None:
+    engine.error = RuntimeError("wrong shape")
     result = run("ask", cat, "What is it?")
     assert result.exit_code == 1
-    assert "RuntimeError: inner matters" in result.stderr
+    assert "RuntimeError: wrong shape" in result.stderr
     assert "Traceback" not in result.stderr
-    engine.error = RuntimeError("inner matters")
+    engine.error = RuntimeError("wrong shape")
     assert isinstance(run("--debug", "ask", cat, "What?").exception, RuntimeError)
 
 
-def test_a_full_memory_is_no_bug(run: Run, engine: FakeEngine, cat: str) -> None:
+def test_running_out_of_memory_is_not_reported_as_a_bug(
+    run: Run, engine: FakeEngine, cat: str
+) -> None:
     engine.error = RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB)")
     result = run("ask", cat, "What is it?")
     assert result.exit_code == 4
-    assert result.stderr.startswith("Error: There is not enough memory")
+    assert result.stderr.startswith("Error: Not enough memory")
     assert "bug" not in result.stderr
 
 
-def test_interruption_has_its_code(run: Run, engine: FakeEngine, cat: str) -> None:
+def test_an_interruption_has_its_exit_code(run: Run, engine: FakeEngine, cat: str) -> None:
     engine.error = KeyboardInterrupt()
     result = run("ask", cat, "What is it?")
     assert result.exit_code == 130
@@ -418,7 +448,7 @@ def rows(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def test_each_writes_a_line_a_picture(run: Run, engine: FakeEngine, photos: Path) -> None:
+def test_each_writes_a_line_for_each_picture(run: Run, engine: FakeEngine, photos: Path) -> None:
     out = photos / "answers.jsonl"
     result = run("ask", "--each", f"{photos}/*.png", "What?", "--out", str(out))
     assert result.exit_code == 0, result.stderr
@@ -432,24 +462,24 @@ def test_each_without_out_prints_json_lines(run: Run, engine: FakeEngine, photos
     assert len([json.loads(line) for line in result.stdout.splitlines()]) == 4
 
 
-def test_each_of_a_folder_takes_its_pictures(run: Run, engine: FakeEngine, photos: Path) -> None:
-    """Not what else lies there, such as the answers of the time before."""
+def test_each_with_a_folder_uses_its_pictures(run: Run, engine: FakeEngine, photos: Path) -> None:
+    """Other files in it, such as the answers of an earlier run, are ignored."""
     (photos / "notes.txt").write_text("Bring milk.")
     (photos / "0.png").rename(photos / "0.PNG")
     command = ("ask", "--each", str(photos), "What?", "--out", str(photos / "a.jsonl"))
     assert "4 answered" in run(*command).stderr
     again = run(*command)
     assert again.exit_code == 0
-    assert "4 of 4 are answered already" in again.stderr
+    assert "4 of 4 are already answered" in again.stderr
     result = run("ask", "--each", str(photos / "*.txt"), "What?")
     assert result.exit_code == 3
     assert "notes.txt" in result.stderr
     for picture in photos.glob("*.[pP]*"):
         picture.unlink()
-    assert "No picture is called" in run(*command).stderr
+    assert "No picture matches" in run(*command).stderr
 
 
-def test_each_takes_names_with_brackets(run: Run, engine: FakeEngine, tmp_path: Path) -> None:
+def test_each_accepts_names_with_brackets(run: Run, engine: FakeEngine, tmp_path: Path) -> None:
     folder = tmp_path / "photos [old]"
     folder.mkdir()
     for name in ("a[1].png", "a1.png"):
@@ -464,7 +494,7 @@ def test_each_takes_names_with_brackets(run: Run, engine: FakeEngine, tmp_path: 
         assert [json.loads(line)["picture"] for line in result.stdout.splitlines()] == found
 
 
-def test_each_resumes_where_it_stopped(run: Run, engine: FakeEngine, photos: Path) -> None:
+def test_each_continues_an_interrupted_run(run: Run, engine: FakeEngine, photos: Path) -> None:
     out = photos / "answers.jsonl"
     command = ("ask", "--each", f"{photos}/*.png", "What?", "--out", str(out))
     run(*command)
@@ -472,14 +502,14 @@ def test_each_resumes_where_it_stopped(run: Run, engine: FakeEngine, photos: Pat
     out.write_text("".join(lines[:2]) + lines[2][:20], "utf-8")  # killed in the third line
     engine.asked.clear()
     result = run(*command)
-    assert "2 of 4 are answered already" in result.stderr
+    assert "2 of 4 are already answered" in result.stderr
     assert len(engine.asked) == 2
     assert sorted(str(row["picture"]) for row in rows(out)) == [
         f"{photos}/{n}.png" for n in range(4)
     ]
 
 
-def test_nothing_left_loads_no_model(
+def test_each_loads_no_model_if_everything_is_answered(
     run: Run, engine: FakeEngine, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("ask", "--each", f"{photos}/*.png", "What?", "--out", str(photos / "a.jsonl"))
@@ -488,7 +518,7 @@ def test_nothing_left_loads_no_model(
     assert run(*command).exit_code == 0
 
 
-def test_limits_of_pictures_hold_for_each_and_may_come_from_the_environment(
+def test_each_applies_picture_limits_from_the_environment(
     run: Run, engine: FakeEngine, photos: Path
 ) -> None:
     limited = {"VQA_MAX_MEGAPIXELS": "0.00005"}
@@ -498,7 +528,7 @@ def test_limits_of_pictures_hold_for_each_and_may_come_from_the_environment(
     assert not engine.asked
 
 
-def test_another_question_is_asked_anew(run: Run, engine: FakeEngine, photos: Path) -> None:
+def test_each_answers_another_question_again(run: Run, engine: FakeEngine, photos: Path) -> None:
     command = ("ask", "--each", f"{photos}/*.png", "--out", str(photos / "a.jsonl"))
     run(*command, "What?")
     run(*command, "Why?", "--choices", "a,b")
@@ -518,22 +548,22 @@ def test_another_question_is_asked_anew(run: Run, engine: FakeEngine, photos: Pa
         "--max-new-tokens 5",
     ],
 )
-def test_another_model_or_option_is_asked_anew_and_told(
+def test_each_answers_again_with_another_model_or_option(
     run: Run, engine: FakeEngine, photos: Path, other: str
 ) -> None:
     out = photos / "a.jsonl"
     command = ("ask", "--each", f"{photos}/*.png", "What?", "--out", str(out))
     assert run(*command).exit_code == 0
     result = run(*command, *other.split())
-    assert "answered already" not in result.stderr
-    assert f"{out} also holds other answers to this question (4), of another model" in result.stderr
+    assert "already answered" not in result.stderr
+    assert f"{out} also contains 4 answers to this question by another model" in result.stderr
     assert len(out.read_text().splitlines()) == 8
-    assert "4 of 4 are answered already." in run(*command, *other.split()).stderr
-    assert "4 of 4 are answered already." in run(*command).stderr
+    assert "4 of 4 are already answered." in run(*command, *other.split()).stderr
+    assert "4 of 4 are already answered." in run(*command).stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are Unicode")
-def test_file_names_that_are_no_utf_8_are_answered_and_found_again(
+def test_each_accepts_file_names_that_are_not_utf_8(
     run: Run, engine: FakeEngine, tmp_path: Path
 ) -> None:
     name = os.fsdecode(b"\xff\xfe.png")
@@ -542,11 +572,11 @@ def test_file_names_that_are_no_utf_8_are_answered_and_found_again(
     command = ("ask", "--each", f"{tmp_path}/*.png", "What?")
     to_file = (*command, "--out", str(tmp_path / "a.jsonl"))
     assert run(*to_file).exit_code == 0
-    assert "1 of 1 are answered already." in run(*to_file).stderr
+    assert "1 of 1 are already answered." in run(*to_file).stderr
     assert json.loads(run(*command).stdout)["picture"] == f"{tmp_path}/{name}"
 
 
-def test_a_bad_file_does_not_stop_the_run(run: Run, engine: FakeEngine, photos: Path) -> None:
+def test_each_continues_after_a_bad_file(run: Run, engine: FakeEngine, photos: Path) -> None:
     (photos / "1.png").write_bytes(b"not a picture")
     out = photos / "a.jsonl"
     command = ("ask", "--each", f"{photos}/*.png", "What?", "--out", str(out))
@@ -560,14 +590,12 @@ def test_a_bad_file_does_not_stop_the_run(run: Run, engine: FakeEngine, photos: 
     assert len(rows(out)) == 4
 
 
-def test_out_that_is_something_else_is_left_alone(
-    run: Run, engine: FakeEngine, photos: Path
-) -> None:
+def test_each_does_not_overwrite_other_files(run: Run, engine: FakeEngine, photos: Path) -> None:
     out = photos / "notes.txt"
     out.write_text("dear diary\nno newline at the end", "utf-8")
     result = run("ask", "--each", f"{photos}/*.png", "What?", "--out", str(out))
     assert result.exit_code == 2
-    assert "line 1, is not an answer" in result.stderr
+    assert "line 1: expected an answer" in result.stderr
     assert out.read_text("utf-8") == "dear diary\nno newline at the end"
 
 
@@ -583,12 +611,12 @@ def test_help_lists_every_command_and_the_exit_codes(run: Run) -> None:
         assert word in result.stdout
 
 
-def test_version(run: Run) -> None:
+def test_version_is_printed(run: Run) -> None:
     assert run("--version").stdout == f"vqa-app {__version__}\n"
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """What makes help slow is imports; a timed test would measure the machine."""
+    """Imports are what would make help slow, and a timed test would measure the machine."""
     code = (
         "import sys\nfrom vqa_app.cli.main import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
@@ -599,7 +627,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_doctor_tells_versions_and_nothing_private(
+def test_doctor_prints_versions_and_nothing_private(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -611,21 +639,21 @@ def test_doctor_tells_versions_and_nothing_private(
     assert str(Path.home()) + os.sep not in result.stdout
 
 
-def test_doctor_tells_the_rest_without_a_home(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in containers, where a user may be a number."""
+def test_doctor_works_without_a_home_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In containers, users may have no home folder, and any section may fail."""
     monkeypatch.setenv("HOME", "/no/such/home")
     result = run("doctor")
     assert result.exit_code == 0, result.stderr
     assert "free in the home folder's file system" in result.stdout
 
     def broken() -> Iterator[str]:
-        yield "begun"
+        yield "started"
         raise OSError("no such thing")
 
     monkeypatch.setattr(doctor, "_machine", broken)
     result = run("doctor")
     assert result.exit_code == 0
-    assert "  begun\n  OSError: no such thing\ndevices" in result.stdout
+    assert "  started\n  OSError: no such thing\ndevices" in result.stdout
 
 
 # As a process
@@ -633,24 +661,24 @@ def test_doctor_tells_the_rest_without_a_home(run: Run, monkeypatch: pytest.Monk
 _WITH_FAKE = """
 import sys
 from tests.fake_engine import FakeEngine
-from vqa_app import ask, cli
-ask.open_engine = lambda choice, console: FakeEngine(hold_after=2)
-cli.main(sys.argv[1:])
+from vqa_app.cli import ask, main
+ask.open_engine = lambda options, console: FakeEngine(hold_after=2)
+main(sys.argv[1:])
 """
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_ctrl_c_in_the_middle_of_an_answer(cat: str) -> None:
-    # A test run behind a shell's "&" ignores Ctrl-C, and what it starts would, too.
-    minding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+def test_ctrl_c_during_an_answer_exits_without_a_traceback(cat: str) -> None:
+    # If a shell runs the tests in the background, they and their processes ignore Ctrl-C.
+    handle_sigint = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     process = subprocess.Popen(
-        [sys.executable, "-c", minding + _WITH_FAKE, "ask", cat, "What is it?"],
+        [sys.executable, "-c", handle_sigint + _WITH_FAKE, "ask", cat, "What is it?"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=Path(__file__).parents[3],
     )
     assert process.stdout is not None
-    assert process.stdout.read(3) == b"You"  # it streams, and is now held
+    assert process.stdout.read(3) == b"You"  # the engine now waits before the third word
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
@@ -658,7 +686,7 @@ def test_ctrl_c_in_the_middle_of_an_answer(cat: str) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
-def test_a_reader_that_goes_away_is_no_bug(photos: Path) -> None:
+def test_a_closed_pipe_is_not_reported_as_a_bug(photos: Path) -> None:
     code = _WITH_FAKE.replace("hold_after=2", "")
     process = subprocess.Popen(
         [sys.executable, "-c", code, "ask", "--each", str(photos), "What?"],
@@ -674,14 +702,14 @@ def test_a_reader_that_goes_away_is_no_bug(photos: Path) -> None:
     assert "bug" not in errors
 
 
-def test_python_dash_m_is_the_same() -> None:
+def test_python_dash_m_runs_the_same_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vqa_app", "--version"], capture_output=True, text=True
     )
     assert done.stdout == f"vqa-app {__version__}\n"
 
 
-def test_stdin_holds_bytes_not_text(run: Run, engine: FakeEngine) -> None:
+def test_stdin_is_read_as_bytes(run: Run, engine: FakeEngine) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (3, 3)).save(buffer, "BMP")
     assert run("ask", "-", "What?", input=buffer.getvalue()).exit_code == 0

@@ -1,4 +1,4 @@
-"""`vqa-app models` and `vqa-app compose`: what they show, and how they fail."""
+"""`vqa-app models` and `vqa-app compose`: their output and their errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vqa_app.cli.main import app
 from vqa_app.cli.models import table_of
 
 
-def test_models_lists_the_catalogue_a_line_each() -> None:
+def test_models_prints_a_line_for_each_model() -> None:
     result = CliRunner().invoke(app, ["models"])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
@@ -27,7 +27,7 @@ def test_models_lists_the_catalogue_a_line_each() -> None:
 
 
 @pytest.mark.parametrize("width", [40, 80, 109, 110, 150])
-def test_hub_ids_are_whole_however_narrow_the_terminal(width: int) -> None:
+def test_hub_ids_are_not_broken_on_narrow_terminals(width: int) -> None:
     console = Console(file=StringIO(), force_terminal=True, width=width, color_system=None)
     lines = table_of(list(CATALOGUE), console).splitlines()
     for entry in CATALOGUE:
@@ -37,14 +37,14 @@ def test_hub_ids_are_whole_however_narrow_the_terminal(width: int) -> None:
     assert ("Apache 2.0" in "\n".join(lines)) == (width >= 110)
 
 
-def test_models_as_json_says_what_is_here(tmp_path: Path) -> None:
+def test_models_as_json(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["models", "--json", "--runs", str(tmp_path)])
     rows = {row["name"]: row for row in json.loads(result.stdout)}
     assert set(rows) >= {entry.name for entry in CATALOGUE}
     assert all(isinstance(row["cached"], bool) and row["memory"] > 0 for row in rows.values())
 
 
-def test_compose_hands_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_compose_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = []
 
     def compose(encoder: str, llm: str, out: Path, **options: object) -> Path:
@@ -60,7 +60,7 @@ def test_compose_hands_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert f"finetune --model {tmp_path / 'new'} --stage projector" in result.stdout
 
 
-def test_compose_from_parts_that_are_nowhere(tmp_path: Path) -> None:
+def test_missing_parts_are_reported(tmp_path: Path) -> None:
     words = ["compose", "--encoder", "no/such-encoder", "--llm", "no/such-llm"]
     result = CliRunner().invoke(app, [*words, "--offline", "--out", str(tmp_path / "new")])
     assert result.exit_code == 4

@@ -1,4 +1,4 @@
-"""The dialogue in a terminal: what each line does, and how it stops."""
+"""The dialogue in a terminal: its commands, and how answers are stopped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ui.chat.export import from_json
 from ui.storage.database import Store
 from ui.storage.picture_files import PictureShelf
 from vqa_app.cli.repl import Dialogue
-from vqa_app.cli.reply import Asking
+from vqa_app.cli.reply import AnswerOptions
 from vqa_app.engine.protocol import GenerationOptions
 from vqa_app.errors import ModelError
 from vqa_app.pictures.picture import Picture, open_picture
@@ -48,7 +48,7 @@ def engine() -> Iterator[FakeEngine]:
 
 @pytest.fixture
 def talk(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Talk:
-    """Types lines into a dialogue; gives what the console showed."""
+    """Type lines into a dialogue, and return what the console printed."""
 
     def typed(*lines: str, pictures: list[Picture] | None = None) -> str:
         queue = iter(lines)
@@ -62,7 +62,7 @@ def talk(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Talk:
         monkeypatch.setattr(builtins, "input", read)
         shown = StringIO()
         console = Console(file=shown, width=200)
-        Dialogue(engine, Asking(GenerationOptions()), console).run(pictures or [])
+        Dialogue(engine, AnswerOptions(GenerationOptions()), console).run(pictures or [])
         return shown.getvalue()
 
     return typed
@@ -72,7 +72,7 @@ def conversations(engine: FakeEngine) -> list[Conversation]:
     return [conversation for conversation, _ in engine.asked]
 
 
-def test_a_follow_up_carries_the_dialogue(
+def test_a_follow_up_contains_the_earlier_messages(
     talk: Talk, engine: FakeEngine, cat: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     talk("What is it?", "And why?", pictures=[open_picture(cat)])
@@ -84,24 +84,24 @@ def test_a_follow_up_carries_the_dialogue(
     assert capsys.readouterr().out.splitlines()[1] == "You asked 'And why?' about one picture."
 
 
-def test_image_shows_a_picture_with_the_next_question(
+def test_image_adds_a_picture_to_the_next_question(
     talk: Talk, engine: FakeEngine, cat: Path
 ) -> None:
     talk("Hello", f"/image '{cat}'", "What is it?", "And now?")
     assert [len(c.messages[-1].pictures) for c in conversations(engine)] == [0, 1, 0]
 
 
-def test_a_picture_is_looked_at_while_the_person_types(
+def test_a_picture_is_encoded_while_the_user_types(
     talk: Talk, engine: FakeEngine, cat: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warmed = threading.Event()
     warm = engine.warm
 
-    def noted(conversation: Conversation, cancel: threading.Event | None = None) -> None:
+    def warm_and_notify(conversation: Conversation, cancel: threading.Event | None = None) -> None:
         warm(conversation, cancel)
         warmed.set()
 
-    monkeypatch.setattr(engine, "warm", noted)
+    monkeypatch.setattr(engine, "warm", warm_and_notify)
     talk(pictures=[open_picture(cat)])
     assert warmed.wait(PATIENCE)
     assert engine.warmed[0].pictures == (open_picture(cat),)
@@ -110,10 +110,10 @@ def test_a_picture_is_looked_at_while_the_person_types(
 @pytest.mark.parametrize(
     "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), KeyError("pixels")]
 )
-def test_what_goes_wrong_while_warming_is_the_questions_to_tell(
+def test_errors_while_warming_are_not_printed(
     talk: Talk, engine: FakeEngine, cat: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """A traceback of the thread would land in the middle of what is being typed."""
+    """The thread's traceback would appear in the middle of what the user types."""
     shown = []
     monkeypatch.setattr(threading, "excepthook", shown.append)
 
@@ -123,22 +123,22 @@ def test_what_goes_wrong_while_warming_is_the_questions_to_tell(
     monkeypatch.setattr(engine, "warm", warm)
     before = threading.active_count()
     talk("What is it?", pictures=[open_picture(cat)])
-    until(lambda: threading.active_count() <= before + 1)  # the engine's own stays
+    until(lambda: threading.active_count() <= before + 1)  # the engine's own thread remains
     assert not shown
     assert len(engine.asked) == 1
 
 
-def test_retry_asks_the_last_question_again(talk: Talk, engine: FakeEngine) -> None:
+def test_retry_answers_the_last_question_again(talk: Talk, engine: FakeEngine) -> None:
     talk("One?", "Two?", "/retry")
     *_, second, again = conversations(engine)
     assert again == second
 
 
-def test_retry_without_a_question_says_so(talk: Talk) -> None:
-    assert "nothing to answer again" in talk("/retry")
+def test_retry_needs_a_question(talk: Talk) -> None:
+    assert "no question to answer again" in talk("/retry")
 
 
-def test_the_browser_imports_what_save_wrote(
+def test_the_browser_imports_a_saved_dialogue(
     talk: Talk, engine: FakeEngine, cat: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "saved.json"
@@ -152,7 +152,7 @@ def test_the_browser_imports_what_save_wrote(
     assert second.pictures == ()
 
 
-def test_names_are_read_as_a_shell_reads_them(
+def test_file_names_are_parsed_as_in_a_shell(
     talk: Talk, engine: FakeEngine, cat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(cat.parent))
@@ -163,11 +163,11 @@ def test_names_are_read_as_a_shell_reads_them(
     assert len(conversations(engine)[0].pictures) == 1
     assert (folder / "a.json").is_file()
     assert (cat.parent / "b.json").is_file()
-    talk("What is it?", f"/save {folder}/c d.json")  # as it was typed, where that is no shell's
+    talk("What is it?", f"/save {folder}/c d.json")  # unquoted spaces are part of the name
     assert (folder / "c d.json").is_file()
 
 
-def test_problems_do_not_end_the_dialogue(
+def test_errors_do_not_end_the_dialogue(
     talk: Talk, engine: FakeEngine, tmp_path: Path, cat: Path
 ) -> None:
     shown = talk(
@@ -181,10 +181,10 @@ def test_problems_do_not_end_the_dialogue(
         "Still there?",
         f"/save {tmp_path}/no/such/folder.json",
     )
-    for said in ("no file gone.png", "needs a picture", "no command /frobnicate", "needs a file"):
-        assert said in shown
+    for message in ("no file gone.png", "needs a picture", "command: /frobnicate", "needs a file"):
+        assert message in shown
     assert "nothing to save yet" in shown
-    assert "cannot be written" in shown
+    assert "Could not write" in shown
     assert "/retry" in shown
     assert len(engine.asked) == 1
 
@@ -198,12 +198,12 @@ def test_a_failed_question_can_be_asked_again_with_its_picture(
     assert first == second
 
 
-def test_quit_ends_it(talk: Talk, engine: FakeEngine) -> None:
+def test_quit_ends_the_dialogue(talk: Talk, engine: FakeEngine) -> None:
     talk("/quit", "never asked")
     assert not engine.asked
 
 
-def test_ctrl_c_stops_the_answer_and_keeps_what_came(talk: Talk, engine: FakeEngine) -> None:
+def test_ctrl_c_stops_the_answer_and_keeps_its_beginning(talk: Talk, engine: FakeEngine) -> None:
     engine.error, engine.error_after = KeyboardInterrupt(), 2
     talk("One?", "Two?")
     _, second = conversations(engine)
@@ -211,13 +211,13 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_came(talk: Talk, engine: FakeEng
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
-def test_no_question_and_a_terminal_opens_a_dialogue(cat: Path) -> None:
+def test_ask_without_a_question_opens_a_dialogue_in_a_terminal(cat: Path) -> None:
     import pty
 
     code = (
-        "import sys\nfrom tests.fake_engine import FakeEngine\nfrom vqa_app import ask, cli\n"
-        "ask.open_engine = lambda choice, console: FakeEngine('Bl\x1b[2Jue.')\n"
-        "cli.main(['ask', sys.argv[1]])\n"
+        "import sys\nfrom tests.fake_engine import FakeEngine\nfrom vqa_app.cli import ask, main\n"
+        "ask.open_engine = lambda options, console: FakeEngine('Bl\x1b[2Jue.')\n"
+        "main(['ask', sys.argv[1]])\n"
     )
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -235,7 +235,7 @@ def test_no_question_and_a_terminal_opens_a_dialogue(cat: Path) -> None:
     while select.select([ours], [], [], ends - time.monotonic())[0]:
         try:
             piece = os.read(ours, 4096)
-        except OSError:  # Linux's way to say that the other side has closed
+        except OSError:  # raised by Linux when the other side has closed
             break
         if not piece:
             break

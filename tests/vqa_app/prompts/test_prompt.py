@@ -280,7 +280,7 @@ def test_every_way_to_end_an_answer_is_known() -> None:
 def test_threads_that_come_first_share_one_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     """With it they share its lock: fast tokenizers cannot be used by two threads at once."""
     processor = llava_processor(tokenizer((*CHATML_TOKENS, "<image>")))
-    learn, found = chat_template._learn, []
+    learn, found = chat_template._analyse, []
     called, learning = threading.Barrier(2), threading.Barrier(2)
 
     def slow(*arguments: Any) -> Any:
@@ -290,9 +290,9 @@ def test_threads_that_come_first_share_one_layout(monkeypatch: pytest.MonkeyPatc
 
     def first() -> None:
         called.wait(PATIENCE)
-        found.append(chat_template.layout(processor))
+        found.append(chat_template.template_info(processor))
 
-    monkeypatch.setattr(chat_template, "_learn", slow)
+    monkeypatch.setattr(chat_template, "_analyse", slow)
     threads = [threading.Thread(target=first) for _ in range(2)]
     for thread in threads:
         thread.start()

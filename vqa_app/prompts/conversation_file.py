@@ -1,0 +1,242 @@
+"""The JSON file to which the shell and the browser export conversations.
+
+A file holds a tree of turns, each a question with its answer, because a question may be edited or
+answered again in the browser. Pictures are stored once, by the digest of their pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from io import BytesIO
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationError,
+)
+
+from vqa_app.errors import DataError, ImageError
+from vqa_app.pictures.picture import Picture
+from vqa_app.prompts.conversation import Conversation
+
+FORMAT = "vqa-app conversation"
+VERSION = 1
+MAX_TURNS = 2000
+
+_STATES = ("answered", "stopped", "failed")
+_VERDICTS = ("right", "wrong")
+_FACTS: dict[str, type] = {
+    "style": str, "model": str, "finish": str, "error": str, "confidence": float, "gain": float,
+    "prompt_tokens": int, "new_tokens": int, "image_tokens": int, "context": int, "dropped": int,
+}  # fmt: skip
+_LONGEST_FACT = {"error": 1000}
+"""Characters of a fact; 200 if it is not listed."""
+_LARGEST_FACT = 1e9
+_MAX_CHANGES = 10
+
+
+def _valid_unicode(text: str) -> str:
+    """Replace unpaired surrogates, which JSON can represent, but neither files nor databases."""
+    return text.encode(errors="replace").decode()
+
+
+def _line(value: object) -> str:
+    """Return a value as one line of at most 120 characters."""
+    return " ".join(_valid_unicode(str(value or "")).split())[:120]
+
+
+def _known_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    """Keep the facts that are known and have a plausible value.
+
+    NaN is dropped as well, because browsers do not read it as JSON.
+    """
+    return {name: value for name, value in facts.items() if _is_fact(name, value)}
+
+
+def _is_fact(name: str, value: object) -> bool:
+    kind = _FACTS.get(name)
+    if kind is str:
+        longest = _LONGEST_FACT.get(name, 200)
+        return isinstance(value, str) and len(value) < longest and value == _valid_unicode(value)
+    kinds = (int, float) if kind is float else (int,)
+    return (
+        kind is not None
+        and isinstance(value, kinds)
+        and not isinstance(value, bool)
+        and -_LARGEST_FACT < value < _LARGEST_FACT
+    )
+
+
+def _known_changes(value: object) -> list[str]:
+    """Keep the texts of a list, shortened; older files have none."""
+    texts = value[:_MAX_CHANGES] if isinstance(value, list | tuple) else []
+    return [_valid_unicode(text)[:200] for text in texts if isinstance(text, str)]
+
+
+def _decoded(value: object) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("Expected base64.")
+    return base64.b64decode(value, validate=True)
+
+
+class FileTurn(BaseModel):
+    """A question with its answer."""
+
+    id: Annotated[str, Field(max_length=200)]
+    parent: Annotated[str | None, BeforeValidator(lambda value: str(value) if value else None)] = (
+        None
+    )
+    """The turn that this one follows; None for a first question."""
+    shown: Annotated[bool, BeforeValidator(bool)] = False
+    """Whether the turn is on the branch that the browser shows."""
+    question: str
+    pictures: list[str] = []
+    """Digests."""
+    answer: str
+    state: Annotated[
+        str, BeforeValidator(lambda value: value if value in _STATES else "stopped")
+    ] = "stopped"
+    """`answered`, `stopped` or `failed`."""
+    verdict: Annotated[
+        str | None, BeforeValidator(lambda value: value if value in _VERDICTS else None)
+    ] = None
+    """`right` or `wrong`, if the user said so."""
+    facts: Annotated[dict[str, Any], AfterValidator(_known_facts)] = {}
+    """The model, the confidence, token counts and the like."""
+
+
+class FilePicture(BaseModel):
+    """A picture as an image file."""
+
+    name: Annotated[str, BeforeValidator(_line)]
+    changes: Annotated[list[str], BeforeValidator(_known_changes)] = []
+    """Descriptions of what normalisation changed."""
+    data: Annotated[
+        bytes,
+        BeforeValidator(_decoded),
+        PlainSerializer(lambda data: base64.b64encode(data).decode()),
+    ]
+
+
+class ConversationFile(BaseModel):
+    """The content of an exported file."""
+
+    title: Annotated[str, BeforeValidator(_line)] = ""
+    turns: list[FileTurn]
+    pictures: dict[str, FilePicture]
+    """By digest."""
+
+    def to_json(self) -> str:
+        """Return the text of the file."""
+        document = {"format": FORMAT, "version": VERSION, **self.model_dump()}
+        return json.dumps(document, ensure_ascii=False, indent=1)
+
+    @classmethod
+    def from_json(
+        cls, data: bytes, *, max_question: int, max_answer: int, max_pictures: int
+    ) -> ConversationFile:
+        """Read a file, which may have been written by anybody.
+
+        Args:
+            data: The content of the file.
+            max_question: Most characters of a question.
+            max_answer: Most characters of an answer.
+            max_pictures: Most pictures of a question.
+
+        Raises:
+            DataError: The file is not an exported conversation.
+            ImageError: A picture in it is damaged.
+        """
+        document = _document(data)
+        turns = document.get("turns")
+        if not isinstance(turns, list) or not turns:
+            raise DataError("This file contains no questions.", "Choose a file exported here.")
+        if len(turns) > MAX_TURNS:
+            raise DataError(
+                f"This file contains {len(turns):,} questions; the limit is {MAX_TURNS:,}.",
+                "Choose a file exported here.",
+            )
+        try:
+            file = cls(title=document.get("title", ""), turns=turns, pictures={})
+        except ValidationError as error:
+            raise _damaged_question(int(error.errors()[0]["loc"][1])) from error
+        for number, turn in enumerate(file.turns):
+            if (
+                len(turn.question) > max_question
+                or len(turn.answer) > max_answer
+                or len(turn.pictures) > max_pictures
+            ):
+                raise _damaged_question(number)
+        used = {digest for turn in file.turns for digest in turn.pictures}
+        pictures = document.get("pictures")
+        try:
+            for digest, entry in pictures.items() if isinstance(pictures, dict) else ():
+                if digest in used:
+                    file.pictures[digest] = FilePicture.model_validate(entry)
+        except ValidationError as error:
+            raise ImageError("A picture in the file is damaged.", "Export it again.") from error
+        return file
+
+    @classmethod
+    def of(cls, conversation: Conversation, model: str) -> ConversationFile:
+        """Return a file of a finished conversation.
+
+        Args:
+            conversation: Questions, each followed by its answer.
+            model: Name of the model that answered.
+        """
+        messages = conversation.dialogue
+        turns = [
+            FileTurn(
+                id=str(index),
+                parent=str(index - 2) if index else None,
+                shown=True,
+                question=_valid_unicode(question.text),
+                pictures=[picture.digest for picture in question.pictures],
+                answer=_valid_unicode(answer.text),
+                state="answered",
+                facts={"model": model},
+            )
+            for index, (question, answer) in enumerate(itertools.pairwise(messages))
+            if question.role == "user"
+        ]
+        return cls(
+            title=messages[0].text[:80] if messages else "",
+            turns=turns,
+            pictures={
+                picture.digest: FilePicture(
+                    name=picture.name, changes=list(picture.changes), data=_png(picture)
+                )
+                for picture in conversation.pictures
+            },
+        )
+
+
+def _document(data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError("This file is not JSON.", "Choose a file exported here.") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise DataError("This file contains no conversation.", "Choose a JSON file exported here.")
+    if document.get("version") != VERSION:
+        raise DataError("This file was exported by another version.", "Export it again.")
+    return document
+
+
+def _damaged_question(index: int) -> DataError:
+    return DataError(f"Question {index + 1} of the file is damaged.", "Export it again.")
+
+
+def _png(picture: Picture) -> bytes:
+    buffer = BytesIO()
+    picture.image.save(buffer, "PNG")
+    return buffer.getvalue()
