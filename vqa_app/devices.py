@@ -87,12 +87,9 @@ def computes_in_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "mps":
         return True
-    if not torch.backends.mkldnn.is_available():  # then its operators are not there to be asked
-        return False
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and any(
-        getattr(torch.cpu, check, bool)() for check in checks
-    )
+    from vqa_app.torch_internals import has_bf16_instructions, has_bf16_kernels
+
+    return has_bf16_kernels() and has_bf16_instructions()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

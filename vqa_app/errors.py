@@ -41,7 +41,7 @@ class ModelError(VqaError):
     exit_code = 4
 
 
-class NoRoomError(ModelError):
+class InsufficientMemoryError(ModelError):
     """A model that does not fit in the memory that is free."""
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from vqa_app.errors import ModelError, UsageError
 
 
-def in_words(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Render bytes as `14 MB`, `520 MB` or `1.8 GB`: decimal, as disks and hubs count."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
@@ -72,7 +72,7 @@ def _share(directory: Path) -> None:
 
 
 @contextmanager
-def written_beside(parent: Path) -> Iterator[Path]:
+def unfinished_directory(parent: Path) -> Iterator[Path]:
     """A new folder in `parent`, flushed at the end; gone again if anything goes wrong."""
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
@@ -86,13 +86,13 @@ def written_beside(parent: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_directory(target: Path) -> Iterator[Path]:
+def atomic_directory(target: Path) -> Iterator[Path]:
     """A folder to write into that becomes `target` when the block ends without an error.
 
     What stood at `target` stays until then. A kill at any moment leaves the old directory or the
     new one complete; `sweep` gives it back its name if the kill came between two renames.
     """
-    with written_beside(target.parent) as folder:
+    with unfinished_directory(target.parent) as folder:
         folder.chmod(0o755)  # mkdtemp's are private
         yield folder
     if target.exists():
@@ -120,7 +120,7 @@ def require_writable(folder: Path) -> None:
         raise UsageError(f"Cannot write to {folder}: {why}.", "Give another --out.") from error
 
 
-def write_failure(error: BaseException) -> str | None:
+def write_error_reason(error: BaseException) -> str | None:
     """Why a file could not be written, where that is what the error says: safetensors and
     `torch.save` have classes of their own for a full disk. None for any other error.
     """

@@ -179,16 +179,17 @@ def _reader(config: FinetuneConfig, further: Sequence[str] = ()) -> _Reader:
     from vqa_app.checkpoints.loader import base_source, load_config
     from vqa_app.checkpoints.processor import load_processor
     from vqa_app.checkpoints.source import find
-    from vqa_app.models.architecture import config_shares_prefixes, context_length
+    from vqa_app.checkpoints.validation import skeleton
+    from vqa_app.models.architecture import Capabilities
 
     if not config.data:
         raise UsageError("There is no data.", "Give --data.")
     check_sources((*config.data, *further), config.images)
     source = base_source(find(config.model, config.revision, weights=False), weights=False)
     known = load_config(source)
-    return _Reader(
-        load_processor(source, known), context_length(known), config_shares_prefixes(known)
-    )
+    processor = load_processor(source, known)
+    allowed = Capabilities.of(skeleton(source.name, known), processor)
+    return _Reader(processor, allowed.context_length, allowed.trains_shared_prefixes)
 
 
 def _print_summary(console: Console, name: str, summary: Summary) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
     from vqa_app.checkpoints.loader import LoadedModel
+    from vqa_app.models.architecture import Capabilities
 
 MAX_NEW_TOKENS = 64
 MEASURED_LOSSES = 1000
@@ -87,6 +88,7 @@ def summarize_predictions(
 def answer_questions(
     model: PreTrainedModel,
     processor: ProcessorMixin,
+    capabilities: Capabilities,
     questions: Sequence[Question],
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -102,7 +104,9 @@ def answer_questions(
     """
     predictions: list[Prediction] = []
     for asked, pictures in _chunks(questions):
-        chunk = _answer_chunk(model, processor, asked, pictures, max_new_tokens, measured)
+        chunk = _answer_chunk(
+            model, processor, capabilities, asked, pictures, max_new_tokens, measured
+        )
         predictions += chunk
         if on_chunk:
             on_chunk(chunk)
@@ -135,17 +139,18 @@ def _opened(source: PictureSource, question: Question) -> Picture:
 def _answer_chunk(
     model: PreTrainedModel,
     processor: ProcessorMixin,
+    capabilities: Capabilities,
     questions: Sequence[Question],
     pictures: Mapping[str, Picture],
     max_new_tokens: int,
     measured: Collection[str] | None,
 ) -> list[Prediction]:
-    from vqa_app.engine.batched import answer_all, answer_losses
+    from vqa_app.engine.batched import answer_losses, answer_prompts
     from vqa_app.prompts.prompt import encode, template_text
 
     asked = [question.conversation(pictures) for question in questions]
     prompts = [encode(processor, conversation, answer_next=True) for conversation in asked]
-    answers = answer_all(model, processor, prompts, max_new_tokens=max_new_tokens)
+    answers = answer_prompts(model, processor, capabilities, prompts, max_new_tokens=max_new_tokens)
     seen: list[Any] = [None] * len(questions)
     blank: list[Any] = [None] * len(questions)
     blanks = {key: blank_like(picture) for key, picture in pictures.items()}
@@ -156,7 +161,9 @@ def _answer_chunk(
     ):
         finished = [questions[i].finished(shown) for i in indices]
         rendered = [encode(processor, c, answer_next=False) for c in finished]
-        for i, loss in zip(indices, answer_losses(model, processor, rendered), strict=True):
+        for i, loss in zip(
+            indices, answer_losses(model, processor, capabilities, rendered), strict=True
+        ):
             losses[i] = loss
     return [
         Prediction(
@@ -234,6 +241,7 @@ def evaluate(
     answer_questions(
         loaded.model,
         loaded.processor,
+        loaded.capabilities,
         todo,
         max_new_tokens=max_new_tokens,
         measured={question.id for question in evenly_spaced(questions, losses)},

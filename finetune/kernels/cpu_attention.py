@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
+from vqa_app.torch_internals import softmax_backward
+
 BLOCK = 128
 """Queries at once."""
 PLAIN_UP_TO = 128
@@ -81,7 +83,7 @@ class _Blocks(torch.autograd.Function):
             weights = kept[number] if kept else _weights(q, k, seen, rows, keys)
             for_v[:, :, keys] += weights.transpose(-1, -2) @ grad[:, :, rows]
             for_weights = grad[:, :, rows] @ v[:, :, keys].transpose(-1, -2)
-            scores = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype)
+            scores = softmax_backward(for_weights, weights)
             for_q[:, :, rows] = scores @ k[:, :, keys]
             for_k[:, :, keys] += scores.transpose(-1, -2) @ q[:, :, rows]
         return for_q.mul_(ctx.scale), for_k, for_v, None, None

@@ -16,18 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from finetune.kernels.cpu_attention import attend
-from vqa_app.models.architecture import shares_prefixes, text_config
+from vqa_app.models.architecture import text_config
+from vqa_app.transformers_internals import set_attention_implementation
 
 NAME = "branching"
 GROWTH = 1.5
 """Questions of one group are at most this much longer than its shortest may be."""
 
 
-def branches_of(segments: Sequence[np.ndarray], longest: int) -> dict[str, Any]:
+def branch_layout(segments: Sequence[np.ndarray], longest: int) -> dict[str, Any]:
     """How to cut a batch of rows, padded on the right to `longest`, into prefixes and questions.
 
     Sizes are rounded up: a CPU's kernels are prepared, and kept, once for every shape that occurs.
@@ -109,7 +110,9 @@ def branching_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **further
         )
     scale = scaling if scaling is not None else width**-0.5
-    key, value = (repeat_kv(states, heads // states.shape[1]) for states in (key, value))
+    key, value = (
+        states.repeat_interleave(heads // states.shape[1], dim=1) for states in (key, value)
+    )
     if branches is None:
         return attend(query, key, value, scale, attention_mask).transpose(1, 2), None
     start = branches["prefix"]
@@ -137,17 +140,9 @@ AttentionInterface.register(NAME, branching_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def supports_branching(model: Any) -> bool:
-    """Whether questions may share a prefix: a LLaVA whose LLM attends to everything, through
-    "sdpa".
-    """
-    kind = text_config(model)._attn_implementation
-    return shares_prefixes(model) and kind in ("sdpa", NAME)
-
-
-def allow_branching(model: Any) -> None:
+def enable_branching(model: Any) -> None:
     """Lets the LLM take `branches`; everything else stays as it was."""
-    text_config(model)._attn_implementation = NAME
+    set_attention_implementation(text_config(model), NAME)
 
 
 def rounded(size: int, step: int) -> int:

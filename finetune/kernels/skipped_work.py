@@ -79,7 +79,7 @@ def pad_rows(rows: Tensor, value: float = 0) -> Tensor:
     return torch.cat([rows, rows.new_full((more, *rows.shape[1:]), value)]) if more else rows
 
 
-class LastLayer:
+class TrainedTokensMlp:
     """What the last layer's MLP gives for tokens that predict nothing trained is never looked at:
     it computes the others only.
     """

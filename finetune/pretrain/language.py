@@ -193,7 +193,7 @@ def answer_loss(
     wanted = packed.labels[:, 1:]
     answers = wanted != -100
     said = hidden[:, :-1][answers]
-    spare = said.new_zeros(-len(said) % 128, said.shape[1])  # few shapes, as in `branches_of`
+    spare = said.new_zeros(-len(said) % 128, said.shape[1])  # few shapes, as in `branch_layout`
     logits = model.lm_head(torch.cat((said, spare)))[: len(said)].float()
     best = torch.full_like(packed.ids, -1)
     best[:, :-1][answers] = logits.argmax(-1)

@@ -13,13 +13,13 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
     SiglipConfig,
+    SiglipImageProcessorPil,
     SiglipModel,
     SiglipProcessor,
     SiglipTextConfig,
     SiglipVisionConfig,
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from finetune.pretrain.scene_pool import SIZE
 

@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import send_to_device
 from transformers import PreTrainedTokenizerFast
 
-from finetune.kernels.shared_prefix import branches_of
+from finetune.kernels.shared_prefix import branch_layout
 from finetune.pretrain.world import QA
 from finetune.pretrain.world.wording.phrasing import dress
 
@@ -78,7 +78,7 @@ class Packed:
     def branches(self) -> dict[str, Any]:
         """How attention is cut up so that no branch is compared with another."""
         rows = [row[row >= 0] for row in self.segments.cpu().numpy()]
-        return send_to_device(branches_of(rows, self.ids.shape[1]), self.ids.device)
+        return send_to_device(branch_layout(rows, self.ids.shape[1]), self.ids.device)
 
 
 class Packer:

@@ -20,7 +20,7 @@ from finetune.runs.golden import GOLDEN_FOLDER, record_golden
 from vqa_app.checkpoints.adapters import PEFT_CONFIG, PEFT_FILE, PROJECTOR_FILE
 from vqa_app.checkpoints.manifest import MANIFEST_FILE, Base, Manifest, write_manifest
 from vqa_app.errors import ModelError
-from vqa_app.files import UNFINISHED, flush, write_failure, written_beside
+from vqa_app.files import UNFINISHED, flush, unfinished_directory, write_error_reason
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.quiet import quiet
 
@@ -35,7 +35,7 @@ _STEP = "step-"
 @contextmanager
 def _into(root: Path) -> Iterator[Path]:
     """A folder whose files take their places in `root` at the end, the manifest last."""
-    with written_beside(root) as folder:
+    with unfinished_directory(root) as folder:
         yield folder
     files = sorted(
         (path for path in folder.rglob("*") if path.is_file()),
@@ -185,7 +185,7 @@ def save_run(
                 record_golden(model, processor, golden, folder / GOLDEN_FOLDER)
             write_manifest(folder, manifest)
     except Exception as error:
-        if (why := write_failure(error)) is None:
+        if (why := write_error_reason(error)) is None:
             raise
         raise ModelError(
             f"Cannot write {run}: {why}.",

@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from vqa_app.engine.batched import inference
+from vqa_app.engine.batched import evaluation_mode
 from vqa_app.engine.vision import on_device
 from vqa_app.errors import ImageError, ModelError
-from vqa_app.models.architecture import plain
+from vqa_app.models.architecture import unwrap
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, open_picture
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.prompts.prompt import Prompt, encode
@@ -74,7 +74,7 @@ def _answer_logits(model: PreTrainedModel, prompt: Prompt) -> torch.Tensor:
         raise ModelError("A golden prompt has no answer.", "Give finished conversations.")
     inputs = on_device(model, prompt.inputs)
     skipped = 0
-    if "logits_to_keep" in inspect.signature(plain(model).forward).parameters:
+    if "logits_to_keep" in inspect.signature(unwrap(model).forward).parameters:
         skipped = int(positions[0])
         inputs["logits_to_keep"] = inputs["input_ids"].shape[1] - skipped
     logits = model(**inputs, use_cache=False).logits[0]
@@ -86,7 +86,7 @@ def measure(
 ) -> list[tuple[Prompt, torch.Tensor]]:
     """Each finished conversation's prompt and the logits of its answers, the model in eval mode."""
     prompts = [encode(processor, c, answer_next=False) for c in conversations]
-    with inference(model):
+    with evaluation_mode(model):
         return [(prompt, _answer_logits(model, prompt)) for prompt in prompts]
 
 

@@ -12,7 +12,7 @@ from finetune.runs.golden import GOLDEN_FOLDER, compare, read_golden, record_gol
 from finetune.runs.verify import Verification, tolerance_of
 from vqa_app.checkpoints.manifest import Manifest, read_manifest, write_manifest
 from vqa_app.errors import ModelError, UsageError
-from vqa_app.files import require_writable, whole_directory, write_failure
+from vqa_app.files import atomic_directory, require_writable, write_error_reason
 from vqa_app.pictures.picture import open_picture
 from vqa_app.prompts.conversation import Conversation, Message
 from vqa_app.quiet import quiet
@@ -52,10 +52,10 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "auto") -> Verificat
     loaded = _load(run, dtype)
     conversations = [prompt.conversation for prompt in read_golden(run)] or [_any_conversation()]
     try:
-        with whole_directory(out) as folder:
+        with atomic_directory(out) as folder:
             found = _write_merged(folder, loaded, manifest, conversations)
     except Exception as error:
-        if (why := write_failure(error)) is None:
+        if (why := write_error_reason(error)) is None:
             raise
         raise ModelError(
             f"Cannot write {out}: {why}.", "Make room, or give another --out."

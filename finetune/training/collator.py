@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from finetune.data.samples import Sample
-from finetune.kernels.shared_prefix import branches_of, rounded
+from finetune.kernels.shared_prefix import branch_layout, rounded
 from vqa_app.errors import DataError
 
 IGNORED = -100
@@ -49,7 +49,7 @@ class Collator:
             `input_ids`, `attention_mask`, `labels` and the architecture's own token inputs, [batch,
             longest] each. `labels` are not shifted: the label at a token is that token. Where
             questions share a prefix, `position_ids` [batch, longest] and `branches` (see
-            `branches_of`) stand for the `attention_mask`.
+            `branch_layout`) stand for the `attention_mask`.
         """
         longest = max(len(sample) for sample in samples)
         step = max(8, 1 << longest.bit_length() >> 5)
@@ -79,7 +79,7 @@ class Collator:
             # for it.
             unused = torch.ones((1, 1, 1, 1), dtype=torch.bool)
             segments = [np.ones(len(s)) if s.segments is None else s.segments for s in samples]
-            further = {"branches": branches_of(segments, longest), "attention_mask": unused}
+            further = {"branches": branch_layout(segments, longest), "attention_mask": unused}
             batch |= {"position_ids": positions, **further}
         return batch | {ROWS: list(samples)}
 

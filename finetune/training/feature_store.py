@@ -29,7 +29,7 @@ from finetune.parallel import parallel_map
 from finetune.training.plan import CPU_TOKENS_AT_ONCE
 from vqa_app.devices import is_out_of_memory, release_memory
 from vqa_app.errors import DataError
-from vqa_app.models.architecture import feature_width, plain
+from vqa_app.models.architecture import feature_width, unwrap
 from vqa_app.pictures.picture import Picture
 
 GB = 10**9
@@ -224,15 +224,6 @@ def make_room(store: FeatureStore, needed: int, limit_gb: float) -> None:
         store.clear()
 
 
-def supports_features(model: Any) -> bool:
-    """Whether the architecture's encoder gives every picture the same number of features, ready for
-    the projector.
-    """
-    from transformers import LlavaForConditionalGeneration
-
-    return isinstance(plain(model), LlavaForConditionalGeneration)
-
-
 def open_store(
     model: Any, processor: Any, folder: Path, dtype: torch.dtype, sample: Sample
 ) -> FeatureStore:
@@ -245,14 +236,14 @@ def open_store(
 
     tokens = int((sample.input_ids == image_token_id(processor)).sum()) // len(sample.digests)
     name = f"{encoder_hash(model, processor)}-{str(dtype).removeprefix('torch.')}"
-    return FeatureStore(folder / name, (tokens, feature_width(plain(model))), dtype)
+    return FeatureStore(folder / name, (tokens, feature_width(unwrap(model))), dtype)
 
 
 def encoder_hash(model: Any, processor: Any) -> str:
     """16 hex digits over the encoder's weights, which of its outputs are used, and the picture
     processing.
     """
-    base = plain(model)
+    base = unwrap(model)
     total = hashlib.sha256()
     for name, tensor in sorted(base.model.vision_tower.state_dict().items()):
         total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -279,7 +270,7 @@ def encode_pictures(model: Any, pixels: Sequence[Tensor], dtype: torch.dtype) ->
     Returns:
         [pictures, image tokens, encoder width] in `dtype`.
     """
-    base = plain(model)
+    base = unwrap(model)
     batch = torch.stack(list(pixels)).to(base.device, base.model.vision_tower.dtype)
     taken: list[Tensor] = []
     hook = base.model.multi_modal_projector.register_forward_pre_hook(
@@ -295,7 +286,7 @@ def encode_pictures(model: Any, pixels: Sequence[Tensor], dtype: torch.dtype) ->
 
 def pictures_at_once(model: Any) -> int:
     """How many pictures the encoder is given together."""
-    base = plain(model)
+    base = unwrap(model)
     if base.device.type != "cpu":
         return _PICTURES_AT_ONCE
     vision = base.config.vision_config

@@ -30,8 +30,8 @@ from finetune.training.trainer import FinetuneTrainer
 from vqa_app.checkpoints.loader import LoadedModel, load_model
 from vqa_app.checkpoints.manifest import Base, Manifest, quantization_of, read_manifest
 from vqa_app.devices import is_out_of_memory, release_memory
-from vqa_app.errors import ModelError, NoRoomError
-from vqa_app.files import in_words, whole_directory
+from vqa_app.errors import InsufficientMemoryError, ModelError
+from vqa_app.files import atomic_directory, format_bytes
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.prompts.prompt import prompt_hash
 
@@ -56,7 +56,7 @@ def finish(
         state_dict, kept = None, best.step
         if stage.process == 0:
             checkpoint.load_weights(trainer.objective.model, stage.config.stage, saved[kept])
-    peak = in_words(peak_memory(stage.config))
+    peak = format_bytes(peak_memory(stage.config))
     stage.tell(Progress("training", message=f"Memory: at most {peak} was in use."))
     if state_dict is None:
         trainer.release()
@@ -119,8 +119,8 @@ def check(stage: StageRun, model: Any, state_dict: Mapping[str, Any] | None) -> 
         if state_dict is not None:
             _check_gathered(stage, {name for name, _ in trainable(model)}, state_dict)
         require(verify(run, device=device))
-    except (NoRoomError, RuntimeError, MemoryError) as error:
-        if not (isinstance(error, NoRoomError) or is_out_of_memory(error)):
+    except (InsufficientMemoryError, RuntimeError, MemoryError) as error:
+        if not (isinstance(error, InsufficientMemoryError) or is_out_of_memory(error)):
             raise
         message = f"Not verified: there is no room on {device} to load {run} again."
         if (run / GOLDEN_FOLDER).exists():
@@ -140,7 +140,7 @@ def _check_gathered(stage: StageRun, names: Collection[str], state_dict: Mapping
         now, then = saved[name], state_dict[name]
         if not torch.equal(now.cpu(), then.to(now.dtype).cpu()):
             raise ModelError(f"{run} is not what was trained: {name} differs.", "This is a bug.")
-    with whole_directory(run / GOLDEN_FOLDER) as folder:
+    with atomic_directory(run / GOLDEN_FOLDER) as folder:
         record_golden(opened.model, opened.processor, _golden(stage), folder)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from finetune.config import FinetuneConfig, Stage
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.models.anatomy import Anatomy, anatomy
-from vqa_app.models.architecture import plain
+from vqa_app.models.architecture import unwrap
 from vqa_app.quiet import quiet
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def freeze(
     Raises:
         ModelError: the stage does not fit the model.
     """
-    base = plain(model)
+    base = unwrap(model)
     parts = anatomy(base)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -134,7 +134,7 @@ def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 def projector_parameters(model: nn.Module) -> set[str]:
     """Names of the projector's trainable parameters."""
-    parts = anatomy(plain(model))
+    parts = anatomy(unwrap(model))
     return {name for name, _ in trainable(model) if _within(name, parts.projector)}
 
 

@@ -18,6 +18,7 @@ from finetune.evaluation.report import save_watch_answers
 from finetune.progress import OnProgress, Progress
 from finetune.training.stage import StageRun
 from vqa_app.errors import UsageError
+from vqa_app.models.architecture import Capabilities
 from vqa_app.prompts.conversation import Conversation
 
 WATCHED = 4
@@ -41,6 +42,7 @@ class Evaluation:
 
     model: Any
     processor: Any
+    capabilities: Capabilities
     questions: tuple[Question, ...]
     watched: tuple[Watched, ...]
     max_new_tokens: int
@@ -71,6 +73,7 @@ class Evaluation:
         return cls(
             stage.frozen.model,
             processor,
+            stage.loaded.capabilities,
             chosen if held_out else (),
             watched(config) or _chosen_to_watch(questions),
             max(_answer_length(processor, question) for question in chosen) + _SPARE_TOKENS,
@@ -104,6 +107,7 @@ class Evaluation:
         predictions = answer_questions(
             self.model,
             self.processor,
+            self.capabilities,
             mine,
             max_new_tokens=self.max_new_tokens,
             on_chunk=report,
@@ -117,12 +121,16 @@ class Evaluation:
         return summarize_predictions("", predictions, 0.0)
 
     def _watch(self, step: int) -> None:
-        from vqa_app.engine.batched import answer_all
+        from vqa_app.engine.batched import answer_prompts
         from vqa_app.prompts.prompt import encode
 
         prompts = [encode(self.processor, w.conversation, answer_next=True) for w in self.watched]
-        answers = answer_all(
-            self.model, self.processor, prompts, max_new_tokens=self.max_new_tokens
+        answers = answer_prompts(
+            self.model,
+            self.processor,
+            self.capabilities,
+            prompts,
+            max_new_tokens=self.max_new_tokens,
         )
         save_watch_answers(
             self.run,

@@ -17,11 +17,9 @@ from finetune.data.preflight import (
     summarize_samples,
 )
 from finetune.data.read import FOR_TESTING, FOR_TRAINING, read_rows
-from finetune.kernels.shared_prefix import supports_branching
 from finetune.progress import OnProgress, Progress, pluralize
 from finetune.runs.layout import SKIPPED_EVAL_FILE, SKIPPED_FILE
 from vqa_app.checkpoints.loader import LoadedModel
-from vqa_app.models.architecture import context_length, plain
 
 SHOWN_PROBLEMS = 20
 FEW_QUESTIONS = 30
@@ -48,9 +46,9 @@ def read_data(config: FinetuneConfig, loaded: LoadedModel, tell: OnProgress) -> 
         found = check_distributed(
             read_rows(sources, config.images, purpose),
             loaded.processor,
-            max_length=config.max_length or context_length(plain(loaded.model).config),
+            max_length=config.max_length or loaded.capabilities.context_length,
             turns=config.turns,
-            share_prefix=supports_branching(loaded.model),
+            share_prefix=loaded.capabilities.trains_shared_prefixes,
             workers=config.workers,
             on_progress=lambda done, of: tell(Progress("checking", done, of)),
         )

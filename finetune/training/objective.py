@@ -18,9 +18,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from finetune.kernels.skipped_work import LastLayer, cast_inputs_once, cast_weights_once, pad_rows
+from finetune.kernels.skipped_work import (
+    TrainedTokensMlp,
+    cast_inputs_once,
+    cast_weights_once,
+    pad_rows,
+)
 from finetune.training.collator import FEATURES, IGNORED
-from vqa_app.models.architecture import feature_width, plain
+from vqa_app.models.architecture import feature_width, unwrap
+from vqa_app.transformers_internals import image_features_argument, unsplittable_modules
 
 LOGITS_AT_ONCE = 1 << 25
 """Elements of one block of logits, 128 MB in fp32; more labels are taken block by block and
@@ -41,11 +47,11 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.bf16 = bf16
-        base = plain(model)
+        base = unwrap(model)
         self.is_llava = isinstance(base, LlavaForConditionalGeneration)
         present = {type(module).__name__ for module in model.modules()}
         # What FSDP wraps; it refuses names that are not there, such as SigLIP's text tower's.
-        self._no_split_modules = sorted(present & set(base._no_split_modules or ()))
+        self._no_split_modules = sorted(present & unsplittable_modules(base))
         text = base.config.get_text_config()
         self._vocabulary = text.vocab_size  # ZeRO-3 leaves the head's own shape empty
         scaled = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -56,7 +62,7 @@ class Objective(nn.Module):
         # A checkpointed layer runs again when nobody says any more what is trained.
         again = any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
         trims = self.is_llava and not again
-        self._last = LastLayer(base.model.language_model) if trims else None
+        self._last = TrainedTokensMlp(base.model.language_model) if trims else None
         if bf16:
             cast_inputs_once(model)
             cast_weights_once(model)
@@ -86,7 +92,7 @@ class Objective(nn.Module):
         return {"loss": total / count}
 
     def _sum_of_losses(self, trained: Tensor, targets: Tensor, inputs: dict[str, Any]) -> Tensor:
-        base = plain(self.model)
+        base = unwrap(self.model)
         if not self.plain_head:  # capped or scaled logits: the model's own head
             columns = trained.any(0).nonzero()[:, 0]  # the union of the positions
             if self.keeps_logits:
@@ -116,7 +122,7 @@ class Objective(nn.Module):
         if features is not None:
             projected = projector(features)  # [pictures, image tokens, LLM width]
             output = BaseModelOutputWithPooling(pooler_output=list(projected))
-            inputs["mm_encoder_outputs"] = {"image": output}
+            inputs |= image_features_argument(output)
             return None
         if inputs.get("pixel_values") is not None:
             return None

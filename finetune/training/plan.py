@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.config import FinetuneConfig, Stage
 from finetune.progress import pluralize
 from vqa_app.errors import UsageError
-from vqa_app.files import in_words
+from vqa_app.files import format_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -133,9 +133,11 @@ class MemoryPlan:
             "optimiser": self.optimizer,
             "activations": self.activations,
         }
-        listed = ", ".join(f"{name} {in_words(value)}" for name, value in parts.items() if value)
-        total = in_words(self.held + self.needed)
-        return f"Memory: about {total} ({listed}); {in_words(self.free)} are free."
+        listed = ", ".join(
+            f"{name} {format_bytes(value)}" for name, value in parts.items() if value
+        )
+        total = format_bytes(self.held + self.needed)
+        return f"Memory: about {total} ({listed}); {format_bytes(self.free)} are free."
 
 
 def lora_settings(config: FinetuneConfig, width: int) -> tuple[int, int, float]:

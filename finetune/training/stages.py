@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from finetune.config import FinetuneConfig
 from finetune.data.samples import Sample
-from finetune.kernels.shared_prefix import allow_branching, supports_branching
+from finetune.kernels.shared_prefix import enable_branching
 from finetune.parallel import parallel_map
 from finetune.progress import OnProgress, Progress
 from finetune.runs import checkpoint
@@ -43,8 +43,9 @@ from finetune.training.trainer import FinetuneTrainer, Schedule
 from vqa_app.checkpoints.loader import LoadedModel, load_model
 from vqa_app.devices import is_out_of_memory
 from vqa_app.errors import ModelError
-from vqa_app.models.architecture import plain, text_config
+from vqa_app.models.architecture import text_config, unwrap
 from vqa_app.prompts.prompt import encode
+from vqa_app.transformers_internals import use_one_gpu
 
 
 def load(
@@ -61,8 +62,8 @@ def load(
     if projector is not None:
         # Marked as trained, and nothing else, as the run left it.
         checkpoint.load_weights(freeze(loaded.model, "projector").model, "projector", projector)
-    if supports_branching(loaded.model):
-        allow_branching(loaded.model)
+    if loaded.capabilities.trains_shared_prefixes:
+        enable_branching(loaded.model)
     return loaded, config
 
 
@@ -166,7 +167,7 @@ def keep_features(stage: StageRun, settings: Settings) -> feature_store.FeatureS
     """
     config, loaded = stage.config, stage.loaded
     digests = [digest for sample in stage.samples for digest in sample.digests]
-    if not digests or not feature_store.supports_features(loaded.model):
+    if not digests or not loaded.capabilities.stores_features:
         return None
     folder = Path(config.feature_dir) if config.feature_dir else feature_store.default_folder()
     pictured = next(sample for sample in stage.samples if sample.sources)
@@ -295,8 +296,7 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    if arguments.n_gpu > 1:  # `nn.DataParallel` would cut the objective's inputs to pieces
-        arguments._n_gpu = 1
+    use_one_gpu(arguments)
     return arguments
 
 
@@ -368,7 +368,7 @@ def _evaluating(evaluation: Evaluation) -> Callable[[int], dict[str, float]]:
 
 
 def _checkpoint_gradients(model: Any) -> None:
-    base = plain(model)
+    base = unwrap(model)
     base.enable_input_require_grads()
     base.gradient_checkpointing_enable({"use_reentrant": False})
 

@@ -30,7 +30,7 @@ from finetune.training.plan import Settings
 from finetune.training.resume import cut_metrics
 from vqa_app.devices import release_memory
 from vqa_app.errors import DataError, ModelError
-from vqa_app.files import whole_directory, write_failure
+from vqa_app.files import atomic_directory, write_error_reason
 
 _STATE_FILE = "finetune_state.json"
 _SMOOTHING = 0.9
@@ -281,7 +281,7 @@ class FinetuneTrainer(Trainer):
                 self._save_optimizer_and_scheduler(str(folder))
                 self._save_rng_state(str(folder))
         except Exception as error:
-            if (why := write_failure(error)) is None:
+            if (why := write_error_reason(error)) is None:
                 raise
             last = checkpoint.latest_checkpoint(self.run) or "the beginning"
             raise ModelError(
@@ -382,8 +382,8 @@ class _Steps(TrainerCallback):
 
 @contextlib.contextmanager
 def _shared_folder(target: Path, process: int, processes: int) -> Iterator[Path]:
-    """`whole_directory` for one or several processes, which all write into it."""
-    whole = whole_directory(target) if process == 0 else contextlib.nullcontext()
+    """`atomic_directory` for one or several processes, which all write into it."""
+    whole = atomic_directory(target) if process == 0 else contextlib.nullcontext()
     with whole as made:
         folder = from_main(made, processes)
         assert folder is not None

@@ -71,6 +71,7 @@ def real_size() -> Any:
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     from vqa_app.checkpoints.loader import LoadedModel
+    from vqa_app.models.architecture import Capabilities
 
     words = word_tokenizer(151_936)
     config = LlavaConfig(
@@ -116,7 +117,9 @@ def real_size() -> Any:
         vision_feature_select_strategy="full",
         chat_template=words.chat_template,
     )
-    return LoadedModel(model, processor, REAL_SIZE, None, None, "", Path())
+    return LoadedModel(
+        model, processor, Capabilities.of(model, processor), REAL_SIZE, None, None, "", Path()
+    )
 
 
 def word_tokenizer(size: int) -> Any:

@@ -43,7 +43,7 @@ class Model:
 
     def said(self, rows: Sequence[Row]) -> list[str]:
         from vqa_app import Conversation, open_picture
-        from vqa_app.engine.batched import answer_all
+        from vqa_app.engine.batched import answer_prompts
         from vqa_app.prompts.prompt import encode
 
         prompts = [
@@ -54,7 +54,9 @@ class Model:
             )
             for image, question, _ in rows
         ]
-        return answer_all(self.loaded.model.eval(), self.loaded.processor, prompts)
+        return answer_prompts(
+            self.loaded.model.eval(), self.loaded.processor, self.loaded.capabilities, prompts
+        )
 
     def right(self, rows: Sequence[Row]) -> float:
         from finetune.evaluation.metrics import vqa_accuracy

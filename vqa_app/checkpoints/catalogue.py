@@ -16,7 +16,7 @@ from vqa_app.checkpoints.manifest import MANIFEST_FILE, read_manifest
 from vqa_app.checkpoints.memory import WEIGHTS_SHARE
 from vqa_app.checkpoints.weights import model_files, stored_tensors
 from vqa_app.errors import ModelError
-from vqa_app.files import in_words
+from vqa_app.files import format_bytes
 
 Kind: TypeAlias = Literal["builtin", "hub", "run"]
 
@@ -48,7 +48,7 @@ class CatalogueEntry:
     @property
     def size(self) -> str:
         """The download in words."""
-        return in_words(self.download)
+        return format_bytes(self.download)
 
     @property
     def memory(self) -> int:

@@ -168,8 +168,7 @@ def _load_tower(source: Source) -> Any:
 
 def _load_llm(source: Source, dtype: str) -> Any:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(source.directory, **_SAFELY)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -211,8 +210,7 @@ def _tokenizer(source: Source) -> Any:
 
 
 def _image_processor(source: Source, tower: Any) -> Any:
-    from transformers import AutoImageProcessor
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+    from transformers import AutoImageProcessor, LlavaImageProcessorPil
 
     own = AutoImageProcessor.from_pretrained(source.directory, backend="pil", **_SAFELY)
     if tower.model_type == "siglip_vision_model":

@@ -15,7 +15,7 @@ from vqa_app.checkpoints.source import BUILTIN, Source, find
 from vqa_app.checkpoints.validation import check_pictures, check_size, skeleton
 from vqa_app.checkpoints.weights import fingerprint, model_files, stored_tensors
 from vqa_app.devices import Quantization, choose_device, choose_dtype, is_out_of_memory
-from vqa_app.errors import ModelError, NoRoomError, UsageError
+from vqa_app.errors import InsufficientMemoryError, ModelError, UsageError
 from vqa_app.files import read_json
 from vqa_app.models.anatomy import anatomy
 from vqa_app.prompts.prompt import prompt_hash
@@ -24,6 +24,8 @@ from vqa_app.quiet import quiet
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, ProcessorMixin
+
+    from vqa_app.models.architecture import Capabilities
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class LoadedModel:
 
     model: PreTrainedModel
     processor: ProcessorMixin
+    capabilities: Capabilities
     name: str
     """`builtin`, a hub id, or an absolute path."""
     adapter: str | None
@@ -178,6 +181,7 @@ def _with_adapter(
     return LoadedModel(
         model=model.eval(),
         processor=processor,
+        capabilities=base.capabilities,
         name=source.name if run_itself else base.name,
         adapter=None if run_itself else adapter.name,
         quantization=base.quantization,
@@ -191,6 +195,8 @@ def _load_whole(
     source: Source, device_name: str, dtype_name: str, quantize: str | None
 ) -> LoadedModel:
     from transformers.integrations import is_deepspeed_zero3_enabled
+
+    from vqa_app.models.architecture import Capabilities
 
     directory = source.directory
     config = load_config(source)
@@ -225,6 +231,7 @@ def _load_whole(
     return LoadedModel(
         model=model,
         processor=processor,
+        capabilities=Capabilities.of(model, processor),
         name=source.name,
         adapter=None,
         quantization=quantize,
@@ -250,8 +257,7 @@ def load_config(source: Source) -> Any:
         ModelError: it is not, or only with code from the repository.
     """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
     values = read_json(source.directory / "config.json")
     if not values:
@@ -322,7 +328,7 @@ def _from_pretrained(source: Source, config: Any, options: dict[str, Any]) -> An
         )
     except (*_FAILURES, StrictDataclassError) as error:
         if is_out_of_memory(error):
-            raise NoRoomError(
+            raise InsufficientMemoryError(
                 f"There is not enough memory to load {source.name}.",
                 "Use --quantize 4bit or a smaller model, or close other programs.",
             ) from error
@@ -365,7 +371,7 @@ def _quantization_options(
         raise ModelError(
             f"{source.name} is quantised already.", "Leave out --quantize to load it as it is."
         )
-    kept = anatomy(skeleton(source.name, config)).never_quantised
+    kept = anatomy(skeleton(source.name, config)).never_quantized
     if quantize == "4bit":
         settings = BitsAndBytesConfig(
             load_in_4bit=True,

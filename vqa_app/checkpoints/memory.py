@@ -8,8 +8,8 @@ import torch
 
 from vqa_app.checkpoints.weights import StoredTensor
 from vqa_app.devices import free_memory, release_memory
-from vqa_app.errors import NoRoomError
-from vqa_app.files import in_words
+from vqa_app.errors import InsufficientMemoryError
+from vqa_app.files import format_bytes
 
 WEIGHTS_SHARE = {"4bit": 0.30, "8bit": 0.55}
 """Memory of quantised weights over that of 16-bit ones: NF4 with double quantisation has 4.13 bits
@@ -26,7 +26,7 @@ def check_memory(
     """Refuses weights that alone need more than is free.
 
     Raises:
-        NoRoomError: with both figures.
+        InsufficientMemoryError: with both figures.
     """
     sixteen_bit = 2 * sum(tensor.size for tensor in tensors)
     if quantize is not None:
@@ -48,7 +48,7 @@ def check_memory(
         ways.insert(0, "--quantize 4bit")
     if quantize is None and dtype.itemsize > 2:
         ways.insert(0, "--dtype bfloat16")
-    raise NoRoomError(
-        f"{name} needs {in_words(needed)} of {kind}; {in_words(free)} are free.",
+    raise InsufficientMemoryError(
+        f"{name} needs {format_bytes(needed)} of {kind}; {format_bytes(free)} are free.",
         f"Use {' or '.join(ways)}, or close other programs.",
     )

@@ -116,8 +116,7 @@ def no_video(settings: dict[str, Any] | None = None) -> Any:
 
 
 def _open(directory: Path, config: Any) -> Any:
-    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+    from transformers import PROCESSOR_MAPPING, AutoImageProcessor, AutoProcessor, AutoTokenizer
 
     options = {"trust_remote_code": False, "local_files_only": True}
     kind = PROCESSOR_MAPPING.get(type(config), None)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqa_app.errors import ModelError, UsageError
-from vqa_app.files import in_words
+from vqa_app.files import format_bytes
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -245,6 +245,6 @@ def _check_disk(name: str, info: ModelInfo) -> None:
     free = shutil.disk_usage(existing).free
     if missing > free:
         raise ModelError(
-            f"{name} needs {in_words(missing)} in {cache}; {in_words(free)} are free.",
+            f"{name} needs {format_bytes(missing)} in {cache}; {format_bytes(free)} are free.",
             "Make room, or set HF_HOME to a bigger disk.",
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import typer
 
-from vqa_app.files import in_words
+from vqa_app.files import format_bytes
 from vqa_app.version import __version__
 
 app = typer.Typer(add_completion=False)
@@ -68,10 +68,10 @@ def _machine() -> Iterator[str]:
     memory = psutil.virtual_memory()
     yield platform.platform()
     yield f"{platform.machine()}, {len(_cores())} of {os.cpu_count()} processors usable"
-    yield f"{in_words(memory.total)} memory, {in_words(memory.available)} available"
+    yield f"{format_bytes(memory.total)} memory, {format_bytes(memory.available)} available"
     home = Path(os.path.expanduser("~"))
     disk = psutil.disk_usage(str(next(path for path in (home, *home.parents) if path.exists())))
-    yield f"{in_words(disk.free)} free in the home folder's file system"
+    yield f"{format_bytes(disk.free)} free in the home folder's file system"
 
 
 def _cores() -> set[int]:
@@ -88,7 +88,7 @@ def _devices() -> Iterator[str]:
     yield f"cpu, {torch.get_num_threads()} threads ({torch.backends.cpu.get_cpu_capability()})"
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
-        yield f"cuda:{index} {found.name}, {in_words(found.total_memory)}"
+        yield f"cuda:{index} {found.name}, {format_bytes(found.total_memory)}"
     if torch.backends.mps.is_available():
         yield "mps"
     yield f"torch was built for {'CUDA ' + torch.version.cuda if torch.version.cuda else 'CPU'}"
@@ -114,7 +114,7 @@ def _version(name: str) -> str | None:
 def _models() -> Iterator[str]:
     weights = list((Path(__file__).parent.parent / "builtin").rglob("*.safetensors"))
     size = sum(path.stat().st_size for path in weights)
-    yield f"built-in: {in_words(size)}" if weights else "built-in: missing"
+    yield f"built-in: {format_bytes(size)}" if weights else "built-in: missing"
     try:
         from huggingface_hub import constants
     except Exception as error:

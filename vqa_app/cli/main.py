@@ -21,12 +21,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vqa_app.devices import is_out_of_memory
-from vqa_app.errors import INTERRUPTED_EXIT_CODE, NoRoomError, VqaError
+from vqa_app.errors import INTERRUPTED_EXIT_CODE, InsufficientMemoryError, VqaError
 from vqa_app.version import __version__
 
 EXIT_CODES = """Exit codes: 0 success; 1 unexpected error; 2 wrong usage; 3 a picture cannot be
 used; 4 model error; 5 invalid data; 6 question too long for the model; 130 interrupted."""
-OUT_OF_MEMORY = NoRoomError(
+OUT_OF_MEMORY = InsufficientMemoryError(
     "Not enough memory.",
     "Use a smaller model, fewer or smaller pictures or smaller batches, or close other programs.",
 )

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from vqa_app.cli.options import Offline
 from vqa_app.devices import Dtype
-from vqa_app.files import in_words
+from vqa_app.files import format_bytes
 
 if TYPE_CHECKING:
     from vqa_app.checkpoints.catalogue import CatalogueEntry
@@ -65,7 +65,7 @@ def table_of(entries: list[CatalogueEntry], console: Console) -> str:
         )
     for entry in entries:
         licence = entry.licence + (" (accept it on the hub)" if entry.gated else "")
-        memory = [in_words(size) if size else "?" for size in (entry.memory, entry.memory_4bit)]
+        memory = [format_bytes(size) if size else "?" for size in (entry.memory, entry.memory_4bit)]
         here = "yes" if entry.cached else "no"
         cells = (entry.name, here, entry.size, *memory, licence, entry.note)
         rows.add_row(*cells[: len(rows.columns)])

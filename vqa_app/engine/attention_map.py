@@ -28,20 +28,6 @@ NEUTRAL = "Write a general description of the image."
 """The instruction of the paper."""
 SINK = 8.0
 """A patch with this many times the mean attention even under the neutral instruction is a sink."""
-SQUARE_GRIDS = frozenset({"llava", "gemma3"})
-"""Model types whose pictures are one square grid of image tokens in reading order."""
-POSITION_GRIDS = frozenset({"qwen2_vl", "qwen2_5_vl"})
-"""Model types whose processor says the grid."""
-
-
-def allows_maps(runtime: Runtime) -> bool:
-    """Whether the architecture fuses pictures as a prefix on a known grid."""
-    image_processor = getattr(runtime.processor, "image_processor", None)
-    return (
-        runtime.reuses_prefixes
-        and runtime.model.config.model_type in SQUARE_GRIDS | POSITION_GRIDS
-        and not getattr(image_processor, "do_pad", False)
-    )
 
 
 def attention_map(runtime: Runtime, conversation: Conversation, answer: str) -> AttentionMap:
@@ -51,7 +37,7 @@ def attention_map(runtime: Runtime, conversation: Conversation, answer: str) -> 
         ModelError: the architecture does not allow it.
         UsageError: the conversation holds no picture.
     """
-    if not allows_maps(runtime):
+    if not runtime.capabilities.maps_attention:
         raise ModelError(
             f"{type(runtime.model).__name__} does not say where it looks.",
             "Attention maps need pictures that are fused as one grid of tokens, as LLaVA has them.",

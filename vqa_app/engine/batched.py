@@ -19,8 +19,9 @@ from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from vqa_app.devices import free_memory
 from vqa_app.engine.vision import on_device
-from vqa_app.models.architecture import plain, shares_prefixes
+from vqa_app.models.architecture import Capabilities, unwrap
 from vqa_app.prompts.prompt import Prompt, end_token_ids
+from vqa_app.transformers_internals import cache_argument
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -33,7 +34,7 @@ _PADDED = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "mm_token_t
 
 
 @contextlib.contextmanager
-def inference(model: PreTrainedModel) -> Iterator[None]:
+def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
     """Eval mode without gradients; autocast where trained fp32 weights sit in a 16-bit model."""
     dtypes = {p.dtype for p in model.parameters() if p.dtype.is_floating_point}
     half = next((d for d in (torch.bfloat16, torch.float16) if d in dtypes), None)
@@ -50,7 +51,7 @@ def inference(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def rows_at_once(model: PreTrainedModel, tokens: int) -> int:
+def max_batch_rows(model: PreTrainedModel, tokens: int) -> int:
     """How many sequences of so many tokens may be in memory at once."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -94,7 +95,7 @@ def _prefix_batches(
         buckets[_prefix_length(prompt), len(prompt.image_spans)].append(index)
     for (prefix, _), members in buckets.items():
         longest = max(prompts[i].inputs["input_ids"].shape[1] for i in members) + grows_by
-        rows = rows_at_once(model, longest)
+        rows = max_batch_rows(model, longest)
         for start in range(0, len(members), 4 * rows):  # questions about a picture lie side by side
             chunk = members[start : start + 4 * rows]
             cache, row_of = _prefill(model, [prompts[i] for i in chunk], prefix)
@@ -136,7 +137,7 @@ def _prefill(
     if prefix:
         inputs = {"input_ids": torch.cat([p.inputs["input_ids"][:, :prefix] for p in first])}
         inputs["pixel_values"] = torch.cat([p.inputs["pixel_values"] for p in first])
-        model.model(**on_device(model, inputs), past_key_values=cache, use_cache=True)
+        model.model(**on_device(model, inputs), **cache_argument(cache), use_cache=True)
     return cache, row_of
 
 
@@ -154,9 +155,10 @@ def _pad(
     return padded, mask
 
 
-def answer_all(
+def answer_prompts(
     model: PreTrainedModel,
     processor: ProcessorMixin,
+    capabilities: Capabilities,
     prompts: Sequence[Prompt],
     *,
     max_new_tokens: int = 64,
@@ -164,9 +166,9 @@ def answer_all(
     """The greedy answers to prompts rendered with `answer_next=True`, stripped, in their order."""
     ends = sorted(end_token_ids(model, processor))
     answers = [""] * len(prompts)
-    with inference(model):
-        if shares_prefixes(model):
-            base = plain(model)
+    with evaluation_mode(model):
+        if capabilities.shares_prefixes:
+            base = unwrap(model)
             for batch in _prefix_batches(base, prompts, pad_left=True, grows_by=max_new_tokens):
                 for index, ids in zip(
                     batch.indices, _greedy(base, batch, ends, max_new_tokens), strict=True
@@ -200,7 +202,7 @@ def _greedy(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=batch.cache,
+            **cache_argument(batch.cache),
             use_cache=True,
         ).last_hidden_state
         ids = model.lm_head(hidden[:, -1:]).argmax(-1)  # [rows, 1]
@@ -240,7 +242,7 @@ def _padded_batches(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     order = sorted(range(len(prompts)), key=lambda i: prompts[i].inputs["input_ids"].shape[1])
     while order:
-        rows = rows_at_once(model, prompts[order[-1]].inputs["input_ids"].shape[1])
+        rows = max_batch_rows(model, prompts[order[-1]].inputs["input_ids"].shape[1])
         indices, order = order[-rows:], order[:-rows]
         batch = _stack([prompts[i].inputs for i in indices], left, pad)
         if batch is not None:
@@ -281,13 +283,16 @@ class AnswerLoss:
 
 
 def answer_losses(
-    model: PreTrainedModel, processor: ProcessorMixin, prompts: Sequence[Prompt]
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    capabilities: Capabilities,
+    prompts: Sequence[Prompt],
 ) -> list[AnswerLoss]:
     """Teacher-forced loss of each finished conversation's answers, in their order."""
     losses: list[AnswerLoss | None] = [None] * len(prompts)
-    with inference(model):
-        if shares_prefixes(model):
-            base = plain(model)
+    with evaluation_mode(model):
+        if capabilities.shares_prefixes:
+            base = unwrap(model)
             for batch in _prefix_batches(base, prompts, pad_left=False, grows_by=0):
                 for index, loss in zip(
                     batch.indices, _suffix_losses(base, batch, prompts), strict=True
@@ -310,7 +315,7 @@ def _suffix_losses(
         input_ids=batch.input_ids,
         attention_mask=batch.mask,
         position_ids=batch.positions,
-        past_key_values=batch.cache,
+        **cache_argument(batch.cache),
         use_cache=True,
     ).last_hidden_state  # [rows, suffix, width]
     prefix = batch.mask.shape[1] - batch.input_ids.shape[1]

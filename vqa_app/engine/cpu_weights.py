@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqa_app.errors import UsageError
+from vqa_app.torch_internals import has_bf16_kernels, pack_linear_weight, packed_linear_kernel
 
 
 class PackedLinear(nn.Module):
@@ -28,14 +29,14 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         # The weight is opaque to everything but the kernel, so it is no parameter and no buffer.
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1)
+        self.packed = pack_linear_weight(linear.weight)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]"""
         if torch.is_grad_enabled() and x.requires_grad:
             return _Multiply.apply(x, self.packed, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return packed_linear_kernel()(x, self.packed, self.bias, "none", [], "")
 
 
 class _Multiply(torch.autograd.Function):
@@ -44,7 +45,7 @@ class _Multiply(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
         ctx.packed = packed
-        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+        return packed_linear_kernel()(x, packed, bias, "none", [], "")
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -77,10 +78,8 @@ def _refuse_saving(*arguments: Any, **options: Any) -> NoReturn:
 
 def can_pack(model: nn.Module) -> bool:
     """Whether this machine has bf16 kernels and the model is a bf16 one on its CPU."""
-    if not torch.backends.mkldnn.is_available():
-        return False
     parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and all(
+    return has_bf16_kernels() and all(
         parameter.device.type == "cpu" and parameter.dtype == torch.bfloat16
         for parameter in parameters
     )
@@ -111,7 +110,7 @@ def multiplier(linear: nn.Module) -> Callable[[Tensor], Tensor]:
     """`linear` as a bare function of [rows, in], without the machinery of modules."""
     if type(linear) is PackedLinear:
         packed, bias = linear.packed, linear.bias
-        multiply = torch.ops.mkldnn._linear_pointwise.default
+        multiply = packed_linear_kernel()
         return lambda x: multiply(x, packed, bias, "none", [], "")
     return partial(F.linear, weight=linear.weight, bias=linear.bias)
 

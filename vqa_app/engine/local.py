@@ -8,13 +8,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import exp
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 
 from vqa_app.devices import is_out_of_memory
-from vqa_app.engine.attention_map import allows_maps, attention_map
+from vqa_app.engine.attention_map import attention_map
 from vqa_app.engine.cpu_threads import release_threads
 from vqa_app.engine.cpu_weights import lay_out
 from vqa_app.engine.detokenizer import TextStream
@@ -115,6 +115,7 @@ class LocalEngine:
         self._runtime = Runtime(
             model,
             processor,
+            loaded.capabilities,
             cache_bytes=cache_bytes,
             feature_bytes=feature_bytes,
             lean=fast_decoding,
@@ -127,8 +128,8 @@ class LocalEngine:
             device=str(model.device),
             dtype=dtype,
             quantization=loaded.quantization,
-            context_length=_context_length(model, processor),
-            attention_maps=allows_maps(self._runtime),
+            context_length=loaded.capabilities.context_length,
+            attention_maps=loaded.capabilities.maps_attention,
             defaults=default_options(model),
         )
         self._worker = Worker(context=torch.inference_mode, rest=release_threads)
@@ -316,10 +317,3 @@ class LocalEngine:
             yield Delta(rest)
         draft.text = text.text
         return reason
-
-
-def _context_length(model: Any, processor: Any) -> int:
-    """The model's context in tokens; the tokenizer's where the config does not say."""
-    text = model.config.get_text_config(decoder=True)
-    known = getattr(text, "max_position_embeddings", None)
-    return int(known or processor.tokenizer.model_max_length)

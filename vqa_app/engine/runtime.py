@@ -19,14 +19,21 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from vqa_app.engine.cpu_decoder import LeanDecoder
 from vqa_app.engine.feature_cache import Features
 from vqa_app.engine.kv_cache import Identity, KVCache, PrefixCache
 from vqa_app.engine.vision import PictureEncoder, on_device
 from vqa_app.engine.worker import Steps, finish
+from vqa_app.models.architecture import Capabilities
 from vqa_app.prompts.prompt import Prompt
+from vqa_app.transformers_internals import (
+    GenerateLoop,
+    attention_implementation,
+    cache_argument,
+    count_cache_layers,
+    image_features_argument,
+)
 
 CHUNK = 512
 """Tokens read at once; between chunks reading can be cancelled."""
@@ -61,14 +68,25 @@ class Runtime:
     """
 
     def __init__(
-        self, model: Any, processor: Any, *, cache_bytes: int, feature_bytes: int, lean: bool = True
+        self,
+        model: Any,
+        processor: Any,
+        capabilities: Capabilities,
+        *,
+        cache_bytes: int,
+        feature_bytes: int,
+        lean: bool = True,
     ) -> None:
         self.model = model
         self.processor = processor
         self.prefixes = PrefixCache(cache_bytes)
-        self.encoder = PictureEncoder.of(model, processor, feature_bytes)
-        self.reuses_prefixes = self.encoder is not None and _is_croppable_and_causal(model)
-        self._lean = LeanDecoder.of(model) if lean and self.reuses_prefixes else None
+        self.capabilities = capabilities
+        self.encoder = (
+            PictureEncoder(model, processor, feature_bytes)
+            if capabilities.caches_features
+            else None
+        )
+        self._lean = LeanDecoder.of(model) if lean and capabilities.reuses_prefixes else None
 
     def read(
         self, prompt: Prompt, cancelled: Callable[[], bool], keep: int = 1
@@ -135,7 +153,7 @@ class Runtime:
         assert isinstance(reading, PrefixReading)
         inputs = self._inputs(prompt, start, len(prompt), self._positions(prompt))
         decoder = self.model.get_decoder()
-        before = decoder.config._attn_implementation
+        before = attention_implementation(decoder.config)
         with torch.inference_mode(False), torch.enable_grad():
             # Copies: autograd takes nothing that was made in inference mode.
             inputs = {name: value.clone() for name, value in inputs.items()}
@@ -144,7 +162,7 @@ class Runtime:
             self.model.enable_input_require_grads()
             try:
                 output = self.model(
-                    **inputs, past_key_values=kv, use_cache=True, output_attentions=True
+                    **inputs, **cache_argument(kv), use_cache=True, output_attentions=True
                 )
             finally:
                 self.model.disable_input_require_grads()
@@ -170,7 +188,7 @@ class Runtime:
         """
         return (
             self.encoder is not None
-            and self.reuses_prefixes
+            and self.capabilities.reuses_prefixes
             and prompt.inputs.keys() <= PLAIN_INPUTS | self.encoder.inputs
         )
 
@@ -182,12 +200,14 @@ class Runtime:
         if hasattr(self.model.base_model, "get_rope_index"):  # it would remember another's pictures
             inputs["position_ids"] = torch.full((3, 1, 1), position, device=self.model.device)
         ids = torch.tensor([[token]], device=self.model.device)
-        return self.model(input_ids=ids, past_key_values=kv, use_cache=True, **inputs).logits[0, -1]
+        return self.model(input_ids=ids, **cache_argument(kv), use_cache=True, **inputs).logits[
+            0, -1
+        ]
 
     def _take(self, prompt: Prompt, identity: Identity, limit: int) -> KVCache:
         kv = self.prefixes.take(identity, prompt.image_spans, limit)
         if kv is None:
-            layers = len(DynamicCache(config=self.model.config).layers)
+            layers = count_cache_layers(self.model.config)
             transposed = self._lean is not None and self._lean.transposes_keys
             kv = KVCache.empty(layers, transposed=transposed)
         return kv
@@ -216,9 +236,9 @@ class Runtime:
         """Reads tokens [start, end) into the cache; logits [keep, vocabulary] of the last ones."""
         inputs = self._inputs(prompt, start, end, positions)
         if features:
-            inputs["mm_encoder_outputs"] = {"image": self.encoder.output(features)}
+            inputs |= image_features_argument(self.encoder.output(features))
         output = self.model(
-            **inputs, past_key_values=kv, use_cache=True, logits_to_keep=min(keep, end - start)
+            **inputs, **cache_argument(kv), use_cache=True, logits_to_keep=min(keep, end - start)
         )
         return output.logits[0]
 
@@ -247,7 +267,7 @@ class Runtime:
         if self.encoder is not None and prompt.pictures:
             features = yield from self.encoder.features(prompt, 0, len(prompt))
             inputs = {name: inputs[name] for name in inputs.keys() - self.encoder.inputs}
-            inputs["mm_encoder_outputs"] = {"image": self.encoder.output(features)}
+            inputs |= image_features_argument(self.encoder.output(features))
         yield
         return on_device(self.model, inputs)
 
@@ -288,39 +308,14 @@ class WholeReading:
         if keep > 1:
             self.logits = model(**inputs).logits[0, -keep:]
             return
-        self._model, self._ids, config, self._state = model.generate(
-            **inputs, custom_generate=_prepared, do_sample=False, max_new_tokens=1
-        )
-        output = self._model._prefill(self._ids, config, self._state, is_first_iteration=True)
-        self.logits = self._update(output)[None]
+        self._loop = GenerateLoop(model, inputs)
+        self.logits = self._loop.logits[None]
 
     def step(self, token: int) -> Tensor:
-        self._ids = torch.cat((self._ids, self._ids.new_tensor([[token]])), 1)
-        inputs = self._model.prepare_inputs_for_generation(
-            self._ids, next_sequence_length=1, **self._state
-        )
-        return self._update(self._model(**inputs, return_dict=True))
-
-    def _update(self, output: Any) -> Tensor:
-        self._state = self._model._update_model_kwargs_for_generation(
-            output, self._state, is_encoder_decoder=self._model.config.is_encoder_decoder
-        )
-        return output.logits[0, -1]
+        return self._loop.step(token)
 
     def close(self, tokens: Sequence[int]) -> None:
         pass
-
-
-def _prepared(
-    model: Any,
-    input_ids: Tensor,
-    logits_processor: Any = None,
-    stopping_criteria: Any = None,
-    generation_config: Any = None,
-    **state: Any,
-) -> tuple[Any, Tensor, Any, dict[str, Any]]:
-    """A decoding method for `generate` that gives back what was prepared for it."""
-    return model, input_ids, generation_config, state
 
 
 def token_identity(prompt: Prompt) -> Identity:
@@ -332,16 +327,3 @@ def token_identity(prompt: Prompt) -> Identity:
         seen = sha256(f"{picture.digest} {end - start}".encode()).digest()
         identity[start:end] = -1 - int.from_bytes(seen[:7], "big")
     return identity
-
-
-def _is_croppable_and_causal(model: Any) -> bool:
-    """Whether keys and values of a prefix stay right whatever follows, and can be cut anywhere."""
-    text = model.config.get_text_config(decoder=True)
-    layers = DynamicCache(config=model.config).layers
-    return (
-        not model.config.is_encoder_decoder
-        # A sliding window is a matter of masks: in a full cache its layers can be cut like others.
-        and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-        and len(layers) == text.num_hidden_layers
-        and getattr(text, "use_bidirectional_attention", None) in (None, False, "vision")
-    )

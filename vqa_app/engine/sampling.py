@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vqa_app.engine.protocol import GenerationOptions
+from vqa_app.transformers_internals import logits_processors, prepare_generation_config
 
 
 class Sampler:
@@ -21,13 +22,7 @@ class Sampler:
 
     def __init__(self, model: Any, options: GenerationOptions, prompt_ids: Tensor) -> None:
         config = generation_config(model, options)
-        # The very processors of `generate`: a config may hold more than our options (Idefics
-        # forbids its image tokens as bad words), and transformers has no public way to ask for
-        # them.
-        model._prepare_special_tokens(config, True, device=prompt_ids.device)
-        self._processors = model._get_logits_processor(
-            config, prompt_ids.shape[1], encoder_input_ids=prompt_ids, device=prompt_ids.device
-        )
+        self._processors = logits_processors(model, config, prompt_ids)
         self._samples = bool(config.do_sample)
         self._generator: torch.Generator | None = None
         if options.seed is not None:
@@ -63,8 +58,7 @@ def generation_config(model: Any, options: GenerationOptions) -> Any:
         changes |= {"top_p": options.top_p, "top_k": options.top_k}
     changes["repetition_penalty"] = options.repetition_penalty
     changes = {name: value for name, value in changes.items() if value is not None}
-    config, _ = model._prepare_generation_config(None, **changes)
-    return config
+    return prepare_generation_config(model, **changes)
 
 
 def default_options(model: Any) -> GenerationOptions:

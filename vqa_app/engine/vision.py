@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
 
 from vqa_app.engine.feature_cache import FeatureCache, Features
 from vqa_app.engine.worker import Steps
@@ -33,16 +32,6 @@ class PictureEncoder:
         self._image_token = image_token_id(processor)
         self._type: type = dict
         self._listed = True
-
-    @classmethod
-    def of(cls, model: Any, processor: Any, budget: int) -> PictureEncoder | None:
-        """None where `forward` or `generate` do not accept what the encoder gave earlier."""
-        able = (
-            "mm_encoder_outputs" in inspect.signature(model.forward).parameters
-            and hasattr(model.base_model, "get_image_features")
-            and type(model).generate is GenerationMixin.generate
-        )
-        return cls(model, processor, budget) if able else None
 
     def features(self, prompt: Prompt, start: int, end: int) -> Steps[list[Features]]:
         """The features of the pictures that stand in tokens [start, end)."""

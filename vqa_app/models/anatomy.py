@@ -35,7 +35,7 @@ class Anatomy:
     """The output embedding, which gives logits; empty where that is no module of its own."""
 
     @property
-    def never_quantised(self) -> list[str]:
+    def never_quantized(self) -> list[str]:
         """Everything but the language model's body."""
         parts = [self.encoder, *self.projector, self.head]
         return [name for name in parts if name]  # "" would stand for every module

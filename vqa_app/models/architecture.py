@@ -1,51 +1,97 @@
-"""What training asks of a model's architecture."""
+"""What a model's architecture allows, and a few values of its config."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers import (
-    DynamicCache,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    PretrainedConfig,
+from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedConfig
+
+from vqa_app.transformers_internals import (
+    accepts_image_features,
+    attends_to_all_previous_tokens,
+    attention_implementation,
+    has_croppable_cache,
 )
 
 FALLBACK_CONTEXT = 4096
-"""Of models whose config names none."""
+"""Context length, in tokens, where neither the config nor the tokenizer gives one."""
+_MAX_CONTEXT = 1 << 30
+"""Tokenizers without a limit give a huge number instead."""
+
+SQUARE_GRIDS = frozenset({"llava", "gemma3"})
+"""Model types whose image tokens are one square grid in reading order."""
+SIZED_GRIDS = frozenset({"qwen2_vl", "qwen2_5_vl"})
+"""Model types whose processor gives the size of the grid of image tokens."""
 
 
-def plain(model: nn.Module) -> Any:
-    """The transformers model inside a PEFT wrapper; adapters stay active in it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+@dataclass(frozen=True)
+class Capabilities:
+    """What a model's architecture allows. Computed once, when the model is loaded."""
+
+    context_length: int
+    """Longest sequence, in tokens."""
+    caches_features: bool
+    """Image features computed earlier can be passed to `forward` and `generate`."""
+    reuses_prefixes: bool
+    """Keys and values of a prefix stay valid whatever follows, and can be cut at any token."""
+    shares_prefixes: bool
+    """Several continuations of one prefix can be computed in a batch from its keys and values."""
+    trains_shared_prefixes: bool
+    """Several questions behind one prefix can be trained as a single sequence."""
+    stores_features: bool
+    """The encoder gives every image the same number of features, ready for the projector."""
+    maps_attention: bool
+    """Images are a prefix of tokens on a known grid, so attention to them can be drawn."""
+
+    @classmethod
+    def of(cls, model: nn.Module, processor: Any) -> Capabilities:
+        """Examine a model; one on the meta device is enough."""
+        base = unwrap(model)
+        config = base.config
+        text = config.get_text_config(decoder=True)
+        caches_features = accepts_image_features(base)
+        reuses_prefixes = (
+            caches_features
+            and not config.is_encoder_decoder
+            and has_croppable_cache(config)
+            and getattr(text, "use_bidirectional_attention", None) in (None, False, "vision")
+        )
+        shares_prefixes = isinstance(config, LlavaConfig) and attends_to_all_previous_tokens(config)
+        pads_images = getattr(getattr(processor, "image_processor", None), "do_pad", False)
+        return cls(
+            context_length=context_length(config, processor.tokenizer),
+            caches_features=caches_features,
+            reuses_prefixes=reuses_prefixes,
+            shares_prefixes=shares_prefixes,
+            trains_shared_prefixes=shares_prefixes and attention_implementation(text) == "sdpa",
+            stores_features=isinstance(base, LlavaForConditionalGeneration),
+            maps_attention=reuses_prefixes
+            and config.model_type in SQUARE_GRIDS | SIZED_GRIDS
+            and not pads_images,
+        )
+
+
+def context_length(config: PreTrainedConfig, tokenizer: Any) -> int:
+    """Return the longest sequence that a model reads, in tokens."""
+    text = config.get_text_config(decoder=True)
+    length = getattr(text, "max_position_embeddings", None) or tokenizer.model_max_length
+    return int(length) if length < _MAX_CONTEXT else FALLBACK_CONTEXT
+
+
+def unwrap(model: nn.Module) -> Any:
+    """Return the transformers model inside a PEFT wrapper; its adapters stay active."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]  # torch types attributes as tensors
 
 
 def text_config(model: nn.Module) -> Any:
-    """The LLM's part of the model's config."""
-    return plain(model).config.get_text_config()
+    """Return the language model's part of a model's config."""
+    return unwrap(model).config.get_text_config()
 
 
-def context_length(config: Any) -> int:
-    """Tokens that a model of this config reads at most."""
-    known = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return known or FALLBACK_CONTEXT
-
-
-def feature_width(base: LlavaForConditionalGeneration) -> int:
-    """How wide each image feature is that the projector is given."""
-    layers = base.config.vision_feature_layer
-    return base.config.vision_config.hidden_size * (1 if isinstance(layers, int) else len(layers))
-
-
-def shares_prefixes(model: nn.Module) -> bool:
-    """Whether several continuations of one prefix can be computed from its keys and values."""
-    return config_shares_prefixes(plain(model).config)
-
-
-def config_shares_prefixes(config: PretrainedConfig) -> bool:
-    """`shares_prefixes` of a model that isn't loaded."""
-    if not isinstance(config, LlavaConfig):
-        return False
-    cache = DynamicCache(config=config)
-    return not any(cache.is_sliding) and not any(cache.is_linear)
+def feature_width(model: LlavaForConditionalGeneration) -> int:
+    """Return the width of each image feature that goes into the projector."""
+    config: Any = model.config
+    layers = config.vision_feature_layer
+    return int(config.vision_config.hidden_size) * (1 if isinstance(layers, int) else len(layers))

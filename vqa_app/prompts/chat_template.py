@@ -212,16 +212,10 @@ def _message(info: TemplateInfo, role: str, parts: list[Any]) -> dict[str, Any]:
 
 
 def _run(info: TemplateInfo, messages: list[dict[str, Any]], answer_next: bool) -> str:
-    # Not documented in transformers; tried with 5.23 and 5.24.
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from vqa_app.transformers_internals import render_chat_template
 
-    (text,), _ = render_jinja_template(
-        conversations=[messages],
-        chat_template=info.source,
-        add_generation_prompt=answer_next,
-        **{**info.special_tokens, **TEMPLATE_ARGUMENTS},
-    )
-    return str(text)
+    variables = {**info.special_tokens, **TEMPLATE_ARGUMENTS}
+    return render_chat_template(info.source, messages, answer_next, **variables)
 
 
 def _split(rendered: str, placeholders: _Placeholders, stop: int | None) -> list[Segment]:

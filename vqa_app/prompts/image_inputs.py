@@ -63,6 +63,8 @@ def process_images(processor: Any, pictures: tuple[Picture, ...]) -> ImageInputs
 
 
 def _process(processor: Any, pictures: tuple[Picture, ...]) -> ImageInputs:
+    from vqa_app.transformers_internals import run_image_processor
+
     images = [picture.image for picture in pictures]
     kind = type(processor).__name__
     try:
@@ -75,12 +77,7 @@ def _process(processor: Any, pictures: tuple[Picture, ...]) -> ImageInputs:
             expansion = processor.boi_token * (processor.num_image_tokens + 1) + processor.eoi_token
             expansions = [expansion] * len(images)
         else:
-            # Private methods of ProcessorMixin; tried with transformers 5.23 and 5.24.
-            merged = processor._merge_kwargs(
-                tokenizer_init_kwargs=processor.tokenizer.init_kwargs, return_tensors="pt"
-            )
-            # Nested, as the pictures of one conversation: for some processors their number matters.
-            inputs, expansions = processor._process_images([images], **merged["images_kwargs"])
+            inputs, expansions = run_image_processor(processor, images)
     except (ValueError, ZeroDivisionError, RuntimeError) as error:
         names = ", ".join(picture.name for picture in pictures)
         raise ModelError(

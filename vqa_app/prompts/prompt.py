@@ -330,7 +330,10 @@ def _assemble(
     inputs |= _token_types(processor, ids, mask)
     inputs |= images.inputs
     if images.tiles is not None:
-        inputs["cross_attention_mask"] = _cross_attention_mask(processor, ids, images.tiles)
+        from vqa_app.transformers_internals import mllama_cross_attention_mask
+
+        mask_of_tiles = mllama_cross_attention_mask(processor, ids, images.tiles)
+        inputs["cross_attention_mask"] = mask_of_tiles
     return Prompt(
         inputs=inputs,
         answer_mask=torch.tensor(mask, dtype=torch.bool),
@@ -352,19 +355,3 @@ def _token_types(processor: Any, ids: list[int], mask: list[bool]) -> dict[str, 
         # 0: prefix with bidirectional attention; 1: causal, from the first answer on.
         return {"token_type_ids": torch.tensor([[0] * first + [1] * (len(ids) - first)])}
     return {}
-
-
-def _cross_attention_mask(processor: Any, ids: list[int], tiles: Any) -> Any:
-    import torch
-    from transformers.models.mllama.processing_mllama import (
-        convert_sparse_cross_attention_mask_to_dense,
-        get_cross_attention_token_mask,
-    )
-
-    dense = convert_sparse_cross_attention_mask_to_dense(
-        [get_cross_attention_token_mask(ids, processor.image_token_id)],
-        num_tiles=tiles,
-        max_num_tiles=processor.image_processor.max_image_tiles,
-        length=len(ids),
-    )
-    return torch.as_tensor(dense)

@@ -15,7 +15,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from vqa_app.devices import is_out_of_memory
 from vqa_app.engine.protocol import Engine
-from vqa_app.errors import ModelError, NoRoomError, UsageError, VqaError
+from vqa_app.errors import InsufficientMemoryError, ModelError, UsageError, VqaError
 from vqa_app.serving.redact import without_paths
 
 log = logging.getLogger(__name__)
@@ -284,7 +284,7 @@ class Hub:
         try:
             return self._load(choice, progress)
         except Exception as error:
-            full = isinstance(error, NoRoomError) or is_out_of_memory(error)
+            full = isinstance(error, InsufficientMemoryError) or is_out_of_memory(error)
             if not (full and self._evict(0)):
                 raise
         progress("Making room …")  # what the first try held has gone with its error

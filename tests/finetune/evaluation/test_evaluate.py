@@ -46,11 +46,11 @@ def rows() -> list[Row]:
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_llava_dir: Path) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+def tiny(tiny_llava_dir: Path) -> tuple[Any, Any, Any]:
+    from vqa_app.checkpoints.loader import load_model
 
-    model = AutoModelForImageTextToText.from_pretrained(tiny_llava_dir)
-    return model.eval(), AutoProcessor.from_pretrained(tiny_llava_dir)
+    loaded = load_model(tiny_llava_dir)
+    return loaded.model, loaded.processor, loaded.capabilities
 
 
 def opened(data: Row) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def test_types_come_from_the_row_or_the_question() -> None:
     ]
 
 
-def test_predictions_hold_answer_loss_gain_and_exact_prompt(tiny: tuple[Any, Any]) -> None:
+def test_predictions_hold_answer_loss_gain_and_exact_prompt(tiny: tuple[Any, Any, Any]) -> None:
     import torch
 
     from finetune.evaluation.evaluate import answer_questions
@@ -103,11 +103,15 @@ def test_predictions_hold_answer_loss_gain_and_exact_prompt(tiny: tuple[Any, Any
     from vqa_app.prompts.conversation import Conversation, Message
     from vqa_app.prompts.prompt import encode
 
-    model, processor = tiny
+    model, processor, capabilities = tiny
     data = rows()
     told: list[int] = []
     predictions = answer_questions(
-        model, processor, make_questions(data), on_chunk=lambda chunk: told.append(len(chunk))
+        model,
+        processor,
+        capabilities,
+        make_questions(data),
+        on_chunk=lambda chunk: told.append(len(chunk)),
     )
     assert told == [6]
     assert predictions[5].image_gain is None
@@ -423,7 +427,7 @@ def test_bad_rows_may_be_left_out(tiny_llava_dir: Path, tmp_path: Path) -> None:
 
 
 def test_a_picture_that_is_damaged_meanwhile_is_named_with_its_row(
-    tiny: tuple[Any, Any], tmp_path: Path
+    tiny: tuple[Any, Any, Any], tmp_path: Path
 ) -> None:
     from finetune.evaluation.evaluate import answer_questions
     from finetune.evaluation.questions import load_questions

@@ -11,8 +11,8 @@ from torch import nn
 
 from finetune.data.preflight import check_rows
 from finetune.data.read import read_rows
-from finetune.kernels.shared_prefix import allow_branching
-from finetune.kernels.skipped_work import LastLayer, pad_rows
+from finetune.kernels.shared_prefix import enable_branching
+from finetune.kernels.skipped_work import TrainedTokensMlp, pad_rows
 from finetune.training.collator import ROWS
 from finetune.training.freezing import freeze
 from finetune.training.objective import Objective
@@ -28,9 +28,9 @@ def step(
     if patched:
         patched.setattr("finetune.training.objective.cast_inputs_once", lambda model: None)
         patched.setattr("finetune.training.objective.cast_weights_once", lambda model: None)
-        patched.setattr("finetune.training.objective.LastLayer", lambda llm: None)
+        patched.setattr("finetune.training.objective.TrainedTokensMlp", lambda llm: None)
     loaded = load_model(str(model), dtype="float32", device="cpu")
-    allow_branching(loaded.model)
+    enable_branching(loaded.model)
     samples = check_rows(read_rows(data), loaded.processor, max_length=1000).samples
     torch.manual_seed(0)
     objective = Objective(
@@ -76,7 +76,7 @@ def test_a_mixture_of_experts_is_left_as_it_is() -> None:
     llm = nn.Module()
     llm.layers = nn.ModuleList([nn.Module()])
     llm.layers[0].mlp = SparseMoeBlock(4, 4)
-    last, given = LastLayer(llm), torch.ones(1, 3, 4)
+    last, given = TrainedTokensMlp(llm), torch.ones(1, 3, 4)
     with last.only(torch.tensor([[True, False]])):
         assert (llm.layers[0].mlp(given) != 0).all()
 

@@ -254,7 +254,7 @@ def test_writing_too_much_is_told_as_that_whoever_writes(tmp_path: Path) -> None
     import torch
     from safetensors.torch import save_file
 
-    from vqa_app.files import write_failure
+    from vqa_app.files import write_error_reason
 
     path, tensor = tmp_path / "file", torch.zeros(100_000)
     writers = (
@@ -270,23 +270,23 @@ def test_writing_too_much_is_told_as_that_whoever_writes(tmp_path: Path) -> None
         for write in writers:
             with pytest.raises(Exception) as failed:
                 write()
-            assert write_failure(failed.value), repr(failed.value)
+            assert write_error_reason(failed.value), repr(failed.value)
 
     assert in_child(work) == 0
-    assert write_failure(RuntimeError("something else")) is None
+    assert write_error_reason(RuntimeError("something else")) is None
 
 
 def test_a_failed_write_leaves_the_old_directory_and_no_rest(tmp_path: Path) -> None:
-    from vqa_app.files import whole_directory
+    from vqa_app.files import atomic_directory
 
     target = tmp_path / "step-5"
-    with whole_directory(target) as folder:
+    with atomic_directory(target) as folder:
         (folder / "a").write_text("old")
-    with pytest.raises(OSError), whole_directory(target) as folder:
+    with pytest.raises(OSError), atomic_directory(target) as folder:
         (folder / "a").write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert (target / "a").read_text() == "old"
-    with whole_directory(target) as folder:
+    with atomic_directory(target) as folder:
         (folder / "a").write_text("new")
     assert (target / "a").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["step-5"]

@@ -12,7 +12,7 @@ import torch
 from finetune.config import FinetuneConfig
 from finetune.data.preflight import check_rows
 from finetune.data.read import read_rows
-from finetune.kernels.shared_prefix import allow_branching, supports_branching
+from finetune.kernels.shared_prefix import enable_branching
 from finetune.training.collator import ROWS
 from finetune.training.objective import Objective
 from finetune.training.stages import make_collate
@@ -39,9 +39,9 @@ def test_a_batch_loses_what_its_samples_lose_alone(
     tiny_checkpoint: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
     loaded = load_model(str(tiny_checkpoint(name)), dtype="float32", device="cpu")
-    shares = supports_branching(loaded.model)
+    shares = loaded.capabilities.trains_shared_prefixes
     if shares:
-        allow_branching(loaded.model)
+        enable_branching(loaded.model)
     data, _ = rows_for(name, tmp_path)
     samples = check_rows(
         read_rows(data), loaded.processor, max_length=1000, share_prefix=shares, workers=1

@@ -14,7 +14,7 @@ from finetune.data.preflight import check_rows
 from finetune.data.read import read_rows
 from finetune.data.samples import Sample
 from finetune.kernels.cpu_attention import PLAIN_UP_TO
-from finetune.kernels.shared_prefix import allow_branching, supports_branching
+from finetune.kernels.shared_prefix import enable_branching
 from finetune.training.batches import BatchPlan
 from finetune.training.collator import IGNORED, ROWS, Collator
 from finetune.training.freezing import freeze
@@ -31,8 +31,8 @@ def loaded(tiny_llava_dir: Path) -> LoadedModel:
 
 def load(directory: Path) -> LoadedModel:
     loaded = load_model(str(directory), dtype="float32", device="cpu")
-    assert supports_branching(loaded.model)
-    allow_branching(loaded.model)
+    assert loaded.capabilities.trains_shared_prefixes
+    enable_branching(loaded.model)
     return loaded
 
 

@@ -18,7 +18,7 @@ from finetune.training import device, stages
 from finetune.training.plan import Settings
 from finetune.training.train import train
 from tests.finetune.training_data import small_config, write_data
-from vqa_app.engine.batched import MOST_ROWS, rows_at_once
+from vqa_app.engine.batched import MOST_ROWS, max_batch_rows
 from vqa_app.errors import ModelError, UsageError
 
 SETTINGS = Settings(
@@ -68,8 +68,8 @@ def test_evaluations_may_use_what_pytorch_keeps_free(monkeypatch: pytest.MonkeyP
     )
     config = SimpleNamespace(get_text_config=lambda: text)
     model: Any = SimpleNamespace(config=config, dtype=torch.float16, device=torch.device("cuda:0"))
-    assert rows_at_once(model, 1024) == 32  # of 128 MiB each, in a quarter of 16 GiB
-    assert rows_at_once(model, 16) == MOST_ROWS
+    assert max_batch_rows(model, 1024) == 32  # of 128 MiB each, in a quarter of 16 GiB
+    assert max_batch_rows(model, 16) == MOST_ROWS
 
 
 def test_processes_wait_for_one_that_answers_and_saves_alone(

@@ -11,7 +11,7 @@ import torch
 
 from finetune.data.preflight import check_rows
 from finetune.data.read import read_rows
-from finetune.kernels.shared_prefix import allow_branching
+from finetune.kernels.shared_prefix import enable_branching
 from finetune.training.collator import FEATURES, ROWS
 from finetune.training.feature_store import (
     FeatureStore,
@@ -41,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(directory: Path) -> LoadedModel:
     loaded = load_model(str(directory), dtype="float32", device="cpu")
-    allow_branching(loaded.model)
+    enable_branching(loaded.model)
     return loaded
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from finetune.config import FinetuneConfig
-from finetune.kernels.shared_prefix import allow_branching
+from finetune.kernels.shared_prefix import enable_branching
 from finetune.training.batches import BatchPlan
 from finetune.training.freezing import freeze, projector_parameters, trainable
 from finetune.training.objective import Objective
@@ -191,7 +191,7 @@ def test_the_memory_plan_counts_what_autograd_keeps(stage: Any, bf16: bool) -> N
     besides.
     """
     loaded = load_model("builtin", dtype="float32", device="cpu")
-    allow_branching(loaded.model)
+    enable_branching(loaded.model)
     text = loaded.model.config.text_config
     frozen = freeze(loaded.model, stage, rank=8, alpha=16, dropout=0.0)
     objective = Objective(frozen.model, bf16=bf16)

@@ -92,13 +92,13 @@ def test_a_head_that_is_no_module_leaves_the_rest_to_be_quantised(
         config = load_config(Source("wide", wide))
         parts = anatomy(skeleton("wide", config))
     assert parts.head == ""
-    assert parts.never_quantised == [parts.encoder, *parts.projector]
+    assert parts.never_quantized == [parts.encoder, *parts.projector]
 
 
 def test_a_model_of_which_nothing_was_quantised_is_refused(
     wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vqa_app.models.anatomy.Anatomy.never_quantised", ["model", "lm_head"])
+    monkeypatch.setattr("vqa_app.models.anatomy.Anatomy.never_quantized", ["model", "lm_head"])
     with pytest.raises(ModelError, match="Nothing of .* was quantised"):
         load_model(str(wide), quantize="4bit")
 

@@ -35,7 +35,13 @@ def test_the_weights_are_those_of_the_whole_forward_pass(
     prompt = encode(loaded.processor, TWO_PICTURES, answer_next=True)
     before = model.get_decoder().config._attn_implementation
     with torch.inference_mode():
-        runtime = Runtime(model, loaded.processor, cache_bytes=1 << 20, feature_bytes=1 << 20)
+        runtime = Runtime(
+            model,
+            loaded.processor,
+            loaded.capabilities,
+            cache_bytes=1 << 20,
+            feature_bytes=1 << 20,
+        )
         start = prompt.image_spans[-1][1]
         logits, weights = runtime.attend(prompt, start)
         assert model.get_decoder().config._attn_implementation == before

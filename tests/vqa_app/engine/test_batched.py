@@ -18,11 +18,11 @@ QUESTIONS = [
 ]
 
 
-def load(directory: Path) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+def load(directory: Path) -> tuple[Any, Any, Any]:
+    from vqa_app.checkpoints.loader import load_model
 
-    model = AutoModelForImageTextToText.from_pretrained(directory)
-    return model.eval(), AutoProcessor.from_pretrained(directory)
+    loaded = load_model(directory)
+    return loaded.model, loaded.processor, loaded.capabilities
 
 
 def mixed_conversations() -> list[Conversation]:
@@ -43,14 +43,13 @@ def mixed_conversations() -> list[Conversation]:
 
 @pytest.mark.parametrize("llm", ["llama", "qwen2", "mistral"])
 def test_batched_answers_equal_plain_generate(tmp_path: Path, one_thread: None, llm: str) -> None:
-    from vqa_app.engine.batched import answer_all
-    from vqa_app.models.architecture import shares_prefixes
+    from vqa_app.engine.batched import answer_prompts
     from vqa_app.prompts.prompt import encode
 
-    model, processor = load(tiny_llava(tmp_path, llm=llm))
-    assert shares_prefixes(model) is (llm != "mistral")  # whose window slides
+    model, processor, capabilities = load(tiny_llava(tmp_path, llm=llm))
+    assert capabilities.shares_prefixes is (llm != "mistral")  # whose window slides
     prompts = [encode(processor, c, answer_next=True) for c in mixed_conversations()]
-    answers = answer_all(model, processor, prompts, max_new_tokens=8)
+    answers = answer_prompts(model, processor, capabilities, prompts, max_new_tokens=8)
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = model.generate(**prompt.inputs, do_sample=False, max_new_tokens=8)
         new = ids[0, prompt.inputs["input_ids"].shape[1] :]
@@ -66,12 +65,12 @@ def test_batched_losses_equal_the_model_s_own(tmp_path: Path, one_thread: None, 
     from vqa_app.engine.batched import answer_losses
     from vqa_app.prompts.prompt import encode
 
-    model, processor = load(tiny_llava(tmp_path, llm=llm))
+    model, processor, capabilities = load(tiny_llava(tmp_path, llm=llm))
     prompts = [
         encode(processor, c.then(Message.assistant("It is red.")), answer_next=False)
         for c in mixed_conversations()
     ]
-    losses = answer_losses(model, processor, prompts)
+    losses = answer_losses(model, processor, capabilities, prompts)
     for prompt, loss in zip(prompts, losses, strict=True):
         labels = prompt.inputs["input_ids"].masked_fill(~prompt.answer_mask, -100)
         with torch.no_grad():
@@ -83,13 +82,13 @@ def test_batched_losses_equal_the_model_s_own(tmp_path: Path, one_thread: None, 
 def test_a_16_bit_model_with_trained_fp32_weights_answers(tiny_llava_dir: Path) -> None:
     import torch
 
-    from vqa_app.engine.batched import answer_all
+    from vqa_app.engine.batched import answer_prompts
     from vqa_app.prompts.prompt import encode
 
-    model, processor = load(tiny_llava_dir)
+    model, processor, capabilities = load(tiny_llava_dir)
     model.to(torch.bfloat16)
     model.model.multi_modal_projector.float()
     model.train()
     prompts = [encode(processor, c, answer_next=True) for c in mixed_conversations()[:3]]
-    assert len(answer_all(model, processor, prompts, max_new_tokens=3)) == 3
+    assert len(answer_prompts(model, processor, capabilities, prompts, max_new_tokens=3)) == 3
     assert model.training

@@ -113,7 +113,7 @@ def test_caches_never_change_a_greedy_answer(
         assert expected.cached_tokens == 0
         said, cached, asked = answer.text, cached + answer.cached_tokens, asked + 1
     assert asked > 1
-    assert bool(cached) == fast._runtime.reuses_prefixes
+    assert bool(cached) == fast._runtime.capabilities.reuses_prefixes
 
 
 def test_answers_are_those_of_generate(
@@ -141,7 +141,7 @@ def test_warming_never_changes_a_greedy_answer(
     conversation = Conversation.ask("What is it?", [picture(3)])
     answer = ask(fast, conversation)
     assert answer.text == ask(slow, conversation).text
-    if fast._runtime.reuses_prefixes:
+    if fast._runtime.capabilities.reuses_prefixes:
         assert answer.cached_tokens >= answer.image_tokens
 
 
@@ -162,7 +162,7 @@ def test_reuse_is_claimed_exactly_where_it_works(
     engines: tuple[LocalEngine, LocalEngine], request: pytest.FixtureRequest
 ) -> None:
     name = request.node.callspec.params["loaded"]
-    assert engines[0]._runtime.reuses_prefixes == (name not in WHOLE_PROMPTS)
+    assert engines[0]._runtime.capabilities.reuses_prefixes == (name not in WHOLE_PROMPTS)
     lean = engines[0]._runtime._lean is not None
     assert lean == (
         name in LEAN_LLMS or (name in ARCHITECTURES and name not in WHOLE_PROMPTS | {"gemma3"})

@@ -77,7 +77,7 @@ def test_it_rests_when_there_is_nothing_to_do() -> None:
 def test_a_thread_that_is_done_with_torch_keeps_no_openmp_threads() -> None:
     code = """
 import os, time, torch
-from vqa_app.openmp import _libgomp, release_threads
+from vqa_app.engine.cpu_threads import _libgomp, release_threads
 count = lambda: len(os.listdir("/proc/self/task"))
 torch.set_num_threads(3)
 torch.ones(1 << 22).mul_(2)

@@ -9,7 +9,7 @@ import pytest
 from tests.fake_engine import FakeEngine
 from tests.ui.desk import choice
 from tests.waiting import PATIENCE, until
-from vqa_app.errors import ModelError, NoRoomError
+from vqa_app.errors import InsufficientMemoryError, ModelError
 from vqa_app.serving.engine_pool import OFFERED, Hub
 
 
@@ -79,7 +79,9 @@ def crowded(engines, room, refusal=None):
     def load(chosen, _):
         tried.append(chosen.key)
         if sum(not engines[key].closed for key in set(tried) - {chosen.key}) >= room:
-            raise refusal or NoRoomError("It needs 17 GB; 9 are free.", "Close other programs.")
+            raise refusal or InsufficientMemoryError(
+                "It needs 17 GB; 9 are free.", "Close other programs."
+            )
         return engines[chosen.key]
 
     return hub_of(engines, load=load), tried

@@ -1,0 +1,223 @@
+"""All calls of this project into private or changing parts of transformers.
+
+Tried with transformers 5.23.0 and 5.24.0. Check every function here when the upper bound in
+`pyproject.toml` moves. Importing this module imports torch and transformers. Two uses stay where
+they are because they override methods: `finetune.training.trainer` subclasses the Trainer, and
+`vqa_app.engine.kv_cache` subclasses the cache classes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, DynamicLayer, GenerationMixin, LogitsProcessorList
+from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import Cache, GenerationConfig, PreTrainedConfig, TrainingArguments
+
+CACHE_ARGUMENT = (
+    "cache"
+    if "cache" in {field.name for field in fields(BaseModelOutputWithPast)}
+    else "past_key_values"
+)
+"""The argument of `forward` that takes the KV cache; 5.24 renamed and deprecated the old one."""
+
+
+def cache_argument(cache: Cache) -> dict[str, Cache]:
+    """Return the KV cache as a keyword argument for a model's `forward`."""
+    return {CACHE_ARGUMENT: cache}
+
+
+# Caches and attention
+
+
+def count_cache_layers(config: PreTrainedConfig) -> int:
+    """Return how many layers the KV cache of a model has."""
+    return len(DynamicCache(config=config).layers)
+
+
+def has_croppable_cache(config: PreTrainedConfig) -> bool:
+    """Return whether every layer caches keys and values that can be cut off at any token."""
+    text = config.get_text_config(decoder=True)
+    layers = DynamicCache(config=config).layers
+    # A sliding window is applied by the mask, so a full cache of such a layer can be cut too.
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+    return len(layers) == text.num_hidden_layers and all(type(layer) in kinds for layer in layers)
+
+
+def attends_to_all_previous_tokens(config: PreTrainedConfig) -> bool:
+    """Return whether no layer has a sliding window or linear attention."""
+    cache = DynamicCache(config=config)
+    return not any(cache.is_sliding) and not any(cache.is_linear)
+
+
+def attention_implementation(config: PreTrainedConfig) -> str:
+    """Return the name of the attention function of a (text) config: "sdpa", "eager", ..."""
+    return str(config._attn_implementation)
+
+
+def set_attention_implementation(config: PreTrainedConfig, name: str) -> None:
+    """Select an attention function without the checks of `set_attn_implementation`."""
+    config._attn_implementation = name
+
+
+# Image features
+
+
+def accepts_image_features(model: Any) -> bool:
+    """Return whether `forward` and `generate` take image features that were computed before."""
+    return (
+        "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+        and hasattr(model.base_model, "get_image_features")
+        and type(model).generate is GenerationMixin.generate
+    )
+
+
+def image_features_argument(output: Any) -> dict[str, Any]:
+    """Return an output of `get_image_features` as a keyword argument for `forward`."""
+    return {"mm_encoder_outputs": {"image": output}}
+
+
+# Generation
+
+
+def prepare_generation_config(model: Any, **changes: Any) -> GenerationConfig:
+    """Return the generation config that `generate` would use with these arguments."""
+    config, _ = model._prepare_generation_config(None, **changes)
+    return cast("GenerationConfig", config)
+
+
+def logits_processors(
+    model: Any, config: GenerationConfig, prompt_ids: Tensor
+) -> LogitsProcessorList:
+    """Return the logits processors of `generate`.
+
+    A config may ask for more than our own options do: Idefics forbids its image tokens as "bad
+    words". transformers has no public function that builds these processors.
+
+    Args:
+        model: Model that generates.
+        config: Result of `prepare_generation_config`; its special tokens are completed.
+        prompt_ids: Token ids of the prompt, [1, n].
+    """
+    model._prepare_special_tokens(config, True, device=prompt_ids.device)
+    return cast(
+        LogitsProcessorList,
+        model._get_logits_processor(
+            config, prompt_ids.shape[1], encoder_input_ids=prompt_ids, device=prompt_ids.device
+        ),
+    )
+
+
+class GenerateLoop:
+    """The decoding loop of `generate`, one token at a time.
+
+    Attributes:
+        logits: Logits of the next token, [vocabulary].
+    """
+
+    def __init__(self, model: Any, inputs: Mapping[str, Any]) -> None:
+        self._model, self._ids, config, self._state = model.generate(
+            **inputs, custom_generate=_return_prepared, do_sample=False, max_new_tokens=1
+        )
+        output = self._model._prefill(self._ids, config, self._state, is_first_iteration=True)
+        self.logits = self._update(output)
+
+    def step(self, token: int) -> Tensor:
+        """Append a token and return the logits of the next one, [vocabulary]."""
+        self._ids = torch.cat((self._ids, self._ids.new_tensor([[token]])), 1)
+        inputs = self._model.prepare_inputs_for_generation(
+            self._ids, next_sequence_length=1, **self._state
+        )
+        self.logits = self._update(self._model(**inputs, return_dict=True))
+        return self.logits
+
+    def _update(self, output: Any) -> Tensor:
+        self._state = self._model._update_model_kwargs_for_generation(
+            output, self._state, is_encoder_decoder=self._model.config.is_encoder_decoder
+        )
+        return cast(Tensor, output.logits[0, -1])
+
+
+def _return_prepared(
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
+    generation_config: Any = None,
+    **state: Any,
+) -> tuple[Any, Tensor, Any, dict[str, Any]]:
+    """Return what `generate` prepared, as a `custom_generate` function."""
+    return model, input_ids, generation_config, state
+
+
+# Processors
+
+
+def run_image_processor(
+    processor: Any, images: Sequence[Image]
+) -> tuple[Mapping[str, Any], Sequence[str]]:
+    """Run a processor's image processor on the images of one conversation.
+
+    Returns:
+        The image processor's output, and the text that replaces each image's placeholder.
+    """
+    merged = processor._merge_kwargs(
+        tokenizer_init_kwargs=processor.tokenizer.init_kwargs, return_tensors="pt"
+    )
+    # One nested list, because some processors treat the images of a conversation by their number.
+    inputs, expansions = processor._process_images([list(images)], **merged["images_kwargs"])
+    return inputs, expansions
+
+
+def render_chat_template(
+    template: str, messages: list[dict[str, Any]], add_generation_prompt: bool, **variables: Any
+) -> str:
+    """Render a chat template as `apply_chat_template` does."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    (text,), _ = render_jinja_template(
+        conversations=[messages],
+        chat_template=template,
+        add_generation_prompt=add_generation_prompt,
+        **variables,
+    )
+    return cast(str, text)
+
+
+def mllama_cross_attention_mask(processor: Any, ids: list[int], tiles: Any) -> Tensor:
+    """Return Mllama's mask from tokens to image tiles, [1, tokens, images, tiles]."""
+    from transformers.models.mllama.processing_mllama import (
+        convert_sparse_cross_attention_mask_to_dense,
+        get_cross_attention_token_mask,
+    )
+
+    dense = convert_sparse_cross_attention_mask_to_dense(
+        [get_cross_attention_token_mask(ids, processor.image_token_id)],
+        num_tiles=tiles,
+        max_num_tiles=processor.image_processor.max_image_tiles,
+        length=len(ids),
+    )
+    return torch.as_tensor(dense)
+
+
+# Training
+
+
+def use_one_gpu(arguments: TrainingArguments) -> None:
+    """Keep the Trainer from wrapping the model in `nn.DataParallel` on machines with many GPUs."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+
+
+def unsplittable_modules(model: Any) -> set[str]:
+    """Return the class names of the modules that FSDP wraps whole."""
+    return set(model._no_split_modules or ())
