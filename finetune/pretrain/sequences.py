@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from finetune.kernels.shared_prefix import branch_layout
 from finetune.pretrain.world import QA
-from finetune.pretrain.world.wording.phrasing import dress
+from finetune.pretrain.world.wording.phrasing import to_turn
 
 HEAD = "<|im_start|>user\n"
 ASK = "<|im_end|>\n<|im_start|>assistant\n"
@@ -32,8 +32,8 @@ Row = tuple[Sequence[int], Sequence[Turns]]
 
 
 def turns_of(qa: QA, rng: random.Random, short: bool | None = None, plain: bool = False) -> Turns:
-    """The conversation that ends in `qa`, dressed: [(question, answer), ...]."""
-    return [dress(q, rng, short, plain) for q in (*qa.before, qa)]
+    """The conversation that ends in `qa`, as turns: [(question, answer), ...]."""
+    return [to_turn(q, rng, short, plain) for q in (*qa.before, qa)]
 
 
 def branches(

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from finetune.pretrain.world import ROOMS, make_scene
-from finetune.pretrain.world.wording.phrasing import typed
+from finetune.pretrain.world.wording.phrasing import add_typing_noise
 from vqa_app.prompts.conversation import SHORT_STYLE
 
 IMAGE, START, END, PAD = "<image>", "<|im_start|>", "<|im_end|>", "<|pad|>"
@@ -98,7 +98,7 @@ def sentences(count: int, seed: int) -> Iterator[str]:
     for number in range(count):
         rng = random.Random(f"text-{seed}-{number}")
         for qa in ROOMS["shapes"].ask(make_scene(seed + number, "shapes"), rng, "train"):
-            yield typed(qa.question, rng)
+            yield add_typing_noise(qa.question, rng)
             yield qa.sentence
             yield qa.short
     yield SHORT_STYLE

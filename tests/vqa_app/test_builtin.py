@@ -18,7 +18,7 @@ from transformers import (
 import vqa_app.builtin
 from finetune.pretrain.sequences import turns_of
 from finetune.pretrain.world.rooms.shapes.room import SHAPES
-from finetune.pretrain.world.wording.phrasing import article
+from finetune.pretrain.world.wording.phrasing import with_article
 
 FOLDER = Path(vqa_app.builtin.__file__).parent
 MB = 10**6
@@ -109,7 +109,7 @@ def test_its_two_towers_match_pictures_and_captions() -> None:
     for seed in range(60):
         scene = SHAPES.make(random.Random(f"towers-{seed}"), "test", layout="single")
         (item,) = scene.items
-        text = f"The picture shows {article(f'{item.colour} {item.kind}')}."
+        text = f"The picture shows {with_article(f'{item.colour} {item.kind}')}."
         captions.setdefault(text, SHAPES.draw(scene))
         if len(captions) == 16:
             break

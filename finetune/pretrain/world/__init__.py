@@ -1,6 +1,6 @@
-"""A world of generated pictures that knows everything about itself.
+"""Generated pictures with questions and answers, for pre-training the built-in model.
 
-`ROOMS` is the table of its rooms; a new room is a module with a `Room` and one line here.
+`ROOMS` lists the kinds of pictures; a new room is a module with a `Room` and one line here.
 """
 
 import random
@@ -15,23 +15,27 @@ from finetune.pretrain.world.rooms.things.room import THINGS_ROOM
 from finetune.pretrain.world.rooms.writing.room import WRITING
 from finetune.pretrain.world.scene import QA, Item, Room, Scene, Split
 
-INSIDE: tuple[Room, ...] = (SHAPES, THINGS_ROOM, DIGITS, WRITING, CHARTS)
-ROOMS: dict[str, Room] = {room.name: room for room in (*INSIDE, Outside(INSIDE))}
+KNOWN_ROOMS: tuple[Room, ...] = (SHAPES, THINGS_ROOM, DIGITS, WRITING, CHARTS)
+"""The rooms whose questions have answers; those about pictures of `Outside` are refused."""
+ROOMS: dict[str, Room] = {room.name: room for room in (*KNOWN_ROOMS, Outside(KNOWN_ROOMS))}
 
 __all__ = ["QA", "ROOMS", "Item", "Room", "Scene", "Split", "make_scene", "sample_scene"]
 
 
 def make_scene(seed: int, room: str | None = None, split: Split = "train") -> Scene:
-    """The scene number `seed` of `room` (of any room: a fair draw). Raises KeyError: no such room.
+    """Make scene number `seed` of a room, or of a random room.
 
-    Train and test scenes of one seed are unrelated.
+    Scenes of one seed but of different splits are unrelated.
+
+    Raises:
+        KeyError: There is no such room.
     """
     rng = random.Random(f"{split}-{room}-{seed}")
     return ROOMS[room or rng.choice(sorted(ROOMS))].make(rng, split)
 
 
 def sample_scene(seed: int, room: str | None = None) -> tuple[Image.Image, list[QA]]:
-    """A picture that no training saw and questions about it: for example cards and demos."""
+    """Return a picture from the test split and questions about it, for examples and demos."""
     scene = make_scene(seed, room, "test")
-    home = ROOMS[scene.room]
-    return home.draw(scene), home.ask(scene, random.Random(f"ask-{seed}"), "test")
+    source = ROOMS[scene.room]
+    return source.draw(scene), source.ask(scene, random.Random(f"ask-{seed}"), "test")

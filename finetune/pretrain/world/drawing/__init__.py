@@ -1,4 +1,4 @@
-"""Drawing: paint, letters, hand-drawn lines.
+"""Drawing: colours, backgrounds, lettering, sketches of things.
 
-Uses no other room of the world.
+Uses no other folder of the world.
 """

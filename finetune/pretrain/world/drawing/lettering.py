@@ -1,4 +1,4 @@
-"""Fonts, and letters set in a row: shared by writing and charts."""
+"""Fonts, and lines of letters with known ink boxes, for the writing and charts rooms."""
 
 import importlib.util
 import itertools
@@ -14,8 +14,8 @@ from finetune.pretrain.world.drawing.paint import RGB, Canvas, ground_rgb
 from finetune.pretrain.world.scene import Split
 
 AILERON = "Aileron"
-"""The font that Pillow itself carries."""
-# These come with matplotlib, which the project depends on.
+"""The font that ships with Pillow."""
+# Except for Aileron they ship with matplotlib, on which the project depends.
 FONTS = (
     AILERON,
     "DejaVuSans",
@@ -34,38 +34,41 @@ FONTS = (
 )
 HELD_OUT_FONT = "cmtt10"
 CLEAR_FONTS = (AILERON, "DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")
-"""Those whose digits stay legible when small."""
+"""Fonts whose digits stay legible when small."""
 
 
 @lru_cache(maxsize=1)
 def font_folder() -> Path | None:
+    """Return matplotlib's folder of TrueType fonts, or None without matplotlib."""
     spec = importlib.util.find_spec("matplotlib")
     return Path(spec.origin).parent / "mpl-data/fonts/ttf" if spec and spec.origin else None
 
 
 @lru_cache(maxsize=1024)
 def font(name: str, size: int) -> FreeTypeFont:
-    """A font at so many pixels an em; Pillow's own one where matplotlib is not installed."""
+    """Load a font at `size` pixels per em; without matplotlib, always Pillow's own font."""
     folder = font_folder()
     if name == AILERON or folder is None:
-        return ImageFont.load_default(size)
+        default = ImageFont.load_default(size)
+        assert isinstance(default, FreeTypeFont)  # a bitmap font only where FreeType is missing
+        return default
     return ImageFont.truetype(folder / f"{name}.ttf", size)
 
 
 def pick_font(rng: random.Random, split: Split) -> str:
-    """Any font; the held-out one for a third of the test split and never in training."""
+    """Pick a font; the held-out one in a third of the test split and never in training."""
     if split == "test" and rng.random() < 0.33:
         return HELD_OUT_FONT
     return rng.choice(FONTS)
 
 
 def lightness(rgb: RGB) -> float:
-    """Luma, 0..255."""
+    """Return the luma, 0..255."""
     return 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2]
 
 
 def legible_ground(pen: RGB, rng: random.Random) -> RGB:
-    """A background that thin lines of the colour `pen` can be read on: lighter or darker."""
+    """Return a background colour on which thin lines of the colour `pen` are legible."""
     for _ in range(12):
         ground = ground_rgb(rng, [pen])
         if abs(lightness(ground) - lightness(pen)) > 70:
@@ -75,7 +78,7 @@ def legible_ground(pen: RGB, rng: random.Random) -> RGB:
 
 @dataclass(frozen=True)
 class Glyph:
-    """A letter in its place: pixel origin on the baseline, and the box of its ink."""
+    """A placed letter: its origin on the baseline and its ink box, in pixels."""
 
     letter: str
     x: float
@@ -85,7 +88,7 @@ class Glyph:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of letters in one font, `size` pixels an em."""
+    """A row of letters in one font at `size` pixels per em."""
 
     glyphs: tuple[Glyph, ...]
     font: str
@@ -93,6 +96,7 @@ class Line:
 
     @property
     def box(self) -> tuple[float, float, float, float]:
+        """The box around all ink: left, top, right, bottom in pixels."""
         boxes = [glyph.box for glyph in self.glyphs]
         return (
             min(b[0] for b in boxes),
@@ -107,13 +111,15 @@ _EM = 100
 
 @lru_cache(maxsize=4096)
 def metrics(name: str, letter: str) -> tuple[float, tuple[float, float, float, float]]:
-    """Advance and ink box around the baseline's origin, in ems."""
+    """Return a letter's advance and its ink box around the origin on the baseline, in ems."""
     face = font(name, _EM)
     box = face.getbbox(letter, anchor="ls")
-    return face.getlength(letter) / _EM, tuple(v / _EM for v in box)
+    left, top, right, bottom = (v / _EM for v in box)
+    return face.getlength(letter) / _EM, (left, top, right, bottom)
 
 
 def advances(name: str, text: str) -> list[float]:
+    """Return the advance of each letter, in ems."""
     return [metrics(name, letter)[0] for letter in text]
 
 
@@ -126,8 +132,16 @@ def set_line(
     pitch: float = 0.0,
     slope: float = 0.0,
 ) -> Line:
-    """Letters from `left` on; neighbours' centres at least `pitch` pixels apart; the baseline
-    falls by `slope` pixels a pixel.
+    """Place the letters of `text` in a row.
+
+    Args:
+        text: What is written.
+        name: The font's name.
+        size: Pixels per em.
+        left: Where the first letter begins, in pixels.
+        baseline: The height of the baseline at the first letter, in pixels.
+        pitch: The least distance between the centres of neighbouring letters, in pixels.
+        slope: How far the baseline falls per pixel to the right.
     """
     wide = [a * size for a in advances(name, text)]
     centres = [left + wide[0] / 2]
@@ -149,7 +163,7 @@ def set_line(
 
 
 def line_width(text: str, name: str, size: float, pitch: float = 0.0) -> float:
-    """Pixels from the first letter's left to the last one's right."""
+    """Return the width in pixels of the line that `set_line` would place."""
     wide = [a * size for a in advances(name, text)]
     steps = (max(pitch, (a + b) / 2) for a, b in itertools.pairwise(wide))
     return wide[0] / 2 + sum(steps) + wide[-1] / 2
@@ -158,7 +172,7 @@ def line_width(text: str, name: str, size: float, pitch: float = 0.0) -> float:
 def draw_line(
     canvas: Canvas, line: Line, rgb: RGB, edge: RGB | None = None, shadow: RGB | None = None
 ) -> None:
-    """Draw the letters; `edge` gives them a thin contour, `shadow` a shade to the right below."""
+    """Draw the letters, with a thin contour in `edge` and a drop shadow in `shadow` if given."""
     scale = canvas.scale
     face = font(line.font, max(6, round(line.size * scale)))
     width = max(1, round(line.size * scale * 0.03)) if edge else 0
@@ -175,7 +189,7 @@ def draw_line(
 
 
 def centred(text: str, name: str, size: float, x: float, y: float) -> Line:
-    """A line whose ink is centred on (x, y)."""
+    """Place a line so that its ink is centred on pixel (x, y)."""
     line = set_line(text, name, size, 0, 0)
     left, top, right, bottom = line.box
     return set_line(text, name, size, x - (left + right) / 2, y - (top + bottom) / 2)

@@ -1,4 +1,4 @@
-"""Colours, backgrounds and anti-aliased drawing, shared by all rooms."""
+"""Colours, backgrounds, picture sizes and an anti-aliased canvas."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from PIL import Image, ImageChops, ImageDraw
 RGB = tuple[int, int, int]
 Points = Sequence[tuple[float, float]]
 
-# Anchors of each colour name; a sample is an anchor, or a mix of two, plus a little jitter.
+# Each colour name with its reference shades. A sample is one of them, or a mix of two, plus noise.
 COLOURS: dict[str, tuple[RGB, ...]] = {
     "black": ((0, 0, 0), (25, 25, 28)),
     "gray": ((128, 128, 128), (110, 112, 116), (155, 155, 155)),
@@ -26,23 +26,33 @@ COLOURS: dict[str, tuple[RGB, ...]] = {
 }
 
 
+def to_rgb(channels: Iterable[float]) -> RGB:
+    """Return three channel values, rounded and limited to 0..255."""
+    red, green, blue = (min(255, max(0, round(value))) for value in channels)
+    return red, green, blue
+
+
 def colour_rgb(name: str, rng: random.Random, jitter: int = 12) -> RGB:
-    """A shade that people would call `name`. Raises KeyError for an unknown name."""
+    """Return a random shade that people would call `name`.
+
+    Raises:
+        KeyError: `name` is not in `COLOURS`.
+    """
     first, second = rng.choice(COLOURS[name]), rng.choice(COLOURS[name])
     mix = rng.random()
-    return tuple(
-        min(255, max(0, round(a * mix + b * (1 - mix) + rng.uniform(-jitter, jitter))))
+    return to_rgb(
+        a * mix + b * (1 - mix) + rng.uniform(-jitter, jitter)
         for a, b in zip(first, second, strict=True)
     )
 
 
 def far_enough(rgb: RGB, others: Iterable[RGB], least: float = 85.0) -> bool:
-    """Whether `rgb` stands out from all `others` (Euclidean distance in RGB)."""
+    """Return whether `rgb` is at least `least` away from all `others` (Euclidean, in RGB)."""
     return all(sum((a - b) ** 2 for a, b in zip(rgb, o, strict=True)) >= least**2 for o in others)
 
 
 def ground_rgb(rng: random.Random, items: Sequence[RGB]) -> RGB:
-    """A background colour that all `items` stand out from: mostly pale, as pictures are."""
+    """Return a background colour that contrasts with all `items`, most often a pale one."""
     for least in (85.0, 85.0, 60.0, 40.0, 0.0):
         for _ in range(12):
             roll = rng.random()
@@ -52,29 +62,32 @@ def ground_rgb(rng: random.Random, items: Sequence[RGB]) -> RGB:
                 tone, spread = rng.randint(0, 60), 25
             else:
                 tone, spread = rng.randint(60, 215), 60
-            rgb = tuple(min(255, max(0, tone + rng.randint(-spread, spread))) for _ in range(3))
+            rgb = to_rgb(tone + rng.randint(-spread, spread) for _ in range(3))
             if far_enough(rgb, items, least):
                 return rgb
-    raise AssertionError("the last round accepts anything")
+    raise AssertionError("a minimum distance of 0 accepts any colour")
 
 
 def background(width: int, height: int, base: RGB, seed: int) -> Image.Image:
-    """A plain, gradient, textured or noisy ground around `base`; the same for the same seed."""
+    """Paint a plain, gradient, textured or noisy background around the colour `base`.
+
+    The same seed gives the same pixels.
+    """
     rng = random.Random(seed)
     style = rng.choices(("plain", "gradient", "texture", "noise"), (5, 2, 2, 2))[0]
     if style == "plain":
         return Image.new("RGB", (width, height), base)
     if style == "gradient":
         shift = [rng.randint(-28, 28) for _ in range(3)]
-        tip = tuple(min(255, max(0, c + s)) for c, s in zip(base, shift, strict=True))
+        end = to_rgb(c + s for c, s in zip(base, shift, strict=True))
         ramp = rng.choice((Image.linear_gradient, Image.radial_gradient))("L")
         ramp = ramp.rotate(rng.choice((0, 90, 180, 270))).resize((width, height))
-        grounds = (Image.new("RGB", (width, height), rgb) for rgb in (tip, base))
-        return Image.composite(*grounds, ramp)
+        size = (width, height)
+        return Image.composite(Image.new("RGB", size, end), Image.new("RGB", size, base), ramp)
     if style == "texture":
         picture = Image.new("RGB", (width, height), base)
         pen = ImageDraw.Draw(picture)
-        shade = tuple(min(255, max(0, c + rng.choice((-12, -8, 8, 12)))) for c in base)
+        shade = to_rgb(c + rng.choice((-12, -8, 8, 12)) for c in base)
         step, slope = rng.randint(5, 22), rng.choice((0, 0.5, 1, -1))
         if rng.random() < 0.5:
             for x in range(-height, width + height, step):
@@ -90,23 +103,25 @@ def background(width: int, height: int, base: RGB, seed: int) -> Image.Image:
 
 
 class Canvas:
-    """A picture drawn at `scale` times its size and reduced at the end: anti-aliasing.
+    """A picture drawn enlarged and reduced by `finish`, which anti-aliases it.
 
-    All coordinates are pixels of the final picture.
+    All coordinates and widths are in pixels of the finished picture.
     """
 
     def __init__(self, ground: Image.Image) -> None:
         self.scale = 3 if max(ground.size) <= 224 else 2
-        big = (ground.width * self.scale, ground.height * self.scale)
-        self.image = ground.resize(big, Image.Resampling.NEAREST)
+        enlarged = (ground.width * self.scale, ground.height * self.scale)
+        self.image = ground.resize(enlarged, Image.Resampling.NEAREST)
         self.pen = ImageDraw.Draw(self.image)
 
     def polygon(self, points: Points, rgb: RGB) -> None:
+        """Draw a filled polygon."""
         self.pen.polygon([(x * self.scale, y * self.scale) for x, y in points], fill=rgb)
 
     def line(self, points: Points, rgb: RGB, width: float) -> None:
-        big = [(x * self.scale, y * self.scale) for x, y in points]
-        self.pen.line(big, fill=rgb, width=max(1, round(width * self.scale)), joint="curve")
+        """Draw a line through the points, with rounded joints."""
+        scaled = [(x * self.scale, y * self.scale) for x, y in points]
+        self.pen.line(scaled, fill=rgb, width=max(1, round(width * self.scale)), joint="curve")
 
     def ellipse(
         self,
@@ -115,8 +130,9 @@ class Canvas:
         edge: RGB | None = None,
         width: float = 0,
     ) -> None:
-        big = [v * self.scale for v in box]
-        self.pen.ellipse(big, fill=rgb, outline=edge, width=round(width * self.scale))
+        """Draw an ellipse that fills `box`, with an optional outline."""
+        scaled = [v * self.scale for v in box]
+        self.pen.ellipse(scaled, fill=rgb, outline=edge, width=round(width * self.scale))
 
     def rectangle(
         self,
@@ -126,24 +142,32 @@ class Canvas:
         width: float = 0,
         radius: float = 0,
     ) -> None:
-        big = [v * self.scale for v in box]
+        """Draw a rectangle, optionally with an outline and rounded corners."""
+        scaled = [v * self.scale for v in box]
         self.pen.rounded_rectangle(
-            big, radius * self.scale, fill=rgb, outline=edge, width=round(width * self.scale)
+            scaled, radius * self.scale, fill=rgb, outline=edge, width=round(width * self.scale)
         )
 
     def outlined(self, points: Points, rgb: RGB, width: float) -> None:
-        """The closed outline of a polygon, `width` pixels thick."""
+        """Draw the closed outline of a polygon, `width` pixels thick."""
         points = list(points)
         self.line([*points, points[0], points[1]], rgb, width)
 
     def striped(self, points: Points, rgb: RGB, step: float, slant: int) -> None:
-        """A polygon filled with stripes (`slant`: 0 flat, 1 upright, 2 diagonal) and edged."""
-        big = [(x * self.scale, y * self.scale) for x, y in points]
-        left, top = int(min(x for x, _ in big)), int(min(y for _, y in big))
-        width = int(max(x for x, _ in big)) - left + 2
-        height = int(max(y for _, y in big)) - top + 2
+        """Draw an outlined polygon filled with stripes.
+
+        Args:
+            points: The corners.
+            rgb: The colour of the stripes and of the outline.
+            step: The distance between stripes, in pixels.
+            slant: 0 for horizontal stripes, 1 for vertical, 2 for diagonal.
+        """
+        scaled = [(x * self.scale, y * self.scale) for x, y in points]
+        left, top = int(min(x for x, _ in scaled)), int(min(y for _, y in scaled))
+        width = int(max(x for x, _ in scaled)) - left + 2
+        height = int(max(y for _, y in scaled)) - top + 2
         mask, bars = Image.new("L", (width, height)), Image.new("L", (width, height))
-        ImageDraw.Draw(mask).polygon([(x - left, y - top) for x, y in big], fill=255)
+        ImageDraw.Draw(mask).polygon([(x - left, y - top) for x, y in scaled], fill=255)
         pen, gap = ImageDraw.Draw(bars), max(2.0, step * self.scale)
         for k in range(int((width + height) / gap) + 1):
             at = k * gap
@@ -153,35 +177,16 @@ class Canvas:
         self.outlined(points, rgb, max(1.0, step * 0.3))
 
     def finish(self) -> Image.Image:
-        """The picture at its own size."""
+        """Return the picture at its final size."""
         return self.image.reduce(self.scale)
 
 
-def plural(word: str) -> str:
-    """The plural of a kind's name, as used in questions."""
-    special = {
-        "fish": "fish",
-        "sheep": "sheep",
-        "leaf": "leaves",
-        "knife": "knives",
-        "mouse": "mice",
-        "die": "dice",
-        "domino": "dominoes",
-        "scissors": "scissors",
-        "glasses": "glasses",
-        "cactus": "cacti",
-    }
-    if word in special:
-        return special[word]
-    if word.endswith(("s", "x", "ch", "sh")):
-        return word + "es"
-    if word.endswith("y") and word[-2] not in "aeiou":
-        return word[:-1] + "ies"
-    return word + "s"
-
-
 def picture_size(rng: random.Random) -> tuple[int, int]:
-    """Mostly near the model's own 128 pixels (cheap), now and then 64..512, and odd aspects."""
+    """Return a random width and height in pixels, 64..512.
+
+    Most are near the encoder's input size of 128 pixels, which is cheap to draw; some are much
+    smaller or larger, and two in five are not square.
+    """
     side = rng.randint(112, 176) if rng.random() < 0.85 else rng.choice((64, 80, 96, 256, 384, 512))
     if rng.random() < 0.6:
         return side, side
@@ -192,5 +197,5 @@ def picture_size(rng: random.Random) -> tuple[int, int]:
 
 
 def mixed(a: RGB, b: RGB, share: float) -> RGB:
-    """`a` with `share` of `b` in it."""
-    return tuple(round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
+    """Return `a` blended with the share `share` (0..1) of `b`."""
+    return to_rgb(x + (y - x) * share for x, y in zip(a, b, strict=True))

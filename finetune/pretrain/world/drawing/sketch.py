@@ -1,7 +1,7 @@
-"""How a thing is drawn: parts in a unit square, recorded first, then set into a picture.
+"""Sketches of things: parts in a unit square, recorded first and painted into a picture later.
 
-A thing is a function of a `Sketch`. What it draws is kept as parts (polygons and strokes), so that
-the box around them can be measured before anything has a place.
+Each kind of thing is a function that draws onto a `Sketch`. The sketch keeps the polygons and
+strokes as parts, so that their bounding box is known before the thing is placed.
 """
 
 import math
@@ -27,7 +27,7 @@ BLUSH: RGB = (240, 150, 150)
 
 @dataclass(frozen=True)
 class Part:
-    """A filled polygon, or with `width` > 0 a stroke along the points."""
+    """A filled polygon, or a stroke along the points where `width` > 0."""
 
     points: tuple[Point, ...]
     rgb: RGB
@@ -35,10 +35,12 @@ class Part:
 
 
 class Sketch:
-    """Records a thing's parts. x runs right, y runs down, both over about 0..1.
+    """The parts of one thing; x runs right and y down, both over about 0..1.
 
-    `main` is the colour that the thing is called by; `dark`, `light` and `pale` are shades of it;
-    `rng` makes each specimen a little different; `facts` are what can be read from it.
+    `main` is the colour that the thing is named by; `dark`, `light` and `pale` are shades of it.
+    `rng` varies each drawing. `facts` holds what can be read off the drawing, such as the hour of
+    a clock. In the drawing methods, `c` is a colour (`main` if omitted), `w` the width of a
+    stroke and `r` a radius.
     """
 
     def __init__(self, colour: str, rng: random.Random) -> None:
@@ -50,23 +52,27 @@ class Sketch:
         self.parts: list[Part] = []
         self.facts: dict[str, int] = {}
 
-    def any(self, low: float, high: float) -> float:
+    def uniform(self, low: float, high: float) -> float:
+        """Return a random number between `low` and `high`."""
         return self.rng.uniform(low, high)
 
-    def maybe(self, chance: float = 0.5) -> bool:
-        return self.rng.random() < chance
+    def maybe(self, probability: float = 0.5) -> bool:
+        """Return True with the given probability."""
+        return self.rng.random() < probability
 
     def accent(self) -> RGB:
-        """Some other colour, for what does not name the thing."""
+        """Return a colour that differs clearly from `main`, for details."""
         while True:
             rgb = colour_rgb(self.rng.choice(list(COLOURS)), self.rng)
             if sum(abs(a - b) for a, b in zip(rgb, self.main, strict=True)) > 150:
                 return rgb
 
     def poly(self, *points: Point, c: RGB | None = None) -> None:
+        """Add a filled polygon."""
         self.parts.append(Part(points, c or self.main))
 
     def line(self, *points: Point, c: RGB | None = None, w: float = 0.05) -> None:
+        """Add a stroke through the points."""
         self.parts.append(Part(points, c or self.main, w))
 
     def oval(
@@ -79,12 +85,13 @@ class Sketch:
         start: float = 0.0,
         end: float = 360.0,
     ) -> None:
-        """An ellipse around (x, y), or its sector's arc closed by a chord (degrees, clockwise
-        from the right).
+        """Add a filled ellipse around (x, y), or the segment between two angles.
+
+        Angles are in degrees, clockwise from the right.
         """
         self.poly(*arc(x, y, rx, ry or rx, start, end), c=c)
 
-    def hoop(
+    def ring(
         self,
         x: float,
         y: float,
@@ -95,13 +102,13 @@ class Sketch:
         start: float = 0.0,
         end: float = 360.0,
     ) -> None:
-        """The same as a stroke."""
+        """Add a stroke along an ellipse or along a part of it; arguments as for `oval`."""
         self.line(*arc(x, y, rx, ry or rx, start, end), c=c, w=w)
 
     def box(
         self, x0: float, y0: float, x1: float, y1: float, c: RGB | None = None, r: float = 0.0
     ) -> None:
-        """A rectangle with corners rounded by `r`."""
+        """Add a filled rectangle with corners rounded by `r`."""
         if r <= 0:
             self.poly((x0, y0), (x1, y0), (x1, y1), (x0, y1), c=c)
             return
@@ -114,10 +121,11 @@ class Sketch:
         self.poly(*(p for x, y, a in corners for p in arc(x, y, r, r, a, a + 90, 4)), c=c)
 
     def smooth(self, *points: Point, c: RGB | None = None) -> None:
-        """A closed curve through the points (Catmull-Rom)."""
-        self.poly(*curve(points), c=c)
+        """Add a filled closed curve through the points."""
+        self.poly(*closed_curve(points), c=c)
 
     def eye(self, x: float, y: float, r: float = 0.03) -> None:
+        """Add an animal's eye, sometimes with the white around it."""
         if self.maybe(0.4):
             self.oval(x, y, r * 1.6, c=WHITE)
         self.oval(x, y, r, c=INK)
@@ -126,64 +134,76 @@ class Sketch:
 def arc(
     x: float, y: float, rx: float, ry: float, start: float, end: float, steps: int = 0
 ) -> list[Point]:
+    """Return points along an ellipse between two angles, in degrees clockwise from the right."""
     steps = steps or max(5, round(abs(end - start) / 15))
     turns = (math.radians(start + (end - start) * k / steps) for k in range(steps + 1))
     return [(x + rx * math.cos(t), y + ry * math.sin(t)) for t in turns]
 
 
-def curve(points: Sequence[Point], steps: int = 5) -> list[Point]:
-    """Points on the closed Catmull-Rom spline through `points`."""
+def catmull_rom(p0: Point, p1: Point, p2: Point, p3: Point, t: float) -> Point:
+    """Return the point at `t` (0..1) of a Catmull-Rom spline's segment from `p1` to `p2`."""
+    a, b = t * (t * (2 - t) - 1) / 2, (t * t * (3 * t - 5) + 2) / 2
+    c, d = t * (t * (4 - 3 * t) + 1) / 2, t * t * (t - 1) / 2
+    return (
+        a * p0[0] + b * p1[0] + c * p2[0] + d * p3[0],
+        a * p0[1] + b * p1[1] + c * p2[1] + d * p3[1],
+    )
+
+
+def closed_curve(points: Sequence[Point], steps: int = 5) -> list[Point]:
+    """Return points along the closed Catmull-Rom spline through `points`."""
     count, found = len(points), []
     for k in range(count):
         p0, p1, p2, p3 = (points[(k + d) % count] for d in (-1, 0, 1, 2))
-        for step in range(steps):
-            t = step / steps
-            a, b = t * (t * (2 - t) - 1) / 2, (t * t * (3 * t - 5) + 2) / 2
-            c, d = t * (t * (4 - 3 * t) + 1) / 2, t * t * (t - 1) / 2
-            found.append(
-                (
-                    a * p0[0] + b * p1[0] + c * p2[0] + d * p3[0],
-                    a * p0[1] + b * p1[1] + c * p2[1] + d * p3[1],
-                )
-            )
+        found += [catmull_rom(p0, p1, p2, p3, step / steps) for step in range(steps)]
     return found
 
 
-Draw = Callable[[Sketch], None]
+DrawThing = Callable[[Sketch], None]
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A kind of thing: its drawing, its colours, what sort it is, how far it may lean."""
+    """A kind of thing: how it is drawn and which variations are allowed.
 
-    draw: Draw
+    `category` is "animal", "fruit", "tool", ...; `lean` is about how far it may tilt, in degrees;
+    `flips` says whether it may be mirrored.
+    """
+
+    draw: DrawThing
     colours: tuple[str, ...]
-    sort: str
+    category: str
     lean: float
     flips: bool
 
 
-MADE_COLOURS = tuple(COLOURS)
+class DrawingRegistry(dict[str, Thing]):
+    """Things by name; `register` decorates the functions that draw them."""
 
+    def register(
+        self, category: str, colours: str = "", lean: float = 6.0, flips: bool = True
+    ) -> Callable[[DrawThing], DrawThing]:
+        """Return a decorator that adds a thing under its function's name.
 
-class Shelf(dict[str, Thing]):
-    """The things of a module, by name; `shelf.add(...)` decorates their drawings."""
+        Args:
+            category: What sort of thing it is.
+            colours: The names of its colours, separated by spaces; all colours if empty.
+            lean: About how far it may tilt, in degrees.
+            flips: Whether it may be mirrored.
+        """
 
-    def add(
-        self, sort: str, colours: str = "", lean: float = 6.0, flips: bool = True
-    ) -> Callable[[Draw], Draw]:
-        """`colours` in words ("red green"), every colour when empty; `lean` in degrees."""
-
-        def keep(draw: Draw) -> Draw:
+        def add(draw: DrawThing) -> DrawThing:
             name = draw.__name__.replace("_", " ")
-            self[name] = Thing(draw, tuple(colours.split()) or MADE_COLOURS, sort, lean, flips)
+            self[name] = Thing(
+                draw, tuple(colours.split()) or tuple(COLOURS), category, lean, flips
+            )
             return draw
 
-        return keep
+        return add
 
 
 def bounds(parts: Iterable[Part]) -> Box:
-    """(left, top, right, bottom) of everything drawn, strokes with their width."""
+    """Return the box (left, top, right, bottom) around all parts, including stroke widths."""
     boxes = []
     for part in parts:
         xs, ys = zip(*part.points, strict=True)
@@ -194,43 +214,48 @@ def bounds(parts: Iterable[Part]) -> Box:
 
 
 @dataclass(frozen=True)
-class Specimen:
-    """One drawing of a thing: parts in a box of `wide` x `high` at (0, 0), the longer being 1."""
+class ThingDrawing:
+    """One drawing of a thing: parts in a box of `width` x `height` at (0, 0), the longer being 1.
+
+    `main` and `facts` are those of the `Sketch`.
+    """
 
     parts: tuple[Part, ...]
-    wide: float
-    high: float
+    width: float
+    height: float
     main: RGB
     facts: dict[str, int]
 
 
-def specimen(thing: Thing, colour: str, rng: random.Random) -> Specimen:
-    """Draw a thing anew: leaned, perhaps turned round, in its own proportions."""
+def draw_thing(thing: Thing, colour: str, rng: random.Random) -> ThingDrawing:
+    """Draw a thing with random tilt, mirroring and proportions."""
     sketch = Sketch(colour, rng)
     thing.draw(sketch)
     turn = math.radians(rng.gauss(0, thing.lean / 2))
-    cos, sin, way = math.cos(turn), math.sin(turn), -1 if thing.flips and rng.random() < 0.5 else 1
-    wide = rng.uniform(0.92, 1.08)
+    cos, sin = math.cos(turn), math.sin(turn)
+    mirror = -1 if thing.flips and rng.random() < 0.5 else 1
+    stretch = rng.uniform(0.92, 1.08)
 
     def turned(point: Point) -> Point:
-        x, y = (point[0] - 0.5) * way * wide, point[1] - 0.5
+        x, y = (point[0] - 0.5) * mirror * stretch, point[1] - 0.5
         return x * cos - y * sin, x * sin + y * cos
 
     parts = [Part(tuple(map(turned, p.points)), p.rgb, p.width) for p in sketch.parts]
     left, top, right, bottom = bounds(parts)
-    long = max(right - left, bottom - top)
+    longer = max(right - left, bottom - top)
     parts = [
         Part(
-            tuple(((x - left) / long, (y - top) / long) for x, y in p.points), p.rgb, p.width / long
+            tuple(((x - left) / longer, (y - top) / longer) for x, y in p.points),
+            p.rgb,
+            p.width / longer,
         )
         for p in parts
     ]
-    return Specimen(
-        tuple(parts), (right - left) / long, (bottom - top) / long, sketch.main, sketch.facts
-    )
+    width, height = (right - left) / longer, (bottom - top) / longer
+    return ThingDrawing(tuple(parts), width, height, sketch.main, sketch.facts)
 
 
-def set_down(
+def paint_parts(
     canvas: Canvas,
     parts: Iterable[Part],
     x: float,
@@ -239,14 +264,24 @@ def set_down(
     contour: float = 0.0,
     ink: RGB = INK,
 ) -> None:
-    """Draw parts at pixel (x, y); with `contour` > 0 each has an edge so wide (pixels)."""
+    """Paint parts onto a canvas.
+
+    Args:
+        canvas: Where to paint.
+        parts: What to paint.
+        x: The pixel column of the parts' origin.
+        y: The pixel row of the parts' origin.
+        scale: Pixels per unit of the parts.
+        contour: The width of an outline around each part, in pixels; 0 for none.
+        ink: The outline's colour.
+    """
     for part in parts:
         points = [(x + px * scale, y + py * scale) for px, py in part.points]
         if part.width:
-            wide = part.width * scale
-            if contour and wide > 2.5 * contour:
-                canvas.line(points, ink, wide + contour)
-            canvas.line(points, part.rgb, wide)
+            width = part.width * scale
+            if contour and width > 2.5 * contour:
+                canvas.line(points, ink, width + contour)
+            canvas.line(points, part.rgb, width)
         else:
             canvas.polygon(points, part.rgb)
             if contour:

@@ -1,4 +1,4 @@
-"""Questions about objects: colour, count, position, presence, comparison, description.
+"""Questions about objects: appearance, presence, position, comparison, description.
 
 May use wording, drawing.
 """

@@ -1,10 +1,10 @@
-"""Questions on how one object looks: see `ask`."""
+"""Skills on the appearance of one object: its colour, fill, size and kind."""
 
-from finetune.pretrain.world.objects.asker import Asking
+from finetune.pretrain.world.objects.context import ObjectContext
 from finetune.pretrain.world.scene import FILLS, QA, SIZES, Item
-from finetune.pretrain.world.wording.phrasing import article
+from finetune.pretrain.world.wording.phrasing import with_article
 
-ASKED = {
+ATTRIBUTE_TEMPLATES = {
     "colour": (
         "What colour is the {r}?",
         "What is the colour of the {r}?",
@@ -34,7 +34,7 @@ ASKED = {
     ),
 }
 
-CONFIRMED = {
+CONFIRM_TEMPLATES = {
     "colour": (
         "Is the {r} {v}?",
         "Is the {r} {v}?",
@@ -47,7 +47,7 @@ CONFIRMED = {
     "fill": ("Is the {r} {v}?", "Is the {r} {v}{in_pic}?", "~The {r} is {v}, isn't it?"),
     "size": ("Is the {r} {v}?", "Is the {r} {v}{in_pic}?", "~The {r} is {v}, isn't it?"),
 }
-CONFIRMED_ALONE = {
+CONFIRM_TEMPLATES_ONE_OBJECT = {
     "colour": ("Is it {v}?", "Is this {n} {v}?"),
     "kind": ("Is this {a}?", "Is it {a}?", "Is this {n} {a}?"),
     "fill": ("Is it {v}?",),
@@ -55,91 +55,100 @@ CONFIRMED_ALONE = {
 }
 
 
-class Looks(Asking):
-    """One object's colour, fill, size and kind."""
+def colour(context: ObjectContext) -> QA | None:
+    """Ask for the colour of an object."""
+    return attribute(context, "colour")
 
-    def colour(self) -> QA | None:
-        return self.attribute("colour")
 
-    def fill(self) -> QA | None:
-        return self.attribute("fill")
+def fill(context: ObjectContext) -> QA | None:
+    """Ask for the fill of an object: solid, striped or outlined."""
+    return attribute(context, "fill")
 
-    def size(self) -> QA | None:
-        return self.attribute("size")
 
-    def attribute(self, field: str) -> QA | None:
-        item = self.pick(field)
-        ref = item and self.unique(item, (field,))
-        if not ref:
-            return None
-        value = getattr(item, field)
-        question = self.say(ASKED[field], r=ref.text)
-        return QA(field, question, value, f"The {ref.text} is {value}.")
+def size(context: ObjectContext) -> QA | None:
+    """Ask for the size of an object: small or big."""
+    return attribute(context, "size")
 
-    def confirm(self) -> QA | None:
-        """Whether an object looks as the question says."""
-        field = self.rng.choice(("colour", "colour", "kind", "fill", "size"))
-        item = self.pick(field)
-        ref = item and self.unique(item, (field,))
-        if not item or not ref or (field == "fill" and not self.has("fill")):
-            return None
-        value = asked = getattr(item, field)
-        if self.rng.random() < 0.5:
-            asked = self.rng.choice([other for other in self.values(field) if other != value])
-        forms = [*CONFIRMED[field]]
-        if len(self.items) == 1:
-            forms += CONFIRMED_ALONE[field]
-        words = {"r": ref.text, "v": asked, "a": article(asked), "n": self.words.noun}
-        question = self.say(forms, **words)
-        said = article(value) if field == "kind" else value
-        sentence = f"{'Yes' if asked == value else 'No'}, the {ref.text} is {said}."
-        return QA("confirm", question, "yes" if asked == value else "no", sentence)
 
-    def values(self, field: str) -> tuple[str, ...]:
-        """All that a field may hold."""
-        known = {"colour": self.words.colours, "kind": self.words.kinds}
-        return known.get(field) or {"fill": FILLS, "size": SIZES}[field]
+def attribute(context: ObjectContext, field: str) -> QA | None:
+    """Ask for one attribute of an object: "colour", "fill" or "size"."""
+    item = context.pick_with(field)
+    ref = item and context.refer_to(item, (field,))
+    if not item or not ref:
+        return None
+    value = getattr(item, field)
+    question = context.phrase(ATTRIBUTE_TEMPLATES[field], r=ref.text)
+    return QA(field, question, value, f"The {ref.text} is {value}.")
 
-    def kind(self) -> QA | None:
-        item = self.pick("kind")
-        ref = item and self.unique(item, ("kind",))
-        if not ref:
-            return None
-        noun = self.words.noun
-        rest = ref.text.removesuffix(noun).strip()
-        if not rest:
-            return self.only_kind(item)
-        question = self.say(
-            (
-                "What is the {r}?",
-                "What {n} is {rest}?",
-                "Which {n} is {rest}?",
-                "What is the {rest} {n}?",
-                "What is the {r}{in_pic}?",
-                "What kind of {n} is the {rest} one?",
-                "What {n} is the {rest} one?",
-                "Name the {r}.",
-                "~Which {n} is the {rest} one?",
-            ),
-            r=ref.text,
-            rest=rest,
-            n=noun,
-        )
-        return QA("shape", question, item.word, f"The {ref.text} is {article(item.word)}.")
 
-    def only_kind(self, item: Item) -> QA:
-        """Of an object that is alone."""
-        question = self.say(
-            (
-                "What {n} is in the {pic}?",
-                "What {n} does the {pic} contain?",
-                "What {n} is this?",
-                "What {n} is present?",
-                "Which {n} is it?",
-                "What {n} do you see?",
-                "What is the {n}{in_pic}?",
-                "~Which {n} does the {pic} contain?",
-            ),
-            n=self.words.noun,
-        )
-        return QA("shape", question, item.word, f"It is {article(item.word)}.")
+def confirm(context: ObjectContext) -> QA | None:
+    """Ask whether an object has the attribute that the question names."""
+    field = context.rng.choice(("colour", "colour", "kind", "fill", "size"))
+    item = context.pick_with(field)
+    ref = item and context.refer_to(item, (field,))
+    if not item or not ref or (field == "fill" and not context.all_have("fill")):
+        return None
+    value = asked = getattr(item, field)
+    if context.rng.random() < 0.5:
+        asked = context.rng.choice([other for other in values(context, field) if other != value])
+    templates = [*CONFIRM_TEMPLATES[field]]
+    if len(context.items) == 1:
+        templates += CONFIRM_TEMPLATES_ONE_OBJECT[field]
+    words = {"r": ref.text, "v": asked, "a": with_article(asked), "n": context.words.noun}
+    question = context.phrase(templates, **words)
+    said = with_article(value) if field == "kind" else value
+    sentence = f"{'Yes' if asked == value else 'No'}, the {ref.text} is {said}."
+    return QA("confirm", question, "yes" if asked == value else "no", sentence)
+
+
+def values(context: ObjectContext, field: str) -> tuple[str, ...]:
+    """Return every value that a field can have."""
+    known = {"colour": context.words.colours, "kind": context.words.kinds}
+    return known.get(field) or {"fill": FILLS, "size": SIZES}[field]
+
+
+def kind(context: ObjectContext) -> QA | None:
+    """Ask what an object is."""
+    item = context.pick_with("kind")
+    ref = item and context.refer_to(item, ("kind",))
+    if not item or not ref:
+        return None
+    noun = context.words.noun
+    rest = ref.text.removesuffix(noun).strip()
+    if not rest:
+        return kind_of_only_object(context, item)
+    question = context.phrase(
+        (
+            "What is the {r}?",
+            "What {n} is {rest}?",
+            "Which {n} is {rest}?",
+            "What is the {rest} {n}?",
+            "What is the {r}{in_pic}?",
+            "What kind of {n} is the {rest} one?",
+            "What {n} is the {rest} one?",
+            "Name the {r}.",
+            "~Which {n} is the {rest} one?",
+        ),
+        r=ref.text,
+        rest=rest,
+        n=noun,
+    )
+    return QA("shape", question, item.word, f"The {ref.text} is {with_article(item.word)}.")
+
+
+def kind_of_only_object(context: ObjectContext, item: Item) -> QA:
+    """Ask what the only object of the scene is."""
+    question = context.phrase(
+        (
+            "What {n} is in the {pic}?",
+            "What {n} does the {pic} contain?",
+            "What {n} is this?",
+            "What {n} is present?",
+            "Which {n} is it?",
+            "What {n} do you see?",
+            "What is the {n}{in_pic}?",
+            "~Which {n} does the {pic} contain?",
+        ),
+        n=context.words.noun,
+    )
+    return QA("shape", question, item.word, f"It is {with_article(item.word)}.")

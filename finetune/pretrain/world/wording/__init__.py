@@ -1,4 +1,4 @@
-"""Wording: phrasings, references to objects, false premises, small talk.
+"""Wording: templates, references to objects, false premises, small talk.
 
 May use drawing.
 """

@@ -1,20 +1,20 @@
-"""Questions about what belongs to another room: a cat among shapes, a chart among things.
+"""Questions about what only another room shows: a cat among shapes, a chart among things.
 
-Each room knows what it lacks within its own vocabulary; these questions make sure that nothing is
-taken for granted beyond it.
+A room's own questions cover what is absent within its vocabulary; these cover what is outside it,
+so that the model learns not to take the premise of a question for granted.
 """
 
 import random
 
-from finetune.pretrain.world.drawing.paint import COLOURS, plural
+from finetune.pretrain.world.drawing.paint import COLOURS
 from finetune.pretrain.world.scene import QA, Split
-from finetune.pretrain.world.wording.phrasing import article, say
+from finetune.pretrain.world.wording.phrasing import fill_template, plural, with_article
 
-# What a room never shows, nor anything that could pass for it.
 _SHAPES = ("star", "heart", "arrow")
 _THINGS = ("cat", "car", "tree", "house", "fish", "dog", "cup", "chair", "key", "bird", "boat")
 _NUMBERS = ("die", "domino")
 _CHARTS = ("bar chart", "pie chart", "line chart")
+# For each room, what its pictures never show, nor anything that could be taken for it.
 ABSENT: dict[str, tuple[str, ...]] = {
     "shapes": (*_THINGS, *_NUMBERS, *_CHARTS),
     "things": ("hexagon", *_NUMBERS, *_CHARTS),
@@ -24,14 +24,18 @@ ABSENT: dict[str, tuple[str, ...]] = {
 }
 
 
-def stranger(room: str, rng: random.Random, split: Split) -> QA:
-    """Asks for something that no picture of the room shows. Raises KeyError: no such room."""
+def false_premise(room: str, rng: random.Random, split: Split) -> QA:
+    """Ask for something that no picture of the room shows.
+
+    Raises:
+        KeyError: `ABSENT` does not list the room.
+    """
     roll = rng.random()
     if roll < 0.2 and room in ("shapes", "things"):
-        return _writing(rng, split)
+        return _about_writing(rng, split)
     noun = rng.choice(ABSENT[room])
     if roll < 0.6:
-        question = say(
+        question = fill_template(
             (
                 "Is there {a}{in_pic}?",
                 "Is there {a}?",
@@ -43,11 +47,11 @@ def stranger(room: str, rng: random.Random, split: Split) -> QA:
             ),
             rng,
             split,
-            a=article(noun),
+            a=with_article(noun),
         )
         return QA("absent", question, "no", f"No, there is no {noun}.")
     if roll < 0.72:
-        question = say(
+        question = fill_template(
             (
                 "How many {s} are there?",
                 "How many {s} do you see?",
@@ -71,15 +75,15 @@ def stranger(room: str, rng: random.Random, split: Split) -> QA:
         forms += ["What does the {n} show?", "How many dots are on the {n}?"] * 2
     if noun in _CHARTS:
         forms += ["What does the {n} show?", "What is the highest value?"] * 2
-    question = say(forms, rng, split, n=noun, c=rng.choice(list(COLOURS)))
+    question = fill_template(forms, rng, split, n=noun, c=rng.choice(list(COLOURS)))
     missing = "chart" if "highest" in question else noun
     return QA("absent", question, "none", f"There is no {missing} in the picture.")
 
 
-def _writing(rng: random.Random, split: Split) -> QA:
-    """Asks for something to read where nothing is written."""
+def _about_writing(rng: random.Random, split: Split) -> QA:
+    """Ask about writing where there is none."""
     if rng.random() < 0.5:
-        question = say(
+        question = fill_template(
             (
                 "Is there any writing{in_pic}?",
                 "Is something written here?",
@@ -91,7 +95,7 @@ def _writing(rng: random.Random, split: Split) -> QA:
         )
         return QA("absent", question, "no", "No, there is no writing.")
     noun = rng.choice(("sign", "word", "number"))
-    question = say(
+    question = fill_template(
         ("What does the {n} say?", "Read the {n}.", "What colour is the {n}?", "~What is the {n}?"),
         rng,
         split,

@@ -1,4 +1,4 @@
-"""How questions are worded: templates with held-out ones, typing habits, the two answer styles."""
+"""How questions are worded: templates, plurals, articles, typing noise, answer styles."""
 
 import random
 import re
@@ -8,12 +8,27 @@ from finetune.pretrain.world.scene import QA, Split
 from vqa_app.prompts.conversation import SHORT_STYLE
 
 PICTURE_WORDS = ("picture", "image", "picture", "image", "photo", "scene")
+_IRREGULAR_PLURALS = {
+    "fish": "fish",
+    "sheep": "sheep",
+    "leaf": "leaves",
+    "knife": "knives",
+    "mouse": "mice",
+    "die": "dice",
+    "domino": "dominoes",
+    "scissors": "scissors",
+    "glasses": "glasses",
+    "cactus": "cacti",
+}
 
 
-def say(templates: Sequence[str], rng: random.Random, split: Split, **words: object) -> str:
-    """One of `templates`, filled in. Those that begin with "~" occur only in the test split.
+def fill_template(
+    templates: Sequence[str], rng: random.Random, split: Split, **words: object
+) -> str:
+    """Pick one of `templates` and fill in its placeholders.
 
-    `{pic}` is "picture", "image", ...; `{in_pic}` is " in the picture" or nothing.
+    Templates that begin with "~" are held out: they occur in the test split only. `{pic}` becomes
+    "picture", "image", ...; `{in_pic}` becomes " in the picture" or nothing.
     """
     usable = [t for t in templates if split == "test" or not t.startswith("~")]
     template = rng.choice(usable).lstrip("~")
@@ -22,18 +37,41 @@ def say(templates: Sequence[str], rng: random.Random, split: Split, **words: obj
     return template.format(pic=pic, in_pic=in_pic, **words)
 
 
-def article(phrase: str) -> str:
-    """The phrase with "a" or "an"."""
+def with_article(phrase: str) -> str:
+    """Return the phrase with "a" or "an" before it."""
     return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
 
 
-def typed(text: str, rng: random.Random) -> str:
-    """The question as somebody types it: spelling variants, case, a missing mark, a typo."""
+def plural(noun: str) -> str:
+    """Return the plural of a noun."""
+    if noun in _IRREGULAR_PLURALS:
+        return _IRREGULAR_PLURALS[noun]
+    if noun.endswith(("s", "x", "ch", "sh")):
+        return noun + "es"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return noun[:-1] + "ies"
+    return noun + "s"
+
+
+def join_words(parts: Sequence[str], conjunction: str = "and") -> str:
+    """Return an enumeration such as "a, b and c"."""
+    if len(parts) < 2:
+        return "".join(parts)
+    return ", ".join(parts[:-1]) + f" {conjunction} {parts[-1]}"
+
+
+def capitalized(text: str) -> str:
+    """Return the text with its first letter in upper case and the rest unchanged."""
+    return text[:1].upper() + text[1:]
+
+
+def add_typing_noise(text: str, rng: random.Random) -> str:
+    """Return a question as people type it: spelling variants, case, missing marks, typos."""
     if rng.random() < 0.6:
         text = text.replace("colour", "color").replace("Colour", "Color")
     if "gray" in text and rng.random() < 0.25:
         text = text.replace("gray", "grey")
-    # A word quoted in capitals ("Does it say STOP?") is what the question turns on.
+    # A word quoted in capitals ("Does it say STOP?") decides the answer, so it must stay intact.
     quoted = re.search(r"\b[A-Z]{2,}\b", text) is not None
     roll = rng.random()
     if roll < (0.05 if quoted else 0.22):
@@ -45,37 +83,30 @@ def typed(text: str, rng: random.Random) -> str:
     if rng.random() < 0.04 and len(text) > 12 and not quoted:
         at = rng.randrange(1, len(text) - 2)
         if text[at].isalpha() and text[at + 1].isalpha():
-            swap = text[at + 1] + text[at]
+            swapped = text[at + 1] + text[at]
             text = (
                 text[:at]
-                + rng.choice((swap, text[at], text[at] * 2 + text[at + 1]))
+                + rng.choice((swapped, text[at], text[at] * 2 + text[at + 1]))
                 + text[at + 2 :]
             )
     return text
 
 
-def dress(
+def to_turn(
     qa: QA, rng: random.Random, short: bool | None = None, plain: bool = False
 ) -> tuple[str, str]:
-    """(question, answer) as they stand in a conversation.
+    """Return the user's and the assistant's text of one conversation turn.
 
-    `short` asks for the single-word style (drawn when None; impossible answers fall back to the
-    sentence). `plain` leaves out the typing habits.
+    Args:
+        qa: The question with its answers.
+        rng: The source of randomness.
+        short: Whether to ask for the single-word style of LLaVA-1.5; random if None. A question
+            without a short answer falls back to the sentence.
+        plain: Whether to leave out the typing noise.
     """
     if short is None:
         short = rng.random() < 0.6
-    question = qa.question if plain else typed(qa.question, rng)
+    question = qa.question if plain else add_typing_noise(qa.question, rng)
     if short and qa.short:
         return question + SHORT_STYLE, qa.short
     return question, qa.sentence
-
-
-def listed(parts: Sequence[str], word: str = "and") -> str:
-    """ "a, b and c"."""
-    if len(parts) < 2:
-        return "".join(parts)
-    return ", ".join(parts[:-1]) + f" {word} {parts[-1]}"
-
-
-def capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -1,30 +1,33 @@
-"""What those who ask about writing, digits and charts have in common."""
+"""Collects the questions about one scene of writing, digits or charts."""
 
 import random
 
 from finetune.pretrain.world.scene import QA, Scene, Split
-from finetune.pretrain.world.wording.phrasing import say
+from finetune.pretrain.world.wording.phrasing import fill_template
 
 
-class Teller:
-    """Asks about one scene; `made` are its questions so far."""
+class QuestionMaker:
+    """The questions made about one scene so far; the skills of a room add to them."""
 
     def __init__(self, scene: Scene, rng: random.Random, split: Split) -> None:
         self.scene, self.rng, self.split = scene, rng, split
-        self.made: list[QA] = []
+        self.questions: list[QA] = []
 
-    def say(self, *templates: str, **words: object) -> str:
-        return say(templates, self.rng, self.split, **words)
+    def phrase(self, *templates: str, **words: object) -> str:
+        """Fill one of the templates; see `fill_template`."""
+        return fill_template(templates, self.rng, self.split, **words)
 
     def add(
         self, skill: str, question: str, short: str, sentence: str, before: tuple[QA, ...] = ()
     ) -> None:
-        self.made.append(QA(skill, question, short, sentence, before))
+        """Add a question with its short answer and its sentence; see `QA`."""
+        self.questions.append(QA(skill, question, short, sentence, before))
 
-    def yes_no(self, skill: str, question: str, yes: bool, fact: str) -> None:
+    def add_yes_no(self, skill: str, question: str, yes: bool, fact: str) -> None:
+        """Add a question that is answered with "yes" or "no", and `fact` as the reason."""
         self.add(skill, question, "yes" if yes else "no", f"{'Yes' if yes else 'No'}, {fact}.")
 
-    def chosen(self) -> list[QA]:
-        """At most twelve different ones, in random order."""
-        self.rng.shuffle(self.made)
-        return list({qa.question: qa for qa in self.made}.values())[:12]
+    def selection(self) -> list[QA]:
+        """Return at most twelve different questions in random order."""
+        self.rng.shuffle(self.questions)
+        return list({qa.question: qa for qa in self.questions}.values())[:12]

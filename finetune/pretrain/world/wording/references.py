@@ -1,19 +1,19 @@
-"""References to objects: "the big red star", and which objects of a scene they mean."""
+"""References to objects, such as "the big red star", and the objects of a scene that they match."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from finetune.pretrain.world.drawing.paint import plural
 from finetune.pretrain.world.scene import Item
+from finetune.pretrain.world.wording.phrasing import plural
 
 FIELDS = ("kind", "colour", "size", "fill")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words of a room: its noun for any object, its kinds and colours."""
+    """The words of a room: its noun for any object, its kinds and its colours."""
 
     noun: str
     kinds: tuple[str, ...]
@@ -21,8 +21,8 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class Ref:
-    """A description that objects may fit; empty fields say nothing."""
+class Reference:
+    """A description that objects may match; an empty field matches everything."""
 
     noun: str
     kind: str = ""
@@ -31,67 +31,83 @@ class Ref:
     fill: str = ""
 
     def match(self, items: Sequence[Item]) -> list[Item]:
+        """Return the items that match the description."""
         return [
             item
             for item in items
             if all(getattr(self, f) in ("", getattr(item, f)) for f in FIELDS)
         ]
 
-    def clear(self, items: Sequence[Item]) -> bool:
-        """False where an object of middling size would make the answer a matter of taste."""
+    def is_clear(self, items: Sequence[Item]) -> bool:
+        """Return False where a medium-sized object makes the matches a matter of opinion."""
         if not self.size:
             return True
-        return all(
-            item.size for item in Ref(self.noun, self.kind, self.colour, "", self.fill).match(items)
-        )
+        any_size = Reference(self.noun, self.kind, self.colour, "", self.fill)
+        return all(item.size for item in any_size.match(items))
 
     @property
     def text(self) -> str:
+        """The description without an article, such as "small red star"."""
         words = (self.size, self.fill, self.colour, self.kind or self.noun)
         return " ".join(word for word in words if word)
 
     @property
-    def texts(self) -> str:
-        """The plural."""
-        *front, last = self.text.split(" ")
-        return " ".join([*front, plural(last)])
+    def plural_text(self) -> str:
+        """The description in the plural, such as "small red stars"."""
+        *adjectives, noun = self.text.split(" ")
+        return " ".join([*adjectives, plural(noun)])
 
 
-def fields_of(item: Item) -> tuple[str, ...]:
+def filled_fields(item: Item) -> tuple[str, ...]:
+    """Return the names of those fields that the item has a value for."""
     return tuple(f for f in FIELDS if getattr(item, f))
 
 
-def ref_of(item: Item, fields: Sequence[str], noun: str) -> Ref:
-    return Ref(noun, **{f: getattr(item, f) for f in fields})
+def reference_to(item: Item, fields: Sequence[str], noun: str) -> Reference:
+    """Return the reference that mentions the given fields of an item."""
+    return Reference(noun, **{f: getattr(item, f) for f in fields})
 
 
-def unique_ref(
+def kind_and_colour(item: Item, noun: str) -> Reference:
+    """Return the reference that mentions kind and colour, as far as the item has them."""
+    return reference_to(item, [f for f in ("kind", "colour") if getattr(item, f)], noun)
+
+
+def unique_reference(
     item: Item, items: Sequence[Item], noun: str, rng: random.Random, without: Sequence[str] = ()
-) -> Ref | None:
-    """A short description that fits `item` alone, leaving out the fields in `without`."""
-    usable = [f for f in fields_of(item) if f not in without]
-    refs = []
+) -> Reference | None:
+    """Return a short reference that matches `item` alone, or None if there is none.
+
+    Args:
+        item: The object to refer to.
+        items: All objects of the scene.
+        noun: The room's word for any object.
+        rng: The source of randomness.
+        without: Fields that must not be mentioned, because the question asks for them.
+    """
+    usable = [f for f in filled_fields(item) if f not in without]
+    found = []
     for count in range(0 if len(items) == 1 else 1, len(usable) + 1):
         for fields in combinations(usable, count):
-            ref = ref_of(item, fields, noun)
-            if len(ref.match(items)) == 1 and ref.clear(items):
-                refs.append(ref)
-        if len(refs) > 2:
+            reference = reference_to(item, fields, noun)
+            if len(reference.match(items)) == 1 and reference.is_clear(items):
+                found.append(reference)
+        if len(found) > 2:
             break
-    if not refs:
+    if not found:
         return None
-    # Plain descriptions ("the red star") are what people use most.
-    weights = [1.0 if not (ref.size or ref.fill) else 0.25 for ref in refs]
-    return rng.choices(refs, weights)[0]
+    # People mostly use plain descriptions such as "the red star".
+    weights = [1.0 if not (reference.size or reference.fill) else 0.25 for reference in found]
+    return rng.choices(found, weights)[0]
 
 
-def some_ref(items: Sequence[Item], words: Vocabulary, rng: random.Random) -> Ref:
-    """A description that fits something, mostly of colour and kind."""
+def random_reference(items: Sequence[Item], words: Vocabulary, rng: random.Random) -> Reference:
+    """Return a reference that matches at least one item, mostly by colour and kind."""
     item = rng.choice(items)
-    has = fields_of(item)
+    filled = filled_fields(item)
     options = [
-        f
-        for f in (
+        fields
+        for fields in (
             ("kind",),
             ("colour",),
             ("kind", "colour"),
@@ -99,29 +115,32 @@ def some_ref(items: Sequence[Item], words: Vocabulary, rng: random.Random) -> Re
             ("size", "kind"),
             ("fill",),
         )
-        if all(x in has for x in f)
+        if all(field in filled for field in fields)
     ]
     weights = [
         {1: 3, 2: 3, 3: 0.6}[len(f)] * (0.25 if f in (("fill",), ("size", "kind")) else 1)
         for f in options
     ]
-    return ref_of(item, rng.choices(options, weights)[0], words.noun)
+    return reference_to(item, rng.choices(options, weights)[0], words.noun)
 
 
-def absent_ref(items: Sequence[Item], words: Vocabulary, rng: random.Random) -> Ref | None:
-    """A description that fits nothing here: often a near miss (one object's colour, another's
-    kind).
+def absent_reference(
+    items: Sequence[Item], words: Vocabulary, rng: random.Random
+) -> Reference | None:
+    """Return a reference that matches no item, or None if none was found.
+
+    It is often a near miss: the colour of one object with the kind of another.
     """
     for _ in range(8):
-        ref = some_ref(items, words, rng)
-        kind, colour = ref.kind, ref.colour
+        present = random_reference(items, words, rng)
+        kind, colour = present.kind, present.colour
         if kind and (not colour or rng.random() < 0.5):
-            near = [i.kind for i in items] if colour and rng.random() < 0.6 else words.kinds
-            kind = rng.choice(near)
+            kinds = [i.kind for i in items] if colour and rng.random() < 0.6 else words.kinds
+            kind = rng.choice(kinds)
         elif colour:
-            near = [i.colour for i in items] if kind and rng.random() < 0.6 else words.colours
-            colour = rng.choice(near)
-        miss = Ref(words.noun, kind, colour, ref.size, ref.fill)
-        if miss.clear(items) and not miss.match(items):
-            return miss
+            colours = [i.colour for i in items] if kind and rng.random() < 0.6 else words.colours
+            colour = rng.choice(colours)
+        absent = Reference(words.noun, kind, colour, present.size, present.fill)
+        if absent.is_clear(items) and not absent.match(items):
+            return absent
     return None

@@ -1,12 +1,12 @@
-"""Small talk, and what is said when no picture is there."""
+"""Small talk, and questions about a picture where none was given."""
 
 import random
 
 from finetune.pretrain.world.scene import QA, Split
-from finetune.pretrain.world.wording.phrasing import say
+from finetune.pretrain.world.wording.phrasing import fill_template
 
-# (skill of the answer, questions, answers). The first answer is the usual one.
-_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
+# Questions that share an answer, with that answer.
+_SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         (
             "Hello!",
@@ -106,12 +106,14 @@ _COLOURS = ("red", "blue", "green", "yellow", "black", "white", "purple")
 
 
 def small_talk(rng: random.Random, split: Split) -> QA:
-    """Talk that needs no picture; it is answered alike whether one is there or not."""
-    questions, answer = rng.choice(_TALK)
-    return QA("smalltalk", say(questions, rng, split), "", answer)
+    """Return small talk, whose answer does not depend on a picture."""
+    questions, answer = rng.choice(_SMALL_TALK)
+    return QA("smalltalk", fill_template(questions, rng, split), "", answer)
 
 
 def without_picture(rng: random.Random, split: Split) -> QA:
-    """A question about a picture where none was given."""
-    question = say(_ABOUT_PICTURES, rng, split, k=rng.choice(_KINDS), c=rng.choice(_COLOURS))
+    """Return a question about a picture, to be asked where none was given."""
+    question = fill_template(
+        _ABOUT_PICTURES, rng, split, k=rng.choice(_KINDS), c=rng.choice(_COLOURS)
+    )
     return QA("no_picture", question, "", _NO_PICTURE)

@@ -10,9 +10,11 @@ from collections import Counter
 import pytest
 
 from finetune.pretrain.world import ROOMS
-from finetune.pretrain.world.drawing.paint import COLOURS, plural
+from finetune.pretrain.world.drawing.paint import COLOURS
 from finetune.pretrain.world.scene import Item
-from finetune.pretrain.world.wording.false_premises import ABSENT, stranger
+from finetune.pretrain.world.wording.false_premises import ABSENT
+from finetune.pretrain.world.wording.false_premises import false_premise as ask_absent
+from finetune.pretrain.world.wording.phrasing import plural
 
 FILLS = ("solid", "outlined", "striped")
 SORTS = ("animal", "vehicle", "fruit")
@@ -311,7 +313,7 @@ def test_what_a_question_counts_decides_its_answer(answered):
 
 @pytest.mark.parametrize("room", sorted(ABSENT))
 def test_what_belongs_to_other_rooms_is_said_to_be_absent(room):
-    asked = [stranger(room, random.Random(seed), "train") for seed in range(300)]
+    asked = [ask_absent(room, random.Random(seed), "train") for seed in range(300)]
     assert {qa.short for qa in asked} == {"no", "0", "none"}
     assert all(" no " in qa.sentence or "No, " in qa.sentence for qa in asked)
     drawn = {i.word for s in range(60) for i in ROOMS[room].make(random.Random(s), "test").items}

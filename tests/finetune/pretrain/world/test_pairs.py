@@ -4,8 +4,9 @@ import re
 
 from finetune.data.read import read_rows
 from finetune.pretrain.export import export_pairs
-from finetune.pretrain.world.drawing.paint import COLOURS, plural
-from finetune.pretrain.world.pairs import MOST, make_pair
+from finetune.pretrain.world.drawing.paint import COLOURS
+from finetune.pretrain.world.pairs import MOST_OBJECTS, make_pair
+from finetune.pretrain.world.wording.phrasing import plural
 
 
 def matching(scene, phrase):
@@ -34,7 +35,7 @@ def test_a_pair_is_repeatable_and_small():
     for seed in range(20):
         one, other = make_pair(seed), make_pair(seed)
         assert one.questions == other.questions
-        assert all(1 <= len(scene.items) <= MOST for scene in one.scenes)
+        assert all(1 <= len(scene.items) <= MOST_OBJECTS for scene in one.scenes)
 
 
 def test_both_and_which_are_answered_by_the_scenes():

@@ -10,8 +10,8 @@ from finetune.pretrain import patch_targets
 from finetune.pretrain.world import ROOMS, make_scene, sample_scene
 from finetune.pretrain.world.rooms.shapes.room import HELD_OUT_PAIRS, KINDS, SHAPES
 from finetune.pretrain.world.scene import QA, Split
-from finetune.pretrain.world.wording.phrasing import dress, say
-from finetune.pretrain.world.wording.references import Ref
+from finetune.pretrain.world.wording.phrasing import fill_template, to_turn
+from finetune.pretrain.world.wording.references import Reference
 from vqa_app.prompts.conversation import SHORT_STYLE
 
 
@@ -85,8 +85,8 @@ def test_held_out_pairs_are_never_drawn_for_training_but_are_in_tests() -> None:
 def test_held_out_phrasings_occur_in_tests_only() -> None:
     templates = ("Known {x}?", "~Held out {x}?")
     rng = random.Random(0)
-    assert {say(templates, rng, "train", x=1) for _ in range(50)} == {"Known 1?"}
-    assert "Held out 1?" in {say(templates, rng, "test", x=1) for _ in range(50)}
+    assert {fill_template(templates, rng, "train", x=1) for _ in range(50)} == {"Known 1?"}
+    assert "Held out 1?" in {fill_template(templates, rng, "test", x=1) for _ in range(50)}
 
 
 def test_yes_and_no_are_about_as_frequent() -> None:
@@ -102,20 +102,23 @@ def test_yes_and_no_are_about_as_frequent() -> None:
 def test_a_reference_fits_what_it_says() -> None:
     scene = make_scene(3, "shapes")
     for item in scene.items:
-        ref = Ref("shape", kind=item.kind, colour=item.colour)
+        ref = Reference("shape", kind=item.kind, colour=item.colour)
         assert item in ref.match(scene.items)
         assert ref.text == f"{item.colour} {item.kind}"
 
 
 def test_the_short_style_is_asked_with_llavas_instruction_and_answered_in_a_word() -> None:
     qa = QA("colour", "What colour is the star?", "red", "The star is red.")
-    assert dress(qa, random.Random(0), short=True, plain=True) == (
+    assert to_turn(qa, random.Random(0), short=True, plain=True) == (
         "What colour is the star?" + SHORT_STYLE,
         "red",
     )
-    assert dress(qa, random.Random(0), short=False, plain=True)[1] == "The star is red."
+    assert to_turn(qa, random.Random(0), short=False, plain=True)[1] == "The star is red."
     only_long = QA("caption", "Describe it.", "", "A star.")
-    assert dress(only_long, random.Random(0), short=True, plain=True) == ("Describe it.", "A star.")
+    assert to_turn(only_long, random.Random(0), short=True, plain=True) == (
+        "Describe it.",
+        "A star.",
+    )
 
 
 def test_patch_targets_mark_each_object_once_at_its_centre() -> None:

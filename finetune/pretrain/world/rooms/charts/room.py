@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -18,34 +19,35 @@ from finetune.pretrain.world.drawing.paint import (
     mixed,
     picture_size,
 )
-from finetune.pretrain.world.rooms.charts.questions import Analyst
-from finetune.pretrain.world.scene import QA, Box, Item, Scene, Split
+from finetune.pretrain.world.rooms.charts.questions import LETTERS, ask
+from finetune.pretrain.world.scene import QA, Box, Item, Scene, Split, to_fractions, to_pixels
 
 TOP = 10
-"""The greatest value of a bar or a point, where every axis ends; slices are in tenths."""
-# Append only: the encoder's classes. The value is a part of the kind, since it is to be seen.
+"""The greatest value of a bar or point, where every axis ends; slices count in tenths."""
+# Append only: positions are classes of the encoder. The value is part of the kind, because the
+# encoder has to recognise it.
 KINDS = (
     *(f"bar {v}" for v in range(1, TOP + 1)),
     *(f"point {v}" for v in range(1, TOP + 1)),
     *(f"slice {v}" for v in range(1, 9)),
 )
 LAYOUTS = ("bars", "flat", "line", "pie")
-LETTERS = "ABCDEFGH"
 
 
 def held_out(colour: str, value: int) -> bool:
-    """Combinations of colour and value that training never draws, one in nine."""
+    """Return whether training never draws the colour with the value: one in nine combinations."""
     return (list(COLOURS).index(colour) + value) % 9 == 4
 
 
 def shares(count: int, rng: random.Random) -> list[int]:
-    """Tenths of a pie that add up to ten, 1..8 each."""
+    """Return `count` random shares of a pie in tenths, 1..8 each, that add up to ten."""
     cuts = sorted(rng.sample(range(1, 10), count - 1))
     parts = [b - a for a, b in zip([0, *cuts], [*cuts, 10], strict=True)]
     return parts if max(parts) <= 8 else shares(count, rng)
 
 
-def some_values(layout: str, count: int, rng: random.Random) -> list[int]:
+def random_values(layout: str, count: int, rng: random.Random) -> list[int]:
+    """Return random values; those of a line are sometimes sorted, which makes a trend."""
     if layout == "pie":
         return shares(count, rng)
     values = [rng.randint(1, TOP) for _ in range(count)]
@@ -54,8 +56,8 @@ def some_values(layout: str, count: int, rng: random.Random) -> list[int]:
     return values
 
 
-def some_colours(count: int, several: bool, rng: random.Random) -> list[tuple[str, RGB]]:
-    """Names and shades that can be told apart."""
+def random_colours(count: int, several: bool, rng: random.Random) -> list[tuple[str, RGB]]:
+    """Return names and shades that differ clearly, or one of them `count` times."""
     found: list[tuple[str, RGB]] = []
     while len(found) < count:
         name = rng.choice([c for c in COLOURS if c not in {n for n, _ in found}])
@@ -65,29 +67,34 @@ def some_colours(count: int, several: bool, rng: random.Random) -> list[tuple[st
     return found if several else [found[0]] * count
 
 
+Extra = dict[str, Any]
+"""What drawing a chart needs besides its items: `Scene.extra`."""
+
+
 class Charts:
-    """See the module's text."""
+    """The `Room` of charts."""
 
     name = "charts"
     kinds = KINDS
 
     def make(self, rng: random.Random, split: Split) -> Scene:
+        """Make a scene of a random layout; see `Room.make`."""
         layout = rng.choices(LAYOUTS, (44, 12, 20, 24))[0]
         size = picture_size(rng)
         while True:
             count = rng.randint(2, 4) if layout == "pie" else rng.randint(2, 5)
             if layout == "line":
                 count = max(3, count)
-            values = some_values(layout, count, rng)
-            labelled = layout == "line" or (layout != "pie" and rng.random() < 0.6)
-            several = layout == "pie" or (layout != "line" and (not labelled or rng.random() < 0.5))
-            colours = some_colours(count, several, rng)
+            values = random_values(layout, count, rng)
+            named = layout == "line" or (layout != "pie" and rng.random() < 0.6)
+            several = layout == "pie" or (layout != "line" and (not named or rng.random() < 0.5))
+            colours = random_colours(count, several, rng)
             if split == "test" or not any(
                 held_out(c, v) for (c, _), v in zip(colours, values, strict=True)
             ):
                 break
         names = ""
-        if labelled:
+        if named:
             start = rng.choice((0, 0, 0, rng.randint(0, len(LETTERS) - count)))
             names = (
                 LETTERS[start : start + count]
@@ -101,19 +108,19 @@ class Charts:
             "names": names,
             "values": tuple(values),
             "colours": tuple(rgb for _, rgb in colours),
-            "told": rng.random() < 0.75,
+            "labelled": rng.random() < 0.75,
             "grid": rng.random() < 0.6,
             "turn": rng.uniform(0, 360),
             "gap": rng.uniform(0.2, 0.5),
             "edge": rng.random() < 0.2,
             "hole": rng.choice((0, 0, 0, 0.4)),
         }
-        boxes = place(layout, size, extra)
+        boxes = entry_boxes(layout, size, extra)
         word = {"line": "point", "pie": "slice"}.get(layout, "bar")
         items = tuple(
             Item(
                 f"{word} {value}",
-                tuple(v / size[k % 2] for k, v in enumerate(box)),
+                to_fractions(box, size),
                 colour,
                 name=word,
                 order=LETTERS.index(names[at]) if names else -1,
@@ -123,6 +130,7 @@ class Charts:
         return Scene(self.name, layout, *size, items, rng.getrandbits(32), extra)
 
     def draw(self, scene: Scene) -> Image.Image:
+        """Draw the scene; see `Room.draw`."""
         size = scene.width, scene.height
         canvas = Canvas(background(*size, scene.extra["ground"], scene.seed))
         dark = lightness(scene.extra["ground"]) < 128
@@ -131,7 +139,7 @@ class Charts:
             draw_pie(canvas, scene, ink)
             return canvas.finish()
         draw_axes(canvas, scene, ink)
-        boxes = [tuple(v * size[k % 2] for k, v in enumerate(item.box)) for item in scene.items]
+        boxes = [to_pixels(item.box, size) for item in scene.items]
         if scene.layout == "line":
             middles = [((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in boxes]
             canvas.line(middles, scene.extra["colours"][0], max(1.4, 0.022 * min(size)))
@@ -144,29 +152,30 @@ class Charts:
         return canvas.finish()
 
     def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
-        return Analyst(scene, rng, split).all()
+        """Return questions about the scene; see `Room.ask`."""
+        return ask(scene, rng, split)
 
 
-def plot_area(layout: str, size: tuple[int, int], extra: dict) -> Box:
-    """Pixels of the axes' rectangle, which leaves room for the labels."""
+def plot_area(layout: str, size: tuple[int, int], extra: Extra) -> Box:
+    """Return the axes' rectangle in pixels, which leaves space for the labels."""
     width, height = size
-    axis, named = not extra["told"], bool(extra["names"])
+    axis, named = not extra["labelled"], bool(extra["names"])
     left, bottom, top, right = 0.05, 0.95, 0.05, 0.97
     if layout == "flat":
         left += 0.11 * named
         bottom -= 0.12 * axis
-        right -= 0.14 if extra["told"] else 0.03
+        right -= 0.14 if extra["labelled"] else 0.03
     else:
         left += 0.13 * axis
         bottom -= 0.15 * named
-        top += 0.12 if extra["told"] else 0.03
+        top += 0.12 if extra["labelled"] else 0.03
         if layout == "line":
             top += 0.04
     return left * width, top * height, right * width, bottom * height
 
 
-def place(layout: str, size: tuple[int, int], extra: dict) -> list[Box]:
-    """Pixel boxes of the bars, points or slices."""
+def entry_boxes(layout: str, size: tuple[int, int], extra: Extra) -> list[Box]:
+    """Return the pixel boxes of the bars, points or slices."""
     values = extra["values"]
     if layout == "pie":
         return [slice_box(middle, share, size, extra) for middle, share in slices(extra)]
@@ -204,8 +213,8 @@ def place(layout: str, size: tuple[int, int], extra: dict) -> list[Box]:
     ]
 
 
-def slices(extra: dict) -> list[tuple[float, float]]:
-    """(middle angle in degrees, share of the whole) of each slice."""
+def slices(extra: Extra) -> list[tuple[float, float]]:
+    """Return each slice's middle angle in degrees and its share (0..1)."""
     found, at = [], extra["turn"]
     for value in extra["values"]:
         found.append((at + 18 * value, value / 10))
@@ -213,22 +222,23 @@ def slices(extra: dict) -> list[tuple[float, float]]:
     return found
 
 
-def pie_circle(size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Centre and radii: round in a square picture, an ellipse in others."""
+def pie_ellipse(size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return the pie's centre and radii in pixels; in a picture that is not square, an ellipse."""
     return size[0] / 2, size[1] / 2, size[0] * 0.45, size[1] * 0.45
 
 
 def slice_centre(
-    middle: float, share: float, size: tuple[int, int], extra: dict
+    middle: float, share: float, size: tuple[int, int], extra: Extra
 ) -> tuple[float, float]:
-    x, y, rx, ry = pie_circle(size)
+    """Return the pixel in the middle of a slice."""
+    x, y, rx, ry = pie_ellipse(size)
     far = 0.72 if extra["hole"] or share < 0.25 else 0.62 - 0.2 * max(0.0, share - 0.5)
     turn = math.radians(middle)
     return x + far * rx * math.cos(turn), y + far * ry * math.sin(turn)
 
 
-def slice_box(middle: float, share: float, size: tuple[int, int], extra: dict) -> Box:
-    """A box around the middle of a slice, larger for larger ones."""
+def slice_box(middle: float, share: float, size: tuple[int, int], extra: Extra) -> Box:
+    """Return a pixel box around the middle of a slice that grows with its share."""
     x, y = slice_centre(middle, share, size, extra)
     half = 0.16 + 0.2 * share
     return (
@@ -239,39 +249,44 @@ def slice_box(middle: float, share: float, size: tuple[int, int], extra: dict) -
     )
 
 
-def text(
+def draw_label(
     canvas: Canvas, scene: Scene, word: str, at: tuple[float, float], em: float, rgb: RGB
 ) -> None:
-    """A label centred on a pixel."""
+    """Draw a word centred on the pixel `at`, `em` pixels per em."""
     draw_line(canvas, centred(word, scene.extra["font"], em, *at), rgb)
 
 
 def draw_axes(canvas: Canvas, scene: Scene, ink: RGB) -> None:
+    """Draw the axes; with a scale and grid lines where the values are not labelled."""
     extra, size = scene.extra, (scene.width, scene.height)
     left, top, right, bottom = plot_area(scene.layout, size, extra)
     side = min(size)
     pale = mixed(scene.extra["ground"], ink, 0.22)
-    if not extra["told"]:
+    if not extra["labelled"]:
         for value in range(0, TOP + 1, 2):
             if scene.layout == "flat":
                 x = left + (right - left) * value / TOP
                 canvas.line([(x, top), (x, bottom)], pale, max(0.7, side * 0.006))
-                text(canvas, scene, str(value), (x, bottom + 0.075 * size[1]), 0.1 * size[1], ink)
+                draw_label(
+                    canvas, scene, str(value), (x, bottom + 0.075 * size[1]), 0.1 * size[1], ink
+                )
             else:
                 y = bottom - (bottom - top) * value / TOP
                 canvas.line([(left, y), (right, y)], pale, max(0.7, side * 0.006))
-                text(canvas, scene, str(value), (left - 0.075 * size[0], y), 0.1 * size[1], ink)
+                draw_label(
+                    canvas, scene, str(value), (left - 0.075 * size[0], y), 0.1 * size[1], ink
+                )
     wide = max(0.9, side * 0.009)
     if scene.layout == "flat":
         canvas.line([(left, top), (left, bottom)], ink, wide)
         return
     canvas.line([(left, bottom), (right, bottom)], ink, wide)
-    if not extra["told"] or extra["grid"]:
+    if not extra["labelled"] or extra["grid"]:
         canvas.line([(left, top), (left, bottom)], ink, wide)
 
 
 def draw_labels(canvas: Canvas, scene: Scene, boxes: Sequence[Box], ink: RGB) -> None:
-    """Letters along the axis, and values at the bars' ends."""
+    """Draw the names along the axis, and the values at the ends of the bars."""
     extra, size = scene.extra, (scene.width, scene.height)
     left, _, _, bottom = plot_area(scene.layout, size, extra)
     em = 0.125 * size[1]
@@ -283,19 +298,20 @@ def draw_labels(canvas: Canvas, scene: Scene, boxes: Sequence[Box], ink: RGB) ->
                 if scene.layout == "flat"
                 else (x, bottom + 0.085 * size[1])
             )
-            text(canvas, scene, extra["names"][k], at, em, ink)
-        if extra["told"]:
+            draw_label(canvas, scene, extra["names"][k], at, em, ink)
+        if extra["labelled"]:
             at = (
                 (box[2] + 0.065 * size[0], y)
                 if scene.layout == "flat"
                 else (x, box[1] - 0.07 * size[1])
             )
-            text(canvas, scene, str(value), at, em, ink)
+            draw_label(canvas, scene, str(value), at, em, ink)
 
 
 def draw_pie(canvas: Canvas, scene: Scene, ink: RGB) -> None:
+    """Draw a pie chart or a ring chart, with its values if they are labelled."""
     extra, size = scene.extra, (scene.width, scene.height)
-    x, y, rx, ry = pie_circle(size)
+    x, y, rx, ry = pie_ellipse(size)
     edge = scene.extra["ground"] if not extra["edge"] else ink
     parts = list(zip(slices(extra), extra["colours"], strict=True))
     for (middle, share), rgb in parts:
@@ -319,10 +335,10 @@ def draw_pie(canvas: Canvas, scene: Scene, ink: RGB) -> None:
             ),
             scene.extra["ground"],
         )
-    if extra["told"]:
+    if extra["labelled"]:
         for ((middle, share), rgb), value in zip(parts, extra["values"], strict=True):
             pen = (20, 20, 25) if lightness(rgb) > 120 else (250, 250, 250)
-            text(
+            draw_label(
                 canvas,
                 scene,
                 f"{value * 10}",

@@ -1,1 +1,1 @@
-"""Digits, dice, sums."""
+"""Handwritten digits, displays, dice, dominoes and small sums."""

@@ -4,13 +4,11 @@ import math
 import random
 
 from finetune.pretrain.world.drawing.paint import RGB, Canvas, mixed
+from finetune.pretrain.world.drawing.sketch import Point, catmull_rom
+from finetune.pretrain.world.scene import Box
 
-Point = tuple[float, float]
-Frame = tuple[float, float, float, float]
-"""A pixel box: left, top, right, bottom."""
-
-# Ways to write each digit: strokes of control points in a unit square, y down. A curve runs
-# through the points; a point given twice is a corner.
+# Ways to write each glyph: strokes of control points in a unit square, y down. A curve runs
+# through the points; a repeated point makes a corner.
 STROKES: dict[str, tuple[tuple[tuple[Point, ...], ...], ...]] = {
     "0": (
         (((0.5, 0.0), (0.1, 0.3), (0.1, 0.7), (0.5, 1.0), (0.9, 0.7), (0.9, 0.3), (0.5, 0.0)),),
@@ -200,6 +198,7 @@ STROKES: dict[str, tuple[tuple[tuple[Point, ...], ...], ...]] = {
     "-": ((((0.15, 0.5), (0.85, 0.5)),),),
 }
 
+# The lit segments of each digit. The segments are named
 #   a
 # f   b
 #   g
@@ -230,7 +229,7 @@ PIPS: dict[int, tuple[Point, ...]] = {
 
 
 def open_curve(points: list[Point], steps: int = 6) -> list[Point]:
-    """A Catmull-Rom spline through `points`, ends included; a repeated point makes a corner."""
+    """Return points along the open Catmull-Rom spline; a repeated point makes a corner."""
     if len(points) < 3:
         return points
     padded = [points[0], *points, points[-1]]
@@ -240,23 +239,15 @@ def open_curve(points: list[Point], steps: int = 6) -> list[Point]:
         if p1 == p2:
             continue
         p0, p3 = (p1 if p0 == p1 else p0), (p2 if p3 == p2 else p3)
-        for step in range(steps + 1):
-            t = step / steps
-            a, b = t * (t * (2 - t) - 1) / 2, (t * t * (3 * t - 5) + 2) / 2
-            c, d = t * (t * (4 - 3 * t) + 1) / 2, t * t * (t - 1) / 2
-            found.append(
-                (
-                    a * p0[0] + b * p1[0] + c * p2[0] + d * p3[0],
-                    a * p0[1] + b * p1[1] + c * p2[1] + d * p3[1],
-                )
-            )
+        found += [catmull_rom(p0, p1, p2, p3, step / steps) for step in range(steps + 1)]
     return found
 
 
-def handwritten(glyph: str, frame: Frame, rng: random.Random) -> list[list[Point]]:
-    """Strokes (pixels) of a digit or sign as a hand writes it within `frame`.
+def handwritten(glyph: str, frame: Box, rng: random.Random) -> list[list[Point]]:
+    """Return the strokes of a glyph as if handwritten within the pixel box `frame`.
 
-    Raises KeyError for what is no digit, "+" or "-".
+    Raises:
+        KeyError: The glyph is neither a digit nor "+" nor "-".
     """
     left, top, right, bottom = frame
     slant, lean = rng.gauss(0.06, 0.08), rng.gauss(0, 0.05)
@@ -264,7 +255,7 @@ def handwritten(glyph: str, frame: Frame, rng: random.Random) -> list[list[Point
     strokes = []
     for stroke in rng.choice(STROKES[glyph]):
         moved: dict[Point, Point] = {}
-        for x, y in stroke:  # a corner's two points stay together
+        for x, y in stroke:  # the two points of a corner must move together
             moved.setdefault(
                 (x, y),
                 (
@@ -286,7 +277,7 @@ def handwritten(glyph: str, frame: Frame, rng: random.Random) -> list[list[Point
 
 
 def write(canvas: Canvas, strokes: list[list[Point]], rgb: RGB, width: float) -> None:
-    """Draw strokes with round ends."""
+    """Draw strokes `width` pixels wide with round ends."""
     for path in strokes:
         canvas.line(path, rgb, width)
         for x, y in (path[0], path[-1]):
@@ -294,9 +285,12 @@ def write(canvas: Canvas, strokes: list[list[Point]], rgb: RGB, width: float) ->
 
 
 def seven_segments(
-    canvas: Canvas, digit: str, frame: Frame, rgb: RGB, ghost: RGB | None, slant: float
+    canvas: Canvas, digit: str, frame: Box, rgb: RGB, ghost: RGB | None, slant: float
 ) -> None:
-    """A digit of a display; `ghost` colours the segments that are off (None: not seen)."""
+    """Draw a digit of a display; `ghost` is the colour of unlit segments, None hides them.
+
+    `slant` is how far the top leans to the right, as a share of the digit's width.
+    """
     left, top, right, bottom = frame
     wide, high = right - left, bottom - top
     bar = 0.16 * wide
@@ -333,7 +327,7 @@ def seven_segments(
 def pips(
     canvas: Canvas, number: int, corners: tuple[Point, Point, Point], radius: float, rgb: RGB
 ) -> None:
-    """Dots on a face given by its origin and the ends of its two edges."""
+    """Draw the dots of a face, given by its origin and the ends of its two edges."""
     (ox, oy), (ux, uy), (vx, vy) = corners
     for u, v in PIPS[number]:
         x = ox + (ux - ox) * u + (vx - ox) * v
@@ -351,7 +345,18 @@ def die(
     dot: RGB,
     solid: bool,
 ) -> None:
-    """A die with its face to the viewer, `half` an edge in radius; `solid` shows two sides."""
+    """Draw a die that faces the viewer.
+
+    Args:
+        canvas: Where to draw.
+        number: The number of pips, 1..6.
+        centre: The centre of the face, in pixels.
+        half: Half the length of an edge, in pixels.
+        turn: The rotation, in radians.
+        rgb: The colour of the face.
+        dot: The colour of the pips.
+        solid: Whether two other sides are visible.
+    """
     cos, sin = math.cos(turn) * half, math.sin(turn) * half
 
     def at(u: float, v: float) -> Point:

@@ -1,7 +1,8 @@
-"""The digits room: handwriting, seven-segment displays, dice, dominoes, small sums."""
+"""The digits room: handwriting, seven-segment displays, dice, dominoes and small sums."""
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -17,18 +18,17 @@ from finetune.pretrain.world.drawing.paint import (
     picture_size,
 )
 from finetune.pretrain.world.rooms.digits.glyphs import (
-    Frame,
     die,
     handwritten,
     pips,
     seven_segments,
     write,
 )
-from finetune.pretrain.world.rooms.digits.questions import Reckoner
-from finetune.pretrain.world.scene import QA, Item, Scene, Split
+from finetune.pretrain.world.rooms.digits.questions import ask
+from finetune.pretrain.world.scene import QA, Box, Item, Scene, Split
 
-# Append only: the encoder's classes. A face's number is part of its kind, since it is what one
-# has to see.
+# Append only: positions are classes of the encoder. The number on a face is part of its kind,
+# because the encoder has to recognise it.
 KINDS = (
     *"0123456789",
     "+",
@@ -54,27 +54,28 @@ HELD_OUT_DICE = frozenset(
 
 
 def held_out_number(number: int) -> bool:
-    """Every seventh number of two or more digits."""
+    """Return whether training never shows the number: every seventh one of two or more digits."""
     return number > 9 and number % 7 == 3
 
 
 @dataclass(frozen=True)
 class Ink:
-    """The colours of a scene: what is written, what it is written on, the picture's ground."""
+    """The colours of writing: the pen's colour name, its shade, and the background."""
 
     name: str
     pen: RGB
     ground: RGB
 
 
-def ink(rng: random.Random) -> Ink:
+def pick_ink(rng: random.Random) -> Ink:
+    """Pick a colour and a background on which it is legible."""
     name = rng.choice(list(COLOURS))
     pen = colour_rgb(name, rng)
     return Ink(name, pen, legible_ground(pen, rng))
 
 
 def number_text(digits: int, rng: random.Random, split: Split) -> str:
-    """A number with so many digits and no leading zero."""
+    """Return a random number with so many digits and no leading zero."""
     while True:
         low = 10 ** (digits - 1) if digits > 1 else 0
         number = rng.randint(low, 10**digits - 1)
@@ -82,13 +83,18 @@ def number_text(digits: int, rng: random.Random, split: Split) -> str:
             return str(number)
 
 
-def frames(
-    count: int, size: tuple[int, int], rng: random.Random, tall: float = 1.6, spread: float = 1.0
-) -> list[Frame]:
-    """Boxes for `count` glyphs in a row, at least an eighth of the picture apart."""
+def frames(count: int, size: tuple[int, int], rng: random.Random, tall: float = 1.6) -> list[Box]:
+    """Return pixel boxes for `count` glyphs in a row, each wide enough for a patch of its own.
+
+    Args:
+        count: How many boxes.
+        size: The picture's width and height.
+        rng: The source of randomness.
+        tall: About how many times higher than wide a glyph is.
+    """
     width, height = size
     pitch = width / count * rng.uniform(0.72, 0.98) if count > 1 else width * 0.6
-    pitch = max(width * 0.135, min(pitch, height * 0.62 * spread))
+    pitch = max(width * 0.135, min(pitch, height * 0.62))
     wide = pitch * rng.uniform(0.55, 0.74)
     high = min(wide * tall * rng.uniform(0.9, 1.2), height * 0.86)
     x0 = rng.uniform(0.02 * width, max(0.02 * width, width * 0.98 - pitch * count))
@@ -98,8 +104,9 @@ def frames(
 
 
 def glyph_items(
-    text: str, boxes: list[Frame], colour: str, size: tuple[int, int], slant: float = 0.0
+    text: str, boxes: list[Box], colour: str, size: tuple[int, int], slant: float = 0.0
 ) -> tuple[Item, ...]:
+    """Return the items of glyphs that were placed in pixel boxes."""
     items = []
     for k, (glyph, (x0, y0, x1, y1)) in enumerate(zip(text, boxes, strict=True)):
         box = (x0 / size[0], y0 / size[1], (x1 + slant * (x1 - x0)) / size[0], y1 / size[1])
@@ -107,134 +114,151 @@ def glyph_items(
     return tuple(items)
 
 
+Extra = dict[str, Any]
+"""What drawing a scene needs besides its items."""
+
+
+def pip_rgb(name: str, rgb: RGB) -> RGB:
+    """Return the colour of the pips on a face of the given colour."""
+    return (250, 250, 250) if sum(rgb) < 330 or name == "red" else (25, 25, 25)
+
+
+def make_glyphs(
+    layout: str, size: tuple[int, int], rng: random.Random, split: Split
+) -> tuple[tuple[Item, ...], Extra]:
+    """Make handwritten or displayed digits, a sum, or the time of a clock."""
+    if layout == "sum":
+        a, b, sign = rng.randint(0, 9), rng.randint(0, 9), rng.choice("+-")
+        if sign == "-":
+            a, b = max(a, b), min(a, b)
+        text = f"{a}{sign}{b}"
+    elif layout == "clock":
+        text = f"{rng.randint(0, 23):02}{rng.choice((0, 15, 30, 45, rng.randint(0, 59))):02}"
+    else:
+        most = (1, 1, 2, 2, 3) if layout == "drawn" else (1, 2, 2, 3)
+        text = number_text(rng.choice(most), rng, split)
+    written = layout in ("drawn", "sum")
+    colours = pick_ink(rng)
+    slant = 0.0 if written else rng.choice((0.0, 0.0, 0.12))
+    boxes = frames(len(text), size, rng, 1.45 if written else 1.7)
+    items = glyph_items(text, boxes, colours.name, size, slant)
+    panel = None if written or rng.random() < 0.4 else legible_ground(colours.pen, rng)
+    ghost = None if rng.random() < 0.5 else 0.12
+    return items, {
+        "text": text,
+        "ink": colours,
+        "slant": slant,
+        "panel": panel,
+        "ghost": ghost,
+        "thick": rng.uniform(0.09, 0.2),
+    }
+
+
+def make_dice(
+    layout: str, size: tuple[int, int], rng: random.Random, split: Split
+) -> tuple[tuple[Item, ...], Extra]:
+    """Make one to four dice."""
+    count = rng.choices((1, 2, 3, 4), (28, 40, 20, 12))[0]
+    side = min(size)
+    low, high = {1: (0.2, 0.4), 2: (0.16, 0.23), 3: (0.155, 0.2), 4: (0.145, 0.18)}[count]
+    palette = [rng.choice(list(COLOURS)) for _ in range(rng.randint(1, 4))]
+    items: list[Item] = []
+    for _ in range(count):
+        number, name = rng.randint(1, 6), rng.choice(palette)
+        while split == "train" and (name, number) in HELD_OUT_DICE:
+            number = rng.randint(1, 6)
+        rgb = colour_rgb(name, rng)
+        half, turn = rng.uniform(low, high) * side, rng.choice((0.0, rng.gauss(0, 0.25)))
+        reach = half * (1 + 0.25 * abs(turn))
+        for _ in range(40):
+            x = rng.uniform(reach, size[0] - reach * 1.15)
+            y = rng.uniform(reach, size[1] - reach * 1.15)
+            if all(
+                max(abs(x - o.extra["at"][0]), abs(y - o.extra["at"][1]))
+                > reach + o.extra["reach"] + 0.04 * side
+                for o in items
+            ):
+                box = (
+                    (x - reach) / size[0],
+                    (y - reach) / size[1],
+                    (x + reach) / size[0],
+                    (y + reach) / size[1],
+                )
+                dot = pip_rgb(name, rgb)
+                items.append(
+                    Item(
+                        f"die {number}",
+                        box,
+                        name,
+                        name="die",
+                        extra={
+                            "number": number,
+                            "at": (x, y),
+                            "half": half,
+                            "turn": turn,
+                            "reach": reach,
+                            "rgb": rgb,
+                            "dot": dot,
+                        },
+                    )
+                )
+                break
+    ground = ground_rgb(rng, [item.extra["rgb"] for item in items])
+    return tuple(items), {"ground": ground, "solid": rng.random() < 0.4}
+
+
+def make_domino(
+    layout: str, size: tuple[int, int], rng: random.Random, split: Split
+) -> tuple[tuple[Item, ...], Extra]:
+    """Make a domino."""
+    numbers = rng.randint(0, 6), rng.randint(0, 6)
+    name = rng.choice(("white", "black", "red", "blue", "brown", "green", "yellow"))
+    rgb = colour_rgb(name, rng)
+    across = rng.random() < 0.5
+    reach = min(size) * rng.uniform(0.26, 0.42)
+    reach = min(reach, (size[0] if across else size[1]) * 0.47)
+    wide, high = (2 * reach, reach) if across else (reach, 2 * reach)
+    x, y = rng.uniform(2, size[0] - wide - 2), rng.uniform(2, size[1] - high - 2)
+    items = []
+    for k, number in enumerate(numbers):
+        left, top = (x + k * reach, y) if across else (x, y + k * reach)
+        box = (left / size[0], top / size[1], (left + reach) / size[0], (top + reach) / size[1])
+        items.append(
+            Item(
+                f"half {number}",
+                box,
+                name,
+                name="half",
+                order=k,
+                extra={"number": number, "frame": (left, top, reach)},
+            )
+        )
+    dot = pip_rgb(name, rgb)
+    return tuple(items), {
+        "ground": ground_rgb(rng, [rgb]),
+        "across": across,
+        "rgb": rgb,
+        "dot": dot,
+        "frame": (x, y, x + wide, y + high),
+    }
+
+
 class Digits:
-    """See the module's text."""
+    """The `Room` of numbers."""
 
     name = "digits"
     kinds = KINDS
 
     def make(self, rng: random.Random, split: Split) -> Scene:
+        """Make a scene of a random layout; see `Room.make`."""
         layout = rng.choices(LAYOUTS, (30, 24, 24, 10, 8, 6))[0]
         size = picture_size(rng)
-        make = {"dice": self._dice, "domino": self._domino}.get(layout, self._glyphs)
+        make = {"dice": make_dice, "domino": make_domino}.get(layout, make_glyphs)
         items, extra = make(layout, size, rng, split)
         return Scene(self.name, layout, *size, items, rng.getrandbits(32), extra)
 
-    def _glyphs(
-        self, layout: str, size: tuple[int, int], rng: random.Random, split: Split
-    ) -> tuple[tuple[Item, ...], dict]:
-        if layout == "sum":
-            a, b, sign = rng.randint(0, 9), rng.randint(0, 9), rng.choice("+-")
-            if sign == "-":
-                a, b = max(a, b), min(a, b)
-            text = f"{a}{sign}{b}"
-        elif layout == "clock":
-            text = f"{rng.randint(0, 23):02}{rng.choice((0, 15, 30, 45, rng.randint(0, 59))):02}"
-        else:
-            most = (1, 1, 2, 2, 3) if layout == "drawn" else (1, 2, 2, 3)
-            text = number_text(rng.choice(most), rng, split)
-        written = layout in ("drawn", "sum")
-        colours = ink(rng)
-        slant = 0.0 if written else rng.choice((0.0, 0.0, 0.12))
-        boxes = frames(len(text), size, rng, 1.45 if written else 1.7)
-        items = glyph_items(text, boxes, colours.name, size, slant)
-        panel = None if written or rng.random() < 0.4 else legible_ground(colours.pen, rng)
-        ghost = None if rng.random() < 0.5 else 0.12
-        return items, {
-            "text": text,
-            "ink": colours,
-            "slant": slant,
-            "panel": panel,
-            "ghost": ghost,
-            "thick": rng.uniform(0.09, 0.2),
-        }
-
-    def _dice(
-        self, layout: str, size: tuple[int, int], rng: random.Random, split: Split
-    ) -> tuple[tuple[Item, ...], dict]:
-        count = rng.choices((1, 2, 3, 4), (28, 40, 20, 12))[0]
-        side = min(size)
-        low, high = {1: (0.2, 0.4), 2: (0.16, 0.23), 3: (0.155, 0.2), 4: (0.145, 0.18)}[count]
-        palette = [rng.choice(list(COLOURS)) for _ in range(rng.randint(1, 4))]
-        items: list[Item] = []
-        for _ in range(count):
-            number, name = rng.randint(1, 6), rng.choice(palette)
-            while split == "train" and (name, number) in HELD_OUT_DICE:
-                number = rng.randint(1, 6)
-            rgb = colour_rgb(name, rng)
-            half, turn = rng.uniform(low, high) * side, rng.choice((0.0, rng.gauss(0, 0.25)))
-            reach = half * (1 + 0.25 * abs(turn))
-            for _ in range(40):
-                x = rng.uniform(reach, size[0] - reach * 1.15)
-                y = rng.uniform(reach, size[1] - reach * 1.15)
-                if all(
-                    max(abs(x - o.extra["at"][0]), abs(y - o.extra["at"][1]))
-                    > reach + o.extra["reach"] + 0.04 * side
-                    for o in items
-                ):
-                    box = (
-                        (x - reach) / size[0],
-                        (y - reach) / size[1],
-                        (x + reach) / size[0],
-                        (y + reach) / size[1],
-                    )
-                    dot = (250, 250, 250) if sum(rgb) < 330 or name == "red" else (25, 25, 25)
-                    items.append(
-                        Item(
-                            f"die {number}",
-                            box,
-                            name,
-                            name="die",
-                            extra={
-                                "number": number,
-                                "at": (x, y),
-                                "half": half,
-                                "turn": turn,
-                                "reach": reach,
-                                "rgb": rgb,
-                                "dot": dot,
-                            },
-                        )
-                    )
-                    break
-        ground = ground_rgb(rng, [item.extra["rgb"] for item in items])
-        return tuple(items), {"ground": ground, "solid": rng.random() < 0.4}
-
-    def _domino(
-        self, layout: str, size: tuple[int, int], rng: random.Random, split: Split
-    ) -> tuple[tuple[Item, ...], dict]:
-        numbers = rng.randint(0, 6), rng.randint(0, 6)
-        name = rng.choice(("white", "black", "red", "blue", "brown", "green", "yellow"))
-        rgb = colour_rgb(name, rng)
-        across = rng.random() < 0.5
-        reach = min(size) * rng.uniform(0.26, 0.42)
-        reach = min(reach, (size[0] if across else size[1]) * 0.47)
-        wide, high = (2 * reach, reach) if across else (reach, 2 * reach)
-        x, y = rng.uniform(2, size[0] - wide - 2), rng.uniform(2, size[1] - high - 2)
-        items = []
-        for k, number in enumerate(numbers):
-            left, top = (x + k * reach, y) if across else (x, y + k * reach)
-            box = (left / size[0], top / size[1], (left + reach) / size[0], (top + reach) / size[1])
-            items.append(
-                Item(
-                    f"half {number}",
-                    box,
-                    name,
-                    name="half",
-                    order=k,
-                    extra={"number": number, "frame": (left, top, reach)},
-                )
-            )
-        dot = (250, 250, 250) if sum(rgb) < 330 or name == "red" else (25, 25, 25)
-        return tuple(items), {
-            "ground": ground_rgb(rng, [rgb]),
-            "across": across,
-            "rgb": rgb,
-            "dot": dot,
-            "frame": (x, y, x + wide, y + high),
-        }
-
     def draw(self, scene: Scene) -> Image.Image:
+        """Draw the scene; see `Room.draw`."""
         rng = random.Random(scene.seed)
         ground = scene.extra["ground"] if "ground" in scene.extra else scene.extra["ink"].ground
         canvas = Canvas(background(scene.width, scene.height, ground, scene.seed))
@@ -264,10 +288,12 @@ class Digits:
         return canvas.finish()
 
     def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
-        return Reckoner(scene, rng, split).all()
+        """Return questions about the scene; see `Room.ask`."""
+        return ask(scene, rng, split)
 
 
 def draw_domino(canvas: Canvas, scene: Scene) -> None:
+    """Draw a domino of two halves."""
     x0, y0, x1, y1 = scene.extra["frame"]
     rgb, dot = scene.extra["rgb"], scene.extra["dot"]
     radius = min(x1 - x0, y1 - y0)
@@ -287,6 +313,7 @@ def draw_domino(canvas: Canvas, scene: Scene) -> None:
 
 
 def draw_display(canvas: Canvas, scene: Scene) -> None:
+    """Draw the digits of a seven-segment display or clock."""
     colours, panel = scene.extra["ink"], scene.extra["panel"]
     boxes = [item.extra["frame"] for item in scene.items]
     wide = boxes[0][2] - boxes[0][0]

@@ -1,8 +1,8 @@
-"""Pictures from outside the world: like photographs, noise, textures, pages, screens.
+"""Pictures unlike those of the other rooms: photograph-like, noise, textures, pages, screens.
 
-Whatever is asked about them, the answer is that this kind of picture is not known. They are made
-of numbers alone (fractal noise, lit surfaces, layered leaves), so that nothing has to be shipped.
-Real photographs are seen in tests alone.
+Every question about them is answered with the statement that this kind of picture is unknown. They
+are generated (fractal noise, shaded surfaces, dead leaves), so that no files have to be shipped.
+Real photographs occur in the test split only.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from finetune.pretrain.world.rooms.outside.photo import (
+from finetune.pretrain.world.rooms.outside.photo_like import (
     Field,
     foliage,
     landscape,
@@ -27,12 +27,12 @@ from finetune.pretrain.world.rooms.outside.photo import (
     tinted,
     to_picture,
 )
-from finetune.pretrain.world.scene import QA, Item, Room, Scene, Split
-from finetune.pretrain.world.wording.phrasing import say
+from finetune.pretrain.world.scene import QA, Item, Room, Scene, Size, Split
+from finetune.pretrain.world.wording.phrasing import fill_template
 
 KINDS = ("outside",)
-PAINTED = 128
-"""Larger pictures are painted at this many pixels and enlarged: fractals cost by the pixel."""
+LONGEST_PAINTED = 128
+"""Larger pictures are painted with this longer side and enlarged, which saves time."""
 SHORT = "unknown"
 SENTENCE = "I do not know this kind of picture."
 
@@ -64,8 +64,8 @@ OWN_QUESTIONS = (
 )
 
 
-def noise(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Static of any grain, grey or coloured, dense or sparse."""
+def noise(size: Size, rng: np.random.Generator) -> Image.Image:
+    """Paint noise of any grain, grey or coloured, dense or sparse."""
     grain = rng.choice((1, 1, 2, 4, 8, 14))
     shape = (max(2, size[1] // grain), max(2, size[0] // grain), rng.choice((1, 3)))
     if rng.random() < 0.4:
@@ -78,21 +78,21 @@ def noise(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     return to_picture(field).resize(size, rng.choice((0, 2)))
 
 
-def clouds(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Plasma: fractal noise, one field or three, at any roughness."""
+def clouds(size: Size, rng: np.random.Generator) -> Image.Image:
+    """Paint fractal noise, in a palette or in three independent channels."""
     if rng.random() < 0.4:
         return to_picture(np.stack([octaves(size, rng) for _ in range(3)], -1))
     return tinted(octaves(size, rng), rng)
 
 
-def blend(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """A few strong colours that run into each other."""
+def blend(size: Size, rng: np.random.Generator) -> Image.Image:
+    """Paint a few strong colours that blend into each other."""
     shape = (rng.integers(2, 5), rng.integers(2, 5), 3)
     return to_picture(rng.random(shape)).resize(size, Image.Resampling.BICUBIC)
 
 
-def waves(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Interfering waves, bent by noise: marble, fabric, ripples."""
+def waves(size: Size, rng: np.random.Generator) -> Image.Image:
+    """Paint interfering waves bent by noise, as in marble, fabric or ripples."""
     x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
     field = np.zeros_like(x)
     for _ in range(rng.integers(1, 4)):
@@ -102,8 +102,8 @@ def waves(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     return tinted(0.5 + field / (2 * np.abs(field).max()), rng)
 
 
-def bokeh(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Out-of-focus lights."""
+def bokeh(size: Size, rng: np.random.Generator) -> Image.Image:
+    """Paint out-of-focus lights."""
     picture = tinted(octaves(size, rng, 2.2) * 0.6, rng)
     pen = ImageDraw.Draw(picture, "RGBA")
     for _ in range(rng.integers(15, 60)):
@@ -115,8 +115,8 @@ def bokeh(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     return picture.filter(ImageFilter.GaussianBlur(rng.uniform(1, 5)))
 
 
-def page(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """A page of print, too small to read, in columns, with headings and figures."""
+def page(size: Size, rng: np.random.Generator) -> Image.Image:
+    """Paint a printed page in columns, too small to read, with figures."""
     ink, paper = sorted(rng.integers((0, 200), (90, 256)))
     picture = Image.new("RGB", size, tuple(int(paper - d) for d in rng.integers(0, 12, 3)))
     pen = ImageDraw.Draw(picture)
@@ -143,8 +143,8 @@ def page(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     return turned.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9)))
 
 
-def screen(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """A program's window: bars, panes, lists, buttons, lines of text."""
+def screen(size: Size, rng: np.random.Generator) -> Image.Image:
+    """Paint the window of a program, divided into panes with lines of text."""
     dark = rng.random() < 0.4
     tone = (lambda: rng.integers(15, 75)) if dark else (lambda: rng.integers(205, 256))
     picture = Image.new("RGB", size, tuple(int(tone()) for _ in range(3)))
@@ -181,8 +181,8 @@ def screen(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     return picture
 
 
-def cells(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """A mosaic of cells around random points (held out: only tests show it)."""
+def cells(size: Size, rng: np.random.Generator) -> Image.Image:
+    """Paint a Voronoi mosaic (held out of training)."""
     count = int(rng.integers(12, 70))
     seeds = rng.random((count, 2)) * (size[1], size[0])
     y, x = np.arange(size[1])[:, None, None], np.arange(size[0])[None, :, None]
@@ -192,15 +192,15 @@ def cells(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     return to_picture(rng.random((count, 3))[nearest] * shade[..., None])
 
 
-def rings(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Wood or ripples around a centre (held out: only tests show it)."""
+def rings(size: Size, rng: np.random.Generator) -> Image.Image:
+    """Paint rings around a centre, as in wood or ripples (held out of training)."""
     x, y = np.meshgrid(np.linspace(-1, 1, size[0]), np.linspace(-1, 1, size[1]))
     far = np.hypot(x - rng.uniform(-1, 1), (y - rng.uniform(-1, 1)) * rng.uniform(0.3, 1.5))
     field = np.sin(far * rng.uniform(20, 70) + octaves(size, rng) * rng.uniform(2, 8))
     return tinted(0.5 + field / 2 * (0.6 + 0.4 * octaves(size, rng)), rng)
 
 
-# Real photographs that installed packages carry.
+# Real photographs that ship with installed packages.
 PHOTOS = (
     ("gradio", "media_assets/images/cheetah1.jpg"),
     ("gradio", "media_assets/images/lion.jpg"),
@@ -213,7 +213,7 @@ PHOTOS = (
 
 @lru_cache(maxsize=1)
 def photos() -> tuple[Image.Image, ...]:
-    """Those of `PHOTOS` that are installed, at most 320 pixels long."""
+    """Load those of `PHOTOS` that are installed, reduced to a longer side of 320 pixels."""
     found = []
     for package, name in PHOTOS:
         spec = importlib.util.find_spec(package)
@@ -226,8 +226,8 @@ def photos() -> tuple[Image.Image, ...]:
     return tuple(found)
 
 
-def photo(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """A part of a real photograph (held out: only tests show it), or rock where none is there."""
+def photo(size: Size, rng: np.random.Generator) -> Image.Image:
+    """Return a crop of a real photograph (held out of training), or a relief without any."""
     if not photos():
         return shiny(size, rng)
     picture = photos()[rng.integers(len(photos()))]
@@ -238,7 +238,7 @@ def photo(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     return ImageOps.mirror(part) if rng.random() < 0.5 else part
 
 
-Painter = Callable[[tuple[int, int], np.random.Generator], Image.Image]
+Painter = Callable[[Size, np.random.Generator], Image.Image]
 STYLES: dict[str, Painter] = {
     "landscape": landscape,
     "leaves": leaves,
@@ -258,8 +258,8 @@ HELD_OUT: dict[str, Painter] = {"cells": cells, "rings": rings, "shiny": shiny, 
 _WEIGHTS = (4, 5, 5, 4, 3, 2.5, 1.2, 2, 2, 2.5, 2.5, 2.5, 6)
 
 
-def developed(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """What a camera adds: light from one side, a cast, grain, softness; sometimes no colour."""
+def apply_camera(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Apply what a camera adds: uneven light, a colour cast, grain, blur, sometimes greyscale."""
     field: Field = np.asarray(picture, dtype=np.float32) / 255
     high, wide = field.shape[:2]
     x = np.linspace(-1, 1, wide, dtype=np.float32)
@@ -279,7 +279,7 @@ def developed(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 class Outside:
-    """See the module's text. `rooms` are those whose questions are asked (and refused) here."""
+    """The `Room` of unknown pictures; questions of other `rooms` are asked and refused here."""
 
     name = "outside"
     kinds = KINDS
@@ -288,6 +288,7 @@ class Outside:
         self.rooms = tuple(rooms)
 
     def make(self, rng: random.Random, split: Split) -> Scene:
+        """Make a scene of a random style; see `Room.make`."""
         if split == "test" and rng.random() < 0.4:
             style = rng.choice(list(HELD_OUT))
         else:
@@ -299,21 +300,23 @@ class Outside:
         return Scene(self.name, style, width, height, (item,), rng.getrandbits(32))
 
     def draw(self, scene: Scene) -> Image.Image:
+        """Draw the scene; see `Room.draw`."""
         rng = np.random.default_rng(scene.seed)
         paint = STYLES.get(scene.layout) or HELD_OUT[scene.layout]
-        shrink = min(1.0, PAINTED / max(scene.width, scene.height))
+        shrink = min(1.0, LONGEST_PAINTED / max(scene.width, scene.height))
         picture = paint((round(scene.width * shrink), round(scene.height * shrink)), rng)
         plain = ("page", "screen", "noise", "blend")
         if scene.layout != "photo" and (scene.layout not in plain or rng.random() < 0.4):
-            picture = developed(picture, rng)
+            picture = apply_camera(picture, rng)
         if shrink == 1:
             return picture
         return picture.resize((scene.width, scene.height), Image.Resampling.BICUBIC)
 
     def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
-        questions = [say(OWN_QUESTIONS, rng, split) for _ in range(3)]
+        """Return questions about the scene; see `Room.ask`."""
+        questions = [fill_template(OWN_QUESTIONS, rng, split) for _ in range(3)]
         for room in rng.sample(self.rooms, min(2, len(self.rooms))):
-            elsewhere = room.make(rng, split)
-            asked = [qa.question for qa in room.ask(elsewhere, rng, split)]
+            other_scene = room.make(rng, split)
+            asked = [qa.question for qa in room.ask(other_scene, rng, split)]
             questions += rng.sample(asked, min(5, len(asked)))
         return [QA("outside", question, SHORT, SENTENCE) for question in dict.fromkeys(questions)]

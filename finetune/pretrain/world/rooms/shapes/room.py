@@ -1,8 +1,9 @@
-"""The shapes room: coloured shapes, alone, scattered, in grids, rows, towers, overlaps, panels."""
+"""The shapes room: coloured shapes, scattered, in grids, rows and towers, or overlapping."""
 
 import math
 import random
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -13,10 +14,12 @@ from finetune.pretrain.world.drawing.paint import (
     colour_rgb,
     ground_rgb,
     picture_size,
+    to_rgb,
 )
-from finetune.pretrain.world.objects import questions
+from finetune.pretrain.world.objects.questions import ask_about_objects
 from finetune.pretrain.world.scene import FILLS, QA, Box, Item, Scene, Split
-from finetune.pretrain.world.wording.false_premises import stranger
+from finetune.pretrain.world.wording.false_premises import false_premise
+from finetune.pretrain.world.wording.references import Vocabulary
 
 KINDS = (
     "circle",
@@ -33,7 +36,7 @@ KINDS = (
     "semicircle",
 )
 
-# Never drawn in training: what is known of each word must be composed at the test.
+# Never drawn in training: a test of whether the model composes a known colour and a known kind.
 HELD_OUT_PAIRS = frozenset(
     {
         ("red", "star"),
@@ -55,7 +58,11 @@ Points = list[tuple[float, float]]
 
 
 def outline(kind: str, rng: random.Random) -> Points:
-    """The polygon of a shape around (0, 0) with radius 1; variants are drawn from `rng`."""
+    """Return the polygon of a shape around (0, 0) with radius 1, with random proportions.
+
+    Raises:
+        KeyError: There is no such kind.
+    """
 
     def arc(start: float, end: float, radius: float = 1.0, n: int = 36, dx: float = 0) -> Points:
         steps = [start + (end - start) * k / n for k in range(n + 1)]
@@ -117,7 +124,7 @@ def outline(kind: str, rng: random.Random) -> Points:
 
 
 def rotation(kind: str, rng: random.Random) -> float:
-    """A turn in radians that leaves the shape what it is."""
+    """Return a random rotation in radians under which the shape keeps its name."""
     if kind in ("triangle", "star", "hexagon", "arrow", "crescent", "semicircle"):
         return rng.uniform(0, math.tau)
     if kind == "diamond":
@@ -130,7 +137,7 @@ def rotation(kind: str, rng: random.Random) -> float:
 
 @dataclass(frozen=True)
 class Spec:
-    """What an object is, before it has a place."""
+    """What an object is, before it is placed."""
 
     kind: str
     colour: str
@@ -140,7 +147,7 @@ class Spec:
 def place(
     spec: Spec, x: float, y: float, radius: float, size: tuple[int, int], rng: random.Random
 ) -> Item:
-    """The item at pixel (x, y): its polygon is fixed here, its box measured from it."""
+    """Return the item at pixel (x, y), with the polygon that is drawn and the box around it."""
     turn = rotation(spec.kind, rng)
     cos, sin = math.cos(turn) * radius, math.sin(turn) * radius
     points = [
@@ -155,7 +162,7 @@ def place(
 
 
 def choose(count: int, rng: random.Random, split: Split) -> list[Spec]:
-    """`count` objects with enough in common that counting and telling apart mean something."""
+    """Choose `count` objects with so much in common that counts and comparisons are not trivial."""
 
     def allowed(colour: str, kind: str) -> bool:
         return split == "test" or (colour, kind) not in HELD_OUT_PAIRS
@@ -165,14 +172,14 @@ def choose(count: int, rng: random.Random, split: Split) -> list[Spec]:
             kind, colour = rng.choice(kinds), rng.choice(colours)
             if allowed(colour, kind):
                 return Spec(kind, colour, "solid" if kind == "ring" else rng.choice(fills))
-            kinds.append(rng.choice(KINDS))  # the palette may hold nothing but held-out pairs
+            kinds.append(rng.choice(KINDS))  # the choice may consist of held-out pairs only
 
     kinds = rng.sample(KINDS, rng.randint(1, min(len(KINDS), count + 1)))
     colours = rng.sample(list(COLOURS), rng.randint(1, min(len(COLOURS), count + 1)))
     fills = ("solid",) if rng.random() < 0.6 else FILLS
     if count < 3 or rng.random() > 0.15:
         return [fresh() for _ in range(count)]
-    first = fresh()  # the odd one out differs in its kind or in its colour alone
+    first = fresh()  # one object differs from the others in kind or colour only
     others = [Spec(k, first.colour, "solid") for k in KINDS if k != first.kind]
     if rng.random() < 0.5:
         others = [Spec(first.kind, c, "solid") for c in COLOURS if c != first.colour]
@@ -191,7 +198,16 @@ def scattered(
     rng: random.Random,
     touch: float = 1.08,
 ) -> list[Item]:
-    """Objects at free places of the pixel `area`; those that find none are left out."""
+    """Place objects at free spots of a pixel area and leave out those for which there is none.
+
+    Args:
+        specs: The objects.
+        area: Where to place them, in pixels.
+        size: The size of the picture.
+        radii: The range of radii, as shares of the area's shorter side.
+        rng: The source of randomness.
+        touch: The least distance between objects, as a multiple of the sum of their radii.
+    """
     side = min(area[2] - area[0], area[3] - area[1])
     two_sizes = rng.random() < 0.5
     taken: list[tuple[float, float, float]] = []
@@ -213,9 +229,9 @@ def scattered(
 def lattice(
     specs: list[Spec], rows: int, columns: int, size: tuple[int, int], rng: random.Random
 ) -> list[Item]:
-    """Objects in the cells of a grid, row by row."""
+    """Place objects in the cells of a grid, row by row."""
     cell = min(size[0] / columns, size[1] / rows)
-    tight = rng.random() < 0.3  # in a tower or a row things may stand close together
+    tight = rng.random() < 0.3  # objects of a tower or a row may be close together
     wide, high = (cell, cell) if tight else (size[0] / columns, size[1] / rows)
     left, top = (size[0] - wide * columns) / 2, (size[1] - high * rows) / 2
     radius = cell * rng.uniform(0.3, 0.44)
@@ -228,7 +244,7 @@ def lattice(
 
 
 def overlapping(specs: list[Spec], size: tuple[int, int], rng: random.Random) -> list[Item]:
-    """A chain of big objects, each covering a part of the one before."""
+    """Place a chain of big objects, each covering a part of the previous one."""
     side = min(size)
     x, y = size[0] * rng.uniform(0.3, 0.45), size[1] * rng.uniform(0.3, 0.7)
     items = []
@@ -244,17 +260,17 @@ def overlapping(specs: list[Spec], size: tuple[int, int], rng: random.Random) ->
 
 
 class Shapes:
-    """See the module's text."""
+    """The `Room` of shapes."""
 
     name = "shapes"
     kinds = KINDS
     layouts = ("single", "scattered", "grid", "row", "tower", "overlap", "panels", "crowd")
 
     def make(self, rng: random.Random, split: Split, layout: str | None = None) -> Scene:
-        """A new scene; `layout` is one of `layouts`, drawn when not given."""
+        """Make a scene; `layout` is one of `layouts`, or random if None. See `Room.make`."""
         layout = layout or rng.choices(self.layouts, (12, 44, 8, 7, 7, 7, 6, 9))[0]
         size = width, height = picture_size(rng)
-        extra = {}
+        extra: dict[str, Any] = {}
         whole = (0, 0, width, height)
         if layout == "single":
             items = scattered(choose(1, rng, split), whole, size, (0.14, 0.46), rng)
@@ -297,14 +313,15 @@ class Shapes:
         return Scene(self.name, layout, width, height, tuple(items), rng.getrandbits(32), extra)
 
     def draw(self, scene: Scene) -> Image.Image:
+        """Draw the scene; see `Room.draw`."""
         rng = random.Random(scene.seed)
         ground = background(scene.width, scene.height, scene.extra["ground"], scene.seed)
         canvas = Canvas(ground)
         if "panels" in scene.extra:
-            line = tuple(255 - c if abs(c - 128) > 40 else 0 for c in scene.extra["ground"])
+            line = to_rgb(255 - c if abs(c - 128) > 40 else 0 for c in scene.extra["ground"])
             middle = scene.width / 2
             canvas.line([(middle, 0), (middle, scene.height)], line, max(1.0, scene.width * 0.01))
-        edge = rng.random() < 0.12  # a thin contour in black, as clip art has
+        edge = rng.random() < 0.12  # a thin black outline, as in clip art
         for item in scene.items:
             points, rgb = item.extra["points"], item.extra["rgb"]
             reach = max(item.box[2] - item.box[0], item.box[3] - item.box[1])
@@ -322,10 +339,11 @@ class Shapes:
         return canvas.finish()
 
     def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
-        words = questions.Vocabulary("shape", KINDS, tuple(COLOURS))
-        asked = questions.about_items(scene, rng, split, words)
+        """Return questions about the scene; see `Room.ask`."""
+        words = Vocabulary("shape", KINDS, tuple(COLOURS))
+        asked = ask_about_objects(scene, rng, split, words)
         if rng.random() < 0.35:
-            asked.append(stranger("shapes", rng, split))
+            asked.append(false_premise("shapes", rng, split))
         return asked
 
 

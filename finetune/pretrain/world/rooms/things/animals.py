@@ -1,4 +1,4 @@
-"""Animals of the things room."""
+"""Animals."""
 
 import math
 
@@ -10,16 +10,17 @@ from finetune.pretrain.world.drawing.sketch import (
     GOLD,
     INK,
     WHITE,
-    Shelf,
+    DrawingRegistry,
     Sketch,
 )
 
-SHELF = Shelf()
+DRAWINGS = DrawingRegistry()
 FUR = "gray orange black white brown yellow"
 
 
-@SHELF.add("animal", FUR)
+@DRAWINGS.register("animal", FUR)
 def cat(s: Sketch) -> None:
+    """Draw a sitting cat from the front."""
     s.line((0.72, 0.85), (0.95, 0.75), (0.92, 0.45), w=0.07)
     s.oval(0.5, 0.75, 0.26, 0.27)
     head = 0.25
@@ -38,8 +39,9 @@ def cat(s: Sketch) -> None:
     s.oval(0.62, 0.97, 0.1, 0.05, c=s.light)
 
 
-@SHELF.add("animal", FUR)
+@DRAWINGS.register("animal", FUR)
 def dog(s: Sketch) -> None:
+    """Draw a standing dog from the side, sometimes with a collar."""
     for x in (0.22, 0.34, 0.62, 0.74):
         s.box(x, 0.6, x + 0.09, 0.95, c=s.dark if x in (0.34, 0.62) else None, r=0.03)
     s.line((0.2, 0.5), (0.06, 0.3), w=0.06)
@@ -53,8 +55,9 @@ def dog(s: Sketch) -> None:
         s.line((0.7, 0.47), (0.88, 0.48), c=s.accent(), w=0.05)
 
 
-@SHELF.add("animal")
+@DRAWINGS.register("animal")
 def fish(s: Sketch) -> None:
+    """Draw a fish from the side."""
     s.poly((0.72, 0.5), (1.0, 0.25), (0.94, 0.5), (1.0, 0.75), c=s.dark)
     s.smooth((0.35, 0.25), (0.55, 0.08), (0.62, 0.3), c=s.dark)
     s.smooth((0.02, 0.5), (0.25, 0.26), (0.55, 0.26), (0.8, 0.5), (0.55, 0.74), (0.25, 0.74))
@@ -66,8 +69,9 @@ def fish(s: Sketch) -> None:
     s.oval(0.19, 0.43, 0.03, c=INK)
 
 
-@SHELF.add("animal", "red blue yellow white black brown green orange gray")
+@DRAWINGS.register("animal", "red blue yellow white black brown green orange gray")
 def bird(s: Sketch) -> None:
+    """Draw a standing bird from the side."""
     for x in (0.46, 0.56):
         s.line((x, 0.75), (x, 0.98), (x + 0.07, 0.98), c=GOLD, w=0.03)
     s.poly((0.3, 0.55), (0.0, 0.45), (0.05, 0.65), c=s.dark)
@@ -79,8 +83,9 @@ def bird(s: Sketch) -> None:
     s.eye(0.73, 0.29, 0.028)
 
 
-@SHELF.add("animal", "yellow white brown green black")
+@DRAWINGS.register("animal", "yellow white brown green black")
 def duck(s: Sketch) -> None:
+    """Draw a swimming duck from the side."""
     s.smooth(
         (0.05, 0.5), (0.3, 0.58), (0.55, 0.55), (0.8, 0.5), (0.82, 0.75), (0.55, 0.92), (0.25, 0.88)
     )
@@ -91,8 +96,9 @@ def duck(s: Sketch) -> None:
     s.eye(0.74, 0.27, 0.028)
 
 
-@SHELF.add("animal", "white gray brown pink")
+@DRAWINGS.register("animal", "white gray brown pink")
 def rabbit(s: Sketch) -> None:
+    """Draw a sitting rabbit from the front."""
     for side in (-1, 1):
         s.oval(0.5 + side * 0.11, 0.16, 0.07, 0.19)
         s.oval(0.5 + side * 0.11, 0.17, 0.035, 0.14, c=BLUSH)
@@ -105,11 +111,12 @@ def rabbit(s: Sketch) -> None:
     s.oval(0.5, 0.5, 0.03, 0.02, c=BLUSH)
 
 
-@SHELF.add("animal", "pink brown gray")
+@DRAWINGS.register("animal", "pink brown gray")
 def pig(s: Sketch) -> None:
+    """Draw a pig from the side."""
     for x in (0.2, 0.33, 0.58, 0.7):
         s.box(x, 0.7, x + 0.09, 0.92, c=s.dark)
-    s.hoop(0.05, 0.5, 0.05, 0.06, c=s.dark, w=0.03, start=60, end=330)
+    s.ring(0.05, 0.5, 0.05, 0.06, c=s.dark, w=0.03, start=60, end=330)
     s.oval(0.46, 0.56, 0.38, 0.25)
     s.oval(0.8, 0.45, 0.18)
     s.poly((0.7, 0.2), (0.84, 0.3), (0.7, 0.38), c=s.dark)
@@ -119,8 +126,9 @@ def pig(s: Sketch) -> None:
     s.eye(0.82, 0.39, 0.025)
 
 
-@SHELF.add("animal", "white black brown gray")
+@DRAWINGS.register("animal", "white black brown gray")
 def sheep(s: Sketch) -> None:
+    """Draw a woolly sheep from the side."""
     for x in (0.28, 0.4, 0.58, 0.68):
         s.box(x, 0.65, x + 0.06, 0.95, c=INK)
     for k in range(9):
@@ -134,8 +142,9 @@ def sheep(s: Sketch) -> None:
     s.oval(0.87, 0.38, 0.025, c=WHITE if face == INK else INK)
 
 
-@SHELF.add("animal", "green brown purple red")
+@DRAWINGS.register("animal", "green brown purple red")
 def snake(s: Sketch) -> None:
+    """Draw a winding snake."""
     path = [(0.04 + 0.72 * k / 20, 0.6 + 0.2 * math.sin(k * 0.75)) for k in range(21)]
     s.line(*path, (0.84, 0.5), (0.86, 0.38), w=0.12)
     s.line(*path[1:-1:1], c=s.light, w=0.03)
@@ -144,8 +153,9 @@ def snake(s: Sketch) -> None:
     s.eye(0.88, 0.3, 0.022)
 
 
-@SHELF.add("animal", "green brown teal")
+@DRAWINGS.register("animal", "green brown teal")
 def turtle(s: Sketch) -> None:
+    """Draw a turtle from the side."""
     skin = mixed(s.light, (220, 210, 120), 0.4)
     for x in (0.22, 0.62):
         s.box(x, 0.6, x + 0.13, 0.82, c=skin, r=0.05)
@@ -158,8 +168,9 @@ def turtle(s: Sketch) -> None:
     s.eye(0.92, 0.45, 0.022)
 
 
-@SHELF.add("animal", lean=25)
+@DRAWINGS.register("animal", lean=25)
 def butterfly(s: Sketch) -> None:
+    """Draw a butterfly with spread wings."""
     spot = s.accent()
     for side in (-1, 1):
         s.smooth(
@@ -182,8 +193,9 @@ def butterfly(s: Sketch) -> None:
     s.oval(0.5, 0.52, 0.035, 0.3, c=INK)
 
 
-@SHELF.add("animal", "yellow orange", lean=15)
+@DRAWINGS.register("animal", "yellow orange", lean=15)
 def bee(s: Sketch) -> None:
+    """Draw a flying bee from the side."""
     for x, lean in ((0.42, -0.06), (0.58, 0.06)):
         s.smooth((x, 0.42), (x + lean - 0.1, 0.12), (x + lean + 0.1, 0.1), c=GLASS)
     s.poly((0.1, 0.5), (0.0, 0.56), (0.1, 0.62), c=INK)
@@ -194,8 +206,9 @@ def bee(s: Sketch) -> None:
     s.eye(0.92, 0.5, 0.025)
 
 
-@SHELF.add("animal", "black brown gray purple", lean=40)
+@DRAWINGS.register("animal", "black brown gray purple", lean=40)
 def spider(s: Sketch) -> None:
+    """Draw a spider from above."""
     for side in (-1, 1):
         for reach, low in ((0.42, 0.05), (0.5, 0.36), (0.5, 0.68), (0.4, 0.98)):
             knee = (0.5 + side * reach * 0.66, 0.5 + (low - 0.5) * 0.5 - 0.1)
@@ -206,8 +219,9 @@ def spider(s: Sketch) -> None:
         s.oval(0.5 + side * 0.05, 0.32, 0.025, c=WHITE)
 
 
-@SHELF.add("animal", "brown gray orange purple pink")
+@DRAWINGS.register("animal", "brown gray orange purple pink")
 def snail(s: Sketch) -> None:
+    """Draw a snail with its shell from the side."""
     skin = CREAM if s.maybe() else (190, 175, 120)
     s.smooth(
         (0.02, 0.9),
@@ -234,8 +248,9 @@ def snail(s: Sketch) -> None:
     s.line(*spiral, c=s.dark, w=0.035)
 
 
-@SHELF.add("animal", "white brown black")
+@DRAWINGS.register("animal", "white brown black")
 def cow(s: Sketch) -> None:
+    """Draw a spotted cow from the side."""
     spot = (60, 40, 30) if sum(s.main) > 300 else WHITE
     for x in (0.16, 0.28, 0.58, 0.68):
         s.box(x, 0.6, x + 0.08, 0.96)
@@ -255,8 +270,9 @@ def cow(s: Sketch) -> None:
         s.oval(x, 0.47, 0.015, c=INK)
 
 
-@SHELF.add("animal", "gray blue teal pink")
+@DRAWINGS.register("animal", "gray blue teal pink")
 def elephant(s: Sketch) -> None:
+    """Draw an elephant from the side."""
     for x in (0.14, 0.28, 0.46, 0.58):
         s.box(x, 0.6, x + 0.12, 0.94, c=s.dark if x in (0.28, 0.46) else None)
     s.line((0.12, 0.45), (0.03, 0.65), w=0.03)
@@ -268,8 +284,9 @@ def elephant(s: Sketch) -> None:
     s.eye(0.82, 0.32, 0.024)
 
 
-@SHELF.add("animal", "black white blue gray")
+@DRAWINGS.register("animal", "black white blue gray")
 def penguin(s: Sketch) -> None:
+    """Draw a penguin from the front."""
     for side in (-1, 1):
         s.oval(0.5 + side * 0.13, 0.96, 0.11, 0.045, c=(240, 150, 40))
         s.smooth(
@@ -285,8 +302,9 @@ def penguin(s: Sketch) -> None:
     s.poly((0.43, 0.29), (0.57, 0.29), (0.5, 0.38), c=(240, 150, 40))
 
 
-@SHELF.add("animal", "red orange purple", flips=False)
+@DRAWINGS.register("animal", "red orange purple", flips=False)
 def crab(s: Sketch) -> None:
+    """Draw a crab with raised claws from the front."""
     for side in (-1, 1):
         for k in range(3):
             s.line(
@@ -301,4 +319,4 @@ def crab(s: Sketch) -> None:
         s.oval(0.5 + side * 0.1, 0.26, 0.045, c=WHITE)
         s.oval(0.5 + side * 0.1, 0.26, 0.022, c=INK)
     s.oval(0.5, 0.58, 0.3, 0.2)
-    s.hoop(0.5, 0.58, 0.12, 0.07, c=s.dark, w=0.025, start=20, end=160)
+    s.ring(0.5, 0.58, 0.12, 0.07, c=s.dark, w=0.025, start=20, end=160)

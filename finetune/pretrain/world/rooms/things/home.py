@@ -1,4 +1,4 @@
-"""Food, household things, clothes, tools and toys of the things room."""
+"""Food, dishes, cutlery and furniture."""
 
 import math
 
@@ -11,15 +11,16 @@ from finetune.pretrain.world.drawing.sketch import (
     METAL,
     WHITE,
     WOOD,
-    Shelf,
+    DrawingRegistry,
     Sketch,
 )
 
-SHELF = Shelf()
+DRAWINGS = DrawingRegistry()
 
 
-@SHELF.add("fruit", "red green yellow", lean=20)
+@DRAWINGS.register("fruit", "red green yellow", lean=20)
 def apple(s: Sketch) -> None:
+    """Draw an apple with a stalk and a leaf."""
     s.smooth(
         (0.5, 0.28),
         (0.72, 0.18),
@@ -37,8 +38,9 @@ def apple(s: Sketch) -> None:
     s.oval(0.26, 0.44, 0.06, 0.1, c=s.light)
 
 
-@SHELF.add("fruit", "yellow green", lean=40)
+@DRAWINGS.register("fruit", "yellow green", lean=40)
 def banana(s: Sketch) -> None:
+    """Draw a banana."""
     outer = [
         (0.5 + 0.5 * math.cos(t), 0.2 + 0.62 * math.sin(t))
         for t in (math.radians(10 + 14 * k) for k in range(12))
@@ -52,8 +54,9 @@ def banana(s: Sketch) -> None:
     s.oval(*outer[-1], 0.035, c=INK)
 
 
-@SHELF.add("fruit", "green yellow", lean=20)
+@DRAWINGS.register("fruit", "green yellow", lean=20)
 def pear(s: Sketch) -> None:
+    """Draw a pear with a stalk and a leaf."""
     s.smooth(
         (0.5, 0.12),
         (0.62, 0.2),
@@ -70,8 +73,9 @@ def pear(s: Sketch) -> None:
     s.smooth((0.54, 0.1), (0.68, 0.0), (0.78, 0.08), (0.66, 0.14), c=LEAF)
 
 
-@SHELF.add("fruit", "red purple", lean=12)
+@DRAWINGS.register("fruit", "red purple", lean=12)
 def cherry(s: Sketch) -> None:
+    """Draw two cherries on stalks."""
     s.line((0.28, 0.7), (0.4, 0.35), (0.62, 0.06), c=(90, 120, 40), w=0.035)
     s.line((0.74, 0.64), (0.7, 0.35), (0.62, 0.06), c=(90, 120, 40), w=0.035)
     s.smooth((0.62, 0.08), (0.78, 0.02), (0.96, 0.14), (0.78, 0.2), c=LEAF)
@@ -80,8 +84,9 @@ def cherry(s: Sketch) -> None:
         s.oval(x - 0.07, y - 0.07, 0.045, c=s.light)
 
 
-@SHELF.add("fruit", "yellow orange brown", lean=10)
+@DRAWINGS.register("fruit", "yellow orange brown", lean=10)
 def pineapple(s: Sketch) -> None:
+    """Draw a pineapple."""
     for turn in (-60, -30, 0, 30, 60):
         way = math.radians(turn - 90)
         s.poly(
@@ -98,8 +103,9 @@ def pineapple(s: Sketch) -> None:
         s.line((x + 0.08, 0.66 + tall * 0.8), (x - 0.08, 0.66 - tall * 0.8), c=s.dark, w=0.02)
 
 
-@SHELF.add("fruit", "red pink", lean=15)
+@DRAWINGS.register("fruit", "red pink", lean=15)
 def strawberry(s: Sketch) -> None:
+    """Draw a strawberry."""
     s.smooth(
         (0.5, 0.2),
         (0.8, 0.16),
@@ -122,8 +128,9 @@ def strawberry(s: Sketch) -> None:
         )
 
 
-@SHELF.add("food", "orange purple yellow", lean=40)
+@DRAWINGS.register("food", "orange purple yellow", lean=40)
 def carrot(s: Sketch) -> None:
+    """Draw a carrot with leaves."""
     for x in (0.36, 0.5, 0.64):
         s.smooth(
             (0.47, 0.3), (x - 0.06, 0.08), (x + 0.02, 0.0), (x + 0.06, 0.1), (0.53, 0.3), c=LEAF
@@ -133,8 +140,9 @@ def carrot(s: Sketch) -> None:
         s.line((x, y), (x + 0.1, y + 0.01), c=s.dark, w=0.02)
 
 
-@SHELF.add("food", "pink brown white green yellow", lean=8)
+@DRAWINGS.register("food", "pink brown white green yellow", lean=8)
 def ice_cream(s: Sketch) -> None:
+    """Draw an ice cream cone with one or three scoops."""
     cone = (215, 160, 90)
     s.poly((0.24, 0.46), (0.76, 0.46), (0.5, 1.0), c=cone)
     for k in (0.34, 0.5, 0.66):
@@ -149,8 +157,9 @@ def ice_cream(s: Sketch) -> None:
     s.box(0.21, 0.43, 0.79, 0.5, r=0.03)
 
 
-@SHELF.add("food", "pink brown white yellow purple", lean=2)
+@DRAWINGS.register("food", "pink brown white yellow purple", lean=2)
 def cake(s: Sketch) -> None:
+    """Draw a cake with three candles."""
     s.oval(0.5, 0.9, 0.48, 0.08, c=METAL)
     s.box(0.12, 0.5, 0.88, 0.9, c=CREAM if sum(s.main) < 650 else WOOD)
     s.box(0.12, 0.66, 0.88, 0.72, c=s.dark)
@@ -162,12 +171,13 @@ def cake(s: Sketch) -> None:
         s.oval(x, 0.17, 0.03, 0.06, c=(250, 180, 40))
 
 
-@SHELF.add("food", "pink brown white orange blue", lean=40)
+@DRAWINGS.register("food", "pink brown white orange blue", lean=40)
 def donut(s: Sketch) -> None:
+    """Draw a donut with icing and sprinkles."""
     s.oval(0.5, 0.5, 0.5, c=(205, 150, 85))
     s.oval(0.5, 0.5, 0.43)
     for _ in range(12):
-        turn, far = s.any(0, 6.3), s.any(0.24, 0.36)
+        turn, far = s.uniform(0, 6.3), s.uniform(0.24, 0.36)
         x, y = 0.5 + far * math.cos(turn), 0.5 + far * math.sin(turn)
         s.line(
             (x - 0.02, y - 0.015),
@@ -179,9 +189,9 @@ def donut(s: Sketch) -> None:
     s.oval(0.5, 0.5, 0.13, c=WHITE)
 
 
-@SHELF.add("food", "yellow orange red", lean=20)
+@DRAWINGS.register("food", "yellow orange red", lean=20)
 def pizza(s: Sketch) -> None:
-    """A slice; its colour is the cheese's."""
+    """Draw a slice of pizza; its colour is that of the cheese."""
     s.poly((0.06, 0.16), (0.94, 0.16), (0.5, 1.0))
     s.box(0.0, 0.06, 1.0, 0.22, c=(190, 120, 60), r=0.07)
     spot = (250, 220, 120) if s.main[1] < 110 else (190, 45, 40)
@@ -190,9 +200,10 @@ def pizza(s: Sketch) -> None:
     s.oval(0.48, 0.45, 0.03, c=LEAF)
 
 
-@SHELF.add("dish", lean=3)
+@DRAWINGS.register("dish", lean=3)
 def cup(s: Sketch) -> None:
-    s.hoop(0.78, 0.52, 0.15, 0.17, c=s.dark, w=0.07, start=-100, end=100)
+    """Draw a cup of coffee, sometimes with a band."""
+    s.ring(0.78, 0.52, 0.15, 0.17, c=s.dark, w=0.07, start=-100, end=100)
     s.poly((0.1, 0.2), (0.78, 0.2), (0.7, 0.88), (0.18, 0.88))
     s.oval(0.44, 0.21, 0.34, 0.07, c=s.dark)
     s.oval(0.44, 0.22, 0.29, 0.045, c=(95, 60, 35))
@@ -200,8 +211,9 @@ def cup(s: Sketch) -> None:
         s.box(0.16, 0.48, 0.73, 0.58, c=s.light)
 
 
-@SHELF.add("dish", "green brown blue red gray purple", lean=12)
+@DRAWINGS.register("dish", "green brown blue red gray purple", lean=12)
 def bottle(s: Sketch) -> None:
+    """Draw a corked bottle with a label."""
     s.box(0.42, 0.04, 0.58, 0.3)
     s.smooth((0.42, 0.24), (0.58, 0.24), (0.72, 0.46), (0.72, 0.6), (0.28, 0.6), (0.28, 0.46))
     s.box(0.28, 0.46, 0.72, 1.0, r=0.05)
@@ -209,8 +221,9 @@ def bottle(s: Sketch) -> None:
     s.box(0.28, 0.58, 0.72, 0.8, c=CREAM)
 
 
-@SHELF.add("dish", lean=3)
+@DRAWINGS.register("dish", lean=3)
 def bowl(s: Sketch) -> None:
+    """Draw a bowl of fruit."""
     for k in range(3):
         s.oval(0.3 + 0.2 * k, 0.4, 0.13, c=s.rng.choice(((235, 80, 60), (120, 180, 70), GOLD)))
     s.oval(0.5, 0.42, 0.5, 0.46, start=0, end=180)
@@ -218,9 +231,10 @@ def bowl(s: Sketch) -> None:
     s.box(0.0, 0.38, 1.0, 0.46, c=s.light, r=0.03)
 
 
-@SHELF.add("dish", "white blue red green yellow gray", lean=2)
+@DRAWINGS.register("dish", "white blue red green yellow gray", lean=2)
 def teapot(s: Sketch) -> None:
-    s.hoop(0.84, 0.55, 0.14, 0.17, w=0.07, start=-110, end=110)
+    """Draw a teapot."""
+    s.ring(0.84, 0.55, 0.14, 0.17, w=0.07, start=-110, end=110)
     s.poly((0.26, 0.62), (0.0, 0.3), (0.1, 0.26), (0.36, 0.46), c=s.dark)
     s.oval(0.52, 0.58, 0.34, 0.32)
     s.oval(0.52, 0.3, 0.2, 0.08, c=s.dark)
@@ -228,40 +242,44 @@ def teapot(s: Sketch) -> None:
     s.box(0.34, 0.86, 0.7, 0.93, c=s.dark)
 
 
-@SHELF.add("tool", "gray yellow black brown", lean=60)
+@DRAWINGS.register("tool", "gray yellow black brown", lean=60)
 def fork(s: Sketch) -> None:
+    """Draw a fork."""
     s.box(0.455, 0.42, 0.545, 1.0, r=0.04)
     s.smooth((0.36, 0.3), (0.64, 0.3), (0.62, 0.44), (0.5, 0.52), (0.38, 0.44))
     for x in (0.34, 0.43, 0.52, 0.61):
         s.box(x, 0.02, x + 0.05, 0.36, r=0.02)
 
 
-@SHELF.add("tool", "gray yellow black brown", lean=60)
+@DRAWINGS.register("tool", "gray yellow black brown", lean=60)
 def spoon(s: Sketch) -> None:
+    """Draw a spoon."""
     s.line((0.5, 0.35), (0.5, 0.98), w=0.08)
     s.oval(0.5, 0.21, 0.16, 0.22)
     s.oval(0.5, 0.22, 0.1, 0.15, c=s.dark)
 
 
-@SHELF.add("tool", "brown red black blue", lean=60)
+@DRAWINGS.register("tool", "brown red black blue", lean=60)
 def knife(s: Sketch) -> None:
-    """Its colour is the handle's."""
+    """Draw a knife; its colour is that of the handle."""
     s.smooth((0.44, 0.55), (0.44, 0.1), (0.5, 0.0), (0.6, 0.3), (0.58, 0.55), c=METAL)
     s.box(0.42, 0.52, 0.58, 1.0, r=0.05)
     for y in (0.66, 0.84):
         s.oval(0.5, y, 0.025, c=s.light)
 
 
-@SHELF.add("furniture", lean=2)
+@DRAWINGS.register("furniture", lean=2)
 def lamp(s: Sketch) -> None:
+    """Draw a table lamp."""
     s.line((0.5, 0.4), (0.5, 0.9), c=INK if s.maybe() else WOOD, w=0.05)
     s.box(0.3, 0.88, 0.7, 0.96, c=INK, r=0.03)
     s.poly((0.34, 0.05), (0.66, 0.05), (0.86, 0.5), (0.14, 0.5))
     s.poly((0.14, 0.5), (0.86, 0.5), (0.84, 0.45), (0.16, 0.45), c=s.light)
 
 
-@SHELF.add("furniture", lean=2)
+@DRAWINGS.register("furniture", lean=2)
 def chair(s: Sketch) -> None:
+    """Draw a chair from the side."""
     s.line((0.26, 0.04), (0.26, 0.98), w=0.08)
     s.line((0.26, 0.6), (0.74, 0.6), w=0.1)
     s.line((0.72, 0.6), (0.74, 0.98), w=0.08)
@@ -270,8 +288,9 @@ def chair(s: Sketch) -> None:
     s.box(0.28, 0.5, 0.78, 0.57, c=s.light)
 
 
-@SHELF.add("furniture", "brown white black gray red", lean=1)
+@DRAWINGS.register("furniture", "brown white black gray red", lean=1)
 def table(s: Sketch) -> None:
+    """Draw a table, sometimes with a drawer."""
     for x in (0.08, 0.84):
         s.box(x, 0.36, x + 0.08, 0.9, c=s.dark)
     s.box(0.0, 0.28, 1.0, 0.4, r=0.02)
@@ -280,8 +299,9 @@ def table(s: Sketch) -> None:
         s.oval(0.5, 0.45, 0.02, c=GOLD)
 
 
-@SHELF.add("furniture", lean=1)
+@DRAWINGS.register("furniture", lean=1)
 def bed(s: Sketch) -> None:
+    """Draw a bed from the side."""
     s.box(0.0, 0.2, 0.08, 0.85, c=WOOD)
     s.box(0.92, 0.42, 1.0, 0.85, c=WOOD)
     s.box(0.06, 0.54, 0.94, 0.74, c=CREAM)
@@ -290,8 +310,9 @@ def bed(s: Sketch) -> None:
     s.box(0.34, 0.46, 0.42, 0.74, c=s.light)
 
 
-@SHELF.add("furniture", lean=1, flips=False)
+@DRAWINGS.register("furniture", lean=1, flips=False)
 def sofa(s: Sketch) -> None:
+    """Draw a sofa from the front."""
     for x in (0.1, 0.82):
         s.box(x, 0.84, x + 0.08, 0.94, c=WOOD)
     s.box(0.1, 0.24, 0.9, 0.66, r=0.08)
@@ -301,8 +322,9 @@ def sofa(s: Sketch) -> None:
         s.box(x, 0.44, x + 0.16, 0.86, c=s.dark, r=0.06)
 
 
-@SHELF.add("furniture", lean=1)
+@DRAWINGS.register("furniture", lean=1)
 def door(s: Sketch) -> None:
+    """Draw a closed door."""
     s.box(0.2, 0.0, 0.8, 1.0, c=WOOD if s.maybe() else s.dark)
     s.box(0.25, 0.05, 0.75, 1.0)
     for y in (0.12, 0.56):
@@ -310,8 +332,9 @@ def door(s: Sketch) -> None:
     s.oval(0.7, 0.52, 0.035, c=GOLD)
 
 
-@SHELF.add("furniture", "red white yellow green blue", lean=3)
+@DRAWINGS.register("furniture", "red white yellow green blue", lean=3)
 def candle(s: Sketch) -> None:
+    """Draw a burning candle."""
     s.box(0.34, 0.36, 0.66, 0.95)
     s.oval(0.5, 0.37, 0.16, 0.045, c=s.dark)
     s.smooth((0.36, 0.38), (0.44, 0.38), (0.43, 0.56), (0.38, 0.6), c=s.light)

@@ -1,17 +1,17 @@
-"""All things that are drawn, by name, and what is held out of training of them."""
+"""All things by name, and the combinations that are held out of training."""
 
 from finetune.pretrain.world.drawing.sketch import Thing
-from finetune.pretrain.world.rooms.things import animals, home, nature, objects, street
-from finetune.pretrain.world.rooms.things.places import SETTINGS
+from finetune.pretrain.world.rooms.things import animals, belongings, home, nature, street
+from finetune.pretrain.world.rooms.things.backdrops import BACKDROPS
 
 THINGS: dict[str, Thing] = {
-    **animals.SHELF,
-    **nature.SHELF,
-    **street.SHELF,
-    **home.SHELF,
-    **objects.SHELF,
+    **animals.DRAWINGS,
+    **nature.DRAWINGS,
+    **street.DRAWINGS,
+    **home.DRAWINGS,
+    **belongings.DRAWINGS,
 }
-# Append only: the encoder's classes are places in this list.
+# Append only: positions are classes of the encoder.
 KINDS = (
     "cat",
     "dog",
@@ -121,9 +121,9 @@ KINDS = (
     "bulb",
     "magnet",
 )
-SORTS = ("animal", "vehicle", "fruit")
-"""Sorts that are asked for by name."""
-HIGH = frozenset(
+CATEGORIES = ("animal", "vehicle", "fruit")
+"""The categories that questions ask about by name."""
+SKY_KINDS = frozenset(
     {
         "sun",
         "moon",
@@ -139,10 +139,11 @@ HIGH = frozenset(
         "balloon",
     }
 )
+"""Things that belong in the upper half of a landscape."""
 
-# Never drawn in training: a place for every thing, and a colour for every other one.
-HELD_OUT_PLACES = frozenset(
-    (kind, SETTINGS[1 + (5 * k) % (len(SETTINGS) - 1)]) for k, kind in enumerate(KINDS)
+# Never drawn in training: one backdrop for every thing, and one colour for every other thing.
+HELD_OUT_BACKDROPS = frozenset(
+    (kind, BACKDROPS[1 + (5 * k) % (len(BACKDROPS) - 1)]) for k, kind in enumerate(KINDS)
 )
 HELD_OUT_COLOURS = frozenset(
     (kind, sorted(set(THINGS[kind].colours))[k % len(set(THINGS[kind].colours))])

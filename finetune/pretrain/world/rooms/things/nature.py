@@ -1,4 +1,4 @@
-"""Plants, weather, mountains and figures of the things room."""
+"""Plants, the sky, mountains and figures."""
 
 import math
 
@@ -11,16 +11,17 @@ from finetune.pretrain.world.drawing.sketch import (
     LEAF,
     WHITE,
     WOOD,
-    Shelf,
+    DrawingRegistry,
     Sketch,
 )
 
-SHELF = Shelf()
+DRAWINGS = DrawingRegistry()
 
 
-@SHELF.add("plant", "green green teal orange red", lean=2)
+@DRAWINGS.register("plant", "green green teal orange red", lean=2)
 def tree(s: Sketch) -> None:
-    wide = s.any(0.06, 0.09)
+    """Draw a fir or a broad-leaved tree, sometimes with fruit."""
+    wide = s.uniform(0.06, 0.09)
     s.poly(
         (0.5 - wide, 1), (0.5 - wide * 0.7, 0.5), (0.5 + wide * 0.7, 0.5), (0.5 + wide, 1), c=WOOD
     )
@@ -52,9 +53,10 @@ def tree(s: Sketch) -> None:
             s.oval(x, y, 0.035, c=spot)
 
 
-@SHELF.add("plant", "red yellow pink purple white blue orange")
+@DRAWINGS.register("plant", "red yellow pink purple white blue orange")
 def flower(s: Sketch) -> None:
-    s.line((0.5, 0.4), (0.5 + s.any(-0.05, 0.05), 0.7), (0.5, 1), c=LEAF, w=0.045)
+    """Draw a tulip or a flower with round petals."""
+    s.line((0.5, 0.4), (0.5 + s.uniform(-0.05, 0.05), 0.7), (0.5, 1), c=LEAF, w=0.045)
     s.smooth((0.5, 0.85), (0.62, 0.68), (0.78, 0.66), (0.66, 0.8), c=LEAF)
     if s.maybe():
         s.smooth((0.5, 0.9), (0.4, 0.74), (0.24, 0.72), (0.34, 0.86), c=LEAF)
@@ -78,8 +80,9 @@ def flower(s: Sketch) -> None:
     s.oval(0.5, 0.3, 0.12, c=heart)
 
 
-@SHELF.add("plant", "green teal", lean=3)
+@DRAWINGS.register("plant", "green teal", lean=3)
 def cactus(s: Sketch) -> None:
+    """Draw a cactus in a pot."""
     s.box(0.4, 0.08, 0.6, 0.8, r=0.1)
     s.line((0.45, 0.55), (0.2, 0.55), (0.2, 0.3), w=0.11)
     s.line((0.55, 0.45), (0.8, 0.45), (0.8, 0.2), w=0.11)
@@ -90,16 +93,18 @@ def cactus(s: Sketch) -> None:
     s.box(0.25, 0.72, 0.75, 0.8, c=mixed(pot, INK, 0.2))
 
 
-@SHELF.add("plant", "green orange red yellow brown", lean=120)
+@DRAWINGS.register("plant", "green orange red yellow brown", lean=120)
 def leaf(s: Sketch) -> None:
+    """Draw a single leaf with veins."""
     s.smooth((0.5, 0.02), (0.74, 0.25), (0.76, 0.52), (0.5, 0.84), (0.24, 0.52), (0.26, 0.25))
     s.line((0.5, 0.1), (0.5, 1.0), c=s.dark, w=0.03)
     for y in (0.3, 0.46, 0.62):
         s.line((0.34, y - 0.1), (0.5, y), (0.66, y - 0.1), c=s.dark, w=0.02)
 
 
-@SHELF.add("plant", "red brown white orange purple")
+@DRAWINGS.register("plant", "red brown white orange purple")
 def mushroom(s: Sketch) -> None:
+    """Draw a mushroom, mostly with spots."""
     s.smooth(
         (0.4, 0.45), (0.6, 0.45), (0.62, 0.75), (0.66, 0.95), (0.34, 0.95), (0.38, 0.75), c=CREAM
     )
@@ -116,8 +121,9 @@ def mushroom(s: Sketch) -> None:
             s.oval(x, y, r, c=spot)
 
 
-@SHELF.add("sky", "yellow orange", lean=30)
+@DRAWINGS.register("sky", "yellow orange", lean=30)
 def sun(s: Sketch) -> None:
+    """Draw the sun with rays."""
     count = s.rng.choice((8, 10, 12))
     for k in range(count):
         turn = 2 * math.pi * k / count
@@ -133,8 +139,9 @@ def sun(s: Sketch) -> None:
     s.oval(0.5, 0.5, 0.29, c=s.main if s.maybe() else s.light)
 
 
-@SHELF.add("sky", "yellow white gray orange blue", lean=20)
+@DRAWINGS.register("sky", "yellow white gray orange blue", lean=20)
 def moon(s: Sketch) -> None:
+    """Draw a crescent moon with craters."""
     outer = [
         (0.5 + 0.5 * math.cos(t), 0.5 + 0.5 * math.sin(t))
         for t in (math.radians(60 + 12 * k) for k in range(21))
@@ -148,15 +155,17 @@ def moon(s: Sketch) -> None:
         s.oval(x, y, r, c=mixed(s.main, INK, 0.15))
 
 
-@SHELF.add("sky", "white gray blue pink", lean=2)
+@DRAWINGS.register("sky", "white gray blue pink", lean=2)
 def cloud(s: Sketch) -> None:
+    """Draw a cloud."""
     for x, y, r in ((0.2, 0.6, 0.17), (0.42, 0.46, 0.22), (0.66, 0.5, 0.19), (0.83, 0.62, 0.15)):
-        s.oval(x, y, r, r * s.any(0.9, 1.0))
+        s.oval(x, y, r, r * s.uniform(0.9, 1.0))
     s.box(0.18, 0.6, 0.85, 0.77, r=0.08)
 
 
-@SHELF.add("sky", "yellow orange purple white", lean=8)
+@DRAWINGS.register("sky", "yellow orange purple white", lean=8)
 def lightning_bolt(s: Sketch) -> None:
+    """Draw a lightning bolt."""
     s.poly(
         (0.42, 0.0),
         (0.72, 0.0),
@@ -168,8 +177,9 @@ def lightning_bolt(s: Sketch) -> None:
     )
 
 
-@SHELF.add("figure", "white blue gray", lean=3)
+@DRAWINGS.register("figure", "white blue gray", lean=3)
 def snowman(s: Sketch) -> None:
+    """Draw a snowman with a hat."""
     for side in (-1, 1):
         s.line((0.5 + side * 0.18, 0.5), (0.5 + side * 0.42, 0.38), c=WOOD, w=0.03)
     s.oval(0.5, 0.78, 0.24, 0.22)
@@ -187,9 +197,10 @@ def snowman(s: Sketch) -> None:
         s.line((0.37, 0.38), (0.63, 0.38), c=s.accent(), w=0.06)
 
 
-@SHELF.add("place", "gray brown blue purple green", lean=1)
+@DRAWINGS.register("place", "gray brown blue purple green", lean=1)
 def mountain(s: Sketch) -> None:
-    peak = s.any(0.4, 0.55)
+    """Draw a mountain with a snowy peak."""
+    peak = s.uniform(0.4, 0.55)
     s.poly((0.45, 0.95), (0.74, 0.35), (1.0, 0.95), c=s.dark)
     s.poly((0.0, 0.95), (peak, 0.08), (0.84, 0.95))
     cut = 0.28
@@ -205,23 +216,25 @@ def mountain(s: Sketch) -> None:
 
 
 def face(s: Sketch, bend: float) -> None:
-    """A round face; `bend` > 0 smiles, < 0 frowns."""
+    """Draw a round face that smiles if `bend` > 0, else frowns."""
     s.oval(0.5, 0.5, 0.5)
     for side in (-1, 1):
-        s.oval(0.5 + side * 0.17, 0.4, 0.055, s.any(0.055, 0.085), c=INK)
+        s.oval(0.5 + side * 0.17, 0.4, 0.055, s.uniform(0.055, 0.085), c=INK)
         if s.maybe(0.3):
             s.oval(0.5 + side * 0.3, 0.58, 0.07, 0.05, c=BLUSH)
     if bend > 0:
-        s.hoop(0.5, 0.55, 0.26, 0.24, c=INK, w=0.055, start=20, end=160)
+        s.ring(0.5, 0.55, 0.26, 0.24, c=INK, w=0.055, start=20, end=160)
     else:
-        s.hoop(0.5, 0.84, 0.23, 0.2, c=INK, w=0.055, start=205, end=335)
+        s.ring(0.5, 0.84, 0.23, 0.2, c=INK, w=0.055, start=205, end=335)
 
 
-@SHELF.add("figure", "yellow orange pink green blue white", lean=8)
+@DRAWINGS.register("figure", "yellow orange pink green blue white", lean=8)
 def happy_face(s: Sketch) -> None:
+    """Draw a smiling face."""
     face(s, 1)
 
 
-@SHELF.add("figure", "yellow orange pink green blue white", lean=8)
+@DRAWINGS.register("figure", "yellow orange pink green blue white", lean=8)
 def sad_face(s: Sketch) -> None:
+    """Draw a frowning face."""
     face(s, -1)

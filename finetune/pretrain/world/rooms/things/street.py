@@ -1,4 +1,4 @@
-"""Vehicles, buildings and what stands outdoors, for the things room."""
+"""Vehicles, buildings and other outdoor things."""
 
 import math
 
@@ -10,23 +10,25 @@ from finetune.pretrain.world.drawing.sketch import (
     METAL,
     WHITE,
     WOOD,
-    Shelf,
+    DrawingRegistry,
     Sketch,
 )
 
-SHELF = Shelf()
+DRAWINGS = DrawingRegistry()
 TYRE: RGB = (45, 45, 50)
 LAMPS: dict[str, RGB] = {"red": (235, 35, 35), "yellow": (250, 210, 40), "green": (40, 200, 70)}
 
 
 def wheel(s: Sketch, x: float, y: float, r: float) -> None:
+    """Draw a wheel of radius `r` around (x, y)."""
     s.oval(x, y, r, c=TYRE)
     s.oval(x, y, r * 0.5, c=METAL)
 
 
-@SHELF.add("vehicle")
+@DRAWINGS.register("vehicle")
 def car(s: Sketch) -> None:
-    roof = s.any(0.22, 0.32)
+    """Draw a car from the side."""
+    roof = s.uniform(0.22, 0.32)
     s.poly((0.2, 0.5), (0.33, roof), (0.66, roof), (0.82, 0.5))
     s.poly((0.27, 0.49), (0.36, roof + 0.05), (0.48, roof + 0.05), (0.48, 0.49), c=GLASS)
     s.poly((0.52, 0.49), (0.52, roof + 0.05), (0.64, roof + 0.05), (0.74, 0.49), c=GLASS)
@@ -36,8 +38,9 @@ def car(s: Sketch) -> None:
         wheel(s, x, 0.72, 0.12)
 
 
-@SHELF.add("vehicle", lean=3)
+@DRAWINGS.register("vehicle", lean=3)
 def bus(s: Sketch) -> None:
+    """Draw a bus from the side."""
     s.box(0.0, 0.22, 1.0, 0.76, r=0.06)
     for k in range(4):
         s.box(0.06 + 0.18 * k, 0.3, 0.2 + 0.18 * k, 0.48, c=GLASS)
@@ -47,8 +50,9 @@ def bus(s: Sketch) -> None:
         wheel(s, x, 0.77, 0.1)
 
 
-@SHELF.add("vehicle", lean=3)
+@DRAWINGS.register("vehicle", lean=3)
 def truck(s: Sketch) -> None:
+    """Draw a truck from the side."""
     s.box(0.0, 0.2, 0.62, 0.72)
     s.box(0.05, 0.28, 0.57, 0.34, c=s.dark)
     s.poly((0.65, 0.72), (0.65, 0.36), (0.84, 0.36), (0.98, 0.54), (0.98, 0.72), c=s.dark)
@@ -57,8 +61,9 @@ def truck(s: Sketch) -> None:
         wheel(s, x, 0.75, 0.1)
 
 
-@SHELF.add("vehicle", lean=2)
+@DRAWINGS.register("vehicle", lean=2)
 def train(s: Sketch) -> None:
+    """Draw a steam locomotive from the side."""
     s.box(0.04, 0.2, 0.4, 0.68)
     s.box(0.0, 0.14, 0.44, 0.22, c=s.dark)
     s.box(0.11, 0.28, 0.32, 0.46, c=GLASS)
@@ -71,8 +76,9 @@ def train(s: Sketch) -> None:
         s.oval(x, 0.88 - r, r * 0.4, c=s.light)
 
 
-@SHELF.add("vehicle", lean=6)
+@DRAWINGS.register("vehicle", lean=6)
 def boat(s: Sketch) -> None:
+    """Draw a sailing boat."""
     s.line((0.48, 0.06), (0.48, 0.72), c=WOOD, w=0.035)
     sail = WHITE if s.maybe() else s.light
     s.poly((0.52, 0.08), (0.52, 0.62), (0.9, 0.62), c=sail)
@@ -80,8 +86,9 @@ def boat(s: Sketch) -> None:
     s.poly((0.04, 0.7), (0.96, 0.7), (0.8, 0.94), (0.2, 0.94))
 
 
-@SHELF.add("vehicle", lean=14)
+@DRAWINGS.register("vehicle", lean=14)
 def plane(s: Sketch) -> None:
+    """Draw an aeroplane from the side."""
     s.poly((0.52, 0.5), (0.3, 0.12), (0.42, 0.12), (0.7, 0.48), c=s.dark)
     s.poly((0.05, 0.48), (0.0, 0.22), (0.1, 0.22), (0.22, 0.46), c=s.dark)
     s.smooth((0.02, 0.45), (0.3, 0.41), (0.75, 0.41), (0.98, 0.52), (0.75, 0.62), (0.3, 0.6))
@@ -91,10 +98,11 @@ def plane(s: Sketch) -> None:
     s.poly((0.46, 0.55), (0.62, 0.56), (0.34, 0.88), (0.24, 0.88), c=s.light)
 
 
-@SHELF.add("vehicle", lean=3)
+@DRAWINGS.register("vehicle", lean=3)
 def bicycle(s: Sketch) -> None:
+    """Draw a bicycle from the side."""
     for x in (0.22, 0.78):
-        s.hoop(x, 0.66, 0.2, c=TYRE, w=0.045)
+        s.ring(x, 0.66, 0.2, c=TYRE, w=0.045)
     s.line((0.22, 0.66), (0.4, 0.36), (0.7, 0.36), (0.48, 0.66), (0.22, 0.66), w=0.045)
     s.line((0.4, 0.36), (0.48, 0.66), w=0.045)
     s.line((0.78, 0.66), (0.68, 0.24), (0.8, 0.2), w=0.045)
@@ -102,8 +110,9 @@ def bicycle(s: Sketch) -> None:
     s.box(0.28, 0.23, 0.46, 0.28, c=INK, r=0.02)
 
 
-@SHELF.add("vehicle", lean=25, flips=False)
+@DRAWINGS.register("vehicle", lean=25, flips=False)
 def rocket(s: Sketch) -> None:
+    """Draw a rocket taking off."""
     s.smooth(
         (0.4, 0.76), (0.5, 0.8), (0.6, 0.76), (0.56, 0.9), (0.5, 1.0), (0.44, 0.9), c=(250, 160, 30)
     )
@@ -119,8 +128,9 @@ def rocket(s: Sketch) -> None:
     s.oval(0.5, 0.34, 0.065, c=(90, 150, 210))
 
 
-@SHELF.add("vehicle", lean=8)
+@DRAWINGS.register("vehicle", lean=8)
 def helicopter(s: Sketch) -> None:
+    """Draw a helicopter from the side."""
     s.line((0.55, 0.5), (0.98, 0.42), w=0.06)
     s.oval(0.96, 0.4, 0.04, 0.1, c=s.dark)
     s.oval(0.36, 0.53, 0.3, 0.22)
@@ -132,8 +142,9 @@ def helicopter(s: Sketch) -> None:
     s.line((0.1, 0.87), (0.64, 0.87), c=INK, w=0.035)
 
 
-@SHELF.add("place", lean=1)
+@DRAWINGS.register("place", lean=1)
 def house(s: Sketch) -> None:
+    """Draw a house, sometimes with a chimney."""
     roof = s.accent() if s.maybe(0.7) else s.dark
     if s.maybe():
         s.box(0.68, 0.12, 0.78, 0.4, c=mixed(roof, INK, 0.3))
@@ -147,8 +158,9 @@ def house(s: Sketch) -> None:
             s.line((x + 0.08, 0.58), (x + 0.08, 0.74), c=WHITE, w=0.015)
 
 
-@SHELF.add("place", lean=1)
+@DRAWINGS.register("place", lean=1)
 def castle(s: Sketch) -> None:
+    """Draw a castle with two towers."""
     s.box(0.2, 0.42, 0.8, 0.96)
     for x in (0.05, 0.73):
         s.box(x, 0.26, x + 0.22, 0.96, c=s.light)
@@ -161,16 +173,18 @@ def castle(s: Sketch) -> None:
     s.oval(0.5, 0.64, 0.1, c=s.dark)
 
 
-@SHELF.add("place", "red orange green blue yellow", lean=1, flips=False)
+@DRAWINGS.register("place", "red orange green blue yellow", lean=1, flips=False)
 def tent(s: Sketch) -> None:
+    """Draw a tent from the front."""
     s.poly((0.5, 0.12), (1.0, 0.92), (0.0, 0.92))
     s.poly((0.5, 0.12), (0.66, 0.92), (0.34, 0.92), c=s.dark)
     s.poly((0.5, 0.3), (0.58, 0.92), (0.42, 0.92), c=INK)
     s.line((0.45, 0.05), (0.5, 0.14), (0.55, 0.05), c=WOOD, w=0.03)
 
 
-@SHELF.add("place", "red blue white black yellow", lean=1, flips=False)
+@DRAWINGS.register("place", "red blue white black yellow", lean=1, flips=False)
 def lighthouse(s: Sketch) -> None:
+    """Draw a striped lighthouse."""
     band = WHITE if sum(s.main) < 600 else (200, 50, 50)
     s.poly((0.36, 0.3), (0.64, 0.3), (0.72, 0.98), (0.28, 0.98))
     for y in (0.42, 0.72):
@@ -186,21 +200,22 @@ def lighthouse(s: Sketch) -> None:
     s.poly((0.35, 0.13), (0.5, 0.0), (0.65, 0.13), c=s.dark)
 
 
-@SHELF.add("place", "gray brown red black", lean=1)
+@DRAWINGS.register("place", "gray brown red black", lean=1)
 def bridge(s: Sketch) -> None:
+    """Draw a bridge with arches."""
     s.box(0.0, 0.42, 1.0, 0.54)
     for x in (0.0, 0.44, 0.88):
         s.box(x, 0.5, x + 0.12, 0.86)
     for x in (0.28, 0.72):
-        s.hoop(x, 0.68, 0.18, c=s.dark, w=0.06, start=180, end=360)
+        s.ring(x, 0.68, 0.18, c=s.dark, w=0.06, start=180, end=360)
     s.line((0.02, 0.3), (0.98, 0.3), c=s.dark, w=0.03)
     for k in range(6):
         s.line((0.03 + 0.188 * k, 0.3), (0.03 + 0.188 * k, 0.44), c=s.dark, w=0.025)
 
 
-@SHELF.add("sign", "red yellow green", lean=2, flips=False)
+@DRAWINGS.register("sign", "red yellow green", lean=2, flips=False)
 def traffic_light(s: Sketch) -> None:
-    """The colour is that of the lamp that is lit."""
+    """Draw a traffic light; its colour is that of the lit lamp."""
     lit = min(LAMPS, key=lambda n: sum(abs(a - b) for a, b in zip(LAMPS[n], s.main, strict=True)))
     s.box(0.46, 0.68, 0.54, 1.0, c=METAL)
     s.box(0.32, 0.0, 0.68, 0.72, c=(55, 58, 62), r=0.06)
@@ -209,8 +224,9 @@ def traffic_light(s: Sketch) -> None:
         s.oval(0.5, y, 0.1, c=rgb)
 
 
-@SHELF.add("sign", lean=4)
+@DRAWINGS.register("sign", lean=4)
 def flag(s: Sketch) -> None:
+    """Draw a flag on a pole: a pennant, or waving, sometimes striped."""
     s.line((0.12, 0.02), (0.12, 1.0), c=WOOD if s.maybe() else METAL, w=0.05)
     if s.maybe(0.3):
         s.poly((0.14, 0.06), (0.95, 0.3), (0.14, 0.54))
@@ -222,8 +238,9 @@ def flag(s: Sketch) -> None:
         s.poly(*stripe, *((x, y + 0.15) for x, y in reversed(stripe)), c=s.light)
 
 
-@SHELF.add("sign", "red blue yellow green gray", lean=2)
+@DRAWINGS.register("sign", "red blue yellow green gray", lean=2)
 def mailbox(s: Sketch) -> None:
+    """Draw a mailbox with a raised flag."""
     s.box(0.42, 0.5, 0.52, 1.0, c=WOOD)
     s.box(0.1, 0.2, 0.86, 0.56)
     s.oval(0.1 + 0.02, 0.38, 0.02, 0.18)
@@ -232,18 +249,20 @@ def mailbox(s: Sketch) -> None:
     s.line((0.7, 0.34), (0.7, 0.06), (0.8, 0.06), (0.8, 0.13), (0.7, 0.13), c=s.accent(), w=0.035)
 
 
-@SHELF.add("sign", "black gray blue brown teal", lean=8, flips=False)
+@DRAWINGS.register("sign", "black gray blue brown teal", lean=8, flips=False)
 def anchor(s: Sketch) -> None:
-    s.hoop(0.5, 0.1, 0.08, w=0.05)
+    """Draw an anchor."""
+    s.ring(0.5, 0.1, 0.08, w=0.05)
     s.line((0.5, 0.18), (0.5, 0.92), w=0.08)
     s.line((0.3, 0.3), (0.7, 0.3), w=0.07)
-    s.hoop(0.5, 0.56, 0.36, w=0.075, start=10, end=170)
+    s.ring(0.5, 0.56, 0.36, w=0.075, start=10, end=170)
     for side in (-1, 1):
         s.poly((0.5 + side * 0.48, 0.72), (0.5 + side * 0.4, 0.5), (0.5 + side * 0.24, 0.68))
 
 
-@SHELF.add("figure", "gray blue teal green orange red", lean=3, flips=False)
+@DRAWINGS.register("figure", "gray blue teal green orange red", lean=3, flips=False)
 def robot(s: Sketch) -> None:
+    """Draw a robot from the front."""
     s.line((0.5, 0.12), (0.5, 0.02), c=INK, w=0.03)
     s.oval(0.5, 0.03, 0.035, c=s.accent())
     for side in (-1, 1):
@@ -262,8 +281,9 @@ def robot(s: Sketch) -> None:
         s.oval(0.42 + 0.08 * k, 0.58, 0.025, c=s.rng.choice(((220, 50, 50), GOLD, (60, 170, 90))))
 
 
-@SHELF.add("figure", "white gray purple blue green", lean=8)
+@DRAWINGS.register("figure", "white gray purple blue green", lean=8)
 def ghost(s: Sketch) -> None:
+    """Draw a ghost."""
     top = [
         (0.5 + 0.36 * math.cos(math.radians(a)), 0.42 + 0.4 * math.sin(math.radians(a)))
         for a in range(180, 361, 15)
@@ -276,10 +296,11 @@ def ghost(s: Sketch) -> None:
     s.oval(0.5, 0.58, 0.06, 0.08, c=eyes)
 
 
-@SHELF.add("tool", lean=3, flips=False)
+@DRAWINGS.register("tool", lean=3, flips=False)
 def umbrella(s: Sketch) -> None:
+    """Draw an open umbrella."""
     s.line((0.5, 0.4), (0.5, 0.84), c=INK, w=0.04)
-    s.hoop(0.41, 0.84, 0.09, c=INK, w=0.045, start=0, end=180)
+    s.ring(0.41, 0.84, 0.09, c=INK, w=0.045, start=0, end=180)
     s.oval(0.5, 0.5, 0.5, 0.44, start=180, end=360)
     for x in (0.0, 0.335, 0.665):
         s.oval(x + 0.167, 0.51, 0.165, 0.07, c=s.dark)
@@ -288,8 +309,9 @@ def umbrella(s: Sketch) -> None:
         s.oval(0.5, 0.5, 0.17, 0.44, c=s.light, start=180, end=360)
 
 
-@SHELF.add("toy", lean=20)
+@DRAWINGS.register("toy", lean=20)
 def kite(s: Sketch) -> None:
+    """Draw a kite with a tail."""
     tail = [(0.5 + 0.07 * math.sin(k * 1.1), 0.66 + 0.035 * k) for k in range(11)]
     s.line(*tail, c=INK, w=0.02)
     other = s.light if s.maybe() else s.pale
@@ -306,16 +328,18 @@ def kite(s: Sketch) -> None:
         )
 
 
-@SHELF.add("toy", lean=8)
+@DRAWINGS.register("toy", lean=8)
 def balloon(s: Sketch) -> None:
+    """Draw a balloon on a string."""
     s.line((0.5, 0.64), (0.47, 0.76), (0.53, 0.88), (0.5, 1.0), c=INK, w=0.02)
     s.smooth((0.5, 0.0), (0.76, 0.12), (0.78, 0.38), (0.5, 0.64), (0.22, 0.38), (0.24, 0.12))
     s.poly((0.44, 0.67), (0.5, 0.6), (0.56, 0.67), c=s.dark)
     s.oval(0.38, 0.2, 0.05, 0.08, c=s.pale)
 
 
-@SHELF.add("place", "brown white gray red green", lean=1, flips=False)
+@DRAWINGS.register("place", "brown white gray red green", lean=1, flips=False)
 def fence(s: Sketch) -> None:
+    """Draw a picket fence."""
     for y in (0.45, 0.72):
         s.box(0.0, y, 1.0, y + 0.08, c=s.dark)
     for k in range(5):

@@ -4,6 +4,7 @@ import math
 import random
 import string
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -25,24 +26,25 @@ from finetune.pretrain.world.drawing.paint import (
     colour_rgb,
     far_enough,
     ground_rgb,
+    mixed,
     picture_size,
 )
-from finetune.pretrain.world.rooms.writing.ask import Reader
+from finetune.pretrain.world.rooms.writing.questions import ask
 from finetune.pretrain.world.rooms.writing.words import HELD_OUT_WORDS, WORDS
-from finetune.pretrain.world.scene import QA, Item, Scene, Split
+from finetune.pretrain.world.scene import QA, Box, Item, Scene, Split, to_fractions
 
-# Append only: the encoder's classes. Small letters count as their capitals.
+# Append only: positions are classes of the encoder. Small letters count as their capitals.
 KINDS = (*string.ascii_uppercase, *string.digits, "sign")
 LAYOUTS = ("word", "sign", "two", "number", "plate")
 PITCH = 0.132
-"""Letters' centres are at least this part of the picture's width apart: a patch for each."""
-PLAIN_LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ"
-PLAIN_DIGITS = "23456789"
+"""The least distance between letters, as a share of the width, so that each has a patch."""
+UNAMBIGUOUS_LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ"
+UNAMBIGUOUS_DIGITS = "23456789"
 
 
 @dataclass(frozen=True)
 class Text:
-    """One line as it is drawn."""
+    """One drawn line; `word` is its text in capitals."""
 
     line: Line
     word: str
@@ -50,8 +52,8 @@ class Text:
     rgb: RGB
 
 
-def some_text(layout: str, rng: random.Random, split: Split) -> str:
-    """What is written; held-out words come with the test split alone."""
+def random_text(layout: str, rng: random.Random, split: Split) -> str:
+    """Return a random text for a layout; held-out words occur in the test split only."""
     if layout == "number":
         return (
             "".join(rng.choice(string.digits) for _ in range(rng.randint(1, 5))).lstrip("0") or "0"
@@ -59,10 +61,12 @@ def some_text(layout: str, rng: random.Random, split: Split) -> str:
     if layout == "plate":
         count = rng.randint(3, 6)
         cut = rng.randint(1, count - 1)
-        return "".join(rng.choices(PLAIN_LETTERS, k=cut)) + "".join(
-            rng.choices(PLAIN_DIGITS, k=count - cut)
+        return "".join(rng.choices(UNAMBIGUOUS_LETTERS, k=cut)) + "".join(
+            rng.choices(UNAMBIGUOUS_DIGITS, k=count - cut)
         )
-    if rng.random() < (0.15 if layout == "sign" else 0.35):  # no word: to be read by the letter
+    if rng.random() < (
+        0.15 if layout == "sign" else 0.35
+    ):  # no word, so that letters have to be read one by one
         return "".join(rng.choices(string.ascii_uppercase, k=rng.randint(1, 6)))
     while True:
         word = rng.choice(WORDS)
@@ -74,11 +78,11 @@ def some_text(layout: str, rng: random.Random, split: Split) -> str:
 def fitted(
     text: str,
     name: str,
-    area: tuple[float, float, float, float],
+    area: Box,
     size: tuple[int, int],
     rng: random.Random,
 ) -> Line:
-    """The text at a random size and place within the pixel `area`."""
+    """Place a text in the font `name` at a random size and position within the pixel `area`."""
     width, height = area[2] - area[0], area[3] - area[1]
     pitch = PITCH * size[0] * rng.uniform(1, 1.15)
     cap = -metrics(name, "H")[1][1]
@@ -104,24 +108,21 @@ def fitted(
 
 
 def items_of(text: Text, size: tuple[int, int]) -> list[Item]:
+    """Return an item for each letter of a text."""
     return [
-        Item(
-            glyph.letter.upper(),
-            tuple(v / size[k % 2] for k, v in enumerate(glyph.box)),
-            text.colour,
-            order=k,
-        )
+        Item(glyph.letter.upper(), to_fractions(glyph.box, size), text.colour, order=k)
         for k, glyph in enumerate(text.line.glyphs)
     ]
 
 
 class Writing:
-    """See the module's text."""
+    """The `Room` of writing."""
 
     name = "writing"
     kinds = KINDS
 
     def make(self, rng: random.Random, split: Split) -> Scene:
+        """Make a scene of a random layout; see `Room.make`."""
         layout = rng.choices(LAYOUTS, (40, 22, 14, 14, 10))[0]
         size = width, height = picture_size(rng)
         name = rng.choice(list(COLOURS))
@@ -129,7 +130,7 @@ class Writing:
         ground = legible_ground(rgb, rng)
         margin = 0.03
         area = (margin * width, margin * height, (1 - margin) * width, (1 - margin) * height)
-        extra: dict = {"style": rng.choices(("flat", "edge", "shadow"), (7, 1, 2))[0]}
+        extra: dict[str, Any] = {"style": rng.choices(("flat", "edge", "shadow"), (7, 1, 2))[0]}
         items: list[Item] = []
         if layout == "sign":
             inner, sign, ground = self._sign(size, rgb, rng, extra)
@@ -143,7 +144,7 @@ class Writing:
                 if abs(lightness(shade) - lightness(ground)) < 60:
                     colour, shade = name, rgb
                 part = (area[0], top * height, area[2], (top + 0.44) * height)
-                word = some_text("word", rng, split)
+                word = random_text("word", rng, split)
                 texts.append(
                     Text(
                         fitted(word, pick_font(rng, split), part, size, rng),
@@ -153,7 +154,7 @@ class Writing:
                     )
                 )
         else:
-            word = some_text(layout, rng, split)
+            word = random_text(layout, rng, split)
             texts.append(
                 Text(fitted(word, pick_font(rng, split), area, size, rng), word.upper(), name, rgb)
             )
@@ -163,9 +164,13 @@ class Writing:
         return Scene(self.name, layout, width, height, tuple(items), rng.getrandbits(32), extra)
 
     def _sign(
-        self, size: tuple[int, int], pen: RGB, rng: random.Random, extra: dict
-    ) -> tuple[tuple[float, float, float, float], Item, RGB]:
-        """A coloured plate: (the area for its text, its item, the ground behind it)."""
+        self, size: tuple[int, int], pen: RGB, rng: random.Random, extra: dict[str, Any]
+    ) -> tuple[Box, Item, RGB]:
+        """Add a coloured sign to `extra` on which writing in `pen` is legible.
+
+        Returns:
+            The pixel area for the text, the sign's item, and the background colour.
+        """
         plates = [c for c in COLOURS if abs(lightness(colour_rgb(c, rng, 0)) - lightness(pen)) > 75]
         colour = rng.choice(plates or ["white" if lightness(pen) < 128 else "black"])
         for _ in range(20):
@@ -185,12 +190,11 @@ class Writing:
             top + 0.88 * high,
         )
         extra |= {"sign": (box, shape, rgb, rng.random() < 0.6, rng.random() < 0.5)}
-        item = Item(
-            "sign", (box[0] / size[0], box[1] / size[1], box[2] / size[0], box[3] / size[1]), colour
-        )
+        item = Item("sign", to_fractions(box, size), colour)
         return inner, item, ground_rgb(rng, [rgb])
 
     def draw(self, scene: Scene) -> Image.Image:
+        """Draw the scene; see `Room.draw`."""
         ground = scene.extra["ground"]
         canvas = Canvas(background(scene.width, scene.height, ground, scene.seed))
         behind = ground
@@ -213,7 +217,7 @@ class Writing:
         for text in scene.extra["texts"]:
             dark = lightness(text.rgb) < lightness(behind)
             far = (0, 0, 0) if dark else (255, 255, 255)
-            shade = tuple(round(a + (b - a) * 0.35) for a, b in zip(behind, far, strict=True))
+            shade = mixed(behind, far, 0.35)
             edge = (15, 15, 20) if not dark else None
             draw_line(
                 canvas,
@@ -225,10 +229,12 @@ class Writing:
         return canvas.finish()
 
     def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
-        return Reader(scene, rng, split).all()
+        """Return questions about the scene; see `Room.ask`."""
+        return ask(scene, rng, split)
 
 
 def draw_sign(canvas: Canvas, scene: Scene) -> None:
+    """Draw the sign: an oval, an octagon or a rectangle, with its rim and post."""
     box, shape, rgb, rimmed, posted = scene.extra["sign"]
     left, top, right, bottom = box
     wide, high = right - left, bottom - top

@@ -1,4 +1,4 @@
-"""Words that signs say, two to six letters long."""
+"""The words that are written, two to six letters long, and near misses of them."""
 
 import random
 
@@ -35,7 +35,7 @@ square summer sunny ticket tiger tomato turtle valley violet winter wonder yogur
 WORDS = tuple(sorted(set(_TEXT.split())))
 HELD_OUT_WORDS = frozenset(WORDS[3::7])
 TRAINING_WORDS = tuple(w.upper() for w in WORDS if w not in HELD_OUT_WORDS)
-LOOKS_LIKE = {
+SIMILAR_LETTERS = {
     "A": "RH",
     "B": "PRE",
     "C": "GO",
@@ -66,10 +66,10 @@ LOOKS_LIKE = {
 
 
 def misread(word: str, rng: random.Random) -> str:
-    """A near miss: one sign changed to one that looks like it, or any other word."""
+    """Return a near miss, with one character replaced by a similar one, or another word."""
     if rng.random() < 0.3 and word.isalpha():
         other = rng.choice(TRAINING_WORDS)
         return other if other != word else other + "S"
     at = rng.randrange(len(word))
-    near = LOOKS_LIKE.get(word[at]) or "".join(d for d in "0123456789" if d != word[at])
-    return word[:at] + rng.choice(near) + word[at + 1 :]
+    similar = SIMILAR_LETTERS.get(word[at]) or "".join(d for d in "0123456789" if d != word[at])
+    return word[:at] + rng.choice(similar) + word[at + 1 :]

@@ -8,12 +8,12 @@ import pytest
 
 from finetune.pretrain.world import Scene
 from finetune.pretrain.world.drawing.paint import COLOURS
-from finetune.pretrain.world.drawing.sketch import specimen
+from finetune.pretrain.world.drawing.sketch import draw_thing
 from finetune.pretrain.world.rooms.things.kinds import (
+    CATEGORIES,
+    HELD_OUT_BACKDROPS,
     HELD_OUT_COLOURS,
-    HELD_OUT_PLACES,
     KINDS,
-    SORTS,
     THINGS,
 )
 from finetune.pretrain.world.rooms.things.room import THINGS_ROOM
@@ -35,11 +35,11 @@ def test_at_least_sixty_things_and_each_has_a_drawing():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_specimens_differ_and_fill_their_box(kind):
-    drawn = [specimen(THINGS[kind], THINGS[kind].colours[0], random.Random(k)) for k in range(3)]
+    drawn = [draw_thing(THINGS[kind], THINGS[kind].colours[0], random.Random(k)) for k in range(3)]
     assert len({d.parts for d in drawn}) == 3
     for one in drawn:
-        assert max(one.wide, one.high) == pytest.approx(1)
-        assert min(one.wide, one.high) > 0.15
+        assert max(one.width, one.height) == pytest.approx(1)
+        assert min(one.width, one.height) > 0.15
         assert any(part.rgb == one.main for part in one.parts) or kind == "traffic light"
 
 
@@ -62,10 +62,10 @@ def test_an_item_changes_pixels_inside_its_box_only():
 
 def test_held_out_combinations_occur_in_the_test_split_only():
     train = [(i.kind, s.layout, i.colour) for s in scenes("train", 1000) for i in s.items]
-    assert not {(kind, place) for kind, place, _ in train} & HELD_OUT_PLACES
+    assert not {(kind, place) for kind, place, _ in train} & HELD_OUT_BACKDROPS
     assert not {(kind, colour) for kind, _, colour in train} & HELD_OUT_COLOURS
     test = [(i.kind, s.layout, i.colour) for s in scenes("test", 400) for i in s.items]
-    assert {(kind, place) for kind, place, _ in test} & HELD_OUT_PLACES
+    assert {(kind, place) for kind, place, _ in test} & HELD_OUT_BACKDROPS
     assert {kind for kind, _, _ in train} == set(KINDS)
 
 
@@ -75,7 +75,7 @@ def test_the_time_that_is_asked_is_the_clocks_hour():
         for qa in asked(scene, seed):
             if qa.skill == "time":
                 clock = next(i for i in scene.items if i.kind == "clock")
-                hour = clock.extra["drawn"].facts["hour"]
+                hour = clock.extra["drawing"].facts["hour"]
                 assert clock.order == hour
                 assert f"{hour} o'clock" in qa.sentence
                 told.add(hour)
@@ -85,8 +85,8 @@ def test_the_time_that_is_asked_is_the_clocks_hour():
 def test_sorts_are_counted_right():
     for seed, scene in enumerate(scenes("train", 400)):
         for qa in asked(scene, seed):
-            for sort in SORTS:
-                number = sum(THINGS[i.kind].sort == sort for i in scene.items)
+            for sort in CATEGORIES:
+                number = sum(THINGS[i.kind].category == sort for i in scene.items)
                 if qa.skill == "count" and f" {sort}s" in qa.question:
                     assert qa.short == str(number)
                 if qa.skill == "existence" and qa.sentence.endswith(f"{sort}."):

@@ -1,17 +1,19 @@
 """Pictures with the statistics of photographs: fractal detail, light, depth, occlusion.
 
-The recipes are old ones: sums of octaves (Perlin, 1985), dead leaves (Lee, Mumford and Huang,
-2001), Lambert and Phong light on round bodies.
+They use sums of octaves (Perlin, 1985), the dead leaves model (Lee, Mumford and Huang, 2001), and
+Lambert and Phong shading of ellipsoids.
 """
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-Field = np.ndarray
-"""Numbers of about 0..1, [height, width] or [height, width, 3]."""
-Size = tuple[int, int]
+from finetune.pretrain.world.scene import Size
 
-# Hues that photographs are full of: skin, wood, leaves, stone, sky, water, brick, night, sand.
+Field = npt.NDArray[np.float32]
+"""Values of about 0..1, [height, width] or [height, width, 3]."""
+
+# Frequent in photographs: skin, wood, leaves, stone, sky, water, brick, night, sand.
 TONES = (
     np.array(
         [
@@ -37,12 +39,13 @@ TONES = (
 )
 
 
-def to_picture(field: Field) -> Image.Image:
+def to_picture(field: npt.NDArray[np.floating]) -> Image.Image:
+    """Return the picture of a field: greyscale, or RGB if it has three channels."""
     return Image.fromarray((field.clip(0, 1) * 255).astype(np.uint8))
 
 
 def octaves(size: Size, rng: np.random.Generator, fall: float | None = None) -> Field:
-    """Fractal noise, [height, width] float32 in 0..1; each octave is `fall` times weaker."""
+    """Return fractal noise, [height, width] in 0..1; each octave is `fall` times weaker."""
     fall = fall or rng.uniform(1.25, 2.4)
     total = np.zeros((size[1], size[0]), np.float32)
     cells, weight = int(rng.integers(2, 5)), 1.0
@@ -54,19 +57,19 @@ def octaves(size: Size, rng: np.random.Generator, fall: float | None = None) -> 
     return (total - low) / (high - low + 1e-6)
 
 
-def tone(rng: np.random.Generator) -> np.ndarray:
-    """A colour of the real world, [3]."""
+def tone(rng: np.random.Generator) -> Field:
+    """Return a random colour near one of `TONES`, [3]."""
     shade = TONES[rng.integers(len(TONES))] + rng.normal(0, 0.06, 3)
     return shade.clip(0, 1).astype(np.float32)
 
 
-def ramp(field: Field, low: np.ndarray, high: np.ndarray) -> Field:
-    """The field as shades between two colours, [height, width, 3]."""
+def ramp(field: Field, low: Field, high: Field) -> Field:
+    """Return the field as shades between two colours, [height, width, 3]."""
     return low + (high - low) * field[..., None]
 
 
 def tinted(field: Field, rng: np.random.Generator) -> Image.Image:
-    """The field through a palette of two to four colours."""
+    """Return the field as a picture in a palette of two to four colours."""
     stops = rng.integers(2, 5)
     wild = rng.random() < 0.4
     palette = rng.random((stops, 3)) if wild else np.stack([tone(rng) for _ in range(stops)])
@@ -75,13 +78,13 @@ def tinted(field: Field, rng: np.random.Generator) -> Image.Image:
 
 
 def speckle(size: Size, rng: np.random.Generator, strength: float) -> Field:
-    """Fine texture around 1, to multiply with."""
+    """Return fine texture around 1 to multiply a field with, [height, width, 1]."""
     grain = octaves(size, rng, rng.uniform(1.0, 1.5))
     return (grain * np.float32(strength) + np.float32(1 - strength / 2))[..., None]
 
 
 def landscape(size: Size, rng: np.random.Generator) -> Image.Image:
-    """Sky with clouds, and ridges or land in front that lose their haze towards the viewer."""
+    """Paint a cloudy sky and ridges, with less haze the nearer they are."""
     wide, high = size
     down = np.linspace(0, 1, high, dtype=np.float32)[:, None]
     top, bottom = tone(rng) * np.float32((0.5, 0.7, 1.0)), tone(rng) * 0.4 + 0.6
@@ -107,7 +110,7 @@ def landscape(size: Size, rng: np.random.Generator) -> Image.Image:
 
 
 def leaves(size: Size, rng: np.random.Generator) -> Image.Image:
-    """Dead leaves: textured patches of all sizes, each hiding a part of those behind."""
+    """Paint dead leaves: textured patches of all sizes that hide each other."""
     grain = octaves(size, rng, 1.3)
     shades = [
         ramp(grain if k % 2 else 1 - grain, c * 0.5, c * 1.15)
@@ -137,12 +140,22 @@ def body(
     field: Field,
     centre: tuple[float, float],
     radii: tuple[float, float],
-    colour: np.ndarray,
-    light: np.ndarray,
+    colour: Field,
+    light: Field,
     gloss: float,
     texture: Field | None = None,
 ) -> None:
-    """Set a lit ellipsoid into `field` [height, width, 3], with a soft edge."""
+    """Paint a shaded ellipsoid with a soft edge into `field` [height, width, 3], in place.
+
+    Args:
+        field: The picture.
+        centre: The centre in pixels.
+        radii: The radii in pixels.
+        colour: The colour, [3].
+        light: The unit vector towards the light.
+        gloss: The strength of the specular highlight.
+        texture: A texture of the field's size to multiply with.
+    """
     high, wide = field.shape[:2]
     left, right = (int(min(max(centre[0] + s * radii[0], 0), wide)) for s in (-1, 1))
     top, bottom = (int(min(max(centre[1] + s * radii[1], 0), high)) for s in (-1, 1))
@@ -161,23 +174,23 @@ def body(
     part += (shades - part) * mask
 
 
-def sun(rng: np.random.Generator) -> np.ndarray:
-    """A unit vector towards the light: from above, from the viewer's side."""
+def light_direction(rng: np.random.Generator) -> Field:
+    """Return a unit vector towards the light, which is above and on the viewer's side."""
     way = np.array((rng.uniform(-1, 1), rng.uniform(-1, 0.1), rng.uniform(0.4, 1.2)))
     return (way / np.linalg.norm(way)).astype(np.float32)
 
 
-def blurred(size: Size, rng: np.random.Generator) -> Field:
-    """What is behind somebody: a room or a garden out of focus."""
+def blurred_background(size: Size, rng: np.random.Generator) -> Field:
+    """Return an out-of-focus background."""
     back = leaves(size, rng) if rng.random() < 0.5 else tinted(octaves(size, rng, 2.0), rng)
     back = back.filter(ImageFilter.GaussianBlur(rng.uniform(2, 7)))
     return np.asarray(back, dtype=np.float32) / 255
 
 
 def portrait(size: Size, rng: np.random.Generator) -> Image.Image:
-    """A head and shoulders, or an animal's body, in soft light before a blurred ground."""
+    """Paint a head and shoulders, or an animal's body, before a blurred background."""
     wide, high = size
-    field, light = blurred(size, rng), sun(rng)
+    field, light = blurred_background(size, rng), light_direction(rng)
     x, y = wide * rng.uniform(0.35, 0.65), high * rng.uniform(0.3, 0.5)
     head = min(size) * rng.uniform(0.14, 0.28)
     skin, coat, hair = tone(rng), tone(rng), tone(rng) * 0.6
@@ -191,7 +204,7 @@ def portrait(size: Size, rng: np.random.Generator) -> Image.Image:
         eye = (x + side * head * 0.3, y)
         parts.append((eye, (head * 0.1, head * 0.07), np.full(3, 0.15)))
     parts.append(((x, y + head * 0.55), (head * 0.3, head * 0.09), skin * 0.6))
-    if rng.random() < 0.4:  # four legs and a long back instead
+    if rng.random() < 0.4:  # an animal with four legs instead
         parts = [
             ((x, y + head), (head * 2.2, head * 1.1), coat),
             ((x + head * 1.8, y), (head * 0.8, head * 0.7), coat * 0.9),
@@ -206,9 +219,9 @@ def portrait(size: Size, rng: np.random.Generator) -> Image.Image:
 
 
 def rendered(size: Size, rng: np.random.Generator) -> Image.Image:
-    """A still life: round bodies on a table, with light from one side and shadows."""
+    """Paint a still life: ellipsoids on a table with their shadows."""
     wide, high = size
-    light, level = sun(rng), rng.uniform(0.3, 0.65)
+    light, level = light_direction(rng), rng.uniform(0.3, 0.65)
     wall, table = tone(rng), tone(rng)
     rows = np.linspace(0, 1, high, dtype=np.float32)[:, None, None]
     grain = octaves(size, rng, 1.4)
@@ -227,25 +240,25 @@ def rendered(size: Size, rng: np.random.Generator) -> Image.Image:
 
 
 def silhouette(size: Size, middle: tuple[float, float], rng: np.random.Generator) -> Image.Image:
-    """A soft mask of one irregular thing: a rock, a tower, a head, a heap. Mode "L"."""
+    """Return the soft mask of an irregular shape, as a picture of mode "L"."""
     count = int(rng.integers(5, 14))
     turns = np.sort(rng.uniform(0, 2 * np.pi, count))
     far = rng.uniform(0.45, 1.0, count)
     wide, high = rng.uniform(0.2, 0.5, 2)
     x = size[0] * (middle[0] + rng.normal(0, 0.08) + wide * far * np.cos(turns))
     y = size[1] * (middle[1] + rng.normal(0, 0.1) + high * far * np.sin(turns))
-    if rng.random() < 0.3:  # it stands on the ground
+    if rng.random() < 0.3:  # extend it to the lower edge
         y = np.where(y > y.mean(), size[1] + 4, y)
     mask = Image.new("L", size)
     ImageDraw.Draw(mask).polygon(list(zip(x.tolist(), y.tolist(), strict=True)), fill=255)
-    if rng.random() < 0.5:  # rounded
+    if rng.random() < 0.5:  # round its corners
         mask = mask.filter(ImageFilter.GaussianBlur(min(size) * 0.05))
         mask = mask.point(lambda v: min(255, max(0, (v - 100) * 6)))
     return mask.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.2)))
 
 
 def subject(size: Size, rng: np.random.Generator) -> Image.Image:
-    """A textured thing of a few parts before a plain sky or wall: a tower, goods, an animal."""
+    """Paint a textured object of a few parts before a plain sky or wall."""
     wide, high = size
     down = np.broadcast_to(np.linspace(0, 1, high, dtype=np.float32)[:, None], (high, wide))
     low, top = tone(rng), tone(rng)
@@ -257,7 +270,7 @@ def subject(size: Size, rng: np.random.Generator) -> Image.Image:
         dark = np.maximum(tone(rng), 0.3)
         coat = ramp(octaves(size, rng, rng.uniform(1.0, 1.4)), dark * 0.15, dark * 1.6)
         light = 0.6 + 0.7 * octaves(size, rng, 2.4)[..., None]
-        if rng.random() < 0.6:  # girders, fur, cloth: a fine weave over it
+        if rng.random() < 0.6:  # a fine weave, as of cloth, fur or girders
             x, y = np.arange(wide)[None, :], np.arange(high)[:, None]
             turn, pitch = rng.uniform(0, np.pi), rng.uniform(2.5, 9)
             weave = np.sin((x * np.cos(turn) + y * np.sin(turn)) * 2 * np.pi / pitch)
@@ -269,7 +282,7 @@ def subject(size: Size, rng: np.random.Generator) -> Image.Image:
 
 
 def foliage(size: Size, rng: np.random.Generator) -> Image.Image:
-    """Grass, fur, hair, twigs: many thin strokes about one direction."""
+    """Paint many thin strokes in about one direction, as in grass, fur or hair."""
     base, picture = tone(rng), tinted(octaves(size, rng), rng)
     pen = ImageDraw.Draw(picture)
     turn, spread = rng.uniform(0, np.pi), rng.uniform(0.1, 0.9)
@@ -285,10 +298,10 @@ def foliage(size: Size, rng: np.random.Generator) -> Image.Image:
 
 
 def shiny(size: Size, rng: np.random.Generator) -> Image.Image:
-    """A relief in raking light: crumpled paper, rock, water (held out: only tests show it)."""
+    """Paint a glossy relief in raking light, as of rock or water (held out of training)."""
     height = octaves(size, rng, rng.uniform(1.5, 2.2)) * rng.uniform(10, 40)
     down, across = np.gradient(height)
-    light = sun(rng)
+    light = light_direction(rng)
     facing = (-across * light[0] - down * light[1] + light[2]) / np.sqrt(across**2 + down**2 + 1)
     colour = tone(rng)
     return to_picture(
