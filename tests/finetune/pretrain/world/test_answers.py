@@ -1,6 +1,6 @@
-"""Answers about objects, worked out anew from the scene by reading the question's words.
+"""Answers about objects, recomputed from the scene by parsing the question.
 
-A check returns None for a wording that it does not know; most must be known.
+A check returns None for a wording that it cannot parse; most wordings must be parsed.
 """
 
 import random
@@ -26,14 +26,13 @@ ANSWERS = {True: "yes", False: "no"}
 
 
 class World:
-    """A scene's items, and which of them a phrase means."""
+    """A scene's items, and which of them a phrase refers to."""
 
     def __init__(self, room, scene):
         self.items, self.noun, self.kinds = scene.items, NOUNS[room.name], room.kinds
 
     def match(self, phrase: str) -> list[Item]:
-        left, found = phrase.strip(), list(self.items)
-        words = left.split(" ")
+        words, found = phrase.strip().split(" "), list(self.items)
         if words[0] in ("small", "big"):
             found = [i for i in found if i.size == words[0]]
             words = words[1:]
@@ -47,12 +46,12 @@ class World:
         if rest in ("", self.noun, plural(self.noun)):
             return found
         kinds = [k for k in self.kinds if rest in (k, plural(k))]
-        assert len(kinds) == 1, f"{phrase!r} is no description"
+        assert len(kinds) == 1, f"cannot parse {phrase!r}"
         return [i for i in found if i.kind == kinds[0]]
 
     def one(self, phrase: str) -> Item:
         found = self.match(phrase)
-        assert len(found) == 1, f"the {phrase!r} is not one thing"
+        assert len(found) == 1, f"{phrase!r} does not refer to one item"
         return found[0]
 
     def full(self, item: Item) -> str:
@@ -66,7 +65,7 @@ def place(item: Item) -> str:
     return f"{line} {column}".strip() or "middle"
 
 
-def stands(one: Item, word: str, other: Item) -> bool:
+def is_placed(one: Item, word: str, other: Item) -> bool:
     (ax, ay), (bx, by) = one.centre, other.centre
     return {
         "left": ax < bx,
@@ -172,14 +171,14 @@ def relation(world, question):
         )
         if not pair:
             return None
-        return ANSWERS[stands(world.one(pair[1]), pair[2], world.one(pair[3]))]
+        return ANSWERS[is_placed(world.one(pair[1]), pair[2], world.one(pair[3]))]
     either = re.fullmatch(
         r"Is the (.+?) (?:to the )?(left|above) or (?:to the )?(right|below)"
         r"(?: of)? the (.+?)\?",
         question,
     )
     one, other = world.one(either[1]), world.one(either[4])
-    return either[2] if stands(one, either[2], other) else either[3]
+    return either[2] if is_placed(one, either[2], other) else either[3]
 
 
 def extreme(world, question):
@@ -239,7 +238,7 @@ def odd(world, question):
         counts = Counter(getattr(i, field) for i in world.items)
         if sorted(counts.values())[0] == 1 and len(counts) == 2:
             return world.full(next(i for i in world.items if counts[getattr(i, field)] == 1))
-    raise AssertionError("nothing is odd here")
+    raise AssertionError("no item is the odd one out")
 
 
 CHECKS = {
@@ -265,7 +264,7 @@ CHECKS = {
 
 @pytest.fixture(scope="module", params=sorted(NOUNS))
 def answered(request):
-    """(world, question) pairs of a room."""
+    """Return (world, question) pairs of a room."""
     room = ROOMS[request.param]
     found = []
     for seed in range(260):
@@ -297,22 +296,22 @@ def test_sentences_agree_with_short_answers(answered):
             assert qa.short in qa.sentence, qa
 
 
-def test_what_a_question_counts_decides_its_answer(answered):
-    decided = {
+def test_the_counts_of_a_question_determine_its_answer(answered):
+    expected = {
         "existence": lambda counts: "yes" if counts[0] else "no",
         "negation": lambda counts: "no" if counts[0] else "yes",
         "count": lambda counts: str(counts[0]),
         "false_premise": lambda counts: "none" if not counts[0] else "something",
     }
-    known = [(qa, decided[qa.skill]) for _, qa in answered if qa.counts and qa.skill in decided]
-    assert {qa.skill for qa, _ in known} == set(decided)
-    assert all(qa.short == answer(qa.counts) for qa, answer in known)
+    checked = [(qa, expected[qa.skill]) for _, qa in answered if qa.counts and qa.skill in expected]
+    assert {qa.skill for qa, _ in checked} == set(expected)
+    assert all(qa.short == answer(qa.counts) for qa, answer in checked)
     several = [qa for _, qa in answered if qa.skill == "compare" and qa.counts]
     assert all((qa.short == "no") >= (qa.counts[0] == qa.counts[1]) for qa in several)
 
 
 @pytest.mark.parametrize("room", sorted(ABSENT))
-def test_what_belongs_to_other_rooms_is_said_to_be_absent(room):
+def test_objects_of_other_rooms_are_answered_to_be_absent(room):
     asked = [ask_absent(room, random.Random(seed), "train") for seed in range(300)]
     assert {qa.short for qa in asked} == {"no", "0", "none"}
     assert all(" no " in qa.sentence or "No, " in qa.sentence for qa in asked)

@@ -1,4 +1,4 @@
-"""Two pictures: answers agree with what each of the scenes holds."""
+"""Questions about two pictures: the answers agree with both scenes."""
 
 import re
 
@@ -10,7 +10,7 @@ from finetune.pretrain.world.wording.phrasing import plural
 
 
 def matching(scene, phrase):
-    """Items that "red star", "star", "shape", "solid red star" means."""
+    """Return the items that a phrase such as "red star", "shape" or "solid star" refers to."""
     found = list(scene.items)
     for word in ("solid", "outlined", "striped"):
         if f"{word} " in phrase:
@@ -31,14 +31,14 @@ def asked(count):
     ]
 
 
-def test_a_pair_is_repeatable_and_small():
+def test_a_pair_is_reproducible_and_has_few_objects():
     for seed in range(20):
         one, other = make_pair(seed), make_pair(seed)
         assert one.questions == other.questions
         assert all(1 <= len(scene.items) <= MOST_OBJECTS for scene in one.scenes)
 
 
-def test_both_and_which_are_answered_by_the_scenes():
+def test_questions_about_presence_agree_with_the_scenes():
     answers = set()
     for pair, qa in asked(120):
         named = re.search(
@@ -58,7 +58,7 @@ def test_both_and_which_are_answered_by_the_scenes():
     assert answers >= {"yes", "no", "first", "second"}
 
 
-def test_counts_over_both_pictures_and_in_one_are_right():
+def test_counts_in_one_and_in_both_pictures_are_right():
     checked = 0
     for pair, qa in asked(120):
         named = re.search(r"(?:How many|Count the) (.+?) (?:are|do|in)", qa.question)

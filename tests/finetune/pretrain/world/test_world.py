@@ -1,4 +1,4 @@
-"""The generated world: repeatable, true to itself, and with its held-out parts held out."""
+"""The generated world is reproducible and consistent, and keeps its held-out parts apart."""
 
 import itertools
 import random
@@ -53,8 +53,8 @@ def test_every_question_has_an_answer_and_no_style_instruction(room: str) -> Non
             assert "{" not in qa.question + qa.sentence
 
 
-def test_every_shape_stands_where_its_box_says() -> None:
-    """Ground outside the boxes, the item's own colour inside."""
+def test_every_shape_is_drawn_in_its_box() -> None:
+    """Check that the item's colour fills the middle of its box and occurs nowhere else."""
     for seed in range(30):
         scene = SHAPES.make(random.Random(seed), "train", layout="single")
         (item,) = scene.items
@@ -99,7 +99,7 @@ def test_yes_and_no_are_about_as_frequent() -> None:
     assert 0.4 < answers.count("yes") / len(answers) < 0.6
 
 
-def test_a_reference_fits_what_it_says() -> None:
+def test_a_reference_matches_the_item_that_it_describes() -> None:
     scene = make_scene(3, "shapes")
     for item in scene.items:
         ref = Reference("shape", kind=item.kind, colour=item.colour)
@@ -107,7 +107,7 @@ def test_a_reference_fits_what_it_says() -> None:
         assert ref.text == f"{item.colour} {item.kind}"
 
 
-def test_the_short_style_is_asked_with_llavas_instruction_and_answered_in_a_word() -> None:
+def test_the_short_style_adds_llavas_instruction_and_answers_with_a_word() -> None:
     qa = QA("colour", "What colour is the star?", "red", "The star is red.")
     assert to_turn(qa, random.Random(0), short=True, plain=True) == (
         "What colour is the star?" + SHORT_STYLE,
@@ -134,7 +134,7 @@ def test_patch_targets_mark_each_object_once_at_its_centre() -> None:
         assert row[patch_targets.COLOUR] == patch_targets.COLOUR_INDEX[item.colour]
 
 
-def test_rooms_keep_their_blocks_of_classes() -> None:
+def test_blocks_of_classes_do_not_overlap() -> None:
     spans = sorted(
         (patch_targets.BLOCKS[name], patch_targets.BLOCKS[name] + len(room.kinds))
         for name, room in ROOMS.items()

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -67,7 +67,7 @@ def random_colours(count: int, several: bool, rng: random.Random) -> list[tuple[
     return found if several else [found[0]] * count
 
 
-Extra = dict[str, Any]
+Extra = Mapping[str, Any]
 """What drawing a chart needs besides its items: `Scene.extra`."""
 
 

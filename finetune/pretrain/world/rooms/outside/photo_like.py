@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from finetune.pretrain.world.scene import Size
 
-Field = npt.NDArray[np.float32]
+Field = npt.NDArray[np.floating]
 """Values of about 0..1, [height, width] or [height, width, 3]."""
 
 # Frequent in photographs: skin, wood, leaves, stone, sky, water, brick, night, sand.
@@ -39,7 +39,7 @@ TONES = (
 )
 
 
-def to_picture(field: npt.NDArray[np.floating]) -> Image.Image:
+def to_picture(field: Field) -> Image.Image:
     """Return the picture of a field: greyscale, or RGB if it has three channels."""
     return Image.fromarray((field.clip(0, 1) * 255).astype(np.uint8))
 
@@ -87,7 +87,7 @@ def landscape(size: Size, rng: np.random.Generator) -> Image.Image:
     """Paint a cloudy sky and ridges, with less haze the nearer they are."""
     wide, high = size
     down = np.linspace(0, 1, high, dtype=np.float32)[:, None]
-    top, bottom = tone(rng) * np.float32((0.5, 0.7, 1.0)), tone(rng) * 0.4 + 0.6
+    top, bottom = tone(rng) * np.array((0.5, 0.7, 1.0), np.float32), tone(rng) * 0.4 + 0.6
     field = ramp(np.broadcast_to(down, (high, wide)), top, bottom)
     cover = (octaves(size, rng, 1.7) - rng.uniform(0.3, 0.7)).clip(0, 1)[..., None] * 2
     field = field * (1 - cover.clip(0, 1)) + rng.uniform(0.75, 1) * cover.clip(0, 1)

@@ -239,23 +239,30 @@ def photo(size: Size, rng: np.random.Generator) -> Image.Image:
 
 
 Painter = Callable[[Size, np.random.Generator], Image.Image]
-STYLES: dict[str, Painter] = {
-    "landscape": landscape,
-    "leaves": leaves,
-    "portrait": portrait,
-    "rendered": rendered,
-    "foliage": foliage,
-    "clouds": clouds,
-    "blend": blend,
-    "waves": waves,
-    "bokeh": bokeh,
-    "noise": noise,
-    "page": page,
-    "screen": screen,
-    "subject": subject,
+STYLES: dict[str, tuple[Painter, float]] = {
+    "landscape": (landscape, 4),
+    "leaves": (leaves, 5),
+    "portrait": (portrait, 5),
+    "rendered": (rendered, 4),
+    "foliage": (foliage, 3),
+    "clouds": (clouds, 2.5),
+    "blend": (blend, 1.2),
+    "waves": (waves, 2),
+    "bokeh": (bokeh, 2),
+    "noise": (noise, 2.5),
+    "page": (page, 2.5),
+    "screen": (screen, 2.5),
+    "subject": (subject, 6),
 }
-HELD_OUT: dict[str, Painter] = {"cells": cells, "rings": rings, "shiny": shiny, "photo": photo}
-_WEIGHTS = (4, 5, 5, 4, 3, 2.5, 1.2, 2, 2, 2.5, 2.5, 2.5, 6)
+"""The styles of training pictures, each with how often it is drawn."""
+HELD_OUT_STYLES: dict[str, Painter] = {
+    "cells": cells,
+    "rings": rings,
+    "shiny": shiny,
+    "photo": photo,
+}
+PAINTERS: dict[str, Painter] = {name: paint for name, (paint, _) in STYLES.items()}
+PAINTERS |= HELD_OUT_STYLES
 
 
 def apply_camera(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -290,9 +297,9 @@ class Outside:
     def make(self, rng: random.Random, split: Split) -> Scene:
         """Make a scene of a random style; see `Room.make`."""
         if split == "test" and rng.random() < 0.4:
-            style = rng.choice(list(HELD_OUT))
+            style = rng.choice(list(HELD_OUT_STYLES))
         else:
-            style = rng.choices(list(STYLES), _WEIGHTS)[0]
+            style = rng.choices(list(STYLES), [weight for _, weight in STYLES.values()])[0]
         side = rng.randint(112, 168) if rng.random() < 0.9 else rng.choice((64, 96, 256, 384))
         aspect = 1.0 if rng.random() < 0.4 else rng.uniform(0.62, 1.6)
         width, height = round(side * aspect**0.5), round(side / aspect**0.5)
@@ -302,7 +309,7 @@ class Outside:
     def draw(self, scene: Scene) -> Image.Image:
         """Draw the scene; see `Room.draw`."""
         rng = np.random.default_rng(scene.seed)
-        paint = STYLES.get(scene.layout) or HELD_OUT[scene.layout]
+        paint = PAINTERS[scene.layout]
         shrink = min(1.0, LONGEST_PAINTED / max(scene.width, scene.height))
         picture = paint((round(scene.width * shrink), round(scene.height * shrink)), rng)
         plain = ("page", "screen", "noise", "blend")

@@ -1,4 +1,4 @@
-"""Charts: what is drawn agrees with the values, and so do the answers."""
+"""Charts: the drawings and the answers agree with the values."""
 
 import random
 import re
@@ -24,7 +24,7 @@ def asked(count):
 
 
 def table(scene):
-    """Name in questions -> value, from the items alone."""
+    """Return a dictionary from an entry's name in questions to its value."""
     unit = 10 if scene.layout == "pie" else 1
     return {
         "ABCDEFGH"[i.order] if i.order >= 0 else i.colour: int(i.kind.split()[1]) * unit
@@ -33,7 +33,7 @@ def table(scene):
 
 
 def named(scene, question):
-    """The entries that a question names, in its order."""
+    """Return the names of the entries that a question mentions, in its order."""
     if scene.items[0].order >= 0:
         return re.findall(NAMED, question)
     return re.findall(r"the (\w+) (?:bar|slice)", question)
@@ -65,7 +65,7 @@ def test_bars_are_as_high_as_their_values_and_drawn_in_their_boxes():
             assert np.abs(pixel - np.array(rgb)).sum() < 40
 
 
-def test_pies_are_whole():
+def test_the_shares_of_a_pie_add_up_to_the_whole():
     assert all(sum(shares(n, random.Random(k))) == 10 for n in (2, 3, 4) for k in range(50))
 
 

@@ -1,4 +1,4 @@
-"""Numbers: what is asked about them is worked out anew here, from the items alone."""
+"""Numbers: answers are recomputed here from the items alone."""
 
 import random
 import re
@@ -14,7 +14,7 @@ def scenes(split, count):
 
 
 def asked(count, layout):
-    """(scene, question) pairs of one layout."""
+    """Return (scene, question) pairs of one layout."""
     return [
         (scene, qa)
         for seed, scene in enumerate(scenes("train", count))
@@ -45,7 +45,7 @@ def test_every_kind_occurs_and_boxes_lie_in_the_picture_apart_from_each_other():
     assert kinds == set(KINDS)
 
 
-def test_every_digit_of_a_display_lights_other_segments():
+def test_every_digit_of_a_display_lights_different_segments():
     assert len({frozenset(lit) for lit in LIT.values()}) == 10
     assert set("0123456789+-") == set(STROKES)
 
@@ -75,9 +75,9 @@ def test_numbers_are_read_compared_and_added_up_right(layout):
         text = text_of(scene)
         value = int(text)
         seen.add(qa.skill)
-        told = [int(n) for n in re.findall(r"\d+", qa.question)]
+        mentioned = [int(n) for n in re.findall(r"\d+", qa.question)]
         if qa.skill == "read":
-            expected = text if not told else "yes" if told[0] == value else "no"
+            expected = text if not mentioned else "yes" if mentioned[0] == value else "no"
             assert qa.short == expected
         elif qa.skill == "parity":
             truth = "even" if value % 2 == 0 else "odd"
@@ -85,12 +85,12 @@ def test_numbers_are_read_compared_and_added_up_right(layout):
                 assert qa.short == truth
             else:
                 assert qa.short == ("yes" if truth in qa.question else "no")
-        elif qa.skill == "compare" and told:
-            wins = value < told[0] if "smaller" in qa.question else value > told[0]
-            assert value != told[0]
+        elif qa.skill == "compare" and mentioned:
+            wins = value < mentioned[0] if "smaller" in qa.question else value > mentioned[0]
+            assert value != mentioned[0]
             assert qa.short == ("yes" if wins else "no")
         elif qa.skill == "arithmetic":
-            assert qa.short == str(value + told[0] if told else sum(map(int, text)))
+            assert qa.short == str(value + mentioned[0] if mentioned else sum(map(int, text)))
         elif qa.skill == "count":
             assert qa.short == str(len(text))
         elif qa.skill == "colour":
@@ -119,7 +119,7 @@ def test_dice_are_summed_and_ranked_right():
             assert qa.short == "none"
 
 
-def test_sums_dominoes_and_clocks_are_worked_out_right():
+def test_sums_dominoes_and_clocks_are_answered_right():
     for scene, qa in asked(600, "sum"):
         a, sign, b = text_of(scene)
         result = int(a) + int(b) if sign == "+" else int(a) - int(b)

@@ -1,4 +1,4 @@
-"""Pictures from outside the world are drawn in many ways and never answered."""
+"""Pictures of unknown kinds are drawn in many styles, and questions about them are refused."""
 
 import random
 
@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from finetune.pretrain.world import KNOWN_ROOMS, ROOMS
-from finetune.pretrain.world.rooms.outside.room import HELD_OUT, SENTENCE, SHORT, STYLES, photos
+from finetune.pretrain.world.rooms.outside.room import (
+    HELD_OUT_STYLES,
+    PAINTERS,
+    SENTENCE,
+    SHORT,
+    STYLES,
+    photos,
+)
 
 OUTSIDE = ROOMS["outside"]
 
@@ -15,22 +22,22 @@ def scenes(split, count=60):
     return [OUTSIDE.make(random.Random(seed), split) for seed in range(count)]
 
 
-@pytest.mark.parametrize("style", [*STYLES, *HELD_OUT])
+@pytest.mark.parametrize("style", PAINTERS)
 def test_every_style_paints_pictures_that_differ_and_are_not_blank(style):
-    paint = {**STYLES, **HELD_OUT}[style]
+    paint = PAINTERS[style]
     pictures = [np.asarray(paint((96, 72), np.random.default_rng(k))) for k in range(3)]
     assert all(p.shape == (72, 96, 3) and p.std() > 1 for p in pictures)
     assert len({p.tobytes() for p in pictures}) == 3
 
 
 def test_held_out_styles_occur_in_the_test_split_only():
-    assert not {s.layout for s in scenes("train", 300)} & set(HELD_OUT)
-    assert {s.layout for s in scenes("test", 300)} >= set(HELD_OUT)
+    assert not {s.layout for s in scenes("train", 300)} & set(HELD_OUT_STYLES)
+    assert {s.layout for s in scenes("test", 300)} >= set(HELD_OUT_STYLES)
 
 
-def test_real_photographs_are_there_to_test_with():
+def test_real_photographs_are_installed_and_held_out():
     assert len(photos()) >= 4
-    assert "photo" in HELD_OUT
+    assert "photo" in HELD_OUT_STYLES
     assert "photo" not in STYLES
 
 
@@ -45,7 +52,7 @@ def test_every_question_is_refused_in_both_styles(split):
         }
 
 
-def test_no_other_room_answers_that_it_does_not_know_the_kind_of_picture():
+def test_no_other_room_refuses_a_question():
     for room in KNOWN_ROOMS:
         for seed in range(40):
             rng = random.Random(seed)

@@ -1,4 +1,4 @@
-"""Things: each can be drawn, its box is where it is drawn, held-out combinations stay held out."""
+"""Things: every kind can be drawn, within its box, and held-out combinations stay held out."""
 
 import random
 from dataclasses import replace
@@ -34,7 +34,7 @@ def test_at_least_sixty_things_and_each_has_a_drawing():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_specimens_differ_and_fill_their_box(kind):
+def test_drawings_differ_and_fill_their_box(kind):
     drawn = [draw_thing(THINGS[kind], THINGS[kind].colours[0], random.Random(k)) for k in range(3)]
     assert len({d.parts for d in drawn}) == 3
     for one in drawn:
@@ -69,8 +69,8 @@ def test_held_out_combinations_occur_in_the_test_split_only():
     assert {kind for kind, _, _ in train} == set(KINDS)
 
 
-def test_the_time_that_is_asked_is_the_clocks_hour():
-    told = set()
+def test_the_answered_time_is_the_hour_of_the_clock():
+    hours = set()
     for seed, scene in enumerate(scenes("train", 700)):
         for qa in asked(scene, seed):
             if qa.skill == "time":
@@ -78,18 +78,18 @@ def test_the_time_that_is_asked_is_the_clocks_hour():
                 hour = clock.extra["drawing"].facts["hour"]
                 assert clock.order == hour
                 assert f"{hour} o'clock" in qa.sentence
-                told.add(hour)
-    assert len(told) >= 4
+                hours.add(hour)
+    assert len(hours) >= 4
 
 
-def test_sorts_are_counted_right():
+def test_categories_are_counted_right():
     for seed, scene in enumerate(scenes("train", 400)):
         for qa in asked(scene, seed):
-            for sort in CATEGORIES:
-                number = sum(THINGS[i.kind].category == sort for i in scene.items)
-                if qa.skill == "count" and f" {sort}s" in qa.question:
+            for category in CATEGORIES:
+                number = sum(THINGS[i.kind].category == category for i in scene.items)
+                if qa.skill == "count" and f" {category}s" in qa.question:
                     assert qa.short == str(number)
-                if qa.skill == "existence" and qa.sentence.endswith(f"{sort}."):
+                if qa.skill == "existence" and qa.sentence.endswith(f"{category}."):
                     assert qa.short == ("yes" if number else "no")
 
 

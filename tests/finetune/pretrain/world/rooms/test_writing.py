@@ -1,4 +1,4 @@
-"""Writing: letters stand where the scene says, and questions about them are answered right."""
+"""Writing: letters are drawn in their boxes, and questions about them are answered right."""
 
 import random
 import re
@@ -22,7 +22,7 @@ def letters(scene):
 
 
 def lines(scene):
-    """The words that the items spell, from the top."""
+    """Return the words that the items spell, from the top."""
     words = []
     for item in letters(scene):
         if item.order == 0:
@@ -45,7 +45,7 @@ def test_words_have_two_to_six_letters_and_some_are_held_out():
     assert 50 < len(HELD_OUT_WORDS) < len(WORDS) / 4
 
 
-def test_fonts_are_there_and_differ():
+def test_fonts_are_installed_and_differ():
     assert font_folder() is not None
     drawn = {font(name, 40).getmask("Rag").getbbox() for name in (*FONTS, HELD_OUT_FONT)}
     assert len(drawn) > 8
@@ -66,7 +66,7 @@ def test_the_held_out_font_and_words_occur_in_the_test_split_only():
     assert words & held
 
 
-def test_letters_are_big_enough_lie_inside_and_have_a_patch_each():
+def test_letters_are_legible_inside_the_picture_and_in_different_patches():
     for scene in scenes("test", 500):
         for item in letters(scene):
             left, top, right, bottom = item.box
@@ -80,7 +80,7 @@ def test_letters_are_big_enough_lie_inside_and_have_a_patch_each():
                 assert other.centre[0] - one.centre[0] > 0.105
 
 
-def test_ink_is_where_the_boxes_say():
+def test_letters_are_drawn_in_their_boxes():
     for scene in scenes("train", 40):
         if scene.layout != "word":
             continue
@@ -94,7 +94,7 @@ def test_ink_is_where_the_boxes_say():
             assert (inside < 90).mean() > 0.08
 
 
-def test_reading_questions_are_answered_by_what_the_items_spell():
+def test_reading_questions_agree_with_the_items():
     for scene, qa in asked(350):
         words = lines(scene)
         if qa.skill == "read":
@@ -127,7 +127,7 @@ def test_letters_are_counted_right():
             assert qa.short == str(len(word))
 
 
-def test_colours_are_those_of_the_items():
+def test_answered_colours_are_those_of_the_items():
     for scene, qa in asked(400):
         if qa.skill == "colour" and qa.short not in ("yes", "no"):
             if "sign" in qa.question:
