@@ -1,19 +1,19 @@
-// Two models, one question.
+// Compare: one question to two models.
 "use strict";
 (() => {
   const { $, el, icon } = vqa;
   let picture = null;
   let drawn = "";
-  let models = []; // the keys of the two that were asked
+  let models = []; // keys of the two models that were asked
   let running = false;
-  let picks = []; // the two that are chosen, while the list stays as it is
+  let picks = []; // keys of the two selected models
   let sides = [];
   const question = el("input", { "aria-label": "Question", placeholder: "What do you want to know?", maxlength: 20000 });
 
   vqa.on("shown", (name) => {
     if (name !== "compare") return;
     form();
-    vqa.send("act", { do: "models" }); // one may have been trained since
+    vqa.send("act", { do: "models" }); // a new one may have been trained
   });
   vqa.on("models", () => $("vqa").dataset.view === "compare" && form());
 
@@ -30,21 +30,21 @@
       node.value = choices.some((choice) => choice.key === chosen) ? chosen : preset;
       node.addEventListener("change", () => {
         picks = [left.value, right.value];
-        alike();
+        showHint();
       });
       return node;
     };
-    const other = choices.find((choice) => choice.here && choice.key !== picked); // none that would be downloaded unasked
+    const other = choices.find((choice) => choice.here && choice.key !== picked); // never one that has to be downloaded first
     const left = select("First model", picks[0], other ? other.key : picked);
     const right = select("Second model", picks[1], picked);
     const hint = el("p.note");
-    const alike = () => {
+    const showHint = () => {
       hint.hidden = left.value !== right.value;
       hint.textContent = other
         ? "These are the same model: pick another one to compare it with."
-        : "No other model is here yet: train one, or pick one to download.";
+        : "No other model is on this machine yet: train one, or pick one to download.";
     };
-    alike();
+    showHint();
     const file = el("input", { type: "file", accept: "image/*", hidden: true, "aria-label": "Picture file" });
     const place = el("span.compare-picture");
     const show = () => place.replaceChildren(...(picture
@@ -58,7 +58,7 @@
       : []));
     vqa.comparePicture = async (chosen) => {
       const name = encodeURIComponent(chosen.name || "pasted picture");
-      const found = await vqa.post(`vqa/pictures?name=${name}`, chosen);
+      const found = await vqa.upload(`vqa/pictures?name=${name}`, chosen);
       if (!found) return;
       picture = found;
       show();
@@ -95,11 +95,11 @@
     running = now;
     $("compare-form").querySelector("[type=submit]").disabled = now;
     $("compare-form").querySelector(".stop").hidden = !now;
-    $("compared").setAttribute("aria-busy", String(now)); // read out once it is whole
+    $("compared").setAttribute("aria-busy", String(now)); // screen readers read it when it is complete
   }
   vqa.on("compared_done", () => busy(false));
-  vqa.on("error", (text, { wire }) => {
-    if (wire !== "compare") return;
+  vqa.on("error", (text, { channel }) => {
+    if (channel !== "compare") return;
     busy(false);
     sides = [];
     $("compared").replaceChildren(el("p.failed", {}, text));
@@ -111,7 +111,7 @@
     drawSides();
   });
   function drawSides() {
-    if ($("compared").querySelector("button:active")) return void setTimeout(drawSides, 200); // being pressed
+    if ($("compared").querySelector("button:active")) return void setTimeout(drawSides, 200); // a click is in progress
     vqa.redraw($("compared"), () => $("compared").replaceChildren(
       ...sides.map((side, position) =>
         el("div.panel", {},

@@ -1,42 +1,42 @@
-// The question that is being written: text, pictures, and what happens when it is sent.
+// The composer: text and pictures of the next question, and how it is sent.
 "use strict";
 (() => {
   const { $, el, icon } = vqa;
-  const MOST = 8;
+  const MAX_PICTURES = 8;
   let pictures = []; // {digest, name, changes, size} or {busy: true, name}
   let replaces = null; // the turn that is being edited
-  let draft = null; // what was sent, until the server has it
-  let aside = null; // what was being written when an earlier question was taken up
-  let early = false; // Enter came before the server listened
-  let whenReady = null; // Enter came before the pictures were there: {conversation}
+  let draft = null; // the question that was sent, until the server confirms it
+  let savedDraft = null; // the draft that was set aside when an earlier question was edited
+  let sendWhenReady = false; // Enter was pressed before the page was ready
+  let sendWhenUploaded = null; // Enter was pressed before all pictures were uploaded: {conversation}
 
   // -- pictures ------------------------------------------------------------------------------------
 
-  async function bring(files) {
+  async function addPictures(files) {
     vqa.show("chat");
     $("question").focus();
-    const room = Math.max(0, MOST - pictures.length);
-    if (files.length > room) vqa.toast(`At most ${MOST} pictures at a time.`, "error");
-    const places = files.slice(0, room).map((file) => ({
-      busy: true, name: file.name || "pasted picture", file, way: new AbortController(),
+    const room = Math.max(0, MAX_PICTURES - pictures.length);
+    if (files.length > room) vqa.toast(`At most ${MAX_PICTURES} pictures at a time.`, "error");
+    const uploads = files.slice(0, room).map((file) => ({
+      busy: true, name: file.name || "pasted picture", file, abort: new AbortController(),
     }));
-    pictures.push(...places);
+    pictures.push(...uploads);
     drawTray();
-    for (const place of places) {
-      if (!holderOf(place)) continue; // taken away meanwhile
-      const url = `vqa/pictures?name=${encodeURIComponent(place.name)}`;
-      const found = await vqa.post(url, place.file, place.way.signal);
-      settle(place, found);
-      if (found) warm();
+    for (const entry of uploads) {
+      if (!listWith(entry)) continue; // removed meanwhile
+      const url = `vqa/pictures?name=${encodeURIComponent(entry.name)}`;
+      const uploaded = await vqa.upload(url, entry.file, entry.abort.signal);
+      finishUpload(entry, uploaded);
+      if (uploaded) warm();
     }
   }
-  vqa.bring = bring;
+  vqa.addPictures = addPictures;
 
-  /** A scene takes the place of the one before, its question that of the other's or of nothing. */
-  vqa.takeScene = ({ picture, question }) => {
+  /** Attaches a generated scene in place of the previous one; its question replaces only an empty box or the previous question. */
+  vqa.useScene = ({ picture, question }) => {
     const box = $("question");
     const old = pictures.find((one) => one.scene);
-    if (!old && pictures.length >= MOST) return vqa.toast(`At most ${MOST} pictures at a time.`, "error");
+    if (!old && pictures.length >= MAX_PICTURES) return vqa.toast(`At most ${MAX_PICTURES} pictures at a time.`, "error");
     const scene = { ...picture, scene: question };
     pictures = old ? pictures.map((one) => (one === old ? scene : one)) : [...pictures, scene];
     if (!box.value.trim() || box.value === old?.scene) box.value = question;
@@ -45,20 +45,20 @@
     box.focus();
   };
 
-  const holderOf = (place) => [pictures, aside?.pictures].find((list) => list?.includes(place));
+  const listWith = (entry) => [pictures, savedDraft?.pictures].find((list) => list?.includes(entry));
 
-  function settle(place, found) {
-    const list = holderOf(place);
-    if (!list) return; // taken away meanwhile
-    const known = found && list.some((one) => one.digest === found.digest);
-    if (found && !known) list[list.indexOf(place)] = found;
-    else list.splice(list.indexOf(place), 1);
-    if (!found) whenReady = null;
+  function finishUpload(entry, uploaded) {
+    const list = listWith(entry);
+    if (!list) return; // removed meanwhile
+    const duplicate = uploaded && list.some((one) => one.digest === uploaded.digest);
+    if (uploaded && !duplicate) list[list.indexOf(entry)] = uploaded;
+    else list.splice(list.indexOf(entry), 1);
+    if (!uploaded) sendWhenUploaded = null;
     drawTray();
-    if (whenReady && !sending()) submit();
+    if (sendWhenUploaded && !sending()) submit();
   }
 
-  /** Lets the model look at the pictures while the question is still being written. */
+  /** Has the server encode the pictures while the question is still being written. */
   function warm() {
     const digests = pictures.filter((one) => one.digest).map((one) => one.digest);
     if (digests.length) vqa.send("warm", request({ pictures: digests }));
@@ -85,9 +85,9 @@
           el("button.icon.remove",
             { type: "button", "aria-label": `Remove picture ${numbered.number}`,
               onclick: () => {
-                picture.way?.abort();
+                picture.abort?.abort();
                 pictures.splice(pictures.indexOf(picture), 1);
-                whenReady = null;
+                sendWhenUploaded = null;
                 drawTray();
                 $("question").focus();
               } },
@@ -96,7 +96,7 @@
         return item;
       }),
     );
-    if (whenReady) $("tray").append(el("li.note", { role: "status" }, "Asked as soon as the pictures are here."));
+    if (sendWhenUploaded) $("tray").append(el("li.note", { role: "status" }, "Will be asked once the pictures are uploaded."));
     $("composer").classList.toggle("with-pictures", pictures.length > 0);
     ready();
   }
@@ -104,17 +104,17 @@
   // -- sending -------------------------------------------------------------------------------------
 
   /** Keeps the draft over a reload of this tab, for example after a lost connection. */
-  function keep() {
-    const kept = draft || (replaces ? aside : { text: $("question").value, pictures });
-    const here = kept && { text: kept.text, pictures: kept.pictures.filter((one) => one.digest), replaces: null };
-    vqa.kept("sessionStorage", "vqa-draft", JSON.stringify(here));
+  function saveDraft() {
+    const saved = draft || (replaces ? savedDraft : { text: $("question").value, pictures });
+    const here = saved && { text: saved.text, pictures: saved.pictures.filter((one) => one.digest), replaces: null };
+    vqa.stored("sessionStorage", "vqa-draft", JSON.stringify(here));
   }
 
   const sending = () => pictures.some((one) => one.busy);
   const isEmpty = () => !$("question").value.trim() && !pictures.length;
 
   function ready() {
-    keep();
+    saveDraft();
     document.querySelector(".submit-button").disabled = isEmpty();
     const box = $("question");
     box.style.height = "auto";
@@ -122,10 +122,10 @@
   }
 
   function submit() {
-    early = !vqa.state.view || Boolean(vqa.state.going);
-    if (early || isEmpty() || vqa.state.asking || vqa.state.view.busy) return;
+    sendWhenReady = !vqa.state.view || Boolean(vqa.state.opening);
+    if (sendWhenReady || isEmpty() || vqa.state.asking || vqa.state.view.busy) return;
     if (sending()) {
-      whenReady = { conversation: vqa.state.view.conversation };
+      sendWhenUploaded = { conversation: vqa.state.view.conversation };
       return drawTray();
     }
     draft = { text: $("question").value, pictures, replaces };
@@ -137,7 +137,7 @@
     vqa.ask(asked, { question: draft.text, pictures: shown });
   }
 
-  /** Asks; the request may also be {again: turn}. The question shows at once. */
+  /** Asks a question, or with {again: turn} repeats one. It is shown at once. */
   vqa.ask = (asked, { question, pictures: shown } = { question: asked.question, pictures: [] }) => {
     if (vqa.state.asking || vqa.state.view?.busy) {
       vqa.toast("An answer is still being written. Stop it first.");
@@ -148,92 +148,92 @@
       id: "sent", question, pictures: shown, state: "answering", sending: true, facts: {}, branches: { of: 1 },
     };
     vqa.state.asking = { conversation, sent, from: asked.again || asked.replaces };
-    vqa.follow();
+    vqa.followEnd();
     vqa.draw();
-    vqa.busy();
+    vqa.showBusy();
     vqa.send("ask", { ...asked, conversation });
   };
 
-  vqa.on("error", (_, { wire, error }) => {
-    if (wire === "act") early = false;
-    if (wire !== "ask") return;
+  vqa.on("error", (_, { channel, error }) => {
+    if (channel === "act") sendWhenReady = false;
+    if (channel !== "ask") return;
     vqa.state.asking = null;
     vqa.draw();
     if (draft) {
       const text = [draft.text, $("question").value].filter(Boolean).join("\n");
-      put({ text, pictures: [...draft.pictures, ...pictures].slice(0, MOST), replaces: draft.replaces });
+      setDraft({ text, pictures: [...draft.pictures, ...pictures].slice(0, MAX_PICTURES), replaces: draft.replaces });
       $("editing").hidden = !replaces;
     }
     draft = null;
-    vqa.busy();
-    // What the server refuses may have been asked in a chat that is gone.
+    vqa.showBusy();
+    // The chat may have been deleted in another tab.
     const conversation = vqa.state.view?.conversation;
     if (error && conversation) vqa.send("act", { do: "refresh", conversation });
   });
 
-  /** Puts a draft into the box. */
-  function put({ text, pictures: shown, replaces: turn }) {
+  /** Puts a draft into the composer. */
+  function setDraft({ text, pictures: shown, replaces: turn }) {
     $("question").value = text;
-    [pictures, replaces, whenReady] = [shown, turn, null];
+    [pictures, replaces, sendWhenUploaded] = [shown, turn, null];
     drawTray();
   }
 
   function clear() {
-    put({ text: "", pictures: [], replaces: null });
+    setDraft({ text: "", pictures: [], replaces: null });
     $("editing").hidden = true;
   }
 
-  /** Ends a change of an earlier question; what was being written before comes back. */
+  /** Stops editing an earlier question and restores the draft. */
   function editOff() {
     clear();
-    if (aside) put(aside);
-    aside = null;
+    if (savedDraft) setDraft(savedDraft);
+    savedDraft = null;
   }
 
   // -- editing an earlier question -----------------------------------------------------------------
 
   vqa.edit = (turn) => {
-    if (!replaces && !isEmpty()) aside = { text: $("question").value, pictures, replaces: null };
-    put({ text: turn.question, pictures: [...turn.pictures], replaces: turn.id });
+    if (!replaces && !isEmpty()) savedDraft = { text: $("question").value, pictures, replaces: null };
+    setDraft({ text: turn.question, pictures: [...turn.pictures], replaces: turn.id });
     $("editing").hidden = false;
     $("editing").firstElementChild.textContent =
-      `Changing question ${turn.number}: a new branch starts there, the old one stays.`;
+      `Editing question ${turn.number}: this starts a new branch; the old one is kept.`;
     warm();
     $("question").focus();
   };
 
   vqa.on("do:edit-off", editOff);
-  vqa.on("view", (view, { wire }) => {
-    if (early) submit();
-    if (whenReady && whenReady.conversation !== view.conversation) whenReady = null;
-    if (wire === "ask" && draft) {
+  vqa.on("view", (view, { channel }) => {
+    if (sendWhenReady) submit();
+    if (sendWhenUploaded && sendWhenUploaded.conversation !== view.conversation) sendWhenUploaded = null;
+    if (channel === "ask" && draft) {
       draft = null;
-      if (aside && isEmpty()) editOff(); // the changed question is on its way
-      else keep();
+      if (savedDraft && isEmpty()) editOff(); // the changed question is on its way
+      else saveDraft();
     }
-    // An edited question belongs to its conversation; where that was deleted, it is one like any other.
-    if (wire === "gone") [replaces, $("editing").hidden] = [null, true];
-    if (replaces && !view.turns.some((turn) => turn.id === replaces) && wire !== "ask") editOff();
+    // When the conversation of an edited question was deleted, the question becomes a new one.
+    if (channel === "gone") [replaces, $("editing").hidden] = [null, true];
+    if (replaces && !view.turns.some((turn) => turn.id === replaces) && channel !== "ask") editOff();
     else if (pictures.length) drawTray();
   });
 
-  /** Asks a question about a picture at once (example cards). */
+  /** Asks a question about a picture immediately (example cards). */
   vqa.askAbout = (picture, question) => {
     vqa.ask({ question, pictures: [picture.digest] }, { question, pictures: [{ ...picture, number: 1 }] });
   };
 
-  // -- the ways in ---------------------------------------------------------------------------------
+  // -- input: keyboard, files, paste, drag and drop ------------------------------------------------
 
-  const takers = { chat: bring, compare: ([file]) => vqa.comparePicture(file) }; // by part of the page
-  const taker = () => takers[$("vqa").dataset.view];
+  const receivers = { chat: addPictures, compare: ([file]) => vqa.comparePicture(file) }; // by view
+  const receiver = () => receivers[$("vqa").dataset.view];
   const imagesOf = (transfer) =>
     [...(transfer?.files || [])].filter((file) => file.type.startsWith("image/") || !file.type);
 
-  vqa.starters.push(() => {
+  vqa.setups.push(() => {
     const box = $("question");
     box.addEventListener("input", () => {
-      if (!whenReady) return ready();
-      whenReady = null; // not finished after all
+      if (!sendWhenUploaded) return ready();
+      sendWhenUploaded = null; // still being edited
       drawTray();
     });
     box.addEventListener("keydown", (event) => {
@@ -258,21 +258,21 @@
       submit();
     });
     $("files").addEventListener("change", () => {
-      bring([...$("files").files]);
+      addPictures([...$("files").files]);
       $("files").value = "";
     });
     document.addEventListener("paste", (event) => {
       const files = imagesOf(event.clipboardData);
-      // Spreadsheets give a picture of the text as well; a file manager gives the file's name.
+      // Spreadsheets put an image of the text on the clipboard too; file managers put the file's name there.
       const text = event.clipboardData?.getData("text/plain").trim();
       if (text && !files.some((file) => text.includes(file.name))) return;
-      if (files.length && taker()) {
+      if (files.length && receiver()) {
         event.preventDefault();
-        taker()(files);
+        receiver()(files);
       }
     });
     let depth = 0;
-    const over = (shown) => $("drop").classList.toggle("shown", Boolean(shown && taker()));
+    const over = (shown) => $("drop").classList.toggle("shown", Boolean(shown && receiver()));
     const holdsFiles = (event) => event.dataTransfer?.types.includes("Files");
     document.addEventListener("dragenter", (event) => {
       if (holdsFiles(event)) over(++depth > 0);
@@ -288,13 +288,13 @@
       event.preventDefault();
       depth = 0;
       over(false);
-      taker()?.([...event.dataTransfer.files]);
+      receiver()?.([...event.dataTransfer.files]);
     });
-    // Somebody may have typed already; then Enter only ended the line.
-    const kept = JSON.parse(vqa.kept("sessionStorage", "vqa-draft"));
+    // The user may have typed before this script ran; Enter then only added a line break.
+    const saved = JSON.parse(vqa.stored("sessionStorage", "vqa-draft"));
     const typed = box.value;
-    const text = [kept?.text, typed.replace(/\n$/, "")].filter(Boolean).join("\n");
-    put({ pictures: [], replaces: null, ...kept, text });
+    const text = [saved?.text, typed.replace(/\n$/, "")].filter(Boolean).join("\n");
+    setDraft({ pictures: [], replaces: null, ...saved, text });
     if (matchMedia("(hover: hover)").matches) box.focus();
     if (typed.trim() && typed.endsWith("\n")) submit();
   });

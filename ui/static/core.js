@@ -1,16 +1,16 @@
-// Wires to the server, the state of the page, and small helpers. Loaded first.
+// Requests to the server, the state of the page, and small helpers. Loaded first.
 "use strict";
 (() => {
-  const handlers = {}; // by key of an update
+  const handlers = {}; // update key -> functions
   const vqa = (window.vqa = {
-    state: { view: null, going: null, list: [], models: null, settings: {}, asking: null },
-    /** Asks the server; its updates arrive at the handlers. */
+    state: { view: null, opening: null, list: [], models: null, settings: {}, asking: null },
+    /** Sends a request to the server; its updates arrive at the handlers. */
     send(name, request) {
       const call = () => exchange(name, request);
       if (queues[name]) queues[name] = queues[name].then(call);
       else call();
     },
-    /** Registers what is done with one kind of update. */
+    /** Registers a handler for one kind of update. */
     on(key, handler) {
       (handlers[key] ||= []).push(handler);
     },
@@ -19,17 +19,17 @@
     },
     $: (id) => document.getElementById(id),
     toast,
-    post,
+    upload,
     el,
     icon,
-    starters: [],
+    setups: [],
   });
 
-  // Requests that change something wait for the one before, so that they arrive in their order.
+  // Requests that change something wait for the previous one, so that the server gets them in order.
   const queues = { act: Promise.resolve(), teach: Promise.resolve(), train: Promise.resolve() };
-  const SILENCE = 15000; // milliseconds; the server sends something every second
+  const SILENCE = 15000; // ms without data until the server counts as lost; it sends a line every second
 
-  /** Sends one request and hands on the updates, one per line, as they arrive. */
+  /** Sends one request and emits its updates, one JSON object per line, as they arrive. */
   async function exchange(name, request) {
     const abort = new AbortController();
     let timer;
@@ -52,18 +52,18 @@
     if (part?.done) return;
     const refusal = answer && !answer.ok && (await answer.json().catch(() => null));
     if (refusal?.error) receive(refusal, name);
-    else if (answer && !answer.ok && answer.status < 502) vqa.emit("error", "The server did not answer.", { wire: name });
-    else lost(name);
+    else if (answer && !answer.ok && answer.status < 502) vqa.emit("error", "The server did not answer.", { channel: name });
+    else reportUnreachable(name);
   }
 
-  let leaving = false; // then the browser ends the requests
+  let leaving = false; // the browser cancels requests when the page is left
   addEventListener("pagehide", () => (leaving = true));
   addEventListener("pageshow", () => (leaving = false));
   let waiting = false;
-  /** Says that the server is away, and reloads the page once it is back. */
-  async function lost(name) {
+  /** Reports that the server is unreachable, and reloads the page once it is back. */
+  async function reportUnreachable(name) {
     if (leaving) return;
-    vqa.emit("error", "The server cannot be reached. This page reloads when it is back; your draft is kept.", { wire: name });
+    vqa.emit("error", "The server cannot be reached. This page reloads when it is back; your draft is kept.", { channel: name });
     if (waiting) return;
     waiting = true;
     do await new Promise((resume) => setTimeout(resume, 1000));
@@ -71,18 +71,18 @@
     location.reload();
   }
 
-  function receive({ hello, ...update }, wire) {
+  function receive({ hello, ...update }, channel) {
     if (hello) setTimeout(() => vqa.emit("hello", true));
     const { state } = vqa;
-    const chat = wire === "act" && update.view?.conversation;
-    const went = Boolean(chat) && chat === state.going;
-    if (went) state.going = null;
-    // Somebody who has gone on to another conversation stays there.
+    const chat = channel === "act" && update.view?.conversation;
+    const navigated = Boolean(chat) && chat === state.opening;
+    if (navigated) state.opening = null;
+    // A reply does not pull the user out of a conversation they opened meanwhile.
     else if (chat && state.view && chat !== state.view.conversation) delete update.view;
-    for (const [key, value] of Object.entries(update)) vqa.emit(key, value, { ...update, wire, went });
+    for (const [key, value] of Object.entries(update)) vqa.emit(key, value, { ...update, channel, navigated });
   }
 
-  /** An element: el("button.icon", {title: "x", onclick: f}, "text", child, ...). */
+  /** Creates an element: el("button.icon", {title: "x", onclick: f}, "text", child, ...). */
   function el(spec, attributes = {}, ...children) {
     const [tag, ...classes] = spec.split(".");
     const node = document.createElement(tag || "div");
@@ -90,7 +90,7 @@
     for (const [name, value] of Object.entries(attributes)) {
       if (value === null || value === undefined || value === false) continue;
       if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-      else if (name === "html") node.innerHTML = value; // only ever what the server rendered
+      else if (name === "html") node.innerHTML = value; // only ever HTML that the server rendered
       else node.setAttribute(name, value === true ? "" : value);
     }
     node.append(...children.filter((child) => child !== null && child !== undefined));
@@ -115,13 +115,13 @@
     vqa.$("toasts").append(node);
     setTimeout(() => node.remove(), kind === "error" ? 12000 : 5000);
   }
-  vqa.on("error", (text, { wire }) => {
-    // What went wrong with a comparison stands in its place.
-    if (wire !== "compare" || vqa.$("vqa").dataset.view !== "compare") toast(text, "error");
+  vqa.on("error", (text, { channel }) => {
+    // Compare shows its own errors in place of the answers.
+    if (channel !== "compare" || vqa.$("vqa").dataset.view !== "compare") toast(text, "error");
   });
 
-  /** Sends a file; gives the server's answer, or null after telling what was wrong. */
-  async function post(url, file, signal) {
+  /** Uploads a file. Returns the server's reply, or null after showing the error. */
+  async function upload(url, file, signal) {
     try {
       const answer = await fetch(url, { method: "POST", body: file, signal });
       const found = await answer.json().catch(() => ({}));
@@ -134,9 +134,9 @@
   }
   vqa.on("toast", (text) => toast(text));
 
-  // The script is deferred: the document is there, and so are all parts of this script then.
+  // The script is deferred, so the whole document and all parts of this script are loaded by then.
   addEventListener("DOMContentLoaded", () => {
-    for (const start of vqa.starters) start();
+    for (const start of vqa.setups) start();
     document.addEventListener("click", (event) => {
       const button = event.target.closest("[data-do]");
       if (button && button.closest("#vqa")) vqa.emit(`do:${button.dataset.do}`, button);
@@ -146,9 +146,9 @@
     vqa.send("act", { do: "hello", conversation: addressed()[0] || null });
   });
 
-  // The address tells what is shown: "#chat", or another part of the page in "#chat/train" and "#/train".
+  // The address holds what is shown: "#CHAT", or another view as in "#CHAT/train" and "#/train".
   const addressed = () => location.hash.slice(1).split("/");
-  /** Brings the address up to date; `push` where Back shall lead back. */
+  /** Updates the address; with `push` as a new entry in the history. */
   vqa.address = (push) => {
     const chat = vqa.state.view?.conversation ?? "";
     const part = vqa.$("vqa").dataset.view;
@@ -156,7 +156,7 @@
     if (location.hash.slice(1) === hash) return;
     history[push ? "pushState" : "replaceState"](null, "", hash ? `#${hash}` : location.pathname);
   };
-  /** Shows the part of the page that is in the address. */
+  /** Shows the view that the address names. */
   vqa.showAddressed = () => {
     const part = addressed()[1];
     vqa.show(document.querySelector(`[data-view-of="${CSS.escape(part)}"]`) ? part : "chat", true);
@@ -165,38 +165,38 @@
     if (!vqa.state.view) return;
     const [chat] = addressed();
     vqa.showAddressed();
-    if (chat === (vqa.state.view.conversation ?? "")) vqa.state.going = null;
-    else if (chat) vqa.send("act", { do: "open", conversation: (vqa.state.going = chat) });
-    else vqa.fresh();
+    if (chat === (vqa.state.view.conversation ?? "")) vqa.state.opening = null;
+    else if (chat) vqa.send("act", { do: "open", conversation: (vqa.state.opening = chat) });
+    else vqa.newChat();
   });
 
-  /** Goes to a chat. */
+  /** Opens a chat. */
   vqa.open = (chat) => {
     vqa.show("chat", true);
-    vqa.state.going = chat;
+    vqa.state.opening = chat;
     vqa.send("act", { do: "open", conversation: chat });
   };
-  vqa.on("error", (_, { wire }) => {
-    if (wire !== "act" || !vqa.state.going) return;
-    vqa.state.going = null;
+  vqa.on("error", (_, { channel }) => {
+    if (channel !== "act" || !vqa.state.opening) return;
+    vqa.state.opening = null;
     vqa.address();
   });
-  /** A new chat; the server hears of it with the first question. */
-  vqa.fresh = (wire = "here") => {
-    vqa.state.going = null;
+  /** Starts a new chat; the server creates it with the first question. */
+  vqa.newChat = (channel = "here") => {
+    vqa.state.opening = null;
     const view = { conversation: null, title: "", turns: [], meter: null, busy: false };
-    vqa.emit("view", view, { wire, went: true });
+    vqa.emit("view", view, { channel, navigated: true });
   };
 
-  /** Puts the focus where one goes on: on the question, or the heading of another part. */
-  vqa.home = () => {
+  /** Focuses the question box, or the heading of another view. */
+  vqa.focusView = () => {
     const part = vqa.$("vqa").dataset.view;
     (part === "chat" ? vqa.$("question") : vqa.$(`view-${part}`).querySelector("h1")).focus();
   };
-  vqa.on("do:skip", vqa.home);
+  vqa.on("do:skip", vqa.focusView);
 
-  const focused = new Map(); // part of the page -> name and position of the element that had the focus when it was redrawn
-  /** Draws a part anew; what had the focus in it has it afterwards, as soon as it is there again. */
+  const focused = new Map(); // root -> label and index of the element that had the focus before a redraw
+  /** Redraws an element and gives the focus back to the control that had it, once it exists again. */
   vqa.redraw = (root, draw) => {
     const nameOf = (node) => node.getAttribute("aria-label") || node.innerText;
     const named = (name) => [...root.querySelectorAll("button, summary")].filter((node) => nameOf(node) === name);
@@ -210,7 +210,7 @@
     (node?.disabled ? node.parentElement.querySelector("button:enabled") : node)?.focus({ preventScroll: true });
   };
 
-  /** Shows a part of the page: chat, teach, train, compare. */
+  /** Shows a view: chat, teach, train or compare. */
   vqa.show = (name, quiet) => {
     vqa.$("vqa").dataset.view = document.body.dataset.view = name;
     for (const button of document.querySelectorAll("[data-view-of]")) {
@@ -221,8 +221,8 @@
     vqa.emit("shown", name);
   };
 
-  /** Keeps a text beyond a reload, or gives it back; nothing where the browser blocks storage. */
-  vqa.kept = (where, name, text) => {
+  /** Writes or reads browser storage; returns null where the browser blocks it. */
+  vqa.stored = (where, name, text) => {
     try {
       return text === undefined ? window[where].getItem(name) : window[where].setItem(name, text);
     } catch {
@@ -231,7 +231,7 @@
   };
   vqa.on("do:theme", () => {
     const wanted = document.body.classList.contains("dark") ? "light" : "dark";
-    vqa.kept("localStorage", "vqa-theme", wanted);
+    vqa.stored("localStorage", "vqa-theme", wanted);
     document.body.classList.toggle("dark", wanted === "dark");
   });
 })();

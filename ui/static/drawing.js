@@ -1,4 +1,4 @@
-// Pictures made here: a drawing pad, and the camera.
+// Pictures made on the page: a drawing pad and the camera.
 "use strict";
 (() => {
   const { $, el } = vqa;
@@ -6,10 +6,10 @@
   const COLOURS = { black: "#111827", red: "#dc2626", blue: "#2563eb", green: "#16a34a", yellow: "#eab308", white: "#ffffff" };
   const BACKGROUND = "#ffffff";
 
-  let pad = null; // what the sheet shows: a drawing is kept until it is asked about
-  vqa.on("do:draw", () => vqa.sheet("Draw something", ...(pad ||= made())));
+  let pad = null; // the elements of the sheet; a drawing is kept until it is used
+  vqa.on("do:draw", () => vqa.sheet("Draw something", ...(pad ||= createPad())));
 
-  function made() {
+  function createPad() {
     const canvas = el("canvas.pad", { width: SIZE, height: SIZE, tabindex: "0", role: "img",
       "aria-label": "Drawing pad. Draw with the mouse or a finger." });
     const context = canvas.getContext("2d");
@@ -67,22 +67,22 @@
       context.fill();
     }
 
-    const group = (label, entries, chosen, pick, look) =>
+    const group = (label, entries, chosen, pick, render) =>
       el("div.choices", { role: "radiogroup", "aria-label": label },
         ...entries.map(([name, value]) =>
           el("label", { title: name },
             el("input", { type: "radio", name: label, "aria-label": name, checked: value === chosen, onchange: () => pick(value) }),
-            look(name, value))));
+            render(name, value))));
     const swatch = (_, value) => {
       const dot = el("span.swatch");
       dot.style.background = value;
       return dot;
     };
-    const signs = { pen: "✎", circle: "●", square: "■", triangle: "▲" };
+    const symbols = { pen: "✎", circle: "●", square: "■", triangle: "▲" };
     return [
       canvas,
       el("div.pad-tools", {},
-        group("Tool", Object.keys(signs).map((name) => [name, name]), tool, (value) => (tool = value), (name) => signs[name]),
+        group("Tool", Object.keys(symbols).map((name) => [name, name]), tool, (value) => (tool = value), (name) => symbols[name]),
         group("Colour", Object.entries(COLOURS), ink, (value) => (ink = value), swatch),
         el("label", {}, "Width", el("input", { type: "range", min: 4, max: 48, value: width, "aria-label": "Width of the pen", oninput: (event) => (width = Number(event.target.value)) }))),
       el("div.actions", {},
@@ -93,16 +93,16 @@
           context.fillRect(0, 0, SIZE, SIZE);
         } }, "Clear"),
         el("button.primary", { onclick: () => {
-          use(canvas, "drawing.png");
+          attach(canvas, "drawing.png");
           pad = null;
         } }, "Ask about it")),
     ];
   }
 
-  function use(canvas, name) {
+  function attach(canvas, name) {
     canvas.toBlob((blob) => {
       $("sheet").close();
-      vqa.bring([new File([blob], name, { type: blob.type })]);
+      vqa.addPictures([new File([blob], name, { type: blob.type })]);
     }, name.endsWith(".png") ? "image/png" : "image/jpeg", 0.92);
   }
 
@@ -113,20 +113,20 @@
     } catch {
       vqa.toast(
         window.isSecureContext
-          ? "No camera can be used. Allow it for this page, or add a file."
-          : "Browsers open the camera only on this machine's own address or over https. Add a file instead.",
+          ? "No camera is available. Allow it for this page, or add a file."
+          : "Browsers allow the camera only on localhost or over https. Add a file instead.",
         "error");
       return;
     }
     const video = el("video.large", { autoplay: true, playsinline: true, muted: true, "aria-label": "Camera" });
     video.srcObject = stream;
-    vqa.stopCamera?.(); // it was pressed twice
+    vqa.stopCamera?.(); // the button was clicked twice
     vqa.stopCamera = () => stream.getTracks().forEach((track) => track.stop());
     const take = el("button.primary", { disabled: true, onclick: () => {
       const canvas = el("canvas", { width: video.videoWidth, height: video.videoHeight });
       canvas.getContext("2d").drawImage(video, 0, 0);
-      use(canvas, "photograph.jpg");
-    } }, "Take it");
+      attach(canvas, "photograph.jpg");
+    } }, "Take photograph");
     video.addEventListener("loadeddata", () => (take.disabled = false));
     vqa.sheet("Take a photograph", video, el("div.actions", {}, take));
   });

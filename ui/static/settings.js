@@ -1,4 +1,4 @@
-// How answers are written: kept on the server for this browser.
+// Generation settings, stored on the server for each owner.
 "use strict";
 (() => {
   const { $, el, icon } = vqa;
@@ -14,7 +14,7 @@
     $("settings").hidden = !open;
     document.querySelector("[data-do=settings]").setAttribute("aria-expanded", String(open));
     if (!open) return void document.querySelector("[data-do=settings]").focus();
-    vqa.send("act", { do: "settings" }); // the model's own values, should it have loaded since
+    vqa.send("act", { do: "settings" }); // the model's defaults, in case it was loaded meanwhile
     draw();
     form.querySelector("select, input, textarea").focus();
   }
@@ -26,12 +26,12 @@
     const show = () => (box.value = vqa.state.settings[name] ?? "");
     const own = settings.defaults?.[name];
     const box = el("input", { type: "number", min, max, step, id: `set-${name}`, inputmode: "decimal",
-      placeholder: own === null || own === undefined ? "the model's own" : `${own} (the model's own)` });
+      placeholder: own === null || own === undefined ? "the model's default" : `${own} (the model's default)` });
     show();
     box.addEventListener("change", () => {
       const value = box.value === "" ? null : Number(box.value);
       if (value !== null && (!box.checkValidity() || (whole && !Number.isInteger(value)))) {
-        vqa.toast(`${label}: from ${min} to ${max}${whole ? ", whole" : ""}.`, "error");
+        vqa.toast(`${label}: ${whole ? "a whole number " : ""}from ${min} to ${max}.`, "error");
         return show();
       }
       save({ [name]: value });
@@ -53,17 +53,17 @@
       el("div.field", {}, el("label", { for: "set-style" }, "Answers"), style),
       el("div.field", {}, el("label", { for: "set-system" }, "System prompt"), system,
         el("small", {}, "Sent to the model at the start of every chat.")),
-      number("temperature", "Temperature", "0 gives the same answer each time; higher ones vary.", { min: 0, max: 5, step: 0.05 }),
-      number("top_p", "Top p", "Only the likeliest words that make up this share.", { min: 0.05, max: 1, step: 0.05 }),
-      number("max_new_tokens", "Longest answer", "In tokens, a little more than words.", { min: 1, max: 2048, step: 1, whole: true }),
-      number("seed", "Seed", "Makes varied answers repeatable.", { min: 0, max: 2 ** 31, step: 1, whole: true }),
+      number("temperature", "Temperature", "0 gives the same answer each time; higher values vary more.", { min: 0, max: 5, step: 0.05 }),
+      number("top_p", "Top p", "Samples from the likeliest tokens that add up to this probability.", { min: 0.05, max: 1, step: 0.05 }),
+      number("max_new_tokens", "Longest answer", "In tokens; a word takes one or two.", { min: 1, max: 2048, step: 1, whole: true }),
+      number("seed", "Seed", "Makes sampled answers reproducible.", { min: 0, max: 2 ** 31, step: 1, whole: true }),
       el("button.chip", { type: "button", onclick: () => {
         save({ system: null, temperature: null, top_p: null, max_new_tokens: null, seed: null, style: null });
         document.activeElement.blur();
-      } }, "Back to the model's own"));
+      } }, "Reset to the model's defaults"));
     $("settings").replaceChildren(form);
   }
-  vqa.starters.push(() => {
+  vqa.setups.push(() => {
     $("settings").addEventListener("keydown", (event) => event.key === "Escape" && toggle(false));
   });
 })();

@@ -1,59 +1,59 @@
-// The sheet over the page: a picture large, what the model saw of it, where the model looked.
+// The dialog over the page: a picture at full size, the model's view of it, the attention map.
 "use strict";
 (() => {
   const { $, el, icon } = vqa;
-  let opener = null; // what had the focus before, and its turn
-  let wanted = null; // the turn or picture whose reply belongs into what is shown
+  let opener = null; // the element that had the focus before, and its turn
+  let expected = null; // id of the turn or picture whose reply is to be shown
 
-  /** Shows the sheet with a title and some content. */
+  /** Opens the dialog with a title and content. */
   vqa.sheet = (title, ...content) => {
     const sheet = $("sheet");
     if (!sheet.open) {
       const node = document.activeElement;
       opener = { node, turn: node?.closest("[data-turn]")?.dataset.turn };
     }
-    wanted = null;
+    expected = null;
     sheet.setAttribute("aria-label", title);
     sheet.replaceChildren(
       el("header", {}, el("h2", {}, title),
         el("button.icon", { "aria-label": "Close", onclick: () => sheet.close() }, icon("x"))),
       el("div.sheet-body", {}, ...content),
-      $("toasts")); // outside of it nothing can be pressed
+      $("toasts")); // while a modal dialog is open, nothing outside of it can be clicked
     if (!sheet.open) sheet.showModal();
     return sheet;
   };
 
-  /** Asks before something is deleted. */
-  vqa.confirm = (title, what, deed) => {
+  /** Asks for confirmation before something is deleted. */
+  vqa.confirm = (title, what, onConfirm) => {
     const sheet = vqa.sheet(title,
       what ? el("p.confirm", {}, what) : null,
       el("p.note", {}, "This cannot be undone."),
       el("div.actions", {},
         el("button.chip.keep", { onclick: () => sheet.close() }, "Keep"),
-        el("button.primary.danger", { onclick: () => (sheet.close(), vqa.home(), deed()) }, "Delete")));
-    sheet.querySelector(".keep").focus(); // a key that is held down deletes nothing
+        el("button.primary.danger", { onclick: () => (sheet.close(), vqa.focusView(), onConfirm()) }, "Delete")));
+    sheet.querySelector(".keep").focus(); // so that a key held down does not delete
   };
   const waiting = (words) => el("p.state", {}, el("span.pulse", { "aria-hidden": "true" }), words);
-  vqa.starters.push(() => {
+  vqa.setups.push(() => {
     $("sheet").addEventListener("close", () => {
       $("vqa").append($("toasts"));
       vqa.emit("sheet-closed", null);
-      // The browser gives the focus back at once, this comes a frame later: by then it may have gone
-      // on. Only where its place was drawn anew meanwhile, nothing has it.
+      // The browser restores the focus before this event. It cannot where the element was redrawn
+      // meanwhile; then the focus is on the body.
       if (document.activeElement && document.activeElement !== document.body) return;
       const again = opener?.turn && document.querySelector(`[data-turn="${opener.turn}"] .look`);
       if (opener?.node?.isConnected) opener.node.focus();
       else if (again) again.focus();
-      else vqa.home();
+      else vqa.focusView();
     });
-    let outside = false; // where the press began: a drag may end anywhere
+    let outside = false; // whether the click began outside; a drag may end anywhere
     $("sheet").addEventListener("pointerdown", (event) => (outside = event.target === $("sheet")));
     $("sheet").addEventListener("click", (event) => {
       if (outside && event.target === $("sheet")) $("sheet").close();
     });
   });
 
-  // -- a picture, and what the model saw of it -----------------------------------------------------
+  // -- a picture, and the model's view of it -------------------------------------------------------
 
   vqa.openPicture = (picture) => {
     const [width, height] = picture.size || [];
@@ -63,17 +63,17 @@
       el("div.saw", { id: "saw" },
         el("p.note", {}, width ? `${width} × ${height} pixels. ` : "", ...changesOf(picture)),
         el("button.chip", { onclick: () => {
-          wanted = picture.digest;
+          expected = picture.digest;
           $("saw").replaceChildren(waiting("Asking the model …"));
           vqa.send("look", { do: "saw", digest: picture.digest });
         } }, icon("eye"), "What the model saw")),
     );
   };
   const changesOf = (picture) =>
-    picture.changes?.length ? [`Changed on the way in: ${picture.changes.join(", ")}.`] : [];
+    picture.changes?.length ? [`Changed on upload: ${picture.changes.join(", ")}.`] : [];
 
   vqa.on("saw", (saw) => {
-    if (!$("sheet").open || saw.digest !== wanted) return;
+    if (!$("sheet").open || saw.digest !== expected) return;
     const pictures = saw.shown.map((one) =>
       el("figure", {},
         el("img.pixels", { src: one.data, alt: "The picture at the model's resolution" }),
@@ -85,19 +85,19 @@
     $("saw").replaceChildren(el("p.note", {}, words.join(" ")), el("div.seen", {}, ...pictures));
   });
 
-  // -- where it looked -----------------------------------------------------------------------------
+  // -- attention map -------------------------------------------------------------------------------
 
   vqa.on("look", (turn) => {
-    vqa.sheet("Where it looked", waiting("Looking again …"));
-    wanted = turn.id;
+    vqa.sheet("Where it looked", waiting("Computing the attention map …"));
+    expected = turn.id;
     vqa.send("look", { do: "look", conversation: vqa.state.view.conversation, turn: turn.id });
   });
-  vqa.on("error", (text, { wire }) => {
-    if (wire !== "look" || !wanted || !$("sheet").open) return;
+  vqa.on("error", (text, { channel }) => {
+    if (channel !== "look" || !expected || !$("sheet").open) return;
     ($("saw") || $("sheet").querySelector(".sheet-body")).replaceChildren(el("p.note", {}, text));
   });
 
-  // The colours and their opacity are those of vqa_app/cli/heatmap.py.
+  // The same colour map and opacity as in vqa_app/cli/heatmap.py.
   const ANCHORS = [[20, 11, 54], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];
   const colour = (value) => {
     const place = value * (ANCHORS.length - 1);
@@ -106,7 +106,7 @@
   };
 
   vqa.on("looked", (found) => {
-    if (!$("sheet").open || found.turn !== wanted) return;
+    if (!$("sheet").open || found.turn !== expected) return;
     const drawers = found.pictures.map((picture) => overlay(picture));
     let word = 0;
     let opacity = 0.7;
@@ -138,7 +138,7 @@
     }
     if (found.missing) notes.push(el("p.note", {}, found.missing));
     if (found.answered_by && found.answered_by !== found.model) {
-      notes.push(el("p.note", {}, `Answered by ${found.answered_by}, looked at again by ${found.model}.`));
+      notes.push(el("p.note", {}, `Answered by ${found.answered_by}; the map is by ${found.model}.`));
     }
     const mapped = found.words.length > 0;
     vqa.sheet("Where it looked",

@@ -1,4 +1,4 @@
-// Conversations, models, and the empty screen.
+// Conversation list, model picker, and the empty screen.
 "use strict";
 (() => {
   const { $, el, icon } = vqa;
@@ -11,32 +11,32 @@
   });
   vqa.on("view", () => drawList());
 
-  let found = null; // by the server, which reads the questions and answers too: {words, chats}
+  let found = null; // the server's search in questions and answers: {words, chats}
   let typing = null;
-  const wanted = () => $("search").value.trim();
+  const searchWords = () => $("search").value.trim();
 
   function search() {
     clearTimeout(typing);
-    const words = wanted();
+    const words = searchWords();
     if (words) typing = setTimeout(() => vqa.send("act", { do: "search", words }), 150);
     else drawList();
   }
   vqa.on("found", (what) => {
     found = what;
-    if (found.words === wanted()) drawList();
+    if (found.words === searchWords()) drawList();
   });
 
   function drawList() {
-    if ($("list").querySelector("input, .menu")) return; // somebody is at it; drawn when that ends
-    if ($("list").querySelector("button:active")) return void setTimeout(drawList, 200); // being pressed
+    if ($("list").querySelector("input, .menu")) return; // in use; redrawn afterwards
+    if ($("list").querySelector("button:active")) return void setTimeout(drawList, 200); // a click is in progress
     vqa.redraw($("list"), drawRows);
   }
 
   function drawRows() {
-    const rows = wanted() ? vqa.state.list.filter((row) => found?.chats.includes(row.id)) : vqa.state.list;
+    const rows = searchWords() ? vqa.state.list.filter((row) => found?.chats.includes(row.id)) : vqa.state.list;
     $("search").hidden = vqa.state.list.length < 2;
     $("list").replaceChildren(...rows.map(rowOf));
-    if (!rows.length && wanted()) $("list").append(el("li.note", {}, "Nothing found."));
+    if (!rows.length && searchWords()) $("list").append(el("li.note", {}, "Nothing found."));
   }
 
   function rowOf(row) {
@@ -46,8 +46,8 @@
       { dir: "auto", title: `${row.title}\n${when.toLocaleString()}`, "aria-current": shown ? "true" : null,
         onclick: () => {
           vqa.open(row.id);
-          closeOnPhone();
-          if (!phone.matches) vqa.home();
+          closeIfNarrow();
+          if (!narrow.matches) vqa.focusView();
         } },
       row.title);
     const menu = el("button.icon",
@@ -58,7 +58,7 @@
       el("time.when", { datetime: when.toISOString() }, short(when)), menu);
   }
 
-  /** The time of today, the day of this year, or the year. */
+  /** Formats a date as time (today), day (this year) or year. */
   function short(when) {
     const now = new Date();
     if (when.toDateString() === now.toDateString()) {
@@ -76,14 +76,14 @@
       link.click();
       link.remove();
     };
-    const item = () => $("list").querySelector(`[data-chat="${row.id}"]`); // may be drawn anew
+    const item = () => $("list").querySelector(`[data-chat="${row.id}"]`); // may have been redrawn
     const remove = () => {
-      item()?.querySelector("[aria-haspopup]").focus(); // has it again if the chat is kept
+      item()?.querySelector("[aria-haspopup]").focus(); // gets the focus back if the chat is kept
       vqa.confirm("Delete this chat?", row.title, () =>
         vqa.send("act", { do: "delete", conversation: row.id, shown: vqa.state.view?.conversation }));
     };
-    const entry = (name, words, deed) =>
-      el("button", { role: "menuitem", onclick: () => (closeMenu(), deed()) }, icon(name), words);
+    const entry = (name, words, onSelect) =>
+      el("button", { role: "menuitem", onclick: () => (closeMenu(), onSelect()) }, icon(name), words);
     const menu = el("div.menu", { role: "menu", id: "menu" },
       entry("pen", "Rename", () => item() && rename(item(), row)),
       entry("save", "Save as a web page", file("html")),
@@ -122,7 +122,7 @@
       done = true;
       const title = box.value.trim();
       if (keep && title && title !== row.title) {
-        // The list alone is drawn anew: the conversation that is shown stays.
+        // Only the list is redrawn; the open conversation stays.
         vqa.send("act", { do: "rename", conversation: row.id, title, shown: vqa.state.view?.conversation ?? null });
         const old = vqa.state.list.find((one) => one.id === row.id);
         if (old) old.title = title;
@@ -132,7 +132,7 @@
     };
     box.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" && event.key !== "Escape") return;
-      event.preventDefault(); // the key would press the title
+      event.preventDefault(); // the key would click the title
       end(event.key === "Enter");
       $("list").querySelector(`[data-chat="${row.id}"] .title`)?.focus();
     });
@@ -141,25 +141,25 @@
     box.select();
   }
 
-  const phone = matchMedia("(max-width: 820px)");
-  const closeOnPhone = () => phone.matches && $("vqa").classList.remove("side-on");
+  const narrow = matchMedia("(max-width: 820px)");
+  const closeIfNarrow = () => narrow.matches && $("vqa").classList.remove("side-on");
   vqa.on("do:side", () => {
     const shell = $("vqa");
-    if (phone.matches) shell.classList.toggle("side-on");
+    if (narrow.matches) shell.classList.toggle("side-on");
     else shell.classList.toggle("side-off");
-    const open = phone.matches ? shell.classList.contains("side-on") : !shell.classList.contains("side-off");
+    const open = narrow.matches ? shell.classList.contains("side-on") : !shell.classList.contains("side-off");
     if (open) document.querySelector("#side .new").focus();
   });
   vqa.on("do:new", () => {
     vqa.show("chat", true);
-    vqa.fresh();
-    closeOnPhone();
+    vqa.newChat();
+    closeIfNarrow();
     $("question").focus();
   });
-  vqa.on("shown", closeOnPhone);
+  vqa.on("shown", closeIfNarrow);
 
   vqa.on("do:import", () => $("import-file").click());
-  vqa.starters.push(() => {
+  vqa.setups.push(() => {
     $("search").addEventListener("input", search);
     document.addEventListener("click", (event) => {
       if (!event.target.closest("#menu, [aria-haspopup=menu]")) closeMenu();
@@ -169,7 +169,7 @@
       const [file] = $("import-file").files;
       $("import-file").value = "";
       if (!file) return;
-      const found = await vqa.post("vqa/conversations", file);
+      const found = await vqa.upload("vqa/conversations", file);
       if (!found) return;
       vqa.open(found.conversation);
     });
@@ -177,32 +177,32 @@
 
   // -- models --------------------------------------------------------------------------------------
 
-  let again = null;
-  vqa.on("models", (models, { wire }) => {
+  let pollTimer = null;
+  vqa.on("models", (models, { channel }) => {
     vqa.state.models = models;
     const { loading } = models;
-    const waits = loading || (models.phase === "loading" && models);
-    $("model-name").textContent = waits ? `Loading ${waits.label} …` : models.label;
-    $("model-share").textContent = waits?.share ? `${Math.round(waits.share * 100)} %` : "";
+    const loadingModel = loading || (models.phase === "loading" && models);
+    $("model-name").textContent = loadingModel ? `Loading ${loadingModel.label} …` : models.label;
+    $("model-share").textContent = loadingModel?.share ? `${Math.round(loadingModel.share * 100)} %` : "";
     $("model").dataset.phase = loading ? "loading" : models.phase;
-    $("model").title = waits?.message || models.message || "The model that answers";
+    $("model").title = loadingModel?.message || models.message || "The model that answers";
     const cancel = document.querySelector("[data-do=cancel-load]");
     if (!loading && cancel === document.activeElement) $("model").focus();
     cancel.hidden = !loading;
     if (!$("models").hidden) drawModels();
-    // While a model loads that nobody here waits for, look again until it stands.
-    clearTimeout(again);
-    if (waits && wire !== "pick") again = setTimeout(() => vqa.send("act", { do: "models" }), 600);
+    // While a model loads for another tab, poll until it is ready.
+    clearTimeout(pollTimer);
+    if (loadingModel && channel !== "pick") pollTimer = setTimeout(() => vqa.send("act", { do: "models" }), 600);
   });
   vqa.on("do:cancel-load", () => vqa.send("act", { do: "cancel-load", model: vqa.state.models.loading.key }));
 
-  vqa.on("error", (_, { wire }) => wire === "pick" && vqa.send("act", { do: "models" }));
+  vqa.on("error", (_, { channel }) => channel === "pick" && vqa.send("act", { do: "models" }));
 
   let drawn = "";
   function drawModels() {
     const { choices, picked, any } = vqa.state.models;
     const now = JSON.stringify([choices, picked]);
-    if (drawn === now) return; // news of a load come often, and somebody may be choosing
+    if (drawn === now) return; // progress updates are frequent, and the user may be choosing
     drawn = now;
     const option = (choice) =>
       el("button",
@@ -232,13 +232,13 @@
     $("models").hidden = true;
     $("model").setAttribute("aria-expanded", "false");
   }
-  vqa.starters.push(() => {
+  vqa.setups.push(() => {
     $("model").addEventListener("click", () => {
       const open = $("models").hidden;
       $("models").hidden = !open;
       $("model").setAttribute("aria-expanded", String(open));
       if (open && vqa.state.models) {
-        vqa.send("act", { do: "models" }); // one may have been trained since
+        vqa.send("act", { do: "models" }); // a new one may have been trained
         drawModels();
         $("models").querySelector("[aria-selected=true]")?.focus();
       }
@@ -263,7 +263,7 @@
   // -- the empty screen ----------------------------------------------------------------------------
 
   let about = "";
-  /** What the model knows; where it did not load, why. */
+  /** Shows what the model knows, or why it did not load. */
   function drawAbout() {
     const { phase, message } = vqa.state.models || {};
     $("about").textContent = phase === "failed" ? `${message} Pick another model above.` : about;
@@ -285,6 +285,6 @@
   });
   vqa.on("scene", ({ picture, question }) => {
     if ($("vqa").dataset.view === "compare") return vqa.compareScene({ picture, question });
-    vqa.takeScene({ picture, question });
+    vqa.useScene({ picture, question });
   });
 })();

@@ -1,12 +1,12 @@
-// Other tabs: what is asked or changed in one is seen in all.
+// Keeps the tabs of one browser in step.
 "use strict";
 (() => {
   const tabs = new BroadcastChannel("vqa");
 
-  vqa.on("view", (_, { wire }) => wire !== "tabs" && tabs.postMessage("changed"));
-  vqa.on("list", (_, { wire, view, refreshed }) => wire === "act" && !view && !refreshed && tabs.postMessage("changed"));
+  vqa.on("view", (_, { channel }) => channel !== "tabs" && tabs.postMessage("changed"));
+  vqa.on("list", (_, { channel, view, refreshed }) => channel === "act" && !view && !refreshed && tabs.postMessage("changed"));
   tabs.addEventListener("message", refresh);
-  // Somebody may have gone on elsewhere, where no message comes from.
+  // The chat may have been changed on another device, which sends no message here.
   document.addEventListener("visibilitychange", () => document.hidden || refresh());
 
   function refresh() {
@@ -16,6 +16,6 @@
   }
   vqa.on("refreshed", (view) => {
     const here = vqa.state.view.conversation === view.conversation;
-    if (here && !vqa.state.asking) vqa.emit("view", view, { wire: "tabs" });
+    if (here && !vqa.state.asking) vqa.emit("view", view, { channel: "tabs" });
   });
 })();

@@ -1,4 +1,4 @@
-// Judging answers, and the rows that were taught.
+// Rating answers, and the list of taught rows.
 "use strict";
 (() => {
   const { $, el, icon } = vqa;
@@ -6,7 +6,7 @@
   vqa.on("judge", ({ turn, verdict }) => {
     const again = turn.verdict === verdict;
     if (verdict === "right") return judge(turn, again ? null : "right");
-    // Pressed again, the correction may be changed, or all of it be taken back.
+    // A second click lets the user edit or withdraw the correction.
     if (again) return vqa.send("teach", { do: "corrected", turn: turn.id });
     correct(turn, "");
   });
@@ -23,7 +23,7 @@
       form.remove();
       document.querySelector(`[data-turn="${turn.id}"] [aria-label="This is wrong"]`)?.focus();
     };
-    const end = (verdict) => (close(), judge(turn, verdict));
+    const finish = (verdict) => (close(), judge(turn, verdict));
     const form = el("form.correction",
       { onsubmit: (event) => {
         event.preventDefault();
@@ -33,8 +33,8 @@
       box,
       el("button.primary", { type: "submit" }, "Keep"),
       turn.verdict === "wrong"
-        ? el("button.link", { type: "button", onclick: () => end(null) }, "Take back")
-        : el("button.link", { type: "button", onclick: () => end("wrong") }, "Just wrong"));
+        ? el("button.link", { type: "button", onclick: () => finish(null) }, "Undo")
+        : el("button.link", { type: "button", onclick: () => finish("wrong") }, "Only mark as wrong"));
     form.addEventListener("keydown", (event) => event.key === "Escape" && close());
     document.querySelector(`[data-turn="${turn.id}"]`).append(form);
     box.focus();
@@ -47,46 +47,46 @@
   vqa.on("shown", (name) => name === "teach" && teach("list"));
 
   let taught = null;
-  let most = 0; // rows that are to be shown; the server's own number until more are asked for
-  const teach = (deed, more = {}) => vqa.send("teach", { do: deed, most, ...more });
+  let limit = 0; // number of rows to show; 0 is the server's default
+  const teach = (action, more = {}) => vqa.send("teach", { do: action, most: limit, ...more });
   vqa.on("taught", (what) => {
     taught = what;
     drawTaught();
   });
 
   function drawTaught() {
-    if ($("taught").querySelector("form")) return; // a row is being edited; drawn when that ends
+    if ($("taught").querySelector("form")) return; // a row is being edited; redrawn afterwards
     const { rows, count, imported } = taught;
     $("taught-count").textContent = !count ? "" : count === 1 ? "1 row" : `${count.toLocaleString()} rows`;
     for (const node of document.querySelectorAll("#view-teach .with-rows")) node.hidden = !count;
     vqa.redraw($("taught"), () => $("taught").replaceChildren(...rows.map(rowOf), ...(count > 1 || imported ? [rest(rows.length, count, imported)] : [])));
     if (!count) {
       $("taught").append(el("li.nothing", {},
-        "Nothing yet. Ask something, press thumbs down under the answer and write the right one: it appears here.",
+        "Nothing yet. Ask something, press thumbs down under the answer and type the right one: it appears here.",
         el("button.chip", { "data-view-of": "chat" }, "Go to the chat")));
     }
   }
 
-  /** Under the rows: more of them, and what removes many at once. */
+  /** The line below the rows: show more, undo an import, delete all. */
   function rest(shown, count, imported) {
     const words = (number) => (number === 1 ? "1 row" : `${number.toLocaleString()} rows`);
     const link = (text, onclick) => el("button.link", { onclick }, text);
-    const sure = (title, text, deed) => () => vqa.confirm(title, text, () => teach(deed));
+    const confirmed = (title, text, action) => () => vqa.confirm(title, text, () => teach(action));
     return el("li.note", {}, el("div.actions", {},
       count > shown ? el("span", {}, `The latest ${shown.toLocaleString()} are shown.`) : null,
       count > shown ? link("Show more", () => {
-        most = shown + 500;
+        limit = shown + 500;
         teach("list");
       }) : null,
-      imported ? link("Take back the last import", sure("Take back the last import?", `${words(imported)} that it brought.`, "undo-import")) : null,
-      count > 1 ? link("Delete all", sure("Delete all rows?", `${words(count)}. An export keeps them.`, "delete-all")) : null));
+      imported ? link("Undo the last import", confirmed("Undo the last import?", `This deletes the ${words(imported)} it added.`, "undo-import")) : null,
+      count > 1 ? link("Delete all", confirmed("Delete all rows?", `${words(count)}. Export them first to keep a copy.`, "delete-all")) : null));
   }
 
   function rowOf(row) {
     const text = el("div.texts", {},
       el("p.asked", { dir: "auto" }, row.question || "(only a picture)"),
       el("p.right", { dir: "auto" }, row.answer),
-      row.said && row.said !== row.answer ? el("p.note", {}, "The model had said: ", el("s", {}, row.said)) : null);
+      row.said && row.said !== row.answer ? el("p.note", {}, "The model said: ", el("s", {}, row.said)) : null);
     const item = el("li", {},
       el("div.pictures", {}, ...row.pictures.map(vqa.thumb)),
       text,
@@ -123,15 +123,15 @@
   }
 
   vqa.on("do:import-rows", () => $("rows-file").click());
-  vqa.starters.push(() => {
+  vqa.setups.push(() => {
     $("rows-file").addEventListener("change", async () => {
       const [file] = $("rows-file").files;
       $("rows-file").value = "";
       if (!file) return;
-      const found = await vqa.post(`vqa/taught?name=${encodeURIComponent(file.name)}`, file);
+      const found = await vqa.upload(`vqa/taught?name=${encodeURIComponent(file.name)}`, file);
       if (!found) return;
       vqa.toast(found.count === 1 ? "1 row imported." : `${found.count.toLocaleString()} rows imported.`);
-      if (found.problems.length) vqa.toast(`Left out: ${found.problems.slice(0, 3).join("; ")}`, "error");
+      if (found.problems.length) vqa.toast(`Skipped: ${found.problems.slice(0, 3).join("; ")}`, "error");
       teach("list");
     });
   });

@@ -1,4 +1,4 @@
-// Runs before the first paint: the theme that was chosen here, or the system's.
+// Sets the theme before the first paint: the one chosen on this page, or the system's.
 "use strict";
 (() => {
   const dark = matchMedia("(prefers-color-scheme: dark)");

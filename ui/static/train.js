@@ -1,20 +1,20 @@
-// Training from the page: choose, check, watch, and use what came out.
+// Training: choose and check data, follow the run, use the trained model.
 "use strict";
 (() => {
   const { $, el } = vqa;
   let timer = null;
   let sources = null;
-  let reading = false; // the chosen data is being checked
-  let asked = null; // a start that waits for that
+  let checking = false; // the chosen data is being checked
+  let pendingStart = null; // the start request that waits for the check
   let busy = false;
-  let others = false; // what runs is somebody else's
-  let ran = false;
+  let byOther = false; // whether the running training is another owner's
+  let wasRunning = false;
   let job = null;
-  let using = null; // the run that is to answer, once it has loaded
+  let switchingTo = null; // key of the run that is loading to answer in the chat
 
-  const look = () => vqa.send("train", { do: "status" });
-  vqa.on("shown", (name) => name === "train" && look());
-  vqa.on("hello", look);
+  const refresh = () => vqa.send("train", { do: "status" });
+  vqa.on("shown", (name) => name === "train" && refresh());
+  vqa.on("hello", refresh);
 
   vqa.on("training", (training) => {
     $("train-base").textContent = training.base;
@@ -25,51 +25,51 @@
       sources = key;
     }
     busy = training.busy;
-    others = training.others;
+    byOther = training.others;
     buttons();
     job = training.job;
     drawJob();
     const watched = $("vqa").dataset.view === "train";
-    const runs = Boolean(job) && busy && !others;
-    if (ran && !runs && job && !watched) vqa.toast(`${job.name} ${ENDS[job.state]}`, job.state === "failed" ? "error" : "plain");
-    if (runs && !ran && watched) $("job").scrollIntoView({ block: "nearest" });
-    ran = runs;
+    const isRunning = Boolean(job) && busy && !byOther;
+    if (wasRunning && !isRunning && job && !watched) vqa.toast(`${job.name} ${ENDS[job.state]}`, job.state === "failed" ? "error" : "plain");
+    if (isRunning && !wasRunning && watched) $("job").scrollIntoView({ block: "nearest" });
+    wasRunning = isRunning;
     $("fine").textContent = training.busy
-      ? `${others ? "Somebody else's" : "A"} training runs: answers come slower until it ends.`
-      : "Answers can be wrong. Look for yourself.";
+      ? `${byOther ? "Someone else's training" : "Training"} is in progress: answers are slower until it ends.`
+      : "Answers can be wrong. Check for yourself.";
     clearTimeout(timer);
-    // Rarely while nothing runs: another tab, or somebody else, may start one.
-    timer = setTimeout(look, !busy ? 20000 : watched ? 1000 : 4000);
+    // Seldom while nothing runs: another tab or another owner may start a training.
+    timer = setTimeout(refresh, !busy ? 20000 : watched ? 1000 : 4000);
   });
-  vqa.on("error", (_, { wire }) => {
-    if (wire !== "train" || !reading) return;
-    reading = false;
-    asked = null;
+  vqa.on("error", (_, { channel }) => {
+    if (channel !== "train" || !checking) return;
+    checking = false;
+    pendingStart = null;
     $("preflight").replaceChildren();
     buttons();
   });
-  const ENDS = { done: "is trained: see Train for what it learned.", stopped: "was stopped: see Train to go on.", failed: "failed: see Train for the reason." };
+  const ENDS = { done: "has finished training: see Train for the results.", stopped: "was stopped: see Train to continue.", failed: "failed: see Train for the reason." };
 
   function buttons() {
     const start = $("train-form").querySelector("[type=submit]");
-    start.disabled = busy || reading;
-    start.textContent = busy ? (others ? "Somebody else trains: yours can start after that" : "Training runs") : "Start training";
-    $("train-form").querySelector(".check").disabled = reading;
+    start.disabled = busy || checking;
+    start.textContent = busy ? (byOther ? "Someone else is training: yours can start afterwards" : "Training in progress") : "Start training";
+    $("train-form").querySelector(".check").disabled = checking;
   }
 
   const STAGES = [
-    ["lora", "LoRA and projector", "Learns most; the usual choice."],
-    ["projector", "Projector only", "Gentle and quick: how pictures are put into words."],
-    ["full", "Whole language model", "Strongest, slowest, forgets most."],
+    ["lora", "LoRA and projector", "Learns well; the usual choice."],
+    ["projector", "Projector only", "Quick; changes only how pictures are mapped to tokens."],
+    ["full", "Whole language model", "Strongest and slowest; forgets most."],
   ];
 
-  /** The data sets; what was ticked stays so, and what was brought since is ticked. */
+  /** Draws the data sets; ticks are kept, and newly uploaded ones are ticked. */
   function drawSources(list) {
     const known = new Map([...$("train-form").querySelectorAll("[name=source]:enabled")].map((box) => [box.value, box.checked]));
     $("train-sources").replaceChildren(...list.map((source) => {
       const box = el("input", { type: "checkbox", name: "source", value: source.key, disabled: source.empty });
-      const brought = source.key === "mine" || (sources && source.key.startsWith("upload:"));
-      box.checked = !source.empty && (known.get(source.key) ?? Boolean(brought));
+      const added = source.key === "mine" || (sources && source.key.startsWith("upload:"));
+      box.checked = !source.empty && (known.get(source.key) ?? Boolean(added));
       return el("label.tick", {}, box, source.label);
     }));
   }
@@ -85,15 +85,15 @@
     const file = el("input", { type: "file", accept: ".zip,.csv,.tsv,.json,.jsonl", hidden: true, "aria-label": "File with a data set" });
     file.addEventListener("change", async () => {
       const [chosen] = file.files;
-      const found = chosen && (await vqa.post(`vqa/datasets?name=${encodeURIComponent(chosen.name)}`, chosen));
-      if (found) look();
-      if (found?.replaced) vqa.toast("It took the place of the data set of the same name.");
+      const found = chosen && (await vqa.upload(`vqa/datasets?name=${encodeURIComponent(chosen.name)}`, chosen));
+      if (found) refresh();
+      if (found?.replaced) vqa.toast("Replaced the data set of the same name.");
       file.value = "";
     });
     const chosen = () => [...$("train-form").querySelectorAll("[name=source]:checked")].map((box) => box.value);
     const valueOf = (id) => ($(id).value === "" ? null : Number($(id).value));
-    const request = (deed) => ({
-      do: deed, sources: chosen(), stage: stage.value, epochs: valueOf("train-epochs"), lr: valueOf("train-lr"),
+    const request = (action) => ({
+      do: action, sources: chosen(), stage: stage.value, epochs: valueOf("train-epochs"), lr: valueOf("train-lr"),
       name: $("train-name").value, rehearse: rehearse.checked,
     });
     $("train-form").replaceChildren(
@@ -101,16 +101,16 @@
         el("button.link", { type: "button", onclick: () => file.click() }, "Upload a data set (zip, CSV or JSON)"), file),
       el("div.columns", {},
         el("div.field", {}, el("label", { for: "train-stage" }, "What trains"), stage, hint),
-        number("train-epochs", "Passes over the data", "Left empty: decided from the data.", { min: 0.1, max: 200, step: "any" }),
-        number("train-lr", "Learning rate", "Left empty: decided from the model.", { min: 0, max: 1, step: "any" }),
+        number("train-epochs", "Passes over the data", "If empty, chosen to suit the data.", { min: 0.1, max: 200, step: "any" }),
+        number("train-lr", "Learning rate", "If empty, chosen to suit the model.", { min: 0, max: 1, step: "any" }),
         el("div.field", {}, el("label", { for: "train-name" }, "Name"), el("input", { id: "train-name", maxlength: 40, placeholder: "date and time" }))),
-      el("label.tick", {}, rehearse, "Mix in pictures of its own world, so that it forgets less"),
+      el("label.tick", {}, rehearse, "Rehearse its original training data, so that it forgets less"),
       el("div.actions", {},
         el("button.primary", { type: "submit" }, "Start training"),
         el("button.chip.check", { type: "button", onclick: () => check(null) }, "Check the data first")));
     const check = (start) => {
-      asked = start;
-      reading = true;
+      pendingStart = start;
+      checking = true;
       buttons();
       $("preflight").replaceChildren(el("p.state", {}, el("span.pulse", { "aria-hidden": "true" }), "Reading the data …"));
       vqa.send("train", request("check"));
@@ -123,11 +123,11 @@
 
   vqa.on("preflight", (found) => {
     const words = `${found.rows.toLocaleString()} rows, ${found.answers.toLocaleString()} answers, ${found.pictures.toLocaleString()} pictures.`;
-    const opened = found.opened < found.pictures ? ` Only the first ${found.opened.toLocaleString()} pictures were looked at.` : "";
+    const opened = found.opened < found.pictures ? ` Only the first ${found.opened.toLocaleString()} pictures were opened.` : "";
     const problems = found.problems.map((problem) => el("li", {}, problem));
-    const ready = asked;
-    asked = null;
-    reading = false;
+    const ready = pendingStart;
+    pendingStart = null;
+    checking = false;
     buttons();
     if (ready && !problems.length) vqa.send("train", ready);
     const without = ready && problems.length && found.rows
@@ -144,13 +144,13 @@
   });
 
   const STATES = { running: "Training", stopping: "Stopping", comparing: "Comparing before and after", done: "Done", stopped: "Stopped", failed: "Failed" };
-  const PHASES = { drawing: "drawing pictures of its own world", loading: "loading the model", checking: "checking the data", encoding: "looking at all pictures once", training: "training", evaluating: "asking questions", saving: "saving", comparing: "asking both models" };
+  const PHASES = { drawing: "drawing pictures for rehearsal", loading: "loading the model", checking: "checking the data", encoding: "encoding the pictures", training: "training", evaluating: "evaluating", saving: "saving", comparing: "asking both models the same questions" };
 
   let drawn = "";
   function drawJob() {
-    const now = JSON.stringify([job, vqa.state.models?.picked, using]);
+    const now = JSON.stringify([job, vqa.state.models?.picked, switchingTo]);
     if (now === drawn) return;
-    if ($("job").querySelector("button:active")) return void setTimeout(drawJob, 200); // being pressed
+    if ($("job").querySelector("button:active")) return void setTimeout(drawJob, 200); // a click is in progress
     drawn = now;
     if (!job) return void $("job").replaceChildren();
     const running = ["running", "stopping", "comparing"].includes(job.state);
@@ -169,8 +169,8 @@
     if (job.error) parts.push(el("p.failed", { role: "alert" }, job.error));
     if (job.can_go_on) {
       parts.push(el("div.actions", {},
-        el("button.primary", { onclick: () => vqa.send("train", { do: "go-on" }) }, job.state === "failed" ? "Try again" : "Go on"),
-        el("span.note", {}, "With the same choices, from where it was saved last.")));
+        el("button.primary", { onclick: () => vqa.send("train", { do: "go-on" }) }, job.state === "failed" ? "Try again" : "Continue"),
+        el("span.note", {}, "With the same settings, from the last checkpoint.")));
     }
     if (job.state === "done") parts.push(outcome());
     const charts = [];
@@ -178,18 +178,18 @@
     const accuracy = job.evaluations.filter((one) => "vqa_accuracy" in one).map((one) => [one.step, one.vqa_accuracy * 100]);
     if (accuracy.length) charts.push(chart(job.curve, accuracy, [0, 100]));
     if (charts.length) parts.push(el("div.columns", {}, ...charts));
-    if (job.state === "done" && job.comparison) parts.push(...pairs(job.comparison));
+    if (job.state === "done" && job.comparison) parts.push(...comparisonRows(job.comparison));
     if (job.watch.length) {
       parts.push(el("h3", {}, "Watched questions"), el("ul.watch", {}, ...job.watch.map((one) =>
-        el("li", {}, thumbs(one.pictures), question(one.question, one.expected), el("p", {}, ...along(one.answers))))));
+        el("li", {}, thumbs(one.pictures), question(one.question, one.expected), el("p", {}, ...joinAnswers(one.answers))))));
     }
     if (job.messages.length) {
-      parts.push(el("details", { open: running }, el("summary", {}, "Messages"), el("ul.told", {}, ...job.messages.map((text) => el("li", {}, text)))));
+      parts.push(el("details", { open: running }, el("summary", {}, "Messages"), el("ul.messages", {}, ...job.messages.map((text) => el("li", {}, text)))));
     }
     redraw(el("div.panel", {}, ...parts));
   }
 
-  /** Puts the panel in; what was opened or closed stays so, and the focus stays where it was. */
+  /** Replaces the panel; sections stay open or closed, and the focus is kept. */
   function redraw(panel) {
     const folds = () => [...$("job").querySelectorAll("details")];
     const was = new Map(folds().map((fold) => [fold.firstChild.innerText, fold.open]));
@@ -207,7 +207,7 @@
 
   const clock = (seconds) => (seconds < 90 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`);
 
-  /** A small line chart; the words beside it say the same for who cannot see it. */
+  /** Draws a small line chart; its caption says the same for screen readers. */
   function chart(title, points, range) {
     const [width, height, edge, left, foot] = [360, 150, 8, 40, 26];
     const steps = points.map(([step]) => step);
@@ -253,8 +253,8 @@
   const question = (text, right) =>
     el("div.texts", {}, el("p.asked", {}, text), right ? el("p.note", {}, `right: ${right}`) : null);
 
-  /** Answers on the way, equal ones in a row as one. */
-  function along(answers) {
+  /** Joins the answers during training; repeated ones are shown once. */
+  function joinAnswers(answers) {
     const said = answers.map((one) => one.answer).filter((text, place, all) => text !== all[place - 1]);
     return said.flatMap((text, place) => [place ? " → " : "", place === said.length - 1 ? el("b", {}, text) : text]);
   }
@@ -265,8 +265,8 @@
       el("tr", {}, el("th", { scope: "row" }, `${title} (${part.rows.length}${part.of > part.rows.length ? ` of ${part.of.toLocaleString()}` : ""})`), el("td", {}, percent(part.before)), el("td", {}, percent(part.after)));
     const pick = el("div.actions", {},
       vqa.state.models?.picked === job.key
-        ? el("button.chip", { onclick: back }, "Go back to the previous model")
-        : el("button.primary", { disabled: using === job.key, onclick: use }, using === job.key ? "Loading …" : "Use it in chat"),
+        ? el("button.chip", { onclick: usePrevious }, "Go back to the previous model")
+        : el("button.primary", { disabled: switchingTo === job.key, onclick: useModel }, switchingTo === job.key ? "Loading …" : "Use it in chat"),
       el("button.chip", { onclick: () => {
         $("train-form").scrollIntoView({ block: "start" });
         $("train-form").querySelector("input:enabled")?.focus({ preventScroll: true });
@@ -275,42 +275,42 @@
     const { taught, world } = job.comparison;
     return el("div.outcome", {},
       el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "Right answers"), el("th", {}, "Before"), el("th", {}, "After"))),
-        el("tbody", {}, line("What it was taught", taught), line("Its own world, held out", world))),
+        el("tbody", {}, line("Taught questions", taught), line("Original training data, held out", world))),
       pick);
   }
 
-  function pairs({ taught, world }) {
+  function comparisonRows({ taught, world }) {
     const said = (when, score, answer) => el("p", {}, el("span.note", {}, when), mark(score), answer);
     const rows = (part) => part.rows.map((row) =>
       el("li", {}, thumbs(row.pictures), question(row.question, row.right),
         el("div.texts", {}, said("before ", row.scores[0], row.before), said("after ", row.scores[1], row.after))));
     const fold = (title, part, open) =>
       el("details", { open }, el("summary", {}, title), el("ul.pairs", {}, ...rows(part)));
-    return [fold("What it was taught, before and after", taught, true), fold("Its own world, before and after", world, false)];
+    return [fold("Taught questions, before and after", taught, true), fold("Original training data, before and after", world, false)];
   }
 
   const mark = (score) => el(`span.mark.${score >= 0.5 ? "yes" : "no"}`, { "aria-label": score >= 0.5 ? "right" : "wrong" }, score >= 0.5 ? "✓ " : "✗ ");
-  const back = () => vqa.send("pick", { model: vqa.state.models.before || vqa.state.models.choices[0].key });
-  function use() {
-    if (using) return; // pressed twice
-    using = job.key;
+  const usePrevious = () => vqa.send("pick", { model: vqa.state.models.before || vqa.state.models.choices[0].key });
+  function useModel() {
+    if (switchingTo) return; // clicked twice
+    switchingTo = job.key;
     drawJob();
     vqa.send("pick", { model: job.key });
   }
 
   let picked = null;
-  vqa.on("models", (models, { wire }) => {
-    if (using && wire === "pick" && !models.loading) {
-      if (models.picked === using) vqa.toast(`${models.label} answers from now on.`);
-      using = null;
+  vqa.on("models", (models, { channel }) => {
+    if (switchingTo && channel === "pick" && !models.loading) {
+      if (models.picked === switchingTo) vqa.toast(`${models.label} answers from now on.`);
+      switchingTo = null;
       drawJob();
     }
-    if (models.picked !== picked && $("vqa").dataset.view === "train") look();
+    if (models.picked !== picked && $("vqa").dataset.view === "train") refresh();
     picked = models.picked;
   });
-  vqa.on("error", (_, { wire }) => {
-    if (wire !== "pick") return;
-    using = null;
+  vqa.on("error", (_, { channel }) => {
+    if (channel !== "pick") return;
+    switchingTo = null;
     drawJob();
   });
 })();

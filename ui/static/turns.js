@@ -1,37 +1,37 @@
-// The conversation: turns drawn once, and then only where they change.
+// The conversation: each turn is drawn once and then updated only where it changes.
 "use strict";
 (() => {
   const { $, el, icon } = vqa;
   const nodes = new Map(); // turn id -> {root, drawn}
-  let follow = true;
+  let stickToEnd = true;
 
-  vqa.on("view", (view, { wire, went }) => {
+  vqa.on("view", (view, { channel, navigated }) => {
     const shown = vqa.state.view?.conversation ?? null;
     const asking = vqa.state.asking;
-    if (wire === "ask") {
-      // Somebody who has gone on to another conversation stays there.
+    if (channel === "ask") {
+      // A reply does not pull the user out of a conversation they opened meanwhile.
       const here = asking ? (asking.conversation ?? view.conversation) : shown;
       if (view.conversation !== here) return;
       if (asking) vqa.state.asking = view.busy ? { conversation: view.conversation, begun: true } : null;
       if (asking?.stop && view.busy) vqa.send("act", { do: "stop", conversation: view.conversation });
     } else if (asking && (asking.conversation !== view.conversation || (asking.begun && !view.busy))) {
-      vqa.state.asking = null; // gone on elsewhere, or the answer ended without a word to this page
+      vqa.state.asking = null; // another conversation was opened, or the answer ended without this page knowing
     }
     const first = !vqa.state.view;
     const moved = first || shown !== view.conversation;
     vqa.state.view = view;
     if (first) vqa.showAddressed();
-    vqa.address(went);
+    vqa.address(navigated);
     if (moved) {
       nodes.clear();
       $("log").replaceChildren();
-      follow = true;
+      stickToEnd = true;
     }
     document.title = view.title ? `${view.title} · Look & Ask` : "Look & Ask";
     vqa.draw();
     meter(view.meter);
     busy();
-    // After a reload, in a second tab, or back from elsewhere: the answer that is being written there.
+    // After a reload, in a second tab or on returning to a chat: follow the answer in progress.
     if (view.busy && !vqa.state.asking) {
       vqa.state.asking = { conversation: view.conversation, begun: true };
       vqa.send("ask", { follow: true, conversation: view.conversation });
@@ -41,11 +41,11 @@
   // The chat was deleted, perhaps in another tab, while its answer was being written.
   vqa.on("gone", (conversation) => {
     if (vqa.state.asking?.conversation === conversation) vqa.state.asking = null;
-    if (vqa.state.view?.conversation === conversation) vqa.fresh("gone");
+    if (vqa.state.view?.conversation === conversation) vqa.newChat("gone");
     busy();
   });
 
-  /** Draws the turns; what is on its way to the server stands among them. */
+  /** Draws the turns, including a question that is still being sent. */
   vqa.draw = () => vqa.redraw($("log"), () => draw(turnsOf(vqa.state.view)));
   function turnsOf(view) {
     const { sent, from, conversation } = vqa.state.asking || {};
@@ -94,7 +94,7 @@
     } else {
       part(node, "answer", [turn.html, turn.state, turn.facts.error], () => answerOf(node, turn));
       part(node, "foot", [turn.facts, turn.verdict, turn.state], () =>
-        node.foot.replaceChildren(...footOf(turn)),
+        node.foot.replaceChildren(...footerOf(turn)),
       );
     }
   }
@@ -112,7 +112,7 @@
   function questionOf(turn) {
     const parts = [];
     if (turn.left_out) {
-      parts.push(el("p.note", {}, "Left out of what the model reads now: the chat has become too long."));
+      parts.push(el("p.note", {}, "The model no longer reads this: the chat has become too long."));
     }
     if (turn.pictures.length) parts.push(el("div.pictures", {}, ...turn.pictures.map(vqa.thumb)));
     if (turn.question) parts.push(el("div.bubble", { dir: "auto" }, turn.question));
@@ -138,10 +138,10 @@
     return parts;
   }
 
-  /** A small picture that opens large. */
+  /** A thumbnail that opens the picture at full size. */
   vqa.thumb = (picture) => {
     const image = el("img", { src: `vqa/pictures/${picture.digest}?size=small`, alt: "" });
-    if (picture.size) image.style.maxHeight = `${1.5 * picture.size[1]}px`; // larger, a small one blurs
+    if (picture.size) image.style.maxHeight = `${1.5 * picture.size[1]}px`; // small pictures blur when enlarged further
     return el("button.thumb",
       { type: "button", "aria-label": `Picture ${picture.number}: ${picture.name}`,
         onclick: () => vqa.openPicture(picture) },
@@ -154,7 +154,7 @@
     node.drawn.live = false;
     if (turn.state === "failed") {
       node.answer.replaceChildren(
-        el("div.failed", { role: "alert" }, el("span", {}, turn.facts.error || "This went wrong."),
+        el("div.failed", { role: "alert" }, el("span", {}, turn.facts.error || "Something went wrong."),
           el("button.link", { onclick: () => vqa.ask({ again: turn.id }, turn) }, "Try again")),
       );
     } else if (turn.html) {
@@ -167,7 +167,7 @@
     node.answer.dataset.state = turn.state;
   }
 
-  /** Gives each piece of code in an answer a button that copies it. */
+  /** Adds a copy button to each code block of an answer. */
   vqa.codeButtons = (answer) => {
     for (const pre of answer.querySelectorAll("pre")) {
       pre.tabIndex = 0;
@@ -175,7 +175,7 @@
     }
   };
 
-  function footOf(turn) {
+  function footerOf(turn) {
     const facts = turn.facts;
     const parts = [];
     const answered = turn.answer && turn.state !== "answering";
@@ -205,8 +205,8 @@
     if (facts.model) quiet.push(facts.model);
     if (quiet.length) {
       const title = facts.new_tokens
-        ? `${facts.prompt_tokens} tokens read (${facts.image_tokens} of pictures, ${facts.cached_tokens} known already), ` +
-          `${facts.new_tokens} written; first word after ${facts.seconds} s`
+        ? `${facts.prompt_tokens} prompt tokens (${facts.image_tokens} from pictures, ${facts.cached_tokens} cached), ` +
+          `${facts.new_tokens} generated; first token after ${facts.seconds} s`
         : null;
       parts.push(el("span.facts", { title }, quiet.join(" · ")));
     }
@@ -217,7 +217,7 @@
     try {
       await navigator.clipboard.writeText(text);
     } catch {
-      // Without https the clipboard is closed to scripts; the old way still works.
+      // The clipboard API needs https; the old command does not.
       const area = el("textarea", { "aria-hidden": "true" });
       area.value = text;
       document.body.append(area);
@@ -228,15 +228,15 @@
     vqa.toast("Copied");
   }
 
-  const act = (deed, more = {}) =>
-    vqa.send("act", { do: deed, conversation: vqa.state.view.conversation, ...more });
+  const act = (action, more = {}) =>
+    vqa.send("act", { do: action, conversation: vqa.state.view.conversation, ...more });
 
-  // -- the answer that is being written ------------------------------------------------------------
+  // -- the answer in progress ----------------------------------------------------------------------
 
   const WORDS = {
     sending: "Sending",
     looking: "Looking",
-    answering: "Looking", // not a word of it yet
+    answering: "Looking", // before the first token
     loading: "Loading the model",
   };
 
@@ -257,7 +257,7 @@
   function state(node, live) {
     let words = WORDS[live.state] || "";
     if (live.state === "waiting") {
-      words = live.place ? `Waiting in line, ${live.place} before you` : "Waiting in line, next";
+      words = live.place ? `Waiting in line, ${live.place} before you` : "Waiting in line, you are next";
     }
     if (live.state === "loading") {
       words = live.message ? `Loading the model: ${live.message}` : WORDS.loading;
@@ -274,10 +274,10 @@
     document.querySelector(".submit-button").hidden = running;
     $("log").setAttribute("aria-busy", String(running));
   }
-  vqa.busy = busy;
+  vqa.showBusy = busy;
   vqa.on("do:stop", () => {
     const asking = vqa.state.asking;
-    if (asking && !asking.begun) asking.stop = true; // the server may not have the question yet
+    if (asking && !asking.begun) asking.stop = true; // stop as soon as the server has the question
     else act("stop");
   });
 
@@ -295,32 +295,32 @@
     node.setAttribute("aria-valuenow", value.used);
     node.setAttribute("aria-valuemax", value.limit);
     node.setAttribute("aria-valuetext", words);
-    node.title = `This chat takes ${words}; ${value.image.toLocaleString()} are pictures. When it is full, the oldest questions are left out.`;
+    node.title = `This chat uses ${words}; ${value.image.toLocaleString()} are pictures. When it is full, the model no longer reads the oldest questions.`;
   }
 
   function scroll() {
     if (!$("empty").hidden) $("scroll").scrollTop = 0;
-    else if (follow) $("scroll").scrollTop = $("scroll").scrollHeight;
+    else if (stickToEnd) $("scroll").scrollTop = $("scroll").scrollHeight;
   }
 
-  vqa.starters.push(() => {
+  vqa.setups.push(() => {
     $("scroll").addEventListener("scroll", () => {
       const { scrollTop, scrollHeight, clientHeight } = $("scroll");
-      follow = scrollHeight - scrollTop - clientHeight < 60;
-      $("latest").hidden = follow;
+      stickToEnd = scrollHeight - scrollTop - clientHeight < 60;
+      $("latest").hidden = stickToEnd;
     });
-    $("log").addEventListener("load", scroll, true); // pictures come after their place
+    $("log").addEventListener("load", scroll, true); // pictures change the height when they load
     new ResizeObserver(() => {
-      scroll(); // the question below takes more or less room
+      scroll(); // the composer below changes its height
       const { width, bottom } = $("scroll").getBoundingClientRect();
       if (width) $("vqa").style.setProperty("--below", `${innerHeight - bottom}px`);
     }).observe($("scroll"));
   });
   vqa.on("do:latest", () => {
-    follow = true;
+    stickToEnd = true;
     scroll();
   });
-  vqa.follow = () => {
-    follow = true;
+  vqa.followEnd = () => {
+    stickToEnd = true;
   };
 })();

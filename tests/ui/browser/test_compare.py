@@ -28,7 +28,7 @@ def test_comparing_says_so_where_no_other_model_is_here(visit):
         const form = document.getElementById('compare-form');
         return [form.querySelector('.note').innerText, form.querySelector('select').value];
     }""")
-    assert "No other model is here yet" in told
+    assert "No other model is on this machine yet" in told
     assert first == "fake"
 
 

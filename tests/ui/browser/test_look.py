@@ -153,7 +153,7 @@ def test_a_name_without_a_space_stays_within_the_page(visit):
     page.evaluate("""() => {
         const { view } = vqa.state;
         view.turns[0].facts.model = 'x'.repeat(200);
-        vqa.emit('view', view, { wire: 'tabs' });
+        vqa.emit('view', view, { channel: 'tabs' });
     }""")
     facts = box(page.locator("article .facts"))
     assert facts["x"] + facts["width"] <= 375
@@ -165,7 +165,7 @@ def test_somebody_who_writes_is_told_which_keys_ask(visit):
     hint = page.locator("#keys")
     expect(hint).to_be_hidden()
     page.fill("#question", "What")
-    expect(hint).to_have_text("Enter asks, Shift + Enter begins a new line")
+    expect(hint).to_have_text("Enter to ask, Shift + Enter for a new line")
     expect(hint).to_be_visible()
 
 

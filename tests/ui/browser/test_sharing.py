@@ -215,7 +215,7 @@ def test_a_page_that_missed_the_end_of_an_answer_is_let_go_by_stop(visit):
     visitor.page.evaluate(  # made and pressed at once: a view from the server would undo it
         """() => {
           vqa.state.asking = { conversation: vqa.state.view.conversation, begun: true };
-          vqa.busy();
+          vqa.showBusy();
           const button = document.querySelector(".stop-button");
           if (button.hidden) throw new Error("There is no button.");
           button.click();

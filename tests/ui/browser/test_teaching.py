@@ -115,7 +115,7 @@ def test_teach_train_compare_switch_and_go_back(school, pictures):
     assert Path(config.data[0]).name == "llava.json"
     assert config.stage == "lora"
     taught = page.locator(".outcome tbody tr").first
-    expect(taught.locator("th, td")).to_have_text(["What it was taught (1)", "0 %", "100 %"])
+    expect(taught.locator("th, td")).to_have_text(["Taught questions (1)", "0 %", "100 %"])
     expect(page.locator("#job .primary")).to_be_in_viewport(ratio=1)  # to use it in chat
     expect(page.locator(".pairs").first).to_contain_text("before ✗ a catafter ✓ a hat")
     expect(page.locator(".watch")).to_contain_text("a cat → a hat")
@@ -186,7 +186,7 @@ def test_a_training_can_be_stopped(school):
     page.click("#job button:has-text('Stop')")
     page.wait_for_selector("#job .badge:has-text('Stopped')")
     school.trainer.go_on.set()
-    page.click("#job button:has-text('Go on')")
+    page.click("#job button:has-text('Continue')")
     page.wait_for_selector("#job .badge:has-text('Done')")
     assert school.trainer.configs[0] == school.trainer.configs[1]
     expect(page.locator("#train-form [type=submit]")).to_be_enabled()
@@ -208,7 +208,7 @@ def test_a_correction_can_be_changed_and_taken_back(school):
     expect(page.locator("#taught .right")).to_have_text(["a red hat"])
     page.click("nav [data-view-of=chat]")
     wrong.click()
-    page.click(".correction :text('Take back')")
+    page.click(".correction :text('Undo')")
     expect(wrong).to_have_attribute("aria-pressed", "false")
     expect(page.locator("#taught li.nothing")).to_have_count(1)
 
@@ -249,7 +249,7 @@ def test_many_rows_are_seen_taken_back_and_deleted(school, tmp_path, monkeypatch
         expect(page.locator("#taught .right")).to_have_text([name] * 2)
     page.click("#taught :text('Show more')")
     expect(page.locator("#taught .right")).to_have_text(["second"] * 3 + ["first"] * 3)
-    page.click("#taught :text('Take back the last import')")
+    page.click("#taught :text('Undo the last import')")
     page.click("#sheet .danger")
     expect(page.locator("#taught .right")).to_have_text(["first"] * 3)
     page.click("#taught :text('Delete all')")
