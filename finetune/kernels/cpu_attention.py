@@ -3,7 +3,7 @@
 On CPUs the backward pass of PyTorch's fused attention is its slow half: in bf16 it takes four to
 eight times as long as its forward pass. Plain products over blocks of queries, each against the
 keys that it may see at all, take a half to a fifth of the time there
-(`python -m tests.benchmarks.attention`).
+(`python -m tests.benchmarks.attention_kernel`).
 """
 
 from __future__ import annotations

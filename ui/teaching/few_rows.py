@@ -4,7 +4,7 @@ A handful of corrections would be a handful of steps by the defaults of `finetun
 for thousands of rows; and trained on nothing else, a small model forgets the rest. So few rows
 get a number of steps instead of passes, every second row of a batch is one of the model's own
 world, and the weights that are kept answer both best: the taught rows and a sample of the world.
-`tests/benchmarks/teaching.py` measures what is learned and what is forgotten.
+`tests/benchmarks/few_taught_rows.py` measures what is learned and what is forgotten.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REHEARSED = 600
 learned by heart, at the cost of the others."""
 RATE = 4.6e-4
 """Learning rate of LoRA, half of `finetune`'s own for the built-in model: all rows are learned at
-either, and its own world loses a third as much (`tests.benchmarks.teaching`)."""
+either, and its own world loses a third as much (`tests.benchmarks.few_taught_rows`)."""
 _SAMPLE, _SAMPLE_SEED = 24, 8_000_000
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.benchmarks.looking import peaks_on_objects
+from tests.benchmarks.attention_peak import peaks_on_objects
 from tests.tiny import picture
 from vqa_app.checkpoints.loader import load_model
 from vqa_app.cli.heatmap import whole_answer

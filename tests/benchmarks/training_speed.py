@@ -1,7 +1,7 @@
 """Fine-tuning beside `transformers.Trainer` and TRL's SFTTrainer: samples a second, peak memory.
 
-    python -m tests.benchmarks.finetune builtin
-    python -m tests.benchmarks.finetune real-size --rows 8 --batch 2 --rounds 1
+    python -m tests.benchmarks.training_speed builtin
+    python -m tests.benchmarks.training_speed real-size --rows 8 --batch 2 --rounds 1
 
 Every arm trains the same parameters of the same weights on the same rows in the same batches and
 precision, each in a process of its own, the arms in turn, for several epochs. `Trainer` gets what
@@ -79,7 +79,7 @@ def write_rows(folder: Path, count: int, size: int, words: tuple[str, str]) -> P
 
 
 def save_real_size(folder: Path) -> None:
-    from tests.benchmarks.chat import real_size
+    from tests.benchmarks.generation import real_size
 
     loaded = real_size()
     loaded.model.save_pretrained(folder)
@@ -301,7 +301,7 @@ def run_arm(options: argparse.Namespace) -> None:
 
 
 def measure(arm: str, stage: str, model: str, data: Path, options: argparse.Namespace) -> Timing:
-    command = [sys.executable, "-m", "tests.benchmarks.finetune", options.shape, "--arm", arm]
+    command = [sys.executable, "-m", "tests.benchmarks.training_speed", options.shape, "--arm", arm]
     command += ["--stage", stage, "--model", model, "--data", str(data)]
     for name in ("rows", "batch", "epochs", "rank", "threads", "clock"):
         command += [f"--{name}", str(getattr(options, name))]

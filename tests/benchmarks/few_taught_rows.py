@@ -1,6 +1,6 @@
 """What the page's recipe for few taught rows does to the built-in model: learned, and forgotten.
 
-    python -m tests.benchmarks.teaching [SET ...] [--world 240]
+    python -m tests.benchmarks.few_taught_rows [SET ...] [--world 240]
 
 Each set is what a person might teach: right answers where the model was wrong on pictures of its
 own world (in a word, in a sentence), a new thing, another way of answering, names of three

@@ -1,7 +1,7 @@
 """Attention of the training step beside PyTorch's fused attention on a CPU: forwards and
 backwards, in turn, medians.
 
-    python -m tests.benchmarks.attention --threads 1
+    python -m tests.benchmarks.attention_kernel --threads 1
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """The page beside a plain `gr.ChatInterface` around `generate`: Enter to first word, and page load.
 
-    python -m tests.benchmarks.browser builtin
-    python -m tests.benchmarks.browser real-size --rounds 1
+    python -m tests.benchmarks.page_latency builtin
+    python -m tests.benchmarks.page_latency real-size --rounds 1
 
 Both pages run in this process on the same weights and are driven by the same Chromium, in turn,
 each round with a picture nobody has seen. The clock runs in the page, from the Enter key to the
 first change of the answer's text. Three ways: ours with the picture encoded while the question is
 being written (as people meet it), ours asked at once, while the picture is being encoded, and the
 plain one. Times depend on the machine and its load, ratios hardly do. `real-size` is described in
-`tests.benchmarks.chat`.
+`tests.benchmarks.generation`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Bench:
         self.count = 0
 
     def picture(self) -> str:
-        from tests.benchmarks.chat import new_picture
+        from tests.benchmarks.generation import new_picture
 
         self.count += 1
         file = self.folder / f"{os.getpid()}-{self.count}.png"
@@ -177,7 +177,7 @@ def main() -> None:
     arguments = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
-    from tests.benchmarks.chat import load
+    from tests.benchmarks.generation import load
 
     loaded = load(arguments.model)
     own = copy.copy(loaded)

@@ -1,8 +1,8 @@
 """A conversation with the engine beside the same one with plain transformers: time to first word,
 speed, memory.
 
-    python -m tests.benchmarks.chat builtin
-    python -m tests.benchmarks.chat real-size
+    python -m tests.benchmarks.generation builtin
+    python -m tests.benchmarks.generation real-size
 
 Plain means what one writes with transformers alone: at each turn the processor reads the whole
 conversation with its pictures and `generate` answers it, with a streamer attached. Both sides do
@@ -317,7 +317,7 @@ def loading_seconds(name: str) -> float:
 
 def peak_memory(name: str, side: str) -> float:
     """GB, of a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.chat", name, "--memory-of", side]
+    command = [sys.executable, "-m", "tests.benchmarks.generation", name, "--memory-of", side]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(result.stdout.split()[-1])
 

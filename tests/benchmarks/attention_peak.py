@@ -1,8 +1,8 @@
 """Whether the built-in model looks at what it is asked about: where the attention map of a right
 answer has its peak, over scenes that no training saw.
 
-    python -m tests.benchmarks.looking
-    python -m tests.benchmarks.looking --scenes 200
+    python -m tests.benchmarks.attention_peak
+    python -m tests.benchmarks.attention_peak --scenes 200
 """
 
 from __future__ import annotations
