@@ -1,8 +1,8 @@
-"""Makes the pictures of the page that the README shows, on the built-in model.
+"""Take the screenshots of the README with the built-in model.
 
     python -m tests.screenshots [FOLDER]
 
-FOLDER is `tests/screenshots` unless given. Needs chromium.
+FOLDER defaults to `tests/screenshots`. Needs Chromium.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ PHONE = {
 
 
 def shoot(visitor: Visitor, folder: Path, name: str) -> None:
-    visitor.page.evaluate("vqa.$('toasts').replaceChildren()")  # told long ago
-    visitor.page.wait_for_timeout(500)  # colours and places settle
+    visitor.page.evaluate("vqa.$('toasts').replaceChildren()")  # old notices
+    visitor.page.wait_for_timeout(500)  # transitions end
     image = Image.open(BytesIO(visitor.page.screenshot()))
     image.save(folder / f"{name}.webp", quality=82, method=6)
 
@@ -61,7 +61,7 @@ def chat(visitor: Visitor, folder: Path, work: Path) -> None:
 
 
 def correct(visitor: Visitor, file: Path) -> None:
-    """Asks about a thing that the model does not know, and begins to say what it is."""
+    """Ask about an object that the model does not know, and type the right answer."""
     page = visitor.page
     page.click(".new")
     page.wait_for_selector("#empty", state="visible")
@@ -72,7 +72,7 @@ def correct(visitor: Visitor, file: Path) -> None:
 
 
 def teach(visitor: Visitor, folder: Path, work: Path) -> None:
-    """A new thing, taught and trained for real, and asked about again."""
+    """Teach a new object, train on it, and compare the answers before and after."""
     page = visitor.page
     for number in range(7):
         blorp(number).save(work / f"thing-{number}.png")
@@ -112,7 +112,7 @@ def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         work = Path(temporary)
 
-        offered = lambda: [  # noqa: E731 - no catalogue: what lies in its cache would show
+        offered = lambda: [  # noqa: E731 - without the catalogue, which depends on the local cache
             choice for choice in model_choices.offered(BUILTIN, work / "data" / "runs")
             if choice.group not in (model_choices.DOWNLOADED, model_choices.TO_DOWNLOAD)
         ]  # fmt: skip

@@ -1,5 +1,6 @@
-"""Attention of the training step beside PyTorch's fused attention on a CPU: forwards and
-backwards, in turn, medians.
+"""Compare the attention of the training step with PyTorch's fused attention on a CPU.
+
+Times are medians of a forward and a backward pass; both sides take turns.
 
     python -m tests.benchmarks.attention_kernel --threads 1
 """
@@ -24,7 +25,7 @@ SHAPES = ((16, 6, 84, 32), (4, 6, 330, 32), (2, 16, 384, 64), (2, 16, 750, 64), 
 
 
 def step(attention: Callable[..., Tensor], parts: tuple[Tensor, ...]) -> float:
-    """Milliseconds of a forward and a backward pass."""
+    """Return the milliseconds of a forward and a backward pass."""
     began = time.perf_counter()
     attention(*parts).sum().backward()
     return 1e3 * (time.perf_counter() - began)
@@ -45,7 +46,7 @@ def main() -> None:
             scale = shape[-1] ** -0.5
             fused = partial(scaled_dot_product_attention, is_causal=True, scale=scale)
             ours = partial(attend, scale=scale)
-            step(fused, parts), step(ours, parts)  # kernels are prepared at their first use
+            step(fused, parts), step(ours, parts)  # warm-up
             times = [(step(fused, parts), step(ours, parts)) for _ in range(options.rounds)]
             theirs, own = (statistics.median(column) for column in zip(*times, strict=True))
             name = str(dtype).removeprefix("torch.")

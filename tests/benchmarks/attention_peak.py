@@ -1,5 +1,6 @@
-"""Whether the built-in model looks at what it is asked about: where the attention map of a right
-answer has its peak, over scenes that no training saw.
+"""Measure whether the attention map of an answer peaks on the object in question.
+
+The scenes are held out from all training of the built-in model.
 
     python -m tests.benchmarks.attention_peak
     python -m tests.benchmarks.attention_peak --scenes 200
@@ -22,7 +23,7 @@ from vqa_app.prompts.conversation import SHORT_STYLE, Conversation
 
 
 def asked_objects(count: int) -> Iterator[tuple[Conversation, str, Item]]:
-    """Scenes of three objects or more, each with a question about its only object of a kind."""
+    """Yield questions about the only object of its kind in scenes of three or more objects."""
     for seed in itertools.count():
         scene = make_scene(seed, "shapes", "test")
         kinds = [item.kind for item in scene.items]
@@ -38,8 +39,9 @@ def asked_objects(count: int) -> Iterator[tuple[Conversation, str, Item]]:
 
 
 def peaks_on_objects(engine: Engine, scenes: int) -> tuple[float, float]:
-    """The share of scenes whose map has its peak on the asked-about object's box, and the share
-    that a peak anywhere would have there: the box's part of the map.
+    """Return the share of maps that peak inside the box of the object in question, and by chance.
+
+    The chance level is the mean share of the map that the box covers.
     """
     hits, chances = [], []
     for conversation, answer, item in asked_objects(scenes):
@@ -64,7 +66,7 @@ def main() -> None:
     arguments = parser.parse_args()
     engine = LocalEngine(load_model())
     hits, chance = peaks_on_objects(engine, arguments.scenes)
-    print(f"peak on the asked-about object: {hits:.2f} of {arguments.scenes} scenes")
+    print(f"peak on the object in question: {hits:.2f} of {arguments.scenes} scenes")
     print(f"by chance: {chance:.2f}")
     engine.close()
 

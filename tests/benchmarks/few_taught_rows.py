@@ -1,12 +1,12 @@
-"""What the page's recipe for few taught rows does to the built-in model: learned, and forgotten.
+"""Measure what the built-in model learns and forgets when the page trains it on a few rows.
 
     python -m tests.benchmarks.few_taught_rows [SET ...] [--world 240]
 
-Each set is what a person might teach: right answers where the model was wrong on pictures of its
-own world (in a word, in a sentence), a new thing, another way of answering, names of three
-pictures that it otherwise refuses. Each is trained as the page trains it
-(`ui.teaching.few_rows`), and asked before and after; so is a sample of the world that no training
-shows, in both styles. Answers are greedy, right by VQA accuracy.
+Each set is something a person might teach: corrections of wrong answers about generated pictures
+(in a word, in a sentence), a new object, another style of answering, names for three pictures that
+the model otherwise refuses. Each is trained with the page's recipe (`ui.teaching.few_rows`) and
+asked before and after, together with held-out questions about generated pictures in both styles.
+Answers are greedy and scored by VQA accuracy.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ NUMBERS = ["no", "one", "two", "three", "four"]
 
 
 class Model:
-    """A model that answers many questions at once."""
+    """A model that answers questions in batches."""
 
     def __init__(self, source: str) -> None:
         from vqa_app import load_model
 
         self.loaded = load_model(source)
 
-    def said(self, rows: Sequence[Row]) -> list[str]:
+    def answers(self, rows: Sequence[Row]) -> list[str]:
         from vqa_app import Conversation, open_picture
         from vqa_app.engine.batched import answer_prompts
         from vqa_app.prompts.prompt import encode
@@ -58,27 +58,29 @@ class Model:
             self.loaded.model.eval(), self.loaded.processor, self.loaded.capabilities, prompts
         )
 
-    def right(self, rows: Sequence[Row]) -> float:
+    def accuracy(self, rows: Sequence[Row]) -> float:
         from finetune.evaluation.metrics import vqa_accuracy
 
-        found = [vqa_accuracy(s, [row[2]]) for s, row in zip(self.said(rows), rows, strict=True)]
+        found = [vqa_accuracy(s, [row[2]]) for s, row in zip(self.answers(rows), rows, strict=True)]
         return sum(found) / len(found)
 
-    def wrong(self, rows: Sequence[Row]) -> list[Row]:
-        return [r for r, s in zip(rows, self.said(rows), strict=True) if s.lower() != r[2].lower()]
+    def wrong_rows(self, rows: Sequence[Row]) -> list[Row]:
+        return [
+            r for r, s in zip(rows, self.answers(rows), strict=True) if s.lower() != r[2].lower()
+        ]
 
 
-def known(count: int, seed: int, short: bool) -> list[Row]:
-    """Of its own world."""
+def held_out_rows(count: int, seed: int, short: bool) -> list[Row]:
+    """Return held-out questions about generated pictures."""
     return [(k.image, k.question, k.answer) for k in held_out(count, seed, short)]
 
 
 def corrections(model: Model) -> list[Row]:
-    return model.wrong(known(100, 9_000_000, True))[:12]
+    return model.wrong_rows(held_out_rows(100, 9_000_000, True))[:12]
 
 
 def corrected_sentences(model: Model) -> list[Row]:
-    return model.wrong(known(60, 9_100_000, False))[:6]
+    return model.wrong_rows(held_out_rows(60, 9_100_000, False))[:6]
 
 
 def a_new_thing(_: Model) -> list[Row]:
@@ -123,8 +125,8 @@ SETS: dict[str, Callable[[Model], list[Row]]] = {
 }
 
 
-def trained(rows: Sequence[Row], folder: Path, name: str) -> tuple[Model, float]:
-    """The model after a run as the page makes it, and the run's processor time in seconds."""
+def train_on(rows: Sequence[Row], folder: Path, name: str) -> tuple[Model, float]:
+    """Train as the page does; return the model and the processor time of the run in seconds."""
     from finetune.config import FinetuneConfig
     from finetune.training.train import train
 
@@ -150,26 +152,28 @@ def trained(rows: Sequence[Row], folder: Path, name: str) -> tuple[Model, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sets", nargs="*", choices=[*SETS, []], help="default: all")
-    parser.add_argument("--world", type=int, default=240, help="questions in each style")
+    parser.add_argument("--world", type=int, default=240, help="held-out questions in each style")
     arguments = parser.parse_args()
     before = Model("builtin")
-    world = known(arguments.world, 7_000_000, True)
-    told = known(arguments.world, 7_500_000, False)
-    base = before.right(world), before.right(told)
-    print(f"its world before: {base[0]:.3f} in a word, {base[1]:.3f} in a sentence", flush=True)
+    world = held_out_rows(arguments.world, 7_000_000, True)
+    sentences = held_out_rows(arguments.world, 7_500_000, False)
+    base = before.accuracy(world), before.accuracy(sentences)
+    print(
+        f"original questions before: {base[0]:.3f} in a word, {base[1]:.3f} in a sentence",
+        flush=True,
+    )
     for name in arguments.sets or SETS:
         rows = SETS[name](before)
         folder = Path(tempfile.mkdtemp())
         try:
-            first = before.right(rows)
-            after, seconds = trained(rows, folder, name)
-            line = f"{name:12} {len(rows):3} rows: {first:.2f} -> {after.right(rows):.2f}"
+            first = before.accuracy(rows)
+            after, seconds = train_on(rows, folder, name)
+            line = f"{name:12} {len(rows):3} rows: {first:.2f} -> {after.accuracy(rows):.2f}"
             if name == "new-thing":
                 unseen = [(blorp(number), "What is this?", "A blorp.") for number in range(6, 12)]
-                line += f" (unseen ones {after.right(unseen):.2f})"
-            line += (
-                f"; world {after.right(world) - base[0]:+.3f} {after.right(told) - base[1]:+.3f}"
-            )
+                line += f" (other pictures {after.accuracy(unseen):.2f})"
+            line += f"; original questions {after.accuracy(world) - base[0]:+.3f}"
+            line += f" {after.accuracy(sentences) - base[1]:+.3f}"
             print(f"{line}; {seconds:.0f} s of processor time", flush=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

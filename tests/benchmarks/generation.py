@@ -1,15 +1,14 @@
-"""A conversation with the engine beside the same one with plain transformers: time to first word,
-speed, memory.
+"""Compare the engine with plain transformers in a conversation: first token, speed, memory.
 
     python -m tests.benchmarks.generation builtin
     python -m tests.benchmarks.generation real-size
 
-Plain means what one writes with transformers alone: at each turn the processor reads the whole
-conversation with its pictures and `generate` answers it, with a streamer attached. Both sides do
-the same greedy turns, in turn, in one process; medians over the rounds, each with a picture nobody
-has seen. The engine is timed where its answers are read; plain where they are written, which is
-before a reader has them. Memory is the peak of processes that do one side only. Times depend on
-the machine and its load, ratios hardly do.
+"Plain" uses transformers alone: at each turn the processor reads the whole conversation with its
+pictures and `generate` answers it, with a streamer attached. Both sides take the same greedy turns
+alternately in one process; figures are medians over the rounds, each with a new picture. The engine
+is timed by the reader of its stream, plain transformers in its streamer, which is before a reader
+has the text. Memory is the peak of processes that run one side only. Times depend on the machine
+and its load; ratios hardly do.
 
 `real-size` is a LLaVA of random bf16 weights in the shape of SigLIP-so400m/14-384 and Qwen1.5-0.5B.
 """
@@ -47,6 +46,8 @@ clock = time.perf_counter
 
 @dataclass(frozen=True)
 class Turn:
+    """The timing and text of one answer."""
+
     first_token: float
     """Seconds."""
     rate: float
@@ -64,7 +65,7 @@ def load(name: str) -> Any:
 
 
 def real_size() -> Any:
-    """Random weights in a shape that people use; about a billion parameters."""
+    """Build a LLaVA of a common size, about a billion parameters, with random weights."""
     import torch
     from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
     from transformers.initialization import no_init_weights
@@ -123,16 +124,14 @@ def real_size() -> Any:
 
 
 def word_tokenizer(size: int) -> Any:
-    """So many tokens, each a word of its own, so that whatever random weights say can be read
-    back.
-    """
+    """Build a tokenizer of `size` words, so that any output of random weights can be decoded."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
-    known = sorted({word for text in (*QUESTIONS, "user assistant") for word in text.split()})
-    made = [f"w{number}" for number in range(size - len(special) - len(known))]
-    vocabulary = {word: index for index, word in enumerate([*special, *known, *made])}
+    questions = sorted({word for text in (*QUESTIONS, "user assistant") for word in text.split()})
+    fillers = [f"w{number}" for number in range(size - len(special) - len(questions))]
+    vocabulary = {word: index for index, word in enumerate([*special, *questions, *fillers])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words = PreTrainedTokenizerFast(
@@ -151,7 +150,7 @@ def word_tokenizer(size: int) -> Any:
 
 
 class PlainChat:
-    """A conversation as one writes it with transformers alone."""
+    """A conversation written with transformers alone."""
 
     def __init__(self, loaded: Any, picture: Any) -> None:
         self.model, self.processor = loaded.model, loaded.processor
@@ -223,15 +222,15 @@ class EngineChat:
             if not isinstance(event, Status):
                 times.append(clock())  # texts, then the answer's end
         self.conversation = self.conversation.then(Message.assistant(event.text))
-        # From when the first token was there to when the last text was read: what the reader gets
-        # in one go shall not seem to have come in no time.
+        # From the first token to the last text: pieces that the reader receives together would
+        # otherwise count as generated in no time.
         spent = times[max(0, len(times) - 2)] - (start + event.seconds_to_first_token)
         rate = (event.new_tokens - 1) / spent if event.new_tokens > 1 else 0.0
         return Turn(times[0] - start, rate, event.new_tokens, event.text)
 
 
 def new_picture(name: str, number: int) -> Any:
-    """Noise; for the built-in model a scene of its world, since it answers noise with a refusal."""
+    """Return noise, or a generated scene for the built-in model, which refuses noise."""
     from vqa_app.pictures.picture import open_picture
 
     if name == "builtin":
@@ -250,10 +249,10 @@ def compare(name: str, rounds: int, max_new_tokens: int) -> None:
     from vqa_app.engine.local import LocalEngine
 
     loaded = load(name)
-    mine = replace(loaded, model=copy.deepcopy(loaded.model))
-    engine = LocalEngine(mine)
+    copied = replace(loaded, model=copy.deepcopy(loaded.model))
+    engine = LocalEngine(copied)
     for chat in (PlainChat(loaded, new_picture(name, 0)), EngineChat(engine, new_picture(name, 0))):
-        talk(chat, 4, turns=2)  # what the first use of anything costs is no part of it
+        talk(chat, 4, turns=2)  # warm-up
     results: dict[str, list[list[Turn]]] = defaultdict(list)
     for number in range(1, rounds + 1):
         picture, other = new_picture(name, 2 * number), new_picture(name, 2 * number + 1)
@@ -294,17 +293,17 @@ def report(name: str, info: Any, results: dict[str, list[list[Turn]]]) -> None:
     )
     pairs = zip(results["plain"], results["engine"], strict=True)
     same = sum(plain[0].text.strip() == engine[0].text.strip() for plain, engine in pairs)
-    print(f"\nwall-clock time, {rounds} rounds; {same} first answers equal word for word.")
+    print(f"\nwall-clock time, {rounds} rounds; {same} first answers are identical.")
     asked = [turn for talk in results["engine"] for turn in talk]
     seconds = [turn.first_token + turn.tokens / turn.rate for turn in asked if turn.rate]
-    print(f"engine, question to whole answer: median {statistics.median(seconds):.2f} s.")
+    print(f"engine, question to complete answer: median {statistics.median(seconds):.2f} s.")
     if name != REAL_SIZE:
         loading = statistics.median(loading_seconds(name) for _ in range(3))
-        print(f"loading, beyond importing torch and transformers: {loading:.2f} s.")
+        print(f"loading, in addition to importing torch and transformers: {loading:.2f} s.")
 
 
 def loading_seconds(name: str) -> float:
-    """Of a process of its own, which has torch and transformers' LLaVA imported."""
+    """Return the loading time in a new process that has imported torch and transformers' LLaVA."""
     code = (
         "import sys, time; from transformers import LlavaForConditionalGeneration, LlavaProcessor; "
         "from transformers import LlamaForCausalLM, SiglipVisionModel; start = time.perf_counter();"
@@ -316,7 +315,7 @@ def loading_seconds(name: str) -> float:
 
 
 def peak_memory(name: str, side: str) -> float:
-    """GB, of a process of its own."""
+    """Return the peak memory of one side in GB, measured in a process of its own."""
     command = [sys.executable, "-m", "tests.benchmarks.generation", name, "--memory-of", side]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(result.stdout.split()[-1])
@@ -330,7 +329,7 @@ def print_memory(name: str, side: str, max_new_tokens: int) -> None:
         from vqa_app.engine.local import LocalEngine
 
         talk(EngineChat(LocalEngine(loaded), picture), max_new_tokens, turns=2)
-    # Not `ru_maxrss`: that one counts what the parent held when it started us.
+    # Not `ru_maxrss`, which includes the memory of the parent at the time of the fork.
     (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     print(int(peak) / 2**20)
 

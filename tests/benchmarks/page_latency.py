@@ -1,13 +1,13 @@
-"""The page beside a plain `gr.ChatInterface` around `generate`: Enter to first word, and page load.
+"""Compare the page with a plain `gr.ChatInterface` around `generate`: first word and page load.
 
     python -m tests.benchmarks.page_latency builtin
     python -m tests.benchmarks.page_latency real-size --rounds 1
 
-Both pages run in this process on the same weights and are driven by the same Chromium, in turn,
-each round with a picture nobody has seen. The clock runs in the page, from the Enter key to the
-first change of the answer's text. Three ways: ours with the picture encoded while the question is
-being written (as people meet it), ours asked at once, while the picture is being encoded, and the
-plain one. Times depend on the machine and its load, ratios hardly do. `real-size` is described in
+Both pages run in this process on the same weights and are driven in turn by the same Chromium, with
+a new picture in each round. The time is measured in the page, from the Enter key to the first text
+of the answer. Three cases: ours with the picture encoded while the question is typed (the usual
+one), ours asked at once while the picture is still being encoded, and the plain page. Times depend
+on the machine and its load; ratios hardly do. `real-size` is described in
 `tests.benchmarks.generation`.
 """
 
@@ -30,23 +30,23 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 QUESTION = "What is on the left ?"
 TOKENS = 8
-PATIENCE = 600_000
-"""Milliseconds."""
+TIMEOUT = 600_000
+"""Milliseconds that a step on a page may take."""
 
 # Resolves to the milliseconds from Enter to the first text of the answer.
-WATCH = """([box, answer, waiting]) => {
+MEASURE = """([box, answer, waiting]) => {
   window.firstWord = new Promise((resolve) => {
     const field = document.querySelector(box);
     field.addEventListener("keydown", (event) => {
       if (event.key !== "Enter") return;
       const begun = performance.now();
-      const look = () => {
+      const check = () => {
         const found = [...document.querySelectorAll(answer)].at(-1);
         const text = found && !found.querySelector(waiting) && found.innerText.trim();
         if (text) resolve(performance.now() - begun);
-        else requestAnimationFrame(look);
+        else requestAnimationFrame(check);
       };
-      look();
+      check();
     }, { once: true, capture: true });
   });
 }"""
@@ -54,7 +54,7 @@ WATCH = """([box, answer, waiting]) => {
 
 @contextmanager
 def plain_page(loaded: Any) -> Iterator[str]:
-    """What one writes in twenty lines: a multimodal ChatInterface that streams `generate`."""
+    """Serve a multimodal ChatInterface of twenty lines that streams `generate`."""
     import gradio as gr
     import torch
     from PIL import Image
@@ -98,6 +98,7 @@ def plain_page(loaded: Any) -> Iterator[str]:
 
 @contextmanager
 def our_page(loaded: Any, folder: Path) -> Iterator[Any]:
+    """Serve the application on a loaded model."""
     from tests.ui.server import running
     from vqa_app.engine.local import LocalEngine
 
@@ -107,13 +108,14 @@ def our_page(loaded: Any, folder: Path) -> Iterator[Any]:
 
 
 class Bench:
-    """One Chromium, a new profile for each question."""
+    """A Chromium that uses a new profile for each question."""
 
     def __init__(self, browser: Any, folder: Path, model: str) -> None:
         self.browser, self.folder, self.model = browser, folder, model
         self.count = 0
 
     def picture(self) -> str:
+        """Return the path of a new picture."""
         from tests.benchmarks.generation import new_picture
 
         self.count += 1
@@ -123,7 +125,7 @@ class Bench:
 
     def _page(self, address: str, ready: str) -> tuple[Any, float]:
         context = self.browser.new_context(viewport={"width": 1280, "height": 820})
-        context.set_default_timeout(PATIENCE)
+        context.set_default_timeout(TIMEOUT)
         page = context.new_page()
         begun = time.perf_counter()
         page.goto(address)
@@ -131,23 +133,23 @@ class Bench:
         return page, time.perf_counter() - begun
 
     def ours(self, server: Any, encoded: bool) -> tuple[float, float]:
-        """Seconds to the first word, and of the page load."""
+        """Return the seconds to the first word and of the page load."""
         engine = server.application.desk.hub.ready()
         warm, begun, warmed = engine.warm, threading.Event(), threading.Event()
 
-        def told(*given: Any) -> None:
+        def observed_warm(*arguments: Any) -> None:
             begun.set()
-            warm(*given)
+            warm(*arguments)
             warmed.set()
 
-        engine.warm = told
+        engine.warm = observed_warm
         try:
             page, load = self._page(server.address, "#cards .card")
             page.set_input_files("#files", self.picture())
             page.wait_for_selector("#tray .thumb img")
-            while not (warmed if encoded else begun).is_set():  # a person writes meanwhile
+            while not (warmed if encoded else begun).is_set():  # meanwhile a person would be typing
                 page.wait_for_timeout(20)
-            page.evaluate(WATCH, ["#question", "[data-testid=bot]", ".state"])
+            page.evaluate(MEASURE, ["#question", "[data-testid=bot]", ".state"])
             page.fill("#question", QUESTION)
             page.press("#question", "Enter")
             seconds = page.evaluate("window.firstWord") / 1000
@@ -162,7 +164,7 @@ class Bench:
         page, load = self._page(address, box)
         page.set_input_files("input[type=file]", self.picture())
         page.wait_for_selector(".thumbnail-item img, .thumbnails img, img.thumbnail-image")
-        page.evaluate(WATCH, [box, "[data-testid=bot]", ".pending, .dot-flashing"])
+        page.evaluate(MEASURE, [box, "[data-testid=bot]", ".pending, .dot-flashing"])
         page.fill(box, QUESTION)
         page.press(box, "Enter")
         seconds = page.evaluate("window.firstWord") / 1000
@@ -192,7 +194,7 @@ def main() -> None:
         path = shutil.which("chromium")
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         bench = Bench(browser, Path(folder), arguments.model)
-        bench.ours(server, True), bench.plain(address)  # first calls of everything
+        bench.ours(server, True), bench.plain(address)  # warm-up
         for _ in range(arguments.rounds):
             results["encoded"].append(bench.ours(server, True))
             results["plain"].append(bench.plain(address))

@@ -1,15 +1,15 @@
-"""Fine-tuning beside `transformers.Trainer` and TRL's SFTTrainer: samples a second, peak memory.
+"""Compare fine-tuning with `transformers.Trainer` and TRL's SFTTrainer: speed and peak memory.
 
     python -m tests.benchmarks.training_speed builtin
     python -m tests.benchmarks.training_speed real-size --rows 8 --batch 2 --rounds 1
 
-Every arm trains the same parameters of the same weights on the same rows in the same batches and
-precision, each in a process of its own, the arms in turn, for several epochs. `Trainer` gets what
-one writes first: a collator that runs the processor on the batch and masks the prompt. TRL runs
-where it is installed. Ours divides a step's batch as it does by default. Of ours the first epoch
-includes keeping the encoder's outputs and setting the Trainer up. Reading and checking the data,
-loading and saving are in nobody's time. Times depend on the machine and its load, ratios hardly do;
-on a busy machine count processor time: `--clock cpu --threads 1`.
+Every side trains the same parameters of the same weights on the same rows, batches and precision
+for several epochs, in a process of its own; the sides take turns. `Trainer` uses the simplest
+collator: it runs the processor on the batch and masks the prompt. TRL runs only where it is
+installed. Our side splits a step's batch into micro-batches as it does by default. Its first epoch
+includes storing the encoder's outputs and setting up the Trainer. Reading and checking the data,
+loading and saving are not timed. Times depend on the machine and its load; ratios hardly do. On a
+busy machine, measure processor time: `--clock cpu --threads 1`.
 
 `real-size` is a LLaVA of random bf16 weights in the shape of SigLIP-so400m/14-384 and Qwen1.5-0.5B.
 """
@@ -42,18 +42,18 @@ clock = CLOCKS["wall"]
 
 @dataclass(frozen=True)
 class Timing:
-    """What one arm took."""
+    """Times and memory of one side."""
 
     epochs: tuple[float, ...]
-    """Seconds of each."""
+    """Seconds of each epoch."""
     peak: int
-    """Largest resident memory of the process, bytes, libraries and weights included."""
+    """Peak resident memory of the process in bytes, including libraries and weights."""
     loaded: int
-    """Resident memory when the model was loaded and nothing trained yet."""
+    """Resident memory in bytes after loading the model, before training."""
 
 
 def write_rows(folder: Path, count: int, size: int, words: tuple[str, str]) -> Path:
-    """Pictures of noise in a colour, each with one question, as LLaVA data."""
+    """Write LLaVA data: pictures of coloured noise with one question each."""
     import numpy as np
     from PIL import Image
 
@@ -121,7 +121,7 @@ def peak() -> int:
 
 
 def ours(options: argparse.Namespace, out: str) -> Timing:
-    """The run as `vqa-app finetune` makes it, timed by what it tells of its progress."""
+    """Train as `vqa-app finetune` does, timed by its progress reports."""
     from finetune.progress import Progress
     from finetune.training.train import train
 
@@ -130,15 +130,15 @@ def ours(options: argparse.Namespace, out: str) -> Timing:
     loaded = most = 0
     total = options.rows // options.batch * options.epochs
 
-    def tell(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         nonlocal began, loaded, most
-        if progress.phase == "loading":  # the last one comes when the model is there
+        if progress.phase == "loading":  # the last report comes when the model is loaded
             began, loaded = clock(), resident()
         if progress.phase == "training" and not progress.message and progress.done > len(steps):
             steps.append(clock())
             most = peak()
 
-    train(config_of(options, out), tell)
+    train(config_of(options, out), on_progress)
     assert len(steps) == total, (len(steps), total)
     per_epoch = total // options.epochs
     ends = [began, *steps[per_epoch - 1 :: per_epoch]]
@@ -146,9 +146,7 @@ def ours(options: argparse.Namespace, out: str) -> Timing:
 
 
 def prepared(options: argparse.Namespace, out: str) -> tuple[Any, Any]:
-    """Model and processor as transformers loads them: same weights, same precision, same trained
-    parameters as ours.
-    """
+    """Load model and processor with transformers: weights, precision and parameters as ours."""
     from transformers import AutoModelForImageTextToText
 
     from finetune.training.freezing import freeze
@@ -162,7 +160,7 @@ def prepared(options: argparse.Namespace, out: str) -> tuple[Any, Any]:
 
 
 def epoch_times() -> Any:
-    """A callback that notes when epochs end."""
+    """Return a callback that records the end of each epoch."""
     from transformers import TrainerCallback
 
     class Times(TrainerCallback):
@@ -207,7 +205,7 @@ def arguments_of(options: argparse.Namespace, out: str) -> dict[str, Any]:
 
 
 def records_of(options: argparse.Namespace) -> list[tuple[Path, str, str]]:
-    """Picture, question and answer of every row."""
+    """Return picture, question and answer of every row."""
     path = Path(options.data)
     return [
         (
@@ -220,7 +218,7 @@ def records_of(options: argparse.Namespace) -> list[tuple[Path, str, str]]:
 
 
 def plain_trainer(options: argparse.Namespace, out: str) -> Timing:
-    """`transformers.Trainer` as its documentation shows it."""
+    """Train with `transformers.Trainer` as its documentation shows it."""
     from PIL import Image
     from transformers import Trainer, TrainingArguments
 
@@ -245,7 +243,7 @@ def plain_trainer(options: argparse.Namespace, out: str) -> Timing:
         layout = {"return_tensors": "pt", "padding": True, "padding_side": "right"}
         batch = dict(processor(text=whole, images=[[i] for i in images], **layout))
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        # Prompts are counted in text alone, so that no picture is processed twice.
+        # The length of a prompt is counted on text alone, so that no picture is processed twice.
         texts = processor.tokenizer([*whole, *prompts])["input_ids"]
         for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
             answer = len(texts[row]) - len(texts[len(rows) + row])
@@ -264,7 +262,7 @@ def plain_trainer(options: argparse.Namespace, out: str) -> Timing:
 
 
 def trl(options: argparse.Namespace, out: str) -> Timing:
-    """TRL's SFTTrainer on prompts, completions and pictures."""
+    """Train with TRL's SFTTrainer on prompts, completions and pictures."""
     from datasets import Dataset, Image
     from trl import SFTConfig, SFTTrainer
 
@@ -289,7 +287,7 @@ def trl(options: argparse.Namespace, out: str) -> Timing:
 
 
 def run_arm(options: argparse.Namespace) -> None:
-    """One arm in this process; prints its timing as JSON."""
+    """Run one side in this process and print its timing as JSON."""
     import torch
 
     global clock
@@ -315,7 +313,7 @@ def measure(arm: str, stage: str, model: str, data: Path, options: argparse.Name
 
 
 def report(stage: str, timings: dict[str, list[Timing]], rows: int) -> None:
-    """One Markdown table: medians over the rounds, ratios of ours to each other arm."""
+    """Print a Markdown table of medians and the ratios of ours to each other side."""
 
     def first(arm: str) -> float:
         return rows / statistics.median(t.epochs[0] for t in timings[arm])
@@ -361,9 +359,9 @@ def main() -> None:
     parser.add_argument("--data", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rows % options.batch:
-        parser.error("--rows has to be a multiple of --batch, so that epochs end with a step")
+        parser.error("--rows must be a multiple of --batch, so that epochs end with a step")
     if options.epochs < 2:
-        parser.error("--epochs has to be 2 or more: the first is told from the later ones")
+        parser.error("--epochs must be at least 2: the first is reported separately")
     if options.arm:
         run_arm(options)
         return

@@ -227,7 +227,7 @@ def test_rows_are_edited_exported_deleted_and_imported(school, tmp_path, picture
     page.press("#taught [aria-label='Right answer']", "Enter")
     page.wait_for_selector("#taught .right:has-text('a red hat')")
     with page.expect_download() as download:
-        page.click("text=Export")
+        page.click("#view-teach a:has-text('Export')")
     file = tmp_path / "taught.zip"
     download.value.save_as(file)
     page.get_by_label("Delete this row").click()
