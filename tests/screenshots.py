@@ -113,10 +113,10 @@ def main(folder: Path) -> None:
         work = Path(temporary)
 
         offered = lambda: [  # noqa: E731 - without the catalogue, which depends on the local cache
-            choice for choice in model_choices.offered(BUILTIN, work / "data" / "runs")
+            choice for choice in model_choices.available_choices(BUILTIN, work / "data" / "runs")
             if choice.group not in (model_choices.DOWNLOADED, model_choices.TO_DOWNLOAD)
         ]  # fmt: skip
-        with running({}, work / "data", load=model_choices.load, choices=offered) as server:
+        with running({}, work / "data", load=model_choices.load_engine, choices=offered) as server:
             browser = playwright.chromium.launch(
                 executable_path=shutil.which("chromium"), args=["--no-sandbox"]
             )

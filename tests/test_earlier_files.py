@@ -70,20 +70,20 @@ def test_an_earlier_interrupted_run_goes_on_from_its_checkpoint(earlier: Path) -
 
 
 def test_an_earlier_data_folder_shows_its_chat_and_its_taught_row(earlier: Path) -> None:
-    from ui.chat.views import view_of
+    from ui.chat.views import conversation_view
     from ui.storage.database import Store
-    from ui.storage.picture_files import PictureShelf
+    from ui.storage.picture_files import PictureStore
     from ui.teaching.taught_rows import Teaching
 
     folder = earlier / "data-dir"
     store = Store(folder / "chats.sqlite")
     (chat,) = store.conversations("ann")
-    turns = view_of(store, "ann", chat.id)["turns"]
+    turns = conversation_view(store, "ann", chat.id)["turns"]
     store.close()
     assert [turn["question"] for turn in turns] == ["What colour is it?", "And is it blue?"]
     assert turns[0]["answer"] == "It is red."
-    shelf = PictureShelf(folder / "pictures")
-    assert shelf.get(turns[0]["pictures"][0]["digest"]).image.size == (32, 24)
-    (row,) = Teaching(folder / "taught", shelf).rows("ann")
+    picture_store = PictureStore(folder / "pictures")
+    assert picture_store.get(turns[0]["pictures"][0]["digest"]).image.size == (32, 24)
+    (row,) = Teaching(folder / "taught", picture_store).rows("ann")
     assert (row.question, row.answer, row.turn) == ("And is it blue?", "no", turns[1]["id"])
     assert json.loads((folder / "taught" / "49915e0d7d4b402e" / "llava.json").read_text("utf-8"))

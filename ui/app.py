@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from starlette.types import ASGIApp
 
-from ui.chat.desk import Desk
+from ui.chat.service import ChatService
 from ui.storage.database import Store
-from ui.storage.picture_files import PictureShelf
+from ui.storage.picture_files import PictureStore
 from ui.teaching.taught_rows import Teaching
-from ui.teaching.training import TrainingDesk
+from ui.teaching.training import TrainingService
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import UsageError
 from vqa_app.pictures.picture import ImageLimits
-from vqa_app.serving.engine_pool import Choice, Hub, Progress
-from vqa_app.serving.guard import Guard, Rules
+from vqa_app.serving.engine_pool import EnginePool, LoadProgress, ModelChoice
+from vqa_app.serving.guard import AccessRules, Guard
 from vqa_app.serving.listener import serve
-from vqa_app.serving.redact import hide
+from vqa_app.serving.redact import hide_folder
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -54,9 +54,9 @@ class Application:
     """The page, its routes and what works behind them."""
 
     asgi: ASGIApp
-    desk: Desk
+    service: ChatService
     teaching: Teaching
-    training: TrainingDesk
+    training: TrainingService
 
     def serve(self, listener: socket.socket) -> None:
         """Serve until Ctrl-C or SIGTERM, then close."""
@@ -67,7 +67,7 @@ class Application:
 
     def _stop(self) -> None:
         """End running answers, then a training, whose current step needs most time to be saved."""
-        self.desk.stop_all()
+        self.service.stop_all()
         self.training.close()
 
     def close(self, patience: float = 0.5) -> None:
@@ -76,12 +76,12 @@ class Application:
         What takes longer than `patience` seconds, all together, is left to itself.
         """
         end = time.monotonic() + patience
-        for close in (self.training.close, self.desk.stop_all, self.desk.hub.close):
+        for close in (self.training.close, self.service.stop_all, self.service.pool.close):
             close(max(0.0, end - time.monotonic()))
-        self.desk.store.close()
+        self.service.store.close()
 
 
-def leave() -> NoReturn:
+def exit_process() -> NoReturn:
     """Ends the process at once: all is stored, and taking torch and gradio apart takes seconds."""
     shutil.rmtree(_private_folder(), ignore_errors=True)
     sys.stdout.flush()
@@ -89,7 +89,7 @@ def leave() -> NoReturn:
     os._exit(0)
 
 
-def _mount(app: FastAPI, desk: Desk, root_path: str) -> None:
+def _mount(app: FastAPI, service: ChatService, root_path: str) -> None:
     """Add the endpoint for programs to the application, without any of Gradio's extras."""
     from gradio import mount_gradio_app
 
@@ -97,13 +97,13 @@ def _mount(app: FastAPI, desk: Desk, root_path: str) -> None:
 
     mount_gradio_app(
         app,
-        endpoint(desk),
+        endpoint(service),
         "/",
         favicon_path=str(STATIC / "icon.svg"),
         footer_links=[],
         run_history=False,
         show_error=False,
-        max_file_size=desk.shelf.limits.max_bytes,
+        max_file_size=service.picture_store.limits.max_bytes,
         root_path=root_path or None,
         ssr_mode=False,
         enable_monitoring=False,
@@ -119,7 +119,7 @@ def _private_folder() -> str:
     return folder
 
 
-def _open(data_dir: Path, limits: ImageLimits | None) -> tuple[Store, PictureShelf]:
+def _open(data_dir: Path, limits: ImageLimits | None) -> tuple[Store, PictureStore]:
     """What a data folder keeps, without the pictures that nobody asked about.
 
     Raises:
@@ -128,9 +128,9 @@ def _open(data_dir: Path, limits: ImageLimits | None) -> tuple[Store, PictureShe
     file = data_dir / "chats.sqlite"
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        shelf, store = PictureShelf(data_dir / "pictures", limits), Store(file)
+        picture_store, store = PictureStore(data_dir / "pictures", limits), Store(file)
         for digest in store.sweep(time.time() - FORGOTTEN_AFTER):
-            shelf.remove(digest)
+            picture_store.remove(digest)
     except (OSError, sqlite3.OperationalError) as error:
         raise UsageError(
             f"The data folder {data_dir} cannot be used: {_why(error)}.",
@@ -141,17 +141,17 @@ def _open(data_dir: Path, limits: ImageLimits | None) -> tuple[Store, PictureShe
             f"{file} is damaged: {error}.",
             "Move it away to begin a new one, or choose another folder with --data-dir.",
         ) from error
-    return store, shelf
+    return store, picture_store
 
 
 def _why(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def create(
+def create_application(
     data_dir: Path,
-    load: Callable[[Choice, Progress], Engine],
-    choices: Callable[[], Iterable[Choice]],
+    load: Callable[[ModelChoice, LoadProgress], Engine],
+    choices: Callable[[], Iterable[ModelChoice]],
     default: str,
     *,
     users: dict[str, str] | None = None,
@@ -189,21 +189,21 @@ def create(
     from ui.web.page import page_routes
     from ui.web.routes import MAX_IMPORT, routes_of
 
-    store, shelf = _open(data_dir, limits)
-    hide(data_dir)
-    hub = Hub(load, choices, default)
-    desk = Desk(store, shelf, hub, allow_any_model)
+    store, picture_store = _open(data_dir, limits)
+    hide_folder(data_dir)
+    pool = EnginePool(load, choices, default)
+    service = ChatService(store, picture_store, pool, allow_any_model)
     app = FastAPI(title="Look & Ask", docs_url=None, redoc_url=None, openapi_url=None)
-    teaching = Teaching(data_dir / "taught", shelf)
-    training = TrainingDesk(data_dir, desk, teaching, train, device)
-    app.include_router(routes_of(desk, teaching, training))
-    app.include_router(page_routes(desk, teaching, training))
-    _mount(app, desk, root_path)
-    rules = Rules(
+    teaching = Teaching(data_dir / "taught", picture_store)
+    training = TrainingService(data_dir, service, teaching, train, device)
+    app.include_router(routes_of(service, teaching, training))
+    app.include_router(page_routes(service, teaching, training))
+    _mount(app, service, root_path)
+    rules = AccessRules(
         hosts=frozenset(hosts),
         users=users or {},
         larger={
-            "/vqa/pictures": max(shelf.limits.max_bytes, Rules.max_body),
+            "/vqa/pictures": max(picture_store.limits.max_bytes, AccessRules.max_body),
             "/vqa/conversations": MAX_IMPORT,
             "/vqa/taught": MAX_IMPORT,
             "/vqa/datasets": MAX_IMPORT,
@@ -212,4 +212,4 @@ def create(
         cookie_path=root_path or "/",
         reachable=REACHABLE,
     )
-    return Application(Guard(app, rules), desk, teaching, training)
+    return Application(Guard(app, rules), service, teaching, training)

@@ -19,7 +19,7 @@ from vqa_app.errors import UsageError, VqaError
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-    from vqa_app.serving.engine_pool import Hub
+    from vqa_app.serving.engine_pool import EnginePool
 
 app = typer.Typer(add_completion=False)
 
@@ -87,18 +87,18 @@ def chat(
         )
     if model_options.offline:
         stay_offline()
-    from ui.app import create, leave
+    from ui.app import create_application, exit_process
     from vqa_app.pictures.picture import ImageLimits
     from vqa_app.serving import model_choices
 
     folder = data_dir or default_data_dir()
-    start = model_choices.started_with(
+    start = model_choices.choice_from_options(
         model_options.model, model_options.adapter, model_options.quantize, model_options.revision
     )
-    application = create(
+    application = create_application(
         folder,
-        partial(model_choices.load, device=model_options.device, dtype=model_options.dtype),
-        lambda: model_choices.offered(start, folder / "runs"),
+        partial(model_choices.load_engine, device=model_options.device, dtype=model_options.dtype),
+        lambda: model_choices.available_choices(start, folder / "runs"),
         start.key,
         users=users,
         hosts=allow_host or [],
@@ -108,13 +108,13 @@ def chat(
         device=model_options.device,
     )
     lock = _lock(folder)  # the operating system drops it, whatever ends the process
-    application.desk.hub.start()
-    threading.Thread(target=_tell_failure, args=(application.desk.hub,), daemon=True).start()
+    application.service.pool.start_loading()
+    threading.Thread(target=_tell_failure, args=(application.service.pool,), daemon=True).start()
     if not no_browser:
         threading.Thread(target=_open, args=(address,), daemon=True).start()
     application.serve(listener)
     lock.release()
-    leave()
+    exit_process()
 
 
 def _users(entries: list[str]) -> dict[str, str]:
@@ -159,15 +159,15 @@ def _lock(folder: Path) -> BaseFileLock:
     return lock
 
 
-def _tell_failure(hub: Hub) -> None:
+def _tell_failure(pool: EnginePool) -> None:
     """Says on the terminal that the model it was started with does not load: the page says so to
     whoever looks there.
     """
     try:
-        hub.wait()
+        pool.wait()
     except VqaError:
-        if (standing := hub.standing()).phase == "failed":  # not where the server ends meanwhile
-            print(f"Error: {standing.message}", file=sys.stderr, flush=True)
+        if (status := pool.status()).phase == "failed":  # not where the server ends meanwhile
+            print(f"Error: {status.message}", file=sys.stderr, flush=True)
 
 
 def _open(address: str) -> None:

@@ -134,7 +134,7 @@ class Bench:
 
     def ours(self, server: Any, encoded: bool) -> tuple[float, float]:
         """Return the seconds to the first word and of the page load."""
-        engine = server.application.desk.hub.ready()
+        engine = server.application.service.pool.get_loaded()
         warm, begun, warmed = engine.warm, threading.Event(), threading.Event()
 
         def observed_warm(*arguments: Any) -> None:

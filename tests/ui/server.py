@@ -11,9 +11,9 @@ from typing import Any
 
 import uvicorn
 
-from ui.app import Application, create
+from ui.app import Application, create_application
 from vqa_app.engine.protocol import Engine
-from vqa_app.serving.engine_pool import Choice, Progress
+from vqa_app.serving.engine_pool import LoadProgress, ModelChoice
 from vqa_app.serving.listener import address_of, listen
 
 
@@ -31,22 +31,22 @@ def running(
     users: dict[str, str] | None = None,
     port: int = 0,
     preload: bool = True,
-    load: Callable[[Choice, Progress], Engine] | None = None,
-    choices: Callable[[], Iterable[Choice]] | None = None,
+    load: Callable[[ModelChoice, LoadProgress], Engine] | None = None,
+    choices: Callable[[], Iterable[ModelChoice]] | None = None,
     train: Callable[..., Any] | None = None,
     root_path: str = "",
 ) -> Iterator[Running]:
     """Serves `engines` (the first is the default) until the block ends."""
-    listed = [Choice(key, key.title(), "for tests", "In the box", key) for key in engines]
-    application = create(
+    listed = [ModelChoice(key, key.title(), "for tests", "In the box", key) for key in engines]
+    application = create_application(
         data_dir, load or (lambda choice, _: engines[choice.key]), choices or (lambda: listed),
         next(iter(choices())).key if choices else listed[0].key, users=users, train=train,
         root_path=root_path,
     )  # fmt: skip
     listener = listen("127.0.0.1", port)
     if preload:
-        application.desk.hub.start()
-        assert application.desk.hub.wait(timeout=300), "the model is not there"
+        application.service.pool.start_loading()
+        assert application.service.pool.wait(timeout=300), "the model is not there"
     server = uvicorn.Server(
         uvicorn.Config(application.asgi, log_level="error", timeout_graceful_shutdown=1)
     )
@@ -55,7 +55,7 @@ def running(
     try:
         yield Running(address_of(listener), application)
     finally:
-        application.desk.stop_all(patience=10)
+        application.service.stop_all(patience=10)
         server.should_exit = True
         thread.join(10)
         application.close()

@@ -25,7 +25,7 @@ from PIL import Image
 from tests.fake_engine import FakeEngine
 from tests.ui.server import running
 from tests.waiting import PATIENCE
-from ui.app import Application, create
+from ui.app import Application, create_application
 from ui.cli import _lock
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.pictures.picture import ImageLimits
@@ -72,8 +72,10 @@ def owner_of(server, client) -> str:
 
 
 def talk(server, client, question="What is it?", **request) -> dict:
-    desk = server.application.desk
-    return list(desk.ask(owner_of(server, client), {"question": question, **request}))[-1]["view"]
+    service = server.application.service
+    return list(service.ask(owner_of(server, client), {"question": question, **request}))[-1][
+        "view"
+    ]
 
 
 def test_health_and_readiness(server, person):
@@ -107,8 +109,8 @@ def test_the_page_names_nothing_outside_this_machine(person):
 
 def test_taught_rows_go_out_and_come_in(server, person, other):
     found = person.post("/vqa/pictures?name=cat.png", content=png("cyan")).json()
-    teaching, shelf = server.application.teaching, server.application.desk.shelf
-    picture = shelf.get(found["digest"])
+    teaching, picture_store = server.application.teaching, server.application.service.picture_store
+    picture = picture_store.get(found["digest"])
     teaching.add(owner_of(server, person), "What is it?", "a cat", [picture])
     file = person.get("/vqa/taught.zip")
     assert file.headers["content-type"] == "application/zip"
@@ -251,7 +253,7 @@ def test_a_chat_goes_out_as_json_and_comes_back(server, person, other):
     assert "attachment" in file.headers["content-disposition"]
     assert other.get(f"/vqa/conversations/{chat}.json").status_code == 404
     taken = other.post("/vqa/conversations", content=file.content).json()
-    copy = server.application.desk.view(owner_of(server, other), taken["conversation"])
+    copy = server.application.service.view(owner_of(server, other), taken["conversation"])
     told = [(t["question"], t["answer"], len(t["pictures"])) for t in copy["turns"]]
     assert told == [(t["question"], t["answer"], len(t["pictures"])) for t in view["turns"]]
     assert other.get(f"/vqa/pictures/{found['digest']}").status_code == 200
@@ -301,14 +303,14 @@ def test_a_forged_chat_leaves_nothing_behind(server, person, changes):
     answer = person.post("/vqa/conversations", content=forged(**changes))
     assert answer.status_code == 400
     assert "Question 2" in answer.json()["error"]
-    assert server.application.desk.store.conversations(owner_of(server, person)) == []
+    assert server.application.service.store.conversations(owner_of(server, person)) == []
 
 
 def test_only_facts_of_the_right_kind_come_in(server, person):
     facts = {"gain": "x", "confidence": float("nan"), "new_tokens": 2.5, "prompt_tokens": 10**400,
              "model": "m" * 300, "style": "short", "finish": True, "cached_tokens": 3}  # fmt: skip
     taken = person.post("/vqa/conversations", content=forged(facts=facts)).json()
-    view = server.application.desk.view(owner_of(server, person), taken["conversation"])
+    view = server.application.service.view(owner_of(server, person), taken["conversation"])
     assert view["turns"][-1]["facts"] == {"style": "short"}
 
 
@@ -461,13 +463,13 @@ socket.socket.connect = watched(socket.socket.connect, 1)
 socket.getaddrinfo = watched(socket.getaddrinfo, 0)
 from pathlib import Path
 from tests.fake_engine import FakeEngine
-from ui.app import create, leave
-from vqa_app.serving.engine_pool import Choice
+from ui.app import create_application, exit_process
+from vqa_app.serving.engine_pool import ModelChoice
 from vqa_app.serving.listener import address_of, listen
 
 listener = listen("127.0.0.1", 0)
 engine = FakeEngine("one two three", hold_after=1)
-choices = [Choice(key, key.title(), "", "", key) for key in ("fake", "slow")]
+choices = [ModelChoice(key, key.title(), "", "", key) for key in ("fake", "slow")]
 
 def for_ever(*_, **__):
     threading.Event().wait()
@@ -475,14 +477,14 @@ def for_ever(*_, **__):
 def load(choice, progress):
     return for_ever() if choice.key == "slow" else engine
 
-app = create(Path(sys.argv[1]), load, lambda: choices, "fake", train=for_ever)
-app.desk.hub.start()
-app.desk.hub.start("slow")
+app = create_application(Path(sys.argv[1]), load, lambda: choices, "fake", train=for_ever)
+app.service.pool.start_loading()
+app.service.pool.start_loading("slow")
 app.teaching.add("ann", "What?", "this", [])
 app.training.start("ann", {"sources": ["mine"]})
 print(address_of(listener), flush=True)
 app.serve(listener)
-leave()
+exit_process()
 """
 
 
@@ -534,7 +536,7 @@ def test_one_folder_holds_the_data_whatever_its_option_is_called(tmp_path, monke
     monkeypatch.setattr(
         "ui.app.Application.serve", lambda application, listener: application.close()
     )
-    monkeypatch.setattr("ui.app.leave", lambda: None)
+    monkeypatch.setattr("ui.app.exit_process", lambda: None)
     arguments = [option, str(tmp_path / "here"), "--no-browser", "--port", "0"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
@@ -567,7 +569,7 @@ def unusable(folder, what):
 def test_a_data_folder_that_cannot_be_used_is_named(tmp_path, what, words):
     folder = unusable(tmp_path / "data", what)
     with pytest.raises(UsageError, match=words) as refusal:
-        create(folder, lambda *_: FakeEngine(), list, "fake")
+        create_application(folder, lambda *_: FakeEngine(), list, "fake")
     assert str(folder) in str(refusal.value)
     assert "--data-dir" in str(refusal.value)
 
@@ -614,14 +616,14 @@ def test_what_chat_is_told_of_models_and_pictures_reaches_them(tmp_path, monkeyp
         raise ModelError("enough")
 
     def serve(application, listener):
-        created.extend((application.desk.shelf.limits, application.training.device))
-        application.desk.hub._slots["start"].settled.wait(PATIENCE)
+        created.extend((application.service.picture_store.limits, application.training.device))
+        application.service.pool._slots["start"].finished.wait(PATIENCE)
         application.close()
 
     monkeypatch.setattr("vqa_app.checkpoints.loader.load_model", load)
     monkeypatch.setattr("ui.cli.stay_offline", lambda: given.append("offline"))
     monkeypatch.setattr("ui.app.Application.serve", serve)
-    monkeypatch.setattr("ui.app.leave", lambda: None)
+    monkeypatch.setattr("ui.app.exit_process", lambda: None)
     words = "-m a/b --adapter c/d --quantize 4bit --device cpu --dtype float32 --revision e"
     words += f" --offline --max-file-mb 40 --max-megapixels 60 --data-dir {tmp_path}"
     arguments = [*words.split(), "--no-browser", "--port", "0"]
@@ -638,8 +640,8 @@ def test_the_end_waits_once_for_all_that_takes_long():
         time.sleep(patience)
 
     ends = SimpleNamespace(close=slow)
-    desk = SimpleNamespace(stop_all=slow, hub=ends, store=SimpleNamespace(close=list))
-    Application(None, desk, None, ends).close(patience=0.2)
+    service = SimpleNamespace(stop_all=slow, pool=ends, store=SimpleNamespace(close=list))
+    Application(None, service, None, ends).close(patience=0.2)
     assert len(given) == 3
     assert sum(given) < 0.21
     patience = inspect.signature(Application.close).parameters["patience"].default

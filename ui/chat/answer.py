@@ -13,17 +13,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ui.chat.markdown import growing_html
-from ui.chat.stream import BEAT, facts_of, state_of
+from ui.chat.stream import POLL_SECONDS, answer_facts, turn_state
 from ui.storage.database import State, Store, Turn
 from vqa_app.engine.protocol import Delta, Engine, GenerationOptions, Status
 from vqa_app.prompts.conversation import Conversation
-from vqa_app.serving.engine_pool import Hub
+from vqa_app.serving.engine_pool import EnginePool
 
 KEPT_EVERY = 1.0
 """Seconds after which what has come so far is stored: a server that is killed loses no more."""
 
 
-class Answering:
+class RunningAnswer:
     """Writes the answer of one turn into the store.
 
     Args:
@@ -39,13 +39,13 @@ class Answering:
         turn: Turn,
         *,
         store: Store,
-        hub: Hub,
+        pool: EnginePool,
         model: str | None,
         asked: Callable[[Engine], tuple[Conversation, GenerationOptions]],
         told: Callable[[BaseException], str],
     ) -> None:
         self.owner, self.conversation, self.turn = owner, conversation, turn
-        self._store, self._hub, self._model = store, hub, model
+        self._store, self._pool, self._model = store, pool, model
         self._asked, self._told = asked, told
         self._cancel = threading.Event()
         self._changed = threading.Condition()
@@ -76,7 +76,7 @@ class Answering:
         while True:
             with self._changed:
                 if self._number == seen and not self._ended:
-                    self._changed.wait(BEAT)
+                    self._changed.wait(POLL_SECONDS)
                 number, text, ended = self._number, self._text, self._ended
                 live = {"turn": self.turn.id, **self._state}
             if number == seen:
@@ -104,8 +104,8 @@ class Answering:
         try:
             if not self._loaded():
                 return
-            facts["model"] = self._hub.find(self._model).label  # the engine's own may be a path
-            with self._hub.lease(self._model) as engine:
+            facts["model"] = self._pool.find(self._model).label  # the engine's own may be a path
+            with self._pool.lease(self._model) as engine:
                 facts["context"] = engine.info.context_length
                 conversation, options = self._asked(engine)
                 for event in engine.stream(conversation, options, self._cancel):
@@ -118,8 +118,8 @@ class Answering:
                             self._store.finish_turn(self.turn.id, text, "answering", facts)
                             kept = time.monotonic()
                     else:
-                        text, ended = event.text, state_of(event)
-                        facts.update(facts_of(event))
+                        text, ended = event.text, turn_state(event)
+                        facts.update(answer_facts(event))
         except Exception as error:
             ended, facts["error"] = "failed", self._told(error)
         finally:
@@ -137,11 +137,11 @@ class Answering:
 
     def _loaded(self) -> bool:
         """True as soon as the model is loaded; False if somebody stops waiting before."""
-        self._hub.start(self._model, self.owner)
-        while self._hub.wait(self._model, 0) is None:
+        self._pool.start_loading(self._model, self.owner)
+        while self._pool.wait(self._model, 0) is None:
             if self._cancel.is_set():
                 return False
-            standing = self._hub.standing(self._model)
-            self._tell(state="loading", message=standing.message, share=standing.share)
-            self._hub.wait(self._model, BEAT)
+            status = self._pool.status(self._model)
+            self._tell(state="loading", message=status.message, share=status.share)
+            self._pool.wait(self._model, POLL_SECONDS)
         return True

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from ui.chat.desk import Desk
-from ui.chat.requests import Request
-from ui.chat.views import conversation_of, looked
+from ui.chat.requests import PageRequest
+from ui.chat.service import ChatService
+from ui.chat.views import build_conversation, looked
 from ui.storage.database import Turn
 from vqa_app.engine.protocol import AttentionMap, Engine
 from vqa_app.errors import ModelError, UsageError
-from vqa_app.serving.redact import without_paths
+from vqa_app.serving.redact import redact_paths
 
 
-def look(desk: Desk, owner: str, request: Request) -> dict[str, Any]:
+def explain_answer(service: ChatService, owner: str, request: PageRequest) -> dict[str, Any]:
     """Everything about one answer: confidence, what it gains by the pictures, its words' maps.
 
     Raises:
@@ -25,20 +25,22 @@ def look(desk: Desk, owner: str, request: Request) -> dict[str, Any]:
         ModelError: the model is not loaded.
     """
     chat, wanted = str(request.get("conversation")), str(request.get("turn"))
-    turn = desk.store.turn(owner, chat, wanted)
+    turn = service.store.turn(owner, chat, wanted)
     if turn.state == "answering":  # only the whole answer can be explained
         raise UsageError("This answer is still being written.", "Wait until it is finished.")
     if not turn.answer:
         raise UsageError("There is no answer to explain.", "Ask again first.")
-    settings = desk.settings(owner)
-    path = desk.store.path_to(owner, chat, turn.id)
-    asked = conversation_of([*path[:-1], _open(path[-1])], desk.shelf.get, settings.system)
+    settings = service.settings(owner)
+    path = service.store.path_to(owner, chat, turn.id)
+    asked = build_conversation(
+        [*path[:-1], _open(path[-1])], service.picture_store.get, settings.system
+    )
     found: dict[str, Any] = {
         "turn": turn.id,
         "question": turn.question,
         "answer": turn.answer,
         "confidence": turn.facts.get("confidence"),
-        "model": desk.hub.find(settings.model).label,
+        "model": service.pool.find(settings.model).label,
         "answered_by": turn.facts.get("model"),
         "words": [],
         "pictures": [],
@@ -48,14 +50,14 @@ def look(desk: Desk, owner: str, request: Request) -> dict[str, Any]:
         found["missing"] = "There was no picture to look at."
         return {"looked": found}
     tokens = max(1, int(turn.facts.get("new_tokens", 1)))
-    desk.engine(owner)  # begins to load it
-    with desk.hub.lease(settings.model, timeout=0) as engine:
+    service.engine_for(owner)  # begins to load it
+    with service.pool.lease(settings.model, timeout=0) as engine:
         gain = engine.image_gain(asked, turn.answer) * tokens
         try:
             _add_maps(found, engine.attention_map(asked, turn.answer))
         except ModelError as error:
-            found["missing"] = without_paths(str(error).replace("\n", " "))
-    desk.store.add_facts(owner, chat, turn.id, {"gain": round(gain, 3)})
+            found["missing"] = redact_paths(str(error).replace("\n", " "))
+    service.store.add_facts(owner, chat, turn.id, {"gain": round(gain, 3)})
     found["gain"] = round(gain, 3)
     found["level"], found["level_text"] = looked(gain)
     found["pictures"] = [
@@ -64,7 +66,7 @@ def look(desk: Desk, owner: str, request: Request) -> dict[str, Any]:
             zip(asked.pictures, found["pictures"] or [{}] * len(asked.pictures), strict=True), 1
         )
     ]
-    return {"looked": found, "view": desk.view(owner, chat)}
+    return {"looked": found, "view": service.view(owner, chat)}
 
 
 def _open(turn: Turn) -> Turn:
@@ -102,27 +104,27 @@ def _words(tokens: tuple[str, ...]) -> tuple[list[str], list[list[int]]]:
     return [word for word, _ in kept], [group for _, group in kept]
 
 
-def saw(desk: Desk, owner: str, request: Request) -> dict[str, Any]:
+def describe_picture(service: ChatService, owner: str, request: PageRequest) -> dict[str, Any]:
     """What the model was given of a picture: its size, what was changed, what it costs."""
     digest = str(request.get("digest"))
-    known = desk.store.picture(owner, digest)
+    known = service.store.picture(owner, digest)
     if known is None:
         raise UsageError("One of the pictures has been deleted.", "Add it again.")
     name, facts = known
-    engine = desk.engine(owner)
+    engine = service.engine_for(owner)
     found: dict[str, Any] = {"digest": digest, "name": name, **facts, "tokens": None, "shown": []}
     if engine is not None:
-        label = desk.hub.find(desk.settings(owner).model).label
-        found.update(model=label, **_seen(desk, engine, digest))
+        label = service.pool.find(service.settings(owner).model).label
+        found.update(model=label, **_seen(service, engine, digest))
     return {"saw": found}
 
 
-def _seen(desk: Desk, engine: Engine, digest: str) -> dict[str, Any]:
+def _seen(service: ChatService, engine: Engine, digest: str) -> dict[str, Any]:
     from io import BytesIO
 
     from vqa_app.prompts.conversation import Conversation
 
-    picture = desk.shelf.get(digest)
+    picture = service.picture_store.get(digest)
     count = engine.count_tokens(Conversation.ask("?", [picture]))
     shown = []
     view = getattr(engine, "model_view", None)

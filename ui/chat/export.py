@@ -12,9 +12,9 @@ from PIL import Image
 
 from ui.chat.requests import MAX_PICTURES, MAX_QUESTION
 from ui.chat.settings import LONGEST_ANSWER
-from ui.chat.views import title_of, view_of
+from ui.chat.views import conversation_view, make_title
 from ui.storage.database import Store
-from ui.storage.picture_files import PictureShelf
+from ui.storage.picture_files import PictureStore
 from vqa_app.errors import ImageError
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS
 from vqa_app.prompts.conversation_file import ConversationFile, FilePicture, FileTurn
@@ -22,7 +22,7 @@ from vqa_app.prompts.conversation_file import ConversationFile, FilePicture, Fil
 _STYLE = Path(__file__).parent.parent / "static" / "export.css"
 
 
-def to_json(store: Store, shelf: PictureShelf, owner: str, conversation: str) -> str:
+def to_json(store: Store, picture_store: PictureStore, owner: str, conversation: str) -> str:
     """Return a conversation with all its turns and pictures; see `PictureShelf.portable`.
 
     Raises:
@@ -48,19 +48,21 @@ def to_json(store: Store, shelf: PictureShelf, owner: str, conversation: str) ->
             for turn in turns
         ],
         pictures={
-            digest: _picture(store, shelf, owner, digest)
+            digest: _picture(store, picture_store, owner, digest)
             for digest in digests
-            if shelf.file(digest).exists()
+            if picture_store.file(digest).exists()
         },
     ).to_json()
 
 
-def _picture(store: Store, shelf: PictureShelf, owner: str, digest: str) -> FilePicture:
+def _picture(store: Store, picture_store: PictureStore, owner: str, digest: str) -> FilePicture:
     name, facts = store.picture(owner, digest) or ("picture", {})
-    return FilePicture(name=name, changes=facts.get("changes", []), data=shelf.portable(digest))
+    return FilePicture(
+        name=name, changes=facts.get("changes", []), data=picture_store.portable(digest)
+    )
 
 
-def from_json(store: Store, shelf: PictureShelf, owner: str, data: bytes) -> str:
+def from_json(store: Store, picture_store: PictureStore, owner: str, data: bytes) -> str:
     """Import an exported file as a new conversation of `owner` and return its id.
 
     Everything is checked before anything is stored, so that a bad file leaves nothing behind.
@@ -75,19 +77,19 @@ def from_json(store: Store, shelf: PictureShelf, owner: str, data: bytes) -> str
         max_answer=20 * LONGEST_ANSWER,
         max_pictures=MAX_PICTURES,
     )
-    limits = replace(STORED_PICTURE_LIMITS, max_pixels=shelf.limits.max_pixels)
+    limits = replace(STORED_PICTURE_LIMITS, max_pixels=picture_store.limits.max_pixels)
     # A forged file may name another digest than that of the pixels.
     digests = {
-        digest: shelf.add(picture.data, picture.name, limits).digest
+        digest: picture_store.add(picture.data, picture.name, limits).digest
         for digest, picture in file.pictures.items()
     }
     for digest, picture in file.pictures.items():
         facts = {
             "changes": picture.changes,
-            "size": list(shelf.get(digests[digest]).image.size),
+            "size": list(picture_store.get(digests[digest]).image.size),
         }
         store.remember_picture(owner, digests[digest], picture.name, facts)
-    conversation = store.create(owner, file.title or title_of(file.turns[0].question, 0))
+    conversation = store.create(owner, file.title or make_title(file.turns[0].question, 0))
     ids: dict[str, str] = {}
     shown: str | None = None
     for turn in file.turns:
@@ -104,18 +106,18 @@ def from_json(store: Store, shelf: PictureShelf, owner: str, data: bytes) -> str
     return conversation
 
 
-def to_html(store: Store, shelf: PictureShelf, owner: str, conversation: str) -> str:
+def to_html(store: Store, picture_store: PictureStore, owner: str, conversation: str) -> str:
     """Return an HTML page of the shown branch, with its pictures and without scripts.
 
     Raises:
         UsageError: The conversation does not belong to this owner.
     """
-    view = view_of(store, owner, conversation)
+    view = conversation_view(store, owner, conversation)
     title = escape(view["title"])
     parts = []
     for turn in view["turns"]:
         pictures = "".join(
-            f'<figure><img src="{_inline(shelf, p["digest"])}" alt="{escape(p["name"])}">'
+            f'<figure><img src="{_inline(picture_store, p["digest"])}" alt="{escape(p["name"])}">'
             f"<figcaption>Picture {p['number']} · {escape(p['name'])}</figcaption></figure>"
             for p in turn["pictures"]
         )
@@ -134,9 +136,9 @@ def to_html(store: Store, shelf: PictureShelf, owner: str, conversation: str) ->
     )
 
 
-def _inline(shelf: PictureShelf, digest: str) -> str:
+def _inline(picture_store: PictureStore, digest: str) -> str:
     try:
-        image = shelf.get(digest).image.copy()
+        image = picture_store.get(digest).image.copy()
     except ImageError:
         return "data:,"
     image.thumbnail((1024, 1024), Image.Resampling.LANCZOS)

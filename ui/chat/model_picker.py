@@ -5,63 +5,63 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ui.chat.stream import BEAT
+from ui.chat.stream import POLL_SECONDS
 from vqa_app.errors import ModelError, VqaError
-from vqa_app.serving.engine_pool import Standing
-from vqa_app.serving.model_choices import named
+from vqa_app.serving.engine_pool import ModelStatus
+from vqa_app.serving.model_choices import choice_from_hub_id
 
 if TYPE_CHECKING:
-    from ui.chat.desk import Desk
-    from ui.chat.requests import Request, Update
+    from ui.chat.requests import PageRequest, PageUpdate
+    from ui.chat.service import ChatService
 
 
-def models_of(desk: Desk, owner: str) -> Update:
+def model_list(service: ChatService, owner: str) -> PageUpdate:
     """What can be picked, what is picked, how that one stands, and what is `loading` to be next."""
-    loading = _loading(desk, owner)
-    key = desk.settings(owner).model
+    loading = _loading(service, owner)
+    key = service.settings(owner).model
     try:
-        standing = desk.hub.standing(key)
+        status = service.pool.status(key)
     except VqaError:  # the picked run was deleted meanwhile
-        desk.store.save_settings(owner, {"model": None})
-        standing = desk.hub.standing()
-    before = desk.settings(owner).model_before or desk.hub.default
-    models = _models(desk, standing, before)
+        service.store.save_settings(owner, {"model": None})
+        status = service.pool.status()
+    before = service.settings(owner).model_before or service.pool.default
+    models = _models(service, status, before)
     return {"models": {**models, "loading": loading} if loading else models}
 
 
-def _loading(desk: Desk, owner: str) -> dict[str, Any] | None:
+def _loading(service: ChatService, owner: str) -> dict[str, Any] | None:
     """How the model stands that the owner waits for. Once it is there it answers them, also where
     the page that picked it has gone.
     """
-    key = desk.wanted.get(owner)
+    key = service.pending_models.get(owner)
     if key is None:
         return None
-    standing = desk.hub.standing(key)
-    if standing.phase == "loading":
+    status = service.pool.status(key)
+    if status.phase == "loading":
         return {
             "key": key,
-            "label": standing.choice.label,
-            "message": standing.message,
-            "share": standing.share,
+            "label": status.choice.label,
+            "message": status.message,
+            "share": status.share,
         }
-    if desk.wanted.pop(owner, None) == key and standing.phase == "ready":
-        before = desk.settings(owner).model or desk.hub.default
+    if service.pending_models.pop(owner, None) == key and status.phase == "ready":
+        before = service.settings(owner).model or service.pool.default
         # Picked twice, it would be the one before itself, and there were no way back.
         change = {"model": key} if before == key else {"model": key, "model_before": before}
-        desk.store.save_settings(owner, change)
+        service.store.save_settings(owner, change)
     return None
 
 
-def _models(desk: Desk, standing: Standing, before: str) -> dict[str, Any]:
-    engine = desk.hub.ready(standing.choice.key)
+def _models(service: ChatService, status: ModelStatus, before: str) -> dict[str, Any]:
+    engine = service.pool.get_loaded(status.choice.key)
     return {
-        "picked": standing.choice.key,
-        "label": standing.choice.label,
-        "phase": standing.phase,
-        "message": standing.message,
-        "share": standing.share,
+        "picked": status.choice.key,
+        "label": status.choice.label,
+        "phase": status.phase,
+        "message": status.message,
+        "share": status.share,
         "before": before,
-        "any": desk.allow_any_model,
+        "any": service.allow_any_model,
         "attention": engine.info.attention_maps if engine else None,
         "choices": [
             {
@@ -71,25 +71,27 @@ def _models(desk: Desk, standing: Standing, before: str) -> dict[str, Any]:
                 "group": choice.group,
                 "here": choice.here,
             }
-            for choice in desk.hub.choices()
+            for choice in service.pool.choices()
         ],
     }
 
 
-def pick(desk: Desk, owner: str, request: Request) -> Iterator[Update | None]:
+def pick_model(
+    service: ChatService, owner: str, request: PageRequest
+) -> Iterator[PageUpdate | None]:
     """Loads another model and answers with it from then on; until then, and where it fails, the
     one before stays. The last of several picks counts.
     """
-    key = str(request.get("model") or desk.hub.default)
+    key = str(request.get("model") or service.pool.default)
     if request.get("named"):
-        if not desk.allow_any_model:
+        if not service.allow_any_model:
             raise ModelError("Models cannot be named here.", "Start with --allow-any-model.")
-        choice = named(str(request["named"]).strip())
-        desk.hub.offer(choice)
+        choice = choice_from_hub_id(str(request["named"]).strip())
+        service.pool.add_choice(choice)
         key = choice.key
-    desk.hub.start(key, owner)
-    desk.wanted[owner] = key
-    while desk.hub.wait(key, 0) is None:
-        yield models_of(desk, owner)
-        desk.hub.wait(key, BEAT)
-    yield models_of(desk, owner)
+    service.pool.start_loading(key, owner)
+    service.pending_models[owner] = key
+    while service.pool.wait(key, 0) is None:
+        yield model_list(service, owner)
+        service.pool.wait(key, POLL_SECONDS)
+    yield model_list(service, owner)

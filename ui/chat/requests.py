@@ -8,15 +8,15 @@ import sqlite3
 from typing import Any
 
 from vqa_app.errors import DataError, UsageError, VqaError
-from vqa_app.serving.redact import sound, without_options, without_paths
+from vqa_app.serving.redact import redact_options, redact_paths, replace_surrogates
 
 log = logging.getLogger(__name__)
 
 
-Request = dict[str, Any]
+PageRequest = dict[str, Any]
 
 
-Update = dict[str, Any]
+PageUpdate = dict[str, Any]
 
 
 MAX_QUESTION = 20_000
@@ -25,10 +25,10 @@ MAX_QUESTION = 20_000
 MAX_PICTURES = 8
 
 
-OUR_FAULT = "Something went wrong on our side. Please try again."
+UNEXPECTED_ERROR = "Something went wrong on our side. Please try again."
 
 
-NO_ROOM = "The server cannot store anything: its disk is full, or only to be read."
+STORAGE_FAILED = "The server cannot store anything: its disk is full, or only to be read."
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -37,7 +37,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _NO_ROOM_SQLITE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
 
 
-def message_of(error: BaseException, options: bool = True) -> str:
+def user_message(error: BaseException, options: bool = True) -> str:
     """What a person is told; the details of our own mistakes go to the log alone.
 
     Args:
@@ -45,13 +45,13 @@ def message_of(error: BaseException, options: bool = True) -> str:
     """
     if isinstance(error, VqaError):
         named = options and not isinstance(error, DataError)
-        hint = error.hint if named else without_options(error.hint)
-        return without_paths(f"{error.problem} {hint}".strip().replace("\n", " "))
+        hint = error.hint if named else redact_options(error.hint)
+        return redact_paths(f"{error.problem} {hint}".strip().replace("\n", " "))
     if is_no_room(error):
-        log.error("%s (%s)", NO_ROOM, error)
-        return NO_ROOM
+        log.error("%s (%s)", STORAGE_FAILED, error)
+        return STORAGE_FAILED
     log_unexpected(error)
-    return OUR_FAULT
+    return UNEXPECTED_ERROR
 
 
 def is_no_room(error: BaseException) -> bool:
@@ -66,7 +66,7 @@ def log_unexpected(error: BaseException) -> None:
     log.error("Unexpected error", exc_info=error)
 
 
-def known(owner: str) -> str:
+def require_owner(owner: str) -> str:
     """The owner.
 
     Raises:
@@ -77,29 +77,29 @@ def known(owner: str) -> str:
     return owner
 
 
-def question_of(text: Any, pictures: int) -> str:
+def parse_question(text: Any, pictures: int) -> str:
     """What was asked about so many pictures.
 
     Raises:
         UsageError: nothing was, or far too much.
     """
-    question = sound(str(text or "")).strip()
+    question = replace_surrogates(str(text or "")).strip()
     if not question and not pictures:
         raise UsageError("There is nothing to answer.", "Write a question or add a picture.")
     if len(question) > MAX_QUESTION:
         raise UsageError(
             f"The question has {len(question):,} characters.", f"At most {MAX_QUESTION:,} fit."
         )
-    check_count(pictures)
+    check_picture_count(pictures)
     return question
 
 
-def chat_of(request: Request) -> str | None:
+def conversation_id(request: PageRequest) -> str | None:
     """The id of the request's conversation; None for a new one."""
     return str(request.get("conversation") or "") or None
 
 
-def check_count(pictures: int) -> None:
+def check_picture_count(pictures: int) -> None:
     """Raises UsageError: so many pictures are too many for one question."""
     if pictures > MAX_PICTURES:
         raise UsageError(f"{pictures} pictures.", f"At most {MAX_PICTURES} at a time.")

@@ -18,7 +18,7 @@ _NUMBERS = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class ChatSettings:
     """A person's choices."""
 
     model: str | None = None
@@ -33,7 +33,7 @@ class Settings:
     style: Literal["sentence", "short"] = "sentence"
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Settings:
+    def from_dict(cls, data: dict[str, Any]) -> ChatSettings:
         """Reads what was stored; what another version wrote and we do not know is left out."""
         known = {field.name for field in fields(cls)}
         try:
@@ -42,7 +42,7 @@ class Settings:
             return cls(model=data.get("model"))
 
     @classmethod
-    def checked(cls, data: dict[str, Any]) -> Settings:
+    def checked(cls, data: dict[str, Any]) -> ChatSettings:
         """Raises UsageError for values that cannot be, and for unknown names."""
         known = {field.name for field in fields(cls)}
         if unknown := set(data) - known:

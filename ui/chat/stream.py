@@ -11,15 +11,15 @@ from typing import Any
 from vqa_app.engine.protocol import Answer, Delta, Engine, Event, GenerationOptions
 from vqa_app.prompts.conversation import Conversation
 
-BEAT = 0.2
+POLL_SECONDS = 0.2
 """Seconds after which a running answer lets the server look whether anybody still listens."""
 
 
-def state_of(answer: Answer) -> str:
+def turn_state(answer: Answer) -> str:
     return "stopped" if answer.finish_reason == "cancelled" else "answered"
 
 
-def facts_of(answer: Answer) -> dict[str, Any]:
+def answer_facts(answer: Answer) -> dict[str, Any]:
     """What is kept of an answer; figures that are none (NaN) are left out."""
     facts = {
         "finish": answer.finish_reason,
@@ -61,7 +61,7 @@ def beats(
         while True:
             batch: list[Event] = []
             try:
-                item = events.get(timeout=BEAT)
+                item = events.get(timeout=POLL_SECONDS)
                 while True:
                     if item is None or isinstance(item, BaseException):
                         break
@@ -79,7 +79,7 @@ def beats(
         cancel.set()
 
 
-def growing(
+def stream_text(
     engine: Engine,
     conversation: Conversation,
     options: GenerationOptions,
@@ -96,7 +96,7 @@ def growing(
         yield (text, answer) if events else None
 
 
-def ask_once(
+def greedy_answer(
     engine: Engine, conversation: Conversation, longest: int, cancel: threading.Event
 ) -> str:
     """The whole greedy answer."""

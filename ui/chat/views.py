@@ -19,7 +19,7 @@ LOOKED_WELL, LOOKED_SOME = 1.5, 0.4
 answer, because most words of a sentence ("The shape is a ...") need no picture."""
 
 
-def conversation_of(
+def build_conversation(
     turns: Sequence[Turn], picture: Callable[[str], Picture], system: str = ""
 ) -> Conversation:
     """What the model reads: the turns with their styles, the last one open if it has no answer yet.
@@ -42,7 +42,7 @@ def conversation_of(
     return Conversation(tuple(messages)).with_system(system)
 
 
-def title_of(question: str, pictures: int) -> str:
+def make_title(question: str, pictures: int) -> str:
     """A conversation's first title."""
     words = " ".join(question.split())
     if not words:
@@ -59,15 +59,15 @@ def looked(gain: float) -> tuple[str, str]:
     return "not", "Would say this about any picture"
 
 
-def view_of(store: Store, owner: str, conversation: str | None) -> dict[str, Any]:
+def conversation_view(store: Store, owner: str, conversation: str | None) -> dict[str, Any]:
     """A conversation as the page shows it; None is the empty screen."""
     if conversation is None:
         return {"conversation": None, "title": "", "turns": [], "meter": None}
     turns = store.path(owner, conversation)
     siblings = store.siblings(owner, conversation)
     shown: list[dict[str, Any]] = []
-    for number, (turn, pictures) in enumerate(zip(turns, numbers_of(turns), strict=True), 1):
-        entry = turn_of(store, owner, turn, pictures)
+    for number, (turn, pictures) in enumerate(zip(turns, number_pictures(turns), strict=True), 1):
+        entry = turn_view(store, owner, turn, pictures)
         family = siblings[turn.id]
         place = family.index(turn.id)
         entry["number"] = number
@@ -87,7 +87,7 @@ def view_of(store: Store, owner: str, conversation: str | None) -> dict[str, Any
     }
 
 
-def numbers_of(turns: Sequence[Turn]) -> list[dict[str, int]]:
+def number_pictures(turns: Sequence[Turn]) -> list[dict[str, int]]:
     """For each turn the numbers of its pictures, as `conversation_of` shows them to the model: one
     that was asked about in vain and is asked about again keeps its number.
     """
@@ -105,7 +105,7 @@ def numbers_of(turns: Sequence[Turn]) -> list[dict[str, int]]:
     return found
 
 
-def turn_of(store: Store, owner: str, turn: Turn, numbers: dict[str, int]) -> dict[str, Any]:
+def turn_view(store: Store, owner: str, turn: Turn, numbers: dict[str, int]) -> dict[str, Any]:
     """One turn as the page shows it, with the numbers of its pictures."""
     pictures = []
     for digest in turn.pictures:

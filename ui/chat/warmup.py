@@ -5,32 +5,32 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 
-from ui.chat.desk import Desk
-from ui.chat.requests import Request, Update, chat_of, log_unexpected
-from ui.chat.views import conversation_of
+from ui.chat.requests import PageRequest, PageUpdate, conversation_id, log_unexpected
+from ui.chat.service import ChatService
+from ui.chat.views import build_conversation
 from ui.storage.database import Turn
 from vqa_app.prompts.conversation import Conversation
 
 
-class Warming:
+class Warmup:
     """The latest of every owner; a newer one ends it."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, service: ChatService) -> None:
+        self.service = service
         self._latest: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
 
-    def begin(self, owner: str, request: Request) -> Update:
+    def begin(self, owner: str, request: PageRequest) -> PageUpdate:
         """Encodes the request's `pictures` in the background, behind the turns of `conversation`;
         nothing where the model is not loaded.
         """
-        engine = self.desk.engine(owner)
-        pictures = self.desk.pictures(owner, request)
+        engine = self.service.engine_for(owner)
+        pictures = self.service.pictures(owner, request)
         if engine is None or not pictures:
             return {}
         asked = self._draft(owner, request, pictures)
         stack = ExitStack()
-        cancel = stack.enter_context(self.desk.cancellable())
+        cancel = stack.enter_context(self.service.cancel_event())
         with self._lock:
             if older := self._latest.get(owner):
                 older.set()
@@ -46,9 +46,9 @@ class Warming:
         threading.Thread(target=run, name="warm", daemon=True).start()
         return {}
 
-    def _draft(self, owner: str, request: Request, pictures: list[str]) -> Conversation:
-        store = self.desk.store
-        conversation = chat_of(request)
+    def _draft(self, owner: str, request: PageRequest, pictures: list[str]) -> Conversation:
+        store = self.service.store
+        conversation = conversation_id(request)
         turns: list[Turn] = []
         if conversation is not None and request.get("replaces"):
             old = store.turn(owner, conversation, str(request["replaces"]))
@@ -56,5 +56,5 @@ class Warming:
         elif conversation is not None:
             turns = store.path(owner, conversation)
         draft = Turn("", None, "", tuple(pictures), "", "answering", {})
-        system = self.desk.settings(owner).system
-        return conversation_of([*turns, draft], self.desk.shelf.get, system)
+        system = self.service.settings(owner).system
+        return build_conversation([*turns, draft], self.service.picture_store.get, system)

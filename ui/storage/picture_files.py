@@ -33,7 +33,7 @@ _IN_MEMORY = 256 << 20
 """Bytes of pixels that are kept decoded."""
 
 
-class PictureShelf:
+class PictureStore:
     """Files `<folder>/<first two digits>/<digest>.png`, the latest pictures also in memory.
 
     Args:

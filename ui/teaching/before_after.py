@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ui.chat.desk import Desk
-from ui.chat.stream import BEAT, ask_once
+from ui.chat.service import ChatService
+from ui.chat.stream import POLL_SECONDS, greedy_answer
 from ui.teaching.rehearsal import held_out
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import ImageError
@@ -55,7 +55,12 @@ def taught_in(paths: Sequence[str]) -> Taught:
 
 
 def compare(
-    desk: Desk, taught: Taught, owner: str, before: str, after: str, cancel: threading.Event
+    service: ChatService,
+    taught: Taught,
+    owner: str,
+    before: str,
+    after: str,
+    cancel: threading.Event,
 ) -> dict[str, Any]:
     """Asks both models what was taught, and about a held-out sample of the built-in world.
 
@@ -73,13 +78,13 @@ def compare(
     with ExitStack() as leases:
         engines = []
         for key in (before, after):
-            _wait_for(desk, key, cancel)
-            engines.append(leases.enter_context(desk.hub.lease(key)))
-        return _compared(desk, taught, owner, engines, cancel)
+            _wait_for(service, key, cancel)
+            engines.append(leases.enter_context(service.pool.lease(key)))
+        return _compared(service, taught, owner, engines, cancel)
 
 
 def _compared(
-    desk: Desk, taught: Taught, owner: str, engines: list[Engine], cancel: threading.Event
+    service: ChatService, taught: Taught, owner: str, engines: list[Engine], cancel: threading.Event
 ) -> dict[str, Any]:
     asked: list[_Asked] = []
     for question in taught.questions:
@@ -88,12 +93,12 @@ def _compared(
         except ImageError:  # a bad row, which was left out of the training, too
             continue
         for picture in pictures.values():
-            _bring(desk, owner, picture)
+            _bring(service, owner, picture)
         asked.append((question.conversation(pictures), question.text, question.answers))
     world: list[_Asked] = []
     for known in held_out(WORLD):
-        example = desk.example(owner, known.image, known.question)
-        picture = desk.shelf.get(example["picture"]["digest"])
+        example = service.add_example(owner, known.image, known.question)
+        picture = service.picture_store.get(example["picture"]["digest"])
         conversation = Conversation.ask(known.question, [picture])
         world.append((conversation, known.question, (known.answer,)))
     return {
@@ -102,16 +107,16 @@ def _compared(
     }
 
 
-def _bring(desk: Desk, owner: str, picture: Picture) -> None:
+def _bring(service: ChatService, owner: str, picture: Picture) -> None:
     """Lets the owner see a picture of the data."""
-    desk.shelf.add(picture.image, picture.name)
-    if desk.store.picture(owner, picture.digest) is None:
-        desk.store.remember_picture(owner, picture.digest, picture.name, {"changes": []})
+    service.picture_store.add(picture.image, picture.name)
+    if service.store.picture(owner, picture.digest) is None:
+        service.store.remember_picture(owner, picture.digest, picture.name, {"changes": []})
 
 
-def _wait_for(desk: Desk, key: str, cancel: threading.Event) -> None:
-    desk.hub.start(key)
-    while desk.hub.wait(key, BEAT) is None:
+def _wait_for(service: ChatService, key: str, cancel: threading.Event) -> None:
+    service.pool.start_loading(key)
+    while service.pool.wait(key, POLL_SECONDS) is None:
         if cancel.is_set():
             raise Skipped
 
@@ -123,7 +128,7 @@ def _part(
 
     rows: list[dict[str, Any]] = []
     for asked, question, answers in questions:
-        said = [ask_once(engine, asked, LONGEST, cancel) for engine in engines]
+        said = [greedy_answer(engine, asked, LONGEST, cancel) for engine in engines]
         if cancel.is_set():
             raise Skipped
         rows.append(

@@ -19,7 +19,7 @@ from typing import Any
 from ui.teaching import rehearsal
 from vqa_app.checkpoints.manifest import read_manifest
 from vqa_app.errors import DataError, ModelError
-from vqa_app.serving.engine_pool import Choice
+from vqa_app.serving.engine_pool import ModelChoice
 
 FEW = 200
 """Rows up to which this recipe is taken."""
@@ -48,7 +48,7 @@ class Wanted:
     rehearse: bool
 
 
-def knows_world(choice: Choice) -> bool:
+def knows_world(choice: ModelChoice) -> bool:
     """Whether a model is the built-in one, or was trained from it, so that its world is worth
     keeping.
     """
@@ -67,7 +67,7 @@ def knows_world(choice: Choice) -> bool:
 
 
 def settings_for(
-    paths: Sequence[str], base: Choice, wanted: Wanted, folder: Path, name: str
+    paths: Sequence[str], base: ModelChoice, wanted: Wanted, folder: Path, name: str
 ) -> dict[str, Any]:
     """What of `finetune.config.FinetuneConfig` depends on how many rows there are.
 

@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeAlias
 from finetune.runs.layout import WATCH_FILE
 from vqa_app.checkpoints.manifest import is_finished
 from vqa_app.prompts.conversation import SHORT_STYLE
-from vqa_app.serving.engine_pool import Choice
-from vqa_app.serving.redact import without_paths
+from vqa_app.serving.engine_pool import ModelChoice
+from vqa_app.serving.redact import redact_paths
 
 State: TypeAlias = Literal["running", "stopping", "comparing", "done", "stopped", "failed"]
 _MESSAGES = 12
@@ -32,7 +32,7 @@ class Job:
     owner: str
     name: str
     run: Path
-    base: Choice
+    base: ModelChoice
     stage: str
     state: State = "running"
     phase: str = "loading"
@@ -70,7 +70,7 @@ class Job:
         self.phase, self.done, self.of = progress.phase, progress.done, progress.of
         self.seconds_left = progress.seconds_left or self.seconds_left
         if progress.message:
-            self.messages.append(without_paths(progress.message))
+            self.messages.append(redact_paths(progress.message))
         loss = progress.loss if progress.phase == "training" else None
         if loss is not None and math.isfinite(loss):
             self.losses.append((progress.done, round(loss, 5)))
@@ -144,7 +144,7 @@ class JobFiles:
         if kept is None:
             return None
         try:
-            job = Job(run=self.runs / kept["name"], base=Choice(**kept.pop("base")), **kept)
+            job = Job(run=self.runs / kept["name"], base=ModelChoice(**kept.pop("base")), **kept)
         except (TypeError, KeyError):  # another version's
             return None
         if job.running:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ui.chat.desk import Desk
-from ui.chat.requests import Request, Update
+from ui.chat.requests import PageRequest, PageUpdate
+from ui.chat.service import ChatService
 from ui.teaching.taught_rows import Teaching
 from vqa_app.errors import UsageError
 
@@ -16,11 +16,11 @@ _WITHOUT_HISTORY = (
 )
 
 
-def teach(desk: Desk, teaching: Teaching, owner: str, request: Request) -> Update:
+def teach(service: ChatService, teaching: Teaching, owner: str, request: PageRequest) -> PageUpdate:
     """The deeds of teaching; `do` names one."""
     match request.get("do"):
         case "judge":
-            return _judge(desk, teaching, owner, request)
+            return _judge(service, teaching, owner, request)
         case "corrected":
             turn = str(request.get("turn"))
             return {"corrected": {"turn": turn, "answer": teaching.corrected(owner, turn)}}
@@ -37,10 +37,10 @@ def teach(desk: Desk, teaching: Teaching, owner: str, request: Request) -> Updat
             teaching.undo_import(owner)
         case other:
             raise UsageError(f"Unknown request {str(other)[:40]!r}.", "Reload the page.")
-    return taught(desk, teaching, owner, request.get("most"))
+    return taught(service, teaching, owner, request.get("most"))
 
 
-def taught(desk: Desk, teaching: Teaching, owner: str, most: object = None) -> Update:
+def taught(service: ChatService, teaching: Teaching, owner: str, most: object = None) -> PageUpdate:
     """The owner's rows as the page shows them, latest first.
 
     Args:
@@ -53,9 +53,9 @@ def taught(desk: Desk, teaching: Teaching, owner: str, most: object = None) -> U
         pictures = []
         for number, digest in enumerate(row.pictures, 1):
             teaching.picture(owner, digest)
-            known = desk.store.picture(owner, digest)
+            known = service.store.picture(owner, digest)
             if known is None:  # came with an import
-                desk.store.remember_picture(owner, digest, "picture", {"changes": []})
+                service.store.remember_picture(owner, digest, "picture", {"changes": []})
             name, facts = known or ("picture", {"changes": []})
             pictures.append({"digest": digest, "name": name, "number": number, **facts})
         shown.append(
@@ -71,11 +71,13 @@ def taught(desk: Desk, teaching: Teaching, owner: str, most: object = None) -> U
     return {"taught": {"rows": shown, "count": len(rows), "imported": imported}}
 
 
-def _judge(desk: Desk, teaching: Teaching, owner: str, request: Request) -> Update:
+def _judge(
+    service: ChatService, teaching: Teaching, owner: str, request: PageRequest
+) -> PageUpdate:
     """Keeps what a person says of an answer; with the right answer it becomes a taught row."""
     chat, turn_id = str(request.get("conversation")), str(request.get("turn"))
     verdict = request.get("verdict")
-    path = desk.store.path_to(owner, chat, turn_id)
+    path = service.store.path_to(owner, chat, turn_id)
     turn = path[-1]
     if verdict not in ("right", "wrong", None):
         raise UsageError("A verdict is right or wrong.", "Reload the page.")
@@ -89,13 +91,16 @@ def _judge(desk: Desk, teaching: Teaching, owner: str, request: Request) -> Upda
             owner,
             turn.question,
             right,
-            [desk.shelf.get(digest) for digest in digests],
+            [service.picture_store.get(digest) for digest in digests],
             short=turn.facts.get("style") == "short",
             turn=turn.id,
             said=turn.answer.strip(),
         )
-    desk.store.judge(owner, chat, turn.id, verdict)
-    update = {"view": desk.view(owner, chat), **taught(desk, teaching, owner, request.get("most"))}
+    service.store.judge(owner, chat, turn.id, verdict)
+    update = {
+        "view": service.view(owner, chat),
+        **taught(service, teaching, owner, request.get("most")),
+    }
     if not right:
         return update
     # A row is one question: what the model said before may be wrong, and would be trained, too.

@@ -23,12 +23,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ui.storage.picture_files import PictureShelf
+from ui.storage.picture_files import PictureStore
 from ui.teaching.uploads import MAX_ROWS, read_sent, told, unpack
 from vqa_app.errors import DataError, UsageError, VqaError
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, Picture
 from vqa_app.prompts.conversation import SHORT_STYLE
-from vqa_app.serving.redact import sound, without_paths
+from vqa_app.serving.redact import redact_paths, replace_surrogates
 
 LONGEST_TEXT = 4000
 _PLACEHOLDER = "<image>"
@@ -88,8 +88,8 @@ class TaughtRow:
 class Teaching:
     """All owners' taught rows. Safe to use from any thread."""
 
-    def __init__(self, folder: Path, shelf: PictureShelf) -> None:
-        self.folder, self.shelf = folder, shelf
+    def __init__(self, folder: Path, picture_store: PictureStore) -> None:
+        self.folder, self.picture_store = folder, picture_store
         self._lock = threading.RLock()
         self._in_use: Counter[str] = Counter()
         self._counts: dict[str, tuple[tuple[int, int], int]] = {}
@@ -213,9 +213,9 @@ class Teaching:
 
     def picture(self, owner: str, digest: str) -> Picture:
         """A row's picture, put back on the shelf where its chat was deleted meanwhile."""
-        if self.shelf.file(digest).exists():
-            return self.shelf.get(digest)
-        return self.shelf.add(
+        if self.picture_store.file(digest).exists():
+            return self.picture_store.get(digest)
+        return self.picture_store.add(
             self._image(owner, digest).read_bytes(), "picture", STORED_PICTURE_LIMITS
         )
 
@@ -261,7 +261,7 @@ class Teaching:
                     try:
                         new += self._rows_of(owner, row, digests)
                     except VqaError as error:
-                        problems.append(without_paths(f"row {row.number}: {error.problem}"))
+                        problems.append(redact_paths(f"row {row.number}: {error.problem}"))
                 with self._lock:  # once for all: every writing writes the whole file
                     kept = self._rows(owner)
                     _check_room(len(kept) + len(new))
@@ -283,7 +283,7 @@ class Teaching:
             if turn.role == "user":
                 for source in turn.pictures:
                     if source.key not in digests:
-                        picture = self.shelf.add(source.open().image, source.name)
+                        picture = self.picture_store.add(source.open().image, source.name)
                         self._keep(owner, picture)
                         digests[source.key] = picture.digest
                     seen[digests[source.key]] = None
@@ -296,9 +296,9 @@ class Teaching:
 
     def _keep(self, owner: str, picture: Picture) -> None:
         image = self._image(owner, picture.digest)
-        if not image.exists() and not self.shelf.file(picture.digest).exists():
-            self.shelf.add(picture.image, picture.name)
-        self.shelf.link(picture.digest, image.parent)
+        if not image.exists() and not self.picture_store.file(picture.digest).exists():
+            self.picture_store.add(picture.image, picture.name)
+        self.picture_store.link(picture.digest, image.parent)
 
     def _image(self, owner: str, digest: str) -> Path:
         return self.home(owner) / "images" / f"{digest}.png"
@@ -372,7 +372,7 @@ def _json(rows: Sequence[TaughtRow]) -> str:
 
 
 def _checked(what: str, text: str, may_be_empty: bool = False) -> str:
-    text = sound(text).strip()
+    text = replace_surrogates(text).strip()
     if not text and not may_be_empty:
         raise DataError(f"The {what} is empty.", "Write one.")
     if len(text) > LONGEST_TEXT:

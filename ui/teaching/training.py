@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.runs.layout import WATCH_FOLDER
-from ui.chat.desk import Desk
-from ui.chat.requests import Request, Update, message_of
+from ui.chat.requests import PageRequest, PageUpdate, user_message
+from ui.chat.service import ChatService
 from ui.teaching import before_after
 from ui.teaching.few_rows import Wanted, knows_world, settings_for
 from ui.teaching.jobs import Job, JobFiles, State
@@ -31,7 +31,7 @@ MAX_EPOCHS = 200
 _CHOSEN = ("sources", "stage", "epochs", "lr", "rehearse", "skip")
 
 
-class TrainingDesk:
+class TrainingService:
     """Starts, watches and ends runs.
 
     Args:
@@ -44,12 +44,12 @@ class TrainingDesk:
     def __init__(
         self,
         data_dir: Path,
-        desk: Desk,
+        service: ChatService,
         teaching: Teaching,
         train: Callable[..., Any] | None = None,
         device: str = "auto",
     ) -> None:
-        self.data_dir, self.desk, self.teaching = data_dir, desk, teaching
+        self.data_dir, self.service, self.teaching = data_dir, service, teaching
         self._train, self.device = train, device
         self._files = JobFiles(data_dir / "trainings", data_dir / "runs")
         self.job: Job | None = self._files.latest()
@@ -136,7 +136,7 @@ class TrainingDesk:
                 "Wait for its end, or rename the file.",
             )
 
-    def check(self, owner: str, request: Request) -> Update:
+    def check(self, owner: str, request: PageRequest) -> PageUpdate:
         """What is in the chosen data, and what is wrong with it, before anything trains."""
         from finetune.data.read import read_rows
 
@@ -147,7 +147,7 @@ class TrainingDesk:
             try:
                 source.open()
             except VqaError as error:
-                problems.append(message_of(error))
+                problems.append(user_message(error))
         answers = sum(len(row.references) for row in found.rows)
         return {
             "preflight": {
@@ -162,7 +162,7 @@ class TrainingDesk:
 
     # -- runs --------------------------------------------------------------------------------------
 
-    def start(self, owner: str, request: Request) -> Update:
+    def start(self, owner: str, request: PageRequest) -> PageUpdate:
         """Begins a run.
 
         Raises:
@@ -175,7 +175,7 @@ class TrainingDesk:
         rate = _number("learning rate", request.get("lr"), 1e-7, 1.0)
         if stage not in STAGES:
             raise UsageError("This stage does not exist.", f"Stages are {', '.join(STAGES)}.")
-        base = self.desk.hub.find(request.get("model") or self.desk.settings(owner).model)
+        base = self.service.pool.find(request.get("model") or self.service.settings(owner).model)
         if base.adapter:
             raise UsageError(
                 "A model with a separate adapter cannot be trained here.",
@@ -209,7 +209,7 @@ class TrainingDesk:
         job.thread.start()
         return self.status(owner)
 
-    def go_on(self, owner: str) -> Update:
+    def go_on(self, owner: str) -> PageUpdate:
         """Goes on with the owner's run that was stopped, with the same choices.
 
         Raises:
@@ -220,7 +220,7 @@ class TrainingDesk:
             raise UsageError("There is nothing to go on with.", "Start a training.")
         return self.start(owner, job.request)
 
-    def stop(self, owner: str) -> Update:
+    def stop(self, owner: str) -> PageUpdate:
         """Ends the owner's run after the step in progress, or skips the rest of its comparison."""
         job = self._own_job(owner)
         with self._lock:
@@ -273,7 +273,7 @@ class TrainingDesk:
                 self._compare(job, taught)
             self._set_state(job, "done")
         except Exception as error:
-            job.error = message_of(error, options=False)
+            job.error = user_message(error, options=False)
             self._set_state(job, "failed")
 
     def _train_it(self, job: Job, paths: list[str], wanted: Wanted, skip_bad: bool) -> bool:
@@ -320,14 +320,14 @@ class TrainingDesk:
         self._set_state(job, "comparing")
         try:
             job.comparison = before_after.compare(
-                self.desk, taught, job.owner, job.base.key, key, job.cancel
+                self.service, taught, job.owner, job.base.key, key, job.cancel
             )
             for digest in job.compared_pictures:
-                self.desk.shelf.link(digest, self._files.pictures(job))
+                self.service.picture_store.link(digest, self._files.pictures(job))
         except before_after.Skipped:
             job.messages.append("Not compared: it was stopped.")
         except Exception as error:
-            job.messages.append(f"Not compared: {message_of(error)}")
+            job.messages.append(f"Not compared: {user_message(error)}")
 
     def _set_state(self, job: Job, state: State) -> None:
         with self._lock:
@@ -336,17 +336,17 @@ class TrainingDesk:
 
     def _key(self, job: Job) -> str | None:
         """The run's key in the hub, if it is (still) there; other models may bear its name."""
-        for choice in self.desk.hub.choices():
+        for choice in self.service.pool.choices():
             if choice.source == str(job.run):
                 return choice.key
         return None
 
-    def status(self, owner: str) -> Update:
+    def status(self, owner: str) -> PageUpdate:
         """What the page shows: the data sets, and the run if there is one."""
         running = self.job if self.job is not None and self.job.running else None
-        standing: dict[str, Any] = {
+        status: dict[str, Any] = {
             "sources": self.sources(owner),
-            "base": self.desk.hub.find(self.desk.settings(owner).model).label,
+            "base": self.service.pool.find(self.service.settings(owner).model).label,
             # Before the rest, so that whoever is told "not busy" is told how it ended.
             "busy": running is not None,
             "others": running is not None and running.owner != owner,
@@ -357,19 +357,19 @@ class TrainingDesk:
             finished = job.state == "done"
             key = self._key(job) if finished else None
             if key or not finished:  # not one that was deleted meanwhile
-                standing["job"] = job.shown(key)
-                watched = {d for one in standing["job"]["watch"] for d in one["pictures"]}
+                status["job"] = job.shown(key)
+                watched = {d for one in status["job"]["watch"] for d in one["pictures"]}
                 self._show(job, watched, job.run / WATCH_FOLDER)
                 self._show(job, job.compared_pictures, self._files.pictures(job))
-        return {"training": standing}
+        return {"training": status}
 
     def _show(self, job: Job, digests: set[str], folder: Path) -> None:
         """Lets the owner see pictures of a run, also where all that showed them is deleted."""
         for digest in digests:
-            if self.desk.store.picture(job.owner, digest) is None:
+            if self.service.store.picture(job.owner, digest) is None:
                 with contextlib.suppress(OSError, VqaError):
                     file = folder / f"{digest}.png"
-                    self.desk.bring(
+                    self.service.add_picture(
                         job.owner, file.read_bytes(), "picture.png", STORED_PICTURE_LIMITS
                     )
 

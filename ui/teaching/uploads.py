@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vqa_app.errors import DataError
-from vqa_app.serving.redact import without_options, without_paths
+from vqa_app.serving.redact import redact_options, redact_paths
 
 if TYPE_CHECKING:
     from finetune.data.read import Problem, ReadRows, Row
@@ -53,8 +53,8 @@ def _refuse_outside(rows: Iterable[Row], folder: Path) -> None:
 
 def told(problem: Problem) -> str:
     """What is wrong with sent data, as the sender is told it: with its row, without a path."""
-    what = f"{problem.message} {without_options(problem.hint)}".strip()
-    return without_paths(f"{problem.location}: {what}" if problem.location else what)
+    what = f"{problem.message} {redact_options(problem.hint)}".strip()
+    return redact_paths(f"{problem.location}: {what}" if problem.location else what)
 
 
 def read_sent(folder: Path) -> ReadRows:

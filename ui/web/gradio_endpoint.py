@@ -14,10 +14,10 @@ from gradio.components.multimodal_textbox import MultimodalData
 from gradio.utils import get_upload_folder
 from pydantic import ValidationError
 
-from ui.chat.desk import Desk
-from ui.chat.requests import message_of, question_of
-from ui.chat.settings import Settings
-from ui.chat.stream import growing
+from ui.chat.requests import parse_question, user_message
+from ui.chat.service import ChatService
+from ui.chat.settings import ChatSettings
+from ui.chat.stream import stream_text
 from vqa_app.errors import UsageError
 from vqa_app.pictures.picture import open_picture
 from vqa_app.prompts.conversation import Conversation
@@ -30,18 +30,18 @@ _NOT_UPLOADED = "Files are uploaded, not named by a path or an address."
 _SHAPE = 'Send {"text": "your question", "files": []}, files as /gradio_api/upload gave them.'
 
 
-def endpoint(desk: Desk) -> gr.Blocks:
+def endpoint(service: ChatService) -> gr.Blocks:
     """Return Gradio's part of the application: the endpoint, without a page."""
     with gr.Blocks(
         title="Look & Ask",
         analytics_enabled=False,
         delete_cache=(3600, 3600),  # uploads of programs that never asked
     ) as blocks:
-        _add_chat(desk)
+        _add_chat(service)
     return blocks
 
 
-def _add_chat(desk: Desk) -> None:
+def _add_chat(service: ChatService) -> None:
     message = gr.MultimodalTextbox(visible=False, file_count="multiple", label="Question")
     message.data_model = _Message
     _take_uploads_only(message)
@@ -54,9 +54,9 @@ def _add_chat(desk: Desk) -> None:
         `message` is `{"text": ..., "files": [...]}`; each value given back is the answer so far.
         """
         try:
-            yield from _answer(desk, message)
+            yield from _answer(service, message)
         except Exception as error:
-            raise gr.Error(message_of(error), print_exception=False) from None
+            raise gr.Error(user_message(error), print_exception=False) from None
 
     send.click(
         chat, message, answer, api_name="chat", concurrency_limit=AT_ONCE, show_progress="hidden"
@@ -95,25 +95,25 @@ def _is_upload(path: str | Path) -> bool:
     return Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve())
 
 
-def _answer(desk: Desk, message: dict[str, Any] | None) -> Iterator[Any]:
+def _answer(service: ChatService, message: dict[str, Any] | None) -> Iterator[Any]:
     if message is None:
         raise UsageError("There is no question.", _SHAPE)
     files = list(message.get("files") or [])
     if not all(map(_is_upload, files)):  # a file that claims to be a stream is not moved
         raise UsageError(_NOT_UPLOADED)
     try:
-        question = question_of(message.get("text"), len(files))
+        question = parse_question(message.get("text"), len(files))
         # Gradio's copies carry its own names; the pixels are all that matters.
         pictures = [
-            open_picture(Path(file), name=f"picture {number}", limits=desk.shelf.limits)
+            open_picture(Path(file), name=f"picture {number}", limits=service.picture_store.limits)
             for number, file in enumerate(files, 1)
         ]
     finally:
         for file in files:
             Path(file).unlink(missing_ok=True)
-    desk.hub.start()
+    service.pool.start_loading()
     asked = Conversation.ask(question, pictures)
-    with desk.hub.lease(timeout=PATIENCE) as engine, desk.cancellable() as cancel:
-        options = Settings().options(engine.info.defaults)
-        for grown in growing(engine, asked, options, cancel):
+    with service.pool.lease(timeout=PATIENCE) as engine, service.cancel_event() as cancel:
+        options = ChatSettings().options(engine.info.defaults)
+        for grown in stream_text(engine, asked, options, cancel):
             yield grown[0] if grown else gr.skip()

@@ -18,19 +18,18 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from ui.chat import attention_view
-from ui.chat.comparison import side_by_side
-from ui.chat.conversation_actions import act
-from ui.chat.desk import Desk
-from ui.chat.model_picker import pick
-from ui.chat.requests import Request as PageRequest
-from ui.chat.requests import Update, known, message_of
-from ui.chat.warmup import Warming
+from ui.chat.comparison import compare_models
+from ui.chat.conversation_actions import handle_action
+from ui.chat.model_picker import pick_model
+from ui.chat.requests import PageRequest, PageUpdate, require_owner, user_message
+from ui.chat.service import ChatService
+from ui.chat.warmup import Warmup
 from ui.teaching.row_actions import teach
 from ui.teaching.taught_rows import Teaching
-from ui.teaching.training import TrainingDesk
+from ui.teaching.training import TrainingService
 from ui.web.routes import STATIC, body_of, missing, problem
 from vqa_app.errors import UsageError
-from vqa_app.serving.redact import sound
+from vqa_app.serving.redact import replace_surrogates
 
 MAX_REQUEST = 2**20
 """Largest request of the page, in bytes; a question has at most 20,000 characters."""
@@ -41,22 +40,22 @@ MAX_LOOKS = 4
 HEARTBEAT = 1.0
 """Seconds without an update after which an empty line is sent."""
 
-Handler: TypeAlias = Callable[[str, PageRequest], Update | Iterator[Update | None]]
+Handler: TypeAlias = Callable[[str, PageRequest], PageUpdate | Iterator[PageUpdate | None]]
 """Takes the owner and the request; returns one update or yields several. None is a heartbeat."""
 
 
-def page_routes(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRouter:
+def page_routes(service: ChatService, teaching: Teaching, training: TrainingService) -> APIRouter:
     """Return the routes of the page itself and of its requests."""
     router = APIRouter()
     threads, looks = CapacityLimiter(MAX_THREADS), CapacityLimiter(MAX_LOOKS)
     handlers: dict[str, Handler] = {
-        "ask": desk.ask,
-        "pick": lambda owner, request: pick(desk, owner, request),
-        "compare": lambda owner, request: side_by_side(desk, owner, request),
-        "act": lambda owner, request: act(desk, owner, request),
-        "warm": Warming(desk).begin,
-        "look": lambda owner, request: _look(desk, owner, request),
-        "teach": lambda owner, request: teach(desk, teaching, owner, request),
+        "ask": service.ask,
+        "pick": lambda owner, request: pick_model(service, owner, request),
+        "compare": lambda owner, request: compare_models(service, owner, request),
+        "act": lambda owner, request: handle_action(service, owner, request),
+        "warm": Warmup(service).begin,
+        "look": lambda owner, request: _look(service, owner, request),
+        "teach": lambda owner, request: teach(service, teaching, owner, request),
         "train": lambda owner, request: _train(training, owner, request),
     }
 
@@ -74,7 +73,7 @@ def page_routes(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRo
             if data is None:
                 raise UsageError("The request is too large.", "Shorten the question.")
             updates = _updates(
-                partial(handler, known(request.state.owner), _parsed(data)),
+                partial(handler, require_owner(request.state.owner), _parsed(data)),
                 looks if name == "look" else threads,
             )
         except UsageError as error:
@@ -95,7 +94,7 @@ def _parsed(data: bytes) -> PageRequest:
         UsageError: it is not a JSON object.
     """
     try:
-        request = json.loads(sound(json.dumps(json.loads(data), ensure_ascii=False)))
+        request = json.loads(replace_surrogates(json.dumps(json.loads(data), ensure_ascii=False)))
     except (ValueError, RecursionError):
         request = None
     if not isinstance(request, dict):
@@ -104,28 +103,28 @@ def _parsed(data: bytes) -> PageRequest:
 
 
 async def _updates(
-    handler: Callable[[], Update | Iterator[Update | None]], threads: CapacityLimiter
+    handler: Callable[[], PageUpdate | Iterator[PageUpdate | None]], threads: CapacityLimiter
 ) -> AsyncIterator[bytes]:
     """Yield a handler's updates as lines, and an empty line wherever it sends none for a while.
 
     The handler runs in a thread, one update at a time; it is closed when the page goes away.
     """
-    iterator: Iterator[Update | None] = iter(())
+    iterator: Iterator[PageUpdate | None] = iter(())
 
-    def first() -> Update | None:
+    def first() -> PageUpdate | None:
         nonlocal iterator
         result = handler()
         iterator = iter((result,)) if isinstance(result, dict) else result
         return next(iterator)
 
-    def close(task: asyncio.Future[tuple[Update | None, bool]] | None = None) -> None:
+    def close(task: asyncio.Future[tuple[PageUpdate | None, bool]] | None = None) -> None:
         if isinstance(iterator, Generator):
             iterator.close()
         if task is not None and not task.cancelled() and (error := task.exception()):
-            message_of(error)  # logs it where it is unexpected
+            user_message(error)  # logs it where it is unexpected
 
-    step: Callable[[], Update | None] = first
-    task: asyncio.Future[tuple[Update | None, bool]] | None = None
+    step: Callable[[], PageUpdate | None] = first
+    task: asyncio.Future[tuple[PageUpdate | None, bool]] | None = None
     try:
         while True:
             task = asyncio.ensure_future(to_thread.run_sync(_until_end, step, limiter=threads))
@@ -137,7 +136,7 @@ async def _updates(
             yield _line(update) if update is not None else b"\n"
             step = partial(next, iterator)
     except Exception as error:
-        yield _line({"error": message_of(error)})
+        yield _line({"error": user_message(error)})
     finally:
         # Where the page went away, a step may still be running in its thread.
         if task is None or task.done():
@@ -146,7 +145,7 @@ async def _updates(
             task.add_done_callback(close)
 
 
-def _until_end(step: Callable[[], Update | None]) -> tuple[Update | None, bool]:
+def _until_end(step: Callable[[], PageUpdate | None]) -> tuple[PageUpdate | None, bool]:
     # StopIteration cannot pass through a future.
     try:
         return step(), False
@@ -154,16 +153,20 @@ def _until_end(step: Callable[[], Update | None]) -> tuple[Update | None, bool]:
         return None, True
 
 
-def _line(update: Update) -> bytes:
+def _line(update: PageUpdate) -> bytes:
     return json.dumps(update, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def _look(desk: Desk, owner: str, request: PageRequest) -> Update:
-    view = attention_view.saw if request.get("do") == "saw" else attention_view.look
-    return view(desk, owner, request)
+def _look(service: ChatService, owner: str, request: PageRequest) -> PageUpdate:
+    view = (
+        attention_view.describe_picture
+        if request.get("do") == "saw"
+        else attention_view.explain_answer
+    )
+    return view(service, owner, request)
 
 
-def _train(training: TrainingDesk, owner: str, request: PageRequest) -> Update:
+def _train(training: TrainingService, owner: str, request: PageRequest) -> PageUpdate:
     match request.get("do"):
         case "check":
             return training.check(owner, request)

@@ -14,11 +14,11 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from ui.chat import export
-from ui.chat.desk import Desk
-from ui.chat.requests import known, message_of
+from ui.chat.requests import require_owner, user_message
+from ui.chat.service import ChatService
 from ui.storage.picture_files import LARGE, THUMBNAIL
 from ui.teaching.taught_rows import Teaching
-from ui.teaching.training import TrainingDesk
+from ui.teaching.training import TrainingService
 from vqa_app.errors import UsageError, VqaError
 
 STATIC = Path(__file__).parent.parent / "static"
@@ -43,7 +43,7 @@ MAX_IMPORT = 200 * 2**20
 _AT_MOST = f"At most {MAX_IMPORT // 2**20} MB fit."
 
 
-def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRouter:
+def routes_of(service: ChatService, teaching: Teaching, training: TrainingService) -> APIRouter:
     """The routes that serve `desk`'s owners."""
     router = APIRouter()
 
@@ -53,14 +53,14 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
 
     @router.get("/readyz")
     def readyz() -> Response:
-        phase = desk.hub.standing().phase
-        if phase == "absent" and desk.hub.any_ready():
+        phase = service.pool.status().phase
+        if phase == "absent" and service.pool.has_loaded_model():
             phase = "ready"  # it made room for another, and comes back when somebody asks it
         return JSONResponse({"status": phase}, 200 if phase == "ready" else 503)
 
     @router.post("/vqa/pictures")
     async def bring(request: Request, name: str = "picture") -> Response:
-        limit = desk.shelf.limits.max_bytes
+        limit = service.picture_store.limits.max_bytes
         data = await body_of(request, limit)
         if data is None:
             return problem(
@@ -69,18 +69,20 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
                 ),
                 413,
             )
-        return await _answered(lambda: desk.bring(known(request.state.owner), data, name[:120]))
+        return await _answered(
+            lambda: service.add_picture(require_owner(request.state.owner), data, name[:120])
+        )
 
     @router.get("/vqa/pictures/{digest}")
     async def picture(request: Request, digest: str, size: str = "full") -> Response:
         longest = {"small": THUMBNAIL, "large": LARGE}.get(size)
-        if desk.store.picture(request.state.owner, digest) is None:
+        if service.store.picture(request.state.owner, digest) is None:
             return missing()
         try:
             if longest is not None:
-                file = await run_in_threadpool(desk.shelf.smaller, digest, longest)
+                file = await run_in_threadpool(service.picture_store.smaller, digest, longest)
             else:
-                file = desk.shelf.file(digest)
+                file = service.picture_store.file(digest)
         except VqaError:
             return missing()
         if not file.is_file():
@@ -91,10 +93,12 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
     async def download(request: Request, conversation: str, kind: str) -> Response:
         owner = request.state.owner
         write = {"json": export.to_json, "html": export.to_html}.get(kind)
-        if write is None or not desk.store.owns(owner, conversation):
+        if write is None or not service.store.owns(owner, conversation):
             return missing()
-        text = await run_in_threadpool(write, desk.store, desk.shelf, owner, conversation)
-        name = re.sub(r"[^\w\- ]+", "", desk.store.title(owner, conversation))[:60].strip()
+        text = await run_in_threadpool(
+            write, service.store, service.picture_store, owner, conversation
+        )
+        name = re.sub(r"[^\w\- ]+", "", service.store.title(owner, conversation))[:60].strip()
         return Response(
             text,
             media_type="application/json" if kind == "json" else "text/html",
@@ -107,7 +111,9 @@ def routes_of(desk: Desk, teaching: Teaching, training: TrainingDesk) -> APIRout
     @router.post("/vqa/conversations")
     async def take_in(request: Request) -> Response:
         def read(owner: str, data: bytes) -> dict[str, Any]:
-            return {"conversation": export.from_json(desk.store, desk.shelf, owner, data)}
+            return {
+                "conversation": export.from_json(service.store, service.picture_store, owner, data)
+            }
 
         return await _sent(request, read)
 
@@ -162,7 +168,7 @@ async def _sent(request: Request, deed: Callable[[str, bytes], dict[str, Any]]) 
     data = await body_of(request, MAX_IMPORT)
     if data is None:
         return problem(UsageError("The file is too large.", _AT_MOST), 413)
-    return await _answered(lambda: deed(known(request.state.owner), data))
+    return await _answered(lambda: deed(require_owner(request.state.owner), data))
 
 
 async def _answered(deed: Callable[[], dict[str, Any]]) -> Response:
@@ -174,7 +180,7 @@ async def _answered(deed: Callable[[], dict[str, Any]]) -> Response:
 
 
 def problem(error: Exception, status: int) -> Response:
-    return JSONResponse({"error": message_of(error)}, status)
+    return JSONResponse({"error": user_message(error)}, status)
 
 
 def missing() -> Response:

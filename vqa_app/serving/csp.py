@@ -30,7 +30,7 @@ _HEADERS = {
 }
 
 
-def guarded(send: Send, extra: dict[str, str]) -> Send:
+def with_security_headers(send: Send, extra: dict[str, str]) -> Send:
     """Return `send` with the security headers, and with the `extra` ones on HTML."""
 
     async def sent(message: Message) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from vqa_app.serving.engine_pool import LoadingCancelled, Progress
+from vqa_app.serving.engine_pool import LoadingCancelled, LoadProgress
 
 
-def fetch(name: str, progress: Progress) -> None:
+def download_model(name: str, progress: LoadProgress) -> None:
     """Brings a model into the local cache, unless it is there.
 
     Raises:
@@ -32,7 +32,7 @@ def fetch(name: str, progress: Progress) -> None:
         raise
 
 
-def _bar(progress: Progress) -> type:
+def _bar(progress: LoadProgress) -> type:
     """A bar for huggingface_hub that draws nothing and tells `progress` the bytes."""
     from tqdm.auto import tqdm
 

@@ -16,18 +16,18 @@ from typing import Literal, Protocol, TypeAlias
 from vqa_app.devices import is_out_of_memory
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import InsufficientMemoryError, ModelError, UsageError, VqaError
-from vqa_app.serving.redact import without_paths
+from vqa_app.serving.redact import redact_paths
 
 log = logging.getLogger(__name__)
 
-OFFERED = 20
+MAX_NAMED_MODELS = 20
 """So many of the models that people named stand in the list: the latest."""
 
 Phase: TypeAlias = Literal["absent", "loading", "ready", "failed"]
 
 
 @dataclass(frozen=True)
-class Choice:
+class ModelChoice:
     """A model that can be picked."""
 
     key: str
@@ -45,7 +45,7 @@ class Choice:
     """Whether its weights lie on this machine."""
 
 
-class Progress(Protocol):
+class LoadProgress(Protocol):
     """Tells how far a download is (0 to 1, None where unknown); raises when it is to stop."""
 
     def __call__(self, message: str, share: float | None = None) -> None: ...
@@ -57,8 +57,8 @@ class LoadingCancelled(Exception):
 
 @dataclass
 class _Slot:
-    choice: Choice
-    starter: str = ""
+    choice: ModelChoice
+    requester: str = ""
     phase: Phase = "absent"
     message: str = ""
     share: float | None = None
@@ -66,20 +66,20 @@ class _Slot:
     used: float = 0.0
     leases: int = 0
     cancel: threading.Event = field(default_factory=threading.Event)
-    settled: threading.Event = field(default_factory=threading.Event)
+    finished: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)
-class Standing:
+class ModelStatus:
     """How a model stands, for the page."""
 
-    choice: Choice
+    choice: ModelChoice
     phase: Phase
     message: str
     share: float | None
 
 
-class Hub:
+class EnginePool:
     """Loads engines when they are asked for and keeps the latest few.
 
     Args:
@@ -91,37 +91,37 @@ class Hub:
 
     def __init__(
         self,
-        load: Callable[[Choice, Progress], Engine],
-        choices: Callable[[], Iterable[Choice]],
+        load: Callable[[ModelChoice, LoadProgress], Engine],
+        choices: Callable[[], Iterable[ModelChoice]],
         default: str,
         keep: int = 2,
     ) -> None:
         self._load, self._choices, self._keep = load, choices, keep
         self.default = default
         self._slots: dict[str, _Slot] = {}
-        self._named: dict[str, Choice] = {}
+        self._named: dict[str, ModelChoice] = {}
         self._lock = threading.RLock()
         self._closed = False
 
-    def choices(self) -> list[Choice]:
+    def choices(self) -> list[ModelChoice]:
         with self._lock:
             named = list(self._named.values())
         return [*self._choices(), *named]
 
-    def offer(self, choice: Choice) -> None:
-        """Adds a choice, until `OFFERED` others came after it; one that is loaded stays."""
+    def add_choice(self, choice: ModelChoice) -> None:
+        """Add a choice, until `MAX_NAMED_MODELS` others came after it; a loaded one stays."""
         if choice.key in {known.key for known in self._choices()}:
             return
         with self._lock:
             self._named.pop(choice.key, None)  # the latest stands last
             self._named[choice.key] = choice
-            for key in list(self._named)[:-OFFERED]:
+            for key in list(self._named)[:-MAX_NAMED_MODELS]:
                 slot = self._slots.get(key)
                 if slot is None or slot.phase in ("absent", "failed"):
                     self._slots.pop(key, None)
                     del self._named[key]
 
-    def find(self, key: str | None) -> Choice:
+    def find(self, key: str | None) -> ModelChoice:
         """The choice of a key, the default for None.
 
         Raises:
@@ -133,11 +133,11 @@ class Hub:
                 return choice
         raise ModelError("This model is not offered here.", "Pick one from the list.")
 
-    def start(self, key: str | None = None, starter: str = "") -> None:
+    def start_loading(self, key: str | None = None, requester: str = "") -> None:
         """Begins to load a model, unless it is loaded or loading.
 
         Args:
-            starter: the owner who asked for it, "" for the server itself.
+            requester: the owner who asked for it, "" for the server itself.
 
         Raises:
             ModelError: no such choice.
@@ -148,13 +148,13 @@ class Hub:
             if self._closed or (slot and slot.phase in ("loading", "ready")):
                 return
             slot = self._slots[choice.key] = _Slot(
-                choice, starter, "loading", "Loading …", used=time.time()
+                choice, requester, "loading", "Loading …", used=time.time()
             )
         threading.Thread(
             target=self._run, args=(slot,), name=f"load-{choice.key}", daemon=True
         ).start()
 
-    def cancel(self, key: str, starter: str = "") -> None:
+    def cancel_loading(self, key: str, requester: str = "") -> None:
         """Ends a load at its next progress report.
 
         Raises:
@@ -164,19 +164,19 @@ class Hub:
             slot = self._slots.get(key)
             if slot is None or slot.phase != "loading":
                 return
-            if slot.starter != starter:
+            if slot.requester != requester:
                 raise UsageError(
                     "Someone else is loading this model.", "It will finish loading for them."
                 )
             slot.cancel.set()
 
-    def standing(self, key: str | None = None) -> Standing:
+    def status(self, key: str | None = None) -> ModelStatus:
         choice = self.find(key)
         with self._lock:
             slot = self._slots.get(choice.key) or _Slot(choice)
-            return Standing(choice, slot.phase, slot.message, slot.share)
+            return ModelStatus(choice, slot.phase, slot.message, slot.share)
 
-    def ready(self, key: str | None = None) -> Engine | None:
+    def get_loaded(self, key: str | None = None) -> Engine | None:
         """The engine if it is loaded."""
         with self._lock:
             slot = self._slots.get(key or self.default)
@@ -185,7 +185,7 @@ class Hub:
             slot.used = time.time()
             return slot.engine
 
-    def any_ready(self) -> bool:
+    def has_loaded_model(self) -> bool:
         """Whether any model is loaded."""
         with self._lock:
             return any(slot.engine for slot in self._slots.values())
@@ -198,15 +198,15 @@ class Hub:
         Raises:
             ModelError: it could not be loaded, or somebody cancelled that.
         """
-        if engine := self.ready(key):
+        if engine := self.get_loaded(key):
             return engine
         with self._lock:
             if (key or self.default) not in self._slots:
-                self.start(key)
+                self.start_loading(key)
             slot = self._slots.get(key or self.default)
         if slot is None:
             raise ModelError("The server is stopping.", "Start it again.")
-        if not slot.settled.wait(timeout):
+        if not slot.finished.wait(timeout):
             return None
         if slot.phase != "ready":
             raise ModelError(slot.message, "Pick another model, or try this one again.")
@@ -264,7 +264,7 @@ class Hub:
         except LoadingCancelled:
             self._settle(slot, "absent", f"Loading {slot.choice.label} was cancelled.")
         except VqaError as error:
-            self._settle(slot, "failed", without_paths(str(error).replace("\n", " ")))
+            self._settle(slot, "failed", redact_paths(str(error).replace("\n", " ")))
         except Exception as error:
             log.exception("Loading %s failed", slot.choice.label)
             why = ": the memory is full" if is_out_of_memory(error) else ""
@@ -277,7 +277,7 @@ class Hub:
                 engine.close()
             self._evict(self._keep, self.default)
 
-    def _loaded(self, choice: Choice, progress: Progress) -> Engine:
+    def _loaded(self, choice: ModelChoice, progress: LoadProgress) -> Engine:
         """Loads; where the memory refuses it, once more without the models that nobody uses just
         now. The default is one of them: it comes back when somebody asks it.
         """
@@ -296,7 +296,7 @@ class Hub:
         with self._lock:
             slot.engine, slot.used = engine, time.time()  # loading may have taken minutes
             slot.phase, slot.message, slot.share = phase, message, None
-        slot.settled.set()
+        slot.finished.set()
 
     def _evict(self, keep: int, spared: str | None = None) -> bool:
         """Lets go of the models that nobody uses just now, but for `spared` and the `keep` that

@@ -27,21 +27,21 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vqa_app.serving.csp import guarded
+from vqa_app.serving.csp import with_security_headers
 
 log = logging.getLogger(__name__)
 
 COOKIE = "vqa_browser"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
-WRONG_TAKES = 0.5
+WRONG_PASSWORD_SECONDS = 0.5
 """Seconds until somebody is told that a password is wrong."""
-WRONG_AT_ONCE = 8
+MAX_WRONG_PASSWORDS = 8
 """Wrong passwords of one address under way at once; more tries are not looked at meanwhile."""
 _OPEN_PATHS = ("/healthz", "/readyz")
 
 
 @dataclass(frozen=True)
-class Rules:
+class AccessRules:
     """What the guard lets in."""
 
     hosts: frozenset[str] = frozenset()
@@ -68,7 +68,7 @@ class Guard:
     An owner is `user:<name>` or `browser:<hash of the cookie>`: the store never holds a cookie.
     """
 
-    def __init__(self, app: ASGIApp, rules: Rules) -> None:
+    def __init__(self, app: ASGIApp, rules: AccessRules) -> None:
         self.app = app
         self.rules = rules
         self._hosts = machine_hosts(rules.hosts)
@@ -87,7 +87,7 @@ class Guard:
                 return
             if refusal.status_code == 401 and "authorization" in headers:
                 await self._hold_up(_address(scope, headers))
-            await refusal(scope, receive, guarded(send, {}))
+            await refusal(scope, receive, with_security_headers(send, {}))
             return
         user = self._user(headers)
         token = _token(headers)
@@ -95,17 +95,17 @@ class Guard:
         scope.setdefault("state", {})["owner"] = owner
         new = {} if token or user or scope["type"] != "http" else self._new_cookie(scope)
         body = _Body(receive, self._limit(scope))
-        await self.app(scope, body.receive, guarded(send, new))
+        await self.app(scope, body.receive, with_security_headers(send, new))
 
     async def _hold_up(self, address: str) -> None:
         """Lets somebody who guesses passwords wait, and nobody else."""
         log.warning("Wrong user or password from %s.", address or "this machine or its proxy")
         if not address:
-            await sleep(WRONG_TAKES)
+            await sleep(WRONG_PASSWORD_SECONDS)
             return
         self._wrong[address] += 1
         try:
-            await sleep(WRONG_TAKES)
+            await sleep(WRONG_PASSWORD_SECONDS)
         finally:
             self._wrong[address] -= 1
             if not self._wrong[address]:
@@ -124,7 +124,7 @@ class Guard:
         if not length.isdigit() or int(length) > self._limit(scope):
             return PlainTextResponse("The request is too large.\n", 413)
         if self.rules.users and scope["path"] not in _OPEN_PATHS:
-            if self._wrong[_address(scope, headers)] >= WRONG_AT_ONCE:  # right or not
+            if self._wrong[_address(scope, headers)] >= MAX_WRONG_PASSWORDS:  # right or not
                 return PlainTextResponse("Too many wrong passwords at once.\n", 429)
             if self._user(headers) is None:
                 return PlainTextResponse(

@@ -17,31 +17,31 @@ from pathlib import Path
 from vqa_app.checkpoints.manifest import is_finished
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import UsageError
-from vqa_app.serving.engine_pool import Choice, Progress
-from vqa_app.serving.redact import hide
+from vqa_app.serving.engine_pool import LoadProgress, ModelChoice
+from vqa_app.serving.redact import hide_folder
 
 DOWNLOADED, TO_DOWNLOAD = "Downloaded", "To download"
 _CATALOGUE_SECONDS = 60
-BUILTIN = Choice("builtin", "Built-in", "small, in the box", "In the box", "builtin")
+BUILTIN = ModelChoice("builtin", "Built-in", "small, in the box", "In the box", "builtin")
 
 
-def started_with(
+def choice_from_options(
     model: str, adapter: str | None, quantize: str | None, revision: str | None = None
-) -> Choice:
+) -> ModelChoice:
     """The choice of the command line."""
     if (model, adapter, quantize, revision) == ("builtin", None, None, None):
         return BUILTIN
     for path in (model, adapter or ""):
         if os.sep in path:
-            hide(Path(path).parent)  # messages about it are shown to everybody
+            hide_folder(Path(path).parent)  # messages about it are shown to everybody
     label = Path(model).name or model
     if adapter:
         label += f" + {Path(adapter).name}"
     detail = quantize or ""
-    return Choice("start", label, detail, "Started with", model, adapter, quantize, revision)
+    return ModelChoice("start", label, detail, "Started with", model, adapter, quantize, revision)
 
 
-def offered(start: Choice, runs: Path) -> Iterator[Choice]:
+def available_choices(start: ModelChoice, runs: Path) -> Iterator[ModelChoice]:
     """All choices.
 
     Args:
@@ -55,16 +55,16 @@ def offered(start: Choice, runs: Path) -> Iterator[Choice]:
         finished = [run for run in runs.iterdir() if is_finished(run)]
         for run in sorted(finished, key=lambda run: run.stat().st_mtime, reverse=True):
             key = "run-" + hashlib.sha256(run.name.encode()).hexdigest()[:12]
-            yield Choice(key, run.name, "trained here", "Trained here", str(run))
+            yield ModelChoice(key, run.name, "trained here", "Trained here", str(run))
     yield from _catalogue()
 
 
-def _catalogue() -> list[Choice]:
+def _catalogue() -> list[ModelChoice]:
     return _catalogue_at(int(time.monotonic() / _CATALOGUE_SECONDS))
 
 
 @lru_cache(maxsize=1)
-def _catalogue_at(_: int) -> list[Choice]:
+def _catalogue_at(_: int) -> list[ModelChoice]:
     """Looks into the local cache of each model, so it is kept for a while."""
     from vqa_app.checkpoints.catalogue import CATALOGUE, is_cached
 
@@ -72,13 +72,13 @@ def _catalogue_at(_: int) -> list[Choice]:
     return sorted(found, key=lambda choice: not choice.here)
 
 
-def _from_hub(name: str, detail: str, here: bool = False) -> Choice:
+def _from_hub(name: str, detail: str, here: bool = False) -> ModelChoice:
     key = "hub-" + hashlib.sha256(name.encode()).hexdigest()[:12]
     group = DOWNLOADED if here else TO_DOWNLOAD
-    return Choice(key, name.split("/")[-1], detail, group, name, here=here)
+    return ModelChoice(key, name.split("/")[-1], detail, group, name, here=here)
 
 
-def named(text: str) -> Choice:
+def choice_from_hub_id(text: str) -> ModelChoice:
     """A model that a person names by its hub id; only with `--allow-any-model`.
 
     Raises:
@@ -89,7 +89,7 @@ def named(text: str) -> Choice:
     return replace(_from_hub(text, "named here"), label=text)
 
 
-def quantization(choice: Choice) -> str | None:
+def quantization(choice: ModelChoice) -> str | None:
     """How the weights of a choice are quantised: as the command line says, or as those that a run
     was trained on.
 
@@ -101,8 +101,8 @@ def quantization(choice: Choice) -> str | None:
     return choice.quantize or quantization_of(Path(choice.source))
 
 
-def load(
-    choice: Choice, progress: Progress, *, device: str = "auto", dtype: str = "auto"
+def load_engine(
+    choice: ModelChoice, progress: LoadProgress, *, device: str = "auto", dtype: str = "auto"
 ) -> Engine:
     """Loads a choice as an engine of this process.
 
@@ -114,9 +114,9 @@ def load(
         ModelError: it cannot be loaded.
     """
     if choice.group in (DOWNLOADED, TO_DOWNLOAD):  # one may have been deleted since
-        from vqa_app.serving.downloads import fetch
+        from vqa_app.serving.downloads import download_model
 
-        fetch(choice.source, progress)
+        download_model(choice.source, progress)
     progress("Reading the weights …")
     from vqa_app.checkpoints.loader import load_model
     from vqa_app.engine.local import LocalEngine

@@ -18,12 +18,12 @@ _PATH = re.compile(
 )
 
 
-def hide(folder: Path) -> None:
+def hide_folder(folder: Path) -> None:
     """Makes `without_paths` know a folder; where its name has spaces, no pattern finds its end."""
     _roots.add(str(folder.absolute()))
 
 
-def without_paths(text: str) -> str:
+def redact_paths(text: str) -> str:
     """The page shows names, never where things lie on the server."""
     for root in sorted(_roots, key=len, reverse=True):
         if Path(root).name:  # not the root of all
@@ -31,12 +31,12 @@ def without_paths(text: str) -> str:
     return _PATH.sub(r"\1", text)
 
 
-def without_options(hint: str) -> str:
+def redact_options(hint: str) -> str:
     """A hint of the shell's without what names options: the page has none."""
     sentences = (re.sub(r",? or [^.]*--.*", ".", part) for part in re.split(r"(?<=\.) ", hint))
     return " ".join(sentence for sentence in sentences if "--" not in sentence)
 
 
-def sound(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """A text without the halves of characters that JSON can hold and no file or database."""
     return text.encode(errors="replace").decode()

@@ -14,7 +14,7 @@ from finetune.pretrain.world import ROOMS, make_scene
 from tests.finetune.blorps import blorp
 from tests.ui.browser.conftest import Visitor, expect
 from tests.ui.server import Running, running
-from ui.chat.stream import ask_once
+from ui.chat.stream import greedy_answer
 from vqa_app.engine.protocol import Event, Status
 from vqa_app.pictures.picture import open_picture
 from vqa_app.prompts.conversation import Conversation
@@ -58,8 +58,8 @@ class Held:
 @pytest.fixture(scope="module")
 def school(tmp_path_factory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("data")
-    offered = lambda: list(model_choices.offered(model_choices.BUILTIN, folder / "runs"))  # noqa: E731
-    with running({}, folder, load=model_choices.load, choices=offered) as server:
+    offered = lambda: list(model_choices.available_choices(model_choices.BUILTIN, folder / "runs"))  # noqa: E731
+    with running({}, folder, load=model_choices.load_engine, choices=offered) as server:
         yield server
 
 
@@ -71,10 +71,10 @@ def scene(folder: Path, number: int) -> Path:
 
 
 def test_six_people_at_once_are_answered_in_order(browser, school, tmp_path, monkeypatch):
-    hub = school.application.desk.hub
-    engine = hub.wait()
+    pool = school.application.service.pool
+    engine = pool.wait()
     held = Held(engine, monkeypatch)
-    monkeypatch.setattr(hub._slots[hub.default], "engine", held)
+    monkeypatch.setattr(pool._slots[pool.default], "engine", held)
     files = [scene(tmp_path, number) for number in range(6)]
     visitors = [Visitor(browser, school.address) for _ in files]
     try:
@@ -102,7 +102,7 @@ def test_six_people_at_once_are_answered_in_order(browser, school, tmp_path, mon
         assert served == [pictures[number].digest for number in (0, 1, 3, 4, 5)]
         for number in (1, 3, 4, 5):
             asked = Conversation.ask("Describe the picture.", [pictures[number]])
-            alone = ask_once(engine, asked, 256, threading.Event())
+            alone = greedy_answer(engine, asked, 256, threading.Event())
             expect(visitors[number].answers).to_have_text(alone)
     finally:
         held.gate.set()

@@ -286,16 +286,16 @@ def test_changes_in_quick_succession_are_made_in_order(visit):
 
 
 def test_a_slow_change_is_not_overtaken(visit, gate, monkeypatch):
-    asked, act = [], conversation_actions.act
+    asked, handle_action = [], conversation_actions.handle_action
 
-    def slow(desk, owner, request):
+    def slow(service, owner, request):
         if request["do"] == "settings":
             asked.append((request["seed"], gate.is_set()))
         if request.get("seed") == 1:
             gate.wait(PATIENCE)
-        return act(desk, owner, request)
+        return handle_action(service, owner, request)
 
-    monkeypatch.setattr(page_module, "act", slow)
+    monkeypatch.setattr(page_module, "handle_action", slow)
     visitor = visit()
     page = visitor.page
     page.clock.install()

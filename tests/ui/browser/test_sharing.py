@@ -124,15 +124,19 @@ def test_a_chat_that_is_deleted_in_another_tab_lets_go_of_the_page(visit, engine
 
 def test_what_is_asked_in_a_chat_that_is_gone_comes_back(visit, house, monkeypatch):
     """Another server on the same folder may have deleted it."""
-    owners, act = [], conversation_actions.act
-    monkeypatch.setattr(page_module, "act", lambda *given: owners.append(given[1]) or act(*given))
+    owners, handle_action = [], conversation_actions.handle_action
+    monkeypatch.setattr(
+        page_module,
+        "handle_action",
+        lambda *given: owners.append(given[1]) or handle_action(*given),
+    )
     visitor = visit()
     page = visitor.page
     visitor.ask("Here?")
     page.locator("article").hover()
     page.get_by_label("Edit and ask again from here").click()
     page.fill("#question", "And now?")
-    house.application.desk.store.delete(owners[-1], page.url.partition("#")[2])
+    house.application.service.store.delete(owners[-1], page.url.partition("#")[2])
     page.press("#question", "Enter")
     expect(page.locator(".toast.error")).to_contain_text("does not exist")
     expect(page.locator("#empty")).to_be_visible()
@@ -228,7 +232,9 @@ def test_a_page_that_missed_the_end_of_an_answer_is_let_go_by_stop(visit):
 
 def test_another_sites_page_cannot_post(visit, house, monkeypatch):
     brought = []
-    monkeypatch.setattr(house.application.desk, "bring", lambda *given: brought.append(given))
+    monkeypatch.setattr(
+        house.application.service, "add_picture", lambda *given: brought.append(given)
+    )
     visitor = visit()
     elsewhere = visitor.context.new_page()
     elsewhere.goto("about:blank")  # its origin is "null"

@@ -19,7 +19,7 @@ from tests.ui.browser.test_page import serious
 from tests.ui.server import running
 from tests.waiting import PATIENCE
 from vqa_app.pictures.picture import open_picture
-from vqa_app.serving.engine_pool import Choice
+from vqa_app.serving.engine_pool import ModelChoice
 
 
 class Trainer:
@@ -59,10 +59,10 @@ def school(browser, tmp_path):
         return engines.setdefault(choice.key, FakeEngine("a hat"))
 
     def choices():
-        yield Choice("fake", "Fake", "", "In the box", "fake")
+        yield ModelChoice("fake", "Fake", "", "In the box", "fake")
         for run in sorted((tmp_path / "runs").glob("*/manifest.json")):
             name = run.parent.name
-            yield Choice(f"run-{name}", name, "", "Trained here", str(run.parent))
+            yield ModelChoice(f"run-{name}", name, "", "Trained here", str(run.parent))
 
     with running(engines, tmp_path, load=load, choices=choices, train=trainer) as server:
         visitor = Visitor(browser, server.address)
@@ -154,9 +154,9 @@ def ready_to_train(school):
 
 
 def test_the_check_of_the_data_shows_and_starts_one_training(school, gate, monkeypatch):
-    desk = school.server.application.training
-    check = desk.check
-    monkeypatch.setattr(desk, "check", lambda *given: gate.wait(PATIENCE) and check(*given))
+    service = school.server.application.training
+    check = service.check
+    monkeypatch.setattr(service, "check", lambda *given: gate.wait(PATIENCE) and check(*given))
     page = ready_to_train(school)
     page.click("#train-form [type=submit]")
     expect(page.locator("#preflight")).to_have_text("Reading the data …")

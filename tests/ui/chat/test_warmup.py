@@ -7,24 +7,24 @@ import threading
 import pytest
 
 from finetune.pretrain.world import sample_scene
-from tests.ui.desk import House
+from tests.ui.harness import ChatHarness
 from tests.waiting import PATIENCE, until
-from ui.chat.warmup import Warming
+from ui.chat.warmup import Warmup
 from vqa_app import LocalEngine, load_model
 
 
 @pytest.fixture
-def house(tmp_path):
-    house = House(tmp_path, {"builtin": LocalEngine(load_model("builtin"))})
-    house.hub.start()
-    assert house.hub.wait(timeout=PATIENCE), "the model is not there"
-    yield house
-    house.close()
+def harness(tmp_path):
+    harness = ChatHarness(tmp_path, {"builtin": LocalEngine(load_model("builtin"))})
+    harness.pool.start_loading()
+    assert harness.pool.wait(timeout=PATIENCE), "the model is not there"
+    yield harness
+    harness.close()
 
 
-def test_a_question_joins_the_encoding_that_runs_already(house, monkeypatch):
+def test_a_question_joins_the_encoding_that_runs_already(harness, monkeypatch):
     """It waits for it and takes over what it gave: no picture goes through the encoder twice."""
-    encoder = house.engines["builtin"]._runtime.encoder
+    encoder = harness.engines["builtin"]._runtime.encoder
     run, runs, begun, go_on = encoder.run, [], threading.Event(), threading.Event()
 
     def held(inputs):
@@ -34,13 +34,13 @@ def test_a_question_joins_the_encoding_that_runs_already(house, monkeypatch):
         return run(inputs)
 
     monkeypatch.setattr(encoder, "run", held)
-    picture = house.shelf.add(sample_scene(3, "shapes")[0], "scene.png")
-    house.store.remember_picture("ann", picture.digest, "scene.png", {"changes": []})
-    Warming(house.desk).begin("ann", {"pictures": [picture.digest]})
+    picture = harness.picture_store.add(sample_scene(3, "shapes")[0], "scene.png")
+    harness.store.remember_picture("ann", picture.digest, "scene.png", {"changes": []})
+    Warmup(harness.service).begin("ann", {"pictures": [picture.digest]})
     assert begun.wait(PATIENCE)
-    asked = house.desk.ask("ann", {"question": "What is it?", "pictures": [picture.digest]})
+    asked = harness.service.ask("ann", {"question": "What is it?", "pictures": [picture.digest]})
     next(asked)
-    until(lambda: house.engines["builtin"]._worker.in_demand)
+    until(lambda: harness.engines["builtin"]._worker.in_demand)
     go_on.set()
     (turn,) = list(asked)[-1]["view"]["turns"]
     assert turn["state"] == "answered"

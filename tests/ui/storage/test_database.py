@@ -12,9 +12,9 @@ from PIL import Image, ImageChops, ImageStat
 
 from finetune.data.rows import PictureSource
 from ui.chat.export import from_json, to_json
-from ui.chat.views import conversation_of, view_of
+from ui.chat.views import build_conversation, conversation_view
 from ui.storage.database import Store, Turn
-from ui.storage.picture_files import PictureShelf
+from ui.storage.picture_files import PictureStore
 from vqa_app.errors import ImageError, UsageError
 from vqa_app.pictures.picture import ImageLimits
 
@@ -197,17 +197,17 @@ def test_a_picture_belongs_to_who_brought_it(store):
 
 
 def test_a_kept_picture_comes_back_with_its_digest(tmp_path):
-    picture = PictureShelf(tmp_path).add(Image.new("RGB", (40, 30), "red"), "red.png")
-    again = PictureShelf(tmp_path).get(picture.digest)
+    picture = PictureStore(tmp_path).add(Image.new("RGB", (40, 30), "red"), "red.png")
+    again = PictureStore(tmp_path).get(picture.digest)
     assert again == picture
 
 
 def test_a_removed_picture_leaves_no_file(tmp_path):
-    shelf = PictureShelf(tmp_path)
-    digest = shelf.add(Image.new("RGB", (600, 30), "red"), "red.png").digest
-    assert Image.open(shelf.smaller(digest, 480)).size == (480, 24)
-    assert shelf.smaller(digest, 2048) == shelf.file(digest)
-    shelf.remove(digest)
+    picture_store = PictureStore(tmp_path)
+    digest = picture_store.add(Image.new("RGB", (600, 30), "red"), "red.png").digest
+    assert Image.open(picture_store.smaller(digest, 480)).size == (480, 24)
+    assert picture_store.smaller(digest, 2048) == picture_store.file(digest)
+    picture_store.remove(digest)
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 
@@ -234,11 +234,14 @@ def test_figures_that_are_none_are_not_stored(store):
 
 def test_only_so_many_pixels_are_kept_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("ui.storage.picture_files._IN_MEMORY", 3 * 100 * 100)
-    shelf = PictureShelf(tmp_path)
-    small = [shelf.add(Image.new("RGB", (50, 50), colour), "x").digest for colour in ("red", "tan")]
-    assert list(shelf._recent) == small
-    large = shelf.add(Image.new("RGB", (300, 200)), "x").digest
-    assert list(shelf._recent) == [large], "the latest stays, whatever its size"
+    picture_store = PictureStore(tmp_path)
+    small = [
+        picture_store.add(Image.new("RGB", (50, 50), colour), "x").digest
+        for colour in ("red", "tan")
+    ]
+    assert list(picture_store._recent) == small
+    large = picture_store.add(Image.new("RGB", (300, 200)), "x").digest
+    assert list(picture_store._recent) == [large], "the latest stays, whatever its size"
 
 
 def test_a_picture_that_was_let_in_comes_back_however_large_its_copy_is(tmp_path, store):
@@ -246,48 +249,51 @@ def test_a_picture_that_was_let_in_comes_back_however_large_its_copy_is(tmp_path
     stream = io.BytesIO()
     noise.save(stream, "JPEG", quality=30)
     limits = ImageLimits(max_bytes=len(stream.getvalue()))
-    shelf = PictureShelf(tmp_path / "pictures", limits)
-    picture = shelf.add(stream.getvalue(), "noise.jpg")
-    assert shelf.file(picture.digest).stat().st_size > limits.max_bytes
+    picture_store = PictureStore(tmp_path / "pictures", limits)
+    picture = picture_store.add(stream.getvalue(), "noise.jpg")
+    assert picture_store.file(picture.digest).stat().st_size > limits.max_bytes
     store.remember_picture("ann", picture.digest, "noise.jpg", {})
     chat = store.create("ann")
     store.add_turn("ann", chat, None, "What?", [picture.digest])
-    document = to_json(store, shelf, "ann", chat).encode()
-    copy = from_json(store, PictureShelf(tmp_path / "other", limits), "bob", document)
+    document = to_json(store, picture_store, "ann", chat).encode()
+    copy = from_json(store, PictureStore(tmp_path / "other", limits), "bob", document)
     assert store.path("bob", copy)[0].pictures == (picture.digest,)
 
 
 def test_an_import_keeps_to_the_pixels_that_are_let_in(tmp_path, store):
-    shelf = PictureShelf(tmp_path / "pictures")
-    picture = shelf.add(Image.new("RGB", (20, 10)), "large.png")
+    picture_store = PictureStore(tmp_path / "pictures")
+    picture = picture_store.add(Image.new("RGB", (20, 10)), "large.png")
     store.remember_picture("ann", picture.digest, "large.png", {})
     chat = store.create("ann")
     store.add_turn("ann", chat, None, "What?", [picture.digest])
-    document = to_json(store, shelf, "ann", chat).encode()
+    document = to_json(store, picture_store, "ann", chat).encode()
     with pytest.raises(ImageError, match="the limit is"):
-        from_json(store, PictureShelf(tmp_path / "b", ImageLimits(max_pixels=100)), "bob", document)
+        from_json(store, PictureStore(tmp_path / "b", ImageLimits(max_pixels=100)), "bob", document)
 
 
 def test_an_exported_photo_is_no_larger_than_a_photo(tmp_path, store):
-    shelf = PictureShelf(tmp_path / "pictures")
+    picture_store = PictureStore(tmp_path / "pictures")
     noise = Image.effect_noise((1900, 1900), 90).convert("RGB")
-    picture = shelf.add(Image.blend(noise, Image.new("RGB", noise.size, "red"), 0.8), "photo")
-    assert shelf.file(picture.digest).stat().st_size > 4 << 20
+    picture = picture_store.add(
+        Image.blend(noise, Image.new("RGB", noise.size, "red"), 0.8), "photo"
+    )
+    assert picture_store.file(picture.digest).stat().st_size > 4 << 20
     store.remember_picture("ann", picture.digest, "photo", {})
     chat = store.create("ann")
     store.add_turn("ann", chat, None, "What?", [picture.digest])
-    document = to_json(store, shelf, "ann", chat).encode()
-    assert len(document) < 0.8 * shelf.file(picture.digest).stat().st_size  # in base64
-    copy = from_json(store, shelf, "bob", document)
+    document = to_json(store, picture_store, "ann", chat).encode()
+    assert len(document) < 0.8 * picture_store.file(picture.digest).stat().st_size  # in base64
+    copy = from_json(store, picture_store, "bob", document)
     (digest,) = store.path("bob", copy)[0].pictures
-    apart = ImageChops.difference(shelf.get(digest).image, picture.image)
+    apart = ImageChops.difference(picture_store.get(digest).image, picture.image)
     assert max(ImageStat.Stat(apart).mean) < 3
 
 
 def test_pictures_are_numbered_as_the_model_counts_them(tmp_path, store):
-    shelf = PictureShelf(tmp_path)
+    picture_store = PictureStore(tmp_path)
     red, tan, blue = (
-        shelf.add(Image.new("RGB", (9, 9), colour), colour) for colour in ("red", "tan", "blue")
+        picture_store.add(Image.new("RGB", (9, 9), colour), colour)
+        for colour in ("red", "tan", "blue")
     )
     chat = store.create("ann")
     asked: Turn | None = None
@@ -300,9 +306,9 @@ def test_pictures_are_numbered_as_the_model_counts_them(tmp_path, store):
         asked = store.add_turn("ann", chat, asked and asked.id, question, digests)
         store.finish_turn(asked.id, answer, "answered" if answer else "stopped", {})
     turns = store.path("ann", chat)
-    shown = view_of(store, "ann", chat)["turns"]
+    shown = conversation_view(store, "ann", chat)["turns"]
     assert [[p["number"] for p in turn["pictures"]] for turn in shown] == [[1, 2], [2, 3], [4]]
-    read = conversation_of(turns, shelf.get)
+    read = build_conversation(turns, picture_store.get)
     order = [picture.digest for message in read.messages for picture in message.pictures]
     assert order == [picture.digest for picture in (red, tan, blue, red)]
 
@@ -317,7 +323,7 @@ def test_a_large_photo_can_be_trained_on(tmp_path):
 @pytest.mark.parametrize("digest", ["../../etc/passwd", "a" * 63, "A" * 64, "", "a" * 64 + "\n"])
 def test_a_forged_digest_never_becomes_a_path(tmp_path, digest):
     with pytest.raises(ImageError):
-        PictureShelf(tmp_path).get(digest)
+        PictureStore(tmp_path).get(digest)
 
 
 def test_a_picture_keeps_its_name_where_it_is_shown(store):
@@ -331,8 +337,8 @@ def test_a_picture_keeps_its_name_where_it_is_shown(store):
 
 
 def test_an_export_keeps_what_was_said_of_answers_and_pictures(tmp_path, store):
-    shelf = PictureShelf(tmp_path / "pictures")
-    red = shelf.add(Image.new("RGB", (32, 24), "red"), "red.png").digest
+    picture_store = PictureStore(tmp_path / "pictures")
+    red = picture_store.add(Image.new("RGB", (32, 24), "red"), "red.png").digest
     turned = ["rotated by EXIF"]
     store.remember_picture("ann", red, "red.png", {"changes": turned, "size": [32, 24]})
     chat = store.create("ann", "t")
@@ -342,27 +348,29 @@ def test_an_export_keeps_what_was_said_of_answers_and_pictures(tmp_path, store):
     store.judge("ann", chat, first, "wrong")
     second = store.add_turn("ann", chat, first, "And now?").id
     store.finish_turn(second, "", "failed", {"error": "Out of memory."})
-    copy = from_json(store, shelf, "bob", to_json(store, shelf, "ann", chat).encode())
-    one, two = view_of(store, "bob", copy)["turns"]
+    copy = from_json(
+        store, picture_store, "bob", to_json(store, picture_store, "ann", chat).encode()
+    )
+    one, two = conversation_view(store, "bob", copy)["turns"]
     assert one["verdict"] == "wrong"
     assert two["verdict"] is None
     assert (two["state"], two["facts"]["error"]) == ("failed", "Out of memory.")
     assert one["pictures"][0]["changes"] == turned
-    meters = [view_of(store, *of)["meter"] for of in (("ann", chat), ("bob", copy))]
+    meters = [conversation_view(store, *of)["meter"] for of in (("ann", chat), ("bob", copy))]
     assert meters[0] == meters[1] == {"used": 74, "image": 64, "limit": 2048}
 
 
 @pytest.mark.parametrize("changes", [None, 5, {"a": 1}, [3, ["x"]], [None]])
 def test_a_forged_file_brings_no_odd_changes_or_verdicts(tmp_path, store, changes):
-    shelf = PictureShelf(tmp_path / "pictures")
-    red = shelf.add(Image.new("RGB", (32, 24), "red"), "red.png").digest
+    picture_store = PictureStore(tmp_path / "pictures")
+    red = picture_store.add(Image.new("RGB", (32, 24), "red"), "red.png").digest
     store.remember_picture("ann", red, "red.png", {"changes": []})
     chat = store.create("ann", "t")
     store.finish_turn(store.add_turn("ann", chat, None, "What?", [red]).id, "a", "answered")
-    document = json.loads(to_json(store, shelf, "ann", chat))
+    document = json.loads(to_json(store, picture_store, "ann", chat))
     document["pictures"][red]["changes"] = changes
     document["turns"][0]["verdict"] = changes
-    copy = from_json(store, shelf, "bob", json.dumps(document).encode())
-    (turn,) = view_of(store, "bob", copy)["turns"]
+    copy = from_json(store, picture_store, "bob", json.dumps(document).encode())
+    (turn,) = conversation_view(store, "bob", copy)["turns"]
     assert turn["pictures"][0]["changes"] == []
     assert turn["verdict"] is None

@@ -14,10 +14,10 @@ from finetune.training.batches import BatchPlan
 from ui.teaching import few_rows
 from ui.teaching.few_rows import Wanted, knows_world, settings_for
 from ui.teaching.rehearsal import write_rehearsal
-from vqa_app.serving.engine_pool import Choice
+from vqa_app.serving.engine_pool import ModelChoice
 
-BUILTIN = Choice("builtin", "Built-in", "", "", "builtin")
-OTHER = Choice("other", "Other", "", "", "owner/name")
+BUILTIN = ModelChoice("builtin", "Built-in", "", "", "builtin")
+OTHER = ModelChoice("other", "Other", "", "", "owner/name")
 DEFAULT = Wanted("lora", None, None, True)
 
 
@@ -126,7 +126,9 @@ def test_a_run_that_began_with_the_built_in_model_rehearses_too(tmp_path):
     for name, base in runs.items():
         (tmp_path / name).mkdir()
         write_manifest(tmp_path / name, Manifest("lora", Base(base, "0"), "0"))
-    known = {name: knows_world(Choice(name, "", "", "", str(tmp_path / name))) for name in runs}
+    known = {
+        name: knows_world(ModelChoice(name, "", "", "", str(tmp_path / name))) for name in runs
+    }
     assert known == {"first": True, "second": True, "foreign": False}
     assert knows_world(BUILTIN)
     assert not knows_world(OTHER)

@@ -11,27 +11,27 @@ import pytest
 from PIL import Image
 
 from finetune.data.read import read_rows
-from ui.storage.picture_files import PictureShelf
+from ui.storage.picture_files import PictureStore
 from ui.teaching.taught_rows import Teaching
 from vqa_app.errors import DataError, UsageError
 
 
 @pytest.fixture
-def shelf(tmp_path):
-    return PictureShelf(tmp_path / "pictures")
+def picture_store(tmp_path):
+    return PictureStore(tmp_path / "pictures")
 
 
 @pytest.fixture
-def teaching(tmp_path, shelf):
-    return Teaching(tmp_path / "taught", shelf)
+def teaching(tmp_path, picture_store):
+    return Teaching(tmp_path / "taught", picture_store)
 
 
-def picture(shelf, colour="red"):
-    return shelf.add(Image.new("RGB", (24, 18), colour), f"{colour}.png")
+def picture(picture_store, colour="red"):
+    return picture_store.add(Image.new("RGB", (24, 18), colour), f"{colour}.png")
 
 
-def test_finetune_reads_what_was_taught(teaching, shelf):
-    red, blue = picture(shelf), picture(shelf, "blue")
+def test_finetune_reads_what_was_taught(teaching, picture_store):
+    red, blue = picture(picture_store), picture(picture_store, "blue")
     teaching.add("ann", "What colour?", "red", [red], short=True)
     teaching.add("ann", "Do they differ?", "Yes, they do.", [red, blue])
     teaching.add("ann", "Literally <image>?", "No picture.", [red])
@@ -46,8 +46,8 @@ def test_finetune_reads_what_was_taught(teaching, shelf):
     assert len(third.pictures) == 1
 
 
-def test_rows_come_back_as_they_were_taught(teaching, shelf):
-    red = picture(shelf)
+def test_rows_come_back_as_they_were_taught(teaching, picture_store):
+    red = picture(picture_store)
     teaching.add("ann", "What colour?", "red", [red], short=True, turn="t1", said="blue")
     (row,) = teaching.rows("ann")
     assert (row.question, row.answer, row.short, row.said) == ("What colour?", "red", True, "blue")
@@ -55,19 +55,19 @@ def test_rows_come_back_as_they_were_taught(teaching, shelf):
     assert teaching.rows("bob") == []
 
 
-def test_a_second_correction_of_a_turn_replaces_the_first(teaching, shelf):
-    teaching.add("ann", "What?", "a cat", [picture(shelf)], turn="t1")
-    teaching.add("ann", "What?", "a dog", [picture(shelf)], turn="t1")
+def test_a_second_correction_of_a_turn_replaces_the_first(teaching, picture_store):
+    teaching.add("ann", "What?", "a cat", [picture(picture_store)], turn="t1")
+    teaching.add("ann", "What?", "a dog", [picture(picture_store)], turn="t1")
     assert [row.answer for row in teaching.rows("ann")] == ["a dog"]
-    teaching.add("ann", "What?", "a cow", [picture(shelf, "blue")], turn="t1")
+    teaching.add("ann", "What?", "a cow", [picture(picture_store, "blue")], turn="t1")
     assert len(list((teaching.home("ann") / "images").iterdir())) == 1
     teaching.forget("ann", "t1")
     assert teaching.rows("ann") == []
     assert not list((teaching.home("ann") / "images").iterdir())
 
 
-def test_rows_can_be_edited_and_deleted_by_their_owner_only(teaching, shelf):
-    row = teaching.add("ann", "What?", "a cat", [picture(shelf)])
+def test_rows_can_be_edited_and_deleted_by_their_owner_only(teaching, picture_store):
+    row = teaching.add("ann", "What?", "a cat", [picture(picture_store)])
     with pytest.raises(UsageError):
         teaching.edit("bob", row.id, "What?", "a dog")
     with pytest.raises(UsageError):
@@ -82,8 +82,8 @@ def test_rows_can_be_edited_and_deleted_by_their_owner_only(teaching, shelf):
     assert not image.exists()
 
 
-def test_an_export_can_be_taken_in_by_somebody_else(teaching, shelf):
-    red, blue = picture(shelf), picture(shelf, "blue")
+def test_an_export_can_be_taken_in_by_somebody_else(teaching, picture_store):
+    red, blue = picture(picture_store), picture(picture_store, "blue")
     teaching.add("ann", "What colour?", "red", [red], short=True)
     teaching.add("ann", "Do they differ?", "Yes.", [red, blue])
     count, problems = teaching.take_in("bob", teaching.export("ann"))
@@ -92,10 +92,10 @@ def test_an_export_can_be_taken_in_by_somebody_else(teaching, shelf):
     assert told == [(r.question, r.answer, r.pictures, r.short) for r in teaching.rows("bob")]
 
 
-def test_a_lost_picture_does_not_hold_back_the_rest_of_an_export(teaching, shelf):
-    teaching.add("ann", "What colour?", "red", [picture(shelf)])
-    teaching.add("ann", "What colour?", "blue", [picture(shelf, "blue")])
-    teaching._image("ann", picture(shelf).digest).unlink()
+def test_a_lost_picture_does_not_hold_back_the_rest_of_an_export(teaching, picture_store):
+    teaching.add("ann", "What colour?", "red", [picture(picture_store)])
+    teaching.add("ann", "What colour?", "blue", [picture(picture_store, "blue")])
+    teaching._image("ann", picture(picture_store).digest).unlink()
     with zipfile.ZipFile(io.BytesIO(teaching.export("ann"))) as archive:
         assert len([name for name in archive.namelist() if name.startswith("images/")]) == 1
 
@@ -225,18 +225,20 @@ def test_what_does_not_fit_leaves_neither_rows_nor_pictures(teaching, monkeypatc
     assert len(list((teaching.home("ann") / "images").iterdir())) == 2
 
 
-def test_a_picture_of_many_rows_is_read_once(teaching, shelf, monkeypatch):
+def test_a_picture_of_many_rows_is_read_once(teaching, picture_store, monkeypatch):
     rows = b"image,question,answer\n" + b"green.png,What?,green\n" * 5
-    read, add = [], shelf.add
-    monkeypatch.setattr(shelf, "add", lambda *given: (read.append(given[1]), add(*given))[1])
+    read, add = [], picture_store.add
+    monkeypatch.setattr(
+        picture_store, "add", lambda *given: (read.append(given[1]), add(*given))[1]
+    )
     count, _ = teaching.take_in("ann", packed(**{"my.csv": rows, "green.png": png()}))
     assert count == 5
     assert read == ["green.png"]
     assert len({row.pictures for row in teaching.rows("ann")}) == 1
 
 
-def test_the_exported_table_holds_every_row(teaching, shelf):
-    red, blue = picture(shelf), picture(shelf, "blue")
+def test_the_exported_table_holds_every_row(teaching, picture_store):
+    red, blue = picture(picture_store), picture(picture_store, "blue")
     teaching.add("ann", "What colour?", "red", [red])
     teaching.add("ann", "Do they differ?", "Yes.", [red, blue])
     teaching.add("ann", "What is a cat?", "An animal.", [])
@@ -249,8 +251,8 @@ def test_the_exported_table_holds_every_row(teaching, shelf):
     ]
 
 
-def test_an_import_can_be_taken_back_and_all_be_deleted(teaching, shelf):
-    own = teaching.add("ann", "What?", "a cat", [picture(shelf)])
+def test_an_import_can_be_taken_back_and_all_be_deleted(teaching, picture_store):
+    own = teaching.add("ann", "What?", "a cat", [picture(picture_store)])
     assert teaching.imported("ann") == 0
     teaching.take_in("ann", packed(**{"my.csv": b"image,question,answer\na.png,What?,b\n",
                                       "a.png": png()}))  # fmt: skip

@@ -15,57 +15,59 @@ from finetune.data.read import read_rows
 from finetune.evaluation.report import save_watch_answers
 from finetune.progress import Progress
 from tests.fake_engine import FakeEngine
-from tests.ui.desk import House
+from tests.ui.harness import ChatHarness
 from tests.waiting import PATIENCE
-from ui.chat.attention_view import look, saw
+from ui.chat.attention_view import describe_picture, explain_answer
 from ui.teaching import before_after, few_rows, rehearsal
 from ui.teaching.jobs import Job
 from ui.teaching.row_actions import teach
 from ui.teaching.taught_rows import Teaching
-from ui.teaching.training import TrainingDesk
+from ui.teaching.training import TrainingService
 from vqa_app.errors import DataError, UsageError
 from vqa_app.pictures.picture import ImageLimits, open_picture
 from vqa_app.prompts.conversation import SHORT_STYLE
-from vqa_app.serving.engine_pool import Choice, Hub
+from vqa_app.serving.engine_pool import EnginePool, ModelChoice
 
 
 @pytest.fixture
 def school(tmp_path):
-    house = House(tmp_path, {"fake": FakeEngine("a cat")})
-    house.teaching = Teaching(tmp_path / "taught", house.shelf)
-    house.go_on = threading.Event()
+    harness = ChatHarness(tmp_path, {"fake": FakeEngine("a cat")})
+    harness.teaching = Teaching(tmp_path / "taught", harness.picture_store)
+    harness.go_on = threading.Event()
 
     def train(config, on_progress, cancel):
         on_progress(Progress("loading", message=f"Reading {config.data[0]}."))
         on_progress(Progress("training", 1, 2, loss=1.5))
-        while not house.go_on.wait(0.01):
+        while not harness.go_on.wait(0.01):
             if cancel.is_set():
                 return SimpleNamespace(finished=False)
         Path(config.out).mkdir(parents=True)
         (Path(config.out) / "manifest.json").write_text("{}")
-        house.config = config
-        house.rows = [read_rows(path) for path in config.data]
+        harness.config = config
+        harness.rows = [read_rows(path) for path in config.data]
         return SimpleNamespace(finished=True)
 
     def choices():
-        yield Choice("builtin", "Built-in", "", "", "builtin")
+        yield ModelChoice("builtin", "Built-in", "", "", "builtin")
         for run in (tmp_path / "runs").glob("*/manifest.json"):
-            yield Choice("run", run.parent.name, "", "", str(run.parent))
+            yield ModelChoice("run", run.parent.name, "", "", str(run.parent))
 
     engines = {"builtin": FakeEngine("a cat"), "run": FakeEngine("a hat")}
-    house.engines_by_key = engines
-    house.hub = house.desk.hub = Hub(lambda choice, _: engines[choice.key], choices, "builtin")
-    house.training = TrainingDesk(tmp_path, house.desk, house.teaching, train)
-    yield house
-    house.training.close()
-    house.go_on.set()
-    if house.training.job:
-        house.training.job.thread.join(PATIENCE)
-    house.close()
+    harness.engines_by_key = engines
+    harness.pool = harness.service.pool = EnginePool(
+        lambda choice, _: engines[choice.key], choices, "builtin"
+    )
+    harness.training = TrainingService(tmp_path, harness.service, harness.teaching, train)
+    yield harness
+    harness.training.close()
+    harness.go_on.set()
+    if harness.training.job:
+        harness.training.job.thread.join(PATIENCE)
+    harness.close()
 
 
 def lesson(school, owner="ann"):
-    red = school.shelf.add(Image.new("RGB", (20, 20), "red"), "red.png")
+    red = school.picture_store.add(Image.new("RGB", (20, 20), "red"), "red.png")
     school.teaching.add(owner, "What is it?", "a hat", [red])
 
 
@@ -103,9 +105,9 @@ def test_one_training_at_a_time_and_only_its_owner_sees_and_stops_it(school):
     school.training.start("ann", {"sources": ["mine"]})
     with pytest.raises(UsageError, match="already"):
         school.training.start("bob", {"sources": ["mine"]})
-    standing = school.training.status("bob")["training"]
-    assert standing["busy"]
-    assert standing["job"] is None
+    status = school.training.status("bob")["training"]
+    assert status["busy"]
+    assert status["job"] is None
     with pytest.raises(UsageError):
         school.training.stop("bob")
     school.training.stop("ann")
@@ -152,7 +154,7 @@ def test_a_stopped_run_goes_on_with_the_same_choices(school, tmp_path):
         school.training.go_on("ann")
     school.training.stop("ann")
     school.training.job.thread.join(PATIENCE)
-    again = TrainingDesk(tmp_path, school.desk, school.teaching, school.training._train)
+    again = TrainingService(tmp_path, school.service, school.teaching, school.training._train)
     assert again.status("ann")["training"]["job"]["can_go_on"], "after a restart, too"
     with pytest.raises(UsageError, match="not started"):
         again.go_on("bob")
@@ -162,10 +164,10 @@ def test_a_stopped_run_goes_on_with_the_same_choices(school, tmp_path):
     school.go_on.set()
     again.go_on("ann")
     again.job.thread.join(PATIENCE)
-    standing = again.status("ann")["training"]["job"]
-    assert standing["state"] == "done"
-    assert standing["name"] == "my-hats"
-    assert not standing["can_go_on"]
+    status = again.status("ann")["training"]["job"]
+    assert status["state"] == "done"
+    assert status["name"] == "my-hats"
+    assert not status["can_go_on"]
     assert (school.config.stage, school.config.lr) == ("projector", 1e-4)
     assert school.config.model == "builtin"
     with pytest.raises(UsageError, match="nothing to go on"):
@@ -182,8 +184,8 @@ def test_what_is_watched_is_shown_with_its_picture_and_all_answers(school, tmp_p
     (watched,) = school.training.status("ann")["training"]["job"]["watch"]
     assert watched["pictures"] == [seen.digest]
     assert [one["answer"] for one in watched["answers"]] == ["a cat", "a hat"]
-    assert school.desk.store.picture("ann", seen.digest) is not None
-    assert school.desk.store.picture("bob", seen.digest) is None
+    assert school.service.store.picture("ann", seen.digest) is not None
+    assert school.service.store.picture("bob", seen.digest) is None
 
 
 def test_a_watched_photo_is_shown_however_large_its_copy_is(school, tmp_path):
@@ -191,9 +193,9 @@ def test_a_watched_photo_is_shown_however_large_its_copy_is(school, tmp_path):
     trained(school)
     seen = open_picture(Image.effect_noise((64, 64), 90))
     save_watch_answers(tmp_path / "runs" / "hats", 1, [("What is it?", "", "a hat", [seen])])
-    school.desk.shelf.limits = ImageLimits(max_bytes=100)
+    school.service.picture_store.limits = ImageLimits(max_bytes=100)
     school.training.status("ann")
-    assert school.desk.store.picture("ann", seen.digest) is not None
+    assert school.service.store.picture("ann", seen.digest) is not None
 
 
 def test_a_run_named_like_a_model_is_not_taken_for_it(school):
@@ -203,8 +205,8 @@ def test_a_run_named_like_a_model_is_not_taken_for_it(school):
 
 def test_a_model_with_an_adapter_is_not_trained_without_it(school):
     lesson(school)
-    base = Choice("builtin", "Mine", "", "", "builtin", adapter="/somewhere/adapter")
-    school.hub._choices = lambda: [base]
+    base = ModelChoice("builtin", "Mine", "", "", "builtin", adapter="/somewhere/adapter")
+    school.pool._choices = lambda: [base]
     with pytest.raises(UsageError, match=r"separate adapter.*\n.*merge"):
         school.training.start("ann", {"sources": ["mine"]})
 
@@ -215,8 +217,8 @@ def test_a_model_with_an_adapter_is_not_trained_without_it(school):
 )
 def test_a_training_honours_how_the_chat_was_started(school, quantize, stage, trained):
     lesson(school)
-    base = Choice("builtin", "Mine", "", "", "builtin", quantize=quantize)
-    school.hub._choices = lambda: [base]
+    base = ModelChoice("builtin", "Mine", "", "", "builtin", quantize=quantize)
+    school.pool._choices = lambda: [base]
     school.training.device = "cpu"
     school.go_on.set()
     school.training.start("ann", {"sources": ["mine"], "stage": stage})
@@ -230,8 +232,8 @@ def test_a_training_honours_how_the_chat_was_started(school, quantize, stage, tr
 )
 def test_a_quantised_model_is_not_trained_in_its_full_size(school, quantize, stage):
     lesson(school)
-    base = Choice("builtin", "Mine", "", "", "builtin", quantize=quantize)
-    school.hub._choices = lambda: [base]
+    base = ModelChoice("builtin", "Mine", "", "", "builtin", quantize=quantize)
+    school.pool._choices = lambda: [base]
     with pytest.raises(UsageError, match=rf"loaded in {quantize[0]} bits, and {stage}"):
         school.training.start("ann", {"sources": ["mine"], "stage": stage})
     assert school.training.job is None
@@ -265,10 +267,10 @@ def test_stop_while_comparing_skips_the_comparison(school):
     assert (job["state"], job["of"], job["seconds_left"]) == ("comparing", 0, None)
     school.training.stop("ann")
     school.training.job.thread.join(PATIENCE)
-    standing = school.training.status("ann")["training"]
-    assert not standing["busy"]
-    assert (standing["job"]["state"], standing["job"]["comparison"]) == ("done", None)
-    assert "stopped" in standing["job"]["messages"][-1]
+    status = school.training.status("ann")["training"]
+    assert not status["busy"]
+    assert (status["job"]["state"], status["job"]["comparison"]) == ("done", None)
+    assert "stopped" in status["job"]["messages"][-1]
 
 
 def test_stop_at_the_very_end_of_a_training_is_no_stop_of_its_comparison(school):
@@ -287,7 +289,7 @@ def test_stop_at_the_very_end_of_a_training_is_no_stop_of_its_comparison(school)
 
 
 def test_losses_that_are_no_numbers_are_not_told(school):
-    job = Job("ann", "x", Path("x"), Choice("a", "A", "", "", "a"), "lora")
+    job = Job("ann", "x", Path("x"), ModelChoice("a", "A", "", "", "a"), "lora")
     for loss in (2.0, float("nan"), float("inf"), 1.0):
         progress = Progress(
             "training", 1, 4, loss=loss, evaluation={"loss": float("nan"), "vqa_accuracy": 0.5}
@@ -299,7 +301,7 @@ def test_losses_that_are_no_numbers_are_not_told(school):
 
 def again(school, tmp_path):
     """What a server that starts on the same data knows."""
-    return TrainingDesk(tmp_path, school.desk, school.teaching)
+    return TrainingService(tmp_path, school.service, school.teaching)
 
 
 def test_a_finished_training_stays_with_its_owner_when_others_train(school, tmp_path):
@@ -307,10 +309,10 @@ def test_a_finished_training_stays_with_its_owner_when_others_train(school, tmp_
     before = trained(school)
     school.go_on.clear()
     school.training.start("bob", {"sources": ["mine"], "name": "bobs"})
-    standing = school.training.status("ann")["training"]
-    assert standing["job"] == before
-    assert standing["busy"]
-    assert standing["others"]
+    status = school.training.status("ann")["training"]
+    assert status["job"] == before
+    assert status["busy"]
+    assert status["others"]
     with pytest.raises(UsageError, match="nothing to go on"):
         school.training.go_on("ann")
     assert not school.training.status("bob")["training"]["others"]
@@ -323,7 +325,7 @@ def test_a_finished_training_stays_with_its_owner_when_others_train(school, tmp_
 
 def test_before_and_after_are_about_what_was_trained_on(school):
     lesson(school)
-    blue = school.shelf.add(Image.new("RGB", (20, 20), "blue"), "blue.png")
+    blue = school.picture_store.add(Image.new("RGB", (20, 20), "blue"), "blue.png")
     school.teaching.add("carl", "Which one?", "a hat", [blue], short=True)
     school.training.upload("ann", school.teaching.export("carl"), "theirs.zip")
     school.go_on.set()
@@ -355,7 +357,7 @@ def test_a_dialogue_is_asked_as_it_is_trained(tmp_path):
 
 def test_pictures_of_a_comparison_stay_whatever_else_is_deleted(school, tmp_path):
     lesson(school)
-    school.shelf._recent.clear()
+    school.picture_store._recent.clear()
     pictures = set()
     for part in trained(school)["comparison"].values():
         pictures |= {digest for row in part["rows"] for digest in row["pictures"]}
@@ -363,13 +365,13 @@ def test_pictures_of_a_comparison_stay_whatever_else_is_deleted(school, tmp_path
         school.teaching.delete("ann", row.id)
     gone = school.store.sweep(time.time() + 1)
     for digest in gone:
-        school.shelf.remove(digest)
+        school.picture_store.remove(digest)
     assert set(gone) >= pictures
     assert len(pictures) > before_after.WORLD // 2
     again(school, tmp_path).status("ann")
     for digest in pictures:
         assert school.store.picture("ann", digest) is not None
-        assert school.shelf.file(digest).exists()
+        assert school.picture_store.file(digest).exists()
 
 
 def test_a_training_that_the_servers_end_cut_is_shown_as_stopped(school, tmp_path):
@@ -442,7 +444,7 @@ def test_the_preflight_names_rows_and_problems(school):
 def test_the_preflight_says_how_many_pictures_it_opened(school, monkeypatch):
     monkeypatch.setattr("ui.teaching.training.OPENED", 1)
     lesson(school)
-    blue = school.shelf.add(Image.new("RGB", (20, 20), "blue"), "blue.png")
+    blue = school.picture_store.add(Image.new("RGB", (20, 20), "blue"), "blue.png")
     school.teaching.add("ann", "What is it?", "a cap", [blue])
     found = school.training.check("ann", {"sources": ["mine"]})["preflight"]
     assert (found["pictures"], found["opened"], found["problems"]) == (2, 1, [])
@@ -543,7 +545,7 @@ def test_judging_an_answer_keeps_a_row_and_can_be_taken_back(school):
 
     def judge(verdict, correction="", owner="ann"):
         wanted = {**request, "do": "judge", "verdict": verdict, "correction": correction}
-        return teach(school.desk, school.teaching, owner, wanted)
+        return teach(school.service, school.teaching, owner, wanted)
 
     update = judge("wrong", "a dog")
     assert [row["answer"] for row in update["taught"]["rows"]] == ["a dog"]
@@ -562,7 +564,7 @@ def test_older_rows_are_shown_when_they_are_asked_for(school, monkeypatch):
         school.teaching.add("ann", "What?", str(number), [])
 
     def do(deed, **more):
-        return teach(school.desk, school.teaching, "ann", {"do": deed, **more})["taught"]
+        return teach(school.service, school.teaching, "ann", {"do": deed, **more})["taught"]
 
     assert [row["answer"] for row in do("list")["rows"]] == ["4", "3"]
     assert [row["answer"] for row in do("list", most=4)["rows"]] == ["4", "3", "2", "1"]
@@ -582,7 +584,7 @@ def test_a_correction_in_a_dialogue_says_that_it_stands_alone(school):
     toasts = []
     for turn in view["turns"]:
         judged = {"do": "judge", "conversation": chat, "turn": turn["id"], "verdict": "right"}
-        toasts.append(teach(school.desk, school.teaching, "ann", judged)["toast"])
+        toasts.append(teach(school.service, school.teaching, "ann", judged)["toast"])
     assert "without what was said before" not in toasts[0]
     assert "without what was said before" in toasts[1]
 
@@ -591,23 +593,23 @@ def test_looking_tells_words_maps_and_what_the_picture_did(school):
     red = school.picture()
     _, view = school.ask("What?", pictures=[red])
     chat, turn = view["conversation"], view["turns"][0]["id"]
-    update = look(school.desk, "ann", {"conversation": chat, "turn": turn})
+    update = explain_answer(school.service, "ann", {"conversation": chat, "turn": turn})
     found = update["looked"]
     assert found["words"] == ["a", "cat"]
     assert found["level"] == "well"
     assert found["pictures"][0]["rows"] == 8
     assert found["pictures"][0]["digest"] == red
     assert found["model"] == found["answered_by"] == "Built-in", "the name in the list, no path"
-    assert saw(school.desk, "ann", {"digest": red})["saw"]["model"] == "Built-in"
+    assert describe_picture(school.service, "ann", {"digest": red})["saw"]["model"] == "Built-in"
     assert update["view"]["turns"][0]["facts"]["looked"] == "well"
     _, view = school.ask("No picture?")
     alone = {"conversation": view["conversation"], "turn": view["turns"][0]["id"]}
-    assert "no picture" in look(school.desk, "ann", alone)["looked"]["missing"]
+    assert "no picture" in explain_answer(school.service, "ann", alone)["looked"]["missing"]
     with pytest.raises(UsageError):
-        look(school.desk, "bob", {"conversation": chat, "turn": turn})
+        explain_answer(school.service, "bob", {"conversation": chat, "turn": turn})
     school.store.finish_turn(turn, "a", "answering")
     with pytest.raises(UsageError, match="still being written"):
-        look(school.desk, "ann", {"conversation": chat, "turn": turn})
+        explain_answer(school.service, "ann", {"conversation": chat, "turn": turn})
 
 
 def test_held_out_questions_are_always_the_same_and_no_training_rows():

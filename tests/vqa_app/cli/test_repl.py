@@ -21,7 +21,7 @@ from tests.fake_engine import FakeEngine
 from tests.waiting import PATIENCE, until
 from ui.chat.export import from_json
 from ui.storage.database import Store
-from ui.storage.picture_files import PictureShelf
+from ui.storage.picture_files import PictureStore
 from vqa_app.cli.repl import Dialogue
 from vqa_app.cli.reply import AnswerOptions
 from vqa_app.engine.protocol import GenerationOptions
@@ -143,8 +143,8 @@ def test_the_browser_imports_a_saved_dialogue(
 ) -> None:
     target = tmp_path / "saved.json"
     talk("What is it?", "And why?", f"/save {target}", pictures=[open_picture(cat)])
-    store, shelf = Store(tmp_path / "chats.sqlite"), PictureShelf(tmp_path / "pictures")
-    conversation = from_json(store, shelf, "me", target.read_bytes())
+    store, picture_store = Store(tmp_path / "chats.sqlite"), PictureStore(tmp_path / "pictures")
+    conversation = from_json(store, picture_store, "me", target.read_bytes())
     first, second = store.path("me", conversation)
     assert (first.question, second.question) == ("What is it?", "And why?")
     assert first.answer == "You asked 'What is it?' about one picture."

@@ -7,15 +7,15 @@ import threading
 import pytest
 
 from tests.fake_engine import FakeEngine
-from tests.ui.desk import choice
+from tests.ui.harness import choice
 from tests.waiting import PATIENCE, until
 from vqa_app.errors import InsufficientMemoryError, ModelError
-from vqa_app.serving.engine_pool import OFFERED, Hub
+from vqa_app.serving.engine_pool import MAX_NAMED_MODELS, EnginePool
 
 
 def hub_of(engines, keep=2, load=None):
     """A hub whose default is the first of `engines`."""
-    return Hub(
+    return EnginePool(
         load or (lambda chosen, _: engines[chosen.key]),
         lambda: [choice(key) for key in engines],
         next(iter(engines)),
@@ -25,17 +25,17 @@ def hub_of(engines, keep=2, load=None):
 
 def test_an_engine_that_is_leased_is_not_let_go_until_the_lease_ends():
     engines = {key: FakeEngine() for key in ("default", "a", "b", "c")}
-    hub = hub_of(engines, keep=1)
-    with hub.lease("a", PATIENCE) as engine:
+    pool = hub_of(engines, keep=1)
+    with pool.lease("a", PATIENCE) as engine:
         for key in "bc":
-            hub.start(key)
-            hub.wait(key, PATIENCE)
+            pool.start_loading(key)
+            pool.wait(key, PATIENCE)
         until(lambda: engines["b"].closed)
         assert engine is engines["a"]
         assert not engine.closed
-    hub.start("b")
+    pool.start_loading("b")
     until(lambda: engines["a"].closed)
-    hub.close()
+    pool.close()
 
 
 def test_a_lease_of_what_made_room_just_before_loads_it_again(monkeypatch):
@@ -45,31 +45,31 @@ def test_a_lease_of_what_made_room_just_before_loads_it_again(monkeypatch):
         made.append(FakeEngine())
         return made[-1]
 
-    hub = hub_of({"default": None, "a": None}, load=load)
-    wait = hub.wait
+    pool = hub_of({"default": None, "a": None}, load=load)
+    wait = pool.wait
 
     def late(key=None, timeout=None):
         engine = wait(key, timeout)
         if len(made) == 1:  # as another thread does between the two
-            hub._slots.pop("a")
+            pool._slots.pop("a")
             engine.close()
         return engine
 
-    monkeypatch.setattr(hub, "wait", late)
-    with hub.lease("a", PATIENCE) as engine:
+    monkeypatch.setattr(pool, "wait", late)
+    with pool.lease("a", PATIENCE) as engine:
         assert engine is made[1]
         assert not engine.closed
-    hub.close()
+    pool.close()
 
 
 def test_a_lease_of_what_is_not_there_in_time_says_so():
     go_on = threading.Event()
     engine = FakeEngine()
-    hub = hub_of({"slow": engine}, load=lambda *_: go_on.wait(PATIENCE) and engine)
-    with pytest.raises(ModelError, match="still loading"), hub.lease(timeout=0):
+    pool = hub_of({"slow": engine}, load=lambda *_: go_on.wait(PATIENCE) and engine)
+    with pytest.raises(ModelError, match="still loading"), pool.lease(timeout=0):
         pass
     go_on.set()
-    hub.close()
+    pool.close()
 
 
 def crowded(engines, room, refusal=None):
@@ -90,48 +90,48 @@ def crowded(engines, room, refusal=None):
 @pytest.mark.parametrize("refusal", [None, RuntimeError("CUDA out of memory."), MemoryError()])
 def test_models_that_nobody_uses_make_room_where_the_memory_refuses_the_next(refusal):
     engines = {key: FakeEngine() for key in ("default", "a")}
-    hub, tried = crowded(engines, 1, refusal)
-    hub.start()
-    hub.wait(timeout=PATIENCE)
-    hub.start("a")
-    assert hub.wait("a", PATIENCE) is engines["a"]
+    pool, tried = crowded(engines, 1, refusal)
+    pool.start_loading()
+    pool.wait(timeout=PATIENCE)
+    pool.start_loading("a")
+    assert pool.wait("a", PATIENCE) is engines["a"]
     assert tried == ["default", "a", "a"]
     assert engines["default"].closed
-    hub.close()
+    pool.close()
 
 
 def test_a_model_that_is_at_work_makes_no_room():
     engines = {key: FakeEngine() for key in ("default", "a", "b")}
-    hub, tried = crowded(engines, 2)
-    with hub.lease(timeout=PATIENCE) as default, hub.lease("a", PATIENCE):
-        hub.start("b")
+    pool, tried = crowded(engines, 2)
+    with pool.lease(timeout=PATIENCE) as default, pool.lease("a", PATIENCE):
+        pool.start_loading("b")
         with pytest.raises(ModelError, match="17 GB"):
-            hub.wait("b", PATIENCE)
+            pool.wait("b", PATIENCE)
         assert tried == ["default", "a", "b"]
         assert not default.closed
-    hub.close()
+    pool.close()
 
 
 def test_no_model_goes_for_one_that_fails_for_another_reason():
     engines = {key: FakeEngine() for key in ("default", "a")}
-    hub, tried = crowded(engines, 1, ModelError("It is damaged.", "Download it again."))
-    hub.start()
-    hub.wait(timeout=PATIENCE)
-    hub.start("a")
+    pool, tried = crowded(engines, 1, ModelError("It is damaged.", "Download it again."))
+    pool.start_loading()
+    pool.wait(timeout=PATIENCE)
+    pool.start_loading("a")
     with pytest.raises(ModelError, match="damaged"):
-        hub.wait("a", PATIENCE)
+        pool.wait("a", PATIENCE)
     assert tried == ["default", "a"]
-    assert hub.ready() is engines["default"]
-    hub.close()
+    assert pool.get_loaded() is engines["default"]
+    pool.close()
 
 
 def test_a_full_memory_is_told_in_words():
     engines = {key: FakeEngine() for key in ("default", "a")}
-    hub, _ = crowded(engines, 0, RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
-    hub.start()
+    pool, _ = crowded(engines, 0, RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
+    pool.start_loading()
     with pytest.raises(ModelError, match="Default could not be loaded: the memory is full"):
-        hub.wait(timeout=PATIENCE)
-    hub.close()
+        pool.wait(timeout=PATIENCE)
+    pool.close()
 
 
 def test_a_model_that_took_long_to_load_is_not_the_first_to_go():
@@ -142,15 +142,15 @@ def test_a_model_that_took_long_to_load_is_not_the_first_to_go():
         assert chosen.key != "slow" or go_on.wait(PATIENCE)
         return engines[chosen.key]
 
-    hub = hub_of(engines, keep=1, load=load)
-    hub.start("slow")
-    hub.start("a")
-    hub.wait("a", PATIENCE)
+    pool = hub_of(engines, keep=1, load=load)
+    pool.start_loading("slow")
+    pool.start_loading("a")
+    pool.wait("a", PATIENCE)
     go_on.set()
     until(lambda: engines["a"].closed)
-    assert hub.ready("slow") is engines["slow"]
+    assert pool.get_loaded("slow") is engines["slow"]
     assert not engines["slow"].closed
-    hub.close()
+    pool.close()
 
 
 def test_the_list_keeps_the_latest_of_the_models_that_people_name():
@@ -161,18 +161,18 @@ def test_the_list_keeps_the_latest_of_the_models_that_people_name():
             raise ModelError("There is no such model.", "Look at its name.")
         return engine
 
-    hub = hub_of({"default": None}, load=load)
+    pool = hub_of({"default": None}, load=load)
     for key in ("typo", "loaded", "unused"):
-        hub.offer(choice(key))
-    with pytest.raises(ModelError, match="no such"), hub.lease("typo", PATIENCE):
+        pool.add_choice(choice(key))
+    with pytest.raises(ModelError, match="no such"), pool.lease("typo", PATIENCE):
         pass
-    hub.start("loaded")
-    hub.wait("loaded", PATIENCE)
-    for number in range(OFFERED):
-        hub.offer(choice(f"later-{number}"))
-    hub.offer(choice("later-0"))
-    offered = [one.key for one in hub.choices()]
+    pool.start_loading("loaded")
+    pool.wait("loaded", PATIENCE)
+    for number in range(MAX_NAMED_MODELS):
+        pool.add_choice(choice(f"later-{number}"))
+    pool.add_choice(choice("later-0"))
+    offered = [one.key for one in pool.choices()]
     assert offered[:3] == ["default", "loaded", "later-1"]
     assert offered[-1] == "later-0"
-    assert len(offered) == OFFERED + 2
-    hub.close()
+    assert len(offered) == MAX_NAMED_MODELS + 2
+    pool.close()

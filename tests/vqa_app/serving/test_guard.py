@@ -14,10 +14,10 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from vqa_app.serving.guard import COOKIE, WRONG_AT_ONCE, Guard, Rules
+from vqa_app.serving.guard import COOKIE, MAX_WRONG_PASSWORDS, AccessRules, Guard
 
 
-def application(rules: Rules) -> Guard:
+def application(rules: AccessRules) -> Guard:
     async def page(request: Request):
         return HTMLResponse(request.query_params.get("say") or f"owner={request.state.owner}")
 
@@ -34,7 +34,7 @@ def application(rules: Rules) -> Guard:
 
 
 def client(base_url: str = "http://localhost:7860", **rules) -> TestClient:
-    return TestClient(application(Rules(**rules)), base_url=base_url)
+    return TestClient(application(AccessRules(**rules)), base_url=base_url)
 
 
 @pytest.mark.parametrize("host", ["localhost:7860", "127.0.0.1:7860", "[::1]:7860", "10.0.0.7"])
@@ -115,7 +115,7 @@ def test_without_a_password_nothing_but_health_is_answered():
 def test_who_guesses_passwords_waits_and_nobody_else(monkeypatch, caplog):
     told = asyncio.Event()
     monkeypatch.setattr("vqa_app.serving.guard.sleep", lambda _: told.wait())
-    guard = application(Rules(users={"ann": "right"}))
+    guard = application(AccessRules(users={"ann": "right"}))
 
     async def ask(password: str, address: str, **headers: str) -> int:
         transport = httpx.ASGITransport(guard, client=(address, 1))
@@ -124,7 +124,7 @@ def test_who_guesses_passwords_waits_and_nobody_else(monkeypatch, caplog):
 
     async def tried() -> None:
         guesses = [asyncio.create_task(ask(str(n), "10.0.0.1")) for n in range(40)]
-        while sum(task.done() for task in guesses) < 40 - WRONG_AT_ONCE:
+        while sum(task.done() for task in guesses) < 40 - MAX_WRONG_PASSWORDS:
             await asyncio.sleep(0)
         assert {task.result() for task in guesses if task.done()} == {429}
         assert await ask("right", "10.0.0.1") == 429, "it is not looked at"
@@ -136,13 +136,13 @@ def test_who_guesses_passwords_waits_and_nobody_else(monkeypatch, caplog):
         assert await ask("right", "127.0.0.1") == 200, "anybody behind a proxy that says nothing"
         told.set()
         assert set(await asyncio.gather(*own)) == {401}
-        assert (await asyncio.gather(*guesses)).count(401) == WRONG_AT_ONCE
+        assert (await asyncio.gather(*guesses)).count(401) == MAX_WRONG_PASSWORDS
         assert await ask("right", "10.0.0.1") == 200
         assert not guard._wrong
 
     with ThreadPoolExecutor(1) as aside:  # Playwright's loop runs in the main thread
         aside.submit(asyncio.run, tried()).result()
-    assert caplog.text.count("Wrong user or password from 10.0.0.1") == WRONG_AT_ONCE
+    assert caplog.text.count("Wrong user or password from 10.0.0.1") == MAX_WRONG_PASSWORDS
 
 
 def test_large_bodies_are_refused_announced_or_not():

@@ -8,15 +8,15 @@ import pytest
 
 from tests import fake_hub
 from tests.fake_engine import FakeEngine
-from tests.ui.desk import House
-from ui.chat.model_picker import pick
+from tests.ui.harness import ChatHarness
+from ui.chat.model_picker import pick_model
 from vqa_app.checkpoints import catalogue
 from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.serving import model_choices
-from vqa_app.serving.downloads import fetch
-from vqa_app.serving.engine_pool import Choice, LoadingCancelled
-from vqa_app.serving.redact import without_paths
+from vqa_app.serving.downloads import download_model
+from vqa_app.serving.engine_pool import LoadingCancelled, ModelChoice
+from vqa_app.serving.redact import redact_paths
 
 
 def test_keys_tell_nothing_of_where_a_model_lies(tmp_path):
@@ -24,8 +24,8 @@ def test_keys_tell_nothing_of_where_a_model_lies(tmp_path):
     run.mkdir(parents=True)
     (run / "manifest.json").write_text("{}")
     (tmp_path / "runs" / "unfinished").mkdir()
-    start = model_choices.started_with("/secret/model", "/secret/adapter", "4bit")
-    offered = list(model_choices.offered(start, tmp_path / "runs"))
+    start = model_choices.choice_from_options("/secret/model", "/secret/adapter", "4bit")
+    offered = list(model_choices.available_choices(start, tmp_path / "runs"))
     assert [choice.label for choice in offered[:3]] == ["model + adapter", "Built-in", "mine"]
     shown = json.dumps([(c.key, c.label, c.detail, c.group) for c in offered])
     assert "secret" not in shown
@@ -37,7 +37,11 @@ def test_models_that_are_downloaded_already_are_told_from_others(tmp_path, monke
     names = [entry.name for entry in catalogue.CATALOGUE]
     monkeypatch.setattr(catalogue, "is_cached", lambda name: name == names[-1])
     model_choices._catalogue_at.cache_clear()
-    found = [c for c in model_choices.offered(model_choices.BUILTIN, tmp_path) if c.source in names]
+    found = [
+        c
+        for c in model_choices.available_choices(model_choices.BUILTIN, tmp_path)
+        if c.source in names
+    ]
     model_choices._catalogue_at.cache_clear()
     assert [(choice.group, choice.here) for choice in found] == [
         ("Downloaded", True), *[("To download", False)] * (len(names) - 1)
@@ -46,14 +50,14 @@ def test_models_that_are_downloaded_already_are_told_from_others(tmp_path, monke
 
 
 def test_a_model_can_be_named_only_where_that_is_allowed(tmp_path):
-    house = House(tmp_path, {"first": FakeEngine()})
+    harness = ChatHarness(tmp_path, {"first": FakeEngine()})
     with pytest.raises(ModelError, match="cannot be named"):
-        list(pick(house.desk, "ann", {"named": "owner/name"}))
-    house.desk.allow_any_model = True
+        list(pick_model(harness.service, "ann", {"named": "owner/name"}))
+    harness.service.allow_any_model = True
     for bad in ("/etc/passwd", "../../x", "owner/../x", "name", "a/b/c"):
         with pytest.raises(UsageError, match="hub id"):
-            list(pick(house.desk, "ann", {"named": bad}))
-    house.close()
+            list(pick_model(harness.service, "ann", {"named": bad}))
+    harness.close()
 
 
 @pytest.fixture
@@ -69,7 +73,7 @@ def hub(monkeypatch, tmp_path):
 
 def test_a_download_tells_how_far_it_is(hub):
     told = []
-    fetch("owner/name", lambda message, share=None: told.append((message, share)))
+    download_model("owner/name", lambda message, share=None: told.append((message, share)))
     assert any(share == 1.0 for _, share in told), told
     assert any("MB" in message for message, _ in told)
 
@@ -80,7 +84,7 @@ def test_a_download_can_be_stopped(hub):
             raise LoadingCancelled
 
     with pytest.raises(LoadingCancelled):
-        fetch("owner/name", stop)
+        download_model("owner/name", stop)
 
 
 def test_a_run_on_four_bits_is_loaded_on_four_bits(tmp_path, monkeypatch):
@@ -91,11 +95,11 @@ def test_a_run_on_four_bits_is_loaded_on_four_bits(tmp_path, monkeypatch):
     monkeypatch.setattr("vqa_app.engine.local.LocalEngine", lambda loaded: None)
     for kind in ("lora", "qlora"):
         write_manifest(tmp_path, Manifest(kind, Base("a/b", "f"), "p"))
-        run = Choice("run", "Run", "", "Trained here", str(tmp_path))
-        model_choices.load(run, lambda *_: None)
+        run = ModelChoice("run", "Run", "", "Trained here", str(tmp_path))
+        model_choices.load_engine(run, lambda *_: None)
     assert [quantize for *_, quantize, _ in given] == [None, "4bit"]
 
 
 def test_why_a_model_of_the_command_line_fails_names_no_folder():
-    model_choices.started_with("/srv/my models/cats", None, None)
-    assert without_paths("/srv/my models/cats holds no model.") == "cats holds no model."
+    model_choices.choice_from_options("/srv/my models/cats", None, None)
+    assert redact_paths("/srv/my models/cats holds no model.") == "cats holds no model."

@@ -7,18 +7,18 @@ from typing import Any
 
 from PIL import Image
 
-from ui.chat.desk import Desk
+from ui.chat.service import ChatService
 from ui.storage.database import Store
-from ui.storage.picture_files import PictureShelf
+from ui.storage.picture_files import PictureStore
 from vqa_app.engine.protocol import Engine
-from vqa_app.serving.engine_pool import Choice, Hub
+from vqa_app.serving.engine_pool import EnginePool, ModelChoice
 
 
-def choice(key: str) -> Choice:
-    return Choice(key, key.title(), "small", "Built in", key)
+def choice(key: str) -> ModelChoice:
+    return ModelChoice(key, key.title(), "small", "Built in", key)
 
 
-class House:
+class ChatHarness:
     """A desk, and what stands behind it.
 
     Args:
@@ -29,12 +29,14 @@ class House:
 
     def __init__(self, folder: Path, engines: dict[str, Engine | Exception]) -> None:
         self.engines = engines
-        self.hub = Hub(self._load, lambda: [choice(key) for key in engines], next(iter(engines)))
+        self.pool = EnginePool(
+            self._load, lambda: [choice(key) for key in engines], next(iter(engines))
+        )
         self.store = Store(folder / "chats.sqlite")
-        self.shelf = PictureShelf(folder / "pictures")
-        self.desk = Desk(self.store, self.shelf, self.hub)
+        self.picture_store = PictureStore(folder / "pictures")
+        self.service = ChatService(self.store, self.picture_store, self.pool)
 
-    def _load(self, chosen: Choice, progress: Any) -> Engine:
+    def _load(self, chosen: ModelChoice, progress: Any) -> Engine:
         engine = self.engines[chosen.key]
         if isinstance(engine, Exception):
             raise engine
@@ -42,16 +44,16 @@ class House:
 
     def picture(self, owner: str = "ann", colour: str = "red", name: str = "red.png") -> str:
         """The digest of a new picture of `owner`'s."""
-        picture = self.shelf.add(Image.new("RGB", (32, 24), colour), name)
+        picture = self.picture_store.add(Image.new("RGB", (32, 24), colour), name)
         self.store.remember_picture(owner, picture.digest, name, {"changes": []})
         return picture.digest
 
     def ask(self, question: str, owner: str = "ann", **request: Any) -> tuple[list[Any], Any]:
         """All updates of a question, and the view after it."""
-        updates = list(self.desk.ask(owner, {"question": question, **request}))
+        updates = list(self.service.ask(owner, {"question": question, **request}))
         return updates, updates[-1]["view"]
 
     def close(self) -> None:
-        self.desk.stop_all(patience=10)
-        self.hub.close()
+        self.service.stop_all(patience=10)
+        self.pool.close()
         self.store.close()

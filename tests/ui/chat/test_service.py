@@ -1,0 +1,659 @@
+"""What the page can ask for, driven without gradio on an engine without a model."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.fake_engine import FakeEngine
+from tests.ui.harness import ChatHarness, choice
+from tests.waiting import PATIENCE, until
+from ui.chat.comparison import compare_models
+from ui.chat.conversation_actions import handle_action
+from ui.chat.markdown import to_html
+from ui.chat.model_picker import pick_model
+from ui.chat.requests import STORAGE_FAILED, user_message
+from ui.chat.warmup import Warmup
+from ui.cli import _tell_failure
+from vqa_app.errors import DataError, ModelError, UsageError
+from vqa_app.serving.engine_pool import EnginePool
+from vqa_app.serving.redact import hide_folder, redact_paths
+
+
+@pytest.fixture
+def make_harness(tmp_path):
+    harnesses = []
+
+    def build(engine=None, **more):
+        engines = {"first": engine or FakeEngine(), **more}
+        harnesses.append(ChatHarness(tmp_path, engines))
+        return harnesses[-1]
+
+    yield build
+    for built in harnesses:
+        built.close()
+
+
+def test_an_answer_streams_and_is_kept_with_what_is_known_of_it(make_harness):
+    updates, view = make_harness().ask("What is it?")
+    texts = [u["live"]["html"] for u in updates if u and "html" in u.get("live", {})]
+    assert texts
+    assert texts[-1] == view["turns"][0]["html"]
+    (turn,) = view["turns"]
+    assert (turn["state"], turn["question"]) == ("answered", "What is it?")
+    assert turn["facts"]["confidence"] == 0.75
+    assert turn["facts"]["model"] == "First"
+    assert view["title"] == "What is it?"
+    assert view["meter"]["limit"] == 4096
+
+
+def test_the_model_reads_the_history_of_the_server_with_its_pictures(make_harness):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    red, blue = harness.picture(), harness.picture(colour="blue", name="blue.png")
+    _, view = harness.ask("One?", pictures=[red])
+    _, view = harness.ask("Two?", conversation=view["conversation"], pictures=[blue])
+    asked, _ = engine.asked[-1]
+    assert [picture.digest for picture in asked.pictures] == [red, blue]
+    assert [message.role for message in asked.messages] == ["user", "assistant", "user"]
+    assert [p["number"] for turn in view["turns"] for p in turn["pictures"]] == [1, 2]
+
+
+def test_stop_keeps_what_came_and_frees_the_line(make_harness):
+    engine = FakeEngine("one two three four", hold_after=2)
+    harness = make_harness(engine)
+    running = harness.service.ask("ann", {"question": "Count."})
+    conversation = next(running)["view"]["conversation"]
+    for update in running:
+        if update and "two" in update.get("live", {}).get("html", ""):
+            harness.service.stop("ann", conversation)
+    (turn,) = harness.service.view("ann", conversation)["turns"]
+    assert (turn["state"], turn["answer"].strip()) == ("stopped", "one two")
+
+
+def test_a_running_answer_takes_no_finished_ones_place_in_what_is_kept(make_harness):
+    engine = FakeEngine("one two three four", hold_after=2)
+    harness = make_harness(engine)
+    to_html.cache_clear()
+    for update in harness.service.ask("ann", {"question": "Count."}):
+        if update and "two" in update.get("live", {}).get("html", ""):
+            engine.release()
+    asked = {"question": "Count.", "models": ["first", "first"]}
+    assert any(
+        update and update["compared"][1]["html"]
+        for update in compare_models(harness.service, "ann", asked)
+    )
+    assert to_html.cache_info().currsize == 1
+
+
+def test_stop_shows_how_the_chat_stands(make_harness):
+    harness = make_harness()
+    _, view = harness.ask("What?")
+    request = {"do": "stop", "conversation": view["conversation"]}
+    update = handle_action(harness.service, "ann", request)
+    assert update["view"]["turns"] == view["turns"]
+    assert not update["view"]["busy"]
+    assert handle_action(harness.service, "ann", {"do": "stop", "conversation": None}) == {}
+
+
+def test_a_stranger_cannot_stop_an_answer(make_harness):
+    engine = FakeEngine("one two three", hold_after=1)
+    harness = make_harness(engine)
+    running = harness.service.ask("ann", {"question": "Count."})
+    conversation = next(running)["view"]["conversation"]
+    harness.service.stop("bob", conversation)
+    engine.release()
+    assert list(running)[-1]["view"]["turns"][0]["state"] == "answered"
+
+
+def test_an_answer_goes_on_without_the_page_that_asked(make_harness):
+    engine = FakeEngine("one two three", hold_after=1)
+    harness = make_harness(engine)
+    running = harness.service.ask("ann", {"question": "Count."})
+    conversation = next(running)["view"]["conversation"]
+    next(update for update in running if update and "html" in update.get("live", {}))
+    running.close()
+    assert harness.service.view("ann", conversation)["busy"]
+    back = harness.service.ask("ann", {"follow": True, "conversation": conversation})
+    assert next(back)["view"]["busy"]
+    shown = next(update for update in back if update)
+    assert "one" in shown["live"]["html"]
+    engine.release()
+    view = list(back)[-1]["view"]
+    assert not view["busy"]
+    assert (view["turns"][0]["state"], view["turns"][0]["answer"]) == ("answered", "one two three")
+    assert len(engine.asked) == 1
+
+
+def test_nobody_else_can_follow_an_answer(make_harness):
+    engine = FakeEngine("one two three", hold_after=1)
+    harness = make_harness(engine)
+    conversation = next(harness.service.ask("ann", {"question": "Count."}))["view"]["conversation"]
+    with pytest.raises(UsageError, match="does not exist"):
+        list(harness.service.ask("bob", {"follow": True, "conversation": conversation}))
+    engine.release()
+
+
+def test_following_what_has_ended_shows_how_it_ended(make_harness):
+    harness = make_harness()
+    _, view = harness.ask("What?")
+    request = {"follow": True, "conversation": view["conversation"]}
+    (update,) = harness.service.ask("ann", request)
+    assert update["view"]["turns"] == view["turns"]
+
+
+def test_a_chat_deleted_while_it_is_answered_is_gone_without_an_error(make_harness):
+    engine = FakeEngine("one two three", hold_after=1)
+    harness = make_harness(engine)
+    running = harness.service.ask("ann", {"question": "Count."})
+    conversation = next(running)["view"]["conversation"]
+    handle_action(
+        harness.service,
+        "ann",
+        {"do": "delete", "conversation": conversation, "shown": conversation},
+    )
+    last = [update for update in running if update][-1]
+    assert last == {"gone": conversation, "list": []}, "other tabs leave it"
+    stopped = handle_action(harness.service, "ann", {"do": "stop", "conversation": conversation})
+    assert stopped == {"gone": conversation, "list": []}
+    assert handle_action(harness.service, "ann", {"do": "open"})["list"] == []
+
+
+def test_a_slow_disk_does_not_hide_that_a_chat_is_gone(make_harness, monkeypatch):
+    harness = make_harness(FakeEngine("one two three", hold_after=1))
+    running = harness.service.ask("ann", {"question": "Count."})
+    conversation = next(running)["view"]["conversation"]
+    delete = harness.store.delete
+    monkeypatch.setattr(harness.store, "delete", lambda *of: (time.sleep(0.5), delete(*of))[1])
+    request = {"do": "delete", "conversation": conversation}
+    other_tab = threading.Thread(target=handle_action, args=(harness.service, "ann", request))
+    other_tab.start()
+    last = [update for update in running if update][-1]
+    other_tab.join()
+    assert last == {"gone": conversation, "list": []}
+
+
+def test_what_came_is_stored_while_the_answer_grows(make_harness, monkeypatch):
+    monkeypatch.setattr("ui.chat.answer.KEPT_EVERY", 0.0)
+    engine = FakeEngine("one two three", hold_after=2)
+    harness = make_harness(engine)
+    running = harness.service.ask("ann", {"question": "Count."})
+    conversation = next(running)["view"]["conversation"]
+    next(u for u in running if u and "two" in u.get("live", {}).get("html", ""))
+    (turn,) = harness.store.path("ann", conversation)
+    assert turn.state == "answering"
+    assert turn.answer.startswith("one")
+
+
+def test_regenerate_and_edit_branch_with_their_pictures(make_harness):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    red = harness.picture()
+    _, view = harness.ask("One?", pictures=[red])
+    chat, first = view["conversation"], view["turns"][0]["id"]
+    harness.ask("Two?", conversation=chat)
+    _, view = harness.ask("", conversation=chat, again=first)
+    assert [turn["question"] for turn in view["turns"]] == ["One?"]
+    assert view["turns"][0]["branches"]["of"] == 2
+    _, view = harness.ask("Changed?", conversation=chat, replaces=first, pictures=[red])
+    assert view["turns"][0]["branches"] == {
+        "at": 3, "of": 3, "before": view["turns"][0]["branches"]["before"], "after": None,
+    }  # fmt: skip
+    assert [picture.digest for picture in engine.asked[-1][0].pictures] == [red]
+    back = handle_action(
+        harness.service, "ann", {"do": "branch", "conversation": chat, "turn": first}
+    )["view"]
+    assert [turn["question"] for turn in back["turns"]] == ["One?", "Two?"]
+
+
+def test_a_question_without_an_answer_hands_its_pictures_on(make_harness):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    red = harness.picture()
+    engine.error = ModelError("Out of memory.", "Use a smaller picture.")
+    _, view = harness.ask("What?", pictures=[red])
+    assert view["turns"][0]["state"] == "failed"
+    assert "smaller picture" in view["turns"][0]["facts"]["error"]
+    harness.ask("And now?", conversation=view["conversation"])
+    assert [m.role for m in engine.asked[-1][0].messages] == ["user"]
+    assert [p.digest for p in engine.asked[-1][0].pictures] == [red]
+
+
+def test_our_own_mistakes_show_no_details(make_harness):
+    engine = FakeEngine()
+    engine.error = RuntimeError("/secret/path exploded")
+    _, view = make_harness(engine).ask("What?")
+    assert "secret" not in str(view)
+    assert "our side" in view["turns"][0]["facts"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "problem"),
+    [
+        ({"question": " "}, "nothing to answer"),
+        ({"question": "x" * 20_001}, "characters"),
+        ({"question": "x", "pictures": ["a" * 64]}, "has been deleted"),
+        ({"question": "x", "pictures": ["../../etc/passwd"]}, "has been deleted"),
+        ({"question": "x", "conversation": "made-up"}, "does not exist"),
+        ({"again": "made-up", "conversation": "made-up"}, "does not exist"),
+        ({"question": "x", "pictures": [f"{n:064}" for n in range(9)]}, "9 pictures"),
+    ],
+)
+def test_a_forged_request_is_refused(make_harness, request_, problem):
+    with pytest.raises(UsageError, match=problem):
+        list(make_harness().service.ask("ann", request_))
+
+
+def test_a_picture_of_somebody_else_is_refused(make_harness):
+    harness = make_harness()
+    with pytest.raises(UsageError, match="has been deleted"):
+        harness.ask("What?", owner="bob", pictures=[harness.picture("ann")])
+
+
+def test_a_dropped_picture_is_warmed_behind_the_history(make_harness):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    red, blue = harness.picture(), harness.picture(colour="blue")
+    harness.pool.start_loading()
+    harness.pool.wait(timeout=PATIENCE)
+    _, view = harness.ask("One?", pictures=[red])
+    Warmup(harness.service).begin("ann", {"conversation": view["conversation"], "pictures": [blue]})
+    until(lambda: engine.warmed)
+    (warmed,) = engine.warmed
+    assert [m.role for m in warmed.messages] == ["user", "assistant", "user"]
+    assert warmed.messages[-1].text == ""
+    assert warmed.messages[-1].pictures[0].digest == blue
+
+
+def test_settings_reach_the_model(make_harness):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    harness.service.save_settings(
+        "ann", {"temperature": 0.5, "seed": 3, "max_new_tokens": 2, "system": "Be kind.",
+                "style": "short"}
+    )  # fmt: skip
+    harness.ask("What?")
+    asked, options = engine.asked[-1]
+    assert (options.temperature, options.seed, options.max_new_tokens) == (0.5, 3, 2)
+    assert asked.system == "Be kind."
+    assert asked.messages[-1].text.endswith("single word or phrase.")
+    harness.ask("And for bob?", owner="bob")
+    assert engine.asked[-1][0].system is None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"temperature": 99}, {"top_p": "x"}, {"max_new_tokens": 10**9}, {"style": "rude"},
+     {"system": "x" * 5000}, {"owner": "bob"}, {"seed": "abc"}, {"seed": 10**30},
+     {"max_new_tokens": 2.5}, {"max_new_tokens": "5"}, {"temperature": True},
+     {"temperature": float("nan")}],
+)  # fmt: skip
+def test_impossible_settings_are_refused(make_harness, bad):
+    harness = make_harness()
+    with pytest.raises(UsageError):
+        harness.service.save_settings("ann", bad)
+    assert harness.store.settings("ann") == {}
+
+
+def test_a_model_that_fails_to_load_leaves_the_old_one_answering(make_harness):
+    harness = make_harness(broken=ModelError("It is damaged.", "Fetch it again."))
+    harness.ask("Hello?")
+    with pytest.raises(ModelError, match="damaged"):
+        list(pick_model(harness.service, "ann", {"model": "broken"}))
+    _, view = harness.ask("Still there?")
+    assert view["turns"][0]["state"] == "answered"
+
+
+def test_each_person_picks_their_own_model(make_harness):
+    other = FakeEngine("the other one")
+    harness = make_harness(other=other)
+    list(pick_model(harness.service, "ann", {"model": "other"}))
+    assert harness.ask("Who?")[1]["turns"][0]["answer"].strip() == "the other one"
+    assert "You asked" in harness.ask("Who?", owner="bob")[1]["turns"][0]["answer"]
+    with pytest.raises(ModelError):
+        list(pick_model(harness.service, "ann", {"model": "/etc/passwd"}))
+
+
+def test_a_picked_model_is_loaded_again_after_a_restart(make_harness):
+    harness = make_harness(other=FakeEngine("the other one"))
+    harness.store.save_settings("ann", {"model": "other"})
+    red = harness.picture()
+    warming = Warmup(harness.service)
+    assert warming.begin("ann", {"pictures": [red]}) == {}
+    assert harness.pool.wait("other", PATIENCE) is harness.engines["other"]
+    warming.begin("ann", {"pictures": [red]})
+    until(lambda: harness.engines["other"].warmed)
+    assert harness.pool.status("first").phase == "absent"
+    update = handle_action(harness.service, "bob", {"do": "hello"})
+    assert update["models"]["picked"] == "first"
+    assert update["models"]["phase"] in ("loading", "ready")
+
+
+def test_a_model_that_failed_is_not_loaded_at_every_move(make_harness):
+    harness = make_harness(ModelError("It is damaged.", "Fetch it again."))
+    harness.pool.start_loading()
+    with pytest.raises(ModelError):
+        harness.pool.wait(timeout=PATIENCE)
+    handle_action(harness.service, "ann", {"do": "hello"})
+    assert harness.pool.status().phase == "failed"
+
+
+def test_picking_a_model_twice_keeps_the_way_back(make_harness):
+    harness = make_harness(other=FakeEngine())
+    for _ in range(2):
+        update = list(pick_model(harness.service, "ann", {"model": "other"}))[-1]
+    assert (update["models"]["picked"], update["models"]["before"]) == ("other", "first")
+    update = list(pick_model(harness.service, "ann", {"model": "first"}))[-1]
+    assert (update["models"]["picked"], update["models"]["before"]) == ("first", "other")
+
+
+def test_a_comparison_is_stopped_by_who_asked_alone(make_harness):
+    engine = FakeEngine(hold_after=1)
+    harness = make_harness(engine, other=FakeEngine())
+    asked = {"models": ["first", "other"], "question": "What is it?"}
+    comparing = compare_models(harness.service, "ann", asked)
+    assert next(update for update in comparing if update and update["compared"][0]["html"])
+    handle_action(harness.service, "bob", {"do": "stop-comparing"})
+    assert next(comparing) is None  # it still waits for the next word
+    handle_action(harness.service, "ann", {"do": "stop-comparing"})
+    last = [update for update in comparing if update][-1]
+    assert last["compared_done"]
+    assert [side["state"] for side in last["compared"]] == ["stopped", "stopped"]
+
+
+def test_a_pick_holds_although_its_page_goes(make_harness):
+    harness = make_harness()
+    go_on = threading.Event()
+    engines = {"first": FakeEngine(), "slow": FakeEngine(), "other": FakeEngine()}
+
+    def load(chosen, progress):
+        assert chosen.key != "slow" or go_on.wait(PATIENCE)
+        return engines[chosen.key]
+
+    harness.service.pool = EnginePool(load, lambda: [choice(key) for key in engines], "first")
+    picking = pick_model(harness.service, "ann", {"model": "slow"})
+    assert next(picking)["models"]["loading"]["key"] == "slow"
+    picking.close()
+    models = handle_action(harness.service, "ann", {"do": "hello"})["models"]
+    assert (models["picked"], models["loading"]["key"]) == ("first", "slow")
+    go_on.set()
+    harness.service.pool.wait("slow", PATIENCE)
+    models = handle_action(harness.service, "ann", {"do": "models"})["models"]
+    assert (models["picked"], models["before"]) == ("slow", "first")
+    assert "loading" not in models
+
+
+def test_the_last_of_several_picks_counts(make_harness):
+    harness = make_harness()
+    go_on = threading.Event()
+    engines = {"first": FakeEngine(), "slow": FakeEngine(), "other": FakeEngine()}
+
+    def load(chosen, progress):
+        assert chosen.key != "slow" or go_on.wait(PATIENCE)
+        return engines[chosen.key]
+
+    harness.service.pool = EnginePool(load, lambda: [choice(key) for key in engines], "first")
+    earlier = pick_model(harness.service, "ann", {"model": "slow"})
+    next(earlier)
+    list(pick_model(harness.service, "ann", {"model": "other"}))
+    go_on.set()
+    assert list(earlier)[-1]["models"]["picked"] == "other"
+
+
+def downloading(key):
+    """A hub whose model never comes, with the event that says that its loading has begun."""
+    begun = threading.Event()
+
+    def load(chosen, progress):
+        begun.set()
+        while True:
+            time.sleep(0.01)
+            progress("Downloading", 0.5)
+
+    return EnginePool(load, lambda: [choice(key)], key), begun
+
+
+def test_a_load_is_cancelled_only_by_who_started_it(make_harness):
+    harness = make_harness()
+    harness.service.pool, begun = downloading("slow")
+    harness.service.pool.start_loading("slow", "ann")
+    assert begun.wait(PATIENCE)
+    with pytest.raises(UsageError, match="Someone else"):
+        handle_action(harness.service, "bob", {"do": "cancel-load", "model": "slow"})
+    handle_action(harness.service, "ann", {"do": "cancel-load", "model": "slow"})
+    with pytest.raises(ModelError, match="cancelled"):
+        harness.service.pool.wait("slow", PATIENCE)
+
+
+def test_waiting_for_a_model_that_made_room_loads_it_again():
+    engine = FakeEngine()
+    pool = EnginePool(lambda *_: engine, lambda: [choice("a")], "a")
+    assert pool.wait("a", PATIENCE) is engine
+    pool.close()
+    stopping = EnginePool(lambda *_: engine, lambda: [choice("a")], "a")
+    stopping.close()
+    with pytest.raises(ModelError, match="stopping"):
+        stopping.wait("a", PATIENCE)
+
+
+def test_why_a_load_failed_is_told_without_paths(make_harness):
+    harness = make_harness(ModelError("There is no /srv/secret/model.", "Look into /srv/secret."))
+    harness.pool.start_loading()
+    with pytest.raises(ModelError) as told:
+        harness.pool.wait(timeout=PATIENCE)
+    assert "secret/" not in str(told.value)
+    assert "/srv" not in str(told.value)
+    assert "/srv" not in str(handle_action(harness.service, "ann", {"do": "models"}))
+
+
+def test_a_load_can_be_cancelled():
+    pool, begun = downloading("slow")
+    pool.start_loading()
+    assert begun.wait(PATIENCE)
+    assert pool.status().phase == "loading"
+    pool.cancel_loading("slow")
+    with pytest.raises(ModelError, match="cancelled"):
+        pool.wait(timeout=PATIENCE)
+    assert pool.status().phase == "absent"
+
+
+def test_the_least_used_models_are_let_go():
+    engines = {key: FakeEngine() for key in ("default", "a", "b", "c")}
+    pool = EnginePool(
+        lambda c, _: engines[c.key], lambda: [choice(key) for key in engines], "default", 2
+    )
+    for key in engines:
+        pool.start_loading(key)
+        pool.wait(key, PATIENCE)
+    until(lambda: engines["a"].closed)  # after the last one is there
+    assert [engine.closed for engine in engines.values()] == [False, True, False, False]
+    pool.close()
+    assert all(engine.closed for engine in engines.values())
+
+
+def test_another_answer_has_the_style_that_is_wanted_now(make_harness):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    _, view = harness.ask("What?")
+    harness.service.save_settings("ann", {"style": "short"})
+    again = {"conversation": view["conversation"], "again": view["turns"][0]["id"]}
+    list(harness.service.ask("ann", again))
+    assert engine.asked[-1][0].messages[-1].text.endswith("single word or phrase.")
+
+
+def test_a_forged_request_leaves_no_empty_chat(make_harness):
+    harness = make_harness()
+    with pytest.raises(UsageError):
+        harness.ask("What?", replaces="nothing")
+    assert harness.store.conversations("ann") == []
+
+
+def test_what_was_left_out_is_told(make_harness):
+    harness = make_harness()
+    _, view = harness.ask("One?")
+    chat = view["conversation"]
+    _, view = harness.ask("Two?", conversation=chat)
+    harness.store.add_facts("ann", chat, view["turns"][1]["id"], {"dropped": 2})
+    assert [t["left_out"] for t in harness.service.view("ann", chat)["turns"]] == [True, False]
+
+
+def test_six_people_are_all_answered_without_mixing(make_harness):
+    harness = make_harness(FakeEngine(delay=0.002))
+    views = {}
+
+    def talk(owner):
+        _, view = harness.ask(f"I am {owner}, 0", owner=owner)
+        for count in range(1, 4):
+            _, view = harness.ask(
+                f"I am {owner}, {count}", owner=owner, conversation=view["conversation"]
+            )
+        views[owner] = view
+
+    threads = [threading.Thread(target=talk, args=(f"p{n}",)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    for owner, view in views.items():
+        expected = [f"You asked 'I am {owner}, {count}' about no picture." for count in range(4)]
+        assert [turn["answer"].strip() for turn in view["turns"]] == expected
+    assert len(views) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("The folder /tmp/data/cats holds no data.", "The folder cats holds no data."),
+        (
+            "Reading /srv/a b.json, row 3: ~/x/y/z.png is bad.",
+            "Reading a b.json, row 3: z.png is bad.",
+        ),
+        ("owner/name is on https://example.org/a/b", "owner/name is on https://example.org/a/b"),
+        ("1/2 of it, and/or more", "1/2 of it, and/or more"),
+        (r"No C:\Users\ann\runs\x here.", "No x here."),
+        ("No /home/ann/my data/runs/x here.", "No x here."),
+        ("No ~/x.png here: / is empty.", "No x.png here: / is empty."),
+    ],
+)
+def test_messages_name_files_without_their_folders(text, shown):
+    hide_folder(Path("/home/ann/my data"))
+    assert redact_paths(text) == shown
+
+
+def test_a_deleted_chat_takes_its_pictures_along_unless_somebody_has_them(make_harness):
+    harness = make_harness()
+    red, blue = harness.picture(), harness.picture(colour="blue")
+    assert harness.picture("bob", colour="blue") == blue
+    _, view = harness.ask("One?", pictures=[red, blue])
+    _, other = harness.ask("Two?", pictures=[red])
+    handle_action(harness.service, "ann", {"do": "delete", "conversation": view["conversation"]})
+    assert harness.picture_store.file(red).exists()
+    assert harness.picture_store.file(blue).exists()
+    assert harness.store.picture("ann", blue) is None
+    handle_action(harness.service, "ann", {"do": "delete", "conversation": other["conversation"]})
+    assert not harness.picture_store.file(red).exists()
+    assert harness.picture_store.file(blue).exists()
+
+
+def test_a_deleted_question_takes_its_pictures_along(make_harness):
+    harness = make_harness()
+    red, blue = harness.picture(), harness.picture(colour="blue")
+    _, view = harness.ask("One?", pictures=[red])
+    _, view = harness.ask("Two?", conversation=view["conversation"], pictures=[red, blue])
+    request = {"do": "delete-turn", "conversation": view["conversation"]}
+    handle_action(harness.service, "ann", {**request, "turn": view["turns"][1]["id"]})
+    assert harness.picture_store.file(red).exists()
+    assert not harness.picture_store.file(blue).exists()
+
+
+def full_disk(harness):
+    """Makes the database refuse to grow, as on a full disk."""
+    (pages,) = harness.store._all("PRAGMA page_count")
+    harness.store._db.execute(f"PRAGMA max_page_count = {pages[0]}")
+
+
+def test_a_full_disk_is_named_and_the_page_opens_all_the_same(make_harness, monkeypatch, caplog):
+    harness = make_harness()
+    harness.ask("What?")
+    full_disk(harness)
+    with caplog.at_level(logging.ERROR):
+        found = handle_action(harness.service, "a visitor" * 500, {"do": "hello"})
+    assert found["hello"]
+    assert found["examples"]["cards"] == []
+    with pytest.raises(sqlite3.OperationalError) as refusal:
+        harness.ask("Why? " * 2000)
+    assert user_message(refusal.value) == STORAGE_FAILED
+    assert all(record.exc_info is None for record in caplog.records), "one line, no traceback"
+    harness.store._db.execute("PRAGMA max_page_count = 1000000")
+    assert harness.ask("And now?")[1]["turns"][0]["state"] == "answered", "there is room again"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_picture_that_the_disk_has_no_room_for_leaves_nothing(make_harness, monkeypatch, code):
+    harness = make_harness()
+
+    def refuse(*_):
+        raise OSError(code, "no room")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(OSError, match="no room") as refusal:
+        harness.picture()
+    assert user_message(refusal.value) == STORAGE_FAILED
+    assert not list(harness.picture_store.folder.rglob("*.part"))
+
+
+def test_other_errors_of_the_system_stay_ours(caplog):
+    for error in (FileNotFoundError(2, "gone"), sqlite3.OperationalError("no such table")):
+        assert "on our side" in user_message(error)
+
+
+@pytest.mark.parametrize(
+    ("hint", "told"),
+    [
+        ("Check the name, or give --images.", "Check the name."),
+        ("Move it in, or name its folder with --images.", "Move it in."),
+        ("Name the folder with --images. Look again.", "Look again."),
+        ("Use a smaller --size or --length, or --slowly.", ""),
+        ("Rename the file.", "Rename the file."),
+    ],
+)
+def test_who_brings_data_to_the_page_is_told_no_option_of_the_shell(hint, told):
+    assert user_message(DataError("Bad.", hint)) == f"Bad. {told}".strip()
+
+
+def test_halves_of_characters_are_no_ones_fault(make_harness):
+    harness = make_harness()
+    _, view = harness.ask("What \ud800?")
+    assert view["turns"][0]["question"] == "What ??"
+    for request in ({"do": "open", "conversation": {"a": 1}}, {"do": "open", "conversation": [1]}):
+        with pytest.raises(UsageError, match="does not exist"):
+            handle_action(harness.service, "ann", request)
+    assert handle_action(harness.service, "ann", {"do": "hello", "conversation": {"a": 1}})["hello"]
+
+
+def test_a_default_model_that_does_not_load_is_told_on_the_terminal(make_harness, capsys):
+    harness = make_harness(ModelError("There is no model 'nothing'.", "Check its name."))
+    harness.pool.start_loading()
+    _tell_failure(harness.pool)
+    assert capsys.readouterr().err == "Error: There is no model 'nothing'. Check its name.\n"
+
+
+def test_a_new_scene_asks_what_the_model_answers_well():
+    from finetune.pretrain.world import make_scene, sample_scene
+    from ui.chat import examples
+
+    for seed in range(5):
+        with pytest.MonkeyPatch.context() as patched:
+            drawn = iter(range(1000 * seed, 1000 * seed + 1000))
+            patched.setattr(examples.secrets, "randbelow", lambda _, drawn=drawn: next(drawn))
+            _, question = examples.new_scene()
+            last = next(drawn) - 1
+        assert len(make_scene(last, "shapes", "test").items) <= examples.MOST_SHAPES
+        asked = {qa.question: qa.skill for qa in sample_scene(last, "shapes")[1]}
+        assert asked[question] in examples.WELL_ANSWERED
