@@ -14,6 +14,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process for each core that this process may use, and at most eight."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, 8)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the pictures that the rows of `tests.finetune.data_rows` name."""
