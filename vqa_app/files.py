@@ -1,4 +1,4 @@
-"""Files and folders: sizes in words, JSON, directories that are complete or not there at all."""
+"""Files and folders: sizes in words, JSON, and writes that are complete or leave no trace."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +24,10 @@ def format_bytes(size: float) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a model; {} where there is none.
+    """Read a JSON file of a model; {} if there is none.
 
     Raises:
-        ModelError: it cannot be read.
+        ModelError: It cannot be read, or is not an object.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -40,57 +41,31 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 UNFINISHED = ".unfinished-"
-
-
-def flush(path: Path) -> None:
-    """Waits until a file, or the list of names in a directory, is on the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows has no such call
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _flush_tree(directory: Path) -> None:
-    for path in (*directory.rglob("*"), directory):
-        flush(path)
-
-
-def _share(directory: Path) -> None:
-    """Gives files the mode that new ones have here: safetensors makes its own readable for their
-    owner alone, and a server under another user could not load them.
-    """
-    probe = directory / ".mode"
-    probe.touch()
-    mode = stat.S_IMODE(probe.stat().st_mode)
-    probe.unlink()
-    for path in directory.rglob("*"):
-        if path.is_file():
-            path.chmod(mode)
+"""Prefix of files and folders that are still being written; a kill may leave some."""
 
 
 @contextmanager
-def unfinished_directory(parent: Path) -> Iterator[Path]:
-    """A new folder in `parent`, flushed at the end; gone again if anything goes wrong."""
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a file to write that becomes `path` if the block ends without an error.
+
+    Until then `path` stays as it is. The folder is created if need be.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
     try:
-        yield folder
-        _share(folder)
-        _flush_tree(folder)
+        yield temporary
+        temporary.replace(path)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `target` when the block ends without an error.
+    """Yield a folder to write into that becomes `target` if the block ends without an error.
 
-    What stood at `target` stays until then. A kill at any moment leaves the old directory or the
-    new one complete; `sweep` gives it back its name if the kill came between two renames.
+    Until then `target` stays as it is, and a kill at any moment leaves the old folder or the new
+    one complete. After a kill between two renames the old one is in a folder named `UNFINISHED...`.
     """
     with unfinished_directory(target.parent) as folder:
         folder.chmod(0o755)  # mkdtemp's are private
@@ -105,11 +80,74 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     flush(target.parent)
 
 
+@contextmanager
+def add_to_directory(target: Path, *, last: str) -> Iterator[Path]:
+    """Yield a folder whose files move into `target` if the block ends without an error.
+
+    Args:
+        target: May hold other files, which stay.
+        last: Name of the file that moves last: where it is, the others are complete.
+    """
+    with unfinished_directory(target) as folder:
+        yield folder
+    files = sorted(
+        (path for path in folder.rglob("*") if path.is_file()),
+        key=lambda path: (path.name == last, path),
+    )
+    for path in files:
+        place = target / path.relative_to(folder)
+        place.parent.mkdir(exist_ok=True)
+        path.replace(place)
+    shutil.rmtree(folder)
+    flush(target)
+
+
+@contextmanager
+def unfinished_directory(parent: Path) -> Iterator[Path]:
+    """Yield a new folder in `parent`; flush it at the end, or remove it after an error."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
+    try:
+        yield folder
+        _use_default_mode(folder)
+        for path in (*folder.rglob("*"), folder):
+            flush(path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the list of names in a directory, is on the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows has no such call
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _use_default_mode(directory: Path) -> None:
+    """Give files the mode that new ones get here.
+
+    safetensors makes its files readable for their owner alone; a server under another user could
+    not load them.
+    """
+    probe = directory / ".mode"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
 def require_writable(folder: Path) -> None:
-    """Makes the folder.
+    """Create the folder, or check that files can be written to it.
 
     Raises:
-        UsageError: it cannot be made or written to.
+        UsageError: It cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,8 +159,9 @@ def require_writable(folder: Path) -> None:
 
 
 def write_error_reason(error: BaseException) -> str | None:
-    """Why a file could not be written, where that is what the error says: safetensors and
-    `torch.save` have classes of their own for a full disk. None for any other error.
+    """Return why a file could not be written, or None if the error is about something else.
+
+    safetensors and `torch.save` raise errors of their own when the disk is full.
     """
     if isinstance(error, OSError):
         return error.strerror or str(error)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from vqa_app.files import atomic_file
+
 MUON_RATE, ADAM_RATE = 3e-3, 1.5e-3
 
 
@@ -194,10 +196,8 @@ class Training:
 
 def save_state(path: Path, state: dict) -> None:
     """Written whole or not at all, so that a kill at any moment leaves a usable file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        torch.save(state, temporary)
 
 
 def load_state(path: Path) -> dict | None:

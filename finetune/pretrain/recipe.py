@@ -5,7 +5,6 @@ tokenizer -> 0a encoder | 0b language model (side by side) -> the two meet on fe
 """
 
 import multiprocessing
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from finetune.pretrain.tokenizer import train_tokenizer
 from finetune.pretrain.unseen_tokens import spread_unseen
 from finetune.pretrain.world import ROOMS
 from vqa_app.checkpoints.manifest import is_finished
+from vqa_app.files import atomic_directory
 
 # Share of the scenes. Shapes carry most skills; the others are mostly new things to see.
 ROOM_WEIGHTS = {
@@ -223,11 +223,9 @@ def finish(merged: Path, two_towers: Path, final: Path) -> Path:
 
     model = AutoModelForImageTextToText.from_pretrained(merged, dtype=torch.bfloat16)
     spread_unseen(model.get_input_embeddings().weight)
-    half = final.with_suffix(".part")
-    shutil.rmtree(half, ignore_errors=True)
-    save(model, AutoProcessor.from_pretrained(merged), half)
-    shutil.copytree(two_towers, half / "siglip")
-    os.replace(half, final)
+    with atomic_directory(final) as folder:
+        save(model, AutoProcessor.from_pretrained(merged), folder)
+        shutil.copytree(two_towers, folder / "siglip")
     return final
 
 

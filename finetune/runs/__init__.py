@@ -1,4 +1,4 @@
-"""What a run leaves on disk: layout, checkpoints, golden outputs, merging.
+"""Runs on disk: layout, checkpoints, golden prompts, verification, merging.
 
 May use kernels.
 """

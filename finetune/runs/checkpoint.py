@@ -1,18 +1,17 @@
-"""What a run directory holds, written so that it is whole at every moment.
+"""Checkpoints and finished runs on the disk, complete at every moment.
 
-A run can be read by itself: trained weights, processor, manifest, and golden prompts with the
-logits they gave. Everything is written beside its place first, flushed to the disk and then
-renamed; a full disk or a kill leaves what was there before.
+A run describes itself: trained weights, processor, manifest, and golden prompts with their logits.
+Everything is written to a temporary folder, flushed to the disk and then renamed; a full disk or a
+kill leaves what was there before.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
@@ -20,51 +19,35 @@ from finetune.runs.golden import GOLDEN_FOLDER, record_golden
 from vqa_app.checkpoints.adapters import PEFT_CONFIG, PEFT_FILE, PROJECTOR_FILE
 from vqa_app.checkpoints.manifest import MANIFEST_FILE, Base, Manifest, write_manifest
 from vqa_app.errors import ModelError
-from vqa_app.files import UNFINISHED, flush, unfinished_directory, write_error_reason
+from vqa_app.files import UNFINISHED, add_to_directory, write_error_reason
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import ProcessorMixin
 
 CHECKPOINTS = "checkpoints"
 _STEP = "step-"
 
 
-@contextmanager
-def _into(root: Path) -> Iterator[Path]:
-    """A folder whose files take their places in `root` at the end, the manifest last."""
-    with unfinished_directory(root) as folder:
-        yield folder
-    files = sorted(
-        (path for path in folder.rglob("*") if path.is_file()),
-        key=lambda path: (path.name == MANIFEST_FILE, path),
-    )
-    for path in files:
-        place = root / path.relative_to(folder)
-        place.parent.mkdir(exist_ok=True)
-        path.replace(place)
-    shutil.rmtree(folder)
-    flush(root)
-
-
 def sweep(run: Path) -> None:
-    """Removes what a killed process left half-written."""
+    """Remove what a killed process left unfinished, and restore a checkpoint that it had moved."""
     for parent in (run, run / CHECKPOINTS):
         for leftover in parent.glob(f"{UNFINISHED}*"):
-            for whole in leftover.glob(f"{_STEP}*"):  # killed between the two renames
+            for whole in leftover.glob(f"{_STEP}*"):  # killed between two renames
                 if not (parent / whole.name).exists():
                     whole.rename(parent / whole.name)
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def step_directory(run: Path, step: int) -> Path:
+    """Return the folder of a checkpoint."""
     return run / CHECKPOINTS / f"{_STEP}{step}"
 
 
 def checkpoint_steps(run: Path) -> dict[int, Path]:
-    """The whole checkpoints of a run by step, ascending."""
+    """Return the checkpoints of a run by step, ascending."""
     found = {
         int(path.name.removeprefix(_STEP)): path
         for path in (run / CHECKPOINTS).glob(f"{_STEP}*")
@@ -74,40 +57,42 @@ def checkpoint_steps(run: Path) -> dict[int, Path]:
 
 
 def latest_checkpoint(run: Path) -> Path | None:
-    """The newest whole checkpoint to resume from."""
+    """Return the newest checkpoint, if there is one."""
     return next(reversed(checkpoint_steps(run).values()), None)
 
 
 def save_weights(
-    model: PreTrainedModel,
+    model: Any,
     kind: str,
     out: Path,
     *,
     state_dict: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Writes what trained, as safetensors, into an existing folder.
+    """Write the trained weights, as safetensors, into an existing folder.
 
     Args:
-        model: with LoRA attached (kinds lora and qlora: PEFT layout, the projector as one of its
-            modules to save), or the plain model (projector: the parameters that train, by their
-            names in it; full and merged: everything, as plain transformers loads it).
-        kind: as in the manifest.
-        state_dict: gathered parameters where the model itself is sharded (FSDP, DeepSpeed).
+        model: PEFT's wrapper (kinds lora and qlora: PEFT's layout, with the projector among its
+            modules to save), or the model itself (projector: the trainable parameters by name; full
+            and merged: everything, as plain transformers loads it).
+        kind: As in the manifest.
+        out: The folder.
+        state_dict: Gathered parameters if the model itself is sharded (FSDP, DeepSpeed).
+
+    Raises:
+        ModelError: The kind is projector, and nothing in the model is trainable.
     """
     if kind in ("lora", "qlora"):
-        # "auto" would ask the hub whether the base's vocabulary is still the same.
+        # "auto" would check on the hub whether the base's vocabulary has changed.
         model.save_pretrained(
             out, state_dict=state_dict, safe_serialization=True, save_embedding_layers=False
         )
-        (out / "README.md").unlink(
-            missing_ok=True
-        )  # PEFT's template; the run has a card of its own
+        (out / "README.md").unlink(missing_ok=True)  # a template; the run has a card of its own
     elif kind == "projector":
         named = model.state_dict() if state_dict is None else state_dict
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         tensors = {name: named[name].detach().cpu().contiguous() for name in names}
         if not tensors:
-            raise ModelError("Nothing in the model trains, so there is no projector to save.")
+            raise ModelError("Nothing in the model is trainable, so there is no projector to save.")
         save_file(tensors, out / PROJECTOR_FILE, metadata={"format": "pt"})
     else:
         with quiet():
@@ -115,24 +100,29 @@ def save_weights(
 
 
 def _name_base(config: Path, base: Base) -> None:
-    """PEFT names the folder that the base was loaded from, which no other machine has."""
+    """Replace the local folder that PEFT names as the base, which no other machine has."""
     values = json.loads(config.read_text(encoding="utf-8"))
     values["base_model_name_or_path"] = base.name if base.on_hub else None
     values["revision"] = base.revision
     config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def load_weights(model: PreTrainedModel, kind: str, directory: Path) -> None:
-    """Puts what `save_weights` wrote back into a model that is set up as it was then.
+def load_weights(model: Any, kind: str, directory: Path) -> None:
+    """Load what `save_weights` wrote into a model that is frozen in the same way.
+
+    Args:
+        model: As for `save_weights`.
+        kind: As in the manifest.
+        directory: Where the weights are.
 
     Raises:
-        ModelError: the files do not hold exactly the parameters that train.
+        ModelError: The files do not hold exactly the trainable parameters.
     """
     if kind in ("lora", "qlora"):
         from peft import set_peft_model_state_dict
 
         tensors = load_file(directory / PEFT_FILE)
-        result = set_peft_model_state_dict(model, tensors)
+        result: Any = set_peft_model_state_dict(model, tensors)
         missing = [
             name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name
         ]
@@ -142,40 +132,45 @@ def load_weights(model: PreTrainedModel, kind: str, directory: Path) -> None:
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         wrong = [*(trained & set(result.missing_keys)), *result.unexpected_keys]
     else:
-        # In fp32, which holds every precision exactly; names on the disk are not the model's own.
+        # Names on the disk differ from the model's own. fp32 represents every precision exactly.
         with quiet():
             saved = type(model).from_pretrained(directory, dtype="float32", local_files_only=True)
         result = model.load_state_dict(saved.state_dict(), strict=False)
         wrong = [*result.missing_keys, *result.unexpected_keys]
     if wrong:
         raise ModelError(
-            f"{directory} does not hold what trains here: {', '.join(sorted(wrong)[:3])} differ.",
+            f"{directory} does not hold the weights that train here:"
+            f" {', '.join(sorted(wrong)[:3])} differ.",
             "Resume with the command that started the run.",
         )
 
 
 def save_run(
     run: Path,
-    model: PreTrainedModel,
+    model: Any,
     processor: ProcessorMixin,
     manifest: Manifest,
     golden: Sequence[Conversation] = (),
     *,
     state_dict: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Makes a directory that `load_model` opens: weights, processor, golden prompts, manifest.
+    """Write a directory that `load_model` opens: weights, processor, golden prompts, manifest.
 
-    May be called again with better weights; until all of it is on the disk the old files stay.
+    May be called again with better weights; the old files stay until all new ones are on the disk.
 
     Args:
-        golden: finished conversations whose logits `verify` will ask for again.
-        state_dict: see `save_weights`.
+        run: The directory.
+        model: As for `save_weights`.
+        processor: The model's.
+        manifest: Of the run.
+        golden: Finished conversations whose logits are recorded for `verify`.
+        state_dict: As for `save_weights`.
 
     Raises:
-        ModelError: the disk is full or the folder cannot be written; what was there is whole.
+        ModelError: The disk is full or the folder cannot be written; what was there is complete.
     """
     try:
-        with _into(run) as folder:
+        with add_to_directory(run, last=MANIFEST_FILE) as folder:
             save_weights(model, manifest.kind, folder, state_dict=state_dict)
             if manifest.kind in ("lora", "qlora"):
                 _name_base(folder / PEFT_CONFIG, manifest.base)
@@ -189,5 +184,5 @@ def save_run(
             raise
         raise ModelError(
             f"Cannot write {run}: {why}.",
-            "What was saved there before is whole. Make room and run the same command again.",
+            "What was saved there before is complete. Make room and run the same command again.",
         ) from error

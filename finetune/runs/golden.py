@@ -1,7 +1,7 @@
-"""Golden prompts: conversations kept in a run with the logits that they gave when it was saved.
+"""Golden prompts: conversations saved in a run with the logits that its model gave.
 
-Text and pictures lie in the run, so that `verify` needs nothing else. Of every answer position the
-likeliest tokens' logits are kept, and the normaliser over all, which notices a change anywhere.
+Text and pictures are in the run, so that `verify` needs nothing else. For every answer position the
+logits of the likeliest tokens are saved, and the log-sum-exp over all, which any change shifts.
 """
 
 from __future__ import annotations
@@ -33,20 +33,22 @@ GOLDEN_FOLDER = "golden"
 _PROMPTS = "golden.json"
 _LOGITS = "golden.safetensors"
 KEPT_LOGITS = 256
-"""How many tokens' logits are kept for each position."""
+"""How many tokens' logits are saved for each position."""
 KEPT_POSITIONS = 16
-"""How many answer positions are kept for each prompt."""
+"""How many answer positions are saved for each prompt."""
 
 
 @dataclass(frozen=True)
 class GoldenPrompt:
+    """A finished conversation with the logits of its answers when the run was saved."""
+
     conversation: Conversation
     dtype: str
-    """Precision of the model then: float32, bfloat16, ..."""
+    """Precision of the model at that time: float32, bfloat16, ..."""
     input_ids: torch.Tensor
-    """[tokens] as rendered when the run was saved."""
+    """[tokens] as rendered at that time."""
     token_ids: torch.Tensor
-    """[positions, kept] the likeliest tokens, the likeliest first."""
+    """[positions, kept] the likeliest tokens, in descending order."""
     logits: torch.Tensor
     """[positions, kept] their logits, float32."""
     normalizers: torch.Tensor
@@ -55,19 +57,19 @@ class GoldenPrompt:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far logits moved, over all golden prompts."""
+    """How much logits differ, over all golden prompts."""
 
     prompts: int
     worst_difference: float
     """Largest absolute difference between two log-probabilities of a likely token, in nats."""
     same_tokens: float
-    """Share of the positions where the likeliest token is still the same, 0 to 1."""
+    """Share of the positions with the same likeliest token, 0 to 1."""
     rendered_differently: int
-    """How many prompts turn into other tokens than when the run was saved."""
+    """How many prompts are rendered to other tokens than when the run was saved."""
 
 
 def _answer_logits(model: PreTrainedModel, prompt: Prompt) -> torch.Tensor:
-    """[positions, vocabulary] float32 logits that predict the answers' first tokens."""
+    """Return float32 logits [positions, vocabulary] that predict the answers' first tokens."""
     # A logit predicts the next token.
     positions = prompt.answer_mask.nonzero()[:KEPT_POSITIONS, 0] - 1
     if not len(positions):
@@ -84,7 +86,7 @@ def _answer_logits(model: PreTrainedModel, prompt: Prompt) -> torch.Tensor:
 def measure(
     model: PreTrainedModel, processor: ProcessorMixin, conversations: Sequence[Conversation]
 ) -> list[tuple[Prompt, torch.Tensor]]:
-    """Each finished conversation's prompt and the logits of its answers, the model in eval mode."""
+    """Return each finished conversation's prompt and the logits of its answers."""
     prompts = [encode(processor, c, answer_next=False) for c in conversations]
     with evaluation_mode(model):
         return [(prompt, _answer_logits(model, prompt)) for prompt in prompts]
@@ -96,7 +98,7 @@ def record_golden(
     conversations: Sequence[Conversation],
     folder: Path,
 ) -> None:
-    """Writes conversations, their pictures and the model's logits into an existing folder."""
+    """Write conversations, their pictures and the model's logits into an existing folder."""
     tensors: dict[str, torch.Tensor] = {}
     for index, (prompt, logits) in enumerate(measure(model, processor, conversations)):
         kept = logits.topk(min(KEPT_LOGITS, logits.shape[-1]))
@@ -123,10 +125,10 @@ def record_golden(
 
 
 def read_golden(run: Path) -> list[GoldenPrompt]:
-    """The golden prompts of a run; none where it was saved without.
+    """Read the golden prompts of a run; none if it was saved without.
 
     Raises:
-        ModelError: the files are damaged.
+        ModelError: The files are damaged.
     """
     folder = run / GOLDEN_FOLDER
     if not (folder / _PROMPTS).exists():
@@ -158,9 +160,9 @@ def read_golden(run: Path) -> list[GoldenPrompt]:
 def compare(
     model: PreTrainedModel, processor: ProcessorMixin, golden: Sequence[GoldenPrompt]
 ) -> Comparison:
-    """The model's logits beside those of the golden prompts.
+    """Compare the model's logits with those of the golden prompts.
 
-    Log-probabilities are compared, not raw logits: adding a constant to all of them changes no
+    Log-probabilities are compared, not raw logits: a constant added to all logits changes no
     answer.
     """
     now = measure(model, processor, [prompt.conversation for prompt in golden])

@@ -1,11 +1,11 @@
-"""Names of the files in a run's folder. `vqa_app.checkpoints.adapters` names its weights."""
+"""Names of the files in a run's directory; `vqa_app.checkpoints.adapters` has those of weights."""
 
 from __future__ import annotations
 
 METRICS_FILE = "metrics.jsonl"
 """One JSON object a line, as `transformers.Trainer` logs: `step`, `epoch`, `loss`, `learning_rate`;
 or `step`, `eval_loss`, `eval_vqa_accuracy`, `eval_image_gain`; the last line has `final` and
-`eval_questions`, how many were asked at each evaluation."""
+`eval_questions`, the number of questions of each evaluation."""
 WATCH_FILE = "watch.jsonl"
 """One `WatchAnswer` a line."""
 WATCH_FOLDER = "watch"

@@ -1,4 +1,4 @@
-"""An adapter merged into its unquantised base: a standard checkpoint, compared before it counts."""
+"""Merging an adapter into its unquantised base, with a check that the result is the same model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.runs.golden import GOLDEN_FOLDER, compare, read_golden, record_golden
 from finetune.runs.verify import Verification, tolerance_of
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 
 def merge(run: str | Path, out: str | Path, *, dtype: str = "auto") -> Verification:
-    """Writes a run's model as one checkpoint that `AutoModelForImageTextToText` loads by itself.
+    """Write a run's model as one checkpoint that `AutoModelForImageTextToText` loads by itself.
 
     Args:
-        run: directory of a projector, lora or qlora run.
-        out: directory to write; must not exist.
-        dtype: precision of the result; `auto` as in `load_model`: float32 for small models.
+        run: Directory of a projector, lora or qlora run.
+        out: Directory to write; must not exist.
+        dtype: Precision of the result; `auto` as in `load_model`: float32 for small models.
 
     Returns:
-        How the merged checkpoint's logits, loaded again from the disk without this package, compare
-        with those of the run.
+        A comparison of the run's logits with those of the merged checkpoint, which is loaded from
+        the disk without this package.
 
     Raises:
-        UsageError: the run is a whole model already, or `out` exists or cannot be made.
-        ModelError: the merged model answers differently, or the disk is full; nothing is left at
+        UsageError: The run is a whole model already, or `out` exists or cannot be created.
+        ModelError: The merged model gives other logits, or the disk is full; nothing is left at
             `out`.
     """
     run, out = Path(run), Path(out)
@@ -66,12 +66,12 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "auto") -> Verificat
 def _write_merged(
     folder: Path, loaded: LoadedModel, manifest: Manifest, conversations: Sequence[Conversation]
 ) -> Verification:
-    """Merges in place and writes the checkpoint, which has to be the run."""
+    """Merge in memory, write the checkpoint and check that it gives the run's logits."""
     (folder / GOLDEN_FOLDER).mkdir()
-    # The run's own logits first: what the merged model is to give.
+    # The run's own logits, which the merged model has to give.
     record_golden(loaded.model, loaded.processor, conversations, folder / GOLDEN_FOLDER)
-    model = loaded.model
-    if hasattr(model, "merge_and_unload"):
+    model: Any = loaded.model
+    if hasattr(model, "merge_and_unload"):  # PEFT's wrapper
         model = model.merge_and_unload()
     with quiet():
         model.save_pretrained(folder, max_shard_size="2GB")
@@ -80,14 +80,14 @@ def _write_merged(
     found = _compare_from_disk(folder, loaded)
     if not found.ok:
         raise ModelError(
-            f"The merged model is not the run: {found.problem}.",
+            f"The merged model differs from the run: {found.problem}.",
             "Merge with --dtype float32, or use the run as it is.",
         )
     return found
 
 
 def _any_conversation() -> Conversation:
-    """Something to compare logits on, for a run that was saved without golden prompts."""
+    """Return a conversation to compare logits on, for a run without golden prompts."""
     from PIL import Image
 
     picture = open_picture(Image.linear_gradient("L"), name="gradient")
@@ -102,16 +102,18 @@ def _load(run: Path, dtype: str) -> LoadedModel:
 
 
 def _compare_from_disk(folder: Path, loaded: LoadedModel) -> Verification:
-    """Loads with transformers alone; a key that is missing or left over is an error."""
+    """Compare logits after loading with transformers alone, without missing or unexpected keys."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     with quiet():
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        # With `output_loading_info` it returns a pair, which its annotation does not say.
+        model_and_info: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=loaded.model.dtype, output_loading_info=True
         )
+    model, info = model_and_info
     if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
         raise ModelError(
-            f"The merged checkpoint's keys do not fit its model: {wrong[:3]}.", "This is a bug."
+            f"The merged checkpoint's keys do not match its model: {wrong[:3]}.", "This is a bug."
         )
     golden = read_golden(folder)
     processor = AutoProcessor.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Does a run still give the logits that it gave when it was saved?"""
+"""Verification that a run still gives the logits that it gave when it was saved."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from vqa_app.checkpoints.loader import LoadedModel
 
 TOLERANCE = {"float32": 0.01}
-"""Nats by which a token's log-probability may differ: other machines sum in another order."""
+"""Allowed difference of a log-probability, in nats: other machines sum in another order."""
 HALF_TOLERANCE = 0.5
-"""The same in 16 bits, whose logits of about 20 are 0.06 to 0.12 apart, and on quantised bases."""
+"""The same in 16 bits, where neighbouring logits of about 20 differ by 0.06 to 0.12, and on
+quantised bases."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome; `ok` False says why in `problem`."""
+    """The result of a verification."""
 
     directory: Path
     comparison: Comparison
@@ -31,11 +32,12 @@ class Verification:
 
     @property
     def problem(self) -> str:
+        """What differs; "" if the run is as it was saved."""
         found = self.comparison
         if found.rendered_differently:
             return (
-                f"{found.rendered_differently} of {found.prompts} golden prompts turn into other"
-                " tokens than when the run was saved"
+                f"{found.rendered_differently} of {found.prompts} golden prompts are rendered to"
+                " other tokens than when the run was saved"
             )
         if not found.worst_difference <= self.tolerance:  # NaN too
             return (
@@ -47,10 +49,12 @@ class Verification:
 
     @property
     def ok(self) -> bool:
+        """Whether the run is as it was saved."""
         return not self.problem
 
     @property
     def summary(self) -> str:
+        """One line about a run that is as it was saved."""
         found = self.comparison
         return (
             f"{pluralize(found.prompts, 'golden prompt')}: log-probabilities within"
@@ -59,22 +63,23 @@ class Verification:
 
 
 def tolerance_of(dtype: str, quantized: bool = False) -> float:
-    """How far log-probabilities may move in this precision, in nats."""
+    """Return how much log-probabilities may differ in this precision, in nats."""
     return HALF_TOLERANCE if quantized else TOLERANCE.get(dtype, HALF_TOLERANCE)
 
 
 def verify(
     directory: str | Path, loaded: LoadedModel | None = None, *, device: str = "auto"
 ) -> Verification:
-    """Compares a run's (or merged checkpoint's) logits on its golden prompts with those kept in it.
+    """Compare the logits of a run (or merged checkpoint) with those saved in it.
 
     Args:
-        loaded: the model of `directory`, if it is loaded already.
-        device: where to load it; see `load_model`.
+        directory: The run.
+        loaded: Its model, if it is loaded already.
+        device: Where to load it; see `load_model`.
 
     Raises:
-        ModelError: nothing to verify there, or it cannot be loaded. Other logits are no error here
-            but in the result.
+        ModelError: There is nothing to verify, or the model cannot be loaded. Different logits are
+            not an error: the result says so.
     """
     from vqa_app.checkpoints.loader import load_model
 
@@ -97,14 +102,14 @@ def verify(
 
 
 def require(verification: Verification) -> None:
-    """Raises where a verification failed.
+    """Check that a verification succeeded.
 
     Raises:
-        ModelError: with what differs.
+        ModelError: It failed; the message says what differs.
     """
     if not verification.ok:
         raise ModelError(
             f"{verification.directory} is not what was saved: {verification.problem}.",
-            "Its files or its base model changed, or another version computes differently; see its"
-            " manifest.json for both.",
+            "Its files or its base model have changed, or another version computes differently;"
+            " manifest.json names both.",
         )

@@ -1,4 +1,4 @@
-"""The recipe: from rows to a finished run, step by step.
+"""Training: from rows to a finished run, step by step.
 
 May use evaluation, runs, data, kernels.
 """

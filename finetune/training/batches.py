@@ -1,11 +1,12 @@
-"""Which samples make up which step: a plan that is the same for every number of processes and every
-restart.
+"""Which samples make up which step.
+
+The plan is the same for every number of processes and after every restart.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -13,16 +14,27 @@ import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 GROUPED_BATCHES = 50
-"""Samples are sorted by length within so many batches: little padding, and still a random order."""
+"""Samples are sorted by length within this many batches: little padding, and a random order."""
 
 
 class BatchPlan(Sampler[list[int]]):
-    """Positions of samples, a list for each micro-batch of this process, for the whole run.
+    """The positions of the samples in each micro-batch of this process, for the whole run.
 
-    Epochs follow each other without a gap, so that every step has the full batch. A step's samples
-    are dealt to (micro-batch, process) by length; which samples a step holds depends on the seed
-    alone. The step with the largest micro-batch comes first: what does not fit in memory fails in
-    the first minute.
+    Epochs follow each other without a gap, so that every step has the full batch. Which samples a
+    step holds depends on the seed alone; within the step they are dealt to (micro-batch, process)
+    by length. The step with the largest micro-batch comes first: what does not fit in memory fails
+    in the first minute.
+
+    Args:
+        lengths: Tokens of each sample.
+        weights: How often an epoch shows each sample; a fraction is a probability.
+        batch_size: Samples of a step over all processes; at least `micro_batches * processes`, so
+            that no micro-batch is empty.
+        micro_batches: For each process and step.
+        steps: Of the whole run.
+        seed: Decides the order.
+        process: Number of this process, from 0.
+        processes: How many share each step.
     """
 
     def __init__(
@@ -37,12 +49,6 @@ class BatchPlan(Sampler[list[int]]):
         process: int = 0,
         processes: int = 1,
     ) -> None:
-        """Args:
-        weights: how often an epoch shows each sample; a fraction is a chance.
-        batch_size: samples of a step over all processes; at least `micro_batches * processes`,
-            else a micro-batch would be empty.
-        micro_batches: for each process and step.
-        """
         self.lengths = np.asarray(lengths)
         self.weights = np.asarray(weights)
         self.batch_size = batch_size
@@ -61,7 +67,7 @@ class BatchPlan(Sampler[list[int]]):
                 yield chunk.tolist()
 
     def batches(self) -> Iterator[np.ndarray]:
-        """The samples of every step, longest first, without end."""
+        """Yield the samples of every step, longest first, without end."""
         left = np.array([], dtype=np.int64)
         for epoch in itertools.count():
             random = np.random.default_rng([self.seed, epoch])
@@ -73,7 +79,7 @@ class BatchPlan(Sampler[list[int]]):
             batches: list[np.ndarray] = []
             for start in range(0, len(order), group):
                 part = order[start : start + group]
-                if start + group >= len(order):  # the last batch of an epoch goes into the next
+                if start + group >= len(order):  # an incomplete last batch moves to the next epoch
                     cut = len(part) - len(part) % self.batch_size
                     part, left = part[:cut], part[cut:]
                 part = part[np.argsort(-self.lengths[part], kind="stable")]
@@ -89,17 +95,20 @@ class BatchPlan(Sampler[list[int]]):
         return np.array_split(batch, self.micro_batches * self.processes)
 
     def tokens_at_once(self, batch: np.ndarray) -> int:
-        """Padded tokens of the step's largest micro-batch."""
+        """Return the padded tokens of the step's largest micro-batch."""
         return max(len(chunk) * int(self.lengths[chunk].max()) for chunk in self._chunks(batch))
 
 
-def loader(plan: BatchPlan, collate: Any) -> DataLoader[Any]:
-    """Batches in the plan's order; `collate` is given a list of positions."""
-    return DataLoader(range(len(plan.lengths)), batch_sampler=plan, collate_fn=collate)
+def make_loader(
+    plan: BatchPlan, collate: Callable[[Sequence[int]], dict[str, Any]]
+) -> DataLoader[Any]:
+    """Return the batches in the plan's order; `collate` gets a list of positions."""
+    positions: Any = range(len(plan.lengths))  # a dataset in all but its type
+    return DataLoader(positions, batch_sampler=plan, collate_fn=collate)
 
 
-class Ahead:
-    """Takes from an iterator in a thread, a step ahead."""
+class Prefetcher:
+    """Takes batches from an iterator in a thread, one step ahead."""
 
     def __init__(self, source: Iterator[Any]) -> None:
         self.source = source
@@ -107,9 +116,10 @@ class Ahead:
         self._next: Future[list[Any]] | None = None
 
     def take(self, count: int) -> list[Any]:
-        batches = self._next.result() if self._next else self._some(count)
-        self._next = self._pool.submit(self._some, count)
+        """Return the next `count` batches and start to read as many again."""
+        batches = self._next.result() if self._next else self._read(count)
+        self._next = self._pool.submit(self._read, count)
         return batches
 
-    def _some(self, count: int) -> list[Any]:
-        return [batch for _, batch in zip(range(count), self.source, strict=False)]
+    def _read(self, count: int) -> list[Any]:
+        return list(itertools.islice(self.source, count))

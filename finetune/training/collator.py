@@ -1,4 +1,4 @@
-"""Samples → one padded batch. Labels are the answers' tokens, nothing else."""
+"""Collation of samples into a padded batch. Only the answers' tokens have labels."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from vqa_app.errors import DataError
 IGNORED = -100
 """The label of tokens that are not trained (PyTorch's and transformers' own value)."""
 FEATURES = "picture_features"
-"""Batch key of the frozen encoder's outputs, in the place of `pixel_values`."""
+"""Batch key of the frozen encoder's outputs, instead of `pixel_values`."""
 ROWS = "rows"
-"""Batch key of the samples themselves, for messages; never given to the model."""
+"""Batch key of the samples themselves, for messages; never passed to the model."""
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads to the longest sample on the right: positions then start at 0 for every row, as in
-    serving.
+    """Pads to the longest sample, on the right: positions start at 0 for every row, as in serving.
 
-    Lengths are rounded up by seven tokens or a sixteenth at most: a CPU's kernels are prepared once
-    for every shape that occurs, and kept; many lengths would fill hundreds of megabytes with them.
+    Lengths are rounded up by at most seven tokens or a sixteenth: CPU kernels are prepared once for
+    every shape and kept, and would take hundreds of megabytes for many lengths.
     """
 
     pad_token_id: int
     longest: int
-    """Tokens of the longest sample of all; no batch is rounded up beyond."""
+    """Tokens of the longest sample of all; no batch is rounded up beyond it."""
 
     @classmethod
     def of(cls, processor: Any, samples: Sequence[Sample]) -> Collator:
+        """Return a collator for these samples; without any, lengths are not rounded up."""
         tokenizer = processor.tokenizer
         pad = tokenizer.pad_token_id
-        # Masked out wherever it stands, so any id will do for tokenizers without one.
+        # Padding is masked, so any id will do for tokenizers without a pad token.
         filler = pad if pad is not None else (tokenizer.eos_token_id or 0)
         return cls(filler, max((len(sample) for sample in samples), default=0))
 
     def tokens(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """Everything but the pictures.
+        """Return a batch without pictures.
 
         Returns:
             `input_ids`, `attention_mask`, `labels` and the architecture's own token inputs, [batch,
-            longest] each. `labels` are not shifted: the label at a token is that token. Where
+            longest] each. `labels` are not shifted: the label at a token is that token. If
             questions share a prefix, `position_ids` [batch, longest] and `branches` (see
-            `branch_layout`) stand for the `attention_mask`.
+            `branch_layout`) replace the `attention_mask`.
         """
         longest = max(len(sample) for sample in samples)
         step = max(8, 1 << longest.bit_length() >> 5)
@@ -69,26 +69,35 @@ class Collator:
             labels[position, :length][answer] = row[answer]
             for name, values in sample.token_inputs.items():
                 further[name][position, :length] = torch.from_numpy(values)
-        labels[:, 0] = IGNORED  # nothing stands before the first token that could predict it
-        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, **further}
+        labels[:, 0] = IGNORED  # no token precedes the first one and could predict it
+        batch: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            **further,
+        }
         if any(sample.segments is not None for sample in samples):
             positions = torch.zeros(shape, dtype=torch.long)
             for position, sample in enumerate(samples):
                 positions[position, : len(sample)] = torch.from_numpy(sample.positions)
-            # Four dimensions: transformers takes it as it is, and branching attention has no use
-            # for it.
+            # With four dimensions transformers passes it on unchanged; branching attention ignores
+            # it.
             unused = torch.ones((1, 1, 1, 1), dtype=torch.bool)
             segments = [np.ones(len(s)) if s.segments is None else s.segments for s in samples]
-            further = {"branches": branch_layout(segments, longest), "attention_mask": unused}
-            batch |= {"position_ids": positions, **further}
+            batch |= {
+                "position_ids": positions,
+                "branches": branch_layout(segments, longest),
+                "attention_mask": unused,
+            }
         return batch | {ROWS: list(samples)}
 
     def with_features(
         self, samples: Sequence[Sample], features: Sequence[torch.Tensor]
     ) -> dict[str, Any]:
-        """A batch for frozen-feature training.
+        """Return a batch with stored features.
 
         Args:
+            samples: The rows of the batch.
             features: [image tokens, encoder width] for every picture of every sample, in order.
         """
         batch = self.tokens(samples)
@@ -99,15 +108,16 @@ class Collator:
     def with_pixels(
         self, samples: Sequence[Sample], inputs: Sequence[dict[str, torch.Tensor]]
     ) -> dict[str, Any]:
-        """A batch that runs the encoder.
+        """Return a batch that runs the encoder.
 
         Args:
-            inputs: `Prompt.inputs` of every sample; what is not a value for each token is
-                concatenated over samples, smaller pictures padded with zeros as the processors
+            samples: The rows of the batch.
+            inputs: `Prompt.inputs` of every sample. Inputs without one value per token are
+                concatenated over samples; smaller pictures are padded with zeros, as the processors
                 themselves do.
 
         Raises:
-            DataError: rows with and without pictures, where the model takes them apart only.
+            DataError: The model does not take rows with and without pictures in one batch.
         """
         with_mask = sum("cross_attention_mask" in values for values in inputs)
         if 0 < with_mask < len(samples):
@@ -124,8 +134,9 @@ class Collator:
 
 
 def _concatenate(values: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Along the first dimension; the others are padded to the largest. Idefics and its kin put the
-    batch first and the pictures second, and pad both.
+    """Concatenate along the first dimension; pad the others to the largest.
+
+    Idefics' processors have the batch first and the pictures second, and pad both.
     """
     shape = [max(value.shape[axis] for value in values) for axis in range(1, values[0].dim())]
     if any(list(value.shape[1:]) != shape for value in values):

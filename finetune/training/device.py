@@ -1,4 +1,4 @@
-"""The device that this process trains on, and the processes beside it."""
+"""Where a run trains: device, precision and processes, decided once at its start."""
 
 from __future__ import annotations
 
@@ -6,127 +6,176 @@ import os
 import platform
 import sys
 import traceback
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar
 
 import torch
 
 from finetune.config import FinetuneConfig
 from vqa_app import devices
-from vqa_app.devices import choose_device, computes_in_bfloat16
 from vqa_app.errors import UsageError
 
-PATIENCE = timedelta(hours=2)
-"""How long processes wait for the first one while it answers, saves and verifies alone."""
+BARRIER_TIMEOUT = timedelta(hours=2)
+"""How long processes wait for the first one, which answers, saves and verifies alone."""
 
 LESS_MEMORY = "Close other programs, use a smaller model or --stage qlora, or more memory."
 
+_Value = TypeVar("_Value")
 
-def join_processes(config: FinetuneConfig) -> tuple[int, int]:
-    """This process's number and how many there are; `accelerate launch` starts several.
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Memory of one device, in bytes."""
+
+    held: int
+    """Held by this process: on a GPU its tensors, on a CPU the whole program."""
+    free: int
+    """Free device memory; on mps and cpu the machine's."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device of this process, its precision, and the processes that train together."""
+
+    device: torch.device
+    """This process's own: cpu, mps or cuda:N."""
+    bf16: bool
+    """Whether the forward pass runs under bf16 autocast; otherwise in fp32."""
+    process: int = 0
+    """Number of this process, from 0."""
+    processes: int = 1
+    """How many processes train together."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is not the CPU."""
+        return self.device.type != "cpu"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that reports and writes files."""
+        return self.process == 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the forward pass."""
+        return torch.bfloat16 if self.bf16 else torch.float32
+
+    def memory(self) -> DeviceMemory:
+        """Measure the device's memory as it is now."""
+        if self.device.type == "cuda":
+            held = torch.cuda.memory_allocated(self.device)
+        else:
+            import psutil
+
+            held = psutil.Process().memory_info().rss
+        return DeviceMemory(held, devices.free_memory(self.device))
+
+    def reset_peak_memory(self) -> None:
+        """Restart `peak_memory` on a GPU; the operating system's peak of a program stays."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_memory(self) -> int:
+        """Return the most bytes of the device's memory that this process has held."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        if sys.platform == "win32":
+            import psutil
+
+            return psutil.Process().memory_info().peak_wset
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def idle_gpus(self) -> str:
+        """Return a sentence about GPUs that only `accelerate launch` would use; "" if none."""
+        count = torch.cuda.device_count()
+        if self.processes > 1 or count < 2 or self.device.type != "cuda":
+            return ""
+        return f"One of {count} GPUs trains; accelerate launch -m finetune ... uses all."
+
+    def wait_for_all(self) -> None:
+        """Wait until every process has reached this call."""
+        if self.processes > 1:
+            torch.distributed.barrier()
+
+    def from_main(self, value: _Value) -> _Value:
+        """Return the main process's value in all of them."""
+        if self.processes == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
+
+def set_up_machine(config: FinetuneConfig) -> Machine:
+    """Choose the device and the precision, and join the other processes, if any.
 
     Raises:
-        UsageError: the config shards, and there are no GPUs.
+        ModelError: The device cannot be used here.
+        UsageError: The Trainer would use another GPU, or the config shards and there are no GPUs.
     """
-    from accelerate import PartialState
-
-    device = device_of(config)
+    device = training_device(config.device)
     for option in ("fsdp", "deepspeed"):
-        if getattr(config, option) and not device.startswith("cuda"):
+        if getattr(config, option) and device.type != "cuda":
             raise UsageError(
                 f"{option} shards over GPUs, and none is used.", f"Leave {option} out."
             )
-    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    return Machine(device, trains_in_bf16(config.precision, device), *join_processes(device))
+
+
+def join_processes(device: torch.device) -> tuple[int, int]:
+    """Join the processes that `accelerate launch` or `torchrun` started.
+
+    Returns:
+        This process's number, from 0, and the number of processes.
+    """
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device.type == "cpu", timeout=BARRIER_TIMEOUT)
     return state.process_index, state.num_processes
 
 
-def device_of(config: FinetuneConfig) -> str:
-    """`cpu`, `mps` or `cuda:N`, this process's own.
+def training_device(name: str) -> torch.device:
+    """Return this process's device: cpu, mps or cuda:N.
+
+    Args:
+        name: As in the config; auto is the first of cuda, mps and cpu that there is.
 
     Raises:
-        ModelError: it cannot be used here.
-        UsageError: a GPU that the Trainer would not take: it takes the first that is visible.
+        ModelError: It cannot be used here.
+        UsageError: A GPU other than the first: the Trainer takes the first that is visible.
     """
-    device = choose_device(config.device)
+    device = devices.choose_device(name)
     if device.type != "cuda":
-        return str(device)
+        return device
     if device.index:
         raise UsageError(
-            f"Training cannot be given the device {config.device!r}.",
+            f"Training cannot use the device {name!r}.",
             f"Set CUDA_VISIBLE_DEVICES={device.index} and give --device cuda.",
         )
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
 
 
-def idle_gpus(config: FinetuneConfig, processes: int) -> str:
-    """A sentence about GPUs that a start without `accelerate launch` does not use; or nothing."""
-    here = torch.cuda.device_count()
-    if processes > 1 or here < 2 or not device_of(config).startswith("cuda"):
-        return ""
-    return f"One of {here} GPUs trains; accelerate launch -m finetune ... uses all."
+def trains_in_bf16(precision: str, device: torch.device) -> bool:
+    """Return whether the forward pass runs in bf16.
 
-
-def computes_bf16(config: FinetuneConfig) -> bool:
-    """Whether the forward pass runs in bf16: as asked, or where the hardware has it."""
-    if config.precision != "auto":
-        return config.precision == "bf16"
+    Args:
+        precision: As in the config; auto is bf16 where the hardware computes in it.
+        device: Where it runs.
+    """
+    if precision != "auto":
+        return precision == "bf16"
     # On ARM models answer in bf16, too; whether they train faster in it has not been measured.
     arm = platform.machine().lower() in ("aarch64", "arm64")
-    device = torch.device(device_of(config))
-    return computes_in_bfloat16(device) and not (device.type == "cpu" and arm)
-
-
-def free_memory(config: FinetuneConfig) -> int:
-    """Bytes free on the device; on mps and cpu the machine's."""
-    return devices.free_memory(torch.device(device_of(config)))
-
-
-def held_memory(config: FinetuneConfig) -> int:
-    """Bytes that this process has taken of the device's memory."""
-    if device_of(config).startswith("cuda"):
-        return torch.cuda.memory_allocated(torch.device(device_of(config)))
-    import psutil
-
-    return psutil.Process().memory_info().rss
-
-
-def reset_peak_memory(config: FinetuneConfig) -> None:
-    """Counts `peak_memory` of a GPU anew; a program's own cannot be."""
-    if device_of(config).startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(torch.device(device_of(config)))
+    return devices.computes_in_bfloat16(device) and not (device.type == "cpu" and arm)
 
 
 def clear_frames(error: BaseException | None) -> None:
-    """Empties the calls that an error remembers: their variables hold models."""
+    """Clear the variables in an error's traceback: they keep models in memory."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-def peak_memory(config: FinetuneConfig) -> int:
-    """Most bytes that this process has held of the device's memory."""
-    if device_of(config).startswith("cuda"):
-        return torch.cuda.max_memory_allocated(torch.device(device_of(config)))
-    if os.name == "nt":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def wait(processes: int) -> None:
-    """Until every process has come here."""
-    if processes > 1:
-        torch.distributed.barrier()
-
-
-def from_main(value: Any, processes: int) -> Any:
-    """The first process's value, in all of them."""
-    if processes == 1:
-        return value
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([value])[0]

@@ -1,9 +1,8 @@
-"""The frozen encoder's outputs, computed once for each picture and kept on disk.
+"""The frozen encoder's outputs, computed once for each picture and stored on disk.
 
-What the projector is given is stored as it is: projector and LoRA training then see the very
-numbers that they would see with the encoder running, and later epochs and later runs skip it. A
-store belongs to one encoder: its name is a hash of the encoder's weights, the picture processing
-and the precision.
+The projector's inputs are stored unchanged: projector and LoRA training see exactly the numbers
+that the running encoder would give, and later epochs and runs skip it. Each store belongs to one
+encoder; its name is a hash of the encoder's weights and the picture processing, and the precision.
 """
 
 from __future__ import annotations
@@ -39,39 +38,42 @@ _DIGEST_BYTES = 32
 _STORE = re.compile(r"[0-9a-f]{16}-(float32|bfloat16)")
 """A store's name: its encoder's hash and the precision."""
 _PICTURES_AT_ONCE = 32
-"""On a GPU. On a CPU fewer, where they are large: more are no faster there, and take memory."""
+"""On a GPU. On a CPU large pictures are encoded fewer at a time: more are no faster, and take
+memory."""
 
 
 def default_folder() -> Path:
+    """Return the folder of all stores in the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(cache) / "vqa-app" / "features"
 
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """What keeping features would take, decided before anything is computed."""
+    """What storing the features would take, decided before anything is computed."""
 
     pictures: int
     present: int
-    """How many of them are there already."""
+    """How many of them are stored already."""
     bytes_each: int
     use: bool
-    why: str
-    """One sentence for a person."""
+    reason: str
+    """One sentence for the user."""
 
 
 class FeatureStore:
     """Features of one encoder, memory-mapped: [pictures, image tokens, encoder width].
 
-    Records are appended first and their digests after them, so a kill leaves at most one unnamed
-    record, which the next writer overwrites.
+    Features are appended first and their digests afterwards, so that a kill leaves at most one
+    record without a digest, which the next writer overwrites.
+
+    Args:
+        folder: Of this encoder; created when something is written.
+        shape: (image tokens, encoder width) of each picture.
+        dtype: Of the stored numbers.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> None:
-        """Args:
-        folder: of this encoder; made when something is written.
-        shape: (image tokens, encoder width) of each picture.
-        """
         self.folder = folder
         self.shape = shape
         self.dtype = dtype
@@ -79,7 +81,7 @@ class FeatureStore:
         self._places: dict[bytes, int] = {}
         self._map: np.memmap | None = None
         self._written: set[bytes] = set()
-        self._seen = 0  # records whose names are in it
+        self._records_read = 0  # records whose digests are in `_written`
         self.reload()
 
     def __len__(self) -> int:
@@ -89,14 +91,14 @@ class FeatureStore:
         return bytes.fromhex(digest) in self._places
 
     def __getitem__(self, digest: str) -> Tensor:
-        """[image tokens, encoder width] of a picture; KeyError where it is not kept."""
-        assert self._map is not None, "nothing is kept yet"
+        """Return [image tokens, encoder width] of a picture; KeyError if it is not stored."""
+        assert self._map is not None, "nothing is stored yet"
         raw = self._map[self._places[bytes.fromhex(digest)]]
-        # A copy: tensors over read-only memory could be written to by mistake.
+        # A copy: a tensor over the read-only map could be written to by mistake.
         return torch.from_numpy(raw.copy()).view(self.dtype).view(self.shape)
 
     def reload(self) -> None:
-        """Sees what other processes have added."""
+        """Load what other processes have added."""
         digests = self.folder / _DIGESTS
         records = self.folder / _RECORDS
         if not (digests.exists() and records.exists()):
@@ -110,8 +112,13 @@ class FeatureStore:
             self._map = np.memmap(records, np.uint8, "r", shape=(count, self.bytes_each))
 
     def append(self, digests: Sequence[str], features: Tensor) -> None:
-        """Keeps features [pictures, image tokens, encoder width] of pictures that nobody has kept
-        by now; call `reload` before reading them.
+        """Store the features of those pictures that are not stored yet.
+
+        Call `reload` before reading them.
+
+        Args:
+            digests: Of the pictures.
+            features: [pictures, image tokens, encoder width]
         """
         if tuple(features.shape[1:]) != self.shape:
             raise ValueError(f"features of shape {tuple(features.shape)}, not [n, {self.shape}]")
@@ -121,7 +128,7 @@ class FeatureStore:
             records = self.folder / _RECORDS
             for path in (named, records):
                 path.touch()
-            # What one of the files lacks, after a power cut, the other must not promise.
+            # After a power cut one file may be shorter; only records in both files count.
             whole = records.stat().st_size // self.bytes_each
             count = min(whole, named.stat().st_size // _DIGEST_BYTES)
             there = self._names(named, count)
@@ -137,24 +144,22 @@ class FeatureStore:
                 file.write(b"".join(bytes.fromhex(digests[i]) for i in new))
 
     def _names(self, named: Path, count: int) -> set[bytes]:
-        """The pictures of all records, other processes' too; reads what came since the last
-        time.
-        """
-        if count < self._seen:  # somebody made room
-            self._written, self._seen = set(), 0
+        """Return the digests of all records; reads those written since the last call."""
+        if count < self._records_read:  # another process made room
+            self._written, self._records_read = set(), 0
         with named.open("rb") as file:
-            file.seek(self._seen * _DIGEST_BYTES)
-            self._written.update(_split(file.read((count - self._seen) * _DIGEST_BYTES)))
-        self._seen = count
+            file.seek(self._records_read * _DIGEST_BYTES)
+            self._written.update(_split(file.read((count - self._records_read) * _DIGEST_BYTES)))
+        self._records_read = count
         return self._written
 
     def clear(self) -> None:
-        """Removes everything that is kept."""
+        """Remove everything that is stored."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._places, self._map, self._written, self._seen = {}, None, set(), 0
+        self._places, self._map, self._written, self._records_read = {}, None, set(), 0
 
     def touch(self) -> None:
-        """Notes that the store is in use: what was not for longest makes room first."""
+        """Mark the store as used now: the least recently used one is removed first."""
         os.utime(self.folder)
 
     @contextmanager
@@ -173,14 +178,14 @@ def _split(digests: bytes) -> list[bytes]:
 def make_plan(
     store: FeatureStore, digests: Sequence[str], limit_gb: float, epochs: float
 ) -> FeaturePlan:
-    """Whether features pay and fit; `make_room` then gives up older stores for them."""
+    """Decide whether features are worth storing and fit; `make_room` then removes older stores."""
     distinct = set(digests)
     present = sum(digest in store for digest in distinct)
     missing = len(distinct) - present
     needed = len(distinct) * store.bytes_each
 
-    def plan(use: bool, why: str) -> FeaturePlan:
-        return FeaturePlan(len(distinct), present, store.bytes_each, use, why)
+    def plan(use: bool, reason: str) -> FeaturePlan:
+        return FeaturePlan(len(distinct), present, store.bytes_each, use, reason)
 
     if not distinct:
         return plan(False, "The rows show no pictures.")
@@ -199,19 +204,26 @@ def make_plan(
         return plan(
             False, f"Encoder outputs are not kept: {size}, and the disk has {free / GB:.2g} GB."
         )
-    there = f", {present:,} there already" if present else ""
+    there = f", {present:,} stored already" if present else ""
     return plan(True, f"Encoder outputs are kept: {size} in {store.folder}{there}.")
 
 
 def make_room(store: FeatureStore, needed: int, limit_gb: float) -> None:
-    """Removes other encoders' stores, least recently used first, until `needed` more bytes fit the
-    bound; and where that isn't enough, what this one has.
+    """Remove other encoders' stores, least recently used first, until `needed` more bytes fit.
+
+    If that is not enough, this store is cleared, too.
+
+    Args:
+        store: The one to make room for.
+        needed: Bytes.
+        limit_gb: Limit of all stores together.
     """
     limit = limit_gb * GB
     others = [
         path
         for path in store.folder.parent.glob("*")
-        if path != store.folder and _STORE.fullmatch(path.name)  # nothing of somebody else's
+        if path != store.folder
+        and _STORE.fullmatch(path.name)  # never a folder that is not a store
     ]
     sizes = {path: sum(f.stat().st_size for f in path.iterdir() if f.is_file()) for path in others}
     used = len(store) * store.bytes_each
@@ -227,10 +239,14 @@ def make_room(store: FeatureStore, needed: int, limit_gb: float) -> None:
 def open_store(
     model: Any, processor: Any, folder: Path, dtype: torch.dtype, sample: Sample
 ) -> FeatureStore:
-    """The store of a model's encoder.
+    """Open the store of a model's encoder.
 
     Args:
-        sample: one that shows pictures; its image tokens are the features of each.
+        model: With the encoder.
+        processor: The model's.
+        folder: Of all stores.
+        dtype: Of the stored numbers.
+        sample: One that shows pictures; tells how many image tokens a picture has.
     """
     from vqa_app.prompts.prompt import image_token_id
 
@@ -240,9 +256,7 @@ def open_store(
 
 
 def encoder_hash(model: Any, processor: Any) -> str:
-    """16 hex digits over the encoder's weights, which of its outputs are used, and the picture
-    processing.
-    """
+    """Return 16 hex digits over the encoder's weights, its selected outputs and the processing."""
     base = unwrap(model)
     total = hashlib.sha256()
     for name, tensor in sorted(base.model.vision_tower.state_dict().items()):
@@ -255,16 +269,17 @@ def encoder_hash(model: Any, processor: Any) -> str:
 
 
 def pixels_of(processor: Any, picture: Picture) -> Tensor:
-    """A picture as the encoder takes it: [3, height, width]."""
+    """Return a picture as the encoder takes it: [3, height, width]."""
     return processor.image_processor([picture.image], return_tensors="pt")["pixel_values"][0]
 
 
 @torch.no_grad()
 def encode_pictures(model: Any, pixels: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """What the projector is given for each picture.
+    """Return the projector's inputs for each picture.
 
     Args:
-        pixels: of each picture, as `pixels_of` gives them.
+        model: With the encoder.
+        pixels: Of each picture, from `pixels_of`.
         dtype: bfloat16 runs the encoder under bf16 autocast as training would; float32 does not.
 
     Returns:
@@ -285,7 +300,7 @@ def encode_pictures(model: Any, pixels: Sequence[Tensor], dtype: torch.dtype) ->
 
 
 def pictures_at_once(model: Any) -> int:
-    """How many pictures the encoder is given together."""
+    """Return how many pictures are encoded in one batch."""
     base = unwrap(model)
     if base.device.type != "cpu":
         return _PICTURES_AT_ONCE
@@ -304,28 +319,38 @@ def fill(
     part: tuple[int, int] = (0, 1),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Encodes every picture of the samples that the store lacks; `reload` it afterwards.
+    """Encode every picture of the samples that the store lacks; `reload` it afterwards.
 
     Args:
+        store: Where the features go.
+        model: With the encoder.
+        processor: The model's.
+        samples: Whose pictures are encoded.
+        workers: Threads that read pictures.
         part: (process, processes): each encodes its share.
-        on_progress: called with (done, of).
+        on_progress: Called with (done, of).
+
+    Raises:
+        DataError: A picture has changed since the data was checked.
     """
     sources = {
         digest: source
         for sample in samples
         for digest, source in zip(sample.digests, sample.sources, strict=True)
     }
-    # Shares are of all pictures: which ones are there already may be another process's work by now.
+    # Shares are of all pictures: another process may already have stored some of the missing ones.
     share = sorted(sources)[part[0] :: part[1]]
     missing = [digest for digest in share if digest not in store]
 
     def read(digest: str) -> Tensor:
         picture = sources[digest].open()
         if picture.digest != digest:
-            raise DataError(f"{picture.name} has changed meanwhile.", "Run the command again.")
+            raise DataError(
+                f"{picture.name} has changed since the data was checked.", "Run the command again."
+            )
         return pixels_of(processor, picture)
 
-    # Only pixels wait for the encoder: a photograph at full size may take 100 times as much.
+    # Pixels wait for the encoder, not pictures: a photograph may take 100 times as much memory.
     pictures = parallel_map(read, missing, workers)
     at_once, done = pictures_at_once(model), 0
     waiting: list[Tensor] = []
@@ -344,7 +369,7 @@ def fill(
 
 
 def _encoded(model: Any, pixels: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
-    """`encode_pictures`; None where there is no memory for so many, but maybe for fewer."""
+    """Return `encode_pictures`, or None if there may be memory for fewer pictures only."""
     try:
         return encode_pictures(model, pixels, dtype)
     except (RuntimeError, MemoryError) as error:

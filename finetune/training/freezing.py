@@ -1,4 +1,4 @@
-"""Stage → what trains. The one place that decides it."""
+"""Which weights each stage trains; decided here and nowhere else."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """A model in which exactly what the stage trains requires gradients."""
+class TrainableModel:
+    """A model in which exactly the weights of the stage require gradients."""
 
-    model: nn.Module
+    model: Any
     """The model itself, or PEFT's wrapper around it."""
     projector: int
     """Trainable parameters in the projector."""
@@ -36,6 +36,7 @@ class Frozen:
 
     @property
     def trainable(self) -> int:
+        """All trainable parameters."""
         return self.projector + self.llm
 
     def __str__(self) -> str:
@@ -46,32 +47,23 @@ class Frozen:
         )
 
 
-def lora_targets(model: Any, llm: str) -> str:
-    """A regular expression for PEFT that matches every linear layer of the LLM and no other."""
-    kinds = {
-        name.rpartition(".")[2]
-        for name, module in model.get_submodule(llm).named_modules()
-        if _is_linear(module)
-    }
-    if not kinds:
-        raise ModelError("The language model has no linear layers.", "LoRA cannot be attached.")
-    return rf".*{re.escape(llm)}\..*\.({'|'.join(sorted(map(re.escape, kinds)))})"
-
-
 def freeze(
     model: Any, stage: Stage, *, rank: int = 128, alpha: int = 256, dropout: float = 0.05
-) -> Frozen:
-    """Freezes everything but what the stage trains, attaches LoRA where it is due, and logs the
-    counts.
+) -> TrainableModel:
+    """Freeze everything but the stage's weights, attach LoRA where due, and log the counts.
 
-    Trained weights are fp32, whatever the rest is in. A model that already carries an adapter goes
-    on with it.
+    Trained weights are fp32, whatever precision the frozen ones have. A model that already carries
+    an adapter keeps training it.
 
     Args:
-        rank, alpha, dropout: of LoRA (Hu et al., 2022); used by the stages lora and qlora.
+        model: The base, or PEFT's wrapper around it.
+        stage: Which weights train.
+        rank: LoRA's (Hu et al., 2022); for the stages lora and qlora.
+        alpha: LoRA's.
+        dropout: LoRA's.
 
     Raises:
-        ModelError: the stage does not fit the model.
+        ModelError: The stage does not fit the model.
     """
     base = unwrap(model)
     parts = anatomy(base)
@@ -93,7 +85,7 @@ def freeze(
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
-    result = Frozen(
+    result = TrainableModel(
         model,
         projector=sum(p.numel() for n, p in trainable(model) if _within(n, parts.projector)),
         llm=sum(p.numel() for n, p in trainable(model) if not _within(n, parts.projector)),
@@ -103,23 +95,39 @@ def freeze(
     return result
 
 
-def as_adapter(config: FinetuneConfig, model: Any) -> FinetuneConfig:
-    """The config with the rank and the like of the adapter that the model carries, if it does: that
-    one is trained on.
+def lora_targets(model: Any, llm: str) -> str:
+    """Return a regular expression for PEFT that matches every linear layer of the LLM only.
+
+    bitsandbytes' 4- and 8-bit layers are subclasses of `nn.Linear`.
+    """
+    kinds = {
+        name.rpartition(".")[2]
+        for name, module in model.get_submodule(llm).named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    if not kinds:
+        raise ModelError("The language model has no linear layers.", "LoRA cannot be attached.")
+    return rf".*{re.escape(llm)}\..*\.({'|'.join(sorted(map(re.escape, kinds)))})"
+
+
+def adopt_adapter(config: FinetuneConfig, model: Any) -> FinetuneConfig:
+    """Return the config with the LoRA options of the adapter that the model carries, if any.
+
+    Training continues with that adapter.
 
     Raises:
-        UsageError: another rank or alpha is asked for.
-        ModelError: a stage without LoRA.
+        UsageError: The config asks for another rank or alpha.
+        ModelError: The config's stage has no LoRA.
     """
     adapter = getattr(model, "peft_config", {}).get("default")
     if adapter is None:
         return config
     if config.stage not in ("lora", "qlora"):
         raise _carries_adapter(config.stage)
-    for name, now in (("rank", adapter.r), ("alpha", adapter.lora_alpha)):
-        if getattr(config, name) not in (None, now):
+    for name, present in (("rank", adapter.r), ("alpha", adapter.lora_alpha)):
+        if getattr(config, name) not in (None, present):
             raise UsageError(
-                f"{config.model} carries an adapter whose {name} is {now}, not"
+                f"{config.model} carries an adapter whose {name} is {present}, not"
                 f" {getattr(config, name)}.",
                 f"Leave --{name} out, or merge the adapter first: vqa-app merge RUN --out DIR.",
             )
@@ -129,11 +137,12 @@ def as_adapter(config: FinetuneConfig, model: Any) -> FinetuneConfig:
 
 
 def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters that require gradients, with their names."""
     return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
 
 def projector_parameters(model: nn.Module) -> set[str]:
-    """Names of the projector's trainable parameters."""
+    """Return the names of the projector's trainable parameters."""
     parts = anatomy(unwrap(model))
     return {name for name, _ in trainable(model) if _within(name, parts.projector)}
 
@@ -146,7 +155,7 @@ def _carries_adapter(stage: Stage) -> ModelError:
 
 
 def _within(name: str, modules: tuple[str, ...]) -> bool:
-    """Whether a parameter belongs to one of the modules; PEFT puts its own names in front."""
+    """Whether a parameter belongs to one of the modules; PEFT prefixes names with its own."""
     return any(f".{module}." in f".{name}" for module in modules)
 
 
@@ -162,10 +171,5 @@ def _attach_lora(model: Any, parts: Anatomy, rank: int, alpha: int, dropout: flo
         task_type="CAUSAL_LM",
     )
     with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT asks transformers by a name that will go
+        warnings.simplefilter("ignore")  # PEFT calls transformers by a deprecated name
         return get_peft_model(model, config)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """Also bitsandbytes' 4- and 8-bit layers, which are subclasses."""
-    return isinstance(module, nn.Linear)

@@ -1,4 +1,4 @@
-"""All data of a run: read, checked, and rows held out."""
+"""All data of a run: read, checked, and split."""
 
 from __future__ import annotations
 
@@ -23,26 +23,29 @@ from vqa_app.checkpoints.loader import LoadedModel
 
 SHOWN_PROBLEMS = 20
 FEW_QUESTIONS = 30
-"""One answer of so many changes the accuracy by 3 points."""
+"""With fewer held-out questions, one answer changes the accuracy by more than 3 points."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """What trains, and what is asked at evaluations."""
+    """The rows that train, and those of the evaluations."""
 
     train: Preflight
     held_out: Preflight
 
 
-def read_data(config: FinetuneConfig, loaded: LoadedModel, tell: OnProgress) -> Data:
-    """Reads and checks all data, and holds rows out.
+def read_data(config: FinetuneConfig, loaded: LoadedModel, on_progress: OnProgress) -> Data:
+    """Read and check all data, and hold rows out.
 
     Raises:
-        DataError: more problems than allowed.
+        DataError: There are more problems than the config allows.
     """
 
-    def checked(sources: Sequence[str], purpose: str, skipped: Path | None) -> Preflight:
-        tell(Progress("checking", message=f"Reading {', '.join(sources)}."))
+    def announce(message: str) -> None:
+        on_progress(Progress("checking", message=message))
+
+    def checked(sources: Sequence[str], purpose: str, skipped: Path) -> Preflight:
+        announce(f"Reading {', '.join(sources)}.")
         found = check_distributed(
             read_rows(sources, config.images, purpose),
             loaded.processor,
@@ -50,45 +53,41 @@ def read_data(config: FinetuneConfig, loaded: LoadedModel, tell: OnProgress) -> 
             turns=config.turns,
             share_prefix=loaded.capabilities.trains_shared_prefixes,
             workers=config.workers,
-            on_progress=lambda done, of: tell(Progress("checking", done, of)),
+            on_progress=lambda done, of: on_progress(Progress("checking", done, of)),
         )
         for note in found.notes:
-            tell(Progress("checking", message=str(note)))
+            announce(str(note))
         for problem in found.problems[:SHOWN_PROBLEMS]:
-            tell(Progress("checking", message=str(problem)))
+            announce(str(problem))
         if (more := len(found.problems) - SHOWN_PROBLEMS) > 0:
-            tell(Progress("checking", message=f"... and {more:,} more problems."))
+            announce(f"... and {more:,} more problems.")
         found.enforce_limit(config.max_bad, skipped)
         if found.problems:
-            left_out = pluralize(len(found.problems), "bad row")
-            message = f"Left out: {left_out}, listed in {skipped}."
-            tell(Progress("checking", message=message))
+            announce(f"Left out: {pluralize(len(found.problems), 'bad row')}, listed in {skipped}.")
         return found
 
     train_data = checked(config.data, FOR_TRAINING, Path(config.out) / SKIPPED_FILE)
     if config.eval_data:
         held_out = checked(config.eval_data, FOR_TESTING, Path(config.out) / SKIPPED_EVAL_FILE)
         if leaks := find_leaks(train_data, held_out):
-            known = pluralize(len(leaks), "held-out row")
-            message = f"Note: training rows repeat, or show the pictures of, {known}."
-            tell(Progress("checking", message=message))
+            rows = pluralize(len(leaks), "held-out row")
+            announce(f"Note: training rows repeat, or show the pictures of, {rows}.")
     else:
         train_data, held_out = split_samples(train_data, config.eval_fraction, config.seed)
     if copies := train_data.duplicates():
         later = copies[0][1].row.place
-        message = f"Note: {pluralize(len(copies), 'duplicate row')}, the first at {later}."
-        tell(Progress("checking", message=message))
+        announce(f"Note: {pluralize(len(copies), 'duplicate row')}, the first at {later}.")
     summary = summarize_samples(train_data.samples)
-    tell(Progress("checking", message=describe(summary, held_out)))
+    announce(describe(summary, held_out))
     for line in mixture_lines(summary):
-        tell(Progress("checking", message=line))
-    if doubt := doubts(config, held_out):
-        tell(Progress("checking", message=f"Note: {doubt}"))
+        announce(line)
+    if warning := validation_warning(config, held_out):
+        announce(f"Note: {warning}")
     return Data(train_data, held_out)
 
 
 def describe(summary: Summary, held_out: Preflight) -> str:
-    """The training data in one line."""
+    """Return the training data in one line."""
     least, median, _, most = summary.quantiles
     pictures, rows = pluralize(summary.pictures, "picture"), pluralize(summary.rows, "row")
     asked = pluralize(_questions(held_out), "question")
@@ -99,14 +98,14 @@ def describe(summary: Summary, held_out: Preflight) -> str:
     )
 
 
-def doubts(config: FinetuneConfig, held_out: Preflight) -> str:
-    """Why evaluations will tell little; empty where they will tell enough."""
+def validation_warning(config: FinetuneConfig, held_out: Preflight) -> str:
+    """Return why evaluations will say little; "" if there are enough questions."""
     if (asked := _questions(held_out)) >= FEW_QUESTIONS:
         return ""
     if asked:
         return (
-            f"Only {pluralize(asked, 'question')} held out: accuracy, and the checkpoint that is "
-            "kept for it, are by chance to a good part."
+            f"Only {pluralize(asked, 'question')} held out: accuracy, and the choice of the best "
+            "checkpoint, depend largely on chance."
         )
     if config.eval_fraction == 0:
         return ""

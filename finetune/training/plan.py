@@ -1,4 +1,4 @@
-"""What a run takes where the config says nothing, and the memory that it will need.
+"""The settings of a run where the config leaves them open, and the memory that it needs.
 
 The values are LLaVA-1.5's (Liu et al., 2023, *Improved Baselines with Visual Instruction Tuning*,
 table 9, and scripts/v1_5/{pretrain,finetune_lora,finetune}.sh of haotian-liu/LLaVA):
@@ -9,14 +9,14 @@ table 9, and scripts/v1_5/{pretrain,finetune_lora,finetune}.sh of haotian-liu/LL
     full       2e-5            2e-5          128
 
 one epoch, cosine after a warm-up of 3 %, no weight decay. They were found for an LLM 4,096 wide and
-558,000 or 665,000 rows. Here smaller ones are the rule, so:
+558,000 or 665,000 rows. Models and data sets are usually smaller here, so:
 
     learning rates  × sqrt(4096 / width)     Adam's stable rate falls as layers get wider
                                              (Yang et al., 2022)
-    rank            ≤ width / 4              128 in a layer 192 wide is no low rank
+    rank            ≤ width / 4              128 is not a low rank in a layer 192 wide
     dropout         0 below a width of 1024  small models underfit before they overfit
     batch           ≤ sequences / 200        so that an epoch has steps to learn in; at least 8
-    epochs          up to 10                 as many as it takes for STEPS_WANTED steps
+    epochs          up to 10                 as many as TARGET_STEPS steps take
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vqa_app.errors import UsageError
 from vqa_app.files import format_bytes
 
 if TYPE_CHECKING:
-    import torch
+    from finetune.training.device import DeviceMemory, Machine
 
 LLAVA_WIDTH = 4096
 LLAVA_LR: dict[Stage, float] = {"projector": 1e-3, "lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
@@ -40,40 +40,23 @@ LLAVA_PROJECTOR_LR = 2e-5
 LLAVA_BATCH: dict[Stage, int] = {"projector": 256, "lora": 128, "qlora": 128, "full": 128}
 LLAVA_RANK = 128
 
-STEPS_WANTED = 400
-MOST_EPOCHS = 10
-LEAST_BATCH = 8
+TARGET_STEPS = 400
+MAX_EPOCHS = 10
+MIN_BATCH = 8
 MEMORY_SHARE = 0.8
 """How much of the free memory the plan may use."""
 CPU_KERNEL_BYTES = 1700 * 10**6
-"""What comes on top in bf16 on a CPU. Measured on easy-VQA, 1.2 GB after 100 steps and 1.7 GB after
-600: by `mallinfo2` after 100 steps, 0.6 GB that stays in use (kernels that oneDNN prepares for each
+"""Further memory that bf16 takes on a CPU. Measured on easy-VQA: 1.2 GB after 100 steps and 1.7 GB
+after 600. By `mallinfo2` after 100 steps: 0.6 GB in use (kernels that oneDNN prepares for each
 shape of batch; a smaller cache of its primitives changed nothing), 0.3 GB that the allocator keeps
-for the next step, and up to 0.5 GB more while held-out rows are asked about."""
+for the next step, and up to 0.5 GB more while held-out questions are answered."""
 CPU_TOKENS_AT_ONCE = 2048
 """Beyond this a larger micro-batch is no faster on a CPU."""
 
 
 @dataclass(frozen=True)
-class Hardware:
-    """One process's device."""
-
-    device: str
-    held_bytes: int
-    """Taken already: the weights; on a CPU all of this process."""
-    free_bytes: int
-    """Still to be had."""
-    computes_bf16: bool
-    processes: int = 1
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device != "cpu"
-
-
-@dataclass(frozen=True)
 class Shape:
-    """What the defaults look at of a model."""
+    """The dimensions of an LLM that the defaults depend on."""
 
     width: int
     intermediate: int
@@ -81,10 +64,22 @@ class Shape:
     heads: int
     vocabulary: int
 
+    @classmethod
+    def of(cls, text_config: Any) -> Shape:
+        """Read the dimensions from the config of an LLM."""
+        return cls(
+            width=text_config.hidden_size,
+            intermediate=getattr(text_config, "intermediate_size", None)
+            or 4 * text_config.hidden_size,
+            layers=text_config.num_hidden_layers,
+            heads=text_config.num_attention_heads,
+            vocabulary=text_config.vocab_size,
+        )
+
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that a stage trains with, decided."""
+    """Everything that a stage trains with."""
 
     stage: Stage
     lr: float
@@ -98,20 +93,13 @@ class Settings:
     micro_batches: int
     """For each process and step."""
     steps: int
-    bf16: bool
     eight_bit_optimizer: bool
     gradient_checkpointing: bool
-
-    @property
-    def dtype(self) -> torch.dtype:
-        import torch
-
-        return torch.bfloat16 if self.bf16 else torch.float32
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on one device at the largest micro-batch; an estimate to choose by, not a promise."""
+    """Estimated bytes on one device at the largest micro-batch."""
 
     held: int
     kernels: int
@@ -122,7 +110,7 @@ class MemoryPlan:
 
     @property
     def needed(self) -> int:
-        """What comes on top of what is held."""
+        """Bytes needed besides those that are held already."""
         return self.kernels + self.gradients + self.optimizer + self.activations
 
     def __str__(self) -> str:
@@ -133,38 +121,42 @@ class MemoryPlan:
             "optimiser": self.optimizer,
             "activations": self.activations,
         }
-        listed = ", ".join(
-            f"{name} {format_bytes(value)}" for name, value in parts.items() if value
-        )
+        listed = ", ".join(f"{name} {format_bytes(value)}" for name, value in parts.items() if value)
         total = format_bytes(self.held + self.needed)
         return f"Memory: about {total} ({listed}); {format_bytes(self.free)} are free."
 
 
 def lora_settings(config: FinetuneConfig, width: int) -> tuple[int, int, float]:
-    """LoRA's rank, alpha and dropout."""
+    """Return LoRA's rank, alpha and dropout for an LLM of this width."""
     rank = config.rank or min(LLAVA_RANK, max(4, width // 4))
     dropout = config.dropout if config.dropout is not None else (0.05 if width >= 1024 else 0.0)
     return rank, config.alpha or 2 * rank, dropout
 
 
 def steps_of(config: FinetuneConfig, sequences: float, processes: int) -> tuple[int, int]:
-    """Rows a step, and steps. Each process has as many rows, so that none of its micro-batches is
-    empty.
+    """Return the rows of each step and the number of steps.
+
+    Every process gets the same number of rows, so that none has an empty micro-batch.
+
+    Args:
+        config: All options of the stage.
+        sequences: Of an epoch, by weight.
+        processes: How many share each step.
     """
-    least = LEAST_BATCH if sequences >= LEAST_BATCH else max(1, int(sequences))
-    batch = config.batch_size or max(least, min(LLAVA_BATCH[config.stage], int(sequences / 200)))
+    smallest = MIN_BATCH if sequences >= MIN_BATCH else max(1, int(sequences))
+    batch = config.batch_size or max(smallest, min(LLAVA_BATCH[config.stage], int(sequences / 200)))
     batch = processes * math.ceil(batch / processes)
-    each = sequences / batch  # steps of an epoch
-    epochs = config.epochs or min(MOST_EPOCHS, max(1, math.ceil(STEPS_WANTED / each)))
-    return batch, config.max_steps or max(1, math.ceil(epochs * each))
+    steps_per_epoch = sequences / batch
+    epochs = config.epochs or min(MAX_EPOCHS, max(1, math.ceil(TARGET_STEPS / steps_per_epoch)))
+    return batch, config.max_steps or max(1, math.ceil(epochs * steps_per_epoch))
 
 
 def learning_rates(config: FinetuneConfig, width: int) -> tuple[float, float]:
-    """Of what trains, and of the projector."""
+    """Return the learning rates of the LLM (or all that trains) and of the projector."""
     scale = max(1.0, math.sqrt(LLAVA_WIDTH / width))
     rate = config.lr or LLAVA_LR[config.stage] * scale
-    own = rate if config.stage == "projector" else LLAVA_PROJECTOR_LR * scale
-    return rate, config.projector_lr or own
+    projector = rate if config.stage == "projector" else LLAVA_PROJECTOR_LR * scale
+    return rate, config.projector_lr or projector
 
 
 def decide(
@@ -175,44 +167,48 @@ def decide(
     labels: int,
     shape: Shape,
     trainable: int,
-    hardware: Hardware,
+    machine: Machine,
+    memory: DeviceMemory,
 ) -> tuple[Settings, MemoryPlan]:
-    """Fills in what the config leaves open.
+    """Decide what the config leaves open.
 
     Args:
-        sequences: an epoch's, by weight.
-        longest: tokens of the longest.
-        labels: trained tokens of the one with most.
-        trainable: parameters.
+        config: All options of the stage.
+        sequences: Of an epoch, by weight.
+        longest: Tokens of the longest sequence.
+        labels: Trained tokens of the sequence with most.
+        shape: Of the LLM.
+        trainable: Number of trainable parameters.
+        machine: Where it trains.
+        memory: Of the device, with the model loaded.
 
     Raises:
-        UsageError: the 8-bit optimiser is asked for and not to be had.
+        UsageError: The config asks for the 8-bit optimiser, which is not available.
     """
     lr, projector_lr = learning_rates(config, shape.width)
     rank, alpha, dropout = lora_settings(config, shape.width)
-    batch, steps = steps_of(config, sequences, hardware.processes)
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and hardware.computes_bf16)
-    eight_bit = _eight_bit_optimizer(config, hardware)
+    batch, steps = steps_of(config, sequences, machine.processes)
+    eight_bit = _eight_bit_optimizer(config, machine.device.type)
 
     def plan(micro: int, checkpointing: bool) -> MemoryPlan:
         return MemoryPlan(
-            held=hardware.held_bytes,
-            kernels=CPU_KERNEL_BYTES if bf16 and not hardware.on_gpu else 0,
+            held=memory.held,
+            kernels=CPU_KERNEL_BYTES if machine.bf16 and not machine.on_gpu else 0,
             gradients=4 * trainable,
             optimizer=(2 if eight_bit else 8) * trainable,
             activations=activation_bytes(
                 shape,
                 (micro, longest, labels),
-                2 if bf16 else 4,
+                machine.dtype.itemsize,
                 inputs_kept=config.stage != "projector",
-                weights_kept=not hardware.on_gpu,
+                weights_kept=not machine.on_gpu,
                 checkpointing=checkpointing,
             ),
-            free=hardware.free_bytes,
+            free=memory.free,
         )
 
-    share = batch // hardware.processes
-    micro, checkpointing = _fitting(config, share, plan, None if hardware.on_gpu else longest)
+    share = batch // machine.processes
+    micro, checkpointing = _fitting(config, share, plan, None if machine.on_gpu else longest)
     settings = Settings(
         stage=config.stage,
         lr=lr,
@@ -225,7 +221,6 @@ def decide(
         micro_batch_size=micro,
         micro_batches=math.ceil(share / micro),
         steps=steps,
-        bf16=bf16,
         eight_bit_optimizer=eight_bit,
         gradient_checkpointing=checkpointing,
     )
@@ -241,13 +236,19 @@ def activation_bytes(
     weights_kept: bool,
     checkpointing: bool,
 ) -> int:
-    """Kept for the backward pass, counted in autograd's graph of Llama's and Qwen2's layers (gated
-    MLP, residuals and norms in fp32); for one layer more, as much again is in use at once.
+    """Return the bytes that are kept for the backward pass.
+
+    Counted in autograd's graph of Llama's and Qwen2's layers (gated MLP, residuals and norms in
+    fp32). One layer more is added for what is in use at the same time.
 
     Args:
-        batch: rows, tokens of the longest, labels of a row.
-        inputs_kept: of linear layers, which their own or their LoRA's gradients need.
-        weights_kept: attention weights; fused attention keeps none.
+        shape: Of the LLM.
+        batch: Rows, tokens of the longest, labels of a row.
+        itemsize: Bytes of a number in the forward pass.
+        inputs_kept: Whether inputs of linear layers are kept, for their own or their LoRA's
+            gradients.
+        weights_kept: Whether attention weights are kept; fused attention keeps none.
+        checkpointing: Whether activations are recomputed.
     """
     from finetune.kernels.cpu_attention import KEPT_WEIGHTS
     from finetune.training.objective import LOGITS_AT_ONCE
@@ -265,8 +266,8 @@ def activation_bytes(
     return kept + min(LOGITS_AT_ONCE, rows * labels * shape.vocabulary) * (itemsize + 8)
 
 
-def describe(settings: Settings, chosen: FinetuneConfig) -> str:
-    """The settings in one line; what was decided here and not by the person stands in brackets."""
+def describe(settings: Settings, chosen: FinetuneConfig, machine: Machine) -> str:
+    """Return the settings in one line; what the config left open is in brackets."""
 
     def shown(name: str, value: Any) -> str:
         given = getattr(chosen, name, None)
@@ -284,7 +285,7 @@ def describe(settings: Settings, chosen: FinetuneConfig) -> str:
     parts.append(
         pluralize(settings.steps, "step") + (f" of {split} micro-batches" if split > 1 else "")
     )
-    parts.append("bf16" if settings.bf16 else "fp32")
+    parts.append("bf16" if machine.bf16 else "fp32")
     if settings.eight_bit_optimizer:
         parts.append("8-bit AdamW")
     if settings.gradient_checkpointing:
@@ -295,11 +296,13 @@ def describe(settings: Settings, chosen: FinetuneConfig) -> str:
 def _fitting(
     config: FinetuneConfig, share: int, plan: Callable[[int, bool], MemoryPlan], longest: int | None
 ) -> tuple[int, bool]:
-    """Micro-batch size and whether to checkpoint gradients, so that the plan fits in memory.
+    """Return the micro-batch size and whether to checkpoint gradients, so that the plan fits.
 
     Args:
-        share: of the batch, for one process.
-        longest: tokens of the longest row, where a CPU computes; else None.
+        config: All options of the stage.
+        share: One process's part of the batch.
+        plan: Function from both to the memory plan.
+        longest: Tokens of the longest row if a CPU computes, else None.
     """
 
     def fits(size: int, checkpointing: bool) -> bool:
@@ -318,28 +321,26 @@ def _fitting(
     return min(micro, share), checkpointing
 
 
-def _largest(most: int, fits: Callable[[int], bool]) -> int:
-    """The largest size up to `most` that fits and divides the batch into equal parts; at least
-    1.
-    """
-    parts = next((n for n in range(1, most + 1) if fits(math.ceil(most / n))), most)
-    return math.ceil(most / parts)
+def _largest(share: int, fits: Callable[[int], bool]) -> int:
+    """Return the largest size that fits and divides `share` into equal parts; at least 1."""
+    parts = next((n for n in range(1, share + 1) if fits(math.ceil(share / n))), share)
+    return math.ceil(share / parts)
 
 
 def filled_in(config: FinetuneConfig, settings: Settings) -> FinetuneConfig:
-    """The config with what was decided in its place: the manifest says what was really done."""
+    """Return the config with the decided values, so that the manifest says what was done."""
     decided = {name: value for name, value in asdict(settings).items() if hasattr(config, name)}
     return config.replace(**{k: v for k, v in decided.items() if getattr(config, k) is None})
 
 
-def _eight_bit_optimizer(config: FinetuneConfig, hardware: Hardware) -> bool:
-    if config.optimizer == "auto":  # on a CPU it is slow, and its kernels know no shards
+def _eight_bit_optimizer(config: FinetuneConfig, device: str) -> bool:
+    if config.optimizer == "auto":  # slow on a CPU; its kernels do not support sharding
         sharded = config.fsdp or config.deepspeed
-        return hardware.device == "cuda" and not sharded and _has_bitsandbytes()
-    if config.optimizer == "adamw-8bit" and (hardware.device == "mps" or not _has_bitsandbytes()):
-        why = "does not compute on mps" if hardware.device == "mps" else "is not installed"
+        return device == "cuda" and not sharded and _has_bitsandbytes()
+    if config.optimizer == "adamw-8bit" and (device == "mps" or not _has_bitsandbytes()):
+        why = "does not compute on mps" if device == "mps" else "is not installed"
         raise UsageError(
-            f"optimizer adamw-8bit is bitsandbytes', which {why}.", "Choose optimizer adamw."
+            f"optimizer adamw-8bit needs bitsandbytes, which {why}.", "Choose optimizer adamw."
         )
     return config.optimizer == "adamw-8bit"
 

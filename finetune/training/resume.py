@@ -1,4 +1,4 @@
-"""A run's folder before it is finished: whose it is, and whether a run goes on in it."""
+"""A run's directory before the run is finished: who may write to it, and what resuming needs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,38 +36,50 @@ NOT_IDENTITY = {
     "out", "micro_batch_size", "gradient_checkpointing", "watch", "eval_every", "patience",
     "images", "eval_data", "eval_fraction", "turns", "max_length", "max_bad"
 }  # fmt: skip
-"""Options that change nothing of what a step learns, or that are told by what is in the data: a run
-may go on with others. Not `metric` and `eval_questions`: the best evaluation so far is compared
-with later ones."""
-_OF_LORA = {"rank", "alpha", "dropout"}
-_NOT_OF_DONE = {"metric", "eval_questions", "fsdp", "deepspeed"}
-"""What may differ besides where a finished projector is gone on with."""
-_READ = ("data", "base weights")
-"""Of the identity, what is known only when it has been read."""
-DIVISION = ("device", "processes", "micro_batch_size", "micro_batches", "gradient_checkpointing")
-"""What is decided by the memory that is free at the start."""
-_DIVIDED = "divided"
+"""Options that do not change what a step learns, or whose effect the hash of the data covers: a run
+may continue with other values. `metric` and `eval_questions` are not among them: the best
+evaluation so far is compared with later ones."""
+_LORA_OPTIONS = {"rank", "alpha", "dropout"}
+_UNUSED_BY_FINISHED = {"metric", "eval_questions", "fsdp", "deepspeed"}
+"""Further options that may differ where a finished projector is used again."""
+_KNOWN_AFTER_READING = ("data", "base weights")
+"""Parts of the identity that are known only when data and model have been read."""
+_DIVISION = "divided"
 _LOCK_FILE = ".lock"
-BEFORE_A_START = {IDENTITY_FILE, SKIPPED_FILE, SKIPPED_EVAL_FILE, "projector", _LOCK_FILE}
-"""What this package writes into a run's folder before it is told what the run is."""
+FILES_BEFORE_START = {IDENTITY_FILE, SKIPPED_FILE, SKIPPED_EVAL_FILE, "projector", _LOCK_FILE}
+"""Files that may be in a run's directory before its identity is written."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a step is divided into micro-batches; depends on the memory that is free at the start."""
+
+    device: str
+    processes: int
+    micro_batch_size: int
+    micro_batches: int
+    gradient_checkpointing: bool
 
 
 def start_or_resume(run: Path, config: FinetuneConfig, identity: dict[str, Any]) -> Path | None:
-    """The checkpoint to go on from, or None after clearing the way for a fresh start.
+    """Return the checkpoint to continue from, or clear the directory and return None.
 
     Raises:
-        UsageError: the folder holds another run, or nothing although it must.
+        UsageError: The directory holds another run, or no checkpoint although `resume` is must.
     """
     checkpoint.sweep(run)
     saved = checkpoint.latest_checkpoint(run)
     before = _read_json(run / IDENTITY_FILE)
     if config.resume == "must" and saved is None:
-        raise UsageError(f"{run} holds no checkpoint to go on from.", "Leave --resume at auto.")
+        raise UsageError(
+            f"{run} holds no checkpoint to continue from.", "Leave --resume out, or give auto."
+        )
     if saved is not None and config.resume != "never":
         if other := _differences(before, identity):
             raise UsageError(
                 f"{run} holds an interrupted run with another {', '.join(other)}.",
-                "Run its own command to go on, give another --out, or drop it by --resume never.",
+                "Run its own command to continue, give another --out, or discard it with"
+                " --resume never.",
             )
         return saved
     for leftover in (checkpoint.CHECKPOINTS, WATCH_FOLDER, PLOTS):
@@ -74,12 +87,12 @@ def start_or_resume(run: Path, config: FinetuneConfig, identity: dict[str, Any])
     for name in (METRICS_FILE, WATCH_FILE, MANIFEST_FILE):
         (run / name).unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)
-    (run / IDENTITY_FILE).write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
+    _write_json(run / IDENTITY_FILE, identity)
     return None
 
 
 def cut_metrics(run: Path, step: int) -> None:
-    """Drops the lines of steps that are about to be taken again."""
+    """Remove the lines of steps after `step`, which are about to be taken again."""
     for name in (METRICS_FILE, WATCH_FILE):
         path = run / name
         if not path.exists():
@@ -90,23 +103,27 @@ def cut_metrics(run: Path, step: int) -> None:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
-                continue  # the process was killed within this line
+                continue  # the process was killed while it wrote this line
         path.write_text("".join(kept), encoding="utf-8")
 
 
-def divided(run: Path) -> dict[str, Any]:
-    """How a step was divided when the run began, by the names in `DIVISION`; may be empty."""
-    return _read_json(run / IDENTITY_FILE).get(_DIVIDED, {})
+def read_division(run: Path) -> Division | None:
+    """Return how steps were divided when the run began; None if that is not recorded."""
+    saved = _read_json(run / IDENTITY_FILE).get(_DIVISION, {})
+    try:
+        return Division(**saved)
+    except TypeError:
+        return None
 
 
-def keep_divided(run: Path, division: dict[str, Any]) -> None:
-    """Notes that beside the run's identity."""
-    noted = _read_json(run / IDENTITY_FILE) | {_DIVIDED: division}
-    (run / IDENTITY_FILE).write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
+def write_division(run: Path, division: Division) -> None:
+    """Record how steps are divided, beside the run's identity."""
+    path = run / IDENTITY_FILE
+    _write_json(path, _read_json(path) | {_DIVISION: asdict(division)})
 
 
 def identity_of(config: FinetuneConfig, data: Data, fingerprint: str) -> dict[str, Any]:
-    """What has to be the same for a run to go on."""
+    """Return everything that must be the same for a run to continue."""
     options = {k: v for k, v in config.to_dict().items() if k not in NOT_IDENTITY}
     return {
         **options,
@@ -117,7 +134,7 @@ def identity_of(config: FinetuneConfig, data: Data, fingerprint: str) -> dict[st
 
 
 def command_of(config: FinetuneConfig, processes: int = 1) -> str:
-    """The shell command that makes the same run, however this one was started."""
+    """Return a shell command that makes the same run, however this one was started."""
     words = ["vqa-app", "finetune"]
     if processes > 1:
         words = f"accelerate launch --num_processes {processes} -m finetune".split()
@@ -134,53 +151,58 @@ def command_of(config: FinetuneConfig, processes: int = 1) -> str:
 
 
 def is_done(config: FinetuneConfig) -> bool:
-    """Whether the recipe's first stage is finished in its folder. `resume` never removes it.
+    """Return whether the recipe's first stage is finished in its directory.
+
+    With `resume` never it is not; what is there is removed only once the data has been read.
 
     Raises:
-        UsageError: a finished run is there with other options that this stage uses.
+        UsageError: It is finished, with other values of options that this stage uses.
     """
     run = Path(config.out)
-    if not _is_whole(run) or config.resume == "never":  # what is there goes once data is read
+    if not _is_complete(run) or config.resume == "never":
         return False
     before = _read_json(run / IDENTITY_FILE)
-    other = _differences(before, before | config.to_dict())
-    _refuse_other(run, sorted(set(other) - _NOT_OF_DONE - {*_READ}))
+    other = set(_differences(before, before | config.to_dict()))
+    _refuse_projector(run, sorted(other - _UNUSED_BY_FINISHED - {*_KNOWN_AFTER_READING}))
     return True
 
 
 def require_same_data(projector: Path, identity: dict[str, Any]) -> None:
-    """Looks whether a finished projector was trained on what its user is trained on.
+    """Check that a finished projector was trained on the data and base of this run.
 
     Raises:
-        UsageError: it was trained on other data or another base.
+        UsageError: It was trained on other data or another base.
     """
     before = _read_json(projector / IDENTITY_FILE)
-    _refuse_other(projector, [name for name in _READ if before.get(name) != identity[name]])
+    other = [name for name in _KNOWN_AFTER_READING if before.get(name) != identity[name]]
+    _refuse_projector(projector, other)
 
 
-def _refuse_other(projector: Path, other: Sequence[str]) -> None:
-    if other:
+def _refuse_projector(projector: Path, differences: Sequence[str]) -> None:
+    if differences:
         raise UsageError(
-            f"{projector} holds a finished run with another {', '.join(other)}.",
-            "Give what it was trained with, or another --out, or train the projector again by "
+            f"{projector} holds a finished run with another {', '.join(differences)}.",
+            "Give what it was trained with, or another --out, or train the projector again with "
             "--resume never.",
         )
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Names in two identities that make them two runs."""
-    unused = NOT_IDENTITY | {_DIVIDED} | (_OF_LORA if now.get("stage") == "projector" else set())
+    """Return the names of the values that make two identities different runs."""
+    unused = NOT_IDENTITY | {_DIVISION}
+    if now.get("stage") == "projector":
+        unused |= _LORA_OPTIONS
     return sorted(k for k in {*before, *now} - unused if before.get(k) != now.get(k))
 
 
 def claim(run: Path) -> None:
-    """Makes the folder.
+    """Create the directory, or check that the existing one belongs to a run.
 
     Raises:
-        UsageError: it can't be written to, or holds somebody's files, which a run would overwrite.
+        UsageError: It cannot be written to, or holds other files, which a run would overwrite.
     """
     require_writable(run)
-    others = sorted(p.name for p in run.iterdir() if p.name not in BEFORE_A_START)
+    others = sorted(p.name for p in run.iterdir() if p.name not in FILES_BEFORE_START)
     if others and not (run / IDENTITY_FILE).exists():
         raise UsageError(
             f"{run} holds other files, such as {others[0]}.", "Give a new or empty folder as --out."
@@ -188,24 +210,25 @@ def claim(run: Path) -> None:
 
 
 @contextlib.contextmanager
-def in_use(run: Path) -> Iterator[None]:
-    """Keeps other processes and threads out of a run's folder; one of several processes that train
-    together does it for all.
+def lock(run: Path) -> Iterator[None]:
+    """Keep other runs out of a run's directory.
 
-    The lock is the operating system's, which drops it whatever ends the process. On disks that know
-    no locks nobody is kept out.
+    Of several processes that train together, one holds the lock for all. It is the operating
+    system's, which releases it however the process ends. On file systems without locks, nothing is
+    locked.
 
     Raises:
-        UsageError: another run is in the folder.
+        UsageError: Another run uses the directory.
     """
     path = run / _LOCK_FILE
-    # A file that only stands there would keep everybody out after a kill.
-    lock = FileLock(path, timeout=0, fallback_to_soft=False)
+    # The soft fallback is a plain file, which would stay after a kill and lock everybody out.
+    file_lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
-        lock.acquire()
+        file_lock.acquire()
     except Timeout as error:
         raise UsageError(
-            f"{run} is in use: {_holder(path)} trains in it.", "Wait for its end, or stop it."
+            f"{run} is in use: {_lock_holder(path)} trains in it.",
+            "Wait until it has finished, or stop it.",
         ) from error
     except (OSError, NotImplementedError):
         path.unlink(missing_ok=True)
@@ -216,36 +239,36 @@ def in_use(run: Path) -> Iterator[None]:
             path.write_text(str(os.getpid()), encoding="utf-8")
         yield
     finally:
-        with contextlib.suppress(OSError):  # on Windows it goes when it is let go
+        with contextlib.suppress(OSError):  # Windows removes it when it is released
             path.unlink()
-        lock.release()
+        file_lock.release()
 
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 @contextlib.contextmanager
-def writing(run: Path) -> Iterator[None]:
-    """Turns what the disk refuses while a run is made into an error that says so.
+def disk_errors(run: Path) -> Iterator[None]:
+    """Turn a failed write into a message with the file, the reason and what to do.
 
     Raises:
-        ModelError: with where, and what to do. All that had been saved before is whole.
+        ModelError: A file could not be written; everything saved before is complete.
     """
     try:
         yield
     except OSError as error:
-        named = str(error.filename or "")
-        if error.errno not in _DISK_ERRORS and not (named and Path(named).is_relative_to(run)):
+        path = str(error.filename or "")
+        if error.errno not in _DISK_ERRORS and not (path and Path(path).is_relative_to(run)):
             raise
         last = checkpoint.latest_checkpoint(run)
-        goes_on = f"; it goes on from {last}" if last else ""
+        from_last = f"; it continues from {last}" if last else ""
         raise ModelError(
-            f"Cannot write {named or f'to {run}'}: {error.strerror or error}.",
-            f"Make room, or make it writable, and run the same command again{goes_on}.",
+            f"Cannot write {path or f'to {run}'}: {error.strerror or error}.",
+            f"Make room, or make it writable, and run the same command again{from_last}.",
         ) from error
 
 
-def _holder(path: Path) -> str:
+def _lock_holder(path: Path) -> str:
     try:
         number = path.read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -254,17 +277,17 @@ def _holder(path: Path) -> str:
 
 
 def refuse_finished(run: Path) -> None:
-    """Before anything of it is changed.
+    """Check that the directory holds no finished run.
 
     Raises:
-        UsageError: the folder holds one.
+        UsageError: It holds one.
     """
-    if _is_whole(run):
+    if _is_complete(run):
         raise UsageError(f"{run} holds a finished run.", "Give another --out, or remove it.")
 
 
-def _is_whole(run: Path) -> bool:
-    """A run that was killed while it wrote its report has its manifest, and checkpoints still."""
+def _is_complete(run: Path) -> bool:
+    """Return whether a run is finished: one killed during its report still has checkpoints."""
     return is_finished(run) and checkpoint.latest_checkpoint(run) is None
 
 
@@ -273,3 +296,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Sharding over GPUs: the FSDP and DeepSpeed configs in the package, or a person's own file."""
+"""Sharding over GPUs: the FSDP and DeepSpeed configs of the package, or a file."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ DEEPSPEED = ("zero2", "zero3", "zero3_offload")
 
 
 def fsdp_config(name: str) -> dict[str, Any]:
-    """`TrainingArguments.fsdp_config`.
+    """Return the value of `TrainingArguments.fsdp_config`.
 
     Raises:
-        UsageError: neither a config of the package nor a file.
+        UsageError: Neither a config of the package nor a file.
     """
     return _read("fsdp", FSDP, name)
 
 
 def deepspeed_config(name: str) -> dict[str, Any]:
-    """`TrainingArguments.deepspeed`.
+    """Return the value of `TrainingArguments.deepspeed`.
 
     Raises:
-        UsageError: neither a config of the package nor a file.
+        UsageError: Neither a config of the package nor a file.
     """
     return _read("deepspeed", DEEPSPEED, name)
 
@@ -43,7 +43,7 @@ def _read(kind: str, shipped: tuple[str, ...], name: str) -> dict[str, Any]:
             f"There is no {kind} config {name!r}.", f"Give {', '.join(shipped)}, or a JSON file."
         ) from error
     except ValueError as error:
-        raise UsageError(f"{name} is not JSON: {error}.", "Fix it.") from error
+        raise UsageError(f"{name} is not JSON: {error}.", "Correct the file.") from error
     if not isinstance(values, dict):
-        raise UsageError(f"{name} holds no object.", "Give a JSON object.")
+        raise UsageError(f"{name} is not a JSON object.", "Give a JSON object.")
     return values

@@ -8,26 +8,25 @@ from pathlib import Path
 
 from finetune.config import FinetuneConfig
 from finetune.data.samples import Sample
-from finetune.progress import OnProgress
-from finetune.training.freezing import Frozen
+from finetune.progress import OnProgress, Phase, Progress
+from finetune.training.device import Machine
+from finetune.training.freezing import TrainableModel
 from finetune.training.load_data import Data
 from vqa_app.checkpoints.loader import LoadedModel
 
 
 @dataclass(frozen=True)
 class StageRun:
-    """One stage of a run, its model loaded and frozen and its data read."""
+    """One stage of a run with its model loaded and frozen, and its data read."""
 
     config: FinetuneConfig
+    machine: Machine
     loaded: LoadedModel
-    """The base as it came, with its processor."""
+    """The base as it was loaded, with its processor."""
     data: Data
-    frozen: Frozen
+    trained: TrainableModel
     """The model as it trains."""
-    process: int
-    """This one's number."""
-    processes: int
-    tell: OnProgress
+    on_progress: OnProgress
 
     @property
     def run(self) -> Path:
@@ -36,5 +35,9 @@ class StageRun:
 
     @property
     def samples(self) -> Sequence[Sample]:
-        """Those that train."""
+        """The training samples."""
         return self.data.train.samples
+
+    def announce(self, phase: Phase, message: str) -> None:
+        """Report a sentence that stays on the screen."""
+        self.on_progress(Progress(phase, message=message))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
 
 from finetune.config import FinetuneConfig
 from finetune.data.samples import Sample
@@ -18,67 +16,58 @@ from finetune.kernels.shared_prefix import enable_branching
 from finetune.parallel import parallel_map
 from finetune.progress import OnProgress, Progress
 from finetune.runs import checkpoint
-from finetune.training import feature_store
+from finetune.training import feature_store, resume
 from finetune.training.batches import BatchPlan
 from finetune.training.collator import Collator
-from finetune.training.device import (
-    LESS_MEMORY,
-    computes_bf16,
-    device_of,
-    free_memory,
-    from_main,
-    held_memory,
-    idle_gpus,
-    wait,
-)
-from finetune.training.freezing import Frozen, as_adapter, freeze
+from finetune.training.device import LESS_MEMORY, Machine
+from finetune.training.freezing import TrainableModel, adopt_adapter, freeze
 from finetune.training.held_out import Evaluation
 from finetune.training.interrupt import Stop
 from finetune.training.objective import Objective
-from finetune.training.plan import Hardware, Settings, Shape, decide, describe, lora_settings
-from finetune.training.resume import DIVISION, divided, identity_of, keep_divided, start_or_resume
-from finetune.training.sharding import deepspeed_config, fsdp_config
+from finetune.training.plan import Settings, Shape, decide, describe, lora_settings
 from finetune.training.stage import StageRun
-from finetune.training.trainer import FinetuneTrainer, Schedule
+from finetune.training.trainer import FinetuneTrainer, Schedule, training_arguments
 from vqa_app.checkpoints.loader import LoadedModel, load_model
 from vqa_app.devices import is_out_of_memory
 from vqa_app.errors import ModelError
 from vqa_app.models.architecture import text_config, unwrap
 from vqa_app.prompts.prompt import encode
-from vqa_app.transformers_internals import use_one_gpu
 
 
 def load(
-    config: FinetuneConfig, projector: Path | None, tell: OnProgress
+    config: FinetuneConfig, machine: Machine, projector: Path | None, on_progress: OnProgress
 ) -> tuple[LoadedModel, FinetuneConfig]:
-    """The base, and the config with what an adapter that it carries decides.
+    """Load the base and adopt the options of the adapter that it carries, if any.
 
     Args:
-        projector: run whose projector to begin with.
+        config: All options of the stage.
+        machine: Where it trains.
+        projector: Run whose projector to start from.
+        on_progress: Called with what happens.
     """
-    tell(Progress("loading", message=f"Loading {config.model}."))
-    loaded = load_base(config)
-    config = as_adapter(config, loaded.model)
+    on_progress(Progress("loading", message=f"Loading {config.model}."))
+    loaded = load_base(config, machine)
+    config = adopt_adapter(config, loaded.model)
     if projector is not None:
-        # Marked as trained, and nothing else, as the run left it.
+        # Loading expects exactly the projector to be trainable, as it was when it was saved.
         checkpoint.load_weights(freeze(loaded.model, "projector").model, "projector", projector)
     if loaded.capabilities.trains_shared_prefixes:
         enable_branching(loaded.model)
     return loaded, config
 
 
-def load_base(config: FinetuneConfig) -> LoadedModel:
-    """The base in the precision that it trains in; 4-bit for qlora.
+def load_base(config: FinetuneConfig, machine: Machine) -> LoadedModel:
+    """Load the base in the precision that it trains in; in 4 bits for qlora.
 
     Raises:
-        ModelError: there is nothing to load, or no bitsandbytes for qlora.
+        ModelError: There is nothing to load, or no bitsandbytes for qlora.
     """
     # "auto" is bf16 where the model is served in it; weights that train must not be rounded to it
     # first.
-    exact = config.stage == "full" or not computes_bf16(config)
+    exact = config.stage == "full" or not machine.bf16
     return load_model(
         config.model,
-        device=device_of(config),
+        device=str(machine.device),
         dtype="float32" if exact else "auto",
         quantize="4bit" if config.stage == "qlora" else None,
         revision=config.revision,
@@ -86,86 +75,93 @@ def load_base(config: FinetuneConfig) -> LoadedModel:
     )
 
 
-def freeze_base(config: FinetuneConfig, loaded: LoadedModel, tell: OnProgress) -> Frozen:
-    """Leaves what the stage trains, with fresh LoRA weights of the config's seed."""
+def freeze_base(
+    config: FinetuneConfig, loaded: LoadedModel, on_progress: OnProgress
+) -> TrainableModel:
+    """Freeze what the stage does not train; new LoRA weights come from the config's seed."""
     rank, alpha, dropout = lora_settings(config, text_config(loaded.model).hidden_size)
     torch.manual_seed(config.seed)
-    frozen = freeze(loaded.model, config.stage, rank=rank, alpha=alpha, dropout=dropout)
-    tell(Progress("loading", message=str(frozen)))
-    return frozen
+    trained = freeze(loaded.model, config.stage, rank=rank, alpha=alpha, dropout=dropout)
+    on_progress(Progress("loading", message=str(trained)))
+    return trained
 
 
-def settle(stage: StageRun, saved: Path | None) -> Settings:
-    """Decides what the config leaves open, and says so.
+def find_checkpoint(stage: StageRun) -> Path | None:
+    """Return the checkpoint to continue from, the same in all processes; None to start afresh."""
+    found = None
+    if stage.machine.is_main:
+        identity = resume.identity_of(stage.config, stage.data, stage.loaded.fingerprint)
+        found = resume.start_or_resume(stage.run, stage.config, identity)
+    return stage.machine.from_main(found)
+
+
+def decide_settings(stage: StageRun, saved: Path | None) -> Settings:
+    """Decide what the config leaves open, and report it.
 
     Args:
-        saved: checkpoint to go on from; steps are divided as they were before it, so that their
-            losses are those of an uninterrupted run whatever memory is free now.
+        stage: The stage, its model frozen and its data read.
+        saved: Checkpoint to continue from. Steps are divided as they were before it, so that their
+            losses are those of an uninterrupted run however much memory is free now.
     """
     config, text = stage.config, text_config(stage.loaded.model)
-    hardware = Hardware(
-        device_of(config).split(":")[0],
-        held_memory(config),
-        free_memory(config),
-        computes_bf16(config),
-        stage.processes,
-    )
     settings, memory = decide(
         config,
         sequences=sum(sample.row.weight for sample in stage.samples),
         longest=max(len(sample) for sample in stage.samples),
         labels=max(sample.trained_tokens for sample in stage.samples),
-        shape=Shape(
-            width=text.hidden_size,
-            intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
-            layers=text.num_hidden_layers,
-            heads=text.num_attention_heads,
-            vocabulary=text.vocab_size,
-        ),
-        trainable=stage.frozen.trainable,
-        hardware=hardware,
+        shape=Shape.of(text),
+        trainable=stage.trained.trainable,
+        machine=stage.machine,
+        memory=stage.machine.memory(),
     )
-    settings = _divided_as_before(stage, settings, hardware, saved)
-    stage.tell(Progress("loading", message=describe(settings, config)))
-    stage.tell(Progress("loading", message=str(memory)))
-    if idle := idle_gpus(config, stage.processes):
-        stage.tell(Progress("loading", message=idle))
+    settings = _divided_as_before(stage, settings, saved)
+    stage.announce("loading", describe(settings, config, stage.machine))
+    stage.announce("loading", str(memory))
+    if idle := stage.machine.idle_gpus():
+        stage.announce("loading", idle)
     if memory.needed > memory.free:
         advice = (
             "Less memory: --micro-batch-size 1, --gradient-checkpointing, a smaller --max-length."
         )
-        stage.tell(Progress("loading", message=f"This may not fit. {advice}"))
+        stage.announce("loading", f"This may not fit. {advice}")
     return settings
 
 
-def _divided_as_before(
-    stage: StageRun, settings: Settings, hardware: Hardware, saved: Path | None
-) -> Settings:
-    known = {**vars(hardware), **vars(settings)}
-    division = {name: known[name] for name in DIVISION}
+def _divided_as_before(stage: StageRun, settings: Settings, saved: Path | None) -> Settings:
+    """Return the settings with the micro-batches that the interrupted run used."""
+    division = resume.Division(
+        device=stage.machine.device.type,
+        processes=stage.machine.processes,
+        micro_batch_size=settings.micro_batch_size,
+        micro_batches=settings.micro_batches,
+        gradient_checkpointing=settings.gradient_checkpointing,
+    )
     if saved is None:
-        if stage.process == 0:
-            keep_divided(stage.run, division)
+        if stage.machine.is_main:
+            resume.write_division(stage.run, division)
         return settings
-    before = divided(stage.run)
-    if any(before.get(name) != division[name] for name in ("device", "processes")):
-        return settings  # nothing to compare with
+    before = resume.read_division(stage.run)
+    if before is None or (before.device, before.processes) != (division.device, division.processes):
+        return settings  # on another machine losses differ anyway
     if stage.config.micro_batch_size is None:
         settings = replace(
             settings,
-            micro_batch_size=before["micro_batch_size"],
-            micro_batches=before["micro_batches"],
+            micro_batch_size=before.micro_batch_size,
+            micro_batches=before.micro_batches,
         )
     if stage.config.gradient_checkpointing is None:
-        settings = replace(settings, gradient_checkpointing=before["gradient_checkpointing"])
+        settings = replace(settings, gradient_checkpointing=before.gradient_checkpointing)
     return settings
 
 
-def keep_features(stage: StageRun, settings: Settings) -> feature_store.FeatureStore | None:
-    """Encodes every picture once, where that pays; None where it does not, or where there is no
-    place to keep them: a run goes on without.
+def store_features(stage: StageRun, settings: Settings) -> feature_store.FeatureStore | None:
+    """Encode every picture once and store the features.
+
+    Returns:
+        The store; None where it does not pay, or where it cannot be written: training then runs the
+        encoder at every step.
     """
-    config, loaded = stage.config, stage.loaded
+    config, machine, loaded = stage.config, stage.machine, stage.loaded
     digests = [digest for sample in stage.samples for digest in sample.digests]
     if not digests or not loaded.capabilities.stores_features:
         return None
@@ -173,21 +169,21 @@ def keep_features(stage: StageRun, settings: Settings) -> feature_store.FeatureS
     pictured = next(sample for sample in stage.samples if sample.sources)
     try:
         store = feature_store.open_store(
-            loaded.model, loaded.processor, folder, settings.dtype, pictured
+            loaded.model, loaded.processor, folder, machine.dtype, pictured
         )
         plan = feature_store.make_plan(store, digests, config.feature_gb, settings.epochs)
     except OSError as error:
-        stage.tell(Progress("encoding", message=f"Encoder outputs are not kept: {error}."))
+        stage.announce("encoding", f"Encoder outputs are not kept: {error}.")
         return None
-    stage.tell(Progress("encoding", message=plan.why))
+    stage.announce("encoding", plan.reason)
     if not plan.use:
         return None
-    if stage.process == 0:
+    if machine.is_main:
         missing = plan.pictures - plan.present
         feature_store.make_room(store, missing * plan.bytes_each, config.feature_gb)
-    wait(stage.processes)
+    machine.wait_for_all()
     store.reload()
-    why = "another process could not write all of them"
+    failure = "another process could not write all of them"
     try:
         feature_store.fill(
             store,
@@ -195,28 +191,19 @@ def keep_features(stage: StageRun, settings: Settings) -> feature_store.FeatureS
             loaded.processor,
             stage.samples,
             workers=config.workers,
-            part=(stage.process, stage.processes),
-            on_progress=lambda done, of: stage.tell(Progress("encoding", done, of)),
+            part=(machine.process, machine.processes),
+            on_progress=lambda done, of: stage.on_progress(Progress("encoding", done, of)),
         )
     except OSError as error:
-        why = str(error)
-    wait(stage.processes)
+        failure = str(error)
+    machine.wait_for_all()
     store.reload()
     if not all(digest in store for digest in digests):
-        stage.tell(Progress("encoding", message=f"Encoder outputs are not kept after all: {why}."))
+        stage.announce("encoding", f"Encoder outputs are not kept after all: {failure}.")
         return None
-    with contextlib.suppress(OSError):  # somebody else's, to read only
+    with contextlib.suppress(OSError):  # another user's, which can only be read
         store.touch()
     return store
-
-
-def resume_point(stage: StageRun) -> Path | None:
-    """The checkpoint to go on from, the same in all processes; None at a fresh start."""
-    found = None
-    if stage.process == 0:
-        identity = identity_of(stage.config, stage.data, stage.loaded.fingerprint)
-        found = start_or_resume(stage.run, stage.config, identity)
-    return from_main(found, stage.processes)
 
 
 def make_trainer(
@@ -226,11 +213,12 @@ def make_trainer(
     evaluation: Evaluation | None,
     stop: Stop,
 ) -> FinetuneTrainer:
-    """The Trainer with its arguments, batches and collate function."""
-    config, samples, model = stage.config, stage.samples, stage.frozen.model
+    """Build the Trainer with its arguments, batches and collate function."""
+    config, machine, samples = stage.config, stage.machine, stage.samples
+    model = stage.trained.model
     if settings.gradient_checkpointing:
         _checkpoint_gradients(model)
-    objective = Objective(model, bf16=settings.bf16)
+    objective = Objective(model, bf16=machine.bf16)
     plan = BatchPlan(
         [len(sample) for sample in samples],
         [sample.row.weight for sample in samples],
@@ -238,12 +226,12 @@ def make_trainer(
         micro_batches=settings.micro_batches,
         steps=settings.steps,
         seed=config.seed,
-        process=stage.process,
-        processes=stage.processes,
+        process=machine.process,
+        processes=machine.processes,
     )
     schedule = Schedule(
-        evaluate_every=_every(config.eval_every, settings.steps),
-        save_every=_every(config.save_every, settings.steps),
+        evaluate_every=_in_steps(config.eval_every, settings.steps),
+        save_every=_in_steps(config.save_every, settings.steps),
         keep=config.keep,
         metric=config.metric,
         patience=config.patience,
@@ -251,53 +239,17 @@ def make_trainer(
     processor, llava = stage.loaded.processor, objective.is_llava
     return FinetuneTrainer(
         objective,
-        training_arguments(config, settings, llava),
+        training_arguments(config, settings, machine, every_parameter_used=llava),
+        machine=machine,
         plan=plan,
         collate=make_collate(samples, processor, llava, store, config.workers),
         settings=settings,
         schedule=schedule,
         run=stage.run,
-        evaluation=_evaluating(evaluation) if evaluation else None,
-        on_progress=stage.tell,
+        evaluate_at=_evaluate_at(evaluation) if evaluation else None,
+        on_progress=stage.on_progress,
         should_stop=stop,
     )
-
-
-def training_arguments(
-    config: FinetuneConfig, settings: Settings, every_parameter_used: bool
-) -> TrainingArguments:
-    on_cpu = device_of(config) == "cpu"
-    arguments = TrainingArguments(
-        output_dir=config.out,
-        project="vqa-app",
-        run_name=Path(config.out).name,
-        per_device_train_batch_size=settings.micro_batch_size,
-        gradient_accumulation_steps=settings.micro_batches,
-        max_steps=settings.steps,
-        learning_rate=settings.lr,
-        lr_scheduler_type="constant_with_warmup"
-        if config.schedule == "constant"
-        else config.schedule,
-        warmup_steps=config.warmup,  # below 1 it is a share, here as in transformers
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
-        use_cpu=on_cpu,
-        ddp_backend="gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
-        ddp_find_unused_parameters=not every_parameter_used,
-        fsdp=True if config.fsdp else None,
-        fsdp_config=fsdp_config(config.fsdp) if config.fsdp else None,
-        deepspeed=deepspeed_config(config.deepspeed) if config.deepspeed else None,
-        report_to=list(config.report_to) or "none",
-        save_strategy="no",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-    )
-    use_one_gpu(arguments)
-    return arguments
 
 
 def make_collate(
@@ -307,8 +259,9 @@ def make_collate(
     store: feature_store.FeatureStore | None,
     workers: int | None,
 ) -> Callable[[Sequence[int]], dict[str, Any]]:
-    """Positions of samples → batch."""
-    # Other architectures have inputs of a shape that follows the tokens'.
+    """Return a function from the positions of samples to a batch."""
+    # Lengths are rounded up for LLaVA only: other architectures have further inputs whose shapes
+    # follow the tokens'.
     collator = Collator.of(processor, samples if is_llava else ())
 
     def pixels(sample: Sample) -> dict[str, torch.Tensor]:
@@ -322,22 +275,22 @@ def make_collate(
     def collate(positions: Sequence[int]) -> dict[str, Any]:
         chosen = [samples[position] for position in positions]
         if store is not None:
-            found = [store[digest] for sample in chosen for digest in sample.digests]
-            return collator.with_features(chosen, found)
+            features = [store[digest] for sample in chosen for digest in sample.digests]
+            return collator.with_features(chosen, features)
         return collator.with_pixels(chosen, list(parallel_map(pixels, chosen, workers)))
 
     return collate
 
 
 def fit(trainer: FinetuneTrainer, saved: Path | None, stop: Stop) -> None:
-    """Trains, from a checkpoint where there is one, until all steps are done or somebody stops it.
+    """Train, from a checkpoint if there is one, until all steps are done or the run is stopped.
 
     Raises:
-        ModelError: out of memory; named with what takes less.
+        ModelError: Out of memory; the message says what takes less.
     """
     settings = trainer.settings
-    going_on = f"Going on from {saved}." if saved else ""
-    trainer.on_progress(Progress("training", 0, settings.steps, message=going_on))
+    message = f"Continuing from {saved}." if saved else ""
+    trainer.on_progress(Progress("training", 0, settings.steps, message=message))
     stop.training = True
     try:
         trainer.resume(saved) if saved else trainer.train()
@@ -353,8 +306,8 @@ def fit(trainer: FinetuneTrainer, saved: Path | None, stop: Stop) -> None:
         stop.training = False
 
 
-def _evaluating(evaluation: Evaluation) -> Callable[[int], dict[str, float]]:
-    """`at_step`; a memory that is full there is none that a smaller micro-batch helps."""
+def _evaluate_at(evaluation: Evaluation) -> Callable[[int], dict[str, float]]:
+    """Wrap `Evaluation.at_step`: a smaller micro-batch, which `fit` advises, would not help it."""
 
     def at_step(step: int) -> dict[str, float]:
         try:
@@ -373,6 +326,6 @@ def _checkpoint_gradients(model: Any) -> None:
     base.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def _every(value: float, steps: int) -> int:
-    """Steps, or a share of all of them."""
+def _in_steps(value: float, steps: int) -> int:
+    """Return a number of steps; below 1, `value` is a share of all of them."""
     return max(1, round(value * steps)) if 0 < value < 1 else int(value)

@@ -1,9 +1,11 @@
-"""The recipe, one call a step: load -> data -> freeze -> settle -> train -> leave."""
+"""The recipe: load the model and the data, freeze, decide the settings, train, save.
+
+`finetune.training.stages` holds the steps.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,14 +25,8 @@ with quiet():
     from transformers.integrations import integration_utils
 
     from finetune.training import finish, stages
-    from finetune.training.device import (
-        LESS_MEMORY,
-        clear_frames,
-        device_of,
-        join_processes,
-        reset_peak_memory,
-    )
-    from finetune.training.held_out import Evaluation, watched
+    from finetune.training.device import LESS_MEMORY, Machine, clear_frames, set_up_machine
+    from finetune.training.held_out import Evaluation, watch_questions
     from finetune.training.load_data import read_data
     from finetune.training.stage import StageRun
 
@@ -42,13 +38,16 @@ class RunResult:
     run: Path
     """The run directory; `load_model` opens it when the run is finished."""
     finished: bool
-    """False: somebody stopped it; the same command goes on."""
+    """False if the run was stopped; the same command continues it."""
     step: int
+    """The last step taken."""
     steps: int
+    """How many steps the whole run has."""
     evaluation: dict[str, float] = field(default_factory=dict)
-    """Of the saved weights on held-out rows: vqa_accuracy, loss, image_gain. Empty without any."""
+    """vqa_accuracy, loss and image_gain of the saved weights on held-out rows; empty without
+    any."""
     questions: int = 0
-    """How many held-out questions that is about."""
+    """How many held-out questions were answered for it."""
 
     def __str__(self) -> str:
         scores = ", ".join(format_metric(name, value) for name, value in self.evaluation.items())
@@ -61,82 +60,91 @@ def train(
     on_progress: OnProgress | None = None,
     cancel: threading.Event | None = None,
 ) -> RunResult:
-    """Trains as the config says and leaves a run directory.
+    """Train as the config says and write a run directory.
 
-    May be called in any thread. Where the same config was interrupted before, it goes on there.
+    May be called in any thread. If a run of the same config was interrupted in this directory, it
+    continues.
 
     Args:
-        on_progress: told what happens, a few times a second at most by phase, and at every step.
-        cancel: ends the run after the step in progress, with a checkpoint.
+        config: All options of the run.
+        on_progress: Called at every step, and a few times a second in the other phases; only in the
+            main process.
+        cancel: Ends the run after the current step, with a checkpoint.
 
     Raises:
-        VqaError: whatever a person can mend.
+        VqaError: Anything that a person can correct.
     """
     if not config.data:
         raise UsageError("There is no data to train on.", "Give --data.")
     if not config.out:
         raise UsageError("There is no folder for the run.", "Give --out.")
     check_reporters(config.report_to)
-    device_of(config)
+    machine = set_up_machine(config)
     check_sources((*config.data, *config.eval_data), config.images)
     run = Path(config.out)
     resume.refuse_finished(run)
     resume.claim(run)
-    watched(config)  # what is wrong with them is told now
-    shown = on_progress if on_progress and _main_process() else _silent
-
-    def tell(progress: Progress) -> None:
-        if cancel is not None and cancel.is_set() and progress.phase in ("checking", "encoding"):
-            raise _Cancelled
-        shown(progress)
-
-    alone = resume.in_use(run) if _main_process() else contextlib.nullcontext()
+    watch_questions(config.watch, config.images)  # a wrong one is an error before the model loads
+    report = _cancellable(on_progress if machine.is_main else None, cancel)
     try:
-        with alone, resume.writing(run), Stop(cancel) as stop:
-            resume.refuse_finished(run)  # by somebody who was in it until now
+        with (
+            resume.lock(run) if machine.is_main else contextlib.nullcontext(),
+            resume.disk_errors(run),
+            Stop(cancel) as stop,
+        ):
+            resume.refuse_finished(run)  # another process may have finished it until now
             if config.recipe == "llava":
-                return _llava(config, tell, stop)
-            return run_stage(config, tell, stop)
+                return _train_llava(config, machine, report, stop)
+            return train_stage(config, machine, report, stop)
     except _Cancelled:
         return RunResult(run, False, 0, 0)
 
 
-def _llava(config: FinetuneConfig, tell: OnProgress, stop: Stop) -> RunResult:
-    """The projector alone, unless that is done, then the config's own stage."""
+def _train_llava(
+    config: FinetuneConfig, machine: Machine, on_progress: OnProgress, stop: Stop
+) -> RunResult:
+    """Train the projector alone, unless that is done, then the config's own stage."""
     projector = Path(config.out) / "projector"
-    first = config.replace(
-        stage="projector", recipe=None, out=str(projector), projector_lr=None
-    )  # its rate where more than it trains
+    # projector_lr is for stages that train more than the projector.
+    first = config.replace(stage="projector", recipe=None, out=projector, projector_lr=None)
     if not resume.is_done(first):
         resume.claim(projector)
-        tell(Progress("loading", message="Stage 1 of 2: the projector."))
-        result = run_stage(first, tell, stop)
+        on_progress(Progress("loading", message="Stage 1 of 2: the projector."))
+        result = train_stage(first, machine, on_progress, stop)
         if not result.finished:
             return result
-    tell(Progress("loading", message=f"Stage 2 of 2: {config.stage}."))
-    return run_stage(config, tell, stop, projector)
+    on_progress(Progress("loading", message=f"Stage 2 of 2: {config.stage}."))
+    return train_stage(config, machine, on_progress, stop, projector)
 
 
-def run_stage(
-    config: FinetuneConfig, tell: OnProgress, stop: Stop, projector: Path | None = None
+def train_stage(
+    config: FinetuneConfig,
+    machine: Machine,
+    on_progress: OnProgress,
+    stop: Stop,
+    projector: Path | None = None,
 ) -> RunResult:
-    """Trains one stage, and lets go of all that it held.
+    """Train one stage, then release all memory that it held.
 
     Args:
-        projector: run whose projector to begin with.
+        config: All options of the stage.
+        machine: Where it trains.
+        on_progress: Called with what happens.
+        stop: Whether to end early.
+        projector: Run whose projector to start from.
 
     Raises:
-        ModelError: out of memory; with what was being done.
+        ModelError: Out of memory; the message names the phase.
     """
     phase = "loading"
 
-    def told(progress: Progress) -> None:
+    def report(progress: Progress) -> None:
         nonlocal phase
         phase = progress.phase
-        tell(progress)
+        on_progress(progress)
 
     try:
-        return _stage(config, told, stop, projector)
+        return _run_steps(config, machine, report, stop, projector)
     except BaseException as error:
         clear_frames(error)
         if not is_out_of_memory(error):
@@ -146,44 +154,47 @@ def run_stage(
         release_memory()
 
 
-def _stage(
-    config: FinetuneConfig, tell: OnProgress, stop: Stop, projector: Path | None
+def _run_steps(
+    config: FinetuneConfig,
+    machine: Machine,
+    on_progress: OnProgress,
+    stop: Stop,
+    projector: Path | None,
 ) -> RunResult:
-    process, processes = join_processes(config)
-    loaded, config = stages.load(config, projector, tell)
-    data = read_data(config, loaded, tell)
-    if doubt := finish.doubt_held_out(loaded, data):
-        tell(Progress("checking", message=doubt))
+    loaded, config = stages.load(config, machine, projector, on_progress)
+    data = read_data(config, loaded, on_progress)
+    finish.warn_of_earlier_training(loaded, data, on_progress)
     if projector is not None:
-        identity = resume.identity_of(config, data, loaded.fingerprint)
-        resume.require_same_data(projector, identity)
-    frozen = stages.freeze_base(config, loaded, tell)
-    stage = StageRun(config, loaded, data, frozen, process, processes, tell)
-    saved = stages.resume_point(stage)
-    settings = stages.settle(stage, saved)
+        resume.require_same_data(projector, resume.identity_of(config, data, loaded.fingerprint))
+    trained = stages.freeze_base(config, loaded, on_progress)
+
+    stage = StageRun(config, machine, loaded, data, trained, on_progress)
+    saved = stages.find_checkpoint(stage)
+    settings = stages.decide_settings(stage, saved)
     evaluation = Evaluation.of(stage)
-    features = stages.keep_features(stage, settings)
+    features = stages.store_features(stage, settings)
     trainer = stages.make_trainer(stage, settings, features, evaluation, stop)
-    reset_peak_memory(config)
+
+    machine.reset_peak_memory()
     stages.fit(trainer, saved, stop)
+    step = trainer.state.global_step
+    questions = len(evaluation.questions) if evaluation else 0
     if trainer.stopped:
         where = checkpoint.latest_checkpoint(stage.run)
-        stopped = f"Stopped; {where} is saved. Run the same command to continue."
-        tell(Progress("training", message=stopped))
-        scores = trainer.best.last
-    else:
-        scores = finish.finish(stage, trainer, evaluation)
-        tell(Progress("done", trainer.state.global_step, settings.steps, evaluation=scores))
-    step = trainer.state.global_step
-    asked = len(evaluation.questions) if evaluation else 0
-    return RunResult(stage.run, not trainer.stopped, step, settings.steps, scores, asked)
+        stage.announce("training", f"Stopped; {where} is saved. Run the same command to continue.")
+        return RunResult(
+            stage.run, False, step, settings.steps, trainer.best.latest_scores, questions
+        )
+    scores = finish.finish(stage, trainer, evaluation)
+    on_progress(Progress("done", step, settings.steps, evaluation=scores))
+    return RunResult(stage.run, True, step, settings.steps, scores, questions)
 
 
 def check_reporters(names: Sequence[str]) -> None:
-    """Refuses, before anything is read, what would fail when training begins.
+    """Check that every integration of `report_to` is installed, before anything is read.
 
     Raises:
-        UsageError: no integration of that name, or its package is not installed.
+        UsageError: There is no integration of that name, or its package is not installed.
     """
     for name in names:
         callback = integration_utils.INTEGRATION_TO_CALLBACK.get(name)
@@ -200,12 +211,16 @@ def check_reporters(names: Sequence[str]) -> None:
 
 
 class _Cancelled(Exception):
-    """The caller does not want the run any more, and there is nothing to save yet."""
+    """The caller cancelled the run before there was anything to save."""
 
 
-def _main_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
+def _cancellable(on_progress: OnProgress | None, cancel: threading.Event | None) -> OnProgress:
+    """Return a callback that raises `_Cancelled` while the data is read and encoded."""
 
+    def report(progress: Progress) -> None:
+        if cancel is not None and cancel.is_set() and progress.phase in ("checking", "encoding"):
+            raise _Cancelled
+        if on_progress:
+            on_progress(progress)
 
-def _silent(_: Progress) -> None:
-    pass
+    return report

@@ -1,4 +1,10 @@
-"""`transformers.Trainer` with this package's batches, loss, checkpoints and evaluation."""
+"""`transformers.Trainer` with this package's batches, loss, checkpoints and evaluation.
+
+This module alone calls or overrides private parts of the Trainer: `_get_num_items_in_batch`,
+`_clip_grad_norm`, `_save_checkpoint`, `_save_optimizer_and_scheduler`, `_save_rng_state`,
+`_load_from_checkpoint` and `_created_lr_scheduler`. Tried with transformers 5.23 and 5.24,
+accelerate 1.15 and torch 2.13.
+"""
 
 from __future__ import annotations
 
@@ -8,63 +14,154 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from finetune.config import FinetuneConfig
 from finetune.data.samples import Sample
 from finetune.progress import OnProgress, Progress, format_metric
 from finetune.runs import checkpoint
 from finetune.runs.layout import METRICS_FILE
-from finetune.training.batches import Ahead, BatchPlan, loader
+from finetune.training.batches import BatchPlan, Prefetcher, make_loader
 from finetune.training.collator import ROWS
-from finetune.training.device import from_main, wait
+from finetune.training.device import Machine
 from finetune.training.freezing import projector_parameters
 from finetune.training.objective import Objective
 from finetune.training.plan import Settings
 from finetune.training.resume import cut_metrics
+from finetune.training.sharding import deepspeed_config, fsdp_config
 from vqa_app.devices import release_memory
 from vqa_app.errors import DataError, ModelError
 from vqa_app.files import atomic_directory, write_error_reason
+from vqa_app.transformers_internals import use_one_gpu
 
 _STATE_FILE = "finetune_state.json"
 _SMOOTHING = 0.9
+_SHOWN_ROWS = 16
 
 
 @dataclass
 class Best:
-    """The best evaluation so far, and how many have come since. Kept in every checkpoint."""
+    """The best evaluation so far; kept in every checkpoint."""
 
     value: tuple[float, float] | None = None
-    """The metric, larger is better, and the negative loss, which decides between equal ones."""
+    """The metric, where larger is better, and the negative loss, which breaks ties."""
     step: int = 0
-    since: int = 0
-    last: dict[str, float] = field(default_factory=dict)
-    """The latest evaluation."""
+    evaluations_since: int = 0
+    latest_scores: dict[str, float] = field(default_factory=dict)
+    """Of the latest evaluation."""
+
+    def write(self, path: Path) -> None:
+        """Write it into a checkpoint."""
+        values = asdict(self)
+        path.write_text(json.dumps({key: values[name] for name, key in _BEST_KEYS.items()}))
+
+    @classmethod
+    def read(cls, path: Path) -> Best:
+        """Read what `write` wrote."""
+        saved = json.loads(path.read_text())
+        best = cls(**{name: saved[key] for name, key in _BEST_KEYS.items()})
+        best.value = (best.value[0], best.value[1]) if best.value else None
+        return best
+
+
+_BEST_KEYS = {
+    "value": "value",
+    "step": "step",
+    "evaluations_since": "since",
+    "latest_scores": "last",
+}
+"""Keys in checkpoints, by attribute."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When to look and when to save; steps."""
+    """When to evaluate and when to save, in steps."""
 
     evaluate_every: int
     """0: only at the end."""
     save_every: int
     keep: int
+    """How many checkpoints to keep besides the best one."""
     metric: str
+    """What the best checkpoint is chosen by."""
     patience: int | None
+    """Stop after this many evaluations without a better one."""
+
+
+def training_arguments(
+    config: FinetuneConfig, settings: Settings, machine: Machine, *, every_parameter_used: bool
+) -> TrainingArguments:
+    """Return the Trainer's arguments.
+
+    Args:
+        config: All options of the stage.
+        settings: What was decided where the config says nothing.
+        machine: Where it trains.
+        every_parameter_used: Whether every batch has gradients for all trainable parameters.
+    """
+    on_cpu = machine.device.type == "cpu"
+    arguments = TrainingArguments(
+        output_dir=config.out,
+        project="vqa-app",
+        run_name=Path(config.out).name,
+        per_device_train_batch_size=settings.micro_batch_size,
+        gradient_accumulation_steps=settings.micro_batches,
+        max_steps=settings.steps,
+        learning_rate=settings.lr,
+        lr_scheduler_type="constant_with_warmup"
+        if config.schedule == "constant"
+        else config.schedule,
+        warmup_steps=config.warmup,  # below 1 it is a share, here as in transformers
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and machine.processes > 1 else None,
+        ddp_find_unused_parameters=not every_parameter_used,
+        fsdp=True if config.fsdp else None,  # type: ignore[arg-type]  # it takes a bool, too
+        fsdp_config=fsdp_config(config.fsdp) if config.fsdp else None,
+        deepspeed=deepspeed_config(config.deepspeed) if config.deepspeed else None,
+        report_to=list(config.report_to) or "none",
+        save_strategy="no",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    use_one_gpu(arguments)
+    return arguments
 
 
 class FinetuneTrainer(Trainer):
-    """Trains an `Objective`.
+    """A Trainer of an `Objective`.
 
-    Loss is normalised by the trained tokens of the whole step, over micro-batches and processes.
-    The first loss or gradient that is not finite ends the run. Checkpoints are whole or not there.
+    The loss is normalised by the trained tokens of the whole step, over micro-batches and
+    processes. The first loss or gradient that is not finite ends the run. Checkpoints are complete
+    or do not exist.
+
+    Args:
+        objective: Model and loss.
+        arguments: See `training_arguments`.
+        machine: Where it trains.
+        plan: The samples of every step.
+        collate: Function from the positions of samples to a batch.
+        settings: What the stage trains with.
+        schedule: When to evaluate and to save.
+        run: The run directory.
+        evaluate_at: Called with the step; returns vqa_accuracy, loss and image_gain. None: the
+            model is not evaluated.
+        on_progress: Called at every step.
+        should_stop: Called after every step; if it returns True, a checkpoint is written and the
+            run ends.
     """
 
     def __init__(
@@ -72,67 +169,64 @@ class FinetuneTrainer(Trainer):
         objective: Objective,
         arguments: TrainingArguments,
         *,
+        machine: Machine,
         plan: BatchPlan,
         collate: Callable[[Sequence[int]], dict[str, Any]],
         settings: Settings,
         schedule: Schedule,
         run: Path,
-        evaluation: Callable[[int], dict[str, float]] | None,
+        evaluate_at: Callable[[int], dict[str, float]] | None,
         on_progress: OnProgress,
         should_stop: Callable[[], bool],
     ) -> None:
-        """Args:
-        collate: positions of samples → batch.
-        evaluation: called with the step; gives vqa_accuracy, loss, image_gain.
-        should_stop: asked after every step; a checkpoint is written before the run ends.
-        """
-        self.objective = objective
+        self.objective: Objective = objective
+        self.machine = machine
         self.plan = plan
         self.collate = collate
         self.settings = settings
         self.schedule = schedule
         self.run = run
-        self.epoch_size = float(plan.weights.sum())  # sequences of an epoch
-        self.evaluation = evaluation
+        self.epoch_size = float(plan.weights.sum())  # sequences in an epoch
+        self.evaluate_at = evaluate_at
         self.on_progress = on_progress
         self.should_stop = should_stop
         self.best = Best()
         self.stopped = False
-        self._smoothed = (0.0, 0.0)  # losses and how many, recent ones weigh more
-        self._ahead: Ahead | None = None
+        self._smoothed = (0.0, 0.0)  # weighted sum of losses, and sum of the weights
+        self._prefetcher: Prefetcher | None = None
         self._batch_rows: list[Sample] = []
         self._began = (time.monotonic(), 0)
-        arguments.eval_on_start = evaluation is not None and schedule.evaluate_every > 0
-        super().__init__(objective, arguments, callbacks=[_Steps(self)])
+        arguments.eval_on_start = evaluate_at is not None and schedule.evaluate_every > 0
+        super().__init__(objective, arguments, callbacks=[_StepCallback(self)])
         self.pop_callback(PrinterCallback)
 
     # Data
 
-    def get_train_dataloader(self) -> Any:
-        return loader(self.plan, self.collate)
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches of the plan."""
+        return make_loader(self.plan, self.collate)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """Collates the next step's batches while this one computes."""
-        if self._ahead is None or self._ahead.source is not epoch_iterator:
-            self._ahead = Ahead(epoch_iterator)
-        batches = self._ahead.take(num_batches)
+        """Return a step's batches; the next step's are collated meanwhile."""
+        if self._prefetcher is None or self._prefetcher.source is not epoch_iterator:
+            self._prefetcher = Prefetcher(epoch_iterator)
+        batches = self._prefetcher.take(num_batches)
         self._batch_rows = [sample for batch in batches for sample in batch[ROWS]]
         return batches, self._get_num_items_in_batch(batches, device)
 
     # Steps
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW; the projector has its own learning rate."""
+        """Return AdamW with a learning rate of its own for the projector."""
         if self.optimizer is None:
-            module = model or self.model
-            names = projector_parameters(self.objective.model)
+            projector = projector_parameters(self.objective.model)
             groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-            for name, parameter in module.named_parameters():
+            for name, parameter in (model or self.objective).named_parameters():
                 if parameter.requires_grad:
-                    plain = name.removeprefix("module.").removeprefix("model.")
-                    groups[plain in names].append(parameter)
+                    own_name = name.removeprefix("module.").removeprefix("model.")
+                    groups[own_name in projector].append(parameter)
             rates = {True: self.settings.projector_lr, False: self.settings.lr}
             chosen = [
                 {"params": groups[key], "lr": rates[key]} for key in (False, True) if groups[key]
@@ -149,13 +243,14 @@ class FinetuneTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> LRScheduler:
-        """Rises from the first step on; the Trainer's own schedules take it with a rate of 0."""
+        """Return a schedule whose first step trains; in the Trainer's own it has a rate of 0."""
         if self.lr_scheduler is None:
+            optimizer = optimizer or self.optimizer
+            assert optimizer is not None
             kind = self.args.lr_scheduler_type
-            warm = int(self.args.warmup_steps * num_training_steps)
+            warmup = int(self.args.warmup_steps * num_training_steps)
             self.lr_scheduler = LambdaLR(
-                optimizer or self.optimizer,
-                lambda step: share_of_peak(step, num_training_steps, warm, kind),
+                optimizer, lambda step: share_of_peak(step, num_training_steps, warmup, kind)
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -167,23 +262,28 @@ class FinetuneTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
+        """Return the loss of a micro-batch.
+
+        Raises:
+            DataError: It is not finite.
+        """
         rows = inputs.pop(ROWS)
-        loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        loss: Any = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         if not torch.isfinite(loss):
-            self._not_finite("loss", rows)
+            self._raise_not_finite("loss", rows)
         return (loss, None) if return_outputs else loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
         if norm is not None and not math.isfinite(float(norm)):
-            self._not_finite("gradient", self._batch_rows)
+            self._raise_not_finite("gradient", self._batch_rows)
         return norm
 
-    def _not_finite(self, what: str, rows: Sequence[Sample]) -> None:
+    def _raise_not_finite(self, what: str, rows: Sequence[Sample]) -> NoReturn:
         places = list(dict.fromkeys(sample.row.place for sample in rows))
-        shown = "; ".join(places[:16]) + (
-            f" and {len(places) - 16} more" if len(places) > 16 else ""
-        )
+        shown = "; ".join(places[:_SHOWN_ROWS])
+        if len(places) > _SHOWN_ROWS:
+            shown += f" and {len(places) - _SHOWN_ROWS} more"
         last = checkpoint.latest_checkpoint(self.run)
         kept = f"The last good checkpoint is {last}." if last else "No checkpoint had been written."
         step = self.state.global_step + 1
@@ -192,10 +292,10 @@ class FinetuneTrainer(Trainer):
             f"Look at these rows, or lower the learning rate. {kept}",
         )
 
-    # What is told
+    # Reports
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Writes a line of metrics.jsonl; integrations (`report_to`) get it too."""
+        """Write a line of metrics.jsonl; integrations (`report_to`) get it too."""
         if "train_runtime" in logs:
             return
         step = self.state.global_step
@@ -207,9 +307,10 @@ class FinetuneTrainer(Trainer):
             with (self.run / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **logs}) + "\n")
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
-        self.tell(logs.get("learning_rate"))
+        self.report(logs.get("learning_rate"))
 
-    def tell(self, learning_rate: float | None) -> None:
+    def report(self, learning_rate: float | None) -> None:
+        """Report step, loss, speed and time left."""
         step, began, first = self.state.global_step, *self._began
         speed = (step - first) / max(1e-9, time.monotonic() - began) if step > first else None
         total, count = self._smoothed
@@ -223,61 +324,63 @@ class FinetuneTrainer(Trainer):
                 learning_rate=learning_rate,
                 samples_per_second=speed and speed * self.settings.batch_size,
                 seconds_left=speed and (self.settings.steps - step) / speed,
-                evaluation=self.best.last,
+                evaluation=self.best.latest_scores,
             )
         )
 
+    # Evaluation
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Looks at held-out rows, keeps the best, and stops where nothing has become better for too
-        long. What the untrained model answers is told and kept, but is no candidate.
+        """Evaluate on held-out rows, remember the best step, and stop when patience runs out.
+
+        The evaluation before training is reported, but is no candidate for the best.
         """
-        assert self.evaluation is not None
+        assert self.evaluate_at is not None
         began, step = time.monotonic(), self.state.global_step
-        found = self.evaluation(step)
+        scores = self.evaluate_at(step)
         self._began = (self._began[0] + time.monotonic() - began, self._began[1])
-        self.control.should_evaluate = False  # the Trainer asks once more at the end
-        if not found:  # there is something to watch, and nothing to score
+        self.control.should_evaluate = False  # the Trainer would evaluate again at the end
+        if not scores:  # only watch questions, no held-out rows
             return {}
-        self.best.last = found
+        self.best.latest_scores = scores
         if step == 0:
-            scores = "  ".join(format_metric(name, value) for name, value in found.items())
-            self.on_progress(Progress("evaluating", message=f"Before training: {scores}"))
+            listed = "  ".join(format_metric(name, value) for name, value in scores.items())
+            self.on_progress(Progress("evaluating", message=f"Before training: {listed}"))
         else:
-            self._rank(found)
-        metrics = {f"eval_{name}": number for name, number in found.items()}
+            self._update_best(scores)
+        metrics = {f"eval_{name}": number for name, number in scores.items()}
         self.log(dict(metrics))
         return metrics
 
-    def _rank(self, found: dict[str, float]) -> None:
-        """Is it the best so far?"""
-        by_loss = self.schedule.metric == "loss" or self.schedule.metric not in found
-        value = (-found["loss"] if by_loss else found[self.schedule.metric], -found["loss"])
-        if self.best.value is None or value > tuple(self.best.value):
-            self.best.value, self.best.step, self.best.since = value, self.state.global_step, 0
+    def _update_best(self, scores: dict[str, float]) -> None:
+        by_loss = self.schedule.metric == "loss" or self.schedule.metric not in scores
+        value = (-scores["loss"] if by_loss else scores[self.schedule.metric], -scores["loss"])
+        if self.best.value is None or value > self.best.value:
+            self.best.value, self.best.step = value, self.state.global_step
+            self.best.evaluations_since = 0
         else:
-            self.best.since += 1
-            if self.schedule.patience and self.best.since >= self.schedule.patience:
+            self.best.evaluations_since += 1
+            if self.schedule.patience and self.best.evaluations_since >= self.schedule.patience:
                 self.control.should_training_stop = True
 
     # Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes everything that resuming needs, beside its place, and renames it when it is
-        whole.
-        """
+        """Write everything that resuming needs, all of it or nothing."""
         step = self.state.global_step
         if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
-            self._not_finite("model", self._batch_rows)  # with max_grad_norm 0 nobody else looks
+            # With max_grad_norm 0 nothing else looks at the gradients.
+            self._raise_not_finite("model", self._batch_rows)
         state_dict = self.gathered_state()
         target = checkpoint.step_directory(self.run, step)
         try:
-            with _shared_folder(target, self.args.process_index, self.args.world_size) as folder:
+            with self._shared_directory(target) as folder:
                 if self.is_world_process_zero():
                     checkpoint.save_weights(
                         self.objective.model, self.settings.stage, folder, state_dict=state_dict
                     )
                     self.state.save_to_json(str(folder / "trainer_state.json"))
-                    (folder / _STATE_FILE).write_text(json.dumps(self.best.__dict__))
+                    self.best.write(folder / _STATE_FILE)
                 self._save_optimizer_and_scheduler(str(folder))
                 self._save_rng_state(str(folder))
         except Exception as error:
@@ -286,13 +389,24 @@ class FinetuneTrainer(Trainer):
             last = checkpoint.latest_checkpoint(self.run) or "the beginning"
             raise ModelError(
                 f"Cannot write the checkpoint of step {step}: {why}.",
-                f"Make room and run the same command again; it goes on from {last}.",
+                f"Make room and run the same command again; it continues from {last}.",
             ) from error
         self.control.should_save = False
         if self.is_world_process_zero():
-            self._prune()
+            self._remove_old_checkpoints()
 
-    def _prune(self) -> None:
+    @contextlib.contextmanager
+    def _shared_directory(self, target: Path) -> Iterator[Path]:
+        """Open a `atomic_directory` that all processes write into."""
+        whole = atomic_directory(target) if self.machine.is_main else contextlib.nullcontext()
+        with whole as made:
+            folder = self.machine.from_main(made)
+            assert folder is not None
+            yield folder
+            self.machine.wait_for_all()  # until all have written
+        self.machine.wait_for_all()  # until it has its name
+
+    def _remove_old_checkpoints(self) -> None:
         saved = checkpoint.checkpoint_steps(self.run)
         keep = {*list(saved)[-self.schedule.keep :], self.best.step}
         for step, folder in saved.items():
@@ -307,9 +421,8 @@ class FinetuneTrainer(Trainer):
             checkpoint.load_weights(self.objective.model, self.settings.stage, folder)
 
     def resume(self, folder: Path) -> None:
-        """Trains on from a checkpoint to the end."""
-        saved = json.loads((folder / _STATE_FILE).read_text())
-        self.best = Best(**saved)
+        """Train from a checkpoint to the end."""
+        self.best = Best.read(folder / _STATE_FILE)
         step = int(json.loads((folder / "trainer_state.json").read_text())["global_step"])
         if self.is_world_process_zero():
             cut_metrics(self.run, step)
@@ -318,38 +431,40 @@ class FinetuneTrainer(Trainer):
         self.train(resume_from_checkpoint=str(folder))
 
     def release(self) -> None:
-        """Lets go of gradients, optimiser and batches: what comes after training needs the room."""
+        """Release gradients, optimiser and batches: what follows training needs the memory."""
         self.accelerator.free_memory()
-        self.model_wrapped, self._ahead = self.model, None
+        self.model_wrapped, self._prefetcher = self.objective, None
         self.optimizer = self.lr_scheduler = None
         self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
         self.objective.zero_grad(set_to_none=True)
         release_memory()
 
     def gathered_state(self) -> dict[str, torch.Tensor] | None:
-        """All parameters by their names in the model, where they are sharded; else None."""
+        """Return all parameters by name if they are sharded; None if they are not."""
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return None
         state = self.accelerator.get_state_dict(self.model_wrapped) or {}
         return {name.removeprefix("model."): tensor for name, tensor in state.items()}
 
 
-def share_of_peak(step: int, steps: int, warm: int, kind: str) -> float:
-    """The learning rate of a step, counted from 0, as a share of the highest.
+def share_of_peak(step: int, steps: int, warmup: int, kind: str) -> float:
+    """Return a step's learning rate as a share of the highest.
 
     Args:
-        warm: steps over which it rises.
-        kind: linear or cosine, both down to 0 behind the last step; else it stays.
+        step: From 0.
+        steps: Of the whole run.
+        warmup: Steps over which the rate rises.
+        kind: linear or cosine, which fall to 0 after the last step; any other is constant.
     """
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    done = (step - warm) / max(1, steps - warm)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(1, steps - warmup)
     if kind == "linear":
         return 1 - done
     return (1 + math.cos(math.pi * done)) / 2 if kind == "cosine" else 1.0
 
 
-class _Steps(TrainerCallback):
+class _StepCallback(TrainerCallback):
     """Decides after each step whether to evaluate, save or stop."""
 
     def __init__(self, trainer: FinetuneTrainer) -> None:
@@ -362,31 +477,19 @@ class _Steps(TrainerCallback):
         trainer, step = self.trainer, state.global_step
         schedule, last = trainer.schedule, step >= trainer.settings.steps
         every = schedule.evaluate_every
-        if trainer.evaluation and (last or (every and step % every == 0)):
+        if trainer.evaluate_at and (last or (every and step % every == 0)):
             control.should_evaluate = control.should_save = True
         if schedule.save_every and step % schedule.save_every == 0:
             control.should_save = True
-        if self._stop_everywhere() and not last:
+        if self._stops_anywhere() and not last:
             trainer.stopped = True
             control.should_save = control.should_training_stop = True
 
-    def _stop_everywhere(self) -> bool:
-        """Whether any process was asked to stop: all of them have to, at the same step."""
-        asked = self.trainer.should_stop()
-        if self.trainer.args.world_size == 1:
-            return asked
-        flag = torch.tensor(float(asked), device=self.trainer.args.device)
+    def _stops_anywhere(self) -> bool:
+        """Return whether any process was asked to stop: all must stop at the same step."""
+        requested = self.trainer.should_stop()
+        if self.trainer.machine.processes == 1:
+            return requested
+        flag = torch.tensor(float(requested), device=self.trainer.args.device)
         torch.distributed.all_reduce(flag)
         return bool(flag)
-
-
-@contextlib.contextmanager
-def _shared_folder(target: Path, process: int, processes: int) -> Iterator[Path]:
-    """`atomic_directory` for one or several processes, which all write into it."""
-    whole = atomic_directory(target) if process == 0 else contextlib.nullcontext()
-    with whole as made:
-        folder = from_main(made, processes)
-        assert folder is not None
-        yield folder
-        wait(processes)  # until all have written
-    wait(processes)  # until it is in its place

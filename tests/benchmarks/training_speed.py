@@ -149,10 +149,12 @@ def prepared(options: argparse.Namespace, out: str) -> tuple[Any, Any]:
     """Load model and processor with transformers: weights, precision and parameters as ours."""
     from transformers import AutoModelForImageTextToText
 
+    from finetune.training.device import set_up_machine
     from finetune.training.freezing import freeze
     from finetune.training.stages import load_base
 
-    loaded = load_base(config_of(options, out))
+    config = config_of(options, out)
+    loaded = load_base(config, set_up_machine(config))
     model = AutoModelForImageTextToText.from_pretrained(loaded.source, dtype=loaded.model.dtype)
     model.requires_grad_(False)
     frozen = freeze(model, options.stage, rank=options.rank, alpha=2 * options.rank, dropout=0.0)
@@ -183,7 +185,7 @@ def epoch_times() -> Any:
 
 
 def arguments_of(options: argparse.Namespace, out: str) -> dict[str, Any]:
-    from finetune.training.device import computes_bf16
+    from finetune.training.device import set_up_machine
 
     return {
         "output_dir": out,
@@ -192,7 +194,7 @@ def arguments_of(options: argparse.Namespace, out: str) -> dict[str, Any]:
         "learning_rate": 1e-5,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.03,
-        "bf16": computes_bf16(config_of(options, out)),
+        "bf16": set_up_machine(config_of(options, out)).bf16,
         "use_cpu": True,
         "save_strategy": "no",
         "logging_strategy": "no",

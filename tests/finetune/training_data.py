@@ -1,6 +1,4 @@
-"""A small data set for training tests: coloured pictures, short and long answers, rows without a
-picture.
-"""
+"""A small data set: coloured pictures, short and long answers, rows without a picture."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ COLOURS = ("red", "blue", "green", "white", "black", "pink", "orange", "grey")
 
 
 def write_data(folder: Path, pictures: int = 6, text_rows: int = 2) -> Path:
-    """Writes `data.json` and its pictures; picture rows have one to three questions."""
+    """Write `data.json` and its pictures; picture rows have one to three questions."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +43,7 @@ def _turns(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def small_config(model: Path, data: Path, out: Path, **options: Any) -> FinetuneConfig:
-    """Settings for a tiny model on the CPU; features are kept beside the run."""
+    """Return a config for a tiny model on the CPU; features are stored beside the run."""
     return FinetuneConfig(
         **{
             "model": str(model),
@@ -62,5 +60,5 @@ def small_config(model: Path, data: Path, out: Path, **options: Any) -> Finetune
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl."""
+    """Return the lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

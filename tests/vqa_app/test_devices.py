@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from finetune.config import FinetuneConfig
-from finetune.training.device import computes_bf16, device_of
+from finetune.training.device import training_device, trains_in_bf16
 from finetune.training.train import train
 from vqa_app.checkpoints.memory import check_memory
 from vqa_app.checkpoints.weights import StoredTensor
@@ -34,22 +34,22 @@ def able(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_models_answer_and_train_in_bfloat16_where_the_processor_has_it(able: None) -> None:
     assert choose_dtype("auto", CPU, SMALL) == torch.bfloat16
     assert choose_dtype("auto", CPU, SMALL - 1) == torch.float32
-    assert computes_bf16(FinetuneConfig(device="cpu"))
-    assert not computes_bf16(FinetuneConfig(device="cpu", precision="fp32"))
+    assert trains_in_bf16("auto", CPU)
+    assert not trains_in_bf16("fp32", CPU)
 
 
 def test_training_takes_the_devices_that_answering_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert device_of(FinetuneConfig()) in ("cpu", "mps", "cuda:0")
+    assert str(training_device("auto")) in ("cpu", "mps", "cuda:0")
     for name in ("gpu", "cuda:99", "cpu:x"):
         with pytest.raises(ModelError, match=f"The device {name!r} cannot be used"):
             train(FinetuneConfig(data=("none.json",), out="nowhere", device=name))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert device_of(FinetuneConfig()) == "mps"
+    assert str(training_device("auto")) == "mps"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert device_of(FinetuneConfig()) == "cuda:0"
+    assert str(training_device("auto")) == "cuda:0"
     monkeypatch.setenv("LOCAL_RANK", "1")  # of `accelerate launch`
-    assert device_of(FinetuneConfig()) == "cuda:1"
+    assert str(training_device("auto")) == "cuda:1"
     for command, names in (("finetune", "cuda or mps"), ("eval", "cuda, cuda:1 or mps")):
         told = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
         assert f"auto, cpu, {names}" in told
@@ -58,7 +58,7 @@ def test_training_takes_the_devices_that_answering_takes(monkeypatch: pytest.Mon
 def test_training_on_arm_stays_in_float32(able: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert computes_in_bfloat16(CPU)
-    assert not computes_bf16(FinetuneConfig(device="cpu"))
+    assert not trains_in_bf16("auto", CPU)
 
 
 def test_a_torch_without_onednn_is_not_asked_for_its_operators(
@@ -67,7 +67,7 @@ def test_a_torch_without_onednn_is_not_asked_for_its_operators(
     """As on Macs, where asking raises."""
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
-    assert not computes_bf16(FinetuneConfig(device="cpu"))
+    assert not trains_in_bf16("auto", CPU)
     assert choose_dtype("auto", CPU, SMALL) == torch.float32
 
 

@@ -7,8 +7,6 @@ pictures until its projector is trained.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from vqa_app.checkpoints.source import Source, find
 from vqa_app.checkpoints.weights import model_files, stored_tensors
 from vqa_app.devices import check_dtype
 from vqa_app.errors import ModelError, UsageError
+from vqa_app.files import atomic_directory
 from vqa_app.prompts.prompt import prompt_hash
 from vqa_app.quiet import quiet
 
@@ -94,17 +93,9 @@ def compose(
     processor = _processor(pictures, words, tower.config)
     prompt_hash(processor)  # raises if the template cannot place pictures
     model = _assemble(tower, language_model, words, seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        unfinished.chmod(0o755)  # mkdtemp's are private
-        with quiet():
-            model.save_pretrained(unfinished)
-            processor.save_pretrained(unfinished)
-        unfinished.rename(out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+    with atomic_directory(out) as folder, quiet():
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
     return out
 
 

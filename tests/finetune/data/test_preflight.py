@@ -175,20 +175,23 @@ def test_whatever_fails_in_rendering_a_row_is_told_with_the_row(
 
 def test_it_is_told_where_held_out_questions_are_too_few(data: Path, processor: Any) -> None:
     from finetune.config import FinetuneConfig
-    from finetune.training.load_data import describe, doubts
+    from finetune.training.load_data import describe, validation_warning
 
     found = check_rows(read_rows(data), processor, max_length=1000)
     config = FinetuneConfig()
     train, held_out = split_samples(found, 0.2, seed=0)
     questions = sum(len(row.references) for row in held_out.rows)
     assert 1 < questions < 30
-    assert f"Only {questions} questions held" in doubts(config, held_out)
-    assert "No validation split" in doubts(config, split_samples(found, 0.0, seed=0)[1])
-    assert doubts(FinetuneConfig(eval_fraction=0.0), split_samples(found, 0.0, seed=0)[1]) == ""
+    assert f"Only {questions} questions held" in validation_warning(config, held_out)
+    assert "No validation split" in validation_warning(config, split_samples(found, 0.0, seed=0)[1])
+    assert (
+        validation_warning(FinetuneConfig(eval_fraction=0.0), split_samples(found, 0.0, seed=0)[1])
+        == ""
+    )
     many = replace(
         held_out, samples=tuple(replace(s, row=replace(s.row)) for s in train.samples * 5)
     )
-    assert doubts(config, many) == ""
+    assert validation_warning(config, many) == ""
     one = replace(found, samples=found.samples[:1])
     said = describe(summarize_samples(one.samples), one)
     assert said.startswith("1 row, 1 answer, 1 picture;")

@@ -1,4 +1,4 @@
-"""A run directory is whole at every moment and loads with and without this package."""
+"""A run directory is complete at every moment and loads with and without this package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vqa_app.errors import ModelError
 from vqa_app.prompts.conversation import Conversation, Message
 
 FOUR_BIT_SHAPE = {"hidden_size": 64, "head_dim": 32, "intermediate_size": 128}
-"""An LLM with rows of at least one block of 4-bit weights."""
+"""An LLM whose rows fill at least one block of 4-bit weights."""
 
 
 def golden() -> list[Conversation]:
@@ -27,7 +27,7 @@ def golden() -> list[Conversation]:
 
 
 def trained(directory: Path, stage: Any) -> tuple[Any, Any, Any]:
-    """The tiny model as after training: what the stage trains has other random values."""
+    """Return the tiny model as after training: the stage's weights have other random values."""
     import torch
 
     from finetune.training.freezing import freeze, trainable
@@ -48,7 +48,7 @@ def trained(directory: Path, stage: Any) -> tuple[Any, Any, Any]:
 
 
 def saved(base: Path, stage: str, folder: Path) -> Path:
-    """A run of a trained model."""
+    """Write a run of a trained model."""
     from finetune.runs.checkpoint import save_run
 
     model, processor, manifest = trained(base, stage)
@@ -65,7 +65,7 @@ def run(
     return saved(tiny_llava_dir, request.param, tmp_path_factory.mktemp("runs"))
 
 
-def test_a_run_gives_the_logits_it_was_saved_with(run: Path) -> None:
+def test_a_run_gives_the_logits_that_were_saved(run: Path) -> None:
     from finetune.runs.verify import require, verify
 
     found = verify(run)
@@ -75,7 +75,9 @@ def test_a_run_gives_the_logits_it_was_saved_with(run: Path) -> None:
     assert found.comparison.worst_difference < 1e-3
 
 
-def test_a_run_on_a_4_bit_base_is_verified_on_one(tmp_path: Path, one_thread: None) -> None:
+def test_a_run_on_a_4_bit_base_is_verified_on_a_4_bit_base(
+    tmp_path: Path, one_thread: None
+) -> None:
     from finetune.runs.checkpoint import save_run
     from finetune.runs.verify import require, verify
     from tests.tiny import tiny_llava
@@ -85,11 +87,13 @@ def test_a_run_on_a_4_bit_base_is_verified_on_one(tmp_path: Path, one_thread: No
     model, processor, manifest = trained(base, "qlora")
     save_run(tmp_path / "run", model, processor, manifest, golden())
     require(verify(tmp_path / "run"))
-    whole = verify(tmp_path / "run", load_model(str(tmp_path / "run")))
-    assert whole.comparison.worst_difference > 0.05  # so that it does make a difference
+    unquantised = verify(tmp_path / "run", load_model(str(tmp_path / "run")))
+    assert (
+        unquantised.comparison.worst_difference > 0.05
+    )  # so the precision of the base does matter
 
 
-def test_other_weights_do_not_pass(run: Path) -> None:
+def test_different_weights_fail_verification(run: Path) -> None:
     import torch
 
     from finetune.runs.verify import require, verify
@@ -104,10 +108,8 @@ def test_other_weights_do_not_pass(run: Path) -> None:
         require(found)
 
 
-def test_an_adapter_names_its_base_as_others_can_have_it(
-    tiny_llava_dir: Path, tmp_path: Path
-) -> None:
-    """Not by the folder that it was loaded from here."""
+def test_an_adapter_names_its_base_by_hub_id(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    """Not by the local folder that it was loaded from."""
     import json
     from dataclasses import replace
 
@@ -115,28 +117,31 @@ def test_an_adapter_names_its_base_as_others_can_have_it(
     from vqa_app.checkpoints.manifest import Base
 
     model, processor, manifest = trained(tiny_llava_dir, "lora")
-    for name, revision, said in (("owner/name", "c0ffee", "owner/name"), ("builtin", None, None)):
+    for name, revision, expected in (
+        ("owner/name", "c0ffee", "owner/name"),
+        ("builtin", None, None),
+    ):
         named = replace(manifest, base=Base(name, "f", revision))
         save_run(tmp_path / name, model, processor, named)
         config = json.loads((tmp_path / name / "adapter_config.json").read_text())
-        assert (config["base_model_name_or_path"], config["revision"]) == (said, revision)
+        assert (config["base_model_name_or_path"], config["revision"]) == (expected, revision)
         assert str(tiny_llava_dir) not in (tmp_path / name / "adapter_config.json").read_text()
 
 
-def test_a_run_keeps_its_golden_pictures_and_prompts(run: Path) -> None:
+def test_golden_prompts_are_read_back_with_their_pictures(run: Path) -> None:
     from finetune.runs.golden import read_golden
 
     assert [g.conversation for g in read_golden(run)] == golden()
 
 
-def test_golden_pictures_may_be_larger_than_what_strangers_may_give(
+def test_golden_pictures_may_exceed_the_limits_of_uploads(
     tiny_llava_dir: Path, tmp_path: Path
 ) -> None:
     from finetune.runs.golden import read_golden, record_golden
     from vqa_app.checkpoints.loader import load_model
     from vqa_app.pictures.picture import ImageLimits
 
-    photo = picture(size=(2700, 2700))  # as a JPEG it would be let in
+    photo = picture(size=(2700, 2700))  # as a JPEG it would be small enough
     asked = Conversation.ask("What is it?", [photo]).then(Message.assistant("A cat."))
     loaded = load_model(str(tiny_llava_dir))
     (folder := tmp_path / "golden").mkdir()
@@ -166,7 +171,7 @@ def test_plain_peft_loads_a_lora_run(tiny_llava_dir: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("stage", ["projector", "lora", "full"])
-def test_weights_come_back_into_a_training_model(
+def test_weights_are_loaded_back_into_a_training_model(
     stage: str, tiny_llava_dir: Path, tmp_path: Path
 ) -> None:
     import torch
@@ -176,15 +181,15 @@ def test_weights_come_back_into_a_training_model(
 
     model, *_ = trained(tiny_llava_dir, stage)
     save_weights(model, stage, tmp_path)
-    wanted = {name: parameter.clone() for name, parameter in trainable(model)}
+    expected = {name: parameter.clone() for name, parameter in trainable(model)}
     with torch.no_grad():
         for _, parameter in trainable(model):
             parameter.zero_()
     load_weights(model, stage, tmp_path)
-    assert all(torch.equal(wanted[name], parameter) for name, parameter in trainable(model))
+    assert all(torch.equal(expected[name], parameter) for name, parameter in trainable(model))
 
 
-def test_weights_of_another_shape_of_run_are_refused(tiny_llava_dir: Path, tmp_path: Path) -> None:
+def test_weights_with_missing_tensors_are_refused(tiny_llava_dir: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     from finetune.runs.checkpoint import PROJECTOR_FILE, load_weights, save_weights
@@ -194,12 +199,12 @@ def test_weights_of_another_shape_of_run_are_refused(tiny_llava_dir: Path, tmp_p
     tensors = load_file(tmp_path / PROJECTOR_FILE)
     tensors.pop(next(iter(tensors)))
     save_file(tensors, tmp_path / PROJECTOR_FILE)
-    with pytest.raises(ModelError, match="does not hold what trains"):
+    with pytest.raises(ModelError, match="does not hold the weights that train"):
         load_weights(model, "projector", tmp_path)
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Writing the manifest fails as on a full disk."""
+    """Make a function fail as on a full disk."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -210,7 +215,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 @pytest.mark.parametrize(
     "where", ["finetune.runs.checkpoint.write_manifest", "vqa_app.files.flush"]
 )
-def test_a_full_disk_leaves_the_last_run_whole(
+def test_a_full_disk_keeps_the_last_run(
     where: str, tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -232,11 +237,11 @@ def test_a_full_disk_leaves_the_last_run_whole(
             save_run(run, model, processor, manifest, golden())
     assert {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert verify(run).ok
-    save_run(run, model, processor, manifest, golden())  # and with room again it goes on
+    save_run(run, model, processor, manifest, golden())  # when there is room again
     assert verify(run).ok
 
 
-def test_a_model_that_gives_nonsense_is_not_what_was_saved(run: Path) -> None:
+def test_a_model_that_gives_nan_fails_verification(run: Path) -> None:
     import torch
 
     from finetune.runs.verify import verify
@@ -249,9 +254,10 @@ def test_a_model_that_gives_nonsense_is_not_what_was_saved(run: Path) -> None:
 
 
 @needs_fork
-def test_writing_too_much_is_told_as_that_whoever_writes(tmp_path: Path) -> None:
-    """Each library has an error of its own for it."""
+def test_a_file_that_is_too_large_is_recognised_from_every_library(tmp_path: Path) -> None:
+    """Each library raises an error of its own."""
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from vqa_app.files import write_error_reason
@@ -268,7 +274,7 @@ def test_writing_too_much_is_told_as_that_whoever_writes(tmp_path: Path) -> None
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
         for write in writers:
-            with pytest.raises(Exception) as failed:
+            with pytest.raises((OSError, RuntimeError, SafetensorError)) as failed:
                 write()
             assert write_error_reason(failed.value), repr(failed.value)
 
@@ -276,15 +282,20 @@ def test_writing_too_much_is_told_as_that_whoever_writes(tmp_path: Path) -> None
     assert write_error_reason(RuntimeError("something else")) is None
 
 
-def test_a_failed_write_leaves_the_old_directory_and_no_rest(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_directory_and_leaves_no_files(tmp_path: Path) -> None:
     from vqa_app.files import atomic_directory
 
     target = tmp_path / "step-5"
     with atomic_directory(target) as folder:
         (folder / "a").write_text("old")
-    with pytest.raises(OSError), atomic_directory(target) as folder:
-        (folder / "a").write_text("half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fail() -> None:
+        with atomic_directory(target) as folder:
+            (folder / "a").write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        fail()
     assert (target / "a").read_text() == "old"
     with atomic_directory(target) as folder:
         (folder / "a").write_text("new")
@@ -292,7 +303,7 @@ def test_a_failed_write_leaves_the_old_directory_and_no_rest(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["step-5"]
 
 
-def test_what_a_kill_leaves_is_swept_and_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
+def test_unfinished_folders_are_swept_and_never_loaded(tmp_path: Path) -> None:
     from finetune.runs.checkpoint import checkpoint_steps, latest_checkpoint, step_directory, sweep
 
     for step in (9, 10):
@@ -300,7 +311,7 @@ def test_what_a_kill_leaves_is_swept_and_never_taken_for_a_checkpoint(tmp_path: 
     half = tmp_path / "checkpoints" / ".unfinished-x"
     half.mkdir()
     (half / "model.safetensors").write_text("half")
-    # Killed between two renames: the whole old checkpoint waits under a hidden name.
+    # Killed between two renames: the old checkpoint is complete, under a hidden name.
     (tmp_path / "checkpoints" / ".unfinished-y" / "step-11").mkdir(parents=True)
     assert latest_checkpoint(tmp_path) == step_directory(tmp_path, 10)
     sweep(tmp_path)
@@ -308,7 +319,7 @@ def test_what_a_kill_leaves_is_swept_and_never_taken_for_a_checkpoint(tmp_path: 
     assert not list((tmp_path / "checkpoints").glob(".unfinished-*"))
 
 
-def test_a_damaged_golden_file_is_named(run: Path, tmp_path: Path) -> None:
+def test_a_damaged_golden_file_is_reported(run: Path, tmp_path: Path) -> None:
     import shutil
 
     from finetune.runs.golden import read_golden

@@ -44,7 +44,9 @@ def test_plain_transformers_loads_a_merged_run(run: Path, tmp_path: Path) -> Non
     assert verify(tmp_path / "merged").ok
 
 
-def test_a_run_on_a_4_bit_base_merges_into_the_whole_one(tmp_path: Path, one_thread: None) -> None:
+def test_a_run_on_a_4_bit_base_merges_into_the_unquantised_one(
+    tmp_path: Path, one_thread: None
+) -> None:
     from finetune.runs.checkpoint import save_run
     from finetune.runs.merge import merge
     from tests.tiny import tiny_llava
@@ -55,13 +57,13 @@ def test_a_run_on_a_4_bit_base_merges_into_the_whole_one(tmp_path: Path, one_thr
     assert merge(tmp_path / "run", tmp_path / "merged").ok
 
 
-def test_merging_into_16_bits_stays_within_its_tolerance(run: Path, tmp_path: Path) -> None:
+def test_merging_into_16_bits_stays_within_tolerance(run: Path, tmp_path: Path) -> None:
     from finetune.runs.merge import merge
 
     assert merge(run, tmp_path / "merged", dtype="bfloat16").ok
 
 
-def test_a_merge_that_changes_the_answers_leaves_nothing(
+def test_a_merge_that_changes_the_logits_leaves_no_files(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -77,12 +79,14 @@ def test_a_merge_that_changes_the_answers_leaves_nothing(
         plain_save(model, folder, **options)
 
     monkeypatch.setattr(LlavaForConditionalGeneration, "save_pretrained", broken)
-    with pytest.raises(ModelError, match="is not the run"):
+    with pytest.raises(ModelError, match="differs from the run"):
         merge(run, tmp_path / "merged")
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_merged_is_said(run: Path, tiny_llava_dir: Path, tmp_path: Path) -> None:
+def test_folders_that_cannot_be_merged_are_refused(
+    run: Path, tiny_llava_dir: Path, tmp_path: Path
+) -> None:
     from finetune.runs.checkpoint import save_run
     from finetune.runs.merge import merge
 
@@ -96,21 +100,21 @@ def test_what_cannot_be_merged_is_said(run: Path, tiny_llava_dir: Path, tmp_path
         merge(tmp_path / "full", tmp_path / "out")
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(
+def test_an_unwritable_folder_is_an_error_before_the_model_loads(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from finetune.runs import merge as module
 
     def refuse(*_: object) -> None:
-        raise AssertionError("a model is loaded")
+        raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(module, "_load", refuse)
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="Cannot write to .*file"):
+    with pytest.raises(UsageError, match=r"Cannot write to .*file"):
         module.merge(run, tmp_path / "file" / "merged")
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(
+def test_a_full_disk_is_reported_and_leaves_no_files(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import errno
@@ -126,7 +130,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_merged_can_be_read_by_others(run: Path, tmp_path: Path) -> None:
+def test_merged_files_are_readable_by_other_users(run: Path, tmp_path: Path) -> None:
     from finetune.runs.merge import merge
 
     merge(run, tmp_path / "merged")

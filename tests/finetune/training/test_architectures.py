@@ -1,4 +1,4 @@
-"""Any image-text model with a projector and an LLM trains, and its run opens."""
+"""Every image-text architecture with a projector and an LLM trains, and its run opens."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from vqa_app.checkpoints.loader import load_model
 from vqa_app.errors import DataError
 
 PICTURES_ONLY = {"blip-2", "kosmos-2", "mllama"}
-"""mllama takes text alone too, but not in a batch with pictures."""
+"""mllama accepts rows without pictures, but not in a batch with pictures."""
 PROJECTOR_TOO = {"llava-next", "idefics3", "qwen2-vl", "qwen3-vl", "gemma3"}
-"""Stage projector, for different places of the projector."""
+"""Also trained in stage projector: their projectors are in different places."""
 
 
 def rows_for(name: str, folder: Path) -> tuple[Path, int]:
-    """A data file, and how many samples it makes: five questions, and one without a picture."""
+    """Write a data file; return it and the number of its samples."""
     text_rows = 0 if name in PICTURES_ONLY else 1
     return write_data(folder, pictures=3, text_rows=text_rows), 5 + text_rows
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_batch_loses_what_its_samples_lose_alone(
+def test_a_batch_has_the_loss_of_its_samples_alone(
     tiny_checkpoint: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
     loaded = load_model(str(tiny_checkpoint(name)), dtype="float32", device="cpu")
@@ -66,7 +66,7 @@ def test_a_batch_loses_what_its_samples_lose_alone(
 def test_it_trains_and_its_run_opens(
     tiny_checkpoint: Callable[[str], Path], tmp_path: Path, name: str, stage: Any
 ) -> None:
-    """Every step holds every sample, so the loss has to fall."""
+    """Every step has every sample, so the loss must fall."""
     data, samples = rows_for(name, tmp_path / "data")
     run = train(config(tiny_checkpoint(name), data, tmp_path, stage, samples)).run
     losses = [line["loss"] for line in metrics(run) if "loss" in line]
@@ -74,7 +74,7 @@ def test_it_trains_and_its_run_opens(
     assert load_model(str(run), device="cpu", dtype="float32").name == str(run)
 
 
-def test_mllama_says_that_text_rows_stand_alone(
+def test_mllama_refuses_batches_with_and_without_pictures(
     tiny_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     data = write_data(tmp_path / "data", pictures=1, text_rows=1)

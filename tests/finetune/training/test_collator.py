@@ -1,4 +1,4 @@
-"""Batches: labels are the answers' tokens; padded and packed losses are the mean of single ones."""
+"""Batches: labels are the answers' tokens; padded and packed losses equal those of single rows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def samples_of(data: Path, loaded: LoadedModel, **options: Any) -> tuple[Sample,
 def loss_of(
     loaded: LoadedModel, samples: tuple[Sample, ...], chosen: list[int]
 ) -> tuple[float, int]:
-    """(summed loss, trained tokens) of some samples in one batch."""
+    """Return (summed loss, trained tokens) of some samples in one batch."""
     batch = make_collate(samples, loaded.processor, True, None, 1)(chosen)
     batch.pop(ROWS)
     count = int((batch["labels"] != IGNORED).sum())
@@ -64,8 +64,8 @@ def test_labels_are_the_answers_tokens_and_their_end_tokens(
     tokenizer = loaded.processor.tokenizer
     for labels, sample in zip(batch["labels"], samples, strict=True):
         trained = tokenizer.decode(labels[labels != IGNORED])
-        wanted = "".join(f"{answer}<|im_end|>" for (answer,) in sample.row.references)
-        assert trained == wanted
+        expected = "".join(f"{answer}<|im_end|>" for (answer,) in sample.row.references)
+        assert trained == expected
 
 
 def test_padding_is_on_the_right_and_masked(data: Path, loaded: LoadedModel) -> None:
@@ -78,10 +78,10 @@ def test_padding_is_on_the_right_and_masked(data: Path, loaded: LoadedModel) -> 
 
 
 @pytest.mark.parametrize("turns", ["together", "apart"])
-def test_a_batched_loss_is_the_mean_of_single_ones(
+def test_a_batched_loss_is_the_sum_of_single_ones(
     data: Path, loaded: LoadedModel, turns: str
 ) -> None:
-    """Rows with one, several and no pictures' questions, padded to one length."""
+    """Rows with one, several and no questions about pictures, padded to one length."""
     samples = samples_of(data, loaded, turns=turns)
     single = [loss_of(loaded, samples, [position]) for position in range(len(samples))]
     total, count = loss_of(loaded, samples, list(range(len(samples))))
@@ -89,8 +89,8 @@ def test_a_batched_loss_is_the_mean_of_single_ones(
     assert total == pytest.approx(sum(loss for loss, _ in single), rel=1e-5)
 
 
-def test_many_lengths_make_few_shapes(data: Path, loaded: LoadedModel) -> None:
-    """None is padded by more than seven tokens or a sixteenth, nor beyond the longest of all."""
+def test_many_lengths_give_few_shapes(data: Path, loaded: LoadedModel) -> None:
+    """Padding is at most seven tokens or a sixteenth, and never beyond the longest sample."""
     samples = samples_of(data, loaded, turns="together")
     longest = 1000
     collator = replace(Collator.of(loaded.processor, samples), longest=longest)
@@ -108,10 +108,10 @@ def test_many_lengths_make_few_shapes(data: Path, loaded: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("plain_up_to", [PLAIN_UP_TO, 0])
-def test_questions_in_one_sequence_lose_what_they_lose_alone(
+def test_questions_in_one_sequence_have_the_losses_of_single_ones(
     data: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, plain_up_to: int
 ) -> None:
-    """With plain products, and with PyTorch's fused attention."""
+    """With explicit matrix products, and with PyTorch's fused attention."""
     monkeypatch.setattr("finetune.kernels.cpu_attention.PLAIN_UP_TO", plain_up_to)
     packed = samples_of(data, loaded, turns="apart")
     alone = samples_of(data, loaded, turns="apart", share_prefix=False)
@@ -122,8 +122,8 @@ def test_questions_in_one_sequence_lose_what_they_lose_alone(
     assert together[0] == pytest.approx(sum(loss for loss, _ in singly), rel=1e-5)
 
 
-def test_the_loss_is_the_models_own(data: Path, loaded: LoadedModel) -> None:
-    """Logits at labels only give what transformers computes from all of them."""
+def test_the_loss_equals_that_of_transformers(data: Path, loaded: LoadedModel) -> None:
+    """Which computes logits at every position."""
     samples = samples_of(data, loaded, turns="together")
     batch = make_collate(samples, loaded.processor, True, None, 1)([0, 1, 2])
     batch.pop(ROWS)
@@ -132,7 +132,7 @@ def test_the_loss_is_the_models_own(data: Path, loaded: LoadedModel) -> None:
         assert Objective(loaded.model)(**batch)["loss"].item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_many_labels_are_taken_block_by_block(
+def test_many_labels_are_processed_in_blocks(
     data: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = samples_of(data, loaded)
@@ -142,10 +142,10 @@ def test_many_labels_are_taken_block_by_block(
     assert loss_of(loaded, samples, [0, 1, 2])[0] == pytest.approx(whole[0], rel=1e-6)
 
 
-def test_a_head_that_zero_3_gathers_only_for_its_own_forward_is_enough(
+def test_the_heads_weight_is_used_only_in_its_own_forward_pass(
     data: Path, tiny_llava_dir: Path
 ) -> None:
-    """Outside it the weight has the shape (0,)."""
+    """ZeRO-3 gathers it there; elsewhere it has the shape (0,)."""
     loaded = load(tiny_llava_dir)
     samples = samples_of(data, loaded)
     whole = loss_of(loaded, samples, [0, 1, 2])
@@ -164,7 +164,7 @@ def test_a_head_that_zero_3_gathers_only_for_its_own_forward_is_enough(
     assert loss_of(loaded, samples, [0, 1, 2])[0] == pytest.approx(whole[0], rel=1e-6)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(
+def test_accumulated_gradients_equal_those_of_the_whole_batch(
     data: Path, tiny_llava_dir: Path
 ) -> None:
     loaded = load(tiny_llava_dir)
@@ -182,7 +182,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
         return torch.cat([p.grad.flatten() for p in objective.parameters() if p.requires_grad])
 
     whole = gradients([list(range(8))])
-    parts = gradients([[0, 7], [6], [1, 2, 3], [4, 5]])  # one of text alone
+    parts = gradients([[0, 7], [6], [1, 2, 3], [4, 5]])  # one of them without pictures
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
 
 
@@ -197,7 +197,7 @@ def test_every_epoch_shows_every_sample_once() -> None:
     assert sorted(chosen) == sorted(list(range(20)) * 2)
 
 
-def test_processes_share_the_steps_of_one_process() -> None:
+def test_processes_together_take_the_steps_of_one() -> None:
     lengths = np.random.default_rng(0).integers(1, 90, 50).tolist()
     alone = list(plan(lengths))
     shares = [list(plan(lengths, micro_batches=1, process=rank, processes=2)) for rank in (0, 1)]
@@ -206,7 +206,7 @@ def test_processes_share_the_steps_of_one_process() -> None:
         assert sorted(shares[0][step] + shares[1][step]) == whole
 
 
-def test_the_largest_batch_comes_first_and_batches_hold_like_lengths() -> None:
+def test_the_largest_batch_comes_first_and_lengths_in_a_batch_are_similar() -> None:
     lengths = np.random.default_rng(1).integers(1, 1000, 400).tolist()
     batches = list(plan(lengths, micro_batches=1, steps=50))
     longest = [len(batch) * max(lengths[i] for i in batch) for batch in batches]
@@ -215,7 +215,7 @@ def test_the_largest_batch_comes_first_and_batches_hold_like_lengths() -> None:
     assert padded < 1.1 * real
 
 
-def test_weights_say_how_often_a_sample_is_shown() -> None:
+def test_samples_are_shown_as_often_as_their_weights_say() -> None:
     chosen = [i for b in plan([5] * 40, weights=[2.0] * 20 + [0.5] * 20, steps=125) for i in b]
     often = sum(i < 20 for i in chosen) / len(chosen)
     assert often == pytest.approx(0.8, abs=0.03)

@@ -1,4 +1,4 @@
-"""GPUs, as far as a machine without any can tell: which train, and what is let go."""
+"""Devices of a run, and the memory that it releases; GPUs as far as a machine without can test."""
 
 from __future__ import annotations
 
@@ -14,52 +14,70 @@ import pytest
 import torch
 
 from finetune.config import FinetuneConfig
-from finetune.training import device, stages
+from finetune.training import stages
+from finetune.training.device import Machine, join_processes, training_device
 from finetune.training.plan import Settings
 from finetune.training.train import train
+from finetune.training.trainer import training_arguments
 from tests.finetune.training_data import small_config, write_data
+from vqa_app import devices
 from vqa_app.engine.batched import MOST_ROWS, max_batch_rows
 from vqa_app.errors import ModelError, UsageError
 
 SETTINGS = Settings(
-    "lora", 1e-3, 1e-3, 4, 8, 0.0, 1.0, 4, 2, 2, 8, False, False, gradient_checkpointing=False
+    stage="lora",
+    lr=1e-3,
+    projector_lr=1e-3,
+    rank=4,
+    alpha=8,
+    dropout=0.0,
+    epochs=1.0,
+    batch_size=4,
+    micro_batch_size=2,
+    micro_batches=2,
+    steps=8,
+    eight_bit_optimizer=False,
+    gradient_checkpointing=False,
 )
 
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "choose_device", torch.device)
+    monkeypatch.setattr(devices, "choose_device", torch.device)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
 
-def test_one_process_trains_on_one_gpu_and_tells_of_the_others(
+def test_one_process_trains_on_one_gpu_and_mentions_the_others(
     two_gpus: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`nn.DataParallel` would cut each of the objective's inputs to pieces by its own length."""
+    """`nn.DataParallel` would split each of the objective's inputs by its own length."""
+    gpu = Machine(torch.device("cuda:0"), bf16=True)
     config = FinetuneConfig(out="run", device="cuda")
-    arguments = stages.training_arguments(config, SETTINGS, True)
+    arguments = training_arguments(config, SETTINGS, gpu, every_parameter_used=True)
     assert arguments.n_gpu == 1
     assert arguments.train_batch_size == SETTINGS.micro_batch_size
-    assert "One of 2 GPUs trains; accelerate launch" in device.idle_gpus(config, 1)
-    assert not device.idle_gpus(config, 2)
-    assert not device.idle_gpus(config.replace(device="cpu"), 1)
+    assert "One of 2 GPUs trains; accelerate launch" in gpu.idle_gpus()
+    assert not Machine(torch.device("cuda:0"), bf16=True, processes=2).idle_gpus()
+    assert not Machine(torch.device("cpu"), bf16=True).idle_gpus()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert not device.idle_gpus(config, 1)
+    assert not gpu.idle_gpus()
 
 
-def test_another_gpu_than_the_first_is_refused_with_how_to_take_it(
+def test_a_gpu_other_than_the_first_is_refused_with_advice(
     two_gpus: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The Trainer would train on the first all the same."""
+    """The Trainer would train on the first one."""
     with pytest.raises(UsageError, match="'cuda:1'") as refused:
-        device.device_of(FinetuneConfig(device="cuda:1"))
+        training_device("cuda:1")
     assert "CUDA_VISIBLE_DEVICES=1" in refused.value.hint
     monkeypatch.setenv("LOCAL_RANK", "1")  # of `accelerate launch`
-    assert device.device_of(FinetuneConfig(device="cuda:0")) == "cuda:1"
+    assert training_device("cuda:0") == torch.device("cuda:1")
 
 
-def test_evaluations_may_use_what_pytorch_keeps_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the middle of a training the driver sees nearly all memory taken."""
+def test_evaluation_may_use_memory_that_pytorch_has_reserved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """During training the driver reports nearly all memory as taken."""
     for name, value in (("mem_get_info", (0, 1 << 36)), ("memory_reserved", 1 << 35)):
         monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 1 << 34)
@@ -72,7 +90,7 @@ def test_evaluations_may_use_what_pytorch_keeps_free(monkeypatch: pytest.MonkeyP
     assert max_batch_rows(model, 16) == MOST_ROWS
 
 
-def test_processes_wait_for_one_that_answers_and_saves_alone(
+def test_processes_wait_long_for_the_one_that_evaluates_and_saves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """NCCL would end them after ten minutes."""
@@ -83,7 +101,7 @@ def test_processes_wait_for_one_that_answers_and_saves_alone(
         return SimpleNamespace(process_index=1, num_processes=2)
 
     monkeypatch.setattr(accelerate, "PartialState", state)
-    assert device.join_processes(FinetuneConfig(device="cpu")) == (1, 2)
+    assert join_processes(torch.device("cpu")) == (1, 2)
     assert given["timeout"] >= timedelta(hours=1)
 
 
@@ -95,20 +113,20 @@ def config(tiny_llava_dir: Path, tmp_path: Path) -> FinetuneConfig:
 
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref]:
-    """The models that a run loads to train."""
-    seen: list[weakref.ref] = []
+    """Collect references to the models that runs load to train."""
+    loaded: list[weakref.ref] = []
     freeze_base = stages.freeze_base
 
-    def noting(*arguments: Any) -> Any:
-        frozen = freeze_base(*arguments)
-        seen.append(weakref.ref(frozen.model))
-        return frozen
+    def recording(*arguments: Any) -> Any:
+        trained = freeze_base(*arguments)
+        loaded.append(weakref.ref(trained.model))
+        return trained
 
-    monkeypatch.setattr(stages, "freeze_base", noting)
-    return seen
+    monkeypatch.setattr(stages, "freeze_base", recording)
+    return loaded
 
 
-def test_a_run_lets_go_of_its_model(config: FinetuneConfig, models: list[weakref.ref]) -> None:
+def test_a_run_releases_its_model(config: FinetuneConfig, models: list[weakref.ref]) -> None:
     gc.disable()
     try:
         train(config)
@@ -126,7 +144,7 @@ def test_a_run_lets_go_of_its_model(config: FinetuneConfig, models: list[weakref
         ("finetune.training.finish.save", "saving"),
     ],
 )
-def test_a_full_memory_is_told_with_its_phase_and_holds_no_model(
+def test_out_of_memory_is_reported_with_its_phase_and_releases_the_model(
     config: FinetuneConfig,
     models: list[weakref.ref],
     monkeypatch: pytest.MonkeyPatch,

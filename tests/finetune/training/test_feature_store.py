@@ -1,4 +1,4 @@
-"""The frozen encoder's outputs, kept: the same losses without running it."""
+"""Stored outputs of the frozen encoder give the same losses as running it."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def test_losses_and_gradients_equal_those_with_the_encoder_running(
     store.reload()
     objective = Objective(model, bf16=bf16)
 
-    def step(kept: FeatureStore | None) -> tuple[float, torch.Tensor]:
+    def step(features: FeatureStore | None) -> tuple[float, torch.Tensor]:
         objective.zero_grad()
-        batch = make_collate(samples, loaded.processor, True, kept, 1)(range(len(samples)))
-        assert (FEATURES in batch) == (kept is not None) == ("pixel_values" not in batch)
+        batch = make_collate(samples, loaded.processor, True, features, 1)(range(len(samples)))
+        assert (FEATURES in batch) == (features is not None) == ("pixel_values" not in batch)
         batch.pop(ROWS)
         loss = objective(**batch)["loss"]
         loss.backward()
@@ -76,7 +76,7 @@ def test_losses_and_gradients_equal_those_with_the_encoder_running(
     torch.testing.assert_close(cached[1], uncached[1], rtol=tolerance, atol=tolerance)
 
 
-def test_later_runs_find_what_is_there(tiny_llava_dir: Path, data: Path, tmp_path: Path) -> None:
+def test_later_runs_use_what_is_stored(tiny_llava_dir: Path, data: Path, tmp_path: Path) -> None:
     loaded = load(tiny_llava_dir)
     samples = check_rows(read_rows(data), loaded.processor, max_length=1000).samples
     example = samples[0].sources[0].open()
@@ -108,7 +108,7 @@ def store_with(folder: Path, count: int) -> FeatureStore:
     return store
 
 
-def test_a_kill_between_records_and_names_loses_the_unnamed_record_only(tmp_path: Path) -> None:
+def test_a_kill_during_a_write_loses_only_the_incomplete_record(tmp_path: Path) -> None:
     store = store_with(tmp_path / "e", 3)
     with (tmp_path / "e" / "features.bin").open("ab") as file:
         file.write(b"half a record")
@@ -121,10 +121,10 @@ def test_a_kill_between_records_and_names_loses_the_unnamed_record_only(tmp_path
     assert DIGESTS[6] not in again
 
 
-def test_two_that_fill_a_store_at_once_keep_every_picture_once(tmp_path: Path) -> None:
+def test_two_processes_filling_a_store_write_every_picture_once(tmp_path: Path) -> None:
     mine, other = (FeatureStore(tmp_path / "e", (2, 3), torch.float32) for _ in range(2))
     features = torch.arange(8 * 6.0).view(8, 2, 3)
-    for start in (0, 2, 4, 6):  # neither sees by itself what the other has written meanwhile
+    for start in (0, 2, 4, 6):  # neither reloads what the other has written meanwhile
         for store in (mine, other):
             store.append(DIGESTS[start : start + 2], features[start : start + 2])
     other.append(DIGESTS[3:8], features[3:8])
@@ -139,22 +139,22 @@ def test_two_that_fill_a_store_at_once_keep_every_picture_once(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("limit", "epochs", "use", "said"),
+    ("limit", "epochs", "use", "reason"),
     [
         (1.0, 3, True, "are kept"),
         (0, 3, False, "feature_gb is 0"),
         (1e-7, 3, False, "more than feature_gb"),
     ],
 )
-def test_the_plan_says_why(
-    tmp_path: Path, limit: float, epochs: float, use: bool, said: str
+def test_the_plan_gives_its_reason(
+    tmp_path: Path, limit: float, epochs: float, use: bool, reason: str
 ) -> None:
     plan = make_plan(FeatureStore(tmp_path / "e", (2, 3), torch.float32), DIGESTS, limit, epochs)
     assert plan.use is use
-    assert said in plan.why
+    assert reason in plan.reason
 
 
-def test_older_encoders_give_way_when_the_bound_is_reached(tmp_path: Path) -> None:
+def test_older_stores_are_removed_at_the_limit(tmp_path: Path) -> None:
     old, photos = tmp_path / f"{1:016x}-float32", tmp_path / "photos"
     store_with(old, 8)
     photos.mkdir()
@@ -166,10 +166,10 @@ def test_older_encoders_give_way_when_the_bound_is_reached(tmp_path: Path) -> No
     assert len(mine) == 4
     make_room(mine, needed=4 * 24, limit_gb=150e-9)
     assert len(mine) == 0
-    assert photos.exists()  # somebody's own, which happen to lie there
+    assert photos.exists()  # not a store
 
 
-def test_the_encoder_that_was_not_used_for_longest_gives_way_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_store_is_removed_first(tmp_path: Path) -> None:
     first, second, mine = (store_with(tmp_path / f"{n:016x}-float32", 4) for n in range(3))
     for store in (first, second):
         os.utime(store.folder, (0, 0))
@@ -179,7 +179,7 @@ def test_the_encoder_that_was_not_used_for_longest_gives_way_first(tmp_path: Pat
     assert not second.folder.exists()
 
 
-def test_records_that_a_power_cut_took_are_computed_again(tmp_path: Path) -> None:
+def test_records_lost_in_a_power_cut_are_computed_again(tmp_path: Path) -> None:
     store_with(tmp_path / "e", 4)
     records = tmp_path / "e" / "features.bin"
     records.write_bytes(records.read_bytes()[: 2 * 24])
@@ -192,13 +192,13 @@ def test_records_that_a_power_cut_took_are_computed_again(tmp_path: Path) -> Non
 
 
 def test_a_store_that_another_process_removed_is_empty(tmp_path: Path) -> None:
-    mine, seen = store_with(tmp_path / "e", 4), store_with(tmp_path / "e", 0)
+    mine, other = store_with(tmp_path / "e", 4), store_with(tmp_path / "e", 0)
     make_room(mine, needed=1, limit_gb=0)
-    seen.reload()
-    assert len(seen) == 0
+    other.reload()
+    assert len(other) == 0
 
 
-def test_a_picture_without_pixels_in_common_has_its_own_features(tiny_llava_dir: Path) -> None:
+def test_different_pictures_have_different_features(tiny_llava_dir: Path) -> None:
     loaded = load(tiny_llava_dir)
     pixels = [pixels_of(loaded.processor, picture(number)) for number in (0, 1)]
     both = encode_pictures(loaded.model, pixels, torch.float32)
@@ -206,29 +206,29 @@ def test_a_picture_without_pixels_in_common_has_its_own_features(tiny_llava_dir:
     assert not torch.allclose(both[0], both[1])
 
 
-def test_processes_encode_every_picture_between_them_whoever_is_first(
+def test_processes_encode_every_picture_between_them_in_any_order(
     tiny_llava_dir: Path, data: Path, tmp_path: Path
 ) -> None:
     loaded = load(tiny_llava_dir)
     samples = check_rows(read_rows(data), loaded.processor, max_length=1000).samples
-    for process in range(3):  # each sees what the ones before it have written
+    for process in range(3):  # each loads what the ones before it have written
         store = open_store(loaded.model, loaded.processor, tmp_path, torch.float32, samples[0])
         fill(store, loaded.model, loaded.processor, samples, part=(process, 3))
     store.reload()
     assert all(digest in store for sample in samples for digest in sample.digests)
 
 
-def test_a_full_memory_halves_what_is_encoded_at_once(
+def test_out_of_memory_halves_the_encoding_batch(
     tiny_llava_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load(tiny_llava_dir)
     samples = check_rows(read_rows(data), loaded.processor, max_length=1000).samples
     store = open_store(loaded.model, loaded.processor, tmp_path, torch.float32, samples[0])
-    tried, room = [], 2
+    tried, limit = [], 2
 
     def encode(model: Any, pixels: Any, dtype: torch.dtype) -> torch.Tensor:
         tried.append(len(pixels))
-        if len(pixels) > room:
+        if len(pixels) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return encode_pictures(model, pixels, dtype)
 
@@ -243,12 +243,12 @@ def test_a_full_memory_halves_what_is_encoded_at_once(
         alone = encode_pictures(loaded.model, [pixels], torch.float32)[0]
         torch.testing.assert_close(store[digest], alone)
     store.clear()
-    room = 0
+    limit = 0
     with pytest.raises(torch.OutOfMemoryError):
         fill(store, loaded.model, loaded.processor, samples, workers=1)
 
 
-def test_a_cpu_encodes_few_large_pictures_together(tiny_llava_dir: Path) -> None:
+def test_a_cpu_encodes_few_large_pictures_at_once(tiny_llava_dir: Path) -> None:
     model = load(tiny_llava_dir).model
     vision = model.config.vision_config
     found = {}

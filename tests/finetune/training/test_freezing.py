@@ -1,4 +1,4 @@
-"""Stage → what trains, nothing else, in fp32; defaults by the documented rule."""
+"""Each stage trains its weights and no others, in fp32; defaults follow the documented rules."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 from finetune.config import FinetuneConfig
 from finetune.kernels.shared_prefix import enable_branching
 from finetune.training.batches import BatchPlan
+from finetune.training.device import DeviceMemory, Machine
 from finetune.training.freezing import freeze, projector_parameters, trainable
 from finetune.training.objective import Objective
-from finetune.training.plan import Hardware, Shape, activation_bytes, decide, describe
+from finetune.training.plan import Shape, activation_bytes, decide, describe
 from vqa_app.checkpoints.loader import load_model
 from vqa_app.errors import ModelError, UsageError
 
@@ -26,7 +27,7 @@ def load(directory: Path, dtype: str = "float32") -> Any:
     return load_model(str(directory), dtype=dtype, device="cpu").model
 
 
-def test_the_projector_stage_trains_the_projector_alone(tiny_llava_dir: Path) -> None:
+def test_the_projector_stage_trains_only_the_projector(tiny_llava_dir: Path) -> None:
     frozen = freeze(load(tiny_llava_dir), "projector")
     names = {name for name, _ in trainable(frozen.model)}
     assert names
@@ -75,7 +76,7 @@ SMALL = Shape(width=256, intermediate=640, layers=6, heads=4, vocabulary=4000)
 LARGE = Shape(width=4096, intermediate=11008, layers=32, heads=32, vocabulary=32064)
 
 
-def settle(
+def settings_for(
     shape: Shape,
     rows: int,
     memory: int = 64 * GB,
@@ -90,61 +91,62 @@ def settle(
         labels=20,
         shape=shape,
         trainable=10**7,
-        hardware=Hardware(device, 14 * GB, memory - 14 * GB, True, processes),
+        machine=Machine(torch.device(device), bf16=True, processes=processes),
+        memory=DeviceMemory(held=14 * GB, free=memory - 14 * GB),
     )
 
 
 def test_the_8_bit_optimiser_is_chosen_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune.training.plan._has_bitsandbytes", lambda: True)
-    assert settle(LARGE, 100)[0].eight_bit_optimizer
+    assert settings_for(LARGE, 100)[0].eight_bit_optimizer
     for device in ("cpu", "mps"):
-        assert not settle(LARGE, 100, device=device)[0].eight_bit_optimizer
-    assert settle(LARGE, 100, device="cpu", optimizer="adamw-8bit")[0].eight_bit_optimizer
+        assert not settings_for(LARGE, 100, device=device)[0].eight_bit_optimizer
+    assert settings_for(LARGE, 100, device="cpu", optimizer="adamw-8bit")[0].eight_bit_optimizer
     for sharding in ({"fsdp": "default"}, {"deepspeed": "zero3_offload"}):
-        assert not settle(LARGE, 100, **sharding)[0].eight_bit_optimizer
+        assert not settings_for(LARGE, 100, **sharding)[0].eight_bit_optimizer
     with pytest.raises(UsageError, match="on mps"):
-        settle(LARGE, 100, device="mps", optimizer="adamw-8bit")
+        settings_for(LARGE, 100, device="mps", optimizer="adamw-8bit")
     monkeypatch.setattr("finetune.training.plan._has_bitsandbytes", lambda: False)
     with pytest.raises(UsageError, match="not installed"):
-        settle(LARGE, 100, optimizer="adamw-8bit")
+        settings_for(LARGE, 100, optimizer="adamw-8bit")
 
 
-def test_a_model_of_llavas_size_gets_llavas_values() -> None:
-    settings, _ = settle(LARGE, 665_000)
+def test_a_model_of_llavas_size_gets_llavas_settings() -> None:
+    settings, _ = settings_for(LARGE, 665_000)
     assert (settings.lr, settings.projector_lr) == (2e-4, 2e-5)
     assert (settings.rank, settings.alpha, settings.dropout) == (128, 256, 0.05)
     assert settings.batch_size == 128
     assert settings.epochs == pytest.approx(1, abs=0.01)
-    stage1, _ = settle(LARGE, 558_000, stage="projector")
+    stage1, _ = settings_for(LARGE, 558_000, stage="projector")
     assert (stage1.lr, stage1.projector_lr, stage1.batch_size) == (1e-3, 1e-3, 256)
 
 
-def test_small_models_and_data_get_values_of_their_size() -> None:
-    settings, _ = settle(SMALL, 4000, device="cpu")
+def test_small_models_and_data_get_settings_for_their_size() -> None:
+    settings, _ = settings_for(SMALL, 4000, device="cpu")
     assert settings.lr > 2e-4
     assert settings.rank == 64
     assert settings.dropout == 0
     assert settings.batch_size == 20
     assert settings.steps >= 400
-    assert settle(SMALL, 3, device="cpu")[0].batch_size == 3
+    assert settings_for(SMALL, 3, device="cpu")[0].batch_size == 3
 
 
-def test_what_a_person_says_is_taken() -> None:
-    settings, _ = settle(SMALL, 4000, lr=0.5, batch_size=6, max_steps=7, rank=3, micro_batch_size=2)
+def test_given_options_are_used() -> None:
+    settings, _ = settings_for(
+        SMALL, 4000, lr=0.5, batch_size=6, max_steps=7, rank=3, micro_batch_size=2
+    )
     assert (settings.lr, settings.batch_size, settings.steps, settings.rank) == (0.5, 6, 7, 3)
     assert (settings.micro_batch_size, settings.micro_batches) == (2, 3)
 
 
-def test_no_batch_leaves_a_process_without_rows() -> None:
-    """Whatever the batch, the processes and the rows at once: of every step each process has as
-    many micro-batches, none empty and none larger than it may be.
-    """
-    for wanted in (None, *range(1, 41)):
+def test_every_process_has_rows_in_every_micro_batch() -> None:
+    """In every step each process has the same number of micro-batches, none empty or too large."""
+    for asked in (None, *range(1, 41)):
         for processes in range(1, 9):
             for micro in (1, 2, 3):
-                options: dict[str, Any] = {"batch_size": wanted, "micro_batch_size": micro}
-                settings, _ = settle(SMALL, 100, processes=processes, max_steps=3, **options)
-                assert 0 <= settings.batch_size - (wanted or 8) < processes
+                options: dict[str, Any] = {"batch_size": asked, "micro_batch_size": micro}
+                settings, _ = settings_for(SMALL, 100, processes=processes, max_steps=3, **options)
+                assert 0 <= settings.batch_size - (asked or 8) < processes
                 shares = [
                     list(
                         BatchPlan(
@@ -167,29 +169,28 @@ def test_no_batch_leaves_a_process_without_rows() -> None:
                 assert max(sizes) <= settings.micro_batch_size
 
 
-def test_a_batch_that_the_processes_cannot_share_evenly_is_told() -> None:
+def test_a_batch_size_that_was_rounded_up_is_reported() -> None:
     options = {"batch_size": 5, "micro_batch_size": 1}
-    settings, _ = settle(SMALL, 100, processes=2, **options)
-    said = describe(settings, FinetuneConfig(**options))
-    assert "batch size 6 [5 cannot be shared evenly by the processes]" in said
+    settings, _ = settings_for(SMALL, 100, processes=2, **options)
+    machine = Machine(torch.device("cuda"), bf16=True, processes=2)
+    line = describe(settings, FinetuneConfig(**options), machine)
+    assert "batch size 6 [5 cannot be shared evenly by the processes]" in line
     assert settings.steps == math.ceil(settings.epochs * 100 / 6)
 
 
-def test_less_memory_means_smaller_micro_batches_and_then_checkpointing() -> None:
-    roomy, _ = settle(LARGE, 665_000, 140 * GB)
-    tight, plan = settle(LARGE, 665_000, 40 * GB)
+def test_less_memory_gives_smaller_micro_batches_and_then_checkpointing() -> None:
+    roomy, _ = settings_for(LARGE, 665_000, 140 * GB)
+    tight, plan = settings_for(LARGE, 665_000, 40 * GB)
     assert not tight.gradient_checkpointing or tight.micro_batch_size >= 1
     assert tight.micro_batch_size < roomy.micro_batch_size
     assert plan.needed <= plan.free
-    assert settle(LARGE, 665_000, 20 * GB)[0].gradient_checkpointing
+    assert settings_for(LARGE, 665_000, 20 * GB)[0].gradient_checkpointing
 
 
 @pytest.mark.parametrize("stage", ["projector", "lora"])
 @pytest.mark.parametrize("bf16", [True, False])
 def test_the_memory_plan_counts_what_autograd_keeps(stage: Any, bf16: bool) -> None:
-    """On the model in the box. The plan adds what one more layer takes, for what is in use
-    besides.
-    """
+    """For the built-in model. The plan adds one layer for what else is in use."""
     loaded = load_model("builtin", dtype="float32", device="cpu")
     enable_branching(loaded.model)
     text = loaded.model.config.text_config
@@ -198,8 +199,8 @@ def test_the_memory_plan_counts_what_autograd_keeps(stage: Any, bf16: bool) -> N
     rows, tokens, pictured, labels = 8, 96, 64, 2
     ids = torch.full((rows, tokens), 5)
     ids[:, 2 : 2 + pictured] = loaded.model.config.image_token_id
-    wanted = torch.full_like(ids, -100)
-    wanted[:, -labels:] = 5
+    targets = torch.full_like(ids, -100)
+    targets[:, -labels:] = 5
     width = loaded.model.config.vision_config.hidden_size
     own = {parameter.untyped_storage().data_ptr() for parameter in objective.parameters()}
     kept: dict[int, int] = {}
@@ -212,19 +213,13 @@ def test_the_memory_plan_counts_what_autograd_keeps(stage: Any, bf16: bool) -> N
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = objective(
-            labels=wanted,
+            labels=targets,
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             picture_features=torch.randn(rows, pictured, width),
         )["loss"]
     planned = activation_bytes(
-        Shape(
-            text.hidden_size,
-            text.intermediate_size,
-            text.num_hidden_layers,
-            text.num_attention_heads,
-            text.vocab_size,
-        ),
+        Shape.of(text),
         (rows, tokens, labels),
         2 if bf16 else 4,
         inputs_kept=stage == "lora",

@@ -1,6 +1,4 @@
-"""`report_to`: the Trainer's integrations get every step and evaluation; a missing one is named
-before anything is read.
-"""
+"""`report_to`: integrations get every step and evaluation; a missing one is an early error."""
 
 from __future__ import annotations
 
@@ -33,20 +31,22 @@ def config(model: Path, folder: Path) -> FinetuneConfig:
 def test_an_integration_gets_every_step_and_evaluation(
     tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    got: list[tuple[int, dict[str, float]]] = []
+    received: list[tuple[int, dict[str, float]]] = []
 
     class Recorder(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             assert (args.project, args.run_name) == ("vqa-app", Path(args.output_dir).name)
-            got.append((state.global_step, dict(logs)))
+            received.append((state.global_step, dict(logs)))
 
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Recorder)
     train(config(tiny_llava_dir, tmp_path))
-    assert [step for step, logs in got if {"loss", "grad_norm", "learning_rate"} <= set(logs)] == [
+    assert [
+        step for step, logs in received if {"loss", "grad_norm", "learning_rate"} <= set(logs)
+    ] == [
         1,
         2,
     ]
-    assert [step for step, logs in got if "eval_vqa_accuracy" in logs] == [2]
+    assert [step for step, logs in received if "eval_vqa_accuracy" in logs] == [2]
 
 
 def test_tensorboard_files_hold_the_losses(tiny_llava_dir: Path, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_tensorboard_files_hold_the_losses(tiny_llava_dir: Path, tmp_path: Path)
     assert [event.step for event in events.Scalars("eval/vqa_accuracy")] == [2]
 
 
-def test_a_missing_integration_is_named_before_anything_is_read(
+def test_a_missing_integration_is_an_error_before_anything_is_read(
     tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: False)

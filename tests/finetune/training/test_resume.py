@@ -1,6 +1,4 @@
-"""Killed at any step, the same command goes on, and the losses are those of an uninterrupted
-run.
-"""
+"""A run that was killed at any step resumes with the losses of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -16,7 +14,8 @@ import pytest
 
 from finetune.config import FinetuneConfig
 from finetune.progress import Progress
-from finetune.training.resume import in_use
+from finetune.training.device import DeviceMemory, Machine
+from finetune.training.resume import lock
 from finetune.training.train import train
 from tests.finetune.training_data import metrics, small_config, write_data
 from tests.forked import in_child, needs_fork
@@ -44,8 +43,8 @@ def losses(run: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in metrics(run) if "loss" in line]
 
 
-def ended_at(step: int, number: signal.Signals) -> Callable[[Progress], None]:
-    """Sends this process a signal once, when a step is told."""
+def signal_at(step: int, number: signal.Signals) -> Callable[[Progress], None]:
+    """Send this process a signal once, when a step is reported."""
     sent = []
 
     def on_progress(progress: Progress) -> None:
@@ -70,12 +69,12 @@ def uninterrupted(folder: Path, tiny_llava_dir: Path) -> list[tuple[int, float]]
     return losses(folder / "whole")
 
 
-def test_kill_9_between_checkpoints(
+def test_a_run_killed_between_checkpoints_resumes(
     folder: Path, tiny_llava_dir: Path, uninterrupted: list[tuple[int, float]]
 ) -> None:
     chosen = config(tiny_llava_dir, folder, "killed")
     for step in (1, 5):  # before the first checkpoint, and after the second
-        status = in_child(lambda step=step: train(chosen, ended_at(step, signal.SIGKILL)))
+        status = in_child(lambda step=step: train(chosen, signal_at(step, signal.SIGKILL)))
         assert os.WTERMSIG(status) == signal.SIGKILL
         assert losses(folder / "killed")[-1][0] >= step
     assert in_child(lambda: train(chosen)) == 0
@@ -83,7 +82,7 @@ def test_kill_9_between_checkpoints(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_sigterm_and_ctrl_c_save_first(
+def test_sigterm_and_ctrl_c_save_a_checkpoint(
     folder: Path,
     tiny_llava_dir: Path,
     uninterrupted: list[tuple[int, float]],
@@ -92,7 +91,7 @@ def test_sigterm_and_ctrl_c_save_first(
     chosen = config(tiny_llava_dir, folder, number.name)
 
     def stopped() -> None:
-        result = train(chosen, ended_at(3, number))
+        result = train(chosen, signal_at(3, number))
         assert not result.finished
         assert (result.run / "checkpoints" / f"step-{result.step}").is_dir()
 
@@ -101,49 +100,50 @@ def test_sigterm_and_ctrl_c_save_first(
     assert losses(folder / number.name) == uninterrupted
 
 
-def test_less_free_memory_divides_no_step_anew(
+def test_a_resumed_run_keeps_its_micro_batches_when_less_memory_is_free(
     folder: Path, tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(name: str, ended: Callable[[Progress], None] | None = None) -> int:
-        left_open = config(tiny_llava_dir, folder, name).replace(micro_batch_size=None)
-        return in_child(lambda: train(left_open, ended))
+    def run(name: str, on_progress: Callable[[Progress], None] | None = None) -> int:
+        undecided = config(tiny_llava_dir, folder, name).replace(micro_batch_size=None)
+        return in_child(lambda: train(undecided, on_progress))
 
     assert run("roomy") == 0
-    assert os.WTERMSIG(run("tight", ended_at(5, signal.SIGKILL))) == signal.SIGKILL
-    monkeypatch.setattr("finetune.training.stages.free_memory", lambda _: 1)
+    assert os.WTERMSIG(run("tight", signal_at(5, signal.SIGKILL))) == signal.SIGKILL
+    monkeypatch.setattr(Machine, "memory", lambda _: DeviceMemory(held=0, free=1))
     assert run("tight") == 0
     assert losses(folder / "tight") == losses(folder / "roomy")
 
 
-def test_a_run_goes_on_in_smaller_pieces_where_they_are_asked_for(
+def test_a_run_resumes_with_a_smaller_micro_batch_size_if_asked(
     folder: Path, tiny_llava_dir: Path
 ) -> None:
-    """As the message of a full memory advises."""
+    """As the message about too little memory advises."""
     chosen = config(tiny_llava_dir, folder, "smaller").replace(dropout=0.0)
-    status = in_child(lambda: train(chosen, ended_at(5, signal.SIGKILL)))
+    status = in_child(lambda: train(chosen, signal_at(5, signal.SIGKILL)))
     assert os.WTERMSIG(status) == signal.SIGKILL
 
-    def on() -> None:
-        told: list[str] = []
-        train(chosen.replace(micro_batch_size=1), lambda progress: told.append(progress.message))
-        assert any(message.startswith("Going on from") for message in told)
+    def resumed() -> None:
+        messages: list[str] = []
+        smaller = chosen.replace(micro_batch_size=1)
+        train(smaller, lambda progress: messages.append(progress.message))
+        assert any(message.startswith("Continuing from") for message in messages)
 
-    assert in_child(on) == 0
+    assert in_child(resumed) == 0
     assert [step for step, _ in losses(folder / "smaller")] == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_two_runs_do_not_train_in_one_folder(folder: Path, tiny_llava_dir: Path) -> None:
-    """A second one is refused while the first trains, and goes on where that was killed."""
+def test_two_runs_cannot_train_in_one_folder(folder: Path, tiny_llava_dir: Path) -> None:
+    """The second one is refused while the first trains."""
     chosen = config(tiny_llava_dir, folder, "both")
 
     def first() -> None:
         def on_progress(progress: Progress) -> None:
             if progress.phase == "training" and progress.done == 3:
                 with pytest.raises(UsageError, match=f"in use: process {os.getpid()} trains in it"):
-                    train(chosen)  # in this process, and in another
-                # Not forked: a thread of this one may hold a lock just now.
-                entering = f"with in_use(Path({chosen.out!r})): pass"
-                code = f"from finetune.training.resume import Path, in_use\n{entering}"
+                    train(chosen)  # in this process; below, in another one
+                # Not forked: a thread of this process may hold a lock.
+                statement = f"with lock(Path({chosen.out!r})): pass"
+                code = f"from finetune.training.resume import Path, lock\n{statement}"
                 done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
                 assert f"in use: process {os.getpid()} trains in it" in done.stderr
 
@@ -154,19 +154,19 @@ def test_two_runs_do_not_train_in_one_folder(folder: Path, tiny_llava_dir: Path)
     assert not (folder / "both" / ".lock").exists()
 
 
-def test_a_killed_run_keeps_nobody_out_nor_does_a_disk_without_locks(
+def test_nothing_stays_locked_after_a_kill_or_on_a_disk_without_locks(
     folder: Path, tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import errno
     import fcntl
 
     chosen = config(tiny_llava_dir, folder, "left").replace(feature_gb=0.0)
-    status = in_child(lambda: train(chosen, ended_at(1, signal.SIGKILL)))
+    status = in_child(lambda: train(chosen, signal_at(1, signal.SIGKILL)))
     assert os.WTERMSIG(status) == signal.SIGKILL
     assert (folder / "left" / ".lock").exists()
-    with in_use(folder / "left"):
+    with lock(folder / "left"):
         pass
     for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
         monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, "no locks here")))
-        with in_use(folder / "left"), in_use(folder / "left"):
+        with lock(folder / "left"), lock(folder / "left"):
             pass

@@ -1,6 +1,4 @@
-"""Several processes: the losses of one; shipped FSDP and DeepSpeed configs are what their readers
-take.
-"""
+"""Several processes reach the losses of one; the package's sharding configs are accepted."""
 
 from __future__ import annotations
 
@@ -40,7 +38,7 @@ def config(model: Path, folder: Path, name: str) -> FinetuneConfig:
 
 @pytest.fixture(scope="module")
 def alone(tiny_llava_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one process. Some rows are text only, so some micro-batches hold no picture."""
+    """Train in one process. Some rows are text only, so some micro-batches hold no picture."""
     folder = tmp_path_factory.mktemp("distributed")
     write_data(folder, pictures=7, text_rows=4)
     together(1, lambda: train(config(tiny_llava_dir, folder, "alone")))
@@ -59,7 +57,7 @@ def assert_same(run: Path, other: Path) -> None:
 
 
 @needs_fork
-def test_two_processes_reach_the_losses_of_one(tiny_llava_dir: Path, alone: Path) -> None:
+def test_two_processes_have_the_losses_of_one(tiny_llava_dir: Path, alone: Path) -> None:
     chosen = config(tiny_llava_dir, alone.parent, "both")
     together(2, lambda: train(chosen))
     assert_same(alone, alone.parent / "both")
@@ -69,11 +67,13 @@ def test_two_processes_reach_the_losses_of_one(tiny_llava_dir: Path, alone: Path
 
 
 @needs_fork
-def test_fsdp_shards_the_model_and_reaches_the_losses_of_one(
+def test_fsdp_shards_the_model_and_has_the_losses_of_one_process(
     tiny_llava_dir: Path, alone: Path
 ) -> None:
-    """FSDP2 with the config in the package, over gloo. accelerate shards on accelerators alone, so
-    the two processes are told that they have some; everything else is as on GPUs.
+    """FSDP2 with the package's config, over gloo.
+
+    accelerate shards on accelerators only, so the two processes pretend to have some; everything
+    else is as on GPUs.
     """
     chosen = config(tiny_llava_dir, alone.parent, "sharded").replace(fsdp="default")
     together(2, lambda: train_sharded(chosen))
@@ -92,19 +92,20 @@ def train_sharded(chosen: FinetuneConfig) -> None:
 
     from finetune.training import finish as finish_module
     from finetune.training import stages
+    from finetune.training.device import Machine
     from finetune.training.trainer import FinetuneTrainer
 
-    arguments_of = stages.training_arguments
+    training_arguments = stages.training_arguments
 
-    def arguments(*given: Any) -> Any:
-        made = arguments_of(*given)
-        assert made.device.type == "cpu"  # asked for here, it is not set up again
+    def arguments(*given: Any, **options: Any) -> Any:
+        made = training_arguments(*given, **options)
+        assert made.device.type == "cpu"  # read here, so that it is not set up again
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         return made
 
-    def join(_: FinetuneConfig) -> tuple[int, int]:
+    def set_up_machine(_: FinetuneConfig) -> Machine:
         state = PartialState(cpu=True)
-        return state.process_index, state.num_processes
+        return Machine(torch.device("cpu"), False, state.process_index, state.num_processes)
 
     finish = finish_module.finish
 
@@ -119,7 +120,7 @@ def train_sharded(chosen: FinetuneConfig) -> None:
         )
         return finish(*arguments)
 
-    import_module("finetune.training.train").join_processes = join
+    import_module("finetune.training.train").set_up_machine = set_up_machine
     stages.training_arguments = arguments
     finish_module.finish = checked
     train(chosen)
@@ -129,7 +130,7 @@ def train_sharded(chosen: FinetuneConfig) -> None:
 def test_sharding_without_gpus_is_refused(
     tiny_llava_dir: Path, tmp_path: Path, option: str
 ) -> None:
-    """Accelerate would train unsharded without a word."""
+    """Accelerate would train unsharded without a warning."""
     write_data(tmp_path)
     chosen = config(tiny_llava_dir, tmp_path, "run")
     with pytest.raises(UsageError, match=f"{option} shards over GPUs"):
@@ -143,8 +144,8 @@ def test_the_help_names_every_config_of_the_package() -> None:
 
 
 @pytest.mark.parametrize("name", FSDP)
-def test_fsdp_configs_are_taken(name: str) -> None:
-    """Transformers turns them into an accelerate plugin without a key left over."""
+def test_fsdp_configs_are_accepted(name: str) -> None:
+    """Transformers turns every key into an option of accelerate's plugin."""
     import inspect
 
     from accelerate import FullyShardedDataParallelPlugin
@@ -160,8 +161,8 @@ def test_fsdp_configs_are_taken(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DEEPSPEED)
-def test_deepspeed_configs_are_taken(name: str) -> None:
-    """Accelerate reads them and transformers fills in every "auto", also without DeepSpeed."""
+def test_deepspeed_configs_are_accepted(name: str) -> None:
+    """Accelerate reads them and transformers fills in every "auto", even without DeepSpeed."""
     from accelerate.utils.deepspeed import HfDeepSpeedConfig
     from transformers import TrainingArguments
     from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
@@ -195,5 +196,5 @@ def test_an_unknown_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="zero9"):
         deepspeed_config("zero9")
     (tmp_path / "mine.json").write_text("[1]")
-    with pytest.raises(UsageError, match="no object"):
+    with pytest.raises(UsageError, match="not a JSON object"):
         fsdp_config(str(tmp_path / "mine.json"))

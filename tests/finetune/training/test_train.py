@@ -1,6 +1,4 @@
-"""The recipe from data to a run directory that opens, and everything that may go wrong on the
-way.
-"""
+"""The recipe from data to a finished run, and everything that can go wrong."""
 
 from __future__ import annotations
 
@@ -21,6 +19,7 @@ from safetensors.torch import load_file
 from finetune.config import FinetuneConfig
 from finetune.progress import Progress
 from finetune.training import finish as finish_module
+from finetune.training.device import Machine
 from finetune.training.held_out import Evaluation
 from finetune.training.objective import Objective
 from finetune.training.train import RunResult, train
@@ -70,19 +69,19 @@ def losses(run: Path) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def told() -> list[Progress]:
+def events() -> list[Progress]:
     return []
 
 
 @pytest.fixture(scope="module")
 def result(
-    options: dict, told: list[Progress], tmp_path_factory: pytest.TempPathFactory
+    options: dict, events: list[Progress], tmp_path_factory: pytest.TempPathFactory
 ) -> RunResult:
     run = tmp_path_factory.mktemp("runs") / "mine"
-    return train(FinetuneConfig(**options, out=str(run)), told.append)
+    return train(FinetuneConfig(**options, out=str(run)), events.append)
 
 
-def test_a_run_opens_as_a_model(result: RunResult) -> None:
+def test_a_run_loads_as_a_model(result: RunResult) -> None:
     from vqa_app.checkpoints.loader import load_model
 
     assert result.finished
@@ -101,10 +100,10 @@ def test_plain_peft_loads_a_lora_run_with_its_projector(
     before = base.model.multi_modal_projector.linear_1.weight.detach().clone()
     merged = PeftModel.from_pretrained(base, result.run).merge_and_unload()
     saved = load_file(result.run / "adapter_model.safetensors")
-    ours = {name.rpartition("multi_modal_projector.")[2]: name for name in saved}
+    by_own_name = {name.rpartition("multi_modal_projector.")[2]: name for name in saved}
     now = merged.model.multi_modal_projector.state_dict()
     assert now
-    assert all(torch.equal(tensor, saved[ours[name]]) for name, tensor in now.items())
+    assert all(torch.equal(tensor, saved[by_own_name[name]]) for name, tensor in now.items())
     assert not torch.equal(now["linear_1.weight"], before)
 
 
@@ -126,10 +125,10 @@ def test_a_run_describes_itself(result: RunResult, options: dict) -> None:
     assert not (result.run / "checkpoints").exists()
 
 
-def test_every_step_and_evaluation_is_on_record(result: RunResult) -> None:
+def test_every_step_and_evaluation_is_in_the_metrics(result: RunResult) -> None:
     assert list(losses(result.run)) == list(range(1, 9))
     evaluated = [line["step"] for line in lines(result.run) if "eval_loss" in line]
-    assert evaluated == [0, 4, 8, 8]  # before training; the last line is of the weights kept
+    assert evaluated == [0, 4, 8, 8]  # before training; the last line is about the saved weights
     last = lines(result.run)[-1]
     assert last["final"]
     assert last["eval_loss"] == result.evaluation["loss"]
@@ -141,26 +140,26 @@ def test_every_step_and_evaluation_is_on_record(result: RunResult) -> None:
     assert watched[0]["question"]
 
 
-def test_what_it_knew_before_training_is_told(result: RunResult, told: list[Progress]) -> None:
-    (said,) = [p.message for p in told if p.message.startswith("Before training")]
+def test_scores_before_training_are_reported(result: RunResult, events: list[Progress]) -> None:
+    (message,) = [p.message for p in events if p.message.startswith("Before training")]
     before = next(line for line in lines(result.run) if "eval_loss" in line)
-    assert f"eval loss {before['eval_loss']:.3f}" in said
+    assert f"eval loss {before['eval_loss']:.3f}" in message
     report = (result.run / "report.html").read_text()
     assert "before training" in report
 
 
-def test_the_first_step_trains(options: dict, tmp_path: Path) -> None:
+def test_the_first_step_changes_the_weights(options: dict, tmp_path: Path) -> None:
     changed = options | {"max_steps": 1, "eval_every": 0.0}
     run = train(FinetuneConfig(**changed, out=str(tmp_path / "run"))).run
     weights = load_file(run / "adapter_model.safetensors")
     assert all(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
 
 
-def test_the_learning_rate_rises_from_the_first_step_on_and_falls_to_the_end() -> None:
+def test_the_learning_rate_rises_from_the_first_step_and_then_falls() -> None:
     from finetune.training.trainer import share_of_peak
 
-    def shares(kind: str, warm: int) -> list[float]:
-        return [share_of_peak(step, 10, warm, kind) for step in range(10)]
+    def shares(kind: str, warmup: int) -> list[float]:
+        return [share_of_peak(step, 10, warmup, kind) for step in range(10)]
 
     assert shares("linear", 0) == pytest.approx([1 - n / 10 for n in range(10)])
     assert shares("constant_with_warmup", 2) == pytest.approx([1 / 3, 2 / 3, *[1] * 8])
@@ -170,16 +169,16 @@ def test_the_learning_rate_rises_from_the_first_step_on_and_falls_to_the_end() -
     assert 0 < cosine[-1] < 0.06
 
 
-def test_the_shown_loss_is_of_all_steps_so_far_not_mostly_of_the_first(
-    result: RunResult, told: list[Progress]
+def test_the_reported_loss_is_a_weighted_mean_of_all_steps_so_far(
+    result: RunResult, events: list[Progress]
 ) -> None:
-    shown = {p.done: p.loss for p in told if p.phase == "training" and p.loss is not None}
+    shown = {p.done: p.loss for p in events if p.phase == "training" and p.loss is not None}
     found = losses(result.run)
     assert shown[1] == pytest.approx(found[1])
     assert shown[2] == pytest.approx((0.9 * found[1] + found[2]) / 1.9)
 
 
-def test_given_questions_are_watched_where_nothing_is_held_out(
+def test_watch_questions_are_answered_without_held_out_rows(
     options: dict, data: Path, tmp_path: Path
 ) -> None:
     watch = f"{data.parent / '0.png'}: Which colour has the picture?"
@@ -191,43 +190,43 @@ def test_given_questions_are_watched_where_nothing_is_held_out(
     assert "Which colour has the picture?" in (result.run / "report.html").read_text()
 
 
-def test_a_mistyped_watch_question_is_told_before_anything_is_read(
+def test_a_wrong_watch_question_is_an_error_before_anything_is_read(
     options: dict, tmp_path: Path
 ) -> None:
-    told: list[Progress] = []
+    events: list[Progress] = []
     config = FinetuneConfig(**options, watch=("gone.png: What?",), out=str(tmp_path / "run"))
     with pytest.raises(UsageError, match=r"gone\.png"):
-        train(config, told.append)
-    assert not told
+        train(config, events.append)
+    assert not events
 
 
-def test_a_watched_picture_may_lie_in_the_folder_of_pictures(
-    options: dict, data: Path, tmp_path: Path
+def test_a_watch_question_finds_its_picture_in_the_image_folder(
+    data: Path,
 ) -> None:
-    from finetune.training.held_out import watched
+    from finetune.training.held_out import watch_questions
 
-    config = FinetuneConfig(**options, images=(str(data.parent),), watch=("0.png: Which: this?",))
-    (found,) = watched(config)
+    images = (str(data.parent),)
+    (found,) = watch_questions(["0.png: Which: this?"], images)
     assert found.conversation.messages[0].text == "Which: this?"
     assert found.conversation.pictures[0].image.size == (20, 16)
-    with pytest.raises(UsageError, match=r"gone\.png.*names no picture"):
-        watched(config.replace(watch=(f"gone.png: {'long ' * 100}: x",)))
+    with pytest.raises(UsageError, match=r"gone\.png.*names no existing picture"):
+        watch_questions([f"gone.png: {'long ' * 100}: x"], images)
 
 
 @pytest.mark.parametrize("missing", ["data", "eval_data", "images"])
-def test_files_that_are_not_there_are_told_before_a_model_is_loaded(
+def test_missing_files_are_an_error_before_the_model_loads(
     options: dict, tmp_path: Path, missing: str
 ) -> None:
-    told: list[Progress] = []
+    events: list[Progress] = []
     chosen = FinetuneConfig(**options | {missing: (str(tmp_path / "gone"),)})
     run = tmp_path / "run"
-    with pytest.raises(DataError, match="There is no (file|folder)"):
-        train(chosen.replace(out=str(run)), on_progress=told.append)
-    assert told == []
+    with pytest.raises(DataError, match=r"There is no (file|folder)"):
+        train(chosen.replace(out=str(run)), on_progress=events.append)
+    assert events == []
     assert not run.exists()
 
 
-def test_golden_prompts_come_from_training_rows_where_too_few_are_held_out() -> None:
+def test_training_rows_fill_up_the_golden_prompts_if_few_are_held_out() -> None:
     from finetune.data.read import Row, Turn
     from finetune.training.finish import golden_conversations
 
@@ -243,23 +242,23 @@ def test_golden_prompts_come_from_training_rows_where_too_few_are_held_out() -> 
     assert chosen([], rows("a")) == ["a"]
 
 
-def test_it_learns(result: RunResult) -> None:
+def test_the_loss_falls(result: RunResult) -> None:
     found = losses(result.run)
     assert found[8] < 0.9 * found[1]
 
 
-def test_progress_tells_phases_and_numbers(result: RunResult, told: list[Progress]) -> None:
-    phases = list(dict.fromkeys(progress.phase for progress in told))
+def test_progress_reports_phases_and_numbers(result: RunResult, events: list[Progress]) -> None:
+    phases = list(dict.fromkeys(progress.phase for progress in events))
     assert phases == ["loading", "checking", "encoding", "training", "evaluating", "saving", "done"]
-    training = [p for p in told if p.phase == "training" and p.loss is not None]
+    training = [p for p in events if p.phase == "training" and p.loss is not None]
     assert training[-1].done == training[-1].of == 8
     assert training[-1].samples_per_second
     assert training[-1].evaluation
-    said = " ".join(progress.message for progress in told)
-    assert "picture encoder 0" in said
-    assert "Memory: about" in said
-    assert re.search(r"Memory: at most [\d.]+ [MG]B was in use", said)
-    assert "Encoder outputs are kept" in said
+    messages = " ".join(progress.message for progress in events)
+    assert "picture encoder 0" in messages
+    assert "Memory: about" in messages
+    assert re.search(r"Memory: at most [\d.]+ [MG]B was in use", messages)
+    assert "Encoder outputs are kept" in messages
 
 
 def test_a_finished_run_is_not_overwritten(result: RunResult, options: dict) -> None:
@@ -267,7 +266,7 @@ def test_a_finished_run_is_not_overwritten(result: RunResult, options: dict) -> 
         train(FinetuneConfig(**options, out=str(result.run), resume="never"))
 
 
-def test_a_folder_with_other_files_stays_as_it_is(options: dict, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused_unchanged(options: dict, tmp_path: Path) -> None:
     mine = tmp_path / "thesis" / "plots" / "mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
@@ -278,7 +277,7 @@ def test_a_folder_with_other_files_stays_as_it_is(options: dict, tmp_path: Path)
         train(FinetuneConfig(**options, out=str(mine)))
 
 
-def test_the_recipe_trains_the_projector_first_and_goes_on_with_it(
+def test_the_recipe_trains_the_projector_first_and_starts_from_it(
     options: dict, tmp_path: Path
 ) -> None:
     changed = options | {"max_steps": 2, "eval_every": 0.0, "recipe": "llava", "eval_fraction": 0.0}
@@ -287,12 +286,12 @@ def test_the_recipe_trains_the_projector_first_and_goes_on_with_it(
     assert first is not None
     assert second is not None
     assert (first.kind, second.kind) == ("projector", "lora")
-    # The first loss of stage 2 is that of stage 1's weights, not of the base's.
+    # Stage 2 starts from the weights of stage 1, not from the base's.
     fresh = train(FinetuneConfig(**{**changed, "recipe": None}, out=str(tmp_path / "fresh")))
     assert losses(result.run)[1] < losses(fresh.run)[1]
 
 
-def test_a_finished_projector_is_kept_and_used_for_what_it_was_trained_on_alone(
+def test_a_finished_projector_is_reused_only_for_the_data_it_was_trained_on(
     options: dict, data: Path, tmp_path: Path
 ) -> None:
     def created() -> str:
@@ -324,16 +323,18 @@ def test_a_finished_projector_is_kept_and_used_for_what_it_was_trained_on_alone(
     unused = {"rank": 8, "dropout": 0.1, "max_length": 60, "patience": 3, "metric": "loss"}
     again(**unused, projector_lr=1e-3)
     assert created() == first
-    with pytest.raises(UsageError, match="projector holds a finished run with another lr") as told:
+    with pytest.raises(
+        UsageError, match="projector holds a finished run with another lr"
+    ) as refused:
         again(lr=1e-4)
-    assert "--resume never" in told.value.hint
+    assert "--resume never" in refused.value.hint
     own.write_text(data.read_text().replace("Which colour", "What colour"))
     with pytest.raises(UsageError, match="finished run with another data"):
         train(config)
     assert created() == first
     good = own.read_text()
     own.write_text("[{}]")
-    with pytest.raises(DataError):  # a finished one is not given up for data that cannot be read
+    with pytest.raises(DataError):  # data that cannot be read does not cost the finished projector
         train(config.replace(resume="never"))
     assert created() == first
     own.write_text(good)
@@ -341,7 +342,7 @@ def test_a_finished_projector_is_kept_and_used_for_what_it_was_trained_on_alone(
     assert created() != first
 
 
-def test_a_projector_s_folder_with_other_files_stays_as_it_is(
+def test_a_projector_folder_with_other_files_is_refused_unchanged(
     options: dict, tmp_path: Path
 ) -> None:
     mine = tmp_path / "run" / "projector" / "plots" / "mine.txt"
@@ -352,46 +353,46 @@ def test_a_projector_s_folder_with_other_files_stays_as_it_is(
     assert mine.read_text() == "mine"
 
 
-def test_an_adapter_is_gone_on_with_as_it_is(
+def test_an_adapter_keeps_its_lora_options_in_further_training(
     result: RunResult, options: dict, tmp_path: Path
 ) -> None:
     further = {k: v for k, v in options.items() if k != "rank"}
     further |= {"model": str(result.run), "max_steps": 2, "eval_every": 0.0, "eval_fraction": 0.0}
     with pytest.raises(UsageError, match="whose rank is 4, not 8"):
         train(FinetuneConfig(**further, rank=8, out=str(tmp_path / "other")))
-    told: list[Progress] = []
+    events: list[Progress] = []
     with pytest.raises(ModelError, match="so stage projector cannot train it"):
-        train(FinetuneConfig(**further, stage="projector", out=str(tmp_path / "p")), told.append)
-    assert "checking" not in {progress.phase for progress in told}
+        train(FinetuneConfig(**further, stage="projector", out=str(tmp_path / "p")), events.append)
+    assert "checking" not in {progress.phase for progress in events}
     manifest = read_manifest(train(FinetuneConfig(**further, out=str(tmp_path / "on"))).run)
     assert manifest is not None
     assert manifest.config["rank"] == 4
 
 
-def test_a_run_on_a_run_names_it_and_says_that_it_may_know_what_is_held_out(
+def test_a_run_based_on_a_run_warns_that_held_out_rows_may_be_known(
     result: RunResult, options: dict, tmp_path: Path
 ) -> None:
     first = read_manifest(result.run)
     assert first is not None
     assert first.earlier == []
     further = options | {"model": str(result.run), "max_steps": 1, "eval_every": 0.0, "rank": None}
-    for seed, doubted in ((0, False), (1, True)):  # with the same seed the same is held out
-        told: list[Progress] = []
+    for seed, warned in ((0, False), (1, True)):  # with the same seed the same rows are held out
+        events: list[Progress] = []
         config = FinetuneConfig(**further, seed=seed, out=str(tmp_path / str(seed)))
-        run = train(config, told.append).run
-        assert any("what is held out now may" in p.message for p in told) == doubted
+        run = train(config, events.append).run
+        assert any("may include those held out now" in p.message for p in events) == warned
         manifest = read_manifest(run)
         assert manifest is not None
         assert manifest.earlier == [
             {"name": str(result.run), "data": list(options["data"]), "data_hash": first.data_hash}
         ]
         card = (run / "README.md").read_text()
-        assert ("whose pictures it was not trained on" in card) == (not doubted)
-        assert ("may have been among them" in card) == doubted
+        assert ("whose pictures it was not trained on" in card) == (not warned)
+        assert ("may have been among them" in card) == warned
 
 
 @pytest.mark.parametrize("stage", ["projector", "full"])
-def test_other_stages_leave_runs_that_open(options: dict, tmp_path: Path, stage: str) -> None:
+def test_runs_of_the_other_stages_load(options: dict, tmp_path: Path, stage: str) -> None:
     from vqa_app.checkpoints.loader import load_model
 
     changed = options | {"stage": stage, "max_steps": 2, "eval_every": 0.0}
@@ -402,7 +403,7 @@ def test_other_stages_leave_runs_that_open(options: dict, tmp_path: Path, stage:
     assert load_model(str(result.run), device="cpu").model is not None
 
 
-def test_gradient_checkpointing_changes_no_loss(options: dict, tmp_path: Path) -> None:
+def test_gradient_checkpointing_does_not_change_the_loss(options: dict, tmp_path: Path) -> None:
     changed = options | {"max_steps": 2, "eval_fraction": 0.0}
     runs = [
         train(
@@ -425,9 +426,7 @@ def test_qlora_trains_on_a_4_bit_base(options: dict, tmp_path: Path) -> None:
     assert (run / "adapter_model.safetensors").exists()
 
 
-def test_bad_rows_stop_the_run_unless_they_are_allowed(
-    options: dict, data: Path, tmp_path: Path
-) -> None:
+def test_bad_rows_stop_the_run_unless_allowed(options: dict, data: Path, tmp_path: Path) -> None:
     rows = json.loads(data.read_text())
     rows[3]["conversations"][1]["value"] = " "
     bad = tmp_path / "bad.json"
@@ -440,7 +439,7 @@ def test_bad_rows_stop_the_run_unless_they_are_allowed(
     assert [line["row"] for line in lines(tmp_path / "run", "skipped.jsonl")] == [4]
 
 
-def test_the_first_loss_that_is_not_finite_stops_the_run_and_names_its_rows(
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_rows(
     options: dict, data: Path, tmp_path: Path
 ) -> None:
     changed = options | {
@@ -457,10 +456,10 @@ def test_the_first_loss_that_is_not_finite_stops_the_run_and_names_its_rows(
     assert all(torch.isfinite(torch.tensor(loss)) for loss in losses(run).values())
 
 
-def test_running_out_of_memory_says_what_to_change(
+def test_out_of_memory_says_what_to_change(
     options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The largest batch comes first, so it shows at step 1."""
+    """The largest batch comes first, so it happens at step 1."""
 
     def forward(self: Objective, **_: Any) -> Any:
         return torch.empty(1 << 60)
@@ -474,13 +473,13 @@ def test_running_out_of_memory_says_what_to_change(
 def test_early_stopping_and_the_best_checkpoint(
     options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two evaluations without a better one end the run; the weights of the best one are left."""
-    evaluate, seen = Evaluation.at_step, {}
+    """Two evaluations without a better one end the run; the weights of the best one are saved."""
+    evaluate, weights = Evaluation.at_step, {}
 
     def scripted(self: Evaluation, step: int) -> dict[str, float]:
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        seen[step] = {name: value.detach().clone() for name, value in trained.items()}
-        # Untrained it is best, which does not count.
+        weights[step] = {name: value.detach().clone() for name, value in trained.items()}
+        # The untrained model is the best, but no candidate.
         return evaluate(self, step) | {"loss": {0: 3.0, 1: 5.0, 2: 4.0, 3: 4.5, 4: 4.0}[step]}
 
     monkeypatch.setattr(Evaluation, "at_step", scripted)
@@ -489,13 +488,13 @@ def test_early_stopping_and_the_best_checkpoint(
     assert result.finished
     assert result.step == 4
     kept = load_file(result.run / "adapter_model.safetensors")
-    for name, value in seen[2].items():
+    for name, value in weights[2].items():
         saved = kept[name.replace(".modules_to_save.default", "").replace(".default", "")]
         assert torch.equal(saved, value)
-        assert "lora_B" not in name or not torch.equal(saved, seen[4][name])
+        assert "lora_B" not in name or not torch.equal(saved, weights[4][name])
 
 
-def test_cancelling_saves_and_the_same_call_goes_on(options: dict, tmp_path: Path) -> None:
+def test_cancelling_saves_and_the_same_call_resumes(options: dict, tmp_path: Path) -> None:
     config = FinetuneConfig(**{**options, "eval_every": 0.0}, out=str(tmp_path / "run"))
     cancel = threading.Event()
 
@@ -511,7 +510,7 @@ def test_cancelling_saves_and_the_same_call_goes_on(options: dict, tmp_path: Pat
     assert list(losses(done.run)) == list(range(1, 9))
 
 
-def test_cancelling_while_the_data_is_checked_ends_at_once(options: dict, tmp_path: Path) -> None:
+def test_cancelling_during_the_data_check_ends_at_once(options: dict, tmp_path: Path) -> None:
     cancel = threading.Event()
     phases = []
 
@@ -525,29 +524,29 @@ def test_cancelling_while_the_data_is_checked_ends_at_once(options: dict, tmp_pa
     assert "training" not in phases
 
 
-def test_another_config_does_not_go_on_with_an_interrupted_run(
-    options: dict, tmp_path: Path
-) -> None:
+def test_another_config_does_not_resume_an_interrupted_run(options: dict, tmp_path: Path) -> None:
     config = FinetuneConfig(**{**options, "eval_every": 0.0}, out=str(tmp_path / "run"))
     cancel = threading.Event()
     train(config, lambda progress: progress.phase == "training" and cancel.set(), cancel)
-    told: list[Progress] = []
+    events: list[Progress] = []
     with pytest.raises(UsageError, match="another lr"):
-        train(config.replace(lr=1e-4, feature_dir=str(tmp_path / "features")), told.append)
-    assert "encoding" not in {progress.phase for progress in told}
+        train(config.replace(lr=1e-4, feature_dir=str(tmp_path / "features")), events.append)
+    assert "encoding" not in {progress.phase for progress in events}
     with pytest.raises(UsageError, match="no checkpoint"):
         train(config.replace(out=str(tmp_path / "other"), resume="must"))
     with pytest.raises(UsageError, match="another eval_questions, metric"):
-        train(config.replace(metric="loss", eval_questions=2))  # the best so far was told by it
+        train(
+            config.replace(metric="loss", eval_questions=2)
+        )  # the best evaluation so far depends on them
     picture = Path(options["data"][0]).parent / "0.png"
-    looked_at = {"watch": (f"{picture}: Is it red?",), "patience": 9, "eval_every": 4.0}
-    done = train(config.replace(**looked_at, max_bad=3, max_length=60))
+    unlearned = {"watch": (f"{picture}: Is it red?",), "patience": 9, "eval_every": 4.0}
+    done = train(config.replace(**unlearned, max_bad=3, max_length=60))
     assert done.finished
     assert list(losses(done.run)) == list(range(1, 9))
 
 
 @pytest.mark.parametrize("where", ["a file", "a full disk"])
-def test_a_run_goes_on_where_encoder_outputs_cannot_be_kept(
+def test_a_run_trains_without_a_feature_store_that_cannot_be_written(
     options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     from finetune.training.feature_store import FeatureStore
@@ -561,12 +560,12 @@ def test_a_run_goes_on_where_encoder_outputs_cannot_be_kept(
     else:
         monkeypatch.setattr(FeatureStore, "append", full)
     changed = options | {"max_steps": 1, "eval_fraction": 0.0, "feature_dir": str(folder)}
-    told: list[Progress] = []
-    assert train(FinetuneConfig(**changed, out=str(tmp_path / "run")), told.append).finished
-    assert any("Encoder outputs are not kept" in progress.message for progress in told)
+    events: list[Progress] = []
+    assert train(FinetuneConfig(**changed, out=str(tmp_path / "run")), events.append).finished
+    assert any("Encoder outputs are not kept" in progress.message for progress in events)
 
 
-def test_what_training_held_is_let_go_before_the_run_is_loaded_again(
+def test_training_memory_is_released_before_the_run_is_loaded_again(
     options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish, verify, held = finish_module.finish, finish_module.verify, {}
@@ -588,27 +587,29 @@ def test_what_training_held_is_let_go_before_the_run_is_loaded_again(
     assert held["where"] == {"device": "cpu"}
 
 
-def test_where_there_is_no_room_to_load_the_run_it_is_finished_and_told(
+def test_a_run_that_does_not_fit_again_is_finished_and_not_verified(
     options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    messages: list[str] = []
 
     def on_progress(progress: Progress) -> None:
-        told.append(progress.message)
+        messages.append(progress.message)
         if progress.phase == "saving":
             monkeypatch.setattr("vqa_app.devices.free_memory", lambda _: 5)
 
     changed = options | {"max_steps": 2}
     run = train(FinetuneConfig(**changed, out=str(tmp_path / "run")), on_progress).run
-    (said,) = [message for message in told if message.startswith("Not verified")]
-    assert said.endswith(f"no room on cpu to load {run} again. Do it later: vqa-app verify {run}")
+    (message,) = [message for message in messages if message.startswith("Not verified")]
+    assert message.endswith(
+        f"cpu has no memory to load {run} again. Verify it later: vqa-app verify {run}"
+    )
     assert (run / "report.html").exists()
     assert not (run / "checkpoints").exists()
     monkeypatch.undo()
     assert finish_module.verify(run).ok
 
 
-def test_gathered_weights_are_compared_with_those_that_are_saved(
+def test_gathered_weights_are_compared_with_the_saved_ones(
     result: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vqa_app.checkpoints.loader import load_model
@@ -617,7 +618,7 @@ def test_gathered_weights_are_compared_with_those_that_are_saved(
     shutil.rmtree(run / "golden")
     gathered = load_model(str(run), device="cpu", merge=False).model.state_dict()
     names = {name for name in gathered if "lora_" in name or "modules_to_save" in name}
-    stage = SimpleNamespace(run=run, config=FinetuneConfig(device="cpu"))
+    stage = SimpleNamespace(run=run, machine=Machine(torch.device("cpu"), bf16=False))
     monkeypatch.setattr(
         finish_module, "_golden", lambda _: [Conversation.ask("Which?").then(ANSWER)]
     )
@@ -628,7 +629,7 @@ def test_gathered_weights_are_compared_with_those_that_are_saved(
         finish_module._check_gathered(stage, names, gathered | {changed: gathered[changed] + 1})
 
 
-def test_a_run_that_was_killed_while_it_wrote_its_report_is_finished_by_its_command(
+def test_a_run_killed_during_its_report_is_finished_by_the_same_command(
     options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from finetune.evaluation import report
@@ -637,9 +638,10 @@ def test_a_run_that_was_killed_while_it_wrote_its_report_is_finished_by_its_comm
         raise SystemError("killed")
 
     config = FinetuneConfig(**options, out=str(tmp_path / "run"))
-    with monkeypatch.context() as patch, pytest.raises(SystemError):
+    with monkeypatch.context() as patch:
         patch.setattr(report, "write_report", killed)
-        train(config)
+        with pytest.raises(SystemError):
+            train(config)
     assert (tmp_path / "run" / "manifest.json").exists()
     done = train(config)
     assert done.finished
@@ -651,7 +653,7 @@ def test_a_run_that_was_killed_while_it_wrote_its_report_is_finished_by_its_comm
 
 @needs_fork
 @pytest.mark.parametrize("most", [200, 2_000])
-def test_a_full_disk_is_told_wherever_it_is_met_and_the_run_goes_on(
+def test_a_full_disk_is_reported_and_the_run_resumes_afterwards(
     options: dict, tmp_path: Path, most: int
 ) -> None:
     """At the start, and in the metrics of a step."""
@@ -673,7 +675,7 @@ def test_a_full_disk_is_told_wherever_it_is_met_and_the_run_goes_on(
     assert list(losses(done.run)) == list(range(1, 21))
 
 
-def test_a_disk_that_fills_up_in_the_last_act_loses_nothing(
+def test_a_disk_that_is_full_at_the_end_loses_nothing(
     options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from finetune.evaluation import report
@@ -682,29 +684,30 @@ def test_a_disk_that_fills_up_in_the_last_act_loses_nothing(
         raise OSError(28, "No space left on device")
 
     config = FinetuneConfig(**options, out=str(tmp_path / "run"))
-    with monkeypatch.context() as patch, pytest.raises(ModelError, match="No space") as stopped:
+    with monkeypatch.context() as patch:
         patch.setattr(report, "write_report", full)
-        train(config)
+        with pytest.raises(ModelError, match="No space") as stopped:
+            train(config)
     last = tmp_path / "run" / "checkpoints" / "step-8"
-    assert stopped.value.hint.endswith(f"it goes on from {last}.")
-    told: list[Progress] = []
-    assert train(config, told.append).finished
-    assert not any(progress.loss for progress in told if progress.phase == "training")
+    assert stopped.value.hint.endswith(f"it continues from {last}.")
+    events: list[Progress] = []
+    assert train(config, events.append).finished
+    assert not any(progress.loss for progress in events if progress.phase == "training")
 
 
-def test_an_error_that_is_not_of_the_run_s_disk_stays_what_it_is(tmp_path: Path) -> None:
-    from finetune.training.resume import writing
+def test_errors_that_are_not_about_the_runs_disk_pass_unchanged(tmp_path: Path) -> None:
+    from finetune.training.resume import disk_errors
 
-    with pytest.raises(ConnectionError), writing(tmp_path / "run"):
+    with pytest.raises(ConnectionError), disk_errors(tmp_path / "run"):
         raise ConnectionError("gone")
-    with pytest.raises(FileNotFoundError), writing(tmp_path / "run"):
+    with pytest.raises(FileNotFoundError), disk_errors(tmp_path / "run"):
         (tmp_path / "other").read_text()
-    with pytest.raises(ModelError, match="Cannot write .*run/metrics: No such"):  # noqa: SIM117
-        with writing(tmp_path / "run"):
+    with pytest.raises(ModelError, match=r"Cannot write .*run/metrics: No such"):  # noqa: SIM117
+        with disk_errors(tmp_path / "run"):
             (tmp_path / "run" / "metrics").open("a")
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_whole(
+def test_a_full_disk_keeps_the_last_checkpoint(
     options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from finetune.runs import checkpoint
