@@ -29,8 +29,8 @@ from finetune.training.trainer import FinetuneTrainer
 from vqa_app.checkpoints.loader import LoadedModel, load_model
 from vqa_app.checkpoints.manifest import Base, Manifest, quantization_of, read_manifest
 from vqa_app.devices import is_out_of_memory, release_memory
-from vqa_app.errors import ModelError, InsufficientMemoryError
-from vqa_app.files import format_bytes, atomic_directory
+from vqa_app.errors import InsufficientMemoryError, ModelError
+from vqa_app.files import atomic_directory, format_bytes
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.prompts.prompt import prompt_hash
 

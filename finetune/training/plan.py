@@ -121,7 +121,9 @@ class MemoryPlan:
             "optimiser": self.optimizer,
             "activations": self.activations,
         }
-        listed = ", ".join(f"{name} {format_bytes(value)}" for name, value in parts.items() if value)
+        listed = ", ".join(
+            f"{name} {format_bytes(value)}" for name, value in parts.items() if value
+        )
         total = format_bytes(self.held + self.needed)
         return f"Memory: about {total} ({listed}); {format_bytes(self.free)} are free."
 

@@ -595,7 +595,7 @@ def test_a_run_that_does_not_fit_again_is_finished_and_not_verified(
     def on_progress(progress: Progress) -> None:
         messages.append(progress.message)
         if progress.phase == "saving":
-            monkeypatch.setattr("vqa_app.devices.free_memory", lambda _: 5)
+            monkeypatch.setattr("vqa_app.checkpoints.memory.free_memory", lambda _: 5)
 
     changed = options | {"max_steps": 2}
     run = train(FinetuneConfig(**changed, out=str(tmp_path / "run")), on_progress).run
