@@ -45,14 +45,19 @@ UNFINISHED = ".unfinished-"
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     """Yield a file to write that becomes `path` if the block ends without an error.
 
-    Until then `path` stays as it is. The folder is created if need be.
+    Until then `path` stays as it is. Several threads and processes may write the same one.
+
+    Args:
+        path: Its folder is created if need be.
+        mode: Permissions of the file, less those that the umask removes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
     try:
+        temporary.touch(mode=mode, exist_ok=False)
         yield temporary
         temporary.replace(path)
     except BaseException:

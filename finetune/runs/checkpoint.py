@@ -35,9 +35,9 @@ def sweep(run: Path) -> None:
     """Remove what a killed process left unfinished, and restore a checkpoint that it had moved."""
     for parent in (run, run / CHECKPOINTS):
         for leftover in parent.glob(f"{UNFINISHED}*"):
-            for whole in leftover.glob(f"{_STEP}*"):  # killed between two renames
-                if not (parent / whole.name).exists():
-                    whole.rename(parent / whole.name)
+            for complete in leftover.glob(f"{_STEP}*"):  # killed between two renames
+                if not (parent / complete.name).exists():
+                    complete.rename(parent / complete.name)
             shutil.rmtree(leftover, ignore_errors=True)
 
 

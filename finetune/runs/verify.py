@@ -109,7 +109,7 @@ def require(verification: Verification) -> None:
     """
     if not verification.ok:
         raise ModelError(
-            f"{verification.directory} is not what was saved: {verification.problem}.",
+            f"{verification.directory} differs from what was saved: {verification.problem}.",
             "Its files or its base model have changed, or another version computes differently;"
             " manifest.json names both.",
         )

@@ -68,20 +68,20 @@ class BatchPlan(Sampler[list[int]]):
 
     def batches(self) -> Iterator[np.ndarray]:
         """Yield the samples of every step, longest first, without end."""
-        left = np.array([], dtype=np.int64)
+        remainder = np.array([], dtype=np.int64)
         for epoch in itertools.count():
             random = np.random.default_rng([self.seed, epoch])
-            whole = np.floor(self.weights).astype(int)
-            times = whole + (random.random(len(whole)) < self.weights - whole)
-            order = random.permutation(np.repeat(np.arange(len(whole)), times))
-            order = np.concatenate([left, order])
+            times = np.floor(self.weights).astype(int)
+            times += random.random(len(times)) < self.weights - times
+            order = random.permutation(np.repeat(np.arange(len(times)), times))
+            order = np.concatenate([remainder, order])
             group = GROUPED_BATCHES * self.batch_size
             batches: list[np.ndarray] = []
             for start in range(0, len(order), group):
                 part = order[start : start + group]
                 if start + group >= len(order):  # an incomplete last batch moves to the next epoch
                     cut = len(part) - len(part) % self.batch_size
-                    part, left = part[:cut], part[cut:]
+                    part, remainder = part[:cut], part[cut:]
                 part = part[np.argsort(-self.lengths[part], kind="stable")]
                 if len(part):
                     batches += np.split(part, range(self.batch_size, len(part), self.batch_size))

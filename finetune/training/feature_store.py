@@ -104,10 +104,10 @@ class FeatureStore:
         if not (digests.exists() and records.exists()):
             self._places, self._map = {}, None
             return
-        named = digests.read_bytes()
-        count = min(len(named) // _DIGEST_BYTES, records.stat().st_size // self.bytes_each)
-        names = _split(named[: count * _DIGEST_BYTES])
-        self._places = {name: place for place, name in enumerate(names)}
+        names = digests.read_bytes()
+        count = min(len(names) // _DIGEST_BYTES, records.stat().st_size // self.bytes_each)
+        present = _split(names[: count * _DIGEST_BYTES])
+        self._places = {name: place for place, name in enumerate(present)}
         if count:
             self._map = np.memmap(records, np.uint8, "r", shape=(count, self.bytes_each))
 
@@ -124,30 +124,30 @@ class FeatureStore:
             raise ValueError(f"features of shape {tuple(features.shape)}, not [n, {self.shape}]")
         raw = features.to(self.dtype).contiguous().cpu().view(torch.uint8).numpy()
         with self._locked():
-            named = self.folder / _DIGESTS
+            names = self.folder / _DIGESTS
             records = self.folder / _RECORDS
-            for path in (named, records):
+            for path in (names, records):
                 path.touch()
             # After a power cut one file may be shorter; only records in both files count.
-            whole = records.stat().st_size // self.bytes_each
-            count = min(whole, named.stat().st_size // _DIGEST_BYTES)
-            there = self._names(named, count)
-            new = [i for i, digest in enumerate(digests) if bytes.fromhex(digest) not in there]
+            complete = records.stat().st_size // self.bytes_each
+            count = min(complete, names.stat().st_size // _DIGEST_BYTES)
+            present = self._read_names(names, count)
+            new = [i for i, digest in enumerate(digests) if bytes.fromhex(digest) not in present]
             with records.open("r+b") as file:
                 file.seek(count * self.bytes_each)
                 file.write(raw[new].tobytes())
                 file.flush()
                 os.fsync(file.fileno())
-            with named.open("r+b") as file:
+            with names.open("r+b") as file:
                 file.truncate(count * _DIGEST_BYTES)
                 file.seek(0, os.SEEK_END)
                 file.write(b"".join(bytes.fromhex(digests[i]) for i in new))
 
-    def _names(self, named: Path, count: int) -> set[bytes]:
+    def _read_names(self, names: Path, count: int) -> set[bytes]:
         """Return the digests of all records; reads those written since the last call."""
         if count < self._records_read:  # another process made room
             self._written, self._records_read = set(), 0
-        with named.open("rb") as file:
+        with names.open("rb") as file:
             file.seek(self._records_read * _DIGEST_BYTES)
             self._written.update(_split(file.read((count - self._records_read) * _DIGEST_BYTES)))
         self._records_read = count

@@ -115,7 +115,7 @@ def check(stage: StageRun, model: Any, state_dict: Mapping[str, Any] | None) -> 
         state_dict: As for `save`.
 
     Raises:
-        ModelError: The run is not what was trained.
+        ModelError: The run differs from what was trained.
     """
     run, device = stage.run, stage.machine.device
     try:
@@ -141,7 +141,7 @@ def _check_gathered(stage: StageRun, names: Collection[str], state_dict: Mapping
     for name in sorted(names):
         now, then = saved[name], state_dict[name]
         if not torch.equal(now.cpu(), then.to(now.dtype).cpu()):
-            raise ModelError(f"{run} is not what was trained: {name} differs.", "This is a bug.")
+            raise ModelError(f"{run} differs from what was trained: {name}.", "This is a bug.")
     with atomic_directory(run / GOLDEN_FOLDER) as folder:
         record_golden(opened.model, opened.processor, _golden(stage), folder)
 

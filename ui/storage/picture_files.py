@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 import threading
 from collections import OrderedDict
 from io import BytesIO
@@ -17,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from vqa_app.errors import ImageError
+from vqa_app.files import atomic_file
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, ImageLimits, Picture, open_picture
 
 THUMBNAIL = 480
@@ -149,13 +149,6 @@ def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:
 
 
 def _write(file: Path, data: bytes) -> None:
-    """Whole or not at all, also when two do it at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.replace(temporary, file)
-    except OSError:  # the disk is full: what came of it would keep it so
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write a file that only this user may read, completely or not at all."""
+    with atomic_file(file, mode=0o600) as temporary:
+        temporary.write_bytes(data)

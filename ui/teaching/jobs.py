@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from finetune.runs.layout import WATCH_FILE
 from vqa_app.checkpoints.manifest import is_finished
+from vqa_app.files import atomic_file
 from vqa_app.prompts.conversation import SHORT_STYLE
 from vqa_app.serving.engine_pool import ModelChoice
 from vqa_app.serving.redact import redact_paths
@@ -113,11 +113,9 @@ class JobFiles:
         self.folder, self.runs = folder, runs
 
     def write(self, job: Job) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         kept = {name: getattr(job, name) for name in _KEPT} | {"base": asdict(job.base)}
-        partial = self.folder / f".{job.name}.part"
-        partial.write_text(json.dumps(kept, ensure_ascii=False), "utf-8")
-        os.replace(partial, self._file(job.name))
+        with atomic_file(self._file(job.name)) as file:
+            file.write_text(json.dumps(kept, ensure_ascii=False), "utf-8")
 
     def is_free(self, name: str, owner: str) -> bool:
         """Whether an owner may train under a name: nobody did, or they did and it is unfinished."""

@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import secrets
 import tempfile
 import threading
@@ -26,6 +25,7 @@ from typing import Any
 from ui.storage.picture_files import PictureStore
 from ui.teaching.uploads import MAX_ROWS, read_sent, told, unpack
 from vqa_app.errors import DataError, UsageError, VqaError
+from vqa_app.files import atomic_file
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, Picture
 from vqa_app.prompts.conversation import SHORT_STYLE
 from vqa_app.serving.redact import redact_paths, replace_surrogates
@@ -321,10 +321,8 @@ class Teaching:
             return []
 
     def _write(self, owner: str, rows: Sequence[TaughtRow]) -> None:
-        self.home(owner).mkdir(parents=True, exist_ok=True)
-        temporary = self.file(owner).with_suffix(".part")
-        temporary.write_text(_json(rows), "utf-8")
-        os.replace(temporary, self.file(owner))
+        with atomic_file(self.file(owner)) as file:
+            file.write_text(_json(rows), "utf-8")
 
     def _sweep(self, owner: str, rows: Sequence[TaughtRow]) -> None:
         """Removes the pictures of deleted rows."""

@@ -104,7 +104,7 @@ def test_different_weights_fail_verification(run: Path) -> None:
         loaded.model.get_output_embeddings().weight[7] += 0.1
     found = verify(run, loaded)
     assert not found.ok
-    with pytest.raises(ModelError, match="is not what was saved"):
+    with pytest.raises(ModelError, match="differs from what was saved"):
         require(found)
 
 

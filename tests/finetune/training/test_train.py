@@ -625,7 +625,7 @@ def test_gathered_weights_are_compared_with_the_saved_ones(
     finish_module._check_gathered(stage, names, gathered)
     assert finish_module.verify(run).ok
     changed = sorted(names)[-1]
-    with pytest.raises(ModelError, match=f"is not what was trained: {re.escape(changed)} differs"):
+    with pytest.raises(ModelError, match=f"differs from what was trained: {re.escape(changed)}"):
         finish_module._check_gathered(stage, names, gathered | {changed: gathered[changed] + 1})
 
 

@@ -605,7 +605,7 @@ def test_a_picture_that_the_disk_has_no_room_for_leaves_nothing(make_harness, mo
     with pytest.raises(OSError, match="no room") as refusal:
         harness.picture()
     assert user_message(refusal.value) == STORAGE_FAILED
-    assert not list(harness.picture_store.folder.rglob("*.part"))
+    assert not list(harness.picture_store.folder.rglob(".unfinished-*"))
 
 
 def test_other_errors_of_the_system_stay_ours(caplog):
