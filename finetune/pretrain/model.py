@@ -8,7 +8,6 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
@@ -22,6 +21,7 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from finetune.pretrain.scene_pool import SIZE
+from vqa_app.checkpoints.compose import assemble, llava_config, llava_processor
 
 CAPTION_TOKENS = 48
 
@@ -75,59 +75,36 @@ def language_config(vocabulary: int, tiny: bool = False) -> LlamaConfig:
     )
 
 
-def assemble(
+def assemble_checkpoint(
     encoder: SiglipModel,
     projector: LlavaMultiModalProjector,
     language: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The parts as one standard checkpoint: plain transformers loads and runs what this saves."""
-    config = llava_config(encoder.config.vision_config, language.config, tokenizer)
-    model = LlavaForConditionalGeneration(config)
-    model.model.vision_tower.load_state_dict(encoder.vision_model.state_dict())
-    model.model.multi_modal_projector.load_state_dict(projector.state_dict())
-    model.model.language_model.load_state_dict(language.model.state_dict())
+    """Return model and processor of a standard checkpoint, which plain transformers loads."""
+    model = assemble(encoder.vision_model, projector, language, tokenizer)
     model.generation_config = GenerationConfig(
         max_new_tokens=128,
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return model.eval(), make_processor(tokenizer)
-
-
-def llava_config(
-    vision: SiglipVisionConfig, text: LlamaConfig, tokenizer: PreTrainedTokenizerFast
-) -> LlavaConfig:
-    """`full` and -1: SigLIP has no CLS token, so every patch of the last layer is a token."""
-    return LlavaConfig(
-        vision_config=vision.to_dict(),
-        text_config=text.to_dict(),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=64,
-        vision_feature_select_strategy="full",
-        vision_feature_layer=-1,
-        tie_word_embeddings=True,
-    )
+    return model, make_processor(tokenizer, encoder.config.vision_config)
 
 
 def make_projector(
     vision: SiglipVisionConfig, text: LlamaConfig, tokenizer: PreTrainedTokenizerFast
 ) -> LlavaMultiModalProjector:
-    """The two-layer MLP of LLaVA-1.5, freshly initialised."""
+    """Return a new two-layer MLP, as in LLaVA-1.5."""
     return LlavaMultiModalProjector(llava_config(vision, text, tokenizer))
 
 
-def make_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    pictures = SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE})
-    return LlavaProcessor(
-        pictures,
-        tokenizer,
-        patch_size=16,
-        vision_feature_select_strategy="full",
-        num_additional_image_tokens=0,
-        chat_template=tokenizer.chat_template,
-    )
+def make_processor(
+    tokenizer: PreTrainedTokenizerFast, vision: SiglipVisionConfig
+) -> LlavaProcessor:
+    """Return the processor of a checkpoint, which resizes pictures to a square."""
+    image_processor = SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE})
+    return llava_processor(image_processor, tokenizer, vision)
 
 
 def save_two_towers(encoder: SiglipModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

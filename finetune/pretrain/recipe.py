@@ -20,7 +20,7 @@ from finetune.pretrain.encoder import train_encoder
 from finetune.pretrain.exam import Seer
 from finetune.pretrain.export import Selection, export
 from finetune.pretrain.language import Census, Referents, Symbols, train_language
-from finetune.pretrain.model import assemble, make_projector, save, save_two_towers
+from finetune.pretrain.model import assemble_checkpoint, make_projector, save, save_two_towers
 from finetune.pretrain.optim import apart, together
 from finetune.pretrain.tokenizer import train_tokenizer
 from finetune.pretrain.unseen_tokens import spread_unseen
@@ -173,7 +173,7 @@ def _meet(plan: Plan, number: int, processes: int = 2) -> None:
     apart()
     if number == 0:
         save_two_towers(encoder, tokenizer, plan.out / "siglip")
-        save(*assemble(encoder, projector, language, tokenizer), plan.out / "base")
+        save(*assemble_checkpoint(encoder, projector, language, tokenizer), plan.out / "base")
 
 
 def instruct(plan: Plan) -> Path:

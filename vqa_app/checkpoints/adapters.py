@@ -1,4 +1,4 @@
-"""Adapters on a loaded model: PEFT directories of ours and of others, and projectors alone."""
+"""Apply adapters to a loaded model: PEFT directories, ours and others', and projectors alone."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ PEFT_CONFIG = "adapter_config.json"
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter, rather than a whole model."""
+    """Return whether a directory contains an adapter."""
     return (directory / PEFT_CONFIG).is_file() or (directory / PROJECTOR_FILE).is_file()
 
 
 def base_of(source: Source) -> tuple[str, str | None]:
-    """Name and revision of the model that an adapter belongs to.
+    """Return the name and revision of the model that an adapter was trained for.
 
     Raises:
-        ModelError: the adapter does not say.
+        ModelError: The adapter does not name its model.
     """
     if manifest := read_manifest(source.directory):
         name = manifest.base.name
-        beside = source.directory / name
-        if name != BUILTIN and not Path(name).is_absolute() and beside.is_dir():
-            name = str(beside.resolve())
+        relative = source.directory / name
+        if name != BUILTIN and not Path(name).is_absolute() and relative.is_dir():
+            name = str(relative.resolve())
         return name, manifest.base.revision
     config = read_json(source.directory / PEFT_CONFIG)
     if name := config.get("base_model_name_or_path"):
@@ -42,75 +42,77 @@ def base_of(source: Source) -> tuple[str, str | None]:
         if isinstance(name, str) and isinstance(revision, str | None):
             return name, revision
     raise ModelError(
-        f"The adapter {source.name} does not say which model it belongs to.",
-        "Name the model with --model and this with --adapter.",
+        f"The adapter {source.name} does not name the model it was trained for.",
+        "Pass the model with --model and the adapter with --adapter.",
     )
 
 
 def check_base(adapter: Source, base: Source, base_fingerprint: str) -> None:
-    """Refuses an adapter that was made for another model.
+    """Check that an adapter was trained for this base model.
 
     Raises:
-        ModelError: it names both.
+        ModelError: It was trained for another model.
     """
     if manifest := read_manifest(adapter.directory):
         if manifest.base.fingerprint != base_fingerprint:
             raise _mismatch(adapter, base, manifest)
         return
-    wanted = str(read_json(adapter.directory / PEFT_CONFIG).get("base_model_name_or_path") or "")
-    # Others' adapters name their base only; a local copy of it keeps the last part.
-    if wanted and wanted.rstrip("/").rsplit("/")[-1].lower() != _last_part(base):
+    expected = str(read_json(adapter.directory / PEFT_CONFIG).get("base_model_name_or_path") or "")
+    # Adapters without a manifest only name their base; a local copy of it keeps the last part.
+    if expected and _last_part(expected) != _last_part(base.name):
         raise ModelError(
-            f"The adapter {adapter.name} was made for {wanted}, not for {base.name}.",
-            f"Load it with --model {wanted}.",
+            f"The adapter {adapter.name} was trained for {expected}, not for {base.name}.",
+            f"Load it with --model {expected}.",
         )
 
 
 def fingerprint_with(base_fingerprint: str, adapter: Path) -> str:
-    """16 hex digits over base and adapter weights."""
+    """Return 16 hex digits that identify the weights of base and adapter together."""
     files = [adapter / name for name in (PEFT_FILE, PROJECTOR_FILE) if (adapter / name).is_file()]
     return hashlib.sha256((base_fingerprint + fingerprint(files)).encode()).hexdigest()[:16]
 
 
 def apply(model: Any, adapter: Source, *, merge: bool) -> Any:
-    """Puts an adapter into a model.
+    """Apply an adapter to a model.
 
     Args:
-        merge: adds LoRA weights into the model's own. Otherwise they stay apart, as a quantised
-            base needs it.
+        model: The base model; modified in place.
+        adapter: Where the adapter is.
+        merge: Add LoRA weights to the model's own. False keeps them separate, as a quantised base
+            requires.
 
     Returns:
-        The same model, or, if not merged, the `PeftModel` around it.
+        The same model, or the `PeftModel` around it if LoRA weights are not merged.
 
     Raises:
-        ModelError: weights that are missing, left over, cut off or of the wrong shape.
+        ModelError: Weights are missing, unexpected, truncated or of the wrong shape.
     """
     from safetensors import SafetensorError
 
     try:
-        return _applied(model, adapter, merge=merge)
+        return _apply(model, adapter, merge=merge)
     except SafetensorError as error:
         raise ModelError(
-            f"The weights of the adapter {adapter.name} cannot be read: {error}.",
+            f"Could not read the weights of the adapter {adapter.name}: {error}.",
             "Download or copy the adapter again.",
         ) from error
 
 
-def _applied(model: Any, adapter: Source, *, merge: bool) -> Any:
+def _apply(model: Any, adapter: Source, *, merge: bool) -> Any:
     directory = adapter.directory
     if (directory / PROJECTOR_FILE).is_file():
         _load_projector(model, adapter)
         return model
     if not (directory / PEFT_FILE).is_file():
         raise ModelError(
-            f"The adapter {adapter.name} holds no {PEFT_FILE}.",
-            "Adapters in pickle files are not read; save it again as safetensors.",
+            f"The adapter {adapter.name} has no {PEFT_FILE}.",
+            "Pickle files are not supported; save the adapter as safetensors.",
         )
     adapted = _load_peft(model, adapter)
     if not merge:
         return adapted
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT on tied embeddings that are not adapted
+        warnings.simplefilter("ignore")  # PEFT warns about tied embeddings that are not adapted
         return adapted.merge_and_unload()
 
 
@@ -128,8 +130,8 @@ def _load_projector(model: Any, adapter: Source) -> None:
         if parameter.shape != tensors[name].shape:
             raise ModelError(
                 f"{name} has the shape {tuple(tensors[name].shape)} in the adapter {adapter.name},"
-                f" {tuple(parameter.shape)} in the model.",
-                "Load it with the model that it was trained for.",
+                f" but {tuple(parameter.shape)} in the model.",
+                "Load it with the model it was trained for.",
             )
         with torch.no_grad():
             parameter.copy_(tensors[name])
@@ -142,12 +144,13 @@ def _load_peft(model: Any, adapter: Source) -> Any:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said by _compare_names, as an error
+            warnings.simplefilter("ignore")  # _compare_names reports these as errors
             config = PeftConfig.from_pretrained(adapter.directory)
             if config.is_prompt_learning or config.peft_type not in PEFT_TYPE_TO_PREFIX_MAPPING:
                 raise ModelError(
-                    f"The adapter {adapter.name} is of the type {config.peft_type.value}.",
-                    "LoRA and its like are supported.",
+                    f"The adapter {adapter.name} has the unsupported type"
+                    f" {config.peft_type.value}.",
+                    "Use LoRA or a similar type; prompt learning is not supported.",
                 )
             adapted = PeftModel.from_pretrained(
                 model, adapter.directory, config=config, torch_device=str(model.device)
@@ -158,7 +161,7 @@ def _load_peft(model: Any, adapter: Source) -> Any:
         reason = str(error).strip().splitlines()
         raise ModelError(
             f"The adapter {adapter.name} does not fit the model: {' '.join(reason[:2])[:300]}",
-            "Load it with the model that it was trained for.",
+            "Load it with the model it was trained for.",
         ) from error
     _compare_names(adapter, expected.keys(), given.keys())
     return adapted.eval()
@@ -167,24 +170,22 @@ def _load_peft(model: Any, adapter: Source) -> Any:
 def _compare_names(adapter: Source, expected: Any, given: Any) -> None:
     missing, unexpected = sorted(expected - given), sorted(given - expected)
     if missing or unexpected:
-        kind, names = ("lacks", missing) if missing else ("has unexpected weights:", unexpected)
+        problem, names = ("lacks", missing) if missing else ("has unexpected weights:", unexpected)
         raise ModelError(
-            f"The adapter {adapter.name} {kind} {names[0]}"
+            f"The adapter {adapter.name} {problem} {names[0]}"
             + (f" and {len(names) - 1} more." if len(names) > 1 else "."),
-            "Load it with the model that it was trained for.",
+            "Load it with the model it was trained for.",
         )
 
 
-def _last_part(base: Source) -> str:
-    """The base's name without its owner; a hub snapshot is known by its id, a folder by its
-    name.
-    """
-    return base.name.rstrip("/").rsplit("/")[-1].lower()
+def _last_part(name: str) -> str:
+    """Return a hub id without its owner, or a folder's name without its path, in lower case."""
+    return name.rstrip("/").rsplit("/")[-1].lower()
 
 
 def _mismatch(adapter: Source, base: Source, manifest: Manifest) -> ModelError:
     return ModelError(
-        f"The adapter {adapter.name} was trained on {manifest.base.name} (weights"
-        f" {manifest.base.fingerprint}); {base.name} has other weights.",
+        f"The adapter {adapter.name} was trained for {manifest.base.name} with the weights"
+        f" {manifest.base.fingerprint}, but {base.name} has other weights.",
         f"Load it with --model {manifest.base.name}, or train it again on {base.name}.",
     )

@@ -1,6 +1,6 @@
-"""Models to choose from: the built-in one, a few good ones on the hub, and runs on this machine.
+"""The list of models: the built-in one, a selection from the hub, and local runs.
 
-Imports no torch: it is read to show a list.
+This module does not import torch, so that the list is shown quickly.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from vqa_app.files import format_bytes
 Kind: TypeAlias = Literal["builtin", "hub", "run"]
 
 WORKING_SHARE = 1.2
-"""Memory in use over that of the weights: activations, image features and KV cache of a short chat.
-A rule of thumb, on the safe side for short conversations."""
+"""Memory in use relative to that of the weights, for activations, image features and KV cache too.
+A rule of thumb, conservative for short conversations."""
 
 
 @dataclass(frozen=True)
@@ -30,59 +30,59 @@ class CatalogueEntry:
     """A model in the list."""
 
     name: str
-    """What `load_model` and `--model` take."""
+    """The name for `load_model` and `--model`."""
     kind: Kind
     parameters: int
-    """Number of weights, of an adapter with those of its base; of hub models to two digits. 0 where
-    the base is not known here."""
+    """Number of parameters, including those of an adapter's base. Two significant digits for hub
+    models; 0 if the base is unknown."""
     licence: str
     note: str
-    """What it is good for, a few words."""
+    """What the model is good for, in a few words."""
     download: int
-    """Bytes of the files."""
+    """Size of the files in bytes."""
     cached: bool = False
-    """Whether it can be loaded without a download."""
+    """Whether the model can be loaded without a download."""
     gated: bool = False
-    """Whether the hub wants its licence accepted first."""
+    """Whether its licence must be accepted on the hub."""
 
     @property
     def size(self) -> str:
-        """The download in words."""
+        """Size of the files, such as `1.8 GB`."""
         return format_bytes(self.download)
 
     @property
     def memory(self) -> int:
-        """Bytes in use in 16 bits, estimated."""
+        """Estimated memory in use with 16-bit weights, in bytes."""
         return int(2 * self.parameters * WORKING_SHARE)
 
     @property
     def memory_4bit(self) -> int:
-        """Bytes in use with `--quantize 4bit`, estimated."""
+        """Estimated memory in use with `--quantize 4bit`, in bytes."""
         return int(self.memory * WEIGHTS_SHARE["4bit"])
 
 
 def _hub(
     name: str, billions: float, licence: str, note: str, *, gated: bool = False
 ) -> CatalogueEntry:
-    """A hub model whose weights are stored in 16 bits."""
+    """Return the entry of a hub model whose weights are stored in 16 bits."""
     parameters = int(billions * 1e9)
     return CatalogueEntry(name, "hub", parameters, licence, note, 2 * parameters, gated=gated)
 
 
 CATALOGUE = (
-    _hub("HuggingFaceTB/SmolVLM-256M-Instruct", 0.26, "Apache 2.0", "the smallest; quick on a CPU"),
+    _hub("HuggingFaceTB/SmolVLM-256M-Instruct", 0.26, "Apache 2.0", "the smallest; fast on a CPU"),
     _hub("HuggingFaceTB/SmolVLM-500M-Instruct", 0.51, "Apache 2.0", "small, better at documents"),
     _hub(
         "llava-hf/llava-interleave-qwen-0.5b-hf",
         0.89,
         "Tongyi Qianwen Research",
-        "a small LLaVA, several pictures; not for commerce",
+        "a small LLaVA for several pictures; no commercial use",
     ),
     _hub(
         "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
         0.89,
         "Apache 2.0",
-        "a small LLaVA-OneVision, high resolution",
+        "a small LLaVA-OneVision for high resolution",
     ),
     _hub("Qwen/Qwen3-VL-2B-Instruct", 2.1, "Apache 2.0", "any resolution, long documents"),
     _hub("Qwen/Qwen2-VL-2B-Instruct", 2.2, "Apache 2.0", "any resolution, many languages"),
@@ -98,27 +98,27 @@ CATALOGUE = (
         "Qwen/Qwen2.5-VL-3B-Instruct",
         3.8,
         "Qwen Research",
-        "reads documents well; not for commerce",
+        "reads documents well; no commercial use",
     ),
     _hub("google/gemma-3-4b-it", 4.3, "Gemma", "good at conversation", gated=True),
     _hub("llava-hf/llava-1.5-7b-hf", 7.1, "Llama 2", "LLaVA-1.5, the classic"),
     _hub("Qwen/Qwen2.5-VL-7B-Instruct", 8.3, "Apache 2.0", "the best answers in this list"),
 )
-"""By size. Parameters and licences as their pages on the hub state them."""
+"""Models on the hub by size, with parameters and licences as stated on their pages."""
 
 
 def catalogue(runs: Path | None = None) -> list[CatalogueEntry]:
-    """The built-in model, if this installation has it, then hub models by size, then runs.
+    """List the built-in model, if installed, then hub models by size, then runs.
 
     Args:
-        runs: a directory whose subdirectories may be runs of `vqa-app finetune`.
+        runs: A directory whose subdirectories may be runs of `vqa-app finetune`.
     """
     entries = [*_builtin(), *(replace(entry, cached=is_cached(entry.name)) for entry in CATALOGUE)]
     return [*entries, *(local_runs(runs) if runs is not None else ())]
 
 
 def is_cached(name: str) -> bool:
-    """Whether all weights of a hub model lie in the local cache."""
+    """Return whether all weights of a hub model are in the local cache."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -130,7 +130,7 @@ def is_cached(name: str) -> bool:
 
 
 def local_runs(directory: Path) -> list[CatalogueEntry]:
-    """The runs in a directory, newest first; what is no whole run is passed over."""
+    """List the finished runs in a directory, newest first."""
     if not directory.is_dir():
         return []
     manifests = sorted(
@@ -144,12 +144,12 @@ def _builtin() -> Iterable[CatalogueEntry]:
         directory = source.find(source.BUILTIN).directory
     except ModelError:
         return
-    yield _described(
+    yield _local_entry(
         source.BUILTIN,
         "builtin",
         directory,
-        "as vqa-app",
-        "comes with vqa-app; its own small world",
+        "Apache 2.0",
+        "installed with vqa-app; knows only simple drawings",
     )
 
 
@@ -160,22 +160,19 @@ def _run(directory: Path) -> Iterable[CatalogueEntry]:
             return
         base = manifest.base.name
         note = f"{manifest.kind} on {base}, {manifest.created[:10]}"
-        entry = _described(str(directory), "run", directory, f"that of {base}", note)
+        entry = _local_entry(str(directory), "run", directory, f"that of {base}", note)
     except ModelError:
         return
     if not manifest.whole_model:
-        known = _parameters(base)
-        whole = entry.parameters + known if known else 0
-        entry = replace(entry, parameters=whole, cached=base == source.BUILTIN or _is_here(base))
+        of_base = _parameters(base)
+        total = entry.parameters + of_base if of_base else 0
+        local = base == source.BUILTIN or Path(base).is_dir() or is_cached(base)
+        entry = replace(entry, parameters=total, cached=local)
     yield entry
 
 
-def _is_here(name: str) -> bool:
-    return Path(name).is_dir() or is_cached(name)
-
-
 def _parameters(name: str) -> int | None:
-    """Number of weights of a model that a run began with; None where nothing here tells."""
+    """Return the number of parameters of a run's base model, or None if it is unknown."""
     listed = next((entry.parameters for entry in CATALOGUE if entry.name == name), None)
     if listed is not None:
         return listed
@@ -186,7 +183,7 @@ def _parameters(name: str) -> int | None:
         return None
 
 
-def _described(name: str, kind: Kind, directory: Path, licence: str, note: str) -> CatalogueEntry:
+def _local_entry(name: str, kind: Kind, directory: Path, licence: str, note: str) -> CatalogueEntry:
     adapter = [directory / file for file in (PEFT_FILE, PROJECTOR_FILE)]
     files = model_files(directory) or [file for file in adapter if file.is_file()]
     parameters = sum(tensor.size for tensor in stored_tensors(files))

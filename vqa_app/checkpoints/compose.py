@@ -1,14 +1,15 @@
-"""Compose a new LLaVA from a vision encoder, a fresh projector and a causal language model.
+"""Compose a new LLaVA from a vision encoder, a new projector and a causal language model.
 
-The result is a plain `LlavaForConditionalGeneration` (Liu et al. 2023; the two-layer MLP projector
-is LLaVA-1.5's): transformers, vLLM and llama.cpp's converter know it. It answers nonsense about
-pictures until its projector is trained.
+The result is a plain `LlavaForConditionalGeneration` (Liu et al. 2023, with the two-layer MLP
+projector of LLaVA-1.5), which transformers, vLLM and llama.cpp's converter support. Its answers
+about pictures are nonsense until its projector is trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +23,36 @@ from vqa_app.prompts.prompt import prompt_hash
 from vqa_app.quiet import quiet
 
 IMAGE_TOKEN = "<image>"
-_SAFELY = {"trust_remote_code": False, "local_files_only": True}
+_LOADING = {"trust_remote_code": False, "local_files_only": True}
 
-FLATTEN = (
-    "{%- set pictured = namespace(messages=[]) -%}"
+FLATTEN_CONTENT = (
+    "{%- set flattened = namespace(messages=[]) -%}"
     "{%- for message in messages -%}"
     "{%- if message['content'] is string -%}"
-    "{%- set pictured.messages = pictured.messages + [message] -%}"
+    "{%- set flattened.messages = flattened.messages + [message] -%}"
     "{%- else -%}"
     "{%- set flat = namespace(text='') -%}"
     "{%- for part in message['content'] -%}"
     "{%- if part['type'] == 'image' -%}{%- set flat.text = flat.text + '<image>\n' -%}"
     "{%- else -%}{%- set flat.text = flat.text + part['text'] -%}{%- endif -%}"
     "{%- endfor -%}"
-    "{%- set pictured.messages = pictured.messages + [dict(message, content=flat.text)] -%}"
+    "{%- set flattened.messages = flattened.messages + [dict(message, content=flat.text)] -%}"
     "{%- endif -%}"
     "{%- endfor -%}"
-    "{%- set messages = pictured.messages -%}"
+    "{%- set messages = flattened.messages -%}"
 )
-"""Put in front of any chat template for strings: pictures become `<image>` and a newline where they
-stand in a message, as LLaVA-1.5 was trained; the template then sees strings as ever."""
+"""Put before a chat template that expects strings: each picture becomes `<image>` and a newline at
+its place in the message, as LLaVA-1.5 was trained, and the template still receives strings."""
+
+
+@dataclass(frozen=True)
+class _FeatureSelection:
+    """Which features of the vision tower are used."""
+
+    strategy: str
+    layer: int
+    other_tokens: int
+    """Tokens of the tower that are not patches."""
 
 
 def compose(
@@ -53,75 +64,153 @@ def compose(
     seed: int = 0,
     offline: bool = False,
 ) -> Path:
-    """Makes a LLaVA and saves it as a hub repository holds one.
+    """Compose a LLaVA and save it in the layout of a hub repository.
 
-    SigLIP and SigLIP 2 give all their patches ("full", last layer): they have no class token. CLIP
-    gives the patches of its last layer but one, without the class token, as in LLaVA-1.5.
+    SigLIP and SigLIP 2 have no class token: all patches of the last layer are used ("full"). With
+    CLIP, the patches of the last layer but one are used, without the class token, as in LLaVA-1.5.
 
     Args:
-        encoder: hub id or folder of a SigLIP, SigLIP 2 (of fixed resolution) or CLIP checkpoint,
-            the whole or its vision tower.
-        llm: hub id or folder of a causal language model with a chat template.
-        out: a folder that does not exist yet.
-        dtype: `auto` keeps the language model's; else `float32`, `bfloat16` or `float16`.
-        seed: of the projector's initial weights.
+        encoder: Hub id or folder of a SigLIP, SigLIP 2 (with fixed resolution) or CLIP checkpoint:
+            the whole model or its vision tower.
+        llm: Hub id or folder of a causal language model with a chat template.
+        out: A folder that does not exist yet.
+        dtype: `auto` keeps the language model's; otherwise `float32`, `bfloat16` or `float16`.
+        seed: Seed of the projector's initial weights.
+        offline: Download nothing.
 
     Returns:
         The folder.
 
     Raises:
-        UsageError: `out` exists, or an unknown dtype.
-        ModelError: a part that cannot be had or used.
+        UsageError: `out` exists, or the dtype is unknown.
+        ModelError: A part cannot be found or used.
     """
     import torch
 
     out = Path(out)
     if out.exists():
-        raise UsageError(f"{out} exists already.", "Give a folder that does not.")
+        raise UsageError(f"{out} already exists.", "Choose a folder that does not exist.")
     check_dtype(dtype)
-    eye, brain = find(encoder, offline=offline), find(llm, offline=offline)
-    for source in (eye, brain):
+    encoder_source, llm_source = find(encoder, offline=offline), find(llm, offline=offline)
+    for source in (encoder_source, llm_source):
         tensors = list(stored_tensors(model_files(source.directory)))
         check_memory(source.name, tensors, torch.device("cpu"), torch.bfloat16, None)
-    with quiet(), _named(eye):
-        tower = _load_tower(eye)
-        pictures = _image_processor(eye, tower.config)
-    with quiet(), _named(brain):
-        language_model = _load_llm(brain, dtype)
-        words = _tokenizer(brain)
+    with quiet(), _reporting_errors(encoder_source):
+        tower = _load_tower(encoder_source)
+        image_processor = _image_processor(encoder_source, tower.config)
+    with quiet(), _reporting_errors(llm_source):
+        language_model = _load_llm(llm_source, dtype)
+        tokenizer = _tokenizer(llm_source)
     tower.to(language_model.dtype)
-    processor = _processor(pictures, words, tower.config)
+    processor = llava_processor(image_processor, tokenizer, tower.config)
     prompt_hash(processor)  # raises if the template cannot place pictures
-    model = _assemble(tower, language_model, words, seed)
+    _resize_embeddings(language_model, tokenizer)
+    model = assemble(
+        tower, _new_projector(tower, language_model, tokenizer, seed), language_model, tokenizer
+    )
     with atomic_directory(out) as folder, quiet():
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     return out
 
 
-def teach_pictures(template: str) -> str:
-    """A language model's chat template that also takes content lists with pictures."""
-    return FLATTEN + template
+def llava_config(vision: Any, text: Any, tokenizer: Any, *, dtype: Any = None) -> Any:
+    """Return the config of a LLaVA.
+
+    Args:
+        vision: Config of the vision tower.
+        text: Config of the language model.
+        tokenizer: The language model's tokenizer, with `<image>` in its vocabulary.
+        dtype: Precision of the weights.
+    """
+    from transformers import LlavaConfig
+
+    selection = _feature_selection(vision)
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        projector_hidden_act="gelu",
+        vision_feature_select_strategy=selection.strategy,
+        vision_feature_layer=selection.layer,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        tie_word_embeddings=text.tie_word_embeddings,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype=dtype,
+    )
+
+
+def llava_processor(image_processor: Any, tokenizer: Any, vision: Any) -> Any:
+    """Return the processor of a LLaVA.
+
+    Args:
+        image_processor: The vision tower's image processor.
+        tokenizer: The language model's tokenizer, with a chat template for pictures.
+        vision: Config of the vision tower.
+    """
+    from transformers import LlavaProcessor
+
+    selection = _feature_selection(vision)
+    return LlavaProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=vision.patch_size,
+        vision_feature_select_strategy=selection.strategy,
+        chat_template=tokenizer.chat_template,
+        num_additional_image_tokens=selection.other_tokens,
+    )
+
+
+def assemble(tower: Any, projector: Any, language_model: Any, tokenizer: Any) -> Any:
+    """Assemble the parts, without copying them, into a `LlavaForConditionalGeneration`.
+
+    Args:
+        tower: The vision tower.
+        projector: A `LlavaMultiModalProjector`.
+        language_model: A causal language model.
+        tokenizer: Its tokenizer, with `<image>` in its vocabulary.
+    """
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    config = llava_config(
+        tower.config, language_model.config, tokenizer, dtype=language_model.dtype
+    )
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower = tower
+    model.model.multi_modal_projector = projector
+    model.model.language_model = language_model.get_decoder()
+    model.lm_head = language_model.get_output_embeddings()
+    model.generation_config = language_model.generation_config
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.tie_weights()
+    return model.eval()
+
+
+def accept_pictures(template: str) -> str:
+    """Return a language model's chat template extended to message contents with pictures."""
+    return FLATTEN_CONTENT + template
 
 
 @contextmanager
-def _named(source: Source) -> Iterator[None]:
-    """Tells transformers' errors with the name of what was loaded."""
+def _reporting_errors(source: Source) -> Iterator[None]:
+    """Report errors of transformers with the name of the checkpoint."""
     try:
         yield
     except (ValueError, KeyError, OSError, RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines() or [repr(error)]
         raise ModelError(
-            f"{source.name} cannot be loaded: {reason[0][:300]}",
-            "Choose another one; code from repositories is not run.",
+            f"Could not load {source.name}: {reason[0][:300]}",
+            "Choose another one. Code in repositories is never run.",
         ) from error
 
 
 def _load_tower(source: Source) -> Any:
-    """The vision tower in its own dtype. Its pooling head is left out: LLaVA uses patches."""
+    """Load the vision tower in its own dtype, without its pooling head: LLaVA uses the patches."""
     from transformers import AutoConfig, CLIPVisionModel, SiglipVisionModel
 
-    config = AutoConfig.from_pretrained(source.directory, **_SAFELY)
+    config = AutoConfig.from_pretrained(source.directory, **_LOADING)
     towers = {
         "siglip": SiglipVisionModel,
         "siglip_vision_model": SiglipVisionModel,
@@ -130,12 +219,14 @@ def _load_tower(source: Source) -> Any:
     }
     if config.model_type in ("siglip2", "siglip2_vision_model"):
         raise ModelError(
-            f"{source.name} is a SigLIP 2 of free resolution (NaFlex), which LLaVA cannot hold.",
-            "Choose one of fixed resolution, such as google/siglip2-base-patch16-224.",
+            f"{source.name} is a SigLIP 2 with variable resolution (NaFlex), which LLaVA does not"
+            " support.",
+            "Choose one with fixed resolution, such as google/siglip2-base-patch16-224.",
         )
     if config.model_type not in towers:
         raise ModelError(
-            f"{source.name} has the model type {config.model_type!r}; it is no SigLIP or CLIP.",
+            f"Expected a SigLIP or CLIP model, but {source.name} has the model type"
+            f" {config.model_type!r}.",
             "Choose a SigLIP, SigLIP 2 or CLIP checkpoint.",
         )
     vision = getattr(config, "vision_config", config)
@@ -147,11 +238,12 @@ def _load_tower(source: Source) -> Any:
         dtype="auto",
         use_safetensors=True,
         output_loading_info=True,
-        **_SAFELY,
+        **_LOADING,
     )
     if info["missing_keys"] or info["mismatched_keys"]:
         raise ModelError(
-            f"{source.name} lacks weights of its vision tower: {sorted(info['missing_keys'])[:1]}.",
+            f"{source.name} lacks weights of its vision tower, such as"
+            f" {sorted([*info['missing_keys'], *info['mismatched_keys']])[0]}.",
             "Download it again.",
         )
     return tower
@@ -161,10 +253,11 @@ def _load_llm(source: Source, dtype: str) -> Any:
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(source.directory, **_SAFELY)
+    config = AutoConfig.from_pretrained(source.directory, **_LOADING)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
-            f"{source.name} has the model type {config.model_type!r}; it is not a causal LM.",
+            f"Expected a causal language model, but {source.name} has the model type"
+            f" {config.model_type!r}.",
             "Choose a language model for chat.",
         )
     model, info = AutoModelForCausalLM.from_pretrained(
@@ -172,114 +265,76 @@ def _load_llm(source: Source, dtype: str) -> Any:
         dtype="auto" if dtype == "auto" else getattr(torch, dtype),
         use_safetensors=True,
         output_loading_info=True,
-        **_SAFELY,
+        **_LOADING,
     )
     if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
         raise ModelError(
-            f"The weights of {source.name} do not fit its config.json: {wrong[0]}.",
+            f"The weights of {source.name} do not match its config.json: {wrong[0]}.",
             "Download it again.",
         )
     return model
 
 
 def _tokenizer(source: Source) -> Any:
-    """The language model's tokenizer, which knows `<image>` and has a padding token."""
+    """Load the tokenizer, and add `<image>` and a padding token if they are missing."""
     from transformers import AutoTokenizer
 
-    words = AutoTokenizer.from_pretrained(source.directory, **_SAFELY)
-    if not isinstance(words.chat_template, str):
+    tokenizer = AutoTokenizer.from_pretrained(source.directory, **_LOADING)
+    if not isinstance(tokenizer.chat_template, str):
         raise ModelError(
-            f"{source.name} has no chat template, so it is not made for dialogue.",
-            "Choose its instruction-tuned sibling.",
+            f"{source.name} has no chat template, so it is not a chat model.",
+            "Choose its instruction-tuned version.",
         )
-    if IMAGE_TOKEN not in words.get_vocab():
-        words.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
-    if words.pad_token is None:
-        words.pad_token = words.unk_token or words.eos_token
-    words.chat_template = teach_pictures(words.chat_template)
-    return words
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    tokenizer.chat_template = accept_pictures(tokenizer.chat_template)
+    return tokenizer
 
 
 def _image_processor(source: Source, tower: Any) -> Any:
     from transformers import AutoImageProcessor, LlavaImageProcessorPil
 
-    own = AutoImageProcessor.from_pretrained(source.directory, backend="pil", **_SAFELY)
+    original = AutoImageProcessor.from_pretrained(source.directory, backend="pil", **_LOADING)
     if tower.model_type == "siglip_vision_model":
-        return own
-    # CLIP's would cut off the sides of a picture; LLaVA-1.5 pads it to a square instead.
+        return original
+    # CLIP's own processor crops pictures to a square; LLaVA-1.5 pads them instead.
     return LlavaImageProcessorPil(
         do_pad=True,
         size={"shortest_edge": tower.image_size},
         crop_size={"height": tower.image_size, "width": tower.image_size},
-        image_mean=own.image_mean,
-        image_std=own.image_std,
+        image_mean=original.image_mean,
+        image_std=original.image_std,
     )
 
 
-def _selection(tower: Any) -> tuple[str, int, int]:
-    """Strategy, layer, and the number of tokens that are no patches."""
-    return ("full", -1, 0) if tower.model_type == "siglip_vision_model" else ("default", -2, 1)
+def _feature_selection(vision: Any) -> _FeatureSelection:
+    if vision.model_type == "siglip_vision_model":
+        return _FeatureSelection("full", -1, 0)
+    return _FeatureSelection("default", -2, 1)
 
 
-def _processor(pictures: Any, words: Any, tower: Any) -> Any:
-    from transformers import LlavaProcessor
-
-    strategy, _, others = _selection(tower)
-    return LlavaProcessor(
-        pictures,
-        words,
-        patch_size=tower.patch_size,
-        vision_feature_select_strategy=strategy,
-        chat_template=words.chat_template,
-        num_additional_image_tokens=others,
-    )
-
-
-def _assemble(tower: Any, language_model: Any, words: Any, seed: int) -> Any:
-    """The parts in one model; the projector as `torch.nn.Linear` begins, like LLaVA's."""
+def _new_projector(tower: Any, language_model: Any, tokenizer: Any, seed: int) -> Any:
+    """Return a projector with the default initialisation of `torch.nn.Linear`, like LLaVA's."""
     import torch
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
+    from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-    _grow(language_model, words)
-    strategy, layer, _ = _selection(tower.config)
-    text = language_model.config
-    config = LlavaConfig(
-        vision_config=tower.config,
-        text_config=text,
-        image_token_index=words.convert_tokens_to_ids(IMAGE_TOKEN),
-        projector_hidden_act="gelu",
-        vision_feature_select_strategy=strategy,
-        vision_feature_layer=layer,
-        image_seq_length=(tower.config.image_size // tower.config.patch_size) ** 2,
-        tie_word_embeddings=text.tie_word_embeddings,
-        pad_token_id=words.pad_token_id,
-        dtype=language_model.dtype,
-    )
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
-    model.model.vision_tower = tower
-    model.model.language_model = language_model.get_decoder()
-    model.lm_head = language_model.get_output_embeddings()
-    projector = model.model.multi_modal_projector.to_empty(device="cpu")
+    config = llava_config(tower.config, language_model.config, tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        projector.linear_1.reset_parameters()
-        projector.linear_2.reset_parameters()
-    projector.to(language_model.dtype)
-    model.generation_config = language_model.generation_config
-    model.generation_config.pad_token_id = words.pad_token_id
-    model.tie_weights()
-    return model.eval()
+        projector = LlavaMultiModalProjector(config)
+    return projector.to(language_model.dtype)
 
 
-def _grow(language_model: Any, words: Any) -> None:
-    """A row for every token. New rows are the mean of the others: neither likely nor far off."""
+def _resize_embeddings(language_model: Any, tokenizer: Any) -> None:
+    """Add the mean embedding for each new token, which makes it neither likely nor extreme."""
     import torch
 
     rows = language_model.get_input_embeddings().weight.shape[0]
-    if len(words) <= rows:  # many models have spare rows
+    if len(tokenizer) <= rows:  # many models have spare rows
         return
-    language_model.resize_token_embeddings(len(words), mean_resizing=False)
+    language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     tables = {language_model.get_input_embeddings(), language_model.get_output_embeddings()}
     with torch.no_grad():
         for table in tables:

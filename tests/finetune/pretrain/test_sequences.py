@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from finetune.pretrain.curriculum import Course, make_quiz
 from finetune.pretrain.language import Census, Referents, Symbols, answer_loss, run_packed
-from finetune.pretrain.model import language_config, make_processor
+from finetune.pretrain.model import language_config, make_processor, vision_config
 from finetune.pretrain.sequences import Packer, answer_hits, answer_starts, turns_of
 from finetune.pretrain.tokenizer import train_tokenizer
 from finetune.pretrain.world import ROOMS, make_scene
@@ -32,7 +32,7 @@ def test_a_branch_is_what_the_chat_template_renders(
     tokenizer: PreTrainedTokenizerFast, pictures: int
 ) -> None:
     packer = Packer(tokenizer)
-    processor = make_processor(tokenizer)
+    processor = make_processor(tokenizer, vision_config())
     scene = make_scene(4, "shapes")
     qas = ROOMS["shapes"].ask(scene, random.Random(4), "train")
     first = QA("existence", "Is there a star?", "yes", "Yes, there is a star.")

@@ -1,4 +1,4 @@
-"""Composed models: every encoder with every language model, and with plain transformers alone."""
+"""Composed models, from several encoders and language models, also in plain transformers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LLMS = {
     "mistral": "mistral",
     "phi3": "phi-3",
 }
-"""Architectures and the chat templates that go with them."""
+"""Architectures and their chat templates."""
 
 DIALOGUE = Conversation.ask("What is this?", [picture(0)], system="Be brief.").then(
     Message.assistant("A red circle."), Message.user("And that?", [picture(1), picture(2)])
@@ -43,7 +43,7 @@ DIALOGUE = Conversation.ask("What is this?", [picture(0)], system="Be brief.").t
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Callable[[str], Path]:
-    """Checkpoints of encoders and language models by name."""
+    """Return a function that makes the checkpoint of an encoder or language model."""
     root = tmp_path_factory.mktemp("parts")
     return lru_cache(lambda name: _make(name, root / name))
 
@@ -95,7 +95,7 @@ def _make(name: str, directory: Path) -> Path:
 
 
 @pytest.mark.parametrize("llm", LLMS)
-def test_every_language_model_becomes_a_llava_that_plain_transformers_runs(
+def test_plain_transformers_runs_a_llava_with_any_language_model(
     llm: str, parts: Callable[[str], Path], tmp_path: Path
 ) -> None:
     import torch
@@ -122,14 +122,14 @@ def test_every_language_model_becomes_a_llava_that_plain_transformers_runs(
         loaded.processor, Conversation.ask("What is this?", [picture(0)]), answer_next=True
     )
     assert torch.equal(prompt.inputs["input_ids"], inputs["input_ids"]) or llm == "qwen3"
-    if llm != "qwen3":  # ours asks for no thoughts
+    if llm != "qwen3":  # our prompt switches reasoning off
         assert torch.equal(loaded.model(**prompt.inputs).logits, plain)
     several = encode(loaded.processor, DIALOGUE, answer_next=True)
     assert loaded.model.generate(**several.inputs, max_new_tokens=3).shape[1] > len(several)
 
 
 @pytest.mark.parametrize("llm", LLMS)
-def test_without_pictures_the_language_model_speaks_as_before(
+def test_without_pictures_the_language_model_is_unchanged(
     llm: str, parts: Callable[[str], Path], tmp_path: Path
 ) -> None:
     import torch
@@ -150,7 +150,7 @@ def test_without_pictures_the_language_model_speaks_as_before(
     ("encoder", "strategy", "layer"),
     [("siglip", "full", -1), ("siglip-whole", "full", -1), ("clip", "default", -2)],
 )
-def test_every_encoder_gives_sixteen_patches(
+def test_the_patches_of_any_encoder_are_used(
     encoder: str, strategy: str, layer: int, parts: Callable[[str], Path], tmp_path: Path
 ) -> None:
     import torch
@@ -167,7 +167,7 @@ def test_every_encoder_gives_sixteen_patches(
     assert pixels["pixel_values"].shape == (1, 3, 32, 32)
 
 
-def test_a_wide_picture_keeps_its_sides_under_clip(
+def test_a_wide_picture_is_not_cropped_with_clip(
     parts: Callable[[str], Path], tmp_path: Path
 ) -> None:
     from PIL import Image
@@ -184,7 +184,7 @@ def test_a_wide_picture_keeps_its_sides_under_clip(
     assert pixels[0, :, 14:18, 0].min() > 1.0, "the white edge was cut off"
 
 
-def test_the_encoders_weights_are_taken_over(parts: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_encoders_weights_are_kept(parts: Callable[[str], Path], tmp_path: Path) -> None:
     import torch
     from transformers import SiglipVisionModel
 
@@ -196,7 +196,7 @@ def test_the_encoders_weights_are_taken_over(parts: Callable[[str], Path], tmp_p
     assert torch.allclose(tower(pixels).last_hidden_state, expected, atol=1e-5)
 
 
-def test_the_seed_makes_the_projector(parts: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_projector_depends_on_the_seed(parts: Callable[[str], Path], tmp_path: Path) -> None:
     import torch
 
     def projector(name: str, seed: int) -> Any:
@@ -208,22 +208,22 @@ def test_the_seed_makes_the_projector(parts: Callable[[str], Path], tmp_path: Pa
     assert not torch.equal(first, other)
 
 
-def test_an_existing_folder_is_left_alone(parts: Callable[[str], Path], tmp_path: Path) -> None:
+def test_an_existing_folder_is_rejected(parts: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists"):
         compose(str(parts("siglip")), str(parts("llama")), tmp_path)
 
 
-def test_parts_in_the_wrong_place_are_refused_by_name(
+def test_parts_of_the_wrong_type_are_rejected_by_name(
     parts: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(ModelError, match="llama.* no SigLIP or CLIP"):
+    with pytest.raises(ModelError, match=r"Expected a SigLIP or CLIP model, but .*llama"):
         compose(str(parts("llama")), str(parts("llama")), tmp_path / "new")
-    with pytest.raises(ModelError, match="siglip.* not a causal LM"):
+    with pytest.raises(ModelError, match=r"Expected a causal language model, but .*siglip"):
         compose(str(parts("siglip")), str(parts("siglip")), tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_base_model_without_chat_template_is_refused(
+def test_a_language_model_without_chat_template_is_rejected(
     parts: Callable[[str], Path], tmp_path: Path
 ) -> None:
     import shutil
@@ -241,11 +241,11 @@ def test_code_from_a_repository_is_never_run(parts: Callable[[str], Path], tmp_p
     foreign = Path(shutil.copytree(parts("llama"), tmp_path / "foreign"))
     (foreign / "evil.py").write_text("raise SystemExit('run')")
     edit_json(foreign / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Config"})
-    with pytest.raises(ModelError, match="foreign cannot be loaded"):
+    with pytest.raises(ModelError, match=r"Could not load .*foreign"):
         compose(str(parts("siglip")), str(foreign), tmp_path / "new")
 
 
-def test_siglip_2_of_free_resolution_is_refused(tmp_path: Path) -> None:
+def test_siglip_2_with_variable_resolution_is_rejected(tmp_path: Path) -> None:
     from transformers import Siglip2VisionConfig
 
     Siglip2VisionConfig().save_pretrained(tmp_path / "naflex")
