@@ -55,10 +55,10 @@ def test_files_that_cannot_be_read_are_told_why(file: Path) -> None:
 def test_messages_hold_texts_and_pictures_alone(file: Path) -> None:
     with Image.open(file) as image:
         for part in (image, file, 5, None):
-            with pytest.raises(UsageError, match="A message holds a"):
+            with pytest.raises(UsageError, match="Expected text or a picture in a message"):
                 Message("user", ("What?", part))  # type: ignore[arg-type]
     for question in (5, None, b"What?"):
-        with pytest.raises(UsageError, match="A message holds a"):
+        with pytest.raises(UsageError, match="Expected text or a picture in a message"):
             Conversation.ask(question)  # type: ignore[arg-type]
 
 
@@ -86,9 +86,9 @@ def test_numbers_of_numpy_are_numbers() -> None:
 
 
 def test_a_model_is_named_by_a_text_or_a_path(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="None names no model"):
+    with pytest.raises(UsageError, match="Expected the name of a model, got None"):
         load_model(None)  # type: ignore[arg-type]
-    with pytest.raises(VqaError, match="no config.json"):
+    with pytest.raises(VqaError, match=r"no config\.json"):
         load_model(tmp_path)
     with pytest.raises(VqaError, match="device None cannot be used"):
         load_model(device=None)  # type: ignore[arg-type]

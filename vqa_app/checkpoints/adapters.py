@@ -160,7 +160,7 @@ def _load_peft(model: Any, adapter: Source) -> Any:
     except (ValueError, RuntimeError, KeyError, OSError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()
         raise ModelError(
-            f"The adapter {adapter.name} does not fit the model: {' '.join(reason[:2])[:300]}",
+            f"The adapter {adapter.name} does not match the model: {' '.join(reason[:2])[:300]}",
             "Load it with the model it was trained for.",
         ) from error
     _compare_names(adapter, expected.keys(), given.keys())

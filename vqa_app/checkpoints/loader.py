@@ -1,4 +1,4 @@
-"""Built-in, hub id, folder or run → a model that can answer, with everything checked before."""
+"""Load a model, by name, from a folder or from a run, and check its files first."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FAILURES = (ValueError, RuntimeError, KeyError, OSError, TypeError, MemoryError)
-"""What transformers raises where files do not fit together."""
+"""Errors that transformers raises if files are damaged or do not match."""
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model, ready to answer, with all that belongs to it."""
+    """A model ready to answer, with its processor and its origin."""
 
     model: PreTrainedModel
     processor: ProcessorMixin
@@ -45,15 +45,15 @@ class LoadedModel:
     adapter: str | None
     quantization: str | None
     fingerprint: str
-    """Of all weights, base and adapter; see `vqa_app.checkpoints.weights.fingerprint`."""
+    """Identifies the weights of base and adapter; see `weights.fingerprint`."""
     source: Path
-    """The directory that the model (of a run: its adapter) came from."""
+    """The directory of the model; for a run, that of its adapter."""
     revision: str | None = None
     """The commit on the hub."""
 
     @property
     def label(self) -> str:
-        """Model and adapter in a word."""
+        """Names of model and adapter."""
         return f"{self.name} + {self.adapter}" if self.adapter else self.name
 
 
@@ -68,34 +68,35 @@ def load_model(
     *,
     merge: bool = True,
 ) -> LoadedModel:
-    """Loads a model for answering: in evaluation mode, on its device, nothing trainable.
+    """Load a model for inference: in evaluation mode, on its device, with nothing trainable.
 
     Args:
-        name: `builtin`, a hub id, a folder with a model, or a folder that `vqa-app finetune` or
-            PEFT wrote (whose base is then loaded too).
-        adapter: a folder or hub id of a LoRA adapter or of a projector.
-        device: `auto` (cuda, mps, cpu, the first there is), or a torch device.
-        dtype: `auto` (bfloat16 on GPUs and, for models of 100 million parameters and more, on CPUs
-            that compute in it; else float32), `float32`, `bfloat16` or `float16`.
-        quantize: `4bit` (NF4) or `8bit`, through bitsandbytes: the language model's linear layers;
-            never the encoder, the projector or the output embedding.
-        revision: branch, tag or commit on the hub.
-        offline: use the local cache only.
-        merge: add adapters into the weights, unless these are quantised. False gives a `PeftModel`
-            for LoRA adapters.
+        name: `builtin`, a hub id, a folder with a model, or a folder written by `vqa-app finetune`
+            or PEFT, whose base model is then loaded as well.
+        adapter: Folder or hub id of a LoRA adapter or a projector.
+        device: A torch device, or `auto` for the first available one of cuda, mps and cpu.
+        dtype: `float32`, `bfloat16`, `float16` or `auto`. The latter is bfloat16 on GPUs, and also
+            on CPUs with instructions for it if the model has at least 100 million parameters;
+            otherwise float32.
+        quantize: `4bit` (NF4) or `8bit`, with bitsandbytes. This affects the linear layers of the
+            language model, never the encoder, the projector or the output embedding.
+        revision: Branch, tag or commit on the hub.
+        offline: Use only the local cache.
+        merge: Merge adapters into the weights, unless these are quantised. False returns a
+            `PeftModel` for LoRA adapters.
 
     Raises:
-        ModelError: it cannot be found, had, understood or held in memory.
-        UsageError: arguments that make no sense.
+        ModelError: The model cannot be found, downloaded or loaded, or does not fit in memory.
+        UsageError: The arguments are invalid.
     """
     if quantize not in (None, *get_args(Quantization)):
-        raise UsageError(f"Unknown quantisation {quantize!r}.", "Choose 4bit or 8bit.")
+        raise UsageError(f"Unknown quantisation: {quantize!r}", "Choose 4bit or 8bit.")
     source = find(name, revision, offline)
     adapter_source = find(adapter, None, offline) if adapter else None
     if _needs_base(source):
         if adapter_source is not None:
             raise UsageError(
-                f"{name} is an adapter itself; it cannot carry {adapter}.",
+                f"{name} is itself an adapter, so {adapter} cannot be added to it.",
                 "Merge the first one, then add the second.",
             )
         adapter_source = source
@@ -107,21 +108,23 @@ def load_model(
         return base
     if not adapters.is_adapter(adapter_source.directory):
         raise ModelError(
-            f"{adapter_source.name} is not an adapter: it holds neither {adapters.PEFT_CONFIG} nor"
+            f"{adapter_source.name} is not an adapter: it has neither {adapters.PEFT_CONFIG} nor"
             f" {adapters.PROJECTOR_FILE}.",
-            "Give it as --model if it is a whole model.",
+            "If it is a whole model, pass it as --model.",
         )
     return _with_adapter(base, source, adapter_source, merge=merge)
 
 
 def base_source(source: Source, offline: bool = False, *, weights: bool = True) -> Source:
-    """The whole model that a source is, or that the adapter in it belongs to.
+    """Return the source itself if it is a whole model, or the base model of its adapter.
 
     Args:
-        weights: as for `sources.find`, of the base.
+        source: A model or an adapter.
+        offline: Use only the local cache.
+        weights: Whether the base model's weights are needed; see `source.find`.
 
     Raises:
-        ModelError: the adapter doesn't say which, or it cannot be had.
+        ModelError: The adapter does not name its base, or that cannot be found.
     """
     if not _needs_base(source):
         return source
@@ -131,7 +134,7 @@ def base_source(source: Source, offline: bool = False, *, weights: bool = True) 
 
 
 def _needs_base(source: Source) -> bool:
-    """Whether a directory holds an adapter rather than a model that stands alone."""
+    """Return whether a directory contains an adapter and no model that can be loaded alone."""
     directory = source.directory
     if not adapters.is_adapter(directory):
         return False
@@ -154,7 +157,7 @@ def _load_base_of(
         return load_model(name, None, device, dtype, quantize, revision, offline)
     except ModelError as error:
         raise type(error)(
-            f"The base model of {adapter.name} cannot be loaded: {error.problem}", error.hint
+            f"Could not load the base model of {adapter.name}: {error.problem}", error.hint
         ) from error
 
 
@@ -167,26 +170,26 @@ def _with_adapter(
     with quiet():
         model = adapters.apply(base.model, adapter, merge=merge and not quantized)
     if merge and quantized and hasattr(model, "merge_and_unload"):
-        model = model.base_model.model  # the LoRA layers stay inside
+        model = model.base_model.model  # which still contains the LoRA layers
     model.requires_grad_(False)
     processor = base.processor
     manifest = read_manifest(adapter.directory)
     if manifest is not None and manifest.prompt_hash != prompt_hash(processor):
         log.warning(
-            "%s was trained with another chat template than %s has now; answers may suffer.",
+            "%s was trained with another chat template than %s has now; answers may be worse.",
             adapter.name,
             base.name,
         )
-    run_itself = source is adapter
+    is_run = source is adapter
     return LoadedModel(
         model=model.eval(),
         processor=processor,
         capabilities=base.capabilities,
-        name=source.name if run_itself else base.name,
-        adapter=None if run_itself else adapter.name,
+        name=source.name if is_run else base.name,
+        adapter=None if is_run else adapter.name,
         quantization=base.quantization,
         fingerprint=adapters.fingerprint_with(base.fingerprint, adapter.directory),
-        source=adapter.directory if run_itself else base.source,
+        source=adapter.directory if is_run else base.source,
         revision=base.revision,
     )
 
@@ -208,26 +211,26 @@ def _load_whole(
     check_size(source.name, config, tensors)
     processor = load_processor(source, config)
     check_pictures(source.name, config, processor)
-    read_json(directory / "generation_config.json")  # transformers passes over a broken one
+    read_json(directory / "generation_config.json")  # transformers ignores a damaged one
     options: dict[str, Any] = {"dtype": dtype}
     if quantize is not None:
         options |= _quantization_options(source, config, dtype, quantize, device)
-    elif device.type == "cuda" and not is_deepspeed_zero3_enabled():  # that shards while it loads
-        options["device_map"] = {"": device}  # without a copy of the whole in the CPU's memory
+    elif device.type == "cuda" and not is_deepspeed_zero3_enabled():  # ZeRO-3 shards while loading
+        options["device_map"] = {"": device}  # avoids a copy of the model in CPU memory
     with quiet():
         model = _from_pretrained(source, config, options)
     if quantize is None:
         model.to(device)
     elif not any(type(module).__module__.startswith("bitsandbytes") for module in model.modules()):
         raise ModelError(
-            f"Nothing of {source.name} was quantised: its layers are of another kind.",
+            f"No layer of {source.name} was quantised, because bitsandbytes does not support them.",
             "Leave out --quantize.",
         )
     model.eval().requires_grad_(False)
-    _leave_out_pooling(model)
+    _disable_pooling_head(model)
     manifest = read_manifest(directory)
     if manifest is not None and manifest.prompt_hash != prompt_hash(processor):
-        log.warning("The chat template of %s is not the one it was trained with.", source.name)
+        log.warning("%s was trained with another chat template than it has now.", source.name)
     return LoadedModel(
         model=model,
         processor=processor,
@@ -241,9 +244,10 @@ def _load_whole(
     )
 
 
-def _leave_out_pooling(model: Any) -> None:
-    """SigLIP's encoder also pools its patches into one vector, which no image-text model looks at:
-    on a CPU that takes 4 GB for two pictures together, at so400m's size.
+def _disable_pooling_head(model: Any) -> None:
+    """Disable the pooling head of SigLIP encoders, whose output no image-text model uses.
+
+    On a CPU it takes 4 GB for two pictures with so400m.
     """
     for module in model.modules():
         if type(module).__name__.startswith("Siglip") and getattr(module, "use_head", False):
@@ -251,10 +255,10 @@ def _leave_out_pooling(model: Any) -> None:
 
 
 def load_config(source: Source) -> Any:
-    """The model's config, if it is of an architecture that answers questions about pictures.
+    """Load the config of a model, and check that it can answer questions about pictures.
 
     Raises:
-        ModelError: it is not, or only with code from the repository.
+        ModelError: There is no usable config, or it needs code from the repository.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
@@ -262,10 +266,10 @@ def load_config(source: Source) -> Any:
     values = read_json(source.directory / "config.json")
     if not values:
         raise ModelError(
-            f"{source.name} holds no config.json, so it is not a transformers model.",
-            "Give a hub id or folder of a transformers model.",
+            f"{source.name} has no config.json, so it is not a transformers model.",
+            "Use a hub id or folder of a transformers model.",
         )
-    kind = values.get("model_type")
+    model_type = values.get("model_type")
     try:
         with quiet():
             config = AutoConfig.from_pretrained(
@@ -274,24 +278,24 @@ def load_config(source: Source) -> Any:
     except StrictDataclassError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ModelError(
-            f"The config.json of {source.name} cannot be used: {reason[:300]}",
+            f"The config.json of {source.name} is invalid: {reason[:300]}",
             "Download it again, or choose another model.",
         ) from error
     except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
         if "auto_map" in values:
             raise ModelError(
-                f"{source.name} (model type {kind!r}) needs Python code from its own repository,"
-                " which vqa-app does not run.",
-                "Choose a model that transformers knows itself; `vqa-app models` lists some.",
+                f"{source.name} (model type {model_type!r}) needs Python code from its own"
+                " repository, which vqa-app does not run.",
+                "Choose a model that transformers supports; `vqa-app models` lists some.",
             ) from error
         raise ModelError(
-            f"{source.name} has the model type {kind!r}, which this transformers does not know.",
+            f"{source.name} has the model type {model_type!r}, which the installed transformers"
+            " does not support.",
             "Update transformers, or choose another model.",
         ) from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ModelError(
-            f"{source.name} (model type {kind!r}) is not a model that answers questions about"
-            " pictures.",
+            f"{source.name} (model type {model_type!r}) cannot answer questions about pictures.",
             "Choose an image-text-to-text model; `vqa-app models` lists some.",
         )
     return config
@@ -303,13 +307,10 @@ def _weight_files(source: Source) -> list[Path]:
         return files
     if any(source.directory.glob("*.bin")) or any(source.directory.glob("*.pt*")):
         raise ModelError(
-            f"{source.name} has its weights as pickle files only, which may run code when they are"
-            " read.",
+            f"{source.name} has only pickle files, which may run code when they are loaded.",
             "Choose a model with safetensors weights.",
         )
-    raise ModelError(
-        f"{source.name} holds no model.safetensors.", "Give a folder with a whole model."
-    )
+    raise ModelError(f"{source.name} has no model.safetensors.", "Use a folder with a whole model.")
 
 
 def _from_pretrained(source: Source, config: Any, options: dict[str, Any]) -> Any:
@@ -329,25 +330,25 @@ def _from_pretrained(source: Source, config: Any, options: dict[str, Any]) -> An
     except (*_FAILURES, StrictDataclassError) as error:
         if is_out_of_memory(error):
             raise InsufficientMemoryError(
-                f"There is not enough memory to load {source.name}.",
+                f"Not enough memory to load {source.name}.",
                 "Use --quantize 4bit or a smaller model, or close other programs.",
             ) from error
         reason = str(error).strip().splitlines() or [repr(error)]
         raise ModelError(
-            f"{source.name} cannot be loaded: {reason[0][:300]}",
-            "Its files do not belong together; download it again or choose another model.",
+            f"Could not load {source.name}: {reason[0][:300]}",
+            "Its files do not match; download it again or choose another model.",
         ) from error
-    for kind, said in (
+    for key, problem in (
         ("missing_keys", "lacks the weight"),
-        ("unexpected_keys", "has a weight that its architecture does not know,"),
+        ("unexpected_keys", "has an unexpected weight,"),
         ("mismatched_keys", "has a weight of the wrong shape,"),
-        ("error_msgs", "cannot be loaded:"),
+        ("error_msgs", "could not be loaded:"),
     ):
-        if found := sorted(map(str, info[kind])):
+        if found := sorted(map(str, info[key])):
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
             raise ModelError(
-                f"{source.name} {said} {found[0]}{more}.",
-                "Its config.json and its weights do not belong together; download it again.",
+                f"{source.name} {problem} {found[0]}{more}.",
+                "Its config.json and its weights do not match; download it again.",
             )
     return model
 
@@ -362,24 +363,24 @@ def _quantization_options(
             import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise ModelError(
-            f"Loading in {quantize} needs the package bitsandbytes.",
+            f"--quantize {quantize} needs the package bitsandbytes.",
             "Install it with `pip install bitsandbytes`.",
         ) from error
     if device.type == "mps":
         raise ModelError("bitsandbytes cannot quantise on mps.", "Use --device cpu.")
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
-            f"{source.name} is quantised already.", "Leave out --quantize to load it as it is."
+            f"{source.name} is already quantised.", "Leave out --quantize to load it as it is."
         )
-    kept = anatomy(skeleton(source.name, config)).never_quantized
+    skipped = anatomy(skeleton(source.name, config)).never_quantized
     if quantize == "4bit":
-        settings = BitsAndBytesConfig(
+        quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=kept,
+            llm_int8_skip_modules=skipped,
         )
     else:
-        settings = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
-    return {"quantization_config": settings, "device_map": {"": device}}
+        quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    return {"quantization_config": quantization, "device_map": {"": device}}

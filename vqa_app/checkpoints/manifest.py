@@ -1,4 +1,4 @@
-"""The manifest of a run directory: what was trained, from what, on what, with what."""
+"""The manifest of a run directory, which records its base model, data, config and versions."""
 
 from __future__ import annotations
 
@@ -22,49 +22,49 @@ _PACKAGES = ("vqa-app", "torch", "transformers", "peft", "tokenizers", "safetens
 
 @dataclass(frozen=True)
 class Base:
-    """The model that a run began with."""
+    """The model that a run started from."""
 
     name: str
     """`builtin`, a hub id, or an absolute path."""
     fingerprint: str
-    """Of its weights; see `vqa_app.checkpoints.weights.fingerprint`."""
+    """Identifies its weights; see `vqa_app.checkpoints.weights.fingerprint`."""
     revision: str | None = None
     """Commit on the hub."""
 
     @property
     def on_hub(self) -> bool:
-        """Whether others can have it by its name."""
+        """Whether the name is a hub id."""
         return self.name != "builtin" and not Path(self.name).is_absolute()
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a run directory says of itself."""
+    """The description of a run directory."""
 
     kind: Kind
-    """What lies in it: adapter weights (`projector`, `lora`, `qlora`) or a whole model."""
+    """Its content: adapter weights (`projector`, `lora`, `qlora`) or a whole model."""
     base: Base
     prompt_hash: str
     """See `vqa_app.prompts.prompt.prompt_hash`."""
     data_hash: str = ""
     earlier: list[dict[str, Any]] = field(default_factory=list)
-    """The runs that it went on from, the first one first: `name`, `data`, `data_hash` of each."""
+    """The runs that it continued, oldest first, with `name`, `data` and `data_hash` of each."""
     seed: int = 0
     config: dict[str, Any] = field(default_factory=dict)
     command: str = ""
-    """The command line that made it."""
+    """The command line of the run."""
     versions: dict[str, str] = field(default_factory=lambda: current_versions())
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     format_version: int = FORMAT_VERSION
 
     @property
     def whole_model(self) -> bool:
-        """Whether the directory can be loaded without its base."""
+        """Whether the directory can be loaded without its base model."""
         return self.kind in ("full", "merged")
 
 
 def current_versions() -> dict[str, str]:
-    """Python and the packages that weights and prompts depend on."""
+    """Return the versions of Python and of the packages that weights and prompts depend on."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -75,16 +75,16 @@ def current_versions() -> dict[str, str]:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Writes `manifest.json` into an existing directory."""
+    """Write `manifest.json` to an existing directory."""
     text = json.dumps(dataclasses.asdict(manifest), indent=2, default=str)
     (directory / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_manifest(directory: Path) -> Manifest | None:
-    """The manifest of a run directory; None where there is none.
+    """Read the manifest of a run directory; return None if there is none.
 
     Raises:
-        ModelError: there is one that cannot be understood.
+        ModelError: The manifest is damaged or of another version.
     """
     path = Path(directory) / MANIFEST_FILE
     if not path.is_file():
@@ -94,31 +94,32 @@ def read_manifest(directory: Path) -> Manifest | None:
         version = data["format_version"]
         if version != FORMAT_VERSION:
             raise ModelError(
-                f"{path} has format version {version}; this is vqa-app for version"
+                f"{path} has format version {version}; this version of vqa-app supports"
                 f" {FORMAT_VERSION}.",
                 "Update vqa-app." if version > FORMAT_VERSION else "Train again.",
             )
-        known = {item.name for item in dataclasses.fields(Manifest)}
-        values = {name: value for name, value in data.items() if name in known}
+        names = {item.name for item in dataclasses.fields(Manifest)}
+        values = {name: value for name, value in data.items() if name in names}
         manifest = Manifest(**(values | {"base": Base(**data["base"])}))
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{path} is not a manifest that vqa-app wrote: {error!r}.",
+            f"{path} is damaged, or was not written by vqa-app: {error!r}.",
             "Restore the file, or train again.",
         ) from error
     if manifest.kind not in get_args(Kind):
         raise ModelError(
-            f"{path} says kind {manifest.kind!r}.", f"Kinds are {', '.join(get_args(Kind))}."
+            f"{path} has an unknown kind of run: {manifest.kind!r}",
+            f"Known kinds: {', '.join(get_args(Kind))}.",
         )
     return manifest
 
 
 def is_finished(run: Path) -> bool:
-    """Whether a folder holds a whole run: the manifest is written last."""
+    """Return whether a run is finished; its manifest is written last."""
     return (run / MANIFEST_FILE).is_file()
 
 
 def quantization_of(directory: Path) -> str | None:
-    """The logits of a run on a 4-bit base are those on a 4-bit base."""
+    """Return `4bit` for a run that was trained on a 4-bit base, which gives the same logits."""
     manifest = read_manifest(directory)
     return "4bit" if manifest is not None and manifest.kind == "qlora" else None

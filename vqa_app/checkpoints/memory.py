@@ -1,19 +1,21 @@
-"""Whether a model fits into the memory of a device, before it is loaded."""
+"""Check that a model fits in the memory of a device before it is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
+from typing import TYPE_CHECKING
 
 from vqa_app.checkpoints.weights import StoredTensor
 from vqa_app.devices import free_memory, release_memory
 from vqa_app.errors import InsufficientMemoryError
 from vqa_app.files import format_bytes
 
+if TYPE_CHECKING:
+    import torch
+
 WEIGHTS_SHARE = {"4bit": 0.30, "8bit": 0.55}
-"""Memory of quantised weights over that of 16-bit ones: NF4 with double quantisation has 4.13 bits
-a weight; embeddings, projector and encoder stay as they are."""
+"""Memory of quantised weights relative to 16-bit ones. NF4 with double quantisation takes 4.13 bits
+for each weight; embeddings, projector and encoder are not quantised."""
 
 
 def check_memory(
@@ -23,10 +25,17 @@ def check_memory(
     dtype: torch.dtype,
     quantize: str | None,
 ) -> None:
-    """Refuses weights that alone need more than is free.
+    """Check that there is enough memory for the weights alone.
+
+    Args:
+        name: Name of the model in messages.
+        tensors: Its weights.
+        device: The device to load them to.
+        dtype: Precision in which floating-point weights are loaded.
+        quantize: `4bit`, `8bit` or None.
 
     Raises:
-        InsufficientMemoryError: with both figures.
+        InsufficientMemoryError: The weights need more memory than is free.
     """
     sixteen_bit = 2 * sum(tensor.size for tensor in tensors)
     if quantize is not None:
@@ -38,17 +47,17 @@ def check_memory(
         )
     if needed <= free_memory(device):
         return
-    release_memory()  # an earlier model may wait for the collector
+    release_memory()  # an earlier model may not have been garbage-collected yet
     free = free_memory(device)
     if needed <= free:
         return
     kind = "GPU memory" if device.type == "cuda" else "memory"
-    ways = ["a smaller model"]
+    remedies = ["a smaller model"]
     if quantize is None:
-        ways.insert(0, "--quantize 4bit")
+        remedies.insert(0, "--quantize 4bit")
     if quantize is None and dtype.itemsize > 2:
-        ways.insert(0, "--dtype bfloat16")
+        remedies.insert(0, "--dtype bfloat16")
     raise InsufficientMemoryError(
         f"{name} needs {format_bytes(needed)} of {kind}; {format_bytes(free)} are free.",
-        f"Use {' or '.join(ways)}, or close other programs.",
+        f"Use {' or '.join(remedies)}, or close other programs.",
     )

@@ -1,4 +1,4 @@
-"""Processors: tokenizer, image processor and chat template of a model."""
+"""Load a model's processor: its tokenizer, image processor and chat template."""
 
 from __future__ import annotations
 
@@ -38,21 +38,22 @@ FALLBACK_TEMPLATES = {
         "{{ ' Answer:' if message['role'] == 'user' else '' }}{% endfor %}"
     ),
 }
-"""For architectures whose hub repositories have no chat template, by `model_type`: the formats that
-their authors publish for question answering. Used only where a repository brings none.
+"""Chat templates by `model_type`, for architectures whose hub repositories have none. They follow
+the formats that the authors published for question answering, and are used only if a repository has
+no template of its own.
 
 PaliGemma: pictures, `<bos>`, the question, a newline (Beyer et al. 2024, section 3). BLIP-2:
-"Question: ... Answer:", earlier turns in front (Li et al. 2023, section 4). Kosmos-2: the same
-words behind the picture, as in its model card."""
+"Question: ... Answer:" after earlier turns (Li et al. 2023, section 4). Kosmos-2: the same words
+after the picture, as in its model card."""
 
 
 def load_processor(source: Source, config: Any) -> Any:
-    """The processor, with Pillow as its image backend and a chat template.
+    """Load a processor that uses Pillow and has a chat template.
 
-    What the checkpoint says is kept; what old checkpoints do not say comes from the model's config.
+    Settings missing from old checkpoints are taken from the model's config.
 
     Raises:
-        ModelError: it has none, or no chat template.
+        ModelError: The processor is missing or damaged, or has no chat template.
     """
     try:
         with quiet():
@@ -65,29 +66,30 @@ def load_processor(source: Source, config: Any) -> Any:
     except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines() or [repr(error)]
         raise ModelError(
-            f"The processor of {source.name} cannot be loaded: {reason[0]}",
-            "Its tokenizer or image processor files are missing or broken; choose another model.",
+            f"Could not load the processor of {source.name}: {reason[0]}",
+            "Its tokenizer or image processor files are missing or damaged; choose another model.",
         ) from error
     if getattr(processor, "tokenizer", None) is None or not hasattr(processor, "image_processor"):
         raise ModelError(
-            f"{source.name} has no processor for text and pictures.", "Choose another model."
+            f"{source.name} has no processor for both text and pictures.", "Choose another model."
         )
-    _complete(processor, config, source.directory)
-    own = (processor, processor.tokenizer)
-    if not any(getattr(owner, "chat_template", None) for owner in own):
+    _add_missing_settings(processor, config, source.directory)
+    owners = (processor, processor.tokenizer)
+    if not any(getattr(owner, "chat_template", None) for owner in owners):
         template = FALLBACK_TEMPLATES.get(config.model_type)
         if template is None:
             raise ModelError(
-                f"{source.name} has no chat template, so it is not made for questions.",
-                "Choose its instruction-tuned sibling, or add a chat_template.jinja to its folder.",
+                f"{source.name} has no chat template, so it is not a chat model.",
+                "Choose its instruction-tuned version, or add a chat_template.jinja to its folder.",
             )
         processor.chat_template = template
     return processor
 
 
 def without_video(kind: Any) -> Any:
-    """A processor class that takes `no_video()` for its video processor, which needs
-    torchvision.
+    """Return a subclass of a processor class that accepts `no_video()` as its video processor.
+
+    The real video processors need torchvision.
     """
 
     class PictureProcessor(kind):
@@ -96,18 +98,22 @@ def without_video(kind: Any) -> Any:
                 return type(argument)
             return super().check_argument_for_proper_class(argument_name, argument)
 
-    PictureProcessor.__name__ = kind.__name__  # saved with the processor
+    PictureProcessor.__name__ = kind.__name__  # the name is saved with the processor
     return PictureProcessor
 
 
 def no_video(settings: dict[str, Any] | None = None) -> Any:
-    """Stands where a video processor would; keeps its settings, so that they are saved again."""
+    """Return a placeholder for a video processor, which keeps its settings for saving.
+
+    Args:
+        settings: The settings of the real video processor.
+    """
     from transformers.utils import PushToHubMixin
 
     class NoVideo(PushToHubMixin):
         _auto_class = None
         model_input_names: tuple[str, ...] = ()
-        num_frames = fps = None  # SmolVLM's template asks
+        num_frames = fps = None  # read by SmolVLM's template
 
         def to_dict(self) -> dict[str, Any]:
             return dict(settings or {})
@@ -138,11 +144,11 @@ def _open(directory: Path, config: Any) -> Any:
     return without_video(kind).from_args_and_dict(arguments, values, **rest)
 
 
-def _complete(processor: Any, config: Any, directory: Path) -> None:
-    """Fills in what processors from before transformers 4.46 do not say."""
+def _add_missing_settings(processor: Any, config: Any, directory: Path) -> None:
+    """Add settings that processors saved before transformers 4.46 lack."""
     if getattr(processor, "num_query_tokens", 0) is None:  # BLIP-2
         processor.num_query_tokens = config.num_query_tokens
-    if not hasattr(processor, "num_additional_image_tokens"):  # the LLaVAs have it
+    if not hasattr(processor, "num_additional_image_tokens"):  # only LLaVA processors have it
         return
     tower = config.vision_config
     if processor.patch_size is None:

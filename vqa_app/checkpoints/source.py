@@ -1,7 +1,6 @@
-"""A model's name → the directory that holds its files: built-in, local, or downloaded from the hub.
+"""Find the directory of a model by its name: built-in, local, or downloaded from the hub.
 
-Whatever can be known to fail is known before the download: what is missing, gated or of a kind that
-we do not run.
+Missing, gated and unsupported models are reported before anything is downloaded.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ if TYPE_CHECKING:
 
 BUILTIN = "builtin"
 HUB_TIMEOUT = 8.0
-"""Seconds in which the hub has to answer."""
+"""Seconds to wait for a response from the hub."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
-_WHOLE_MODEL = "model*.safetensors"
-_ELSEWHERE = ["*/*", "consolidated*", "*.bin.index.json"]
-"""Copies in other formats lie in subfolders; `consolidated` is Mistral's own format."""
+_DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+_MODEL_WEIGHTS = "model*.safetensors"
+_NOT_DOWNLOADED = ["*/*", "consolidated*", "*.bin.index.json"]
+"""Subfolders contain copies in other formats; `consolidated` is Mistral's own format."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model's files lie."""
+    """The location of a model's files."""
 
     name: str
-    """As the person gave it, local paths made absolute."""
+    """The name that the user gave, with local paths made absolute."""
     directory: Path
     revision: str | None = None
     """The commit on the hub."""
@@ -48,18 +47,23 @@ def find(
     weights: bool = True,
     bar: type | None = None,
 ) -> Source:
-    """The directory of a model or adapter; downloads it if it is on the hub and not in the cache.
+    """Return the directory of a model or adapter, after downloading it from the hub if needed.
 
     Args:
-        weights: whether a whole model's weights are wanted too; False downloads its small files.
-        bar: a `tqdm` class that is told of downloads; what its `update` raises ends them.
+        name: `builtin`, a folder or a hub id.
+        revision: Branch, tag or commit on the hub.
+        offline: Use only the local cache.
+        weights: Whether to download the weights of a whole model, besides its small files.
+        bar: A `tqdm` class that reports downloads. An exception in its `update` ends the download.
 
     Raises:
-        ModelError: there is none, or it cannot be had.
-        UsageError: a revision of something that is not on the hub; what is no name at all.
+        ModelError: The model cannot be found or downloaded.
+        UsageError: The name is not a string or path, or there is a revision without a hub id.
     """
     if not isinstance(name, (str, os.PathLike)):
-        raise UsageError(f"{name!r} names no model.", "Give builtin, a hub id or a folder.")
+        raise UsageError(
+            f"Expected the name of a model, got {name!r}.", "Use builtin, a hub id or a folder."
+        )
     name = os.fspath(name)
     if name == BUILTIN:
         if revision is not None:
@@ -67,25 +71,29 @@ def find(
         directory = Path(str(resources.files("vqa_app"))) / "builtin"
         if not (directory / "config.json").is_file():
             raise ModelError(
-                "This installation of vqa-app holds no built-in model.",
-                "Install it again, or name another model with --model.",
+                "The built-in model is missing from this installation of vqa-app.",
+                "Install it again, or choose another model with --model.",
             )
         return Source(BUILTIN, directory)
     path = Path(os.path.expanduser(name))
     try:
         is_dir, is_file = bool(name) and path.is_dir(), path.is_file()
-    except (OSError, ValueError):  # too long or a NUL byte: no path
+    except (OSError, ValueError):  # not a path: too long, or with a NUL byte
         is_dir = is_file = False
     if is_dir:
         if revision is not None:
-            raise UsageError(f"{name} is a folder; it has no revisions.", "Leave out the revision.")
+            raise UsageError(
+                f"{name} is a folder, which has no revisions.", "Leave out the revision."
+            )
         return Source(str(path.resolve()), path.resolve())
     if is_file:
-        raise ModelError(f"{name} is a file.", "Give the folder that holds the model's files.")
+        raise ModelError(
+            f"Expected a folder, but {name} is a file.", "Use the folder with the model's files."
+        )
     if not _is_hub_id(name):
         shown = name if len(name) <= 100 else name[:100] + "..."
         raise ModelError(
-            f"There is no model {shown!r}: no such folder, and hub ids have the form owner/name.",
+            f"There is no model {shown!r}: it is neither a folder nor a hub id (owner/name).",
             "`vqa-app models` lists models to choose from.",
         )
     return _from_hub(name, revision, offline, weights, bar)
@@ -103,13 +111,11 @@ def _is_hub_id(name: str) -> bool:
 
 
 def stay_offline() -> None:
-    """From here on this process and those that it starts download nothing, neither models nor data
-    sets: what `--offline` asks for.
-    """
+    """Prevent this process and those that it starts from downloading models and data sets."""
     from huggingface_hub import constants
 
     os.environ["HF_HUB_OFFLINE"] = "1"
-    constants.HF_HUB_OFFLINE = True  # read from the environment when it was imported
+    constants.HF_HUB_OFFLINE = True  # the environment was read when it was imported
 
 
 def _from_hub(
@@ -120,27 +126,25 @@ def _from_hub(
     options: dict[str, Any] = {
         "repo_id": name,
         "revision": revision,
-        "allow_patterns": _FILES,
-        "ignore_patterns": [*_ELSEWHERE, *(() if weights else [_WHOLE_MODEL])],
+        "allow_patterns": _DOWNLOADED,
+        "ignore_patterns": [*_NOT_DOWNLOADED, *(() if weights else [_MODEL_WEIGHTS])],
         "etag_timeout": HUB_TIMEOUT,
     }
     offline = offline or constants.is_offline_mode()
-    info = None if offline else _look_up(name, revision)
+    info = None if offline else _model_info(name, revision)
     if info is None:
         try:
             directory = Path(snapshot_download(**options, local_files_only=True))
         except OSError as error:
-            said = (
-                "and the network is not to be used" if offline else "and the hub cannot be reached"
-            )
+            reason = "downloads are switched off" if offline else "the hub cannot be reached"
             raise ModelError(
-                f"{name} is not in the local cache, {said}.",
-                "Load it once with a network, or use the built-in model.",
+                f"{name} is not in the local cache, and {reason}.",
+                "Load it once while online, or use the built-in model.",
             ) from error
         if not any(directory.glob("*.safetensors" if weights else "*.json")):
             raise ModelError(
-                f"The copy of {name} in the local cache is not complete.",
-                "Load it once with a network.",
+                f"The copy of {name} in the local cache is incomplete.",
+                "Load it once while online.",
             )
         return Source(name, directory, directory.name)
     _check_listing(name, info)
@@ -149,15 +153,15 @@ def _from_hub(
     try:
         directory = Path(snapshot_download(**options, tqdm_class=bar))
     except (errors.HTTPError, OSError, ValueError) as error:
-        raise _explain(name, revision, error) from error
+        raise _hub_error(name, revision, error) from error
     return Source(name, directory, directory.name)
 
 
-def _look_up(name: str, revision: str | None) -> ModelInfo | None:
-    """What the hub says of a repository; None where it cannot be reached.
+def _model_info(name: str, revision: str | None) -> ModelInfo | None:
+    """Return the hub's information about a repository, or None if the hub cannot be reached.
 
     Raises:
-        ModelError: it says that we cannot have it.
+        ModelError: The repository does not exist, or access is denied.
     """
     from huggingface_hub import HfApi, errors
 
@@ -166,24 +170,25 @@ def _look_up(name: str, revision: str | None) -> ModelInfo | None:
     except errors.HfHubHTTPError as error:
         if error.response is not None and error.response.status_code >= 500:
             return None
-        raise _explain(name, revision, error) from error
+        raise _hub_error(name, revision, error) from error
     except (errors.HTTPError, OSError):
         return None
 
 
-def _explain(name: str, revision: str | None, error: Exception) -> ModelError:
+def _hub_error(name: str, revision: str | None, error: Exception) -> ModelError:
+    """Return the error to report for one that was raised by huggingface_hub."""
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{name}"
     match error:
         case errors.GatedRepoError():
             return ModelError(
-                f"{name} is gated: its owner wants a licence accepted first.",
+                f"{name} is gated: its licence must be accepted first.",
                 f"Accept it on {page}, then log in with `hf auth login`.",
             )
         case errors.RevisionNotFoundError():
             return ModelError(
-                f"{name} has no revision {revision!r}.", f"See {page}/tree/main for its branches."
+                f"{name} has no revision {revision!r}.", f"{page}/tree/main lists its branches."
             )
         case errors.RepositoryNotFoundError():
             return ModelError(
@@ -192,42 +197,42 @@ def _explain(name: str, revision: str | None, error: Exception) -> ModelError:
             )
         case errors.HfHubHTTPError() if error.response is not None:
             return ModelError(
-                f"The hub answered {error.response.status_code} for {name}.",
-                "Try again later; models that were loaded before work with --offline.",
+                f"The hub responded with status {error.response.status_code} for {name}.",
+                "Try again later. Downloaded models can be used with --offline.",
             )
     return ModelError(
-        f"{name} cannot be downloaded: {str(error).splitlines()[0] if str(error) else error!r}",
-        "Check the network and the disk; a second try goes on where this one stopped.",
+        f"Could not download {name}: {str(error).splitlines()[0] if str(error) else error!r}",
+        "Check the network and the disk, and try again to continue the download.",
     )
 
 
 def _check_listing(name: str, info: ModelInfo) -> None:
-    """Refuses by its list of files what would be refused after the download.
+    """Check the list of files before they are downloaded.
 
     Raises:
-        ModelError: no weights, or only such as could run code.
+        ModelError: There are no weights, or none in safetensors files.
     """
     names = {sibling.rfilename for sibling in info.siblings or []}
     if any(file.endswith(".safetensors") and "/" not in file for file in names):
         return
     if any(file.endswith((".bin", ".pt", ".pth", ".ckpt")) for file in names):
         raise ModelError(
-            f"{name} has its weights as pickle files only, which may run code when they are read.",
+            f"{name} has only pickle files, which may run code when they are loaded.",
             "Choose a model with safetensors weights.",
         )
     if any(file.endswith(".gguf") for file in names):
         raise ModelError(
-            f"{name} holds GGUF files, which are for llama.cpp.",
+            f"{name} contains GGUF files, which are for llama.cpp.",
             "Choose the repository of the original model.",
         )
-    raise ModelError(f"{name} holds no weights.", "Choose a repository with safetensors weights.")
+    raise ModelError(f"{name} has no weights.", "Choose a repository with safetensors weights.")
 
 
 def _check_disk(name: str, info: ModelInfo) -> None:
-    """Refuses a download that the disk has no room for.
+    """Check that there is enough disk space for the download.
 
     Raises:
-        ModelError: with both sizes.
+        ModelError: The download is larger than the free space.
     """
     import shutil
 
@@ -246,5 +251,5 @@ def _check_disk(name: str, info: ModelInfo) -> None:
     if missing > free:
         raise ModelError(
             f"{name} needs {format_bytes(missing)} in {cache}; {format_bytes(free)} are free.",
-            "Make room, or set HF_HOME to a bigger disk.",
+            "Free some space, or set HF_HOME to a folder on another disk.",
         )

@@ -1,4 +1,4 @@
-"""What a directory's safetensors files hold, read from their headers without loading a tensor."""
+"""Inspect safetensors files by their headers, without loading a tensor."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pathlib import Path
 from vqa_app.errors import ModelError
 
 _HEADER_LIMIT = 100_000_000
-"""As in the safetensors format: a header is at most 100 MB."""
+"""Largest header in bytes that the safetensors format allows."""
 _SAMPLE = 1024
+"""Bytes of a tensor that are hashed at a time."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,13 @@ class StoredTensor:
 
     name: str
     dtype: str
-    """As safetensors writes it: `BF16`, `F32`, ..."""
+    """Name of the dtype in safetensors, such as `BF16` or `F32`."""
     shape: tuple[int, ...]
     file: Path
     start: int
-    """First byte in the file."""
+    """Offset of the first byte in the file."""
     end: int
+    """Offset after the last byte."""
 
     @property
     def size(self) -> int:
@@ -37,10 +39,10 @@ class StoredTensor:
 
 
 def model_files(directory: Path) -> list[Path]:
-    """The weight files that transformers would load: those of the index, or `model.safetensors`.
+    """List the weight files that transformers loads: those in the index, or `model.safetensors`.
 
     Raises:
-        ModelError: the index is cut off or none.
+        ModelError: The index is damaged.
     """
     index = directory / "model.safetensors.index.json"
     if index.is_file():
@@ -49,17 +51,17 @@ def model_files(directory: Path) -> list[Path]:
             return sorted(directory / name for name in names)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(
-                f"{index} is not a whole index of weights: {error!r}.", "Download the model again."
+                f"{index} is damaged: {error!r}.", "Download the model again."
             ) from error
     single = directory / "model.safetensors"
     return [single] if single.is_file() else []
 
 
 def stored_tensors(files: list[Path]) -> Iterator[StoredTensor]:
-    """Every tensor of these files.
+    """Yield all tensors of these files.
 
     Raises:
-        ModelError: a file that is missing, cut off, too long or no safetensors file.
+        ModelError: A file is missing, truncated, too long or not a safetensors file.
     """
     for file in files:
         try:
@@ -67,7 +69,7 @@ def stored_tensors(files: list[Path]) -> Iterator[StoredTensor]:
             with file.open("rb") as stream:
                 (length,) = struct.unpack("<Q", stream.read(8))
                 if length > min(_HEADER_LIMIT, size):
-                    raise ValueError("header longer than the file")
+                    raise ValueError("the header is longer than the file")
                 header = json.loads(stream.read(length))
             base = covered = 8 + length
             for name, entry in header.items():
@@ -75,30 +77,30 @@ def stored_tensors(files: list[Path]) -> Iterator[StoredTensor]:
                     continue
                 start, end = entry["data_offsets"]
                 if base + end > size:
-                    raise ValueError(f"{name} ends behind the end of the file")
+                    raise ValueError(f"{name} extends beyond the end of the file")
                 shape = tuple(entry["shape"])
                 covered = max(covered, base + end)
                 yield StoredTensor(name, entry["dtype"], shape, file, base + start, base + end)
             if covered < size:
-                raise ValueError("it goes on behind its last tensor")
+                raise ValueError("it continues after its last tensor")
         except FileNotFoundError:
             raise ModelError(
-                f"{file} is missing.", "Download the model again; the copy is not complete."
+                f"{file} is missing.", "Download the model again; this copy is incomplete."
             ) from None
         except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
             raise ModelError(
-                f"{file} is not a whole safetensors file: {error}.", "Download the model again."
+                f"{file} is not a valid safetensors file: {error}.", "Download the model again."
             ) from error
 
 
 def fingerprint(files: list[Path]) -> str:
-    """16 hex digits that identify weights, whatever files they are split into.
+    """Return 16 hex digits that identify weights, regardless of how they are split into files.
 
-    A hash over names, dtypes and shapes, and of each tensor its first, middle and last kilobyte:
-    cheap for a model of any size, and training changes every one of those.
+    They are a hash over names, dtypes and shapes and over the first, middle and last kilobyte of
+    each tensor. This is fast for a model of any size, and training changes all of those bytes.
 
     Raises:
-        ModelError: see `stored_tensors`.
+        ModelError: See `stored_tensors`.
     """
     digest = hashlib.sha256()
     streams = {file: file.open("rb") for file in files if file.is_file()}

@@ -10,7 +10,7 @@ import base64
 import itertools
 import json
 from io import BytesIO
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -51,6 +51,12 @@ def _line(value: object) -> str:
     return " ".join(_valid_unicode(str(value or "")).split())[:120]
 
 
+def _checked(text: str) -> str:
+    if text != _valid_unicode(text):
+        raise ValueError("The text contains unpaired surrogates.")
+    return text
+
+
 def _known_facts(facts: dict[str, Any]) -> dict[str, Any]:
     """Keep the facts that are known and have a plausible value.
 
@@ -87,20 +93,23 @@ def _decoded(value: object) -> bytes:
     return base64.b64decode(value, validate=True)
 
 
+_Text: TypeAlias = Annotated[str, AfterValidator(_checked)]
+
+
 class FileTurn(BaseModel):
     """A question with its answer."""
 
-    id: Annotated[str, Field(max_length=200)]
+    id: Annotated[_Text, Field(max_length=200)]
     parent: Annotated[str | None, BeforeValidator(lambda value: str(value) if value else None)] = (
         None
     )
     """The turn that this one follows; None for a first question."""
     shown: Annotated[bool, BeforeValidator(bool)] = False
     """Whether the turn is on the branch that the browser shows."""
-    question: str
+    question: _Text
     pictures: list[str] = []
     """Digests."""
-    answer: str
+    answer: _Text
     state: Annotated[
         str, BeforeValidator(lambda value: value if value in _STATES else "stopped")
     ] = "stopped"

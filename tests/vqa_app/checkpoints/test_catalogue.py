@@ -16,7 +16,7 @@ from vqa_app.checkpoints.adapters import PROJECTOR_FILE
 from vqa_app.checkpoints.catalogue import CATALOGUE, catalogue, local_runs
 from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
 
-WANTED = "HuggingFaceTB/SmolVLM-256M-Instruct"
+SMOLVLM = "HuggingFaceTB/SmolVLM-256M-Instruct"
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def put_into(cache: Path, name: str, *files: str) -> None:
         (snapshot / file).write_text("{}")
 
 
-def test_hub_models_come_by_size_with_what_one_needs_to_choose(cache: Path) -> None:
+def test_hub_models_are_sorted_by_size_and_described(cache: Path) -> None:
     entries = [entry for entry in catalogue() if entry.kind == "hub"]
     assert [entry.parameters for entry in entries] == sorted(entry.parameters for entry in entries)
     assert len({entry.name for entry in entries}) == len(entries) >= 8
@@ -48,37 +48,36 @@ def test_hub_models_come_by_size_with_what_one_needs_to_choose(cache: Path) -> N
         assert not entry.cached
 
 
-def test_a_model_in_the_cache_is_marked(cache: Path) -> None:
-    put_into(cache, WANTED, "config.json", "model.safetensors")
+def test_a_model_in_the_cache_is_marked_as_cached(cache: Path) -> None:
+    put_into(cache, SMOLVLM, "config.json", "model.safetensors")
     marked = {entry.name for entry in catalogue() if entry.kind == "hub" and entry.cached}
-    assert marked == {WANTED}
+    assert marked == {SMOLVLM}
 
 
-def test_a_model_without_its_weights_in_the_cache_is_not(cache: Path) -> None:
-    put_into(cache, WANTED, "config.json")
-    assert not module.is_cached(WANTED)
+def test_a_model_without_weights_in_the_cache_is_not_cached(cache: Path) -> None:
+    put_into(cache, SMOLVLM, "config.json")
+    assert not module.is_cached(SMOLVLM)
 
 
-def test_a_model_with_a_broken_index_is_not_here_and_leaves_the_list_whole(cache: Path) -> None:
-    put_into(cache, WANTED, "config.json", "model.safetensors.index.json")
-    assert [entry.cached for entry in catalogue() if entry.name == WANTED] == [False]
+def test_a_model_with_a_damaged_index_is_listed_as_not_cached(cache: Path) -> None:
+    put_into(cache, SMOLVLM, "config.json", "model.safetensors.index.json")
+    assert [entry.cached for entry in catalogue() if entry.name == SMOLVLM] == [False]
 
 
-def test_the_builtin_model_comes_first_where_there_is_one(
+def test_the_builtin_model_comes_first(
     cache: Path, tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vqa_app.checkpoints.source import Source
 
-    monkeypatch.setattr(module.sources, "find", lambda name: Source(name, tiny_llava_dir))
+    monkeypatch.setattr(module.source, "find", lambda name: Source(name, tiny_llava_dir))
     first = catalogue()[0]
+    assert first.licence == "Apache 2.0"
     assert (first.name, first.kind, first.cached) == ("builtin", "builtin", True)
     assert first.download == (tiny_llava_dir / "model.safetensors").stat().st_size
     assert 10_000 < first.parameters < 1_000_000
 
 
-def test_runs_are_found_and_half_written_ones_passed_over(
-    tiny_llava_dir: Path, tmp_path: Path
-) -> None:
+def test_only_finished_runs_are_listed(tiny_llava_dir: Path, tmp_path: Path) -> None:
     manifest = Manifest("full", Base("builtin", "f"), "p")
     whole = Path(shutil.copytree(tiny_llava_dir, tmp_path / "whole"))
     write_manifest(whole, manifest)
@@ -93,17 +92,17 @@ def test_runs_are_found_and_half_written_ones_passed_over(
     assert local_runs(tmp_path / "nowhere") == []
 
 
-def test_an_adapters_memory_counts_its_base(
+def test_the_memory_of_an_adapter_includes_its_base(
     cache: Path, tiny_llava_dir: Path, tmp_path: Path
 ) -> None:
-    for name, base in (("here", str(tiny_llava_dir)), ("lost", "nobody/knows-this")):
+    for name, base in (("here", str(tiny_llava_dir)), ("lost", "nobody/unknown")):
         (tmp_path / "runs" / name).mkdir(parents=True)
         write_manifest(tmp_path / "runs" / name, Manifest("projector", Base(base, "f"), "p"))
         save_file({"w": np.ones(10)}, tmp_path / "runs" / name / PROJECTOR_FILE)
     lost, here = sorted(local_runs(tmp_path / "runs"), key=lambda entry: entry.parameters)
     assert here.parameters > 10_000
     assert here.cached
-    assert here.download < 1000, "its own files only"
+    assert here.download < 1000, "only its own files"
     assert lost.memory == 0
     assert not lost.cached
 

@@ -1,4 +1,4 @@
-"""Loading: what works, what is refused, and in which words."""
+"""Load models and adapters, and reject files that do not match."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUESTION = Conversation.ask("What is in the picture?", [picture(0)])
 
 @pytest.fixture
 def copy(tiny_llava_dir: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny LLaVA that a test may break."""
+    """Copy the tiny LLaVA, so that a test may modify it."""
     return Path(shutil.copytree(tiny_llava_dir, tmp_path / "copy"))
 
 
@@ -40,7 +40,7 @@ def change_weights(directory: Path, change: Callable[[dict[str, Any]], None]) ->
 
 
 HEAD = "language_model.lm_head.weight"
-"""As it is stored; in the model it is `lm_head.weight`."""
+"""Name of the output embedding in the file; in the model it is `lm_head.weight`."""
 
 
 def logits(loaded: LoadedModel) -> Any:
@@ -51,7 +51,7 @@ def logits(loaded: LoadedModel) -> Any:
         return loaded.model(**inputs).logits
 
 
-def refusal(name: Path, **options: Any) -> ModelError:
+def loading_error(name: Path, **options: Any) -> ModelError:
     with pytest.raises(ModelError) as caught:
         load_model(str(name), **options)
     assert caught.value.hint
@@ -59,10 +59,10 @@ def refusal(name: Path, **options: Any) -> ModelError:
     return caught.value
 
 
-# A whole model
+# Whole models
 
 
-def test_a_folder_gives_a_model_ready_to_answer(tiny_llava_dir: Path) -> None:
+def test_a_model_in_a_folder_is_loaded_for_inference(tiny_llava_dir: Path) -> None:
     loaded = load_model(str(tiny_llava_dir))
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
@@ -71,7 +71,7 @@ def test_a_folder_gives_a_model_ready_to_answer(tiny_llava_dir: Path) -> None:
     assert (loaded.adapter, loaded.quantization) == (None, None)
 
 
-def test_siglips_pooling_is_left_out(tiny_llava_dir: Path) -> None:
+def test_the_pooling_head_of_siglip_is_not_run(tiny_llava_dir: Path) -> None:
     loaded = load_model(str(tiny_llava_dir))
     pooled: list[Any] = []
     loaded.model.model.vision_tower.head.register_forward_hook(lambda *_: pooled.append(1))
@@ -79,9 +79,7 @@ def test_siglips_pooling_is_left_out(tiny_llava_dir: Path) -> None:
     assert not pooled
 
 
-def test_loading_writes_nothing_to_the_terminal(
-    tiny_llava_dir: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_loading_prints_nothing(tiny_llava_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load_model(str(tiny_llava_dir))
     assert capfd.readouterr() == ("", "")
 
@@ -92,23 +90,23 @@ def test_the_dtype_can_be_chosen(tiny_llava_dir: Path, dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"dtype": "int4"}, "int4"),
         ({"quantize": "2bit"}, "2bit"),
         ({"revision": "main"}, "no revisions"),
     ],
 )
-def test_arguments_without_sense_are_refused(
-    tiny_llava_dir: Path, options: dict[str, str], said: str
+def test_invalid_arguments_are_rejected(
+    tiny_llava_dir: Path, options: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         load_model(str(tiny_llava_dir), **options)
 
 
 @pytest.mark.parametrize("device", ["abacus", "meta"])
-def test_a_device_that_cannot_be_used_is_refused(tiny_llava_dir: Path, device: str) -> None:
-    assert f"{device!r} cannot be used" in refusal(tiny_llava_dir, device=device).problem
+def test_an_unusable_device_is_rejected(tiny_llava_dir: Path, device: str) -> None:
+    assert f"{device!r} cannot be used" in loading_error(tiny_llava_dir, device=device).problem
 
 
 def test_the_fingerprint_does_not_depend_on_how_weights_are_split(
@@ -127,183 +125,183 @@ def test_the_fingerprint_does_not_depend_on_how_weights_are_split(
     assert fingerprint(model_files(copy)) != whole
 
 
-def test_a_missing_weight_is_an_error_that_names_it(copy: Path) -> None:
+def test_the_error_for_a_missing_weight_names_it(copy: Path) -> None:
     change_weights(copy, lambda tensors: tensors.pop(HEAD))
-    assert "lacks the weight lm_head.weight" in refusal(copy).problem
+    assert "lacks the weight lm_head.weight" in loading_error(copy).problem
 
 
-def test_an_unexpected_weight_is_an_error_that_names_it(copy: Path) -> None:
+def test_the_error_for_an_unexpected_weight_names_it(copy: Path) -> None:
     import torch
 
     change_weights(copy, lambda tensors: tensors.update(surprise=torch.ones(2)))
-    assert "surprise" in refusal(copy).problem
+    assert "surprise" in loading_error(copy).problem
 
 
-def test_a_weight_of_the_wrong_shape_is_an_error(copy: Path) -> None:
+def test_a_weight_of_the_wrong_shape_is_rejected(copy: Path) -> None:
     import torch
 
     change_weights(copy, lambda tensors: tensors.update({HEAD: torch.ones(3, 32)}))
-    assert str(copy) in refusal(copy).problem
+    assert str(copy) in loading_error(copy).problem
 
 
 @pytest.mark.parametrize("change", [lambda data: data[:-100], lambda data: data + b"more"])
-def test_a_file_that_is_cut_off_or_too_long_is_an_error_that_names_it(
+def test_the_error_for_a_truncated_or_overlong_file_names_it(
     copy: Path, change: Callable[[bytes], bytes]
 ) -> None:
     file = copy / "model.safetensors"
     file.write_bytes(change(file.read_bytes()))
-    assert "model.safetensors is not a whole" in refusal(copy).problem
+    assert "model.safetensors is not a valid safetensors file" in loading_error(copy).problem
 
 
-def test_a_missing_shard_is_an_error_that_names_it(copy: Path) -> None:
+def test_the_error_for_a_missing_shard_names_it(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "model-00001-of-00002.safetensors")
     names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    assert "model-00002-of-00002.safetensors is missing" in refusal(copy).problem
+    assert "model-00002-of-00002.safetensors is missing" in loading_error(copy).problem
 
 
 @pytest.mark.parametrize("text", ['{"weight_map": {"a": "mod', "{}", '{"weight_map": {"a": 1}}'])
-def test_a_cut_off_index_is_an_error_that_names_it(copy: Path, text: str) -> None:
+def test_the_error_for_a_damaged_index_names_it(copy: Path, text: str) -> None:
     (copy / "model.safetensors.index.json").write_text(text)
-    assert "model.safetensors.index.json is not a whole index" in refusal(copy).problem
+    assert "model.safetensors.index.json is damaged" in loading_error(copy).problem
 
 
-def test_pickled_weights_are_refused(copy: Path) -> None:
+def test_pickle_files_are_rejected(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
-    assert "pickle" in refusal(copy).problem
+    assert "pickle" in loading_error(copy).problem
 
 
 def test_code_from_a_repository_is_never_run(copy: Path) -> None:
     (copy / "evil.py").write_text("raise SystemExit('run')")
     edit_json(copy / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Config"})
-    assert "needs Python code from its own repository" in refusal(copy).problem
+    assert "needs Python code from its own repository" in loading_error(copy).problem
 
 
-def test_an_unknown_architecture_is_named(copy: Path) -> None:
+def test_the_error_for_an_unknown_architecture_names_it(copy: Path) -> None:
     edit_json(copy / "config.json", model_type="llava99")
-    assert "'llava99'" in refusal(copy).problem
+    assert "'llava99'" in loading_error(copy).problem
 
 
-def test_a_language_model_is_not_a_model_for_pictures(tmp_path: Path) -> None:
+def test_a_language_model_is_rejected(tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     words = tokenizer()
     config = AutoConfig.for_model(**llm_config("llama", len(words)))
     save(seeded(AutoModelForCausalLM.from_config, config), words, tmp_path)
-    assert "not a model that answers questions about pictures" in refusal(tmp_path).problem
+    assert "cannot answer questions about pictures" in loading_error(tmp_path).problem
 
 
 @pytest.mark.parametrize(
-    ("part", "values", "said"),
+    ("part", "values", "message"),
     [
         ("text_config", {"hidden_size": "abc"}, "expected int, got str"),
         ("text_config", {"num_attention_heads": 5}, "not a multiple"),
-        ("text_config", {"vocab_size": -1}, "No model can be built"),
+        ("text_config", {"vocab_size": -1}, "Could not build a model"),
         ("vision_config", {"patch_size": 0}, "ZeroDivisionError"),
         ("", {"text_config": "x"}, "expected dict, got str"),
-        ("", {"image_token_index": 99999}, " 99999; its processor writes"),
-        ("", {"vision_feature_layer": -99}, "its encoder has 2 layers"),
+        ("", {"image_token_index": 99999}, " 99999, but its processor uses"),
+        ("", {"vision_feature_layer": -99}, "but its encoder has 2 layers"),
     ],
 )
-def test_values_that_no_model_can_have_are_told(
-    copy: Path, part: str, values: dict[str, Any], said: str
+def test_impossible_values_in_a_config_are_reported(
+    copy: Path, part: str, values: dict[str, Any], message: str
 ) -> None:
     config = json.loads((copy / "config.json").read_text())
     (config[part] if part else config).update(values)
     (copy / "config.json").write_text(json.dumps(config))
-    assert said in refusal(copy).problem
+    assert message in loading_error(copy).problem
 
 
-def test_a_config_of_a_far_larger_model_is_refused_before_memory_is_taken(
+def test_a_config_of_a_far_larger_model_is_rejected_before_loading(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An empty text config is the default Llama, of 7 billion parameters."""
-    monkeypatch.setattr("vqa_app.checkpoints.loader._from_pretrained", None)  # is not got to
+    """An empty text config is the default Llama, with 7 billion parameters."""
+    monkeypatch.setattr("vqa_app.checkpoints.loader._from_pretrained", None)  # must not be called
     edit_json(copy / "config.json", text_config={})
-    assert re.search(r"describes a model of 6,\d+,\d+,\d+ parameters", refusal(copy).problem)
+    assert re.search(r"describes 6,\d+,\d+,\d+ parameters", loading_error(copy).problem)
 
 
-def test_a_generation_config_that_is_cut_off_is_told(copy: Path) -> None:
-    """Without it a model would lose its end tokens, and never stop."""
+def test_a_damaged_generation_config_is_reported(copy: Path) -> None:
+    """Without it a model would lose its end tokens and never stop."""
     (copy / "generation_config.json").write_text('{"eos_token_id": ')
-    assert "generation_config.json cannot be read" in refusal(copy).problem
+    assert "generation_config.json cannot be read" in loading_error(copy).problem
 
 
-def test_an_empty_folder_is_no_model(tmp_path: Path) -> None:
-    assert "no config.json" in refusal(tmp_path).problem
+def test_an_empty_folder_is_rejected(tmp_path: Path) -> None:
+    assert "no config.json" in loading_error(tmp_path).problem
 
 
-def test_a_model_without_chat_template_is_refused(copy: Path) -> None:
+def test_a_model_without_chat_template_is_rejected(copy: Path) -> None:
     (copy / "chat_template.jinja").unlink()
-    assert "no chat template" in refusal(copy).problem
+    assert "no chat template" in loading_error(copy).problem
 
 
-def test_a_model_without_tokenizer_is_refused(copy: Path) -> None:
+def test_a_model_without_tokenizer_is_rejected(copy: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (copy / name).unlink()
-    assert "processor" in refusal(copy).problem
+    assert "processor" in loading_error(copy).problem
 
 
-def test_too_little_memory_is_told_before_loading(
+def test_insufficient_memory_is_reported_before_loading(
     tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import psutil
 
     free = SimpleNamespace(available=1000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    said = refusal(tiny_llava_dir)
-    assert "MB of memory" in said.problem
-    assert "--quantize 4bit" in said.hint
+    error = loading_error(tiny_llava_dir)
+    assert "MB of memory" in error.problem
+    assert "--quantize 4bit" in error.hint
 
 
-def test_weights_for_a_gpu_go_there_at_once(
+def test_weights_are_loaded_directly_to_a_gpu(
     tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the whole model has to fit into the memory of the CPU first."""
+    """Otherwise the whole model would have to fit in CPU memory first."""
     import torch
 
     given: dict[str, Any] = {}
 
     def load(source: object, config: object, options: dict[str, Any]) -> None:
         given.update(options)
-        raise RuntimeError("as far as it goes without a GPU")
+        raise RuntimeError("no GPU to load to")
 
     monkeypatch.setattr(loader, "_from_pretrained", load)
-    with pytest.raises(RuntimeError, match="as far"):
+    with pytest.raises(RuntimeError, match="no GPU"):
         load_model(str(tiny_llava_dir))
     assert given.keys() == {"dtype"}
     monkeypatch.setattr(loader, "choose_device", lambda name: torch.device("cuda", 1))
     monkeypatch.setattr(loader, "choose_dtype", lambda *_: torch.bfloat16)
     monkeypatch.setattr(loader, "check_memory", lambda *_: None)
-    with pytest.raises(RuntimeError, match="as far"):
+    with pytest.raises(RuntimeError, match="no GPU"):
         load_model(str(tiny_llava_dir))
     assert given["device_map"] == {"": torch.device("cuda:1")}
 
 
-def test_a_memory_that_fills_while_loading_is_told_as_such(
+def test_running_out_of_memory_while_loading_is_reported(
     tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import AutoModelForImageTextToText
 
-    def full(*_: Any, **__: Any) -> None:
+    def raise_out_of_memory(*_: Any, **__: Any) -> None:
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", full)
-    said = refusal(tiny_llava_dir)
-    assert "not enough memory to load" in said.problem
-    assert "--quantize 4bit" in said.hint
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", raise_out_of_memory)
+    error = loading_error(tiny_llava_dir)
+    assert "Not enough memory to load" in error.problem
+    assert "--quantize 4bit" in error.hint
 
 
-@pytest.mark.parametrize("unsaid", [1, 3])
-def test_what_an_old_processor_does_not_say_comes_from_the_config(
-    tmp_path: Path, one_thread: None, unsaid: int
+@pytest.mark.parametrize("missing", [1, 3])
+def test_settings_missing_from_an_old_processor_come_from_the_config(
+    tmp_path: Path, one_thread: None, missing: int
 ) -> None:
     import torch
 
     new = tiny_llava(tmp_path / "new", "clip")
     old = Path(shutil.copytree(new, tmp_path / "old"))
     names = ("num_additional_image_tokens", "patch_size", "vision_feature_select_strategy")
-    edit_json(old / "processor_config.json", **dict.fromkeys(names[:unsaid]))
+    edit_json(old / "processor_config.json", **dict.fromkeys(names[:missing]))
     assert torch.equal(logits(load_model(str(old))), logits(load_model(str(new))))
 
 
@@ -311,7 +309,7 @@ def test_what_an_old_processor_does_not_say_comes_from_the_config(
 
 
 def make_lora(base: Path, out: Path, base_name: str | None = None, **changes: Any) -> Path:
-    """A LoRA with the projector, as PEFT alone writes it; weights that change the logits."""
+    """Save a LoRA with the projector, as PEFT does, with weights that change the logits."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForImageTextToText
@@ -329,7 +327,9 @@ def make_lora(base: Path, out: Path, base_name: str | None = None, **changes: An
         if parameter.requires_grad:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
     adapted.peft_config["default"].base_model_name_or_path = base_name or str(base)
-    adapted.save_pretrained(out, save_embedding_layers=False)  # or PEFT asks the hub
+    adapted.save_pretrained(
+        out, save_embedding_layers=False
+    )  # otherwise PEFT sends a request to the hub
     return out
 
 
@@ -351,7 +351,7 @@ def plain_logits(base: Path, adapter: Path) -> Any:
 
 
 def make_run(directory: Path, base: Path, kind: Any) -> Path:
-    """Writes the manifest that makes a folder a run of ours."""
+    """Add a manifest to a folder, as if it was a run of ours."""
     loaded = load_model(str(base))
     manifest = Manifest(
         kind=kind,
@@ -362,7 +362,9 @@ def make_run(directory: Path, base: Path, kind: Any) -> Path:
     return directory
 
 
-def test_an_adapter_gives_what_plain_peft_gives(tiny_llava_dir: Path, lora: Path) -> None:
+def test_an_adapter_gives_the_same_logits_as_with_plain_peft(
+    tiny_llava_dir: Path, lora: Path
+) -> None:
     import torch
 
     base = load_model(str(tiny_llava_dir))
@@ -375,7 +377,7 @@ def test_an_adapter_gives_what_plain_peft_gives(tiny_llava_dir: Path, lora: Path
     assert type(loaded.model) is type(base.model)
 
 
-def test_an_adapter_can_stay_apart(tiny_llava_dir: Path, lora: Path) -> None:
+def test_an_adapter_can_stay_unmerged(tiny_llava_dir: Path, lora: Path) -> None:
     import torch
 
     loaded = load_model(str(tiny_llava_dir), adapter=str(lora), merge=False)
@@ -383,7 +385,7 @@ def test_an_adapter_can_stay_apart(tiny_llava_dir: Path, lora: Path) -> None:
     assert torch.equal(logits(loaded), plain_logits(tiny_llava_dir, lora))
 
 
-def test_an_adapters_folder_alone_brings_its_base(tiny_llava_dir: Path, lora: Path) -> None:
+def test_an_adapters_folder_is_loaded_with_its_base(tiny_llava_dir: Path, lora: Path) -> None:
     import torch
 
     alone = load_model(str(lora))
@@ -394,99 +396,97 @@ def test_an_adapters_folder_alone_brings_its_base(tiny_llava_dir: Path, lora: Pa
     assert alone.fingerprint == both.fingerprint
 
 
-def test_loading_an_adapter_writes_nothing_to_the_terminal(
-    lora: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_loading_an_adapter_prints_nothing(lora: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load_model(str(lora))
     assert capfd.readouterr() == ("", "")
 
 
-def test_others_adapters_for_another_model_are_refused_with_both_names(
+def test_a_peft_adapter_for_another_model_is_rejected_with_both_names(
     tiny_llava_dir: Path, tmp_path: Path
 ) -> None:
     adapter = make_lora(tiny_llava_dir, tmp_path / "lora", "llava-hf/llava-1.5-7b-hf")
-    said = refusal(tiny_llava_dir, adapter=str(adapter)).problem
-    assert "llava-hf/llava-1.5-7b-hf" in said
-    assert str(tiny_llava_dir) in said
+    problem = loading_error(tiny_llava_dir, adapter=str(adapter)).problem
+    assert "llava-hf/llava-1.5-7b-hf" in problem
+    assert str(tiny_llava_dir) in problem
 
 
-def test_our_run_on_another_base_is_refused_with_both_names(
+def test_a_run_on_another_base_is_rejected_with_both_names(
     tiny_llava_dir: Path, lora: Path, copy: Path, tmp_path: Path
 ) -> None:
     run = make_run(Path(shutil.copytree(lora, tmp_path / "run")), tiny_llava_dir, "lora")
     assert load_model(str(run)).name == str(run)
     change_weights(copy, lambda tensors: tensors[HEAD].add_(1))
-    said = refusal(copy, adapter=str(run)).problem
-    assert str(tiny_llava_dir) in said
-    assert str(copy) in said
+    problem = loading_error(copy, adapter=str(run)).problem
+    assert str(tiny_llava_dir) in problem
+    assert str(copy) in problem
 
 
-def test_a_base_that_changed_since_training_is_refused(
+def test_a_base_that_changed_since_training_is_rejected(
     tiny_llava_dir: Path, lora: Path, copy: Path, tmp_path: Path
 ) -> None:
     run = make_run(Path(shutil.copytree(lora, tmp_path / "run")), copy, "lora")
     change_weights(copy, lambda tensors: tensors[HEAD].add_(1))
-    assert "has other weights" in refusal(run).problem
+    assert "has other weights" in loading_error(run).problem
 
 
-def test_a_base_that_is_gone_is_told_with_the_adapters_name(
+def test_the_error_for_a_missing_base_names_the_adapter(
     tiny_llava_dir: Path, tmp_path: Path
 ) -> None:
     adapter = make_lora(tiny_llava_dir, tmp_path / "lora", "/no/such/base")
-    said = refusal(adapter).problem
-    assert str(adapter) in said
-    assert "/no/such/base" in said
+    problem = loading_error(adapter).problem
+    assert str(adapter) in problem
+    assert "/no/such/base" in problem
 
 
-def test_weights_that_an_adapter_lacks_or_has_too_many_are_errors(
+def test_missing_and_unexpected_weights_of_an_adapter_are_rejected(
     tiny_llava_dir: Path, lora: Path, tmp_path: Path
 ) -> None:
     import torch
 
-    lacking = Path(shutil.copytree(lora, tmp_path / "lacking"))
-    change_weights(lacking, lambda tensors: tensors.pop(sorted(tensors)[0]))
-    assert "lacks" in refusal(lacking).problem
-    fat = Path(shutil.copytree(lora, tmp_path / "fat"))
+    missing = Path(shutil.copytree(lora, tmp_path / "missing"))
+    change_weights(missing, lambda tensors: tensors.pop(sorted(tensors)[0]))
+    assert "lacks" in loading_error(missing).problem
+    unexpected = Path(shutil.copytree(lora, tmp_path / "unexpected"))
     extra = "base_model.model.model.language_model.layers.9.self_attn.q_proj.lora_A.weight"
-    change_weights(fat, lambda tensors: tensors.update({extra: torch.ones(2, 32)}))
-    assert "layers.9" in refusal(fat).problem
+    change_weights(unexpected, lambda tensors: tensors.update({extra: torch.ones(2, 32)}))
+    assert "layers.9" in loading_error(unexpected).problem
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
-        ({"base_model_name_or_path": 5}, "does not say which model"),
-        ({"revision": 5}, "does not say which model"),
-        ({"target_modules": 5}, "does not fit the model"),
+        ({"base_model_name_or_path": 5}, "does not name the model"),
+        ({"revision": 5}, "does not name the model"),
+        ({"target_modules": 5}, "does not match the model"),
     ],
 )
-def test_values_that_no_adapter_can_have_are_told(
-    lora: Path, tmp_path: Path, values: dict[str, Any], said: str
+def test_invalid_values_in_an_adapters_config_are_reported(
+    lora: Path, tmp_path: Path, values: dict[str, Any], message: str
 ) -> None:
     copy = Path(shutil.copytree(lora, tmp_path / "copy"))
     edit_json(copy / "adapter_config.json", **values)
-    assert said in refusal(copy).problem
+    assert message in loading_error(copy).problem
 
 
-def test_an_adapter_for_wider_layers_is_refused(tmp_path: Path, lora: Path) -> None:
+def test_an_adapter_for_wider_layers_is_rejected(tmp_path: Path, lora: Path) -> None:
     wide = tiny_llava(tmp_path / "wide", hidden_size=48, head_dim=24)
     edit = Path(shutil.copytree(lora, tmp_path / "adapter"))
     edit_json(edit / "adapter_config.json", base_model_name_or_path=str(wide))
-    assert "does not fit" in refusal(edit).problem
+    assert "does not match" in loading_error(edit).problem
 
 
-def test_a_pickled_adapter_is_refused(lora: Path, tmp_path: Path) -> None:
+def test_an_adapter_in_a_pickle_file_is_rejected(lora: Path, tmp_path: Path) -> None:
     pickled = Path(shutil.copytree(lora, tmp_path / "pickled"))
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
-    assert "pickle" in str(refusal(pickled))
+    assert "pickle" in str(loading_error(pickled))
 
 
-def test_a_whole_model_is_no_adapter(tiny_llava_dir: Path) -> None:
-    assert "not an adapter" in refusal(tiny_llava_dir, adapter=str(tiny_llava_dir)).problem
+def test_a_whole_model_is_rejected_as_an_adapter(tiny_llava_dir: Path) -> None:
+    assert "not an adapter" in loading_error(tiny_llava_dir, adapter=str(tiny_llava_dir)).problem
 
 
-def test_an_adapter_on_an_adapter_is_refused(lora: Path) -> None:
-    with pytest.raises(UsageError, match="cannot carry"):
+def test_an_adapter_on_an_adapter_is_rejected(lora: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be added to it"):
         load_model(str(lora), adapter=str(lora))
 
 
@@ -507,7 +507,7 @@ def make_projector(base: Path, out: Path) -> Path:
     return make_run(out, base, "projector")
 
 
-def test_a_projector_alone_is_put_into_its_base(tiny_llava_dir: Path, tmp_path: Path) -> None:
+def test_a_projector_is_loaded_into_its_base(tiny_llava_dir: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
@@ -516,39 +516,39 @@ def test_a_projector_alone_is_put_into_its_base(tiny_llava_dir: Path, tmp_path: 
     for name, value in load_file(run / "projector.safetensors").items():
         assert torch.equal(loaded.model.get_parameter(name), value)
     assert not torch.allclose(logits(loaded), logits(load_model(str(tiny_llava_dir))), atol=1e-2)
-    beside = load_model(str(tiny_llava_dir), adapter=str(run))
-    assert torch.equal(logits(beside), logits(loaded))
+    both = load_model(str(tiny_llava_dir), adapter=str(run))
+    assert torch.equal(logits(both), logits(loaded))
 
 
 @pytest.mark.parametrize("make", [make_lora, make_projector])
-def test_a_cut_off_adapter_is_an_error_that_names_it(
+def test_the_error_for_a_truncated_adapter_names_it(
     tiny_llava_dir: Path, tmp_path: Path, make: Callable[[Path, Path], Path]
 ) -> None:
     adapter = make(tiny_llava_dir, tmp_path / "adapter")
     file = next(adapter.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-100])
-    problem = refusal(tiny_llava_dir, adapter=str(adapter)).problem
+    problem = loading_error(tiny_llava_dir, adapter=str(adapter)).problem
     assert str(adapter) in problem
-    assert "cannot be read" in problem
+    assert "Could not read the weights" in problem
 
 
-def test_half_a_projector_is_refused(tiny_llava_dir: Path, tmp_path: Path) -> None:
+def test_an_incomplete_projector_is_rejected(tiny_llava_dir: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     run = make_projector(tiny_llava_dir, tmp_path / "run")
     tensors = load_file(run / "projector.safetensors")
     tensors.pop(sorted(tensors)[0])
     save_file(tensors, run / "projector.safetensors")
-    assert "linear_1.bias" in refusal(run).problem
+    assert "linear_1.bias" in loading_error(run).problem
 
 
 @pytest.mark.parametrize("kind", ["full", "merged"])
-def test_a_run_that_holds_a_whole_model_needs_no_base(copy: Path, kind: str) -> None:
+def test_a_run_with_a_whole_model_needs_no_base(copy: Path, kind: str) -> None:
     make_run(copy, copy, kind)
     assert load_model(str(copy)).name == str(copy)
 
 
-def test_another_chat_template_than_in_training_is_warned_about(
+def test_a_changed_chat_template_causes_a_warning(
     tiny_llava_dir: Path, lora: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = make_run(Path(shutil.copytree(lora, tmp_path / "run")), tiny_llava_dir, "lora")

@@ -1,4 +1,4 @@
-"""manifest.json: written, read, refused."""
+"""Write and read manifest.json."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ MANIFEST = Manifest(
 )
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_manifest_is_read_as_written(tmp_path: Path) -> None:
     write_manifest(tmp_path, MANIFEST)
     assert read_manifest(tmp_path) == MANIFEST
     assert {"python", "torch", "transformers"} <= MANIFEST.versions.keys()
 
 
-def test_a_directory_without_one_has_none(tmp_path: Path) -> None:
+def test_a_directory_may_have_no_manifest(tmp_path: Path) -> None:
     assert read_manifest(tmp_path) is None
 
 
-def test_fields_of_a_later_release_are_passed_over(tmp_path: Path) -> None:
+def test_unknown_fields_are_ignored(tmp_path: Path) -> None:
     write_manifest(tmp_path, MANIFEST)
     edit_json(tmp_path / MANIFEST_FILE, weather="sunny")
     assert read_manifest(tmp_path) == MANIFEST
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"format_version": 2}, "format version 2"),
         ({"kind": "dora"}, "'dora'"),
@@ -52,16 +52,16 @@ def test_fields_of_a_later_release_are_passed_over(tmp_path: Path) -> None:
         ({"base": {"name": "x"}}, "fingerprint"),
     ],
 )
-def test_a_manifest_that_cannot_be_understood_is_refused(
-    tmp_path: Path, changes: dict[str, object], said: str
+def test_an_invalid_manifest_is_rejected(
+    tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     write_manifest(tmp_path, MANIFEST)
     edit_json(tmp_path / MANIFEST_FILE, **changes)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         read_manifest(tmp_path)
 
 
-def test_a_broken_file_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_rejected_by_name(tmp_path: Path) -> None:
     (tmp_path / MANIFEST_FILE).write_text("{")
     with pytest.raises(ModelError, match=str(tmp_path)):
         read_manifest(tmp_path)

@@ -1,4 +1,4 @@
-"""4-bit and 8-bit loading, on bitsandbytes' CPU kernels."""
+"""Load in 4 and 8 bits, with the CPU kernels of bitsandbytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytest.importorskip("bitsandbytes")
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
-    """Wide enough for bitsandbytes' blocks of 64 weights."""
+    """Make a model wide enough for bitsandbytes, which needs blocks of 64 weights."""
     directory = tmp_path_factory.mktemp("wide") / "llava"
     return tiny_llava(directory, hidden_size=64, intermediate_size=128, head_dim=32)
 
@@ -34,9 +34,9 @@ def quantised(model: object) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(("bits", "nearness"), [("4bit", 0.75), ("8bit", 0.98)])
-def test_a_quantised_model_answers_much_like_the_whole_one(
-    wide: Path, bits: str, nearness: float, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("bits", "similarity"), [("4bit", 0.75), ("8bit", 0.98)])
+def test_a_quantised_model_gives_similar_logits(
+    wide: Path, bits: str, similarity: float, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import torch
 
@@ -47,7 +47,7 @@ def test_a_quantised_model_answers_much_like_the_whole_one(
     assert loaded.model.generate(**inputs, max_new_tokens=3).shape[1] > inputs["input_ids"].shape[1]
     whole = logits(load_model(str(wide)))
     near = torch.nn.functional.cosine_similarity(logits(loaded), whole, dim=-1)
-    assert near.mean() > nearness  # random weights magnify what rounding changes
+    assert near.mean() > similarity  # random weights amplify rounding errors
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_encoder_projector_and_head_are_never_quantised(
     assert not any(layer == parts.head for layer in names)
 
 
-def test_an_adapter_stays_apart_on_a_quantised_base(wide: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_not_merged_into_a_quantised_base(wide: Path, tmp_path: Path) -> None:
     import torch
 
     adapter = make_lora(wide, tmp_path / "lora")
@@ -78,10 +78,10 @@ def test_an_adapter_stays_apart_on_a_quantised_base(wide: Path, tmp_path: Path) 
     assert not torch.allclose(logits(loaded), logits(base), atol=1e-2)
 
 
-def test_a_head_that_is_no_module_leaves_the_rest_to_be_quantised(
+def test_a_model_without_a_head_module_can_be_quantised(
     wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An empty name among those that are kept would keep every layer."""
+    """An empty name in the list of skipped modules would match every layer."""
     import torch
     from transformers import LlavaForConditionalGeneration
 
@@ -95,15 +95,15 @@ def test_a_head_that_is_no_module_leaves_the_rest_to_be_quantised(
     assert parts.never_quantized == [parts.encoder, *parts.projector]
 
 
-def test_a_model_of_which_nothing_was_quantised_is_refused(
+def test_a_model_without_quantised_layers_is_rejected(
     wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vqa_app.models.anatomy.Anatomy.never_quantized", ["model", "lm_head"])
-    with pytest.raises(ModelError, match="Nothing of .* was quantised"):
+    with pytest.raises(ModelError, match=r"No layer of .* was quantised"):
         load_model(str(wide), quantize="4bit")
 
 
-def test_bitsandbytes_that_is_not_installed_is_asked_for(
+def test_the_error_without_bitsandbytes_names_the_package(
     tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import sys

@@ -1,4 +1,4 @@
-"""Where models come from, and what is said when they do not come."""
+"""Find models: built-in, in folders, and on a fake hub."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def repository(tmp_path: Path) -> Path:
     return directory
 
 
-def test_a_hub_model_is_downloaded_without_pickles_and_pages(
+def test_a_hub_model_is_downloaded_without_pickle_files_and_readme(
     hub: FakeHub, repository: Path
 ) -> None:
     hub.repositories["someone/model"] = repository
@@ -40,7 +40,7 @@ def test_a_hub_model_is_downloaded_without_pickles_and_pages(
     assert (found.name, found.revision) == ("someone/model", COMMIT)
 
 
-def test_a_second_time_nothing_is_downloaded(hub: FakeHub, repository: Path) -> None:
+def test_nothing_is_downloaded_twice(hub: FakeHub, repository: Path) -> None:
     hub.repositories["someone/model"] = repository
     first = source.find("someone/model")
     hub.downloads.clear()
@@ -48,7 +48,7 @@ def test_a_second_time_nothing_is_downloaded(hub: FakeHub, repository: Path) -> 
     assert hub.downloads == []
 
 
-def test_what_was_downloaded_is_there_without_a_network(
+def test_a_downloaded_model_is_found_without_a_network(
     hub: FakeHub, repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     hub.repositories["someone/model"] = repository
@@ -59,33 +59,35 @@ def test_what_was_downloaded_is_there_without_a_network(
 
 
 @pytest.mark.parametrize(
-    ("answer", "said", "hint"),
+    ("answer", "problem", "hint"),
     [
         ((404, "RepoNotFound"), "no model someone/model", "spelling"),
         ((401, "RepoNotFound"), "no model someone/model", "log in"),
         ((403, "GatedRepo"), "gated", "Accept it on https://huggingface.co/someone/model"),
-        ((503, ""), "hub cannot be reached", "network"),
+        ((503, ""), "hub cannot be reached", "online"),
     ],
 )
-def test_a_refusal_of_the_hub_is_told_in_two_lines_at_once(
-    hub: FakeHub, answer: tuple[int, str], said: str, hint: str
+def test_an_error_of_the_hub_is_reported_without_retries(
+    hub: FakeHub, answer: tuple[int, str], problem: str, hint: str
 ) -> None:
     hub.repositories["someone/model"] = answer
     with pytest.raises(ModelError) as caught:
         source.find("someone/model")
     assert len(hub.requests) == 1
-    assert said in caught.value.problem
+    assert problem in caught.value.problem
     assert hint in caught.value.hint
     assert len(str(caught.value).splitlines()) == 2
 
 
-def test_an_unknown_revision_is_told(hub: FakeHub, repository: Path) -> None:
+def test_an_unknown_revision_is_reported(hub: FakeHub, repository: Path) -> None:
     hub.repositories["someone/model"] = repository
     with pytest.raises(ModelError, match="no revision 'v9'"):
         source.find("someone/model", revision="v9")
 
 
-def test_no_network_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_network_is_reported_without_retries(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     use(monkeypatch, "http://127.0.0.1:9", tmp_path)
     paused = pauses(monkeypatch)
     with pytest.raises(ModelError, match="hub cannot be reached"):
@@ -93,45 +95,45 @@ def test_no_network_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert not paused
 
 
-def test_offline_asks_nobody(hub: FakeHub, repository: Path) -> None:
+def test_offline_sends_no_requests(hub: FakeHub, repository: Path) -> None:
     hub.repositories["someone/model"] = repository
     with pytest.raises(ModelError, match="not in the local cache"):
         source.find("someone/model", offline=True)
     assert hub.downloads == []
 
 
-def test_a_process_that_stays_offline_asks_nobody(
+def test_stay_offline_prevents_requests(
     hub: FakeHub, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
 
     hub.repositories["someone/model"] = repository
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # both are put back after the test
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # both are restored after the test
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     source.stay_offline()
-    with pytest.raises(ModelError, match="the network is not to be used"):
+    with pytest.raises(ModelError, match="downloads are switched off"):
         source.find("someone/model")
     assert hub.downloads == []
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
 @pytest.mark.parametrize(
-    ("file", "said"),
+    ("file", "message"),
     [("pytorch_model.bin", "pickle"), ("model.gguf", "llama.cpp"), ("x.txt", "no weights")],
 )
-def test_repositories_without_safetensors_are_refused_before_the_download(
-    hub: FakeHub, repository: Path, file: str, said: str
+def test_repositories_without_safetensors_are_rejected_before_the_download(
+    hub: FakeHub, repository: Path, file: str, message: str
 ) -> None:
     for name in ("model.safetensors", "pytorch_model.bin"):
         (repository / name).unlink()
     (repository / file).write_bytes(b"x")
     hub.repositories["someone/model"] = repository
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         source.find("someone/model")
     assert hub.downloads == []
 
 
-def test_a_disk_without_room_is_told_before_the_download(hub: FakeHub, repository: Path) -> None:
+def test_a_full_disk_is_reported_before_the_download(hub: FakeHub, repository: Path) -> None:
     hub.repositories["someone/model"] = repository
     hub.sizes["model.safetensors"] = 10**18
     with pytest.raises(ModelError, match=r"1000000000\.0 GB .* are free"):
@@ -157,12 +159,12 @@ def test_a_disk_without_room_is_told_before_the_download(hub: FakeHub, repositor
         "a\x00b",
     ],
 )
-def test_what_is_neither_folder_nor_hub_id_is_refused(name: str) -> None:
-    with pytest.raises(ModelError, match="no such folder|There is no model"):
+def test_a_name_that_is_neither_folder_nor_hub_id_is_rejected(name: str) -> None:
+    with pytest.raises(ModelError, match="There is no model"):
         source.find(name)
 
 
-def test_a_file_is_no_model(tmp_path: Path) -> None:
+def test_a_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"x")
     with pytest.raises(ModelError, match="is a file"):
         source.find(str(tmp_path / "model.safetensors"))
