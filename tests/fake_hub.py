@@ -1,4 +1,4 @@
-"""A model hub on this machine, for tests of what happens when the real one says no."""
+"""A fake model hub on this machine, which can return errors."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ COMMIT = "c0ffee" + "0" * 34
 
 @dataclass
 class FakeHub:
-    """Repositories by id: a directory to serve, or a refusal (status and the hub's error code)."""
+    """The state of a fake hub."""
 
     repositories: dict[str, Path | tuple[int, str]] = field(default_factory=dict)
+    """By id, a directory to serve, or an error: the status and the hub's error code."""
     downloads: list[str] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
-    """File sizes that the listing claims, where they differ from the truth."""
+    """Sizes of files to claim instead of the real ones."""
     requests: list[str] = field(default_factory=list)
-    """Every path that was asked for: a client that tries again shows here."""
+    """Every requested path, which shows whether a client retried."""
 
 
 class HubHandler(BaseHTTPRequestHandler):
-    """Answers and refuses as the hub does; a subclass's `_answer` says what."""
+    """Sends responses and errors like the hub; subclasses implement `_answer`."""
 
     protocol_version = "HTTP/1.1"
 
@@ -48,7 +49,7 @@ class HubHandler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         raise NotImplementedError
 
-    def _refuse(self, code: str, status: int = 404) -> None:
+    def _send_error(self, code: str, status: int = 404) -> None:
         self._send(b"{}", status, **{"X-Error-Code": code, "X-Error-Message": code})
 
     def _send(self, data: bytes, status: int = 200, **headers: str) -> None:
@@ -83,9 +84,9 @@ def _handler(hub: FakeHub) -> type[HubHandler]:
             directory = hub.repositories.get(name, (404, "RepoNotFound"))
             if isinstance(directory, tuple):
                 status, code = directory
-                return self._refuse(code, status)
+                return self._send_error(code, status)
             if rest[:1] == ["revision"] and rest[1] not in ("main", COMMIT):
-                return self._refuse("RevisionNotFound")
+                return self._send_error("RevisionNotFound")
             files = [
                 {
                     "rfilename": path.name,
@@ -106,7 +107,7 @@ def _handler(hub: FakeHub) -> type[HubHandler]:
             directory = hub.repositories[name]
             assert isinstance(directory, Path)
             if not (directory / file).is_file():
-                return self._refuse("EntryNotFound")
+                return self._send_error("EntryNotFound")
             self._send_file(directory / file, hub.downloads)
 
     return Handler
@@ -114,7 +115,7 @@ def _handler(hub: FakeHub) -> type[HubHandler]:
 
 @contextmanager
 def serve(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[FakeHub]:
-    """Serves a hub and makes huggingface_hub use it, with an empty cache."""
+    """Serve a fake hub and make huggingface_hub use it, with an empty cache."""
     from huggingface_hub import constants
 
     hub = FakeHub()
@@ -132,24 +133,25 @@ def serve(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[FakeHub]:
 
 
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that this thread would have slept from here on, as before trying again. Counting
-    them needs no clock, which says little on a shared machine.
+    """Record the seconds that this thread would sleep, for example before a retry.
+
+    Unlike measured times, they do not depend on how busy the machine is.
     """
-    asked: list[float] = []
+    recorded: list[float] = []
     own, sleep = threading.get_ident(), time.sleep
 
-    def noted(seconds: float) -> None:
+    def record(seconds: float) -> None:
         if threading.get_ident() == own:
-            asked.append(seconds)
+            recorded.append(seconds)
         else:
             sleep(seconds)
 
-    monkeypatch.setattr(time, "sleep", noted)
-    return asked
+    monkeypatch.setattr(time, "sleep", record)
+    return recorded
 
 
 def use(monkeypatch: pytest.MonkeyPatch, address: str, cache: Path) -> None:
-    """Points huggingface_hub at another address and cache, online."""
+    """Make huggingface_hub use another address and cache, online."""
     from huggingface_hub import constants
 
     template = address + "/{repo_id}/resolve/{revision}/{filename}"

@@ -1,4 +1,4 @@
-"""Work in forked processes: a run that is killed, and several that train together."""
+"""Run work in forked processes: one that is killed, or several that train together."""
 
 from __future__ import annotations
 
@@ -9,31 +9,29 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
-needs_fork = pytest.mark.skipif(
-    not hasattr(os, "fork"), reason="needs processes that can be forked"
-)
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 LIMIT = 600.0
 """Seconds that the processes of a test may take."""
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Runs in a forked process; gives its exit status as `os.waitpid` does."""
-    return _ended([_fork(work, {})])[0]
+    """Run work in a forked process and return its exit status, as from `os.waitpid`."""
+    return _wait([_fork(work, {})])[0]
 
 
 def together(processes: int, work: Callable[[], object]) -> None:
-    """Runs the same in forked processes, with the environment of `accelerate launch`."""
+    """Run the same work in several processes, with the environment of `accelerate launch`."""
     from torch.distributed import TCPStore
 
-    # Where they meet is open before they are there, as torchrun has it: a port that is only known
-    # to be free may be another's by then.
-    meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    # Open the store before the processes start, as torchrun does: another program could take a port
+    # that is merely known to be free.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     common = {
         "WORLD_SIZE": processes,
         "LOCAL_WORLD_SIZE": processes,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": meeting.port,
+        "MASTER_PORT": store.port,
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": 0,
         "ACCELERATE_USE_CPU": "true",
@@ -42,22 +40,23 @@ def together(processes: int, work: Callable[[], object]) -> None:
     children = [
         _fork(work, {**common, "RANK": rank, "LOCAL_RANK": rank}) for rank in range(processes)
     ]
-    assert _ended(children) == [0] * processes
+    assert _wait(children) == [0] * processes
 
 
-def _ended(children: Sequence[int], seconds: float = LIMIT) -> list[int]:
-    """Exit statuses of child processes, as `os.waitpid` gives them. Where one fails, or the time is
-    up, those that still run are killed: they may wait for ever for the one that is gone.
+def _wait(children: Sequence[int], seconds: float = LIMIT) -> list[int]:
+    """Wait for child processes and return their exit statuses, as from `os.waitpid`.
+
+    If one fails, or after `seconds`, the others are killed: they might wait for it forever.
     """
     statuses: dict[int, int] = {}
-    ends = time.monotonic() + seconds
+    end = time.monotonic() + seconds
     while len(statuses) < len(children):
         for child in children:
             if child not in statuses:
                 done, status = os.waitpid(child, os.WNOHANG)
                 if done:
                     statuses[child] = status
-        failed = any(statuses.values()) or time.monotonic() > ends
+        failed = any(statuses.values()) or time.monotonic() > end
         for child in children:
             if failed and child not in statuses:
                 os.kill(child, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A reverse proxy as nginx is set up for a sub-path: it strips the prefix and keeps the Host."""
+"""A reverse proxy like nginx on a sub-path: it strips the prefix and keeps the Host header."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from starlette.routing import Route
 
 from vqa_app.serving.listener import address_of, listen
 
-_OF_ONE_CONNECTION = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
+_HOP_BY_HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
 
 
 @contextmanager
 def proxy(target: str, prefix: str) -> Iterator[str]:
-    """Shows the server at `target` under `prefix` of another port; gives that address."""
+    """Serve the server at `target` under `prefix` on another port.
+
+    Yields:
+        The address, with the prefix.
+    """
     client = httpx.AsyncClient(base_url=target, timeout=None)
 
     async def forward(request: Request) -> Response:
@@ -38,9 +42,7 @@ def proxy(target: str, prefix: str) -> Iterator[str]:
             answer.aiter_raw(), answer.status_code, background=BackgroundTask(answer.aclose)
         )
         response.raw_headers = [
-            (name, value)
-            for name, value in answer.headers.raw
-            if name.lower() not in _OF_ONE_CONNECTION
+            (name, value) for name, value in answer.headers.raw if name.lower() not in _HOP_BY_HOP
         ]
         return response
 

@@ -1,4 +1,4 @@
-"""Forked processes of tests end, whatever one of them does."""
+"""Forked processes of tests always end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 
-from tests.forked import _ended, _fork, needs_fork
+from tests.forked import _fork, _wait, needs_fork
 
 pytestmark = needs_fork
 
@@ -15,15 +15,15 @@ def forever() -> None:
     threading.Event().wait()
 
 
-def test_who_waits_for_one_that_failed_is_ended() -> None:
+def test_the_others_are_killed_if_one_fails() -> None:
     def fails() -> None:
         raise SystemExit
 
-    statuses = _ended([_fork(forever, {}), _fork(fails, {})])
+    statuses = _wait([_fork(forever, {}), _fork(fails, {})])
     assert os.WTERMSIG(statuses[0]) == signal.SIGKILL
     assert os.WEXITSTATUS(statuses[1]) == 1
 
 
-def test_the_time_is_limited() -> None:
-    (status,) = _ended([_fork(forever, {})], 0.1)
+def test_processes_are_killed_after_the_time_limit() -> None:
+    (status,) = _wait([_fork(forever, {})], 0.1)
     assert os.WTERMSIG(status) == signal.SIGKILL

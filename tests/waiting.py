@@ -1,4 +1,4 @@
-"""Waiting for what another thread does, without waiting for ever."""
+"""Wait for another thread, but not forever."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 PATIENCE = 120.0
-"""Seconds that a test waits for another thread or process before it fails. What it waits for comes
-at once on a machine that has time; on a shared one it may stand still for many seconds."""
+"""Seconds that a test waits for another thread or process before it fails. Usually it waits only for
+an instant, but on a busy machine a thread may not run for many seconds."""
 
 
-def until(true: Callable[[], Any], seconds: float = PATIENCE) -> None:
-    """Machines are shared, so the limit is long. Raises AssertionError at its end."""
+def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> None:
+    """Wait until a condition is true.
+
+    Raises:
+        AssertionError: It is still false after `seconds`.
+    """
     end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came true"
+    while not condition():
+        assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.01)

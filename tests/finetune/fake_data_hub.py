@@ -33,7 +33,7 @@ class Handler(HubHandler):
         name, rest = "/".join(parts[1:3]), parts[3:]
         folder = self.folders.get(name)
         if parts[0] != "datasets" or folder is None:
-            return self._refuse("RepoNotFound")
+            return self._send_error("RepoNotFound")
         match rest:
             case [] | ["revision", _]:
                 return self._describe(name, folder)
@@ -45,7 +45,7 @@ class Handler(HubHandler):
                 return self._send(json.dumps(entries).encode())
             case ["resolve", _, *file] if folder.joinpath(*file).is_file():
                 return self._send_file(folder.joinpath(*file), self.downloads)
-        return self._refuse("EntryNotFound")
+        return self._send_error("EntryNotFound")
 
     def _describe(self, name: str, folder: Path) -> None:
         files = [{"rfilename": entry["path"]} for entry in _listing(folder, folder)]

@@ -1,4 +1,4 @@
-"""The shipped checkpoint: a standard one that plain transformers runs, and that looks."""
+"""The built-in model: plain transformers runs it, and its answers depend on the picture."""
 
 import random
 from pathlib import Path
@@ -33,20 +33,20 @@ def parts(one_thread: None) -> Parts:
 
 
 def answer(parts: Parts, picture: Image.Image | None, *turns: str) -> str:
-    """`turns`: question, answer, question, ... of one conversation."""
+    """Answer the last of the turns, which alternate between questions and answers."""
     processor, model = parts
     messages: list[dict[str, Any]] = []
     for k, text in enumerate(turns):
         part = {"type": "text", "text": text}
-        here = [{"type": "image"}, part] if k == 0 and picture else [part]
-        messages.append({"role": "assistant" if k % 2 else "user", "content": here})
+        content = [{"type": "image"}, part] if k == 0 and picture else [part]
+        messages.append({"role": "assistant" if k % 2 else "user", "content": content})
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     inputs = processor(images=picture, text=text, return_tensors="pt")
     if picture:
         inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
     ids = model.generate(**inputs, max_new_tokens=40)
-    said = ids[0, inputs["input_ids"].shape[1] :]
-    return processor.tokenizer.decode(said, skip_special_tokens=True)
+    new = ids[0, inputs["input_ids"].shape[1] :]
+    return processor.tokenizer.decode(new, skip_special_tokens=True)
 
 
 def test_it_is_a_standard_llava_with_siglip(parts: Parts) -> None:
@@ -64,45 +64,45 @@ def test_it_is_small() -> None:
     assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) <= 40 * MB
 
 
-def test_its_tokenizer_gives_back_any_text(parts: Parts) -> None:
+def test_its_tokenizer_round_trips_any_text(parts: Parts) -> None:
     tokenizer = parts[0].tokenizer
     for text in ("Wie heißt das? 東京 🙂", "tabs\tand\n\nlines", "STOP at 10:45!"):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
 @pytest.mark.parametrize("skill", ["colour", "shape", "existence"])
-def test_it_answers_questions_about_scenes_it_never_saw(parts: Parts, skill: str) -> None:
-    """Single shapes of the held-out split, in the single-word style."""
-    right = asked = blind = 0
+def test_it_answers_questions_about_held_out_scenes(parts: Parts, skill: str) -> None:
+    """Ask about single shapes of the held-out split, in the single-word style."""
+    right = count = blind = 0
     for seed in range(60):
-        if asked == 20:
+        if count == 20:
             break
         rng = random.Random(f"shipped-{skill}-{seed}")
         scene = SHAPES.make(rng, "test", layout="single")
         qas = [q for q in SHAPES.ask(scene, rng, "test") if q.skill == skill and q.short]
         if not qas:
             continue
-        ((question, wanted),) = turns_of(qas[0], rng, short=True, plain=True)
+        ((question, expected),) = turns_of(qas[0], rng, short=True, plain=True)
         picture = SHAPES.draw(scene)
-        right += answer(parts, picture, question) == wanted
-        blind += answer(parts, Image.new("RGB", picture.size, "gray"), question) == wanted
-        asked += 1
-    assert asked == 20
+        right += answer(parts, picture, question) == expected
+        blind += answer(parts, Image.new("RGB", picture.size, "gray"), question) == expected
+        count += 1
+    assert count == 20
     assert right >= 17
     assert blind < right
 
 
-def test_a_follow_up_finds_what_it_refers_to(parts: Parts) -> None:
+def test_it_resolves_references_in_follow_ups(parts: Parts) -> None:
     scene = SHAPES.make(random.Random("single"), "train", layout="single")
     picture, (item,) = SHAPES.draw(scene), scene.items
-    said = answer(
+    reply = answer(
         parts, picture, "Is there a shape?", "Yes, there is a shape.", "What colour is it?"
     )
-    assert item.colour in said
+    assert item.colour in reply
 
 
 def test_its_two_towers_match_pictures_and_captions() -> None:
-    """Sixteen held-out scenes: chance is one in sixteen."""
+    """With sixteen held-out scenes, chance is one in sixteen."""
     towers = SiglipModel.from_pretrained(FOLDER / "siglip", dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(FOLDER / "siglip")
     captions: dict[str, Image.Image] = {}

@@ -1,4 +1,4 @@
-"""What Python code may give, and what it is told of what it may not."""
+"""What the Python API accepts, and how it rejects anything else."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_question_takes_pictures_as_they_are_at_hand(file: Path) -> None:
+def test_a_question_accepts_pictures_in_any_form(file: Path) -> None:
     picture = open_picture(file)
     assert open_picture(picture) is picture
     array = np.asarray(picture.image)
-    for given in (picture, file, str(file), file.read_bytes(), picture.image, array):
-        for pictures in (given, [given], (given,)):
+    for source in (picture, file, str(file), file.read_bytes(), picture.image, array):
+        for pictures in (source, [source], (source,)):
             assert Conversation.ask("What is it?", pictures).pictures == (picture,)
     assert open_picture(np.zeros((2, 3), bool)).image.size == (3, 2)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 5), (0, 4, 3), (1, 2, 3, 4)])
-def test_an_array_that_is_no_picture_is_refused(shape: tuple[int, ...]) -> None:
+def test_an_array_of_the_wrong_shape_is_rejected(shape: tuple[int, ...]) -> None:
     with pytest.raises(ImageError):
         open_picture(np.zeros(shape, np.uint8))
 
 
 @pytest.mark.parametrize("value", [None, 5, ["a.png"], {}])
-def test_what_is_no_picture_is_told_what_is(value: Any) -> None:
-    with pytest.raises(ImageError, match="expected a picture") as caught:
+def test_the_error_for_another_value_says_what_is_accepted(value: Any) -> None:
+    with pytest.raises(ImageError, match="Expected a picture") as caught:
         open_picture(value)
     assert "PIL image" in caught.value.hint
 
 
-def test_files_that_cannot_be_read_are_told_why(file: Path) -> None:
+def test_the_error_for_an_unreadable_file_says_why(file: Path) -> None:
     with file.open() as text, pytest.raises(ImageError, match="opened as text"):
         open_picture(text)  # type: ignore[arg-type]
     with file.open("rb") as closed:
@@ -52,7 +52,7 @@ def test_files_that_cannot_be_read_are_told_why(file: Path) -> None:
         open_picture(closed)
 
 
-def test_messages_hold_texts_and_pictures_alone(file: Path) -> None:
+def test_messages_contain_only_texts_and_pictures(file: Path) -> None:
     with Image.open(file) as image:
         for part in (image, file, 5, None):
             with pytest.raises(UsageError, match="Expected text or a picture in a message"):
@@ -76,16 +76,16 @@ def test_messages_hold_texts_and_pictures_alone(file: Path) -> None:
     ],
     ids=str,
 )
-def test_options_of_another_type_are_refused(options: dict[str, Any]) -> None:
+def test_options_of_the_wrong_type_are_rejected(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(options))} is "):
         GenerationOptions(**options)
 
 
-def test_numbers_of_numpy_are_numbers() -> None:
+def test_options_accept_numbers_of_numpy() -> None:
     GenerationOptions(max_new_tokens=np.int64(3), temperature=np.float32(0.5), seed=np.int32(1))
 
 
-def test_a_model_is_named_by_a_text_or_a_path(tmp_path: Path) -> None:
+def test_a_model_is_named_by_a_string_or_a_path(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Expected the name of a model, got None"):
         load_model(None)  # type: ignore[arg-type]
     with pytest.raises(VqaError, match=r"no config\.json"):

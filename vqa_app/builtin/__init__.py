@@ -1,4 +1,5 @@
-"""The model in the box: a LLaVA checkpoint as plain transformers reads it, and its MODEL_CARD.md.
+"""The built-in model: a LLaVA checkpoint that plain transformers loads, with its MODEL_CARD.md.
 
-`vqa_app.checkpoints.loader` finds the files by this package's path. `finetune.pretrain` makes them.
+`vqa_app.checkpoints.source` finds the files by the path of this package. `finetune.pretrain` makes
+them.
 """
