@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 PATIENCE = 120.0
-"""Seconds that a test waits for another thread or process before it fails. Usually it waits only for
-an instant, but on a busy machine a thread may not run for many seconds."""
+"""Seconds that a test waits for another thread or process before it fails. Usually it only waits
+for an instant, but on a busy machine a thread may not run for many seconds."""
 
 
 def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> None:
