@@ -37,10 +37,9 @@ def base_of(source: Source) -> tuple[str, str | None]:
             name = str(relative.resolve())
         return name, manifest.base.revision
     config = read_json(source.directory / PEFT_CONFIG)
-    if name := config.get("base_model_name_or_path"):
-        revision = config.get("revision")
-        if isinstance(name, str) and isinstance(revision, str | None):
-            return name, revision
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if base and isinstance(base, str) and isinstance(revision, str | None):
+        return base, revision
     raise ModelError(
         f"The adapter {source.name} does not name the model it was trained for.",
         "Pass the model with --model and the adapter with --adapter.",
@@ -145,7 +144,7 @@ def _load_peft(model: Any, adapter: Source) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # _compare_names reports these as errors
-            config = PeftConfig.from_pretrained(adapter.directory)
+            config = PeftConfig.from_pretrained(str(adapter.directory))
             if config.is_prompt_learning or config.peft_type not in PEFT_TYPE_TO_PREFIX_MAPPING:
                 raise ModelError(
                     f"The adapter {adapter.name} has the unsupported type"

@@ -126,7 +126,7 @@ def llava_config(vision: Any, text: Any, tokenizer: Any, *, dtype: Any = None) -
     from transformers import LlavaConfig
 
     selection = _feature_selection(vision)
-    return LlavaConfig(
+    values: dict[str, Any] = dict(
         vision_config=vision,
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
@@ -138,6 +138,7 @@ def llava_config(vision: Any, text: Any, tokenizer: Any, *, dtype: Any = None) -
         pad_token_id=tokenizer.pad_token_id,
         dtype=dtype,
     )
+    return LlavaConfig(**values)
 
 
 def llava_processor(image_processor: Any, tokenizer: Any, vision: Any) -> Any:
@@ -211,7 +212,7 @@ def _load_tower(source: Source) -> Any:
     from transformers import AutoConfig, CLIPVisionModel, SiglipVisionModel
 
     config = AutoConfig.from_pretrained(source.directory, **_LOADING)
-    towers = {
+    towers: dict[str, Any] = {
         "siglip": SiglipVisionModel,
         "siglip_vision_model": SiglipVisionModel,
         "clip": CLIPVisionModel,
@@ -260,13 +261,14 @@ def _load_llm(source: Source, dtype: str) -> Any:
             f" {config.model_type!r}.",
             "Choose a language model for chat.",
         )
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         source.directory,
         dtype="auto" if dtype == "auto" else getattr(torch, dtype),
         use_safetensors=True,
         output_loading_info=True,
         **_LOADING,
     )
+    model, info = loaded
     if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
         raise ModelError(
             f"The weights of {source.name} do not match its config.json: {wrong[0]}.",

@@ -318,7 +318,7 @@ def _from_pretrained(source: Source, config: Any, options: dict[str, Any]) -> An
     from transformers import AutoModelForImageTextToText
 
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             source.directory,
             config=config,
             trust_remote_code=False,
@@ -338,6 +338,7 @@ def _from_pretrained(source: Source, config: Any, options: dict[str, Any]) -> An
             f"Could not load {source.name}: {reason[0][:300]}",
             "Its files do not match; download it again or choose another model.",
         ) from error
+    model, info = loaded
     for key, problem in (
         ("missing_keys", "lacks the weight"),
         ("unexpected_keys", "has an unexpected weight,"),

@@ -124,8 +124,9 @@ def no_video(settings: dict[str, Any] | None = None) -> Any:
 def _open(directory: Path, config: Any) -> Any:
     from transformers import PROCESSOR_MAPPING, AutoImageProcessor, AutoProcessor, AutoTokenizer
 
+    # `get_attributes` and `from_args_and_dict` are undocumented; tried with transformers 5.24.
     options = {"trust_remote_code": False, "local_files_only": True}
-    kind = PROCESSOR_MAPPING.get(type(config), None)
+    kind: Any = PROCESSOR_MAPPING.get(type(config), None)
     if kind is None or "video_processor" not in kind.get_attributes():
         return AutoProcessor.from_pretrained(directory, backend="pil", **options)
     values, rest = kind.get_processor_dict(directory, **options)

@@ -112,8 +112,8 @@ def ask_each(
     console.print(f"{len(remaining) - len(problems)} answered{where}.", markup=False)
     if problems:
         console.print(f"{len(problems)} could not be used:")
-        for path, error in problems:
-            console.print(f"  {path}: {error.problem}", markup=False, soft_wrap=True)
+        for path, reason in problems:
+            console.print(f"  {path}: {reason.problem}", markup=False, soft_wrap=True)
         raise typer.Exit(problems[0][1].exit_code)
 
 

@@ -74,14 +74,18 @@ class _LazyCommand(TyperCommand):
         super().__init__(name, help=subcommand.help)
         self._module = subcommand.module
 
-    def make_context(self, info_name: str | None, args: list[str], **extra: Any) -> Any:
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
         """Parse the arguments with the real command."""
         command = typer.main.get_command(import_module(self._module).app)
         if isinstance(command, TyperGroup):
             command = command.commands[self.name or ""]
+        assert isinstance(command, TyperCommand)
         command.rich_markup_mode = self.rich_markup_mode
         try:
-            return command.make_context(info_name, [_expand_home(word) for word in args], **extra)
+            words = [_expand_home(word) for word in args]
+            return command.make_context(info_name, words, parent, **extra)
         except typer.BadParameter as error:
             error.message = error.message.removeprefix("Value error, ")  # added by pydantic
             raise

@@ -285,7 +285,8 @@ def _too_many_bytes(name: str, max_bytes: int) -> ImageError:
 
 def _identify(data: bytes, name: str) -> Image.Image:
     kind = detect_type(data)
-    formats, known = FORMATS, kind in FORMATS
+    formats: tuple[str, ...] = FORMATS
+    known = kind in FORMATS
     if kind == "HEIC" and _heif_registered():
         formats, known = (*FORMATS, "HEIF"), True
     try:

@@ -24,7 +24,7 @@ def to_rgb(image: Image.Image, changes: list[str]) -> Image.Image:
         image = image.convert("RGBA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:
+        if any(image.getchannel("A").histogram()[:255]):
             changes.append("transparency replaced by white")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)

@@ -10,7 +10,7 @@ import base64
 import itertools
 import json
 from io import BytesIO
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import (
     AfterValidator,
@@ -29,8 +29,10 @@ FORMAT = "vqa-app conversation"
 VERSION = 1
 MAX_TURNS = 2000
 
-_STATES = ("answered", "stopped", "failed")
-_VERDICTS = ("right", "wrong")
+State: TypeAlias = Literal["answering", "answered", "stopped", "failed"]
+Verdict: TypeAlias = Literal["right", "wrong"]
+
+_FINAL_STATES = ("answered", "stopped", "failed")
 _FACTS: dict[str, type] = {
     "style": str, "model": str, "finish": str, "error": str, "confidence": float, "gain": float,
     "prompt_tokens": int, "new_tokens": int, "image_tokens": int, "context": int, "dropped": int,
@@ -111,11 +113,11 @@ class FileTurn(BaseModel):
     """Digests."""
     answer: _Text
     state: Annotated[
-        str, BeforeValidator(lambda value: value if value in _STATES else "stopped")
+        State, BeforeValidator(lambda value: value if value in _FINAL_STATES else "stopped")
     ] = "stopped"
-    """`answered`, `stopped` or `failed`."""
+    """An answer that is still being written is exported as `stopped`."""
     verdict: Annotated[
-        str | None, BeforeValidator(lambda value: value if value in _VERDICTS else None)
+        Verdict | None, BeforeValidator(lambda value: value if value in get_args(Verdict) else None)
     ] = None
     """`right` or `wrong`, if the user said so."""
     facts: Annotated[dict[str, Any], AfterValidator(_known_facts)] = {}

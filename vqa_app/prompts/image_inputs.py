@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,7 @@ def _process(processor: Any, pictures: tuple[Picture, ...]) -> ImageInputs:
 
     images = [picture.image for picture in pictures]
     kind = type(processor).__name__
+    expansions: Sequence[str]
     try:
         if kind == "Blip2Processor":
             inputs = processor.image_processor(images, return_tensors="pt")
