@@ -30,7 +30,7 @@ from ui.cli import _lock
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.pictures.picture import ImageLimits
 from vqa_app.serving.guard import COOKIE
-from vqa_app.serving.listener import GRACE, _is_trouble, address_for_others, is_loopback, listen
+from vqa_app.serving.listener import GRACE, _should_log, address_for_others, is_loopback, listen
 
 
 @pytest.fixture(scope="module")
@@ -599,9 +599,9 @@ def test_a_stream_that_there_is_not_leaves_the_terminal_quiet(tmp_path, caplog):
                 httpx.get(f"{found.address}gradio_api/{path}", timeout=PATIENCE)
         trouble.removeHandler(caplog.handler)
     assert len(caplog.records) == 2
-    assert not any(map(_is_trouble, caplog.records))
+    assert not any(map(_should_log, caplog.records))
     ours = logging.makeLogRecord({"exc_info": (KeyError, KeyError("x"), None), "msg": "Ours"})
-    assert _is_trouble(ours)
+    assert _should_log(ours)
 
 
 def test_what_chat_is_told_of_models_and_pictures_reaches_them(tmp_path, monkeypatch):

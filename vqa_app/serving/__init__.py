@@ -1,4 +1,4 @@
-"""What every server of models needs: engine pool, model list, downloads, guards, redaction.
+"""What any server of models needs: engine pool, model list, downloads, access control, redaction.
 
 May use engine, checkpoints, prompts, models, pictures.
 """

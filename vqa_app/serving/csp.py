@@ -1,7 +1,7 @@
-"""What a browser may do with an answer: the security headers.
+"""Security headers, which limit what a browser does with a response.
 
-Scripts and styles come from this server's own files only: a script that an answer smuggles into the
-page does not run, and neither does an event handler in its markup.
+Scripts and styles come from this server's own files only. A script or event handler that a model's
+answer injects into the page does not run.
 """
 
 from __future__ import annotations

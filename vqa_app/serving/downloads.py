@@ -1,4 +1,4 @@
-"""Fetching a hub model with progress that the page can show, and that it can stop."""
+"""Downloads of hub models, with progress that a page can show and a way to cancel them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from vqa_app.serving.engine_pool import LoadingCancelled, LoadProgress
 
 
 def download_model(name: str, progress: LoadProgress) -> None:
-    """Brings a model into the local cache, unless it is there.
+    """Download a model into the local cache, unless it is already there.
+
+    Args:
+        name: Hub id.
+        progress: Called with every new state of the download.
 
     Raises:
-        ModelError: it cannot be had.
-        LoadingCancelled: `progress` said so.
+        ModelError: The model cannot be downloaded.
+        LoadingCancelled: `progress` raised it.
     """
     from vqa_app.checkpoints import source
 
-    progress("Asking the hub …")
+    progress("Contacting the hub …")
     try:
-        source.find(name, bar=_bar(progress))
+        source.find(name, bar=_progress_bar_class(progress))
     except LoadingCancelled:
         raise
     except Exception as error:
-        # A cancelled transfer may come back wrapped by the thread pool's own error.
+        # The thread pool of huggingface_hub may wrap the exception in one of its own.
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, LoadingCancelled):
@@ -32,28 +36,29 @@ def download_model(name: str, progress: LoadProgress) -> None:
         raise
 
 
-def _bar(progress: LoadProgress) -> type:
-    """A bar for huggingface_hub that draws nothing and tells `progress` the bytes."""
+def _progress_bar_class(progress: LoadProgress) -> type:
+    """Return a tqdm class for huggingface_hub that draws nothing and reports to `progress`."""
     from tqdm.auto import tqdm
 
     lock = threading.Lock()
 
-    class Bar(tqdm):
+    class ProgressBar(tqdm):  # type: ignore[type-arg]  # generic in the stubs only
         def __init__(self, *args: Any, **options: Any) -> None:
             options.pop("name", None)
             super().__init__(*args, **{**options, "disable": True})
-            self.bytes = options.get("unit") == "B"
-            self.got, self.total = 0, options.get("total") or 0
+            self.counts_bytes = options.get("unit") == "B"
+            self.done: float = 0
+            self.total: float = options.get("total") or 0
 
         def update(self, count: float | None = 1) -> None:
             with lock:
-                self.got += count or 0
-                total = self.total or 0
-            if self.bytes and total:
-                share = min(1.0, self.got / total)
-                progress(f"Downloading {self.got / 1e6:,.0f} of {total / 1e6:,.0f} MB", share)
+                self.done += count or 0
+                done, total = self.done, self.total or 0
+            if self.counts_bytes and total:
+                message = f"Downloading {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+                progress(message, min(1.0, done / total))
 
-        def refresh(self, *args: Any, **options: Any) -> bool:
-            return True
+        def refresh(self, *args: Any, **options: Any) -> None:
+            """Draw nothing."""
 
-    return Bar
+    return ProgressBar

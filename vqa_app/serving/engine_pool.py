@@ -1,6 +1,6 @@
-"""The models that may answer: loaded in the background, a few kept, failures harm no other.
+"""A pool of engines: models load in the background, are shared by everyone, and evicted when idle.
 
-Which one answers is each person's choice (a setting); what is loaded is shared by all.
+Which model answers is each person's setting. A model that fails to load affects no other.
 """
 
 from __future__ import annotations
@@ -21,42 +21,53 @@ from vqa_app.serving.redact import redact_paths
 log = logging.getLogger(__name__)
 
 MAX_NAMED_MODELS = 20
-"""So many of the models that people named stand in the list: the latest."""
+"""How many models that people added by their hub id stay in the list: the most recent ones."""
+STATUS_SECONDS = 0.2
+"""Seconds between two status reports while a model loads."""
 
 Phase: TypeAlias = Literal["absent", "loading", "ready", "failed"]
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A model that can be picked."""
+    """A model that a person can choose."""
 
     key: str
-    """What the page sends back; says nothing of where the model lies."""
+    """Identifies the model in requests of the page; does not reveal where it is stored."""
     label: str
     detail: str
-    """Size, or where it comes from: a few words."""
+    """Size or origin, in a few words."""
     group: str
+    """Heading under which the model is listed."""
     source: str
-    """What `vqa_app.checkpoints.loader.load_model` takes."""
+    """Name or path, as `vqa_app.checkpoints.loader.load_model` takes it."""
     adapter: str | None = None
     quantize: str | None = None
     revision: str | None = None
     here: bool = True
-    """Whether its weights lie on this machine."""
+    """Whether the weights are on this machine."""
 
 
 class LoadProgress(Protocol):
-    """Tells how far a download is (0 to 1, None where unknown); raises when it is to stop."""
+    """Callback that reports the progress of a load, and raises `LoadingCancelled` to end it."""
 
-    def __call__(self, message: str, share: float | None = None) -> None: ...
+    def __call__(self, message: str, share: float | None = None) -> None:
+        """Report progress.
+
+        Args:
+            message: What is being done.
+            share: Fraction of the download that is complete, 0 to 1; None if unknown.
+        """
 
 
 class LoadingCancelled(Exception):
-    """Raised inside a load that somebody cancelled."""
+    """Raised inside a load that was cancelled."""
 
 
 @dataclass
 class _Slot:
+    """A model of the pool with the state of its loading."""
+
     choice: ModelChoice
     requester: str = ""
     phase: Phase = "absent"
@@ -64,29 +75,33 @@ class _Slot:
     share: float | None = None
     engine: Engine | None = None
     used: float = 0.0
+    """Time of last use, in seconds since the epoch."""
     leases: int = 0
     cancel: threading.Event = field(default_factory=threading.Event)
     finished: threading.Event = field(default_factory=threading.Event)
+    """Set once loading has succeeded, failed or been cancelled."""
 
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """How a model stands, for the page."""
+    """Loading state of a model, as shown on the page."""
 
     choice: ModelChoice
     phase: Phase
     message: str
     share: float | None
+    """Fraction of the download that is complete, 0 to 1; None if unknown."""
 
 
 class EnginePool:
-    """Loads engines when they are asked for and keeps the latest few.
+    """Loads engines on demand and keeps the most recently used ones.
 
     Args:
-        load: makes an engine of a choice; runs in a thread of its own.
-        choices: gives what can be picked, anew at each call (runs appear while the server runs).
-        default: the key of the model that the server was started with.
-        keep: how many engines stay loaded besides the default, where the memory is enough.
+        load: Creates the engine of a choice; runs in a thread of its own.
+        choices: Returns the available models. Called each time, because runs appear while the
+            server is running.
+        default: Key of the model that the server was started with.
+        keep: How many idle engines stay loaded in addition to the default, memory permitting.
     """
 
     def __init__(
@@ -104,16 +119,20 @@ class EnginePool:
         self._closed = False
 
     def choices(self) -> list[ModelChoice]:
+        """Return all available models, those that people added last."""
         with self._lock:
             named = list(self._named.values())
         return [*self._choices(), *named]
 
     def add_choice(self, choice: ModelChoice) -> None:
-        """Add a choice, until `MAX_NAMED_MODELS` others came after it; a loaded one stays."""
+        """Add a model to the list.
+
+        The oldest added models beyond `MAX_NAMED_MODELS` are dropped, unless they are loaded.
+        """
         if choice.key in {known.key for known in self._choices()}:
             return
         with self._lock:
-            self._named.pop(choice.key, None)  # the latest stands last
+            self._named.pop(choice.key, None)  # move to the end
             self._named[choice.key] = choice
             for key in list(self._named)[:-MAX_NAMED_MODELS]:
                 slot = self._slots.get(key)
@@ -122,25 +141,26 @@ class EnginePool:
                     del self._named[key]
 
     def find(self, key: str | None) -> ModelChoice:
-        """The choice of a key, the default for None.
+        """Return the choice with this key, or the default for None.
 
         Raises:
-            ModelError: no such choice.
+            ModelError: There is no such choice.
         """
-        wanted = key or self.default
+        key = key or self.default
         for choice in self.choices():
-            if choice.key == wanted:
+            if choice.key == key:
                 return choice
-        raise ModelError("This model is not offered here.", "Pick one from the list.")
+        raise ModelError("This model is not available here.", "Choose one from the list.")
 
     def start_loading(self, key: str | None = None, requester: str = "") -> None:
-        """Begins to load a model, unless it is loaded or loading.
+        """Start to load a model, unless it is already loaded or loading.
 
         Args:
-            requester: the owner who asked for it, "" for the server itself.
+            key: Key of the model; None for the default.
+            requester: Owner who asked for the model; "" for the server itself.
 
         Raises:
-            ModelError: no such choice.
+            ModelError: There is no such choice.
         """
         choice = self.find(key)
         with self._lock:
@@ -154,11 +174,34 @@ class EnginePool:
             target=self._run, args=(slot,), name=f"load-{choice.key}", daemon=True
         ).start()
 
-    def cancel_loading(self, key: str, requester: str = "") -> None:
-        """Ends a load at its next progress report.
+    def load_with_status(
+        self,
+        key: str | None = None,
+        requester: str = "",
+        cancel: threading.Event | None = None,
+    ) -> Iterator[ModelStatus]:
+        """Start to load a model, and yield its status every `STATUS_SECONDS` until it is loaded.
+
+        Setting `cancel` ends the iteration; the model goes on loading for others.
+
+        Args:
+            key: Key of the model; None for the default.
+            requester: Owner who asked for the model; "" for the server itself.
+            cancel: Event that ends the wait.
 
         Raises:
-            UsageError: somebody else started it, and may be waiting for it.
+            ModelError: There is no such choice, or it could not be loaded.
+        """
+        self.start_loading(key, requester)
+        while not (cancel and cancel.is_set()) and self.wait(key, 0) is None:
+            yield self.status(key)
+            self.wait(key, STATUS_SECONDS)
+
+    def cancel_loading(self, key: str, requester: str = "") -> None:
+        """Cancel a load; it ends at its next progress report.
+
+        Raises:
+            UsageError: Someone else started it and may be waiting for it.
         """
         with self._lock:
             slot = self._slots.get(key)
@@ -171,13 +214,18 @@ class EnginePool:
             slot.cancel.set()
 
     def status(self, key: str | None = None) -> ModelStatus:
+        """Return the loading state of a model.
+
+        Raises:
+            ModelError: There is no such choice.
+        """
         choice = self.find(key)
         with self._lock:
             slot = self._slots.get(choice.key) or _Slot(choice)
             return ModelStatus(choice, slot.phase, slot.message, slot.share)
 
     def get_loaded(self, key: str | None = None) -> Engine | None:
-        """The engine if it is loaded."""
+        """Return the engine of a model, or None if it is not loaded."""
         with self._lock:
             slot = self._slots.get(key or self.default)
             if slot is None or slot.engine is None:
@@ -186,17 +234,24 @@ class EnginePool:
             return slot.engine
 
     def has_loaded_model(self) -> bool:
-        """Whether any model is loaded."""
+        """Return whether any model is loaded."""
         with self._lock:
             return any(slot.engine for slot in self._slots.values())
 
     def wait(self, key: str | None = None, timeout: float | None = None) -> Engine | None:
-        """The engine whose loading was started; None if `timeout` seconds pass before it is there.
+        """Wait until a model is loaded, and return its engine.
 
-        One that had to make room for others meanwhile is loaded again.
+        A model that was evicted in the meantime is loaded again.
+
+        Args:
+            key: Key of the model; None for the default.
+            timeout: Seconds to wait; None for no limit.
+
+        Returns:
+            The engine, or None if it is not loaded after `timeout` seconds.
 
         Raises:
-            ModelError: it could not be loaded, or somebody cancelled that.
+            ModelError: The model could not be loaded, or loading was cancelled.
         """
         if engine := self.get_loaded(key):
             return engine
@@ -205,30 +260,30 @@ class EnginePool:
                 self.start_loading(key)
             slot = self._slots.get(key or self.default)
         if slot is None:
-            raise ModelError("The server is stopping.", "Start it again.")
+            raise ModelError("The server is shutting down.", "Start it again.")
         if not slot.finished.wait(timeout):
             return None
         if slot.phase != "ready":
-            raise ModelError(slot.message, "Pick another model, or try this one again.")
+            raise ModelError(slot.message, "Choose another model, or try this one again.")
         return slot.engine
 
     @contextmanager
     def lease(self, key: str | None = None, timeout: float | None = None) -> Iterator[Engine]:
-        """The engine as `wait` gives it, kept from being let go while it works.
+        """Wait for an engine as `wait` does, and protect it from eviction while it is in use.
 
         Raises:
-            ModelError: as `wait`; or it is not there after `timeout` seconds.
+            ModelError: The model could not be loaded, or not within `timeout` seconds.
         """
-        slot, engine = self._leased(key, timeout)
+        slot, engine = self._acquire_lease(key, timeout)
         try:
             yield engine
         finally:
             with self._lock:
                 slot.leases -= 1
 
-    def _leased(self, key: str | None, timeout: float | None) -> tuple[_Slot, Engine]:
+    def _acquire_lease(self, key: str | None, timeout: float | None) -> tuple[_Slot, Engine]:
         while self.wait(key, timeout) is not None:
-            with self._lock:  # it may have made room since
+            with self._lock:  # the model may have been evicted after `wait` returned
                 slot = self._slots.get(key or self.default)
                 if slot is not None and slot.engine is not None:
                     slot.leases += 1
@@ -236,20 +291,23 @@ class EnginePool:
         raise ModelError("The model is still loading.", "Try again in a moment.")
 
     def close(self, patience: float = 10.0) -> None:
-        """Ends running answers and lets go of all models; an engine in the middle of a long step
-        may need longer than `patience` seconds and is left to it.
+        """Stop running answers and release all models.
+
+        Args:
+            patience: Seconds to wait for the engines; one in the middle of a long step is left to
+                finish in its own thread.
         """
         with self._lock:
             self._closed = True
             slots = list(self._slots.values())
-        closing = []
+        threads = []
         for slot in slots:
             slot.cancel.set()
             if slot.engine is not None:
-                closing.append(threading.Thread(target=slot.engine.close, daemon=True))
-                closing[-1].start()
+                threads.append(threading.Thread(target=slot.engine.close, daemon=True))
+                threads[-1].start()
         end = time.monotonic() + patience
-        for thread in closing:
+        for thread in threads:
             thread.join(max(0.0, end - time.monotonic()))
 
     def _run(self, slot: _Slot) -> None:
@@ -260,26 +318,27 @@ class EnginePool:
 
         try:
             progress("Loading …")
-            engine = self._loaded(slot.choice, progress)
+            engine = self._load_engine(slot.choice, progress)
         except LoadingCancelled:
-            self._settle(slot, "absent", f"Loading {slot.choice.label} was cancelled.")
+            self._finish(slot, "absent", f"Loading {slot.choice.label} was cancelled.")
         except VqaError as error:
-            self._settle(slot, "failed", redact_paths(str(error).replace("\n", " ")))
+            self._finish(slot, "failed", redact_paths(str(error).replace("\n", " ")))
         except Exception as error:
             log.exception("Loading %s failed", slot.choice.label)
-            why = ": the memory is full" if is_out_of_memory(error) else ""
-            self._settle(slot, "failed", f"{slot.choice.label} could not be loaded{why}.")
+            reason = ": out of memory" if is_out_of_memory(error) else ""
+            self._finish(slot, "failed", f"{slot.choice.label} could not be loaded{reason}.")
         else:
             with self._lock:
-                self._settle(slot, "ready", "", engine)
+                self._finish(slot, "ready", "", engine)
                 closed = self._closed
             if closed:
                 engine.close()
             self._evict(self._keep, self.default)
 
-    def _loaded(self, choice: ModelChoice, progress: LoadProgress) -> Engine:
-        """Loads; where the memory refuses it, once more without the models that nobody uses just
-        now. The default is one of them: it comes back when somebody asks it.
+    def _load_engine(self, choice: ModelChoice, progress: LoadProgress) -> Engine:
+        """Load a model; if memory is insufficient, evict all idle models and try once more.
+
+        The default model may be evicted, too. It is loaded again when someone needs it.
         """
         try:
             return self._load(choice, progress)
@@ -287,34 +346,39 @@ class EnginePool:
             full = isinstance(error, InsufficientMemoryError) or is_out_of_memory(error)
             if not (full and self._evict(0)):
                 raise
-        progress("Making room …")  # what the first try held has gone with its error
+        # Outside the handler: the error's traceback holds what the first attempt had allocated.
+        progress("Freeing memory …")
         return self._load(choice, progress)
 
-    def _settle(
+    def _finish(
         self, slot: _Slot, phase: Phase, message: str, engine: Engine | None = None
     ) -> None:
+        """Record how a load ended and wake those who wait for it."""
         with self._lock:
             slot.engine, slot.used = engine, time.time()  # loading may have taken minutes
             slot.phase, slot.message, slot.share = phase, message, None
         slot.finished.set()
 
-    def _evict(self, keep: int, spared: str | None = None) -> bool:
-        """Lets go of the models that nobody uses just now, but for `spared` and the `keep` that
-        were used last; whether there was any.
+    def _evict(self, keep: int, protected: str | None = None) -> bool:
+        """Release idle models and return whether there were any.
+
+        Args:
+            keep: How many of the most recently used idle models stay loaded.
+            protected: Key of a model that stays loaded in any case.
         """
         with self._lock:
             idle = sorted(
                 (
                     slot
                     for key, slot in self._slots.items()
-                    if slot.engine and key != spared and not slot.leases
+                    if slot.engine and key != protected and not slot.leases
                 ),
                 key=lambda slot: slot.used,
             )
-            gone = idle[: max(0, len(idle) - keep)]
-            for slot in gone:
+            evicted = idle[: max(0, len(idle) - keep)]
+            for slot in evicted:
                 self._slots.pop(slot.choice.key)
-        for slot in gone:
+        for slot in evicted:
             if slot.engine is not None:
                 slot.engine.close()
-        return bool(gone)
+        return bool(evicted)

@@ -1,7 +1,7 @@
-"""The wall around the page: who is asked for (Host), who asks (Origin, user, cookie), how much, and
-what the browser may do with the answer.
+"""Access control for a server: host names, origins, passwords, cookies, and request sizes.
 
-One ASGI layer around everything, Gradio's own routes included, so that no route can be forgotten.
+One ASGI middleware wraps the whole application, Gradio's own routes included, so that no route can
+be forgotten.
 """
 
 from __future__ import annotations
@@ -34,38 +34,45 @@ log = logging.getLogger(__name__)
 COOKIE = "vqa_browser"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 WRONG_PASSWORD_SECONDS = 0.5
-"""Seconds until somebody is told that a password is wrong."""
+"""Seconds until a wrong password is answered, which slows down guessing."""
 MAX_WRONG_PASSWORDS = 8
-"""Wrong passwords of one address under way at once; more tries are not looked at meanwhile."""
+"""Wrong passwords of one address that may be pending; further attempts are refused unchecked."""
 _OPEN_PATHS = ("/healthz", "/readyz")
 
 
 @dataclass(frozen=True)
 class AccessRules:
-    """What the guard lets in."""
+    """What the guard allows."""
 
     hosts: frozenset[str] = frozenset()
-    """Names besides `localhost`, this machine's own and IP addresses, which are always fine: an
-    address cannot be rebound to somebody else's page."""
+    """Host names to answer to. `localhost`, this machine's name and IP addresses are always
+    allowed: DNS rebinding needs a name."""
     users: Mapping[str, str] = field(default_factory=dict)
-    """Passwords by user; empty: anybody may come in, each browser as an owner of its own."""
+    """Passwords by user. If empty, no password is needed, and each browser is its own owner."""
     max_body: int = 32 * 2**20
-    """Largest request, in bytes."""
+    """Size limit of a request body, in bytes."""
     larger: Mapping[str, int] = field(default_factory=dict)
-    """Other sizes for paths that begin so: uploads."""
+    """Other size limits, in bytes, by path prefix: for uploads."""
     cookie_path: str = "/"
+    """Path that the cookie is valid for."""
     reachable: re.Pattern[str] | None = None
-    """What the paths of routes look like as a whole; all others are not found. None: all are."""
+    """Pattern that a whole path must match; any other path gets 404. None allows all paths."""
 
 
 def machine_hosts(extra: Iterable[str] = ()) -> frozenset[str]:
+    """Return the names of this machine and the given ones, in lower case."""
     return frozenset(name.lower() for name in ("localhost", socket.gethostname(), *extra))
 
 
 class Guard:
-    """ASGI middleware; sets `scope["state"]["owner"]` to who asks, or "" where nobody can be told.
+    """ASGI middleware that refuses forbidden requests and identifies the owner of the others.
 
-    An owner is `user:<name>` or `browser:<hash of the cookie>`: the store never holds a cookie.
+    It sets `scope["state"]["owner"]` to `user:<name>` or `browser:<hash of the cookie>`, or to ""
+    for a request with neither. Only the hash is stored, never the cookie.
+
+    Args:
+        app: The application to protect.
+        rules: What is allowed.
     """
 
     def __init__(self, app: ASGIApp, rules: AccessRules) -> None:
@@ -73,9 +80,10 @@ class Guard:
         self.rules = rules
         self._hosts = machine_hosts(rules.hosts)
         self._wrong: Counter[str] = Counter()
-        """Wrong passwords under way, by the address that they come from."""
+        """Number of wrong passwords that are pending, by client address."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
@@ -86,7 +94,7 @@ class Guard:
                 await send({"type": "websocket.close", "code": 1008})
                 return
             if refusal.status_code == 401 and "authorization" in headers:
-                await self._hold_up(_address(scope, headers))
+                await self._delay_wrong_password(_address(scope, headers))
             await refusal(scope, receive, with_security_headers(send, {}))
             return
         user = self._user(headers)
@@ -97,8 +105,8 @@ class Guard:
         body = _Body(receive, self._limit(scope))
         await self.app(scope, body.receive, with_security_headers(send, new))
 
-    async def _hold_up(self, address: str) -> None:
-        """Lets somebody who guesses passwords wait, and nobody else."""
+    async def _delay_wrong_password(self, address: str) -> None:
+        """Delay the answer to a wrong password without delaying anyone else."""
         log.warning("Wrong user or password from %s.", address or "this machine or its proxy")
         if not address:
             await sleep(WRONG_PASSWORD_SECONDS)
@@ -114,8 +122,8 @@ class Guard:
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         if not self._host_allowed(headers.get("host", "")):
             return PlainTextResponse(
-                "This server does not answer to that host name. Start it with --allow-host NAME"
-                " if the name is right.\n",
+                "This server does not answer to this host name. Start it with --allow-host NAME"
+                " if the name is correct.\n",
                 421,
             )
         if not _same_origin(headers):
@@ -124,7 +132,7 @@ class Guard:
         if not length.isdigit() or int(length) > self._limit(scope):
             return PlainTextResponse("The request is too large.\n", 413)
         if self.rules.users and scope["path"] not in _OPEN_PATHS:
-            if self._wrong[_address(scope, headers)] >= MAX_WRONG_PASSWORDS:  # right or not
+            if self._wrong[_address(scope, headers)] >= MAX_WRONG_PASSWORDS:  # even a correct one
                 return PlainTextResponse("Too many wrong passwords at once.\n", 429)
             if self._user(headers) is None:
                 return PlainTextResponse(
@@ -162,7 +170,7 @@ class Guard:
             name, _, password = base64.b64decode(value, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
             return None
-        # Both are compared always, so that the time taken tells nothing.
+        # Always compare a password, so that the response time does not reveal which users exist.
         known = name in self.rules.users
         right = hmac.compare_digest(_digest(self.rules.users.get(name, "")), _digest(password))
         return name if known and right else None
@@ -179,24 +187,26 @@ class Guard:
 
 
 def _same_origin(headers: Headers) -> bool:
-    """Whether a request comes from our own page, or from no page at all (a program).
+    """Return whether a request comes from this server's page, or from a program (no page at all).
 
-    Behind a proxy this needs the browser's own Host header (`proxy_set_header Host $http_host`).
+    Behind a proxy, this needs the browser's own Host header (`proxy_set_header Host $http_host`).
     """
     origin = headers.get("origin")
     if origin is not None:
         try:
             return urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
-        except ValueError:  # a forged one, like http://[
+        except ValueError:  # malformed, like http://[
             return False
-    # Browsers leave Origin out of plain navigations, and say cross-site here.
+    # Browsers send no Origin with plain navigations, but mark them as cross-site here.
     site = headers.get("sec-fetch-site", "same-origin")
     return site != "cross-site" or headers.get("sec-fetch-mode") == "navigate"
 
 
 def _address(scope: Scope, headers: Headers) -> str:
-    """Where a request comes from: from this machine, what a proxy says, or "" where it says
-    nothing: that may be anybody.
+    """Return the client's address, or "" if it is unknown.
+
+    A loopback address belongs to a proxy on this machine, which names the client in
+    `X-Forwarded-For`.
     """
     address = (scope.get("client") or ("",))[0]
     try:
@@ -220,7 +230,7 @@ def _digest(text: str) -> str:
 
 
 class _Body:
-    """Counts a body that announced no length, or a false one."""
+    """Enforces the size limit on a body that declares no length, or a false one."""
 
     def __init__(self, receive: Receive, limit: int) -> None:
         self._receive, self._left = receive, limit

@@ -1,4 +1,4 @@
-"""Listens, says where at once, and stops within two seconds."""
+"""Listening sockets, their addresses, and a server that stops within two seconds."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from starlette.types import ASGIApp
 from vqa_app.errors import UsageError
 
 GRACE = 1
-"""Seconds that running requests get to end after Ctrl-C."""
-_TRIES = 50
+"""Seconds that running requests have to finish after Ctrl-C."""
+_PORTS_TO_TRY = 50
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket: connections made from now on wait until the application is up.
+    """Return a listening socket. Clients can connect at once, and wait for the application.
 
     Raises:
-        UsageError: the port is taken (the message names a free one), or the host is not ours.
+        UsageError: The port is taken (the message names a free one), or the host is invalid.
     """
     try:
         return _bind(host, port)
     except OSError as error:
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
-            why = "taken" if error.errno == errno.EADDRINUSE else "not ours to open"
+            reason = "taken" if error.errno == errno.EADDRINUSE else "not permitted"
             free = _next_free(host, max(port, 1023))
             raise UsageError(
-                f"Port {port} is {why}.",
+                f"Port {port} is {reason}.",
                 f"Port {free} is free: --port {free}." if free else "Choose another with --port.",
             ) from error
         raise UsageError(f"Cannot listen on {host}: {error.strerror}.", "Check --host.") from error
@@ -59,13 +59,14 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _next_free(host: str, port: int) -> int | None:
-    for candidate in range(port + 1, min(port + _TRIES, 65536)):
+    for candidate in range(port + 1, min(port + _PORTS_TO_TRY, 65536)):
         with contextlib.suppress(OSError), _bind(host, candidate):
             return candidate
     return None
 
 
 def is_loopback(host: str) -> bool:
+    """Return whether a host name or address can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -73,7 +74,7 @@ def is_loopback(host: str) -> bool:
 
 
 def address_of(listener: socket.socket, root_path: str = "") -> str:
-    """Where the page is, for a person on this machine."""
+    """Return the URL of the server for clients on this machine."""
     host, port = listener.getsockname()[:2]
     if ipaddress.ip_address(host).is_unspecified:
         host = "127.0.0.1" if listener.family == socket.AF_INET else "::1"
@@ -81,21 +82,25 @@ def address_of(listener: socket.socket, root_path: str = "") -> str:
 
 
 def address_for_others(listener: socket.socket, root_path: str = "") -> str | None:
-    """Where the page is for other machines, if it listens for all and this one has a network."""
+    """Return the URL for other machines, or None if they cannot reach the server.
+
+    They can if it listens on all interfaces and this machine has a network.
+    """
     host, port = listener.getsockname()[:2]
     own = _own_host(listener.family) if ipaddress.ip_address(host).is_unspecified else None
     return _address(own, port, root_path) if own else None
 
 
 def _own_host(family: socket.AddressFamily) -> str | None:
-    """This machine's address towards the world: what a datagram, which is never sent, would bear.
+    """Return this machine's address on its network, or None without a network.
 
-    The addresses that it would go to are kept for documentation (RFC 5737, RFC 3849).
+    It is the source address that the system picks for a datagram, which is never sent. The
+    destinations are reserved for documentation (RFC 5737, RFC 3849).
     """
-    anywhere = "192.0.2.1" if family == socket.AF_INET else "2001:db8::1"
-    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as asking:
-        asking.connect((anywhere, 9))
-        return asking.getsockname()[0]
+    destination = "192.0.2.1" if family == socket.AF_INET else "2001:db8::1"
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((destination, 9))
+        return str(probe.getsockname()[0])
     return None
 
 
@@ -104,7 +109,7 @@ def _address(host: str, port: int, root_path: str) -> str:
 
 
 class _Server(uvicorn.Server):
-    """A server that calls `stop` at the first signal, before it waits for running requests."""
+    """A uvicorn server that calls `stop` on a signal, before it waits for running requests."""
 
     def __init__(self, config: uvicorn.Config, stop: Callable[[], None]) -> None:
         super().__init__(config)
@@ -116,24 +121,26 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _is_trouble(record: logging.LogRecord) -> bool:
-    """Streams that are cut at the end are not, nor is a question for one that there is none of:
-    Gradio says so in its answer, which it has begun by then.
+def _should_log(record: logging.LogRecord) -> bool:
+    """Return whether a log record of uvicorn tells of a real error.
+
+    Streams that are cut at shutdown are none, and neither are requests for an unknown stream, which
+    Gradio refuses after it has begun its response.
     """
     error = record.exc_info[1] if record.exc_info else None
-    why = error.__cause__ if error else None
-    unknown = isinstance(why, HTTPException) and why.status_code == 404
+    cause = error.__cause__ if error else None
+    unknown_stream = isinstance(cause, HTTPException) and cause.status_code == 404
     cut = isinstance(error, asyncio.CancelledError) or "Cancel" in record.getMessage()
-    return not unknown and not cut
+    return not unknown_stream and not cut
 
 
 def serve(app: ASGIApp, listener: socket.socket, stop: Callable[[], None]) -> None:
     """Serve until Ctrl-C or SIGTERM.
 
     Args:
-        app: the ASGI application.
-        listener: a listening socket, as `listen` returns it.
-        stop: ends running work when the signal arrives, so that open streams do not hold up the
+        app: The ASGI application.
+        listener: A listening socket, as `listen` returns it.
+        stop: Ends running work when the signal arrives, so that open streams do not hold up the
             shutdown.
     """
     config = uvicorn.Config(
@@ -144,6 +151,6 @@ def serve(app: ASGIApp, listener: socket.socket, stop: Callable[[], None]) -> No
         timeout_graceful_shutdown=GRACE,
         proxy_headers=False,
     )
-    logging.getLogger("uvicorn.error").addFilter(_is_trouble)
+    logging.getLogger("uvicorn.error").addFilter(_should_log)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after its shutdown
         _Server(config, stop).run(sockets=[listener])

@@ -1,6 +1,7 @@
-"""Which models the page offers, and how one is loaded.
+"""The models that people can choose from, and how one of them is loaded.
 
-These are the one the server was started with, the built-in one, own runs and the catalogue's.
+The list has the model that the server was started with, the built-in one, finished training runs,
+and the catalogue.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from vqa_app.serving.redact import hide_folder
 
 DOWNLOADED, TO_DOWNLOAD = "Downloaded", "To download"
 _CATALOGUE_SECONDS = 60
-BUILTIN = ModelChoice("builtin", "Built-in", "small, in the box", "In the box", "builtin")
+BUILTIN = ModelChoice("builtin", "Built-in", "small, included", "Included", "builtin")
 
 
 def choice_from_options(
     model: str, adapter: str | None, quantize: str | None, revision: str | None = None
 ) -> ModelChoice:
-    """The choice of the command line."""
+    """Return the choice that the command line's model options describe."""
     if (model, adapter, quantize, revision) == ("builtin", None, None, None):
         return BUILTIN
     for path in (model, adapter or ""):
         if os.sep in path:
-            hide_folder(Path(path).parent)  # messages about it are shown to everybody
+            hide_folder(Path(path).parent)  # everyone sees the messages about this model
     label = Path(model).name or model
     if adapter:
         label += f" + {Path(adapter).name}"
@@ -42,11 +43,11 @@ def choice_from_options(
 
 
 def available_choices(start: ModelChoice, runs: Path) -> Iterator[ModelChoice]:
-    """All choices.
+    """Yield all models to choose from.
 
     Args:
-        start: the one of the command line.
-        runs: folder whose subfolders are runs.
+        start: The model of the command line.
+        runs: Folder whose subfolders are training runs.
     """
     yield start
     if start is not BUILTIN:
@@ -65,36 +66,38 @@ def _catalogue() -> list[ModelChoice]:
 
 @lru_cache(maxsize=1)
 def _catalogue_at(_: int) -> list[ModelChoice]:
-    """Looks into the local cache of each model, so it is kept for a while."""
+    """Return the catalogue, downloaded models first.
+
+    Cached for `_CATALOGUE_SECONDS`, because it looks up every model in the local hub cache.
+    """
     from vqa_app.checkpoints.catalogue import CATALOGUE, is_cached
 
-    found = [_from_hub(entry.name, entry.size, is_cached(entry.name)) for entry in CATALOGUE]
+    found = [_hub_choice(entry.name, entry.size, is_cached(entry.name)) for entry in CATALOGUE]
     return sorted(found, key=lambda choice: not choice.here)
 
 
-def _from_hub(name: str, detail: str, here: bool = False) -> ModelChoice:
+def _hub_choice(name: str, detail: str, here: bool = False) -> ModelChoice:
     key = "hub-" + hashlib.sha256(name.encode()).hexdigest()[:12]
     group = DOWNLOADED if here else TO_DOWNLOAD
     return ModelChoice(key, name.split("/")[-1], detail, group, name, here=here)
 
 
-def choice_from_hub_id(text: str) -> ModelChoice:
-    """A model that a person names by its hub id; only with `--allow-any-model`.
+def choice_from_hub_id(hub_id: str) -> ModelChoice:
+    """Return the choice of a hub model that a person named (`--allow-any-model`).
 
     Raises:
-        UsageError: it is no hub id.
+        UsageError: The text is not a hub id.
     """
-    if not re.fullmatch(r"[\w\-.]{1,96}/[\w\-.]{1,96}", text) or ".." in text:
+    if not re.fullmatch(r"[\w\-.]{1,96}/[\w\-.]{1,96}", hub_id) or ".." in hub_id:
         raise UsageError("This is not a hub id.", "Write owner/name.")
-    return replace(_from_hub(text, "named here"), label=text)
+    return replace(_hub_choice(hub_id, "added by id"), label=hub_id)
 
 
 def quantization(choice: ModelChoice) -> str | None:
-    """How the weights of a choice are quantised: as the command line says, or as those that a run
-    was trained on.
+    """Return how the weights are quantised: by the command line, or as the run was trained.
 
     Raises:
-        ModelError: the run's manifest cannot be understood.
+        ModelError: The run's manifest is invalid.
     """
     from vqa_app.checkpoints.manifest import quantization_of
 
@@ -104,16 +107,18 @@ def quantization(choice: ModelChoice) -> str | None:
 def load_engine(
     choice: ModelChoice, progress: LoadProgress, *, device: str = "auto", dtype: str = "auto"
 ) -> Engine:
-    """Loads a choice as an engine of this process.
+    """Load a model as an engine of this process.
 
     Args:
-        device: as for `vqa_app.checkpoints.loader.load_model`.
-        dtype: likewise.
+        choice: The model.
+        progress: Called as loading proceeds.
+        device: See `vqa_app.checkpoints.loader.load_model`.
+        dtype: See `vqa_app.checkpoints.loader.load_model`.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: The model cannot be loaded.
     """
-    if choice.group in (DOWNLOADED, TO_DOWNLOAD):  # one may have been deleted since
+    if choice.group in (DOWNLOADED, TO_DOWNLOAD):  # its files may have been deleted since
         from vqa_app.serving.downloads import download_model
 
         download_model(choice.source, progress)
@@ -124,5 +129,5 @@ def load_engine(
     loaded = load_model(
         choice.source, choice.adapter, device, dtype, quantization(choice), choice.revision
     )
-    progress("Getting ready …")
+    progress("Starting the engine …")
     return LocalEngine(loaded)

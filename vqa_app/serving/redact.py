@@ -1,4 +1,4 @@
-"""Messages without what the server's visitors must not see: paths and shell options."""
+"""Removes from messages what visitors of a server must not see: its paths and shell options."""
 
 from __future__ import annotations
 
@@ -7,36 +7,35 @@ import re
 import tempfile
 from pathlib import Path
 
-_roots = {os.path.expanduser("~"), tempfile.gettempdir()}
-
-
+_hidden_folders = {os.path.expanduser("~"), tempfile.gettempdir()}
 _NAME = r"[^\s/\\,;:'\"]+"
-
-
 _PATH = re.compile(
     rf"(?<![\w.:/\\])(?:(?:~|[A-Za-z]:)(?:[/\\]{_NAME})*|(?:/{_NAME})+)[/\\]({_NAME})"
 )
 
 
 def hide_folder(folder: Path) -> None:
-    """Makes `without_paths` know a folder; where its name has spaces, no pattern finds its end."""
-    _roots.add(str(folder.absolute()))
+    """Register a folder that `redact_paths` removes.
+
+    Needed for names with spaces, because a pattern cannot tell where such a path ends.
+    """
+    _hidden_folders.add(str(folder.absolute()))
 
 
 def redact_paths(text: str) -> str:
-    """The page shows names, never where things lie on the server."""
-    for root in sorted(_roots, key=len, reverse=True):
-        if Path(root).name:  # not the root of all
-            text = text.replace(root + os.sep, "~" + os.sep)
+    """Reduce each path in a message to its last component."""
+    for folder in sorted(_hidden_folders, key=len, reverse=True):
+        if Path(folder).name:  # not the root directory
+            text = text.replace(folder + os.sep, "~" + os.sep)
     return _PATH.sub(r"\1", text)
 
 
 def redact_options(hint: str) -> str:
-    """A hint of the shell's without what names options: the page has none."""
+    """Drop what a hint says about command-line options, which the page does not have."""
     sentences = (re.sub(r",? or [^.]*--.*", ".", part) for part in re.split(r"(?<=\.) ", hint))
     return " ".join(sentence for sentence in sentences if "--" not in sentence)
 
 
 def replace_surrogates(text: str) -> str:
-    """A text without the halves of characters that JSON can hold and no file or database."""
+    """Replace lone surrogates, which JSON can hold but UTF-8 files and databases cannot, by `?`."""
     return text.encode(errors="replace").decode()

@@ -438,7 +438,7 @@ def test_waiting_for_a_model_that_made_room_loads_it_again():
     pool.close()
     stopping = EnginePool(lambda *_: engine, lambda: [choice("a")], "a")
     stopping.close()
-    with pytest.raises(ModelError, match="stopping"):
+    with pytest.raises(ModelError, match="shutting down"):
         stopping.wait("a", PATIENCE)
 
 

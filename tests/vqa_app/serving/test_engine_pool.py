@@ -129,7 +129,7 @@ def test_a_full_memory_is_told_in_words():
     engines = {key: FakeEngine() for key in ("default", "a")}
     pool, _ = crowded(engines, 0, RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
     pool.start_loading()
-    with pytest.raises(ModelError, match="Default could not be loaded: the memory is full"):
+    with pytest.raises(ModelError, match="Default could not be loaded: out of memory"):
         pool.wait(timeout=PATIENCE)
     pool.close()
 
