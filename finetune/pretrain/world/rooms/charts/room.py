@@ -20,7 +20,7 @@ from finetune.pretrain.world.drawing.paint import (
     picture_size,
 )
 from finetune.pretrain.world.rooms.charts.questions import LETTERS, ask
-from finetune.pretrain.world.scene import QA, Box, Item, Scene, Split, to_fractions, to_pixels
+from finetune.pretrain.world.scene import QA, Box, Item, Scene, Size, Split, to_fractions, to_pixels
 
 TOP = 10
 """The greatest value of a bar or point, where every axis ends; slices count in tenths."""
@@ -156,7 +156,7 @@ class Charts:
         return ask(scene, rng, split)
 
 
-def plot_area(layout: str, size: tuple[int, int], extra: Extra) -> Box:
+def plot_area(layout: str, size: Size, extra: Extra) -> Box:
     """Return the axes' rectangle in pixels, which leaves space for the labels."""
     width, height = size
     axis, named = not extra["labelled"], bool(extra["names"])
@@ -174,7 +174,7 @@ def plot_area(layout: str, size: tuple[int, int], extra: Extra) -> Box:
     return left * width, top * height, right * width, bottom * height
 
 
-def entry_boxes(layout: str, size: tuple[int, int], extra: Extra) -> list[Box]:
+def entry_boxes(layout: str, size: Size, extra: Extra) -> list[Box]:
     """Return the pixel boxes of the bars, points or slices."""
     values = extra["values"]
     if layout == "pie":
@@ -222,14 +222,12 @@ def slices(extra: Extra) -> list[tuple[float, float]]:
     return found
 
 
-def pie_ellipse(size: tuple[int, int]) -> tuple[float, float, float, float]:
+def pie_ellipse(size: Size) -> tuple[float, float, float, float]:
     """Return the pie's centre and radii in pixels; in a picture that is not square, an ellipse."""
     return size[0] / 2, size[1] / 2, size[0] * 0.45, size[1] * 0.45
 
 
-def slice_centre(
-    middle: float, share: float, size: tuple[int, int], extra: Extra
-) -> tuple[float, float]:
+def slice_centre(middle: float, share: float, size: Size, extra: Extra) -> tuple[float, float]:
     """Return the pixel in the middle of a slice."""
     x, y, rx, ry = pie_ellipse(size)
     far = 0.72 if extra["hole"] or share < 0.25 else 0.62 - 0.2 * max(0.0, share - 0.5)
@@ -237,7 +235,7 @@ def slice_centre(
     return x + far * rx * math.cos(turn), y + far * ry * math.sin(turn)
 
 
-def slice_box(middle: float, share: float, size: tuple[int, int], extra: Extra) -> Box:
+def slice_box(middle: float, share: float, size: Size, extra: Extra) -> Box:
     """Return a pixel box around the middle of a slice that grows with its share."""
     x, y = slice_centre(middle, share, size, extra)
     half = 0.16 + 0.2 * share

@@ -25,7 +25,7 @@ from finetune.pretrain.world.rooms.digits.glyphs import (
     write,
 )
 from finetune.pretrain.world.rooms.digits.questions import ask
-from finetune.pretrain.world.scene import QA, Box, Item, Scene, Split
+from finetune.pretrain.world.scene import QA, Box, Item, Scene, Size, Split, to_fractions
 
 # Append only: positions are classes of the encoder. The number on a face is part of its kind,
 # because the encoder has to recognise it.
@@ -83,7 +83,7 @@ def number_text(digits: int, rng: random.Random, split: Split) -> str:
             return str(number)
 
 
-def frames(count: int, size: tuple[int, int], rng: random.Random, tall: float = 1.6) -> list[Box]:
+def frames(count: int, size: Size, rng: random.Random, tall: float = 1.6) -> list[Box]:
     """Return pixel boxes for `count` glyphs in a row, each wide enough for a patch of its own.
 
     Args:
@@ -104,12 +104,12 @@ def frames(count: int, size: tuple[int, int], rng: random.Random, tall: float = 
 
 
 def glyph_items(
-    text: str, boxes: list[Box], colour: str, size: tuple[int, int], slant: float = 0.0
+    text: str, boxes: list[Box], colour: str, size: Size, slant: float = 0.0
 ) -> tuple[Item, ...]:
     """Return the items of glyphs that were placed in pixel boxes."""
     items = []
     for k, (glyph, (x0, y0, x1, y1)) in enumerate(zip(text, boxes, strict=True)):
-        box = (x0 / size[0], y0 / size[1], (x1 + slant * (x1 - x0)) / size[0], y1 / size[1])
+        box = to_fractions((x0, y0, x1 + slant * (x1 - x0), y1), size)
         items.append(Item(glyph, box, colour, order=k, extra={"frame": (x0, y0, x1, y1)}))
     return tuple(items)
 
@@ -124,7 +124,7 @@ def pip_rgb(name: str, rgb: RGB) -> RGB:
 
 
 def make_glyphs(
-    layout: str, size: tuple[int, int], rng: random.Random, split: Split
+    layout: str, size: Size, rng: random.Random, split: Split
 ) -> tuple[tuple[Item, ...], Extra]:
     """Make handwritten or displayed digits, a sum, or the time of a clock."""
     if layout == "sum":
@@ -155,7 +155,7 @@ def make_glyphs(
 
 
 def make_dice(
-    layout: str, size: tuple[int, int], rng: random.Random, split: Split
+    layout: str, size: Size, rng: random.Random, split: Split
 ) -> tuple[tuple[Item, ...], Extra]:
     """Make one to four dice."""
     count = rng.choices((1, 2, 3, 4), (28, 40, 20, 12))[0]
@@ -178,12 +178,7 @@ def make_dice(
                 > reach + o.extra["reach"] + 0.04 * side
                 for o in items
             ):
-                box = (
-                    (x - reach) / size[0],
-                    (y - reach) / size[1],
-                    (x + reach) / size[0],
-                    (y + reach) / size[1],
-                )
+                box = to_fractions((x - reach, y - reach, x + reach, y + reach), size)
                 dot = pip_rgb(name, rgb)
                 items.append(
                     Item(
@@ -208,7 +203,7 @@ def make_dice(
 
 
 def make_domino(
-    layout: str, size: tuple[int, int], rng: random.Random, split: Split
+    layout: str, size: Size, rng: random.Random, split: Split
 ) -> tuple[tuple[Item, ...], Extra]:
     """Make a domino."""
     numbers = rng.randint(0, 6), rng.randint(0, 6)
@@ -222,7 +217,7 @@ def make_domino(
     items = []
     for k, number in enumerate(numbers):
         left, top = (x + k * reach, y) if across else (x, y + k * reach)
-        box = (left / size[0], top / size[1], (left + reach) / size[0], (top + reach) / size[1])
+        box = to_fractions((left, top, left + reach, top + reach), size)
         items.append(
             Item(
                 f"half {number}",

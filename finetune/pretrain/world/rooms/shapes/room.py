@@ -17,7 +17,7 @@ from finetune.pretrain.world.drawing.paint import (
     to_rgb,
 )
 from finetune.pretrain.world.objects.questions import ask_about_objects
-from finetune.pretrain.world.scene import FILLS, QA, Box, Item, Scene, Split
+from finetune.pretrain.world.scene import FILLS, QA, Box, Item, Scene, Size, Split, to_fractions
 from finetune.pretrain.world.wording.false_premises import false_premise
 from finetune.pretrain.world.wording.references import Vocabulary
 
@@ -144,9 +144,7 @@ class Spec:
     fill: str
 
 
-def place(
-    spec: Spec, x: float, y: float, radius: float, size: tuple[int, int], rng: random.Random
-) -> Item:
+def place(spec: Spec, x: float, y: float, radius: float, size: Size, rng: random.Random) -> Item:
     """Return the item at pixel (x, y), with the polygon that is drawn and the box around it."""
     turn = rotation(spec.kind, rng)
     cos, sin = math.cos(turn) * radius, math.sin(turn) * radius
@@ -154,7 +152,7 @@ def place(
         (x + px * cos - py * sin, y + px * sin + py * cos) for px, py in outline(spec.kind, rng)
     ]
     xs, ys = [p[0] for p in points], [p[1] for p in points]
-    box: Box = (min(xs) / size[0], min(ys) / size[1], max(xs) / size[0], max(ys) / size[1])
+    box = to_fractions((min(xs), min(ys), max(xs), max(ys)), size)
     extent = max(box[2] - box[0], box[3] - box[1])
     word = "small" if extent < 0.19 else "big" if extent > 0.27 else ""
     extra = {"points": points, "rgb": colour_rgb(spec.colour, rng)}
@@ -193,7 +191,7 @@ def choose(count: int, rng: random.Random, split: Split) -> list[Spec]:
 def scattered(
     specs: list[Spec],
     area: Box,
-    size: tuple[int, int],
+    size: Size,
     radii: tuple[float, float],
     rng: random.Random,
     touch: float = 1.08,
@@ -227,7 +225,7 @@ def scattered(
 
 
 def lattice(
-    specs: list[Spec], rows: int, columns: int, size: tuple[int, int], rng: random.Random
+    specs: list[Spec], rows: int, columns: int, size: Size, rng: random.Random
 ) -> list[Item]:
     """Place objects in the cells of a grid, row by row."""
     cell = min(size[0] / columns, size[1] / rows)
@@ -243,7 +241,7 @@ def lattice(
     return items
 
 
-def overlapping(specs: list[Spec], size: tuple[int, int], rng: random.Random) -> list[Item]:
+def overlapping(specs: list[Spec], size: Size, rng: random.Random) -> list[Item]:
     """Place a chain of big objects, each covering a part of the previous one."""
     side = min(size)
     x, y = size[0] * rng.uniform(0.3, 0.45), size[1] * rng.uniform(0.3, 0.7)

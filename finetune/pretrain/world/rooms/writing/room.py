@@ -31,7 +31,7 @@ from finetune.pretrain.world.drawing.paint import (
 )
 from finetune.pretrain.world.rooms.writing.questions import ask
 from finetune.pretrain.world.rooms.writing.words import HELD_OUT_WORDS, WORDS
-from finetune.pretrain.world.scene import QA, Box, Item, Scene, Split, to_fractions
+from finetune.pretrain.world.scene import QA, Box, Item, Scene, Size, Split, to_fractions
 
 # Append only: positions are classes of the encoder. Small letters count as their capitals.
 KINDS = (*string.ascii_uppercase, *string.digits, "sign")
@@ -79,7 +79,7 @@ def fitted(
     text: str,
     name: str,
     area: Box,
-    size: tuple[int, int],
+    size: Size,
     rng: random.Random,
 ) -> Line:
     """Place a text in the font `name` at a random size and position within the pixel `area`."""
@@ -107,7 +107,7 @@ def fitted(
     return set_line(text, name, em, x, rng.uniform(min(low, high), max(low, high)), pitch, slope)
 
 
-def items_of(text: Text, size: tuple[int, int]) -> list[Item]:
+def items_of(text: Text, size: Size) -> list[Item]:
     """Return an item for each letter of a text."""
     return [
         Item(glyph.letter.upper(), to_fractions(glyph.box, size), text.colour, order=k)
@@ -164,7 +164,7 @@ class Writing:
         return Scene(self.name, layout, width, height, tuple(items), rng.getrandbits(32), extra)
 
     def _sign(
-        self, size: tuple[int, int], pen: RGB, rng: random.Random, extra: dict[str, Any]
+        self, size: Size, pen: RGB, rng: random.Random, extra: dict[str, Any]
     ) -> tuple[Box, Item, RGB]:
         """Add a coloured sign to `extra` on which writing in `pen` is legible.
 
