@@ -89,7 +89,7 @@ def assemble_checkpoint(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return model, make_processor(tokenizer, encoder.config.vision_config)
+    return model, make_processor(tokenizer, encoder.vision_model.config)
 
 
 def make_projector(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from vqa_app.errors import ImageError
 from vqa_app.pictures.picture import ImageLimits, Picture, open_picture
@@ -54,27 +54,31 @@ def fetch_picture(
     limits = limits or ImageLimits()
     end = time.monotonic() + deadline
     headers = {"User-Agent": f"vqa-app/{__version__}", "Accept": "image/*"}
+    client = httpx.Client(
+        timeout=timeout,
+        headers=headers,
+        follow_redirects=True,
+        max_redirects=MAX_REDIRECTS,
+        event_hooks={"request": [lambda request: _check_scheme(str(request.url))]},
+    )
     try:
-        with httpx.Client(timeout=timeout, headers=headers) as client:
-            for _ in range(MAX_REDIRECTS + 1):
-                _check_scheme(url)
-                with client.stream("GET", url) as response:
-                    if response.has_redirect_location:
-                        url = urljoin(url, response.headers["location"])
-                        continue
-                    data = _read(response, url, limits.max_bytes, end)
-                    return open_picture(data, name=_name(url), limits=limits)
+        _check_scheme(url)
+        with client, client.stream("GET", url) as response:
+            url = str(response.url)  # after redirects
+            data = _read(response, url, limits.max_bytes, end)
     except httpx.TimeoutException as error:
         raise _too_slow(url) from error
+    except httpx.TooManyRedirects as error:
+        raise ImageError(
+            f"{_host(url)} redirects more than {MAX_REDIRECTS} times.",
+            "Download the picture in a browser and use the file.",
+        ) from error
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         reason = str(error).rstrip(".") or type(error).__name__
         raise ImageError(
             f"Could not reach {_host(url)}: {reason}.", "Check the address and the network."
         ) from error
-    raise ImageError(
-        f"{_host(url)} redirects more than {MAX_REDIRECTS} times.",
-        "Download the picture in a browser and use the file.",
-    )
+    return open_picture(data, name=_name(url), limits=limits)
 
 
 def _read(response: httpx.Response, url: str, max_bytes: int, end: float) -> bytes:
