@@ -43,9 +43,7 @@ _COMMANDS = {
     "ask": _Subcommand(
         "vqa_app.cli.ask", "Ask in the shell: once, in a dialogue, or about many files."
     ),
-    "finetune": _Subcommand(
-        "finetune.cli.train", "Fine-tune a model on your own pictures, questions and answers."
-    ),
+    "finetune": _Subcommand("finetune.cli.train", "Fine-tune a model on your own data."),
     "check-data": _Subcommand(
         "finetune.cli.train", "Check instruction data before training on it."
     ),
