@@ -121,7 +121,9 @@ def test_memory_of_models_that_wait_for_the_collector_is_had_before_a_load_is_re
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     collected: list[bool] = []
-    monkeypatch.setattr("vqa_app.devices.free_memory", lambda device: (9 if collected else 1) * GB)
+    monkeypatch.setattr(
+        "vqa_app.checkpoints.memory.free_memory", lambda device: (9 if collected else 1) * GB
+    )
     monkeypatch.setattr("gc.collect", lambda: collected.append(True))
     check_memory("a/b", [_weights(GB)], CPU, torch.bfloat16, None)
     assert not collected  # it takes time

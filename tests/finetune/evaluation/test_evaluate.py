@@ -323,13 +323,10 @@ def test_files_of_other_predictions_are_refused_before_a_model_is_loaded(
 
 
 def test_the_public_names_are_the_functions() -> None:
-    import finetune.evaluate
-
     from finetune import evaluate, train
 
     assert evaluate is import_module("finetune.evaluation.evaluate").evaluate
     assert train is import_module("finetune.training.train").train
-    assert finetune.evaluation.evaluate is evaluate
 
 
 def test_bad_rows_stop_an_evaluation_by_name(tiny_llava_dir: Path, tmp_path: Path) -> None:
