@@ -8,7 +8,8 @@ import sqlite3
 from typing import Any
 
 from vqa_app.errors import DataError, UsageError, VqaError
-from vqa_app.serving.redact import redact_options, redact_paths, replace_surrogates
+from vqa_app.prompts.conversation_file import replace_surrogates
+from vqa_app.serving.redact import redact_options, redact_paths
 
 log = logging.getLogger(__name__)
 

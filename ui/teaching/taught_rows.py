@@ -28,7 +28,8 @@ from vqa_app.errors import DataError, UsageError, VqaError
 from vqa_app.files import atomic_file
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, Picture
 from vqa_app.prompts.conversation import SHORT_STYLE
-from vqa_app.serving.redact import redact_paths, replace_surrogates
+from vqa_app.prompts.conversation_file import replace_surrogates
+from vqa_app.serving.redact import redact_paths
 
 LONGEST_TEXT = 4000
 _PLACEHOLDER = "<image>"

@@ -43,18 +43,18 @@ _LARGEST_FACT = 1e9
 _MAX_CHANGES = 10
 
 
-def _valid_unicode(text: str) -> str:
-    """Replace unpaired surrogates, which JSON can represent, but neither files nor databases."""
+def replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which JSON can hold but UTF-8 files and databases cannot, by `?`."""
     return text.encode(errors="replace").decode()
 
 
 def _line(value: object) -> str:
     """Return a value as one line of at most 120 characters."""
-    return " ".join(_valid_unicode(str(value or "")).split())[:120]
+    return " ".join(replace_surrogates(str(value or "")).split())[:120]
 
 
 def _checked(text: str) -> str:
-    if text != _valid_unicode(text):
+    if text != replace_surrogates(text):
         raise ValueError("The text contains unpaired surrogates.")
     return text
 
@@ -71,7 +71,9 @@ def _is_fact(name: str, value: object) -> bool:
     kind = _FACTS.get(name)
     if kind is str:
         longest = _LONGEST_FACT.get(name, 200)
-        return isinstance(value, str) and len(value) < longest and value == _valid_unicode(value)
+        return (
+            isinstance(value, str) and len(value) < longest and value == replace_surrogates(value)
+        )
     kinds = (int, float) if kind is float else (int,)
     return (
         kind is not None
@@ -84,7 +86,7 @@ def _is_fact(name: str, value: object) -> bool:
 def _known_changes(value: object) -> list[str]:
     """Keep the texts of a list, shortened; older files have none."""
     texts = value[:_MAX_CHANGES] if isinstance(value, list | tuple) else []
-    return [_valid_unicode(text)[:200] for text in texts if isinstance(text, str)]
+    return [replace_surrogates(text)[:200] for text in texts if isinstance(text, str)]
 
 
 def _decoded(value: object) -> bytes:
@@ -210,9 +212,9 @@ class ConversationFile(BaseModel):
                 id=str(index),
                 parent=str(index - 2) if index else None,
                 shown=True,
-                question=_valid_unicode(question.text),
+                question=replace_surrogates(question.text),
                 pictures=[picture.digest for picture in question.pictures],
-                answer=_valid_unicode(answer.text),
+                answer=replace_surrogates(answer.text),
                 state="answered",
                 facts={"model": model},
             )

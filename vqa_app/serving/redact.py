@@ -34,8 +34,3 @@ def redact_options(hint: str) -> str:
     """Drop what a hint says about command-line options, which the page does not have."""
     sentences = (re.sub(r",? or [^.]*--.*", ".", part) for part in re.split(r"(?<=\.) ", hint))
     return " ".join(sentence for sentence in sentences if "--" not in sentence)
-
-
-def replace_surrogates(text: str) -> str:
-    """Replace lone surrogates, which JSON can hold but UTF-8 files and databases cannot, by `?`."""
-    return text.encode(errors="replace").decode()
