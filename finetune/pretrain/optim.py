@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from finetune.pretrain.muon import Muon
+from vqa_app.devices import computes_in_bfloat16
 from vqa_app.files import atomic_file
 
 MUON_RATE, ADAM_RATE = 3e-3, 1.5e-3
@@ -35,15 +37,7 @@ class MuonAdam:
         self.parameters = matrices + others
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
-            self.parts.append(
-                torch.optim.Muon(
-                    matrices,
-                    lr=MUON_RATE * rate,
-                    weight_decay=0.02,
-                    momentum=0.95,
-                    adjust_lr_fn="match_rms_adamw",
-                )
-            )
+            self.parts.append(Muon(matrices, lr=MUON_RATE * rate, weight_decay=0.02, momentum=0.95))
         if others:
             self.parts.append(
                 torch.optim.AdamW(others, lr=ADAM_RATE * rate, betas=(0.9, 0.98), weight_decay=0.0)
@@ -76,6 +70,12 @@ class MuonAdam:
     def load_state_dict(self, states: list[dict]) -> None:
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)
+
+
+def fast_autocast(device: str) -> torch.autocast:
+    """Autocast to bf16 where the device has instructions for it; elsewhere it is slower."""
+    half = computes_in_bfloat16(torch.device(device))
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half)
 
 
 def rank() -> int:

@@ -4,6 +4,8 @@ The same table, filled from scenes instead of pixels, is the symbolic picture th
 model learns on before it meets an encoder (`language.Symbols`).
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -40,12 +42,14 @@ CLASSES = {
 UNITS = 1000  # positions and extents are stored in thousandths of the picture
 
 
-def item_row(room: str, item: Item) -> np.ndarray:
+def item_row(
+    room: str, item: Item, kinds: Mapping[tuple[str, str], int] = KIND_INDEX
+) -> np.ndarray:
     """An object's row, marked as its centre: [COLUMNS] int16."""
     x, y = item.centre
     row = np.zeros(COLUMNS, np.int16)
     row[OWNED] = row[CENTRE] = 1
-    row[KIND] = KIND_INDEX[room, item.kind]
+    row[KIND] = kinds[room, item.kind]
     row[COLOUR] = COLOUR_INDEX.get(item.colour, 0)
     row[SIZE], row[FILL] = SIZE_INDEX.get(item.size, 0), FILL_INDEX.get(item.fill, 0)
     row[ORDER] = min(max(item.order + 1, 0), ORDERS - 1)
@@ -71,36 +75,36 @@ def census(scene: Scene) -> np.ndarray:
     return np.concatenate(([len(rows)], *counts))
 
 
-_EDGES = np.arange(SIDE + 1) / SIDE
-
-
-def patches(scene: Scene) -> np.ndarray:
-    """The symbolic picture as the encoder's grid. [PATCHES, COLUMNS] int16.
+def patches(
+    scene: Scene, side: int = SIDE, kinds: Mapping[tuple[str, str], int] = KIND_INDEX
+) -> np.ndarray:
+    """The symbolic picture as the encoder's grid. [side * side, COLUMNS] int16.
 
     A patch belongs to the last drawn object whose (slightly shrunk) box covers a third of it;
     the patch under an object's centre always does.
     """
-    grid = np.zeros((SIDE, SIDE, COLUMNS), np.int16)
-    rows = objects(scene)
+    grid = np.zeros((side, side, COLUMNS), np.int16)
+    rows = [item_row(scene.room, item, kinds) for item in scene.items]
     for item, row in zip(scene.items, rows, strict=True):
         left, top, right, bottom = item.box
         dx, dy = 0.1 * (right - left), 0.1 * (bottom - top)
-        across = _cover(left + dx, right - dx)
-        down = _cover(top + dy, bottom - dy)
+        across = _cover(left + dx, right - dx, side)
+        down = _cover(top + dy, bottom - dy, side)
         share = down[:, None] * across[None, :]
         grid[(share > 0.02) & (share <= 0.33) & (grid[..., OWNED] == 0), OWNED] = 2
         owned = row.copy()
         owned[CENTRE] = 0
         grid[share > 0.33] = owned
     for row in rows:
-        column, line = (min(SIDE - 1, int(row[axis]) * SIDE // UNITS) for axis in (X, Y))
+        column, line = (min(side - 1, int(row[axis]) * side // UNITS) for axis in (X, Y))
         grid[line, column] = row
-    return grid.reshape(PATCHES, COLUMNS)
+    return grid.reshape(side * side, COLUMNS)
 
 
-def _cover(start: float, end: float) -> np.ndarray:
-    """How much of each of the SIDE cells the interval covers: [SIDE] in 0..1."""
-    return (np.minimum(end, _EDGES[1:]) - np.maximum(start, _EDGES[:-1])).clip(0) * SIDE
+def _cover(start: float, end: float, side: int) -> np.ndarray:
+    """How much of each of the cells the interval covers: [side] in 0..1."""
+    edges = np.arange(side + 1) / side
+    return (np.minimum(end, edges[1:]) - np.maximum(start, edges[:-1])).clip(0) * side
 
 
 GEOMETRY = 28

@@ -8,12 +8,14 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from finetune.pretrain.world import ROOMS, make_scene
+from finetune.pretrain.world.rooms.icons.store import icon_concepts
+from finetune.pretrain.world.rooms.photos.store import photo_classes
 from finetune.pretrain.world.wording.phrasing import add_typing_noise
 from vqa_app.prompts.conversation import SHORT_STYLE
 
 IMAGE, START, END, PAD = "<image>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 SPECIALS = (PAD, START, END, IMAGE)
-VOCABULARY = 5120
+VOCABULARY = 6144
 
 # ChatML. Contents are strings or lists of parts; a picture stands where its part stands.
 CHAT_TEMPLATE = """\
@@ -108,7 +110,9 @@ def corpus(scenes: int, seed: int) -> Iterator[str]:
     """Text to learn pieces of words from: the world's, and English that Python carries."""
     yield from sentences(scenes, seed)
     yield from pydoc_data.topics.topics.values()
-    for word in EVERYDAY:
+    concepts = (*icon_concepts(), *photo_classes())
+    named = [word for c in concepts for word in " ".join((*c.names, c.kind.strip("()"))).split()]
+    for word in dict.fromkeys((*EVERYDAY, *named)):
         yield from [f"a {word} and the {word}s"] * 40
         yield from [word.capitalize(), word] * 12
     for word in COMMON:

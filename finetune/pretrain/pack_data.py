@@ -1,0 +1,149 @@
+"""Pack published photographs and icons into arrays that training maps into memory.
+
+    python -m finetune.pretrain.pack_data --tiny-imagenet DIR --cifar-10 DIR --photos OUT
+    python -m finetune.pretrain.pack_data --icon-sets DIR --icons OUT
+
+Tiny ImageNet as published (train/, val/, words.txt); CIFAR-10 as pictures in train/CLASS/ and
+test/CLASS/; icon sets in Iconify's JSON format (`@iconify-json/noto` and its like), one file a
+set, named by it. Rendering icons needs `resvg-py`.
+"""
+
+import argparse
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from finetune.pretrain.world.rooms.icons.store import ICON_SIZE, icon_concepts
+from finetune.pretrain.world.rooms.photos.store import PHOTO_SIZE, photo_classes
+
+TRAIN, HELD_OUT = 0, 1
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A file, its class, whether it is held out, and its object's box in fractions."""
+
+    path: Path
+    label: int
+    split: int
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+
+
+def tiny_imagenet(folder: Path) -> Iterator[Photo]:
+    """The pictures of train/ and val/, with their boxes."""
+    label_of = {key: k for k, c in enumerate(photo_classes()) for key in c.keys}
+
+    def boxed(path: Path, folder_name: str, split: int, corners: list[str]) -> Photo:
+        left, top, right, bottom = (int(v) for v in corners)
+        box = (left / 64, top / 64, (right + 1) / 64, (bottom + 1) / 64)
+        return Photo(path, label_of[folder_name], split, box)
+
+    for boxes in sorted(folder.glob("train/*/*_boxes.txt")):
+        for line in boxes.read_text().splitlines():
+            name, *corners = line.split()
+            yield boxed(boxes.parent / "images" / name, boxes.parent.name, TRAIN, corners)
+    for line in (folder / "val/val_annotations.txt").read_text().splitlines():
+        name, folder_name, *corners = line.split()
+        yield boxed(folder / "val/images" / name, folder_name, HELD_OUT, corners)
+
+
+def cifar_10(folder: Path) -> Iterator[Photo]:
+    """The pictures of train/ and test/; the object fills them."""
+    label_of = {key: k for k, c in enumerate(photo_classes()) for key in c.keys}
+    for part, split in (("train", TRAIN), ("test", HELD_OUT)):
+        for path in sorted((folder / part).glob("*/*")):
+            yield Photo(path, label_of[path.parent.name], split)
+
+
+def pack_photos(photos: list[Photo], out: Path) -> None:
+    """Write images.npy [n, 64, 64, 3], labels.npy, splits.npy and boxes.npy (in 255ths)."""
+    out.mkdir(parents=True, exist_ok=True)
+    shape = (len(photos), PHOTO_SIZE, PHOTO_SIZE, 3)
+    images = np.lib.format.open_memmap(out / "images.npy", "w+", np.uint8, shape)
+    for k, photo in enumerate(photos):
+        picture = Image.open(photo.path).convert("RGB")
+        if picture.size != (PHOTO_SIZE, PHOTO_SIZE):
+            picture = picture.resize((PHOTO_SIZE, PHOTO_SIZE), Image.Resampling.BICUBIC)
+        images[k] = np.asarray(picture)
+    images.flush()
+    np.save(out / "labels.npy", np.array([photo.label for photo in photos], np.int16))
+    np.save(out / "splits.npy", np.array([photo.split for photo in photos], np.uint8))
+    boxes = np.array([photo.box for photo in photos]) * 255
+    np.save(out / "boxes.npy", boxes.round().astype(np.uint8))
+
+
+def icon_svgs(icon_set: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name, SVG document) of the icons of a set that are in the table of concepts."""
+    icons, aliases = icon_set["icons"], icon_set.get("aliases", {})
+    for concept in icon_concepts():
+        for name in concept.keys:
+            icon = icons.get(name) or icons.get(aliases.get(name, {}).get("parent", ""))
+            if icon is None:
+                continue
+            width = icon.get("width", icon_set.get("width", 16))
+            height = icon.get("height", icon_set.get("height", 16))
+            left, top = icon.get("left", 0), icon.get("top", 0)
+            yield (
+                name,
+                '<svg xmlns="http://www.w3.org/2000/svg" '
+                'xmlns:xlink="http://www.w3.org/1999/xlink" color="#202020" '
+                f'width="{width}" height="{height}" viewBox="{left} {top} {width} {height}">'
+                f"{icon['body']}</svg>",
+            )
+
+
+def render(svg: str) -> np.ndarray:
+    """An icon as RGBA, fitted into a square: [ICON_SIZE, ICON_SIZE, 4] uint8."""
+    import resvg_py
+
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * ICON_SIZE, height=2 * ICON_SIZE))
+    picture = Image.open(io.BytesIO(png)).convert("RGBA")
+    picture.thumbnail((ICON_SIZE, ICON_SIZE), Image.Resampling.LANCZOS)
+    square = Image.new("RGBA", (ICON_SIZE, ICON_SIZE))
+    square.paste(picture, ((ICON_SIZE - picture.width) // 2, (ICON_SIZE - picture.height) // 2))
+    return np.asarray(square)
+
+
+def pack_icons(sets: Path, out: Path) -> None:
+    """Write images.npy [n, 128, 128, 4] and icons.json: the set and the name of every icon."""
+    out.mkdir(parents=True, exist_ok=True)
+    images, rows = [], []
+    for path in sorted(sets.glob("*.json")):
+        icon_set = json.loads(path.read_text("utf-8"))
+        for name, svg in icon_svgs(icon_set) if "icons" in icon_set else ():
+            picture = render(svg)
+            if picture[..., 3].max() > 0:
+                images.append(picture)
+                rows.append([path.stem, name])
+    np.save(out / "images.npy", np.stack(images))
+    (out / "icons.json").write_text(json.dumps(rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m finetune.pretrain.pack_data", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--tiny-imagenet", type=Path)
+    parser.add_argument("--cifar-10", type=Path)
+    parser.add_argument("--photos", type=Path, help="where packed photographs go")
+    parser.add_argument("--icon-sets", type=Path)
+    parser.add_argument("--icons", type=Path, help="where packed icons go")
+    given = parser.parse_args()
+    if given.photos:
+        photos = list(tiny_imagenet(given.tiny_imagenet)) if given.tiny_imagenet else []
+        photos += list(cifar_10(given.cifar_10)) if given.cifar_10 else []
+        pack_photos(photos, given.photos)
+        print(f"{len(photos)} photographs in {given.photos}")
+    if given.icons:
+        pack_icons(given.icon_sets, given.icons)
+        print(f"Icons in {given.icons}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Pictures that keep their shape: padded to a square as `LlavaImageProcessor` does it."""
+
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from finetune.pretrain.world.scene import Box, Scene
+
+GROUND = (127, 127, 127)
+"""The processor pads with 255 times its mean, 0.5: what the encoder reads as 0."""
+
+
+def padded_pixels(picture: Image.Image, side: int) -> np.ndarray:
+    """Pad an RGB picture to a square and resize it (bicubic): [side, side, 3] uint8."""
+    longest = max(picture.size)
+    if picture.width != picture.height:
+        square = Image.new("RGB", (longest, longest), GROUND)
+        square.paste(picture, ((longest - picture.width) // 2, (longest - picture.height) // 2))
+        picture = square
+    if longest != side:
+        picture = picture.resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(picture)
+
+
+def padded_scene(scene: Scene) -> Scene:
+    """The scene of the padded picture: boxes become fractions of the square."""
+    longest = max(scene.width, scene.height)
+    across, down = scene.width / longest, scene.height / longest
+    left, top = (1 - across) / 2, (1 - down) / 2
+
+    def moved(box: Box) -> Box:
+        return (
+            left + box[0] * across,
+            top + box[1] * down,
+            left + box[2] * across,
+            top + box[3] * down,
+        )
+
+    items = tuple(replace(item, box=moved(item.box)) for item in scene.items)
+    return replace(scene, width=longest, height=longest, items=items)

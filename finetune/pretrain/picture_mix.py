@@ -1,0 +1,175 @@
+"""What the encoder learns from: drawn rooms and icons from a pool, photographs as they come.
+
+Every picture comes with its patch targets, a caption where the room has one, and the words that
+are true of it.
+"""
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from finetune.pretrain import patch_targets
+from finetune.pretrain.padding import padded_pixels, padded_scene
+from finetune.pretrain.scene_pool import caption as asked_caption
+from finetune.pretrain.world import ROOMS, Room, Scene, Split
+from finetune.pretrain.world.drawing.degradation import degraded
+from finetune.pretrain.world.rooms.icons.room import Icons
+from finetune.pretrain.world.rooms.icons.store import IconStore, icon_concepts
+from finetune.pretrain.world.rooms.photos.room import PhotoBatch, Photos
+from finetune.pretrain.world.rooms.photos.store import PhotoStore, photo_classes
+from finetune.pretrain.world.rooms.shapes import wide
+
+ROOM_WEIGHTS = {
+    "wide shapes": 10.0,
+    "things": 4.0,
+    "writing": 3.0,
+    "digits": 2.0,
+    "charts": 3.0,
+    "outside": 0.4,
+    "icons": 12.0,
+}
+"""Shares of the drawn pictures. The old room of shapes, where a square is a rectangle, is left."""
+LEAST_READABLE = {"wide shapes": 24, "icons": 48, "things": 64, "digits": 72}
+"""The fewest pixels that degradation leaves; rooms that are read keep more (128)."""
+
+_SHAPES_FROM = patch_targets.BLOCKS["shapes"]
+ICONS_FROM = patch_targets.KIND_CLASSES
+PHOTOS_FROM = ICONS_FROM + len(icon_concepts())
+KIND_CLASSES = PHOTOS_FROM + len(photo_classes())
+KIND_INDEX: dict[tuple[str, str], int] = {
+    **patch_targets.KIND_INDEX,
+    **{("wide shapes", kind): _SHAPES_FROM + k for k, kind in enumerate(wide.WIDE_KINDS)},
+    **{("icons", str(k)): ICONS_FROM + k for k in range(len(icon_concepts()))},
+}
+"""The classes of `patch_targets`, and after them those of icons and photographs."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The encoder's picture: `side` pixels and `patches` patches along an edge."""
+
+    side: int
+    patches: int
+
+
+def words_of(scene: Scene) -> frozenset[str]:
+    """What may be said to be in a drawn picture."""
+    if scene.room == "icons":
+        return frozenset(w for i in scene.items for w in icon_concepts()[int(i.kind)].words)
+    if scene.room in ("things", "wide shapes"):
+        return frozenset(item.word for item in scene.items)
+    return frozenset()
+
+
+def caption_of(scene: Scene, seed: int) -> str:
+    """A description of a drawn picture, or ""."""
+    if scene.room == "icons":
+        return ", ".join(item.word for item in scene.items[:4])
+    if scene.room == "wide shapes":
+        return wide.caption(scene)
+    return asked_caption(scene, seed)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One picture from a pool: pixels [side, side, 3] uint8 and what belongs to it."""
+
+    room: str
+    pixels: np.ndarray
+    targets: np.ndarray
+    caption: str
+    words: frozenset[str]
+
+
+@dataclass
+class Sources:
+    """The rooms and stores at hand. `missing` says what training does without."""
+
+    rooms: dict[str, Room]
+    photos: Photos | None
+    missing: list[str] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, photos: Path | None, icons: Path | None, side: int) -> "Sources":
+        """Open packed photographs and icons (see `pack_data`), where they are given."""
+        rooms: dict[str, Room] = {**ROOMS, "wide shapes": wide.WIDE_SHAPES}
+        missing = []
+        if icons:
+            rooms["icons"] = Icons(IconStore.open(icons))
+        else:
+            missing.append("No --icons: the encoder will not know icons.")
+        shown = None
+        if photos:
+            shown = Photos(PhotoStore.open(photos), side)
+        else:
+            missing.append("No --photos: the encoder will not know photographs.")
+        return cls(rooms, shown, missing)
+
+    def draw(self, seed: int, grid: Grid, split: Split = "train", room: str = "") -> Drawn:
+        """Picture number `seed`, of `room` or of any; degraded if it is to train on."""
+        rng = random.Random(f"mix-{split}-{room}-{seed}")
+        if not room:
+            names = [name for name in ROOM_WEIGHTS if name in self.rooms]
+            room = rng.choices(names, [ROOM_WEIGHTS[name] for name in names])[0]
+        scene = self.rooms[room].make(rng, split)
+        picture = self.rooms[room].draw(scene)
+        if split == "train":
+            picture = degraded(picture, rng, LEAST_READABLE.get(room, 128))
+        square = padded_scene(scene)
+        return Drawn(
+            room,
+            padded_pixels(picture, grid.side),
+            patch_targets.patches(square, grid.patches, KIND_INDEX),
+            caption_of(scene, seed),
+            words_of(scene),
+        )
+
+
+@dataclass
+class Pool:
+    """`capacity` drawn pictures, the oldest replaced first; `next_seed` counts all ever drawn."""
+
+    sources: Sources
+    grid: Grid
+    capacity: int
+    next_seed: int = 0
+    drawn: list[Drawn] = field(default_factory=list)
+
+    def refill(self, count: int) -> None:
+        """Draw `count` new pictures."""
+        for _ in range(count):
+            new = self.sources.draw(self.next_seed, self.grid)
+            self.next_seed += 1
+            if len(self.drawn) < self.capacity:
+                self.drawn.append(new)
+            else:
+                self.drawn[self.next_seed % self.capacity] = new
+
+    def batch(self, count: int, rng: np.random.Generator) -> list[Drawn]:
+        """Random pictures of the pool."""
+        return [self.drawn[k] for k in rng.integers(0, len(self.drawn), count)]
+
+
+def photo_targets(batch: PhotoBatch, grid: Grid) -> torch.Tensor:
+    """Patches inside an object's box are of its class, the others are not judged.
+
+    Returns [n, patches * patches, COLUMNS] long.
+    """
+    count, patches = len(batch.labels), grid.patches
+    rows = torch.zeros(count, patches, patches, patch_targets.COLUMNS, dtype=torch.long)
+    rows = rows.to(batch.labels.device)
+    rows[..., patch_targets.OWNED] = 2
+    middles = (torch.arange(patches, device=rows.device) + 0.5) / patches
+    left, top, right, bottom = batch.boxes.unbind(1)
+    across = (middles >= left[:, None]) & (middles <= right[:, None])
+    down = (middles >= top[:, None]) & (middles <= bottom[:, None])
+    inside = down[:, :, None] & across[:, None, :]
+    rows[..., patch_targets.OWNED] = torch.where(inside, 1, 2)
+    rows[..., patch_targets.KIND] = (batch.labels + PHOTOS_FROM)[:, None, None]
+    box = torch.stack(((left + right) / 2, (top + bottom) / 2, right - left, bottom - top), 1)
+    places = (box * patch_targets.UNITS).round().long()
+    rows[..., patch_targets.X :] = places[:, None, None, :]
+    return rows.flatten(1, 2)

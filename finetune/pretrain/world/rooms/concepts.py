@@ -1,0 +1,42 @@
+"""Tables of things that pictures show: what people call them, and what kind of thing they are."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A thing, its names (the commonest first), its kind, and the keys of the pictures of it."""
+
+    names: tuple[str, ...]
+    kind: str
+    keys: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Everything that it may be called; last its kind, where people would call it that."""
+        return self.names if self.kind.startswith("(") else (*self.names, self.kind)
+
+
+def read_concepts(path: Path) -> tuple[Concept, ...]:
+    """Read a table of lines "kind: name, synonym = key key; name; ...".
+
+    A concept without keys is its own key. Lines that begin with # are comments.
+    """
+    return tuple(_concepts(path.read_text("utf-8")))
+
+
+def _concepts(table: str) -> Iterator[Concept]:
+    for line in table.splitlines():
+        if not line or line.startswith("#"):
+            continue
+        kind, _, entries = line.partition(": ")
+        for entry in entries.split(";"):
+            names, _, keys = entry.partition("=")
+            listed = tuple(name.strip() for name in names.split(","))
+            yield Concept(listed, kind, tuple(keys.split()) or listed)

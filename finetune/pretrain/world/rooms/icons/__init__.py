@@ -1,0 +1,1 @@
+"""Icons and emoji of everyday things, in several hands."""

@@ -1,0 +1,126 @@
+"""The icons room: icons of everyday things on any ground, alone or several together."""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter, ImageOps
+
+from finetune.pretrain.world.drawing.paint import background, far_enough
+from finetune.pretrain.world.rooms.icons.store import IconStore, icon_concepts
+from finetune.pretrain.world.scene import QA, Item, Scene, Split
+
+SIZES = (128, 160, 224)
+"""The longer sides of the pictures."""
+
+
+@dataclass(frozen=True)
+class Icons:
+    """See the module's text. Items' kinds are the concepts' numbers as text: names repeat."""
+
+    store: IconStore
+    name = "icons"
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(str(k) for k in range(len(icon_concepts())))
+
+    def make(self, rng: random.Random, split: Split, count: int | None = None) -> Scene:
+        """A scene of `count` icons; drawn when not given, mostly one."""
+        count = count or rng.choices((1, 2, 3, 4, 6, 9), (60, 12, 10, 8, 6, 4))[0]
+        width = height = rng.choice(SIZES)
+        if rng.random() < 0.3:
+            height = round(width / rng.uniform(1, 2.5))
+        if rng.random() < 0.5:
+            width, height = height, width
+        across = min(count, max(1, round((count * width / height) ** 0.5)))
+        down = -(-count // across)
+        cell = min(width / across, height / down)
+        known = self.store.concepts(split)
+        numbers = [rng.choice(known) for _ in range(count)]
+        if count > 2 and rng.random() < 0.4:  # some alike, so that there is something to count
+            numbers = [rng.choice(numbers[:2]) for _ in range(count)]
+        items = []
+        for k, number in enumerate(numbers):
+            side = cell * (rng.uniform(0.45, 1.0) if count == 1 else rng.uniform(0.6, 0.95))
+            left = width / across * (k % across)
+            top = height / down * (k // across)
+            x = left + rng.uniform(0, width / across - side)
+            y = top + rng.uniform(0, height / down - side)
+            box = (x / width, y / height, (x + side) / width, (y + side) / height)
+            concept = icon_concepts()[number]
+            extra = {"row": rng.choice(self.store.numbers[split][number])}
+            items.append(Item(str(number), box, name=concept.name, extra=extra))
+        return Scene(self.name, f"{count}", width, height, tuple(items), rng.getrandbits(32))
+
+    def alone(self, number: int, rng: random.Random, split: Split) -> Scene:
+        """A scene of one icon of a concept that the split has."""
+        side = rng.choice(SIZES)
+        share = rng.uniform(0.6, 1.0)
+        edge = (1 - share) / 2
+        extra = {"row": rng.choice(self.store.numbers[split][number])}
+        box = (edge, edge, edge + share, edge + share)
+        item = Item(str(number), box, name=icon_concepts()[number].name, extra=extra)
+        return Scene(self.name, "1", side, side, (item,), rng.getrandbits(32))
+
+    def draw(self, scene: Scene) -> Image.Image:
+        rng = random.Random(scene.seed)
+        tone = rng.choices((255, rng.randint(200, 255), rng.randint(0, 255)), (3, 3, 3))[0]
+        spread = rng.choice((0, 0, 10, 60))
+        base = tuple(min(255, max(0, tone + rng.randint(-spread, spread))) for _ in range(3))
+        picture = background(scene.width, scene.height, base, scene.seed)
+        silhouette = rng.random() < 0.05
+        contour = rng.random() < 0.15
+        for item in scene.items:
+            icon = Image.fromarray(np.asarray(self.store.images[item.extra["row"]]), "RGBA")
+            if silhouette or _melts(icon, base):
+                icon = _filled(icon, _contrasting(base, rng))
+            if contour:
+                icon = _outlined(icon, rng.randint(1, 4))
+            if rng.random() < 0.3:
+                icon = ImageOps.mirror(icon)
+            left, top, right, _ = item.box
+            side = max(8, round((right - left) * scene.width))
+            if rng.random() < 0.3:
+                icon = icon.rotate(rng.gauss(0, 8), Image.Resampling.BICUBIC)
+            icon = icon.resize((side, side), Image.Resampling.LANCZOS)
+            corner = (round(left * scene.width), round(top * scene.height))
+            picture.paste(icon, corner, icon)
+        return ImageOps.grayscale(picture).convert("RGB") if rng.random() < 0.04 else picture
+
+    def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
+        """No questions yet: the encoder learns this room from its targets and captions."""
+        return []
+
+
+def _melts(icon: Image.Image, ground: tuple[int, int, int]) -> bool:
+    """Whether the icon is of one colour that is too near the ground's to be seen."""
+    pixels = np.asarray(icon)
+    seen = pixels[pixels[..., 3] > 128][:, :3].astype(float)
+    if not len(seen) or seen.std(axis=0).max() > 25:
+        return False
+    return not far_enough(tuple(int(v) for v in seen.mean(axis=0)), [ground], 90)
+
+
+def _contrasting(ground: tuple[int, int, int], rng: random.Random) -> tuple[int, int, int]:
+    """A colour that stands out from the ground."""
+    while True:
+        colour = (rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255))
+        if far_enough(colour, [ground], 120):
+            return colour
+
+
+def _filled(icon: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """The icon's silhouette in one colour."""
+    flat = Image.new("RGBA", icon.size, (*colour, 255))
+    flat.putalpha(icon.getchannel("A"))
+    return flat
+
+
+def _outlined(icon: Image.Image, width: int) -> Image.Image:
+    """The icon with a dark contour behind it, as many hands draw it."""
+    reach = icon.getchannel("A").filter(ImageFilter.MaxFilter(2 * width + 1))
+    behind = Image.new("RGBA", icon.size, (15, 15, 15, 255))
+    behind.putalpha(reach)
+    behind.alpha_composite(icon)
+    return behind
