@@ -4,11 +4,23 @@ from dataclasses import replace
 
 import numpy as np
 from PIL import Image
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from finetune.pretrain.world.scene import Box, Scene
 
 GROUND = (127, 127, 127)
 """The processor pads with 255 times its mean, 0.5: what the encoder reads as 0."""
+
+
+def make_image_processor(side: int) -> LlavaImageProcessorPil:
+    """The processor of plain transformers that does what `padded_pixels` does, and normalises."""
+    return LlavaImageProcessorPil(
+        do_pad=True,
+        do_center_crop=False,
+        size={"height": side, "width": side},
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
 
 
 def padded_pixels(picture: Image.Image, side: int) -> np.ndarray:

@@ -95,7 +95,8 @@ class Sources:
     @classmethod
     def open(cls, photos: Path | None, icons: Path | None, side: int) -> "Sources":
         """Open packed photographs and icons (see `pack_data`), where they are given."""
-        rooms: dict[str, Room] = {**ROOMS, "wide shapes": wide.WIDE_SHAPES}
+        rooms = {name: room for name, room in ROOMS.items() if name in ROOM_WEIGHTS}
+        rooms["wide shapes"] = wide.WIDE_SHAPES
         missing = []
         if icons:
             rooms["icons"] = Icons(IconStore.open(icons))
@@ -112,7 +113,7 @@ class Sources:
         """Picture number `seed`, of `room` or of any; degraded if it is to train on."""
         rng = random.Random(f"mix-{split}-{room}-{seed}")
         if not room:
-            names = [name for name in ROOM_WEIGHTS if name in self.rooms]
+            names = list(self.rooms)
             room = rng.choices(names, [ROOM_WEIGHTS[name] for name in names])[0]
         scene = self.rooms[room].make(rng, split)
         picture = self.rooms[room].draw(scene)

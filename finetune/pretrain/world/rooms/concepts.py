@@ -40,3 +40,10 @@ def _concepts(table: str) -> Iterator[Concept]:
             names, _, keys = entry.partition("=")
             listed = tuple(name.strip() for name in names.split(","))
             yield Concept(listed, kind, tuple(keys.split()) or listed)
+
+
+def with_article(word: str) -> str:
+    """ "an apple", "a dog", "grapes"."""
+    if word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        return word
+    return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"

@@ -1,0 +1,24 @@
+"""Pictures padded to a square."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.pretrain.padding import make_image_processor, padded_pixels, padded_scene
+from finetune.pretrain.world import Item, Scene
+
+
+@pytest.mark.parametrize("size", [(90, 20), (31, 120), (64, 64), (10, 10)])
+def test_the_processor_of_transformers_sees_the_same(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), np.uint8))
+    seen = make_image_processor(64)(images=picture, return_tensors="np")["pixel_values"][0]
+    ours = padded_pixels(picture, 64).transpose(2, 0, 1) / 127.5 - 1
+    assert np.allclose(seen, ours, atol=1e-5)
+
+
+def test_boxes_move_with_the_picture() -> None:
+    item = Item("circle", (0.0, 0.0, 0.5, 1.0))
+    square = padded_scene(Scene("shapes", "single", 200, 50, (item,), 0))
+    assert (square.width, square.height) == (200, 200)
+    assert square.items[0].box == pytest.approx((0.0, 0.375, 0.5, 0.625))

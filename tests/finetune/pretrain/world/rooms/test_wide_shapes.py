@@ -1,0 +1,61 @@
+"""The wider room of shapes."""
+
+import random
+
+import pytest
+
+from finetune.pretrain.world.rooms.shapes.room import HELD_OUT_PAIRS
+from finetune.pretrain.world.rooms.shapes.wide import (
+    MORE_HELD_OUT_PAIRS,
+    WIDE_KINDS,
+    WIDE_SHAPES,
+    caption,
+    outline,
+    single,
+)
+
+
+def extent(kind: str, seed: int) -> tuple[float, float]:
+    points = outline(kind, random.Random(seed))
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    return max(xs) - min(xs), max(ys) - min(ys)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_square_is_square_and_a_rectangle_is_not(seed: int) -> None:
+    for kind in ("square", "rounded square", "circle"):
+        wide, high = extent(kind, seed)
+        assert wide == pytest.approx(high, rel=0.01)
+    for kind in ("rectangle", "rounded rectangle", "ellipse"):
+        wide, high = extent(kind, seed)
+        assert high <= 0.85 * wide
+
+
+def test_held_out_pairs_are_never_drawn_in_training() -> None:
+    held_out = HELD_OUT_PAIRS | MORE_HELD_OUT_PAIRS
+    seen = set()
+    for seed in range(300):
+        scene = WIDE_SHAPES.make(random.Random(seed), "train")
+        pairs = {(item.colour, item.kind) for item in scene.items}
+        assert not pairs & held_out
+        seen |= {kind for _, kind in pairs}
+    assert seen == set(WIDE_KINDS)
+
+
+def test_the_same_scene_gives_the_same_picture() -> None:
+    scene = WIDE_SHAPES.make(random.Random(3), "train")
+    assert WIDE_SHAPES.draw(scene).tobytes() == WIDE_SHAPES.draw(scene).tobytes()
+
+
+def test_pictures_are_up_to_four_times_as_wide_as_high() -> None:
+    aspects = []
+    for seed in range(200):
+        scene = WIDE_SHAPES.make(random.Random(seed), "train")
+        aspects.append(scene.width / scene.height)
+        assert all(-0.02 <= edge <= 1.02 for item in scene.items for edge in item.box)
+    assert min(aspects) < 0.3 and max(aspects) > 3.3
+    assert min(aspects) > 0.24 and max(aspects) < 4.1
+
+
+def test_a_caption_says_what_there_is() -> None:
+    assert caption(single("orange", "ellipse", 0)) == "an orange ellipse"
