@@ -28,7 +28,14 @@ from finetune.pretrain.curriculum import (
 )
 from finetune.pretrain.exam import Exam, Seer, evaluate_world
 from finetune.pretrain.language import Census, Referents, Symbols, step_loss, told
-from finetune.pretrain.optim import MuonAdam, Training, copied_from_first, rank, rate_at
+from finetune.pretrain.optim import (
+    MuonAdam,
+    Training,
+    copied_from_first,
+    fast_autocast,
+    rank,
+    rate_at,
+)
 from finetune.pretrain.scene_pool import draw_room, pixels
 from finetune.pretrain.sequences import Packed, Packer, Row, branches, turns_of
 from finetune.pretrain.world import QA, ROOMS, Scene, make_scene
@@ -122,7 +129,7 @@ def regress(
         rows = gallery.rows[slots].long().to(seer.device)
         with torch.no_grad():
             wanted = symbols(rows, grid=True).float()
-        with torch.autocast(seer.device, torch.bfloat16):
+        with fast_autocast(seer.device):
             said = seer.projector(gallery.seen[slots]).float()
         judged = rows[..., patch_targets.OWNED] != 2
         loss = F.mse_loss(said[judged], wanted[judged])
@@ -187,7 +194,7 @@ def align(
             asked, number = symbol_batch(
                 symbols, packer, weights, number, training.step, scale, emphasis
             )
-        with torch.autocast(seer.device, torch.bfloat16):
+        with fast_autocast(seer.device):
             whole, loss, hits = step_loss(
                 seer.language, referents, census,
                 asked.packed, asked.visual, asked.sought, asked.totals,
@@ -227,7 +234,7 @@ def gallery_batch(
         shown = shown[len(pairs) :] + pairs
     scenes = [tuple(gallery.scenes[slot] for slot in slots) for slots in shown]
     rows, asked = ask_scenes(scenes, int(rng.integers(1 << 40)), 9, emphasis)
-    with torch.autocast(seer.device, torch.bfloat16):
+    with fast_autocast(seer.device):
         visual = seer.projector(gallery.seen[[slot for slots in shown for slot in slots]])
     return Batch(
         packer.pack(rows, limit=256).to(seer.device),
@@ -256,7 +263,7 @@ def symbol_batch(
     course = course_at(1.0, 0 if grid else 1, 1.0, scale)
     quiz, number = make_quiz(packer, number, weights, course, emphasis=emphasis)
     device = symbols.owned.weight.device
-    with torch.autocast(device.type, torch.bfloat16):
+    with fast_autocast(device.type):
         visual = symbols(quiz.rows.to(device), grid)
     packed = quiz.packed.to(str(device))
     asked = Batch(packed, visual.flatten(0, -2), quiz.sought, quiz.totals, quiz.skills)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast, SiglipModel
 
 from finetune.pretrain import patch_targets
 from finetune.pretrain.model import CAPTION_TOKENS, siglip_config
-from finetune.pretrain.optim import Training
+from finetune.pretrain.optim import Training, fast_autocast
 from finetune.pretrain.scene_pool import Pool, normalised
 
 CONTRAST_EVERY = 4
@@ -110,7 +110,7 @@ def train_encoder(
         images = normalised(torch.from_numpy(pool.images[slots]).to(device))
         rows = torch.from_numpy(pool.targets[slots]).long().to(device)
         contrast = training.step % CONTRAST_EVERY == 0
-        with torch.autocast(device, torch.bfloat16):
+        with fast_autocast(device):
             seen = model.vision_model(pixel_values=images)
             outputs = heads(seen.last_hidden_state)
             if contrast:

@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, LlavaForConditionalGen
 from finetune.pretrain import patch_targets
 from finetune.pretrain.curriculum import questions, without_pictures
 from finetune.pretrain.language import run_packed, told
+from finetune.pretrain.optim import fast_autocast, fast_dtype
 from finetune.pretrain.scene_pool import draw_room, normalised, pixels
 from finetune.pretrain.sequences import Packer, answer_hits, first_pieces, turns_of
 from finetune.pretrain.world import ROOMS, Scene, make_scene
@@ -43,15 +44,15 @@ class Seer:
 
     @torch.no_grad()
     def features(self, images: np.ndarray) -> torch.Tensor:
-        """What the projector is given: uint8 [n, SIZE, SIZE, 3] -> [n, patches, width] bf16.
+        """What the projector is given: uint8 [n, SIZE, SIZE, 3] -> [n, patches, width].
 
         That is the last layer's output before the final norm, as LLaVA takes it; the norm hardly
         matters (every token has about the same scale).
         """
-        with torch.autocast(self.device, torch.bfloat16):
+        with fast_autocast(self.device):
             pixel_values = normalised(torch.tensor(images, device=self.device))
             seen = self.tower(pixel_values=pixel_values, output_hidden_states=True)
-        return seen.hidden_states[-1].bfloat16()
+        return seen.hidden_states[-1].to(fast_dtype(self.device))
 
     @classmethod
     def of(cls, model: LlavaForConditionalGeneration) -> "Seer":
@@ -124,7 +125,7 @@ def evaluate_world(seer: Seer, packer: Packer, exam: Exam) -> Scores:
         rows.append(((), [turns_of(qa, rng, plain=True) for qa in talk]))
         skills.append([qa.skill for qa in talk])
         packed = packer.pack(rows, limit=10**6).to(seer.device)
-        with torch.autocast(seer.device, torch.bfloat16):
+        with fast_autocast(seer.device):
             visual = seer.projector(seer.features(images)).flatten(0, 1)
             hidden, _ = run_packed(seer.language, packed, visual)
             best = seer.language.lm_head(hidden).argmax(-1)

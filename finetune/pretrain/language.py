@@ -27,7 +27,7 @@ from finetune.pretrain.curriculum import (
     make_quiz,
 )
 from finetune.pretrain.model import language_config
-from finetune.pretrain.optim import Training
+from finetune.pretrain.optim import Training, fast_autocast
 from finetune.pretrain.sequences import Hits, Packed, Packer, answer_hits, answer_starts
 
 
@@ -237,7 +237,7 @@ def symbolic_score(
         course = Course(20, 12, grid)
         quiz, _ = make_quiz(packer, 1000 * start, weights, course, "test")
         packed = quiz.packed.to(device)
-        with torch.autocast(device, torch.bfloat16):
+        with fast_autocast(device):
             visual = symbols(quiz.rows.to(device), grid)
             hidden, _ = run_packed(model, packed, visual.flatten(0, -2))
             best = model.lm_head(hidden).argmax(-1)
@@ -285,7 +285,7 @@ def train_language(
         course = course_at(training.progress, training.step, compact_share, scale)
         quiz, number = make_quiz(packer, number, weights, course, emphasis=emphasis)
         packed = quiz.packed.to(device)
-        with torch.autocast(device, torch.bfloat16):
+        with fast_autocast(device):
             visual = symbols(quiz.rows.to(device), course.grid).flatten(0, -2)
             whole, loss, hits = step_loss(
                 model, referents, census, packed, visual, quiz.sought, quiz.totals

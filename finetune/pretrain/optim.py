@@ -72,9 +72,14 @@ class MuonAdam:
             part.load_state_dict(state)
 
 
+def fast_dtype(device: str) -> torch.dtype:
+    """bf16 where the device has instructions for it; elsewhere it is slower than float32."""
+    return torch.bfloat16 if computes_in_bfloat16(torch.device(device)) else torch.float32
+
+
 def fast_autocast(device: str) -> torch.autocast:
-    """Autocast to bf16 where the device has instructions for it; elsewhere it is slower."""
-    half = computes_in_bfloat16(torch.device(device))
+    """Autocast to `fast_dtype`."""
+    half = fast_dtype(device) == torch.bfloat16
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half)
 
 
