@@ -19,7 +19,8 @@ def orthogonalised(stack: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """Move the singular values of every matrix of a stack to about 1, by Newton-Schulz.
 
     Args:
-        stack: [matrices, rows, columns].
+        stack: Matrices of one shape, [matrices, rows, columns].
+        steps: The number of Newton-Schulz iterations.
     """
     wide = stack.mT if stack.shape[1] > stack.shape[2] else stack
     wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -44,7 +45,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, defaults)
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             shapes = defaultdict(list)
             for parameter in group["params"]:
@@ -57,6 +59,7 @@ class Muon(torch.optim.Optimizer):
         """Update parameters of one shape."""
         updates = []
         for parameter in parameters:
+            assert parameter.grad is not None
             state = self.state[parameter]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)

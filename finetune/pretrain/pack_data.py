@@ -36,7 +36,7 @@ class Photo:
 
 
 def tiny_imagenet(folder: Path) -> Iterator[Photo]:
-    """The pictures of train/ and val/, with their boxes."""
+    """Yield the pictures of train/ and val/, with their boxes."""
     label_of = {key: k for k, c in enumerate(photo_classes()) for key in c.keys}
 
     def boxed(path: Path, folder_name: str, split: int, corners: list[str]) -> Photo:
@@ -54,7 +54,7 @@ def tiny_imagenet(folder: Path) -> Iterator[Photo]:
 
 
 def cifar_10(folder: Path) -> Iterator[Photo]:
-    """The pictures of train/ and test/; the object fills them."""
+    """Yield the pictures of train/ and test/; the object fills them."""
     label_of = {key: k for k, c in enumerate(photo_classes()) for key in c.keys}
     for part, split in (("train", TRAIN), ("test", HELD_OUT)):
         for path in sorted((folder / part).glob("*/*")):
@@ -79,7 +79,7 @@ def pack_photos(photos: list[Photo], out: Path) -> None:
 
 
 def icon_svgs(icon_set: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(name, SVG document) of the icons of a set that are in the table of concepts."""
+    """Yield (name, SVG document) of the icons of a set that are in the table of concepts."""
     icons, aliases = icon_set["icons"], icon_set.get("aliases", {})
     for concept in icon_concepts():
         for name in concept.keys:
@@ -99,8 +99,8 @@ def icon_svgs(icon_set: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def render(svg: str) -> np.ndarray:
-    """An icon as RGBA, fitted into a square: [ICON_SIZE, ICON_SIZE, 4] uint8."""
-    import resvg_py
+    """Render an icon as RGBA, fitted into a square: [ICON_SIZE, ICON_SIZE, 4] uint8."""
+    import resvg_py  # type: ignore[import-not-found]
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * ICON_SIZE, height=2 * ICON_SIZE))
     picture = Image.open(io.BytesIO(png)).convert("RGBA")
@@ -126,6 +126,7 @@ def pack_icons(sets: Path, out: Path) -> None:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m finetune.pretrain.pack_data", description=__doc__.split("\n")[0]
     )

@@ -13,7 +13,7 @@ GROUND = (127, 127, 127)
 
 
 def make_image_processor(side: int) -> LlavaImageProcessorPil:
-    """The processor of plain transformers that does what `padded_pixels` does, and normalises."""
+    """Make the processor of plain transformers that pads and resizes as `padded_pixels` does."""
     return LlavaImageProcessorPil(
         do_pad=True,
         do_center_crop=False,
@@ -36,7 +36,7 @@ def padded_pixels(picture: Image.Image, side: int) -> np.ndarray:
 
 
 def padded_scene(scene: Scene) -> Scene:
-    """The scene of the padded picture: boxes become fractions of the square."""
+    """Return the scene of the padded picture: boxes become fractions of the square."""
     longest = max(scene.width, scene.height)
     across, down = scene.width / longest, scene.height / longest
     left, top = (1 - across) / 2, (1 - down) / 2

@@ -56,7 +56,7 @@ class Grid:
 
 
 def words_of(scene: Scene) -> frozenset[str]:
-    """What may be said to be in a drawn picture."""
+    """Return what may be said to be in a drawn picture."""
     if scene.room == "icons":
         return frozenset(w for i in scene.items for w in icon_concepts()[int(i.kind)].words)
     if scene.room in ("things", "wide shapes"):
@@ -65,7 +65,7 @@ def words_of(scene: Scene) -> frozenset[str]:
 
 
 def caption_of(scene: Scene, seed: int) -> str:
-    """A description of a drawn picture, or ""."""
+    """Return a description of a drawn picture, or ""."""
     if scene.room == "icons":
         return ", ".join(item.word for item in scene.items[:4])
     if scene.room == "wide shapes":
@@ -110,7 +110,7 @@ class Sources:
         return cls(rooms, shown, missing)
 
     def draw(self, seed: int, grid: Grid, split: Split = "train", room: str = "") -> Drawn:
-        """Picture number `seed`, of `room` or of any; degraded if it is to train on."""
+        """Draw picture number `seed`, of `room` or of any; degraded if it is to train on."""
         rng = random.Random(f"mix-{split}-{room}-{seed}")
         if not room:
             names = list(self.rooms)
@@ -150,12 +150,12 @@ class Pool:
                 self.drawn[self.next_seed % self.capacity] = new
 
     def batch(self, count: int, rng: np.random.Generator) -> list[Drawn]:
-        """Random pictures of the pool."""
+        """Pick random pictures of the pool."""
         return [self.drawn[k] for k in rng.integers(0, len(self.drawn), count)]
 
 
 def photo_targets(batch: PhotoBatch, grid: Grid) -> torch.Tensor:
-    """Patches inside an object's box are of its class, the others are not judged.
+    """Give patches inside an object's box its class; the others are not judged.
 
     Returns [n, patches * patches, COLUMNS] long.
     """

@@ -8,7 +8,7 @@ import torch
 from finetune.pretrain import patch_targets
 from finetune.pretrain.picture_mix import ICONS_FROM, Drawn, Pool, Sources, photo_targets
 from finetune.pretrain.towers import Settings
-from finetune.pretrain.world.rooms.concepts import with_article
+from finetune.pretrain.world.rooms.concepts import noun_phrase
 from finetune.pretrain.world.rooms.icons.store import icon_concepts
 from finetune.pretrain.world.rooms.photos.store import photo_classes
 
@@ -28,17 +28,17 @@ class Shown:
 
 
 def texts_for(shown: list[Shown], rng: np.random.Generator) -> tuple[list[str], torch.Tensor]:
-    """Texts about some of the pictures, and of which they are true [pictures, texts]."""
+    """Pick texts about some of the pictures, and tell of which they are true [pictures, texts]."""
     asked: dict[str, tuple[str, str, int]] = {}
     for k, picture in enumerate(shown):
         if picture.words and (picture.style in ("photo", "icon") or rng.random() < 0.3):
-            words = sorted(picture.words) if picture.style != "photo" else picture.words
-            word = words[min(len(words) - 1, int(rng.exponential(0.7)))]
-            if picture.style != "photo":
-                word = words[rng.integers(len(words))]
+            words = sorted(picture.words)
+            word = words[rng.integers(len(words))]
+            if isinstance(picture.words, tuple):  # the commonest name first
+                word = picture.words[min(len(words) - 1, int(rng.exponential(0.7)))]
             style = picture.style if rng.random() < 0.4 else ""
             templates = {"photo": OF_PHOTOS, "icon": OF_ICONS}.get(style, PLAIN)
-            text = templates[rng.integers(len(templates))].format(word, with_article(word))
+            text = templates[rng.integers(len(templates))].format(word, noun_phrase(word))
             asked[text] = (style if templates is not PLAIN else "", word, -1)
         elif picture.caption and rng.random() < 0.5:
             asked[picture.caption] = ("", "", k)
@@ -66,7 +66,7 @@ class Batch:
 
 
 def drawn_batch(drawn: list[Drawn], device: str) -> Batch:
-    """Drawn pictures and icons as a batch."""
+    """Stack drawn pictures and icons."""
     pixels = torch.from_numpy(np.stack([d.pixels for d in drawn])).to(device)
     rows = torch.from_numpy(np.stack([d.targets for d in drawn])).long().to(device)
     labels = torch.full((len(drawn),), -1)
@@ -85,7 +85,7 @@ def drawn_batch(drawn: list[Drawn], device: str) -> Batch:
 def mixed_batch(
     settings: Settings, sources: Sources, pool: Pool, rng: np.random.Generator
 ) -> Batch:
-    """Drawn pictures, and photographs where they are at hand."""
+    """Pick drawn pictures, and photographs where they are at hand."""
     photos = round(settings.batch * settings.photo_share) if sources.photos else 0
     batch = drawn_batch(pool.batch(settings.batch - photos, rng), settings.device)
     if not sources.photos:

@@ -16,7 +16,7 @@ from finetune.pretrain.picture_mix import Sources
 from finetune.pretrain.tower_batches import drawn_batch
 from finetune.pretrain.towers import Heads, Settings, read, see
 from finetune.pretrain.world.drawing.paint import COLOURS
-from finetune.pretrain.world.rooms.concepts import with_article
+from finetune.pretrain.world.rooms.concepts import noun_phrase
 from finetune.pretrain.world.rooms.icons.room import Icons
 from finetune.pretrain.world.rooms.icons.store import icon_concepts
 from finetune.pretrain.world.rooms.photos.store import TINY_IMAGENET_CLASSES, photo_classes
@@ -114,7 +114,7 @@ def _photo_figures(asked: Examined, count: int) -> dict[str, float]:
     rows = asked.sources.photos.held_out(TINY_IMAGENET_CLASSES)
     rows = np.sort(np.random.default_rng(0).choice(rows, min(count, len(rows)), replace=False))
     classes = photo_classes()[:TINY_IMAGENET_CLASSES]
-    texts = _texts(asked, (f"a photo of {with_article(c.name)}" for c in classes))
+    texts = _texts(asked, (f"a photo of {noun_phrase(c.name)}" for c in classes))
     hits: dict[str, list[bool]] = {"photos/read": [], "photos/head": [], "photos/kind": []}
     first = len(icon_concepts())
     for start in range(0, len(rows), 100):
@@ -137,7 +137,7 @@ def _icon_figures(asked: Examined) -> dict[str, float]:
     assert isinstance(room, Icons)
     rng = random.Random(0)
     scenes = [room.alone(number, rng, "test") for number in room.store.concepts("test")]
-    texts = _texts(asked, (f"an icon of {with_article(c.name)}" for c in icon_concepts()))
+    texts = _texts(asked, (f"an icon of {noun_phrase(c.name)}" for c in icon_concepts()))
     hits: dict[str, list[bool]] = {"icons/read": [], "icons/head": []}
     for start in range(0, len(scenes), 100):
         part = scenes[start : start + 100]

@@ -44,11 +44,12 @@ class Settings:
 
     @property
     def grid(self) -> Grid:
+        """The encoder's grid of patches."""
         return Grid(self.side, self.side // self.patch)
 
 
 def two_tower_config(vocabulary: int, settings: Settings) -> SiglipConfig:
-    """A small text tower reads captions beside the encoder."""
+    """Configure both towers; the text tower is small and reads captions."""
     width = settings.width
     vision = SiglipVisionConfig(
         hidden_size=width,
@@ -104,7 +105,7 @@ def see(
 
 
 def read(model: SiglipModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
-    """The text tower's normalised embeddings [texts, width]."""
+    """Return the text tower's normalised embeddings [texts, width]."""
     tokens = tokenizer(
         texts,
         padding="max_length",
@@ -120,7 +121,9 @@ def read(model: SiglipModel, tokenizer: PreTrainedTokenizerFast, texts: list[str
 def dense_loss(
     heads: Heads, features: torch.Tensor, rows: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """What patches should know: features [n, k, width], rows [n, k, COLUMNS].
+    """Compute the loss of what patches should know, and accuracies.
+
+    features [n, k, width], rows [n, k, COLUMNS].
 
     Kind and place are asked of every object, colour, size, fill and order of drawn ones.
     """
@@ -151,7 +154,7 @@ def dense_loss(
 
 
 def name_loss(heads: Heads, pooled: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy over what the picture's own data set names; labels [n], -1 for no name."""
+    """Compute the cross-entropy over the names of the picture's own data set; labels [n], -1: none."""
     named = labels >= 0
     if not named.any():
         return pooled.sum() * 0
@@ -174,7 +177,7 @@ def name_loss(heads: Heads, pooled: torch.Tensor, labels: torch.Tensor) -> torch
 def sigmoid_loss(
     model: SiglipModel, pooled: torch.Tensor, texts: torch.Tensor, true: torch.Tensor
 ) -> torch.Tensor:
-    """Zhai et al. (2023), eq. 1, where several texts may be true of a picture.
+    """Compute the loss of Zhai et al. (2023), eq. 1, where several texts may be true of a picture.
 
     true [pictures, texts]: 1 true, -1 false, 0 not judged.
     """

@@ -79,10 +79,12 @@ class Run:
 
     @property
     def examined(self) -> Examined:
+        """What `validate` looks at."""
         return Examined(self.model, self.heads, self.tokenizer, self.settings, self.sources)
 
     @property
     def progress(self) -> float:
+        """Share of the pictures that are seen."""
         return self.seen / self.settings.pictures
 
     def save(self, path: Path | None = None) -> None:
@@ -174,6 +176,7 @@ class Run:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m finetune.pretrain.two_towers", description=__doc__.split("\n")[0]
     )

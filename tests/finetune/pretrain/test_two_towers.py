@@ -47,7 +47,8 @@ def sources(tmp_path: Path) -> Sources:
 
 def test_without_data_it_says_what_is_missing() -> None:
     sources = Sources.open(None, None, 32)
-    assert sources.photos is None and "icons" not in sources.rooms
+    assert sources.photos is None
+    assert "icons" not in sources.rooms
     assert [line.split(":")[0] for line in sources.missing] == ["No --icons", "No --photos"]
 
 
@@ -56,7 +57,8 @@ def test_kinds_share_classes_only_where_they_are_the_same() -> None:
     others = {key: k for key, k in KIND_INDEX.items() if key[0] != "wide shapes"}
     assert len(set(others.values())) == len(others)
     new = KIND_INDEX["wide shapes", "square"]
-    assert new not in others.values() and new < patch_targets.BLOCKS["things"]
+    assert new not in others.values()
+    assert new < patch_targets.BLOCKS["things"]
 
 
 def test_patches_outside_a_photographs_box_are_not_judged() -> None:

@@ -16,7 +16,7 @@ FILTERS = (
 
 
 def rescaled(picture: Image.Image, rng: random.Random, least: int, most: int) -> Image.Image:
-    """The picture with a longer side of `least` to `most` pixels, by any filter."""
+    """Return the picture with a longer side of `least` to `most` pixels, by any filter."""
     longest = max(picture.size)
     target = round(least * (most / least) ** rng.random())
     size = tuple(max(4, round(v * target / longest)) for v in picture.size)
@@ -24,17 +24,16 @@ def rescaled(picture: Image.Image, rng: random.Random, least: int, most: int) ->
 
 
 def compressed(picture: Image.Image, quality: int) -> Image.Image:
-    """The picture after a round of JPEG."""
+    """Return the picture after a round of JPEG."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality)
     return Image.open(buffer).convert("RGB")
 
 
 def degraded(picture: Image.Image, rng: random.Random, least: int = 96) -> Image.Image:
-    """The picture as someone may have it; half of the pictures stay as they are.
+    """Return the picture as someone may have it; half of the pictures stay as they are.
 
-    Args:
-        least: the fewest pixels of the longer side that leave what it shows readable.
+    `least` is the fewest pixels of the longer side that leave what it shows readable.
     """
     if rng.random() < 0.5:
         return picture

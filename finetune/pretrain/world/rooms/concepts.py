@@ -15,6 +15,7 @@ class Concept:
 
     @property
     def name(self) -> str:
+        """The commonest name."""
         return self.names[0]
 
     @property
@@ -42,8 +43,8 @@ def _concepts(table: str) -> Iterator[Concept]:
             yield Concept(listed, kind, tuple(keys.split()) or listed)
 
 
-def with_article(word: str) -> str:
-    """ "an apple", "a dog", "grapes"."""
+def noun_phrase(word: str) -> str:
+    """Return "an apple", "a dog", "grapes"."""
     if word.endswith("s") and not word.endswith(("ss", "us", "is")):
         return word
     return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from finetune.pretrain.world.drawing.paint import background, far_enough
+from finetune.pretrain.world.drawing.paint import background, far_enough, to_rgb
 from finetune.pretrain.world.rooms.icons.store import IconStore, icon_concepts
 from finetune.pretrain.world.scene import QA, Item, Scene, Split
 
@@ -23,10 +23,11 @@ class Icons:
 
     @property
     def kinds(self) -> tuple[str, ...]:
+        """The concepts' numbers."""
         return tuple(str(k) for k in range(len(icon_concepts())))
 
     def make(self, rng: random.Random, split: Split, count: int | None = None) -> Scene:
-        """A scene of `count` icons; drawn when not given, mostly one."""
+        """Make a scene of `count` icons; drawn when not given, mostly one."""
         count = count or rng.choices((1, 2, 3, 4, 6, 9), (60, 12, 10, 8, 6, 4))[0]
         width = height = rng.choice(SIZES)
         if rng.random() < 0.3:
@@ -54,7 +55,7 @@ class Icons:
         return Scene(self.name, f"{count}", width, height, tuple(items), rng.getrandbits(32))
 
     def alone(self, number: int, rng: random.Random, split: Split) -> Scene:
-        """A scene of one icon of a concept that the split has."""
+        """Make a scene of one icon of a concept that the split has."""
         side = rng.choice(SIZES)
         share = rng.uniform(0.6, 1.0)
         edge = (1 - share) / 2
@@ -64,10 +65,11 @@ class Icons:
         return Scene(self.name, "1", side, side, (item,), rng.getrandbits(32))
 
     def draw(self, scene: Scene) -> Image.Image:
+        """Draw a scene in RGB."""
         rng = random.Random(scene.seed)
         tone = rng.choices((255, rng.randint(200, 255), rng.randint(0, 255)), (3, 3, 3))[0]
         spread = rng.choice((0, 0, 10, 60))
-        base = tuple(min(255, max(0, tone + rng.randint(-spread, spread))) for _ in range(3))
+        base = to_rgb(tone + rng.randint(-spread, spread) for _ in range(3))
         picture = background(scene.width, scene.height, base, scene.seed)
         silhouette = rng.random() < 0.05
         contour = rng.random() < 0.15
@@ -89,21 +91,21 @@ class Icons:
         return ImageOps.grayscale(picture).convert("RGB") if rng.random() < 0.04 else picture
 
     def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
-        """No questions yet: the encoder learns this room from its targets and captions."""
+        """Ask nothing yet: the encoder learns this room from its targets and captions."""
         return []
 
 
 def _melts(icon: Image.Image, ground: tuple[int, int, int]) -> bool:
-    """Whether the icon is of one colour that is too near the ground's to be seen."""
+    """Tell whether the icon is of one colour that is too near the ground's to be seen."""
     pixels = np.asarray(icon)
     seen = pixels[pixels[..., 3] > 128][:, :3].astype(float)
     if not len(seen) or seen.std(axis=0).max() > 25:
         return False
-    return not far_enough(tuple(int(v) for v in seen.mean(axis=0)), [ground], 90)
+    return not far_enough(to_rgb(seen.mean(axis=0)), [ground], 90)
 
 
 def _contrasting(ground: tuple[int, int, int], rng: random.Random) -> tuple[int, int, int]:
-    """A colour that stands out from the ground."""
+    """Return a colour that stands out from the ground."""
     while True:
         colour = (rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255))
         if far_enough(colour, [ground], 120):
@@ -111,14 +113,14 @@ def _contrasting(ground: tuple[int, int, int], rng: random.Random) -> tuple[int,
 
 
 def _filled(icon: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """The icon's silhouette in one colour."""
+    """Return the icon's silhouette in one colour."""
     flat = Image.new("RGBA", icon.size, (*colour, 255))
     flat.putalpha(icon.getchannel("A"))
     return flat
 
 
 def _outlined(icon: Image.Image, width: int) -> Image.Image:
-    """The icon with a dark contour behind it, as many hands draw it."""
+    """Return the icon with a dark contour behind it, as many hands draw it."""
     reach = icon.getchannel("A").filter(ImageFilter.MaxFilter(2 * width + 1))
     behind = Image.new("RGBA", icon.size, (15, 15, 15, 255))
     behind.putalpha(reach)

@@ -17,7 +17,7 @@ HELD_OUT_SETS = frozenset({"openmoji"})
 
 @functools.cache
 def icon_concepts() -> tuple[Concept, ...]:
-    """What icons show; their keys are the icons' names."""
+    """Read the table of what icons show; keys are the icons' names."""
     return read_concepts(Path(__file__).with_name("concepts.txt"))
 
 
@@ -48,5 +48,5 @@ class IconStore:
         return cls(np.load(folder / "images.npy", mmap_mode="r"), numbers)
 
     def concepts(self, split: Split) -> tuple[int, ...]:
-        """The numbers of the concepts that the split has an icon of."""
+        """Return the numbers of the concepts that the split has an icon of."""
         return tuple(k for k, rows in enumerate(self.numbers[split]) if rows)

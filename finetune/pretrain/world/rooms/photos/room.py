@@ -29,7 +29,7 @@ class Photos:
     side: int
 
     def batch(self, count: int, rng: np.random.Generator, device: str = "cpu") -> PhotoBatch:
-        """Random training photographs in random cuts, flipped, scaled, padded and worn."""
+        """Pick random training photographs in random cuts, flipped, scaled, padded and worn."""
         rows = np.sort(rng.choice(self.store.numbers["train"], count))
         area, ratio = rng.uniform(0.3, 1.0, count), np.exp(rng.uniform(-0.35, 0.35, count))
         wide = np.minimum(1.0, np.sqrt(area * ratio))
@@ -46,25 +46,28 @@ class Photos:
         return self._cut(rows, images, torch.from_numpy(cuts).float().to(device), mode)
 
     def whole(self, rows: np.ndarray, device: str = "cpu") -> PhotoBatch:
-        """Photographs `rows` as the processor would show them to the encoder."""
+        """Show photographs `rows` as the processor does."""
         cuts = torch.tensor([[0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]]).repeat(len(rows), 1)
         return self._cut(rows, self._images(rows, device), cuts.to(device), "bicubic")
 
     def held_out(self, classes: int) -> np.ndarray:
-        """The rows of the held-out photographs of the first `classes` classes."""
+        """Return the rows of the held-out photographs of the first `classes` classes."""
         rows = self.store.numbers["test"]
         return rows[self.store.labels[rows] < classes]
 
     def _images(self, rows: np.ndarray, device: str) -> torch.Tensor:
-        """Photographs [n, 3, 64, 64] in -1..1."""
+        """Read photographs [n, 3, 64, 64] in -1..1."""
         images = torch.from_numpy(np.ascontiguousarray(self.store.images[rows])).to(device)
         return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def _cut(
         self, rows: np.ndarray, images: torch.Tensor, cuts: torch.Tensor, mode: str
     ) -> PhotoBatch:
-        """Sample each photograph once; cuts [n, 7]: left, top, width, height of the cut in the
-        photograph, width and height of the cut in the picture, and -1 where it is flipped."""
+        """Sample each photograph once.
+
+        cuts [n, 7]: left, top, width and height of the cut in the photograph, its width and height
+        in the picture, and -1 where it is flipped.
+        """
         left, top, wide, high, across, down, flip = cuts.unbind(1)
         # `grid_sample` maps places of the picture, -1..1, to places of the photograph, -1..1.
         zero = torch.zeros_like(left)
@@ -94,7 +97,7 @@ class Photos:
 
 
 def _worn(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Colour, contrast, sharpness and grain as cameras differ; [n, 3, height, width] in -1..1.
+    """Vary colour, contrast, sharpness and grain; [n, 3, height, width] in -1..1.
 
     Enlarged photographs are blurred and users' are not: some get harder edges, or grain.
     """

@@ -16,7 +16,7 @@ TINY_IMAGENET_CLASSES = 200
 
 @functools.cache
 def photo_classes() -> tuple[Concept, ...]:
-    """What photographs show; their keys are the folders of the published data."""
+    """Read the table of what photographs show; keys are folders of the published data."""
     return read_concepts(Path(__file__).with_name("classes.txt"))
 
 

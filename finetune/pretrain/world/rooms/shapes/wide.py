@@ -42,7 +42,7 @@ Cell = tuple[float, float, float]
 
 
 def _rounded(half_width: float, half_height: float, corner: float) -> Points:
-    """A rectangle around (0, 0) whose corners are quarter circles."""
+    """Return a rectangle around (0, 0) whose corners are quarter circles."""
     centres = ((1, 1, 0), (-1, 1, 1), (-1, -1, 2), (1, -1, 3))
     return [
         (
@@ -60,7 +60,7 @@ def _regular(corners: int) -> Points:
 
 
 def outline(kind: str, rng: random.Random) -> Points:
-    """The polygon of a shape around (0, 0) that fits in a circle of radius 1 or a little more."""
+    """Return the polygon of a shape around (0, 0), with a radius of about 1."""
     if kind == "square":
         return [(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)]
     if kind == "rectangle":
@@ -89,7 +89,7 @@ def outline(kind: str, rng: random.Random) -> Points:
 
 
 def rotation(kind: str, rng: random.Random) -> float:
-    """A turn in radians that leaves the shape what people call it."""
+    """Draw a turn in radians that leaves the shape what people call it."""
     slight = rng.gauss(0, 0.12) if rng.random() < 0.4 else 0.0
     if kind in ("square", "rounded square", "octagon", "trapezoid", "parallelogram"):
         return slight
@@ -103,7 +103,7 @@ def rotation(kind: str, rng: random.Random) -> float:
 
 
 def place(spec: Spec, cell: Cell, size: tuple[int, int], rng: random.Random) -> Item:
-    """The item in its cell, its polygon fixed and its box measured from it."""
+    """Make the item in its cell, its polygon fixed and its box measured from it."""
     x, y, radius = cell
     turn = rotation(spec.kind, rng)
     cos, sin = math.cos(turn) * radius, math.sin(turn) * radius
@@ -119,7 +119,7 @@ def place(spec: Spec, cell: Cell, size: tuple[int, int], rng: random.Random) -> 
 
 
 def choose(count: int, rng: random.Random, split: Split) -> list[Spec]:
-    """`count` objects of a few kinds and colours, so that some have things in common."""
+    """Choose `count` objects of a few kinds and colours, so that some have things in common."""
     kinds = rng.sample(WIDE_KINDS, rng.randint(1, count + 1))
     colours = rng.sample(list(COLOURS), min(len(COLOURS), rng.randint(1, count + 1)))
     fills = rng.choices((("solid",), ("outlined",), plain.FILLS), (6, 1, 3))[0]
@@ -134,7 +134,7 @@ def choose(count: int, rng: random.Random, split: Split) -> list[Spec]:
 
 
 def picture_size(rng: random.Random) -> tuple[int, int]:
-    """Half are square; the others' aspects are 1:4 to 4:1."""
+    """Draw a size: half are square; the others' aspects are 1:4 to 4:1."""
     longest = rng.choice(LONGEST)
     if rng.random() < 0.5:
         return longest, longest
@@ -143,7 +143,7 @@ def picture_size(rng: random.Random) -> tuple[int, int]:
 
 
 def grid_cells(count: int, size: tuple[int, int], rng: random.Random) -> list[Cell]:
-    """Cells row by row, with gaps or without."""
+    """Return cells row by row, with gaps or without."""
     columns = rng.choice([k for k in range(1, count + 1) if count % k == 0])
     rows = count // columns
     wide, high = size[0] / columns, size[1] / rows
@@ -154,7 +154,7 @@ def grid_cells(count: int, size: tuple[int, int], rng: random.Random) -> list[Ce
 def free_cells(
     count: int, size: tuple[int, int], rng: random.Random, apart: float = 1.05
 ) -> list[Cell]:
-    """Cells anywhere that keep clear of each other; with `apart` below 1 they may overlap."""
+    """Find cells anywhere that keep clear of each other; with `apart` below 1 they may overlap."""
     side = min(size)
     roomy = (max(size) / side) ** 0.5
     most = {1: 0.46, 2: 0.3, 3: 0.24, 4: 0.2}.get(count, 0.15) * min(roomy, 1.6)
@@ -178,6 +178,7 @@ class WideShapes:
     kinds = WIDE_KINDS
 
     def make(self, rng: random.Random, split: Split) -> Scene:
+        """Make a random scene."""
         size = width, height = picture_size(rng)
         layout = rng.choices(("scattered", "grid", "overlap"), (7, 2, 1))[0]
         count = rng.choices(range(1, 11), (22, 18, 14, 11, 9, 8, 6, 5, 4, 3))[0]
@@ -193,6 +194,7 @@ class WideShapes:
         return Scene(self.name, layout, width, height, tuple(items), rng.getrandbits(32), extra)
 
     def draw(self, scene: Scene) -> Image.Image:
+        """Draw a scene in RGB."""
         rng = random.Random(scene.seed)
         canvas = Canvas(background(scene.width, scene.height, scene.extra["ground"], scene.seed))
         longest = max(scene.width, scene.height)
@@ -216,7 +218,7 @@ class WideShapes:
         return canvas.finish()
 
     def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
-        """No questions yet: the encoder learns this room from its targets and captions."""
+        """Ask nothing yet: the encoder learns this room from its targets and captions."""
         return []
 
 
@@ -224,7 +226,7 @@ WIDE_SHAPES = WideShapes()
 
 
 def single(colour: str, kind: str, seed: int) -> Scene:
-    """One solid shape on a plain square picture, for tests."""
+    """Make a scene of one solid shape on a plain square picture, for tests."""
     rng = random.Random(f"single-{seed}")
     size = (rng.choice(LONGEST),) * 2
     cell = (size[0] / 2, size[1] / 2, size[0] * rng.uniform(0.15, 0.45))
@@ -234,7 +236,7 @@ def single(colour: str, kind: str, seed: int) -> Scene:
 
 
 def phrase(fill: str, colour: str, kind: str) -> str:
-    """ "a red square", "an outlined blue ellipse"."""
+    """Return "a red square", "an outlined blue ellipse"."""
     text = f"{colour} {kind}" if fill == "solid" else f"{fill} {colour} {kind}"
     return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
 

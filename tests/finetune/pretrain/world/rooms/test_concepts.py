@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from finetune.pretrain.world.rooms.concepts import with_article
+from finetune.pretrain.world.rooms.concepts import noun_phrase
 from finetune.pretrain.world.rooms.icons.store import icon_concepts
 from finetune.pretrain.world.rooms.photos.store import TINY_IMAGENET_CLASSES, photo_classes
 
@@ -33,6 +33,6 @@ def test_a_kind_in_brackets_is_no_word() -> None:
 
 
 def test_articles() -> None:
-    assert with_article("apple") == "an apple"
-    assert with_article("bus") == "a bus"
-    assert with_article("grapes") == "grapes"
+    assert noun_phrase("apple") == "an apple"
+    assert noun_phrase("bus") == "a bus"
+    assert noun_phrase("grapes") == "grapes"
