@@ -201,8 +201,9 @@ class Training:
 
 def save_state(path: Path, state: dict) -> None:
     """Written whole or not at all, so that a kill at any moment leaves a usable file."""
-    with atomic_file(path) as temporary:
-        torch.save(state, temporary)
+    # Given the path, torch rejects a name that is nothing but a file extension, as ".unfinished".
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
 
 
 def load_state(path: Path) -> dict | None:

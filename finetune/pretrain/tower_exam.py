@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import PreTrainedTokenizerFast, SiglipModel
+from transformers import PreTrainedTokenizerBase, SiglipModel
 
 from finetune.pretrain import patch_targets
 from finetune.pretrain.optim import fast_autocast
@@ -29,7 +29,7 @@ class Examined:
 
     model: SiglipModel
     heads: Heads
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerBase
     settings: Settings
     sources: Sources
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import (
-    PreTrainedTokenizerFast,
+    PreTrainedTokenizerBase,
     SiglipConfig,
     SiglipModel,
     SiglipTextConfig,
@@ -104,7 +104,7 @@ def see(
     return hidden, tower.head(hidden)
 
 
-def read(model: SiglipModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
+def read(model: SiglipModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> torch.Tensor:
     """Return the text tower's normalised embeddings [texts, width]."""
     tokens = tokenizer(
         texts,
@@ -154,7 +154,7 @@ def dense_loss(
 
 
 def name_loss(heads: Heads, pooled: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Compute the cross-entropy over the names of the picture's own data set; labels [n], -1: none."""
+    """Compute the cross-entropy over the names of the picture's own data; labels [n], -1: none."""
     named = labels >= 0
     if not named.any():
         return pooled.sum() * 0
