@@ -60,7 +60,7 @@ class Run:
         self.tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
         config = two_tower_config(len(self.tokenizer), settings)
         self.model = SiglipModel(config)
-        self.model.to(torch.device(settings.device))
+        self.model.to(settings.device)  # type: ignore[arg-type]
         nn.init.constant_(self.model.logit_scale, float(np.log(10)))
         nn.init.constant_(self.model.logit_bias, -10.0)
         self.heads = Heads(settings.width).to(settings.device)
