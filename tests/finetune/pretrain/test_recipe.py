@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, SiglipModel
 
@@ -11,6 +12,8 @@ from finetune.pretrain.export import Selection, export
 from finetune.pretrain.language import train_language
 from finetune.pretrain.recipe import Plan, build
 from finetune.pretrain.tokenizer import train_tokenizer
+
+pytestmark = pytest.mark.slow
 
 SHAPES = {"shapes": 1.0}
 

@@ -21,7 +21,7 @@ from tests.finetune.training_data import metrics, small_config, write_data
 from tests.forked import in_child, needs_fork
 from vqa_app.errors import UsageError
 
-pytestmark = needs_fork
+pytestmark = [needs_fork, pytest.mark.slow]
 
 
 def config(model: Path, folder: Path, name: str) -> FinetuneConfig:

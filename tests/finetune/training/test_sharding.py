@@ -19,6 +19,8 @@ from tests.finetune.training_data import metrics, small_config, write_data
 from tests.forked import needs_fork, together
 from vqa_app.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 
 def config(model: Path, folder: Path, name: str) -> FinetuneConfig:
     return small_config(

@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,13 @@ _NOTICES_STAY = """(() => {
     String(deed).includes("node.remove()") ? 0 : real(deed, after, ...given);
 })()"""
 """The page's notices leave after seconds, when a test on a slow machine may not have looked yet."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every browser test as slow."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slow)
 
 
 def chromium() -> str | None:
