@@ -46,6 +46,7 @@ _ENDINGS = (".jpg", ".png", ".jpeg", ".webp")
 """Tried where a name or number has none."""
 _PICTURE_NAME = re.compile(r"[^\s]\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic)$", re.IGNORECASE)
 _SHOWN = 200
+_LONGEST_PATH = 4096
 """Characters of a path."""
 _WEB = re.compile(r"https?://")
 _BASE64 = re.compile(
@@ -228,6 +229,8 @@ def find_picture(path: str, roots: Sequence[Path]) -> Path:
     try:
         if "\0" in path:
             raise ValueError("embedded null byte")
+        if len(path) > _LONGEST_PATH:  # looking up thousands of folders takes seconds
+            raise ValueError("too long")
         for spelling in _spellings(path):
             for root in roots:
                 candidate = _inside(root, spelling)
