@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import sqlite3
 import stat
 import tempfile
 import uuid
@@ -16,6 +18,17 @@ from typing import Any
 from safetensors import SafetensorError
 
 from vqa_app.errors import ModelError, UsageError
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_SQLITE_DISK_ERRORS = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR}
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Return whether an error says that the disk is full, read-only or failing."""
+    if isinstance(error, sqlite3.Error):
+        # The lowest byte of an extended SQLite code is the primary code.
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _SQLITE_DISK_ERRORS
+    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
 
 
 def format_bytes(size: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shlex
@@ -28,7 +27,7 @@ from finetune.runs.layout import (
 from finetune.training.load_data import Data
 from vqa_app.checkpoints.manifest import MANIFEST_FILE, is_finished
 from vqa_app.errors import ModelError, UsageError
-from vqa_app.files import require_writable
+from vqa_app.files import is_disk_error, require_writable
 
 IDENTITY_FILE = "started.json"
 NOT_IDENTITY = {
@@ -244,9 +243,6 @@ def lock(run: Path) -> Iterator[None]:
         file_lock.release()
 
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-
-
 @contextlib.contextmanager
 def disk_errors(run: Path) -> Iterator[None]:
     """Turn a failed write into a message with the file, the reason and what to do.
@@ -258,7 +254,7 @@ def disk_errors(run: Path) -> Iterator[None]:
         yield
     except OSError as error:
         path = str(error.filename or "")
-        if error.errno not in _DISK_ERRORS and not (path and Path(path).is_relative_to(run)):
+        if not is_disk_error(error) and not (path and Path(path).is_relative_to(run)):
             raise
         last = checkpoint.latest_checkpoint(run)
         from_last = f"; it continues from {last}" if last else ""

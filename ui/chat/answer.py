@@ -1,7 +1,7 @@
-"""An answer on its way, in a thread of its own: pages come and go, it goes on.
+"""An answer in progress, which runs in a thread of its own and outlives the page that asked.
 
-Whoever looks at the conversation follows it: the tab that asked, the same one after a reload, a
-second one. Only Stop, the end of the server or of the conversation ends it early.
+Every tab that shows the conversation can follow it: the one that asked, the same one after a
+reload, or another. Only Stop, deleting the conversation, and the end of the server end it early.
 """
 
 from __future__ import annotations
@@ -12,24 +12,29 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ui.chat.markdown import growing_html
+from ui.chat.markdown import partial_html
 from ui.chat.stream import POLL_SECONDS, answer_facts, turn_state
 from ui.storage.database import State, Store, Turn
 from vqa_app.engine.protocol import Delta, Engine, GenerationOptions, Status
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.serving.engine_pool import EnginePool
 
-KEPT_EVERY = 1.0
-"""Seconds after which what has come so far is stored: a server that is killed loses no more."""
+SAVE_SECONDS = 1.0
+"""Seconds between two saves of the partial answer; a killed server loses no more than this."""
 
 
 class RunningAnswer:
-    """Writes the answer of one turn into the store.
+    """Generates the answer of one turn and stores it.
 
     Args:
-        model: key of the model that answers.
-        asked: gives the conversation and options once the engine is there.
-        told: the message for a failure.
+        owner: Owner of the conversation.
+        conversation: Its id.
+        turn: The turn to answer.
+        store: Where the answer is stored.
+        pool: Provides the engine.
+        model: Key of the model that answers; None for the default.
+        prepare: Returns the conversation and the options, once the engine is loaded.
+        error_message: Returns the message that is shown for a failure.
     """
 
     def __init__(
@@ -41,107 +46,102 @@ class RunningAnswer:
         store: Store,
         pool: EnginePool,
         model: str | None,
-        asked: Callable[[Engine], tuple[Conversation, GenerationOptions]],
-        told: Callable[[BaseException], str],
+        prepare: Callable[[Engine], tuple[Conversation, GenerationOptions]],
+        error_message: Callable[[BaseException], str],
     ) -> None:
         self.owner, self.conversation, self.turn = owner, conversation, turn
         self._store, self._pool, self._model = store, pool, model
-        self._asked, self._told = asked, told
+        self._prepare, self._error_message = prepare, error_message
         self._cancel = threading.Event()
         self._changed = threading.Condition()
         self._state: dict[str, Any] = {"state": "looking"}
         self._text = ""
-        self._number = 0
+        self._version = 0
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="answer", daemon=True)
 
-    def start(self, ended: Callable[[], None]) -> None:
-        """Begins; `ended` is called once all is stored."""
-        self._when_ended = ended
+    def start(self, on_end: Callable[[], None]) -> None:
+        """Start the thread; it calls `on_end` once everything is stored."""
+        self._on_end = on_end
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends it within one token; what came is kept."""
+        """Stop within one token, and keep the partial answer."""
         self._cancel.set()
 
     def join(self, timeout: float) -> None:
+        """Wait for the end for at most `timeout` seconds."""
         self._thread.join(timeout)
 
     def follow(self) -> Iterator[dict[str, Any] | None]:
-        """What is new whenever there is something, None at every idle beat, until it has ended.
+        """Yield an update whenever the answer has changed, until it has ended.
 
-        The beats let the server notice a page that went away.
+        Yields None after `POLL_SECONDS` without a change, so that the server can notice a page that
+        has gone.
         """
         seen = -1
         while True:
             with self._changed:
-                if self._number == seen and not self._ended:
+                if self._version == seen and not self._ended:
                     self._changed.wait(POLL_SECONDS)
-                number, text, ended = self._number, self._text, self._ended
+                version, text, ended = self._version, self._text, self._ended
                 live = {"turn": self.turn.id, **self._state}
-            if number == seen:
-                if ended:  # not before its last words were shown
+            if version == seen:
+                if ended:  # only after the last words were yielded
                     return
                 yield None
                 continue
-            seen = number
+            seen = version
             if text:
-                live["html"] = growing_html(text)
+                live["html"] = partial_html(text)
             yield {"live": live}
 
-    def _tell(self, text: str | None = None, **state: Any) -> None:
+    def _publish(self, text: str | None = None, **state: Any) -> None:
+        """Set what followers see."""
         with self._changed:
             self._state = state
             if text is not None:
                 self._text = text
-            self._number += 1
+            self._version += 1
             self._changed.notify_all()
 
     def _run(self) -> None:
-        text, facts = "", {"error": ""}
-        ended: State = "stopped"
-        kept = time.monotonic()
+        text = ""
+        facts: dict[str, Any] = {"error": ""}
+        final_state: State = "stopped"
+        saved = time.monotonic()
         try:
-            if not self._loaded():
+            for status in self._pool.load_with_status(self._model, self.owner, self._cancel):
+                self._publish(state="loading", message=status.message, share=status.share)
+            if self._cancel.is_set():
                 return
-            facts["model"] = self._pool.find(self._model).label  # the engine's own may be a path
+            facts["model"] = self._pool.find(self._model).label  # the engine's name may be a path
             with self._pool.lease(self._model) as engine:
                 facts["context"] = engine.info.context_length
-                conversation, options = self._asked(engine)
+                conversation, options = self._prepare(engine)
                 for event in engine.stream(conversation, options, self._cancel):
                     if isinstance(event, Status):
-                        self._tell(state=event.state, place=event.place)
+                        self._publish(state=event.state, place=event.place)
                     elif isinstance(event, Delta):
                         text += event.text
-                        self._tell(text, state="answering")
-                        if time.monotonic() - kept > KEPT_EVERY:
+                        self._publish(text, state="answering")
+                        if time.monotonic() - saved > SAVE_SECONDS:
                             self._store.finish_turn(self.turn.id, text, "answering", facts)
-                            kept = time.monotonic()
+                            saved = time.monotonic()
                     else:
-                        text, ended = event.text, turn_state(event)
+                        text, final_state = event.text, turn_state(event)
                         facts.update(answer_facts(event))
         except Exception as error:
-            ended, facts["error"] = "failed", self._told(error)
+            final_state, facts["error"] = "failed", self._error_message(error)
         finally:
             try:
-                self._store.finish_turn(self.turn.id, text, ended, facts)
+                self._store.finish_turn(self.turn.id, text, final_state, facts)
             except sqlite3.ProgrammingError:
-                pass  # the server has ended meanwhile; when it starts again it marks the turn
+                pass  # the store is closed: the server marks the turn at its next start
             except sqlite3.OperationalError as error:
-                self._told(error)  # into the log: the disk is full
+                self._error_message(error)  # logs that the disk is full
             finally:
-                self._when_ended()
+                self._on_end()
                 with self._changed:
                     self._ended = True
                     self._changed.notify_all()
-
-    def _loaded(self) -> bool:
-        """True as soon as the model is loaded; False if somebody stops waiting before."""
-        self._pool.start_loading(self._model, self.owner)
-        while self._pool.wait(self._model, 0) is None:
-            if self._cancel.is_set():
-                return False
-            status = self._pool.status(self._model)
-            self._tell(state="loading", message=status.message, share=status.share)
-            self._pool.wait(self._model, POLL_SECONDS)
-        return True

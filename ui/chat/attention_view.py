@@ -1,4 +1,4 @@
-"""Where the model looked, and what it was given to look at. Only when somebody asks."""
+"""Where the model looked, and what it was given to look at; computed on request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ui.chat.requests import PageRequest
 from ui.chat.service import ChatService
-from ui.chat.views import build_conversation, looked
+from ui.chat.views import build_conversation, image_gain_label
 from ui.storage.database import Turn
 from vqa_app.engine.protocol import AttentionMap, Engine
 from vqa_app.errors import ModelError, UsageError
@@ -18,22 +18,22 @@ from vqa_app.serving.redact import redact_paths
 
 
 def explain_answer(service: ChatService, owner: str, request: PageRequest) -> dict[str, Any]:
-    """Everything about one answer: confidence, what it gains by the pictures, its words' maps.
+    """Explain one answer: its confidence, its image gain, and an attention map per word.
 
     Raises:
-        UsageError: no such answer of this owner, or it is still being written.
-        ModelError: the model is not loaded.
+        UsageError: The owner has no such answer, or it is still being written.
+        ModelError: The model is not loaded.
     """
-    chat, wanted = str(request.get("conversation")), str(request.get("turn"))
-    turn = service.store.turn(owner, chat, wanted)
-    if turn.state == "answering":  # only the whole answer can be explained
+    chat = str(request.get("conversation"))
+    turn = service.store.turn(owner, chat, str(request.get("turn")))
+    if turn.state == "answering":  # the maps cover a complete answer
         raise UsageError("This answer is still being written.", "Wait until it is finished.")
     if not turn.answer:
         raise UsageError("There is no answer to explain.", "Ask again first.")
     settings = service.settings(owner)
     path = service.store.path_to(owner, chat, turn.id)
-    asked = build_conversation(
-        [*path[:-1], _open(path[-1])], service.picture_store.get, settings.system
+    conversation = build_conversation(
+        [*path[:-1], _without_answer(path[-1])], service.picture_store.get, settings.system
     )
     found: dict[str, Any] = {
         "turn": turn.id,
@@ -46,35 +46,40 @@ def explain_answer(service: ChatService, owner: str, request: PageRequest) -> di
         "pictures": [],
         "missing": "",
     }
-    if not asked.pictures:
+    if not conversation.pictures:
         found["missing"] = "There was no picture to look at."
         return {"looked": found}
     tokens = max(1, int(turn.facts.get("new_tokens", 1)))
-    service.engine_for(owner)  # begins to load it
+    service.engine_for(owner)  # starts to load it
     with service.pool.lease(settings.model, timeout=0) as engine:
-        gain = engine.image_gain(asked, turn.answer) * tokens
+        gain = engine.image_gain(conversation, turn.answer) * tokens
         try:
-            _add_maps(found, engine.attention_map(asked, turn.answer))
+            _add_maps(found, engine.attention_map(conversation, turn.answer))
         except ModelError as error:
             found["missing"] = redact_paths(str(error).replace("\n", " "))
     service.store.add_facts(owner, chat, turn.id, {"gain": round(gain, 3)})
     found["gain"] = round(gain, 3)
-    found["level"], found["level_text"] = looked(gain)
+    found["level"], found["level_text"] = image_gain_label(gain)
     found["pictures"] = [
         {"digest": picture.digest, "number": number, **entry}
         for number, (picture, entry) in enumerate(
-            zip(asked.pictures, found["pictures"] or [{}] * len(asked.pictures), strict=True), 1
+            zip(
+                conversation.pictures,
+                found["pictures"] or [{}] * len(conversation.pictures),
+                strict=True,
+            ),
+            1,
         )
     ]
     return {"looked": found, "view": service.view(owner, chat)}
 
 
-def _open(turn: Turn) -> Turn:
+def _without_answer(turn: Turn) -> Turn:
     return Turn(turn.id, turn.parent, turn.question, turn.pictures, "", "answering", turn.facts)
 
 
 def _add_maps(found: dict[str, Any], attention: AttentionMap) -> None:
-    """Words with one map each (the mean of their tokens'), the whole answer's first."""
+    """Add the words and their maps, each the mean over its tokens, after the whole answer's map."""
     words, groups = _words(attention.tokens)
     found["words"] = words
     everything = list(range(len(attention.tokens)))
@@ -89,7 +94,7 @@ def _add_maps(found: dict[str, Any], attention: AttentionMap) -> None:
 
 
 def _words(tokens: tuple[str, ...]) -> tuple[list[str], list[list[int]]]:
-    """The words of an answer, and which tokens each is made of."""
+    """Return the words of an answer, and the indices of the tokens of each."""
     words: list[str] = []
     groups: list[list[int]] = []
     for position, token in enumerate(tokens):
@@ -98,14 +103,18 @@ def _words(tokens: tuple[str, ...]) -> tuple[list[str], list[list[int]]]:
             groups.append([])
         words[-1] += token
         groups[-1].append(position)
-    kept = [
+    stripped = [
         (word.strip(), group) for word, group in zip(words, groups, strict=True) if word.strip()
     ]
-    return [word for word, _ in kept], [group for _, group in kept]
+    return [word for word, _ in stripped], [group for _, group in stripped]
 
 
 def describe_picture(service: ChatService, owner: str, request: PageRequest) -> dict[str, Any]:
-    """What the model was given of a picture: its size, what was changed, what it costs."""
+    """Describe what the model gets of a picture: size, changes, image tokens, and the view of it.
+
+    Raises:
+        UsageError: The owner has no such picture.
+    """
     digest = str(request.get("digest"))
     known = service.store.picture(owner, digest)
     if known is None:
@@ -115,11 +124,11 @@ def describe_picture(service: ChatService, owner: str, request: PageRequest) -> 
     found: dict[str, Any] = {"digest": digest, "name": name, **facts, "tokens": None, "shown": []}
     if engine is not None:
         label = service.pool.find(service.settings(owner).model).label
-        found.update(model=label, **_seen(service, engine, digest))
+        found.update(model=label, **_model_view(service, engine, digest))
     return {"saw": found}
 
 
-def _seen(service: ChatService, engine: Engine, digest: str) -> dict[str, Any]:
+def _model_view(service: ChatService, engine: Engine, digest: str) -> dict[str, Any]:
     from io import BytesIO
 
     from vqa_app.prompts.conversation import Conversation

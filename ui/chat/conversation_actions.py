@@ -1,4 +1,4 @@
-"""The quick deeds on conversations and turns, and what a page needs when it opens."""
+"""Short actions on conversations and turns, and what a page needs when it opens."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import Any
 
 from ui.chat import examples
 from ui.chat.model_picker import model_list
-from ui.chat.requests import PageRequest, PageUpdate, conversation_id, is_no_room, user_message
+from ui.chat.requests import PageRequest, PageUpdate, conversation_id, user_message
 from ui.chat.service import ChatService
 from vqa_app.errors import UsageError
+from vqa_app.files import is_disk_error
 
 
 def handle_action(service: ChatService, owner: str, request: PageRequest) -> PageUpdate:
-    """The quick deeds on conversations and turns; `do` names one."""
+    """Perform the action that `do` names, and return what has changed.
+
+    Raises:
+        UsageError: There is no such action, or its conversation or turn does not exist.
+    """
     conversation = conversation_id(request)
     chat, turn = str(conversation), str(request.get("turn") or "")
     match request.get("do"):
@@ -22,7 +27,7 @@ def handle_action(service: ChatService, owner: str, request: PageRequest) -> Pag
             return initial_state(service, owner, request)
         case "open":
             pass
-        case "refresh":  # another tab may have changed it, or deleted it
+        case "refresh":  # another tab may have changed or deleted it
             if conversation is not None and not service.store.owns(owner, chat):
                 return {"gone": chat, **service.conversation_list(owner)}
             return {
@@ -35,12 +40,12 @@ def handle_action(service: ChatService, owner: str, request: PageRequest) -> Pag
             if request.get("shown") != conversation:
                 return service.conversation_list(owner)
         case "delete":
-            unseen = service.store.delete(owner, chat)
-            # Only now, so that whoever follows the answer to its end finds the chat gone.
+            unused = service.store.delete(owner, chat)
+            # After the deletion, so that followers of the answer find the conversation gone.
             service.stop(owner, conversation)
-            for digest in unseen:
+            for digest in unused:
                 service.picture_store.remove(digest)
-            _examples(service, owner)  # the cards that are shown stay good
+            _examples(service, owner)  # restores the pictures of the cards that are shown
             if request.get("shown") == conversation:
                 conversation = None
             else:
@@ -54,7 +59,7 @@ def handle_action(service: ChatService, owner: str, request: PageRequest) -> Pag
             service.store.show(owner, chat, turn)
         case "stop":
             service.stop(owner, conversation)
-            if conversation is None:  # nothing of it was shown yet
+            if conversation is None:  # its first update has not arrived yet
                 return {}
             if not service.store.owns(owner, chat):  # deleted in another tab
                 return {"gone": chat, **service.conversation_list(owner)}
@@ -71,7 +76,7 @@ def handle_action(service: ChatService, owner: str, request: PageRequest) -> Pag
             return {}
         case "settings":
             service.save_settings(owner, _changes(request))
-            return {"settings": _told(service, owner)}
+            return {"settings": _settings(service, owner)}
         case "scene":
             return {"scene": service.add_example(owner, *examples.new_scene())}
         case other:
@@ -80,13 +85,13 @@ def handle_action(service: ChatService, owner: str, request: PageRequest) -> Pag
 
 
 def _changes(request: PageRequest) -> dict[str, Any]:
-    """The settings that a request changes; which model answers is changed by `pick` alone."""
+    """Return the settings that a request changes. Only `pick_model` changes the model."""
     names = ("system", "temperature", "top_p", "max_new_tokens", "seed", "style")
     return {name: request[name] for name in names if name in request}
 
 
 def initial_state(service: ChatService, owner: str, request: PageRequest) -> PageUpdate:
-    """What a page needs when it opens; its conversation if that is (still) the owner's."""
+    """Return what a page needs when it opens, with its conversation if it is still the owner's."""
     conversation = conversation_id(request)
     if conversation is not None and not service.store.owns(owner, conversation):
         conversation = None
@@ -94,7 +99,7 @@ def initial_state(service: ChatService, owner: str, request: PageRequest) -> Pag
     return {
         "hello": True,
         "models": model_list(service, owner)["models"],
-        "settings": _told(service, owner),
+        "settings": _settings(service, owner),
         "examples": {
             "cards": _examples(service, owner),
             "about": examples.ABOUT_BUILTIN
@@ -107,20 +112,21 @@ def initial_state(service: ChatService, owner: str, request: PageRequest) -> Pag
 
 
 def _examples(service: ChatService, owner: str) -> list[dict[str, Any]]:
-    """The cards, which are stored as the owner's pictures; none where that cannot be, since the
-    page opens all the same.
+    """Return the example cards, whose pictures are stored as the owner's.
+
+    Returns none if the disk is full, so that the page still opens.
     """
     try:
         return [service.add_example(owner, *card) for card in examples.cards()]
     except (OSError, sqlite3.OperationalError) as error:
-        if not is_no_room(error):
+        if not is_disk_error(error):
             raise
-        user_message(error)  # into the log
+        user_message(error)  # logs it
         return []
 
 
-def _told(service: ChatService, owner: str) -> dict[str, Any]:
-    """Settings for the page, with what the model takes where nothing is set."""
+def _settings(service: ChatService, owner: str) -> dict[str, Any]:
+    """Return the settings for the page, with the model's own defaults."""
     settings, engine = service.settings(owner), service.engine_for(owner)
     defaults = engine.info.defaults if engine else None
     return {

@@ -23,7 +23,7 @@ _STYLE = Path(__file__).parent.parent / "static" / "export.css"
 
 
 def to_json(store: Store, picture_store: PictureStore, owner: str, conversation: str) -> str:
-    """Return a conversation with all its turns and pictures; see `PictureShelf.portable`.
+    """Return a conversation with all its turns and pictures; see `PictureStore.portable`.
 
     Raises:
         UsageError: The conversation does not belong to this owner.

@@ -1,7 +1,7 @@
-"""Answers as safe HTML: Markdown, tables, code, LaTeX, and nothing that a model could do harm with.
+"""Renders answers as safe HTML: Markdown, tables, code and LaTeX.
 
-HTML in an answer is shown as text, `javascript:` links stay text (markdown-it's own rule), pictures
-are named instead of loaded. The same HTML serves the page and the exported file, without scripts.
+HTML in an answer is shown as text, `javascript:` links stay text (a rule of markdown-it), and
+pictures are named instead of loaded. The page and the exported file use the same HTML.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
 _LONGEST_FORMULA = 2000
-_MOST_LINES = 100
+_MAX_LINES = 100
 _MATH_ATTRIBUTES = {
     *("display", "displaystyle", "scriptlevel", "mathvariant", "mathcolor", "mathbackground"),
     *("stretchy", "fence", "separator", "form", "symmetric", "minsize", "maxsize", "lspace"),
@@ -27,7 +27,7 @@ _MATH_ATTRIBUTES = {
     *("columnalign", "columnlines", "rowlines", "columnspacing", "rowspacing", "frame"),
     *("width", "height", "depth", "voffset"),
 }
-"""What formulas may carry: LaTeX can also ask for links and styles (`\\href`, `\\style`)."""
+"""Allowed attributes of MathML: LaTeX can also produce links and styles (`\\href`, `\\style`)."""
 _ENVIRONMENTS = {
     **{"aligned": "align*", "gathered": "matrix", "gather": "matrix", "gather*": "matrix"},
     **{"dcases": "cases", "equation": "", "equation*": ""},
@@ -35,15 +35,16 @@ _ENVIRONMENTS = {
 """Environments that the converter does not know, and one that looks the same."""
 
 
-@lru_cache(1024)  # every view shows every answer of its chat
+@lru_cache(1024)  # each view of a chat shows all its answers
 def to_html(text: str) -> str:
-    """A whole answer's Markdown as HTML."""
-    return growing_html(text)
+    """Render a complete answer."""
+    return partial_html(text)
 
 
-def growing_html(text: str) -> str:
-    """The same of a running answer, which may be half-written. It is kept nowhere: what comes next
-    is longer, and the finished answers would have to go for it.
+def partial_html(text: str) -> str:
+    """Render an answer in progress.
+
+    Not cached: the next version is longer, and would displace complete answers from the cache.
     """
     return _renderer().render(text)
 
@@ -57,12 +58,12 @@ def _renderer() -> MarkdownIt:
         "commonmark",
         {"html": False, "linkify": False, "breaks": True, "highlight": _highlight},
     ).enable(["table", "strikethrough"])
-    also = ["paragraph", "reference", "blockquote", "list"]  # what a block may end
-    markdown.block.ruler.before("fence", "brackets", _display, {"alt": also})
+    also = ["paragraph", "reference", "blockquote", "list"]  # blocks that this one may interrupt
+    markdown.block.ruler.before("fence", "brackets", _display_formula, {"alt": also})
     markdown.inline.ruler.before("escape", "brackets", _brackets)
     markdown.use(dollarmath_plugin, allow_space=False, allow_digits=False, double_inline=True)
     markdown.use(amsmath_plugin)
-    markdown.core.ruler.push("tasks", _tasks)
+    markdown.core.ruler.push("tasks", _check_boxes)
     markdown.block.ruler.at("amsmath", _short_environment, {"alt": also})
     for name in ("math_inline", "math_inline_double", "math_block", "math_block_label", "amsmath"):
         markdown.add_render_rule(name, _math)
@@ -73,8 +74,8 @@ def _renderer() -> MarkdownIt:
     return markdown
 
 
-def _display(state: StateBlock, first: int, end: int, silent: bool) -> bool:
-    """The rule of `\\[...\\]` on lines of its own, right under a line of text, too."""
+def _display_formula(state: StateBlock, first: int, end: int, silent: bool) -> bool:
+    r"""Parse `\[...\]` on lines of its own, also directly below a line of text."""
     start = state.bMarks[first] + state.tShift[first]
     close = _end_of_formula(state.src, start, "\\[", "\\]")
     if close is None or state.is_code_block(first):
@@ -83,9 +84,9 @@ def _display(state: StateBlock, first: int, end: int, silent: bool) -> bool:
     while last < end and state.eMarks[last] < close:
         last += 1
         if last < end and not state.isEmpty(last) and state.sCount[last] < state.blkIndent:
-            return False  # the list's item ended before the formula
+            return False  # the list item ended before the formula
     if last >= end or state.src[close + 2 : state.eMarks[last]].strip():
-        return False  # more on its line: that is a formula within a text
+        return False  # text follows on the same line: an inline formula
     if not silent:
         token = state.push("math_block", "math", 0)
         token.block = True
@@ -96,7 +97,7 @@ def _display(state: StateBlock, first: int, end: int, silent: bool) -> bool:
 
 
 def _brackets(state: StateInline, silent: bool) -> bool:
-    """The rule of `\\(...\\)` and `\\[...\\]` within a text."""
+    r"""Parse `\(...\)` and `\[...\]` within a text."""
     for opening, closing, kind in (
         ("\\(", "\\)", "math_inline"), ("\\[", "\\]", "math_inline_double")
     ):  # fmt: skip
@@ -110,8 +111,10 @@ def _brackets(state: StateInline, silent: bool) -> bool:
 
 
 def _end_of_formula(text: str, start: int, opening: str, closing: str) -> int | None:
-    """Where the closing begins of a formula that begins at `start` and is not empty. It is looked
-    for nearby only: a hostile text has thousands of beginnings.
+    """Return where the closing delimiter begins of a formula that begins at `start`.
+
+    Returns None if there is no formula or it is empty. The search is limited to the longest
+    formula, because a hostile text may have thousands of opening delimiters.
     """
     if not text.startswith(opening, start):
         return None
@@ -120,14 +123,14 @@ def _end_of_formula(text: str, start: int, opening: str, closing: str) -> int | 
 
 
 def _short_environment(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """The rule of environments; the end of one is looked for in so many lines only."""
+    """Parse LaTeX environments of at most `_MAX_LINES` lines."""
     from mdit_py_plugins.amsmath import amsmath_block
 
-    return amsmath_block(state, start, min(end, start + _MOST_LINES), silent)
+    return amsmath_block(state, start, min(end, start + _MAX_LINES), silent)
 
 
-def _tasks(state: Any) -> None:
-    """`[ ]` and `[x]` at the start of a list's item are boxes."""
+def _check_boxes(state: Any) -> None:
+    """Replace `[ ]` and `[x]` at the start of list items by boxes."""
     boxes = {"[ ] ": "☐ ", "[x] ": "☑ ", "[X] ": "☑ "}
     for item, token in zip(state.tokens, state.tokens[2:], strict=False):
         if item.type == "list_item_open" and token.type == "inline" and token.children:
@@ -143,7 +146,7 @@ def _math(_: Any, tokens: Sequence[Token], index: int, *rest: Any) -> str:
 
 
 def formula(source: str, block: bool = False) -> str:
-    """LaTeX as MathML; as code where it is not LaTeX."""
+    """Convert LaTeX to MathML; text that is not valid LaTeX becomes code."""
     from latex2mathml.converter import convert
 
     source = source.strip()
@@ -152,8 +155,10 @@ def formula(source: str, block: bool = False) -> str:
             raise ValueError("too long")
         known = re.sub(r"\\(begin|end)\{(\w+\*?)\}", _environment, source)
         tree = ElementTree.fromstring(convert(known, display="block" if block else "inline"))
-        return ElementTree.tostring(_tamed(tree), encoding="unicode", short_empty_elements=False)
-    except Exception:  # its parser fails in many ways on what is not LaTeX, IndexError among them
+        return ElementTree.tostring(
+            _sanitised(tree), encoding="unicode", short_empty_elements=False
+        )
+    except Exception:  # the parser raises many types on invalid LaTeX, even IndexError
         return f"<code>{escape(source)}</code>"
 
 
@@ -162,7 +167,8 @@ def _environment(found: re.Match[str]) -> str:
     return f"\\{found[1]}{{{name}}}" if name else ""
 
 
-def _tamed(tree: ElementTree.Element) -> ElementTree.Element:
+def _sanitised(tree: ElementTree.Element) -> ElementTree.Element:
+    """Keep only MathML elements and harmless attributes."""
     for element in tree.iter():
         name = element.tag.rpartition("}")[2]
         element.tag = name if name == "math" or name.startswith("m") else "mtext"

@@ -1,11 +1,10 @@
-"""Which model answers whom."""
+"""Which model answers which owner."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ui.chat.stream import POLL_SECONDS
 from vqa_app.errors import ModelError, VqaError
 from vqa_app.serving.engine_pool import ModelStatus
 from vqa_app.serving.model_choices import choice_from_hub_id
@@ -16,22 +15,26 @@ if TYPE_CHECKING:
 
 
 def model_list(service: ChatService, owner: str) -> PageUpdate:
-    """What can be picked, what is picked, how that one stands, and what is `loading` to be next."""
-    loading = _loading(service, owner)
+    """Return the available models, the owner's model and its status.
+
+    `loading` describes the model that the owner has chosen and that is still loading.
+    """
+    loading = _pending_model(service, owner)
     key = service.settings(owner).model
     try:
         status = service.pool.status(key)
-    except VqaError:  # the picked run was deleted meanwhile
+    except VqaError:  # the chosen run has been deleted
         service.store.save_settings(owner, {"model": None})
         status = service.pool.status()
-    before = service.settings(owner).model_before or service.pool.default
-    models = _models(service, status, before)
+    previous = service.settings(owner).model_before or service.pool.default
+    models = _models(service, status, previous)
     return {"models": {**models, "loading": loading} if loading else models}
 
 
-def _loading(service: ChatService, owner: str) -> dict[str, Any] | None:
-    """How the model stands that the owner waits for. Once it is there it answers them, also where
-    the page that picked it has gone.
+def _pending_model(service: ChatService, owner: str) -> dict[str, Any] | None:
+    """Return the status of the model that the owner waits for, or None.
+
+    Once it is loaded it becomes the owner's model, even if the page that chose it has gone.
     """
     key = service.pending_models.get(owner)
     if key is None:
@@ -45,14 +48,14 @@ def _loading(service: ChatService, owner: str) -> dict[str, Any] | None:
             "share": status.share,
         }
     if service.pending_models.pop(owner, None) == key and status.phase == "ready":
-        before = service.settings(owner).model or service.pool.default
-        # Picked twice, it would be the one before itself, and there were no way back.
-        change = {"model": key} if before == key else {"model": key, "model_before": before}
+        current = service.settings(owner).model or service.pool.default
+        # Choosing a model twice must not make it its own predecessor.
+        change = {"model": key} if current == key else {"model": key, "model_before": current}
         service.store.save_settings(owner, change)
     return None
 
 
-def _models(service: ChatService, status: ModelStatus, before: str) -> dict[str, Any]:
+def _models(service: ChatService, status: ModelStatus, previous: str) -> dict[str, Any]:
     engine = service.pool.get_loaded(status.choice.key)
     return {
         "picked": status.choice.key,
@@ -60,7 +63,7 @@ def _models(service: ChatService, status: ModelStatus, before: str) -> dict[str,
         "phase": status.phase,
         "message": status.message,
         "share": status.share,
-        "before": before,
+        "before": previous,
         "any": service.allow_any_model,
         "attention": engine.info.attention_maps if engine else None,
         "choices": [
@@ -79,19 +82,26 @@ def _models(service: ChatService, status: ModelStatus, before: str) -> dict[str,
 def pick_model(
     service: ChatService, owner: str, request: PageRequest
 ) -> Iterator[PageUpdate | None]:
-    """Loads another model and answers with it from then on; until then, and where it fails, the
-    one before stays. The last of several picks counts.
+    """Load another model, which answers the owner from then on; yield the status while it loads.
+
+    The current model stays in use until then, and if loading fails. Of several choices, the last
+    one counts.
+
+    Raises:
+        ModelError: The model is not available, or could not be loaded.
+        UsageError: `named` is not a hub id.
     """
     key = str(request.get("model") or service.pool.default)
     if request.get("named"):
         if not service.allow_any_model:
-            raise ModelError("Models cannot be named here.", "Start with --allow-any-model.")
+            raise ModelError(
+                "Models cannot be added by id here.", "Start with --allow-any-model to allow it."
+            )
         choice = choice_from_hub_id(str(request["named"]).strip())
         service.pool.add_choice(choice)
         key = choice.key
-    service.pool.start_loading(key, owner)
+    statuses = service.pool.load_with_status(key, owner)
     service.pending_models[owner] = key
-    while service.pool.wait(key, 0) is None:
+    for _ in statuses:
         yield model_list(service, owner)
-        service.pool.wait(key, POLL_SECONDS)
     yield model_list(service, owner)

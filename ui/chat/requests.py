@@ -1,77 +1,58 @@
-"""The page's requests: validation, limits, and error messages."""
+"""Requests of the page: validation, limits, and error messages."""
 
 from __future__ import annotations
 
-import errno
 import logging
-import sqlite3
-from typing import Any
+from typing import Any, TypeAlias
 
 from vqa_app.errors import DataError, UsageError, VqaError
+from vqa_app.files import is_disk_error
 from vqa_app.prompts.conversation_file import replace_surrogates
 from vqa_app.serving.redact import redact_options, redact_paths
 
 log = logging.getLogger(__name__)
 
-
-PageRequest = dict[str, Any]
-
-
-PageUpdate = dict[str, Any]
-
+PageRequest: TypeAlias = dict[str, Any]
+"""A JSON object from the page. Its values are never trusted."""
+PageUpdate: TypeAlias = dict[str, Any]
+"""A JSON object for the page; each key names what has changed."""
 
 MAX_QUESTION = 20_000
-
-
+"""Longest question, in characters."""
 MAX_PICTURES = 8
-
-
+"""Pictures that one question may have."""
 UNEXPECTED_ERROR = "Something went wrong on our side. Please try again."
-
-
-STORAGE_FAILED = "The server cannot store anything: its disk is full, or only to be read."
-
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-_NO_ROOM_SQLITE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR)
+STORAGE_FAILED = "The server cannot save anything: its disk is full, read-only or failing."
 
 
 def user_message(error: BaseException, options: bool = True) -> str:
-    """What a person is told; the details of our own mistakes go to the log alone.
+    """Return what the person is told about an error; details of our own bugs are only logged.
 
     Args:
-        options: whether it may name options of the shell; errors of data never do.
+        error: The error.
+        options: Whether the message may name command-line options. Messages about data never do.
     """
     if isinstance(error, VqaError):
-        named = options and not isinstance(error, DataError)
-        hint = error.hint if named else redact_options(error.hint)
+        keep_options = options and not isinstance(error, DataError)
+        hint = error.hint if keep_options else redact_options(error.hint)
         return redact_paths(f"{error.problem} {hint}".strip().replace("\n", " "))
-    if is_no_room(error):
+    if is_disk_error(error):
         log.error("%s (%s)", STORAGE_FAILED, error)
         return STORAGE_FAILED
     log_unexpected(error)
     return UNEXPECTED_ERROR
 
 
-def is_no_room(error: BaseException) -> bool:
-    """Whether something could not be stored because of the disk."""
-    if isinstance(error, sqlite3.OperationalError):
-        # The lowest byte is the kind, the others say more of it.
-        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _NO_ROOM_SQLITE
-    return isinstance(error, OSError) and error.errno in _NO_ROOM
-
-
 def log_unexpected(error: BaseException) -> None:
+    """Log an error that is a bug of ours, with its traceback."""
     log.error("Unexpected error", exc_info=error)
 
 
 def require_owner(owner: str) -> str:
-    """The owner.
+    """Return the owner of a request, if it has one.
 
     Raises:
-        UsageError: nobody can be told: what "" brought would be everybody's.
+        UsageError: The owner is unknown. What "" stores would be visible to everyone.
     """
     if not owner:
         raise UsageError("Your browser blocks cookies.", "Allow them for this page.")
@@ -79,10 +60,10 @@ def require_owner(owner: str) -> str:
 
 
 def parse_question(text: Any, pictures: int) -> str:
-    """What was asked about so many pictures.
+    """Return the text of a question about a number of pictures.
 
     Raises:
-        UsageError: nothing was, or far too much.
+        UsageError: There is neither text nor a picture, or too much of either.
     """
     question = replace_surrogates(str(text or "")).strip()
     if not question and not pictures:
@@ -96,11 +77,17 @@ def parse_question(text: Any, pictures: int) -> str:
 
 
 def conversation_id(request: PageRequest) -> str | None:
-    """The id of the request's conversation; None for a new one."""
+    """Return the id of the request's conversation, or None for a new one."""
     return str(request.get("conversation") or "") or None
 
 
 def check_picture_count(pictures: int) -> None:
-    """Raises UsageError: so many pictures are too many for one question."""
+    """Check that one question may have this many pictures.
+
+    Raises:
+        UsageError: There are too many.
+    """
     if pictures > MAX_PICTURES:
-        raise UsageError(f"{pictures} pictures.", f"At most {MAX_PICTURES} at a time.")
+        raise UsageError(
+            f"{pictures} pictures are too many for one question.", f"Add at most {MAX_PICTURES}."
+        )

@@ -1,8 +1,8 @@
-"""What the page can ask for, as plain generators and functions without gradio.
+"""The chat behind the page, as plain methods and generators.
 
-Every one takes the owner and the page's request, a dict of JSON values that is never trusted: ids
-are looked up among the owner's own, pictures among those the owner brought, history comes from the
-store. What they give back are dicts that the page draws; see `ui/static/*.js`.
+Each request has an owner and a dict of JSON values from the page, which is never trusted: ids are
+looked up among the owner's own, pictures among those the owner added, and the history comes from
+the store. The updates that are returned are drawn by `ui/static/*.js`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,13 @@ from vqa_app.serving.engine_pool import EnginePool
 
 
 class ChatService:
-    """Serves everybody's requests on one store and one hub.
+    """Serves the requests of all owners.
 
     Args:
-        allow_any_model: whether people may name hub models in the browser.
+        store: Conversations and settings.
+        picture_store: Picture files.
+        pool: Models.
+        allow_any_model: Whether people may add hub models in the browser.
     """
 
     def __init__(
@@ -52,72 +55,79 @@ class ChatService:
         self.store, self.picture_store, self.pool = store, picture_store, pool
         self.allow_any_model = allow_any_model
         self.pending_models: dict[str, str] = {}
-        """By owner, the key of the model that loads to be theirs."""
-        self._answering: dict[str, RunningAnswer] = {}
+        """By owner, the key of the model that they chose and that is still loading."""
+        self._running_answers: dict[str, RunningAnswer] = {}
         """By turn."""
-        self._others: dict[threading.Event, str] = {}
-        """Of answers that are kept nowhere, by what ends them: the owner."""
+        self._cancel_events: dict[threading.Event, str] = {}
+        """Owners of answers that are not stored, by the event that cancels the answer."""
         self._lock, self._opening = threading.Lock(), threading.Lock()
 
-    # -- asking ------------------------------------------------------------------------------------
+    # -- answers -----------------------------------------------------------------------------------
 
     def ask(self, owner: str, request: PageRequest) -> Iterator[PageUpdate | None]:
-        """Answers a question, asks one again, or asks a changed one in its place.
+        """Answer a question, answer one again, or replace one by an edited version.
 
-        The request holds `question` and `pictures`, and `replaces` (a turn's id) for a changed
-        question; or `again` (a turn's id) for another answer to the same one. `conversation` is
-        None for a new one. With `follow` nothing is asked: what is being written there is shown.
-        The answer goes on when nobody follows it any more.
+        The request holds `question` and `pictures`, and for an edited question `replaces` (a turn's
+        id); or `again` (a turn's id) for another answer to the same question. `conversation` is
+        None for a new one. With `follow`, nothing is asked: the answer in progress is shown. The
+        answer continues when nobody follows it any more.
 
         Yields:
-            `view` when turns change, `live` while the answer grows, None at every idle beat; `gone`
-            with the conversation's id where it was deleted meanwhile.
+            `view` when turns change, `live` while the answer grows, `gone` with the conversation's
+            id if it was deleted in the meantime; None after a moment without news.
         """
         if request.get("follow"):
             conversation = str(request.get("conversation"))
-            answering = self._running(owner, conversation)
+            answer = self._running_answer(owner, conversation)
         else:
-            answering = self._begin(owner, request)
-            conversation = answering.conversation
+            answer = self._start_answer(owner, request)
+            conversation = answer.conversation
         yield {"view": self.view(owner, conversation), **self.conversation_list(owner)}
-        if answering is None:
+        if answer is None:
             return
-        yield from answering.follow()
+        yield from answer.follow()
         if self.store.owns(owner, conversation):
             yield {"view": self.view(owner, conversation), **self.conversation_list(owner)}
         else:
             yield {"gone": conversation, **self.conversation_list(owner)}
 
-    def _begin(self, owner: str, request: PageRequest) -> RunningAnswer:
+    def _start_answer(self, owner: str, request: PageRequest) -> RunningAnswer:
         settings = self.settings(owner)
 
-        def asked(engine: Engine) -> tuple[Conversation, GenerationOptions]:
+        def prepare(engine: Engine) -> tuple[Conversation, GenerationOptions]:
             path = self.store.path_to(owner, conversation, turn.id)
             return (
                 build_conversation(path, self.picture_store.get, settings.system),
                 settings.options(engine.info.defaults),
             )
 
-        with self._opening:  # two tabs cannot ask in one conversation at once
-            turn, conversation = self._open_turn(owner, request, settings)
-            answering = RunningAnswer(
-                owner, conversation, turn, store=self.store, pool=self.pool, model=settings.model,
-                asked=asked, told=user_message,
-            )  # fmt: skip
+        with self._opening:  # two tabs cannot ask in one conversation at the same time
+            turn, conversation = self._add_turn(owner, request, settings)
+            answer = RunningAnswer(
+                owner,
+                conversation,
+                turn,
+                store=self.store,
+                pool=self.pool,
+                model=settings.model,
+                prepare=prepare,
+                error_message=user_message,
+            )
             with self._lock:
-                self._answering[turn.id] = answering
-        answering.start(lambda: self._end(turn.id))
-        return answering
+                self._running_answers[turn.id] = answer
+        answer.start(lambda: self._remove_answer(turn.id))
+        return answer
 
-    def _end(self, turn: str) -> None:
+    def _remove_answer(self, turn: str) -> None:
         with self._lock:
-            self._answering.pop(turn, None)
+            self._running_answers.pop(turn, None)
 
-    def _open_turn(
+    def _add_turn(
         self, owner: str, request: PageRequest, settings: ChatSettings
     ) -> tuple[Turn, str]:
+        """Store the question of a request; return its turn and the id of its conversation."""
         conversation = conversation_id(request)
-        if conversation is not None and self._running(owner, conversation):
+        if conversation is not None and self._running_answer(owner, conversation):
             raise UsageError("An answer is still being written here.", "Stop it first.")
         facts = {"style": settings.style}
         if request.get("again"):
@@ -125,22 +135,75 @@ class ChatService:
             return self.store.add_turn(
                 owner, str(conversation), old.parent, old.question, old.pictures, facts
             ), str(conversation)
-        pictures = self.pictures(owner, request)
+        pictures = self.requested_pictures(owner, request)
         question = parse_question(request.get("question"), len(pictures))
         parent = None
         if request.get("replaces"):
             parent = self.store.turn(owner, str(conversation), str(request["replaces"])).parent
         elif conversation is not None and (path := self.store.path(owner, conversation)):
             parent = path[-1].id
-        if conversation is None:  # last: what is refused leaves no empty one
+        if conversation is None:  # last, so that a refused request leaves no empty conversation
             conversation = self.store.create(owner, make_title(question, len(pictures)))
         return self.store.add_turn(
             owner, conversation, parent, question, pictures, facts
         ), conversation
 
-    def pictures(self, owner: str, request: PageRequest) -> list[str]:
-        """The digests asked for; only what this owner brought."""
-        # One that stands twice would shift the numbers of those behind it.
+    def stop(self, owner: str, conversation: str | None) -> None:
+        """Stop the answer in progress of a conversation within one token."""
+        if conversation is not None and (answer := self._running_answer(owner, conversation)):
+            answer.stop()
+
+    @contextmanager
+    def cancel_event(self, owner: str = "") -> Iterator[threading.Event]:
+        """Provide the event that cancels an answer which is not stored.
+
+        It is set when the owner or the server stops such answers, and when the block ends.
+        """
+        cancel = threading.Event()
+        with self._lock:
+            self._cancel_events[cancel] = owner
+        try:
+            yield cancel
+        finally:
+            cancel.set()
+            with self._lock:
+                self._cancel_events.pop(cancel)
+
+    def stop_comparing(self, owner: str) -> None:
+        """Stop the owner's comparisons within one token."""
+        with self._lock:
+            for cancel, requester in self._cancel_events.items():
+                if requester == owner:
+                    cancel.set()
+
+    def stop_all(self, patience: float = 0.0) -> None:
+        """Stop all answers, and wait up to `patience` seconds until they are stored."""
+        with self._lock:
+            answers = list(self._running_answers.values())
+            for cancel in self._cancel_events:
+                cancel.set()
+        for answer in answers:
+            answer.stop()
+        end = time.monotonic() + patience
+        for answer in answers:
+            answer.join(max(0.0, end - time.monotonic()))
+
+    def _running_answer(self, owner: str, conversation: str) -> RunningAnswer | None:
+        with self._lock:
+            for answer in self._running_answers.values():
+                if (answer.owner, answer.conversation) == (owner, conversation):
+                    return answer
+        return None
+
+    # -- pictures ----------------------------------------------------------------------------------
+
+    def requested_pictures(self, owner: str, request: PageRequest) -> list[str]:
+        """Return the digests of the request's pictures.
+
+        Raises:
+            UsageError: There are too many, or one is not the owner's.
+        """
+        # A duplicate would shift the numbers of the pictures after it.
         digests = list(dict.fromkeys(str(digest) for digest in request.get("pictures") or []))
         check_picture_count(len(digests))
         for digest in digests:
@@ -148,62 +211,19 @@ class ChatService:
                 raise UsageError("One of the pictures has been deleted.", "Add it again.")
         return digests
 
-    def stop(self, owner: str, conversation: str | None) -> None:
-        """Ends the answer that is being written in a conversation, within one token."""
-        if conversation is not None and (running := self._running(owner, conversation)):
-            running.stop()
-
-    @contextmanager
-    def cancel_event(self, owner: str = "") -> Iterator[threading.Event]:
-        """For an answer that is kept nowhere: an event that is set when its owner or the server
-        stops it, or when nobody waits for the answer any more.
-        """
-        cancel = threading.Event()
-        with self._lock:
-            self._others[cancel] = owner
-        try:
-            yield cancel
-        finally:
-            cancel.set()
-            with self._lock:
-                self._others.pop(cancel)
-
-    def stop_comparing(self, owner: str) -> None:
-        """Ends the owner's comparisons within one token."""
-        with self._lock:
-            for cancel, asker in self._others.items():
-                if asker == owner:
-                    cancel.set()
-
-    def stop_all(self, patience: float = 0.0) -> None:
-        """Ends all answers, and waits up to `patience` seconds until they are stored."""
-        with self._lock:
-            running = list(self._answering.values())
-            for cancel in self._others:
-                cancel.set()
-        for one in running:
-            one.stop()
-        end = time.monotonic() + patience
-        for one in running:
-            one.join(max(0.0, end - time.monotonic()))
-
-    def _running(self, owner: str, conversation: str) -> RunningAnswer | None:
-        with self._lock:
-            for one in self._answering.values():
-                if (one.owner, one.conversation) == (owner, conversation):
-                    return one
-        return None
-
     def add_picture(
         self, owner: str, data: bytes, name: str, limits: ImageLimits | None = None
     ) -> dict[str, Any]:
-        """Takes in a picture for a question to come; what the page shows of it.
+        """Store a picture for a later question, and return what the page shows of it.
 
         Args:
-            limits: others than the shelf's own, for a file of ours.
+            owner: Who adds it.
+            data: The file's content.
+            name: Its name.
+            limits: Limits other than those of the picture store, for files of our own.
 
         Raises:
-            ImageError: it cannot be read or is too large.
+            ImageError: The picture cannot be read or is too large.
         """
         picture = self.picture_store.add(data, name, limits)
         facts = {"changes": list(picture.changes), "size": list(picture.image.size)}
@@ -211,43 +231,51 @@ class ChatService:
         return {"digest": picture.digest, "name": picture.name, **facts}
 
     def add_example(self, owner: str, image: Image.Image, question: str) -> dict[str, Any]:
-        """A generated picture as if the owner had brought it, and a question about it."""
+        """Store a generated picture as if the owner had added it; return it with its question."""
         picture = self.picture_store.add(image, "scene.png")
         facts = {"changes": [], "size": list(image.size)}
         self.store.remember_picture(owner, picture.digest, "scene.png", facts)
         shown = {"digest": picture.digest, "name": "scene.png", **facts}
         return {"picture": shown, "question": question}
 
-    # -- what an owner sees ------------------------------------------------------------------------
+    # -- settings and views ------------------------------------------------------------------------
 
     def settings(self, owner: str) -> ChatSettings:
+        """Return the owner's settings."""
         return ChatSettings.from_dict(self.store.settings(owner))
 
+    def save_settings(self, owner: str, changes: dict[str, Any]) -> ChatSettings:
+        """Store changed settings.
+
+        Raises:
+            UsageError: A value is invalid.
+        """
+        current = self.store.settings(owner)
+        ChatSettings.checked({**current, **changes})
+        return ChatSettings.from_dict(self.store.save_settings(owner, changes))
+
     def engine_for(self, owner: str) -> Engine | None:
-        """The engine of the owner's model. Where it is not loaded, after a restart or because
-        others took its place, that begins; one that failed or was cancelled waits to be asked.
+        """Return the engine of the owner's model, or None if it is not loaded.
+
+        Starts to load a model that is absent after a restart or an eviction, but not one whose
+        loading failed or was cancelled: that one waits until it is chosen again.
         """
         key = self.settings(owner).model
         try:
             status = self.pool.status(key)
             if status.phase == "absent" and not status.message:
                 self.pool.start_loading(key, owner)
-        except ModelError:  # the picked run was deleted meanwhile
+        except ModelError:  # the chosen run has been deleted
             return None
         return self.pool.get_loaded(key)
 
-    def save_settings(self, owner: str, changes: dict[str, Any]) -> ChatSettings:
-        """Keeps changed settings; raises UsageError for what cannot be."""
-        current = self.store.settings(owner)
-        ChatSettings.checked({**current, **changes})
-        return ChatSettings.from_dict(self.store.save_settings(owner, changes))
-
     def view(self, owner: str, conversation: str | None) -> dict[str, Any]:
+        """Return a conversation as the page shows it; None is an empty one."""
         view = conversation_view(self.store, owner, conversation)
-        view["busy"] = conversation is not None and bool(self._running(owner, conversation))
+        view["busy"] = conversation is not None and bool(self._running_answer(owner, conversation))
         return view
 
     def conversation_list(self, owner: str) -> PageUpdate:
-        """The owner's conversations for the sidebar, latest first."""
+        """Return the owner's conversations for the sidebar, most recent first."""
         rows = self.store.conversations(owner)
         return {"list": [{"id": row.id, "title": row.title, "when": row.updated} for row in rows]}

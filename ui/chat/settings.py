@@ -1,4 +1,4 @@
-"""What a person can set about answers, kept for each owner; None leaves it to the model."""
+"""Each owner's settings for answers. None leaves a value to the model."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from vqa_app.engine.protocol import GenerationOptions
 from vqa_app.errors import UsageError
 
 LONGEST_ANSWER = 2048
+"""Limit of `max_new_tokens`."""
 LONGEST_SYSTEM = 4000
-_SEEDS = 1 << 53
-"""Whole numbers below it stay what they are in a browser, and fit torch's generator."""
-_NUMBERS = {
-    "temperature": (int, float), "top_p": (int, float), "max_new_tokens": int, "seed": int
+"""Longest system prompt, in characters."""
+_MAX_SEED = 1 << 53
+"""JavaScript represents smaller integers exactly."""
+_NUMBERS: dict[str, tuple[type, ...]] = {
+    "temperature": (int, float), "top_p": (int, float), "max_new_tokens": (int,), "seed": (int,)
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """A person's choices."""
+    """One owner's settings."""
 
     model: str | None = None
-    """Key of the model that answers; None: the one the server was started with."""
+    """Key of the model that answers; None for the one that the server was started with."""
     model_before: str | None = None
-    """The one before, for going back."""
+    """Key of the model before it, to switch back to."""
     system: str = ""
     temperature: float | None = None
     top_p: float | None = None
@@ -34,7 +36,7 @@ class ChatSettings:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ChatSettings:
-        """Reads what was stored; what another version wrote and we do not know is left out."""
+        """Read stored settings; unknown names, which another version wrote, are ignored."""
         known = {field.name for field in fields(cls)}
         try:
             return cls.checked({name: value for name, value in data.items() if name in known})
@@ -43,7 +45,11 @@ class ChatSettings:
 
     @classmethod
     def checked(cls, data: dict[str, Any]) -> ChatSettings:
-        """Raises UsageError for values that cannot be, and for unknown names."""
+        """Return the settings of a dict.
+
+        Raises:
+            UsageError: A value is invalid, or a name unknown.
+        """
         known = {field.name for field in fields(cls)}
         if unknown := set(data) - known:
             raise UsageError(f"Unknown setting {min(unknown)!r}.", "Reload the page.")
@@ -52,20 +58,25 @@ class ChatSettings:
             value = getattr(settings, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
                 raise UsageError("A setting is not a number.", "Give a number.")
-        if settings.seed is not None and abs(settings.seed) >= _SEEDS:
-            raise UsageError("The seed is too large.", "Give a smaller one.")
+        if settings.seed is not None and abs(settings.seed) >= _MAX_SEED:
+            raise UsageError("The seed is too large.", f"Give one below {_MAX_SEED:,}.")
         if settings.style not in ("sentence", "short"):
-            raise UsageError("The style is neither sentence nor short.", "Pick one of them.")
+            raise UsageError("The style is neither sentence nor short.", "Choose one of them.")
         if not isinstance(settings.system, str) or len(settings.system) > LONGEST_SYSTEM:
-            raise UsageError("The system prompt is too long.", f"Keep it to {LONGEST_SYSTEM:,}.")
+            raise UsageError(
+                "The system prompt is too long.", f"At most {LONGEST_SYSTEM:,} characters fit."
+            )
         if settings.max_new_tokens is not None and settings.max_new_tokens > LONGEST_ANSWER:
-            raise UsageError("The longest answer is too long.", f"At most {LONGEST_ANSWER:,}.")
+            raise UsageError(
+                "The maximum answer length is too large.",
+                f"Give at most {LONGEST_ANSWER:,} tokens.",
+            )
         settings.options(GenerationOptions())
         return settings
 
     def options(self, defaults: GenerationOptions) -> GenerationOptions:
-        """These choices over a model's defaults."""
-        chosen = {
+        """Return generation options: these settings, and otherwise a model's defaults."""
+        chosen: dict[str, Any] = {
             "temperature": self.temperature,
             "top_p": self.top_p,
             "max_new_tokens": self.max_new_tokens,

@@ -1,4 +1,4 @@
-"""An engine's events at a steady beat, and what is kept of them."""
+"""Polling an engine's events, and what is stored of an answer."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from ui.storage.database import State
 from vqa_app.engine.protocol import Answer, Delta, Engine, Event, GenerationOptions
 from vqa_app.prompts.conversation import Conversation
 
 POLL_SECONDS = 0.2
-"""Seconds after which a running answer lets the server look whether anybody still listens."""
+"""Longest time without an update, after which the server can check whether the page has gone."""
 
 
-def turn_state(answer: Answer) -> str:
+def turn_state(answer: Answer) -> State:
+    """Return the state of a turn with this answer."""
     return "stopped" if answer.finish_reason == "cancelled" else "answered"
 
 
 def answer_facts(answer: Answer) -> dict[str, Any]:
-    """What is kept of an answer; figures that are none (NaN) are left out."""
+    """Return the figures of an answer that are stored with its turn, without those that are NaN."""
     facts = {
         "finish": answer.finish_reason,
         "confidence": round(answer.confidence, 4),
@@ -35,16 +37,16 @@ def answer_facts(answer: Answer) -> dict[str, Any]:
     return {k: v for k, v in facts.items() if isinstance(v, str) or math.isfinite(v)}
 
 
-def beats(
+def poll_events(
     engine: Engine,
     conversation: Conversation,
     options: GenerationOptions,
     cancel: threading.Event,
 ) -> Iterator[list[Event]]:
-    """An engine's events, gathered since the last time; empty after `BEAT` seconds without any.
+    """Yield an engine's new events, or an empty list after `POLL_SECONDS` without any.
 
-    The engine runs in a thread of its own, so that who reads can give up at any beat: a page that
-    went away, or a server that stops, is noticed although no token comes. `cancel` is set then.
+    The engine runs in a thread of its own, so that the caller can stop between two tokens: when the
+    page has gone, or the server shuts down. Closing the iterator sets `cancel`.
     """
     events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
 
@@ -62,9 +64,7 @@ def beats(
             batch: list[Event] = []
             try:
                 item = events.get(timeout=POLL_SECONDS)
-                while True:
-                    if item is None or isinstance(item, BaseException):
-                        break
+                while not (item is None or isinstance(item, BaseException)):
                     batch.append(item)
                     item = events.get_nowait()
             except queue.Empty:
@@ -85,9 +85,12 @@ def stream_text(
     options: GenerationOptions,
     cancel: threading.Event,
 ) -> Iterator[tuple[str, Answer | None] | None]:
-    """The answer's text so far, and the whole answer at the end; None at a beat without news."""
+    """Yield the text so far, at the end with the complete answer.
+
+    Yields None after `POLL_SECONDS` without news.
+    """
     text, answer = "", None
-    for events in beats(engine, conversation, options, cancel):
+    for events in poll_events(engine, conversation, options, cancel):
         for event in events:
             if isinstance(event, Delta):
                 text += event.text
@@ -97,10 +100,10 @@ def stream_text(
 
 
 def greedy_answer(
-    engine: Engine, conversation: Conversation, longest: int, cancel: threading.Event
+    engine: Engine, conversation: Conversation, max_tokens: int, cancel: threading.Event
 ) -> str:
-    """The whole greedy answer."""
-    options = GenerationOptions(max_new_tokens=longest, temperature=0.0)
+    """Return the complete greedy answer."""
+    options = GenerationOptions(max_new_tokens=max_tokens, temperature=0.0)
     for event in engine.stream(conversation, options, cancel):
         if isinstance(event, Answer):
             return event.text.strip()

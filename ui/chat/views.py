@@ -1,7 +1,7 @@
-"""Stored turns as what the page draws, what the model reads, and what a file keeps.
+"""Converts stored turns into what the page draws and what the model reads.
 
-The page gets plain JSON values; every text in them that came from a person is text for it, every
-`html` was made here.
+The page gets plain JSON values. It treats texts from people as text; only `html` values, which are
+rendered here, are inserted as HTML.
 """
 
 from __future__ import annotations
@@ -14,17 +14,23 @@ from ui.storage.database import Store, Turn
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import SHORT_STYLE, Conversation, Message
 
-LOOKED_WELL, LOOKED_SOME = 1.5, 0.4
-"""Nats that a whole answer gains by the pictures: 4.5 times, and half as likely again. Of the whole
-answer, because most words of a sentence ("The shape is a ...") need no picture."""
+HIGH_IMAGE_GAIN, LOW_IMAGE_GAIN = 1.5, 0.4
+"""Thresholds of the image gain, in nats: an answer 4.5 and 1.5 times as likely with the pictures.
+They apply to the whole answer, because most words of a sentence ("The shape is a ...") need no
+picture."""
 
 
 def build_conversation(
     turns: Sequence[Turn], picture: Callable[[str], Picture], system: str = ""
 ) -> Conversation:
-    """What the model reads: the turns with their styles, the last one open if it has no answer yet.
+    """Return the conversation that the model reads; a last turn without an answer stays open.
 
-    A question that got no answer is left out, its pictures move on to the next one.
+    An earlier question without an answer is left out, and its pictures move to the next question.
+
+    Args:
+        turns: The turns of a branch, from its root.
+        picture: Returns the picture with a digest.
+        system: The system prompt.
     """
     messages: list[Message] = []
     waiting: list[str] = []
@@ -43,24 +49,24 @@ def build_conversation(
 
 
 def make_title(question: str, pictures: int) -> str:
-    """A conversation's first title."""
+    """Return the title of a new conversation."""
     words = " ".join(question.split())
     if not words:
         return "A picture" if pictures == 1 else f"{pictures} pictures"
     return words if len(words) <= 60 else words[:59].rsplit(" ", 1)[0] + " …"
 
 
-def looked(gain: float) -> tuple[str, str]:
-    """The badge of a whole answer's gain in nats: a level for colours, and words."""
-    if gain >= LOOKED_WELL:
+def image_gain_label(gain: float) -> tuple[str, str]:
+    """Return level and text of the badge for a whole answer's image gain, in nats."""
+    if gain >= HIGH_IMAGE_GAIN:
         return "well", "The answer comes from the picture"
-    if gain >= LOOKED_SOME:
+    if gain >= LOW_IMAGE_GAIN:
         return "some", "The picture helped a little"
-    return "not", "Would say this about any picture"
+    return "not", "The model would say this about any picture"
 
 
 def conversation_view(store: Store, owner: str, conversation: str | None) -> dict[str, Any]:
-    """A conversation as the page shows it; None is the empty screen."""
+    """Return a conversation as the page shows it; None is the empty screen."""
     if conversation is None:
         return {"conversation": None, "title": "", "turns": [], "meter": None}
     turns = store.path(owner, conversation)
@@ -88,8 +94,10 @@ def conversation_view(store: Store, owner: str, conversation: str | None) -> dic
 
 
 def number_pictures(turns: Sequence[Turn]) -> list[dict[str, int]]:
-    """For each turn the numbers of its pictures, as `conversation_of` shows them to the model: one
-    that was asked about in vain and is asked about again keeps its number.
+    """Return for each turn the numbers of its pictures, in the order in which the model sees them.
+
+    A picture of an unanswered question keeps its number when it moves to the next one; see
+    `build_conversation`.
     """
     found: list[dict[str, int]] = []
     waiting: dict[str, int] = {}
@@ -106,14 +114,14 @@ def number_pictures(turns: Sequence[Turn]) -> list[dict[str, int]]:
 
 
 def turn_view(store: Store, owner: str, turn: Turn, numbers: dict[str, int]) -> dict[str, Any]:
-    """One turn as the page shows it, with the numbers of its pictures."""
+    """Return one turn as the page shows it, with the numbers of its pictures."""
     pictures = []
     for digest in turn.pictures:
         name, facts = store.picture(owner, digest) or ("picture", {})
         pictures.append({"digest": digest, "name": name, "number": numbers[digest], **facts})
     facts = dict(turn.facts)
     if "gain" in facts:
-        facts["looked"], facts["looked_text"] = looked(facts["gain"])
+        facts["looked"], facts["looked_text"] = image_gain_label(facts["gain"])
     return {
         "id": turn.id,
         "question": turn.question,
@@ -127,7 +135,7 @@ def turn_view(store: Store, owner: str, turn: Turn, numbers: dict[str, int]) -> 
 
 
 def _mark_left_out(shown: list[dict[str, Any]], turns: Sequence[Turn]) -> None:
-    """Marks the turns that the model did not read for the latest answer."""
+    """Mark the turns that were dropped from the prompt of the latest answer."""
     answered = [turn for turn in turns if turn.answer]
     messages = int(answered[-1].facts.get("dropped", 0)) if answered else 0
     left_out = {turn.id for turn in answered[: (messages + 1) // 2]}
@@ -136,7 +144,7 @@ def _mark_left_out(shown: list[dict[str, Any]], turns: Sequence[Turn]) -> None:
 
 
 def _meter(turns: Sequence[Turn]) -> dict[str, int] | None:
-    """Tokens of the latest answer's prompt and answer, and how many there is room for."""
+    """Return the tokens that the latest prompt and answer use, and the context length."""
     for turn in reversed(turns):
         if "prompt_tokens" in turn.facts and turn.facts.get("context"):
             used = turn.facts["prompt_tokens"] + turn.facts.get("new_tokens", 0)

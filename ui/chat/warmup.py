@@ -1,4 +1,4 @@
-"""Ahead of the question: its pictures are encoded while it is still being written."""
+"""Encodes the pictures of a question while the person is still writing it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from vqa_app.prompts.conversation import Conversation
 
 
 class Warmup:
-    """The latest of every owner; a newer one ends it."""
+    """Runs at most one warm-up per owner; a newer one cancels it."""
 
     def __init__(self, service: ChatService) -> None:
         self.service = service
         self._latest: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
 
-    def begin(self, owner: str, request: PageRequest) -> PageUpdate:
-        """Encodes the request's `pictures` in the background, behind the turns of `conversation`;
-        nothing where the model is not loaded.
+    def start(self, owner: str, request: PageRequest) -> PageUpdate:
+        """Encode `pictures` after the turns of `conversation`, in the background.
+
+        Does nothing if the model is not loaded.
         """
         engine = self.service.engine_for(owner)
-        pictures = self.service.pictures(owner, request)
+        pictures = self.service.requested_pictures(owner, request)
         if engine is None or not pictures:
             return {}
-        asked = self._draft(owner, request, pictures)
+        draft = self._draft(owner, request, pictures)
         stack = ExitStack()
         cancel = stack.enter_context(self.service.cancel_event())
         with self._lock:
@@ -39,20 +40,21 @@ class Warmup:
         def run() -> None:
             with stack:
                 try:
-                    engine.warm(asked, cancel)
+                    engine.warm(draft, cancel)
                 except Exception as error:
-                    log_unexpected(error)  # the question itself will meet it again, and say so
+                    log_unexpected(error)  # the person sees it when the question itself fails
 
         threading.Thread(target=run, name="warm", daemon=True).start()
         return {}
 
     def _draft(self, owner: str, request: PageRequest, pictures: list[str]) -> Conversation:
+        """Return the conversation as it will be asked, with an empty question at its end."""
         store = self.service.store
         conversation = conversation_id(request)
         turns: list[Turn] = []
         if conversation is not None and request.get("replaces"):
-            old = store.turn(owner, conversation, str(request["replaces"]))
-            turns = store.path_to(owner, conversation, old.parent)
+            replaced = store.turn(owner, conversation, str(request["replaces"]))
+            turns = store.path_to(owner, conversation, replaced.parent)
         elif conversation is not None:
             turns = store.path(owner, conversation)
         draft = Turn("", None, "", tuple(pictures), "", "answering", {})

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ui.chat.service import ChatService
-from ui.chat.stream import POLL_SECONDS, greedy_answer
+from ui.chat.stream import greedy_answer
 from ui.teaching.rehearsal import held_out
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import ImageError
@@ -78,7 +78,10 @@ def compare(
     with ExitStack() as leases:
         engines = []
         for key in (before, after):
-            _wait_for(service, key, cancel)
+            for _ in service.pool.load_with_status(key, cancel=cancel):
+                pass
+            if cancel.is_set():
+                raise Skipped
             engines.append(leases.enter_context(service.pool.lease(key)))
         return _compared(service, taught, owner, engines, cancel)
 
@@ -112,13 +115,6 @@ def _bring(service: ChatService, owner: str, picture: Picture) -> None:
     service.picture_store.add(picture.image, picture.name)
     if service.store.picture(owner, picture.digest) is None:
         service.store.remember_picture(owner, picture.digest, picture.name, {"changes": []})
-
-
-def _wait_for(service: ChatService, key: str, cancel: threading.Event) -> None:
-    service.pool.start_loading(key)
-    while service.pool.wait(key, POLL_SECONDS) is None:
-        if cancel.is_set():
-            raise Skipped
 
 
 def _part(

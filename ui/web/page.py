@@ -53,7 +53,7 @@ def page_routes(service: ChatService, teaching: Teaching, training: TrainingServ
         "pick": lambda owner, request: pick_model(service, owner, request),
         "compare": lambda owner, request: compare_models(service, owner, request),
         "act": lambda owner, request: handle_action(service, owner, request),
-        "warm": Warmup(service).begin,
+        "warm": Warmup(service).start,
         "look": lambda owner, request: _look(service, owner, request),
         "teach": lambda owner, request: teach(service, teaching, owner, request),
         "train": lambda owner, request: _train(training, owner, request),

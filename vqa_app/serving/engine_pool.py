@@ -180,9 +180,10 @@ class EnginePool:
         requester: str = "",
         cancel: threading.Event | None = None,
     ) -> Iterator[ModelStatus]:
-        """Start to load a model, and yield its status every `STATUS_SECONDS` until it is loaded.
+        """Start to load a model; return an iterator over its status until it is loaded.
 
-        Setting `cancel` ends the iteration; the model goes on loading for others.
+        The iterator yields every `STATUS_SECONDS`. Setting `cancel` ends it; the model goes on
+        loading for others.
 
         Args:
             key: Key of the model; None for the default.
@@ -190,9 +191,12 @@ class EnginePool:
             cancel: Event that ends the wait.
 
         Raises:
-            ModelError: There is no such choice, or it could not be loaded.
+            ModelError: There is no such choice; from the iterator: the model could not be loaded.
         """
         self.start_loading(key, requester)
+        return self._statuses(key, cancel)
+
+    def _statuses(self, key: str | None, cancel: threading.Event | None) -> Iterator[ModelStatus]:
         while not (cancel and cancel.is_set()) and self.wait(key, 0) is None:
             yield self.status(key)
             self.wait(key, STATUS_SECONDS)

@@ -180,7 +180,7 @@ def test_a_slow_disk_does_not_hide_that_a_chat_is_gone(make_harness, monkeypatch
 
 
 def test_what_came_is_stored_while_the_answer_grows(make_harness, monkeypatch):
-    monkeypatch.setattr("ui.chat.answer.KEPT_EVERY", 0.0)
+    monkeypatch.setattr("ui.chat.answer.SAVE_SECONDS", 0.0)
     engine = FakeEngine("one two three", hold_after=2)
     harness = make_harness(engine)
     running = harness.service.ask("ann", {"question": "Count."})
@@ -263,7 +263,7 @@ def test_a_dropped_picture_is_warmed_behind_the_history(make_harness):
     harness.pool.start_loading()
     harness.pool.wait(timeout=PATIENCE)
     _, view = harness.ask("One?", pictures=[red])
-    Warmup(harness.service).begin("ann", {"conversation": view["conversation"], "pictures": [blue]})
+    Warmup(harness.service).start("ann", {"conversation": view["conversation"], "pictures": [blue]})
     until(lambda: engine.warmed)
     (warmed,) = engine.warmed
     assert [m.role for m in warmed.messages] == ["user", "assistant", "user"]
@@ -325,9 +325,9 @@ def test_a_picked_model_is_loaded_again_after_a_restart(make_harness):
     harness.store.save_settings("ann", {"model": "other"})
     red = harness.picture()
     warming = Warmup(harness.service)
-    assert warming.begin("ann", {"pictures": [red]}) == {}
+    assert warming.start("ann", {"pictures": [red]}) == {}
     assert harness.pool.wait("other", PATIENCE) is harness.engines["other"]
-    warming.begin("ann", {"pictures": [red]})
+    warming.start("ann", {"pictures": [red]})
     until(lambda: harness.engines["other"].warmed)
     assert harness.pool.status("first").phase == "absent"
     update = handle_action(harness.service, "bob", {"do": "hello"})
@@ -654,6 +654,6 @@ def test_a_new_scene_asks_what_the_model_answers_well():
             patched.setattr(examples.secrets, "randbelow", lambda _, drawn=drawn: next(drawn))
             _, question = examples.new_scene()
             last = next(drawn) - 1
-        assert len(make_scene(last, "shapes", "test").items) <= examples.MOST_SHAPES
+        assert len(make_scene(last, "shapes", "test").items) <= examples.MAX_SHAPES
         asked = {qa.question: qa.skill for qa in sample_scene(last, "shapes")[1]}
         assert asked[question] in examples.WELL_ANSWERED

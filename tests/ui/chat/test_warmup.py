@@ -36,7 +36,7 @@ def test_a_question_joins_the_encoding_that_runs_already(harness, monkeypatch):
     monkeypatch.setattr(encoder, "run", held)
     picture = harness.picture_store.add(sample_scene(3, "shapes")[0], "scene.png")
     harness.store.remember_picture("ann", picture.digest, "scene.png", {"changes": []})
-    Warmup(harness.service).begin("ann", {"pictures": [picture.digest]})
+    Warmup(harness.service).start("ann", {"pictures": [picture.digest]})
     assert begun.wait(PATIENCE)
     asked = harness.service.ask("ann", {"question": "What is it?", "pictures": [picture.digest]})
     next(asked)
