@@ -203,6 +203,7 @@ def test_a_language_model_is_rejected(tmp_path: Path) -> None:
         ("", {"vision_feature_layer": -99}, "but its encoder has 2 layers"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_impossible_values_in_a_config_are_reported(
     copy: Path, part: str, values: dict[str, Any], message: str
 ) -> None:

@@ -192,6 +192,7 @@ def test_rotations_are_described_clockwise() -> None:
     assert picture.changes == ("rotated 90° by EXIF",)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_unreadable_exif_is_ignored() -> None:
     picture = open_picture(encoded(two_colours(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"))
     assert picture.image.size == (8, 4)
@@ -334,6 +335,7 @@ def test_a_truncated_file_is_rejected_by_name(kind: str, part: float) -> None:
         open_picture(data[: int(len(data) * part)], name="cut.img")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_corrupted_files_open_or_raise_an_image_error(kind: str) -> None:
     data = encoded(two_colours().resize((32, 16)), kind)
