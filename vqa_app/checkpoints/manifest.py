@@ -120,6 +120,6 @@ def is_finished(run: Path) -> bool:
 
 
 def quantization_of(directory: Path) -> str | None:
-    """Return `4bit` for a run that was trained on a 4-bit base, which gives the same logits."""
+    """Return `4bit` for a run on a 4-bit base, whose logits are reproduced only on such a base."""
     manifest = read_manifest(directory)
     return "4bit" if manifest is not None and manifest.kind == "qlora" else None
