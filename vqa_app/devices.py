@@ -1,4 +1,4 @@
-"""Where a model runs and in which precision, and whether it fits there."""
+"""Devices, precisions and free memory."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ if TYPE_CHECKING:
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization: TypeAlias = Literal["4bit", "8bit"]
 
-SMALL = 100_000_000
-"""Below this many parameters a CPU computes in float32. bfloat16 would halve the time to read a
-prompt where there are instructions for it, but that is milliseconds, and in float32 an answer does
-not depend on how a prompt was split between cache and computation."""
+SMALL_MODEL = 100_000_000
+"""Below this many parameters, CPUs compute in float32. Instructions for bfloat16 would halve the
+prefill time, but that is milliseconds, and in float32 an answer does not depend on how much of the
+prompt came from the cache."""
 
-
-_FULL = ("out of memory", "defaultcpuallocator", "alloc_failed", "invalid buffer size")
-"""How PyTorch says so: on CUDA and mps; on CPUs; in cuBLAS and cuDNN; on mps for one tensor."""
+_OUT_OF_MEMORY = ("out of memory", "defaultcpuallocator", "alloc_failed", "invalid buffer size")
+"""Parts of torch's messages: on CUDA and mps; on CPUs; in cuBLAS and cuDNN; on mps for a tensor."""
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; `auto` is the first there is of cuda, mps and cpu.
+    """Return the device of this name; `auto` is the first available of cuda, mps and cpu.
 
     Raises:
-        ModelError: it cannot be used here.
+        ModelError: The device is not available.
     """
     import torch
 
@@ -38,8 +37,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("mps" if mps is not None and mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        if device.type == "meta":  # torch's device for tensors without contents
-            raise RuntimeError("it computes nothing")
+        if device.type == "meta":  # tensors without data
+            raise RuntimeError("the meta device computes nothing")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ModelError(
@@ -49,37 +48,43 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device, parameters: int) -> torch.dtype:
-    """The dtype of a name; see `vqa_app.checkpoints.loader.load_model` for what `auto` is.
+    """Return the dtype of this name; `vqa_app.checkpoints.loader.load_model` defines `auto`.
+
+    Args:
+        name: One of `Dtype`.
+        device: Where the model will run.
+        parameters: Number of the model's parameters.
 
     Raises:
-        UsageError: an unknown name.
+        UsageError: The name is unknown.
     """
     import torch
 
     if name != "auto":
         check_dtype(name)
-        return getattr(torch, name)
-    if device.type == "cuda":  # emulated where need be: float16 overflows in some models
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    if device.type == "cuda":  # emulated on old GPUs, because float16 overflows in some models
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if device.type == "cpu" and parameters < SMALL:
+    if device.type == "cpu" and parameters < SMALL_MODEL:
         return torch.float32
     return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
 
 
 def check_dtype(name: str) -> None:
-    """Refuses what is none of `Dtype`.
+    """Check that a name is one of `Dtype`.
 
     Raises:
-        UsageError: with what to choose from.
+        UsageError: It is not; the message lists the choices.
     """
     if name not in get_args(Dtype):
         raise UsageError(f"Unknown dtype {name!r}.", f"Choose {', '.join(get_args(Dtype))}.")
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16, and torch the kernels that use them.
+    """Return whether a device has bfloat16 instructions and torch has kernels for them.
 
-    Emulation does not count: it is slower than float32.
+    Emulation does not count, because it is slower than float32.
     """
     import torch
 
@@ -93,33 +98,36 @@ def computes_in_bfloat16(device: torch.device) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error tells of a full memory, be it in words alone as on all devices but CUDA."""
-    said = str(error).lower()
+    """Return whether an error means that memory ran out.
+
+    Only CUDA has a class for it; on other devices the message tells.
+    """
+    message = str(error).lower()
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in said for words in _FULL)
+        isinstance(error, RuntimeError) and any(part in message for part in _OUT_OF_MEMORY)
     )
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a tensor of this process may take on a device.
+    """Return the free device memory, in bytes.
 
-    What PyTorch's allocator for GPUs keeps of tensors that are gone counts as free: it hands that
-    out again, and the driver cannot know. On mps and cpu it is the machine's available memory.
+    Memory that torch's GPU allocator keeps after tensors were freed counts as free, because torch
+    reuses it. On mps and cpu this is the machine's available memory.
     """
     import torch
 
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + reusable)
     import psutil
 
-    return psutil.virtual_memory().available
+    return int(psutil.virtual_memory().available)
 
 
 def release_memory() -> None:
-    """Collects models that nothing holds any more, and gives their GPU memory back to the driver.
+    """Collect unreachable models and return their GPU memory to the driver.
 
-    Takes tenths of a second: not for loops.
+    Takes tenths of a second, too long for loops.
     """
     import torch
 

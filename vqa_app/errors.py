@@ -1,18 +1,26 @@
-"""Errors a person can cause or mend. Each message says what was wrong, where, and what to do.
+"""Errors that users can cause or correct.
 
-The shell prints the message alone and leaves with `exit_code`; the browser shows it as a notice.
-Anything that is not a `VqaError` is a bug of ours.
+Each message says what is wrong, where, and what to do. The command line prints only the message
+and exits with `exit_code`; the browser shows it as a notification. Any other exception is a bug.
+
+    VqaError
+     ├─ UsageError
+     ├─ ImageError
+     ├─ ModelError
+     │   └─ InsufficientMemoryError
+     ├─ DataError
+     └─ ContextOverflowError
 """
 
 from __future__ import annotations
 
 
 class VqaError(Exception):
-    """Base of every error that is meant for a person's eyes.
+    """Base class of all errors that are shown to users.
 
     Args:
-        problem: what was wrong and where, one sentence.
-        hint: what to do about it, one sentence; printed on a line of its own.
+        problem: What is wrong and where, one sentence.
+        hint: What to do about it, one sentence; printed on its own line.
     """
 
     exit_code = 1
@@ -24,7 +32,7 @@ class VqaError(Exception):
 
 
 class UsageError(VqaError):
-    """The command or call was put together wrongly."""
+    """Wrong arguments of a command or function."""
 
     exit_code = 2
 
@@ -42,20 +50,20 @@ class ModelError(VqaError):
 
 
 class InsufficientMemoryError(ModelError):
-    """A model that does not fit in the memory that is free."""
+    """A model that does not fit into the free memory."""
 
 
 class DataError(VqaError):
-    """Instruction data that cannot be trained or evaluated on."""
+    """Data that cannot be used for training or evaluation."""
 
     exit_code = 5
 
 
 class ContextOverflowError(VqaError):
-    """A single message is longer than the model's context."""
+    """A single message that is longer than the model's context."""
 
     exit_code = 6
 
 
 INTERRUPTED_EXIT_CODE = 130
-"""What a shell reports for Ctrl-C (128 + SIGINT)."""
+"""Exit code of a shell command that was ended by Ctrl-C: 128 + SIGINT."""

@@ -1,4 +1,4 @@
-"""Libraries' progress bars and advice, kept from people's terminals."""
+"""Keep libraries' progress bars and advice off the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences transformers and bitsandbytes while they load something; errors stay."""
+    """Silence transformers and bitsandbytes while they load something, except for errors."""
     from transformers.utils import logging as transformers_logging
 
     bitsandbytes = logging.getLogger("bitsandbytes")

@@ -19,7 +19,7 @@ PackedLinearKernel = Callable[[Tensor, Tensor, Tensor | None, str, Sequence[floa
 def has_bf16_kernels() -> bool:
     """Return whether oneDNN is built in and has bfloat16 kernels for this CPU."""
     # Without oneDNN, as on Macs, the operator does not exist.
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch's own
+    if not torch.backends.mkldnn.is_available():
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

@@ -184,13 +184,14 @@ def render_chat_template(
     """Render a chat template as `apply_chat_template` does."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    (text,), _ = render_jinja_template(
+    rendered: Any = render_jinja_template(
         conversations=[messages],
         chat_template=template,
         add_generation_prompt=add_generation_prompt,
         **variables,
     )
-    return cast(str, text)
+    texts, _ = rendered
+    return str(texts[0])
 
 
 def mllama_cross_attention_mask(processor: Any, ids: list[int], tiles: Any) -> Tensor:

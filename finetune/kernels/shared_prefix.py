@@ -1,9 +1,11 @@
-"""Attention for questions that share a prefix: within the prefix, and from each question to the
-prefix and itself.
+"""Attention for several questions that share a prefix.
 
-A mask over the whole sequence says the same, but computes every question against every other: with
-ten questions of 26 tokens behind 66 that is ten times the work. Here the questions are cut out,
-padded to groups of like length, and attended to side by side.
+Each question attends to the prefix and to itself. A mask over the whole sequence would have the
+same effect, but compute every question against every other: with ten questions of 26 tokens after
+a prefix of 66, that is ten times the work. Here the questions are cut out, padded in groups of
+similar length, and processed in parallel.
+
+Tried with transformers 5.23.0 and 5.24.0, whose registries of attention functions are used here.
 """
 
 from __future__ import annotations
@@ -25,28 +27,30 @@ from vqa_app.transformers_internals import set_attention_implementation
 
 NAME = "branching"
 GROWTH = 1.5
-"""Questions of one group are at most this much longer than its shortest may be."""
+"""The questions of a group are at most this many times as long as its shortest."""
 
 
 def branch_layout(segments: Sequence[np.ndarray], longest: int) -> dict[str, Any]:
-    """How to cut a batch of rows, padded on the right to `longest`, into prefixes and questions.
+    """Compute how to split a batch, padded on the right, into prefixes and questions.
 
-    Sizes are rounded up: a CPU's kernels are prepared, and kept, once for every shape that occurs.
+    Sizes are rounded up, because CPU kernels are prepared and kept for every shape that occurs.
 
     Args:
-        segments: of each row, without its padding: 0 in the prefix, then 1, 2, ... for each
-            question. A row that is all 1 is a question without a prefix.
+        segments: Segment numbers of each row's tokens, without padding: 0 in the prefix, then 1,
+            2, ... for each question. A row that is all 1 is a question without a prefix.
+        longest: Length of the padded rows.
 
     Returns:
-        prefix: tokens of the longest prefix.
-        groups: for each group of n questions padded to s tokens: `rows` [n], the rows they stand
-            in; `take` [n * s], their tokens' places in the flattened batch; `real` [tokens], which
-            of the n * s are not padding; `seen` [n, 1, s, prefix + s], what each token sees.
-        order: [batch * longest], where each token's result stands among [prefixes, groups' real
-            tokens].
+        prefix: Length of the longest prefix.
+        groups: For each group of n questions padded to s tokens: `rows` [n], the batch rows that
+            they are in; `take` [n * s], the indices of their tokens in the flattened batch; `real`
+            [tokens], which of the n * s are not padding; `mask` [n, 1, s, prefix + s], what each
+            token attends to.
+        order: For each token of the flattened batch [batch * longest], the index of its result
+            among [prefixes, real tokens of the groups].
     """
     prefixes = np.array([np.count_nonzero(row == 0) for row in segments])
-    most = min(longest, rounded(int(prefixes.max()), 4))
+    most = min(longest, round_up(int(prefixes.max()), 4))
     spans = [
         (number, int(start), int(stop - start))
         for number, row in enumerate(segments)
@@ -54,31 +58,33 @@ def branch_layout(segments: Sequence[np.ndarray], longest: int) -> dict[str, Any
     ]
     spans.sort(key=lambda span: span[2])
     order = np.zeros((len(segments), longest), dtype=np.int64)
-    for row, prefix in enumerate(prefixes):
-        order[row, :prefix] = row * most + np.arange(prefix)
+    for number, prefix in enumerate(prefixes):
+        order[number, :prefix] = number * most + np.arange(prefix)
     placed = len(segments) * most
     groups = []
     for group in _groups(spans):
-        group += [(0, 0, 0)] * (rounded(len(group), 8) - len(group))  # of no real token
-        row, start, size = (np.array(column) for column in zip(*group, strict=True))
-        steps = np.arange(rounded(int(size.max()), 4))
+        group += [(0, 0, 0)] * (round_up(len(group), 8) - len(group))  # padding
+        rows, start, size = (np.array(column) for column in zip(*group, strict=True))
+        steps = np.arange(round_up(int(size.max()), 4))
         inside = steps < size[:, None]  # [n, s]
-        take = (row * longest + start)[:, None] + np.where(inside, steps, 0)
-        known = np.arange(most) < prefixes[row][:, None]  # [n, prefix]
-        seen = np.concatenate(
+        take = (rows * longest + start)[:, None] + np.where(inside, steps, 0)
+        in_prefix = np.arange(most) < prefixes[rows][:, None]  # [n, prefix]
+        mask = np.concatenate(
             [
-                np.broadcast_to(known[:, None], (len(row), len(steps), most)),
-                np.broadcast_to(np.tri(len(steps), dtype=bool), (len(row), len(steps), len(steps))),
+                np.broadcast_to(in_prefix[:, None], (len(rows), len(steps), most)),
+                np.broadcast_to(
+                    np.tri(len(steps), dtype=bool), (len(rows), len(steps), len(steps))
+                ),
             ],
             axis=2,
         )
         order.reshape(-1)[take[inside]] = placed + np.arange(inside.sum())
         placed += int(inside.sum())
         parts = {
-            "rows": row,
+            "rows": rows,
             "take": take.reshape(-1),
             "real": np.flatnonzero(inside),
-            "seen": seen[:, None],
+            "mask": mask[:, None],
         }
         groups.append({name: torch.from_numpy(part) for name, part in parts.items()})
     return {"prefix": most, "groups": groups, "order": torch.from_numpy(order.reshape(-1))}
@@ -95,13 +101,22 @@ def branching_attention(
     branches: dict[str, Any] | None = None,
     **further: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function as transformers calls it; without `branches` it is its "sdpa".
+    """Compute attention as an attention function of transformers.
 
     Args:
-        query: [batch, heads, tokens, head width]; key and value may have fewer heads.
+        module: The attention layer.
+        query: [batch, heads, tokens, head width].
+        key: The same shape, possibly with fewer heads.
+        value: The shape of `key`.
+        attention_mask: Used without `branches`.
+        scaling: Factor of the scores; None is 1 / sqrt(head width).
+        dropout: Used without `branches`.
+        branches: Result of `branch_layout`; None computes ordinary attention ("sdpa").
+        further: Passed on to "sdpa".
 
     Returns:
-        [batch, tokens, heads, head width]; padding holds no meaning.
+        [batch, tokens, heads, head width], whose values at padding are meaningless, and None in
+        the place of attention weights.
     """
     batch, heads, length, width = query.shape
     trains = query.requires_grad and length == key.shape[2] and not dropout
@@ -130,7 +145,7 @@ def branching_attention(
         if start:
             k = torch.cat((key[:, :, :start].index_select(0, group["rows"]), k), 2)
             v = torch.cat((value[:, :, :start].index_select(0, group["rows"]), v), 2)
-        mixed = attend(q, k, v, scale, group["seen"]).transpose(1, 2)
+        mixed = attend(q, k, v, scale, group["mask"]).transpose(1, 2)
         pieces.append(mixed.reshape(-1, heads * width).index_select(0, group["real"]))
     out = torch.cat(pieces).index_select(0, branches["order"])
     return out.view(batch, length, heads, width), None
@@ -141,17 +156,17 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def enable_branching(model: Any) -> None:
-    """Lets the LLM take `branches`; everything else stays as it was."""
+    """Make the language model accept `branches`; everything else stays the same."""
     set_attention_implementation(text_config(model), NAME)
 
 
-def rounded(size: int, step: int) -> int:
-    """`size` up to a multiple of `step`."""
+def round_up(size: int, step: int) -> int:
+    """Round a size up to a multiple of `step`."""
     return -(-size // step) * step
 
 
 def _groups(spans: list[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
-    """Spans, shortest first, in groups of like length."""
+    """Group spans (row, start, length), sorted by length, into groups of similar length."""
     groups: list[list[tuple[int, int, int]]] = []
     for span in spans:
         if not groups or span[2] > GROWTH * groups[-1][0][2]:

@@ -1,9 +1,9 @@
-"""Work that a training step leaves out without changing its loss."""
+"""Redundant work that a training step skips without changing its loss."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,28 +14,32 @@ from torch.nn.functional import linear, pad
 
 
 def cast_inputs_once(model: nn.Module) -> None:
-    """Under autocast every linear layer casts its input for itself: that of the query, key and
-    value layers three times, and twice more in each layer's LoRA branch. Here the first one's is
-    taken by the others.
+    """Share the cast input among linear layers that have the same one.
+
+    Under autocast every linear layer casts its own input: the query, key and value layers cast the
+    same tensor three times, and each LoRA branch once more. Here the first layer's result is used
+    by the others.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    lora_layer: Any = BaseTunerLayer  # its subclasses are modules
     cast = _CastOnce()
     inside: set[int] = set()
+    module: Any
     for module in model.modules():
         layer = module
-        if isinstance(module, BaseTunerLayer):
+        if isinstance(module, lora_layer):
             module.cast_input_dtype_enabled = False
             inside |= {id(part) for part in module.modules()}
             layer = module.get_base_layer()
         elif id(module) in inside:
             continue
-        if type(layer) is nn.Linear:  # 4- and 8-bit layers have a way of their own
+        if type(layer) is nn.Linear:  # 4- and 8-bit layers cast in their own way
             module.register_forward_pre_hook(cast)
 
 
 class _CastOnce:
-    """A forward pre-hook: an fp32 input becomes autocast's dtype, once for all who take it."""
+    """Forward pre-hook that casts a float32 input to autocast's dtype once for several layers."""
 
     def __init__(self) -> None:
         self.latest: tuple[weakref.ref[Tensor], Tensor] | None = None
@@ -51,8 +55,10 @@ class _CastOnce:
 
 
 def cast_weights_once(model: nn.Module) -> None:
-    """Autocast casts frozen fp32 weights at every forward pass. On CPUs, where the models whose
-    weights are fp32 are small, the cast ones are kept beside them.
+    """Keep bfloat16 copies of frozen float32 weights on CPUs.
+
+    Autocast would cast them in every forward pass. Models with float32 weights on CPUs are small,
+    so there is memory for both.
     """
     for module in model.modules():
         if type(module) is not nn.Linear or module.weight.requires_grad:
@@ -60,18 +66,24 @@ def cast_weights_once(model: nn.Module) -> None:
         if module.weight.dtype == torch.float32 and module.weight.device.type == "cpu":
             weight = module.weight.detach().bfloat16()
             bias = None if module.bias is None else module.bias.detach().bfloat16()
-            module.forward = partial(_cast_linear, module.forward, weight, bias)
+            forward = partial(_cast_linear, module.forward, weight, bias)
+            setattr(module, "forward", forward)  # noqa: B010  # mypy rejects assigning to a method
 
 
-def _cast_linear(plain: Any, weight: Tensor, bias: Tensor | None, given: Tensor) -> Tensor:
-    if given.dtype == torch.bfloat16 and torch.is_autocast_enabled("cpu"):
-        return linear(given, weight, bias)
-    return plain(given)
+def _cast_linear(
+    forward: Callable[[Tensor], Tensor], weight: Tensor, bias: Tensor | None, x: Tensor
+) -> Tensor:
+    """Apply a linear layer with its cast weight under autocast, else its own `forward`."""
+    if x.dtype == torch.bfloat16 and torch.is_autocast_enabled("cpu"):
+        return linear(x, weight, bias)
+    return forward(x)
 
 
 def pad_rows(rows: Tensor, value: float = 0) -> Tensor:
-    """[n, ...] with up to an eighth or fifteen rows more: a CPU's kernels are prepared, and kept,
-    once for every size that occurs, and how many tokens are trained is another in every batch.
+    """Append up to fifteen rows, or an eighth, to a tensor [n, ...].
+
+    CPU kernels are prepared and kept for every size that occurs, and the number of trained tokens
+    differs from batch to batch; padding leaves few sizes.
     """
     count = len(rows)
     step = max(16, 1 << count.bit_length() >> 4)
@@ -80,45 +92,48 @@ def pad_rows(rows: Tensor, value: float = 0) -> Tensor:
 
 
 class TrainedTokensMlp:
-    """What the last layer's MLP gives for tokens that predict nothing trained is never looked at:
-    it computes the others only.
+    """Compute the last layer's MLP only for tokens whose successors are trained.
+
+    Its output at other tokens is never used.
+
+    Args:
+        llm: Language model without its head; one whose layers have another structure is left as it
+            is.
     """
 
-    def __init__(self, llm: nn.Module) -> None:
-        """Args:
-        llm: without its head; one whose layers are built otherwise is left as it is.
-        """
-        self._wanted: Tensor | None = None
-        self._places: Tensor | None = None
+    def __init__(self, llm: Any) -> None:
+        self._trained: tuple[Tensor, Tensor] | None = None
         layers = getattr(llm, "layers", None)
         mlp = getattr(layers[-1], "mlp", None) if layers else None
-        if type(mlp).__name__.endswith("MLP"):  # no mixture of experts
-            mlp.register_forward_pre_hook(self._take)
-            mlp.register_forward_hook(self._put_back)
+        if mlp is not None and type(mlp).__name__.endswith("MLP"):  # no mixture of experts
+            mlp.register_forward_pre_hook(self._select)
+            mlp.register_forward_hook(self._scatter)
 
     @contextmanager
     def only(self, trained: Tensor) -> Iterator[None]:
-        """Within this, the MLP computes what is trained and nothing else.
+        """Restrict the MLP to trained tokens inside a `with` block.
 
         Args:
-            trained: [batch, tokens - 1] bool, which tokens' successors are trained.
+            trained: Which tokens' successors are trained, [batch, tokens - 1] bool.
         """
-        self._wanted = pad(trained, (0, 1))  # [batch, tokens]
-        self._places = self._wanted.flatten().nonzero()[:, 0]  # [trained tokens]
+        mask = pad(trained, (0, 1))  # [batch, tokens]
+        self._trained = mask, mask.flatten().nonzero()[:, 0]  # and the indices of its true values
         try:
             yield
         finally:
-            self._wanted = None
+            self._trained = None
 
-    def _take(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self._wanted is None:
+    def _select(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self._trained is None:
             return None
-        taken = pad_rows(inputs[0].flatten(0, 1)[self._places])
-        return (taken[None], *inputs[1:])  # [1, trained tokens and some more, width]
+        _, indices = self._trained
+        selected = pad_rows(inputs[0].flatten(0, 1)[indices])
+        return (selected[None], *inputs[1:])  # [1, trained tokens and padding, width]
 
-    def _put_back(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if self._wanted is None:
+    def _scatter(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if self._trained is None:
             return None
-        whole = output.new_zeros(self._wanted.numel(), output.shape[-1])
-        whole = whole.index_copy(0, self._places, output[0, : len(self._places)])
-        return whole.view(*self._wanted.shape, -1)  # [batch, tokens, width]
+        trained, indices = self._trained
+        whole = output.new_zeros(trained.numel(), output.shape[-1])
+        whole = whole.index_copy(0, indices, output[0, : len(indices)])
+        return whole.view(*trained.shape, -1)  # [batch, tokens, width]

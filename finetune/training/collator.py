@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from finetune.data.samples import Sample
-from finetune.kernels.shared_prefix import branch_layout, rounded
+from finetune.kernels.shared_prefix import branch_layout, round_up
 from vqa_app.errors import DataError
 
 IGNORED = -100
@@ -53,7 +53,7 @@ class Collator:
         """
         longest = max(len(sample) for sample in samples)
         step = max(8, 1 << longest.bit_length() >> 5)
-        longest = max(longest, min(self.longest, rounded(longest, step)))
+        longest = max(longest, min(self.longest, round_up(longest, step)))
         shape = (len(samples), longest)
         ids = torch.full(shape, self.pad_token_id, dtype=torch.long)
         mask = torch.zeros(shape, dtype=torch.long)

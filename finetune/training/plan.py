@@ -252,7 +252,7 @@ def activation_bytes(
         weights_kept: Whether attention weights are kept; fused attention keeps none.
         checkpointing: Whether activations are recomputed.
     """
-    from finetune.kernels.cpu_attention import KEPT_WEIGHTS
+    from finetune.kernels.cpu_attention import MAX_SAVED_WEIGHTS
     from finetune.training.objective import LOGITS_AT_ONCE
 
     rows, longest, labels = batch
@@ -260,7 +260,7 @@ def activation_bytes(
     wide = itemsize * (3 + inputs_kept)
     layer = rows * longest * (narrow * shape.width + wide * shape.intermediate)
     weights = rows * shape.heads * longest**2
-    if weights_kept and weights <= KEPT_WEIGHTS:
+    if weights_kept and weights <= MAX_SAVED_WEIGHTS:
         layer += itemsize * weights
     kept = (shape.layers + 1) * layer
     if checkpointing:

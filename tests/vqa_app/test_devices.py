@@ -1,4 +1,4 @@
-"""Devices and precisions: what is chosen where nothing is said."""
+"""Devices and precisions chosen by default, and free memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from finetune.training.train import train
 from vqa_app.checkpoints.memory import check_memory
 from vqa_app.checkpoints.weights import StoredTensor
 from vqa_app.cli.main import app
-from vqa_app.devices import SMALL, choose_dtype, computes_in_bfloat16, free_memory, is_out_of_memory
+from vqa_app.devices import (
+    SMALL_MODEL,
+    choose_dtype,
+    computes_in_bfloat16,
+    free_memory,
+    is_out_of_memory,
+)
 from vqa_app.errors import ModelError
 
 GB = 10**9
@@ -24,21 +30,21 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def able(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU with instructions for bfloat16."""
+def bf16_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulate a CPU with instructions for bfloat16."""
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
 
 
-def test_models_answer_and_train_in_bfloat16_where_the_processor_has_it(able: None) -> None:
-    assert choose_dtype("auto", CPU, SMALL) == torch.bfloat16
-    assert choose_dtype("auto", CPU, SMALL - 1) == torch.float32
+def test_models_answer_and_train_in_bfloat16_if_the_cpu_supports_it(bf16_cpu: None) -> None:
+    assert choose_dtype("auto", CPU, SMALL_MODEL) == torch.bfloat16
+    assert choose_dtype("auto", CPU, SMALL_MODEL - 1) == torch.float32
     assert trains_in_bf16("auto", CPU)
     assert not trains_in_bf16("fp32", CPU)
 
 
-def test_training_takes_the_devices_that_answering_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_accepts_the_same_devices_as_answering(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(training_device("auto")) in ("cpu", "mps", "cuda:0")
     for name in ("gpu", "cuda:99", "cpu:x"):
         with pytest.raises(ModelError, match=f"The device {name!r} cannot be used"):
@@ -51,27 +57,27 @@ def test_training_takes_the_devices_that_answering_takes(monkeypatch: pytest.Mon
     monkeypatch.setenv("LOCAL_RANK", "1")  # of `accelerate launch`
     assert str(training_device("auto")) == "cuda:1"
     for command, names in (("finetune", "cuda or mps"), ("eval", "cuda, cuda:1 or mps")):
-        told = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
-        assert f"auto, cpu, {names}" in told
+        help_text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
+        assert f"auto, cpu, {names}" in help_text
 
 
-def test_training_on_arm_stays_in_float32(able: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_on_arm_stays_in_float32(bf16_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert computes_in_bfloat16(CPU)
     assert not trains_in_bf16("auto", CPU)
 
 
-def test_a_torch_without_onednn_is_not_asked_for_its_operators(
-    able: None, monkeypatch: pytest.MonkeyPatch
+def test_a_torch_without_onednn_has_no_bfloat16_kernels(
+    bf16_cpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on Macs, where asking raises."""
+    """As on Macs, where the operator does not exist."""
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
     assert not trains_in_bf16("auto", CPU)
-    assert choose_dtype("auto", CPU, SMALL) == torch.float32
+    assert choose_dtype("auto", CPU, SMALL_MODEL) == torch.float32
 
 
-def test_doctor_and_a_refused_load_mean_the_same_by_a_gigabyte(
+def test_doctor_and_memory_errors_use_the_same_gigabyte(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     memory = SimpleNamespace(total=32 * GB, available=9.2 * GB)
@@ -95,16 +101,16 @@ def test_doctor_and_a_refused_load_mean_the_same_by_a_gigabyte(
         (ValueError("out of memory"), False),
     ],
 )
-def test_a_full_memory_is_known_by_what_each_device_says(error: Exception, full: bool) -> None:
+def test_out_of_memory_errors_of_all_devices_are_recognised(error: Exception, full: bool) -> None:
     assert is_out_of_memory(error) == full
 
 
 def _weights(size: int, dtype: str = "BF16") -> StoredTensor:
-    """Weights of so many bytes."""
+    """Return weights of this many bytes."""
     return StoredTensor("weight", dtype, (size // 2,), Path("model.safetensors"), 0, size)
 
 
-def test_what_pytorch_keeps_of_models_that_are_gone_is_free(
+def test_memory_that_torch_keeps_of_freed_models_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (3 * GB, 24 * GB))
@@ -117,7 +123,7 @@ def test_what_pytorch_keeps_of_models_that_are_gone_is_free(
         check_memory("a/b", [_weights(19 * GB)], gpu, torch.bfloat16, None)
 
 
-def test_memory_of_models_that_wait_for_the_collector_is_had_before_a_load_is_refused(
+def test_unreachable_models_are_collected_before_loading_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     collected: list[bool] = []
@@ -126,10 +132,10 @@ def test_memory_of_models_that_wait_for_the_collector_is_had_before_a_load_is_re
     )
     monkeypatch.setattr("gc.collect", lambda: collected.append(True))
     check_memory("a/b", [_weights(GB)], CPU, torch.bfloat16, None)
-    assert not collected  # it takes time
+    assert not collected  # because that takes time
     check_memory("a/b", [_weights(8 * GB)], CPU, torch.bfloat16, None)
     assert collected
 
 
-def test_weights_of_any_type_are_counted() -> None:
+def test_weights_of_any_dtype_are_counted() -> None:
     check_memory("a/b", [_weights(8, "C64")], CPU, torch.bfloat16, None)

@@ -1,21 +1,21 @@
-"""Many questions answered at once: greedy, batched, each picture looked at once.
+"""Greedy answers and losses of many prompts at once.
 
-Evaluation asks many questions about one picture. For LLaVA models everything up to the picture's
-end is computed once and its keys and values are shared by the picture's questions; other
-architectures answer left-padded batches through `generate`. Both give the tokens that a question
-gets alone.
+If several prompts show the same picture and the architecture shares prefixes, everything up to the
+end of the picture is computed once, and its keys and values are shared. Other prompts are answered
+in padded batches with `generate`. Both give the tokens that each prompt gets on its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import DynamicCache, LlavaForConditionalGeneration
+from torch import Tensor
+from transformers import DynamicCache
 
 from vqa_app.devices import free_memory
 from vqa_app.engine.vision import on_device
@@ -26,21 +26,25 @@ from vqa_app.transformers_internals import cache_argument
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-MOST_ROWS = 128
-"""Questions in one batch; more bring no speed."""
+MAX_ROWS = 128
+"""Largest batch; larger ones are not faster."""
 _CPU_CACHE_BYTES = 1 << 30
-_PADDED = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "mm_token_type_ids": 0}
-"""Inputs with a value for each token, and their padding (of input_ids: the tokenizer's own)."""
+_PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "mm_token_type_ids": 0}
+"""Inputs with one value for each token, and how they are padded; input_ids with the tokenizer's
+own padding token."""
 
 
 @contextlib.contextmanager
 def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode without gradients; autocast where trained fp32 weights sit in a 16-bit model."""
+    """Switch to evaluation mode without gradients.
+
+    A 16-bit model with float32 trained weights runs under autocast.
+    """
     dtypes = {p.dtype for p in model.parameters() if p.dtype.is_floating_point}
     half = next((d for d in (torch.bfloat16, torch.float16) if d in dtypes), None)
     mixed = half is not None and len(dtypes) > 1
     training = model.training
-    model.eval()
+    model.train(False)
     try:
         with (
             torch.no_grad(),
@@ -51,8 +55,8 @@ def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def max_batch_rows(model: PreTrainedModel, tokens: int) -> int:
-    """How many sequences of so many tokens may be in memory at once."""
+def max_batch_rows(model: Any, tokens: int) -> int:
+    """Return how many sequences of this length fit into memory at once."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -60,26 +64,31 @@ def max_batch_rows(model: PreTrainedModel, tokens: int) -> int:
     budget = _CPU_CACHE_BYTES
     if model.device.type == "cuda":
         budget = free_memory(model.device) // 4
-    return max(1, min(MOST_ROWS, budget // max(1, bytes_per_row)))
+    return max(1, min(MAX_ROWS, budget // max(1, int(bytes_per_row))))
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Continuations of prefixes of one length."""
+    """Prompts whose prefixes have the same length."""
 
     indices: list[int]
-    """Which prompts these are."""
+    """Their indices in the list of prompts."""
     cache: DynamicCache
-    input_ids: torch.Tensor
-    """[rows, suffix] what follows the prefix."""
-    mask: torch.Tensor
-    """[rows, prefix + suffix] 1 where a token is."""
+    """Keys and values of the prefixes."""
+    input_ids: Tensor
+    """The rest of the prompts, [rows, suffix]."""
+    mask: Tensor
+    """1 for tokens, 0 for padding, [rows, prefix + suffix]."""
 
     @property
-    def positions(self) -> torch.Tensor:
-        """[rows, suffix]"""
+    def positions(self) -> Tensor:
+        """Positions of the suffixes, [rows, suffix]."""
         counted = self.mask.long().cumsum(-1) - 1
         return counted.clamp(min=0)[:, -self.input_ids.shape[1] :]
+
+
+def _prompt_length(prompt: Prompt) -> int:
+    return prompt.inputs["input_ids"].shape[1]
 
 
 def _prefix_length(prompt: Prompt) -> int:
@@ -87,64 +96,74 @@ def _prefix_length(prompt: Prompt) -> int:
 
 
 def _prefix_batches(
-    model: LlavaForConditionalGeneration, prompts: Sequence[Prompt], pad_left: bool, grows_by: int
+    model: Any, prompts: Sequence[Prompt], *, pad_left: bool, new_tokens: int
 ) -> Iterator[_Batch]:
-    """Each prompt's remainder, batched, on top of the keys and values of its picture."""
+    """Yield the prompts in batches, their prefixes prefilled.
+
+    Args:
+        model: A LLaVA model.
+        prompts: All prompts; those about one picture should be neighbours.
+        pad_left: Pad the suffixes on the left, for generation.
+        new_tokens: Tokens that will be generated after each prompt.
+    """
     buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
         buckets[_prefix_length(prompt), len(prompt.image_spans)].append(index)
     for (prefix, _), members in buckets.items():
-        longest = max(prompts[i].inputs["input_ids"].shape[1] for i in members) + grows_by
+        longest = max(_prompt_length(prompts[i]) for i in members) + new_tokens
         rows = max_batch_rows(model, longest)
-        for start in range(0, len(members), 4 * rows):  # questions about a picture lie side by side
+        # Prefill more prefixes than fit into a batch, then sort by length: less padding.
+        for start in range(0, len(members), 4 * rows):
             chunk = members[start : start + 4 * rows]
             cache, row_of = _prefill(model, [prompts[i] for i in chunk], prefix)
-            order = sorted(
-                range(len(chunk)), key=lambda k: prompts[chunk[k]].inputs["input_ids"].shape[1]
-            )
+            order = sorted(range(len(chunk)), key=lambda k: _prompt_length(prompts[chunk[k]]))
             for first in range(0, len(order), rows):
                 batch = order[first : first + rows]
-                selected = torch.tensor([row_of[k] for k in batch], device=model.device)
                 suffixes = [prompts[chunk[k]].inputs["input_ids"][0, prefix:] for k in batch]
                 ids, mask = _pad(suffixes, pad_left)
                 whole = torch.cat([mask.new_ones(len(batch), prefix), mask], dim=1)
                 yield _Batch(
                     [chunk[k] for k in batch],
-                    DynamicCache(
-                        (layer.keys[selected], layer.values[selected]) for layer in cache.layers
-                    )
-                    if prefix
-                    else DynamicCache(config=model.config),
+                    _select_rows(cache, [row_of[k] for k in batch], model, prefix),
                     ids.to(model.device),
                     whole.to(model.device),
                 )
 
 
-def _prefill(
-    model: LlavaForConditionalGeneration, prompts: Sequence[Prompt], prefix: int
-) -> tuple[DynamicCache, list[int]]:
-    """Keys and values of the different prefixes, and which of them each prompt has."""
+def _select_rows(cache: DynamicCache, rows: list[int], model: Any, prefix: int) -> DynamicCache:
+    """Return a new cache with these rows of another."""
+    if not prefix:
+        return DynamicCache(config=model.config)
+    index = torch.tensor(rows, device=model.device)
+    layers: list[Any] = list(cache.layers)
+    return DynamicCache((layer.keys[index], layer.values[index]) for layer in layers)
+
+
+def _prefill(model: Any, prompts: Sequence[Prompt], prefix: int) -> tuple[DynamicCache, list[int]]:
+    """Compute the keys and values of the distinct prefixes.
+
+    Returns:
+        The cache, and the row in it of each prompt.
+    """
     cache = DynamicCache(config=model.config)
     rows: dict[tuple[Any, ...], int] = {}
-    first: list[Prompt] = []
+    distinct: list[Prompt] = []
     row_of = []
     for prompt in prompts:
         key = (prompt.pictures, tuple(prompt.inputs["input_ids"][0, :prefix].tolist()))
         if key not in rows:
-            rows[key] = len(first)
-            first.append(prompt)
+            rows[key] = len(distinct)
+            distinct.append(prompt)
         row_of.append(rows[key])
     if prefix:
-        inputs = {"input_ids": torch.cat([p.inputs["input_ids"][:, :prefix] for p in first])}
-        inputs["pixel_values"] = torch.cat([p.inputs["pixel_values"] for p in first])
+        inputs = {"input_ids": torch.cat([p.inputs["input_ids"][:, :prefix] for p in distinct])}
+        inputs["pixel_values"] = torch.cat([p.inputs["pixel_values"] for p in distinct])
         model.model(**on_device(model, inputs), **cache_argument(cache), use_cache=True)
     return cache, row_of
 
 
-def _pad(
-    rows: Sequence[torch.Tensor], left: bool, value: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of different lengths as one [rows, longest] tensor, and its mask."""
+def _pad(rows: Sequence[Tensor], left: bool, value: int = 0) -> tuple[Tensor, Tensor]:
+    """Stack rows of different lengths to [rows, longest], and return the mask too."""
     longest = max(len(row) for row in rows)
     padded = torch.full((len(rows), longest), value, dtype=rows[0].dtype)
     mask = torch.zeros((len(rows), longest), dtype=torch.long)
@@ -163,40 +182,50 @@ def answer_prompts(
     *,
     max_new_tokens: int = 64,
 ) -> list[str]:
-    """The greedy answers to prompts rendered with `answer_next=True`, stripped, in their order."""
+    """Return the greedy answers to prompts, stripped, in their order.
+
+    Args:
+        model: The model, possibly in a PEFT wrapper.
+        processor: Its processor.
+        capabilities: What its architecture allows.
+        prompts: Encoded with `answer_next=True`.
+        max_new_tokens: Longest answer, in tokens.
+    """
     ends = sorted(end_token_ids(model, processor))
     answers = [""] * len(prompts)
     with evaluation_mode(model):
         if capabilities.shares_prefixes:
             base = unwrap(model)
-            for batch in _prefix_batches(base, prompts, pad_left=True, grows_by=max_new_tokens):
-                for index, ids in zip(
-                    batch.indices, _greedy(base, batch, ends, max_new_tokens), strict=True
-                ):
+            batches = _prefix_batches(base, prompts, pad_left=True, new_tokens=max_new_tokens)
+            for batch in batches:
+                rows = _decode_greedily(base, batch, ends, max_new_tokens)
+                for index, ids in zip(batch.indices, rows, strict=True):
                     answers[index] = _text(processor, ids, ends)
         else:
-            for indices, inputs in _padded_batches(model, processor, prompts):
+            for indices, inputs in _padded_batches(model, processor, prompts, pad_left=True):
                 new = _generate(model, inputs, ends, max_new_tokens)
                 for index, ids in zip(indices, new.tolist(), strict=True):
                     answers[index] = _text(processor, ids, ends)
     return answers
 
 
-def _text(processor: ProcessorMixin, ids: list[int], ends: list[int]) -> str:
+def _text(processor: Any, ids: list[int], ends: list[int]) -> str:
+    """Return the text up to the first end token."""
     stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-    return processor.tokenizer.decode(
+    text: str = processor.tokenizer.decode(
         ids[:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False
-    ).strip()
+    )
+    return text.strip()
 
 
-def _greedy(
-    model: LlavaForConditionalGeneration, batch: _Batch, ends: list[int], max_new_tokens: int
+def _decode_greedily(
+    model: Any, batch: _Batch, ends: list[int], max_new_tokens: int
 ) -> list[list[int]]:
-    """Token ids of each row's answer; what follows its end token means nothing."""
+    """Return the token ids of each row's answer; those after its end token are meaningless."""
     end_ids = torch.tensor(ends, device=model.device)
     ids, mask, positions = batch.input_ids, batch.mask, batch.positions
     ended = torch.zeros(len(ids), dtype=torch.bool, device=model.device)
-    answer: list[torch.Tensor] = []
+    answer: list[Tensor] = []
     for _ in range(max_new_tokens):
         hidden = model.model(
             input_ids=ids,
@@ -212,14 +241,14 @@ def _greedy(
             break
         mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
         positions = positions[:, -1:] + 1
-    return torch.cat(answer, dim=1).tolist()
+    return cast("list[list[int]]", torch.cat(answer, dim=1).tolist())
 
 
 def _generate(
-    model: PreTrainedModel, inputs: dict[str, Any], ends: list[int], max_new_tokens: int
-) -> torch.Tensor:
-    """[rows, new] tokens of `generate`, greedy whatever the model's own generation config says."""
-    ids = model.generate(
+    model: Any, inputs: Mapping[str, Any], ends: list[int], max_new_tokens: int
+) -> Tensor:
+    """Return new tokens [rows, new], greedy whatever the model's generation config says."""
+    ids: Tensor = model.generate(
         **inputs,
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -235,16 +264,16 @@ def _generate(
 
 
 def _padded_batches(
-    model: PreTrainedModel, processor: ProcessorMixin, prompts: Sequence[Prompt], left: bool = True
+    model: Any, processor: Any, prompts: Sequence[Prompt], *, pad_left: bool
 ) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """Batches of whole prompts of about one length; singles where inputs cannot be stacked."""
+    """Yield batches of whole prompts of similar length; single ones if they cannot be stacked."""
     tokenizer = processor.tokenizer
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    order = sorted(range(len(prompts)), key=lambda i: prompts[i].inputs["input_ids"].shape[1])
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    order = sorted(range(len(prompts)), key=lambda i: _prompt_length(prompts[i]))
     while order:
-        rows = max_batch_rows(model, prompts[order[-1]].inputs["input_ids"].shape[1])
+        rows = max_batch_rows(model, _prompt_length(prompts[order[-1]]))
         indices, order = order[-rows:], order[:-rows]
-        batch = _stack([prompts[i].inputs for i in indices], left, pad)
+        batch = _stack([prompts[i].inputs for i in indices], pad_left, padding)
         if batch is not None:
             yield indices, on_device(model, batch)
         else:
@@ -252,16 +281,18 @@ def _padded_batches(
                 yield [index], on_device(model, prompts[index].inputs)
 
 
-def _stack(rows: list[dict[str, Any]], left: bool, pad: int) -> dict[str, Any] | None:
-    """One batch of several prompts' inputs; None where their shapes do not allow it."""
+def _stack(
+    rows: Sequence[Mapping[str, Tensor]], pad_left: bool, padding: int
+) -> dict[str, Tensor] | None:
+    """Return the inputs of several prompts as one batch; None if their shapes do not allow it."""
     if len({tuple(row) for row in rows}) != 1:  # some have pictures, some do not
         return None
-    batch: dict[str, Any] = {}
+    batch: dict[str, Tensor] = {}
     for name in rows[0]:
         values = [row[name] for row in rows]
-        if name in _PADDED:
-            filler = pad if name == "input_ids" else _PADDED[name]
-            batch[name] = _pad([value[0] for value in values], left, filler)[0]
+        if name in _PADDING:
+            filler = padding if name == "input_ids" else _PADDING[name]
+            batch[name] = _pad([value[0] for value in values], pad_left, filler)[0]
         elif len({value.shape[1:] for value in values}) == 1:
             batch[name] = torch.cat(values)
         else:
@@ -271,14 +302,15 @@ def _stack(rows: list[dict[str, Any]], left: bool, pad: int) -> dict[str, Any] |
 
 @dataclass(frozen=True)
 class AnswerLoss:
-    """How unlikely a given answer is."""
+    """Negative log likelihood of a given answer."""
 
     nats: float
-    """Summed over the answer's tokens and its end token."""
+    """Sum over the answer's tokens and its end token."""
     tokens: int
 
     @property
     def per_token(self) -> float:
+        """Mean over the tokens, in nats."""
         return self.nats / self.tokens
 
 
@@ -288,29 +320,33 @@ def answer_losses(
     capabilities: Capabilities,
     prompts: Sequence[Prompt],
 ) -> list[AnswerLoss]:
-    """Teacher-forced loss of each finished conversation's answers, in their order."""
+    """Return the teacher-forced loss of each finished conversation's answers, in their order.
+
+    Args:
+        model: The model, possibly in a PEFT wrapper.
+        processor: Its processor.
+        capabilities: What its architecture allows.
+        prompts: Encoded with `answer_next=False`.
+    """
     losses: list[AnswerLoss | None] = [None] * len(prompts)
     with evaluation_mode(model):
         if capabilities.shares_prefixes:
             base = unwrap(model)
-            for batch in _prefix_batches(base, prompts, pad_left=False, grows_by=0):
-                for index, loss in zip(
-                    batch.indices, _suffix_losses(base, batch, prompts), strict=True
-                ):
+            for batch in _prefix_batches(base, prompts, pad_left=False, new_tokens=0):
+                found = _suffix_losses(base, batch, prompts)
+                for index, loss in zip(batch.indices, found, strict=True):
                     losses[index] = loss
         else:
-            for indices, inputs in _padded_batches(model, processor, prompts, left=False):
+            for indices, inputs in _padded_batches(model, processor, prompts, pad_left=False):
                 logits = model(**inputs, use_cache=False).logits
                 for row, index in enumerate(indices):
-                    wanted = prompts[index].answer_mask.nonzero()[:, 0].to(logits.device)
-                    targets = inputs["input_ids"][row, wanted]
-                    losses[index] = _loss(logits[row, wanted - 1], targets)
+                    labelled = prompts[index].answer_mask.nonzero()[:, 0].to(logits.device)
+                    targets = inputs["input_ids"][row, labelled]
+                    losses[index] = _loss(logits[row, labelled - 1], targets)
     return [loss for loss in losses if loss is not None]
 
 
-def _suffix_losses(
-    model: LlavaForConditionalGeneration, batch: _Batch, prompts: Sequence[Prompt]
-) -> Iterator[AnswerLoss]:
+def _suffix_losses(model: Any, batch: _Batch, prompts: Sequence[Prompt]) -> Iterator[AnswerLoss]:
     hidden = model.model(
         input_ids=batch.input_ids,
         attention_mask=batch.mask,
@@ -320,11 +356,11 @@ def _suffix_losses(
     ).last_hidden_state  # [rows, suffix, width]
     prefix = batch.mask.shape[1] - batch.input_ids.shape[1]
     for row, index in enumerate(batch.indices):
-        wanted = prompts[index].answer_mask.nonzero()[:, 0].to(hidden.device) - prefix
-        logits = model.lm_head(hidden[row, wanted - 1])  # only where there are labels
-        yield _loss(logits, batch.input_ids[row, wanted])
+        labelled = prompts[index].answer_mask.nonzero()[:, 0].to(hidden.device) - prefix
+        logits = model.lm_head(hidden[row, labelled - 1])  # only where there are labels
+        yield _loss(logits, batch.input_ids[row, labelled])
 
 
-def _loss(logits: torch.Tensor, targets: torch.Tensor) -> AnswerLoss:
+def _loss(logits: Tensor, targets: Tensor) -> AnswerLoss:
     total = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
     return AnswerLoss(total.item(), len(targets))

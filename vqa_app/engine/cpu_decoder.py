@@ -1,9 +1,9 @@
-"""One token through a Llama-like decoder with as little between the matrices as possible.
+"""Decode one token with as little overhead between the matrix products as possible.
 
-`generate` spends much of a token's time outside the weights: modules, masks, rotary tables made
-anew, caches concatenated. This forward pass does the same arithmetic for the layers it knows
-(Llama, Mistral, Qwen2, Qwen3 and the text sides of Qwen2-VL and Qwen3-VL) and leaves all else to
-the model's own.
+`generate` spends much of a token's time outside the products: in modules, masks, rotary tables
+computed again and caches concatenated. This forward pass does the same arithmetic for the layers
+that it supports (Llama, Mistral, Qwen2, Qwen3 and the language models of Qwen2-VL and Qwen3-VL).
+Other models use their own forward pass.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqa_app.engine.cpu_weights import PackedLinear, joint_multiplier, multiplier
+from vqa_app.engine.cpu_weights import PackedLinear, joint_linear_function, linear_function
 from vqa_app.engine.kv_cache import BufferLayer, KVCache
 
 LAYERS = frozenset(
@@ -30,107 +30,113 @@ LAYERS = frozenset(
         "Qwen3VLTextDecoderLayer",
     }
 )
-"""transformers classes that differ only in what `_Layer` holds."""
+"""transformers classes that differ only in the fields of `_Layer`."""
 ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn", "mrope"})
 """Rotary embeddings whose tables do not depend on the length of the text."""
-
-Linear = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class _Layer:
-    before_attention: Tensor
-    project: Linear
-    """To queries, keys and values, one behind the other."""
+    """Weights of a decoder layer."""
+
+    attention_norm: Tensor
+    project: Callable[[Tensor], Tensor]
+    """To queries, keys and values, in this order."""
     query_norm: Tensor | None
     key_norm: Tensor | None
-    output: Linear
-    before_mlp: Tensor
-    gate: Linear
-    up: Linear
-    down: Linear
+    output: Callable[[Tensor], Tensor]
+    mlp_norm: Tensor
+    gate: Callable[[Tensor], Tensor]
+    up: Callable[[Tensor], Tensor]
+    down: Callable[[Tensor], Tensor]
 
 
-class LeanDecoder:
-    """Decodes token by token into a `KVCache`.
+class CpuDecoder:
+    """Decode token by token into a `KVCache`.
 
     Args:
-        decoder: the language model without its head.
-        head: its head.
+        decoder: Language model without its head; `supports` must be true of both.
+        head: Its output embedding.
     """
 
-    def __init__(self, decoder: nn.Module, head: nn.Module) -> None:
+    def __init__(self, decoder: Any, head: Any) -> None:
         config = decoder.config
         attention = decoder.layers[0].self_attn
         self._layers = [_layer(layer) for layer in decoder.layers]
-        self._embedding = decoder.embed_tokens.weight
-        self._norm, self._eps = decoder.norm.weight, decoder.norm.variance_epsilon
-        self._head = multiplier(head)
+        self._embedding: Tensor = decoder.embed_tokens.weight
+        self._norm: Tensor = decoder.norm.weight
+        self._eps: float = decoder.norm.variance_epsilon
+        self._head = linear_function(head)
         self._rotary = decoder.rotary_emb
-        self._heads = config.num_attention_heads
-        self._kv_heads = config.num_key_value_heads
-        self._head_width = attention.head_dim
-        self._scaling = attention.scaling
+        self._heads: int = config.num_attention_heads
+        self._kv_heads: int = config.num_key_value_heads
+        self._head_width: int = attention.head_dim
+        self._scaling: float = attention.scaling
         self._cos = self._sin = self._embedding.new_empty((0, self._head_width))
         self._swapped = torch.arange(self._head_width).roll(self._head_width // 2)
         self._eps_row = torch.full((1,), self._eps)
-        self._per_width = 1 / config.hidden_size
+        self._inverse_width: float = 1 / config.hidden_size
 
     @classmethod
-    def of(cls, model: Any) -> LeanDecoder | None:
-        """The decoder of a vision-language model on a CPU; None if it is not of a known kind."""
+    def of(cls, model: Any) -> CpuDecoder | None:
+        """Return the decoder of a vision-language model on a CPU; None if it is not supported."""
         decoder, head = model.get_decoder(), model.get_output_embeddings()
-        return cls(decoder, head) if model.device.type == "cpu" and _known(decoder, head) else None
+        on_cpu = model.device.type == "cpu"
+        return cls(decoder, head) if on_cpu and supports(decoder, head) else None
 
     @property
     def transposes_keys(self) -> bool:
-        """How the keys must lie in its `KVCache`: see `_attend`."""
+        """Whether its `KVCache` must store keys transposed; see `_attend`."""
         return self._embedding.dtype == torch.float32
 
     def step(self, token: int, kv: KVCache, position: int) -> Tensor:
-        """Appends a token and returns what comes next as logits [vocabulary].
+        """Append a token and return the logits of the next one, [vocabulary].
 
         Args:
-            position: its rotary position; its place in the cache except after M-RoPE pictures.
+            token: Token id.
+            kv: Cache of the tokens before it.
+            position: Its rotary position: its index in the cache, except after M-RoPE pictures.
         """
         length = kv.length + 1
         kv.reserve(length)
         if position >= len(self._cos):
             self._extend_tables(position + 1)
         cos, sin, swapped = self._cos[position], self._sin[position], self._swapped
-        heads, turned, width = self._heads, self._heads + self._kv_heads, self._head_width
+        heads, rotated, width = self._heads, self._heads + self._kv_heads, self._head_width
         x = self._embedding[token : token + 1]  # [1, hidden]
         for layer, buffers in zip(self._layers, kv.layers, strict=True):
-            # [query heads, then key heads, then value heads; width]
-            projected = layer.project(self._normalize(x, layer.before_attention)).view(-1, width)
-            rows = projected[:turned]
+            # [query heads, key heads and value heads; width]
+            projected = layer.project(self._normalize(x, layer.attention_norm)).view(-1, width)
+            rows = projected[:rotated]
             if layer.query_norm is not None:
                 query = F.rms_norm(rows[:heads], (width,), layer.query_norm, self._eps)
                 key = F.rms_norm(rows[heads:], (width,), layer.key_norm, self._eps)
                 rows = torch.cat((query, key))
             rows = torch.addcmul(rows * cos, rows.index_select(1, swapped), sin)
-            buffers.append(rows[heads:], projected[turned:])
+            buffers.append(rows[heads:], projected[rotated:])
             x = x + layer.output(self._attend(rows[:heads], buffers))
-            y = self._normalize(x, layer.before_mlp)
+            y = self._normalize(x, layer.mlp_norm)
             x = x + layer.down(F.silu(layer.gate(y)).mul_(layer.up(y)))
         return self._head(self._normalize(x, self._norm))[0]
 
     def _normalize(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMSNorm of one row [1, hidden], in float32: its length is a product with itself."""
+        """Apply RMSNorm in float32 to one row [1, hidden], whose square sum is a dot product."""
         y = x.float()
-        scale = torch.addmv(self._eps_row, y, y[0], alpha=self._per_width).rsqrt_()
+        scale = torch.addmv(self._eps_row, y, y[0], alpha=self._inverse_width).rsqrt_()
         return (y * scale).to(x.dtype).mul_(weight)
 
     def _attend(self, query: Tensor, buffers: BufferLayer) -> Tensor:
-        """What one token's query heads [heads, width] find in a layer's cache: [1, heads x width].
+        """Attend with one token's query heads [heads, width] to a layer's cache.
 
-        float32 products read part of a buffer where it lies. Those in bf16 would copy it first, so
-        they take the whole of it, and what is not filled yet gets no weight.
+        float32 products can read part of a buffer in place. bfloat16 products would copy that part
+        first, so they read the whole buffer and mask what is unused.
+
+        Returns:
+            [1, heads x width]
         """
         length = buffers.length
         keys, values = buffers.keys[0], buffers.values[0]  # [kv heads, ...]
-        # The query heads that share a key head are the rows of one product: [kv heads, group,
-        # width].
+        # Query heads that share a key head are the rows of one product: [kv heads, group, width].
         query = query.view(self._kv_heads, -1, self._head_width)
         if buffers.transposed:
             scores = torch.bmm(query, keys.narrow(2, 0, length)).mul_(self._scaling)
@@ -142,40 +148,38 @@ class LeanDecoder:
         return torch.bmm(weights, values).view(1, -1)
 
     def _extend_tables(self, length: int) -> None:
-        """Rotary tables [positions, head width] from the model's own embedding, rounded as it
-        does.
-        """
+        """Compute rotary tables [positions, head width] with the model's own embedding."""
         length = max(length, 2 * len(self._cos), 512)
         cos, sin = self._rotary(self._embedding[:1], torch.arange(length)[None])
         half = self._head_width // 2
         self._cos = cos[0].contiguous()
-        # The sign of `rotate_half` in the table instead of a negation in every layer.
+        # The sign of `rotate_half` is part of the table, which saves a negation in every layer.
         self._sin = torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1)
 
 
 def _layer(layer: Any) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
-        before_attention=layer.input_layernorm.weight,
-        project=joint_multiplier([attention.q_proj, attention.k_proj, attention.v_proj]),
+        attention_norm=layer.input_layernorm.weight,
+        project=joint_linear_function([attention.q_proj, attention.k_proj, attention.v_proj]),
         query_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
         key_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
-        output=multiplier(attention.o_proj),
-        before_mlp=layer.post_attention_layernorm.weight,
-        gate=multiplier(mlp.gate_proj),
-        up=multiplier(mlp.up_proj),
-        down=multiplier(mlp.down_proj),
+        output=linear_function(attention.o_proj),
+        mlp_norm=layer.post_attention_layernorm.weight,
+        gate=linear_function(mlp.gate_proj),
+        up=linear_function(mlp.up_proj),
+        down=linear_function(mlp.down_proj),
     )
 
 
-def _known(decoder: Any, head: nn.Module) -> bool:
-    """Whether `step` does what this decoder does."""
+def supports(decoder: Any, head: nn.Module) -> bool:
+    """Return whether `CpuDecoder` computes the same as this decoder and head."""
     layers = getattr(decoder, "layers", None)
     if not layers or {type(layer).__name__ for layer in layers} - LAYERS:
         return False
     config = decoder.config
     limit = config.max_position_embeddings
-    matrices = [
+    linears = [
         getattr(owner, name, None)
         for layer in layers
         for owner, names in (
@@ -185,7 +189,7 @@ def _known(decoder: Any, head: nn.Module) -> bool:
         for name in names
     ]
     return (
-        all(type(matrix) in (nn.Linear, PackedLinear) for matrix in (*matrices, head))
+        all(type(linear) in (nn.Linear, PackedLinear) for linear in (*linears, head))
         and type(decoder.embed_tokens) is nn.Embedding
         and config.hidden_act == "silu"
         and getattr(decoder.rotary_emb, "rope_type", None) in ROPE_TYPES

@@ -1,19 +1,18 @@
-"""Weights on a CPU, laid out once as it multiplies one row by them fastest.
+"""Weight layouts that make a CPU decode faster.
 
-Decoding reads every weight for every token, and `F.linear` on one bf16 row uses less than half of
-what the memory gives. The same weights prepacked (what TorchInductor's freezing does) come about as
-fast as they can be read; prefill gains a little too. Weights are moved, not copied, but for a head
-that is tied to the embedding: that one keeps both.
+Decoding reads every weight for every token, and `F.linear` on a single bfloat16 row reaches less
+than half of the memory bandwidth. With prepacked weights, as in TorchInductor's freezing, it comes
+close to all of it, and prefill gains a little too. Weights are moved, not copied, except for a head
+that shares its weight with the embedding: it keeps both.
 
-float32 weights are read faster column by column: turned over in memory, the same tensors to
-everybody else.
+float32 weights are read faster in column-major order: other code sees the same tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,23 +23,26 @@ from vqa_app.torch_internals import has_bf16_kernels, pack_linear_weight, packed
 
 
 class PackedLinear(nn.Module):
-    """`nn.Linear` for inference with a prepacked bf16 weight."""
+    """`nn.Linear` for inference with a prepacked bfloat16 weight."""
+
+    bias: Tensor | None
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        # The weight is opaque to everything but the kernel, so it is no parameter and no buffer.
+        # Neither a parameter nor a buffer, because only the kernel can read it.
         self.packed = pack_linear_weight(linear.weight)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] → [..., out]"""
+        """Apply the layer: [..., in] → [..., out]."""
         if torch.is_grad_enabled() and x.requires_grad:
-            return _Multiply.apply(x, self.packed, self.bias)
+            product: Any = _PackedProduct.apply  # untyped in torch
+            return cast(Tensor, product(x, self.packed, self.bias))
         return packed_linear_kernel()(x, self.packed, self.bias, "none", [], "")
 
 
-class _Multiply(torch.autograd.Function):
-    """The packed product with a gradient for its input, which attention maps ask for."""
+class _PackedProduct(torch.autograd.Function):
+    """The packed product with a gradient for its input, for attention maps."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
@@ -52,32 +54,32 @@ class _Multiply(torch.autograd.Function):
         return gradient @ ctx.packed.to_dense(), None, None
 
 
-def lay_out(model: Any) -> None:
-    """Lays a model's weights out for decoding, in place; leaves alone what it knows no better for.
-    What was laid out anew can answer and no more: `save_pretrained` raises.
+def optimize_layout(model: Any) -> None:
+    """Change a model's weights in place to the layout in which this CPU decodes fastest.
+
+    Leaves models on other devices unchanged. A changed model can only be used for inference:
+    `save_pretrained` raises.
     """
     if can_pack(model):
-        pack(model)
+        pack_weights(model)
     elif model.device.type == "cpu":
-        turn(model.get_decoder())
-        turn(model.get_output_embeddings())
+        make_column_major(model.get_decoder())
+        make_column_major(model.get_output_embeddings())
     else:
         return
     model.save_pretrained = _refuse_saving
 
 
 def _refuse_saving(*arguments: Any, **options: Any) -> NoReturn:
-    """Packed weights would be missing from the files without a word; turned ones cannot be
-    written.
-    """
+    """Raise, since packed weights would be missing and column-major ones cannot be written."""
     raise UsageError(
-        "A model that was given to a LocalEngine cannot be saved: its weights are laid out anew.",
-        "Save it before that, or load it again with load_model.",
+        "A model inside a LocalEngine cannot be saved, because its weights have another layout.",
+        "Save it before, or load it again with load_model.",
     )
 
 
 def can_pack(model: nn.Module) -> bool:
-    """Whether this machine has bf16 kernels and the model is a bf16 one on its CPU."""
+    """Return whether the model is a bfloat16 one on a CPU that has bfloat16 kernels."""
     parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     return has_bf16_kernels() and all(
         parameter.device.type == "cpu" and parameter.dtype == torch.bfloat16
@@ -85,9 +87,9 @@ def can_pack(model: nn.Module) -> bool:
     )
 
 
-def pack(model: nn.Module) -> int:
-    """Swaps every `nn.Linear` for its packed self; says how many there were."""
-    # Names only: each weight shall be gone before the next one is packed.
+def pack_weights(model: nn.Module) -> int:
+    """Replace every `nn.Linear` by a `PackedLinear` and return their number."""
+    # Collect names only, so that each weight is freed before the next one is packed.
     linears = [
         (parent, name)
         for parent in model.modules()
@@ -99,42 +101,45 @@ def pack(model: nn.Module) -> int:
     return len(linears)
 
 
-def turn(module: nn.Module) -> None:
-    """Stores the float32 weights of every `nn.Linear` by columns; values and shapes stay."""
+def make_column_major(module: nn.Module) -> None:
+    """Store the float32 weights of every `nn.Linear` by columns; values and shapes stay."""
     for linear in module.modules():
         if type(linear) is nn.Linear and linear.weight.dtype == torch.float32:
             linear.weight.data = linear.weight.data.t().contiguous().t()
 
 
-def multiplier(linear: nn.Module) -> Callable[[Tensor], Tensor]:
-    """`linear` as a bare function of [rows, in], without the machinery of modules."""
-    if type(linear) is PackedLinear:
+def linear_function(linear: nn.Linear | PackedLinear) -> Callable[[Tensor], Tensor]:
+    """Return a layer as a function of [rows, in], without the overhead of modules."""
+    if isinstance(linear, PackedLinear):
         packed, bias = linear.packed, linear.bias
-        multiply = packed_linear_kernel()
-        return lambda x: multiply(x, packed, bias, "none", [], "")
+        kernel = packed_linear_kernel()
+        return lambda x: kernel(x, packed, bias, "none", [], "")
     return partial(F.linear, weight=linear.weight, bias=linear.bias)
 
 
-def joint_multiplier(linears: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
-    """Several layers of one input as a bare function from [1, in] to their outputs, one behind the
-    other.
+def joint_linear_function(
+    linears: Sequence[nn.Linear | PackedLinear],
+) -> Callable[[Tensor], Tensor]:
+    """Return several layers of one input as a function from [1, in] to their joined outputs.
 
-    `turn`ed float32 weights become slices of one matrix, so that one product does for all.
+    Column-major float32 weights become slices of one matrix, so that one product computes all.
     """
-    if all(_is_turned(linear) for linear in linears):
-        # [in, out of all]; the layers' own weights move there.
-        joined = torch.cat([linear.weight.data.t() for linear in linears], 1)
-        parts = joined.split([linear.out_features for linear in linears], 1)
-        for linear, part in zip(linears, parts, strict=True):
+    plain = [linear for linear in linears if _is_column_major(linear)]
+    if len(plain) == len(linears):
+        # [in, out of all layers]; the layers' own weights become views of it.
+        joined = torch.cat([linear.weight.data.t() for linear in plain], 1)
+        parts = torch.split(joined, [linear.out_features for linear in plain], 1)
+        for linear, part in zip(plain, parts, strict=True):
             linear.weight.data = part.t()
-        biases = [linear.bias.data for linear in linears if linear.bias is not None]
-        if len(biases) in (0, len(linears)):
+        biases = [linear.bias.data for linear in plain if linear.bias is not None]
+        if len(biases) in (0, len(plain)):
             bias = torch.cat(biases) if biases else None
             return partial(F.linear, weight=joined.t(), bias=bias)
-    multipliers = [multiplier(linear) for linear in linears]
-    return lambda x: torch.cat([multiply(x) for multiply in multipliers], 1)
+    functions = [linear_function(linear) for linear in linears]
+    return lambda x: torch.cat([function(x) for function in functions], 1)
 
 
-def _is_turned(linear: nn.Module) -> bool:
-    weight = linear.weight if type(linear) is nn.Linear else None
-    return weight is not None and weight.dtype == torch.float32 and weight.t().is_contiguous()
+def _is_column_major(linear: nn.Module) -> TypeGuard[nn.Linear]:
+    if type(linear) is not nn.Linear:
+        return False
+    return linear.weight.dtype == torch.float32 and linear.weight.t().is_contiguous()

@@ -5,68 +5,64 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-BROKEN = "\N{REPLACEMENT CHARACTER}"
-"""What a decoder gives for a character whose last bytes are still missing."""
+from tokenizers.decoders import DecodeStream
 
 
-class TextStream:
-    """Token by token to whole characters, without special tokens, up to the first stop string.
+class Detokenizer:
+    """Turn tokens into whole characters, without special tokens, up to the first stop string.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        stops: Strings that end the text; none of their characters is returned.
 
     Attributes:
-        text: all that was given out so far.
-        stopped: a stop string was met.
+        text: Everything returned so far.
+        stopped: Whether a stop string was found.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer = tokenizer.backend_tokenizer
         self._stops = [stop for stop in stops if stop]
-        self._ids: list[int] = []
-        # ids[:known] are decoded; ids[shown:known] give the next ones context.
-        self._shown = self._known = 0
-        self._held = ""
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._last: list[int] = []
+        self._held = ""  # may be the beginning of a stop string
         self.text = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """Takes a token and gives the characters that are certain by now."""
-        self._ids.append(token)
-        before = self._decode(self._ids[self._shown : self._known])
-        after = self._decode(self._ids[self._shown :])
-        if len(after) <= len(before) or after.endswith(BROKEN):
-            return ""
-        self._shown, self._known = self._known, len(self._ids)
-        return self._give(after[len(before) :], last=False)
+        """Add a token and return the characters that are certain by now."""
+        try:
+            new = self._stream.step(self._tokenizer, token)
+        except Exception:  # the class that tokenizers raises
+            # "Invalid prefix": bytes that are not UTF-8 changed how earlier tokens are decoded.
+            # Starting again behind them leaves them out; the last one keeps a space before a word.
+            self._stream = DecodeStream(self._last, skip_special_tokens=True)
+            new = self._stream.step(self._tokenizer, token)
+        self._last = [token]
+        return self._release(new) if new else ""
 
     def finish(self) -> str:
-        """What was held back; a character that never became whole is left out."""
-        before = self._decode(self._ids[self._shown : self._known])
-        after = self._decode(self._ids[self._shown :])
-        self._shown = self._known = len(self._ids)
-        return self._give(after[len(before) :].rstrip(BROKEN), last=True)
+        """Return the text held back for a stop string; incomplete characters are dropped."""
+        return self._release("", is_last=True)
 
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-
-    def _give(self, new: str, *, last: bool) -> str:
+    def _release(self, new: str, *, is_last: bool = False) -> str:
         if self.stopped:
             return ""
         held = self._held + new
         if not self.text:
             held = held.lstrip()  # many tokenizers put a space before a text's first word
-        places = [place for stop in self._stops if (place := held.find(stop)) >= 0]
-        if places:
+        matches = [start for stop in self._stops if (start := held.find(stop)) >= 0]
+        if matches:
             self.stopped = True
-            length = min(places)
+            length = min(matches)
         else:
-            length = len(held) if last else len(held) - self._unsure(held)
+            length = len(held) if is_last else len(held) - self._uncertain_length(held)
         self._held = held[length:]
         self.text += held[:length]
         return held[:length]
 
-    def _unsure(self, text: str) -> int:
-        """Length of the longest ending of `text` with which a stop string begins."""
+    def _uncertain_length(self, text: str) -> int:
+        """Return the length of the longest ending of `text` that begins a stop string."""
         return max(
             (
                 size

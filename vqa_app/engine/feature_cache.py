@@ -1,4 +1,4 @@
-"""Encoder outputs of pictures, kept so that a picture is encoded once."""
+"""Cached image features, so that each picture is encoded once."""
 
 from __future__ import annotations
 
@@ -9,40 +9,48 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Features:
-    """What the encoder and the projector made of one picture."""
+class ImageFeatures:
+    """Output of encoder and projector for one picture."""
 
-    rows: Tensor
+    embeddings: Tensor
     """[image tokens, width], in the order of the prompt's placeholders."""
     deepstack: tuple[Tensor, ...] = ()
-    """More of the same shape for the first layers of models that add them there (Qwen3-VL)."""
+    """The same shape for each early layer that adds image features again (Qwen3-VL)."""
 
     @property
     def nbytes(self) -> int:
-        return self.rows.nbytes + sum(layer.nbytes for layer in self.deepstack)
+        """Memory, in bytes."""
+        return self.embeddings.nbytes + sum(layer.nbytes for layer in self.deepstack)
 
 
 class FeatureCache:
-    """Features of the pictures seen last, by digest and number of tokens (tiling may depend on the
-    company).
+    """Features of the most recent pictures, by digest and number of tokens.
+
+    The number is part of the key because some models tile a picture differently when there are
+    others beside it.
+
+    Args:
+        budget: Bytes to keep; the least recently used pictures are dropped.
     """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.nbytes = 0
-        self._entries: OrderedDict[tuple[str, int], Features] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, int], ImageFeatures] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, digest: str, tokens: int) -> Features | None:
+    def get(self, digest: str, tokens: int) -> ImageFeatures | None:
+        """Return the features of a picture that takes this many tokens; None if unknown."""
         features = self._entries.get((digest, tokens))
         if features is not None:
             self._entries.move_to_end((digest, tokens))
         return features
 
-    def put(self, digest: str, features: Features) -> None:
-        key = (digest, len(features.rows))
+    def put(self, digest: str, features: ImageFeatures) -> None:
+        """Add the features of a picture and drop the oldest ones beyond the budget."""
+        key = (digest, len(features.embeddings))
         if key in self._entries:
             self.nbytes -= self._entries.pop(key).nbytes
         self._entries[key] = features
@@ -51,5 +59,6 @@ class FeatureCache:
             self.nbytes -= self._entries.popitem(last=False)[1].nbytes
 
     def clear(self) -> None:
+        """Drop all features."""
         self._entries.clear()
         self.nbytes = 0

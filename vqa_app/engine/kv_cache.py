@@ -1,66 +1,77 @@
-"""What is computed once: picture features by content, keys and values by token prefix.
+"""KV caches: growing buffers for one sequence, and a store of them by token prefix.
 
-Both stores are least-recently-used within a byte budget and belong to one engine, so the encoder
-and the model need no place in their keys. Neither is thread-safe: the engine's worker alone uses
-them.
+The store keeps the most recently used caches within a byte budget. It belongs to one engine, so
+its keys need neither the encoder nor the model. It is not thread-safe: only the engine's worker
+uses it.
+
+Tried with transformers 5.23.0 and 5.24.0, whose cache classes are subclassed here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-Identity: TypeAlias = "np.ndarray"
-"""[tokens] int64: token ids, the tokens of a picture replaced by a number from its digest. Two
-prompts agree up to where their identities do."""
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CacheKey: TypeAlias = "NDArray[np.int64]"
+"""[tokens]: token ids, with the tokens of a picture replaced by a number from its digest. Two
+prompts share a prefix as far as their keys are equal."""
 
 CAPACITY_STEP = 64
-"""Buffers grow by an eighth, in such steps: `cpu_decoder` reads what is not filled, too."""
+"""Buffers grow by an eighth, rounded up to this: `cpu_decoder` also reads the unused part."""
 
 
 def _buffer(like: Tensor, capacity: int, transposed: bool) -> Tensor:
-    """Room for that many tokens, all zeros; `like` is [1, heads, tokens, width]."""
+    """Return zeros with room for `capacity` tokens; `like` is [1, heads, tokens, width]."""
     batch, heads, _, width = like.shape
     shape = (width, capacity) if transposed else (capacity, width)
     return like.new_zeros((batch, heads, *shape))
 
 
-class BufferLayer(CacheLayerMixin):
-    """Keys and values of one layer in buffers with room: appending copies only what is new,
-    cropping nothing.
+class BufferLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers' own
+    """Keys and values of one layer in buffers with spare room.
 
-    With `transposed`, keys lie as [1, heads, width, capacity]: what a CPU multiplies one query with
-    fastest.
+    Appending copies only the new tokens, and cropping copies nothing.
+
+    Args:
+        transposed: Store keys as [1, heads, width, capacity], the layout in which a CPU multiplies
+            a single query fastest.
     """
 
+    keys: Tensor
+    values: Tensor
     is_sliding = False
     is_croppable = True
 
     def __init__(self, transposed: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers' own
         self.transposed = transposed
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Create empty buffers for states of this shape, dtype and device."""
         self.keys = _buffer(key_states, 0, self.transposed)
         self.values = _buffer(value_states, 0, False)
         self.is_initialized = True
 
     @property
     def capacity(self) -> int:
+        """Number of tokens that fit into the buffers."""
         return self.values.shape[2] if self.is_initialized else 0
 
     def keys_view(self, length: int) -> Tensor:
-        """The first keys as [1, heads, length, width]."""
+        """Return the first keys as [1, heads, length, width]."""
         return self.keys[..., :length].mT if self.transposed else self.keys[:, :, :length]
 
     def reserve(self, length: int) -> None:
-        """Makes room for that many tokens; called once the layer holds something."""
+        """Make room for `length` tokens in an initialised layer."""
         if length <= self.capacity:
             return
         capacity = -(-max(length, self.capacity * 9 // 8) // CAPACITY_STEP) * CAPACITY_STEP
@@ -73,7 +84,7 @@ class BufferLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Appends [1, heads, new, width] and returns all keys and values."""
+        """Append states [1, heads, new, width] and return all keys and values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, end = self.length, self.length + key_states.shape[2]
@@ -87,23 +98,26 @@ class BufferLayer(CacheLayerMixin):
         return keys.contiguous() if self.transposed else keys, self.values[:, :, :end]
 
     def append(self, keys: Tensor, values: Tensor) -> None:
-        """One token's keys and values [heads, width], behind the others; there is room for it."""
+        """Append one token's keys and values [heads, width]; there must be room for it."""
         end = self.length
         self.keys[0].select(2 if self.transposed else 1, end).copy_(keys)
         self.values[0].select(1, end).copy_(values)
         self.length = end + 1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return the number of keys that a mask covers, and its offset."""
         return self.length + query_length, 0
 
     def get_seq_length(self) -> int:
+        """Return the number of cached tokens."""
         return self.length
 
     def get_max_length(self) -> int:
+        """Return -1: there is no limit."""
         return -1
 
     def copy(self, length: int) -> BufferLayer:
-        """A layer of its own with the first `length` tokens."""
+        """Return an independent layer with the first `length` tokens."""
         twin = BufferLayer(self.transposed)
         if self.is_initialized:
             keys, values = self.keys_view(length), self.values[:, :, :length]
@@ -115,35 +129,41 @@ class BufferLayer(CacheLayerMixin):
 class KVCache(Cache):
     """A transformers cache of `BufferLayer`s, for a batch of one."""
 
+    layers: list[BufferLayer]  # type: ignore[assignment]  # never another kind
+
     def __init__(self, layers: Sequence[BufferLayer]) -> None:
         super().__init__(layers=list(layers))
 
     @classmethod
     def empty(cls, layers: int, transposed: bool = False) -> KVCache:
+        """Create a cache without tokens; see `BufferLayer` for `transposed`."""
         return cls([BufferLayer(transposed) for _ in range(layers)])
 
     @property
     def length(self) -> int:
+        """Number of cached tokens."""
         return self.layers[0].length
 
     @property
     def nbytes(self) -> int:
+        """Memory, in bytes, spare room included."""
         return sum(
             layer.keys.nbytes + layer.values.nbytes for layer in self.layers if layer.is_initialized
         )
 
     def reserve(self, length: int) -> None:
+        """Make room for `length` tokens."""
         for layer in self.layers:
             if layer.is_initialized:
                 layer.reserve(length)
 
-    def keep(self, length: int) -> None:
-        """Forgets everything after the first `length` tokens; the buffers stay."""
+    def truncate(self, length: int) -> None:
+        """Drop everything after the first `length` tokens; the buffers stay."""
         for layer in self.layers:
             layer.length = min(layer.length, length)
 
-    def differentiable(self, length: int) -> DynamicCache:
-        """A copy of the first `length` tokens behind which autograd may go on."""
+    def to_dynamic(self, length: int) -> DynamicCache:
+        """Return the first `length` tokens as a copy through which autograd can go."""
         twin = DynamicCache()
         for index, layer in enumerate(self.layers):
             keys, values = layer.keys_view(length).clone(), layer.values[:, :, :length].clone()
@@ -151,13 +171,21 @@ class KVCache(Cache):
         return twin
 
     def copy(self, length: int) -> KVCache:
+        """Return an independent cache with the first `length` tokens."""
         return KVCache([layer.copy(length) for layer in self.layers])
 
 
 def common_length(
-    one: Identity, other: Identity, spans: Iterable[tuple[int, int]], limit: int
+    one: CacheKey, other: CacheKey, spans: Iterable[tuple[int, int]], limit: int
 ) -> int:
-    """How many leading tokens two prompts share, at most `limit` and never part of a picture."""
+    """Return how many leading tokens two prompts share, never ending inside a picture.
+
+    Args:
+        one: Key of a prompt.
+        other: Key of another prompt.
+        spans: The pictures' tokens as [start, end).
+        limit: Longest prefix to return.
+    """
     size = min(len(one), len(other), limit)
     differing = np.flatnonzero(one[:size] != other[:size])
     length = int(differing[0]) if len(differing) else size
@@ -169,17 +197,20 @@ def common_length(
 
 @dataclass(eq=False)
 class _Entry:
-    identity: Identity
+    key: CacheKey
     kv: KVCache
 
 
 class PrefixCache:
-    """Keys and values of the prompts that were read last.
+    """KV caches of the most recent prompts.
 
-    `take` hands a cache over for exclusive use, `put` brings it back with what it holds by then.
-    Where a prompt leaves an entry's path, the smaller part is given up: a short tail is cut off,
-    while of an entry whose tail is longer than what is shared the shared part is copied, so that
-    the other conversation keeps its own.
+    `take` hands a cache over for exclusive use, `put` returns it with its new content. If a prompt
+    follows only part of an entry, the smaller part is lost: a short tail is cut off, but if the
+    tail is longer than the shared part, the shared part is copied, so that the other conversation
+    keeps its cache.
+
+    Args:
+        budget: Bytes to keep; the oldest entries are dropped.
     """
 
     def __init__(self, budget: int) -> None:
@@ -191,53 +222,51 @@ class PrefixCache:
 
     @property
     def nbytes(self) -> int:
+        """Memory of all entries, in bytes."""
         return sum(entry.kv.nbytes for entry in self._entries)
 
-    def take(
-        self, identity: Identity, spans: Sequence[tuple[int, int]], limit: int
-    ) -> KVCache | None:
-        """The cache of the longest known prefix of a prompt, holding exactly that prefix; None
-        without one.
+    def take(self, key: CacheKey, spans: Sequence[tuple[int, int]], limit: int) -> KVCache | None:
+        """Return a cache that holds exactly the longest known prefix of a prompt; None if none.
 
         Args:
-            spans: the prompt's pictures as [start, end); none is ever cut.
-            limit: longest prefix wanted.
+            key: The prompt's key.
+            spans: The prompt's pictures as [start, end), which are never cut.
+            limit: Longest prefix to return.
         """
-        shared = self._shared(identity, spans, limit)
+        shared = self._shared_lengths(key, spans, limit)
         if not any(shared):
             return None
         longest = max(range(len(shared)), key=lambda index: (shared[index], index))
         entry, length = self._entries[longest], shared[longest]
-        if len(entry.identity) - length > length:
+        if len(entry.key) - length > length:
             return entry.kv.copy(length)
         del self._entries[longest]
-        entry.kv.keep(length)
+        entry.kv.truncate(length)
         return entry.kv
 
-    def known(self, identity: Identity, spans: Sequence[tuple[int, int]], limit: int) -> int:
-        """Length of the prefix that `take` would give."""
-        return max(self._shared(identity, spans, limit), default=0)
+    def match_length(self, key: CacheKey, spans: Sequence[tuple[int, int]], limit: int) -> int:
+        """Return the length of the prefix that `take` would return."""
+        return max(self._shared_lengths(key, spans, limit), default=0)
 
-    def _shared(
-        self, identity: Identity, spans: Sequence[tuple[int, int]], limit: int
+    def _shared_lengths(
+        self, key: CacheKey, spans: Sequence[tuple[int, int]], limit: int
     ) -> list[int]:
-        return [common_length(entry.identity, identity, spans, limit) for entry in self._entries]
+        return [common_length(entry.key, key, spans, limit) for entry in self._entries]
 
-    def put(self, identity: Identity, kv: KVCache) -> None:
-        """Keeps a cache that holds exactly the tokens of `identity`, and forgets what no longer
-        fits.
-        """
-        if len(identity) == 0:
+    def put(self, key: CacheKey, kv: KVCache) -> None:
+        """Add a cache that holds exactly the tokens of `key`, and drop entries over the budget."""
+        if len(key) == 0:
             return
-        assert kv.length == len(identity)
+        assert kv.length == len(key)
         self._entries = [
             entry
             for entry in self._entries
-            if common_length(entry.identity, identity, (), len(identity)) < len(entry.identity)
+            if common_length(entry.key, key, (), len(key)) < len(entry.key)
         ]
-        self._entries.append(_Entry(identity, kv))
+        self._entries.append(_Entry(key, kv))
         while self._entries and self.nbytes > self.budget:
             del self._entries[0]
 
     def clear(self) -> None:
+        """Drop all entries."""
         self._entries.clear()

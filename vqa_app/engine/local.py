@@ -16,8 +16,8 @@ import torch
 from vqa_app.devices import is_out_of_memory
 from vqa_app.engine.attention_map import attention_map
 from vqa_app.engine.cpu_threads import release_threads
-from vqa_app.engine.cpu_weights import lay_out
-from vqa_app.engine.detokenizer import TextStream
+from vqa_app.engine.cpu_weights import optimize_layout
+from vqa_app.engine.detokenizer import Detokenizer
 from vqa_app.engine.model_view import model_view
 from vqa_app.engine.protocol import (
     Answer,
@@ -30,7 +30,7 @@ from vqa_app.engine.protocol import (
     Status,
     TokenCount,
 )
-from vqa_app.engine.runtime import Reading, Runtime
+from vqa_app.engine.runtime import Generation, Runtime
 from vqa_app.engine.sampling import Sampler, default_options
 from vqa_app.engine.scoring import image_gain, score
 from vqa_app.engine.worker import Cancelled, Worker
@@ -52,50 +52,52 @@ T = TypeVar("T")
 
 @dataclass
 class _Draft:
-    """An answer on its way."""
+    """An answer while it is generated."""
 
-    prompt: Prompt | None = None
-    dropped: int = 0
-    cached: int = 0
-    began: float = field(default_factory=time.perf_counter)
-    first: float | None = None
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    dropped_messages: int = 0
+    cached_tokens: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    first_token_time: float | None = None
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     log_probabilities: list[torch.Tensor] = field(default_factory=list)
 
-    def end(self, reason: FinishReason, label: str) -> Answer:
+    def to_answer(self, reason: FinishReason, label: str) -> Answer:
+        """Return the answer, with its statistics."""
         now = time.perf_counter()
-        first = self.first or now
+        first = self.first_token_time or now
         count = len(self.tokens)
         total = sum(torch.stack(self.log_probabilities).tolist()) if count else 0.0
         return Answer(
             text=self.text,
             finish_reason=reason,
-            prompt_tokens=len(self.prompt) if self.prompt else 0,
-            image_tokens=self.prompt.image_tokens if self.prompt else 0,
-            cached_tokens=self.cached,
+            prompt_tokens=self.prompt_tokens,
+            image_tokens=self.image_tokens,
+            cached_tokens=self.cached_tokens,
             new_tokens=count,
-            seconds_to_first_token=first - self.began,
+            seconds_to_first_token=first - self.started,
             tokens_per_second=(count - 1) / (now - first) if count > 1 else 0.0,
             confidence=exp(total / count) if count else 0.0,
-            dropped_messages=self.dropped,
+            dropped_messages=self.dropped_messages,
             model=label,
         )
 
 
 class LocalEngine:
-    """Implements `vqa_app.engine.protocol.Engine` with a loaded model.
+    """A `vqa_app.engine.protocol.Engine` with a loaded model.
 
-    The model is the engine's from then on: on a CPU its weights are laid out anew, after which it
-    can answer and no more; save it before. Questions are answered one at a time, in order, on a
-    thread of the engine's own.
+    The engine takes the model over: on a CPU it changes the layout of the weights, after which the
+    model can only be used for inference, so save it before. Questions are answered one at a time,
+    in order, on a thread of the engine's own.
 
     Args:
-        loaded: what `vqa_app.load_model` gave.
-        cache_bytes: for keys and values of earlier prompts, shared by all conversations; 0 reuses
-            nothing.
-        feature_bytes: for picture features; 0 keeps none.
-        fast_decoding: prepacked weights and the lean decoder, where they apply.
+        loaded: Result of `vqa_app.load_model`.
+        cache_bytes: Memory for keys and values of earlier prompts, shared by all conversations; 0
+            reuses nothing.
+        feature_bytes: Memory for image features; 0 keeps none.
+        fast_decoding: Use faster weight layouts and the faster decoder on CPUs, where they apply.
     """
 
     def __init__(
@@ -106,19 +108,20 @@ class LocalEngine:
         feature_bytes: int = FEATURE_BYTES,
         fast_decoding: bool = True,
     ) -> None:
-        model, processor = loaded.model.eval(), loaded.processor
+        model, processor = loaded.model, loaded.processor
+        model.train(False)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         dtype = str(model.dtype).removeprefix("torch.")
-        self._ends = end_token_ids(model, processor)
+        self._end_tokens = end_token_ids(model, processor)
         if fast_decoding:
-            lay_out(model)
+            optimize_layout(model)
         self._runtime = Runtime(
             model,
             processor,
             loaded.capabilities,
             cache_bytes=cache_bytes,
             feature_bytes=feature_bytes,
-            lean=fast_decoding,
+            fast_decoding=fast_decoding,
         )
         self._info = ModelInfo(
             name=loaded.name,
@@ -132,11 +135,12 @@ class LocalEngine:
             attention_maps=loaded.capabilities.maps_attention,
             defaults=default_options(model),
         )
-        self._worker = Worker(context=torch.inference_mode, rest=release_threads)
-        release_threads()  # those that loading took; from here on the worker's are wanted
+        self._worker = Worker(context=torch.inference_mode, on_idle=release_threads)
+        release_threads()  # loading used this thread's; from now on the worker's are used
 
     @property
     def info(self) -> ModelInfo:
+        """See `Engine.info`."""
         return self._info
 
     def stream(
@@ -145,20 +149,26 @@ class LocalEngine:
         options: GenerationOptions | None = None,
         cancel: threading.Event | None = None,
     ) -> Iterator[Event]:
-        options = options or GenerationOptions()
-        if options.system is not None:
-            conversation = conversation.with_system(options.system)
+        """See `Engine.stream`."""
+        given = options or GenerationOptions()
+        if given.system is not None:
+            conversation = conversation.with_system(given.system)
         draft = _Draft()
+
+        def job(cancelled: Cancelled) -> Iterator[Event | None]:
+            return self._answer(draft, conversation, given, cancelled)
+
         answered = False
-        for event in self._worker.stream(
-            lambda cancelled: self._answer(draft, conversation, options, cancelled), cancel
-        ):
+        events: Iterator[Event] = self._worker.stream(job, cancel)
+        for event in events:
             answered = isinstance(event, Answer)
             yield event
-        if not answered:  # cancelled while in line
-            yield draft.end("cancelled", self._info.label)
+        if not answered:  # cancelled while waiting
+            yield draft.to_answer("cancelled", self._info.label)
 
     def warm(self, conversation: Conversation, cancel: threading.Event | None = None) -> None:
+        """See `Engine.warm`."""
+
         def job(cancelled: Cancelled) -> Iterator[None]:
             prompt = encode(
                 self._runtime.processor, conversation, answer_next=True, question_incomplete=True
@@ -170,44 +180,54 @@ class LocalEngine:
             pass
 
     def count_tokens(self, conversation: Conversation) -> TokenCount:
+        """See `Engine.count_tokens`."""
         prompt = encode(
             self._runtime.processor, conversation, answer_next=conversation.awaits_answer
         )
         return TokenCount(len(prompt), prompt.image_tokens)
 
     def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
+        """See `Engine.score`."""
         if isinstance(choices, str) or not all(isinstance(choice, str) for choice in choices):
-            raise UsageError("Answers to choose from are a list of texts.", 'Give ["yes", "no"].')
+            raise UsageError(
+                "Expected the answers to choose from as a list of strings.", 'Give ["yes", "no"].'
+            )
         if not choices:
             raise UsageError("There are no answers to choose from.", "Give at least one.")
         return self._call(
-            lambda: score(self._runtime, self._fit_for(conversation, choices), choices)
+            lambda: score(self._runtime, self._fit_answers(conversation, choices), choices)
         )
 
     def image_gain(self, conversation: Conversation, answer: str) -> float:
+        """See `Engine.image_gain`."""
         return self._call(
-            lambda: image_gain(self._runtime, self._fit_for(conversation, [answer]), answer)
+            lambda: image_gain(self._runtime, self._fit_answers(conversation, [answer]), answer)
         )
 
     def attention_map(self, conversation: Conversation, answer: str) -> AttentionMap:
-        def mapped() -> AttentionMap:
-            kept = self._fit_for(conversation, [answer])
-            found = attention_map(self._runtime, kept, answer)
-            unseen = np.zeros((len(found.tokens), 1, 1), np.float32)
-            left_out = len(conversation.pictures) - len(kept.pictures)
-            return replace(found, maps=(unseen,) * left_out + found.maps)
+        """See `Engine.attention_map`."""
 
-        return self._call(mapped)
+        def compute() -> AttentionMap:
+            fitted = self._fit_answers(conversation, [answer])
+            found = attention_map(self._runtime, fitted, answer)
+            empty = np.zeros((len(found.tokens), 1, 1), np.float32)
+            left_out = len(conversation.pictures) - len(fitted.pictures)
+            return replace(found, maps=(empty,) * left_out + found.maps)
+
+        return self._call(compute)
 
     def model_view(self, picture: Picture) -> list[Image]:
-        """What the model is given of a picture; see `engine.model_view`. Beyond the protocol."""
+        """Return a picture as the model receives it; not part of `Engine`."""
         return model_view(self._runtime.processor, picture)
 
     def close(self) -> None:
+        """See `Engine.close`."""
         self._worker.close()
         self._runtime.close()
 
     def _call(self, function: Callable[[], T]) -> T:
+        """Run a function on the worker's thread."""
+
         def guarded() -> T:
             with self._memory_guard():
                 return function()
@@ -221,32 +241,39 @@ class LocalEngine:
         options: GenerationOptions,
         cancelled: Cancelled,
     ) -> Iterator[Event | None]:
-        draft.began = time.perf_counter()
+        draft.started = time.perf_counter()
         yield Status("looking")
         with self._memory_guard():
             room = min(options.max_new_tokens, self._info.context_length // 8)
-            _, draft.prompt, draft.dropped = self._fit(conversation, room)
-            reading = yield from self._runtime.read(draft.prompt, cancelled)
+            _, prompt, draft.dropped_messages = self._fit(conversation, room)
+            draft.prompt_tokens, draft.image_tokens = len(prompt), prompt.image_tokens
+            generation = yield from self._runtime.prefill(prompt, cancelled)
             reason: FinishReason = "cancelled"
-            if reading is not None:
-                reason = yield from self._write(draft, reading, options, cancelled)
-        yield draft.end(reason, self._info.label)
+            if generation is not None:
+                draft.cached_tokens = generation.cached_tokens
+                reason = yield from self._generate(draft, prompt, generation, options, cancelled)
+        yield draft.to_answer(reason, self._info.label)
 
-    def _fit_for(self, conversation: Conversation, answers: Sequence[str]) -> Conversation:
-        """The conversation, without as many of the oldest turns as it takes for each of the answers
-        to fit behind it.
-        """
+    def _fit_answers(self, conversation: Conversation, answers: Sequence[str]) -> Conversation:
+        """Leave out the oldest turns until each of the answers fits into the context."""
         room = max(count_text_tokens(self._runtime.processor, answer) for answer in answers)
         return self._fit(conversation, room, room)[0]
 
     def _fit(
-        self, conversation: Conversation, room: int, least: int = 1
+        self, conversation: Conversation, room: int, min_room: int = 1
     ) -> tuple[Conversation, Prompt, int]:
-        """What of a conversation the model reads: without as many of the oldest turns as it takes
-        to leave room for an answer, in tokens; its prompt; and how many messages were left out.
+        """Leave out the oldest turns until there is room for an answer.
+
+        Args:
+            conversation: The whole conversation.
+            room: Tokens to keep free for the answer.
+            min_room: Tokens that must be free after the last message alone.
+
+        Returns:
+            The shortened conversation, its prompt and the number of messages left out.
 
         Raises:
-            ContextOverflowError: the last message alone leaves less than the least room.
+            ContextOverflowError: The last message alone leaves less than `min_room`.
         """
         limit = self._info.context_length
         dropped = 0
@@ -259,47 +286,50 @@ class LocalEngine:
                 break
             conversation = Conversation(turns[2:]).with_system(conversation.system)
             dropped += 2
-        if len(prompt) + least <= limit:
+        if len(prompt) + min_room <= limit:
             return conversation, prompt, dropped
-        answer = f", the answer up to {least}" if least > 1 else ""
+        answer = f", the answer up to {min_room}" if min_room > 1 else ""
         raise ContextOverflowError(
             f"The question takes {len(prompt)} tokens, {prompt.image_tokens} of them for pictures"
-            f"{answer}; {self._info.name} has room for {limit}.",
+            f"{answer}; the context of {self._info.name} is {limit}.",
             "Ask a shorter question, or about fewer pictures at once.",
         )
 
     @contextmanager
     def _memory_guard(self) -> Iterator[None]:
-        """Turns a full memory into an error that says so, and frees what the caches hold."""
+        """Turn an out-of-memory error into a `ModelError`, and free the caches."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._runtime.forget()
+            self._runtime.clear_caches()
             raise ModelError(
                 f"There is not enough memory on {self._info.device} for this question.",
                 "Ask about fewer or smaller pictures, or use --quantize 4bit.",
             ) from error
 
-    def _write(
-        self, draft: _Draft, reading: Reading, options: GenerationOptions, cancelled: Cancelled
+    def _generate(
+        self,
+        draft: _Draft,
+        prompt: Prompt,
+        generation: Generation,
+        options: GenerationOptions,
+        cancelled: Cancelled,
     ) -> Generator[Event, None, FinishReason]:
-        """Generates the answer; the generator's value is why it ended."""
-        prompt = draft.prompt
-        draft.cached = reading.cached_tokens
-        ids = prompt.inputs["input_ids"].to(reading.logits.device)
+        """Generate the answer; the generator's return value is why it ended."""
+        ids = prompt.inputs["input_ids"].to(generation.logits.device)
         sampler = Sampler(self._runtime.model, options, ids)
-        text = TextStream(self._runtime.processor.tokenizer, options.stop)
+        text = Detokenizer(self._runtime.processor.tokenizer, options.stop)
         limit = min(options.max_new_tokens, self._info.context_length - len(prompt))
-        logits = reading.logits[-1]
+        logits = generation.logits[-1]
         reason: FinishReason = "cancelled"
         while not cancelled():
-            token, log_probability = sampler.pick(logits)
-            if draft.first is None:
-                draft.first = time.perf_counter()
+            token, log_probability = sampler.sample(logits)
+            if draft.first_token_time is None:
+                draft.first_token_time = time.perf_counter()
                 yield Status("answering")
-            if token in self._ends:
+            if token in self._end_tokens:
                 reason = "stop"
                 break
             draft.tokens.append(token)
@@ -310,9 +340,9 @@ class LocalEngine:
             if text.stopped or len(draft.tokens) >= limit:
                 reason = "stop" if text.stopped else "length"
                 break
-            logits = reading.step(token)
-        # Not in a `finally`: after an error nobody knows what the cache holds, and it is dropped.
-        reading.close(draft.tokens)
+            logits = generation.step(token)
+        # Not in a `finally`: after an error the content of the cache is unknown.
+        generation.close(draft.tokens)
         if rest := text.finish():
             yield Delta(rest)
         draft.text = text.text

@@ -1,7 +1,6 @@
-"""What the browser and the shell see of a model: a small typed protocol, without torch.
+"""The interface between a model and the browser or shell: typed values and no torch.
 
-`vqa_app.engine.local.LocalEngine` runs a transformers model in this process; tests bring a fake
-one.
+`vqa_app.engine.local.LocalEngine` runs a transformers model in this process; tests use a fake.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from vqa_app.errors import UsageError
 from vqa_app.prompts.conversation import Conversation
@@ -19,30 +18,29 @@ if TYPE_CHECKING:
     import numpy as np
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
-"""The model ended its answer (or met a stop string); the token limit came first; somebody
-cancelled."""
+"""Why an answer ended: an end token or stop string, the token limit, or the user."""
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to write an answer. None leaves a choice to the model's generation config."""
+    """How to generate an answer. None takes the value of the model's generation config."""
 
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
     temperature: float | None = None
-    """0 is greedy and exactly reproducible."""
+    """0 decodes greedily, which is reproducible."""
     top_p: float | None = None
-    """Sample among the likeliest tokens up to this probability."""
+    """Sample from the likeliest tokens up to this total probability."""
     top_k: int | None = None
-    """Sample among so many of the likeliest tokens; 0 among all."""
+    """Sample from this many of the likeliest tokens; 0 samples from all."""
     repetition_penalty: float | None = None
-    """Above 1 makes tokens that came before less likely."""
+    """Above 1 makes tokens that occurred before less likely."""
     seed: int | None = None
     """Makes sampled answers reproducible."""
     stop: tuple[str, ...] = ()
-    """The answer ends before any of these strings."""
+    """The answer ends before the first of these strings."""
     system: str | None = None
-    """System prompt; takes the place of the conversation's own."""
+    """System prompt; replaces the conversation's own."""
 
     def __post_init__(self) -> None:
         limits: list[tuple[str, type, float, float]] = [
@@ -54,24 +52,27 @@ class GenerationOptions:
             ("seed", Integral, -(1 << 63), (1 << 63) - 1),
         ]
         for name, kind, low, high in limits:
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
             if value is None and name != "max_new_tokens":
                 continue
-            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+            is_number = isinstance(value, kind) and not isinstance(value, bool)
+            if not is_number or not low <= value <= high:
                 number = "a whole number" if kind is Integral else "a number"
                 raise UsageError(f"{name} is {value}.", f"Give {number} from {low:g} to {high:g}.")
         if isinstance(self.stop, str):
-            raise UsageError("stop is one text.", "Give several, or one in a tuple: ('.',)")
+            raise UsageError(
+                "Expected several stop strings, got one string.", "Give a tuple: ('.',)"
+            )
 
 
 @dataclass(frozen=True)
 class Status:
-    """What happens before the first word."""
+    """A step before the first text of an answer."""
 
     state: Literal["waiting", "looking", "answering"]
-    """In line behind other questions; reading pictures and prompt; writing."""
+    """Waiting in the queue; encoding pictures and prompt; generating."""
     place: int = 0
-    """How many questions are served before this one, while waiting."""
+    """While waiting: number of questions ahead of this one."""
 
 
 @dataclass(frozen=True)
@@ -83,23 +84,23 @@ class Delta:
 
 @dataclass(frozen=True)
 class Answer:
-    """The end of a stream."""
+    """A complete answer, the last event of a stream."""
 
     text: str
     finish_reason: FinishReason
     prompt_tokens: int
-    """Tokens that the model was given, image tokens included."""
+    """Length of the prompt, image tokens included."""
     image_tokens: int
     cached_tokens: int
-    """How many of the prompt's tokens came from the cache."""
+    """Number of prompt tokens that came from the KV cache."""
     new_tokens: int
     seconds_to_first_token: float
     tokens_per_second: float
-    """Of decoding, the first token not counted; 0.0 for answers of one token."""
+    """Decoding speed after the first token; 0.0 for answers of one token."""
     confidence: float
     """Geometric mean of the answer tokens' probabilities, 0 to 1."""
     dropped_messages: int = 0
-    """How many of the oldest messages were left out because the context was full."""
+    """Number of oldest messages left out to fit the context."""
     model: str = ""
     """Name of the model and adapter that answered."""
 
@@ -109,14 +110,16 @@ Event: TypeAlias = "Status | Delta | Answer"
 
 @dataclass(frozen=True)
 class TokenCount:
+    """Length of a prompt, in tokens."""
+
     prompt: int
-    """All tokens of the prompt, image tokens included."""
+    """All tokens, image tokens included."""
     image: int
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a person may want to know of the model that answers."""
+    """Description of a loaded model."""
 
     name: str
     """`builtin`, a hub id or a path."""
@@ -127,33 +130,37 @@ class ModelInfo:
     dtype: str
     quantization: str | None
     context_length: int
+    """Longest sequence, in tokens."""
     attention_maps: bool
-    """Whether `attention_map` works for this architecture."""
+    """Whether `Engine.attention_map` supports this architecture."""
     defaults: GenerationOptions = field(default_factory=GenerationOptions)
-    """The generation config's own values."""
+    """The values of the model's generation config."""
 
     @property
     def label(self) -> str:
+        """Model and adapter in one string."""
         return f"{self.name} + {self.adapter}" if self.adapter else self.name
 
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """Where the model looked, a map for each answer token and picture."""
+    """Where the model looked: one map for each answer token and picture."""
 
     tokens: tuple[str, ...]
-    """The answer's tokens as text; joined they give the answer."""
+    """The answer's tokens as text; joined they are the answer."""
     maps: tuple[np.ndarray, ...]
     """One array for each picture of the conversation: [tokens, rows, columns], each token's map
     non-negative with a sum of 1; rows and columns cover the whole original picture. All zeros for
-    pictures of turns that were left out because the context was full."""
+    pictures of turns that were left out to fit the context."""
 
 
 class Engine(Protocol):
-    """A model that answers questions about pictures. All methods may be called from any thread."""
+    """A model that answers questions about pictures. All methods are thread-safe."""
 
     @property
-    def info(self) -> ModelInfo: ...
+    def info(self) -> ModelInfo:
+        """Description of the model."""
+        ...
 
     def stream(
         self,
@@ -161,55 +168,69 @@ class Engine(Protocol):
         options: GenerationOptions | None = None,
         cancel: threading.Event | None = None,
     ) -> Iterator[Event]:
-        """Answers the last message.
+        """Answer the last message.
 
-        Yields `Status` while nothing can be shown yet, then `Delta`s, last one `Answer`. Setting
-        `cancel` ends generation within one token with an `Answer` that holds what came; closing
-        the iterator does the same without one.
+        Args:
+            conversation: Messages up to the question.
+            options: How to generate; None takes the model's own values.
+            cancel: Setting it ends generation within one token with an `Answer` that holds the
+                text so far. Closing the iterator ends generation without an `Answer`.
+
+        Yields:
+            `Status` until there is text, then `Delta`s, and one `Answer` at the end.
 
         Raises:
-            ContextOverflowError: the last message alone does not fit.
-            VqaError: whatever else a person can mend.
+            ContextOverflowError: The last message alone is too long.
+            VqaError: Any other error that the user can correct.
         """
         ...
 
     def warm(self, conversation: Conversation, cancel: threading.Event | None = None) -> None:
-        """Encodes the pictures and prefills what is certain of the prompt: answers start sooner.
+        """Encode the pictures and prefill the known part of a prompt, so that answers start sooner.
 
-        The last user message may still lack its text: only what stands before that text is
-        prefilled. Blocks until done; gives way to questions.
+        The last user message may still lack its text; only what precedes that text is prefilled.
+        Blocks until done and pauses while questions are waiting.
+
+        Args:
+            conversation: Messages up to the question being typed.
+            cancel: Setting it ends the work.
         """
         ...
 
-    def count_tokens(self, conversation: Conversation) -> TokenCount: ...
+    def count_tokens(self, conversation: Conversation) -> TokenCount:
+        """Return the length of the conversation's prompt."""
+        ...
 
     def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
-        """Probabilities of the given answers, by length-normalised likelihood; they sum to 1. As
-        when answering, the oldest turns are left out where the context is full.
+        """Return the probabilities of the given answers, by length-normalised likelihood.
+
+        They sum to 1. As in `stream`, the oldest turns are left out to fit the context.
 
         Raises:
-            ContextOverflowError: the last message and the longest answer alone do not fit.
+            ContextOverflowError: The last message and the longest answer alone are too long.
         """
         ...
 
     def image_gain(self, conversation: Conversation, answer: str) -> float:
-        """How much likelier the answer is with the pictures than with blank ones of the same size,
-        in nats per token. About 0: the model would say this about any picture.
+        """Return how much the pictures raise an answer's log probability, in nats per token.
+
+        Compares them with blank pictures of the same size. About 0 means that the model would say
+        this about any picture.
 
         Raises:
-            ContextOverflowError: see `score`.
+            ContextOverflowError: See `score`.
         """
         ...
 
     def attention_map(self, conversation: Conversation, answer: str) -> AttentionMap:
-        """Where the model looked for each token of `answer`.
+        """Return where the model looked for each token of `answer`.
 
         Raises:
-            ModelError: this architecture does not allow it; the message says why.
-            ContextOverflowError: see `score`.
+            ModelError: The architecture does not support this; the message says why.
+            ContextOverflowError: See `score`.
         """
         ...
 
     def close(self) -> None:
-        """Ends running answers and frees the model."""
+        """Cancel running answers and free the model."""
         ...

@@ -1,12 +1,13 @@
-"""A prompt through a model: each picture encoded once, known prefixes skipped, then token by token.
+"""Forward passes: prompts in chunks into reusable KV caches, then one token at a time.
 
-Three ways, the best that an architecture allows:
+There are three ways; a model takes the first that its architecture allows:
 
-- prefix reuse: the prompt is read in pieces into a cache that outlives the answer, the next prompt
-  goes on from where it agrees with an earlier one. Needs a causal model whose cache can be cropped.
-- features only (PaliGemma: every prompt token sees the whole prompt): pictures are encoded once,
-  prompts read whole.
-- neither (Mllama, BLIP-2, Kosmos-2): what `generate` does.
+- Prefix reuse: the prompt is prefilled in chunks into a cache that outlives the answer, and the
+  next prompt starts where it diverges from an earlier one. Needs a causal model whose cache can be
+  cropped.
+- Cached image features (PaliGemma, where every prompt token attends to the whole prompt): pictures
+  are encoded once, prompts are read whole.
+- Neither (Mllama, BLIP-2, Kosmos-2): the loop of `generate`.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vqa_app.engine.cpu_decoder import LeanDecoder
-from vqa_app.engine.feature_cache import Features
-from vqa_app.engine.kv_cache import Identity, KVCache, PrefixCache
-from vqa_app.engine.vision import PictureEncoder, on_device
-from vqa_app.engine.worker import Steps, finish
+from vqa_app.engine.cpu_decoder import CpuDecoder
+from vqa_app.engine.feature_cache import ImageFeatures
+from vqa_app.engine.kv_cache import CacheKey, KVCache, PrefixCache
+from vqa_app.engine.vision import ImageEncoder, on_device
+from vqa_app.engine.worker import Steps, run_to_end
 from vqa_app.models.architecture import Capabilities
 from vqa_app.prompts.prompt import Prompt
 from vqa_app.transformers_internals import (
@@ -36,35 +37,39 @@ from vqa_app.transformers_internals import (
 )
 
 CHUNK = 512
-"""Tokens read at once; between chunks reading can be cancelled."""
+"""Tokens per forward pass of a prompt, which can be cancelled between two chunks."""
 
-PLAIN_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
+TOKEN_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
+"""Model inputs with one value for each token."""
 
 
-class Reading(Protocol):
-    """A prompt that has been read, and the answer that grows behind it."""
+class Generation(Protocol):
+    """A prefilled prompt and the answer generated after it."""
 
     logits: Tensor
     """[kept, vocabulary] of the prompt's last tokens."""
     cached_tokens: int
-    """How much of the prompt did not have to be computed."""
+    """Number of prompt tokens that came from the cache."""
 
     def step(self, token: int) -> Tensor:
-        """Appends a token and gives the logits [vocabulary] of what comes next."""
+        """Append a token and return the logits of the next one, [vocabulary]."""
         ...
 
     def close(self, tokens: Sequence[int]) -> None:
-        """Keeps what was computed; `tokens` are those that `step` got."""
+        """Keep what was computed; `tokens` are those that `step` got."""
         ...
 
 
 class Runtime:
-    """Runs one model. For one thread at a time, under `torch.inference_mode`.
+    """Forward passes of one model. For one thread at a time, under `torch.inference_mode`.
 
     Args:
-        cache_bytes: for keys and values of earlier prompts; 0 reuses nothing.
-        feature_bytes: for picture features; 0 keeps none.
-        lean: whether the lean decoder may be used where it can.
+        model: Model of transformers.
+        processor: Its processor.
+        capabilities: What its architecture allows.
+        cache_bytes: Memory for the KV caches of earlier prompts; 0 reuses nothing.
+        feature_bytes: Memory for image features; 0 keeps none.
+        fast_decoding: Use `CpuDecoder` where it supports the model.
     """
 
     def __init__(
@@ -75,89 +80,106 @@ class Runtime:
         *,
         cache_bytes: int,
         feature_bytes: int,
-        lean: bool = True,
+        fast_decoding: bool = True,
     ) -> None:
         self.model = model
         self.processor = processor
-        self.prefixes = PrefixCache(cache_bytes)
         self.capabilities = capabilities
-        self.encoder = (
-            PictureEncoder(model, processor, feature_bytes)
-            if capabilities.caches_features
-            else None
-        )
-        self._lean = LeanDecoder.of(model) if lean and capabilities.reuses_prefixes else None
+        self.prefixes = PrefixCache(cache_bytes)
+        self.encoder: ImageEncoder | None = None
+        if capabilities.caches_features:
+            self.encoder = ImageEncoder(model, processor, feature_bytes)
+        self._cpu_decoder: CpuDecoder | None = None
+        if fast_decoding and capabilities.reuses_prefixes:
+            self._cpu_decoder = CpuDecoder.of(model)
 
-    def read(
+    def prefill(
         self, prompt: Prompt, cancelled: Callable[[], bool], keep: int = 1
-    ) -> Steps[Reading | None]:
-        """Reads a prompt; None if cancelled.
+    ) -> Steps[Generation | None]:
+        """Read a prompt; the result is None if it was cancelled.
 
         Args:
-            keep: for how many of the last tokens logits are wanted.
+            prompt: The prompt.
+            cancelled: Checked between chunks.
+            keep: Number of last tokens whose logits are returned.
         """
-        if not self.can_piece(prompt):
+        encoder = self._chunk_encoder(prompt)
+        if encoder is None:
             inputs = yield from self._whole_inputs(prompt)
-            return None if cancelled() else WholeReading(self.model, inputs, keep)
-        identity, length = token_identity(prompt), len(prompt)
-        kv = self._take(prompt, identity, length - keep)
+            return None if cancelled() else UncachedGeneration(self.model, inputs, keep)
+        key, length = cache_key(prompt), len(prompt)
+        kv = self._take(prompt, key, length - keep)
         cached = start = kv.length
         positions = self._positions(prompt)
         logits: Tensor | None = None
-        for end in [*self._ends(prompt, start, length - keep), length]:
+        for end in [*self._chunk_ends(prompt, start, length - keep), length]:
             if cancelled():
-                self.prefixes.put(identity[:start], kv)
+                self.prefixes.put(key[:start], kv)
                 return None
-            features = yield from self.encoder.features(prompt, start, end)
+            features = yield from encoder.features(prompt, start, end)
             logits = self._forward(prompt, kv, start, end, features, positions, keep)
             start = end
             yield
         assert logits is not None
-        delta = 0 if positions is None else int(positions.max()) + 1 - length
-        return PrefixReading(self, identity, kv, logits, cached, delta)
+        offset = 0 if positions is None else int(positions.max()) + 1 - length
+        return CachedGeneration(self, key, kv, logits, cached, offset)
+
+    def prompt_logits(self, prompt: Prompt, start: int) -> Tensor:
+        """Return the logits of the prompt's tokens from `start` on, [n - start, vocabulary]."""
+        generation = run_to_end(self.prefill(prompt, lambda: False, len(prompt) - start))
+        assert generation is not None
+        generation.close(())
+        return generation.logits
 
     def warm(self, prompt: Prompt, cancelled: Callable[[], bool]) -> Steps[None]:
-        """Reads a prompt without an answer in view. Nothing is held across a pause: whoever comes
-        in between finds what was done so far.
+        """Prefill a prompt before its question is asked.
+
+        Holds no cache during a pause, so that a question in between can use what is done so far.
         """
-        if self.encoder is None:
+        encoder = self._chunk_encoder(prompt)
+        if encoder is None:
+            if self.encoder is not None:
+                yield from self.encoder.features(prompt, 0, len(prompt))
             return
-        if not self.can_piece(prompt):
-            yield from self.encoder.features(prompt, 0, len(prompt))
-            return
-        identity, length = token_identity(prompt), len(prompt)
+        key, length = cache_key(prompt), len(prompt)
         positions = self._positions(prompt)
         done = -1
         while not cancelled():
-            start = self.prefixes.known(identity, prompt.image_spans, length)
+            start = self.prefixes.match_length(key, prompt.image_spans, length)
             if start <= done or start >= length:
                 return
-            end = next(iter(self._ends(prompt, start, length)), length)
-            features = yield from self.encoder.features(prompt, start, end)
-            kv = self._take(prompt, identity, start)
+            end = next(iter(self._chunk_ends(prompt, start, length)), length)
+            features = yield from encoder.features(prompt, start, end)
+            kv = self._take(prompt, key, start)
             done = kv.length
             if done == start:
                 self._forward(prompt, kv, start, end, features, positions, keep=1)
-            self.prefixes.put(identity[: kv.length], kv)
+            self.prefixes.put(key[: kv.length], kv)
             yield
 
-    def attend(self, prompt: Prompt, start: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Logits [n - start, vocabulary] of the tokens from `start` on, behind all pictures, and
-        the attention weights [1, heads, n - start, n] of each layer, from which gradients flow to
-        them.
+    def attention_weights(self, prompt: Prompt, start: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Compute logits and attention weights, with gradients from the first to the second.
 
-        Only these tokens go through attention that keeps its weights; what stands before them is
-        read as ever.
+        Only tokens from `start` on use attention that keeps its weights; the tokens before are
+        prefilled as usual.
+
+        Args:
+            prompt: A prompt that can be prefilled in chunks.
+            start: First token, after all pictures.
+
+        Returns:
+            The logits [n - start, vocabulary], and the weights [1, heads, n - start, n] of each
+            layer.
         """
-        reading = finish(self.read(prompt, lambda: False, keep=len(prompt) - start))
-        assert isinstance(reading, PrefixReading)
+        generation = run_to_end(self.prefill(prompt, lambda: False, keep=len(prompt) - start))
+        assert isinstance(generation, CachedGeneration)
         inputs = self._inputs(prompt, start, len(prompt), self._positions(prompt))
         decoder = self.model.get_decoder()
         before = attention_implementation(decoder.config)
         with torch.inference_mode(False), torch.enable_grad():
-            # Copies: autograd takes nothing that was made in inference mode.
+            # Copies, because autograd rejects tensors made in inference mode.
             inputs = {name: value.clone() for name, value in inputs.items()}
-            kv = reading.kv.differentiable(start)
+            kv = generation.kv.to_dynamic(start)
             decoder.set_attn_implementation("eager")
             self.model.enable_input_require_grads()
             try:
@@ -168,54 +190,51 @@ class Runtime:
                 self.model.disable_input_require_grads()
                 decoder.set_attn_implementation(before)
             logits = output.logits[0]
-        reading.close(())
+        generation.close(())
         return logits, output.attentions
 
-    def forget(self) -> None:
-        """Empties the caches."""
+    def clear_caches(self) -> None:
+        """Drop all KV caches and image features."""
         self.prefixes.clear()
         if self.encoder is not None:
             self.encoder.cache.clear()
 
     def close(self) -> None:
-        """Empties the caches and lets go of the model; after that nothing can be read."""
-        self.forget()
-        self.model = self.encoder = self._lean = None
+        """Drop the caches and the model; afterwards no prompt can be read."""
+        self.clear_caches()
+        self.model = self.encoder = self._cpu_decoder = None
 
-    def can_piece(self, prompt: Prompt) -> bool:
-        """Whether the prompt can be read in pieces: every input is known to belong to tokens or
-        pictures.
+    def _chunk_encoder(self, prompt: Prompt) -> ImageEncoder | None:
+        """Return the image encoder if the prompt can be prefilled in chunks, else None.
+
+        For that, every input must belong to tokens or to pictures.
         """
-        return (
-            self.encoder is not None
-            and self.capabilities.reuses_prefixes
-            and prompt.inputs.keys() <= PLAIN_INPUTS | self.encoder.inputs
-        )
+        if self.encoder is None or not self.capabilities.reuses_prefixes:
+            return None
+        known = TOKEN_INPUTS | self.encoder.inputs
+        return self.encoder if prompt.inputs.keys() <= known else None
 
-    def token(self, token: int, kv: KVCache, position: int) -> Tensor:
-        """Appends one token to a cache; the logits [vocabulary] of what comes next."""
-        if self._lean is not None:
-            return self._lean.step(token, kv, position)
+    def decode(self, token: int, kv: KVCache, position: int) -> Tensor:
+        """Append one token to a cache and return the logits of the next one, [vocabulary]."""
+        if self._cpu_decoder is not None:
+            return self._cpu_decoder.step(token, kv, position)
         inputs: dict[str, Any] = {}
-        if hasattr(self.model.base_model, "get_rope_index"):  # it would remember another's pictures
+        if hasattr(self.model.base_model, "get_rope_index"):  # it keeps those of the last pictures
             inputs["position_ids"] = torch.full((3, 1, 1), position, device=self.model.device)
         ids = torch.tensor([[token]], device=self.model.device)
-        return self.model(input_ids=ids, **cache_argument(kv), use_cache=True, **inputs).logits[
-            0, -1
-        ]
+        output = self.model(input_ids=ids, **cache_argument(kv), use_cache=True, **inputs)
+        return cast(Tensor, output.logits[0, -1])
 
-    def _take(self, prompt: Prompt, identity: Identity, limit: int) -> KVCache:
-        kv = self.prefixes.take(identity, prompt.image_spans, limit)
+    def _take(self, prompt: Prompt, key: CacheKey, limit: int) -> KVCache:
+        """Return a cache with the longest known prefix, possibly none."""
+        kv = self.prefixes.take(key, prompt.image_spans, limit)
         if kv is None:
-            layers = count_cache_layers(self.model.config)
-            transposed = self._lean is not None and self._lean.transposes_keys
-            kv = KVCache.empty(layers, transposed=transposed)
+            transposed = self._cpu_decoder is not None and self._cpu_decoder.transposes_keys
+            kv = KVCache.empty(count_cache_layers(self.model.config), transposed=transposed)
         return kv
 
-    def _ends(self, prompt: Prompt, start: int, limit: int) -> Iterator[int]:
-        """Where to pause between `start` and `limit`: every `CHUNK` tokens, never inside a
-        picture.
-        """
+    def _chunk_ends(self, prompt: Prompt, start: int, limit: int) -> Iterator[int]:
+        """Yield the ends of chunks between `start` and `limit`, never inside a picture."""
         end = start + CHUNK
         while end < limit:
             end = next((b for a, b in prompt.image_spans if a < end < b), end)
@@ -229,22 +248,23 @@ class Runtime:
         kv: KVCache,
         start: int,
         end: int,
-        features: Sequence[Features],
+        features: Sequence[ImageFeatures],
         positions: Tensor | None,
         keep: int,
     ) -> Tensor:
-        """Reads tokens [start, end) into the cache; logits [keep, vocabulary] of the last ones."""
+        """Append tokens [start, end) to the cache; return logits [keep, vocabulary]."""
         inputs = self._inputs(prompt, start, end, positions)
-        if features:
+        if features and self.encoder is not None:
             inputs |= image_features_argument(self.encoder.output(features))
         output = self.model(
             **inputs, **cache_argument(kv), use_cache=True, logits_to_keep=min(keep, end - start)
         )
-        return output.logits[0]
+        return cast(Tensor, output.logits[0])
 
     def _inputs(
         self, prompt: Prompt, start: int, end: int, positions: Tensor | None
     ) -> dict[str, Any]:
+        """Return the text inputs of tokens [start, end), on the model's device."""
         inputs: dict[str, Any] = {"input_ids": prompt.inputs["input_ids"][:, start:end]}
         if "token_type_ids" in prompt.inputs:
             inputs["token_type_ids"] = prompt.inputs["token_type_ids"][:, :end]
@@ -253,17 +273,20 @@ class Runtime:
         return on_device(self.model, inputs)
 
     def _positions(self, prompt: Prompt) -> Tensor | None:
-        """[3, 1, n] for models that place pictures on a grid of positions (M-RoPE), else None."""
-        locate = getattr(self.model.base_model, "get_rope_index", None)
-        if locate is None:
+        """Return [3, 1, n] for models with M-RoPE, which place pictures on a grid; else None."""
+        get_rope_index = getattr(self.model.base_model, "get_rope_index", None)
+        if get_rope_index is None:
             return None
-        known = {name: prompt.inputs.get(name) for name in inspect.signature(locate).parameters}
-        if known.get("mm_token_type_ids") is None:
-            known["mm_token_type_ids"] = torch.zeros_like(prompt.inputs["input_ids"])
-        return locate(**{name: value for name, value in known.items() if value is not None})[0]
+        parameters = inspect.signature(get_rope_index).parameters
+        arguments = {name: prompt.inputs.get(name) for name in parameters}
+        if arguments.get("mm_token_type_ids") is None:
+            arguments["mm_token_type_ids"] = torch.zeros_like(prompt.inputs["input_ids"])
+        given = {name: value for name, value in arguments.items() if value is not None}
+        return cast(Tensor, get_rope_index(**given)[0])
 
     def _whole_inputs(self, prompt: Prompt) -> Steps[dict[str, Any]]:
-        inputs = dict(prompt.inputs)
+        """Return all inputs of a prompt, with image features where these can be cached."""
+        inputs: dict[str, Any] = dict(prompt.inputs)
         if self.encoder is not None and prompt.pictures:
             features = yield from self.encoder.features(prompt, 0, len(prompt))
             inputs = {name: inputs[name] for name in inputs.keys() - self.encoder.inputs}
@@ -272,58 +295,61 @@ class Runtime:
         return on_device(self.model, inputs)
 
 
-class PrefixReading:
-    """A prompt in a cache that will be kept."""
+class CachedGeneration:
+    """A `Generation` whose KV cache is kept for later prompts."""
 
     def __init__(
         self,
         runtime: Runtime,
-        identity: Identity,
+        key: CacheKey,
         kv: KVCache,
         logits: Tensor,
         cached_tokens: int,
-        delta: int,
+        position_offset: int,
     ) -> None:
         self.logits = logits
         self.cached_tokens = cached_tokens
         self.kv = kv
-        self._runtime, self._identity, self._delta = runtime, identity, delta
+        self._runtime, self._key, self._position_offset = runtime, key, position_offset
 
     def step(self, token: int) -> Tensor:
-        return self._runtime.token(token, self.kv, self.kv.length + self._delta)
+        """Append a token and return the logits of the next one, [vocabulary]."""
+        return self._runtime.decode(token, self.kv, self.kv.length + self._position_offset)
 
     def close(self, tokens: Sequence[int]) -> None:
-        identity = np.concatenate((self._identity, np.asarray(tokens, dtype=np.int64)))
-        self._runtime.prefixes.put(identity[: self.kv.length], self.kv)
+        """Put the cache back; `tokens` are those that `step` got."""
+        key = np.concatenate((self._key, np.asarray(tokens, dtype=np.int64)))
+        self._runtime.prefixes.put(key[: self.kv.length], self.kv)
 
 
-class WholeReading:
-    """A prompt read by the machinery of `generate`, for architectures that know their own way
-    only.
-    """
+class UncachedGeneration:
+    """A `Generation` with the loop of `generate`."""
 
     cached_tokens = 0
 
     def __init__(self, model: Any, inputs: dict[str, Any], keep: int) -> None:
-        if keep > 1:
+        if keep > 1:  # for likelihoods; no token follows
             self.logits = model(**inputs).logits[0, -keep:]
             return
         self._loop = GenerateLoop(model, inputs)
         self.logits = self._loop.logits[None]
 
     def step(self, token: int) -> Tensor:
+        """Append a token and return the logits of the next one, [vocabulary]."""
         return self._loop.step(token)
 
     def close(self, tokens: Sequence[int]) -> None:
-        pass
+        """Do nothing: there is no cache to keep."""
 
 
-def token_identity(prompt: Prompt) -> Identity:
-    """[n] int64: the token ids, each picture's replaced by a negative number from its digest and
-    its length: LLaVA-OneVision tiles a picture only while it is the only one.
+def cache_key(prompt: Prompt) -> CacheKey:
+    """Return the token ids [n], each picture's replaced by a negative number.
+
+    The number comes from the picture's digest and length, because LLaVA-OneVision splits a picture
+    into tiles only if it is the only one.
     """
-    identity = prompt.inputs["input_ids"][0].numpy().astype(np.int64)
+    key = prompt.inputs["input_ids"][0].numpy().astype(np.int64)
     for picture, (start, end) in zip(prompt.pictures, prompt.image_spans, strict=True):
-        seen = sha256(f"{picture.digest} {end - start}".encode()).digest()
-        identity[start:end] = -1 - int.from_bytes(seen[:7], "big")
-    return identity
+        digest = sha256(f"{picture.digest} {end - start}".encode()).digest()
+        key[start:end] = -1 - int.from_bytes(digest[:7], "big")
+    return key

@@ -1,23 +1,26 @@
-"""From logits to text: which token comes next, and when its characters may be shown."""
+"""Sampling: the next token from logits."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import LongTensor, Tensor
 
 from vqa_app.engine.protocol import GenerationOptions
 from vqa_app.transformers_internals import logits_processors, prepare_generation_config
 
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
 
 class Sampler:
-    """Picks tokens as `generate` would with the same settings and the model's own generation
-    config.
+    """Choose tokens as `generate` does with the same options.
 
     Args:
-        model: whose defaults apply where an option is None.
-        prompt_ids: [1, n]; penalties look back on them.
+        model: Model whose generation config applies where an option is None.
+        options: How to sample.
+        prompt_ids: [1, n]; penalties take them into account.
     """
 
     def __init__(self, model: Any, options: GenerationOptions, prompt_ids: Tensor) -> None:
@@ -27,11 +30,13 @@ class Sampler:
         self._generator: torch.Generator | None = None
         if options.seed is not None:
             self._generator = torch.Generator(prompt_ids.device).manual_seed(options.seed)
-        self._ids = prompt_ids
+        self._ids = cast(LongTensor, prompt_ids)
 
-    def pick(self, logits: Tensor) -> tuple[int, Tensor]:
-        """The next token for logits [vocabulary], and its log probability [] before any processing:
-        where the model is, since a GPU that is asked for a number is waited for.
+    def sample(self, logits: Tensor) -> tuple[int, Tensor]:
+        """Return the next token for logits [vocabulary], and its log probability.
+
+        The log probability is the model's own, before penalties and temperature. It stays a tensor
+        on the model's device, because reading a number from a GPU waits for all its work.
         """
         logits = logits.float()
         scores = logits
@@ -42,13 +47,13 @@ class Sampler:
         else:
             token = scores.argmax(-1)
         if self._processors:
-            self._ids = torch.cat((self._ids, token.view(1, 1)), 1)
+            self._ids = cast(LongTensor, torch.cat((self._ids, token.view(1, 1)), 1))
         index = int(token)
         return index, logits[index] - logits.logsumexp(-1)
 
 
-def generation_config(model: Any, options: GenerationOptions) -> Any:
-    """The generation config that `generate` would use for these options."""
+def generation_config(model: Any, options: GenerationOptions) -> GenerationConfig:
+    """Return the generation config that `generate` would use for these options."""
     changes: dict[str, Any] = {"max_new_tokens": options.max_new_tokens}
     if options.temperature is not None:
         changes["do_sample"] = options.temperature > 0
@@ -62,7 +67,7 @@ def generation_config(model: Any, options: GenerationOptions) -> Any:
 
 
 def default_options(model: Any) -> GenerationOptions:
-    """The model's own generation config as options."""
+    """Return the model's own generation config as options."""
     config = model.generation_config
     if not config.do_sample:
         return GenerationOptions(temperature=0.0, repetition_penalty=config.repetition_penalty)

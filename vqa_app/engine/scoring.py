@@ -1,6 +1,4 @@
-"""How likely given answers are: for choosing among them, and for seeing whether the pictures
-mattered.
-"""
+"""Likelihood of given answers: to choose among them, and to measure the effect of the pictures."""
 
 from __future__ import annotations
 
@@ -10,20 +8,23 @@ import torch
 from torch import Tensor
 
 from vqa_app.engine.runtime import Runtime
-from vqa_app.engine.worker import finish
 from vqa_app.pictures.picture import Picture, blank_like
 from vqa_app.prompts.conversation import Conversation, Message
 from vqa_app.prompts.prompt import Prompt, encode
 
 
-def answered(runtime: Runtime, conversation: Conversation, answer: str) -> tuple[Prompt, range]:
-    """The conversation with an answer, and where that answer's tokens (end token included)
-    stand.
+def encode_answer(
+    runtime: Runtime, conversation: Conversation, answer: str
+) -> tuple[Prompt, range]:
+    """Encode the conversation with an answer.
+
+    Returns:
+        The prompt, and the positions of the answer's tokens, end token included.
     """
     whole = conversation.then(Message.assistant(answer))
     prompt = encode(runtime.processor, whole, answer_next=False)
     mask = prompt.answer_mask.tolist()
-    last = max(place for place, is_answer in enumerate(mask) if is_answer)
+    last = max(position for position, is_answer in enumerate(mask) if is_answer)
     first = last
     while mask[first - 1]:
         first -= 1
@@ -31,27 +32,27 @@ def answered(runtime: Runtime, conversation: Conversation, answer: str) -> tuple
 
 
 def log_probabilities(runtime: Runtime, conversation: Conversation, answer: str) -> Tensor:
-    """[tokens]: log probability of each of the answer's tokens, its end token included."""
-    prompt, places = answered(runtime, conversation, answer)
-    keep = len(prompt) - places.start + 1
-    reading = finish(runtime.read(prompt, lambda: False, keep))
-    reading.close(())
-    logits = reading.logits[: len(places)].float()
-    targets = prompt.inputs["input_ids"][0, places.start : places.stop].to(logits.device)
+    """Return the log probability of each of the answer's tokens, end token included: [tokens]."""
+    prompt, positions = encode_answer(runtime, conversation, answer)
+    logits = runtime.prompt_logits(prompt, positions.start - 1)[: len(positions)].float()
+    targets = prompt.inputs["input_ids"][0, positions.start : positions.stop].to(logits.device)
     return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
 
 def score(runtime: Runtime, conversation: Conversation, choices: Sequence[str]) -> list[float]:
-    """Probabilities of the answers: softmax over their mean log probability per token, so that long
-    ones are not held back for their length. They sum to 1.
+    """Return the probabilities of the answers, which sum to 1.
+
+    They are the softmax over the mean log probability per token, so that long answers are not at
+    a disadvantage.
     """
     means = [log_probabilities(runtime, conversation, choice).mean() for choice in choices]
-    return torch.stack(means).softmax(0).tolist()
+    return [float(share) for share in torch.stack(means).softmax(0)]
 
 
 def image_gain(runtime: Runtime, conversation: Conversation, answer: str) -> float:
-    """Mean log probability per token with the pictures, less that with grey ones of the same size,
-    in nats.
+    """Return the answer's mean log probability with the pictures minus that with blank ones.
+
+    In nats per token; blank pictures have the same size.
     """
     if not conversation.pictures:
         return 0.0
@@ -64,5 +65,5 @@ def image_gain(runtime: Runtime, conversation: Conversation, answer: str) -> flo
             for message in conversation.messages
         )
     )
-    seen = log_probabilities(runtime, conversation, answer).mean()
-    return float(seen - log_probabilities(runtime, blank, answer).mean())
+    with_pictures = log_probabilities(runtime, conversation, answer).mean()
+    return float(with_pictures - log_probabilities(runtime, blank, answer).mean())

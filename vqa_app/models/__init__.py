@@ -1,4 +1,4 @@
-"""What an architecture is made of and what it allows.
+"""What a model architecture consists of and what it allows.
 
-Uses no other room.
+May use pictures.
 """

@@ -1,6 +1,6 @@
-"""Where an image-text model keeps its encoder, projector and language model, as module names.
+"""Names of the modules that are an image-text model's encoder, projector and language model.
 
-Found by the attribute names that transformers' architectures use, never by a model's name.
+They are found by the attribute names that transformers uses, never by a model's name.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ _LANGUAGE_MODELS = ("language_model", "text_model")
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Full names of submodules, as `named_modules` gives them."""
+    """Full names of submodules, as in `named_modules`."""
 
     encoder: str
-    """The vision tower. Qwen-VL's holds its projector."""
+    """The vision tower; in Qwen-VL the projector is part of it."""
     projector: tuple[str, ...]
-    """What maps image features into the language model's space; two modules for BLIP-2."""
+    """The modules that map image features to the language model's width; two in BLIP-2."""
     language_model: str
     head: str
-    """The output embedding, which gives logits; empty where that is no module of its own."""
+    """The output embedding, which computes logits; empty if the model has no such module."""
 
     @property
     def never_quantized(self) -> list[str]:
-        """Everything but the language model's body."""
+        """Names of the modules that stay in full precision: all but the language model's body."""
         parts = [self.encoder, *self.projector, self.head]
-        return [name for name in parts if name]  # "" would stand for every module
+        return [name for name in parts if name]  # "" would match every module
 
 
 def anatomy(model: Any) -> Anatomy:
-    """The parts of a transformers image-text model; a meta-device one will do.
+    """Return the parts of a transformers image-text model; one on the meta device is enough.
 
     Raises:
-        ModelError: an architecture whose parts have other names.
+        ModelError: The parts of this architecture have other names.
     """
     modules = {name for name, _ in model.named_modules()}
 
@@ -58,7 +58,8 @@ def anatomy(model: Any) -> Anatomy:
     head = next((name for name, module in model.named_modules() if module is output), "")
     if not (encoder and language and projector):
         raise ModelError(
-            f"{type(model).__name__} is not built of an encoder, a projector and a language model.",
+            f"{type(model).__name__} does not consist of an encoder, a projector and a language"
+            " model.",
             "Choose a LLaVA-style model.",
         )
     return Anatomy(encoder[0], projector, language[0], head)

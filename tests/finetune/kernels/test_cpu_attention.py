@@ -43,7 +43,7 @@ def test_results_and_gradients_are_those_of_pytorch(
 ) -> None:
     """In several blocks, the last one smaller; with weights kept, and computed again."""
     monkeypatch.setattr(cpu_attention, "BLOCK", 16)
-    monkeypatch.setattr(cpu_attention, "KEPT_WEIGHTS", kept)
+    monkeypatch.setattr(cpu_attention, "MAX_SAVED_WEIGHTS", kept)
     seen = None
     keys = 40
     if masked:
@@ -57,7 +57,7 @@ def test_results_and_gradients_are_those_of_pytorch(
 
 
 def test_long_fp32_sequences_take_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_attention, "PLAIN_UP_TO", 8)
+    monkeypatch.setattr(cpu_attention, "MAX_FP32_QUERIES", 8)
     ours, theirs = both(torch.float32, 20, 20, None)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)

@@ -13,7 +13,7 @@ import torch
 from finetune.data.preflight import check_rows
 from finetune.data.read import read_rows
 from finetune.data.samples import Sample
-from finetune.kernels.cpu_attention import PLAIN_UP_TO
+from finetune.kernels.cpu_attention import MAX_FP32_QUERIES
 from finetune.kernels.shared_prefix import enable_branching
 from finetune.training.batches import BatchPlan
 from finetune.training.collator import IGNORED, ROWS, Collator
@@ -107,12 +107,12 @@ def test_many_lengths_give_few_shapes(data: Path, loaded: LoadedModel) -> None:
     assert len(shapes) < 80
 
 
-@pytest.mark.parametrize("plain_up_to", [PLAIN_UP_TO, 0])
+@pytest.mark.parametrize("plain_up_to", [MAX_FP32_QUERIES, 0])
 def test_questions_in_one_sequence_have_the_losses_of_single_ones(
     data: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, plain_up_to: int
 ) -> None:
     """With explicit matrix products, and with PyTorch's fused attention."""
-    monkeypatch.setattr("finetune.kernels.cpu_attention.PLAIN_UP_TO", plain_up_to)
+    monkeypatch.setattr("finetune.kernels.cpu_attention.MAX_FP32_QUERIES", plain_up_to)
     packed = samples_of(data, loaded, turns="apart")
     alone = samples_of(data, loaded, turns="apart", share_prefix=False)
     assert len(alone) > len(packed)

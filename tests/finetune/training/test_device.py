@@ -21,7 +21,7 @@ from finetune.training.train import train
 from finetune.training.trainer import training_arguments
 from tests.finetune.training_data import small_config, write_data
 from vqa_app import devices
-from vqa_app.engine.batched import MOST_ROWS, max_batch_rows
+from vqa_app.engine.batched import MAX_ROWS, max_batch_rows
 from vqa_app.errors import ModelError, UsageError
 
 SETTINGS = Settings(
@@ -87,7 +87,7 @@ def test_evaluation_may_use_memory_that_pytorch_has_reserved(
     config = SimpleNamespace(get_text_config=lambda: text)
     model: Any = SimpleNamespace(config=config, dtype=torch.float16, device=torch.device("cuda:0"))
     assert max_batch_rows(model, 1024) == 32  # of 128 MiB each, in a quarter of 16 GiB
-    assert max_batch_rows(model, 16) == MOST_ROWS
+    assert max_batch_rows(model, 16) == MAX_ROWS
 
 
 def test_processes_wait_long_for_the_one_that_evaluates_and_saves(

@@ -13,7 +13,7 @@ from tests.benchmarks.attention_peak import peaks_on_objects
 from tests.tiny import picture
 from vqa_app.checkpoints.loader import load_model
 from vqa_app.cli.heatmap import whole_answer
-from vqa_app.engine.attention_map import _relative
+from vqa_app.engine.attention_map import _relative_attention
 from vqa_app.engine.local import LocalEngine
 from vqa_app.engine.runtime import Runtime
 from vqa_app.errors import ModelError, UsageError
@@ -43,7 +43,7 @@ def test_the_weights_are_those_of_the_whole_forward_pass(
             feature_bytes=1 << 20,
         )
         start = prompt.image_spans[-1][1]
-        logits, weights = runtime.attend(prompt, start)
+        logits, weights = runtime.attention_weights(prompt, start)
         assert model.get_decoder().config._attn_implementation == before
         model.set_attn_implementation("eager")
         whole = model(**prompt.inputs, output_attentions=True)
@@ -133,7 +133,7 @@ def test_a_patch_that_draws_attention_anyway_is_no_answer() -> None:
     anyway[5] = 0.5  # a sink
     looked = anyway.repeat(2, 1)
     looked[0, 20] = 0.04  # where the first token looked more than usual
-    relative = _relative(looked, anyway)
+    relative = _relative_attention(looked, anyway)
     assert relative[0].argmax() == 20
     assert relative[0, 5] == relative[1, 5] == 0
     assert torch.allclose(relative.sum(-1), torch.ones(2))
@@ -145,6 +145,6 @@ def test_a_model_that_does_not_allow_maps_says_so(
 ) -> None:
     engine = LocalEngine(load_model(str(tiny_checkpoint(name))))
     assert not engine.info.attention_maps
-    with pytest.raises(ModelError, match="does not say where it looks"):
+    with pytest.raises(ModelError, match="does not support attention maps"):
         engine.attention_map(Conversation.ask("Hm?", [picture(0)]), "red")
     engine.close()

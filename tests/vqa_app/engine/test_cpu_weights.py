@@ -1,4 +1,4 @@
-"""Prepacked bf16 weights and the lean decoder do the model's own arithmetic."""
+"""Packed weights and the CPU decoder compute the same as the model itself."""
 
 from __future__ import annotations
 
@@ -10,22 +10,31 @@ from torch import nn
 
 from tests.tiny import picture
 from vqa_app.checkpoints.loader import load_model
-from vqa_app.engine.cpu_decoder import LeanDecoder
-from vqa_app.engine.cpu_weights import PackedLinear, can_pack, joint_multiplier, lay_out, pack, turn
+from vqa_app.engine.cpu_decoder import CpuDecoder
+from vqa_app.engine.cpu_weights import (
+    PackedLinear,
+    can_pack,
+    joint_linear_function,
+    make_column_major,
+    optimize_layout,
+    pack_weights,
+)
 from vqa_app.engine.kv_cache import KVCache
 from vqa_app.engine.local import LocalEngine
 from vqa_app.engine.protocol import GenerationOptions
 from vqa_app.errors import UsageError
 from vqa_app.prompts.conversation import Conversation
+from vqa_app.torch_internals import has_bf16_kernels
+from vqa_app.transformers_internals import cache_argument
 
 needs_bf16_kernels = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bf16 kernels"
+    not has_bf16_kernels(), reason="this CPU has no bf16 kernels"
 )
 
 
 @needs_bf16_kernels
 @pytest.mark.parametrize("rows", [1, 7, 130])
-def test_a_packed_layer_gives_what_the_layer_gave(rows: int) -> None:
+def test_a_packed_layer_computes_the_same_as_the_layer(rows: int) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(96, 80).to(torch.bfloat16)
     x = torch.randn(2, rows, 96, dtype=torch.bfloat16)
@@ -38,14 +47,14 @@ def test_every_linear_layer_of_a_bf16_model_is_packed(tiny_llava_dir: Path) -> N
     model = load_model(str(tiny_llava_dir), dtype="bfloat16").model
     assert can_pack(model)
     count = sum(type(module) is nn.Linear for module in model.modules())
-    assert pack(model) == count > 20
+    assert pack_weights(model) == count > 20
     assert not any(type(module) is nn.Linear for module in model.modules())
 
 
-def test_float32_weights_are_turned_and_nothing_else_about_them(tiny_llava_dir: Path) -> None:
+def test_float32_weights_become_column_major_and_keep_their_values(tiny_llava_dir: Path) -> None:
     before = load_model(str(tiny_llava_dir), dtype="float32").model
     after = load_model(str(tiny_llava_dir), dtype="float32").model
-    lay_out(after)
+    optimize_layout(after)
     assert after.lm_head.weight.t().is_contiguous()
     for (name, old), (_, new) in zip(
         before.named_parameters(), after.named_parameters(), strict=True
@@ -54,13 +63,13 @@ def test_float32_weights_are_turned_and_nothing_else_about_them(tiny_llava_dir: 
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=needs_bf16_kernels)])
-def test_a_model_that_was_given_to_an_engine_says_that_it_cannot_be_saved(
+def test_a_model_inside_an_engine_cannot_be_saved(
     tiny_llava_dir: Path, tmp_path: Path, dtype: str
 ) -> None:
-    """Packed weights would be missing from the files, without a word."""
+    """Packed weights would be missing from the files without an error."""
     loaded = load_model(str(tiny_llava_dir), dtype=dtype)
     LocalEngine(loaded).close()
-    with pytest.raises(UsageError, match=r"given to a LocalEngine cannot be saved.*\n.*before"):
+    with pytest.raises(UsageError, match=r"inside a LocalEngine cannot be saved.*\n.*before"):
         loaded.model.save_pretrained(tmp_path / "saved")
     loaded = load_model(str(tiny_llava_dir), dtype=dtype)
     LocalEngine(loaded, fast_decoding=False).close()
@@ -68,27 +77,27 @@ def test_a_model_that_was_given_to_an_engine_says_that_it_cannot_be_saved(
 
 
 @pytest.mark.parametrize("biases", [(True, True), (False, False), (True, False)], ids=str)
-@pytest.mark.parametrize("turned", [True, False])
-def test_layers_of_one_input_multiply_jointly_and_stay_what_they_were(
-    biases: tuple[bool, bool], turned: bool
+@pytest.mark.parametrize("column_major", [True, False])
+def test_a_joint_product_equals_the_single_layers_and_leaves_them_usable(
+    biases: tuple[bool, bool], column_major: bool
 ) -> None:
     torch.manual_seed(0)
     layers = [nn.Linear(12, width, bias=bias) for width, bias in zip((8, 20), biases, strict=True)]
     x = torch.randn(1, 12)
     with torch.inference_mode():
         expected = [layer(x) for layer in layers]
-        if turned:
+        if column_major:
             for layer in layers:
-                turn(layer)
-        jointly = joint_multiplier(layers)(x)
-        torch.testing.assert_close(jointly, torch.cat(expected, 1))
+                make_column_major(layer)
+        joint = joint_linear_function(layers)(x)
+        torch.testing.assert_close(joint, torch.cat(expected, 1))
         for layer, before in zip(layers, expected, strict=True):
             torch.testing.assert_close(layer(x), before)
 
 
 @needs_bf16_kernels
-def test_packed_greedy_answers_are_the_models_own(tiny_llava_dir: Path) -> None:
-    """The random weights are spread so wide that no two tokens come close in bf16."""
+def test_greedy_answers_with_packed_weights_are_the_models_own(tiny_llava_dir: Path) -> None:
+    """The random weights vary so much that no two tokens are close in bfloat16."""
     fast = LocalEngine(load_model(str(tiny_llava_dir), dtype="bfloat16"))
     slow = LocalEngine(load_model(str(tiny_llava_dir), dtype="bfloat16"), fast_decoding=False)
     options = GenerationOptions(max_new_tokens=8, temperature=0.0)
@@ -101,15 +110,15 @@ def test_packed_greedy_answers_are_the_models_own(tiny_llava_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_lean_logits_are_the_models_own(tiny_llava_dir: Path, dtype: str) -> None:
+def test_logits_of_the_cpu_decoder_are_the_models_own(tiny_llava_dir: Path, dtype: str) -> None:
     model = load_model(str(tiny_llava_dir), dtype=dtype).model
-    lean = LeanDecoder.of(model)
-    assert lean is not None
+    decoder = CpuDecoder.of(model)
+    assert decoder is not None
     ids = torch.randint(8, 400, (1, 40), generator=torch.Generator().manual_seed(0))
-    kv = KVCache.empty(2, transposed=lean.transposes_keys)
+    kv = KVCache.empty(2, transposed=decoder.transposes_keys)
     with torch.inference_mode():
         expected = model(input_ids=ids).logits[0, 10:]
-        model(input_ids=ids[:, :10], past_key_values=kv, use_cache=True)
-        got = torch.stack([lean.step(int(ids[0, n]), kv, n) for n in range(10, 40)])
+        model(input_ids=ids[:, :10], **cache_argument(kv), use_cache=True)
+        got = torch.stack([decoder.step(int(ids[0, n]), kv, n) for n in range(10, 40)])
     close = {"rtol": 1e-4, "atol": 1e-4} if dtype == "float32" else {"rtol": 0.1, "atol": 0.25}
     torch.testing.assert_close(got, expected, **close)

@@ -1,6 +1,4 @@
-"""Greedy answers do not depend on what is cached, how a prompt was read or which decoder wrote
-them.
-"""
+"""Greedy answers do not depend on caches, on chunked prefill or on the decoder."""
 
 from __future__ import annotations
 
@@ -23,9 +21,9 @@ from vqa_app.prompts.prompt import encode, end_token_ids
 OPTIONS = GenerationOptions(max_new_tokens=6, temperature=0.0)
 QUESTIONS = ("What is it?", "How many stars are there?", "And the colour?", "Is there a dog?")
 LLMS = ("qwen2", "qwen3", "mistral", "gemma", "phi3")
-LEAN_LLMS = ("llama", "qwen2", "qwen3", "mistral")
+CPU_DECODER_LLMS = ("llama", "qwen2", "qwen3", "mistral")
 WHOLE_PROMPTS = {"paligemma", "mllama", "blip-2", "kosmos-2"}
-"""Architectures whose prompts cannot be reused in part."""
+"""Architectures whose prompts cannot be reused in parts."""
 
 
 @pytest.fixture(scope="module", params=[*ARCHITECTURES, *LLMS])
@@ -43,7 +41,7 @@ def loaded(
 
 @pytest.fixture
 def engines(loaded: LoadedModel) -> Iterator[tuple[LocalEngine, LocalEngine]]:
-    """One with everything on, one with everything off."""
+    """One engine with all caches and fast decoding, one with none of it."""
     fast = LocalEngine(loaded)
     slow = LocalEngine(loaded, cache_bytes=0, feature_bytes=0, fast_decoding=False)
     yield fast, slow
@@ -60,22 +58,21 @@ def ask(
 
 
 def histories(seed: int, steps: int) -> Iterator[Callable[[str], Conversation]]:
-    """A person's random way: follow-ups, regenerations, edits, branches, new conversations, more
-    pictures.
+    """Random chats: follow-ups, regenerations, edits, branches, new conversations, more pictures.
 
-    Yields functions that take the latest answer and give the conversation to be answered next.
+    Yields functions that take the latest answer and return the next conversation to answer.
     """
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     past: list[Conversation] = []
 
     def question() -> Message:
-        count = chance.choice((0, 0, 1, 2)) if past else 1
+        count = rng.choice((0, 0, 1, 2)) if past else 1
         return Message.user(
-            chance.choice(QUESTIONS), [picture(chance.randrange(4)) for _ in range(count)]
+            rng.choice(QUESTIONS), [picture(rng.randrange(4)) for _ in range(count)]
         )
 
     def step(answer: str) -> Conversation:
-        move = chance.choice(("follow", "follow", "regenerate", "edit", "branch", "new"))
+        move = rng.choice(("follow", "follow", "regenerate", "edit", "branch", "new"))
         if not past or move == "new":
             conversation = Conversation((question(),))
         elif move == "regenerate":
@@ -83,9 +80,9 @@ def histories(seed: int, steps: int) -> Iterator[Callable[[str], Conversation]]:
         elif move == "edit":
             conversation = Conversation((*past[-1].messages[:-1], question()))
         else:
-            base = past[-1] if move == "follow" else chance.choice(past)
-            said = answer if move == "follow" else "Something else."
-            conversation = base.then(Message.assistant(said), question())
+            base = past[-1] if move == "follow" else rng.choice(past)
+            reply = answer if move == "follow" else "Something else."
+            conversation = base.then(Message.assistant(reply), question())
         if len(conversation.messages) > 7:
             conversation = Conversation((question(),))
         past.append(conversation)
@@ -100,19 +97,19 @@ def test_caches_never_change_a_greedy_answer(
     engines: tuple[LocalEngine, LocalEngine], seed: int
 ) -> None:
     fast, slow = engines
-    said, cached, asked = "", 0, 0
+    latest, cached, answered = "", 0, 0
     for step in histories(seed, 8):
-        conversation = step(said)
+        conversation = step(latest)
         try:
             expected = ask(slow, conversation)
-        except (ModelError, DataError):  # this model takes one picture, or one question
+        except (ModelError, DataError):  # this model allows only one picture or question
             continue
         answer = ask(fast, conversation)
         assert (answer.text, answer.new_tokens) == (expected.text, expected.new_tokens)
         assert answer.confidence == pytest.approx(expected.confidence, rel=1e-3)
         assert expected.cached_tokens == 0
-        said, cached, asked = answer.text, cached + answer.cached_tokens, asked + 1
-    assert asked > 1
+        latest, cached, answered = answer.text, cached + answer.cached_tokens, answered + 1
+    assert answered > 1
     assert bool(cached) == fast._runtime.capabilities.reuses_prefixes
 
 
@@ -158,30 +155,31 @@ def test_scores_do_not_depend_on_caches(engines: tuple[LocalEngine, LocalEngine]
     )
 
 
-def test_reuse_is_claimed_exactly_where_it_works(
+def test_only_some_architectures_reuse_prefixes_or_use_the_cpu_decoder(
     engines: tuple[LocalEngine, LocalEngine], request: pytest.FixtureRequest
 ) -> None:
     name = request.node.callspec.params["loaded"]
     assert engines[0]._runtime.capabilities.reuses_prefixes == (name not in WHOLE_PROMPTS)
-    lean = engines[0]._runtime._lean is not None
-    assert lean == (
-        name in LEAN_LLMS or (name in ARCHITECTURES and name not in WHOLE_PROMPTS | {"gemma3"})
+    uses_cpu_decoder = engines[0]._runtime._cpu_decoder is not None
+    assert uses_cpu_decoder == (
+        name in CPU_DECODER_LLMS
+        or (name in ARCHITECTURES and name not in WHOLE_PROMPTS | {"gemma3"})
     )
 
 
 @pytest.mark.parametrize("name", ["qwen2-vl", "gemma3"])
-def test_models_without_a_lean_decoder_reuse_prefixes_too(
+def test_models_without_the_cpu_decoder_reuse_prefixes_too(
     name: str, tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vqa_app.engine.cpu_decoder.LAYERS", frozenset())
     loaded = load_model(str(tiny_checkpoint(name)))
     fast = LocalEngine(loaded)
     slow = LocalEngine(loaded, cache_bytes=0, feature_bytes=0, fast_decoding=False)
-    said = ""
+    latest = ""
     for step in histories(2, 5):
-        conversation = step(said)
+        conversation = step(latest)
         answer, expected = ask(fast, conversation), ask(slow, conversation)
         assert answer.text == expected.text
-        said = answer.text
+        latest = answer.text
     fast.close()
     slow.close()

@@ -1,4 +1,4 @@
-"""From logits to text: sampling as `generate` does it, whole characters, stop strings."""
+"""Sampling as in `generate`, and text in whole characters up to stop strings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from tests.tiny import tokenizer
 from vqa_app.checkpoints.loader import load_model
-from vqa_app.engine.detokenizer import BROKEN, TextStream
+from vqa_app.engine.detokenizer import Detokenizer
 from vqa_app.engine.protocol import GenerationOptions
 from vqa_app.engine.sampling import Sampler, default_options
 
@@ -26,8 +26,8 @@ def model(tiny_checkpoint: Callable[[str], Path]) -> Any:
     return load_model(str(tiny_checkpoint("llava-siglip"))).model
 
 
-def pieces(words: Any, text: str, stops: Sequence[str] = ()) -> tuple[list[str], TextStream]:
-    stream = TextStream(words, stops)
+def pieces(words: Any, text: str, stops: Sequence[str] = ()) -> tuple[list[str], Detokenizer]:
+    stream = Detokenizer(words, stops)
     given = []
     for token in words(text, add_special_tokens=False)["input_ids"]:
         given.append(stream.push(token))
@@ -36,18 +36,19 @@ def pieces(words: Any, text: str, stops: Sequence[str] = ()) -> tuple[list[str],
     return [*given, stream.finish()], stream
 
 
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 TEXT = "Größe: 5 µm — 日本語 🙂👩‍👩‍👧 and stars"
 
 
-def test_characters_come_whole_and_all_of_them(words: Any) -> None:
+def test_all_characters_come_and_each_of_them_whole(words: Any) -> None:
     given, stream = pieces(words, TEXT)
     assert "".join(given) == stream.text == TEXT
-    assert not any(BROKEN in piece for piece in given)
-    assert sum(bool(piece) for piece in given) > 10, "as soon as they are whole, not at the end"
+    assert not any(REPLACEMENT in piece for piece in given)
+    assert sum(bool(piece) for piece in given) > 10, "as soon as they are complete, not at the end"
 
 
-def test_a_character_that_never_became_whole_is_left_out(words: Any) -> None:
-    stream = TextStream(words)
+def test_an_incomplete_character_at_the_end_is_left_out(words: Any) -> None:
+    stream = Detokenizer(words)
     given = [
         stream.push(token) for token in words("ab 日", add_special_tokens=False)["input_ids"][:-1]
     ]
@@ -55,9 +56,25 @@ def test_a_character_that_never_became_whole_is_left_out(words: Any) -> None:
 
 
 def test_special_tokens_are_not_shown(words: Any) -> None:
-    stream = TextStream(words)
+    stream = Detokenizer(words)
     ids = [words.convert_tokens_to_ids("<|im_start|>"), *words("cat")["input_ids"]]
     assert "".join(stream.push(token) for token in ids) + stream.finish() == "cat"
+
+
+def test_invalid_bytes_of_a_byte_fallback_tokenizer_are_left_out() -> None:
+    """They change how earlier tokens are decoded, which `DecodeStream` reports as an error."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"▁a": 256, "é": 257}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    stream = Detokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
+    ids = [ord("x"), 0xE6, 0x97, 256, 257, *"日".encode(), 256]
+    text = "".join(stream.push(token) for token in ids) + stream.finish()
+    assert text.replace(REPLACEMENT, "") == "x aé日 a"
 
 
 @pytest.mark.parametrize("stops", [("mat",), ("the mat", "zzz"), ("mat.", "ma")])
@@ -71,7 +88,7 @@ def test_text_ends_before_a_stop_string_and_never_shows_part_of_it(
     assert "".join(given) == stream.text == text[:end]
 
 
-def test_what_might_have_been_a_stop_string_comes_in_the_end(words: Any) -> None:
+def test_the_beginning_of_a_stop_string_comes_at_the_end(words: Any) -> None:
     given, stream = pieces(words, "on the ma", ("mat",))
     assert not stream.stopped
     assert "".join(given) == "on the ma"
@@ -105,7 +122,7 @@ def test_samples_come_from_the_distribution_of_generate(
         for seed in range(20):
             draw = torch.multinomial(expected, 1, generator=torch.Generator().manual_seed(seed))
             sampler = Sampler(model, GenerationOptions(seed=seed, **settings), ids)
-            assert sampler.pick(logits)[0] == int(draw)
+            assert sampler.sample(logits)[0] == int(draw)
 
 
 def test_greedy_decoding_honours_the_repetition_penalty(model: Any) -> None:
@@ -119,16 +136,16 @@ def test_greedy_decoding_honours_the_repetition_penalty(model: Any) -> None:
     with torch.inference_mode():
         for _ in expected:
             whole = torch.cat((ids, torch.tensor([written], dtype=torch.long)), 1)
-            written.append(sampler.pick(model(input_ids=whole).logits[0, -1])[0])
+            written.append(sampler.sample(model(input_ids=whole).logits[0, -1])[0])
     assert written == expected
 
 
-def test_the_probability_is_the_models_own(model: Any) -> None:
+def test_the_log_probability_is_the_models_own(model: Any) -> None:
     ids = torch.tensor([[7, 8, 9]])
     with torch.inference_mode():
         logits = model(input_ids=ids).logits[0, -1]
         sampler = Sampler(model, GenerationOptions(temperature=0.2, seed=1), ids)
-        token, log_probability = sampler.pick(logits)
+        token, log_probability = sampler.sample(logits)
     assert log_probability == pytest.approx(float(logits.log_softmax(-1)[token]), abs=1e-5)
 
 

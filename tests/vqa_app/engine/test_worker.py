@@ -1,4 +1,4 @@
-"""What a worker hands over, when, and what it leaves behind when there is nothing to do."""
+"""The worker thread: when items arrive, and which threads are left when it is idle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def worker() -> Iterator[Worker]:
     worker.close()
 
 
-def test_the_first_comes_at_once_and_the_rest_in_order(worker: Worker) -> None:
+def test_the_first_item_comes_at_once_and_the_others_in_order(worker: Worker) -> None:
     gate = threading.Event()
 
     def job(cancelled: Cancelled) -> Iterator[int]:
@@ -37,14 +37,16 @@ def test_the_first_comes_at_once_and_the_rest_in_order(worker: Worker) -> None:
     assert list(items) == list(range(1, 1000))
 
 
-def test_the_end_waits_for_no_beat(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_arrives_without_waiting_for_the_pace(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "PACE_SECONDS", 600.0)
     began = time.perf_counter()
     assert list(worker.stream(lambda cancelled: iter("abc"))) == ["a", "b", "c"]
     assert time.perf_counter() - began < PATIENCE
 
 
-def test_an_error_behind_a_word_waits_for_no_beat(
+def test_an_error_arrives_without_waiting_for_the_pace(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PACE_SECONDS", 600.0)
@@ -59,22 +61,22 @@ def test_an_error_behind_a_word_waits_for_no_beat(
     assert time.perf_counter() - began < PATIENCE
 
 
-def test_it_rests_when_there_is_nothing_to_do() -> None:
-    rested = threading.Event()
-    worker = Worker(rest=lambda: rested.set() if in_thread() else None)
+def test_the_idle_callback_is_called_on_the_workers_thread() -> None:
+    called = threading.Event()
+    worker = Worker(on_idle=lambda: called.set() if in_thread() else None)
 
     def in_thread() -> bool:
         return threading.current_thread() is not threading.main_thread()
 
     assert worker.call(lambda: 7) == 7
-    assert rested.wait(PATIENCE)
+    assert called.wait(PATIENCE)
     worker.close()
 
 
 @pytest.mark.skipif(
     not Path("/proc/self/task").is_dir(), reason="threads are counted as Linux counts them"
 )
-def test_a_thread_that_is_done_with_torch_keeps_no_openmp_threads() -> None:
+def test_release_threads_ends_the_openmp_threads() -> None:
     code = """
 import os, time, torch
 from vqa_app.engine.cpu_threads import _libgomp, release_threads
