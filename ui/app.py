@@ -1,4 +1,4 @@
-"""One application: the page on Gradio, our routes beside it, the guard around both."""
+"""The ASGI application: the page, its routes, and the Gradio endpoint, behind access control."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 STATIC = Path(__file__).parent / "static"
-FORGOTTEN_AFTER = 24 * 3600
-"""Seconds after which a start lets go of pictures that were brought and never asked about."""
+UNUSED_PICTURE_SECONDS = 24 * 3600
+"""Age from which pictures that no question uses are deleted when the server starts."""
 
 REACHABLE = re.compile(
     r"/|/(healthz|readyz|config|favicon\.ico|robots\.txt)/?|/vqa/.+|/static/fonts/.+"
@@ -45,13 +45,13 @@ REACHABLE = re.compile(
     r"|/gradio_api/(call|heartbeat|queue)/.+",
     re.DOTALL,
 )
-"""The paths that the page and programs need. Gradio has more: `file=` and `proxy=` fetch addresses
-of the web, `deep_link` writes files, `dev/reload` never ends."""
+"""The paths that the page and programs need. Gradio has more: `file=` and `proxy=` fetch URLs,
+`deep_link` writes files, and `dev/reload` never ends."""
 
 
 @dataclass(frozen=True)
 class Application:
-    """The page, its routes and what works behind them."""
+    """The application with the services behind it."""
 
     asgi: ASGIApp
     service: ChatService
@@ -66,14 +66,15 @@ class Application:
             self.close()
 
     def _stop(self) -> None:
-        """End running answers, then a training, whose current step needs most time to be saved."""
+        """Stop running answers, then a training, which takes longest to save its current step."""
         self.service.stop_all()
         self.training.close()
 
     def close(self, patience: float = 0.5) -> None:
-        """Ends running answers and a training, and lets go of models and files.
+        """Stop running answers and a training, and release models and files.
 
-        What takes longer than `patience` seconds, all together, is left to itself.
+        Args:
+            patience: Seconds to wait in total; whatever takes longer is abandoned.
         """
         end = time.monotonic() + patience
         for close in (self.training.close, self.service.stop_all, self.service.pool.close):
@@ -82,7 +83,10 @@ class Application:
 
 
 def exit_process() -> NoReturn:
-    """Ends the process at once: all is stored, and taking torch and gradio apart takes seconds."""
+    """End the process at once.
+
+    Everything is stored by now, and an orderly exit of torch and gradio takes seconds.
+    """
     shutil.rmtree(_private_folder(), ignore_errors=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -113,38 +117,38 @@ def _mount(app: FastAPI, service: ChatService, root_path: str) -> None:
 
 @cache
 def _private_folder() -> str:
-    """A folder of this process alone, gone when it ends."""
+    """Return a temporary folder of this process, which is deleted when it ends."""
     folder = tempfile.mkdtemp(prefix="vqa-app-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def _open(data_dir: Path, limits: ImageLimits | None) -> tuple[Store, PictureStore]:
-    """What a data folder keeps, without the pictures that nobody asked about.
+    """Open a data folder, and delete old pictures that no question uses.
 
     Raises:
-        UsageError: the folder cannot be used, or its database is damaged.
+        UsageError: The folder cannot be used, or its database is damaged.
     """
     file = data_dir / "chats.sqlite"
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         picture_store, store = PictureStore(data_dir / "pictures", limits), Store(file)
-        for digest in store.sweep(time.time() - FORGOTTEN_AFTER):
+        for digest in store.sweep(time.time() - UNUSED_PICTURE_SECONDS):
             picture_store.remove(digest)
     except (OSError, sqlite3.OperationalError) as error:
         raise UsageError(
-            f"The data folder {data_dir} cannot be used: {_why(error)}.",
+            f"The data folder {data_dir} cannot be used: {_reason(error)}.",
             "Choose another with --data-dir.",
         ) from error
     except sqlite3.DatabaseError as error:
         raise UsageError(
             f"{file} is damaged: {error}.",
-            "Move it away to begin a new one, or choose another folder with --data-dir.",
+            "Move it away to start a new one, or choose another folder with --data-dir.",
         ) from error
     return store, picture_store
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
@@ -162,32 +166,32 @@ def create_application(
     train: Callable[..., Any] | None = None,
     device: str = "auto",
 ) -> Application:
-    """Puts the application together; loads nothing yet.
+    """Build the application, without loading a model.
 
     Args:
-        data_dir: conversations, pictures, taught rows and runs; made where it is missing.
-        load: makes engines, see `vqa_app.serving.engine_pool.Hub`.
-        choices: the models that are offered.
-        default: key of the one that answers at first.
-        users: passwords by name; empty for a page without them.
-        hosts: further host names that are answered to.
-        root_path: where a proxy shows the page, for example `/vqa`.
-        allow_any_model: whether people may name hub models in the browser.
-        limits: what a picture that is brought may cost.
-        train: what trains, see `ui.teaching.training.TrainingDesk`.
-        device: where to train, likewise.
+        data_dir: Folder for conversations, pictures, taught rows and runs; created if missing.
+        load: Creates engines; see `vqa_app.serving.engine_pool.EnginePool`.
+        choices: Returns the available models.
+        default: Key of the model that answers at first.
+        users: Passwords by user name; empty for a page without passwords.
+        hosts: Additional host names to answer to.
+        root_path: Path under which a proxy serves the page, for example `/vqa`.
+        allow_any_model: Whether people may add hub models in the browser.
+        limits: Limits of pictures that people add.
+        train: Trains a model; see `ui.teaching.training.TrainingService`.
+        device: Where to train, as `finetune.config.FinetuneConfig` takes it.
 
     Raises:
-        UsageError: the folder cannot be used.
+        UsageError: The folder cannot be used.
     """
-    # Before gradio is imported, which reads them. Uploads lie in a folder of this process alone.
+    # Gradio reads these when it is imported. Uploads go to a folder of this process alone.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_TEMP_DIR"] = _private_folder()
     from fastapi import FastAPI
 
     from ui.web.page import page_routes
-    from ui.web.routes import MAX_IMPORT, routes_of
+    from ui.web.routes import MAX_IMPORT, data_routes
 
     store, picture_store = _open(data_dir, limits)
     hide_folder(data_dir)
@@ -196,7 +200,7 @@ def create_application(
     app = FastAPI(title="Look & Ask", docs_url=None, redoc_url=None, openapi_url=None)
     teaching = Teaching(data_dir / "taught", picture_store)
     training = TrainingService(data_dir, service, teaching, train, device)
-    app.include_router(routes_of(service, teaching, training))
+    app.include_router(data_routes(service, teaching, training))
     app.include_router(page_routes(service, teaching, training))
     _mount(app, service, root_path)
     rules = AccessRules(

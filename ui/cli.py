@@ -25,7 +25,7 @@ app = typer.Typer(add_completion=False)
 
 
 def default_data_dir() -> Path:
-    """Where conversations and runs are kept when nothing else is said."""
+    """Return the folder for conversations and runs, unless --data-dir names another."""
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     else:
@@ -52,15 +52,16 @@ def chat(
             "--data-dir",
             "--share-data-dir",
             metavar="DIR",
-            help="Folder that keeps conversations, taught rows and runs; data sets in its folder "
-            "datasets are offered to everybody.",
+            help="Folder for conversations, taught rows and runs; data sets in its subfolder "
+            "datasets are offered to everyone.",
         ),
     ] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Host name to answer to besides this machine's.")
+        list[str] | None,
+        typer.Option(help="Host name to answer to, in addition to this machine's."),
     ] = None,
     allow_any_model: Annotated[
-        bool, typer.Option("--allow-any-model", help="Let people name hub ids in the browser.")
+        bool, typer.Option("--allow-any-model", help="Let people add hub models in the browser.")
     ] = False,
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Do not open a browser window.")
@@ -80,7 +81,7 @@ def chat(
         print(f"From other machines: {others}", flush=True)
     if not users and not is_loopback(host):
         print(
-            "Warning: anybody who can reach this address can use the page. "
+            "Warning: anyone who can reach this address can use the page. "
             "--auth USER:PASS asks for a password.",
             file=sys.stderr,
             flush=True,
@@ -107,9 +108,11 @@ def chat(
         limits=ImageLimits.of(max_file_mb, max_megapixels),
         device=model_options.device,
     )
-    lock = _lock(folder)  # the operating system drops it, whatever ends the process
+    lock = _lock(folder)  # the operating system releases it, however the process ends
     application.service.pool.start_loading()
-    threading.Thread(target=_tell_failure, args=(application.service.pool,), daemon=True).start()
+    threading.Thread(
+        target=_report_load_failure, args=(application.service.pool,), daemon=True
+    ).start()
     if not no_browser:
         threading.Thread(target=_open, args=(address,), daemon=True).start()
     application.serve(listener)
@@ -118,7 +121,7 @@ def chat(
 
 
 def _users(entries: list[str]) -> dict[str, str]:
-    """Passwords by user."""
+    """Parse the values of --auth into passwords by user."""
     users: dict[str, str] = {}
     for entry in entries:
         name, colon, password = entry.partition(":")
@@ -131,16 +134,17 @@ def _users(entries: list[str]) -> dict[str, str]:
 
 
 def _path(root_path: str) -> str:
-    """With a slash in front and none behind; "" for the root."""
+    """Return a root path with a leading and no trailing slash; "" for the root."""
     path = "/" + root_path.strip("/") if root_path.strip("/") else ""
     if not re.fullmatch(r"(/[\w.~%-]+)*", path, re.ASCII):
-        raise UsageError(f"--root-path {root_path!r} is no path.", "Write it like /vqa.")
+        raise UsageError(f"--root-path {root_path!r} is not a path.", "Write it like /vqa.")
     return path
 
 
 def _lock(folder: Path) -> BaseFileLock:
-    """Takes the data folder's lock, or says on the terminal that another server has it. On disks
-    that know no locks nothing is said.
+    """Lock the data folder; warn if another server uses it.
+
+    Without a warning on file systems that do not support locks.
     """
     from filelock import FileLock, Timeout
 
@@ -149,8 +153,8 @@ def _lock(folder: Path) -> BaseFileLock:
         lock.acquire()
     except Timeout:
         print(
-            "Warning: another server uses this data folder. Answers and a training that are under "
-            "way there are shown here as stopped.",
+            "Warning: another server uses this data folder. Its running answers and training are "
+            "shown here as stopped.",
             file=sys.stderr,
             flush=True,
         )
@@ -159,14 +163,12 @@ def _lock(folder: Path) -> BaseFileLock:
     return lock
 
 
-def _tell_failure(pool: EnginePool) -> None:
-    """Says on the terminal that the model it was started with does not load: the page says so to
-    whoever looks there.
-    """
+def _report_load_failure(pool: EnginePool) -> None:
+    """Print to the terminal if the model that the server was started with fails to load."""
     try:
         pool.wait()
     except VqaError:
-        if (status := pool.status()).phase == "failed":  # not where the server ends meanwhile
+        if (status := pool.status()).phase == "failed":  # not if the server is shutting down
             print(f"Error: {status.message}", file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The page's desk with engines of one's own making, for tests without a server or gradio."""
+"""The chat service with fake engines, for tests without a server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ui.chat.service import ChatService
 from ui.storage.database import Store
 from ui.storage.picture_files import PictureStore
 from vqa_app.engine.protocol import Engine
-from vqa_app.serving.engine_pool import EnginePool, ModelChoice
+from vqa_app.serving.engine_pool import EnginePool, LoadProgress, ModelChoice
 
 
 def choice(key: str) -> ModelChoice:
@@ -19,12 +19,12 @@ def choice(key: str) -> ModelChoice:
 
 
 class ChatHarness:
-    """A desk, and what stands behind it.
+    """A chat service with its stores and its pool.
 
     Args:
-        folder: where chats and pictures are kept.
-        engines: by the key of the model that the page offers; the first is the default. An error
-            in place of an engine is what loading it raises.
+        folder: Where conversations and pictures are stored.
+        engines: Engines by the key of their model; the first is the default. An exception instead
+            of an engine is raised when the model is loaded.
     """
 
     def __init__(self, folder: Path, engines: dict[str, Engine | Exception]) -> None:
@@ -36,20 +36,20 @@ class ChatHarness:
         self.picture_store = PictureStore(folder / "pictures")
         self.service = ChatService(self.store, self.picture_store, self.pool)
 
-    def _load(self, chosen: ModelChoice, progress: Any) -> Engine:
+    def _load(self, chosen: ModelChoice, progress: LoadProgress) -> Engine:
         engine = self.engines[chosen.key]
         if isinstance(engine, Exception):
             raise engine
         return engine
 
     def picture(self, owner: str = "ann", colour: str = "red", name: str = "red.png") -> str:
-        """The digest of a new picture of `owner`'s."""
+        """Store a picture of `owner`; return its digest."""
         picture = self.picture_store.add(Image.new("RGB", (32, 24), colour), name)
         self.store.remember_picture(owner, picture.digest, name, {"changes": []})
         return picture.digest
 
     def ask(self, question: str, owner: str = "ann", **request: Any) -> tuple[list[Any], Any]:
-        """All updates of a question, and the view after it."""
+        """Ask a question; return all updates, and the view at the end."""
         updates = list(self.service.ask(owner, {"question": question, **request}))
         return updates, updates[-1]["view"]
 

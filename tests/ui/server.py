@@ -1,4 +1,4 @@
-"""The browser application on a port of its own, in this process, for tests."""
+"""The browser application on a free port, in the process of the tests."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def running(
     train: Callable[..., Any] | None = None,
     root_path: str = "",
 ) -> Iterator[Running]:
-    """Serves `engines` (the first is the default) until the block ends."""
-    listed = [ModelChoice(key, key.title(), "for tests", "In the box", key) for key in engines]
+    """Serve `engines`, the first of which is the default, until the block ends."""
+    listed = [ModelChoice(key, key.title(), "for tests", "Included", key) for key in engines]
     application = create_application(
         data_dir, load or (lambda choice, _: engines[choice.key]), choices or (lambda: listed),
         next(iter(choices())).key if choices else listed[0].key, users=users, train=train,
@@ -46,7 +46,7 @@ def running(
     listener = listen("127.0.0.1", port)
     if preload:
         application.service.pool.start_loading()
-        assert application.service.pool.wait(timeout=300), "the model is not there"
+        assert application.service.pool.wait(timeout=300), "the model was not loaded in time"
     server = uvicorn.Server(
         uvicorn.Config(application.asgi, log_level="error", timeout_graceful_shutdown=1)
     )

@@ -1,6 +1,6 @@
-"""The one endpoint for programs, `/chat`: a question with pictures in, the answer out as it grows.
+"""The endpoint for programs, `/chat`: takes a question with pictures and streams the answer.
 
-It keeps nothing: every call stands alone, nothing of it is stored, its pictures are deleted.
+Each call is independent. Nothing of it is stored, and its pictures are deleted.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from vqa_app.errors import UsageError
 from vqa_app.pictures.picture import open_picture
 from vqa_app.prompts.conversation import Conversation
 
-AT_ONCE = 4
-"""Answers for programs under way: each holds one of the server's about 40 threads."""
-PATIENCE = 600
+MAX_CONCURRENT = 4
+"""Calls that may run at once; each holds one of the server's roughly 40 threads."""
+LOAD_TIMEOUT = 600
 """Seconds that a call waits for the model to load."""
-_NOT_UPLOADED = "Files are uploaded, not named by a path or an address."
-_SHAPE = 'Send {"text": "your question", "files": []}, files as /gradio_api/upload gave them.'
+_NOT_UPLOADED = "Upload files first; paths and addresses are not accepted."
+_FORMAT = 'Send {"text": "your question", "files": []}, files as /gradio_api/upload returns them.'
 
 
 def endpoint(service: ChatService) -> gr.Blocks:
@@ -35,7 +35,7 @@ def endpoint(service: ChatService) -> gr.Blocks:
     with gr.Blocks(
         title="Look & Ask",
         analytics_enabled=False,
-        delete_cache=(3600, 3600),  # uploads of programs that never asked
+        delete_cache=(3600, 3600),  # uploads that no question used
     ) as blocks:
         _add_chat(service)
     return blocks
@@ -49,9 +49,9 @@ def _add_chat(service: ChatService) -> None:
     send = gr.Button(visible=False)
 
     def chat(message: dict[str, Any] | None) -> Iterator[Any]:
-        """Answers one question about the pictures that come with it.
+        """Answer one question about its pictures.
 
-        `message` is `{"text": ..., "files": [...]}`; each value given back is the answer so far.
+        `message` is `{"text": ..., "files": [...]}`; each value yielded is the answer so far.
         """
         try:
             yield from _answer(service, message)
@@ -59,19 +59,29 @@ def _add_chat(service: ChatService) -> None:
             raise gr.Error(user_message(error), print_exception=False) from None
 
     send.click(
-        chat, message, answer, api_name="chat", concurrency_limit=AT_ONCE, show_progress="hidden"
+        chat,
+        message,
+        answer,
+        api_name="chat",
+        concurrency_limit=MAX_CONCURRENT,
+        show_progress="hidden",
     )
 
 
 class _Message(MultimodalData):
-    """Tells programs what is wrong; Gradio would tell its own log alone."""
+    """Reports an invalid message to the caller, where Gradio would only log it."""
 
     @classmethod
     def model_validate(cls, *arguments: Any, **options: Any) -> _Message:
+        """Validate a message.
+
+        Raises:
+            gradio.Error: It has another format.
+        """
         try:
             return super().model_validate(*arguments, **options)
         except ValidationError:
-            raise gr.Error(_SHAPE, print_exception=False) from None
+            raise gr.Error(_FORMAT, print_exception=False) from None
 
 
 def _take_uploads_only(message: gr.MultimodalTextbox) -> None:
@@ -86,9 +96,8 @@ def _take_uploads_only(message: gr.MultimodalTextbox) -> None:
             raise gr.Error(_NOT_UPLOADED, print_exception=False)
         return await move(path)
 
-    message.async_move_resource_to_block_cache = (
-        move_upload  # a subclass would get a .pyi beside it
-    )
+    # Not a subclass: Gradio would write a .pyi file beside this module.
+    message.async_move_resource_to_block_cache = move_upload  # type: ignore[method-assign]
 
 
 def _is_upload(path: str | Path) -> bool:
@@ -97,13 +106,13 @@ def _is_upload(path: str | Path) -> bool:
 
 def _answer(service: ChatService, message: dict[str, Any] | None) -> Iterator[Any]:
     if message is None:
-        raise UsageError("There is no question.", _SHAPE)
+        raise UsageError("There is no question.", _FORMAT)
     files = list(message.get("files") or [])
     if not all(map(_is_upload, files)):  # a file that claims to be a stream is not moved
         raise UsageError(_NOT_UPLOADED)
     try:
         question = parse_question(message.get("text"), len(files))
-        # Gradio's copies carry its own names; the pixels are all that matters.
+        # The uploaded copies have names of Gradio's own.
         pictures = [
             open_picture(Path(file), name=f"picture {number}", limits=service.picture_store.limits)
             for number, file in enumerate(files, 1)
@@ -112,8 +121,8 @@ def _answer(service: ChatService, message: dict[str, Any] | None) -> Iterator[An
         for file in files:
             Path(file).unlink(missing_ok=True)
     service.pool.start_loading()
-    asked = Conversation.ask(question, pictures)
-    with service.pool.lease(timeout=PATIENCE) as engine, service.cancel_event() as cancel:
+    conversation = Conversation.ask(question, pictures)
+    with service.pool.lease(timeout=LOAD_TIMEOUT) as engine, service.cancel_event() as cancel:
         options = ChatSettings().options(engine.info.defaults)
-        for grown in stream_text(engine, asked, options, cancel):
-            yield grown[0] if grown else gr.skip()
+        for news in stream_text(engine, conversation, options, cancel):
+            yield news[0] if news else gr.skip()

@@ -27,7 +27,7 @@ from ui.chat.warmup import Warmup
 from ui.teaching.row_actions import teach
 from ui.teaching.taught_rows import Teaching
 from ui.teaching.training import TrainingService
-from ui.web.routes import STATIC, body_of, missing, problem
+from ui.web.routes import STATIC, missing, problem, read_body
 from vqa_app.errors import UsageError
 from vqa_app.prompts.conversation_file import replace_surrogates
 
@@ -64,11 +64,11 @@ def page_routes(service: ChatService, teaching: Teaching, training: TrainingServ
         return FileResponse(STATIC / "page.html", headers={"cache-control": "no-cache"})
 
     @router.post("/vqa/requests/{name}")
-    async def requested(request: Request, name: str) -> Response:
+    async def answer(request: Request, name: str) -> Response:
         handler = handlers.get(name)
         if handler is None:
             return missing()
-        data = await body_of(request, MAX_REQUEST)
+        data = await read_body(request, MAX_REQUEST)
         try:
             if data is None:
                 raise UsageError("The request is too large.", "Shorten the question.")
@@ -91,7 +91,7 @@ def _parsed(data: bytes) -> PageRequest:
     """Return the JSON object that the page sent, with lone surrogates replaced.
 
     Raises:
-        UsageError: it is not a JSON object.
+        UsageError: The data is not a JSON object.
     """
     try:
         request = json.loads(replace_surrogates(json.dumps(json.loads(data), ensure_ascii=False)))
@@ -121,7 +121,7 @@ async def _updates(
         if isinstance(iterator, Generator):
             iterator.close()
         if task is not None and not task.cancelled() and (error := task.exception()):
-            user_message(error)  # logs it where it is unexpected
+            user_message(error)  # logs an unexpected error
 
     step: Callable[[], PageUpdate | None] = first
     task: asyncio.Future[tuple[PageUpdate | None, bool]] | None = None
@@ -138,7 +138,7 @@ async def _updates(
     except Exception as error:
         yield _line({"error": user_message(error)})
     finally:
-        # Where the page went away, a step may still be running in its thread.
+        # If the page has gone, a step may still be running in its thread.
         if task is None or task.done():
             close()
         else:

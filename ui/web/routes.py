@@ -1,4 +1,4 @@
-"""Routes of our own beside Gradio's: pictures, conversations as files, health, the page's files."""
+"""Routes for pictures, exported and imported files, health checks and static files."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ SCRIPTS = (
     "compare",
     "tabs",
 )
-"""The page's script, in this order."""
+"""The page's scripts, in loading order."""
 _KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
 MAX_IMPORT = 200 * 2**20
 """Largest file with conversations or data, in bytes; pictures have limits of their own."""
-_AT_MOST = f"At most {MAX_IMPORT // 2**20} MB fit."
+_IMPORT_LIMIT = f"At most {MAX_IMPORT // 2**20} MB fit."
 
 
-def routes_of(service: ChatService, teaching: Teaching, training: TrainingService) -> APIRouter:
-    """The routes that serve `desk`'s owners."""
+def data_routes(service: ChatService, teaching: Teaching, training: TrainingService) -> APIRouter:
+    """Return the routes for the data of the owners, and for static files."""
     router = APIRouter()
 
     @router.get("/healthz")
@@ -55,13 +55,13 @@ def routes_of(service: ChatService, teaching: Teaching, training: TrainingServic
     def readyz() -> Response:
         phase = service.pool.status().phase
         if phase == "absent" and service.pool.has_loaded_model():
-            phase = "ready"  # it made room for another, and comes back when somebody asks it
+            phase = "ready"  # the default was evicted, and is loaded again when it is needed
         return JSONResponse({"status": phase}, 200 if phase == "ready" else 503)
 
     @router.post("/vqa/pictures")
-    async def bring(request: Request, name: str = "picture") -> Response:
+    async def add_picture(request: Request, name: str = "picture") -> Response:
         limit = service.picture_store.limits.max_bytes
-        data = await body_of(request, limit)
+        data = await read_body(request, limit)
         if data is None:
             return problem(
                 UsageError(
@@ -69,7 +69,7 @@ def routes_of(service: ChatService, teaching: Teaching, training: TrainingServic
                 ),
                 413,
             )
-        return await _answered(
+        return await _json_response(
             lambda: service.add_picture(require_owner(request.state.owner), data, name[:120])
         )
 
@@ -109,13 +109,13 @@ def routes_of(service: ChatService, teaching: Teaching, training: TrainingServic
         )
 
     @router.post("/vqa/conversations")
-    async def take_in(request: Request) -> Response:
-        def read(owner: str, data: bytes) -> dict[str, Any]:
+    async def import_conversation(request: Request) -> Response:
+        def store(owner: str, data: bytes) -> dict[str, Any]:
             return {
                 "conversation": export.from_json(service.store, service.picture_store, owner, data)
             }
 
-        return await _sent(request, read)
+        return await _store_file(request, store)
 
     @router.get("/vqa/taught.zip")
     async def taught_zip(request: Request) -> Response:
@@ -127,19 +127,19 @@ def routes_of(service: ChatService, teaching: Teaching, training: TrainingServic
         )
 
     @router.post("/vqa/taught")
-    async def take_rows(request: Request, name: str = "") -> Response:
-        def read(owner: str, data: bytes) -> dict[str, Any]:
+    async def import_rows(request: Request, name: str = "") -> Response:
+        def store(owner: str, data: bytes) -> dict[str, Any]:
             count, problems = teaching.take_in(owner, data, name)
             return {"count": count, "problems": problems[:20]}
 
-        return await _sent(request, read)
+        return await _store_file(request, store)
 
     @router.post("/vqa/datasets")
-    async def take_data(request: Request, name: str = "data set") -> Response:
-        def keep(owner: str, data: bytes) -> dict[str, Any]:
+    async def import_data(request: Request, name: str = "data set") -> Response:
+        def store(owner: str, data: bytes) -> dict[str, Any]:
             return {"done": True, "replaced": training.upload(owner, data, name)}
 
-        return await _sent(request, keep)
+        return await _store_file(request, store)
 
     @router.get("/vqa/page.js")
     def script() -> Response:
@@ -157,38 +157,40 @@ def routes_of(service: ChatService, teaching: Teaching, training: TrainingServic
             file, media_type=_KINDS[file.suffix], headers={"cache-control": "no-cache"}
         )
 
-    for route in router.routes:  # what may be read may be asked for without its content
-        if isinstance(route, APIRoute) and "GET" in route.methods:
+    for route in router.routes:
+        if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
             route.methods.add("HEAD")
     return router
 
 
-async def _sent(request: Request, deed: Callable[[str, bytes], dict[str, Any]]) -> Response:
-    """What a deed makes of the file that its owner sent."""
-    data = await body_of(request, MAX_IMPORT)
+async def _store_file(request: Request, store: Callable[[str, bytes], dict[str, Any]]) -> Response:
+    """Pass the uploaded file of a request to `store`, and return its result as JSON."""
+    data = await read_body(request, MAX_IMPORT)
     if data is None:
-        return problem(UsageError("The file is too large.", _AT_MOST), 413)
-    return await _answered(lambda: deed(require_owner(request.state.owner), data))
+        return problem(UsageError("The file is too large.", _IMPORT_LIMIT), 413)
+    return await _json_response(lambda: store(require_owner(request.state.owner), data))
 
 
-async def _answered(deed: Callable[[], dict[str, Any]]) -> Response:
-    """What a deed gives as JSON, or what was wrong with it, as the page shows it."""
+async def _json_response(run: Callable[[], dict[str, Any]]) -> Response:
+    """Run a function in a thread; return its result as JSON, or its error as the page shows it."""
     try:
-        return JSONResponse(await run_in_threadpool(deed))
+        return JSONResponse(await run_in_threadpool(run))
     except Exception as error:
         return problem(error, 400 if isinstance(error, VqaError) else 500)
 
 
 def problem(error: Exception, status: int) -> Response:
+    """Return the response for an error, with the message that the page shows."""
     return JSONResponse({"error": user_message(error)}, status)
 
 
 def missing() -> Response:
+    """Return the response for something that does not exist."""
     return Response("Not found.\n", 404, media_type="text/plain")
 
 
-async def body_of(request: Request, limit: int) -> bytes | None:
-    """The request's body; None as soon as it is longer than `limit` bytes."""
+async def read_body(request: Request, limit: int) -> bytes | None:
+    """Read the body of a request; return None as soon as it is longer than `limit` bytes."""
     if int(request.headers.get("content-length", 0)) > limit:
         return None
     data = bytearray()

@@ -1,4 +1,4 @@
-"""What an answer may show, and what it may not do."""
+"""Rendering of answers as HTML, and its safety."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_latex_becomes_mathml(source):
 
 @pytest.mark.parametrize("name", ["aligned", "align", "align*", "gathered", "gather", "split"])
 @pytest.mark.parametrize("around", [r"$$%s$$", r"\[%s\]"])
-def test_lines_of_formulas_become_mathml(name, around):
+def test_multiline_environments_become_mathml(name, around):
     html = to_html(around % rf"\begin{{{name}}} x &= 1 \\ y &= 2 \end{{{name}}}")
     assert html.count("<mtr>") == 2
     assert "\\" not in html
@@ -54,7 +54,7 @@ def test_lines_of_formulas_become_mathml(name, around):
         "text\n    \\[x^2\\]\nmore",
     ],
 )
-def test_brackets_become_mathml_wherever_they_stand(text):
+def test_bracketed_formulas_become_mathml_everywhere(text):
     html = to_html(text)
     assert html.count("<msup>") == html.count('display="block"') == 1
     assert "text" in html
@@ -68,12 +68,12 @@ def test_brackets_become_mathml_wherever_they_stand(text):
 @pytest.mark.parametrize(
     "text", ["`\\[x^2\\]`", "```\n\\[x^2\\]\n```", "    \\[x^2\\]", "\\[ \\]", "\\[x"]
 )
-def test_brackets_in_code_or_without_a_formula_are_text(text):
+def test_brackets_in_code_or_without_a_formula_stay_text(text):
     assert "<math" not in to_html(text)
 
 
 @pytest.mark.parametrize("name", ["align", "align*", "gather", "equation"])
-def test_formulas_that_need_no_dollars_become_mathml(name):
+def test_environments_without_dollars_become_mathml(name):
     html = to_html(f"So\n\\begin{{{name}}}\nx^2\n\\end{{{name}}}\nand on")
     assert "<msup>" in html
     assert "\\" not in html
@@ -81,12 +81,12 @@ def test_formulas_that_need_no_dollars_become_mathml(name):
 
 
 @pytest.mark.parametrize("source", ["It costs $5 and $10.", "a $ b $ c"])
-def test_prices_are_no_formulas(source):
+def test_prices_are_not_formulas(source):
     assert "<math" not in to_html(source)
 
 
 @pytest.mark.parametrize("source", [r"$\frac{$", r"\(\begin{x}\)", "$" + "x" * 5000 + "$", r"$\\$"])
-def test_broken_latex_is_shown_and_breaks_nothing(source):
+def test_invalid_latex_is_shown_as_code(source):
     assert to_html(f"before {source} after").startswith("<p>before")
 
 
@@ -109,7 +109,7 @@ def test_broken_latex_is_shown_and_breaks_nothing(source):
         "| <img src=x> |\n|---|\n| <script>x</script> |",
     ],
 )
-def test_nothing_in_an_answer_runs_or_loads(attack):
+def test_an_answer_cannot_run_scripts_or_load_resources(attack):
     tags = Tags()
     tags.feed(to_html(attack))
     names = {name for name, _ in tags.found}
@@ -120,7 +120,7 @@ def test_nothing_in_an_answer_runs_or_loads(attack):
 
 
 class Tags(HTMLParser):
-    """Tag names with their attributes, as a browser would read them."""
+    """Collects tags with their attributes, as a browser reads them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,46 +130,46 @@ class Tags(HTMLParser):
         self.found.append((tag, [(name, value or "") for name, value in attributes]))
 
 
-def test_half_an_answer_renders():
+def test_every_prefix_of_an_answer_renders():
     whole = "A **bold** claim: $x^2$\n\n```python\nprint(1)\n```\n\n| a |\n|---|\n| b |"
     for end in range(len(whole)):
         to_html(whole[:end])
 
 
-def test_the_end_of_a_formula_is_not_looked_for_everywhere():
-    """From thousands of beginnings that would take seconds."""
+def test_the_search_for_the_end_of_a_formula_is_limited():
+    """Otherwise thousands of opening delimiters would take seconds."""
     assert "<math" in to_html("\\(" + "x" * 900 + "\\)")
     assert "<code" not in to_html("\\(" + "x" * 3000 + "\\)")
 
     def steps(count: int) -> int:
-        taken = 0
+        executed = 0
 
         def count_lines(frame, event, argument):
-            nonlocal taken
-            taken += 1
+            nonlocal executed
+            executed += 1
             return count_lines
 
-        tracing = sys.gettrace()
+        previous = sys.gettrace()
         sys.settrace(count_lines)
         try:
             to_html.__wrapped__("\n\n\\begin{align}" * count)
         finally:
-            sys.settrace(tracing)
-        return taken
+            sys.settrace(previous)
+        return executed
 
     steps(1)
     assert steps(800) < 5 * steps(200)
 
 
-def test_an_answer_is_rendered_once():
+def test_rendered_answers_are_cached():
     assert to_html("An *answer*.") is to_html("An *answer*.")
 
 
-def test_links_leave_without_telling_where_from():
+def test_links_send_no_referrer():
     assert 'rel="noreferrer noopener nofollow"' in to_html("[x](https://example.org)")
 
 
-def test_task_lists_have_boxes():
+def test_task_lists_have_check_boxes():
     html = to_html("- [ ] **open**\n- [x] done\n- [y] no\n\n[ ] no")
     assert "<li>☐ <strong>open" in html
     assert "<li>☑ done" in html

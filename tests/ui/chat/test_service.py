@@ -20,7 +20,7 @@ from ui.chat.markdown import to_html
 from ui.chat.model_picker import pick_model
 from ui.chat.requests import STORAGE_FAILED, user_message
 from ui.chat.warmup import Warmup
-from ui.cli import _tell_failure
+from ui.cli import _report_load_failure
 from vqa_app.errors import DataError, ModelError, UsageError
 from vqa_app.serving.engine_pool import EnginePool
 from vqa_app.serving.redact import hide_folder, redact_paths
@@ -640,7 +640,7 @@ def test_halves_of_characters_are_no_ones_fault(make_harness):
 def test_a_default_model_that_does_not_load_is_told_on_the_terminal(make_harness, capsys):
     harness = make_harness(ModelError("There is no model 'nothing'.", "Check its name."))
     harness.pool.start_loading()
-    _tell_failure(harness.pool)
+    _report_load_failure(harness.pool)
     assert capsys.readouterr().err == "Error: There is no model 'nothing'. Check its name.\n"
 
 

@@ -1,4 +1,4 @@
-"""Asking while the picture is still being encoded, on the built-in model."""
+"""Asking while the picture is still being encoded, with the built-in model."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from vqa_app import LocalEngine, load_model
 def harness(tmp_path):
     harness = ChatHarness(tmp_path, {"builtin": LocalEngine(load_model("builtin"))})
     harness.pool.start_loading()
-    assert harness.pool.wait(timeout=PATIENCE), "the model is not there"
+    assert harness.pool.wait(timeout=PATIENCE), "the model was not loaded in time"
     yield harness
     harness.close()
 
 
-def test_a_question_joins_the_encoding_that_runs_already(harness, monkeypatch):
-    """It waits for it and takes over what it gave: no picture goes through the encoder twice."""
+def test_a_question_waits_for_the_encoding_in_progress(harness, monkeypatch):
+    """And uses its result: no picture is encoded twice."""
     encoder = harness.engines["builtin"]._runtime.encoder
-    run, runs, begun, go_on = encoder.run, [], threading.Event(), threading.Event()
+    run, runs, started, release = encoder.run, [], threading.Event(), threading.Event()
 
     def held(inputs):
         runs.append(inputs)
-        begun.set()
-        assert go_on.wait(PATIENCE)
+        started.set()
+        assert release.wait(PATIENCE)
         return run(inputs)
 
     monkeypatch.setattr(encoder, "run", held)
     picture = harness.picture_store.add(sample_scene(3, "shapes")[0], "scene.png")
     harness.store.remember_picture("ann", picture.digest, "scene.png", {"changes": []})
     Warmup(harness.service).start("ann", {"pictures": [picture.digest]})
-    assert begun.wait(PATIENCE)
-    asked = harness.service.ask("ann", {"question": "What is it?", "pictures": [picture.digest]})
-    next(asked)
+    assert started.wait(PATIENCE)
+    updates = harness.service.ask("ann", {"question": "What is it?", "pictures": [picture.digest]})
+    next(updates)
     until(lambda: harness.engines["builtin"]._worker.in_demand)
-    go_on.set()
-    (turn,) = list(asked)[-1]["view"]["turns"]
+    release.set()
+    (turn,) = list(updates)[-1]["view"]["turns"]
     assert turn["state"] == "answered"
     assert len(runs) == 1
