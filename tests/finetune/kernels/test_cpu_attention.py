@@ -1,4 +1,4 @@
-"""Attention of the training step: the numbers of PyTorch's own, forwards and backwards."""
+"""Attention for training on CPUs: outputs and gradients equal those of torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from finetune.kernels.cpu_attention import attend
 
 
 def both(
-    dtype: torch.dtype, queries: int, keys: int, seen: torch.Tensor | None
+    dtype: torch.dtype, queries: int, keys: int, mask: torch.Tensor | None
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Output and gradients of query, key and value: ours, and PyTorch's from the same numbers in
-    fp32.
-    """
+    """Compute output and gradients of query, key and value: ours, and torch's in float32."""
     random = torch.Generator().manual_seed(0)
     shapes = [(2, 3, queries, 8), (2, 3, keys, 8), (2, 3, keys, 8)]
     given = [torch.randn(shape, generator=random).to(dtype) for shape in shapes]
@@ -24,10 +22,10 @@ def both(
     for ours, kind in ((True, dtype), (False, torch.float32)):
         parts = [part.clone().to(kind).requires_grad_() for part in given]
         out = (
-            attend(*parts, 0.3, seen)
+            attend(*parts, 0.3, mask)
             if ours
             else scaled_dot_product_attention(
-                *parts, attn_mask=seen, is_causal=seen is None, scale=0.3
+                *parts, attn_mask=mask, is_causal=mask is None, scale=0.3
             )
         )
         out.backward(direction.to(kind))
@@ -36,27 +34,27 @@ def both(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kept", [0, 1 << 24])
+@pytest.mark.parametrize("saved", [0, 1 << 24])
 @pytest.mark.parametrize("masked", [False, True])
-def test_results_and_gradients_are_those_of_pytorch(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, kept: int, masked: bool
+def test_outputs_and_gradients_equal_those_of_torch(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, saved: int, masked: bool
 ) -> None:
-    """In several blocks, the last one smaller; with weights kept, and computed again."""
+    """In several blocks, the last one smaller, with saved and with recomputed weights."""
     monkeypatch.setattr(cpu_attention, "BLOCK", 16)
-    monkeypatch.setattr(cpu_attention, "MAX_SAVED_WEIGHTS", kept)
-    seen = None
+    monkeypatch.setattr(cpu_attention, "MAX_SAVED_WEIGHTS", saved)
+    mask = None
     keys = 40
     if masked:
         keys = 50
-        seen = torch.rand(2, 1, 40, keys, generator=torch.Generator().manual_seed(1)) < 0.4
-        seen[..., 0] = True
-    ours, theirs = both(dtype, 40, keys, seen)
+        mask = torch.rand(2, 1, 40, keys, generator=torch.Generator().manual_seed(1)) < 0.4
+        mask[..., 0] = True
+    ours, theirs = both(dtype, 40, keys, mask)
     tolerance = 1e-5 if dtype == torch.float32 else 4e-2
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
-def test_long_fp32_sequences_take_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_float32_sequences_use_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_attention, "MAX_FP32_QUERIES", 8)
     ours, theirs = both(torch.float32, 20, 20, None)
     for one, other in zip(ours, theirs, strict=True):

@@ -1,4 +1,4 @@
-"""What a training step leaves out changes neither its loss nor its gradients."""
+"""Skipping redundant work changes neither the loss nor the gradients."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def step(
 
 @pytest.mark.parametrize("stage", ["projector", "lora", "full"])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_losses_and_gradients_are_those_of_the_whole_step(
+def test_losses_and_gradients_equal_those_of_the_full_step(
     tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Any, bf16: bool
 ) -> None:
     data = write_data(tmp_path)
@@ -58,7 +58,7 @@ def test_losses_and_gradients_are_those_of_the_whole_step(
         assert (one - other).norm() <= (2e-2 if bf16 else 1e-5) * other.norm() + 1e-8
 
 
-def test_other_passes_see_the_whole_model(tiny_llava_dir: Path, tmp_path: Path) -> None:
+def test_other_forward_passes_compute_everything(tiny_llava_dir: Path, tmp_path: Path) -> None:
     """Evaluation between steps gets every token's logits, in fp32."""
     plain = load_model(str(tiny_llava_dir), dtype="float32", device="cpu").model
     objective, _ = step(tiny_llava_dir, write_data(tmp_path), "projector", True)
@@ -69,15 +69,15 @@ def test_other_passes_see_the_whole_model(tiny_llava_dir: Path, tmp_path: Path) 
         )
 
 
-def test_a_mixture_of_experts_is_left_as_it_is() -> None:
+def test_a_mixture_of_experts_stays_unchanged() -> None:
     class SparseMoeBlock(nn.Linear):
         pass
 
     llm = nn.Module()
     llm.layers = nn.ModuleList([nn.Module()])
     llm.layers[0].mlp = SparseMoeBlock(4, 4)
-    last, given = TrainedTokensMlp(llm), torch.ones(1, 3, 4)
-    with last.only(torch.tensor([[True, False]])):
+    mlp, given = TrainedTokensMlp(llm), torch.ones(1, 3, 4)
+    with mlp.only(torch.tensor([[True, False]])):
         assert (llm.layers[0].mlp(given) != 0).all()
 
 

@@ -1,4 +1,4 @@
-"""Every architecture that is claimed to work: asked, asked again, asked about several pictures."""
+"""Every supported architecture: prompts, several turns, several pictures, control tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vqa_app.prompts.prompt import encode, end_token_ids
 
 QUESTION = "What is in the picture?"
 WITHOUT_TEMPLATE = {"paligemma", "blip-2", "kosmos-2"}
-"""Their hub repositories hold none; ours is used."""
+"""Their hub repositories have no chat template; ours is used."""
 
 DIALOGUE = Conversation.ask(QUESTION, [picture(0)]).then(
     Message.assistant("A red circle."),
@@ -46,13 +46,13 @@ def first_logits(loaded: LoadedModel, conversation: Conversation) -> Any:
         return loaded.model(**prompt.inputs).logits[0, -1]
 
 
-def test_a_picture_is_answered_about(loaded: LoadedModel) -> None:
+def test_a_question_about_a_picture_is_answered(loaded: LoadedModel) -> None:
     import torch
 
     prompt = encode(loaded.processor, Conversation.ask(QUESTION, [picture(0)]), answer_next=True)
-    written = loaded.model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False)
-    assert written.shape[1] - len(prompt) in range(1, 5)
-    assert torch.equal(written[:, : len(prompt)], prompt.inputs["input_ids"])
+    generated = loaded.model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False)
+    assert generated.shape[1] - len(prompt) in range(1, 5)
+    assert torch.equal(generated[:, : len(prompt)], prompt.inputs["input_ids"])
 
 
 def test_several_turns_with_several_pictures_are_answered(loaded: LoadedModel) -> None:
@@ -60,11 +60,11 @@ def test_several_turns_with_several_pictures_are_answered(loaded: LoadedModel) -
     assert len(prompt.image_spans) == len(prompt.pictures) == 3
     starts = [start for start, _ in prompt.image_spans]
     assert starts == sorted(starts)
-    written = loaded.model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False)
-    assert written.shape[1] > len(prompt)
+    generated = loaded.model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False)
+    assert generated.shape[1] > len(prompt)
 
 
-def test_text_alone_is_answered_or_refused(loaded: LoadedModel) -> None:
+def test_a_question_without_picture_is_answered_or_refused(loaded: LoadedModel) -> None:
     import torch
 
     if loaded.model.config.model_type in ("blip-2", "kosmos-2"):
@@ -86,7 +86,7 @@ def test_each_picture_makes_a_difference(loaded: LoadedModel) -> None:
     assert not torch.allclose(both, asked(1, 3), atol=1e-5)
 
 
-def test_supervised_tokens_are_the_answer_and_its_end(loaded: LoadedModel) -> None:
+def test_the_answer_mask_covers_the_answer_and_its_end_token(loaded: LoadedModel) -> None:
     prompt = encode(loaded.processor, Conversation(DIALOGUE.messages[:2]), answer_next=False)
     ids = prompt.inputs["input_ids"][0][prompt.answer_mask].tolist()
     assert loaded.processor.tokenizer.decode(ids[:-1]).strip() == "A red circle."
@@ -101,16 +101,16 @@ def test_a_finished_conversation_continues_the_prompt(loaded: LoadedModel) -> No
     assert answered.answer_mask.tolist().index(True) == len(asked)
 
 
-def test_warming_begins_the_prompt_of_any_question(loaded: LoadedModel) -> None:
+def test_the_prompt_for_warming_begins_the_prompt_of_any_question(loaded: LoadedModel) -> None:
     opened = Conversation((*DIALOGUE.messages[:2], Message.user("", [picture(1)])))
-    begun = encode(loaded.processor, opened, answer_next=True, question_incomplete=True)
+    partial = encode(loaded.processor, opened, answer_next=True, question_incomplete=True)
     asked = Conversation((*DIALOGUE.messages[:2], Message.user("Why so?", [picture(1)])))
     whole = encode(loaded.processor, asked, answer_next=True).inputs["input_ids"][0].tolist()
-    assert whole[: len(begun)] == begun.inputs["input_ids"][0].tolist()
-    assert len(begun.pictures) == len(begun.image_spans) > 0
+    assert whole[: len(partial)] == partial.inputs["input_ids"][0].tolist()
+    assert len(partial.pictures) == len(partial.image_spans) > 0
 
 
-def test_no_text_is_read_as_a_control_token(loaded: LoadedModel) -> None:
+def test_no_text_is_tokenised_as_a_control_token(loaded: LoadedModel) -> None:
     words = loaded.processor.tokenizer
     special = {token.content for token in words.added_tokens_decoder.values() if token.special}
     hostile = " and ".join(sorted(special))
@@ -127,7 +127,7 @@ def test_no_text_is_read_as_a_control_token(loaded: LoadedModel) -> None:
 
 
 def _plain_inputs(loaded: LoadedModel, name: str) -> Any:
-    """What the architecture's own processor makes of one question about two pictures."""
+    """Return the inputs that the architecture's own processor makes, without this package."""
     processor = loaded.processor
     images = [picture(0).image, picture(1).image]
     if name not in WITHOUT_TEMPLATE:
@@ -167,7 +167,7 @@ def test_inputs_equal_those_of_the_models_own_processor(
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT_TEMPLATE))
-def test_our_template_is_used_only_where_there_is_none(
+def test_our_template_is_used_only_if_a_model_has_none(
     name: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     import shutil

@@ -1,4 +1,4 @@
-"""Attention maps: the model's own attention, on the right picture, over the whole of it."""
+"""Attention maps: the model's own attention, over the whole of the right picture."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_each_token_has_a_map_on_each_picture(
     engine.close()
 
 
-def test_what_a_centre_crop_left_out_got_no_attention(
+def test_parts_cut_off_by_a_centre_crop_have_no_attention(
     tiny_checkpoint: Callable[[str], Path],
 ) -> None:
     engine = LocalEngine(load_model(str(tiny_checkpoint("llava-clip"))))
@@ -95,7 +95,7 @@ def test_maps_do_not_depend_on_caches(tiny_llava_dir: Path) -> None:
     slow.close()
 
 
-def test_packed_weights_let_gradients_through(tiny_llava_dir: Path) -> None:
+def test_packed_weights_pass_gradients(tiny_llava_dir: Path) -> None:
     maps = []
     for fast in (True, False):
         loaded = load_model(str(tiny_llava_dir), dtype="bfloat16")
@@ -105,7 +105,7 @@ def test_packed_weights_let_gradients_through(tiny_llava_dir: Path) -> None:
     assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] > 0.9
 
 
-def test_the_builtin_model_looked_at_what_it_was_asked_about(one_thread: None) -> None:
+def test_the_builtin_models_attention_is_on_the_object_in_question(one_thread: None) -> None:
     engine = LocalEngine(load_model())
     hits, chance = peaks_on_objects(engine, 40)
     engine.close()
@@ -128,19 +128,19 @@ def test_an_empty_answer_has_empty_maps(tiny_llava_dir: Path) -> None:
     engine.close()
 
 
-def test_a_patch_that_draws_attention_anyway_is_no_answer() -> None:
-    anyway = torch.full((64,), 0.01)
-    anyway[5] = 0.5  # a sink
-    looked = anyway.repeat(2, 1)
-    looked[0, 20] = 0.04  # where the first token looked more than usual
-    relative = _relative_attention(looked, anyway)
+def test_attention_sinks_are_removed() -> None:
+    baseline = torch.full((64,), 0.01)
+    baseline[5] = 0.5  # a sink
+    weighted = baseline.repeat(2, 1)
+    weighted[0, 20] = 0.04  # more than usual for the first token
+    relative = _relative_attention(weighted, baseline)
     assert relative[0].argmax() == 20
     assert relative[0, 5] == relative[1, 5] == 0
     assert torch.allclose(relative.sum(-1), torch.ones(2))
 
 
 @pytest.mark.parametrize("name", ["llava-next", "paligemma", "mllama"])
-def test_a_model_that_does_not_allow_maps_says_so(
+def test_models_without_attention_maps_raise(
     name: str, tiny_checkpoint: Callable[[str], Path]
 ) -> None:
     engine = LocalEngine(load_model(str(tiny_checkpoint(name))))

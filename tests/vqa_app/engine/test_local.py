@@ -1,6 +1,4 @@
-"""The engine's behaviour: streaming, cancelling, waiting, errors, limits; with a model and without
-one.
-"""
+"""Engines: streaming, cancelling, waiting, errors and limits, with a tiny model and the fake one."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ def local(tiny_llava_dir: Path) -> Iterator[LocalEngine]:
 
 @pytest.fixture(params=["local", "fake"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """What holds for the protocol holds for both."""
+    """Both engines, for tests of the protocol."""
     if request.param == "local":
         yield request.getfixturevalue("local")
     else:
@@ -53,7 +51,7 @@ def last(engine: Engine, conversation: Conversation, options: Any = GREEDY) -> A
     return answer
 
 
-def test_a_stream_is_looking_then_answering_then_text_then_the_answer(engine: Engine) -> None:
+def test_a_stream_has_two_statuses_then_text_then_the_answer(engine: Engine) -> None:
     looking, answering, *deltas, answer = engine.stream(QUESTION, GREEDY)
     assert (looking, answering) == (Status("looking"), Status("answering"))
     assert deltas
@@ -65,7 +63,7 @@ def test_a_stream_is_looking_then_answering_then_text_then_the_answer(engine: En
     assert answer.image_tokens == engine.count_tokens(QUESTION).image == 16
 
 
-def test_cancelling_ends_with_what_came() -> None:
+def test_a_cancelled_answer_holds_the_text_so_far() -> None:
     cancel = threading.Event()
     engine = FakeEngine("one two three", hold_after=1)
     shown = ""
@@ -79,44 +77,44 @@ def test_cancelling_ends_with_what_came() -> None:
     engine.close()
 
 
-def test_a_cancelled_local_answer_writes_no_further_token(
+def test_a_cancelled_local_answer_generates_no_further_token(
     local: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cancel, steps = threading.Event(), []
     runtime = local._runtime
-    token = runtime.token
+    decode = runtime.decode
 
-    def third_cancels(*arguments: Any) -> torch.Tensor:
+    def cancel_at_the_third(*arguments: Any) -> torch.Tensor:
         steps.append(arguments[0])
         if len(steps) == 3:
             cancel.set()
-        return token(*arguments)
+        return decode(*arguments)
 
-    monkeypatch.setattr(runtime, "token", third_cancels)
+    monkeypatch.setattr(runtime, "decode", cancel_at_the_third)
     *_, answer = local.stream(QUESTION, GREEDY, cancel)
     assert len(steps) == 3
     assert answer.finish_reason == "cancelled"
     assert answer.new_tokens == 3
 
 
-def test_questions_are_served_in_order_and_told_their_place() -> None:
+def test_questions_are_answered_in_order_and_report_their_place() -> None:
     engine = FakeEngine(hold_after=0)
     first = engine.stream(Conversation.ask("first"))
     assert next(first) == Status("looking")
     places: dict[str, list[Status]] = {"second": [], "third": []}
     threads = []
     for name in places:
-        told = threading.Event()
+        reported = threading.Event()
 
-        def listen(name: str = name, told: threading.Event = told) -> None:
+        def listen(name: str = name, reported: threading.Event = reported) -> None:
             for event in engine.stream(Conversation.ask(name)):
                 if isinstance(event, Status):
                     places[name].append(event)
-                    told.set()
+                    reported.set()
 
         threads.append(threading.Thread(target=listen))
         threads[-1].start()
-        assert told.wait(PATIENCE)
+        assert reported.wait(PATIENCE)
     engine.release()
     list(first)
     for thread in threads:
@@ -128,18 +126,18 @@ def test_questions_are_served_in_order_and_told_their_place() -> None:
 
 
 @pytest.mark.parametrize("kind", ["local", "fake"])
-def test_a_question_in_line_can_be_cancelled(kind: str, request: pytest.FixtureRequest) -> None:
+def test_a_waiting_question_can_be_cancelled(kind: str, request: pytest.FixtureRequest) -> None:
     gate = threading.Event()
     engine: Any = FakeEngine() if kind == "fake" else request.getfixturevalue("local")
 
     def hold(cancelled: Any) -> Iterator[bool]:
-        begun.set()
+        started.set()
         yield gate.wait(PATIENCE)
 
-    begun = threading.Event()
+    started = threading.Event()
     running = threading.Thread(target=lambda: list(engine._worker.stream(hold)))
     running.start()
-    assert begun.wait(PATIENCE)
+    assert started.wait(PATIENCE)
     cancel = threading.Event()
     events = engine.stream(QUESTION, GREEDY, cancel)
     assert next(events) == Status("waiting", 1)
@@ -152,7 +150,7 @@ def test_a_question_in_line_can_be_cancelled(kind: str, request: pytest.FixtureR
     engine.close()
 
 
-def test_a_consumer_that_goes_away_frees_the_engine() -> None:
+def test_a_consumer_that_stops_frees_the_engine() -> None:
     engine = FakeEngine(hold_after=1)
     events = engine.stream(QUESTION)
     while not isinstance(next(events), Delta):
@@ -169,24 +167,24 @@ def test_an_error_reaches_the_consumer_and_the_engine_stays_usable(
 ) -> None:
     expected = last(local, QUESTION)
     with monkeypatch.context() as patch:
-        patch.setattr(local._runtime, "token", lambda *_: 1 / 0)
+        patch.setattr(local._runtime, "decode", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             last(local, QUESTION)
     assert last(local, QUESTION).text == expected.text
 
 
-def test_an_error_halfway_through_a_layer_leaves_no_broken_cache(
+def test_an_error_inside_a_layer_leaves_no_broken_cache(
     local: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = last(local, QUESTION)
     follow_up = QUESTION.then(Message.assistant(expected.text), Message.user("Why?"))
-    right = last(local, follow_up)
+    expected_reply = last(local, follow_up)
     layer = local._runtime.model.get_decoder().layers[1]
     with monkeypatch.context() as patch:
         patch.setattr(layer, "forward", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             last(local, follow_up.then(Message.assistant("So."), Message.user("Where?")))
-    assert last(local, follow_up).text == right.text
+    assert last(local, follow_up).text == expected_reply.text
 
 
 @pytest.mark.parametrize(
@@ -197,14 +195,14 @@ def test_an_error_halfway_through_a_layer_leaves_no_broken_cache(
         MemoryError(),
     ],
 )
-def test_a_full_memory_is_told_as_such(
+def test_an_out_of_memory_error_says_what_to_do(
     local: LocalEngine, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def full(*_: Any) -> None:
+    def run_out(*_: Any) -> None:
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(local._runtime, "token", full)
+        patch.setattr(local._runtime, "decode", run_out)
         with pytest.raises(ModelError, match="not enough memory") as caught:
             last(local, QUESTION)
     assert "--quantize 4bit" in caught.value.hint
@@ -226,7 +224,7 @@ def test_an_answer_ends_before_a_stop_string(local: LocalEngine) -> None:
     assert answer.finish_reason == "stop"
 
 
-def test_the_token_limit_is_said_to_be_the_reason(local: LocalEngine) -> None:
+def test_the_token_limit_is_the_finish_reason(local: LocalEngine) -> None:
     answer = last(local, QUESTION, replace(GREEDY, max_new_tokens=2))
     assert (answer.new_tokens, answer.finish_reason) == (2, "length")
 
@@ -239,21 +237,21 @@ def test_a_system_prompt_in_the_options_replaces_the_conversations(local: LocalE
     )
 
 
-def test_an_answered_conversation_is_no_question(local: LocalEngine) -> None:
+def test_a_conversation_that_ends_with_an_answer_is_refused(local: LocalEngine) -> None:
     with pytest.raises(UsageError):
         last(local, QUESTION.then(Message.assistant("A cat.")))
 
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Iterator[LocalEngine]:
-    """With room for 160 tokens."""
+    """An engine with a context of 160 tokens."""
     directory = tiny_llava(tmp_path_factory.mktemp("narrow"), max_position_embeddings=160)
     engine = LocalEngine(load_model(str(directory)))
     yield engine
     engine.close()
 
 
-def test_the_oldest_whole_turns_make_room(narrow: LocalEngine) -> None:
+def test_the_oldest_turns_are_dropped_to_fit_the_context(narrow: LocalEngine) -> None:
     system = Conversation((Message.system("Be brief."),))
     turns = [
         message
@@ -270,14 +268,14 @@ def test_the_oldest_whole_turns_make_room(narrow: LocalEngine) -> None:
     assert narrow.count_tokens(more).prompt > 160 - GREEDY.max_new_tokens
 
 
-def test_a_message_that_cannot_fit_is_refused_with_the_numbers(narrow: LocalEngine) -> None:
+def test_a_message_that_is_too_long_is_refused_with_the_numbers(narrow: LocalEngine) -> None:
     long = Conversation.ask("why " * 200, [picture(0)])
     count = narrow.count_tokens(long)
     with pytest.raises(ContextOverflowError, match=f"{count.prompt} tokens, 16 of them.*160"):
         last(narrow, long)
 
 
-def test_an_answer_never_runs_past_the_context(narrow: LocalEngine) -> None:
+def test_an_answer_never_exceeds_the_context(narrow: LocalEngine) -> None:
     text = "why " * 30
     while narrow.count_tokens(Conversation.ask(text + "?")).prompt < 150:
         text += "why "
@@ -285,10 +283,10 @@ def test_an_answer_never_runs_past_the_context(narrow: LocalEngine) -> None:
     assert answer.prompt_tokens + answer.new_tokens <= 160
 
 
-@pytest.mark.parametrize("ask", ["score", "image_gain", "attention_map"])
-def test_what_is_made_of_given_answers_keeps_to_the_context(narrow: LocalEngine, ask: str) -> None:
-    """Oldest turns are left out first; what cannot fit then is refused as any question is."""
-    given: Any = ["yes", "no"] if ask == "score" else "yes"
+@pytest.mark.parametrize("method", ["score", "image_gain", "attention_map"])
+def test_methods_with_given_answers_respect_the_context(narrow: LocalEngine, method: str) -> None:
+    """The oldest turns are left out first; what is still too long is refused."""
+    given: Any = ["yes", "no"] if method == "score" else "yes"
     question = (Message.user("And now?", [picture(9)]),)
     turns = [
         message
@@ -296,7 +294,7 @@ def test_what_is_made_of_given_answers_keeps_to_the_context(narrow: LocalEngine,
         for message in (Message.user("What is it?", [picture(number)]), Message.assistant("A cat."))
     ]
     room = 160 - narrow.count_tokens(Conversation(question)).prompt
-    full = getattr(narrow, ask)(Conversation((*turns, *question)), given)
+    full = getattr(narrow, method)(Conversation((*turns, *question)), given)
     kept = next(
         Conversation((*turns[start:], *question))
         for start in range(0, 14, 2)
@@ -305,8 +303,8 @@ def test_what_is_made_of_given_answers_keeps_to_the_context(narrow: LocalEngine,
         ).prompt
         <= 160
     )
-    short = getattr(narrow, ask)(kept, given)
-    if ask == "attention_map":
+    short = getattr(narrow, method)(kept, given)
+    if method == "attention_map":
         left_out = 7 - len(kept.pictures)
         assert left_out > 0
         assert len(full.maps) == 7
@@ -316,25 +314,23 @@ def test_what_is_made_of_given_answers_keeps_to_the_context(narrow: LocalEngine,
     else:
         assert full == pytest.approx(short, abs=1e-5)
     for text, long in (("why " * 200, "yes yes"), ("Why?", "yes " * room)):
-        given = [long, "no"] if ask == "score" else long
+        given = [long, "no"] if method == "score" else long
         with pytest.raises(ContextOverflowError, match="16 of them for pictures, the answer up to"):
-            getattr(narrow, ask)(Conversation.ask(text, [picture(0)]), given)
+            getattr(narrow, method)(Conversation.ask(text, [picture(0)]), given)
 
 
-def test_warming_makes_way_for_questions(
-    local: LocalEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoding, go_on, answered = threading.Event(), threading.Event(), threading.Event()
-    run_encoder, given_way = local._runtime.encoder.run, []
+def test_warming_pauses_for_questions(local: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoding, proceed, answered = threading.Event(), threading.Event(), threading.Event()
+    run_encoder, answered_first = local._runtime.encoder.run, []
 
-    def held(inputs: Any) -> Any:
+    def wait_then_encode(inputs: Any) -> Any:
         if encoding.is_set():  # the second picture
-            given_way.append(answered.wait(PATIENCE))
+            answered_first.append(answered.wait(PATIENCE))
         encoding.set()
-        assert go_on.wait(PATIENCE)
+        assert proceed.wait(PATIENCE)
         return run_encoder(inputs)
 
-    monkeypatch.setattr(local._runtime.encoder, "run", held)
+    monkeypatch.setattr(local._runtime.encoder, "run", wait_then_encode)
     two = Conversation((Message.user("", [picture(5), picture(6)]),))
     warming = threading.Thread(target=lambda: local.warm(two))
     warming.start()
@@ -343,10 +339,10 @@ def test_warming_makes_way_for_questions(
     asking = threading.Thread(target=lambda: (list(events), answered.set()))
     asking.start()
     until(lambda: local._worker.in_demand)
-    go_on.set()
+    proceed.set()
     for thread in (warming, asking):
         thread.join(PATIENCE)
-    assert given_way == [True]
+    assert answered_first == [True]
     assert last(local, Conversation.ask("Both?", two.pictures)).cached_tokens > 32
 
 
@@ -363,7 +359,7 @@ def test_each_picture_is_encoded_once(local: LocalEngine, monkeypatch: pytest.Mo
     assert len(calls) == 2
 
 
-def test_a_second_question_computes_only_what_is_new(local: LocalEngine) -> None:
+def test_a_follow_up_computes_only_new_tokens(local: LocalEngine) -> None:
     first = last(local, QUESTION)
     follow_up = QUESTION.then(Message.assistant(first.text), Message.user("Why?"))
     again = last(local, follow_up)
@@ -371,7 +367,7 @@ def test_a_second_question_computes_only_what_is_new(local: LocalEngine) -> None
     assert last(local, follow_up).cached_tokens == again.prompt_tokens - 1
 
 
-def test_branches_do_not_spoil_each_other(local: LocalEngine) -> None:
+def test_branches_of_a_conversation_are_independent(local: LocalEngine) -> None:
     trunk = QUESTION.then(Message.assistant("A red circle is left of the blue square."))
     left, right = trunk.then(Message.user("How big?")), trunk.then(Message.user("Which colour?"))
     alone = [last(local, branch).text for branch in (left, right)]
@@ -379,7 +375,7 @@ def test_branches_do_not_spoil_each_other(local: LocalEngine) -> None:
         assert [last(local, branch).text for branch in (left, right)] == alone
 
 
-def test_a_closed_engine_says_so(engine: Engine) -> None:
+def test_a_closed_engine_raises(engine: Engine) -> None:
     engine.close()
     with pytest.raises(ModelError, match="closed"):
         last(engine, QUESTION)
@@ -394,7 +390,7 @@ def test_closing_ends_a_running_answer() -> None:
     assert list(events)[-1].finish_reason == "cancelled"
 
 
-def test_closing_lets_go_of_the_model(tiny_llava_dir: Path) -> None:
+def test_closing_frees_the_model(tiny_llava_dir: Path) -> None:
     loaded = load_model(str(tiny_llava_dir))
     engine, model = LocalEngine(loaded), weakref.ref(loaded.model)
     del loaded
@@ -403,7 +399,7 @@ def test_closing_lets_go_of_the_model(tiny_llava_dir: Path) -> None:
     engine.close()
     gc.collect()
     assert model() is None
-    assert engine.count_tokens(QUESTION).prompt  # which needs none
+    assert engine.count_tokens(QUESTION).prompt  # needs no model
 
 
 def test_scores_sum_to_one_and_prefer_the_likelier(local: LocalEngine) -> None:
@@ -411,17 +407,17 @@ def test_scores_sum_to_one_and_prefer_the_likelier(local: LocalEngine) -> None:
     scores = local.score(QUESTION, [answer, "Describe 0123456789"])
     assert sum(scores) == pytest.approx(1.0)
     assert scores[0] > scores[1]
-    for none in ([], "yes", [1, 2]):
+    for invalid in ([], "yes", [1, 2]):
         with pytest.raises(UsageError):
-            local.score(QUESTION, none)
+            local.score(QUESTION, invalid)
 
 
-def test_there_is_no_image_gain_without_pictures(local: LocalEngine) -> None:
+def test_image_gain_is_zero_without_pictures(local: LocalEngine) -> None:
     assert local.image_gain(Conversation.ask("Why?"), "Because.") == 0.0
     assert local.image_gain(QUESTION, "A cat.") != 0.0
 
 
-def test_the_model_describes_itself(
+def test_info_describes_the_model(
     local: LocalEngine, tiny_checkpoint: Callable[[str], Path]
 ) -> None:
     info = local.info
