@@ -24,7 +24,7 @@ from vqa_app.checkpoints.loader import load_model
 def step(
     model: Path, data: Path, stage: Any, bf16: bool, patched: pytest.MonkeyPatch | None = None
 ) -> tuple[Objective, list[torch.Tensor]]:
-    """Loss and gradients; with a monkeypatch, those of a step that leaves nothing out."""
+    """Return loss and gradients; with a monkeypatch, those of a step that skips nothing."""
     if patched:
         patched.setattr("finetune.training.objective.cast_inputs_once", lambda model: None)
         patched.setattr("finetune.training.objective.cast_weights_once", lambda model: None)

@@ -1,4 +1,4 @@
-"""Engines: streaming, cancelling, waiting, errors and limits, with a tiny model and the fake one."""
+"""Engines: streaming, cancelling, waiting, errors and limits, of a tiny model and of the fake."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def test_a_conversation_that_ends_with_an_answer_is_refused(local: LocalEngine) 
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Iterator[LocalEngine]:
-    """An engine with a context of 160 tokens."""
+    """Load an engine with a context of 160 tokens."""
     directory = tiny_llava(tmp_path_factory.mktemp("narrow"), max_position_embeddings=160)
     engine = LocalEngine(load_model(str(directory)))
     yield engine
