@@ -1,4 +1,4 @@
-"""The commands of fine-tuning: train, evaluate, merge, verify, and looking at data.
+"""The commands of fine-tuning: train, evaluate, merge, verify, and inspect data.
 
-May use every other room of `finetune`.
+May import every other folder of `finetune`.
 """

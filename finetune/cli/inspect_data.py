@@ -13,7 +13,7 @@ import numpy as np
 
 from finetune.config import FinetuneConfig
 from finetune.data.preflight import (
-    ONLY_ROWS,
+    FIX_FILE_HINT,
     Preflight,
     Summary,
     check_rows,
@@ -75,7 +75,7 @@ def check_data(config: FinetuneConfig, stream: IO[str]) -> None:
     problems = pluralize(bad, "problem")
     console.print("No problems." if not bad else f"{problems}, listed above.")
     if any(problem.row is None for found in checked.values() for problem in found.problems):
-        raise DataError(f"{problems} in the data.", ONLY_ROWS)
+        raise DataError(f"{problems} in the data.", FIX_FILE_HINT)
     if bad > config.max_bad:
         raise DataError(
             f"{problems} in the data.",
@@ -198,7 +198,7 @@ def _print_summary(console: Console, name: str, summary: Summary) -> None:
     console.print(f"{name}: {rows}, {answers}")
     for line in mixture_lines(summary):
         console.print(line, markup=False)
-    each = ", ".join(f"{number} in {count:,}" for number, count in summary.pictures_each)
+    each = ", ".join(f"{number} in {count:,}" for number, count in summary.picture_counts)
     pictures = pluralize(summary.pictures, "different picture")
     console.print(f"  {pictures}; in a sequence: {each}")
     if summary.sequences != summary.rows:

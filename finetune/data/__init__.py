@@ -1,4 +1,4 @@
-"""Instruction data of every published layout, read into rows and checked before training.
+"""Instruction data: read from all supported formats, checked, split and tokenised.
 
-Uses no other room of `finetune`.
+Imports no other folder of `finetune`.
 """

@@ -1,4 +1,4 @@
-"""What a cell or a key's value says: lists that stand as text, answers, nothing at all."""
+"""Values of table cells and JSON keys: missing values, lists written as text, answers."""
 
 from __future__ import annotations
 
@@ -15,39 +15,45 @@ from finetune.data.rows import BadRow
 _QUOTED_LIST = re.compile(r"""\[\s*['"]|['"]\s*\]$""")
 _LETTER = re.compile(r"\(?([A-Za-z])[.):]?")
 _NO_COMMA = re.compile(r"""['"]\s+['"]""")
-_BOOKKEEPING = re.compile(
+_METADATA_KEY = re.compile(
     r"(.*[ _:-])?(ids?|idx|index|uu?id|no|num|number|count|hash|md5|sha\d*|width|height|size|w|h"
     r"|split|set|subset|sources?|licen[cs]e|urls?|uri|link|date|time|timestamp|version|types?"
     r"|lang|language|model|weight|score|confidence|page|author|category)"
     r"|.*ids?|.*path|.*file|(set|file|data|dataset)_?name|dataset|index.*|unnamed.*|__.*__",
     re.IGNORECASE,
 )
-"""Keys, in full, of what is about a row rather than in it."""
+"""Matches, in full, keys of metadata about a row."""
 
 
-def missing(value: Any) -> bool:
-    """Whether there is nothing: null, empty, or the NaN that pandas has for it."""
+def is_missing(value: Any) -> bool:
+    """Return whether a value is null, empty, or NaN, which pandas writes for empty cells."""
     if isinstance(value, float):
         return math.isnan(value)
     return value is None or (isinstance(value, (str, bytes, list, tuple, dict)) and not value)
 
 
 @lru_cache(maxsize=1024)
-def is_bookkeeping(key: str) -> bool:
-    """Whether nobody would expect the model to be shown what stands under this key."""
-    return _BOOKKEEPING.fullmatch(key) is not None
+def is_metadata_key(key: str) -> bool:
+    """Return whether a key names metadata that nobody would expect the model to be shown."""
+    return _METADATA_KEY.fullmatch(key) is not None
 
 
-def first(record: Mapping[str, Any], keys: Mapping[str, str], names: Sequence[str]) -> Any:
-    """The value of the first of these keys that the record has, by lower-case name."""
+def first_value(record: Mapping[str, Any], keys: Mapping[str, str], names: Sequence[str]) -> Any:
+    """Return the value of the first of `names` that the record has, or None.
+
+    Args:
+        record: The record.
+        keys: Its keys by lower-case key.
+        names: Lower-case keys to look for.
+    """
     return next((record[keys[name]] for name in names if name in keys), None)
 
 
-def parse_if_text(value: Any) -> Any:
-    """Lists inside CSV cells: JSON, or as Python and pandas print them.
+def parse_list(value: Any) -> Any:
+    """Return the list that a cell contains as text (JSON, or as Python prints it), or the value.
 
     Raises:
-        BadRow: it looks like a list of texts and is none.
+        BadRow: The text looks like a list of strings and cannot be parsed.
     """
     text = value.strip() if isinstance(value, str) else ""
     if not (text.startswith("[") and text.endswith("]")):
@@ -57,30 +63,31 @@ def parse_if_text(value: Any) -> Any:
     except (ValueError, RecursionError):
         pass
     if not _QUOTED_LIST.search(text):
-        return value  # a text in brackets, such as [illegible]
+        return value  # text in brackets, such as [illegible]
     try:
-        # NumPy prints no commas, and Python would join such texts into one.
-        found = None if _NO_COMMA.search(text) else ast.literal_eval(text)
+        # NumPy prints no commas, and Python would concatenate such strings.
+        parsed = None if _NO_COMMA.search(text) else ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
-        found = None
-    if not isinstance(found, list):
-        raise BadRow(f"{short(value)} is not a list.", 'Write lists as JSON: ["red", "grey"].')
-    return found
+        parsed = None
+    if not isinstance(parsed, list):
+        raise BadRow(f"{shorten(value)} is not a list.", 'Write lists as JSON: ["red", "grey"].')
+    return parsed
 
 
-def answers_of(value: Any, choices: Any = None, *, several: bool = False) -> list[str]:
-    """Answers from text, number, list, or VQA v2's list of objects.
+def parse_answers(value: Any, choices: Any = None, *, annotators: bool = False) -> list[str]:
+    """Return the answers in a value: text, a number, a list, or VQA v2's list of objects.
 
     Args:
-        choices: the texts that an answer may be the letter of, or the position, from 0.
-        several: the key says that there are several, each as somebody wrote it, and "" where
-            somebody wrote nothing; else numbers in brackets are one answer, such as a box.
+        value: The value of an answer key.
+        choices: The texts that an answer may name by letter, or by position counted from 0.
+        annotators: The key holds one answer per annotator, with "" for annotators who gave none.
+            For other keys, a list of numbers is a single answer, such as a bounding box.
 
     Raises:
-        BadRow: a list that cannot be read, or a position where there is no choice.
+        BadRow: A list cannot be parsed, or a position is out of range.
     """
-    text, value = value, parse_if_text(value)
-    if isinstance(value, list) and not several:
+    text, value = value, parse_list(value)
+    if isinstance(value, list) and not annotators:
         if isinstance(text, str) and not all(isinstance(v, (str, Mapping)) for v in value):
             return [text.strip()]
         if (len(value) > 1 or (value and isinstance(value[0], list))) and _are_numbers(value):
@@ -88,27 +95,27 @@ def answers_of(value: Any, choices: Any = None, *, several: bool = False) -> lis
     if isinstance(value, Mapping):
         value = value.get("answer", value.get("text"))
     if isinstance(value, (list, tuple)):
-        blank = [""] if several else []
-        each = (answers_of(item, choices, several=several) or blank for item in value)
+        blank = [""] if annotators else []
+        each = (parse_answers(item, choices, annotators=annotators) or blank for item in value)
         return [answer for answers in each for answer in answers]
-    if missing(value):
+    if is_missing(value):
         return []
     if isinstance(value, bool):
         return ["yes" if value else "no"]
-    if isinstance(value, float) and value.is_integer():  # what pandas makes of whole numbers
+    if isinstance(value, float) and value.is_integer():  # pandas stores integers as floats
         value = int(value)
-    choices = parse_if_text(choices)
+    choices = parse_list(choices)
     if isinstance(choices, Mapping):
         if str(value) in choices:
-            return answers_of(choices[str(value)])
+            return parse_answers(choices[str(value)])
         choices = choices.get("text", list(choices.values()))
     if isinstance(choices, (list, tuple)) and choices:
-        value = _chosen(value, choices, several)
+        value = _resolve_choice(value, choices, annotators)
     return [str(value)] if str(value).strip() else []
 
 
 def _are_numbers(value: list[Any]) -> bool:
-    """Numbers, or lists of them."""
+    """Return whether a list contains only numbers or lists of numbers."""
     return all(
         _are_numbers(item)
         if isinstance(item, list)
@@ -117,40 +124,45 @@ def _are_numbers(value: list[Any]) -> bool:
     )
 
 
-def _chosen(answer: Any, choices: Sequence[Any], several: bool) -> Any:
-    """The choice that an answer is, by its letter or position; the answer where it names none."""
-    place = answer if isinstance(answer, int) else None
+def _resolve_choice(answer: Any, choices: Sequence[Any], annotators: bool) -> Any:
+    """Return the choice that an answer names by letter or position, or the answer itself."""
+    position = answer if isinstance(answer, int) else None
     if isinstance(answer, str) and answer.strip() not in map(str, choices):
         if letter := _LETTER.fullmatch(answer.strip()):
-            place = ord(letter[1].upper()) - ord("A")
-        elif answer.strip().isdecimal() and not several:
-            place = int(answer)
-    if place is None:
+            position = ord(letter[1].upper()) - ord("A")
+        elif answer.strip().isdecimal() and not annotators:
+            position = int(answer)
+    if position is None:
         return answer
-    if not 0 <= place < len(choices):
+    if not 0 <= position < len(choices):
         raise BadRow(
-            f"The answer is {answer}, and there are {len(choices)} choices.",
-            "Count them from 0, or write the answer as text.",
+            f"The answer is {answer}, but there are {len(choices)} choices.",
+            "Count choices from 0, or write the answer as text.",
         )
-    if str(answer) in map(str, choices) and str(choices[place]) != str(answer):
+    if str(answer) in map(str, choices) and str(choices[position]) != str(answer):
         raise BadRow(
-            f"The answer {answer} is a choice, and the position of another.",
+            f"The answer {answer} is ambiguous: it is a choice and the position of another choice.",
             "Write the answer as text.",
         )
-    return choices[place]
+    return choices[position]
 
 
-def check_text(text: str, where: str) -> None:
-    """Raises:
-    BadRow: it holds half a character, as text has that was cut inside an emoji.
+def check_encodable(text: str, name: str) -> None:
+    """Refuse text with an unpaired surrogate, left where text was cut inside an emoji.
+
+    Raises:
+        BadRow: The text has one.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         half = ascii(text[error.start])[1:-1]
-        raise BadRow(f"{where} holds half a character ({half}).", "Write its end again.") from error
+        raise BadRow(
+            f"{name} contains half a character ({half}).", "Restore or delete the character."
+        ) from error
 
 
-def short(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """Return the value's `repr`, cut to 60 characters, for messages."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,4 +1,4 @@
-"""Messages → turns: who speaks, and where in the text the pictures stand."""
+"""Convert messages to turns: who speaks, and where in the text the pictures belong."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.data.cells import is_bookkeeping, missing, parse_if_text, short
-from finetune.data.picture_columns import Context, picture_columns, picture_from, pictures_beside
+from finetune.data.cells import is_metadata_key, is_missing, parse_list, shorten
+from finetune.data.picture_columns import (
+    Context,
+    find_message_pictures,
+    picture_columns,
+    resolve_picture,
+)
 from finetune.data.rows import BadRow, PictureSource, Turn, TurnPart
 from finetune.progress import pluralize
 from vqa_app.prompts.conversation import Role
@@ -26,72 +31,86 @@ ROLES: dict[str, Role] = {
     "developer": "system",
 }
 _MARK = re.compile(r"<image>|<image (\d+)>|(?:Picture \d+: *)?<img>(.*?)</img>")
-"""A picture's place: LLaVA's, MMMU's, and Qwen-VL's, which holds the path."""
-_SAID = ("from", "role", "value", "content")
-_OTHER_MARK = re.compile(r"\A\s*(<video>|<audio>|<image_?\d+>)|(<video>|<audio>)\s*\Z")
+"""A picture's position: LLaVA's and MMMU's placeholders, and Qwen-VL's, which contains the path."""
+_TEXT_KEYS = ("from", "role", "value", "content")
+_UNSUPPORTED_MARK = re.compile(r"\A\s*(<video>|<audio>|<image_?\d+>)|(<video>|<audio>)\s*\Z")
 
 
-def from_messages(
+def parse_messages(
     messages: Any, pictures: list[PictureSource], context: Context
 ) -> tuple[Turn, ...]:
-    """LLaVA, ShareGPT and OpenAI conversations."""
-    messages = parse_if_text(messages)
+    """Convert a LLaVA, ShareGPT or OpenAI conversation to turns.
+
+    Args:
+        messages: The list of messages, or JSON of one.
+        pictures: The row's pictures, which placeholders refer to in order.
+        context: The file of the row.
+
+    Raises:
+        BadRow: A message is malformed, or placeholders and pictures do not match.
+    """
+    messages = parse_list(messages)
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise BadRow(f"The conversation is {short(messages)}.", "It must be a list of messages.")
-    waiting = list(pictures)
+        raise BadRow(f"The conversation is {shorten(messages)}.", "It must be a list of messages.")
+    remaining = list(pictures)
     turns: list[Turn] = []
-    unread: set[str] = set()
+    unused: set[str] = set()
     for position, message in enumerate(messages, 1):
         where = f"Message {position}"
-        if not isinstance(message, Mapping):
-            raise BadRow(f"{where} is {short(message)}, not an object.")
-        speaker = message.get("from", message.get("role"))
-        content = message.get("value", message.get("content"))
-        if speaker is None or content is None:
-            lacking = '"from" (or "role")' if speaker is None else '"value" (or "content")'
-            raise BadRow(
-                f"{where} has no {lacking}.", f"Its keys are {', '.join(message) or 'none'}."
-            )
-        role = ROLES.get(str(speaker).lower())
-        if role is None:
-            raise BadRow(f"{where} is from {speaker!r}.", f"Known are {', '.join(ROLES)}.")
-        beside: list[PictureSource] = []
-        further = {k: v for k, v in message.items() if k not in _SAID and not missing(v)}
-        if further:
-            beside = pictures_beside(further, context, where)
-            unread |= _unread(further, role, where)
-        if beside:
-            pieces = _with_pictures_beside(content, beside, where, context)
+        role, content = _role_and_content(message, where)
+        own_pictures: list[PictureSource] = []
+        other = {k: v for k, v in message.items() if k not in _TEXT_KEYS and not is_missing(v)}
+        if other:
+            own_pictures = find_message_pictures(other, context, where)
+            unused |= _unused_keys(other, role, where)
+        if own_pictures:
+            parts = _place_own_pictures(content, own_pictures, where, context)
         else:
-            pieces = _pieces(content, waiting, len(pictures), where, context)
+            parts = _parse_content(content, remaining, len(pictures), where, context)
         if role == "user":
-            turns.append(Turn(role, join_user_parts(pieces)))
-        elif any(isinstance(piece, PictureSource) for piece in pieces):
+            turns.append(Turn(role, join_user_parts(parts)))
+        elif any(isinstance(part, PictureSource) for part in parts):
             raise BadRow(
-                f"{where} ({speaker}) holds a picture.", "Only user turns may hold pictures."
+                f"{where} ({role}) contains a picture.", "Only user messages may contain pictures."
             )
         else:
-            turns.append(Turn(role, tuple(pieces)))
-    context.unshown.update(unread)
-    if waiting and "role" in messages[0] and not any(turn.pictures for turn in turns):
-        # TRL's: no <image>, no part; all pictures go before the first question.
-        for place, turn in enumerate(turns):
+            turns.append(Turn(role, tuple(parts)))
+    context.unused_keys.update(unused)
+    if remaining and "role" in messages[0] and not any(turn.pictures for turn in turns):
+        # TRL marks no positions: all pictures go before the first question.
+        for position, turn in enumerate(turns):
             if turn.role == "user":
-                turns[place] = Turn("user", join_user_parts([*waiting, *turn.parts]))
-                told = "No message says where the pictures stand; they are shown first"
-                context.remarks[told] += 1
+                turns[position] = Turn("user", join_user_parts([*remaining, *turn.parts]))
+                remark = "No message marks where the pictures belong; they are shown first"
+                context.remarks[remark] += 1
                 return tuple(turns)
-    if waiting:
-        raise _other_count("The row", len(pictures), len(pictures) - len(waiting))
+    if remaining:
+        raise _count_mismatch("The row", len(pictures), len(pictures) - len(remaining))
     return tuple(turns)
 
 
-def _unread(message: Mapping[str, Any], role: Role, where: str) -> set[str]:
-    """What of a message, beside who speaks and what, never reaches the model.
+def _role_and_content(message: Any, where: str) -> tuple[Role, Any]:
+    if not isinstance(message, Mapping):
+        raise BadRow(f"{where} is {shorten(message)}, not an object.")
+    speaker = message.get("from", message.get("role"))
+    content = message.get("value", message.get("content"))
+    if speaker is None or content is None:
+        missing = '"from" (or "role")' if speaker is None else '"value" (or "content")'
+        raise BadRow(f"{where} has no {missing}.", f"Its keys are {', '.join(message) or 'none'}.")
+    role = ROLES.get(str(speaker).lower())
+    if role is None:
+        raise BadRow(
+            f"{where} has the unknown role {speaker!r}.", f"Known roles are {', '.join(ROLES)}."
+        )
+    return role, content
+
+
+def _unused_keys(message: Mapping[str, Any], role: Role, where: str) -> set[str]:
+    """Return the keys of a message that are not shown to the model.
 
     Raises:
-        BadRow: an answer that is not to be trained, as OpenAI ("weight"), ms-swift ("loss") and
-            axolotl ("train", "training") mark it.
+        BadRow: An answer is marked as not to be trained on, by OpenAI's "weight", ms-swift's
+            "loss", or axolotl's "train" or "training".
     """
     if role == "assistant":
         weight = message.get("weight")
@@ -100,48 +119,52 @@ def _unread(message: Mapping[str, Any], role: Role, where: str) -> set[str]:
             marks.append("weight")
         if marks:
             raise BadRow(
-                f"{where} says {marks[0]!r}: {message[marks[0]]}; here all answers are trained.",
+                f"{where} has {marks[0]!r}: {message[marks[0]]}, but every answer is trained.",
                 "End the conversation before its question, or remove the row.",
             )
     keys = {
         key
         for key, value in message.items()
-        if not (isinstance(value, bool) or is_bookkeeping(str(key)))
+        if not (isinstance(value, bool) or is_metadata_key(str(key)))
     }
     return {f"message.{key}" for key in keys.difference(picture_columns(message) if keys else ())}
 
 
-def with_marks(
+def add_placeholders(
     messages: list[dict[str, str]], pictures: Sequence[PictureSource]
 ) -> list[dict[str, str]]:
-    """Messages with all pictures before the first question, where no text says where they stand."""
+    """Put placeholders for all pictures before the first question, unless the text has some."""
     if any(_MARK.search(message["content"]) for message in messages):
         return messages
     opening = {**messages[0], "content": PLACEHOLDER * len(pictures) + messages[0]["content"]}
     return [opening, *messages[1:]]
 
 
-def join_user_parts(pieces: Sequence[TurnPart]) -> tuple[TurnPart, ...]:
-    """A user turn as serving builds it: no line breaks around pictures, and one picture stands
-    first.
+def join_user_parts(parts: Sequence[TurnPart]) -> tuple[TurnPart, ...]:
+    """Build a user turn as serving does: no line breaks around pictures, a single picture first.
 
-    LLaVA's own preprocessing does the same (`preprocess_multimodal` in haotian-liu/LLaVA).
+    LLaVA's preprocessing does the same (`preprocess_multimodal` in haotian-liu/LLaVA).
     """
-    parts: list[TurnPart] = []
-    for position, piece in enumerate(pieces):
-        if isinstance(piece, str):
-            if position > 0 and isinstance(pieces[position - 1], PictureSource):
-                piece = piece.lstrip()
-            if position + 1 < len(pieces) and isinstance(pieces[position + 1], PictureSource):
-                piece = piece.rstrip()
-        if piece != "":
-            parts.append(piece)
-    if len(parts) == 2 and isinstance(parts[1], PictureSource) and isinstance(parts[0], str):
-        parts.reverse()
-    return tuple(parts)
+    joined: list[TurnPart] = []
+    for position, part in enumerate(parts):
+        if isinstance(part, str):
+            if position > 0 and isinstance(parts[position - 1], PictureSource):
+                part = part.lstrip()
+            if position + 1 < len(parts) and isinstance(parts[position + 1], PictureSource):
+                part = part.rstrip()
+        if part != "":
+            joined.append(part)
+    if len(joined) == 2 and isinstance(joined[1], PictureSource) and isinstance(joined[0], str):
+        joined.reverse()
+    return tuple(joined)
 
 
 def check_turns(turns: tuple[Turn, ...]) -> None:
+    """Check that user and assistant alternate and that no turn is empty.
+
+    Raises:
+        BadRow: They do not, or one is.
+    """
     dialogue = turns[1:] if turns and turns[0].role == "system" else turns
     if not dialogue:
         raise BadRow("The conversation is empty.", "Remove the row.")
@@ -151,7 +174,8 @@ def check_turns(turns: tuple[Turn, ...]) -> None:
             number = position + 1 + len(turns) - len(dialogue)
             raise BadRow(
                 f"Message {number} is from the {turn.role}, expected the {expected}.",
-                "User and assistant take turns, the user first; system messages open a row.",
+                "User and assistant must alternate, the user first; only the first message may be "
+                "a system message.",
             )
         if turn.role == "assistant" and not turn.text.strip():
             raise BadRow(f"Answer {position // 2 + 1} is empty.", "Fill it in, or remove the row.")
@@ -163,112 +187,125 @@ def check_turns(turns: tuple[Turn, ...]) -> None:
         raise BadRow("The last question has no answer.", "Add the answer, or remove the question.")
 
 
-def _other_count(where: str, given: int, marks: int) -> BadRow:
+def _count_mismatch(where: str, pictures: int, marks: int) -> BadRow:
     return BadRow(
-        f"{where} has {pluralize(given, 'picture')} but {marks} {PLACEHOLDER}.",
+        f"{where} has {pluralize(pictures, 'picture')} but {marks} {PLACEHOLDER}.",
         f"Write {PLACEHOLDER} once for each picture, where it belongs.",
     )
 
 
-def _with_pictures_beside(
-    content: Any, beside: list[PictureSource], where: str, context: Context
+def _place_own_pictures(
+    content: Any, pictures: list[PictureSource], where: str, context: Context
 ) -> list[TurnPart]:
-    """Of a message with pictures of its own: in front of its text, or where it says."""
+    """Put a message's own pictures at its placeholders, or before its text if it has none."""
     if isinstance(content, str) and not _MARK.search(content):
-        return [*beside, content]
-    waiting = list(beside)
-    pieces = _pieces(content, waiting, len(beside), where, context)
-    if waiting:
-        raise _other_count(where, len(beside), len(beside) - len(waiting))
-    return pieces
+        return [*pictures, content]
+    remaining = list(pictures)
+    parts = _parse_content(content, remaining, len(pictures), where, context)
+    if remaining:
+        raise _count_mismatch(where, len(pictures), len(pictures) - len(remaining))
+    return parts
 
 
-def _pieces(
-    content: Any, waiting: list[PictureSource], of: int, where: str, context: Context
+def _parse_content(
+    content: Any, remaining: list[PictureSource], total: int, where: str, context: Context
 ) -> list[TurnPart]:
-    """Text and pictures of one message; takes placeholders' pictures from the front of `waiting`,
-    which held `of` in the beginning.
+    """Return the text and pictures of one message.
+
+    Args:
+        content: The text, or a list of parts.
+        remaining: The pictures not yet placed; those placed here are removed from its front.
+        total: The length of `remaining` before the first message.
+        where: The message's name for error messages.
+        context: The file of the row.
     """
 
-    def take(
+    def next_picture(
         number: str | int | None = None, part: Mapping[str, Any] | None = None
     ) -> PictureSource:
-        if not waiting and part is not None:
+        if not remaining and part is not None:
             raise BadRow(
                 f"{where} has an image part without a picture; its keys are {', '.join(part)}.",
-                'Give its file under "image", or list it under "images" beside the messages.',
+                'Give its file under "image", or list it under "images" next to the messages.',
             )
-        if not waiting:
+        if not remaining:
             raise BadRow(
-                f"{where} has a {PLACEHOLDER} for which there is no picture"
-                + ("." if of else ": the row has none."),
+                f"{where} has an {PLACEHOLDER} for which there is no picture"
+                + ("." if total else ": the row has none."),
                 f'List the pictures under "image", or remove the {PLACEHOLDER}.',
             )
-        if number is not None and int(number) != (place := of - len(waiting) + 1):
+        if number is not None and int(number) != (expected := total - len(remaining) + 1):
             if part is not None:
                 raise BadRow(
-                    f"{where} has an image part with index {part['index']} where {place - 1} is "
-                    "next.",
+                    f"{where} has an image part with index {part['index']}; expected "
+                    f"{expected - 1}.",
                     "List the pictures in the order in which the parts name them.",
                 )
             raise BadRow(
-                f"{where} has <image {number}> where picture {place} is next.",
+                f"{where} has <image {number}>; expected <image {expected}>.",
                 f"Name each picture once, in order, or write {PLACEHOLDER}.",
             )
-        return waiting.pop(0)
+        return remaining.pop(0)
 
-    def split(text: str) -> list[TurnPart]:
-        if other := _OTHER_MARK.search(text):
+    def split_text(text: str) -> list[TurnPart]:
+        if unsupported := _UNSUPPORTED_MARK.search(text):
             raise BadRow(
-                f"{where} holds {other[0].strip()}.", f"Only pictures are read, at {PLACEHOLDER}."
+                f"{where} contains {unsupported[0].strip()}.",
+                f"Only pictures are read, marked {PLACEHOLDER}.",
             )
-        pieces: list[TurnPart] = []
+        parts: list[TurnPart] = []
         start = 0
         for mark in _MARK.finditer(text):
             number, path = mark.groups()
-            picture = take(number) if path is None else picture_from(path, context, where)
-            pieces += [text[start : mark.start()], picture]
+            picture = (
+                next_picture(number) if path is None else resolve_picture(path, context, where)
+            )
+            parts += [text[start : mark.start()], picture]
             start = mark.end()
-        return [*pieces, text[start:]]
+        return [*parts, text[start:]]
 
     if isinstance(content, str):
-        return split(content)
+        return split_text(content)
     if not isinstance(content, Sequence):
-        raise BadRow(f"{where} has the content {short(content)}.", "Give text or a list of parts.")
-    pieces: list[TurnPart] = []
+        raise BadRow(
+            f"{where} has the content {shorten(content)}.", "Give text or a list of parts."
+        )
+    parts: list[TurnPart] = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if isinstance(part, str):
-            pieces.append(part)
+            parts.append(part)
         elif kind in ("text", "input_text", "output_text"):
-            pieces.append(str(part.get("text") or ""))
+            parts.append(str(part.get("text") or ""))
         elif kind in ("image", "image_url", "input_image"):
-            value = _value_of(part)
-            place = part.get("index")
-            number = place + 1 if value is None and isinstance(place, int) else None
-            pieces.append(
-                take(number, part) if value is None else picture_from(value, context, where)
+            value = _part_value(part)
+            index = part.get("index")
+            number = index + 1 if value is None and isinstance(index, int) else None
+            parts.append(
+                next_picture(number, part)
+                if value is None
+                else resolve_picture(value, context, where)
             )
         else:
             raise BadRow(
-                f"{where} has a part {short(part)}.", 'Parts have the type "text" or "image".'
+                f"{where} has a part {shorten(part)}.", 'The type must be "text" or "image".'
             )
-    marks = sum(piece.count(PLACEHOLDER) for piece in pieces if isinstance(piece, str))
-    given = sum(isinstance(piece, PictureSource) for piece in pieces)
-    if not given:
-        return [found for piece in pieces for found in split(str(piece))]
-    if marks not in (0, given):
-        raise _other_count(where, given, marks)
-    # Written as parts and in the text: the chat sends the parts alone.
-    return [p.replace(PLACEHOLDER, "") if isinstance(p, str) else p for p in pieces]
+    marks = sum(part.count(PLACEHOLDER) for part in parts if isinstance(part, str))
+    pictures = sum(isinstance(part, PictureSource) for part in parts)
+    if not pictures:
+        return [piece for part in parts for piece in split_text(str(part))]
+    if marks not in (0, pictures):
+        raise _count_mismatch(where, pictures, marks)
+    # Pictures are both parts and placeholders: keep the parts, as the chat template expects.
+    return [p.replace(PLACEHOLDER, "") if isinstance(p, str) else p for p in parts]
 
 
-def _value_of(part: Mapping[str, Any]) -> Any:
-    """The picture that an image part gives itself; None where it stands elsewhere."""
+def _part_value(part: Mapping[str, Any]) -> Any:
+    """Return the picture that an image part names or contains; None if it is listed elsewhere."""
     keys = ("image", "image_url", "path", "url", "source", "data")
     value = next((part[key] for key in keys if part.get(key)), None)
     if not isinstance(value, Mapping):
         return value
-    if value.get("type") == "base64":  # Anthropic's
+    if value.get("type") == "base64":  # Anthropic
         return f"data:{value.get('media_type') or 'image/png'};base64,{value.get('data') or ''}"
     return value.get("url", value)

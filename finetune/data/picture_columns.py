@@ -1,4 +1,4 @@
-"""A row's pictures: which of its values name them, and which files these are."""
+"""Find a row's pictures: which of its values name pictures, and the files they name."""
 
 from __future__ import annotations
 
@@ -12,195 +12,209 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from finetune.data.cells import is_bookkeeping, missing, parse_if_text, short
+from finetune.data.cells import is_metadata_key, is_missing, parse_list, shorten
 from finetune.data.rows import BadRow, PictureSource
 
 IMAGE_KEYS = ("image", "images", "image_path", "img", "picture", "file_name", "filename", "photo")
 _THING = r"(image|img|picture|photo|pic)s?"
-_PLACES = {"a": 1, "b": 2, "c": 3, "d": 4, "left": 1, "right": 2, "first": 1, "second": 2,
-           "before": 1, "after": 2}  # fmt: skip
+_POSITIONS = {"a": 1, "b": 2, "c": 3, "d": 4, "left": 1, "right": 2, "first": 1, "second": 2,
+              "before": 1, "after": 2}  # fmt: skip
 _WORD = "left|right|first|second|before|after"
 _WORD_FIRST = re.compile(rf"({_WORD})[ _-]?({_THING})")
-_PLACED = re.compile(rf"({_THING})[ _-]?({_WORD}|(?<=[ _-])[a-d])")
-"""Keys of one picture of several, as image_a, image_left; `_PLACES` numbers them."""
-_FURTHER = re.compile(
+_POSITIONED_KEY = re.compile(rf"({_THING})[ _-]?({_WORD}|(?<=[ _-])[a-d])")
+"""Matches keys of one picture of several, such as image_a and image_left; `_POSITIONS` orders
+them."""
+_REFERENCE_KEY = re.compile(
     rf"(ref|reference|other|further|additional)[ _-]?{_THING}([ _-]?(path|file|name))?s?"
     rf"|{_THING}[ _-]?(reference|other)"
 )
-"""Keys of pictures that are meant to be seen beside another."""
-_NAMED = re.compile(
+"""Matches keys of pictures that are meant to be shown next to another."""
+_NAME_KEY = re.compile(
     _THING + r"([ _-]?(local|loc|rel))?([ _-]?(ref|name|path|file|file[ _-]?name|bytes|data"
     r"|base64|base64[ _-]?str|b64|url|uri|src))?s?([ _-]?\d+)?|frames"
 )
-_NUMBERED = re.compile(_THING + r"[ _-]?(id|idx|index|key|hash)s?")
-"""Further keys, in lower case, that say which picture a row is about; the latter may be our own
-count of the rows rather than what a file is called."""
-_ABOUT_PICTURE = re.compile(_THING, re.IGNORECASE)
-_FILE_PATH = re.compile(r"file[ _-]?path")
-"""A key, in lower case, that may say it too, where it is a picture's."""
-_LOOKED_AT = 4
-"""Values of a list that nobody reads, by which it is told whether they are pictures."""
+"""Matches further lower-case keys that name a picture."""
+_ID_KEY = re.compile(_THING + r"[ _-]?(id|idx|index|key|hash)s?")
+"""Matches lower-case keys of picture ids. These may be file names or just number the rows."""
+_PICTURE_WORD = re.compile(_THING, re.IGNORECASE)
+_FILE_PATH_KEY = re.compile(r"file[ _-]?path")
+"""Matches a lower-case key that names a picture if its value is a picture's path."""
+_ITEMS_CHECKED = 4
+"""Items of an unused list that are checked for pictures."""
 _ENDINGS = (".jpg", ".png", ".jpeg", ".webp")
-"""Tried where a name or number has none."""
+"""Tried for names and numbers without a file ending."""
 _PICTURE_NAME = re.compile(r"[^\s]\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic)$", re.IGNORECASE)
-_SHOWN = 200
-_LONGEST_PATH = 4096
-"""Characters of a path."""
+_MAX_PATH_SHOWN = 200
+"""Characters of a path in messages."""
 _WEB = re.compile(r"https?://")
 _BASE64 = re.compile(
     r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-9]|SUkq|TU0AK)[A-Za-z0-9+/\s]{40,}={0,2}\s*"
 )
-"""How JPEG, PNG, GIF, WebP, BMP and TIFF begin; no path is so long without a dot."""
+"""Matches the beginnings of JPEG, PNG, GIF, WebP, BMP and TIFF; no path is so long without a
+dot."""
+
+_KeyKind: TypeAlias = Literal["name", "id", "value", ""]
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a record alone does not say."""
+    """The file that a record comes from, and counts for the notes about that file."""
 
     file: str
     roots: tuple[Path, ...]
-    """Resolved folders that picture paths are relative to, first match wins."""
-    unshown: Counter[str] = field(default_factory=Counter)
-    """How many rows have values that never reach the model, by key."""
-    unseen: Counter[str] = field(default_factory=Counter)
-    """How many of these values are pictures or their names, by key."""
+    """Resolved folders that picture paths are relative to; the first match wins."""
+    unused_keys: Counter[str] = field(default_factory=Counter)
+    """By key, the number of rows with a value that is not shown to the model."""
+    unused_pictures: Counter[str] = field(default_factory=Counter)
+    """By key, the number of rows with an unused value that is a picture or names one."""
     remarks: Counter[str] = field(default_factory=Counter)
-    """What else is worth knowing, and of how many rows."""
+    """By message, the number of rows that it applies to."""
 
 
-def pictures_of(record: Mapping[str, Any], context: Context) -> list[PictureSource]:
-    """The pictures that a record names, in their order.
+def find_pictures(record: Mapping[str, Any], context: Context) -> list[PictureSource]:
+    """Return the pictures that a record names, in order.
 
     Raises:
-        BadRow: one that cannot be had, or a value that seems to name one under an unknown key.
+        BadRow: A picture does not exist, or a value under an unknown key seems to name one.
     """
     columns = picture_columns(record)
     if not columns:
-        _refuse_unread(record)
+        _refuse_unknown_pictures(record)
     try:
-        return _pictures_under(columns, record, context)
+        return _load_columns(columns, record, context)
     except BadRow:
-        if (other := _same_name(record, columns)) is None:
+        if (alternative := _alternative_key(record, columns)) is None:
             raise
-        with contextlib.suppress(BadRow):  # the key that says it best is told
-            return _pictures_under([other], record, context)
+        with contextlib.suppress(BadRow):  # report the error of the preferred key
+            return _load_columns([alternative], record, context)
         raise
 
 
-def _pictures_under(
+def _load_columns(
     columns: Sequence[str], record: Mapping[str, Any], context: Context
 ) -> list[PictureSource]:
-    items = [item for column in columns for item in _listed(record[column])]
-    return [picture_from(item, context, f"Picture {n}") for n, item in enumerate(items, 1)]
+    items = [item for column in columns for item in _as_list(record[column])]
+    return [resolve_picture(item, context, f"Picture {n}") for n, item in enumerate(items, 1)]
 
 
-def _same_name(record: Mapping[str, Any], columns: Sequence[str]) -> str | None:
-    """A further key of the same file: ST-VQA has "c0.png" as file_name, and as file_path
-    "coco-text/c0.png".
+def _alternative_key(record: Mapping[str, Any], columns: Sequence[str]) -> str | None:
+    """Return another key that names the same file.
+
+    ST-VQA has "c0.png" as file_name and "coco-text/c0.png" as file_path.
     """
     value = record[columns[0]] if len(columns) == 1 else None
     if not isinstance(value, str):
         return None
     name = PurePosixPath(value).name
-    alike = (
+    alternatives = (
         key
         for key, other in record.items()
         if isinstance(other, str)
         and other != value
         and PurePosixPath(other).name == name
-        and (key.lower() in IMAGE_KEYS or _likeness(key.lower()))
+        and (key.lower() in IMAGE_KEYS or _key_kind(key.lower()))
     )
-    return next(alike, None)
+    return next(alternatives, None)
 
 
-def pictures_beside(
+def find_message_pictures(
     message: Mapping[str, Any], context: Context, where: str
 ) -> list[PictureSource]:
-    """The pictures that a message names beside its text, as Ollama and some ShareGPT files do.
+    """Return the pictures listed next to a message's text, as in Ollama and some ShareGPT files.
 
     Args:
-        message: without its text.
+        message: The message without its role and text.
+        context: The file of the message.
+        where: The message's name for error messages.
 
     Raises:
-        BadRow: as `pictures_of`.
+        BadRow: As `find_pictures`.
     """
     columns = picture_columns(message)
     if not columns:
-        _refuse_unread(message)
-    named = (item for column in columns for item in _listed(message[column]))
-    return [picture_from(item, context, where) for item in named]
+        _refuse_unknown_pictures(message)
+    items = (item for column in columns for item in _as_list(message[column]))
+    return [resolve_picture(item, context, where) for item in items]
 
 
 def picture_columns(record: Mapping[str, Any]) -> list[str]:
-    """The key that says best which pictures a record is about: a picture or its name rather than
-    any text, an id or a number only then, a web address last. Several that differ by a number or a
-    place (image, image2; image_1, image_2; image_a, image_b; left_image, right_image) are all
-    given, in order.
+    """Return the keys that name a record's pictures.
+
+    One key is chosen: preferably one with a picture or a picture's name, then one with other text,
+    then an id or number, and a web address last. If other keys differ from it only by a number or a
+    position (image, image2; image_a, image_b; left_image, right_image), all are returned, in order.
     """
     keys = {key.lower(): key for key in record if isinstance(key, str)}
     known = [keys[name] for name in IMAGE_KEYS if name in keys]
-    like = [
+    similar = [
         key
         for name, key in keys.items()
-        if (kind := _likeness(name)) and (kind != "value" or names_picture(record.get(key)))
+        if (kind := _key_kind(name)) and (kind != "value" or picture_kind(record.get(key)))
     ]
-    given = [key for key in (*known, *like) if not missing(record[key])]
-    best = min(given, key=lambda key: _doubt(key, record[key]), default=None)
+    given = [key for key in (*known, *similar) if not is_missing(record[key])]
+    best = min(given, key=lambda key: _rank(key, record[key]), default=None)
     if best is None:
         return []
-    alike = [key for key in dict.fromkeys(given) if _unnumbered(key)[0] == _unnumbered(best)[0]]
-    return sorted(alike, key=lambda key: _unnumbered(key)[1])
+    stem, _ = _split_key(best)
+    columns = [key for key in dict.fromkeys(given) if _split_key(key)[0] == stem]
+    return sorted(columns, key=lambda key: _split_key(key)[1])
 
 
 @lru_cache(maxsize=1024)
-def _unnumbered(key: str) -> tuple[str, int]:
-    if placed := _placed(key.lower()):
-        return placed[1], _PLACES[placed[3]]
+def _split_key(key: str) -> tuple[str, int]:
+    """Split a key into its stem and its number or position; 0 if it has none."""
+    if match := _match_positioned(key.lower()):
+        return match[1], _POSITIONS[match[3]]
     stem = key.lower().rstrip("0123456789")
     return stem.rstrip(" _-"), int(key[len(stem) :] or 0)
 
 
-def _placed(key: str) -> re.Match[str] | None:
-    return _PLACED.fullmatch(_WORD_FIRST.sub(r"\2_\1", key))
+def _match_positioned(key: str) -> re.Match[str] | None:
+    return _POSITIONED_KEY.fullmatch(_WORD_FIRST.sub(r"\2_\1", key))
 
 
 @lru_cache(maxsize=1024)
-def _likeness(key: str) -> str:
-    """Whether a key says which picture is meant, by name or by number; or its value does."""
-    if _placed(key) or _FILE_PATH.fullmatch(key):
+def _key_kind(key: str) -> _KeyKind:
+    """Return what a lower-case key says: a picture's name, its id, or that depends on the value."""
+    if _match_positioned(key) or _FILE_PATH_KEY.fullmatch(key):
         return "value"
-    return "name" if _NAMED.fullmatch(key) else "number" if _NUMBERED.fullmatch(key) else ""
+    return "name" if _NAME_KEY.fullmatch(key) else "id" if _ID_KEY.fullmatch(key) else ""
 
 
-def _doubt(key: str, value: Any) -> int:
-    """How little a value says which picture is meant."""
+def _rank(key: str, value: Any) -> int:
+    """Rank how well a key and value identify the picture; lower is better."""
     if _is_web(value):
         return 3
-    if _likeness(key.lower()) == "number" or isinstance(value, (int, float)):
+    if _key_kind(key.lower()) == "id" or isinstance(value, (int, float)):
         return 2
-    return 0 if names_picture(value) else 1
+    return 0 if picture_kind(value) else 1
 
 
-def picture_from(value: Any, context: Context, where: str) -> PictureSource:
-    """A picture from a path, name or number, a `data:` URI, bytes, or Hugging Face's {"bytes",
-    "path"}.
+def resolve_picture(value: Any, context: Context, where: str) -> PictureSource:
+    """Return the picture that a value names or contains.
+
+    Args:
+        value: A path, name or number, a `data:` URI, base64, bytes, or Hugging Face's
+            {"bytes", "path"}.
+        context: The file that the value is from.
+        where: The value's name for error messages.
 
     Raises:
-        BadRow: a web address, a missing file, or one outside the picture folders.
+        BadRow: The value is a web address, or the file does not exist or lies outside the folders.
     """
     name = "picture"
-    if isinstance(value, PictureSource):  # of a table
+    if isinstance(value, PictureSource):  # from a table
         return value
     if isinstance(value, Mapping):
         name = str(value.get("path") or name)
         content = value.get("bytes")
-        named = (value.get(key) for key in ("path", "file_name", "filename", "url"))
-        found = content if isinstance(content, bytes) else next(filter(None, named), None)
+        paths = (value.get(key) for key in ("path", "file_name", "filename", "url"))
+        found = content if isinstance(content, bytes) else next(filter(None, paths), None)
         if found is None:
             hint = "Give a path relative to the picture folder."
-            raise BadRow(f"{where} is {short(value)}, which holds no path.", hint)
+            raise BadRow(f"{where} is {shorten(value)}, which contains no path.", hint)
         value = found
     if isinstance(value, bytes):
         return PictureSource.data(value, name)
@@ -209,21 +223,23 @@ def picture_from(value: Any, context: Context, where: str) -> PictureSource:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
-        raise BadRow(f"{where} is {short(value)}.", "Give a path relative to the picture folder.")
+        raise BadRow(f"{where} is {shorten(value)}.", "Give a path relative to the picture folder.")
     if value.startswith("data:"):
         return PictureSource.data(value, "picture")
-    if _BASE64.fullmatch(value):  # as TSV files and M3IT have it
+    if _BASE64.fullmatch(value):  # TSV files and M3IT
         return PictureSource.data(base64.b64decode(value + "=="), "picture")
     if _is_web(value):
-        raise BadRow(f"{where} is a web address, {short(value)}.", "Download it; give its path.")
+        raise BadRow(
+            f"{where} is a web address, {shorten(value)}.", "Download it and give its path."
+        )
     return PictureSource.file(find_picture(value.removeprefix("file://"), context.roots))
 
 
 def find_picture(path: str, roots: Sequence[Path]) -> Path:
-    """The file that `path` names in the first root that has it.
+    """Return the file that `path` names in the first root that has it.
 
     Raises:
-        BadRow: it is in none of them, or points out of all of them.
+        BadRow: No root has it, or the path leads out of all of them.
     """
     outside = True
     try:
@@ -233,32 +249,34 @@ def find_picture(path: str, roots: Sequence[Path]) -> Path:
             raise ValueError("too long")
         for spelling in _spellings(path):
             for root in roots:
-                candidate = _inside(root, spelling)
+                candidate = _path_inside(root, spelling)
                 if candidate is not None:
                     outside = False
                     if candidate.is_file():
                         return candidate
     except (OSError, ValueError) as error:  # too long, or with a null byte
         raise BadRow(
-            f"{short(path)} is not a path.", "Write base64 as data:image/png;base64,..."
+            f"{shorten(path)} is not a path.", "Write base64 as data:image/png;base64,..."
         ) from error
     folders = " or ".join(map(str, roots))
-    shown = path if len(path) <= _SHOWN else path[:_SHOWN] + "..."
+    shown = path if len(path) <= _MAX_PATH_SHOWN else path[:_MAX_PATH_SHOWN] + "..."
     if outside:
         raise BadRow(
             f"The picture {shown} lies outside the picture folder {folders}.",
-            "Move it in, or name the folder that holds it with --images.",
+            "Move it there, or pass the folder that contains it with --images.",
         )
-    what = f"There is no picture {shown} in {folders}"
-    if (near := _near(path, roots)) is None:
-        raise BadRow(f"{what}.", "Check the name, or give --images.")
-    same = unicodedata.normalize("NFC", near) == unicodedata.normalize("NFC", path)
-    other = ", spelt with other Unicode characters" if same else ""
-    raise BadRow(f"{what}; there is {near}{other}.", "Write the name as the file has it.")
+    message = f"There is no picture {shown} in {folders}"
+    if (similar := _similar_file(path, roots)) is None:
+        raise BadRow(f"{message}.", "Check the name, or pass the picture folder with --images.")
+    same = unicodedata.normalize("NFC", similar) == unicodedata.normalize("NFC", path)
+    difference = ", spelt with different Unicode characters" if same else ""
+    raise BadRow(
+        f"{message}; there is {similar}{difference}.", "Write the name exactly as the file's."
+    )
 
 
-def _listed(value: Any) -> Sequence[Any]:
-    value = parse_if_text(value)
+def _as_list(value: Any) -> Sequence[Any]:
+    value = parse_list(value)
     return value if isinstance(value, (list, tuple)) else [value]
 
 
@@ -266,62 +284,64 @@ def _is_web(value: Any) -> bool:
     return isinstance(value, str) and bool(_WEB.match(value))
 
 
-def _refuse_unread(record: Mapping[str, Any]) -> None:
-    """Raises:
-    BadRow: the row shows no picture, yet seems to name one: it would be trained blind.
+def _refuse_unknown_pictures(record: Mapping[str, Any]) -> None:
+    """Refuse a record that has no picture column, yet seems to name a picture.
+
+    Raises:
+        BadRow: The model would be trained on the row without seeing its picture.
     """
     for key, value in record.items():
-        if key.lower() in ("video", "videos", "audio", "audios") and not missing(value):
-            raise BadRow(f"The row is about {key!r}, {short(value)}.", "Only pictures are read.")
-        if (kind := names_picture(value)) is None:
+        if key.lower() in ("video", "videos", "audio", "audios") and not is_missing(value):
+            raise BadRow(f"The row has a {key!r}, {shorten(value)}.", "Only pictures are read.")
+        if (kind := picture_kind(value)) is None:
             continue
         if kind == "web":
             raise BadRow(
-                f"{key!r} is a picture's web address, {short(value)}.",
+                f"{key!r} is the web address of a picture, {shorten(value)}.",
                 f'Download the picture, and give its path as "{IMAGE_KEYS[0]}".',
             )
         raise BadRow(
-            f"{key!r} holds a picture or its name, {short(value)}, but is not a known key.",
-            f"Call it one of {', '.join(IMAGE_KEYS)}; of several image_1, image_2.",
+            f"{key!r} is a picture or names one, {shorten(value)}, but is not a known key.",
+            f"Rename it to one of {', '.join(IMAGE_KEYS)}; for several, to image_1, image_2.",
         )
 
 
-def note_unseen(key: str, value: Any, context: Context) -> bool:
-    """Whether nobody reads a picture here, or the name of one; counts it.
+def count_unused_picture(key: str, value: Any, context: Context) -> bool:
+    """Count an unused value if it is a picture or names one; return whether it does.
 
     Raises:
-        BadRow: its key says that it is to be seen too.
+        BadRow: The key says that the picture should be shown as well.
     """
-    if is_bookkeeping(key) and not _ABOUT_PICTURE.search(key):
+    if is_metadata_key(key) and not _PICTURE_WORD.search(key):
         return False
-    if names_picture(value[:_LOOKED_AT] if isinstance(value, list) else value) != "file":
+    if picture_kind(value[:_ITEMS_CHECKED] if isinstance(value, list) else value) != "file":
         return False
-    if _FURTHER.fullmatch(key.lower()):
+    if _REFERENCE_KEY.fullmatch(key.lower()):
         raise BadRow(
-            f"{key!r} holds a picture or its name, {short(value)}, which is not read beside "
-            "the other.",
-            "Call them image_1 and image_2, in the order in which they are to be shown.",
+            f"{key!r} is a second picture or names one, {shorten(value)}, and would not be shown.",
+            "Name the columns image_1 and image_2, in the order in which they are to be shown.",
         )
-    context.unseen[key] += 1
+    context.unused_pictures[key] += 1
     return True
 
 
-def names_picture(value: Any) -> str | None:
-    """Whether a value is a picture or its name ("file"), or its web address ("web")."""
+def picture_kind(value: Any) -> Literal["file", "web"] | None:
+    """Return "file" for a picture or the name of one, "web" for its address, None for others."""
     if isinstance(value, (bytes, PictureSource)):
         return "file"
     if isinstance(value, (list, tuple)):
-        return next(filter(None, map(names_picture, value)), None)
+        return next(filter(None, map(picture_kind, value)), None)
     if isinstance(value, Mapping):
-        return "file" if isinstance(value.get("bytes"), bytes) else names_picture(value.get("path"))
+        return "file" if isinstance(value.get("bytes"), bytes) else picture_kind(value.get("path"))
     if isinstance(value, str) and len(value) < 300 and _PICTURE_NAME.search(value):
         return "web" if _is_web(value) else "file"
     return "file" if isinstance(value, str) and _BASE64.match(value) else None
 
 
 def _spellings(path: str) -> Iterator[str]:
-    """The path, and the files that a name or a number without an ending may mean; COCO's have
-    twelve digits.
+    """Yield the path, and the files that a name or number without a file ending may mean.
+
+    COCO pads numbers to twelve digits.
     """
     yield path
     if path != path.strip():
@@ -331,9 +351,11 @@ def _spellings(path: str) -> Iterator[str]:
         yield from (stem + ending for stem in stems for ending in _ENDINGS)
 
 
-def _inside(root: Path, path: str) -> Path | None:
-    """The path in a folder; None where it leads out. Links in the folder are its owner's to set,
-    so only the way there counts: LLaVA's own layout links to where COCO lies.
+def _path_inside(root: Path, path: str) -> Path | None:
+    """Return the path in a folder, or None if it leads out.
+
+    Links inside the folder may lead anywhere, since its owner made them: LLaVA's layout links to
+    where COCO is stored.
     """
     candidate = Path(os.path.normpath(root / path))
     if candidate.is_relative_to(root):
@@ -342,31 +364,30 @@ def _inside(root: Path, path: str) -> Path | None:
     return real if real.is_relative_to(root) else None
 
 
-def _near(path: str, roots: Sequence[Path]) -> str | None:
-    """A file in a root whose name differs in case, Unicode form or slashes alone."""
+def _similar_file(path: str, roots: Sequence[Path]) -> str | None:
+    """Return a file in a root whose name differs only in case, Unicode form or slashes."""
     for spelling in _spellings(path.replace("\\", "/")):
         for root in roots:
             found = root
             for part in PurePosixPath(spelling).parts:
-                found /= _listing(found).get(_folded(part), "\0")
+                found /= _list_folder(found).get(_fold(part), "\0")
             if "\0" not in str(found) and found.is_file():
                 return str(found.relative_to(root))
     return None
 
 
-def _folded(name: str) -> str:
+def _fold(name: str) -> str:
     return unicodedata.normalize("NFC", name.casefold())
 
 
-def _listing(folder: Path) -> dict[str, str]:
-    """What lies in a folder, by folded name; nothing where it cannot be read."""
+def _list_folder(folder: Path) -> dict[str, str]:
+    """Return a folder's entries by case-folded name; empty if it cannot be read."""
     try:
-        return _listing_at(folder, folder.stat().st_mtime_ns)
+        return _list_folder_cached(folder, folder.stat().st_mtime_ns)
     except (OSError, ValueError):
         return {}
 
 
 @lru_cache(maxsize=32)
-def _listing_at(folder: Path, _changed: int) -> dict[str, str]:
-    """Read once, not for each of a hundred thousand rows."""
-    return {_folded(name): name for name in os.listdir(folder)}
+def _list_folder_cached(folder: Path, _modified_ns: int) -> dict[str, str]:
+    return {_fold(name): name for name in os.listdir(folder)}

@@ -1,6 +1,6 @@
-"""Checks data before a single step: every row rendered and measured, every picture decoded.
+"""Check data before training: every row is tokenised and measured, every picture decoded.
 
-What comes out is also what trains: the rows' tokens are kept, so that no epoch renders them again.
+The result is also what is trained on: the tokens are kept, so that no row is tokenised twice.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.read import Problem, ReadRows, Row, Split, split_by_picture
+from finetune.data.read import Problem, ReadRows, Row, split_by_picture
 from finetune.data.samples import Sample, TurnMode, make_samples
 from finetune.parallel import parallel_map
 from finetune.progress import pluralize
 from vqa_app.errors import DataError, VqaError
 
-LONGEST_SHOWN = 5
-ONLY_ROWS = "Fix the file: --max-bad leaves out single rows, not what a file may have held."
+MAX_LONGEST = 5
+"""Longest samples in a summary."""
+FIX_FILE_HINT = "Fix the file: --max-bad skips single rows, not unreadable files."
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """Samples that can be trained, and everything that was wrong with the others."""
+    """Samples that can be trained on, and the problems of the other rows."""
 
     samples: tuple[Sample, ...]
     problems: tuple[Problem, ...]
@@ -35,12 +36,12 @@ class Preflight:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """Each once, also where it became several samples."""
+        """The rows of the samples, each once."""
         return tuple({id(sample.row): sample.row for sample in self.samples}.values())
 
     def duplicates(self) -> list[tuple[Sample, Sample]]:
-        """Pairs (first, later) of rows with the same pictures and words."""
-        first: dict[bytes, Sample] = {}
+        """Return pairs (first, later) of samples with the same pictures and tokens."""
+        first: dict[str, Sample] = {}
         pairs = []
         for sample in self.samples:
             if (earlier := first.setdefault(content_key(sample), sample)) is not sample:
@@ -48,7 +49,7 @@ class Preflight:
         return pairs
 
     def data_hash(self) -> str:
-        """Names the data: changes with any trained token or picture."""
+        """Return a hash of all trained tokens and pictures."""
         total = hashlib.sha256()
         for sample in self.samples:
             total.update(sample.input_ids.tobytes() + sample.answer_mask.tobytes())
@@ -56,15 +57,19 @@ class Preflight:
         return total.hexdigest()
 
     def enforce_limit(self, max_bad: int, skipped: Path | None = None) -> None:
-        """Stops for more problems than are allowed; else writes the rows left out to `skipped`.
+        """Raise if there are too many problems, else write the skipped rows to a file.
+
+        Args:
+            max_bad: Number of bad rows allowed.
+            skipped: JSONL file to write.
 
         Raises:
-            DataError: see `raise_for_problems`.
+            DataError: See `raise_for_problems`; or no sample is left.
         """
         raise_for_problems(self.problems, max_bad)
         if not self.samples:
-            what = f"All rows are bad, the first: {self.problems[0]}" if self.problems else ""
-            raise DataError(what or "The data holds no rows.", "Check --data.")
+            message = f"All rows are bad, the first: {self.problems[0]}" if self.problems else ""
+            raise DataError(message or "The data has no rows.", "Check --data.")
         if self.problems and skipped is not None:
             skipped.parent.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(problem.to_json(), ensure_ascii=False) for problem in self.problems]
@@ -72,17 +77,17 @@ class Preflight:
 
 
 def raise_for_problems(problems: Sequence[Problem], max_bad: int) -> None:
-    """Only rows can be left out: what is wrong with a whole file always stops.
+    """Raise if there are more bad rows than allowed, or any problem of a whole file.
 
     Raises:
-        DataError: there are more than `max_bad`; how many, and the first with file and row.
+        DataError: The message has the number of problems, and the first with file and row.
     """
-    if files := [problem for problem in problems if problem.row is None]:
-        raise DataError(str(files[0]), ONLY_ROWS)
+    if file_problems := [problem for problem in problems if problem.row is None]:
+        raise DataError(str(file_problems[0]), FIX_FILE_HINT)
     if len(problems) > max_bad:
         raise DataError(
             f"{pluralize(len(problems), 'problem')} in the data, the first: {problems[0]}",
-            f"Fix what check-data lists, or leave it out with --max-bad {len(problems)}.",
+            f"Fix what check-data lists, or skip these rows with --max-bad {len(problems)}.",
         )
 
 
@@ -96,21 +101,24 @@ def check_rows(
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Preflight:
-    """Renders and measures every row.
+    """Tokenise and measure every row.
 
     Args:
-        max_length: longest row in tokens that is no problem.
-        turns, share_prefix: see `make_samples`.
-        workers: threads; decoding pictures and tokenising leave Python's lock.
-        on_progress: called with (done, of).
+        data: The rows.
+        processor: The model's processor.
+        max_length: The longest allowed row, in tokens.
+        turns: See `make_samples`.
+        share_prefix: See `make_samples`.
+        workers: Number of threads; decoding pictures and tokenising release Python's lock.
+        on_progress: Called with the number of rows done and the total.
     """
 
-    def measure(row: Row) -> list[Sample] | Problem:
-        return _samples(row, processor, max_length, turns, share_prefix)
+    def check(row: Row) -> list[Sample] | Problem:
+        return _check_row(row, processor, max_length, turns, share_prefix)
 
     samples: list[Sample] = []
     problems = list(data.problems)
-    for done, result in enumerate(parallel_map(measure, data.rows, workers), 1):
+    for done, result in enumerate(parallel_map(check, data.rows, workers), 1):
         if isinstance(result, Problem):
             problems.append(result)
         else:
@@ -121,7 +129,7 @@ def check_rows(
 
 
 def check_distributed(data: ReadRows, processor: Any, **options: Any) -> Preflight:
-    """`check` with the work shared among the processes of a distributed run; all get everything."""
+    """Divide `check_rows` among the processes of a distributed run; each returns the whole."""
     from accelerate import PartialState
 
     state = PartialState()
@@ -129,11 +137,11 @@ def check_distributed(data: ReadRows, processor: Any, **options: Any) -> Preflig
         return check_rows(data, processor, **options)
     from accelerate.utils import gather_object
 
-    mine = replace(data, rows=data.rows[state.process_index :: state.num_processes], problems=())
-    found = check_rows(mine, processor, **options)
-    order = {(row.file, row.number): place for place, row in enumerate(data.rows)}
-    samples = gather_object(list(found.samples))
-    problems = gather_object(list(found.problems))
+    part = replace(data, rows=data.rows[state.process_index :: state.num_processes], problems=())
+    checked = check_rows(part, processor, **options)
+    order = {(row.file, row.number): position for position, row in enumerate(data.rows)}
+    samples = gather_object(list(checked.samples))
+    problems = gather_object(list(checked.problems))
     return Preflight(
         tuple(sorted(samples, key=lambda sample: order[sample.row.file, sample.row.number])),
         (*data.problems, *sorted(problems, key=lambda p: order[p.file, p.row or 0])),
@@ -141,7 +149,7 @@ def check_distributed(data: ReadRows, processor: Any, **options: Any) -> Preflig
     )
 
 
-def _samples(
+def _check_row(
     row: Row, processor: Any, max_length: int, turns: TurnMode, share_prefix: bool
 ) -> list[Sample] | Problem:
     try:
@@ -150,17 +158,19 @@ def _samples(
         )
     except VqaError as error:
         return row.problem(error.problem, error.hint)
-    except Exception as error:  # templates and tokenizers raise many kinds; the row is to be named
+    except Exception as error:  # templates and tokenizers raise many types; report the row
         reason = (str(error).splitlines() or [""])[0][:100]
         return row.problem(f"The row cannot be rendered ({type(error).__name__}: {reason}).")
     longest = max(sample.positions_needed for sample in samples)
     if longest > max_length:
         return row.problem(
             f"The row has {longest:,} tokens, more than {max_length:,}.",
-            "Split it, or raise --max-length if the model can take it.",
+            "Split it, or raise --max-length if the model supports it.",
         )
     if not all(sample.trained_tokens for sample in samples):
-        return row.problem("No token of an answer is trained.", "Does the answer hold any text?")
+        return row.problem(
+            "No token of an answer would be trained.", "Check that the answer contains text."
+        )
     return samples
 
 
@@ -171,29 +181,30 @@ class Summary:
     rows: int
     answers: int
     sequences: int
-    """What the rows became; questions about one picture share one."""
+    """Number of samples; questions about one picture may share one."""
     pictures: int
+    """Number of different pictures."""
     tokens: int
     trained_tokens: int
     quantiles: tuple[int, int, int, int]
-    """Tokens a sequence: least, median, 95 %, most."""
+    """Minimum, median, 95 % quantile and maximum of the tokens per sequence."""
     histogram: tuple[tuple[int, int, int], ...]
-    """(from, to, sequences) by tokens, `to` not included."""
-    pictures_each: tuple[tuple[int, int], ...]
-    """(pictures, sequences), ascending."""
+    """(from, to, number of sequences) by tokens; `to` is exclusive."""
+    picture_counts: tuple[tuple[int, int], ...]
+    """(pictures in a sequence, number of sequences), ascending."""
     longest: tuple[Sample, ...]
     sources: tuple[tuple[str, int, float], ...]
-    """(file, rows, share of an epoch, with weights counted), largest first."""
+    """(file, rows, share of an epoch including weights), largest share first."""
 
 
 def summarize_samples(samples: Sequence[Sample]) -> Summary:
-    """Measures samples; there must be at least one."""
+    """Count rows, pictures and tokens of at least one sample."""
     lengths = np.array([len(sample) for sample in samples])
     edges = np.unique(np.linspace(lengths.min(), lengths.max() + 1, 11).astype(int))
     counts, edges = np.histogram(lengths, edges) if len(edges) > 1 else ([len(lengths)], edges)
     ends = edges[1:] if len(edges) > 1 else edges + 1
-    low, middle, high, most = np.quantile(lengths, (0, 0.5, 0.95, 1)).astype(int)
-    shown = Counter(len(sample.digests) for sample in samples)
+    minimum, median, high, maximum = np.quantile(lengths, (0, 0.5, 0.95, 1)).astype(int)
+    picture_counts = Counter(len(sample.digests) for sample in samples)
     rows = {id(sample.row): sample.row for sample in samples}.values()
     return Summary(
         rows=len({(row.file, row.number) for row in rows}),
@@ -202,28 +213,29 @@ def summarize_samples(samples: Sequence[Sample]) -> Summary:
         pictures=len({digest for sample in samples for digest in sample.digests}),
         tokens=int(lengths.sum()),
         trained_tokens=sum(sample.trained_tokens for sample in samples),
-        quantiles=(int(low), int(middle), int(high), int(most)),
+        quantiles=(int(minimum), int(median), int(high), int(maximum)),
         histogram=tuple(
             (int(a), int(b), int(n)) for a, b, n in zip(edges, ends, counts, strict=False)
         ),
-        pictures_each=tuple(sorted(shown.items())),
-        longest=tuple(sorted(samples, key=len, reverse=True)[:LONGEST_SHOWN]),
-        sources=_sources({(row.file, row.number): row for row in rows}.values()),
+        picture_counts=tuple(sorted(picture_counts.items())),
+        longest=tuple(sorted(samples, key=len, reverse=True)[:MAX_LONGEST]),
+        sources=_source_shares({(row.file, row.number): row for row in rows}.values()),
     )
 
 
-def _sources(rows: Iterable[Row]) -> tuple[tuple[str, int, float], ...]:
-    count: Counter[str] = Counter()
-    weight: Counter[str] = Counter()
+def _source_shares(rows: Iterable[Row]) -> tuple[tuple[str, int, float], ...]:
+    counts: Counter[str] = Counter()
+    weights: dict[str, float] = {}
     for row in rows:
-        count[row.file] += 1
-        weight[row.file] += row.weight  # type: ignore[assignment]
-    total = sum(weight.values())
-    return tuple((file, count[file], share / total) for file, share in weight.most_common())
+        counts[row.file] += 1
+        weights[row.file] = weights.get(row.file, 0.0) + row.weight
+    total = sum(weights.values())
+    largest_first = sorted(weights.items(), key=lambda item: -item[1])
+    return tuple((file, counts[file], weight / total) for file, weight in largest_first)
 
 
 def mixture_lines(summary: Summary) -> list[str]:
-    """A line for each of several sources: how much of an epoch it is."""
+    """Return a line per source with its share of an epoch, if there are several sources."""
     if len(summary.sources) < 2:
         return []
     return [
@@ -233,27 +245,33 @@ def mixture_lines(summary: Summary) -> list[str]:
 
 
 def find_leaks(train: Preflight, held_out: Preflight) -> list[Sample]:
-    """Held-out samples that show a picture which training samples show too, or that repeat one."""
+    """Return the held-out samples that share a picture or all tokens with a training sample."""
     known = {digest for sample in train.samples for digest in sample.digests}
     known |= {content_key(sample) for sample in train.samples}
     return [s for s in held_out.samples if not known.isdisjoint((*s.digests, content_key(s)))]
 
 
-def content_key(sample: Sample) -> bytes:
-    """Equal for samples of the same words and pictures."""
+def content_key(sample: Sample) -> str:
+    """Return a key that is equal for samples with the same tokens and pictures."""
     content = sample.input_ids.tobytes() + "".join(sample.digests).encode()
-    return hashlib.sha256(content).digest()
+    return f"content:{hashlib.sha256(content).hexdigest()}"
 
 
 def split_samples(
     preflight: Preflight, fraction: float | None, seed: int
 ) -> tuple[Preflight, Preflight]:
-    """Training and held-out samples; a picture never stands on both sides."""
+    """Split samples into training and held-out ones that share no picture.
+
+    Args:
+        preflight: The samples.
+        fraction: See `split_by_picture`.
+        seed: See `split_by_picture`.
+    """
     digests: dict[int, tuple[str, ...]] = {}
     for sample in preflight.samples:
         digests[id(sample.row)] = (*digests.get(id(sample.row), ()), *sample.digests)
     rows = preflight.rows
-    parts: Split = split_by_picture(rows, [digests[id(row)] for row in rows], fraction, seed)
+    parts = split_by_picture(rows, [digests[id(row)] for row in rows], fraction, seed)
     held = {id(row) for row in parts.held_out}
     train = tuple(sample for sample in preflight.samples if id(sample.row) not in held)
     rest = tuple(sample for sample in preflight.samples if id(sample.row) in held)

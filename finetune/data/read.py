@@ -1,16 +1,16 @@
-"""Every accepted format → rows.
+"""Read data of any supported format into rows.
 
-    rows      what a row is: turns with lazily opened pictures
-    files     JSON, JSONL, CSV, TSV → numbered records
-    tables    Parquet, Arrow, `datasets` folders, the hub → numbered records
-    values    what a cell says: lists as text, answers
-    pictures  which value names a picture, and which file that is
-    messages  who speaks in a conversation, and where the pictures stand
-    records   one record (LLaVA, ShareGPT, OpenAI messages, the_cauldron, question/answer) → one row
-    vqa2      the official VQA v2 pair of files
-    split     training and held-out rows, by picture; how often a row is shown
+    rows             rows: turns with lazily opened pictures
+    files            JSON, JSONL, CSV and TSV files -> numbered records
+    tables           Parquet, Arrow, `datasets` folders and hub data sets -> numbered records
+    cells            values: lists written as text, answers
+    picture_columns  which values name pictures, and the files they name
+    messages         conversations: roles, and where the pictures belong
+    records          one record (LLaVA, ShareGPT, OpenAI, the_cauldron, question/answer) -> one row
+    vqa_v2           VQA v2's official pair of files
+    split            training and held-out rows
 
-Formats are told by content, and whatever is wrong has a file, a row and a hint.
+Formats are recognised by content. Each problem has a file, a row and a hint.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from finetune.data import files, tables, vqa_v2
 from finetune.data.picture_columns import Context
@@ -42,7 +43,7 @@ __all__ = [
     "split_by_picture",
 ]
 
-_KEYS_SHOWN = 6
+_MAX_KEYS_SHOWN = 6
 
 
 def read_rows(
@@ -50,26 +51,26 @@ def read_rows(
     images: Sequence[str | Path] = (),
     purpose: str = FOR_TRAINING,
 ) -> ReadRows:
-    """Reads and mixes data files.
+    """Read and combine data sources.
 
     Args:
-        sources: files, folders or hub data sets, each with an optional split and weight
+        sources: Files, folders or hub data sets, each with an optional split and weight
             (`owner/name:config@validation`, `mine.json@2`, `folder@train@0.5`).
-        images: folders that picture paths are relative to; default: each file's own, and `images`
-            in it.
-        purpose: what the rows are for, where a source has several splits and names none:
-            `FOR_TRAINING` takes train, `FOR_TESTING` test or else validation.
+        images: Folders that picture paths are relative to; by default, the folder of each file and
+            its subfolder `images`.
+        purpose: What the rows are for. Of a source with several splits, `FOR_TRAINING` takes train,
+            and `FOR_TESTING` test or else validation, unless the source names a split.
 
     Raises:
-        DataError: a source that is not there. What is wrong inside files is in the result instead.
+        DataError: A source does not exist. Errors inside a file are part of the result instead.
     """
     if isinstance(sources, (str, Path)):
         sources = [sources]
     rows: list[Row] = []
     problems: list[Problem] = []
-    official: list[tuple[Path, float, dict]] = []
+    official: list[tuple[Path, float, dict[str, Any]]] = []
     for source in sources:
-        text, split, weight = _parse(str(source))
+        text, split, weight = _parse_source(str(source))
         path = Path(text).expanduser()
         if _is_file(path) and (content := vqa_v2.load_official(path)) is not None:
             official.append((path, weight, content))
@@ -77,59 +78,59 @@ def read_rows(
         records, context = _read_source(text, path, images, split, purpose)
         name = context.file
         problems += records.problems
-        of_source: list[Row] = []
+        source_rows: list[Row] = []
         for number, record in records.items:
             try:
-                of_source.append(with_weight(read_record(record, number, context), weight))
+                source_rows.append(with_weight(read_record(record, number, context), weight))
             except BadRow as bad:
                 problems.append(Problem(name, number, bad.message, bad.hint))
             except (ValueError, TypeError, IndexError, AttributeError) as error:
-                what = f"The row is malformed: {str(error)[:100]}."
-                problems.append(Problem(name, number, what, "Compare it with the other rows."))
-        rows += of_source
-        problems += _doubts(name, of_source, context)
+                message = f"The row is malformed: {str(error)[:100]}."
+                problems.append(Problem(name, number, message, "Compare it with the other rows."))
+        rows += source_rows
+        problems += _notes(name, source_rows, context)
     rows += _read_official(official, images, problems)
     notes = tuple(problem for problem in problems if problem.note)
     return ReadRows(tuple(rows), tuple(p for p in problems if not p.note), notes)
 
 
-def _doubts(name: str, rows: Sequence[Row], context: Context) -> Iterator[Problem]:
-    """Notes on what of a source the model will not see."""
-    if context.unseen:
-        what = f"Pictures, or their names, that the model is not shown: {_most(context.unseen)}."
-        hint = "If it is to see them, call all of a row's pictures image_1, image_2, in order."
-        yield Problem(name, None, what, hint, note=True)
-    if context.unshown:
-        what = f"Not shown to the model: {_most(context.unshown)}."
-        yield Problem(name, None, what, note=True)
-    for what, count in context.remarks.items():
-        yield Problem(name, None, f"{what} ({pluralize(count, 'row')}).", note=True)
+def _notes(name: str, rows: Sequence[Row], context: Context) -> Iterator[Problem]:
+    """Yield notes on the parts of a source that are not shown to the model."""
+    if context.unused_pictures:
+        keys = _list_keys(context.unused_pictures)
+        message = f"Pictures or picture names that are not shown to the model: {keys}."
+        hint = "To show them, name a row's picture columns image_1, image_2, ... in order."
+        yield Problem(name, None, message, hint, note=True)
+    if context.unused_keys:
+        message = f"Not shown to the model: {_list_keys(context.unused_keys)}."
+        yield Problem(name, None, message, note=True)
+    for message, count in context.remarks.items():
+        yield Problem(name, None, f"{message} ({pluralize(count, 'row')}).", note=True)
     if len(rows) > 1 and not any(row.pictures for row in rows):
-        what = f"None of its {len(rows):,} rows shows a picture."
-        yield Problem(name, None, what, note=True)
+        yield Problem(name, None, f"None of the {len(rows):,} rows has a picture.", note=True)
 
 
-def _most(keys: Counter[str]) -> str:
-    found = keys.most_common()
-    shown = ", ".join(key for key, _ in found[:_KEYS_SHOWN])
-    more = f" and {len(found) - _KEYS_SHOWN} more" if len(found) > _KEYS_SHOWN else ""
-    return f"{shown}{more} ({pluralize(found[0][1], 'row')})"
+def _list_keys(counts: Counter[str]) -> str:
+    keys = counts.most_common()
+    shown = ", ".join(key for key, _ in keys[:_MAX_KEYS_SHOWN])
+    more = f" and {len(keys) - _MAX_KEYS_SHOWN} more" if len(keys) > _MAX_KEYS_SHOWN else ""
+    return f"{shown}{more} ({pluralize(keys[0][1], 'row')})"
 
 
 def check_sources(
     sources: str | Path | Sequence[str | Path], images: Sequence[str | Path] = ()
 ) -> None:
-    """Refuses at once what `read_rows` would refuse for not being there; it takes the same.
+    """Check that the arguments of `read_rows` name existing files and folders.
 
     Raises:
-        DataError: a file or folder that does not exist, or what cannot be a hub data set.
+        DataError: A file or folder does not exist and cannot be a hub data set.
     """
     for source in [sources] if isinstance(sources, (str, Path)) else sources:
-        text, _, _ = _parse(str(source))
+        text, _, _ = _parse_source(str(source))
         path = Path(text).expanduser()
         if not (path.is_dir() or _is_file(path)):
             _check_hub_name(text, path)
-    _roots(images, Path())
+    _picture_folders(images, Path())
 
 
 def _check_hub_name(text: str, path: Path) -> None:
@@ -139,16 +140,16 @@ def _check_hub_name(text: str, path: Path) -> None:
     if path.parent.is_dir():
         raise DataError(
             f"There is no {path.name} in the folder {path.parent}.",
-            "Check the path; to load it from the hub, start in another folder.",
+            "Check the path; to load it from the hub, run the command in another folder.",
         )
 
 
 def _read_source(
     text: str, path: Path, images: Sequence[str | Path], split: str, purpose: str
 ) -> tuple[tables.Records, Context]:
-    """The records, and what they are called; a picture folder's are those of its table."""
+    """Read a source other than VQA v2's files."""
     name, wanted, folder = text, split or purpose, Path()
-    if path.is_dir() and (found := tables.metadata_of(path, wanted, text)) is not None:
+    if path.is_dir() and (found := tables.find_metadata(path, wanted, text)) is not None:
         table, notes = found
         name, folder = str(table), table.parent
         records = files.read_file(table, name, FOR_TRAINING)
@@ -162,47 +163,48 @@ def _read_source(
         records = tables.read_hub(text, wanted)
     if split and name == text:
         name = f"{text}@{split}"
-    return records, Context(name, _roots(images, folder))
+    return records, Context(name, _picture_folders(images, folder))
 
 
 def _read_official(
-    found: list[tuple[Path, float, dict]], images: Sequence[str | Path], problems: list[Problem]
+    contents: list[tuple[Path, float, dict[str, Any]]],
+    images: Sequence[str | Path],
+    problems: list[Problem],
 ) -> list[Row]:
-    """Pairs questions with the annotations that know their ids."""
+    """Join each VQA v2 question file with the annotation file that has its question ids."""
     rows: list[Row] = []
-    annotations = [item for item in found if "annotations" in item[2]]
-    answered = {a.get("question_id"): c for _, _, c in annotations for a in c["annotations"]}
-    for path, weight, content in (item for item in found if "questions" in item[2]):
-        partner = answered.get(content["questions"][0].get("question_id"))
+    annotations = [item for item in contents if "annotations" in item[2]]
+    annotated = {a.get("question_id"): c for _, _, c in annotations for a in c["annotations"]}
+    for path, weight, content in (item for item in contents if "questions" in item[2]):
+        partner = annotated.get(content["questions"][0].get("question_id"))
         if partner is None:
-            hint = "Give the annotations file with another --data; answers stand there."
-            problems.append(
-                Problem(str(path), None, "These VQA v2 questions have no annotations.", hint)
-            )
+            message = "These VQA v2 questions have no annotations."
+            hint = "Pass the annotation file, which has the answers, with another --data."
+            problems.append(Problem(str(path), None, message, hint))
             continue
-        context = Context(str(path), _roots(images, path.parent))
+        context = Context(str(path), _picture_folders(images, path.parent))
         rows += [
             with_weight(row, weight) for row in vqa_v2.join(content, partner, context, problems)
         ]
-    if annotations and not any("questions" in item[2] for item in found):
-        hint = "Give the questions file with another --data."
-        name = str(annotations[0][0])
-        problems.append(Problem(name, None, "These VQA v2 annotations have no questions.", hint))
+    if annotations and not any("questions" in item[2] for item in contents):
+        message = "These VQA v2 annotations have no questions."
+        hint = "Pass the question file with another --data."
+        problems.append(Problem(str(annotations[0][0]), None, message, hint))
     return rows
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that is too long
+    except OSError:  # the name is too long
         return False
 
 
-def _parse(source: str) -> tuple[str, str, float]:
-    """The file, folder or data set, the split of it that is named, and its weight."""
+def _parse_source(source: str) -> tuple[str, str, float]:
+    """Split `path@split@weight` into its parts; the split may be empty."""
     split, weight = "", 1.0
     path, at, last = source.rpartition("@")
-    while at and last and "/" not in last and not _is_there(Path(source).expanduser()):
+    while at and last and "/" not in last and not _exists(Path(source).expanduser()):
         try:
             weight = float(last)
         except ValueError:
@@ -212,16 +214,15 @@ def _parse(source: str) -> tuple[str, str, float]:
         source = path
         path, at, last = source.rpartition("@")
     if not 0.001 <= weight <= 100:
-        hint = "Give a number from 0.001 to 100."
-        raise DataError(f"The weight of {source} is {weight:g}.", hint)
+        raise DataError(f"The weight of {source} is {weight:g}.", "Use a number from 0.001 to 100.")
     return source, split, weight
 
 
-def _is_there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     return _is_file(path) or path.is_dir()
 
 
-def _roots(images: Sequence[str | Path], default: Path) -> tuple[Path, ...]:
+def _picture_folders(images: Sequence[str | Path], default: Path) -> tuple[Path, ...]:
     if not images:
         return tuple(root.resolve() for root in (default, default / "images") if root.is_dir())
     roots = tuple(Path(root).expanduser().resolve() for root in images)

@@ -1,11 +1,11 @@
-"""Row → samples: the tokens that train.
+"""Convert rows to samples: the token sequences that are trained on.
 
-VQA data merges the questions about one picture into one conversation (LLaVA-1.5 does so with VQA v2
-to save time). They are separate questions all the same: a right answer that stands above the next
-question gives away more than the picture does, and nobody will put it there when the model is used.
-Such turns are trained apart: all of them in one sequence behind one copy of the picture, where each
-sees the picture and itself only and its positions go on from the picture. Losses and gradients are
-those of asking each question alone, at a fraction of the tokens.
+VQA data sets merge the questions about one picture into one conversation, as LLaVA-1.5 does with
+VQA v2 to save time. They are independent questions all the same: the correct answers to earlier
+questions reveal more than the picture does, and are not available when the model is used. Such
+questions are therefore trained separately, packed into one sequence behind one copy of the picture:
+each question attends only to the picture and itself, and its positions continue from the picture.
+Losses and gradients equal those of separate sequences, for a fraction of the tokens.
 """
 
 from __future__ import annotations
@@ -24,45 +24,44 @@ from vqa_app.prompts.conversation import Conversation, Message
 TurnMode: TypeAlias = Literal["auto", "together", "apart"]
 
 SHORT_ANSWER_WORDS = 3
-LONGEST_SEQUENCE = 2048
-"""Questions about one picture go on in another sequence beyond so many tokens."""
+MAX_PACKED_TOKENS = 2048
+"""Questions about one picture that do not fit into a sequence of so many tokens go into another."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A sequence as the model reads it, without its pictures' pixels."""
+    """A token sequence as the model reads it, without the pixels of its pictures."""
 
     row: Row
     input_ids: np.ndarray
     """[n] int32"""
     answer_mask: np.ndarray
-    """[n] bool: the tokens that are trained."""
+    """[n] bool; true for the tokens that are trained on."""
     sources: tuple[PictureSource, ...]
     """The pictures, in the order in which the model consumes them."""
     digests: tuple[str, ...]
-    """Theirs."""
+    """The digests of the pictures."""
     segments: np.ndarray | None = None
-    """[n] int32 where questions share a prefix: 0 in the prefix, then 1, 2, ... for each
-    question."""
+    """[n] int32, if questions share a prefix: 0 in the prefix, then 1, 2, ... per question."""
     token_inputs: dict[str, np.ndarray] = field(default_factory=dict)
-    """[n] each: further model inputs with a value for each token (`token_type_ids` and such)."""
+    """Further model inputs with one value per token, such as `token_type_ids`; [n] each."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     @cached_property
     def trained_tokens(self) -> int:
-        """How many tokens are trained."""
+        """Number of tokens that are trained on."""
         return int(self.answer_mask.sum())
 
     @cached_property
     def positions_needed(self) -> int:
-        """Positions that the model needs: what has to fit into its context."""
+        """Number of positions, which must fit into the model's context."""
         return int(self.positions.max()) + 1
 
     @cached_property
     def positions(self) -> np.ndarray:
-        """[n] int64: each question's go on from the prefix."""
+        """[n] int64; the positions of each question continue from the prefix."""
         count = np.arange(len(self))
         if self.segments is None:
             return count
@@ -75,29 +74,31 @@ class Sample:
 def make_samples(
     row: Row, conversation: Conversation, processor: Any, *, turns: TurnMode, share_prefix: bool
 ) -> list[Sample]:
-    """Renders a row with the one renderer that serving uses too.
+    """Tokenise a row with the chat template, exactly as for inference.
 
     Args:
-        conversation: the row's, pictures opened.
-        turns: together: one sequence, earlier turns in front; apart: each question alone; auto:
-            apart for rows with pictures whose answers are all of three words at most.
-        share_prefix: the model takes sequences in which questions share a prefix.
+        row: The row.
+        conversation: The row with its pictures opened.
+        processor: The model's processor.
+        turns: "together" puts earlier turns before a question, "apart" trains each question alone;
+            "auto" does the latter for rows with pictures whose answers have at most three words.
+        share_prefix: Whether the model supports sequences in which questions share a prefix.
     """
     answers = [message.text for message in conversation.messages if message.role == "assistant"]
     short = all(len(answer.split()) <= SHORT_ANSWER_WORDS for answer in answers)
     apart = turns == "apart" or (turns == "auto" and short and bool(conversation.pictures))
     if not apart or len(answers) < 2:
-        return [_sample(row, conversation, processor)]
-    alone = [_sample(*question, processor) for question in _questions(row, conversation)]
-    return _packed(row, alone, processor) if share_prefix else alone
+        return [_tokenize(row, conversation, processor)]
+    questions = [_tokenize(*part, processor) for part in _split_questions(row, conversation)]
+    return _pack(row, questions, processor) if share_prefix else questions
 
 
-def _sample(row: Row, conversation: Conversation, processor: Any) -> Sample:
+def _tokenize(row: Row, conversation: Conversation, processor: Any) -> Sample:
     from vqa_app.prompts.prompt import encode
 
     prompt = encode(processor, conversation, answer_next=False)
     length = prompt.inputs["input_ids"].shape[1]
-    further = {
+    token_inputs = {
         name: value[0].numpy()
         for name, value in prompt.inputs.items()
         if name not in ("input_ids", "attention_mask") and tuple(value.shape) == (1, length)
@@ -111,26 +112,27 @@ def _sample(row: Row, conversation: Conversation, processor: Any) -> Sample:
         answer_mask=prompt.answer_mask.numpy(),
         sources=tuple(source_of[picture] for picture in prompt.pictures),
         digests=tuple(picture.digest for picture in prompt.pictures),
-        token_inputs=further,
+        token_inputs=token_inputs,
     )
 
 
-def _questions(row: Row, conversation: Conversation) -> list[tuple[Row, Conversation]]:
-    """Every question alone with its answer, behind the system message and the pictures shown so
-    far.
-    """
+def _split_questions(row: Row, conversation: Conversation) -> list[tuple[Row, Conversation]]:
+    """Return each question alone: system message, all pictures shown so far, question, answer."""
     opening = 1 if conversation.system is not None else 0
-    found = []
+    questions = []
     pictures: tuple[Picture, ...] = ()
     sources: tuple[PictureSource, ...] = ()
-    pairs = range(opening, len(row.turns) - 1, 2)
-    for number, position in enumerate(pairs):
-        asked, answered = conversation.messages[position : position + 2]
+    for number, position in enumerate(range(opening, len(row.turns) - 1, 2)):
+        question, answer = conversation.messages[position : position + 2]
         turn = row.turns[position]
-        alone = Conversation(
-            (*conversation.messages[:opening], Message("user", (*pictures, *asked.parts)), answered)
+        question_conversation = Conversation(
+            (
+                *conversation.messages[:opening],
+                Message("user", (*pictures, *question.parts)),
+                answer,
+            )
         )
-        part = replace(
+        question_row = replace(
             row,
             id=f"{row.id}#{number + 1}",
             turns=(
@@ -140,34 +142,33 @@ def _questions(row: Row, conversation: Conversation) -> list[tuple[Row, Conversa
             ),
             references=row.references[number : number + 1],
         )
-        found.append((part, alone))
-        pictures += asked.pictures
+        questions.append((question_row, question_conversation))
+        pictures += question.pictures
         sources += turn.pictures
-    return found
+    return questions
 
 
-def _packed(row: Row, alone: Sequence[Sample], processor: Any) -> list[Sample]:
-    """Questions that begin alike, pictures included, in sequences with one copy of that
-    beginning.
-    """
+def _pack(row: Row, questions: Sequence[Sample], processor: Any) -> list[Sample]:
+    """Pack questions about the same pictures into sequences with one copy of their prefix."""
     from vqa_app.prompts.prompt import image_token_id
 
     image = image_token_id(processor)
     packed: list[Sample] = []
-    waiting = list(alone)
-    while waiting:
-        first = waiting[0]
-        group = [sample for sample in waiting if sample.digests == first.digests]
-        waiting = [sample for sample in waiting if sample.digests != first.digests]
+    remaining = list(questions)
+    while remaining:
+        first = remaining[0]
+        group = [sample for sample in remaining if sample.digests == first.digests]
+        remaining = [sample for sample in remaining if sample.digests != first.digests]
         prefix = _common_prefix(group)
-        pictured = np.flatnonzero(first.input_ids == image)
-        if len(group) == 1 or (len(pictured) and prefix <= pictured[-1]) or first.token_inputs:
+        image_positions = np.flatnonzero(first.input_ids == image)
+        splits_pictures = len(image_positions) > 0 and prefix <= image_positions[-1]
+        if len(group) == 1 or splits_pictures or first.token_inputs:
             packed += group
             continue
         start = 0
         while start < len(group):
             end, length = start + 1, len(group[start])
-            while end < len(group) and length + len(group[end]) - prefix <= LONGEST_SEQUENCE:
+            while end < len(group) and length + len(group[end]) - prefix <= MAX_PACKED_TOKENS:
                 length += len(group[end]) - prefix
                 end += 1
             packed.append(_join(row, group[start:end], prefix))
@@ -193,7 +194,7 @@ def _join(row: Row, group: Sequence[Sample], prefix: int) -> Sample:
 
 
 def _common_prefix(group: Sequence[Sample]) -> int:
-    """How many tokens all begin with; never an answer's."""
+    """Return the number of leading tokens that all samples share, answers excluded."""
     shortest = min(len(sample) for sample in group)
     first = group[0].input_ids[:shortest]
     same = np.ones(shortest, dtype=bool)

@@ -1,6 +1,4 @@
-"""Training and held-out rows. A picture never stands on both sides, nor does a question without
-one.
-"""
+"""Split rows into training and held-out rows that share no picture and no text-only question."""
 
 from __future__ import annotations
 
@@ -11,21 +9,23 @@ from dataclasses import dataclass, field
 from finetune.data.rows import Row
 
 DEFAULT_FRACTION = 0.05
-DEFAULT_MOST = 500
-_MOST_ROWS = 0.5
-"""A few pictures may have most of the rows; what is held out has no more than this share, or than
-is asked for."""
+DEFAULT_MAX_PICTURES = 500
+_MAX_ROW_SHARE = 0.5
+"""A few pictures may have most of the rows. At most this share of the rows is held out, or the
+requested fraction if that is larger."""
 
 
 @dataclass(frozen=True)
 class Split:
+    """Training and held-out rows."""
+
     train: tuple[Row, ...]
     held_out: tuple[Row, ...]
 
 
 @dataclass
 class _Group:
-    """Rows that share pictures, directly or through other rows."""
+    """A connected component: rows that share pictures, directly or through other rows."""
 
     pictures: set[str] = field(default_factory=set)
     rows: int = 0
@@ -34,70 +34,73 @@ class _Group:
 def split_by_picture(
     rows: Sequence[Row], keys: Sequence[Sequence[str]], fraction: float | None, seed: int
 ) -> Split:
-    """Holds out about `fraction` of the pictures with every row that shows one of them.
+    """Hold out about `fraction` of the pictures, with every row that shows one of them.
 
-    Which ones depends on the pictures and the seed alone, so more data later keeps the held-out
-    ones held out. Nothing is held out where all rows hang together by their pictures.
+    The choice depends on the pictures and the seed alone: held-out pictures stay held out when data
+    is added. Nothing is held out if all rows are connected by shared pictures.
 
     Args:
-        keys: for each row the identities (digests) of its pictures; a row without any goes by its
-            questions, as if they were a picture.
-        fraction: None for 0.05, at most 500 pictures.
+        rows: The rows to split.
+        keys: Per row, the digests of its pictures. A row without pictures is identified by its
+            questions.
+        fraction: The share of pictures to hold out; None for 0.05 and at most 500 pictures.
+        seed: Determines which pictures are held out.
     """
-    named = [list(known) or [_questions(row)] for row, known in zip(rows, keys, strict=True)]
-    numbers = _groups(named)
+    named = [list(known) or [_question_key(row)] for row, known in zip(rows, keys, strict=True)]
+    numbers = _connected_components(named)
     groups: dict[int, _Group] = {}
     for number, known in zip(numbers, named, strict=True):
         group = groups.setdefault(number, _Group())
         group.pictures.update(known)
         group.rows += 1
-    held = _held_out(groups, fraction, seed)
+    held = _choose_groups(groups, fraction, seed)
     return Split(
         tuple(row for row, group in zip(rows, numbers, strict=True) if group not in held),
         tuple(row for row, group in zip(rows, numbers, strict=True) if group in held),
     )
 
 
-def _held_out(groups: dict[int, _Group], fraction: float | None, seed: int) -> set[int]:
-    """Groups in the seed's order, each that still fits into the share."""
+def _choose_groups(groups: dict[int, _Group], fraction: float | None, seed: int) -> set[int]:
+    """Choose the groups to hold out: in random order, each that still fits."""
     share = DEFAULT_FRACTION if fraction is None else fraction
     pictures = sum(len(group.pictures) for group in groups.values())
     rows = sum(group.rows for group in groups.values())
-    room = min(max(round(share * pictures), 1), pictures - 1)
+    pictures_left = min(max(round(share * pictures), 1), pictures - 1)
     if fraction is None:
-        room = min(room, DEFAULT_MOST)
+        pictures_left = min(pictures_left, DEFAULT_MAX_PICTURES)
     if share == 0:
         return set()
-    most_rows = max(share, _MOST_ROWS) * rows
+    rows_left = max(share, _MAX_ROW_SHARE) * rows
 
-    def place(number: int) -> bytes:
+    def random_rank(number: int) -> bytes:
         return hashlib.sha256(f"{seed}:{min(groups[number].pictures)}".encode()).digest()
 
     held: set[int] = set()
-    order = sorted(groups, key=place)
+    order = sorted(groups, key=random_rank)
     for number in order:
         group = groups[number]
-        if len(group.pictures) <= room and group.rows <= most_rows:
+        if len(group.pictures) <= pictures_left and group.rows <= rows_left:
             held.add(number)
-            room -= len(group.pictures)
-            most_rows -= group.rows
+            pictures_left -= len(group.pictures)
+            rows_left -= group.rows
     if held or not order:
         return held
+    # Every group is larger than the share: hold out the smallest, if more than half remains.
     smallest = min(order, key=lambda number: len(groups[number].pictures))
-    alone = groups[smallest]
-    fits = len(alone.pictures) <= pictures / 2 and alone.rows <= most_rows
+    group = groups[smallest]
+    fits = len(group.pictures) <= pictures / 2 and group.rows <= rows_left
     return {smallest} if fits else set()
 
 
-def _questions(row: Row) -> str:
-    """Equal for rows that ask the same."""
-    asked = "\n".join(turn.text.strip() for turn in row.turns if turn.role == "user")
-    return "asked:" + hashlib.sha256(asked.encode()).hexdigest()
+def _question_key(row: Row) -> str:
+    """Return a key that is equal for rows with the same questions."""
+    questions = "\n".join(turn.text.strip() for turn in row.turns if turn.role == "user")
+    return "asked:" + hashlib.sha256(questions.encode()).hexdigest()
 
 
-def _groups(keys: Sequence[Sequence[str]]) -> list[int]:
-    """Rows that share a picture, directly or through other rows, get one group number."""
-    parent = list(range(len(keys)))
+def _connected_components(keys: Sequence[Sequence[str]]) -> list[int]:
+    """Return a component number per row; rows with a common key are in one component."""
+    parent = list(range(len(keys)))  # union-find
 
     def root(node: int) -> int:
         while parent[node] != node:

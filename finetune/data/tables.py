@@ -1,4 +1,7 @@
-"""Tables and data sets of the `datasets` library → numbered records; pictures stay undecoded."""
+"""Read tables and data sets of the `datasets` library into numbered records.
+
+Pictures are not decoded.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from vqa_app.checkpoints.source import HUB_TIMEOUT
 from vqa_app.errors import DataError
 
 FOR_TRAINING, FOR_TESTING = "for training", "for testing"
-_WORDS = {
+_SPLIT_WORDS = {
     split: re.compile(rf"(?<![a-z])({words})(?![a-z])", re.IGNORECASE)
     for split, words in (
         ("train", "train(ing)?"),
@@ -24,113 +27,122 @@ _WORDS = {
         ("validation", "val(id(ation)?)?|dev"),
     )
 }
-"""What the splits of data sets are called."""
-_ROWS_AT_ONCE = 32
-"""Their pictures are in memory together while a table is read."""
+"""What data sets call their splits."""
+_BATCH_ROWS = 32
+"""Rows whose pictures are in memory together while a table is read."""
 
 
 @dataclass(frozen=True)
 class Records:
-    """The numbered records of a file; pictures that stand in a table's columns are `PictureSource`
-    already.
-    """
+    """The numbered records of a file. Pictures in table columns are `PictureSource` already."""
 
     items: list[tuple[int, Any]]
     problems: list[Problem]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A picture in a table."""
+class TablePicture:
+    """A picture in a table, read on demand."""
 
     dataset: Any
-    """In Arrow's format: as it is stored, undecoded."""
+    """A `datasets.Dataset` in Arrow format, which returns pictures undecoded."""
     row: int
-    """From 0."""
+    """Counted from 0."""
     path: tuple[str | int, ...]
-    """The column, and the keys and positions below it."""
+    """The column, and the keys and positions inside its value."""
 
     def read(self) -> bytes:
-        column, *below = self.path
+        """Return the content of the picture file."""
+        column, *steps = self.path
         value = self.dataset[self.row].column(column)[0].as_py()
-        for step in below:
+        for step in steps:
             value = value[step]
         return value if isinstance(value, bytes) else value["bytes"]
 
 
 def training_files(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Those for training, by a word "train" in their path below `folder`; all where none is."""
-    return splits_of(files, folder).get("train") or [*files]
+    """Return the files of the training split, or all files if there are no splits."""
+    return group_by_split(files, folder).get("train") or [*files]
 
 
-def splits_of(files: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
-    """Files by the split that a word in their path below `folder` says; what has no such word is
-    for training where nothing else is. Empty where no file has one.
+def group_by_split(files: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
+    """Group files by the split named in their path below `folder`.
+
+    Files without a split's name belong to the training split if no other file does. The result is
+    empty if no path names a split.
     """
-    found: dict[str, list[Path]] = {}
+    groups: dict[str, list[Path]] = {}
     for file in files:
         name = file.relative_to(folder).as_posix()
-        said = (split for split, word in _WORDS.items() if word.search(name))
-        found.setdefault(next(said, ""), []).append(file)
-    rest = found.pop("", [])
-    return {"train": rest} | found if rest and found else found
+        named = (split for split, word in _SPLIT_WORDS.items() if word.search(name))
+        groups.setdefault(next(named, ""), []).append(file)
+    rest = groups.pop("", [])
+    return {"train": rest} | groups if rest and groups else groups
 
 
-def is_split(name: str) -> bool:
-    """Whether a split would be called so."""
-    return any(word.fullmatch(name) for word in _WORDS.values())
+def is_split_name(name: str) -> bool:
+    """Return whether a data set may call a split by this name."""
+    return any(word.fullmatch(name) for word in _SPLIT_WORDS.values())
 
 
 def choose_split(splits: Sequence[str], wanted: str, name: str) -> tuple[str, list[Problem]]:
-    """The split to read, and a note where there is another.
+    """Return the split to read, and a note if there are others.
 
     Args:
-        wanted: a split that somebody named; or what the rows are for: `for training` takes the
-            split train, `for testing` test or validation, and both the only one there is.
+        splits: The names of all splits.
+        wanted: The name of a split, or a purpose: `FOR_TRAINING` takes train, `FOR_TESTING` takes
+            test or else validation, and both take the only split there is.
+        name: The data set's name for messages.
 
     Raises:
-        DataError: there is no such split, or several might be meant.
+        DataError: There is no such split, or several fit the purpose.
     """
     listed = ", ".join(splits)
     if wanted not in (FOR_TRAINING, FOR_TESTING):
         if wanted not in splits:
-            raise DataError(f"{name} has the splits {listed}.", f"None is called {wanted}.")
+            raise DataError(f"{name} has no split {wanted}.", f"Its splits are {listed}.")
         return wanted, []
-    kinds = ("train",) if wanted == FOR_TRAINING else ("test", "validation")
-    alike = {kind: [s for s in splits if _WORDS[kind].fullmatch(s)] for kind in kinds}
-    found = next((alike[kind] for kind in kinds if alike[kind]), list(splits))
+    preferred = ("train",) if wanted == FOR_TRAINING else ("test", "validation")
+    matching = {kind: [s for s in splits if _SPLIT_WORDS[kind].fullmatch(s)] for kind in preferred}
+    found = next((matching[kind] for kind in preferred if matching[kind]), list(splits))
     if len(found) > 1:
-        hint = f"Say which: {name}@{found[0]}."
-        raise DataError(f"{name} has the splits {listed}; none is {wanted} alone.", hint)
-    if listed == found[0] == kinds[0]:
+        raise DataError(
+            f"{name} has the splits {listed}; it is unclear which is {wanted}.",
+            f"Choose one: {name}@{found[0]}.",
+        )
+    if listed == found[0] == preferred[0]:
         return found[0], []
-    what = f"Only the split {found[0]} is read, of {listed}."
+    message = f"Only the split {found[0]} of {listed} is read."
     if len(splits) == 1:
-        what = f"Its only split, {found[0]}, is read."
-    return found[0], [Problem(name, None, what, note=True)]
+        message = f"Its only split, {found[0]}, is read."
+    return found[0], [Problem(name, None, message, note=True)]
 
 
-def metadata_of(folder: Path, wanted: str, name: str) -> tuple[Path, list[Problem]] | None:
-    """The table of a `datasets` picture folder, whose pictures lie beside it, and notes; None of
-    another.
+def find_metadata(folder: Path, wanted: str, name: str) -> tuple[Path, list[Problem]] | None:
+    """Return the metadata table of a `datasets` picture folder, and notes; else None.
+
+    Args:
+        folder: The folder.
+        wanted: See `choose_split`.
+        name: The folder's name for messages.
 
     Raises:
-        DataError: there are several.
+        DataError: The folder has several tables.
     """
     found = sorted(file for kind in ("csv", "jsonl") for file in folder.rglob(f"metadata.{kind}"))
     if not found:
         return None
-    chosen, notes = _files_of_split(found, folder, wanted, name)
+    chosen, notes = _choose_files(found, folder, wanted, name)
     if len(chosen) > 1:
         names = ", ".join(str(file.relative_to(folder)) for file in chosen[:5])
-        raise DataError(f"{folder} has several tables: {names}.", "Give each with a --data.")
+        raise DataError(f"{folder} has several tables: {names}.", "Pass each with its own --data.")
     return chosen[0], notes
 
 
-def _files_of_split(
+def _choose_files(
     files: Sequence[Path], folder: Path, wanted: str, name: str
 ) -> tuple[list[Path], list[Problem]]:
-    splits = splits_of(files, folder)
+    splits = group_by_split(files, folder)
     if not splits and wanted in (FOR_TRAINING, FOR_TESTING):
         return [*files], []
     split, notes = choose_split([*splits], wanted, name)
@@ -138,16 +150,20 @@ def _files_of_split(
 
 
 def read_folder(path: Path, wanted: str, name: str) -> Records:
-    """Reads a `datasets` folder: one written by `save_to_disk`, or one of Parquet or Arrow
-    files.
+    """Read a folder written by `Dataset.save_to_disk`, or one with Parquet or Arrow files.
 
     Args:
-        wanted: see `choose_split`.
+        path: The folder.
+        wanted: See `choose_split`.
+        name: The folder's name for messages.
+
+    Raises:
+        DataError: The folder has no data set, or it cannot be read.
     """
     import datasets
 
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        with _reading(path):
+        with _translate_errors(path):
             loaded = datasets.load_from_disk(str(path))
         if isinstance(loaded, dict):
             return _read_split(loaded, wanted, name)
@@ -155,30 +171,36 @@ def read_folder(path: Path, wanted: str, name: str) -> Records:
         return read_table(loaded, name)
     for kind in ("parquet", "arrow"):
         if files := sorted(path.rglob(f"*.{kind}")):
-            chosen, notes = _files_of_split(files, path, wanted, name)
-            found = read_table(load_tables(kind, chosen), f"{name} ({wanted})")
-            found.problems.extend(notes)
-            return found
+            chosen, notes = _choose_files(files, path, wanted, name)
+            records = read_table(load_tables(kind, chosen), f"{name} ({wanted})")
+            records.problems.extend(notes)
+            return records
     raise _no_data_set(path)
 
 
 def _no_data_set(folder: Path) -> DataError:
-    """Says what lies in it instead."""
+    """Return an error that says what the folder contains instead of a data set."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    what = f"The folder {folder} holds no data set"
     data = [file for file in files if file.suffix.lower() in (".json", ".jsonl", ".csv", ".tsv")]
     if 0 < len(data) <= 5:
         names = ", ".join(str(file) for file in data)
-        return DataError(f"{what} that says what it is.", f"Give --data its file: {names}.")
+        return DataError(
+            f"The folder {folder} is not a data set of the `datasets` library.",
+            f"Pass its data file with --data: {names}.",
+        )
     kinds = Counter(file.suffix.lower() or "nameless" for file in files).most_common(3)
-    held = " and ".join(f"{pluralize(number, f'{kind} file')}" for kind, number in kinds)
-    hint = 'Write the questions into one table with "image", "question", "answer", and give that.'
-    return DataError(f"{what}: it has {held or 'no files'}.", hint)
+    held = " and ".join(pluralize(number, f"{kind} file") for kind, number in kinds)
+    return DataError(
+        f"The folder {folder} contains no data set: it has {held or 'no files'}.",
+        'Write the questions into a table with "image", "question" and "answer", and pass that.',
+    )
 
 
 def refuse_split(wanted: str, name: str) -> None:
-    """Raises:
-    DataError: somebody named a split of what has none.
+    """Refuse a named split of data that has no splits.
+
+    Raises:
+        DataError: `wanted` names a split.
     """
     if wanted not in (FOR_TRAINING, FOR_TESTING):
         raise DataError(f"{name} has no splits.", f"Leave out @{wanted}.")
@@ -186,42 +208,43 @@ def refuse_split(wanted: str, name: str) -> None:
 
 def _read_split(splits: dict[str, Any], wanted: str, name: str) -> Records:
     split, notes = choose_split([*splits], wanted, name)
-    found = read_table(splits[split], f"{name}@{split}")  # train and test are other pictures
-    found.problems.extend(notes)
-    return found
+    # The split's name keeps the pictures of train and test apart.
+    records = read_table(splits[split], f"{name}@{split}")
+    records.problems.extend(notes)
+    return records
 
 
 def read_hub(name: str, wanted: str) -> Records:
-    """Reads a split of `owner/name` or `owner/name:config` from the Hugging Face hub; from the
-    local cache where the hub cannot be reached.
+    """Read a data set from the Hugging Face hub, or from the local cache if it is unreachable.
 
     Args:
-        wanted: see `choose_split`.
+        name: `owner/name` or `owner/name:config`.
+        wanted: See `choose_split`.
 
     Raises:
-        DataError: there is none, or it cannot be had.
+        DataError: The data set does not exist or cannot be loaded.
     """
     import datasets
 
     repository, _, config = name.partition(":")
-    reached = _look_up(name, repository)
+    reachable = _check_repository(name, repository)
     offline = datasets.config.HF_HUB_OFFLINE
     try:
-        datasets.config.HF_HUB_OFFLINE = offline or not reached  # else it tries for half a minute
+        # Without this, `datasets` retries for half a minute when the hub is unreachable.
+        datasets.config.HF_HUB_OFFLINE = offline or not reachable
         splits = datasets.load_dataset(repository, config or None)
-    except Exception as error:  # the library raises many kinds; all mean the same to a person
-        unreached = None if reached else "The hub cannot be reached."
-        raise _not_had(name, error, unreached) from error
+    except Exception as error:  # `datasets` raises many types
+        raise _cannot_load(name, error, reachable=reachable) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
     return _read_split(splits, wanted, name)
 
 
-def _look_up(name: str, repository: str) -> bool:
-    """Whether the hub can be reached.
+def _check_repository(name: str, repository: str) -> bool:
+    """Return whether the hub can be reached.
 
     Raises:
-        DataError: it says that we cannot have the data set.
+        DataError: The hub refuses access to the data set.
     """
     from huggingface_hub import HfApi, constants, errors
 
@@ -231,16 +254,16 @@ def _look_up(name: str, repository: str) -> bool:
         HfApi().dataset_info(repository, timeout=HUB_TIMEOUT)
     except errors.HfHubHTTPError as error:
         if error.response is None or error.response.status_code < 500:
-            raise _not_had(name, error) from error
+            raise _cannot_load(name, error) from error
         return False
     except (errors.HTTPError, OSError):
         return False
     except errors.HFValidationError as error:
-        raise _not_had(name, error) from error
+        raise _cannot_load(name, error) from error
     return True
 
 
-def _not_had(name: str, error: Exception, reason: str | None = None) -> DataError:
+def _cannot_load(name: str, error: Exception, *, reachable: bool = True) -> DataError:
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -249,8 +272,11 @@ def _not_had(name: str, error: Exception, reason: str | None = None) -> DataErro
             "Accept it on its page on huggingface.co, then log in with `hf auth login`.",
         )
     if isinstance(error, errors.RepositoryNotFoundError):
-        reason = "It has no such data set, or a private one."
-    reason = reason or (str(error).splitlines() or [type(error).__name__])[0]
+        reason = "There is no such data set, or it is private."
+    elif not reachable:
+        reason = "The hub cannot be reached."
+    else:
+        reason = _first_line(error)
     return DataError(
         f"There is no file or folder {name}, and it cannot be loaded from the hub: {reason}",
         "Check the path, or the name on huggingface.co and the network.",
@@ -258,109 +284,103 @@ def _not_had(name: str, error: Exception, reason: str | None = None) -> DataErro
 
 
 def read_table(dataset: Any, name: str) -> Records:
-    """Numbers the rows of a `datasets.Dataset`. Its pictures, also those inside messages, stay
-    undecoded and are read again when needed: a table may be larger than memory. Class numbers
-    become the classes' names.
+    """Return the rows of a `datasets.Dataset` as numbered records.
+
+    Pictures, also those inside messages, become `PictureSource` without being decoded: a table may
+    be larger than memory. Class numbers become class names.
     """
     import datasets
 
-    names: dict[str, Callable[[int], str]] = {}
+    class_names: dict[str, Callable[[int], str]] = {}
     for column, feature in dataset.features.items():
         for label in (feature, getattr(feature, "feature", None)):
             if isinstance(label, datasets.ClassLabel):
-                names[column] = label.int2str
+                class_names[column] = label.int2str
     stored = dataset.with_format("arrow")
-    features = datasets.Features(_undecoded(dict(dataset.features)))
+    features = datasets.Features(_without_decoding(dict(dataset.features)))
     items: list[tuple[int, Any]] = []
-    for batch in stored.iter(_ROWS_AT_ONCE):
-        for record in batch.to_pylist():
-            row = len(items)
-            light = _light(features.decode_example(record), names, _Pictures(name, stored, row))
-            items.append((row + 1, light))
+    for batch in stored.iter(_BATCH_ROWS):
+        for encoded in batch.to_pylist():
+            record = features.decode_example(encoded)
+            pictures = _RowPictures(name, stored, len(items))
+            values = {
+                key: _class_name(value, class_names[key])
+                if key in class_names
+                else pictures.replace_in(value, key)
+                for key, value in record.items()
+            }
+            items.append((len(items) + 1, values))
     return Records(items, [])
 
 
-def _undecoded(feature: Any) -> Any:
-    """The same feature whose pictures are left as they are stored, however deep they stand."""
+def _without_decoding(feature: Any) -> Any:
+    """Return the feature with decoding of nested pictures switched off."""
     if isinstance(feature, dict):
-        return {key: _undecoded(below) for key, below in feature.items()}
-    if (below := getattr(feature, "feature", None)) is not None:
-        return replace(feature, feature=_undecoded(below))
+        return {key: _without_decoding(nested) for key, nested in feature.items()}
+    if (nested := getattr(feature, "feature", None)) is not None:
+        return replace(feature, feature=_without_decoding(nested))
     return replace(feature, decode=False) if hasattr(feature, "decode") else feature
 
 
 @dataclass(frozen=True)
-class _Pictures:
-    """Finds the pictures of one row."""
+class _RowPictures:
+    """The pictures of one table row."""
 
     table: str
     dataset: Any
     row: int
-    """From 0."""
+    """Counted from 0."""
 
-    def instead(self, value: Any, *path: str | int) -> Any:
-        """The value with pictures in place of their bytes."""
+    def replace_in(self, value: Any, *path: str | int) -> Any:
+        """Return the value with a `PictureSource` in place of each picture's content."""
         if isinstance(value, list):
-            return [self.instead(item, *path, place) for place, item in enumerate(value)]
-        stored = value.get("bytes") if isinstance(value, dict) else value
-        if isinstance(stored, bytes) and stored:
-            place = next((step + 1 for step in reversed(path) if isinstance(step, int)), 1)
+            return [self.replace_in(item, *path, index) for index, item in enumerate(value)]
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if isinstance(content, bytes) and content:
+            number = next((step + 1 for step in reversed(path) if isinstance(step, int)), 1)
             key = ".".join(map(str, (self.row + 1, *path)))
-            cell = Cell(self.dataset, self.row, path)
-            shown = f"{path[0]} {place} of row {self.row + 1:,}"
-            return PictureSource(shown, f"{self.table}#{key}", cell)
+            picture = TablePicture(self.dataset, self.row, path)
+            shown = f"{path[0]} {number} of row {self.row + 1:,}"
+            return PictureSource(shown, f"{self.table}#{key}", picture)
         if isinstance(value, dict):
-            return {key: self.instead(item, *path, key) for key, item in value.items()}
+            return {key: self.replace_in(item, *path, key) for key, item in value.items()}
         return value
 
 
-def _light(
-    record: dict[str, Any], names: dict[str, Callable[[int], str]], pictures: _Pictures
-) -> dict[str, Any]:
-    """With classes by name, and of pictures only where they are."""
-
-    def named(value: Any, name: Callable[[int], str]) -> Any:
-        if isinstance(value, list):
-            return [named(item, name) for item in value]
-        return value if value is None or value < 0 else name(value)  # -1: nobody knows
-
-    return {
-        key: named(value, names[key]) if key in names else pictures.instead(value, key)
-        for key, value in record.items()
-    }
+def _class_name(value: Any, name_of: Callable[[int], str]) -> Any:
+    if isinstance(value, list):
+        return [_class_name(item, name_of) for item in value]
+    return value if value is None or value < 0 else name_of(value)  # -1 means unlabelled
 
 
 def load_tables(kind: str, files: Sequence[Path]) -> Any:
-    """A `datasets.Dataset` of Parquet or Arrow files.
+    """Load Parquet or Arrow files as one `datasets.Dataset`.
+
+    Args:
+        kind: "parquet" or "arrow".
+        files: The files.
 
     Raises:
-        DataError: one cannot be read.
+        DataError: A file cannot be read.
     """
     import datasets
 
     datasets.disable_progress_bars()
-    with _reading(files[0]):
-        if kind == "arrow":
-            return datasets.concatenate_datasets([_arrow(str(file)) for file in files])
-        return datasets.load_dataset("parquet", data_files=list(map(str, files)), split="train")
-
-
-def _arrow(file: str) -> Any:
-    """`datasets` writes streams, pyarrow and others files too."""
-    import datasets
-    import pyarrow
-
-    try:
-        return datasets.Dataset.from_file(file)
-    except pyarrow.ArrowInvalid:
-        return datasets.Dataset(pyarrow.ipc.open_file(file).read_all())
+    with _translate_errors(files[0]):
+        return datasets.load_dataset(kind, data_files=list(map(str, files)), split="train")
 
 
 @contextmanager
-def _reading(path: str | Path) -> Iterator[None]:
-    """The libraries raise many kinds; all mean the same to a person."""
+def _translate_errors(path: str | Path) -> Iterator[None]:
+    """Turn the many exception types of `datasets` and pyarrow into a `DataError`."""
     try:
         yield
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"Cannot read {path}: {reason}", "Is it whole? Save it again.") from error
+        raise DataError(
+            f"Cannot read {path}: {_first_line(error.__cause__ or error)}",
+            "Check that the file is complete.",
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

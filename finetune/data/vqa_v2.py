@@ -1,6 +1,4 @@
-"""The official VQA v2 files: questions and annotations in two JSON files that share question ids
-(Goyal et al., 2017).
-"""
+"""VQA v2's official files (Goyal et al. 2017): questions and annotations joined by question id."""
 
 from __future__ import annotations
 
@@ -16,17 +14,17 @@ from vqa_app.prompts.conversation import SHORT_STYLE
 
 
 def load_official(path: Path) -> dict[str, Any] | None:
-    """The file's content if it is one of the two, else None."""
+    """Return the file's content if it is a VQA v2 question or annotation file, else None."""
     try:
         with path.open("rb") as file:
             if b'"questions"' not in (start := file.read(4096)) and b'"annotations"' not in start:
-                # Keys come in any order: small ones (info, license) may stand after the long list.
+                # Keys come in any order: small ones (info, license) may follow the long list.
                 file.seek(max(0, path.stat().st_size - 4096))
                 tail = file.read()
                 if b'"data_subtype"' not in tail or not start.lstrip().startswith(b"{"):
                     return None
         data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):  # whoever reads it next says what is wrong
+    except (OSError, ValueError, RecursionError):  # reported when it is read as an ordinary file
         return None
     if not isinstance(data, dict):
         return None
@@ -43,7 +41,7 @@ def join(
     context: Context,
     problems: list[Problem],
 ) -> Iterator[Row]:
-    """Rows in the order of the questions; row numbers count them from 1."""
+    """Yield rows in the order of the questions, numbered from 1; append to `problems`."""
     answers = {entry.get("question_id"): entry for entry in annotations["annotations"]}
     subset = questions.get("data_subtype") or annotations.get("data_subtype") or ""
     for number, entry in enumerate(questions["questions"], 1):
@@ -52,22 +50,22 @@ def join(
             if annotation is None:
                 raise BadRow(
                     f"Question {entry.get('question_id')} has no annotation.",
-                    "Do the files belong together?",
+                    "Check that the two files belong together.",
                 )
             if not str(entry.get("question") or "").strip():
                 raise BadRow(f"Question {entry.get('question_id')} has no text.")
             record = {
                 **annotation,
                 "question": f"{entry['question']}{SHORT_STYLE}",
-                "image": str(_picture(entry.get("image_id"), subset, context)),
+                "image": str(_find_coco_picture(entry.get("image_id"), subset, context)),
             }
             yield read_record(record, number, context)
         except BadRow as bad:
             problems.append(Problem(context.file, number, bad.message, bad.hint))
 
 
-def _picture(image_id: Any, subset: str, context: Context) -> Path:
-    """COCO's file names: COCO_val2014_000000262148.jpg, 000000262148.jpg, or the plain id."""
+def _find_coco_picture(image_id: Any, subset: str, context: Context) -> Path:
+    """Find COCO_val2014_000000262148.jpg, 000000262148.jpg, or a file named by the plain id."""
     try:
         digits = f"{int(image_id):012d}"
     except (TypeError, ValueError):
@@ -81,5 +79,5 @@ def _picture(image_id: Any, subset: str, context: Context) -> Path:
     folders = " or ".join(map(str, context.roots))
     raise BadRow(
         f"There is no picture {name}.jpg or {digits}.jpg in {folders}.",
-        "Name the folder of the COCO pictures with --images.",
+        "Pass the folder of the COCO pictures with --images.",
     )

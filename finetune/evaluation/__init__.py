@@ -1,4 +1,4 @@
-"""Questions with known answers: asking, scoring, reporting.
+"""Evaluation: questions with known answers, predictions, metrics and reports.
 
-May use runs, data.
+May import `runs` and `data`.
 """

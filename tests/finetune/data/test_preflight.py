@@ -40,7 +40,7 @@ def test_everything_is_counted(data: Path, processor: Any) -> None:
     found = check_rows(read_rows(data), processor, max_length=1000)
     counted = summarize_samples(found.samples)
     assert (counted.rows, counted.answers, counted.sequences) == (8, 14, 8)
-    assert (counted.pictures, counted.pictures_each) == (6, ((0, 2), (1, 6)))
+    assert (counted.pictures, counted.picture_counts) == (6, ((0, 2), (1, 6)))
     assert counted.tokens == sum(len(sample) for sample in found.samples)
     assert sum(count for _, _, count in counted.histogram) == 8
     assert counted.longest[0] is max(found.samples, key=len)
