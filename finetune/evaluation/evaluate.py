@@ -1,4 +1,4 @@
-"""Checkpoint + data → metrics: every question answered, scored, and kept with its exact prompt."""
+"""Evaluate a model: answer every question, score the answers, and keep them with their prompts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from finetune.evaluation import metrics
 from finetune.evaluation.metrics import PairedTest, Scores, by_type, paired_test
 from finetune.evaluation.predictions import Prediction, PredictionsFile
 from finetune.evaluation.questions import (
-    Data,
     EvalQuestions,
     Question,
+    QuestionSource,
     evaluation_identity,
     evenly_spaced,
     load_questions,
@@ -32,30 +32,30 @@ if TYPE_CHECKING:
 
 MAX_NEW_TOKENS = 64
 MEASURED_LOSSES = 1000
-"""Loss and image gain are measured at so many questions, spread evenly: enough for a mean."""
+"""Number of questions, evenly spaced, whose loss and image gain are measured."""
 _CHUNK = 512
-"""Questions rendered and answered together, and saved."""
+"""Questions that are answered together and then saved."""
 _CHUNK_PIXELS = 64_000_000
-"""A chunk ends where its pictures have more: they are in memory, and as many blank ones."""
+"""Pixels of a chunk's pictures, which are in memory together with blank ones of the same size."""
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What a model is worth on some questions."""
+    """Metrics of a model on a set of questions."""
 
     model: str
     scores: Scores
     types: dict[str, tuple[int, float]]
-    """Question type to number of questions and VQA accuracy."""
+    """By question type, the number of questions and the VQA accuracy."""
     loss: float | None
-    """Teacher-forced, nats per answer token."""
+    """Teacher-forced, in nats per answer token."""
     image_gain: float | None
-    """Mean over the questions with pictures. About 0: it would say this about any picture."""
+    """Mean over the questions with pictures. If it is near 0, the model ignores the pictures."""
     seconds: float
     predictions: tuple[Prediction, ...] = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the predictions."""
+        """Return everything but the predictions."""
         values = {key: value for key, value in vars(self).items() if key != "predictions"}
         types = {kind: {"questions": n, "vqa_accuracy": a} for kind, (n, a) in self.types.items()}
         return values | {"scores": asdict(self.scores), "types": types}
@@ -64,10 +64,10 @@ class EvalResult:
 def summarize_predictions(
     model: str, predictions: Sequence[Prediction], seconds: float
 ) -> EvalResult:
-    """Means over predictions.
+    """Average the metrics of predictions.
 
     Raises:
-        DataError: there are none.
+        DataError: There are no predictions.
     """
     if not predictions:
         raise DataError("There are no questions to evaluate.", "Check the data file.")
@@ -95,26 +95,34 @@ def answer_questions(
     measured: Collection[str] | None = None,
     on_chunk: Callable[[list[Prediction]], None] | None = None,
 ) -> list[Prediction]:
-    """Answers and scores questions in their order.
+    """Answer questions greedily and score the answers.
 
     Args:
-        measured: ids of the questions where the loss of the right answer is measured too, with and
-            without the pictures; None is all of them.
-        on_chunk: told of every few hundred predictions as they are made; what it raises ends it.
+        model: The model.
+        processor: Its processor.
+        capabilities: What its architecture supports.
+        questions: The questions; the predictions are in the same order.
+        max_new_tokens: The longest answer.
+        measured: Ids of the questions for which the loss of the correct answer is measured, with
+            the pictures and with blank ones; None for all.
+        on_chunk: Called with every few hundred predictions; an exception ends the evaluation.
+
+    Raises:
+        DataError: A picture cannot be read.
     """
     predictions: list[Prediction] = []
-    for asked, pictures in _chunks(questions):
-        chunk = _answer_chunk(
-            model, processor, capabilities, asked, pictures, max_new_tokens, measured
+    for chunk, pictures in _chunks(questions):
+        answered = _answer_chunk(
+            model, processor, capabilities, chunk, pictures, max_new_tokens, measured
         )
-        predictions += chunk
+        predictions += answered
         if on_chunk:
-            on_chunk(chunk)
+            on_chunk(answered)
     return predictions
 
 
 def _chunks(questions: Sequence[Question]) -> Iterator[tuple[list[Question], dict[str, Picture]]]:
-    """With their pictures, opened."""
+    """Yield chunks of questions with their opened pictures by key."""
     chunk: list[Question] = []
     pictures: dict[str, Picture] = {}
     pixels = 0
@@ -122,14 +130,14 @@ def _chunks(questions: Sequence[Question]) -> Iterator[tuple[list[Question], dic
         chunk.append(question)
         for source in question.row.pictures:
             if source.key not in pictures:
-                picture = pictures[source.key] = _opened(source, question)
+                picture = pictures[source.key] = _open_picture(source, question)
                 pixels += picture.image.width * picture.image.height
         if len(chunk) == _CHUNK or pixels > _CHUNK_PIXELS or number == len(questions):
             yield chunk, pictures
             chunk, pictures, pixels = [], {}, 0
 
 
-def _opened(source: PictureSource, question: Question) -> Picture:
+def _open_picture(source: PictureSource, question: Question) -> Picture:
     try:
         return source.open()
     except ImageError as error:
@@ -148,22 +156,21 @@ def _answer_chunk(
     from vqa_app.engine.batched import answer_losses, answer_prompts
     from vqa_app.prompts.prompt import encode, template_text
 
-    asked = [question.conversation(pictures) for question in questions]
-    prompts = [encode(processor, conversation, answer_next=True) for conversation in asked]
+    conversations = [question.conversation(pictures) for question in questions]
+    prompts = [encode(processor, conversation, answer_next=True) for conversation in conversations]
     answers = answer_prompts(model, processor, capabilities, prompts, max_new_tokens=max_new_tokens)
-    seen: list[Any] = [None] * len(questions)
-    blank: list[Any] = [None] * len(questions)
+    picture_losses: list[Any] = [None] * len(questions)
+    blank_losses: list[Any] = [None] * len(questions)
     blanks = {key: blank_like(picture) for key, picture in pictures.items()}
     chosen = [i for i, q in enumerate(questions) if measured is None or q.id in measured]
     for losses, shown, indices in (
-        (seen, pictures, chosen),
-        (blank, blanks, [i for i in chosen if asked[i].pictures]),
+        (picture_losses, pictures, chosen),
+        (blank_losses, blanks, [i for i in chosen if conversations[i].pictures]),
     ):
-        finished = [questions[i].finished(shown) for i in indices]
-        rendered = [encode(processor, c, answer_next=False) for c in finished]
-        for i, loss in zip(
-            indices, answer_losses(model, processor, capabilities, rendered), strict=True
-        ):
+        answered = [questions[i].answered_conversation(shown) for i in indices]
+        encoded = [encode(processor, c, answer_next=False) for c in answered]
+        measurements = answer_losses(model, processor, capabilities, encoded)
+        for i, loss in zip(indices, measurements, strict=True):
             losses[i] = loss
     return [
         Prediction(
@@ -175,20 +182,20 @@ def _answer_chunk(
             answers=question.answers,
             prediction=answer,
             vqa_accuracy=metrics.vqa_accuracy(answer, question.answers),
-            loss=with_pictures and with_pictures.per_token,
-            answer_tokens=with_pictures and with_pictures.tokens,
-            image_gain=without and without.per_token - with_pictures.per_token,
+            loss=loss and loss.per_token,
+            answer_tokens=loss and loss.tokens,
+            image_gain=blank and blank.per_token - loss.per_token,
             prompt=template_text(processor, conversation, answer_next=True),
         )
-        for question, conversation, answer, with_pictures, without in zip(
-            questions, asked, answers, seen, blank, strict=True
+        for question, conversation, answer, loss, blank in zip(
+            questions, conversations, answers, picture_losses, blank_losses, strict=True
         )
     ]
 
 
 def evaluate(
     model: LoadedModel | str | Path,
-    data: EvalQuestions | Data,
+    data: EvalQuestions | QuestionSource,
     *,
     images: Sequence[str | Path] = (),
     out: str | Path | None = None,
@@ -199,23 +206,26 @@ def evaluate(
     max_bad: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
-    """Answers every question of some data and scores the answers.
+    """Answer every question of some data and score the answers.
 
     Args:
-        model: loaded, or what `load_model` takes (a run directory too).
-        data: rows, files in any format that can be trained on, or the result of `load_questions`
-            (`images`, `limit`, `history` and `max_bad` are then ignored).
-        images: folders that picture paths in the files are relative to.
-        out: JSONL file for the predictions, written as they are made; an interrupted evaluation of
-            the same model, data and pictures goes on there. Scores go beside it (`.summary.json`).
-        limit: ask only so many questions, spread evenly.
-        losses: measure loss and image gain at so many questions, spread evenly.
-        max_bad: how many bad rows may be left out.
-        on_progress: told how many of how many questions are answered.
+        model: A loaded model, or a name for `load_model`, such as a run directory.
+        data: Rows, files in any format that can be trained on, or the result of `load_questions`
+            (then `images`, `limit`, `history` and `max_bad` are ignored).
+        images: Folders that picture paths in files are relative to.
+        out: JSONL file for the predictions, written as they are made. An interrupted evaluation of
+            the same model, data and pictures is continued. The scores are written next to it
+            (`.summary.json`).
+        max_new_tokens: The longest answer.
+        limit: The maximum number of questions, chosen evenly.
+        history: Whether to put earlier turns with their correct answers before a question.
+        losses: The number of questions, chosen evenly, whose loss and image gain are measured.
+        max_bad: The number of bad rows that may be skipped.
+        on_progress: Called with the number of questions answered and the total.
 
     Raises:
-        DataError: more bad rows than that, or no rows.
-        UsageError: `out` holds another evaluation.
+        DataError: There are more bad rows than allowed, or no rows.
+        UsageError: `out` has predictions of another evaluation.
     """
     from vqa_app.checkpoints.loader import LoadedModel, load_model
 
@@ -224,15 +234,15 @@ def evaluate(
     questions = data.questions
     loaded = model if isinstance(model, LoadedModel) else load_model(str(model))
     started = time.monotonic()
-    identity = evaluation_identity(questions, max_new_tokens, losses) | _who_answers(loaded)
-    kept = PredictionsFile(Path(out), identity) if out else None
-    done = {p.id: p for p in kept.resume()} if kept else {}
-    todo = [question for question in questions if question.id not in done]
+    identity = evaluation_identity(questions, max_new_tokens, losses) | _model_identity(loaded)
+    file = PredictionsFile(Path(out), identity) if out else None
+    done = {p.id: p for p in file.resume()} if file else {}
+    remaining = [question for question in questions if question.id not in done]
 
-    def report(chunk: list[Prediction]) -> None:
+    def save(chunk: list[Prediction]) -> None:
         done.update((p.id, p) for p in chunk)
-        if kept:
-            kept.append(chunk)
+        if file:
+            file.append(chunk)
         if on_progress:
             on_progress(len(done), len(questions))
 
@@ -242,33 +252,35 @@ def evaluate(
         loaded.model,
         loaded.processor,
         loaded.capabilities,
-        todo,
+        remaining,
         max_new_tokens=max_new_tokens,
         measured={question.id for question in evenly_spaced(questions, losses)},
-        on_chunk=report,
+        on_chunk=save,
     )
     predictions = [done[question.id] for question in questions]
     result = summarize_predictions(loaded.label, predictions, time.monotonic() - started)
-    if kept:
-        kept.finish(result.to_json())
+    if file:
+        file.finish(result.to_json())
     return result
 
 
 def compare(first: EvalResult, second: EvalResult) -> PairedTest:
-    """Whether the first model's VQA accuracy differs from the second's on the same questions.
+    """Test whether two models' VQA accuracies on the same questions differ.
 
     Raises:
-        UsageError: they answered different questions.
+        UsageError: They answered different questions.
     """
-    others = {p.id: p.vqa_accuracy for p in second.predictions}
-    if others.keys() != {p.id for p in first.predictions}:
+    second_accuracy = {p.id: p.vqa_accuracy for p in second.predictions}
+    if second_accuracy.keys() != {p.id for p in first.predictions}:
         raise UsageError("The two evaluations asked different questions.", "Use the same data.")
-    mine = [p.vqa_accuracy for p in first.predictions]
-    return paired_test(mine, [others[p.id] for p in first.predictions])
+    return paired_test(
+        [p.vqa_accuracy for p in first.predictions],
+        [second_accuracy[p.id] for p in first.predictions],
+    )
 
 
-def _who_answers(loaded: LoadedModel) -> dict[str, Any]:
-    """What must be the same of the model for an evaluation to go on."""
+def _model_identity(loaded: LoadedModel) -> dict[str, Any]:
+    """Return what must be equal of the model to continue an interrupted evaluation."""
     from vqa_app.prompts.prompt import prompt_hash
 
     return {

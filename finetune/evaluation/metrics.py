@@ -1,11 +1,11 @@
-"""What an answer is worth: pure functions over strings, no torch.
+"""Metrics of answers, as functions of strings.
 
 `normalize_answer` and `vqa_accuracy` follow the published VQA evaluator (Antol et al. 2015;
-`vqaEval.py` in GT-Vision-Lab/VQA) rule by rule, its oddities included, because figures are only
-comparable with those of others when the rules are the same. Of its two forms they follow the one
-that lmms-eval has too (`vqav2_process_results`): where the ten answers differ, they and the
-prediction are normalised in full; where all agree, nothing is. The other form (commit c4e6a0e)
-normalises the prediction always, and of differing answers the punctuation alone.
+`vqaEval.py` in GT-Vision-Lab/VQA) exactly, including its oddities, so that scores are comparable
+with published ones. Of its two versions, they follow the one that lmms-eval also uses
+(`vqav2_process_results`): if the ten answers differ, they and the prediction are fully normalised;
+if all agree, nothing is. The other version (commit c4e6a0e) always normalises the prediction, but
+only the punctuation of differing answers.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 
 ANSWERERS = 10
-"""How many people answered each question of VQA v1/v2, TextVQA, VizWiz and OK-VQA."""
+"""Number of answers per question in VQA v1/v2, TextVQA, VizWiz and OK-VQA."""
 
-_LEAST_SIMILAR = 0.5
-_TOLERANCE = 0.05
-_SMALLEST_SHARE = 0.01
-_ROUNDS = 2000
+_ANLS_THRESHOLD = 0.5
+_RELAXED_TOLERANCE = 0.05
+_MIN_TYPE_SHARE = 0.01
+_RESAMPLINGS = 2000
 """Resamplings of a bootstrap or a permutation test."""
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBER_WORDS = {word: str(value) for value, word in enumerate(_DIGITS)} | {"none": "0"}
@@ -32,11 +32,12 @@ _ARTICLES = frozenset(("a", "an", "the"))
 _PUNCTUATION = (*';/[]"{}()=+\\_-><@`,?!',)
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-_MOST_PERIODS = 32
-"""The evaluator hands `re.UNICODE` (32) to `sub` as its `count`, so no more than 32 periods go."""
+_MAX_PERIODS = 32
+"""The evaluator passes `re.UNICODE` (32) as the `count` of `sub`, so at most 32 periods are
+removed."""
 
-# The evaluator looks lower-case words up, so its entries with capitals ("Im", "Ive", "Id've") never
-# match and "im" stays "im". "somebody'd" loses its apostrophe there too.
+# The evaluator looks up lower-case words, so its entries with capitals ("Im", "Ive", "Id've") never
+# match and "im" stays "im". It also removes the apostrophe of "somebody'd".
 _CONTRACTION_PAIRS = """
     aint:ain't arent:aren't cant:can't couldve:could've couldnt:couldn't couldn'tve:couldn't've
     couldnt've:couldn't've didnt:didn't doesnt:doesn't dont:don't hadnt:hadn't hadnt've:hadn't've
@@ -69,13 +70,13 @@ def _strip(text: str) -> str:
 
 
 def _process_punctuation(text: str) -> str:
-    # Whether a mark goes or turns into a space is decided on the text as it came.
+    # The original text decides whether a mark is removed or becomes a space.
     digits = _DIGIT_COMMA_DIGIT.search(text) is not None
     result = text
     for mark in _PUNCTUATION:
-        gone = digits or f"{mark} " in text or f" {mark}" in text
-        result = result.replace(mark, "" if gone else " ")
-    return _PERIOD.sub("", result, count=_MOST_PERIODS)
+        removed = digits or f"{mark} " in text or f" {mark}" in text
+        result = result.replace(mark, "" if removed else " ")
+    return _PERIOD.sub("", result, count=_MAX_PERIODS)
 
 
 def _process_digits_and_articles(text: str) -> str:
@@ -84,41 +85,40 @@ def _process_digits_and_articles(text: str) -> str:
 
 
 def normalize_answer(text: str) -> str:
-    """The official VQA form: lower case, digits for number words, no articles, no punctuation."""
+    """Normalise as the official evaluator: lower case, digits, no articles, no punctuation."""
     return _process_digits_and_articles(_process_punctuation(_strip(text)))
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """VQA accuracy of one prediction, 0 to 1.
+    """Return the VQA accuracy of one prediction, 0 to 1.
 
-    With ten answers this is the published formula: the mean, over ten ways to leave one answerer
-    out, of min(1, agreeing answerers / 3); like there, answers on which all ten agree are compared
-    without normalising. With any other number, the answers are alternatives: 1 where one of them
-    matches after normalising. An answer that somebody left blank counts among the ten, as there,
-    and is no alternative.
+    With ten answers this is the published formula: the mean of min(1, matching answers / 3) over
+    the ten ways to leave one answer out. As in the evaluator, nothing is normalised if all ten
+    answers agree, and blank answers count among the ten. With any other number, the answers are
+    alternatives: the accuracy is 1 if one that is not blank matches after normalising.
 
     Raises:
-        ValueError: there is no answer.
+        ValueError: There are no answers.
     """
     if not answers:
-        raise ValueError("a question without answers has no accuracy")
+        raise ValueError("A question without answers has no accuracy.")
     if len(answers) != ANSWERERS:
         given = normalize_answer(prediction)
-        return float(any(given == normalize_answer(answer) for answer in _written(answers)))
+        return float(any(given == normalize_answer(answer) for answer in _without_blank(answers)))
     prepare = normalize_answer if len({_strip(answer) for answer in answers}) > 1 else _strip
     given = prepare(prediction)
-    agrees = [prepare(answer) == given for answer in answers]
-    return sum(min(1.0, (sum(agrees) - left_out) / 3) for left_out in agrees) / ANSWERERS
+    matches = [prepare(answer) == given for answer in answers]
+    return sum(min(1.0, (sum(matches) - left_out) / 3) for left_out in matches) / ANSWERERS
 
 
-def _written(answers: Sequence[str]) -> Sequence[str]:
-    """Without those that were left blank, unless all were."""
+def _without_blank(answers: Sequence[str]) -> Sequence[str]:
+    """Return the answers that are not blank, or all if all are."""
     return [answer for answer in answers if answer.strip()] or answers
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 where the prediction is one of the answers to the letter (outer white space aside)."""
-    return float(prediction.strip() in {answer.strip() for answer in _written(answers)})
+    """Return 1 if the prediction equals an answer, ignoring surrounding white space, else 0."""
+    return float(prediction.strip() in {answer.strip() for answer in _without_blank(answers)})
 
 
 def _levenshtein(left: str, right: str) -> int:
@@ -131,25 +131,25 @@ def _levenshtein(left: str, right: str) -> int:
 
 
 def anls(prediction: str, answers: Sequence[str]) -> float:
-    """Normalised Levenshtein similarity of one prediction (Biten et al. 2019, ST-VQA), 0 to 1.
+    """Return the normalised Levenshtein similarity (Biten et al. 2019, ST-VQA), 0 to 1.
 
-    1 - distance / length of the longer string, the best over the answers; 0 where that is below a
-    half.
+    This is the maximum over the answers of 1 - distance / length of the longer string; 0 if that is
+    below 0.5.
     """
     given = " ".join(prediction.lower().split())
     best = 0.0
-    for answer in _written(answers):
-        wanted = " ".join(answer.lower().split())
-        longest = max(len(given), len(wanted))
-        best = max(best, 1 - _levenshtein(given, wanted) / longest if longest else 1.0)
-    return best if best >= _LEAST_SIMILAR else 0.0
+    for answer in _without_blank(answers):
+        expected = " ".join(answer.lower().split())
+        longest = max(len(given), len(expected))
+        best = max(best, 1 - _levenshtein(given, expected) / longest if longest else 1.0)
+    return best if best >= _ANLS_THRESHOLD else 0.0
 
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?%?")
 
 
 def as_number(text: str) -> float | None:
-    """The number that a text is ("12", "1,200", "-3.5", "40%" as 0.4), or None."""
+    """Parse a number ("12", "1,200", "-3.5", "40%" as 0.4); None for other text."""
     text = text.strip()
     if not _NUMBER.fullmatch(text) or not any(c.isdigit() for c in text):
         return None
@@ -158,12 +158,12 @@ def as_number(text: str) -> float | None:
 
 
 def relaxed_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """1 for a number within 5 % of an answer or an equal text (ChartQA, Masry et al. 2022)."""
+    """Return 1 for a number within 5 % of an answer, or equal text (ChartQA, Masry et al. 2022)."""
     given = as_number(prediction)
     for answer in answers:
-        wanted = as_number(answer)
-        if given is not None and wanted is not None:
-            if abs(given - wanted) <= _TOLERANCE * abs(wanted):
+        expected = as_number(answer)
+        if given is not None and expected is not None:
+            if abs(given - expected) <= _RELAXED_TOLERANCE * abs(expected):
                 return 1.0
         elif prediction.strip().lower() == answer.strip().lower():
             return 1.0
@@ -171,33 +171,33 @@ def relaxed_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def question_type(question: str) -> str:
-    """A type from the question's first two words ("how many"), as VQA's own types are."""
+    """Return a question's first two words ("how many"), similar to VQA's question types."""
     words = re.findall(r"[\w']+", question.lower())
     return " ".join(words[:2]) or "(empty)"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean metrics of a set of predictions; all 0 to 1."""
+    """Mean metrics of a set of predictions, 0 to 1."""
 
     questions: int
     vqa_accuracy: float
     exact_match: float
     anls: float
     relaxed_accuracy: float | None
-    """Over the questions whose answer is a number; None where there are none."""
+    """Over the questions whose answer is a number; None if there are none."""
     numeric_questions: int = 0
 
 
 def score(pairs: Iterable[tuple[str, Sequence[str]]]) -> Scores:
-    """Means over (prediction, answers) pairs.
+    """Average the metrics of (prediction, answers) pairs.
 
     Raises:
-        ValueError: there are none.
+        ValueError: There are none.
     """
     pairs = list(pairs)
     if not pairs:
-        raise ValueError("no predictions to score")
+        raise ValueError("There are no predictions to score.")
 
     def mean(values: Iterable[float]) -> float:
         return math.fsum(values) / len(pairs)
@@ -216,14 +216,14 @@ def score(pairs: Iterable[tuple[str, Sequence[str]]]) -> Scores:
 
 
 def by_type(types: Sequence[str], accuracies: Sequence[float]) -> dict[str, tuple[int, float]]:
-    """Questions and mean accuracy of each type, the largest first.
+    """Return the number of questions and the mean accuracy per type, largest type first.
 
-    Types with fewer than 1 % of the questions come together as "other", last.
+    Types with fewer than 1 % of the questions are combined as "other", last.
     """
     groups: Mapping[str, list[float]] = defaultdict(list)
     for kind, accuracy in zip(types, accuracies, strict=True):
         groups[kind].append(accuracy)
-    small = {k for k, v in groups.items() if len(v) < _SMALLEST_SHARE * len(types)}
+    small = {k for k, v in groups.items() if len(v) < _MIN_TYPE_SHARE * len(types)}
     table = {
         kind: (len(values), math.fsum(values) / len(values))
         for kind, values in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
@@ -236,7 +236,7 @@ def by_type(types: Sequence[str], accuracies: Sequence[float]) -> dict[str, tupl
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two models on the same questions."""
+    """Comparison of two models on the same questions."""
 
     difference: float
     """Mean score of the first minus that of the second."""
@@ -244,17 +244,22 @@ class PairedTest:
     high: float
     """95 % interval of the difference, by bootstrap over questions."""
     p_value: float
-    """Two-sided; of no difference."""
+    """Two-sided; the null hypothesis is no difference."""
     method: str
     first_better: int
     second_better: int
-    """On how many questions one scored above the other."""
+    """Number of questions on which one scored higher than the other."""
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
-    """Exact two-sided McNemar test over the questions that only one of two models got right."""
+    """Return the p-value of the exact two-sided McNemar test.
+
+    Args:
+        first_only: Number of questions that only the first model answered correctly.
+        second_only: Number of questions that only the second model answered correctly.
+    """
     total = first_only + second_only
-    term = tail = 1  # binomial coefficients, each from the one before
+    term = tail = 1  # binomial coefficients, computed recursively
     for k in range(min(first_only, second_only)):
         term = term * (total - k) // (k + 1)
         tail += term
@@ -262,20 +267,20 @@ def mcnemar(first_only: int, second_only: int) -> float:
 
 
 def paired_test(first: Sequence[float], second: Sequence[float]) -> PairedTest:
-    """Whether two models' scores on the same questions differ by more than chance.
+    """Test whether two models' scores on the same questions differ by more than chance.
 
-    Right-or-wrong scores take the exact McNemar test; graded ones (ten answers, ANLS) a permutation
-    test that swaps the two models' scores question by question.
+    Scores of 0 and 1 take the exact McNemar test; graded ones (ten answers, ANLS) a permutation
+    test that swaps the two models' scores per question. The interval is a bootstrap's.
 
     Raises:
-        ValueError: the lengths differ, or there is nothing to compare.
+        ValueError: The lengths differ, or there is nothing to compare.
     """
     if len(first) != len(second) or not first:
-        raise ValueError(f"cannot pair {len(first)} scores with {len(second)}")
+        raise ValueError(f"Cannot pair {len(first)} scores with {len(second)}.")
     gaps = np.asarray(first, float) - np.asarray(second, float)
     rng = np.random.default_rng(0)
     resampled = np.array(
-        [gaps[rng.integers(len(gaps), size=len(gaps))].mean() for _ in range(_ROUNDS)]
+        [gaps[rng.integers(len(gaps), size=len(gaps))].mean() for _ in range(_RESAMPLINGS)]
     )
     better, worse = int((gaps > 0).sum()), int((gaps < 0).sum())
     if set(first) | set(second) <= {0.0, 1.0}:
@@ -283,11 +288,10 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> PairedTest:
     else:
         method, active = "permutation test", gaps[gaps != 0]
         swapped = np.array(
-            [(active * rng.choice((-1.0, 1.0), len(active))).sum() for _ in range(_ROUNDS)]
+            [(active * rng.choice((-1.0, 1.0), len(active))).sum() for _ in range(_RESAMPLINGS)]
         )
         extreme = int((np.abs(swapped) >= abs(active.sum()) - 1e-9).sum())
-        p_value = (extreme + 1) / (
-            _ROUNDS + 1
-        )  # the observed assignment is one of the permutations
+        # The observed assignment is one of the permutations.
+        p_value = (extreme + 1) / (_RESAMPLINGS + 1)
     low, high = np.quantile(resampled, (0.025, 0.975))
     return PairedTest(float(gaps.mean()), float(low), float(high), p_value, method, better, worse)

@@ -1,9 +1,9 @@
-"""The questions of an evaluation, looked at before the first one is asked.
+"""The questions of an evaluation, checked before the first one is answered.
 
 Each question of a row with several turns is asked alone, with the pictures shown up to it: the
-turns of VQA data are separate questions about one picture, and a right answer that stands above the
-next question gives away more than the picture does. For real dialogues, whose questions lean on
-earlier turns, `history` puts those turns with their right answers in front.
+turns of VQA data are independent questions about one picture, and the correct answers to earlier
+questions reveal more than the picture does. For real dialogues, whose questions refer to earlier
+turns, `history` puts those turns with their correct answers before the question.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from finetune.data.preflight import raise_for_problems
 from finetune.data.read import FOR_TESTING, PictureSource, Problem, ReadRows, Row, read_rows
@@ -24,34 +24,47 @@ from vqa_app.errors import ImageError
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import Conversation, Message
 
-Data: TypeAlias = "Sequence[Row] | str | Path | Sequence[str | Path]"
-"""Rows, or files in any format that can be trained on; of several splits test, or validation."""
+Files: TypeAlias = "str | Path | Sequence[str | Path]"
+QuestionSource: TypeAlias = "Sequence[Row] | Files"
+"""Rows, or files in any format that can be trained on. Of files with several splits, test is read,
+or else validation."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question of a row; its pictures are opened when it is asked."""
+    """One question of a row."""
 
     id: str
     row: Row
     turn: int
-    """Position of its answer in `row.turns`."""
+    """Index of the answer in `row.turns`."""
     answers: tuple[str, ...]
-    """What counts as right."""
+    """The answers that count as correct."""
     type: str
     history: bool
+    """Whether the earlier turns are put before the question."""
 
     @property
     def text(self) -> str:
+        """The question's text."""
         return self.row.turns[self.turn - 1].text.strip()
 
     @property
-    def picture_key(self) -> tuple[str, ...]:
-        """Equal for questions about the same pictures."""
-        return tuple(p.key for turn in self.row.turns[: self.turn] for p in turn.pictures)
+    def pictures(self) -> tuple[PictureSource, ...]:
+        """The pictures shown up to the question."""
+        return tuple(p for turn in self.row.turns[: self.turn] for p in turn.pictures)
 
-    def conversation(self, pictures: dict[str, Picture]) -> Conversation:
-        """The question as asked; `pictures` are the opened ones by key."""
+    @property
+    def picture_keys(self) -> tuple[str, ...]:
+        """The keys of the pictures; equal for questions about the same pictures."""
+        return tuple(picture.key for picture in self.pictures)
+
+    def conversation(self, pictures: Mapping[str, Picture]) -> Conversation:
+        """Return the conversation that ends with the question.
+
+        Args:
+            pictures: The opened pictures by key.
+        """
         messages = [
             Message(
                 turn.role, tuple(p if isinstance(p, str) else pictures[p.key] for p in turn.parts)
@@ -62,40 +75,41 @@ class Question:
             return Conversation(tuple(messages))
         opening = [message for message in messages[:1] if message.role == "system"]
         earlier = [picture for message in messages[:-1] for picture in message.pictures]
-        asked = Message("user", (*earlier, *messages[-1].parts))
-        return Conversation((*opening, asked))
+        question = Message("user", (*earlier, *messages[-1].parts))
+        return Conversation((*opening, question))
 
-    def finished(self, pictures: dict[str, Picture]) -> Conversation:
-        """The question with the row's own answer."""
+    def answered_conversation(self, pictures: Mapping[str, Picture]) -> Conversation:
+        """Return the conversation with the question and the row's answer."""
         answer = Message.assistant(self.row.turns[self.turn].text)
         return self.conversation(pictures).then(answer)
 
 
 def make_questions(rows: Iterable[Row], *, history: bool = False) -> list[Question]:
-    """Every question of the rows, those about the same pictures side by side.
+    """Return every question of the rows; questions about the same pictures are adjacent.
 
     Args:
-        history: ask follow-ups with the earlier turns and their right answers in front.
+        rows: The rows.
+        history: Whether to put earlier turns with their correct answers before a question.
     """
     questions = []
-    seen: Counter[str] = Counter()
+    id_counts: Counter[str] = Counter()
     for row in rows:
         answered = [i for i, turn in enumerate(row.turns) if turn.role == "assistant"]
         for number, (turn, answers) in enumerate(zip(answered, row.references, strict=True), 1):
             name = f"{row.id}#{number}" if len(answered) > 1 else row.id
-            seen[name] += 1
-            if seen[name] > 1:
-                name = f"{name} ({seen[name]})"
+            id_counts[name] += 1
+            if id_counts[name] > 1:
+                name = f"{name} ({id_counts[name]})"
             kind = row.question_type or question_type(row.turns[turn - 1].text)
             questions.append(Question(name, row, turn, answers, kind, history))
     first: dict[tuple[str, ...], int] = {}
     for question in questions:
-        first.setdefault(question.picture_key, len(first))
-    return sorted(questions, key=lambda question: first[question.picture_key])
+        first.setdefault(question.picture_keys, len(first))
+    return sorted(questions, key=lambda question: first[question.picture_keys])
 
 
 def evenly_spaced(questions: Sequence[Question], limit: int | None) -> list[Question]:
-    """At most `limit` of the questions, taken evenly from beginning to end."""
+    """Return at most `limit` questions, evenly spaced from beginning to end."""
     if limit is None or limit >= len(questions):
         return list(questions)
     return [questions[i * len(questions) // limit] for i in range(limit)]
@@ -103,16 +117,16 @@ def evenly_spaced(questions: Sequence[Question], limit: int | None) -> list[Ques
 
 @dataclass(frozen=True)
 class EvalQuestions:
-    """Questions whose pictures can be opened."""
+    """Questions whose pictures are known to be readable."""
 
     questions: tuple[Question, ...]
     problems: tuple[Problem, ...]
-    """The rows that were left out."""
+    """The problems of rows that were skipped."""
     notes: tuple[Problem, ...] = ()
 
 
 def load_questions(
-    data: Data,
+    data: QuestionSource,
     images: Sequence[str | Path] = (),
     *,
     history: bool = False,
@@ -120,25 +134,27 @@ def load_questions(
     max_bad: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvalQuestions:
-    """The questions of some data; every picture is opened, so that a damaged one is told now and
-    not after hours of answers.
+    """Read the questions of some data and open every picture.
+
+    A damaged picture is thus reported at once, not after hours of answers.
 
     Args:
-        images: folders that picture paths in files are relative to.
-        history: see `make_questions`.
-        limit: at most so many questions, spread evenly.
-        max_bad: how many bad rows may be left out.
-        on_progress: told how many of how many pictures are opened.
+        data: Rows or files.
+        images: Folders that picture paths in files are relative to.
+        history: See `make_questions`.
+        limit: The maximum number of questions, chosen evenly.
+        max_bad: The number of bad rows that may be skipped.
+        on_progress: Called with the number of pictures opened and the total.
 
     Raises:
-        DataError: more bad rows than that; the first is named.
+        DataError: There are more bad rows than allowed; the message names the first.
     """
     read = _read(data, images)
     questions = evenly_spaced(make_questions(read.rows, history=history), limit)
-    unreadable = _unreadable(questions, on_progress)
+    errors_by_key = _find_unreadable(questions, on_progress)
     bad: dict[int, Problem] = {}
     for row in {id(question.row): question.row for question in questions}.values():
-        errors = [unreadable[p.key] for p in row.pictures if p.key in unreadable]
+        errors = [errors_by_key[p.key] for p in row.pictures if p.key in errors_by_key]
         if errors:
             bad[id(row)] = row.problem(errors[0].problem, errors[0].hint)
     problems = (*read.problems, *bad.values())
@@ -146,18 +162,20 @@ def load_questions(
     return EvalQuestions(tuple(q for q in questions if id(q.row) not in bad), problems, read.notes)
 
 
-def _read(data: Data, images: Sequence[str | Path]) -> ReadRows:
-    if not isinstance(data, (str, Path)) and all(isinstance(row, Row) for row in data):
-        return ReadRows(tuple(data), ())  # type: ignore[arg-type]
-    return read_rows(data, images, FOR_TESTING)  # type: ignore[arg-type]
+def _read(data: QuestionSource, images: Sequence[str | Path]) -> ReadRows:
+    return ReadRows(tuple(data), ()) if _are_rows(data) else read_rows(data, images, FOR_TESTING)
 
 
-def _unreadable(
+def _are_rows(data: QuestionSource) -> TypeGuard[Sequence[Row]]:
+    return not isinstance(data, (str, Path)) and all(isinstance(row, Row) for row in data)
+
+
+def _find_unreadable(
     questions: Sequence[Question], on_progress: Callable[[int, int], None] | None
 ) -> dict[str, ImageError]:
-    """Why pictures cannot be opened, by key."""
+    """Return the errors of pictures that cannot be opened, by key."""
 
-    def look(source: PictureSource) -> ImageError | None:
+    def try_open(source: PictureSource) -> ImageError | None:
         try:
             source.open()
         except ImageError as error:
@@ -165,27 +183,27 @@ def _unreadable(
         return None
 
     sources = {source.key: source for q in questions for source in q.row.pictures}
-    found: dict[str, ImageError] = {}
-    looked = parallel_map(look, list(sources.values()))
-    for done, (key, error) in enumerate(zip(sources, looked, strict=True), 1):
+    errors: dict[str, ImageError] = {}
+    results = parallel_map(try_open, list(sources.values()))
+    for done, (key, error) in enumerate(zip(sources, results, strict=True), 1):
         if error is not None:
-            found[key] = error
+            errors[key] = error
         if on_progress:
             on_progress(done, len(sources))
-    return found
+    return errors
 
 
 def evaluation_identity(
     questions: Sequence[Question], max_new_tokens: int, losses: int
 ) -> dict[str, Any]:
-    """What must be the same for an evaluation to go on where it stopped, but for the model."""
+    """Return what must be equal, besides the model, to continue an interrupted evaluation."""
     digest = hashlib.sha256()
     versions: dict[str, str] = {}
     for question in questions:
         for source in question.row.pictures:
             if source.key not in versions:
-                versions[source.key] = _version(source)
-        shown = [versions[key] for key in question.picture_key]
+                versions[source.key] = _picture_version(source)
+        shown = [versions[key] for key in question.picture_keys]
         content = [question.id, question.text, question.answers, shown]
         digest.update(json.dumps(content).encode())
     return {
@@ -196,8 +214,8 @@ def evaluation_identity(
     }
 
 
-def _version(source: PictureSource) -> str:
-    """Another one where the picture is another, as far as can be told without decoding it."""
+def _picture_version(source: PictureSource) -> str:
+    """Return a string that changes when the picture does, without decoding it."""
     origin = source.origin
     if isinstance(origin, (bytes, str)):
         return source.key  # a hash of the content
@@ -205,6 +223,6 @@ def _version(source: PictureSource) -> str:
         return hashlib.sha256(origin.read()).hexdigest()
     try:
         file = origin.stat()
-    except OSError:  # told when it is opened
+    except OSError:  # reported when it is opened
         return source.key
     return f"{source.key} {file.st_size} {file.st_mtime_ns}"

@@ -1,7 +1,7 @@
-"""What a run leaves for people: plots, a report in one HTML file, a model card.
+"""The readable output of a run: plots, a report in one HTML file, and a model card.
 
-All of it is made from files of the run (`manifest.json`, `metrics.jsonl`, `watch.jsonl`) and can be
-made again; only the worst answers are handed in, with their pictures.
+All of it is generated from files of the run (`manifest.json`, `metrics.jsonl`, `watch.jsonl`),
+except for the worst answers, which are passed with their pictures.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
 
 from finetune.evaluation.metrics import vqa_accuracy
 from finetune.progress import pluralize
@@ -39,26 +41,31 @@ if TYPE_CHECKING:
     from finetune.evaluation.questions import Question
 
 _THUMBNAIL = 240
-"""Longest side, in pixels, of pictures in the report."""
+"""Longest side of pictures in the report, in pixels."""
 
 
 @dataclass(frozen=True)
 class WatchAnswer:
-    """What the model said to one watch question at one evaluation."""
+    """The model's answer to one watch question at one evaluation, a line of `watch.jsonl`."""
 
     step: int
     question: str
     expected: str
-    """Empty where nobody knows."""
+    """Empty if the correct answer is unknown."""
     answer: str
     pictures: tuple[str, ...]
-    """Digests; the files lie in the run's `watch` folder."""
+    """Digests; the files are in the run's `watch` folder."""
     accuracy: float | None = None
-    """VQA accuracy, 0 to 1; None where nobody knows the right answer."""
+    """VQA accuracy, 0 to 1; None if the correct answer is unknown."""
+
+
+_WATCH_ANSWER = TypeAdapter(WatchAnswer)
 
 
 @dataclass(frozen=True)
 class WorstAnswer:
+    """A wrong answer with the pictures of its question."""
+
     prediction: Prediction
     pictures: tuple[Picture, ...]
 
@@ -69,45 +76,46 @@ def save_watch_answers(
     answered: Iterable[tuple[str, str, str, Sequence[Picture]]],
     references: Sequence[Sequence[str]] = (),
 ) -> None:
-    """Adds one evaluation's watch answers to the run.
+    """Append the watch answers of one evaluation to the run's files.
 
     Args:
-        answered: question, expected answer (or ""), the model's answer, pictures.
-        references: for each of them all that counts as right; by default what is expected.
+        run: The run directory.
+        step: The training step.
+        answered: Per question: the question, the expected answer or "", the model's answer, and the
+            pictures.
+        references: Per question, all answers that count as correct; by default the expected one.
     """
     (run / WATCH_FOLDER).mkdir(parents=True, exist_ok=True)
     with (run / WATCH_FILE).open("a", encoding="utf-8") as file:
         for number, (question, expected, answer, pictures) in enumerate(answered):
             for picture in pictures:
-                place = run / WATCH_FOLDER / f"{picture.digest}.png"
-                if not place.exists():
-                    part = place.with_suffix(".part")  # a full disk may leave half of it
+                path = run / WATCH_FOLDER / f"{picture.digest}.png"
+                if not path.exists():
+                    part = path.with_suffix(".part")  # incomplete if the disk is full
                     picture.image.save(part, "PNG")
-                    part.replace(place)
+                    part.replace(path)
             digests = tuple(picture.digest for picture in pictures)
-            right = references[number] if references else [expected] if expected else []
-            accuracy = vqa_accuracy(answer, right) if right else None
-            kept = WatchAnswer(step, question, expected, answer, digests, accuracy)
-            file.write(json.dumps(asdict(kept), ensure_ascii=False) + "\n")
+            correct = references[number] if references else [expected] if expected else []
+            accuracy = vqa_accuracy(answer, correct) if correct else None
+            line = WatchAnswer(step, question, expected, answer, digests, accuracy)
+            file.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
 
 
 def worst_answers(
     predictions: Iterable[Prediction], questions: Iterable[Question], count: int = 12
 ) -> list[WorstAnswer]:
-    """The answers furthest from right, with their pictures: by accuracy, then by loss."""
-    asked = {question.id: question for question in questions}
-    wrong = [p for p in predictions if p.vqa_accuracy < 1 and p.id in asked]
+    """Return the worst answers, by accuracy and then by loss, with their pictures opened."""
+    by_id = {question.id: question for question in questions}
+    wrong = [p for p in predictions if p.vqa_accuracy < 1 and p.id in by_id]
     wrong.sort(key=lambda p: (p.vqa_accuracy, -(p.loss or 0.0), p.id))
-    found = []
-    for prediction in wrong[:count]:
-        question = asked[prediction.id]
-        shown = [s for turn in question.row.turns[: question.turn] for s in turn.pictures]
-        found.append(WorstAnswer(prediction, tuple(source.open() for source in shown)))
-    return found
+    return [
+        WorstAnswer(p, tuple(source.open() for source in by_id[p.id].pictures))
+        for p in wrong[:count]
+    ]
 
 
 def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
-    """Writes `plots/*.png`, `report.html` and `README.md` into a run."""
+    """Write `plots/*.png`, `report.html` and the model card `README.md` into a run directory."""
     run = Path(run)
     manifest = json.loads((run / MANIFEST_FILE).read_text(encoding="utf-8"))
     lines = _json_lines(run / METRICS_FILE)
@@ -116,16 +124,16 @@ def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
     context = {
         "name": run.resolve().name,
         "manifest": manifest,
-        "base": _base_in_words(Base(**manifest["base"])),
+        "base": _describe_base(Base(**manifest["base"])),
         "on_hub": Base(**manifest["base"]).on_hub,
         "command": manifest.get("command", ""),
         "earlier": manifest.get("earlier", []),
-        "doubt": _doubt(manifest),
+        "doubt": _contamination_warning(manifest),
         "final": final,
         "asked": pluralize(int(asked), "held-out question") if asked else "held-out questions",
         "before": next((line for line in lines if line.get("step") == 0), {}),
         "plots": [(title, _uri(path.read_bytes())) for title, path in plots],
-        "watch": _watch(run),
+        "watch": _load_watch_answers(run),
         "worst": [
             (answer.prediction, [_thumbnail(picture.image) for picture in answer.pictures])
             for answer in worst
@@ -133,38 +141,38 @@ def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
     }
     (run / REPORT_FILE).write_text(_render("report.html.j2", context), encoding="utf-8")
     for name in ("data", "eval_data"):
-        context[name] = [_portable(source) for source in manifest["config"].get(name) or ()]
-    context["command"] = shlex.join(map(_portable, shlex.split(context["command"])))
+        context[name] = [_shorten_path(source) for source in manifest["config"].get(name) or ()]
+    context["command"] = shlex.join(map(_shorten_path, shlex.split(context["command"])))
     (run / CARD_FILE).write_text(_render("model_card.md.j2", context), encoding="utf-8")
 
 
-def _doubt(manifest: Mapping[str, Any]) -> str:
-    """Why the figures may be too good; empty where nothing speaks for it."""
+def _contamination_warning(manifest: Mapping[str, Any]) -> str:
+    """Return a warning if an earlier run may have trained on held-out rows, else ""."""
     earlier = manifest.get("earlier", [])
-    # What trained on the very same rows has not seen those that are held out of them.
+    # A run on the same data held out the same rows.
     if not any(run["data_hash"] != manifest["data_hash"] for run in earlier):
         return ""
-    trained = "; ".join(f"{_portable(run['name'])} on {_sources(run)}" for run in earlier)
+    runs = "; ".join(f"{_shorten_path(run['name'])} on {_sources(run)}" for run in earlier)
     return (
-        f"It went on from a model that had been trained on other rows ({trained}): what is held out"
-        " here may have been among them, and the figures too good."
+        f"It continues a model that was trained on other rows ({runs}), which may include rows held"
+        " out here; the figures may be too good."
     )
 
 
 def _sources(run: Mapping[str, Any]) -> str:
-    return ", ".join(map(_portable, run["data"])) or "data that is not named"
+    return ", ".join(map(_shorten_path, run["data"])) or "unnamed data"
 
 
-def _base_in_words(base: Base) -> str:
+def _describe_base(base: Base) -> str:
     if base.on_hub:
         return f"`{base.name}`"
     if base.name == BUILTIN:
-        return "the model that comes with vqa-app"
+        return "the built-in model of vqa-app"
     return f"a model that is not on the hub, `{Path(base.name).name}`"
 
 
-def _portable(word: str) -> str:
-    """A word of a command, of an absolute path the last part alone: a card is read elsewhere."""
+def _shorten_path(word: str) -> str:
+    """Return the last part of an absolute path, or the word: a card is read on other machines."""
     return re.sub(r"^(?:/|[A-Za-z]:[/\\])(?:[^/\\:]*[/\\])*", "", word)
 
 
@@ -175,7 +183,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _final(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The last figure of each name."""
+    """Return the last value of each number in the log."""
     last: dict[str, float] = {}
     for line in lines:
         last |= {key: value for key, value in line.items() if isinstance(value, (int, float))}
@@ -183,7 +191,7 @@ def _final(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values; of a step that was trained twice, after a resume, the later value."""
+    """Return steps and values; a step repeated after a resume has its later value."""
     points = {line["step"]: line[key] for line in lines if key in line and "step" in line}
     steps = sorted(points)
     return steps, [points[step] for step in steps]
@@ -197,17 +205,17 @@ _PLOTS: dict[str, tuple[str, str, dict[str, str]]] = {
     ),
     "accuracy": ("Accuracy", "VQA accuracy", {"eval_vqa_accuracy": "held-out"}),
     "image_gain": (
-        "What the picture is worth",
+        "Image gain",
         "nats per answer token",
         {"eval_image_gain": "held-out"},
     ),
     "learning_rate": ("Learning rate", "", {"learning_rate": "LLM"}),
 }
-"""File name → title, unit, curves with their names."""
+"""By file name: title, unit, and the labels of the curves by key in the log."""
 
 
 def _write_plots(run: Path, lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, Path]]:
-    """Draws every plot there are numbers for; gives titles and files."""
+    """Draw the plots for which the log has values; return their titles and files."""
     written = []
     for name, (title, unit, curves) in _PLOTS.items():
         found = {label: _curve(lines, key) for key, label in curves.items()}
@@ -216,20 +224,20 @@ def _write_plots(run: Path, lines: Sequence[Mapping[str, Any]]) -> list[tuple[st
             continue
         (run / PLOTS).mkdir(exist_ok=True)
         path = run / PLOTS / f"{name}.png"
-        _drawn(found, title, unit, in_percent=name == "accuracy").savefig(path)
+        _draw(found, title, unit, in_percent=name == "accuracy").savefig(path)
         written.append((title, path))
     return written
 
 
-def _drawn(
+def _draw(
     curves: Mapping[str, tuple[list[float], list[float]]],
     title: str,
     unit: str,
     *,
     in_percent: bool,
 ) -> Figure:
-    """Curves (steps, values) by their names."""
-    from matplotlib.figure import Figure  # not pyplot, whose global state is no good in threads
+    """Draw curves (steps, values) by their labels."""
+    from matplotlib.figure import Figure  # pyplot's global state is not thread-safe
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6.4, 3.6), dpi=140, layout="constrained")
@@ -243,24 +251,27 @@ def _drawn(
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if in_percent:
-        axes.set_ylim(-0.02, 1.02)  # 0 and 100 % are seen beside the frame
+        axes.set_ylim(-0.02, 1.02)  # keeps 0 and 100 % off the frame
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     if len(curves) > 1:
         axes.legend(frameon=False)
     return figure
 
 
-def _watch(run: Path) -> list[dict[str, Any]]:
-    """Each watch question with pictures and answers over time, equal ones in a row as one."""
+def _load_watch_answers(run: Path) -> list[dict[str, Any]]:
+    """Return each watch question with its pictures and its answers over time.
+
+    Equal consecutive answers are combined as (first step, last step, answer, accuracy).
+    """
     questions: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
     for line in _json_lines(run / WATCH_FILE):
-        answer = WatchAnswer(**{**line, "pictures": tuple(line["pictures"])})
+        answer = _WATCH_ANSWER.validate_python(line)
         entry = questions.setdefault(
             (answer.question, answer.pictures),
             {"question": answer.question, "expected": answer.expected, "answers": {}},
         )
         accuracy = answer.accuracy
-        if accuracy is None and answer.expected:  # kept by an earlier version
+        if accuracy is None and answer.expected:  # written by an earlier version
             accuracy = float(answer.answer == answer.expected)
         entry["answers"][answer.step] = (answer.answer, accuracy)
         if "pictures" not in entry:

@@ -71,11 +71,11 @@ def test_a_split_of_a_data_set_is_named_behind_an_at(hub: type[Handler]) -> None
     for data in (read_rows("someone/cats@test"), read_rows("someone/cats", (), FOR_TESTING)):
         assert [row.turns[1].text for row in data.rows] == ["red"]
     check_sources("someone/cats@test@2")
-    with pytest.raises(DataError, match=r"someone/cats has the splits train, test"):
+    with pytest.raises(DataError, match="someone/cats has no split validation. Its splits are train, test"):
         read_rows("someone/cats@validation")
     asked = load_questions("someone/cats")
     assert len(asked.questions) == 1
-    assert "the split test is read" in asked.notes[0].message
+    assert "Only the split test of train, test is read" in asked.notes[0].message
     folder = hub.folders["someone/tests"] = data_set(hub.folders["someone/cats"].parent / "tests")
     (folder / "data" / "train-00000-of-00001.parquet").unlink()
     assert len(read_rows("someone/tests").rows) == 1
@@ -98,7 +98,7 @@ def test_what_the_hub_does_not_have_is_told_at_once(
     hub: type[Handler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paused = pauses(monkeypatch)
-    with pytest.raises(DataError, match="It has no such data set"):
+    with pytest.raises(DataError, match="There is no such data set"):
         read_rows("someone/dogs")
     assert not paused
     assert hub.downloads == []

@@ -57,12 +57,12 @@ def test_text_vqa_is_read_with_its_pictures(folder: Path) -> None:
         (question(image_id="bird"), "There is no picture bird in"),
         (question(image_id=3), "There is no picture 3 in"),
         (question(image_idx=3), "There is no picture 3 in"),
-        (question(shot="cat.png"), "'shot' holds a picture or its name"),
-        (question(coco_url="https://example.org/1.jpg"), "picture's web address"),
+        (question(shot="cat.png"), "'shot' is a picture or names one"),
+        (question(coco_url="https://example.org/1.jpg"), "web address of a picture"),
         (question(image_url="https://example.org/1.jpg"), "is a web address"),
         (question(image="CAT.PNG"), "there is cat.png"),
         (question(image=".\\cat.png"), "there is cat.png"),
-        (question(image="ku\u0308che.png"), "there is k\u00fcche.png, spelt with other Unicode"),
+        (question(image="ku\u0308che.png"), "there is k\u00fcche.png, spelt with different Unicode"),
     ],
 )
 def test_a_picture_that_is_not_found_never_leaves_a_blind_row(
@@ -123,7 +123,7 @@ def test_pictures_under_numbered_keys_are_all_shown_in_order(folder: Path) -> No
         "Is", "cat.png", "like", "dog.png", "?"
     ]  # fmt: skip
     record |= {"question": "Is <image 2> like <image 1>?"}
-    assert "<image 2> where picture 1 is next" in only_problem(write(folder, [record])).message
+    assert "has <image 2>; expected <image 1>" in only_problem(write(folder, [record])).message
 
 
 def test_qwens_picture_in_the_text_is_shown(folder: Path) -> None:
@@ -188,10 +188,10 @@ def test_messages_under_prompt_and_completion_are_a_conversation(folder: Path) -
         (question(question={"de": "Was?", "en": "What?"}), "The question is {'de': 'Was?'"),
         (question(question=["What?", "Why?"]), "not text"),
         (question(instruction="Do.", question=None, input=["a"]), "The question is ['a']"),
-        (question(image="cat.png", answer="<image> a cat"), "(assistant) holds a picture"),
-        (llava("<video>\nWhat?", image=None), "holds <video>"),
-        (llava("What? <audio>", image=None), "holds <audio>"),
-        (question(video="a.mp4"), "The row is about 'video'"),
+        (question(image="cat.png", answer="<image> a cat"), "(assistant) contains a picture"),
+        (llava("<video>\nWhat?", image=None), "contains <video>"),
+        (llava("What? <audio>", image=None), "contains <audio>"),
+        (question(video="a.mp4"), "The row has a 'video'"),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_refused(folder: Path, record: dict, what: str) -> None:
@@ -203,7 +203,7 @@ def test_what_the_model_is_not_shown_is_told_once_for_a_file(folder: Path) -> No
     path = write(folder, [record, record, question()])
     assert [str(note) for note in read_rows(path).notes] == [
         f"{path}: Not shown to the model: hint, choices (2 rows).",
-        f"{path}: None of its 3 rows shows a picture.",
+        f"{path}: None of the 3 rows has a picture.",
     ]
     lettered = question(answer="B", A="a dog", B="a cat", image="cat.png")
     assert "model: A, B (1 row)" in read_rows(write(folder, [lettered])).notes[0].message
@@ -253,12 +253,12 @@ def test_an_answer_is_what_somebody_wrote(folder: Path, record: dict, answer: st
         (question(question=float("nan")), "There is no question"),
         (question(answer=2, choices=["a dog", "a cat"]), "there are 2 choices"),
         (question(answer="C", choices=["a dog", "a cat"]), "there are 2 choices"),
-        (question(answer=1, choices=["1", "2"]), "is a choice, and the position of another"),
+        (question(answer=1, choices=["1", "2"]), "it is a choice and the position of another"),
         (question(answer="['red' 'grey']"), "is not a list"),
         (question(answer="['red', oh, 'grey']"), "is not a list"),
         ({"texts": [{"user": "What?", "assistant": None}]}, "as text"),
-        (question(answer="caf\ud83d"), r"Message 2 holds half a character (\ud83d)"),
-        (question(answers=["a cat", "\ude00"]), "An answer holds half a character"),
+        (question(answer="caf\ud83d"), r"Message 2 contains half a character (\ud83d)"),
+        (question(answers=["a cat", "\ude00"]), "An answer contains half a character"),
     ],
 )
 def test_an_answer_that_nobody_wrote_is_refused(folder: Path, record: dict, what: str) -> None:

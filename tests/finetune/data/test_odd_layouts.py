@@ -29,7 +29,7 @@ def chat(asked: object = "What is it?", **answer: object) -> list[dict]:
 )
 def test_an_answer_that_is_marked_as_not_to_be_trained_is_refused(folder: Path, mark: dict) -> None:
     problem = only_problem(write(folder, [{"messages": chat(**mark)}]))
-    assert "Message 2 says" in problem.message
+    assert "Message 2 has" in problem.message
     assert str(*mark.values()) in problem.message
 
 
@@ -45,7 +45,7 @@ def test_what_of_a_message_is_not_shown_is_told(folder: Path) -> None:
     assert "model: message.reasoning_content (1 row)" in read_rows(path).notes[0].message
     asked = {"role": "user", "content": "What is it?", "shot": "cat.png"}
     path = write(folder, [{"messages": [asked, chat()[1]]}])
-    assert "'shot' holds a picture" in only_problem(path).message
+    assert "'shot' is a picture" in only_problem(path).message
 
 
 def test_a_system_text_that_gives_way_to_a_message_is_told(folder: Path) -> None:
@@ -66,7 +66,7 @@ def test_pictures_that_parts_number_stand_in_that_order(folder: Path) -> None:
     row = only_row(write(folder, [record]))
     assert [picture.name for picture in row.pictures] == ["cat.png", "dog.png"]
     record["messages"] = chat(parts(1, 0))
-    assert "index 1 where 0 is next" in only_problem(write(folder, [record])).message
+    assert "index 1; expected 0" in only_problem(write(folder, [record])).message
 
 
 def test_trls_messages_without_marks_show_their_pictures_first(folder: Path) -> None:
@@ -78,7 +78,7 @@ def test_trls_messages_without_marks_show_their_pictures_first(folder: Path) -> 
     ):
         path = write(folder, [record | {"images": ["cat.png"]}])
         assert said(only_row(path)) == CAT
-        assert "No message says where the pictures stand" in read_rows(path).notes[0].message
+        assert "No message marks where the pictures belong" in read_rows(path).notes[0].message
     some = chat("<image>What is it?")
     problem = only_problem(write(folder, [{"images": ["cat.png", "dog.png"], "messages": some}]))
     assert "2 pictures but 1 <image>" in problem.message
@@ -107,7 +107,7 @@ def test_anthropics_pictures_are_read_and_a_part_without_one_is_told(folder: Pat
 )
 def test_preferences_are_called_so(folder: Path, record: dict) -> None:
     path = write(folder, [record | {"chosen": "a cat", "rejected": "a dog"}])
-    assert "preferences; only answers are trained" in only_problem(path).message
+    assert "preferences (chosen and rejected answers)" in only_problem(path).message
     path = write(folder, [question(chosen="a cat", rejected="a dog")])
     assert "model: chosen, rejected" in read_rows(path).notes[0].message
 
@@ -137,11 +137,11 @@ def test_a_picture_that_is_not_shown_is_told(folder: Path) -> None:
     record = question(image="cat.png")
     for key in ("reference_image", "ref_image_path", "image_reference"):
         problem = only_problem(write(folder, [record | {key: "dog.png"}]))
-        assert f"'{key}' holds a picture" in problem.message
+        assert f"'{key}' is a second picture" in problem.message
         assert "image_1" in problem.hint
     path = write(folder, [record | {"mask": "dog.png", "img_w": 8, "shape": "round"}])
     assert [note.message for note in read_rows(path).notes] == [
-        "Pictures, or their names, that the model is not shown: mask (1 row).",
+        "Pictures or picture names that are not shown to the model: mask (1 row).",
         "Not shown to the model: shape (1 row).",
     ]
 
@@ -254,7 +254,7 @@ def test_a_quote_that_swallows_rows_costs_its_row_alone(folder: Path) -> None:
     data = read_rows(write(folder, "\n".join(lines), "data.csv"))
     (problem,) = data.problems
     assert problem.row == 4
-    assert "it would run on to line 7" in problem.message
+    assert "it would continue to line 7" in problem.message
     assert len(data.rows) == 7
 
 

@@ -76,9 +76,9 @@ def test_rows_to_test_with_are_those_of_the_test_split(folder: Path) -> None:
         assert read(source, FOR_TRAINING)[0] == "train"
         answer, note = read(source)
         assert answer == "test"
-        assert "Only the split test is read" in note
+        assert "Only the split test of train, validation, test is read" in note
         assert read(f"{source}@validation")[0] == read(f"{source}@validation@2")[0] == "validation"
-        with pytest.raises(DataError, match="None is called dev"):
+        with pytest.raises(DataError, match="has no split dev"):
             read(f"{source}@dev")
     assert read_rows(f"{saved}@test").rows[0].file == f"{saved}@test"
     alone = folder / "alone"
@@ -86,7 +86,7 @@ def test_rows_to_test_with_are_those_of_the_test_split(folder: Path) -> None:
     assert read(alone, FOR_TRAINING) == ("test", read(alone, FOR_TRAINING)[1])
     assert "Its only split, test, is read" in read(alone, FOR_TRAINING)[1]
     datasets.DatasetDict({"test": table("a"), "dev": table("b")}).save_to_disk(folder / "two")
-    with pytest.raises(DataError, match="none is for training alone") as refused:
+    with pytest.raises(DataError, match="it is unclear which is for training") as refused:
         read(folder / "two", FOR_TRAINING)
     assert "@test" in refused.value.hint
     with pytest.raises(DataError, match="has no splits"):
@@ -169,13 +169,13 @@ def test_what_is_no_data_file_is_called_what_it_is(folder: Path, name: str, what
 
 
 def test_a_folder_without_a_data_set_is_told_what_it_holds(folder: Path) -> None:
-    with pytest.raises(DataError, match="holds no data set: it has 2 .png files"):
+    with pytest.raises(DataError, match="contains no data set: it has 2 .png files"):
         read_rows(folder / "images")
     (folder / "images" / "cat.txt").write_text("a cat")
     with pytest.raises(DataError, match="it has 2 .png files and 1 .txt file"):
         read_rows(folder / "images")
     write(folder, [llava()])
-    with pytest.raises(DataError, match="holds no data set that says what it is") as refused:
+    with pytest.raises(DataError, match="is not a data set of the `datasets` library") as refused:
         read_rows(folder)
     assert str(folder / "data.json") in refused.value.hint
 

@@ -315,9 +315,9 @@ def test_files_of_other_predictions_are_refused_before_a_model_is_loaded(
     PredictionsFile(first, ours).resume()
     assert isinstance(command(*common), AssertionError)  # nothing to refuse
     PredictionsFile(second, ours).resume()
-    assert f"{second} holds predictions of another model" in str(command(*common))
+    assert f"{second} has predictions of another model" in str(command(*common))
     second.unlink()
-    assert f"{first} holds" in str(command(*common, "--max-new-tokens", 5))
+    assert f"{first} has" in str(command(*common, "--max-new-tokens", 5))
     blocked = ("--data", data, "--out", first / "p.jsonl")
     assert "Cannot write to" in str(command(*blocked))
 

@@ -108,9 +108,9 @@ def test_plots_are_pictures_of_the_curves_there_are(run: Path) -> None:
 
 
 def test_few_steps_and_no_right_answer_can_be_read_off_a_plot() -> None:
-    from finetune.evaluation.report import _drawn
+    from finetune.evaluation.report import _draw
 
-    (axes,) = _drawn({"held-out": ([0, 1, 2], [0.0, 0.0, 1.0])}, "", "", in_percent=True).axes
+    (axes,) = _draw({"held-out": ([0, 1, 2], [0.0, 0.0, 1.0])}, "", "", in_percent=True).axes
     low, high = axes.get_ylim()
     assert low < 0
     assert high > 1
@@ -188,12 +188,12 @@ def test_every_accuracy_says_on_how_many_questions_of_what(run: Path) -> None:
     (run / "manifest.json").write_text(json.dumps(manifest))
     write_report(run)
     card = (run / "README.md").read_text()
-    assert "data of its own, test.json" in card
+    assert "separate data, test.json" in card
     assert "held out of the training data" not in card
 
 
 def test_a_run_on_a_run_does_not_claim_that_held_out_pictures_are_new_to_it(run: Path) -> None:
-    claim, doubt = "whose pictures it was not trained on", "may have been among them"
+    claim, doubt = "whose pictures it was not trained on", "may include rows held out here"
     manifest = json.loads((run / "manifest.json").read_text())
     earlier = [{"name": "/home/ann/first", "data": ["/home/ann/a.json"], "data_hash": "d1"}]
     for added, sure in (([], True), ([{**earlier[0], "name": "b", "data_hash": "d2"}], False)):
@@ -211,7 +211,7 @@ def test_the_card_of_a_run_that_was_asked_nothing_says_so(run: Path) -> None:
     (run / "metrics.jsonl").write_text(json.dumps({"step": 10, "loss": 2.0}) + "\n")
     write_report(run)
     card = (run / "README.md").read_text()
-    assert "No held-out questions were asked" in card
+    assert "It was not evaluated on held-out questions" in card
     assert "Measured on" not in card
 
 
@@ -225,7 +225,7 @@ def test_the_model_card_names_base_data_and_figures(run: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("builtin", "the model that comes with vqa-app"),
+        ("builtin", "the built-in model of vqa-app"),
         ("owner/name", "`owner/name`"),
         ("/home/ann/models/mine", "a model that is not on the hub, `mine`"),
     ],
@@ -252,7 +252,7 @@ def test_the_card_can_be_read_elsewhere(run: Path, name: str, said: str) -> None
     assert "C:" not in card
     assert "vqa-app finetune --data a.json --watch 'p.png: a/b?'" in card
     assert "Data: a.json@2 " in card
-    assert "data of its own, b.json" in card
+    assert "separate data, b.json" in card
     assert "a.json" in (run / "report.html").read_text()
 
 
