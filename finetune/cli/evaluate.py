@@ -1,4 +1,4 @@
-"""The shell commands `eval`, `verify` and `merge`."""
+"""The commands `eval`, `verify` and `merge`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from finetune.progress import progress_bar
 from vqa_app.checkpoints.source import BUILTIN, stay_offline
 from vqa_app.cli.options import Device, ModelOptions, Precision, with_model_options
 from vqa_app.errors import UsageError
@@ -32,8 +32,8 @@ def evaluate_command(
     data: Annotated[
         list[str],
         typer.Option(
-            help="Questions with answers, in any format of `finetune`; repeatable. Of several "
-            "splits test is taken, else validation; `data@split` names one."
+            help="Questions with answers, in any format that `finetune` reads; may be repeated. Of "
+            "several splits, test is used, or else validation; `data@split` names one."
         ),
     ],
     images: Annotated[
@@ -41,33 +41,38 @@ def evaluate_command(
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(help="Second model on the same questions, compared by a paired test."),
+        typer.Option(help="Second model to compare with, by a paired test on the same questions."),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Keep predictions in this .jsonl file; an interrupted run goes on there."
+            help="Write predictions to this .jsonl file; an interrupted evaluation is continued."
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Ask only so many questions, spread evenly.")
+        int | None, typer.Option(min=1, help="Maximum number of questions, evenly spaced.")
     ] = None,
     history: Annotated[
         bool,
-        typer.Option("--history", help="Ask follow-ups with the right earlier turns in front."),
+        typer.Option(
+            "--history", help="Put earlier turns with their correct answers before each question."
+        ),
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     losses: Annotated[
-        int, typer.Option(min=0, help="Measure loss and image gain at so many of the questions.")
+        int,
+        typer.Option(min=0, help="Number of questions whose loss and image gain are measured."),
     ] = 1000,
-    max_bad: Annotated[int, typer.Option(min=0, help="How many bad rows to leave out.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    max_bad: Annotated[
+        int, typer.Option(min=0, help="Number of bad rows that may be skipped.")
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Measure a model on questions with known answers.
+    """Evaluate a model on questions with known answers.
 
-    Every question is asked alone, about the pictures shown up to it; answers are greedy. VQA
-    accuracy normalises answers as the official evaluator does, and uses its formula where there are
-    ten answers.
+    Every question is asked alone, with the pictures shown up to it, and answered greedily. VQA
+    accuracy normalises answers as the official evaluator does, and uses its formula for questions
+    with ten answers.
     """
     from finetune.evaluation.evaluate import compare, evaluate
     from finetune.evaluation.predictions import PredictionsFile
@@ -81,38 +86,41 @@ def evaluate_command(
     if model_options.offline:
         stay_offline()
     second = out.with_name(f"{out.stem}-against.jsonl") if out and against else None
-    # What can be refused is refused before a model is loaded, or the first one has answered.
-    with _Bar("opening pictures", "pictures") as bar:
-        found = load_questions(
+    # Check everything that can be checked before a model is loaded.
+    with progress_bar("opening pictures", "pictures") as update:
+        questions = load_questions(
             data,
             images or (),
             history=history,
             limit=limit,
             max_bad=max_bad,
-            on_progress=bar.update,
+            on_progress=update,
         )
-    for note in found.notes:
+    for note in questions.notes:
         print(f"Note: {note}", file=sys.stderr)
-    for problem in found.problems:
-        print(f"Left out: {problem}", file=sys.stderr)
-    asked = evaluation_identity(found.questions, max_new_tokens, losses)
-    for file, name, added in (
+    for problem in questions.problems:
+        print(f"Skipped: {problem}", file=sys.stderr)
+    identity = evaluation_identity(questions.questions, max_new_tokens, losses)
+    for file, name, adapter in (
         (out, model_options.model, model_options.adapter),
         (second, against, None),
     ):
         if file is not None and name is not None:
-            known = {"model": _full_name(name), "adapter": added and _full_name(added)}
-            PredictionsFile(file, asked | known).check()
+            model_identity = {
+                "model": _resolve_name(name),
+                "adapter": adapter and _resolve_name(adapter),
+            }
+            PredictionsFile(file, identity | model_identity).check()
 
     def measure(loaded: LoadedModel, out: Path | None) -> EvalResult:
-        with _Bar(loaded.label) as bar:
+        with progress_bar(loaded.label, "questions") as update:
             return evaluate(
                 loaded,
-                found,
+                questions,
                 out=out,
                 max_new_tokens=max_new_tokens,
                 losses=losses,
-                on_progress=bar.update,
+                on_progress=update,
             )
 
     results = [measure(load_model(**model_options.load_arguments()), out)]
@@ -131,26 +139,26 @@ def verify_command(
     run: Annotated[Path, typer.Argument(help="Folder of a run or of a merged model.")],
     device: Device = "auto",
 ) -> None:
-    """Check that a trained model still gives what it gave.
+    """Check that a trained model still computes what it did when it was saved.
 
-    The prompts kept in the folder are answered again and the logits compared with those kept there.
+    The golden prompts in the folder are run again, and the logits are compared with the saved ones.
     """
     from finetune.runs.verify import require, verify
 
     found = verify(run, device=device)
     require(found)
-    print(f"{run} is what was saved. {found.summary}.")
+    print(f"{run} computes what it did when it was saved. {found.summary}.")
 
 
 @app.command("merge")
 def merge_command(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to; must not exist.")],
     dtype: Precision = "auto",
 ) -> None:
-    """Merge an adapter into its model: a standard checkpoint.
+    """Merge an adapter into its base model and write a standard checkpoint.
 
-    The result is loaded again without this package and its logits are compared before it is kept.
+    The result is loaded with plain transformers, and its logits are compared with the run's.
     """
     from finetune.runs.merge import merge
 
@@ -158,36 +166,10 @@ def merge_command(
     print(f"Merged into {out}. {found.summary}.")
 
 
-def _full_name(name: str) -> str:
-    """As `LoadedModel` calls it, before it is loaded."""
+def _resolve_name(name: str) -> str:
+    """Return the name that `LoadedModel` will have for a model or adapter."""
     folder = Path(name).expanduser()
     return str(folder.resolve()) if name != BUILTIN and folder.is_dir() else name
-
-
-class _Bar:
-    """How far an evaluation is: a bar on a terminal, nothing elsewhere. All on stderr."""
-
-    def __init__(self, label: str, what: str = "questions") -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(what),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
-        self._task = self._progress.add_task(label, total=None)
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def update(self, done: int, total: int) -> None:
-        self._progress.update(self._task, completed=done, total=total)
 
 
 def _percent(value: float | None) -> str:
@@ -225,23 +207,23 @@ def _print(results: list[EvalResult], test: PairedTest | None) -> None:
         shown = sum(p.image_gain is not None for p in first.predictions)
         line("image gain, nats per token", f"{shown:,}", [_number(r.image_gain) for r in results])
     table.add_section()
-    line("by type of question", "", ["VQA accuracy" for _ in results], "dim")
+    line("by question type", "", ["VQA accuracy" for _ in results], "dim")
     for kind, (count, _) in first.types.items():
         values = [_percent(r.types[kind][1] if kind in r.types else None) for r in results]
         line(kind, f"{count:,}", values)
     console.print(table)
     if test is not None:
-        console.print(_sentence(results, test))
+        console.print(_describe_test(results, test))
     print(f"{first.seconds:.1f} s", file=sys.stderr)
 
 
-def _sentence(results: list[EvalResult], test: PairedTest) -> str:
-    chance = "more than chance explains" if test.p_value < 0.05 else "chance may explain it"
+def _describe_test(results: list[EvalResult], test: PairedTest) -> str:
+    conclusion = "significant" if test.p_value < 0.05 else "not significant"
     return (
         f"\n{results[0].model} minus {results[1].model}: {100 * test.difference:+.2f} points"
         f" (95 % interval {100 * test.low:+.2f} to {100 * test.high:+.2f});"
         f" better on {test.first_better:,} questions, worse on {test.second_better:,};"
-        f" p = {test.p_value:.2g} ({test.method}): {chance}."
+        f" p = {test.p_value:.2g} ({test.method}): {conclusion}."
     )
 
 

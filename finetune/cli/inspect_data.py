@@ -1,4 +1,4 @@
-"""What `check-data` and `show-sample` print."""
+"""The output of the commands `check-data` and `show-sample`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
@@ -21,7 +21,15 @@ from finetune.data.preflight import (
     mixture_lines,
     summarize_samples,
 )
-from finetune.data.read import FOR_TESTING, FOR_TRAINING, Problem, ReadRows, Row, read_rows
+from finetune.data.read import (
+    FOR_TESTING,
+    FOR_TRAINING,
+    Problem,
+    ReadRows,
+    Row,
+    check_sources,
+    read_rows,
+)
 from finetune.data.samples import Sample, make_samples
 from finetune.progress import Progress, ProgressDisplay, pluralize
 from vqa_app.errors import DataError, UsageError, VqaError
@@ -31,42 +39,47 @@ if TYPE_CHECKING:
 
     from vqa_app.pictures.picture import Picture
 
-_BAR = 40
-_ALIKE_SHOWN = 5
-_PARTICULAR = re.compile(r"\S*[./'\d]\S*")
-"""Words of a problem that tell it from others of its kind: names, paths, numbers."""
+_BAR_WIDTH = 40
+_MAX_SIMILAR = 5
+"""Similar problems shown on a terminal."""
+_MAX_EXAMPLES = 5
+_SPECIFIC_WORD = re.compile(r"\S*[./'\d]\S*")
+"""Matches the words of a problem that differ between similar problems: names, paths, numbers."""
 _THUMBNAIL = (48, 24)
-"""Columns and rows of half characters, so that the picture keeps its shape."""
+"""Columns and rows of a picture on a terminal; each character shows two pixels, one above the
+other."""
 
 
-def check_data(config: FinetuneConfig, stream: IO[str]) -> None:
-    """Prints counts, lengths, repeated and leaking rows, the longest rows, and every problem.
+def check_data(config: FinetuneConfig, stream: TextIO) -> None:
+    """Print counts, lengths, duplicate and leaking rows, the longest rows, and all problems.
+
+    Args:
+        config: The data, the model, and the number of bad rows allowed.
+        stream: Where to print.
 
     Raises:
-        DataError: there are more problems than `max_bad`.
+        DataError: There are more problems than `config.max_bad`.
     """
-    from rich.console import Console
-
-    console = Console(file=stream, highlight=False, soft_wrap=True)
-    reader = _reader(config, config.eval_data)
+    console = _make_console(stream)
+    tokenization = _load_tokenization(config, config.eval_data)
     checked: dict[str, Preflight] = {}
-    given = ("Training", config.data, FOR_TRAINING), ("Held out", config.eval_data, FOR_TESTING)
+    parts = ("Training", config.data, FOR_TRAINING), ("Held out", config.eval_data, FOR_TESTING)
     with ProgressDisplay() as display:
-        for name, sources, purpose in given:
+        for name, sources, purpose in parts:
             if sources:
-                checked[name] = _check(config, sources, purpose, reader, display)
+                checked[name] = _check(config, sources, purpose, tokenization, display)
     for name, found in checked.items():
         for note in found.notes:
             console.print(f"Note: {note}", markup=False)
         _print_problems(console, found.problems)
         if found.samples:
             _print_summary(console, name, summarize_samples(found.samples))
-            _print_copies(console, found)
+            _print_duplicates(console, found)
     if len(checked) == 2:
         leaks = find_leaks(checked["Training"], checked["Held out"])
-        what = "Held-out rows that repeat a training row or show its picture"
-        console.print(f"{what}: {len(leaks):,}")
-        for sample in leaks[:5]:
+        label = "Held-out rows that repeat a training row or show its picture"
+        console.print(f"{label}: {len(leaks):,}")
+        for sample in leaks[:_MAX_EXAMPLES]:
             console.print(f"  {sample.row.place}", markup=False)
     for name, found in checked.items():
         if not (found.samples or found.problems):
@@ -79,29 +92,34 @@ def check_data(config: FinetuneConfig, stream: IO[str]) -> None:
     if bad > config.max_bad:
         raise DataError(
             f"{problems} in the data.",
-            f"Fix what is listed above, or train without these rows with --max-bad {bad}.",
+            f"Fix what is listed above, or skip these rows with --max-bad {bad}.",
         )
 
 
-def show_sample(config: FinetuneConfig, which: str | None, stream: IO[str]) -> None:
-    """Prints one row as the model reads it.
+def show_sample(config: FinetuneConfig, number: str | None, stream: TextIO) -> None:
+    """Print one row as the model reads it.
 
     Args:
-        which: its number, as problems name it, or `file:number`; None for the first good row.
+        config: The data and the model.
+        number: The row's number, as in problems, or `file:number`; None for the first good row.
+        stream: Where to print.
 
     Raises:
-        DataError: there is no such row, or it is bad.
+        DataError: There is no such row, or it is bad.
+        UsageError: `number` is malformed or ambiguous.
     """
-    from rich.console import Console
-
-    console = Console(file=stream, highlight=False, soft_wrap=True)
-    reader = _reader(config)
-    processor, shares = reader.processor, reader.shares_prefixes
-    row = _row(read_rows(config.data, config.images), which)
+    console = _make_console(stream)
+    tokenization = _load_tokenization(config)
+    processor = tokenization.processor
+    row = _find_row(read_rows(config.data, config.images), number)
     try:
         conversation = row.conversation()
         samples = make_samples(
-            row, conversation, processor, turns=config.turns, share_prefix=shares
+            row,
+            conversation,
+            processor,
+            turns=config.turns,
+            share_prefix=tokenization.share_prefix,
         )
     except VqaError as error:
         raise DataError(f"{row.place}: {error.problem}", error.hint) from error
@@ -115,67 +133,75 @@ def show_sample(config: FinetuneConfig, which: str | None, stream: IO[str]) -> N
         _print_tokens(console, processor, sample)
 
 
-def _row(data: ReadRows, which: str | None) -> Row:
-    if which is None and data.rows:
+def _make_console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    return Console(file=stream, highlight=False, soft_wrap=True)
+
+
+def _find_row(data: ReadRows, number: str | None) -> Row:
+    if number is None and data.rows:
         return data.rows[0]
-    file, _, number = (which or "1").rpartition(":")
-    if not number.isdigit():
-        raise UsageError(f"--row is {which!r}.", "Give a row's number, or FILE:NUMBER.")
+    file, _, digits = (number or "1").rpartition(":")
+    if not digits.isdigit():
+        raise UsageError(f"--row is {number!r}.", "Give a row's number, or FILE:NUMBER.")
 
-    def meant(found: Row | Problem) -> bool:
-        at = found.number if isinstance(found, Row) else found.row
-        return at == int(number) and file in ("", found.file, Path(found.file).name)
+    def is_in_file(found: Row | Problem) -> bool:
+        return file in ("", found.file, Path(found.file).name)
 
-    rows = [row for row in data.rows if meant(row)]
-    problems = [problem for problem in data.problems if meant(problem)]
-    files = list(dict.fromkeys(found.file for found in (*rows, *problems)))
+    rows = [row for row in data.rows if row.number == int(digits) and is_in_file(row)]
+    problems = [p for p in data.problems if p.row == int(digits) and is_in_file(p)]
+    files = list(dict.fromkeys([*(row.file for row in rows), *(p.file for p in problems)]))
     if len(files) > 1:
         raise UsageError(
-            f"Several files have a row {number}: {', '.join(files)}.",
-            f"Say which: --row {files[0]}:{number}.",
+            f"Several files have a row {digits}: {', '.join(files)}.",
+            f"Choose one: --row {files[0]}:{digits}.",
         )
     if problems:
         raise DataError(str(problems[0]))
     if not (rows or data.rows) and data.problems:
         raise DataError(str(data.problems[0]))
     if not rows:
-        numbers = [row.number for row in data.rows if file in ("", row.file, Path(row.file).name)]
-        there = f"they are {min(numbers):,} to {max(numbers):,}" if numbers else "there are none"
-        raise DataError(f"There is no row {which or 1}: {there}.", "Give another --row.")
+        numbers = [row.number for row in data.rows if is_in_file(row)]
+        existing = (
+            f"the rows are {min(numbers):,} to {max(numbers):,}"
+            if numbers
+            else "the data has no rows"
+        )
+        raise DataError(f"There is no row {number or 1}; {existing}.", "Give another --row.")
     return rows[0]
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """What a model does with rows, known without its weights."""
+class _Tokenization:
+    """What determines how rows become samples of a model. Needs no weights."""
 
     processor: Any
-    context: int
-    """Tokens."""
-    shares_prefixes: bool
-    """Whether it trains several questions in one sequence."""
+    context_length: int
+    """In tokens."""
+    share_prefix: bool
+    """See `make_samples`."""
 
 
 def _check(
     config: FinetuneConfig,
     sources: Sequence[str],
     purpose: str,
-    reader: _Reader,
+    tokenization: _Tokenization,
     display: ProgressDisplay,
 ) -> Preflight:
     return check_rows(
         read_rows(sources, config.images, purpose),
-        reader.processor,
-        max_length=config.max_length or reader.context,
+        tokenization.processor,
+        max_length=config.max_length or tokenization.context_length,
         turns=config.turns,
-        share_prefix=reader.shares_prefixes,
+        share_prefix=tokenization.share_prefix,
         workers=config.workers,
         on_progress=lambda done, of: display(Progress("checking", done, of)),
     )
 
 
-def _reader(config: FinetuneConfig, further: Sequence[str] = ()) -> _Reader:
-    from finetune.data.read import check_sources
+def _load_tokenization(config: FinetuneConfig, eval_data: Sequence[str] = ()) -> _Tokenization:
     from vqa_app.checkpoints.loader import base_source, load_config
     from vqa_app.checkpoints.processor import load_processor
     from vqa_app.checkpoints.source import find
@@ -184,67 +210,82 @@ def _reader(config: FinetuneConfig, further: Sequence[str] = ()) -> _Reader:
 
     if not config.data:
         raise UsageError("There is no data.", "Give --data.")
-    check_sources((*config.data, *further), config.images)
+    check_sources((*config.data, *eval_data), config.images)
     source = base_source(find(config.model, config.revision, weights=False), weights=False)
-    known = load_config(source)
-    processor = load_processor(source, known)
-    allowed = Capabilities.of(skeleton(source.name, known), processor)
-    return _Reader(processor, allowed.context_length, allowed.trains_shared_prefixes)
+    model_config = load_config(source)
+    processor = load_processor(source, model_config)
+    capabilities = Capabilities.of(skeleton(source.name, model_config), processor)
+    return _Tokenization(
+        processor, capabilities.context_length, capabilities.trains_shared_prefixes
+    )
 
 
 def _print_summary(console: Console, name: str, summary: Summary) -> None:
-    least, median, high, most = summary.quantiles
+    minimum, median, high, maximum = summary.quantiles
     rows, answers = pluralize(summary.rows, "row"), pluralize(summary.answers, "answer")
     console.print(f"{name}: {rows}, {answers}")
     for line in mixture_lines(summary):
         console.print(line, markup=False)
-    each = ", ".join(f"{number} in {count:,}" for number, count in summary.picture_counts)
+    counts = ", ".join(f"{number} in {count:,}" for number, count in summary.picture_counts)
     pictures = pluralize(summary.pictures, "different picture")
-    console.print(f"  {pictures}; in a sequence: {each}")
+    console.print(f"  {pictures}; per sequence: {counts}")
     if summary.sequences != summary.rows:
-        console.print(f"  {pluralize(summary.sequences, 'sequence')} to train")
+        console.print(f"  {pluralize(summary.sequences, 'sequence')} to train on")
     console.print(
-        f"  {summary.tokens:,} tokens, {summary.trained_tokens:,} of them trained; a sequence has "
-        f"{least:,} to {most:,}, median {median:,}, 95 % up to {high:,}"
+        f"  {summary.tokens:,} tokens, {summary.trained_tokens:,} of them trained; per sequence "
+        f"{minimum:,} to {maximum:,}, median {median:,}, 95 % up to {high:,}"
     )
-    tallest = max(count for _, _, count in summary.histogram)
-    for start, end, count in summary.histogram:
-        bar = "█" * max(1 if count else 0, round(_BAR * count / tallest))
-        console.print(f"  {start:>7,} to {end - 1:>7,} tokens {bar} {count:,}")
+    _print_histogram(console, summary.histogram)
     console.print("  Longest:")
     for sample in summary.longest:
         console.print(f"    {len(sample):,} tokens: {sample.row.place}", markup=False)
 
 
+def _print_histogram(console: Console, histogram: Sequence[tuple[int, int, int]]) -> None:
+    from rich.bar import Bar
+    from rich.table import Table
+
+    highest = max(count for _, _, count in histogram)
+    table = Table.grid(padding=(0, 1))
+    table.add_column(justify="right")
+    table.add_column(width=_BAR_WIDTH)
+    table.add_column(justify="right")
+    for start, end, count in histogram:
+        tokens = f"  {start:,} to {end - 1:,} tokens"
+        table.add_row(tokens, Bar(highest, 0, count, width=_BAR_WIDTH), f"{count:,}")
+    console.print(table)
+
+
 def _print_problems(console: Console, problems: Sequence[Problem]) -> None:
-    """Every one; on a terminal a few of each kind, the commonest first."""
+    """Print every problem; on a terminal, a few of each kind, the most frequent kind first."""
     kinds: dict[tuple[str, str, str], list[Problem]] = {}
     for problem in problems:
-        begins = " ".join(_PARTICULAR.sub("", problem.message).split()[:2])
-        kinds.setdefault((problem.file, begins, problem.hint), []).append(problem)
+        start = " ".join(_SPECIFIC_WORD.sub("", problem.message).split()[:2])
+        kinds.setdefault((problem.file, start, problem.hint), []).append(problem)
     groups = [list(problems)]
     if console.is_terminal:
         groups = sorted(kinds.values(), key=len, reverse=True)
-    shown = _ALIKE_SHOWN if console.is_terminal else len(problems)
-    for alike in groups:
-        for problem in alike[:shown]:
+    shown = _MAX_SIMILAR if console.is_terminal else len(problems)
+    for similar in groups:
+        for problem in similar[:shown]:
             console.print(str(problem), markup=False)
-        if more := len(alike[shown:]):
-            console.print(f"  ... and {pluralize(more, 'problem')} like these")
-    if any(alike[shown:] for alike in groups):
-        console.print("Written to a file, with > problems.txt, all of them are listed.")
+        if more := len(similar[shown:]):
+            console.print(f"  ... and {pluralize(more, 'similar problem')}")
+    if any(similar[shown:] for similar in groups):
+        console.print("To list all problems, write the output to a file: > problems.txt")
 
 
-def _print_copies(console: Console, found: Preflight) -> None:
-    copies = found.duplicates()
-    console.print(f"  Duplicate rows: {len(copies):,}")
-    for first, later in copies[:5]:
+def _print_duplicates(console: Console, found: Preflight) -> None:
+    duplicates = found.duplicates()
+    console.print(f"  Duplicate rows: {len(duplicates):,}")
+    for first, later in duplicates[:_MAX_EXAMPLES]:
         console.print(f"    {later.row.place} repeats {first.row.place}", markup=False)
 
 
 def _print_tokens(console: Console, processor: Any, sample: Sample) -> None:
-    """Runs of tokens of one kind: read, picture, trained; one question a line where a prefix is
-    shared.
+    """Print the tokens, with image tokens and trained tokens marked.
+
+    If questions share a prefix, each begins on a new line.
     """
     from rich.text import Text
 
@@ -252,13 +293,13 @@ def _print_tokens(console: Console, processor: Any, sample: Sample) -> None:
 
     image = image_token_id(processor)
     segments = sample.segments if sample.segments is not None else np.zeros(len(sample))
-    kinds = np.where(sample.input_ids == image, 2, sample.answer_mask)
+    kinds = np.where(sample.input_ids == image, 2, sample.answer_mask)  # 2 image, 1 trained
     marks = zip(segments, kinds, range(len(sample)), strict=True)
     shown = Text()
     for (segment, kind), run in itertools.groupby(marks, key=lambda mark: mark[:2]):
         positions = [position for _, _, position in run]
         if segment and shown.plain and segments[positions[0] - 1] != segment:
-            shown.append(f"\n── question {int(segment)}, blind to the others ──\n", "dim")
+            shown.append(f"\n── question {int(segment)}, independent of the others ──\n", "dim")
         if kind == 2:
             shown.append(f"⟨{len(positions)} image tokens⟩", "cyan")
             continue
@@ -270,32 +311,32 @@ def _print_tokens(console: Console, processor: Any, sample: Sample) -> None:
                 shown.append(text)
     console.print(shown)
     images = int((sample.input_ids == image).sum())
+    context = len(sample) - images - sample.trained_tokens
     console.print(
-        f"{len(sample):,} tokens: {images:,} of pictures, "
-        f"{len(sample) - images - sample.trained_tokens:,} read, "
+        f"{len(sample):,} tokens: {images:,} image, {context:,} context, "
         f"{sample.trained_tokens:,} trained (⟦green⟧)"
     )
 
 
 def _print_picture(console: Console, processor: Any, picture: Picture) -> None:
-    """The picture as the model is given it: resized and normalised, and turned back to colours."""
+    """Print the preprocessed picture: its size, and on a terminal its pixels."""
     from rich.text import Text
 
     from vqa_app.engine.model_view import model_view
 
     tiles = model_view(processor, picture)
-    if not tiles:  # cut into patches, as Qwen-VL reads them
-        console.print("As the model is given it: patches")
+    if not tiles:  # as for Qwen-VL
+        console.print("Preprocessed: patches")
         return
     width, height = tiles[0].size
-    first = "its first tile, " if len(tiles) > 1 else ""
-    console.print(f"As the model is given it: {first}{width}×{height}")
+    first = "first tile, " if len(tiles) > 1 else ""
+    console.print(f"Preprocessed: {first}{width}×{height}")
     if not console.is_terminal:
         return
     columns, rows = _THUMBNAIL
-    small = np.asarray(tiles[0].resize((columns, 2 * rows)))
+    pixels = np.asarray(tiles[0].resize((columns, 2 * rows)))
     shown = Text()
-    for upper, lower in zip(small[::2], small[1::2], strict=True):
+    for upper, lower in zip(pixels[::2], pixels[1::2], strict=True):
         for top, bottom in zip(upper, lower, strict=True):
             shown.append(
                 "▀", f"rgb({','.join(map(str, top))}) on rgb({','.join(map(str, bottom))})"

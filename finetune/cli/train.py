@@ -1,6 +1,4 @@
-"""Commands that train and look at data. Those that measure the result are in
-`finetune.cli.evaluate`.
-"""
+"""The commands `finetune`, `check-data` and `show-sample`."""
 
 from __future__ import annotations
 
@@ -22,10 +20,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def with_options(command: Callable[..., None], names: typing.Iterable[str]) -> Callable[..., None]:
-    """Gives a command `**options` one option for each of these attributes of the config.
+    """Replace a command's parameter `options` by one command-line option per config attribute.
 
-    All are None unless given, so that a value in a config file counts; help texts and panels come
-    from the config.
+    Help texts and panels come from the config. Options that are not given are left out of
+    `options`, so that the values of a config file are used.
+
+    Args:
+        command: A function with a keyword parameter `options`.
+        names: Attributes of `FinetuneConfig`.
     """
     help_texts = option_help()
     parameters = [
@@ -73,7 +75,9 @@ def _config(file: Path | None, options: dict[str, Any]) -> FinetuneConfig:
 
 _File: TypeAlias = Annotated[
     Path | None,
-    typer.Option(help="YAML file with options of finetune; the command line wins."),
+    typer.Option(
+        help="YAML file with options of finetune; options on the command line take precedence."
+    ),
 ]
 
 
@@ -83,14 +87,14 @@ def _finetune(
     *,
     options: dict[str, Any],
 ) -> None:
-    """Teach a model your own pictures, questions and answers.
+    """Fine-tune a model on your own pictures, questions and answers.
 
     vqa-app finetune --data my.json --images photos/ --out runs/mine trains the built-in model;
-    vqa-app chat --model runs/mine talks to the result. Run the same command again to continue after
-    an interruption. On several GPUs: accelerate launch -m finetune ... with the same options;
-    without GPUs: torchrun --nproc_per_node N -m finetune ...
+    vqa-app chat --model runs/mine chats with the result. Run the same command again to continue an
+    interrupted run. On several GPUs, use accelerate launch -m finetune ... with the same options;
+    on CPUs, torchrun --nproc_per_node N -m finetune ...
     """
-    chosen = _config(config, options)  # a wrong value is told before torch is imported
+    chosen = _config(config, options)  # report wrong values before importing torch, which is slow
     if offline:
         stay_offline()
 
@@ -112,8 +116,8 @@ def _check_data(
 ) -> None:
     """Check instruction data before training on it.
 
-    Reads every row, opens every picture and measures every prompt as the model will see it. Leaves
-    with exit code 5 where there are problems.
+    Reads every row, opens every picture, and counts the tokens of every prompt. The exit code is 5
+    if there are problems.
     """
     from finetune.cli.inspect_data import check_data
 
@@ -127,7 +131,7 @@ def _show_sample(
         str | None,
         typer.Option(
             metavar="N or FILE:N",
-            help="Its number, as problems name it. Default: the first good row.",
+            help="Row number, as in the messages of check-data. Default: the first good row.",
         ),
     ] = None,
     config: _File = None,
@@ -135,9 +139,9 @@ def _show_sample(
     *,
     options: dict[str, Any],
 ) -> None:
-    """Show what the model sees of a row of your data.
+    """Show a row of your data as the model sees it.
 
-    The prompt as tokens, those that are trained in colour; the picture as it is normalised; token
+    Shows the prompt's tokens, with trained tokens in colour, the preprocessed picture, and token
     counts.
     """
     from finetune.cli.inspect_data import show_sample

@@ -33,13 +33,13 @@ _EXCEL_SEPARATOR = re.compile(r'"?sep=(.)"?')
 _ARROW_STREAM_MAGIC = b"\xff\xff\xff\xff"
 
 
-def read_file(path: Path, name: str, wanted: str) -> Records:
+def read_file(path: Path, name: str, split_or_purpose: str) -> Records:
     """Read a JSON, JSONL, CSV, TSV, Parquet or Arrow file.
 
     Args:
         path: The file.
         name: Its name for error messages.
-        wanted: See `choose_split`; only JSON files have splits.
+        split_or_purpose: See `choose_split`; only JSON files have splits.
 
     Raises:
         DataError: The file cannot be opened.
@@ -48,7 +48,7 @@ def read_file(path: Path, name: str, wanted: str) -> Records:
         with path.open("rb") as file:
             magic = file.read(6)
         if magic[:4] == b"PAR1" or magic == b"ARROW1" or magic[:4] == _ARROW_STREAM_MAGIC:
-            refuse_split(wanted, name)
+            refuse_split(split_or_purpose, name)
             kind = "parquet" if magic[:4] == b"PAR1" else "arrow"
             return read_table(load_tables(kind, [path]), name)
         raw = path.read_bytes()
@@ -65,10 +65,10 @@ def read_file(path: Path, name: str, wanted: str) -> Records:
         lines = [line for line in text.split("\n", 50) if line.strip()][:2]
         several = len(lines) > 1 and all(line.lstrip().startswith(start) for line in lines)
         if several and lines[0].rstrip().endswith("}" if start == "{" else "]"):
-            refuse_split(wanted, name)
+            refuse_split(split_or_purpose, name)
             return _read_jsonl(text, name, problems)
-        return _read_json(text, name, wanted, problems)
-    refuse_split(wanted, name)
+        return _read_json(text, name, split_or_purpose, problems)
+    refuse_split(split_or_purpose, name)
     return _read_csv(text, name, problems)
 
 
@@ -112,7 +112,7 @@ def _describe_other_type(raw: bytes) -> tuple[str, str] | None:
     return f"The file is {kind if archive or kind[0].islower() else f'a {kind} picture'}.", hint
 
 
-def _read_json(text: str, name: str, wanted: str, problems: list[Problem]) -> Records:
+def _read_json(text: str, name: str, split_or_purpose: str, problems: list[Problem]) -> Records:
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
@@ -121,21 +121,23 @@ def _read_json(text: str, name: str, wanted: str, problems: list[Problem]) -> Re
         message = f"The file is not valid JSON: {str(error)[:100]}."
         return Records([], [*problems, Problem(name, None, message)])
     if isinstance(data, dict):
-        data, found = _find_rows(data, name, wanted)
+        data, found = _find_rows(data, name, split_or_purpose)
         problems += found
     else:
-        refuse_split(wanted, name)
+        refuse_split(split_or_purpose, name)
     return Records(list(enumerate(data, 1)), problems)
 
 
-def _find_rows(data: dict[str, Any], name: str, wanted: str) -> tuple[list[Any], list[Problem]]:
+def _find_rows(
+    data: dict[str, Any], name: str, split_or_purpose: str
+) -> tuple[list[Any], list[Problem]]:
     """Return the rows inside a JSON object, and problems or notes about the file."""
     lists = {key: rows for key, rows in data.items() if isinstance(rows, list)}
     tables = {key: rows for key, rows in lists.items() if rows and isinstance(rows[0], dict)}
     if data and set(lists) == set(data) and all(map(is_split_name, data)):
-        split, notes = choose_split([*data], wanted, name)
+        split, notes = choose_split([*data], split_or_purpose, name)
         return data[split], notes
-    refuse_split(wanted, name)
+    refuse_split(split_or_purpose, name)
     all_objects = bool(data) and all(isinstance(value, dict) for value in data.values())
     if {*QUESTION_KEYS, *CONVERSATION_KEYS, "texts"} & set(data):
         columns = [key for key in QUESTION_KEYS if key in lists and key not in tables]

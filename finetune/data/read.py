@@ -148,19 +148,19 @@ def _read_source(
     text: str, path: Path, images: Sequence[str | Path], split: str, purpose: str
 ) -> tuple[tables.Records, Context]:
     """Read a source other than VQA v2's files."""
-    name, wanted, folder = text, split or purpose, Path()
-    if path.is_dir() and (found := tables.find_metadata(path, wanted, text)) is not None:
+    name, split_or_purpose, folder = text, split or purpose, Path()
+    if path.is_dir() and (found := tables.find_metadata(path, split_or_purpose, text)) is not None:
         table, notes = found
         name, folder = str(table), table.parent
         records = files.read_file(table, name, FOR_TRAINING)
         records.problems.extend(notes)
     elif path.is_dir():
-        records, folder = tables.read_folder(path, wanted, text), path
+        records, folder = tables.read_folder(path, split_or_purpose, text), path
     elif _is_file(path):
-        records, folder = files.read_file(path, text, wanted), path.parent
+        records, folder = files.read_file(path, text, split_or_purpose), path.parent
     else:
         _check_hub_name(text, path)
-        records = tables.read_hub(text, wanted)
+        records = tables.read_hub(text, split_or_purpose)
     if split and name == text:
         name = f"{text}@{split}"
     return records, Context(name, _picture_folders(images, folder))

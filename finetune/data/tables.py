@@ -85,29 +85,31 @@ def is_split_name(name: str) -> bool:
     return any(word.fullmatch(name) for word in _SPLIT_WORDS.values())
 
 
-def choose_split(splits: Sequence[str], wanted: str, name: str) -> tuple[str, list[Problem]]:
+def choose_split(
+    splits: Sequence[str], split_or_purpose: str, name: str
+) -> tuple[str, list[Problem]]:
     """Return the split to read, and a note if there are others.
 
     Args:
         splits: The names of all splits.
-        wanted: The name of a split, or a purpose: `FOR_TRAINING` takes train, `FOR_TESTING` takes
-            test or else validation, and both take the only split there is.
+        split_or_purpose: The name of a split, or `FOR_TRAINING` for train, or `FOR_TESTING` for
+            test or else validation; both take the only split there is.
         name: The data set's name for messages.
 
     Raises:
         DataError: There is no such split, or several fit the purpose.
     """
     listed = ", ".join(splits)
-    if wanted not in (FOR_TRAINING, FOR_TESTING):
-        if wanted not in splits:
-            raise DataError(f"{name} has no split {wanted}.", f"Its splits are {listed}.")
-        return wanted, []
-    preferred = ("train",) if wanted == FOR_TRAINING else ("test", "validation")
+    if split_or_purpose not in (FOR_TRAINING, FOR_TESTING):
+        if split_or_purpose not in splits:
+            raise DataError(f"{name} has no split {split_or_purpose}.", f"Its splits are {listed}.")
+        return split_or_purpose, []
+    preferred = ("train",) if split_or_purpose == FOR_TRAINING else ("test", "validation")
     matching = {kind: [s for s in splits if _SPLIT_WORDS[kind].fullmatch(s)] for kind in preferred}
     found = next((matching[kind] for kind in preferred if matching[kind]), list(splits))
     if len(found) > 1:
         raise DataError(
-            f"{name} has the splits {listed}; it is unclear which is {wanted}.",
+            f"{name} has the splits {listed}; it is unclear which is {split_or_purpose}.",
             f"Choose one: {name}@{found[0]}.",
         )
     if listed == found[0] == preferred[0]:
@@ -118,12 +120,14 @@ def choose_split(splits: Sequence[str], wanted: str, name: str) -> tuple[str, li
     return found[0], [Problem(name, None, message, note=True)]
 
 
-def find_metadata(folder: Path, wanted: str, name: str) -> tuple[Path, list[Problem]] | None:
+def find_metadata(
+    folder: Path, split_or_purpose: str, name: str
+) -> tuple[Path, list[Problem]] | None:
     """Return the metadata table of a `datasets` picture folder, and notes; else None.
 
     Args:
         folder: The folder.
-        wanted: See `choose_split`.
+        split_or_purpose: See `choose_split`.
         name: The folder's name for messages.
 
     Raises:
@@ -132,7 +136,7 @@ def find_metadata(folder: Path, wanted: str, name: str) -> tuple[Path, list[Prob
     found = sorted(file for kind in ("csv", "jsonl") for file in folder.rglob(f"metadata.{kind}"))
     if not found:
         return None
-    chosen, notes = _choose_files(found, folder, wanted, name)
+    chosen, notes = _choose_files(found, folder, split_or_purpose, name)
     if len(chosen) > 1:
         names = ", ".join(str(file.relative_to(folder)) for file in chosen[:5])
         raise DataError(f"{folder} has several tables: {names}.", "Pass each with its own --data.")
@@ -140,21 +144,21 @@ def find_metadata(folder: Path, wanted: str, name: str) -> tuple[Path, list[Prob
 
 
 def _choose_files(
-    files: Sequence[Path], folder: Path, wanted: str, name: str
+    files: Sequence[Path], folder: Path, split_or_purpose: str, name: str
 ) -> tuple[list[Path], list[Problem]]:
     splits = group_by_split(files, folder)
-    if not splits and wanted in (FOR_TRAINING, FOR_TESTING):
+    if not splits and split_or_purpose in (FOR_TRAINING, FOR_TESTING):
         return [*files], []
-    split, notes = choose_split([*splits], wanted, name)
+    split, notes = choose_split([*splits], split_or_purpose, name)
     return splits[split], notes
 
 
-def read_folder(path: Path, wanted: str, name: str) -> Records:
+def read_folder(path: Path, split_or_purpose: str, name: str) -> Records:
     """Read a folder written by `Dataset.save_to_disk`, or one with Parquet or Arrow files.
 
     Args:
         path: The folder.
-        wanted: See `choose_split`.
+        split_or_purpose: See `choose_split`.
         name: The folder's name for messages.
 
     Raises:
@@ -166,13 +170,13 @@ def read_folder(path: Path, wanted: str, name: str) -> Records:
         with _translate_errors(path):
             loaded = datasets.load_from_disk(str(path))
         if isinstance(loaded, dict):
-            return _read_split(loaded, wanted, name)
-        refuse_split(wanted, name)
+            return _read_split(loaded, split_or_purpose, name)
+        refuse_split(split_or_purpose, name)
         return read_table(loaded, name)
     for kind in ("parquet", "arrow"):
         if files := sorted(path.rglob(f"*.{kind}")):
-            chosen, notes = _choose_files(files, path, wanted, name)
-            records = read_table(load_tables(kind, chosen), f"{name} ({wanted})")
+            chosen, notes = _choose_files(files, path, split_or_purpose, name)
+            records = read_table(load_tables(kind, chosen), f"{name} ({split_or_purpose})")
             records.problems.extend(notes)
             return records
     raise _no_data_set(path)
@@ -196,30 +200,30 @@ def _no_data_set(folder: Path) -> DataError:
     )
 
 
-def refuse_split(wanted: str, name: str) -> None:
+def refuse_split(split_or_purpose: str, name: str) -> None:
     """Refuse a named split of data that has no splits.
 
     Raises:
-        DataError: `wanted` names a split.
+        DataError: `split_or_purpose` names a split.
     """
-    if wanted not in (FOR_TRAINING, FOR_TESTING):
-        raise DataError(f"{name} has no splits.", f"Leave out @{wanted}.")
+    if split_or_purpose not in (FOR_TRAINING, FOR_TESTING):
+        raise DataError(f"{name} has no splits.", f"Leave out @{split_or_purpose}.")
 
 
-def _read_split(splits: dict[str, Any], wanted: str, name: str) -> Records:
-    split, notes = choose_split([*splits], wanted, name)
+def _read_split(splits: dict[str, Any], split_or_purpose: str, name: str) -> Records:
+    split, notes = choose_split([*splits], split_or_purpose, name)
     # The split's name keeps the pictures of train and test apart.
     records = read_table(splits[split], f"{name}@{split}")
     records.problems.extend(notes)
     return records
 
 
-def read_hub(name: str, wanted: str) -> Records:
+def read_hub(name: str, split_or_purpose: str) -> Records:
     """Read a data set from the Hugging Face hub, or from the local cache if it is unreachable.
 
     Args:
         name: `owner/name` or `owner/name:config`.
-        wanted: See `choose_split`.
+        split_or_purpose: See `choose_split`.
 
     Raises:
         DataError: The data set does not exist or cannot be loaded.
@@ -237,7 +241,7 @@ def read_hub(name: str, wanted: str) -> Records:
         raise _cannot_load(name, error, reachable=reachable) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
-    return _read_split(splits, wanted, name)
+    return _read_split(splits, split_or_purpose, name)
 
 
 def _check_repository(name: str, repository: str) -> bool:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias
 
 from finetune.data.preflight import raise_for_problems
 from finetune.data.read import FOR_TESTING, PictureSource, Problem, ReadRows, Row, read_rows
@@ -24,8 +24,7 @@ from vqa_app.errors import ImageError
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import Conversation, Message
 
-Files: TypeAlias = "str | Path | Sequence[str | Path]"
-QuestionSource: TypeAlias = "Sequence[Row] | Files"
+QuestionSource: TypeAlias = "Sequence[Row] | str | Path | Sequence[str | Path]"
 """Rows, or files in any format that can be trained on. Of files with several splits, test is read,
 or else validation."""
 
@@ -163,11 +162,12 @@ def load_questions(
 
 
 def _read(data: QuestionSource, images: Sequence[str | Path]) -> ReadRows:
-    return ReadRows(tuple(data), ()) if _are_rows(data) else read_rows(data, images, FOR_TESTING)
-
-
-def _are_rows(data: QuestionSource) -> TypeGuard[Sequence[Row]]:
-    return not isinstance(data, (str, Path)) and all(isinstance(row, Row) for row in data)
+    if isinstance(data, (str, Path)):
+        return read_rows(data, images, FOR_TESTING)
+    rows = tuple(item for item in data if isinstance(item, Row))
+    if len(rows) == len(data):
+        return ReadRows(rows, ())
+    return read_rows([item for item in data if not isinstance(item, Row)], images, FOR_TESTING)
 
 
 def _find_unreadable(

@@ -120,7 +120,7 @@ def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
     manifest = json.loads((run / MANIFEST_FILE).read_text(encoding="utf-8"))
     lines = _json_lines(run / METRICS_FILE)
     plots, final = _write_plots(run, lines), _final(lines)
-    asked = final.get("eval_questions", 0)
+    questions = final.get("eval_questions", 0)
     context = {
         "name": run.resolve().name,
         "manifest": manifest,
@@ -128,9 +128,11 @@ def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
         "on_hub": Base(**manifest["base"]).on_hub,
         "command": manifest.get("command", ""),
         "earlier": manifest.get("earlier", []),
-        "doubt": _contamination_warning(manifest),
+        "warning": _contamination_warning(manifest),
         "final": final,
-        "asked": pluralize(int(asked), "held-out question") if asked else "held-out questions",
+        "eval_set": pluralize(int(questions), "held-out question")
+        if questions
+        else "held-out questions",
         "before": next((line for line in lines if line.get("step") == 0), {}),
         "plots": [(title, _uri(path.read_bytes())) for title, path in plots],
         "watch": _load_watch_answers(run),

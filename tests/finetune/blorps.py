@@ -1,4 +1,4 @@
-"""A thing that is in no model's world, to be taught."""
+"""Pictures of an invented object that no model knows, for tests of fine-tuning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 
 def blorp(number: int) -> Image.Image:
-    """A disc with eight legs, here and there, in this colour or that."""
+    """Draw a disc with eight legs at a random position, in a random size and colour."""
     rng = random.Random(number)
     image = Image.new("RGB", (256, 256), (250, 250, 245))
     draw = ImageDraw.Draw(image)

@@ -1,4 +1,4 @@
-"""Small data files beside two pictures, and what was read of them."""
+"""Small data files with two pictures, and helpers to read them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from finetune.data.read import Problem, Row, read_rows
 
 
 def picture_folder(tmp_path: Path) -> Path:
-    """Pictures cat.png and dog.png in `images/`, beside which tests write data files."""
+    """Write `images/cat.png` and `images/dog.png`, next to which tests write data files."""
     (tmp_path / "images").mkdir()
     for name, colour in (("cat", "red"), ("dog", "blue")):
         Image.new("RGB", (8, 6), colour).save(tmp_path / "images" / f"{name}.png")
@@ -38,8 +38,8 @@ def only_problem(path: Path) -> Problem:
     return data.problems[0]
 
 
-def said(row: Row) -> list[tuple[str, str, int]]:
-    """(role, text, pictures) of every turn."""
+def turns_of(row: Row) -> list[tuple[str, str, int]]:
+    """Return (role, text, number of pictures) of every turn."""
     return [(turn.role, turn.text, len(turn.pictures)) for turn in row.turns]
 
 

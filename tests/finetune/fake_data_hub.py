@@ -1,4 +1,4 @@
-"""A hub of data sets on this machine: what `datasets.load_dataset` asks, answered from folders."""
+"""A local hub of data sets: answers the requests of `datasets.load_dataset` from folders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.fake_hub import COMMIT, HubHandler, use
 
 
 class Handler(HubHandler):
-    """Serves `folders`, data sets by id; everything else is refused as the hub does it."""
+    """Request handler that serves `folders`, data sets by id, and refuses others like the hub."""
 
     folders: dict[str, Path]
     downloads: list[str]
@@ -54,7 +54,7 @@ class Handler(HubHandler):
 
 
 def _listing(folder: Path, below: Path) -> list[dict[str, Any]]:
-    """What lies below a folder of the data set, as the hub's API lists it."""
+    """List the files below a folder of a data set as the hub's API does."""
     return [
         {
             "type": "directory" if path.is_dir() else "file",
@@ -68,7 +68,7 @@ def _listing(folder: Path, below: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def serve(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[type[Handler]]:
-    """Serves data sets and makes `datasets` and huggingface_hub use them, with empty caches."""
+    """Serve data sets, and make `datasets` and huggingface_hub use them with empty caches."""
     from datasets import config
     from huggingface_hub import HfFileSystem
 

@@ -1,4 +1,4 @@
-"""check-data and show-sample print what a person needs; progress without a terminal is lines."""
+"""The output of check-data and show-sample, and the progress display."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_lists_problems_alike_a_few_times(tiny_llava_dir: Path, tmp_path: Path) -> None:
+def test_a_terminal_shows_a_few_of_many_similar_problems(
+    tiny_llava_dir: Path, tmp_path: Path
+) -> None:
     data = write_data(tmp_path)
     rows = json.loads(data.read_text())
     bad = {**rows[1], "conversations": []}
@@ -62,9 +64,7 @@ def test_a_terminal_lists_problems_alike_a_few_times(tiny_llava_dir: Path, tmp_p
     assert "conversation" in shown[Terminal][-1]
 
 
-def test_a_broken_file_is_a_problem_however_many_rows_may_be_bad(
-    tiny_llava_dir: Path, tmp_path: Path
-) -> None:
+def test_max_bad_does_not_allow_a_broken_file(tiny_llava_dir: Path, tmp_path: Path) -> None:
     data, broken = write_data(tmp_path), tmp_path / "broken.json"
     broken.write_text("[{")
     config = options(data, tiny_llava_dir).replace(data=(str(data), str(broken)), max_bad=9)
@@ -90,7 +90,7 @@ def test_show_sample_marks_exactly_the_trained_tokens(tiny_llava_dir: Path, tmp_
     assert "⟨16 image tokens⟩" in shown
     assert "row 2" in shown
     assert "32×32" in shown
-    with pytest.raises(DataError, match="no row 9: they are 1 to 8"):
+    with pytest.raises(DataError, match="no row 9; the rows are 1 to 8"):
         show_sample(options(data, tiny_llava_dir), "9", stream)
 
 
@@ -101,7 +101,7 @@ def shown(model: Path, which: str | None, *data: Path) -> str:
     return stream.getvalue()
 
 
-def test_a_row_has_the_number_that_problems_name(tiny_llava_dir: Path, tmp_path: Path) -> None:
+def test_a_row_is_found_by_the_number_in_problems(tiny_llava_dir: Path, tmp_path: Path) -> None:
     write_data(tmp_path, pictures=2)
     good = '{"image": "0.png", "question": "Which colour?", "answer": "red"}'
     bad = '{"image": "gone.png", "question": "Which colour?", "answer": "red"}'
@@ -113,30 +113,30 @@ def test_a_row_has_the_number_that_problems_name(tiny_llava_dir: Path, tmp_path:
         assert "a.jsonl, row 3," in shown(tiny_llava_dir, which, first, second)
     assert "b.csv, row 2," in shown(tiny_llava_dir, "2", first, second)
     assert "c.jsonl, row 3," in shown(tiny_llava_dir, "c.jsonl:3", first, third)
-    for which, files, said in (
+    for which, files, message in (
         ("1", (first,), r"a\.jsonl, row 1: .*gone\.png"),
         ("3", (first, third), "Several files have a row 3"),
-        ("c.jsonl:4", (first, third), "no row c.jsonl:4: they are 1 to 3"),
+        ("c.jsonl:4", (first, third), "no row c.jsonl:4; the rows are 1 to 3"),
         ("two", (first,), "--row is 'two'"),
     ):
-        with pytest.raises((DataError, UsageError), match=said):
+        with pytest.raises((DataError, UsageError), match=message):
             shown(tiny_llava_dir, which, *files)
 
 
-def test_a_damaged_picture_is_named_with_its_row(tiny_llava_dir: Path, tmp_path: Path) -> None:
+def test_a_damaged_picture_is_reported_with_its_row(tiny_llava_dir: Path, tmp_path: Path) -> None:
     data = write_data(tmp_path, pictures=2)
     (tmp_path / "1.png").write_bytes(b"\x89PNG")
     with pytest.raises(DataError, match=r"data\.json, row 2: 1\.png"):
         shown(tiny_llava_dir, "2", data)
 
 
-def test_one_of_something_is_said_so() -> None:
-    said = [pluralize(number, "bad row") for number in (0, 1, 2000)]
-    assert said == ["0 bad rows", "1 bad row", "2,000 bad rows"]
+def test_one_item_is_singular() -> None:
+    texts = [pluralize(number, "bad row") for number in (0, 1, 2000)]
+    assert texts == ["0 bad rows", "1 bad row", "2,000 bad rows"]
 
 
 @pytest.mark.parametrize("stage", ["projector", "lora"])
-def test_a_run_reads_rows_as_its_base_does(
+def test_a_run_tokenises_rows_as_its_base_does(
     stage: str, tiny_llava_dir: Path, tmp_path: Path
 ) -> None:
     run = saved(tiny_llava_dir, stage, tmp_path)
@@ -148,13 +148,13 @@ def test_a_run_reads_rows_as_its_base_does(
         assert streams[0].getvalue() == streams[1].getvalue() != ""
 
 
-def test_looking_at_data_downloads_no_weights(
+def test_inspecting_data_downloads_no_weights(
     tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_data(tmp_path)
     with serve(monkeypatch, tmp_path / "cache") as hub:
         hub.repositories["someone/model"] = tiny_llava_dir
-        hub.sizes["model.safetensors"] = 10**18  # nor does it have to fit
+        hub.sizes["model.safetensors"] = 10**18  # need not fit into memory either
         stream = io.StringIO()
         check_data(options(data, tiny_llava_dir).replace(model="someone/model"), stream)
         assert "8 rows" in stream.getvalue()
@@ -166,13 +166,13 @@ def test_looking_at_data_downloads_no_weights(
         source.find("someone/model", offline=True)
 
 
-def test_a_terminal_is_shown_the_picture(tiny_llava_dir: Path, tmp_path: Path) -> None:
+def test_a_terminal_shows_the_picture(tiny_llava_dir: Path, tmp_path: Path) -> None:
     stream = Terminal()
     show_sample(options(write_data(tmp_path), tiny_llava_dir), "2", stream)
     assert stream.getvalue().count("▀") == 48 * 24
 
 
-def test_progress_without_a_terminal_is_a_line_now_and_then(
+def test_progress_without_a_terminal_is_a_few_lines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("finetune.progress._LINE_SECONDS", 1e9)
@@ -189,7 +189,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
     assert "\x1b" not in stream.getvalue()
 
 
-def test_time_left_reads_as_a_clock() -> None:
+def test_durations_are_formatted_as_a_clock() -> None:
     assert (format_duration(59.6), format_duration(61), format_duration(3700)) == (
         "1:00",
         "1:01",
@@ -197,19 +197,19 @@ def test_time_left_reads_as_a_clock() -> None:
     )
 
 
-def test_data_without_rows_is_no_good_data(tiny_llava_dir: Path, tmp_path: Path) -> None:
+def test_data_without_rows_is_refused(tiny_llava_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text("[]")
     with pytest.raises(DataError, match="no rows"):
         check_data(options(tmp_path / "data.json", tiny_llava_dir), io.StringIO())
 
 
-def test_show_sample_shows_every_picture_and_each_question_as_the_model_gets_it(
+def test_show_sample_shows_patches_and_separate_questions(
     tiny_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Qwen-VL is given patches, and trains each question in a sequence of its own."""
+    """Qwen-VL reads patches, and trains each question in a separate sequence."""
     data = write_data(tmp_path)
     stream = io.StringIO()
     show_sample(options(data, tiny_checkpoint("qwen2-vl")), "2", stream)
     assert stream.getvalue().count("patches") == 1
-    assert "blind to the others" not in stream.getvalue()
+    assert "independent of the others" not in stream.getvalue()
     assert stream.getvalue().count("trained (") == 3

@@ -1,4 +1,4 @@
-"""Data sets on the hub: read through `datasets` itself, from a hub on this machine."""
+"""Hub data sets, read by `datasets` from a local server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Handle
 
 
 def data_set(folder: Path) -> Path:
-    """Two questions about pictures to train on and one to test, as Parquet in the usual places."""
+    """Write a data set of two training questions and one test question, as Parquet files."""
     import datasets
 
     features = datasets.Features(
@@ -45,7 +45,7 @@ def data_set(folder: Path) -> Path:
     return folder
 
 
-def test_a_data_set_of_the_hub_gives_its_train_rows_and_pictures(hub: type[Handler]) -> None:
+def test_rows_and_pictures_of_a_hub_data_set_are_read(hub: type[Handler]) -> None:
     data = read_rows("someone/cats")
     assert data.problems == ()
     assert [row.turns[1].text for row in data.rows] == ["red", "blue"]
@@ -56,7 +56,7 @@ def test_a_data_set_of_the_hub_gives_its_train_rows_and_pictures(hub: type[Handl
     assert "train-00000-of-00001.parquet" in hub.downloads
 
 
-def test_a_config_of_a_data_set_is_named_behind_a_colon(hub: type[Handler]) -> None:
+def test_a_config_is_named_after_a_colon(hub: type[Handler]) -> None:
     folder = hub.folders["someone/cats"]
     (folder / "README.md").write_text(
         "---\nconfigs:\n- config_name: other\n  data_files:\n"
@@ -67,21 +67,22 @@ def test_a_config_of_a_data_set_is_named_behind_a_colon(hub: type[Handler]) -> N
         read_rows("someone/cats:none")
 
 
-def test_a_split_of_a_data_set_is_named_behind_an_at(hub: type[Handler]) -> None:
+def test_a_split_is_named_after_an_at_sign(hub: type[Handler]) -> None:
     for data in (read_rows("someone/cats@test"), read_rows("someone/cats", (), FOR_TESTING)):
         assert [row.turns[1].text for row in data.rows] == ["red"]
     check_sources("someone/cats@test@2")
-    with pytest.raises(DataError, match="someone/cats has no split validation. Its splits are train, test"):
+    with pytest.raises(DataError, match="someone/cats has no split validation") as refused:
         read_rows("someone/cats@validation")
-    asked = load_questions("someone/cats")
-    assert len(asked.questions) == 1
-    assert "Only the split test of train, test is read" in asked.notes[0].message
+    assert refused.value.hint == "Its splits are train, test."
+    questions = load_questions("someone/cats")
+    assert len(questions.questions) == 1
+    assert "Only the split test of train, test is read" in questions.notes[0].message
     folder = hub.folders["someone/tests"] = data_set(hub.folders["someone/cats"].parent / "tests")
     (folder / "data" / "train-00000-of-00001.parquet").unlink()
     assert len(read_rows("someone/tests").rows) == 1
 
 
-def test_what_was_loaded_once_needs_no_network(
+def test_a_cached_data_set_needs_no_network(
     hub: type[Handler], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = read_rows("someone/cats")
@@ -94,7 +95,7 @@ def test_what_was_loaded_once_needs_no_network(
     assert not paused
 
 
-def test_what_the_hub_does_not_have_is_told_at_once(
+def test_an_unknown_data_set_is_refused_without_retries(
     hub: type[Handler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paused = pauses(monkeypatch)
@@ -104,7 +105,7 @@ def test_what_the_hub_does_not_have_is_told_at_once(
     assert hub.downloads == []
 
 
-def test_a_mistyped_folder_is_not_asked_for_on_the_hub(
+def test_a_mistyped_folder_is_not_looked_up_on_the_hub(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -115,12 +116,12 @@ def test_a_mistyped_folder_is_not_asked_for_on_the_hub(
 
 
 @pytest.mark.parametrize("source", ["gone.json", "/no/where", "a/b/c", "photos/mine.json@2"])
-def test_sources_that_are_not_there_are_refused_without_reading(source: str) -> None:
+def test_missing_sources_are_refused_without_reading(source: str) -> None:
     with pytest.raises(DataError, match="There is no file"):
         check_sources(source)
 
 
-def test_picture_folders_that_are_not_there_are_refused_without_reading(tmp_path: Path) -> None:
+def test_missing_picture_folders_are_refused_without_reading(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text("nothing that could be read")
     check_sources(tmp_path / "data.json")
     with pytest.raises(DataError, match="There is no folder"):

@@ -1,5 +1,6 @@
-"""Pictures, answers and tables that stand elsewhere than expected are found or named: never a row
-trained blind, nor on what nobody wrote.
+"""Pictures, answers and tables in unusual places are found or refused.
+
+No row is trained without its picture, or with an answer that nobody wrote.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from finetune.data.read import read_rows
-from tests.finetune.data_rows import CAT, llava, only_problem, only_row, question, said, write
+from tests.finetune.data_rows import CAT, llava, only_problem, only_row, question, turns_of, write
 from vqa_app.errors import DataError
 
 # Pictures
@@ -32,9 +33,9 @@ from vqa_app.errors import DataError
     ],
 )
 def test_a_picture_is_found_by_its_name_or_id(folder: Path, record: dict) -> None:
-    Image.new("RGB", (8, 8)).save(folder / "images" / "1.png")  # of another row
+    Image.new("RGB", (8, 8)).save(folder / "images" / "1.png")  # belongs to another row
     row = only_row(write(folder, [record]))
-    assert said(row) == CAT
+    assert turns_of(row) == CAT
     assert row.pictures[0].name == "cat.png"
 
 
@@ -42,13 +43,13 @@ def test_a_picture_is_found_by_its_name_or_id(folder: Path, record: dict) -> Non
 def test_a_picture_is_found_by_its_number(folder: Path, number: float) -> None:
     for name in ("0.png", "000000000007.jpg"):
         Image.new("RGB", (8, 8)).save(folder / "images" / name)
-    assert said(only_row(write(folder, [question(image_id=number)]))) == CAT
+    assert turns_of(only_row(write(folder, [question(image_id=number)]))) == CAT
 
 
 def test_text_vqa_is_read_with_its_pictures(folder: Path) -> None:
     entry = {"question": "What is it?", "image_id": "cat", "answers": ["a cat"] * 10,
              "flickr_original_url": "https://example.org/1_o.jpg", "image_width": 8}  # fmt: skip
-    assert said(only_row(write(folder, {"dataset_name": "textvqa", "data": [entry]}))) == CAT
+    assert turns_of(only_row(write(folder, {"dataset_name": "textvqa", "data": [entry]}))) == CAT
 
 
 @pytest.mark.parametrize(
@@ -62,49 +63,52 @@ def test_text_vqa_is_read_with_its_pictures(folder: Path) -> None:
         (question(image_url="https://example.org/1.jpg"), "is a web address"),
         (question(image="CAT.PNG"), "there is cat.png"),
         (question(image=".\\cat.png"), "there is cat.png"),
-        (question(image="ku\u0308che.png"), "there is k\u00fcche.png, spelt with different Unicode"),
+        (
+            question(image="ku\u0308che.png"),
+            "there is k\u00fcche.png, spelt with different Unicode",
+        ),
     ],
 )
-def test_a_picture_that_is_not_found_never_leaves_a_blind_row(
-    folder: Path, record: dict, what: str
-) -> None:
+def test_a_row_whose_picture_is_not_found_is_refused(folder: Path, record: dict, what: str) -> None:
     Image.new("RGB", (8, 8)).save(folder / "images" / "k\u00fcche.png")
     assert what in only_problem(write(folder, [record])).message
 
 
-def test_pictures_beside_a_messages_text_are_that_messages(folder: Path) -> None:
+def test_pictures_listed_in_a_message_belong_to_it(folder: Path) -> None:
     for key, value in (("images", ["cat.png"]), ("image", "cat.png")):
-        asked = {"role": "user", "content": "What is it?", key: value}
-        record = {"messages": [asked, {"role": "assistant", "content": "a cat"}]}
-        assert said(only_row(write(folder, [record]))) == CAT
-        asked["content"] = "<image>\nWhat is it?"
-        assert said(only_row(write(folder, [record]))) == CAT
-        asked["content"] = "<image><image>\nWhat is it?"
+        question_message = {"role": "user", "content": "What is it?", key: value}
+        record = {"messages": [question_message, {"role": "assistant", "content": "a cat"}]}
+        assert turns_of(only_row(write(folder, [record]))) == CAT
+        question_message["content"] = "<image>\nWhat is it?"
+        assert turns_of(only_row(write(folder, [record]))) == CAT
+        question_message["content"] = "<image><image>\nWhat is it?"
         assert "no picture" in only_problem(write(folder, [record])).message
 
 
-def test_links_in_the_picture_folder_lead_where_their_owner_wants(folder: Path) -> None:
+def test_links_inside_the_picture_folder_may_lead_out_of_it(folder: Path) -> None:
     far = folder / "far"
     far.mkdir()
     (folder / "images" / "cat.png").rename(far / "cat.png")
     (folder / "images" / "coco").symlink_to(far)
-    assert said(only_row(write(folder, [llava(image="coco/cat.png")]))) == CAT
-    assert said(only_row(write(folder, [llava(image=str(folder / "images/coco/cat.png"))]))) == CAT
+    assert turns_of(only_row(write(folder, [llava(image="coco/cat.png")]))) == CAT
+    assert (
+        turns_of(only_row(write(folder, [llava(image=str(folder / "images/coco/cat.png"))]))) == CAT
+    )
     out = write(folder, [llava(image="coco/../../data.json")])
     assert "outside" in only_problem(out).message
 
 
-def test_placeholders_beside_pictures_are_not_trained_as_text(folder: Path) -> None:
+def test_placeholders_in_addition_to_image_parts_are_removed(folder: Path) -> None:
     parts = [{"type": "image"}, {"type": "text", "text": "<image>\nWhat is it?"}]
     answer = {"role": "assistant", "content": "a cat"}
     record = {"messages": [{"role": "user", "content": parts}, answer], "images": ["cat.png"]}
-    assert said(only_row(write(folder, [record]))) == CAT
-    assert said(only_row(write(folder, [record | {"messages": [
+    assert turns_of(only_row(write(folder, [record]))) == CAT
+    assert turns_of(only_row(write(folder, [record | {"messages": [
         {"role": "user", "content": parts[1:]}, answer]}]))) == CAT  # fmt: skip
     parts[1]["text"] = "<image><image>What is it?"
     assert "1 picture but 2 <image>" in only_problem(write(folder, [record])).message
     texts = [{"user": "<image>\nWhat is it?", "assistant": "a cat"}]
-    assert said(only_row(write(folder, [{"images": ["cat.png"], "texts": texts}]))) == CAT
+    assert turns_of(only_row(write(folder, [{"images": ["cat.png"], "texts": texts}]))) == CAT
     texts[0]["user"] = "<image><image>"
     assert (
         "no picture"
@@ -112,7 +116,7 @@ def test_placeholders_beside_pictures_are_not_trained_as_text(folder: Path) -> N
     )
 
 
-def test_pictures_under_numbered_keys_are_all_shown_in_order(folder: Path) -> None:
+def test_pictures_under_numbered_keys_are_shown_in_order(folder: Path) -> None:
     for first, second in (("image", "image2"), ("image_1", "image_2")):
         record = {second: "dog.png", first: "cat.png"} | question()
         row = only_row(write(folder, [record]))
@@ -126,33 +130,33 @@ def test_pictures_under_numbered_keys_are_all_shown_in_order(folder: Path) -> No
     assert "has <image 2>; expected <image 1>" in only_problem(write(folder, [record])).message
 
 
-def test_qwens_picture_in_the_text_is_shown(folder: Path) -> None:
+def test_qwen_vl_pictures_in_the_text_are_shown(folder: Path) -> None:
     record = llava("Picture 1: <img>cat.png</img>\nWhat is it?")
     del record["image"]
-    assert said(only_row(write(folder, [record]))) == CAT
+    assert turns_of(only_row(write(folder, [record]))) == CAT
     record = llava("<img>bird.png</img>\nWhat is it?")
     assert "There is no picture bird.png" in only_problem(write(folder, [record])).message
 
 
-def test_base64_is_a_picture_without_saying_so(folder: Path) -> None:
+def test_base64_is_recognised_without_a_data_uri(folder: Path) -> None:
     raw = (folder / "images" / "cat.png").read_bytes()
     text = base64.b64encode(raw).decode()
     for key, value in (("image", text), ("img_b64", text), ("image_base64_str", [text])):
         row = only_row(write(folder, [question(**{key: value})]))
-        assert said(row) == CAT
+        assert turns_of(row) == CAT
         assert row.conversation().pictures[0].image.getpixel((0, 0)) == (255, 0, 0)
     assert "is not a known key" in only_problem(write(folder, [question(shot=text)])).message
 
 
 @pytest.mark.parametrize("path", ["/cats" * 40_000, "cats" * 55 + "/cat", "a picture " * 9_000])
-def test_no_message_is_long(folder: Path, path: str) -> None:
+def test_messages_are_short(folder: Path, path: str) -> None:
     assert len(only_problem(write(folder, [question(image=path)])).message) < 400 + len(str(folder))
 
 
 # Questions
 
 
-def test_what_stands_beside_an_instruction_is_asked_too(folder: Path) -> None:
+def test_the_input_of_an_instruction_is_part_of_the_question(folder: Path) -> None:
     record = {"instruction": "Translate.", "input": "a cat", "output": "eine Katze"}
     for images in ({}, {"images": ["cat.png"]}):
         row = only_row(write(folder, [record | images]))
@@ -165,7 +169,7 @@ def test_a_history_becomes_earlier_turns(folder: Path) -> None:
     history = [["Look.", "I will."]]
     record = {"query": "What is it?", "response": "a cat", "images": ["cat.png"]}
     row = only_row(write(folder, [record | {"history": history}]))
-    assert said(row) == [
+    assert turns_of(row) == [
         ("user", "Look.", 1), ("assistant", "I will.", 0),
         ("user", "What is it?", 0), ("assistant", "a cat", 0),
     ]  # fmt: skip
@@ -174,12 +178,12 @@ def test_a_history_becomes_earlier_turns(folder: Path) -> None:
     assert "The history is ['Look.']" in problem.message
 
 
-def test_messages_under_prompt_and_completion_are_a_conversation(folder: Path) -> None:
+def test_prompt_and_completion_messages_are_one_conversation(folder: Path) -> None:
     parts = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
-    asked = {"images": ["cat.png"], "prompt": [{"role": "user", "content": parts}]}
+    question_message = {"images": ["cat.png"], "prompt": [{"role": "user", "content": parts}]}
     answers = ({"completion": [{"role": "assistant", "content": "a cat"}]}, {"answer": "a cat"})
     for answer in answers:
-        assert said(only_row(write(folder, [asked | answer]))) == CAT
+        assert turns_of(only_row(write(folder, [question_message | answer]))) == CAT
 
 
 @pytest.mark.parametrize(
@@ -194,11 +198,11 @@ def test_messages_under_prompt_and_completion_are_a_conversation(folder: Path) -
         (question(video="a.mp4"), "The row has a 'video'"),
     ],
 )
-def test_a_question_that_cannot_be_asked_is_refused(folder: Path, record: dict, what: str) -> None:
+def test_an_unusable_question_is_refused(folder: Path, record: dict, what: str) -> None:
     assert what in only_problem(write(folder, [record])).message
 
 
-def test_what_the_model_is_not_shown_is_told_once_for_a_file(folder: Path) -> None:
+def test_unused_keys_are_noted_once_per_file(folder: Path) -> None:
     record = question(hint="It purrs.", choices=["a cat", "a dog"], question_id=7, split="train")
     path = write(folder, [record, record, question()])
     assert [str(note) for note in read_rows(path).notes] == [
@@ -242,7 +246,7 @@ def test_what_the_model_is_not_shown_is_told_once_for_a_file(folder: Path) -> No
         ),
     ],
 )
-def test_an_answer_is_what_somebody_wrote(folder: Path, record: dict, answer: str) -> None:
+def test_answers_are_parsed(folder: Path, record: dict, answer: str) -> None:
     assert only_row(write(folder, [record])).turns[1].text == answer
 
 
@@ -261,15 +265,15 @@ def test_an_answer_is_what_somebody_wrote(folder: Path, record: dict, answer: st
         (question(answers=["a cat", "\ude00"]), "An answer contains half a character"),
     ],
 )
-def test_an_answer_that_nobody_wrote_is_refused(folder: Path, record: dict, what: str) -> None:
+def test_an_unusable_answer_is_refused(folder: Path, record: dict, what: str) -> None:
     assert what in only_problem(write(folder, [record])).message
 
 
-def test_half_a_character_in_an_id_harms_nobody(folder: Path) -> None:
+def test_half_a_character_in_an_id_is_replaced(folder: Path) -> None:
     assert only_row(write(folder, [llava(id="caf\ud83d")])).id == "caf?"
 
 
-def test_classes_are_answered_by_name(folder: Path) -> None:
+def test_class_labels_become_names(folder: Path) -> None:
     import datasets
 
     features = datasets.Features(
@@ -284,7 +288,7 @@ def test_classes_are_answered_by_name(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["image", "image_bytes"])
-def test_a_column_of_bytes_holds_pictures(folder: Path, column: str) -> None:
+def test_a_column_of_bytes_contains_pictures(folder: Path, column: str) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -292,37 +296,39 @@ def test_a_column_of_bytes_holds_pictures(folder: Path, column: str) -> None:
     table = pyarrow.table({"question": ["What is it?"], "answer": ["a cat"], column: [raw]})
     pyarrow.parquet.write_table(table, folder / "data.parquet")
     row = only_row(folder / "data.parquet")
-    assert said(row) == CAT
+    assert turns_of(row) == CAT
     assert row.conversation().pictures[0].image.getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_a_folder_of_pictures_with_their_table(folder: Path) -> None:
+def test_a_picture_folder_with_metadata_is_read(folder: Path) -> None:
     for part in ("train", "test"):
         (folder / "set" / part).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(folder / "set" / part / f"{part}.png")
         table = f"file_name,question,answer\n{part}.png,What is it?,a cat\n"
         write(folder / "set" / part, table, "metadata.csv")
     row = only_row(folder / "set")
-    assert said(row) == CAT
+    assert turns_of(row) == CAT
     assert row.pictures[0].name == "train.png"
     assert row.file == str(folder / "set" / "train" / "metadata.csv")
     for part in ("train", "test"):
         (folder / "set" / part).rename(folder / "set" / f"{part}s")
-    with pytest.raises(DataError, match="several tables: tests/metadata.csv, trains/metadata.csv"):
+    with pytest.raises(
+        DataError, match=r"several tables: tests/metadata\.csv, trains/metadata\.csv"
+    ):
         read_rows(folder / "set")
 
 
-def test_excels_first_line_is_no_row(folder: Path) -> None:
+def test_excels_separator_line_is_skipped(folder: Path) -> None:
     text = 'sep=;\r\nimage;question;answer\r\ncat.png;"What is it?";a cat\r\n'
     row = only_row(write(folder, text, "data.csv"))
-    assert said(row) == CAT
+    assert turns_of(row) == CAT
     assert row.number == 3
 
 
-def test_questions_by_id_are_rows(folder: Path) -> None:
+def test_questions_by_id_are_read(folder: Path) -> None:
     data = read_rows(write(folder, {"0512": question(imageId="cat"), "0513": question()}))
     assert [row.id for row in data.rows] == ["0512", "0513"]
-    assert said(data.rows[0]) == CAT
+    assert turns_of(data.rows[0]) == CAT
 
 
 def test_a_developer_message_is_the_system_prompt(folder: Path) -> None:
@@ -331,11 +337,15 @@ def test_a_developer_message_is_the_system_prompt(folder: Path) -> None:
         {"role": "user", "content": "What is 2 + 2?"},
         {"role": "assistant", "content": "4"},
     ]
-    assert said(only_row(write(folder, [{"messages": messages}])))[0] == ("system", "Be brief.", 0)
+    assert turns_of(only_row(write(folder, [{"messages": messages}])))[0] == (
+        "system",
+        "Be brief.",
+        0,
+    )
 
 
 @pytest.mark.parametrize("stray", ['cat.png,"What" is it?,a cat', 'cat.png,"What is it?,a cat'])
-def test_a_stray_quote_costs_its_row_alone(folder: Path, stray: str) -> None:
+def test_a_stray_quote_affects_no_other_row(folder: Path, stray: str) -> None:
     good = 'cat.png,"What, then,\nis it?",a cat'
     text = "\n".join(["image,question,answer", good, stray, good, stray, good, ""])
     data = read_rows(write(folder, text, "data.csv"))

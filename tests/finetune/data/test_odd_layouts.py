@@ -1,6 +1,4 @@
-"""Published layouts of data and their oddities: read as their authors mean them, or refused with
-what to do; never trained as something else without a word.
-"""
+"""Unusual layouts are read as their authors mean them, or refused with a hint."""
 
 from __future__ import annotations
 
@@ -11,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from finetune.data.read import read_rows
-from tests.finetune.data_rows import CAT, llava, only_problem, only_row, question, said, write
+from tests.finetune.data_rows import CAT, llava, only_problem, only_row, question, turns_of, write
 
 
-def chat(asked: object = "What is it?", **answer: object) -> list[dict]:
+def chat(content: object = "What is it?", **answer: object) -> list[dict]:
     return [
-        {"role": "user", "content": asked},
+        {"role": "user", "content": content},
         {"role": "assistant", "content": "a cat"} | answer,
     ]
 
@@ -27,36 +25,36 @@ def chat(asked: object = "What is it?", **answer: object) -> list[dict]:
 @pytest.mark.parametrize(
     "mark", [{"weight": 0}, {"weight": 0.5}, {"loss": False}, {"train": False}, {"training": False}]
 )
-def test_an_answer_that_is_marked_as_not_to_be_trained_is_refused(folder: Path, mark: dict) -> None:
+def test_an_answer_marked_as_not_trained_is_refused(folder: Path, mark: dict) -> None:
     problem = only_problem(write(folder, [{"messages": chat(**mark)}]))
     assert "Message 2 has" in problem.message
     assert str(*mark.values()) in problem.message
 
 
-def test_an_answer_that_is_to_be_trained_says_so_in_vain(folder: Path) -> None:
+def test_an_answer_marked_as_trained_is_read(folder: Path) -> None:
     for mark in ({"weight": 1}, {"weight": None}, {"loss": True}, {"train": True}):
         path = write(folder, [{"messages": chat(**mark)}])
-        assert said(only_row(path))[1] == ("assistant", "a cat", 0)
+        assert turns_of(only_row(path))[1] == ("assistant", "a cat", 0)
         assert read_rows(path).notes == ()
 
 
-def test_what_of_a_message_is_not_shown_is_told(folder: Path) -> None:
+def test_unused_keys_of_messages_are_noted(folder: Path) -> None:
     path = write(folder, [{"messages": chat(reasoning_content="It purrs.", tool_calls=None)}])
     assert "model: message.reasoning_content (1 row)" in read_rows(path).notes[0].message
-    asked = {"role": "user", "content": "What is it?", "shot": "cat.png"}
-    path = write(folder, [{"messages": [asked, chat()[1]]}])
+    question_message = {"role": "user", "content": "What is it?", "shot": "cat.png"}
+    path = write(folder, [{"messages": [question_message, chat()[1]]}])
     assert "'shot' is a picture" in only_problem(path).message
 
 
-def test_a_system_text_that_gives_way_to_a_message_is_told(folder: Path) -> None:
+def test_an_overridden_system_prompt_is_noted(folder: Path) -> None:
     messages = [{"role": "system", "content": "Be brief."}, *chat()]
     path = write(folder, [{"system": "Be kind.", "messages": messages}])
-    assert said(only_row(path))[0] == ("system", "Be brief.", 0)
+    assert turns_of(only_row(path))[0] == ("system", "Be brief.", 0)
     assert "The text under 'system' is not shown" in read_rows(path).notes[0].message
     assert read_rows(write(folder, [{"system": "Be brief.", "messages": messages}])).notes == ()
 
 
-def test_pictures_that_parts_number_stand_in_that_order(folder: Path) -> None:
+def test_indices_of_image_parts_must_be_in_order(folder: Path) -> None:
     def parts(*places: int) -> list[dict]:
         return [{"type": "image", "index": place} for place in places] + [
             {"type": "text", "text": "What is it?", "index": None}
@@ -69,27 +67,32 @@ def test_pictures_that_parts_number_stand_in_that_order(folder: Path) -> None:
     assert "index 1; expected 0" in only_problem(write(folder, [record])).message
 
 
-def test_trls_messages_without_marks_show_their_pictures_first(folder: Path) -> None:
-    asked, answer = chat()
+def test_trl_messages_without_placeholders_show_their_pictures_first(folder: Path) -> None:
+    question_message, answer = chat()
     for record in (
-        {"prompt": [asked], "completion": [answer]},
-        {"messages": [asked, answer]},
-        {"messages": [asked | {"content": [{"type": "text", "text": "What is it?"}]}, answer]},
+        {"prompt": [question_message], "completion": [answer]},
+        {"messages": [question_message, answer]},
+        {
+            "messages": [
+                question_message | {"content": [{"type": "text", "text": "What is it?"}]},
+                answer,
+            ]
+        },
     ):
         path = write(folder, [record | {"images": ["cat.png"]}])
-        assert said(only_row(path)) == CAT
+        assert turns_of(only_row(path)) == CAT
         assert "No message marks where the pictures belong" in read_rows(path).notes[0].message
     some = chat("<image>What is it?")
     problem = only_problem(write(folder, [{"images": ["cat.png", "dog.png"], "messages": some}]))
     assert "2 pictures but 1 <image>" in problem.message
 
 
-def test_anthropics_pictures_are_read_and_a_part_without_one_is_told(folder: Path) -> None:
+def test_anthropic_pictures_are_read_and_an_image_part_without_one_is_refused(folder: Path) -> None:
     raw = base64.b64encode((folder / "images" / "cat.png").read_bytes()).decode()
     text = {"type": "text", "text": "What is it?"}
     source = {"type": "base64", "media_type": "image/png", "data": raw}
     row = only_row(write(folder, [{"messages": chat([{"type": "image", "source": source}, text])}]))
-    assert said(row) == CAT
+    assert turns_of(row) == CAT
     assert row.conversation().pictures[0].image.getpixel((0, 0)) == (255, 0, 0)
     lacking = chat([{"type": "image", "shot": "cat.png"}, text])
     problem = only_problem(write(folder, [{"messages": lacking}]))
@@ -105,7 +108,7 @@ def test_anthropics_pictures_are_read_and_a_part_without_one_is_told(folder: Pat
         {},
     ],
 )
-def test_preferences_are_called_so(folder: Path, record: dict) -> None:
+def test_preference_data_is_refused(folder: Path, record: dict) -> None:
     path = write(folder, [record | {"chosen": "a cat", "rejected": "a dog"}])
     assert "preferences (chosen and rejected answers)" in only_problem(path).message
     path = write(folder, [question(chosen="a cat", rejected="a dog")])
@@ -126,14 +129,14 @@ def test_preferences_are_called_so(folder: Path, record: dict) -> None:
         ("first image", "second image"),
     ],
 )
-def test_pictures_under_placed_keys_are_all_shown_in_order(
+def test_pictures_under_positional_keys_are_shown_in_order(
     folder: Path, first: str, second: str
 ) -> None:
     row = only_row(write(folder, [{second: "dog.png", first: "cat.png"} | question()]))
     assert [picture.name for picture in row.pictures] == ["cat.png", "dog.png"]
 
 
-def test_a_picture_that_is_not_shown_is_told(folder: Path) -> None:
+def test_an_unused_picture_is_refused_or_noted(folder: Path) -> None:
     record = question(image="cat.png")
     for key in ("reference_image", "ref_image_path", "image_reference"):
         problem = only_problem(write(folder, [record | {key: "dog.png"}]))
@@ -146,21 +149,21 @@ def test_a_picture_that_is_not_shown_is_told(folder: Path) -> None:
     ]
 
 
-def test_a_file_is_found_by_its_path_where_its_name_is_not_enough(folder: Path) -> None:
+def test_a_file_is_found_by_its_path_if_its_name_is_not_enough(folder: Path) -> None:
     (folder / "images" / "coco-text").mkdir()
     (folder / "images" / "dog.png").rename(folder / "images" / "coco-text" / "c0.png")
     record = question(file_path="coco-text/c0.png", file_name="c0.png")
     row = only_row(write(folder, [record]))
-    assert said(row) == CAT
+    assert turns_of(row) == CAT
     assert row.pictures[0].name == "c0.png"
-    assert said(only_row(write(folder, [question(file_path="coco-text/c0.png")]))) == CAT
+    assert turns_of(only_row(write(folder, [question(file_path="coco-text/c0.png")]))) == CAT
     assert only_row(write(folder, [question(file_path="data/1.json")])).pictures == ()
     problem = only_problem(write(folder, [question(file_name="gone.png", file_path="x/gone.png")]))
     assert "There is no picture gone.png" in problem.message
 
 
-def test_a_space_behind_a_pictures_name_is_no_part_of_it(folder: Path) -> None:
-    assert said(only_row(write(folder, [question(image="cat.png ")]))) == CAT
+def test_a_space_after_a_picture_name_is_ignored(folder: Path) -> None:
+    assert turns_of(only_row(write(folder, [question(image="cat.png ")]))) == CAT
 
 
 def test_pictures_inside_the_messages_of_a_table_are_read(folder: Path) -> None:
@@ -172,18 +175,18 @@ def test_pictures_inside_the_messages_of_a_table_are_read(folder: Path) -> None:
         {"messages": datasets.List(
             {"role": datasets.Value("string"), "content": datasets.List(part)})}
     )  # fmt: skip
-    asked = [
+    question_message = [
         {"type": "image", "text": None, "image": str(folder / "images" / "cat.png")},
         {"type": "text", "text": "What is it?", "image": None},
     ]
     answer = [{"type": "text", "text": "a cat", "image": None}]
-    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    messages = [{"role": "user", "content": question_message}, {"role": "assistant", "content": answer}]
     table = datasets.Dataset.from_dict({"messages": [messages]}, features=features)
     table.save_to_disk(folder / "saved")
     table.to_parquet(folder / "table.parquet")
     for source in ("saved", "table.parquet"):
         row = only_row(folder / source, images=[folder / "images"])
-        assert said(row) == CAT
+        assert turns_of(row) == CAT
         assert row.conversation().pictures[0].image.getpixel((0, 0)) == (255, 0, 0)
 
 
@@ -199,14 +202,14 @@ def test_pictures_inside_the_messages_of_a_table_are_read(folder: Path) -> None:
         (["red", "red", "grey"], "red"),
     ],
 )
-def test_a_box_is_one_answer(folder: Path, value: list, answer: str) -> None:
+def test_a_bounding_box_is_one_answer(folder: Path, value: list, answer: str) -> None:
     assert only_row(write(folder, [question(answer=value)])).turns[1].text == answer
     assert only_row(
         write(folder, [{"question": "How many?", "answers": [3, 3, 4]}])
     ).references == (("3", "3", "4"),)
 
 
-def test_what_an_annotator_left_blank_counts_among_the_ten(folder: Path) -> None:
+def test_a_blank_answer_counts_among_the_ten(folder: Path) -> None:
     from finetune.evaluation.metrics import vqa_accuracy
 
     blank = {"answer": ""}
@@ -224,7 +227,7 @@ def test_what_an_annotator_left_blank_counts_among_the_ten(folder: Path) -> None
 # Tables
 
 
-def test_a_stray_quote_between_tabs_is_text(folder: Path) -> None:
+def test_a_stray_quote_in_a_tab_separated_file_is_text(folder: Path) -> None:
     lines = ["image\tquestion\tanswer"] + ["cat.png\tWhat is it?\ta cat"] * 8
     lines[3] = 'cat.png\tWhat is it?\t"a cat'
     lines[6] = 'cat.png\tWhat is it?\ta 5" cat"'
@@ -238,9 +241,7 @@ def test_a_stray_quote_between_tabs_is_text(folder: Path) -> None:
 
 @pytest.mark.parametrize("delimiter", [",", "\t"])
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 1, 0), (0, 2, 1)])
-def test_quoted_lines_are_no_stray_quotes(
-    folder: Path, delimiter: str, order: tuple[int, ...]
-) -> None:
+def test_quoted_text_may_span_lines(folder: Path, delimiter: str, order: tuple[int, ...]) -> None:
     rows = [["image", "question", "answer"], ["cat.png", '"What, then,\nis\nit?"', "a cat"]]
     text = "\n".join(delimiter.join(row[place] for place in order) for row in rows)
     row = only_row(write(folder, text, "data.csv"))
@@ -248,7 +249,7 @@ def test_quoted_lines_are_no_stray_quotes(
     assert len(row.pictures) == 1
 
 
-def test_a_quote_that_swallows_rows_costs_its_row_alone(folder: Path) -> None:
+def test_an_unclosed_quote_affects_no_other_row(folder: Path) -> None:
     lines = ["image,question,answer"] + ["cat.png,What is it?,a cat"] * 8
     lines[3], lines[6] = 'cat.png,What is it?,"a cat', 'cat.png,What is it?,a cat"'
     data = read_rows(write(folder, "\n".join(lines), "data.csv"))
@@ -258,29 +259,29 @@ def test_a_quote_that_swallows_rows_costs_its_row_alone(folder: Path) -> None:
     assert len(data.rows) == 7
 
 
-def test_two_columns_of_one_name_are_refused(folder: Path) -> None:
+def test_duplicate_column_names_are_refused(folder: Path) -> None:
     text = "image,question,answer, Answer\ncat.png,What is it?,a cat,a dog\n"
     problem = only_problem(write(folder, text, "data.csv"))
     assert problem.row is None
     assert "Two columns are called 'answer'" in problem.message
-    assert said(only_row(write(folder, "image,question,answer,,\ncat.png,What is it?,a cat,,\n",
+    assert turns_of(only_row(write(folder, "image,question,answer,,\ncat.png,What is it?,a cat,,\n",
                                "data.csv"))) == CAT  # fmt: skip
 
 
-def test_a_space_in_front_of_a_quote_is_read_past(folder: Path) -> None:
+def test_a_space_before_a_quote_is_ignored(folder: Path) -> None:
     text = 'image, question, answer\ncat.png, "What, then?", a cat\n'
     row = only_row(write(folder, text, "data.csv"))
-    assert said(row) == [("user", "What, then?", 1), ("assistant", "a cat", 0)]
+    assert turns_of(row) == [("user", "What, then?", 1), ("assistant", "a cat", 0)]
 
 
-def test_lists_one_a_line_are_rows(folder: Path) -> None:
+def test_lists_one_per_line_are_read(folder: Path) -> None:
     lines = [json.dumps(["What is it?", "a cat", "cat"]), json.dumps(["What is it?", "a cat", 7])]
     data = read_rows(write(folder, "\n".join(lines), "data.jsonl"))
     assert [problem.row for problem in data.problems] == [1, 2]
     assert "There is no picture 7.png" in data.problems[1].message
     (folder / "images" / "cat.png").rename(folder / "images" / "7.png")
     row = read_rows(folder / "data.jsonl").rows[0]
-    assert said(row) == CAT
+    assert turns_of(row) == CAT
     assert row.number == 2
     text = f"[\n{json.dumps(llava(image='7.png'))}\n]"
-    assert said(only_row(write(folder, text))) == CAT
+    assert turns_of(only_row(write(folder, text))) == CAT

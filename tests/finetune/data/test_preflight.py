@@ -1,4 +1,4 @@
-"""Preflight: every row rendered and measured, problems stop the run or are set aside."""
+"""Every row is tokenised and measured; problems stop the run or their rows are skipped."""
 
 from __future__ import annotations
 
@@ -36,19 +36,17 @@ def data(tmp_path: Path) -> Path:
     return write_data(tmp_path)
 
 
-def test_everything_is_counted(data: Path, processor: Any) -> None:
+def test_rows_pictures_and_tokens_are_counted(data: Path, processor: Any) -> None:
     found = check_rows(read_rows(data), processor, max_length=1000)
-    counted = summarize_samples(found.samples)
-    assert (counted.rows, counted.answers, counted.sequences) == (8, 14, 8)
-    assert (counted.pictures, counted.picture_counts) == (6, ((0, 2), (1, 6)))
-    assert counted.tokens == sum(len(sample) for sample in found.samples)
-    assert sum(count for _, _, count in counted.histogram) == 8
-    assert counted.longest[0] is max(found.samples, key=len)
+    summary = summarize_samples(found.samples)
+    assert (summary.rows, summary.answers, summary.sequences) == (8, 14, 8)
+    assert (summary.pictures, summary.picture_counts) == (6, ((0, 2), (1, 6)))
+    assert summary.tokens == sum(len(sample) for sample in found.samples)
+    assert sum(count for _, _, count in summary.histogram) == 8
+    assert summary.longest[0] is max(found.samples, key=len)
 
 
-def test_several_sources_are_told_with_their_share(
-    data: Path, processor: Any, tmp_path: Path
-) -> None:
+def test_the_share_of_each_source_is_listed(data: Path, processor: Any, tmp_path: Path) -> None:
     text = tmp_path / "text.json"
     text.write_text(json.dumps([{"question": "What is 1 and 1?", "answer": "2"}] * 4))
     found = check_rows(read_rows([data, f"{text}@6"]), processor, max_length=1000)
@@ -60,7 +58,7 @@ def test_several_sources_are_told_with_their_share(
     assert mixture_lines(summarize_samples(alone.samples)) == []
 
 
-def test_a_broken_picture_and_a_long_row_are_problems_with_their_rows(
+def test_a_broken_picture_and_a_long_row_are_reported_with_their_rows(
     data: Path, processor: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:40])
@@ -82,13 +80,13 @@ def test_a_broken_picture_and_a_long_row_are_problems_with_their_rows(
         replace(found, samples=()).enforce_limit(2)
 
 
-def test_threads_change_nothing(data: Path, processor: Any) -> None:
+def test_the_number_of_threads_does_not_change_the_result(data: Path, processor: Any) -> None:
     rows = read_rows(data)
     alone, together = (check_rows(rows, processor, max_length=1000, workers=n) for n in (1, 3))
     assert alone.data_hash() == together.data_hash()
 
 
-def test_repeated_and_leaking_rows_are_found(data: Path, processor: Any) -> None:
+def test_duplicate_and_leaking_rows_are_found(data: Path, processor: Any) -> None:
     rows = json.loads(data.read_text())
     data.write_text(json.dumps([*rows, rows[1]]))
     found = check_rows(read_rows(data), processor, max_length=1000)
@@ -97,18 +95,18 @@ def test_repeated_and_leaking_rows_are_found(data: Path, processor: Any) -> None
     train, held_out = split_samples(found, 0.34, seed=0)
     assert held_out.samples
     assert not find_leaks(train, held_out)
-    assert find_leaks(found, held_out) == list(held_out.samples)  # those of text alone, too
+    assert find_leaks(found, held_out) == list(held_out.samples)  # including those without pictures
 
 
-def test_the_data_hash_names_the_data(data: Path, processor: Any) -> None:
+def test_the_data_hash_changes_with_the_data(data: Path, processor: Any) -> None:
     before = check_rows(read_rows(data), processor, max_length=1000).data_hash()
     assert check_rows(read_rows(data), processor, max_length=1000).data_hash() == before
     data.write_text(data.read_text().replace("a cat?", "a dog?"))
     assert check_rows(read_rows(data), processor, max_length=1000).data_hash() != before
 
 
-def test_questions_trained_apart_are_the_questions_asked_alone(data: Path, processor: Any) -> None:
-    """Tokens, positions and trained tokens of every branch are those of the question by itself."""
+def test_packed_questions_equal_separate_ones(data: Path, processor: Any) -> None:
+    """Tokens, positions and trained tokens of every branch equal those of the question alone."""
     rows = read_rows(data)
     packed = check_rows(rows, processor, max_length=1000).samples[1]
     alone = check_rows(rows, processor, max_length=1000, share_prefix=False).samples[1:4]
@@ -123,7 +121,7 @@ def test_questions_trained_apart_are_the_questions_asked_alone(data: Path, proce
     assert packed.positions_needed == max(len(sample) for sample in alone)
 
 
-def test_turns_decide_what_stands_in_front_of_a_question(data: Path, processor: Any) -> None:
+def test_the_turn_mode_determines_the_context_of_a_question(data: Path, processor: Any) -> None:
     rows = read_rows(data)
     together = check_rows(rows, processor, max_length=1000, turns="together").samples[1]
     auto = check_rows(rows, processor, max_length=1000).samples
@@ -132,7 +130,7 @@ def test_turns_decide_what_stands_in_front_of_a_question(data: Path, processor: 
     assert auto[6].segments is None
 
 
-def test_work_in_threads_keeps_its_order_and_its_errors() -> None:
+def test_parallel_map_keeps_order_and_raises_errors() -> None:
     assert list(parallel_map(lambda n: n * n, range(500), workers=3)) == [n * n for n in range(500)]
 
     def fail(number: int) -> int:
@@ -144,7 +142,7 @@ def test_work_in_threads_keeps_its_order_and_its_errors() -> None:
         list(parallel_map(fail, range(200), workers=2))
 
 
-def test_a_broken_file_is_never_left_out_as_if_it_were_a_row(data: Path, processor: Any) -> None:
+def test_a_broken_file_is_not_skipped_as_a_bad_row(data: Path, processor: Any) -> None:
     broken = data.with_name("broken.json")
     broken.write_text(data.read_text()[:-20])
     found = check_rows(read_rows([data, broken]), processor, max_length=1000)
@@ -155,16 +153,16 @@ def test_a_broken_file_is_never_left_out_as_if_it_were_a_row(data: Path, process
     assert stopped.value.hint.startswith("Fix the file")
 
 
-def test_whatever_fails_in_rendering_a_row_is_told_with_the_row(
+def test_any_error_in_rendering_a_row_is_reported_with_the_row(
     data: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = import_module("finetune.data.preflight")
-    whole = module.make_samples
+    make_samples = module.make_samples
 
-    def fail(row: Any, *given: Any, **options: Any) -> Any:
+    def fail(row: Any, *args: Any, **options: Any) -> Any:
         if row.number == 2:
             raise TypeError("TextEncodeInput must be Union")
-        return whole(row, *given, **options)
+        return make_samples(row, *args, **options)
 
     monkeypatch.setattr(module, "make_samples", fail)
     found = check_rows(read_rows(data), processor, max_length=1000)
@@ -173,7 +171,7 @@ def test_whatever_fails_in_rendering_a_row_is_told_with_the_row(
     assert "TextEncodeInput must be Union" in problem.message
 
 
-def test_it_is_told_where_held_out_questions_are_too_few(data: Path, processor: Any) -> None:
+def test_few_held_out_questions_are_noted(data: Path, processor: Any) -> None:
     from finetune.config import FinetuneConfig
     from finetune.training.load_data import describe, validation_warning
 
@@ -193,6 +191,6 @@ def test_it_is_told_where_held_out_questions_are_too_few(data: Path, processor: 
     )
     assert validation_warning(config, many) == ""
     one = replace(found, samples=found.samples[:1])
-    said = describe(summarize_samples(one.samples), one)
-    assert said.startswith("1 row, 1 answer, 1 picture;")
-    assert said.endswith("Held out: 1 row with 1 question.")
+    description = describe(summarize_samples(one.samples), one)
+    assert description.startswith("1 row, 1 answer, 1 picture;")
+    assert description.endswith("Held out: 1 row with 1 question.")

@@ -1,4 +1,4 @@
-"""Files of other kinds, folders and data sets with splits: what is read of them."""
+"""Tables, folders, data sets with splits, and files of other types."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from finetune.data.read import FOR_TESTING, FOR_TRAINING, read_rows
-from tests.finetune.data_rows import llava, only_problem, only_row, question, said, write
+from tests.finetune.data_rows import llava, only_problem, only_row, question, turns_of, write
 from vqa_app.errors import DataError
 
 
-def test_a_parquet_data_set_with_picture_columns_in_the_cauldron_layout(folder: Path) -> None:
+def test_the_cauldron_layout_is_read_from_parquet(folder: Path) -> None:
     datasets = pytest.importorskip("datasets")
     texts = [
         {"user": "Question: What is it?", "assistant": "a cat", "source": "x"},
@@ -33,7 +33,7 @@ def test_a_parquet_data_set_with_picture_columns_in_the_cauldron_layout(folder: 
     table.to_parquet(folder / "parquet" / "train.parquet")
     for source in ("saved", "parquet", "parquet/train.parquet"):
         row = only_row(folder / source, images=[folder / "images"])
-        assert said(row) == [
+        assert turns_of(row) == [
             ("user", "Question: What is it?", 1),
             ("assistant", "a cat", 0),
             ("user", "And its colour?", 0),
@@ -42,7 +42,7 @@ def test_a_parquet_data_set_with_picture_columns_in_the_cauldron_layout(folder: 
         assert row.conversation().pictures[0].image.getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_a_folder_of_splits_gives_its_train_split(folder: Path) -> None:
+def test_the_train_split_of_a_folder_is_read(folder: Path) -> None:
     import datasets
 
     table = datasets.Dataset.from_dict({"question": ["What?"], "answer": ["a cat"]})
@@ -53,7 +53,7 @@ def test_a_folder_of_splits_gives_its_train_split(folder: Path) -> None:
     assert "train" in found.notes[0].message
 
 
-def test_rows_to_test_with_are_those_of_the_test_split(folder: Path) -> None:
+def test_for_testing_the_test_split_is_read(folder: Path) -> None:
     import datasets
 
     def table(answer: str) -> datasets.Dataset:
@@ -93,7 +93,7 @@ def test_rows_to_test_with_are_those_of_the_test_split(folder: Path) -> None:
         read_rows(f"{write(folder, [question()])}@test")
 
 
-def test_pictures_of_two_splits_are_not_taken_for_each_other(folder: Path) -> None:
+def test_pictures_of_different_splits_are_different(folder: Path) -> None:
     import datasets
 
     features = datasets.Features(
@@ -112,7 +112,7 @@ def test_pictures_of_two_splits_are_not_taken_for_each_other(folder: Path) -> No
     assert train.pictures[0].key != test.pictures[0].key
 
 
-def test_only_a_word_tells_what_is_for_training(folder: Path) -> None:
+def test_splits_are_recognised_by_whole_words(folder: Path) -> None:
     from finetune.data.tables import training_files
 
     trains, planes = folder / "trains.json", folder / "planes.json"
@@ -122,7 +122,7 @@ def test_only_a_word_tells_what_is_for_training(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["stream", "file"])
-def test_arrow_files_of_both_kinds_are_read(folder: Path, kind: str) -> None:
+def test_arrow_files_and_streams_are_read(folder: Path, kind: str) -> None:
     import pyarrow
 
     table = pyarrow.table({"question": ["What?"], "answer": ["a cat"]})
@@ -130,13 +130,13 @@ def test_arrow_files_of_both_kinds_are_read(folder: Path, kind: str) -> None:
     writer = pyarrow.ipc.new_stream if kind == "stream" else pyarrow.ipc.new_file
     with writer(path, table.schema) as out:
         out.write_table(table)
-    assert said(only_row(path))[1] == ("assistant", "a cat", 0)
+    assert turns_of(only_row(path))[1] == ("assistant", "a cat", 0)
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(DataError, match="Cannot read"):
         read_rows(path)
 
 
-def test_files_mix_with_weights(folder: Path) -> None:
+def test_files_are_combined_with_weights(folder: Path) -> None:
     first, second = write(folder, [llava()], "a.json"), write(folder, [llava()] * 2, "b.json")
     data = read_rows([f"{first}@2.5", second])
     assert [row.weight for row in data.rows] == [2.5, 1, 1]
@@ -154,7 +154,7 @@ def test_files_mix_with_weights(folder: Path) -> None:
         ("images/cat.png", "a PNG picture"),
     ],
 )
-def test_what_is_no_data_file_is_called_what_it_is(folder: Path, name: str, what: str) -> None:
+def test_other_file_types_are_named(folder: Path, name: str, what: str) -> None:
     raw = json.dumps([llava()]).encode()
     with tarfile.open(folder / "a.tar", "w") as tar, gzip.open(folder / "a.jsonl.gz", "w") as file:
         tar.add(folder / "images" / "cat.png", "cat.png")
@@ -168,11 +168,11 @@ def test_what_is_no_data_file_is_called_what_it_is(folder: Path, name: str, what
     assert problem.hint
 
 
-def test_a_folder_without_a_data_set_is_told_what_it_holds(folder: Path) -> None:
-    with pytest.raises(DataError, match="contains no data set: it has 2 .png files"):
+def test_the_content_of_a_folder_without_a_data_set_is_named(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"contains no data set: it has 2 \.png files"):
         read_rows(folder / "images")
     (folder / "images" / "cat.txt").write_text("a cat")
-    with pytest.raises(DataError, match="it has 2 .png files and 1 .txt file"):
+    with pytest.raises(DataError, match=r"it has 2 \.png files and 1 \.txt file"):
         read_rows(folder / "images")
     write(folder, [llava()])
     with pytest.raises(DataError, match="is not a data set of the `datasets` library") as refused:

@@ -1,4 +1,4 @@
-"""Every format becomes the same rows, and whatever is wrong is named with file and row."""
+"""Common formats are read into rows; errors are reported with file and row."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from finetune.data.read import read_rows
-from tests.finetune.data_rows import CAT, llava, only_problem, only_row, said, write
+from tests.finetune.data_rows import CAT, llava, only_problem, only_row, turns_of, write
 
 # Formats
 
 
-def test_llava_json_gives_the_turns_that_serving_renders(folder: Path) -> None:
+def test_llava_json_is_read(folder: Path) -> None:
     row = only_row(write(folder, [llava()]))
-    assert said(row) == CAT
+    assert turns_of(row) == CAT
     assert row.turns[0].pictures[0].name == "cat.png"
     assert row.conversation().pictures[0].image.size == (8, 6)
 
@@ -27,20 +27,20 @@ def test_llava_json_gives_the_turns_that_serving_renders(folder: Path) -> None:
 @pytest.mark.parametrize(
     "value", ["What is it?\n<image>", "<image>What is it?", "<image>\n\nWhat is it?"]
 )
-def test_a_picture_stands_first_wherever_the_placeholder_was(folder: Path, value: str) -> None:
+def test_a_single_picture_is_moved_to_the_front(folder: Path, value: str) -> None:
     row = only_row(write(folder, [llava(value)]))
-    assert said(row) == CAT
+    assert turns_of(row) == CAT
     assert not isinstance(row.turns[0].parts[0], str)
 
 
-def test_llava_jsonl_is_told_from_json_by_its_content(folder: Path) -> None:
+def test_jsonl_is_recognised_by_content(folder: Path) -> None:
     lines = "\n".join(json.dumps(llava(id=str(number))) for number in range(3))
     data = read_rows(write(folder, lines, "data.txt"))
     assert [row.id for row in data.rows] == ["0", "1", "2"]
     assert [row.number for row in data.rows] == [1, 2, 3]
 
 
-def test_several_pictures_keep_their_places(folder: Path) -> None:
+def test_several_pictures_keep_their_positions(folder: Path) -> None:
     record = llava("Is <image> like <image>?", "no", image=["cat.png", "dog.png"])
     row = only_row(write(folder, [record]))
     assert [p if isinstance(p, str) else p.name for p in row.turns[0].parts] == [
@@ -48,16 +48,16 @@ def test_several_pictures_keep_their_places(folder: Path) -> None:
     ]  # fmt: skip
 
 
-def test_text_only_rows_are_rows(folder: Path) -> None:
+def test_rows_without_pictures_are_read(folder: Path) -> None:
     record = llava("What is 2 + 2?", "4")
     del record["image"]
-    assert said(only_row(write(folder, [record]))) == [
+    assert turns_of(only_row(write(folder, [record]))) == [
         ("user", "What is 2 + 2?", 0),
         ("assistant", "4", 0),
     ]
 
 
-def test_openai_messages_with_image_parts(folder: Path) -> None:
+def test_openai_messages_with_image_parts_are_read(folder: Path) -> None:
     raw = (folder / "images" / "cat.png").read_bytes()
     uri = "data:image/png;base64," + base64.b64encode(raw).decode()
     for part in (
@@ -71,7 +71,7 @@ def test_openai_messages_with_image_parts(folder: Path) -> None:
             {"role": "assistant", "content": [{"type": "text", "text": "a cat"}]},
         ]
         row = only_row(write(folder, [{"messages": messages}]))
-        assert said(row) == [("system", "Be brief.", 0), *CAT]
+        assert turns_of(row) == [("system", "Be brief.", 0), *CAT]
         assert row.conversation().pictures[0].image.getpixel((0, 0)) == (255, 0, 0)
 
 
@@ -80,10 +80,10 @@ def test_hugging_face_messages_take_pictures_from_the_images_column(folder: Path
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
         {"role": "assistant", "content": "a cat"},
     ]
-    assert said(only_row(write(folder, [{"messages": messages, "images": ["cat.png"]}]))) == CAT
+    assert turns_of(only_row(write(folder, [{"messages": messages, "images": ["cat.png"]}]))) == CAT
 
 
-def test_sharegpt_variants(folder: Path) -> None:
+def test_sharegpt_variants_are_read(folder: Path) -> None:
     variants = [
         {"conversation": llava()["conversations"], "images": ["cat.png"]},
         {"messages": [{"role": "user", "content": "<image>What is it?"},
@@ -92,37 +92,39 @@ def test_sharegpt_variants(folder: Path) -> None:
                            {"from": "chatgpt", "value": "a cat"}], "image": "cat.png"},
     ]  # fmt: skip
     for record in variants:
-        assert said(only_row(write(folder, [record]))) == CAT
+        assert turns_of(only_row(write(folder, [record]))) == CAT
     with_system = llava() | {"system": "Be brief."}
-    assert said(only_row(write(folder, [with_system])))[0] == ("system", "Be brief.", 0)
+    assert turns_of(only_row(write(folder, [with_system])))[0] == ("system", "Be brief.", 0)
 
 
 @pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
-def test_tables_with_image_question_answer(folder: Path, delimiter: str) -> None:
+def test_tables_with_image_question_and_answer_columns_are_read(
+    folder: Path, delimiter: str
+) -> None:
     lines = [["image", "question", "answer"], ["cat.png", "What is it?", "a cat"]]
     row = only_row(write(folder, "\n".join(delimiter.join(line) for line in lines), "data.csv"))
-    assert said(row) == CAT
+    assert turns_of(row) == CAT
     assert row.number == 2
 
 
-def test_easy_vqa_lists_a_question_an_answer_and_the_number_of_a_picture(folder: Path) -> None:
+def test_easy_vqa_is_read(folder: Path) -> None:
     Image.new("RGB", (8, 8)).save(folder / "images" / "7.png")
     row = only_row(write(folder, [["What is it?", "a cat", 7]], "questions.json"))
-    assert said(row) == CAT
+    assert turns_of(row) == CAT
 
 
-def test_several_answers_train_the_commonest_and_keep_all(folder: Path) -> None:
+def test_the_most_frequent_answer_is_trained_and_all_are_references(folder: Path) -> None:
     answers = ["a cat", "a cat", "kitten"]
     as_objects = [{"answer": answer} for answer in answers]
     for value in (answers, as_objects, json.dumps(answers)):
         row = only_row(
             write(folder, [{"image": "cat.png", "question": "What is it?", "answers": value}])
         )
-        assert said(row) == CAT
+        assert turns_of(row) == CAT
         assert row.references == (("a cat", "a cat", "kitten"),)
 
 
-def test_the_vqa_v2_pair_is_joined_by_question_id(folder: Path) -> None:
+def test_vqa_v2_files_are_joined_by_question_id(folder: Path) -> None:
     name = "COCO_val2014_000000000042.jpg"
     Image.new("RGB", (8, 6)).save(folder / "images" / name)
     questions = {"data_subtype": "val2014", "questions": [
@@ -146,24 +148,24 @@ def test_the_vqa_v2_pair_is_joined_by_question_id(folder: Path) -> None:
     assert "annotations" in read_rows(sources[1:], [folder / "images"]).problems[0].message
 
 
-def test_lines_of_jsonl_may_hold_what_unicode_calls_a_line_break(folder: Path) -> None:
+def test_unicode_line_separators_do_not_split_jsonl_lines(folder: Path) -> None:
     lines = [json.dumps(llava(answer="a\u2028cat"), ensure_ascii=False), json.dumps(llava())]
     assert len(read_rows(write(folder, "\n".join(lines), "data.jsonl")).rows) == 2
 
 
-def test_a_single_line_of_jsonl_with_ten_answers_is_one_row(folder: Path) -> None:
+def test_a_single_object_with_ten_answers_is_one_row(folder: Path) -> None:
     answers = [{"answer": "cat"}] * 9 + [{"answer": "dog"}]
     row = only_row(write(folder, {"image": "cat.png", "question": "What?", "answers": answers}))
-    assert said(row)[1] == ("assistant", "cat", 0)
+    assert turns_of(row)[1] == ("assistant", "cat", 0)
     assert len(row.references[0]) == 10
 
 
-def test_an_empty_system_prompt_is_none(folder: Path) -> None:
-    assert said(only_row(write(folder, [llava(system="")]))) == CAT
-    assert said(only_row(write(folder, [llava(system="Be kind.")])))[0][0] == "system"
+def test_an_empty_system_prompt_is_ignored(folder: Path) -> None:
+    assert turns_of(only_row(write(folder, [llava(system="")]))) == CAT
+    assert turns_of(only_row(write(folder, [llava(system="Be kind.")])))[0][0] == "system"
 
 
-# What is wrong
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def test_an_empty_system_prompt_is_none(folder: Path) -> None:
         ({"columns": ["question"], "index": [0], "data": [["What?"]]}, "without a list of rows"),
     ],
 )
-def test_an_object_without_rows_is_a_problem_of_the_file(
+def test_an_object_without_rows_is_a_problem_of_the_whole_file(
     folder: Path, content: dict, what: str
 ) -> None:
     problem = only_problem(write(folder, content))
@@ -197,7 +199,7 @@ def test_an_object_without_rows_is_a_problem_of_the_file(
         (llava(image="https://example.org/cat.png"), "web address"),
         (llava(answer="<image>"), "no picture"),
         ({"image": "cat.png", "conversations": [{"from": "human"}]}, '"value"'),
-        ({"image": "cat.png", "conversations": [{"from": "cat", "value": "<image>"}]}, "unknown role 'cat"),
+        ({"image": "cat.png", "conversations": [{"from": "cat", "value": "?"}]}, "role 'cat'"),
         ({"image": "cat.png", "conversations": llava()["conversations"][:1]}, "has no answer"),
         ({"image": "cat.png", "conversations": llava()["conversations"][1:]}, "1 picture but 0"),
         ({"conversations": [{"from": "gpt", "value": "a cat"}]}, "assistant, expected the user"),
@@ -211,7 +213,7 @@ def test_an_object_without_rows_is_a_problem_of_the_file(
         ({"texts": [], "system": "Be kind."}, "conversation is empty"),
     ],
 )  # fmt: skip
-def test_a_bad_row_is_named(folder: Path, record: Any, what: str) -> None:
+def test_a_bad_row_is_reported_with_its_number(folder: Path, record: Any, what: str) -> None:
     data = read_rows(write(folder, [llava(), record]))
     assert len(data.rows) == 1
     (problem,) = data.problems
@@ -219,8 +221,8 @@ def test_a_bad_row_is_named(folder: Path, record: Any, what: str) -> None:
     assert (problem.row, problem.file) == (2, str(folder / "data.json"))
 
 
-def test_a_missing_picture_far_down_is_named_with_its_row(folder: Path) -> None:
-    lines = [json.dumps(llava())] * 5_210 + [json.dumps(llava(image="gone.png"))]
+def test_a_missing_picture_in_a_large_file_is_reported_with_its_row(folder: Path) -> None:
+    lines = [json.dumps(llava())] * 48_210 + [json.dumps(llava(image="gone.png"))]
     data = read_rows(write(folder, "\n".join(lines), "data.jsonl"))
     assert str(data.problems[0]).startswith(
         f"{folder / 'data.jsonl'}, row 5,211: There is no picture gone.png"
@@ -244,7 +246,7 @@ def test_a_missing_picture_far_down_is_named_with_its_row(folder: Path) -> None:
         ("cat.png,What is it?,a cat\n", "is a row, not a header", "above it"),
     ],
 )
-def test_a_broken_file_is_named_with_its_line(
+def test_a_syntax_error_is_reported_with_its_line(
     folder: Path, text: str, what: str, hint: str
 ) -> None:
     problem = only_problem(write(folder, text))
@@ -252,7 +254,7 @@ def test_a_broken_file_is_named_with_its_line(
     assert hint in problem.hint
 
 
-def test_a_broken_line_of_jsonl_costs_that_line_only(folder: Path) -> None:
+def test_a_broken_jsonl_line_affects_no_other_line(folder: Path) -> None:
     lines = [json.dumps(llava()), json.dumps(llava())[:-1] + ",}", json.dumps(llava())]
     data = read_rows(write(folder, "\n".join(lines)))
     assert [row.number for row in data.rows] == [1, 3]
@@ -260,7 +262,7 @@ def test_a_broken_line_of_jsonl_costs_that_line_only(folder: Path) -> None:
     assert "comma" in data.problems[0].message
 
 
-def test_a_byte_order_mark_is_read_past_and_said(folder: Path) -> None:
+def test_a_byte_order_mark_is_ignored_with_a_note(folder: Path) -> None:
     path = folder / "data.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps([llava()]).encode())
     data = read_rows(path)
@@ -269,13 +271,13 @@ def test_a_byte_order_mark_is_read_past_and_said(folder: Path) -> None:
     assert "byte-order mark" in data.notes[0].message
 
 
-def test_text_in_another_encoding_is_named_with_its_line(folder: Path) -> None:
+def test_text_in_another_encoding_is_reported_with_its_line(folder: Path) -> None:
     path = folder / "data.json"
     path.write_bytes('[\n{"a": "café"}]'.encode("latin-1"))
     assert "Line 2 is not UTF-8" in only_problem(path).message
 
 
-def test_a_table_row_with_an_unquoted_comma_is_named(folder: Path) -> None:
+def test_a_table_row_with_an_unquoted_comma_is_reported(folder: Path) -> None:
     text = "image,question,answer\ncat.png,What is it?,a cat\ncat.png,What, then?,a cat\n"
     data = read_rows(write(folder, text, "data.csv"))
     assert len(data.rows) == 1
@@ -283,7 +285,7 @@ def test_a_table_row_with_an_unquoted_comma_is_named(folder: Path) -> None:
     assert "4 fields" in data.problems[0].message
 
 
-def test_a_picture_inside_the_data_is_the_same_picture_by_content() -> None:
+def test_embedded_pictures_with_equal_content_are_equal() -> None:
     from finetune.data.read import PictureSource
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What is held out: never what trains, and about the share that was asked for."""
+"""Training and held-out rows share nothing, and about the given fraction is held out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def rows_showing(*pictures: str) -> tuple[list[Row], list[tuple[str, ...]]]:
     return rows, [tuple(names) for names in pictures]
 
 
-def test_a_picture_never_stands_on_both_sides() -> None:
+def test_no_picture_is_in_both_parts() -> None:
     rows, keys = rows_showing(*(["a", "ab", "b", "c", "c", "d", "e", ""] * 5))
     parts = split_by_picture(rows, keys, 0.4, seed=1)
     key_of = dict(zip((row.id for row in rows), keys, strict=True))
@@ -24,16 +24,16 @@ def test_a_picture_never_stands_on_both_sides() -> None:
     assert len(parts.train) + len(parts.held_out) == len(rows)
 
 
-def test_more_data_later_keeps_held_out_pictures_held_out() -> None:
+def test_held_out_pictures_stay_held_out_when_data_is_added() -> None:
     rows, keys = rows_showing(*(chr(97 + n) for n in range(20)))
     before = {row.id for row in split_by_picture(rows[:10], keys[:10], 0.5, 0).held_out}
     after = {row.id for row in split_by_picture(rows, keys, 0.5, 0).held_out}
-    assert len(before & after) >= len(before) - 2  # a share of more rows moves the border a little
+    assert len(before & after) >= len(before) - 2  # the fraction now applies to more rows
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_the_share_is_of_pictures_however_they_hang_together(seed: int) -> None:
-    """Frames of one film, each pair a row, beside a few single pictures."""
+def test_the_fraction_of_pictures_is_kept_with_connected_rows(seed: int) -> None:
+    """The rows are pairs of frames of one film, and a few single pictures."""
     film = [(f"frame {n}", f"frame {n + 1}") for n in range(500)] * 2
     keys = [*film, *((f"photo {n}",) for n in range(40))]
     rows, _ = rows_showing(*("" for _ in keys))
@@ -41,29 +41,29 @@ def test_the_share_is_of_pictures_however_they_hang_together(seed: int) -> None:
     assert len(parts.held_out) == 27  # 5 % of 541 pictures, each with one row
 
 
-def test_films_that_are_all_longer_than_the_share_leave_one_held_out() -> None:
+def test_the_smallest_group_is_held_out_if_all_exceed_the_fraction() -> None:
     keys = [(f"{film} {n}", f"{film} {n + 1}") for film in range(4) for n in range(10)]
     rows, _ = rows_showing(*("" for _ in keys))
     assert len(split_by_picture(rows, keys, None, 0).held_out) == 10
 
 
 @pytest.mark.parametrize("pictures", [["a"] * 5, ["ab", "bc", "ca"], []])
-def test_nothing_is_held_out_of_rows_that_hang_together(pictures: list[str]) -> None:
+def test_nothing_is_held_out_if_all_rows_are_connected(pictures: list[str]) -> None:
     rows, keys = rows_showing(*pictures)
     assert split_by_picture(rows, keys, None, 0).held_out == ()
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_picture_with_most_of_the_rows_trains(seed: int) -> None:
+def test_a_picture_with_most_of_the_rows_is_not_held_out(seed: int) -> None:
     rows, keys = rows_showing(*("a" * 90), *"bcdefghijk")
     parts = split_by_picture(rows, keys, None, seed)
     assert len(parts.held_out) == 1
 
 
-def test_a_question_without_a_picture_never_stands_on_both_sides() -> None:
+def test_no_text_only_question_is_in_both_parts() -> None:
     def text_row(number: int) -> Row:
-        asked, answer = f"What is {number % 10}?", f"It is {number % 10}, said {number}."
-        turns = (Turn("user", (asked,)), Turn("assistant", (answer,)))
+        question, answer = f"What is {number % 10}?", f"It is {number % 10}, said {number}."
+        turns = (Turn("user", (question,)), Turn("assistant", (answer,)))
         return Row(str(number), "f", number, turns, ((answer,),))
 
     rows = [text_row(number) for number in range(200)]

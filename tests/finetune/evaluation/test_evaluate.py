@@ -1,4 +1,4 @@
-"""Questions are asked alone, answered in batches, scored, kept, and gone on with after a kill."""
+"""Questions are answered in batches, scored and stored; interrupted evaluations are continued."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from vqa_app.errors import DataError, ModelError, UsageError
 
 
 def row(name: str, *turns: tuple[str, str], pictures: int = 1, system: str = "") -> Row:
-    """A row of questions and answers about noise pictures; the first question shows them."""
+    """Make a row of questions and answers about noise pictures, shown with the first question."""
     sources = [PictureSource.data(_png(f"{name}-{i}"), f"{name}-{i}.png") for i in range(pictures)]
-    said = [Turn("system", (system,))] if system else []
+    messages = [Turn("system", (system,))] if system else []
     for index, (question, answer) in enumerate(turns):
         shown = tuple(sources) if index == 0 else ()
-        said += [Turn("user", (*shown, question)), Turn("assistant", (answer,))]
-    return Row(name, "data.json", 1, tuple(said), tuple((answer,) for _, answer in turns))
+        messages += [Turn("user", (*shown, question)), Turn("assistant", (answer,))]
+    return Row(name, "data.json", 1, tuple(messages), tuple((answer,) for _, answer in turns))
 
 
 def _png(name: str) -> bytes:
@@ -68,25 +68,25 @@ def test_each_question_is_asked_alone_with_the_pictures_shown_up_to_it() -> None
     assert len(questions[4].conversation(opened(data[2])).pictures) == 2
 
 
-def test_history_puts_earlier_turns_with_their_right_answers_in_front() -> None:
+def test_history_puts_earlier_turns_before_the_question() -> None:
     data = rows()[0]
     second = make_questions([data], history=True)[1].conversation(opened(data))
     assert [m.text for m in second.dialogue] == ["What is it?", "circle", "Which colour?"]
 
 
-def test_questions_about_one_picture_come_together_and_ids_stay_unique() -> None:
+def test_questions_are_grouped_by_picture_and_ids_are_unique() -> None:
     first, other = row("x", ("What?", "a cat")), row("y", ("What?", "a dog"))
     again = replace(first, turns=(Turn("user", (*first.pictures, "Who?")), first.turns[1]))
     assert [q.id for q in make_questions([first, other, again])] == ["x", "x (2)", "y"]
 
 
-def test_a_limit_spreads_over_all_questions() -> None:
+def test_a_limit_chooses_evenly() -> None:
     questions = make_questions([row(str(i), ("What?", "it")) for i in range(10)])
     assert [q.id for q in evenly_spaced(questions, 4)] == ["0", "2", "5", "7"]
     assert len(evenly_spaced(questions, None)) == 10
 
 
-def test_types_come_from_the_row_or_the_question() -> None:
+def test_question_types_come_from_the_row_or_the_question() -> None:
     typed = replace(rows()[1], question_type="count")
     assert [q.type for q in make_questions([*rows()[:2], typed])][1:] == [
         "which colour",
@@ -95,7 +95,7 @@ def test_types_come_from_the_row_or_the_question() -> None:
     ]
 
 
-def test_predictions_hold_answer_loss_gain_and_exact_prompt(tiny: tuple[Any, Any, Any]) -> None:
+def test_predictions_have_loss_image_gain_and_prompt(tiny: tuple[Any, Any, Any]) -> None:
     import torch
 
     from finetune.evaluation.evaluate import answer_questions
@@ -105,15 +105,15 @@ def test_predictions_hold_answer_loss_gain_and_exact_prompt(tiny: tuple[Any, Any
 
     model, processor, capabilities = tiny
     data = rows()
-    told: list[int] = []
+    chunks: list[int] = []
     predictions = answer_questions(
         model,
         processor,
         capabilities,
         make_questions(data),
-        on_chunk=lambda chunk: told.append(len(chunk)),
+        on_chunk=lambda chunk: chunks.append(len(chunk)),
     )
-    assert told == [6]
+    assert chunks == [6]
     assert predictions[5].image_gain is None
     assert predictions[5].loss is not None
     second = predictions[1]
@@ -126,8 +126,8 @@ def test_predictions_hold_answer_loss_gain_and_exact_prompt(tiny: tuple[Any, Any
     )
 
     def loss(shown: Any) -> float:
-        asked = Conversation.ask("Which colour?", [shown], "Be brief.")
-        prompt = encode(processor, asked.then(Message.assistant("red")), answer_next=False)
+        question = Conversation.ask("Which colour?", [shown], "Be brief.")
+        prompt = encode(processor, question.then(Message.assistant("red")), answer_next=False)
         labels = prompt.inputs["input_ids"].masked_fill(~prompt.answer_mask, -100)
         with torch.no_grad():
             return model(**prompt.inputs, labels=labels).loss.item()
@@ -139,13 +139,13 @@ def test_predictions_hold_answer_loss_gain_and_exact_prompt(tiny: tuple[Any, Any
 
 def prediction(name: str, right: bool, **changes: Any) -> Prediction:
     values = {"loss": 1.0, "answer_tokens": 2, "image_gain": 0.5} | changes
-    said = "yes" if right else "no"
+    answer = "yes" if right else "no"
     return Prediction(
-        name, "d, row 1", ("p",), "is it", "is it?", ("yes",), said, float(right), **values
+        name, "d, row 1", ("p",), "is it", "is it?", ("yes",), answer, float(right), **values
     )
 
 
-def test_a_summary_weighs_losses_by_tokens() -> None:
+def test_losses_are_weighted_by_tokens() -> None:
     result = summarize_predictions(
         "m",
         [
@@ -163,7 +163,7 @@ def test_a_summary_weighs_losses_by_tokens() -> None:
         summarize_predictions("m", [], 1.0)
 
 
-def test_two_models_are_compared_question_by_question() -> None:
+def test_two_models_are_compared_on_the_same_questions() -> None:
     names = [str(i) for i in range(12)]
     good = summarize_predictions("good", [prediction(n, True) for n in names], 1.0)
     bad = summarize_predictions("bad", [prediction(n, n in "01") for n in reversed(names)], 1.0)
@@ -175,21 +175,21 @@ def test_two_models_are_compared_question_by_question() -> None:
 
 
 def data_file(folder: Path) -> Path:
-    """Eight questions about two pictures, as LLaVA data."""
+    """Write eight questions about two pictures in LLaVA's format."""
     records = []
     for name in ("one", "two"):
         (folder / f"{name}.png").write_bytes(_png(name))
         turns = []
         for i in range(4):
-            asked = f"Question {i}?" if i else "<image>\nQuestion 0?"
-            turns += [{"from": "human", "value": asked}, {"from": "gpt", "value": f"a{i}"}]
+            question = f"Question {i}?" if i else "<image>\nQuestion 0?"
+            turns += [{"from": "human", "value": question}, {"from": "gpt", "value": f"a{i}"}]
         records.append({"id": name, "image": f"{name}.png", "conversations": turns})
     path = folder / "data.json"
     path.write_text(json.dumps(records))
     return path
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+def test_an_interrupted_evaluation_is_continued(
     tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = import_module("finetune.evaluation.evaluate")
@@ -205,15 +205,15 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
         module.evaluate(tiny_llava_dir, data, out=out, max_new_tokens=4, on_progress=stop)
     with out.open("a") as file:
         file.write('{"id": "two#3", "sour')  # killed while writing
-    told: list[int] = []
+    chunks: list[int] = []
     result = module.evaluate(
         tiny_llava_dir,
         data,
         out=out,
         max_new_tokens=4,
-        on_progress=lambda done, total: told.append(done),
+        on_progress=lambda done, total: chunks.append(done),
     )
-    assert told == [6, 8]
+    assert chunks == [6, 8]
     assert result.scores.questions == 8
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["id"] for line in lines] == [
@@ -226,7 +226,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
         module.evaluate(tiny_llava_dir, data, out=out, max_new_tokens=5)
 
 
-def test_the_command_prints_a_table_and_compares(tiny_llava_dir: Path, tmp_path: Path) -> None:
+def test_the_command_prints_a_table_and_a_comparison(tiny_llava_dir: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     from finetune.cli.evaluate import app
@@ -264,7 +264,7 @@ def test_every_model_option_of_the_command_reaches_the_loader(
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model may be loaded."""
+    """Fail if a model is loaded."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a model is loaded")
@@ -273,7 +273,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def command(*options: object) -> BaseException | None:
-    """What `eval` ends with."""
+    """Run `eval` and return the exception that it ends with."""
     from typer.testing import CliRunner
 
     from finetune.cli.evaluate import app
@@ -281,39 +281,37 @@ def command(*options: object) -> BaseException | None:
     return CliRunner().invoke(app, ["eval", *map(str, options)]).exception
 
 
-def test_the_command_refuses_bad_data_before_it_loads_a_model(
-    tmp_path: Path, no_model: None
-) -> None:
+def test_bad_data_is_refused_before_a_model_is_loaded(tmp_path: Path, no_model: None) -> None:
     data = data_file(tmp_path)
     (tmp_path / "two.png").unlink()
     assert isinstance(command("--data", data), DataError)
 
 
-def test_the_command_reads_the_data_once(
+def test_the_data_is_read_once(
     tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from finetune.evaluation import questions
 
     read, files = questions.read_rows, []
-    monkeypatch.setattr(questions, "read_rows", lambda *given: files.append(given) or read(*given))
+    monkeypatch.setattr(questions, "read_rows", lambda *args: files.append(args) or read(*args))
     common = ("--data", data_file(tmp_path), "--max-new-tokens", 2, "--losses", 0)
     assert command(*common, "--model", tiny_llava_dir, "--against", tiny_llava_dir) is None
     assert len(files) == 1
 
 
-def test_files_of_other_predictions_are_refused_before_a_model_is_loaded(
+def test_files_with_other_predictions_are_refused_before_a_model_is_loaded(
     tiny_llava_dir: Path, tmp_path: Path, no_model: None
 ) -> None:
     from finetune.evaluation.predictions import PredictionsFile
     from finetune.evaluation.questions import evaluation_identity, load_questions
 
     data = data_file(tmp_path)
-    asked = evaluation_identity(load_questions(data).questions, 64, 1000)
+    identity = evaluation_identity(load_questions(data).questions, 64, 1000)
     first, second = tmp_path / "p.jsonl", tmp_path / "p-against.jsonl"
-    ours = asked | {"model": str(tiny_llava_dir), "adapter": None}
+    ours = identity | {"model": str(tiny_llava_dir), "adapter": None}
     common = ("--data", data, "--model", tiny_llava_dir, "--against", "builtin", "--out", first)
     PredictionsFile(first, ours).resume()
-    assert isinstance(command(*common), AssertionError)  # nothing to refuse
+    assert isinstance(command(*common), AssertionError)  # reaches the loader
     PredictionsFile(second, ours).resume()
     assert f"{second} has predictions of another model" in str(command(*common))
     second.unlink()
@@ -329,7 +327,7 @@ def test_the_public_names_are_the_functions() -> None:
     assert train is import_module("finetune.training.train").train
 
 
-def test_bad_rows_stop_an_evaluation_by_name(tiny_llava_dir: Path, tmp_path: Path) -> None:
+def test_a_bad_row_stops_an_evaluation(tiny_llava_dir: Path, tmp_path: Path) -> None:
     from finetune.evaluation.evaluate import evaluate
 
     data = tmp_path / "bad.json"
@@ -338,7 +336,7 @@ def test_bad_rows_stop_an_evaluation_by_name(tiny_llava_dir: Path, tmp_path: Pat
         evaluate(tiny_llava_dir, data)
 
 
-def test_answers_about_other_pictures_of_the_same_names_are_not_taken(
+def test_predictions_for_changed_pictures_are_not_reused(
     tiny_llava_dir: Path, tmp_path: Path
 ) -> None:
     from finetune.evaluation.evaluate import evaluate
@@ -346,13 +344,13 @@ def test_answers_about_other_pictures_of_the_same_names_are_not_taken(
     data, out = data_file(tmp_path), tmp_path / "predictions.jsonl"
     options: dict[str, Any] = {"out": out, "max_new_tokens": 2, "losses": 0}
     evaluate(tiny_llava_dir, data, **options)
-    evaluate(tiny_llava_dir, data, **options)  # the same again
+    evaluate(tiny_llava_dir, data, **options)  # reuses the predictions
     blank_one(tmp_path / "two.png")
     with pytest.raises(UsageError, match="another model or other data"):
         evaluate(tiny_llava_dir, data, **options)
 
 
-def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_an_unwritable_file_is_reported(tmp_path: Path) -> None:
     from finetune.evaluation.predictions import PredictionsFile
 
     (tmp_path / "file").touch()
@@ -372,7 +370,7 @@ def blank_one(path: Path) -> None:
     Image.new("RGB", (9, 9), "grey").save(path)
 
 
-def test_a_picture_in_a_table_is_known_by_its_content() -> None:
+def test_a_picture_in_a_table_is_identified_by_content() -> None:
     from finetune.evaluation.questions import evaluation_identity
 
     class Cell:
@@ -382,23 +380,23 @@ def test_a_picture_in_a_table_is_known_by_its_content() -> None:
         def read(self) -> bytes:
             return self.content
 
-    def asked(content: bytes) -> dict[str, Any]:
+    def identity(content: bytes) -> dict[str, Any]:
         shown = PictureSource("image 1", "table#1.image.0", Cell(content))
         turns = (Turn("user", (shown, "What?")), Turn("assistant", ("it",)))
         return evaluation_identity(make_questions([Row("1", "t", 1, turns, (("it",),))]), 8, 0)
 
-    assert asked(b"one") == asked(b"one") != asked(b"two")
+    assert identity(b"one") == identity(b"one") != identity(b"two")
 
 
 def damaged(folder: Path) -> Path:
-    """Data whose second row shows half a picture."""
+    """Write data whose second row has a truncated picture."""
     data = data_file(folder)
     path = folder / "two.png"
     path.write_bytes(path.read_bytes()[:-200])
     return data
 
 
-def test_a_damaged_picture_is_named_before_the_first_question(
+def test_a_damaged_picture_is_reported_before_a_model_is_loaded(
     tmp_path: Path, no_model: None
 ) -> None:
     found = command("--data", damaged(tmp_path))
@@ -407,7 +405,7 @@ def test_a_damaged_picture_is_named_before_the_first_question(
     assert "data.json, row 2: two.png" in str(found)
 
 
-def test_bad_rows_may_be_left_out(tiny_llava_dir: Path, tmp_path: Path) -> None:
+def test_bad_rows_may_be_skipped(tiny_llava_dir: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     from finetune.cli.evaluate import app
@@ -419,11 +417,11 @@ def test_bad_rows_may_be_left_out(tiny_llava_dir: Path, tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, [*common, *options])
     assert json.loads(shown.stdout)["scores"]["questions"] == 4
     assert f"Note: {data}: The file begins with a byte-order mark" in shown.stderr
-    assert "Left out: " in shown.stderr
+    assert "Skipped: " in shown.stderr
     assert "data.json, row 2" in shown.stderr
 
 
-def test_a_picture_that_is_damaged_meanwhile_is_named_with_its_row(
+def test_a_picture_that_becomes_unreadable_is_reported_with_its_row(
     tiny: tuple[Any, Any, Any], tmp_path: Path
 ) -> None:
     from finetune.evaluation.evaluate import answer_questions

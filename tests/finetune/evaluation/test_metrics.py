@@ -1,4 +1,4 @@
-"""Metrics agree with the published evaluators' rules, case by case."""
+"""Metrics follow the rules of the published evaluators."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from finetune.evaluation.metrics import (
     vqa_accuracy,
 )
 
-# Worked by hand through the published evaluator's `processPunctuation` and `processDigitArticle`.
+# Computed by hand with the published evaluator's `processPunctuation` and `processDigitArticle`.
 OFFICIAL = [
     ("Yes.", "yes"),
     ("The cat", "cat"),
@@ -28,9 +28,9 @@ OFFICIAL = [
     ("ten o'clock", "10 o'clock"),
     ("twelve", "twelve"),  # number words end at ten
     ("1,000", "1000"),  # a comma between digits joins them
-    ("1,000 t-shirts", "1000 tshirts"),  # and then every mark goes without a space
-    ("t-shirt", "t shirt"),  # otherwise a mark inside a word is a space
-    ("red, white", "red white"),  # and one beside a space goes
+    ("1,000 t-shirts", "1000 tshirts"),  # and then every mark is removed without a space
+    ("t-shirt", "t shirt"),  # otherwise a mark inside a word becomes a space
+    ("red, white", "red white"),  # and one next to a space is removed
     ("red,white", "red white"),
     ("black/white", "black white"),
     ("black / white", "black white"),
@@ -43,12 +43,12 @@ OFFICIAL = [
     ("dont", "don't"),
     ("don't", "don't"),  # apostrophes stay
     ("cant", "can't"),
-    ("im", "im"),  # the map's capital "Im" never meets a lower-case word
+    ("im", "im"),  # the table's capital "Im" never matches
     ("somebody'd", "somebodyd"),
     ("whats that", "what's that"),
     ("A", ""),  # an answer that is only an article
     ("\tleft\nside ", "left side"),
-    ("50%", "50%"),  # not among its marks
+    ("50%", "50%"),  # not among the removed marks
     ("10:30", "10:30"),
     ("$5", "$5"),
     ("me & you", "me & you"),
@@ -61,19 +61,19 @@ def test_answers_are_normalised_by_the_official_rules(given: str, expected: str)
     assert normalize_answer(given) == expected
 
 
-def test_no_more_than_32_periods_go_as_in_the_published_evaluator() -> None:
+def test_at_most_32_periods_are_removed_as_in_the_published_evaluator() -> None:
     assert normalize_answer("x" + "." * 40) == "x" + "." * 8
 
 
 @pytest.mark.parametrize(
     ("agreeing", "expected"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0)]
 )
-def test_ten_answers_are_scored_leaving_each_answerer_out(agreeing: int, expected: float) -> None:
+def test_ten_answers_are_scored_by_the_published_formula(agreeing: int, expected: float) -> None:
     answers = ["Two"] * agreeing + ["3"] * (10 - agreeing)
     assert vqa_accuracy("2.", answers) == pytest.approx(expected)
 
 
-def test_ten_equal_answers_are_compared_as_they_are_like_the_published_evaluator() -> None:
+def test_ten_equal_answers_are_not_normalised() -> None:
     assert vqa_accuracy("yes\n", ["yes"] * 10) == 1.0
     assert vqa_accuracy("Yes.", ["yes"] * 10) == 0.0
     assert vqa_accuracy("Yes.", ["yes"] * 9 + ["no"]) == 1.0
@@ -82,18 +82,18 @@ def test_ten_equal_answers_are_compared_as_they_are_like_the_published_evaluator
 def test_fewer_answers_are_alternatives() -> None:
     assert vqa_accuracy("The bike", ["bicycle", "bike"]) == 1.0
     assert vqa_accuracy("car", ["bicycle", "bike"]) == 0.0
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="has no accuracy"):
         vqa_accuracy("car", [])
 
 
-def test_what_is_left_blank_is_an_answerer_and_no_alternative() -> None:
+def test_a_blank_answer_counts_among_ten_but_is_no_alternative() -> None:
     answers = ["red"] * 8 + ["grey", ""]
     assert vqa_accuracy("grey", answers) == pytest.approx(0.3)
     assert vqa_accuracy("", answers) == pytest.approx(0.3)
     assert vqa_accuracy("", ["red", ""]) == exact_match("", answers) == anls("", answers) == 0.0
 
 
-def test_exact_match_is_to_the_letter() -> None:
+def test_exact_match_does_not_normalise() -> None:
     assert exact_match(" red ", ["red"]) == 1.0
     assert exact_match("Red", ["red"]) == 0.0
 
@@ -135,7 +135,7 @@ def test_relaxed_accuracy_allows_five_percent(
 
 
 @pytest.mark.parametrize("text", ["", "%", ".", "-", "12 cats", "1,2", "nan", "1e5"])
-def test_what_is_not_a_number(text: str) -> None:
+def test_other_text_is_not_a_number(text: str) -> None:
     assert as_number(text) is None
 
 
@@ -151,7 +151,7 @@ def test_scores_are_means_and_relaxed_accuracy_counts_numbers_only() -> None:
 def test_the_table_says_that_relaxed_accuracy_is_of_numbers(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """ChartQA's own figure is of all questions."""
+    """ChartQA's own score is over all questions."""
     from finetune.cli.evaluate import _print
     from finetune.evaluation.evaluate import summarize_predictions
     from finetune.evaluation.predictions import Prediction
@@ -164,7 +164,7 @@ def test_the_table_says_that_relaxed_accuracy_is_of_numbers(
     assert row.split() == ["relaxed", "accuracy,", "numbers", "1", "100.00", "%"]
 
 
-def test_types_come_largest_first_and_rare_ones_together() -> None:
+def test_types_are_sorted_by_size_and_rare_ones_combined() -> None:
     types = ["is there"] * 300 + ["how many"] * 200 + ["why is", "who has"]
     table = by_type(types, [1.0] * 300 + [0.5] * 200 + [0.0, 1.0])
     assert list(table.items()) == [
@@ -174,19 +174,19 @@ def test_types_come_largest_first_and_rare_ones_together() -> None:
     ]
 
 
-def test_a_question_s_type_is_its_first_two_words() -> None:
+def test_a_question_type_is_the_first_two_words() -> None:
     assert question_type("How many cats?") == "how many"
     assert question_type("What's this?") == "what's this"
 
 
-def test_mcnemar_against_worked_values() -> None:
+def test_mcnemar_equals_hand_computed_values() -> None:
     assert mcnemar(0, 0) == 1.0
     assert mcnemar(5, 5) == 1.0
     assert mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 1024)
     assert mcnemar(0, 10) == pytest.approx(2 / 1024)
 
 
-def test_a_paired_test_tells_a_difference_from_chance() -> None:
+def test_a_paired_test_detects_a_difference() -> None:
     right, wrong = [1.0] * 60 + [0.0] * 40, [0.0] * 60 + [0.0] * 40
     clear = paired_test(right, wrong)
     assert clear.difference == pytest.approx(0.6)
@@ -205,5 +205,5 @@ def test_graded_scores_take_a_permutation_test() -> None:
 
 
 def test_unpaired_scores_are_refused() -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="Cannot pair 1 scores with 2"):
         paired_test([1.0], [1.0, 0.0])

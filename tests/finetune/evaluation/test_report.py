@@ -1,4 +1,4 @@
-"""A run's report shows what happened, from the run's own files."""
+"""The report and the model card are generated from a run's files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vqa_app.pictures.picture import ImageLimits
 
 
 class Page(HTMLParser):
-    """What a browser would see: text, and where pictures come from."""
+    """The text of a page, and the addresses of its pictures and links."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -77,13 +77,13 @@ def run(tmp_path: Path) -> Path:
     return directory
 
 
-def test_the_report_is_one_file_with_everything_in_it(run: Path) -> None:
+def test_the_report_is_one_self_contained_file(run: Path) -> None:
     worst = [WorstAnswer(prediction("1", "<script>alert(1)</script>", 0.0), (picture(2),))]
     write_report(run, worst)
     html = (run / "report.html").read_text()
     page = Page(html)
-    assert page.outside == []  # nothing is fetched
-    for said in (
+    assert page.outside == []  # nothing is loaded from elsewhere
+    for text in (
         "75.00 %",
         "0.9000",
         "Which colour?",
@@ -91,14 +91,14 @@ def test_the_report_is_one_file_with_everything_in_it(run: Path) -> None:
         "step 30",
         "vqa-app finetune",
     ):
-        assert said in page.text, said
+        assert text in page.text, text
     assert "What is <b>it</b>?" in page.text
     assert "<script>" not in html
     assert len(page.pictures) == 4 + 1 + 1  # plots, watch, worst
-    assert "eval_data" not in page.text  # what was not set is left out
+    assert "eval_data" not in page.text  # unset options are omitted
 
 
-def test_plots_are_pictures_of_the_curves_there_are(run: Path) -> None:
+def test_every_logged_curve_is_plotted(run: Path) -> None:
     write_report(run)
     plots = {path.name for path in (run / "plots").iterdir()}
     assert plots == {"loss.png", "accuracy.png", "image_gain.png", "learning_rate.png"}
@@ -107,7 +107,7 @@ def test_plots_are_pictures_of_the_curves_there_are(run: Path) -> None:
         assert len(image.convert("RGB").getcolors(1 << 20) or []) > 10
 
 
-def test_few_steps_and_no_right_answer_can_be_read_off_a_plot() -> None:
+def test_plots_show_whole_steps_and_zero_accuracy() -> None:
     from finetune.evaluation.report import _draw
 
     (axes,) = _draw({"held-out": ([0, 1, 2], [0.0, 0.0, 1.0])}, "", "", in_percent=True).axes
@@ -117,7 +117,7 @@ def test_few_steps_and_no_right_answer_can_be_read_off_a_plot() -> None:
     assert all(float(tick).is_integer() for tick in axes.get_xticks())
 
 
-def test_what_came_before_training_is_told_as_such(run: Path) -> None:
+def test_values_before_training_are_labelled(run: Path) -> None:
     before = {"step": 0, "eval_loss": 5.0, "eval_vqa_accuracy": 0.125}
     file = run / "metrics.jsonl"
     file.write_text(json.dumps(before) + "\n" + file.read_text())
@@ -130,12 +130,12 @@ def test_what_came_before_training_is_told_as_such(run: Path) -> None:
     assert "before training 12.50 %" in (run / "README.md").read_text()
 
 
-def test_watch_answers_are_coloured_as_accuracy_counts_them(run: Path) -> None:
+def test_watch_answers_are_coloured_by_accuracy(run: Path) -> None:
     (run / "watch.jsonl").unlink()
     ten = ["red"] * 6 + ["crimson"] * 4
     for step, answer in ((1, "Crimson."), (2, "blue"), (3, "red")):
-        asked = [("Which?", "red", answer, [picture(1)]), ("And?", "", "grey", [picture(2)])]
-        save_watch_answers(run, step, asked, [ten, ()])
+        answered = [("Which?", "red", answer, [picture(1)]), ("And?", "", "grey", [picture(2)])]
+        save_watch_answers(run, step, answered, [ten, ()])
     save_watch_answers(run, 4, [("Which?", "red", "A red!", [picture(1)])])
     write_report(run)
     html = (run / "report.html").read_text()
@@ -145,16 +145,16 @@ def test_watch_answers_are_coloured_as_accuracy_counts_them(run: Path) -> None:
         ("good", "red"),
         ("good", "A red!"),
     ]
-    assert "<td>grey</td>" in html  # nobody knows
+    assert "<td>grey</td>" in html  # the correct answer is unknown
     lines = [json.loads(line) for line in (run / "watch.jsonl").read_text().splitlines()]
     for line in lines:
-        del line["accuracy"]  # as an earlier version kept them
+        del line["accuracy"]  # as written by an earlier version
     (run / "watch.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     write_report(run)
     assert '<td class="good">red</td>' in (run / "report.html").read_text()
 
 
-def test_a_watched_picture_that_a_full_disk_cut_is_written_again(
+def test_a_watched_picture_cut_by_a_full_disk_is_written_again(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = picture(7)
@@ -163,15 +163,16 @@ def test_a_watched_picture_that_a_full_disk_cut_is_written_again(
         Path(place).write_bytes(b"\x89PNG")
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError):
+    with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "save", full)
-        save_watch_answers(run, 40, [("And here?", "", "red", [shown])])
+        with pytest.raises(OSError, match="No space left"):
+            save_watch_answers(run, 40, [("And here?", "", "red", [shown])])
     save_watch_answers(run, 40, [("And here?", "", "red", [shown])])
     with Image.open(run / "watch" / f"{shown.digest}.png") as image:
         assert image.size == shown.image.size
 
 
-def test_every_accuracy_says_on_how_many_questions_of_what(run: Path) -> None:
+def test_the_number_and_source_of_held_out_questions_are_stated(run: Path) -> None:
     file = run / "metrics.jsonl"
     kept = file.read_text()
     for number, words in ((1, "1 held-out question"), (1234, "1,234 held-out questions")):
@@ -192,22 +193,22 @@ def test_every_accuracy_says_on_how_many_questions_of_what(run: Path) -> None:
     assert "held out of the training data" not in card
 
 
-def test_a_run_on_a_run_does_not_claim_that_held_out_pictures_are_new_to_it(run: Path) -> None:
-    claim, doubt = "whose pictures it was not trained on", "may include rows held out here"
+def test_a_run_on_a_run_warns_about_held_out_rows_seen_earlier(run: Path) -> None:
+    claim, warning = "whose pictures it was not trained on", "may include rows held out here"
     manifest = json.loads((run / "manifest.json").read_text())
     earlier = [{"name": "/home/ann/first", "data": ["/home/ann/a.json"], "data_hash": "d1"}]
     for added, sure in (([], True), ([{**earlier[0], "name": "b", "data_hash": "d2"}], False)):
-        manifest["earlier"] = [*earlier, *added]  # the first one held out the same
+        manifest["earlier"] = [*earlier, *added]  # the first held out the same rows
         (run / "manifest.json").write_text(json.dumps(manifest))
         write_report(run)
         for name in ("README.md", "report.html"):
             text = (run / name).read_text()
-            assert (doubt in text) == (not sure)
+            assert (warning in text) == (not sure)
             assert sure or "(first on a.json; b on a.json)" in text
         assert (claim in (run / "README.md").read_text()) == sure
 
 
-def test_the_card_of_a_run_that_was_asked_nothing_says_so(run: Path) -> None:
+def test_the_card_of_a_run_without_evaluation_says_so(run: Path) -> None:
     (run / "metrics.jsonl").write_text(json.dumps({"step": 10, "loss": 2.0}) + "\n")
     write_report(run)
     card = (run / "README.md").read_text()
@@ -215,22 +216,22 @@ def test_the_card_of_a_run_that_was_asked_nothing_says_so(run: Path) -> None:
     assert "Measured on" not in card
 
 
-def test_the_model_card_names_base_data_and_figures(run: Path) -> None:
+def test_the_model_card_names_base_data_and_results(run: Path) -> None:
     write_report(run)
     card = (run / "README.md").read_text()
-    for said in ("library_name: peft", "75.00 %", "train.json", "my-run"):
-        assert said in card, said
+    for text in ("library_name: peft", "75.00 %", "train.json", "my-run"):
+        assert text in card, text
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "text"),
     [
         ("builtin", "the built-in model of vqa-app"),
         ("owner/name", "`owner/name`"),
         ("/home/ann/models/mine", "a model that is not on the hub, `mine`"),
     ],
 )
-def test_the_card_can_be_read_elsewhere(run: Path, name: str, said: str) -> None:
+def test_the_card_has_no_absolute_paths(run: Path, name: str, text: str) -> None:
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["base"]["name"] = name
     manifest["config"] |= {"data": ["/home/ann/d/a.json@2"], "eval_data": ["C:\\d\\b.json"]}
@@ -246,8 +247,8 @@ def test_the_card_can_be_read_elsewhere(run: Path, name: str, said: str) -> None
     (run / "manifest.json").write_text(json.dumps(manifest))
     write_report(run)
     card = (run / "README.md").read_text()
-    assert ("base_model:" in card) == (name == "owner/name")  # the hub takes nothing but its ids
-    assert f"A LoRA adapter and a projector for {said}," in card
+    assert ("base_model:" in card) == (name == "owner/name")  # the hub accepts only its own ids
+    assert f"A LoRA adapter and a projector for {text}," in card
     assert "/home" not in card
     assert "C:" not in card
     assert "vqa-app finetune --data a.json --watch 'p.png: a/b?'" in card
@@ -256,7 +257,7 @@ def test_the_card_can_be_read_elsewhere(run: Path, name: str, said: str) -> None
     assert "a.json" in (run / "report.html").read_text()
 
 
-def test_a_watched_photo_may_be_larger_than_what_strangers_may_give(run: Path) -> None:
+def test_a_watched_photo_may_exceed_the_upload_limit(run: Path) -> None:
     photo = picture(size=(2700, 2700))
     save_watch_answers(run, 40, [("And here?", "", "red", [photo])])
     assert (run / "watch" / f"{photo.digest}.png").stat().st_size > ImageLimits().max_bytes
@@ -264,14 +265,14 @@ def test_a_watched_photo_may_be_larger_than_what_strangers_may_give(run: Path) -
     assert "And here?" in (run / "report.html").read_text()
 
 
-def test_a_run_that_logged_nothing_has_a_report_too(run: Path) -> None:
+def test_a_run_without_logs_has_a_report(run: Path) -> None:
     (run / "metrics.jsonl").unlink()
     (run / "watch.jsonl").unlink()
     write_report(run)
     assert "Nothing was logged" in (run / "report.html").read_text()
 
 
-def test_the_worst_answers_come_with_their_pictures() -> None:
+def test_the_worst_answers_have_their_pictures() -> None:
     from io import BytesIO
 
     buffer = BytesIO()
