@@ -180,7 +180,10 @@ def test_pictures_inside_the_messages_of_a_table_are_read(folder: Path) -> None:
         {"type": "text", "text": "What is it?", "image": None},
     ]
     answer = [{"type": "text", "text": "a cat", "image": None}]
-    messages = [{"role": "user", "content": question_message}, {"role": "assistant", "content": answer}]
+    messages = [
+        {"role": "user", "content": question_message},
+        {"role": "assistant", "content": answer},
+    ]
     table = datasets.Dataset.from_dict({"messages": [messages]}, features=features)
     table.save_to_disk(folder / "saved")
     table.to_parquet(folder / "table.parquet")
