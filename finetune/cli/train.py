@@ -13,7 +13,7 @@ import typer
 
 from finetune.config import FinetuneConfig, option_help
 from vqa_app.checkpoints.source import stay_offline
-from vqa_app.cli.options import Offline
+from vqa_app.cli.options import Offline, expand_parameter
 from vqa_app.errors import INTERRUPTED_EXIT_CODE
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -30,19 +30,14 @@ def with_options(command: Callable[..., None], names: typing.Iterable[str]) -> C
         names: Attributes of `FinetuneConfig`.
     """
     help_texts = option_help()
-    parameters = [
-        p
-        for p in inspect.signature(command, eval_str=True).parameters.values()
-        if p.name != "options"
-    ]
-    defaults = FinetuneConfig()
+    parameters = []
     for name in names:
         panel, text = help_texts[name]
-        default = getattr(defaults, name)
+        field = FinetuneConfig.model_fields[name]
+        default = field.get_default(call_default_factory=True)
         shown = "" if default in (None, (), "") or "Default:" in text else f" [default: {default}]"
         option = typer.Option(help=text + shown, rich_help_panel=panel, show_default=False)
-        kind: Any = FinetuneConfig.model_fields[name].annotation
-        kind = list[str] if typing.get_origin(kind) is tuple else kind
+        kind: Any = list[str] if typing.get_origin(field.annotation) is tuple else field.annotation
         parameters.append(
             inspect.Parameter(
                 name,
@@ -51,20 +46,12 @@ def with_options(command: Callable[..., None], names: typing.Iterable[str]) -> C
                 annotation=Annotated[kind | None, option],
             )
         )
-
-    def wrapped(**values: Any) -> None:
-        own = {
-            p.name: values.pop(p.name)
-            for p in parameters
-            if p.name in values and p.name not in chosen
-        }
-        command(**own, options={k: v for k, v in values.items() if v not in (None, [])})
-
-    chosen = set(names)
-    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
-    wrapped.__doc__ = command.__doc__
-    return wrapped
+    return expand_parameter(
+        command,
+        "options",
+        parameters,
+        lambda values: {key: value for key, value in values.items() if value not in (None, [])},
+    )
 
 
 def _config(file: Path | None, options: dict[str, Any]) -> FinetuneConfig:

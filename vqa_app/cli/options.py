@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias, get_type_hints
 
@@ -87,21 +87,36 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
         )
         for field in dataclasses.fields(ModelOptions)
     ]
-    names = {option.name for option in options}
+    parameters = inspect.signature(command, eval_str=True).parameters.values()
+    name = next(parameter.name for parameter in parameters if parameter.annotation is ModelOptions)
+    return expand_parameter(command, name, options, lambda values: ModelOptions(**values))
+
+
+def expand_parameter(
+    command: Callable[..., None],
+    name: str,
+    options: Sequence[inspect.Parameter],
+    build: Callable[[dict[str, Any]], Any],
+) -> Callable[..., None]:
+    """Replace a command's parameter by several command-line options.
+
+    Args:
+        command: A function for Typer.
+        name: Its parameter.
+        options: Keyword-only parameters, annotated for Typer.
+        build: Makes the parameter's value from the options' values.
+    """
     signature = inspect.signature(command, eval_str=True)
     parameters: list[inspect.Parameter] = []
-    replaced = ""
     for parameter in signature.parameters.values():
-        if parameter.annotation is ModelOptions:
-            replaced = parameter.name
+        if parameter.name == name:
             parameters += options
         else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-    assert replaced, f"{command.__name__} has no parameter of type ModelOptions"
 
     def wrapper(**arguments: Any) -> None:
-        chosen = ModelOptions(**{name: arguments.pop(name) for name in names})
-        command(**arguments, **{replaced: chosen})
+        values = {option.name: arguments.pop(option.name) for option in options}
+        command(**arguments, **{name: build(values)})
 
     # Typer reads both.
     wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
