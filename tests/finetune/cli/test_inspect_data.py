@@ -210,6 +210,6 @@ def test_show_sample_shows_patches_and_separate_questions(
     data = write_data(tmp_path)
     stream = io.StringIO()
     show_sample(options(data, tiny_checkpoint("qwen2-vl")), "2", stream)
-    assert stream.getvalue().count("patches") == 1
+    assert stream.getvalue().count("Preprocessed: patches") == 1
     assert "independent of the others" not in stream.getvalue()
-    assert stream.getvalue().count("trained (") == 3
+    assert stream.getvalue().count("trained (⟦green⟧)") == 3

@@ -249,17 +249,26 @@ def test_the_command_prints_a_table_and_a_comparison(tiny_llava_dir: Path, tmp_p
 def test_every_model_option_of_the_command_reaches_the_loader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[tuple[Any, ...]] = []
+    calls: list[dict[str, Any]] = []
 
-    def load(*options: Any) -> None:
-        given.append(options)
+    def load(**options: Any) -> None:
+        calls.append(options)
         raise ModelError("enough")
 
     monkeypatch.setattr("vqa_app.checkpoints.loader.load_model", load)
-    monkeypatch.setattr("finetune.cli.evaluate.stay_offline", lambda: given.append(("offline",)))
+    monkeypatch.setattr("finetune.cli.evaluate.stay_offline", lambda: calls.append({}))
     words = "-m a/b --adapter c/d --quantize 4bit --device cpu --dtype float32 --revision e"
     command("--data", data_file(tmp_path), *words.split(), "--offline")
-    assert given == [("offline",), ("a/b", "c/d", "cpu", "float32", "4bit", "e")]
+    options = {
+        "name": "a/b",
+        "adapter": "c/d",
+        "quantize": "4bit",
+        "device": "cpu",
+        "dtype": "float32",
+        "revision": "e",
+        "offline": True,
+    }
+    assert calls == [{}, options]
 
 
 @pytest.fixture
