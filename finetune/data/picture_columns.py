@@ -46,6 +46,8 @@ _ITEMS_CHECKED = 4
 _ENDINGS = (".jpg", ".png", ".jpeg", ".webp")
 """Tried for names and numbers without a file ending."""
 _PICTURE_NAME = re.compile(r"[^\s]\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic)$", re.IGNORECASE)
+_MAX_PATH_LENGTH = 4096
+"""Characters of a path on Linux."""
 _MAX_PATH_SHOWN = 200
 """Characters of a path in messages."""
 _WEB = re.compile(r"https?://")
@@ -245,7 +247,7 @@ def find_picture(path: str, roots: Sequence[Path]) -> Path:
     try:
         if "\0" in path:
             raise ValueError("embedded null byte")
-        if len(path) > _LONGEST_PATH:  # looking up thousands of folders takes seconds
+        if len(path) > _MAX_PATH_LENGTH:  # its thousands of folders would take seconds to look up
             raise ValueError("too long")
         for spelling in _spellings(path):
             for root in roots:
