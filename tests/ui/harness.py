@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,19 @@ from vqa_app.serving.engine_pool import EnginePool, LoadProgress, ModelChoice
 
 def choice(key: str) -> ModelChoice:
     return ModelChoice(key, key.title(), "small", "Built in", key)
+
+
+def make_downloading_pool(key: str) -> tuple[EnginePool, threading.Event]:
+    """Return a pool whose model never finishes loading, and the event of its start."""
+    started = threading.Event()
+
+    def load(chosen: ModelChoice, progress: LoadProgress) -> Engine:
+        started.set()
+        while True:
+            time.sleep(0.01)
+            progress("Downloading", 0.5)
+
+    return EnginePool(load, lambda: [choice(key)], key), started
 
 
 class ChatHarness:

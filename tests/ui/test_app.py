@@ -1,4 +1,4 @@
-"""The server around the page, without a browser: routes, shut holes, the public endpoint."""
+"""The server without a browser: routes, security, the endpoint for programs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def server(engine, tmp_path_factory):
 
 @pytest.fixture
 def person(server):
-    """A browser with a cookie of its own."""
+    """Return a client with a cookie of its own."""
     with httpx.Client(base_url=server.address, timeout=PATIENCE) as client:
         client.get("/")
         yield client
@@ -84,20 +84,20 @@ def test_health_and_readiness(server, person):
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/vqa/page.js", "/vqa/taught.zip"])
-def test_monitors_may_ask_without_content(person, path):
+def test_head_requests_return_no_content(person, path):
     answer = person.head(path)
     assert answer.status_code == 200
     assert answer.content == b""
-    assert person.head("/vqa/pictures").status_code in (404, 405), "what takes in shows nothing"
+    assert person.head("/vqa/pictures").status_code in (404, 405), "expected no HEAD for uploads"
 
 
-def test_not_ready_while_the_model_loads(tmp_path):
+def test_the_server_is_not_ready_while_the_model_loads(tmp_path):
     with running({"fake": FakeEngine()}, tmp_path, preload=False) as found:
         assert httpx.get(f"{found.address}readyz").status_code == 503
         assert httpx.get(f"{found.address}healthz").status_code == 200
 
 
-def test_the_page_names_nothing_outside_this_machine(person):
+def test_the_page_refers_to_no_other_host(person):
     page = person.get("/").text
     remote = {
         url for url in re.findall(r'(?:src|href)="(https?://[^"]+)"', page)
@@ -107,7 +107,7 @@ def test_the_page_names_nothing_outside_this_machine(person):
     assert not remote
 
 
-def test_taught_rows_go_out_and_come_in(server, person, other):
+def test_taught_rows_can_be_exported_and_imported(server, person, other):
     found = person.post("/vqa/pictures?name=cat.png", content=png("cyan")).json()
     teaching, picture_store = server.application.teaching, server.application.service.picture_store
     picture = picture_store.get(found["digest"])
@@ -133,7 +133,7 @@ def test_no_other_file_is_served(person, path):
     assert person.get(path).status_code == 404
 
 
-def test_a_picture_is_shown_to_its_owner_only_and_re_encoded(person, other):
+def test_a_picture_is_re_encoded_and_visible_to_its_owner_only(person, other):
     payload = png() + b"<script>alert(1)</script>"
     found = person.post("/vqa/pictures?name=cat.png", content=payload).json()
     assert found["size"] == [32, 24]
@@ -145,7 +145,7 @@ def test_a_picture_is_shown_to_its_owner_only_and_re_encoded(person, other):
     assert other.get(f"/vqa/pictures/{found['digest']}").status_code == 404
 
 
-def test_a_large_picture_is_also_sent_smaller(person):
+def test_large_pictures_are_served_in_smaller_sizes(person):
     payload = png("red", (3000, 40))
     found = person.post("/vqa/pictures?name=long.png", content=payload).json()
     for size, longest in (("small", 480), ("large", 2048)):
@@ -184,7 +184,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(person):
         {"url": "http://127.0.0.1/x.png", "meta": {"_type": "gradio.FileData"}},
     ],
 )  # fmt: skip
-def test_a_forged_path_never_leaves_the_server(person, tmp_path, claims):
+def test_forged_paths_expose_no_files(person, tmp_path, claims):
     picture = tmp_path / "secret.png"
     Image.new("RGB", (20, 20)).save(picture)
     folder = Path(os.environ["GRADIO_TEMP_DIR"])
@@ -200,7 +200,7 @@ def test_a_forged_path_never_leaves_the_server(person, tmp_path, claims):
     assert not list(folder.rglob("secret.png")), "Gradio has published a copy"
 
 
-def test_a_visitor_without_a_cookie_is_nobody(server):
+def test_a_visitor_without_a_cookie_is_refused(server):
     answer = httpx.post(f"{server.address}vqa/requests/act", json={"do": "hello"})
     assert answer.status_code == 400
     assert "cookies" in answer.json()["error"]
@@ -214,7 +214,7 @@ def test_a_malformed_request_is_refused_with_a_reason(person, data):
     assert person.post("/vqa/requests/nothing", content=b"{}").status_code == 404
 
 
-def test_an_unknown_request_is_told(person):
+def test_an_unknown_request_is_not_found(person):
     answer = person.post("/vqa/requests/act", json={"do": "nothing"})
     assert "Unknown request 'nothing'" in json.loads(answer.text)["error"]
 
@@ -228,7 +228,7 @@ def test_an_answer_is_streamed_as_lines(person):
     assert lines[-1]["view"]["turns"][0]["answer"].startswith("You asked")
 
 
-def test_the_page_runs_no_script_but_its_own(person):
+def test_the_page_runs_only_its_own_scripts(person):
     answer = person.get("/")
     policy = answer.headers["content-security-policy"]
     assert "unsafe" not in policy
@@ -236,7 +236,7 @@ def test_the_page_runs_no_script_but_its_own(person):
     assert not re.search(r"<script(?![^>]*src=)|\son[a-z]+=|\sstyle=", answer.text)
 
 
-def test_other_origins_reach_no_route(person):
+def test_requests_from_other_origins_are_refused(person):
     for path in ("/", "/gradio_api/upload", "/gradio_api/queue/join", "/vqa/requests/act"):
         for method in ("POST", "OPTIONS", "GET"):
             answer = person.request(method, path, headers={"origin": "http://evil.example"})
@@ -244,7 +244,7 @@ def test_other_origins_reach_no_route(person):
             assert "access-control-allow-origin" not in answer.headers
 
 
-def test_a_chat_goes_out_as_json_and_comes_back(server, person, other):
+def test_a_chat_exported_as_json_can_be_imported(server, person, other):
     found = person.post("/vqa/pictures?name=cat.png", content=png("blue")).json()
     view = talk(server, person, pictures=[found["digest"]])
     view = talk(server, person, "And now?", conversation=view["conversation"])
@@ -254,12 +254,12 @@ def test_a_chat_goes_out_as_json_and_comes_back(server, person, other):
     assert other.get(f"/vqa/conversations/{chat}.json").status_code == 404
     taken = other.post("/vqa/conversations", content=file.content).json()
     copy = server.application.service.view(owner_of(server, other), taken["conversation"])
-    told = [(t["question"], t["answer"], len(t["pictures"])) for t in copy["turns"]]
-    assert told == [(t["question"], t["answer"], len(t["pictures"])) for t in view["turns"]]
+    copied = [(t["question"], t["answer"], len(t["pictures"])) for t in copy["turns"]]
+    assert copied == [(t["question"], t["answer"], len(t["pictures"])) for t in view["turns"]]
     assert other.get(f"/vqa/pictures/{found['digest']}").status_code == 200
 
 
-def test_a_chat_goes_out_as_one_page_that_needs_nothing_else(server, person):
+def test_a_chat_exported_as_html_is_self_contained(server, person):
     found = person.post("/vqa/pictures?name=cat.png", content=png("green")).json()
     view = talk(server, person, "<b>bold?</b>", pictures=[found["digest"]])
     page = person.get(f"/vqa/conversations/{view['conversation']}.html").text
@@ -299,14 +299,14 @@ def forged(**changes) -> bytes:
         {"question": "x" * 20_001}, {"answer": "x" * 40_961}, {"question": "\ud800"},
     ],
 )  # fmt: skip
-def test_a_forged_chat_leaves_nothing_behind(server, person, changes):
+def test_a_refused_import_stores_nothing(server, person, changes):
     answer = person.post("/vqa/conversations", content=forged(**changes))
     assert answer.status_code == 400
     assert "Question 2" in answer.json()["error"]
     assert server.application.service.store.conversations(owner_of(server, person)) == []
 
 
-def test_only_facts_of_the_right_kind_come_in(server, person):
+def test_imported_facts_are_validated(server, person):
     facts = {"gain": "x", "confidence": float("nan"), "new_tokens": 2.5, "prompt_tokens": 10**400,
              "model": "m" * 300, "style": "short", "finish": True, "cached_tokens": 3}  # fmt: skip
     taken = person.post("/vqa/conversations", content=forged(facts=facts)).json()
@@ -314,7 +314,7 @@ def test_only_facts_of_the_right_kind_come_in(server, person):
     assert view["turns"][-1]["facts"] == {"style": "short"}
 
 
-def test_nothing_is_taken_in_from_a_browser_without_cookies(server):
+def test_imports_need_a_cookie(server):
     for path in ("/vqa/conversations", "/vqa/taught", "/vqa/datasets", "/vqa/pictures"):
         answer = httpx.post(server.address.rstrip("/") + path, content=png())
         assert answer.status_code == 400
@@ -322,7 +322,7 @@ def test_nothing_is_taken_in_from_a_browser_without_cookies(server):
 
 
 @pytest.mark.parametrize("scheme", ["http", "HTTPS"])
-def test_the_public_endpoint_fetches_nothing(person, monkeypatch, scheme):
+def test_the_endpoint_downloads_nothing(person, monkeypatch, scheme):
     fetched = []
 
     async def fetch(url, cache_dir):
@@ -337,7 +337,7 @@ def test_the_public_endpoint_fetches_nothing(person, monkeypatch, scheme):
     events = person.get(f"/gradio_api/call/chat/{started['event_id']}").text
     assert "event: error" in events
     assert not fetched
-    assert "by a path or an address" in events
+    assert "paths and addresses are not accepted" in events
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_the_public_endpoint_fetches_nothing(person, monkeypatch, scheme):
     [None, "What?", {"text": None}, {"text": "x", "files": "cat.png"}, {"files": []},
      {"text": "x", "files": ["cat.png"]}, [1]],
 )  # fmt: skip
-def test_programs_are_told_what_to_send(person, message, capfd):
+def test_the_endpoint_explains_its_message_format(person, message, capfd):
     started = person.post("/gradio_api/call/chat", json={"data": [message]}).json()
     events = person.get(f"/gradio_api/call/chat/{started['event_id']}").text
     assert "event: error" in events
@@ -363,7 +363,7 @@ def test_programs_are_told_what_to_send(person, message, capfd):
         "/gradio_api/proxy=http://192.0.2.1/x.png", "/gradio_api/info/../file=http://192.0.2.1/x",
     ],
 )  # fmt: skip
-def test_no_address_makes_the_server_fetch_another(person, monkeypatch, path):
+def test_no_path_makes_the_server_fetch_a_url(person, monkeypatch, path):
     async def fetch(*_):
         raise AssertionError("fetched")
 
@@ -381,11 +381,11 @@ def test_no_address_makes_the_server_fetch_another(person, monkeypatch, path):
         "/gradio_api/vibe-code", "/monitoring", "/docs", "/gradio_api/stream/a/b/c/playlist-file",
     ],
 )  # fmt: skip
-def test_what_neither_page_nor_programs_need_is_not_there(person, path):
+def test_unneeded_routes_are_not_found(person, path):
     assert person.get(path).status_code == 404
 
 
-def test_the_public_endpoint_streams(server, engine, tmp_path):
+def test_the_endpoint_streams(server, engine, tmp_path):
     from gradio_client import Client, handle_file
 
     Image.new("RGB", (20, 20), "red").save(tmp_path / "red.png")
@@ -405,7 +405,7 @@ def test_the_public_endpoint_streams(server, engine, tmp_path):
         client.close()
 
 
-def test_with_users_everything_but_health_asks_for_a_password(tmp_path):
+def test_with_users_everything_but_health_needs_a_password(tmp_path):
     with (
         running({"fake": FakeEngine()}, tmp_path, users={"ann": "secret"}) as found,
         httpx.Client(base_url=found.address) as client,
@@ -415,7 +415,7 @@ def test_with_users_everything_but_health_asks_for_a_password(tmp_path):
         assert client.get("/", auth=("ann", "secret")).status_code == 200
 
 
-def test_a_taken_port_is_named_with_a_free_one():
+def test_a_taken_port_is_reported_with_a_free_one():
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=f"Port {port} is taken") as refusal:
@@ -424,7 +424,7 @@ def test_a_taken_port_is_named_with_a_free_one():
     listen("127.0.0.1", offered).close()
 
 
-def test_other_machines_are_told_where_the_page_is(monkeypatch):
+def test_the_address_for_other_machines_is_found(monkeypatch):
     with listen("127.0.0.1", 0) as own:
         assert address_for_others(own) is None
     with listen("0.0.0.0", 0) as everywhere:
@@ -439,7 +439,7 @@ def test_other_machines_are_told_where_the_page_is(monkeypatch):
         assert address_for_others(everywhere) is None
 
 
-def test_loopback_is_told_from_the_world():
+def test_loopback_addresses_are_recognised():
     assert is_loopback("127.0.0.1")
     assert is_loopback("::1")
     assert is_loopback("localhost")
@@ -471,13 +471,13 @@ listener = listen("127.0.0.1", 0)
 engine = FakeEngine("one two three", hold_after=1)
 choices = [ModelChoice(key, key.title(), "", "", key) for key in ("fake", "slow")]
 
-def for_ever(*_, **__):
+def run_forever(*_, **__):
     threading.Event().wait()
 
 def load(choice, progress):
-    return for_ever() if choice.key == "slow" else engine
+    return run_forever() if choice.key == "slow" else engine
 
-app = create_application(Path(sys.argv[1]), load, lambda: choices, "fake", train=for_ever)
+app = create_application(Path(sys.argv[1]), load, lambda: choices, "fake", train=run_forever)
 app.service.pool.start_loading()
 app.service.pool.start_loading("slow")
 app.teaching.add("ann", "What?", "this", [])
@@ -489,8 +489,8 @@ exit_process()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
-def test_a_server_asks_nothing_outside_and_ctrl_c_stops_it_whatever_is_under_way(tmp_path):
-    """An answer that streams, a model that loads, a training in a step that does not end."""
+def test_a_server_makes_no_connections_and_stops_on_ctrl_c_despite_running_work(tmp_path):
+    """With a streaming answer, a loading model, and a training whose step does not end."""
     root = Path(__file__).parent.parent.parent
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(tmp_path)],
@@ -514,20 +514,21 @@ def test_a_server_asks_nothing_outside_and_ctrl_c_stops_it_whatever_is_under_way
                         if "one" in line:
                             first.set()
             except httpx.HTTPError:
-                pass  # cut at the end, as it should be
+                pass  # the server cuts the stream when it stops
 
         threading.Thread(target=read, daemon=True).start()
         assert first.wait(PATIENCE)
         process.send_signal(signal.SIGINT)
-        process.wait(PATIENCE)  # all that is under way would last for ever
+        process.wait(PATIENCE)  # the running work would never end
     finally:
         process.kill()
     errors = process.stderr.read()
-    assert "OUTSIDE" not in errors and "Traceback" not in errors, errors
+    assert "OUTSIDE" not in errors, errors
+    assert "Traceback" not in errors, errors
 
 
 @pytest.mark.parametrize("option", ["--data-dir", "--share-data-dir"])
-def test_one_folder_holds_the_data_whatever_its_option_is_called(tmp_path, monkeypatch, option):
+def test_both_names_of_the_data_folder_option_work(tmp_path, monkeypatch, option):
     from typer.testing import CliRunner
 
     from ui.cli import app
@@ -542,7 +543,7 @@ def test_one_folder_holds_the_data_whatever_its_option_is_called(tmp_path, monke
     assert result.exit_code == 0
     assert (tmp_path / "here" / "chats.sqlite").exists()
     shown = CliRunner().invoke(all_commands, ["chat", "--help"]).output
-    assert "--data-dir, --share-data-dir DIR" in shown, "the help names both"
+    assert "--data-dir, --share-data-dir DIR" in shown, "expected both names in the help"
 
 
 def unusable(folder, what):
@@ -566,7 +567,7 @@ def unusable(folder, what):
         ("damaged", r"chats.sqlite is damaged: .*\nMove it away"),
     ],
 )
-def test_a_data_folder_that_cannot_be_used_is_named(tmp_path, what, words):
+def test_an_unusable_data_folder_is_named(tmp_path, what, words):
     folder = unusable(tmp_path / "data", what)
     with pytest.raises(UsageError, match=words) as refusal:
         create_application(folder, lambda *_: FakeEngine(), list, "fake")
@@ -574,8 +575,8 @@ def test_a_data_folder_that_cannot_be_used_is_named(tmp_path, what, words):
     assert "--data-dir" in str(refusal.value)
 
 
-def test_a_second_server_on_one_folder_is_warned_and_one_after_a_kill_is_not(tmp_path, capsys):
-    """The lock is the system's, not the file that it leaves behind."""
+def test_a_second_server_on_a_data_folder_gets_a_warning(tmp_path, capsys):
+    """The lock file that a killed server leaves behind causes none."""
     (tmp_path / ".lock").write_text("left by a server that was killed")
     first = _lock(tmp_path)
     assert first.is_locked
@@ -587,24 +588,24 @@ def test_a_second_server_on_one_folder_is_warned_and_one_after_a_kill_is_not(tmp
     assert not capsys.readouterr().err
 
 
-def test_a_stream_that_there_is_not_leaves_the_terminal_quiet(tmp_path, caplog):
+def test_requests_for_unknown_streams_are_not_logged(tmp_path, caplog):
     with (
         running({"fake": FakeEngine()}, tmp_path) as found,
         caplog.at_level("ERROR", logger="uvicorn.error"),
     ):
-        trouble = logging.getLogger("uvicorn.error")
-        trouble.addHandler(caplog.handler)
+        uvicorn_log = logging.getLogger("uvicorn.error")
+        uvicorn_log.addHandler(caplog.handler)
         for path in ("call/chat/nothing", "queue/data?session_hash=x"):
-            with contextlib.suppress(httpx.RemoteProtocolError):  # it is cut
+            with contextlib.suppress(httpx.RemoteProtocolError):  # the response is cut
                 httpx.get(f"{found.address}gradio_api/{path}", timeout=PATIENCE)
-        trouble.removeHandler(caplog.handler)
+        uvicorn_log.removeHandler(caplog.handler)
     assert len(caplog.records) == 2
     assert not any(map(_should_log, caplog.records))
-    ours = logging.makeLogRecord({"exc_info": (KeyError, KeyError("x"), None), "msg": "Ours"})
-    assert _should_log(ours)
+    bug = logging.makeLogRecord({"exc_info": (KeyError, KeyError("x"), None), "msg": "Bug"})
+    assert _should_log(bug)
 
 
-def test_what_chat_is_told_of_models_and_pictures_reaches_them(tmp_path, monkeypatch):
+def test_options_reach_the_model_and_the_picture_limits(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
     from ui.cli import app
@@ -632,20 +633,20 @@ def test_what_chat_is_told_of_models_and_pictures_reaches_them(tmp_path, monkeyp
     assert created == [ImageLimits(40 * 2**20, 60_000_000), "cpu"]
 
 
-def test_the_end_waits_once_for_all_that_takes_long():
+def test_closing_waits_for_everything_within_one_time_limit():
     given: list[float] = []
 
     def slow(patience):
         given.append(patience)
         time.sleep(patience)
 
-    ends = SimpleNamespace(close=slow)
-    service = SimpleNamespace(stop_all=slow, pool=ends, store=SimpleNamespace(close=list))
-    Application(None, service, None, ends).close(patience=0.2)
+    closable = SimpleNamespace(close=slow)
+    service = SimpleNamespace(stop_all=slow, pool=closable, store=SimpleNamespace(close=list))
+    Application(None, service, None, closable).close(patience=0.2)
     assert len(given) == 3
     assert sum(given) < 0.21
     patience = inspect.signature(Application.close).parameters["patience"].default
-    assert GRACE + patience < 2, "seconds from Ctrl-C to the end"
+    assert GRACE + patience < 2, "expected the server to end within two seconds of Ctrl-C"
 
 
 @pytest.mark.parametrize(
@@ -658,7 +659,7 @@ def test_the_end_waits_once_for_all_that_takes_long():
         (["--root-path", "/vqa; Secure"], "no path"),
     ],
 )
-def test_wrong_options_of_chat_are_named(options, words):
+def test_invalid_options_are_named(options, words):
     import typer
 
     from ui.cli import app

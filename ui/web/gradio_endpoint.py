@@ -97,7 +97,7 @@ def _take_uploads_only(message: gr.MultimodalTextbox) -> None:
         return await move(path)
 
     # Not a subclass: Gradio would write a .pyi file beside this module.
-    message.async_move_resource_to_block_cache = move_upload  # type: ignore[method-assign]
+    message.async_move_resource_to_block_cache = move_upload  # type: ignore[method-assign, assignment]
 
 
 def _is_upload(path: str | Path) -> bool:

@@ -1,4 +1,4 @@
-"""The models that may answer: leases, and what makes room for what."""
+"""The engine pool: loading, leases, eviction."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import threading
 import pytest
 
 from tests.fake_engine import FakeEngine
-from tests.ui.harness import choice
+from tests.ui.harness import choice, make_downloading_pool
 from tests.waiting import PATIENCE, until
 from vqa_app.errors import InsufficientMemoryError, ModelError
 from vqa_app.serving.engine_pool import MAX_NAMED_MODELS, EnginePool
 
 
-def hub_of(engines, keep=2, load=None):
-    """A hub whose default is the first of `engines`."""
+def make_pool(engines, keep=2, load=None):
+    """Return a pool whose default is the first of `engines`."""
     return EnginePool(
         load or (lambda chosen, _: engines[chosen.key]),
         lambda: [choice(key) for key in engines],
@@ -23,9 +23,9 @@ def hub_of(engines, keep=2, load=None):
     )
 
 
-def test_an_engine_that_is_leased_is_not_let_go_until_the_lease_ends():
+def test_a_leased_engine_is_not_evicted():
     engines = {key: FakeEngine() for key in ("default", "a", "b", "c")}
-    pool = hub_of(engines, keep=1)
+    pool = make_pool(engines, keep=1)
     with pool.lease("a", PATIENCE) as engine:
         for key in "bc":
             pool.start_loading(key)
@@ -38,59 +38,59 @@ def test_an_engine_that_is_leased_is_not_let_go_until_the_lease_ends():
     pool.close()
 
 
-def test_a_lease_of_what_made_room_just_before_loads_it_again(monkeypatch):
+def test_leasing_a_model_that_was_just_evicted_loads_it_again(monkeypatch):
     made = []
 
     def load(chosen, progress):
         made.append(FakeEngine())
         return made[-1]
 
-    pool = hub_of({"default": None, "a": None}, load=load)
+    pool = make_pool({"default": None, "a": None}, load=load)
     wait = pool.wait
 
-    def late(key=None, timeout=None):
+    def evict_after_waiting(key=None, timeout=None):
         engine = wait(key, timeout)
-        if len(made) == 1:  # as another thread does between the two
+        if len(made) == 1:  # as another thread may do before the lease
             pool._slots.pop("a")
             engine.close()
         return engine
 
-    monkeypatch.setattr(pool, "wait", late)
+    monkeypatch.setattr(pool, "wait", evict_after_waiting)
     with pool.lease("a", PATIENCE) as engine:
         assert engine is made[1]
         assert not engine.closed
     pool.close()
 
 
-def test_a_lease_of_what_is_not_there_in_time_says_so():
-    go_on = threading.Event()
+def test_a_lease_reports_that_the_model_is_still_loading():
+    release = threading.Event()
     engine = FakeEngine()
-    pool = hub_of({"slow": engine}, load=lambda *_: go_on.wait(PATIENCE) and engine)
+    pool = make_pool({"slow": engine}, load=lambda *_: release.wait(PATIENCE) and engine)
     with pytest.raises(ModelError, match="still loading"), pool.lease(timeout=0):
         pass
-    go_on.set()
+    release.set()
     pool.close()
 
 
-def crowded(engines, room, refusal=None):
-    """A hub in whose memory so many models fit at once, and what was tried to load."""
+def make_small_pool(engines, capacity, refusal=None):
+    """Return a pool with memory for `capacity` models, and the list of keys it tries to load."""
     tried = []
 
     def load(chosen, _):
         tried.append(chosen.key)
-        if sum(not engines[key].closed for key in set(tried) - {chosen.key}) >= room:
+        if sum(not engines[key].closed for key in set(tried) - {chosen.key}) >= capacity:
             raise refusal or InsufficientMemoryError(
                 "It needs 17 GB; 9 are free.", "Close other programs."
             )
         return engines[chosen.key]
 
-    return hub_of(engines, load=load), tried
+    return make_pool(engines, load=load), tried
 
 
 @pytest.mark.parametrize("refusal", [None, RuntimeError("CUDA out of memory."), MemoryError()])
-def test_models_that_nobody_uses_make_room_where_the_memory_refuses_the_next(refusal):
+def test_idle_models_are_evicted_if_memory_is_insufficient(refusal):
     engines = {key: FakeEngine() for key in ("default", "a")}
-    pool, tried = crowded(engines, 1, refusal)
+    pool, tried = make_small_pool(engines, 1, refusal)
     pool.start_loading()
     pool.wait(timeout=PATIENCE)
     pool.start_loading("a")
@@ -100,9 +100,9 @@ def test_models_that_nobody_uses_make_room_where_the_memory_refuses_the_next(ref
     pool.close()
 
 
-def test_a_model_that_is_at_work_makes_no_room():
+def test_a_model_in_use_is_not_evicted():
     engines = {key: FakeEngine() for key in ("default", "a", "b")}
-    pool, tried = crowded(engines, 2)
+    pool, tried = make_small_pool(engines, 2)
     with pool.lease(timeout=PATIENCE) as default, pool.lease("a", PATIENCE):
         pool.start_loading("b")
         with pytest.raises(ModelError, match="17 GB"):
@@ -112,9 +112,9 @@ def test_a_model_that_is_at_work_makes_no_room():
     pool.close()
 
 
-def test_no_model_goes_for_one_that_fails_for_another_reason():
+def test_other_failures_evict_no_model():
     engines = {key: FakeEngine() for key in ("default", "a")}
-    pool, tried = crowded(engines, 1, ModelError("It is damaged.", "Download it again."))
+    pool, tried = make_small_pool(engines, 1, ModelError("It is damaged.", "Download it again."))
     pool.start_loading()
     pool.wait(timeout=PATIENCE)
     pool.start_loading("a")
@@ -125,35 +125,37 @@ def test_no_model_goes_for_one_that_fails_for_another_reason():
     pool.close()
 
 
-def test_a_full_memory_is_told_in_words():
+def test_insufficient_memory_is_reported_in_words():
     engines = {key: FakeEngine() for key in ("default", "a")}
-    pool, _ = crowded(engines, 0, RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
+    pool, _ = make_small_pool(
+        engines, 0, RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)")
+    )
     pool.start_loading()
     with pytest.raises(ModelError, match="Default could not be loaded: out of memory"):
         pool.wait(timeout=PATIENCE)
     pool.close()
 
 
-def test_a_model_that_took_long_to_load_is_not_the_first_to_go():
+def test_time_spent_loading_does_not_count_as_idle():
     engines = {key: FakeEngine() for key in ("default", "slow", "a")}
-    go_on = threading.Event()
+    release = threading.Event()
 
     def load(chosen, _):
-        assert chosen.key != "slow" or go_on.wait(PATIENCE)
+        assert chosen.key != "slow" or release.wait(PATIENCE)
         return engines[chosen.key]
 
-    pool = hub_of(engines, keep=1, load=load)
+    pool = make_pool(engines, keep=1, load=load)
     pool.start_loading("slow")
     pool.start_loading("a")
     pool.wait("a", PATIENCE)
-    go_on.set()
+    release.set()
     until(lambda: engines["a"].closed)
     assert pool.get_loaded("slow") is engines["slow"]
     assert not engines["slow"].closed
     pool.close()
 
 
-def test_the_list_keeps_the_latest_of_the_models_that_people_name():
+def test_the_list_keeps_the_latest_models_that_people_added():
     engine = FakeEngine()
 
     def load(chosen, _):
@@ -161,7 +163,7 @@ def test_the_list_keeps_the_latest_of_the_models_that_people_name():
             raise ModelError("There is no such model.", "Look at its name.")
         return engine
 
-    pool = hub_of({"default": None}, load=load)
+    pool = make_pool({"default": None}, load=load)
     for key in ("typo", "loaded", "unused"):
         pool.add_choice(choice(key))
     with pytest.raises(ModelError, match="no such"), pool.lease("typo", PATIENCE):
@@ -175,4 +177,63 @@ def test_the_list_keeps_the_latest_of_the_models_that_people_name():
     assert offered[:3] == ["default", "loaded", "later-1"]
     assert offered[-1] == "later-0"
     assert len(offered) == MAX_NAMED_MODELS + 2
+    pool.close()
+
+
+def test_waiting_for_an_evicted_model_loads_it_again():
+    engine = FakeEngine()
+    pool = EnginePool(lambda *_: engine, lambda: [choice("a")], "a")
+    assert pool.wait("a", PATIENCE) is engine
+    pool.close()
+    closed = EnginePool(lambda *_: engine, lambda: [choice("a")], "a")
+    closed.close()
+    with pytest.raises(ModelError, match="shutting down"):
+        closed.wait("a", PATIENCE)
+
+
+def test_a_load_can_be_cancelled():
+    pool, started = make_downloading_pool("slow")
+    pool.start_loading()
+    assert started.wait(PATIENCE)
+    assert pool.status().phase == "loading"
+    pool.cancel_loading("slow")
+    with pytest.raises(ModelError, match="cancelled"):
+        pool.wait(timeout=PATIENCE)
+    assert pool.status().phase == "absent"
+
+
+def test_the_least_recently_used_models_are_evicted():
+    engines = {key: FakeEngine() for key in ("default", "a", "b", "c")}
+    pool = EnginePool(
+        lambda c, _: engines[c.key], lambda: [choice(key) for key in engines], "default", 2
+    )
+    for key in engines:
+        pool.start_loading(key)
+        pool.wait(key, PATIENCE)
+    until(lambda: engines["a"].closed)  # after the last one has loaded
+    assert [engine.closed for engine in engines.values()] == [False, True, False, False]
+    pool.close()
+    assert all(engine.closed for engine in engines.values())
+
+
+def test_the_status_is_reported_until_a_model_is_loaded():
+    release, engine = threading.Event(), FakeEngine()
+    pool = make_pool({"slow": engine}, load=lambda *_: release.wait(PATIENCE) and engine)
+    phases = []
+    for status in pool.load_with_status("slow"):
+        phases.append(status.phase)
+        release.set()
+    assert set(phases) == {"loading"}
+    assert pool.get_loaded("slow") is engine
+    pool.close()
+
+
+def test_waiting_for_a_model_can_be_cancelled_while_it_goes_on_loading():
+    release, cancel, engine = threading.Event(), threading.Event(), FakeEngine()
+    pool = make_pool({"slow": engine}, load=lambda *_: release.wait(PATIENCE) and engine)
+    for _ in pool.load_with_status("slow", cancel=cancel):
+        cancel.set()
+    assert pool.status("slow").phase == "loading"
+    release.set()
+    assert pool.wait("slow", PATIENCE) is engine
     pool.close()

@@ -1,4 +1,4 @@
-"""The guard around the page, on a small application of its own."""
+"""The guard, on a small application of its own."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_host_can_be_allowed():
     "origin", ["http://evil.example", "null", "http://localhost:9999", "http://[", "http://[x]"]
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
-def test_other_origins_are_refused_whatever_the_method(origin, method):
+def test_other_origins_are_refused_for_every_method(origin, method):
     response = client().request(method, "/echo", headers={"origin": origin})
     assert response.status_code == 403
     assert "access-control-allow-origin" not in response.headers
@@ -74,12 +74,12 @@ def test_a_link_from_another_site_opens_the_page():
     assert client().get("/", headers=headers).status_code == 200
 
 
-def test_our_own_page_and_programs_may_post():
+def test_the_page_and_programs_may_post():
     assert client().post("/echo", headers={"origin": "http://localhost:7860"}).is_success
     assert client().post("/echo").is_success
 
 
-def test_each_browser_is_an_owner_of_its_own_that_its_cookie_tells():
+def test_each_browser_is_its_own_owner_identified_by_a_cookie():
     ann, bob = client(), client()
     ann.get("/")
     cookie = ann.cookies[COOKIE]
@@ -90,19 +90,19 @@ def test_each_browser_is_an_owner_of_its_own_that_its_cookie_tells():
     assert cookie not in first
 
 
-def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites():
+def test_the_cookie_is_hidden_from_scripts_and_other_sites():
     header = client().get("/").headers["set-cookie"]
     assert "HttpOnly" in header
     assert "SameSite=Lax" in header
 
 
-def test_a_made_up_cookie_is_nobody():
+def test_a_forged_cookie_has_no_owner():
     page = client()
     page.cookies.set(COOKIE, "admin")
     assert page.get("/").text == "owner="
 
 
-def test_without_a_password_nothing_but_health_is_answered():
+def test_only_health_is_served_without_a_password():
     page = client(users={"ann": "pass:word"})
     assert page.get("/").status_code == 401
     assert page.get("/healthz").is_success
@@ -112,40 +112,44 @@ def test_without_a_password_nothing_but_health_is_answered():
     assert page.get("/", headers={"authorization": "Basic %%%"}).status_code == 401
 
 
-def test_who_guesses_passwords_waits_and_nobody_else(monkeypatch, caplog):
-    told = asyncio.Event()
-    monkeypatch.setattr("vqa_app.serving.guard.sleep", lambda _: told.wait())
+def test_guessing_passwords_is_slowed_without_delaying_others(monkeypatch, caplog):
+    release = asyncio.Event()
+    monkeypatch.setattr("vqa_app.serving.guard.sleep", lambda _: release.wait())
     guard = application(AccessRules(users={"ann": "right"}))
 
     async def ask(password: str, address: str, **headers: str) -> int:
         transport = httpx.ASGITransport(guard, client=(address, 1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as asker:
-            return (await asker.get("/", auth=("ann", password), headers=headers)).status_code
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return (await client.get("/", auth=("ann", password), headers=headers)).status_code
 
     async def tried() -> None:
         guesses = [asyncio.create_task(ask(str(n), "10.0.0.1")) for n in range(40)]
         while sum(task.done() for task in guesses) < 40 - MAX_WRONG_PASSWORDS:
             await asyncio.sleep(0)
         assert {task.result() for task in guesses if task.done()} == {429}
-        assert await ask("right", "10.0.0.1") == 429, "it is not looked at"
+        assert await ask("right", "10.0.0.1") == 429, (
+            "expected a refusal without checking the password"
+        )
         assert await ask("right", "10.0.0.2") == 200
         assert await ask("right", "127.0.0.1", **{"x-forwarded-for": "x, 10.0.0.2"}) == 200
         assert await ask("right", "127.0.0.1", **{"x-forwarded-for": "x, 10.0.0.1"}) == 429
         assert await ask("right", "10.0.0.2", **{"x-forwarded-for": "10.0.0.1"}) == 200
         own = [asyncio.create_task(ask("wrong", "127.0.0.1")) for _ in range(40)]
-        assert await ask("right", "127.0.0.1") == 200, "anybody behind a proxy that says nothing"
-        told.set()
+        assert await ask("right", "127.0.0.1") == 200, (
+            "expected no delay for clients of a proxy that does not name them"
+        )
+        release.set()
         assert set(await asyncio.gather(*own)) == {401}
         assert (await asyncio.gather(*guesses)).count(401) == MAX_WRONG_PASSWORDS
         assert await ask("right", "10.0.0.1") == 200
         assert not guard._wrong
 
-    with ThreadPoolExecutor(1) as aside:  # Playwright's loop runs in the main thread
+    with ThreadPoolExecutor(1) as aside:  # Playwright has an event loop in the main thread
         aside.submit(asyncio.run, tried()).result()
     assert caplog.text.count("Wrong user or password from 10.0.0.1") == MAX_WRONG_PASSWORDS
 
 
-def test_large_bodies_are_refused_announced_or_not():
+def test_large_bodies_are_refused_with_and_without_a_declared_length():
     page = client(max_body=1000)
     assert page.post("/echo", content=b"x" * 1001).status_code == 413
     assert page.post("/echo", content=iter([b"x" * 600] * 2)).status_code == 413
@@ -160,7 +164,7 @@ def test_no_inline_script_runs():
     assert "unsafe" not in answer.headers["content-security-policy"]
 
 
-def test_what_nobody_needs_is_not_found():
+def test_paths_that_are_not_allowed_are_not_found():
     page = client(reachable=re.compile("/|/echo"))
     assert page.get("/echo").is_success
     for path in ("/foreign", "/echo/x", "/echo/", "/echo%0a", "/ECHO"):

@@ -1,4 +1,4 @@
-"""Models that the page offers: keys that tell nothing, downloads to watch and to stop."""
+"""The models to choose from: their keys, downloads and loading."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vqa_app.serving.engine_pool import LoadingCancelled, ModelChoice
 from vqa_app.serving.redact import redact_paths
 
 
-def test_keys_tell_nothing_of_where_a_model_lies(tmp_path):
+def test_keys_do_not_reveal_paths(tmp_path):
     run = tmp_path / "runs" / "mine"
     run.mkdir(parents=True)
     (run / "manifest.json").write_text("{}")
@@ -33,7 +33,7 @@ def test_keys_tell_nothing_of_where_a_model_lies(tmp_path):
     assert len({choice.key for choice in offered}) == len(offered) > 5
 
 
-def test_models_that_are_downloaded_already_are_told_from_others(tmp_path, monkeypatch):
+def test_downloaded_models_are_listed_first(tmp_path, monkeypatch):
     names = [entry.name for entry in catalogue.CATALOGUE]
     monkeypatch.setattr(catalogue, "is_cached", lambda name: name == names[-1])
     model_choices._catalogue_at.cache_clear()
@@ -49,9 +49,9 @@ def test_models_that_are_downloaded_already_are_told_from_others(tmp_path, monke
     assert found[0].source == names[-1]
 
 
-def test_a_model_can_be_named_only_where_that_is_allowed(tmp_path):
+def test_hub_models_can_be_added_only_if_allowed(tmp_path):
     harness = ChatHarness(tmp_path, {"first": FakeEngine()})
-    with pytest.raises(ModelError, match="cannot be named"):
+    with pytest.raises(ModelError, match="cannot be added by id"):
         list(pick_model(harness.service, "ann", {"named": "owner/name"}))
     harness.service.allow_any_model = True
     for bad in ("/etc/passwd", "../../x", "owner/../x", "name", "a/b/c"):
@@ -71,14 +71,14 @@ def hub(monkeypatch, tmp_path):
         yield served
 
 
-def test_a_download_tells_how_far_it_is(hub):
-    told = []
-    download_model("owner/name", lambda message, share=None: told.append((message, share)))
-    assert any(share == 1.0 for _, share in told), told
-    assert any("MB" in message for message, _ in told)
+def test_a_download_reports_its_progress(hub):
+    reports = []
+    download_model("owner/name", lambda message, share=None: reports.append((message, share)))
+    assert any(share == 1.0 for _, share in reports), reports
+    assert any("MB" in message for message, _ in reports)
 
 
-def test_a_download_can_be_stopped(hub):
+def test_a_download_can_be_cancelled(hub):
     def stop(message, share=None):
         if share is not None:
             raise LoadingCancelled
@@ -87,7 +87,7 @@ def test_a_download_can_be_stopped(hub):
         download_model("owner/name", stop)
 
 
-def test_a_run_on_four_bits_is_loaded_on_four_bits(tmp_path, monkeypatch):
+def test_a_run_trained_in_4_bits_is_loaded_in_4_bits(tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr(
         "vqa_app.checkpoints.loader.load_model", lambda *values: given.append(values)
@@ -100,6 +100,6 @@ def test_a_run_on_four_bits_is_loaded_on_four_bits(tmp_path, monkeypatch):
     assert [quantize for *_, quantize, _ in given] == [None, "4bit"]
 
 
-def test_why_a_model_of_the_command_line_fails_names_no_folder():
+def test_messages_about_the_command_line_model_name_no_folder():
     model_choices.choice_from_options("/srv/my models/cats", None, None)
     assert redact_paths("/srv/my models/cats holds no model.") == "cats holds no model."
