@@ -17,8 +17,12 @@ from finetune.pretrain.scene_pool import caption as asked_caption
 from finetune.pretrain.world import ROOMS, Room, Scene, Split
 from finetune.pretrain.world.drawing.degradation import degraded
 from finetune.pretrain.world.rooms.icons.room import Icons
-from finetune.pretrain.world.rooms.icons.store import IconStore, icon_concepts
-from finetune.pretrain.world.rooms.photos.room import PhotoBatch, Photos
+from finetune.pretrain.world.rooms.icons.store import (
+    IconStore,
+    concepts_by_name,
+    icon_concepts,
+)
+from finetune.pretrain.world.rooms.photos.batches import PhotoBatch, PhotoBatches
 from finetune.pretrain.world.rooms.photos.store import PhotoStore, photo_classes
 from finetune.pretrain.world.rooms.shapes import wide
 
@@ -42,7 +46,7 @@ KIND_CLASSES = PHOTOS_FROM + len(photo_classes())
 KIND_INDEX: dict[tuple[str, str], int] = {
     **patch_targets.KIND_INDEX,
     **{("wide shapes", kind): _SHAPES_FROM + k for k, kind in enumerate(wide.WIDE_KINDS)},
-    **{("icons", str(k)): ICONS_FROM + k for k in range(len(icon_concepts()))},
+    **{("icons", c.name): ICONS_FROM + k for k, c in enumerate(icon_concepts())},
 }
 """The classes of `patch_targets`, and after them those of icons and photographs."""
 
@@ -58,7 +62,7 @@ class Grid:
 def words_of(scene: Scene) -> frozenset[str]:
     """Return what may be said to be in a drawn picture."""
     if scene.room == "icons":
-        return frozenset(w for i in scene.items for w in icon_concepts()[int(i.kind)].words)
+        return frozenset(w for i in scene.items for w in concepts_by_name()[i.kind].words)
     if scene.room in ("things", "wide shapes"):
         return frozenset(item.word for item in scene.items)
     return frozenset()
@@ -89,7 +93,7 @@ class Sources:
     """The rooms and stores at hand. `missing` says what training does without."""
 
     rooms: dict[str, Room]
-    photos: Photos | None
+    photos: PhotoBatches | None
     missing: list[str] = field(default_factory=list)
 
     @classmethod
@@ -104,7 +108,7 @@ class Sources:
             missing.append("No --icons: the encoder will not know icons.")
         shown = None
         if photos:
-            shown = Photos(PhotoStore.open(photos), side)
+            shown = PhotoBatches(PhotoStore.open(photos), side)
         else:
             missing.append("No --photos: the encoder will not know photographs.")
         return cls(rooms, shown, missing)

@@ -138,6 +138,7 @@ def _icon_figures(asked: Examined) -> dict[str, float]:
     rng = random.Random(0)
     scenes = [room.alone(number, rng, "test") for number in room.store.concepts("test")]
     texts = _texts(asked, (f"an icon of {noun_phrase(c.name)}" for c in icon_concepts()))
+    numbers = {c.name: k for k, c in enumerate(icon_concepts())}
     hits: dict[str, list[bool]] = {"icons/read": [], "icons/head": []}
     for start in range(0, len(scenes), 100):
         part = scenes[start : start + 100]
@@ -147,6 +148,6 @@ def _icon_figures(asked: Examined) -> dict[str, float]:
         best = (F.normalize(pooled.float(), dim=-1) @ texts.T).argmax(-1)
         heads = asked.heads.name_head(pooled.float())[:, : len(texts)].argmax(-1)
         for scene, by_text, by_head in zip(part, best.tolist(), heads.tolist(), strict=True):
-            hits["icons/read"].append(by_text == int(scene.items[0].kind))
-            hits["icons/head"].append(by_head == int(scene.items[0].kind))
+            hits["icons/read"].append(by_text == numbers[scene.items[0].kind])
+            hits["icons/head"].append(by_head == numbers[scene.items[0].kind])
     return {name: sum(h) / len(h) for name, h in hits.items()}

@@ -22,7 +22,7 @@ from finetune.pretrain.tower_exam import validate
 from finetune.pretrain.towers import Heads, Settings, name_loss
 from finetune.pretrain.two_towers import Run
 from finetune.pretrain.world.rooms.icons.store import icon_concepts
-from finetune.pretrain.world.rooms.photos.room import PhotoBatch
+from finetune.pretrain.world.rooms.photos.batches import PhotoBatch
 from tests.finetune.pretrain.packed_data import pack_noise_icons, pack_noise_photos
 
 TINY = Settings(pictures=64, side=32, patch=8, width=32, layers=1, batch=8, capacity=16, exam=4)

@@ -43,8 +43,32 @@ def _concepts(table: str) -> Iterator[Concept]:
             yield Concept(listed, kind, tuple(keys.split()) or listed)
 
 
+_SINGULAR_ENDINGS = ("ss", "us", "is", "ros", "face with sunglasses", "face with hearts")
+_MASS_NOUN_LIST = """american football, bacon, badminton, beer, bowling, bread, broccoli, butter,
+canned food, champagne, chocolate, clothing, coffee, corn, curry, dna, fire, garlic, ginger, golf,
+guacamole, honey, lacrosse, lettuce, lightning, luggage, mashed potato, meat, milk, money,
+ping pong, popcorn, rain, rice, salt, shaved ice, sushi, table tennis, tea, tennis, toilet paper,
+whisky, wine, yarn"""
+_MASS_NOUNS = frozenset(_MASS_NOUN_LIST.replace("\n", " ").split(", "))
+
+
+def is_plural(word: str) -> bool:
+    """Tell whether a name is a plural, such as "grapes" or "scissors"."""
+    return word.endswith("s") and not word.endswith(_SINGULAR_ENDINGS)
+
+
+def is_countable(word: str) -> bool:
+    """Tell whether there can be "a" thing of that name, and two of them."""
+    return word not in _MASS_NOUNS and not is_plural(word)
+
+
 def noun_phrase(word: str) -> str:
-    """Return "an apple", "a dog", "grapes"."""
-    if word.endswith("s") and not word.endswith(("ss", "us", "is")):
+    """Return "an apple", "a dog", "grapes", "bread"."""
+    if not is_countable(word):
         return word
     return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"
+
+
+def it_is(word: str) -> str:
+    """Return "it is a dog", "they are grapes", "it is bread"."""
+    return f"{'they are' if is_plural(word) else 'it is'} {noun_phrase(word)}"

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from finetune.pretrain.world.drawing.paint import background, far_enough, to_rgb
+from finetune.pretrain.world.rooms.icons.questions import ask
 from finetune.pretrain.world.rooms.icons.store import IconStore, icon_concepts
 from finetune.pretrain.world.scene import QA, Item, Scene, Split
 
@@ -16,15 +17,15 @@ SIZES = (128, 160, 224)
 
 @dataclass(frozen=True)
 class Icons:
-    """See the module's text. Items' kinds are the concepts' numbers as text: names repeat."""
+    """See the module's text. Items' kinds are the concepts' first names."""
 
     store: IconStore
     name = "icons"
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The concepts' numbers."""
-        return tuple(str(k) for k in range(len(icon_concepts())))
+        """The concepts' first names, in the order of the table."""
+        return tuple(concept.name for concept in icon_concepts())
 
     def make(self, rng: random.Random, split: Split, count: int | None = None) -> Scene:
         """Make a scene of `count` icons; drawn when not given, mostly one."""
@@ -51,7 +52,7 @@ class Icons:
             box = (x / width, y / height, (x + side) / width, (y + side) / height)
             concept = icon_concepts()[number]
             extra = {"row": rng.choice(self.store.numbers[split][number])}
-            items.append(Item(str(number), box, name=concept.name, extra=extra))
+            items.append(Item(concept.name, box, extra=extra))
         return Scene(self.name, f"{count}", width, height, tuple(items), rng.getrandbits(32))
 
     def alone(self, number: int, rng: random.Random, split: Split) -> Scene:
@@ -61,7 +62,7 @@ class Icons:
         edge = (1 - share) / 2
         extra = {"row": rng.choice(self.store.numbers[split][number])}
         box = (edge, edge, edge + share, edge + share)
-        item = Item(str(number), box, name=icon_concepts()[number].name, extra=extra)
+        item = Item(icon_concepts()[number].name, box, extra=extra)
         return Scene(self.name, "1", side, side, (item,), rng.getrandbits(32))
 
     def draw(self, scene: Scene) -> Image.Image:
@@ -91,8 +92,8 @@ class Icons:
         return ImageOps.grayscale(picture).convert("RGB") if rng.random() < 0.04 else picture
 
     def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
-        """Ask nothing yet: the encoder learns this room from its targets and captions."""
-        return []
+        """Return questions about the scene; see `Room.ask`."""
+        return ask(scene, rng, split)
 
 
 def _melts(icon: Image.Image, ground: tuple[int, int, int]) -> bool:

@@ -21,6 +21,12 @@ def icon_concepts() -> tuple[Concept, ...]:
     return read_concepts(Path(__file__).with_name("concepts.txt"))
 
 
+@functools.cache
+def concepts_by_name() -> dict[str, Concept]:
+    """Return the concepts by their first names."""
+    return {concept.name: concept for concept in icon_concepts()}
+
+
 @dataclass(frozen=True)
 class IconStore:
     """Icons as RGBA pictures, by concept.

@@ -1,116 +1,62 @@
-"""The photographs room: batches of small photographs for the encoder, in many cuts.
+"""The photographs room: one small photograph with its class and its box."""
 
-They are enlarged to the encoder's size on the way, so that a batch is cut on the device at once.
-"""
-
+import random
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-import torch.nn.functional as F
+from PIL import Image, ImageOps
 
-from finetune.pretrain.world.rooms.photos.store import PhotoStore
+from finetune.pretrain.world.rooms.photos.questions import ask
+from finetune.pretrain.world.rooms.photos.store import PHOTO_SIZE, PhotoStore, photo_classes
+from finetune.pretrain.world.scene import QA, Item, Scene, Split
 
-
-@dataclass(frozen=True)
-class PhotoBatch:
-    """pixels [n, 3, side, side] in -1..1; labels [n]; boxes [n, 4] in fractions of the picture."""
-
-    pixels: torch.Tensor
-    labels: torch.Tensor
-    boxes: torch.Tensor
+LEAST_SHARE = 0.55
+"""How much of an edge a cut keeps at least."""
 
 
 @dataclass(frozen=True)
 class Photos:
-    """See the module's text."""
+    """See the module's text. Items' kinds are the classes' first names."""
 
     store: PhotoStore
-    side: int
+    name = "photos"
 
-    def batch(self, count: int, rng: np.random.Generator, device: str = "cpu") -> PhotoBatch:
-        """Pick random training photographs in random cuts, flipped, scaled, padded and worn."""
-        rows = np.sort(rng.choice(self.store.numbers["train"], count))
-        area, ratio = rng.uniform(0.3, 1.0, count), np.exp(rng.uniform(-0.35, 0.35, count))
-        wide = np.minimum(1.0, np.sqrt(area * ratio))
-        high = np.minimum(1.0, np.sqrt(area / ratio))
-        left, top = rng.uniform(0, 1 - wide), rng.uniform(0, 1 - high)
-        # A third keep the cut's own shape, on the grey that the processor pads with.
-        kept = rng.random(count) < 0.33
-        across = np.where(kept, wide / np.maximum(wide, high), 1.0)
-        down = np.where(kept, high / np.maximum(wide, high), 1.0)
-        flipped = rng.random(count) < 0.5
-        cuts = np.stack([left, top, wide, high, across, down, np.where(flipped, -1, 1)], axis=1)
-        images = _worn(self._images(rows, device), rng)
-        mode = "bicubic" if rng.random() < 0.3 else "bilinear"
-        return self._cut(rows, images, torch.from_numpy(cuts).float().to(device), mode)
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The classes' first names, in the order of the table; some are in it twice."""
+        return tuple(c.name for c in photo_classes())
 
-    def whole(self, rows: np.ndarray, device: str = "cpu") -> PhotoBatch:
-        """Show photographs `rows` as the processor does."""
-        cuts = torch.tensor([[0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]]).repeat(len(rows), 1)
-        return self._cut(rows, self._images(rows, device), cuts.to(device), "bicubic")
+    def make(self, rng: random.Random, split: Split) -> Scene:
+        """Cut a photograph so that its object stays in the picture; held-out ones stay whole."""
+        rows = self.store.numbers[split]
+        row = int(rows[rng.randrange(len(rows))])
+        left, top, right, bottom = (int(v) / 255 for v in self.store.boxes[row])
+        cut = (0.0, 0.0, 1.0, 1.0)
+        if split == "train":
+            cut = (
+                rng.uniform(0, min(left, 1 - LEAST_SHARE)),
+                rng.uniform(0, min(top, 1 - LEAST_SHARE)),
+                rng.uniform(max(right, LEAST_SHARE), 1),
+                rng.uniform(max(bottom, LEAST_SHARE), 1),
+            )
+        edges = [round(edge * PHOTO_SIZE) for edge in cut]
+        width, height = max(8, edges[2] - edges[0]), max(8, edges[3] - edges[1])
+        flipped = split == "train" and rng.random() < 0.5
+        x0, x1 = (min(1.0, max(0.0, (x * PHOTO_SIZE - edges[0]) / width)) for x in (left, right))
+        y0, y1 = (min(1.0, max(0.0, (y * PHOTO_SIZE - edges[1]) / height)) for y in (top, bottom))
+        box = (1 - x1, y0, 1 - x0, y1) if flipped else (x0, y0, x1, y1)
+        item = Item(photo_classes()[int(self.store.labels[row])].name, box)
+        extra = {"row": row, "edges": edges, "flipped": flipped}
+        scale = rng.choice((1, 2, 3)) if split == "train" else 1
+        size = (width * scale, height * scale)
+        return Scene(self.name, "photo", *size, (item,), rng.getrandbits(32), extra)
 
-    def held_out(self, classes: int) -> np.ndarray:
-        """Return the rows of the held-out photographs of the first `classes` classes."""
-        rows = self.store.numbers["test"]
-        return rows[self.store.labels[rows] < classes]
+    def draw(self, scene: Scene) -> Image.Image:
+        """Draw a scene in RGB."""
+        picture = Image.fromarray(self.store.images[scene.extra["row"]])
+        picture = picture.crop(tuple(scene.extra["edges"]))
+        picture = ImageOps.mirror(picture) if scene.extra["flipped"] else picture
+        return picture.resize((scene.width, scene.height), Image.Resampling.BICUBIC)
 
-    def _images(self, rows: np.ndarray, device: str) -> torch.Tensor:
-        """Read photographs [n, 3, 64, 64] in -1..1."""
-        images = torch.from_numpy(np.ascontiguousarray(self.store.images[rows])).to(device)
-        return images.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-    def _cut(
-        self, rows: np.ndarray, images: torch.Tensor, cuts: torch.Tensor, mode: str
-    ) -> PhotoBatch:
-        """Sample each photograph once.
-
-        cuts [n, 7]: left, top, width and height of the cut in the photograph, its width and height
-        in the picture, and -1 where it is flipped.
-        """
-        left, top, wide, high, across, down, flip = cuts.unbind(1)
-        # `grid_sample` maps places of the picture, -1..1, to places of the photograph, -1..1.
-        zero = torch.zeros_like(left)
-        theta = torch.stack(
-            (
-                torch.stack((flip * wide / across, zero, 2 * left + wide - 1), 1),
-                torch.stack((zero, high / down, 2 * top + high - 1), 1),
-            ),
-            1,
-        )
-        size = (len(rows), 3, self.side, self.side)
-        grid = F.affine_grid(theta, list(size), align_corners=False)
-        pixels = F.grid_sample(images, grid, mode, "border", align_corners=False)
-        steps = (torch.arange(self.side, device=cuts.device) + 0.5) / self.side * 2 - 1
-        inside_x = steps.abs()[None, :] <= across[:, None]
-        inside_y = steps.abs()[None, :] <= down[:, None]
-        pixels = pixels * (inside_y[:, None, :, None] & inside_x[:, None, None, :])
-        boxes = torch.from_numpy(self.store.boxes[rows]).to(cuts.device).float() / 255
-        xs = (boxes[:, 0::2] - left[:, None]) / wide[:, None]
-        xs = torch.where(flip[:, None] < 0, 1 - xs.flip(1), xs)
-        ys = (boxes[:, 1::2] - top[:, None]) / high[:, None]
-        xs = (0.5 + (xs.clamp(0, 1) - 0.5) * across[:, None]).clamp(0, 1)
-        ys = (0.5 + (ys.clamp(0, 1) - 0.5) * down[:, None]).clamp(0, 1)
-        boxes = torch.stack((xs[:, 0], ys[:, 0], xs[:, 1], ys[:, 1]), 1)
-        labels = torch.from_numpy(self.store.labels[rows]).to(cuts.device)
-        return PhotoBatch(pixels.clamp(-1, 1), labels, boxes)
-
-
-def _worn(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Vary colour, contrast, sharpness and grain; [n, 3, height, width] in -1..1.
-
-    Enlarged photographs are blurred and users' are not: some get harder edges, or grain.
-    """
-    count, device = len(pixels), pixels.device
-
-    def drawn(spread: float, channels: int = 1) -> torch.Tensor:
-        values = rng.normal(0, spread, (count, channels, 1, 1))
-        return torch.from_numpy(values).float().to(device)
-
-    smooth = F.avg_pool2d(pixels, 3, 1, 1, count_include_pad=False)
-    sharper = torch.from_numpy(rng.uniform(-0.6, 1.2, (count, 1, 1, 1))).float().to(device)
-    pixels = pixels + sharper * (pixels - smooth)
-    pixels = pixels * torch.exp(drawn(0.12)) + drawn(0.08) + drawn(0.04, 3)
-    if rng.random() < 0.3:
-        pixels = pixels + 0.06 * torch.randn_like(pixels)
-    return pixels.clamp(-1, 1)
+    def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
+        """Return questions about the scene; see `Room.ask`."""
+        return ask(scene, rng, split)

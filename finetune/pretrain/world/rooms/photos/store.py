@@ -20,6 +20,12 @@ def photo_classes() -> tuple[Concept, ...]:
     return read_concepts(Path(__file__).with_name("classes.txt"))
 
 
+@functools.cache
+def class_by_name() -> dict[str, Concept]:
+    """Return the classes by their first names; names are Tiny ImageNet's where both have them."""
+    return {c.name: c for c in reversed(photo_classes())}
+
+
 @dataclass(frozen=True)
 class PhotoStore:
     """Photographs [n, 64, 64, 3] uint8, their labels [n], and boxes [n, 4] in 255ths of a side."""

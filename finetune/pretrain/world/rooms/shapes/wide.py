@@ -16,9 +16,11 @@ from finetune.pretrain.world.drawing.paint import (
     colour_rgb,
     ground_rgb,
 )
+from finetune.pretrain.world.objects.questions import ask_about_objects
 from finetune.pretrain.world.rooms.shapes import room as plain
 from finetune.pretrain.world.rooms.shapes.room import HELD_OUT_PAIRS, KINDS, Points, Spec
 from finetune.pretrain.world.scene import QA, Box, Item, Scene, Split
+from finetune.pretrain.world.wording.references import Vocabulary
 
 MORE_KINDS = (
     "square",
@@ -34,6 +36,13 @@ WIDE_KINDS = (*KINDS, *MORE_KINDS)
 MORE_HELD_OUT_PAIRS = frozenset(
     {("red", "ellipse"), ("blue", "pentagon"), ("green", "trapezoid"), ("orange", "square")}
 )
+_SPECIAL_CASES = {
+    "rectangle": {"square", "rounded rectangle", "rounded square"},
+    "rounded rectangle": {"rounded square"},
+    "square": {"rounded square"},
+    "ellipse": {"circle"},
+    "parallelogram": {"rectangle", "square", "diamond"},
+}
 LONGEST = (160, 224, 320)
 """The longer sides that pictures are drawn with; `degradation` gives them any other."""
 
@@ -218,8 +227,12 @@ class WideShapes:
         return canvas.finish()
 
     def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
-        """Ask nothing yet: the encoder learns this room from its targets and captions."""
-        return []
+        """Return questions about the scene; see `Room.ask`."""
+        shown = {item.kind for item in scene.items}
+        # Whether a square is a rectangle, too, is a matter of opinion: nobody is asked.
+        unclear = {kind for kind in WIDE_KINDS if shown & _SPECIAL_CASES.get(kind, set())}
+        kinds = tuple(kind for kind in WIDE_KINDS if kind not in unclear - shown)
+        return ask_about_objects(scene, rng, split, Vocabulary("shape", kinds, tuple(COLOURS)))
 
 
 WIDE_SHAPES = WideShapes()

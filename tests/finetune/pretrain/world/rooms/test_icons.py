@@ -33,3 +33,13 @@ def test_a_scene_has_as_many_icons_as_asked_for_within_the_picture(icons: Icons)
         picture = icons.draw(scene)
         assert picture.size == (scene.width, scene.height)
         assert picture.tobytes() == icons.draw(scene).tobytes()
+
+
+def test_questions_name_what_is_there(icons: Icons) -> None:
+    for seed in range(30):
+        rng = random.Random(seed)
+        scene = icons.make(rng, "train")
+        asked = icons.ask(scene, rng, "train")
+        assert asked[0].skill == "name"
+        assert all(item.kind in asked[0].sentence for item in scene.items)
+        assert len({qa.question for qa in asked}) == len(asked)

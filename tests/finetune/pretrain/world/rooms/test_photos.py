@@ -1,34 +1,58 @@
 """The photographs room, on photographs of noise."""
 
+import random
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from finetune.pretrain.world.rooms.photos.room import Photos
-from finetune.pretrain.world.rooms.photos.store import PhotoStore
+from finetune.pretrain.world.rooms.photos.store import PhotoStore, photo_classes
 from tests.finetune.pretrain.packed_data import pack_noise_photos
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Photos:
-    return Photos(PhotoStore.open(pack_noise_photos(tmp_path / "photos")), side=64)
+    return Photos(PhotoStore.open(pack_noise_photos(tmp_path / "photos")))
 
 
-def test_a_whole_photograph_is_shown_as_it_is(photos: Photos) -> None:
-    rows = photos.held_out(classes=2)
-    assert set(photos.store.labels[rows]) == {0, 1}
-    shown = photos.whole(rows)
-    original = torch.from_numpy(photos.store.images[rows]).permute(0, 3, 1, 2)
-    assert torch.allclose(shown.pixels, original / 127.5 - 1, atol=1e-4)
-    assert shown.boxes[0].tolist() == pytest.approx([64 / 255, 64 / 255, 191 / 255, 191 / 255])
+def test_cuts_keep_the_object_in_the_picture(photos: Photos) -> None:
+    for seed in range(50):
+        scene = photos.make(random.Random(seed), "train")
+        left, top, right, bottom = scene.items[0].box
+        assert 0 <= left < right <= 1
+        assert 0 <= top < bottom <= 1
+        assert photos.draw(scene).size == (scene.width, scene.height)
 
 
-def test_training_cuts_stay_in_range_and_keep_their_boxes(photos: Photos) -> None:
-    batch = photos.batch(32, np.random.default_rng(0))
-    assert batch.pixels.shape == (32, 3, 64, 64)
-    assert batch.pixels.abs().max() <= 1
-    left, top, right, bottom = batch.boxes.unbind(1)
-    assert ((left <= right) & (top <= bottom)).all()
-    assert ((batch.boxes >= 0) & (batch.boxes <= 1)).all()
+def test_held_out_photographs_are_whole_and_never_trained_on(photos: Photos) -> None:
+    rows = {"train": set(), "test": set()}
+    for split, seen in rows.items():
+        for seed in range(60):
+            scene = photos.make(random.Random(seed), split)
+            seen.add(scene.extra["row"])
+            assert split == "train" or (scene.width, scene.height) == (64, 64)
+    assert not rows["train"] & rows["test"]
+
+
+def test_questions_are_about_the_class_and_nobody_counts(photos: Photos) -> None:
+    skills = set()
+    for seed in range(60):
+        rng = random.Random(seed)
+        scene = photos.make(rng, "train")
+        asked = photos.ask(scene, rng, "train")
+        assert asked[0].short in (scene.items[0].kind, "")
+        assert scene.items[0].kind in photos.kinds
+        skills |= {qa.skill for qa in asked}
+    assert {"name", "is_it", "existence", "position"} <= skills
+    assert "count" not in skills
+
+
+def test_what_is_absent_is_not_of_the_kind_that_is_shown(photos: Photos) -> None:
+    kinds = {name: c.kind for c in photo_classes() for name in c.names}
+    for seed in range(80):
+        rng = random.Random(seed)
+        scene = photos.make(rng, "train")
+        for qa in photos.ask(scene, rng, "train"):
+            if qa.skill == "existence" and qa.short == "no":
+                asked = qa.sentence.removeprefix("No, there is no ").rstrip(".")
+                assert kinds.get(asked) != kinds[scene.items[0].kind]

@@ -61,3 +61,10 @@ def test_pictures_are_up_to_four_times_as_wide_as_high() -> None:
 
 def test_a_caption_says_what_there_is() -> None:
     assert caption(single("orange", "ellipse", 0)) == "an orange ellipse"
+
+
+def test_nobody_is_asked_whether_a_square_is_a_rectangle() -> None:
+    scene = single("red", "square", 0)
+    for seed in range(200):
+        for qa in WIDE_SHAPES.ask(scene, random.Random(seed), "test"):
+            assert "rectangle" not in qa.question.replace("rounded rectangle", "")
