@@ -17,14 +17,14 @@ from transformers import PreTrainedTokenizerFast
 
 from finetune.pretrain import patch_targets
 from finetune.pretrain.curriculum import (
-    Emphasis,
-    Sought,
-    Totals,
-    course_at,
-    make_quiz,
-    questions,
-    sought_in,
-    without_pictures,
+    CountTargets,
+    ReferentTargets,
+    SkillSampler,
+    batch_plan_at,
+    make_question_batch,
+    questions_without_picture,
+    referent_targets,
+    scene_questions,
 )
 from finetune.pretrain.exam import Exam, Seer, evaluate_world
 from finetune.pretrain.language import Census, Referents, Symbols, step_loss, told
@@ -36,8 +36,14 @@ from finetune.pretrain.optim import (
     rank,
     rate_at,
 )
-from finetune.pretrain.scene_pool import draw_room, pixels
-from finetune.pretrain.sequences import Packed, Packer, Row, branches, turns_of
+from finetune.pretrain.scene_pool import pick_room, pixels
+from finetune.pretrain.sequences import (
+    PackedBatch,
+    Packer,
+    PictureConversations,
+    branches,
+    turns_of,
+)
 from finetune.pretrain.world import QA, ROOMS, Scene, make_scene
 from finetune.pretrain.world.pairs import comparable, compare
 
@@ -56,7 +62,7 @@ class Gallery:
     def refill(self, count: int) -> None:
         drawn = []
         for seed in range(self.next_seed, self.next_seed + count):
-            scene = make_scene(seed, draw_room(seed, self.weights))
+            scene = make_scene(seed, pick_room(seed, self.weights))
             drawn.append((scene, pixels(ROOMS[scene.room].draw(scene))))
         seen = self.seer.features(np.stack([picture for _, picture in drawn]))
         rows = torch.from_numpy(np.stack([patch_targets.patches(scene) for scene, _ in drawn]))
@@ -91,30 +97,30 @@ class Batch:
     what the questions turn on.
     """
 
-    packed: Packed
+    packed: PackedBatch
     visual: torch.Tensor
-    sought: Sought
-    totals: Totals
+    sought: ReferentTargets
+    totals: CountTargets
     skills: list[list[str]]
 
 
 def ask_scenes(
-    shown: list[tuple[Scene, ...]], seed: int, most: int, emphasis: Emphasis
-) -> tuple[list[Row], list[list[QA]]]:
+    shown: list[tuple[Scene, ...]], seed: int, most: int, sampler: SkillSampler
+) -> tuple[list[PictureConversations], list[list[QA]]]:
     """At most `most` fresh questions about each scene or pair of scenes, and a row of talk."""
-    rows: list[Row] = []
+    rows: list[PictureConversations] = []
     asked: list[list[QA]] = []
     for k, scenes in enumerate(shown):
         rng = random.Random(f"ask-{seed}-{k}")
         if len(scenes) == 2:
             qas = compare(scenes[0], scenes[1], rng)
         else:
-            qas = questions(scenes[0], rng, "train", 2)
-        made = branches(emphasis.chosen(qas, rng, most), rng)
+            qas = scene_questions(scenes[0], rng, "train", 2)
+        made = branches(sampler.sample(qas, rng, most), rng)
         rows.append(([patch_targets.PATCHES] * len(scenes), [turns for turns, _ in made]))
         asked.append([qa for _, qa in made])
     rng = random.Random(f"talk-{seed}")
-    rows.append(((), [turns_of(qa, rng) for qa in without_pictures(rng, "train", 4)]))
+    rows.append(((), [turns_of(qa, rng) for qa in questions_without_picture(rng, "train", 4)]))
     return rows, asked
 
 
@@ -177,7 +183,7 @@ def align(
     gallery = Gallery(seer, capacity, weights, next_seed=first)
     gallery.refill(min(capacity, round(800 * scale)))
     number = training.kept.get("number", 2_000_000_000 * (seed + 1)) + 200_000_000 * rank()
-    emphasis = Emphasis(training.kept.get("right", {}))
+    sampler = SkillSampler(training.kept.get("right", {}))
     rng = np.random.default_rng((seed, training.step, rank()))
     copied_from_first(parts.values())
     if training.fresh:
@@ -189,10 +195,10 @@ def align(
         seen = training.step % 3 != 0
         if seen:
             gallery.refill(max(1, batch // 3))
-            asked = gallery_batch(gallery, packer, batch, rng, emphasis)
+            asked = gallery_batch(gallery, packer, batch, rng, sampler)
         else:
             asked, number = symbol_batch(
-                symbols, packer, weights, number, training.step, scale, emphasis
+                symbols, packer, weights, number, training.step, scale, sampler
             )
         with fast_autocast(seer.device):
             whole, loss, hits = step_loss(
@@ -200,7 +206,7 @@ def align(
                 asked.packed, asked.visual, asked.sought, asked.totals,
             )  # fmt: skip
         training.learn(whole, warmup=60)
-        emphasis.grade(hits, asked.skills)
+        sampler.update(hits, asked.skills)
         losses[seen].append(loss)
         if rank():
             continue
@@ -215,7 +221,7 @@ def align(
             scores = evaluate_world(seer, packer, Exam(weights, 80))
             print(f"{name} score {told(scores)}", flush=True)
         if training.due("save", 120):
-            training.save(number=number, next_seed=gallery.next_seed, right=emphasis.right)
+            training.save(number=number, next_seed=gallery.next_seed, right=sampler.accuracy)
 
 
 def gallery_batch(
@@ -223,7 +229,7 @@ def gallery_batch(
     packer: Packer,
     batch: int,
     rng: np.random.Generator,
-    emphasis: Emphasis,
+    sampler: SkillSampler,
 ) -> Batch:
     """New questions about pictures of the gallery, and the pictures' projected features."""
     seer = gallery.seer
@@ -233,13 +239,13 @@ def gallery_batch(
         pairs = [pair for _ in range(batch // 4) if (pair := gallery.pair(rng))]
         shown = shown[len(pairs) :] + pairs
     scenes = [tuple(gallery.scenes[slot] for slot in slots) for slots in shown]
-    rows, asked = ask_scenes(scenes, int(rng.integers(1 << 40)), 9, emphasis)
+    rows, asked = ask_scenes(scenes, int(rng.integers(1 << 40)), 9, sampler)
     with fast_autocast(seer.device):
         visual = seer.projector(gallery.seen[[slot for slots in shown for slot in slots]])
     return Batch(
         packer.pack(rows, limit=256).to(seer.device),
         visual.flatten(0, 1),
-        sought_in(asked, [shown[0].room for shown in scenes]),
+        referent_targets(asked, [shown[0].room for shown in scenes]),
         {
             row: patch_targets.census(shown[0])
             for row, shown in enumerate(scenes)
@@ -256,15 +262,15 @@ def symbol_batch(
     number: int,
     step: int,
     scale: float,
-    emphasis: Emphasis,
+    sampler: SkillSampler,
 ) -> tuple[Batch, int]:
     """A batch of stage 0b's last kind: mostly compact, now and then a grid."""
     grid = step % 15 == 0
-    course = course_at(1.0, 0 if grid else 1, 1.0, scale)
-    quiz, number = make_quiz(packer, number, weights, course, emphasis=emphasis)
+    course = batch_plan_at(1.0, 0 if grid else 1, 1.0, scale)
+    batch, number = make_question_batch(packer, number, weights, course, sampler=sampler)
     device = symbols.owned.weight.device
     with fast_autocast(device.type):
-        visual = symbols(quiz.rows.to(device), grid)
-    packed = quiz.packed.to(str(device))
-    asked = Batch(packed, visual.flatten(0, -2), quiz.sought, quiz.totals, quiz.skills)
+        visual = symbols(batch.rows.to(device), grid)
+    packed = batch.packed.to(str(device))
+    asked = Batch(packed, visual.flatten(0, -2), batch.referents, batch.counts, batch.skills)
     return asked, number

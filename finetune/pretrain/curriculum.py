@@ -1,5 +1,6 @@
-"""Batches of questions about symbolic pictures: what they hold, and which skills are asked how
-often while a model learns (`Course`, `Emphasis`).
+"""Batches of questions about symbolic pictures, and what they ask as training progresses.
+
+`batch_plan_at` schedules how difficult batches are, `SkillSampler` how often each skill is asked.
 """
 
 import random
@@ -10,31 +11,36 @@ import numpy as np
 import torch
 
 from finetune.pretrain import patch_targets
-from finetune.pretrain.scene_pool import draw_room
-from finetune.pretrain.sequences import Hits, Packed, Packer, Row, branches, turns_of
+from finetune.pretrain.scene_pool import pick_room
+from finetune.pretrain.sequences import (
+    Hits,
+    PackedBatch,
+    Packer,
+    PictureConversations,
+    branches,
+    turns_of,
+)
 from finetune.pretrain.world import QA, ROOMS, Scene, Split, make_scene
 from finetune.pretrain.world.pairs import make_pair
 from finetune.pretrain.world.wording.small_talk import small_talk, without_picture
 
-OBJECTS = 4
-"""At most so many of the objects that a question turns on are told."""
-Sought = dict[tuple[int, int], tuple[list[np.ndarray], tuple[int, ...]]]
-"""(row, branch) -> what its last question turns on: rows of `dense` of objects, and numbers."""
+MAX_REFERENTS = 4
+"""The most objects of a question that serve as targets."""
+ReferentTargets = dict[tuple[int, int], tuple[list[np.ndarray], tuple[int, ...]]]
+"""(row, branch) -> the objects (rows of patch targets) and counts that the answer depends on."""
+CountTargets = dict[int, np.ndarray]
+"""Row -> `patch_targets.census` of its picture, if it has exactly one."""
 
 
-Totals = dict[int, np.ndarray]
-"""Row -> `dense.census` of the picture, where it shows one."""
+def referent_targets(asked: Sequence[Sequence[QA]], rooms: Sequence[str]) -> ReferentTargets:
+    """Return what the answers of each row's questions, one per branch, depend on.
 
-
-def sought_in(asked: Sequence[Sequence[QA]], rooms: Sequence[str]) -> Sought:
-    """What the questions of each row, in the order of their branches, turn on.
-
-    Objects that `dense` has no class for (a die is made of pips) are left out.
+    Objects without a class of their own are left out, such as a die, which consists of its pips.
     """
-    found: Sought = {}
+    found: ReferentTargets = {}
     for row, (qas, room) in enumerate(zip(asked, rooms, strict=True)):
         for number, qa in enumerate(qas, 1):
-            items = qa.about[:OBJECTS]
+            items = qa.about[:MAX_REFERENTS]
             if not all((room, item.kind) in patch_targets.KIND_INDEX for item in items):
                 items = ()
             if items or qa.counts:
@@ -45,9 +51,10 @@ def sought_in(asked: Sequence[Sequence[QA]], rooms: Sequence[str]) -> Sought:
     return found
 
 
-def questions(scene: Scene, rng: random.Random, split: Split, rounds: int = 1) -> list[QA]:
-    """The room's questions, and now and then small talk in between. More rounds give
-    `Emphasis.chosen` more to choose from.
+def scene_questions(scene: Scene, rng: random.Random, split: Split, rounds: int = 1) -> list[QA]:
+    """Return the room's questions, sometimes with small talk in between.
+
+    More `rounds` give `SkillSampler.sample` more to choose from.
     """
     asked = [qa for _ in range(rounds) for qa in ROOMS[scene.room].ask(scene, rng, split)]
     qas = list({(qa.question, qa.sentence): qa for qa in asked}.values())
@@ -56,40 +63,45 @@ def questions(scene: Scene, rng: random.Random, split: Split, rounds: int = 1) -
     return qas
 
 
-def without_pictures(rng: random.Random, split: Split, count: int = 6) -> list[QA]:
-    """Talk for a row that has no picture."""
+def questions_without_picture(rng: random.Random, split: Split, count: int = 6) -> list[QA]:
+    """Return questions for a row that has no picture."""
     return [rng.choice((small_talk, without_picture))(rng, split) for _ in range(count)]
 
 
 @dataclass
-class Quiz:
-    """A batch of scenes with their questions, packed. `skills[row][branch - 1]`."""
+class QuestionBatch:
+    """A packed batch of questions about scenes.
 
-    packed: Packed
+    `rows` are the patch targets that stand for the pictures: [objects, COLUMNS], or
+    [scenes, PATCHES, COLUMNS] for grids. `skills[row][branch - 1]` is the skill of a branch.
+    """
+
+    packed: PackedBatch
     rows: torch.Tensor
-    """Of `dense`: [objects, COLUMNS], of grids [scenes, PATCHES, COLUMNS]."""
     skills: list[list[str]]
-    sought: Sought
-    totals: Totals
+    referents: ReferentTargets
+    counts: CountTargets
 
 
 @dataclass(frozen=True)
-class Course:
-    """What a batch is made of. Few questions of many scenes teach faster than the reverse, but a
-    grid's 64 tokens are better shared; relations and descriptions are learned last.
+class BatchPlan:
+    """What a batch contains.
+
+    Few questions about many scenes train faster than many about few, except where the 64 tokens of
+    a grid are shared by them. Relations and descriptions are learned last.
     """
 
     scenes: int
     questions: int
     grid: bool
     most_objects: int = 99
-    """In a picture; scenes with more are passed over."""
+    """The most objects in a picture; scenes with more are skipped."""
     basic: float = 0.0
-    """Share of questions outside `BASIC` that is left out."""
+    """The share of questions outside `BASIC` that is left out."""
     short: float = 0.6
-    """Share of single-word answers."""
+    """The share of single-word answers."""
     limit: int = 640
-    """Tokens of a row; rows of about equal length waste nothing on padding."""
+    """The most tokens in a row; rows of similar length need little padding."""
 
 
 BASIC = {
@@ -105,110 +117,134 @@ BASIC = {
 }
 
 
-LESS = {"caption": 0.5, "describe": 0.3, "pair": 0.7, "arithmetic": 0.4, "time": 0.5}
-"""Skills that stay wrong for long whatever is done: they must not take all the room."""
+SKILL_FACTORS = {"caption": 0.5, "describe": 0.3, "pair": 0.7, "arithmetic": 0.4, "time": 0.5}
+"""Factors of `SkillSampler.weight` for skills that improve slowly, so that they do not dominate."""
 
 
 @dataclass
-class Emphasis:
-    """How often each skill is taught: the more often, the more of its answers are wrong.
+class SkillSampler:
+    """Samples questions so that skills with more wrong answers are asked more often.
 
-    `right`: skill -> running share of right answers.
+    `accuracy` is the running share of correct answers of each skill.
     """
 
-    right: dict[str, float] = field(default_factory=dict)
+    accuracy: dict[str, float] = field(default_factory=dict)
 
-    def grade(self, hits: Hits, skills: Sequence[Sequence[str]]) -> None:
-        """`skills[row][branch - 1]` of a batch; rows without any are of talk."""
+    def update(self, hits: Hits, skills: Sequence[Sequence[str]]) -> None:
+        """Update the accuracy with the results of a batch; `skills[row][branch - 1]`.
+
+        Rows without an entry in `skills` are ignored.
+        """
         for (row, branch), hit in hits.items():
             if row < len(skills):
                 skill = skills[row][branch - 1]
-                before = self.right.get(skill, 0.5)
-                self.right[skill] = before + 0.003 * (hit - before)
+                before = self.accuracy.get(skill, 0.5)
+                self.accuracy[skill] = before + 0.003 * (hit - before)
 
     def weight(self, skill: str) -> float:
-        return max(0.05, (1 - self.right.get(skill, 0.5)) * LESS.get(skill, 1.0))
+        """Return how often a skill is sampled, relative to others."""
+        return max(0.05, (1 - self.accuracy.get(skill, 0.5)) * SKILL_FACTORS.get(skill, 1.0))
 
-    def chosen(self, qas: Sequence[QA], rng: random.Random, count: int) -> list[QA]:
-        """At most `count` of the questions, by weight (Efraimidis and Spirakis, 2006)."""
+    def sample(self, qas: Sequence[QA], rng: random.Random, count: int) -> list[QA]:
+        """Return up to `count` questions by weight, without replacement.
+
+        The method is that of Efraimidis and Spirakis (2006).
+        """
         keys = [rng.random() ** (1 / self.weight(qa.skill)) for qa in qas]
         order = sorted(range(len(qas)), key=keys.__getitem__, reverse=True)
         return [qas[k] for k in order[:count]]
 
 
-def course_at(progress: float, step: int, compact_share: float, scale: float = 1.0) -> Course:
-    """Simple questions first, then everything on few objects, then on many, then the grid."""
+def batch_plan_at(
+    progress: float, step: int, compact_share: float, scale: float = 1.0
+) -> BatchPlan:
+    """Return the plan for a moment of training, from easy to difficult.
+
+    Simple questions come first, then all questions about few objects, then about many, then grids.
+
+    Args:
+        progress: The share of the training time that has passed.
+        step: The number of the step.
+        compact_share: The share of the training time before grids are used.
+        scale: Multiplies the number of scenes.
+    """
 
     def scenes(count: int) -> int:
         return max(2, round(count * scale))
 
     part = progress / compact_share
     if part < 0.15:
-        return Course(scenes(24), 4, False, 4, 0.9, 0.9, limit=96)
-    if part < 0.55:  # relations are learned between two or three objects
-        return Course(scenes(28), 5, False, 3, short=0.75, limit=128)
+        return BatchPlan(scenes(24), 4, False, 4, 0.9, 0.9, limit=96)
+    if part < 0.55:  # relations are learned best between two or three objects
+        return BatchPlan(scenes(28), 5, False, 3, short=0.75, limit=128)
     if part < 0.8:
-        return Course(scenes(28), 5, False, 5, short=0.7, limit=128)
+        return BatchPlan(scenes(28), 5, False, 5, short=0.7, limit=128)
     if part < 1 or step % 3:
-        return Course(scenes(28), 6, False, short=0.7, limit=128)
-    return Course(scenes(12), 9, True, short=0.7, limit=256)
+        return BatchPlan(scenes(28), 6, False, short=0.7, limit=128)
+    return BatchPlan(scenes(12), 9, True, short=0.7, limit=256)
 
 
 PAIR_EVERY = 12
-"""Every so many rows of a batch ask about two pictures."""
+"""One in this many rows of a batch asks about two pictures."""
 
 
-def make_quiz(
+def make_question_batch(
     packer: Packer,
     first: int,
     weights: Mapping[str, float],
-    course: Course,
+    plan: BatchPlan,
     split: Split = "train",
-    emphasis: Emphasis | None = None,
-) -> tuple[Quiz, int]:
-    """Scenes from number `first` on, as grids or as shuffled objects, and the next number."""
-    emphasis = emphasis or Emphasis()
-    todo: list[Row] = []
+    sampler: SkillSampler | None = None,
+) -> tuple[QuestionBatch, int]:
+    """Make a batch about scenes from number `first` on, and return the next number.
+
+    The scenes are represented as grids of patches or as shuffled lists of objects.
+    """
+    sampler = sampler or SkillSampler()
+    to_pack: list[PictureConversations] = []
     tables, asked, rooms = [], [], []
-    totals: Totals = {}
+    counts: CountTargets = {}
     number = first
-    while len(todo) < course.scenes:
+    while len(to_pack) < plan.scenes:
         rng = random.Random(f"quiz-{split}-{number}")
-        if split == "train" and len(todo) % PAIR_EVERY == PAIR_EVERY - 1:
+        if split == "train" and len(to_pack) % PAIR_EVERY == PAIR_EVERY - 1:
             pair = make_pair(number, split)
-            scenes, qas = pair.scenes, list(pair.questions)
+            scenes: tuple[Scene, ...] = pair.scenes
+            qas = list(pair.questions)
         else:
-            scene = make_scene(number, draw_room(number, weights), split)
-            scenes, qas = (scene,), questions(scene, rng, split, 2 if split == "train" else 1)
+            scene = make_scene(number, pick_room(number, weights), split)
+            scenes, qas = (scene,), scene_questions(scene, rng, split, 2 if split == "train" else 1)
         number += 1
-        if not all(0 < len(scene.items) <= course.most_objects for scene in scenes):
+        if not all(0 < len(scene.items) <= plan.most_objects for scene in scenes):
             continue
-        qas = [qa for qa in qas if qa.skill in BASIC or rng.random() >= course.basic]
-        qas = emphasis.chosen(qas, rng, course.questions)
-        seen = [
+        qas = [qa for qa in qas if qa.skill in BASIC or rng.random() >= plan.basic]
+        qas = sampler.sample(qas, rng, plan.questions)
+        visible = [
             patch_targets.patches(scene)
-            if course.grid
+            if plan.grid
             else shuffled(patch_targets.objects(scene), number)
             for scene in scenes
         ]
         if split == "train":
-            made = branches(qas, rng, course.short)
+            made = branches(qas, rng, plan.short)
         else:
             made = [(turns_of(qa, rng), qa) for qa in qas]
         if len(scenes) == 1:
-            totals[len(todo)] = patch_targets.census(scenes[0])
-        todo.append(([len(table) for table in seen], [turns for turns, _ in made]))
-        tables += seen
+            counts[len(to_pack)] = patch_targets.census(scenes[0])
+        to_pack.append(([len(table) for table in visible], [turns for turns, _ in made]))
+        tables += visible
         asked.append([qa for _, qa in made])
         rooms.append(scenes[0].room)
     rng = random.Random(f"talk-{split}-{first}")
-    talk = without_pictures(rng, split, max(1, course.scenes // 8))
-    todo.append(((), [turns_of(qa, rng) for qa in talk]))
+    talk = questions_without_picture(rng, split, max(1, plan.scenes // 8))
+    to_pack.append(((), [turns_of(qa, rng) for qa in talk]))
     skills = [[qa.skill for qa in qas] for qas in (*asked, talk)]
-    rows = torch.from_numpy((np.stack if course.grid else np.concatenate)(tables)).long()
-    packed = packer.pack(todo, course.limit)
-    return Quiz(packed, rows, skills, sought_in(asked, rooms), totals), number
+    rows = torch.from_numpy((np.stack if plan.grid else np.concatenate)(tables)).long()
+    packed = packer.pack(to_pack, plan.limit)
+    targets = referent_targets(asked, rooms)
+    return QuestionBatch(packed, rows, skills, targets, counts), number
 
 
 def shuffled(table: np.ndarray, seed: int) -> np.ndarray:
+    """Return the rows of a table in random order."""
     return np.random.default_rng(seed).permutation(table)

@@ -22,10 +22,10 @@ from torch import nn
 from transformers import AutoTokenizer, LlamaForCausalLM, LlavaForConditionalGeneration
 
 from finetune.pretrain import patch_targets
-from finetune.pretrain.curriculum import questions, without_pictures
+from finetune.pretrain.curriculum import questions_without_picture, scene_questions
 from finetune.pretrain.language import run_packed, told
 from finetune.pretrain.optim import fast_autocast, fast_dtype
-from finetune.pretrain.scene_pool import draw_room, normalised, pixels
+from finetune.pretrain.scene_pool import normalised, pick_room, pixels
 from finetune.pretrain.sequences import Packer, answer_hits, first_pieces, turns_of
 from finetune.pretrain.world import ROOMS, Scene, make_scene
 
@@ -84,7 +84,7 @@ class Exam:
         found: list[Scene] = []
         seed = self.first_seed
         while len(found) < self.scenes:
-            scene = make_scene(seed, draw_room(seed, self.rooms), "test")
+            scene = make_scene(seed, pick_room(seed, self.rooms), "test")
             if self.least <= len(scene.items) <= self.most:
                 found.append(scene)
             seed += 1
@@ -117,11 +117,11 @@ def evaluate_world(seer: Seer, packer: Packer, exam: Exam) -> Scores:
         rows, skills = [], []
         for k, scene in enumerate(part):
             rng = random.Random(f"exam-{exam.first_seed}-{start + k}")
-            qas = questions(scene, rng, "train" if exam.known else "test")
+            qas = scene_questions(scene, rng, "train" if exam.known else "test")
             rows.append(((patch_targets.PATCHES,), [turns_of(qa, rng, plain=True) for qa in qas]))
             skills.append([qa.skill for qa in qas])
         rng = random.Random(f"exam-talk-{start}")
-        talk = without_pictures(rng, "test")
+        talk = questions_without_picture(rng, "test")
         rows.append(((), [turns_of(qa, rng, plain=True) for qa in talk]))
         skills.append([qa.skill for qa in talk])
         packed = packer.pack(rows, limit=10**6).to(seer.device)

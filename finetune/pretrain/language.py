@@ -18,17 +18,17 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from finetune.kernels import shared_prefix
 from finetune.pretrain import patch_targets
 from finetune.pretrain.curriculum import (
-    OBJECTS,
-    Course,
-    Emphasis,
-    Sought,
-    Totals,
-    course_at,
-    make_quiz,
+    MAX_REFERENTS,
+    BatchPlan,
+    CountTargets,
+    ReferentTargets,
+    SkillSampler,
+    batch_plan_at,
+    make_question_batch,
 )
 from finetune.pretrain.model import language_config
 from finetune.pretrain.optim import Training, fast_autocast
-from finetune.pretrain.sequences import Hits, Packed, Packer, answer_hits, answer_starts
+from finetune.pretrain.sequences import Hits, PackedBatch, Packer, answer_hits, answer_starts
 
 
 class Symbols(nn.Module):
@@ -65,7 +65,7 @@ States = tuple[torch.Tensor, ...]
 class Referents(nn.Module):
     """Throw-away heads that say what a question turns on, before it is answered.
 
-    They read the token that the answer follows, after layer `LAYER`: `quiz.OBJECTS` of them name an
+    They read the token that the answer follows, after layer `LAYER`: `MAX_REFERENTS` name an
     object each, taught what `dense` says of it, and `NUMBERS` say how many objects fit a
     description. Without them the language model takes long to find an object by its description,
     and longer to compare two or to count: an answer alone says little about what was missed.
@@ -84,10 +84,10 @@ class Referents(nn.Module):
             patch_targets.GEOMETRY,
         ]
         self.norm = nn.RMSNorm(width)
-        self.heads = nn.ModuleList(nn.Linear(width, sum(self.sizes)) for _ in range(OBJECTS))
+        self.heads = nn.ModuleList(nn.Linear(width, sum(self.sizes)) for _ in range(MAX_REFERENTS))
         self.numbers = nn.ModuleList(nn.Linear(width, self.MOST + 1) for _ in range(self.NUMBERS))
 
-    def loss(self, states: States, packed: Packed, sought: Sought) -> torch.Tensor:
+    def loss(self, states: States, packed: PackedBatch, sought: ReferentTargets) -> torch.Tensor:
         """The objects' mean and the numbers'."""
         hidden = states[min(self.LAYER, len(states) - 1)]
         starts = answer_starts(packed)
@@ -142,7 +142,7 @@ class Census(nn.Module):
         self.norm = nn.RMSNorm(width)
         self.head = nn.Linear(width, patch_targets.CENSUS * (Referents.MOST + 1))
 
-    def loss(self, states: States, packed: Packed, totals: Totals) -> torch.Tensor:
+    def loss(self, states: States, packed: PackedBatch, totals: CountTargets) -> torch.Tensor:
         """What is there counts as much as the many kinds that are not."""
         nothing = sum(0 * p.sum() for p in self.parameters())
         if not totals:
@@ -162,7 +162,7 @@ class Census(nn.Module):
 
 
 def run_packed(
-    model: LlamaForCausalLM, packed: Packed, visual: torch.Tensor
+    model: LlamaForCausalLM, packed: PackedBatch, visual: torch.Tensor
 ) -> tuple[torch.Tensor, States]:
     """Hidden states of the last layer [rows, length, width], and what goes into each layer;
     `visual` [visual tokens of the batch, width].
@@ -185,7 +185,7 @@ def run_packed(
 
 
 def answer_loss(
-    model: LlamaForCausalLM, hidden: torch.Tensor, packed: Packed
+    model: LlamaForCausalLM, hidden: torch.Tensor, packed: PackedBatch
 ) -> tuple[torch.Tensor, Hits]:
     """Mean cross-entropy of the answers' tokens (logits are computed for these alone), and which
     branches were answered rightly throughout.
@@ -208,10 +208,10 @@ def step_loss(
     model: LlamaForCausalLM,
     referents: Referents,
     census: Census,
-    packed: Packed,
+    packed: PackedBatch,
     visual: torch.Tensor,
-    sought: Sought,
-    totals: Totals,
+    sought: ReferentTargets,
+    totals: CountTargets,
 ) -> tuple[torch.Tensor, float, Hits]:
     """What a step goes down, the answers' part of it, and which branches were answered rightly."""
     hidden, states = run_packed(model, packed, visual)
@@ -234,15 +234,15 @@ def symbolic_score(
     """Skill -> (exact match, questions) on held-out scenes given as symbols."""
     hits: dict[str, list[bool]] = defaultdict(list)
     for start in range(0, scenes, 20):
-        course = Course(20, 12, grid)
-        quiz, _ = make_quiz(packer, 1000 * start, weights, course, "test")
-        packed = quiz.packed.to(device)
+        course = BatchPlan(20, 12, grid)
+        batch, _ = make_question_batch(packer, 1000 * start, weights, course, "test")
+        packed = batch.packed.to(device)
         with fast_autocast(device):
-            visual = symbols(quiz.rows.to(device), grid)
+            visual = symbols(batch.rows.to(device), grid)
             hidden, _ = run_packed(model, packed, visual.flatten(0, -2))
             best = model.lm_head(hidden).argmax(-1)
         for (row, number), hit in answer_hits(best, packed).items():
-            hits[quiz.skills[row][number - 1]].append(hit)
+            hits[batch.skills[row][number - 1]].append(hit)
     return {skill: (sum(h) / len(h), len(h)) for skill, h in sorted(hits.items())}
 
 
@@ -279,19 +279,19 @@ def train_language(
     training = Training(out / "language.pt", minutes, parts)
     packer = Packer(tokenizer)
     number = training.kept.get("number", 1_000_000 * (seed + 1))
-    emphasis = Emphasis(training.kept.get("right", {}))
+    sampler = SkillSampler(training.kept.get("right", {}))
     losses: list[float] = []
     while training.progress < 1:
-        course = course_at(training.progress, training.step, compact_share, scale)
-        quiz, number = make_quiz(packer, number, weights, course, emphasis=emphasis)
-        packed = quiz.packed.to(device)
+        course = batch_plan_at(training.progress, training.step, compact_share, scale)
+        batch, number = make_question_batch(packer, number, weights, course, sampler=sampler)
+        packed = batch.packed.to(device)
         with fast_autocast(device):
-            visual = symbols(quiz.rows.to(device), course.grid).flatten(0, -2)
+            visual = symbols(batch.rows.to(device), course.grid).flatten(0, -2)
             whole, loss, hits = step_loss(
-                model, referents, census, packed, visual, quiz.sought, quiz.totals
+                model, referents, census, packed, visual, batch.referents, batch.counts
             )
         training.learn(whole)
-        emphasis.grade(hits, quiz.skills)
+        sampler.update(hits, batch.skills)
         losses.append(loss)
         if training.step % 200 == 0:
             print(
@@ -304,5 +304,5 @@ def train_language(
                 scores = symbolic_score(model, symbols, packer, weights, 60, grid, device)
                 print(f"language score grid {grid} {told(scores)}", flush=True)
         if training.due("save", 120):
-            training.save(number=number, right=emphasis.right)
+            training.save(number=number, right=sampler.accuracy)
     return model.eval(), symbols, referents, census

@@ -1,4 +1,4 @@
-"""The shapes and sizes of the built-in model."""
+"""The architecture of the built-in model and how it is saved."""
 
 import copy
 from pathlib import Path
@@ -27,6 +27,7 @@ CAPTION_TOKENS = 48
 
 
 def vision_config(tiny: bool = False) -> SiglipVisionConfig:
+    """Return the configuration of the image encoder."""
     width, layers = (32, 2) if tiny else (192, 6)
     return SiglipVisionConfig(
         hidden_size=width,
@@ -39,7 +40,7 @@ def vision_config(tiny: bool = False) -> SiglipVisionConfig:
 
 
 def siglip_config(vocabulary: int, tiny: bool = False) -> SiglipConfig:
-    """Both towers; the text tower is small and reads captions."""
+    """Return the configuration of both towers; the text tower is small and reads captions."""
     vision = vision_config(tiny)
     width = vision.hidden_size
     text = SiglipTextConfig(
@@ -58,6 +59,7 @@ def siglip_config(vocabulary: int, tiny: bool = False) -> SiglipConfig:
 
 
 def language_config(vocabulary: int, tiny: bool = False) -> LlamaConfig:
+    """Return the configuration of the language model."""
     width, layers = (32, 2) if tiny else (192, 5)
     heads = max(1, width // 32)
     return LlamaConfig(
@@ -108,13 +110,13 @@ def make_processor(
 
 
 def save_two_towers(encoder: SiglipModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """The encoder with its text tower, in bf16, as a checkpoint of its own: for retrieval."""
+    """Save the encoder with its text tower in bf16 as a separate checkpoint, for retrieval."""
     copy.deepcopy(encoder).bfloat16().save_pretrained(folder)
-    pictures = SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE})
-    SiglipProcessor(pictures, tokenizer).save_pretrained(folder)
+    image_processor = SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE})
+    SiglipProcessor(image_processor, tokenizer).save_pretrained(folder)
 
 
 def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
-    """bf16 safetensors in shards of at most 15 MB, with everything that loading needs."""
+    """Save bf16 safetensors in shards of at most 15 MB, with everything that loading needs."""
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="15MB")
     processor.save_pretrained(folder)

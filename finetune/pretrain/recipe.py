@@ -1,6 +1,6 @@
-"""The whole training of the built-in model, one call a stage; each goes on where it was killed.
+"""The training of the built-in model, one call per stage; an interrupted stage is continued.
 
-tokenizer -> 0a encoder | 0b language model (side by side) -> the two meet on features
+tokenizer -> 0a encoder | 0b language model (in parallel) -> alignment on the encoder's features
 -> 1 projector -> 2 LoRA (both through `finetune.training.train`) -> merged checkpoint
 """
 
@@ -28,7 +28,7 @@ from finetune.pretrain.world import ROOMS
 from vqa_app.checkpoints.manifest import is_finished
 from vqa_app.files import atomic_directory
 
-# Share of the scenes. Shapes carry most skills; the others are mostly new things to see.
+# How often scenes of each room are drawn. Shapes exercise most skills.
 ROOM_WEIGHTS = {
     "shapes": 10.0,
     "things": 4.0,
@@ -37,18 +37,18 @@ ROOM_WEIGHTS = {
     "charts": 2.0,
     "outside": 0.6,
 }
-SEPARATE, MEET, TOGETHER = 0.4, 0.5, 0.1
-"""Shares of the time: 0a and 0b, then on features, then stages 1 and 2 of `finetune.train`."""
-KNOWN_LR, KNOWN_PROJECTOR_LR = 3e-4, 1e-4
-"""Of these stages: the parts know each other by then. At the default rates, which are for a
-projector from nothing, the loss went from 0.08 to 0.16 within 35 steps."""
-QUESTIONS_A_MINUTE = 2500
-"""How many questions `finetune.training.train` is given for each of its minutes."""
+SEPARATE_SHARE, ALIGNMENT_SHARE, FINETUNE_SHARE = 0.4, 0.5, 0.1
+"""Shares of the time: stages 0a and 0b, alignment, then stages 1 and 2 of `finetune.train`."""
+ALIGNED_LR, ALIGNED_PROJECTOR_LR = 3e-4, 1e-4
+"""The learning rates of stages 1 and 2, which start from aligned parts. At the default rates, which
+are for a fresh projector, the loss rose from 0.08 to 0.16 within 35 steps."""
+QUESTIONS_PER_MINUTE = 2500
+"""How many questions `finetune.training.train` is given per minute of its time."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train. `tiny` shrinks everything, to see that it runs."""
+    """What to train and for how long; `tiny` shrinks everything, for tests."""
 
     out: Path
     minutes: float
@@ -56,39 +56,41 @@ class Plan:
     tiny: bool = False
     device: str = "cpu"
     parallel: bool = False
-    """Two processes: 0a beside 0b, then both as one. For CPUs with several cores."""
+    """Whether to use two processes, for 0a beside 0b and then for data-parallel alignment, which
+    suits CPUs with several cores."""
 
     @property
     def separate(self) -> float:
-        """Minutes for each of 0a and 0b."""
-        return SEPARATE * self.minutes / (1 if self.parallel else 2)
+        """The minutes for each of stages 0a and 0b."""
+        return SEPARATE_SHARE * self.minutes / (1 if self.parallel else 2)
 
     @property
     def rooms(self) -> Mapping[str, float]:
+        """The weights of the rooms."""
         return {name: ROOM_WEIGHTS[name] for name in ROOMS}
 
 
 def build(plan: Plan) -> Path:
-    """Trains everything that is not done yet; returns the folder of the finished checkpoint."""
+    """Train everything that is not finished, and return the folder of the final checkpoint."""
     plan.out.mkdir(parents=True, exist_ok=True)
-    the_tokenizer(plan)
-    with side_by_side(_encoder, plan) as two:
-        if not two:
+    make_tokenizer(plan)
+    with in_parallel(_encoder, plan) as parallel:
+        if not parallel:
             _encoder(plan)
         _language(plan)
     if not (plan.out / "base" / "config.json").exists():
         sync = plan.out / "meet.sync"
         sync.unlink(missing_ok=True)
-        with side_by_side(_meet, plan, 1) as two:
-            _meet(plan, 0, 2 if two else 1)
-    return instruct(plan)
+        with in_parallel(_align, plan, 1) as parallel:
+            _align(plan, 0, 2 if parallel else 1)
+    return finetune_stages(plan)
 
 
 @contextmanager
-def side_by_side(task: Callable[..., None], plan: Plan, *args: int) -> Iterator[bool]:
-    """Runs `task(plan, *args)` in a process of its own, with half of the cores, beside the block.
+def in_parallel(task: Callable[..., object], plan: Plan, *args: int) -> Iterator[bool]:
+    """Run `task(plan, *args)` in another process, with half of the cores, during the block.
 
-    Yields whether it does: see `Plan.parallel`.
+    Yields whether it does, which `Plan.parallel` decides.
     """
     threads = torch.get_num_threads()
     if not plan.parallel:
@@ -103,15 +105,16 @@ def side_by_side(task: Callable[..., None], plan: Plan, *args: int) -> Iterator[
     other.join()
     torch.set_num_threads(threads)
     if other.exitcode:
-        raise RuntimeError(f"The process beside this one ended with exit code {other.exitcode}.")
+        raise RuntimeError(f"The parallel process ended with exit code {other.exitcode}.")
 
 
-def _in_process(task: Callable[..., None], threads: int, plan: Plan, *args: int) -> None:
+def _in_process(task: Callable[..., object], threads: int, plan: Plan, *args: int) -> None:
     torch.set_num_threads(threads)
     task(plan, *args)
 
 
-def the_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
+def make_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
+    """Train the tokenizer, or load it if it exists."""
     folder = plan.out / "tokenizer"
     if not folder.exists():
         train_tokenizer(seed=plan.seed).save_pretrained(folder)
@@ -119,10 +122,10 @@ def the_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
 
 
 def _encoder(plan: Plan) -> SiglipModel:
-    """Stage 0a; only reads its state once its time is used up."""
+    """Run stage 0a, or load its result if its time is used up."""
     return train_encoder(
         plan.out,
-        the_tokenizer(plan),
+        make_tokenizer(plan),
         plan.rooms,
         plan.separate,
         seed=plan.seed,
@@ -134,10 +137,10 @@ def _encoder(plan: Plan) -> SiglipModel:
 
 
 def _language(plan: Plan) -> tuple[LlamaForCausalLM, Symbols, Referents, Census]:
-    """Stage 0b, likewise."""
+    """Run stage 0b, or load its result if its time is used up."""
     return train_language(
         plan.out,
-        the_tokenizer(plan),
+        make_tokenizer(plan),
         plan.rooms,
         plan.separate,
         seed=plan.seed,
@@ -147,11 +150,11 @@ def _language(plan: Plan) -> tuple[LlamaForCausalLM, Symbols, Referents, Census]
     )
 
 
-def _meet(plan: Plan, number: int, processes: int = 2) -> None:
-    """The language model meets the encoder; process `number` of those that train as one."""
+def _align(plan: Plan, number: int, processes: int = 2) -> None:
+    """Align language model and encoder, as process `number` of `processes`."""
     if processes > 1:
         together(number, processes, plan.out / "meet.sync")
-    tokenizer, encoder = the_tokenizer(plan), _encoder(plan)
+    tokenizer, encoder = make_tokenizer(plan), _encoder(plan)
     language, symbols, referents, census = _language(plan)
     projector = make_projector(encoder.config.vision_config, language.config, tokenizer)
     projector.to(plan.device)
@@ -164,7 +167,7 @@ def _meet(plan: Plan, number: int, processes: int = 2) -> None:
         census,
         tokenizer,
         plan.rooms,
-        MEET * plan.minutes,
+        ALIGNMENT_SHARE * plan.minutes,
         seed=plan.seed,
         rate=0.6,
         scale=0.2 if plan.tiny else 1.0,
@@ -176,19 +179,21 @@ def _meet(plan: Plan, number: int, processes: int = 2) -> None:
         save(*assemble_checkpoint(encoder, projector, language, tokenizer), plan.out / "base")
 
 
-def instruct(plan: Plan) -> Path:
-    """Stages 1 and 2 by the code that users fine-tune with, and the merged checkpoint."""
+def finetune_stages(plan: Plan) -> Path:
+    """Run stages 1 and 2 with the code that users fine-tune with, and merge the result."""
     from finetune.runs.merge import merge
     from finetune.training.train import train
 
     final = plan.out / "model"
     if final.exists():
         return final
-    questions = 200 if plan.tiny else max(2000, round(TOGETHER * plan.minutes * QUESTIONS_A_MINUTE))
+    questions = (
+        200 if plan.tiny else max(2000, round(FINETUNE_SHARE * plan.minutes * QUESTIONS_PER_MINUTE))
+    )
     data = plan.out / "data"
     if not (data / "train.json").exists():
-        chosen = Selection("train", plan.rooms, short=None, plain=False)
-        export(data, questions, chosen, seed=90_000_000 + plan.seed)
+        selection = Selection("train", plan.rooms, short=None, plain=False)
+        export(data, questions, selection, seed=90_000_000 + plan.seed)
     base = plan.out / "base"
     for stage, model in (("projector", base), ("lora", plan.out / "projector")):
         if is_finished(plan.out / stage):
@@ -198,8 +203,8 @@ def instruct(plan: Plan) -> Path:
                 data=(str(data / "train.json"),),
                 model=str(model),
                 stage=stage,
-                lr=KNOWN_LR,
-                projector_lr=KNOWN_LR if stage == "projector" else KNOWN_PROJECTOR_LR,
+                lr=ALIGNED_LR,
+                projector_lr=ALIGNED_LR if stage == "projector" else ALIGNED_PROJECTOR_LR,
                 epochs=1.0,
                 out=str(plan.out / stage),
                 eval_fraction=0.02,
@@ -216,8 +221,10 @@ def instruct(plan: Plan) -> Path:
 
 
 def finish(merged: Path, two_towers: Path, final: Path) -> Path:
-    """The merged weights as they are shipped: bf16, small shards, standard files only, pieces that
-    were never seen ready to be learned; and in `siglip/` the encoder with its text tower.
+    """Write the merged weights as they are shipped, and return their folder.
+
+    They are bf16 in small shards with standard files only. The embeddings of unseen tokens are
+    spread, and `siglip/` holds the encoder with its text tower.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -230,7 +237,7 @@ def finish(merged: Path, two_towers: Path, final: Path) -> Path:
 
 
 def sizes(folder: Path) -> str:
-    """ "13.1 MB in 1 file(s)": the weights of a checkpoint."""
+    """Return the size of a checkpoint's weights, such as "13.1 MB in 1 file(s)"."""
     files = list(folder.rglob("*.safetensors"))
     total = sum(f.stat().st_size for f in files)
     return f"{total / 1e6:.1f} MB in {len(files)} file(s)"

@@ -1,4 +1,4 @@
-"""A rolling pool of drawn pictures: drawing is shared by several steps, nothing grows stale."""
+"""A rolling pool of drawn pictures: each is used by several steps before it is replaced."""
 
 import random
 from collections.abc import Mapping
@@ -15,40 +15,40 @@ SIZE = 128
 
 
 def pixels(picture: Image.Image) -> np.ndarray:
-    """As the processor resizes it: [SIZE, SIZE, 3] uint8 (squashed, bicubic)."""
+    """Return a picture as the processor resizes it: [SIZE, SIZE, 3] uint8, bicubic, stretched."""
     if picture.size != (SIZE, SIZE):
         picture = picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     return np.asarray(picture)
 
 
 def normalised(batch: torch.Tensor) -> torch.Tensor:
-    """uint8 [n, SIZE, SIZE, 3] -> the encoder's input, float [n, 3, SIZE, SIZE] in -1..1."""
+    """Return the encoder's input: uint8 [n, SIZE, SIZE, 3] -> float [n, 3, SIZE, SIZE] in -1..1."""
     return batch.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def draw_room(seed: int, weights: Mapping[str, float]) -> str:
-    """Which room scene number `seed` is of."""
+def pick_room(seed: int, weights: Mapping[str, float]) -> str:
+    """Return the room of scene number `seed`, drawn by weight."""
     rng = random.Random(f"room-{seed}")
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
 def caption(scene: Scene, seed: int) -> str:
-    """A description to contrast pictures with; "" where the room has none for the scene."""
+    """Return a caption for contrastive training; "" where the room's questions yield none."""
     qas: list[QA] = ROOMS[scene.room].ask(scene, random.Random(seed), "train")
     for skill in ("caption", "describe"):
         for qa in qas:
             if qa.skill == skill:
                 return qa.sentence
-    telling = ("position", "colour", "shape", "read", "value", "outside")
-    facts = list(dict.fromkeys(qa.sentence for qa in qas if qa.skill in telling))
+    fact_skills = ("position", "colour", "shape", "read", "value", "outside")
+    facts = list(dict.fromkeys(qa.sentence for qa in qas if qa.skill in fact_skills))
     return " ".join(facts[:3])
 
 
 @dataclass
-class Pool:
-    """`capacity` pictures with their patch targets, the oldest replaced first.
+class ScenePool:
+    """Up to `capacity` pictures with patch targets and captions; the oldest is replaced first.
 
-    `next_seed` counts scenes from the start, so that a resumed run goes on with new ones.
+    `next_seed` is the number of the next scene, so that a resumed run continues with new scenes.
     """
 
     capacity: int
@@ -67,7 +67,7 @@ class Pool:
         """Draw `count` new scenes into the pool."""
         for _ in range(count):
             seed = self.next_seed
-            scene = make_scene(seed, draw_room(seed, self.weights))
+            scene = make_scene(seed, pick_room(seed, self.weights))
             slot = self.drawn % self.capacity
             self.images[slot] = pixels(ROOMS[scene.room].draw(scene))
             self.targets[slot] = patch_targets.patches(scene)
@@ -76,5 +76,5 @@ class Pool:
             self.next_seed += 1
 
     def batch(self, size: int, rng: np.random.Generator) -> np.ndarray:
-        """Slots of a batch."""
+        """Return random slots for a batch."""
         return rng.integers(0, min(self.drawn, self.capacity), size)

@@ -1,10 +1,10 @@
-"""Many questions about one picture in one sequence, each blind to the others.
+r"""Many questions about one picture packed into one sequence, each independent of the others.
 
-    <|im_start|>user\\n [picture] \\n | question 1 ... answer 1 | question 2 ... answer 2 | ...
+    <|im_start|>user\n [picture] \n | question 1 ... answer 1 | question 2 ... answer 2 | ...
 
-The picture's tokens are computed once; a mask lets each branch see the picture and itself, and its
-positions go on from the picture, so that every branch is exactly the sequence that the chat
-template renders for that conversation alone.
+The picture's tokens are computed once. A mask lets each branch attend to the picture and itself
+only, and its positions continue from the picture, so every branch equals the sequence that the
+chat template renders for that conversation alone.
 """
 
 import random
@@ -27,21 +27,25 @@ NEXT = "<|im_end|>\n<|im_start|>user\n"
 STOP = "<|im_end|>"
 
 Turns = list[tuple[str, str]]
-Row = tuple[Sequence[int], Sequence[Turns]]
-"""The number of tokens of each of the pictures, and the conversations about them."""
+PictureConversations = tuple[Sequence[int], Sequence[Turns]]
+"""The number of tokens of each picture, and the conversations about these pictures."""
 
 
 def turns_of(qa: QA, rng: random.Random, short: bool | None = None, plain: bool = False) -> Turns:
-    """The conversation that ends in `qa`, as turns: [(question, answer), ...]."""
+    """Return the conversation that ends with `qa` as turns [(question, answer), ...]."""
     return [to_turn(q, rng, short, plain) for q in (*qa.before, qa)]
 
 
 def branches(
     qas: Sequence[QA], rng: random.Random, short: float = 0.6, chained: float = 0.15
 ) -> list[tuple[Turns, QA]]:
-    """Conversations from a scene's questions, and the question that each ends with: the share
-    `short` in the single-word style, and a share `chained` of the scenes with several questions
-    asked one after another.
+    """Return conversations from a scene's questions, each with the question that it ends with.
+
+    Args:
+        qas: The questions about the scene.
+        rng: The source of randomness.
+        short: The share of answers in the single-word style.
+        chained: The share of scenes with a conversation of several questions.
     """
     made = [(turns_of(qa, rng, rng.random() < short), qa) for qa in qas]
     if rng.random() < chained and len(made) > 2:
@@ -53,12 +57,12 @@ def branches(
 
 
 @dataclass
-class Packed:
-    """A batch. Rows are padded on the right; `-100` in `labels` is not learned.
+class PackedBatch:
+    """A batch of packed conversations; rows are padded on the right.
 
-    ids, positions, labels: [rows, length] long; segments: [rows, length] long, 0 for the shared
-    prefix, 1.. for branches, -1 for padding; visual: [rows, length] bool, where the picture's
-    embeddings go, in order.
+    All tensors are [rows, length]. `ids`, `positions` and `labels` are long; a label of -100 is
+    ignored by the loss. `segments` is long: 0 for the shared prefix, 1, 2, ... for branches and -1
+    for padding. `visual` is bool and marks where the pictures' embeddings go, in order.
     """
 
     ids: torch.Tensor
@@ -67,8 +71,9 @@ class Packed:
     segments: torch.Tensor
     visual: torch.Tensor
 
-    def to(self, device: str) -> "Packed":
-        return Packed(
+    def to(self, device: str) -> "PackedBatch":
+        """Return the batch on a device."""
+        return PackedBatch(
             *(
                 t.to(device)
                 for t in (self.ids, self.positions, self.labels, self.segments, self.visual)
@@ -76,44 +81,47 @@ class Packed:
         )
 
     def branches(self) -> dict[str, Any]:
-        """How attention is cut up so that no branch is compared with another."""
+        """Return the attention layout in which no branch attends to another."""
         rows = [row[row >= 0] for row in self.segments.cpu().numpy()]
         return send_to_device(branch_layout(rows, self.ids.shape[1]), self.ids.device)
 
 
 class Packer:
-    """Turns scenes' conversations into `Packed` batches."""
+    """Packs conversations about pictures into `PackedBatch`es."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
-        self.image = tokenizer.convert_tokens_to_ids("<image>")
+        image = tokenizer.convert_tokens_to_ids("<image>")
+        assert isinstance(image, int)
+        self.image = image
         self.head = self.encode([HEAD])[0]
         self.after = self.encode(["\n"])[0]
         self.cache: dict[str, list[int]] = {}
 
     def encode(self, texts: list[str]) -> list[list[int]]:
+        """Return the token ids of each text, without special tokens."""
         return [
             e.ids
             for e in self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
         ]
 
     def branch(self, turns: Turns) -> tuple[list[int], list[bool]]:
-        """Ids of a conversation after the picture, and which of them are the model's to say."""
+        """Return the token ids of a conversation after the picture, and which are the answers'."""
         texts = []
         for k, (question, answer) in enumerate(turns):
             texts += [(NEXT.removeprefix(STOP) if k else "") + question + ASK, answer + STOP]
         ids: list[int] = []
-        learn: list[bool] = []
+        is_answer: list[bool] = []
         for k, piece in enumerate(self.encode(texts)):
             ids += piece
-            learn += [k % 2 == 1] * len(piece)
-        return ids, learn
+            is_answer += [k % 2 == 1] * len(piece)
+        return ids, is_answer
 
-    def pack(self, rows: Sequence[Row], limit: int = 640) -> Packed:
-        """Rows of conversations, each row's about the same pictures.
+    def pack(self, rows: Sequence[PictureConversations], limit: int = 640) -> PackedBatch:
+        """Pack rows of conversations; those of one row are about the same pictures.
 
-        Branches that would make a row longer than `limit` are left out. Without a picture nothing
-        of one stands in the prefix.
+        Branches that would make a row longer than `limit` tokens are dropped. The prefix of a row
+        without pictures contains no picture tokens.
         """
         built = []
         for pictures, conversations in rows:
@@ -123,38 +131,40 @@ class Packer:
             ids, segments = list(prefix), [0] * len(prefix)
             positions, labels = list(range(len(prefix))), [-100] * len(prefix)
             for number, turns in enumerate(conversations, 1):
-                new, learn = self.branch(turns)
+                new, is_answer = self.branch(turns)
                 if len(ids) + len(new) > limit and len(conversations) > 1:
                     continue
                 ids += new
                 segments += [number] * len(new)
                 positions += range(len(prefix), len(prefix) + len(new))
-                labels += [i if said else -100 for i, said in zip(new, learn, strict=True)]
+                labels += [i if answer else -100 for i, answer in zip(new, is_answer, strict=True)]
             built.append((ids, positions, labels, segments))
-        length = -(-max(len(ids) for ids, *_ in built) // 32) * 32  # few shapes: kernels are reused
+        length = (
+            -(-max(len(ids) for ids, *_ in built) // 32) * 32
+        )  # few different shapes, so that compiled kernels are reused
         table = np.empty((4, len(built), length), np.int64)
         table[0], table[1], table[2], table[3] = self.tokenizer.pad_token_id, 0, -100, -1
         for row, columns in enumerate(built):
             for k, values in enumerate(columns):
                 table[k, row, : len(values)] = values
-        ids, positions, labels, segments = (torch.from_numpy(part) for part in table)
-        return Packed(ids, positions, labels, segments, ids == self.image)
+        tensors = [torch.from_numpy(part) for part in table]
+        return PackedBatch(*tensors, visual=tensors[0] == self.image)
 
 
 Hits = dict[tuple[int, int], bool]
-"""(row, branch) -> whether it was answered rightly."""
+"""(row, branch) -> whether its answers are correct."""
 
 
-def answer_hits(logits_argmax: torch.Tensor, packed: Packed) -> Hits:
-    """Whether greedy decoding would say exactly the answers of each branch.
+def answer_hits(logits_argmax: torch.Tensor, packed: PackedBatch) -> Hits:
+    """Return whether greedy decoding would produce exactly the answers of each branch.
 
-    `logits_argmax` [rows, length]: the model's choice after each position; only those before an
+    `logits_argmax` [rows, length] is the model's choice after each position; only those before an
     answer's tokens count. Teacher forcing and greedy decoding agree as long as every choice is
-    right, so this is exact match.
+    correct, so this is exact match.
     """
-    wanted = packed.labels[:, 1:]
-    answers = wanted != -100
-    right = (logits_argmax[:, :-1][answers] == wanted[answers]).tolist()
+    expected = packed.labels[:, 1:]
+    answers = expected != -100
+    right = (logits_argmax[:, :-1][answers] == expected[answers]).tolist()
     rows, branches = answers.nonzero()[:, 0].tolist(), packed.segments[:, 1:][answers].tolist()
     hits: Hits = {}
     for *branch, hit in zip(rows, branches, right, strict=True):
@@ -162,14 +172,14 @@ def answer_hits(logits_argmax: torch.Tensor, packed: Packed) -> Hits:
     return hits
 
 
-def answer_starts(packed: Packed) -> dict[tuple[int, int], int]:
-    """(row, branch) -> where the token stands that the branch's last answer follows."""
+def answer_starts(packed: PackedBatch) -> dict[tuple[int, int], int]:
+    """Return (row, branch) -> the position of the token before the branch's last answer."""
     begins = (packed.labels[:, 1:] != -100) & (packed.labels[:, :-1] == -100)
     return {(row, int(packed.segments[row, at + 1])): at for row, at in begins.nonzero().tolist()}
 
 
-def first_pieces(logits_argmax: torch.Tensor, packed: Packed) -> list[tuple[int, int]]:
-    """(said, wanted): the ids that each branch's last answer begins with."""
+def first_pieces(logits_argmax: torch.Tensor, packed: PackedBatch) -> list[tuple[int, int]]:
+    """Return (predicted, expected): the first token ids of each branch's last answer."""
     return [
         (int(logits_argmax[row, at]), int(packed.labels[row, at + 1]))
         for (row, _), at in answer_starts(packed).items()

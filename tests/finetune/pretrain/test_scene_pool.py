@@ -8,12 +8,12 @@ from finetune.pretrain import patch_targets
 from finetune.pretrain.alignment import Gallery
 from finetune.pretrain.exam import Seer
 from finetune.pretrain.model import language_config, siglip_config
-from finetune.pretrain.scene_pool import SIZE, Pool, pixels
+from finetune.pretrain.scene_pool import SIZE, ScenePool, pixels
 from finetune.pretrain.world import ROOMS, make_scene
 
 
 def test_a_resumed_pool_serves_pictures_at_once() -> None:
-    pool = Pool(16, {"shapes": 1.0}, next_seed=1003)
+    pool = ScenePool(16, {"shapes": 1.0}, next_seed=1003)
     pool.refill(5)
     slots = pool.batch(64, np.random.default_rng(0))
     assert (pool.targets[slots, :, patch_targets.OWNED] == 1).any(axis=1).all()
@@ -21,7 +21,7 @@ def test_a_resumed_pool_serves_pictures_at_once() -> None:
 
 
 def test_the_oldest_pictures_are_replaced() -> None:
-    pool = Pool(4, {"shapes": 1.0})
+    pool = ScenePool(4, {"shapes": 1.0})
     pool.refill(6)
     newest = make_scene(5, "shapes")
     assert np.array_equal(pool.images[1], pixels(ROOMS["shapes"].draw(newest)))

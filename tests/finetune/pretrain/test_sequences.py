@@ -1,4 +1,4 @@
-"""Packed batches are nothing but the chat template's own sequences, computed together."""
+"""PackedBatch batches are nothing but the chat template's own sequences, computed together."""
 
 import random
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from finetune.pretrain.curriculum import Course, make_quiz
+from finetune.pretrain.curriculum import BatchPlan, make_question_batch
 from finetune.pretrain.language import Census, Referents, Symbols, answer_loss, run_packed
 from finetune.pretrain.model import language_config, make_processor, vision_config
 from finetune.pretrain.sequences import Packer, answer_hits, answer_starts, turns_of
@@ -63,16 +63,16 @@ def test_packed_branches_equal_each_conversation_alone(
 ) -> None:
     """Loss and gradients, against transformers' own attention on one conversation at a time."""
     model, symbols = parts
-    quiz, _ = make_quiz(Packer(tokenizer), 0, {"shapes": 1.0}, Course(3, 3, False))
-    packed = quiz.packed
+    batch, _ = make_question_batch(Packer(tokenizer), 0, {"shapes": 1.0}, BatchPlan(3, 3, False))
+    packed = batch.packed
     count = (packed.labels[:, 1:] != -100).sum()
-    hidden, _ = run_packed(model, packed, symbols(quiz.rows, False))
+    hidden, _ = run_packed(model, packed, symbols(batch.rows, False))
     loss, _ = answer_loss(model, hidden, packed)
     (loss * count).backward()
     gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     model.set_attn_implementation("sdpa")
-    visual = symbols(quiz.rows, False).detach()
+    visual = symbols(batch.rows, False).detach()
     total, used = torch.zeros(()), 0
     for row in range(len(packed.ids)):
         here = int(packed.visual[row].sum())
@@ -106,18 +106,18 @@ def test_heads_read_where_an_answer_begins(
     tokenizer: PreTrainedTokenizerFast, parts: tuple[LlamaForCausalLM, Symbols]
 ) -> None:
     model, _ = parts
-    quiz, _ = make_quiz(Packer(tokenizer), 0, {"shapes": 1.0}, Course(3, 6, False))
+    batch, _ = make_question_batch(Packer(tokenizer), 0, {"shapes": 1.0}, BatchPlan(3, 6, False))
     torch.manual_seed(0)
-    hidden = torch.randn(*quiz.packed.ids.shape, model.config.hidden_size, requires_grad=True)
-    Referents(model.config.hidden_size).loss((hidden,), quiz.packed, quiz.sought).backward()
+    hidden = torch.randn(*batch.packed.ids.shape, model.config.hidden_size, requires_grad=True)
+    Referents(model.config.hidden_size).loss((hidden,), batch.packed, batch.referents).backward()
     read = {(row, at) for row, at in hidden.grad.abs().sum(-1).nonzero().tolist()}
-    starts = answer_starts(quiz.packed)
-    assert read == {(branch[0], starts[branch]) for branch in quiz.sought}
+    starts = answer_starts(batch.packed)
+    assert read == {(branch[0], starts[branch]) for branch in batch.referents}
     hidden.grad = None
-    Census(model.config.hidden_size).loss((hidden,), quiz.packed, quiz.totals).backward()
+    Census(model.config.hidden_size).loss((hidden,), batch.packed, batch.counts).backward()
     read = {(row, at) for row, at in hidden.grad.abs().sum(-1).nonzero().tolist()}
-    prefix = (quiz.packed.segments == 0).sum(1).tolist()
-    assert read == {(row, prefix[row] - 1) for row in quiz.totals}
+    prefix = (batch.packed.segments == 0).sum(1).tolist()
+    assert read == {(row, prefix[row] - 1) for row in batch.counts}
 
 
 @pytest.mark.parametrize("text", ["Überall 😀 straße", "a\tb\n\n c", "STOP 1234", "<b>&amp;</b>"])
