@@ -3,7 +3,6 @@
 import copy
 from pathlib import Path
 
-import torch
 from transformers import (
     GenerationConfig,
     LlamaConfig,
@@ -118,5 +117,5 @@ def save_two_towers(encoder: SiglipModel, tokenizer: PreTrainedTokenizerFast, fo
 
 def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
     """Save bf16 safetensors in shards of at most 15 MB, with everything that loading needs."""
-    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="15MB")
+    model.bfloat16().save_pretrained(folder, max_shard_size="15MB")
     processor.save_pretrained(folder)

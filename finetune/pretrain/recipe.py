@@ -6,15 +6,15 @@ tokenizer -> 0a encoder | 0b language model (in parallel) -> alignment on the en
 
 import multiprocessing
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast, SiglipModel
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, SiglipModel
 
-from finetune.config import FinetuneConfig
+from finetune.config import FinetuneConfig, Stage
 from finetune.pretrain.alignment import align
 from finetune.pretrain.encoder import train_encoder
 from finetune.pretrain.exam import Seer
@@ -65,7 +65,7 @@ class Plan:
         return SEPARATE_SHARE * self.minutes / (1 if self.parallel else 2)
 
     @property
-    def rooms(self) -> Mapping[str, float]:
+    def rooms(self) -> dict[str, float]:
         """The weights of the rooms."""
         return {name: ROOM_WEIGHTS[name] for name in ROOMS}
 
@@ -118,7 +118,7 @@ def make_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
     folder = plan.out / "tokenizer"
     if not folder.exists():
         train_tokenizer(seed=plan.seed).save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def _encoder(plan: Plan) -> SiglipModel:
@@ -156,7 +156,7 @@ def _align(plan: Plan, number: int, processes: int = 2) -> None:
         together(number, processes, plan.out / "meet.sync")
     tokenizer, encoder = make_tokenizer(plan), _encoder(plan)
     language, symbols, referents, census = _language(plan)
-    projector = make_projector(encoder.config.vision_config, language.config, tokenizer)
+    projector = make_projector(encoder.vision_model.config, language.config, tokenizer)
     projector.to(plan.device)
     align(
         plan.out,
@@ -195,7 +195,11 @@ def finetune_stages(plan: Plan) -> Path:
         selection = Selection("train", plan.rooms, short=None, plain=False)
         export(data, questions, selection, seed=90_000_000 + plan.seed)
     base = plan.out / "base"
-    for stage, model in (("projector", base), ("lora", plan.out / "projector")):
+    stages: tuple[tuple[Stage, Path], ...] = (
+        ("projector", base),
+        ("lora", plan.out / "projector"),
+    )
+    for stage, model in stages:
         if is_finished(plan.out / stage):
             continue
         train(
@@ -226,10 +230,12 @@ def finish(merged: Path, two_towers: Path, final: Path) -> Path:
     They are bf16 in small shards with standard files only. The embeddings of unseen tokens are
     spread, and `siglip/` holds the encoder with its text tower.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-    model = AutoModelForImageTextToText.from_pretrained(merged, dtype=torch.bfloat16)
-    spread_unseen(model.get_input_embeddings().weight)
+    model = LlavaForConditionalGeneration.from_pretrained(merged, dtype=torch.bfloat16)
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    spread_unseen(embeddings.weight)
     with atomic_directory(final) as folder:
         save(model, AutoProcessor.from_pretrained(merged), folder)
         shutil.copytree(two_towers, folder / "siglip")

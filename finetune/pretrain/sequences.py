@@ -123,32 +123,37 @@ class Packer:
         Branches that would make a row longer than `limit` tokens are dropped. The prefix of a row
         without pictures contains no picture tokens.
         """
-        built = []
-        for pictures, conversations in rows:
-            prefix = list(self.head)
-            for tokens in pictures:
-                prefix += [self.image] * tokens + self.after
-            ids, segments = list(prefix), [0] * len(prefix)
-            positions, labels = list(range(len(prefix))), [-100] * len(prefix)
-            for number, turns in enumerate(conversations, 1):
-                new, is_answer = self.branch(turns)
-                if len(ids) + len(new) > limit and len(conversations) > 1:
-                    continue
-                ids += new
-                segments += [number] * len(new)
-                positions += range(len(prefix), len(prefix) + len(new))
-                labels += [i if answer else -100 for i, answer in zip(new, is_answer, strict=True)]
-            built.append((ids, positions, labels, segments))
-        length = (
-            -(-max(len(ids) for ids, *_ in built) // 32) * 32
-        )  # few different shapes, so that compiled kernels are reused
-        table = np.empty((4, len(built), length), np.int64)
+        packed = [
+            self._pack_row(pictures, conversations, limit) for pictures, conversations in rows
+        ]
+        longest = max(len(ids) for ids, *_ in packed)
+        length = -(-longest // 32) * 32  # few different shapes, so that compiled kernels are reused
+        table = np.empty((4, len(packed), length), np.int64)
         table[0], table[1], table[2], table[3] = self.tokenizer.pad_token_id, 0, -100, -1
-        for row, columns in enumerate(built):
+        for row, columns in enumerate(packed):
             for k, values in enumerate(columns):
                 table[k, row, : len(values)] = values
-        tensors = [torch.from_numpy(part) for part in table]
-        return PackedBatch(*tensors, visual=tensors[0] == self.image)
+        ids, positions, labels, segments = (torch.from_numpy(part) for part in table)
+        return PackedBatch(ids, positions, labels, segments, ids == self.image)
+
+    def _pack_row(
+        self, pictures: Sequence[int], conversations: Sequence[Turns], limit: int
+    ) -> tuple[list[int], list[int], list[int], list[int]]:
+        """Return the ids, positions, labels and segments of one row."""
+        prefix = list(self.head)
+        for tokens in pictures:
+            prefix += [self.image] * tokens + self.after
+        ids, segments = list(prefix), [0] * len(prefix)
+        positions, labels = list(range(len(prefix))), [-100] * len(prefix)
+        for number, turns in enumerate(conversations, 1):
+            new, is_answer = self.branch(turns)
+            if len(ids) + len(new) > limit and len(conversations) > 1:
+                continue
+            ids += new
+            segments += [number] * len(new)
+            positions += range(len(prefix), len(prefix) + len(new))
+            labels += [i if answer else -100 for i, answer in zip(new, is_answer, strict=True)]
+        return ids, positions, labels, segments
 
 
 Hits = dict[tuple[int, int], bool]
