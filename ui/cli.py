@@ -108,7 +108,7 @@ def chat(
         limits=ImageLimits.of(max_file_mb, max_megapixels),
         device=model_options.device,
     )
-    lock = _lock(folder)  # the operating system releases it, however the process ends
+    lock = _lock(folder)
     application.service.pool.start_loading()
     threading.Thread(
         target=_report_load_failure, args=(application.service.pool,), daemon=True
@@ -116,7 +116,8 @@ def chat(
     if not no_browser:
         threading.Thread(target=_open, args=(address,), daemon=True).start()
     application.serve(listener)
-    lock.release()
+    if lock is not None:
+        lock.release()
     exit_process()
 
 
@@ -141,16 +142,17 @@ def _path(root_path: str) -> str:
     return path
 
 
-def _lock(folder: Path) -> BaseFileLock:
-    """Lock the data folder; warn if another server uses it.
+def _lock(folder: Path) -> BaseFileLock | None:
+    """Lock the data folder, and warn if another server uses it.
 
-    Without a warning on file systems that do not support locks.
+    Returns None then, and on file systems without locks.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    lock = FileLock(folder / ".lock", timeout=0, fallback_to_soft=False)
+    from vqa_app.files import lock_file
+
     try:
-        lock.acquire()
+        return lock_file(folder / ".lock")
     except Timeout:
         print(
             "Warning: another server uses this data folder. Its running answers and training are "
@@ -158,9 +160,7 @@ def _lock(folder: Path) -> BaseFileLock:
             file=sys.stderr,
             flush=True,
         )
-    except (OSError, NotImplementedError):
-        pass
-    return lock
+    return None
 
 
 def _report_load_failure(pool: EnginePool) -> None:

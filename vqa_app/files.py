@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
 from vqa_app.errors import ModelError, UsageError
@@ -159,6 +160,26 @@ def _use_default_mode(directory: Path) -> None:
     for path in directory.rglob("*"):
         if path.is_file():
             path.chmod(mode)
+
+
+def lock_file(path: Path) -> BaseFileLock | None:
+    """Lock a file for this process; the operating system releases it however the process ends.
+
+    Returns:
+        The lock, or None on a file system without locks.
+
+    Raises:
+        filelock.Timeout: Another process holds the lock.
+    """
+    # The soft fallback is a plain file, which would stay after a kill and lock everybody out.
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise
+    except (OSError, NotImplementedError):
+        return None
+    return lock
 
 
 def require_writable(folder: Path) -> None:

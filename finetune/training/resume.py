@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from finetune.config import FinetuneConfig
 from finetune.runs import checkpoint
@@ -27,7 +27,7 @@ from finetune.runs.layout import (
 from finetune.training.load_data import Data
 from vqa_app.checkpoints.manifest import MANIFEST_FILE, is_finished
 from vqa_app.errors import ModelError, UsageError
-from vqa_app.files import is_disk_error, require_writable
+from vqa_app.files import is_disk_error, lock_file, require_writable
 
 IDENTITY_FILE = "started.json"
 NOT_IDENTITY = {
@@ -220,16 +220,14 @@ def lock(run: Path) -> Iterator[None]:
         UsageError: Another run uses the directory.
     """
     path = run / _LOCK_FILE
-    # The soft fallback is a plain file, which would stay after a kill and lock everybody out.
-    file_lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
-        file_lock.acquire()
+        held = lock_file(path)
     except Timeout as error:
         raise UsageError(
             f"{run} is in use: {_lock_holder(path)} trains in it.",
             "Wait until it has finished, or stop it.",
         ) from error
-    except (OSError, NotImplementedError):
+    if held is None:
         path.unlink(missing_ok=True)
         yield
         return
@@ -240,7 +238,7 @@ def lock(run: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):  # Windows removes it when it is released
             path.unlink()
-        file_lock.release()
+        held.release()
 
 
 @contextlib.contextmanager
