@@ -73,7 +73,7 @@ def test_an_earlier_data_folder_shows_its_chat_and_its_taught_row(earlier: Path)
     from ui.chat.views import conversation_view
     from ui.storage.database import Store
     from ui.storage.picture_files import PictureStore
-    from ui.teaching.taught_rows import Teaching
+    from ui.teaching.taught_rows import TaughtRowStore
 
     folder = earlier / "data-dir"
     store = Store(folder / "chats.sqlite")
@@ -84,6 +84,6 @@ def test_an_earlier_data_folder_shows_its_chat_and_its_taught_row(earlier: Path)
     assert turns[0]["answer"] == "It is red."
     picture_store = PictureStore(folder / "pictures")
     assert picture_store.get(turns[0]["pictures"][0]["digest"]).image.size == (32, 24)
-    (row,) = Teaching(folder / "taught", picture_store).rows("ann")
+    (row,) = TaughtRowStore(folder / "taught", picture_store).rows("ann")
     assert (row.question, row.answer, row.turn) == ("And is it blue?", "no", turns[1]["id"])
     assert json.loads((folder / "taught" / "49915e0d7d4b402e" / "llava.json").read_text("utf-8"))

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 from ui.chat.service import ChatService
 from ui.storage.database import Store
 from ui.storage.picture_files import PictureStore
-from ui.teaching.taught_rows import Teaching
+from ui.teaching.taught_rows import TaughtRowStore
 from ui.teaching.training import TrainingService
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import UsageError
@@ -55,7 +55,7 @@ class Application:
 
     asgi: ASGIApp
     service: ChatService
-    teaching: Teaching
+    taught_rows: TaughtRowStore
     training: TrainingService
 
     def serve(self, listener: socket.socket) -> None:
@@ -133,7 +133,7 @@ def _open(data_dir: Path, limits: ImageLimits | None) -> tuple[Store, PictureSto
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         picture_store, store = PictureStore(data_dir / "pictures", limits), Store(file)
-        for digest in store.sweep(time.time() - UNUSED_PICTURE_SECONDS):
+        for digest in store.forget_unused_pictures(time.time() - UNUSED_PICTURE_SECONDS):
             picture_store.remove(digest)
     except (OSError, sqlite3.OperationalError) as error:
         raise UsageError(
@@ -198,10 +198,10 @@ def create_application(
     pool = EnginePool(load, choices, default)
     service = ChatService(store, picture_store, pool, allow_any_model)
     app = FastAPI(title="Look & Ask", docs_url=None, redoc_url=None, openapi_url=None)
-    teaching = Teaching(data_dir / "taught", picture_store)
-    training = TrainingService(data_dir, service, teaching, train, device)
-    app.include_router(data_routes(service, teaching, training))
-    app.include_router(page_routes(service, teaching, training))
+    taught_rows = TaughtRowStore(data_dir / "taught", picture_store)
+    training = TrainingService(data_dir, service, taught_rows, train, device)
+    app.include_router(data_routes(service, taught_rows, training))
+    app.include_router(page_routes(service, taught_rows, training))
     _mount(app, service, root_path)
     rules = AccessRules(
         hosts=frozenset(hosts),
@@ -216,4 +216,4 @@ def create_application(
         cookie_path=root_path or "/",
         reachable=REACHABLE,
     )
-    return Application(Guard(app, rules), service, teaching, training)
+    return Application(Guard(app, rules), service, taught_rows, training)

@@ -24,8 +24,8 @@ from typing import Any, TypeAlias
 from PIL import Image, ImageDraw, ImageFilter
 
 from tests.finetune.blorps import blorp
-from ui.teaching.few_rows import Wanted, settings_for
-from ui.teaching.rehearsal import held_out
+from ui.teaching.few_rows import TrainingChoices, config_overrides
+from ui.teaching.rehearsal import held_out_questions
 from vqa_app.serving.model_choices import BUILTIN
 
 Row: TypeAlias = tuple[Image.Image, str, str]
@@ -72,7 +72,7 @@ class Model:
 
 def held_out_rows(count: int, seed: int, short: bool) -> list[Row]:
     """Return held-out questions about generated pictures."""
-    return [(k.image, k.question, k.answer) for k in held_out(count, seed, short)]
+    return [(k.image, k.question, k.answer) for k in held_out_questions(count, seed, short)]
 
 
 def corrections(model: Model) -> list[Row]:
@@ -141,8 +141,8 @@ def train_on(rows: Sequence[Row], folder: Path, name: str) -> tuple[Model, float
     file = folder / "taught.json"
     file.write_text(json.dumps(records))
     began = time.process_time()
-    wanted = Wanted("lora", None, None, True)
-    settings = settings_for([str(file)], BUILTIN, wanted, folder / "rehearsal", name)
+    choices = TrainingChoices("lora", None, None, True)
+    settings = config_overrides([str(file)], BUILTIN, choices, folder / "rehearsal", name)
     out = folder / "run"
     train(FinetuneConfig(model="builtin", out=str(out), feature_dir=str(folder / "features"),
                          eval_questions=100, workers=1, **settings))  # fmt: skip

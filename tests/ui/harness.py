@@ -60,7 +60,7 @@ class ChatHarness:
     def picture(self, owner: str = "ann", colour: str = "red", name: str = "red.png") -> str:
         """Store a picture of `owner`; return its digest."""
         picture = self.picture_store.add(Image.new("RGB", (32, 24), colour), name)
-        self.store.remember_picture(owner, picture.digest, name, {"changes": []})
+        self.store.add_picture(owner, picture.digest, name, {"changes": []})
         return picture.digest
 
     def ask(self, question: str, owner: str = "ann", **request: Any) -> tuple[list[Any], Any]:

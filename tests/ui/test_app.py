@@ -109,13 +109,16 @@ def test_the_page_refers_to_no_other_host(person):
 
 def test_taught_rows_can_be_exported_and_imported(server, person, other):
     found = person.post("/vqa/pictures?name=cat.png", content=png("cyan")).json()
-    teaching, picture_store = server.application.teaching, server.application.service.picture_store
+    taught_rows, picture_store = (
+        server.application.taught_rows,
+        server.application.service.picture_store,
+    )
     picture = picture_store.get(found["digest"])
-    teaching.add(owner_of(server, person), "What is it?", "a cat", [picture])
+    taught_rows.add(owner_of(server, person), "What is it?", "a cat", [picture])
     file = person.get("/vqa/taught.zip")
     assert file.headers["content-type"] == "application/zip"
     assert other.post("/vqa/taught", content=file.content).json() == {"count": 1, "problems": []}
-    assert [row.answer for row in teaching.rows(owner_of(server, other))] == ["a cat"]
+    assert [row.answer for row in taught_rows.rows(owner_of(server, other))] == ["a cat"]
     answer = other.post("/vqa/datasets?name=cats.zip", content=file.content)
     assert answer.json() == {"done": True, "replaced": False}
     assert other.post("/vqa/taught", content=b"no zip").status_code == 400
@@ -480,7 +483,7 @@ def load(choice, progress):
 app = create_application(Path(sys.argv[1]), load, lambda: choices, "fake", train=run_forever)
 app.service.pool.start_loading()
 app.service.pool.start_loading("slow")
-app.teaching.add("ann", "What?", "this", [])
+app.taught_rows.add("ann", "What?", "this", [])
 app.training.start("ann", {"sources": ["mine"]})
 print(address_of(listener), flush=True)
 app.serve(listener)

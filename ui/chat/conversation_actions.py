@@ -56,7 +56,7 @@ def handle_action(service: ChatService, owner: str, request: PageRequest) -> Pag
                 service.picture_store.remove(digest)
             _examples(service, owner)
         case "branch":
-            service.store.show(owner, chat, turn)
+            service.store.show_branch(owner, chat, turn)
         case "stop":
             service.stop(owner, conversation)
             if conversation is None:  # its first update has not arrived yet

@@ -58,7 +58,7 @@ def to_json(store: Store, picture_store: PictureStore, owner: str, conversation:
 def _picture(store: Store, picture_store: PictureStore, owner: str, digest: str) -> FilePicture:
     name, facts = store.picture(owner, digest) or ("picture", {})
     return FilePicture(
-        name=name, changes=facts.get("changes", []), data=picture_store.portable(digest)
+        name=name, changes=facts.get("changes", []), data=picture_store.export_bytes(digest)
     )
 
 
@@ -88,7 +88,7 @@ def from_json(store: Store, picture_store: PictureStore, owner: str, data: bytes
             "changes": picture.changes,
             "size": list(picture_store.get(digests[digest]).image.size),
         }
-        store.remember_picture(owner, digests[digest], picture.name, facts)
+        store.add_picture(owner, digests[digest], picture.name, facts)
     conversation = store.create(owner, file.title or make_title(file.turns[0].question, 0))
     ids: dict[str, str] = {}
     shown: str | None = None
@@ -98,11 +98,11 @@ def from_json(store: Store, picture_store: PictureStore, owner: str, data: bytes
         new = store.add_turn(owner, conversation, parent, turn.question, pictures)
         store.finish_turn(new.id, turn.answer, turn.state, turn.facts)
         if turn.verdict is not None:
-            store.judge(owner, conversation, new.id, turn.verdict)
+            store.set_verdict(owner, conversation, new.id, turn.verdict)
         ids[turn.id] = new.id
         shown = new.id if turn.shown else shown
     if shown is not None:
-        store.show(owner, conversation, shown)
+        store.show_branch(owner, conversation, shown)
     return conversation
 
 

@@ -227,14 +227,14 @@ class ChatService:
         """
         picture = self.picture_store.add(data, name, limits)
         facts = {"changes": list(picture.changes), "size": list(picture.image.size)}
-        self.store.remember_picture(owner, picture.digest, picture.name, facts)
+        self.store.add_picture(owner, picture.digest, picture.name, facts)
         return {"digest": picture.digest, "name": picture.name, **facts}
 
     def add_example(self, owner: str, image: Image.Image, question: str) -> dict[str, Any]:
         """Store a generated picture as if the owner had added it; return it with its question."""
         picture = self.picture_store.add(image, "scene.png")
         facts = {"changes": [], "size": list(image.size)}
-        self.store.remember_picture(owner, picture.digest, "scene.png", facts)
+        self.store.add_picture(owner, picture.digest, "scene.png", facts)
         shown = {"digest": picture.digest, "name": "scene.png", **facts}
         return {"picture": shown, "question": question}
 

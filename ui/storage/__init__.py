@@ -1,4 +1,4 @@
 """Conversations and pictures on disk.
 
-Uses no other room of `ui`.
+Uses no other package of `ui`.
 """

@@ -1,8 +1,8 @@
-"""Conversations on the server: one SQLite file, each owner seeing only their own.
+"""The database of conversations: one SQLite file, in which each owner sees only their own.
 
 A conversation is a tree of turns (a question and its answer). Asking again or editing an earlier
-question adds a sibling, so nothing is lost; `head` names the turn whose path from the root is
-shown. Pictures stand in here by digest, their files are kept by `ui.storage.picture_files`.
+question adds a sibling, so nothing is lost; the page shows the path from the root to the turn
+`head`. Pictures are referenced by digest; `ui.storage.picture_files` stores the files.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ CREATE TABLE IF NOT EXISTS settings (owner TEXT PRIMARY KEY, data TEXT NOT NULL)
 
 @dataclass(frozen=True)
 class Turn:
-    """A question with its pictures, and the answer as far as it came."""
+    """A question with its pictures, and the answer so far."""
 
     id: str
     parent: str | None
     question: str
     pictures: tuple[str, ...]
-    """Digests."""
+    """Digests of the pictures."""
     answer: str
     state: State
     facts: dict[str, Any]
-    """What is known of the answer: model, confidence, tokens, ... (JSON values)."""
+    """Metadata of the answer as JSON values: model, confidence, token counts and so on."""
     verdict: Verdict | None = None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A conversation's line in the sidebar."""
+    """The entry of a conversation in the sidebar."""
 
     id: str
     title: str
@@ -67,7 +67,7 @@ class Summary:
 
 
 class Store:
-    """All that is remembered, in one file. Safe to use from any thread.
+    """Conversations, picture names and settings of all owners. Thread-safe.
 
     Args:
         path: the SQLite file; its folder must exist.
@@ -77,15 +77,16 @@ class Store:
         self._lock = threading.RLock()
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._db.row_factory = sqlite3.Row
-        # SQLite's own lower() knows ASCII only.
+        # SQLite's own lower() handles ASCII only.
         self._db.create_function("casefold", 1, str.casefold, deterministic=True)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA foreign_keys = ON")
         self._db.executescript(_SCHEMA)
-        # Answers that a stopped server left half-written stay as far as they came.
+        # Answers that a stopped server left unfinished keep the text they have.
         self._db.execute("UPDATE turns SET state = 'stopped' WHERE state = 'answering'")
 
     def close(self) -> None:
+        """Close the file."""
         with self._lock:
             self._db.close()
 
@@ -97,29 +98,30 @@ class Store:
                 yield self._db
                 self._db.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:  # where the disk is full, SQLite has ended it already
+                if self._db.in_transaction:  # if the disk is full, SQLite has already rolled back
                     self._db.execute("ROLLBACK")
                 raise
 
-    def _all(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+    def _fetch(self, sql: str, *values: Any) -> list[sqlite3.Row]:
         with self._lock:
             return self._db.execute(sql, values).fetchall()
 
     # -- conversations -----------------------------------------------------------------------------
 
     def conversations(self, owner: str) -> list[Summary]:
-        """The owner's conversations, latest first."""
-        rows = self._all(
+        """Return the owner's conversations, most recent first."""
+        rows = self._fetch(
             "SELECT id, title, updated FROM conversations WHERE owner = ? ORDER BY updated DESC",
             owner,
         )
         return [Summary(row["id"], row["title"], row["updated"]) for row in rows]
 
     def search(self, owner: str, words: str) -> list[str]:
-        """Ids of the owner's conversations that have the words in their title, in a question or in
-        an answer, whatever their case.
+        """Return the ids of conversations with the words in a title, question or answer.
+
+        Upper and lower case are not distinguished.
         """
-        rows = self._all(
+        rows = self._fetch(
             "SELECT id FROM conversations WHERE owner = ?1 AND (instr(casefold(title), ?2)"
             " OR EXISTS (SELECT 1 FROM turns WHERE conversation = conversations.id"
             " AND (instr(casefold(question), ?2) OR instr(casefold(answer), ?2))))",
@@ -129,7 +131,7 @@ class Store:
         return [row["id"] for row in rows]
 
     def create(self, owner: str, title: str = "") -> str:
-        """A new, empty conversation's id."""
+        """Create an empty conversation and return its id."""
         conversation, now = secrets.token_urlsafe(9), time.time()
         with self._transaction() as db:
             db.execute(
@@ -139,23 +141,29 @@ class Store:
         return conversation
 
     def title(self, owner: str, conversation: str) -> str:
-        return self._own(owner, conversation)["title"]
+        """Return the title of a conversation.
+
+        Raises:
+            UsageError: the owner has no such conversation.
+        """
+        return self._conversation_row(owner, conversation)["title"]
 
     def rename(self, owner: str, conversation: str, title: str) -> None:
-        self._own(owner, conversation)
+        """Set the title of a conversation."""
+        self._conversation_row(owner, conversation)
         with self._transaction() as db:
             db.execute("UPDATE conversations SET title = ? WHERE id = ?", (title, conversation))
 
     def delete(self, owner: str, conversation: str) -> list[str]:
-        """Removes a conversation; gives the digests of pictures that nobody has any more."""
-        self._own(owner, conversation)
-        shown = {d for turn in self._turns(conversation) for d in turn.pictures}
+        """Delete a conversation; return the digests of pictures that no owner has any more."""
+        self._conversation_row(owner, conversation)
+        used = {d for turn in self._turns(conversation) for d in turn.pictures}
         with self._transaction() as db:
             db.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
-        return [digest for digest in sorted(shown) if self._let_go(owner, digest)]
+        return [digest for digest in sorted(used) if self._forget_picture(owner, digest)]
 
-    def _let_go(self, owner: str, digest: str) -> bool:
-        """Forgets an owner's picture that none of their turns shows; whether it was the last."""
+    def _forget_picture(self, owner: str, digest: str) -> bool:
+        """Remove an owner's picture if no turn uses it; return whether no owner has it any more."""
         with self._transaction() as db:
             if _is_shown(db, owner, digest):
                 return False
@@ -164,29 +172,32 @@ class Store:
             return left.fetchone() is None
 
     def owns(self, owner: str, conversation: str) -> bool:
+        """Return whether a conversation exists and belongs to the owner."""
         return bool(
-            self._all("SELECT 1 FROM conversations WHERE id = ? AND owner = ?", conversation, owner)
+            self._fetch(
+                "SELECT 1 FROM conversations WHERE id = ? AND owner = ?", conversation, owner
+            )
         )
 
-    def _own(self, owner: str, conversation: str) -> sqlite3.Row:
-        rows = self._all(
+    def _conversation_row(self, owner: str, conversation: str) -> sqlite3.Row:
+        rows = self._fetch(
             "SELECT * FROM conversations WHERE id = ? AND owner = ?", conversation, owner
         )
         if not rows:
-            # The same words whether it never was or is somebody else's.
+            # The same message for a missing conversation and for another owner's.
             raise UsageError("This conversation does not exist.", "Pick one on the left.")
         return rows[0]
 
     # -- turns -------------------------------------------------------------------------------------
 
     def path(self, owner: str, conversation: str) -> list[Turn]:
-        """The turns that are shown, oldest first: from the root to the head."""
-        head = self._own(owner, conversation)["head"]
+        """Return the turns that the page shows, from the root to the head."""
+        head = self._conversation_row(owner, conversation)["head"]
         return self._path_to(conversation, head)
 
     def path_to(self, owner: str, conversation: str, turn: str | None) -> list[Turn]:
-        """The turns from the root to `turn`, which is the last; empty for None."""
-        self._own(owner, conversation)
+        """Return the turns from the root to `turn`, inclusive; an empty list for None."""
+        self._conversation_row(owner, conversation)
         if turn is not None:
             self._turn(conversation, turn)
         return self._path_to(conversation, turn)
@@ -200,29 +211,36 @@ class Store:
         return path[::-1]
 
     def _turns(self, conversation: str) -> list[Turn]:
-        rows = self._all("SELECT * FROM turns WHERE conversation = ? ORDER BY number", conversation)
-        return [_turn_of(row) for row in rows]
+        rows = self._fetch(
+            "SELECT * FROM turns WHERE conversation = ? ORDER BY number", conversation
+        )
+        return [_parse_turn(row) for row in rows]
 
     def turn(self, owner: str, conversation: str, turn: str) -> Turn:
-        self._own(owner, conversation)
+        """Return one turn.
+
+        Raises:
+            UsageError: the owner has no such turn.
+        """
+        self._conversation_row(owner, conversation)
         return self._turn(conversation, turn)
 
     def _turn(self, conversation: str, turn: str) -> Turn:
-        rows = self._all(
+        rows = self._fetch(
             "SELECT * FROM turns WHERE conversation = ? AND id = ?", conversation, turn
         )
         if not rows:
-            raise UsageError("This question does not exist any more.", "Reload the page.")
-        return _turn_of(rows[0])
+            raise UsageError("This question no longer exists.", "Reload the page.")
+        return _parse_turn(rows[0])
 
     def turns(self, owner: str, conversation: str) -> list[Turn]:
-        """All turns of all branches, in the order in which they came: parents first."""
-        self._own(owner, conversation)
+        """Return the turns of all branches in the order of creation, so parents come first."""
+        self._conversation_row(owner, conversation)
         return self._turns(conversation)
 
     def siblings(self, owner: str, conversation: str) -> dict[str, list[str]]:
-        """For each turn the turns that continue the same parent, itself included, oldest first."""
-        self._own(owner, conversation)
+        """Return for each turn all children of its parent, itself included, oldest first."""
+        self._conversation_row(owner, conversation)
         groups: dict[str | None, list[str]] = {}
         turns = self._turns(conversation)
         for turn in turns:
@@ -238,8 +256,8 @@ class Store:
         pictures: Sequence[str] = (),
         facts: dict[str, Any] | None = None,
     ) -> Turn:
-        """A new question after `parent` (None: the first one); it becomes the head."""
-        self._own(owner, conversation)
+        """Add a question below `parent` (None: at the root) and make it the head."""
+        self._conversation_row(owner, conversation)
         if parent is not None:
             self._turn(conversation, parent)
         turn, now = secrets.token_urlsafe(9), time.time()
@@ -264,28 +282,31 @@ class Store:
     def finish_turn(
         self, turn: str, answer: str, state: State, facts: dict[str, Any] | None = None
     ) -> None:
-        """Writes the answer; `facts` are added to what the turn has.
+        """Store the answer of a turn and add `facts` to its metadata.
 
-        A turn that was deleted meanwhile stays deleted.
+        Nothing happens if the turn was deleted meanwhile.
         """
         with self._transaction() as db:
             db.execute("UPDATE turns SET answer = ?, state = ? WHERE id = ?", (answer, state, turn))
             _add_facts(db, turn, facts or {})
 
     def add_facts(self, owner: str, conversation: str, turn: str, facts: dict[str, Any]) -> None:
-        """Adds to what is known of an answer, and leaves the answer as it is."""
-        self._own(owner, conversation)
+        """Add metadata to an answer without changing its text."""
+        self._conversation_row(owner, conversation)
         self._turn(conversation, turn)
         with self._transaction() as db:
             _add_facts(db, turn, facts)
 
-    def judge(self, owner: str, conversation: str, turn: str, verdict: Verdict | None) -> None:
+    def set_verdict(
+        self, owner: str, conversation: str, turn: str, verdict: Verdict | None
+    ) -> None:
+        """Store whether the owner marked an answer as right or wrong."""
         self.turn(owner, conversation, turn)
         with self._transaction() as db:
             db.execute("UPDATE turns SET verdict = ? WHERE id = ?", (verdict, turn))
 
-    def show(self, owner: str, conversation: str, turn: str) -> None:
-        """Shows the branch through `turn`, down to its latest turn."""
+    def show_branch(self, owner: str, conversation: str, turn: str) -> None:
+        """Make the latest turn of the branch through `turn` the head."""
         self.turn(owner, conversation, turn)
         latest = {found.parent: found.id for found in self._turns(conversation)}
         while turn in latest:
@@ -294,34 +315,37 @@ class Store:
             db.execute("UPDATE conversations SET head = ? WHERE id = ?", (turn, conversation))
 
     def delete_turn(self, owner: str, conversation: str, turn: str) -> list[str]:
-        """Removes a turn; what followed it follows its parent now. Gives the digests of pictures
-        that nobody has any more.
+        """Delete a turn and attach its children to its parent.
+
+        Returns:
+            Digests of pictures that no owner has any more.
         """
-        gone = self.turn(owner, conversation, turn)
-        head = self._own(owner, conversation)["head"]
+        deleted = self.turn(owner, conversation, turn)
+        head = self._conversation_row(owner, conversation)["head"]
         with self._transaction() as db:
             db.execute(
                 "UPDATE turns SET parent = ? WHERE conversation = ? AND parent = ?",
-                (gone.parent, conversation, turn),
+                (deleted.parent, conversation, turn),
             )
             db.execute("DELETE FROM turns WHERE id = ?", (turn,))
             if head == turn:
                 rest = db.execute(
                     "SELECT id FROM turns WHERE conversation = ? AND parent IS ?"
                     " ORDER BY number DESC LIMIT 1",
-                    (conversation, gone.parent),
+                    (conversation, deleted.parent),
                 ).fetchone()
-                new_head = rest["id"] if rest and gone.parent is None else gone.parent
+                new_head = rest["id"] if rest and deleted.parent is None else deleted.parent
                 db.execute(
                     "UPDATE conversations SET head = ? WHERE id = ?", (new_head, conversation)
                 )
-        return [digest for digest in gone.pictures if self._let_go(owner, digest)]
+        return [digest for digest in deleted.pictures if self._forget_picture(owner, digest)]
 
     # -- pictures and settings ---------------------------------------------------------------------
 
-    def remember_picture(self, owner: str, digest: str, name: str, facts: dict[str, Any]) -> None:
-        """Keeps that an owner brought a picture. One that a turn shows keeps its name there,
-        whatever the file is called from which it comes again.
+    def add_picture(self, owner: str, digest: str, name: str, facts: dict[str, Any]) -> None:
+        """Record that an owner has uploaded a picture.
+
+        If a turn already uses the picture, it keeps the name it has there.
         """
         with self._transaction() as db:
             new = ", name = excluded.name, facts = excluded.facts"
@@ -333,31 +357,37 @@ class Store:
             )
 
     def picture(self, owner: str, digest: str) -> tuple[str, dict[str, Any]] | None:
-        """Name and facts of a picture that this owner brought; None where they did not."""
-        rows = self._all(
+        """Return name and metadata of the owner's picture; None if they have not uploaded it."""
+        rows = self._fetch(
             "SELECT name, facts FROM pictures WHERE owner = ? AND digest = ?", owner, digest
         )
         return (rows[0]["name"], json.loads(rows[0]["facts"])) if rows else None
 
-    def sweep(self, before: float) -> list[str]:
-        """Forgets pictures that came before a time and that no turn shows; gives the digests of
-        those that nobody has any more.
+    def forget_unused_pictures(self, before: float) -> list[str]:
+        """Remove pictures that were uploaded before a time and that no turn uses.
+
+        Args:
+            before: seconds since the epoch.
+
+        Returns:
+            Digests of pictures that no owner has any more.
         """
-        turns = self._all(
+        turns = self._fetch(
             "SELECT owner, pictures FROM turns JOIN conversations"
             " ON conversations.id = turns.conversation"
         )
-        shown = {(row["owner"], digest) for row in turns for digest in json.loads(row["pictures"])}
-        old = self._all("SELECT owner, digest FROM pictures WHERE created < ?", before)
-        idle = {(row["owner"], row["digest"]) for row in old} - shown
-        return [digest for owner, digest in sorted(idle) if self._let_go(owner, digest)]
+        used = {(row["owner"], digest) for row in turns for digest in json.loads(row["pictures"])}
+        old = self._fetch("SELECT owner, digest FROM pictures WHERE created < ?", before)
+        idle = {(row["owner"], row["digest"]) for row in old} - used
+        return [digest for owner, digest in sorted(idle) if self._forget_picture(owner, digest)]
 
     def settings(self, owner: str) -> dict[str, Any]:
-        rows = self._all("SELECT data FROM settings WHERE owner = ?", owner)
+        """Return the owner's settings."""
+        rows = self._fetch("SELECT data FROM settings WHERE owner = ?", owner)
         return json.loads(rows[0]["data"]) if rows else {}
 
     def save_settings(self, owner: str, changes: dict[str, Any]) -> dict[str, Any]:
-        """Adds `changes` to the owner's settings; a None takes the entry out."""
+        """Update the owner's settings and return them; None removes an entry."""
         with self._transaction() as db:
             data = {**self.settings(owner), **changes}
             data = {name: value for name, value in data.items() if value is not None}
@@ -382,11 +412,11 @@ def _is_shown(db: sqlite3.Connection, owner: str, digest: str) -> bool:
 
 
 def _json(value: object) -> str:
-    # NaN is none: it would be read here, and break the page that gets it.
+    # NaN is not JSON: Python would read it back, but browsers cannot parse it.
     return json.dumps(value, allow_nan=False)
 
 
-def _turn_of(row: sqlite3.Row) -> Turn:
+def _parse_turn(row: sqlite3.Row) -> Turn:
     return Turn(
         id=row["id"],
         parent=row["parent"],

@@ -1,4 +1,4 @@
-"""The same questions to two models: what was taught, and what had been known before."""
+"""Comparison of the models before and after a training, on taught and original questions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ui.chat.service import ChatService
 from ui.chat.stream import greedy_answer
-from ui.teaching.rehearsal import held_out
+from ui.teaching.rehearsal import held_out_questions
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import ImageError
 from vqa_app.pictures.picture import Picture
@@ -19,28 +19,30 @@ from vqa_app.prompts.conversation import SHORT_STYLE, Conversation
 if TYPE_CHECKING:
     from finetune.evaluation.questions import Question
 
-TAUGHT, WORLD = 24, 24
-LONGEST = 48
-_Asked: TypeAlias = "tuple[Conversation, str, tuple[str, ...]]"
-"""What is asked, its question, and the answers that count as right."""
+MAX_TAUGHT, WORLD_QUESTIONS = 24, 24
+"""Numbers of questions about the taught rows, and about the original world."""
+MAX_ANSWER_TOKENS = 48
+_Item: TypeAlias = "tuple[Conversation, str, tuple[str, ...]]"
+"""Conversation, its last question, and the reference answers."""
 
 
-class Skipped(Exception):
-    """Raised inside a comparison that somebody stopped."""
+class ComparisonSkipped(Exception):
+    """Raised when a comparison is stopped."""
 
 
 @dataclass(frozen=True)
-class Taught:
-    """Questions of the data that a run trains on, taken evenly from all of it."""
+class TaughtQuestions:
+    """A sample of the questions that a run trains on, evenly spaced over the data."""
 
     questions: tuple[Question, ...]
     of: int
-    """How many there are in all."""
+    """Number of questions in the data."""
 
 
-def taught_in(paths: Sequence[str]) -> Taught:
-    """Of data files, at most `TAUGHT` questions; each is asked as it is trained, behind the earlier
-    turns of a dialogue or alone.
+def sample_taught_questions(paths: Sequence[str]) -> TaughtQuestions:
+    """Return at most `MAX_TAUGHT` questions of data files.
+
+    Each is asked as it is trained: after the earlier turns of its dialogue, or alone.
     """
     from finetune.data.read import read_rows
     from finetune.data.samples import SHORT_ANSWER_WORDS
@@ -51,29 +53,35 @@ def taught_in(paths: Sequence[str]) -> Taught:
         answers = [turn.text for turn in row.turns if turn.role == "assistant"]
         short = all(len(answer.split()) <= SHORT_ANSWER_WORDS for answer in answers)
         found += make_questions([row], history=not (short and row.pictures))
-    return Taught(tuple(evenly_spaced(found, TAUGHT)), len(found))
+    return TaughtQuestions(tuple(evenly_spaced(found, MAX_TAUGHT)), len(found))
 
 
 def compare(
     service: ChatService,
-    taught: Taught,
+    taught: TaughtQuestions,
     owner: str,
     before: str,
     after: str,
     cancel: threading.Event,
 ) -> dict[str, Any]:
-    """Asks both models what was taught, and about a held-out sample of the built-in world.
+    """Ask both models the taught questions and held-out questions about the original world.
 
     Args:
-        before, after: keys of the hub.
+        service: loads the models and stores the pictures.
+        taught: the taught questions.
+        owner: who may see the pictures.
+        before: key of the model before the training.
+        after: key of the trained model.
+        cancel: stops the comparison when set.
 
     Returns:
-        `{"taught": part, "world": part}`; a part has the accuracies (VQA accuracy, 0 to 1), rows of
-        question, right answer, both answers and digests, and `of` how many questions they are.
+        `{"taught": part, "world": part}`. A part has the accuracies `before` and `after` (VQA
+        accuracy, 0 to 1), `rows` of question, right answer, both answers and digests, and `of`, the
+        number of questions from which the rows were sampled.
 
     Raises:
-        Skipped: `cancel` was set.
-        ModelError: one of them cannot be loaded.
+        ComparisonSkipped: `cancel` was set.
+        ModelError: a model cannot be loaded.
     """
     with ExitStack() as leases:
         engines = []
@@ -81,60 +89,64 @@ def compare(
             for _ in service.pool.load_with_status(key, cancel=cancel):
                 pass
             if cancel.is_set():
-                raise Skipped
+                raise ComparisonSkipped
             engines.append(leases.enter_context(service.pool.lease(key)))
-        return _compared(service, taught, owner, engines, cancel)
+        return _compare(service, taught, owner, engines, cancel)
 
 
-def _compared(
-    service: ChatService, taught: Taught, owner: str, engines: list[Engine], cancel: threading.Event
+def _compare(
+    service: ChatService,
+    taught: TaughtQuestions,
+    owner: str,
+    engines: list[Engine],
+    cancel: threading.Event,
 ) -> dict[str, Any]:
-    asked: list[_Asked] = []
+    taught_items: list[_Item] = []
     for question in taught.questions:
         try:
             pictures = {source.key: source.open() for source in question.row.pictures}
-        except ImageError:  # a bad row, which was left out of the training, too
+        except ImageError:  # a bad row, which was also left out of the training
             continue
         for picture in pictures.values():
-            _bring(service, owner, picture)
-        asked.append((question.conversation(pictures), question.text, question.answers))
-    world: list[_Asked] = []
-    for known in held_out(WORLD):
-        example = service.add_example(owner, known.image, known.question)
+            _register_picture(service, owner, picture)
+        taught_items.append((question.conversation(pictures), question.text, question.answers))
+    world: list[_Item] = []
+    for held_out in held_out_questions(WORLD_QUESTIONS):
+        example = service.add_example(owner, held_out.image, held_out.question)
         picture = service.picture_store.get(example["picture"]["digest"])
-        conversation = Conversation.ask(known.question, [picture])
-        world.append((conversation, known.question, (known.answer,)))
+        conversation = Conversation.ask(held_out.question, [picture])
+        world.append((conversation, held_out.question, (held_out.answer,)))
     return {
-        "taught": _part(engines, asked, cancel) | {"of": taught.of},
-        "world": _part(engines, world, cancel) | {"of": len(world)},
+        "taught": _evaluate(engines, taught_items, cancel) | {"of": taught.of},
+        "world": _evaluate(engines, world, cancel) | {"of": len(world)},
     }
 
 
-def _bring(service: ChatService, owner: str, picture: Picture) -> None:
-    """Lets the owner see a picture of the data."""
+def _register_picture(service: ChatService, owner: str, picture: Picture) -> None:
+    """Give the owner access to a picture of the data."""
     service.picture_store.add(picture.image, picture.name)
     if service.store.picture(owner, picture.digest) is None:
-        service.store.remember_picture(owner, picture.digest, picture.name, {"changes": []})
+        service.store.add_picture(owner, picture.digest, picture.name, {"changes": []})
 
 
-def _part(
-    engines: list[Engine], questions: list[_Asked], cancel: threading.Event
-) -> dict[str, Any]:
+def _evaluate(engines: list[Engine], items: list[_Item], cancel: threading.Event) -> dict[str, Any]:
     from finetune.evaluation.metrics import vqa_accuracy
 
     rows: list[dict[str, Any]] = []
-    for asked, question, answers in questions:
-        said = [greedy_answer(engine, asked, LONGEST, cancel) for engine in engines]
+    for conversation, question, answers in items:
+        answered = [
+            greedy_answer(engine, conversation, MAX_ANSWER_TOKENS, cancel) for engine in engines
+        ]
         if cancel.is_set():
-            raise Skipped
+            raise ComparisonSkipped
         rows.append(
             {
                 "question": question.strip().removesuffix(SHORT_STYLE.strip()).strip(),
                 "right": answers[0],
-                "pictures": [picture.digest for picture in asked.pictures],
-                "before": said[0],
-                "after": said[1],
-                "scores": [vqa_accuracy(answer, answers) for answer in said],
+                "pictures": [picture.digest for picture in conversation.pictures],
+                "before": answered[0],
+                "after": answered[1],
+                "scores": [vqa_accuracy(answer, answers) for answer in answered],
             }
         )
     return {

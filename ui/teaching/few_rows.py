@@ -1,10 +1,11 @@
-"""How the page trains: few rows want another recipe than many.
+"""The page's training recipe: few rows need other settings than many.
 
-A handful of corrections would be a handful of steps by the defaults of `finetune`, which are made
-for thousands of rows; and trained on nothing else, a small model forgets the rest. So few rows
-get a number of steps instead of passes, every second row of a batch is one of the model's own
-world, and the weights that are kept answer both best: the taught rows and a sample of the world.
-`tests/benchmarks/few_taught_rows.py` measures what is learned and what is forgotten.
+With the defaults of `finetune`, which suit thousands of rows, a few corrections would give only a
+few steps; and a small model trained on nothing else forgets the rest. So few rows get a number of
+steps instead of epochs, half of each batch is rehearsed from the world of generated pictures on
+which the built-in model was trained, and the best checkpoint is chosen on both: the taught rows and
+held-out questions about that world. `tests/benchmarks/few_taught_rows.py` measures what is learned
+and what is forgotten.
 """
 
 from __future__ import annotations
@@ -21,37 +22,36 @@ from vqa_app.checkpoints.manifest import read_manifest
 from vqa_app.errors import DataError, ModelError
 from vqa_app.serving.engine_pool import ModelChoice
 
-FEW = 200
-"""Rows up to which this recipe is taken."""
-BATCH = 16
-SHARE = 0.5
-"""Of a batch: the rows that are taught; the others are rehearsed."""
-LEAST_STEPS = 150
-SHOWN = 24
-"""Times that each taught row is shown, at least."""
-REHEARSED = 600
-"""Questions of its own world to draw from, each about another picture: 480 about 45 pictures were
-learned by heart, at the cost of the others."""
-RATE = 4.6e-4
-"""Learning rate of LoRA, half of `finetune`'s own for the built-in model: all rows are learned at
-either, and its own world loses a third as much (`tests.benchmarks.few_taught_rows`)."""
-_SAMPLE, _SAMPLE_SEED = 24, 8_000_000
+MAX_FEW_ROWS = 200
+"""Largest number of rows for which this recipe is used."""
+BATCH_SIZE = 16
+TAUGHT_SHARE = 0.5
+"""Share of taught rows in a batch; the others are rehearsed."""
+MIN_STEPS = 150
+MIN_REPEATS = 24
+"""How often each taught row is shown, at least."""
+REHEARSAL_ROWS = 600
+"""Number of rehearsal questions, each about another picture: a model memorised 480 questions about
+45 pictures, at the cost of all others."""
+LEARNING_RATE = 4.6e-4
+"""Learning rate of LoRA, half of `finetune`'s default for the built-in model: all rows are learned
+with either, and accuracy on the original world drops a third as much
+(`tests.benchmarks.few_taught_rows`)."""
+_SAMPLE_ROWS, _SAMPLE_SEED = 24, 8_000_000
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a person chose; None is ours to decide."""
+class TrainingChoices:
+    """Settings that a person chose; None leaves the choice to the recipe."""
 
     stage: str
-    passes: float | None
-    rate: float | None
+    epochs: float | None
+    lr: float | None
     rehearse: bool
 
 
-def knows_world(choice: ModelChoice) -> bool:
-    """Whether a model is the built-in one, or was trained from it, so that its world is worth
-    keeping.
-    """
+def descends_from_builtin(choice: ModelChoice) -> bool:
+    """Return whether a model is the built-in one or was trained from it."""
     source = choice.source
     for _ in range(100):
         if source == "builtin":
@@ -66,44 +66,49 @@ def knows_world(choice: ModelChoice) -> bool:
     return False
 
 
-def settings_for(
-    paths: Sequence[str], base: ModelChoice, wanted: Wanted, folder: Path, name: str
+def config_overrides(
+    paths: Sequence[str], base: ModelChoice, choices: TrainingChoices, folder: Path, name: str
 ) -> dict[str, Any]:
-    """What of `finetune.config.FinetuneConfig` depends on how many rows there are.
+    """Return the fields of `finetune.config.FinetuneConfig` that depend on the number of rows.
 
     Args:
         paths: the data files.
-        folder: where rehearsed rows may be written.
-        name: of the run; other runs rehearse other rows.
+        base: the model that is trained.
+        choices: settings that take precedence.
+        folder: where rehearsal rows may be written.
+        name: name of the run; different runs rehearse different rows.
+
+    Raises:
+        DataError: no row can be used.
     """
     from finetune.data.read import read_rows
 
     rows = sum(len(row.references) for row in read_rows(paths).rows)
     if not rows:
-        raise DataError("No row of this data can be used.", "See what its check says.")
-    rehearse = wanted.rehearse and knows_world(base)
-    settings: dict[str, Any] = {"epochs": wanted.passes, "lr": wanted.rate}
-    if rows > FEW or not knows_world(base):
+        raise DataError("No row of this data can be used.", "Check the data to see why.")
+    rehearse = choices.rehearse and descends_from_builtin(base)
+    settings: dict[str, Any] = {"epochs": choices.epochs, "lr": choices.lr}
+    if rows > MAX_FEW_ROWS or not descends_from_builtin(base):
         if rehearse:
             world = rehearsal.write_rehearsal(folder, min(600, 2 * rows), _seed(name))
             paths = [*paths, str(world)]
         return {**settings, "data": tuple(paths)}
-    share = SHARE if rehearse else 1.0
-    steps = max(LEAST_STEPS, math.ceil(SHOWN * rows / (share * BATCH)))
-    if wanted.passes is not None:
-        steps = max(1, math.ceil(wanted.passes * rows / (share * BATCH)))
-    if wanted.rate is None and wanted.stage in ("lora", "qlora"):
-        settings["lr"] = RATE
-    settings.update(epochs=None, max_steps=steps, batch_size=BATCH, eval_every=0.25)
-    sample = rehearsal.write_sample(folder, _SAMPLE, _SAMPLE_SEED)
-    copies = max(1, round(_SAMPLE / rows))  # so that one weighs as much as the other
+    share = TAUGHT_SHARE if rehearse else 1.0
+    steps = max(MIN_STEPS, math.ceil(MIN_REPEATS * rows / (share * BATCH_SIZE)))
+    if choices.epochs is not None:
+        steps = max(1, math.ceil(choices.epochs * rows / (share * BATCH_SIZE)))
+    if choices.lr is None and choices.stage in ("lora", "qlora"):
+        settings["lr"] = LEARNING_RATE
+    settings.update(epochs=None, max_steps=steps, batch_size=BATCH_SIZE, eval_every=0.25)
+    sample = rehearsal.write_sample(folder, _SAMPLE_ROWS, _SAMPLE_SEED)
+    copies = max(1, round(_SAMPLE_ROWS / rows))  # so that both count equally
     settings["eval_data"] = (*list(paths) * copies, str(sample))
     if not rehearse:
         return {**settings, "data": tuple(paths)}
-    world = rehearsal.write_rehearsal(folder, REHEARSED, _seed(name))
-    # Rows of like length are put together within an epoch. One as large as a batch keeps all in
-    # each; of a longer one, whole batches would be one taught row again and again.
-    weight, others = share * BATCH / rows, (1 - share) * BATCH / REHEARSED
+    world = rehearsal.write_rehearsal(folder, REHEARSAL_ROWS, _seed(name))
+    # Batches group rows of similar length within an epoch. With epochs of one batch, each batch
+    # mixes all rows; with longer ones, whole batches would repeat a single taught row.
+    weight, others = share * BATCH_SIZE / rows, (1 - share) * BATCH_SIZE / REHEARSAL_ROWS
     data = (*(f"{path}@{weight:.5f}" for path in paths), f"{world}@{others:.5f}")
     return {**settings, "data": data}
 

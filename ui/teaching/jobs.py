@@ -1,4 +1,4 @@
-"""A run that was started from the page: what it told so far, kept over a restart of the server."""
+"""Training runs started from the page, and the files that keep them over a server restart."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vqa_app.serving.engine_pool import ModelChoice
 from vqa_app.serving.redact import redact_paths
 
 State: TypeAlias = Literal["running", "stopping", "comparing", "done", "stopped", "failed"]
-_MESSAGES = 12
-_SHOWN_LOSSES = 2000
-_KEPT = (
+_MAX_MESSAGES = 12
+_MAX_LOSSES = 2000
+_STORED_FIELDS = (
     *("owner", "name", "stage", "state", "phase", "done", "of", "curve", "losses", "evaluations"),
     *("messages", "error", "comparison", "request"),
 )
@@ -27,7 +27,7 @@ _KEPT = (
 
 @dataclass
 class Job:
-    """A run, under way or ended."""
+    """A training run, in progress or ended."""
 
     owner: str
     name: str
@@ -40,33 +40,35 @@ class Job:
     of: int = 0
     seconds_left: float | None = None
     curve: str = "Held-out accuracy, %"
-    """What the evaluations on the way show."""
+    """Label of the evaluations during training."""
     losses: list[tuple[int, float]] = field(default_factory=list)
     evaluations: list[dict[str, float]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     error: str = ""
     comparison: dict[str, Any] | None = None
     request: dict[str, Any] = field(default_factory=dict)
-    """What was chosen, to go on with; empty where nobody knows any more."""
+    """The request that started the run, for resuming it; empty if unknown."""
     cancel: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
 
     @property
     def running(self) -> bool:
+        """Whether the run has not ended yet."""
         return self.state in ("running", "stopping", "comparing")
 
     @property
-    def can_go_on(self) -> bool:
+    def can_resume(self) -> bool:
+        """Whether the run ended early and can be continued."""
         return self.state in ("stopped", "failed") and bool(self.request)
 
     @property
     def compared_pictures(self) -> set[str]:
-        """Digests of what its comparison shows."""
+        """Digests of the pictures in its comparison."""
         parts = (self.comparison or {}).values()
         return {digest for part in parts for row in part["rows"] for digest in row["pictures"]}
 
-    def note(self, progress: Any) -> None:
-        """Takes over what `finetune` tells (`finetune.progress.Progress`)."""
+    def record_progress(self, progress: Any) -> None:
+        """Record a progress report of `finetune` (`finetune.progress.Progress`)."""
         self.phase, self.done, self.of = progress.phase, progress.done, progress.of
         self.seconds_left = progress.seconds_left or self.seconds_left
         if progress.message:
@@ -74,14 +76,14 @@ class Job:
         loss = progress.loss if progress.phase == "training" else None
         if loss is not None and math.isfinite(loss):
             self.losses.append((progress.done, round(loss, 5)))
-        # The last evaluation comes along with every step after it.
+        # Each later report repeats the last evaluation.
         last = {k: v for k, v in (self.evaluations or [{}])[-1].items() if k != "step"}
         found = {k: v for k, v in progress.evaluation.items() if math.isfinite(v)}
         if found and found != last:
             self.evaluations.append({"step": self.losses[-1][0] if self.losses else 0, **found})
 
-    def shown(self, key: str | None) -> dict[str, Any]:
-        """What the page is told; `key` is the finished run's in the hub."""
+    def to_view(self, key: str | None) -> dict[str, Any]:
+        """Return the run for the page; `key` names the trained model, if it is available."""
         return {
             "name": self.name,
             "base": self.base.label,
@@ -92,33 +94,34 @@ class Job:
             "of": self.of,
             "seconds_left": self.seconds_left,
             "curve": self.curve,
-            "losses": self.losses[-_SHOWN_LOSSES:],
+            "losses": self.losses[-_MAX_LOSSES:],
             "evaluations": self.evaluations,
-            "messages": self.messages[-_MESSAGES:],
+            "messages": self.messages[-_MAX_MESSAGES:],
             "error": self.error,
-            "watch": _watched(self.run),
-            "can_go_on": self.can_go_on,
+            "watch": _watch_answers(self.run),
+            "can_go_on": self.can_resume,
             "comparison": self.comparison,
             "key": key,
         }
 
 
-class JobFiles:
-    """A small file for each run: whose it is, and how far it came.
+class JobStore:
+    """A small file for each run with its owner and state.
 
-    It lies beside the runs, not in them: `finetune` takes no folder that holds other files.
+    The files lie beside the run folders, because `finetune` refuses a folder with foreign files.
     """
 
     def __init__(self, folder: Path, runs: Path) -> None:
         self.folder, self.runs = folder, runs
 
     def write(self, job: Job) -> None:
-        kept = {name: getattr(job, name) for name in _KEPT} | {"base": asdict(job.base)}
+        """Store the state of a run."""
+        stored = {name: getattr(job, name) for name in _STORED_FIELDS} | {"base": asdict(job.base)}
         with atomic_file(self._file(job.name)) as file:
-            file.write_text(json.dumps(kept, ensure_ascii=False), "utf-8")
+            file.write_text(json.dumps(stored, ensure_ascii=False), "utf-8")
 
-    def is_free(self, name: str, owner: str) -> bool:
-        """Whether an owner may train under a name: nobody did, or they did and it is unfinished."""
+    def is_available(self, name: str, owner: str) -> bool:
+        """Return whether an owner may use a run name: it is new, or an unfinished run of theirs."""
         run = self.runs / name
         if is_finished(run):
             return False
@@ -126,28 +129,30 @@ class JobFiles:
             return (self._read(self._file(name)) or {}).get("owner") == owner
         return not run.exists()
 
-    def pictures(self, job: Job) -> Path:
-        """Where the pictures of a run's comparison lie: chats and data sets that have them go."""
+    def pictures_dir(self, job: Job) -> Path:
+        """Return the folder with copies of the comparison's pictures, which outlive their chats."""
         return self.folder / job.name
 
     def latest(self, owner: str | None = None) -> Job | None:
-        """The run of the last start as it ended, or as the end of the server left it.
+        """Return the most recent run as it was last stored.
 
         Args:
-            owner: whose; None: anybody's.
+            owner: whose run; None for any owner.
         """
         files = sorted(self.folder.glob("[!.]*.json"), key=lambda file: file.stat().st_mtime)
         found = (self._read(file) for file in reversed(files))
-        kept = next((one for one in found if one and owner in (None, one.get("owner"))), None)
-        if kept is None:
+        stored = next((one for one in found if one and owner in (None, one.get("owner"))), None)
+        if stored is None:
             return None
         try:
-            job = Job(run=self.runs / kept["name"], base=ModelChoice(**kept.pop("base")), **kept)
-        except (TypeError, KeyError):  # another version's
+            job = Job(
+                run=self.runs / stored["name"], base=ModelChoice(**stored.pop("base")), **stored
+            )
+        except (TypeError, KeyError):  # written by another version
             return None
         if job.running:
             job.state = "done" if is_finished(job.run) else "stopped"
-            job.messages.append("The server was stopped meanwhile.")
+            job.messages.append("The server was stopped during this run.")
         return job
 
     def _file(self, name: str) -> Path:
@@ -161,9 +166,11 @@ class JobFiles:
         return found if isinstance(found, dict) else None
 
 
-def _watched(run: Path) -> list[dict[str, Any]]:
-    """The watch questions with their answers at each look:
-    [{question, expected, pictures, answers}, ...]; pictures are digests.
+def _watch_answers(run: Path) -> list[dict[str, Any]]:
+    """Return the watch questions of a run with their answers at each evaluation.
+
+    Returns:
+        Dicts with question, expected answer, pictures (digests) and answers.
     """
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     try:
@@ -183,5 +190,5 @@ def _watched(run: Path) -> list[dict[str, Any]]:
             )
             entry["answers"].append({"step": row["step"], "answer": row["answer"]})
     except (OSError, ValueError, KeyError):
-        return []  # not there yet, or a line is being written
+        return []  # not written yet, or only half a line
     return list(found.values())

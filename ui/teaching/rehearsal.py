@@ -1,4 +1,4 @@
-"""Rows from the built-in model's own world: to mix into training, and to see what was forgotten."""
+"""Questions about the built-in model's generated world, for rehearsal and for evaluation."""
 
 from __future__ import annotations
 
@@ -18,64 +18,69 @@ if TYPE_CHECKING:
     from finetune.pretrain.world import QA, Split
 
 SHORT_SHARE = 0.6
-"""Of the rehearsed answers, as when the built-in model was trained; the others are sentences."""
+"""Share of short answers, as in the training of the built-in model; the others are sentences."""
 
 
 @dataclass(frozen=True)
-class Known:
-    """A question of the world with its answer."""
+class WorldQuestion:
+    """A question about a generated picture, and its answer."""
 
     image: Image.Image
     picture: str
-    """A name for the picture."""
+    """Name of the picture."""
     question: str
-    """With LLaVA's instruction where a short answer is wanted."""
+    """The question, with LLaVA's instruction if a short answer is expected."""
     answer: str
 
     @classmethod
-    def of(cls, qa: QA, image: Image.Image, picture: str, short: bool) -> Known:
-        """In one of the two styles."""
+    def of(cls, qa: QA, image: Image.Image, picture: str, short: bool) -> WorldQuestion:
+        """Create a question in the short or the sentence style."""
         if short:
             return cls(image, picture, qa.question + SHORT_STYLE, qa.short)
         return cls(image, picture, qa.question, qa.sentence)
 
 
-def held_out(count: int, seed: int = 7_000_000, short: bool = True) -> list[Known]:
-    """Questions about pictures that no training shows, the rooms in turn.
+def held_out_questions(
+    count: int, seed: int = 7_000_000, short: bool = True
+) -> list[WorldQuestion]:
+    """Return questions about held-out pictures, taking the rooms of the world in turn.
 
     Args:
-        short: those with short answers; else as they are answered in sentences.
+        count: number of questions.
+        seed: seed of the first scene.
+        short: whether answers are short; otherwise they are sentences.
     """
-    found: list[Known] = []
+    found: list[WorldQuestion] = []
     for name, image, questions, rng in _scenes(seed, "test"):
-        if fitting := [qa for qa in questions if qa.short or not short]:
-            found.append(Known.of(rng.choice(fitting), image, name, short))
+        if suitable := [qa for qa in questions if qa.short or not short]:
+            found.append(WorldQuestion.of(rng.choice(suitable), image, name, short))
         if len(found) == count:
             return found
-    raise AssertionError("scenes have no end")
+    raise AssertionError("the sequence of scenes is infinite")
 
 
 def write_rehearsal(folder: Path, count: int, seed: int) -> Path:
-    """Writes a LLaVA data set of `count` training questions in both styles, each about another
-    picture; gives its JSON file.
+    """Write `count` training questions in both styles as LLaVA data; return the JSON file.
+
+    Each question is about another picture.
     """
-    return _write(folder / "world", islice(_rehearsed(seed), count))
+    return _write(folder / "world", islice(_rehearsal_questions(seed), count))
 
 
 def write_sample(folder: Path, count: int, seed: int) -> Path:
-    """The same of held-out questions with short answers."""
-    return _write(folder / "sample", held_out(count, seed))
+    """Write `count` held-out questions with short answers as LLaVA data; return the JSON file."""
+    return _write(folder / "sample", held_out_questions(count, seed))
 
 
-def _rehearsed(seed: int) -> Iterator[Known]:
+def _rehearsal_questions(seed: int) -> Iterator[WorldQuestion]:
     for name, image, questions, rng in _scenes(seed, "train"):
         if questions:
             qa = rng.choice(questions)
-            yield Known.of(qa, image, name, bool(qa.short) and rng.random() < SHORT_SHARE)
+            yield WorldQuestion.of(qa, image, name, bool(qa.short) and rng.random() < SHORT_SHARE)
 
 
 def _scenes(seed: int, split: Split) -> Iterator[tuple[str, Image.Image, list[QA], random.Random]]:
-    """Name, picture and questions that stand alone of scene after scene, the rooms in turn."""
+    """Yield name, picture and independent questions of one scene after another, rooms in turn."""
     from finetune.pretrain.world import ROOMS, make_scene
 
     rooms = list(ROOMS)
@@ -89,21 +94,21 @@ def _scenes(seed: int, split: Split) -> Iterator[tuple[str, Image.Image, list[QA
         number += 1
 
 
-def _write(folder: Path, questions: Iterator[Known] | list[Known]) -> Path:
+def _write(folder: Path, questions: Iterator[WorldQuestion] | list[WorldQuestion]) -> Path:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
-    for number, known in enumerate(questions):
-        name = f"images/{known.picture}.png"
+    for number, question in enumerate(questions):
+        name = f"images/{question.picture}.png"
         if not (folder / name).exists():
-            known.image.save(folder / name)
-        asked = f"<image>\n{known.question}"
+            question.image.save(folder / name)
+        asked = f"<image>\n{question.question}"
         rows.append(
             {
                 "id": f"world-{number}",
                 "image": name,
                 "conversations": [
                     {"from": "human", "value": asked},
-                    {"from": "gpt", "value": known.answer},
+                    {"from": "gpt", "value": question.answer},
                 ],
             }
         )

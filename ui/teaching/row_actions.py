@@ -1,4 +1,4 @@
-"""What the page does with taught rows: judging answers, and the list of what was taught."""
+"""The page's requests about taught rows: rating answers, listing and editing rows."""
 
 from __future__ import annotations
 
@@ -6,56 +6,61 @@ from typing import Any
 
 from ui.chat.requests import PageRequest, PageUpdate
 from ui.chat.service import ChatService
-from ui.teaching.taught_rows import Teaching
+from ui.teaching.taught_rows import TaughtRowStore
 from vqa_app.errors import UsageError
 
 SHOWN_ROWS = 500
-"""Taught rows that the page gets, until it asks for more."""
-_WITHOUT_HISTORY = (
-    "Kept without what was said before it. If its question does not stand alone, edit it in Teach."
-)
+"""Number of rows sent to the page unless it asks for more."""
+_WITHOUT_HISTORY = "Saved without the earlier turns. If the question needs them, edit it in Teach."
 
 
-def teach(service: ChatService, teaching: Teaching, owner: str, request: PageRequest) -> PageUpdate:
-    """The deeds of teaching; `do` names one."""
+def teach(
+    service: ChatService, taught_rows: TaughtRowStore, owner: str, request: PageRequest
+) -> PageUpdate:
+    """Handle a request; its `do` names the action."""
     match request.get("do"):
         case "judge":
-            return _judge(service, teaching, owner, request)
+            return _judge(service, taught_rows, owner, request)
         case "corrected":
             turn = str(request.get("turn"))
-            return {"corrected": {"turn": turn, "answer": teaching.corrected(owner, turn)}}
+            return {"corrected": {"turn": turn, "answer": taught_rows.correction_for(owner, turn)}}
         case "list":
             pass
         case "edit":
             question, answer = str(request.get("question")), str(request.get("answer"))
-            teaching.edit(owner, str(request.get("row")), question, answer)
+            taught_rows.edit(owner, str(request.get("row")), question, answer)
         case "delete":
-            teaching.delete(owner, str(request.get("row")))
+            taught_rows.delete(owner, str(request.get("row")))
         case "delete-all":
-            teaching.delete_all(owner)
+            taught_rows.delete_all(owner)
         case "undo-import":
-            teaching.undo_import(owner)
+            taught_rows.undo_import(owner)
         case other:
             raise UsageError(f"Unknown request {str(other)[:40]!r}.", "Reload the page.")
-    return taught(service, teaching, owner, request.get("most"))
+    return list_rows(service, taught_rows, owner, request.get("most"))
 
 
-def taught(service: ChatService, teaching: Teaching, owner: str, most: object = None) -> PageUpdate:
-    """The owner's rows as the page shows them, latest first.
+def list_rows(
+    service: ChatService, taught_rows: TaughtRowStore, owner: str, most: object = None
+) -> PageUpdate:
+    """Return the owner's rows for the page, most recent first.
 
     Args:
-        most: how many, where the page asked for more than `SHOWN_ROWS`.
+        service: knows the pictures' names.
+        taught_rows: the rows.
+        owner: whose rows.
+        most: number of rows, if the page wants more than `SHOWN_ROWS`.
     """
-    rows = teaching.rows(owner)
+    rows = taught_rows.rows(owner)
     shown_rows = max(SHOWN_ROWS, most) if isinstance(most, int) else SHOWN_ROWS
     shown: list[dict[str, Any]] = []
     for row in rows[:shown_rows]:
         pictures = []
         for number, digest in enumerate(row.pictures, 1):
-            teaching.picture(owner, digest)
+            taught_rows.get_picture(owner, digest)
             known = service.store.picture(owner, digest)
-            if known is None:  # came with an import
-                service.store.remember_picture(owner, digest, "picture", {"changes": []})
+            if known is None:  # imported
+                service.store.add_picture(owner, digest, "picture", {"changes": []})
             name, facts = known or ("picture", {"changes": []})
             pictures.append({"digest": digest, "name": name, "number": number, **facts})
         shown.append(
@@ -67,27 +72,27 @@ def taught(service: ChatService, teaching: Teaching, owner: str, most: object = 
                 "pictures": pictures,
             }
         )
-    imported = teaching.imported(owner)
+    imported = taught_rows.count_imported(owner)
     return {"taught": {"rows": shown, "count": len(rows), "imported": imported}}
 
 
 def _judge(
-    service: ChatService, teaching: Teaching, owner: str, request: PageRequest
+    service: ChatService, taught_rows: TaughtRowStore, owner: str, request: PageRequest
 ) -> PageUpdate:
-    """Keeps what a person says of an answer; with the right answer it becomes a taught row."""
+    """Store the rating of an answer; if the right answer is known, add a taught row."""
     chat, turn_id = str(request.get("conversation")), str(request.get("turn"))
     verdict = request.get("verdict")
     path = service.store.path_to(owner, chat, turn_id)
     turn = path[-1]
     if verdict not in ("right", "wrong", None):
-        raise UsageError("A verdict is right or wrong.", "Reload the page.")
+        raise UsageError("A rating is right or wrong.", "Reload the page.")
     correction = str(request.get("correction") or "").strip()
     right = turn.answer.strip() if verdict == "right" else correction
     if verdict is None or not right:
-        teaching.forget(owner, turn.id)
+        taught_rows.delete_for_turn(owner, turn.id)
     else:
         digests = dict.fromkeys(digest for step in path for digest in step.pictures)
-        teaching.add(
+        taught_rows.add(
             owner,
             turn.question,
             right,
@@ -96,13 +101,13 @@ def _judge(
             turn=turn.id,
             said=turn.answer.strip(),
         )
-    service.store.judge(owner, chat, turn.id, verdict)
+    service.store.set_verdict(owner, chat, turn.id, verdict)
     update = {
         "view": service.view(owner, chat),
-        **taught(service, teaching, owner, request.get("most")),
+        **list_rows(service, taught_rows, owner, request.get("most")),
     }
     if not right:
         return update
-    # A row is one question: what the model said before may be wrong, and would be trained, too.
+    # A row holds a single question: earlier answers may be wrong and would be trained, too.
     alone = not any(step.answer for step in path[:-1])
-    return {**update, "toast": "Kept: you can train on it." if alone else _WITHOUT_HISTORY}
+    return {**update, "toast": "Saved: you can train on it." if alone else _WITHOUT_HISTORY}

@@ -1,7 +1,7 @@
-"""Taught rows: what people said the right answer is, as a LLaVA data set that `finetune` reads.
+"""Taught rows: right answers that people gave, as a LLaVA data set that `finetune` reads.
 
-Each owner has a folder `<data dir>/taught/<name>` with `llava.json` and `images/<digest>.png`. The
-file is the truth; nothing of it stands in the database.
+Each owner has a folder `<data dir>/taught/<name>` with `llava.json` and `images/<digest>.png`.
+These files are the only copy; the database holds none of it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ui.storage.picture_files import PictureStore
-from ui.teaching.uploads import MAX_ROWS, read_sent, told, unpack
+from ui.teaching.uploads import MAX_ROWS, describe_problem, read_upload, unpack
 from vqa_app.errors import DataError, UsageError, VqaError
 from vqa_app.files import atomic_file
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, Picture
@@ -31,28 +31,31 @@ from vqa_app.prompts.conversation import SHORT_STYLE
 from vqa_app.prompts.conversation_file import replace_surrogates
 from vqa_app.serving.redact import redact_paths
 
-LONGEST_TEXT = 4000
+MAX_TEXT = 4000
+"""Longest question or answer, in characters."""
 _PLACEHOLDER = "<image>"
 
 
 @dataclass(frozen=True)
 class TaughtRow:
-    """A question about pictures with its right answer."""
+    """A question about pictures and its right answer."""
 
     id: str
     question: str
     answer: str
     pictures: tuple[str, ...]
-    """Digests."""
+    """Digests of the pictures."""
     short: bool = False
-    """Whether a short answer was asked for; LLaVA's instruction for that follows the question."""
+    """Whether LLaVA's instruction for a short answer follows the question."""
     turn: str = ""
-    """The turn of a chat that it corrects."""
+    """The turn of a chat that the row corrects; empty for an imported row."""
     said: str = ""
-    """What the model had said."""
+    """The answer of the model."""
     created: float = 0.0
+    """Seconds since the epoch."""
 
     def to_llava(self) -> dict[str, Any]:
+        """Return the row in LLaVA's format, with our own fields under `taught`."""
         images = [f"images/{digest}.png" for digest in self.pictures]
         question = self.question.replace(_PLACEHOLDER, "<picture>")
         asked = f"{_PLACEHOLDER}\n" * len(images) + question + (SHORT_STYLE if self.short else "")
@@ -68,6 +71,7 @@ class TaughtRow:
 
     @classmethod
     def from_llava(cls, row: dict[str, Any]) -> TaughtRow:
+        """Parse a row that `to_llava` wrote."""
         images = row.get("image", [])
         images = [images] if isinstance(images, str) else images
         asked, answer = (turn["value"] for turn in row["conversations"])
@@ -86,33 +90,34 @@ class TaughtRow:
         )
 
 
-class Teaching:
-    """All owners' taught rows. Safe to use from any thread."""
+class TaughtRowStore:
+    """The taught rows of all owners. Thread-safe."""
 
     def __init__(self, folder: Path, picture_store: PictureStore) -> None:
         self.folder, self.picture_store = folder, picture_store
         self._lock = threading.RLock()
         self._in_use: Counter[str] = Counter()
         self._counts: dict[str, tuple[tuple[int, int], int]] = {}
-        """By owner, the file's time and size and how many rows it had then."""
+        """By owner, the modification time and size of the file, and its number of rows."""
         self._imported: dict[str, frozenset[str]] = {}
-        """By owner, the rows that came with the latest import, since the server started."""
+        """By owner, the ids of the rows of the latest import since the server started."""
 
-    def home(self, owner: str) -> Path:
-        """The owner's data set: `finetune --data` takes its `llava.json`."""
+    def folder_of(self, owner: str) -> Path:
+        """Return the folder of the owner's data set."""
         return self.folder / hashlib.sha256(owner.encode()).hexdigest()[:16]
 
-    def file(self, owner: str) -> Path:
-        return self.home(owner) / "llava.json"
+    def data_file(self, owner: str) -> Path:
+        """Return the file that `finetune --data` reads."""
+        return self.folder_of(owner) / "llava.json"
 
     def rows(self, owner: str) -> list[TaughtRow]:
-        """Latest first."""
+        """Return the owner's rows, most recent first."""
         return self._rows(owner)[::-1]
 
     def count(self, owner: str) -> int:
-        """How many rows there are; the file is read again only when it changed."""
+        """Return the number of rows; the file is read only if it has changed."""
         try:
-            found = self.file(owner).stat()
+            found = self.data_file(owner).stat()
         except FileNotFoundError:
             return 0
         stamp = (found.st_mtime_ns, found.st_size)
@@ -132,77 +137,89 @@ class Teaching:
         turn: str = "",
         said: str = "",
     ) -> TaughtRow:
-        """Keeps a row; one of the same turn is replaced.
+        """Add a row, replacing the one of the same turn.
 
         Raises:
             DataError: question or answer is empty or too long.
         """
         digests = dict.fromkeys(picture.digest for picture in pictures)
-        row = _new_row(question, answer, digests, short=short, turn=turn, said=said)
+        row = _make_row(question, answer, digests, short=short, turn=turn, said=said)
         with self._lock:
             for picture in pictures:
-                self._keep(owner, picture)
+                self._add_picture(owner, picture)
             rows = self._rows(owner)
             kept = [old for old in rows if not turn or old.turn != turn]
-            _check_room(len(kept) + 1)
+            _check_row_limit(len(kept) + 1)
             self._write(owner, [*kept, row])
             if len(kept) < len(rows):
-                self._sweep(owner, [*kept, row])
+                self._delete_unused_pictures(owner, [*kept, row])
         return row
 
     def edit(self, owner: str, row_id: str, question: str, answer: str) -> None:
+        """Change the question and answer of a row.
+
+        Raises:
+            UsageError: there is no such row.
+            DataError: question or answer is empty or too long.
+        """
         with self._lock:
             rows = self._rows(owner)
-            place = self._place(rows, row_id)
+            place = self._index(rows, row_id)
             rows[place] = replace(
                 rows[place],
-                question=_checked("question", question, bool(rows[place].pictures)),
-                answer=_checked("answer", answer),
+                question=_validated("question", question, bool(rows[place].pictures)),
+                answer=_validated("answer", answer),
             )
             self._write(owner, rows)
 
     def delete(self, owner: str, row_id: str) -> None:
+        """Delete a row.
+
+        Raises:
+            UsageError: there is no such row.
+        """
         with self._lock:
             rows = self._rows(owner)
-            del rows[self._place(rows, row_id)]
+            del rows[self._index(rows, row_id)]
             self._write(owner, rows)
-            self._sweep(owner, rows)
+            self._delete_unused_pictures(owner, rows)
 
     def delete_all(self, owner: str) -> None:
+        """Delete all rows of an owner."""
         with self._lock:
             self._write(owner, [])
-            self._sweep(owner, [])
+            self._delete_unused_pictures(owner, [])
 
-    def imported(self, owner: str) -> int:
-        """How many rows of the latest import are still there."""
+    def count_imported(self, owner: str) -> int:
+        """Return how many rows of the latest import still exist."""
         with self._lock:
             latest = self._imported.get(owner, frozenset())
             return len([row for row in self._rows(owner) if row.id in latest]) if latest else 0
 
     def undo_import(self, owner: str) -> None:
-        """Removes what the latest import brought."""
+        """Delete the rows of the latest import."""
         with self._lock:
             latest = self._imported.pop(owner, frozenset())
             kept = [row for row in self._rows(owner) if row.id not in latest]
             self._write(owner, kept)
-            self._sweep(owner, kept)
+            self._delete_unused_pictures(owner, kept)
 
-    def corrected(self, owner: str, turn: str) -> str:
-        """The right answer that was taught for a turn, empty where there is none."""
+    def correction_for(self, owner: str, turn: str) -> str:
+        """Return the taught answer of a turn, or an empty string."""
         return next((row.answer for row in self._rows(owner) if row.turn == turn), "")
 
-    def forget(self, owner: str, turn: str) -> None:
-        """Removes the row of a turn, if there is one."""
+    def delete_for_turn(self, owner: str, turn: str) -> None:
+        """Delete the row of a turn, if there is one."""
         with self._lock:
             rows = self._rows(owner)
             kept = [row for row in rows if row.turn != turn]
             if len(kept) < len(rows):
                 self._write(owner, kept)
-                self._sweep(owner, kept)
+                self._delete_unused_pictures(owner, kept)
 
     @contextmanager
-    def in_use(self, owner: str) -> Iterator[None]:
-        """Keeps pictures that no row shows: a training reads them, or their rows are to come."""
+    def keep_pictures(self, owner: str) -> Iterator[None]:
+        """Keep pictures without rows: a training reads them, or their rows follow."""
         with self._lock:
             self._in_use[owner] += 1
         try:
@@ -210,10 +227,10 @@ class Teaching:
         finally:
             with self._lock:
                 self._in_use[owner] -= 1
-                self._sweep(owner, self._rows(owner))
+                self._delete_unused_pictures(owner, self._rows(owner))
 
-    def picture(self, owner: str, digest: str) -> Picture:
-        """A row's picture, put back on the shelf where its chat was deleted meanwhile."""
+    def get_picture(self, owner: str, digest: str) -> Picture:
+        """Return a row's picture; restore it in the picture store if its chat was deleted."""
         if self.picture_store.file(digest).exists():
             return self.picture_store.get(digest)
         return self.picture_store.add(
@@ -221,7 +238,7 @@ class Teaching:
         )
 
     def export(self, owner: str) -> bytes:
-        """A zip file of the data set: LLaVA JSON, the same as CSV, and the pictures."""
+        """Return a zip file of the data set: LLaVA JSON, the same as CSV, and the pictures."""
         rows = self._rows(owner)
         stream = io.BytesIO()
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
@@ -230,52 +247,58 @@ class Teaching:
             writer = csv.writer(table)
             writer.writerow(["image", "question", "answer"])
             for row in rows:
-                writer.writerow([_cell(row.pictures), row.question, row.answer])
+                writer.writerow([_image_cell(row.pictures), row.question, row.answer])
             archive.writestr("rows.csv", table.getvalue())
             for digest in sorted({digest for row in rows for digest in row.pictures}):
-                if self._image(owner, digest).exists():  # no lost one holds back the others
+                if self._image(
+                    owner, digest
+                ).exists():  # a missing picture does not prevent the export
                     archive.write(self._image(owner, digest), f"images/{digest}.png")
         return stream.getvalue()
 
-    def take_in(self, owner: str, data: bytes, name: str = "") -> tuple[int, list[str]]:
-        """Adds the rows of a zip file: a data file in any format `finetune` reads, and pictures.
+    def import_rows(self, owner: str, data: bytes, name: str = "") -> tuple[int, list[str]]:
+        """Import the rows of a zip file with pictures and a data file in any format of `finetune`.
 
         Args:
-            name: of the file; a table or JSON file may come without a zip file around it.
+            owner: whose rows they become.
+            data: content of the file.
+            name: name of the file; a table or JSON file is also accepted without a zip file.
 
         Returns:
-            How many rows came in, and what was wrong with others.
+            The number of imported rows, and the problems of those that were skipped.
 
         Raises:
-            DataError: it is no such zip file, or holds more rows than fit.
+            DataError: the file cannot be read, or holds too many rows.
         """
         with tempfile.TemporaryDirectory(prefix="vqa-app-import-") as temporary:
-            folder = Path(temporary) / "what was sent"  # what messages call it
+            folder = Path(temporary) / "the uploaded file"  # the name that messages show
             folder.mkdir()
             unpack(data, folder, name)
-            found = read_sent(folder)
-            problems = [told(problem) for problem in found.problems]
+            found = read_upload(folder)
+            problems = [describe_problem(problem) for problem in found.problems]
             new: list[TaughtRow] = []
             digests: dict[str, str] = {}
-            with self.in_use(owner):
+            with self.keep_pictures(owner):
                 for row in found.rows:
                     try:
                         new += self._rows_of(owner, row, digests)
                     except VqaError as error:
                         problems.append(redact_paths(f"row {row.number}: {error.problem}"))
-                with self._lock:  # once for all: every writing writes the whole file
+                with self._lock:  # all at once, because each write replaces the whole file
                     kept = self._rows(owner)
-                    _check_room(len(kept) + len(new))
+                    _check_row_limit(len(kept) + len(new))
                     self._write(owner, [*kept, *new])
                     if new:
                         self._imported[owner] = frozenset(row.id for row in new)
         return len(new), problems
 
     def _rows_of(self, owner: str, row: Any, digests: dict[str, str]) -> list[TaughtRow]:
-        """Every question of a row as a row of its own, with the pictures up to it.
+        """Split a dialogue into one row per question, with all pictures up to that question.
 
         Args:
-            digests: of the pictures that are kept already, by `PictureSource.key`; grows.
+            owner: whose rows they become.
+            row: a row as `finetune` reads it.
+            digests: digests of the pictures stored so far by `PictureSource.key`; updated.
         """
         new: list[TaughtRow] = []
         seen: dict[str, None] = {}
@@ -285,57 +308,57 @@ class Teaching:
                 for source in turn.pictures:
                     if source.key not in digests:
                         picture = self.picture_store.add(source.open().image, source.name)
-                        self._keep(owner, picture)
+                        self._add_picture(owner, picture)
                         digests[source.key] = picture.digest
                     seen[digests[source.key]] = None
                 question = turn.text.strip()
             elif turn.role == "assistant":
                 short = question.endswith(SHORT_STYLE.strip())
                 text = question.removesuffix(SHORT_STYLE.strip()).strip()
-                new.append(_new_row(text, turn.text.strip(), seen, short=short))
+                new.append(_make_row(text, turn.text.strip(), seen, short=short))
         return new
 
-    def _keep(self, owner: str, picture: Picture) -> None:
+    def _add_picture(self, owner: str, picture: Picture) -> None:
         image = self._image(owner, picture.digest)
         if not image.exists() and not self.picture_store.file(picture.digest).exists():
             self.picture_store.add(picture.image, picture.name)
         self.picture_store.link(picture.digest, image.parent)
 
     def _image(self, owner: str, digest: str) -> Path:
-        return self.home(owner) / "images" / f"{digest}.png"
+        return self.folder_of(owner) / "images" / f"{digest}.png"
 
-    def _place(self, rows: Sequence[TaughtRow], row_id: str) -> int:
+    def _index(self, rows: Sequence[TaughtRow], row_id: str) -> int:
         for place, row in enumerate(rows):
             if row.id == row_id:
                 return place
-        raise UsageError("This row does not exist any more.", "Reload the page.")
+        raise UsageError("This row no longer exists.", "Reload the page.")
 
     def _rows(self, owner: str) -> list[TaughtRow]:
-        """Oldest first, as the file has them."""
+        """Return the rows in the order of the file, oldest first."""
         with self._lock:
             return [TaughtRow.from_llava(row) for row in self._read(owner)]
 
     def _read(self, owner: str) -> list[dict[str, Any]]:
         try:
-            return json.loads(self.file(owner).read_text("utf-8"))
+            return json.loads(self.data_file(owner).read_text("utf-8"))
         except FileNotFoundError:
             return []
 
     def _write(self, owner: str, rows: Sequence[TaughtRow]) -> None:
-        with atomic_file(self.file(owner)) as file:
+        with atomic_file(self.data_file(owner)) as file:
             file.write_text(_json(rows), "utf-8")
 
-    def _sweep(self, owner: str, rows: Sequence[TaughtRow]) -> None:
-        """Removes the pictures of deleted rows."""
+    def _delete_unused_pictures(self, owner: str, rows: Sequence[TaughtRow]) -> None:
+        """Delete the pictures that no row uses."""
         if self._in_use[owner]:
             return
         shown = {digest for row in rows for digest in row.pictures}
-        for image in (self.home(owner) / "images").glob("*.png"):
+        for image in (self.folder_of(owner) / "images").glob("*.png"):
             if image.stem not in shown:
                 image.unlink(missing_ok=True)
 
 
-def _new_row(
+def _make_row(
     question: str,
     answer: str,
     digests: Iterable[str],
@@ -344,24 +367,24 @@ def _new_row(
     turn: str = "",
     said: str = "",
 ) -> TaughtRow:
-    """Raises DataError where question or answer is empty or too long."""
+    """Create a row; raise DataError if question or answer is empty or too long."""
     pictures = tuple(digests)
-    question = _checked("question", question, bool(pictures))
-    answer = _checked("answer", answer)
+    question = _validated("question", question, bool(pictures))
+    answer = _validated("answer", answer)
     return TaughtRow(
         secrets.token_hex(6), question, answer, pictures, short, turn, said, time.time()
     )
 
 
-def _check_room(rows: int) -> None:
+def _check_row_limit(rows: int) -> None:
     if rows > MAX_ROWS:
-        raise DataError("There are too many rows.", f"At most {MAX_ROWS:,} fit; delete some first.")
+        raise DataError(
+            "There are too many rows.", f"The limit is {MAX_ROWS:,}; delete some first."
+        )
 
 
-def _cell(pictures: Sequence[str]) -> str:
-    """The pictures of a row in one cell of a table; several as a JSON list, which `finetune`
-    reads.
-    """
+def _image_cell(pictures: Sequence[str]) -> str:
+    """Return the paths of the pictures as one table cell; several as a JSON list."""
     paths = [f"images/{digest}.png" for digest in pictures]
     return json.dumps(paths) if len(paths) > 1 else "".join(paths)
 
@@ -370,10 +393,10 @@ def _json(rows: Sequence[TaughtRow]) -> str:
     return json.dumps([row.to_llava() for row in rows], ensure_ascii=False, indent=1)
 
 
-def _checked(what: str, text: str, may_be_empty: bool = False) -> str:
+def _validated(what: str, text: str, may_be_empty: bool = False) -> str:
     text = replace_surrogates(text).strip()
     if not text and not may_be_empty:
-        raise DataError(f"The {what} is empty.", "Write one.")
-    if len(text) > LONGEST_TEXT:
-        raise DataError(f"The {what} is too long.", f"At most {LONGEST_TEXT:,} characters.")
+        raise DataError(f"The {what} is empty.", "Enter one.")
+    if len(text) > MAX_TEXT:
+        raise DataError(f"The {what} is too long.", f"The limit is {MAX_TEXT:,} characters.")
     return text

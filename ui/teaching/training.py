@@ -15,55 +15,58 @@ from finetune.runs.layout import WATCH_FOLDER
 from ui.chat.requests import PageRequest, PageUpdate, user_message
 from ui.chat.service import ChatService
 from ui.teaching import before_after
-from ui.teaching.few_rows import Wanted, knows_world, settings_for
-from ui.teaching.jobs import Job, JobFiles, State
-from ui.teaching.taught_rows import Teaching
-from ui.teaching.uploads import MAX_ROWS, data_files, read_sent, told, unpack
+from ui.teaching.few_rows import TrainingChoices, config_overrides, descends_from_builtin
+from ui.teaching.jobs import Job, JobStore, State
+from ui.teaching.taught_rows import TaughtRowStore
+from ui.teaching.uploads import MAX_ROWS, data_files, describe_problem, read_upload, unpack
 from vqa_app.errors import DataError, UsageError, VqaError
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS
 from vqa_app.serving.model_choices import quantization
 
 STAGES = ("lora", "projector", "full", "qlora")
-SHOWN_PROBLEMS = 8
-OPENED = 2000
-"""Pictures that the check opens: somebody waits for it. The training itself looks at all."""
+MAX_PROBLEMS = 8
+"""Number of problems that the page shows."""
+MAX_OPENED = 2000
+"""Number of pictures that the check opens, because a person waits for it; training opens all."""
 MAX_EPOCHS = 200
-_CHOSEN = ("sources", "stage", "epochs", "lr", "rehearse", "skip")
+_REQUEST_FIELDS = ("sources", "stage", "epochs", "lr", "rehearse", "skip")
 
 
 class TrainingService:
-    """Starts, watches and ends runs.
+    """Starts, observes and stops training runs.
 
     Args:
-        data_dir: `runs`, `trainings` (what the page knows of them), `datasets` (for everybody, put
-            there by who runs the server) and `uploads` (each owner's) lie in it.
-        train: `finetune.training.train.train`, or what stands in for it in tests.
-        device: where to train, as `finetune.config.FinetuneConfig` takes it.
+        data_dir: contains `runs`, `trainings` (the state of each run), `datasets` (for everybody,
+            provided by the operator of the server) and `uploads` (by owner).
+        service: loads models and stores pictures.
+        taught_rows: the taught rows of all owners.
+        train: `finetune.training.train.train`, or a replacement for tests.
+        device: the `device` of `finetune.config.FinetuneConfig`.
     """
 
     def __init__(
         self,
         data_dir: Path,
         service: ChatService,
-        teaching: Teaching,
+        taught_rows: TaughtRowStore,
         train: Callable[..., Any] | None = None,
         device: str = "auto",
     ) -> None:
-        self.data_dir, self.service, self.teaching = data_dir, service, teaching
-        self._train, self.device = train, device
-        self._files = JobFiles(data_dir / "trainings", data_dir / "runs")
-        self.job: Job | None = self._files.latest()
-        self._ended: dict[str, Job | None] = {}
-        """By owner, their latest run, where another one is the latest of all."""
+        self.data_dir, self.service, self.taught_rows = data_dir, service, taught_rows
+        self._train, self.device = train or _train, device
+        self._job_store = JobStore(data_dir / "trainings", data_dir / "runs")
+        self.job: Job | None = self._job_store.latest()
+        self._latest_by_owner: dict[str, Job | None] = {}
+        """By owner, their latest run if it is not `job`."""
         self._lock = threading.Lock()
-        """Held while a job changes its state."""
+        """Held while the state of a job changes."""
         self._closed = False
 
     # -- data --------------------------------------------------------------------------------------
 
     def sources(self, owner: str) -> list[dict[str, Any]]:
-        """The data sets that this owner may train on."""
-        count = self.teaching.count(owner)
+        """Return the data sets that an owner may train on."""
+        count = self.taught_rows.count(owner)
         words = "1 row" if count == 1 else f"{count:,} rows"
         found = [{"key": "mine", "label": f"My taught rows ({words})", "empty": count == 0}]
         for kind, folder in self._folders(owner):
@@ -74,7 +77,7 @@ class TrainingService:
         return found
 
     def _folders(self, owner: str) -> tuple[tuple[str, Path], ...]:
-        mine = self.teaching.home(owner).name
+        mine = self.taught_rows.folder_of(owner).name
         return (
             ("upload", self.data_dir / "uploads" / mine),
             ("shared", self.data_dir / "datasets"),
@@ -86,64 +89,76 @@ class TrainingService:
         paths = []
         for key in keys:
             if key not in known:
-                raise UsageError("There is no such data set.", "Pick one from the list.")
+                raise UsageError("There is no such data set.", "Choose one from the list.")
             kind, _, name = key.partition(":")
             if kind == "mine":
-                if not self.teaching.count(owner):
+                if not self.taught_rows.count(owner):
                     raise DataError("Nothing has been taught yet.", "Correct an answer first.")
-                paths.append(str(self.teaching.file(owner)))
+                paths.append(str(self.taught_rows.data_file(owner)))
             else:
                 paths += map(str, data_files(folders[kind] / name))
         if not paths:
-            raise UsageError("No data is chosen.", "Tick at least one data set.")
+            raise UsageError("No data set is selected.", "Select at least one.")
         return paths
 
-    def upload(self, owner: str, data: bytes, sent_as: str) -> bool:
-        """Keeps a zip file, or a table or JSON file, with a data set of this owner's; whether it
-        took the place of one of the same name.
+    def upload(self, owner: str, data: bytes, file_name: str) -> bool:
+        """Store an uploaded data set: a zip, table or JSON file.
+
+        Args:
+            owner: whose data set it becomes.
+            data: content of the file.
+            file_name: name of the file; the data set is named after it.
+
+        Returns:
+            Whether it replaced a data set of the same name.
 
         Raises:
-            DataError: it holds no row that can be used, or names pictures outside itself.
-            UsageError: the training that runs reads the one of the same name.
+            DataError: it has no usable row, or names pictures outside the upload.
+            UsageError: the current training reads the data set of the same name.
         """
-        name = " ".join(re.sub(r"[^\w\-]+", " ", Path(sent_as).stem).split())[:60] or "data set"
+        name = " ".join(re.sub(r"[^\w\-]+", " ", Path(file_name).stem).split())[:60] or "data set"
         folder = dict(self._folders(owner))["upload"] / name
         partial = folder.with_name(f".{name}.part")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            unpack(data, partial, sent_as)
-            found = read_sent(partial)
+            unpack(data, partial, file_name)
+            found = read_upload(partial)
             if not found.rows:
-                why = told(found.problems[0]) if found.problems else "The data holds no rows."
+                why = (
+                    describe_problem(found.problems[0])
+                    if found.problems
+                    else "The data holds no rows."
+                )
                 raise DataError(f"No row of {name!r} can be used: {why}")
-            with self._lock:  # no training starts meanwhile
+            with self._lock:  # so that no training starts meanwhile
                 if replaced := folder.exists():
-                    self._refuse_read(owner, f"upload:{name}")
+                    self._check_not_in_use(owner, f"upload:{name}")
                     shutil.rmtree(folder)
                 partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return replaced
 
-    def _refuse_read(self, owner: str, key: str) -> None:
-        """Raises UsageError: the run of this owner's that goes on reads a data set."""
+    def _check_not_in_use(self, owner: str, key: str) -> None:
+        """Raise UsageError if the owner's current run reads a data set."""
         job = self.job
-        runs = job is not None and job.running and job.owner == owner
-        if runs and key in (job.request.get("sources") or []):
+        if job is None or not job.running or job.owner != owner:
+            return
+        if key in (job.request.get("sources") or []):
             raise UsageError(
-                "The training that runs reads the data set of this name.",
-                "Wait for its end, or rename the file.",
+                "The current training reads the data set of this name.",
+                "Wait until it ends, or rename the file.",
             )
 
     def check(self, owner: str, request: PageRequest) -> PageUpdate:
-        """What is in the chosen data, and what is wrong with it, before anything trains."""
+        """Count and check the selected data without training."""
         from finetune.data.read import read_rows
 
         found = read_rows(self._paths(owner, list(request.get("sources") or [])))
-        problems = [told(problem) for problem in found.problems]
+        problems = [describe_problem(problem) for problem in found.problems]
         pictures: dict[str, Any] = {s.key: s for row in found.rows for s in row.pictures}
-        for source in list(pictures.values())[:OPENED]:
+        for source in list(pictures.values())[:MAX_OPENED]:
             try:
                 source.open()
             except VqaError as error:
@@ -154,25 +169,25 @@ class TrainingService:
                 "rows": len(found.rows),
                 "answers": answers,
                 "pictures": len(pictures),
-                "opened": min(len(pictures), OPENED),
-                "problems": problems[:SHOWN_PROBLEMS],
-                "more_problems": max(0, len(problems) - SHOWN_PROBLEMS),
+                "opened": min(len(pictures), MAX_OPENED),
+                "problems": problems[:MAX_PROBLEMS],
+                "more_problems": max(0, len(problems) - MAX_PROBLEMS),
             }
         }
 
     # -- runs --------------------------------------------------------------------------------------
 
     def start(self, owner: str, request: PageRequest) -> PageUpdate:
-        """Begins a run.
+        """Start a run.
 
         Raises:
-            UsageError: another one is running, or a setting cannot be.
-            DataError: there is nothing to train on.
+            UsageError: a run is in progress, or a setting is invalid.
+            DataError: there is no data to train on.
         """
         paths = self._paths(owner, list(request.get("sources") or []))
         stage = str(request.get("stage") or "lora")
-        epochs = _number("passes", request.get("epochs"), 0.1, MAX_EPOCHS)
-        rate = _number("learning rate", request.get("lr"), 1e-7, 1.0)
+        epochs = _parse_number("number of passes", request.get("epochs"), 0.1, MAX_EPOCHS)
+        lr = _parse_number("learning lr", request.get("lr"), 1e-7, 1.0)
         if stage not in STAGES:
             raise UsageError("This stage does not exist.", f"Stages are {', '.join(STAGES)}.")
         base = self.service.pool.find(request.get("model") or self.service.settings(owner).model)
@@ -181,47 +196,50 @@ class TrainingService:
                 "A model with a separate adapter cannot be trained here.",
                 "Merge it first: vqa-app merge.",
             )
-        stage = _stage_of(stage, quantization(base))
+        stage = _stage_for(stage, quantization(base))
         name = re.sub(r"[^\w\-]+", "-", str(request.get("name") or "")).strip("-")[:40]
         name = name or time.strftime("taught-%Y-%m-%d-%H%M%S")
         with self._lock:
             if self.job is not None and self.job.running:
-                raise UsageError("A training is running already.", "Wait for it, or stop it.")
-            if not self._files.is_free(name, owner):
-                raise UsageError(f"There is a run {name!r} already.", "Choose another name.")
-            chosen = {key: request.get(key) for key in _CHOSEN} | {"name": name, "model": base.key}
-            job = Job(owner, name, self._files.runs / name, base, stage, request=chosen)
-            self._files.write(job)
-            self._ended.pop(owner, None)
+                raise UsageError("A training is already running.", "Wait for it, or stop it.")
+            if not self._job_store.is_available(name, owner):
+                raise UsageError(f"The run {name!r} already exists.", "Choose another name.")
+            chosen = {key: request.get(key) for key in _REQUEST_FIELDS} | {
+                "name": name,
+                "model": base.key,
+            }
+            job = Job(owner, name, self._job_store.runs / name, base, stage, request=chosen)
+            self._job_store.write(job)
+            self._latest_by_owner.pop(owner, None)
             if self.job is not None:
-                self._ended[self.job.owner] = self.job
+                self._latest_by_owner[self.job.owner] = self.job
             self.job = job
-        wanted = Wanted(stage, epochs, rate, bool(request.get("rehearse")))
-        # From now on, not from when the thread comes to it: a row may be deleted in between.
+        choices = TrainingChoices(stage, epochs, lr, bool(request.get("rehearse")))
+        # Already here rather than in the thread, because a row may be deleted in between.
         in_use = contextlib.ExitStack()
-        in_use.enter_context(self.teaching.in_use(owner))
+        in_use.enter_context(self.taught_rows.keep_pictures(owner))
         job.thread = threading.Thread(
             target=self._run,
-            args=(job, paths, wanted, bool(request.get("skip")), in_use),
+            args=(job, paths, choices, bool(request.get("skip")), in_use),
             name="training",
             daemon=True,
         )
         job.thread.start()
         return self.status(owner)
 
-    def go_on(self, owner: str) -> PageUpdate:
-        """Goes on with the owner's run that was stopped, with the same choices.
+    def resume(self, owner: str) -> PageUpdate:
+        """Resume the owner's stopped or failed run with the same settings.
 
         Raises:
-            UsageError: there is none; or as `start`.
+            UsageError: there is no such run; otherwise as `start`.
         """
         job = self._own_job(owner)
-        if not job.can_go_on:
-            raise UsageError("There is nothing to go on with.", "Start a training.")
+        if not job.can_resume:
+            raise UsageError("There is no training to continue.", "Start a new one.")
         return self.start(owner, job.request)
 
     def stop(self, owner: str) -> PageUpdate:
-        """Ends the owner's run after the step in progress, or skips the rest of its comparison."""
+        """Stop the owner's run after the current step, or skip the rest of its comparison."""
         job = self._own_job(owner)
         with self._lock:
             if job.running:
@@ -230,9 +248,7 @@ class TrainingService:
         return self.status(owner)
 
     def close(self, patience: float = 0.0) -> None:
-        """Ends the run that goes on after its step, and waits up to `patience` seconds until it is
-        saved.
-        """
+        """Stop the current run after its step; wait up to `patience` seconds for the checkpoint."""
         with self._lock:
             self._closed = True
             job = self.job
@@ -242,13 +258,13 @@ class TrainingService:
             job.thread.join(patience)
 
     def _latest(self, owner: str) -> Job | None:
-        """The owner's latest run; others' do not hide it."""
+        """Return the owner's latest run, whoever started the latest of all."""
         with self._lock:
             if self.job is not None and self.job.owner == owner:
                 return self.job
-            if owner not in self._ended:
-                self._ended[owner] = self._files.latest(owner)
-            return self._ended[owner]
+            if owner not in self._latest_by_owner:
+                self._latest_by_owner[owner] = self._job_store.latest(owner)
+            return self._latest_by_owner[owner]
 
     def _own_job(self, owner: str) -> Job:
         job = self._latest(owner)
@@ -260,14 +276,16 @@ class TrainingService:
         self,
         job: Job,
         paths: list[str],
-        wanted: Wanted,
+        choices: TrainingChoices,
         skip_bad: bool,
         in_use: contextlib.ExitStack,
     ) -> None:
         try:
             with in_use:
-                taught = before_after.taught_in(paths)  # as it is now: rows come and go
-                if not self._train_it(job, paths, wanted, skip_bad):
+                taught = before_after.sample_taught_questions(
+                    paths
+                )  # before training, because rows may change meanwhile
+                if not self._train_model(job, paths, choices, skip_bad):
                     self._set_state(job, "stopped")
                     return
                 self._compare(job, taught)
@@ -276,18 +294,20 @@ class TrainingService:
             job.error = user_message(error, options=False)
             self._set_state(job, "failed")
 
-    def _train_it(self, job: Job, paths: list[str], wanted: Wanted, skip_bad: bool) -> bool:
-        """Whether it came to its end."""
+    def _train_model(
+        self, job: Job, paths: list[str], choices: TrainingChoices, skip_bad: bool
+    ) -> bool:
+        """Train the model; return whether the run finished."""
         from finetune.config import FinetuneConfig
 
         rehearsed = self.data_dir / "rehearsal" / job.name
-        if wanted.rehearse and knows_world(job.base):
-            job.messages.append("Drawing pictures of its own world, so that it forgets less.")
+        if choices.rehearse and descends_from_builtin(job.base):
+            job.messages.append("Drawing pictures for rehearsal, so that the model forgets less.")
             job.phase = "drawing"
-        settings = settings_for(paths, job.base, wanted, rehearsed, job.name)
+        settings = config_overrides(paths, job.base, choices, rehearsed, job.name)
         job.phase = "loading"
         if settings.get("eval_data"):
-            job.curve = "Right: taught rows and its own world, %"
+            job.curve = "Accuracy on taught and original questions, %"
         config = FinetuneConfig(
             model=job.base.source,
             revision=job.base.revision,
@@ -300,22 +320,19 @@ class TrainingService:
             max_bad=MAX_ROWS if skip_bad else 0,
             **settings,
         )
-        train = self._train
-        if train is None:
-            from finetune.training.train import train
-        result = train(config, on_progress=job.note, cancel=job.cancel)
+        result = self._train(config, on_progress=job.record_progress, cancel=job.cancel)
         if result.finished:
             shutil.rmtree(rehearsed, ignore_errors=True)
         return result.finished
 
-    def _compare(self, job: Job, taught: before_after.Taught) -> None:
-        """Before and after; the run is a good one without it, too."""
-        key = self._key(job)
+    def _compare(self, job: Job, taught: before_after.TaughtQuestions) -> None:
+        """Compare the models before and after; a failure here does not fail the run."""
+        key = self._model_key(job)
         if key is None:
-            raise DataError("The run left no model.", "Look at the server's log.")
+            raise DataError("The run produced no model.", "See the server's log.")
         with self._lock:
             if not self._closed:
-                job.cancel = threading.Event()  # from here on, Stop is about the comparison
+                job.cancel = threading.Event()  # from now on, Stop refers to the comparison
         job.done, job.of, job.seconds_left, job.phase = 0, 0, None, "comparing"
         self._set_state(job, "comparing")
         try:
@@ -323,31 +340,34 @@ class TrainingService:
                 self.service, taught, job.owner, job.base.key, key, job.cancel
             )
             for digest in job.compared_pictures:
-                self.service.picture_store.link(digest, self._files.pictures(job))
-        except before_after.Skipped:
-            job.messages.append("Not compared: it was stopped.")
+                self.service.picture_store.link(digest, self._job_store.pictures_dir(job))
+        except before_after.ComparisonSkipped:
+            job.messages.append("Not compared: the comparison was stopped.")
         except Exception as error:
             job.messages.append(f"Not compared: {user_message(error)}")
 
     def _set_state(self, job: Job, state: State) -> None:
         with self._lock:
             job.state = state
-            self._files.write(job)
+            self._job_store.write(job)
 
-    def _key(self, job: Job) -> str | None:
-        """The run's key in the hub, if it is (still) there; other models may bear its name."""
+    def _model_key(self, job: Job) -> str | None:
+        """Return the key of the run's model in the engine pool, if it exists.
+
+        The model is identified by its folder, since another model may have the same name.
+        """
         for choice in self.service.pool.choices():
             if choice.source == str(job.run):
                 return choice.key
         return None
 
     def status(self, owner: str) -> PageUpdate:
-        """What the page shows: the data sets, and the run if there is one."""
+        """Return the data sets and the owner's latest run for the page."""
         running = self.job if self.job is not None and self.job.running else None
         status: dict[str, Any] = {
             "sources": self.sources(owner),
             "base": self.service.pool.find(self.service.settings(owner).model).label,
-            # Before the rest, so that whoever is told "not busy" is told how it ended.
+            # Read before the rest, so that a reply that is not busy contains the final state.
             "busy": running is not None,
             "others": running is not None and running.owner != owner,
             "job": None,
@@ -355,16 +375,18 @@ class TrainingService:
         job = self._latest(owner)
         if job is not None:
             finished = job.state == "done"
-            key = self._key(job) if finished else None
-            if key or not finished:  # not one that was deleted meanwhile
-                status["job"] = job.shown(key)
+            key = self._model_key(job) if finished else None
+            if key or not finished:  # unless the model was deleted meanwhile
+                status["job"] = job.to_view(key)
                 watched = {d for one in status["job"]["watch"] for d in one["pictures"]}
-                self._show(job, watched, job.run / WATCH_FOLDER)
-                self._show(job, job.compared_pictures, self._files.pictures(job))
+                self._register_pictures(job, watched, job.run / WATCH_FOLDER)
+                self._register_pictures(
+                    job, job.compared_pictures, self._job_store.pictures_dir(job)
+                )
         return {"training": status}
 
-    def _show(self, job: Job, digests: set[str], folder: Path) -> None:
-        """Lets the owner see pictures of a run, also where all that showed them is deleted."""
+    def _register_pictures(self, job: Job, digests: set[str], folder: Path) -> None:
+        """Give the owner access to pictures of a run, even if their chats were deleted."""
         for digest in digests:
             if self.service.store.picture(job.owner, digest) is None:
                 with contextlib.suppress(OSError, VqaError):
@@ -374,25 +396,31 @@ class TrainingService:
                     )
 
 
-def _stage_of(stage: str, quantized: str | None) -> str:
-    """The stage that trains a model as it is loaded: LoRA on weights of 4 bits is qlora.
+def _stage_for(stage: str, quantized: str | None) -> str:
+    """Return the stage that trains a model in the precision in which it is loaded.
 
     Raises:
-        UsageError: it would train others, several times as large.
+        UsageError: the stage would need the unquantized weights, which are several times as large.
     """
     if quantized is None or stage == "qlora":
         return stage
     if (quantized, stage) == ("4bit", "lora"):
         return "qlora"
     raise UsageError(
-        f"This model is loaded in {quantized[0]} bits, and {stage} cannot train it so.",
+        f"This model is loaded in {quantized[0]} bits, which stage {stage} cannot train.",
         "Choose qlora, which trains it in 4 bits.",
     )
 
 
-def _number(what: str, value: Any, low: float, high: float) -> float | None:
+def _parse_number(what: str, value: Any, low: float, high: float) -> float | None:
     if value in (None, ""):
         return None
     if not isinstance(value, (int, float)) or not low <= value <= high:
         raise UsageError(f"The {what} cannot be {str(value)[:20]}.", f"From {low:g} to {high:g}.")
     return float(value)
+
+
+def _train(*arguments: Any, **options: Any) -> Any:
+    from finetune.training.train import train
+
+    return train(*arguments, **options)

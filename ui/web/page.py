@@ -25,7 +25,7 @@ from ui.chat.requests import PageRequest, PageUpdate, require_owner, user_messag
 from ui.chat.service import ChatService
 from ui.chat.warmup import Warmup
 from ui.teaching.row_actions import teach
-from ui.teaching.taught_rows import Teaching
+from ui.teaching.taught_rows import TaughtRowStore
 from ui.teaching.training import TrainingService
 from ui.web.routes import STATIC, missing, problem, read_body
 from vqa_app.errors import UsageError
@@ -44,7 +44,9 @@ Handler: TypeAlias = Callable[[str, PageRequest], PageUpdate | Iterator[PageUpda
 """Takes the owner and the request; returns one update or yields several. None is a heartbeat."""
 
 
-def page_routes(service: ChatService, teaching: Teaching, training: TrainingService) -> APIRouter:
+def page_routes(
+    service: ChatService, taught_rows: TaughtRowStore, training: TrainingService
+) -> APIRouter:
     """Return the routes of the page itself and of its requests."""
     router = APIRouter()
     threads, looks = CapacityLimiter(MAX_THREADS), CapacityLimiter(MAX_LOOKS)
@@ -55,7 +57,7 @@ def page_routes(service: ChatService, teaching: Teaching, training: TrainingServ
         "act": lambda owner, request: handle_action(service, owner, request),
         "warm": Warmup(service).start,
         "look": lambda owner, request: _look(service, owner, request),
-        "teach": lambda owner, request: teach(service, teaching, owner, request),
+        "teach": lambda owner, request: teach(service, taught_rows, owner, request),
         "train": lambda owner, request: _train(training, owner, request),
     }
 
@@ -173,7 +175,7 @@ def _train(training: TrainingService, owner: str, request: PageRequest) -> PageU
         case "start":
             return training.start(owner, request)
         case "go-on":
-            return training.go_on(owner)
+            return training.resume(owner)
         case "stop":
             return training.stop(owner)
     return training.status(owner)

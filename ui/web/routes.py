@@ -17,7 +17,7 @@ from ui.chat import export
 from ui.chat.requests import require_owner, user_message
 from ui.chat.service import ChatService
 from ui.storage.picture_files import LARGE, THUMBNAIL
-from ui.teaching.taught_rows import Teaching
+from ui.teaching.taught_rows import TaughtRowStore
 from ui.teaching.training import TrainingService
 from vqa_app.errors import UsageError, VqaError
 
@@ -43,7 +43,9 @@ MAX_IMPORT = 200 * 2**20
 _IMPORT_LIMIT = f"At most {MAX_IMPORT // 2**20} MB fit."
 
 
-def data_routes(service: ChatService, teaching: Teaching, training: TrainingService) -> APIRouter:
+def data_routes(
+    service: ChatService, taught_rows: TaughtRowStore, training: TrainingService
+) -> APIRouter:
     """Return the routes for the data of the owners, and for static files."""
     router = APIRouter()
 
@@ -80,7 +82,7 @@ def data_routes(service: ChatService, teaching: Teaching, training: TrainingServ
             return missing()
         try:
             if longest is not None:
-                file = await run_in_threadpool(service.picture_store.smaller, digest, longest)
+                file = await run_in_threadpool(service.picture_store.resized, digest, longest)
             else:
                 file = service.picture_store.file(digest)
         except VqaError:
@@ -119,7 +121,7 @@ def data_routes(service: ChatService, teaching: Teaching, training: TrainingServ
 
     @router.get("/vqa/taught.zip")
     async def taught_zip(request: Request) -> Response:
-        data = await run_in_threadpool(teaching.export, request.state.owner)
+        data = await run_in_threadpool(taught_rows.export, request.state.owner)
         return Response(
             data,
             media_type="application/zip",
@@ -129,7 +131,7 @@ def data_routes(service: ChatService, teaching: Teaching, training: TrainingServ
     @router.post("/vqa/taught")
     async def import_rows(request: Request, name: str = "") -> Response:
         def store(owner: str, data: bytes) -> dict[str, Any]:
-            count, problems = teaching.take_in(owner, data, name)
+            count, problems = taught_rows.import_rows(owner, data, name)
             return {"count": count, "problems": problems[:20]}
 
         return await _store_file(request, store)

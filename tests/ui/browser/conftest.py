@@ -1,4 +1,4 @@
-"""A server with an engine without a model, and Debian's chromium to look at it."""
+"""Fixtures: a server with a fake engine, and Chromium to visit it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.ui.server import Running, running
 from tests.waiting import PATIENCE, until
 
 WAIT = 1000 * PATIENCE
-"""Milliseconds that anything on the page may take: machines are shared."""
-_NOTICES_STAY = """(() => {
+"""Milliseconds that anything on the page may take; long, because machines are shared."""
+_KEEP_NOTICES = """(() => {
   const real = window.setTimeout;
-  window.setTimeout = (deed, after, ...given) =>
-    String(deed).includes("node.remove()") ? 0 : real(deed, after, ...given);
+  window.setTimeout = (callback, delay, ...values) =>
+    String(callback).includes("node.remove()") ? 0 : real(callback, delay, ...values);
 })()"""
-"""The page's notices leave after seconds, when a test on a slow machine may not have looked yet."""
+"""Keeps notices on the page, which otherwise disappear before a slow machine has checked them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,13 +40,13 @@ def chromium() -> str | None:
 
 
 def needed(name: str):
-    """A module that the tests here use: skipped without, unless VQA_REQUIRE_BROWSER=1."""
+    """Import a module, or skip the test without it unless VQA_REQUIRE_BROWSER=1."""
     required = os.environ.get("VQA_REQUIRE_BROWSER") == "1"
     return importlib.import_module(name) if required else pytest.importorskip(name)
 
 
 def expect(what: Any) -> Any:
-    """Playwright's assertions on a page or a locator: they wait until they hold."""
+    """Return Playwright's assertions for a page or locator, which wait until they hold."""
     return needed("playwright.sync_api").expect(what)
 
 
@@ -60,7 +60,7 @@ def wait_for(page: Any, script: str) -> None:
 
 @pytest.fixture(scope="session")
 def playwright_chromium():
-    """Starts Chromium with further options on the command line."""
+    """Return a function that starts Chromium with command-line options."""
     playwright = needed("playwright.sync_api")
     playwright.expect.set_options(timeout=WAIT)
     path = chromium()
@@ -87,14 +87,14 @@ def browser(playwright_chromium):
 
 
 class House:
-    """The server of a session, whose engine each test sets up anew."""
+    """The server of the session; each test configures its engine."""
 
     def __init__(self, running: Running, engine: FakeEngine) -> None:
         self.address, self.application, self.engine = running.address, running.application, engine
 
 
 @pytest.fixture(scope="session")
-def house(tmp_path_factory) -> Iterator[House]:
+def site(tmp_path_factory) -> Iterator[House]:
     engine = FakeEngine()
     other = FakeEngine("The other model says hello.")
     with running({"fake": engine, "other": other}, tmp_path_factory.mktemp("data")) as found:
@@ -102,22 +102,22 @@ def house(tmp_path_factory) -> Iterator[House]:
 
 
 @pytest.fixture
-def engine(house) -> Iterator[FakeEngine]:
-    """The engine behind the page; what a test changes of it is set back."""
-    yield house.engine
-    house.engine.reset()
+def engine(site) -> Iterator[FakeEngine]:
+    """Provide the engine behind the page and reset it after the test."""
+    yield site.engine
+    site.engine.reset()
 
 
 @pytest.fixture
 def gate(engine) -> Iterator[threading.Event]:
-    """For what waits until the test sets it; nothing waits beyond the test."""
+    """Provide an event that code may wait for; it is set when the test ends."""
     event = threading.Event()
     yield event
     event.set()
 
 
 class Visitor:
-    """A browser profile with one tab, and what went wrong or out in it."""
+    """A browser profile with one tab that records errors and external requests."""
 
     def __init__(self, browser, address: str, **options) -> None:
         self.address = address
@@ -125,7 +125,7 @@ class Visitor:
             **{"viewport": {"width": 1280, "height": 820}, **options}
         )
         self.context.set_default_timeout(WAIT)
-        self.context.add_init_script(_NOTICES_STAY)
+        self.context.add_init_script(_KEEP_NOTICES)
         self.errors: list[str] = []
         self.outside: list[str] = []
         self.page = self.tab()
@@ -172,12 +172,12 @@ class Visitor:
 
 
 @pytest.fixture
-def visit(browser, house, engine):
-    """Opens the page as a new visitor; afterwards nothing may have failed or gone outside."""
+def visit(browser, site, engine):
+    """Return a function that opens the page for a new visitor; errors fail the test."""
     visitors: list[Visitor] = []
 
     def open_page(path: str = "", **options) -> Visitor:
-        visitors.append(Visitor(browser, house.address, **options))
+        visitors.append(Visitor(browser, site.address, **options))
         visitors[-1].open(path=path)
         return visitors[-1]
 
@@ -191,7 +191,7 @@ def visit(browser, house, engine):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Files to attach."""
+    """Two picture files."""
     made = []
     for colour in ("red", "blue"):
         made.append(tmp_path / f"{colour}.png")

@@ -1,4 +1,4 @@
-"""The built-in model behind the page: people in line, and a training that is real."""
+"""The page with the built-in model: a queue of users, and a real training."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from vqa_app.pictures.picture import open_picture
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.serving import model_choices
 
-STILL = 600.0
-"""Seconds that a training may stand at one place on a machine that is shared."""
+STUCK_AFTER = 600.0
+"""Seconds without progress after which a training counts as stuck."""
 
 
-class Held:
-    """The engine, held up before each further token until the gate opens or the answer is stopped;
-    it remembers whose turn came when.
+class PausedEngine:
+    """Holds the engine before each further token until the gate opens or the answer is stopped.
+
+    It records the order of the answers.
     """
 
     def __init__(self, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,12 +36,12 @@ class Held:
         self.cancel: threading.Event | None = None
         step = engine._runtime.token
 
-        def held(*given: Any) -> Any:
+        def paused_step(*arguments: Any) -> Any:
             while not self.gate.wait(0.01) and not self.cancel.is_set():
                 pass
-            return step(*given)
+            return step(*arguments)
 
-        monkeypatch.setattr(engine._runtime, "token", held)
+        monkeypatch.setattr(engine._runtime, "token", paused_step)
 
     def stream(
         self, conversation: Conversation, options: Any, cancel: threading.Event
@@ -56,7 +57,7 @@ class Held:
 
 
 @pytest.fixture(scope="module")
-def school(tmp_path_factory) -> Iterator[Running]:
+def training_site(tmp_path_factory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("data")
     offered = lambda: list(model_choices.available_choices(model_choices.BUILTIN, folder / "runs"))  # noqa: E731
     with running({}, folder, load=model_choices.load_engine, choices=offered) as server:
@@ -64,19 +65,19 @@ def school(tmp_path_factory) -> Iterator[Running]:
 
 
 def scene(folder: Path, number: int) -> Path:
-    """A picture of the built-in world."""
+    """Draw a scene of the built-in model's world."""
     file = folder / f"{number}.png"
     ROOMS["shapes"].draw(make_scene(number, "shapes", "test")).save(file)
     return file
 
 
-def test_six_people_at_once_are_answered_in_order(browser, school, tmp_path, monkeypatch):
-    pool = school.application.service.pool
+def test_six_users_are_answered_in_order(browser, training_site, tmp_path, monkeypatch):
+    pool = training_site.application.service.pool
     engine = pool.wait()
-    held = Held(engine, monkeypatch)
-    monkeypatch.setattr(pool._slots[pool.default], "engine", held)
+    paused = PausedEngine(engine, monkeypatch)
+    monkeypatch.setattr(pool._slots[pool.default], "engine", paused)
     files = [scene(tmp_path, number) for number in range(6)]
-    visitors = [Visitor(browser, school.address) for _ in files]
+    visitors = [Visitor(browser, training_site.address) for _ in files]
     try:
         for visitor, file in zip(visitors, files, strict=True):
             visitor.open()
@@ -94,10 +95,10 @@ def test_six_people_at_once_are_answered_in_order(browser, school, tmp_path, mon
         visitors[0].page.click(".stop-button")
         visitors[0].answered()
         expect(visitors[1].page.locator(".answer.running")).to_be_visible()
-        held.gate.set()
+        paused.gate.set()
         for visitor in visitors:
             visitor.answered()
-        served = [asked.pictures[0].digest for asked in held.begun]
+        served = [asked.pictures[0].digest for asked in paused.begun]
         pictures = [open_picture(file) for file in files]
         assert served == [pictures[number].digest for number in (0, 1, 3, 4, 5)]
         for number in (1, 3, 4, 5):
@@ -105,14 +106,14 @@ def test_six_people_at_once_are_answered_in_order(browser, school, tmp_path, mon
             alone = greedy_answer(engine, asked, 256, threading.Event())
             expect(visitors[number].answers).to_have_text(alone)
     finally:
-        held.gate.set()
+        paused.gate.set()
         for visitor in visitors:
             visitor.context.close()
     assert not any(visitor.errors or visitor.outside for visitor in visitors)
 
 
 def trained(page: Any, training: Any) -> None:
-    """Waits for the outcome as long as the training gets on: all of it may take a long while."""
+    """Wait for the outcome as long as the training makes progress."""
     place, since = None, time.monotonic()
     while not page.locator(".outcome").is_visible():
         job = training.job
@@ -120,13 +121,13 @@ def trained(page: Any, training: Any) -> None:
         if now != place:
             place, since = now, time.monotonic()
         assert job is None or job.state != "failed", place
-        assert time.monotonic() - since < STILL, place
+        assert time.monotonic() - since < STUCK_AFTER, place
         page.wait_for_timeout(500)
 
 
-def test_what_is_taught_is_learned_and_the_rest_is_kept(browser, school, tmp_path, one_thread):
-    """Six things with a new name, the page's own choices, no stand-in anywhere."""
-    visitor = Visitor(browser, school.address)
+def test_taught_rows_are_learned_and_the_rest_is_kept(browser, training_site, tmp_path, one_thread):
+    """Teach a name with six pictures, with the page's default settings and nothing faked."""
+    visitor = Visitor(browser, training_site.address)
     visitor.open()
     page = visitor.page
     things = []
@@ -148,14 +149,14 @@ def test_what_is_taught_is_learned_and_the_rest_is_kept(browser, school, tmp_pat
     page.wait_for_selector("[name=source]:checked")
     page.fill("#train-name", "blorps")
     page.click("#train-form [type=submit]")
-    trained(page, school.application.training)
-    found = school.application.training.job.comparison
+    trained(page, training_site.application.training)
+    found = training_site.application.training.job.comparison
     taught, world = found["taught"], found["world"]
     assert len(taught["rows"]) == 6
     assert taught["before"] == 0.0
     assert taught["after"] >= 0.8, taught
-    # Some of the 24 questions are a matter of luck, other ones on each kind of processor: a world
-    # that was forgotten costs more. RESULTS.md has the larger sample.
+    # A few of the 24 answers differ between processors; forgetting would cost more than that.
+    # RESULTS.md has a larger sample.
     assert world["after"] >= world["before"] - 6.5 / 24, world
 
     page.click("text=Use it in chat")

@@ -1,4 +1,4 @@
-"""Chatting, in a real browser."""
+"""Chatting in a real browser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ui.chat import conversation_actions
 from ui.web import page as page_module
 
 
-def test_from_the_first_visit_to_the_first_answer(visit):
+def test_first_visit_to_first_answer(visit):
     visitor = visit()
     expect(visitor.page.locator("#model-name")).to_have_text("Fake")
     visitor.page.locator("#cards .card").first.click()
@@ -24,7 +24,7 @@ def test_from_the_first_visit_to_the_first_answer(visit):
     expect(visitor.page.locator("#list .title")).to_have_count(1)
 
 
-def test_stop_keeps_what_came_and_the_chat_goes_on(visit, engine):
+def test_stop_keeps_the_partial_answer_and_the_chat_continues(visit, engine):
     engine.hold(2)
     visitor = visit()
     visitor.ask("Tell me a lot", wait=False)
@@ -40,7 +40,7 @@ def test_stop_keeps_what_came_and_the_chat_goes_on(visit, engine):
 
 @contextmanager
 def held_back(page, address):
-    """Requests to an address reach the server only after the block."""
+    """Hold requests to an address back until the end of the block."""
     held = []
     page.route(address, lambda route: route.continue_() if held is None else held.append(route))
     yield
@@ -49,7 +49,7 @@ def held_back(page, address):
         route.continue_()
 
 
-def test_stop_counts_before_the_server_has_the_question(visit, engine):
+def test_stop_works_before_the_server_has_the_question(visit, engine):
     engine.hold(2)
     visitor = visit()
     with held_back(visitor.page, "**/vqa/requests/*"):
@@ -59,7 +59,7 @@ def test_stop_counts_before_the_server_has_the_question(visit, engine):
     assert visitor.page.locator("article .answer").get_attribute("data-state") == "stopped"
 
 
-def test_a_question_that_the_server_did_not_get_comes_back(visit, pictures):
+def test_question_that_did_not_reach_the_server_is_restored(visit, pictures):
     visitor = visit()
     visitor.attach(pictures[0])
     visitor.context.set_offline(True)
@@ -77,7 +77,7 @@ def test_a_question_that_the_server_did_not_get_comes_back(visit, pictures):
     expect(visitor.page.locator("#question")).to_have_value("")
 
 
-def test_what_is_sent_while_a_picture_is_on_its_way_is_asked_with_it(visit, pictures):
+def test_question_sent_during_an_upload_waits_for_the_picture(visit, pictures):
     visitor = visit()
     page, note = visitor.page, visitor.page.locator("#tray .note")
     with held_back(page, "**/vqa/pictures?name=*"):
@@ -86,14 +86,14 @@ def test_what_is_sent_while_a_picture_is_on_its_way_is_asked_with_it(visit, pict
         page.press("#question", "Enter")
         expect(note).to_be_visible()
         page.locator("#question").press_sequentially(" differ?")
-        expect(note).to_have_count(0)  # somebody who writes on has not finished
+        expect(note).to_have_count(0)  # the user is still typing
         page.press("#question", "Enter")
         expect(note).to_be_visible()
     visitor.answered()
     expect(visitor.answers).to_have_text(["You asked 'Do they differ?' about 2 pictures."])
 
 
-def test_what_was_being_written_comes_back_after_an_edit(visit, pictures):
+def test_draft_is_restored_after_an_edit(visit, pictures):
     visitor = visit()
     page, box = visitor.page, visitor.page.locator("#question")
     visitor.ask("One?")
@@ -147,7 +147,7 @@ def test_regenerate_edit_and_branch_with_a_picture(visit, engine, pictures):
     visitor.page.locator("article").nth(1).wait_for(state="detached")
 
 
-def test_two_pictures_are_numbered_across_turns_and_warmed(visit, engine, pictures):
+def test_pictures_are_numbered_across_turns_and_encoded_early(visit, engine, pictures):
     visitor = visit()
     seen = len(engine.warmed)
     visitor.attach(*pictures)
@@ -183,7 +183,7 @@ def test_paste(visit, pictures):
     expect(visitor.answers).to_contain_text("about one picture")
 
 
-def test_a_picture_that_is_pasted_while_comparing_is_compared(visit, pictures):
+def test_picture_pasted_in_compare_is_used_there(visit, pictures):
     visitor = visit()
     visitor.page.click("nav [data-view-of=compare]")
     visitor.page.evaluate(PASTE, base64.b64encode(pictures[0].read_bytes()).decode())
@@ -191,7 +191,7 @@ def test_a_picture_that_is_pasted_while_comparing_is_compared(visit, pictures):
     expect(visitor.page.locator("#tray li")).to_have_count(0)
 
 
-def test_a_bad_picture_is_named_and_the_chat_goes_on(visit, tmp_path):
+def test_bad_picture_is_named_and_the_chat_continues(visit, tmp_path):
     bad = tmp_path / "holiday.png"
     bad.write_bytes(b"this is no picture")
     visitor = visit()
@@ -202,7 +202,7 @@ def test_a_bad_picture_is_named_and_the_chat_goes_on(visit, tmp_path):
     expect(visitor.answers).to_contain_text("no picture")
 
 
-def test_a_failure_is_told_and_can_be_tried_again(visit, engine):
+def test_failure_is_shown_and_can_be_retried(visit, engine):
     engine.error = RuntimeError("/secret/path")
     visitor = visit()
     visitor.ask("Does it work?", wait=False)
@@ -213,7 +213,7 @@ def test_a_failure_is_told_and_can_be_tried_again(visit, engine):
     expect(visitor.answers).to_contain_text("Does it work?")
 
 
-def test_answers_are_drawn_and_cannot_load_or_run_anything(visit, engine):
+def test_answers_are_rendered_and_cannot_load_or_run_anything(visit, engine):
     engine.answer = (
         "**Bold** $x^2$\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n"
         "![x](http://evil.example/beacon.png) <img src=http://evil.example/y.png>"
@@ -228,8 +228,8 @@ def test_answers_are_drawn_and_cannot_load_or_run_anything(visit, engine):
     assert visitor.page.evaluate("window.evil") is None
 
 
-def test_the_policy_stops_scripts_that_get_into_the_page(visit):
-    """Should the answers' own cleaning ever let something through."""
+def test_content_security_policy_blocks_injected_scripts(visit):
+    """The policy is the second line of defence after cleaning the answers."""
     page = visit().page
     page.evaluate(
         """async () => {
@@ -249,7 +249,7 @@ def test_the_policy_stops_scripts_that_get_into_the_page(visit):
     assert page.evaluate("window.evil") is None
 
 
-def test_settings_reach_the_model_and_stay(visit, engine):
+def test_settings_reach_the_model_and_persist(visit, engine):
     visitor = visit()
     visitor.page.click("[data-do=settings]")
     visitor.page.fill("#set-system", "Be brief.")
@@ -272,20 +272,20 @@ def test_settings_reach_the_model_and_stay(visit, engine):
     expect(visitor.page.locator("#set-system")).to_have_value("Be brief.")
 
 
-def test_changes_in_quick_succession_are_made_in_order(visit):
+def test_quick_changes_are_applied_in_order(visit):
     visitor = visit()
     visitor.page.evaluate(
         """() => {
-          window.told = [];
-          vqa.on("settings", ({ seed }) => seed && told.push(seed)); // a late hello brings none
+          window.seeds = [];
+          vqa.on("settings", ({ seed }) => seed && seeds.push(seed)); // not in the reply to hello
           for (let i = 1; i <= 20; i++) vqa.send("act", { do: "settings", seed: i });
         }"""
     )
-    wait_for(visitor.page, "() => told.at(-1) === 20")
-    assert visitor.page.evaluate("told") == list(range(1, 21))
+    wait_for(visitor.page, "() => seeds.at(-1) === 20")
+    assert visitor.page.evaluate("seeds") == list(range(1, 21))
 
 
-def test_a_slow_change_is_not_overtaken(visit, gate, monkeypatch):
+def test_slow_change_is_not_overtaken(visit, gate, monkeypatch):
     asked, handle_action = [], conversation_actions.handle_action
 
     def slow(service, owner, request):
@@ -311,7 +311,7 @@ def test_a_slow_change_is_not_overtaken(visit, gate, monkeypatch):
     assert asked == [(1, False), (2, True)]
 
 
-def test_another_model_is_picked_and_answers(visit):
+def test_selected_model_answers(visit):
     visitor = visit()
     visitor.page.click("#model")
     visitor.page.click("[role=option]:has-text('Other')")
@@ -320,7 +320,7 @@ def test_another_model_is_picked_and_answers(visit):
     expect(visitor.answers).to_have_text(["The other model says hello."])
 
 
-def test_a_load_shows_how_far_it_is_and_is_cancelled_where_it_shows(browser, tmp_path):
+def test_loading_shows_progress_and_can_be_cancelled(browser, tmp_path):
     def load(choice, progress):
         while choice.key == "big":
             progress("Downloading …", 0.42)

@@ -1,15 +1,15 @@
-"""Two models, one question."""
+"""Comparing two models."""
 
 from __future__ import annotations
 
 from tests.ui.browser.conftest import expect, wait_for
 
 
-def test_comparing_says_so_where_both_are_the_same_model(visit):
+def test_compare_warns_about_the_same_model_twice(visit):
     page = visit().page
-    page.evaluate("vqa.on('models', () => { window.told = true; })")
+    page.evaluate("vqa.on('models', () => { window.updated = true; })")
     page.click("nav [data-view-of=compare]")
-    wait_for(page, "() => window.told")  # what the page asked for when it was opened
+    wait_for(page, "() => window.updated")  # the reply to the request sent on opening
     hint = page.locator("#compare-form .note")
     expect(hint).to_be_hidden()
     page.get_by_label("First model").select_option("fake")
@@ -18,21 +18,21 @@ def test_comparing_says_so_where_both_are_the_same_model(visit):
     expect(hint).to_be_hidden()
 
 
-def test_comparing_says_so_where_no_other_model_is_here(visit):
+def test_compare_says_when_there_is_no_other_model(visit):
     page = visit().page
     page.click("nav [data-view-of=compare]")
-    told, first = page.evaluate("""() => {
+    hint, first = page.evaluate("""() => {
         const { models } = vqa.state;
         for (const choice of models.choices) choice.here = choice.key === models.picked;
         vqa.emit('models', models);
         const form = document.getElementById('compare-form');
         return [form.querySelector('.note').innerText, form.querySelector('select').value];
     }""")
-    assert "No other model is on this machine yet" in told
+    assert "No other model is on this machine yet" in hint
     assert first == "fake"
 
 
-def test_what_is_chosen_to_compare_stays_when_the_list_changes(visit):
+def test_compared_models_stay_selected_when_the_list_changes(visit):
     page = visit().page
     page.click("nav [data-view-of=compare]")
     page.get_by_label("Second model").select_option("other")
@@ -47,7 +47,7 @@ def test_what_is_chosen_to_compare_stays_when_the_list_changes(visit):
     assert chosen == ["fake", "other", 3]
 
 
-def test_code_in_a_comparison_is_copied(visit, engine):
+def test_code_in_a_comparison_can_be_copied(visit, engine):
     engine.answer = "```\nx = 1\n```"
     page = visit().page
     page.click("nav [data-view-of=compare]")
@@ -58,7 +58,7 @@ def test_code_in_a_comparison_is_copied(visit, engine):
     expect(page.locator(".toast")).to_have_text("Copied")
 
 
-def test_a_comparison_runs_once_at_a_time_and_says_what_went_wrong(visit, engine):
+def test_one_comparison_at_a_time_and_errors_are_shown(visit, engine):
     engine.hold(1)
     page = visit().page
     page.click("nav [data-view-of=compare]")
@@ -79,7 +79,7 @@ def test_a_comparison_runs_once_at_a_time_and_says_what_went_wrong(visit, engine
     expect(button).to_be_enabled()
 
 
-def test_a_comparison_is_stopped_and_asked_again(visit, engine):
+def test_comparison_can_be_stopped_and_repeated(visit, engine):
     engine.hold(1)
     page = visit().page
     page.click("nav [data-view-of=compare]")

@@ -1,4 +1,4 @@
-"""The page itself: phone, dark, keyboard only, accessibility, where it looked."""
+"""The page itself: phone, dark theme, keyboard, accessibility, attention map."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vqa_app.errors import ModelError
 
 
 def serious(page) -> list[str]:
-    """axe-core's serious and critical findings."""
+    """Return the serious and critical findings of axe-core."""
     axe = needed("axe_playwright_python.sync_playwright").Axe()
     found = axe.run(page).response["violations"]
     return [
@@ -35,7 +35,7 @@ def overflow(page) -> int:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_serious_accessibility_violation_in_any_state(visit, engine, scheme, pictures):
-    visitor = visit(color_scheme=scheme, reduced_motion="reduce")  # no colour on its way
+    visitor = visit(color_scheme=scheme, reduced_motion="reduce")  # no colour transitions
     page = visitor.page
     assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
     problems = {"empty": serious(page)}
@@ -120,14 +120,14 @@ def test_phone(visit):
     expect(page.locator("#side .new")).to_be_hidden()
     page.locator(".side-open").first.tap()
     page.locator("#list .title").first.wait_for()
-    expect(page.locator("#list .icon")).to_have_css("opacity", "1")  # nothing hovers here
+    expect(page.locator("#list .icon")).to_have_css("opacity", "1")  # there is no hover on a phone
     assert serious(page) == []
     page.locator("nav [data-view-of=train]").tap()
     page.wait_for_selector("#train-form [name=source]")
     assert overflow(page) <= 0
 
 
-def test_dark_is_chosen_and_stays(visit):
+def test_dark_theme_persists(visit):
     visitor = visit()
     visitor.page.click("[data-do=theme]")
     assert visitor.page.evaluate("document.body.classList.contains('dark')")
@@ -137,7 +137,7 @@ def test_dark_is_chosen_and_stays(visit):
 
 
 def test_keyboard_only(visit):
-    """Ask, look, close, edit, open a menu: without a mouse."""
+    """Ask, open and close the attention map, edit, open a menu, without a mouse."""
     visitor = visit()
     page = visitor.page
     question, look = page.locator("#question"), page.locator("article .look")
@@ -167,19 +167,19 @@ def test_keyboard_only(visit):
     expect(page.locator("#model")).to_be_focused()
 
 
-def test_a_closing_sheet_gives_the_focus_back_and_takes_it_from_nobody(visit, engine, pictures):
+def test_closing_a_sheet_restores_the_focus(visit, engine, pictures):
     visitor = visit()
     page, look = visitor.page, visitor.page.locator(".foot .look")
     visitor.attach(pictures[0])
     visitor.ask("What is it?")
     look.click()
     page.wait_for_selector(".overlay canvas")
-    expect(page.locator(".foot .badge")).to_have_count(1)  # the button was drawn anew
+    expect(page.locator(".foot .badge")).to_have_count(1)  # the button was redrawn
     page.keyboard.press("Escape")
     expect(look).to_be_focused()
     look.click()
     page.wait_for_selector(".overlay canvas")
-    # The dialog's `close` event comes a frame late, when somebody may be typing already.
+    # The dialog's `close` event comes a frame late, when the user may already be typing.
     page.evaluate(
         """() => new Promise((done) => {
           const sheet = vqa.$("sheet");
@@ -191,11 +191,11 @@ def test_a_closing_sheet_gives_the_focus_back_and_takes_it_from_nobody(visit, en
     expect(page.locator("#question")).to_be_focused()
 
 
-def test_a_question_asked_before_the_server_answers_is_kept(visit, house):
+def test_question_before_the_first_reply_is_kept(visit, site):
     visitor = visit()
     page = visitor.page = visitor.tab()
     with held_back(page, "**/vqa/requests/*"):
-        page.goto(house.address)
+        page.goto(site.address)
         expect(page.locator("#question")).to_be_focused()
         page.fill("#question", "Too early?")
         page.press("#question", "Enter")
@@ -206,12 +206,12 @@ def test_a_question_asked_before_the_server_answers_is_kept(visit, house):
     expect(visitor.questions).to_have_text(["Too early?", "And now?"])
 
 
-def test_a_question_asked_before_the_page_has_started_is_kept(visit, house):
-    """Until then the box takes Enter for the end of a line."""
+def test_question_before_the_script_runs_is_kept(visit, site):
+    """Until then, Enter adds a line break to the text box."""
     visitor, held = visit(), []
     page = visitor.page = visitor.tab()
     page.route("**/vqa/page.js", lambda route: held.append(route))
-    page.goto(house.address, wait_until="commit")
+    page.goto(site.address, wait_until="commit")
     expect(page.locator(".submit-button")).to_be_disabled()
     page.fill("#question", "Too early?")
     page.press("#question", "Enter")
@@ -222,7 +222,7 @@ def test_a_question_asked_before_the_page_has_started_is_kept(visit, house):
     expect(visitor.questions).to_have_text(["Too early?"])
 
 
-def test_where_it_looked(visit, engine, pictures):
+def test_attention_map(visit, engine, pictures):
     visitor = visit()
     page = visitor.page
     visitor.attach(pictures[0])
@@ -245,7 +245,7 @@ def test_where_it_looked(visit, engine, pictures):
     expect(page.locator(".foot .badge")).to_have_text("The answer comes from the picture")
 
 
-def test_where_it_looked_says_so_where_the_model_cannot_tell(visit, engine, pictures):
+def test_attention_map_says_when_it_is_unavailable(visit, engine, pictures):
     engine.attention_maps = False
     visitor = visit()
     visitor.attach(pictures[0])
@@ -255,9 +255,7 @@ def test_where_it_looked_says_so_where_the_model_cannot_tell(visit, engine, pict
     expect(visitor.page.locator(".word")).to_have_count(0)
 
 
-def test_a_late_reply_does_not_replace_what_is_shown_by_then(
-    visit, engine, gate, pictures, monkeypatch
-):
+def test_late_reply_does_not_replace_newer_content(visit, engine, gate, pictures, monkeypatch):
     monkeypatch.setattr(engine, "image_gain", lambda *_: 1.5 * gate.wait(PATIENCE))
     visitor = visit()
     page = visitor.page
@@ -268,11 +266,11 @@ def test_a_late_reply_does_not_replace_what_is_shown_by_then(
     page.keyboard.press("Escape")
     page.click("[data-do=draw]")
     gate.set()
-    expect(page.locator(".foot .badge")).to_have_count(1)  # it came
+    expect(page.locator(".foot .badge")).to_have_count(1)  # the reply has arrived
     expect(page.locator("#sheet .pad")).to_be_visible()
 
 
-def test_the_drawing_pad_becomes_a_picture(visit):
+def test_drawing_becomes_a_picture(visit):
     visitor = visit()
     page = visitor.page
     page.click("[data-do=draw]")
@@ -290,7 +288,7 @@ def test_the_drawing_pad_becomes_a_picture(visit):
     expect(visitor.answers).to_contain_text("about one picture")
 
 
-def test_a_new_scene_is_drawn_with_a_question(visit, monkeypatch):
+def test_new_scene_has_a_question(visit, monkeypatch):
     drawn = (Image.new("RGB", (64, 64), "teal"), "How many hats are there?")
     monkeypatch.setattr(examples, "new_scene", lambda: drawn)
     visitor = visit()
@@ -301,14 +299,14 @@ def test_a_new_scene_is_drawn_with_a_question(visit, monkeypatch):
 
 @pytest.mark.parametrize("seed", [0, 1, 1 << 39])
 def test_every_new_scene_has_a_picture_and_a_question(monkeypatch, seed):
-    seeds = itertools.count(seed)  # not every one makes a scene that is asked about
+    seeds = itertools.count(seed)  # not every seed gives a scene with questions
     monkeypatch.setattr(examples.secrets, "randbelow", lambda _: next(seeds))
     image, question = examples.new_scene()
     assert min(image.size) >= 64
     assert question.strip()
 
 
-def test_dropping_files_anywhere(visit):
+def test_files_can_be_dropped_anywhere(visit):
     visitor = visit()
     visitor.page.evaluate(
         """async () => {
@@ -354,10 +352,10 @@ def test_behind_a_proxy_on_a_sub_path(browser, tmp_path, pictures):
 CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
 
-def test_a_photograph_is_taken_and_asked_about(playwright_chromium, house):
-    """With the camera that Chromium makes up for tests: a green field with a clock."""
+def test_photograph_is_taken_and_asked_about(playwright_chromium, site):
+    """Uses Chromium's fake camera: a green field with a clock."""
     with playwright_chromium(*CAMERA) as browser:
-        visitor = Visitor(browser, house.address)
+        visitor = Visitor(browser, site.address)
         page = visitor.open()
         page.click("[data-do=camera]")
         wait_for(page, "() => document.querySelector('#sheet video')?.videoWidth > 0")
@@ -377,7 +375,7 @@ def test_a_photograph_is_taken_and_asked_about(playwright_chromium, house):
     assert not visitor.outside
 
 
-def test_without_a_camera_the_page_says_so(visit):
+def test_missing_camera_is_reported(visit):
     visitor = visit()
     visitor.page.evaluate(
         "() => { navigator.mediaDevices.getUserMedia = () => Promise.reject(new Error()); }"
@@ -386,7 +384,7 @@ def test_without_a_camera_the_page_says_so(visit):
     expect(visitor.page.locator(".toast.error")).to_contain_text("No camera")
 
 
-def test_a_model_that_did_not_load_is_told_on_the_empty_screen(browser, tmp_path):
+def test_failed_model_load_is_shown_on_the_empty_screen(browser, tmp_path):
     def load(*_):
         raise ModelError("There is no model 'nothing'.", "Check its name.")
 

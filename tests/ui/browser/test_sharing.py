@@ -1,4 +1,4 @@
-"""Reloads, tabs, browsers, people and servers: who sees what of a chat."""
+"""Reloads, tabs, browsers, users and server restarts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ui.chat import conversation_actions
 from ui.web import page as page_module
 
 
-def test_a_chat_survives_a_reload_and_shows_in_a_second_tab(visit):
+def test_chat_survives_a_reload_and_appears_in_a_second_tab(visit):
     visitor = visit()
     visitor.ask("Remember me?")
     visitor.page.reload()
@@ -27,7 +27,7 @@ def test_a_chat_survives_a_reload_and_shows_in_a_second_tab(visit):
     tab.wait_for_selector(".bubble:has-text('Remember me?')")
 
 
-def test_what_one_tab_asks_deletes_or_renames_shows_in_the_other(visit):
+def test_changes_in_one_tab_appear_in_the_other(visit):
     visitor = visit()
     visitor.ask("Here?")
     page, tab = visitor.page, visitor.tab()
@@ -42,7 +42,7 @@ def test_what_one_tab_asks_deletes_or_renames_shows_in_the_other(visit):
     page.wait_for_selector("#empty", state="visible")
     visitor.ask("Another chat?")
     expect(tab.locator("#list .title")).to_have_text(["Another chat?", "Here?"])
-    expect(tab.locator(".bubble")).to_have_text(["Here?", "And there?"])  # its own stays
+    expect(tab.locator(".bubble")).to_have_text(["Here?", "And there?"])  # this tab keeps its chat
     page.get_by_label("More for Here?").click()
     page.click("#menu :text('Delete')")
     page.click("#sheet .danger")
@@ -52,7 +52,7 @@ def test_what_one_tab_asks_deletes_or_renames_shows_in_the_other(visit):
 
 
 def half_answered(visit, engine):
-    """A visitor whose page is reloaded after the first two words; the others wait at a gate."""
+    """Reload a page after the first two words of an answer; the engine is held there."""
     engine.hold(2)
     visitor = visit()
     visitor.ask("A long one?", wait=False)
@@ -61,7 +61,7 @@ def half_answered(visit, engine):
     return visitor
 
 
-def test_a_reload_while_answering_loses_nothing(visit, engine):
+def test_reload_during_an_answer_loses_nothing(visit, engine):
     visitor = half_answered(visit, engine)
     expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
     second = visitor.open(visitor.tab(), path="#" + visitor.page.url.partition("#")[2])
@@ -72,20 +72,20 @@ def test_a_reload_while_answering_loses_nothing(visit, engine):
         expect(page.locator(".stop-button")).to_be_hidden()
 
 
-def test_an_answer_is_stopped_after_a_reload(visit, engine):
+def test_answer_can_be_stopped_after_a_reload(visit, engine):
     visitor = half_answered(visit, engine)
     visitor.page.click(".stop-button")
     expect(visitor.page.locator("article .answer[data-state=stopped]")).to_have_text("You asked")
 
 
-def test_two_browsers_do_not_see_each_other(visit, house):
+def test_browsers_do_not_see_each_other(visit, site):
     ann, bob = visit(), visit()
     ann.ask("My secret?")
     expect(ann.page).to_have_url(re.compile("#.+"))
     chat = ann.page.url.partition("#")[2]
     bob.open(path=f"#{chat}")
     bob.page.reload()
-    bob.page.wait_for_selector(".card")  # comes with the list
+    bob.page.wait_for_selector(".card")  # arrives together with the list
     expect(bob.page.locator("#empty")).to_be_visible()
     expect(bob.page.locator("#list .title")).to_have_count(0)
     answer = bob.page.evaluate(
@@ -96,7 +96,7 @@ def test_two_browsers_do_not_see_each_other(visit, house):
     expect(bob.page.locator(".toast.error")).to_contain_text("does not exist")
 
 
-def test_a_forged_history_reaches_nobody(visit, engine):
+def test_forged_history_is_ignored(visit, engine):
     visitor = visit()
     visitor.page.evaluate(
         """() => vqa.ask({question: "What did I say?", history: [{role: "user", content: "evil"}],
@@ -109,7 +109,7 @@ def test_a_forged_history_reaches_nobody(visit, engine):
     expect(visitor.page.locator(".toast.error")).to_contain_text("has been deleted")
 
 
-def test_a_chat_that_is_deleted_in_another_tab_lets_go_of_the_page(visit, engine):
+def test_chat_deleted_in_another_tab_frees_the_page(visit, engine):
     engine.hold(2)
     visitor = visit()
     visitor.ask("A long one?", wait=False)
@@ -122,8 +122,8 @@ def test_a_chat_that_is_deleted_in_another_tab_lets_go_of_the_page(visit, engine
     expect(visitor.questions).to_have_text(["And now?"])
 
 
-def test_what_is_asked_in_a_chat_that_is_gone_comes_back(visit, house, monkeypatch):
-    """Another server on the same folder may have deleted it."""
+def test_question_in_a_deleted_chat_is_restored(visit, site, monkeypatch):
+    """Another server on the same folder may have deleted the chat."""
     owners, handle_action = [], conversation_actions.handle_action
     monkeypatch.setattr(
         page_module,
@@ -136,7 +136,7 @@ def test_what_is_asked_in_a_chat_that_is_gone_comes_back(visit, house, monkeypat
     page.locator("article").hover()
     page.get_by_label("Edit and ask again from here").click()
     page.fill("#question", "And now?")
-    house.application.service.store.delete(owners[-1], page.url.partition("#")[2])
+    site.application.service.store.delete(owners[-1], page.url.partition("#")[2])
     page.press("#question", "Enter")
     expect(page.locator(".toast.error")).to_contain_text("does not exist")
     expect(page.locator("#empty")).to_be_visible()
@@ -149,9 +149,9 @@ def test_what_is_asked_in_a_chat_that_is_gone_comes_back(visit, house, monkeypat
 
 
 @pytest.mark.parametrize("people", [6])
-def test_six_people_at_once_are_answered_in_order(browser, house, engine, people):
+def test_six_users_are_answered_in_order(browser, site, engine, people):
     engine.delay = 0.01
-    visitors = [Visitor(browser, house.address) for _ in range(people)]
+    visitors = [Visitor(browser, site.address) for _ in range(people)]
     try:
         for visitor in visitors:
             visitor.open()
@@ -180,7 +180,7 @@ def test_six_people_at_once_are_answered_in_order(browser, house, engine, people
 
 @contextmanager
 def kept_port():
-    """A port that nobody else is given: it is bound, though nothing listens at it."""
+    """Reserve a port by binding it without listening."""
     with socket.socket() as keeper:
         keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         keeper.bind(("127.0.0.1", 0))
@@ -195,10 +195,10 @@ ASK_AND_NOW = """() => {
   vqa.$("composer").requestSubmit();
   return false;
 }"""
-"""The page may reload at any moment after a restart: then it is asked again."""
+"""Evaluated repeatedly, because the page may reload at any moment after a restart."""
 
 
-def test_a_chat_survives_a_restart_of_the_server(browser, tmp_path):
+def test_chat_survives_a_server_restart(browser, tmp_path):
     with kept_port() as port, ExitStack() as stack:
         with running({"fake": FakeEngine()}, tmp_path, port=port) as first:
             visitor = Visitor(browser, first.address)
@@ -206,17 +206,17 @@ def test_a_chat_survives_a_restart_of_the_server(browser, tmp_path):
             visitor.open()
             visitor.ask("Remember me?")
         stack.enter_context(running({"fake": FakeEngine()}, tmp_path, port=port))
-        wait_for(visitor.page, ASK_AND_NOW)  # the page that stayed open goes on
+        wait_for(visitor.page, ASK_AND_NOW)  # the page that was open keeps working
         visitor.page.reload()
         expect(visitor.questions).to_have_text(["Remember me?", "And now?"])
         expect(visitor.answers.nth(1)).to_contain_text("You asked")
 
 
-def test_a_page_that_missed_the_end_of_an_answer_is_let_go_by_stop(visit):
-    """As after a restart of the server in the middle of it."""
+def test_stop_frees_a_page_that_missed_the_end_of_an_answer(visit):
+    """This happens when the server restarts during an answer."""
     visitor = visit()
     visitor.ask("Hello?")
-    visitor.page.evaluate(  # made and pressed at once: a view from the server would undo it
+    visitor.page.evaluate(  # in one step, because a view from the server would undo it
         """() => {
           vqa.state.asking = { conversation: vqa.state.view.conversation, begun: true };
           vqa.showBusy();
@@ -230,11 +230,9 @@ def test_a_page_that_missed_the_end_of_an_answer_is_let_go_by_stop(visit):
     expect(visitor.questions).to_have_text(["Hello?", "And now?"])
 
 
-def test_another_sites_page_cannot_post(visit, house, monkeypatch):
-    brought = []
-    monkeypatch.setattr(
-        house.application.service, "add_picture", lambda *given: brought.append(given)
-    )
+def test_page_of_another_site_cannot_post(visit, site, monkeypatch):
+    added = []
+    monkeypatch.setattr(site.application.service, "add_picture", lambda *given: added.append(given))
     visitor = visit()
     elsewhere = visitor.context.new_page()
     elsewhere.goto("about:blank")  # its origin is "null"
@@ -246,11 +244,11 @@ def test_another_sites_page_cannot_post(visit, house, monkeypatch):
                             { method: "POST", mode, credentials: "include", body: "data" });
               } catch (refused) {}
             }""",
-            [house.address, mode],
+            [site.address, mode],
         )
-    assert brought == []
+    assert added == []
     answer = visitor.page.evaluate(
         "async () => (await fetch('vqa/pictures', {method: 'POST', body: 'data'})).status"
     )
     assert answer == 200
-    assert len(brought) == 1
+    assert len(added) == 1

@@ -1,4 +1,4 @@
-"""Correct an answer, train on it, see the difference, switch, and go back."""
+"""Correct an answer, train on it, compare, switch to the trained model and back."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from vqa_app.serving.engine_pool import ModelChoice
 
 
 class Trainer:
-    """Stands in for `finetune.training.train.train`: tells what it does, and leaves a run."""
+    """Replaces `finetune.training.train.train`: reports progress and writes a run."""
 
     def __init__(self) -> None:
-        self.go_on = threading.Event()
+        self.finish_training = threading.Event()
         self.configs = []
 
     def __call__(self, config, on_progress, cancel):
@@ -36,7 +36,7 @@ class Trainer:
         for step in range(1, 5):
             on_progress(Progress("training", step, 8, loss=2.0 / step, seconds_left=4.0))
         on_progress(Progress("evaluating", 1, 1, evaluation={"vqa_accuracy": 0.5, "loss": 1.0}))
-        while not self.go_on.wait(0.05):
+        while not self.finish_training.wait(0.05):
             if cancel.is_set():
                 return SimpleNamespace(finished=False)
         for step in range(5, 9):
@@ -50,8 +50,8 @@ class Trainer:
 
 
 @pytest.fixture
-def school(browser, tmp_path):
-    """A server whose trained models answer "a hat"."""
+def training_site(browser, tmp_path):
+    """Serve an application whose trained models answer "a hat"."""
     trainer = Trainer()
     engines = {"fake": FakeEngine("a cat")}
 
@@ -68,14 +68,14 @@ def school(browser, tmp_path):
         visitor = Visitor(browser, server.address)
         visitor.open()
         yield SimpleNamespace(visitor=visitor, trainer=trainer, server=server)
-        trainer.go_on.set()
+        trainer.finish_training.set()
         visitor.context.close()
         assert not visitor.errors
         assert not visitor.outside
 
 
-def test_teach_train_compare_switch_and_go_back(school, pictures):
-    visitor, page = school.visitor, school.visitor.page
+def test_teach_train_compare_switch_and_go_back(training_site, pictures):
+    visitor, page = training_site.visitor, training_site.visitor.page
     visitor.attach(pictures[0])
     visitor.ask("What is it?")
     expect(visitor.answers).to_have_text(["a cat"])
@@ -98,7 +98,7 @@ def test_teach_train_compare_switch_and_go_back(school, pictures):
     expect(page.locator("#job")).to_contain_text("about 4 s left")
     assert serious(page) == []
 
-    # It goes on without the page, shows in another tab, and chat goes on meanwhile.
+    # It continues without the page, is shown in another tab, and the chat works meanwhile.
     page.reload()
     page.wait_for_selector("#job .chart")
     page.click("nav [data-view-of=chat]")
@@ -108,15 +108,15 @@ def test_teach_train_compare_switch_and_go_back(school, pictures):
     page.click("nav [data-view-of=train]")
     page.wait_for_selector("#job :text('hats')")
     expect(page.locator("#train-form [type=submit]")).to_be_disabled()
-    school.trainer.go_on.set()
+    training_site.trainer.finish_training.set()
     page.wait_for_selector(".outcome")
     assert serious(page) == []
-    config = school.trainer.configs[0]
+    config = training_site.trainer.configs[0]
     assert Path(config.data[0]).name == "llava.json"
     assert config.stage == "lora"
     taught = page.locator(".outcome tbody tr").first
     expect(taught.locator("th, td")).to_have_text(["Taught questions (1)", "0 %", "100 %"])
-    expect(page.locator("#job .primary")).to_be_in_viewport(ratio=1)  # to use it in chat
+    expect(page.locator("#job .primary")).to_be_in_viewport(ratio=1)  # the button "Use it in chat"
     expect(page.locator(".pairs").first).to_contain_text("before ✗ a catafter ✓ a hat")
     expect(page.locator(".watch")).to_contain_text("a cat → a hat")
     expect(page.locator(".watch img")).to_have_js_property("naturalWidth", 120)
@@ -142,8 +142,8 @@ def test_teach_train_compare_switch_and_go_back(school, pictures):
     expect(page.locator("#compared .answer")).to_have_text(["a hat", "a cat"])
 
 
-def ready_to_train(school):
-    visitor, page = school.visitor, school.visitor.page
+def ready_to_train(training_site):
+    visitor, page = training_site.visitor, training_site.visitor.page
     visitor.ask("What is it?")
     page.get_by_label("This is right").click()
     page.wait_for_selector("[aria-label='This is right'][aria-pressed=true]")
@@ -153,11 +153,11 @@ def ready_to_train(school):
     return page
 
 
-def test_the_check_of_the_data_shows_and_starts_one_training(school, gate, monkeypatch):
-    service = school.server.application.training
+def test_data_check_is_shown_and_starts_one_training(training_site, gate, monkeypatch):
+    service = training_site.server.application.training
     check = service.check
     monkeypatch.setattr(service, "check", lambda *given: gate.wait(PATIENCE) and check(*given))
-    page = ready_to_train(school)
+    page = ready_to_train(training_site)
     page.click("#train-form [type=submit]")
     expect(page.locator("#preflight")).to_have_text("Reading the data …")
     for button in (page.locator("#train-form [type=submit]"), page.locator("#train-form .check")):
@@ -166,10 +166,10 @@ def test_the_check_of_the_data_shows_and_starts_one_training(school, gate, monke
     page.wait_for_selector("#job .chart")
 
 
-def test_another_tab_shows_a_training_and_how_it_ends(school):
-    page, tab = ready_to_train(school), school.visitor.tab()
+def test_another_tab_shows_a_training_and_its_end(training_site):
+    page, tab = ready_to_train(training_site), training_site.visitor.tab()
     tab.clock.install()
-    school.visitor.open(tab)
+    training_site.visitor.open(tab)
     page.click("#train-form [type=submit]")
     page.wait_for_selector("#job .chart")
     tab.clock.fast_forward(21_000)
@@ -180,20 +180,20 @@ def test_another_tab_shows_a_training_and_how_it_ends(school):
     expect(tab.locator(".toast")).to_contain_text("was stopped")
 
 
-def test_a_training_can_be_stopped(school):
-    page = ready_to_train(school)
+def test_training_can_be_stopped_and_continued(training_site):
+    page = ready_to_train(training_site)
     page.click("#train-form [type=submit]")
     page.click("#job button:has-text('Stop')")
     page.wait_for_selector("#job .badge:has-text('Stopped')")
-    school.trainer.go_on.set()
+    training_site.trainer.finish_training.set()
     page.click("#job button:has-text('Continue')")
     page.wait_for_selector("#job .badge:has-text('Done')")
-    assert school.trainer.configs[0] == school.trainer.configs[1]
+    assert training_site.trainer.configs[0] == training_site.trainer.configs[1]
     expect(page.locator("#train-form [type=submit]")).to_be_enabled()
 
 
-def test_a_correction_can_be_changed_and_taken_back(school):
-    visitor, page = school.visitor, school.visitor.page
+def test_correction_can_be_changed_and_undone(training_site):
+    visitor, page = training_site.visitor, training_site.visitor.page
     visitor.ask("What is it?")
     wrong, box = page.get_by_label("This is wrong"), page.locator(".correction input")
     wrong.click()
@@ -213,8 +213,8 @@ def test_a_correction_can_be_changed_and_taken_back(school):
     expect(page.locator("#taught li.nothing")).to_have_count(1)
 
 
-def test_rows_are_edited_exported_deleted_and_imported(school, tmp_path, pictures):
-    visitor, page = school.visitor, school.visitor.page
+def test_rows_are_edited_exported_deleted_and_imported(training_site, tmp_path, pictures):
+    visitor, page = training_site.visitor, training_site.visitor.page
     visitor.attach(pictures[0])
     visitor.ask("What is it?")
     page.get_by_label("This is right").click()
@@ -237,9 +237,9 @@ def test_rows_are_edited_exported_deleted_and_imported(school, tmp_path, picture
     page.wait_for_selector("#taught .right:has-text('a red hat')")
 
 
-def test_many_rows_are_seen_taken_back_and_deleted(school, tmp_path, monkeypatch):
+def test_many_rows_are_shown_undone_and_deleted(training_site, tmp_path, monkeypatch):
     monkeypatch.setattr("ui.teaching.row_actions.SHOWN_ROWS", 2)
-    page = school.visitor.page
+    page = training_site.visitor.page
     page.click("nav [data-view-of=teach]")
     for name in ("first", "second"):
         file = tmp_path / f"{name}.csv"
@@ -257,8 +257,8 @@ def test_many_rows_are_seen_taken_back_and_deleted(school, tmp_path, monkeypatch
     page.wait_for_selector("#taught .nothing")
 
 
-def test_what_is_wrong_with_the_data_is_shown_before_anything_trains(school, tmp_path, pictures):
-    page = school.visitor.page
+def test_data_problems_are_shown_before_training(training_site, tmp_path, pictures):
+    page = training_site.visitor.page
     rows = [
         {"image": name, "conversations": [{"from": "human", "value": "<image>\nWhat?"},
                                           {"from": "gpt", "value": "A hat."}]}
@@ -273,12 +273,12 @@ def test_what_is_wrong_with_the_data_is_shown_before_anything_trains(school, tmp
     page.uncheck("#train-rehearse")
     page.set_input_files("#train-form input[type=file]", str(tmp_path / "hats.zip"))
     expect(page.locator("[name=source][value='upload:hats']")).to_be_checked()
-    expect(page.locator("#train-name")).to_have_value("hats")  # what was written stays
+    expect(page.locator("#train-name")).to_have_value("hats")  # the form keeps its values
     page.click("#train-form [type=submit]")
     expect(page.locator("#preflight li")).to_contain_text("gone.png")
     expect(page.locator("#job")).to_be_empty()
     page.click("text=Train without the bad rows")
     page.wait_for_selector("#job .chart")
-    school.trainer.go_on.set()
+    training_site.trainer.finish_training.set()
     page.wait_for_selector(".outcome")
-    assert school.trainer.configs[0].max_bad > 0
+    assert training_site.trainer.configs[0].max_bad > 0

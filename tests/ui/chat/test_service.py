@@ -503,7 +503,7 @@ def test_deleting_a_question_deletes_its_pictures(make_harness):
 
 def fill_disk(harness):
     """Make the database refuse to grow, as on a full disk."""
-    (pages,) = harness.store._all("PRAGMA page_count")
+    (pages,) = harness.store._fetch("PRAGMA page_count")
     harness.store._db.execute(f"PRAGMA max_page_count = {pages[0]}")
 
 

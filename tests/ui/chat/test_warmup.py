@@ -35,7 +35,7 @@ def test_a_question_waits_for_the_encoding_in_progress(harness, monkeypatch):
 
     monkeypatch.setattr(encoder, "run", held)
     picture = harness.picture_store.add(sample_scene(3, "shapes")[0], "scene.png")
-    harness.store.remember_picture("ann", picture.digest, "scene.png", {"changes": []})
+    harness.store.add_picture("ann", picture.digest, "scene.png", {"changes": []})
     Warmup(harness.service).start("ann", {"pictures": [picture.digest]})
     assert started.wait(PATIENCE)
     updates = harness.service.ask("ann", {"question": "What is it?", "pictures": [picture.digest]})

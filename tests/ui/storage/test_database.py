@@ -1,4 +1,4 @@
-"""Conversations on the server: kept, branched, and shown to their owner only."""
+"""The database of conversations, and the picture store."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def questions(store, conversation, owner="ann"):
     return [turn.question for turn in store.path(owner, conversation)]
 
 
-def test_what_was_said_survives_a_restart(tmp_path):
+def test_conversation_survives_a_restart(tmp_path):
     store = Store(tmp_path / "chats.sqlite")
     conversation = store.create("ann", "Cats")
     turn = store.add_turn("ann", conversation, None, "What is it?", ["a" * 64])
@@ -50,7 +50,7 @@ def test_what_was_said_survives_a_restart(tmp_path):
     again.close()
 
 
-def test_an_answer_that_a_restart_cut_is_marked_as_stopped(tmp_path):
+def test_answer_interrupted_by_a_restart_is_marked_as_stopped(tmp_path):
     store = Store(tmp_path / "chats.sqlite")
     conversation = store.create("ann")
     store.add_turn("ann", conversation, None, "Still there?")
@@ -61,28 +61,28 @@ def test_an_answer_that_a_restart_cut_is_marked_as_stopped(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "deed",
+    "action",
     [
         lambda store, chat, turn: store.path("bob", chat),
         lambda store, chat, turn: store.rename("bob", chat, "mine"),
         lambda store, chat, turn: store.delete("bob", chat),
         lambda store, chat, turn: store.add_turn("bob", chat, None, "hello"),
         lambda store, chat, turn: store.turn("bob", chat, turn),
-        lambda store, chat, turn: store.judge("bob", chat, turn, "wrong"),
+        lambda store, chat, turn: store.set_verdict("bob", chat, turn, "wrong"),
         lambda store, chat, turn: store.delete_turn("bob", chat, turn),
-        lambda store, chat, turn: store.show("bob", chat, turn),
+        lambda store, chat, turn: store.show_branch("bob", chat, turn),
     ],
 )
-def test_somebody_elses_conversation_does_not_exist(store, deed):
+def test_conversation_of_another_owner_does_not_exist(store, action):
     conversation = store.create("ann", "Private")
     turn = ask(store, conversation, "one")
     with pytest.raises(UsageError, match="does not exist"):
-        deed(store, conversation, turn)
+        action(store, conversation, turn)
     assert store.conversations("bob") == []
     assert questions(store, conversation) == ["one"]
 
 
-def test_conversations_are_found_by_title_question_and_answer(store):
+def test_search_finds_titles_questions_and_answers(store):
     titled, asked, other = (store.create("ann", title) for title in ("Ähren", "", "100%"))
     ask(store, asked, "Which FIELD?")
     assert store.search("ann", "ähRE") == [titled]
@@ -91,14 +91,14 @@ def test_conversations_are_found_by_title_question_and_answer(store):
     assert store.search("bob", "field") == []
 
 
-def test_a_turn_of_another_conversation_is_refused(store):
+def test_turn_of_another_conversation_is_refused(store):
     mine, other = store.create("ann"), store.create("ann")
     foreign = ask(store, other, "elsewhere")
     with pytest.raises(UsageError):
         store.add_turn("ann", mine, foreign, "here?")
 
 
-def test_an_edited_question_branches_and_both_branches_stay(store):
+def test_edited_question_starts_a_branch(store):
     chat = store.create("ann")
     first = ask(store, chat, "one")
     second = ask(store, chat, "two", first)
@@ -106,11 +106,11 @@ def test_an_edited_question_branches_and_both_branches_stay(store):
     edited = ask(store, chat, "two, edited", first)
     assert questions(store, chat) == ["one", "two, edited"]
     assert store.siblings("ann", chat)[edited] == [second, edited]
-    store.show("ann", chat, second)
+    store.show_branch("ann", chat, second)
     assert [turn.id for turn in store.path("ann", chat)] == [first, second, third]
 
 
-def test_deleting_a_turn_keeps_what_came_after(store):
+def test_deleting_a_turn_keeps_later_turns(store):
     chat = store.create("ann")
     first = ask(store, chat, "one")
     second = ask(store, chat, "two", first)
@@ -119,7 +119,7 @@ def test_deleting_a_turn_keeps_what_came_after(store):
     assert questions(store, chat) == ["one", "three"]
 
 
-def test_deleting_the_last_turn_shows_the_one_before(store):
+def test_deleting_the_last_turn_shows_the_previous_one(store):
     chat = store.create("ann")
     first = ask(store, chat, "one")
     last = ask(store, chat, "two", first)
@@ -137,7 +137,7 @@ def test_deleting_an_edited_first_question_shows_the_original(store):
     assert questions(store, chat) == ["one"]
 
 
-def test_an_answer_to_a_deleted_question_is_dropped(store):
+def test_answer_to_a_deleted_question_is_dropped(store):
     chat = store.create("ann")
     turn = store.add_turn("ann", chat, None, "gone soon")
     store.delete_turn("ann", chat, turn.id)
@@ -145,8 +145,8 @@ def test_an_answer_to_a_deleted_question_is_dropped(store):
     assert store.path("ann", chat) == []
 
 
-def test_facts_that_come_late_leave_the_answer_as_it_is(store, monkeypatch):
-    """Where the model looked is worked out while another answer may be written."""
+def test_late_facts_do_not_change_the_answer(store, monkeypatch):
+    """The attention map may be computed while another answer is being written."""
     chat = store.create("ann")
     turn = store.add_turn("ann", chat, None, "one", facts={"style": "short"}).id
     store.finish_turn(turn, "a", "answering")
@@ -165,7 +165,7 @@ def test_facts_that_come_late_leave_the_answer_as_it_is(store, monkeypatch):
     assert found.facts == {"style": "short", "confidence": 0.5, "gain": 2}
 
 
-def test_many_threads_write_at_once(store):
+def test_concurrent_writes(store):
     chats = [store.create(f"owner-{number}") for number in range(6)]
 
     def talk(number: int) -> None:
@@ -183,68 +183,68 @@ def test_many_threads_write_at_once(store):
         assert questions(store, chat, f"owner-{number}") == expected
 
 
-def test_settings_are_kept_for_each_owner(store):
+def test_settings_are_stored_by_owner(store):
     store.save_settings("ann", {"temperature": 0.5, "style": "short"})
     store.save_settings("ann", {"style": None})
     assert store.settings("ann") == {"temperature": 0.5}
     assert store.settings("bob") == {}
 
 
-def test_a_picture_belongs_to_who_brought_it(store):
-    store.remember_picture("ann", "a" * 64, "cat.png", {"changes": []})
+def test_picture_belongs_to_the_owner_who_added_it(store):
+    store.add_picture("ann", "a" * 64, "cat.png", {"changes": []})
     assert store.picture("ann", "a" * 64) == ("cat.png", {"changes": []})
     assert store.picture("bob", "a" * 64) is None
 
 
-def test_a_kept_picture_comes_back_with_its_digest(tmp_path):
+def test_stored_picture_keeps_its_digest(tmp_path):
     picture = PictureStore(tmp_path).add(Image.new("RGB", (40, 30), "red"), "red.png")
     again = PictureStore(tmp_path).get(picture.digest)
     assert again == picture
 
 
-def test_a_removed_picture_leaves_no_file(tmp_path):
+def test_removed_picture_leaves_no_file(tmp_path):
     picture_store = PictureStore(tmp_path)
     digest = picture_store.add(Image.new("RGB", (600, 30), "red"), "red.png").digest
-    assert Image.open(picture_store.smaller(digest, 480)).size == (480, 24)
-    assert picture_store.smaller(digest, 2048) == picture_store.file(digest)
+    assert Image.open(picture_store.resized(digest, 480)).size == (480, 24)
+    assert picture_store.resized(digest, 2048) == picture_store.file(digest)
     picture_store.remove(digest)
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 
-def test_pictures_that_nobody_asked_about_are_forgotten(store):
+def test_unused_pictures_are_forgotten(store):
     shown, idle, fresh = ("a" * 64, "b" * 64, "c" * 64)
     for digest in (shown, idle):
-        store.remember_picture("ann", digest, "x.png", {})
+        store.add_picture("ann", digest, "x.png", {})
     store.add_turn("ann", store.create("ann"), None, "What?", [shown])
     now = time.time()
-    store.remember_picture("ann", fresh, "x.png", {})
-    store.remember_picture("bob", shown, "x.png", {})
-    assert store.sweep(now) == [idle]
+    store.add_picture("ann", fresh, "x.png", {})
+    store.add_picture("bob", shown, "x.png", {})
+    assert store.forget_unused_pictures(now) == [idle]
     assert store.picture("ann", shown)
     assert store.picture("ann", fresh)
-    assert store.sweep(time.time() + 1) == [fresh], "ann still has what bob let go"
+    assert store.forget_unused_pictures(time.time() + 1) == [fresh], "ann still has what bob let go"
     assert store.picture("bob", shown) is None
 
 
-def test_figures_that_are_none_are_not_stored(store):
+def test_nan_is_not_stored(store):
     turn = store.add_turn("ann", store.create("ann"), None, "What?")
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="not JSON compliant"):
         store.finish_turn(turn.id, "x", "answered", {"confidence": float("nan")})
 
 
-def test_only_so_many_pixels_are_kept_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("ui.storage.picture_files._IN_MEMORY", 3 * 100 * 100)
+def test_picture_cache_is_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr("ui.storage.picture_files._CACHE_BYTES", 3 * 100 * 100)
     picture_store = PictureStore(tmp_path)
     small = [
         picture_store.add(Image.new("RGB", (50, 50), colour), "x").digest
         for colour in ("red", "tan")
     ]
-    assert list(picture_store._recent) == small
+    assert list(picture_store._cached) == small
     large = picture_store.add(Image.new("RGB", (300, 200)), "x").digest
-    assert list(picture_store._recent) == [large], "the latest stays, whatever its size"
+    assert list(picture_store._cached) == [large], "the latest stays, whatever its size"
 
 
-def test_a_picture_that_was_let_in_comes_back_however_large_its_copy_is(tmp_path, store):
+def test_accepted_picture_is_readable_despite_the_size_of_its_copy(tmp_path, store):
     noise = Image.effect_noise((64, 64), 90).convert("RGB")
     stream = io.BytesIO()
     noise.save(stream, "JPEG", quality=30)
@@ -252,7 +252,7 @@ def test_a_picture_that_was_let_in_comes_back_however_large_its_copy_is(tmp_path
     picture_store = PictureStore(tmp_path / "pictures", limits)
     picture = picture_store.add(stream.getvalue(), "noise.jpg")
     assert picture_store.file(picture.digest).stat().st_size > limits.max_bytes
-    store.remember_picture("ann", picture.digest, "noise.jpg", {})
+    store.add_picture("ann", picture.digest, "noise.jpg", {})
     chat = store.create("ann")
     store.add_turn("ann", chat, None, "What?", [picture.digest])
     document = to_json(store, picture_store, "ann", chat).encode()
@@ -260,10 +260,10 @@ def test_a_picture_that_was_let_in_comes_back_however_large_its_copy_is(tmp_path
     assert store.path("bob", copy)[0].pictures == (picture.digest,)
 
 
-def test_an_import_keeps_to_the_pixels_that_are_let_in(tmp_path, store):
+def test_import_respects_the_pixel_limit(tmp_path, store):
     picture_store = PictureStore(tmp_path / "pictures")
     picture = picture_store.add(Image.new("RGB", (20, 10)), "large.png")
-    store.remember_picture("ann", picture.digest, "large.png", {})
+    store.add_picture("ann", picture.digest, "large.png", {})
     chat = store.create("ann")
     store.add_turn("ann", chat, None, "What?", [picture.digest])
     document = to_json(store, picture_store, "ann", chat).encode()
@@ -271,14 +271,14 @@ def test_an_import_keeps_to_the_pixels_that_are_let_in(tmp_path, store):
         from_json(store, PictureStore(tmp_path / "b", ImageLimits(max_pixels=100)), "bob", document)
 
 
-def test_an_exported_photo_is_no_larger_than_a_photo(tmp_path, store):
+def test_exported_photo_is_compressed(tmp_path, store):
     picture_store = PictureStore(tmp_path / "pictures")
     noise = Image.effect_noise((1900, 1900), 90).convert("RGB")
     picture = picture_store.add(
         Image.blend(noise, Image.new("RGB", noise.size, "red"), 0.8), "photo"
     )
     assert picture_store.file(picture.digest).stat().st_size > 4 << 20
-    store.remember_picture("ann", picture.digest, "photo", {})
+    store.add_picture("ann", picture.digest, "photo", {})
     chat = store.create("ann")
     store.add_turn("ann", chat, None, "What?", [picture.digest])
     document = to_json(store, picture_store, "ann", chat).encode()
@@ -289,7 +289,7 @@ def test_an_exported_photo_is_no_larger_than_a_photo(tmp_path, store):
     assert max(ImageStat.Stat(apart).mean) < 3
 
 
-def test_pictures_are_numbered_as_the_model_counts_them(tmp_path, store):
+def test_pictures_are_numbered_as_the_model_sees_them(tmp_path, store):
     picture_store = PictureStore(tmp_path)
     red, tan, blue = (
         picture_store.add(Image.new("RGB", (9, 9), colour), colour)
@@ -313,7 +313,7 @@ def test_pictures_are_numbered_as_the_model_counts_them(tmp_path, store):
     assert order == [picture.digest for picture in (red, tan, blue, red)]
 
 
-def test_a_large_photo_can_be_trained_on(tmp_path):
+def test_large_photo_can_be_trained_on(tmp_path):
     file = tmp_path / "photo.png"
     Image.new("RGB", (2700, 2700)).save(file, compress_level=0)
     assert file.stat().st_size > ImageLimits().max_bytes
@@ -321,31 +321,31 @@ def test_a_large_photo_can_be_trained_on(tmp_path):
 
 
 @pytest.mark.parametrize("digest", ["../../etc/passwd", "a" * 63, "A" * 64, "", "a" * 64 + "\n"])
-def test_a_forged_digest_never_becomes_a_path(tmp_path, digest):
+def test_forged_digest_is_refused(tmp_path, digest):
     with pytest.raises(ImageError):
         PictureStore(tmp_path).get(digest)
 
 
-def test_a_picture_keeps_its_name_where_it_is_shown(store):
+def test_picture_in_use_keeps_its_name(store):
     digest, facts = "a" * 64, {"changes": ["rotated"]}
-    store.remember_picture("ann", digest, "wrong.png", {})
-    store.remember_picture("ann", digest, "cat.png", facts)
+    store.add_picture("ann", digest, "wrong.png", {})
+    store.add_picture("ann", digest, "cat.png", facts)
     chat = store.create("ann")
     store.add_turn("ann", chat, None, "What?", [digest], {})
-    store.remember_picture("ann", digest, "copy.png", {})
+    store.add_picture("ann", digest, "copy.png", {})
     assert store.picture("ann", digest) == ("cat.png", facts)
 
 
-def test_an_export_keeps_what_was_said_of_answers_and_pictures(tmp_path, store):
+def test_export_keeps_facts_of_answers_and_pictures(tmp_path, store):
     picture_store = PictureStore(tmp_path / "pictures")
     red = picture_store.add(Image.new("RGB", (32, 24), "red"), "red.png").digest
     turned = ["rotated by EXIF"]
-    store.remember_picture("ann", red, "red.png", {"changes": turned, "size": [32, 24]})
+    store.add_picture("ann", red, "red.png", {"changes": turned, "size": [32, 24]})
     chat = store.create("ann", "t")
     facts = {"context": 2048, "prompt_tokens": 70, "new_tokens": 4, "image_tokens": 64}
     first = store.add_turn("ann", chat, None, "What?", [red]).id
     store.finish_turn(first, "a cat", "answered", facts)
-    store.judge("ann", chat, first, "wrong")
+    store.set_verdict("ann", chat, first, "wrong")
     second = store.add_turn("ann", chat, first, "And now?").id
     store.finish_turn(second, "", "failed", {"error": "Out of memory."})
     copy = from_json(
@@ -361,10 +361,10 @@ def test_an_export_keeps_what_was_said_of_answers_and_pictures(tmp_path, store):
 
 
 @pytest.mark.parametrize("changes", [None, 5, {"a": 1}, [3, ["x"]], [None]])
-def test_a_forged_file_brings_no_odd_changes_or_verdicts(tmp_path, store, changes):
+def test_forged_file_cannot_set_invalid_changes_or_verdicts(tmp_path, store, changes):
     picture_store = PictureStore(tmp_path / "pictures")
     red = picture_store.add(Image.new("RGB", (32, 24), "red"), "red.png").digest
-    store.remember_picture("ann", red, "red.png", {"changes": []})
+    store.add_picture("ann", red, "red.png", {"changes": []})
     chat = store.create("ann", "t")
     store.finish_turn(store.add_turn("ann", chat, None, "What?", [red]).id, "a", "answered")
     document = json.loads(to_json(store, picture_store, "ann", chat))

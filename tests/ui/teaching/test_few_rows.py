@@ -1,4 +1,4 @@
-"""How the page trains: what few rows get, what many get, and which models rehearse."""
+"""The training recipe of the page: few rows, many rows, and which models rehearse."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from finetune.config import FinetuneConfig
 from finetune.data.read import read_rows
 from finetune.training.batches import BatchPlan
 from ui.teaching import few_rows
-from ui.teaching.few_rows import Wanted, knows_world, settings_for
+from ui.teaching.few_rows import TrainingChoices, config_overrides, descends_from_builtin
 from ui.teaching.rehearsal import write_rehearsal
 from vqa_app.serving.engine_pool import ModelChoice
 
 BUILTIN = ModelChoice("builtin", "Built-in", "", "", "builtin")
 OTHER = ModelChoice("other", "Other", "", "", "owner/name")
-DEFAULT = Wanted("lora", None, None, True)
+DEFAULT = TrainingChoices("lora", None, None, True)
 
 
 @pytest.fixture(autouse=True)
-def few_are_drawn(monkeypatch):
-    monkeypatch.setattr(few_rows, "REHEARSED", 60)
+def draw_few_pictures(monkeypatch):
+    monkeypatch.setattr(few_rows, "REHEARSAL_ROWS", 60)
 
 
 @pytest.fixture
 def data(tmp_path):
-    """A data file with as many rows as wanted."""
+    """Return a function that writes a data file with a number of rows."""
 
     def write(count: int) -> str:
         Image.new("RGB", (32, 32), "teal").save(tmp_path / "teal.png")
@@ -46,8 +46,8 @@ def data(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 12])
-def test_of_few_rows_half_of_what_is_trained_is_rehearsed(data, tmp_path, count):
-    settings = settings_for([data(count)], BUILTIN, DEFAULT, tmp_path / "r", "first")
+def test_half_of_the_training_on_few_rows_is_rehearsal(data, tmp_path, count):
+    settings = config_overrides([data(count)], BUILTIN, DEFAULT, tmp_path / "r", "first")
     found = read_rows(settings["data"]).rows
     taught = [row for row in found if row.number and row.file.endswith(f"{count}.json")]
     weights = [
@@ -56,16 +56,14 @@ def test_of_few_rows_half_of_what_is_trained_is_rehearsed(data, tmp_path, count)
     assert weights[0] == pytest.approx(weights[1], rel=0.01)
     assert settings["max_steps"] >= 100
     assert settings["epochs"] is None
-    assert settings["lr"] == few_rows.RATE
+    assert settings["lr"] == few_rows.LEARNING_RATE
     FinetuneConfig(model="builtin", **settings)
 
 
 @pytest.mark.parametrize("count", [1, 3, 12])
 def test_every_batch_holds_taught_and_rehearsed_rows(data, tmp_path, count):
-    """Rows of like length are put together: of rows shown a hundred times in a long epoch, whole
-    batches were one taught row and nothing else.
-    """
-    settings = settings_for([data(count)], BUILTIN, DEFAULT, tmp_path / "r", "first")
+    """Batches group rows of similar length, so long epochs gave batches of a single taught row."""
+    settings = config_overrides([data(count)], BUILTIN, DEFAULT, tmp_path / "r", "first")
     found = read_rows(settings["data"]).rows
     plan = BatchPlan(
         [len(row.turns[-1].text) for row in found],
@@ -77,8 +75,8 @@ def test_every_batch_holds_taught_and_rehearsed_rows(data, tmp_path, count):
     )
     taught = [row.file.endswith(f"{count}.json") for row in found]
     shown = [sum(taught[position] for position in batch) for batch in plan]
-    assert sum(shown) == pytest.approx(len(shown) * few_rows.BATCH / 2, rel=0.1)
-    assert sum(0 < number < few_rows.BATCH for number in shown) > 0.95 * len(shown)
+    assert sum(shown) == pytest.approx(len(shown) * few_rows.BATCH_SIZE / 2, rel=0.1)
+    assert sum(0 < number < few_rows.BATCH_SIZE for number in shown) > 0.95 * len(shown)
 
 
 def test_each_rehearsed_question_is_about_another_picture(tmp_path):
@@ -86,8 +84,8 @@ def test_each_rehearsed_question_is_about_another_picture(tmp_path):
     assert len({picture.key for row in rows for picture in row.pictures}) == len(rows) == 30
 
 
-def test_what_is_kept_answers_taught_rows_and_the_world(data, tmp_path):
-    settings = settings_for([data(3)], BUILTIN, DEFAULT, tmp_path / "r", "first")
+def test_evaluation_covers_taught_and_original_questions(data, tmp_path):
+    settings = config_overrides([data(3)], BUILTIN, DEFAULT, tmp_path / "r", "first")
     asked = read_rows(settings["eval_data"]).rows
     assert len(asked) == 24 + 24, "both weigh the same"
     trained = {picture.key for row in read_rows(settings["data"]).rows for picture in row.pictures}
@@ -98,28 +96,30 @@ def test_what_is_kept_answers_taught_rows_and_the_world(data, tmp_path):
 def test_another_run_rehearses_other_rows(data, tmp_path):
     file = data(2)
     one, other = (
-        settings_for([file], BUILTIN, DEFAULT, tmp_path / name, name)["data"][-1].split("@")[0]
+        config_overrides([file], BUILTIN, DEFAULT, tmp_path / name, name)["data"][-1].split("@")[0]
         for name in ("one", "other")
     )
     assert Path(one).read_text() != Path(other).read_text()
 
 
 def test_many_rows_and_other_models_get_the_defaults(data, tmp_path):
-    settings = settings_for([data(few_rows.FEW + 1)], BUILTIN, DEFAULT, tmp_path / "r", "x")
+    settings = config_overrides(
+        [data(few_rows.MAX_FEW_ROWS + 1)], BUILTIN, DEFAULT, tmp_path / "r", "x"
+    )
     assert "max_steps" not in settings
     assert len(settings["data"]) == 2
-    settings = settings_for([data(3)], OTHER, DEFAULT, tmp_path / "r", "x")
+    settings = config_overrides([data(3)], OTHER, DEFAULT, tmp_path / "r", "x")
     assert settings == {"epochs": None, "lr": None, "data": (data(3),)}
 
 
-def test_a_persons_choices_go_first(data, tmp_path):
-    wanted = Wanted("lora", 4, 1e-3, False)
-    settings = settings_for([data(12)], BUILTIN, wanted, tmp_path / "r", "x")
+def test_chosen_settings_take_precedence(data, tmp_path):
+    choices = TrainingChoices("lora", 4, 1e-3, False)
+    settings = config_overrides([data(12)], BUILTIN, choices, tmp_path / "r", "x")
     assert (settings["max_steps"], settings["lr"]) == (3, 1e-3)
     assert settings["data"] == (data(12),)
 
 
-def test_a_run_that_began_with_the_built_in_model_rehearses_too(tmp_path):
+def test_run_trained_from_the_built_in_model_rehearses_too(tmp_path):
     from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
 
     runs = {"first": "builtin", "second": str(tmp_path / "first"), "foreign": "owner/name"}
@@ -127,8 +127,9 @@ def test_a_run_that_began_with_the_built_in_model_rehearses_too(tmp_path):
         (tmp_path / name).mkdir()
         write_manifest(tmp_path / name, Manifest("lora", Base(base, "0"), "0"))
     known = {
-        name: knows_world(ModelChoice(name, "", "", "", str(tmp_path / name))) for name in runs
+        name: descends_from_builtin(ModelChoice(name, "", "", "", str(tmp_path / name)))
+        for name in runs
     }
     assert known == {"first": True, "second": True, "foreign": False}
-    assert knows_world(BUILTIN)
-    assert not knows_world(OTHER)
+    assert descends_from_builtin(BUILTIN)
+    assert not descends_from_builtin(OTHER)

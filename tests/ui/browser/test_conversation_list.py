@@ -1,4 +1,4 @@
-"""Chats that were kept: found, renamed, deleted, taken along."""
+"""Stored chats: searching, renaming, deleting, exporting."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_conversations_are_searched_renamed_and_deleted(visit):
     expect(titles).to_have_text(["About cats?"])
 
 
-def test_nothing_is_deleted_before_it_is_confirmed(visit):
+def test_deletion_needs_confirmation(visit):
     visitor = visit()
     page, press = visitor.page, visitor.page.keyboard.press
     visitor.ask("Keep me?")
@@ -63,7 +63,7 @@ def test_nothing_is_deleted_before_it_is_confirmed(visit):
 
 
 def test_export_and_import(visit, tmp_path, pictures):
-    """The copy has the pictures, the branches and the ratings of the first."""
+    """The imported copy has the pictures, branches and ratings of the original."""
     visitor = visit()
     visitor.attach(pictures[0])
     visitor.ask("Keep me?")

@@ -1,4 +1,4 @@
-"""What the page does while somebody is at it: it waits, keeps what was written, and gives way."""
+"""Interaction with the page: waiting, drafts, focus and errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.ui.browser.test_chat import PASTE, held_back
 REQUESTS = "**/vqa/requests/*"
 
 
-def test_what_is_asked_right_after_new_chat_begins_a_chat(visit):
+def test_question_right_after_new_chat_starts_a_chat(visit):
     visitor = visit()
     page = visitor.page
     visitor.ask("About cats?")
@@ -24,7 +24,7 @@ def test_what_is_asked_right_after_new_chat_begins_a_chat(visit):
     expect(visitor.questions).to_have_text(["About dogs?"])
 
 
-def test_what_is_asked_right_after_a_chat_was_opened_is_asked_there(visit):
+def test_question_right_after_opening_a_chat_is_asked_there(visit):
     visitor = visit()
     page = visitor.page
     visitor.ask("About cats?")
@@ -34,11 +34,11 @@ def test_what_is_asked_right_after_a_chat_was_opened_is_asked_there(visit):
         page.click("#list .title:has-text('cats')")
         page.keyboard.type("And kittens?")
         page.keyboard.press("Enter")
-        assert page.input_value("#question") == "And kittens?"  # until it is open
+        assert page.input_value("#question") == "And kittens?"  # kept until the chat is open
     expect(visitor.questions).to_have_text(["About cats?", "And kittens?"])
 
 
-def test_a_question_shows_before_the_server_has_it(visit, pictures):
+def test_question_is_shown_before_the_server_has_it(visit, pictures):
     visitor = visit()
     page = visitor.page
     visitor.attach(pictures[0])
@@ -52,7 +52,7 @@ def test_a_question_shows_before_the_server_has_it(visit, pictures):
     expect(visitor.questions).to_have_text(["What is it?"])
 
 
-def test_a_title_that_is_being_written_stays_when_the_list_changes(visit):
+def test_title_being_edited_survives_a_redraw_of_the_list(visit):
     visitor = visit()
     page = visitor.page
     visitor.ask("About cats?")
@@ -73,7 +73,7 @@ def test_a_title_that_is_being_written_stays_when_the_list_changes(visit):
     expect(title).to_have_text("My half")
 
 
-def test_an_example_is_asked_and_the_draft_stays(visit, pictures):
+def test_example_question_keeps_the_draft(visit, pictures):
     visitor = visit()
     page = visitor.page
     visitor.attach(pictures[0])
@@ -85,7 +85,7 @@ def test_an_example_is_asked_and_the_draft_stays(visit, pictures):
     expect(page.locator("#tray .thumb img")).to_have_count(1)
 
 
-def test_a_scene_takes_the_place_of_the_one_before_and_of_no_draft(visit):
+def test_new_scene_replaces_the_previous_scene_but_no_draft(visit):
     page = visit().page
     box, tray = page.locator("#question"), page.locator("#tray .thumb img")
     page.click(".card.more")
@@ -102,7 +102,7 @@ def test_a_scene_takes_the_place_of_the_one_before_and_of_no_draft(visit):
     expect(box).to_have_value("My own question")
 
 
-def test_text_that_comes_with_a_picture_of_it_is_pasted_as_text(visit, pictures):
+def test_text_with_a_picture_of_it_is_pasted_as_text(visit, pictures):
     page = visit().page
     with_text = PASTE.replace(
         "const event", "transfer.setData('text/plain', '1\\t2'); const event"
@@ -112,7 +112,7 @@ def test_text_that_comes_with_a_picture_of_it_is_pasted_as_text(visit, pictures)
     expect(page.locator("#tray li")).to_have_count(0)
 
 
-def test_a_picture_on_its_way_can_be_taken_out(visit, pictures):
+def test_picture_can_be_removed_during_upload(visit, pictures):
     visitor = visit()
     page = visitor.page
     with held_back(page, "**/vqa/pictures?name=*"):
@@ -124,7 +124,7 @@ def test_a_picture_on_its_way_can_be_taken_out(visit, pictures):
     expect(visitor.answers).to_contain_text("about no picture")
 
 
-def test_back_leads_to_the_chat_before_and_a_reload_stays_where_it_was(visit):
+def test_back_returns_to_the_previous_chat_and_reload_stays(visit):
     visitor = visit()
     page = visitor.page
     visitor.ask("About cats?")
@@ -145,7 +145,7 @@ def test_back_leads_to_the_chat_before_and_a_reload_stays_where_it_was(visit):
     expect(visitor.questions).to_have_text(["About cats?"])
 
 
-def test_the_skip_link_keeps_the_chat(visit):
+def test_skip_link_keeps_the_chat(visit):
     visitor = visit()
     page = visitor.page
     visitor.ask("About cats?")
@@ -160,7 +160,7 @@ def test_the_skip_link_keeps_the_chat(visit):
     expect(page.locator("#view-train h1")).to_be_focused()
 
 
-def test_a_server_that_dies_while_it_answers_is_missed(visit, engine):
+def test_lost_connection_during_an_answer_is_reported(visit, engine):
     engine.hold(2)
     visitor = visit()
     visitor.ask("A long one?", wait=False)
@@ -170,8 +170,8 @@ def test_a_server_that_dies_while_it_answers_is_missed(visit, engine):
     engine.release()
 
 
-def test_the_page_works_where_storage_is_blocked(browser, house):
-    visitor = Visitor(browser, house.address)
+def test_page_works_without_browser_storage(browser, site):
+    visitor = Visitor(browser, site.address)
     visitor.context.add_init_script(
         """for (const name of ["localStorage", "sessionStorage"])
              Object.defineProperty(window, name,
@@ -189,7 +189,7 @@ def test_the_page_works_where_storage_is_blocked(browser, house):
         visitor.context.close()
 
 
-def test_a_bad_setting_gives_way_to_the_one_in_force(visit):
+def test_invalid_setting_is_reset(visit):
     page = visit().page
     page.click("[data-do=settings]")
     box = page.locator("#set-temperature")
@@ -201,7 +201,7 @@ def test_a_bad_setting_gives_way_to_the_one_in_force(visit):
     expect(box).to_have_value("0.5")
 
 
-def test_the_focus_stays_where_it_was_when_something_is_drawn_anew(visit):
+def test_focus_is_kept_after_a_redraw(visit):
     visitor = visit()
     page, press = visitor.page, visitor.page.keyboard.press
     visitor.ask("What is it?")
@@ -216,7 +216,7 @@ def test_the_focus_stays_where_it_was_when_something_is_drawn_anew(visit):
             visitor.answered()
         else:
             page.wait_for_selector("text='1 / 2'")
-            button = page.get_by_label("Next version")  # there is none before it
+            button = page.get_by_label("Next version")  # the previous one is disabled now
         expect(button).to_be_focused()
     page.get_by_label("This is wrong").focus()
     press("Enter")
@@ -236,7 +236,7 @@ def test_the_focus_stays_where_it_was_when_something_is_drawn_anew(visit):
     expect(page.get_by_label("Edit this row")).to_be_focused()
 
 
-def test_the_list_of_models_closes_behind_who_leaves_it(visit):
+def test_model_list_closes_when_it_loses_the_focus(visit):
     page = visit().page
     page.focus("#model")
     page.keyboard.press("Enter")
@@ -245,7 +245,7 @@ def test_the_list_of_models_closes_behind_who_leaves_it(visit):
     expect(page.locator("#models")).to_be_hidden()
 
 
-def test_a_drag_out_of_the_sheet_leaves_it_open_and_a_drawing_is_kept(visit):
+def test_drag_out_of_the_sheet_keeps_it_open_and_drawings_are_kept(visit):
     page = visit().page
     page.click("[data-do=draw]")
     pad = page.locator("#sheet .pad")
@@ -267,7 +267,7 @@ def test_a_drag_out_of_the_sheet_leaves_it_open_and_a_drawing_is_kept(visit):
     assert pad.evaluate("node => node.toDataURL()") == drawn
 
 
-def test_what_is_told_over_a_sheet_can_be_closed(visit):
+def test_notice_over_a_sheet_can_be_closed(visit):
     page = visit().page
     page.click("[data-do=draw]")
     page.evaluate("vqa.toast('It went wrong.', 'error')")

@@ -1,4 +1,4 @@
-"""How the page looks: shapes, edges, and what covers what."""
+"""Layout of the page: aspect ratios, edges, overlaps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def box(locator) -> dict[str, float]:
 
 @pytest.mark.parametrize("options", [{}, PHONE], ids=["wide", "phone"])
 @pytest.mark.parametrize("sizes", [[(90, 120)], [(100, 300), (320, 240)], [(600, 60)]], ids=str)
-def test_where_it_looked_keeps_the_shape_of_the_pictures(visit, tmp_path, sizes, options):
+def test_attention_map_keeps_the_aspect_ratio(visit, tmp_path, sizes, options):
     visitor = visit(**options)
     page = visitor.page
     visitor.attach(*[picture(tmp_path, *size) for size in sizes])
@@ -52,7 +52,7 @@ def test_where_it_looked_keeps_the_shape_of_the_pictures(visit, tmp_path, sizes,
         assert min(shown["width"], shown["height"]) > 25
 
 
-def test_a_white_picture_has_an_edge(visit, tmp_path):
+def test_white_picture_has_an_edge(visit, tmp_path):
     visitor = visit()
     visitor.attach(picture(tmp_path, 120, 120, "white"))
     visitor.ask("What is it?")
@@ -68,14 +68,14 @@ def test_a_white_picture_has_an_edge(visit, tmp_path):
         assert seen.getpixel((seen.width // 2, middle)) > 250
 
 
-def test_what_is_attached_covers_nothing_of_the_chat(visit, engine, pictures):
+def test_attachments_do_not_cover_the_chat(visit, engine, pictures):
     engine.answer = "\n\n".join(f"Line {number}." for number in range(25))
     visitor = visit()
     page = visitor.page
     visitor.ask("A long one?")
     visitor.attach(*pictures)
     at_the_end = "{ const s = vqa.$('scroll'); s.scrollHeight - s.scrollTop - s.clientHeight < 2 }"
-    wait_for(page, at_the_end)  # it made room
+    wait_for(page, at_the_end)  # it scrolled to make room
     page.evaluate("vqa.$('scroll').scrollTop = 0")
     latest, composer = page.locator("#latest"), box(page.locator("#composer"))
     expect(latest).to_be_visible()
@@ -93,7 +93,7 @@ WIDE = (
 )
 
 
-def test_a_wide_table_scrolls_and_its_words_stay_whole(visit, engine):
+def test_wide_table_scrolls_without_breaking_words(visit, engine):
     engine.answer = WIDE
     visitor = visit(**PHONE)
     page = visitor.page
@@ -113,13 +113,15 @@ def test_a_wide_table_scrolls_and_its_words_stay_whole(visit, engine):
     )
 
 
-def test_what_the_model_saw_is_told_where_one_looks(visit, tmp_path):
+def test_model_view_is_shown_near_the_picture(visit, tmp_path):
     visitor = visit()
     page = visitor.page
     visitor.attach(picture(tmp_path, 900, 1600))
     page.locator("#tray .thumb").click()
     page.click("text=What the model saw")
-    page.wait_for_selector(".seen", state="attached")  # empty: there is no model behind the page
+    page.wait_for_selector(
+        ".seen", state="attached"
+    )  # empty, because the fake engine has no model view
     page.evaluate("""() => {
         const digest = /pictures.([^?]+)/.exec(document.querySelector('#sheet .large').src)[1];
         const canvas = document.createElement('canvas');
@@ -132,7 +134,7 @@ def test_what_the_model_saw_is_told_where_one_looks(visit, tmp_path):
     expect(page.locator(".pixels")).to_be_in_viewport(ratio=0.9)
 
 
-def test_a_notice_stands_in_the_middle_of_what_is_shown(visit):
+def test_notice_is_centred(visit):
     page = visit().page
     page.evaluate("vqa.toast('Told.')")
     for view in ("chat", "teach"):
@@ -146,7 +148,7 @@ def test_a_notice_stands_in_the_middle_of_what_is_shown(visit):
     assert notice["x"] + notice["width"] / 2 == pytest.approx(640, abs=2)
 
 
-def test_a_name_without_a_space_stays_within_the_page(visit):
+def test_long_word_does_not_overflow_the_page(visit):
     visitor = visit(**PHONE)
     page = visitor.page
     visitor.ask("What is it?")
@@ -160,7 +162,7 @@ def test_a_name_without_a_space_stays_within_the_page(visit):
     assert overflow(page) <= 0
 
 
-def test_somebody_who_writes_is_told_which_keys_ask(visit):
+def test_key_hint_is_shown_while_typing(visit):
     page = visit().page
     hint = page.locator("#keys")
     expect(hint).to_be_hidden()
@@ -173,11 +175,11 @@ JOB = """{name: 'hats', base: 'Fake', stage: 'lora', state: 'stopped', phase: 't
   of: 8, losses: [[1, 3], [2, 1]], evaluations: [], watch: [], messages: [], comparison: null}"""
 
 
-def test_one_chart_alone_is_as_large_as_two_beside_each_other(visit):
+def test_single_chart_is_as_large_as_one_of_two(visit):
     page = visit().page
     page.click("nav [data-view-of=train]")
     page.wait_for_selector("#train-form [name=source]")
-    # Drawn and measured at once: the server's own account of the training may come at any moment.
+    # Drawn and measured at once, because a status from the server may arrive at any moment.
     width = page.evaluate(f"""() => {{
         vqa.emit('training', {{base: 'Fake', sources: [], busy: false, job: {JOB}}});
         return document.querySelector('#job .chart').getBoundingClientRect().width;
@@ -185,7 +187,7 @@ def test_one_chart_alone_is_as_large_as_two_beside_each_other(visit):
     assert 100 < width <= 400
 
 
-def test_a_chat_bears_its_time(visit, house):
+def test_chat_shows_its_time(visit, site):
     visitor = visit()
     page = visitor.page
     visitor.ask("What is this?")
@@ -200,7 +202,7 @@ def test_a_chat_bears_its_time(visit, house):
     assert "2001" in title
 
 
-def test_the_drawing_pad_fits_a_phone(visit):
+def test_drawing_pad_fits_a_phone(visit):
     page = visit(**PHONE).page
     page.locator("[data-do=draw]").tap()
     pad, sheet = box(page.locator("#sheet .pad")), box(page.locator("#sheet"))
@@ -210,7 +212,7 @@ def test_the_drawing_pad_fits_a_phone(visit):
     )
 
 
-def test_a_thin_and_a_tiny_picture_can_be_seen_and_pressed(visit, tmp_path):
+def test_thin_and_tiny_pictures_are_visible_and_clickable(visit, tmp_path):
     visitor = visit(**PHONE)
     page = visitor.page
     visitor.attach(picture(tmp_path, 10, 3000), picture(tmp_path, 1, 1, "red"))
@@ -226,7 +228,7 @@ def test_a_thin_and_a_tiny_picture_can_be_seen_and_pressed(visit, tmp_path):
         assert place["height"] < 720
 
 
-def test_a_long_list_of_models_stays_within_a_narrow_phone(visit):
+def test_model_list_fits_a_narrow_phone(visit):
     page = visit(**{**PHONE, "viewport": {"width": 360, "height": 720}}).page
     page.locator("#model").tap()
     place = box(page.locator("#models"))
