@@ -1,4 +1,4 @@
-"""The recipe of the built-in model, end to end at toy size, and what a kill leaves behind."""
+"""The recipe of the built-in model at toy size, from end to end and after an interruption."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 SHAPES = {"shapes": 1.0}
 
 
-def test_the_tiny_recipe_leaves_a_standard_checkpoint(tmp_path: Path) -> None:
+def test_the_tiny_recipe_writes_a_standard_checkpoint(tmp_path: Path) -> None:
     plan = Plan(tmp_path / "run", minutes=0.15, tiny=True, parallel=True)
     final = build(plan)
     model = AutoModelForImageTextToText.from_pretrained(final)
@@ -28,18 +28,18 @@ def test_the_tiny_recipe_leaves_a_standard_checkpoint(tmp_path: Path) -> None:
     towers = SiglipModel.from_pretrained(final / "siglip")
     assert towers.config.text_config.vocab_size == len(processor.tokenizer)
     before = final.stat().st_mtime_ns
-    assert build(plan) == final  # a second call finds everything done
+    assert build(plan) == final  # a second call does nothing
     assert final.stat().st_mtime_ns == before
 
 
-def test_a_killed_stage_goes_on_where_its_state_was_saved(tmp_path: Path) -> None:
+def test_an_interrupted_stage_continues_from_its_saved_state(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(scenes=40)
     train_language(tmp_path, tokenizer, SHAPES, 0.02, tiny=True, scale=0.1)
     train_encoder(tmp_path, tokenizer, SHAPES, 0.02, tiny=True, batch=8, capacity=50)
     for name in ("language.pt", "encoder.pt"):
         state = torch.load(tmp_path / name, weights_only=True)
         assert state["step"] > 0
-        torch.save({**state, "spent": 0.0}, tmp_path / name)  # as if killed before its time
+        torch.save({**state, "spent": 0.0}, tmp_path / name)  # as if interrupted early
     steps = {
         n: torch.load(tmp_path / n, weights_only=True)["step"]
         for n in ("language.pt", "encoder.pt")
@@ -50,9 +50,9 @@ def test_a_killed_stage_goes_on_where_its_state_was_saved(tmp_path: Path) -> Non
         assert torch.load(tmp_path / name, weights_only=True)["step"] > before
 
 
-def test_exported_questions_are_read_as_users_data(tmp_path: Path) -> None:
-    chosen = Selection("test", SHAPES, ("colour", "count"), most=4)
-    path = export(tmp_path, 5, chosen, per_skill=True)
+def test_exported_questions_can_be_read_like_users_data(tmp_path: Path) -> None:
+    selection = Selection("test", SHAPES, ("colour", "count"), most=4)
+    path = export(tmp_path, 5, selection, per_skill=True)
     rows = read_rows([str(path)]).rows
     asked = {row.question_type for row in rows}
     assert asked == {"colour", "count"}

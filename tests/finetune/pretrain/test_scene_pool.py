@@ -1,4 +1,4 @@
-"""Pools of drawn pictures."""
+"""Pools of drawn pictures and of their features."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from finetune.pretrain.scene_pool import SIZE, ScenePool, pixels
 from finetune.pretrain.world import ROOMS, make_scene
 
 
-def test_a_resumed_pool_serves_pictures_at_once() -> None:
+def test_a_resumed_pool_has_pictures_after_the_first_refill() -> None:
     pool = ScenePool(16, {"shapes": 1.0}, next_seed=1003)
     pool.refill(5)
     slots = pool.batch(64, np.random.default_rng(0))
@@ -28,7 +28,7 @@ def test_the_oldest_pictures_are_replaced() -> None:
     assert np.array_equal(pool.targets[1], patch_targets.patches(newest))
 
 
-def test_a_resumed_gallery_keeps_features_beside_their_scenes() -> None:
+def test_a_resumed_gallery_keeps_targets_and_scenes_aligned() -> None:
     torch.manual_seed(0)
     encoder = SiglipModel(siglip_config(64, tiny=True)).eval()
     language = LlamaForCausalLM(language_config(64, tiny=True))
@@ -40,6 +40,6 @@ def test_a_resumed_gallery_keeps_features_beside_their_scenes() -> None:
         assert np.array_equal(gallery.rows[slot].numpy(), patch_targets.patches(scene))
 
 
-def test_pictures_are_squashed_to_the_encoders_size() -> None:
+def test_pictures_are_stretched_to_the_encoders_size() -> None:
     wide = ROOMS["shapes"].draw(make_scene(1, "shapes")).resize((300, 90))
     assert pixels(wide).shape == (SIZE, SIZE, 3)

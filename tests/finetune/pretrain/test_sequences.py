@@ -1,4 +1,4 @@
-"""PackedBatch batches are nothing but the chat template's own sequences, computed together."""
+"""Packed batches are equivalent to the sequences that the chat template renders."""
 
 import random
 
@@ -28,7 +28,7 @@ def parts(tokenizer: PreTrainedTokenizerFast) -> tuple[LlamaForCausalLM, Symbols
 
 
 @pytest.mark.parametrize("pictures", [1, 2])
-def test_a_branch_is_what_the_chat_template_renders(
+def test_a_branch_equals_the_rendered_chat_template(
     tokenizer: PreTrainedTokenizerFast, pictures: int
 ) -> None:
     packer = Packer(tokenizer)
@@ -48,11 +48,11 @@ def test_a_branch_is_what_the_chat_template_renders(
             )
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         text = processor.apply_chat_template(messages, tokenize=False)
-        wanted = tokenizer(text.replace("<image>", "<image>" * 64)).input_ids
-        assert real == wanted[:-1]  # the template ends in a newline that nobody has to learn
+        expected = tokenizer(text.replace("<image>", "<image>" * 64)).input_ids
+        assert real == expected[:-1]  # the template's final newline is not trained
 
 
-def test_only_answers_and_their_end_are_learned(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_only_answers_and_their_end_tokens_are_trained(tokenizer: PreTrainedTokenizerFast) -> None:
     packed = Packer(tokenizer).pack([((3,), [[("Which?", "red"), ("Sure?", "yes")]])])
     learned = packed.labels[0][packed.labels[0] != -100]
     assert tokenizer.decode(learned) == "red<|im_end|>yes<|im_end|>"
@@ -61,7 +61,7 @@ def test_only_answers_and_their_end_are_learned(tokenizer: PreTrainedTokenizerFa
 def test_packed_branches_equal_each_conversation_alone(
     tokenizer: PreTrainedTokenizerFast, parts: tuple[LlamaForCausalLM, Symbols]
 ) -> None:
-    """Loss and gradients, against transformers' own attention on one conversation at a time."""
+    """Compare loss and gradients with transformers' attention on one conversation at a time."""
     model, symbols = parts
     batch, _ = make_question_batch(Packer(tokenizer), 0, {"shapes": 1.0}, BatchPlan(3, 3, False))
     packed = batch.packed
@@ -93,16 +93,16 @@ def test_packed_branches_equal_each_conversation_alone(
         torch.testing.assert_close(mine, parameter.grad, rtol=1e-2, atol=1e-4)
 
 
-def test_a_hit_is_an_answer_right_to_its_end(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_hit_is_an_answer_without_a_wrong_token(tokenizer: PreTrainedTokenizerFast) -> None:
     packed = Packer(tokenizer).pack([((2,), [[("A?", "red star")], [("B?", "blue")]])])
-    best = torch.roll(packed.ids, -1, 1)  # a model that says exactly what stands there
+    best = torch.roll(packed.ids, -1, 1)  # a model that predicts every token correctly
     assert answer_hits(best, packed) == {(0, 1): True, (0, 2): True}
     second = (packed.segments[0] == 2) & (packed.labels[0] != -100)
     best[0, second.nonzero()[0] - 1] = 0
     assert answer_hits(best, packed) == {(0, 1): True, (0, 2): False}
 
 
-def test_heads_read_where_an_answer_begins(
+def test_heads_read_the_token_before_an_answer(
     tokenizer: PreTrainedTokenizerFast, parts: tuple[LlamaForCausalLM, Symbols]
 ) -> None:
     model, _ = parts
@@ -125,6 +125,6 @@ def test_any_text_round_trips(tokenizer: PreTrainedTokenizerFast, text: str) -> 
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
-def test_capitals_and_digits_are_spelt_out(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_capitals_and_digits_are_single_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
     assert tokenizer.tokenize("STOP") == list("STOP")
     assert tokenizer.tokenize("2026") == list("2026")

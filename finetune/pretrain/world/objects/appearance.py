@@ -96,15 +96,15 @@ def confirm(context: ObjectContext) -> QA | None:
         templates += CONFIRM_TEMPLATES_ONE_OBJECT[field]
     words = {"r": ref.text, "v": asked, "a": with_article(asked), "n": context.words.noun}
     question = context.phrase(templates, **words)
-    said = with_article(value) if field == "kind" else value
-    sentence = f"{'Yes' if asked == value else 'No'}, the {ref.text} is {said}."
+    truth = with_article(value) if field == "kind" else value
+    sentence = f"{'Yes' if asked == value else 'No'}, the {ref.text} is {truth}."
     return QA("confirm", question, "yes" if asked == value else "no", sentence)
 
 
 def values(context: ObjectContext, field: str) -> tuple[str, ...]:
     """Return every value that a field can have."""
-    known = {"colour": context.words.colours, "kind": context.words.kinds}
-    return known.get(field) or {"fill": FILLS, "size": SIZES}[field]
+    words = context.words
+    return {"colour": words.colours, "kind": words.kinds, "fill": FILLS, "size": SIZES}[field]
 
 
 def kind(context: ObjectContext) -> QA | None:
