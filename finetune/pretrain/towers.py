@@ -12,6 +12,7 @@ from transformers import (
     SiglipTextConfig,
     SiglipVisionConfig,
 )
+from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
 from finetune.pretrain import patch_targets
 from finetune.pretrain.picture_mix import ICONS_FROM, KIND_CLASSES, Grid
@@ -89,6 +90,21 @@ class Heads(nn.Module):
         self.name_head = nn.Linear(width, KIND_CLASSES - ICONS_FROM)
 
 
+def embed_kept(
+    embeddings: SiglipVisionEmbeddings, pixels: torch.Tensor, kept: torch.Tensor
+) -> torch.Tensor:
+    """Embed only the patches `kept` [n, k]: what the encoder's own layer gives for these."""
+    layer = embeddings.patch_embedding
+    count, channels, side, _ = pixels.shape
+    edge = layer.kernel_size[0]
+    rows = side // edge
+    cut = pixels.reshape(count, channels, rows, edge, rows, edge).permute(0, 2, 4, 1, 3, 5)
+    patches = cut.reshape(count, rows * rows, -1)
+    chosen = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[-1]))
+    embedded = F.linear(chosen, layer.weight.flatten(1), layer.bias)
+    return embedded + embeddings.position_embedding(kept)
+
+
 def see(
     model: SiglipModel, pixels: torch.Tensor, kept: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,9 +113,10 @@ def see(
     Returns features of patches [n, k, width] and of pictures [n, width].
     """
     tower = model.vision_model
-    hidden = tower.embeddings(pixels)
-    if kept is not None:
-        hidden = hidden.gather(1, kept[..., None].expand(-1, -1, hidden.shape[-1]))
+    if kept is None:
+        hidden = tower.embeddings(pixels)
+    else:
+        hidden = embed_kept(tower.embeddings, pixels, kept)
     hidden = tower.post_layernorm(tower.encoder(inputs_embeds=hidden).last_hidden_state)
     return hidden, tower.head(hidden)
 

@@ -19,7 +19,7 @@ from finetune.pretrain.picture_mix import (
 from finetune.pretrain.tokenizer import train_tokenizer
 from finetune.pretrain.tower_batches import Shown, texts_for
 from finetune.pretrain.tower_exam import validate
-from finetune.pretrain.towers import Heads, Settings, name_loss
+from finetune.pretrain.towers import Heads, Settings, name_loss, see, two_tower_config
 from finetune.pretrain.two_towers import Run
 from finetune.pretrain.world.rooms.icons.store import icon_concepts
 from finetune.pretrain.world.rooms.photos.batches import PhotoBatch
@@ -103,6 +103,18 @@ def test_names_compete_within_their_own_data() -> None:
     cifar = name_loss(heads, pooled, torch.tensor([icons + 205, -1, -1]))
     assert cifar.item() == pytest.approx(np.log(10), rel=1e-4)
     assert name_loss(heads, pooled, torch.tensor([-1, -1, -1])).item() == 0
+
+
+def test_kept_patches_are_seen_as_among_all(tokenizer: PreTrainedTokenizerFast) -> None:
+    torch.manual_seed(0)
+    model = SiglipModel(two_tower_config(len(tokenizer), TINY)).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    order = torch.stack([torch.randperm(16), torch.randperm(16)])
+    features, pooled = see(model, pixels, None)
+    shuffled, pooled_too = see(model, pixels, order)
+    expected = features.gather(1, order[..., None].expand(-1, -1, features.shape[-1]))
+    assert torch.allclose(shuffled, expected, atol=1e-5)
+    assert torch.allclose(pooled, pooled_too, atol=1e-5)
 
 
 def test_it_trains_stops_goes_on_and_exports(out: Path, sources: Sources) -> None:
