@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 NEUTRAL_INSTRUCTION = "Write a general description of the image."
 """From the paper."""
+PARTS = 4
+"""Parts of a patch's edge in the map of a padded picture."""
 SINK = 8.0
 """A patch that gets this many times the mean attention under the neutral instruction is an
 attention sink."""
@@ -67,7 +69,8 @@ def attention_map(runtime: Runtime, conversation: Conversation, answer: str) -> 
         relative = _relative_attention(weighted[:, start:end], baseline[start0:end0])
         rows = _grid_rows(runtime, prompt, index)
         grid = relative.reshape(size, rows, (end - start) // rows).float().cpu().numpy()
-        maps.append(_restore_crop(grid, picture, runtime.processor.image_processor))
+        grid = _restore_crop(grid, picture, runtime.processor.image_processor)
+        maps.append(_remove_padding(grid, picture, runtime.processor.image_processor))
     return AttentionMap(_token_texts(runtime, ids[:size]), tuple(maps))
 
 
@@ -137,6 +140,28 @@ def _restore_crop(
     above = max(0, round(rows * (height / crop["height"] - 1) / 2))
     beside = max(0, round(columns * (width / crop["width"] - 1) / 2))
     return np.pad(grid, ((0, 0), (above, above), (beside, beside)))
+
+
+def _remove_padding(
+    grid: NDArray[np.float32], picture: Picture, image_processor: Any
+) -> NDArray[np.float32]:
+    """Keep the part of a map [tokens, rows, columns] that lies on a picture padded to a square.
+
+    Where the picture begins within a patch, patches are divided. What was given to the padding is
+    left out: each token's map has a sum of 1 again.
+    """
+    width, height = picture.image.size
+    if not getattr(image_processor, "do_pad", False) or width == height:
+        return grid
+    fine = grid.repeat(PARTS, axis=1).repeat(PARTS, axis=2)
+    _, edge, _ = fine.shape
+    rows = max(1, round(edge * height / max(width, height)))
+    columns = max(1, round(edge * width / max(width, height)))
+    top, left = (edge - rows) // 2, (edge - columns) // 2
+    fine = fine[:, top : top + rows, left : left + columns]
+    total = fine.sum((1, 2), keepdims=True)
+    # A token that looked at nothing but the padding says nothing about the picture.
+    return np.where(total > 0, fine / np.where(total > 0, total, 1), 1 / (rows * columns))
 
 
 def _token_texts(runtime: Runtime, ids: list[int]) -> tuple[str, ...]:

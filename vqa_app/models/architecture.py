@@ -60,6 +60,8 @@ class Capabilities:
         )
         shares_prefixes = isinstance(config, LlavaConfig) and attends_to_all_previous_tokens(config)
         pads_images = getattr(getattr(processor, "image_processor", None), "do_pad", False)
+        # LLaVA's processor pads to a square around the picture: the grid stays known.
+        hides_grid = pads_images and not isinstance(config, LlavaConfig)
         return cls(
             context_length=context_length(config, processor.tokenizer),
             caches_features=caches_features,
@@ -69,7 +71,7 @@ class Capabilities:
             stores_features=isinstance(base, LlavaForConditionalGeneration),
             maps_attention=reuses_prefixes
             and config.model_type in SQUARE_GRIDS | SIZED_GRIDS
-            and not pads_images,
+            and not hides_grid,
         )
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from tests.benchmarks.attention_peak import peaks_on_objects
 from tests.tiny import picture
 from vqa_app.checkpoints.loader import load_model
 from vqa_app.cli.heatmap import whole_answer
-from vqa_app.engine.attention_map import _relative_attention
+from vqa_app.engine.attention_map import PARTS, _relative_attention
 from vqa_app.engine.local import LocalEngine
 from vqa_app.engine.runtime import Runtime
 from vqa_app.errors import ModelError, UsageError
+from vqa_app.models.architecture import Capabilities
 from vqa_app.prompts.conversation import Conversation, Message
 from vqa_app.prompts.prompt import encode
 
@@ -78,6 +81,28 @@ def test_parts_cut_off_by_a_centre_crop_have_no_attention(
     assert square.shape[1:] == (4, 4)
     assert wide.shape[1:] == (4, 8)
     assert not wide[:, :, [0, 1, 6, 7]].any()
+    engine.close()
+
+
+def test_padding_to_a_square_is_no_part_of_the_map(tiny_llava_dir: Path) -> None:
+    loaded = load_model(str(tiny_llava_dir))
+    side = loaded.model.config.vision_config.image_size
+    processor = loaded.processor
+    processor.image_processor = LlavaImageProcessorPil(
+        do_pad=True, do_center_crop=False, size={"height": side, "width": side}
+    )
+    capabilities = Capabilities.of(loaded.model, processor)
+    assert capabilities.maps_attention
+    engine = LocalEngine(replace(loaded, capabilities=capabilities))
+    (square,) = engine.attention_map(Conversation.ask("Hm?", [picture(1, (40, 40))]), "red").maps
+    (wide,) = engine.attention_map(Conversation.ask("Hm?", [picture(1, (80, 40))]), "red").maps
+    (narrow,) = engine.attention_map(Conversation.ask("Hm?", [picture(1, (4, 80))]), "red").maps
+    _, rows, columns = square.shape
+    assert rows == columns
+    assert wide.shape[1:] == (PARTS * rows // 2, PARTS * columns)
+    assert narrow.shape[1:] == (PARTS * rows, 1)
+    for grid in (wide, narrow):
+        assert np.allclose(grid.sum((1, 2)), 1.0, atol=1e-4)
     engine.close()
 
 
