@@ -67,3 +67,14 @@ class ContextOverflowError(VqaError):
 
 INTERRUPTED_EXIT_CODE = 130
 """Exit code of a shell command that was ended by Ctrl-C: 128 + SIGINT."""
+
+
+def first_line(error: BaseException, most: int = 300) -> str:
+    """Return the first line of an error's message, or its repr if it has none.
+
+    Args:
+        error: An error of a library, whose message may have many lines.
+        most: Characters after which it is truncated.
+    """
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else repr(error))[:most]

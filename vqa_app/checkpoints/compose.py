@@ -17,7 +17,7 @@ from vqa_app.checkpoints.memory import check_memory
 from vqa_app.checkpoints.source import Source, find
 from vqa_app.checkpoints.weights import model_files, stored_tensors
 from vqa_app.devices import check_dtype
-from vqa_app.errors import ModelError, UsageError
+from vqa_app.errors import ModelError, UsageError, first_line
 from vqa_app.files import atomic_directory
 from vqa_app.prompts.prompt import prompt_hash
 from vqa_app.quiet import quiet
@@ -200,9 +200,8 @@ def _reporting_errors(source: Source) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, OSError, RuntimeError, TypeError) as error:
-        reason = str(error).strip().splitlines() or [repr(error)]
         raise ModelError(
-            f"Could not load {source.name}: {reason[0][:300]}",
+            f"Could not load {source.name}: {first_line(error)}",
             "Choose another one. Code in repositories is never run.",
         ) from error
 

@@ -11,11 +11,11 @@ from vqa_app.checkpoints import adapters
 from vqa_app.checkpoints.manifest import read_manifest
 from vqa_app.checkpoints.memory import check_memory
 from vqa_app.checkpoints.processor import load_processor
-from vqa_app.checkpoints.source import BUILTIN, Source, find
+from vqa_app.checkpoints.source import BUILTIN, Source, find, pickle_error
 from vqa_app.checkpoints.validation import check_pictures, check_size, skeleton
 from vqa_app.checkpoints.weights import fingerprint, model_files, stored_tensors
 from vqa_app.devices import Quantization, choose_device, choose_dtype, is_out_of_memory
-from vqa_app.errors import InsufficientMemoryError, ModelError, UsageError
+from vqa_app.errors import InsufficientMemoryError, ModelError, UsageError, first_line
 from vqa_app.files import read_json
 from vqa_app.models.anatomy import anatomy
 from vqa_app.prompts.prompt import prompt_hash
@@ -306,10 +306,7 @@ def _weight_files(source: Source) -> list[Path]:
     if files:
         return files
     if any(source.directory.glob("*.bin")) or any(source.directory.glob("*.pt*")):
-        raise ModelError(
-            f"{source.name} has only pickle files, which may run code when they are loaded.",
-            "Choose a model with safetensors weights.",
-        )
+        raise pickle_error(source.name)
     raise ModelError(f"{source.name} has no model.safetensors.", "Use a folder with a whole model.")
 
 
@@ -333,9 +330,8 @@ def _from_pretrained(source: Source, config: Any, options: dict[str, Any]) -> An
                 f"Not enough memory to load {source.name}.",
                 "Use --quantize 4bit or a smaller model, or close other programs.",
             ) from error
-        reason = str(error).strip().splitlines() or [repr(error)]
         raise ModelError(
-            f"Could not load {source.name}: {reason[0][:300]}",
+            f"Could not load {source.name}: {first_line(error)}",
             "Its files do not match; download it again or choose another model.",
         ) from error
     model, info = loaded

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vqa_app.checkpoints.source import Source
-from vqa_app.errors import ModelError
+from vqa_app.errors import ModelError, first_line
 from vqa_app.files import read_json
 from vqa_app.quiet import quiet
 
@@ -60,13 +60,12 @@ def load_processor(source: Source, config: Any) -> Any:
             processor = _open(source.directory, config)
     except ImportError as error:
         raise ModelError(
-            f"The processor of {source.name} needs a package: {str(error).strip().splitlines()[0]}",
+            f"The processor of {source.name} needs a package: {first_line(error)}",
             "Install it and try again.",
         ) from error
     except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines() or [repr(error)]
         raise ModelError(
-            f"Could not load the processor of {source.name}: {reason[0]}",
+            f"Could not load the processor of {source.name}: {first_line(error)}",
             "Its tokenizer or image processor files are missing or damaged; choose another model.",
         ) from error
     if getattr(processor, "tokenizer", None) is None or not hasattr(processor, "image_processor"):

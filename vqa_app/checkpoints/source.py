@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqa_app.errors import ModelError, UsageError
+from vqa_app.errors import ModelError, UsageError, first_line
 from vqa_app.files import format_bytes
 
 if TYPE_CHECKING:
@@ -201,8 +201,16 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> ModelError:
                 "Try again later. Downloaded models can be used with --offline.",
             )
     return ModelError(
-        f"Could not download {name}: {str(error).splitlines()[0] if str(error) else error!r}",
+        f"Could not download {name}: {first_line(error)}",
         "Check the network and the disk, and try again to continue the download.",
+    )
+
+
+def pickle_error(name: str) -> ModelError:
+    """Return the error for a model whose weights are only in pickle files."""
+    return ModelError(
+        f"{name} has only pickle files, which may run code when they are loaded.",
+        "Choose a model with safetensors weights.",
     )
 
 
@@ -216,10 +224,7 @@ def _check_listing(name: str, info: ModelInfo) -> None:
     if any(file.endswith(".safetensors") and "/" not in file for file in names):
         return
     if any(file.endswith((".bin", ".pt", ".pth", ".ckpt")) for file in names):
-        raise ModelError(
-            f"{name} has only pickle files, which may run code when they are loaded.",
-            "Choose a model with safetensors weights.",
-        )
+        raise pickle_error(name)
     if any(file.endswith(".gguf") for file in names):
         raise ModelError(
             f"{name} contains GGUF files, which are for llama.cpp.",

@@ -20,7 +20,7 @@ from urllib.parse import unquote_to_bytes
 
 from PIL import Image, UnidentifiedImageError
 
-from vqa_app.errors import ImageError, UsageError
+from vqa_app.errors import ImageError, UsageError, first_line
 from vqa_app.pictures.file_type import detect_type
 from vqa_app.pictures.rgb import to_rgb
 
@@ -324,7 +324,7 @@ def _unknown(kind: str, name: str, known: bool) -> ImageError:
 
 
 def _damaged(name: str, kind: str, error: Exception) -> ImageError:
-    reason = _printable(str(error).strip().splitlines()[0] if str(error).strip() else repr(error))
+    reason = _printable(first_line(error))
     return ImageError(
         f"{name} is a damaged or incomplete {kind} file ({reason.rstrip('.')}).",
         "Download it again, or open it in an image editor and save a copy.",
