@@ -43,7 +43,7 @@ class TrainableModel:
         share = 100 * self.trainable / max(1, self.total)
         return (
             f"Training {self.trainable:,} of {self.total:,} parameters ({share:.2g} %): projector "
-            f"{self.projector:,}, LLM {self.llm:,}, picture encoder 0."
+            f"{self.projector:,}, LLM {self.llm:,}, image encoder 0."
         )
 
 

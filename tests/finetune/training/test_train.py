@@ -255,7 +255,7 @@ def test_progress_reports_phases_and_numbers(result: RunResult, events: list[Pro
     assert training[-1].samples_per_second
     assert training[-1].evaluation
     messages = " ".join(progress.message for progress in events)
-    assert "picture encoder 0" in messages
+    assert "image encoder 0" in messages
     assert "Memory: about" in messages
     assert re.search(r"Memory: at most [\d.]+ [MG]B was in use", messages)
     assert "Encoder outputs are kept" in messages
