@@ -5,8 +5,12 @@ are true of it.
 """
 
 import random
+from collections import deque
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,6 +72,12 @@ def words_of(scene: Scene) -> frozenset[str]:
     return frozenset()
 
 
+def icon_of(scene: Scene) -> int:
+    """Return the concept of a picture that shows icons of one concept only, or -1."""
+    kinds = {item.kind for item in scene.items} if scene.room == "icons" else set()
+    return KIND_INDEX["icons", kinds.pop()] - ICONS_FROM if len(kinds) == 1 else -1
+
+
 def caption_of(scene: Scene, seed: int) -> str:
     """Return a description of a drawn picture, or ""."""
     if scene.room == "icons":
@@ -86,6 +96,8 @@ class Drawn:
     targets: np.ndarray
     caption: str
     words: frozenset[str]
+    icon: int
+    """The number of the concept of a picture of one icon, or of icons that are all alike; or -1."""
 
 
 @dataclass
@@ -97,7 +109,9 @@ class Sources:
     missing: list[str] = field(default_factory=list)
 
     @classmethod
-    def open(cls, photos: Path | None, icons: Path | None, side: int) -> "Sources":
+    def open(
+        cls, photos: Path | None, icons: Path | None, side: int, device: str = "cpu"
+    ) -> "Sources":
         """Open packed photographs and icons (see `pack_data`), where they are given."""
         rooms = {name: room for name, room in ROOMS.items() if name in ROOM_WEIGHTS}
         rooms["wide shapes"] = wide.WIDE_SHAPES
@@ -108,7 +122,7 @@ class Sources:
             missing.append("No --icons: the encoder will not know icons.")
         shown = None
         if photos:
-            shown = PhotoBatches(PhotoStore.open(photos), side)
+            shown = PhotoBatches(PhotoStore.open(photos), side, device)
         else:
             missing.append("No --photos: the encoder will not know photographs.")
         return cls(rooms, shown, missing)
@@ -130,32 +144,91 @@ class Sources:
             patch_targets.patches(square, grid.patches, KIND_INDEX),
             caption_of(scene, seed),
             words_of(scene),
+            icon_of(scene),
         )
 
 
-@dataclass
 class Pool:
     """`capacity` drawn pictures, the oldest replaced first; `next_seed` counts all ever drawn."""
 
-    sources: Sources
-    grid: Grid
-    capacity: int
-    next_seed: int = 0
-    drawn: list[Drawn] = field(default_factory=list)
+    def __init__(
+        self,
+        sources: Sources,
+        grid: Grid,
+        capacity: int,
+        next_seed: int = 0,
+        *,
+        workers: int = 0,
+        icons: Path | None = None,
+    ) -> None:
+        """Make an empty pool.
+
+        Args:
+            sources: The rooms to draw.
+            grid: The encoder's picture.
+            capacity: The most pictures that are kept.
+            next_seed: The number of the first picture.
+            workers: Processes that draw ahead; with none, pictures are drawn when they are due.
+            icons: Packed icons, which every worker opens for itself.
+        """
+        self.sources, self.grid, self.capacity = sources, grid, capacity
+        self.next_seed = next_seed
+        self.drawn: list[Drawn] = []
+        self._added = 0
+        self._ahead: deque[Future[list[Drawn]]] = deque()
+        self._workers = workers
+        self._executor: ProcessPoolExecutor | None = None
+        if workers:
+            self._executor = ProcessPoolExecutor(
+                workers, get_context("spawn"), _open_in_worker, (icons, grid)
+            )
 
     def refill(self, count: int) -> None:
-        """Draw `count` new pictures."""
-        for _ in range(count):
-            new = self.sources.draw(self.next_seed, self.grid)
-            self.next_seed += 1
-            if len(self.drawn) < self.capacity:
-                self.drawn.append(new)
-            else:
-                self.drawn[self.next_seed % self.capacity] = new
+        """Draw `count` new pictures, or take what the workers have drawn by now."""
+        if self._executor is None:
+            for seed in range(self.next_seed, self.next_seed + count):
+                self._add(self.sources.draw(seed, self.grid))
+            self.next_seed += count
+            return
+        while len(self._ahead) < 3 * self._workers:
+            self._ahead.append(self._executor.submit(_draw_in_worker, self.next_seed, CHUNK))
+            self.next_seed += CHUNK
+        short = len(self.drawn) < min(count, self.capacity)
+        while self._ahead and (self._ahead[0].done() or short):
+            for drawn in self._ahead.popleft().result():
+                self._add(drawn)
+            short = False
+
+    def _add(self, drawn: Drawn) -> None:
+        if len(self.drawn) < self.capacity:
+            self.drawn.append(drawn)
+        else:
+            self.drawn[self._added % self.capacity] = drawn
+        self._added += 1
 
     def batch(self, count: int, rng: np.random.Generator) -> list[Drawn]:
         """Pick random pictures of the pool."""
         return [self.drawn[k] for k in rng.integers(0, len(self.drawn), count)]
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+
+
+CHUNK = 32
+"""Pictures that a worker draws at a time."""
+_in_worker: dict[str, Any] = {}
+"""A worker's own sources and grid."""
+
+
+def _open_in_worker(icons: Path | None, grid: Grid) -> None:
+    _in_worker.update(sources=Sources.open(None, icons, grid.side), grid=grid)
+
+
+def _draw_in_worker(first: int, count: int) -> list[Drawn]:
+    draw, grid = _in_worker["sources"].draw, _in_worker["grid"]
+    return [draw(seed, grid) for seed in range(first, first + count)]
 
 
 def photo_targets(batch: PhotoBatch, grid: Grid) -> torch.Tensor:

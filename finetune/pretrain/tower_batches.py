@@ -1,12 +1,12 @@
 """Batches of the encoder stage: pictures of all rooms, and texts that are true or false of them."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from finetune.pretrain import patch_targets
-from finetune.pretrain.picture_mix import ICONS_FROM, Drawn, Pool, Sources, photo_targets
+from finetune.pretrain.picture_mix import Drawn, Pool, Sources, photo_targets
 from finetune.pretrain.towers import Settings
 from finetune.pretrain.world.rooms.concepts import noun_phrase
 from finetune.pretrain.world.rooms.icons.store import icon_concepts
@@ -42,17 +42,27 @@ def texts_for(shown: list[Shown], rng: np.random.Generator) -> tuple[list[str], 
             asked[text] = (style if templates is not PLAIN else "", word, -1)
         elif picture.caption and rng.random() < 0.5:
             asked[picture.caption] = ("", "", k)
-    true = torch.full((len(shown), len(asked)), -1.0)
-    for t, (text, (style, word, owner)) in enumerate(asked.items()):
-        for k, picture in enumerate(shown):
-            if owner >= 0:
-                if picture.caption == text:
-                    true[k, t] = 1
-            elif word in picture.words and style in ("", picture.style):
-                true[k, t] = 1
-            elif picture.style == "unknown":
-                true[k, t] = 0
-    return list(asked), true
+    return list(asked), _truth(shown, list(asked), list(asked.values()))
+
+
+def _truth(shown: list[Shown], texts: list[str], asked: list[tuple[str, str, int]]) -> torch.Tensor:
+    """Tell which texts, each with its style, word and owner, are true: [pictures, texts]."""
+    having: dict[str, list[int]] = defaultdict(list)
+    captioned: dict[str, list[int]] = defaultdict(list)
+    for k, picture in enumerate(shown):
+        captioned[picture.caption].append(k)
+        for word in picture.words:
+            having[word].append(k)
+    unknown = [k for k, picture in enumerate(shown) if picture.style == "unknown"]
+    true = np.full((len(shown), len(texts)), -1, np.float32)
+    for t, (text, (style, word, owner)) in enumerate(zip(texts, asked, strict=True)):
+        if owner >= 0:
+            true[captioned[text], t] = 1
+        else:
+            true[unknown, t] = 0
+            fitting = [k for k in having[word] if style in ("", shown[k].style)]
+            true[fitting, t] = 1
+    return torch.from_numpy(true)
 
 
 @dataclass
@@ -69,15 +79,9 @@ def drawn_batch(drawn: list[Drawn], device: str) -> Batch:
     """Stack drawn pictures and icons."""
     pixels = torch.from_numpy(np.stack([d.pixels for d in drawn])).to(device)
     rows = torch.from_numpy(np.stack([d.targets for d in drawn])).long().to(device)
-    labels = torch.full((len(drawn),), -1)
-    shown = []
-    for k, d in enumerate(drawn):
-        if d.room == "icons":
-            kinds = np.unique(d.targets[d.targets[:, patch_targets.OWNED] == 1, patch_targets.KIND])
-            if len(kinds) == 1:
-                labels[k] = int(kinds[0]) - ICONS_FROM
-        style = {"icons": "icon", "outside": "unknown"}.get(d.room, "drawing")
-        shown.append(Shown(style, d.words, d.caption))
+    labels = torch.tensor([d.icon for d in drawn])
+    styles = {"icons": "icon", "outside": "unknown"}
+    shown = [Shown(styles.get(d.room, "drawing"), d.words, d.caption) for d in drawn]
     normal = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
     return Batch(normal, rows, labels.to(device), shown)
 
@@ -90,7 +94,7 @@ def mixed_batch(
     batch = drawn_batch(pool.batch(settings.batch - photos, rng), settings.device)
     if not sources.photos:
         return batch
-    taken = sources.photos.batch(photos, rng, settings.device)
+    taken = sources.photos.batch(photos, rng)
     shown = [Shown("photo", photo_classes()[label].words) for label in taken.labels.tolist()]
     return Batch(
         torch.cat((batch.pixels, taken.pixels)),

@@ -118,7 +118,7 @@ def _photo_figures(asked: Examined, count: int) -> dict[str, float]:
     hits: dict[str, list[bool]] = {"photos/read": [], "photos/head": [], "photos/kind": []}
     first = len(icon_concepts())
     for start in range(0, len(rows), 100):
-        batch = asked.sources.photos.whole(rows[start : start + 100], asked.settings.device)
+        batch = asked.sources.photos.whole(rows[start : start + 100])
         _, pooled = _seen(asked, batch.pixels)
         best = (F.normalize(pooled.float(), dim=-1) @ texts.T).argmax(-1)
         logits = asked.heads.name_head(pooled.float())[:, first : first + TINY_IMAGENET_CLASSES]

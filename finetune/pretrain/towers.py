@@ -1,6 +1,7 @@
 """The encoder and its text tower: their shapes, throw-away heads and losses."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,10 @@ class Settings:
     rate: float = 1.0
     exam: int = 100
     """Held-out pictures of each room in a validation; of photographs fifteen times as many."""
+    workers: int = 0
+    """Processes that draw ahead."""
+    icons: Path | None = None
+    """Packed icons, for the workers."""
     seed: int = 0
     device: str = "cpu"
 
@@ -150,7 +155,7 @@ def dense_loss(
     drawn = mine & (rows[..., patch_targets.KIND] < ICONS_FROM)
     loss = F.cross_entropy(owned[judged], rows[..., patch_targets.OWNED][judged])
     truth = rows[..., patch_targets.CENTRE][judged].float()
-    weight = torch.tensor(3.0, device=rows.device)
+    weight = torch.tensor(3.0, device=features.device)
     loss = loss + F.binary_cross_entropy_with_logits(
         centre[..., 0][judged], truth, pos_weight=weight
     )

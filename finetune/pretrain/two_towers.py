@@ -15,6 +15,7 @@ import argparse
 import copy
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from finetune.pretrain.optim import MuonAdam, fast_autocast, load_state, rate_at
 from finetune.pretrain.padding import make_image_processor
 from finetune.pretrain.picture_mix import Pool, Sources
 from finetune.pretrain.tokenizer import train_tokenizer
-from finetune.pretrain.tower_batches import mixed_batch, texts_for
+from finetune.pretrain.tower_batches import Batch, mixed_batch, texts_for
 from finetune.pretrain.tower_exam import Examined, validate
 from finetune.pretrain.towers import (
     Heads,
@@ -75,7 +76,14 @@ class Run:
             self.step, self.seen, self.seconds = state["step"], state["seen"], state["seconds"]
             next_seed = state["next_seed"]
         torch.manual_seed(settings.seed + self.step)
-        self.pool = Pool(sources, settings.grid, settings.capacity, next_seed)
+        self.pool = Pool(
+            sources,
+            settings.grid,
+            settings.capacity,
+            next_seed,
+            workers=settings.workers,
+            icons=settings.icons,
+        )
         self.rng = np.random.default_rng((settings.seed, self.step))
 
     @property
@@ -119,14 +127,24 @@ class Run:
         order = torch.rand(count, patches, device=self.settings.device).argsort(1)
         return order[:, :some]
 
-    def learn(self) -> dict[str, float]:
-        """One step; returns its losses and accuracies."""
+    def next_batch(self) -> tuple[Batch, list[str], torch.Tensor]:
+        """Draw new pictures and pick a batch, with texts and which of them are true."""
+        self.pool.refill(round(self.drawn_pictures * self.settings.redrawn))
         batch = mixed_batch(self.settings, self.sources, self.pool, self.rng)
+        return batch, *texts_for(batch.shown, self.rng)
+
+    @property
+    def drawn_pictures(self) -> int:
+        """How many pictures of a batch are drawn."""
+        share = self.settings.photo_share if self.sources.photos else 0
+        return self.settings.batch - round(self.settings.batch * share)
+
+    def learn(self, batch: Batch, texts: list[str], true: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Take one step; return its losses and accuracies."""
         kept = self.kept(len(batch.pixels))
         rows = batch.rows
         if kept is not None:
             rows = rows.gather(1, kept[..., None].expand(-1, -1, rows.shape[-1]))
-        texts, true = texts_for(batch.shown, self.rng)
         with fast_autocast(self.settings.device):
             features, pooled = see(self.model, batch.pixels, kept)
             dense, figures = dense_loss(self.heads, features, rows)
@@ -138,32 +156,35 @@ class Run:
         self.optimiser.step(rate_at(self.progress, self.step, decay_from=DECAY_FROM))
         self.step += 1
         self.seen += len(batch.pixels)
-        figures |= {"loss": loss, "dense": dense, "named": named, "pairs": pairs}
-        return {name: round(float(value.detach()), 4) for name, value in figures.items()}
+        return figures | {"loss": loss, "dense": dense, "named": named, "pairs": pairs}
 
     def train(self, minutes: float | None, validate_every: int) -> None:
         """Go on until all pictures are seen, or for so many minutes."""
-        drawn = round(
-            self.settings.batch * (1 - self.settings.photo_share * bool(self.sources.photos))
-        )
-        self.pool.refill(max(1, min(self.settings.capacity, 12 * drawn)))
+        self.pool.refill(min(self.settings.capacity, 12 * self.drawn_pictures))
+        # A GPU computes while a thread gets the next batch; a CPU has nothing to spare.
+        ahead = ThreadPoolExecutor(1) if self.settings.device != "cpu" else None
+        coming = ahead.submit(self.next_batch) if ahead else None
         started = saved = time.monotonic()
         validated = self.seen // validate_every
         while self.progress < 1:
             before = time.monotonic()
             if minutes is not None and before - started > 60 * minutes:
                 break
-            self.pool.refill(round(drawn * self.settings.redrawn))
-            figures = self.learn()
+            batch = coming.result() if coming else self.next_batch()
+            coming = ahead.submit(self.next_batch) if ahead else None
+            figures = self.learn(*batch)
             self.seconds += time.monotonic() - before
             if self.step % 50 == 1:
-                self.log(**figures)
+                values = {name: round(value.item(), 4) for name, value in figures.items()}
+                self.log(**values)
             if time.monotonic() - saved > SAVE_EVERY:
                 self.save()
                 saved = time.monotonic()
             if self.seen // validate_every > validated:
                 validated = self.seen // validate_every
                 self.log(validation=validate(self.examined))
+        if ahead:
+            ahead.shutdown()
         self.save()
         self.log(validation=validate(self.examined))
 
@@ -191,6 +212,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=Settings.width)
     parser.add_argument("--layers", type=int, default=Settings.layers)
     parser.add_argument("--batch", type=int, default=Settings.batch)
+    parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rates")
+    parser.add_argument("--capacity", type=int, default=Settings.capacity, help="of the pool")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw ahead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--validate-every", type=int, default=25_000, help="pictures")
@@ -205,14 +229,19 @@ def main() -> None:
         width=given.width,
         layers=given.layers,
         batch=given.batch,
+        rate=given.rate,
+        capacity=given.capacity,
+        workers=given.workers,
+        icons=given.icons,
         seed=given.seed,
         device=given.device,
     )
-    sources = Sources.open(given.photos, given.icons, given.side)
+    sources = Sources.open(given.photos, given.icons, given.side, given.device)
     for line in sources.missing:
         print(line, flush=True)
     run = Run(given.out, settings, sources)
     run.train(given.minutes, given.validate_every)
+    run.pool.close()
     print(run.export())
 
 

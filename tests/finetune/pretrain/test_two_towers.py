@@ -13,6 +13,7 @@ from finetune.pretrain.picture_mix import (
     KIND_INDEX,
     PHOTOS_FROM,
     Grid,
+    Pool,
     Sources,
     photo_targets,
 )
@@ -71,6 +72,20 @@ def test_patches_outside_a_photographs_box_are_not_judged() -> None:
     assert rows[0, 2, patch_targets.KIND] == PHOTOS_FROM + 7
 
 
+def test_workers_draw_the_same_pictures(tmp_path: Path) -> None:
+    icons = pack_noise_icons(tmp_path / "icons")
+    sources = Sources.open(None, icons, 32)
+    grid = Grid(32, 4)
+    pool = Pool(sources, grid, 40, workers=1, icons=icons)
+    pool.refill(1)
+    pool.close()
+    assert len(pool.drawn) >= 32
+    for seed in (0, 31):
+        expected = sources.draw(seed, grid)
+        assert np.array_equal(pool.drawn[seed].pixels, expected.pixels)
+        assert pool.drawn[seed].caption == expected.caption
+
+
 def test_a_text_is_true_of_every_picture_that_it_fits() -> None:
     shown = [
         Shown("photo", ("poodle", "dog")),
@@ -121,7 +136,7 @@ def test_it_trains_stops_goes_on_and_exports(out: Path, sources: Sources) -> Non
     first = Run(out, TINY, sources)
     before = first.model.vision_model.embeddings.position_embedding.weight.clone()
     first.pool.refill(8)
-    first.learn()
+    first.learn(*first.next_batch())
     first.save()
     assert not torch.equal(before, first.model.vision_model.embeddings.position_embedding.weight)
 
@@ -145,5 +160,5 @@ def test_it_trains_stops_goes_on_and_exports(out: Path, sources: Sources) -> Non
 def test_it_trains_and_is_examined_on_drawings_alone(out: Path) -> None:
     run = Run(out, TINY, Sources.open(None, None, 32))
     run.pool.refill(8)
-    assert run.learn()["named"] == 0
+    assert run.learn(*run.next_batch())["named"] == 0
     assert 0 <= validate(run.examined)["shape pairs/read"] <= 1

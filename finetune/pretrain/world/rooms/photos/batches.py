@@ -21,14 +21,17 @@ class PhotoBatch:
     boxes: torch.Tensor
 
 
-@dataclass(frozen=True)
 class PhotoBatches:
     """See the module's text."""
 
-    store: PhotoStore
-    side: int
+    def __init__(self, store: PhotoStore, side: int, device: str = "cpu") -> None:
+        """Use a store's photographs as pictures of `side` pixels; a GPU holds all of them."""
+        self.store, self.side, self.device = store, side, device
+        self._held: torch.Tensor | None = None
+        if device != "cpu":
+            self._held = torch.from_numpy(np.array(store.images)).to(device)
 
-    def batch(self, count: int, rng: np.random.Generator, device: str = "cpu") -> PhotoBatch:
+    def batch(self, count: int, rng: np.random.Generator) -> PhotoBatch:
         """Pick random training photographs in random cuts, flipped, scaled, padded and worn."""
         rows = np.sort(rng.choice(self.store.numbers["train"], count))
         area, ratio = rng.uniform(0.3, 1.0, count), np.exp(rng.uniform(-0.35, 0.35, count))
@@ -41,23 +44,26 @@ class PhotoBatches:
         down = np.where(kept, high / np.maximum(wide, high), 1.0)
         flipped = rng.random(count) < 0.5
         cuts = np.stack([left, top, wide, high, across, down, np.where(flipped, -1, 1)], axis=1)
-        images = _worn(self._images(rows, device), rng)
+        images = _worn(self._images(rows), rng)
         mode = "bicubic" if rng.random() < 0.3 else "bilinear"
-        return self._cut(rows, images, torch.from_numpy(cuts).float().to(device), mode)
+        return self._cut(rows, images, torch.from_numpy(cuts).float().to(self.device), mode)
 
-    def whole(self, rows: np.ndarray, device: str = "cpu") -> PhotoBatch:
+    def whole(self, rows: np.ndarray) -> PhotoBatch:
         """Show photographs `rows` as the processor does."""
         cuts = torch.tensor([[0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]]).repeat(len(rows), 1)
-        return self._cut(rows, self._images(rows, device), cuts.to(device), "bicubic")
+        return self._cut(rows, self._images(rows), cuts.to(self.device), "bicubic")
 
     def held_out(self, classes: int) -> np.ndarray:
         """Return the rows of the held-out photographs of the first `classes` classes."""
         rows = self.store.numbers["test"]
         return rows[self.store.labels[rows] < classes]
 
-    def _images(self, rows: np.ndarray, device: str) -> torch.Tensor:
+    def _images(self, rows: np.ndarray) -> torch.Tensor:
         """Read photographs [n, 3, 64, 64] in -1..1."""
-        images = torch.from_numpy(np.ascontiguousarray(self.store.images[rows])).to(device)
+        if self._held is None:
+            images = torch.from_numpy(np.ascontiguousarray(self.store.images[rows]))
+        else:
+            images = self._held[torch.from_numpy(rows).to(self.device)]
         return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def _cut(
