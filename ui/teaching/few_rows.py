@@ -15,12 +15,15 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ui.teaching import rehearsal
 from vqa_app.checkpoints.manifest import read_manifest
 from vqa_app.errors import DataError, ModelError
 from vqa_app.serving.engine_pool import ModelChoice
+
+if TYPE_CHECKING:
+    from finetune.config import Stage
 
 MAX_FEW_ROWS = 200
 """Largest number of rows for which this recipe is used."""
@@ -44,7 +47,7 @@ _SAMPLE_ROWS, _SAMPLE_SEED = 24, 8_000_000
 class TrainingChoices:
     """Settings that a person chose; None leaves the choice to the recipe."""
 
-    stage: str
+    stage: Stage
     epochs: float | None
     lr: float | None
     rehearse: bool
@@ -90,7 +93,7 @@ def config_overrides(
     settings: dict[str, Any] = {"epochs": choices.epochs, "lr": choices.lr}
     if rows > MAX_FEW_ROWS or not descends_from_builtin(base):
         if rehearse:
-            world = rehearsal.write_rehearsal(folder, min(600, 2 * rows), _seed(name))
+            world = rehearsal.write_rehearsal(folder, min(REHEARSAL_ROWS, 2 * rows), _seed(name))
             paths = [*paths, str(world)]
         return {**settings, "data": tuple(paths)}
     share = TAUGHT_SHARE if rehearse else 1.0

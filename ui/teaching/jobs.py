@@ -7,7 +7,7 @@ import math
 import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from finetune.runs.layout import WATCH_FILE
 from vqa_app.checkpoints.manifest import is_finished
@@ -15,6 +15,10 @@ from vqa_app.files import atomic_file
 from vqa_app.prompts.conversation import SHORT_STYLE
 from vqa_app.serving.engine_pool import ModelChoice
 from vqa_app.serving.redact import redact_paths
+
+if TYPE_CHECKING:
+    from finetune.config import Stage
+    from finetune.progress import Progress
 
 State: TypeAlias = Literal["running", "stopping", "comparing", "done", "stopped", "failed"]
 _MAX_MESSAGES = 12
@@ -33,7 +37,7 @@ class Job:
     name: str
     run: Path
     base: ModelChoice
-    stage: str
+    stage: Stage
     state: State = "running"
     phase: str = "loading"
     done: int = 0
@@ -67,8 +71,8 @@ class Job:
         parts = (self.comparison or {}).values()
         return {digest for part in parts for row in part["rows"] for digest in row["pictures"]}
 
-    def record_progress(self, progress: Any) -> None:
-        """Record a progress report of `finetune` (`finetune.progress.Progress`)."""
+    def record_progress(self, progress: Progress) -> None:
+        """Record a progress report of `finetune`."""
         self.phase, self.done, self.of = progress.phase, progress.done, progress.of
         self.seconds_left = progress.seconds_left or self.seconds_left
         if progress.message:

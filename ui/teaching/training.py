@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.runs.layout import WATCH_FOLDER
 from ui.chat.requests import PageRequest, PageUpdate, user_message
@@ -23,7 +23,10 @@ from vqa_app.errors import DataError, UsageError, VqaError
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS
 from vqa_app.serving.model_choices import quantization
 
-STAGES = ("lora", "projector", "full", "qlora")
+if TYPE_CHECKING:
+    from finetune.config import Stage
+
+STAGES: tuple[Stage, ...] = ("lora", "projector", "full", "qlora")
 MAX_PROBLEMS = 8
 """Number of problems that the page shows."""
 MAX_OPENED = 2000
@@ -125,12 +128,8 @@ class TrainingService:
             unpack(data, partial, file_name)
             found = read_upload(partial)
             if not found.rows:
-                why = (
-                    describe_problem(found.problems[0])
-                    if found.problems
-                    else "The data holds no rows."
-                )
-                raise DataError(f"No row of {name!r} can be used: {why}")
+                reasons = [*map(describe_problem, found.problems), "The data has no rows."]
+                raise DataError(f"No row of {name!r} can be used: {reasons[0]}")
             with self._lock:  # so that no training starts meanwhile
                 if replaced := folder.exists():
                     self._check_not_in_use(owner, f"upload:{name}")
@@ -185,18 +184,15 @@ class TrainingService:
             DataError: there is no data to train on.
         """
         paths = self._paths(owner, list(request.get("sources") or []))
-        stage = str(request.get("stage") or "lora")
         epochs = _parse_number("number of passes", request.get("epochs"), 0.1, MAX_EPOCHS)
-        lr = _parse_number("learning lr", request.get("lr"), 1e-7, 1.0)
-        if stage not in STAGES:
-            raise UsageError("This stage does not exist.", f"Stages are {', '.join(STAGES)}.")
+        lr = _parse_number("learning rate", request.get("lr"), 1e-7, 1.0)
         base = self.service.pool.find(request.get("model") or self.service.settings(owner).model)
         if base.adapter:
             raise UsageError(
                 "A model with a separate adapter cannot be trained here.",
                 "Merge it first: vqa-app merge.",
             )
-        stage = _stage_for(stage, quantization(base))
+        stage = _stage_for(str(request.get("stage") or "lora"), quantization(base))
         name = re.sub(r"[^\w\-]+", "-", str(request.get("name") or "")).strip("-")[:40]
         name = name or time.strftime("taught-%Y-%m-%d-%H%M%S")
         with self._lock:
@@ -282,9 +278,8 @@ class TrainingService:
     ) -> None:
         try:
             with in_use:
-                taught = before_after.sample_taught_questions(
-                    paths
-                )  # before training, because rows may change meanwhile
+                # Before training, because rows may change meanwhile.
+                taught = before_after.sample_taught_questions(paths)
                 if not self._train_model(job, paths, choices, skip_bad):
                     self._set_state(job, "stopped")
                     return
@@ -300,18 +295,18 @@ class TrainingService:
         """Train the model; return whether the run finished."""
         from finetune.config import FinetuneConfig
 
-        rehearsed = self.data_dir / "rehearsal" / job.name
+        rehearsal = self.data_dir / "rehearsal" / job.name
         if choices.rehearse and descends_from_builtin(job.base):
             job.messages.append("Drawing pictures for rehearsal, so that the model forgets less.")
             job.phase = "drawing"
-        settings = config_overrides(paths, job.base, choices, rehearsed, job.name)
+        settings = config_overrides(paths, job.base, choices, rehearsal, job.name)
         job.phase = "loading"
         if settings.get("eval_data"):
             job.curve = "Accuracy on taught and original questions, %"
         config = FinetuneConfig(
             model=job.base.source,
             revision=job.base.revision,
-            stage=job.stage,  # type: ignore[arg-type]
+            stage=job.stage,
             out=str(job.run),
             eval_questions=100,
             feature_dir=str(self.data_dir / "features"),
@@ -322,7 +317,7 @@ class TrainingService:
         )
         result = self._train(config, on_progress=job.record_progress, cancel=job.cancel)
         if result.finished:
-            shutil.rmtree(rehearsed, ignore_errors=True)
+            shutil.rmtree(rehearsal, ignore_errors=True)
         return result.finished
 
     def _compare(self, job: Job, taught: before_after.TaughtQuestions) -> None:
@@ -396,12 +391,16 @@ class TrainingService:
                     )
 
 
-def _stage_for(stage: str, quantized: str | None) -> str:
+def _stage_for(requested: str, quantized: str | None) -> Stage:
     """Return the stage that trains a model in the precision in which it is loaded.
 
     Raises:
-        UsageError: the stage would need the unquantized weights, which are several times as large.
+        UsageError: the stage is unknown, or would need the unquantized weights, which are several
+            times as large.
     """
+    stage = next((stage for stage in STAGES if stage == requested), None)
+    if stage is None:
+        raise UsageError("This stage does not exist.", f"Stages are {', '.join(STAGES)}.")
     if quantized is None or stage == "qlora":
         return stage
     if (quantized, stage) == ("4bit", "lora"):
