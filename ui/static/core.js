@@ -7,7 +7,7 @@
     /** Sends a request to the server; its updates arrive at the handlers. */
     send(name, request) {
       const call = () => exchange(name, request);
-      if (queues[name]) queues[name] = queues[name].then(call);
+      if (queues[name]) queues[name] = queues[name].then(call, call); // also after a failure
       else call();
     },
     /** Registers a handler for one kind of update. */
