@@ -49,6 +49,11 @@ class Settings:
     device: str = "cpu"
 
     @property
+    def prefetches(self) -> bool:
+        """Whether a thread gets the next batch meanwhile: a GPU leaves the CPU time for it."""
+        return self.device != "cpu"
+
+    @property
     def grid(self) -> Grid:
         """The encoder's grid of patches."""
         return Grid(self.side, self.side // self.patch)

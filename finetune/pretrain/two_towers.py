@@ -161,8 +161,7 @@ class Run:
     def train(self, minutes: float | None, validate_every: int) -> None:
         """Go on until all pictures are seen, or for so many minutes."""
         self.pool.refill(min(self.settings.capacity, 12 * self.drawn_pictures))
-        # A GPU computes while a thread gets the next batch; a CPU has nothing to spare.
-        ahead = ThreadPoolExecutor(1) if self.settings.device != "cpu" else None
+        ahead = ThreadPoolExecutor(1) if self.settings.prefetches else None
         coming = ahead.submit(self.next_batch) if ahead else None
         started = saved = time.monotonic()
         validated = self.seen // validate_every

@@ -157,6 +157,19 @@ def test_it_trains_stops_goes_on_and_exports(out: Path, sources: Sources) -> Non
     assert processor.image_processor.do_pad
 
 
+def test_batches_got_by_a_thread_are_the_same(
+    out: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = []
+    for prefetches in (False, True):
+        monkeypatch.setattr(Settings, "prefetches", prefetches)
+        (out / "state.pt").unlink(missing_ok=True)
+        run = Run(out, TINY, sources)
+        run.train(minutes=None, validate_every=1000)
+        weights.append(run.heads.kind_head.weight.detach().clone())
+    assert torch.allclose(*weights, atol=1e-4)
+
+
 def test_it_trains_and_is_examined_on_drawings_alone(out: Path) -> None:
     run = Run(out, TINY, Sources.open(None, None, 32))
     run.pool.refill(8)
