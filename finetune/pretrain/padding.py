@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from finetune.pretrain import patch_targets
 from finetune.pretrain.world.scene import Box, Scene
 
 GROUND = (127, 127, 127)
@@ -51,3 +52,25 @@ def padded_scene(scene: Scene) -> Scene:
 
     items = tuple(replace(item, box=moved(item.box)) for item in scene.items)
     return replace(scene, width=longest, height=longest, items=items)
+
+
+def unpadded_places(rows: np.ndarray, scene: Scene) -> np.ndarray:
+    """Turn the places in patch targets of a padded scene into fractions of the picture itself.
+
+    What is "at the top" is so within the picture. The encoder sees where the padding ends, and
+    whoever reads its features need not know that there was any.
+
+    Args:
+        rows: [patches, COLUMNS] of `patch_targets.patches`.
+        scene: The scene before it was padded.
+    """
+    longest = max(scene.width, scene.height)
+    shares = np.array([scene.width / longest, scene.height / longest])
+    owned = rows[:, patch_targets.OWNED] == 1
+    places = rows[owned, patch_targets.X :].astype(float)
+    margin = (1 - shares) / 2 * patch_targets.UNITS
+    places[:, :2] = (places[:, :2] - margin) / shares
+    places[:, 2:] = places[:, 2:] / shares
+    moved = rows.copy()
+    moved[owned, patch_targets.X :] = places.round().clip(0, patch_targets.UNITS)
+    return moved

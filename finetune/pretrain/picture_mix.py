@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from finetune.pretrain import patch_targets
-from finetune.pretrain.padding import padded_pixels, padded_scene
+from finetune.pretrain.padding import padded_pixels, padded_scene, unpadded_places
 from finetune.pretrain.scene_pool import caption as asked_caption
 from finetune.pretrain.world import ROOMS, Room, Scene, Split
 from finetune.pretrain.world.drawing.degradation import degraded
@@ -137,11 +137,11 @@ class Sources:
         picture = self.rooms[room].draw(scene)
         if split == "train":
             picture = degraded(picture, rng, LEAST_READABLE.get(room, 128))
-        square = padded_scene(scene)
+        rows = patch_targets.patches(padded_scene(scene), grid.patches, KIND_INDEX)
         return Drawn(
             room,
             padded_pixels(picture, grid.side),
-            patch_targets.patches(square, grid.patches, KIND_INDEX),
+            unpadded_places(rows, scene),
             caption_of(scene, seed),
             words_of(scene),
             icon_of(scene),
@@ -247,7 +247,10 @@ def photo_targets(batch: PhotoBatch, grid: Grid) -> torch.Tensor:
     inside = down[:, :, None] & across[:, None, :]
     rows[..., patch_targets.OWNED] = torch.where(inside, 1, 2)
     rows[..., patch_targets.KIND] = (batch.labels + PHOTOS_FROM)[:, None, None]
-    box = torch.stack(((left + right) / 2, (top + bottom) / 2, right - left, bottom - top), 1)
+    centres = torch.stack(((left + right) / 2, (top + bottom) / 2), 1)
+    spans = torch.stack((right - left, bottom - top), 1)
+    # Places are fractions of the picture without its padding, as in `unpadded_places`.
+    box = torch.cat(((centres - 0.5) / batch.shares + 0.5, spans / batch.shares), 1).clamp(0, 1)
     places = (box * patch_targets.UNITS).round().long()
     rows[..., patch_targets.X :] = places[:, None, None, :]
     return rows.flatten(1, 2)

@@ -64,12 +64,21 @@ def test_kinds_share_classes_only_where_they_are_the_same() -> None:
 
 def test_patches_outside_a_photographs_box_are_not_judged() -> None:
     box = torch.tensor([[0.5, 0.0, 1.0, 0.5]])
-    batch = PhotoBatch(torch.zeros(1, 3, 32, 32), torch.tensor([7]), box)
+    batch = PhotoBatch(torch.zeros(1, 3, 32, 32), torch.tensor([7]), box, torch.ones(1, 2))
     rows = photo_targets(batch, Grid(32, 4)).view(4, 4, -1)
     owned = rows[..., patch_targets.OWNED]
     assert (owned == 1).nonzero().tolist() == [[0, 2], [0, 3], [1, 2], [1, 3]]
     assert (owned != 1).sum() == (owned == 2).sum()
     assert rows[0, 2, patch_targets.KIND] == PHOTOS_FROM + 7
+    assert rows[0, 2, patch_targets.X :].tolist() == [750, 250, 500, 500]
+
+
+def test_places_are_those_within_the_picture_not_the_padding() -> None:
+    box = torch.tensor([[0.0, 0.25, 0.5, 0.5]])
+    shares = torch.tensor([[1.0, 0.5]])  # a photograph twice as wide as high
+    batch = PhotoBatch(torch.zeros(1, 3, 32, 32), torch.tensor([0]), box, shares)
+    row = photo_targets(batch, Grid(32, 4)).view(4, 4, -1)[1, 0]
+    assert row[patch_targets.X :].tolist() == [250, 250, 500, 500]
 
 
 def test_workers_draw_the_same_pictures(tmp_path: Path) -> None:

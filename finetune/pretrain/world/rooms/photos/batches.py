@@ -14,11 +14,16 @@ from finetune.pretrain.world.rooms.photos.store import PhotoStore
 
 @dataclass(frozen=True)
 class PhotoBatch:
-    """pixels [n, 3, side, side] in -1..1; labels [n]; boxes [n, 4] in fractions of the picture."""
+    """Photographs, padded to squares.
+
+    pixels [n, 3, side, side] in -1..1; labels [n]; boxes [n, 4] in fractions of the square;
+    shares [n, 2]: how much of the square's width and height the photograph takes.
+    """
 
     pixels: torch.Tensor
     labels: torch.Tensor
     boxes: torch.Tensor
+    shares: torch.Tensor
 
 
 class PhotoBatches:
@@ -99,7 +104,7 @@ class PhotoBatches:
         ys = (0.5 + (ys.clamp(0, 1) - 0.5) * down[:, None]).clamp(0, 1)
         boxes = torch.stack((xs[:, 0], ys[:, 0], xs[:, 1], ys[:, 1]), 1)
         labels = torch.from_numpy(self.store.labels[rows]).to(cuts.device)
-        return PhotoBatch(pixels.clamp(-1, 1), labels, boxes)
+        return PhotoBatch(pixels.clamp(-1, 1), labels, boxes, torch.stack((across, down), 1))
 
 
 def _worn(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
