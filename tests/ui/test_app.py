@@ -658,8 +658,8 @@ def test_closing_waits_for_everything_within_one_time_limit():
         (["--auth", "ann"], "needs a user and a password"),
         (["--auth", "ann:a", "--auth", "bob:b", "--auth", "ann:c"], "names ann twice"),
         (["--host", "no.such.host"], "listen on"),
-        (["--root-path", "a b?c"], "no path"),
-        (["--root-path", "/vqa; Secure"], "no path"),
+        (["--root-path", "a b?c"], "not a path"),
+        (["--root-path", "/vqa; Secure"], "not a path"),
     ],
 )
 def test_invalid_options_are_named(options, words):
