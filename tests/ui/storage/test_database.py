@@ -222,7 +222,7 @@ def test_unused_pictures_are_forgotten(store):
     assert store.forget_unused_pictures(now) == [idle]
     assert store.picture("ann", shown)
     assert store.picture("ann", fresh)
-    assert store.forget_unused_pictures(time.time() + 1) == [fresh], "ann still has what bob let go"
+    assert store.forget_unused_pictures(time.time() + 1) == [fresh], "ann still has the picture that bob gave up"
     assert store.picture("bob", shown) is None
 
 
@@ -241,7 +241,7 @@ def test_picture_cache_is_limited(tmp_path, monkeypatch):
     ]
     assert list(picture_store._cached) == small
     large = picture_store.add(Image.new("RGB", (300, 200)), "x").digest
-    assert list(picture_store._cached) == [large], "the latest stays, whatever its size"
+    assert list(picture_store._cached) == [large], "the latest picture is cached whatever its size"
 
 
 def test_accepted_picture_is_readable_despite_the_size_of_its_copy(tmp_path, store):

@@ -87,7 +87,7 @@ def test_each_rehearsed_question_is_about_another_picture(tmp_path):
 def test_evaluation_covers_taught_and_original_questions(data, tmp_path):
     settings = config_overrides([data(3)], BUILTIN, DEFAULT, tmp_path / "r", "first")
     asked = read_rows(settings["eval_data"]).rows
-    assert len(asked) == 24 + 24, "both weigh the same"
+    assert len(asked) == 24 + 24, "both parts have the same weight"
     trained = {picture.key for row in read_rows(settings["data"]).rows for picture in row.pictures}
     world = {picture.key for row in asked[24:] for picture in row.pictures}
     assert not trained & world

@@ -199,8 +199,8 @@ def test_import_writes_the_file_once(taught_rows, monkeypatch):
     )
     taught_rows.import_rows("ann", table(2), "first.csv")
     assert taught_rows.import_rows("ann", table(3000), "more.csv") == (3000, [])
-    assert written == [2, 3002], "written per row, a thousand rows take most of a minute"
-    assert taught_rows.rows("ann")[0].answer == "2999", "latest first"
+    assert written == [2, 3002], "the file is written once per import, not per row"
+    assert taught_rows.rows("ann")[0].answer == "2999", "most recent first"
 
 
 def test_counting_reads_only_a_changed_file(taught_rows, monkeypatch):
@@ -209,7 +209,7 @@ def test_counting_reads_only_a_changed_file(taught_rows, monkeypatch):
     assert taught_rows.count("ann") == 1
     with monkeypatch.context() as patched:
         patched.setattr(TaughtRowStore, "_read", lambda *_: pytest.fail("read again"))
-        assert taught_rows.count("ann") == 1, "once a second in every open page"
+        assert taught_rows.count("ann") == 1, "every open page asks once a second"
     taught_rows.delete("ann", row.id)
     assert taught_rows.count("ann") == 0
 
@@ -266,7 +266,7 @@ def test_import_can_be_undone_and_all_rows_deleted(taught_rows, picture_store):
     taught_rows.undo_import("ann")
     assert [row.answer for row in taught_rows.rows("ann")] == ["b", "a cat"]
     taught_rows.undo_import("ann")
-    assert taught_rows.count("ann") == 2, "only the latest import"
+    assert taught_rows.count("ann") == 2, "only the latest import is undone"
     taught_rows.add("bob", "What?", "his", [])
     taught_rows.delete_all("ann")
     assert taught_rows.rows("ann") == []

@@ -97,7 +97,7 @@ def test_rehearsal_is_mixed_in_on_request(harness, tmp_path):
     assert len(mine.rows) == 1
     assert len(world.rows) == few_rows.REHEARSAL_ROWS
     assert not world.problems
-    assert not list((tmp_path / "rehearsal").iterdir()), "what was drawn for a run goes with it"
+    assert not list((tmp_path / "rehearsal").iterdir()), "rehearsal pictures are deleted after the run"
 
 
 def test_one_training_at_a_time_visible_to_its_owner_only(harness):
@@ -139,7 +139,7 @@ def test_run_name_belongs_to_its_owner(harness, tmp_path):
         harness.training.start("bob", {"sources": ["mine"], "name": "foreign"})
     (tmp_path / "runs" / "hats" / "watch.jsonl").unlink()
     (tmp_path / "runs" / "hats").rmdir()  # the fake training creates it again
-    assert trained(harness)["state"] == "done", "she goes on with her own"
+    assert trained(harness)["state"] == "done", "the owner may resume her own run"
     with pytest.raises(UsageError, match="already"):
         harness.training.start("ann", {"sources": ["mine"], "name": "hats"})
 
@@ -155,7 +155,7 @@ def test_stopped_run_resumes_with_the_same_settings(harness, tmp_path):
     harness.training.stop("ann")
     harness.training.job.thread.join(PATIENCE)
     again = TrainingService(tmp_path, harness.service, harness.taught_rows, harness.training._train)
-    assert again.status("ann")["training"]["job"]["can_go_on"], "after a restart, too"
+    assert again.status("ann")["training"]["job"]["can_go_on"], "it can be resumed after a restart"
     with pytest.raises(UsageError, match="not started"):
         again.resume("bob")
     (tmp_path / "runs" / "other").mkdir(parents=True)
@@ -335,7 +335,7 @@ def test_comparison_uses_the_training_data(harness):
     assert [(row["question"], row["right"]) for row in taught["rows"]] == [("Which one?", "a hat")]
     assert taught["rows"][0]["pictures"] == [blue.digest]
     assert taught["of"] == 1
-    assert harness.store.picture("ann", blue.digest) is not None, "shown to who trained on it"
+    assert harness.store.picture("ann", blue.digest) is not None, "visible to the owner of the run"
     asked = [asked for asked, _ in harness.engines_by_key["run"].asked]
     assert [one.messages[-1].text for one in asked if one.pictures == (blue,)] == [
         "Which one?" + SHORT_STYLE
@@ -383,7 +383,7 @@ def test_run_interrupted_by_a_server_stop_is_shown_as_stopped(harness, tmp_path)
     assert not later.status("ann")["training"]["busy"]
     assert later.status("bob")["training"]["job"] is None
     harness.training.close(patience=PATIENCE)
-    assert harness.training.job.state == "stopped", "the end of the server waits for the step"
+    assert harness.training.job.state == "stopped", "closing waits for the current step"
 
 
 def test_finished_run_is_shown_after_a_restart(harness, tmp_path):
@@ -403,7 +403,7 @@ def test_pictures_of_deleted_rows_are_kept_during_training(harness, monkeypatch)
     harness.training.start("ann", {"sources": ["mine"]})
     (row,) = harness.taught_rows.rows("ann")
     harness.taught_rows.delete("ann", row.id)
-    assert image.exists(), "before its thread has begun, too"
+    assert image.exists(), "kept even before the thread has started"
     deleted.set()
     harness.training.close(patience=PATIENCE)
     assert not image.exists()
@@ -481,7 +481,7 @@ def test_upload_replaces_the_data_set_of_the_same_name(harness):
     harness.training.start("ann", chosen)
     with pytest.raises(UsageError, match="current training reads"):
         upload("ann", b"question,answer\nWhat?,one\n", "mine.csv")
-    assert not upload("bob", b"question,answer\nWhat?,one\n", "mine.csv"), "his own"
+    assert not upload("bob", b"question,answer\nWhat?,one\n", "mine.csv"), "bob has his own data sets"
     assert harness.training.check("ann", chosen)["preflight"]["rows"] == 2
 
 
@@ -574,7 +574,7 @@ def test_older_rows_are_returned_on_request(harness, monkeypatch):
     assert [row["answer"] for row in do("list", most=4)["rows"]] == ["4", "3", "2", "1"]
     assert len(do("list", most="x")["rows"]) == len(do("list", most=-9)["rows"]) == 2
     oldest = do("list", most=9)["rows"][-1]["id"]
-    assert len(do("delete", row=oldest, most=4)["rows"]) == 4, "as many as before"
+    assert len(do("delete", row=oldest, most=4)["rows"]) == 4, "the list keeps its length"
     harness.taught_rows.import_rows("ann", b"question,answer\nWhat?,x\n", "rows.csv")
     assert do("list")["imported"] == 1
     assert do("undo-import")["count"] == 4
@@ -603,7 +603,7 @@ def test_attention_view_has_words_maps_and_image_gain(harness):
     assert found["level"] == "well"
     assert found["pictures"][0]["rows"] == 8
     assert found["pictures"][0]["digest"] == red
-    assert found["model"] == found["answered_by"] == "Built-in", "the name in the list, no path"
+    assert found["model"] == found["answered_by"] == "Built-in", "the label, not a path"
     assert describe_picture(harness.service, "ann", {"digest": red})["saw"]["model"] == "Built-in"
     assert update["view"]["turns"][0]["facts"]["looked"] == "well"
     _, view = harness.ask("No picture?")
