@@ -222,7 +222,7 @@ def test_unused_pictures_are_forgotten(store):
     assert store.forget_unused_pictures(now) == [idle]
     assert store.picture("ann", shown)
     assert store.picture("ann", fresh)
-    assert store.forget_unused_pictures(time.time() + 1) == [fresh], "ann still has the picture that bob gave up"
+    assert store.forget_unused_pictures(time.time() + 1) == [fresh], "ann has the other one"
     assert store.picture("bob", shown) is None
 
 

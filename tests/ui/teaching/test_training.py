@@ -97,7 +97,7 @@ def test_rehearsal_is_mixed_in_on_request(harness, tmp_path):
     assert len(mine.rows) == 1
     assert len(world.rows) == few_rows.REHEARSAL_ROWS
     assert not world.problems
-    assert not list((tmp_path / "rehearsal").iterdir()), "rehearsal pictures are deleted after the run"
+    assert not list((tmp_path / "rehearsal").iterdir()), "deleted after the run"
 
 
 def test_one_training_at_a_time_visible_to_its_owner_only(harness):
@@ -481,7 +481,7 @@ def test_upload_replaces_the_data_set_of_the_same_name(harness):
     harness.training.start("ann", chosen)
     with pytest.raises(UsageError, match="current training reads"):
         upload("ann", b"question,answer\nWhat?,one\n", "mine.csv")
-    assert not upload("bob", b"question,answer\nWhat?,one\n", "mine.csv"), "bob has his own data sets"
+    assert not upload("bob", b"question,answer\nWhat?,one\n", "mine.csv"), "bob has his own"
     assert harness.training.check("ann", chosen)["preflight"]["rows"] == 2
 
 
