@@ -1,8 +1,8 @@
-"""Tiny random checkpoints of the image-text architectures that the hub has most of.
+"""Tiny random checkpoints of the most common image-text architectures on the hub.
 
-Each factory takes a directory and returns it, filled as a hub repository. Chat templates are
-written for these tests in each family's format; PaliGemma, BLIP-2 and Kosmos-2 have none there and
-get none here.
+Each factory takes a directory, saves a checkpoint to it like a hub repository, and returns it. Chat
+templates are written for these tests in each family's format; PaliGemma, BLIP-2 and Kosmos-2 have
+none on the hub and none here.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from tests.tiny import (
     IMAGE_SIZE,
     PATCH_SIZE,
     llm_config,
+    make_tokenizer,
     save,
     seeded,
     tiny_llava,
-    tokenizer,
     vision_config,
 )
 
 _SPREAD = 0.3
-"""Standard deviation of random weights: wide enough for answers that depend on the pictures."""
+"""Standard deviation of random weights: large enough for answers to depend on the pictures."""
 
 
 def _chatml(picture: str, end: str = "<|im_end|>") -> str:
-    """ChatML in which a picture is `picture`."""
+    """Return a ChatML template in which a picture is `picture`."""
     return (
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
         "{% for part in message['content'] %}{% if part['type'] == 'image' %}"
@@ -39,19 +39,19 @@ def _chatml(picture: str, end: str = "<|im_end|>") -> str:
     )
 
 
-def _llm(kind: str, words: Any, **changes: Any) -> dict[str, Any]:
+def _llm(kind: str, tokenizer: Any, **changes: Any) -> dict[str, Any]:
     return llm_config(
         kind,
-        len(words),
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
+        len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
         **changes,
     )
 
 
-def _finish(model: Any, words: Any) -> None:
-    model.generation_config.eos_token_id = words.eos_token_id
-    model.generation_config.pad_token_id = words.pad_token_id
+def _finish(model: Any, tokenizer: Any) -> None:
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
 def llava_siglip(directory: Path) -> Path:
@@ -68,19 +68,19 @@ def llava_next(directory: Path) -> Path:
         LlavaNextImageProcessorPil,
     )
 
-    words = tokenizer((*CHATML_TOKENS, "<image>"))
+    tokenizer = make_tokenizer((*CHATML_TOKENS, "<image>"))
     grid = [[32, 64], [64, 32], [64, 64]]
     config = LlavaNextConfig(
         vision_config=vision_config("clip"),
-        text_config=_llm("llama", words),
-        image_token_index=words.convert_tokens_to_ids("<image>"),
+        text_config=_llm("llama", tokenizer),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_select_strategy="default",
         vision_feature_layer=-2,
         image_grid_pinpoints=grid,
         initializer_range=_SPREAD,
     )
     model = seeded(LlavaNextForConditionalGeneration, config)
-    _finish(model, words)
+    _finish(model, tokenizer)
     pictures = LlavaNextImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE},
         crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
@@ -88,7 +88,7 @@ def llava_next(directory: Path) -> Path:
     )
     processor = LlavaNextProcessor(
         pictures,
-        words,
+        tokenizer,
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -109,13 +109,13 @@ def llava_onevision(directory: Path) -> Path:
 
     from vqa_app.checkpoints.processor import no_video, without_video
 
-    words = tokenizer((*CHATML_TOKENS, "<image>", "<video>"))
+    tokenizer = make_tokenizer((*CHATML_TOKENS, "<image>", "<video>"))
     grid = [[32, 32], [32, 64], [64, 32], [64, 64]]
     config = LlavaOnevisionConfig(
         vision_config=vision_config("siglip"),
-        text_config=_llm("qwen2", words),
-        image_token_index=words.convert_tokens_to_ids("<image>"),
-        video_token_index=words.convert_tokens_to_ids("<video>"),
+        text_config=_llm("qwen2", tokenizer),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
         vision_aspect_ratio="anyres_max_9",
@@ -123,13 +123,13 @@ def llava_onevision(directory: Path) -> Path:
         initializer_range=_SPREAD,
     )
     model = seeded(LlavaOnevisionForConditionalGeneration, config)
-    _finish(model, words)
+    _finish(model, tokenizer)
     pictures = LlavaOnevisionImageProcessorPil(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_grid_pinpoints=grid
     )
     processor = without_video(LlavaOnevisionProcessor)(
         pictures,
-        words,
+        tokenizer,
         no_video(),
         num_image_tokens=16,
         vision_feature_select_strategy="full",
@@ -146,26 +146,26 @@ def paligemma(directory: Path) -> Path:
     )
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-    words = tokenizer(
+    tokenizer = make_tokenizer(
         ("<pad>", "<eos>", "<bos>", "<image>"), eos="<eos>", bos="<bos>", template=None
     )
     pictures = SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
     pictures.image_seq_length = 16
-    processor = PaliGemmaProcessor(pictures, words)
+    processor = PaliGemmaProcessor(pictures, tokenizer)
     config = PaliGemmaConfig(
         vision_config=vision_config("siglip") | {"projection_dim": 32},
-        text_config=_llm("gemma", words, hidden_activation="gelu_pytorch_tanh"),
-        image_token_index=words.convert_tokens_to_ids("<image>"),
+        text_config=_llm("gemma", tokenizer, hidden_activation="gelu_pytorch_tanh"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         projection_dim=32,
         hidden_size=32,
-        vocab_size=len(words),
+        vocab_size=len(tokenizer),
         initializer_range=_SPREAD,
         bos_token_id=2,
         eos_token_id=1,
         pad_token_id=0,
     )
     model = seeded(PaliGemmaForConditionalGeneration, config)
-    _finish(model, words)
+    _finish(model, tokenizer)
     return save(model, processor, directory)
 
 
@@ -187,13 +187,13 @@ _SMOL = (
 )
 
 
-def _idefics_parts(words: Any) -> dict[str, Any]:
+def _idefics_parts(tokenizer: Any) -> dict[str, Any]:
     tower = vision_config("siglip") | {"image_size": 32}
     tower.pop("model_type")
     return {
         "vision_config": tower,
-        "text_config": _llm("llama", words),
-        "image_token_id": words.convert_tokens_to_ids("<image>"),
+        "text_config": _llm("llama", tokenizer),
+        "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
         "scale_factor": 2,
         "initializer_range": _SPREAD,
         "pad_token_id": 0,
@@ -204,13 +204,13 @@ def idefics3(directory: Path) -> Path:
     from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-    words = tokenizer(_SMOL_TOKENS, eos="<end_of_utterance>")
+    tokenizer = make_tokenizer(_SMOL_TOKENS, eos="<end_of_utterance>")
     pictures = Idefics3ImageProcessorPil(
         size={"longest_edge": 64}, max_image_size={"longest_edge": 32}
     )
-    processor = Idefics3Processor(pictures, words, image_seq_len=4, chat_template=_SMOL)
-    model = seeded(Idefics3ForConditionalGeneration, Idefics3Config(**_idefics_parts(words)))
-    _finish(model, words)
+    processor = Idefics3Processor(pictures, tokenizer, image_seq_len=4, chat_template=_SMOL)
+    model = seeded(Idefics3ForConditionalGeneration, Idefics3Config(**_idefics_parts(tokenizer)))
+    _finish(model, tokenizer)
     return save(model, processor, directory)
 
 
@@ -220,15 +220,15 @@ def smolvlm(directory: Path) -> Path:
 
     from vqa_app.checkpoints.processor import no_video, without_video
 
-    words = tokenizer(_SMOL_TOKENS, eos="<end_of_utterance>")
+    tokenizer = make_tokenizer(_SMOL_TOKENS, eos="<end_of_utterance>")
     pictures = SmolVLMImageProcessorPil(
         size={"longest_edge": 64}, max_image_size={"longest_edge": 32}
     )
     processor = without_video(SmolVLMProcessor)(
-        pictures, words, no_video(), image_seq_len=4, chat_template=_SMOL
+        pictures, tokenizer, no_video(), image_seq_len=4, chat_template=_SMOL
     )
-    model = seeded(SmolVLMForConditionalGeneration, SmolVLMConfig(**_idefics_parts(words)))
-    _finish(model, words)
+    model = seeded(SmolVLMForConditionalGeneration, SmolVLMConfig(**_idefics_parts(tokenizer)))
+    _finish(model, tokenizer)
     return save(model, processor, directory)
 
 
@@ -241,9 +241,9 @@ _QWEN_TOKENS = (
 )
 
 
-def _qwen_parts(words: Any) -> dict[str, Any]:
+def _qwen_parts(tokenizer: Any) -> dict[str, Any]:
     return {
-        "text_config": _llm("qwen2", words)
+        "text_config": _llm("qwen2", tokenizer)
         | {
             "rope_parameters": {
                 "rope_type": "default",
@@ -251,15 +251,15 @@ def _qwen_parts(words: Any) -> dict[str, Any]:
                 "mrope_section": [2, 3, 3],
             }
         },
-        "image_token_id": words.convert_tokens_to_ids("<|image_pad|>"),
-        "video_token_id": words.convert_tokens_to_ids("<|video_pad|>"),
-        "vision_start_token_id": words.convert_tokens_to_ids("<|vision_start|>"),
-        "vision_end_token_id": words.convert_tokens_to_ids("<|vision_end|>"),
+        "image_token_id": tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        "video_token_id": tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        "vision_start_token_id": tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        "vision_end_token_id": tokenizer.convert_tokens_to_ids("<|vision_end|>"),
         "initializer_range": _SPREAD,
     }
 
 
-def _qwen_save(model: Any, processor_class: Any, words: Any, directory: Path) -> Path:
+def _qwen_save(model: Any, processor_class: Any, tokenizer: Any, directory: Path) -> Path:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     from vqa_app.checkpoints.processor import no_video, without_video
@@ -268,10 +268,10 @@ def _qwen_save(model: Any, processor_class: Any, words: Any, directory: Path) ->
         patch_size=PATCH_SIZE, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
     )
     template = _chatml("<|vision_start|><|image_pad|><|vision_end|>")
-    _finish(model, words)
+    _finish(model, tokenizer)
     return save(
         model,
-        without_video(processor_class)(pictures, words, no_video(), chat_template=template),
+        without_video(processor_class)(pictures, tokenizer, no_video(), chat_template=template),
         directory,
     )
 
@@ -279,7 +279,7 @@ def _qwen_save(model: Any, processor_class: Any, words: Any, directory: Path) ->
 def qwen2_vl(directory: Path) -> Path:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
-    words = tokenizer(_QWEN_TOKENS)
+    tokenizer = make_tokenizer(_QWEN_TOKENS)
     tower = {
         "depth": 2,
         "embed_dim": 32,
@@ -288,9 +288,9 @@ def qwen2_vl(directory: Path) -> Path:
         "mlp_ratio": 2,
         "patch_size": PATCH_SIZE,
     }
-    config = Qwen2VLConfig(vision_config=tower, **_qwen_parts(words))
+    config = Qwen2VLConfig(vision_config=tower, **_qwen_parts(tokenizer))
     return _qwen_save(
-        seeded(Qwen2VLForConditionalGeneration, config), Qwen2VLProcessor, words, directory
+        seeded(Qwen2VLForConditionalGeneration, config), Qwen2VLProcessor, tokenizer, directory
     )
 
 
@@ -301,7 +301,7 @@ def qwen2_5_vl(directory: Path) -> Path:
         Qwen2_5_VLProcessor,
     )
 
-    words = tokenizer(_QWEN_TOKENS)
+    tokenizer = make_tokenizer(_QWEN_TOKENS)
     tower = {
         "depth": 2,
         "hidden_size": 32,
@@ -312,15 +312,15 @@ def qwen2_5_vl(directory: Path) -> Path:
         "window_size": 32,
         "fullatt_block_indexes": [1],
     }
-    config = Qwen2_5_VLConfig(vision_config=tower, **_qwen_parts(words))
+    config = Qwen2_5_VLConfig(vision_config=tower, **_qwen_parts(tokenizer))
     model = seeded(Qwen2_5_VLForConditionalGeneration, config)
-    return _qwen_save(model, Qwen2_5_VLProcessor, words, directory)
+    return _qwen_save(model, Qwen2_5_VLProcessor, tokenizer, directory)
 
 
 def qwen3_vl(directory: Path) -> Path:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
-    words = tokenizer(_QWEN_TOKENS)
+    tokenizer = make_tokenizer(_QWEN_TOKENS)
     tower = {
         "depth": 2,
         "hidden_size": 32,
@@ -331,10 +331,10 @@ def qwen3_vl(directory: Path) -> Path:
         "deepstack_visual_indexes": [0],
         "num_position_embeddings": 64,
     }
-    parts = _qwen_parts(words)
+    parts = _qwen_parts(tokenizer)
     parts["text_config"]["model_type"] = "qwen3_vl_text"
     model = seeded(Qwen3VLForConditionalGeneration, Qwen3VLConfig(vision_config=tower, **parts))
-    return _qwen_save(model, Qwen3VLProcessor, words, directory)
+    return _qwen_save(model, Qwen3VLProcessor, tokenizer, directory)
 
 
 _GEMMA_3 = (
@@ -355,7 +355,7 @@ def gemma3(directory: Path) -> Path:
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Processor
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-    words = tokenizer(
+    tokenizer = make_tokenizer(
         (
             "<pad>",
             "<eos>",
@@ -376,13 +376,13 @@ def gemma3(directory: Path) -> Path:
         },
     )
     pictures = Gemma3ImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
-    processor = Gemma3Processor(pictures, words, chat_template=_GEMMA_3, image_seq_length=4)
-    ids = words.convert_tokens_to_ids
+    processor = Gemma3Processor(pictures, tokenizer, chat_template=_GEMMA_3, image_seq_length=4)
+    ids = tokenizer.convert_tokens_to_ids
     config = Gemma3Config(
         vision_config=vision_config("siglip"),
         text_config=_llm(
             "gemma3_text",
-            words,
+            tokenizer,
             sliding_window=16,
             layer_types=["sliding_attention", "full_attention"],
         ),
@@ -393,8 +393,8 @@ def gemma3(directory: Path) -> Path:
         initializer_range=_SPREAD,
     )
     model = seeded(Gemma3ForConditionalGeneration, config)
-    _finish(model, words)
-    model.generation_config.eos_token_id = [words.eos_token_id, ids("<end_of_turn>")]
+    _finish(model, tokenizer)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, ids("<end_of_turn>")]
     projection = model.model.multi_modal_projector.mm_input_projection_weight
     projection.data = torch.randn(projection.shape, generator=torch.Generator().manual_seed(0))
     return save(model, processor, directory)
@@ -406,7 +406,7 @@ def internvl(directory: Path) -> Path:
 
     from vqa_app.checkpoints.processor import no_video, without_video
 
-    words = tokenizer(
+    tokenizer = make_tokenizer(
         (*CHATML_TOKENS, "<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
         extra_special_tokens={
             "start_image_token": "<img>",
@@ -419,19 +419,23 @@ def internvl(directory: Path) -> Path:
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, crop_to_patches=True, max_patches=3
     )
     processor = without_video(InternVLProcessor)(
-        pictures, words, no_video(), image_seq_length=4, chat_template=_chatml("<IMG_CONTEXT>\n")
+        pictures,
+        tokenizer,
+        no_video(),
+        image_seq_length=4,
+        chat_template=_chatml("<IMG_CONTEXT>\n"),
     )
     tower = vision_config("siglip") | {"image_size": [32, 32], "patch_size": [8, 8]}
     tower.pop("model_type")
     config = InternVLConfig(
         vision_config=tower,
-        text_config=_llm("qwen2", words),
-        image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        text_config=_llm("qwen2", tokenizer),
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
         initializer_range=_SPREAD,
     )
     model = seeded(InternVLForConditionalGeneration, config)
-    _finish(model, words)
+    _finish(model, tokenizer)
     return save(model, processor, directory)
 
 
@@ -453,7 +457,7 @@ def mllama(directory: Path) -> Path:
     from transformers import MllamaConfig, MllamaForConditionalGeneration, MllamaProcessor
     from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
-    # The image token comes last: its embedding has no row in the output.
+    # The image token comes last, because the output embedding has no row for it.
     special = (
         "<|begin_of_text|>",
         "<|eot_id|>",
@@ -462,19 +466,19 @@ def mllama(directory: Path) -> Path:
         "<|python_tag|>",
         "<|finetune_right_pad_id|>",
     )
-    words = tokenizer(
+    tokenizer = make_tokenizer(
         special,
         eos="<|eot_id|>",
         bos="<|begin_of_text|>",
         adds_bos=True,
         pad="<|finetune_right_pad_id|>",
     )
-    words.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
-    image = words.convert_tokens_to_ids("<|image|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
+    image = tokenizer.convert_tokens_to_ids("<|image|>")
     pictures = MllamaImageProcessorPil(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, max_image_tiles=2
     )
-    processor = MllamaProcessor(pictures, words, chat_template=_MLLAMA)
+    processor = MllamaProcessor(pictures, tokenizer, chat_template=_MLLAMA)
     tower = {
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -491,7 +495,7 @@ def mllama(directory: Path) -> Path:
     text = llm_config("mllama_text_model", image, cross_attention_layers=[1])
     text |= {
         "num_hidden_layers": 3,
-        "pad_token_id": words.pad_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": 1,
         "bos_token_id": 0,
     }
@@ -501,12 +505,12 @@ def mllama(directory: Path) -> Path:
     )
     model = seeded(MllamaForConditionalGeneration, config)
     _open_gates(model)
-    _finish(model, words)
+    _finish(model, tokenizer)
     return save(model, processor, directory)
 
 
 def _open_gates(model: Any) -> None:
-    """Mllama's cross-attention begins with closed gates: pictures would make no difference."""
+    """Open the gates of cross-attention, with which pictures would have no effect at first."""
     import torch
 
     with torch.no_grad():
@@ -519,12 +523,12 @@ def blip2(directory: Path) -> Path:
     from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-    words = tokenizer(
+    tokenizer = make_tokenizer(
         ("<pad>", "<unk>", "</s>", "<image>"), eos="</s>", bos="</s>", adds_bos=True, template=None
     )
     processor = Blip2Processor(
         BlipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}),
-        words,
+        tokenizer,
         num_query_tokens=4,
     )
     config = Blip2Config(
@@ -548,7 +552,7 @@ def blip2(directory: Path) -> Path:
         },
         text_config={
             "model_type": "opt",
-            "vocab_size": len(words),
+            "vocab_size": len(tokenizer),
             "hidden_size": 32,
             "word_embed_proj_dim": 32,
             "ffn_dim": 64,
@@ -561,10 +565,10 @@ def blip2(directory: Path) -> Path:
             "pad_token_id": 0,
         },
         num_query_tokens=4,
-        image_token_index=words.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
     model = seeded(Blip2ForConditionalGeneration, config)
-    _finish(model, words)
+    _finish(model, tokenizer)
     return save(model, processor, directory)
 
 
@@ -573,7 +577,7 @@ def kosmos2(directory: Path) -> Path:
 
     from tests.tiny import image_processor
 
-    words = tokenizer(
+    tokenizer = make_tokenizer(
         ("<s>", "<pad>", "</s>", "<unk>", *(f"<filler-{i}>" for i in range(64))),
         eos="</s>",
         bos="<s>",
@@ -581,10 +585,10 @@ def kosmos2(directory: Path) -> Path:
         unk="<unk>",
         template=None,
     )
-    processor = Kosmos2Processor(image_processor("clip"), words, num_patch_index_tokens=16)
+    processor = Kosmos2Processor(image_processor("clip"), tokenizer, num_patch_index_tokens=16)
     config = Kosmos2Config(
         text_config={
-            "vocab_size": len(words),
+            "vocab_size": len(tokenizer),
             "max_position_embeddings": 512,
             "embed_dim": 32,
             "layers": 2,
@@ -596,7 +600,7 @@ def kosmos2(directory: Path) -> Path:
         latent_query_num=64,
     )
     model = seeded(Kosmos2ForConditionalGeneration, config)
-    _finish(model, words)
+    _finish(model, tokenizer)
     return save(model, processor, directory)
 
 

@@ -1,7 +1,7 @@
-"""Chat templates in the formats of well-known model families, quirks included, and how each writes.
+"""Chat templates in the formats of well-known model families, with their peculiarities.
 
-Written for these tests after the published formats. Families whose own template knows strings only
-get no lists.
+Written for these tests after the published formats. Templates that accept only strings on the hub
+accept only strings here.
 """
 
 from __future__ import annotations
@@ -101,26 +101,24 @@ LLAVA_HUB = (
     "{{ part['text'] + ' ' }}{% endfor %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-"""As LLaVA-1.5's on the hub: pictures first, and no end token anywhere."""
+"""Like that of LLaVA-1.5 on the hub: pictures first, and no end token."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A template, the tokenizer that goes with it, and what it makes of `SAMPLE` in
-    test_prompting.
-    """
+    """A template, its tokenizer, and what is expected for `SAMPLE` in tests/vqa_app/prompts."""
 
     template: str
     special: tuple[str, ...]
     eos: str
     before: tuple[str, str]
-    """What stands before the first and second answer, to their header's beginning."""
+    """Template text before the first and the second answer."""
     end: str
-    """What the model must write after an answer."""
+    """Text that the model must generate after an answer."""
     bos: str | None = None
     adds_bos: bool = False
     metaspace: bool = False
-    """A SentencePiece-like tokenizer."""
+    """Whether the tokenizer is like SentencePiece."""
     first: tuple[str, ...] = ("A", " red", " circle", ".")
     second: tuple[str, ...] = ("T", "w", "o", " stars")
 

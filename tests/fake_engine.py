@@ -1,7 +1,7 @@
-"""An engine without a model, for tests of everything that stands on the `Engine` protocol.
+"""An engine without a model, for tests of everything that uses the `Engine` protocol.
 
-It answers word by word, at once or held back until it is released, waits in line like the real one
-(both use `vqa_app.engine.worker`), fails on demand and remembers what it was asked.
+It answers word by word, at once or when it is released. It queues questions like the real engine
+(both use `vqa_app.engine.worker`), raises errors on demand and records the questions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HELD_SECONDS = 2 * PATIENCE
 
 
 def describe(conversation: Conversation) -> str:
-    """What the fake says unless told otherwise: it shows what reached it."""
+    """Return the default answer, which repeats the question."""
     question = conversation.messages[-1].text or "nothing"
     count = len(conversation.pictures)
     pictures = "no picture" if count == 0 else "one picture" if count == 1 else f"{count} pictures"
@@ -46,22 +46,22 @@ class FakeEngine:
     """A deterministic `vqa_app.engine.protocol.Engine`.
 
     Args:
-        answer: see the attribute.
-        delay: see the attribute.
-        hold_after: `hold` from the beginning.
-        context_length: in tokens, here words plus 16 for each picture.
-        attention_maps: see the attribute.
+        answer: See the attribute.
+        delay: See the attribute.
+        hold_after: Argument of a call of `hold` at the beginning.
+        context_length: In tokens, which are words here, plus 16 for each picture.
+        attention_maps: See the attribute.
 
     Attributes:
-        answer: one text for every question, or a function of the conversation.
-        delay: seconds before each word.
-        attention_maps: whether `attention_map` works.
-        dropped: messages that each answer says were left out of what it read.
-        error: raised by the next answer, once, after `error_after` words.
-        asked: conversation and options of each question whose turn came.
-        warmed: each conversation that was warmed.
-        begun: set once an answer has begun; clear it to use it again.
-        closed: whether `close` was called.
+        answer: A text for every question, or a function of the conversation.
+        delay: Seconds before each word.
+        attention_maps: Whether `attention_map` works.
+        dropped: Value of `dropped_messages` of each answer.
+        error: Raised once, by the next answer, after `error_after` words.
+        asked: Conversation and options of each question that was started.
+        warmed: Each conversation that was warmed.
+        begun: Set when an answer starts; clear it to use it again.
+        closed: Whether `close` was called.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class FakeEngine:
             self.hold(hold_after)
 
     def hold(self, after_words: int) -> None:
-        """Writes no answer beyond so many words until `release`; 0 holds back the first one too.
+        """Stop every answer after this many words until `release`.
 
-        An answer that nobody releases within minutes raises TimeoutError, unless it is cancelled.
+        An answer that is not released within minutes raises TimeoutError, unless it is cancelled.
         """
         self._free_words = after_words
         self._released.clear()
@@ -102,10 +102,7 @@ class FakeEngine:
         self._released.set()
 
     def reset(self) -> None:
-        """Answers at once and by `describe` again, as one that was built without arguments.
-
-        What was asked before has been answered when this returns.
-        """
+        """Return to the state of an engine without arguments, after all questions are answered."""
         self.answer, self.delay, self.attention_maps, self.error = describe, 0.0, True, None
         self.dropped = 0
         self.release()
@@ -138,14 +135,14 @@ class FakeEngine:
             conversation = conversation.with_system(options.system)
         answered = False
         for event in self._worker.stream(
-            lambda cancelled: self._say(conversation, options, cancelled), cancel
+            lambda cancelled: self._generate(conversation, options, cancelled), cancel
         ):
             answered = isinstance(event, Answer)
             yield event
         if not answered:
             yield self._end(conversation, [], "cancelled", 0.0)
 
-    def _say(
+    def _generate(
         self, conversation: Conversation, options: GenerationOptions, cancelled: Cancelled
     ) -> Iterator[Event]:
         start = time.perf_counter()
@@ -157,33 +154,33 @@ class FakeEngine:
         for stop in options.stop:
             text = text.split(stop)[0]
         words = re.findall(r"\s*\S+(?:\s+$)?", text)
-        said: list[str] = []
+        spoken: list[str] = []
         yield Status("answering")
         self.begun.set()
         for number, word in enumerate(words):
             self._wait(number, cancelled)
             if cancelled():
-                yield self._end(conversation, said, "cancelled", time.perf_counter() - start)
+                yield self._end(conversation, spoken, "cancelled", time.perf_counter() - start)
                 return
             if number >= self.error_after:
                 self._fail()
             if number == options.max_new_tokens:
-                yield self._end(conversation, said, "length", time.perf_counter() - start)
+                yield self._end(conversation, spoken, "length", time.perf_counter() - start)
                 return
-            said.append(word)
+            spoken.append(word)
             yield Delta(word)
         self._fail()
-        yield self._end(conversation, said, "stop", time.perf_counter() - start)
+        yield self._end(conversation, spoken, "stop", time.perf_counter() - start)
 
     def _wait(self, number: int, cancelled: Cancelled) -> None:
         if self.delay:
             time.sleep(self.delay)
         if number < self._free_words:
             return
-        ends = time.monotonic() + HELD_SECONDS
+        deadline = time.monotonic() + HELD_SECONDS
         while not cancelled() and not self._released.wait(0.01):
-            if time.monotonic() > ends:
-                raise TimeoutError("Nobody released the answer that a test holds.")
+            if time.monotonic() > deadline:
+                raise TimeoutError("A test did not release the answer that it holds.")
 
     def _fail(self) -> None:
         error, self.error = self.error, None
@@ -191,21 +188,21 @@ class FakeEngine:
             raise error
 
     def _end(
-        self, conversation: Conversation, said: list[str], reason: FinishReason, seconds: float
+        self, conversation: Conversation, words: list[str], reason: FinishReason, seconds: float
     ) -> Answer:
         count = self.count_tokens(conversation)
         known = sum(picture.digest in self._seen for picture in conversation.pictures)
         self._seen.update(picture.digest for picture in conversation.pictures)
         return Answer(
-            text="".join(said),
+            text="".join(words),
             finish_reason=reason,
             prompt_tokens=count.prompt,
             image_tokens=count.image,
             cached_tokens=known * IMAGE_TOKENS,
-            new_tokens=len(said),
+            new_tokens=len(words),
             seconds_to_first_token=seconds,
-            tokens_per_second=0.0 if len(said) < 2 else 50.0,
-            confidence=0.75 if said else 0.0,
+            tokens_per_second=0.0 if len(words) < 2 else 50.0,
+            confidence=0.75 if words else 0.0,
             model="fake",
             dropped_messages=self.dropped,
         )
@@ -226,7 +223,7 @@ class FakeEngine:
         return TokenCount(prompt=words + image, image=image)
 
     def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
-        """The first choice is the likeliest, each next one half as likely."""
+        """Make each choice half as likely as the one before."""
         weights = [2.0**-position for position in range(len(choices))]
         return [weight / sum(weights) for weight in weights]
 
@@ -234,9 +231,9 @@ class FakeEngine:
         return 1.5 if conversation.pictures else 0.0
 
     def attention_map(self, conversation: Conversation, answer: str) -> AttentionMap:
-        """Maps of 8 × 8 whose peak moves one cell with each word, along the rows."""
+        """Return 8 × 8 maps whose peak moves by one cell with each word, along the rows."""
         if not self.attention_maps:
-            raise ModelError("The fake engine has no attention maps.", "Ask it for them.")
+            raise ModelError("The fake engine has no attention maps.", "Create it with them.")
         tokens = tuple(re.findall(r"\s*\S+(?:\s+$)?", answer))
         maps = np.ones((len(tokens), GRID * GRID), dtype=np.float32)
         maps[np.arange(len(tokens)), np.arange(len(tokens)) % (GRID * GRID)] = 100.0

@@ -1,9 +1,9 @@
-"""Tiny random checkpoints, saved as the hub lays them out, for tests.
+"""Tiny random checkpoints for tests, saved like hub repositories.
 
 Each factory writes `config.json`, `model.safetensors`, the tokenizer, the image processor and the
-chat template to a directory and returns it. Weights are random from a fixed seed: answers mean
-nothing, shapes and code paths are the real ones. Images are 32x32 pixels in 8-pixel patches (16
-image tokens) unless a factory says otherwise.
+chat template to a directory and returns it. Weights are random from a fixed seed: answers are
+meaningless, but shapes and code paths are real. Images are 32x32 pixels in 8-pixel patches (16 image
+tokens) unless a factory says otherwise.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CHATML = (
     "{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""What the built-in model uses too: ChatML, a picture is `<image>` and a newline."""
+"""ChatML in which a picture is `<image>` and a newline, as in the built-in model."""
 
 CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
@@ -69,7 +69,7 @@ def _tokenizer_json(special: tuple[str, ...], bos: str | None, metaspace: bool) 
     return tokenizer.to_str()
 
 
-def tokenizer(
+def make_tokenizer(
     special: tuple[str, ...] = CHATML_TOKENS,
     *,
     eos: str = "<|im_end|>",
@@ -81,15 +81,19 @@ def tokenizer(
     template: str | None = CHATML,
     **extra: Any,
 ) -> Any:
-    """A BPE tokenizer of up to 480 tokens.
+    """Train a BPE tokenizer with up to 480 tokens besides the special ones.
 
     Args:
-        special: its special tokens, ids from 0.
-        pad: default the first special token.
-        adds_bos: the tokenizer itself puts `bos` in front of every text.
-        metaspace: as SentencePiece does it, with `<unk>` for unknown characters; otherwise
+        special: Special tokens, with ids from 0.
+        eos: End token.
+        pad: Padding token; default the first special token.
+        bos: Begin token.
+        unk: Token for unknown characters.
+        adds_bos: Make the tokenizer itself put `bos` before every text.
+        metaspace: Split words like SentencePiece, with `<unk>` for unknown characters; otherwise
             byte-level, so that any text round-trips.
-        extra: more arguments of the transformers class, such as `extra_special_tokens`.
+        template: Chat template.
+        extra: Further arguments of the transformers class, such as `extra_special_tokens`.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -109,7 +113,7 @@ def tokenizer(
 
 
 def vision_config(kind: str) -> dict[str, Any]:
-    """Config values of a tiny SigLIP or CLIP vision tower: 16 patches, 2 layers, 32 wide."""
+    """Return the config of a tiny SigLIP or CLIP vision tower: 16 patches, 2 layers, width 32."""
     return {
         "model_type": {"siglip": "siglip_vision_model", "clip": "clip_vision_model"}[kind],
         "image_size": IMAGE_SIZE,
@@ -122,7 +126,7 @@ def vision_config(kind: str) -> dict[str, Any]:
 
 
 def llm_config(kind: str, vocab_size: int, **changes: Any) -> dict[str, Any]:
-    """Config values of a tiny causal LM: 2 layers, 32 wide, 2 heads."""
+    """Return the config of a tiny causal LM: 2 layers, width 32, 2 heads."""
     config: dict[str, Any] = {
         "model_type": kind,
         "vocab_size": vocab_size,
@@ -142,22 +146,22 @@ def llm_config(kind: str, vocab_size: int, **changes: Any) -> dict[str, Any]:
     return config | changes
 
 
-def llava_processor(words: Any, vision: str = "siglip") -> Any:
-    """The LLaVA processor around a tokenizer that knows `<image>`."""
+def llava_processor(tokenizer: Any, vision: str = "siglip") -> Any:
+    """Return a LLaVA processor with a tokenizer that has the token `<image>`."""
     from transformers import LlavaProcessor
 
     return LlavaProcessor(
         image_processor(vision),
-        words,
+        tokenizer,
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="full" if vision == "siglip" else "default",
-        chat_template=words.chat_template,
+        chat_template=tokenizer.chat_template,
         num_additional_image_tokens=0 if vision == "siglip" else 1,
     )
 
 
 def image_processor(kind: str) -> Any:
-    """The image processor that belongs to a tower of `vision_config`; PIL backend."""
+    """Return the image processor for a tower of `vision_config`; PIL backend."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -170,7 +174,7 @@ def image_processor(kind: str) -> Any:
 
 
 def save(model: Any, processor: Any, directory: Path) -> Path:
-    """Saves both as a hub repository holds them."""
+    """Save model and processor like a hub repository."""
     model.eval()
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
@@ -178,7 +182,7 @@ def save(model: Any, processor: Any, directory: Path) -> Path:
 
 
 def seeded(build: Any, config: Any) -> Any:
-    """A model with random weights that are the same every time."""
+    """Build a model with random weights that are always the same."""
     import torch
 
     with torch.random.fork_rng():
@@ -194,40 +198,42 @@ def tiny_llava(
     processor_tokenizer: Any = None,
     **llm_changes: Any,
 ) -> Path:
-    """A LLaVA-1.5: SigLIP ("full", layer -1) or CLIP ("default", layer -2) tower, MLP, any causal
-    LM.
+    """Save a LLaVA-1.5: SigLIP ("full", layer -1) or CLIP ("default", layer -2), MLP, causal LM.
 
     Args:
-        processor_tokenizer: takes the place of the ChatML tokenizer; must know `<image>`.
-        llm_changes: config values of the LLM.
+        directory: Where to save it.
+        vision: `siglip` or `clip`.
+        llm: Model type of the language model.
+        processor_tokenizer: Replaces the ChatML tokenizer; must have the token `<image>`.
+        llm_changes: Config values of the language model.
     """
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-    words = processor_tokenizer or tokenizer((*CHATML_TOKENS, "<image>"))
+    tokenizer = processor_tokenizer or make_tokenizer((*CHATML_TOKENS, "<image>"))
     strategy = "full" if vision == "siglip" else "default"
     config = LlavaConfig(
         vision_config=vision_config(vision),
         text_config=llm_config(
             llm,
-            len(words),
-            eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id,
+            len(tokenizer),
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
             **llm_changes,
         ),
-        image_token_index=words.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_select_strategy=strategy,
         vision_feature_layer=-1 if vision == "siglip" else -2,
         image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
         initializer_range=0.3,
     )
     model = seeded(LlavaForConditionalGeneration, config)
-    model.generation_config.eos_token_id = words.eos_token_id
-    model.generation_config.pad_token_id = words.pad_token_id
-    return save(model, llava_processor(words, vision), directory)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return save(model, llava_processor(tokenizer, vision), directory)
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (48, 40)) -> Any:
-    """A picture of coloured noise, as `vqa_app.pictures.picture.open_picture` gives it."""
+    """Return a picture of coloured noise from `vqa_app.pictures.picture.open_picture`."""
     import numpy as np
     from PIL import Image
 
@@ -238,6 +244,6 @@ def picture(seed: int = 0, size: tuple[int, int] = (48, 40)) -> Any:
 
 
 def edit_json(path: Path, **changes: Any) -> None:
-    """Changes values of a JSON file; None removes one."""
+    """Change values of a JSON file; None removes one."""
     data = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))

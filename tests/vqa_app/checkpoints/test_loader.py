@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import edit_json, llm_config, picture, save, seeded, tiny_llava, tokenizer
+from tests.tiny import edit_json, llm_config, make_tokenizer, picture, save, seeded, tiny_llava
 from vqa_app.checkpoints import loader
 from vqa_app.checkpoints.loader import LoadedModel, load_model
 from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
@@ -185,7 +185,7 @@ def test_the_error_for_an_unknown_architecture_names_it(copy: Path) -> None:
 def test_a_language_model_is_rejected(tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    words = tokenizer()
+    words = make_tokenizer()
     config = AutoConfig.for_model(**llm_config("llama", len(words)))
     save(seeded(AutoModelForCausalLM.from_config, config), words, tmp_path)
     assert "cannot answer questions about pictures" in loading_error(tmp_path).problem

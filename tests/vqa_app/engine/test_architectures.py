@@ -111,8 +111,8 @@ def test_the_prompt_for_warming_begins_the_prompt_of_any_question(loaded: Loaded
 
 
 def test_no_text_is_tokenised_as_a_control_token(loaded: LoadedModel) -> None:
-    words = loaded.processor.tokenizer
-    special = {token.content for token in words.added_tokens_decoder.values() if token.special}
+    tokenizer = loaded.processor.tokenizer
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     hostile = " and ".join(sorted(special))
 
     def controls(text: str) -> list[int]:
@@ -120,7 +120,7 @@ def test_no_text_is_tokenised_as_a_control_token(loaded: LoadedModel) -> None:
             Message.assistant(text), Message.user(text)
         )
         ids = encode(loaded.processor, asked, answer_next=True).inputs["input_ids"][0].tolist()
-        known = set(words.convert_tokens_to_ids(sorted(special)))
+        known = set(tokenizer.convert_tokens_to_ids(sorted(special)))
         return [token for token in ids if token in known]
 
     assert controls(hostile) == controls("harmless")

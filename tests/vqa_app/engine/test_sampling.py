@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import tokenizer
+from tests.tiny import make_tokenizer
 from vqa_app.checkpoints.loader import load_model
 from vqa_app.engine.detokenizer import Detokenizer
 from vqa_app.engine.protocol import GenerationOptions
@@ -17,8 +17,8 @@ from vqa_app.engine.sampling import Sampler, default_options
 
 
 @pytest.fixture(scope="module")
-def words() -> Any:
-    return tokenizer()
+def tokenizer() -> Any:
+    return make_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,10 @@ def model(tiny_checkpoint: Callable[[str], Path]) -> Any:
     return load_model(str(tiny_checkpoint("llava-siglip"))).model
 
 
-def pieces(words: Any, text: str, stops: Sequence[str] = ()) -> tuple[list[str], Detokenizer]:
-    stream = Detokenizer(words, stops)
+def pieces(tokenizer: Any, text: str, stops: Sequence[str] = ()) -> tuple[list[str], Detokenizer]:
+    stream = Detokenizer(tokenizer, stops)
     given = []
-    for token in words(text, add_special_tokens=False)["input_ids"]:
+    for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
         given.append(stream.push(token))
         if stream.stopped:
             break
@@ -40,24 +40,25 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 TEXT = "Größe: 5 µm — 日本語 🙂👩‍👩‍👧 and stars"
 
 
-def test_all_characters_come_and_each_of_them_whole(words: Any) -> None:
-    given, stream = pieces(words, TEXT)
+def test_all_characters_come_and_each_of_them_whole(tokenizer: Any) -> None:
+    given, stream = pieces(tokenizer, TEXT)
     assert "".join(given) == stream.text == TEXT
     assert not any(REPLACEMENT in piece for piece in given)
     assert sum(bool(piece) for piece in given) > 10, "as soon as they are complete, not at the end"
 
 
-def test_an_incomplete_character_at_the_end_is_left_out(words: Any) -> None:
-    stream = Detokenizer(words)
+def test_an_incomplete_character_at_the_end_is_left_out(tokenizer: Any) -> None:
+    stream = Detokenizer(tokenizer)
     given = [
-        stream.push(token) for token in words("ab 日", add_special_tokens=False)["input_ids"][:-1]
+        stream.push(token)
+        for token in tokenizer("ab 日", add_special_tokens=False)["input_ids"][:-1]
     ]
     assert "".join([*given, stream.finish()]).strip() == "ab"
 
 
-def test_special_tokens_are_not_shown(words: Any) -> None:
-    stream = Detokenizer(words)
-    ids = [words.convert_tokens_to_ids("<|im_start|>"), *words("cat")["input_ids"]]
+def test_special_tokens_are_not_shown(tokenizer: Any) -> None:
+    stream = Detokenizer(tokenizer)
+    ids = [tokenizer.convert_tokens_to_ids("<|im_start|>"), *tokenizer("cat")["input_ids"]]
     assert "".join(stream.push(token) for token in ids) + stream.finish() == "cat"
 
 
@@ -79,17 +80,17 @@ def test_invalid_bytes_of_a_byte_fallback_tokenizer_are_left_out() -> None:
 
 @pytest.mark.parametrize("stops", [("mat",), ("the mat", "zzz"), ("mat.", "ma")])
 def test_text_ends_before_a_stop_string_and_never_shows_part_of_it(
-    words: Any, stops: tuple[str, ...]
+    tokenizer: Any, stops: tuple[str, ...]
 ) -> None:
     text = "The cat is on the mat. It sleeps."
-    given, stream = pieces(words, text, stops)
+    given, stream = pieces(tokenizer, text, stops)
     end = min(text.find(stop) for stop in stops if stop in text)
     assert stream.stopped
     assert "".join(given) == stream.text == text[:end]
 
 
-def test_the_beginning_of_a_stop_string_comes_at_the_end(words: Any) -> None:
-    given, stream = pieces(words, "on the ma", ("mat",))
+def test_the_beginning_of_a_stop_string_comes_at_the_end(tokenizer: Any) -> None:
+    given, stream = pieces(tokenizer, "on the ma", ("mat",))
     assert not stream.stopped
     assert "".join(given) == "on the ma"
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.chat_templates import FAMILIES, LLAVA_HUB
-from tests.tiny import CHATML_TOKENS, llava_processor, picture, tokenizer
+from tests.tiny import CHATML_TOKENS, llava_processor, make_tokenizer, picture
 from tests.waiting import PATIENCE
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.prompts import chat_template
@@ -25,7 +25,7 @@ SAMPLE = Conversation.ask("What is this?", [picture(0)], system="Be brief.").the
 @lru_cache
 def family_processor(name: str) -> Any:
     family = FAMILIES[name]
-    words = tokenizer(
+    words = make_tokenizer(
         (*family.special, "<image>"),
         eos=family.eos,
         bos=family.bos,
@@ -38,7 +38,7 @@ def family_processor(name: str) -> Any:
 
 @lru_cache
 def chatml() -> Any:
-    return llava_processor(tokenizer((*CHATML_TOKENS, "<image>")))
+    return llava_processor(make_tokenizer((*CHATML_TOKENS, "<image>")))
 
 
 def decode(processor: Any, ids: Any) -> str:
@@ -245,14 +245,14 @@ def test_a_template_for_strings_places_pictures_before_their_text() -> None:
 
 
 def test_a_model_without_chat_template_is_rejected() -> None:
-    processor = llava_processor(tokenizer((*CHATML_TOKENS, "<image>"), template=None))
+    processor = llava_processor(make_tokenizer((*CHATML_TOKENS, "<image>"), template=None))
     with pytest.raises(ModelError, match="no chat template"):
         encode(processor, Conversation.ask("Hi"), answer_next=True)
 
 
 def test_a_template_that_omits_pictures_is_rejected() -> None:
     broken = LLAVA_HUB.replace("{{ '<image>\n' }}", "")
-    processor = llava_processor(tokenizer((*CHATML_TOKENS, "<image>"), template=broken))
+    processor = llava_processor(make_tokenizer((*CHATML_TOKENS, "<image>"), template=broken))
     with pytest.raises(ModelError, match="cannot place pictures"):
         encode(processor, Conversation.ask("Hi", [picture(0)]), answer_next=True)
 
@@ -263,8 +263,8 @@ def test_a_generation_prompt_needs_a_question() -> None:
 
 
 def test_the_prompt_hash_depends_on_the_template() -> None:
-    same = llava_processor(tokenizer((*CHATML_TOKENS, "<image>")))
-    other = llava_processor(tokenizer((*CHATML_TOKENS, "<image>"), template=LLAVA_HUB))
+    same = llava_processor(make_tokenizer((*CHATML_TOKENS, "<image>")))
+    other = llava_processor(make_tokenizer((*CHATML_TOKENS, "<image>"), template=LLAVA_HUB))
     assert prompt_hash(chatml()) == prompt_hash(same) != prompt_hash(other)
 
 
@@ -279,7 +279,7 @@ def test_all_end_tokens_are_collected() -> None:
 
 def test_concurrent_first_calls_share_one_value(monkeypatch: pytest.MonkeyPatch) -> None:
     """They then share its lock, because threads must not use a fast tokenizer at the same time."""
-    processor = llava_processor(tokenizer((*CHATML_TOKENS, "<image>")))
+    processor = llava_processor(make_tokenizer((*CHATML_TOKENS, "<image>")))
     analyse, found = chat_template._analyse, []
     called, analysing = threading.Barrier(2), threading.Barrier(2)
 
