@@ -2,8 +2,8 @@
 
 Each factory writes `config.json`, `model.safetensors`, the tokenizer, the image processor and the
 chat template to a directory and returns it. Weights are random from a fixed seed: answers are
-meaningless, but shapes and code paths are real. Images are 32x32 pixels in 8-pixel patches (16 image
-tokens) unless a factory says otherwise.
+meaningless, but shapes and code paths are real. Images are 32x32 pixels in 8-pixel patches (16
+image tokens) unless a factory says otherwise.
 """
 
 from __future__ import annotations
