@@ -14,10 +14,10 @@ from tests.tiny import (
     edit_json,
     image_processor,
     llm_config,
+    make_tokenizer,
     picture,
     save,
     seeded,
-    tokenizer,
     vision_config,
 )
 from vqa_app.checkpoints.compose import compose
@@ -59,7 +59,7 @@ def _make(name: str, directory: Path) -> Path:
 
     if name in LLMS:
         family = FAMILIES[LLMS[name]]
-        words = tokenizer(
+        words = make_tokenizer(
             family.special,
             eos=family.eos,
             bos=family.bos,
