@@ -230,8 +230,8 @@
     }
   };
   vqa.on("do:theme", () => {
-    const wanted = document.body.classList.contains("dark") ? "light" : "dark";
-    vqa.stored("localStorage", "vqa-theme", wanted);
-    document.body.classList.toggle("dark", wanted === "dark");
+    const theme = document.body.classList.contains("dark") ? "light" : "dark";
+    vqa.stored("localStorage", "vqa-theme", theme);
+    document.body.classList.toggle("dark", theme === "dark");
   });
 })();
