@@ -19,6 +19,7 @@ OPTIONAL = (
     "bitsandbytes",
     "deepspeed",
     "pillow_heif",
+    "resvg_py",
     "sentencepiece",
     "tensorboard",
     "torchvision",

@@ -323,7 +323,7 @@ def _evaluate_at(evaluation: Evaluation) -> Callable[[int], dict[str, float]]:
 def _checkpoint_gradients(model: Any) -> None:
     base = unwrap(model)
     base.enable_input_require_grads()
-    base.gradient_checkpointing_enable({"use_reentrant": False})
+    base.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def _in_steps(value: float, steps: int) -> int:

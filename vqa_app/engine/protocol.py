@@ -61,7 +61,7 @@ class GenerationOptions:
                 raise UsageError(f"{name} is {value}.", f"Give {number} from {low:g} to {high:g}.")
         if isinstance(self.stop, str):
             raise UsageError(
-                "Expected several stop strings, got one string.", "Give a tuple: ('.',)"
+                f"stop is the single string {self.stop!r}.", "Give a tuple of strings: ('.',)"
             )
 
 

@@ -81,6 +81,7 @@ def test_places_are_those_within_the_picture_not_the_padding() -> None:
     assert row[patch_targets.X :].tolist() == [250, 250, 500, 500]
 
 
+@pytest.mark.slow
 def test_workers_draw_the_same_pictures(tmp_path: Path) -> None:
     icons = pack_noise_icons(tmp_path / "icons")
     sources = Sources.open(None, icons, 32)

@@ -22,6 +22,8 @@ from tests.finetune.training_data import metrics, small_config, write_data
 from vqa_app.checkpoints.loader import load_model
 from vqa_app.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 PICTURES_ONLY = {"blip-2", "kosmos-2", "mllama"}
 """mllama accepts rows without pictures, but not in a batch with pictures."""
 PROJECTOR_TOO = {"llava-next", "idefics3", "qwen2-vl", "qwen3-vl", "gemma3"}

@@ -28,6 +28,7 @@ def config(model: Path, folder: Path) -> FinetuneConfig:
     )
 
 
+@pytest.mark.slow
 def test_an_integration_gets_every_step_and_evaluation(
     tiny_llava_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
