@@ -114,15 +114,16 @@ class Sources:
     ) -> "Sources":
         """Open packed photographs and icons (see `pack_data`), where they are given."""
         rooms = {name: room for name, room in ROOMS.items() if name in ROOM_WEIGHTS}
-        rooms["wide shapes"] = wide.WIDE_SHAPES
+        store = PhotoStore.open(photos) if photos else None
+        rooms["wide shapes"] = wide.WideShapes(store)
         missing = []
         if icons:
-            rooms["icons"] = Icons(IconStore.open(icons))
+            rooms["icons"] = Icons(IconStore.open(icons), store)
         else:
             missing.append("No --icons: the encoder will not know icons.")
         shown = None
-        if photos:
-            shown = PhotoBatches(PhotoStore.open(photos), side, device)
+        if store:
+            shown = PhotoBatches(store, side, device)
         else:
             missing.append("No --photos: the encoder will not know photographs.")
         return cls(rooms, shown, missing)
@@ -159,6 +160,7 @@ class Pool:
         next_seed: int = 0,
         *,
         workers: int = 0,
+        photos: Path | None = None,
         icons: Path | None = None,
     ) -> None:
         """Make an empty pool.
@@ -169,7 +171,8 @@ class Pool:
             capacity: The most pictures that are kept.
             next_seed: The number of the first picture.
             workers: Processes that draw ahead; with none, pictures are drawn when they are due.
-            icons: Packed icons, which every worker opens for itself.
+            photos: Packed photographs, which every worker opens for itself.
+            icons: Packed icons, likewise.
         """
         self.sources, self.grid, self.capacity = sources, grid, capacity
         self.next_seed = next_seed
@@ -180,7 +183,7 @@ class Pool:
         self._executor: ProcessPoolExecutor | None = None
         if workers:
             self._executor = ProcessPoolExecutor(
-                workers, get_context("spawn"), _open_in_worker, (icons, grid)
+                workers, get_context("spawn"), _open_in_worker, (photos, icons, grid)
             )
 
     def refill(self, count: int) -> None:
@@ -222,8 +225,8 @@ _in_worker: dict[str, Any] = {}
 """A worker's own sources and grid."""
 
 
-def _open_in_worker(icons: Path | None, grid: Grid) -> None:
-    _in_worker.update(sources=Sources.open(None, icons, grid.side), grid=grid)
+def _open_in_worker(photos: Path | None, icons: Path | None, grid: Grid) -> None:
+    _in_worker.update(sources=Sources.open(photos, icons, grid.side), grid=grid)
 
 
 def _draw_in_worker(first: int, count: int) -> list[Drawn]:

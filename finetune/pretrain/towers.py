@@ -43,8 +43,9 @@ class Settings:
     """Held-out pictures of each room in a validation; of photographs fifteen times as many."""
     workers: int = 0
     """Processes that draw ahead."""
+    photos: Path | None = None
     icons: Path | None = None
-    """Packed icons, for the workers."""
+    """Packed data, for the workers."""
     seed: int = 0
     device: str = "cpu"
 

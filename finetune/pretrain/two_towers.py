@@ -82,6 +82,7 @@ class Run:
             settings.capacity,
             next_seed,
             workers=settings.workers,
+            photos=settings.photos,
             icons=settings.icons,
         )
         self.rng = np.random.default_rng((settings.seed, self.step))
@@ -231,6 +232,7 @@ def main() -> None:
         rate=given.rate,
         capacity=given.capacity,
         workers=given.workers,
+        photos=given.photos,
         icons=given.icons,
         seed=given.seed,
         device=given.device,

@@ -9,6 +9,8 @@ from PIL import Image, ImageFilter, ImageOps
 from finetune.pretrain.world.drawing.paint import background, far_enough, to_rgb
 from finetune.pretrain.world.rooms.icons.questions import ask
 from finetune.pretrain.world.rooms.icons.store import IconStore, icon_concepts
+from finetune.pretrain.world.rooms.photos.grounds import choose_ground, photo_ground
+from finetune.pretrain.world.rooms.photos.store import PhotoStore
 from finetune.pretrain.world.scene import QA, Item, Scene, Split
 
 SIZES = (128, 160, 224)
@@ -20,6 +22,8 @@ class Icons:
     """See the module's text. Items' kinds are the concepts' first names."""
 
     store: IconStore
+    photos: PhotoStore | None = None
+    """Some of these are grounds."""
     name = "icons"
 
     @property
@@ -53,7 +57,10 @@ class Icons:
             concept = icon_concepts()[number]
             extra = {"row": rng.choice(self.store.numbers[split][number])}
             items.append(Item(concept.name, box, extra=extra))
-        return Scene(self.name, f"{count}", width, height, tuple(items), rng.getrandbits(32))
+        seed, ground = rng.getrandbits(32), {}
+        if self.photos and rng.random() < 0.1:
+            ground = {"photo": choose_ground(self.photos, [], rng, split)}
+        return Scene(self.name, f"{count}", width, height, tuple(items), seed, ground)
 
     def alone(self, number: int, rng: random.Random, split: Split) -> Scene:
         """Make a scene of one icon of a concept that the split has."""
@@ -71,7 +78,11 @@ class Icons:
         tone = rng.choices((255, rng.randint(200, 255), rng.randint(0, 255)), (3, 3, 3))[0]
         spread = rng.choice((0, 0, 10, 60))
         base = to_rgb(tone + rng.randint(-spread, spread) for _ in range(3))
-        picture = background(scene.width, scene.height, base, scene.seed)
+        size, photo = (scene.width, scene.height), scene.extra.get("photo")
+        if self.photos and photo is not None:
+            picture = photo_ground(self.photos, photo, size, scene.seed)
+        else:
+            picture = background(*size, base, scene.seed)
         silhouette = rng.random() < 0.05
         contour = rng.random() < 0.15
         for item in scene.items:

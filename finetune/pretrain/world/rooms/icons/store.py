@@ -13,6 +13,8 @@ from finetune.pretrain.world.scene import Split
 ICON_SIZE = 128
 HELD_OUT_SETS = frozenset({"openmoji"})
 """The sets that training never sees: whether an icon is known in another hand is asked on these."""
+LEFT_OUT_SETS = frozenset({"emojione-v1"})
+"""Sets under a ShareAlike licence (CC BY-SA 4.0, as the held-out one): weights never see them."""
 
 
 @functools.cache
@@ -48,7 +50,7 @@ class IconStore:
         }
         for number, (style, name) in enumerate(json.loads((folder / "icons.json").read_text())):
             split: Split = "test" if style in HELD_OUT_SETS else "train"
-            if name in concept_of:
+            if name in concept_of and style not in LEFT_OUT_SETS:
                 found[split][concept_of[name]].append(number)
         numbers = {split: tuple(map(tuple, rows)) for split, rows in found.items()}
         return cls(np.load(folder / "images.npy", mmap_mode="r"), numbers)

@@ -6,9 +6,12 @@ here, and a circle not an ellipse.
 
 import math
 import random
+from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
+from finetune.pretrain.world.drawing.agg import AggCanvas
 from finetune.pretrain.world.drawing.paint import (
     COLOURS,
     Canvas,
@@ -17,6 +20,8 @@ from finetune.pretrain.world.drawing.paint import (
     ground_rgb,
 )
 from finetune.pretrain.world.objects.questions import ask_about_objects
+from finetune.pretrain.world.rooms.photos.grounds import choose_ground, photo_ground
+from finetune.pretrain.world.rooms.photos.store import PhotoStore
 from finetune.pretrain.world.rooms.shapes import room as plain
 from finetune.pretrain.world.rooms.shapes.room import HELD_OUT_PAIRS, KINDS, Points, Spec
 from finetune.pretrain.world.scene import QA, Box, Item, Scene, Split
@@ -180,9 +185,11 @@ def free_cells(
     return taken
 
 
+@dataclass(frozen=True)
 class WideShapes:
-    """See the module's text."""
+    """See the module's text; with `photos` at hand, some of them are grounds."""
 
+    photos: PhotoStore | None = None
     name = "wide shapes"
     kinds = WIDE_KINDS
 
@@ -199,13 +206,23 @@ class WideShapes:
             cells = free_cells(count, size, rng)
         specs = choose(len(cells), rng, split)
         items = [place(spec, cell, size, rng) for spec, cell in zip(specs, cells, strict=True)]
-        extra = {"ground": ground_rgb(rng, [item.extra["rgb"] for item in items])}
+        colours = [item.extra["rgb"] for item in items]
+        extra: dict[str, Any] = {"ground": ground_rgb(rng, colours)}
+        if self.photos and rng.random() < 0.15:
+            extra["photo"] = choose_ground(self.photos, colours, rng, split)
         return Scene(self.name, layout, width, height, tuple(items), rng.getrandbits(32), extra)
 
     def draw(self, scene: Scene) -> Image.Image:
         """Draw a scene in RGB."""
         rng = random.Random(scene.seed)
-        canvas = Canvas(background(scene.width, scene.height, scene.extra["ground"], scene.seed))
+        size, photo = (scene.width, scene.height), scene.extra.get("photo")
+        if self.photos and photo is not None:
+            ground = photo_ground(self.photos, photo, size, scene.seed)
+        else:
+            ground = background(*size, scene.extra["ground"], scene.seed)
+        # Where nothing is striped, one picture in three is matplotlib's.
+        by_agg = rng.random() < 0.33 and all(item.fill != "striped" for item in scene.items)
+        canvas: Canvas | AggCanvas = AggCanvas(ground) if by_agg else Canvas(ground)
         longest = max(scene.width, scene.height)
         thin = rng.random() < 0.4
         contour = rng.random() < 0.12
@@ -217,7 +234,7 @@ class WideShapes:
             if item.fill == "outlined":
                 width = longest * rng.uniform(0.005, 0.015) if thin else reach * 0.09
                 canvas.outlined(points, rgb, max(0.8, width))
-            elif item.fill == "striped":
+            elif item.fill == "striped" and isinstance(canvas, Canvas):
                 step = max(3.0, reach * rng.uniform(0.15, 0.22))
                 canvas.striped(points, rgb, step, rng.randrange(3))
             else:

@@ -1,18 +1,24 @@
 """The wider room of shapes."""
 
 import random
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from finetune.pretrain.world.drawing.agg import AggCanvas
+from finetune.pretrain.world.rooms.photos.store import PhotoStore
 from finetune.pretrain.world.rooms.shapes.room import HELD_OUT_PAIRS
 from finetune.pretrain.world.rooms.shapes.wide import (
     MORE_HELD_OUT_PAIRS,
     WIDE_KINDS,
     WIDE_SHAPES,
+    WideShapes,
     caption,
     outline,
     single,
 )
+from tests.finetune.pretrain.packed_data import pack_noise_photos
 
 
 def extent(kind: str, seed: int) -> tuple[float, float]:
@@ -68,3 +74,28 @@ def test_nobody_is_asked_whether_a_square_is_a_rectangle() -> None:
     for seed in range(200):
         for qa in WIDE_SHAPES.ask(scene, random.Random(seed), "test"):
             assert "rectangle" not in qa.question.replace("rounded rectangle", "")
+
+
+def test_photographs_are_grounds_where_they_are_at_hand(tmp_path: Path) -> None:
+    store = PhotoStore.open(pack_noise_photos(tmp_path / "photos"))
+    room = WideShapes(store)
+    scenes = [room.make(random.Random(seed), "train") for seed in range(150)]
+    on_photos = [scene for scene in scenes if scene.extra.get("photo") is not None]
+    assert 5 < len(on_photos) < 50
+    for scene in on_photos[:5]:
+        assert scene.extra["photo"] in store.numbers["train"]
+        assert room.draw(scene).size == (scene.width, scene.height)
+        assert room.draw(scene).tobytes() == room.draw(scene).tobytes()
+
+
+def test_matplotlibs_renderer_draws_the_same_shapes() -> None:
+    ground = Image.new("RGB", (60, 40), (255, 255, 255))
+    points = [(10.0, 5.0), (50.0, 5.0), (50.0, 20.0), (10.0, 20.0)]
+    filled, outlined = AggCanvas(ground), AggCanvas(ground)
+    filled.polygon(points, (200, 0, 0))
+    outlined.outlined(points, (0, 0, 200), 3)
+    picture = filled.finish()
+    assert picture.getpixel((30, 12)) == (200, 0, 0)
+    assert picture.getpixel((30, 30)) == (255, 255, 255)
+    assert outlined.finish().getpixel((30, 12)) == (255, 255, 255)
+    assert outlined.finish().getpixel((30, 5)) == (0, 0, 200)
