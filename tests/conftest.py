@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,30 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process for each core that this process may use, and at most eight."""
+    """Return one process for each core that this process may use, at most eight."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(cores or 1, 8)
 
 
+class _FailOnDeprecation(logging.Handler):
+    """Turn a logged deprecation warning of transformers into an error at the call."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "deprecated" in record.getMessage():
+            raise DeprecationWarning(record.getMessage())
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_deprecated_calls() -> Iterator[None]:
+    handler = _FailOnDeprecation(logging.WARNING)
+    logging.getLogger("transformers").addHandler(handler)
+    yield
+    logging.getLogger("transformers").removeHandler(handler)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the pictures that the rows of `tests.finetune.data_rows` name."""
+    """Create a folder with the pictures that the rows of `tests.finetune.data_rows` name."""
     from tests.finetune.data_rows import picture_folder
 
     return picture_folder(tmp_path)
@@ -30,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def one_thread() -> None:
-    """Torch on one thread: tiny models are faster so, and their sums come in one order."""
+    """Use one thread in torch: tiny models are faster, and sums have a fixed order."""
     import torch
 
     torch.set_num_threads(1)
@@ -38,7 +55,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_llava_dir(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
-    """A random LLaVA (SigLIP tower, Llama, ChatML) in hub layout; never write into it."""
+    """Save a random LLaVA (SigLIP, Llama, ChatML) in hub layout; never write into it."""
     from tests.tiny import tiny_llava
 
     return tiny_llava(tmp_path_factory.mktemp("tiny") / "llava")
@@ -48,9 +65,7 @@ def tiny_llava_dir(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -
 def tiny_checkpoint(
     tmp_path_factory: pytest.TempPathFactory, one_thread: None
 ) -> Callable[[str], Path]:
-    """Random checkpoints by the names in `tests.architectures`; built once, never write into
-    them.
-    """
+    """Build random checkpoints by their names in `tests.architectures`; never write into them."""
     from tests.architectures import ARCHITECTURES
     from vqa_app.quiet import quiet
 

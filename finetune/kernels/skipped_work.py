@@ -126,8 +126,7 @@ class TrainedTokensMlp:
     def _select(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._trained is None:
             return None
-        _, indices = self._trained
-        selected = pad_rows(inputs[0].flatten(0, 1)[indices])
+        selected = pad_rows(inputs[0].flatten(0, 1)[self._trained[1]])
         return (selected[None], *inputs[1:])  # [1, trained tokens and padding, width]
 
     def _scatter(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:

@@ -84,7 +84,7 @@ def test_doctor_and_memory_errors_use_the_same_gigabyte(
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     assert "32.0 GB memory, 9.2 GB available" in CliRunner().invoke(app, ["doctor"]).stdout
     tensor = StoredTensor("weight", "BF16", (7, GB), Path("model.safetensors"), 0, 14 * GB)
-    with pytest.raises(ModelError, match="needs 14.0 GB of memory; 9.2 GB are free"):
+    with pytest.raises(ModelError, match=r"needs 14\.0 GB of memory; 9\.2 GB are free"):
         check_memory("a/b", [tensor], CPU, torch.bfloat16, None)
 
 
@@ -119,7 +119,7 @@ def test_memory_that_torch_keeps_of_freed_models_is_free(
     gpu = torch.device("cuda")
     assert free_memory(gpu) == 18 * GB
     check_memory("a/b", [_weights(17 * GB)], gpu, torch.bfloat16, None)
-    with pytest.raises(ModelError, match="needs 19.0 GB of GPU memory; 18.0 GB are free"):
+    with pytest.raises(ModelError, match=r"needs 19\.0 GB of GPU memory; 18\.0 GB are free"):
         check_memory("a/b", [_weights(19 * GB)], gpu, torch.bfloat16, None)
 
 
