@@ -16,7 +16,7 @@ from typing import Any
 from finetune.data.rows import PictureSource, Problem
 from finetune.progress import pluralize
 from vqa_app.checkpoints.source import HUB_TIMEOUT
-from vqa_app.errors import DataError
+from vqa_app.errors import DataError, first_line
 
 FOR_TRAINING, FOR_TESTING = "for training", "for testing"
 _SPLIT_WORDS = {
@@ -280,7 +280,7 @@ def _cannot_load(name: str, error: Exception, *, reachable: bool = True) -> Data
     elif not reachable:
         reason = "The hub cannot be reached."
     else:
-        reason = _first_line(error)
+        reason = first_line(error)
     return DataError(
         f"There is no file or folder {name}, and it cannot be loaded from the hub: {reason}",
         "Check the path, or the name on huggingface.co and the network.",
@@ -381,10 +381,6 @@ def _translate_errors(path: str | Path) -> Iterator[None]:
         yield
     except Exception as error:
         raise DataError(
-            f"Cannot read {path}: {_first_line(error.__cause__ or error)}",
+            f"Cannot read {path}: {first_line(error.__cause__ or error)}",
             "Check that the file is complete.",
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
