@@ -1,12 +1,9 @@
 """Pictures that keep their shape: padded to a square as `LlavaImageProcessor` does it."""
 
-from dataclasses import replace
-
 import numpy as np
 from PIL import Image
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from finetune.pretrain import patch_targets
 from finetune.pretrain.world.scene import Box, Scene
 
 GROUND = (127, 127, 127)
@@ -36,41 +33,17 @@ def padded_pixels(picture: Image.Image, side: int) -> np.ndarray:
     return np.asarray(picture)
 
 
-def padded_scene(scene: Scene) -> Scene:
-    """Return the scene of the padded picture: boxes become fractions of the square."""
+def padded_boxes(scene: Scene) -> list[Box]:
+    """Return the boxes of the scene's objects as fractions of the padded picture."""
     longest = max(scene.width, scene.height)
     across, down = scene.width / longest, scene.height / longest
-    left, top = (1 - across) / 2, (1 - down) / 2
-
-    def moved(box: Box) -> Box:
-        return (
-            left + box[0] * across,
-            top + box[1] * down,
-            left + box[2] * across,
-            top + box[3] * down,
+    margin_x, margin_y = (1 - across) / 2, (1 - down) / 2
+    return [
+        (
+            margin_x + left * across,
+            margin_y + top * down,
+            margin_x + right * across,
+            margin_y + bottom * down,
         )
-
-    items = tuple(replace(item, box=moved(item.box)) for item in scene.items)
-    return replace(scene, width=longest, height=longest, items=items)
-
-
-def unpadded_places(rows: np.ndarray, scene: Scene) -> np.ndarray:
-    """Turn the places in patch targets of a padded scene into fractions of the picture itself.
-
-    What is "at the top" is so within the picture. The encoder sees where the padding ends, and
-    whoever reads its features need not know that there was any.
-
-    Args:
-        rows: [patches, COLUMNS] of `patch_targets.patches`.
-        scene: The scene before it was padded.
-    """
-    longest = max(scene.width, scene.height)
-    shares = np.array([scene.width / longest, scene.height / longest])
-    owned = rows[:, patch_targets.OWNED] == 1
-    places = rows[owned, patch_targets.X :].astype(float)
-    margin = (1 - shares) / 2 * patch_targets.UNITS
-    places[:, :2] = (places[:, :2] - margin) / shares
-    places[:, 2:] = places[:, 2:] / shares
-    moved = rows.copy()
-    moved[owned, patch_targets.X :] = places.round().clip(0, patch_targets.UNITS)
-    return moved
+        for left, top, right, bottom in (item.box for item in scene.items)
+    ]

@@ -4,13 +4,14 @@ The same table, filled from scenes instead of pixels, is the symbolic picture th
 model learns on before it meets an encoder (`language.Symbols`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from finetune.pretrain.world import ROOMS, Item, Scene
 from finetune.pretrain.world.drawing.paint import COLOURS
+from finetune.pretrain.world.scene import Box
 
 SIDE = 8
 """Patches along a side of the encoder's picture."""
@@ -45,7 +46,7 @@ UNITS = 1000  # positions and extents are stored in thousandths of the picture
 def item_row(
     room: str, item: Item, kinds: Mapping[tuple[str, str], int] = KIND_INDEX
 ) -> np.ndarray:
-    """An object's row, marked as its centre: [COLUMNS] int16."""
+    """Return the row of an object, marked as its centre: [COLUMNS] int16."""
     x, y = item.centre
     row = np.zeros(COLUMNS, np.int16)
     row[OWNED] = row[CENTRE] = 1
@@ -59,7 +60,7 @@ def item_row(
 
 
 def objects(scene: Scene) -> np.ndarray:
-    """The compact symbolic picture: a row an object. [objects, COLUMNS] int16."""
+    """Return the compact symbolic picture, a row an object: [objects, COLUMNS] int16."""
     rows = [item_row(scene.room, item) for item in scene.items]
     return np.stack(rows) if rows else np.zeros((0, COLUMNS), np.int16)
 
@@ -69,24 +70,34 @@ CENSUS = 1 + sum(CLASSES[column] for column in COUNTED)
 
 
 def census(scene: Scene) -> np.ndarray:
-    """How many objects there are, then of each kind, each colour, each fill: [CENSUS] int64."""
+    """Count the objects, then those of each kind, each colour, each fill: [CENSUS] int64."""
     rows = objects(scene)
     counts = [np.bincount(rows[:, column], minlength=CLASSES[column]) for column in COUNTED]
     return np.concatenate(([len(rows)], *counts))
 
 
 def patches(
-    scene: Scene, side: int = SIDE, kinds: Mapping[tuple[str, str], int] = KIND_INDEX
+    scene: Scene,
+    side: int = SIDE,
+    kinds: Mapping[tuple[str, str], int] = KIND_INDEX,
+    boxes: Sequence[Box] | None = None,
 ) -> np.ndarray:
-    """The symbolic picture as the encoder's grid. [side * side, COLUMNS] int16.
+    """Return the symbolic picture as the encoder's grid: [side * side, COLUMNS] int16.
 
     A patch belongs to the last drawn object whose (slightly shrunk) box covers a third of it;
     the patch under an object's centre always does.
+
+    Args:
+        scene: The picture.
+        side: Patches along an edge of the encoder's picture.
+        kinds: The class of each room's kinds.
+        boxes: Where the objects are in the encoder's picture, if that is not the scene's own. What
+            the rows say of their places is always meant within the scene.
     """
     grid = np.zeros((side, side, COLUMNS), np.int16)
+    boxes = [item.box for item in scene.items] if boxes is None else boxes
     rows = [item_row(scene.room, item, kinds) for item in scene.items]
-    for item, row in zip(scene.items, rows, strict=True):
-        left, top, right, bottom = item.box
+    for (left, top, right, bottom), row in zip(boxes, rows, strict=True):
         dx, dy = 0.1 * (right - left), 0.1 * (bottom - top)
         across = _cover(left + dx, right - dx, side)
         down = _cover(top + dy, bottom - dy, side)
@@ -95,14 +106,15 @@ def patches(
         owned = row.copy()
         owned[CENTRE] = 0
         grid[share > 0.33] = owned
-    for row in rows:
-        column, line = (min(side - 1, int(row[axis]) * side // UNITS) for axis in (X, Y))
+    for (left, top, right, bottom), row in zip(boxes, rows, strict=True):
+        centre = ((left + right) / 2, (top + bottom) / 2)
+        column, line = (min(side - 1, max(0, int(place * side))) for place in centre)
         grid[line, column] = row
     return grid.reshape(side * side, COLUMNS)
 
 
 def _cover(start: float, end: float, side: int) -> np.ndarray:
-    """How much of each of the cells the interval covers: [side] in 0..1."""
+    """Return how much of each of the cells the interval covers: [side] in 0..1."""
     edges = np.arange(side + 1) / side
     return (np.minimum(end, edges[1:]) - np.maximum(start, edges[:-1])).clip(0) * side
 
@@ -113,7 +125,7 @@ _SPANS = torch.tensor((0.12, 0.2, 0.3, 0.45))
 
 
 def geometry(rows: torch.Tensor) -> torch.Tensor:
-    """Positions and extents as soft thermometers, which are easy to compare linearly.
+    """Return positions and extents as soft thermometers, easy to compare linearly.
 
     rows [..., COLUMNS] -> [..., GEOMETRY] float in about -1..1.
     """

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from finetune.pretrain import patch_targets
-from finetune.pretrain.padding import padded_pixels, padded_scene, unpadded_places
+from finetune.pretrain.padding import padded_boxes, padded_pixels
 from finetune.pretrain.scene_pool import caption as asked_caption
 from finetune.pretrain.world import ROOMS, Room, Scene, Split
 from finetune.pretrain.world.drawing.degradation import degraded
@@ -138,11 +138,10 @@ class Sources:
         picture = self.rooms[room].draw(scene)
         if split == "train":
             picture = degraded(picture, rng, LEAST_READABLE.get(room, 128))
-        rows = patch_targets.patches(padded_scene(scene), grid.patches, KIND_INDEX)
         return Drawn(
             room,
             padded_pixels(picture, grid.side),
-            unpadded_places(rows, scene),
+            patch_targets.patches(scene, grid.patches, KIND_INDEX, padded_boxes(scene)),
             caption_of(scene, seed),
             words_of(scene),
             icon_of(scene),
@@ -252,7 +251,7 @@ def photo_targets(batch: PhotoBatch, grid: Grid) -> torch.Tensor:
     rows[..., patch_targets.KIND] = (batch.labels + PHOTOS_FROM)[:, None, None]
     centres = torch.stack(((left + right) / 2, (top + bottom) / 2), 1)
     spans = torch.stack((right - left, bottom - top), 1)
-    # Places are fractions of the picture without its padding, as in `unpadded_places`.
+    # Places are fractions of the picture without its padding, as those of drawn pictures are.
     box = torch.cat(((centres - 0.5) / batch.shares + 0.5, spans / batch.shares), 1).clamp(0, 1)
     places = (box * patch_targets.UNITS).round().long()
     rows[..., patch_targets.X :] = places[:, None, None, :]

@@ -7,9 +7,8 @@ from PIL import Image
 from finetune.pretrain import patch_targets
 from finetune.pretrain.padding import (
     make_image_processor,
+    padded_boxes,
     padded_pixels,
-    padded_scene,
-    unpadded_places,
 )
 from finetune.pretrain.world import Item, Scene
 
@@ -25,16 +24,14 @@ def test_the_processor_of_transformers_sees_the_same(size: tuple[int, int]) -> N
 
 def test_boxes_move_with_the_picture() -> None:
     item = Item("circle", (0.0, 0.0, 0.5, 1.0))
-    square = padded_scene(Scene("shapes", "single", 200, 50, (item,), 0))
-    assert (square.width, square.height) == (200, 200)
-    assert square.items[0].box == pytest.approx((0.0, 0.375, 0.5, 0.625))
+    scene = Scene("shapes", "single", 200, 50, (item,), 0)
+    assert padded_boxes(scene)[0] == pytest.approx((0.0, 0.375, 0.5, 0.625))
 
 
 def test_targets_say_where_things_are_in_the_picture_itself() -> None:
     item = Item("circle", (0.5, 0.0, 1.0, 0.5))
     scene = Scene("shapes", "single", 200, 50, (item,), 0)
-    rows = unpadded_places(patch_targets.patches(padded_scene(scene), 8), scene)
-    centre = rows[rows[:, patch_targets.CENTRE] == 1]
-    assert centre[0, patch_targets.X :].tolist() == pytest.approx([750, 250, 500, 500], abs=8)
-    row, column = divmod(int(np.flatnonzero(rows[:, patch_targets.CENTRE] == 1)[0]), 8)
-    assert (row, column) == (3, 6)  # of the square
+    rows = patch_targets.patches(scene, 8, boxes=padded_boxes(scene))
+    centre = np.flatnonzero(rows[:, patch_targets.CENTRE] == 1)
+    assert rows[centre[0], patch_targets.X :].tolist() == [750, 250, 500, 500]
+    assert divmod(int(centre[0]), 8) == (3, 6)  # of the square
