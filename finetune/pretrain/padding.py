@@ -33,10 +33,15 @@ def padded_pixels(picture: Image.Image, side: int) -> np.ndarray:
     return np.asarray(picture)
 
 
+def picture_shares(scene: Scene) -> tuple[float, float]:
+    """Return how much of the padded picture's width and height the scene takes."""
+    longest = max(scene.width, scene.height)
+    return scene.width / longest, scene.height / longest
+
+
 def padded_boxes(scene: Scene) -> list[Box]:
     """Return the boxes of the scene's objects as fractions of the padded picture."""
-    longest = max(scene.width, scene.height)
-    across, down = scene.width / longest, scene.height / longest
+    across, down = picture_shares(scene)
     margin_x, margin_y = (1 - across) / 2, (1 - down) / 2
     return [
         (

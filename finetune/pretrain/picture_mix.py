@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from finetune.pretrain import patch_targets
-from finetune.pretrain.padding import padded_boxes, padded_pixels
+from finetune.pretrain.padding import padded_boxes, padded_pixels, picture_shares
 from finetune.pretrain.scene_pool import caption as asked_caption
 from finetune.pretrain.world import ROOMS, Room, Scene, Split
 from finetune.pretrain.world.drawing.degradation import degraded
@@ -98,6 +98,8 @@ class Drawn:
     words: frozenset[str]
     icon: int
     """The number of the concept of a picture of one icon, or of icons that are all alike; or -1."""
+    shares: tuple[float, float]
+    """How much of the square's width and height the picture takes; the rest is padding."""
 
 
 @dataclass
@@ -145,6 +147,7 @@ class Sources:
             caption_of(scene, seed),
             words_of(scene),
             icon_of(scene),
+            picture_shares(scene),
         )
 
 

@@ -67,11 +67,16 @@ def _truth(shown: list[Shown], texts: list[str], asked: list[tuple[str, str, int
 
 @dataclass
 class Batch:
-    """Pixels [n, 3, side, side], rows [n, patches, COLUMNS], names [n], and what is shown."""
+    """Pictures with what is known of them.
+
+    pixels [n, 3, side, side]; rows [n, patches, COLUMNS] of patch targets; labels [n], the names;
+    shares [n, 2]: how much of the square's width and height each picture takes.
+    """
 
     pixels: torch.Tensor
     rows: torch.Tensor
     labels: torch.Tensor
+    shares: torch.Tensor
     shown: list[Shown]
 
 
@@ -83,7 +88,8 @@ def drawn_batch(drawn: list[Drawn], device: str) -> Batch:
     styles = {"icons": "icon", "outside": "unknown"}
     shown = [Shown(styles.get(d.room, "drawing"), d.words, d.caption) for d in drawn]
     normal = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-    return Batch(normal, rows, labels.to(device), shown)
+    shares = torch.tensor([d.shares for d in drawn])
+    return Batch(normal, rows, labels.to(device), shares.to(device), shown)
 
 
 def mixed_batch(
@@ -100,5 +106,6 @@ def mixed_batch(
         torch.cat((batch.pixels, taken.pixels)),
         torch.cat((batch.rows, photo_targets(taken, settings.grid))),
         torch.cat((batch.labels, taken.labels + len(icon_concepts()))),
+        torch.cat((batch.shares, taken.shares)),
         batch.shown + shown,
     )

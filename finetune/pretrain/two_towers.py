@@ -45,6 +45,8 @@ DROPPED = ((0.6, 0.7), (0.92, 0.5), (1.0, 0.0))
 """Until which share of the pictures, which share of the patches is dropped."""
 DECAY_FROM = 0.5
 """From which share of the pictures on the learning rate falls."""
+PADDING_LATER = 0.7
+"""How much later than those of the picture patches of padding are kept, of 1."""
 SAVE_EVERY = 200
 """Seconds."""
 
@@ -118,15 +120,21 @@ class Run:
         with (self.out / "log.jsonl").open("a") as file:
             file.write(json.dumps(line | figures) + "\n")
 
-    def kept(self, count: int) -> torch.Tensor | None:
-        """Random patches to keep [count, k], or None for all."""
-        patches = self.settings.grid.patches**2
+    def kept(self, shares: torch.Tensor) -> torch.Tensor | None:
+        """Pick random patches to keep [n, k], or None for all; padding says little and goes first.
+
+        shares [n, 2]: see `Batch`.
+        """
+        grid = self.settings.grid.patches
         dropped = next((share for until, share in DROPPED if self.progress < until), 0.0)
         if not dropped:
             return None
-        some = round(patches * (1 - dropped))
-        order = torch.rand(count, patches, device=self.settings.device).argsort(1)
-        return order[:, :some]
+        some = round(grid**2 * (1 - dropped))
+        steps = (torch.arange(grid, device=shares.device) + 0.5) / grid - 0.5
+        within = steps.abs()[None, None, :] < shares[..., None] / 2 + 0.5 / grid  # [n, 2, grid]
+        padding = ~(within[:, 1, :, None] & within[:, 0, None, :]).flatten(1)
+        keys = torch.rand(len(shares), grid**2, device=shares.device) + PADDING_LATER * padding
+        return keys.argsort(1)[:, :some]
 
     def next_batch(self) -> tuple[Batch, list[str], torch.Tensor]:
         """Draw new pictures and pick a batch, with texts and which of them are true."""
@@ -142,7 +150,7 @@ class Run:
 
     def learn(self, batch: Batch, texts: list[str], true: torch.Tensor) -> dict[str, torch.Tensor]:
         """Take one step; return its losses and accuracies."""
-        kept = self.kept(len(batch.pixels))
+        kept = self.kept(batch.shares)
         rows = batch.rows
         if kept is not None:
             rows = rows.gather(1, kept[..., None].expand(-1, -1, rows.shape[-1]))

@@ -142,6 +142,18 @@ def test_kept_patches_are_seen_as_among_all(tokenizer: PreTrainedTokenizerFast) 
     assert torch.allclose(pooled, pooled_too, atol=1e-5)
 
 
+def test_patches_of_padding_are_dropped_first(out: Path) -> None:
+    run = Run(out, TINY, Sources.open(None, None, 32))
+    kept = run.kept(torch.tensor([[1.0, 0.25]] * 50 + [[1.0, 1.0]] * 50))
+    assert kept is not None
+    rows = kept // 4  # a strip across the middle of 4 x 4 patches: rows 1 and 2
+    strip = ((rows[:50] == 1) | (rows[:50] == 2)).float().mean()
+    whole = ((rows[50:] == 1) | (rows[50:] == 2)).float().mean()
+    assert strip > 0.85
+    assert 0.35 < whole < 0.65
+    assert all(len(set(row)) == len(row) for row in kept.tolist())
+
+
 def test_it_trains_stops_goes_on_and_exports(out: Path, sources: Sources) -> None:
     first = Run(out, TINY, sources)
     before = first.model.vision_model.embeddings.position_embedding.weight.clone()

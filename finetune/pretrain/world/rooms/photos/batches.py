@@ -11,6 +11,9 @@ import torch.nn.functional as F
 
 from finetune.pretrain.world.rooms.photos.store import PhotoStore
 
+LEAST_ZOOM = 0.5
+"""How small a photograph is shown at least, of the encoder's picture."""
+
 
 @dataclass(frozen=True)
 class PhotoBatch:
@@ -43,10 +46,12 @@ class PhotoBatches:
         wide = np.minimum(1.0, np.sqrt(area * ratio))
         high = np.minimum(1.0, np.sqrt(area / ratio))
         left, top = rng.uniform(0, 1 - wide), rng.uniform(0, 1 - high)
-        # A third keep the cut's own shape, on the grey that the processor pads with.
-        kept = rng.random(count) < 0.33
-        across = np.where(kept, wide / np.maximum(wide, high), 1.0)
-        down = np.where(kept, high / np.maximum(wide, high), 1.0)
+        # Half keep the cut's own shape, on the grey that the processor pads with, and are smaller:
+        # these photographs have few pixels, so that nothing is lost and fewer patches show all.
+        kept = rng.random(count) < 0.5
+        zoom = rng.uniform(LEAST_ZOOM, 1.0, count)
+        across = np.where(kept, zoom * wide / np.maximum(wide, high), 1.0)
+        down = np.where(kept, zoom * high / np.maximum(wide, high), 1.0)
         flipped = rng.random(count) < 0.5
         cuts = np.stack([left, top, wide, high, across, down, np.where(flipped, -1, 1)], axis=1)
         images = _worn(self._images(rows), rng)
