@@ -1,7 +1,7 @@
 """Files that version 0.1.0 wrote open as before: runs, an interrupted run, a page's data folder.
 
 `tests/fixtures/version-0.1.0` was written by that version; `@FOLDER@` in its text files stands for
-the folder that it lay in.
+its folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FIXTURE = Path(__file__).parent / "fixtures" / "version-0.1.0"
 
 @pytest.fixture
 def earlier(tmp_path: Path) -> Path:
-    """A copy of the fixture whose paths are right."""
+    """Copy the fixture and make its paths right."""
     folder = tmp_path / "earlier"
     shutil.copytree(FIXTURE, folder)
     for path in folder.rglob("*"):

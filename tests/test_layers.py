@@ -259,7 +259,7 @@ def test_no_module_needs_itself() -> None:
 
 
 def all_needed(needs: dict[str, set[str]], start: str) -> set[str]:
-    """What `start` imports, directly or through others."""
+    """Return what `start` imports, directly or through others."""
     found: set[str] = set()
     left = [start]
     while left:
