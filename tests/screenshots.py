@@ -89,7 +89,7 @@ def teach(visitor: Visitor, folder: Path, work: Path) -> None:
     page.wait_for_selector("[name=source]:checked")
     page.fill("#train-name", "blorps")
     page.click("#train-form [type=submit]")
-    page.locator("#job .chart").nth(1).wait_for()
+    page.locator("#job .chart").nth(1).wait_for(timeout=600_000)
     shoot(visitor, folder, "train")
     page.wait_for_selector(".outcome", timeout=600_000)
     page.click("text=Use it in chat")
