@@ -6,7 +6,6 @@ rows embedded by `Symbols`), then goes on with the answers' loss.
 """
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +35,7 @@ from finetune.pretrain.optim import (
     rank,
     rate_at,
 )
-from finetune.pretrain.scene_pool import pick_room, pixels
+from finetune.pretrain.scene_pool import pixels
 from finetune.pretrain.sequences import (
     PackedBatch,
     Packer,
@@ -44,7 +43,8 @@ from finetune.pretrain.sequences import (
     branches,
     turns_of,
 )
-from finetune.pretrain.world import QA, ROOMS, Scene, make_scene
+from finetune.pretrain.world import QA, Scene
+from finetune.pretrain.world.mixture import World
 from finetune.pretrain.world.pairs import comparable, compare
 
 
@@ -54,7 +54,7 @@ class Gallery:
 
     seer: Seer
     capacity: int
-    weights: Mapping[str, float]
+    world: World
     next_seed: int = 0
     scenes: list[Scene] = field(default_factory=list)
     drawn: int = 0
@@ -62,8 +62,8 @@ class Gallery:
     def refill(self, count: int) -> None:
         drawn = []
         for seed in range(self.next_seed, self.next_seed + count):
-            scene = make_scene(seed, pick_room(seed, self.weights))
-            drawn.append((scene, pixels(ROOMS[scene.room].draw(scene))))
+            scene = self.world.make_scene(seed)
+            drawn.append((scene, pixels(self.world.draw(scene))))
         seen = self.seer.features(np.stack([picture for _, picture in drawn]))
         rows = torch.from_numpy(np.stack([patch_targets.patches(scene) for scene, _ in drawn]))
         if not self.scenes:
@@ -105,7 +105,7 @@ class Batch:
 
 
 def ask_scenes(
-    shown: list[tuple[Scene, ...]], seed: int, most: int, sampler: SkillSampler
+    world: World, shown: list[tuple[Scene, ...]], seed: int, most: int, sampler: SkillSampler
 ) -> tuple[list[PictureConversations], list[list[QA]]]:
     """At most `most` fresh questions about each scene or pair of scenes, and a row of talk."""
     rows: list[PictureConversations] = []
@@ -115,7 +115,7 @@ def ask_scenes(
         if len(scenes) == 2:
             qas = compare(scenes[0], scenes[1], rng)
         else:
-            qas = scene_questions(scenes[0], rng, "train", 2)
+            qas = scene_questions(world, scenes[0], rng, "train", 2)
         made = branches(sampler.sample(qas, rng, most), rng)
         rows.append(([patch_targets.PATCHES] * len(scenes), [turns for turns, _ in made]))
         asked.append([qa for _, qa in made])
@@ -153,7 +153,7 @@ def align(
     referents: Referents,
     census: Census,
     tokenizer: PreTrainedTokenizerFast,
-    weights: Mapping[str, float],
+    world: World,
     minutes: float,
     *,
     seed: int = 0,
@@ -180,7 +180,7 @@ def align(
     if training.progress >= 1:
         return
     first = training.kept.get("next_seed", 50_000_000 * (seed + 1)) + 10_000_000 * rank()
-    gallery = Gallery(seer, capacity, weights, next_seed=first)
+    gallery = Gallery(seer, capacity, world, next_seed=first)
     gallery.refill(min(capacity, round(800 * scale)))
     number = training.kept.get("number", 2_000_000_000 * (seed + 1)) + 200_000_000 * rank()
     sampler = SkillSampler(training.kept.get("right", {}))
@@ -198,7 +198,7 @@ def align(
             asked = gallery_batch(gallery, packer, batch, rng, sampler)
         else:
             asked, number = symbol_batch(
-                symbols, packer, weights, number, training.step, scale, sampler
+                symbols, packer, world, number, training.step, scale, sampler
             )
         with fast_autocast(seer.device):
             whole, loss, hits = step_loss(
@@ -218,7 +218,7 @@ def align(
                 flush=True,
             )
         if training.due("score", score_every):
-            scores = evaluate_world(seer, packer, Exam(weights, 80))
+            scores = evaluate_world(seer, packer, Exam(world, 80))
             print(f"{name} score {told(scores)}", flush=True)
         if training.due("save", 120):
             training.save(number=number, next_seed=gallery.next_seed, right=sampler.accuracy)
@@ -239,7 +239,7 @@ def gallery_batch(
         pairs = [pair for _ in range(batch // 4) if (pair := gallery.pair(rng))]
         shown = shown[len(pairs) :] + pairs
     scenes = [tuple(gallery.scenes[slot] for slot in slots) for slots in shown]
-    rows, asked = ask_scenes(scenes, int(rng.integers(1 << 40)), 9, sampler)
+    rows, asked = ask_scenes(gallery.world, scenes, int(rng.integers(1 << 40)), 9, sampler)
     with fast_autocast(seer.device):
         visual = seer.projector(gallery.seen[[slot for slots in shown for slot in slots]])
     return Batch(
@@ -258,7 +258,7 @@ def gallery_batch(
 def symbol_batch(
     symbols: Symbols,
     packer: Packer,
-    weights: Mapping[str, float],
+    world: World,
     number: int,
     step: int,
     scale: float,
@@ -267,7 +267,7 @@ def symbol_batch(
     """A batch of stage 0b's last kind: mostly compact, now and then a grid."""
     grid = step % 15 == 0
     course = batch_plan_at(1.0, 0 if grid else 1, 1.0, scale)
-    batch, number = make_question_batch(packer, number, weights, course, sampler=sampler)
+    batch, number = make_question_batch(packer, number, world, course, sampler=sampler)
     device = symbols.owned.weight.device
     with fast_autocast(device.type):
         visual = symbols(batch.rows.to(device), grid)

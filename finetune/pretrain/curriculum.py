@@ -4,14 +4,13 @@
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from finetune.pretrain import patch_targets
-from finetune.pretrain.scene_pool import pick_room
 from finetune.pretrain.sequences import (
     Hits,
     PackedBatch,
@@ -20,7 +19,8 @@ from finetune.pretrain.sequences import (
     branches,
     turns_of,
 )
-from finetune.pretrain.world import QA, ROOMS, Scene, Split, make_scene
+from finetune.pretrain.world import QA, Scene, Split
+from finetune.pretrain.world.mixture import World
 from finetune.pretrain.world.pairs import make_pair
 from finetune.pretrain.world.wording.small_talk import small_talk, without_picture
 
@@ -51,12 +51,14 @@ def referent_targets(asked: Sequence[Sequence[QA]], rooms: Sequence[str]) -> Ref
     return found
 
 
-def scene_questions(scene: Scene, rng: random.Random, split: Split, rounds: int = 1) -> list[QA]:
+def scene_questions(
+    world: World, scene: Scene, rng: random.Random, split: Split, rounds: int = 1
+) -> list[QA]:
     """Return the room's questions, sometimes with small talk in between.
 
     More `rounds` give `SkillSampler.sample` more to choose from.
     """
-    asked = [qa for _ in range(rounds) for qa in ROOMS[scene.room].ask(scene, rng, split)]
+    asked = [qa for _ in range(rounds) for qa in world.ask(scene, rng, split)]
     qas = list({(qa.question, qa.sentence): qa for qa in asked}.values())
     if rng.random() < 0.15:
         qas.insert(rng.randrange(len(qas) + 1), small_talk(rng, split))
@@ -191,7 +193,7 @@ PAIR_EVERY = 12
 def make_question_batch(
     packer: Packer,
     first: int,
-    weights: Mapping[str, float],
+    world: World,
     plan: BatchPlan,
     split: Split = "train",
     sampler: SkillSampler | None = None,
@@ -212,8 +214,9 @@ def make_question_batch(
             scenes: tuple[Scene, ...] = pair.scenes
             qas = list(pair.questions)
         else:
-            scene = make_scene(number, pick_room(number, weights), split)
-            scenes, qas = (scene,), scene_questions(scene, rng, split, 2 if split == "train" else 1)
+            scene = world.make_scene(number, split)
+            scenes = (scene,)
+            qas = scene_questions(world, scene, rng, split, 2 if split == "train" else 1)
         number += 1
         if not all(0 < len(scene.items) <= plan.most_objects for scene in scenes):
             continue

@@ -16,6 +16,7 @@ from finetune.pretrain import patch_targets
 from finetune.pretrain.model import CAPTION_TOKENS, siglip_config
 from finetune.pretrain.optim import Training, fast_autocast
 from finetune.pretrain.scene_pool import ScenePool, normalised
+from finetune.pretrain.world.mixture import World
 
 CONTRAST_EVERY = 4
 """The caption loss is taken on every fourth batch: the text tower costs time, dense heads pay."""
@@ -83,7 +84,7 @@ def read_captions(
 def train_encoder(
     out: Path,
     tokenizer: PreTrainedTokenizerFast,
-    weights: dict[str, float],
+    world: World,
     minutes: float,
     *,
     seed: int = 0,
@@ -101,7 +102,7 @@ def train_encoder(
     training = Training(out / "encoder.pt", minutes, {"model": model, "heads": heads})
     if training.progress >= 1:
         return model.eval()
-    pool = ScenePool(capacity, weights, training.kept.get("next_seed", 0))
+    pool = ScenePool(capacity, world, training.kept.get("next_seed", 0))
     rng = np.random.default_rng((seed, training.step))
     pool.refill(min(capacity, 20 * batch))
     while training.progress < 1:

@@ -11,7 +11,6 @@ import argparse
 import json
 import random
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -25,9 +24,10 @@ from finetune.pretrain import patch_targets
 from finetune.pretrain.curriculum import questions_without_picture, scene_questions
 from finetune.pretrain.language import run_packed, told
 from finetune.pretrain.optim import fast_autocast, fast_dtype
-from finetune.pretrain.scene_pool import normalised, pick_room, pixels
+from finetune.pretrain.scene_pool import normalised, pixels
 from finetune.pretrain.sequences import Packer, answer_hits, first_pieces, turns_of
-from finetune.pretrain.world import ROOMS, Scene, make_scene
+from finetune.pretrain.world import ROOMS, Scene
+from finetune.pretrain.world.mixture import World
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ Shown = Literal["own", "blank", "other"]
 class Exam:
     """Which scenes are asked about."""
 
-    rooms: Mapping[str, float]
+    world: World
     scenes: int
     least: int = 1
     most: int = 10**6
@@ -84,7 +84,7 @@ class Exam:
         found: list[Scene] = []
         seed = self.first_seed
         while len(found) < self.scenes:
-            scene = make_scene(seed, pick_room(seed, self.rooms), "test")
+            scene = self.world.make_scene(seed, "test")
             if self.least <= len(scene.items) <= self.most:
                 found.append(scene)
             seed += 1
@@ -109,7 +109,7 @@ def evaluate_world(seer: Seer, packer: Packer, exam: Exam) -> Scores:
     scenes = exam.drawn()
     for start in range(0, len(scenes), 20):
         part = scenes[start : start + 20]
-        images = np.stack([pixels(ROOMS[scene.room].draw(scene)) for scene in part])
+        images = np.stack([pixels(exam.world.draw(scene)) for scene in part])
         if exam.shown == "blank":
             images = np.full_like(images, 128)
         elif exam.shown == "other":
@@ -117,7 +117,7 @@ def evaluate_world(seer: Seer, packer: Packer, exam: Exam) -> Scores:
         rows, skills = [], []
         for k, scene in enumerate(part):
             rng = random.Random(f"exam-{exam.first_seed}-{start + k}")
-            qas = scene_questions(scene, rng, "train" if exam.known else "test")
+            qas = scene_questions(exam.world, scene, rng, "train" if exam.known else "test")
             rows.append(((patch_targets.PATCHES,), [turns_of(qa, rng, plain=True) for qa in qas]))
             skills.append([qa.skill for qa in qas])
         rng = random.Random(f"exam-talk-{start}")
@@ -160,7 +160,7 @@ def main() -> None:
     model = LlavaForConditionalGeneration.from_pretrained(given.model, dtype=torch.float32).eval()
     packer = Packer(AutoTokenizer.from_pretrained(given.model))
     exam = Exam(
-        dict.fromkeys(given.room or ROOMS, 1.0),
+        World(dict.fromkeys(given.room or ROOMS, 1.0)),
         given.scenes,
         given.least,
         given.most,

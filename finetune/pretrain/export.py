@@ -12,15 +12,17 @@ import argparse
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.pretrain.scene_pool import pick_room
 from finetune.pretrain.sequences import turns_of
-from finetune.pretrain.world import QA, ROOMS, Scene, Split, make_scene
+from finetune.pretrain.world import QA, ROOMS, Scene, Split
+from finetune.pretrain.world.mixture import World
 from finetune.pretrain.world.pairs import make_pair
+
+EVERY_ROOM = World(dict.fromkeys(ROOMS, 1.0))
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Selection:
     """Which questions are exported; scenes have `least` to `most` objects (None: any number)."""
 
     split: Split = "test"
-    rooms: Mapping[str, float] | None = None
+    world: World = EVERY_ROOM
     skills: tuple[str, ...] = ()
     least: int = 1
     most: int | None = None
@@ -39,10 +41,9 @@ class Selection:
 
     def scenes(self, seed: int) -> Iterator[tuple[int, Scene]]:
         """Yield matching scenes with their numbers, from number `seed` on."""
-        weights = self.rooms or dict.fromkeys(ROOMS, 1.0)
         number = seed
         while True:
-            scene = make_scene(number, pick_room(number, weights), self.split)
+            scene = self.world.make_scene(number, self.split)
             if len(scene.items) >= self.least and len(scene.items) <= (self.most or 10**6):
                 yield number, scene
             number += 1
@@ -50,7 +51,7 @@ class Selection:
     def questions(self, number: int, scene: Scene) -> dict[str, list[QA]]:
         """Return the selected questions about a scene, by skill."""
         found: dict[str, list[QA]] = defaultdict(list)
-        for qa in ROOMS[scene.room].ask(scene, random.Random(f"export-{number}"), self.split):
+        for qa in self.world.ask(scene, random.Random(f"export-{number}"), self.split):
             if not self.skills or qa.skill in self.skills:
                 found[qa.skill].append(qa)
         return found
@@ -102,7 +103,7 @@ def export(
         if not found:
             continue
         name = f"pictures/{scene.room}-{number}.png"
-        ROOMS[scene.room].draw(scene).save(folder / name)
+        selection.world.draw(scene).save(folder / name)
         rng = random.Random(f"dress-{number}")
         for skill, qas in sorted(found.items()):
             groups = [[qa] for qa in qas] if any(qa.before for qa in qas) else [qas]
@@ -168,7 +169,7 @@ def main() -> None:
         return
     selection = Selection(
         args.split,
-        dict.fromkeys(args.room, 1.0) if args.room else None,
+        World(dict.fromkeys(args.room, 1.0)) if args.room else EVERY_ROOM,
         tuple(args.skill),
         args.least,
         args.most,

@@ -6,7 +6,6 @@ only the same information in its own code, which the projector translates.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from finetune.pretrain.curriculum import (
 from finetune.pretrain.model import language_config
 from finetune.pretrain.optim import Training, fast_autocast
 from finetune.pretrain.sequences import Hits, PackedBatch, Packer, answer_hits, answer_starts
+from finetune.pretrain.world.mixture import World
 
 
 class Symbols(nn.Module):
@@ -226,7 +226,7 @@ def symbolic_score(
     model: LlamaForCausalLM,
     symbols: Symbols,
     packer: Packer,
-    weights: Mapping[str, float],
+    world: World,
     scenes: int,
     grid: bool,
     device: str = "cpu",
@@ -235,7 +235,7 @@ def symbolic_score(
     hits: dict[str, list[bool]] = defaultdict(list)
     for start in range(0, scenes, 20):
         course = BatchPlan(20, 12, grid)
-        batch, _ = make_question_batch(packer, 1000 * start, weights, course, "test")
+        batch, _ = make_question_batch(packer, 1000 * start, world, course, "test")
         packed = batch.packed.to(device)
         with fast_autocast(device):
             visual = symbols(batch.rows.to(device), grid)
@@ -256,7 +256,7 @@ def told(scores: dict[str, tuple[float, int]]) -> str:
 def train_language(
     out: Path,
     tokenizer: PreTrainedTokenizerFast,
-    weights: Mapping[str, float],
+    world: World,
     minutes: float,
     *,
     seed: int = 0,
@@ -283,7 +283,7 @@ def train_language(
     losses: list[float] = []
     while training.progress < 1:
         course = batch_plan_at(training.progress, training.step, compact_share, scale)
-        batch, number = make_question_batch(packer, number, weights, course, sampler=sampler)
+        batch, number = make_question_batch(packer, number, world, course, sampler=sampler)
         packed = batch.packed.to(device)
         with fast_autocast(device):
             visual = symbols(batch.rows.to(device), course.grid).flatten(0, -2)
@@ -301,7 +301,7 @@ def train_language(
             )
         if training.due("score", 240):
             for grid in (False, True):
-                scores = symbolic_score(model, symbols, packer, weights, 60, grid, device)
+                scores = symbolic_score(model, symbols, packer, world, 60, grid, device)
                 print(f"language score grid {grid} {told(scores)}", flush=True)
         if training.due("save", 120):
             training.save(number=number, right=sampler.accuracy)

@@ -78,13 +78,13 @@ def icon_of(scene: Scene) -> int:
     return KIND_INDEX["icons", kinds.pop()] - ICONS_FROM if len(kinds) == 1 else -1
 
 
-def caption_of(scene: Scene, seed: int) -> str:
+def caption_of(room: Room, scene: Scene, seed: int) -> str:
     """Return a description of a drawn picture, or ""."""
     if scene.room == "icons":
         return ", ".join(item.word for item in scene.items[:4])
     if scene.room == "wide shapes":
         return wide.caption(scene)
-    return asked_caption(scene, seed)
+    return asked_caption(room, scene, seed)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Sources:
             room,
             padded_pixels(picture, grid.side),
             patch_targets.patches(scene, grid.patches, KIND_INDEX, padded_boxes(scene)),
-            caption_of(scene, seed),
+            caption_of(self.rooms[room], scene, seed),
             words_of(scene),
             icon_of(scene),
             picture_shares(scene),

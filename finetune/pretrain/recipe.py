@@ -24,7 +24,7 @@ from finetune.pretrain.model import assemble_checkpoint, make_projector, save, s
 from finetune.pretrain.optim import apart, together
 from finetune.pretrain.tokenizer import train_tokenizer
 from finetune.pretrain.unseen_tokens import spread_unseen
-from finetune.pretrain.world import ROOMS
+from finetune.pretrain.world.mixture import World
 from vqa_app.checkpoints.manifest import is_finished
 from vqa_app.files import atomic_directory
 
@@ -65,9 +65,9 @@ class Plan:
         return SEPARATE_SHARE * self.minutes / (1 if self.parallel else 2)
 
     @property
-    def rooms(self) -> dict[str, float]:
-        """The weights of the rooms."""
-        return {name: ROOM_WEIGHTS[name] for name in ROOMS}
+    def world(self) -> World:
+        """The rooms that are trained on."""
+        return World(ROOM_WEIGHTS)
 
 
 def build(plan: Plan) -> Path:
@@ -126,7 +126,7 @@ def _encoder(plan: Plan) -> SiglipModel:
     return train_encoder(
         plan.out,
         make_tokenizer(plan),
-        plan.rooms,
+        plan.world,
         plan.separate,
         seed=plan.seed,
         tiny=plan.tiny,
@@ -141,7 +141,7 @@ def _language(plan: Plan) -> tuple[LlamaForCausalLM, Symbols, Referents, Census]
     return train_language(
         plan.out,
         make_tokenizer(plan),
-        plan.rooms,
+        plan.world,
         plan.separate,
         seed=plan.seed,
         tiny=plan.tiny,
@@ -166,7 +166,7 @@ def _align(plan: Plan, number: int, processes: int = 2) -> None:
         referents,
         census,
         tokenizer,
-        plan.rooms,
+        plan.world,
         ALIGNMENT_SHARE * plan.minutes,
         seed=plan.seed,
         rate=0.6,
@@ -192,7 +192,7 @@ def finetune_stages(plan: Plan) -> Path:
     )
     data = plan.out / "data"
     if not (data / "train.json").exists():
-        selection = Selection("train", plan.rooms, short=None, plain=False)
+        selection = Selection("train", plan.world, short=None, plain=False)
         export(data, questions, selection, seed=90_000_000 + plan.seed)
     base = plan.out / "base"
     stages: tuple[tuple[Stage, Path], ...] = (

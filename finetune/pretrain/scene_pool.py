@@ -1,7 +1,6 @@
 """A rolling pool of drawn pictures: each is used by several steps before it is replaced."""
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +8,8 @@ import torch
 from PIL import Image
 
 from finetune.pretrain import patch_targets
-from finetune.pretrain.world import QA, ROOMS, Scene, make_scene
+from finetune.pretrain.world import QA, Room, Scene
+from finetune.pretrain.world.mixture import World
 
 SIZE = 128
 
@@ -26,15 +26,9 @@ def normalised(batch: torch.Tensor) -> torch.Tensor:
     return batch.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def pick_room(seed: int, weights: Mapping[str, float]) -> str:
-    """Return the room of scene number `seed`, drawn by weight."""
-    rng = random.Random(f"room-{seed}")
-    return rng.choices(list(weights), list(weights.values()))[0]
-
-
-def caption(scene: Scene, seed: int) -> str:
+def caption(room: Room, scene: Scene, seed: int) -> str:
     """Return a caption for contrastive training; "" where the room's questions yield none."""
-    qas: list[QA] = ROOMS[scene.room].ask(scene, random.Random(seed), "train")
+    qas: list[QA] = room.ask(scene, random.Random(seed), "train")
     for skill in ("caption", "describe"):
         for qa in qas:
             if qa.skill == skill:
@@ -52,7 +46,7 @@ class ScenePool:
     """
 
     capacity: int
-    weights: Mapping[str, float]
+    world: World
     next_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,11 +61,11 @@ class ScenePool:
         """Draw `count` new scenes into the pool."""
         for _ in range(count):
             seed = self.next_seed
-            scene = make_scene(seed, pick_room(seed, self.weights))
+            scene = self.world.make_scene(seed)
             slot = self.drawn % self.capacity
-            self.images[slot] = pixels(ROOMS[scene.room].draw(scene))
+            self.images[slot] = pixels(self.world.draw(scene))
             self.targets[slot] = patch_targets.patches(scene)
-            self.texts[slot] = caption(scene, seed)
+            self.texts[slot] = caption(self.world.rooms[scene.room], scene, seed)
             self.drawn += 1
             self.next_seed += 1
 

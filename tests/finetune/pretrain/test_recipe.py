@@ -12,10 +12,11 @@ from finetune.pretrain.export import Selection, export
 from finetune.pretrain.language import train_language
 from finetune.pretrain.recipe import Plan, build
 from finetune.pretrain.tokenizer import train_tokenizer
+from finetune.pretrain.world.mixture import World
 
 pytestmark = pytest.mark.slow
 
-SHAPES = {"shapes": 1.0}
+SHAPES = World({"shapes": 1.0})
 
 
 def test_the_tiny_recipe_writes_a_standard_checkpoint(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from finetune.pretrain.exam import Seer
 from finetune.pretrain.model import language_config, siglip_config
 from finetune.pretrain.scene_pool import SIZE, ScenePool, pixels
 from finetune.pretrain.world import ROOMS, make_scene
+from finetune.pretrain.world.mixture import World
 
 
 def test_a_resumed_pool_has_pictures_after_the_first_refill() -> None:
-    pool = ScenePool(16, {"shapes": 1.0}, next_seed=1003)
+    pool = ScenePool(16, World({"shapes": 1.0}), next_seed=1003)
     pool.refill(5)
     slots = pool.batch(64, np.random.default_rng(0))
     assert (pool.targets[slots, :, patch_targets.OWNED] == 1).any(axis=1).all()
@@ -21,7 +22,7 @@ def test_a_resumed_pool_has_pictures_after_the_first_refill() -> None:
 
 
 def test_the_oldest_pictures_are_replaced() -> None:
-    pool = ScenePool(4, {"shapes": 1.0})
+    pool = ScenePool(4, World({"shapes": 1.0}))
     pool.refill(6)
     newest = make_scene(5, "shapes")
     assert np.array_equal(pool.images[1], pixels(ROOMS["shapes"].draw(newest)))
@@ -33,7 +34,7 @@ def test_a_resumed_gallery_keeps_targets_and_scenes_aligned() -> None:
     encoder = SiglipModel(siglip_config(64, tiny=True)).eval()
     language = LlamaForCausalLM(language_config(64, tiny=True))
     seer = Seer(encoder.vision_model, torch.nn.Identity(), language)
-    gallery = Gallery(seer, 4, {"shapes": 1.0}, next_seed=7)
+    gallery = Gallery(seer, 4, World({"shapes": 1.0}), next_seed=7)
     gallery.refill(6)
     assert len(gallery.scenes) == 4
     for slot, scene in enumerate(gallery.scenes):

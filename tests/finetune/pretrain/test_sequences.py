@@ -12,6 +12,7 @@ from finetune.pretrain.model import language_config, make_processor, vision_conf
 from finetune.pretrain.sequences import Packer, answer_hits, answer_starts, turns_of
 from finetune.pretrain.tokenizer import train_tokenizer
 from finetune.pretrain.world import ROOMS, make_scene
+from finetune.pretrain.world.mixture import World
 from finetune.pretrain.world.scene import QA
 
 
@@ -63,7 +64,9 @@ def test_packed_branches_equal_each_conversation_alone(
 ) -> None:
     """Compare loss and gradients with transformers' attention on one conversation at a time."""
     model, symbols = parts
-    batch, _ = make_question_batch(Packer(tokenizer), 0, {"shapes": 1.0}, BatchPlan(3, 3, False))
+    batch, _ = make_question_batch(
+        Packer(tokenizer), 0, World({"shapes": 1.0}), BatchPlan(3, 3, False)
+    )
     packed = batch.packed
     count = (packed.labels[:, 1:] != -100).sum()
     hidden, _ = run_packed(model, packed, symbols(batch.rows, False))
@@ -106,7 +109,9 @@ def test_heads_read_the_token_before_an_answer(
     tokenizer: PreTrainedTokenizerFast, parts: tuple[LlamaForCausalLM, Symbols]
 ) -> None:
     model, _ = parts
-    batch, _ = make_question_batch(Packer(tokenizer), 0, {"shapes": 1.0}, BatchPlan(3, 6, False))
+    batch, _ = make_question_batch(
+        Packer(tokenizer), 0, World({"shapes": 1.0}), BatchPlan(3, 6, False)
+    )
     torch.manual_seed(0)
     hidden = torch.randn(*batch.packed.ids.shape, model.config.hidden_size, requires_grad=True)
     Referents(model.config.hidden_size).loss((hidden,), batch.packed, batch.referents).backward()

@@ -1,0 +1,33 @@
+"""A mixture of rooms: which there are, and how often each is drawn."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from finetune.pretrain.world import ROOMS
+from finetune.pretrain.world.scene import QA, Room, Scene, Split
+
+
+@dataclass(frozen=True)
+class World:
+    """Rooms by their names; rooms that need data are opened by whoever has it."""
+
+    weights: Mapping[str, float]
+    """How often each room is drawn; the rooms without a weight never are."""
+    rooms: Mapping[str, Room] = field(default_factory=lambda: ROOMS)
+
+    def make_scene(self, number: int, split: Split = "train") -> Scene:
+        """Make scene number `number` of a split; those of different splits are unrelated."""
+        chooser = random.Random(f"room-{number}")
+        name = chooser.choices(list(self.weights), list(self.weights.values()))[0]
+        return self.rooms[name].make(random.Random(f"{split}-{name}-{number}"), split)
+
+    def draw(self, scene: Scene) -> Image.Image:
+        """Draw a scene; see `Room.draw`."""
+        return self.rooms[scene.room].draw(scene)
+
+    def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
+        """Return questions about a scene; see `Room.ask`."""
+        return self.rooms[scene.room].ask(scene, rng, split)
