@@ -30,7 +30,7 @@ from finetune.pretrain.language import Census, Referents, Symbols, step_loss, to
 from finetune.pretrain.optim import (
     MuonAdam,
     Training,
-    copied_from_first,
+    broadcast_weights,
     fast_autocast,
     rank,
     rate_at,
@@ -185,7 +185,7 @@ def align(
     number = training.kept.get("number", 2_000_000_000 * (seed + 1)) + 200_000_000 * rank()
     sampler = SkillSampler(training.kept.get("right", {}))
     rng = np.random.default_rng((seed, training.step, rank()))
-    copied_from_first(parts.values())
+    broadcast_weights(parts.values())
     if training.fresh:
         share = regress(seer, symbols, gallery, round(250 * scale), rng)
         print(f"{name} projector starts with {share:.3f} of the symbols' variance unexplained")

@@ -21,7 +21,7 @@ class MuonAdam:
     """Muon on the matrices inside blocks, AdamW on everything else, under one schedule.
 
     Muon (Jordan et al., 2024; `match_rms_adamw`: Liu et al., 2025) learns two to three times as
-    fast as AdamW here. Embeddings, heads, norms and biases are AdamW's.
+    fast as AdamW here. AdamW trains embeddings, heads, norms and biases.
     """
 
     def __init__(self, modules: Iterable[nn.Module], rate: float = 1.0) -> None:
@@ -45,9 +45,9 @@ class MuonAdam:
         self.base = [group["lr"] for part in self.parts for group in part.param_groups]
 
     def step(self, factor: float) -> None:
-        """One step at `factor` times the base rates; gradients are clipped and cleared.
+        """Take one step at `factor` times the base rates, then clear the gradients.
 
-        Where several processes train together (`together`), theirs are averaged first.
+        Gradients are averaged over the processes that train together, and clipped.
         """
         if distributed.is_initialized():
             grads = [p.grad for p in self.parameters if p.grad is not None]
@@ -64,16 +64,18 @@ class MuonAdam:
             part.step()
             part.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> list[dict]:
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Return the state of each optimiser."""
         return [part.state_dict() for part in self.parts]
 
-    def load_state_dict(self, states: list[dict]) -> None:
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Restore what `state_dict` returned."""
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)
 
 
 def fast_dtype(device: str) -> torch.dtype:
-    """bf16 where the device has instructions for it; elsewhere it is slower than float32."""
+    """Return bf16 if the device has instructions for it; otherwise it is slower than float32."""
     return torch.bfloat16 if computes_in_bfloat16(torch.device(device)) else torch.float32
 
 
@@ -84,12 +86,12 @@ def fast_autocast(device: str) -> torch.autocast:
 
 
 def rank() -> int:
-    """Which of the processes that train together this is; 0 when it is alone."""
+    """Return the number of this process among those that train together; 0 for a single one."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def agreed(value: float) -> float:
-    """The processes' mean of a number, so that all of them stop at the same step."""
+def mean_over_processes(value: float) -> float:
+    """Return the mean of a number over all processes, so that all stop at the same step."""
     if not distributed.is_initialized():
         return value
     shared = torch.tensor([value])
@@ -97,30 +99,43 @@ def agreed(value: float) -> float:
     return shared.item() / distributed.get_world_size()
 
 
-def copied_from_first(modules: Iterable[nn.Module]) -> None:
-    """Every process starts with the weights of the first one."""
+def broadcast_weights(modules: Iterable[nn.Module]) -> None:
+    """Copy the weights of the first process to all others."""
     if distributed.is_initialized():
         for module in modules:
             for parameter in module.parameters():
                 distributed.broadcast(parameter.data, 0)
 
 
-def together(number: int, processes: int, meeting: Path) -> None:
-    """Makes this process number `number` of several that train as one; they meet at a file."""
+def join_group(number: int, processes: int, meeting: Path) -> None:
+    """Join a group of processes that train together.
+
+    Args:
+        number: The number of this process.
+        processes: How many there are.
+        meeting: A file that all processes can reach and that does not exist yet.
+    """
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     distributed.init_process_group(
         "gloo", init_method=f"file://{meeting.resolve()}", rank=number, world_size=processes
     )
 
 
-def apart() -> None:
-    """Ends what `together` began."""
+def leave_group() -> None:
+    """Leave the group of processes, if this process has joined one."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def rate_at(progress: float, step: int, warmup: int = 100, decay_from: float = 0.55) -> float:
-    """Warm-up, a plateau, then linearly to a twentieth; `progress` is the share of time used."""
+    """Return the factor of the learning rate: warm-up, a plateau, then linearly to a twentieth.
+
+    Args:
+        progress: Share of the time that is used, 0 to 1.
+        step: Number of optimiser steps so far.
+        warmup: Steps of the warm-up.
+        decay_from: Share of the time after which the rate falls.
+    """
     fall = max(0.0, (progress - decay_from) / (1 - decay_from))
     return min(1.0, (step + 1) / warmup) * max(0.05, 1 - fall)
 
@@ -135,33 +150,36 @@ class Clock:
 
     @property
     def elapsed(self) -> float:
-        """Seconds."""
+        """Time spent so far, in seconds."""
         return self.spent + time.monotonic() - self.started
 
     @property
     def progress(self) -> float:
+        """Share of the time that is used."""
         return self.elapsed / (60 * self.minutes)
 
 
 class Training:
-    """A stage under way: its modules, their optimiser, and how far it is, across restarts.
+    """The state of a stage: modules, optimiser, steps and time, kept across restarts.
 
-    Processes that train together agree on `progress` (the share of the time that is used), and the
-    first one saves.
+    Processes that train together agree on `progress`, the share of the time that is used; the first
+    one saves.
+
+    Args:
+        path: File of the state; training continues from it if it exists.
+        minutes: Time of the stage.
+        modules: The trained modules by their names in the state.
+        rate: Factor of all learning rates.
     """
 
     def __init__(
         self, path: Path, minutes: float, modules: Mapping[str, nn.Module], rate: float = 1.0
     ) -> None:
-        """Args:
-        path: of the state, which is gone on with where it exists.
-        modules: those that are trained, by their names in the state.
-        """
         self.path, self.modules = path, dict(modules)
         self.optimiser = MuonAdam(self.modules.values(), rate)
         self.clock, self.step = Clock(minutes), 0
         self.kept: dict[str, Any] = {}
-        """What else was saved."""
+        """Further values of the saved state."""
         state = load_state(path)
         self.fresh = state is None
         if state:
@@ -169,18 +187,18 @@ class Training:
                 module.load_state_dict(state["modules"][name])
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.clock.spent, self.kept = state["step"], state["spent"], state["kept"]
-        self.progress = agreed(self.clock.progress)
+        self.progress = mean_over_processes(self.clock.progress)
         self._last: dict[str, float] = {}
 
     def learn(self, loss: torch.Tensor, warmup: int = 100) -> None:
-        """One step down the loss."""
+        """Take one optimiser step on a loss."""
         loss.backward()
         self.optimiser.step(rate_at(self.progress, self.step, warmup))
         self.step += 1
-        self.progress = agreed(self.clock.progress)
+        self.progress = mean_over_processes(self.clock.progress)
 
     def due(self, what: str, seconds: float) -> bool:
-        """Whether so much time has passed since this was due last; and at the end."""
+        """Return whether `seconds` have passed since the last time, or the time is used up."""
         before = self._last.setdefault(what, self.clock.elapsed)
         if self.clock.elapsed - before < seconds and self.progress < 1:
             return False
@@ -188,7 +206,7 @@ class Training:
         return True
 
     def save(self, **kept: Any) -> None:
-        """`kept` is given back as `kept`."""
+        """Save the state with further values, which are restored as `kept`."""
         state = {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimiser": self.optimiser.state_dict(),
@@ -199,13 +217,13 @@ class Training:
         save_state(self.path, state)
 
 
-def save_state(path: Path, state: dict) -> None:
-    """Written whole or not at all, so that a kill at any moment leaves a usable file."""
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a state completely or not at all: a kill at any moment leaves a usable file."""
     # Given the path, torch rejects a name that is nothing but a file extension, as ".unfinished".
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         torch.save(state, file)
 
 
-def load_state(path: Path) -> dict | None:
-    """The recipe's own checkpoint, if there is one."""
+def load_state(path: Path) -> dict[str, Any] | None:
+    """Load a state of this recipe; None if the file does not exist."""
     return torch.load(path, weights_only=True) if path.exists() else None

@@ -21,7 +21,7 @@ from finetune.pretrain.exam import Seer
 from finetune.pretrain.export import Selection, export
 from finetune.pretrain.language import Census, Referents, Symbols, train_language
 from finetune.pretrain.model import assemble_checkpoint, make_projector, save, save_two_towers
-from finetune.pretrain.optim import apart, together
+from finetune.pretrain.optim import join_group, leave_group
 from finetune.pretrain.tokenizer import train_tokenizer
 from finetune.pretrain.unseen_tokens import spread_unseen
 from finetune.pretrain.world.mixture import World
@@ -153,7 +153,7 @@ def _language(plan: Plan) -> tuple[LlamaForCausalLM, Symbols, Referents, Census]
 def _align(plan: Plan, number: int, processes: int = 2) -> None:
     """Align language model and encoder, as process `number` of `processes`."""
     if processes > 1:
-        together(number, processes, plan.out / "meet.sync")
+        join_group(number, processes, plan.out / "meet.sync")
     tokenizer, encoder = make_tokenizer(plan), _encoder(plan)
     language, symbols, referents, census = _language(plan)
     projector = make_projector(encoder.vision_model.config, language.config, tokenizer)
@@ -173,7 +173,7 @@ def _align(plan: Plan, number: int, processes: int = 2) -> None:
         scale=0.2 if plan.tiny else 1.0,
         capacity=64 if plan.tiny else 8000,
     )
-    apart()
+    leave_group()
     if number == 0:
         save_two_towers(encoder, tokenizer, plan.out / "siglip")
         save(*assemble_checkpoint(encoder, projector, language, tokenizer), plan.out / "base")

@@ -17,7 +17,7 @@ IMAGE, START, END, PAD = "<image>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 SPECIALS = (PAD, START, END, IMAGE)
 VOCABULARY = 6144
 
-# ChatML. Contents are strings or lists of parts; a picture stands where its part stands.
+# ChatML. Contents are strings or lists of parts; a picture takes the place of its part.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 <|im_start|>{{ message['role'] }}
@@ -93,9 +93,9 @@ question questions answer answers single phrase using describe user assistant sy
 
 
 def sentences(count: int, seed: int) -> Iterator[str]:
-    """Questions and answers of `count` scenes of shapes, as they are typed and answered.
+    """Yield questions and answers of `count` scenes of shapes, with typing noise.
 
-    Only this room, so that the vocabulary stays when the world grows.
+    Shapes only, so that the vocabulary stays the same when the world grows.
     """
     for number in range(count):
         rng = random.Random(f"text-{seed}-{number}")
@@ -107,7 +107,7 @@ def sentences(count: int, seed: int) -> Iterator[str]:
 
 
 def corpus(scenes: int, seed: int) -> Iterator[str]:
-    """Text to learn pieces of words from: the world's, and English that Python carries."""
+    """Yield the text that the vocabulary is learned from: the world's, and Python's own help."""
     yield from sentences(scenes, seed)
     yield from pydoc_data.topics.topics.values()
     concepts = (*icon_concepts(), *photo_classes())
@@ -121,10 +121,10 @@ def corpus(scenes: int, seed: int) -> Iterator[str]:
 
 
 def train_tokenizer(scenes: int = 1500, seed: int = 0) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer: any text round-trips.
+    """Train a byte-level BPE tokenizer, so that any text round-trips.
 
-    Digits and letters within capitals stand alone ("STOP" is s-p-e-l-t), so that reading signs
-    and numbers is a token a glyph.
+    Digits and letters of words in capitals are tokens of their own, so that reading a sign or a
+    number takes one token for each glyph.
     """
     tokenizer = Tokenizer(models.BPE())
     spelt = Regex(r"[A-Z](?=[A-Z])|(?<=[A-Z])[A-Z]|[0-9]")

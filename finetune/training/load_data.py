@@ -63,7 +63,7 @@ def read_data(config: FinetuneConfig, loaded: LoadedModel, on_progress: OnProgre
             announce(f"... and {more:,} more problems.")
         found.enforce_limit(config.max_bad, skipped)
         if found.problems:
-            announce(f"Left out: {pluralize(len(found.problems), 'bad row')}, listed in {skipped}.")
+            announce(f"Skipped: {pluralize(len(found.problems), 'bad row')}, listed in {skipped}.")
         return found
 
     train_data = checked(config.data, FOR_TRAINING, Path(config.out) / SKIPPED_FILE)
