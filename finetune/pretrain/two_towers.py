@@ -41,7 +41,7 @@ from finetune.pretrain.towers import (
     two_tower_config,
 )
 
-DROPPED = ((0.6, 0.7), (0.92, 0.5), (1.0, 0.0))
+DROPPED = ((0.75, 0.7), (0.95, 0.5), (1.0, 0.0))
 """Until which share of the pictures, which share of the patches is dropped."""
 DECAY_FROM = 0.5
 """From which share of the pictures on the learning rate falls."""
