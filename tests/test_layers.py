@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -231,6 +232,34 @@ def test_every_folder_with_modules_is_a_room_of_the_design(package: str) -> None
     folder = ROOT / package.replace(".", "/")
     found = {path.parent.name for path in folder.glob("*/*.py")}
     assert found - {"builtin"} <= set(ROOMS[package]), "give the folder its place in ROOMS"
+
+
+@pytest.mark.parametrize(
+    "room", [f"{package}.{room}" for package, rooms in ROOMS.items() for room in rooms]
+)
+def test_each_room_says_what_it_may_use(room: str) -> None:
+    """The last line of its docstring names rooms below it, among them all that it imports."""
+    package, _, name = room.rpartition(".")
+    if room not in modules():
+        pytest.skip("not built yet")
+    text = ast.get_docstring(ast.parse(modules()[room].read_text("utf-8"))) or ""
+    last = re.sub(r"\s+", " ", text.split("\n\n")[-1])
+    rooms = ROOMS[package]
+    below = {other for other in rooms[rooms.index(name) + 1 :] if f"{package}.{other}" in modules()}
+    used = {
+        i.imported.removeprefix(f"{package}.").partition(".")[0]
+        for i in imports()
+        if i.runs != "never" and named(i.importer, room) and named(i.imported, package)
+    }
+    if last.startswith("Uses no other "):
+        said = set()
+    elif last.startswith("May use every other room"):
+        said = below
+    else:
+        assert last.startswith("May use "), last
+        said = set(re.findall(r"\w+", last)) & set(rooms)
+    assert said <= below
+    assert used & set(rooms) - {name} <= said
 
 
 def test_the_generated_world_needs_nothing_else_of_finetune() -> None:

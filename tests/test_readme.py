@@ -13,6 +13,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.test_layers import ROOMS
 from vqa_app import errors
 from vqa_app.cli.main import _COMMANDS, EXIT_CODES, app
 
@@ -117,3 +118,57 @@ def test_the_python_example_runs(
 def test_pictures_and_files_that_the_readme_links_to_exist() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r'src="([^":]+)"', README):
         assert (ROOT / target).exists(), target
+
+
+PROJECT_FOLDERS = ("vqa_app", "finetune", "ui", "tests", ".ci", ".github")
+GUIDES = ("README.md", ".github/ARCHITECTURE.md", ".github/CONTRIBUTING.md")
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_every_path_in_backticks_exists(guide: str) -> None:
+    """A path may begin inside a package: `cli/main.py`. One with `NAME` in it is a pattern.
+
+    The README also names files of runs, so only its paths from the top of the project are checked.
+    """
+    files = [
+        path.relative_to(ROOT).as_posix()
+        for folder in PROJECT_FOLDERS
+        for path in (ROOT / folder).rglob("*")
+    ]
+    missing = []
+    for path in re.findall(r"`([\w.][\w./-]*)`", (ROOT / guide).read_text("utf-8")):
+        from_top = path.partition("/")[0] in PROJECT_FOLDERS
+        is_path = "/" in path or re.search(r"\.(py|html|css|js|md|toml)$", path)
+        if not is_path or "NAME" in path or (guide == "README.md" and not from_top):
+            continue
+        name = path.rstrip("/")
+        inside = any(file.endswith(f"/{name}") for file in files)
+        if not (ROOT / name).exists() and not inside:
+            missing.append(path)
+    assert not missing
+
+
+def test_the_tree_of_the_architecture_is_the_real_one() -> None:
+    """Every folder and module in the tree exists, and every room is in it."""
+    text = (ROOT / ".github/ARCHITECTURE.md").read_text("utf-8")
+    (tree,) = re.findall(r"^```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    parents: list[Path] = []
+    folders = set()
+    for line in filter(str.strip, tree.splitlines()):
+        depth = (len(line) - len(line.lstrip())) // 2
+        if depth > 4:  # a description continued from the line above
+            continue
+        name, *others = line.split("  ")[depth].split()
+        parent = parents[depth - 1] if depth else ROOT
+        if name.endswith("/"):
+            assert (parent / name).is_dir(), line
+            parents[depth:] = [parent / name]
+            folders.add((parent / name).relative_to(ROOT).as_posix())
+        else:
+            for module in (name, *others):
+                assert (parent / f"{module}.py").is_file(), line
+    rooms = {
+        f"{package.replace('.', '/')}/{room}" for package, all_ in ROOMS.items() for room in all_
+    }
+    existing = {room for room in rooms if (ROOT / room).is_dir()}
+    assert existing <= folders

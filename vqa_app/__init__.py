@@ -1,8 +1,8 @@
 """Ask about pictures: the models, the engine that runs them, and the shell.
 
-The packages form layers, `ui → finetune → vqa_app`, and `tests/test_layers.py` holds the order of
-the rooms within each. `vqa_app` imports neither `ui` nor `finetune`, except that its command line
-does so inside the command that needs them.
+The packages form layers, `ui → finetune → vqa_app`, and `tests/test_layers.py` enforces the
+order of the rooms within each. `vqa_app` imports neither `ui` nor `finetune`; only its command line
+does, when a command that needs them runs.
 
 The public names below are imported on first use, because torch and transformers take seconds to
 import and `import vqa_app` should take none.

@@ -1,4 +1,4 @@
 """The commands of fine-tuning: train, evaluate, merge, verify, and inspect data.
 
-May import every other folder of `finetune`.
+May use every other room of `finetune`.
 """

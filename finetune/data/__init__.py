@@ -1,4 +1,4 @@
 """Instruction data: read from all supported formats, checked, split and tokenised.
 
-Imports no other folder of `finetune`.
+Uses no other room of `finetune`.
 """

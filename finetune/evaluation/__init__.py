@@ -1,4 +1,4 @@
 """Evaluation: questions with known answers, predictions, metrics and reports.
 
-May import `runs` and `data`.
+May use runs, data and kernels.
 """

@@ -1,4 +1,4 @@
 """Runs on disk: layout, checkpoints, golden prompts, verification, merging.
 
-May use kernels.
+May use data and kernels.
 """

@@ -1,4 +1,4 @@
 """Find, check, load and compose models, on disk and on the Hugging Face hub.
 
-May use the rooms prompts, models and pictures.
+May use prompts, models and pictures.
 """

@@ -1,4 +1,4 @@
 """Conversations, and how a chat template and pictures turn them into model inputs.
 
-May use the rooms models and pictures.
+May use models and pictures.
 """
