@@ -100,7 +100,7 @@ def computes_in_bfloat16(device: torch.device) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that memory ran out.
 
-    Only CUDA has a class for it; on other devices the message tells.
+    Only CUDA has a class for it; on other devices only the message says so.
     """
     message = str(error).lower()
     return isinstance(error, MemoryError) or (

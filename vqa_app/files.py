@@ -62,7 +62,7 @@ UNFINISHED = ".unfinished-"
 def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     """Yield a file to write that becomes `path` if the block ends without an error.
 
-    Until then `path` stays as it is. Several threads and processes may write the same one.
+    Until then `path` stays as it is. Several threads and processes may write the same file at once.
 
     Args:
         path: Its folder is created if need be.

@@ -18,7 +18,7 @@ from vqa_app.checkpoints.weights import model_files, stored_tensors
 from vqa_app.errors import ModelError
 from vqa_app.files import format_bytes
 
-Kind: TypeAlias = Literal["builtin", "hub", "run"]
+EntryKind: TypeAlias = Literal["builtin", "hub", "run"]
 
 WORKING_SHARE = 1.2
 """Memory in use relative to that of the weights, for activations, image features and KV cache too.
@@ -31,7 +31,7 @@ class CatalogueEntry:
 
     name: str
     """The name for `load_model` and `--model`."""
-    kind: Kind
+    kind: EntryKind
     parameters: int
     """Number of parameters, including those of an adapter's base. Two significant digits for hub
     models; 0 if the base is unknown."""
@@ -183,7 +183,9 @@ def _parameters(name: str) -> int | None:
         return None
 
 
-def _local_entry(name: str, kind: Kind, directory: Path, licence: str, note: str) -> CatalogueEntry:
+def _local_entry(
+    name: str, kind: EntryKind, directory: Path, licence: str, note: str
+) -> CatalogueEntry:
     adapter = [directory / file for file in (PEFT_FILE, PROJECTOR_FILE)]
     files = model_files(directory) or [file for file in adapter if file.is_file()]
     parameters = sum(tensor.size for tensor in stored_tensors(files))

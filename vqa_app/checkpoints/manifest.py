@@ -15,7 +15,7 @@ from vqa_app.errors import ModelError
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
-Kind: TypeAlias = Literal["projector", "lora", "qlora", "full", "merged"]
+RunKind: TypeAlias = Literal["projector", "lora", "qlora", "full", "merged"]
 
 _PACKAGES = ("vqa-app", "torch", "transformers", "peft", "tokenizers", "safetensors")
 
@@ -41,7 +41,7 @@ class Base:
 class Manifest:
     """The description of a run directory."""
 
-    kind: Kind
+    kind: RunKind
     """Its content: adapter weights (`projector`, `lora`, `qlora`) or a whole model."""
     base: Base
     prompt_hash: str
@@ -106,10 +106,10 @@ def read_manifest(directory: Path) -> Manifest | None:
             f"{path} is damaged, or was not written by vqa-app: {error!r}.",
             "Restore the file, or train again.",
         ) from error
-    if manifest.kind not in get_args(Kind):
+    if manifest.kind not in get_args(RunKind):
         raise ModelError(
             f"{path} has an unknown kind of run: {manifest.kind!r}",
-            f"Known kinds: {', '.join(get_args(Kind))}.",
+            f"Known kinds: {', '.join(get_args(RunKind))}.",
         )
     return manifest
 

@@ -28,7 +28,7 @@ from vqa_app.prompts.conversation import Conversation
 def expand(patterns: Iterable[str]) -> list[str]:
     """Return the files that match the patterns, sorted and without duplicates.
 
-    A pattern may contain `**` for nested folders. A folder stands for the files in it that have the
+    A pattern may contain `**` for nested folders. A folder means the files in it that have the
     suffix of a picture, because it may also contain notes, and the answers themselves.
 
     Raises:

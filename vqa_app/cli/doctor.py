@@ -44,7 +44,7 @@ def doctor() -> None:
         ("machine", _machine()),
         ("devices", _devices()),
         ("packages", _packages()),
-        ("optional packages", _optional()),
+        ("optional packages", _optional_packages()),
         ("models", _models()),
         ("environment", _environment()),
     ):
@@ -67,16 +67,16 @@ def _machine() -> Iterator[str]:
 
     memory = psutil.virtual_memory()
     yield platform.platform()
-    yield f"{platform.machine()}, {len(_cores())} of {os.cpu_count()} processors usable"
+    yield f"{platform.machine()}, {_usable_cores()} of {os.cpu_count()} processors usable"
     yield f"{format_bytes(memory.total)} memory, {format_bytes(memory.available)} available"
     home = Path(os.path.expanduser("~"))
     disk = psutil.disk_usage(str(next(path for path in (home, *home.parents) if path.exists())))
     yield f"{format_bytes(disk.free)} free in the home folder's file system"
 
 
-def _cores() -> set[int]:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return affinity(0) if affinity else set(range(os.cpu_count() or 1))
+def _usable_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # missing on macOS and Windows
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _devices() -> Iterator[str]:
@@ -99,7 +99,7 @@ def _packages() -> Iterator[str]:
         yield f"{name} {_version(name) or 'is missing'}"
 
 
-def _optional() -> Iterator[str]:
+def _optional_packages() -> Iterator[str]:
     for name, purpose in _OPTIONAL.items():
         yield f"{name} {_version(name) or 'not installed'} ({purpose})"
 

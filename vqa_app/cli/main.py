@@ -1,7 +1,7 @@
 """The `vqa-app` command: a table of subcommands, and how errors are reported.
 
-Each subcommand is in a module of its own, in a typer app that has it under the same name. These
-modules are imported only when the command runs, because their imports take long (torch, gradio).
+The table names the module of each subcommand, whose typer app has a command of the same name. A
+module is imported only when its command runs, because its imports take long (torch, gradio).
 Therefore the table also contains the line that `--help` shows.
 """
 

@@ -54,7 +54,7 @@ def table_of(entries: list[CatalogueEntry], console: Console) -> str:
     """
     narrow = console.is_terminal and console.width < NARROW
     rows = Table(box=None, pad_edge=False, header_style="bold")
-    titles = ("model", "here", "files", "memory", "4bit", "licence", "")
+    titles = ("model", "local", "files", "memory", "4bit", "licence", "")
     for title in titles[: 5 if narrow else 7]:
         numbers = title in ("files", "memory", "4bit")
         rows.add_column(
@@ -66,8 +66,8 @@ def table_of(entries: list[CatalogueEntry], console: Console) -> str:
     for entry in entries:
         licence = entry.licence + (" (accept it on the hub)" if entry.gated else "")
         memory = [format_bytes(size) if size else "?" for size in (entry.memory, entry.memory_4bit)]
-        here = "yes" if entry.cached else "no"
-        cells = (entry.name, here, entry.size, *memory, licence, entry.note)
+        local = "yes" if entry.cached else "no"
+        cells = (entry.name, local, entry.size, *memory, licence, entry.note)
         rows.add_row(*cells[: len(rows.columns)])
     fits = console.is_terminal and not narrow
     wide = console if fits else Console(width=200, color_system=None)

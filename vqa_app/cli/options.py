@@ -17,18 +17,18 @@ from vqa_app.devices import Dtype, Quantization
 
 Device: TypeAlias = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision: TypeAlias = Annotated[
-    Dtype, typer.Option("--dtype", help="auto chooses what suits the device.")
+    Dtype, typer.Option("--dtype", help="Precision; auto chooses one for the device.")
 ]
 Offline: TypeAlias = Annotated[bool, typer.Option("--offline", help="Download nothing.")]
 
 MaxFileMb: TypeAlias = Annotated[
     float,
-    typer.Option(help="Size of the largest picture file.", metavar="MB", envvar="VQA_MAX_FILE_MB"),
+    typer.Option(help="Largest picture file, in MB.", metavar="MB", envvar="VQA_MAX_FILE_MB"),
 ]
 MaxMegapixels: TypeAlias = Annotated[
     float,
     typer.Option(
-        help="Most pixels of a picture, up to 89 megapixels.",
+        help="Largest picture, in megapixels; at most 89.",
         metavar="MP",
         envvar="VQA_MAX_MEGAPIXELS",
     ),
@@ -47,7 +47,8 @@ class ModelOptions:
         str, typer.Option("--model", "-m", help="builtin, a hub id, or a folder: a model or a run.")
     ] = "builtin"
     adapter: Annotated[
-        str | None, typer.Option("--adapter", help="An adapter for it: a run's folder or a hub id.")
+        str | None,
+        typer.Option("--adapter", help="Adapter for the model: a run's folder or a hub id."),
     ] = None
     quantize: Annotated[
         Quantization | None,

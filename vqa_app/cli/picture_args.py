@@ -12,22 +12,20 @@ from vqa_app.errors import ImageError, UsageError
 from vqa_app.pictures.download import fetch_picture, is_url
 from vqa_app.pictures.picture import ImageLimits, Picture, open_picture
 
-SUFFIXES = tuple(
-    [
-        ".jpg",
-        ".jpeg",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".svg",
-        ".pdf",
-    ]
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".heic",
+    ".heif",
+    ".svg",
+    ".pdf",
 )
 """A word with one of these suffixes names a picture, even if there is no such file."""
 

@@ -147,8 +147,8 @@ def _remove_padding(
 ) -> NDArray[np.float32]:
     """Keep the part of a map [tokens, rows, columns] that lies on a picture padded to a square.
 
-    Where the picture begins within a patch, patches are divided. What was given to the padding is
-    left out: each token's map has a sum of 1 again.
+    Where the picture begins within a patch, patches are divided. The attention to the
+    padding is dropped, and each token's map is scaled to a sum of 1 again.
     """
     width, height = picture.image.size
     if not getattr(image_processor, "do_pad", False) or width == height:

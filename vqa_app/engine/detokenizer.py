@@ -35,7 +35,7 @@ class Detokenizer:
             new = self._stream.step(self._tokenizer, token)
         except Exception:  # the class that tokenizers raises
             # "Invalid prefix": bytes that are not UTF-8 changed how earlier tokens are decoded.
-            # Starting again behind them leaves them out; the last one keeps a space before a word.
+            # Start again after them, with the last token, so that a word keeps the space before it.
             self._stream = DecodeStream(self._last, skip_special_tokens=True)
             new = self._stream.step(self._tokenizer, token)
         self._last = [token]

@@ -136,7 +136,7 @@ class LocalEngine:
             defaults=default_options(model),
         )
         self._worker = Worker(context=torch.inference_mode, on_idle=release_threads)
-        release_threads()  # loading used this thread's; from now on the worker's are used
+        release_threads()  # loading used this thread's pool; from now on only the worker's is used
 
     @property
     def info(self) -> ModelInfo:

@@ -58,11 +58,20 @@ class GenerationOptions:
             is_number = isinstance(value, kind) and not isinstance(value, bool)
             if not is_number or not low <= value <= high:
                 number = "a whole number" if kind is Integral else "a number"
-                raise UsageError(f"{name} is {value}.", f"Give {number} from {low:g} to {high:g}.")
+                raise UsageError(
+                    f"{name} is {value}.",
+                    f"Give {number} from {_decimal(low)} to {_decimal(high)}.",
+                )
         if isinstance(self.stop, str):
             raise UsageError(
                 f"stop is the single string {self.stop!r}.", "Give a tuple of strings: ('.',)"
             )
+
+
+def _decimal(value: float) -> str:
+    """Return a number without an exponent or trailing zeros."""
+    text = f"{value:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Generation(Protocol):
         ...
 
     def close(self, tokens: Sequence[int]) -> None:
-        """Keep what was computed; `tokens` are those that `step` got."""
+        """Keep what was computed; `tokens` are those passed to `step`."""
         ...
 
 
@@ -219,7 +219,9 @@ class Runtime:
         if self._cpu_decoder is not None:
             return self._cpu_decoder.step(token, kv, position)
         inputs: dict[str, Any] = {}
-        if hasattr(self.model.base_model, "get_rope_index"):  # it keeps those of the last pictures
+        if hasattr(
+            self.model.base_model, "get_rope_index"
+        ):  # else it would use those of the last prompt's pictures
             inputs["position_ids"] = torch.full((3, 1, 1), position, device=self.model.device)
         ids = torch.tensor([[token]], device=self.model.device)
         output = self.model(input_ids=ids, **cache_argument(kv), use_cache=True, **inputs)
@@ -317,7 +319,7 @@ class CachedGeneration:
         return self._runtime.decode(token, self.kv, self.kv.length + self._position_offset)
 
     def close(self, tokens: Sequence[int]) -> None:
-        """Put the cache back; `tokens` are those that `step` got."""
+        """Put the cache back; `tokens` are those passed to `step`."""
         key = np.concatenate((self._key, np.asarray(tokens, dtype=np.int64)))
         self._runtime.prefixes.put(key[: self.kv.length], self.kv)
 

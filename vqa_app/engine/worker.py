@@ -1,8 +1,8 @@
 """One thread that runs the model, one job at a time, in the order of arrival.
 
-A job is a generator function. Its items go to the consumer that iterates over `Worker.stream`.
-None goes to nobody: it marks a point where a background job may be paused for other jobs. Only
-this thread uses the model, so a slow consumer delays nobody.
+A job is a generator function. Its items go to the consumer that iterates over `Worker.stream`,
+except None, which marks a point where a background job may be paused for other jobs. Only this
+thread uses the model, and it never waits for a consumer, so a slow one delays nobody.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Worker:
         starts, it never does and the iterator just ends.
 
         Args:
-            job: Called on the worker's thread with a function that tells whether to end.
+            job: Called on the worker's thread with a function that returns whether to end.
             cancel: Makes the job's `cancelled()` true.
             background: Run it only while no other job is waiting.
 

@@ -76,7 +76,7 @@ class ImageLimits:
             if not 0 <= value <= 1e6:
                 raise UsageError(
                     f"Invalid limit for pictures: {value:g} {unit}.",
-                    "Use a value from 0 to 1e6.",
+                    "Use a value from 0 to 1000000.",
                 )
         return cls(int(megabytes * 2**20), int(megapixels * 1e6))
 
@@ -216,7 +216,9 @@ def _read(source: bytes | str | Path | BinaryIO, name: str, max_bytes: int) -> b
     if len(data) > max_bytes:
         raise _too_many_bytes(name, max_bytes)
     if not data:
-        raise ImageError(f"{name} is empty (0 bytes).", "Check that it was saved completely.")
+        raise ImageError(
+            f"{name} is empty (0 bytes).", "Check that it was saved or sent completely."
+        )
     return data
 
 
@@ -345,8 +347,8 @@ def _check_pixels(image: Image.Image, name: str, limits: ImageLimits) -> None:
     most = min(limits.max_pixels, Image.MAX_IMAGE_PIXELS or limits.max_pixels)
     if width * height > most:
         raise ImageError(
-            f"{name} has {width} × {height} = {width * height / 1e6:.1f} megapixels;"
-            f" the limit is {most / 1e6:.1f}.",
+            f"{name} has {width} × {height} = {width * height / 1e6:.3g} megapixels;"
+            f" the limit is {most / 1e6:.3g}.",
             "Reduce its resolution.",
         )
     if not width or not height:

@@ -1,4 +1,4 @@
-"""Render conversations with a model's chat template, keeping track of whose text is whose.
+"""Render conversations with a model's chat template, and record where each message's text is.
 
 A template is rendered with a placeholder for every message text, and the texts are filled in
 afterwards. This has three advantages:
@@ -9,7 +9,7 @@ afterwards. This has three advantages:
   unchanged.
 
 Each placeholder is surrounded by em spaces, which no template writes itself. Where they are missing
-from the output, the template strips its message texts, and so do we.
+from the output, the template strips its message texts, so this module strips them too.
 """
 
 from __future__ import annotations

@@ -182,8 +182,8 @@ class EnginePool:
     ) -> Iterator[ModelStatus]:
         """Start to load a model; return an iterator over its status until it is loaded.
 
-        The iterator yields every `STATUS_SECONDS`. Setting `cancel` ends it; the model goes on
-        loading for others.
+        The iterator yields every `STATUS_SECONDS`. Setting `cancel` ends it, but
+        the model continues to load for others.
 
         Args:
             key: Key of the model; None for the default.

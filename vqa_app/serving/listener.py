@@ -122,9 +122,9 @@ class _Server(uvicorn.Server):
 
 
 def _should_log(record: logging.LogRecord) -> bool:
-    """Return whether a log record of uvicorn tells of a real error.
+    """Return whether a log record of uvicorn reports a real error.
 
-    Streams that are cut at shutdown are none, and neither are requests for an unknown stream, which
+    Streams that the shutdown cuts off do not count, nor do requests for an unknown stream, which
     Gradio refuses after it has begun its response.
     """
     error = record.exc_info[1] if record.exc_info else None

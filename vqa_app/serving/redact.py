@@ -1,4 +1,4 @@
-"""Removes from messages what visitors of a server must not see: its paths and shell options."""
+"""Remove from messages what visitors of a server must not see: its paths and shell options."""
 
 from __future__ import annotations
 
