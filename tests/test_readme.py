@@ -128,7 +128,8 @@ GUIDES = ("README.md", ".github/ARCHITECTURE.md", ".github/CONTRIBUTING.md")
 def test_every_path_in_backticks_exists(guide: str) -> None:
     """A path may begin inside a package: `cli/main.py`. One with `NAME` in it is a pattern.
 
-    The README also names files of runs, so only its paths from the top of the project are checked.
+    Other folders without a file's suffix, such as `train/`, may be parts of a data set. The README
+    also names files of runs, so only its paths from the top of the project are checked.
     """
     files = [
         path.relative_to(ROOT).as_posix()
@@ -138,7 +139,7 @@ def test_every_path_in_backticks_exists(guide: str) -> None:
     missing = []
     for path in re.findall(r"`([\w.][\w./-]*)`", (ROOT / guide).read_text("utf-8")):
         from_top = path.partition("/")[0] in PROJECT_FOLDERS
-        is_path = "/" in path or re.search(r"\.(py|html|css|js|md|toml)$", path)
+        is_path = from_top or re.search(r"\.(py|html|css|js|md|toml)$", path)
         if not is_path or "NAME" in path or (guide == "README.md" and not from_top):
             continue
         name = path.rstrip("/")
