@@ -36,6 +36,12 @@ def cache_argument(cache: Cache) -> dict[str, Cache]:
     return {CACHE_ARGUMENT: cache}
 
 
+def enable_activation_checkpointing(model: Any) -> None:
+    """Recompute activations in the backward pass; 5.24 renamed the method."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
 # Caches and attention
 
 

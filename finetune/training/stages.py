@@ -32,6 +32,7 @@ from vqa_app.devices import is_out_of_memory
 from vqa_app.errors import ModelError
 from vqa_app.models.architecture import text_config, unwrap
 from vqa_app.prompts.prompt import encode
+from vqa_app.transformers_internals import enable_activation_checkpointing
 
 
 def load(
@@ -323,7 +324,7 @@ def _evaluate_at(evaluation: Evaluation) -> Callable[[int], dict[str, float]]:
 def _checkpoint_gradients(model: Any) -> None:
     base = unwrap(model)
     base.enable_input_require_grads()
-    base.activation_checkpointing_enable({"use_reentrant": False})
+    enable_activation_checkpointing(base)
 
 
 def _in_steps(value: float, steps: int) -> int:
