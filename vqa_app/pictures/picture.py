@@ -347,8 +347,8 @@ def _check_pixels(image: Image.Image, name: str, limits: ImageLimits) -> None:
     most = min(limits.max_pixels, Image.MAX_IMAGE_PIXELS or limits.max_pixels)
     if width * height > most:
         raise ImageError(
-            f"{name} has {width} × {height} = {width * height / 1e6:.3g} megapixels;"
-            f" the limit is {most / 1e6:.3g}.",
+            f"{name} has {width} × {height} = {width * height / 1e6:.4g} megapixels;"
+            f" the limit is {most / 1e6:.4g}.",
             "Reduce its resolution.",
         )
     if not width or not height:

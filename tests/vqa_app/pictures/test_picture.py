@@ -430,7 +430,7 @@ def test_any_accepted_picture_can_be_stored_as_png_and_opened_again() -> None:
 
 def test_limits_are_configurable() -> None:
     data = encoded(Image.new("RGB", (100, 100)))
-    with pytest.raises(ImageError, match=r"0\.0 megapixels"):
+    with pytest.raises(ImageError, match=r"= 0\.01 megapixels; the limit is 0\.009999\."):
         open_picture(data, limits=ImageLimits(max_pixels=9_999))
     with pytest.raises(ImageError, match="larger than"):
         open_picture(data, limits=ImageLimits(max_bytes=len(data) - 1))
@@ -441,7 +441,7 @@ def test_limits_are_configurable() -> None:
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ((10_000, 6_000), "60.0 megapixels"),
+        ((10_000, 6_000), "60 megapixels"),
         ((12_000, 10_000), "megapixels|far too many"),  # Pillow warns
         ((40_000, 40_000), "far too many pixels"),  # Pillow raises an error
     ],
