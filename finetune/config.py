@@ -55,7 +55,7 @@ class DataOptions(_Options):
     images: tuple[str, ...] = ()
     """Folder that picture paths in the data are relative to. Default: the data file's folder."""
     eval_data: tuple[str, ...] = ()
-    """Held-out data, in any of the formats of --data; of several splits test, else validation."""
+    """Held-out data, in any format of --data; of several splits, test is used, or else validation."""
     eval_fraction: float | None = Field(None, ge=0, lt=1)
     """Share of the pictures held out when there is no --eval-data; 0 holds none out. Default: 0.05,
     at most 500 pictures."""
@@ -64,11 +64,10 @@ class DataOptions(_Options):
     earlier turns; apart: each alone with the pictures, as in a VQA test; auto: apart for rows that
     show pictures and have answers of at most three words."""
     max_length: int | None = Field(None, gt=0)
-    """Longest row in tokens, image tokens included; a longer one is a problem. Default: the model's
+    """Longest row in tokens, image tokens included; a longer one counts as bad. Default: the model's
     context."""
     max_bad: int = Field(0, ge=0)
-    """How many bad rows to leave out before giving up; they are listed in the run's
-    skipped.jsonl."""
+    """How many bad rows may be skipped; they are listed in the run's skipped.jsonl."""
 
 
 class ModelOptions(_Options):
@@ -108,7 +107,7 @@ class OptimOptions(_Options):
     128 as LLaVA-1.5 (projector: 256), less for few rows."""
     micro_batch_size: int | None = Field(None, gt=0)
     """Rows at once on one device; gradients are accumulated over the batch. Default: as many as fit
-    in memory by the plan."""
+    in memory."""
     lr: float | None = Field(None, gt=0)
     """Peak learning rate. Default: LLaVA-1.5's (projector 1e-3, lora 2e-4, full 2e-5), raised for
     small models."""
@@ -140,8 +139,8 @@ class EvalOptions(_Options):
     panel: ClassVar[str] = "Evaluation while training"
 
     eval_every: float = Field(0.2, ge=0)
-    """Evaluate before training and after every so many steps; below 1, this share of the run. 0:
-    only at the end."""
+    """Evaluate before training and after every so many steps; below 1, a share of the run; 0: only
+    at the end."""
     eval_questions: int = Field(500, gt=0)
     """How many held-out questions are answered at each evaluation, the final one included."""
     watch: tuple[str, ...] = ()
@@ -177,7 +176,7 @@ class RunOptions(_Options):
     workers: int | None = Field(None, gt=0)
     """Threads that read and prepare pictures. Default: the number of cores, at most 8."""
     device: str = "auto"
-    """auto, cpu, cuda or mps. Of several GPUs CUDA_VISIBLE_DEVICES=1 chooses one."""
+    """auto, cpu, cuda or mps. With several GPUs, CUDA_VISIBLE_DEVICES=1 chooses the second."""
     report_to: tuple[str, ...] = ()
     """Also log to tensorboard, wandb or trackio."""
     fsdp: str | None = None
@@ -278,7 +277,7 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
 
         Args:
             path: The file.
-            **overrides: Options (from the command line) that win over those in the file.
+            **overrides: Options (from the command line) that take precedence over those in the file.
 
         Raises:
             UsageError: The file cannot be read, or as in `from_dict`.
@@ -297,7 +296,7 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
                 f"{path} is not YAML: {error}", "Write one `key: value` a line."
             ) from error
         if values is not None and not isinstance(values, dict):
-            raise UsageError(f"{path} holds no keys.", "Write one `key: value` a line.")
+            raise UsageError(f"{path} has no keys.", "Write one `key: value` a line.")
         return cls.from_dict({**(values or {}), **overrides}, source=str(path))
 
 
@@ -332,10 +331,10 @@ _PLAIN_WORDS = {
 }
 
 
-def _usage_error(found: ErrorDetails, given: Mapping[str, Any]) -> UsageError:
-    """Return pydantic's finding as a message that names the option and its whole value."""
-    name = str(found["loc"][0])
-    reason = re.sub(", (unable|got) .*", "", found["msg"])
+def _usage_error(details: ErrorDetails, given: Mapping[str, Any]) -> UsageError:
+    """Convert an error of pydantic to one that names the option and its whole value."""
+    name = str(details["loc"][0])
+    reason = re.sub(", (unable|got) .*", "", details["msg"])
     for theirs, plain in _PLAIN_WORDS.items():
         reason = reason.replace(theirs, plain)
     return UsageError(f"{name} is {given[name]!r}.", f"{reason}.")

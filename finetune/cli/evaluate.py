@@ -213,7 +213,7 @@ def _print(results: list[EvalResult], test: PairedTest | None) -> None:
         line(kind, f"{count:,}", values)
     console.print(table)
     if test is not None:
-        console.print(_describe_test(results, test))
+        console.print(_describe_test(results, test), soft_wrap=True)
     print(f"{first.seconds:.1f} s", file=sys.stderr)
 
 

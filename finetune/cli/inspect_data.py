@@ -90,10 +90,9 @@ def check_data(config: FinetuneConfig, stream: TextIO) -> None:
     if any(problem.row is None for found in checked.values() for problem in found.problems):
         raise DataError(f"{problems} in the data.", FIX_FILE_HINT)
     if bad > config.max_bad:
-        raise DataError(
-            f"{problems} in the data.",
-            f"Fix what is listed above, or skip these rows with --max-bad {bad}.",
-        )
+        usable = all(found.samples for found in checked.values())
+        skip = f", or skip these rows with --max-bad {bad}" if usable else ""
+        raise DataError(f"{problems} in the data.", f"Fix what is listed above{skip}.")
 
 
 def show_sample(config: FinetuneConfig, number: str | None, stream: TextIO) -> None:

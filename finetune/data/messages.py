@@ -18,6 +18,7 @@ from finetune.progress import pluralize
 from vqa_app.prompts.conversation import Role
 
 PLACEHOLDER = "<image>"
+FILL_IN_HINT = "Fill it in, or remove the row."
 
 ROLES: dict[str, Role] = {
     "human": "user",
@@ -178,11 +179,9 @@ def check_turns(turns: tuple[Turn, ...]) -> None:
                 "a system message.",
             )
         if turn.role == "assistant" and not turn.text.strip():
-            raise BadRow(f"Answer {position // 2 + 1} is empty.", "Fill it in, or remove the row.")
+            raise BadRow(f"Answer {position // 2 + 1} is empty.", FILL_IN_HINT)
         if turn.role == "user" and not turn.parts:
-            raise BadRow(
-                f"Question {position // 2 + 1} is empty.", "Fill it in, or remove the row."
-            )
+            raise BadRow(f"Question {position // 2 + 1} is empty.", FILL_IN_HINT)
     if len(dialogue) % 2:
         raise BadRow("The last question has no answer.", "Add the answer, or remove the question.")
 

@@ -18,27 +18,27 @@ from finetune.data.cells import is_metadata_key, is_missing, parse_list, shorten
 from finetune.data.rows import BadRow, PictureSource
 
 IMAGE_KEYS = ("image", "images", "image_path", "img", "picture", "file_name", "filename", "photo")
-_THING = r"(image|img|picture|photo|pic)s?"
+_PICTURE_NOUN = r"(image|img|picture|photo|pic)s?"
 _POSITIONS = {"a": 1, "b": 2, "c": 3, "d": 4, "left": 1, "right": 2, "first": 1, "second": 2,
               "before": 1, "after": 2}  # fmt: skip
-_WORD = "left|right|first|second|before|after"
-_WORD_FIRST = re.compile(rf"({_WORD})[ _-]?({_THING})")
-_POSITIONED_KEY = re.compile(rf"({_THING})[ _-]?({_WORD}|(?<=[ _-])[a-d])")
+_POSITION_WORD = "left|right|first|second|before|after"
+_POSITION_FIRST = re.compile(rf"({_POSITION_WORD})[ _-]?({_PICTURE_NOUN})")
+_POSITIONED_KEY = re.compile(rf"({_PICTURE_NOUN})[ _-]?({_POSITION_WORD}|(?<=[ _-])[a-d])")
 """Matches keys of one picture of several, such as image_a and image_left; `_POSITIONS` orders
 them."""
 _REFERENCE_KEY = re.compile(
-    rf"(ref|reference|other|further|additional)[ _-]?{_THING}([ _-]?(path|file|name))?s?"
-    rf"|{_THING}[ _-]?(reference|other)"
+    rf"(ref|reference|other|further|additional)[ _-]?{_PICTURE_NOUN}([ _-]?(path|file|name))?s?"
+    rf"|{_PICTURE_NOUN}[ _-]?(reference|other)"
 )
 """Matches keys of pictures that are meant to be shown next to another."""
 _NAME_KEY = re.compile(
-    _THING + r"([ _-]?(local|loc|rel))?([ _-]?(ref|name|path|file|file[ _-]?name|bytes|data"
+    _PICTURE_NOUN + r"([ _-]?(local|loc|rel))?([ _-]?(ref|name|path|file|file[ _-]?name|bytes|data"
     r"|base64|base64[ _-]?str|b64|url|uri|src))?s?([ _-]?\d+)?|frames"
 )
 """Matches further lower-case keys that name a picture."""
-_ID_KEY = re.compile(_THING + r"[ _-]?(id|idx|index|key|hash)s?")
+_ID_KEY = re.compile(_PICTURE_NOUN + r"[ _-]?(id|idx|index|key|hash)s?")
 """Matches lower-case keys of picture ids. These may be file names or just number the rows."""
-_PICTURE_WORD = re.compile(_THING, re.IGNORECASE)
+_PICTURE_WORD = re.compile(_PICTURE_NOUN, re.IGNORECASE)
 _FILE_PATH_KEY = re.compile(r"file[ _-]?path")
 """Matches a lower-case key that names a picture if its value is a picture's path."""
 _ITEMS_CHECKED = 4
@@ -174,7 +174,7 @@ def _split_key(key: str) -> tuple[str, int]:
 
 
 def _match_positioned(key: str) -> re.Match[str] | None:
-    return _POSITIONED_KEY.fullmatch(_WORD_FIRST.sub(r"\2_\1", key))
+    return _POSITIONED_KEY.fullmatch(_POSITION_FIRST.sub(r"\2_\1", key))
 
 
 @lru_cache(maxsize=1024)

@@ -128,16 +128,23 @@ def check_rows(
     return Preflight(tuple(samples), tuple(problems), data.notes)
 
 
-def check_distributed(data: ReadRows, processor: Any, **options: Any) -> Preflight:
-    """Divide `check_rows` among the processes of a distributed run; each returns the whole."""
-    from accelerate import PartialState
+def check_distributed(
+    data: ReadRows, processor: Any, *, process: int, processes: int, **options: Any
+) -> Preflight:
+    """Divide `check_rows` among the processes of a distributed run; each returns the whole.
 
-    state = PartialState()
-    if state.num_processes == 1:
+    Args:
+        data: The rows.
+        processor: The model's processor.
+        process: Number of this process, from 0.
+        processes: Number of processes; all of them must call this.
+        **options: See `check_rows`.
+    """
+    if processes == 1:
         return check_rows(data, processor, **options)
     from accelerate.utils import gather_object
 
-    part = replace(data, rows=data.rows[state.process_index :: state.num_processes], problems=())
+    part = replace(data, rows=data.rows[process::processes], problems=())
     checked = check_rows(part, processor, **options)
     order = {(row.file, row.number): position for position, row in enumerate(data.rows)}
     samples = gather_object(list(checked.samples))

@@ -16,7 +16,7 @@ from finetune.data.cells import (
     parse_list,
     shorten,
 )
-from finetune.data.messages import add_placeholders, check_turns, parse_messages
+from finetune.data.messages import FILL_IN_HINT, add_placeholders, check_turns, parse_messages
 from finetune.data.picture_columns import Context, count_unused_picture, find_pictures
 from finetune.data.rows import BadRow, PictureSource, Row, Turn
 
@@ -182,6 +182,8 @@ def _parse_question(
     question = _parse_question_text(record, keys)
     if not given:
         _refuse_preferences(keys)
+        if any(key in keys for key in ANSWER_KEYS):
+            raise BadRow("The answer is empty.", FILL_IN_HINT)
         raise BadRow("There is no answer.", f"Name its column one of {', '.join(ANSWER_KEYS[:6])}.")
     if _are_messages(question):  # TRL's prompt and completion
         answer = next(iter(given.values()))
@@ -196,7 +198,7 @@ def _parse_question(
     answers = sorted(longest, key=lambda answer: not answer)  # blank ones last
     candidates = [answer for answer in parsed[0] if answer]
     if not candidates:
-        raise BadRow("The answer is empty.", "Fill it in, or remove the row.")
+        raise BadRow("The answer is empty.", FILL_IN_HINT)
     history = _parse_history(record, keys)
     target = Counter(candidates).most_common(1)[0][0]
     messages = [message for pair in (*history, (question, target)) for message in _exchange(*pair)]
@@ -220,7 +222,9 @@ def _parse_question_text(record: Mapping[str, Any], keys: Mapping[str, str]) -> 
                 f"The question is {shorten(part)}, not text.", "Write one question per row."
             )
     question = "\n".join(map(str, parts))
-    if not question.strip():
+    if not question.strip() and names:
+        raise BadRow("The question is empty.", FILL_IN_HINT)
+    if not names:
         raise BadRow("There is no question.", f"Name its column one of {', '.join(QUESTION_KEYS)}.")
     return question
 

@@ -25,7 +25,7 @@ TurnMode: TypeAlias = Literal["auto", "together", "apart"]
 
 SHORT_ANSWER_WORDS = 3
 MAX_PACKED_TOKENS = 2048
-"""Questions about one picture that do not fit into a sequence of so many tokens go into another."""
+"""Longest packed sequence, in tokens; further questions about the picture go into another one."""
 
 
 @dataclass(frozen=True, eq=False)

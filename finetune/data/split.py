@@ -46,17 +46,17 @@ def split_by_picture(
         fraction: The share of pictures to hold out; None for 0.05 and at most 500 pictures.
         seed: Determines which pictures are held out.
     """
-    named = [list(known) or [_question_key(row)] for row, known in zip(rows, keys, strict=True)]
-    numbers = _connected_components(named)
+    row_keys = [list(own) or [_question_key(row)] for row, own in zip(rows, keys, strict=True)]
+    numbers = _connected_components(row_keys)
     groups: dict[int, _Group] = {}
-    for number, known in zip(numbers, named, strict=True):
+    for number, own_keys in zip(numbers, row_keys, strict=True):
         group = groups.setdefault(number, _Group())
-        group.pictures.update(known)
+        group.pictures.update(own_keys)
         group.rows += 1
-    held = _choose_groups(groups, fraction, seed)
+    chosen = _choose_groups(groups, fraction, seed)
     return Split(
-        tuple(row for row, group in zip(rows, numbers, strict=True) if group not in held),
-        tuple(row for row, group in zip(rows, numbers, strict=True) if group in held),
+        tuple(row for row, group in zip(rows, numbers, strict=True) if group not in chosen),
+        tuple(row for row, group in zip(rows, numbers, strict=True) if group in chosen),
     )
 
 
@@ -75,16 +75,16 @@ def _choose_groups(groups: dict[int, _Group], fraction: float | None, seed: int)
     def random_rank(number: int) -> bytes:
         return hashlib.sha256(f"{seed}:{min(groups[number].pictures)}".encode()).digest()
 
-    held: set[int] = set()
+    chosen: set[int] = set()
     order = sorted(groups, key=random_rank)
     for number in order:
         group = groups[number]
         if len(group.pictures) <= pictures_left and group.rows <= rows_left:
-            held.add(number)
+            chosen.add(number)
             pictures_left -= len(group.pictures)
             rows_left -= group.rows
-    if held or not order:
-        return held
+    if chosen or not order:
+        return chosen
     # Every group is larger than the share: hold out the smallest, if more than half remains.
     smallest = min(order, key=lambda number: len(groups[number].pictures))
     group = groups[smallest]

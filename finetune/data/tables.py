@@ -193,9 +193,9 @@ def _no_data_set(folder: Path) -> DataError:
             f"Pass its data file with --data: {names}.",
         )
     kinds = Counter(file.suffix.lower() or "nameless" for file in files).most_common(3)
-    held = " and ".join(pluralize(number, f"{kind} file") for kind, number in kinds)
+    listed = " and ".join(pluralize(number, f"{kind} file") for kind, number in kinds)
     return DataError(
-        f"The folder {folder} contains no data set: it has {held or 'no files'}.",
+        f"The folder {folder} contains no data set: it has {listed or 'no files'}.",
         'Write the questions into a table with "image", "question" and "answer", and pass that.',
     )
 

@@ -48,7 +48,7 @@ class EvalResult:
     types: dict[str, tuple[int, float]]
     """By question type, the number of questions and the VQA accuracy."""
     loss: float | None
-    """Teacher-forced, in nats per answer token."""
+    """Loss of the correct answers (teacher forcing), in nats per answer token."""
     image_gain: float | None
     """Mean over the questions with pictures. If it is near 0, the model ignores the pictures."""
     seconds: float
@@ -280,7 +280,7 @@ def compare(first: EvalResult, second: EvalResult) -> PairedTest:
 
 
 def _model_identity(loaded: LoadedModel) -> dict[str, Any]:
-    """Return what must be equal of the model to continue an interrupted evaluation."""
+    """Return what identifies the model of an evaluation; it must be equal to continue one."""
     from vqa_app.prompts.prompt import prompt_hash
 
     return {

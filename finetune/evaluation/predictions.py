@@ -30,7 +30,7 @@ class Prediction:
     prediction: str
     vqa_accuracy: float
     loss: float | None = None
-    """Of the row's answer, in nats per token."""
+    """Loss of the row's answer, in nats per token."""
     answer_tokens: int | None = None
     image_gain: float | None = None
     """Loss with blank pictures minus loss with the pictures, in nats per token."""
@@ -51,7 +51,7 @@ _PREDICTION = TypeAdapter(Prediction)
 
 
 class PredictionsFile:
-    """A JSONL file of predictions, and a summary file that says what they are predictions of."""
+    """A JSONL file of predictions, and a summary file with the evaluation's identity and scores."""
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         self.path = path
@@ -59,7 +59,9 @@ class PredictionsFile:
         self.identity = identity
 
     def check(self) -> None:
-        """Fail early if `resume` is going to; `identity` may be incomplete.
+        """Check early, before a model is loaded, that `resume` will not fail.
+
+        `identity` may still be incomplete.
 
         Raises:
             UsageError: The file has predictions of another evaluation, or cannot be written.
@@ -107,7 +109,7 @@ class PredictionsFile:
         return predictions
 
     def _stored_identity(self) -> dict[str, Any] | None:
-        """Return what the file has predictions of; None if the summary file does not say."""
+        """Return the identity of the stored evaluation; None if the summary file lacks it."""
         try:
             return dict(json.loads(self.summary.read_text(encoding="utf-8"))["evaluation"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -126,7 +128,7 @@ class PredictionsFile:
         except OSError as error:
             raise UsageError(
                 f"Cannot write to {self.path}: {error.strerror or error}.",
-                "Make room, or give another --out.",
+                "Free disk space, or give another --out.",
             ) from error
 
     def append(self, predictions: Sequence[Prediction]) -> None:

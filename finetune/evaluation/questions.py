@@ -196,7 +196,7 @@ def _find_unreadable(
 def evaluation_identity(
     questions: Sequence[Question], max_new_tokens: int, losses: int
 ) -> dict[str, Any]:
-    """Return what must be equal, besides the model, to continue an interrupted evaluation."""
+    """Return what identifies an evaluation besides the model; it must be equal to continue one."""
     digest = hashlib.sha256()
     versions: dict[str, str] = {}
     for question in questions:

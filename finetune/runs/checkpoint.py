@@ -1,8 +1,8 @@
-"""Checkpoints and finished runs on the disk, complete at every moment.
+"""Checkpoints and finished runs on the disk, never half-written.
 
 A run describes itself: trained weights, processor, manifest, and golden prompts with their logits.
 Everything is written to a temporary folder, flushed to the disk and then renamed; a full disk or a
-kill leaves what was there before.
+kill leaves the earlier files as they were.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _STEP = "step-"
 
 
 def sweep(run: Path) -> None:
-    """Remove what a killed process left unfinished, and restore a checkpoint that it had moved."""
+    """Remove unfinished files of a killed process, and restore a checkpoint that it had moved."""
     for parent in (run, run / CHECKPOINTS):
         for leftover in parent.glob(f"{UNFINISHED}*"):
             for complete in leftover.glob(f"{_STEP}*"):  # killed between two renames
@@ -139,8 +139,8 @@ def load_weights(model: Any, kind: str, directory: Path) -> None:
         wrong = [*result.missing_keys, *result.unexpected_keys]
     if wrong:
         raise ModelError(
-            f"{directory} does not hold the weights that train here:"
-            f" {', '.join(sorted(wrong)[:3])} differ.",
+            f"{directory} does not hold the weights that this stage trains:"
+            f" missing or unexpected are {', '.join(sorted(wrong)[:3])}.",
             "Resume with the command that started the run.",
         )
 
@@ -161,13 +161,13 @@ def save_run(
     Args:
         run: The directory.
         model: As for `save_weights`.
-        processor: The model's.
-        manifest: Of the run.
+        processor: The model's processor.
+        manifest: Manifest of the run.
         golden: Finished conversations whose logits are recorded for `verify`.
         state_dict: As for `save_weights`.
 
     Raises:
-        ModelError: The disk is full or the folder cannot be written; what was there is complete.
+        ModelError: The disk is full or the folder cannot be written; earlier files are complete.
     """
     try:
         with add_to_directory(run, last=MANIFEST_FILE) as folder:
@@ -184,5 +184,6 @@ def save_run(
             raise
         raise ModelError(
             f"Cannot write {run}: {why}.",
-            "What was saved there before is complete. Make room and run the same command again.",
+            "What was saved there before is complete. Free disk space, and run the same command"
+            " again.",
         ) from error

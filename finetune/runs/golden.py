@@ -1,7 +1,8 @@
-"""Golden prompts: conversations saved in a run with the logits that its model gave.
+"""Golden prompts: conversations saved in a run with the logits of its model.
 
 Text and pictures are in the run, so that `verify` needs nothing else. For every answer position the
-logits of the likeliest tokens are saved, and the log-sum-exp over all, which any change shifts.
+logits of the likeliest tokens are saved, and the log-sum-exp over the whole vocabulary, which any
+change to the logits shifts.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Comparison:
     same_tokens: float
     """Share of the positions with the same likeliest token, 0 to 1."""
     rendered_differently: int
-    """How many prompts are rendered to other tokens than when the run was saved."""
+    """Number of prompts that are rendered to other tokens than when the run was saved."""
 
 
 def _answer_logits(model: PreTrainedModel, prompt: Prompt) -> torch.Tensor:

@@ -35,8 +35,8 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "auto") -> Verificat
 
     Raises:
         UsageError: The run is a whole model already, or `out` exists or cannot be created.
-        ModelError: The merged model gives other logits, or the disk is full; nothing is left at
-            `out`.
+        ModelError: The merged model computes other logits, or the disk is full. `out` is then not
+            created.
     """
     run, out = Path(run), Path(out)
     if not os.path.isdir(run):
@@ -47,7 +47,7 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "auto") -> Verificat
     if manifest.whole_model:
         raise UsageError(f"{run} is a whole model already.", "Use it as it is.")
     if out.exists():
-        raise UsageError(f"{out} exists already.", "Give a folder that does not.")
+        raise UsageError(f"{out} exists already.", "Give a folder that does not exist.")
     require_writable(out.parent)
     loaded = _load(run, dtype)
     conversations = [prompt.conversation for prompt in read_golden(run)] or [_any_conversation()]
@@ -66,9 +66,9 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "auto") -> Verificat
 def _write_merged(
     folder: Path, loaded: LoadedModel, manifest: Manifest, conversations: Sequence[Conversation]
 ) -> Verification:
-    """Merge in memory, write the checkpoint and check that it gives the run's logits."""
+    """Merge in memory, write the checkpoint and check that it reproduces the run's logits."""
     (folder / GOLDEN_FOLDER).mkdir()
-    # The run's own logits, which the merged model has to give.
+    # The run's own logits, which the merged model must reproduce.
     record_golden(loaded.model, loaded.processor, conversations, folder / GOLDEN_FOLDER)
     model: Any = loaded.model
     if hasattr(model, "merge_and_unload"):  # PEFT's wrapper

@@ -1,4 +1,4 @@
-"""Verification that a run still gives the logits that it gave when it was saved."""
+"""Verification that a run still computes the logits recorded when it was saved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vqa_app.checkpoints.loader import LoadedModel
 
 TOLERANCE = {"float32": 0.01}
-"""Allowed difference of a log-probability, in nats: other machines sum in another order."""
+"""Allowed difference of a log-probability, in nats; machines differ in their order of summation."""
 HALF_TOLERANCE = 0.5
 """The same in 16 bits, where neighbouring logits of about 20 differ by 0.06 to 0.12, and on
 quantised bases."""
@@ -32,7 +32,7 @@ class Verification:
 
     @property
     def problem(self) -> str:
-        """What differs; "" if the run is as it was saved."""
+        """What differs; "" if the run computes what it did when it was saved."""
         found = self.comparison
         if found.rendered_differently:
             return (
@@ -49,12 +49,12 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether the run is as it was saved."""
+        """Whether the run computes what it did when it was saved."""
         return not self.problem
 
     @property
     def summary(self) -> str:
-        """One line about a run that is as it was saved."""
+        """One line about a successful verification."""
         found = self.comparison
         return (
             f"{pluralize(found.prompts, 'golden prompt')}: log-probabilities within"

@@ -1,4 +1,4 @@
 """Training: from rows to a finished run, step by step.
 
-May use evaluation, runs, data, kernels.
+May use evaluation, runs, data and kernels.
 """

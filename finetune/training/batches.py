@@ -1,6 +1,6 @@
-"""Which samples make up which step.
+"""The samples of each step.
 
-The plan is the same for every number of processes and after every restart.
+The plan does not depend on the number of processes and is the same after a restart.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ class BatchPlan(Sampler[list[int]]):
     """The positions of the samples in each micro-batch of this process, for the whole run.
 
     Epochs follow each other without a gap, so that every step has the full batch. Which samples a
-    step holds depends on the seed alone; within the step they are dealt to (micro-batch, process)
-    by length. The step with the largest micro-batch comes first: what does not fit in memory fails
-    in the first minute.
+    step holds depends on the seed alone; within the step they are sorted by length and divided
+    among micro-batches and processes. The step with the largest micro-batch comes first, so that a
+    run that does not fit in memory fails in its first minute.
 
     Args:
         lengths: Tokens of each sample.
         weights: How often an epoch shows each sample; a fraction is a probability.
         batch_size: Samples of a step over all processes; at least `micro_batches * processes`, so
             that no micro-batch is empty.
-        micro_batches: For each process and step.
-        steps: Of the whole run.
-        seed: Decides the order.
+        micro_batches: Number of micro-batches per process and step.
+        steps: Number of steps in the whole run.
+        seed: Seed of the order.
         process: Number of this process, from 0.
-        processes: How many share each step.
+        processes: Number of processes that share each step.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class BatchPlan(Sampler[list[int]]):
                 yield chunk.tolist()
 
     def batches(self) -> Iterator[np.ndarray]:
-        """Yield the samples of every step, longest first, without end."""
+        """Yield the samples of each step, sorted by falling length, without end."""
         remainder = np.array([], dtype=np.int64)
         for epoch in itertools.count():
             random = np.random.default_rng([self.seed, epoch])
@@ -103,7 +103,7 @@ def make_loader(
     plan: BatchPlan, collate: Callable[[Sequence[int]], dict[str, Any]]
 ) -> DataLoader[Any]:
     """Return the batches in the plan's order; `collate` gets a list of positions."""
-    positions: Any = range(len(plan.lengths))  # a dataset in all but its type
+    positions: Any = range(len(plan.lengths))  # any sequence serves as a dataset
     return DataLoader(positions, batch_sampler=plan, collate_fn=collate)
 
 

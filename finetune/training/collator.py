@@ -16,14 +16,14 @@ from vqa_app.errors import DataError
 IGNORED = -100
 """The label of tokens that are not trained (PyTorch's and transformers' own value)."""
 FEATURES = "picture_features"
-"""Batch key of the frozen encoder's outputs, instead of `pixel_values`."""
+"""Batch key of the frozen encoder's stored outputs, which replace `pixel_values`."""
 ROWS = "rows"
-"""Batch key of the samples themselves, for messages; never passed to the model."""
+"""Batch key of the samples themselves, for error messages; not passed to the model."""
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads to the longest sample, on the right: positions start at 0 for every row, as in serving.
+    """Pads samples on the right: every row starts at position 0, as in serving.
 
     Lengths are rounded up by at most seven tokens or a sixteenth: CPU kernels are prepared once for
     every shape and kept, and would take hundreds of megabytes for many lengths.
@@ -31,7 +31,7 @@ class Collator:
 
     pad_token_id: int
     longest: int
-    """Tokens of the longest sample of all; no batch is rounded up beyond it."""
+    """Tokens of the longest sample in the data; no batch is rounded up beyond it."""
 
     @classmethod
     def of(cls, processor: Any, samples: Sequence[Sample]) -> Collator:
@@ -80,8 +80,8 @@ class Collator:
             positions = torch.zeros(shape, dtype=torch.long)
             for position, sample in enumerate(samples):
                 positions[position, : len(sample)] = torch.from_numpy(sample.positions)
-            # With four dimensions transformers passes it on unchanged; branching attention ignores
-            # it.
+            # transformers passes a mask of four dimensions on unchanged, and branching attention
+            # ignores it.
             unused = torch.ones((1, 1, 1, 1), dtype=torch.bool)
             segments = [np.ones(len(s)) if s.segments is None else s.segments for s in samples]
             batch |= {

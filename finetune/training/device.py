@@ -17,7 +17,7 @@ from vqa_app import devices
 from vqa_app.errors import UsageError
 
 BARRIER_TIMEOUT = timedelta(hours=2)
-"""How long processes wait for the first one, which answers, saves and verifies alone."""
+"""How long processes wait for the main one while it answers watch questions, saves and verifies."""
 
 LESS_MEMORY = "Close other programs, use a smaller model or --stage qlora, or more memory."
 
@@ -31,7 +31,7 @@ class DeviceMemory:
     held: int
     """Held by this process: on a GPU its tensors, on a CPU the whole program."""
     free: int
-    """Free device memory; on mps and cpu the machine's."""
+    """Free memory of the device; on mps and cpu, of the machine."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Machine:
     """The device of this process, its precision, and the processes that train together."""
 
     device: torch.device
-    """This process's own: cpu, mps or cuda:N."""
+    """The device of this process: cpu, mps or cuda:N."""
     bf16: bool
     """Whether the forward pass runs under bf16 autocast; otherwise in fp32."""
     process: int = 0
@@ -73,7 +73,7 @@ class Machine:
         return DeviceMemory(held, devices.free_memory(self.device))
 
     def reset_peak_memory(self) -> None:
-        """Restart `peak_memory` on a GPU; the operating system's peak of a program stays."""
+        """Reset `peak_memory` on a GPU; on a CPU it is counted from the start of the process."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -103,7 +103,7 @@ class Machine:
             torch.distributed.barrier()
 
     def from_main(self, value: _Value) -> _Value:
-        """Return the main process's value in all of them."""
+        """Return the main process's value in every process."""
         if self.processes == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -143,11 +143,11 @@ def training_device(name: str) -> torch.device:
     """Return this process's device: cpu, mps or cuda:N.
 
     Args:
-        name: As in the config; auto is the first of cuda, mps and cpu that there is.
+        name: As in the config; auto is the first available of cuda, mps and cpu.
 
     Raises:
-        ModelError: It cannot be used here.
-        UsageError: A GPU other than the first: the Trainer takes the first that is visible.
+        ModelError: The device cannot be used here.
+        UsageError: The name is of a GPU other than the first: the Trainer takes the first visible.
     """
     device = devices.choose_device(name)
     if device.type != "cuda":

@@ -1,8 +1,8 @@
 """The frozen encoder's outputs, computed once for each picture and stored on disk.
 
-The projector's inputs are stored unchanged: projector and LoRA training see exactly the numbers
-that the running encoder would give, and later epochs and runs skip it. Each store belongs to one
-encoder; its name is a hash of the encoder's weights and the picture processing, and the precision.
+The projector's inputs are stored unchanged: training sees exactly the numbers that the encoder
+would compute, and later epochs and runs do not run it. Each store belongs to one encoder and
+precision; its name contains a hash of the encoder's weights and the picture processing.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from torch import Tensor, nn
 
 from finetune.data.samples import Sample
 from finetune.parallel import parallel_map
+from finetune.progress import pluralize
 from finetune.training.plan import CPU_TOKENS_AT_ONCE
 from vqa_app.devices import is_out_of_memory, release_memory
 from vqa_app.errors import DataError
+from vqa_app.files import format_bytes
 from vqa_app.models.architecture import feature_width, unwrap
 from vqa_app.pictures.picture import Picture
 
@@ -38,8 +40,8 @@ _DIGEST_BYTES = 32
 _STORE = re.compile(r"[0-9a-f]{16}-(float32|bfloat16)")
 """A store's name: its encoder's hash and the precision."""
 _PICTURES_AT_ONCE = 32
-"""On a GPU. On a CPU large pictures are encoded fewer at a time: more are no faster, and take
-memory."""
+"""Batch size of the encoder on a GPU. On a CPU, fewer large pictures are encoded at a time: more
+would take memory and be no faster."""
 
 
 def default_folder() -> Path:
@@ -50,11 +52,11 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """What storing the features would take, decided before anything is computed."""
+    """Whether to store features, and the space that they take; decided before any is computed."""
 
     pictures: int
     present: int
-    """How many of them are stored already."""
+    """Number of these pictures that are stored already."""
     bytes_each: int
     use: bool
     reason: str
@@ -68,9 +70,9 @@ class FeatureStore:
     record without a digest, which the next writer overwrites.
 
     Args:
-        folder: Of this encoder; created when something is written.
+        folder: Folder of this store; created when something is written.
         shape: (image tokens, encoder width) of each picture.
-        dtype: Of the stored numbers.
+        dtype: Type of the stored numbers.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -98,7 +100,7 @@ class FeatureStore:
         return torch.from_numpy(raw.copy()).view(self.dtype).view(self.shape)
 
     def reload(self) -> None:
-        """Load what other processes have added."""
+        """Read what any process has added since the last time."""
         digests = self.folder / _DIGESTS
         records = self.folder / _RECORDS
         if not (digests.exists() and records.exists()):
@@ -117,7 +119,7 @@ class FeatureStore:
         Call `reload` before reading them.
 
         Args:
-            digests: Of the pictures.
+            digests: Digests of the pictures.
             features: [pictures, image tokens, encoder width]
         """
         if tuple(features.shape[1:]) != self.shape:
@@ -144,7 +146,7 @@ class FeatureStore:
                 file.write(b"".join(bytes.fromhex(digests[i]) for i in new))
 
     def _read_names(self, names: Path, count: int) -> set[bytes]:
-        """Return the digests of all records; reads those written since the last call."""
+        """Return the digests of the first `count` records; only new ones are read from the file."""
         if count < self._records_read:  # another process made room
             self._written, self._records_read = set(), 0
         with names.open("rb") as file:
@@ -159,7 +161,7 @@ class FeatureStore:
         self._places, self._map, self._written, self._records_read = {}, None, set(), 0
 
     def touch(self) -> None:
-        """Mark the store as used now: the least recently used one is removed first."""
+        """Mark the store as just used: `make_room` removes the least recently used first."""
         os.utime(self.folder)
 
     @contextmanager
@@ -178,7 +180,7 @@ def _split(digests: bytes) -> list[bytes]:
 def make_plan(
     store: FeatureStore, digests: Sequence[str], limit_gb: float, epochs: float
 ) -> FeaturePlan:
-    """Decide whether features are worth storing and fit; `make_room` then removes older stores."""
+    """Decide whether features are worth storing and fit on the disk."""
     distinct = set(digests)
     present = sum(digest in store for digest in distinct)
     missing = len(distinct) - present
@@ -190,22 +192,23 @@ def make_plan(
     if not distinct:
         return plan(False, "The rows show no pictures.")
     if limit_gb == 0:
-        return plan(False, "Encoder outputs are not kept (feature_gb is 0).")
-    size = f"{len(distinct):,} pictures × {store.bytes_each / 1e3:,.0f} kB = {needed / GB:.2g} GB"
+        return plan(False, "Encoder outputs are not kept: --feature-gb is 0.")
+    size = f"{format_bytes(needed)} for {pluralize(len(distinct), 'picture')}"
     if needed > limit_gb * GB:
         return plan(
-            False, f"Encoder outputs are not kept: {size}, more than feature_gb = {limit_gb:g}."
+            False, f"Encoder outputs are not kept: {size}, more than --feature-gb {limit_gb:g}."
         )
     if missing and epochs <= 1 and len(distinct) == len(digests) and needed > 0.25 * limit_gb * GB:
-        return plan(False, f"Encoder outputs are not kept: one epoch would not use {size} again.")
+        return plan(False, f"Encoder outputs are not kept: a single epoch would not reuse {size}.")
     anchor = next((p for p in (store.folder, *store.folder.parents) if p.exists()), Path.cwd())
     free = shutil.disk_usage(anchor).free
     if missing * store.bytes_each > 0.9 * free:
         return plan(
-            False, f"Encoder outputs are not kept: {size}, and the disk has {free / GB:.2g} GB."
+            False,
+            f"Encoder outputs are not kept: {size}, and {format_bytes(free)} are free on the disk.",
         )
-    there = f", {present:,} stored already" if present else ""
-    return plan(True, f"Encoder outputs are kept: {size} in {store.folder}{there}.")
+    stored = f", {present:,} of them already stored" if present else ""
+    return plan(True, f"Encoder outputs are kept: {size} in {store.folder}{stored}.")
 
 
 def make_room(store: FeatureStore, needed: int, limit_gb: float) -> None:
@@ -214,8 +217,8 @@ def make_room(store: FeatureStore, needed: int, limit_gb: float) -> None:
     If that is not enough, this store is cleared, too.
 
     Args:
-        store: The one to make room for.
-        needed: Bytes.
+        store: The store to make room for.
+        needed: Number of bytes to be added.
         limit_gb: Limit of all stores together.
     """
     limit = limit_gb * GB
@@ -242,11 +245,11 @@ def open_store(
     """Open the store of a model's encoder.
 
     Args:
-        model: With the encoder.
-        processor: The model's.
-        folder: Of all stores.
-        dtype: Of the stored numbers.
-        sample: One that shows pictures; tells how many image tokens a picture has.
+        model: The model with the encoder.
+        processor: The model's processor.
+        folder: Folder of all stores.
+        dtype: Type of the stored numbers.
+        sample: A sample with pictures, from which the image tokens per picture are counted.
     """
     from vqa_app.prompts.prompt import image_token_id
 
@@ -278,8 +281,8 @@ def encode_pictures(model: Any, pixels: Sequence[Tensor], dtype: torch.dtype) ->
     """Return the projector's inputs for each picture.
 
     Args:
-        model: With the encoder.
-        pixels: Of each picture, from `pixels_of`.
+        model: The model with the encoder.
+        pixels: Result of `pixels_of` for each picture.
         dtype: bfloat16 runs the encoder under bf16 autocast as training would; float32 does not.
 
     Returns:
@@ -319,16 +322,16 @@ def fill(
     part: tuple[int, int] = (0, 1),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Encode every picture of the samples that the store lacks; `reload` it afterwards.
+    """Encode and store the samples' pictures that are not stored yet; call `reload` afterwards.
 
     Args:
-        store: Where the features go.
-        model: With the encoder.
-        processor: The model's.
-        samples: Whose pictures are encoded.
-        workers: Threads that read pictures.
-        part: (process, processes): each encodes its share.
-        on_progress: Called with (done, of).
+        store: The store to write to.
+        model: The model with the encoder.
+        processor: The model's processor.
+        samples: The samples with the pictures.
+        workers: Number of threads that read pictures.
+        part: (number of this process, number of processes); each encodes its share.
+        on_progress: Called with the number of pictures done and the total.
 
     Raises:
         DataError: A picture has changed since the data was checked.
@@ -338,7 +341,7 @@ def fill(
         for sample in samples
         for digest, source in zip(sample.digests, sample.sources, strict=True)
     }
-    # Shares are of all pictures: another process may already have stored some of the missing ones.
+    # Divide all pictures, not the missing ones: another process may already have stored some.
     share = sorted(sources)[part[0] :: part[1]]
     missing = [digest for digest in share if digest not in store]
 
@@ -350,7 +353,7 @@ def fill(
             )
         return pixels_of(processor, picture)
 
-    # Pixels wait for the encoder, not pictures: a photograph may take 100 times as much memory.
+    # Wait as preprocessed pixels: a decoded photograph may take 100 times as much memory.
     pictures = parallel_map(read, missing, workers)
     at_once, done = pictures_at_once(model), 0
     waiting: list[Tensor] = []
@@ -369,7 +372,7 @@ def fill(
 
 
 def _encoded(model: Any, pixels: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
-    """Return `encode_pictures`, or None if there may be memory for fewer pictures only."""
+    """Return the result of `encode_pictures`; None if memory may suffice for fewer pictures."""
     try:
         return encode_pictures(model, pixels, dtype)
     except (RuntimeError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""The end of a run: best weights, processor, manifest, golden prompts, verification, report."""
+"""The end of a run: save the best weights, verify them, and write the report."""
 
 from __future__ import annotations
 
@@ -84,10 +84,10 @@ def save(
 
     Args:
         stage: The stage that was trained.
-        settings: What it was trained with.
-        model: With the weights to keep.
+        settings: The settings of the stage.
+        model: The model with the weights to save.
         state_dict: The gathered weights of a sharded model. One process cannot run such a model, so
-            `check` adds the golden prompts.
+            `check` records the golden prompts.
     """
     data, processor = stage.data, stage.loaded.processor
     manifest = Manifest(
@@ -105,9 +105,9 @@ def save(
 
 
 def check(stage: StageRun, model: Any, state_dict: Mapping[str, Any] | None) -> None:
-    """Check that the saved run opens and is what was trained.
+    """Check that the saved run can be loaded and computes what the trained model does.
 
-    If there is no memory to load it, a message says so.
+    If there is too little memory to load it, a message says so instead.
 
     Args:
         stage: The stage that was trained.
@@ -115,7 +115,7 @@ def check(stage: StageRun, model: Any, state_dict: Mapping[str, Any] | None) -> 
         state_dict: As for `save`.
 
     Raises:
-        ModelError: The run differs from what was trained.
+        ModelError: The saved run differs from the trained model.
     """
     run, device = stage.run, stage.machine.device
     try:
@@ -125,9 +125,9 @@ def check(stage: StageRun, model: Any, state_dict: Mapping[str, Any] | None) -> 
     except (InsufficientMemoryError, RuntimeError, MemoryError) as error:
         if not (isinstance(error, InsufficientMemoryError) or is_out_of_memory(error)):
             raise
-        message = f"Not verified: {device} has no memory to load {run} again."
+        message = f"Not verified: {device} has too little free memory to load {run} again."
         if (run / GOLDEN_FOLDER).exists():
-            message += f" Verify it later: vqa-app verify {run}"
+            message += f" Verify it later with `vqa-app verify {run}`."
         stage.announce("saving", message)
 
 
@@ -141,7 +141,10 @@ def _check_gathered(stage: StageRun, names: Collection[str], state_dict: Mapping
     for name in sorted(names):
         now, then = saved[name], state_dict[name]
         if not torch.equal(now.cpu(), then.to(now.dtype).cpu()):
-            raise ModelError(f"{run} differs from what was trained: {name}.", "This is a bug.")
+            raise ModelError(
+                f"The saved weights in {run} differ from the trained ones: {name}.",
+                "This is a bug.",
+            )
     with atomic_directory(run / GOLDEN_FOLDER) as folder:
         record_golden(opened.model, opened.processor, _golden(stage), folder)
 
@@ -158,7 +161,7 @@ def _free_weights(model: nn.Module) -> None:
 
 
 def _result_of(evaluation: Evaluation | None, kept_step: int) -> EvalResult | None:
-    """Return the evaluation of the weights that are kept; None if nothing is held out."""
+    """Return the evaluation of the saved weights; None if nothing is held out."""
     if evaluation is None or not evaluation.questions:
         return None
     return evaluation.results.get(kept_step) or evaluation.result()
@@ -172,8 +175,8 @@ def write_report(
     Args:
         stage: The stage that was trained.
         evaluation: Its questions.
-        result: Of these questions, with the weights that are kept.
-        step: The last one.
+        result: The answers to these questions by the saved weights.
+        step: The last step.
     """
     scores: dict[str, float] = {}
     worst: Sequence[Any] = ()
@@ -190,7 +193,7 @@ def write_report(
 
 
 def base_of(loaded: LoadedModel) -> Base:
-    """Return the base of what was trained; for an earlier adapter run, that run's own base."""
+    """Return the base of the trained model; for an earlier adapter run, the base of that run."""
     before = read_manifest(loaded.source)
     if before is not None and not before.whole_model:
         return before.base
@@ -198,7 +201,7 @@ def base_of(loaded: LoadedModel) -> Base:
 
 
 def earlier_of(loaded: LoadedModel) -> list[dict[str, Any]]:
-    """Return the runs that the model was trained in, the first one first."""
+    """Return the earlier runs in which the model was trained, oldest first."""
     before = read_manifest(loaded.source)
     if before is None:
         return []
@@ -212,7 +215,7 @@ def warn_of_earlier_training(loaded: LoadedModel, data: Data, on_progress: OnPro
     if before and data.held_out.rows:
         message = (
             f"Note: {before[-1]['name']} was trained on other rows, which may include those held "
-            "out now; then the scores are too good."
+            "out now; the scores may be too high."
         )
         on_progress(Progress("checking", message=message))
 

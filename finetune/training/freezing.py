@@ -1,4 +1,4 @@
-"""Which weights each stage trains; decided here and nowhere else."""
+"""Which weights each stage trains."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ class TrainableModel:
 def freeze(
     model: Any, stage: Stage, *, rank: int = 128, alpha: int = 256, dropout: float = 0.05
 ) -> TrainableModel:
-    """Freeze everything but the stage's weights, attach LoRA where due, and log the counts.
+    """Freeze all weights that the stage does not train, and attach LoRA for lora and qlora.
 
-    Trained weights are fp32, whatever precision the frozen ones have. A model that already carries
-    an adapter keeps training it.
+    Trained weights are converted to fp32. A LoRA adapter that the model already carries is trained
+    further. The numbers of trained parameters are logged.
 
     Args:
         model: The base, or PEFT's wrapper around it.
-        stage: Which weights train.
-        rank: LoRA's (Hu et al., 2022); for the stages lora and qlora.
-        alpha: LoRA's.
-        dropout: LoRA's.
+        stage: Which weights are trained.
+        rank: LoRA rank (Hu et al., 2022), for lora and qlora.
+        alpha: LoRA alpha.
+        dropout: LoRA dropout.
 
     Raises:
         ModelError: The stage does not fit the model.
@@ -155,7 +155,7 @@ def _carries_adapter(stage: Stage) -> ModelError:
 
 
 def _within(name: str, modules: tuple[str, ...]) -> bool:
-    """Whether a parameter belongs to one of the modules; PEFT prefixes names with its own."""
+    """Return whether a parameter belongs to one of the modules; PEFT adds prefixes to its name."""
     return any(f".{module}." in f".{name}" for module in modules)
 
 
@@ -171,5 +171,5 @@ def _attach_lora(model: Any, parts: Anatomy, rank: int, alpha: int, dropout: flo
         task_type="CAUSAL_LM",
     )
     with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT calls transformers by a deprecated name
+        warnings.simplefilter("ignore")  # PEFT uses a deprecated name of transformers
         return get_peft_model(model, config)

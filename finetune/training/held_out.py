@@ -26,7 +26,7 @@ _EXTRA_TOKENS = 8
 
 @dataclass(frozen=True)
 class WatchQuestion:
-    """A question whose answers are kept through the run."""
+    """A question that is answered at every evaluation."""
 
     conversation: Conversation
     expected: str = ""
@@ -48,7 +48,7 @@ class Evaluation:
     run: Path
     on_progress: OnProgress
     machine: Machine
-    """Each of its processes answers a share, so all must evaluate."""
+    """Each process answers a share of the questions, so all of them must evaluate."""
     results: dict[int, EvalResult] = field(default_factory=dict)
     """By step, since this process started."""
 
@@ -73,20 +73,22 @@ class Evaluation:
         rows = data.held_out if held_out else data.train
         questions = make_questions(rows.rows, history=_trained_in_dialogue(rows.samples))
         chosen = tuple(evenly_spaced(questions, config.eval_questions))
+        watch = watch_questions(config.watch, config.images) or _default_watch_questions(questions)
+        longest = max(_answer_length(processor, question) for question in chosen)
         return cls(
-            stage.trained.model,
-            processor,
-            stage.loaded.capabilities,
-            chosen if held_out else (),
-            watch_questions(config.watch, config.images) or _default_watch_questions(questions),
-            max(_answer_length(processor, question) for question in chosen) + _EXTRA_TOKENS,
-            stage.run,
-            stage.on_progress,
-            stage.machine,
+            model=stage.trained.model,
+            processor=processor,
+            capabilities=stage.loaded.capabilities,
+            questions=chosen if held_out else (),
+            watch=watch,
+            max_new_tokens=longest + _EXTRA_TOKENS,
+            run=stage.run,
+            on_progress=stage.on_progress,
+            machine=stage.machine,
         )
 
     def at_step(self, step: int) -> dict[str, float]:
-        """Answer all questions and return the scores; none if no rows are held out."""
+        """Answer all questions and return the scores; empty if no rows are held out."""
         scores = {}
         if self.questions:
             result = self.results[step] = self.result(self.machine.process, self.machine.processes)
@@ -100,7 +102,7 @@ class Evaluation:
 
         Args:
             process: Number of this process, from 0.
-            processes: How many answer a share each; all of them must call this.
+            processes: Number of processes that each answer a share; all of them must call this.
         """
         share = self.questions[process::processes]
         done = 0
@@ -179,7 +181,7 @@ def _read_watch_question(text: str, images: Sequence[str]) -> WatchQuestion:
         if letter == ":" and (question := text[place + 1 :].strip()):
             for folder in ("", *images):
                 path = Path(os.path.expanduser(folder), os.path.expanduser(text[:place]))
-                if os.path.isfile(path):  # False, too, if the text is too long for a file's name
+                if os.path.isfile(path):  # also False if the text is too long for a file name
                     picture = open_picture(path, limits=STORED_PICTURE_LIMITS)
                     return WatchQuestion(Conversation.ask(question, [picture]))
     raise UsageError(
@@ -198,12 +200,15 @@ def _default_watch_questions(questions: Sequence[Question]) -> tuple[WatchQuesti
 
 
 def _trained_in_dialogue(samples: Sequence[Sample]) -> bool:
-    """Whether most follow-up questions are trained after the earlier turns; then asked so, too."""
+    """Return whether most conversations are trained as dialogues, each turn after the earlier ones.
+
+    Held-out questions are then asked in the same way.
+    """
     several = [sample for sample in samples if len(sample.row.references) > 1]
     return 2 * sum(sample.segments is None for sample in several) > len(several)
 
 
 def _answer_length(processor: Any, question: Question) -> int:
-    """Return the tokens of the question's first reference."""
+    """Return the number of tokens of the row's own answer."""
     answer = question.row.turns[question.turn].text
     return len(processor.tokenizer(answer, add_special_tokens=False)["input_ids"])

@@ -1,4 +1,4 @@
-"""All data of a run: read, checked, and split."""
+"""Read, check and split the data of a run."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from finetune.data.preflight import (
 from finetune.data.read import FOR_TESTING, FOR_TRAINING, read_rows
 from finetune.progress import OnProgress, Progress, pluralize
 from finetune.runs.layout import SKIPPED_EVAL_FILE, SKIPPED_FILE
+from finetune.training.device import Machine
 from vqa_app.checkpoints.loader import LoadedModel
 
 SHOWN_PROBLEMS = 20
@@ -34,7 +35,9 @@ class Data:
     held_out: Preflight
 
 
-def read_data(config: FinetuneConfig, loaded: LoadedModel, on_progress: OnProgress) -> Data:
+def read_data(
+    config: FinetuneConfig, machine: Machine, loaded: LoadedModel, on_progress: OnProgress
+) -> Data:
     """Read and check all data, and hold rows out.
 
     Raises:
@@ -49,6 +52,8 @@ def read_data(config: FinetuneConfig, loaded: LoadedModel, on_progress: OnProgre
         found = check_distributed(
             read_rows(sources, config.images, purpose),
             loaded.processor,
+            process=machine.process,
+            processes=machine.processes,
             max_length=config.max_length or loaded.capabilities.context_length,
             turns=config.turns,
             share_prefix=loaded.capabilities.trains_shared_prefixes,
@@ -81,7 +86,7 @@ def read_data(config: FinetuneConfig, loaded: LoadedModel, on_progress: OnProgre
     announce(describe(summary, held_out))
     for line in mixture_lines(summary):
         announce(line)
-    if warning := validation_warning(config, held_out):
+    if warning := validation_warning(held_out, config.eval_fraction):
         announce(f"Note: {warning}")
     return Data(train_data, held_out)
 
@@ -98,8 +103,8 @@ def describe(summary: Summary, held_out: Preflight) -> str:
     )
 
 
-def validation_warning(config: FinetuneConfig, held_out: Preflight) -> str:
-    """Return why evaluations will say little; "" if there are enough questions."""
+def validation_warning(held_out: Preflight, eval_fraction: float | None) -> str:
+    """Return a warning if too few questions are held out, else ""."""
     if (asked := _questions(held_out)) >= FEW_QUESTIONS:
         return ""
     if asked:
@@ -107,7 +112,7 @@ def validation_warning(config: FinetuneConfig, held_out: Preflight) -> str:
             f"Only {pluralize(asked, 'question')} held out: accuracy, and the choice of the best "
             "checkpoint, depend largely on chance."
         )
-    if config.eval_fraction == 0:
+    if eval_fraction == 0:
         return ""
     return "No validation split: every row shares a picture with another."
 

@@ -37,8 +37,8 @@ class Objective(nn.Module):
     """Model and loss as one module: DDP, FSDP and DeepSpeed need all parameters used in `forward`.
 
     Args:
-        model: As it trains.
-        bf16: Compute under bf16 autocast; the loss itself is fp32.
+        model: The model, frozen and wrapped for training.
+        bf16: Whether to compute under bf16 autocast; the loss itself is fp32.
     """
 
     accepts_loss_kwargs = True
@@ -77,9 +77,8 @@ class Objective(nn.Module):
         Args:
             labels: [batch, tokens], not shifted; -100 where nothing is trained, always at the first
                 token.
-            num_items_in_batch: Trained tokens of the whole optimiser step over all devices; the
-                loss is the sum over this batch divided by it. None: this batch's own count, which
-                gives the mean.
+            num_items_in_batch: Trained tokens of the whole optimiser step over all devices, by
+                which the sum of this batch's losses is divided; by default those of this batch.
             **inputs: The model's own; `picture_features` [pictures, image tokens, encoder width]
                 may replace `pixel_values`.
 
@@ -119,7 +118,7 @@ class Objective(nn.Module):
         the same parameters, even if all its rows are text.
 
         Returns:
-            The sum of that unused output, if there was one.
+            The sum of that unused output; None if the projector was used or will be.
         """
         features = inputs.pop(FEATURES, None)
         projector = base.model.multi_modal_projector

@@ -1,4 +1,4 @@
-"""The settings of a run where the config leaves them open, and the memory that it needs.
+"""The settings that a config leaves open, and the memory that a run needs.
 
 The values are LLaVA-1.5's (Liu et al., 2023, *Improved Baselines with Visual Instruction Tuning*,
 table 9, and scripts/v1_5/{pretrain,finetune_lora,finetune}.sh of haotian-liu/LLaVA):
@@ -91,7 +91,7 @@ class Settings:
     batch_size: int
     micro_batch_size: int
     micro_batches: int
-    """For each process and step."""
+    """Micro-batches per process and step."""
     steps: int
     eight_bit_optimizer: bool
     gradient_checkpointing: bool
@@ -110,7 +110,7 @@ class MemoryPlan:
 
     @property
     def needed(self) -> int:
-        """Bytes needed besides those that are held already."""
+        """Bytes needed beyond those already in use."""
         return self.kernels + self.gradients + self.optimizer + self.activations
 
     def __str__(self) -> str:
@@ -142,8 +142,8 @@ def steps_of(config: FinetuneConfig, sequences: float, processes: int) -> tuple[
 
     Args:
         config: All options of the stage.
-        sequences: Of an epoch, by weight.
-        processes: How many share each step.
+        sequences: Number of sequences in an epoch, weights included.
+        processes: Number of processes that share each step.
     """
     smallest = MIN_BATCH if sequences >= MIN_BATCH else max(1, int(sequences))
     batch = config.batch_size or max(smallest, min(LLAVA_BATCH[config.stage], int(sequences / 200)))
@@ -154,7 +154,7 @@ def steps_of(config: FinetuneConfig, sequences: float, processes: int) -> tuple[
 
 
 def learning_rates(config: FinetuneConfig, width: int) -> tuple[float, float]:
-    """Return the learning rates of the LLM (or all that trains) and of the projector."""
+    """Return the learning rates of the LLM (or of all trained weights) and of the projector."""
     scale = max(1.0, math.sqrt(LLAVA_WIDTH / width))
     rate = config.lr or LLAVA_LR[config.stage] * scale
     projector = rate if config.stage == "projector" else LLAVA_PROJECTOR_LR * scale
@@ -172,17 +172,17 @@ def decide(
     machine: Machine,
     memory: DeviceMemory,
 ) -> tuple[Settings, MemoryPlan]:
-    """Decide what the config leaves open.
+    """Decide the settings that the config leaves open, and plan the memory.
 
     Args:
         config: All options of the stage.
-        sequences: Of an epoch, by weight.
+        sequences: Number of sequences in an epoch, weights included.
         longest: Tokens of the longest sequence.
-        labels: Trained tokens of the sequence with most.
-        shape: Of the LLM.
+        labels: Largest number of trained tokens in a sequence.
+        shape: Dimensions of the LLM.
         trainable: Number of trainable parameters.
         machine: Where it trains.
-        memory: Of the device, with the model loaded.
+        memory: Memory of the device, with the model loaded.
 
     Raises:
         UsageError: The config asks for the 8-bit optimiser, which is not available.
@@ -244,8 +244,8 @@ def activation_bytes(
     fp32). One layer more is added for what is in use at the same time.
 
     Args:
-        shape: Of the LLM.
-        batch: Rows, tokens of the longest, labels of a row.
+        shape: Dimensions of the LLM.
+        batch: Number of rows, tokens of the longest row, largest number of labels in a row.
         itemsize: Bytes of a number in the forward pass.
         inputs_kept: Whether inputs of linear layers are kept, for their own or their LoRA's
             gradients.
@@ -269,7 +269,7 @@ def activation_bytes(
 
 
 def describe(settings: Settings, chosen: FinetuneConfig, machine: Machine) -> str:
-    """Return the settings in one line; what the config left open is in brackets."""
+    """Return the settings in one line; values that the config leaves open are in brackets."""
 
     def shown(name: str, value: Any) -> str:
         given = getattr(chosen, name, None)
@@ -302,9 +302,9 @@ def _fitting(
 
     Args:
         config: All options of the stage.
-        share: One process's part of the batch.
-        plan: Function from both to the memory plan.
-        longest: Tokens of the longest row if a CPU computes, else None.
+        share: Rows of the batch that one process trains on.
+        plan: Function from micro-batch size and checkpointing to the memory plan.
+        longest: Tokens of the longest row on a CPU, else None.
     """
 
     def fits(size: int, checkpointing: bool) -> bool:
@@ -324,13 +324,13 @@ def _fitting(
 
 
 def _largest(share: int, fits: Callable[[int], bool]) -> int:
-    """Return the largest size that fits and divides `share` into equal parts; at least 1."""
+    """Return the largest size that fits and divides `share` into nearly equal parts; at least 1."""
     parts = next((n for n in range(1, share + 1) if fits(math.ceil(share / n))), share)
     return math.ceil(share / parts)
 
 
 def filled_in(config: FinetuneConfig, settings: Settings) -> FinetuneConfig:
-    """Return the config with the decided values, so that the manifest says what was done."""
+    """Return the config with the decided values, for the manifest."""
     decided = {name: value for name, value in asdict(settings).items() if hasattr(config, name)}
     return config.replace(**{k: v for k, v in decided.items() if getattr(config, k) is None})
 

@@ -1,4 +1,4 @@
-"""A run's directory before the run is finished: who may write to it, and what resuming needs."""
+"""The directory of an unfinished run: its lock, its identity, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ NOT_IDENTITY = {
     "out", "micro_batch_size", "gradient_checkpointing", "watch", "eval_every", "patience",
     "images", "eval_data", "eval_fraction", "turns", "max_length", "max_bad"
 }  # fmt: skip
-"""Options that do not change what a step learns, or whose effect the hash of the data covers: a run
-may continue with other values. `metric` and `eval_questions` are not among them: the best
-evaluation so far is compared with later ones."""
+"""Options whose values may change when a run is resumed: they do not affect the training steps, or
+their effect is covered by the hash of the data. `metric` and `eval_questions` are not among them,
+because earlier evaluations are compared with later ones."""
 _LORA_OPTIONS = {"rank", "alpha", "dropout"}
 _UNUSED_BY_FINISHED = {"metric", "eval_questions", "fsdp", "deepspeed"}
-"""Further options that may differ where a finished projector is used again."""
+"""Further options that may have other values when a finished projector is reused."""
 _KNOWN_AFTER_READING = ("data", "base weights")
-"""Parts of the identity that are known only when data and model have been read."""
+"""Parts of the identity that are known only after the data and the model have been read."""
 _DIVISION = "divided"
 _LOCK_FILE = ".lock"
 FILES_BEFORE_START = {IDENTITY_FILE, SKIPPED_FILE, SKIPPED_EVAL_FILE, "projector", _LOCK_FILE}
-"""Files that may be in a run's directory before its identity is written."""
+"""Names that may be in a run's directory before its identity is written."""
 
 
 @dataclass(frozen=True)
 class Division:
-    """How a step is divided into micro-batches; depends on the memory that is free at the start."""
+    """How a step is divided into micro-batches, as decided by the memory free at the start."""
 
     device: str
     processes: int
@@ -91,7 +91,7 @@ def start_or_resume(run: Path, config: FinetuneConfig, identity: dict[str, Any])
 
 
 def cut_metrics(run: Path, step: int) -> None:
-    """Remove the lines of steps after `step`, which are about to be taken again."""
+    """Remove the lines of steps after `step` from the logs: these steps will be repeated."""
     for name in (METRICS_FILE, WATCH_FILE):
         path = run / name
         if not path.exists():
@@ -133,7 +133,7 @@ def identity_of(config: FinetuneConfig, data: Data, fingerprint: str) -> dict[st
 
 
 def command_of(config: FinetuneConfig, processes: int = 1) -> str:
-    """Return a shell command that makes the same run, however this one was started."""
+    """Return a shell command for the same run, even if this one was not started from a shell."""
     words = ["vqa-app", "finetune"]
     if processes > 1:
         words = f"accelerate launch --num_processes {processes} -m finetune".split()
@@ -150,12 +150,12 @@ def command_of(config: FinetuneConfig, processes: int = 1) -> str:
 
 
 def is_done(config: FinetuneConfig) -> bool:
-    """Return whether the recipe's first stage is finished in its directory.
+    """Return whether the recipe's first stage is finished and can be reused.
 
-    With `resume` never it is not; what is there is removed only once the data has been read.
+    With `resume` never it is not reused.
 
     Raises:
-        UsageError: It is finished, with other values of options that this stage uses.
+        UsageError: It is finished, but with other values of options that this stage uses.
     """
     run = Path(config.out)
     if not _is_complete(run) or config.resume == "never":
@@ -181,13 +181,13 @@ def _refuse_projector(projector: Path, differences: Sequence[str]) -> None:
     if differences:
         raise UsageError(
             f"{projector} holds a finished run with another {', '.join(differences)}.",
-            "Give what it was trained with, or another --out, or train the projector again with "
+            "Use the same values and data, give another --out, or train the projector again with "
             "--resume never.",
         )
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return the names of the values that make two identities different runs."""
+    """Return the names of the values by which two runs differ."""
     unused = NOT_IDENTITY | {_DIVISION}
     if now.get("stage") == "projector":
         unused |= _LORA_OPTIONS
@@ -212,22 +212,21 @@ def claim(run: Path) -> None:
 def lock(run: Path) -> Iterator[None]:
     """Keep other runs out of a run's directory.
 
-    Of several processes that train together, one holds the lock for all. It is the operating
-    system's, which releases it however the process ends. On file systems without locks, nothing is
-    locked.
+    Of several processes that train together, the main one holds the lock. The operating system
+    releases it however the process ends. On file systems without locks, nothing is locked.
 
     Raises:
         UsageError: Another run uses the directory.
     """
     path = run / _LOCK_FILE
     try:
-        held = lock_file(path)
+        file_lock = lock_file(path)
     except Timeout as error:
         raise UsageError(
             f"{run} is in use: {_lock_holder(path)} trains in it.",
             "Wait until it has finished, or stop it.",
         ) from error
-    if held is None:
+    if file_lock is None:
         path.unlink(missing_ok=True)
         yield
         return
@@ -236,9 +235,9 @@ def lock(run: Path) -> Iterator[None]:
             path.write_text(str(os.getpid()), encoding="utf-8")
         yield
     finally:
-        with contextlib.suppress(OSError):  # Windows removes it when it is released
+        with contextlib.suppress(OSError):  # fails on Windows, where releasing removes the file
             path.unlink()
-        held.release()
+        file_lock.release()
 
 
 @contextlib.contextmanager
@@ -281,7 +280,7 @@ def refuse_finished(run: Path) -> None:
 
 
 def _is_complete(run: Path) -> bool:
-    """Return whether a run is finished: one killed during its report still has checkpoints."""
+    """Return whether a run is finished; one killed during its report still has checkpoints."""
     return is_finished(run) and checkpoint.latest_checkpoint(run) is None
 
 

@@ -14,7 +14,7 @@ from finetune.config import FinetuneConfig
 from finetune.data.samples import Sample
 from finetune.kernels.shared_prefix import enable_branching
 from finetune.parallel import parallel_map
-from finetune.progress import OnProgress, Progress
+from finetune.progress import OnProgress, Progress, pluralize
 from finetune.runs import checkpoint
 from finetune.training import feature_store, resume
 from finetune.training.batches import BatchPlan
@@ -43,7 +43,7 @@ def load(
     Args:
         config: All options of the stage.
         machine: Where it trains.
-        projector: Run whose projector to start from.
+        projector: Run directory whose projector to start from.
         on_progress: Called with what happens.
     """
     on_progress(Progress("loading", message=f"Loading {config.model}."))
@@ -58,10 +58,10 @@ def load(
 
 
 def load_base(config: FinetuneConfig, machine: Machine) -> LoadedModel:
-    """Load the base in the precision that it trains in; in 4 bits for qlora.
+    """Load the base model in its training precision, or in 4 bits for qlora.
 
     Raises:
-        ModelError: There is nothing to load, or no bitsandbytes for qlora.
+        ModelError: The model cannot be loaded, or bitsandbytes is missing for qlora.
     """
     # "auto" is bf16 where the model is served in it; weights that train must not be rounded to it
     # first.
@@ -88,7 +88,7 @@ def freeze_base(
 
 
 def find_checkpoint(stage: StageRun) -> Path | None:
-    """Return the checkpoint to continue from, the same in all processes; None to start afresh."""
+    """Return the checkpoint to continue from, the same in all processes; None for a new run."""
     found = None
     if stage.machine.is_main:
         identity = resume.identity_of(stage.config, stage.data, stage.loaded.fingerprint)
@@ -101,8 +101,9 @@ def decide_settings(stage: StageRun, saved: Path | None) -> Settings:
 
     Args:
         stage: The stage, its model frozen and its data read.
-        saved: Checkpoint to continue from. Steps are divided as they were before it, so that their
-            losses are those of an uninterrupted run however much memory is free now.
+        saved: Checkpoint to continue from, if any. Steps are then divided into micro-batches as
+            before it, whatever memory is free now, so that losses equal those of an uninterrupted
+            run.
     """
     config, text = stage.config, text_config(stage.loaded.model)
     settings, memory = decide(
@@ -159,8 +160,8 @@ def store_features(stage: StageRun, settings: Settings) -> feature_store.Feature
     """Encode every picture once and store the features.
 
     Returns:
-        The store; None where it does not pay, or where it cannot be written: training then runs the
-        encoder at every step.
+        The store; None if storing is not worthwhile or fails. Training then runs the encoder at
+        every step.
     """
     config, machine, loaded = stage.config, stage.machine, stage.loaded
     digests = [digest for sample in stage.samples for digest in sample.digests]
@@ -200,9 +201,9 @@ def store_features(stage: StageRun, settings: Settings) -> feature_store.Feature
     machine.wait_for_all()
     store.reload()
     if not all(digest in store for digest in digests):
-        stage.announce("encoding", f"Encoder outputs are not kept after all: {failure}.")
+        stage.announce("encoding", f"Encoder outputs are not kept: {failure}.")
         return None
-    with contextlib.suppress(OSError):  # another user's, which can only be read
+    with contextlib.suppress(OSError):  # a store of another user, which is read-only
         store.touch()
     return store
 
@@ -287,7 +288,7 @@ def fit(trainer: FinetuneTrainer, saved: Path | None, stop: Stop) -> None:
     """Train, from a checkpoint if there is one, until all steps are done or the run is stopped.
 
     Raises:
-        ModelError: Out of memory; the message says what takes less.
+        ModelError: Out of memory; the message says which options need less.
     """
     settings = trainer.settings
     message = f"Continuing from {saved}." if saved else ""
@@ -298,9 +299,10 @@ def fit(trainer: FinetuneTrainer, saved: Path | None, stop: Stop) -> None:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        rows, step = settings.micro_batch_size, trainer.state.global_step + 1
+        rows = pluralize(settings.micro_batch_size, "row")
+        step = trainer.state.global_step + 1
         raise ModelError(
-            f"Out of memory at step {step}, with {rows} rows at once.",
+            f"Out of memory at step {step}, with {rows} at once.",
             "Use a smaller --micro-batch-size or --max-length, or --gradient-checkpointing.",
         ) from error
     finally:
@@ -308,7 +310,10 @@ def fit(trainer: FinetuneTrainer, saved: Path | None, stop: Stop) -> None:
 
 
 def _evaluate_at(evaluation: Evaluation) -> Callable[[int], dict[str, float]]:
-    """Wrap `Evaluation.at_step`: a smaller micro-batch, which `fit` advises, would not help it."""
+    """Return `Evaluation.at_step` with its own out-of-memory error.
+
+    The micro-batch size, which `fit` suggests lowering, has no effect on evaluation.
+    """
 
     def at_step(step: int) -> dict[str, float]:
         try:

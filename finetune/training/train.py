@@ -69,7 +69,7 @@ def train(
         config: All options of the run.
         on_progress: Called at every step, and a few times a second in the other phases; only in the
             main process.
-        cancel: Ends the run after the current step, with a checkpoint.
+        cancel: Setting it ends the run after the current step, with a checkpoint.
 
     Raises:
         VqaError: Anything that a person can correct.
@@ -92,7 +92,7 @@ def train(
             resume.disk_errors(run),
             Stop(cancel) as stop,
         ):
-            resume.refuse_finished(run)  # another process may have finished it until now
+            resume.refuse_finished(run)  # another process may have finished it meanwhile
             if config.recipe == "llava":
                 return _train_llava(config, machine, report, stop)
             return train_stage(config, machine, report, stop)
@@ -131,7 +131,7 @@ def train_stage(
         machine: Where it trains.
         on_progress: Called with what happens.
         stop: Whether to end early.
-        projector: Run whose projector to start from.
+        projector: Run directory whose projector to start from.
 
     Raises:
         ModelError: Out of memory; the message names the phase.
@@ -162,7 +162,7 @@ def _run_steps(
     projector: Path | None,
 ) -> RunResult:
     loaded, config = stages.load(config, machine, projector, on_progress)
-    data = read_data(config, loaded, on_progress)
+    data = read_data(config, machine, loaded, on_progress)
     finish.warn_of_earlier_training(loaded, data, on_progress)
     if projector is not None:
         resume.require_same_data(projector, resume.identity_of(config, data, loaded.fingerprint))
@@ -215,7 +215,7 @@ class _Cancelled(Exception):
 
 
 def _cancellable(on_progress: OnProgress | None, cancel: threading.Event | None) -> OnProgress:
-    """Return a callback that raises `_Cancelled` while the data is read and encoded."""
+    """Return a callback that raises `_Cancelled` if the run is cancelled before it trains."""
 
     def report(progress: Progress) -> None:
         if cancel is not None and cancel.is_set() and progress.phase in ("checking", "encoding"):

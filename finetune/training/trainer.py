@@ -56,7 +56,7 @@ class Best:
     step: int = 0
     evaluations_since: int = 0
     latest_scores: dict[str, float] = field(default_factory=dict)
-    """Of the latest evaluation."""
+    """Scores of the latest evaluation."""
 
     def write(self, path: Path) -> None:
         """Write it into a checkpoint."""
@@ -86,7 +86,7 @@ class Schedule:
     """When to evaluate and when to save, in steps."""
 
     evaluate_every: int
-    """0: only at the end."""
+    """0 evaluates only at the end."""
     save_every: int
     keep: int
     """How many checkpoints to keep besides the best one."""
@@ -103,7 +103,7 @@ def training_arguments(
 
     Args:
         config: All options of the stage.
-        settings: What was decided where the config says nothing.
+        settings: The decided settings of the stage.
         machine: Where it trains.
         every_parameter_used: Whether every batch has gradients for all trainable parameters.
     """
@@ -126,7 +126,7 @@ def training_arguments(
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and machine.processes > 1 else None,
         ddp_find_unused_parameters=not every_parameter_used,
-        fsdp=True if config.fsdp else None,  # type: ignore[arg-type]  # it takes a bool, too
+        fsdp=True if config.fsdp else None,  # type: ignore[arg-type]  # accepts a bool, too
         fsdp_config=fsdp_config(config.fsdp) if config.fsdp else None,
         deepspeed=deepspeed_config(config.deepspeed) if config.deepspeed else None,
         report_to=list(config.report_to) or "none",
@@ -152,12 +152,12 @@ class FinetuneTrainer(Trainer):
         objective: Model and loss.
         arguments: See `training_arguments`.
         machine: Where it trains.
-        plan: The samples of every step.
+        plan: The samples of each step.
         collate: Function from the positions of samples to a batch.
-        settings: What the stage trains with.
+        settings: The decided settings of the stage.
         schedule: When to evaluate and to save.
         run: The run directory.
-        evaluate_at: Called with the step; returns vqa_accuracy, loss and image_gain. None: the
+        evaluate_at: Called with the step; returns vqa_accuracy, loss and image_gain. With None, the
             model is not evaluated.
         on_progress: Called at every step.
         should_stop: Called after every step; if it returns True, a checkpoint is written and the
@@ -209,7 +209,7 @@ class FinetuneTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """Return a step's batches; the next step's are collated meanwhile."""
+        """Return the batches of a step, and start to collate those of the next."""
         if self._prefetcher is None or self._prefetcher.source is not epoch_iterator:
             self._prefetcher = Prefetcher(epoch_iterator)
         batches = self._prefetcher.take(num_batches)
@@ -243,7 +243,7 @@ class FinetuneTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> LRScheduler:
-        """Return a schedule whose first step trains; in the Trainer's own it has a rate of 0."""
+        """Return a schedule whose first step has a rate above 0, unlike the Trainer's own."""
         if self.lr_scheduler is None:
             optimizer = optimizer or self.optimizer
             assert optimizer is not None
@@ -265,7 +265,7 @@ class FinetuneTrainer(Trainer):
         """Return the loss of a micro-batch.
 
         Raises:
-            DataError: It is not finite.
+            DataError: The loss is not finite.
         """
         rows = inputs.pop(ROWS)
         loss: Any = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
@@ -289,7 +289,7 @@ class FinetuneTrainer(Trainer):
         step = self.state.global_step + 1
         raise DataError(
             f"The {what} is not finite at step {step}. Rows in the batch: {shown}.",
-            f"Look at these rows, or lower the learning rate. {kept}",
+            f"Check these rows, or lower the learning rate. {kept}",
         )
 
     # Reports
@@ -303,7 +303,7 @@ class FinetuneTrainer(Trainer):
         if "loss" in logs:
             total, count = self._smoothed
             self._smoothed = (_SMOOTHING * total + logs["loss"], _SMOOTHING * count + 1)
-        if self.is_world_process_zero():
+        if self.machine.is_main:
             with (self.run / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **logs}) + "\n")
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
@@ -333,7 +333,7 @@ class FinetuneTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Evaluate on held-out rows, remember the best step, and stop when patience runs out.
 
-        The evaluation before training is reported, but is no candidate for the best.
+        The evaluation before training is reported, but never counts as the best.
         """
         assert self.evaluate_at is not None
         began, step = time.monotonic(), self.state.global_step
@@ -366,16 +366,16 @@ class FinetuneTrainer(Trainer):
     # Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write everything that resuming needs, all of it or nothing."""
+        """Write everything that resuming needs, completely or not at all."""
         step = self.state.global_step
         if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
-            # With max_grad_norm 0 nothing else looks at the gradients.
+            # With max_grad_norm 0 nothing else checks the gradients.
             self._raise_not_finite("model", self._batch_rows)
         state_dict = self.gathered_state()
         target = checkpoint.step_directory(self.run, step)
         try:
             with self._shared_directory(target) as folder:
-                if self.is_world_process_zero():
+                if self.machine.is_main:
                     checkpoint.save_weights(
                         self.objective.model, self.settings.stage, folder, state_dict=state_dict
                     )
@@ -392,19 +392,19 @@ class FinetuneTrainer(Trainer):
                 f"Make room and run the same command again; it continues from {last}.",
             ) from error
         self.control.should_save = False
-        if self.is_world_process_zero():
+        if self.machine.is_main:
             self._remove_old_checkpoints()
 
     @contextlib.contextmanager
     def _shared_directory(self, target: Path) -> Iterator[Path]:
-        """Open a `atomic_directory` that all processes write into."""
-        whole = atomic_directory(target) if self.machine.is_main else contextlib.nullcontext()
-        with whole as made:
-            folder = self.machine.from_main(made)
+        """Open an `atomic_directory` that all processes write into."""
+        opened = atomic_directory(target) if self.machine.is_main else contextlib.nullcontext()
+        with opened as main_folder:
+            folder = self.machine.from_main(main_folder)
             assert folder is not None
             yield folder
             self.machine.wait_for_all()  # until all have written
-        self.machine.wait_for_all()  # until it has its name
+        self.machine.wait_for_all()  # until it has been renamed
 
     def _remove_old_checkpoints(self) -> None:
         saved = checkpoint.checkpoint_steps(self.run)
@@ -424,14 +424,14 @@ class FinetuneTrainer(Trainer):
         """Train from a checkpoint to the end."""
         self.best = Best.read(folder / _STATE_FILE)
         step = int(json.loads((folder / "trainer_state.json").read_text())["global_step"])
-        if self.is_world_process_zero():
+        if self.machine.is_main:
             cut_metrics(self.run, step)
         self._began = (time.monotonic(), step)
         self.args.eval_on_start = False
         self.train(resume_from_checkpoint=str(folder))
 
     def release(self) -> None:
-        """Release gradients, optimiser and batches: what follows training needs the memory."""
+        """Release gradients, optimiser and batches: saving and verifying need the memory."""
         self.accelerator.free_memory()
         self.model_wrapped, self._prefetcher = self.objective, None
         self.optimizer = self.lr_scheduler = None
@@ -440,7 +440,7 @@ class FinetuneTrainer(Trainer):
         release_memory()
 
     def gathered_state(self) -> dict[str, torch.Tensor] | None:
-        """Return all parameters by name if they are sharded; None if they are not."""
+        """Return all parameters by name, gathered from the shards; None for an unsharded model."""
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return None
         state = self.accelerator.get_state_dict(self.model_wrapped) or {}
@@ -451,8 +451,8 @@ def share_of_peak(step: int, steps: int, warmup: int, kind: str) -> float:
     """Return a step's learning rate as a share of the highest.
 
     Args:
-        step: From 0.
-        steps: Of the whole run.
+        step: The step, from 0.
+        steps: Number of steps in the whole run.
         warmup: Steps over which the rate rises.
         kind: linear or cosine, which fall to 0 after the last step; any other is constant.
     """

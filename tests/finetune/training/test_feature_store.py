@@ -142,8 +142,8 @@ def test_two_processes_filling_a_store_write_every_picture_once(tmp_path: Path) 
     ("limit", "epochs", "use", "reason"),
     [
         (1.0, 3, True, "are kept"),
-        (0, 3, False, "feature_gb is 0"),
-        (1e-7, 3, False, "more than feature_gb"),
+        (0, 3, False, "--feature-gb is 0"),
+        (1e-7, 3, False, "more than --feature-gb"),
     ],
 )
 def test_the_plan_gives_its_reason(

@@ -610,7 +610,8 @@ def test_a_run_that_does_not_fit_again_is_finished_and_not_verified(
     run = train(FinetuneConfig(**changed, out=str(tmp_path / "run")), on_progress).run
     (message,) = [message for message in messages if message.startswith("Not verified")]
     assert message.endswith(
-        f"cpu has no memory to load {run} again. Verify it later: vqa-app verify {run}"
+        f"cpu has too little free memory to load {run} again. "
+        f"Verify it later with `vqa-app verify {run}`."
     )
     assert (run / "report.html").exists()
     assert not (run / "checkpoints").exists()
@@ -634,7 +635,7 @@ def test_gathered_weights_are_compared_with_the_saved_ones(
     finish_module._check_gathered(stage, names, gathered)
     assert finish_module.verify(run).ok
     changed = sorted(names)[-1]
-    with pytest.raises(ModelError, match=f"differs from what was trained: {re.escape(changed)}"):
+    with pytest.raises(ModelError, match=f"differ from the trained ones: {re.escape(changed)}"):
         finish_module._check_gathered(stage, names, gathered | {changed: gathered[changed] + 1})
 
 
