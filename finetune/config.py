@@ -55,7 +55,8 @@ class DataOptions(_Options):
     images: tuple[str, ...] = ()
     """Folder that picture paths in the data are relative to. Default: the data file's folder."""
     eval_data: tuple[str, ...] = ()
-    """Held-out data, in any format of --data; of several splits, test is used, or else validation."""
+    """Held-out data, in any format of --data. Of several splits, test is used, or else
+    validation."""
     eval_fraction: float | None = Field(None, ge=0, lt=1)
     """Share of the pictures held out when there is no --eval-data; 0 holds none out. Default: 0.05,
     at most 500 pictures."""
@@ -64,8 +65,8 @@ class DataOptions(_Options):
     earlier turns; apart: each alone with the pictures, as in a VQA test; auto: apart for rows that
     show pictures and have answers of at most three words."""
     max_length: int | None = Field(None, gt=0)
-    """Longest row in tokens, image tokens included; a longer one counts as bad. Default: the model's
-    context."""
+    """Longest row in tokens, image tokens included; a longer one counts as bad. Default: the
+    model's context."""
     max_bad: int = Field(0, ge=0)
     """How many bad rows may be skipped; they are listed in the run's skipped.jsonl."""
 
@@ -277,7 +278,7 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
 
         Args:
             path: The file.
-            **overrides: Options (from the command line) that take precedence over those in the file.
+            **overrides: Options, from the command line, that override those in the file.
 
         Raises:
             UsageError: The file cannot be read, or as in `from_dict`.
