@@ -131,7 +131,7 @@ def evaluate_command(
     if as_json:
         print(json.dumps(_as_json(results, test), indent=1, ensure_ascii=False))
     else:
-        _print(results, test)
+        _print(results, _given_names(model_options, against), test)
 
 
 @app.command("verify")
@@ -180,13 +180,19 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _print(results: list[EvalResult], test: PairedTest | None) -> None:
+def _given_names(model_options: ModelOptions, against: str | None) -> list[str]:
+    """Return the models as the user named them: shorter than the absolute paths in the results."""
+    first = " + ".join(filter(None, (model_options.model, model_options.adapter)))
+    return [first] if against is None else [first, against]
+
+
+def _print(results: list[EvalResult], names: list[str], test: PairedTest | None) -> None:
     console = Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     table.add_column("questions", justify="right")
-    for result in results:
-        table.add_column(result.model, justify="right", overflow="fold")
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
     first = results[0]
     total = f"{first.scores.questions:,}"
 
@@ -213,14 +219,14 @@ def _print(results: list[EvalResult], test: PairedTest | None) -> None:
         line(kind, f"{count:,}", values)
     console.print(table)
     if test is not None:
-        console.print(_describe_test(results, test), soft_wrap=True)
+        console.print(_describe_test(names, test), soft_wrap=True)
     print(f"{first.seconds:.1f} s", file=sys.stderr)
 
 
-def _describe_test(results: list[EvalResult], test: PairedTest) -> str:
+def _describe_test(names: list[str], test: PairedTest) -> str:
     conclusion = "significant" if test.p_value < 0.05 else "not significant"
     return (
-        f"\n{results[0].model} minus {results[1].model}: {100 * test.difference:+.2f} points"
+        f"\n{names[0]} minus {names[1]}: {100 * test.difference:+.2f} points"
         f" (95 % interval {100 * test.low:+.2f} to {100 * test.high:+.2f});"
         f" better on {test.first_better:,} questions, worse on {test.second_better:,};"
         f" p = {test.p_value:.2g} ({test.method}): {conclusion}."

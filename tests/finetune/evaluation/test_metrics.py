@@ -159,7 +159,8 @@ def test_the_table_says_that_relaxed_accuracy_is_of_numbers(
     def answered(given: str, answer: str) -> Prediction:
         return Prediction(given, "d.json, row 1", (), "what", "What?", (answer,), given, 0.0, None)
 
-    _print([summarize_predictions("m", [answered("96", "100"), answered("7", "blue")], 1.0)], None)
+    result = summarize_predictions("m", [answered("96", "100"), answered("7", "blue")], 1.0)
+    _print([result], ["m"], None)
     row = next(line for line in capsys.readouterr().out.splitlines() if "relaxed" in line)
     assert row.split() == ["relaxed", "accuracy,", "numbers", "1", "100.00", "%"]
 
