@@ -132,7 +132,7 @@ def find_message_pictures(
         where: The message's name for error messages.
 
     Raises:
-        BadRow: As `find_pictures`.
+        BadRow: See `find_pictures`.
     """
     columns = picture_columns(message)
     if not columns:

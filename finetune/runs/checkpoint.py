@@ -74,7 +74,7 @@ def save_weights(
         model: PEFT's wrapper (kinds lora and qlora: PEFT's layout, with the projector among its
             modules to save), or the model itself (projector: the trainable parameters by name; full
             and merged: everything, as plain transformers loads it).
-        kind: As in the manifest.
+        kind: Kind of run, as in the manifest.
         out: The folder.
         state_dict: Gathered parameters if the model itself is sharded (FSDP, DeepSpeed).
 
@@ -111,8 +111,8 @@ def load_weights(model: Any, kind: str, directory: Path) -> None:
     """Load what `save_weights` wrote into a model that is frozen in the same way.
 
     Args:
-        model: As for `save_weights`.
-        kind: As in the manifest.
+        model: See `save_weights`.
+        kind: Kind of run, as in the manifest.
         directory: Where the weights are.
 
     Raises:
@@ -160,11 +160,11 @@ def save_run(
 
     Args:
         run: The directory.
-        model: As for `save_weights`.
+        model: See `save_weights`.
         processor: The model's processor.
         manifest: Manifest of the run.
         golden: Finished conversations whose logits are recorded for `verify`.
-        state_dict: As for `save_weights`.
+        state_dict: See `save_weights`.
 
     Raises:
         ModelError: The disk is full or the folder cannot be written; earlier files are complete.

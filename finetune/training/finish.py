@@ -111,8 +111,8 @@ def check(stage: StageRun, model: Any, state_dict: Mapping[str, Any] | None) -> 
 
     Args:
         stage: The stage that was trained.
-        model: As for `save`; only the names of its trainable parameters are used.
-        state_dict: As for `save`.
+        model: See `save`; only the names of its trainable parameters are used.
+        state_dict: See `save`.
 
     Raises:
         ModelError: The saved run differs from the trained model.
