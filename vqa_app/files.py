@@ -33,8 +33,10 @@ def is_disk_error(error: BaseException) -> bool:
 
 
 def format_bytes(size: float) -> str:
-    """Render bytes as `14 MB`, `520 MB` or `1.8 GB`: decimal, as disks and hubs count."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+    """Render bytes as `98 kB`, `520 MB` or `1.8 GB`: decimal, as disks and hubs count."""
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def read_json(path: Path) -> dict[str, Any]:
