@@ -1,8 +1,8 @@
-"""Stages 1 and 2 on the frozen encoder's features: projector alignment, instruction tuning.
+"""Alignment: train projector and language model on the frozen encoder's features.
 
-Features are computed once a picture; each use of a picture asks new questions about it. Alignment
-starts by regressing the projector onto the symbols that the language model already reads (`dense`
-rows embedded by `Symbols`), then goes on with the answers' loss.
+The features of a picture are computed once and used with several sets of questions. The projector
+is first fitted to the symbol embeddings that the language model has been trained on (rows of
+`patch_targets` embedded by `SymbolEmbedding`); then both are trained on the answers' loss.
 """
 
 import random
@@ -25,8 +25,14 @@ from finetune.pretrain.curriculum import (
     referent_targets,
     scene_questions,
 )
-from finetune.pretrain.exam import Exam, Seer, evaluate_world
-from finetune.pretrain.language import Census, Referents, Symbols, step_loss, told
+from finetune.pretrain.exam import Exam, VisionLanguageModel, evaluate_world
+from finetune.pretrain.language import (
+    CountHead,
+    ReferentHeads,
+    SymbolEmbedding,
+    format_scores,
+    step_loss,
+)
 from finetune.pretrain.optim import (
     MuonAdam,
     Training,
@@ -49,10 +55,10 @@ from finetune.pretrain.world.pairs import comparable, compare
 
 
 @dataclass
-class Gallery:
-    """`capacity` scenes with their features and symbols, the oldest replaced first."""
+class FeaturePool:
+    """Up to `capacity` scenes with features and patch targets; the oldest is replaced first."""
 
-    seer: Seer
+    model: VisionLanguageModel
     capacity: int
     world: World
     next_seed: int = 0
@@ -60,18 +66,19 @@ class Gallery:
     drawn: int = 0
 
     def refill(self, count: int) -> None:
+        """Draw `count` new scenes into the pool."""
         drawn = []
         for seed in range(self.next_seed, self.next_seed + count):
             scene = self.world.make_scene(seed)
             drawn.append((scene, pixels(self.world.draw(scene))))
-        seen = self.seer.features(np.stack([picture for _, picture in drawn]))
+        features = self.model.features(np.stack([picture for _, picture in drawn]))
         rows = torch.from_numpy(np.stack([patch_targets.patches(scene) for scene, _ in drawn]))
         if not self.scenes:
-            self.seen = seen.new_zeros(self.capacity, *seen.shape[1:])
+            self.features = features.new_zeros(self.capacity, *features.shape[1:])
             self.rows = rows.new_zeros(self.capacity, *rows.shape[1:])
         for k, (scene, _) in enumerate(drawn):
             slot = (self.drawn + k) % self.capacity
-            self.seen[slot], self.rows[slot] = seen[k], rows[k]
+            self.features[slot], self.rows[slot] = features[k], rows[k]
             if slot == len(self.scenes):
                 self.scenes.append(scene)
             else:
@@ -80,7 +87,7 @@ class Gallery:
         self.drawn += count
 
     def pair(self, rng: np.random.Generator) -> tuple[int, int] | None:
-        """Slots of two scenes that can be compared, if some are found at once."""
+        """Return the slots of two scenes of one room that can be compared, if 30 tries find any."""
         found: dict[str, int] = {}
         for slot in rng.integers(0, len(self.scenes), 30).tolist():
             scene = self.scenes[slot]
@@ -92,24 +99,25 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Packed questions, the projected pictures (or symbols) in order [visual tokens, width], and
-    what the questions turn on.
+class AlignmentBatch:
+    """A packed batch of questions, with the targets of the auxiliary heads.
+
+    `visual` [visual tokens, width] holds the projected pictures or embedded symbols in order.
     """
 
     packed: PackedBatch
     visual: torch.Tensor
-    sought: ReferentTargets
-    totals: CountTargets
+    referents: ReferentTargets
+    counts: CountTargets
     skills: list[list[str]]
 
 
-def ask_scenes(
+def make_conversations(
     world: World, shown: list[tuple[Scene, ...]], seed: int, most: int, sampler: SkillSampler
 ) -> tuple[list[PictureConversations], list[list[QA]]]:
-    """At most `most` fresh questions about each scene or pair of scenes, and a row of talk."""
+    """Make up to `most` questions about each scene or pair, and a row without a picture."""
     rows: list[PictureConversations] = []
-    asked: list[list[QA]] = []
+    questions: list[list[QA]] = []
     for k, scenes in enumerate(shown):
         rng = random.Random(f"ask-{seed}-{k}")
         if len(scenes) == 2:
@@ -118,29 +126,33 @@ def ask_scenes(
             qas = scene_questions(world, scenes[0], rng, "train", 2)
         made = branches(sampler.sample(qas, rng, most), rng)
         rows.append(([patch_targets.PATCHES] * len(scenes), [turns for turns, _ in made]))
-        asked.append([qa for _, qa in made])
+        questions.append([qa for _, qa in made])
     rng = random.Random(f"talk-{seed}")
     rows.append(((), [turns_of(qa, rng) for qa in questions_without_picture(rng, "train", 4)]))
-    return rows, asked
+    return rows, questions
 
 
-def regress(
-    seer: Seer, symbols: Symbols, gallery: Gallery, steps: int, rng: np.random.Generator
+def warm_start_projector(
+    model: VisionLanguageModel,
+    symbols: SymbolEmbedding,
+    pool: FeaturePool,
+    steps: int,
+    rng: np.random.Generator,
 ) -> float:
-    """Warm start: the projector learns to write the symbols; returns the last relative error."""
-    optimiser = MuonAdam([seer.projector])
+    """Fit the projector to the symbol embeddings, and return the last relative error."""
+    optimiser = MuonAdam([model.projector])
     share = 1.0
     for step in range(steps):
-        slots = torch.from_numpy(rng.integers(0, len(gallery.scenes), 64))
-        rows = gallery.rows[slots].long().to(seer.device)
+        slots = torch.from_numpy(rng.integers(0, len(pool.scenes), 64))
+        rows = pool.rows[slots].long().to(model.device)
         with torch.no_grad():
-            wanted = symbols(rows, grid=True).float()
-        with fast_autocast(seer.device):
-            said = seer.projector(gallery.seen[slots]).float()
+            targets = symbols(rows, grid=True).float()
+        with fast_autocast(model.device):
+            outputs = model.projector(pool.features[slots]).float()
         judged = rows[..., patch_targets.OWNED] != 2
-        loss = F.mse_loss(said[judged], wanted[judged])
-        share = loss.item() / wanted[judged].var().item()
-        (loss / wanted[judged].var()).backward()
+        loss = F.mse_loss(outputs[judged], targets[judged])
+        share = loss.item() / targets[judged].var().item()
+        (loss / targets[judged].var()).backward()
         optimiser.step(rate_at(step / steps, step, warmup=20))
     return share
 
@@ -148,10 +160,10 @@ def regress(
 def align(
     out: Path,
     name: str,
-    seer: Seer,
-    symbols: Symbols,
-    referents: Referents,
-    census: Census,
+    model: VisionLanguageModel,
+    symbols: SymbolEmbedding,
+    referent_heads: ReferentHeads,
+    count_head: CountHead,
     tokenizer: PreTrainedTokenizerFast,
     world: World,
     minutes: float,
@@ -162,52 +174,52 @@ def align(
     capacity: int = 8000,
     score_every: float = 240,
 ) -> None:
-    """The language model meets the encoder: projector and LLM train on answers, in place.
+    """Train projector and language model on answers, in place.
 
-    Every third step goes on with symbols: they are noiseless, and what is learned on them
-    (relations, counting) carries over. The state is kept in `out/<name>.pt`; a fresh start begins
-    with `regress`. Processes that were put together (`optim.together`) train as one.
+    Every third step uses symbolic pictures: they are free of noise, and skills learned on them
+    (relations, counting) transfer. The state is saved in `out/<name>.pt`; a new run begins with
+    `warm_start_projector`. Processes joined by `optim.join_group` train in parallel.
     """
     packer = Packer(tokenizer)
     parts = {
-        "projector": seer.projector,
-        "language": seer.language,
+        "projector": model.projector,
+        "language": model.language,
         "symbols": symbols,
-        "referents": referents,
-        "census": census,
+        "referents": referent_heads,
+        "census": count_head,
     }
     training = Training(out / f"{name}.pt", minutes, parts, rate)
     if training.progress >= 1:
         return
     first = training.kept.get("next_seed", 50_000_000 * (seed + 1)) + 10_000_000 * rank()
-    gallery = Gallery(seer, capacity, world, next_seed=first)
-    gallery.refill(min(capacity, round(800 * scale)))
+    pool = FeaturePool(model, capacity, world, next_seed=first)
+    pool.refill(min(capacity, round(800 * scale)))
     number = training.kept.get("number", 2_000_000_000 * (seed + 1)) + 200_000_000 * rank()
     sampler = SkillSampler(training.kept.get("right", {}))
     rng = np.random.default_rng((seed, training.step, rank()))
     broadcast_weights(parts.values())
     if training.fresh:
-        share = regress(seer, symbols, gallery, round(250 * scale), rng)
-        print(f"{name} projector starts with {share:.3f} of the symbols' variance unexplained")
+        share = warm_start_projector(model, symbols, pool, round(250 * scale), rng)
+        print(f"{name} projector: {share:.3f} of the symbols' variance unexplained at the start")
     batch = max(2, round(12 * scale))
     losses: dict[bool, list[float]] = {False: [], True: []}
     while training.progress < 1:
-        seen = training.step % 3 != 0
-        if seen:
-            gallery.refill(max(1, batch // 3))
-            asked = gallery_batch(gallery, packer, batch, rng, sampler)
+        with_features = training.step % 3 != 0
+        if with_features:
+            pool.refill(max(1, batch // 3))
+            questions = picture_batch(pool, packer, batch, rng, sampler)
         else:
-            asked, number = symbol_batch(
+            questions, number = symbol_batch(
                 symbols, packer, world, number, training.step, scale, sampler
             )
-        with fast_autocast(seer.device):
+        with fast_autocast(model.device):
             whole, loss, hits = step_loss(
-                seer.language, referents, census,
-                asked.packed, asked.visual, asked.sought, asked.totals,
+                model.language, referent_heads, count_head,
+                questions.packed, questions.visual, questions.referents, questions.counts,
             )  # fmt: skip
         training.learn(whole, warmup=60)
-        sampler.update(hits, asked.skills)
-        losses[seen].append(loss)
+        sampler.update(hits, questions.skills)
+        losses[with_features].append(loss)
         if rank():
             continue
         if training.step % 200 == 0:
@@ -218,59 +230,61 @@ def align(
                 flush=True,
             )
         if training.due("score", score_every):
-            scores = evaluate_world(seer, packer, Exam(world, 80))
-            print(f"{name} score {told(scores)}", flush=True)
+            scores = evaluate_world(model, packer, Exam(world, 80))
+            print(f"{name} score {format_scores(scores)}", flush=True)
         if training.due("save", 120):
-            training.save(number=number, next_seed=gallery.next_seed, right=sampler.accuracy)
+            training.save(number=number, next_seed=pool.next_seed, right=sampler.accuracy)
 
 
-def gallery_batch(
-    gallery: Gallery,
+def picture_batch(
+    pool: FeaturePool,
     packer: Packer,
     batch: int,
     rng: np.random.Generator,
     sampler: SkillSampler,
-) -> Batch:
-    """New questions about pictures of the gallery, and the pictures' projected features."""
-    seer = gallery.seer
-    slots = rng.integers(0, len(gallery.scenes), batch).tolist()
+) -> AlignmentBatch:
+    """Make a batch of new questions about pictures of the pool, with projected features."""
+    model = pool.model
+    slots = rng.integers(0, len(pool.scenes), batch).tolist()
     shown: list[tuple[int, ...]] = [(slot,) for slot in slots]
-    if rng.random() < 0.25:  # several at once: one makes every row's prefix as long as its own
-        pairs = [pair for _ in range(batch // 4) if (pair := gallery.pair(rng))]
+    if rng.random() < 0.25:  # several pairs: a single one would pad every row to its length
+        pairs: list[tuple[int, ...]] = [pair for _ in range(batch // 4) if (pair := pool.pair(rng))]
         shown = shown[len(pairs) :] + pairs
-    scenes = [tuple(gallery.scenes[slot] for slot in slots) for slots in shown]
-    rows, asked = ask_scenes(gallery.world, scenes, int(rng.integers(1 << 40)), 9, sampler)
-    with fast_autocast(seer.device):
-        visual = seer.projector(gallery.seen[[slot for slots in shown for slot in slots]])
-    return Batch(
-        packer.pack(rows, limit=256).to(seer.device),
+    scenes = [tuple(pool.scenes[slot] for slot in slots) for slots in shown]
+    rows, questions = make_conversations(pool.world, scenes, int(rng.integers(1 << 40)), 9, sampler)
+    with fast_autocast(model.device):
+        visual = model.projector(pool.features[[slot for slots in shown for slot in slots]])
+    return AlignmentBatch(
+        packer.pack(rows, limit=256).to(model.device),
         visual.flatten(0, 1),
-        referent_targets(asked, [shown[0].room for shown in scenes]),
+        referent_targets(questions, [shown[0].room for shown in scenes]),
         {
-            row: patch_targets.census(shown[0])
+            row: patch_targets.object_counts(shown[0])
             for row, shown in enumerate(scenes)
             if len(shown) == 1
         },
-        [[qa.skill for qa in qas] for qas in asked],
+        [[qa.skill for qa in qas] for qas in questions],
     )
 
 
 def symbol_batch(
-    symbols: Symbols,
+    symbols: SymbolEmbedding,
     packer: Packer,
     world: World,
     number: int,
     step: int,
     scale: float,
     sampler: SkillSampler,
-) -> tuple[Batch, int]:
-    """A batch of stage 0b's last kind: mostly compact, now and then a grid."""
+) -> tuple[AlignmentBatch, int]:
+    """Make a batch as at the end of stage 0b: lists of objects, or a grid every 15th step."""
     grid = step % 15 == 0
-    course = batch_plan_at(1.0, 0 if grid else 1, 1.0, scale)
-    batch, number = make_question_batch(packer, number, world, course, sampler=sampler)
+    plan = batch_plan_at(1.0, 0 if grid else 1, 1.0, scale)
+    batch, number = make_question_batch(packer, number, world, plan, sampler=sampler)
     device = symbols.owned.weight.device
     with fast_autocast(device.type):
         visual = symbols(batch.rows.to(device), grid)
     packed = batch.packed.to(str(device))
-    asked = Batch(packed, visual.flatten(0, -2), batch.referents, batch.counts, batch.skills)
-    return asked, number
+    made = AlignmentBatch(
+        packed, visual.flatten(0, -2), batch.referents, batch.counts, batch.skills
+    )
+    return made, number

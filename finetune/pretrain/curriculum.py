@@ -29,7 +29,7 @@ MAX_REFERENTS = 4
 ReferentTargets = dict[tuple[int, int], tuple[list[np.ndarray], tuple[int, ...]]]
 """(row, branch) -> the objects (rows of patch targets) and counts that the answer depends on."""
 CountTargets = dict[int, np.ndarray]
-"""Row -> `patch_targets.census` of its picture, if it has exactly one."""
+"""Row -> `patch_targets.object_counts` of its picture, if it has exactly one."""
 
 
 def referent_targets(asked: Sequence[Sequence[QA]], rooms: Sequence[str]) -> ReferentTargets:
@@ -233,7 +233,7 @@ def make_question_batch(
         else:
             made = [(turns_of(qa, rng), qa) for qa in qas]
         if len(scenes) == 1:
-            counts[len(to_pack)] = patch_targets.census(scenes[0])
+            counts[len(to_pack)] = patch_targets.object_counts(scenes[0])
         to_pack.append(([len(table) for table in visible], [turns for turns, _ in made]))
         tables += visible
         asked.append([qa for _, qa in made])

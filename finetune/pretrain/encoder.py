@@ -1,7 +1,7 @@
-"""Stage 0a: the picture encoder, from dense targets and from captions.
+"""Stage 0a: train the picture encoder on patch targets and captions.
 
-Two losses at once: throw-away linear heads on every patch say what is under it (`dense`), and the
-sigmoid contrastive loss (Zhai et al., 2023) pulls pictures and captions together.
+Two losses are added up: that of auxiliary linear heads, which predict `patch_targets` from every
+patch, and the sigmoid contrastive loss of pictures and captions (Zhai et al., 2023).
 """
 
 from pathlib import Path
@@ -19,11 +19,11 @@ from finetune.pretrain.scene_pool import ScenePool, normalised
 from finetune.pretrain.world.mixture import World
 
 CONTRAST_EVERY = 4
-"""The caption loss is taken on every fourth batch: the text tower costs time, dense heads pay."""
+"""Every how many batches the caption loss is used; the text tower is slow and helps less."""
 
 
-class Heads(nn.Module):
-    """One linear layer a patch: ownership, centre, classes, geometry."""
+class DenseHeads(nn.Module):
+    """Auxiliary linear heads of a patch: ownership, centre, classes and geometry."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -32,44 +32,46 @@ class Heads(nn.Module):
         self.head = nn.Linear(width, sum(self.sizes))
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """[n, patches, width] -> (owned [.., 2], centre [.., 1], classes ..., geometry)."""
+        """Map [n, patches, width] to (owned [..., 2], centre [..., 1], *classes, geometry)."""
         return self.head(features).float().split(self.sizes, dim=-1)
 
 
-def dense_loss(outputs: tuple[torch.Tensor, ...], rows: torch.Tensor) -> tuple[torch.Tensor, dict]:
-    """The heads' loss and their accuracies on objects' patches; rows [n, patches, COLUMNS]."""
+def dense_loss(
+    outputs: tuple[torch.Tensor, ...], rows: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return the heads' loss and accuracies on objects' patches; rows [n, patches, COLUMNS]."""
     owned, centre, *classes, places = outputs
     judged = rows[..., patch_targets.OWNED] != 2
-    mine = rows[..., patch_targets.OWNED] == 1
+    on_object = rows[..., patch_targets.OWNED] == 1
     loss = F.cross_entropy(owned[judged], rows[..., patch_targets.OWNED][judged])
     truth = rows[..., patch_targets.CENTRE][judged].float()
     loss = loss + F.binary_cross_entropy_with_logits(
         centre[..., 0][judged], truth, pos_weight=torch.tensor(3.0)
     )
     figures = {"centre": ((centre[..., 0][judged] > 0) == (truth > 0)).float().mean()}
-    if mine.any():
+    if on_object.any():
         for column, logits in zip(patch_targets.CLASSES, classes, strict=True):
-            target = rows[..., column][mine]
-            loss = loss + F.cross_entropy(logits[mine], target)
-            figures[str(column)] = (logits[mine].argmax(-1) == target).float().mean()
-        error = places[mine] - patch_targets.geometry(rows[mine])
+            target = rows[..., column][on_object]
+            loss = loss + F.cross_entropy(logits[on_object], target)
+            figures[str(column)] = (logits[on_object].argmax(-1) == target).float().mean()
+        error = places[on_object] - patch_targets.geometry(rows[on_object])
         loss = loss + 4 * error.square().mean()
         figures["place"] = error[:, :2].abs().mean() / 2
     return loss, figures
 
 
 def sigmoid_loss(model: SiglipModel, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    """Zhai et al. (2023), eq. 1, on pooled embeddings [n, width]."""
+    """Return the loss of Zhai et al. (2023), eq. 1, of pooled embeddings [n, width]."""
     images, texts = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
     logits = images @ texts.T * model.logit_scale.exp() + model.logit_bias
     signs = 2 * torch.eye(len(logits), device=logits.device) - 1
     return -F.logsigmoid(signs * logits).sum() / len(logits)
 
 
-def read_captions(
+def encode_captions(
     model: SiglipModel, tokenizer: PreTrainedTokenizerFast, captions: list[str]
 ) -> torch.Tensor:
-    """The text tower's embeddings [captions, width]."""
+    """Return the text tower's embeddings [captions, width]."""
     texts = tokenizer(
         captions,
         padding="max_length",
@@ -93,10 +95,11 @@ def train_encoder(
     capacity: int = 16000,
     device: str = "cpu",
 ) -> SiglipModel:
-    """Train (or go on training) the two-tower model; its state is kept in `out/encoder.pt`."""
+    """Train the two-tower model, or continue from the state in `out/encoder.pt`."""
     torch.manual_seed(seed)
-    model = SiglipModel(siglip_config(len(tokenizer), tiny)).to(device)
-    heads = Heads(model.config.vision_config.hidden_size).to(device)
+    model = SiglipModel(siglip_config(len(tokenizer), tiny))
+    model.to(device)  # type: ignore[arg-type]  # the stub of `to` lacks str
+    heads = DenseHeads(model.config.vision_config.hidden_size).to(device)
     nn.init.constant_(model.logit_scale, float(np.log(10)))
     nn.init.constant_(model.logit_bias, -10.0)
     training = Training(out / "encoder.pt", minutes, {"model": model, "heads": heads})
@@ -112,20 +115,20 @@ def train_encoder(
         rows = torch.from_numpy(pool.targets[slots]).long().to(device)
         contrast = training.step % CONTRAST_EVERY == 0
         with fast_autocast(device):
-            seen = model.vision_model(pixel_values=images)
-            outputs = heads(seen.last_hidden_state)
+            encoded = model.vision_model(pixel_values=images)
+            outputs = heads(encoded.last_hidden_state)
             if contrast:
-                read = read_captions(model, tokenizer, [pool.texts[s] for s in slots])
+                embedded = encode_captions(model, tokenizer, [pool.texts[s] for s in slots])
         loss, figures = dense_loss(outputs, rows)
         if contrast:
-            figures["pairs"] = sigmoid_loss(model, seen.pooler_output, read)
+            figures["pairs"] = sigmoid_loss(model, encoded.pooler_output, embedded)
             loss = loss + 0.2 * figures["pairs"]
         training.learn(loss)
         if training.step % 100 == 1:
-            told = " ".join(f"{k} {v.item():.3f}" for k, v in figures.items())
+            values = " ".join(f"{k} {v.item():.3f}" for k, v in figures.items())
             minute = training.clock.elapsed / 60
             print(
-                f"encoder {minute:.1f} min step {training.step} loss {loss.item():.3f} {told}",
+                f"encoder {minute:.1f} min step {training.step} loss {loss.item():.3f} {values}",
                 flush=True,
             )
         if training.due("save", 120):

@@ -1,8 +1,8 @@
-"""Stage 0b: the language model learns the world's questions on symbols instead of pixels.
+"""Stage 0b: train the language model on symbolic pictures instead of pixels.
 
-First every object is one token (shuffled), then the picture is the encoder's grid of
-patches, each an embedding of what `dense` says is under it. What the encoder has to add later is
-only the same information in its own code, which the projector translates.
+At first every object is one token, in random order. Later a picture is the encoder's grid of
+patches, each an embedding of its row of `patch_targets`. The encoder later provides the same
+information in its own representation, which the projector translates.
 """
 
 from collections import defaultdict
@@ -31,8 +31,8 @@ from finetune.pretrain.sequences import Hits, PackedBatch, Packer, answer_hits, 
 from finetune.pretrain.world.mixture import World
 
 
-class Symbols(nn.Module):
-    """A row of `dense` as one embedding; `grid` adds where the patch is."""
+class SymbolEmbedding(nn.Module):
+    """The embedding of a row of `patch_targets`; `grid` adds the position of the patch."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -47,34 +47,35 @@ class Symbols(nn.Module):
         nn.init.normal_(self.places.weight, std=0.02)
 
     def forward(self, rows: torch.Tensor, grid: bool) -> torch.Tensor:
-        """Rows [..., COLUMNS] long -> [..., width]. Patches not to be judged count as ground."""
-        mine = (rows[..., patch_targets.OWNED] == 1)[..., None]
-        told = self.centre(rows[..., patch_targets.CENTRE]) + self.places(
+        """Embed rows [..., COLUMNS] long -> [..., width]; patches at edges count as background."""
+        owned = (rows[..., patch_targets.OWNED] == 1)[..., None]
+        described = self.centre(rows[..., patch_targets.CENTRE]) + self.places(
             patch_targets.geometry(rows)
         )
         for column, table in zip(patch_targets.CLASSES, self.classes, strict=True):
-            told = told + table(rows[..., column])
-        out = told * mine + self.owned(rows[..., patch_targets.OWNED] % 2)
+            described = described + table(rows[..., column])
+        out = described * owned + self.owned(rows[..., patch_targets.OWNED] % 2)
         return out + self.cells.weight if grid else out
 
 
 States = tuple[torch.Tensor, ...]
-"""Before the first layer, after the first, ...: each [rows, length, width]."""
+"""The hidden states before the first layer and after each layer: [rows, length, width] each."""
 
 
-class Referents(nn.Module):
-    """Throw-away heads that say what a question turns on, before it is answered.
+class ReferentHeads(nn.Module):
+    """Auxiliary heads that predict the objects and counts that an answer depends on.
 
-    They read the token that the answer follows, after layer `LAYER`: `MAX_REFERENTS` name an
-    object each, taught what `dense` says of it, and `NUMBERS` say how many objects fit a
-    description. Without them the language model takes long to find an object by its description,
-    and longer to compare two or to count: an answer alone says little about what was missed.
+    They read the last token before the answer, after layer `LAYER`. `MAX_REFERENTS` heads predict
+    the patch targets of one object each; `NUMBERS` heads predict how many objects fit a
+    description. They are discarded after training. Without them the language model learns slowly
+    to find objects by their descriptions, and more slowly still to compare or count them, because
+    an answer alone carries little training signal.
     """
 
     LAYER = 3
     NUMBERS = 2
-    MOST = 10
-    """What is counted to."""
+    MAX_COUNT = 10
+    """The highest count; larger ones are clipped to it."""
     COLUMNS = (patch_targets.KIND, patch_targets.COLOUR, patch_targets.SIZE, patch_targets.FILL)
 
     def __init__(self, width: int) -> None:
@@ -85,54 +86,59 @@ class Referents(nn.Module):
         ]
         self.norm = nn.RMSNorm(width)
         self.heads = nn.ModuleList(nn.Linear(width, sum(self.sizes)) for _ in range(MAX_REFERENTS))
-        self.numbers = nn.ModuleList(nn.Linear(width, self.MOST + 1) for _ in range(self.NUMBERS))
+        self.numbers = nn.ModuleList(
+            nn.Linear(width, self.MAX_COUNT + 1) for _ in range(self.NUMBERS)
+        )
 
-    def loss(self, states: States, packed: PackedBatch, sought: ReferentTargets) -> torch.Tensor:
-        """The objects' mean and the numbers'."""
+    def loss(self, states: States, packed: PackedBatch, targets: ReferentTargets) -> torch.Tensor:
+        """Return the mean loss per object plus the weighted mean loss per count."""
         hidden = states[min(self.LAYER, len(states) - 1)]
         starts = answer_starts(packed)
-        # Every parameter takes part in every step, as processes that train together have to agree.
-        total, count = sum(0 * p.sum() for p in self.parameters()), 0
+        # Every parameter gets a gradient in every step, as data-parallel training requires.
+        total = torch.stack([0 * p.sum() for p in self.parameters()]).sum()
+        count = 0
         numbers = []
 
-        def read(asked: list[tuple[int, int]]) -> torch.Tensor:
-            where = torch.tensor([(row, starts[row, branch]) for row, branch in asked])
-            return self.norm(hidden[where[:, 0], where[:, 1]])
+        def states_of(questions: list[tuple[int, int]]) -> torch.Tensor:
+            """Return the normalised states [questions, width] of (row, branch) pairs."""
+            at = torch.tensor([(row, starts[row, branch]) for row, branch in questions])
+            return self.norm(hidden[at[:, 0], at[:, 1]])
 
         for k, head in enumerate(self.heads):
             found = {
                 at: objects[k]
-                for at, (objects, _) in sought.items()
+                for at, (objects, _) in targets.items()
                 if at in starts and len(objects) > k
             }
             if not found:
                 continue
             rows = torch.from_numpy(np.stack(list(found.values()))).long().to(hidden.device)
-            said = head(read(list(found))).float()
-            *classes, places = said.split(self.sizes, dim=-1)
+            predictions = head(states_of(list(found))).float()
+            *classes, places = predictions.split(self.sizes, dim=-1)
             for column, logits in zip(self.COLUMNS, classes, strict=True):
                 total = total + F.cross_entropy(logits, rows[:, column], reduction="sum")
             error = (places - patch_targets.geometry(rows)).square().mean(-1).sum()
             total, count = total + 4 * error, count + len(rows)
         for k, head in enumerate(self.numbers):
             fit = {
-                at: min(counts[k], self.MOST)
-                for at, (_, counts) in sought.items()
+                at: min(counts[k], self.MAX_COUNT)
+                for at, (_, counts) in targets.items()
                 if at in starts and len(counts) > k
             }
             if fit:
-                wanted = torch.tensor(list(fit.values()), device=hidden.device)
-                losses = F.cross_entropy(head(read(list(fit))).float(), wanted, reduction="none")
+                labels = torch.tensor(list(fit.values()), device=hidden.device)
+                logits = head(states_of(list(fit))).float()
+                losses = F.cross_entropy(logits, labels, reduction="none")
                 numbers.append(losses)
         total = total / max(1, count)
         return total + 2 * torch.cat(numbers).mean() if numbers else total
 
 
-class Census(nn.Module):
-    """A throw-away head that counts a picture's objects, by kind, colour and fill, where it ends.
+class CountHead(nn.Module):
+    """An auxiliary head that counts a picture's objects by kind, colour and fill.
 
-    It reads the token behind the picture, which sees all of it, after layer `LAYER`: questions that
-    count then find there what single patches do not say.
+    It reads the last token of the picture, which attends to all of it, after layer `LAYER`, so
+    that questions about counts find the totals there. It is discarded after training.
     """
 
     LAYER = 2
@@ -140,43 +146,46 @@ class Census(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(width)
-        self.head = nn.Linear(width, patch_targets.CENSUS * (Referents.MOST + 1))
+        self.head = nn.Linear(width, patch_targets.COUNT_CLASSES * (ReferentHeads.MAX_COUNT + 1))
 
-    def loss(self, states: States, packed: PackedBatch, totals: CountTargets) -> torch.Tensor:
-        """What is there counts as much as the many kinds that are not."""
-        nothing = sum(0 * p.sum() for p in self.parameters())
-        if not totals:
-            return nothing
+    def loss(self, states: States, packed: PackedBatch, counts: CountTargets) -> torch.Tensor:
+        """Return the loss; counts above zero and the many zeros have equal weight."""
+        zero = torch.stack([0 * p.sum() for p in self.parameters()]).sum()
+        if not counts:
+            return zero
         hidden = states[min(self.LAYER, len(states) - 1)]
-        rows = torch.tensor(list(totals), device=hidden.device)
+        rows = torch.tensor(list(counts), device=hidden.device)
         ends = (packed.segments[rows] == 0).sum(1) - 1
-        wanted = torch.from_numpy(np.stack(list(totals.values()))).to(hidden.device)
-        said = self.head(self.norm(hidden[rows, ends])).float()
+        labels = torch.from_numpy(np.stack(list(counts.values()))).to(hidden.device)
+        logits = self.head(self.norm(hidden[rows, ends])).float()
         losses = F.cross_entropy(
-            said.view(wanted.numel(), -1),
-            wanted.clamp(max=Referents.MOST).flatten(),
+            logits.view(labels.numel(), -1),
+            labels.clamp(max=ReferentHeads.MAX_COUNT).flatten(),
             reduction="none",
         )
-        there = wanted.flatten() > 0
-        return losses[there].mean() + losses[~there].mean()
+        present = labels.flatten() > 0
+        return losses[present].mean() + losses[~present].mean()
 
 
 def run_packed(
     model: LlamaForCausalLM, packed: PackedBatch, visual: torch.Tensor
 ) -> tuple[torch.Tensor, States]:
-    """Hidden states of the last layer [rows, length, width], and what goes into each layer;
-    `visual` [visual tokens of the batch, width].
+    """Return the last layer's output [rows, length, width] and all hidden states.
+
+    `visual` [visual tokens of the batch, width] replaces the image tokens' embeddings.
     """
     embeds = model.get_input_embeddings()(packed.ids)
     embeds = embeds.masked_scatter(packed.visual[..., None], visual.to(embeds.dtype))
     device = embeds.device.type
-    if torch.is_autocast_enabled(device):  # the residual stream too: a fifth faster on CPUs
+    if torch.is_autocast_enabled(device):  # also for the residual stream: 20 % faster on CPUs
         embeds = embeds.to(torch.get_autocast_dtype(device))
     model.set_attn_implementation(shared_prefix.NAME)
     out = model.model(
         inputs_embeds=embeds,
         position_ids=packed.positions,
-        attention_mask=packed.ids.new_ones((1, 1, 1, 1), dtype=torch.bool),  # as it is: unused
+        attention_mask=packed.ids.new_ones(
+            (1, 1, 1, 1), dtype=torch.bool
+        ),  # unused, but stops transformers from making one
         use_cache=False,
         branches=packed.branches(),
         output_hidden_states=True,
@@ -187,55 +196,57 @@ def run_packed(
 def answer_loss(
     model: LlamaForCausalLM, hidden: torch.Tensor, packed: PackedBatch
 ) -> tuple[torch.Tensor, Hits]:
-    """Mean cross-entropy of the answers' tokens (logits are computed for these alone), and which
-    branches were answered rightly throughout.
+    """Return the mean cross-entropy of the answers' tokens and which answers are fully correct.
+
+    Logits are computed for the answers' tokens only.
     """
-    wanted = packed.labels[:, 1:]
-    answers = wanted != -100
-    said = hidden[:, :-1][answers]
-    spare = said.new_zeros(-len(said) % 128, said.shape[1])  # few shapes, as in `branch_layout`
-    logits = model.lm_head(torch.cat((said, spare)))[: len(said)].float()
+    targets = packed.labels[:, 1:]
+    answers = targets != -100
+    states = hidden[:, :-1][answers]
+    # Padded to few different shapes, as in `branch_layout`.
+    padding = states.new_zeros(-len(states) % 128, states.shape[1])
+    logits = model.lm_head(torch.cat((states, padding)))[: len(states)].float()
     best = torch.full_like(packed.ids, -1)
     best[:, :-1][answers] = logits.argmax(-1)
-    return F.cross_entropy(logits, wanted[answers]), answer_hits(best, packed)
+    return F.cross_entropy(logits, targets[answers]), answer_hits(best, packed)
 
 
-REFERENT_SHARE, CENSUS_SHARE = 0.3, 0.2
-"""What the heads' losses count beside the answers'."""
+REFERENT_SHARE, COUNT_SHARE = 0.3, 0.2
+"""The weights of the auxiliary heads' losses; the answers' loss has weight 1."""
 
 
 def step_loss(
     model: LlamaForCausalLM,
-    referents: Referents,
-    census: Census,
+    referent_heads: ReferentHeads,
+    count_head: CountHead,
     packed: PackedBatch,
     visual: torch.Tensor,
-    sought: ReferentTargets,
-    totals: CountTargets,
+    referents: ReferentTargets,
+    counts: CountTargets,
 ) -> tuple[torch.Tensor, float, Hits]:
-    """What a step goes down, the answers' part of it, and which branches were answered rightly."""
+    """Return the total loss, the answers' loss and which answers are correct."""
     hidden, states = run_packed(model, packed, visual)
     loss, hits = answer_loss(model, hidden, packed)
-    found = referents.loss(states, packed, sought)
-    counted = census.loss(states, packed, totals)
-    return loss + REFERENT_SHARE * found + CENSUS_SHARE * counted, loss.item(), hits
+    referent_loss = referent_heads.loss(states, packed, referents)
+    count_loss = count_head.loss(states, packed, counts)
+    return loss + REFERENT_SHARE * referent_loss + COUNT_SHARE * count_loss, loss.item(), hits
 
 
 @torch.no_grad()
 def symbolic_score(
     model: LlamaForCausalLM,
-    symbols: Symbols,
+    symbols: SymbolEmbedding,
     packer: Packer,
     world: World,
     scenes: int,
     grid: bool,
     device: str = "cpu",
 ) -> dict[str, tuple[float, int]]:
-    """Skill -> (exact match, questions) on held-out scenes given as symbols."""
+    """Return {skill: (exact match, questions)} on symbolic pictures of held-out scenes."""
     hits: dict[str, list[bool]] = defaultdict(list)
     for start in range(0, scenes, 20):
-        course = BatchPlan(20, 12, grid)
-        batch, _ = make_question_batch(packer, 1000 * start, world, course, "test")
+        plan = BatchPlan(20, 12, grid)
+        batch, _ = make_question_batch(packer, 1000 * start, world, plan, "test")
         packed = batch.packed.to(device)
         with fast_autocast(device):
             visual = symbols(batch.rows.to(device), grid)
@@ -246,8 +257,8 @@ def symbolic_score(
     return {skill: (sum(h) / len(h), len(h)) for skill, h in sorted(hits.items())}
 
 
-def told(scores: dict[str, tuple[float, int]]) -> str:
-    """One line; a name in brackets is no skill and does not count for the mean."""
+def format_scores(scores: dict[str, tuple[float, int]]) -> str:
+    """Format scores as one line; names in brackets are not skills and left out of the mean."""
     skills = [score for name, score in scores.items() if not name.startswith("(")]
     mean = sum(s * n for s, n in skills) / max(1, sum(n for _, n in skills))
     return f"all {mean:.3f} | " + " ".join(f"{k} {s:.2f}" for k, (s, _) in scores.items())
@@ -264,31 +275,41 @@ def train_language(
     scale: float = 1.0,
     compact_share: float = 0.4,
     device: str = "cpu",
-) -> tuple[LlamaForCausalLM, Symbols, Referents, Census]:
-    """Train (or go on training) on symbolic pictures; the state is kept in `out/language.pt`.
+) -> tuple[LlamaForCausalLM, SymbolEmbedding, ReferentHeads, CountHead]:
+    """Train on symbolic pictures, or continue from the state in `out/language.pt`.
 
-    Batches are compact for the first `compact_share` of the time, every third is a grid after it;
-    `scale` multiplies their sizes.
+    Args:
+        out: The folder of the state.
+        tokenizer: The tokenizer of questions and answers.
+        world: The rooms to draw scenes from.
+        minutes: The training time, including that of earlier runs.
+        seed: The random seed.
+        tiny: Whether to train a tiny model, for tests.
+        scale: Multiplies the batch size.
+        compact_share: The share of the time in which every batch consists of lists of objects;
+            later every third consists of grids.
+        device: The device to train on.
     """
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(language_config(len(tokenizer), tiny)).to(device)
-    symbols = Symbols(model.config.hidden_size).to(device)
-    referents = Referents(model.config.hidden_size).to(device)
-    census = Census(model.config.hidden_size).to(device)
-    parts = {"model": model, "symbols": symbols, "referents": referents, "census": census}
+    model = LlamaForCausalLM(language_config(len(tokenizer), tiny))
+    model.to(device)  # type: ignore[arg-type]  # the stub of `to` lacks str
+    symbols = SymbolEmbedding(model.config.hidden_size).to(device)
+    referent_heads = ReferentHeads(model.config.hidden_size).to(device)
+    count_head = CountHead(model.config.hidden_size).to(device)
+    parts = {"model": model, "symbols": symbols, "referents": referent_heads, "census": count_head}
     training = Training(out / "language.pt", minutes, parts)
     packer = Packer(tokenizer)
     number = training.kept.get("number", 1_000_000 * (seed + 1))
     sampler = SkillSampler(training.kept.get("right", {}))
     losses: list[float] = []
     while training.progress < 1:
-        course = batch_plan_at(training.progress, training.step, compact_share, scale)
-        batch, number = make_question_batch(packer, number, world, course, sampler=sampler)
+        plan = batch_plan_at(training.progress, training.step, compact_share, scale)
+        batch, number = make_question_batch(packer, number, world, plan, sampler=sampler)
         packed = batch.packed.to(device)
         with fast_autocast(device):
-            visual = symbols(batch.rows.to(device), course.grid).flatten(0, -2)
+            visual = symbols(batch.rows.to(device), plan.grid).flatten(0, -2)
             whole, loss, hits = step_loss(
-                model, referents, census, packed, visual, batch.referents, batch.counts
+                model, referent_heads, count_head, packed, visual, batch.referents, batch.counts
             )
         training.learn(whole)
         sampler.update(hits, batch.skills)
@@ -296,13 +317,13 @@ def train_language(
         if training.step % 200 == 0:
             print(
                 f"language {training.clock.elapsed / 60:.1f} min step {training.step} "
-                f"grid {course.grid} loss {np.mean(losses[-200:]):.3f}",
+                f"grid {plan.grid} loss {np.mean(losses[-200:]):.3f}",
                 flush=True,
             )
         if training.due("score", 240):
             for grid in (False, True):
                 scores = symbolic_score(model, symbols, packer, world, 60, grid, device)
-                print(f"language score grid {grid} {told(scores)}", flush=True)
+                print(f"language score grid {grid} {format_scores(scores)}", flush=True)
         if training.due("save", 120):
             training.save(number=number, right=sampler.accuracy)
-    return model.eval(), symbols, referents, census
+    return model.eval(), symbols, referent_heads, count_head

@@ -1,7 +1,7 @@
 """What every patch of a picture should know: the targets of the encoder's throw-away heads.
 
 The same table, filled from scenes instead of pixels, is the symbolic picture that the language
-model learns on before it meets an encoder (`language.Symbols`).
+model learns on before it meets an encoder (`language.SymbolEmbedding`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,11 +66,11 @@ def objects(scene: Scene) -> np.ndarray:
 
 
 COUNTED = (KIND, COLOUR, FILL)
-CENSUS = 1 + sum(CLASSES[column] for column in COUNTED)
+COUNT_CLASSES = 1 + sum(CLASSES[column] for column in COUNTED)
 
 
-def census(scene: Scene) -> np.ndarray:
-    """Count the objects, then those of each kind, each colour, each fill: [CENSUS] int64."""
+def object_counts(scene: Scene) -> np.ndarray:
+    """Count the objects, then those of each kind, each colour, each fill: [COUNT_CLASSES] int64."""
     rows = objects(scene)
     counts = [np.bincount(rows[:, column], minlength=CLASSES[column]) for column in COUNTED]
     return np.concatenate(([len(rows)], *counts))

@@ -17,9 +17,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, SiglipModel
 from finetune.config import FinetuneConfig, Stage
 from finetune.pretrain.alignment import align
 from finetune.pretrain.encoder import train_encoder
-from finetune.pretrain.exam import Seer
+from finetune.pretrain.exam import VisionLanguageModel
 from finetune.pretrain.export import Selection, export
-from finetune.pretrain.language import Census, Referents, Symbols, train_language
+from finetune.pretrain.language import CountHead, ReferentHeads, SymbolEmbedding, train_language
 from finetune.pretrain.model import assemble_checkpoint, make_projector, save, save_two_towers
 from finetune.pretrain.optim import join_group, leave_group
 from finetune.pretrain.tokenizer import train_tokenizer
@@ -136,7 +136,7 @@ def _encoder(plan: Plan) -> SiglipModel:
     )
 
 
-def _language(plan: Plan) -> tuple[LlamaForCausalLM, Symbols, Referents, Census]:
+def _language(plan: Plan) -> tuple[LlamaForCausalLM, SymbolEmbedding, ReferentHeads, CountHead]:
     """Run stage 0b, or load its result if its time is used up."""
     return train_language(
         plan.out,
@@ -155,16 +155,16 @@ def _align(plan: Plan, number: int, processes: int = 2) -> None:
     if processes > 1:
         join_group(number, processes, plan.out / "meet.sync")
     tokenizer, encoder = make_tokenizer(plan), _encoder(plan)
-    language, symbols, referents, census = _language(plan)
+    language, symbols, referent_heads, count_head = _language(plan)
     projector = make_projector(encoder.vision_model.config, language.config, tokenizer)
     projector.to(plan.device)
     align(
         plan.out,
         "meet",
-        Seer(encoder.vision_model, projector, language),
+        VisionLanguageModel(encoder.vision_model, projector, language),
         symbols,
-        referents,
-        census,
+        referent_heads,
+        count_head,
         tokenizer,
         plan.world,
         ALIGNMENT_SHARE * plan.minutes,

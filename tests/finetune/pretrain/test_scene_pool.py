@@ -5,8 +5,8 @@ import torch
 from transformers import LlamaForCausalLM, SiglipModel
 
 from finetune.pretrain import patch_targets
-from finetune.pretrain.alignment import Gallery
-from finetune.pretrain.exam import Seer
+from finetune.pretrain.alignment import FeaturePool
+from finetune.pretrain.exam import VisionLanguageModel
 from finetune.pretrain.model import language_config, siglip_config
 from finetune.pretrain.scene_pool import SIZE, ScenePool, pixels
 from finetune.pretrain.world import ROOMS, make_scene
@@ -29,16 +29,16 @@ def test_the_oldest_pictures_are_replaced() -> None:
     assert np.array_equal(pool.targets[1], patch_targets.patches(newest))
 
 
-def test_a_resumed_gallery_keeps_targets_and_scenes_aligned() -> None:
+def test_a_resumed_feature_pool_keeps_targets_and_scenes_aligned() -> None:
     torch.manual_seed(0)
     encoder = SiglipModel(siglip_config(64, tiny=True)).eval()
     language = LlamaForCausalLM(language_config(64, tiny=True))
-    seer = Seer(encoder.vision_model, torch.nn.Identity(), language)
-    gallery = Gallery(seer, 4, World({"shapes": 1.0}), next_seed=7)
-    gallery.refill(6)
-    assert len(gallery.scenes) == 4
-    for slot, scene in enumerate(gallery.scenes):
-        assert np.array_equal(gallery.rows[slot].numpy(), patch_targets.patches(scene))
+    model = VisionLanguageModel(encoder.vision_model, torch.nn.Identity(), language)
+    pool = FeaturePool(model, 4, World({"shapes": 1.0}), next_seed=7)
+    pool.refill(6)
+    assert len(pool.scenes) == 4
+    for slot, scene in enumerate(pool.scenes):
+        assert np.array_equal(pool.rows[slot].numpy(), patch_targets.patches(scene))
 
 
 def test_pictures_are_stretched_to_the_encoders_size() -> None:
