@@ -98,7 +98,7 @@ def train_encoder(
     """Train the two-tower model, or continue from the state in `out/encoder.pt`."""
     torch.manual_seed(seed)
     model = SiglipModel(siglip_config(len(tokenizer), tiny))
-    model.to(device)  # type: ignore[arg-type]  # the stub of `to` lacks str
+    model.to(device)  # type: ignore[arg-type]  # `to` is wrapped, its types are lost
     heads = DenseHeads(model.config.vision_config.hidden_size).to(device)
     nn.init.constant_(model.logit_scale, float(np.log(10)))
     nn.init.constant_(model.logit_bias, -10.0)

@@ -183,9 +183,8 @@ def run_packed(
     out = model.model(
         inputs_embeds=embeds,
         position_ids=packed.positions,
-        attention_mask=packed.ids.new_ones(
-            (1, 1, 1, 1), dtype=torch.bool
-        ),  # unused, but stops transformers from making one
+        # Unused: transformers passes masks with four dimensions on as they are.
+        attention_mask=packed.ids.new_ones((1, 1, 1, 1), dtype=torch.bool),
         use_cache=False,
         branches=packed.branches(),
         output_hidden_states=True,
@@ -292,7 +291,7 @@ def train_language(
     """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(language_config(len(tokenizer), tiny))
-    model.to(device)  # type: ignore[arg-type]  # the stub of `to` lacks str
+    model.to(device)  # type: ignore[arg-type]  # `to` is wrapped, its types are lost
     symbols = SymbolEmbedding(model.config.hidden_size).to(device)
     referent_heads = ReferentHeads(model.config.hidden_size).to(device)
     count_head = CountHead(model.config.hidden_size).to(device)

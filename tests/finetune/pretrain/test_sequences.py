@@ -7,7 +7,13 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from finetune.pretrain.curriculum import BatchPlan, make_question_batch
-from finetune.pretrain.language import Census, Referents, Symbols, answer_loss, run_packed
+from finetune.pretrain.language import (
+    CountHead,
+    ReferentHeads,
+    SymbolEmbedding,
+    answer_loss,
+    run_packed,
+)
 from finetune.pretrain.model import language_config, make_processor, vision_config
 from finetune.pretrain.sequences import Packer, answer_hits, answer_starts, turns_of
 from finetune.pretrain.tokenizer import train_tokenizer
@@ -22,10 +28,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="module")
-def parts(tokenizer: PreTrainedTokenizerFast) -> tuple[LlamaForCausalLM, Symbols]:
+def parts(tokenizer: PreTrainedTokenizerFast) -> tuple[LlamaForCausalLM, SymbolEmbedding]:
     torch.manual_seed(0)
     model = LlamaForCausalLM(language_config(len(tokenizer), tiny=True))
-    return model, Symbols(model.config.hidden_size)
+    return model, SymbolEmbedding(model.config.hidden_size)
 
 
 @pytest.mark.parametrize("pictures", [1, 2])
@@ -60,7 +66,7 @@ def test_only_answers_and_their_end_tokens_are_trained(tokenizer: PreTrainedToke
 
 
 def test_packed_branches_equal_each_conversation_alone(
-    tokenizer: PreTrainedTokenizerFast, parts: tuple[LlamaForCausalLM, Symbols]
+    tokenizer: PreTrainedTokenizerFast, parts: tuple[LlamaForCausalLM, SymbolEmbedding]
 ) -> None:
     """Compare loss and gradients with transformers' attention on one conversation at a time."""
     model, symbols = parts
@@ -106,7 +112,7 @@ def test_a_hit_is_an_answer_without_a_wrong_token(tokenizer: PreTrainedTokenizer
 
 
 def test_heads_read_the_token_before_an_answer(
-    tokenizer: PreTrainedTokenizerFast, parts: tuple[LlamaForCausalLM, Symbols]
+    tokenizer: PreTrainedTokenizerFast, parts: tuple[LlamaForCausalLM, SymbolEmbedding]
 ) -> None:
     model, _ = parts
     batch, _ = make_question_batch(
@@ -114,12 +120,14 @@ def test_heads_read_the_token_before_an_answer(
     )
     torch.manual_seed(0)
     hidden = torch.randn(*batch.packed.ids.shape, model.config.hidden_size, requires_grad=True)
-    Referents(model.config.hidden_size).loss((hidden,), batch.packed, batch.referents).backward()
+    ReferentHeads(model.config.hidden_size).loss(
+        (hidden,), batch.packed, batch.referents
+    ).backward()
     read = {(row, at) for row, at in hidden.grad.abs().sum(-1).nonzero().tolist()}
     starts = answer_starts(batch.packed)
     assert read == {(branch[0], starts[branch]) for branch in batch.referents}
     hidden.grad = None
-    Census(model.config.hidden_size).loss((hidden,), batch.packed, batch.counts).backward()
+    CountHead(model.config.hidden_size).loss((hidden,), batch.packed, batch.counts).backward()
     read = {(row, at) for row, at in hidden.grad.abs().sum(-1).nonzero().tolist()}
     prefix = (batch.packed.segments == 0).sum(1).tolist()
     assert read == {(row, prefix[row] - 1) for row in batch.counts}
