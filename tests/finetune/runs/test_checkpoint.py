@@ -199,7 +199,7 @@ def test_weights_with_missing_tensors_are_refused(tiny_llava_dir: Path, tmp_path
     tensors = load_file(tmp_path / PROJECTOR_FILE)
     tensors.pop(next(iter(tensors)))
     save_file(tensors, tmp_path / PROJECTOR_FILE)
-    with pytest.raises(ModelError, match="does not hold the weights that train"):
+    with pytest.raises(ModelError, match="does not hold the weights that this stage trains"):
         load_weights(model, "projector", tmp_path)
 
 

@@ -251,7 +251,7 @@ def test_insufficient_memory_is_reported_before_loading(
     free = SimpleNamespace(available=1000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     error = loading_error(tiny_llava_dir)
-    assert "MB of memory" in error.problem
+    assert "kB of memory" in error.problem
     assert "--quantize 4bit" in error.hint
 
 
