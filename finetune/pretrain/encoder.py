@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, SiglipModel
 
 from finetune.pretrain import patch_targets
-from finetune.pretrain.model import CAPTION_TOKENS, siglip_config
+from finetune.pretrain.model import CAPTION_TOKENS, siglip_config, vision_config
 from finetune.pretrain.optim import Training, fast_autocast
 from finetune.pretrain.scene_pool import ScenePool, normalised
 from finetune.pretrain.world.mixture import World
@@ -99,7 +99,7 @@ def train_encoder(
     torch.manual_seed(seed)
     model = SiglipModel(siglip_config(len(tokenizer), tiny))
     model.to(device)  # type: ignore[arg-type]  # `to` is wrapped, its types are lost
-    heads = DenseHeads(model.config.vision_config.hidden_size).to(device)
+    heads = DenseHeads(vision_config(tiny).hidden_size).to(device)
     nn.init.constant_(model.logit_scale, float(np.log(10)))
     nn.init.constant_(model.logit_bias, -10.0)
     training = Training(out / "encoder.pt", minutes, {"model": model, "heads": heads})
