@@ -34,14 +34,14 @@ class PausedEngine:
         self.engine, self.gate = engine, threading.Event()
         self.begun: list[Conversation] = []
         self.cancel: threading.Event | None = None
-        step = engine._runtime.token
+        step = engine._runtime.decode
 
         def paused_step(*arguments: Any) -> Any:
             while not self.gate.wait(0.01) and not self.cancel.is_set():
                 pass
             return step(*arguments)
 
-        monkeypatch.setattr(engine._runtime, "token", paused_step)
+        monkeypatch.setattr(engine._runtime, "decode", paused_step)
 
     def stream(
         self, conversation: Conversation, options: Any, cancel: threading.Event
