@@ -62,6 +62,8 @@ class FakeEngine:
         warmed: Each conversation that was warmed.
         begun: Set when an answer starts; clear it to use it again.
         closed: Whether `close` was called.
+        system_prompts: See `ModelInfo`.
+        finish_reason: Of complete answers, instead of "stop".
     """
 
     def __init__(
@@ -84,6 +86,8 @@ class FakeEngine:
         self.warmed: list[Conversation] = []
         self.begun = threading.Event()
         self.closed = False
+        self.system_prompts = True
+        self.finish_reason: FinishReason | None = None
         self._free_words, self._released = 0, threading.Event()
         if hold_after is None:
             self.release()
@@ -104,7 +108,7 @@ class FakeEngine:
     def reset(self) -> None:
         """Return to the state of an engine without arguments, after all questions are answered."""
         self.answer, self.delay, self.attention_maps, self.error = describe, 0.0, True, None
-        self.dropped = 0
+        self.dropped, self.system_prompts, self.finish_reason = 0, True, None
         self.release()
         for _ in self._worker.stream(lambda cancelled: iter(())):
             pass
@@ -122,6 +126,7 @@ class FakeEngine:
             context_length=self._context_length,
             attention_maps=self.attention_maps,
             defaults=GenerationOptions(max_new_tokens=64, temperature=0.0),
+            system_prompts=self.system_prompts,
         )
 
     def stream(
@@ -170,7 +175,8 @@ class FakeEngine:
             spoken.append(word)
             yield Delta(word)
         self._fail()
-        yield self._end(conversation, spoken, "stop", time.perf_counter() - start)
+        reason: FinishReason = self.finish_reason or "stop"
+        yield self._end(conversation, spoken, reason, time.perf_counter() - start)
 
     def _wait(self, number: int, cancelled: Cancelled) -> None:
         if self.delay:

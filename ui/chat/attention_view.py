@@ -33,7 +33,7 @@ def explain_answer(service: ChatService, owner: str, request: PageRequest) -> di
     settings = service.settings(owner)
     path = service.store.path_to(owner, chat, turn.id)
     conversation = build_conversation(
-        [*path[:-1], _without_answer(path[-1])], service.picture_store.get, settings.system
+        [*path[:-1], _without_answer(path[-1])], service.picture_store.get
     )
     found: dict[str, Any] = {
         "turn": turn.id,
@@ -52,6 +52,7 @@ def explain_answer(service: ChatService, owner: str, request: PageRequest) -> di
     tokens = max(1, int(turn.facts.get("new_tokens", 1)))
     service.engine_for(owner)  # starts to load it
     with service.pool.lease(settings.model, timeout=0) as engine:
+        conversation = conversation.with_system(settings.system_for(engine.info))
         gain = engine.image_gain(conversation, turn.answer) * tokens
         try:
             _add_maps(found, engine.attention_map(conversation, turn.answer))

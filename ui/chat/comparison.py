@@ -32,7 +32,7 @@ def compare_models(
     question = parse_question(request.get("question"), len(pictures))
     settings = service.settings(owner)
     style = SHORT_STYLE if settings.style == "short" else ""
-    conversation = Conversation.ask(question + style, pictures).with_system(settings.system)
+    conversation = Conversation.ask(question + style, pictures)
     sides: list[Side] = [
         {"label": service.pool.find(key).label, "state": "waiting", "html": ""} for key in keys
     ]
@@ -47,7 +47,8 @@ def compare_models(
             yield {"compared": sides}
             with service.pool.lease(key) as engine, service.cancel_event(owner) as cancel:
                 options = settings.options(engine.info.defaults)
-                for news in stream_text(engine, conversation, options, cancel):
+                asked = conversation.with_system(settings.system_for(engine.info))
+                for news in stream_text(engine, asked, options, cancel):
                     if news is None:
                         yield None
                         continue

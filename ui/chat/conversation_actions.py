@@ -136,4 +136,5 @@ def _settings(service: ChatService, owner: str) -> dict[str, Any]:
         }
         if defaults
         else {},
+        "system_prompts": engine.info.system_prompts if engine else None,
     }

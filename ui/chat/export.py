@@ -121,10 +121,11 @@ def to_html(store: Store, picture_store: PictureStore, owner: str, conversation:
             f"<figcaption>Picture {p['number']} · {escape(p['name'])}</figcaption></figure>"
             for p in turn["pictures"]
         )
-        model = escape(str(turn["facts"].get("model", "")))
+        facts = turn["facts"]
+        footer = escape(" · ".join(filter(None, (facts["ended_text"], facts.get("model")))))
         parts.append(
             f'<section><div class="question">{pictures}<p>{escape(turn["question"])}</p></div>'
-            f'<div class="answer">{turn["html"]}</div><footer>{model}</footer></section>'
+            f'<div class="answer">{turn["html"]}</div><footer>{footer}</footer></section>'
         )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

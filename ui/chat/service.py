@@ -97,7 +97,7 @@ class ChatService:
         def prepare(engine: Engine) -> tuple[Conversation, GenerationOptions]:
             path = self.store.path_to(owner, conversation, turn.id)
             return (
-                build_conversation(path, self.picture_store.get, settings.system),
+                build_conversation(path, self.picture_store.get, settings.system_for(engine.info)),
                 settings.options(engine.info.defaults),
             )
 

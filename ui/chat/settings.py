@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from vqa_app.engine.protocol import GenerationOptions
+from vqa_app.engine.protocol import GenerationOptions, ModelInfo
 from vqa_app.errors import UsageError
 
 LONGEST_ANSWER = 2048
@@ -73,6 +73,10 @@ class ChatSettings:
             )
         settings.options(GenerationOptions())
         return settings
+
+    def system_for(self, model: ModelInfo) -> str:
+        """Return the system prompt for a model: none for one that cannot follow it."""
+        return self.system if model.system_prompts else ""
 
     def options(self, defaults: GenerationOptions) -> GenerationOptions:
         """Return generation options: these settings, and otherwise a model's defaults."""

@@ -56,6 +56,19 @@ def make_title(question: str, pictures: int) -> str:
     return words if len(words) <= 60 else words[:59].rsplit(" ", 1)[0] + " …"
 
 
+_ENDS = {
+    "length": "cut off at the length limit",
+    "repetition": "stopped, because it went on repeating itself",
+}
+
+
+def ended_text(turn: Turn) -> str:
+    """Return why an answer is not complete, or an empty text if it is."""
+    if turn.state == "stopped" and turn.answer:
+        return "stopped"
+    return _ENDS.get(str(turn.facts.get("finish")), "")
+
+
 def image_gain_label(gain: float) -> tuple[str, str]:
     """Return level and text of the badge for a whole answer's image gain, in nats."""
     if gain >= HIGH_IMAGE_GAIN:
@@ -120,6 +133,7 @@ def turn_view(store: Store, owner: str, turn: Turn, numbers: dict[str, int]) -> 
         name, facts = store.picture(owner, digest) or ("picture", {})
         pictures.append({"digest": digest, "name": name, "number": numbers[digest], **facts})
     facts = dict(turn.facts)
+    facts["ended_text"] = ended_text(turn)
     if "gain" in facts:
         facts["looked"], facts["looked_text"] = image_gain_label(facts["gain"])
     return {

@@ -9,6 +9,7 @@ from ui.chat.requests import PageRequest, PageUpdate, conversation_id, log_unexp
 from ui.chat.service import ChatService
 from ui.chat.views import build_conversation
 from ui.storage.database import Turn
+from vqa_app.engine.protocol import ModelInfo
 from vqa_app.prompts.conversation import Conversation
 
 
@@ -29,7 +30,7 @@ class Warmup:
         pictures = self.service.requested_pictures(owner, request)
         if engine is None or not pictures:
             return {}
-        draft = self._draft(owner, request, pictures)
+        draft = self._draft(owner, request, pictures, engine.info)
         stack = ExitStack()
         cancel = stack.enter_context(self.service.cancel_event())
         with self._lock:
@@ -47,7 +48,9 @@ class Warmup:
         threading.Thread(target=run, name="warm", daemon=True).start()
         return {}
 
-    def _draft(self, owner: str, request: PageRequest, pictures: list[str]) -> Conversation:
+    def _draft(
+        self, owner: str, request: PageRequest, pictures: list[str], model: ModelInfo
+    ) -> Conversation:
         """Return the conversation as it will be asked, with an empty question at its end."""
         store = self.service.store
         conversation = conversation_id(request)
@@ -58,5 +61,5 @@ class Warmup:
         elif conversation is not None:
             turns = store.path(owner, conversation)
         draft = Turn("", None, "", tuple(pictures), "", "answering", {})
-        system = self.service.settings(owner).system
+        system = self.service.settings(owner).system_for(model)
         return build_conversation([*turns, draft], self.service.picture_store.get, system)

@@ -51,8 +51,9 @@
       el("header", {}, el("h2", {}, "Settings"),
         el("button.icon", { type: "button", "aria-label": "Close settings", onclick: () => toggle(false) }, icon("x"))),
       el("div.field", {}, el("label", { for: "set-style" }, "Answers"), style),
-      el("div.field", {}, el("label", { for: "set-system" }, "System prompt"), system,
-        el("small", {}, "Sent to the model at the start of every chat.")),
+      settings.system_prompts === false ? null
+        : el("div.field", {}, el("label", { for: "set-system" }, "System prompt"), system,
+          el("small", {}, "Sent to the model at the start of every chat.")),
       number("temperature", "Temperature", "0 gives the same answer each time; higher values vary more.", { min: 0, max: 5, step: 0.05 }),
       number("top_p", "Top p", "Samples from the likeliest tokens that add up to this probability.", { min: 0.05, max: 1, step: 0.05 }),
       number("max_new_tokens", "Longest answer", "In tokens; a word takes one or two.", { min: 1, max: 2048, step: 1, whole: true }),

@@ -200,8 +200,7 @@
     }
     const quiet = [];
     if (answered && facts.confidence) quiet.push(`${Math.round(facts.confidence * 100)} % sure`);
-    if (facts.finish === "length") quiet.push("cut off at the length limit");
-    if (turn.state === "stopped" && turn.answer) quiet.push("stopped");
+    if (facts.ended_text) quiet.push(facts.ended_text);
     if (facts.model) quiet.push(facts.model);
     if (quiet.length) {
       const title = facts.new_tokens

@@ -56,6 +56,14 @@ class LoadedModel:
         """Names of model and adapter."""
         return f"{self.name} + {self.adapter}" if self.adapter else self.name
 
+    @property
+    def system_prompts(self) -> bool:
+        """Whether the model can follow system prompts; the built-in one was trained without any.
+
+        Somebody's own training of it may have had some.
+        """
+        return self.name != BUILTIN or self.adapter is not None
+
 
 def load_model(
     name: str | Path = BUILTIN,

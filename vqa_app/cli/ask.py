@@ -33,6 +33,17 @@ def open_engine(options: ModelOptions, console: Console) -> Engine:
         return LocalEngine(load_model(**options.load_arguments()))
 
 
+def _warn_about_system(engine: Engine, system: str | None, console: Console) -> None:
+    if system and not engine.info.system_prompts:
+        console.print(
+            f"{engine.info.label} was trained without system prompts: it will not follow this one,"
+            " and may answer worse. `vqa-app models` lists models that can.",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
 @app.command()
 @with_model_options
 def ask(
@@ -120,12 +131,18 @@ def ask(
     options = AnswerOptions(generation, split_choices(choices), abstain)
     limits = ImageLimits.of(max_file_mb, max_megapixels)
     _check_combination(sources, question, each, out, explain, as_json)
+
+    def load() -> Engine:
+        engine = open_engine(model_options, console)
+        _warn_about_system(engine, system, console)
+        return engine
+
     if each:
         from vqa_app.cli.ask_many import ask_each, expand
 
         assert question is not None  # _check_combination
         ask_each(
-            lambda: open_engine(model_options, console),
+            load,
             expand(each),
             question,
             options,
@@ -138,7 +155,7 @@ def ask(
     pictures = read_pictures(sources, console, limits)
     if explain is not None:
         _check_writable(explain, sources)
-    engine = open_engine(model_options, console)
+    engine = load()
     try:
         if question is None:
             from vqa_app.cli.repl import Dialogue

@@ -142,6 +142,10 @@ def print_notes(reply: Reply, console: Console) -> None:
     answer = reply.answer
     if answer is not None and answer.finish_reason == "length":
         console.print("The answer was cut off; --max-new-tokens allows a longer one.", style="dim")
+    if answer is not None and answer.finish_reason == "repetition":
+        console.print(
+            "The answer was stopped, because it went on repeating the same words.", style="dim"
+        )
     if answer is not None and answer.dropped_messages:
         console.print(
             f"The model's context is full: the oldest {answer.dropped_messages} messages were"

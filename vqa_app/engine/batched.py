@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from vqa_app.devices import free_memory
+from vqa_app.engine.repetition import length_before_loop
 from vqa_app.engine.vision import on_device
 from vqa_app.models.architecture import Capabilities, unwrap
 from vqa_app.prompts.prompt import Prompt, end_token_ids
@@ -210,8 +211,9 @@ def answer_prompts(
 
 
 def _text(processor: Any, ids: list[int], ends: list[int]) -> str:
-    """Return the text up to the first end token."""
+    """Return the text up to the first end token, or up to where `LocalEngine` stops a loop."""
     stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    stop = length_before_loop(ids[:stop]) or stop
     text: str = processor.tokenizer.decode(
         ids[:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False
     )

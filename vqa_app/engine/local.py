@@ -30,6 +30,7 @@ from vqa_app.engine.protocol import (
     Status,
     TokenCount,
 )
+from vqa_app.engine.repetition import RepetitionDetector
 from vqa_app.engine.runtime import Generation, Runtime
 from vqa_app.engine.sampling import Sampler, default_options
 from vqa_app.engine.scoring import image_gain, score
@@ -134,6 +135,7 @@ class LocalEngine:
             context_length=loaded.capabilities.context_length,
             attention_maps=loaded.capabilities.maps_attention,
             defaults=default_options(model),
+            system_prompts=loaded.system_prompts,
         )
         self._worker = Worker(context=torch.inference_mode, on_idle=release_threads)
         release_threads()  # loading used this thread's pool; from now on only the worker's is used
@@ -322,6 +324,8 @@ class LocalEngine:
         sampler = Sampler(self._runtime.model, options, ids)
         text = Detokenizer(self._runtime.processor.tokenizer, options.stop)
         limit = min(options.max_new_tokens, self._info.context_length - len(prompt))
+        own_penalty = options.repetition_penalty in (None, self._info.defaults.repetition_penalty)
+        loop = RepetitionDetector() if own_penalty else None
         logits = generation.logits[-1]
         reason: FinishReason = "cancelled"
         while not cancelled():
@@ -337,8 +341,14 @@ class LocalEngine:
             if piece := text.push(token):
                 draft.text = text.text
                 yield Delta(piece)
-            if text.stopped or len(draft.tokens) >= limit:
-                reason = "stop" if text.stopped else "length"
+            if text.stopped:
+                reason = "stop"
+                break
+            if loop is not None and loop.push(token):
+                reason = "repetition"
+                break
+            if len(draft.tokens) >= limit:
+                reason = "length"
                 break
             logits = generation.step(token)
         # Not in a `finally`: after an error the content of the cache is unknown.

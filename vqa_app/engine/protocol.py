@@ -17,8 +17,9 @@ from vqa_app.prompts.conversation import Conversation
 if TYPE_CHECKING:
     import numpy as np
 
-FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
-"""Why an answer ended: an end token or stop string, the token limit, or the user."""
+FinishReason: TypeAlias = Literal["stop", "length", "repetition", "cancelled"]
+"""Why an answer ended: an end token or stop string, the token limit, a loop (the model repeated
+the same words and would not have stopped), or the user."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class GenerationOptions:
     top_k: int | None = None
     """Sample from this many of the likeliest tokens; 0 samples from all."""
     repetition_penalty: float | None = None
-    """Above 1 makes tokens that occurred before less likely."""
+    """Above 1 makes tokens that occurred before less likely. Setting another value than the model's
+    own also allows endless repetitions, which otherwise end the answer."""
     seed: int | None = None
     """Makes sampled answers reproducible."""
     stop: tuple[str, ...] = ()
@@ -144,6 +146,9 @@ class ModelInfo:
     """Whether `Engine.attention_map` supports this architecture."""
     defaults: GenerationOptions = field(default_factory=GenerationOptions)
     """The values of the model's generation config."""
+    system_prompts: bool = True
+    """Whether the model can follow a system prompt. One that was never trained with any, like the
+    built-in model, is only confused by it."""
 
     @property
     def label(self) -> str:

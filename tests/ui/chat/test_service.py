@@ -15,6 +15,7 @@ from tests.ui.harness import ChatHarness, choice, make_downloading_pool
 from tests.waiting import PATIENCE, until
 from ui.chat.comparison import compare_models
 from ui.chat.conversation_actions import handle_action
+from ui.chat.export import to_html as to_html_page
 from ui.chat.markdown import to_html
 from ui.chat.model_picker import pick_model
 from ui.chat.requests import STORAGE_FAILED, user_message
@@ -283,6 +284,53 @@ def test_settings_reach_the_model(make_harness):
     assert asked.messages[-1].text.endswith("single word or phrase.")
     harness.ask("And for bob?", owner="bob")
     assert engine.asked[-1][0].system is None
+
+
+def test_a_model_that_cannot_follow_system_prompts_gets_none(make_harness):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    engine.system_prompts = False
+    harness.service.save_settings("ann", {"system": "Be kind."})
+    picture = harness.picture()
+    Warmup(harness.service).start("ann", {"pictures": [picture]})
+    until(lambda: engine.warmed)
+    assert engine.warmed[0].system is None
+    _, view = harness.ask("What?", pictures=[picture])
+    list(compare_models(harness.service, "ann", {"models": ["first", "first"], "question": "A?"}))
+    assert all(asked.system is None for asked, _ in engine.asked)
+    settings = handle_action(harness.service, "ann", {"do": "settings"})["settings"]
+    assert (settings["system_prompts"], settings["system"]) == (False, "Be kind.")
+    engine.system_prompts = True
+    harness.ask("And now?", conversation=view["conversation"])
+    assert engine.asked[-1][0].system == "Be kind."
+
+
+@pytest.mark.parametrize(
+    ("finish", "words"), [("repetition", "repeating itself"), ("length", "cut off"), ("stop", "")]
+)
+def test_an_incomplete_answer_says_why_it_ended(make_harness, finish, words):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    engine.finish_reason = finish
+    _, view = harness.ask("What?")
+    (turn,) = view["turns"]
+    assert words in turn["facts"]["ended_text"]
+    assert bool(turn["facts"]["ended_text"]) is bool(words)
+    exported = to_html_page(harness.store, harness.picture_store, "ann", view["conversation"])
+    assert words in exported
+
+
+def test_a_stopped_answer_is_marked_in_the_export(make_harness):
+    engine = FakeEngine(hold_after=1)
+    harness = make_harness(engine)
+    answer = harness.service.ask("ann", {"question": "What?"})
+    view = next(answer)["view"]
+    engine.begun.wait(PATIENCE)
+    until(lambda: "html" in (next(answer) or {}).get("live", {}))
+    harness.service.stop("ann", view["conversation"])
+    list(answer)
+    exported = to_html_page(harness.store, harness.picture_store, "ann", view["conversation"])
+    assert "<footer>stopped · First</footer>" in exported
 
 
 @pytest.mark.parametrize(

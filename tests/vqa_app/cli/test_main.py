@@ -161,6 +161,25 @@ def test_a_truncated_answer_is_reported(run: Run, engine: FakeEngine, cat: str) 
     assert "cut off" in result.stderr
 
 
+def test_an_answer_stopped_for_repeating_itself_is_reported(
+    run: Run, engine: FakeEngine, cat: str
+) -> None:
+    engine.finish_reason = "repetition"
+    assert "went on repeating the same words" in run("ask", cat, "What is it?").stderr
+
+
+@pytest.mark.parametrize("follows", [True, False])
+@pytest.mark.parametrize("each", [True, False])
+def test_a_system_prompt_that_the_model_cannot_follow_causes_a_warning(
+    run: Run, engine: FakeEngine, cat: str, each: bool, follows: bool
+) -> None:
+    engine.system_prompts = follows
+    shown = ["--each", cat] if each else [cat]
+    result = run("ask", "--system", "Answer in French.", *shown, "What?")
+    assert result.exit_code == 0
+    assert ("without system prompts" in result.stderr) is not follows
+
+
 def test_json_output(run: Run, engine: FakeEngine, cat: str) -> None:
     result = run("ask", "--json", cat, "What is it?")
     row = json.loads(result.stdout)

@@ -17,9 +17,10 @@ import torch
 from tests.fake_engine import FakeEngine
 from tests.tiny import picture, tiny_llava
 from tests.waiting import PATIENCE, until
-from vqa_app.checkpoints.loader import load_model
+from vqa_app.checkpoints.loader import LoadedModel, load_model
 from vqa_app.engine.local import LocalEngine
 from vqa_app.engine.protocol import Answer, Delta, Engine, GenerationOptions, Status
+from vqa_app.engine.repetition import MIN_TOKENS
 from vqa_app.errors import ContextOverflowError, ModelError, UsageError
 from vqa_app.prompts.conversation import Conversation, Message
 
@@ -426,3 +427,43 @@ def test_info_describes_the_model(
     assert info.parameters > 50_000
     assert info.attention_maps
     assert info.defaults.temperature == 0.0
+
+
+LONG = replace(GREEDY, max_new_tokens=200)
+
+
+def looping_model(directory: Path) -> LoadedModel:
+    """Load a model whose next token depends on the last one only, so that its answers are loops."""
+    loaded = load_model(str(directory))
+    for name, weight in loaded.model.named_parameters():
+        if "language_model" in name and name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight.zero_()
+    return loaded
+
+
+def test_an_endless_repetition_ends_the_answer_alone_and_in_a_batch(tiny_llava_dir: Path) -> None:
+    from vqa_app.engine.batched import answer_prompts
+    from vqa_app.prompts.prompt import encode
+
+    loaded = looping_model(tiny_llava_dir)
+    prompt = encode(loaded.processor, QUESTION, answer_next=True)
+    (batched,) = answer_prompts(
+        loaded.model, loaded.processor, loaded.capabilities, [prompt], max_new_tokens=200
+    )
+    engine = LocalEngine(loaded)
+    answer = last(engine, QUESTION, LONG)
+    assert answer.finish_reason == "repetition"
+    assert MIN_TOKENS <= answer.new_tokens < 200
+    assert batched == answer.text.strip()
+    engine.close()
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.0001])
+def test_a_repetition_penalty_that_somebody_sets_allows_repetitions(
+    tiny_llava_dir: Path, penalty: float
+) -> None:
+    engine = LocalEngine(looping_model(tiny_llava_dir))
+    own = engine.info.defaults.repetition_penalty
+    answer = last(engine, QUESTION, replace(LONG, repetition_penalty=penalty))
+    assert answer.finish_reason == ("repetition" if penalty == own else "length")
+    engine.close()
