@@ -72,6 +72,7 @@ def chat(
     """Chat about pictures in the browser."""
     from vqa_app.serving.listener import address_for_others, address_of, is_loopback, listen
 
+    model_options.check_names()
     users = _users(auth or [])
     root_path = _path(root_path)
     listener = listen(host, port)

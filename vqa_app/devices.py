@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from vqa_app.errors import ModelError, UsageError
+from vqa_app.errors import ModelError, UsageError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -26,25 +26,54 @@ def choose_device(name: str) -> torch.device:
     """Return the device of this name; `auto` is the first available of cuda, mps and cpu.
 
     Raises:
-        ModelError: The device is not available.
+        UsageError: There is no such name.
+        ModelError: This machine or this installation of torch has no such device.
     """
     import torch
 
+    available = available_devices()
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        mps = getattr(torch.backends, "mps", None)
-        return torch.device("mps" if mps is not None and mps.is_available() else "cpu")
+        return torch.device(available[0])
+    advice = (
+        f"Available here: {', '.join(available)}. Give --device {available[0]}, or leave it out."
+    )
     try:
         device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"There is no device {name!r}.", advice) from error
+    try:
         if device.type == "meta":  # tensors without data
             raise RuntimeError("the meta device computes nothing")
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ModelError(
-            f"The device {name!r} cannot be used here.", "Choose auto, cpu, cuda or mps."
-        ) from error
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = _why_unavailable(device) or first_line(error).rstrip(".")
+        raise ModelError(f"The device {name!r} cannot be used: {reason}.", advice) from error
     return device
+
+
+def available_devices() -> list[str]:
+    """Return the names of this machine's devices that torch can use, the fastest first."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = [f"cuda:{number}" for number in range(count)] if count > 1 else ["cuda"] * count
+    return [*gpus, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def _why_unavailable(device: torch.device) -> str:
+    """Return why torch cannot use a device; "" if only torch's own error says it."""
+    import torch
+
+    if device.type == "cuda":
+        if not torch.backends.cuda.is_built():
+            return "the installed torch was built without CUDA"
+        if not torch.cuda.is_available():
+            return "torch finds no NVIDIA GPU"
+        if (device.index or 0) >= (count := torch.cuda.device_count()):
+            return f"there {'is one GPU' if count == 1 else f'are {count} GPUs'}, counted from 0"
+    if device.type == "mps":
+        return "torch finds no GPU of Apple's"
+    return ""
 
 
 def choose_dtype(name: str, device: torch.device, parameters: int) -> torch.dtype:

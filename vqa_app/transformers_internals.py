@@ -14,14 +14,25 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, DynamicLayer, GenerationMixin, LogitsProcessorList
 from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers.integrations.sdpa_attention import (
+    sdpa_attention_forward as sdpa_attention_forward,  # re-exported, as the next one
+)
+from transformers.masking_utils import sdpa_mask as sdpa_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from transformers import Cache, GenerationConfig, PreTrainedConfig, TrainingArguments
+    from transformers import (
+        Cache,
+        GenerationConfig,
+        LlavaConfig,
+        PreTrainedConfig,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
 CACHE_ARGUMENT = (
     "cache"
@@ -216,7 +227,38 @@ def mllama_cross_attention_mask(processor: Any, ids: list[int], tiles: Any) -> T
     return torch.as_tensor(dense)
 
 
+# Models
+
+
+def llava_projector(config: LlavaConfig) -> nn.Module:
+    """Return a new projector, as in LLaVA models; its weights are torch's defaults."""
+    from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+    return LlavaMultiModalProjector(config)
+
+
+def shards_while_loading() -> bool:
+    """Return whether DeepSpeed ZeRO-3 is configured, which shards models as they are loaded."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return bool(is_deepspeed_zero3_enabled())
+
+
 # Training
+
+
+def stop_sharding_while_loading() -> None:
+    """Forget the DeepSpeed config, so that models are loaded whole from now on."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+
+
+def reporter(name: str) -> type[TrainerCallback] | None:
+    """Return the Trainer's callback for this value of `report_to`, or None if there is none."""
+    from transformers.integrations import integration_utils
+
+    return cast("type[TrainerCallback] | None", integration_utils.INTEGRATION_TO_CALLBACK.get(name))
 
 
 def use_one_gpu(arguments: TrainingArguments) -> None:

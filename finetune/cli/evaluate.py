@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from finetune.progress import progress_bar
-from vqa_app.checkpoints.source import BUILTIN, stay_offline
+from finetune.runs.layout import require_folder
+from vqa_app.checkpoints.source import BUILTIN, find_local, stay_offline
 from vqa_app.cli.options import Device, ModelOptions, Precision, with_model_options
 from vqa_app.errors import UsageError
 
@@ -74,6 +75,7 @@ def evaluate_command(
     accuracy normalises answers as the official evaluator does, and uses its formula for questions
     with ten answers.
     """
+    from finetune.data.read import check_sources
     from finetune.evaluation.evaluate import compare, evaluate
     from finetune.evaluation.predictions import PredictionsFile
     from finetune.evaluation.questions import evaluation_identity, load_questions
@@ -83,6 +85,10 @@ def evaluate_command(
         raise UsageError(
             f"{out} is not a .jsonl file.", "Give --out a name like predictions.jsonl."
         )
+    model_options.check_names()
+    if against is not None:
+        find_local(against)
+    check_sources(data, images or ())
     if model_options.offline:
         stay_offline()
     second = out.with_name(f"{out.stem}-against.jsonl") if out and against else None
@@ -143,6 +149,7 @@ def verify_command(
 
     The golden prompts in the folder are run again, and the logits are compared with the saved ones.
     """
+    require_folder(run)  # before the imports, which take seconds
     from finetune.runs.verify import require, verify
 
     found = verify(run, device=device)
@@ -160,6 +167,7 @@ def merge_command(
 
     The result is loaded with plain transformers, and its logits are compared with the run's.
     """
+    require_folder(run)  # before the imports, which take seconds
     from finetune.runs.merge import merge
 
     found = merge(run, out, dtype=dtype)

@@ -32,6 +32,7 @@ from finetune.data.read import (
 )
 from finetune.data.samples import Sample, make_samples
 from finetune.progress import Progress, ProgressDisplay, pluralize
+from vqa_app.checkpoints.source import find, find_local
 from vqa_app.errors import DataError, UsageError, VqaError
 
 if TYPE_CHECKING:
@@ -201,15 +202,17 @@ def _check(
 
 
 def _load_tokenization(config: FinetuneConfig, eval_data: Sequence[str] = ()) -> _Tokenization:
-    from vqa_app.checkpoints.loader import base_source, load_config
-    from vqa_app.checkpoints.processor import load_processor
-    from vqa_app.checkpoints.source import find
-    from vqa_app.checkpoints.validation import skeleton
-    from vqa_app.models.architecture import Capabilities
-
     if not config.data:
         raise UsageError("There is no data.", "Give --data.")
     check_sources((*config.data, *eval_data), config.images)
+    find_local(config.model, config.revision)
+
+    # These imports take seconds, on a busy machine minutes.
+    from vqa_app.checkpoints.loader import base_source, load_config
+    from vqa_app.checkpoints.processor import load_processor
+    from vqa_app.checkpoints.validation import skeleton
+    from vqa_app.models.architecture import Capabilities
+
     source = base_source(find(config.model, config.revision, weights=False), weights=False)
     model_config = load_config(source)
     processor = load_processor(source, model_config)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from finetune.config import FinetuneConfig, option_help
-from vqa_app.checkpoints.source import stay_offline
+from vqa_app.checkpoints.source import find_local, stay_offline
 from vqa_app.cli.options import Offline, expand_parameter
 from vqa_app.errors import INTERRUPTED_EXIT_CODE
 
@@ -81,7 +81,12 @@ def _finetune(
     interrupted run. On several GPUs, use accelerate launch -m finetune ... with the same options;
     on CPUs, torchrun --nproc_per_node N -m finetune ...
     """
-    chosen = _config(config, options)  # report wrong values before importing torch, which is slow
+    # Report wrong values and paths before importing torch, which takes seconds.
+    chosen = _config(config, options)
+    from finetune.data.read import check_sources
+
+    check_sources((*chosen.data, *chosen.eval_data), chosen.images)
+    find_local(chosen.model, chosen.revision)
     if offline:
         stay_offline()
 

@@ -272,7 +272,7 @@ def _cannot_load(name: str, error: Exception, *, reachable: bool = True) -> Data
 
     if isinstance(error, errors.GatedRepoError):
         return DataError(
-            f"The data set {name} is gated: its owner wants a licence accepted first.",
+            f"The data set {name} is gated: its licence must be accepted first.",
             "Accept it on its page on huggingface.co, then log in with `hf auth login`.",
         )
     if isinstance(error, errors.RepositoryNotFoundError):

@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from finetune.kernels.cpu_attention import attend
 from vqa_app.models.architecture import text_config
-from vqa_app.transformers_internals import set_attention_implementation
+from vqa_app.transformers_internals import (
+    sdpa_attention_forward,
+    sdpa_mask,
+    set_attention_implementation,
+)
 
 NAME = "branching"
 GROWTH = 1.5

@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+from torch import nn
 from transformers import (
     GenerationConfig,
     LlamaConfig,
@@ -17,10 +18,10 @@ from transformers import (
     SiglipTextConfig,
     SiglipVisionConfig,
 )
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from finetune.pretrain.scene_pool import SIZE
 from vqa_app.checkpoints.compose import assemble, llava_config, llava_processor
+from vqa_app.transformers_internals import llava_projector
 
 CAPTION_TOKENS = 48
 
@@ -78,7 +79,7 @@ def language_config(vocabulary: int, tiny: bool = False) -> LlamaConfig:
 
 def assemble_checkpoint(
     encoder: SiglipModel,
-    projector: LlavaMultiModalProjector,
+    projector: nn.Module,
     language: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -95,9 +96,9 @@ def assemble_checkpoint(
 
 def make_projector(
     vision: SiglipVisionConfig, text: LlamaConfig, tokenizer: PreTrainedTokenizerFast
-) -> LlavaMultiModalProjector:
+) -> nn.Module:
     """Return a new two-layer MLP, as in LLaVA-1.5."""
-    return LlavaMultiModalProjector(llava_config(vision, text, tokenizer))
+    return llava_projector(llava_config(vision, text, tokenizer))
 
 
 def make_processor(

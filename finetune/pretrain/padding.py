@@ -2,7 +2,7 @@
 
 import numpy as np
 from PIL import Image
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers import LlavaImageProcessorPil
 
 from finetune.pretrain.world.scene import Box, Scene
 

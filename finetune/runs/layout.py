@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+from vqa_app.errors import ModelError
+
 METRICS_FILE = "metrics.jsonl"
 """One JSON object a line, as `transformers.Trainer` logs: `step`, `epoch`, `loss`, `learning_rate`;
 or `step`, `eval_loss`, `eval_vqa_accuracy`, `eval_image_gain`; the last line has `final` and
@@ -16,3 +20,13 @@ CARD_FILE = "README.md"
 SKIPPED_FILE = "skipped.jsonl"
 """Rows of the data that were left out."""
 SKIPPED_EVAL_FILE = "skipped_eval.jsonl"
+
+
+def require_folder(run: str | os.PathLike[str]) -> None:
+    """Check that a run's directory exists.
+
+    Raises:
+        ModelError: It does not.
+    """
+    if not os.path.isdir(run):  # also False if the text is too long for a path
+        raise ModelError(f"There is no folder {os.fspath(run)}.", "Give the folder of a run.")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.runs.golden import GOLDEN_FOLDER, compare, read_golden, record_golden
+from finetune.runs.layout import require_folder
 from finetune.runs.verify import Verification, tolerance_of
 from vqa_app.checkpoints.manifest import Manifest, read_manifest, write_manifest
 from vqa_app.errors import ModelError, UsageError
@@ -35,15 +35,14 @@ def merge(run: str | Path, out: str | Path, *, dtype: str = "auto") -> Verificat
 
     Raises:
         UsageError: The run is a whole model already, or `out` exists or cannot be created.
-        ModelError: The merged model computes other logits, or the disk is full. `out` is then not
-            created.
+        ModelError: There is no run in the directory, the merged model computes other logits, or the
+            disk is full. `out` is then not created.
     """
     run, out = Path(run), Path(out)
-    if not os.path.isdir(run):
-        raise UsageError(f"There is no folder {run}.", "Give the folder of a run.")
+    require_folder(run)
     manifest = read_manifest(run)
     if manifest is None:
-        raise UsageError(f"{run} is not a run.", "Give a folder that `vqa-app finetune` wrote.")
+        raise ModelError(f"{run} is not a run.", "Give a folder that `vqa-app finetune` wrote.")
     if manifest.whole_model:
         raise UsageError(f"{run} is a whole model already.", "Use it as it is.")
     if out.exists():
@@ -91,8 +90,8 @@ def _any_conversation() -> Conversation:
     from PIL import Image
 
     picture = open_picture(Image.linear_gradient("L"), name="gradient")
-    asked = Conversation.ask("What is in the picture?", [picture])
-    return asked.then(Message.assistant("It is grey, lighter towards the bottom."))
+    question = Conversation.ask("What is in the picture?", [picture])
+    return question.then(Message.assistant("It is grey, lighter towards the bottom."))
 
 
 def _load(run: Path, dtype: str) -> LoadedModel:

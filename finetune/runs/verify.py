@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.progress import pluralize
 from finetune.runs.golden import Comparison, compare, read_golden
+from finetune.runs.layout import require_folder
 from vqa_app.checkpoints.manifest import quantization_of
 from vqa_app.errors import ModelError
 
@@ -84,8 +84,7 @@ def verify(
     from vqa_app.checkpoints.loader import load_model
 
     directory = Path(directory)
-    if not os.path.isdir(directory):
-        raise ModelError(f"There is no folder {directory}.", "Give the folder of a run.")
+    require_folder(directory)
     golden = read_golden(directory)
     if not golden:
         raise ModelError(

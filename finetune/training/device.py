@@ -122,7 +122,8 @@ def set_up_machine(config: FinetuneConfig) -> Machine:
     for option in ("fsdp", "deepspeed"):
         if getattr(config, option) and device.type != "cuda":
             raise UsageError(
-                f"{option} shards over GPUs, and none is used.", f"Leave {option} out."
+                f"--{option} shards over CUDA GPUs, but this run trains on {device}.",
+                f"Leave --{option} out, or train on GPUs: --device cuda.",
             )
     return Machine(device, trains_in_bf16(config.precision, device), *join_processes(device))
 
@@ -154,7 +155,7 @@ def training_device(name: str) -> torch.device:
         return device
     if device.index:
         raise UsageError(
-            f"Training cannot use the device {name!r}.",
+            f"Training uses the first visible GPU and cannot use the device {name!r}.",
             f"Set CUDA_VISIBLE_DEVICES={device.index} and give --device cuda.",
         )
     return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from finetune.data.read import Row
 from finetune.evaluation import report
@@ -33,6 +32,7 @@ from vqa_app.errors import InsufficientMemoryError, ModelError
 from vqa_app.files import atomic_directory, format_bytes
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.prompts.prompt import prompt_hash
+from vqa_app.transformers_internals import stop_sharding_while_loading
 
 GOLDEN_PROMPTS = 4
 
@@ -60,7 +60,7 @@ def finish(
     stage.announce("training", f"Memory: at most {peak} was in use.")
     if state_dict is None:
         trainer.release()
-    unset_hf_deepspeed_config()  # otherwise ZeRO-3 would shard what is loaded from here on
+    stop_sharding_while_loading()
     scores = {}
     if machine.is_main:
         stage.on_progress(Progress("saving"))

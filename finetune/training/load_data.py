@@ -95,21 +95,21 @@ def describe(summary: Summary, held_out: Preflight) -> str:
     """Return the training data in one line."""
     least, median, _, most = summary.quantiles
     pictures, rows = pluralize(summary.pictures, "picture"), pluralize(summary.rows, "row")
-    asked = pluralize(_questions(held_out), "question")
+    questions = pluralize(_questions(held_out), "question")
     return (
         f"{rows}, {pluralize(summary.answers, 'answer')}, {pictures}; "
         f"{least:,} to {most:,} tokens, median {median:,}; {summary.trained_tokens:,} trained. "
-        f"Held out: {pluralize(len(held_out.rows), 'row')} with {asked}."
+        f"Held out: {pluralize(len(held_out.rows), 'row')} with {questions}."
     )
 
 
 def validation_warning(held_out: Preflight, eval_fraction: float | None) -> str:
     """Return a warning if too few questions are held out, else ""."""
-    if (asked := _questions(held_out)) >= FEW_QUESTIONS:
+    if (count := _questions(held_out)) >= FEW_QUESTIONS:
         return ""
-    if asked:
+    if count:
         return (
-            f"Only {pluralize(asked, 'question')} held out: accuracy, and the choice of the best "
+            f"Only {pluralize(count, 'question')} held out: accuracy, and the choice of the best "
             "checkpoint, depend largely on chance."
         )
     if eval_fraction == 0:

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from finetune.config import FinetuneConfig, Stage
+from finetune.config import FinetuneConfig, ModelOptions, OptimOptions, Stage
 from finetune.progress import pluralize
 from vqa_app.errors import UsageError
 from vqa_app.files import format_bytes
@@ -128,11 +128,11 @@ class MemoryPlan:
         return f"Memory: about {total} ({listed}); {format_bytes(self.free)} are free."
 
 
-def lora_settings(config: FinetuneConfig, width: int) -> tuple[int, int, float]:
+def lora_settings(given: ModelOptions, width: int) -> tuple[int, int, float]:
     """Return LoRA's rank, alpha and dropout for an LLM of this width."""
-    rank = config.rank or min(LLAVA_RANK, max(4, width // 4))
-    dropout = config.dropout if config.dropout is not None else (0.05 if width >= 1024 else 0.0)
-    return rank, config.alpha or 2 * rank, dropout
+    rank = given.rank or min(LLAVA_RANK, max(4, width // 4))
+    dropout = given.dropout if given.dropout is not None else (0.05 if width >= 1024 else 0.0)
+    return rank, given.alpha or 2 * rank, dropout
 
 
 def steps_of(config: FinetuneConfig, sequences: float, processes: int) -> tuple[int, int]:
@@ -190,7 +190,8 @@ def decide(
     lr, projector_lr = learning_rates(config, shape.width)
     rank, alpha, dropout = lora_settings(config, shape.width)
     batch, steps = steps_of(config, sequences, machine.processes)
-    eight_bit = _eight_bit_optimizer(config, machine.device.type)
+    sharded = bool(config.fsdp or config.deepspeed)
+    eight_bit = _eight_bit_optimizer(config.optimizer, machine.device.type, sharded)
 
     def plan(micro: int, checkpointing: bool) -> MemoryPlan:
         return MemoryPlan(
@@ -296,12 +297,12 @@ def describe(settings: Settings, chosen: FinetuneConfig, machine: Machine) -> st
 
 
 def _fitting(
-    config: FinetuneConfig, share: int, plan: Callable[[int, bool], MemoryPlan], longest: int | None
+    given: OptimOptions, share: int, plan: Callable[[int, bool], MemoryPlan], longest: int | None
 ) -> tuple[int, bool]:
     """Return the micro-batch size and whether to checkpoint gradients, so that the plan fits.
 
     Args:
-        config: All options of the stage.
+        given: The options, which may fix either.
         share: Rows of the batch that one process trains on.
         plan: Function from micro-batch size and checkpointing to the memory plan.
         longest: Tokens of the longest row on a CPU, else None.
@@ -311,10 +312,10 @@ def _fitting(
         made = plan(size, checkpointing)
         return made.needed <= MEMORY_SHARE * made.free
 
-    checkpointing = config.gradient_checkpointing
+    checkpointing = given.gradient_checkpointing
     if checkpointing is None:
         checkpointing = not fits(1, False)
-    micro = config.micro_batch_size or _largest(
+    micro = given.micro_batch_size or _largest(
         share,
         lambda size: (
             fits(size, checkpointing) and (longest is None or size * longest <= CPU_TOKENS_AT_ONCE)
@@ -335,16 +336,17 @@ def filled_in(config: FinetuneConfig, settings: Settings) -> FinetuneConfig:
     return config.replace(**{k: v for k, v in decided.items() if getattr(config, k) is None})
 
 
-def _eight_bit_optimizer(config: FinetuneConfig, device: str) -> bool:
-    if config.optimizer == "auto":  # slow on a CPU; its kernels do not support sharding
-        sharded = config.fsdp or config.deepspeed
+def _eight_bit_optimizer(optimizer: str, device: str, sharded: bool) -> bool:
+    if optimizer == "auto":  # slow on a CPU; its kernels do not support sharding
         return device == "cuda" and not sharded and _has_bitsandbytes()
-    if config.optimizer == "adamw-8bit" and (device == "mps" or not _has_bitsandbytes()):
-        why = "does not compute on mps" if device == "mps" else "is not installed"
+    if optimizer == "adamw-8bit" and (device == "mps" or not _has_bitsandbytes()):
+        on_mps = device == "mps"
+        why = "does not compute on mps" if on_mps else "is not installed"
         raise UsageError(
-            f"optimizer adamw-8bit needs bitsandbytes, which {why}.", "Choose optimizer adamw."
+            f"--optimizer adamw-8bit needs bitsandbytes, which {why}.",
+            f"{'C' if on_mps else '`pip install bitsandbytes`, or c'}hoose --optimizer adamw.",
         )
-    return config.optimizer == "adamw-8bit"
+    return optimizer == "adamw-8bit"
 
 
 def _has_bitsandbytes() -> bool:

@@ -22,13 +22,12 @@ from vqa_app.errors import ModelError, UsageError
 from vqa_app.quiet import quiet
 
 with quiet():
-    from transformers.integrations import integration_utils
-
     from finetune.training import finish, stages
     from finetune.training.device import LESS_MEMORY, Machine, clear_frames, set_up_machine
     from finetune.training.held_out import Evaluation, watch_questions
     from finetune.training.load_data import read_data
     from finetune.training.stage import StageRun
+    from vqa_app.transformers_internals import reporter
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,10 @@ class RunResult:
 
     def __str__(self) -> str:
         scores = ", ".join(format_metric(name, value) for name, value in self.evaluation.items())
-        asked = f"; on {pluralize(self.questions, 'held-out question')}: {scores}" if scores else ""
-        return f"{self.run}: {pluralize(self.steps, 'step')}{asked}."
+        result = (
+            f"; on {pluralize(self.questions, 'held-out question')}: {scores}" if scores else ""
+        )
+        return f"{self.run}: {pluralize(self.steps, 'step')}{result}."
 
 
 def train(
@@ -197,7 +198,7 @@ def check_reporters(names: Sequence[str]) -> None:
         UsageError: There is no integration of that name, or its package is not installed.
     """
     for name in names:
-        callback = integration_utils.INTEGRATION_TO_CALLBACK.get(name)
+        callback = reporter(name)
         if callback is None:
             raise UsageError(
                 f"report_to is {name!r}.", "Give tensorboard, wandb or trackio, or leave it out."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,12 +19,13 @@ from vqa_app.checkpoints.weights import StoredTensor
 from vqa_app.cli.main import app
 from vqa_app.devices import (
     SMALL_MODEL,
+    choose_device,
     choose_dtype,
     computes_in_bfloat16,
     free_memory,
     is_out_of_memory,
 )
-from vqa_app.errors import ModelError
+from vqa_app.errors import ModelError, UsageError
 
 GB = 10**9
 CPU = torch.device("cpu")
@@ -46,19 +48,62 @@ def test_models_answer_and_train_in_bfloat16_if_the_cpu_supports_it(bf16_cpu: No
 
 def test_training_accepts_the_same_devices_as_answering(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(training_device("auto")) in ("cpu", "mps", "cuda:0")
-    for name in ("gpu", "cuda:99", "cpu:x"):
-        with pytest.raises(ModelError, match=f"The device {name!r} cannot be used"):
+    for name, kind in (("gpu", UsageError), ("cuda:99", ModelError), ("cpu:x", UsageError)):
+        with pytest.raises(kind, match=f"device {name!r}"):
             train(FinetuneConfig(data=("none.json",), out="nowhere", device=name))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert str(training_device("auto")) == "mps"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert str(training_device("auto")) == "cuda:0"
     monkeypatch.setenv("LOCAL_RANK", "1")  # of `accelerate launch`
     assert str(training_device("auto")) == "cuda:1"
     for command, names in (("finetune", "cuda or mps"), ("eval", "cuda, cuda:1 or mps")):
         help_text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
         assert f"auto, cpu, {names}" in help_text
+
+
+@pytest.mark.parametrize(
+    ("name", "built", "gpus", "problem", "hint"),
+    [
+        (
+            "cuda",
+            False,
+            0,
+            "'cuda' cannot be used: the installed torch was built without CUDA",
+            "cpu",
+        ),
+        ("cuda", True, 0, "'cuda' cannot be used: torch finds no NVIDIA GPU", "cpu"),
+        (
+            "cuda:7",
+            True,
+            1,
+            "'cuda:7' cannot be used: there is one GPU, counted from 0",
+            "cuda, cpu",
+        ),
+        ("cuda:2", True, 2, "'cuda:2' cannot be used: there are 2 GPUs", "cuda:0, cuda:1, cpu"),
+        ("mps", True, 0, "'mps' cannot be used: torch finds no GPU of Apple's", "cpu"),
+        ("meta", True, 0, "'meta' cannot be used: the meta device computes nothing", "cpu"),
+        ("gpu", True, 1, "There is no device 'gpu'", "cuda, cpu"),
+        ("cuda:x", False, 0, "There is no device 'cuda:x'", "cpu"),
+    ],
+)
+def test_an_unusable_device_is_explained_with_those_that_can_be_used(
+    monkeypatch: pytest.MonkeyPatch, name: str, built: bool, gpus: int, problem: str, hint: str
+) -> None:
+    def empty(*_: object, device: torch.device) -> None:
+        raise RuntimeError(f"no {device}\nExtra lines for developers")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises((ModelError, UsageError), match=re.escape(problem)) as raised:
+        choose_device(name)
+    first = hint.split(", ")[0]
+    assert raised.value.hint == f"Available here: {hint}. Give --device {first}, or leave it out."
 
 
 def test_training_on_arm_stays_in_float32(bf16_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -319,12 +319,13 @@ def _feature_selection(vision: Any) -> _FeatureSelection:
 def _new_projector(tower: Any, language_model: Any, tokenizer: Any, seed: int) -> Any:
     """Return a projector with the default initialisation of `torch.nn.Linear`, like LLaVA's."""
     import torch
-    from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+    from vqa_app.transformers_internals import llava_projector
 
     config = llava_config(tower.config, language_model.config, tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        projector = LlavaMultiModalProjector(config)
+        projector = llava_projector(config)
     return projector.to(language_model.dtype)
 
 

@@ -205,9 +205,8 @@ def _with_adapter(
 def _load_whole(
     source: Source, device_name: str, dtype_name: str, quantize: str | None
 ) -> LoadedModel:
-    from transformers.integrations import is_deepspeed_zero3_enabled
-
     from vqa_app.models.architecture import Capabilities
+    from vqa_app.transformers_internals import shards_while_loading
 
     directory = source.directory
     config = load_config(source)
@@ -223,7 +222,7 @@ def _load_whole(
     options: dict[str, Any] = {"dtype": dtype}
     if quantize is not None:
         options |= _quantization_options(source, config, dtype, quantize, device)
-    elif device.type == "cuda" and not is_deepspeed_zero3_enabled():  # ZeRO-3 shards while loading
+    elif device.type == "cuda" and not shards_while_loading():
         options["device_map"] = {"": device}  # avoids a copy of the model in CPU memory
     with quiet():
         model = _from_pretrained(source, config, options)
@@ -372,7 +371,10 @@ def _quantization_options(
             "Install it with `pip install bitsandbytes`.",
         ) from error
     if device.type == "mps":
-        raise ModelError("bitsandbytes cannot quantise on mps.", "Use --device cpu.")
+        raise ModelError(
+            "bitsandbytes cannot quantise on mps.",
+            "Use --device cpu, or leave out --quantize.",
+        )
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
             f"{source.name} is already quantised.", "Leave out --quantize to load it as it is."

@@ -60,6 +60,23 @@ def find(
         ModelError: The model cannot be found or downloaded.
         UsageError: The name is not a string or path, or there is a revision without a hub id.
     """
+    local = find_local(name, revision)
+    return local or _from_hub(os.fspath(name), revision, offline, weights, bar)
+
+
+def find_local(name: str | os.PathLike[str], revision: str | None = None) -> Source | None:
+    """Return the directory of a built-in or local model or adapter; None for a hub id.
+
+    Needs neither the network nor torch, so that commands can reject a mistyped name at once.
+
+    Args:
+        name: `builtin`, a folder or a hub id.
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        ModelError: The name is neither a folder nor a hub id.
+        UsageError: As for `find`.
+    """
     if not isinstance(name, (str, os.PathLike)):
         raise UsageError(
             f"Expected the name of a model, got {name!r}.", "Use builtin, a hub id or a folder."
@@ -96,7 +113,7 @@ def find(
             f"There is no model {shown!r}: it is neither a folder nor a hub id (owner/name).",
             "`vqa-app models` lists models to choose from.",
         )
-    return _from_hub(name, revision, offline, weights, bar)
+    return None
 
 
 def _is_hub_id(name: str) -> bool:

@@ -26,6 +26,7 @@ def open_engine(options: ModelOptions, console: Console) -> Engine:
     """Load the model, which takes seconds for imports alone, and may download it."""
     from vqa_app.cli.terminal import spinner
 
+    options.check_names()
     with spinner(console, f"Loading {options.model}"):
         from vqa_app.checkpoints.loader import load_model
         from vqa_app.engine.local import LocalEngine

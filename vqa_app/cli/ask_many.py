@@ -32,7 +32,7 @@ def expand(patterns: Iterable[str]) -> list[str]:
     suffix of a picture, because it may also contain notes, and the answers themselves.
 
     Raises:
-        UsageError: A pattern matches no file.
+        ImageError: A pattern matches no file.
     """
     found: set[str] = set()
     for pattern in patterns:
@@ -46,7 +46,7 @@ def expand(patterns: Iterable[str]) -> list[str]:
             files = {path for path in files if path.lower().endswith(SUFFIXES)}
         if not files:
             kind = "picture" if is_folder else "file"
-            raise UsageError(f"No {kind} matches {pattern}.", "Check the pattern of --each.")
+            raise ImageError(f"No {kind} matches {pattern}.", "Check the pattern of --each.")
         found |= files
     return sorted(found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,8 +12,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from vqa_app.checkpoints.source import find_local
 from vqa_app.cli.options import Offline
 from vqa_app.devices import Dtype
+from vqa_app.errors import ModelError
 from vqa_app.files import format_bytes
 
 if TYPE_CHECKING:
@@ -27,8 +30,12 @@ NARROW = 110
 @app.command()
 def models(
     runs: Annotated[
-        Path, typer.Option(help="A folder whose runs are listed as well.", metavar="DIR")
-    ] = Path("runs"),
+        Path | None,
+        typer.Option(
+            help="A folder whose runs are listed as well. [default: runs]",
+            metavar="DIR",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
 ) -> None:
     """List models, and which are downloaded.
@@ -38,7 +45,9 @@ def models(
     """
     from vqa_app.checkpoints.catalogue import catalogue
 
-    entries = catalogue(runs)
+    if runs is not None and not os.path.isdir(runs):
+        raise ModelError(f"There is no folder {runs}.", "Give the folder that holds the runs.")
+    entries = catalogue(runs or Path("runs"))
     if as_json:
         rows = [asdict(e) | {"memory": e.memory, "memory_4bit": e.memory_4bit} for e in entries]
         print(json.dumps(rows, indent=1))
@@ -104,6 +113,8 @@ def compose(
     """
     from vqa_app.cli.terminal import spinner
 
+    for name in (encoder, llm):
+        find_local(name)  # a mistyped one is reported before the imports, which take seconds
     console = Console(stderr=True, highlight=False)
     with spinner(console, "Composing"):
         from vqa_app.checkpoints import compose

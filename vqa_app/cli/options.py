@@ -65,6 +65,20 @@ class ModelOptions:
     ] = None
     offline: Offline = False
 
+    def check_names(self) -> None:
+        """Check that model and adapter are folders or may be hub ids.
+
+        Loading begins with imports that take seconds, on a busy machine minutes; this does not.
+
+        Raises:
+            VqaError: As for `vqa_app.checkpoints.source.find_local`.
+        """
+        from vqa_app.checkpoints.source import find_local
+
+        find_local(self.model, self.revision)
+        if self.adapter is not None:
+            find_local(self.adapter)
+
     def load_arguments(self) -> dict[str, Any]:
         """Return the arguments for `vqa_app.checkpoints.loader.load_model`."""
         arguments = dataclasses.asdict(self)

@@ -160,7 +160,7 @@ def _remove_padding(
     top, left = (edge - rows) // 2, (edge - columns) // 2
     fine = fine[:, top : top + rows, left : left + columns]
     total = fine.sum((1, 2), keepdims=True)
-    # A token that looked at nothing but the padding says nothing about the picture.
+    # A token that attended to padding alone carries no information about the picture.
     return np.where(total > 0, fine / np.where(total > 0, total, 1), 1 / (rows * columns))
 
 

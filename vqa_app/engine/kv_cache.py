@@ -226,7 +226,7 @@ class PrefixCache:
         return sum(entry.kv.nbytes for entry in self._entries)
 
     def take(self, key: CacheKey, spans: Sequence[tuple[int, int]], limit: int) -> KVCache | None:
-        """Return a cache that holds exactly the longest known prefix of a prompt; None if none.
+        """Return a cache that holds exactly the longest cached prefix of a prompt; None if none.
 
         Args:
             key: The prompt's key.

@@ -228,7 +228,7 @@ class Runtime:
         return cast(Tensor, output.logits[0, -1])
 
     def _take(self, prompt: Prompt, key: CacheKey, limit: int) -> KVCache:
-        """Return a cache with the longest known prefix, possibly none."""
+        """Return a cache with the longest cached prefix, possibly none."""
         kv = self.prefixes.take(key, prompt.image_spans, limit)
         if kv is None:
             transposed = self._cpu_decoder is not None and self._cpu_decoder.transposes_keys

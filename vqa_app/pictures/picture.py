@@ -288,9 +288,9 @@ def _too_many_bytes(name: str, max_bytes: int) -> ImageError:
 def _identify(data: bytes, name: str) -> Image.Image:
     kind = detect_type(data)
     formats: tuple[str, ...] = FORMATS
-    known = kind in FORMATS
+    has_decoder = kind in FORMATS
     if kind == "HEIC" and _heif_registered():
-        formats, known = (*FORMATS, "HEIF"), True
+        formats, has_decoder = (*FORMATS, "HEIF"), True
     try:
         return Image.open(BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
@@ -299,20 +299,20 @@ def _identify(data: bytes, name: str) -> Image.Image:
             "Reduce its resolution.",
         ) from error
     except UnidentifiedImageError:
-        raise _unknown(kind, name, known) from None
+        raise _undecodable(kind, name, has_decoder) from None
     except Exception as error:  # decoders raise anything on a damaged file
         raise _damaged(name, kind, error) from error
 
 
-def _unknown(kind: str, name: str, known: bool) -> ImageError:
+def _undecodable(kind: str, name: str, has_decoder: bool) -> ImageError:
     """Return the error for a file that no decoder accepts.
 
     Args:
         kind: The type that the file seems to have.
         name: Name of the picture in messages.
-        known: Whether there is a decoder for this type.
+        has_decoder: Whether there is a decoder for this type.
     """
-    if known:
+    if has_decoder:
         return ImageError(
             f"{name} starts like a {kind} file but is damaged or truncated.",
             "Open it in an image editor and save it again.",

@@ -77,7 +77,7 @@ class TemplateInfo:
 
 @dataclass
 class _Placeholders:
-    """Hands out placeholders and remembers the text behind each."""
+    """The placeholders of a conversation, and the text that each one replaces."""
 
     texts: list[tuple[SegmentKind, str]] = field(default_factory=list)
 

@@ -92,7 +92,7 @@ def test_folders_that_cannot_be_merged_are_refused(
 
     with pytest.raises(UsageError, match="exists already"):
         merge(run, tmp_path)
-    with pytest.raises(UsageError, match="is not a run"):
+    with pytest.raises(ModelError, match="is not a run"):
         merge(tiny_llava_dir, tmp_path / "out")
     model, processor, manifest = trained(tiny_llava_dir, "full")
     save_run(tmp_path / "full", model, processor, manifest)

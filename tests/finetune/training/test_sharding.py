@@ -135,7 +135,7 @@ def test_sharding_without_gpus_is_refused(
     """Accelerate would train unsharded without a warning."""
     write_data(tmp_path)
     chosen = config(tiny_llava_dir, tmp_path, "run")
-    with pytest.raises(UsageError, match=f"{option} shards over GPUs"):
+    with pytest.raises(UsageError, match=f"{option} shards over CUDA GPUs"):
         train(chosen.replace(**{option: "default" if option == "fsdp" else "zero2"}))
 
 

@@ -316,7 +316,7 @@ def test_an_attention_map_that_cannot_be_written_is_a_usage_error(
         (["--explain", "map.png", "What?"], 2, "needs a picture"),
         (["--out", "a.jsonl", "CAT", "What?"], 2, "--out needs --each"),
         (["--each", "CAT"], 2, "needs a question"),
-        (["--each", "*.none", "What?"], 2, "No file matches"),
+        (["--each", "*.none", "What?"], 3, "No file matches"),
         (["--each", "a.png", "CAT", "What?"], 2, "Quote the pattern"),
         (["--max-megapixels", "0.0001", "CAT", "What?"], 3, "the limit is"),
         (["--max-file-mb", "0.00001", "CAT", "What?"], 3, "is larger than"),
@@ -396,7 +396,7 @@ def test_a_tilde_after_an_equals_sign_is_the_home_folder(
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     given: list[Path] = []
     monkeypatch.setattr("finetune.runs.merge.merge", lambda _run, out, dtype: given.append(out))
-    run("merge", "here", "--out=~/there")
+    run("merge", str(tmp_path), "--out=~/there")
     assert given == [tmp_path / "there"]
 
 
@@ -407,13 +407,69 @@ def test_values_of_options_are_checked(run: Run) -> None:
     assert "Invalid value for '--quantize': '3bit' is not one of" in message
 
 
-@pytest.mark.parametrize(
-    ("words", "code"), [(["verify", "nosuch"], 4), (["merge", "nosuch", "--out", "x"], 2)]
-)
-def test_a_missing_run_is_reported(run: Run, words: list[str], code: int) -> None:
-    result = run(*words)
-    assert result.exit_code == code
-    assert "There is no folder nosuch." in result.stderr
+_MISSING_PATHS = [
+    (3, "ask nosuch.png What?"),
+    (3, "ask --each nosuch/*.png What?"),
+    (3, "ask --each nosuch What?"),
+    (4, "ask --model ./nosuch CAT What?"),
+    (4, "ask --adapter ./nosuch CAT What?"),
+    (4, "chat --no-browser --port 0 --model ./nosuch"),
+    (4, "models --runs nosuch"),
+    (4, "compose --encoder ./nosuch --llm ./nosuch --out here"),
+    (5, "check-data --data nosuch.json"),
+    (5, "check-data --data DATA --images nosuch"),
+    (5, "check-data --data DATA --eval-data nosuch.json"),
+    (4, "check-data --data DATA --model ./nosuch"),
+    (2, "check-data --config nosuch.yaml"),
+    (5, "show-sample --data nosuch.json"),
+    (4, "show-sample --data DATA --model ./nosuch"),
+    (5, "finetune --data nosuch.json --out here"),
+    (5, "finetune --data DATA --images nosuch --out here"),
+    (5, "finetune --data DATA --eval-data nosuch.json --out here"),
+    (4, "finetune --data DATA --model ./nosuch --out here"),
+    (2, "finetune --config nosuch.yaml"),
+    (5, "eval --data nosuch.json"),
+    (4, "eval --data DATA --model ./nosuch"),
+    (4, "eval --data DATA --against ./nosuch"),
+    (4, "verify nosuch"),
+    (4, "merge nosuch --out here"),
+]
+_RUN_EACH = """
+import json, sys
+from vqa_app.cli.main import main
+for words in json.load(sys.stdin):
+    try:
+        main(words)
+    except SystemExit as exit:
+        print(json.dumps([exit.code, sorted({"torch", "transformers"} & set(sys.modules))]))
+"""
+
+
+def test_a_missing_path_has_the_same_exit_code_everywhere_and_is_found_before_torch_loads(
+    cat: str, tmp_path: Path
+) -> None:
+    """Importing torch and transformers takes seconds, and took minutes on a busy machine."""
+    data = tmp_path / "data.csv"
+    data.write_text("image,question,answer\ncat.png,What is it?,a cat\n")
+    names = {"CAT": cat, "DATA": str(data)}
+    commands = [[names.get(word, word) for word in text.split()] for _, text in _MISSING_PATHS]
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN_EACH],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [
+        (code, text) for (code, _), (_, text) in zip(outcomes, _MISSING_PATHS, strict=True)
+    ] == (_MISSING_PATHS), done.stderr
+    slow = [text for (_, found), (_, text) in zip(outcomes, _MISSING_PATHS, strict=True) if found]
+    assert not slow
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "here").exists()
 
 
 def test_a_model_error_has_its_exit_code(run: Run, engine: FakeEngine, cat: str) -> None:
