@@ -83,13 +83,12 @@ def _finetune(
     """
     # Report wrong values and paths before importing torch, which takes seconds.
     chosen = _config(config, options)
+    if offline:
+        stay_offline()
     from finetune.data.read import check_sources
 
     check_sources((*chosen.data, *chosen.eval_data), chosen.images)
     find_local(chosen.model, chosen.revision)
-    if offline:
-        stay_offline()
-
     from finetune.progress import ProgressDisplay
     from finetune.training.train import train
 
