@@ -7,12 +7,10 @@ is first fitted to the symbol embeddings that the language model has been traine
 
 import random
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import PreTrainedTokenizerFast
 
 from finetune.pretrain import patch_targets
 from finetune.pretrain.curriculum import (
@@ -35,6 +33,7 @@ from finetune.pretrain.language import (
 )
 from finetune.pretrain.optim import (
     MuonAdam,
+    StageConfig,
     Training,
     broadcast_weights,
     fast_autocast,
@@ -158,17 +157,13 @@ def warm_start_projector(
 
 
 def align(
-    out: Path,
+    stage: StageConfig,
     name: str,
     model: VisionLanguageModel,
     symbols: SymbolEmbedding,
     referent_heads: ReferentHeads,
     count_head: CountHead,
-    tokenizer: PreTrainedTokenizerFast,
-    world: World,
-    minutes: float,
     *,
-    seed: int = 0,
     rate: float = 1.0,
     scale: float = 1.0,
     capacity: int = 8000,
@@ -177,10 +172,10 @@ def align(
     """Train projector and language model on answers, in place.
 
     Every third step uses symbolic pictures: they are free of noise, and skills learned on them
-    (relations, counting) transfer. The state is saved in `out/<name>.pt`; a new run begins with
+    (relations, counting) transfer. The state is saved in `<name>.pt`; a new run begins with
     `warm_start_projector`. Processes joined by `optim.join_group` train in parallel.
     """
-    packer = Packer(tokenizer)
+    packer = Packer(stage.tokenizer)
     parts = {
         "projector": model.projector,
         "language": model.language,
@@ -188,15 +183,15 @@ def align(
         "referents": referent_heads,
         "census": count_head,
     }
-    training = Training(out / f"{name}.pt", minutes, parts, rate)
+    training = Training(stage.out / f"{name}.pt", stage.minutes, parts, rate)
     if training.progress >= 1:
         return
-    first = training.kept.get("next_seed", 50_000_000 * (seed + 1)) + 10_000_000 * rank()
-    pool = FeaturePool(model, capacity, world, next_seed=first)
+    first = training.kept.get("next_seed", 50_000_000 * (stage.seed + 1)) + 10_000_000 * rank()
+    pool = FeaturePool(model, capacity, stage.world, next_seed=first)
     pool.refill(min(capacity, round(800 * scale)))
-    number = training.kept.get("number", 2_000_000_000 * (seed + 1)) + 200_000_000 * rank()
+    number = training.kept.get("number", 2_000_000_000 * (stage.seed + 1)) + 200_000_000 * rank()
     sampler = SkillSampler(training.kept.get("right", {}))
-    rng = np.random.default_rng((seed, training.step, rank()))
+    rng = np.random.default_rng((stage.seed, training.step, rank()))
     broadcast_weights(parts.values())
     if training.fresh:
         share = warm_start_projector(model, symbols, pool, round(250 * scale), rng)
@@ -210,7 +205,7 @@ def align(
             questions = picture_batch(pool, packer, batch, rng, sampler)
         else:
             questions, number = symbol_batch(
-                symbols, packer, world, number, training.step, scale, sampler
+                symbols, packer, stage.world, number, training.step, scale, sampler
             )
         with fast_autocast(model.device):
             whole, loss, hits = step_loss(
@@ -230,7 +225,7 @@ def align(
                 flush=True,
             )
         if training.due("score", score_every):
-            scores = evaluate_world(model, packer, Exam(world, 80))
+            scores = evaluate_world(model, packer, Exam(stage.world, 80))
             print(f"{name} score {format_scores(scores)}", flush=True)
         if training.due("save", 120):
             training.save(number=number, next_seed=pool.next_seed, right=sampler.accuracy)

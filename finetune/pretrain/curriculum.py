@@ -1,6 +1,7 @@
-"""Batches of questions about symbolic pictures, and what they ask as training progresses.
+"""Batches of questions about symbolic pictures, and how they change in the course of training.
 
-`batch_plan_at` schedules how difficult batches are, `SkillSampler` how often each skill is asked.
+`batch_plan_at` schedules how difficult batches are; `SkillSampler` decides how often each skill is
+asked.
 """
 
 import random
@@ -32,13 +33,13 @@ CountTargets = dict[int, np.ndarray]
 """Row -> `patch_targets.object_counts` of its picture, if it has exactly one."""
 
 
-def referent_targets(asked: Sequence[Sequence[QA]], rooms: Sequence[str]) -> ReferentTargets:
+def referent_targets(questions: Sequence[Sequence[QA]], rooms: Sequence[str]) -> ReferentTargets:
     """Return what the answers of each row's questions, one per branch, depend on.
 
     Objects without a class of their own are left out, such as a die, which consists of its pips.
     """
     found: ReferentTargets = {}
-    for row, (qas, room) in enumerate(zip(asked, rooms, strict=True)):
+    for row, (qas, room) in enumerate(zip(questions, rooms, strict=True)):
         for number, qa in enumerate(qas, 1):
             items = qa.about[:MAX_REFERENTS]
             if not all((room, item.kind) in patch_targets.KIND_INDEX for item in items):
@@ -58,8 +59,8 @@ def scene_questions(
 
     More `rounds` give `SkillSampler.sample` more to choose from.
     """
-    asked = [qa for _ in range(rounds) for qa in world.ask(scene, rng, split)]
-    qas = list({(qa.question, qa.sentence): qa for qa in asked}.values())
+    made = [qa for _ in range(rounds) for qa in world.ask(scene, rng, split)]
+    qas = list({(qa.question, qa.sentence): qa for qa in made}.values())
     if rng.random() < 0.15:
         qas.insert(rng.randrange(len(qas) + 1), small_talk(rng, split))
     return qas
@@ -204,7 +205,7 @@ def make_question_batch(
     """
     sampler = sampler or SkillSampler()
     to_pack: list[PictureConversations] = []
-    tables, asked, rooms = [], [], []
+    tables, questions, rooms = [], [], []
     counts: CountTargets = {}
     number = first
     while len(to_pack) < plan.scenes:
@@ -222,7 +223,7 @@ def make_question_batch(
             continue
         qas = [qa for qa in qas if qa.skill in BASIC or rng.random() >= plan.basic]
         qas = sampler.sample(qas, rng, plan.questions)
-        visible = [
+        shown = [
             patch_targets.patches(scene)
             if plan.grid
             else shuffled(patch_targets.objects(scene), number)
@@ -234,17 +235,17 @@ def make_question_batch(
             made = [(turns_of(qa, rng), qa) for qa in qas]
         if len(scenes) == 1:
             counts[len(to_pack)] = patch_targets.object_counts(scenes[0])
-        to_pack.append(([len(table) for table in visible], [turns for turns, _ in made]))
-        tables += visible
-        asked.append([qa for _, qa in made])
+        to_pack.append(([len(table) for table in shown], [turns for turns, _ in made]))
+        tables += shown
+        questions.append([qa for _, qa in made])
         rooms.append(scenes[0].room)
     rng = random.Random(f"talk-{split}-{first}")
     talk = questions_without_picture(rng, split, max(1, plan.scenes // 8))
     to_pack.append(((), [turns_of(qa, rng) for qa in talk]))
-    skills = [[qa.skill for qa in qas] for qas in (*asked, talk)]
+    skills = [[qa.skill for qa in qas] for qas in (*questions, talk)]
     rows = torch.from_numpy((np.stack if plan.grid else np.concatenate)(tables)).long()
     packed = packer.pack(to_pack, plan.limit)
-    targets = referent_targets(asked, rooms)
+    targets = referent_targets(questions, rooms)
     return QuestionBatch(packed, rows, skills, targets, counts), number
 
 

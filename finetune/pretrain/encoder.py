@@ -4,19 +4,17 @@ Two losses are added up: that of auxiliary linear heads, which predict `patch_ta
 patch, and the sigmoid contrastive loss of pictures and captions (Zhai et al., 2023).
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedTokenizerFast, SiglipModel
+from transformers import SiglipModel
 
 from finetune.pretrain import patch_targets
-from finetune.pretrain.model import CAPTION_TOKENS, siglip_config, vision_config
-from finetune.pretrain.optim import Training, fast_autocast
+from finetune.pretrain.model import siglip_config, vision_config
+from finetune.pretrain.optim import StageConfig, Training, fast_autocast
 from finetune.pretrain.scene_pool import ScenePool, normalised
-from finetune.pretrain.world.mixture import World
+from finetune.pretrain.towers import encode_texts, sigmoid_loss
 
 CONTRAST_EVERY = 4
 """Every how many batches the caption loss is used; the text tower is slow and helps less."""
@@ -60,68 +58,43 @@ def dense_loss(
     return loss, figures
 
 
-def sigmoid_loss(model: SiglipModel, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    """Return the loss of Zhai et al. (2023), eq. 1, of pooled embeddings [n, width]."""
-    images, texts = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
-    logits = images @ texts.T * model.logit_scale.exp() + model.logit_bias
-    signs = 2 * torch.eye(len(logits), device=logits.device) - 1
-    return -F.logsigmoid(signs * logits).sum() / len(logits)
+def train_encoder(stage: StageConfig, *, batch: int = 64, capacity: int = 16000) -> SiglipModel:
+    """Train the two-tower model, or continue from the state in `encoder.pt`.
 
-
-def encode_captions(
-    model: SiglipModel, tokenizer: PreTrainedTokenizerFast, captions: list[str]
-) -> torch.Tensor:
-    """Return the text tower's embeddings [captions, width]."""
-    texts = tokenizer(
-        captions,
-        padding="max_length",
-        padding_side="right",
-        truncation=True,
-        max_length=CAPTION_TOKENS,
-        return_tensors="pt",
-    )
-    return model.text_model(input_ids=texts.input_ids.to(model.device)).pooler_output
-
-
-def train_encoder(
-    out: Path,
-    tokenizer: PreTrainedTokenizerFast,
-    world: World,
-    minutes: float,
-    *,
-    seed: int = 0,
-    tiny: bool = False,
-    batch: int = 64,
-    capacity: int = 16000,
-    device: str = "cpu",
-) -> SiglipModel:
-    """Train the two-tower model, or continue from the state in `out/encoder.pt`."""
-    torch.manual_seed(seed)
-    model = SiglipModel(siglip_config(len(tokenizer), tiny))
-    model.to(device)  # type: ignore[arg-type]  # `to` is wrapped, its types are lost
-    heads = DenseHeads(vision_config(tiny).hidden_size).to(device)
+    Args:
+        stage: Folder, rooms, time, seed and device.
+        batch: The number of pictures in a batch.
+        capacity: The number of pictures in the pool.
+    """
+    torch.manual_seed(stage.seed)
+    model = SiglipModel(siglip_config(len(stage.tokenizer), stage.tiny))
+    model.to(stage.device)  # type: ignore[arg-type]  # `to` is wrapped, its types are lost
+    heads = DenseHeads(vision_config(stage.tiny).hidden_size).to(stage.device)
     nn.init.constant_(model.logit_scale, float(np.log(10)))
     nn.init.constant_(model.logit_bias, -10.0)
-    training = Training(out / "encoder.pt", minutes, {"model": model, "heads": heads})
+    training = Training(stage.out / "encoder.pt", stage.minutes, {"model": model, "heads": heads})
     if training.progress >= 1:
         return model.eval()
-    pool = ScenePool(capacity, world, training.kept.get("next_seed", 0))
-    rng = np.random.default_rng((seed, training.step))
+    pool = ScenePool(capacity, stage.world, training.kept.get("next_seed", 0))
+    rng = np.random.default_rng((stage.seed, training.step))
     pool.refill(min(capacity, 20 * batch))
     while training.progress < 1:
         pool.refill(batch // 3)
         slots = pool.batch(batch, rng)
-        images = normalised(torch.from_numpy(pool.images[slots]).to(device))
-        rows = torch.from_numpy(pool.targets[slots]).long().to(device)
+        images = normalised(torch.from_numpy(pool.images[slots]).to(stage.device))
+        rows = torch.from_numpy(pool.targets[slots]).long().to(stage.device)
         contrast = training.step % CONTRAST_EVERY == 0
-        with fast_autocast(device):
+        with fast_autocast(stage.device):
             encoded = model.vision_model(pixel_values=images)
             outputs = heads(encoded.last_hidden_state)
             if contrast:
-                embedded = encode_captions(model, tokenizer, [pool.texts[s] for s in slots])
+                captions = [pool.texts[slot] for slot in slots]
+                embedded = encode_texts(model, stage.tokenizer, captions)
         loss, figures = dense_loss(outputs, rows)
         if contrast:
-            figures["pairs"] = sigmoid_loss(model, encoded.pooler_output, embedded)
+            # Each caption is taken to be true of its own picture only.
+            targets = 2 * torch.eye(batch, device=stage.device) - 1
+            figures["pairs"] = sigmoid_loss(model, encoded.pooler_output, embedded, targets)
             loss = loss + 0.2 * figures["pairs"]
         training.learn(loss)
         if training.step % 100 == 1:

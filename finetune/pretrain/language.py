@@ -6,13 +6,12 @@ information in its own representation, which the projector translates.
 """
 
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
 from finetune.kernels import shared_prefix
 from finetune.pretrain import patch_targets
@@ -26,7 +25,7 @@ from finetune.pretrain.curriculum import (
     make_question_batch,
 )
 from finetune.pretrain.model import language_config
-from finetune.pretrain.optim import Training, fast_autocast
+from finetune.pretrain.optim import StageConfig, Training, fast_autocast
 from finetune.pretrain.sequences import Hits, PackedBatch, Packer, answer_hits, answer_starts
 from finetune.pretrain.world.mixture import World
 
@@ -264,49 +263,34 @@ def format_scores(scores: dict[str, tuple[float, int]]) -> str:
 
 
 def train_language(
-    out: Path,
-    tokenizer: PreTrainedTokenizerFast,
-    world: World,
-    minutes: float,
-    *,
-    seed: int = 0,
-    tiny: bool = False,
-    scale: float = 1.0,
-    compact_share: float = 0.4,
-    device: str = "cpu",
+    stage: StageConfig, *, scale: float = 1.0, compact_share: float = 0.4
 ) -> tuple[LlamaForCausalLM, SymbolEmbedding, ReferentHeads, CountHead]:
-    """Train on symbolic pictures, or continue from the state in `out/language.pt`.
+    """Train on symbolic pictures, or continue from the state in `language.pt`.
 
     Args:
-        out: The folder of the state.
-        tokenizer: The tokenizer of questions and answers.
-        world: The rooms to draw scenes from.
-        minutes: The training time, including that of earlier runs.
-        seed: The random seed.
-        tiny: Whether to train a tiny model, for tests.
+        stage: Folder, rooms, time, seed and device.
         scale: Multiplies the batch size.
         compact_share: The share of the time in which every batch consists of lists of objects;
             later every third consists of grids.
-        device: The device to train on.
     """
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(language_config(len(tokenizer), tiny))
-    model.to(device)  # type: ignore[arg-type]  # `to` is wrapped, its types are lost
-    symbols = SymbolEmbedding(model.config.hidden_size).to(device)
-    referent_heads = ReferentHeads(model.config.hidden_size).to(device)
-    count_head = CountHead(model.config.hidden_size).to(device)
+    torch.manual_seed(stage.seed)
+    model = LlamaForCausalLM(language_config(len(stage.tokenizer), stage.tiny))
+    model.to(stage.device)  # type: ignore[arg-type]  # `to` is wrapped, its types are lost
+    symbols = SymbolEmbedding(model.config.hidden_size).to(stage.device)
+    referent_heads = ReferentHeads(model.config.hidden_size).to(stage.device)
+    count_head = CountHead(model.config.hidden_size).to(stage.device)
     parts = {"model": model, "symbols": symbols, "referents": referent_heads, "census": count_head}
-    training = Training(out / "language.pt", minutes, parts)
-    packer = Packer(tokenizer)
-    number = training.kept.get("number", 1_000_000 * (seed + 1))
+    training = Training(stage.out / "language.pt", stage.minutes, parts)
+    packer = Packer(stage.tokenizer)
+    number = training.kept.get("number", 1_000_000 * (stage.seed + 1))
     sampler = SkillSampler(training.kept.get("right", {}))
     losses: list[float] = []
     while training.progress < 1:
         plan = batch_plan_at(training.progress, training.step, compact_share, scale)
-        batch, number = make_question_batch(packer, number, world, plan, sampler=sampler)
-        packed = batch.packed.to(device)
-        with fast_autocast(device):
-            visual = symbols(batch.rows.to(device), plan.grid).flatten(0, -2)
+        batch, number = make_question_batch(packer, number, stage.world, plan, sampler=sampler)
+        packed = batch.packed.to(stage.device)
+        with fast_autocast(stage.device):
+            visual = symbols(batch.rows.to(stage.device), plan.grid).flatten(0, -2)
             whole, loss, hits = step_loss(
                 model, referent_heads, count_head, packed, visual, batch.referents, batch.counts
             )
@@ -321,7 +305,7 @@ def train_language(
             )
         if training.due("score", 240):
             for grid in (False, True):
-                scores = symbolic_score(model, symbols, packer, world, 60, grid, device)
+                scores = symbolic_score(model, symbols, packer, stage.world, 60, grid, stage.device)
                 print(f"language score grid {grid} {format_scores(scores)}", flush=True)
         if training.due("save", 120):
             training.save(number=number, right=sampler.accuracy)

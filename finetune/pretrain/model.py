@@ -40,8 +40,14 @@ def vision_config(tiny: bool = False) -> SiglipVisionConfig:
 
 
 def siglip_config(vocabulary: int, tiny: bool = False) -> SiglipConfig:
+    """Return the configuration of the encoder and its text tower."""
+    return two_tower_config(vision_config(tiny), vocabulary, CAPTION_TOKENS)
+
+
+def two_tower_config(
+    vision: SiglipVisionConfig, vocabulary: int, caption_tokens: int
+) -> SiglipConfig:
     """Return the configuration of both towers; the text tower is small and reads captions."""
-    vision = vision_config(tiny)
     width = vision.hidden_size
     text = SiglipTextConfig(
         vocab_size=vocabulary,
@@ -49,8 +55,9 @@ def siglip_config(vocabulary: int, tiny: bool = False) -> SiglipConfig:
         intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=vision.num_attention_heads,
-        max_position_embeddings=CAPTION_TOKENS,
+        max_position_embeddings=caption_tokens,
         projection_size=width,
+        hidden_act=vision.hidden_act,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,

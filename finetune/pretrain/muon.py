@@ -1,8 +1,8 @@
-"""Muon (Jordan et al., 2024) for machines with and without fast bf16.
+"""The Muon optimiser (Jordan et al., 2024), also for devices without fast bf16.
 
-`torch.optim.Muon` orthogonalises in bf16, one matrix at a time: on a CPU without bf16 instructions
-a step of a small transformer takes seconds. Here matrices of one shape go together, in float32
-where the device has no fast bf16.
+`torch.optim.Muon` orthogonalises one matrix at a time in bf16; on a CPU without bf16 instructions
+a step of a small transformer takes seconds. Here matrices of one shape form a batch, in float32 if
+the device has no fast bf16.
 """
 
 from collections import defaultdict
@@ -32,7 +32,7 @@ def orthogonalised(stack: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised; steps as long as AdamW's (Liu et al., 2025)."""
+    """Orthogonalised Nesterov momentum; the update's RMS matches AdamW's (Liu et al., 2025)."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Muon(torch.optim.Optimizer):
             updates.append(parameter.grad.lerp(momentum, group["momentum"]))
         stack = torch.stack(updates)
         half = computes_in_bfloat16(stack.device)
-        turned = orthogonalised(stack.bfloat16() if half else stack).to(stack.dtype)
+        orthogonal = orthogonalised(stack.bfloat16() if half else stack).to(stack.dtype)
         rate = group["lr"] * 0.2 * max(stack.shape[1:]) ** 0.5
-        for parameter, update in zip(parameters, turned, strict=True):
+        for parameter, update in zip(parameters, orthogonal, strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=rate)

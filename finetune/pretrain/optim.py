@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from transformers import PreTrainedTokenizerFast
 
 from finetune.pretrain.muon import Muon
+from finetune.pretrain.world.mixture import World
 from vqa_app.devices import computes_in_bfloat16
 from vqa_app.files import atomic_file
 
@@ -107,17 +109,17 @@ def broadcast_weights(modules: Iterable[nn.Module]) -> None:
                 distributed.broadcast(parameter.data, 0)
 
 
-def join_group(number: int, processes: int, meeting: Path) -> None:
+def join_group(number: int, processes: int, sync_file: Path) -> None:
     """Join a group of processes that train together.
 
     Args:
         number: The number of this process.
         processes: How many there are.
-        meeting: A file that all processes can reach and that does not exist yet.
+        sync_file: A file that all processes can reach and that does not exist yet.
     """
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     distributed.init_process_group(
-        "gloo", init_method=f"file://{meeting.resolve()}", rank=number, world_size=processes
+        "gloo", init_method=f"file://{sync_file.resolve()}", rank=number, world_size=processes
     )
 
 
@@ -157,6 +159,23 @@ class Clock:
     def progress(self) -> float:
         """Share of the time that is used."""
         return self.elapsed / (60 * self.minutes)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """What every stage needs to know."""
+
+    out: Path
+    """The folder of the states."""
+    tokenizer: PreTrainedTokenizerFast
+    world: World
+    """The rooms to draw scenes from."""
+    minutes: float
+    """The training time, including that of earlier runs."""
+    seed: int = 0
+    tiny: bool = False
+    """Whether to train a tiny model, for tests."""
+    device: str = "cpu"
 
 
 class Training:

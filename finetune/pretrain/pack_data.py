@@ -1,11 +1,11 @@
-"""Pack published photographs and icons into arrays that training maps into memory.
+"""Pack published photographs and icons into arrays, which training maps into memory.
 
     python -m finetune.pretrain.pack_data --tiny-imagenet DIR --cifar-10 DIR --photos OUT
     python -m finetune.pretrain.pack_data --icon-sets DIR --icons OUT
 
-Tiny ImageNet as published (train/, val/, words.txt); CIFAR-10 as pictures in train/CLASS/ and
-test/CLASS/; icon sets in Iconify's JSON format (`@iconify-json/noto` and its like), one file a
-set, named by it. Rendering icons needs `resvg-py`.
+Tiny ImageNet is read as published (train/, val/), CIFAR-10 as picture files in train/CLASS/ and
+test/CLASS/. Icon sets are JSON files in Iconify's format, each named after its set, such as
+`noto.json` from the package `@iconify-json/noto`. Rendering icons needs `resvg-py`.
 """
 
 import argparse
@@ -26,8 +26,8 @@ TRAIN, HELD_OUT = 0, 1
 
 
 @dataclass(frozen=True)
-class Photo:
-    """A file, its class, whether it is held out, and its object's box in fractions."""
+class PhotoFile:
+    """A photograph to pack: its class, its split, and its object's box in fractions."""
 
     path: Path
     label: int
@@ -35,34 +35,34 @@ class Photo:
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
 
-def tiny_imagenet(folder: Path) -> Iterator[Photo]:
+def tiny_imagenet(folder: Path) -> Iterator[PhotoFile]:
     """Yield the pictures of train/ and val/, with their boxes."""
     label_of = {key: k for k, c in enumerate(photo_classes()) for key in c.keys}
 
-    def boxed(path: Path, folder_name: str, split: int, corners: list[str]) -> Photo:
+    def labelled(path: Path, folder_name: str, split: int, corners: list[str]) -> PhotoFile:
         left, top, right, bottom = (int(v) for v in corners)
         box = (left / 64, top / 64, (right + 1) / 64, (bottom + 1) / 64)
-        return Photo(path, label_of[folder_name], split, box)
+        return PhotoFile(path, label_of[folder_name], split, box)
 
     for boxes in sorted(folder.glob("train/*/*_boxes.txt")):
         for line in boxes.read_text().splitlines():
             name, *corners = line.split()
-            yield boxed(boxes.parent / "images" / name, boxes.parent.name, TRAIN, corners)
+            yield labelled(boxes.parent / "images" / name, boxes.parent.name, TRAIN, corners)
     for line in (folder / "val/val_annotations.txt").read_text().splitlines():
         name, folder_name, *corners = line.split()
-        yield boxed(folder / "val/images" / name, folder_name, HELD_OUT, corners)
+        yield labelled(folder / "val/images" / name, folder_name, HELD_OUT, corners)
 
 
-def cifar_10(folder: Path) -> Iterator[Photo]:
-    """Yield the pictures of train/ and test/; the object fills them."""
+def cifar_10(folder: Path) -> Iterator[PhotoFile]:
+    """Yield the pictures of train/ and test/; their boxes are the whole picture."""
     label_of = {key: k for k, c in enumerate(photo_classes()) for key in c.keys}
     for part, split in (("train", TRAIN), ("test", HELD_OUT)):
         for path in sorted((folder / part).glob("*/*")):
-            yield Photo(path, label_of[path.parent.name], split)
+            yield PhotoFile(path, label_of[path.parent.name], split)
 
 
-def pack_photos(photos: list[Photo], out: Path) -> None:
-    """Write images.npy [n, 64, 64, 3], labels.npy, splits.npy and boxes.npy (in 255ths)."""
+def pack_photos(photos: list[PhotoFile], out: Path) -> None:
+    """Write images.npy [n, 64, 64, 3], labels.npy, splits.npy and boxes.npy (255 is the edge)."""
     out.mkdir(parents=True, exist_ok=True)
     shape = (len(photos), PHOTO_SIZE, PHOTO_SIZE, 3)
     images = np.lib.format.open_memmap(out / "images.npy", "w+", np.uint8, shape)
@@ -79,7 +79,7 @@ def pack_photos(photos: list[Photo], out: Path) -> None:
 
 
 def icon_svgs(icon_set: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (name, SVG document) of the icons of a set that are in the table of concepts."""
+    """Yield (name, SVG document) for the icons of a set that are in the table of concepts."""
     icons, aliases = icon_set["icons"], icon_set.get("aliases", {})
     for concept in icon_concepts():
         for name in concept.keys:
@@ -99,7 +99,7 @@ def icon_svgs(icon_set: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def render(svg: str) -> np.ndarray:
-    """Render an icon as RGBA, fitted into a square: [ICON_SIZE, ICON_SIZE, 4] uint8."""
+    """Render an icon as RGBA, centred in a square: [ICON_SIZE, ICON_SIZE, 4] uint8."""
     import resvg_py  # type: ignore[import-not-found]
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * ICON_SIZE, height=2 * ICON_SIZE))
@@ -111,7 +111,7 @@ def render(svg: str) -> np.ndarray:
 
 
 def pack_icons(sets: Path, out: Path) -> None:
-    """Write images.npy [n, 128, 128, 4] and icons.json: the set and the name of every icon."""
+    """Write images.npy [n, 128, 128, 4], and icons.json with the set and name of every icon."""
     out.mkdir(parents=True, exist_ok=True)
     images, rows = [], []
     for path in sorted(sets.glob("*.json")):
@@ -130,20 +130,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m finetune.pretrain.pack_data", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--tiny-imagenet", type=Path)
-    parser.add_argument("--cifar-10", type=Path)
-    parser.add_argument("--photos", type=Path, help="where packed photographs go")
-    parser.add_argument("--icon-sets", type=Path)
-    parser.add_argument("--icons", type=Path, help="where packed icons go")
-    given = parser.parse_args()
-    if given.photos:
-        photos = list(tiny_imagenet(given.tiny_imagenet)) if given.tiny_imagenet else []
-        photos += list(cifar_10(given.cifar_10)) if given.cifar_10 else []
-        pack_photos(photos, given.photos)
-        print(f"{len(photos)} photographs in {given.photos}")
-    if given.icons:
-        pack_icons(given.icon_sets, given.icons)
-        print(f"Icons in {given.icons}")
+    parser.add_argument("--tiny-imagenet", type=Path, help="folder of Tiny ImageNet")
+    parser.add_argument("--cifar-10", type=Path, help="folder of CIFAR-10 as picture files")
+    parser.add_argument("--photos", type=Path, help="folder to write packed photographs to")
+    parser.add_argument("--icon-sets", type=Path, help="folder of icon sets in JSON")
+    parser.add_argument("--icons", type=Path, help="folder to write packed icons to")
+    args = parser.parse_args()
+    if args.icons and not args.icon_sets:
+        parser.error("--icons needs --icon-sets.")
+    if args.photos and not (args.tiny_imagenet or args.cifar_10):
+        parser.error("--photos needs --tiny-imagenet or --cifar-10.")
+    if args.photos:
+        photos = list(tiny_imagenet(args.tiny_imagenet)) if args.tiny_imagenet else []
+        photos += list(cifar_10(args.cifar_10)) if args.cifar_10 else []
+        pack_photos(photos, args.photos)
+        print(f"{len(photos)} photographs in {args.photos}")
+    if args.icons:
+        pack_icons(args.icon_sets, args.icons)
+        print(f"Icons in {args.icons}")
 
 
 if __name__ == "__main__":

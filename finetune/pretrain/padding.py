@@ -1,4 +1,4 @@
-"""Pictures that keep their shape: padded to a square as `LlavaImageProcessor` does it."""
+"""Padding to a square, which preserves proportions, as `LlavaImageProcessor` does it."""
 
 import numpy as np
 from PIL import Image
@@ -6,12 +6,12 @@ from transformers import LlavaImageProcessorPil
 
 from finetune.pretrain.world.scene import Box, Scene
 
-GROUND = (127, 127, 127)
-"""The processor pads with 255 times its mean, 0.5: what the encoder reads as 0."""
+PADDING_RGB = (127, 127, 127)
+"""The colour of padding: 255 times the processor's mean of 0.5, which is normalised to 0."""
 
 
 def make_image_processor(side: int) -> LlavaImageProcessorPil:
-    """Make the processor of plain transformers that pads and resizes as `padded_pixels` does."""
+    """Return an image processor of transformers that pads and resizes as `padded_pixels` does."""
     return LlavaImageProcessorPil(
         do_pad=True,
         do_center_crop=False,
@@ -25,7 +25,7 @@ def padded_pixels(picture: Image.Image, side: int) -> np.ndarray:
     """Pad an RGB picture to a square and resize it (bicubic): [side, side, 3] uint8."""
     longest = max(picture.size)
     if picture.width != picture.height:
-        square = Image.new("RGB", (longest, longest), GROUND)
+        square = Image.new("RGB", (longest, longest), PADDING_RGB)
         square.paste(picture, ((longest - picture.width) // 2, (longest - picture.height) // 2))
         picture = square
     if longest != side:
@@ -34,7 +34,7 @@ def padded_pixels(picture: Image.Image, side: int) -> np.ndarray:
 
 
 def picture_shares(scene: Scene) -> tuple[float, float]:
-    """Return how much of the padded picture's width and height the scene takes."""
+    """Return the shares of the padded picture's width and height that the scene fills."""
     longest = max(scene.width, scene.height)
     return scene.width / longest, scene.height / longest
 

@@ -1,7 +1,7 @@
-"""What every patch of a picture should know: the targets of the encoder's throw-away heads.
+"""Patch targets: what is in every patch of a picture, to train the encoder's auxiliary heads.
 
-The same table, filled from scenes instead of pixels, is the symbolic picture that the language
-model learns on before it meets an encoder (`language.SymbolEmbedding`).
+The same table serves as a symbolic picture, on which the language model is trained before an
+encoder is available (`language.SymbolEmbedding`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from finetune.pretrain.world.drawing.paint import COLOURS
 from finetune.pretrain.world.scene import Box
 
 SIDE = 8
-"""Patches along a side of the encoder's picture."""
+"""Patches along an edge of the encoder's input."""
 PATCHES = SIDE * SIDE
 
 # Each room has a block of classes of its own, so that rooms can grow without moving others.
@@ -30,7 +30,7 @@ SIZE_INDEX = {"": 0, "small": 1, "big": 2}
 FILL_INDEX = {"": 0, "solid": 1, "outlined": 2, "striped": 3}
 ORDERS = 14
 
-# Columns of a patch's row. `OWNED`: 0 ground, 1 an object, 2 not to be judged (an edge).
+# Columns of a patch's row. `OWNED`: 0 background, 1 an object, 2 ignored (an object's edge).
 OWNED, KIND, COLOUR, SIZE, FILL, ORDER, CENTRE, X, Y, WIDTH, HEIGHT = range(11)
 COLUMNS = 11
 CLASSES = {
@@ -46,7 +46,7 @@ UNITS = 1000  # positions and extents are stored in thousandths of the picture
 def item_row(
     room: str, item: Item, kinds: Mapping[tuple[str, str], int] = KIND_INDEX
 ) -> np.ndarray:
-    """Return the row of an object, marked as its centre: [COLUMNS] int16."""
+    """Return the row of the patch at an object's centre: [COLUMNS] int16."""
     x, y = item.centre
     row = np.zeros(COLUMNS, np.int16)
     row[OWNED] = row[CENTRE] = 1
@@ -60,7 +60,7 @@ def item_row(
 
 
 def objects(scene: Scene) -> np.ndarray:
-    """Return the compact symbolic picture, a row an object: [objects, COLUMNS] int16."""
+    """Return the compact symbolic picture, one row per object: [objects, COLUMNS] int16."""
     rows = [item_row(scene.room, item) for item in scene.items]
     return np.stack(rows) if rows else np.zeros((0, COLUMNS), np.int16)
 
@@ -70,7 +70,7 @@ COUNT_CLASSES = 1 + sum(CLASSES[column] for column in COUNTED)
 
 
 def object_counts(scene: Scene) -> np.ndarray:
-    """Count the objects, then those of each kind, each colour, each fill: [COUNT_CLASSES] int64."""
+    """Return the number of objects, then of each kind, colour and fill: [COUNT_CLASSES] int64."""
     rows = objects(scene)
     counts = [np.bincount(rows[:, column], minlength=CLASSES[column]) for column in COUNTED]
     return np.concatenate(([len(rows)], *counts))
@@ -84,15 +84,15 @@ def patches(
 ) -> np.ndarray:
     """Return the symbolic picture as the encoder's grid: [side * side, COLUMNS] int16.
 
-    A patch belongs to the last drawn object whose (slightly shrunk) box covers a third of it;
-    the patch under an object's centre always does.
+    A patch belongs to the object drawn last whose (slightly shrunk) box covers a third of it. The
+    patch at an object's centre always belongs to that object.
 
     Args:
         scene: The picture.
-        side: Patches along an edge of the encoder's picture.
-        kinds: The class of each room's kinds.
-        boxes: Where the objects are in the encoder's picture, if that is not the scene's own. What
-            the rows say of their places is always meant within the scene.
+        side: Patches along an edge of the encoder's input.
+        kinds: The class of each (room, kind).
+        boxes: The objects' boxes in the encoder's input, if it is padded. They decide which patches
+            an object covers; the positions in the rows are relative to the scene without padding.
     """
     grid = np.zeros((side, side, COLUMNS), np.int16)
     boxes = [item.box for item in scene.items] if boxes is None else boxes
@@ -114,7 +114,7 @@ def patches(
 
 
 def _cover(start: float, end: float, side: int) -> np.ndarray:
-    """Return how much of each of the cells the interval covers: [side] in 0..1."""
+    """Return the share of each cell that the interval covers: [side] in 0..1."""
     edges = np.arange(side + 1) / side
     return (np.minimum(end, edges[1:]) - np.maximum(start, edges[:-1])).clip(0) * side
 
@@ -125,7 +125,7 @@ _SPANS = torch.tensor((0.12, 0.2, 0.3, 0.45))
 
 
 def geometry(rows: torch.Tensor) -> torch.Tensor:
-    """Return positions and extents as soft thermometers, easy to compare linearly.
+    """Return positions and extents as smooth thermometer codes, which a linear layer can compare.
 
     rows [..., COLUMNS] -> [..., GEOMETRY] float in about -1..1.
     """

@@ -21,7 +21,7 @@ from finetune.pretrain.exam import VisionLanguageModel
 from finetune.pretrain.export import Selection, export
 from finetune.pretrain.language import CountHead, ReferentHeads, SymbolEmbedding, train_language
 from finetune.pretrain.model import assemble_checkpoint, make_projector, save, save_two_towers
-from finetune.pretrain.optim import join_group, leave_group
+from finetune.pretrain.optim import StageConfig, join_group, leave_group
 from finetune.pretrain.tokenizer import train_tokenizer
 from finetune.pretrain.unseen_tokens import spread_unseen
 from finetune.pretrain.world.mixture import World
@@ -121,33 +121,22 @@ def make_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
+def _stage(plan: Plan, minutes: float) -> StageConfig:
+    """Return the configuration of a stage that takes `minutes`."""
+    return StageConfig(
+        plan.out, make_tokenizer(plan), plan.world, minutes, plan.seed, plan.tiny, plan.device
+    )
+
+
 def _encoder(plan: Plan) -> SiglipModel:
     """Run stage 0a, or load its result if its time is used up."""
-    return train_encoder(
-        plan.out,
-        make_tokenizer(plan),
-        plan.world,
-        plan.separate,
-        seed=plan.seed,
-        tiny=plan.tiny,
-        batch=16 if plan.tiny else 64,
-        capacity=400 if plan.tiny else 16000,
-        device=plan.device,
-    )
+    batch, capacity = (16, 400) if plan.tiny else (64, 16000)
+    return train_encoder(_stage(plan, plan.separate), batch=batch, capacity=capacity)
 
 
 def _language(plan: Plan) -> tuple[LlamaForCausalLM, SymbolEmbedding, ReferentHeads, CountHead]:
     """Run stage 0b, or load its result if its time is used up."""
-    return train_language(
-        plan.out,
-        make_tokenizer(plan),
-        plan.world,
-        plan.separate,
-        seed=plan.seed,
-        tiny=plan.tiny,
-        scale=0.1 if plan.tiny else 1.0,
-        device=plan.device,
-    )
+    return train_language(_stage(plan, plan.separate), scale=0.1 if plan.tiny else 1.0)
 
 
 def _align(plan: Plan, number: int, processes: int = 2) -> None:
@@ -159,16 +148,12 @@ def _align(plan: Plan, number: int, processes: int = 2) -> None:
     projector = make_projector(encoder.vision_model.config, language.config, tokenizer)
     projector.to(plan.device)
     align(
-        plan.out,
+        _stage(plan, ALIGNMENT_SHARE * plan.minutes),
         "meet",
         VisionLanguageModel(encoder.vision_model, projector, language),
         symbols,
         referent_heads,
         count_head,
-        tokenizer,
-        plan.world,
-        ALIGNMENT_SHARE * plan.minutes,
-        seed=plan.seed,
         rate=0.6,
         scale=0.2 if plan.tiny else 1.0,
         capacity=64 if plan.tiny else 8000,

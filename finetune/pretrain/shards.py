@@ -1,10 +1,10 @@
-"""Packed photographs and icons as small files, to take them to another machine, and back.
+"""Compress packed photographs and icons into small files, to copy them to another machine.
 
     python -m finetune.pretrain.shards write --photos DIR --icons DIR --out DIR --megabytes 30
     python -m finetune.pretrain.shards read --shards DIR --photos OUT --icons OUT
 
-Pictures become WebP: a tenth of the size of the arrays (see `pack_data`). Every shard of
-photographs is a fair sample of them, so that any number of shards will do to train on.
+Pictures become WebP, a tenth of the size of the arrays that `pack_data` writes. Every shard of
+photographs is a random sample of them, so any number of shards is enough to train on.
 """
 
 import argparse
@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image
 
 PHOTO_QUALITY, ICON_QUALITY = 15, 40
-"""WebP's: photographs of 64 pixels keep 25 dB, which training does not notice."""
+"""WebP's quality settings; photographs of 64 x 64 pixels keep a PSNR of 25 dB."""
 
 
 def encode(pixels: np.ndarray, quality: int) -> bytes:
-    """Compress a picture [height, width, 3 or 4]."""
+    """Compress a picture [height, width, 3 or 4] to WebP."""
     buffer = io.BytesIO()
     # With transparency, the slowest method takes a hundred times as long and saves two per cent.
     Image.fromarray(pixels).save(buffer, "WEBP", quality=quality, method=4)
@@ -31,14 +31,14 @@ def encode(pixels: np.ndarray, quality: int) -> bytes:
 
 
 def decode(data: bytes, channels: int) -> np.ndarray:
-    """Read a picture [height, width, channels]."""
+    """Decode a picture to [height, width, channels]."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGBA" if channels == 4 else "RGB"))
 
 
-def _grouped(
+def _compressed_groups(
     images: np.ndarray, order: Sequence[int], quality: int, limit: int
 ) -> Iterator[tuple[list[int], list[bytes]]]:
-    """Compress images in an order and yield groups of rows of at most `limit` bytes."""
+    """Compress the images `order` and yield (rows, WebP files) in groups of up to `limit` bytes."""
     rows: list[int] = []
     parts: list[bytes] = []
     size = 0
@@ -56,15 +56,15 @@ def _grouped(
 
 
 def write_photo_shards(photos: Path, out: Path, limit: int, held_out: int = 3000) -> None:
-    """Write photos-000.npz, ...: training photographs, and `held_out` of the others."""
+    """Write photos-000.npz, ... with all training photographs and `held_out` of the others."""
     images = np.load(photos / "images.npy", mmap_mode="r")
     columns = {name: np.load(photos / f"{name}.npy") for name in ("labels", "splits", "boxes")}
     rng = np.random.default_rng(0)
-    kept = np.flatnonzero(columns["splits"] == 0)
+    training = np.flatnonzero(columns["splits"] == 0)
     others = np.flatnonzero(columns["splits"] == 1)
     others = rng.choice(others, min(held_out, len(others)), replace=False)
-    order = rng.permutation(np.concatenate((kept, others))).tolist()
-    for number, (rows, parts) in enumerate(_grouped(images, order, PHOTO_QUALITY, limit)):
+    order = rng.permutation(np.concatenate((training, others))).tolist()
+    for number, (rows, parts) in enumerate(_compressed_groups(images, order, PHOTO_QUALITY, limit)):
         chosen = {name: column[rows] for name, column in columns.items()}
         _save(out / f"photos-{number:03}.npz", parts, **chosen)
 
@@ -74,7 +74,7 @@ def write_icon_shards(icons: Path, out: Path, limit: int) -> None:
     images = np.load(icons / "images.npy", mmap_mode="r")
     names = json.loads((icons / "icons.json").read_text())
     for number, (rows, parts) in enumerate(
-        _grouped(images, range(len(images)), ICON_QUALITY, limit)
+        _compressed_groups(images, range(len(images)), ICON_QUALITY, limit)
     ):
         _save(out / f"icons-{number:03}.npz", parts, names=np.array([names[row] for row in rows]))
 
@@ -86,7 +86,7 @@ def _save(path: Path, parts: list[bytes], **columns: np.ndarray) -> None:
 
 
 def _pictures(shard: dict[str, np.ndarray], channels: int) -> np.ndarray:
-    """Read all pictures of a shard [n, height, width, channels]."""
+    """Decode all pictures of a shard to [n, height, width, channels]."""
     data = shard["data"].tobytes()
     parts = [data[start:end] for start, end in pairwise(shard["edges"].tolist())]
     with ThreadPoolExecutor() as threads:
@@ -94,7 +94,7 @@ def _pictures(shard: dict[str, np.ndarray], channels: int) -> np.ndarray:
 
 
 def read_shards(folder: Path, photos: Path, icons: Path) -> None:
-    """Write what `pack_data` writes, from the shards that are there."""
+    """Write packed data, as `pack_data` does, from the shards in a folder."""
     loaded = [dict(np.load(path)) for path in sorted(folder.glob("photos-*.npz"))]
     if loaded:
         photos.mkdir(parents=True, exist_ok=True)
@@ -115,25 +115,25 @@ def main() -> None:
         prog="python -m finetune.pretrain.shards", description=__doc__.split("\n")[0]
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    write = commands.add_parser("write", help="packed data to shards")
-    write.add_argument("--photos", type=Path, help="packed photographs")
-    write.add_argument("--icons", type=Path, help="packed icons")
-    write.add_argument("--out", type=Path, required=True)
-    write.add_argument("--megabytes", type=float, default=30, help="of a shard at most")
-    read = commands.add_parser("read", help="shards to packed data")
-    read.add_argument("--shards", type=Path, required=True)
-    read.add_argument("--photos", type=Path, required=True)
-    read.add_argument("--icons", type=Path, required=True)
-    given = parser.parse_args()
-    if given.command == "read":
-        read_shards(given.shards, given.photos, given.icons)
+    write = commands.add_parser("write", help="write shards of packed data")
+    write.add_argument("--photos", type=Path, help="folder of packed photographs")
+    write.add_argument("--icons", type=Path, help="folder of packed icons")
+    write.add_argument("--out", type=Path, required=True, help="folder of the shards")
+    write.add_argument("--megabytes", type=float, default=30, help="largest size of a shard")
+    read = commands.add_parser("read", help="write packed data from shards")
+    read.add_argument("--shards", type=Path, required=True, help="folder of the shards")
+    read.add_argument("--photos", type=Path, required=True, help="folder to write to")
+    read.add_argument("--icons", type=Path, required=True, help="folder to write to")
+    args = parser.parse_args()
+    if args.command == "read":
+        read_shards(args.shards, args.photos, args.icons)
         return
-    given.out.mkdir(parents=True, exist_ok=True)
-    limit = round(given.megabytes * 1e6)
-    if given.icons:
-        write_icon_shards(given.icons, given.out, limit)
-    if given.photos:
-        write_photo_shards(given.photos, given.out, limit)
+    args.out.mkdir(parents=True, exist_ok=True)
+    limit = round(args.megabytes * 1e6)
+    if args.icons:
+        write_icon_shards(args.icons, args.out, limit)
+    if args.photos:
+        write_photo_shards(args.photos, args.out, limit)
 
 
 if __name__ == "__main__":

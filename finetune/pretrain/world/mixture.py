@@ -1,4 +1,4 @@
-"""A mixture of rooms: which there are, and how often each is drawn."""
+"""Mixtures of rooms to draw scenes from."""
 
 import random
 from collections.abc import Mapping
@@ -12,14 +12,15 @@ from finetune.pretrain.world.scene import QA, Room, Scene, Split
 
 @dataclass(frozen=True)
 class World:
-    """Rooms by their names; rooms that need data are opened by whoever has it."""
+    """A mixture of rooms with weights."""
 
     weights: Mapping[str, float]
-    """How often each room is drawn; the rooms without a weight never are."""
+    """How often each room is drawn, relative to others; rooms without a weight never are."""
     rooms: Mapping[str, Room] = field(default_factory=lambda: ROOMS)
+    """The rooms by name. Rooms that need data, such as icons, are not in the default."""
 
     def make_scene(self, number: int, split: Split = "train") -> Scene:
-        """Make scene number `number` of a split; those of different splits are unrelated."""
+        """Make scene number `number` of a split; scenes of different splits are unrelated."""
         chooser = random.Random(f"room-{number}")
         name = chooser.choices(list(self.weights), list(self.weights.values()))[0]
         return self.rooms[name].make(random.Random(f"{split}-{name}-{number}"), split)

@@ -1,4 +1,4 @@
-"""Packed icons and photographs as `pack_data` writes them, made of noise."""
+"""Packed icons and photographs of random noise, in the format of `pack_data`."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,10 @@ from finetune.pretrain.world.rooms.icons.store import icon_concepts
 
 
 def pack_noise_icons(folder: Path, concepts: int = 6) -> Path:
-    """Icons of the first few concepts, in a hand for training and in the held-out one."""
+    """Pack icons of the first few concepts, each from a training set and from a held-out set."""
     folder.mkdir()
     names = [concept.keys[0] for concept in icon_concepts()[:concepts]]
-    rows = [[style, name] for style in ("noto", "openmoji") for name in names]
+    rows = [[icon_set, name] for icon_set in ("noto", "openmoji") for name in names]
     images = np.random.default_rng(0).integers(0, 255, (len(rows), 128, 128, 4), np.uint8)
     np.save(folder / "images.npy", images)
     (folder / "icons.json").write_text(json.dumps(rows))
@@ -20,7 +20,7 @@ def pack_noise_icons(folder: Path, concepts: int = 6) -> Path:
 
 
 def pack_noise_photos(folder: Path, count: int = 24) -> Path:
-    """Photographs of the first classes, a third of them held out."""
+    """Pack photographs of the first four classes, a third of them held out."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     np.save(folder / "images.npy", rng.integers(0, 255, (count, 64, 64, 3), np.uint8))

@@ -5,7 +5,7 @@ import torch
 from finetune.pretrain.muon import Muon, orthogonalised
 
 
-def test_singular_values_come_near_one() -> None:
+def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
     torch.manual_seed(0)
     for shape in ((3, 24, 8), (3, 8, 24)):
         values = torch.linalg.svdvals(orthogonalised(torch.randn(shape)))
@@ -13,7 +13,7 @@ def test_singular_values_come_near_one() -> None:
         assert values.max() < 1.3
 
 
-def test_it_steps_as_torchs_own_to_bf16s_precision() -> None:
+def test_updates_equal_those_of_torchs_muon_at_bf16_precision() -> None:
     torch.manual_seed(0)
     start = [torch.randn(16, 8), torch.randn(16, 8), torch.randn(8, 8)]
     ours = [torch.nn.Parameter(m.clone()) for m in start]

@@ -10,6 +10,7 @@ from finetune.data.read import read_rows
 from finetune.pretrain.encoder import train_encoder
 from finetune.pretrain.export import Selection, export
 from finetune.pretrain.language import train_language
+from finetune.pretrain.optim import StageConfig
 from finetune.pretrain.recipe import Plan, build
 from finetune.pretrain.tokenizer import train_tokenizer
 from finetune.pretrain.world.mixture import World
@@ -34,9 +35,9 @@ def test_the_tiny_recipe_writes_a_standard_checkpoint(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_stage_continues_from_its_saved_state(tmp_path: Path) -> None:
-    tokenizer = train_tokenizer(scenes=40)
-    train_language(tmp_path, tokenizer, SHAPES, 0.02, tiny=True, scale=0.1)
-    train_encoder(tmp_path, tokenizer, SHAPES, 0.02, tiny=True, batch=8, capacity=50)
+    stage = StageConfig(tmp_path, train_tokenizer(scenes=40), SHAPES, minutes=0.02, tiny=True)
+    train_language(stage, scale=0.1)
+    train_encoder(stage, batch=8, capacity=50)
     for name in ("language.pt", "encoder.pt"):
         state = torch.load(tmp_path / name, weights_only=True)
         assert state["step"] > 0
@@ -45,8 +46,8 @@ def test_an_interrupted_stage_continues_from_its_saved_state(tmp_path: Path) -> 
         n: torch.load(tmp_path / n, weights_only=True)["step"]
         for n in ("language.pt", "encoder.pt")
     }
-    train_language(tmp_path, tokenizer, SHAPES, 0.02, tiny=True, scale=0.1)
-    train_encoder(tmp_path, tokenizer, SHAPES, 0.02, tiny=True, batch=8, capacity=50)
+    train_language(stage, scale=0.1)
+    train_encoder(stage, batch=8, capacity=50)
     for name, before in steps.items():
         assert torch.load(tmp_path / name, weights_only=True)["step"] > before
 
@@ -55,6 +56,5 @@ def test_exported_questions_can_be_read_like_users_data(tmp_path: Path) -> None:
     selection = Selection("test", SHAPES, ("colour", "count"), most=4)
     path = export(tmp_path, 5, selection, per_skill=True)
     rows = read_rows([str(path)]).rows
-    asked = {row.question_type for row in rows}
-    assert asked == {"colour", "count"}
+    assert {row.question_type for row in rows} == {"colour", "count"}
     assert all(row.turns for row in rows)

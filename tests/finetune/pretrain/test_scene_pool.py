@@ -13,7 +13,7 @@ from finetune.pretrain.world import ROOMS, make_scene
 from finetune.pretrain.world.mixture import World
 
 
-def test_a_resumed_pool_has_pictures_after_the_first_refill() -> None:
+def test_a_resumed_pool_samples_only_filled_slots() -> None:
     pool = ScenePool(16, World({"shapes": 1.0}), next_seed=1003)
     pool.refill(5)
     slots = pool.batch(64, np.random.default_rng(0))

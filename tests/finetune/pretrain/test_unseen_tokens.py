@@ -1,4 +1,4 @@
-"""Words that the built-in model never saw can be learned: no two embeddings coincide."""
+"""Unseen tokens: their embeddings are distinct, so that new words can be learned."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def closest(embeddings: torch.Tensor) -> torch.Tensor:
     return apart.fill_diagonal_(torch.inf).min(1).values
 
 
-def test_only_unseen_tokens_are_moved_apart():
+def test_only_unseen_tokens_are_moved_apart() -> None:
     torch.manual_seed(0)
     seen = 4 * torch.nn.functional.normalize(torch.randn(100, 64), dim=1)
     unseen = 4 * torch.nn.functional.normalize(torch.randn(1, 64), dim=1)
@@ -25,6 +25,6 @@ def test_only_unseen_tokens_are_moved_apart():
     assert closest(embeddings)[100:].min() > 0.5
 
 
-def test_no_two_tokens_of_the_shipped_vocabulary_coincide():
+def test_no_two_tokens_of_the_shipped_vocabulary_coincide() -> None:
     embeddings = load_model("builtin").model.get_input_embeddings().weight
     assert closest(embeddings.detach()).quantile(0.01) > 0.5

@@ -1,4 +1,4 @@
-"""Drawing by matplotlib's renderer: other edges and joints than Pillow's."""
+"""A canvas on matplotlib's renderer, whose edges and joints differ from Pillow's."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ class AggCanvas:
     """A picture drawn by Anti-Grain Geometry, with the methods of `paint.Canvas` for polygons."""
 
     def __init__(self, ground: Image.Image) -> None:
-        """Draw on a ground of the picture's size."""
+        """Draw on a background of the picture's size."""
         from matplotlib.backends.backend_agg import RendererAgg
         from matplotlib.transforms import Affine2D
 

@@ -1,4 +1,4 @@
-"""What happens to pictures on their way to a person: scaling, JPEG, blur, noise."""
+"""Degradation of pictures, such as happens to users' files: scaling, blur, JPEG."""
 
 import io
 import random
@@ -24,16 +24,16 @@ def rescaled(picture: Image.Image, rng: random.Random, least: int, most: int) ->
 
 
 def compressed(picture: Image.Image, quality: int) -> Image.Image:
-    """Return the picture after a round of JPEG."""
+    """Return the picture after JPEG compression."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality)
     return Image.open(buffer).convert("RGB")
 
 
 def degraded(picture: Image.Image, rng: random.Random, least: int = 96) -> Image.Image:
-    """Return the picture as someone may have it; half of the pictures stay as they are.
+    """Return the picture randomly degraded; half of the pictures are left unchanged.
 
-    `least` is the fewest pixels of the longer side that leave what it shows readable.
+    `least` is the fewest pixels of the longer side at which its content can still be recognised.
     """
     if rng.random() < 0.5:
         return picture

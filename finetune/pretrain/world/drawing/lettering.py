@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import ImageFont
 from PIL.ImageFont import FreeTypeFont
 
-from finetune.pretrain.world.drawing.paint import RGB, Canvas, ground_rgb
+from finetune.pretrain.world.drawing.paint import RGB, Canvas, background_rgb
 from finetune.pretrain.world.scene import Split
 
 AILERON = "Aileron"
@@ -67,10 +67,10 @@ def lightness(rgb: RGB) -> float:
     return 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2]
 
 
-def legible_ground(pen: RGB, rng: random.Random) -> RGB:
+def legible_background(pen: RGB, rng: random.Random) -> RGB:
     """Return a background colour on which thin lines of the colour `pen` are legible."""
     for _ in range(12):
-        ground = ground_rgb(rng, [pen])
+        ground = background_rgb(rng, [pen])
         if abs(lightness(ground) - lightness(pen)) > 70:
             return ground
     return (20, 20, 25) if lightness(pen) > 110 else (245, 245, 240)

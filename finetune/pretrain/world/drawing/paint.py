@@ -51,7 +51,7 @@ def far_enough(rgb: RGB, others: Iterable[RGB], least: float = 85.0) -> bool:
     return all(sum((a - b) ** 2 for a, b in zip(rgb, o, strict=True)) >= least**2 for o in others)
 
 
-def ground_rgb(rng: random.Random, items: Sequence[RGB]) -> RGB:
+def background_rgb(rng: random.Random, items: Sequence[RGB]) -> RGB:
     """Return a background colour that contrasts with all `items`, most often a pale one."""
     for least in (85.0, 85.0, 60.0, 40.0, 0.0):
         for _ in range(12):

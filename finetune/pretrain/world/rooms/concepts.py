@@ -1,4 +1,4 @@
-"""Tables of things that pictures show: what people call them, and what kind of thing they are."""
+"""Tables of the things that pictures show: their names and their kinds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,27 +7,30 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Concept:
-    """A thing, its names (the commonest first), its kind, and the keys of the pictures of it."""
+    """A kind of thing that pictures show."""
 
     names: tuple[str, ...]
+    """Synonyms, the most common first."""
     kind: str
+    """What kind of thing it is; in brackets if nobody would call it that."""
     keys: tuple[str, ...]
+    """The names of its icons, or the folders of its photographs."""
 
     @property
     def name(self) -> str:
-        """The commonest name."""
+        """The most common name."""
         return self.names[0]
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Everything that it may be called; last its kind, where people would call it that."""
+        """All names, followed by the kind if people would use it as a name."""
         return self.names if self.kind.startswith("(") else (*self.names, self.kind)
 
 
 def read_concepts(path: Path) -> tuple[Concept, ...]:
     """Read a table of lines "kind: name, synonym = key key; name; ...".
 
-    A concept without keys is its own key. Lines that begin with # are comments.
+    A concept without keys has its names as keys. Lines that begin with # are comments.
     """
     return tuple(_concepts(path.read_text("utf-8")))
 
@@ -53,22 +56,22 @@ _MASS_NOUNS = frozenset(_MASS_NOUN_LIST.replace("\n", " ").split(", "))
 
 
 def is_plural(word: str) -> bool:
-    """Tell whether a name is a plural, such as "grapes" or "scissors"."""
+    """Return whether a name is a plural, such as "grapes" or "scissors"."""
     return word.endswith("s") and not word.endswith(_SINGULAR_ENDINGS)
 
 
 def is_countable(word: str) -> bool:
-    """Tell whether there can be "a" thing of that name, and two of them."""
+    """Return whether a name takes "a" and a plural, unlike "bread" or "scissors"."""
     return word not in _MASS_NOUNS and not is_plural(word)
 
 
 def noun_phrase(word: str) -> str:
-    """Return "an apple", "a dog", "grapes", "bread"."""
+    """Return the word with its article if it takes one: "an apple", "grapes", "bread"."""
     if not is_countable(word):
         return word
     return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"
 
 
 def it_is(word: str) -> str:
-    """Return "it is a dog", "they are grapes", "it is bread"."""
+    """Return a clause such as "it is a dog", "they are grapes" or "it is bread"."""
     return f"{'they are' if is_plural(word) else 'it is'} {noun_phrase(word)}"

@@ -23,7 +23,7 @@ from finetune.pretrain.world.wording.phrasing import (
 class NamedScene:
     """What a picture shows, and how questions about it are worded.
 
-    `shown` are the concepts of `items`, in their order; `known` is everything that the room shows.
+    `shown` are the concepts of `items`, in the same order; `known` are all concepts of the room.
     """
 
     items: tuple[Item, ...]
@@ -38,17 +38,17 @@ class NamedScene:
 
     @property
     def words(self) -> frozenset[str]:
-        """Everything that may be said to be in the picture."""
+        """The names and kinds of everything in the picture."""
         return frozenset(word for concept in self.shown for word in concept.words)
 
     def absent(self, near: Concept) -> Concept:
-        """Pick something that is not in the picture, in half of the cases of the kind of `near`."""
+        """Return a concept that is not in the picture, half of the time of the kind of `near`."""
         others = [c for c in self.known if not self.words & set(c.names)]
-        akin = [c for c in others if c.kind == near.kind]
-        return self.rng.choice(akin if akin and self.rng.random() < 0.5 else others)
+        same_kind = [c for c in others if c.kind == near.kind]
+        return self.rng.choice(same_kind if same_kind and self.rng.random() < 0.5 else others)
 
     def kinds(self) -> list[str]:
-        """Return the kinds of known things that are words, in a fixed order."""
+        """Return the kinds that people use as words, in alphabetical order."""
         return sorted({c.kind for c in self.known if not c.kind.startswith("(")})
 
 
@@ -56,7 +56,7 @@ Skill = Callable[[NamedScene], QA | None]
 
 
 def enumeration(shown: Sequence[Concept]) -> str:
-    """Return "a dog", "2 cats and an apple", "grapes"."""
+    """Return an enumeration such as "a dog", "2 cats and an apple" or "grapes"."""
     groups = Counter(concept.name for concept in shown)
     parts = [
         noun_phrase(name) if number == 1 or not is_countable(name) else f"{number} {plural(name)}"
@@ -81,21 +81,21 @@ def name(scene: NamedScene) -> QA:
     if len(scene.items) == 1:
         templates += ["What is this?", "What is it?", "What is that?", "~What is this thing?"] * 2
     question = scene.phrase(templates)
-    told = enumeration(scene.shown)
+    listing = enumeration(scene.shown)
     if len(scene.items) == 1:
         concept = scene.shown[0]
-        said = f"{capitalized(it_is(concept.name))}."
-        return QA("name", question, concept.name, said, about=scene.items)
-    return QA("name", question, told, f"The picture shows {told}.", about=scene.items[:4])
+        sentence = f"{capitalized(it_is(concept.name))}."
+        return QA("name", question, concept.name, sentence, about=scene.items)
+    return QA("name", question, listing, f"The picture shows {listing}.", about=scene.items[:4])
 
 
 def is_it(scene: NamedScene) -> QA | None:
-    """Ask whether the only thing of the picture is what the question says, in any of its names."""
+    """Ask whether the only thing in the picture is what the question names, by any of its names."""
     if len(scene.items) != 1:
         return None
     concept = scene.shown[0]
     yes = scene.rng.random() < 0.5
-    asked = scene.rng.choice(concept.names if yes else scene.absent(concept).names)
+    word = scene.rng.choice(concept.names if yes else scene.absent(concept).names)
     question = scene.phrase(
         (
             "Is this {a}?",
@@ -106,9 +106,9 @@ def is_it(scene: NamedScene) -> QA | None:
             "This is {a}, isn't it?",
             "~Could this be {a}?",
         ),
-        a=noun_phrase(asked),
+        a=noun_phrase(word),
     )
-    sentence = f"{'Yes' if yes else 'No'}, {it_is(asked if yes else concept.name)}."
+    sentence = f"{'Yes' if yes else 'No'}, {it_is(word if yes else concept.name)}."
     return QA("is_it", question, "yes" if yes else "no", sentence, about=scene.items)
 
 
@@ -116,7 +116,7 @@ def presence(scene: NamedScene) -> QA:
     """Ask whether something is in the picture, by any of its names."""
     concept = scene.rng.choice(scene.shown)
     yes = scene.rng.random() < 0.5
-    asked = scene.rng.choice(concept.names if yes else scene.absent(concept).names)
+    word = scene.rng.choice(concept.names if yes else scene.absent(concept).names)
     question = scene.phrase(
         (
             "Is there {a}{in_pic}?",
@@ -126,10 +126,10 @@ def presence(scene: NamedScene) -> QA:
             "Is {a} in the {pic}?",
             "~Can you find {a}?",
         ),
-        a=noun_phrase(asked),
+        a=noun_phrase(word),
     )
-    number = sum(asked in c.words for c in scene.shown)
-    sentence = f"Yes, there is {noun_phrase(asked)}." if yes else f"No, there is no {asked}."
+    number = sum(word in c.words for c in scene.shown)
+    sentence = f"Yes, there is {noun_phrase(word)}." if yes else f"No, there is no {word}."
     return QA("existence", question, "yes" if yes else "no", sentence, counts=(number,))
 
 
@@ -138,7 +138,7 @@ def kind_presence(scene: NamedScene) -> QA:
     kinds = [c.kind for c in scene.shown if not c.kind.startswith("(")]
     others = [kind for kind in scene.kinds() if kind not in scene.words]
     yes = bool(kinds) and scene.rng.random() < 0.5
-    asked = scene.rng.choice(kinds if yes else others)
+    word = scene.rng.choice(kinds if yes else others)
     templates = [
         "Is there {a}{in_pic}?",
         "Do you see {a}?",
@@ -147,17 +147,17 @@ def kind_presence(scene: NamedScene) -> QA:
     ]
     if len(scene.items) == 1:
         templates += ["Is it {a}?", "Is this {a}?", "~Is that {a}?"]
-    question = scene.phrase(templates, a=noun_phrase(asked), k=asked)
-    number = sum(asked in c.words for c in scene.shown)
-    first = next((c for c in scene.shown if c.kind == asked), None)
+    question = scene.phrase(templates, a=noun_phrase(word), k=word)
+    number = sum(word in c.words for c in scene.shown)
+    first = next((c for c in scene.shown if c.kind == word), None)
     if first is None:
-        return QA("existence", question, "no", f"No, there is no {asked}.", counts=(number,))
+        return QA("existence", question, "no", f"No, there is no {word}.", counts=(number,))
     sentence = f"Yes, there is {noun_phrase(first.name)}."
     return QA("existence", question, "yes", sentence, counts=(number,))
 
 
 def member(scene: NamedScene) -> QA | None:
-    """Ask which animal, fruit or tool it is, if one kind of thing at most can be meant."""
+    """Ask which animal (fruit, tool) there is, if the picture shows one at most."""
     kind = scene.rng.choice(scene.shown).kind
     if kind.startswith("(") or scene.rng.random() < 0.15:
         kind = scene.rng.choice(scene.kinds())
@@ -184,7 +184,7 @@ def member(scene: NamedScene) -> QA | None:
 
 
 def kind(scene: NamedScene) -> QA | None:
-    """Ask what kind of thing the only thing of the picture is."""
+    """Ask what kind of thing the only thing in the picture is."""
     concept = scene.shown[0]
     if len(scene.items) != 1 or concept.kind.startswith("("):
         return None
@@ -202,15 +202,15 @@ def kind(scene: NamedScene) -> QA | None:
 
 
 def kind_count(scene: NamedScene) -> QA | None:
-    """Ask how many things of a kind, or of a name, there are."""
+    """Ask how many things of a name or kind there are."""
     concept = scene.rng.choice(scene.shown)
-    asked = scene.rng.choice(concept.words)
+    word = scene.rng.choice(concept.words)
     if scene.rng.random() < 0.1:
-        asked = scene.absent(concept).name
-    if not all(map(is_countable, (asked, *(c.name for c in scene.shown if asked in c.words)))):
+        word = scene.absent(concept).name
+    if not all(map(is_countable, (word, *(c.name for c in scene.shown if word in c.words)))):
         return None
-    number = sum(asked in c.words for c in scene.shown)
-    several = plural(asked)
+    number = sum(word in c.words for c in scene.shown)
+    several = plural(word)
     question = scene.phrase(
         (
             "How many {p} are there?",
@@ -221,7 +221,7 @@ def kind_count(scene: NamedScene) -> QA | None:
         ),
         p=several,
     )
-    there = {0: f"There are no {several}.", 1: f"There is 1 {asked}."}
+    there = {0: f"There are no {several}.", 1: f"There is 1 {word}."}
     sentence = there.get(number, f"There are {number} {several}.")
     return QA("count", question, str(number), sentence, counts=(number,))
 
@@ -241,7 +241,7 @@ WEIGHTS: Mapping[Skill, float] = {
 def ask_about_names(
     scene: NamedScene, count: int, weights: Mapping[Skill, float] = WEIGHTS
 ) -> list[QA]:
-    """Return up to `count` different questions, the first of which asks what there is."""
+    """Return up to `count` different questions; the first asks what the picture shows."""
     made: dict[str, QA] = {}
     skills = [name, *scene.rng.choices(list(weights), list(weights.values()), k=2 * count)]
     for skill in skills:

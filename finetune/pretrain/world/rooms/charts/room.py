@@ -13,9 +13,9 @@ from finetune.pretrain.world.drawing.paint import (
     RGB,
     Canvas,
     background,
+    background_rgb,
     colour_rgb,
     far_enough,
-    ground_rgb,
     mixed,
     picture_size,
 )
@@ -101,7 +101,7 @@ class Charts:
                 if rng.random() < 0.8
                 else "".join(rng.sample(LETTERS, count))
             )
-        ground = ground_rgb(rng, [rgb for _, rgb in colours])
+        ground = background_rgb(rng, [rgb for _, rgb in colours])
         extra = {
             "ground": ground,
             "font": rng.choice(CLEAR_FONTS),

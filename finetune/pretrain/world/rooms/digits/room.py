@@ -6,14 +6,14 @@ from typing import Any
 
 from PIL import Image
 
-from finetune.pretrain.world.drawing.lettering import legible_ground
+from finetune.pretrain.world.drawing.lettering import legible_background
 from finetune.pretrain.world.drawing.paint import (
     COLOURS,
     RGB,
     Canvas,
     background,
+    background_rgb,
     colour_rgb,
-    ground_rgb,
     mixed,
     picture_size,
 )
@@ -71,7 +71,7 @@ def pick_ink(rng: random.Random) -> Ink:
     """Pick a colour and a background on which it is legible."""
     name = rng.choice(list(COLOURS))
     pen = colour_rgb(name, rng)
-    return Ink(name, pen, legible_ground(pen, rng))
+    return Ink(name, pen, legible_background(pen, rng))
 
 
 def number_text(digits: int, rng: random.Random, split: Split) -> str:
@@ -142,7 +142,7 @@ def make_glyphs(
     slant = 0.0 if written else rng.choice((0.0, 0.0, 0.12))
     boxes = frames(len(text), size, rng, 1.45 if written else 1.7)
     items = glyph_items(text, boxes, colours.name, size, slant)
-    panel = None if written or rng.random() < 0.4 else legible_ground(colours.pen, rng)
+    panel = None if written or rng.random() < 0.4 else legible_background(colours.pen, rng)
     ghost = None if rng.random() < 0.5 else 0.12
     return items, {
         "text": text,
@@ -198,7 +198,7 @@ def make_dice(
                     )
                 )
                 break
-    ground = ground_rgb(rng, [item.extra["rgb"] for item in items])
+    ground = background_rgb(rng, [item.extra["rgb"] for item in items])
     return tuple(items), {"ground": ground, "solid": rng.random() < 0.4}
 
 
@@ -230,7 +230,7 @@ def make_domino(
         )
     dot = pip_rgb(name, rgb)
     return tuple(items), {
-        "ground": ground_rgb(rng, [rgb]),
+        "ground": background_rgb(rng, [rgb]),
         "across": across,
         "rgb": rgb,
         "dot": dot,

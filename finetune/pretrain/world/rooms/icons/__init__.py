@@ -1,1 +1,1 @@
-"""Icons and emoji of everyday things, in several hands."""
+"""Icons and emoji of everyday things, in several drawing styles."""

@@ -1,4 +1,4 @@
-"""The questions of the icons room: what things are, and where they are to each other."""
+"""The questions of the icons room: what things are, and how they are placed."""
 
 import random
 from collections.abc import Mapping
@@ -36,10 +36,10 @@ def ask(scene: Scene, rng: random.Random, split: Split) -> list[QA]:
     """Return questions about a scene of icons."""
     shown = tuple(concepts_by_name()[item.kind] for item in scene.items)
     named = NamedScene(scene.items, shown, icon_concepts(), rng, split)
-    asked = ask_about_names(named, count=6)
+    qas = ask_about_names(named, count=6)
     if all(is_countable(item.kind) for item in scene.items):
-        # Sentences about "the" or "one" thing need names that can be counted.
+        # Mass nouns and plurals do not fit into sentences with "a", "the" or a number.
         kinds = tuple(c.name for c in icon_concepts() if is_countable(c.name))
         words = Vocabulary("thing", kinds, ())
-        asked += ask_about_objects(scene, rng, split, words, count=6, weights=OBJECT_WEIGHTS)
-    return list({qa.question: qa for qa in asked}.values())
+        qas += ask_about_objects(scene, rng, split, words, count=6, weights=OBJECT_WEIGHTS)
+    return list({qa.question: qa for qa in qas}.values())

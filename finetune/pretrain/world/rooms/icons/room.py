@@ -1,4 +1,4 @@
-"""The icons room: icons of everyday things on any ground, alone or several together."""
+"""The icons room: one or several icons of everyday things on a random background."""
 
 import random
 from dataclasses import dataclass
@@ -9,7 +9,10 @@ from PIL import Image, ImageFilter, ImageOps
 from finetune.pretrain.world.drawing.paint import background, far_enough, to_rgb
 from finetune.pretrain.world.rooms.icons.questions import ask
 from finetune.pretrain.world.rooms.icons.store import IconStore, icon_concepts
-from finetune.pretrain.world.rooms.photos.grounds import choose_ground, photo_ground
+from finetune.pretrain.world.rooms.photos.backgrounds import (
+    choose_background_photo,
+    photo_background,
+)
 from finetune.pretrain.world.rooms.photos.store import PhotoStore
 from finetune.pretrain.world.scene import QA, Item, Scene, Split
 
@@ -19,11 +22,11 @@ SIZES = (128, 160, 224)
 
 @dataclass(frozen=True)
 class Icons:
-    """See the module's text. Items' kinds are the concepts' first names."""
+    """The `Room` of icons; an item's kind is the first name of its concept."""
 
     store: IconStore
     photos: PhotoStore | None = None
-    """Some of these are grounds."""
+    """Photographs, some of which are used as backgrounds."""
     name = "icons"
 
     @property
@@ -32,7 +35,7 @@ class Icons:
         return tuple(concept.name for concept in icon_concepts())
 
     def make(self, rng: random.Random, split: Split, count: int | None = None) -> Scene:
-        """Make a scene of `count` icons; drawn when not given, mostly one."""
+        """Make a scene of `count` icons; a random number by default, most often one."""
         count = count or rng.choices((1, 2, 3, 4, 6, 9), (60, 12, 10, 8, 6, 4))[0]
         width = height = rng.choice(SIZES)
         if rng.random() < 0.3:
@@ -42,9 +45,9 @@ class Icons:
         across = min(count, max(1, round((count * width / height) ** 0.5)))
         down = -(-count // across)
         cell = min(width / across, height / down)
-        known = self.store.concepts(split)
-        numbers = [rng.choice(known) for _ in range(count)]
-        if count > 2 and rng.random() < 0.4:  # some alike, so that there is something to count
+        available = self.store.concepts(split)
+        numbers = [rng.choice(available) for _ in range(count)]
+        if count > 2 and rng.random() < 0.4:  # repeat some, so that there is something to count
             numbers = [rng.choice(numbers[:2]) for _ in range(count)]
         items = []
         for k, number in enumerate(numbers):
@@ -55,19 +58,19 @@ class Icons:
             y = top + rng.uniform(0, height / down - side)
             box = (x / width, y / height, (x + side) / width, (y + side) / height)
             concept = icon_concepts()[number]
-            extra = {"row": rng.choice(self.store.numbers[split][number])}
+            extra = {"row": rng.choice(self.store.rows[split][number])}
             items.append(Item(concept.name, box, extra=extra))
-        seed, ground = rng.getrandbits(32), {}
+        seed, extra = rng.getrandbits(32), {}
         if self.photos and rng.random() < 0.1:
-            ground = {"photo": choose_ground(self.photos, [], rng, split)}
-        return Scene(self.name, f"{count}", width, height, tuple(items), seed, ground)
+            extra = {"photo": choose_background_photo(self.photos, [], rng, split)}
+        return Scene(self.name, f"{count}", width, height, tuple(items), seed, extra)
 
-    def alone(self, number: int, rng: random.Random, split: Split) -> Scene:
-        """Make a scene of one icon of a concept that the split has."""
+    def make_single(self, number: int, rng: random.Random, split: Split) -> Scene:
+        """Make a scene of one icon of concept `number`, which the split must contain."""
         side = rng.choice(SIZES)
         share = rng.uniform(0.6, 1.0)
         edge = (1 - share) / 2
-        extra = {"row": rng.choice(self.store.numbers[split][number])}
+        extra = {"row": rng.choice(self.store.rows[split][number])}
         box = (edge, edge, edge + share, edge + share)
         item = Item(icon_concepts()[number].name, box, extra=extra)
         return Scene(self.name, "1", side, side, (item,), rng.getrandbits(32))
@@ -80,14 +83,14 @@ class Icons:
         base = to_rgb(tone + rng.randint(-spread, spread) for _ in range(3))
         size, photo = (scene.width, scene.height), scene.extra.get("photo")
         if self.photos and photo is not None:
-            picture = photo_ground(self.photos, photo, size, scene.seed)
+            picture = photo_background(self.photos, photo, size, scene.seed)
         else:
             picture = background(*size, base, scene.seed)
         silhouette = rng.random() < 0.05
         contour = rng.random() < 0.15
         for item in scene.items:
             icon = Image.fromarray(np.asarray(self.store.images[item.extra["row"]]), "RGBA")
-            if silhouette or _melts(icon, base):
+            if silhouette or _blends_in(icon, base):
                 icon = _filled(icon, _contrasting(base, rng))
             if contour:
                 icon = _outlined(icon, rng.randint(1, 4))
@@ -107,20 +110,20 @@ class Icons:
         return ask(scene, rng, split)
 
 
-def _melts(icon: Image.Image, ground: tuple[int, int, int]) -> bool:
-    """Tell whether the icon is of one colour that is too near the ground's to be seen."""
+def _blends_in(icon: Image.Image, base: tuple[int, int, int]) -> bool:
+    """Return whether the icon has a single colour, too similar to that of the background."""
     pixels = np.asarray(icon)
-    seen = pixels[pixels[..., 3] > 128][:, :3].astype(float)
-    if not len(seen) or seen.std(axis=0).max() > 25:
+    opaque = pixels[pixels[..., 3] > 128][:, :3].astype(float)
+    if not len(opaque) or opaque.std(axis=0).max() > 25:
         return False
-    return not far_enough(to_rgb(seen.mean(axis=0)), [ground], 90)
+    return not far_enough(to_rgb(opaque.mean(axis=0)), [base], 90)
 
 
-def _contrasting(ground: tuple[int, int, int], rng: random.Random) -> tuple[int, int, int]:
-    """Return a colour that stands out from the ground."""
+def _contrasting(base: tuple[int, int, int], rng: random.Random) -> tuple[int, int, int]:
+    """Return a colour that contrasts with the background."""
     while True:
         colour = (rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255))
-        if far_enough(colour, [ground], 120):
+        if far_enough(colour, [base], 120):
             return colour
 
 
@@ -132,9 +135,9 @@ def _filled(icon: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
 
 
 def _outlined(icon: Image.Image, width: int) -> Image.Image:
-    """Return the icon with a dark contour behind it, as many hands draw it."""
-    reach = icon.getchannel("A").filter(ImageFilter.MaxFilter(2 * width + 1))
+    """Return the icon with a dark contour around it, as in many icon sets."""
+    grown = icon.getchannel("A").filter(ImageFilter.MaxFilter(2 * width + 1))
     behind = Image.new("RGBA", icon.size, (15, 15, 15, 255))
-    behind.putalpha(reach)
+    behind.putalpha(grown)
     behind.alpha_composite(icon)
     return behind

@@ -1,4 +1,4 @@
-"""Packed icons of several hands: where they lie, and which are held out."""
+"""Packed icons of several sets, and which sets are held out."""
 
 import functools
 import json
@@ -12,49 +12,47 @@ from finetune.pretrain.world.scene import Split
 
 ICON_SIZE = 128
 HELD_OUT_SETS = frozenset({"openmoji"})
-"""The sets that training never sees: whether an icon is known in another hand is asked on these."""
+"""Sets that are used for validation only, to measure recognition in an unseen drawing style."""
 LEFT_OUT_SETS = frozenset({"emojione-v1"})
-"""Sets under a ShareAlike licence (CC BY-SA 4.0, as the held-out one): weights never see them."""
+"""Sets that are not used: their licence is ShareAlike (CC BY-SA 4.0), as is that of OpenMoji."""
 
 
 @functools.cache
 def icon_concepts() -> tuple[Concept, ...]:
-    """Read the table of what icons show; keys are the icons' names."""
+    """Return the concepts that icons show; their keys are names of icons."""
     return read_concepts(Path(__file__).with_name("concepts.txt"))
 
 
 @functools.cache
 def concepts_by_name() -> dict[str, Concept]:
-    """Return the concepts by their first names."""
+    """Return a dictionary from a concept's first name to the concept."""
     return {concept.name: concept for concept in icon_concepts()}
 
 
 @dataclass(frozen=True)
 class IconStore:
-    """Icons as RGBA pictures, by concept.
-
-    images: [n, ICON_SIZE, ICON_SIZE, 4] uint8, straight alpha.
-    numbers: for each split and concept the rows of its icons.
-    """
+    """Icons as RGBA pictures, by concept."""
 
     images: np.ndarray
-    numbers: dict[Split, tuple[tuple[int, ...], ...]]
+    """[n, ICON_SIZE, ICON_SIZE, 4] uint8, with straight alpha."""
+    rows: dict[Split, tuple[tuple[int, ...], ...]]
+    """For each split and concept, the rows of its icons in `images`."""
 
     @classmethod
     def open(cls, folder: Path) -> "IconStore":
-        """Map what `finetune.pretrain.pack_data` wrote."""
+        """Open icons packed by `finetune.pretrain.pack_data`, memory-mapped."""
         concept_of = {key: k for k, c in enumerate(icon_concepts()) for key in c.keys}
         found: dict[Split, list[list[int]]] = {
             "train": [[] for _ in icon_concepts()],
             "test": [[] for _ in icon_concepts()],
         }
-        for number, (style, name) in enumerate(json.loads((folder / "icons.json").read_text())):
-            split: Split = "test" if style in HELD_OUT_SETS else "train"
-            if name in concept_of and style not in LEFT_OUT_SETS:
-                found[split][concept_of[name]].append(number)
-        numbers = {split: tuple(map(tuple, rows)) for split, rows in found.items()}
-        return cls(np.load(folder / "images.npy", mmap_mode="r"), numbers)
+        for row, (icon_set, name) in enumerate(json.loads((folder / "icons.json").read_text())):
+            split: Split = "test" if icon_set in HELD_OUT_SETS else "train"
+            if name in concept_of and icon_set not in LEFT_OUT_SETS:
+                found[split][concept_of[name]].append(row)
+        by_split = {split: tuple(map(tuple, rows)) for split, rows in found.items()}
+        return cls(np.load(folder / "images.npy", mmap_mode="r"), by_split)
 
     def concepts(self, split: Split) -> tuple[int, ...]:
-        """Return the numbers of the concepts that the split has an icon of."""
-        return tuple(k for k, rows in enumerate(self.numbers[split]) if rows)
+        """Return the indices of the concepts that the split has icons of."""
+        return tuple(k for k, rows in enumerate(self.rows[split]) if rows)

@@ -1,6 +1,6 @@
-"""Batches of small photographs for the encoder, in many cuts.
+"""Batches of small photographs for the encoder, with random crops as augmentation.
 
-They are enlarged to the encoder's size on the way, so that a batch is cut on the device at once.
+A whole batch is cropped and enlarged to the encoder's size in one operation on the device.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from finetune.pretrain.world.rooms.photos.store import PhotoStore
 
 LEAST_ZOOM = 0.5
-"""How small a photograph is shown at least, of the encoder's picture."""
+"""The smallest share of the encoder's input that the longer side of a photograph fills."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class PhotoBatch:
     """Photographs, padded to squares.
 
     pixels [n, 3, side, side] in -1..1; labels [n]; boxes [n, 4] in fractions of the square;
-    shares [n, 2]: how much of the square's width and height the photograph takes.
+    shares [n, 2] of the square's width and height that each photograph fills.
     """
 
     pixels: torch.Tensor
@@ -30,62 +30,62 @@ class PhotoBatch:
 
 
 class PhotoBatches:
-    """See the module's text."""
+    """Makes batches of a store's photographs."""
 
     def __init__(self, store: PhotoStore, side: int, device: str = "cpu") -> None:
-        """Use a store's photographs as pictures of `side` pixels; a GPU holds all of them."""
+        """Make squares of `side` pixels; a GPU keeps all photographs in its memory."""
         self.store, self.side, self.device = store, side, device
-        self._held: torch.Tensor | None = None
+        self._on_device: torch.Tensor | None = None
         if device != "cpu":
-            self._held = torch.from_numpy(np.array(store.images)).to(device)
+            self._on_device = torch.from_numpy(np.array(store.images)).to(device)
 
     def batch(self, count: int, rng: np.random.Generator) -> PhotoBatch:
-        """Pick random training photographs in random cuts, flipped, scaled, padded and worn."""
-        rows = np.sort(rng.choice(self.store.numbers["train"], count))
+        """Return random training photographs: cropped, flipped, scaled, padded and degraded."""
+        rows = np.sort(rng.choice(self.store.rows["train"], count))
         area, ratio = rng.uniform(0.3, 1.0, count), np.exp(rng.uniform(-0.35, 0.35, count))
         wide = np.minimum(1.0, np.sqrt(area * ratio))
         high = np.minimum(1.0, np.sqrt(area / ratio))
         left, top = rng.uniform(0, 1 - wide), rng.uniform(0, 1 - high)
-        # Half keep the cut's own shape, on the grey that the processor pads with, and are smaller:
-        # these photographs have few pixels, so that nothing is lost and fewer patches show all.
-        kept = rng.random(count) < 0.5
+        # Half keep the shape of their crop and are smaller, padded with the processor's grey. They
+        # have few pixels anyway, so no detail is lost, and fewer patches show the whole object.
+        keeps_shape = rng.random(count) < 0.5
         zoom = rng.uniform(LEAST_ZOOM, 1.0, count)
-        across = np.where(kept, zoom * wide / np.maximum(wide, high), 1.0)
-        down = np.where(kept, zoom * high / np.maximum(wide, high), 1.0)
+        across = np.where(keeps_shape, zoom * wide / np.maximum(wide, high), 1.0)
+        down = np.where(keeps_shape, zoom * high / np.maximum(wide, high), 1.0)
         flipped = rng.random(count) < 0.5
-        cuts = np.stack([left, top, wide, high, across, down, np.where(flipped, -1, 1)], axis=1)
-        images = _worn(self._images(rows), rng)
+        crops = np.stack([left, top, wide, high, across, down, np.where(flipped, -1, 1)], axis=1)
+        images = _degraded(self._images(rows), rng)
         mode = "bicubic" if rng.random() < 0.3 else "bilinear"
-        return self._cut(rows, images, torch.from_numpy(cuts).float().to(self.device), mode)
+        return self._crop(rows, images, torch.from_numpy(crops).float().to(self.device), mode)
 
     def whole(self, rows: np.ndarray) -> PhotoBatch:
-        """Show photographs `rows` as the processor does."""
-        cuts = torch.tensor([[0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]]).repeat(len(rows), 1)
-        return self._cut(rows, self._images(rows), cuts.to(self.device), "bicubic")
+        """Return photographs `rows` as the image processor would, without augmentation."""
+        crops = torch.tensor([[0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]]).repeat(len(rows), 1)
+        return self._crop(rows, self._images(rows), crops.to(self.device), "bicubic")
 
     def held_out(self, classes: int) -> np.ndarray:
         """Return the rows of the held-out photographs of the first `classes` classes."""
-        rows = self.store.numbers["test"]
+        rows = self.store.rows["test"]
         return rows[self.store.labels[rows] < classes]
 
     def _images(self, rows: np.ndarray) -> torch.Tensor:
-        """Read photographs [n, 3, 64, 64] in -1..1."""
-        if self._held is None:
+        """Return photographs [n, 3, 64, 64] in -1..1."""
+        if self._on_device is None:
             images = torch.from_numpy(np.ascontiguousarray(self.store.images[rows]))
         else:
-            images = self._held[torch.from_numpy(rows).to(self.device)]
+            images = self._on_device[torch.from_numpy(rows).to(self.device)]
         return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
-    def _cut(
-        self, rows: np.ndarray, images: torch.Tensor, cuts: torch.Tensor, mode: str
+    def _crop(
+        self, rows: np.ndarray, images: torch.Tensor, crops: torch.Tensor, mode: str
     ) -> PhotoBatch:
-        """Sample each photograph once.
+        """Crop each photograph and place it in the square.
 
-        cuts [n, 7]: left, top, width and height of the cut in the photograph, its width and height
-        in the picture, and -1 where it is flipped.
+        crops [n, 7]: left, top, width and height of the crop in the photograph, its width and
+        height in the square, and -1 if it is flipped, else 1.
         """
-        left, top, wide, high, across, down, flip = cuts.unbind(1)
-        # `grid_sample` maps places of the picture, -1..1, to places of the photograph, -1..1.
+        left, top, wide, high, across, down, flip = crops.unbind(1)
+        # `grid_sample` maps positions in the square to positions in the photograph, both -1..1.
         zero = torch.zeros_like(left)
         theta = torch.stack(
             (
@@ -97,36 +97,36 @@ class PhotoBatches:
         size = (len(rows), 3, self.side, self.side)
         grid = F.affine_grid(theta, list(size), align_corners=False)
         pixels = F.grid_sample(images, grid, mode, "border", align_corners=False)
-        steps = (torch.arange(self.side, device=cuts.device) + 0.5) / self.side * 2 - 1
+        steps = (torch.arange(self.side, device=crops.device) + 0.5) / self.side * 2 - 1
         inside_x = steps.abs()[None, :] <= across[:, None]
         inside_y = steps.abs()[None, :] <= down[:, None]
         pixels = pixels * (inside_y[:, None, :, None] & inside_x[:, None, None, :])
-        boxes = torch.from_numpy(self.store.boxes[rows]).to(cuts.device).float() / 255
+        boxes = torch.from_numpy(self.store.boxes[rows]).to(crops.device).float() / 255
         xs = (boxes[:, 0::2] - left[:, None]) / wide[:, None]
         xs = torch.where(flip[:, None] < 0, 1 - xs.flip(1), xs)
         ys = (boxes[:, 1::2] - top[:, None]) / high[:, None]
         xs = (0.5 + (xs.clamp(0, 1) - 0.5) * across[:, None]).clamp(0, 1)
         ys = (0.5 + (ys.clamp(0, 1) - 0.5) * down[:, None]).clamp(0, 1)
         boxes = torch.stack((xs[:, 0], ys[:, 0], xs[:, 1], ys[:, 1]), 1)
-        labels = torch.from_numpy(self.store.labels[rows]).to(cuts.device)
+        labels = torch.from_numpy(self.store.labels[rows]).to(crops.device)
         return PhotoBatch(pixels.clamp(-1, 1), labels, boxes, torch.stack((across, down), 1))
 
 
-def _worn(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Vary colour, contrast, sharpness and grain; [n, 3, height, width] in -1..1.
+def _degraded(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Vary colour, contrast, sharpness and noise; [n, 3, height, width] in -1..1.
 
-    Enlarged photographs are blurred and users' are not: some get harder edges, or grain.
+    Enlarged photographs are blurred, users' are not. Therefore some are sharpened or get noise.
     """
     count, device = len(pixels), pixels.device
 
-    def drawn(spread: float, channels: int = 1) -> torch.Tensor:
+    def normal(spread: float, channels: int = 1) -> torch.Tensor:
         values = rng.normal(0, spread, (count, channels, 1, 1))
         return torch.from_numpy(values).float().to(device)
 
     smooth = F.avg_pool2d(pixels, 3, 1, 1, count_include_pad=False)
     sharper = torch.from_numpy(rng.uniform(-0.6, 1.2, (count, 1, 1, 1))).float().to(device)
     pixels = pixels + sharper * (pixels - smooth)
-    pixels = pixels * torch.exp(drawn(0.12)) + drawn(0.08) + drawn(0.04, 3)
+    pixels = pixels * torch.exp(normal(0.12)) + normal(0.08) + normal(0.04, 3)
     if rng.random() < 0.3:
         pixels = pixels + 0.06 * torch.randn_like(pixels)
     return pixels.clamp(-1, 1)

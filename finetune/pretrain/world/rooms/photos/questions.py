@@ -1,7 +1,7 @@
 """The questions of the photographs room: what it is, what kind of thing, and where it is.
 
-A photograph shows more than its class, so that nobody asks how many things there are, and what is
-asked for in vain is of another kind than what is shown.
+A photograph shows more than its label says. So there are no questions about numbers, and questions
+about something absent name things of another kind than the labelled object.
 """
 
 import random
@@ -38,15 +38,15 @@ OBJECT_WEIGHTS: Mapping[ObjectSkill, float] = {
 def ask(scene: Scene, rng: random.Random, split: Split) -> list[QA]:
     """Return questions about a photograph."""
     shown = class_by_name()[scene.items[0].kind]
-    known = [c for c in photo_classes() if c.kind != shown.kind or c.name == shown.name]
-    named = NamedScene(scene.items, (shown,), known, rng, split)
-    asked = ask_about_names(named, count=6, weights=NAME_WEIGHTS)
-    # Near misses: another dog than the one that is shown.
-    akin = [c for c in photo_classes() if c.kind == shown.kind]
-    if len(akin) > 1 and rng.random() < 0.5:
-        near = named_things.is_it(replace(named, known=akin))
-        asked += [near] if near else []
+    other_kinds = [c for c in photo_classes() if c.kind != shown.kind or c.name == shown.name]
+    named = NamedScene(scene.items, (shown,), other_kinds, rng, split)
+    qas = ask_about_names(named, count=6, weights=NAME_WEIGHTS)
+    # Near misses, such as another breed of dog than the one that is shown.
+    same_kind = [c for c in photo_classes() if c.kind == shown.kind]
+    if len(same_kind) > 1 and rng.random() < 0.5:
+        near_miss = named_things.is_it(replace(named, known=same_kind))
+        qas += [near_miss] if near_miss else []
     if is_countable(shown.name):
         words = Vocabulary("thing", tuple(c.name for c in photo_classes()), ())
-        asked += ask_about_objects(scene, rng, split, words, count=3, weights=OBJECT_WEIGHTS)
-    return list({qa.question: qa for qa in asked}.values())
+        qas += ask_about_objects(scene, rng, split, words, count=3, weights=OBJECT_WEIGHTS)
+    return list({qa.question: qa for qa in qas}.values())

@@ -1,4 +1,4 @@
-"""The photographs room: one small photograph with its class and its box."""
+"""The photographs room: one small photograph of a labelled object."""
 
 import random
 from dataclasses import dataclass
@@ -10,35 +10,35 @@ from finetune.pretrain.world.rooms.photos.store import PHOTO_SIZE, PhotoStore, p
 from finetune.pretrain.world.scene import QA, Item, Scene, Split
 
 LEAST_SHARE = 0.55
-"""How much of an edge a cut keeps at least."""
+"""The smallest share of an edge that a crop keeps."""
 
 
 @dataclass(frozen=True)
 class Photos:
-    """See the module's text. Items' kinds are the classes' first names."""
+    """The `Room` of photographs; an item's kind is the first name of its class."""
 
     store: PhotoStore
     name = "photos"
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The classes' first names, in the order of the table; some are in it twice."""
+        """The classes' first names, in the order of the table; a few occur twice."""
         return tuple(c.name for c in photo_classes())
 
     def make(self, rng: random.Random, split: Split) -> Scene:
-        """Cut a photograph so that its object stays in the picture; held-out ones stay whole."""
-        rows = self.store.numbers[split]
+        """Choose a photograph, cropped around its object for training and whole otherwise."""
+        rows = self.store.rows[split]
         row = int(rows[rng.randrange(len(rows))])
         left, top, right, bottom = (int(v) / 255 for v in self.store.boxes[row])
-        cut = (0.0, 0.0, 1.0, 1.0)
+        crop = (0.0, 0.0, 1.0, 1.0)
         if split == "train":
-            cut = (
+            crop = (
                 rng.uniform(0, min(left, 1 - LEAST_SHARE)),
                 rng.uniform(0, min(top, 1 - LEAST_SHARE)),
                 rng.uniform(max(right, LEAST_SHARE), 1),
                 rng.uniform(max(bottom, LEAST_SHARE), 1),
             )
-        edges = [round(edge * PHOTO_SIZE) for edge in cut]
+        edges = [round(edge * PHOTO_SIZE) for edge in crop]
         width, height = max(8, edges[2] - edges[0]), max(8, edges[3] - edges[1])
         flipped = split == "train" and rng.random() < 0.5
         x0, x1 = (min(1.0, max(0.0, (x * PHOTO_SIZE - edges[0]) / width)) for x in (left, right))

@@ -11,8 +11,8 @@ from finetune.pretrain.world.drawing.paint import (
     COLOURS,
     Canvas,
     background,
+    background_rgb,
     colour_rgb,
-    ground_rgb,
     picture_size,
     to_rgb,
 )
@@ -307,7 +307,7 @@ class Shapes:
             items = scattered(few, whole, size, (0.07, 0.11), rng)
         else:
             raise KeyError(layout)
-        extra["ground"] = ground_rgb(rng, [item.extra["rgb"] for item in items])
+        extra["ground"] = background_rgb(rng, [item.extra["rgb"] for item in items])
         return Scene(self.name, layout, width, height, tuple(items), rng.getrandbits(32), extra)
 
     def draw(self, scene: Scene) -> Image.Image:

@@ -1,7 +1,7 @@
-"""A wider room of shapes: squares, ellipses and their like, thin outlines, long pictures.
+"""The wide shapes room: more kinds of shapes, thin outlines, and pictures of up to 4:1.
 
-Kinds keep their shape, as pictures do that are padded to a square: a square is not a rectangle
-here, and a circle not an ellipse.
+It is for encoders that pad pictures to a square and so preserve proportions: unlike in the shapes
+room, a square is not called a rectangle, nor a circle an ellipse.
 """
 
 import math
@@ -16,11 +16,14 @@ from finetune.pretrain.world.drawing.paint import (
     COLOURS,
     Canvas,
     background,
+    background_rgb,
     colour_rgb,
-    ground_rgb,
 )
 from finetune.pretrain.world.objects.questions import ask_about_objects
-from finetune.pretrain.world.rooms.photos.grounds import choose_ground, photo_ground
+from finetune.pretrain.world.rooms.photos.backgrounds import (
+    choose_background_photo,
+    photo_background,
+)
 from finetune.pretrain.world.rooms.photos.store import PhotoStore
 from finetune.pretrain.world.rooms.shapes import room as plain
 from finetune.pretrain.world.rooms.shapes.room import HELD_OUT_PAIRS, KINDS, Points, Spec
@@ -49,10 +52,10 @@ _SPECIAL_CASES = {
     "parallelogram": {"rectangle", "square", "diamond"},
 }
 LONGEST = (160, 224, 320)
-"""The longer sides that pictures are drawn with; `degradation` gives them any other."""
+"""The longer sides of pictures, in pixels; `degradation` rescales some to other sizes."""
 
 Cell = tuple[float, float, float]
-"""Where an object goes: centre x, centre y, radius, in pixels."""
+"""The place of an object: centre x, centre y and radius, in pixels."""
 
 
 def _rounded(half_width: float, half_height: float, corner: float) -> Points:
@@ -103,7 +106,7 @@ def outline(kind: str, rng: random.Random) -> Points:
 
 
 def rotation(kind: str, rng: random.Random) -> float:
-    """Draw a turn in radians that leaves the shape what people call it."""
+    """Return a random rotation in radians after which people still call the shape by its name."""
     slight = rng.gauss(0, 0.12) if rng.random() < 0.4 else 0.0
     if kind in ("square", "rounded square", "octagon", "trapezoid", "parallelogram"):
         return slight
@@ -116,8 +119,8 @@ def rotation(kind: str, rng: random.Random) -> float:
     return plain.rotation(kind, rng)
 
 
-def place(spec: Spec, cell: Cell, size: tuple[int, int], rng: random.Random) -> Item:
-    """Make the item in its cell, its polygon fixed and its box measured from it."""
+def place_shape(spec: Spec, cell: Cell, size: tuple[int, int], rng: random.Random) -> Item:
+    """Return the item of a shape in its cell, with its polygon and its measured box."""
     x, y, radius = cell
     turn = rotation(spec.kind, rng)
     cos, sin = math.cos(turn) * radius, math.sin(turn) * radius
@@ -132,7 +135,7 @@ def place(spec: Spec, cell: Cell, size: tuple[int, int], rng: random.Random) -> 
     return Item(spec.kind, box, spec.colour, word, spec.fill, extra=extra)
 
 
-def choose(count: int, rng: random.Random, split: Split) -> list[Spec]:
+def choose_specs(count: int, rng: random.Random, split: Split) -> list[Spec]:
     """Choose `count` objects of a few kinds and colours, so that some have things in common."""
     kinds = rng.sample(WIDE_KINDS, rng.randint(1, count + 1))
     colours = rng.sample(list(COLOURS), min(len(COLOURS), rng.randint(1, count + 1)))
@@ -141,14 +144,14 @@ def choose(count: int, rng: random.Random, split: Split) -> list[Spec]:
     while len(found) < count:
         kind, colour = rng.choice(kinds), rng.choice(colours)
         if split == "train" and (colour, kind) in HELD_OUT_PAIRS | MORE_HELD_OUT_PAIRS:
-            kinds.append(rng.choice(WIDE_KINDS))  # the palette may hold only held-out pairs
+            kinds.append(rng.choice(WIDE_KINDS))  # the choice may consist of held-out pairs only
             continue
         found.append(Spec(kind, colour, "solid" if kind == "ring" else rng.choice(fills)))
     return found
 
 
 def picture_size(rng: random.Random) -> tuple[int, int]:
-    """Draw a size: half are square; the others' aspects are 1:4 to 4:1."""
+    """Return a random size: half are square, the others between 1:4 and 4:1."""
     longest = rng.choice(LONGEST)
     if rng.random() < 0.5:
         return longest, longest
@@ -157,7 +160,7 @@ def picture_size(rng: random.Random) -> tuple[int, int]:
 
 
 def grid_cells(count: int, size: tuple[int, int], rng: random.Random) -> list[Cell]:
-    """Return cells row by row, with gaps or without."""
+    """Return the cells of a grid, row by row, with or without gaps."""
     columns = rng.choice([k for k in range(1, count + 1) if count % k == 0])
     rows = count // columns
     wide, high = size[0] / columns, size[1] / rows
@@ -168,7 +171,11 @@ def grid_cells(count: int, size: tuple[int, int], rng: random.Random) -> list[Ce
 def free_cells(
     count: int, size: tuple[int, int], rng: random.Random, apart: float = 1.05
 ) -> list[Cell]:
-    """Find cells anywhere that keep clear of each other; with `apart` below 1 they may overlap."""
+    """Return up to `count` random cells.
+
+    The distance of two cells is at least `apart` times the sum of their radii, so that cells may
+    overlap if `apart` is below 1.
+    """
     side = min(size)
     roomy = (max(size) / side) ** 0.5
     most = {1: 0.46, 2: 0.3, 3: 0.24, 4: 0.2}.get(count, 0.15) * min(roomy, 1.6)
@@ -187,7 +194,7 @@ def free_cells(
 
 @dataclass(frozen=True)
 class WideShapes:
-    """See the module's text; with `photos` at hand, some of them are grounds."""
+    """The `Room` of wide shapes; some photographs are used as backgrounds, if there are any."""
 
     photos: PhotoStore | None = None
     name = "wide shapes"
@@ -204,12 +211,14 @@ class WideShapes:
             cells = free_cells(min(count, 4), size, rng, apart=0.75)
         else:
             cells = free_cells(count, size, rng)
-        specs = choose(len(cells), rng, split)
-        items = [place(spec, cell, size, rng) for spec, cell in zip(specs, cells, strict=True)]
+        specs = choose_specs(len(cells), rng, split)
+        items = [
+            place_shape(spec, cell, size, rng) for spec, cell in zip(specs, cells, strict=True)
+        ]
         colours = [item.extra["rgb"] for item in items]
-        extra: dict[str, Any] = {"ground": ground_rgb(rng, colours)}
+        extra: dict[str, Any] = {"ground": background_rgb(rng, colours)}
         if self.photos and rng.random() < 0.15:
-            extra["photo"] = choose_ground(self.photos, colours, rng, split)
+            extra["photo"] = choose_background_photo(self.photos, colours, rng, split)
         return Scene(self.name, layout, width, height, tuple(items), rng.getrandbits(32), extra)
 
     def draw(self, scene: Scene) -> Image.Image:
@@ -217,10 +226,10 @@ class WideShapes:
         rng = random.Random(scene.seed)
         size, photo = (scene.width, scene.height), scene.extra.get("photo")
         if self.photos and photo is not None:
-            ground = photo_ground(self.photos, photo, size, scene.seed)
+            ground = photo_background(self.photos, photo, size, scene.seed)
         else:
             ground = background(*size, scene.extra["ground"], scene.seed)
-        # Where nothing is striped, one picture in three is matplotlib's.
+        # A third of the pictures without stripes is drawn by matplotlib's renderer.
         by_agg = rng.random() < 0.33 and all(item.fill != "striped" for item in scene.items)
         canvas: Canvas | AggCanvas = AggCanvas(ground) if by_agg else Canvas(ground)
         longest = max(scene.width, scene.height)
@@ -246,7 +255,7 @@ class WideShapes:
     def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
         """Return questions about the scene; see `Room.ask`."""
         shown = {item.kind for item in scene.items}
-        # Whether a square is a rectangle, too, is a matter of opinion: nobody is asked.
+        # Whether a square is also a rectangle is a matter of opinion, so it is never asked.
         unclear = {kind for kind in WIDE_KINDS if shown & _SPECIAL_CASES.get(kind, set())}
         kinds = tuple(kind for kind in WIDE_KINDS if kind not in unclear - shown)
         return ask_about_objects(scene, rng, split, Vocabulary("shape", kinds, tuple(COLOURS)))
@@ -256,22 +265,22 @@ WIDE_SHAPES = WideShapes()
 
 
 def single(colour: str, kind: str, seed: int) -> Scene:
-    """Make a scene of one solid shape on a plain square picture, for tests."""
+    """Make a scene of one solid shape in a square picture, for validation and tests."""
     rng = random.Random(f"single-{seed}")
     size = (rng.choice(LONGEST),) * 2
     cell = (size[0] / 2, size[1] / 2, size[0] * rng.uniform(0.15, 0.45))
-    item = place(Spec(kind, colour, "solid"), cell, size, rng)
-    extra = {"ground": ground_rgb(rng, [item.extra["rgb"]])}
+    item = place_shape(Spec(kind, colour, "solid"), cell, size, rng)
+    extra = {"ground": background_rgb(rng, [item.extra["rgb"]])}
     return Scene("wide shapes", "single", *size, (item,), rng.getrandbits(32), extra)
 
 
 def phrase(fill: str, colour: str, kind: str) -> str:
-    """Return "a red square", "an outlined blue ellipse"."""
+    """Return a phrase such as "a red square" or "an outlined blue ellipse"."""
     text = f"{colour} {kind}" if fill == "solid" else f"{fill} {colour} {kind}"
     return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
 
 
 def caption(scene: Scene) -> str:
-    """Say what there is, in reading order: "a red square, an outlined blue ellipse"."""
+    """Return up to four objects in reading order: "a red square, an outlined blue ellipse"."""
     items = sorted(scene.items, key=lambda item: (round(item.centre[1] * 3), item.centre[0]))
     return ", ".join(phrase(item.fill, item.colour, item.kind) for item in items[:4])

@@ -4,7 +4,7 @@ import random
 
 from PIL import Image
 
-from finetune.pretrain.world.drawing.paint import far_enough, ground_rgb, picture_size
+from finetune.pretrain.world.drawing.paint import background_rgb, far_enough, picture_size
 from finetune.pretrain.world.drawing.sketch import INK, ThingDrawing, draw_thing, paint_parts
 from finetune.pretrain.world.rooms.things import backdrops
 from finetune.pretrain.world.rooms.things.kinds import (
@@ -141,7 +141,7 @@ class Things:
                     break
         if backdrop == "plain":
             colours: backdrops.Palette = (
-                ground_rgb(rng, [item.extra["drawing"].main for item in items]),
+                background_rgb(rng, [item.extra["drawing"].main for item in items]),
             )
         else:
             colours = backdrops.palette(backdrop, rng)

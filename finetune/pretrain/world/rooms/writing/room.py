@@ -11,7 +11,7 @@ from PIL import Image
 from finetune.pretrain.world.drawing.lettering import (
     Line,
     draw_line,
-    legible_ground,
+    legible_background,
     lightness,
     line_width,
     metrics,
@@ -23,9 +23,9 @@ from finetune.pretrain.world.drawing.paint import (
     RGB,
     Canvas,
     background,
+    background_rgb,
     colour_rgb,
     far_enough,
-    ground_rgb,
     mixed,
     picture_size,
 )
@@ -127,7 +127,7 @@ class Writing:
         size = width, height = picture_size(rng)
         name = rng.choice(list(COLOURS))
         rgb = colour_rgb(name, rng)
-        ground = legible_ground(rgb, rng)
+        ground = legible_background(rgb, rng)
         margin = 0.03
         area = (margin * width, margin * height, (1 - margin) * width, (1 - margin) * height)
         extra: dict[str, Any] = {"style": rng.choices(("flat", "edge", "shadow"), (7, 1, 2))[0]}
@@ -191,7 +191,7 @@ class Writing:
         )
         extra |= {"sign": (box, shape, rgb, rng.random() < 0.6, rng.random() < 0.5)}
         item = Item("sign", to_fractions(box, size), colour)
-        return inner, item, ground_rgb(rng, [rgb])
+        return inner, item, background_rgb(rng, [rgb])
 
     def draw(self, scene: Scene) -> Image.Image:
         """Draw the scene; see `Room.draw`."""

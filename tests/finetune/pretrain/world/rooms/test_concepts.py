@@ -25,14 +25,14 @@ def test_tiny_imagenet_comes_first() -> None:
     assert len(folders) == TINY_IMAGENET_CLASSES + 10
 
 
-def test_a_kind_in_brackets_is_no_word() -> None:
+def test_a_kind_in_brackets_is_not_used_as_a_word() -> None:
     by_name = {concept.name: concept for concept in icon_concepts()}
     assert by_name["dog"].words == ("dog", "animal")
     assert by_name["car"].words == ("car", "vehicle")
     assert by_name["microphone"].words == ("microphone",)
 
 
-def test_articles() -> None:
+def test_noun_phrases_have_an_article_only_if_countable() -> None:
     assert noun_phrase("apple") == "an apple"
     assert noun_phrase("bus") == "a bus"
     assert noun_phrase("grapes") == "grapes"

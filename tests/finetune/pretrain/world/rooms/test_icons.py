@@ -1,4 +1,4 @@
-"""The icons room, on icons of noise."""
+"""The icons room, tested on noise."""
 
 import random
 from pathlib import Path
@@ -15,7 +15,7 @@ def icons(tmp_path: Path) -> Icons:
     return Icons(IconStore.open(pack_noise_icons(tmp_path / "icons")))
 
 
-def test_training_never_sees_the_held_out_hand(icons: Icons) -> None:
+def test_held_out_sets_are_never_trained_on(icons: Icons) -> None:
     shown = {split: set() for split in ("train", "test")}
     for split, rows in shown.items():
         for seed in range(40):
@@ -25,7 +25,7 @@ def test_training_never_sees_the_held_out_hand(icons: Icons) -> None:
     assert shown["test"] == set(range(6, 12))
 
 
-def test_a_scene_has_as_many_icons_as_asked_for_within_the_picture(icons: Icons) -> None:
+def test_a_scene_has_the_given_number_of_icons_inside_the_picture(icons: Icons) -> None:
     for count in (1, 2, 5, 9):
         scene = icons.make(random.Random(count), "train", count)
         assert len(scene.items) == count
@@ -35,11 +35,11 @@ def test_a_scene_has_as_many_icons_as_asked_for_within_the_picture(icons: Icons)
         assert picture.tobytes() == icons.draw(scene).tobytes()
 
 
-def test_questions_name_what_is_there(icons: Icons) -> None:
+def test_the_first_question_names_every_icon(icons: Icons) -> None:
     for seed in range(30):
         rng = random.Random(seed)
         scene = icons.make(rng, "train")
-        asked = icons.ask(scene, rng, "train")
-        assert asked[0].skill == "name"
-        assert all(item.kind in asked[0].sentence for item in scene.items)
-        assert len({qa.question for qa in asked}) == len(asked)
+        qas = icons.ask(scene, rng, "train")
+        assert qas[0].skill == "name"
+        assert all(item.kind in qas[0].sentence for item in scene.items)
+        assert len({qa.question for qa in qas}) == len(qas)

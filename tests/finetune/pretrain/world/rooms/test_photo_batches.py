@@ -1,4 +1,4 @@
-"""Batches of photographs, on photographs of noise."""
+"""Batches of photographs, tested on noise."""
 
 from pathlib import Path
 
@@ -16,16 +16,16 @@ def photos(tmp_path: Path) -> PhotoBatches:
     return PhotoBatches(PhotoStore.open(pack_noise_photos(tmp_path / "photos")), side=64)
 
 
-def test_a_whole_photograph_is_shown_as_it_is(photos: PhotoBatches) -> None:
+def test_a_photograph_without_augmentation_keeps_its_pixels(photos: PhotoBatches) -> None:
     rows = photos.held_out(classes=2)
     assert set(photos.store.labels[rows]) == {0, 1}
-    shown = photos.whole(rows)
+    batch = photos.whole(rows)
     original = torch.from_numpy(photos.store.images[rows]).permute(0, 3, 1, 2)
-    assert torch.allclose(shown.pixels, original / 127.5 - 1, atol=1e-4)
-    assert shown.boxes[0].tolist() == pytest.approx([64 / 255, 64 / 255, 191 / 255, 191 / 255])
+    assert torch.allclose(batch.pixels, original / 127.5 - 1, atol=1e-4)
+    assert batch.boxes[0].tolist() == pytest.approx([64 / 255, 64 / 255, 191 / 255, 191 / 255])
 
 
-def test_training_cuts_stay_in_range_and_keep_their_boxes(photos: PhotoBatches) -> None:
+def test_augmented_photographs_and_their_boxes_stay_in_range(photos: PhotoBatches) -> None:
     batch = photos.batch(32, np.random.default_rng(0))
     assert batch.pixels.shape == (32, 3, 64, 64)
     assert batch.pixels.abs().max() <= 1

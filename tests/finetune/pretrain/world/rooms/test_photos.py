@@ -1,4 +1,4 @@
-"""The photographs room, on photographs of noise."""
+"""The photographs room, tested on noise."""
 
 import random
 from pathlib import Path
@@ -15,7 +15,7 @@ def photos(tmp_path: Path) -> Photos:
     return Photos(PhotoStore.open(pack_noise_photos(tmp_path / "photos")))
 
 
-def test_cuts_keep_the_object_in_the_picture(photos: Photos) -> None:
+def test_crops_contain_the_object(photos: Photos) -> None:
     for seed in range(50):
         scene = photos.make(random.Random(seed), "train")
         left, top, right, bottom = scene.items[0].box
@@ -24,35 +24,35 @@ def test_cuts_keep_the_object_in_the_picture(photos: Photos) -> None:
         assert photos.draw(scene).size == (scene.width, scene.height)
 
 
-def test_held_out_photographs_are_whole_and_never_trained_on(photos: Photos) -> None:
+def test_held_out_photographs_are_not_cropped_and_never_trained_on(photos: Photos) -> None:
     rows = {"train": set(), "test": set()}
-    for split, seen in rows.items():
+    for split, used in rows.items():
         for seed in range(60):
             scene = photos.make(random.Random(seed), split)
-            seen.add(scene.extra["row"])
+            used.add(scene.extra["row"])
             assert split == "train" or (scene.width, scene.height) == (64, 64)
     assert not rows["train"] & rows["test"]
 
 
-def test_questions_are_about_the_class_and_nobody_counts(photos: Photos) -> None:
+def test_questions_are_about_the_class_and_never_about_counts(photos: Photos) -> None:
     skills = set()
     for seed in range(60):
         rng = random.Random(seed)
         scene = photos.make(rng, "train")
-        asked = photos.ask(scene, rng, "train")
-        assert asked[0].short in (scene.items[0].kind, "")
+        qas = photos.ask(scene, rng, "train")
+        assert qas[0].short in (scene.items[0].kind, "")
         assert scene.items[0].kind in photos.kinds
-        skills |= {qa.skill for qa in asked}
+        skills |= {qa.skill for qa in qas}
     assert {"name", "is_it", "existence", "position"} <= skills
     assert "count" not in skills
 
 
-def test_what_is_absent_is_not_of_the_kind_that_is_shown(photos: Photos) -> None:
+def test_absent_things_are_of_another_kind_than_the_object(photos: Photos) -> None:
     kinds = {name: c.kind for c in photo_classes() for name in c.names}
     for seed in range(80):
         rng = random.Random(seed)
         scene = photos.make(rng, "train")
         for qa in photos.ask(scene, rng, "train"):
             if qa.skill == "existence" and qa.short == "no":
-                asked = qa.sentence.removeprefix("No, there is no ").rstrip(".")
-                assert kinds.get(asked) != kinds[scene.items[0].kind]
+                absent = qa.sentence.removeprefix("No, there is no ").rstrip(".")
+                assert kinds.get(absent) != kinds[scene.items[0].kind]

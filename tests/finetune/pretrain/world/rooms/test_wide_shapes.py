@@ -1,4 +1,4 @@
-"""The wider room of shapes."""
+"""The wide shapes room."""
 
 import random
 from pathlib import Path
@@ -65,33 +65,33 @@ def test_pictures_are_up_to_four_times_as_wide_as_high() -> None:
     assert max(aspects) < 4.1
 
 
-def test_a_caption_says_what_there_is() -> None:
+def test_a_caption_names_colour_and_kind() -> None:
     assert caption(single("orange", "ellipse", 0)) == "an orange ellipse"
 
 
-def test_nobody_is_asked_whether_a_square_is_a_rectangle() -> None:
+def test_no_question_asks_whether_a_square_is_a_rectangle() -> None:
     scene = single("red", "square", 0)
     for seed in range(200):
         for qa in WIDE_SHAPES.ask(scene, random.Random(seed), "test"):
             assert "rectangle" not in qa.question.replace("rounded rectangle", "")
 
 
-def test_photographs_are_grounds_where_they_are_at_hand(tmp_path: Path) -> None:
+def test_some_scenes_have_photographs_as_backgrounds(tmp_path: Path) -> None:
     store = PhotoStore.open(pack_noise_photos(tmp_path / "photos"))
     room = WideShapes(store)
     scenes = [room.make(random.Random(seed), "train") for seed in range(150)]
     on_photos = [scene for scene in scenes if scene.extra.get("photo") is not None]
     assert 5 < len(on_photos) < 50
     for scene in on_photos[:5]:
-        assert scene.extra["photo"] in store.numbers["train"]
+        assert scene.extra["photo"] in store.rows["train"]
         assert room.draw(scene).size == (scene.width, scene.height)
         assert room.draw(scene).tobytes() == room.draw(scene).tobytes()
 
 
 def test_matplotlibs_renderer_draws_the_same_shapes() -> None:
-    ground = Image.new("RGB", (60, 40), (255, 255, 255))
+    background = Image.new("RGB", (60, 40), (255, 255, 255))
     points = [(10.0, 5.0), (50.0, 5.0), (50.0, 20.0), (10.0, 20.0)]
-    filled, outlined = AggCanvas(ground), AggCanvas(ground)
+    filled, outlined = AggCanvas(background), AggCanvas(background)
     filled.polygon(points, (200, 0, 0))
     outlined.outlined(points, (0, 0, 200), 3)
     picture = filled.finish()

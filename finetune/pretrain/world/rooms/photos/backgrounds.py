@@ -1,4 +1,4 @@
-"""Photographs as grounds for drawings."""
+"""Photographs as backgrounds of drawings."""
 
 import random
 
@@ -10,11 +10,11 @@ from finetune.pretrain.world.rooms.photos.store import PhotoStore
 from finetune.pretrain.world.scene import Split
 
 
-def choose_ground(
+def choose_background_photo(
     store: PhotoStore, colours: list[RGB], rng: random.Random, split: Split
 ) -> int | None:
-    """Return the row of a photograph whose mean stands out from all colours, if one is found."""
-    rows = store.numbers[split]
+    """Return the row of a photograph that contrasts with all `colours`; None if none is found."""
+    rows = store.rows[split]
     for _ in range(6):
         row = int(rows[rng.randrange(len(rows))])
         mean = to_rgb(np.asarray(store.images[row]).mean(axis=(0, 1)))
@@ -23,8 +23,8 @@ def choose_ground(
     return None
 
 
-def photo_ground(store: PhotoStore, row: int, size: tuple[int, int], seed: int) -> Image.Image:
-    """Return a photograph that covers a size, more or less blurred and muted."""
+def photo_background(store: PhotoStore, row: int, size: tuple[int, int], seed: int) -> Image.Image:
+    """Return a photograph cropped to a size, randomly blurred and reduced in contrast."""
     rng = random.Random(seed)
     picture = Image.fromarray(np.asarray(store.images[row]))
     mean = to_rgb(np.asarray(picture).mean(axis=(0, 1)))
