@@ -23,7 +23,7 @@ from finetune.pretrain.world.wording.phrasing import (
 class NamedScene:
     """What a picture shows, and how questions about it are worded.
 
-    `shown` are the concepts of `items`, in the same order; `known` are all concepts of the room.
+    `shown` are the concepts of `items`, in the same order; `known` those that questions may name.
     """
 
     items: tuple[Item, ...]
