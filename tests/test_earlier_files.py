@@ -1,4 +1,4 @@
-"""Files that version 0.1.0 wrote open as before: runs, an interrupted run, a page's data folder.
+"""Files that version 0.1.0 wrote open as before: runs, a data folder, exported conversations.
 
 `tests/fixtures/version-0.1.0` was written by that version; `@FOLDER@` in its text files stands for
 its folder.
@@ -87,3 +87,55 @@ def test_an_earlier_data_folder_shows_its_chat_and_its_taught_row(earlier: Path)
     (row,) = TaughtRowStore(folder / "taught", picture_store).rows("ann")
     assert (row.question, row.answer, row.turn) == ("And is it blue?", "no", turns[1]["id"])
     assert json.loads((folder / "taught" / "49915e0d7d4b402e" / "llava.json").read_text("utf-8"))
+
+
+def test_a_conversation_that_an_earlier_page_exported_is_imported_as_it_was(
+    earlier: Path, tmp_path: Path
+) -> None:
+    from ui.chat.export import from_json
+    from ui.chat.views import conversation_view
+    from ui.storage.database import Store
+    from ui.storage.picture_files import PictureStore
+
+    store, picture_store = Store(tmp_path / "chats.sqlite"), PictureStore(tmp_path / "pictures")
+    data = (earlier / "exports" / "page.json").read_bytes()
+    chat = from_json(store, picture_store, "ann", data)
+    view = conversation_view(store, "ann", chat)
+    stopped = next(turn for turn in store.turns("ann", chat) if turn.state == "stopped")
+    store.close()
+    first, second = view["turns"]
+    assert view["title"] == first["question"] == "What colour is it?"
+    assert (first["answer"], first["verdict"], first["state"]) == (
+        "It is red.",
+        "right",
+        "answered",
+    )
+    assert (second["question"], second["answer"]) == ("And is this one blue?", "Yes, it is blue.")
+    assert second["facts"]["gain"] == 2.5
+    assert second["facts"]["model"] == "Built in"
+    assert second["branches"]["of"] == 2
+    assert (stopped.question, stopped.answer) == ("And is it blue?", "It is")
+    (blue,) = second["pictures"]
+    assert (blue["name"], blue["changes"], blue["size"]) == (
+        "blue.png",
+        ["turned upright"],
+        [20, 10],
+    )
+    assert picture_store.get(blue["digest"]).image.getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_a_dialogue_that_an_earlier_shell_saved_is_read(earlier: Path) -> None:
+    from vqa_app.prompts.conversation_file import ConversationFile
+
+    file = ConversationFile.from_json(
+        (earlier / "exports" / "shell.json").read_bytes(),
+        max_question=100,
+        max_answer=100,
+        max_pictures=2,
+    )
+    assert [(turn.question, turn.answer) for turn in file.turns] == [
+        ("What colour is it?", "It is red."),
+        ("And is it blue?", "No."),
+    ]
+    (picture,) = file.pictures.values()
+    assert (picture.name, picture.changes) == ("red.png", [])
