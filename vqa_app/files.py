@@ -91,6 +91,11 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     with unfinished_directory(target.parent) as folder:
         folder.chmod(0o755)  # mkdtemp's are private
         yield folder
+    replace_directory(folder, target)
+
+
+def replace_directory(folder: Path, target: Path) -> None:
+    """Move a folder to `target` on the same disk, in place of the one that may be there."""
     if target.exists():
         old = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=target.parent))
         target.rename(old / target.name)

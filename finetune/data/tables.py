@@ -60,6 +60,20 @@ class TablePicture:
         return value if isinstance(value, bytes) else value["bytes"]
 
 
+def visible_files(folder: Path, *patterns: str) -> list[Path]:
+    """Return the files below a folder that match a pattern, without hidden ones.
+
+    macOS adds a `__MACOSX/._NAME` for each file of a zip file, which has its suffix but other
+    content.
+    """
+    found = {file for pattern in patterns for file in folder.rglob(pattern) if file.is_file()}
+    return sorted(
+        file
+        for file in found
+        if not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(folder).parts)
+    )
+
+
 def training_files(files: Sequence[Path], folder: Path) -> list[Path]:
     """Return the files of the training split, or all files if there are no splits."""
     return group_by_split(files, folder).get("train") or [*files]
@@ -133,7 +147,7 @@ def find_metadata(
     Raises:
         DataError: The folder has several tables.
     """
-    found = sorted(file for kind in ("csv", "jsonl") for file in folder.rglob(f"metadata.{kind}"))
+    found = visible_files(folder, "metadata.csv", "metadata.jsonl")
     if not found:
         return None
     chosen, notes = _choose_files(found, folder, split_or_purpose, name)
@@ -174,7 +188,7 @@ def read_folder(path: Path, split_or_purpose: str, name: str) -> Records:
         refuse_split(split_or_purpose, name)
         return read_table(loaded, name)
     for kind in ("parquet", "arrow"):
-        if files := sorted(path.rglob(f"*.{kind}")):
+        if files := visible_files(path, f"*.{kind}"):
             chosen, notes = _choose_files(files, path, split_or_purpose, name)
             records = read_table(load_tables(kind, chosen), f"{name} ({split_or_purpose})")
             records.problems.extend(notes)
@@ -184,7 +198,7 @@ def read_folder(path: Path, split_or_purpose: str, name: str) -> Records:
 
 def _no_data_set(folder: Path) -> DataError:
     """Return an error that says what the folder contains instead of a data set."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    files = visible_files(folder, "*")
     data = [file for file in files if file.suffix.lower() in (".json", ".jsonl", ".csv", ".tsv")]
     if 0 < len(data) <= 5:
         names = ", ".join(str(file) for file in data)

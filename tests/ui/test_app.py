@@ -27,7 +27,7 @@ from tests.ui.server import running
 from tests.waiting import PATIENCE
 from ui.app import Application, create_application
 from ui.cli import _lock
-from vqa_app.errors import ModelError, UsageError
+from vqa_app.errors import ImageError, ModelError, UsageError
 from vqa_app.pictures.picture import ImageLimits
 from vqa_app.serving.guard import COOKIE
 from vqa_app.serving.listener import GRACE, _should_log, address_for_others, is_loopback, listen
@@ -406,6 +406,18 @@ def test_the_endpoint_streams(server, engine, tmp_path):
             job.result(timeout=PATIENCE)
     finally:
         client.close()
+
+
+def test_the_endpoint_refuses_a_folder_of_uploads(server):
+    """Such a path gets past Gradio if the request claims that it is a stream."""
+    from gradio.utils import get_upload_folder
+
+    from ui.web.gradio_endpoint import _answer
+
+    Path(get_upload_folder()).mkdir(parents=True, exist_ok=True)
+    message = {"text": "What?", "files": [get_upload_folder()]}
+    with pytest.raises(ImageError, match="picture 1"):
+        list(_answer(server.application.service, message))
 
 
 def test_with_users_everything_but_health_needs_a_password(tmp_path):

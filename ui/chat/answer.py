@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ui.chat.markdown import partial_html
+from ui.chat.requests import log_error, user_message
 from ui.chat.stream import POLL_SECONDS, answer_facts, turn_state
 from ui.storage.database import State, Store, Turn
 from vqa_app.engine.protocol import Delta, Engine, GenerationOptions, Status
@@ -34,7 +35,6 @@ class RunningAnswer:
         pool: Provides the engine.
         model: Key of the model that answers; None for the default.
         prepare: Returns the conversation and the options, once the engine is loaded.
-        error_message: Returns the message that is shown for a failure.
     """
 
     def __init__(
@@ -47,11 +47,10 @@ class RunningAnswer:
         pool: EnginePool,
         model: str | None,
         prepare: Callable[[Engine], tuple[Conversation, GenerationOptions]],
-        error_message: Callable[[BaseException], str],
     ) -> None:
         self.owner, self.conversation, self.turn = owner, conversation, turn
         self._store, self._pool, self._model = store, pool, model
-        self._prepare, self._error_message = prepare, error_message
+        self._prepare = prepare
         self._cancel = threading.Event()
         self._changed = threading.Condition()
         self._state: dict[str, Any] = {"state": "looking"}
@@ -132,14 +131,14 @@ class RunningAnswer:
                         text, final_state = event.text, turn_state(event)
                         facts.update(answer_facts(event))
         except Exception as error:
-            final_state, facts["error"] = "failed", self._error_message(error)
+            final_state, facts["error"] = "failed", user_message(error)
         finally:
             try:
                 self._store.finish_turn(self.turn.id, text, final_state, facts)
             except sqlite3.ProgrammingError:
                 pass  # the store is closed: the server marks the turn at its next start
             except sqlite3.OperationalError as error:
-                self._error_message(error)  # logs that the disk is full
+                log_error(error)  # the disk is full
             finally:
                 self._on_end()
                 with self._changed:

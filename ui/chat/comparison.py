@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from ui.chat.markdown import partial_html
-from ui.chat.requests import PageRequest, PageUpdate, parse_question
+from ui.chat.requests import PageRequest, PageUpdate, parse_question, text_list
 from ui.chat.service import ChatService
 from ui.chat.stream import answer_facts, stream_text, turn_state
 from vqa_app.errors import UsageError
@@ -24,7 +24,7 @@ def compare_models(
     Yields:
         `compared`: A `Side` for each model. None after a moment without news.
     """
-    keys = [str(key) for key in request.get("models") or []]
+    keys = text_list(request, "models")
     digests = service.requested_pictures(owner, request)
     pictures = [service.picture_store.get(digest) for digest in digests]
     if len(keys) != 2:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ui.chat import examples
 from ui.chat.model_picker import model_list
-from ui.chat.requests import PageRequest, PageUpdate, conversation_id, user_message
+from ui.chat.requests import PageRequest, PageUpdate, conversation_id, log_error
 from ui.chat.service import ChatService
 from vqa_app.errors import UsageError
 from vqa_app.files import is_disk_error
@@ -121,7 +121,7 @@ def _examples(service: ChatService, owner: str) -> list[dict[str, Any]]:
     except (OSError, sqlite3.OperationalError) as error:
         if not is_disk_error(error):
             raise
-        user_message(error)  # logs it
+        log_error(error)
         return []
 
 

@@ -65,7 +65,8 @@ def _picture(store: Store, picture_store: PictureStore, owner: str, digest: str)
 def from_json(store: Store, picture_store: PictureStore, owner: str, data: bytes) -> str:
     """Import an exported file as a new conversation of `owner` and return its id.
 
-    Everything is checked before anything is stored, so that a bad file leaves nothing behind.
+    Turns are checked before anything is stored. A picture that cannot be read leaves no
+    conversation behind; those before it are deleted later, like other unused ones.
 
     Raises:
         DataError: The file is not an exported conversation.
@@ -79,16 +80,12 @@ def from_json(store: Store, picture_store: PictureStore, owner: str, data: bytes
     )
     limits = replace(STORED_PICTURE_LIMITS, max_pixels=picture_store.limits.max_pixels)
     # A forged file may name another digest than that of the pixels.
-    digests = {
-        digest: picture_store.add(picture.data, picture.name, limits).digest
-        for digest, picture in file.pictures.items()
-    }
+    digests: dict[str, str] = {}
     for digest, picture in file.pictures.items():
-        facts = {
-            "changes": picture.changes,
-            "size": list(picture_store.get(digests[digest]).image.size),
-        }
-        store.add_picture(owner, digests[digest], picture.name, facts)
+        stored = picture_store.add(picture.data, picture.name, limits)
+        facts = {"changes": picture.changes, "size": list(stored.image.size)}
+        store.add_picture(owner, stored.digest, picture.name, facts)
+        digests[digest] = stored.digest
     conversation = store.create(owner, file.title or make_title(file.turns[0].question, 0))
     ids: dict[str, str] = {}
     shown: str | None = None

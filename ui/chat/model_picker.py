@@ -39,7 +39,11 @@ def _pending_model(service: ChatService, owner: str) -> dict[str, Any] | None:
     key = service.pending_models.get(owner)
     if key is None:
         return None
-    status = service.pool.status(key)
+    try:
+        status = service.pool.status(key)
+    except ModelError:  # it is no longer available
+        service.pending_models.pop(owner, None)
+        return None
     if status.phase == "loading":
         return {
             "key": key,

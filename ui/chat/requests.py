@@ -32,20 +32,20 @@ def user_message(error: BaseException, options: bool = True) -> str:
         error: The error.
         options: Whether the message may name command-line options. Messages about data never do.
     """
+    log_error(error)
     if isinstance(error, VqaError):
         keep_options = options and not isinstance(error, DataError)
         hint = error.hint if keep_options else redact_options(error.hint)
         return redact_paths(f"{error.problem} {hint}".strip().replace("\n", " "))
+    return STORAGE_FAILED if is_disk_error(error) else UNEXPECTED_ERROR
+
+
+def log_error(error: BaseException) -> None:
+    """Log an error of the disk, or a bug of ours with its traceback; a `VqaError` is neither."""
     if is_disk_error(error):
         log.error("%s (%s)", STORAGE_FAILED, error)
-        return STORAGE_FAILED
-    log_unexpected(error)
-    return UNEXPECTED_ERROR
-
-
-def log_unexpected(error: BaseException) -> None:
-    """Log an error that is a bug of ours, with its traceback."""
-    log.error("Unexpected error", exc_info=error)
+    elif not isinstance(error, VqaError):
+        log.error("Unexpected error", exc_info=error)
 
 
 def require_owner(owner: str) -> str:
@@ -79,6 +79,18 @@ def parse_question(text: Any, pictures: int) -> str:
 def conversation_id(request: PageRequest) -> str | None:
     """Return the id of the request's conversation, or None for a new one."""
     return str(request.get("conversation") or "") or None
+
+
+def text_list(request: PageRequest, name: str) -> list[str]:
+    """Return a list of texts in a request; an empty one if it is missing.
+
+    Raises:
+        UsageError: The value is something else.
+    """
+    found = request.get(name) or []
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise UsageError(f"Expected a list of texts as {name!r}.", "Reload the page.")
+    return found
 
 
 def check_picture_count(pictures: int) -> None:

@@ -22,7 +22,7 @@ from ui.chat.requests import (
     check_picture_count,
     conversation_id,
     parse_question,
-    user_message,
+    text_list,
 )
 from ui.chat.settings import ChatSettings
 from ui.chat.views import build_conversation, conversation_view, make_title
@@ -111,7 +111,6 @@ class ChatService:
                 pool=self.pool,
                 model=settings.model,
                 prepare=prepare,
-                error_message=user_message,
             )
             with self._lock:
                 self._running_answers[turn.id] = answer
@@ -204,7 +203,7 @@ class ChatService:
             UsageError: There are too many, or one is not the owner's.
         """
         # A duplicate would shift the numbers of the pictures after it.
-        digests = list(dict.fromkeys(str(digest) for digest in request.get("pictures") or []))
+        digests = list(dict.fromkeys(text_list(request, "pictures")))
         check_picture_count(len(digests))
         for digest in digests:
             if self.store.picture(owner, digest) is None:

@@ -33,14 +33,14 @@ def build_conversation(
         system: The system prompt.
     """
     messages: list[Message] = []
-    waiting: list[str] = []
+    unanswered: list[str] = []
     for position, turn in enumerate(turns):
         last = position == len(turns) - 1
-        digests = list(dict.fromkeys([*waiting, *turn.pictures]))
+        digests = list(dict.fromkeys([*unanswered, *turn.pictures]))
         if not turn.answer and not last:
-            waiting = digests
+            unanswered = digests
             continue
-        waiting = []
+        unanswered = []
         text = turn.question + (SHORT_STYLE if turn.facts.get("style") == "short" else "")
         messages.append(Message.user(text, [picture(digest) for digest in digests]))
         if turn.answer:
@@ -102,7 +102,7 @@ def conversation_view(store: Store, owner: str, conversation: str | None) -> dic
         "conversation": conversation,
         "title": store.title(owner, conversation),
         "turns": shown,
-        "meter": _meter(turns),
+        "meter": _context_usage(turns),
     }
 
 
@@ -113,16 +113,16 @@ def number_pictures(turns: Sequence[Turn]) -> list[dict[str, int]]:
     `build_conversation`.
     """
     found: list[dict[str, int]] = []
-    waiting: dict[str, int] = {}
+    unanswered: dict[str, int] = {}
     count = 0
     for turn in turns:
         numbers = {}
         for digest in turn.pictures:
-            if digest not in waiting:
+            if digest not in unanswered:
                 count += 1
-            numbers[digest] = waiting.get(digest, count)
+            numbers[digest] = unanswered.get(digest, count)
         found.append(numbers)
-        waiting = {} if turn.answer else waiting | numbers
+        unanswered = {} if turn.answer else unanswered | numbers
     return found
 
 
@@ -157,7 +157,7 @@ def _mark_left_out(shown: list[dict[str, Any]], turns: Sequence[Turn]) -> None:
         entry["left_out"] = entry["id"] in left_out
 
 
-def _meter(turns: Sequence[Turn]) -> dict[str, int] | None:
+def _context_usage(turns: Sequence[Turn]) -> dict[str, int] | None:
     """Return the tokens that the latest prompt and answer use, and the context length."""
     for turn in reversed(turns):
         if "prompt_tokens" in turn.facts and turn.facts.get("context"):

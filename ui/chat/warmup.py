@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 
-from ui.chat.requests import PageRequest, PageUpdate, conversation_id, log_unexpected
+from ui.chat.requests import PageRequest, PageUpdate, conversation_id, log_error
 from ui.chat.service import ChatService
 from ui.chat.views import build_conversation
 from ui.storage.database import Turn
@@ -43,7 +43,7 @@ class Warmup:
                 try:
                     engine.warm(draft, cancel)
                 except Exception as error:
-                    log_unexpected(error)  # the person sees it when the question itself fails
+                    log_error(error)  # the person sees it when the question itself fails
 
         threading.Thread(target=run, name="warm", daemon=True).start()
         return {}

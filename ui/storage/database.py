@@ -58,7 +58,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Summary:
+class ConversationSummary:
     """The entry of a conversation in the sidebar."""
 
     id: str
@@ -70,7 +70,7 @@ class Store:
     """Conversations, picture names and settings of all owners. Thread-safe.
 
     Args:
-        path: the SQLite file; its folder must exist.
+        path: The SQLite file; its folder must exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -108,13 +108,13 @@ class Store:
 
     # -- conversations -----------------------------------------------------------------------------
 
-    def conversations(self, owner: str) -> list[Summary]:
+    def conversations(self, owner: str) -> list[ConversationSummary]:
         """Return the owner's conversations, most recent first."""
         rows = self._fetch(
             "SELECT id, title, updated FROM conversations WHERE owner = ? ORDER BY updated DESC",
             owner,
         )
-        return [Summary(row["id"], row["title"], row["updated"]) for row in rows]
+        return [ConversationSummary(row["id"], row["title"], row["updated"]) for row in rows]
 
     def search(self, owner: str, words: str) -> list[str]:
         """Return the ids of conversations with the words in a title, question or answer.
@@ -144,7 +144,7 @@ class Store:
         """Return the title of a conversation.
 
         Raises:
-            UsageError: the owner has no such conversation.
+            UsageError: The owner has no such conversation.
         """
         return self._conversation_row(owner, conversation)["title"]
 
@@ -165,7 +165,7 @@ class Store:
     def _forget_picture(self, owner: str, digest: str) -> bool:
         """Remove an owner's picture if no turn uses it; return whether no owner has it any more."""
         with self._transaction() as db:
-            if _is_shown(db, owner, digest):
+            if _is_used(db, owner, digest):
                 return False
             db.execute("DELETE FROM pictures WHERE owner = ? AND digest = ?", (owner, digest))
             left = db.execute("SELECT 1 FROM pictures WHERE digest = ? LIMIT 1", (digest,))
@@ -220,7 +220,7 @@ class Store:
         """Return one turn.
 
         Raises:
-            UsageError: the owner has no such turn.
+            UsageError: The owner has no such turn.
         """
         self._conversation_row(owner, conversation)
         return self._turn(conversation, turn)
@@ -257,11 +257,11 @@ class Store:
         facts: dict[str, Any] | None = None,
     ) -> Turn:
         """Add a question below `parent` (None: at the root) and make it the head."""
-        self._conversation_row(owner, conversation)
-        if parent is not None:
-            self._turn(conversation, parent)
         turn, now = secrets.token_urlsafe(9), time.time()
-        with self._transaction() as db:
+        with self._transaction() as db:  # the conversation may be deleted in another tab
+            self._conversation_row(owner, conversation)
+            if parent is not None:
+                self._turn(conversation, parent)
             number = db.execute(
                 "SELECT COALESCE(MAX(number), 0) + 1 FROM turns WHERE conversation = ?",
                 (conversation,),
@@ -349,7 +349,7 @@ class Store:
         """
         with self._transaction() as db:
             new = ", name = excluded.name, facts = excluded.facts"
-            changed = "" if _is_shown(db, owner, digest) else new
+            changed = "" if _is_used(db, owner, digest) else new
             db.execute(
                 "INSERT INTO pictures VALUES (?, ?, ?, ?, ?) ON CONFLICT (owner, digest)"
                 f" DO UPDATE SET created = excluded.created{changed}",
@@ -367,7 +367,7 @@ class Store:
         """Remove pictures that were uploaded before a time and that no turn uses.
 
         Args:
-            before: seconds since the epoch.
+            before: Seconds since the epoch.
 
         Returns:
             Digests of pictures that no owner has any more.
@@ -378,8 +378,8 @@ class Store:
         )
         used = {(row["owner"], digest) for row in turns for digest in json.loads(row["pictures"])}
         old = self._fetch("SELECT owner, digest FROM pictures WHERE created < ?", before)
-        idle = {(row["owner"], row["digest"]) for row in old} - used
-        return [digest for owner, digest in sorted(idle) if self._forget_picture(owner, digest)]
+        unused = {(row["owner"], row["digest"]) for row in old} - used
+        return [digest for owner, digest in sorted(unused) if self._forget_picture(owner, digest)]
 
     def settings(self, owner: str) -> dict[str, Any]:
         """Return the owner's settings."""
@@ -398,11 +398,11 @@ class Store:
 def _add_facts(db: sqlite3.Connection, turn: str, facts: dict[str, Any]) -> None:
     row = db.execute("SELECT facts FROM turns WHERE id = ?", (turn,)).fetchone()
     if row is not None:
-        known = _json({**json.loads(row["facts"]), **facts})
-        db.execute("UPDATE turns SET facts = ? WHERE id = ?", (known, turn))
+        merged = _json({**json.loads(row["facts"]), **facts})
+        db.execute("UPDATE turns SET facts = ? WHERE id = ?", (merged, turn))
 
 
-def _is_shown(db: sqlite3.Connection, owner: str, digest: str) -> bool:
+def _is_used(db: sqlite3.Connection, owner: str, digest: str) -> bool:
     found = db.execute(
         "SELECT 1 FROM turns JOIN conversations ON conversations.id = turns.conversation"
         " WHERE owner = ? AND instr(pictures, ?) LIMIT 1",

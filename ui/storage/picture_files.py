@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from vqa_app.errors import ImageError
-from vqa_app.files import atomic_file
+from vqa_app.files import atomic_file, is_disk_error
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, ImageLimits, Picture, open_picture
 
 THUMBNAIL = 480
@@ -37,8 +37,8 @@ class PictureStore:
     """Pictures in `<folder>/<first two digits>/<digest>.png`, with a cache of decoded ones.
 
     Args:
-        folder: created if missing.
-        limits: the largest pictures that are accepted.
+        folder: Created if missing.
+        limits: The largest pictures that are accepted.
     """
 
     def __init__(self, folder: Path, limits: ImageLimits | None = None) -> None:
@@ -54,12 +54,12 @@ class PictureStore:
         """Validate, normalise and store a picture.
 
         Args:
-            data: the bytes of a file, or an image.
-            name: what the picture is called in messages.
-            limits: instead of the store's own; `STORED_PICTURE_LIMITS` for exported pictures.
+            data: The bytes of a file, or an image.
+            name: What the picture is called in messages.
+            limits: Instead of the store's own; `STORED_PICTURE_LIMITS` for exported pictures.
 
         Raises:
-            ImageError: it cannot be read or is too large.
+            ImageError: It cannot be read or is too large.
         """
         picture = open_picture(data, name=name, limits=limits or self.limits)
         file = self.file(picture.digest)
@@ -73,7 +73,7 @@ class PictureStore:
         """Return the picture with a digest.
 
         Raises:
-            ImageError: it is not stored.
+            ImageError: It is not stored.
         """
         with self._lock:
             if digest in self._cached:
@@ -108,7 +108,11 @@ class PictureStore:
     def resized(self, digest: str, longest: int) -> Path:
         """Return the file of the picture with at most `longest` pixels per side.
 
-        Small pictures are returned unchanged; for others a JPEG is created on first use.
+        Small pictures are returned unchanged; for others a JPEG is created on first use, unless the
+        disk is full.
+
+        Raises:
+            ImageError: It is not stored.
         """
         whole = self.file(digest)
         file = whole.with_suffix(f".{longest}.jpg")
@@ -118,7 +122,12 @@ class PictureStore:
                 return whole
             image = image.copy()
             image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-            _write(file, _encode(image, "JPEG", quality=88))
+            try:
+                _write(file, _encode(image, "JPEG", quality=88))
+            except OSError as error:
+                if not is_disk_error(error):
+                    raise
+                return whole
         return file
 
     def export_bytes(self, digest: str) -> bytes:
@@ -132,7 +141,7 @@ class PictureStore:
         """Return the path of a picture, whether or not it exists.
 
         Raises:
-            ImageError: the digest is not a SHA-256 in hexadecimal, so it could name another file.
+            ImageError: The digest is not a SHA-256 in hexadecimal, so it could name another file.
         """
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
             raise ImageError("This is not a picture.", "Add it again.")

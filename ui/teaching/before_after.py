@@ -67,12 +67,12 @@ def compare(
     """Ask both models the taught questions and held-out questions about the original world.
 
     Args:
-        service: loads the models and stores the pictures.
-        taught: the taught questions.
-        owner: who may see the pictures.
-        before: key of the model before the training.
-        after: key of the trained model.
-        cancel: stops the comparison when set.
+        service: Loads the models and stores the pictures.
+        taught: The taught questions.
+        owner: Who may see the pictures.
+        before: Key of the model before the training.
+        after: Key of the trained model.
+        cancel: Stops the comparison when set.
 
     Returns:
         `{"taught": part, "world": part}`. A part has the accuracies `before` and `after` (VQA

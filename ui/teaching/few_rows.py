@@ -75,14 +75,14 @@ def config_overrides(
     """Return the fields of `finetune.config.FinetuneConfig` that depend on the number of rows.
 
     Args:
-        paths: the data files.
-        base: the model that is trained.
-        choices: settings that take precedence.
-        folder: where rehearsal rows may be written.
-        name: name of the run; different runs rehearse different rows.
+        paths: The data files.
+        base: The model that is trained.
+        choices: Settings that take precedence.
+        folder: Where rehearsal rows may be written.
+        name: Name of the run; different runs rehearse different rows.
 
     Raises:
-        DataError: no row can be used.
+        DataError: No row can be used.
     """
     from finetune.data.read import read_rows
 

@@ -141,7 +141,7 @@ class JobStore:
         """Return the most recent run as it was last stored.
 
         Args:
-            owner: whose run; None for any owner.
+            owner: Whose run; None for any owner.
         """
         files = sorted(self.folder.glob("[!.]*.json"), key=lambda file: file.stat().st_mtime)
         found = (self._read(file) for file in reversed(files))

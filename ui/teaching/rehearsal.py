@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from vqa_app.files import atomic_file
 from vqa_app.prompts.conversation import SHORT_STYLE
 
 if TYPE_CHECKING:
@@ -46,9 +47,9 @@ def held_out_questions(
     """Return questions about held-out pictures, taking the rooms of the world in turn.
 
     Args:
-        count: number of questions.
-        seed: seed of the first scene.
-        short: whether answers are short; otherwise they are sentences.
+        count: Number of questions.
+        seed: Seed of the first scene.
+        short: Whether answers are short; otherwise they are sentences.
     """
     found: list[WorldQuestion] = []
     for name, image, questions, rng in _scenes(seed, "test"):
@@ -100,7 +101,8 @@ def _write(folder: Path, questions: Iterator[WorldQuestion] | list[WorldQuestion
     for number, question in enumerate(questions):
         name = f"images/{question.picture}.png"
         if not (folder / name).exists():
-            question.image.save(folder / name)
+            with atomic_file(folder / name) as part:  # a resumed run uses what is there
+                question.image.save(part, "PNG")
         asked = f"<image>\n{question.question}"
         rows.append(
             {
@@ -113,5 +115,6 @@ def _write(folder: Path, questions: Iterator[WorldQuestion] | list[WorldQuestion
             }
         )
     file = folder / "world.json"
-    file.write_text(json.dumps(rows), "utf-8")
+    with atomic_file(file) as part:
+        part.write_text(json.dumps(rows), "utf-8")
     return file

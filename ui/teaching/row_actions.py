@@ -46,10 +46,10 @@ def list_rows(
     """Return the owner's rows for the page, most recent first.
 
     Args:
-        service: knows the pictures' names.
-        taught_rows: the rows.
-        owner: whose rows.
-        most: number of rows, if the page wants more than `SHOWN_ROWS`.
+        service: Knows the pictures' names.
+        taught_rows: The rows.
+        owner: Whose rows.
+        most: Number of rows, if the page wants more than `SHOWN_ROWS`.
     """
     rows = taught_rows.rows(owner)
     shown_rows = max(SHOWN_ROWS, most) if isinstance(most, int) else SHOWN_ROWS
@@ -68,7 +68,7 @@ def list_rows(
                 "id": row.id,
                 "question": row.question,
                 "answer": row.answer,
-                "said": row.said,
+                "said": row.model_answer,
                 "pictures": pictures,
             }
         )
@@ -99,7 +99,7 @@ def _judge(
             [service.picture_store.get(digest) for digest in digests],
             short=turn.facts.get("style") == "short",
             turn=turn.id,
-            said=turn.answer.strip(),
+            model_answer=turn.answer.strip(),
         )
     service.store.set_verdict(owner, chat, turn.id, verdict)
     update = {

@@ -49,8 +49,8 @@ class TaughtRow:
     """Whether LLaVA's instruction for a short answer follows the question."""
     turn: str = ""
     """The turn of a chat that the row corrects; empty for an imported row."""
-    said: str = ""
-    """The answer of the model."""
+    model_answer: str = ""
+    """What the model answered."""
     created: float = 0.0
     """Seconds since the epoch."""
 
@@ -66,7 +66,7 @@ class TaughtRow:
             {"from": "human", "value": asked},
             {"from": "gpt", "value": self.answer},
         ]
-        row["taught"] = {"turn": self.turn, "said": self.said, "created": self.created}
+        row["taught"] = {"turn": self.turn, "said": self.model_answer, "created": self.created}
         return row
 
     @classmethod
@@ -135,15 +135,17 @@ class TaughtRowStore:
         *,
         short: bool = False,
         turn: str = "",
-        said: str = "",
+        model_answer: str = "",
     ) -> TaughtRow:
         """Add a row, replacing the one of the same turn.
 
         Raises:
-            DataError: question or answer is empty or too long.
+            DataError: Question or answer is empty or too long.
         """
         digests = dict.fromkeys(picture.digest for picture in pictures)
-        row = _make_row(question, answer, digests, short=short, turn=turn, said=said)
+        row = _make_row(
+            question, answer, digests, short=short, turn=turn, model_answer=model_answer
+        )
         with self._lock:
             for picture in pictures:
                 self._add_picture(owner, picture)
@@ -159,8 +161,8 @@ class TaughtRowStore:
         """Change the question and answer of a row.
 
         Raises:
-            UsageError: there is no such row.
-            DataError: question or answer is empty or too long.
+            UsageError: There is no such row.
+            DataError: Question or answer is empty or too long.
         """
         with self._lock:
             rows = self._rows(owner)
@@ -176,7 +178,7 @@ class TaughtRowStore:
         """Delete a row.
 
         Raises:
-            UsageError: there is no such row.
+            UsageError: There is no such row.
         """
         with self._lock:
             rows = self._rows(owner)
@@ -250,25 +252,24 @@ class TaughtRowStore:
                 writer.writerow([_image_cell(row.pictures), row.question, row.answer])
             archive.writestr("rows.csv", table.getvalue())
             for digest in sorted({digest for row in rows for digest in row.pictures}):
-                if self._image(
-                    owner, digest
-                ).exists():  # a missing picture does not prevent the export
-                    archive.write(self._image(owner, digest), f"images/{digest}.png")
+                image = self._image(owner, digest)
+                if image.exists():  # a missing picture does not prevent the export
+                    archive.write(image, f"images/{digest}.png")
         return stream.getvalue()
 
     def import_rows(self, owner: str, data: bytes, name: str = "") -> tuple[int, list[str]]:
         """Import the rows of a zip file with pictures and a data file in any format of `finetune`.
 
         Args:
-            owner: whose rows they become.
-            data: content of the file.
-            name: name of the file; a table or JSON file is also accepted without a zip file.
+            owner: Whose rows they become.
+            data: Content of the file.
+            name: Name of the file; a table or JSON file is also accepted without a zip file.
 
         Returns:
             The number of imported rows, and the problems of those that were skipped.
 
         Raises:
-            DataError: the file cannot be read, or holds too many rows.
+            DataError: The file cannot be read, or holds too many rows.
         """
         with tempfile.TemporaryDirectory(prefix="vqa-app-import-") as temporary:
             folder = Path(temporary) / "the uploaded file"  # the name that messages show
@@ -296,12 +297,12 @@ class TaughtRowStore:
         """Split a dialogue into one row per question, with all pictures up to that question.
 
         Args:
-            owner: whose rows they become.
+            owner: Whose rows they become.
             row: a row as `finetune` reads it.
-            digests: digests of the pictures stored so far by `PictureSource.key`; updated.
+            digests: Digests of the pictures stored so far by `PictureSource.key`; updated.
         """
         new: list[TaughtRow] = []
-        seen: dict[str, None] = {}
+        pictures: dict[str, None] = {}
         question = ""
         for turn in row.turns:
             if turn.role == "user":
@@ -310,12 +311,12 @@ class TaughtRowStore:
                         picture = self.picture_store.add(source.open().image, source.name)
                         self._add_picture(owner, picture)
                         digests[source.key] = picture.digest
-                    seen[digests[source.key]] = None
+                    pictures[digests[source.key]] = None
                 question = turn.text.strip()
             elif turn.role == "assistant":
                 short = question.endswith(SHORT_STYLE.strip())
                 text = question.removesuffix(SHORT_STYLE.strip()).strip()
-                new.append(_make_row(text, turn.text.strip(), seen, short=short))
+                new.append(_make_row(text, turn.text.strip(), pictures, short=short))
         return new
 
     def _add_picture(self, owner: str, picture: Picture) -> None:
@@ -335,14 +336,33 @@ class TaughtRowStore:
 
     def _rows(self, owner: str) -> list[TaughtRow]:
         """Return the rows in the order of the file, oldest first."""
+        rows: list[TaughtRow] = []
         with self._lock:
-            return [TaughtRow.from_llava(row) for row in self._read(owner)]
+            for number, row in enumerate(self._read(owner), 1):
+                try:
+                    rows.append(TaughtRow.from_llava(row))
+                except (AttributeError, KeyError, TypeError, ValueError) as error:
+                    reason = f"row {number} is not a question with an answer"
+                    raise self._damaged(owner, reason) from error
+        return rows
 
     def _read(self, owner: str) -> list[dict[str, Any]]:
         try:
-            return json.loads(self.data_file(owner).read_text("utf-8"))
+            rows = json.loads(self.data_file(owner).read_text("utf-8"))
         except FileNotFoundError:
             return []
+        except ValueError as error:
+            raise self._damaged(owner, str(error)) from error
+        if not isinstance(rows, list):
+            raise self._damaged(owner, "it is not a list of rows")
+        return rows
+
+    def _damaged(self, owner: str, reason: str) -> DataError:
+        file = self.data_file(owner)
+        return DataError(
+            f"The taught rows in {file.parent.name}/{file.name} cannot be read: {reason}.",
+            "Correct the file, or move it away.",
+        )
 
     def _write(self, owner: str, rows: Sequence[TaughtRow]) -> None:
         with atomic_file(self.data_file(owner)) as file:
@@ -352,9 +372,9 @@ class TaughtRowStore:
         """Delete the pictures that no row uses."""
         if self._in_use[owner]:
             return
-        shown = {digest for row in rows for digest in row.pictures}
+        used = {digest for row in rows for digest in row.pictures}
         for image in (self.folder_of(owner) / "images").glob("*.png"):
-            if image.stem not in shown:
+            if image.stem not in used:
                 image.unlink(missing_ok=True)
 
 
@@ -365,14 +385,14 @@ def _make_row(
     *,
     short: bool,
     turn: str = "",
-    said: str = "",
+    model_answer: str = "",
 ) -> TaughtRow:
     """Create a row; raise DataError if question or answer is empty or too long."""
     pictures = tuple(digests)
     question = _validated("question", question, bool(pictures))
     answer = _validated("answer", answer)
     return TaughtRow(
-        secrets.token_hex(6), question, answer, pictures, short, turn, said, time.time()
+        secrets.token_hex(6), question, answer, pictures, short, turn, model_answer, time.time()
     )
 
 

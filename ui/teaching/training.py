@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.runs.layout import WATCH_FOLDER
-from ui.chat.requests import PageRequest, PageUpdate, user_message
+from ui.chat.requests import PageRequest, PageUpdate, log_error, text_list, user_message
 from ui.chat.service import ChatService
 from ui.teaching import before_after
 from ui.teaching.few_rows import TrainingChoices, config_overrides, descends_from_builtin
@@ -20,6 +20,7 @@ from ui.teaching.jobs import Job, JobStore, State
 from ui.teaching.taught_rows import TaughtRowStore
 from ui.teaching.uploads import MAX_ROWS, data_files, describe_problem, read_upload, unpack
 from vqa_app.errors import DataError, UsageError, VqaError
+from vqa_app.files import replace_directory, unfinished_directory
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS
 from vqa_app.serving.model_choices import quantization
 
@@ -39,12 +40,12 @@ class TrainingService:
     """Starts, observes and stops training runs.
 
     Args:
-        data_dir: contains `runs`, `trainings` (the state of each run), `datasets` (for everybody,
+        data_dir: Contains `runs`, `trainings` (the state of each run), `datasets` (for everybody,
             provided by the operator of the server) and `uploads` (by owner).
-        service: loads models and stores pictures.
-        taught_rows: the taught rows of all owners.
+        service: Loads models and stores pictures.
+        taught_rows: The taught rows of all owners.
         train: `finetune.training.train.train`, or a replacement for tests.
-        device: the `device` of `finetune.config.FinetuneConfig`.
+        device: The `device` of `finetune.config.FinetuneConfig`.
     """
 
     def __init__(
@@ -108,35 +109,32 @@ class TrainingService:
         """Store an uploaded data set: a zip, table or JSON file.
 
         Args:
-            owner: whose data set it becomes.
-            data: content of the file.
-            file_name: name of the file; the data set is named after it.
+            owner: Whose data set it becomes.
+            data: Content of the file.
+            file_name: Name of the file; the data set is named after it.
 
         Returns:
             Whether it replaced a data set of the same name.
 
         Raises:
-            DataError: it has no usable row, or names pictures outside the upload.
-            UsageError: the current training reads the data set of the same name.
+            DataError: It has no usable row, or names pictures outside the upload.
+            UsageError: The current training reads the data set of the same name.
         """
         name = " ".join(re.sub(r"[^\w\-]+", " ", Path(file_name).stem).split())[:60] or "data set"
         folder = dict(self._folders(owner))["upload"] / name
-        partial = folder.with_name(f".{name}.part")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            unpack(data, partial, file_name)
-            found = read_upload(partial)
+        with unfinished_directory(folder.parent) as new:
+            unpack(data, new, file_name)
+            found = read_upload(new)
             if not found.rows:
                 reasons = [*map(describe_problem, found.problems), "The data has no rows."]
                 raise DataError(f"No row of {name!r} can be used: {reasons[0]}")
+        try:
             with self._lock:  # so that no training starts meanwhile
                 if replaced := folder.exists():
                     self._check_not_in_use(owner, f"upload:{name}")
-                    shutil.rmtree(folder)
-                partial.rename(folder)
+                replace_directory(new, folder)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(new, ignore_errors=True)  # if it was refused
         return replaced
 
     def _check_not_in_use(self, owner: str, key: str) -> None:
@@ -154,7 +152,7 @@ class TrainingService:
         """Count and check the selected data without training."""
         from finetune.data.read import read_rows
 
-        found = read_rows(self._paths(owner, list(request.get("sources") or [])))
+        found = read_rows(self._paths(owner, text_list(request, "sources")))
         problems = [describe_problem(problem) for problem in found.problems]
         pictures: dict[str, Any] = {s.key: s for row in found.rows for s in row.pictures}
         for source in list(pictures.values())[:MAX_OPENED]:
@@ -181,12 +179,14 @@ class TrainingService:
 
         Raises:
             UsageError: a run is in progress, or a setting is invalid.
-            DataError: there is no data to train on.
+            DataError: There is no data to train on.
         """
-        paths = self._paths(owner, list(request.get("sources") or []))
+        paths = self._paths(owner, text_list(request, "sources"))
         epochs = _parse_number("number of passes", request.get("epochs"), 0.1, MAX_EPOCHS)
         lr = _parse_number("learning rate", request.get("lr"), 1e-7, 1.0)
-        base = self.service.pool.find(request.get("model") or self.service.settings(owner).model)
+        base = self.service.pool.find(
+            str(request.get("model") or "") or self.service.settings(owner).model
+        )
         if base.adapter:
             raise UsageError(
                 "A model with a separate adapter cannot be trained here.",
@@ -227,7 +227,7 @@ class TrainingService:
         """Resume the owner's stopped or failed run with the same settings.
 
         Raises:
-            UsageError: there is no such run; otherwise as `start`.
+            UsageError: There is no such run; otherwise as `start`.
         """
         job = self._own_job(owner)
         if not job.can_resume:
@@ -344,7 +344,10 @@ class TrainingService:
     def _set_state(self, job: Job, state: State) -> None:
         with self._lock:
             job.state = state
-            self._job_store.write(job)
+            try:
+                self._job_store.write(job)
+            except OSError as error:  # a full disk; the page still shows the state
+                log_error(error)
 
     def _model_key(self, job: Job) -> str | None:
         """Return the key of the run's model in the engine pool, if it exists.
@@ -395,7 +398,7 @@ def _stage_for(requested: str, quantized: str | None) -> Stage:
     """Return the stage that trains a model in the precision in which it is loaded.
 
     Raises:
-        UsageError: the stage is unknown, or would need the unquantized weights, which are several
+        UsageError: The stage is unknown, or would need the unquantized weights, which are several
             times as large.
     """
     stage = next((stage for stage in STAGES if stage == requested), None)
@@ -414,7 +417,8 @@ def _stage_for(requested: str, quantized: str | None) -> Stage:
 def _parse_number(what: str, value: Any, low: float, high: float) -> float | None:
     if value in (None, ""):
         return None
-    if not isinstance(value, (int, float)) or not low <= value <= high:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
         raise UsageError(f"The {what} cannot be {str(value)[:20]}.", f"From {low:g} to {high:g}.")
     return float(value)
 

@@ -5,6 +5,7 @@ Each call is independent. Nothing of it is stored, and its pictures are deleted.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,8 @@ def _answer(service: ChatService, message: dict[str, Any] | None) -> Iterator[An
         ]
     finally:
         for file in files:
-            Path(file).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                Path(file).unlink()
     service.pool.start_loading()
     conversation = Conversation.ask(question, pictures)
     with service.pool.lease(timeout=LOAD_TIMEOUT) as engine, service.cancel_event() as cancel:

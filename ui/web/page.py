@@ -21,7 +21,7 @@ from ui.chat import attention_view
 from ui.chat.comparison import compare_models
 from ui.chat.conversation_actions import handle_action
 from ui.chat.model_picker import pick_model
-from ui.chat.requests import PageRequest, PageUpdate, require_owner, user_message
+from ui.chat.requests import PageRequest, PageUpdate, log_error, require_owner, user_message
 from ui.chat.service import ChatService
 from ui.chat.warmup import Warmup
 from ui.teaching.row_actions import teach
@@ -35,7 +35,7 @@ MAX_REQUEST = 2**20
 """Largest request of the page, in bytes; a question has at most 20,000 characters."""
 MAX_THREADS = 32
 """Threads that requests of the page may hold at once."""
-MAX_LOOKS = 4
+MAX_ATTENTION_VIEWS = 4
 """Attention views that may wait for the model at once; each holds a thread until it has it."""
 HEARTBEAT = 1.0
 """Seconds without an update after which an empty line is sent."""
@@ -49,14 +49,15 @@ def page_routes(
 ) -> APIRouter:
     """Return the routes of the page itself and of its requests."""
     router = APIRouter()
-    threads, looks = CapacityLimiter(MAX_THREADS), CapacityLimiter(MAX_LOOKS)
+    threads = CapacityLimiter(MAX_THREADS)
+    attention_threads = CapacityLimiter(MAX_ATTENTION_VIEWS)
     handlers: dict[str, Handler] = {
         "ask": service.ask,
         "pick": lambda owner, request: pick_model(service, owner, request),
         "compare": lambda owner, request: compare_models(service, owner, request),
         "act": lambda owner, request: handle_action(service, owner, request),
         "warm": Warmup(service).start,
-        "look": lambda owner, request: _look(service, owner, request),
+        "look": lambda owner, request: _attention_view(service, owner, request),
         "teach": lambda owner, request: teach(service, taught_rows, owner, request),
         "train": lambda owner, request: _train(training, owner, request),
     }
@@ -76,7 +77,7 @@ def page_routes(
                 raise UsageError("The request is too large.", "Shorten the question.")
             updates = _updates(
                 partial(handler, require_owner(request.state.owner), _parsed(data)),
-                looks if name == "look" else threads,
+                attention_threads if name == "look" else threads,
             )
         except UsageError as error:
             return problem(error, 400)
@@ -123,7 +124,7 @@ async def _updates(
         if isinstance(iterator, Generator):
             iterator.close()
         if task is not None and not task.cancelled() and (error := task.exception()):
-            user_message(error)  # logs an unexpected error
+            log_error(error)
 
     step: Callable[[], PageUpdate | None] = first
     task: asyncio.Future[tuple[PageUpdate | None, bool]] | None = None
@@ -159,7 +160,7 @@ def _line(update: PageUpdate) -> bytes:
     return json.dumps(update, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def _look(service: ChatService, owner: str, request: PageRequest) -> PageUpdate:
+def _attention_view(service: ChatService, owner: str, request: PageRequest) -> PageUpdate:
     view = (
         attention_view.describe_picture
         if request.get("do") == "saw"

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from PIL import Image
 
 from tests.fake_engine import FakeEngine
 from tests.ui.harness import ChatHarness, choice, make_downloading_pool
@@ -239,6 +240,8 @@ def test_unexpected_errors_show_no_details(make_harness):
         ({"question": "x" * 20_001}, "characters"),
         ({"question": "x", "pictures": ["a" * 64]}, "has been deleted"),
         ({"question": "x", "pictures": ["../../etc/passwd"]}, "has been deleted"),
+        ({"question": "x", "pictures": 5}, "list of texts"),
+        ({"question": "x", "pictures": [{"digest": "a"}]}, "list of texts"),
         ({"question": "x", "conversation": "made-up"}, "does not exist"),
         ({"again": "made-up", "conversation": "made-up"}, "does not exist"),
         ({"question": "x", "pictures": [f"{n:064}" for n in range(9)]}, "9 pictures"),
@@ -268,6 +271,27 @@ def test_warming_up_a_picture_includes_the_history(make_harness):
     assert [m.role for m in warmed.messages] == ["user", "assistant", "user"]
     assert warmed.messages[-1].text == ""
     assert warmed.messages[-1].pictures[0].digest == blue
+
+
+def test_a_failed_warm_up_is_logged_only_if_it_is_a_bug(make_harness, caplog, monkeypatch):
+    """The person sees the error when the question itself fails."""
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    harness.pool.start_loading()
+    harness.pool.wait(timeout=PATIENCE)
+    errors = [ModelError("The server cannot be reached.", "Start it."), RuntimeError("bug")]
+    failed = threading.Semaphore(0)
+
+    def fail(*_):
+        failed.release()
+        raise errors.pop(0)
+
+    monkeypatch.setattr(engine, "warm", fail)
+    for _ in range(2):
+        Warmup(harness.service).start("ann", {"pictures": [harness.picture()]})
+        assert failed.acquire(timeout=PATIENCE)
+    until(lambda: caplog.records)
+    assert [record.exc_info[0] for record in caplog.records] == [RuntimeError]
 
 
 def test_settings_reach_the_model(make_harness):
@@ -452,6 +476,20 @@ def test_the_last_of_several_choices_counts(make_harness):
     assert list(earlier)[-1]["models"]["picked"] == "other"
 
 
+def test_a_model_that_disappears_while_it_loads_is_no_longer_waited_for(make_harness):
+    harness = make_harness()
+    harness.service.pool, started = make_downloading_pool("slow")
+    picking = pick_model(harness.service, "ann", {"model": "slow"})
+    next(picking)
+    assert started.wait(PATIENCE)
+    pool = harness.service.pool
+    pool.default, pool._choices = "first", lambda: [choice("first")]
+    update = handle_action(harness.service, "ann", {"do": "models"})
+    assert update["models"]["picked"] == "first"
+    assert "loading" not in update["models"]
+    pool.close()
+
+
 def test_only_the_requester_can_cancel_a_load(make_harness):
     harness = make_harness()
     harness.service.pool, started = make_downloading_pool("slow")
@@ -587,6 +625,18 @@ def test_a_picture_that_cannot_be_written_leaves_no_file(make_harness, monkeypat
         harness.picture()
     assert user_message(refusal.value) == STORAGE_FAILED
     assert not list(harness.picture_store.folder.rglob(".unfinished-*"))
+
+
+def test_a_picture_is_shown_in_full_size_if_the_disk_is_full(make_harness, monkeypatch):
+    harness = make_harness()
+    picture = harness.picture_store.add(Image.new("RGB", (600, 30)), "wide.png")
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr("os.replace", refuse)
+    shown = harness.picture_store.resized(picture.digest, 480)
+    assert shown == harness.picture_store.file(picture.digest)
 
 
 def test_other_system_errors_are_unexpected_errors(caplog):

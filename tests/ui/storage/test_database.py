@@ -98,6 +98,20 @@ def test_turn_of_another_conversation_is_refused(store):
         store.add_turn("ann", mine, foreign, "here?")
 
 
+def test_question_in_a_conversation_deleted_meanwhile_is_refused(store, monkeypatch):
+    chat = store.create("ann")
+    begin = store._transaction
+
+    def deleted_meanwhile():
+        monkeypatch.setattr(store, "_transaction", begin)
+        store.delete("ann", chat)
+        return begin()
+
+    monkeypatch.setattr(store, "_transaction", deleted_meanwhile)
+    with pytest.raises(UsageError, match="does not exist"):
+        store.add_turn("ann", chat, None, "Still there?")
+
+
 def test_edited_question_starts_a_branch(store):
     chat = store.create("ann")
     first = ask(store, chat, "one")
@@ -269,6 +283,23 @@ def test_import_respects_the_pixel_limit(tmp_path, store):
     document = to_json(store, picture_store, "ann", chat).encode()
     with pytest.raises(ImageError, match="the limit is"):
         from_json(store, PictureStore(tmp_path / "b", ImageLimits(max_pixels=100)), "bob", document)
+
+
+def test_pictures_of_a_refused_import_are_deleted_later(tmp_path, store):
+    picture_store = PictureStore(tmp_path / "pictures")
+    good = picture_store.add(Image.new("RGB", (20, 10)), "good.png").digest
+    bad = picture_store.add(Image.new("RGB", (20, 10), "red"), "bad.png").digest
+    for digest in (good, bad):
+        store.add_picture("ann", digest, "x.png", {})
+    chat = store.create("ann")
+    store.add_turn("ann", chat, None, "What?", [good, bad])
+    document = json.loads(to_json(store, picture_store, "ann", chat))
+    document["pictures"][bad]["data"] = "bm90aGluZw=="
+    store.delete("ann", chat)
+    with pytest.raises(ImageError):
+        from_json(store, picture_store, "bob", json.dumps(document).encode())
+    assert store.conversations("bob") == []
+    assert store.forget_unused_pictures(time.time() + 1) == [good]
 
 
 def test_exported_photo_is_compressed(tmp_path, store):

@@ -84,6 +84,24 @@ def test_each_rehearsed_question_is_about_another_picture(tmp_path):
     assert len({picture.key for row in rows for picture in row.pictures}) == len(rows) == 30
 
 
+def test_rehearsal_that_was_cut_off_is_completed(tmp_path, monkeypatch):
+    """A resumed run writes the same questions again, and keeps the pictures that are there."""
+    save = Image.Image.save
+
+    def cut_off(image, file, *kind):
+        save(image, file, *kind)
+        Path(file).write_bytes(Path(file).read_bytes()[:100])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Image.Image, "save", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            write_rehearsal(tmp_path, 3, 1)
+    found = read_rows([str(write_rehearsal(tmp_path, 3, 1))])
+    assert all(picture.open() for row in found.rows for picture in row.pictures)
+    assert len(found.rows) == 3
+
+
 def test_evaluation_covers_taught_and_original_questions(data, tmp_path):
     settings = config_overrides([data(3)], BUILTIN, DEFAULT, tmp_path / "r", "first")
     asked = read_rows(settings["eval_data"]).rows

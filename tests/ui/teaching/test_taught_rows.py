@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import zipfile
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -13,6 +15,7 @@ from PIL import Image
 from finetune.data.read import read_rows
 from ui.storage.picture_files import PictureStore
 from ui.teaching.taught_rows import TaughtRowStore
+from ui.teaching.uploads import unpack
 from vqa_app.errors import DataError, UsageError
 
 
@@ -48,9 +51,12 @@ def test_finetune_reads_taught_rows(taught_rows, picture_store):
 
 def test_rows_are_restored_unchanged(taught_rows, picture_store):
     red = picture(picture_store)
-    taught_rows.add("ann", "What colour?", "red", [red], short=True, turn="t1", said="blue")
+    added = taught_rows.add(
+        "ann", "What colour?", "red", [red], short=True, turn="t1", model_answer="blue"
+    )
     (row,) = taught_rows.rows("ann")
-    assert (row.question, row.answer, row.short, row.said) == ("What colour?", "red", True, "blue")
+    assert row == added
+    assert (row.question, row.answer, row.model_answer) == ("What colour?", "red", "blue")
     assert row.pictures == (red.digest,)
     assert taught_rows.rows("bob") == []
 
@@ -140,6 +146,19 @@ def test_table_is_imported_without_a_zip_file(taught_rows):
     assert taught_rows.rows("ann")[0].question == "What colour?"
 
 
+def test_zip_file_made_on_a_mac_has_no_problems(taught_rows):
+    """MacOS adds a file of its own for each file, with its suffix."""
+    data = packed(
+        **{
+            "rows.csv": b"image,question,answer\ngreen.png,What colour?,green\n",
+            "green.png": png(),
+            "__MACOSX/._rows.csv": b"\0\5\x16\7",
+            "._rows.csv": b"\0\5\x16\7",
+        }
+    )
+    assert taught_rows.import_rows("ann", data) == (1, [])
+
+
 def test_unreadable_file_is_reported(taught_rows):
     count, (problem,) = taught_rows.import_rows("ann", b'[{"id": 1', "rows.json")
     assert count == 0
@@ -149,10 +168,26 @@ def test_unreadable_file_is_reported(taught_rows):
     assert problem.startswith("row 2: ")
 
 
+def damaged(data: bytes, after: bytes, place: int, value: int) -> bytes:
+    """Replace one byte, counted from the last occurrence of `after`."""
+    found = bytearray(data)
+    found[found.rfind(after) + place] = value
+    return bytes(found)
+
+
+ZIPPED = packed(**{"rows.csv": b"question,answer\n" + b"What?,this\n" * 50})
+ENTRY = b"PK\1\2"
+"""Begins the entry of a file in the list at the end of a zip file."""
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
         (b"not a zip", "not a zip"),
+        (damaged(ZIPPED, ENTRY, 6, 99), "damaged"),  # a later version of the format
+        (damaged(ZIPPED, ENTRY, 8, 1), "damaged"),  # encrypted
+        (damaged(damaged(ZIPPED, ENTRY, 9, 8), ENTRY, 46, 0xFF), "damaged"),  # a name in UTF-8
+        (damaged(ZIPPED, b"rows.csv" + ZIPPED[38:39], 8, 0xFF), "damaged"),  # the compressed data
         (packed(**{"../evil.json": b"[]"}), "outside"),
         (packed(**{"/etc/evil.json": b"[]"}), "outside"),
         (packed(**{"readme.txt": b"hello"}), "no data file"),
@@ -179,10 +214,38 @@ def test_upload_cannot_refer_to_files_of_the_server(taught_rows, tmp_path, absol
     assert taught_rows.rows("ann") == []
 
 
+def test_full_disk_is_not_reported_as_a_damaged_file(taught_rows, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    with pytest.raises(OSError, match="no space"):
+        unpack(ZIPPED, Path("unused"))
+
+
 def test_zip_bomb_is_not_unpacked(taught_rows, monkeypatch):
     monkeypatch.setattr("ui.teaching.uploads.MAX_UNPACKED", 1000)
     with pytest.raises(DataError, match="too large when unpacked"):
         taught_rows.import_rows("ann", packed(**{"rows.json": json.dumps(["x" * 5000]).encode()}))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[{", "Expecting"),
+        ('{"a": 1}', "not a list"),
+        ("[5]", "row 1 is not a question"),
+        ('[{"id": "1", "conversations": [{"value": "What?"}]}]', "row 1 is not a question"),
+    ],
+)
+def test_file_damaged_by_hand_is_named(taught_rows, text, words):
+    taught_rows.add("ann", "What?", "this", [])
+    taught_rows.data_file("ann").write_text(text)
+    with pytest.raises(DataError, match=rf"llava.json cannot be read: .*{words}"):
+        taught_rows.rows("ann")
+    with pytest.raises(DataError):
+        taught_rows.add("ann", "Why?", "that", [])
+    assert taught_rows.data_file("ann").read_text() == text, "expected the file to stay as it is"
 
 
 def table(rows: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import time
@@ -18,12 +19,14 @@ from tests.fake_engine import FakeEngine
 from tests.ui.harness import ChatHarness
 from tests.waiting import PATIENCE
 from ui.chat.attention_view import describe_picture, explain_answer
+from ui.chat.requests import STORAGE_FAILED
 from ui.teaching import before_after, few_rows, rehearsal
 from ui.teaching.jobs import Job
 from ui.teaching.row_actions import teach
 from ui.teaching.taught_rows import TaughtRowStore
 from ui.teaching.training import TrainingService
 from vqa_app.errors import DataError, UsageError
+from vqa_app.files import UNFINISHED
 from vqa_app.pictures.picture import ImageLimits, open_picture
 from vqa_app.prompts.conversation import SHORT_STYLE
 from vqa_app.serving.engine_pool import EnginePool, ModelChoice
@@ -413,10 +416,13 @@ def test_pictures_of_deleted_rows_are_kept_during_training(harness, monkeypatch)
     "request_",
     [
         {"sources": []},
+        {"sources": 5},
+        {"sources": [{"key": "mine"}]},
         {"sources": ["shared:../../etc"]},
         {"sources": ["upload:someone-elses"]},
         {"sources": ["mine"], "stage": "evil"},
         {"sources": ["mine"], "epochs": 1e9},
+        {"sources": ["mine"], "epochs": True},
         {"sources": ["mine"], "lr": "x"},
     ],
 )
@@ -482,6 +488,7 @@ def test_upload_replaces_the_data_set_of_the_same_name(harness):
     with pytest.raises(UsageError, match="current training reads"):
         upload("ann", b"question,answer\nWhat?,one\n", "mine.csv")
     assert not upload("bob", b"question,answer\nWhat?,one\n", "mine.csv"), "bob has his own"
+    assert not list((harness.training.data_dir / "uploads").rglob(f"{UNFINISHED}*"))
     assert harness.training.check("ann", chosen)["preflight"]["rows"] == 2
 
 
@@ -520,6 +527,22 @@ def test_failed_training_mentions_no_command_line_option(harness):
     harness.training.start("ann", {"sources": ["mine"]})
     harness.training.job.thread.join(PATIENCE)
     assert harness.training.status("ann")["training"]["job"]["error"] == "Out of memory."
+
+
+def test_full_disk_at_the_end_of_a_run_is_logged_in_one_line(harness, monkeypatch, caplog):
+    teach_row(harness)
+    harness.training.start("ann", {"sources": ["mine"]})
+
+    def refuse(_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(harness.training._job_store, "write", refuse)
+    harness.training.stop("ann")
+    harness.training.job.thread.join(PATIENCE)
+    assert harness.training.status("ann")["training"]["job"]["state"] == "stopped"
+    (record,) = caplog.records
+    assert record.message.startswith(STORAGE_FAILED)
+    assert record.exc_info is None
 
 
 def test_shared_data_set_is_offered_to_all_owners(harness, tmp_path):
