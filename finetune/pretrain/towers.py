@@ -143,7 +143,7 @@ def encode_texts(
         padding="max_length",
         padding_side="right",
         truncation=True,
-        max_length=model.config.text_config.max_position_embeddings,
+        max_length=model.text_model.config.max_position_embeddings,
         return_tensors="pt",
     )
     pooled = model.text_model(input_ids=tokens.input_ids.to(model.device)).pooler_output

@@ -60,10 +60,11 @@ class Icons:
             concept = icon_concepts()[number]
             extra = {"row": rng.choice(self.store.rows[split][number])}
             items.append(Item(concept.name, box, extra=extra))
-        seed, extra = rng.getrandbits(32), {}
+        seed = rng.getrandbits(32)
+        scene_extra: dict[str, int | None] = {}
         if self.photos and rng.random() < 0.1:
-            extra = {"photo": choose_background_photo(self.photos, [], rng, split)}
-        return Scene(self.name, f"{count}", width, height, tuple(items), seed, extra)
+            scene_extra = {"photo": choose_background_photo(self.photos, [], rng, split)}
+        return Scene(self.name, f"{count}", width, height, tuple(items), seed, scene_extra)
 
     def make_single(self, number: int, rng: random.Random, split: Split) -> Scene:
         """Make a scene of one icon of concept `number`, which the split must contain."""
