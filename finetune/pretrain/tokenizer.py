@@ -63,7 +63,7 @@ drawings real photograph noise person people man woman child animal food sky gra
 window street city room kitchen garden day night summer winter dog's open closed happy sad smiling
 """.split()  # noqa: SIM905
 
-# The commonest words of English beyond these, so that talk outside the world splits sensibly.
+# Further common English words, so that text about other subjects is split sensibly.
 COMMON = """
 be have has had do does did done say said get got make made go going went gone come came take took
 taken think thought want wanted use used find found give given gave work call called try tried ask
@@ -152,7 +152,7 @@ def train_tokenizer(scenes: int = 1500, seed: int = 0) -> PreTrainedTokenizerFas
         padding_side="left",
         model_max_length=2048,
     )
-    # One token instead of ten in most of what is trained and asked.
+    # One token instead of ten: most questions end with this instruction.
     fast.add_tokens([AddedToken(SHORT_STYLE.strip(), normalized=False)])
     fast.chat_template = CHAT_TEMPLATE
     return fast

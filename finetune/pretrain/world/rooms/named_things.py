@@ -23,12 +23,12 @@ from finetune.pretrain.world.wording.phrasing import (
 class NamedScene:
     """What a picture shows, and how questions about it are worded.
 
-    `shown` are the concepts of `items`, in the same order; `known` those that questions may name.
+    `shown` are the concepts of `items`, in the same order; `candidates` may be asked for.
     """
 
     items: tuple[Item, ...]
     shown: tuple[Concept, ...]
-    known: Sequence[Concept]
+    candidates: Sequence[Concept]
     rng: random.Random
     split: Split
 
@@ -43,13 +43,13 @@ class NamedScene:
 
     def absent(self, near: Concept) -> Concept:
         """Return a concept that is not in the picture, half of the time of the kind of `near`."""
-        others = [c for c in self.known if not self.words & set(c.names)]
+        others = [c for c in self.candidates if not self.words & set(c.names)]
         same_kind = [c for c in others if c.kind == near.kind]
         return self.rng.choice(same_kind if same_kind and self.rng.random() < 0.5 else others)
 
     def kinds(self) -> list[str]:
         """Return the kinds that people use as words, in alphabetical order."""
-        return sorted({c.kind for c in self.known if not c.kind.startswith("(")})
+        return sorted({c.kind for c in self.candidates if not c.kind.startswith("(")})
 
 
 Skill = Callable[[NamedScene], QA | None]

@@ -44,7 +44,7 @@ def ask(scene: Scene, rng: random.Random, split: Split) -> list[QA]:
     # Near misses, such as another breed of dog than the one that is shown.
     same_kind = [c for c in photo_classes() if c.kind == shown.kind]
     if len(same_kind) > 1 and rng.random() < 0.5:
-        near_miss = named_things.is_it(replace(named, known=same_kind))
+        near_miss = named_things.is_it(replace(named, candidates=same_kind))
         qas += [near_miss] if near_miss else []
     if is_countable(shown.name):
         words = Vocabulary("thing", tuple(c.name for c in photo_classes()), ())

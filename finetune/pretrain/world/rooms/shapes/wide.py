@@ -226,12 +226,12 @@ class WideShapes:
         rng = random.Random(scene.seed)
         size, photo = (scene.width, scene.height), scene.extra.get("photo")
         if self.photos and photo is not None:
-            ground = photo_background(self.photos, photo, size, scene.seed)
+            picture = photo_background(self.photos, photo, size, scene.seed)
         else:
-            ground = background(*size, scene.extra["ground"], scene.seed)
+            picture = background(*size, scene.extra["ground"], scene.seed)
         # A third of the pictures without stripes is drawn by matplotlib's renderer.
         by_agg = rng.random() < 0.33 and all(item.fill != "striped" for item in scene.items)
-        canvas: Canvas | AggCanvas = AggCanvas(ground) if by_agg else Canvas(ground)
+        canvas: Canvas | AggCanvas = AggCanvas(picture) if by_agg else Canvas(picture)
         longest = max(scene.width, scene.height)
         thin = rng.random() < 0.4
         contour = rng.random() < 0.12
