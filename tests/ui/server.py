@@ -18,7 +18,7 @@ from vqa_app.serving.listener import address_of, listen
 
 
 @dataclass
-class Running:
+class RunningServer:
     address: str
     application: Application
 
@@ -35,7 +35,7 @@ def running(
     choices: Callable[[], Iterable[ModelChoice]] | None = None,
     train: Callable[..., Any] | None = None,
     root_path: str = "",
-) -> Iterator[Running]:
+) -> Iterator[RunningServer]:
     """Serve `engines`, the first of which is the default, until the block ends."""
     listed = [ModelChoice(key, key.title(), "for tests", "Included", key) for key in engines]
     application = create_application(
@@ -53,7 +53,7 @@ def running(
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
-        yield Running(address_of(listener), application)
+        yield RunningServer(address_of(listener), application)
     finally:
         application.service.stop_all(patience=10)
         server.should_exit = True

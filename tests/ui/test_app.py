@@ -313,8 +313,9 @@ def test_imported_facts_are_validated(server, person):
     facts = {"gain": "x", "confidence": float("nan"), "new_tokens": 2.5, "prompt_tokens": 10**400,
              "model": "m" * 300, "style": "short", "finish": True, "cached_tokens": 3}  # fmt: skip
     taken = person.post("/vqa/conversations", content=forged(facts=facts)).json()
-    view = server.application.service.view(owner_of(server, person), taken["conversation"])
-    assert view["turns"][-1]["facts"] == {"style": "short"}
+    store = server.application.service.store
+    (*_, turn) = store.path(owner_of(server, person), taken["conversation"])
+    assert turn.facts == {"style": "short"}
 
 
 def test_imports_need_a_cookie(server):
@@ -416,7 +417,7 @@ def test_the_endpoint_refuses_a_folder_of_uploads(server):
 
     Path(get_upload_folder()).mkdir(parents=True, exist_ok=True)
     message = {"text": "What?", "files": [get_upload_folder()]}
-    with pytest.raises(ImageError, match="picture 1"):
+    with pytest.raises(ImageError, match="is a folder, not a picture"):
         list(_answer(server.application.service, message))
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.fake_engine import FakeEngine
-from tests.ui.server import Running, running
+from tests.ui.server import RunningServer, running
 from tests.waiting import PATIENCE, until
 
 WAIT = 1000 * PATIENCE
@@ -39,7 +39,7 @@ def chromium() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
-def needed(name: str):
+def import_or_skip(name: str):
     """Import a module, or skip the test without it unless VQA_REQUIRE_BROWSER=1."""
     required = os.environ.get("VQA_REQUIRE_BROWSER") == "1"
     return importlib.import_module(name) if required else pytest.importorskip(name)
@@ -47,7 +47,7 @@ def needed(name: str):
 
 def expect(what: Any) -> Any:
     """Return Playwright's assertions for a page or locator, which wait until they hold."""
-    return needed("playwright.sync_api").expect(what)
+    return import_or_skip("playwright.sync_api").expect(what)
 
 
 def wait_for(page: Any, script: str) -> None:
@@ -61,7 +61,7 @@ def wait_for(page: Any, script: str) -> None:
 @pytest.fixture(scope="session")
 def playwright_chromium():
     """Return a function that starts Chromium with command-line options."""
-    playwright = needed("playwright.sync_api")
+    playwright = import_or_skip("playwright.sync_api")
     playwright.expect.set_options(timeout=WAIT)
     path = chromium()
     if path is None:
@@ -86,19 +86,19 @@ def browser(playwright_chromium):
         yield found
 
 
-class House:
+class Site:
     """The server of the session; each test configures its engine."""
 
-    def __init__(self, running: Running, engine: FakeEngine) -> None:
+    def __init__(self, running: RunningServer, engine: FakeEngine) -> None:
         self.address, self.application, self.engine = running.address, running.application, engine
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory) -> Iterator[House]:
+def site(tmp_path_factory) -> Iterator[Site]:
     engine = FakeEngine()
     other = FakeEngine("The other model says hello.")
     with running({"fake": engine, "other": other}, tmp_path_factory.mktemp("data")) as found:
-        yield House(found, engine)
+        yield Site(found, engine)
 
 
 @pytest.fixture

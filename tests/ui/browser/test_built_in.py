@@ -13,7 +13,7 @@ import pytest
 from finetune.pretrain.world import ROOMS, make_scene
 from tests.finetune.blorps import blorp
 from tests.ui.browser.conftest import Visitor, expect
-from tests.ui.server import Running, running
+from tests.ui.server import RunningServer, running
 from ui.chat.stream import greedy_answer
 from vqa_app.engine.protocol import Event, Status
 from vqa_app.pictures.picture import open_picture
@@ -57,7 +57,7 @@ class PausedEngine:
 
 
 @pytest.fixture(scope="module")
-def training_site(tmp_path_factory) -> Iterator[Running]:
+def training_site(tmp_path_factory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("data")
     offered = lambda: list(model_choices.available_choices(model_choices.BUILTIN, folder / "runs"))  # noqa: E731
     with running({}, folder, load=model_choices.load_engine, choices=offered) as server:
@@ -112,7 +112,7 @@ def test_six_users_are_answered_in_order(browser, training_site, tmp_path, monke
     assert not any(visitor.errors or visitor.outside for visitor in visitors)
 
 
-def trained(page: Any, training: Any) -> None:
+def wait_for_training(page: Any, training: Any) -> None:
     """Wait for the outcome as long as the training makes progress."""
     place, since = None, time.monotonic()
     while not page.locator(".outcome").is_visible():
@@ -149,7 +149,7 @@ def test_taught_rows_are_learned_and_the_rest_is_kept(browser, training_site, tm
     page.wait_for_selector("[name=source]:checked")
     page.fill("#train-name", "blorps")
     page.click("#train-form [type=submit]")
-    trained(page, training_site.application.training)
+    wait_for_training(page, training_site.application.training)
     found = training_site.application.training.job.comparison
     taught, world = found["taught"], found["world"]
     assert len(taught["rows"]) == 6

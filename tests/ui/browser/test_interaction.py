@@ -274,5 +274,5 @@ def test_notice_over_a_sheet_can_be_closed(visit):
     page.locator(".toast [aria-label=Close]").click()
     expect(page.locator(".toast")).to_have_count(0)
     page.keyboard.press("Escape")
-    page.evaluate("vqa.toast('Told again.')")
+    page.evaluate("vqa.toast('Saved again.')")
     expect(page.locator("#vqa > #toasts .toast")).to_be_visible()

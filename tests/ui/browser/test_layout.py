@@ -136,7 +136,7 @@ def test_model_view_is_shown_near_the_picture(visit, tmp_path):
 
 def test_notice_is_centred(visit):
     page = visit().page
-    page.evaluate("vqa.toast('Told.')")
+    page.evaluate("vqa.toast('Saved.')")
     for view in ("chat", "teach"):
         page.click(f"nav [data-view-of={view}]")
         notice, side = box(page.locator(".toast")), box(page.locator("#side"))

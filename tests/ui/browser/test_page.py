@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.fake_engine import FakeEngine
 from tests.proxy import proxy
-from tests.ui.browser.conftest import WAIT, Visitor, expect, needed, wait_for
+from tests.ui.browser.conftest import WAIT, Visitor, expect, import_or_skip, wait_for
 from tests.ui.browser.test_chat import held_back
 from tests.ui.server import running
 from tests.waiting import PATIENCE
@@ -17,9 +17,9 @@ from ui.chat import examples
 from vqa_app.errors import ModelError
 
 
-def serious(page) -> list[str]:
+def serious_violations(page) -> list[str]:
     """Return the serious and critical findings of axe-core."""
-    axe = needed("axe_playwright_python.sync_playwright").Axe()
+    axe = import_or_skip("axe_playwright_python.sync_playwright").Axe()
     found = axe.run(page).response["violations"]
     return [
         f"{rule['id']}: {node['html'][:160]} {node['failureSummary'][:200]}"
@@ -38,39 +38,39 @@ def test_no_serious_accessibility_violation_in_any_state(visit, engine, scheme, 
     visitor = visit(color_scheme=scheme, reduced_motion="reduce")  # no colour transitions
     page = visitor.page
     assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
-    problems = {"empty": serious(page)}
+    problems = {"empty": serious_violations(page)}
     visitor.attach(pictures[0])
     visitor.ask("What is it?")
     visitor.ask("And **now**?")
-    problems["chat"] = serious(page)
+    problems["chat"] = serious_violations(page)
     page.get_by_label("This is wrong").last.click()
     page.evaluate("vqa.toast('Done'), vqa.toast('It went wrong.', 'error')")
-    problems["correction and toasts"] = serious(page)
+    problems["correction and toasts"] = serious_violations(page)
     page.keyboard.press("Escape")
     page.click("#model")
-    problems["models"] = serious(page)
+    problems["models"] = serious_violations(page)
     page.keyboard.press("Escape")
     page.get_by_label("More for").click()
-    problems["chat menu"] = serious(page)
+    problems["chat menu"] = serious_violations(page)
     page.keyboard.press("Escape")
     for state, opener in (
         ("picture", "article .thumb"), ("pad", "[data-do=draw]"), ("delete", "article [title^=Del]")
     ):  # fmt: skip
         page.locator(opener).first.click()
-        problems[state] = serious(page)
+        problems[state] = serious_violations(page)
         page.keyboard.press("Escape")
     page.locator(".foot .look").first.click()
     page.wait_for_selector(".overlay")
-    problems["looked"] = serious(page)
+    problems["looked"] = serious_violations(page)
     page.keyboard.press("Escape")
     page.click("[data-do=settings]")
     page.wait_for_selector("#set-system")
-    problems["settings"] = serious(page)
+    problems["settings"] = serious_violations(page)
     page.keyboard.press("Escape")
     engine.hold(1)
     visitor.ask("A long one?", wait=False)
     page.wait_for_selector(".answer.running")
-    problems["answering"] = serious(page)
+    problems["answering"] = serious_violations(page)
     engine.release()
     visitor.answered()
     engine.dropped = 4
@@ -80,11 +80,11 @@ def test_no_serious_accessibility_violation_in_any_state(visit, engine, scheme, 
     visitor.ask("Does it work?", wait=False)
     page.wait_for_selector(".failed")
     page.keyboard.type("Half a question")
-    problems["left out, failed, writing"] = serious(page)
+    problems["left out, failed, writing"] = serious_violations(page)
     page.locator("article").first.hover()
     page.get_by_label("Edit and ask again from here").first.click()
     expect(page.locator("#editing")).to_be_visible()
-    problems["editing"] = serious(page)
+    problems["editing"] = serious_violations(page)
     page.keyboard.press("Escape")
     for view, drawn in (
         ("teach", "#taught .nothing"),
@@ -93,11 +93,11 @@ def test_no_serious_accessibility_violation_in_any_state(visit, engine, scheme, 
     ):
         page.click(f"nav [data-view-of={view}]")
         page.locator(drawn).first.wait_for()
-        problems[view] = serious(page)
+        problems[view] = serious_violations(page)
     page.fill("#compare-form input[aria-label=Question]", "What is it?")
     page.click("#compare-form [type=submit]")
     page.locator("#compared .facts").nth(1).wait_for()
-    problems["compared"] = serious(page)
+    problems["compared"] = serious_violations(page)
     assert {state: found for state, found in problems.items() if found} == {}
 
 
@@ -113,7 +113,7 @@ def test_phone(visit):
     page.locator("#cards .card").first.tap()
     visitor.answered()
     assert overflow(page) <= 0
-    assert serious(page) == []
+    assert serious_violations(page) == []
     box = page.locator("#composer").bounding_box()
     assert box["x"] >= 0
     assert box["y"] + box["height"] <= 720
@@ -121,7 +121,7 @@ def test_phone(visit):
     page.locator(".side-open").first.tap()
     page.locator("#list .title").first.wait_for()
     expect(page.locator("#list .icon")).to_have_css("opacity", "1")  # there is no hover on a phone
-    assert serious(page) == []
+    assert serious_violations(page) == []
     page.locator("nav [data-view-of=train]").tap()
     page.wait_for_selector("#train-form [name=source]")
     assert overflow(page) <= 0

@@ -179,12 +179,12 @@ def test_six_users_are_answered_in_order(browser, site, engine, people):
 
 
 @contextmanager
-def kept_port():
+def reserved_port():
     """Reserve a port by binding it without listening."""
-    with socket.socket() as keeper:
-        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        keeper.bind(("127.0.0.1", 0))
-        yield keeper.getsockname()[1]
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
 
 
 ASK_AND_NOW = """() => {
@@ -199,7 +199,7 @@ ASK_AND_NOW = """() => {
 
 
 def test_chat_survives_a_server_restart(browser, tmp_path):
-    with kept_port() as port, ExitStack() as stack:
+    with reserved_port() as port, ExitStack() as stack:
         with running({"fake": FakeEngine()}, tmp_path, port=port) as first:
             visitor = Visitor(browser, first.address)
             stack.callback(visitor.context.close)

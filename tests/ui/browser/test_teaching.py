@@ -15,7 +15,7 @@ from finetune.evaluation.report import save_watch_answers
 from finetune.progress import Progress
 from tests.fake_engine import FakeEngine
 from tests.ui.browser.conftest import Visitor, expect
-from tests.ui.browser.test_page import serious
+from tests.ui.browser.test_page import serious_violations
 from tests.ui.server import running
 from tests.waiting import PATIENCE
 from vqa_app.pictures.picture import open_picture
@@ -96,7 +96,7 @@ def test_teach_train_compare_switch_and_go_back(training_site, pictures):
     page.wait_for_selector("#job .chart")
     expect(page.locator("#preflight .badge")).to_have_text("All fine")
     expect(page.locator("#job")).to_contain_text("about 4 s left")
-    assert serious(page) == []
+    assert serious_violations(page) == []
 
     # It continues without the page, is shown in another tab, and the chat works meanwhile.
     page.reload()
@@ -110,7 +110,7 @@ def test_teach_train_compare_switch_and_go_back(training_site, pictures):
     expect(page.locator("#train-form [type=submit]")).to_be_disabled()
     training_site.trainer.finish_training.set()
     page.wait_for_selector(".outcome")
-    assert serious(page) == []
+    assert serious_violations(page) == []
     config = training_site.trainer.configs[0]
     assert Path(config.data[0]).name == "llava.json"
     assert config.stage == "lora"

@@ -302,7 +302,7 @@ def test_non_finite_losses_are_not_reported(harness):
     assert job.evaluations == [{"step": 1, "vqa_accuracy": 0.5}]
 
 
-def again(harness, tmp_path):
+def restarted(harness, tmp_path):
     """Return the training service of a server restarted on the same data."""
     return TrainingService(tmp_path, harness.service, harness.taught_rows)
 
@@ -321,7 +321,7 @@ def test_finished_run_stays_visible_when_others_train(harness, tmp_path):
     assert not harness.training.status("bob")["training"]["others"]
     harness.training.stop("bob")
     harness.training.job.thread.join(PATIENCE)
-    later = again(harness, tmp_path)
+    later = restarted(harness, tmp_path)
     assert later.status("ann")["training"]["job"] == json.loads(json.dumps(before))
     assert later.status("bob")["training"]["job"]["can_go_on"]
 
@@ -371,7 +371,7 @@ def test_pictures_of_a_comparison_survive_deletions(harness, tmp_path):
         harness.picture_store.remove(digest)
     assert set(gone) >= pictures
     assert len(pictures) > before_after.WORLD_QUESTIONS // 2
-    again(harness, tmp_path).status("ann")
+    restarted(harness, tmp_path).status("ann")
     for digest in pictures:
         assert harness.store.picture("ann", digest) is not None
         assert harness.picture_store.file(digest).exists()
@@ -380,7 +380,7 @@ def test_pictures_of_a_comparison_survive_deletions(harness, tmp_path):
 def test_run_interrupted_by_a_server_stop_is_shown_as_stopped(harness, tmp_path):
     teach_row(harness)
     harness.training.start("ann", {"sources": ["mine"], "name": "hats"})
-    later = again(harness, tmp_path)
+    later = restarted(harness, tmp_path)
     job = later.status("ann")["training"]["job"]
     assert (job["state"], job["name"], job["base"]) == ("stopped", "hats", "Built-in")
     assert not later.status("ann")["training"]["busy"]
@@ -392,10 +392,10 @@ def test_run_interrupted_by_a_server_stop_is_shown_as_stopped(harness, tmp_path)
 def test_finished_run_is_shown_after_a_restart(harness, tmp_path):
     teach_row(harness)
     before = trained(harness)
-    after = again(harness, tmp_path).status("ann")["training"]["job"]
+    after = restarted(harness, tmp_path).status("ann")["training"]["job"]
     assert json.loads(json.dumps(before)) == after
     (tmp_path / "runs" / "hats" / "manifest.json").unlink()
-    assert again(harness, tmp_path).status("ann")["training"]["job"] is None
+    assert restarted(harness, tmp_path).status("ann")["training"]["job"] is None
 
 
 def test_pictures_of_deleted_rows_are_kept_during_training(harness, monkeypatch):
