@@ -12,6 +12,7 @@ from PIL import Image
 from ui.chat.service import ChatService
 from ui.storage.database import Store
 from ui.storage.picture_files import PictureStore
+from ui.texts import catalogue
 from vqa_app.engine.protocol import Engine
 from vqa_app.serving.engine_pool import EnginePool, LoadProgress, ModelChoice
 
@@ -31,6 +32,15 @@ def make_downloading_pool(key: str) -> tuple[EnginePool, threading.Event]:
             progress("Downloading", 0.5)
 
     return EnginePool(load, lambda: [choice(key)], key), started
+
+
+def in_english(message: Any) -> str:
+    """Return what an English page shows for a message: a text, an entry, or a list of these."""
+    if isinstance(message, list):
+        return " ".join(map(in_english, message))
+    if isinstance(message, str):
+        return message
+    return str(catalogue("en")[message["key"]]).format(**message["values"])
 
 
 class ChatHarness:

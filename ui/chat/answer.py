@@ -16,6 +16,7 @@ from ui.chat.markdown import partial_html
 from ui.chat.requests import log_error, user_message
 from ui.chat.stream import POLL_SECONDS, answer_facts, turn_state
 from ui.storage.database import State, Store, Turn
+from ui.texts import find_texts
 from vqa_app.engine.protocol import Delta, Engine, GenerationOptions, Status
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.serving.engine_pool import EnginePool
@@ -111,7 +112,8 @@ class RunningAnswer:
         saved = time.monotonic()
         try:
             for status in self._pool.load_with_status(self._model, self.owner, self._cancel):
-                self._publish(state="loading", message=status.message, share=status.share)
+                message = find_texts(status.message)
+                self._publish(state="loading", message=message, share=status.share)
             if self._cancel.is_set():
                 return
             facts["model"] = self._pool.find(self._model).label  # the engine's name may be a path

@@ -10,8 +10,9 @@ import numpy as np
 
 from ui.chat.requests import PageRequest
 from ui.chat.service import ChatService
-from ui.chat.views import build_conversation, image_gain_label
+from ui.chat.views import build_conversation, image_gain_level, picture_view
 from ui.storage.database import Turn
+from ui.texts import entry, find_texts
 from vqa_app.engine.protocol import AttentionMap, Engine
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.serving.redact import redact_paths
@@ -47,7 +48,7 @@ def explain_answer(service: ChatService, owner: str, request: PageRequest) -> di
         "missing": "",
     }
     if not conversation.pictures:
-        found["missing"] = "There was no picture to look at."
+        found["missing"] = entry("look.noPicture")
         return {"looked": found}
     tokens = max(1, int(turn.facts.get("new_tokens", 1)))
     service.engine_for(owner)  # starts to load it
@@ -57,10 +58,10 @@ def explain_answer(service: ChatService, owner: str, request: PageRequest) -> di
         try:
             _add_maps(found, engine.attention_map(conversation, turn.answer))
         except ModelError as error:
-            found["missing"] = redact_paths(str(error).replace("\n", " "))
+            found["missing"] = find_texts(redact_paths(str(error).replace("\n", " ")))
     service.store.add_facts(owner, chat, turn.id, {"gain": round(gain, 3)})
     found["gain"] = round(gain, 3)
-    found["level"], found["level_text"] = image_gain_label(gain)
+    found["level"] = image_gain_level(gain)
     found["pictures"] = [
         {"digest": picture.digest, "number": number, **entry}
         for number, (picture, entry) in enumerate(
@@ -122,7 +123,7 @@ def describe_picture(service: ChatService, owner: str, request: PageRequest) -> 
         raise UsageError("One of the pictures has been deleted.", "Add it again.")
     name, facts = known
     engine = service.engine_for(owner)
-    found: dict[str, Any] = {"digest": digest, "name": name, **facts, "tokens": None, "shown": []}
+    found = picture_view(digest, name, facts) | {"tokens": None, "shown": []}
     if engine is not None:
         label = service.pool.find(service.settings(owner).model).label
         found.update(model=label, **_model_view(service, engine, digest))

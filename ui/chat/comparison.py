@@ -9,6 +9,7 @@ from ui.chat.markdown import partial_html
 from ui.chat.requests import PageRequest, PageUpdate, parse_question, text_list
 from ui.chat.service import ChatService
 from ui.chat.stream import answer_facts, stream_text, turn_state
+from ui.texts import find_texts
 from vqa_app.errors import UsageError
 from vqa_app.prompts.conversation import SHORT_STYLE, Conversation
 
@@ -39,7 +40,7 @@ def compare_models(
     with service.cancel_event(owner) as stop:
         for key, side in zip(keys, sides, strict=True):
             for status in service.pool.load_with_status(key, owner, stop):
-                side.update(state="loading", message=status.message)
+                side.update(state="loading", message=find_texts(status.message))
                 yield {"compared": sides}
             if stop.is_set():
                 break

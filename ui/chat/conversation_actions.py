@@ -10,6 +10,7 @@ from ui.chat import examples
 from ui.chat.model_picker import model_list
 from ui.chat.requests import PageRequest, PageUpdate, conversation_id, log_error
 from ui.chat.service import ChatService
+from ui.texts import entry
 from vqa_app.errors import UsageError
 from vqa_app.files import is_disk_error
 
@@ -102,9 +103,9 @@ def initial_state(service: ChatService, owner: str, request: PageRequest) -> Pag
         "settings": _settings(service, owner),
         "examples": {
             "cards": _examples(service, owner),
-            "about": examples.ABOUT_BUILTIN
-            if service.pool.default == "builtin"
-            else examples.ABOUT_OTHER,
+            "about": entry(
+                "start.aboutBuiltIn" if service.pool.default == "builtin" else "start.aboutOther"
+            ),
         },
         **service.conversation_list(owner),
         "view": service.view(owner, conversation),

@@ -10,12 +10,6 @@ from PIL import Image
 
 from vqa_app.errors import UsageError
 
-ABOUT_BUILTIN = (
-    "The built-in model is small. It knows drawn shapes and objects: their number, colour and"
-    " position, short texts, simple charts and digits. It does not know photographs; for those,"
-    " choose a bigger model above, or start with --model and a hub id."
-)
-ABOUT_OTHER = "These pictures are generated; your own are more interesting."
 CARDS = (
     (29, "shapes", "What is above the rectangle?"),
     (26, "things", "Where is the mushroom?"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ui.texts import find_texts
 from vqa_app.errors import ModelError, VqaError
 from vqa_app.serving.engine_pool import ModelStatus
 from vqa_app.serving.model_choices import choice_from_hub_id
@@ -48,7 +49,7 @@ def _pending_model(service: ChatService, owner: str) -> dict[str, Any] | None:
         return {
             "key": key,
             "label": status.choice.label,
-            "message": status.message,
+            "message": find_texts(status.message),
             "share": status.share,
         }
     if service.pending_models.pop(owner, None) == key and status.phase == "ready":
@@ -65,7 +66,7 @@ def _models(service: ChatService, status: ModelStatus, previous: str) -> dict[st
         "picked": status.choice.key,
         "label": status.choice.label,
         "phase": status.phase,
-        "message": status.message,
+        "message": find_texts(status.message),
         "share": status.share,
         "before": previous,
         "any": service.allow_any_model,
@@ -74,8 +75,8 @@ def _models(service: ChatService, status: ModelStatus, previous: str) -> dict[st
             {
                 "key": choice.key,
                 "label": choice.label,
-                "detail": choice.detail,
-                "group": choice.group,
+                "detail": find_texts(choice.detail),
+                "group": find_texts(choice.group),
                 "here": choice.here,
             }
             for choice in service.pool.choices()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, TypeAlias
 
+from ui.texts import find_texts
 from vqa_app.errors import DataError, UsageError, VqaError
 from vqa_app.files import is_disk_error
 from vqa_app.prompts.conversation_file import replace_surrogates
@@ -46,6 +47,12 @@ def log_error(error: BaseException) -> None:
         log.error("%s (%s)", STORAGE_FAILED, error)
     elif not isinstance(error, VqaError):
         log.error("Unexpected error", exc_info=error)
+
+
+def error_update(error: BaseException) -> PageUpdate:
+    """Return the update for an error: its message in English, and the page's texts for it."""
+    message = user_message(error)
+    return {"error": message, "text": find_texts(message)}
 
 
 def require_owner(owner: str) -> str:

@@ -25,7 +25,7 @@ from ui.chat.requests import (
     text_list,
 )
 from ui.chat.settings import ChatSettings
-from ui.chat.views import build_conversation, conversation_view, make_title
+from ui.chat.views import build_conversation, conversation_view, make_title, picture_view
 from ui.storage.database import Store, Turn
 from ui.storage.picture_files import PictureStore
 from vqa_app.engine.protocol import Engine, GenerationOptions
@@ -227,15 +227,14 @@ class ChatService:
         picture = self.picture_store.add(data, name, limits)
         facts = {"changes": list(picture.changes), "size": list(picture.image.size)}
         self.store.add_picture(owner, picture.digest, picture.name, facts)
-        return {"digest": picture.digest, "name": picture.name, **facts}
+        return picture_view(picture.digest, picture.name, facts)
 
     def add_example(self, owner: str, image: Image.Image, question: str) -> dict[str, Any]:
         """Store a generated picture as if the owner had added it; return it with its question."""
         picture = self.picture_store.add(image, "scene.png")
         facts = {"changes": [], "size": list(image.size)}
         self.store.add_picture(owner, picture.digest, "scene.png", facts)
-        shown = {"digest": picture.digest, "name": "scene.png", **facts}
-        return {"picture": shown, "question": question}
+        return {"picture": picture_view(picture.digest, "scene.png", facts), "question": question}
 
     # -- settings and views ------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ui.chat.markdown import to_html
 from ui.storage.database import Store, Turn
+from ui.texts import find_texts
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import SHORT_STYLE, Conversation, Message
 
@@ -69,13 +70,13 @@ def ended_text(turn: Turn) -> str:
     return _ENDS.get(str(turn.facts.get("finish")), "")
 
 
-def image_gain_label(gain: float) -> tuple[str, str]:
-    """Return level and text of the badge for a whole answer's image gain, in nats."""
+def image_gain_level(gain: float) -> str:
+    """Return the level of a whole answer's image gain, in nats; the page has a text for each."""
     if gain >= HIGH_IMAGE_GAIN:
-        return "well", "The answer comes from the picture"
+        return "well"
     if gain >= LOW_IMAGE_GAIN:
-        return "some", "The picture helped a little"
-    return "not", "The model would say this about any picture"
+        return "some"
+    return "not"
 
 
 def conversation_view(store: Store, owner: str, conversation: str | None) -> dict[str, Any]:
@@ -131,11 +132,14 @@ def turn_view(store: Store, owner: str, turn: Turn, numbers: dict[str, int]) -> 
     pictures = []
     for digest in turn.pictures:
         name, facts = store.picture(owner, digest) or ("picture", {})
-        pictures.append({"digest": digest, "name": name, "number": numbers[digest], **facts})
+        pictures.append(picture_view(digest, name, facts) | {"number": numbers[digest]})
     facts = dict(turn.facts)
     facts["ended_text"] = ended_text(turn)
+    facts["ended"] = find_texts(facts["ended_text"])
+    if facts.get("error"):
+        facts["text"] = find_texts(str(facts["error"]))
     if "gain" in facts:
-        facts["looked"], facts["looked_text"] = image_gain_label(facts["gain"])
+        facts["looked"] = image_gain_level(facts["gain"])
     return {
         "id": turn.id,
         "question": turn.question,
@@ -146,6 +150,12 @@ def turn_view(store: Store, owner: str, turn: Turn, numbers: dict[str, int]) -> 
         "facts": facts,
         "verdict": turn.verdict,
     }
+
+
+def picture_view(digest: str, name: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored picture as the page shows it."""
+    changes = [find_texts(change) for change in facts.get("changes", [])]
+    return {"digest": digest, "name": name, **facts, "changes": changes}
 
 
 def _mark_left_out(shown: list[dict[str, Any]], turns: Sequence[Turn]) -> None:

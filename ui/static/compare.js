@@ -1,14 +1,14 @@
 // Compare: one question to two models.
 "use strict";
 (() => {
-  const { $, el, icon } = vqa;
+  const { $, el, icon, t } = vqa;
   let picture = null;
   let drawn = "";
   let models = []; // keys of the two models that were asked
   let running = false;
   let picks = []; // keys of the two selected models
   let sides = [];
-  const question = el("input", { "aria-label": "Question", placeholder: "What do you want to know?", maxlength: 20000 });
+  const question = el("input", { "aria-label": t("page.question"), placeholder: t("compare.placeholder"), maxlength: 20000 });
 
   vqa.on("shown", (name) => {
     if (name !== "compare") return;
@@ -24,9 +24,9 @@
     drawn = key;
     const select = (label, chosen, preset) => {
       const node = el("select", { "aria-label": label },
-        ...[...new Set(choices.map((choice) => choice.group))].map((group) =>
-          el("optgroup", { label: group }, ...choices.filter((choice) => choice.group === group).map((choice) =>
-            el("option", { value: choice.key }, choice.detail ? `${choice.label} (${choice.detail})` : choice.label)))));
+        ...vqa.modelGroups(choices).map(([group, members]) =>
+          el("optgroup", { label: group }, ...members.map((choice) =>
+            el("option", { value: choice.key }, choice.detail.length ? `${choice.label} (${vqa.message(choice.detail)})` : choice.label)))));
       node.value = choices.some((choice) => choice.key === chosen) ? chosen : preset;
       node.addEventListener("change", () => {
         picks = [left.value, right.value];
@@ -35,21 +35,19 @@
       return node;
     };
     const other = choices.find((choice) => choice.here && choice.key !== picked); // never one that has to be downloaded first
-    const left = select("First model", picks[0], other ? other.key : picked);
-    const right = select("Second model", picks[1], picked);
+    const left = select(t("compare.first"), picks[0], other ? other.key : picked);
+    const right = select(t("compare.second"), picks[1], picked);
     const hint = el("p.note");
     const showHint = () => {
       hint.hidden = left.value !== right.value;
-      hint.textContent = other
-        ? "These are the same model: pick another one to compare it with."
-        : "No other model is on this machine yet: train one, or pick one to download.";
+      hint.textContent = other ? t("compare.same") : t("compare.noOther");
     };
     showHint();
-    const file = el("input", { type: "file", accept: "image/*", hidden: true, "aria-label": "Picture file" });
+    const file = el("input", { type: "file", accept: "image/*", hidden: true, "aria-label": t("compare.file") });
     const place = el("span.compare-picture");
     const show = () => place.replaceChildren(...(picture
       ? [vqa.thumb({ ...picture, number: 1 }),
-        el("button.icon.remove", { type: "button", "aria-label": "Remove the picture",
+        el("button.icon.remove", { type: "button", "aria-label": t("compare.remove"),
           onclick: () => {
             picture = null;
             show();
@@ -57,7 +55,7 @@
           } }, icon("x"))]
       : []));
     vqa.comparePicture = async (chosen) => {
-      const name = encodeURIComponent(chosen.name || "pasted picture");
+      const name = encodeURIComponent(chosen.name || t("composer.pasted"));
       const found = await vqa.upload(`vqa/pictures?name=${name}`, chosen);
       if (!found) return;
       picture = found;
@@ -75,14 +73,14 @@
     $("compare-form").replaceChildren(
       el("div.columns", {}, left, right), hint,
       el("div.actions", {},
-        el("button.chip", { type: "button", onclick: () => file.click() }, "Choose a picture"),
-        el("button.chip", { type: "button", onclick: () => vqa.send("act", { do: "scene" }) }, "Draw me a scene"),
+        el("button.chip", { type: "button", onclick: () => file.click() }, t("compare.choose")),
+        el("button.chip", { type: "button", onclick: () => vqa.send("act", { do: "scene" }) }, t("compare.scene")),
         place, file),
-      el("div.actions.line", {}, question, el("button.primary", { type: "submit" }, "Ask both"),
-        el("button.chip.stop", { type: "button", hidden: true, onclick: () => vqa.send("act", { do: "stop-comparing" }) }, "Stop")));
+      el("div.actions.line", {}, question, el("button.primary", { type: "submit" }, t("compare.ask")),
+        el("button.chip.stop", { type: "button", hidden: true, onclick: () => vqa.send("act", { do: "stop-comparing" }) }, t("page.stop"))));
     $("compare-form").onsubmit = (event) => {
       event.preventDefault();
-      if (!question.value.trim() && !picture) return vqa.toast("Write a question or add a picture.", "error");
+      if (!question.value.trim() && !picture) return vqa.toast(t("compare.empty"), "error");
       models = [left.value, right.value];
       busy(true);
       vqa.send("compare", { models, question: question.value, pictures: picture ? [picture.digest] : [] });
@@ -105,7 +103,7 @@
     $("compared").replaceChildren(el("p.failed", {}, text));
   });
 
-  const WORDS = { waiting: "Next …", loading: "Loading …", answering: "Looking …", stopped: "Stopped." };
+  const STATES = { waiting: "compare.waiting", loading: "compare.loading", answering: "compare.answering", stopped: "compare.stopped" };
   vqa.on("compared", (found) => {
     sides = found;
     drawSides();
@@ -118,12 +116,12 @@
           el("p.note", {}, side.label),
           side.html
             ? el("div.answer", { html: side.html })
-            : el("p.state", {}, side.state === "stopped" ? null : el("span.pulse", { "aria-hidden": "true" }), side.message && side.state === "loading" ? side.message : WORDS[side.state] || "",
+            : el("p.state", {}, side.state === "stopped" ? null : el("span.pulse", { "aria-hidden": "true" }), (side.state === "loading" && vqa.message(side.message)) || t(STATES[side.state] ?? ""),
                 side.state === "loading"
-                  ? el("button.link", { onclick: () => vqa.send("act", { do: "cancel-load", model: models[position] }) }, "Cancel")
+                  ? el("button.link", { onclick: () => vqa.send("act", { do: "cancel-load", model: models[position] }) }, t("page.cancel"))
                   : null),
-          side.html && side.state === "stopped" ? el("p.facts", {}, "Stopped.") : null,
-          side.confidence ? el("p.facts", {}, `${Math.round(side.confidence * 100)} % sure`) : null))));
+          side.html && side.state === "stopped" ? el("p.facts", {}, t("compare.stopped")) : null,
+          side.confidence ? el("p.facts", {}, t("page.sure", { share: vqa.percent(side.confidence) })) : null))));
     vqa.codeButtons($("compared"));
   }
 })();

@@ -1,7 +1,7 @@
 // The composer: text and pictures of the next question, and how it is sent.
 "use strict";
 (() => {
-  const { $, el, icon } = vqa;
+  const { $, el, icon, t } = vqa;
   const MAX_PICTURES = 8;
   let pictures = []; // {digest, name, changes, size} or {busy: true, name}
   let replaces = null; // the turn that is being edited
@@ -16,9 +16,9 @@
     vqa.show("chat");
     $("question").focus();
     const room = Math.max(0, MAX_PICTURES - pictures.length);
-    if (files.length > room) vqa.toast(`At most ${MAX_PICTURES} pictures at a time.`, "error");
+    if (files.length > room) vqa.toast(t("composer.tooMany", { count: MAX_PICTURES }), "error");
     const uploads = files.slice(0, room).map((file) => ({
-      busy: true, name: file.name || "pasted picture", file, abort: new AbortController(),
+      busy: true, name: file.name || t("composer.pasted"), file, abort: new AbortController(),
     }));
     pictures.push(...uploads);
     drawTray();
@@ -36,7 +36,7 @@
   vqa.useScene = ({ picture, question }) => {
     const box = $("question");
     const old = pictures.find((one) => one.scene);
-    if (!old && pictures.length >= MAX_PICTURES) return vqa.toast(`At most ${MAX_PICTURES} pictures at a time.`, "error");
+    if (!old && pictures.length >= MAX_PICTURES) return vqa.toast(t("composer.tooMany", { count: MAX_PICTURES }), "error");
     const scene = { ...picture, scene: question };
     pictures = old ? pictures.map((one) => (one === old ? scene : one)) : [...pictures, scene];
     if (!box.value.trim() || box.value === old?.scene) box.value = question;
@@ -80,10 +80,10 @@
         const numbered = { ...picture, number: first + position };
         const item = el("li", {},
           picture.busy
-            ? el("span.thumb.waiting", { role: "img", "aria-label": `Sending ${picture.name}` })
+            ? el("span.thumb.waiting", { role: "img", "aria-label": t("composer.sending", { name: picture.name }) })
             : vqa.thumb(numbered),
           el("button.icon.remove",
-            { type: "button", "aria-label": `Remove picture ${numbered.number}`,
+            { type: "button", "aria-label": t("composer.remove", { number: numbered.number }),
               onclick: () => {
                 picture.abort?.abort();
                 pictures.splice(pictures.indexOf(picture), 1);
@@ -96,10 +96,19 @@
         return item;
       }),
     );
-    if (sendWhenUploaded) $("tray").append(el("li.note", { role: "status" }, "Will be asked once the pictures are uploaded."));
+    if (sendWhenUploaded) $("tray").append(el("li.note", { role: "status" }, t("composer.waits")));
     $("composer").classList.toggle("with-pictures", pictures.length > 0);
     ready();
   }
+
+  /** Writes the line below the composer. */
+  vqa.drawFine = () => {
+    const { training, models } = vqa.state;
+    const english = !vqa.language.isEnglish && models?.picked === "builtin";
+    const key = english ? "composer.fineEnglish" : "composer.fine";
+    $("fine").textContent = t(!training ? key : training === "own" ? "train.slower" : "train.slowerOther");
+  };
+  vqa.on("models", vqa.drawFine);
 
   // -- sending -------------------------------------------------------------------------------------
 
@@ -140,7 +149,7 @@
   /** Asks a question, or with {again: turn} repeats one. It is shown at once. */
   vqa.ask = (asked, { question, pictures: shown } = { question: asked.question, pictures: [] }) => {
     if (vqa.state.asking || vqa.state.view?.busy) {
-      vqa.toast("An answer is still being written. Stop it first.");
+      vqa.toast(t("composer.busy"));
       return;
     }
     const conversation = vqa.state.view?.conversation ?? null;
@@ -196,8 +205,7 @@
     if (!replaces && !isEmpty()) savedDraft = { text: $("question").value, pictures, replaces: null };
     setDraft({ text: turn.question, pictures: [...turn.pictures], replaces: turn.id });
     $("editing").hidden = false;
-    $("editing").firstElementChild.textContent =
-      `Editing question ${turn.number}: this starts a new branch; the old one is kept.`;
+    $("editing").firstElementChild.textContent = t("composer.editing", { number: turn.number });
     warm();
     $("question").focus();
   };

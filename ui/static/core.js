@@ -52,7 +52,7 @@
     if (part?.done) return;
     const refusal = answer && !answer.ok && (await answer.json().catch(() => null));
     if (refusal?.error) receive(refusal, name);
-    else if (answer && !answer.ok && answer.status < 502) vqa.emit("error", "The server did not answer.", { channel: name });
+    else if (answer && !answer.ok && answer.status < 502) vqa.emit("error", vqa.t("page.serverSilent"), { channel: name });
     else reportUnreachable(name);
   }
 
@@ -63,7 +63,7 @@
   /** Reports that the server is unreachable, and reloads the page once it is back. */
   async function reportUnreachable(name) {
     if (leaving) return;
-    vqa.emit("error", "The server cannot be reached. This page reloads when it is back; your draft is kept.", { channel: name });
+    vqa.emit("error", vqa.t("page.serverLost"), { channel: name });
     if (waiting) return;
     waiting = true;
     do await new Promise((resume) => setTimeout(resume, 1000));
@@ -72,6 +72,7 @@
   }
 
   function receive({ hello, ...update }, channel) {
+    if (update.error) update.error = vqa.message(update.text ?? update.error);
     if (hello) setTimeout(() => vqa.emit("hello", true));
     const { state } = vqa;
     const chat = channel === "act" && update.view?.conversation;
@@ -110,7 +111,7 @@
     for (const old of vqa.$("toasts").children) if (old.innerText.trim() === text) old.remove();
     const node = el(`div.toast.${kind}`, {}, el("span", {}, text));
     node.append(
-      el("button.icon", { "aria-label": "Close", onclick: () => node.remove() }, icon("x")),
+      el("button.icon", { "aria-label": vqa.t("page.close"), onclick: () => node.remove() }, icon("x")),
     );
     vqa.$("toasts").append(node);
     setTimeout(() => node.remove(), kind === "error" ? 12000 : 5000);
@@ -126,13 +127,13 @@
       const answer = await fetch(url, { method: "POST", body: file, signal });
       const found = await answer.json().catch(() => ({}));
       if (answer.ok) return found;
-      toast(found.error || "The file could not be read.", "error");
+      toast(vqa.message(found.text || found.error) || vqa.t("page.fileUnreadable"), "error");
     } catch {
-      if (!signal?.aborted) toast("The server cannot be reached.", "error");
+      if (!signal?.aborted) toast(vqa.t("page.serverUnreachable"), "error");
     }
     return null;
   }
-  vqa.on("toast", (text) => toast(text));
+  vqa.on("toast", (text) => toast(vqa.message(text)));
 
   // The script is deferred, so the whole document and all parts of this script are loaded by then.
   addEventListener("DOMContentLoaded", () => {

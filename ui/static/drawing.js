@@ -1,20 +1,23 @@
 // Pictures made on the page: a drawing pad and the camera.
 "use strict";
 (() => {
-  const { $, el } = vqa;
+  const { $, el, t } = vqa;
   const SIZE = 448;
-  const COLOURS = { black: "#111827", red: "#dc2626", blue: "#2563eb", green: "#16a34a", yellow: "#eab308", white: "#ffffff" };
+  const BLACK = "#111827";
+  const COLOURS = { "draw.black": BLACK, "draw.red": "#dc2626", "draw.blue": "#2563eb", "draw.green": "#16a34a", "draw.yellow": "#eab308", "draw.white": "#ffffff" };
+  const SYMBOLS = { pen: "✎", circle: "●", square: "■", triangle: "▲" };
+  const TOOLS = { "draw.pen": "pen", "draw.circle": "circle", "draw.square": "square", "draw.triangle": "triangle" };
   const BACKGROUND = "#ffffff";
 
   let pad = null; // the elements of the sheet; a drawing is kept until it is used
-  vqa.on("do:draw", () => vqa.sheet("Draw something", ...(pad ||= createPad())));
+  vqa.on("do:draw", () => vqa.sheet(t("draw.title"), ...(pad ||= createPad())));
 
   function createPad() {
     const canvas = el("canvas.pad", { width: SIZE, height: SIZE, tabindex: "0", role: "img",
-      "aria-label": "Drawing pad. Draw with the mouse or a finger." });
+      "aria-label": t("draw.pad") });
     const context = canvas.getContext("2d");
     let tool = "pen";
-    let ink = COLOURS.black;
+    let ink = BLACK;
     let width = 14;
     let start = null;
     let before = null;
@@ -67,35 +70,34 @@
       context.fill();
     }
 
-    const group = (label, entries, chosen, pick, render) =>
+    const group = (label, values, chosen, pick, render) =>
       el("div.choices", { role: "radiogroup", "aria-label": label },
-        ...entries.map(([name, value]) =>
-          el("label", { title: name },
-            el("input", { type: "radio", name: label, "aria-label": name, checked: value === chosen, onchange: () => pick(value) }),
-            render(name, value))));
-    const swatch = (_, value) => {
+        ...Object.entries(values).map(([key, value]) =>
+          el("label", { title: t(key) },
+            el("input", { type: "radio", name: label, "aria-label": t(key), checked: value === chosen, onchange: () => pick(value) }),
+            render(value))));
+    const swatch = (value) => {
       const dot = el("span.swatch");
       dot.style.background = value;
       return dot;
     };
-    const symbols = { pen: "✎", circle: "●", square: "■", triangle: "▲" };
     return [
       canvas,
       el("div.pad-tools", {},
-        group("Tool", Object.keys(symbols).map((name) => [name, name]), tool, (value) => (tool = value), (name) => symbols[name]),
-        group("Colour", Object.entries(COLOURS), ink, (value) => (ink = value), swatch),
-        el("label", {}, "Width", el("input", { type: "range", min: 4, max: 48, value: width, "aria-label": "Width of the pen", oninput: (event) => (width = Number(event.target.value)) }))),
+        group(t("draw.tool"), TOOLS, tool, (value) => (tool = value), (name) => SYMBOLS[name]),
+        group(t("draw.colour"), COLOURS, ink, (value) => (ink = value), swatch),
+        el("label", {}, t("draw.width"), el("input", { type: "range", min: 4, max: 48, value: width, "aria-label": t("draw.penWidth"), oninput: (event) => (width = Number(event.target.value)) }))),
       el("div.actions", {},
-        el("button.chip", { onclick: () => undo.length && context.putImageData(undo.pop(), 0, 0) }, "Undo"),
+        el("button.chip", { onclick: () => undo.length && context.putImageData(undo.pop(), 0, 0) }, t("draw.undo")),
         el("button.chip", { onclick: () => {
           undo.push(context.getImageData(0, 0, SIZE, SIZE));
           context.fillStyle = BACKGROUND;
           context.fillRect(0, 0, SIZE, SIZE);
-        } }, "Clear"),
+        } }, t("draw.clear")),
         el("button.primary", { onclick: () => {
           attach(canvas, "drawing.png");
           pad = null;
-        } }, "Ask about it")),
+        } }, t("draw.use"))),
     ];
   }
 
@@ -111,14 +113,10 @@
     try {
       stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1280 } } });
     } catch {
-      vqa.toast(
-        window.isSecureContext
-          ? "No camera is available. Allow it for this page, or add a file."
-          : "Browsers allow the camera only on localhost or over https. Add a file instead.",
-        "error");
+      vqa.toast(t(window.isSecureContext ? "camera.none" : "camera.insecure"), "error");
       return;
     }
-    const video = el("video.large", { autoplay: true, playsinline: true, muted: true, "aria-label": "Camera" });
+    const video = el("video.large", { autoplay: true, playsinline: true, muted: true, "aria-label": t("camera.label") });
     video.srcObject = stream;
     vqa.stopCamera?.(); // the button was clicked twice
     vqa.stopCamera = () => stream.getTracks().forEach((track) => track.stop());
@@ -126,9 +124,9 @@
       const canvas = el("canvas", { width: video.videoWidth, height: video.videoHeight });
       canvas.getContext("2d").drawImage(video, 0, 0);
       attach(canvas, "photograph.jpg");
-    } }, "Take photograph");
+    } }, t("camera.take"));
     video.addEventListener("loadeddata", () => (take.disabled = false));
-    vqa.sheet("Take a photograph", video, el("div.actions", {}, take));
+    vqa.sheet(t("camera.title"), video, el("div.actions", {}, take));
   });
   vqa.on("sheet-closed", () => {
     vqa.stopCamera?.();

@@ -1,7 +1,7 @@
 // Generation settings, stored on the server for each owner.
 "use strict";
 (() => {
-  const { $, el, icon } = vqa;
+  const { $, el, icon, t } = vqa;
   let form = null;
 
   vqa.on("settings", (settings) => {
@@ -26,12 +26,12 @@
     const show = () => (box.value = vqa.state.settings[name] ?? "");
     const own = settings.defaults?.[name];
     const box = el("input", { type: "number", min, max, step, id: `set-${name}`, inputmode: "decimal",
-      placeholder: own === null || own === undefined ? "the model's default" : `${own} (the model's default)` });
+      placeholder: own === null || own === undefined ? t("settings.default") : t("settings.defaultValue", { value: own }) });
     show();
     box.addEventListener("change", () => {
       const value = box.value === "" ? null : Number(box.value);
       if (value !== null && (!box.checkValidity() || (whole && !Number.isInteger(value)))) {
-        vqa.toast(`${label}: ${whole ? "a whole number " : ""}from ${min} to ${max}.`, "error");
+        vqa.toast(t(whole ? "settings.wholeRange" : "settings.range", { name: label, min, max }), "error");
         return show();
       }
       save({ [name]: value });
@@ -42,26 +42,32 @@
   function draw() {
     const { settings } = vqa.state;
     const style = el("select", { id: "set-style", onchange: (event) => save({ style: event.target.value }) },
-      el("option", { value: "sentence" }, "In a sentence"), el("option", { value: "short" }, "In a word or two"));
+      el("option", { value: "sentence" }, t("settings.sentence")), el("option", { value: "short" }, t("settings.short")));
     style.value = settings.style || "sentence";
     const system = el("textarea", { id: "set-system", rows: 4, maxlength: 4000,
-      placeholder: "For example: Answer in French.", onchange: (event) => save({ system: event.target.value || null }) });
+      placeholder: t("settings.systemExample"), onchange: (event) => save({ system: event.target.value || null }) });
     system.value = settings.system || "";
+    const { names, chosen } = vqa.language;
+    const language = el("select", { id: "set-language", onchange: (event) => vqa.language.choose(event.target.value) },
+      el("option", { value: "" }, t("settings.asBrowser")),
+      ...Object.entries(names).map(([tag, name]) => el("option", { value: tag, lang: tag }, name)));
+    language.value = chosen in names ? chosen : "";
     form = el("form", { onsubmit: (event) => event.preventDefault() },
-      el("header", {}, el("h2", {}, "Settings"),
-        el("button.icon", { type: "button", "aria-label": "Close settings", onclick: () => toggle(false) }, icon("x"))),
-      el("div.field", {}, el("label", { for: "set-style" }, "Answers"), style),
+      el("header", {}, el("h2", {}, t("settings.title")),
+        el("button.icon", { type: "button", "aria-label": t("settings.close"), onclick: () => toggle(false) }, icon("x"))),
+      el("div.field", {}, el("label", { for: "set-style" }, t("settings.style")), style),
       settings.system_prompts === false ? null
-        : el("div.field", {}, el("label", { for: "set-system" }, "System prompt"), system,
-          el("small", {}, "Sent to the model at the start of every chat.")),
-      number("temperature", "Temperature", "0 gives the same answer each time; higher values vary more.", { min: 0, max: 5, step: 0.05 }),
-      number("top_p", "Top p", "Samples from the likeliest tokens that add up to this probability.", { min: 0.05, max: 1, step: 0.05 }),
-      number("max_new_tokens", "Longest answer", "In tokens; a word takes one or two.", { min: 1, max: 2048, step: 1, whole: true }),
-      number("seed", "Seed", "Makes sampled answers reproducible.", { min: 0, max: 2 ** 31, step: 1, whole: true }),
+        : el("div.field", {}, el("label", { for: "set-system" }, t("settings.system")), system,
+          el("small", {}, t("settings.systemHint"))),
+      number("temperature", t("settings.temperature"), t("settings.temperatureHint"), { min: 0, max: 5, step: 0.05 }),
+      number("top_p", t("settings.topP"), t("settings.topPHint"), { min: 0.05, max: 1, step: 0.05 }),
+      number("max_new_tokens", t("settings.longest"), t("settings.longestHint"), { min: 1, max: 2048, step: 1, whole: true }),
+      number("seed", t("settings.seed"), t("settings.seedHint"), { min: 0, max: 2 ** 31, step: 1, whole: true }),
       el("button.chip", { type: "button", onclick: () => {
         save({ system: null, temperature: null, top_p: null, max_new_tokens: null, seed: null, style: null });
         document.activeElement.blur();
-      } }, "Reset to the model's defaults"));
+      } }, t("settings.reset")),
+      el("div.field", {}, el("label", { for: "set-language" }, t("settings.language")), language));
     $("settings").replaceChildren(form);
   }
   vqa.setups.push(() => {

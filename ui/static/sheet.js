@@ -1,7 +1,7 @@
 // The dialog over the page: a picture at full size, the model's view of it, the attention map.
 "use strict";
 (() => {
-  const { $, el, icon } = vqa;
+  const { $, el, icon, t } = vqa;
   let opener = null; // the element that had the focus before, and its turn
   let expected = null; // id of the turn or picture whose reply is to be shown
 
@@ -16,7 +16,7 @@
     sheet.setAttribute("aria-label", title);
     sheet.replaceChildren(
       el("header", {}, el("h2", {}, title),
-        el("button.icon", { "aria-label": "Close", onclick: () => sheet.close() }, icon("x"))),
+        el("button.icon", { "aria-label": t("page.close"), onclick: () => sheet.close() }, icon("x"))),
       el("div.sheet-body", {}, ...content),
       $("toasts")); // while a modal dialog is open, nothing outside of it can be clicked
     if (!sheet.open) sheet.showModal();
@@ -27,10 +27,10 @@
   vqa.confirm = (title, what, onConfirm) => {
     const sheet = vqa.sheet(title,
       what ? el("p.confirm", {}, what) : null,
-      el("p.note", {}, "This cannot be undone."),
+      el("p.note", {}, t("confirm.final")),
       el("div.actions", {},
-        el("button.chip.keep", { onclick: () => sheet.close() }, "Keep"),
-        el("button.primary.danger", { onclick: () => (sheet.close(), vqa.focusView(), onConfirm()) }, "Delete")));
+        el("button.chip.keep", { onclick: () => sheet.close() }, t("confirm.keep")),
+        el("button.primary.danger", { onclick: () => (sheet.close(), vqa.focusView(), onConfirm()) }, t("page.delete"))));
     sheet.querySelector(".keep").focus(); // so that a key held down does not delete
   };
   const waiting = (words) => el("p.state", {}, el("span.pulse", { "aria-hidden": "true" }), words);
@@ -58,29 +58,29 @@
   vqa.openPicture = (picture) => {
     const [width, height] = picture.size || [];
     vqa.sheet(
-      `Picture ${picture.number} · ${picture.name}`,
+      t("picture.title", picture),
       el("img.large", { src: `vqa/pictures/${picture.digest}?size=large`, alt: picture.name }),
       el("div.saw", { id: "saw" },
-        el("p.note", {}, width ? `${width} × ${height} pixels. ` : "", ...changesOf(picture)),
+        el("p.note", {}, [width ? t("picture.pixels", { width, height }) : "", ...changesOf(picture)].join(" ")),
         el("button.chip", { onclick: () => {
           expected = picture.digest;
-          $("saw").replaceChildren(waiting("Asking the model …"));
+          $("saw").replaceChildren(waiting(t("picture.asking")));
           vqa.send("look", { do: "saw", digest: picture.digest });
-        } }, icon("eye"), "What the model saw")),
+        } }, icon("eye"), t("picture.saw"))),
     );
   };
   const changesOf = (picture) =>
-    picture.changes?.length ? [`Changed on upload: ${picture.changes.join(", ")}.`] : [];
+    picture.changes?.length ? [t("picture.changed", { changes: picture.changes.map(vqa.message).join(", ") })] : [];
 
   vqa.on("saw", (saw) => {
     if (!$("sheet").open || saw.digest !== expected) return;
     const pictures = saw.shown.map((one) =>
       el("figure", {},
-        el("img.pixels", { src: one.data, alt: "The picture at the model's resolution" }),
+        el("img.pixels", { src: one.data, alt: t("picture.view") }),
         el("figcaption", {}, `${one.size[0]} × ${one.size[1]}`)));
     const words = [];
-    if (saw.tokens !== null) words.push(`It reads this picture as ${saw.tokens.toLocaleString()} tokens.`);
-    else words.push("The model is still loading.");
+    if (saw.tokens !== null) words.push(t("picture.tokens", { count: saw.tokens }));
+    else words.push(t("picture.loading"));
     words.push(...changesOf(saw));
     $("saw").replaceChildren(el("p.note", {}, words.join(" ")), el("div.seen", {}, ...pictures));
   });
@@ -88,7 +88,7 @@
   // -- attention map -------------------------------------------------------------------------------
 
   vqa.on("look", (turn) => {
-    vqa.sheet("Where it looked", waiting("Computing the attention map …"));
+    vqa.sheet(t("look.title"), waiting(t("look.computing")));
     expected = turn.id;
     vqa.send("look", { do: "look", conversation: vqa.state.view.conversation, turn: turn.id });
   });
@@ -105,13 +105,15 @@
     return ANCHORS[low].map((from, k) => from + (ANCHORS[low + 1][k] - from) * (place - low));
   };
 
+  /** Keys of the texts for the levels of the image gain. */
+  vqa.GAINS = { well: "look.well", some: "look.some", not: "look.not" };
   vqa.on("looked", (found) => {
     if (!$("sheet").open || found.turn !== expected) return;
     const drawers = found.pictures.map((picture) => overlay(picture));
     let word = 0;
     let opacity = 0.7;
     const draw = () => drawers.forEach((drawer) => drawer.draw(word, opacity));
-    const buttons = ["The whole answer", ...found.words].map((text, position) =>
+    const buttons = [t("look.wholeAnswer"), ...found.words].map((text, position) =>
       el("button.word", { "aria-pressed": String(position === 0),
           onclick: (event) => {
             word = position;
@@ -121,45 +123,45 @@
           } },
         text));
     const slider = el("input", { type: "range", min: 0, max: 1, step: 0.05, value: opacity,
-      "aria-label": "Opacity of the overlay",
+      "aria-label": t("look.opacity"),
       oninput: (event) => {
         opacity = Number(event.target.value);
         draw();
       } });
     const head = el("div.verdict", {});
-    if (found.level) head.append(el(`span.badge.${found.level}`, {}, found.level_text));
-    if (found.confidence) head.append(el("span.facts", {}, `${Math.round(found.confidence * 100)} % sure`));
+    if (found.level) head.append(el(`span.badge.${found.level}`, {}, t(vqa.GAINS[found.level])));
+    if (found.confidence) head.append(el("span.facts", {}, t("page.sure", { share: vqa.percent(found.confidence) })));
     const notes = [];
     if (found.gain !== undefined) {
-      notes.push(el("p.note", {},
-        found.pictures.length > 1
-          ? `With the pictures, this answer is ${times(found.gain)} grey ones.`
-          : `With the picture, this answer is ${times(found.gain)} a grey one.`));
+      notes.push(el("p.note", {}, comparedWithGrey(found.gain, found.pictures.length)));
     }
-    if (found.missing) notes.push(el("p.note", {}, found.missing));
+    if (found.missing) notes.push(el("p.note", {}, vqa.message(found.missing)));
     if (found.answered_by && found.answered_by !== found.model) {
-      notes.push(el("p.note", {}, `Answered by ${found.answered_by}; the map is by ${found.model}.`));
+      notes.push(el("p.note", {}, t("look.otherModel", { answered: found.answered_by, mapped: found.model })));
     }
     const mapped = found.words.length > 0;
-    vqa.sheet("Where it looked",
+    vqa.sheet(t("look.title"),
       el("p.asked", {}, found.question),
       head,
-      mapped ? el("div.words", { role: "group", "aria-label": "Words of the answer" }, ...buttons) : null,
+      mapped ? el("div.words", { role: "group", "aria-label": t("look.words") }, ...buttons) : null,
       el("div.overlays", {}, ...drawers.map((drawer) => drawer.node)),
-      mapped ? el("label.opacity", {}, "Overlay", slider) : null,
+      mapped ? el("label.opacity", {}, t("look.overlay"), slider) : null,
       ...notes);
     draw();
   });
 
-  function times(gain) {
+  function comparedWithGrey(gain, count) {
     const factor = Math.exp(Math.abs(gain));
-    if (factor < 1.1) return "about as likely as with";
-    const shown = factor > 1000 ? "over 1,000" : factor.toFixed(factor < 10 ? 1 : 0);
-    return gain > 0 ? `${shown} times likelier than with` : `${shown} times less likely than with`;
+    if (factor < 1.1) return t("look.asLikely", { count });
+    const digits = factor < 10 ? 1 : 0;
+    const times = factor > 1000
+      ? t("look.over", { number: 1000 })
+      : vqa.number(factor, { minimumFractionDigits: digits, maximumFractionDigits: digits });
+    return t(gain > 0 ? "look.likelier" : "look.lessLikely", { count, times });
   }
 
   function overlay(picture) {
-    const image = el("img", { src: `vqa/pictures/${picture.digest}?size=large`, alt: `Picture ${picture.number}` });
+    const image = el("img", { src: `vqa/pictures/${picture.digest}?size=large`, alt: t("picture.number", picture) });
     const canvas = el("canvas", { "aria-hidden": "true" });
     const node = el("div.overlay", {}, image, canvas);
     image.addEventListener("load", () => node.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight));

@@ -1,7 +1,7 @@
 // Conversation list, model picker, and the empty screen.
 "use strict";
 (() => {
-  const { $, el, icon } = vqa;
+  const { $, el, icon, t } = vqa;
 
   // -- conversations -------------------------------------------------------------------------------
 
@@ -36,14 +36,14 @@
     const rows = searchWords() ? vqa.state.list.filter((row) => found?.chats.includes(row.id)) : vqa.state.list;
     $("search").hidden = vqa.state.list.length < 2;
     $("list").replaceChildren(...rows.map(rowOf));
-    if (!rows.length && searchWords()) $("list").append(el("li.note", {}, "Nothing found."));
+    if (!rows.length && searchWords()) $("list").append(el("li.note", {}, t("sidebar.nothingFound")));
   }
 
   function rowOf(row) {
     const shown = vqa.state.view?.conversation === row.id;
     const when = new Date(1000 * row.when);
     const open = el("button.title",
-      { dir: "auto", title: `${row.title}\n${when.toLocaleString()}`, "aria-current": shown ? "true" : null,
+      { dir: "auto", title: `${row.title}\n${when.toLocaleString(vqa.locale)}`, "aria-current": shown ? "true" : null,
         onclick: () => {
           vqa.open(row.id);
           closeIfNarrow();
@@ -51,7 +51,7 @@
         } },
       row.title);
     const menu = el("button.icon",
-      { "aria-label": `More for ${row.title}`, "aria-haspopup": "menu", title: "More",
+      { "aria-label": t("sidebar.moreFor", { title: row.title }), "aria-haspopup": "menu", title: t("sidebar.more"),
         onclick: (event) => openMenu(event.currentTarget, row) },
       icon("more"));
     return el(`li${shown ? ".shown" : ""}`, { "data-chat": row.id }, open,
@@ -62,10 +62,10 @@
   function short(when) {
     const now = new Date();
     if (when.toDateString() === now.toDateString()) {
-      return when.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
+      return when.toLocaleTimeString(vqa.locale, { hour: "2-digit", minute: "2-digit", hour12: false });
     }
-    if (when.getFullYear() !== now.getFullYear()) return String(when.getFullYear());
-    return when.toLocaleDateString([], { day: "numeric", month: "short" });
+    if (when.getFullYear() !== now.getFullYear()) return when.toLocaleDateString(vqa.locale, { year: "numeric" });
+    return when.toLocaleDateString(vqa.locale, { day: "numeric", month: "short" });
   }
 
   function openMenu(button, row) {
@@ -79,16 +79,16 @@
     const item = () => $("list").querySelector(`[data-chat="${row.id}"]`); // may have been redrawn
     const remove = () => {
       item()?.querySelector("[aria-haspopup]").focus(); // gets the focus back if the chat is kept
-      vqa.confirm("Delete this chat?", row.title, () =>
+      vqa.confirm(t("sidebar.deleteChat"), row.title, () =>
         vqa.send("act", { do: "delete", conversation: row.id, shown: vqa.state.view?.conversation }));
     };
     const entry = (name, words, onSelect) =>
       el("button", { role: "menuitem", onclick: () => (closeMenu(), onSelect()) }, icon(name), words);
     const menu = el("div.menu", { role: "menu", id: "menu" },
-      entry("pen", "Rename", () => item() && rename(item(), row)),
-      entry("save", "Save as a web page", file("html")),
-      entry("save", "Save as JSON", file("json")),
-      entry("bin", "Delete", remove));
+      entry("pen", t("sidebar.rename"), () => item() && rename(item(), row)),
+      entry("save", t("sidebar.saveHtml"), file("html")),
+      entry("save", t("sidebar.saveJson"), file("json")),
+      entry("bin", t("page.delete"), remove));
     button.closest("li").append(menu);
     menu.querySelector("button").focus();
     menu.addEventListener("keydown", (event) => {
@@ -114,7 +114,7 @@
   }
 
   function rename(item, row) {
-    const box = el("input", { "aria-label": "New title", maxlength: 120 });
+    const box = el("input", { "aria-label": t("sidebar.newTitle"), maxlength: 120 });
     box.value = row.title;
     let done = false;
     const end = (keep) => {
@@ -182,10 +182,10 @@
     vqa.state.models = models;
     const { loading } = models;
     const loadingModel = loading || (models.phase === "loading" && models);
-    $("model-name").textContent = loadingModel ? `Loading ${loadingModel.label} …` : models.label;
-    $("model-share").textContent = loadingModel?.share ? `${Math.round(loadingModel.share * 100)} %` : "";
+    $("model-name").textContent = loadingModel ? t("models.loading", { model: loadingModel.label }) : models.label;
+    $("model-share").textContent = loadingModel?.share ? vqa.percent(loadingModel.share) : "";
     $("model").dataset.phase = loading ? "loading" : models.phase;
-    $("model").title = loadingModel?.message || models.message || "The model that answers";
+    $("model").title = vqa.message(loadingModel?.message ?? models.message) || t("models.answers");
     const cancel = document.querySelector("[data-do=cancel-load]");
     if (!loading && cancel === document.activeElement) $("model").focus();
     cancel.hidden = !loading;
@@ -197,6 +197,12 @@
   vqa.on("do:cancel-load", () => vqa.send("act", { do: "cancel-load", model: vqa.state.models.loading.key }));
 
   vqa.on("error", (_, { channel }) => channel === "pick" && vqa.send("act", { do: "models" }));
+
+  /** Returns the model choices by group: [name, choices]. */
+  vqa.modelGroups = (choices) => {
+    const names = choices.map((choice) => vqa.message(choice.group));
+    return [...new Set(names)].map((name) => [name, choices.filter((_, place) => names[place] === name)]);
+  };
 
   let drawn = "";
   function drawModels() {
@@ -211,16 +217,15 @@
             closeModels();
             if (choice.key !== picked) vqa.send("pick", { model: choice.key });
           } },
-        el("span", {}, choice.label), el("small", {}, choice.detail));
-    const groups = [...new Set(choices.map((choice) => choice.group))].map((group) =>
+        el("span", {}, choice.label), el("small", {}, vqa.message(choice.detail)));
+    const groups = vqa.modelGroups(choices).map(([group, members]) =>
       el("div", { role: "group", "aria-label": group },
-        el("p.group", { "aria-hidden": "true" }, group),
-        ...choices.filter((choice) => choice.group === group).map(option)));
+        el("p.group", { "aria-hidden": "true" }, group), ...members.map(option)));
     const focused = $("models").contains(document.activeElement);
-    $("models").replaceChildren(el("div", { role: "listbox", "aria-label": "Models" }, ...groups));
+    $("models").replaceChildren(el("div", { role: "listbox", "aria-label": t("models.label") }, ...groups));
     if (focused) $("models").querySelector("[aria-selected=true]")?.focus();
     if (!any) return;
-    const box = el("input", { "aria-label": "Hub id", placeholder: "owner/name from the hub" });
+    const box = el("input", { "aria-label": t("models.hubId"), placeholder: t("models.hubExample") });
     $("models").append(el("form.named", { onsubmit: (event) => {
       event.preventDefault();
       closeModels();
@@ -266,12 +271,12 @@
   /** Shows what the model knows, or why it did not load. */
   function drawAbout() {
     const { phase, message } = vqa.state.models || {};
-    $("about").textContent = phase === "failed" ? `${message} Pick another model above.` : about;
+    $("about").textContent = phase === "failed" ? vqa.message([...message, { key: "models.pickAnother" }]) : about;
   }
   vqa.on("models", drawAbout);
 
-  vqa.on("examples", ({ cards, about: words }) => {
-    about = words;
+  vqa.on("examples", ({ cards, about: text }) => {
+    about = vqa.message(text);
     drawAbout();
     const card = (example) =>
       el("button.card",
@@ -281,7 +286,7 @@
     $("cards").replaceChildren(
       ...cards.map(card),
       el("button.card.more", { onclick: () => vqa.send("act", { do: "scene" }) },
-        icon("dice"), el("span", {}, "Draw me a new scene")));
+        icon("dice"), el("span", {}, t("start.newScene"))));
   });
   vqa.on("scene", ({ picture, question }) => {
     if ($("vqa").dataset.view === "compare") return vqa.compareScene({ picture, question });

@@ -1,7 +1,7 @@
 // Rating answers, and the list of taught rows.
 "use strict";
 (() => {
-  const { $, el, icon } = vqa;
+  const { $, el, icon, t } = vqa;
 
   vqa.on("judge", ({ turn, verdict }) => {
     const again = turn.verdict === verdict;
@@ -17,11 +17,11 @@
 
   function correct(turn, answer) {
     document.querySelector(".correction")?.remove();
-    const box = el("input", { "aria-label": "The right answer", maxlength: 4000,
-      placeholder: "What would the right answer be?", value: answer });
+    const box = el("input", { "aria-label": t("teach.rightAnswer"), maxlength: 4000,
+      placeholder: t("teach.whatIsRight"), value: answer });
     const close = () => {
       form.remove();
-      document.querySelector(`[data-turn="${turn.id}"] [aria-label="This is wrong"]`)?.focus();
+      document.querySelector(`[data-turn="${turn.id}"] [data-verdict=wrong]`)?.focus();
     };
     const finish = (verdict) => (close(), judge(turn, verdict));
     const form = el("form.correction",
@@ -31,10 +31,10 @@
         judge(turn, "wrong", box.value);
       } },
       box,
-      el("button.primary", { type: "submit" }, "Keep"),
+      el("button.primary", { type: "submit" }, t("page.save")),
       turn.verdict === "wrong"
-        ? el("button.link", { type: "button", onclick: () => finish(null) }, "Undo")
-        : el("button.link", { type: "button", onclick: () => finish("wrong") }, "Only mark as wrong"));
+        ? el("button.link", { type: "button", onclick: () => finish(null) }, t("teach.undo"))
+        : el("button.link", { type: "button", onclick: () => finish("wrong") }, t("teach.onlyWrong")));
     form.addEventListener("keydown", (event) => event.key === "Escape" && close());
     document.querySelector(`[data-turn="${turn.id}"]`).append(form);
     box.focus();
@@ -57,50 +57,49 @@
   function drawTaught() {
     if ($("taught").querySelector("form")) return; // a row is being edited; redrawn afterwards
     const { rows, count, imported } = taught;
-    $("taught-count").textContent = !count ? "" : count === 1 ? "1 row" : `${count.toLocaleString()} rows`;
+    $("taught-count").textContent = count ? t("teach.rows", { count }) : "";
     for (const node of document.querySelectorAll("#view-teach .with-rows")) node.hidden = !count;
     vqa.redraw($("taught"), () => $("taught").replaceChildren(...rows.map(rowOf), ...(count > 1 || imported ? [rest(rows.length, count, imported)] : [])));
     if (!count) {
       $("taught").append(el("li.nothing", {},
-        "Nothing yet. Ask something, press thumbs down under the answer and type the right one: it appears here.",
-        el("button.chip", { "data-view-of": "chat" }, "Go to the chat")));
+        t("teach.nothing"),
+        el("button.chip", { "data-view-of": "chat" }, t("teach.toChat"))));
     }
   }
 
   /** The line below the rows: show more, undo an import, delete all. */
   function rest(shown, count, imported) {
-    const words = (number) => (number === 1 ? "1 row" : `${number.toLocaleString()} rows`);
     const link = (text, onclick) => el("button.link", { onclick }, text);
     const confirmed = (title, text, action) => () => vqa.confirm(title, text, () => teach(action));
     return el("li.note", {}, el("div.actions", {},
-      count > shown ? el("span", {}, `The latest ${shown.toLocaleString()} are shown.`) : null,
-      count > shown ? link("Show more", () => {
+      count > shown ? el("span", {}, t("teach.latest", { count: shown })) : null,
+      count > shown ? link(t("teach.showMore"), () => {
         limit = shown + 500;
         teach("list");
       }) : null,
-      imported ? link("Undo the last import", confirmed("Undo the last import?", `This deletes the ${words(imported)} it added.`, "undo-import")) : null,
-      count > 1 ? link("Delete all", confirmed("Delete all rows?", `${words(count)}. Export them first to keep a copy.`, "delete-all")) : null));
+      imported ? link(t("teach.undoImport"), confirmed(t("teach.undoImportTitle"), t("teach.undoImportText", { count: imported }), "undo-import")) : null,
+      count > 1 ? link(t("teach.deleteAll"), confirmed(t("teach.deleteAllTitle"), t("teach.deleteAllText", { count }), "delete-all")) : null));
   }
 
   function rowOf(row) {
     const text = el("div.texts", {},
-      el("p.asked", { dir: "auto" }, row.question || "(only a picture)"),
+      el("p.asked", { dir: "auto" }, row.question || t("teach.onlyPicture")),
       el("p.right", { dir: "auto" }, row.answer),
-      row.said && row.said !== row.answer ? el("p.note", {}, "The model said: ", el("s", {}, row.said)) : null);
+      row.said && row.said !== row.answer ? el("p.note", {}, `${t("teach.modelSaid")} `, el("s", {}, row.said)) : null);
     const item = el("li", {},
       el("div.pictures", {}, ...row.pictures.map(vqa.thumb)),
       text,
       el("div.row-tools", {},
-        el("button.icon", { "aria-label": "Edit this row", title: "Edit", onclick: () => edit(item, row) }, icon("pen")),
-        el("button.icon", { "aria-label": "Delete this row", title: "Delete",
-          onclick: () => vqa.confirm("Delete this row?", `${row.question} ${row.answer}`.trim(), () =>
+        el("button.icon", { "aria-label": t("teach.edit"), title: t("teach.edit"), onclick: () => edit(item, row) }, icon("pen")),
+        el("button.icon", { "aria-label": t("teach.delete"), title: t("teach.delete"),
+          onclick: () => vqa.confirm(t("teach.deleteTitle"), `${row.question} ${row.answer}`.trim(), () =>
             teach("delete", { row: row.id })) }, icon("bin"))));
     return item;
   }
 
   function edit(item, row) {
-    const question = el("input", { "aria-label": "Question", maxlength: 4000 });
-    const answer = el("input", { "aria-label": "Right answer", maxlength: 4000 });
+    const question = el("input", { "aria-label": t("page.question"), maxlength: 4000 });
+    const answer = el("input", { "aria-label": t("teach.rightAnswer"), maxlength: 4000 });
     question.value = row.question;
     answer.value = row.answer;
     const form = el("form.texts",
@@ -109,12 +108,12 @@
         teach("edit", { row: row.id, question: question.value, answer: answer.value });
         close();
       } },
-      question, answer, el("div.actions", {}, el("button.primary", { type: "submit" }, "Keep"),
-        el("button.link", { type: "button", onclick: close }, "Cancel")));
+      question, answer, el("div.actions", {}, el("button.primary", { type: "submit" }, t("page.save")),
+        el("button.link", { type: "button", onclick: close }, t("page.cancel"))));
     function close() {
       const shown = rowOf(row);
       item.replaceWith(shown);
-      shown.querySelector("[aria-label='Edit this row']").focus();
+      shown.querySelector(".row-tools button").focus();
       drawTaught();
     }
     form.addEventListener("keydown", (event) => event.key === "Escape" && close());
@@ -130,8 +129,8 @@
       if (!file) return;
       const found = await vqa.upload(`vqa/taught?name=${encodeURIComponent(file.name)}`, file);
       if (!found) return;
-      vqa.toast(found.count === 1 ? "1 row imported." : `${found.count.toLocaleString()} rows imported.`);
-      if (found.problems.length) vqa.toast(`Skipped: ${found.problems.slice(0, 3).join("; ")}`, "error");
+      vqa.toast(t("teach.imported", found));
+      if (found.problems.length) vqa.toast(t("teach.skipped", { problems: found.problems.slice(0, 3).join("; ") }), "error");
       teach("list");
     });
   });

@@ -1,7 +1,7 @@
 // Training: choose and check data, follow the run, use the trained model.
 "use strict";
 (() => {
-  const { $, el } = vqa;
+  const { $, el, t } = vqa;
   let timer = null;
   let sources = null;
   let checking = false; // the chosen data is being checked
@@ -17,7 +17,7 @@
   vqa.on("hello", refresh);
 
   vqa.on("training", (training) => {
-    $("train-base").textContent = training.base;
+    drawLead(training.base);
     if (!sources) drawForm();
     const key = JSON.stringify(training.sources);
     if (key !== sources) {
@@ -31,12 +31,11 @@
     drawJob();
     const watched = $("vqa").dataset.view === "train";
     const isRunning = Boolean(job) && busy && !byOther;
-    if (wasRunning && !isRunning && job && !watched) vqa.toast(`${job.name} ${ENDS[job.state]}`, job.state === "failed" ? "error" : "plain");
+    if (wasRunning && !isRunning && job && !watched) vqa.toast(t(ENDS[job.state], job), job.state === "failed" ? "error" : "plain");
     if (isRunning && !wasRunning && watched) $("job").scrollIntoView({ block: "nearest" });
     wasRunning = isRunning;
-    $("fine").textContent = training.busy
-      ? `${byOther ? "Someone else's training" : "Training"} is in progress: answers are slower until it ends.`
-      : "Answers can be wrong. Check for yourself.";
+    vqa.state.training = busy ? (byOther ? "other" : "own") : null;
+    vqa.drawFine();
     clearTimeout(timer);
     // Seldom while nothing runs: another tab or another owner may start a training.
     timer = setTimeout(refresh, !busy ? 20000 : watched ? 1000 : 4000);
@@ -48,19 +47,25 @@
     $("preflight").replaceChildren();
     buttons();
   });
-  const ENDS = { done: "has finished training: see Train for the results.", stopped: "was stopped: see Train to continue.", failed: "failed: see Train for the reason." };
+  const ENDS = { done: "train.ended", stopped: "train.endedStopped", failed: "train.endedFailed" };
+
+  /** Writes what this view is for, with the model's name in bold. */
+  function drawLead(model) {
+    const [before, after] = t("train.lead", { model: "\n" }).split("\n");
+    $("train-lead").replaceChildren(before, el("b", { id: "train-base" }, model), after);
+  }
 
   function buttons() {
     const start = $("train-form").querySelector("[type=submit]");
     start.disabled = busy || checking;
-    start.textContent = busy ? (byOther ? "Someone else is training: yours can start afterwards" : "Training in progress") : "Start training";
+    start.textContent = t(!busy ? "train.start" : byOther ? "train.inProgressOther" : "train.inProgress");
     $("train-form").querySelector(".check").disabled = checking;
   }
 
   const STAGES = [
-    ["lora", "LoRA and projector", "Learns well; the usual choice."],
-    ["projector", "Projector only", "Quick; changes only how pictures are mapped to tokens."],
-    ["full", "Whole language model", "Strongest and slowest; forgets most."],
+    ["lora", t("train.lora"), t("train.loraHint")],
+    ["projector", t("train.projector"), t("train.projectorHint")],
+    ["full", t("train.full"), t("train.fullHint")],
   ];
 
   /** Draws the data sets; ticks are kept, and newly uploaded ones are ticked. */
@@ -70,7 +75,7 @@
       const box = el("input", { type: "checkbox", name: "source", value: source.key, disabled: source.empty });
       const added = source.key === "mine" || (sources && source.key.startsWith("upload:"));
       box.checked = !source.empty && (known.get(source.key) ?? Boolean(added));
-      return el("label.tick", {}, box, source.label);
+      return el("label.tick", {}, box, source.key === "mine" ? t("train.mine", { rows: t("teach.rows", source) }) : source.label);
     }));
   }
 
@@ -82,12 +87,12 @@
       el("div.field", {}, el("label", { for: id }, label), el("input", { id, type: "number", ...attributes }), el("small", {}, hintText));
     const rehearse = el("input", { type: "checkbox", id: "train-rehearse" });
     rehearse.checked = true;
-    const file = el("input", { type: "file", accept: ".zip,.csv,.tsv,.json,.jsonl", hidden: true, "aria-label": "File with a data set" });
+    const file = el("input", { type: "file", accept: ".zip,.csv,.tsv,.json,.jsonl", hidden: true, "aria-label": t("train.dataFile") });
     file.addEventListener("change", async () => {
       const [chosen] = file.files;
       const found = chosen && (await vqa.upload(`vqa/datasets?name=${encodeURIComponent(chosen.name)}`, chosen));
       if (found) refresh();
-      if (found?.replaced) vqa.toast("Replaced the data set of the same name.");
+      if (found?.replaced) vqa.toast(t("train.replaced"));
       file.value = "";
     });
     const chosen = () => [...$("train-form").querySelectorAll("[name=source]:checked")].map((box) => box.value);
@@ -97,22 +102,22 @@
       name: $("train-name").value, rehearse: rehearse.checked,
     });
     $("train-form").replaceChildren(
-      el("fieldset", {}, el("legend", {}, "Data"), el("div", { id: "train-sources" }),
-        el("button.link", { type: "button", onclick: () => file.click() }, "Upload a data set (zip, CSV or JSON)"), file),
+      el("fieldset", {}, el("legend", {}, t("train.data")), el("div", { id: "train-sources" }),
+        el("button.link", { type: "button", onclick: () => file.click() }, t("train.upload")), file),
       el("div.columns", {},
-        el("div.field", {}, el("label", { for: "train-stage" }, "What trains"), stage, hint),
-        number("train-epochs", "Passes over the data", "If empty, chosen to suit the data.", { min: 0.1, max: 200, step: "any" }),
-        number("train-lr", "Learning rate", "If empty, chosen to suit the model.", { min: 0, max: 1, step: "any" }),
-        el("div.field", {}, el("label", { for: "train-name" }, "Name"), el("input", { id: "train-name", maxlength: 40, placeholder: "date and time" }))),
-      el("label.tick", {}, rehearse, "Rehearse its original training data, so that it forgets less"),
+        el("div.field", {}, el("label", { for: "train-stage" }, t("train.stage")), stage, hint),
+        number("train-epochs", t("train.epochs"), t("train.epochsHint"), { min: 0.1, max: 200, step: "any" }),
+        number("train-lr", t("train.lr"), t("train.lrHint"), { min: 0, max: 1, step: "any" }),
+        el("div.field", {}, el("label", { for: "train-name" }, t("train.name")), el("input", { id: "train-name", maxlength: 40, placeholder: t("train.nameExample") }))),
+      el("label.tick", {}, rehearse, t("train.rehearse")),
       el("div.actions", {},
-        el("button.primary", { type: "submit" }, "Start training"),
-        el("button.chip.check", { type: "button", onclick: () => check(null) }, "Check the data first")));
+        el("button.primary", { type: "submit" }, t("train.start")),
+        el("button.chip.check", { type: "button", onclick: () => check(null) }, t("train.check"))));
     const check = (start) => {
       pendingStart = start;
       checking = true;
       buttons();
-      $("preflight").replaceChildren(el("p.state", {}, el("span.pulse", { "aria-hidden": "true" }), "Reading the data …"));
+      $("preflight").replaceChildren(el("p.state", {}, el("span.pulse", { "aria-hidden": "true" }), t("train.reading")));
       vqa.send("train", request("check"));
     };
     $("train-form").onsubmit = (event) => {
@@ -122,9 +127,10 @@
   }
 
   vqa.on("preflight", (found) => {
-    const words = `${found.rows.toLocaleString()} rows, ${found.answers.toLocaleString()} answers, ${found.pictures.toLocaleString()} pictures.`;
-    const opened = found.opened < found.pictures ? ` Only the first ${found.opened.toLocaleString()} pictures were opened.` : "";
-    const problems = found.problems.map((problem) => el("li", {}, problem));
+    const words = t("train.counts", { rows: t("teach.rows", { count: found.rows }),
+      answers: t("train.answers", { count: found.answers }), pictures: t("train.pictures", { count: found.pictures }) });
+    const opened = found.opened < found.pictures ? ` ${t("train.opened", { count: found.opened })}` : "";
+    const problems = found.problems.map((problem) => el("li", {}, vqa.message(problem)));
     const ready = pendingStart;
     pendingStart = null;
     checking = false;
@@ -134,17 +140,17 @@
       ? el("button.chip", { onclick: () => {
           $("preflight").replaceChildren();
           vqa.send("train", { ...ready, skip: true });
-        } }, "Train without the bad rows")
+        } }, t("train.skipBad"))
       : null;
-    if (found.more_problems) problems.push(el("li", {}, `and ${found.more_problems.toLocaleString()} more`));
+    if (found.more_problems) problems.push(el("li", {}, t("train.moreProblems", { count: found.more_problems })));
     $("preflight").replaceChildren(
       el("div.panel", {},
-        el("p", {}, el(`span.badge.${problems.length ? "some" : "well"}`, {}, problems.length ? "Problems" : "All fine"), " ", words, opened),
+        el("p", {}, el(`span.badge.${problems.length ? "some" : "well"}`, {}, t(problems.length ? "train.problems" : "train.allFine")), " ", words, opened),
         problems.length ? el("ul", {}, ...problems) : null, without));
   });
 
-  const STATES = { running: "Training", stopping: "Stopping", comparing: "Comparing before and after", done: "Done", stopped: "Stopped", failed: "Failed" };
-  const PHASES = { drawing: "drawing pictures for rehearsal", loading: "loading the model", checking: "checking the data", encoding: "encoding the pictures", training: "training", evaluating: "evaluating", saving: "saving", comparing: "asking both models the same questions" };
+  const STATES = { running: "train.stateRunning", stopping: "train.stateStopping", comparing: "train.stateComparing", done: "train.stateDone", stopped: "train.stateStopped", failed: "train.stateFailed" };
+  const PHASES = { drawing: "train.phaseDrawing", loading: "train.phaseLoading", checking: "train.phaseChecking", encoding: "train.phaseEncoding", training: "train.phaseTraining", evaluating: "train.phaseEvaluating", saving: "train.phaseSaving", comparing: "train.phaseComparing" };
 
   let drawn = "";
   function drawJob() {
@@ -155,38 +161,48 @@
     if (!job) return void $("job").replaceChildren();
     const running = ["running", "stopping", "comparing"].includes(job.state);
     const share = job.of ? Math.min(1, job.done / job.of) : 0;
-    const left = job.seconds_left ? `, about ${clock(job.seconds_left)} left` : "";
     const parts = [
       el("header.job-head", {}, el("h2", {}, job.name),
-        el(`span.badge.${{ done: "well", failed: "not" }[job.state] || "some"}`, {}, STATES[job.state]),
+        el(`span.badge.${{ done: "well", failed: "not" }[job.state] || "some"}`, {}, t(STATES[job.state])),
         el("span.gap"),
         ["running", "comparing"].includes(job.state)
-          ? el("button.chip", { onclick: () => vqa.send("train", { do: "stop" }) }, job.state === "running" ? "Stop" : "Skip the comparison")
+          ? el("button.chip", { onclick: () => vqa.send("train", { do: "stop" }) }, t(job.state === "running" ? "page.stop" : "train.skipComparison"))
           : null),
-      el("p.note", {}, `${STAGES.find(([value]) => value === job.stage)?.[1] || job.stage} on ${job.base}` + (running ? `: ${PHASES[job.phase] || job.phase}${job.of ? ` ${job.done.toLocaleString()} of ${job.of.toLocaleString()}` : ""}${left}` : "")),
+      el("p.note", {}, describe(job, running)),
     ];
-    if (running) parts.push(el("div.track.wide", { role: "progressbar", "aria-label": "Progress", "aria-valuenow": Math.round(share * 100), "aria-valuemin": 0, "aria-valuemax": 100 }, bar(share)));
-    if (job.error) parts.push(el("p.failed", { role: "alert" }, job.error));
+    if (running) parts.push(el("div.track.wide", { role: "progressbar", "aria-label": t("train.progress"), "aria-valuenow": Math.round(share * 100), "aria-valuemin": 0, "aria-valuemax": 100 }, bar(share)));
+    if (job.error) parts.push(el("p.failed", { role: "alert" }, vqa.message(job.text || job.error)));
     if (job.can_go_on) {
       parts.push(el("div.actions", {},
-        el("button.primary", { onclick: () => vqa.send("train", { do: "go-on" }) }, job.state === "failed" ? "Try again" : "Continue"),
-        el("span.note", {}, "With the same settings, from the last checkpoint.")));
+        el("button.primary", { onclick: () => vqa.send("train", { do: "go-on" }) }, t(job.state === "failed" ? "chat.tryAgain" : "train.continue")),
+        el("span.note", {}, t("train.continueHint"))));
     }
     if (job.state === "done") parts.push(outcome());
     const charts = [];
-    if (job.losses.length > 1) charts.push(chart("Loss", job.losses));
+    if (job.losses.length > 1) charts.push(chart(t("train.loss"), job.losses));
     const accuracy = job.evaluations.filter((one) => "vqa_accuracy" in one).map((one) => [one.step, one.vqa_accuracy * 100]);
-    if (accuracy.length) charts.push(chart(job.curve, accuracy, [0, 100]));
+    if (accuracy.length) charts.push(chart(t(job.curve), accuracy, [0, 100]));
     if (charts.length) parts.push(el("div.columns", {}, ...charts));
     if (job.state === "done" && job.comparison) parts.push(...comparisonRows(job.comparison));
     if (job.watch.length) {
-      parts.push(el("h3", {}, "Watched questions"), el("ul.watch", {}, ...job.watch.map((one) =>
+      parts.push(el("h3", {}, t("train.watched")), el("ul.watch", {}, ...job.watch.map((one) =>
         el("li", {}, thumbs(one.pictures), question(one.question, one.expected), el("p", {}, ...joinAnswers(one.answers))))));
     }
     if (job.messages.length) {
-      parts.push(el("details", { open: running }, el("summary", {}, "Messages"), el("ul.messages", {}, ...job.messages.map((text) => el("li", {}, text)))));
+      parts.push(el("details", { open: running }, el("summary", {}, t("train.messages")), el("ul.messages", {}, ...job.messages.map((text) => el("li", {}, vqa.message(text))))));
     }
     redraw(el("div.panel", {}, ...parts));
+  }
+
+  /** Says what trains, and how far it is. */
+  function describe(job, running) {
+    const stage = STAGES.find(([value]) => value === job.stage)?.[1] || job.stage;
+    if (!running) return t("train.stageOn", { stage, model: job.base });
+    const parts = [
+      `${t(PHASES[job.phase] || job.phase)} ${job.of ? t("train.progressOf", job) : ""}`.trim(),
+      ...(job.seconds_left ? [t("train.left", { time: vqa.duration(job.seconds_left) })] : []),
+    ];
+    return t("train.stageOnPhase", { stage, model: job.base, phase: parts.join(", ") });
   }
 
   /** Replaces the panel; sections stay open or closed, and the focus is kept. */
@@ -205,8 +221,6 @@
     return fill;
   }
 
-  const clock = (seconds) => (seconds < 90 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`);
-
   /** Draws a small line chart; its caption says the same for screen readers. */
   function chart(title, points, range) {
     const [width, height, edge, left, foot] = [360, 150, 8, 40, 26];
@@ -220,7 +234,8 @@
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.setAttribute("aria-hidden", "true");
     svg.classList.add("chart");
-    const digits = (value) => value.toFixed(range ? 0 : high < 10 ? 2 : 0);
+    const places = !range && high < 10 ? 2 : 0;
+    const digits = (value) => vqa.number(value, { minimumFractionDigits: places, maximumFractionDigits: places });
     const label = (text, x, y, anchor) => {
       const node = document.createElementNS(NS, "text");
       node.setAttribute("x", x);
@@ -231,8 +246,8 @@
     };
     label(digits(high), left - 6, edge + 8, "end");
     label(digits(low), left - 6, height - foot, "end");
-    label(`step ${steps[0].toLocaleString()}`, left, height - 7, "start");
-    if (steps.length > 1) label(steps.at(-1).toLocaleString(), width - edge, height - 7, "end");
+    label(t("train.step", { number: steps[0] }), left, height - 7, "start");
+    if (steps.length > 1) label(vqa.number(steps.at(-1)), width - edge, height - 7, "end");
     const line = document.createElementNS(NS, "polyline");
     line.setAttribute("points", points.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" "));
     svg.append(line);
@@ -249,9 +264,9 @@
   }
 
   const thumbs = (digests) =>
-    el("div.pictures", {}, ...digests.map((digest, position) => vqa.thumb({ digest, name: "picture", number: position + 1 })));
+    el("div.pictures", {}, ...digests.map((digest, position) => vqa.thumb({ digest, name: t("page.picture"), number: position + 1 })));
   const question = (text, right) =>
-    el("div.texts", {}, el("p.asked", {}, text), right ? el("p.note", {}, `right: ${right}`) : null);
+    el("div.texts", {}, el("p.asked", {}, text), right ? el("p.note", {}, t("train.rightIs", { answer: right })) : null);
 
   /** Joins the answers during training; repeated ones are shown once. */
   function joinAnswers(answers) {
@@ -260,36 +275,36 @@
   }
 
   function outcome() {
-    const percent = (value) => (value === null ? "–" : `${Math.round(value * 100)} %`);
+    const percent = (value) => (value === null ? "–" : vqa.percent(value));
     const line = (title, part) =>
-      el("tr", {}, el("th", { scope: "row" }, `${title} (${part.rows.length}${part.of > part.rows.length ? ` of ${part.of.toLocaleString()}` : ""})`), el("td", {}, percent(part.before)), el("td", {}, percent(part.after)));
+      el("tr", {}, el("th", { scope: "row" }, t(part.of > part.rows.length ? "train.sampleOf" : "train.sample", { title, shown: part.rows.length, of: part.of })), el("td", {}, percent(part.before)), el("td", {}, percent(part.after)));
     const pick = el("div.actions", {},
       vqa.state.models?.picked === job.key
-        ? el("button.chip", { onclick: usePrevious }, "Go back to the previous model")
-        : el("button.primary", { disabled: switchingTo === job.key, onclick: useModel }, switchingTo === job.key ? "Loading …" : "Use it in chat"),
+        ? el("button.chip", { onclick: usePrevious }, t("train.previousModel"))
+        : el("button.primary", { disabled: switchingTo === job.key, onclick: useModel }, t(switchingTo === job.key ? "train.loading" : "train.use")),
       el("button.chip", { onclick: () => {
         $("train-form").scrollIntoView({ block: "start" });
         $("train-form").querySelector("input:enabled")?.focus({ preventScroll: true });
-      } }, "Train again"));
-    if (!job.comparison) return el("div.outcome", {}, el("p.note", {}, "Before and after were not compared."), pick);
+      } }, t("train.again")));
+    if (!job.comparison) return el("div.outcome", {}, el("p.note", {}, t("train.notCompared")), pick);
     const { taught, world } = job.comparison;
     return el("div.outcome", {},
-      el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "Right answers"), el("th", {}, "Before"), el("th", {}, "After"))),
-        el("tbody", {}, line("Taught questions", taught), line("Original training data, held out", world))),
+      el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, t("train.rightAnswers")), el("th", {}, t("train.before")), el("th", {}, t("train.after")))),
+        el("tbody", {}, line(t("train.taught"), taught), line(t("train.world"), world))),
       pick);
   }
 
   function comparisonRows({ taught, world }) {
-    const said = (when, score, answer) => el("p", {}, el("span.note", {}, when), mark(score), answer);
+    const said = (when, score, answer) => el("p", {}, el("span.note", {}, `${when} `), mark(score), answer);
     const rows = (part) => part.rows.map((row) =>
       el("li", {}, thumbs(row.pictures), question(row.question, row.right),
-        el("div.texts", {}, said("before ", row.scores[0], row.before), said("after ", row.scores[1], row.after))));
+        el("div.texts", {}, said(t("train.beforeAnswer"), row.scores[0], row.before), said(t("train.afterAnswer"), row.scores[1], row.after))));
     const fold = (title, part, open) =>
       el("details", { open }, el("summary", {}, title), el("ul.pairs", {}, ...rows(part)));
-    return [fold("Taught questions, before and after", taught, true), fold("Original training data, before and after", world, false)];
+    return [fold(t("train.taughtPairs"), taught, true), fold(t("train.worldPairs"), world, false)];
   }
 
-  const mark = (score) => el(`span.mark.${score >= 0.5 ? "yes" : "no"}`, { "aria-label": score >= 0.5 ? "right" : "wrong" }, score >= 0.5 ? "✓ " : "✗ ");
+  const mark = (score) => el(`span.mark.${score >= 0.5 ? "yes" : "no"}`, { "aria-label": t(score >= 0.5 ? "train.markRight" : "train.markWrong") }, score >= 0.5 ? "✓ " : "✗ ");
   const usePrevious = () => vqa.send("pick", { model: vqa.state.models.before || vqa.state.models.choices[0].key });
   function useModel() {
     if (switchingTo) return; // clicked twice
@@ -301,7 +316,7 @@
   let picked = null;
   vqa.on("models", (models, { channel }) => {
     if (switchingTo && channel === "pick" && !models.loading) {
-      if (models.picked === switchingTo) vqa.toast(`${models.label} answers from now on.`);
+      if (models.picked === switchingTo) vqa.toast(t("train.answersNow", { model: models.label }));
       switchingTo = null;
       drawJob();
     }

@@ -1,7 +1,7 @@
 // The conversation: each turn is drawn once and then updated only where it changes.
 "use strict";
 (() => {
-  const { $, el, icon } = vqa;
+  const { $, el, icon, t } = vqa;
   const nodes = new Map(); // turn id -> {root, drawn}
   let stickToEnd = true;
 
@@ -84,7 +84,7 @@
   }
 
   function refresh(node, turn) {
-    node.root.setAttribute("aria-label", `Question ${turn.number}`);
+    node.root.setAttribute("aria-label", t("chat.questionNumber", turn));
     node.root.classList.toggle("left-out", turn.left_out);
     part(node, "question", [turn.question, turn.pictures, turn.branches, turn.left_out], () =>
       node.question.replaceChildren(...questionOf(turn)),
@@ -112,7 +112,7 @@
   function questionOf(turn) {
     const parts = [];
     if (turn.left_out) {
-      parts.push(el("p.note", {}, "The model no longer reads this: the chat has become too long."));
+      parts.push(el("p.note", {}, t("chat.leftOut")));
     }
     if (turn.pictures.length) parts.push(el("div.pictures", {}, ...turn.pictures.map(vqa.thumb)));
     if (turn.question) parts.push(el("div.bubble", { dir: "auto" }, turn.question));
@@ -122,17 +122,17 @@
       const { at, of, before, after } = turn.branches;
       const go = (id) => () => act("branch", { turn: id });
       tools.append(
-        el("span.branches", { role: "group", "aria-label": "Versions" },
-          button("left", "Previous version", go(before), { disabled: !before }),
+        el("span.branches", { role: "group", "aria-label": t("chat.versions") },
+          button("left", t("chat.previousVersion"), go(before), { disabled: !before }),
           el("span", {}, `${at} / ${of}`),
-          button("right", "Next version", go(after), { disabled: !after })),
+          button("right", t("chat.nextVersion"), go(after), { disabled: !after })),
       );
     }
     tools.append(
-      button("pen", "Edit and ask again from here", () => vqa.edit(turn)),
-      button("copy", "Copy the question", () => copy(turn.question)),
-      button("bin", "Delete this question and its answer", () =>
-        vqa.confirm("Delete this question and its answer?", turn.question, () => act("delete-turn", { turn: turn.id }))),
+      button("pen", t("chat.edit"), () => vqa.edit(turn)),
+      button("copy", t("chat.copyQuestion"), () => copy(turn.question)),
+      button("bin", t("chat.delete"), () =>
+        vqa.confirm(t("chat.deleteTitle"), turn.question, () => act("delete-turn", { turn: turn.id }))),
     );
     parts.push(tools);
     return parts;
@@ -143,7 +143,7 @@
     const image = el("img", { src: `vqa/pictures/${picture.digest}?size=small`, alt: "" });
     if (picture.size) image.style.maxHeight = `${1.5 * picture.size[1]}px`; // small pictures blur when enlarged further
     return el("button.thumb",
-      { type: "button", "aria-label": `Picture ${picture.number}: ${picture.name}`,
+      { type: "button", "aria-label": t("picture.named", picture),
         onclick: () => vqa.openPicture(picture) },
       image,
       el("span.number", { "aria-hidden": "true" }, String(picture.number)));
@@ -154,14 +154,14 @@
     node.drawn.live = false;
     if (turn.state === "failed") {
       node.answer.replaceChildren(
-        el("div.failed", { role: "alert" }, el("span", {}, turn.facts.error || "Something went wrong."),
-          el("button.link", { onclick: () => vqa.ask({ again: turn.id }, turn) }, "Try again")),
+        el("div.failed", { role: "alert" }, el("span", {}, vqa.message(turn.facts.text || turn.facts.error) || t("page.failed")),
+          el("button.link", { onclick: () => vqa.ask({ again: turn.id }, turn) }, t("chat.tryAgain"))),
       );
     } else if (turn.html) {
       node.answer.innerHTML = turn.html;
       vqa.codeButtons(node.answer);
     } else {
-      const words = turn.state === "answering" ? "Still answering …" : "Stopped before the first word.";
+      const words = t(turn.state === "answering" ? "chat.stillAnswering" : "chat.stoppedEarly");
       node.answer.replaceChildren(el("p.note", {}, words));
     }
     node.answer.dataset.state = turn.state;
@@ -171,7 +171,7 @@
   vqa.codeButtons = (answer) => {
     for (const pre of answer.querySelectorAll("pre")) {
       pre.tabIndex = 0;
-      pre.append(button("copy", "Copy the code", () => copy(pre.querySelector("code").innerText)));
+      pre.append(button("copy", t("chat.copyCode"), () => copy(pre.querySelector("code").innerText)));
     }
   };
 
@@ -181,31 +181,31 @@
     const answered = turn.answer && turn.state !== "answering";
     if (answered) {
       parts.push(
-        button("copy", "Copy the answer", () => copy(turn.answer)),
-        button("again", "Answer again", () => vqa.ask({ again: turn.id }, turn)),
-        button("good", "This is right", () => vqa.emit("judge", { turn, verdict: "right" }),
+        button("copy", t("chat.copyAnswer"), () => copy(turn.answer)),
+        button("again", t("chat.again"), () => vqa.ask({ again: turn.id }, turn)),
+        button("good", t("chat.right"), () => vqa.emit("judge", { turn, verdict: "right" }),
           { "aria-pressed": turn.verdict === "right" ? "true" : "false" }),
-        button("bad", "This is wrong", () => vqa.emit("judge", { turn, verdict: "wrong" }),
-          { "aria-pressed": turn.verdict === "wrong" ? "true" : "false" }),
+        button("bad", t("chat.wrong"), () => vqa.emit("judge", { turn, verdict: "wrong" }),
+          { "aria-pressed": turn.verdict === "wrong" ? "true" : "false", "data-verdict": "wrong" }),
       );
       parts.push(
-        el("button.chip.look", { onclick: () => vqa.emit("look", turn), title: "Where it looked" },
-          icon("eye"), "Where it looked"),
+        el("button.chip.look", { onclick: () => vqa.emit("look", turn), title: t("look.title") },
+          icon("eye"), t("look.title")),
       );
       if (facts.looked) {
-        parts.push(el(`span.badge.${facts.looked}`, {}, facts.looked_text));
+        parts.push(el(`span.badge.${facts.looked}`, {}, t(vqa.GAINS[facts.looked])));
       }
     } else if (turn.state === "stopped") {
-      parts.push(button("again", "Answer again", () => vqa.ask({ again: turn.id }, turn)));
+      parts.push(button("again", t("chat.again"), () => vqa.ask({ again: turn.id }, turn)));
     }
     const quiet = [];
-    if (answered && facts.confidence) quiet.push(`${Math.round(facts.confidence * 100)} % sure`);
-    if (facts.ended_text) quiet.push(facts.ended_text);
+    if (answered && facts.confidence) quiet.push(t("page.sure", { share: vqa.percent(facts.confidence) }));
+    if (facts.ended?.length) quiet.push(vqa.message(facts.ended));
     if (facts.model) quiet.push(facts.model);
     if (quiet.length) {
       const title = facts.new_tokens
-        ? `${facts.prompt_tokens} prompt tokens (${facts.image_tokens} from pictures, ${facts.cached_tokens} cached), ` +
-          `${facts.new_tokens} generated; first token after ${facts.seconds} s`
+        ? t("chat.figures", { prompt: facts.prompt_tokens, image: facts.image_tokens, cached: facts.cached_tokens,
+          generated: facts.new_tokens, seconds: facts.seconds })
         : null;
       parts.push(el("span.facts", { title }, quiet.join(" · ")));
     }
@@ -224,7 +224,7 @@
       document.execCommand("copy");
       area.remove();
     }
-    vqa.toast("Copied");
+    vqa.toast(t("page.copied"));
   }
 
   const act = (action, more = {}) =>
@@ -232,11 +232,11 @@
 
   // -- the answer in progress ----------------------------------------------------------------------
 
-  const WORDS = {
-    sending: "Sending",
-    looking: "Looking",
-    answering: "Looking", // before the first token
-    loading: "Loading the model",
+  const STATES = {
+    sending: "chat.stateSending",
+    looking: "chat.stateLooking",
+    answering: "chat.stateLooking", // before the first token
+    loading: "chat.stateLoading",
   };
 
   vqa.on("live", (live) => {
@@ -254,13 +254,14 @@
   });
 
   function state(node, live) {
-    let words = WORDS[live.state] || "";
+    let words = STATES[live.state] ? t(STATES[live.state]) : "";
     if (live.state === "waiting") {
-      words = live.place ? `Waiting in line, ${live.place} before you` : "Waiting in line, you are next";
+      words = live.place ? t("chat.stateWaiting", { count: live.place }) : t("chat.stateNext");
     }
     if (live.state === "loading") {
-      words = live.message ? `Loading the model: ${live.message}` : WORDS.loading;
-      if (live.share) words += ` ${Math.round(live.share * 100)} %`;
+      const message = vqa.message(live.message);
+      if (message) words = t("chat.stateLoadingMore", { message });
+      if (live.share) words += ` ${vqa.percent(live.share)}`;
     }
     node.answer.dataset.state = live.state;
     node.answer.replaceChildren(el("p.state", {}, el("span.pulse", { "aria-hidden": "true" }), words));
@@ -289,12 +290,12 @@
     const share = Math.min(1, value.used / value.limit);
     node.querySelector(".fill").style.width = `${Math.max(2, share * 100)}%`;
     node.classList.toggle("full", share > 0.85);
-    const words = `${value.used.toLocaleString()} of ${value.limit.toLocaleString()} tokens`;
+    const words = t("chat.meterTokens", value);
     node.querySelector(".words").textContent = words;
     node.setAttribute("aria-valuenow", value.used);
     node.setAttribute("aria-valuemax", value.limit);
     node.setAttribute("aria-valuetext", words);
-    node.title = `This chat uses ${words}; ${value.image.toLocaleString()} are pictures. When it is full, the model no longer reads the oldest questions.`;
+    node.title = t("chat.meterMore", { tokens: words, image: value.image });
   }
 
   function scroll() {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from finetune.runs.layout import WATCH_FILE
+from ui.texts import find_texts
 from vqa_app.checkpoints.manifest import is_finished
 from vqa_app.files import atomic_file
 from vqa_app.prompts.conversation import SHORT_STYLE
@@ -43,8 +44,8 @@ class Job:
     done: int = 0
     of: int = 0
     seconds_left: float | None = None
-    curve: str = "Held-out accuracy, %"
-    """Label of the evaluations during training."""
+    curve: str = "train.curveHeldOut"
+    """Key of the text that names the evaluations during training."""
     losses: list[tuple[int, float]] = field(default_factory=list)
     evaluations: list[dict[str, float]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
@@ -100,8 +101,9 @@ class Job:
             "curve": self.curve,
             "losses": self.losses[-_MAX_LOSSES:],
             "evaluations": self.evaluations,
-            "messages": self.messages[-_MAX_MESSAGES:],
+            "messages": [find_texts(message) for message in self.messages[-_MAX_MESSAGES:]],
             "error": self.error,
+            "text": find_texts(self.error),
             "watch": _watch_answers(self.run),
             "can_go_on": self.can_resume,
             "comparison": self.comparison,

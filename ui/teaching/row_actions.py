@@ -6,12 +6,13 @@ from typing import Any
 
 from ui.chat.requests import PageRequest, PageUpdate
 from ui.chat.service import ChatService
+from ui.chat.views import picture_view
 from ui.teaching.taught_rows import TaughtRowStore
+from ui.texts import entry
 from vqa_app.errors import UsageError
 
 SHOWN_ROWS = 500
 """Number of rows sent to the page unless it asks for more."""
-_WITHOUT_HISTORY = "Saved without the earlier turns. If the question needs them, edit it in Teach."
 
 
 def teach(
@@ -62,7 +63,7 @@ def list_rows(
             if known is None:  # imported
                 service.store.add_picture(owner, digest, "picture", {"changes": []})
             name, facts = known or ("picture", {"changes": []})
-            pictures.append({"digest": digest, "name": name, "number": number, **facts})
+            pictures.append(picture_view(digest, name, facts) | {"number": number})
         shown.append(
             {
                 "id": row.id,
@@ -110,4 +111,4 @@ def _judge(
         return update
     # A row holds a single question: earlier answers may be wrong and would be trained, too.
     alone = not any(step.answer for step in path[:-1])
-    return {**update, "toast": "Saved: you can train on it." if alone else _WITHOUT_HISTORY}
+    return {**update, "toast": entry("teach.saved" if alone else "teach.savedAlone")}

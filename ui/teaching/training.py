@@ -19,6 +19,7 @@ from ui.teaching.few_rows import TrainingChoices, config_overrides, descends_fro
 from ui.teaching.jobs import Job, JobStore, State
 from ui.teaching.taught_rows import TaughtRowStore
 from ui.teaching.uploads import MAX_ROWS, data_files, describe_problem, read_upload, unpack
+from ui.texts import find_texts
 from vqa_app.errors import DataError, UsageError, VqaError
 from vqa_app.files import replace_directory, unfinished_directory
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS
@@ -71,8 +72,7 @@ class TrainingService:
     def sources(self, owner: str) -> list[dict[str, Any]]:
         """Return the data sets that an owner may train on."""
         count = self.taught_rows.count(owner)
-        words = "1 row" if count == 1 else f"{count:,} rows"
-        found = [{"key": "mine", "label": f"My taught rows ({words})", "empty": count == 0}]
+        found: list[dict[str, Any]] = [{"key": "mine", "count": count, "empty": count == 0}]
         for kind, folder in self._folders(owner):
             if folder.is_dir():
                 for path in sorted(folder.iterdir()):
@@ -167,7 +167,7 @@ class TrainingService:
                 "answers": answers,
                 "pictures": len(pictures),
                 "opened": min(len(pictures), MAX_OPENED),
-                "problems": problems[:MAX_PROBLEMS],
+                "problems": [find_texts(problem) for problem in problems[:MAX_PROBLEMS]],
                 "more_problems": max(0, len(problems) - MAX_PROBLEMS),
             }
         }
@@ -302,7 +302,7 @@ class TrainingService:
         settings = config_overrides(paths, job.base, choices, rehearsal, job.name)
         job.phase = "loading"
         if settings.get("eval_data"):
-            job.curve = "Accuracy on taught and original questions, %"
+            job.curve = "train.curveTaught"
         config = FinetuneConfig(
             model=job.base.source,
             revision=job.base.revision,

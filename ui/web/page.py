@@ -15,13 +15,14 @@ from typing import TypeAlias
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
 
+from ui import texts
 from ui.chat import attention_view
 from ui.chat.comparison import compare_models
 from ui.chat.conversation_actions import handle_action
 from ui.chat.model_picker import pick_model
-from ui.chat.requests import PageRequest, PageUpdate, log_error, require_owner, user_message
+from ui.chat.requests import PageRequest, PageUpdate, error_update, log_error, require_owner
 from ui.chat.service import ChatService
 from ui.chat.warmup import Warmup
 from ui.teaching.row_actions import teach
@@ -63,8 +64,14 @@ def page_routes(
     }
 
     @router.api_route("/", methods=["GET", "HEAD"])
-    def page() -> Response:
-        return FileResponse(STATIC / "page.html", headers={"cache-control": "no-cache"})
+    def page(request: Request) -> Response:
+        language = texts.choose_language(
+            request.headers.get("accept-language", ""), request.cookies.get(texts.COOKIE, "")
+        )
+        return HTMLResponse(
+            texts.fill((STATIC / "page.html").read_text("utf-8"), language),
+            headers={"cache-control": "no-cache", "vary": "Accept-Language, Cookie"},
+        )
 
     @router.post("/vqa/requests/{name}")
     async def answer(request: Request, name: str) -> Response:
@@ -139,7 +146,7 @@ async def _updates(
             yield _line(update) if update is not None else b"\n"
             step = partial(next, iterator)
     except Exception as error:
-        yield _line({"error": user_message(error)})
+        yield _line(error_update(error))
     finally:
         # If the page has gone, a step may still be running in its thread.
         if task is None or task.done():

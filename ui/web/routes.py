@@ -13,8 +13,9 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
+from ui import texts
 from ui.chat import export
-from ui.chat.requests import require_owner, user_message
+from ui.chat.requests import error_update, require_owner
 from ui.chat.service import ChatService
 from ui.storage.picture_files import LARGE, THUMBNAIL
 from ui.teaching.taught_rows import TaughtRowStore
@@ -24,6 +25,7 @@ from vqa_app.errors import UsageError, VqaError
 STATIC = Path(__file__).parent.parent / "static"
 SCRIPTS = (
     "core",
+    "texts",
     "turns",
     "composer",
     "sidebar",
@@ -144,9 +146,12 @@ def data_routes(
         return await _store_file(request, store)
 
     @router.get("/vqa/page.js")
-    def script() -> Response:
-        text = "".join((STATIC / f"{name}.js").read_text("utf-8") for name in SCRIPTS)
-        return Response(text, media_type="text/javascript", headers={"cache-control": "no-cache"})
+    def script(language: str = texts.ENGLISH) -> Response:
+        parts = [texts.to_script(language)]
+        parts += [(STATIC / f"{name}.js").read_text("utf-8") for name in SCRIPTS]
+        return Response(
+            "".join(parts), media_type="text/javascript", headers={"cache-control": "no-cache"}
+        )
 
     @router.get("/vqa/{name}")
     def static(name: str) -> Response:
@@ -183,7 +188,7 @@ async def _json_response(run: Callable[[], dict[str, Any]]) -> Response:
 
 def problem(error: Exception, status: int) -> Response:
     """Return the response for an error, with the message that the page shows."""
-    return JSONResponse({"error": user_message(error)}, status)
+    return JSONResponse(error_update(error), status)
 
 
 def missing() -> Response:

@@ -122,7 +122,7 @@ class Visitor:
     def __init__(self, browser, address: str, **options) -> None:
         self.address = address
         self.context = browser.new_context(
-            **{"viewport": {"width": 1280, "height": 820}, **options}
+            **{"viewport": {"width": 1280, "height": 820}, "locale": "en", **options}
         )
         self.context.set_default_timeout(WAIT)
         self.context.add_init_script(_KEEP_NOTICES)

@@ -20,7 +20,7 @@ def test_first_visit_to_first_answer(visit):
     visitor.page.locator("#cards .card").first.click()
     visitor.answered()
     expect(visitor.answers).to_contain_text("about one picture")
-    expect(visitor.page.locator("article .facts")).to_have_text("75 % sure · Fake")
+    expect(visitor.page.locator("article .facts")).to_have_text("75% sure · Fake")
     expect(visitor.page.locator("#list .title")).to_have_count(1)
 
 
@@ -333,9 +333,9 @@ def test_loading_shows_progress_and_can_be_cancelled(browser, tmp_path):
         page = visitor.open()
         page.click("#model")
         page.click("[role=option]:has-text('Big')")
-        expect(page.locator("#model-share")).to_have_text("42 %")
+        expect(page.locator("#model-share")).to_have_text("42%")
         page.reload()
-        expect(page.locator("#model-share")).to_have_text("42 %")
+        expect(page.locator("#model-share")).to_have_text("42%")
         page.click("[data-do=cancel-load]")
         expect(page.locator("#model-name")).to_have_text("Fake")
         visitor.context.close()

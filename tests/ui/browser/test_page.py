@@ -210,7 +210,7 @@ def test_question_before_the_script_runs_is_kept(visit, site):
     """Until then, Enter adds a line break to the text box."""
     visitor, held = visit(), []
     page = visitor.page = visitor.tab()
-    page.route("**/vqa/page.js", lambda route: held.append(route))
+    page.route("**/vqa/page.js*", lambda route: held.append(route))
     page.goto(site.address, wait_until="commit")
     expect(page.locator(".submit-button")).to_be_disabled()
     page.fill("#question", "Too early?")
@@ -275,9 +275,9 @@ def test_drawing_becomes_a_picture(visit):
     page = visitor.page
     page.click("[data-do=draw]")
     box = page.locator(".pad").bounding_box()
-    page.focus(".choices [aria-label=pen]")
+    page.focus(".choices [aria-label=Pen]")
     page.keyboard.press("ArrowRight")
-    expect(page.locator(".choices [aria-label=circle]")).to_be_checked()
+    expect(page.locator(".choices [aria-label=Circle]")).to_be_checked()
     page.mouse.move(box["x"] + 60, box["y"] + 60)
     page.mouse.down()
     page.mouse.move(box["x"] + 200, box["y"] + 200, steps=3)

@@ -90,12 +90,12 @@ def test_teach_train_compare_switch_and_go_back(training_site, pictures):
     page.wait_for_selector("[name=source]:checked")
     page.uncheck("#train-rehearse")
     page.click("text=Check the data first")
-    page.wait_for_selector("#preflight :text('1 rows, 1 answers, 1 pictures')")
+    page.wait_for_selector("#preflight :text('1 row, 1 answer, 1 picture')")
     page.fill("#train-name", "hats")
     page.click("#train-form [type=submit]")
     page.wait_for_selector("#job .chart")
     expect(page.locator("#preflight .badge")).to_have_text("All fine")
-    expect(page.locator("#job")).to_contain_text("about 4 s left")
+    expect(page.locator("#job")).to_contain_text("about 4 sec left")
     assert serious_violations(page) == []
 
     # It continues without the page, is shown in another tab, and the chat works meanwhile.
@@ -115,7 +115,7 @@ def test_teach_train_compare_switch_and_go_back(training_site, pictures):
     assert Path(config.data[0]).name == "llava.json"
     assert config.stage == "lora"
     taught = page.locator(".outcome tbody tr").first
-    expect(taught.locator("th, td")).to_have_text(["Taught questions (1)", "0 %", "100 %"])
+    expect(taught.locator("th, td")).to_have_text(["Taught questions (1)", "0%", "100%"])
     expect(page.locator("#job .primary")).to_be_in_viewport(ratio=1)  # the button "Use it in chat"
     expect(page.locator(".pairs").first).to_contain_text("before ✗ a catafter ✓ a hat")
     expect(page.locator(".watch")).to_contain_text("a cat → a hat")

@@ -16,7 +16,7 @@ from finetune.data.read import read_rows
 from finetune.evaluation.report import save_watch_answers
 from finetune.progress import Progress
 from tests.fake_engine import FakeEngine
-from tests.ui.harness import ChatHarness
+from tests.ui.harness import ChatHarness, in_english
 from tests.waiting import PATIENCE
 from ui.chat.attention_view import describe_picture, explain_answer
 from ui.chat.requests import STORAGE_FAILED
@@ -250,7 +250,7 @@ def test_failed_comparison_does_not_fail_the_run(harness, monkeypatch):
     teach_row(harness)
     job = trained(harness)
     assert (job["state"], job["key"], job["comparison"]) == ("done", "run", None)
-    assert job["messages"][-1].startswith("Not compared: Something went wrong")
+    assert in_english(job["messages"][-1]).startswith("Not compared: Something went wrong")
 
 
 def test_stop_during_the_comparison_skips_it(harness):
@@ -273,7 +273,7 @@ def test_stop_during_the_comparison_skips_it(harness):
     status = harness.training.status("ann")["training"]
     assert not status["busy"]
     assert (status["job"]["state"], status["job"]["comparison"]) == ("done", None)
-    assert "stopped" in status["job"]["messages"][-1]
+    assert "stopped" in in_english(status["job"]["messages"][-1])
 
 
 def test_late_stop_does_not_skip_the_comparison(harness):
@@ -445,7 +445,7 @@ def test_check_reports_rows_and_problems(harness):
     )
     found = harness.training.check("ann", {"sources": ["mine"]})["preflight"]
     assert found["problems"]
-    assert "png" in found["problems"][0]
+    assert "png" in in_english(found["problems"][0])
     assert str(harness.taught_rows.folder) not in str(found), "the page gets no path"
 
 
@@ -611,7 +611,8 @@ def test_correction_in_a_dialogue_warns_about_missing_context(harness):
     toasts = []
     for turn in view["turns"]:
         judged = {"do": "judge", "conversation": chat, "turn": turn["id"], "verdict": "right"}
-        toasts.append(teach(harness.service, harness.taught_rows, "ann", judged)["toast"])
+        update = teach(harness.service, harness.taught_rows, "ann", judged)
+        toasts.append(in_english(update["toast"]))
     assert "without the earlier turns" not in toasts[0]
     assert "without the earlier turns" in toasts[1]
 
@@ -631,7 +632,8 @@ def test_attention_view_has_words_maps_and_image_gain(harness):
     assert update["view"]["turns"][0]["facts"]["looked"] == "well"
     _, view = harness.ask("No picture?")
     alone = {"conversation": view["conversation"], "turn": view["turns"][0]["id"]}
-    assert "no picture" in explain_answer(harness.service, "ann", alone)["looked"]["missing"]
+    looked = explain_answer(harness.service, "ann", alone)["looked"]
+    assert "no picture" in in_english(looked["missing"])
     with pytest.raises(UsageError):
         explain_answer(harness.service, "bob", {"conversation": chat, "turn": turn})
     harness.store.finish_turn(turn, "a", "answering")

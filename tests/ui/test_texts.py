@@ -1,0 +1,159 @@
+"""The texts of the page: catalogues that fit each other, the page, and the packages' messages."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.test_layers import ROOT, modules
+from ui.texts import (
+    ENGLISH,
+    catalogue,
+    choose_language,
+    entry,
+    fill,
+    find_texts,
+    language_names,
+    to_script,
+)
+
+STATIC = ROOT / "ui" / "static"
+KEY = r"\b[a-z]+\.[a-zA-Z0-9]+\b"
+OTHERS = sorted({*language_names()} - {ENGLISH})
+PLURALS = {"de": {"one", "other"}, "es": {"one", "other"}, "fr": {"one", "other"}} | {
+    "en": {"one", "other"}, "zh-Hans": {"other"}
+}  # fmt: skip
+"""The plural forms that a language needs; those of millions are like `other`."""
+
+
+def forms(text: str | dict[str, str]) -> list[str]:
+    return [text] if isinstance(text, str) else list(text.values())
+
+
+def placeholders(text: str) -> set[str]:
+    return set(re.findall(r"\{(\w+)\}", text))
+
+
+@cache
+def sources() -> dict[Path, str]:
+    found = [*STATIC.glob("*.js"), STATIC / "page.html"]
+    found += [file for name, file in modules().items() if name.startswith("ui.")]
+    return {file: file.read_text("utf-8") for file in found}
+
+
+def test_every_text_that_is_used_exists() -> None:
+    used = {
+        (file.name, key)
+        for file, text in sources().items()
+        for pattern in (rf'\b(?:t|entry)\(\s*"({KEY})"', rf"\{{\{{({KEY})\}}\}}")
+        for key in re.findall(pattern, text)
+    }
+    assert len(used) > 200
+    assert not [one for one in sorted(used) if one[1] not in catalogue(ENGLISH)]
+
+
+def test_every_text_is_used() -> None:
+    words = {key for text in sources().values() for key in re.findall(KEY, text)}
+    own = {key for key in catalogue(ENGLISH) if not key.startswith("server.")}
+    unused = own - words - {"language.name"}
+    assert not unused
+
+
+def test_every_message_of_the_packages_in_the_catalogue_stands_in_their_source() -> None:
+    """A message that was changed there would silently be shown in English."""
+    texts: set[str] = set()
+    for file in modules().values():
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts |= {node.value, *re.split(r"(?<=\.) ", node.value)}
+            elif isinstance(node, ast.JoinedStr):
+                parts = (p.value if isinstance(p, ast.Constant) else "{}" for p in node.values)
+                texts.add("".join(map(str, parts)))
+    messages = {k: str(v) for k, v in catalogue(ENGLISH).items() if k.startswith("server.")}
+    assert len(messages) > 100
+    assert not [
+        key for key, text in messages.items() if re.sub(r"\{\w+\}", "{}", text) not in texts
+    ]
+
+
+def test_no_two_messages_of_the_packages_are_equal() -> None:
+    messages = [v for k, v in catalogue(ENGLISH).items() if k.startswith("server.")]
+    assert len(messages) == len({str(message) for message in messages})
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_each_language_has_the_same_texts(language: str) -> None:
+    english, other = catalogue(ENGLISH), catalogue(language)
+    assert list(other) == list(english), "the same keys, in the same order"
+    for key, text in english.items():
+        assert isinstance(other[key], str) == isinstance(text, str), key
+        wanted = {name for form in forms(text) for name in placeholders(form)}
+        for form in forms(other[key]):
+            assert form.strip(), key
+            optional = set() if isinstance(text, str) else {"count"}  # "one" may be a word
+            assert placeholders(form) | optional == wanted | optional, key
+
+
+@pytest.mark.parametrize("language", sorted(language_names()))
+def test_each_number_has_the_plural_forms_of_its_language(language: str) -> None:
+    for key, text in catalogue(language).items():
+        if not isinstance(text, str):
+            assert set(text) == PLURALS[language], key
+
+
+@pytest.mark.parametrize(
+    ("accepted", "chosen", "expected"),
+    [
+        ("", "", "en"),
+        ("en-GB,en;q=0.9", "", "en"),
+        ("pt-BR,pt", "", "en"),
+        ("*", "", "en"),
+        (";;q=x,,q=1", "", "en"),
+        ("en;q=1.2.3,zz", "", "en"),
+    ],
+)
+def test_unknown_languages_fall_back_to_english(accepted: str, chosen: str, expected: str) -> None:
+    assert choose_language(accepted, chosen) == expected
+
+
+def test_texts_are_plain_text() -> None:
+    for language in language_names():
+        for key, text in catalogue(language).items():
+            for form in forms(text):
+                assert form == form.strip(), key
+                assert not re.search(r"[<>{}]|\s{2}", re.sub(r"\{\w+\}", "_", form)), key
+
+
+def test_the_page_is_filled_with_escaped_texts() -> None:
+    assert fill('<p title="{{page.skip}}">{{language}}</p>', "en") == (
+        '<p title="Skip to the content">en</p>'
+    )
+    page = fill((STATIC / "page.html").read_text("utf-8"), "en")
+    assert "{{" not in page
+    assert '<html lang="en">' in page
+
+
+def test_an_unknown_language_gets_the_english_script() -> None:
+    assert to_script("../../secret") == to_script("en")
+    assert to_script("en").startswith('"use strict";\nconst TEXTS = {')
+
+
+def test_messages_of_the_packages_are_found_with_their_values() -> None:
+    assert find_texts("odd.png is larger than 20 MB. Use a smaller picture.") == [
+        entry("server.pictureTooLarge", name="odd.png", size="20"),
+        entry("server.useSmaller"),
+    ]
+    assert find_texts("The question has 20,001 characters. At most 20,000 fit.") == [
+        entry("server.questionLength", count=20001),
+        entry("server.mostFit", most=20000),
+    ]
+    assert find_texts("") == []
+
+
+def test_messages_that_the_catalogue_lacks_stay_as_they_are() -> None:
+    message = "Odd thing: it broke. Try again. Or not."
+    assert find_texts(message) == ["Odd thing:", "it broke.", entry("server.again"), "Or not."]

@@ -1,0 +1,43 @@
+// The texts of the page in its language. The server puts this language's catalogue, TEXTS, and the
+// names of all LANGUAGES before the scripts; see ui/texts.py.
+"use strict";
+(() => {
+  const language = document.documentElement.lang;
+  const main = (tag) => tag.split("-")[0];
+  // Numbers and dates as in the reader's region, if the page is in the browser's language.
+  const locale = navigator.languages.find((tag) => main(tag) === main(language)) || language;
+  const plurals = new Intl.PluralRules(locale);
+
+  /** Returns a text with its values; `count` chooses between singular and plural. */
+  vqa.t = (key, values = {}) => {
+    const text = TEXTS[key] ?? key;
+    const form = typeof text === "string" ? text : (text[plurals.select(values.count)] ?? text.other);
+    return form.replace(/\{(\w+)\}/g, (_, name) =>
+      typeof values[name] === "number" ? vqa.number(values[name]) : values[name]);
+  };
+  /** Returns a message of the server: a text, {key, values} of the catalogue, or a list of these. */
+  vqa.message = (message) => {
+    if (!Array.isArray(message)) return message?.key ? vqa.t(message.key, message.values) : message;
+    return message.map(vqa.message).join(" ").replace(/([。！？]) /g, "$1");
+  };
+  vqa.number = (value, options) => value.toLocaleString(locale, options);
+  vqa.percent = (share) => vqa.number(share, { style: "percent", maximumFractionDigits: 0 });
+  vqa.duration = (seconds) => {
+    const [value, unit] = seconds < 90 ? [seconds, "second"] : [seconds / 60, "minute"];
+    return vqa.number(Math.round(value), { style: "unit", unit });
+  };
+  vqa.locale = locale;
+
+  const COOKIE = "vqa-language";
+  vqa.language = {
+    names: LANGUAGES,
+    isEnglish: main(language) === "en",
+    /** The language that was chosen on this page; "" is the browser's. */
+    chosen: document.cookie.match(`(?:^|; )${COOKIE}=([\\w-]+)`)?.[1] ?? "",
+    choose(tag) {
+      const age = tag ? 31536000 : 0;
+      document.cookie = `${COOKIE}=${tag}; path=${location.pathname}; max-age=${age}; samesite=lax`;
+      location.reload();
+    },
+  };
+})();
