@@ -1,19 +1,26 @@
-"""Values of table cells and JSON keys: missing values, lists written as text, answers."""
+"""Values of table cells and JSON keys: missing values, text of any type, lists, answers."""
 
 from __future__ import annotations
 
 import ast
+import datetime
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from finetune.data.rows import BadRow
+from finetune.data.rows import BadRow, PictureSource
 
 _QUOTED_LIST = re.compile(r"""\[\s*['"]|['"]\s*\]$""")
 _LETTER = re.compile(r"\(?([A-Za-z])[.):]?")
+_LETTERS = re.compile(
+    r"\(?[A-Za-z][.)]?(\s*([,;/&+\u3001\uff0c]|\band\b|\s)\s*\(?[A-Za-z][.)]?)+|[A-Z]{2,}"
+)
+"""Matches the letters of several choices: `A, B`, `(a) and (b)`, `ABD`."""
 _NO_COMMA = re.compile(r"""['"]\s+['"]""")
 _METADATA_KEY = re.compile(
     r"(.*[ _:-])?(ids?|idx|index|uu?id|no|num|number|count|hash|md5|sha\d*|width|height|size|w|h"
@@ -23,6 +30,9 @@ _METADATA_KEY = re.compile(
     re.IGNORECASE,
 )
 """Matches, in full, keys of metadata about a row."""
+_ANNOTATORS = 10
+_ANNOTATORS_OF_WEIGHT = {0.3: 1, 0.6: 2, 0.9: 3, 1.0: 4}
+"""By VQA accuracy, how many of ten annotators gave the answer."""
 
 
 def is_missing(value: Any) -> bool:
@@ -74,44 +84,105 @@ def parse_list(value: Any) -> Any:
     return parsed
 
 
+def to_text(value: Any, name: str) -> str:
+    """Return the text that a value of JSON, CSV or Arrow stands for.
+
+    Whole floats lose their point, because pandas stores integers with gaps as floats; dates and
+    times are written as in ISO 8601, decimals with all their digits.
+
+    Args:
+        value: The value.
+        name: Its name for error messages, such as "The question".
+
+    Raises:
+        BadRow: No text stands for the value.
+    """
+    match value:
+        case str():
+            return value
+        case bool():
+            pass
+        case int():
+            return str(value)
+        case float() if value.is_integer() and abs(value) < 2**53:
+            return str(int(value))
+        case float() if math.isfinite(value):
+            return str(value)
+        case Decimal():
+            return f"{value:f}"
+        case datetime.datetime() | datetime.date() | datetime.time():
+            return str(value)
+        case PictureSource() | bytes():
+            raise BadRow(f"{name} is bytes that are not UTF-8 text.", "Store it as text.")
+    raise BadRow(f"{name} is {shorten(value)}, not text.", "Write it as text, one per row.")
+
+
 def parse_answers(value: Any, choices: Any = None, *, annotators: bool = False) -> list[str]:
     """Return the answers in a value: text, a number, a list, or VQA v2's list of objects.
 
     Args:
         value: The value of an answer key.
-        choices: The texts that an answer may name by letter, or by position counted from 0.
+        choices: The texts that an answer may name by letter, or by position counted from 0. An
+            answer that names several of them becomes their texts, separated by commas.
         annotators: The key holds one answer per annotator, with "" for annotators who gave none.
             For other keys, a list of numbers is a single answer, such as a bounding box.
 
     Raises:
-        BadRow: A list cannot be parsed, or a position is out of range.
+        BadRow: A list cannot be parsed, a position is out of range, or a value is no text.
     """
+    return _parse_answers(value, _Choices.of(choices), annotators)
+
+
+def _parse_answers(value: Any, choices: _Choices | None, annotators: bool) -> list[str]:
     text, value = value, parse_list(value)
     if isinstance(value, list) and not annotators:
-        if isinstance(text, str) and not all(isinstance(v, (str, Mapping)) for v in value):
+        if choices and len(value) > 1 and all(isinstance(v, (str, int, float)) for v in value):
+            answers = [choices.resolve(item) for item in value]
+            if len({*answers}) == len(answers) and {*answers} <= {*choices.texts}:
+                return [", ".join(answers)]
+        elif isinstance(text, str) and not all(isinstance(v, (str, Mapping)) for v in value):
             return [text.strip()]
-        if (len(value) > 1 or (value and isinstance(value[0], list))) and _are_numbers(value):
+        elif (len(value) > 1 or (value and isinstance(value[0], list))) and _are_numbers(value):
             return [json.dumps(value)]
     if isinstance(value, Mapping):
+        if {"ids", "weights"} <= value.keys():
+            return _most_weighted_first(value)
+        if not {"answer", "text"} & value.keys():
+            hint = 'Write it as text, or as an object with "answer".'
+            raise BadRow(f"The answer is {shorten(dict(value))}.", hint)
         value = value.get("answer", value.get("text"))
     if isinstance(value, (list, tuple)):
         blank = [""] if annotators else []
-        each = (parse_answers(item, choices, annotators=annotators) or blank for item in value)
+        each = (_parse_answers(item, choices, annotators) or blank for item in value)
         return [answer for answers in each for answer in answers]
     if is_missing(value):
         return []
     if isinstance(value, bool):
         return ["yes" if value else "no"]
-    if isinstance(value, float) and value.is_integer():  # pandas stores integers as floats
-        value = int(value)
-    choices = parse_list(choices)
-    if isinstance(choices, Mapping):
-        if str(value) in choices:
-            return parse_answers(choices[str(value)])
-        choices = choices.get("text", list(choices.values()))
-    if isinstance(choices, (list, tuple)) and choices:
-        value = _resolve_choice(value, choices, annotators)
-    return [str(value)] if str(value).strip() else []
+    answer = choices.resolve(value, annotators) if choices else to_text(value, "The answer")
+    return [answer] if answer.strip() else []
+
+
+def _most_weighted_first(value: Mapping[str, Any]) -> list[str]:
+    """Return the answers of VQA v2 as Hugging Face publishes it: ids, and a weight for each.
+
+    The weights are VQA accuracies. Where they are the published ones, the ten annotators' answers
+    are restored, so that an evaluation gives each answer its weight; else the answers are
+    alternatives.
+    """
+    ids, weights = value["ids"], value["weights"]
+    if not (isinstance(ids, list) and isinstance(weights, list) and len(ids) == len(weights)):
+        hint = "It must have one weight for each answer."
+        raise BadRow(f"The answer is {shorten(dict(value))}.", hint)
+    if not all(isinstance(weight, (int, float)) for weight in weights):
+        raise BadRow(f"The answer has the weights {shorten(weights)}.", "Write them as numbers.")
+    pairs = sorted(zip(weights, ids, strict=True), key=lambda pair: -pair[0])
+    answers = [(to_text(answer, "The answer"), round(weight, 2)) for weight, answer in pairs]
+    counts = [_ANNOTATORS_OF_WEIGHT.get(weight, 0) for _, weight in answers]
+    if not all(counts) or sum(counts) > _ANNOTATORS:
+        return [answer for answer, _ in answers]
+    given = [a for (a, _), count in zip(answers, counts, strict=True) for a in [a] * count]
+    return given + [""] * (_ANNOTATORS - len(given)) if given else []
 
 
 def _are_numbers(value: list[Any]) -> bool:
@@ -124,35 +195,116 @@ def _are_numbers(value: list[Any]) -> bool:
     )
 
 
-def _resolve_choice(answer: Any, choices: Sequence[Any], annotators: bool) -> Any:
-    """Return the choice that an answer names by letter or position, or the answer itself."""
-    position = answer if isinstance(answer, int) else None
-    if isinstance(answer, str) and answer.strip() not in map(str, choices):
-        if letter := _LETTER.fullmatch(answer.strip()):
-            position = ord(letter[1].upper()) - ord("A")
-        elif answer.strip().isdecimal() and not annotators:
-            position = int(answer)
-    if position is None:
-        return answer
-    if not 0 <= position < len(choices):
-        raise BadRow(
-            f"The answer is {answer}, but there are {len(choices)} choices.",
-            "Count choices from 0, or write the answer as text.",
-        )
-    if str(answer) in map(str, choices) and str(choices[position]) != str(answer):
-        raise BadRow(
-            f"The answer {answer} is ambiguous: it is a choice and the position of another choice.",
-            "Write the answer as text.",
-        )
-    return choices[position]
+@dataclass(frozen=True)
+class _Choices:
+    """The choices of a question."""
+
+    texts: tuple[str, ...]
+    """Empty for a choice that is no text; no texts at all if the choices are not a list."""
+    labels: tuple[str, ...] = ()
+    """What the data calls each choice, if it does."""
+
+    @classmethod
+    def of(cls, value: Any) -> _Choices | None:
+        """Read the choices of a record; None if there are none."""
+        value = parse_list(value)
+        if is_missing(value):
+            return None
+        labels: list[Any] = []
+        texts: list[Any] = []
+        if isinstance(value, Mapping) and isinstance(value.get("text"), list):  # ARC
+            labels, texts = value.get("label") or [], value["text"]
+        elif isinstance(value, Mapping):
+            labels, texts = list(value), list(value.values())
+        elif isinstance(value, (list, tuple)):
+            texts = list(value)
+            if all(isinstance(item, Mapping) for item in texts):
+                labels = [item.get("label", item.get("id")) for item in texts]
+                texts = [item.get("text") for item in texts]
+        named = len(labels) == len(texts) and not any(map(is_missing, labels))
+        return cls(tuple(map(_choice_text, texts)), tuple(map(str, labels)) if named else ())
+
+    def resolve(self, answer: Any, annotators: bool = False) -> str:
+        """Return the choices that an answer names, or the answer itself as text.
+
+        Args:
+            answer: Text, a letter, several letters, or a position counted from 0.
+            annotators: Whether the answer is free text, in which numbers are no positions.
+
+        Raises:
+            BadRow: There is no such choice, or it is unclear which is meant.
+        """
+        text = to_text(answer, "The answer").strip()
+        is_number = not isinstance(answer, str)
+        if text in self.labels:
+            return self._at(self.labels.index(text), text)
+        if text in self.texts and not is_number:
+            return str(answer)
+        if letter := _LETTER.fullmatch(text):
+            return self._at(ord(letter[1].upper()) - ord("A"), text)
+        if text.removeprefix("-").isdecimal() and (is_number or not annotators):
+            return self._at(int(text), text)
+        if positions := () if annotators else self._several(text):
+            return ", ".join(self._at(position, text) for position in positions)
+        return text if is_number else str(answer)
+
+    def _several(self, text: str) -> list[int]:
+        """Return the positions of the choices whose letters are listed; empty for other text."""
+        if not _LETTERS.fullmatch(text):
+            return []
+        letters = re.findall(r"\b[A-Za-z]\b", text) or list(text)
+        positions = [ord(letter.upper()) - ord("A") for letter in letters]
+        if text.isalpha() and (
+            positions != sorted({*positions}) or not self._has(positions[-1])
+        ):  # a word
+            return []
+        return list(dict.fromkeys(positions))
+
+    def _has(self, position: int) -> bool:
+        return 0 <= position < len(self.texts) or not self.texts
+
+    def _at(self, position: int, answer: str) -> str:
+        if not self.texts:
+            raise BadRow(
+                f"The answer is {answer}, but the choices are not a list.",
+                'Write them as a JSON list: ["red", "grey"].',
+            )
+        numbered = any(label.isdecimal() for label in self.labels) and answer not in self.labels
+        if not self._has(position) or (numbered and answer.isdecimal()):
+            named = f": {', '.join(self.labels)}" if numbered else ""
+            raise BadRow(
+                f"The answer is {answer}, but there are {len(self.texts)} choices{named}.",
+                "Count choices from 0, or write the answer as text.",
+            )
+        chosen = self.texts[position]
+        if answer in self.texts and chosen != answer and answer not in self.labels:
+            raise BadRow(
+                f"The answer {answer} is ambiguous: it is a choice and the position of another"
+                " choice.",
+                "Write the answer as text.",
+            )
+        if not chosen.strip():
+            raise BadRow(
+                f"The answer is {answer}, but that choice has no text.", "Write it as text."
+            )
+        return chosen
+
+
+def _choice_text(value: Any) -> str:
+    try:
+        return "" if is_missing(value) else to_text(value, "A choice")
+    except BadRow:
+        return ""  # refused where an answer names it
 
 
 def check_encodable(text: str, name: str) -> None:
-    """Refuse text with an unpaired surrogate, left where text was cut inside an emoji.
+    """Refuse text with an unpaired surrogate, left where an emoji was cut, or a NUL character.
 
     Raises:
         BadRow: The text has one.
     """
+    if "\0" in text:
+        raise BadRow(f"{name} contains a NUL character.", "Delete the character.")
     try:
         text.encode()
     except UnicodeEncodeError as error:

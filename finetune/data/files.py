@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -31,6 +32,15 @@ ENDINGS = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt"}
 _EXCEL_SEPARATOR = re.compile(r'"?sep=(.)"?')
 """A first line that tells Excel which character separates the fields."""
 _ARROW_STREAM_MAGIC = b"\xff\xff\xff\xff"
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins with the mark of UTF-16
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_WIDE_ENCODINGS = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+_LEAST_ASCII = 0.05
+"""Share of ASCII characters in text; one in 512 of other data read as UTF-16 is ASCII."""
 
 
 def read_file(path: Path, name: str, split_or_purpose: str) -> Records:
@@ -73,26 +83,44 @@ def read_file(path: Path, name: str, split_or_purpose: str) -> Records:
 
 
 def _decode(raw: bytes, name: str, problems: list[Problem]) -> str | None:
-    """Decode UTF-8 or UTF-16; None if the content is neither, with a problem that says why."""
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        problems.append(Problem(name, None, "The file is UTF-16; read as such.", note=True))
-        return raw.decode("utf-16", "replace")
-    if raw.startswith(b"\xef\xbb\xbf"):
+    """Decode UTF-8, UTF-16 or UTF-32; None if the content is none, with a problem that says why."""
+    encoding = _guess_encoding(raw)
+    if encoding != "utf-8":
+        label = encoding.upper().removesuffix("-LE").removesuffix("-BE")
+        problems.append(Problem(name, None, f"The file is {label}; read as such.", note=True))
+    elif raw.startswith(codecs.BOM_UTF8):
         problems.append(
             Problem(name, None, "The file begins with a byte-order mark; ignored.", note=True)
         )
-        raw = raw[3:]
     try:
-        return raw.decode("utf-8")
+        return raw.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         if found := _describe_other_type(raw):
             problems.append(Problem(name, None, *found))
             return None
-        line = raw[: error.start].count(b"\n") + 1
-        problems.append(
-            Problem(name, None, f"Line {line:,} is not UTF-8 text.", "Save the file as UTF-8.")
-        )
+        line = raw[: error.start].decode(encoding, "replace").count("\n") + 1
+        message = f"Line {line:,} is not {encoding.upper()} text."
+        problems.append(Problem(name, None, message, "Save the file as UTF-8."))
         return None
+
+
+def _guess_encoding(raw: bytes) -> str:
+    """Return the encoding that the byte-order mark names, or the one that gives readable text.
+
+    UTF-16 and UTF-32 without a mark are recognised by the zero bytes of their ASCII characters:
+    decoded rightly, the beginning of a data file has no NUL and at least some ASCII.
+    """
+    for mark, encoding in _BYTE_ORDER_MARKS:
+        if raw.startswith(mark):
+            return encoding
+    sample = raw[:4096]
+    if b"\0" in sample and _describe_other_type(raw) is None:
+        for encoding in _WIDE_ENCODINGS:
+            text = codecs.getincrementaldecoder(encoding)("replace").decode(sample)
+            ascii_share = sum(map(str.isascii, text)) / max(1, len(text))
+            if "\0" not in text and "\ufffd" not in text and ascii_share > _LEAST_ASCII:
+                return encoding
+    return "utf-8"
 
 
 def _describe_other_type(raw: bytes) -> tuple[str, str] | None:
@@ -114,18 +142,70 @@ def _describe_other_type(raw: bytes) -> tuple[str, str] | None:
 
 def _read_json(text: str, name: str, split_or_purpose: str, problems: list[Problem]) -> Records:
     try:
-        data = json.loads(text)
+        data = _load_json(text)
     except json.JSONDecodeError as error:
         return Records([], [*problems, Problem(name, None, *explain_json_error(text, error))])
     except (RecursionError, ValueError) as error:  # a million brackets, a number of 5,000 digits
         message = f"The file is not valid JSON: {str(error)[:100]}."
         return Records([], [*problems, Problem(name, None, message)])
     if isinstance(data, dict):
+        if isinstance(data, _AmbiguousObject):
+            return Records([], [*problems, Problem(name, None, *data.problem)])
         data, found = _find_rows(data, name, split_or_purpose)
         problems += found
     else:
         refuse_split(split_or_purpose, name)
-    return Records(list(enumerate(data, 1)), problems)
+    return Records(_without_ambiguous(list(enumerate(data, 1)), name, problems), problems)
+
+
+class _AmbiguousObject(dict[str, Any]):
+    """A JSON object that has a key twice, with different values."""
+
+    key: str
+
+    @property
+    def problem(self) -> tuple[str, str]:
+        """Message and hint."""
+        return f"The key {self.key!r} is written twice, with different values.", "Remove one."
+
+
+def _load_json(text: str) -> Any:
+    """Parse JSON; objects with repeated keys, of which `json` keeps the last, are marked."""
+    return json.loads(text, object_pairs_hook=_make_object)
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) == len(pairs):
+        return values
+    for key, value in pairs:
+        if value != values[key]:
+            values = _AmbiguousObject(values)
+            values.key = key
+            break
+    return values
+
+
+def _without_ambiguous(
+    items: list[tuple[int, Any]], name: str, problems: list[Problem]
+) -> list[tuple[int, Any]]:
+    """Return the rows without those in which a key has two values, which become problems."""
+    kept = []
+    for number, row in items:
+        if (ambiguous := _find_ambiguous(row)) is None:
+            kept.append((number, row))
+        else:
+            problems.append(Problem(name, number, *ambiguous.problem))
+    return kept
+
+
+def _find_ambiguous(value: Any) -> _AmbiguousObject | None:
+    if isinstance(value, _AmbiguousObject):
+        return value
+    if isinstance(value, (dict, list)):
+        nested = value.values() if isinstance(value, dict) else value
+        return next(filter(None, map(_find_ambiguous, nested)), None)
+    return None
 
 
 def _find_rows(
@@ -201,12 +281,12 @@ def _read_jsonl(text: str, name: str, problems: list[Problem]) -> Records:
         if not line.strip():
             continue
         try:
-            items.append((number, json.loads(line)))
+            items.append((number, _load_json(line)))
         except json.JSONDecodeError as error:
             message, hint = explain_json_error(line, error)
             message = message.replace("Line 1 ", "The line ").replace("Line 1,", "The line,")
             problems.append(Problem(name, number, message.replace(", at line 1", ""), hint))
-    return Records(items, problems)
+    return Records(_without_ambiguous(items, name, problems), problems)
 
 
 def _read_csv(text: str, name: str, problems: list[Problem]) -> Records:
@@ -245,9 +325,11 @@ def _read_csv(text: str, name: str, problems: list[Problem]) -> Records:
         if isinstance(cells, csv.Error):
             message = f"The row's quotes do not match: {cells}."
             problems.append(Problem(name, number, message, 'Write a quote inside text as "".'))
+        elif not any(map(str.strip, cells)):
+            continue  # spreadsheets leave such lines at the end
         elif len(cells) == len(fields):
             items.append((number, dict(zip(names, cells, strict=True))))
-        elif cells:
+        else:
             more = "more" if len(cells) > len(fields) else "fewer"
             message = f"The row has {len(cells)} fields, {more} than the header's {len(fields)}."
             hint = f"Put text that contains {delimiter!r} in double quotes."

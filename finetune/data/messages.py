@@ -6,18 +6,31 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.data.cells import is_metadata_key, is_missing, parse_list, shorten
+from finetune.data.cells import (
+    is_metadata_key,
+    is_missing,
+    parse_list,
+    shorten,
+    to_text,
+)
 from finetune.data.picture_columns import (
     Context,
     find_message_pictures,
     picture_columns,
     resolve_picture,
 )
+from finetune.data.picture_marks import (
+    PLACEHOLDER,
+    PictureMark,
+    count_marks,
+    find_foreign,
+    replace_marks,
+    split_at_marks,
+)
 from finetune.data.rows import BadRow, PictureSource, Turn, TurnPart
 from finetune.progress import pluralize
 from vqa_app.prompts.conversation import Role
 
-PLACEHOLDER = "<image>"
 FILL_IN_HINT = "Fill it in, or remove the row."
 
 ROLES: dict[str, Role] = {
@@ -31,10 +44,7 @@ ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
 }
-_MARK = re.compile(r"<image>|<image (\d+)>|(?:Picture \d+: *)?<img>(.*?)</img>")
-"""A picture's position: LLaVA's and MMMU's placeholders, and Qwen-VL's, which contains the path."""
 _TEXT_KEYS = ("from", "role", "value", "content")
-_UNSUPPORTED_MARK = re.compile(r"\A\s*(<video>|<audio>|<image_?\d+>)|(<video>|<audio>)\s*\Z")
 
 
 def parse_messages(
@@ -53,7 +63,7 @@ def parse_messages(
     messages = parse_list(messages)
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise BadRow(f"The conversation is {shorten(messages)}.", "It must be a list of messages.")
-    remaining = list(pictures)
+    row_pictures = _Pictures(pictures)
     turns: list[Turn] = []
     unused: set[str] = set()
     for position, message in enumerate(messages, 1):
@@ -67,7 +77,7 @@ def parse_messages(
         if own_pictures:
             parts = _place_own_pictures(content, own_pictures, where, context)
         else:
-            parts = _parse_content(content, remaining, len(pictures), where, context)
+            parts = _parse_content(content, row_pictures, where, context)
         if role == "user":
             turns.append(Turn(role, join_user_parts(parts)))
         elif any(isinstance(part, PictureSource) for part in parts):
@@ -75,8 +85,9 @@ def parse_messages(
                 f"{where} ({role}) contains a picture.", "Only user messages may contain pictures."
             )
         else:
-            turns.append(Turn(role, tuple(parts)))
+            turns.append(Turn(role, tuple(_join_texts(parts))))
     context.unused_keys.update(unused)
+    remaining = row_pictures.remaining
     if remaining and "role" in messages[0] and not any(turn.pictures for turn in turns):
         # TRL marks no positions: all pictures go before the first question.
         for position, turn in enumerate(turns):
@@ -93,8 +104,9 @@ def parse_messages(
 def _role_and_content(message: Any, where: str) -> tuple[Role, Any]:
     if not isinstance(message, Mapping):
         raise BadRow(f"{where} is {shorten(message)}, not an object.")
-    speaker = message.get("from", message.get("role"))
-    content = message.get("value", message.get("content"))
+    # Tables have all keys in every message, null where a message has none.
+    speaker = message.get("role") if message.get("from") is None else message["from"]
+    content = message.get("content") if message.get("value") is None else message["value"]
     if speaker is None or content is None:
         missing = '"from" (or "role")' if speaker is None else '"value" (or "content")'
         raise BadRow(f"{where} has no {missing}.", f"Its keys are {', '.join(message) or 'none'}.")
@@ -135,7 +147,7 @@ def add_placeholders(
     messages: list[dict[str, str]], pictures: Sequence[PictureSource]
 ) -> list[dict[str, str]]:
     """Put placeholders for all pictures before the first question, unless the text has some."""
-    if any(_MARK.search(message["content"]) for message in messages):
+    if any(count_marks(message["content"]) for message in messages):
         return messages
     opening = {**messages[0], "content": PLACEHOLDER * len(pictures) + messages[0]["content"]}
     return [opening, *messages[1:]]
@@ -146,6 +158,7 @@ def join_user_parts(parts: Sequence[TurnPart]) -> tuple[TurnPart, ...]:
 
     LLaVA's preprocessing does the same (`preprocess_multimodal` in haotian-liu/LLaVA).
     """
+    parts = _join_texts(parts)
     joined: list[TurnPart] = []
     for position, part in enumerate(parts):
         if isinstance(part, str):
@@ -158,6 +171,17 @@ def join_user_parts(parts: Sequence[TurnPart]) -> tuple[TurnPart, ...]:
     if len(joined) == 2 and isinstance(joined[1], PictureSource) and isinstance(joined[0], str):
         joined.reverse()
     return tuple(joined)
+
+
+def _join_texts(parts: Sequence[TurnPart]) -> list[TurnPart]:
+    """Join adjacent texts, as chat templates do."""
+    joined: list[TurnPart] = []
+    for part in parts:
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
 
 
 def check_turns(turns: tuple[Turn, ...]) -> None:
@@ -193,81 +217,116 @@ def _count_mismatch(where: str, pictures: int, marks: int) -> BadRow:
     )
 
 
+class _Pictures:
+    """The pictures of a row or message, handed out in order to the marks that stand for them."""
+
+    def __init__(self, pictures: Sequence[PictureSource]) -> None:
+        self.remaining = list(pictures)
+        self._total = len(pictures)
+        self._first_number = 1
+
+    def take(self, mark: PictureMark, where: str) -> PictureSource:
+        """Return the next picture, which the mark must name if it has a number.
+
+        Raises:
+            BadRow: There is none, or the mark names another.
+        """
+        if not self.remaining:
+            raise BadRow(
+                f"{where} has {mark.text} for which there is no picture"
+                + ("." if self._total else ": the row has none."),
+                f'List the pictures under "image", or remove {mark.text}.',
+            )
+        taken = self._total - len(self.remaining)
+        if mark.number is not None:
+            if not taken:  # MiniCPM-V counts from 0
+                self._first_number = min(mark.number, 1)
+            if mark.number < self._first_number:
+                raise BadRow(
+                    f"{where} has {mark.text}, the first picture, behind another.",
+                    f"Name each picture once, in order, or write {PLACEHOLDER}.",
+                )
+            if mark.number != (expected := taken + self._first_number):
+                right = re.sub(r"\d+", lambda m: str(expected).zfill(len(m[0])), mark.text)
+                raise BadRow(
+                    f"{where} has {mark.text}; expected {right}.",
+                    f"Name each picture once, in order, or write {PLACEHOLDER}.",
+                )
+        return self.remaining.pop(0)
+
+    def take_for_part(self, part: Mapping[str, Any], where: str) -> PictureSource:
+        """Return the next picture, which the image part must name if it has an index.
+
+        Raises:
+            BadRow: There is none, or the part names another.
+        """
+        if not self.remaining:
+            raise BadRow(
+                f"{where} has an image part without a picture; its keys are {', '.join(part)}.",
+                'Give its file under "image", or list it under "images" next to the messages.',
+            )
+        index, expected = part.get("index"), self._total - len(self.remaining)
+        if isinstance(index, int) and index != expected:
+            raise BadRow(
+                f"{where} has an image part with index {index}; expected {expected}.",
+                "List the pictures in the order in which the parts name them.",
+            )
+        return self.remaining.pop(0)
+
+
 def _place_own_pictures(
     content: Any, pictures: list[PictureSource], where: str, context: Context
 ) -> list[TurnPart]:
-    """Put a message's own pictures at its placeholders, or before its text if it has none."""
-    if isinstance(content, str) and not _MARK.search(content):
-        return [*pictures, content]
-    remaining = list(pictures)
-    parts = _parse_content(content, remaining, len(pictures), where, context)
-    if remaining:
-        raise _count_mismatch(where, len(pictures), len(pictures) - len(remaining))
+    """Put a message's own pictures at its marks, or before its text if it has none."""
+    if isinstance(content, str) and not count_marks(content):
+        return [*pictures, *_split_text(content, _Pictures(()), where, context)]
+    own = _Pictures(pictures)
+    parts = _parse_content(content, own, where, context)
+    if own.remaining:
+        raise _count_mismatch(where, len(pictures), len(pictures) - len(own.remaining))
+    return parts
+
+
+def _split_text(text: str, pictures: _Pictures, where: str, context: Context) -> list[TurnPart]:
+    """Put pictures in place of the marks in a text.
+
+    Raises:
+        BadRow: Marks and pictures do not match, or the text has a placeholder of another kind.
+    """
+    parts: list[TurnPart] = []
+    for piece in split_at_marks(text):
+        if isinstance(piece, PictureMark):
+            source = resolve_picture(piece.path, context, where) if piece.path else None
+            parts.append(source or pictures.take(piece, where))
+        elif foreign := find_foreign(piece):
+            found, hint = foreign
+            raise BadRow(f"{where} contains {found}.", hint)
+        else:
+            parts.append(piece)
     return parts
 
 
 def _parse_content(
-    content: Any, remaining: list[PictureSource], total: int, where: str, context: Context
+    content: Any, pictures: _Pictures, where: str, context: Context
 ) -> list[TurnPart]:
     """Return the text and pictures of one message.
 
     Args:
         content: The text, or a list of parts.
-        remaining: The pictures not yet placed; those placed here are removed from its front.
-        total: The length of `remaining` before the first message.
+        pictures: The pictures not yet placed.
         where: The message's name for error messages.
         context: The file of the row.
+
+    Raises:
+        BadRow: The content is malformed, or its marks and pictures do not match.
     """
-
-    def next_picture(
-        number: str | int | None = None, part: Mapping[str, Any] | None = None
-    ) -> PictureSource:
-        if not remaining and part is not None:
-            raise BadRow(
-                f"{where} has an image part without a picture; its keys are {', '.join(part)}.",
-                'Give its file under "image", or list it under "images" next to the messages.',
-            )
-        if not remaining:
-            raise BadRow(
-                f"{where} has an {PLACEHOLDER} for which there is no picture"
-                + ("." if total else ": the row has none."),
-                f'List the pictures under "image", or remove the {PLACEHOLDER}.',
-            )
-        if number is not None and int(number) != (expected := total - len(remaining) + 1):
-            if part is not None:
-                raise BadRow(
-                    f"{where} has an image part with index {part['index']}; expected "
-                    f"{expected - 1}.",
-                    "List the pictures in the order in which the parts name them.",
-                )
-            raise BadRow(
-                f"{where} has <image {number}>; expected <image {expected}>.",
-                f"Name each picture once, in order, or write {PLACEHOLDER}.",
-            )
-        return remaining.pop(0)
-
-    def split_text(text: str) -> list[TurnPart]:
-        if unsupported := _UNSUPPORTED_MARK.search(text):
-            raise BadRow(
-                f"{where} contains {unsupported[0].strip()}.",
-                f"Only pictures are read, marked {PLACEHOLDER}.",
-            )
-        parts: list[TurnPart] = []
-        start = 0
-        for mark in _MARK.finditer(text):
-            number, path = mark.groups()
-            picture = (
-                next_picture(number) if path is None else resolve_picture(path, context, where)
-            )
-            parts += [text[start : mark.start()], picture]
-            start = mark.end()
-        return [*parts, text[start:]]
-
-    if isinstance(content, str):
-        return split_text(content)
-    if not isinstance(content, Sequence):
+    if isinstance(content, str) or not isinstance(content, (list, tuple)):
+        return _split_text(to_text(content, where), pictures, where, context)
+    texts = [part for part in content if isinstance(part, str) and replace_marks(part, "").strip()]
+    if len(texts) > 1:
         raise BadRow(
-            f"{where} has the content {shorten(content)}.", "Give text or a list of parts."
+            f"{where} is a list of {len(texts)} texts: {shorten(content)}.",
+            "Write it as one text.",
         )
     parts: list[TurnPart] = []
     for part in content:
@@ -275,13 +334,11 @@ def _parse_content(
         if isinstance(part, str):
             parts.append(part)
         elif kind in ("text", "input_text", "output_text"):
-            parts.append(str(part.get("text") or ""))
+            parts.append(to_text(part.get("text"), f"A text part of {where.lower()}"))
         elif kind in ("image", "image_url", "input_image"):
             value = _part_value(part)
-            index = part.get("index")
-            number = index + 1 if value is None and isinstance(index, int) else None
             parts.append(
-                next_picture(number, part)
+                pictures.take_for_part(part, where)
                 if value is None
                 else resolve_picture(value, context, where)
             )
@@ -289,14 +346,19 @@ def _parse_content(
             raise BadRow(
                 f"{where} has a part {shorten(part)}.", 'The type must be "text" or "image".'
             )
-    marks = sum(part.count(PLACEHOLDER) for part in parts if isinstance(part, str))
-    pictures = sum(isinstance(part, PictureSource) for part in parts)
-    if not pictures:
-        return [piece for part in parts for piece in split_text(str(part))]
-    if marks not in (0, pictures):
-        raise _count_mismatch(where, pictures, marks)
-    # Pictures are both parts and placeholders: keep the parts, as the chat template expects.
-    return [p.replace(PLACEHOLDER, "") if isinstance(p, str) else p for p in parts]
+    marks = sum(count_marks(part) for part in parts if isinstance(part, str))
+    shown = [part for part in parts if isinstance(part, PictureSource)]
+    if shown and marks not in (0, len(shown)):
+        raise _count_mismatch(where, len(shown), marks)
+    # Pictures that are both parts and marks are placed at the marks.
+    at_marks = _Pictures(shown) if shown and marks else pictures
+    placed: list[TurnPart] = []
+    for part in parts:
+        if isinstance(part, str):
+            placed += _split_text(part, at_marks, where, context)
+        elif not marks:
+            placed.append(part)
+    return placed
 
 
 def _part_value(part: Mapping[str, Any]) -> Any:

@@ -10,12 +10,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias
 
 from finetune.data.cells import is_metadata_key, is_missing, parse_list, shorten
 from finetune.data.rows import BadRow, PictureSource
+from vqa_app.pictures.file_type import detect_type
 
 IMAGE_KEYS = ("image", "images", "image_path", "img", "picture", "file_name", "filename", "photo")
 _PICTURE_NOUN = r"(image|img|picture|photo|pic)s?"
@@ -51,6 +53,7 @@ _MAX_PATH_LENGTH = 4096
 _MAX_PATH_SHOWN = 200
 """Characters of a path in messages."""
 _WEB = re.compile(r"https?://")
+_NUMBERED_PICTURE = re.compile(r"<image_?\d+>")
 _BASE64 = re.compile(
     r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-9]|SUkq|TU0AK)[A-Za-z0-9+/\s]{40,}={0,2}\s*"
 )
@@ -220,7 +223,7 @@ def resolve_picture(value: Any, context: Context, where: str) -> PictureSource:
         value = found
     if isinstance(value, bytes):
         return PictureSource.data(value, name)
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, (float, Decimal)) and value % 1 == 0:
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -230,6 +233,9 @@ def resolve_picture(value: Any, context: Context, where: str) -> PictureSource:
         return PictureSource.data(value, "picture")
     if _BASE64.fullmatch(value):  # TSV files and M3IT
         return PictureSource.data(base64.b64decode(value + "=="), "picture")
+    if value.lstrip().startswith("<"):
+        kind = detect_type(value.encode("utf-8", "replace"))
+        raise BadRow(f"{where} is {kind}: {shorten(value)}.", "Give a JPEG or PNG file.")
     if _is_web(value):
         raise BadRow(
             f"{where} is a web address, {shorten(value)}.", "Download it and give its path."
@@ -279,6 +285,11 @@ def find_picture(path: str, roots: Sequence[Path]) -> Path:
 
 def _as_list(value: Any) -> Sequence[Any]:
     value = parse_list(value)
+    if isinstance(value, Mapping) and value:  # MiniCPM-V: {"<image_00>": path, ...}
+        numbers = [_NUMBERED_PICTURE.fullmatch(str(key)) for key in value]
+        if all(numbers):
+            ordered = sorted(value, key=lambda key: int(re.sub(r"\D", "", str(key))))
+            return [value[key] for key in ordered if not is_missing(value[key])]
     return value if isinstance(value, (list, tuple)) else [value]
 
 

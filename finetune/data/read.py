@@ -16,11 +16,12 @@ Formats are recognised by content. Each problem has a file, a row and a hint.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune.data import files, tables, vqa_v2
+from finetune.data.cells import is_missing
 from finetune.data.picture_columns import Context
 from finetune.data.records import read_record, with_weight
 from finetune.data.rows import BadRow, PictureSource, Problem, ReadRows, Row, Turn
@@ -80,6 +81,8 @@ def read_rows(
         problems += records.problems
         source_rows: list[Row] = []
         for number, record in records.items:
+            if _is_blank(record):
+                continue
             try:
                 source_rows.append(with_weight(read_record(record, number, context), weight))
             except BadRow as bad:
@@ -108,6 +111,14 @@ def _notes(name: str, rows: Sequence[Row], context: Context) -> Iterator[Problem
         yield Problem(name, None, f"{message} ({pluralize(count, 'row')}).", note=True)
     if len(rows) > 1 and not any(row.pictures for row in rows):
         yield Problem(name, None, f"None of the {len(rows):,} rows has a picture.", note=True)
+
+
+def _is_blank(record: Any) -> bool:
+    """Return whether a record has keys and no value, like the rows below a spreadsheet's last."""
+    values = record.values() if isinstance(record, Mapping) else ()
+    return bool(values) and all(
+        is_missing(value) or (isinstance(value, str) and not value.strip()) for value in values
+    )
 
 
 def _list_keys(counts: Counter[str]) -> str:

@@ -15,6 +15,7 @@ from finetune.data.cells import (
     parse_answers,
     parse_list,
     shorten,
+    to_text,
 )
 from finetune.data.messages import FILL_IN_HINT, add_placeholders, check_turns, parse_messages
 from finetune.data.picture_columns import Context, count_unused_picture, find_pictures
@@ -56,8 +57,11 @@ def read_record(record: Any, number: int, context: Context) -> Row:
             record = {"question": question, "answer": answer, "image": f"{picture}.png"}
     if not isinstance(record, Mapping):
         raise BadRow(f"The row is {shorten(record)}, not an object with keys.")
-    record = _TrackedRecord({str(key).strip(): value for key, value in record.items()})
-    keys = {key.lower(): key for key in record}
+    values = {str(key).strip(): value for key, value in record.items()}
+    if len(values) < len(record):
+        raise BadRow("Two keys of the row differ only in the spaces around them.", "Rename one.")
+    keys = _keys_by_lower_case(values)
+    record = _TrackedRecord(values)
     pictures = find_pictures(record, context)
     references: tuple[tuple[str, ...], ...] | None = None
     if any(key in keys for key in CONVERSATION_KEYS):
@@ -111,6 +115,23 @@ class _TrackedRecord(dict[str, Any]):
         return super().__getitem__(key)
 
 
+def _keys_by_lower_case(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the record's keys by lower-case key.
+
+    Raises:
+        BadRow: Two keys differ only in their case, and have different values.
+    """
+    keys: dict[str, str] = {}
+    for key, value in record.items():
+        other = keys.setdefault(key.lower(), key)
+        if other == key or is_missing(value) or value == record[other]:
+            continue
+        if not (is_missing(record[other]) or is_metadata_key(key)):
+            raise BadRow(f"The row has both {other!r} and {key!r}.", "Rename one.")
+        keys[key.lower()] = key
+    return keys
+
+
 def _unused_keys(record: _TrackedRecord) -> list[str]:
     """Return the keys whose values are not shown to the model."""
     return [
@@ -138,8 +159,9 @@ def _add_system_turn(
     turns: tuple[Turn, ...], record: Mapping[str, Any], keys: Mapping[str, str], context: Context
 ) -> tuple[Turn, ...]:
     """Put the record's system prompt first, unless the conversation has its own."""
-    system = record[keys["system"]] if "system" in keys else None
-    if not (isinstance(system, str) and system.strip()):
+    value = record[keys["system"]] if "system" in keys else None
+    system = "" if is_missing(value) else to_text(value, "The system prompt")
+    if not system.strip():
         return turns
     if turns[0].role != "system":
         return (Turn("system", (system,)), *turns)
@@ -216,12 +238,7 @@ def _parse_question_text(record: Mapping[str, Any], keys: Mapping[str, str]) -> 
         parts += [] if is_missing(task_input) else [task_input]
     if len(parts) == 1 and _are_messages(parts[0]):
         return parts[0]
-    for part in parts:
-        if not isinstance(part, (str, int, float)):
-            raise BadRow(
-                f"The question is {shorten(part)}, not text.", "Write one question per row."
-            )
-    question = "\n".join(map(str, parts))
+    question = "\n".join(to_text(part, "The question") for part in parts)
     if not question.strip() and names:
         raise BadRow("The question is empty.", FILL_IN_HINT)
     if not names:

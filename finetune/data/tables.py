@@ -10,8 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from finetune.data.rows import PictureSource, Problem
 from finetune.progress import pluralize
@@ -28,6 +31,8 @@ _SPLIT_WORDS = {
     )
 }
 """What data sets call their splits."""
+_CONTROL = re.compile(r"[\0-\x08\x0e-\x1f]")
+"""Matches characters that text does not contain."""
 _BATCH_ROWS = 32
 """Rows whose pictures are in memory together while a table is read."""
 
@@ -305,12 +310,16 @@ def read_table(dataset: Any, name: str) -> Records:
     """Return the rows of a `datasets.Dataset` as numbered records.
 
     Pictures, also those inside messages, become `PictureSource` without being decoded: a table may
-    be larger than memory. Class numbers become class names.
+    be larger than memory. Class numbers become class names, bytes of UTF-8 text become text, and
+    floats of 16 and 32 bits the shortest number that they are nearest to.
     """
     import datasets
 
     class_names: dict[str, Callable[[int], str]] = {}
+    shortest: dict[str, Callable[[Any], Any]] = {}
     for column, feature in dataset.features.items():
+        if dtype := _narrow_float(feature):
+            shortest[column] = partial(_shorten_floats, dtype)
         for label in (feature, getattr(feature, "feature", None)):
             if isinstance(label, datasets.ClassLabel):
                 class_names[column] = label.int2str
@@ -324,11 +333,29 @@ def read_table(dataset: Any, name: str) -> Records:
             values = {
                 key: _class_name(value, class_names[key])
                 if key in class_names
-                else pictures.replace_in(value, key)
+                else pictures.replace_in(shortest.get(key, _unchanged)(value), key)
                 for key, value in record.items()
             }
             items.append((len(items) + 1, values))
     return Records(items, [])
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _narrow_float(feature: Any) -> Any:
+    """Return NumPy's type of a column of 16- or 32-bit floats, or of lists of them; else None."""
+    while (nested := getattr(feature, "feature", None)) is not None:
+        feature = nested
+    return {"float16": np.float16, "float32": np.float32}.get(getattr(feature, "dtype", ""))
+
+
+def _shorten_floats(dtype: Any, value: Any) -> Any:
+    """Return 0.1 for the 0.10000000149011612 that a 32-bit float of 0.1 becomes in Python."""
+    if isinstance(value, list):
+        return [_shorten_floats(dtype, item) for item in value]
+    return float(str(dtype(value))) if isinstance(value, float) else value
 
 
 def _without_decoding(feature: Any) -> Any:
@@ -354,6 +381,8 @@ class _RowPictures:
         if isinstance(value, list):
             return [self.replace_in(item, *path, index) for index, item in enumerate(value)]
         content = value.get("bytes") if isinstance(value, dict) else value
+        if isinstance(value, bytes) and (text := _decode_text(value)) is not None:
+            return text
         if isinstance(content, bytes) and content:
             number = next((step + 1 for step in reversed(path) if isinstance(step, int)), 1)
             key = ".".join(map(str, (self.row + 1, *path)))
@@ -363,6 +392,15 @@ class _RowPictures:
         if isinstance(value, dict):
             return {key: self.replace_in(item, *path, key) for key, item in value.items()}
         return value
+
+
+def _decode_text(content: bytes) -> str | None:
+    """Return the text that bytes contain; None for other content, such as a picture."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return None
+    return None if _CONTROL.search(text) else text
 
 
 def _class_name(value: Any, name_of: Callable[[int], str]) -> Any:
@@ -394,7 +432,10 @@ def _translate_errors(path: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise DataError(
-            f"Cannot read {path}: {first_line(error.__cause__ or error)}",
-            "Check that the file is complete.",
-        ) from error
+        reason = first_line(error.__cause__ or error)
+        hint = "Check that the file is complete."
+        if "datasets dtype" in reason:
+            hint = "Store the column as text, numbers or bytes."
+        if found := re.match(r"Multiple matches for FieldRef\.Name\((.*?)\)", reason):
+            reason, hint = f"Two columns are called {found[1]!r}.", "Rename one."
+        raise DataError(f"Cannot read {path}: {reason}", hint) from error

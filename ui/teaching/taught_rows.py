@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from finetune.data.picture_marks import PLACEHOLDER, replace_marks
 from ui.storage.picture_files import PictureStore
 from ui.teaching.uploads import MAX_ROWS, describe_problem, read_upload, unpack
 from vqa_app.errors import DataError, UsageError, VqaError
@@ -33,7 +34,6 @@ from vqa_app.serving.redact import redact_paths
 
 MAX_TEXT = 4000
 """Longest question or answer, in characters."""
-_PLACEHOLDER = "<image>"
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class TaughtRow:
     def to_llava(self) -> dict[str, Any]:
         """Return the row in LLaVA's format, with our own fields under `taught`."""
         images = [f"images/{digest}.png" for digest in self.pictures]
-        question = self.question.replace(_PLACEHOLDER, "<picture>")
-        asked = f"{_PLACEHOLDER}\n" * len(images) + question + (SHORT_STYLE if self.short else "")
+        question = replace_marks(self.question, "<picture>")
+        asked = f"{PLACEHOLDER}\n" * len(images) + question + (SHORT_STYLE if self.short else "")
         row: dict[str, Any] = {"id": self.id}
         if images:
             row["image"] = images[0] if len(images) == 1 else images
         row["conversations"] = [
             {"from": "human", "value": asked},
-            {"from": "gpt", "value": self.answer},
+            {"from": "gpt", "value": replace_marks(self.answer, "<picture>")},
         ]
         row["taught"] = {"turn": self.turn, "said": self.model_answer, "created": self.created}
         return row
@@ -75,7 +75,7 @@ class TaughtRow:
         images = row.get("image", [])
         images = [images] if isinstance(images, str) else images
         asked, answer = (turn["value"] for turn in row["conversations"])
-        asked = asked.replace(f"{_PLACEHOLDER}\n", "")
+        asked = asked.replace(f"{PLACEHOLDER}\n", "")
         short = asked.endswith(SHORT_STYLE)
         taught = row.get("taught", {})
         return cls(

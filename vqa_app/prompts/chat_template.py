@@ -14,6 +14,7 @@ from the output, the template strips its message texts, so this module strips th
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 import weakref
@@ -193,11 +194,14 @@ def _content(
     """
     kind: SegmentKind = "answer" if message.role == "assistant" else "text"
     parts: list[Any] = []
-    for part in message.parts:
-        if isinstance(part, Picture):
-            parts.append({"type": "image"})
-        elif part:
-            parts.append({"type": "text", "text": placeholders.add(kind, part)})
+    for is_picture, group in itertools.groupby(
+        message.parts, key=lambda part: isinstance(part, Picture)
+    ):
+        if is_picture:
+            parts += [{"type": "image"} for _ in group]
+        # Adjacent texts are one: some templates trim each, and an answer has one end token.
+        elif text := "".join(map(str, group)):
+            parts.append({"type": "text", "text": placeholders.add(kind, text)})
     if not parts or question == len(placeholders.texts):
         parts.append({"type": "text", "text": placeholders.add(kind, "")})
     return _message(info, message.role, parts)
