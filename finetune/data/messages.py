@@ -44,6 +44,13 @@ ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
 }
+_TRAINED_MARKS = ("weight", "loss", "loss_scale", "train", "training")
+"""What OpenAI and Mistral, ms-swift and XTuner, and axolotl call whether an answer is trained."""
+_MASKED_MARK = "masked"
+"""What torchtune calls the opposite."""
+_PART_MARKS = ("train_detail", "training_detail")
+"""Where axolotl marks parts of an answer."""
+_YES_OR_NO = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 _TEXT_KEYS = ("from", "role", "value", "content")
 
 
@@ -73,7 +80,7 @@ def parse_messages(
         other = {k: v for k, v in message.items() if k not in _TEXT_KEYS and not is_missing(v)}
         if other:
             own_pictures = find_message_pictures(other, context, where)
-            unused |= _unused_keys(other, role, where)
+            unused |= _unused_keys(other)
         if own_pictures:
             parts = _place_own_pictures(content, own_pictures, where, context)
         else:
@@ -85,7 +92,8 @@ def parse_messages(
                 f"{where} ({role}) contains a picture.", "Only user messages may contain pictures."
             )
         else:
-            turns.append(Turn(role, tuple(_join_texts(parts))))
+            trained = role != "assistant" or _is_trained(message, where)
+            turns.append(Turn(role, tuple(_join_texts(parts)), trained))
     context.unused_keys.update(unused)
     remaining = row_pictures.remaining
     if remaining and "role" in messages[0] and not any(turn.pictures for turn in turns):
@@ -118,27 +126,39 @@ def _role_and_content(message: Any, where: str) -> tuple[Role, Any]:
     return role, content
 
 
-def _unused_keys(message: Mapping[str, Any], role: Role, where: str) -> set[str]:
-    """Return the keys of a message that are not shown to the model.
+def _is_trained(message: Mapping[str, Any], where: str) -> bool:
+    """Return whether an answer is to be trained, as the data marks it.
 
     Raises:
-        BadRow: An answer is marked as not to be trained on, by OpenAI's "weight", ms-swift's
-            "loss", or axolotl's "train" or "training".
+        BadRow: A mark says neither yes nor no, such as the weight 0.5.
     """
-    if role == "assistant":
-        weight = message.get("weight")
-        marks = [key for key in ("loss", "train", "training") if message.get(key) is False]
-        if isinstance(weight, (int, float)) and weight != 1:
-            marks.append("weight")
-        if marks:
+    trained = True
+    for key, value in message.items():
+        if key in _PART_MARKS and not is_missing(value):
+            hint = "Mark whole answers, or remove the key."
+            raise BadRow(f"{where} has {key!r}, which marks parts of an answer.", hint)
+        if key not in (*_TRAINED_MARKS, _MASKED_MARK) or is_missing(value):
+            continue
+        answer = _YES_OR_NO.get(str(value).lower())
+        if answer is None:
             raise BadRow(
-                f"{where} has {marks[0]!r}: {message[marks[0]]}, but every answer is trained.",
-                "End the conversation before its question, or remove the row.",
+                f"{where} has {key!r}: {shorten(value)}, but an answer is trained or not.",
+                "Write 1 or 0, or true or false.",
             )
+        trained &= answer != (key == _MASKED_MARK)
+    return trained
+
+
+def _unused_keys(message: Mapping[str, Any]) -> set[str]:
+    """Return the keys of a message that are not shown to the model."""
     keys = {
         key
         for key, value in message.items()
-        if not (isinstance(value, bool) or is_metadata_key(str(key)))
+        if not (
+            isinstance(value, bool)
+            or is_metadata_key(str(key))
+            or key in (*_TRAINED_MARKS, _MASKED_MARK)
+        )
     }
     return {f"message.{key}" for key in keys.difference(picture_columns(message) if keys else ())}
 
@@ -208,6 +228,8 @@ def check_turns(turns: tuple[Turn, ...]) -> None:
             raise BadRow(f"Question {position // 2 + 1} is empty.", FILL_IN_HINT)
     if len(dialogue) % 2:
         raise BadRow("The last question has no answer.", "Add the answer, or remove the question.")
+    if not any(turn.trained for turn in dialogue if turn.role == "assistant"):
+        raise BadRow("Every answer of the row is marked as not to be trained.", "Remove the row.")
 
 
 def _count_mismatch(where: str, pictures: int, marks: int) -> BadRow:

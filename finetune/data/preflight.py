@@ -168,13 +168,13 @@ def _check_row(
     except Exception as error:  # templates and tokenizers raise many types; report the row
         reason = f"{type(error).__name__}: {first_line(error, 100)}"
         return row.problem(f"The row cannot be rendered ({reason}).")
-    longest = max(sample.positions_needed for sample in samples)
+    longest = max((sample.positions_needed for sample in samples), default=0)
     if longest > max_length:
         return row.problem(
             f"The row has {longest:,} tokens, more than {max_length:,}.",
             "Split it, or raise --max-length if the model supports it.",
         )
-    if not all(sample.trained_tokens for sample in samples):
+    if not samples or not all(sample.trained_tokens for sample in samples):
         return row.problem(
             "No token of an answer would be trained.", "Check that the answer contains text."
         )

@@ -83,10 +83,11 @@ def read_record(record: Any, number: int, context: Context) -> Row:
     check_turns(turns)
     turns = _add_system_turn(turns, record, keys, context)
     if references is None:
-        references = tuple((turn.text,) for turn in turns if turn.role == "assistant")
+        answers = (turn for turn in turns if turn.role == "assistant" and turn.trained)
+        references = tuple((turn.text,) for turn in answers)
     for position, turn in enumerate(turns, 1):
         check_encodable(turn.text, f"Message {position}")
-    for answer in (answer for answers in references for answer in answers):
+    for answer in (answer for alternatives in references for answer in alternatives):
         check_encodable(answer, "An answer")
     for key in _unused_keys(record):
         if not count_unused_picture(key, record[key], context) and not is_metadata_key(key):

@@ -104,6 +104,9 @@ class Turn:
 
     role: Role
     parts: tuple[TurnPart, ...]
+    trained: bool = True
+    """Whether an answer is trained. One that is not is context for later turns, and is neither
+    trained nor asked for in an evaluation."""
 
     @property
     def text(self) -> str:
@@ -126,7 +129,7 @@ class Row:
     """See `Problem.row`."""
     turns: tuple[Turn, ...]
     references: tuple[tuple[str, ...], ...]
-    """Per assistant turn, the answers that count as correct: the turn's own text, or the answers of
+    """Per trained answer, the answers that count as correct: the turn's own text, or the answers of
     all annotators."""
     question_type: str = ""
     answer_type: str = ""

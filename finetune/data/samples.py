@@ -106,10 +106,14 @@ def _tokenize(row: Row, conversation: Conversation, processor: Any) -> Sample:
     source_of: dict[Picture, PictureSource] = dict(
         zip(conversation.pictures, row.pictures, strict=True)
     )
+    answer_mask = prompt.answer_mask.numpy()
+    answers = (turn for turn in row.turns if turn.role == "assistant")
+    for turn, (start, end) in zip(answers, prompt.answer_spans, strict=True):
+        answer_mask[start:end] &= turn.trained
     return Sample(
         row=row,
         input_ids=prompt.inputs["input_ids"][0].numpy().astype(np.int32),
-        answer_mask=prompt.answer_mask.numpy(),
+        answer_mask=answer_mask,
         sources=tuple(source_of[picture] for picture in prompt.pictures),
         digests=tuple(picture.digest for picture in prompt.pictures),
         token_inputs=token_inputs,
@@ -117,14 +121,22 @@ def _tokenize(row: Row, conversation: Conversation, processor: Any) -> Sample:
 
 
 def _split_questions(row: Row, conversation: Conversation) -> list[tuple[Row, Conversation]]:
-    """Return each question alone: system message, all pictures shown so far, question, answer."""
+    """Return each question alone: system message, all pictures shown so far, question, answer.
+
+    Questions whose answer is not to be trained are left out.
+    """
     opening = 1 if conversation.system is not None else 0
     questions = []
     pictures: tuple[Picture, ...] = ()
     sources: tuple[PictureSource, ...] = ()
-    for number, position in enumerate(range(opening, len(row.turns) - 1, 2)):
+    number = 0
+    for position in range(opening, len(row.turns) - 1, 2):
         question, answer = conversation.messages[position : position + 2]
         turn = row.turns[position]
+        if not row.turns[position + 1].trained:
+            pictures += question.pictures
+            sources += turn.pictures
+            continue
         question_conversation = Conversation(
             (
                 *conversation.messages[:opening],
@@ -143,6 +155,7 @@ def _split_questions(row: Row, conversation: Conversation) -> list[tuple[Row, Co
             references=row.references[number : number + 1],
         )
         questions.append((question_row, question_conversation))
+        number += 1
         pictures += question.pictures
         sources += turn.pictures
     return questions

@@ -168,7 +168,9 @@ def _answer_chunk(
         (blank_losses, blanks, [i for i in chosen if conversations[i].pictures]),
     ):
         answered = [questions[i].answered_conversation(shown) for i in indices]
-        encoded = [encode(processor, c, answer_next=False) for c in answered]
+        encoded = [
+            encode(processor, c, answer_next=False).with_last_answer_only() for c in answered
+        ]
         measurements = answer_losses(model, processor, capabilities, encoded)
         for i, loss in zip(indices, measurements, strict=True):
             losses[i] = loss

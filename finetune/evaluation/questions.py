@@ -86,6 +86,8 @@ class Question:
 def make_questions(rows: Iterable[Row], *, history: bool = False) -> list[Question]:
     """Return every question of the rows; questions about the same pictures are adjacent.
 
+    Answers that are not to be trained are not asked for: they are not known to be correct.
+
     Args:
         rows: The rows.
         history: Whether to put earlier turns with their correct answers before a question.
@@ -93,7 +95,9 @@ def make_questions(rows: Iterable[Row], *, history: bool = False) -> list[Questi
     questions = []
     id_counts: Counter[str] = Counter()
     for row in rows:
-        answered = [i for i, turn in enumerate(row.turns) if turn.role == "assistant"]
+        answered = [
+            i for i, turn in enumerate(row.turns) if turn.role == "assistant" and turn.trained
+        ]
         for number, (turn, answers) in enumerate(zip(answered, row.references, strict=True), 1):
             name = f"{row.id}#{number}" if len(answered) > 1 else row.id
             id_counts[name] += 1

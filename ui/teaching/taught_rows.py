@@ -313,7 +313,7 @@ class TaughtRowStore:
                         digests[source.key] = picture.digest
                     pictures[digests[source.key]] = None
                 question = turn.text.strip()
-            elif turn.role == "assistant":
+            elif turn.role == "assistant" and turn.trained:
                 short = question.endswith(SHORT_STYLE.strip())
                 text = question.removesuffix(SHORT_STYLE.strip()).strip()
                 new.append(_make_row(text, turn.text.strip(), pictures, short=short))

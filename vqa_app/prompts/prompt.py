@@ -14,7 +14,7 @@ import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vqa_app.errors import ModelError, UsageError
@@ -48,6 +48,8 @@ class Prompt:
     answer_mask: Tensor
     """[n] bool: true for the tokens of the answers and their end tokens, without any newline after
     those."""
+    answer_spans: tuple[tuple[int, int], ...]
+    """Token span [start, end) of each answer in `answer_mask`."""
     pictures: tuple[Picture, ...]
     """The pictures, in the order in which the model consumes them."""
     image_spans: tuple[tuple[int, int], ...]
@@ -55,6 +57,13 @@ class Prompt:
 
     def __len__(self) -> int:
         return int(self.inputs["input_ids"].shape[1])
+
+    def with_last_answer_only(self) -> Prompt:
+        """Return this prompt with only its last answer in `answer_mask`."""
+        mask = self.answer_mask.clone()
+        last = self.answer_spans[-1:]
+        mask[: last[0][0] if last else len(mask)] = False
+        return replace(self, answer_mask=mask, answer_spans=last)
 
     @property
     def image_tokens(self) -> int:
@@ -107,9 +116,8 @@ def encode(
     ids, offsets = _tokenize(processor, info, text, spans)
     if question_incomplete:
         ids, offsets = _stable_prefix(processor, ids, offsets)
-    answers = [span for kind, span in spans if kind in ("answer", "frame") and span[0] < span[1]]
-    mask = _mask(offsets, answers)
-    return _assemble(processor, images, ids, offsets, mask, image_chars, pictures)
+    answers = _token_ranges(offsets, _answer_chars(spans))
+    return _assemble(processor, images, ids, offsets, answers, image_chars, pictures)
 
 
 def template_text(processor: Any, conversation: Conversation, *, answer_next: bool) -> str:
@@ -264,11 +272,24 @@ def _token_ranges(
     return ranges
 
 
-def _mask(offsets: Sequence[tuple[int, int]], answers: Sequence[tuple[int, int]]) -> list[bool]:
-    mask = [False] * len(offsets)
-    for first, last in _token_ranges(offsets, answers):
-        mask[first:last] = [True] * (last - first)
-    return mask
+def _answer_chars(
+    spans: Sequence[tuple[str, tuple[int, int]]],
+) -> list[tuple[int, int]]:
+    """Return the character span of each answer with its frame.
+
+    The template writes something between any two answers.
+    """
+    answers: list[tuple[int, int]] = []
+    inside = False
+    for kind, (start, end) in spans:
+        if kind not in ("answer", "frame"):
+            inside = False
+        elif inside:
+            answers[-1] = (answers[-1][0], end)
+        else:
+            answers.append((start, end))
+            inside = True
+    return answers
 
 
 def _image_spans(
@@ -308,7 +329,7 @@ def _assemble(
     images: ImageInputs,
     ids: list[int],
     offsets: list[tuple[int, int]],
-    mask: list[bool],
+    answers: list[tuple[int, int]],
     image_chars: Sequence[tuple[int, int]],
     pictures: tuple[Picture, ...],
 ) -> Prompt:
@@ -316,6 +337,9 @@ def _assemble(
 
     kind = type(processor).__name__
     inputs: dict[str, Any] = {}
+    mask = [False] * len(ids)
+    for first, last in answers:
+        mask[first:last] = [True] * (last - first)
     spans = _image_spans(processor, ids, offsets, image_chars)
     if kind == "Kosmos2Processor":
         position_mask = torch.zeros(1, len(ids), dtype=torch.long)
@@ -337,6 +361,7 @@ def _assemble(
     return Prompt(
         inputs=inputs,
         answer_mask=torch.tensor(mask, dtype=torch.bool),
+        answer_spans=tuple(answers),
         pictures=pictures,
         image_spans=tuple(spans),
     )

@@ -23,16 +23,42 @@ def chat(content: object = "What is it?", **answer: object) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    "mark", [{"weight": 0}, {"weight": 0.5}, {"loss": False}, {"train": False}, {"training": False}]
+    "mark",
+    [
+        {"weight": 0},
+        {"weight": 0.0},
+        {"loss": False},
+        {"loss_scale": 0},
+        {"train": False},
+        {"training": False},
+        {"masked": True},
+    ],
 )
-def test_an_answer_marked_as_not_trained_is_refused(folder: Path, mark: dict) -> None:
+def test_an_answer_marked_as_not_trained_is_context(folder: Path, mark: dict) -> None:
+    path = write(folder, [{"messages": [*chat(**mark), *chat("Is it red?")]}])
+    row = only_row(path)
+    assert [turn.trained for turn in row.turns] == [True, False, True, True]
+    assert row.references == (("a cat",),)
+    assert read_rows(path).notes == ()
     problem = only_problem(write(folder, [{"messages": chat(**mark)}]))
-    assert "Message 2 has" in problem.message
-    assert str(*mark.values()) in problem.message
+    assert "Every answer of the row is marked as not to be trained" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("mark", "what"),
+    [
+        ({"weight": 0.5}, "'weight': 0.5, but an answer is trained or not"),
+        ({"loss": "low"}, "'loss': 'low', but an answer is trained or not"),
+        ({"train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]}, "marks parts"),
+    ],
+)
+def test_an_answer_trained_in_part_is_refused(folder: Path, mark: dict, what: str) -> None:
+    assert what in only_problem(write(folder, [{"messages": chat(**mark)}])).message
 
 
 def test_an_answer_marked_as_trained_is_read(folder: Path) -> None:
-    for mark in ({"weight": 1}, {"weight": None}, {"loss": True}, {"train": True}):
+    for mark in ({"weight": 1}, {"weight": None}, {"loss": True}, {"train": True},
+                 {"masked": False}):  # fmt: skip
         path = write(folder, [{"messages": chat(**mark)}])
         assert turns_of(only_row(path))[1] == ("assistant", "a cat", 0)
         assert read_rows(path).notes == ()

@@ -19,6 +19,8 @@ from finetune.data.preflight import (
     summarize_samples,
 )
 from finetune.data.read import read_rows
+from finetune.data.samples import Sample
+from finetune.evaluation.questions import make_questions
 from finetune.parallel import parallel_map
 from tests.finetune.training_data import write_data
 from vqa_app.errors import DataError
@@ -128,6 +130,56 @@ def test_the_turn_mode_determines_the_context_of_a_question(data: Path, processo
     assert together.segments is None
     assert auto[1].segments is not None
     assert auto[6].segments is None
+
+
+def _mark_answer(data: Path, row: int, message: int) -> None:
+    """Mark an answer as not to be trained."""
+    rows = json.loads(data.read_text())
+    rows[row]["conversations"][message]["train"] = False
+    data.write_text(json.dumps(rows))
+
+
+def _trained(sample: Sample, processor: Any) -> str:
+    return processor.tokenizer.decode(sample.input_ids[sample.answer_mask])
+
+
+def test_an_answer_not_to_be_trained_is_masked_alone(data: Path, processor: Any) -> None:
+    """The tokens stay as they are: the answer is context for later turns."""
+    whole = check_rows(read_rows(data), processor, max_length=1000, turns="together").samples[1]
+    _mark_answer(data, 1, 3)
+    masked = check_rows(read_rows(data), processor, max_length=1000, turns="together").samples[1]
+    assert masked.input_ids.tolist() == whole.input_ids.tolist()
+    assert _trained(whole, processor) == "blue<|im_end|>no<|im_end|>no<|im_end|>"
+    assert _trained(masked, processor) == "blue<|im_end|>no<|im_end|>"
+    runs = np.flatnonzero(np.diff(whole.answer_mask.astype(int)))
+    middle = slice(runs[2], runs[3] + 1)  # the second answer
+    whole.answer_mask[middle] = False
+    assert masked.answer_mask.tolist() == whole.answer_mask.tolist()
+
+
+@pytest.mark.parametrize("share_prefix", [True, False])
+def test_a_question_alone_is_left_out_if_its_answer_is_not_to_be_trained(
+    data: Path, processor: Any, share_prefix: bool
+) -> None:
+    _mark_answer(data, 1, 1)  # the message with the picture
+    rows = read_rows(data)
+    found = check_rows(rows, processor, max_length=1000, share_prefix=share_prefix)
+    samples = [sample for sample in found.samples if sample.row.id.startswith("p1")]
+    assert len(samples) == (1 if share_prefix else 2)
+    trained = "".join(_trained(sample, processor) for sample in samples)
+    assert trained == "no<|im_end|>no<|im_end|>"
+    assert all(sample.digests for sample in samples), "later questions see the picture"
+    assert summarize_samples(samples).answers == 2
+    assert [q.text for q in make_questions(rows.rows[1:2])] == ["Is it red?", "Is there a cat?"]
+
+
+def test_a_row_without_a_trained_token_is_a_problem(data: Path, processor: Any) -> None:
+    rows = read_rows(data)
+    turns = tuple(replace(turn, trained=turn.role == "user") for turn in rows.rows[1].turns)
+    rows = replace(rows, rows=(replace(rows.rows[1], turns=turns, references=()),))
+    for mode in ("together", "apart"):
+        found = check_rows(rows, processor, max_length=1000, turns=mode)
+        assert "No token of an answer would be trained" in found.problems[0].message
 
 
 def test_parallel_map_keeps_order_and_raises_errors() -> None:
