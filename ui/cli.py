@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vqa_app.checkpoints.source import stay_offline
-from vqa_app.cli.options import MaxFileMb, MaxMegapixels, ModelOptions, with_model_options
+from vqa_app.cli.options import EngineOptions, MaxFileMb, MaxMegapixels, with_model_options
 from vqa_app.errors import UsageError, VqaError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def default_data_dir() -> Path:
 @app.command()
 @with_model_options
 def chat(
-    model_options: ModelOptions,
+    model_options: EngineOptions,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free port.")] = 7860,
     auth: Annotated[

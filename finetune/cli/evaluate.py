@@ -15,7 +15,7 @@ from rich.table import Table
 from finetune.progress import progress_bar
 from finetune.runs.layout import require_folder
 from vqa_app.checkpoints.source import BUILTIN, find_local, stay_offline
-from vqa_app.cli.options import Device, ModelOptions, Precision, with_model_options
+from vqa_app.cli.options import Device, EngineOptions, Precision, with_model_options
 from vqa_app.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command("eval")
 @with_model_options
 def evaluate_command(
-    model_options: ModelOptions,
+    model_options: EngineOptions,
     data: Annotated[
         list[str],
         typer.Option(
@@ -188,7 +188,7 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _given_names(model_options: ModelOptions, against: str | None) -> list[str]:
+def _given_names(model_options: EngineOptions, against: str | None) -> list[str]:
     """Return the models as the user named them: shorter than the absolute paths in the results."""
     first = " + ".join(filter(None, (model_options.model, model_options.adapter)))
     return [first] if against is None else [first, against]

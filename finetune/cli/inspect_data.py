@@ -14,8 +14,8 @@ import numpy as np
 from finetune.config import FinetuneConfig
 from finetune.data.preflight import (
     FIX_FILE_HINT,
+    DatasetSummary,
     Preflight,
-    Summary,
     check_rows,
     find_leaks,
     mixture_lines,
@@ -222,7 +222,7 @@ def _load_tokenization(config: FinetuneConfig, eval_data: Sequence[str] = ()) ->
     )
 
 
-def _print_summary(console: Console, name: str, summary: Summary) -> None:
+def _print_summary(console: Console, name: str, summary: DatasetSummary) -> None:
     minimum, median, high, maximum = summary.quantiles
     rows, answers = pluralize(summary.rows, "row"), pluralize(summary.answers, "answer")
     console.print(f"{name}: {rows}, {answers}")

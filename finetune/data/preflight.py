@@ -182,7 +182,7 @@ def _check_row(
 
 
 @dataclass(frozen=True)
-class Summary:
+class DatasetSummary:
     """Counts over samples."""
 
     rows: int
@@ -204,7 +204,7 @@ class Summary:
     """(file, rows, share of an epoch including weights), largest share first."""
 
 
-def summarize_samples(samples: Sequence[Sample]) -> Summary:
+def summarize_samples(samples: Sequence[Sample]) -> DatasetSummary:
     """Count rows, pictures and tokens of at least one sample."""
     lengths = np.array([len(sample) for sample in samples])
     edges = np.unique(np.linspace(lengths.min(), lengths.max() + 1, 11).astype(int))
@@ -213,7 +213,7 @@ def summarize_samples(samples: Sequence[Sample]) -> Summary:
     minimum, median, high, maximum = np.quantile(lengths, (0, 0.5, 0.95, 1)).astype(int)
     picture_counts = Counter(len(sample.digests) for sample in samples)
     rows = {id(sample.row): sample.row for sample in samples}.values()
-    return Summary(
+    return DatasetSummary(
         rows=len({(row.file, row.number) for row in rows}),
         answers=sum(len(row.references) for row in rows),
         sequences=len(samples),
@@ -241,7 +241,7 @@ def _source_shares(rows: Iterable[Row]) -> tuple[tuple[str, int, float], ...]:
     return tuple((file, counts[file], weight / total) for file, weight in largest_first)
 
 
-def mixture_lines(summary: Summary) -> list[str]:
+def mixture_lines(summary: DatasetSummary) -> list[str]:
     """Return a line per source with its share of an epoch, if there are several sources."""
     if len(summary.sources) < 2:
         return []

@@ -17,7 +17,7 @@ GROUPED_BATCHES = 50
 """Samples are sorted by length within this many batches: little padding, and a random order."""
 
 
-class BatchPlan(Sampler[list[int]]):
+class MicroBatchSampler(Sampler[list[int]]):
     """The positions of the samples in each micro-batch of this process, for the whole run.
 
     Epochs follow each other without a gap, so that every step has the full batch. Which samples a
@@ -100,7 +100,7 @@ class BatchPlan(Sampler[list[int]]):
 
 
 def make_loader(
-    plan: BatchPlan, collate: Callable[[Sequence[int]], dict[str, Any]]
+    plan: MicroBatchSampler, collate: Callable[[Sequence[int]], dict[str, Any]]
 ) -> DataLoader[Any]:
     """Return the batches in the plan's order; `collate` gets a list of positions."""
     positions: Any = range(len(plan.lengths))  # any sequence serves as a dataset

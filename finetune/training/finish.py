@@ -21,7 +21,7 @@ from finetune.runs.verify import require, verify
 from finetune.training.freezing import trainable
 from finetune.training.held_out import Evaluation, scores_of
 from finetune.training.load_data import Data
-from finetune.training.plan import Settings, filled_in
+from finetune.training.plan import TrainingSettings, filled_in
 from finetune.training.resume import command_of
 from finetune.training.stage import StageRun
 from finetune.training.trainer import FinetuneTrainer
@@ -78,7 +78,7 @@ def finish(
 
 
 def save(
-    stage: StageRun, settings: Settings, model: Any, state_dict: Mapping[str, Any] | None
+    stage: StageRun, settings: TrainingSettings, model: Any, state_dict: Mapping[str, Any] | None
 ) -> None:
     """Write the run directory.
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from finetune.config import FinetuneConfig
 from finetune.data.preflight import (
+    DatasetSummary,
     Preflight,
-    Summary,
     check_distributed,
     find_leaks,
     mixture_lines,
@@ -91,7 +91,7 @@ def read_data(
     return Data(train_data, held_out)
 
 
-def describe(summary: Summary, held_out: Preflight) -> str:
+def describe(summary: DatasetSummary, held_out: Preflight) -> str:
     """Return the training data in one line."""
     least, median, _, most = summary.quantiles
     pictures, rows = pluralize(summary.pictures, "picture"), pluralize(summary.rows, "row")

@@ -78,7 +78,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """Everything that a stage trains with."""
 
     stage: Stage
@@ -171,7 +171,7 @@ def decide(
     trainable: int,
     machine: Machine,
     memory: DeviceMemory,
-) -> tuple[Settings, MemoryPlan]:
+) -> tuple[TrainingSettings, MemoryPlan]:
     """Decide the settings that the config leaves open, and plan the memory.
 
     Args:
@@ -212,7 +212,7 @@ def decide(
 
     share = batch // machine.processes
     micro, checkpointing = _fitting(config, share, plan, None if machine.on_gpu else longest)
-    settings = Settings(
+    settings = TrainingSettings(
         stage=config.stage,
         lr=lr,
         projector_lr=projector_lr,
@@ -269,7 +269,7 @@ def activation_bytes(
     return kept + min(LOGITS_AT_ONCE, rows * labels * shape.vocabulary) * (itemsize + 8)
 
 
-def describe(settings: Settings, chosen: FinetuneConfig, machine: Machine) -> str:
+def describe(settings: TrainingSettings, chosen: FinetuneConfig, machine: Machine) -> str:
     """Return the settings in one line; values that the config leaves open are in brackets."""
 
     def shown(name: str, value: Any) -> str:
@@ -330,7 +330,7 @@ def _largest(share: int, fits: Callable[[int], bool]) -> int:
     return math.ceil(share / parts)
 
 
-def filled_in(config: FinetuneConfig, settings: Settings) -> FinetuneConfig:
+def filled_in(config: FinetuneConfig, settings: TrainingSettings) -> FinetuneConfig:
     """Return the config with the decided values, for the manifest."""
     decided = {name: value for name, value in asdict(settings).items() if hasattr(config, name)}
     return config.replace(**{k: v for k, v in decided.items() if getattr(config, k) is None})

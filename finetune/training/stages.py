@@ -17,14 +17,14 @@ from finetune.parallel import parallel_map
 from finetune.progress import OnProgress, Progress, pluralize
 from finetune.runs import checkpoint
 from finetune.training import feature_store, resume
-from finetune.training.batches import BatchPlan
+from finetune.training.batches import MicroBatchSampler
 from finetune.training.collator import Collator
 from finetune.training.device import LESS_MEMORY, Machine
 from finetune.training.freezing import TrainableModel, adopt_adapter, freeze
 from finetune.training.held_out import Evaluation
 from finetune.training.interrupt import Stop
 from finetune.training.objective import Objective
-from finetune.training.plan import Settings, Shape, decide, describe, lora_settings
+from finetune.training.plan import Shape, TrainingSettings, decide, describe, lora_settings
 from finetune.training.stage import StageRun
 from finetune.training.trainer import FinetuneTrainer, Schedule, training_arguments
 from vqa_app.checkpoints.loader import LoadedModel, load_model
@@ -96,7 +96,7 @@ def find_checkpoint(stage: StageRun) -> Path | None:
     return stage.machine.from_main(found)
 
 
-def decide_settings(stage: StageRun, saved: Path | None) -> Settings:
+def decide_settings(stage: StageRun, saved: Path | None) -> TrainingSettings:
     """Decide what the config leaves open, and report it.
 
     Args:
@@ -129,7 +129,9 @@ def decide_settings(stage: StageRun, saved: Path | None) -> Settings:
     return settings
 
 
-def _divided_as_before(stage: StageRun, settings: Settings, saved: Path | None) -> Settings:
+def _divided_as_before(
+    stage: StageRun, settings: TrainingSettings, saved: Path | None
+) -> TrainingSettings:
     """Return the settings with the micro-batches that the interrupted run used."""
     division = resume.Division(
         device=stage.machine.device.type,
@@ -156,7 +158,9 @@ def _divided_as_before(stage: StageRun, settings: Settings, saved: Path | None) 
     return settings
 
 
-def store_features(stage: StageRun, settings: Settings) -> feature_store.FeatureStore | None:
+def store_features(
+    stage: StageRun, settings: TrainingSettings
+) -> feature_store.FeatureStore | None:
     """Encode every picture once and store the features.
 
     Returns:
@@ -210,7 +214,7 @@ def store_features(stage: StageRun, settings: Settings) -> feature_store.Feature
 
 def make_trainer(
     stage: StageRun,
-    settings: Settings,
+    settings: TrainingSettings,
     store: feature_store.FeatureStore | None,
     evaluation: Evaluation | None,
     stop: Stop,
@@ -221,7 +225,7 @@ def make_trainer(
     if settings.gradient_checkpointing:
         _checkpoint_gradients(model)
     objective = Objective(model, bf16=machine.bf16)
-    plan = BatchPlan(
+    plan = MicroBatchSampler(
         [len(sample) for sample in samples],
         [sample.row.weight for sample in samples],
         batch_size=settings.batch_size,

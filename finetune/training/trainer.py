@@ -29,12 +29,12 @@ from finetune.data.samples import Sample
 from finetune.progress import OnProgress, Progress, format_metric
 from finetune.runs import checkpoint
 from finetune.runs.layout import METRICS_FILE
-from finetune.training.batches import BatchPlan, Prefetcher, make_loader
+from finetune.training.batches import MicroBatchSampler, Prefetcher, make_loader
 from finetune.training.collator import ROWS
 from finetune.training.device import Machine
 from finetune.training.freezing import projector_parameters
 from finetune.training.objective import Objective
-from finetune.training.plan import Settings
+from finetune.training.plan import TrainingSettings
 from finetune.training.resume import cut_metrics
 from finetune.training.sharding import deepspeed_config, fsdp_config
 from vqa_app.devices import release_memory
@@ -97,7 +97,11 @@ class Schedule:
 
 
 def training_arguments(
-    config: FinetuneConfig, settings: Settings, machine: Machine, *, every_parameter_used: bool
+    config: FinetuneConfig,
+    settings: TrainingSettings,
+    machine: Machine,
+    *,
+    every_parameter_used: bool,
 ) -> TrainingArguments:
     """Return the Trainer's arguments.
 
@@ -170,9 +174,9 @@ class FinetuneTrainer(Trainer):
         arguments: TrainingArguments,
         *,
         machine: Machine,
-        plan: BatchPlan,
+        plan: MicroBatchSampler,
         collate: Callable[[Sequence[int]], dict[str, Any]],
-        settings: Settings,
+        settings: TrainingSettings,
         schedule: Schedule,
         run: Path,
         evaluate_at: Callable[[int], dict[str, float]] | None,

@@ -15,7 +15,7 @@ from typing import Any
 from ui.chat.markdown import partial_html
 from ui.chat.requests import log_error, user_message
 from ui.chat.stream import POLL_SECONDS, answer_facts, turn_state
-from ui.storage.database import State, Store, Turn
+from ui.storage.database import State, Store, StoredTurn
 from ui.texts import find_texts
 from vqa_app.engine.protocol import Delta, Engine, GenerationOptions, Status
 from vqa_app.prompts.conversation import Conversation
@@ -42,7 +42,7 @@ class RunningAnswer:
         self,
         owner: str,
         conversation: str,
-        turn: Turn,
+        turn: StoredTurn,
         *,
         store: Store,
         pool: EnginePool,

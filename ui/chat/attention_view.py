@@ -11,7 +11,7 @@ import numpy as np
 from ui.chat.requests import PageRequest
 from ui.chat.service import ChatService
 from ui.chat.views import build_conversation, image_gain_level, picture_view
-from ui.storage.database import Turn
+from ui.storage.database import StoredTurn
 from ui.texts import entry, find_texts
 from vqa_app.engine.protocol import AttentionMap, Engine
 from vqa_app.errors import ModelError, UsageError
@@ -76,8 +76,10 @@ def explain_answer(service: ChatService, owner: str, request: PageRequest) -> di
     return {"looked": found, "view": service.view(owner, chat)}
 
 
-def _without_answer(turn: Turn) -> Turn:
-    return Turn(turn.id, turn.parent, turn.question, turn.pictures, "", "answering", turn.facts)
+def _without_answer(turn: StoredTurn) -> StoredTurn:
+    return StoredTurn(
+        turn.id, turn.parent, turn.question, turn.pictures, "", "answering", turn.facts
+    )
 
 
 def _add_maps(found: dict[str, Any], attention: AttentionMap) -> None:

@@ -26,7 +26,7 @@ from ui.chat.requests import (
 )
 from ui.chat.settings import ChatSettings
 from ui.chat.views import build_conversation, conversation_view, make_title, picture_view
-from ui.storage.database import Store, Turn
+from ui.storage.database import Store, StoredTurn
 from ui.storage.picture_files import PictureStore
 from vqa_app.engine.protocol import Engine, GenerationOptions
 from vqa_app.errors import ModelError, UsageError
@@ -123,7 +123,7 @@ class ChatService:
 
     def _add_turn(
         self, owner: str, request: PageRequest, settings: ChatSettings
-    ) -> tuple[Turn, str]:
+    ) -> tuple[StoredTurn, str]:
         """Store the question of a request; return its turn and the id of its conversation."""
         conversation = conversation_id(request)
         if conversation is not None and self._running_answer(owner, conversation):

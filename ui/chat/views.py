@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ui.chat.markdown import to_html
-from ui.storage.database import Store, Turn
+from ui.storage.database import Store, StoredTurn
 from ui.texts import find_texts
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import SHORT_STYLE, Conversation, Message
@@ -22,7 +22,7 @@ picture."""
 
 
 def build_conversation(
-    turns: Sequence[Turn], picture: Callable[[str], Picture], system: str = ""
+    turns: Sequence[StoredTurn], picture: Callable[[str], Picture], system: str = ""
 ) -> Conversation:
     """Return the conversation that the model reads; a last turn without an answer stays open.
 
@@ -63,7 +63,7 @@ _ENDS = {
 }
 
 
-def ended_text(turn: Turn) -> str:
+def ended_text(turn: StoredTurn) -> str:
     """Return why an answer is not complete, or an empty text if it is."""
     if turn.state == "stopped" and turn.answer:
         return "stopped"
@@ -107,7 +107,7 @@ def conversation_view(store: Store, owner: str, conversation: str | None) -> dic
     }
 
 
-def number_pictures(turns: Sequence[Turn]) -> list[dict[str, int]]:
+def number_pictures(turns: Sequence[StoredTurn]) -> list[dict[str, int]]:
     """Return for each turn the numbers of its pictures, in the order in which the model sees them.
 
     A picture of an unanswered question keeps its number when it moves to the next one; see
@@ -127,7 +127,9 @@ def number_pictures(turns: Sequence[Turn]) -> list[dict[str, int]]:
     return found
 
 
-def turn_view(store: Store, owner: str, turn: Turn, numbers: dict[str, int]) -> dict[str, Any]:
+def turn_view(
+    store: Store, owner: str, turn: StoredTurn, numbers: dict[str, int]
+) -> dict[str, Any]:
     """Return one turn as the page shows it, with the numbers of its pictures."""
     pictures = []
     for digest in turn.pictures:
@@ -158,7 +160,7 @@ def picture_view(digest: str, name: str, facts: dict[str, Any]) -> dict[str, Any
     return {"digest": digest, "name": name, **facts, "changes": changes}
 
 
-def _mark_left_out(shown: list[dict[str, Any]], turns: Sequence[Turn]) -> None:
+def _mark_left_out(shown: list[dict[str, Any]], turns: Sequence[StoredTurn]) -> None:
     """Mark the turns that were dropped from the prompt of the latest answer."""
     answered = [turn for turn in turns if turn.answer]
     messages = int(answered[-1].facts.get("dropped", 0)) if answered else 0
@@ -167,7 +169,7 @@ def _mark_left_out(shown: list[dict[str, Any]], turns: Sequence[Turn]) -> None:
         entry["left_out"] = entry["id"] in left_out
 
 
-def _context_usage(turns: Sequence[Turn]) -> dict[str, int] | None:
+def _context_usage(turns: Sequence[StoredTurn]) -> dict[str, int] | None:
     """Return the tokens that the latest prompt and answer use, and the context length."""
     for turn in reversed(turns):
         if "prompt_tokens" in turn.facts and turn.facts.get("context"):

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from ui.chat.requests import PageRequest, PageUpdate, conversation_id, log_error
 from ui.chat.service import ChatService
 from ui.chat.views import build_conversation
-from ui.storage.database import Turn
+from ui.storage.database import StoredTurn
 from vqa_app.engine.protocol import ModelInfo
 from vqa_app.prompts.conversation import Conversation
 
@@ -54,12 +54,12 @@ class Warmup:
         """Return the conversation as it will be asked, with an empty question at its end."""
         store = self.service.store
         conversation = conversation_id(request)
-        turns: list[Turn] = []
+        turns: list[StoredTurn] = []
         if conversation is not None and request.get("replaces"):
             replaced = store.turn(owner, conversation, str(request["replaces"]))
             turns = store.path_to(owner, conversation, replaced.parent)
         elif conversation is not None:
             turns = store.path(owner, conversation)
-        draft = Turn("", None, "", tuple(pictures), "", "answering", {})
+        draft = StoredTurn("", None, "", tuple(pictures), "", "answering", {})
         system = self.service.settings(owner).system_for(model)
         return build_conversation([*turns, draft], self.service.picture_store.get, system)

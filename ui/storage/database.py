@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS settings (owner TEXT PRIMARY KEY, data TEXT NOT NULL)
 
 
 @dataclass(frozen=True)
-class Turn:
+class StoredTurn:
     """A question with its pictures, and the answer so far."""
 
     id: str
@@ -190,33 +190,33 @@ class Store:
 
     # -- turns -------------------------------------------------------------------------------------
 
-    def path(self, owner: str, conversation: str) -> list[Turn]:
+    def path(self, owner: str, conversation: str) -> list[StoredTurn]:
         """Return the turns that the page shows, from the root to the head."""
         head = self._conversation_row(owner, conversation)["head"]
         return self._path_to(conversation, head)
 
-    def path_to(self, owner: str, conversation: str, turn: str | None) -> list[Turn]:
+    def path_to(self, owner: str, conversation: str, turn: str | None) -> list[StoredTurn]:
         """Return the turns from the root to `turn`, inclusive; an empty list for None."""
         self._conversation_row(owner, conversation)
         if turn is not None:
             self._turn(conversation, turn)
         return self._path_to(conversation, turn)
 
-    def _path_to(self, conversation: str, turn: str | None) -> list[Turn]:
+    def _path_to(self, conversation: str, turn: str | None) -> list[StoredTurn]:
         turns = {found.id: found for found in self._turns(conversation)}
-        path: list[Turn] = []
+        path: list[StoredTurn] = []
         while turn is not None and turn in turns and len(path) <= len(turns):
             path.append(turns[turn])
             turn = turns[turn].parent
         return path[::-1]
 
-    def _turns(self, conversation: str) -> list[Turn]:
+    def _turns(self, conversation: str) -> list[StoredTurn]:
         rows = self._fetch(
             "SELECT * FROM turns WHERE conversation = ? ORDER BY number", conversation
         )
         return [_parse_turn(row) for row in rows]
 
-    def turn(self, owner: str, conversation: str, turn: str) -> Turn:
+    def turn(self, owner: str, conversation: str, turn: str) -> StoredTurn:
         """Return one turn.
 
         Raises:
@@ -225,7 +225,7 @@ class Store:
         self._conversation_row(owner, conversation)
         return self._turn(conversation, turn)
 
-    def _turn(self, conversation: str, turn: str) -> Turn:
+    def _turn(self, conversation: str, turn: str) -> StoredTurn:
         rows = self._fetch(
             "SELECT * FROM turns WHERE conversation = ? AND id = ?", conversation, turn
         )
@@ -233,7 +233,7 @@ class Store:
             raise UsageError("This question no longer exists.", "Reload the page.")
         return _parse_turn(rows[0])
 
-    def turns(self, owner: str, conversation: str) -> list[Turn]:
+    def turns(self, owner: str, conversation: str) -> list[StoredTurn]:
         """Return the turns of all branches in the order of creation, so parents come first."""
         self._conversation_row(owner, conversation)
         return self._turns(conversation)
@@ -255,7 +255,7 @@ class Store:
         question: str,
         pictures: Sequence[str] = (),
         facts: dict[str, Any] | None = None,
-    ) -> Turn:
+    ) -> StoredTurn:
         """Add a question below `parent` (None: at the root) and make it the head."""
         turn, now = secrets.token_urlsafe(9), time.time()
         with self._transaction() as db:  # the conversation may be deleted in another tab
@@ -416,8 +416,8 @@ def _json(value: object) -> str:
     return json.dumps(value, allow_nan=False)
 
 
-def _parse_turn(row: sqlite3.Row) -> Turn:
-    return Turn(
+def _parse_turn(row: sqlite3.Row) -> StoredTurn:
+    return StoredTurn(
         id=row["id"],
         parent=row["parent"],
         question=row["question"],

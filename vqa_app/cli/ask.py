@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from vqa_app.cli.options import MaxFileMb, MaxMegapixels, ModelOptions, with_model_options
+from vqa_app.cli.options import EngineOptions, MaxFileMb, MaxMegapixels, with_model_options
 from vqa_app.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 
-def open_engine(options: ModelOptions, console: Console) -> Engine:
+def open_engine(options: EngineOptions, console: Console) -> Engine:
     """Load the model, which takes seconds for imports alone, and may download it."""
     from vqa_app.cli.terminal import spinner
 
@@ -48,7 +48,7 @@ def _warn_about_system(engine: Engine, system: str | None, console: Console) -> 
 @app.command()
 @with_model_options
 def ask(
-    model_options: ModelOptions,
+    model_options: EngineOptions,
     words: Annotated[
         list[str] | None,
         typer.Argument(

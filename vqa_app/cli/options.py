@@ -36,7 +36,7 @@ MaxMegapixels: TypeAlias = Annotated[
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class EngineOptions:
     """Which model answers, and how it is loaded.
 
     A command that has a parameter of this type, decorated with `with_model_options`, gets one
@@ -91,8 +91,8 @@ class ModelOptions:
 
 
 def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace a command's parameter of type `ModelOptions` by one option for each field."""
-    hints = get_type_hints(ModelOptions, include_extras=True)
+    """Replace a command's parameter of type `EngineOptions` by one option for each field."""
+    hints = get_type_hints(EngineOptions, include_extras=True)
     options = [
         inspect.Parameter(
             field.name,
@@ -100,11 +100,11 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
             default=field.default,
             annotation=hints[field.name],
         )
-        for field in dataclasses.fields(ModelOptions)
+        for field in dataclasses.fields(EngineOptions)
     ]
     parameters = inspect.signature(command, eval_str=True).parameters.values()
-    name = next(parameter.name for parameter in parameters if parameter.annotation is ModelOptions)
-    return expand_parameter(command, name, options, lambda values: ModelOptions(**values))
+    name = next(parameter.name for parameter in parameters if parameter.annotation is EngineOptions)
+    return expand_parameter(command, name, options, lambda values: EngineOptions(**values))
 
 
 def expand_parameter(

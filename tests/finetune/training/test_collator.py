@@ -15,7 +15,7 @@ from finetune.data.read import read_rows
 from finetune.data.samples import Sample
 from finetune.kernels.cpu_attention import MAX_FP32_QUERIES
 from finetune.kernels.shared_prefix import enable_branching
-from finetune.training.batches import BatchPlan
+from finetune.training.batches import MicroBatchSampler
 from finetune.training.collator import IGNORED, ROWS, Collator
 from finetune.training.freezing import freeze
 from finetune.training.objective import Objective
@@ -186,10 +186,10 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
 
 
-def plan(lengths: list[int], **changes: Any) -> BatchPlan:
+def plan(lengths: list[int], **changes: Any) -> MicroBatchSampler:
     options = {"batch_size": 8, "micro_batches": 2, "steps": 10, "seed": 3} | changes
     weights = options.pop("weights", [1.0] * len(lengths))
-    return BatchPlan(lengths, weights, **options)
+    return MicroBatchSampler(lengths, weights, **options)
 
 
 def test_every_epoch_shows_every_sample_once() -> None:

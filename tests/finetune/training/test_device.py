@@ -16,7 +16,7 @@ import torch
 from finetune.config import FinetuneConfig
 from finetune.training import stages
 from finetune.training.device import Machine, join_processes, training_device
-from finetune.training.plan import Settings
+from finetune.training.plan import TrainingSettings
 from finetune.training.train import train
 from finetune.training.trainer import training_arguments
 from tests.finetune.training_data import small_config, write_data
@@ -24,7 +24,7 @@ from vqa_app import devices
 from vqa_app.engine.batched import MAX_ROWS, max_batch_rows
 from vqa_app.errors import ModelError, UsageError
 
-SETTINGS = Settings(
+SETTINGS = TrainingSettings(
     stage="lora",
     lr=1e-3,
     projector_lr=1e-3,

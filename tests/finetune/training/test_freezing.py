@@ -12,7 +12,7 @@ import torch
 
 from finetune.config import FinetuneConfig
 from finetune.kernels.shared_prefix import enable_branching
-from finetune.training.batches import BatchPlan
+from finetune.training.batches import MicroBatchSampler
 from finetune.training.device import DeviceMemory, Machine
 from finetune.training.freezing import freeze, projector_parameters, trainable
 from finetune.training.objective import Objective
@@ -149,7 +149,7 @@ def test_every_process_has_rows_in_every_micro_batch() -> None:
                 assert 0 <= settings.batch_size - (asked or 8) < processes
                 shares = [
                     list(
-                        BatchPlan(
+                        MicroBatchSampler(
                             range(5, 105),
                             [1.0] * 100,
                             batch_size=settings.batch_size,

@@ -13,7 +13,7 @@ from PIL import Image, ImageChops, ImageStat
 from finetune.data.rows import PictureSource
 from ui.chat.export import from_json, to_json
 from ui.chat.views import build_conversation, conversation_view
-from ui.storage.database import Store, Turn
+from ui.storage.database import Store, StoredTurn
 from ui.storage.picture_files import PictureStore
 from vqa_app.errors import ImageError, UsageError
 from vqa_app.pictures.picture import ImageLimits
@@ -327,7 +327,7 @@ def test_pictures_are_numbered_as_the_model_sees_them(tmp_path, store):
         for colour in ("red", "tan", "blue")
     )
     chat = store.create("ann")
-    asked: Turn | None = None
+    asked: StoredTurn | None = None
     for question, pictures, answer in (
         ("stopped at once", [red, tan], ""),
         ("again, with one more", [tan, blue], "Three."),

@@ -10,7 +10,7 @@ from PIL import Image
 
 from finetune.config import FinetuneConfig
 from finetune.data.read import read_rows
-from finetune.training.batches import BatchPlan
+from finetune.training.batches import MicroBatchSampler
 from ui.teaching import few_rows
 from ui.teaching.few_rows import TrainingChoices, config_overrides, descends_from_builtin
 from ui.teaching.rehearsal import write_rehearsal
@@ -65,7 +65,7 @@ def test_every_batch_holds_taught_and_rehearsed_rows(data, tmp_path, count):
     """Batches group rows of similar length, so long epochs gave batches of a single taught row."""
     settings = config_overrides([data(count)], BUILTIN, DEFAULT, tmp_path / "r", "first")
     found = read_rows(settings["data"]).rows
-    plan = BatchPlan(
+    plan = MicroBatchSampler(
         [len(row.turns[-1].text) for row in found],
         [row.weight for row in found],
         batch_size=settings["batch_size"],

@@ -21,7 +21,7 @@ from tests.waiting import PATIENCE
 from vqa_app import __version__
 from vqa_app.cli import ask, doctor
 from vqa_app.cli.main import _COMMANDS, app
-from vqa_app.cli.options import ModelOptions
+from vqa_app.cli.options import EngineOptions
 from vqa_app.engine.protocol import GenerationOptions
 from vqa_app.errors import ModelError
 
@@ -129,14 +129,14 @@ def test_model_options_are_passed_to_the_loader(
 ) -> None:
     chosen = []
 
-    def open_engine(options: ModelOptions, console: object) -> FakeEngine:
+    def open_engine(options: EngineOptions, console: object) -> FakeEngine:
         chosen.append(options)
         return engine
 
     monkeypatch.setattr(ask, "open_engine", open_engine)
     words = "--model a --adapter b --quantize 4bit --device cpu --dtype float32 --revision c"
     run("ask", *words.split(), "--offline", cat, "What is it?")
-    assert chosen == [ModelOptions("a", "b", "4bit", "cpu", "float32", "c", True)]
+    assert chosen == [EngineOptions("a", "b", "4bit", "cpu", "float32", "c", True)]
     assert chosen[0].load_arguments() == {
         "name": "a",
         "adapter": "b",
@@ -151,7 +151,7 @@ def test_model_options_are_passed_to_the_loader(
 @pytest.mark.parametrize("command", ["ask", "chat", "eval"])
 def test_three_commands_have_the_same_model_options(run: Run, command: str) -> None:
     shown = run(command, "--help", env={"COLUMNS": "200"}).stdout
-    for field in fields(ModelOptions):
+    for field in fields(EngineOptions):
         assert f"--{field.name}" in shown
 
 
