@@ -20,7 +20,6 @@ OPTIONAL = (
     "bitsandbytes",
     "deepspeed",
     "pillow_heif",
-    "resvg_py",
     "sentencepiece",
     "tensorboard",
     "torchvision",

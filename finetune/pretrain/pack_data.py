@@ -5,7 +5,7 @@
 
 Tiny ImageNet is read as published (train/, val/), CIFAR-10 as picture files in train/CLASS/ and
 test/CLASS/. Icon sets are JSON files in Iconify's format, each named after its set, such as
-`noto.json` from the package `@iconify-json/noto`. Rendering icons needs `resvg-py`.
+`noto.json` from the package `@iconify-json/noto`.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def icon_svgs(icon_set: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def render(svg: str) -> np.ndarray:
     """Render an icon as RGBA, centred in a square: [ICON_SIZE, ICON_SIZE, 4] uint8."""
-    import resvg_py  # type: ignore[import-not-found]
+    import resvg_py
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * ICON_SIZE, height=2 * ICON_SIZE))
     picture = Image.open(io.BytesIO(png)).convert("RGBA")

@@ -1,4 +1,4 @@
-"""Pictures from files, bytes and web addresses, checked and normalised to upright RGB.
+"""Pictures from files, bytes, documents and web addresses, checked and normalised to upright RGB.
 
 Uses no other room.
 """

@@ -1,6 +1,15 @@
-"""Guess a file's type from its first bytes, for messages only: Pillow decides what to decode."""
+"""Guess a file's type from its first bytes, for messages and to tell documents from pictures.
+
+Pillow decides which pictures it decodes.
+"""
 
 from __future__ import annotations
+
+import re
+
+PDF, SVG = "a PDF document", "an SVG drawing"
+_SVG_HEAD = 1 << 16
+"""Bytes in which an SVG's first element is looked for; comments and entities may precede it."""
 
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"),
@@ -13,7 +22,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (4, b"ftypavi", "AVIF"),
     *((4, b"ftyp" + brand, "HEIC") for brand in (b"heic", b"heix", b"hevc", b"heim", b"heis")),
     *((4, b"ftyp" + brand, "HEIC") for brand in (b"mif1", b"msf1")),
-    (0, b"%PDF", "a PDF document"),
+    (0, b"%PDF", PDF),
     (0, b"%!PS", "a PostScript file"),
     (0, b"8BPS", "a Photoshop document"),
     (0, b"\0\0\1\0", "a Windows icon"),
@@ -40,10 +49,14 @@ def detect_type(data: bytes) -> str:
     for offset, signature, kind in _SIGNATURES:
         if data.startswith(signature, offset):
             return kind
+    if b"%PDF-" in data[:1024]:  # other bytes may precede it
+        return PDF
     start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if b"<svg" in start:
-        return "an SVG drawing"
-    if start.startswith((b"<!doctype html", b"<html")) or b"<html" in start:
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "a web page (HTML)"
+    if start.startswith(b"<") and re.search(rb"<(\w+:)?svg[\s>]", data[:_SVG_HEAD]):
+        return SVG
+    if b"<html" in start:
         return "a web page (HTML)"
     if start.startswith(b"<?xml"):
         return "an XML file"
