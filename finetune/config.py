@@ -13,6 +13,7 @@ import re
 import typing
 from collections.abc import Mapping
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -29,6 +30,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from vqa_app.errors import UsageError
+from vqa_app.numeric import LARGEST, shown
 
 Stage: TypeAlias = Literal["projector", "lora", "qlora", "full"]
 Metric: TypeAlias = Literal["vqa_accuracy", "loss", "image_gain"]
@@ -85,9 +87,9 @@ class ModelOptions(_Options):
     on a 4-bit base); full (projector and the whole LLM). The image encoder is always frozen."""
     recipe: Literal["llava"] | None = None
     """llava: train the projector first, then --stage, each for --epochs."""
-    rank: int | None = Field(None, gt=0)
+    rank: int | None = Field(None, gt=0, le=1 << 16)
     """LoRA rank. Default: 128 as LLaVA-1.5, at most a quarter of the LLM's width."""
-    alpha: int | None = Field(None, gt=0)
+    alpha: int | None = Field(None, gt=0, le=1 << 20)
     """LoRA alpha. Default: twice the rank, as LLaVA-1.5."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """LoRA dropout. Default: 0.05 as LLaVA-1.5, 0 for LLMs narrower than 1,024."""
@@ -98,21 +100,21 @@ class OptimOptions(_Options):
 
     panel: ClassVar[str] = "Optimisation"
 
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, le=1e6)
     """Passes over the data. Default: 1 as LLaVA-1.5 for 100,000 rows or more, up to 10 for
     fewer."""
     max_steps: int | None = Field(None, gt=0)
     """Stop after this many optimiser steps, whatever the epochs."""
-    batch_size: int | None = Field(None, gt=0)
+    batch_size: int | None = Field(None, gt=0, le=1 << 20)
     """Rows for each optimiser step, over all devices, rounded up to a multiple of them. Default:
     128 as LLaVA-1.5 (projector: 256), less for few rows."""
-    micro_batch_size: int | None = Field(None, gt=0)
+    micro_batch_size: int | None = Field(None, gt=0, le=1 << 20)
     """Rows at once on one device; gradients are accumulated over the batch. Default: as many as fit
     in memory."""
-    lr: float | None = Field(None, gt=0)
+    lr: float | None = Field(None, gt=0, le=100)
     """Peak learning rate. Default: LLaVA-1.5's (projector 1e-3, lora 2e-4, full 2e-5), raised for
     small models."""
-    projector_lr: float | None = Field(None, gt=0)
+    projector_lr: float | None = Field(None, gt=0, le=100)
     """The projector's learning rate when the LLM trains too. Default: LLaVA-1.5's 2e-5, raised for
     small models."""
     warmup: float = Field(0.03, ge=0, lt=1)
@@ -169,12 +171,12 @@ class RunOptions(_Options):
     evaluation."""
     keep: int = Field(2, gt=0)
     """How many checkpoints to keep besides the best one."""
-    feature_gb: float = Field(20.0, ge=0)
+    feature_gb: float = Field(20.0, ge=0, le=1e6)
     """Disk space for the frozen encoder's outputs, which later epochs and runs reuse; 0 turns this
     off."""
     feature_dir: str | None = None
     """Folder of the encoder's outputs. Default: ~/.cache/vqa-app/features."""
-    workers: int | None = Field(None, gt=0)
+    workers: int | None = Field(None, gt=0, le=1024)
     """Threads that read and prepare pictures. Default: the number of cores, at most 8."""
     device: str = "auto"
     """auto, cpu, cuda or mps. With several GPUs, CUDA_VISIBLE_DEVICES=1 chooses the second."""
@@ -219,8 +221,10 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
     def _accept_near_types(cls, value: Any, info: ValidationInfo) -> Any:
         """Accept one value for several and a `Path` for a string; refuse a boolean as a number."""
         kind = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and bool not in typing.get_args(kind):
+        if _is_boolean(value) and bool not in typing.get_args(kind):
             raise PydanticCustomError("boolean", "Input should not be true or false")
+        if isinstance(value, Integral) and abs(int(value)) > LARGEST:
+            raise PydanticCustomError("large", f"Input should be at most {LARGEST}")
         if typing.get_origin(kind) is tuple:
             several = value if isinstance(value, (list, tuple)) else (value,)
             return tuple(os.fspath(v) if isinstance(v, os.PathLike) else v for v in several)
@@ -314,6 +318,11 @@ def option_help() -> dict[str, tuple[str, str]]:
     }
 
 
+def _is_boolean(value: Any) -> bool:
+    """Return whether a value is a boolean of Python or NumPy."""
+    return isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", None) == "b"
+
+
 def _refuse_unknown(names: Mapping[Any, Any], known: set[str], source: str) -> None:
     for name in names:
         if name not in known:
@@ -325,6 +334,7 @@ def _refuse_unknown(names: Mapping[Any, Any], known: set[str], source: str) -> N
 
 
 _PLAIN_WORDS = {
+    "Unable to parse input string as an integer, exceeded maximum size": "It is too large",
     "Input should": "It should",
     "a valid integer": "a whole number",
     "a valid boolean": "true or false",
@@ -338,4 +348,4 @@ def _usage_error(details: ErrorDetails, given: Mapping[str, Any]) -> UsageError:
     reason = re.sub(", (unable|got) .*", "", details["msg"])
     for theirs, plain in _PLAIN_WORDS.items():
         reason = reason.replace(theirs, plain)
-    return UsageError(f"{name} is {given[name]!r}.", f"{reason}.")
+    return UsageError(f"{name} is {shown(given[name])}.", f"{reason}.")

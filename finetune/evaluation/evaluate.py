@@ -22,6 +22,7 @@ from finetune.evaluation.questions import (
     load_questions,
 )
 from vqa_app.errors import DataError, ImageError, UsageError
+from vqa_app.numeric import LARGEST, checked_integer
 from vqa_app.pictures.picture import Picture, blank_like
 
 if TYPE_CHECKING:
@@ -231,6 +232,11 @@ def evaluate(
     """
     from vqa_app.checkpoints.loader import LoadedModel, load_model
 
+    max_new_tokens = checked_integer("max_new_tokens", max_new_tokens, 1, LARGEST)
+    losses = checked_integer("losses", losses, 0, LARGEST)
+    max_bad = checked_integer("max_bad", max_bad, 0, LARGEST)
+    if limit is not None:
+        limit = checked_integer("limit", limit, 1, LARGEST)
     if not isinstance(data, EvalQuestions):
         data = load_questions(data, images, history=history, limit=limit, max_bad=max_bad)
     questions = data.questions

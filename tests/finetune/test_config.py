@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -169,6 +171,13 @@ def test_every_command_that_reads_data_takes_a_config_file(command: str, tmp_pat
     assert "gone.json" in str(error)
 
 
+@pytest.mark.parametrize("four", [4, 4.0, "4", np.int64(4), np.float32(4), Fraction(4)])
+def test_numbers_of_every_type_are_accepted(four: Any) -> None:
+    config = FinetuneConfig(rank=four, epochs=four)
+    assert (config.rank, type(config.rank)) == (4, int)
+    assert (config.epochs, type(config.epochs)) == (4.0, float)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -184,6 +193,17 @@ def test_every_command_that_reads_data_takes_a_config_file(command: str, tmp_pat
         ({"eval_questions": 0}, "eval_questions is 0"),
         ({"max_bad": -1}, "max_bad is -1"),
         ({"seed": 2**70}, "seed is"),
+        ({"seed": np.bool_(True)}, "seed is True"),
+        ({"rank": 10**5000}, "rank is a number of thousands of digits"),
+        ({"rank": "9" * 5000}, "It is too large"),
+        ({"rank": 1e308}, "It is too large"),
+        ({"rank": np.float32(4.5)}, r"rank is 4\.5\.\nIt should be a whole number"),
+        ({"epochs": 1e308}, "epochs is 1e\\+308"),
+        ({"batch_size": 10**12}, "batch_size is 1000000000000"),
+        ({"feature_gb": 1e300}, "feature_gb is"),
+        ({"workers": 10**6}, "workers is"),
+        ({"lr": "1e300"}, "lr is '1e300'"),
+        ({"keep": 10**400}, "keep is 10"),
         ({"recipe": "llava", "stage": "projector"}, "recipe"),
         ({"fsdp": "default", "deepspeed": "zero2"}, "fsdp and deepspeed"),
         ({"fsdp": "default", "stage": "qlora"}, "qlora cannot be sharded"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqa_app import Conversation, GenerationOptions, Message, VqaError, load_model, open_picture
+from vqa_app import (
+    Conversation,
+    GenerationOptions,
+    ImageLimits,
+    Message,
+    VqaError,
+    load_model,
+    open_picture,
+)
 from vqa_app.errors import ImageError, UsageError
 
 
@@ -72,17 +81,54 @@ def test_messages_contain_only_texts_and_pictures(file: Path) -> None:
         {"temperature": float("nan")},
         {"top_k": 1.5},
         {"seed": "1"},
+        {"seed": 1 << 63},
+        {"seed": 10**5000},
+        {"seed": float("inf")},
+        {"temperature": np.bool_(True)},
+        {"temperature": 10**400},
+        {"temperature": Fraction(10**400)},
+        {"temperature": -1e-9},
+        {"temperature": 10.000001},
+        {"top_p": 0},
+        {"top_p": float("-inf")},
+        {"top_k": -1},
+        {"top_k": 10**30},
+        {"repetition_penalty": 0},
+        {"max_new_tokens": 0},
+        {"max_new_tokens": "5"},
         {"stop": "."},
     ],
-    ids=str,
+    ids=lambda options: next(iter(options)),
 )
 def test_options_of_the_wrong_type_are_rejected(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(options))} is "):
         GenerationOptions(**options)
 
 
-def test_options_accept_numbers_of_numpy() -> None:
-    GenerationOptions(max_new_tokens=np.int64(3), temperature=np.float32(0.5), seed=np.int32(1))
+def test_options_become_pythons_own_numbers() -> None:
+    given: dict[str, Any] = {
+        "max_new_tokens": np.int64(3),
+        "temperature": np.float32(0.5),
+        "top_p": 1,
+        "top_k": 5.0,
+        "repetition_penalty": Fraction(2),
+        "seed": np.float64(-7),
+    }
+    options = GenerationOptions(**given)
+    for name, value in given.items():
+        number = getattr(options, name)
+        assert number == value
+        whole = name in ("max_new_tokens", "top_k", "seed")
+        assert type(number) is (int if whole else float), name
+
+
+def test_limits_of_pictures_are_whole_numbers() -> None:
+    limits = ImageLimits(max_bytes=1e6, max_pixels=np.int64(10))  # type: ignore[arg-type]
+    assert limits == ImageLimits(1_000_000, 10)
+    assert type(limits.max_bytes) is type(limits.max_pixels) is int
+    for wrong in (1.5, -1, True, float("nan"), 1 << 64, "5", None):
+        with pytest.raises(UsageError, match="max_bytes is"):
+            ImageLimits(max_bytes=wrong)  # type: ignore[arg-type]
 
 
 def test_a_model_is_named_by_a_string_or_a_path(tmp_path: Path) -> None:

@@ -14,9 +14,7 @@ LONGEST_SYSTEM = 4000
 """Longest system prompt, in characters."""
 _MAX_SEED = 1 << 53
 """JavaScript represents smaller integers exactly."""
-_NUMBERS: dict[str, tuple[type, ...]] = {
-    "temperature": (int, float), "top_p": (int, float), "max_new_tokens": (int,), "seed": (int,)
-}  # fmt: skip
+_NUMBERS = ("temperature", "top_p", "max_new_tokens", "seed")
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,11 @@ class ChatSettings:
         if unknown := set(data) - known:
             raise UsageError(f"Unknown setting {min(unknown)!r}.", "Reload the page.")
         settings = cls(**{name: value for name, value in data.items() if value is not None})
-        for name, kinds in _NUMBERS.items():
-            value = getattr(settings, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
-                raise UsageError("A setting is not a number.", "Give a number.")
+        options = settings.options(GenerationOptions())
+        numbers = {name: getattr(options, name) for name in _NUMBERS if name in data}
+        settings = replace(
+            settings, **{name: value for name, value in numbers.items() if data[name] is not None}
+        )
         if settings.seed is not None and abs(settings.seed) >= _MAX_SEED:
             raise UsageError("The seed is too large.", f"Give one below {_MAX_SEED:,}.")
         if settings.style not in ("sentence", "short"):
@@ -71,7 +70,6 @@ class ChatSettings:
                 "The maximum answer length is too large.",
                 f"Give at most {LONGEST_ANSWER:,} tokens.",
             )
-        settings.options(GenerationOptions())
         return settings
 
     def system_for(self, model: ModelInfo) -> str:
@@ -80,12 +78,7 @@ class ChatSettings:
 
     def options(self, defaults: GenerationOptions) -> GenerationOptions:
         """Return generation options: these settings, and otherwise a model's defaults."""
-        chosen: dict[str, Any] = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "max_new_tokens": self.max_new_tokens,
-            "seed": self.seed,
-        }
+        chosen = {name: getattr(self, name) for name in _NUMBERS}
         return replace(
             defaults, **{name: value for name, value in chosen.items() if value is not None}
         )

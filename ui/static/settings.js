@@ -30,7 +30,8 @@
     show();
     box.addEventListener("change", () => {
       const value = box.value === "" ? null : Number(box.value);
-      if (value !== null && (!box.checkValidity() || (whole && !Number.isInteger(value)))) {
+      const { badInput, rangeUnderflow, rangeOverflow } = box.validity; // the step is for the arrows only
+      if (badInput || rangeUnderflow || rangeOverflow || (whole && value !== null && !Number.isInteger(value))) {
         vqa.toast(t(whole ? "settings.wholeRange" : "settings.range", { name: label, min, max }), "error");
         return show();
       }

@@ -22,6 +22,7 @@ from ui.teaching.uploads import MAX_ROWS, data_files, describe_problem, read_upl
 from ui.texts import find_texts
 from vqa_app.errors import DataError, UsageError, VqaError
 from vqa_app.files import replace_directory, unfinished_directory
+from vqa_app.numeric import checked_float
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS
 from vqa_app.serving.model_choices import quantization
 
@@ -415,12 +416,7 @@ def _stage_for(requested: str, quantized: str | None) -> Stage:
 
 
 def _parse_number(what: str, value: Any, low: float, high: float) -> float | None:
-    if value in (None, ""):
-        return None
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not low <= value <= high:
-        raise UsageError(f"The {what} cannot be {str(value)[:20]}.", f"From {low:g} to {high:g}.")
-    return float(value)
+    return None if value in (None, "") else checked_float(f"The {what}", value, low, high)
 
 
 def _train(*arguments: Any, **options: Any) -> Any:

@@ -19,6 +19,7 @@ from vqa_app.checkpoints.weights import model_files, stored_tensors
 from vqa_app.devices import check_dtype
 from vqa_app.errors import ModelError, UsageError, first_line
 from vqa_app.files import atomic_directory
+from vqa_app.numeric import checked_integer
 from vqa_app.prompts.prompt import prompt_hash
 from vqa_app.quiet import quiet
 
@@ -91,6 +92,7 @@ def compose(
     if out.exists():
         raise UsageError(f"{out} already exists.", "Choose a folder that does not exist.")
     check_dtype(dtype)
+    seed = checked_integer("The seed", seed, -(1 << 63), (1 << 63) - 1)
     encoder_source, llm_source = find(encoder, offline=offline), find(llm, offline=offline)
     for source in (encoder_source, llm_source):
         tensors = list(stored_tensors(model_files(source.directory)))

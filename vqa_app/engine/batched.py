@@ -192,6 +192,7 @@ def answer_prompts(
         prompts: Encoded with `answer_next=True`.
         max_new_tokens: Longest answer, in tokens.
     """
+    max_new_tokens = min(max_new_tokens, capabilities.context_length)
     ends = sorted(end_token_ids(model, processor))
     answers = [""] * len(prompts)
     with evaluation_mode(model):

@@ -8,10 +8,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from vqa_app.errors import UsageError
+from vqa_app.numeric import checked_float, checked_integer
 from vqa_app.prompts.conversation import Conversation
 
 if TYPE_CHECKING:
@@ -45,35 +45,32 @@ class GenerationOptions:
     """System prompt; replaces the conversation's own."""
 
     def __post_init__(self) -> None:
-        limits: list[tuple[str, type, float, float]] = [
-            ("max_new_tokens", Integral, 1, 1 << 20),
-            ("temperature", Real, 0.0, 10.0),
-            ("top_p", Real, 1e-6, 1.0),
-            ("top_k", Integral, 0, 1 << 20),
-            ("repetition_penalty", Real, 0.01, 10.0),
-            ("seed", Integral, -(1 << 63), (1 << 63) - 1),
-        ]
-        for name, kind, low, high in limits:
-            value: Any = getattr(self, name)
-            if value is None and name != "max_new_tokens":
-                continue
-            is_number = isinstance(value, kind) and not isinstance(value, bool)
-            if not is_number or not low <= value <= high:
-                number = "a whole number" if kind is Integral else "a number"
-                raise UsageError(
-                    f"{name} is {value}.",
-                    f"Give {number} from {_decimal(low)} to {_decimal(high)}.",
-                )
+        """Check the values, and convert numbers to the types that they are declared with."""
+        integers = {
+            "max_new_tokens": (1, 1 << 20),
+            "top_k": (0, 1 << 20),
+            "seed": (-(1 << 63), (1 << 63) - 1),
+        }
+        floats = {
+            "temperature": (0.0, 10.0),
+            "top_p": (1e-6, 1.0),
+            "repetition_penalty": (0.01, 10.0),
+        }
+        numbers: dict[str, int | float] = {}
+        for name, whole_limits in integers.items():
+            value = getattr(self, name)
+            if value is not None or name == "max_new_tokens":
+                numbers[name] = checked_integer(name, value, *whole_limits)
+        for name, limits in floats.items():
+            value = getattr(self, name)
+            if value is not None:
+                numbers[name] = checked_float(name, value, *limits)
+        for name, number in numbers.items():
+            object.__setattr__(self, name, number)  # the dataclass is frozen
         if isinstance(self.stop, str):
             raise UsageError(
                 f"stop is the single string {self.stop!r}.", "Give a tuple of strings: ('.',)"
             )
-
-
-def _decimal(value: float) -> str:
-    """Return a number without an exponent or trailing zeros."""
-    text = f"{value:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 @dataclass(frozen=True)

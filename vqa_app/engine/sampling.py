@@ -13,6 +13,9 @@ from vqa_app.transformers_internals import logits_processors, prepare_generation
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
+LOWEST_TEMPERATURE = 1e-5
+"""Answers at lower temperatures are greedy: dividing the logits by them would overflow."""
+
 
 class Sampler:
     """Choose tokens as `generate` does with the same options.
@@ -54,27 +57,32 @@ class Sampler:
 
 def generation_config(model: Any, options: GenerationOptions) -> GenerationConfig:
     """Return the generation config that `generate` would use for these options."""
-    changes: dict[str, Any] = {"max_new_tokens": options.max_new_tokens}
-    if options.temperature is not None:
-        changes["do_sample"] = options.temperature > 0
-    samples = changes.get("do_sample", model.generation_config.do_sample)
+    own = model.generation_config
+    given = options.temperature is not None
+    temperature = options.temperature if given else own.temperature
+    samples = given or bool(own.do_sample)
+    if temperature is not None and temperature < LOWEST_TEMPERATURE:
+        samples = False
+    penalty = options.repetition_penalty or own.repetition_penalty
+    changes: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "do_sample": samples}
+    # transformers refuses integers here, which the JSON file of a model may contain.
+    changes["repetition_penalty"] = None if penalty is None else float(penalty)
     if samples:
-        changes |= {"temperature": options.temperature or None}
+        changes["temperature"] = None if temperature is None else float(temperature)
         changes |= {"top_p": options.top_p, "top_k": options.top_k}
-    changes["repetition_penalty"] = options.repetition_penalty
     changes = {name: value for name, value in changes.items() if value is not None}
     return prepare_generation_config(model, **changes)
 
 
 def default_options(model: Any) -> GenerationOptions:
     """Return the model's own generation config as options."""
-    config = model.generation_config
-    if not config.do_sample:
-        return GenerationOptions(temperature=0.0, repetition_penalty=config.repetition_penalty)
+    penalty = model.generation_config.repetition_penalty
     prepared = generation_config(model, GenerationOptions())
+    if not prepared.do_sample:
+        return GenerationOptions(temperature=0.0, repetition_penalty=penalty)
     return GenerationOptions(
         temperature=prepared.temperature,
         top_p=prepared.top_p,
         top_k=prepared.top_k,
-        repetition_penalty=config.repetition_penalty,
+        repetition_penalty=penalty,
     )

@@ -20,7 +20,8 @@ from urllib.parse import unquote_to_bytes
 
 from PIL import Image, UnidentifiedImageError
 
-from vqa_app.errors import ImageError, UsageError, first_line
+from vqa_app.errors import ImageError, first_line
+from vqa_app.numeric import LARGEST, checked_float, checked_integer
 from vqa_app.pictures.file_type import detect_type
 from vqa_app.pictures.rgb import to_rgb
 
@@ -65,6 +66,12 @@ class ImageLimits:
     max_pixels: int = 50_000_000
     """Most pixels, width × height, checked in the header before decoding."""
 
+    def __post_init__(self) -> None:
+        """Check the limits, and convert them to whole numbers."""
+        for name in ("max_bytes", "max_pixels"):
+            number = checked_integer(name, getattr(self, name), 0, LARGEST)
+            object.__setattr__(self, name, number)  # the dataclass is frozen
+
     @classmethod
     def of(cls, megabytes: float, megapixels: float) -> ImageLimits:
         """Return limits given in the units of the command line.
@@ -72,12 +79,8 @@ class ImageLimits:
         Raises:
             UsageError: A value is negative, too large or not a number.
         """
-        for value, unit in ((megabytes, "MB"), (megapixels, "megapixels")):
-            if not 0 <= value <= 1e6:
-                raise UsageError(
-                    f"Invalid limit for pictures: {value:g} {unit}.",
-                    "Use a value from 0 to 1000000.",
-                )
+        megabytes = checked_float("The size limit of pictures, in MB,", megabytes, 0, 1e6)
+        megapixels = checked_float("The size limit of pictures, in megapixels,", megapixels, 0, 1e6)
         return cls(int(megabytes * 2**20), int(megapixels * 1e6))
 
 

@@ -358,11 +358,30 @@ def test_a_stopped_answer_is_marked_in_the_export(make_harness):
 
 
 @pytest.mark.parametrize(
+    ("name", "given", "number"),
+    [("temperature", 2, 2.0), ("temperature", 0, 0.0), ("temperature", 5, 5.0), ("top_p", 1, 1.0),
+     ("max_new_tokens", 2.0, 2), ("max_new_tokens", 2048, 2048), ("seed", 2.0**53 - 1, 2**53 - 1),
+     ("seed", 0, 0), ("seed", -1, -1)],
+)  # fmt: skip
+def test_settings_reach_the_model_as_the_number_type_that_it_takes(
+    make_harness, name, given, number
+):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    assert getattr(harness.service.save_settings("ann", {name: given}), name) == number
+    harness.ask("What?")
+    value = getattr(engine.asked[-1][1], name)
+    assert (value, type(value)) == (number, type(number))
+
+
+@pytest.mark.parametrize(
     "bad",
     [{"temperature": 99}, {"top_p": "x"}, {"max_new_tokens": 10**9}, {"style": "rude"},
      {"system": "x" * 5000}, {"owner": "bob"}, {"seed": "abc"}, {"seed": 10**30},
      {"max_new_tokens": 2.5}, {"max_new_tokens": "5"}, {"temperature": True},
-     {"temperature": float("nan")}],
+     {"temperature": float("nan")}, {"temperature": float("inf")}, {"temperature": 10**400},
+     {"top_p": 0}, {"top_p": -1}, {"seed": 2**53}, {"seed": 0.5}, {"max_new_tokens": 0},
+     {"max_new_tokens": False}, {"max_new_tokens": 2049}, {"temperature": [1]}, {"system": 5}],
 )  # fmt: skip
 def test_invalid_settings_are_refused(make_harness, bad):
     harness = make_harness()

@@ -423,6 +423,8 @@ def test_pictures_of_deleted_rows_are_kept_during_training(harness, monkeypatch)
         {"sources": ["mine"], "stage": "evil"},
         {"sources": ["mine"], "epochs": 1e9},
         {"sources": ["mine"], "epochs": True},
+        {"sources": ["mine"], "epochs": "3"},
+        {"sources": ["mine"], "lr": float("nan")},
         {"sources": ["mine"], "lr": "x"},
     ],
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -124,6 +125,58 @@ def test_samples_come_from_the_distribution_of_generate(
             draw = torch.multinomial(expected, 1, generator=torch.Generator().manual_seed(seed))
             sampler = Sampler(model, GenerationOptions(seed=seed, **settings), ids)
             assert sampler.sample(logits)[0] == int(draw)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0},
+        {"temperature": 1e-320},
+        {"temperature": 1e-5},
+        {"temperature": 1},
+        {"temperature": 2},
+        {"temperature": 5},
+        {"temperature": 10},
+        {"temperature": np.float16(2)},
+        {"temperature": 1, "top_p": 1e-6},
+        {"temperature": 1, "top_p": 1},
+        {"temperature": 1, "top_k": 0},
+        {"temperature": 1, "top_k": 1 << 20},
+        {"temperature": 1, "top_k": 2.0},
+        {"temperature": 1, "repetition_penalty": 2},
+        {"temperature": 0, "repetition_penalty": 10},
+        {"temperature": 1, "repetition_penalty": 0.01},
+        {"temperature": 1, "seed": -(1 << 63)},
+        {"temperature": 1, "seed": (1 << 63) - 1},
+    ],
+    ids=str,
+)
+def test_options_at_their_limits_and_of_both_number_types_give_a_token(
+    model: Any, options: dict[str, Any]
+) -> None:
+    ids = torch.tensor([[7, 8, 9]])
+    with torch.inference_mode():
+        logits = model(input_ids=ids).logits[0, -1]
+        token, _ = Sampler(model, GenerationOptions(**options), ids).sample(logits)
+    assert 0 <= token < len(logits)
+    if options["temperature"] <= 1e-5 and "repetition_penalty" not in options:
+        assert token == int(logits.argmax())
+
+
+def test_a_generation_config_may_have_whole_numbers(model: Any) -> None:
+    """As in the JSON file of a model."""
+    ids = torch.tensor([[7, 8, 9]])
+    config = model.generation_config
+    config.do_sample, config.temperature, config.repetition_penalty = True, 2, 3
+    try:
+        with torch.inference_mode():
+            logits = model(input_ids=ids).logits[0, -1]
+            Sampler(model, GenerationOptions(), ids).sample(logits)
+        assert default_options(model).temperature == 2
+        config.temperature = 0
+        assert default_options(model).temperature == 0
+    finally:
+        config.do_sample = config.temperature = config.repetition_penalty = None
 
 
 def test_greedy_decoding_honours_the_repetition_penalty(model: Any) -> None:
