@@ -7,7 +7,6 @@ which prints what it chose. This module must not import torch: `--help` reads it
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import typing
@@ -31,6 +30,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from vqa_app.errors import UsageError
 from vqa_app.numeric import LARGEST, shown
+from vqa_app.suggestions import suggest
 
 Stage: TypeAlias = Literal["projector", "lora", "qlora", "full"]
 Metric: TypeAlias = Literal["vqa_accuracy", "loss", "image_gain"]
@@ -293,7 +293,8 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
             text = Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
             values = yaml.safe_load(text)
         except OSError as error:
-            raise UsageError(f"Cannot read {path}: {error.strerror}.", "Check the path.") from error
+            hint = suggest(path, path=Path.is_file, otherwise="Check the path.")
+            raise UsageError(f"Cannot read {path}: {error.strerror}.", hint) from error
         except UnicodeDecodeError as error:
             raise UsageError(f"{path} is not UTF-8 text.", "Save it as UTF-8.") from error
         except yaml.YAMLError as error:
@@ -326,10 +327,9 @@ def _is_boolean(value: Any) -> bool:
 def _refuse_unknown(names: Mapping[Any, Any], known: set[str], source: str) -> None:
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
             raise UsageError(
                 f"{source} has an unknown key {name!r}.",
-                f"Did you mean {near[0]!r}?" if near else f"Keys are: {', '.join(sorted(known))}.",
+                suggest(str(name), known, otherwise=f"Keys are: {', '.join(sorted(known))}."),
             )
 
 

@@ -27,6 +27,7 @@ from ui.teaching.training import TrainingService
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import UsageError
 from vqa_app.pictures.picture import ImageLimits
+from vqa_app.proxies import without_proxies
 from vqa_app.serving.engine_pool import EnginePool, LoadProgress, ModelChoice
 from vqa_app.serving.guard import AccessRules, Guard
 from vqa_app.serving.listener import serve
@@ -95,9 +96,10 @@ def exit_process() -> NoReturn:
 
 def _mount(app: FastAPI, service: ChatService, root_path: str) -> None:
     """Add the endpoint for programs to the application, without any of Gradio's extras."""
-    from gradio import mount_gradio_app
+    with without_proxies():  # Gradio makes clients when it is imported, which we do not need
+        from gradio import mount_gradio_app
 
-    from ui.web.gradio_endpoint import endpoint
+        from ui.web.gradio_endpoint import endpoint
 
     mount_gradio_app(
         app,
@@ -213,7 +215,7 @@ def create_application(
             "/vqa/datasets": MAX_IMPORT,
             "/gradio_api/upload": MAX_IMPORT,
         },
-        cookie_path=root_path or "/",
+        root_path=root_path,
         reachable=REACHABLE,
     )
     return Application(Guard(app, rules), service, taught_rows, training)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from finetune.progress import progress_bar
 from finetune.runs.layout import require_folder
 from vqa_app.checkpoints.source import BUILTIN, find_local, stay_offline
 from vqa_app.cli.options import Device, EngineOptions, Precision, with_model_options
+from vqa_app.cli.terminal import json_line
 from vqa_app.errors import UsageError
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def evaluate_command(
         results.append(measure(load_model(**other.load_arguments()), second))
     test = compare(*results) if against is not None else None
     if as_json:
-        print(json.dumps(_as_json(results, test), indent=1, ensure_ascii=False))
+        sys.stdout.write(json_line(_as_json(results, test), sys.stdout, indent=1))
     else:
         _print(results, _given_names(model_options, against), test)
 

@@ -29,6 +29,7 @@ from finetune.data.split import Split, split_by_picture
 from finetune.data.tables import FOR_TESTING, FOR_TRAINING
 from finetune.progress import pluralize
 from vqa_app.errors import DataError
+from vqa_app.suggestions import suggest
 
 __all__ = [
     "FOR_TESTING",
@@ -147,12 +148,22 @@ def check_sources(
 def _check_hub_name(text: str, path: Path) -> None:
     is_data = path.suffix.lower() in files.ENDINGS
     if text.count("/") != 1 or is_data or text.startswith((".", "~", "/")):
-        raise DataError(f"There is no file {text}.", "Check the path.")
+        hint = suggest(path, path=_may_be_data, otherwise="Check the path.")
+        raise DataError(f"There is no file {text}.", hint)
     if path.parent.is_dir():
         raise DataError(
             f"There is no {path.name} in the folder {path.parent}.",
-            "Check the path; to load it from the hub, run the command in another folder.",
+            suggest(
+                path,
+                path=_may_be_data,
+                otherwise="Check the path; to load it from the hub, run the command in another"
+                " folder.",
+            ),
         )
+
+
+def _may_be_data(path: Path) -> bool:
+    return path.suffix.lower() in files.ENDINGS or path.is_dir()
 
 
 def _read_source(
@@ -239,5 +250,6 @@ def _picture_folders(images: Sequence[str | Path], default: Path) -> tuple[Path,
     roots = tuple(Path(root).expanduser().resolve() for root in images)
     for root in roots:
         if not root.is_dir():
-            raise DataError(f"There is no folder {root}.", "Check --images.")
+            hint = suggest(root, path=Path.is_dir, otherwise="Check --images.")
+            raise DataError(f"There is no folder {root}.", hint)
     return roots

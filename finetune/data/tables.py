@@ -20,6 +20,7 @@ from finetune.data.rows import PictureSource, Problem
 from finetune.progress import pluralize
 from vqa_app.checkpoints.source import HUB_TIMEOUT
 from vqa_app.errors import DataError, first_line
+from vqa_app.proxies import proxy_problem
 
 FOR_TRAINING, FOR_TESTING = "for training", "for testing"
 _SPLIT_WORDS = {
@@ -250,13 +251,16 @@ def read_hub(name: str, split_or_purpose: str) -> Records:
     import datasets
 
     repository, _, config = name.partition(":")
-    reachable = _check_repository(name, repository)
     offline = datasets.config.HF_HUB_OFFLINE
+    proxies = None if offline else proxy_problem()
+    reachable = not proxies and _check_repository(name, repository)
     try:
         # Without this, `datasets` retries for half a minute when the hub is unreachable.
         datasets.config.HF_HUB_OFFLINE = offline or not reachable
         splits = datasets.load_dataset(repository, config or None)
     except Exception as error:  # `datasets` raises many types
+        if proxies:
+            raise DataError(f"Cannot load {name} from the hub. {proxies[0]}", proxies[1]) from error
         raise _cannot_load(name, error, reachable=reachable) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline

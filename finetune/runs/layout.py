@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from vqa_app.errors import ModelError
+from vqa_app.suggestions import suggest
 
 METRICS_FILE = "metrics.jsonl"
 """One JSON object a line, as `transformers.Trainer` logs: `step`, `epoch`, `loss`, `learning_rate`;
@@ -29,4 +31,5 @@ def require_folder(run: str | os.PathLike[str]) -> None:
         ModelError: It does not.
     """
     if not os.path.isdir(run):  # also False if the text is too long for a path
-        raise ModelError(f"There is no folder {os.fspath(run)}.", "Give the folder of a run.")
+        hint = suggest(run, path=Path.is_dir, otherwise="Give the folder of a run.")
+        raise ModelError(f"There is no folder {os.fspath(run)}.", hint)

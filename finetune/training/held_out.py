@@ -18,6 +18,7 @@ from finetune.training.stage import StageRun
 from vqa_app.errors import UsageError
 from vqa_app.models.architecture import Capabilities
 from vqa_app.prompts.conversation import Conversation
+from vqa_app.suggestions import suggest
 
 DEFAULT_WATCH_QUESTIONS = 4
 _EXTRA_TOKENS = 8
@@ -184,9 +185,12 @@ def _read_watch_question(text: str, images: Sequence[str]) -> WatchQuestion:
                 if os.path.isfile(path):  # also False if the text is too long for a file name
                     picture = open_picture(path, limits=STORED_PICTURE_LIMITS)
                     return WatchQuestion(Conversation.ask(question, [picture]))
+    otherwise = "Write it as `picture.png: question?`."
+    name = text.rpartition(":")[0]
+    hints = (suggest(Path(folder, name), path=Path.is_file) for folder in ("", *images))
     raise UsageError(
         f"The watch question {text!r} names no existing picture.",
-        "Write it as `picture.png: question?`.",
+        next(filter(None, hints), otherwise),
     )
 
 

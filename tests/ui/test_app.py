@@ -97,6 +97,28 @@ def test_the_server_is_not_ready_while_the_model_loads(tmp_path):
         assert httpx.get(f"{found.address}healthz").status_code == 200
 
 
+@pytest.mark.parametrize("path", ["", "vqa/"])
+def test_the_address_with_the_root_path_works_on_this_machine(tmp_path, path):
+    from gradio_client import Client
+
+    with running({"fake": FakeEngine()}, tmp_path, root_path="/vqa") as found:
+        address = found.address + path
+        with httpx.Client(timeout=PATIENCE) as client:
+            page = client.get(address)
+            assert page.status_code == 200
+            for file in ("vqa/page.js", "vqa/page.css", "vqa/taught.zip", "healthz"):
+                assert client.get(address + file).status_code == 200, file
+            if path:
+                assert client.cookies.get(COOKIE, path="/vqa")
+                uploaded = client.post(f"{address}vqa/pictures?name=a.png", content=png())
+                assert uploaded.json()["digest"]
+                picture = client.get(f"{address}vqa/pictures/{uploaded.json()['digest']}")
+                assert picture.headers["content-type"].startswith("image/")
+        program = Client(address, verbose=False)
+        answer = program.predict({"text": "What is it?", "files": []}, api_name="/chat")
+        assert answer == "You asked 'What is it?' about no picture."
+
+
 def test_the_page_refers_to_no_other_host(person):
     page = person.get("/").text
     remote = {

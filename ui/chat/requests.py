@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from ui.texts import find_texts
 from vqa_app.errors import DataError, UsageError, VqaError
 from vqa_app.files import is_disk_error
-from vqa_app.prompts.conversation_file import replace_surrogates
+from vqa_app.prompts.conversation import replace_surrogates
 from vqa_app.serving.redact import redact_options, redact_paths
 
 log = logging.getLogger(__name__)

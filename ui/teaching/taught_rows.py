@@ -28,8 +28,7 @@ from ui.teaching.uploads import MAX_ROWS, describe_problem, read_upload, unpack
 from vqa_app.errors import DataError, UsageError, VqaError
 from vqa_app.files import atomic_file
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, Picture
-from vqa_app.prompts.conversation import SHORT_STYLE
-from vqa_app.prompts.conversation_file import replace_surrogates
+from vqa_app.prompts.conversation import SHORT_STYLE, replace_surrogates
 from vqa_app.serving.redact import redact_paths
 
 MAX_TEXT = 4000

@@ -30,7 +30,7 @@ from ui.teaching.taught_rows import TaughtRowStore
 from ui.teaching.training import TrainingService
 from ui.web.routes import STATIC, missing, problem, read_body
 from vqa_app.errors import UsageError
-from vqa_app.prompts.conversation_file import replace_surrogates
+from vqa_app.prompts.conversation import replace_surrogates
 
 MAX_REQUEST = 2**20
 """Largest request of the page, in bytes; a question has at most 20,000 characters."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -164,8 +165,11 @@ def _load_base_of(
     try:
         return load_model(name, None, device, dtype, quantize, revision, offline)
     except ModelError as error:
+        hint = error.hint
+        if os.path.isabs(name) and not os.path.exists(name):  # moved, or on another machine
+            hint = f"Give the base's folder with --model, and --adapter {adapter.name}. {hint}"
         raise type(error)(
-            f"Could not load the base model of {adapter.name}: {error.problem}", error.hint
+            f"Could not load the base model of {adapter.name}: {error.problem}", hint
         ) from error
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from vqa_app.errors import ModelError, UsageError, first_line
 from vqa_app.files import format_bytes
+from vqa_app.proxies import proxy_problem
+from vqa_app.suggestions import suggest
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 BUILTIN = "builtin"
 HUB_TIMEOUT = 8.0
 """Seconds to wait for a response from the hub."""
+_ADAPTER_FILES = ("adapter_config.json", "projector.safetensors", "manifest.json")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 _MODEL_WEIGHTS = "model*.safetensors"
@@ -104,16 +107,32 @@ def find_local(name: str | os.PathLike[str], revision: str | None = None) -> Sou
             )
         return Source(str(path.resolve()), path.resolve())
     if is_file:
+        folder = f": {path.parent}" if _is_model_folder(path.parent) else ""
         raise ModelError(
-            f"Expected a folder, but {name} is a file.", "Use the folder with the model's files."
+            f"Expected a folder, but {name} is a file.",
+            f"Use the folder with the model's files{folder}.",
         )
     if not _is_hub_id(name):
         shown = name if len(name) <= 100 else name[:100] + "..."
         raise ModelError(
             f"There is no model {shown!r}: it is neither a folder nor a hub id (owner/name).",
-            "`vqa-app models` lists models to choose from.",
+            _similar_model(name, "`vqa-app models` lists models to choose from."),
         )
     return None
+
+
+def _is_model_folder(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("config.json", *_ADAPTER_FILES))
+
+
+def _similar_model(name: str, otherwise: str) -> str:
+    """Return a hint that names the model that was probably meant, or else `otherwise`."""
+    from huggingface_hub import constants
+
+    runs = [str(folder) for folder in Path("runs").glob("*") if _is_model_folder(folder)]
+    cached = Path(constants.HF_HUB_CACHE).glob("models--*")
+    names = [path.name.removeprefix("models--").replace("--", "/") for path in cached]
+    return suggest(name, [BUILTIN, *runs, *names], path=_is_model_folder, otherwise=otherwise)
 
 
 def _is_hub_id(name: str) -> bool:
@@ -148,15 +167,19 @@ def _from_hub(
         "etag_timeout": HUB_TIMEOUT,
     }
     offline = offline or constants.is_offline_mode()
-    info = None if offline else _model_info(name, revision)
+    proxies = None if offline else proxy_problem()
+    info = None if offline or proxies else _model_info(name, revision)
     if info is None:
         try:
             directory = Path(snapshot_download(**options, local_files_only=True))
         except OSError as error:
+            if proxies:
+                problem, hint = proxies
+                raise ModelError(f"{name} is not in the local cache. {problem}", hint) from error
             reason = "downloads are switched off" if offline else "the hub cannot be reached"
             raise ModelError(
                 f"{name} is not in the local cache, and {reason}.",
-                "Load it once while online, or use the built-in model.",
+                _similar_model(name, "Load it once while online, or use the built-in model."),
             ) from error
         if not any(directory.glob("*.safetensors" if weights else "*.json")):
             raise ModelError(
@@ -210,7 +233,9 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> ModelError:
         case errors.RepositoryNotFoundError():
             return ModelError(
                 f"There is no model {name} on the hub, or it is private.",
-                "Check the spelling; for a private one log in with `hf auth login`.",
+                _similar_model(
+                    name, "Check the spelling; for a private one log in with `hf auth login`."
+                ),
             )
         case errors.HfHubHTTPError() if error.response is not None:
             return ModelError(

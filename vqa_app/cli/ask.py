@@ -213,9 +213,12 @@ def split_choices(text: str | None) -> tuple[str, ...]:
     Raises:
         UsageError: There are fewer than two different answers.
     """
+    from vqa_app.prompts.conversation import replace_surrogates
+
     if text is None:
         return ()
-    choices = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    parts = replace_surrogates(text).split(",")
+    choices = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
     if len(choices) < 2:
         raise UsageError("--choices needs at least two different answers.", "For example: yes,no")
     return choices

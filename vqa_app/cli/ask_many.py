@@ -16,13 +16,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vqa_app.cli.picture_args import SUFFIXES
+from vqa_app.cli.picture_args import NAMES_OF_PICTURES
 from vqa_app.cli.reply import AnswerOptions, reply_to
 from vqa_app.cli.terminal import json_line
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import ContextOverflowError, ImageError, UsageError, VqaError
 from vqa_app.pictures.picture import ImageLimits, open_picture
 from vqa_app.prompts.conversation import Conversation
+from vqa_app.suggestions import suggest
 
 
 def expand(patterns: Iterable[str]) -> list[str]:
@@ -43,12 +44,19 @@ def expand(patterns: Iterable[str]) -> list[str]:
         names = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
         files = {path for path in names if os.path.isfile(path)}
         if is_folder:
-            files = {path for path in files if path.lower().endswith(SUFFIXES)}
+            files = {path for path in files if path.lower().endswith(NAMES_OF_PICTURES)}
         if not files:
             kind = "picture" if is_folder else "file"
-            raise ImageError(f"No {kind} matches {pattern}.", "Check the pattern of --each.")
+            hint = suggest(
+                pattern, path=_is_picture_source, otherwise="Check the pattern of --each."
+            )
+            raise ImageError(f"No {kind} matches {pattern}.", hint)
         found |= files
     return sorted(found)
+
+
+def _is_picture_source(path: Path) -> bool:
+    return path.is_dir() or path.name.lower().endswith(NAMES_OF_PICTURES)
 
 
 def ask_each(

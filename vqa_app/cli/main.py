@@ -20,8 +20,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from vqa_app.cli.terminal import prepare_streams
 from vqa_app.devices import is_out_of_memory
 from vqa_app.errors import INTERRUPTED_EXIT_CODE, InsufficientMemoryError, VqaError
+from vqa_app.suggestions import suggest
 from vqa_app.version import __version__
 
 EXIT_CODES = """Exit codes: 0 success; 1 unexpected error; 2 wrong usage; 3 a picture cannot be
@@ -82,10 +84,13 @@ class _LazyCommand(TyperCommand):
         assert isinstance(command, TyperCommand)
         command.rich_markup_mode = self.rich_markup_mode
         try:
-            words = [_expand_home(word) for word in args]
+            words = _questions_last(command, [_expand_home(word) for word in args])
             return command.make_context(info_name, words, parent, **extra)
         except typer.BadParameter as error:
             error.message = error.message.removeprefix("Value error, ")  # added by pydantic
+            raise
+        except typer.exceptions.TyperException as error:
+            _explain_unknown_option(error, command)
             raise
 
 
@@ -94,6 +99,48 @@ def _expand_home(word: str) -> str:
     option, _, value = word.partition("=")
     is_path = option.startswith("--") and value.startswith("~")
     return f"{option}={os.path.expanduser(value)}" if is_path else word
+
+
+def _takes_words(command: TyperCommand) -> bool:
+    """Return whether any number of words may follow the command, as the question in `ask`."""
+    return any(p.param_type_name == "argument" and p.nargs == -1 for p in command.params)
+
+
+def _questions_last(command: TyperCommand, words: list[str]) -> list[str]:
+    """Put questions such as "- what is it?" behind a `--`, so that they do not count as options.
+
+    A question has a space before any `=`, and is not the value of an option.
+    """
+    if not _takes_words(command) or "--" in words:
+        return words
+    options = {name: p for p in command.params for name in p.opts if name.startswith("-")}
+    with_value = {name for name, p in options.items() if not getattr(p, "is_flag", False)}
+    questions: list[str] = []
+    others: list[str] = []
+    is_value = False
+    for word in words:
+        attached = word[:2] in with_value  # -mMODEL
+        is_question = word.startswith("-") and " " in word.partition("=")[0] and not attached
+        if is_question and not is_value:
+            questions.append(word)
+        else:
+            others.append(word)
+            is_value = word in with_value and not is_value
+    return [*others, "--", *questions] if questions else words
+
+
+def _explain_unknown_option(error: typer.exceptions.TyperException, command: TyperCommand) -> None:
+    """Add to the message which option was probably meant; other errors stay as they are."""
+    name = getattr(error, "option_name", None)
+    if name is None or not hasattr(error, "possibilities"):
+        return
+    error.possibilities = None  # typer's own guesses
+    if _takes_words(command) and not name.startswith("--"):
+        error.message += " (For a question that begins with a dash, put -- before it.)"
+        return
+    known = [option for p in command.params for option in p.opts if option.startswith("--")]
+    if likely := suggest(name, known):
+        error.message += f". {likely}"
 
 
 class Commands(TyperGroup):
@@ -107,6 +154,11 @@ class Commands(TyperGroup):
             command = _LazyCommand(name, subcommand)
             command.rich_markup_mode = self.rich_markup_mode
             self.add_command(command)
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run as a program, with streams that accept every character."""
+        prepare_streams()
+        return super().main(*args, **extra)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command, and report its errors.

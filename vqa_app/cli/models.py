@@ -17,6 +17,7 @@ from vqa_app.cli.options import Offline
 from vqa_app.devices import Dtype
 from vqa_app.errors import ModelError
 from vqa_app.files import format_bytes
+from vqa_app.suggestions import suggest
 
 if TYPE_CHECKING:
     from vqa_app.checkpoints.catalogue import CatalogueEntry
@@ -46,7 +47,10 @@ def models(
     from vqa_app.checkpoints.catalogue import catalogue
 
     if runs is not None and not os.path.isdir(runs):
-        raise ModelError(f"There is no folder {runs}.", "Give the folder that holds the runs.")
+        raise ModelError(
+            f"There is no folder {runs}.",
+            suggest(runs, path=Path.is_dir, otherwise="Give the folder that holds the runs."),
+        )
     entries = catalogue(runs or Path("runs"))
     if as_json:
         rows = [asdict(e) | {"memory": e.memory, "memory_4bit": e.memory_4bit} for e in entries]

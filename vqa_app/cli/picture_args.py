@@ -10,23 +10,9 @@ from rich.console import Console
 from vqa_app.cli.terminal import spinner
 from vqa_app.errors import ImageError, UsageError
 from vqa_app.pictures.download import fetch_picture, is_url
-from vqa_app.pictures.picture import ImageLimits, Picture, open_picture
+from vqa_app.pictures.picture import SUFFIXES, ImageLimits, Picture, open_picture
 
-SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".avif",
-    ".heic",
-    ".heif",
-    ".svg",
-    ".pdf",
-)
+NAMES_OF_PICTURES = (*SUFFIXES, ".svg", ".pdf")
 """A word with one of these suffixes names a picture, even if there is no such file."""
 
 
@@ -36,7 +22,7 @@ def names_picture(word: str) -> bool:
         return True
     path = Path(word)
     try:
-        return path.is_file() or (path.suffix.lower() in SUFFIXES and " " not in word)
+        return path.is_file() or (path.suffix.lower() in NAMES_OF_PICTURES and " " not in word)
     except (OSError, ValueError):  # not a path: too long, or with a NUL byte
         return False
 

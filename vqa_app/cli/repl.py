@@ -19,6 +19,7 @@ from vqa_app.errors import UsageError, VqaError
 from vqa_app.pictures.picture import ImageLimits, Picture
 from vqa_app.prompts.conversation import Conversation, Message
 from vqa_app.prompts.conversation_file import ConversationFile
+from vqa_app.suggestions import suggest
 
 HELP = """\
 /image FILE...   add pictures to the next question (files or http(s) addresses)
@@ -26,6 +27,9 @@ HELP = """\
 /save FILE.json  save the dialogue with its pictures; `vqa-app chat` can import the file
 /quit            quit (Ctrl-D does so too, and Ctrl-C between answers)
 Ctrl-C during an answer stops it and keeps what was written so far."""
+
+
+COMMANDS = ("/image", "/retry", "/save", "/quit", "/help")
 
 
 class Dialogue:
@@ -58,7 +62,7 @@ class Dialogue:
         self._add_pictures(pictures)
         while True:
             try:
-                line = input("> ").strip()
+                line = input("> ").rstrip()
             except EOFError:
                 print(file=sys.stderr)
                 return
@@ -70,10 +74,11 @@ class Dialogue:
                 self._print(str(error))
 
     def _execute(self, line: str) -> None:
+        """Obey a command, or answer a question, which may begin with a space and a slash."""
         command, _, rest = line.partition(" ")
+        if not line.strip():
+            return
         match command:
-            case "":
-                return
             case "/help":
                 self._print(HELP)
             case "/image":
@@ -89,9 +94,13 @@ class Dialogue:
                 words = _words(rest)
                 self._save(words[0] if len(words) == 1 else rest.strip())
             case _ if command.startswith("/"):
-                raise UsageError(f"Unknown command: {command}", "/help lists all commands.")
+                raise UsageError(
+                    f"Unknown command: {command}",
+                    suggest(command, COMMANDS, otherwise="/help lists all commands.")
+                    + " For a question that begins with /, put a space before it.",
+                )
             case _:
-                self._ask(self._conversation.then(Message.user(line, self._next)))
+                self._ask(self._conversation.then(Message.user(line.strip(), self._next)))
 
     def _add_pictures(self, pictures: list[Picture]) -> None:
         """Add pictures to the next question, and encode them while the user types."""

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from vqa_app.errors import ImageError
 from vqa_app.pictures.picture import ImageLimits, Picture, open_picture
+from vqa_app.proxies import proxy_problem
 from vqa_app.version import __version__
 
 if TYPE_CHECKING:
@@ -47,10 +48,12 @@ def fetch_picture(
 
     Raises:
         ImageError: The address is not supported or does not respond, or what it returns is not a
-            picture or too large.
+            picture or too large, or a proxy in the environment cannot be used.
     """
     import httpx
 
+    if problem := proxy_problem():
+        raise ImageError(*problem)
     limits = limits or ImageLimits()
     end = time.monotonic() + deadline
     headers = {"User-Agent": f"vqa-app/{__version__}", "Accept": "image/*"}

@@ -24,12 +24,28 @@ from vqa_app.errors import ImageError, first_line
 from vqa_app.numeric import LARGEST, checked_float, checked_integer
 from vqa_app.pictures.file_type import detect_type
 from vqa_app.pictures.rgb import to_rgb
+from vqa_app.suggestions import suggest
 
 if TYPE_CHECKING:
     import numpy as np
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Pillow's names of the formats that are decoded. If pillow-heif is installed, so is HEIF."""
+
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".heic",
+    ".heif",
+)
+"""Endings of pictures' names in lower case; pictures with other names are opened as well."""
 
 SUPPORTED = "Pictures may be JPEG, PNG, WEBP, GIF, BMP, TIFF or AVIF files."
 
@@ -232,7 +248,8 @@ def _read_file(path: Path, name: str, max_bytes: int) -> bytes:
                 raise _too_many_bytes(name, max_bytes)
             return file.read(max_bytes + 1)
     except FileNotFoundError:
-        raise ImageError(f"There is no file {_printable(str(path))}.", "Check the path.") from None
+        hint = suggest(path, path=_may_be_picture, otherwise="Check the path.")
+        raise ImageError(f"There is no file {_printable(str(path))}.", hint) from None
     except IsADirectoryError:
         raise ImageError(
             f"{_printable(str(path))} is a folder, not a picture.", "Choose a file in it."
@@ -244,6 +261,10 @@ def _read_file(path: Path, name: str, max_bytes: int) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"Could not read {name}: {reason}.", "Check the path.") from error
+
+
+def _may_be_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def _read_stream(stream: Any, name: str, max_bytes: int) -> bytes:

@@ -22,12 +22,22 @@ SHORT_STYLE = "\nAnswer the question using a single word or phrase."
 It is a single token of the built-in model's vocabulary."""
 
 
+def replace_surrogates(text: str) -> str:
+    """Replace lone surrogates by `?`.
+
+    JSON can hold them, and so can the arguments of a command, but not UTF-8 files, databases and
+    tokenizers.
+    """
+    return text.encode(errors="replace").decode()
+
+
 @dataclass(frozen=True)
 class Message:
     """One turn of a conversation: its text and pictures, in order."""
 
     role: Role
     parts: tuple[Part, ...]
+    """Text and pictures. Lone surrogates in text are replaced: no tokenizer accepts them."""
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
@@ -43,6 +53,8 @@ class Message:
                 )
         if self.role != "user" and self.pictures:
             raise DataError(f"A {self.role} message contains a picture.", "Only user messages may.")
+        parts = tuple(replace_surrogates(p) if isinstance(p, str) else p for p in self.parts)
+        object.__setattr__(self, "parts", parts)  # the dataclass is frozen
 
     @classmethod
     def user(cls, text: str, pictures: Sequence[PictureSource] | PictureSource = ()) -> Message:

@@ -23,7 +23,7 @@ from pydantic import (
 
 from vqa_app.errors import DataError, ImageError
 from vqa_app.pictures.picture import Picture
-from vqa_app.prompts.conversation import Conversation
+from vqa_app.prompts.conversation import Conversation, replace_surrogates
 
 FORMAT = "vqa-app conversation"
 VERSION = 1
@@ -41,11 +41,6 @@ _LONGEST_FACT = {"error": 1000}
 """Characters of a fact; 200 if it is not listed."""
 _LARGEST_FACT = 1e9
 _MAX_CHANGES = 10
-
-
-def replace_surrogates(text: str) -> str:
-    """Replace lone surrogates, which JSON can hold but UTF-8 files and databases cannot, by `?`."""
-    return text.encode(errors="replace").decode()
 
 
 def _line(value: object) -> str:

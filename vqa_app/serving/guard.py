@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -53,8 +53,9 @@ class AccessRules:
     """Size limit of a request body, in bytes."""
     larger: Mapping[str, int] = field(default_factory=dict)
     """Other size limits, in bytes, by path prefix: for uploads."""
-    cookie_path: str = "/"
-    """Path that the cookie is valid for."""
+    root_path: str = ""
+    """Path under which a proxy shows the page, like `/vqa`; the cookie is valid for it. Requests
+    may have it or not, so that the address works on this machine too."""
     reachable: re.Pattern[str] | None = None
     """Pattern that a whole path must match; any other path gets 404. None allows all paths."""
 
@@ -87,6 +88,7 @@ class Guard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
+        scope = self._without_root_path(scope)
         headers = Headers(scope=scope)
         refusal = self._refusal(scope, headers)
         if refusal is not None:
@@ -118,6 +120,20 @@ class Guard:
             self._wrong[address] -= 1
             if not self._wrong[address]:
                 del self._wrong[address]
+
+    def _without_root_path(self, scope: Scope) -> Scope:
+        """Remove the root path from a request's path, if a path of the application is left.
+
+        Paths of our own may begin alike: with the root path `/vqa`, a proxy that removes it sends
+        `/vqa/pictures`, and one that does not `/vqa/vqa/pictures`.
+        """
+        root, path = self.rules.root_path, scope["path"]
+        if not root or not path.startswith(f"{root}/"):
+            return scope
+        rest = path.removeprefix(root)
+        if self.rules.reachable and not self.rules.reachable.fullmatch(rest):
+            return scope
+        return {**scope, "path": rest, "raw_path": quote(rest).encode()}
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
         if not self._host_allowed(headers.get("host", "")):
@@ -180,7 +196,7 @@ class Guard:
             return {}
         secure = "; Secure" if scope.get("scheme") == "https" else ""
         value = (
-            f"{COOKIE}={secrets.token_urlsafe(32)}; Path={self.rules.cookie_path};"
+            f"{COOKIE}={secrets.token_urlsafe(32)}; Path={self.rules.root_path or '/'};"
             f" Max-Age=31536000; HttpOnly; SameSite=Lax{secure}"
         )
         return {"set-cookie": value}

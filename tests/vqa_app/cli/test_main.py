@@ -328,7 +328,6 @@ def test_an_attention_map_that_cannot_be_written_is_a_usage_error(
         (["--temperature", "11", "CAT", "What?"], 2, "temperature is 11"),
         (["--top-p", "0", "CAT", "What?"], 2, "Give a number from 0.000001 to 1."),
         (["--max-new-tokens", "9" * 30, "CAT", "What?"], 2, "max_new_tokens is 9"),
-        (["--max-new-tokens", "9" * 5000, "CAT", "What?"], 2, "Invalid value"),
         (["--temperature", "-1", "CAT", "What?"], 2, "temperature is -1"),
         (["--max-new-tokens", "0", "CAT", "What?"], 2, "max_new_tokens is 0"),
     ],

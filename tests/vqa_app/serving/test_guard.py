@@ -177,3 +177,32 @@ def test_every_answer_carries_the_policy(path):
     assert headers["x-content-type-options"] == "nosniff"
     assert "default-src 'self'" in headers["content-security-policy"]
     assert "http:" not in headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/", 200),
+        ("/vqa/", 200),
+        ("/vqa/healthz", 200),
+        ("/healthz", 200),
+        ("/vqa/echo", 200),
+        ("/vqa/vqa/echo", 200),
+        ("/vqa/elsewhere", 404),
+        ("/vqa/vqa/", 404),
+        ("/vqax/", 404),
+        ("/other/", 404),
+    ],
+)
+def test_paths_are_answered_with_and_without_the_root_path(path, status):
+    """`/vqa/echo` is a path of the application, and also its `/echo` under the root path."""
+
+    async def answer(request: Request):
+        return PlainTextResponse(request.url.path)
+
+    routes = [Route(path, answer) for path in ("/", "/healthz", "/vqa/echo")]
+    rules = AccessRules(root_path="/vqa", reachable=re.compile("/|/healthz|/vqa/echo"))
+    found = TestClient(Guard(Starlette(routes=routes), rules), "http://localhost").get(path)
+    assert found.status_code == status
+    if status == 200 and path != "/":
+        assert "Path=/vqa" in found.headers.get("set-cookie", "Path=/vqa")
