@@ -136,5 +136,5 @@ def test_a_model_is_named_by_a_string_or_a_path(tmp_path: Path) -> None:
         load_model(None)  # type: ignore[arg-type]
     with pytest.raises(VqaError, match=r"no config\.json"):
         load_model(tmp_path)
-    with pytest.raises(VqaError, match="device None cannot be used"):
+    with pytest.raises(VqaError, match="There is no device None"):
         load_model(device=None)  # type: ignore[arg-type]
