@@ -57,12 +57,14 @@ class FakeEngine:
         delay: Seconds before each word.
         attention_maps: Whether `attention_map` works.
         dropped: Value of `dropped_messages` of each answer.
+        dropped_turns: See `Answer`.
         error: Raised once, by the next answer, after `error_after` words.
         asked: Conversation and options of each question that was started.
         warmed: Each conversation that was warmed.
         begun: Set when an answer starts; clear it to use it again.
         closed: Whether `close` was called.
         system_prompts: See `ModelInfo`.
+        calibrated: See `Answer`.
         finish_reason: Of complete answers, instead of "stop".
     """
 
@@ -80,13 +82,14 @@ class FakeEngine:
         self._worker = Worker()
         self._seen: set[str] = set()
         self.dropped = 0
+        self.dropped_turns: tuple[int, ...] = ()
         self.error: BaseException | None = None
         self.error_after = 0
         self.asked: list[tuple[Conversation, GenerationOptions]] = []
         self.warmed: list[Conversation] = []
         self.begun = threading.Event()
         self.closed = False
-        self.system_prompts = True
+        self.system_prompts, self.calibrated = True, False
         self.finish_reason: FinishReason | None = None
         self._free_words, self._released = 0, threading.Event()
         if hold_after is None:
@@ -109,6 +112,7 @@ class FakeEngine:
         """Return to the state of an engine without arguments, after all questions are answered."""
         self.answer, self.delay, self.attention_maps, self.error = describe, 0.0, True, None
         self.dropped, self.system_prompts, self.finish_reason = 0, True, None
+        self.calibrated, self.dropped_turns = False, ()
         self.release()
         for _ in self._worker.stream(lambda cancelled: iter(())):
             pass
@@ -211,6 +215,8 @@ class FakeEngine:
             confidence=0.75 if words else 0.0,
             model="fake",
             dropped_messages=self.dropped,
+            dropped_turns=self.dropped_turns,
+            calibrated=self.calibrated,
         )
 
     def warm(self, conversation: Conversation, cancel: threading.Event | None = None) -> None:

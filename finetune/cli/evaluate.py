@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,7 @@ from vqa_app.cli.terminal import json_line
 from vqa_app.errors import UsageError
 
 if TYPE_CHECKING:
+    from finetune.evaluation.calibration import CalibrationReport
     from finetune.evaluation.evaluate import EvalResult
     from finetune.evaluation.metrics import PairedTest
     from vqa_app.checkpoints.loader import LoadedModel
@@ -67,6 +68,14 @@ def evaluate_command(
     max_bad: Annotated[
         int, typer.Option(min=0, help="Number of bad rows that may be skipped.")
     ] = 0,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Measure how often the model is right where it is how sure, and keep that with"
+            " the model, so that `chat` and `ask` show a confidence that can be relied on.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Evaluate a model on questions with known answers.
@@ -76,6 +85,7 @@ def evaluate_command(
     with ten answers.
     """
     from finetune.data.read import check_sources
+    from finetune.evaluation.calibration import calibrate as calibrate_model
     from finetune.evaluation.evaluate import compare, evaluate
     from finetune.evaluation.predictions import PredictionsFile
     from finetune.evaluation.questions import evaluation_identity, load_questions
@@ -106,7 +116,9 @@ def evaluate_command(
         print(f"Note: {note}", file=sys.stderr)
     for problem in questions.problems:
         print(f"Skipped: {problem}", file=sys.stderr)
-    identity = evaluation_identity(questions.questions, max_new_tokens, losses)
+    if calibrate:
+        _check_calibrating(model_options.model, model_options.adapter, len(questions.questions))
+    identity = evaluation_identity(questions.questions, max_new_tokens, losses, calibrate)
     for file, name, adapter in (
         (out, model_options.model, model_options.adapter),
         (second, against, None),
@@ -126,18 +138,25 @@ def evaluate_command(
                 out=out,
                 max_new_tokens=max_new_tokens,
                 losses=losses,
+                log_probabilities=calibrate,
                 on_progress=update,
             )
 
-    results = [measure(load_model(**model_options.load_arguments()), out)]
+    loaded = load_model(**model_options.load_arguments())
+    results = [measure(loaded, out)]
+    report = calibrate_model(loaded, results[0].predictions) if calibrate else None
     if against is not None:
         other = replace(model_options, model=against, adapter=None, revision=None)
         results.append(measure(load_model(**other.load_arguments()), second))
     test = compare(*results) if against is not None else None
     if as_json:
-        sys.stdout.write(json_line(_as_json(results, test), sys.stdout, indent=1))
+        sys.stdout.write(json_line(_as_json(results, test, report), sys.stdout, indent=1))
     else:
         _print(results, _given_names(model_options, against), test)
+    if report is not None:
+        path = report.calibration.save(loaded.source)
+        if not as_json:
+            _print_calibration(report, path)
 
 
 @app.command("verify")
@@ -172,6 +191,22 @@ def merge_command(
 
     found = merge(run, out, dtype=dtype)
     print(f"Merged into {out}. {found.summary}.")
+
+
+def _check_calibrating(model: str, adapter: str | None, questions: int) -> None:
+    """Check before anything is loaded that a calibration can be fitted and kept.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    from finetune.evaluation.calibration import check_count
+
+    check_count(questions)
+    if adapter is not None or not Path(model).expanduser().is_dir():
+        raise UsageError(
+            "A calibration is kept in the model's own folder, and there is none.",
+            "Give --model the folder of a run or of a model.",
+        )
 
 
 def _resolve_name(name: str) -> str:
@@ -231,6 +266,28 @@ def _print(results: list[EvalResult], names: list[str], test: PairedTest | None)
     print(f"{first.seconds:.1f} s", file=sys.stderr)
 
 
+def _print_calibration(report: CalibrationReport, path: Path) -> None:
+    console = Console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("confidence", "answers", "mean confidence", "right"):
+        table.add_column(name, justify="right")
+    for one in report.bins:
+        table.add_row(
+            f"{one.low:.0%} to {one.high:.0%}",
+            f"{one.answers:,}",
+            _percent(one.confidence),
+            _percent(one.accuracy),
+        )
+    console.print()
+    console.print(table)
+    calibration = report.calibration
+    print(
+        f"\nExpected calibration error: {_percent(calibration.error)} on questions that the curve"
+        f" was not fitted to; {_percent(report.error_before)} without it (mean token probability)."
+        f"\nThe curve of all {calibration.questions:,} questions is in {path}."
+    )
+
+
 def _describe_test(names: list[str], test: PairedTest) -> str:
     conclusion = "significant" if test.p_value < 0.05 else "not significant"
     return (
@@ -241,8 +298,12 @@ def _describe_test(names: list[str], test: PairedTest) -> str:
     )
 
 
-def _as_json(results: list[EvalResult], test: PairedTest | None) -> dict[str, Any]:
+def _as_json(
+    results: list[EvalResult], test: PairedTest | None, report: CalibrationReport | None
+) -> dict[str, Any]:
     values: dict[str, Any] = results[0].to_json()
+    if report is not None:
+        values |= {"calibration": asdict(report)}
     if test is not None:
         values |= {"against": results[1].to_json(), "paired_test": vars(test)}
     return values

@@ -94,6 +94,7 @@ def answer_questions(
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
     measured: Collection[str] | None = None,
+    log_probabilities: bool = False,
     on_chunk: Callable[[list[Prediction]], None] | None = None,
 ) -> list[Prediction]:
     """Answer questions greedily and score the answers.
@@ -106,6 +107,7 @@ def answer_questions(
         max_new_tokens: The longest answer.
         measured: Ids of the questions for which the loss of the correct answer is measured, with
             the pictures and with blank ones; None for all.
+        log_probabilities: Whether to measure the log probability of each prediction.
         on_chunk: Called with every few hundred predictions; an exception ends the evaluation.
 
     Raises:
@@ -114,7 +116,14 @@ def answer_questions(
     predictions: list[Prediction] = []
     for chunk, pictures in _chunks(questions):
         answered = _answer_chunk(
-            model, processor, capabilities, chunk, pictures, max_new_tokens, measured
+            model,
+            processor,
+            capabilities,
+            chunk,
+            pictures,
+            max_new_tokens,
+            measured,
+            log_probabilities,
         )
         predictions += answered
         if on_chunk:
@@ -153,8 +162,10 @@ def _answer_chunk(
     pictures: Mapping[str, Picture],
     max_new_tokens: int,
     measured: Collection[str] | None,
+    log_probabilities: bool,
 ) -> list[Prediction]:
     from vqa_app.engine.batched import answer_losses, answer_prompts
+    from vqa_app.prompts.conversation import Message
     from vqa_app.prompts.prompt import encode, template_text
 
     conversations = [question.conversation(pictures) for question in questions]
@@ -175,6 +186,14 @@ def _answer_chunk(
         measurements = answer_losses(model, processor, capabilities, encoded)
         for i, loss in zip(indices, measurements, strict=True):
             losses[i] = loss
+    own_losses: list[Any] = [None] * len(questions)
+    if log_probabilities:
+        spoken = [i for i, answer in enumerate(answers) if answer]
+        said = [conversations[i].then(Message.assistant(answers[i])) for i in spoken]
+        encoded = [encode(processor, conversation, answer_next=False) for conversation in said]
+        measurements = answer_losses(model, processor, capabilities, encoded)
+        for i, loss in zip(spoken, measurements, strict=True):
+            own_losses[i] = loss
     return [
         Prediction(
             id=question.id,
@@ -188,10 +207,12 @@ def _answer_chunk(
             loss=loss and loss.per_token,
             answer_tokens=loss and loss.tokens,
             image_gain=blank and blank.per_token - loss.per_token,
+            log_probability=own and -own.nats,
+            token_confidence=own and math.exp(-own.per_token),
             prompt=template_text(processor, conversation, answer_next=True),
         )
-        for question, conversation, answer, loss, blank in zip(
-            questions, conversations, answers, picture_losses, blank_losses, strict=True
+        for question, conversation, answer, loss, blank, own in zip(
+            questions, conversations, answers, picture_losses, blank_losses, own_losses, strict=True
         )
     ]
 
@@ -206,6 +227,7 @@ def evaluate(
     limit: int | None = None,
     history: bool = False,
     losses: int = MEASURED_LOSSES,
+    log_probabilities: bool = False,
     max_bad: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
@@ -223,6 +245,8 @@ def evaluate(
         limit: The maximum number of questions, chosen evenly.
         history: Whether to put earlier turns with their correct answers before a question.
         losses: The number of questions, chosen evenly, whose loss and image gain are measured.
+        log_probabilities: Whether to measure the log probability of each prediction, to calibrate
+            with.
         max_bad: The number of bad rows that may be skipped.
         on_progress: Called with the number of questions answered and the total.
 
@@ -242,7 +266,9 @@ def evaluate(
     questions = data.questions
     loaded = model if isinstance(model, LoadedModel) else load_model(str(model))
     started = time.monotonic()
-    identity = evaluation_identity(questions, max_new_tokens, losses) | _model_identity(loaded)
+    identity = evaluation_identity(
+        questions, max_new_tokens, losses, log_probabilities
+    ) | _model_identity(loaded)
     file = PredictionsFile(Path(out), identity) if out else None
     done = {p.id: p for p in file.resume()} if file else {}
     remaining = [question for question in questions if question.id not in done]
@@ -263,6 +289,7 @@ def evaluate(
         remaining,
         max_new_tokens=max_new_tokens,
         measured={question.id for question in evenly_spaced(questions, losses)},
+        log_probabilities=log_probabilities,
         on_chunk=save,
     )
     predictions = [done[question.id] for question in questions]

@@ -34,6 +34,11 @@ class Prediction:
     answer_tokens: int | None = None
     image_gain: float | None = None
     """Loss with blank pictures minus loss with the pictures, in nats per token."""
+    log_probability: float | None = None
+    """Of the prediction and its end token, in nats; measured for calibration only, and not for
+    empty predictions."""
+    token_confidence: float | None = None
+    """Geometric mean of those tokens' probabilities."""
     prompt: str = ""
     """The exact prompt, with one placeholder per picture."""
 

@@ -198,7 +198,10 @@ def _find_unreadable(
 
 
 def evaluation_identity(
-    questions: Sequence[Question], max_new_tokens: int, losses: int
+    questions: Sequence[Question],
+    max_new_tokens: int,
+    losses: int,
+    log_probabilities: bool = False,
 ) -> dict[str, Any]:
     """Return what identifies an evaluation besides the model; it must be equal to continue one."""
     digest = hashlib.sha256()
@@ -215,6 +218,7 @@ def evaluation_identity(
         "history": any(question.history for question in questions),
         "max_new_tokens": max_new_tokens,
         "losses": losses,
+        **({"log_probabilities": True} if log_probabilities else {}),
     }
 
 

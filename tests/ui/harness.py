@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,10 @@ def in_english(message: Any) -> str:
         return " ".join(map(in_english, message))
     if isinstance(message, str):
         return message
-    return str(catalogue("en")[message["key"]]).format(**message["values"])
+    text, values = catalogue("en")[message["key"]], message["values"]
+    if not isinstance(text, str):
+        text = text["one" if values["count"] == 1 else "other"]
+    return text.format(**values)
 
 
 class ChatHarness:
@@ -50,12 +54,18 @@ class ChatHarness:
         folder: Where conversations and pictures are stored.
         engines: Engines by the key of their model; the first is the default. An exception instead
             of an engine is raised when the model is loaded.
+
+    Attributes:
+        sources: Sources of models by key, where they are not their keys.
     """
 
     def __init__(self, folder: Path, engines: dict[str, Engine | Exception]) -> None:
         self.engines = engines
+        self.sources: dict[str, str] = {}
         self.pool = EnginePool(
-            self._load, lambda: [choice(key) for key in engines], next(iter(engines))
+            self._load,
+            lambda: [replace(choice(key), source=self.sources.get(key, key)) for key in engines],
+            next(iter(engines)),
         )
         self.store = Store(folder / "chats.sqlite")
         self.picture_store = PictureStore(folder / "pictures")

@@ -19,6 +19,11 @@ import vqa_app.builtin
 from finetune.pretrain.sequences import turns_of
 from finetune.pretrain.world.rooms.shapes.room import SHAPES
 from finetune.pretrain.world.wording.phrasing import with_article
+from vqa_app.checkpoints.loader import load_model
+from vqa_app.engine.local import LocalEngine
+from vqa_app.engine.protocol import Answer
+from vqa_app.engine.scoring import log_probabilities
+from vqa_app.prompts.conversation import Conversation
 
 FOLDER = Path(vqa_app.builtin.__file__).parent
 MB = 10**6
@@ -62,6 +67,29 @@ def test_it_is_small() -> None:
     assert shards
     assert max(shard.stat().st_size for shard in shards) <= 15 * MB
     assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) <= 40 * MB
+
+
+def test_its_calibration_was_measured_with_the_shipped_weights() -> None:
+    calibration = load_model("builtin").calibration
+    assert calibration is not None, "run `vqa-app eval --calibrate` again; see MODEL_CARD.md"
+    assert calibration.error <= 0.05
+    assert calibration.questions >= 1000
+
+
+def test_an_answer_has_the_confidence_that_was_calibrated_for_its_probability() -> None:
+    loaded = load_model("builtin")
+    engine = LocalEngine(loaded)
+    scene = SHAPES.make(random.Random(3), "test")
+    question = Conversation.ask("How many objects are there?", SHAPES.draw(scene))
+    *_, said = engine.stream(question)
+    assert isinstance(said, Answer)
+    words = engine._call(lambda: log_probabilities(engine._runtime, question, said.text))
+    assert loaded.calibration is not None
+    assert said.calibrated
+    assert said.confidence == pytest.approx(
+        loaded.calibration.probability(float(words.sum())), abs=1e-3
+    )
+    engine.close()
 
 
 def test_its_tokenizer_round_trips_any_text(parts: Parts) -> None:

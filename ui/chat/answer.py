@@ -120,6 +120,8 @@ class RunningAnswer:
             with self._pool.lease(self._model) as engine:
                 facts["context"] = engine.info.context_length
                 conversation, options = self._prepare(engine)
+                if options.temperature is not None:
+                    facts["temperature"] = options.temperature
                 for event in engine.stream(conversation, options, self._cancel):
                     if isinstance(event, Status):
                         self._publish(state=event.state, place=event.place)

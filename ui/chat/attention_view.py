@@ -41,6 +41,7 @@ def explain_answer(service: ChatService, owner: str, request: PageRequest) -> di
         "question": turn.question,
         "answer": turn.answer,
         "confidence": turn.facts.get("confidence"),
+        "calibrated": turn.facts.get("calibrated") is True,
         "model": service.pool.find(settings.model).label,
         "answered_by": turn.facts.get("model"),
         "words": [],

@@ -56,8 +56,12 @@ def compare_models(
                     text, answer = news
                     side["html"] = partial_html(text)
                     if answer:
-                        confidence = answer_facts(answer).get("confidence")
-                        side.update(state=turn_state(answer), confidence=confidence)
+                        facts = answer_facts(answer)
+                        side.update(
+                            state=turn_state(answer),
+                            confidence=facts.get("confidence"),
+                            calibrated=facts["calibrated"],
+                        )
                     yield {"compared": sides}
     for side in sides:
         if side["state"] != "answered":

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import asdict
 from typing import Any
 
 from ui.chat import examples
 from ui.chat.model_picker import model_list
-from ui.chat.requests import PageRequest, PageUpdate, conversation_id, log_error
+from ui.chat.requests import PageRequest, PageUpdate, conversation_id
 from ui.chat.service import ChatService
-from ui.texts import entry
 from vqa_app.errors import UsageError
-from vqa_app.files import is_disk_error
 
 
 def handle_action(service: ChatService, owner: str, request: PageRequest) -> PageUpdate:
@@ -46,7 +43,8 @@ def handle_action(service: ChatService, owner: str, request: PageRequest) -> Pag
             service.stop(owner, conversation)
             for digest in unused:
                 service.picture_store.remove(digest)
-            _examples(service, owner)  # restores the pictures of the cards that are shown
+            # Restores the pictures of the cards that are shown.
+            examples.first_screen(service, owner)
             if request.get("shown") == conversation:
                 conversation = None
             else:
@@ -55,7 +53,7 @@ def handle_action(service: ChatService, owner: str, request: PageRequest) -> Pag
             service.stop(owner, conversation)
             for digest in service.store.delete_turn(owner, chat, turn):
                 service.picture_store.remove(digest)
-            _examples(service, owner)
+            examples.first_screen(service, owner)
         case "branch":
             service.store.show_branch(owner, chat, turn)
         case "stop":
@@ -79,7 +77,7 @@ def handle_action(service: ChatService, owner: str, request: PageRequest) -> Pag
             service.save_settings(owner, _changes(request))
             return {"settings": _settings(service, owner)}
         case "scene":
-            return {"scene": service.add_example(owner, *examples.new_scene())}
+            return {"scene": examples.add_scene(service, owner)}
         case other:
             raise UsageError(f"Unknown request {str(other)[:40]!r}.", "Reload the page.")
     return {"view": service.view(owner, conversation), **service.conversation_list(owner)}
@@ -101,29 +99,10 @@ def initial_state(service: ChatService, owner: str, request: PageRequest) -> Pag
         "hello": True,
         "models": model_list(service, owner)["models"],
         "settings": _settings(service, owner),
-        "examples": {
-            "cards": _examples(service, owner),
-            "about": entry(
-                "start.aboutBuiltIn" if service.pool.default == "builtin" else "start.aboutOther"
-            ),
-        },
+        "examples": examples.first_screen(service, owner),
         **service.conversation_list(owner),
         "view": service.view(owner, conversation),
     }
-
-
-def _examples(service: ChatService, owner: str) -> list[dict[str, Any]]:
-    """Return the example cards, whose pictures are stored as the owner's.
-
-    Returns none if the disk is full, so that the page still opens.
-    """
-    try:
-        return [service.add_example(owner, *card) for card in examples.cards()]
-    except (OSError, sqlite3.OperationalError) as error:
-        if not is_disk_error(error):
-            raise
-        log_error(error)
-        return []
 
 
 def _settings(service: ChatService, owner: str) -> dict[str, Any]:

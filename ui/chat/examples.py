@@ -1,15 +1,38 @@
-"""Example pictures with questions, generated from the world that the built-in model knows."""
+"""The first screen: example pictures with questions that suit the model in use.
+
+The pictures are generated from the world that the built-in model knows.
+"""
 
 from __future__ import annotations
 
 import random
 import secrets
+import sqlite3
 from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from PIL import Image
 
-from vqa_app.errors import UsageError
+from ui.chat.requests import log_error
+from ui.texts import entry
+from vqa_app.checkpoints.manifest import read_manifest
+from vqa_app.checkpoints.source import BUILTIN
+from vqa_app.errors import ModelError, UsageError
+from vqa_app.files import is_disk_error
 
+if TYPE_CHECKING:
+    from ui.chat.service import ChatService
+    from vqa_app.serving.engine_pool import ModelChoice
+
+Knowledge: TypeAlias = Literal["drawings", "trained", "general"]
+"""What a model knows: the built-in one's drawings, these and somebody's own data, or much more."""
+ABOUT: dict[Knowledge, str] = {
+    "drawings": "start.aboutBuiltIn",
+    "trained": "start.aboutTrained",
+    "general": "start.aboutOther",
+}
+"""Keys of the text below the examples."""
 CARDS = (
     (29, "shapes", "What is above the rectangle?"),
     (26, "things", "Where is the mushroom?"),
@@ -17,6 +40,13 @@ CARDS = (
     (24, "digits", "What number is shown?"),
 )
 """Number and room of a scene, and a question that the picture suggests."""
+GENERAL_QUESTIONS = (
+    "Describe this picture in one sentence.",
+    "Which things are shown, and where?",
+    "What does this chart say?",
+    "What is written here?",
+)
+"""Questions for the same pictures that suit any model which describes pictures."""
 WELL_ANSWERED = frozenset(
     ("colour", "shape", "size", "fill", "position", "relation", "existence", "negation", "absent")
 )
@@ -26,12 +56,60 @@ MAX_SHAPES = 4
 _TRIES = 100
 
 
+def knowledge(choice: ModelChoice) -> Knowledge:
+    """Return what a model knows, as far as the first screen is concerned."""
+    if choice.source == BUILTIN:
+        return "trained" if choice.adapter else "drawings"
+    folder = Path(choice.source)
+    try:
+        manifest = read_manifest(folder) if folder.is_dir() else None
+    except ModelError:
+        return "general"
+    return "trained" if manifest is not None and manifest.base.name == BUILTIN else "general"
+
+
+def first_screen(service: ChatService, owner: str) -> dict[str, Any]:
+    """Return the example cards and a text about the owner's model.
+
+    The pictures of the cards are stored as the owner's. There are none if the disk is full, so that
+    the page still opens.
+    """
+    choice = _choice(service, owner)
+    knows = knowledge(choice)
+    shown: list[dict[str, Any]] = []
+    try:
+        for (image, question), general in zip(cards(), GENERAL_QUESTIONS, strict=True):
+            asked = general if knows == "general" else question
+            shown.append(service.add_example(owner, image, asked))
+    except (OSError, sqlite3.OperationalError) as error:
+        if not is_disk_error(error):
+            raise
+        log_error(error)
+        shown = []
+    return {"cards": shown, "about": entry(ABOUT[knows], model=choice.label)}
+
+
+def _choice(service: ChatService, owner: str) -> ModelChoice:
+    try:
+        return service.pool.find(service.settings(owner).model)
+    except ModelError:  # the chosen run has been deleted
+        return service.pool.find(None)
+
+
 @cache
 def cards() -> tuple[tuple[Image.Image, str], ...]:
     """Return pictures and questions for the empty screen."""
     from finetune.pretrain.world import sample_scene
 
     return tuple((sample_scene(seed, room)[0], question) for seed, room, question in CARDS)
+
+
+def add_scene(service: ChatService, owner: str) -> dict[str, Any]:
+    """Store a new picture as the owner's and return it with a question that suits their model."""
+    image, question = new_scene()
+    if knowledge(_choice(service, owner)) == "general":
+        question = GENERAL_QUESTIONS[0]
+    return service.add_example(owner, image, question)
 
 
 def new_scene() -> tuple[Image.Image, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ui.chat.examples import first_screen
 from ui.texts import find_texts
 from vqa_app.errors import ModelError, VqaError
 from vqa_app.serving.engine_pool import ModelStatus
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 def model_list(service: ChatService, owner: str) -> PageUpdate:
     """Return the available models, the owner's model and its status.
 
-    `loading` describes the model that the owner has chosen and that is still loading.
+    `loading` describes the model that the owner has chosen and that is still loading. `examples`
+    are there if the owner's model has just changed.
     """
+    before = service.settings(owner).model
     loading = _pending_model(service, owner)
     key = service.settings(owner).model
     try:
@@ -29,7 +32,10 @@ def model_list(service: ChatService, owner: str) -> PageUpdate:
         status = service.pool.status()
     previous = service.settings(owner).model_before or service.pool.default
     models = _models(service, status, previous)
-    return {"models": {**models, "loading": loading} if loading else models}
+    update: PageUpdate = {"models": {**models, "loading": loading} if loading else models}
+    if service.settings(owner).model != before:  # the first screen follows the model in use
+        update["examples"] = first_screen(service, owner)
+    return update
 
 
 def _pending_model(service: ChatService, owner: str) -> dict[str, Any] | None:

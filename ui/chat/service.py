@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -25,10 +26,16 @@ from ui.chat.requests import (
     text_list,
 )
 from ui.chat.settings import ChatSettings
-from ui.chat.views import build_conversation, conversation_view, make_title, picture_view
+from ui.chat.views import (
+    build_conversation,
+    conversation_view,
+    make_title,
+    picture_view,
+    same_questions,
+)
 from ui.storage.database import Store, StoredTurn
 from ui.storage.picture_files import PictureStore
-from vqa_app.engine.protocol import Engine, GenerationOptions
+from vqa_app.engine.protocol import Engine, GenerationOptions, vary
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.pictures.picture import ImageLimits
 from vqa_app.prompts.conversation import Conversation
@@ -96,9 +103,13 @@ class ChatService:
 
         def prepare(engine: Engine) -> tuple[Conversation, GenerationOptions]:
             path = self.store.path_to(owner, conversation, turn.id)
+            options = settings.options(engine.info.defaults)
+            if number := len(self._earlier_answers(owner, conversation, turn, settings)):
+                chosen = replace(options, temperature=settings.temperature)
+                options = vary(chosen, engine.info.defaults, number)
             return (
                 build_conversation(path, self.picture_store.get, settings.system_for(engine.info)),
-                settings.options(engine.info.defaults),
+                options,
             )
 
         with self._opening:  # two tabs cannot ask in one conversation at the same time
@@ -116,6 +127,17 @@ class ChatService:
                 self._running_answers[turn.id] = answer
         answer.start(lambda: self._remove_answer(turn.id))
         return answer
+
+    def _earlier_answers(
+        self, owner: str, conversation: str, turn: StoredTurn, settings: ChatSettings
+    ) -> list[StoredTurn]:
+        """Return the complete answers that the same model gave to the same question."""
+        model = self.pool.find(settings.model).label
+        return [
+            other
+            for other in same_questions(self.store.turns(owner, conversation), turn)
+            if (other.facts.get("model"), other.facts.get("style")) == (model, settings.style)
+        ]
 
     def _remove_answer(self, turn: str) -> None:
         with self._lock:

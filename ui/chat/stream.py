@@ -23,9 +23,10 @@ def turn_state(answer: Answer) -> State:
 
 def answer_facts(answer: Answer) -> dict[str, Any]:
     """Return the figures of an answer that are stored with its turn, without those that are NaN."""
-    facts = {
+    facts: dict[str, Any] = {
         "finish": answer.finish_reason,
         "confidence": round(answer.confidence, 4),
+        "calibrated": answer.calibrated,
         "prompt_tokens": answer.prompt_tokens,
         "image_tokens": answer.image_tokens,
         "cached_tokens": answer.cached_tokens,
@@ -33,8 +34,9 @@ def answer_facts(answer: Answer) -> dict[str, Any]:
         "seconds": round(answer.seconds_to_first_token, 3),
         "speed": round(answer.tokens_per_second, 1),
         "dropped": answer.dropped_messages,
+        "dropped_turns": list(answer.dropped_turns),
     }
-    return {k: v for k, v in facts.items() if isinstance(v, str) or math.isfinite(v)}
+    return {k: v for k, v in facts.items() if not isinstance(v, float) or math.isfinite(v)}
 
 
 def poll_events(

@@ -6,19 +6,26 @@ rendered here, are inserted as HTML.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ui.chat.markdown import to_html
+from ui.chat.requests import MAX_PICTURES
 from ui.storage.database import Store, StoredTurn
-from ui.texts import find_texts
+from ui.texts import Entry, entry, find_texts
+from vqa_app.engine.protocol import GenerationOptions
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import SHORT_STYLE, Conversation, Message
 
 HIGH_IMAGE_GAIN, LOW_IMAGE_GAIN = 1.5, 0.4
-"""Thresholds of the image gain, in nats: an answer 4.5 and 1.5 times as likely with the pictures.
-They apply to the whole answer, because most words of a sentence ("The shape is a ...") need no
-picture."""
+"""Thresholds of the image gain, in nats: an answer 4.5 and 1.5 times as likely with the pictures as
+with blank ones. They apply to the whole answer, because most words of a sentence ("The shape is a
+...") need no picture. A high gain does not make an answer right: wrong ones have it as well."""
+_FEW_QUESTIONS = 4
+"""The page warns when no more than these fit into the context."""
+_SHORT_TURN = 24
+"""Tokens of a short question with its answer."""
 
 
 def build_conversation(
@@ -70,13 +77,45 @@ def ended_text(turn: StoredTurn) -> str:
     return _ENDS.get(str(turn.facts.get("finish")), "")
 
 
+def same_questions(turns: Sequence[StoredTurn], turn: StoredTurn) -> list[StoredTurn]:
+    """Return the earlier turns in the same place that ask the same and have a complete answer."""
+    before = itertools.takewhile(lambda other: other.id != turn.id, turns)
+    asked = (turn.parent, turn.question, turn.pictures)
+    return [
+        other
+        for other in before
+        if (other.parent, other.question, other.pictures) == asked and other.state == "answered"
+    ]
+
+
+def repeated_answer(turns: Sequence[StoredTurn], turn: StoredTurn) -> Entry | None:
+    """Return what to say about a second answer of a model: sampled, or why it is the first again.
+
+    Args:
+        turns: All turns of the conversation, in the order of creation.
+        turn: One of them.
+    """
+    facts = turn.facts
+    asked = (facts.get("model"), facts.get("style"))
+    earlier = [
+        other
+        for other in same_questions(turns, turn)
+        if (other.facts.get("model"), other.facts.get("style")) == asked
+    ]
+    temperature = facts.get("temperature")
+    if turn.state != "answered" or not earlier or temperature is None:
+        return None
+    if any(other.answer == turn.answer for other in earlier):
+        key = "chat.sameSampled" if temperature else "chat.sameAtZero"
+        return entry(key, temperature=temperature)
+    return entry("chat.sampled", temperature=temperature) if temperature else None
+
+
 def image_gain_level(gain: float) -> str:
     """Return the level of a whole answer's image gain, in nats; the page has a text for each."""
     if gain >= HIGH_IMAGE_GAIN:
-        return "well"
-    if gain >= LOW_IMAGE_GAIN:
-        return "some"
-    return "not"
+        return "much"
+    return "some" if gain >= LOW_IMAGE_GAIN else "not"
 
 
 def conversation_view(store: Store, owner: str, conversation: str | None) -> dict[str, Any]:
@@ -85,19 +124,22 @@ def conversation_view(store: Store, owner: str, conversation: str | None) -> dic
         return {"conversation": None, "title": "", "turns": [], "meter": None}
     turns = store.path(owner, conversation)
     siblings = store.siblings(owner, conversation)
+    everything = store.turns(owner, conversation)
     shown: list[dict[str, Any]] = []
     for number, (turn, pictures) in enumerate(zip(turns, number_pictures(turns), strict=True), 1):
-        entry = turn_view(store, owner, turn, pictures)
+        turn_shown = turn_view(store, owner, turn, pictures)
         family = siblings[turn.id]
         place = family.index(turn.id)
-        entry["number"] = number
-        entry["branches"] = {
+        turn_shown["number"] = number
+        if place and (again := repeated_answer(everything, turn)):
+            turn_shown["facts"]["again"] = again
+        turn_shown["branches"] = {
             "at": place + 1,
             "of": len(family),
             "before": family[place - 1] if place else None,
             "after": family[place + 1] if place + 1 < len(family) else None,
         }
-        shown.append(entry)
+        shown.append(turn_shown)
     _mark_left_out(shown, turns)
     return {
         "conversation": conversation,
@@ -163,20 +205,50 @@ def picture_view(digest: str, name: str, facts: dict[str, Any]) -> dict[str, Any
 def _mark_left_out(shown: list[dict[str, Any]], turns: Sequence[StoredTurn]) -> None:
     """Mark the turns that were dropped from the prompt of the latest answer."""
     answered = [turn for turn in turns if turn.answer]
-    messages = int(answered[-1].facts.get("dropped", 0)) if answered else 0
-    left_out = {turn.id for turn in answered[: (messages + 1) // 2]}
-    for entry in shown:
-        entry["left_out"] = entry["id"] in left_out
+    facts = answered[-1].facts if answered else {}
+    messages = int(facts.get("dropped", 0))
+    # Up to version 0.2.0 only their number is known; they were the oldest.
+    numbers = facts.get("dropped_turns") or range((messages + 1) // 2)
+    left_out = {answered[number].id for number in numbers if number < len(answered)}
+    for turn_shown in shown:
+        turn_shown["left_out"] = turn_shown["id"] in left_out
 
 
-def _context_usage(turns: Sequence[StoredTurn]) -> dict[str, int] | None:
-    """Return the tokens that the latest prompt and answer use, and the context length."""
-    for turn in reversed(turns):
-        if "prompt_tokens" in turn.facts and turn.facts.get("context"):
-            used = turn.facts["prompt_tokens"] + turn.facts.get("new_tokens", 0)
-            return {
-                "used": used,
-                "image": turn.facts.get("image_tokens", 0),
-                "limit": turn.facts["context"],
-            }
-    return None
+def _context_usage(turns: Sequence[StoredTurn]) -> dict[str, Any] | None:
+    """Return how full the context is after the latest answer, and what that means.
+
+    `level` is "ok", "soon" if few more questions fit, or "full" if turns are left out already.
+    Unless it is "ok", `text` says so and `pictures` are those that a new chat would start with.
+    """
+    number = next(
+        (k for k in reversed(range(len(turns))) if "prompt_tokens" in turns[k].facts), None
+    )
+    if number is None or not turns[number].facts.get("context"):
+        return None
+    facts = turns[number].facts
+    limit, image = facts["context"], facts.get("image_tokens", 0)
+    used = facts["prompt_tokens"] + facts.get("new_tokens", 0)
+    left_out = facts.get("dropped", 0) // 2
+    typical = max(_SHORT_TURN, (used - image) // (number + 1 - left_out))
+    room = limit - used - min(GenerationOptions.max_new_tokens, limit // 8)
+    more = max(0, room // typical)
+    level, text = "ok", None
+    if left_out:
+        level = "full"
+        text = entry("chat.meterLeftOut", count=left_out)
+    elif more:
+        if more <= _FEW_QUESTIONS:
+            level = "soon"
+            text = entry("chat.meterRoom", count=more)
+    else:
+        level = "soon"
+        text = entry("chat.meterLast")
+    pictures = dict.fromkeys(digest for turn in turns for digest in turn.pictures)
+    return {
+        "used": used,
+        "image": image,
+        "limit": limit,
+        "level": level,
+        "text": text,
+        "pictures": list(pictures)[-MAX_PICTURES:] if text else [],
+    }

@@ -121,7 +121,7 @@
                   ? el("button.link", { onclick: () => vqa.send("act", { do: "cancel-load", model: models[position] }) }, t("page.cancel"))
                   : null),
           side.html && side.state === "stopped" ? el("p.facts", {}, t("compare.stopped")) : null,
-          side.confidence ? el("p.facts", {}, t("page.sure", { share: vqa.percent(side.confidence) })) : null))));
+          side.confidence ? el("p.facts", {}, vqa.confidence(side)) : null))));
     vqa.codeButtons($("compared"));
   }
 })();

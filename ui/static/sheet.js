@@ -106,7 +106,7 @@
   };
 
   /** Keys of the texts for the levels of the image gain. */
-  vqa.GAINS = { well: "look.well", some: "look.some", not: "look.not" };
+  vqa.GAINS = { much: "look.much", some: "look.some", not: "look.not" };
   vqa.on("looked", (found) => {
     if (!$("sheet").open || found.turn !== expected) return;
     const drawers = found.pictures.map((picture) => overlay(picture));
@@ -130,7 +130,7 @@
       } });
     const head = el("div.verdict", {});
     if (found.level) head.append(el(`span.badge.${found.level}`, {}, t(vqa.GAINS[found.level])));
-    if (found.confidence) head.append(el("span.facts", {}, t("page.sure", { share: vqa.percent(found.confidence) })));
+    if (found.confidence) head.append(el("span.facts", {}, vqa.confidence(found)));
     const notes = [];
     if (found.gain !== undefined) {
       notes.push(el("p.note", {}, comparedWithGrey(found.gain, found.pictures.length)));
@@ -157,7 +157,7 @@
     const times = factor > 1000
       ? t("look.over", { number: 1000 })
       : vqa.number(factor, { minimumFractionDigits: digits, maximumFractionDigits: digits });
-    return t(gain > 0 ? "look.likelier" : "look.lessLikely", { count, times });
+    return `${t(gain > 0 ? "look.likelier" : "look.lessLikely", { count, times })} ${t("look.noVerdict")}`;
   }
 
   function overlay(picture) {

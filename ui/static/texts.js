@@ -22,6 +22,9 @@
   };
   vqa.number = (value, options) => value.toLocaleString(locale, options);
   vqa.percent = (share) => vqa.number(share, { style: "percent", maximumFractionDigits: 0 });
+  /** Returns what the confidence of an answer says: how likely it is right, or how sure the model is of its words. */
+  vqa.confidence = ({ confidence, calibrated }) =>
+    vqa.t(calibrated ? "page.likelyRight" : "page.sureOfWords", { share: vqa.percent(Math.min(0.99, confidence)) });
   vqa.duration = (seconds) => {
     const [value, unit] = seconds < 90 ? [seconds, "second"] : [seconds / 60, "minute"];
     return vqa.number(Math.round(value), { style: "unit", unit });

@@ -199,12 +199,14 @@
       parts.push(button("again", t("chat.again"), () => vqa.ask({ again: turn.id }, turn)));
     }
     const quiet = [];
-    if (answered && facts.confidence) quiet.push(t("page.sure", { share: vqa.percent(facts.confidence) }));
+    if (answered && facts.confidence) quiet.push(vqa.confidence(facts));
+    if (facts.again) quiet.push(vqa.message(facts.again));
     if (facts.ended?.length) quiet.push(vqa.message(facts.ended));
     if (facts.model) quiet.push(facts.model);
     if (quiet.length) {
       const title = facts.new_tokens
-        ? t("chat.figures", { prompt: facts.prompt_tokens, image: facts.image_tokens, cached: facts.cached_tokens,
+        ? `${t(facts.calibrated ? "page.likelyRightMore" : "page.sureOfWordsMore")}\n` +
+          t("chat.figures", { prompt: facts.prompt_tokens, image: facts.image_tokens, cached: facts.cached_tokens,
           generated: facts.new_tokens, seconds: facts.seconds })
         : null;
       parts.push(el("span.facts", { title }, quiet.join(" · ")));
@@ -289,12 +291,13 @@
     if (!value) return;
     const share = Math.min(1, value.used / value.limit);
     node.querySelector(".fill").style.width = `${Math.max(2, share * 100)}%`;
-    node.classList.toggle("full", share > 0.85);
+    node.classList.toggle("full", value.level !== "ok");
     const words = t("chat.meterTokens", value);
     node.querySelector(".words").textContent = words;
     node.setAttribute("aria-valuenow", value.used);
     node.setAttribute("aria-valuemax", value.limit);
     node.setAttribute("aria-valuetext", words);
+    if (value.text) node.querySelector(".words").textContent = `${words}. ${vqa.message(value.text)}`;
     node.title = t("chat.meterMore", { tokens: words, image: value.image });
   }
 

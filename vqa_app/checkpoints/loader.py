@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from vqa_app.checkpoints import adapters
+from vqa_app.checkpoints.calibration import Calibration, read_calibration
 from vqa_app.checkpoints.manifest import read_manifest
 from vqa_app.checkpoints.memory import check_memory
 from vqa_app.checkpoints.processor import load_processor
@@ -56,6 +58,11 @@ class LoadedModel:
     def label(self) -> str:
         """Names of model and adapter."""
         return f"{self.name} + {self.adapter}" if self.adapter else self.name
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What `vqa-app eval --calibrate` found out about these weights."""
+        return read_calibration(self.source, self.fingerprint, self.quantization)
 
     @property
     def system_prompts(self) -> bool:

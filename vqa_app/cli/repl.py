@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.console import Console
 from vqa_app.cli.picture_args import read_picture
 from vqa_app.cli.reply import AnswerOptions, Reply, print_notes, reply_to
 from vqa_app.cli.terminal import write_stdout
-from vqa_app.engine.protocol import Engine
+from vqa_app.engine.protocol import Engine, GenerationOptions, vary
 from vqa_app.errors import UsageError, VqaError
 from vqa_app.pictures.picture import ImageLimits, Picture
 from vqa_app.prompts.conversation import Conversation, Message
@@ -23,7 +24,7 @@ from vqa_app.suggestions import suggest
 
 HELP = """\
 /image FILE...   add pictures to the next question (files or http(s) addresses)
-/retry           answer the last question again
+/retry           answer the last question again, differently if the temperature allows it
 /save FILE.json  save the dialogue with its pictures; `vqa-app chat` can import the file
 /quit            quit (Ctrl-D does so too, and Ctrl-C between answers)
 Ctrl-C during an answer stops it and keeps what was written so far."""
@@ -47,6 +48,8 @@ class Dialogue:
         self._conversation = Conversation()
         self._next: list[Picture] = []
         """Pictures for the next question."""
+        self._retries = 0
+        """How often the last question was answered again."""
         self._cancel_warming: threading.Event | None = None
 
     def run(self, pictures: list[Picture]) -> None:
@@ -123,6 +126,7 @@ class Dialogue:
     def _ask(self, conversation: Conversation) -> None:
         reply = self._stream(conversation)
         if reply is not None:
+            self._retries = 0
             self._conversation = conversation.then(Message.assistant(reply.text))
             self._next = []
 
@@ -130,11 +134,20 @@ class Dialogue:
         messages = self._conversation.messages
         if not messages:
             raise UsageError("There is no question to answer again.", "Ask a question first.")
-        reply = self._stream(Conversation(messages[:-1]))
+        earlier = messages[-1].text
+        self._retries += 1
+        generation = vary(self._options.generation, self._engine.info.defaults, self._retries)
+        reply = self._stream(
+            Conversation(messages[:-1]), replace(self._options, generation=generation)
+        )
         if reply is not None:
+            if reply.text == earlier:
+                self._print(f"The same answer again{_reason(self._options, generation)}.")
             self._conversation = Conversation((*messages[:-1], Message.assistant(reply.text)))
 
-    def _stream(self, conversation: Conversation) -> Reply | None:
+    def _stream(
+        self, conversation: Conversation, options: AnswerOptions | None = None
+    ) -> Reply | None:
         """Answer the last message; return None if Ctrl-C is pressed before the first word."""
         parts: list[str] = []
 
@@ -143,7 +156,9 @@ class Dialogue:
             write_stdout(text)
 
         try:
-            reply = reply_to(self._engine, conversation, self._options, write, self._console)
+            reply = reply_to(
+                self._engine, conversation, options or self._options, write, self._console
+            )
         except KeyboardInterrupt:  # leaving the stream stops the model
             print()
             text = "".join(parts)
@@ -166,6 +181,15 @@ class Dialogue:
 
     def _print(self, text: str) -> None:
         self._console.print(text, style="dim", markup=False, soft_wrap=True)
+
+
+def _reason(options: AnswerOptions, generation: GenerationOptions) -> str:
+    """Return why a second answer may equal the first."""
+    if options.choices:
+        return ": --choices are scored, not sampled"
+    if generation.temperature:
+        return f", though sampled at temperature {generation.temperature:g}"
+    return ": --temperature 0 always gives the same"
 
 
 def _words(text: str) -> list[str]:

@@ -9,7 +9,14 @@ from typing import Any
 from rich.console import Console
 
 from vqa_app.cli.terminal import spinner
-from vqa_app.engine.protocol import Answer, Delta, Engine, GenerationOptions, Status
+from vqa_app.engine.protocol import (
+    Answer,
+    Delta,
+    Engine,
+    GenerationOptions,
+    Status,
+    confidence_text,
+)
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import Conversation
 
@@ -51,6 +58,7 @@ class Reply:
         row: dict[str, Any] = {
             "answer": self.text,
             "confidence": round(self.confidence, 4),
+            "calibrated": self.answer is not None and self.answer.calibrated,
             "abstained": self.abstained,
         }
         if self.abstained:
@@ -59,7 +67,7 @@ class Reply:
             row["choices"] = {text: round(p, 4) for text, p in self.probabilities.items()}
         if self.answer is not None:
             details = asdict(self.answer)
-            for name in ("text", "confidence", "model"):
+            for name in ("text", "confidence", "calibrated", "model"):
                 del details[name]
             row |= {
                 key: round(value, 4) if isinstance(value, float) else value
@@ -148,13 +156,13 @@ def print_notes(reply: Reply, console: Console) -> None:
         )
     if answer is not None and answer.dropped_messages:
         console.print(
-            f"The model's context is full: the oldest {answer.dropped_messages} messages were"
-            " left out.",
+            f"The model's context is full: {answer.dropped_messages} earlier messages were left"
+            " out, pictures last.",
             style="dim",
         )
     if not console.is_terminal:
         return
-    facts = [f"confidence {reply.confidence:.0%}"]
+    facts = [confidence_text(reply.confidence, answer is not None and answer.calibrated)]
     if reply.probabilities is not None:
         facts = [f"{text} {p:.0%}" for text, p in reply.probabilities.items()]
     if answer is not None:

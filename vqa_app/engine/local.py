@@ -36,12 +36,13 @@ from vqa_app.engine.sampling import Sampler, default_options
 from vqa_app.engine.scoring import image_gain, score
 from vqa_app.engine.worker import Cancelled, Worker
 from vqa_app.errors import ContextOverflowError, ModelError, UsageError
-from vqa_app.prompts.conversation import Conversation
+from vqa_app.prompts.conversation import Conversation, Message
 from vqa_app.prompts.prompt import Prompt, count_text_tokens, encode, end_token_ids
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from vqa_app.checkpoints.calibration import Calibration
     from vqa_app.checkpoints.loader import LoadedModel
     from vqa_app.pictures.picture import Picture
 
@@ -57,20 +58,29 @@ class _Draft:
 
     prompt_tokens: int = 0
     image_tokens: int = 0
-    dropped_messages: int = 0
+    dropped_turns: tuple[int, ...] = ()
     cached_tokens: int = 0
     started: float = field(default_factory=time.perf_counter)
     first_token_time: float | None = None
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     log_probabilities: list[torch.Tensor] = field(default_factory=list)
+    end_log_probability: torch.Tensor | None = None
+    """Of the token that ended the answer, if one did."""
 
-    def to_answer(self, reason: FinishReason, label: str) -> Answer:
+    def to_answer(
+        self, reason: FinishReason, label: str, calibration: Calibration | None
+    ) -> Answer:
         """Return the answer, with its statistics."""
         now = time.perf_counter()
         first = self.first_token_time or now
         count = len(self.tokens)
         total = sum(torch.stack(self.log_probabilities).tolist()) if count else 0.0
+        confidence = exp(total / count) if count else 0.0
+        calibrated = False
+        if calibration is not None and count and self.end_log_probability is not None:
+            calibrated = True
+            confidence = calibration.probability(total + self.end_log_probability.item())
         return Answer(
             text=self.text,
             finish_reason=reason,
@@ -80,10 +90,18 @@ class _Draft:
             new_tokens=count,
             seconds_to_first_token=first - self.started,
             tokens_per_second=(count - 1) / (now - first) if count > 1 else 0.0,
-            confidence=exp(total / count) if count else 0.0,
-            dropped_messages=self.dropped_messages,
+            confidence=confidence,
+            dropped_messages=2 * len(self.dropped_turns),
+            dropped_turns=self.dropped_turns,
             model=label,
+            calibrated=calibrated,
         )
+
+
+def _turns(conversation: Conversation) -> list[tuple[Message, ...]]:
+    """Return the questions with their answers; the last question has none yet."""
+    messages = conversation.dialogue
+    return [messages[start : start + 2] for start in range(0, len(messages), 2)]
 
 
 class LocalEngine:
@@ -114,6 +132,7 @@ class LocalEngine:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         dtype = str(model.dtype).removeprefix("torch.")
         self._end_tokens = end_token_ids(model, processor)
+        self._calibration = loaded.calibration
         if fast_decoding:
             optimize_layout(model)
         self._runtime = Runtime(
@@ -166,7 +185,7 @@ class LocalEngine:
             answered = isinstance(event, Answer)
             yield event
         if not answered:  # cancelled while waiting
-            yield draft.to_answer("cancelled", self._info.label)
+            yield draft.to_answer("cancelled", self._info.label, None)
 
     def warm(self, conversation: Conversation, cancel: threading.Event | None = None) -> None:
         """See `Engine.warm`."""
@@ -247,24 +266,27 @@ class LocalEngine:
         yield Status("looking")
         with self._memory_guard():
             room = min(options.max_new_tokens, self._info.context_length // 8)
-            _, prompt, draft.dropped_messages = self._fit(conversation, room)
+            _, prompt, draft.dropped_turns = self._fit(conversation, room)
             draft.prompt_tokens, draft.image_tokens = len(prompt), prompt.image_tokens
             generation = yield from self._runtime.prefill(prompt, cancelled)
             reason: FinishReason = "cancelled"
             if generation is not None:
                 draft.cached_tokens = generation.cached_tokens
                 reason = yield from self._generate(draft, prompt, generation, options, cancelled)
-        yield draft.to_answer(reason, self._info.label)
+        yield draft.to_answer(reason, self._info.label, self._calibration)
 
     def _fit_answers(self, conversation: Conversation, answers: Sequence[str]) -> Conversation:
-        """Leave out the oldest turns until each of the answers fits into the context."""
+        """Leave out turns until each of the answers fits into the context."""
         room = max(count_text_tokens(self._runtime.processor, answer) for answer in answers)
         return self._fit(conversation, room, room)[0]
 
     def _fit(
         self, conversation: Conversation, room: int, min_room: int = 1
-    ) -> tuple[Conversation, Prompt, int]:
-        """Leave out the oldest turns until there is room for an answer.
+    ) -> tuple[Conversation, Prompt, tuple[int, ...]]:
+        """Leave out turns until there is room for an answer.
+
+        The oldest turn without pictures goes first: a question about a picture cannot be answered
+        without it. Turns with pictures go when no others are left, again the oldest first.
 
         Args:
             conversation: The whole conversation.
@@ -272,24 +294,27 @@ class LocalEngine:
             min_room: Tokens that must be free after the last message alone.
 
         Returns:
-            The shortened conversation, its prompt and the number of messages left out.
+            The shortened conversation, its prompt and the numbers of the turns left out.
 
         Raises:
             ContextOverflowError: The last message alone leaves less than `min_room`.
         """
         limit = self._info.context_length
-        dropped = 0
+        *earlier, question = _turns(conversation) or [()]  # `encode` refuses an empty one
+        kept = dict(enumerate(earlier))
+        dropped: list[int] = []
         while True:
-            prompt = encode(self._runtime.processor, conversation, answer_next=True)
+            messages = [message for turn in (*kept.values(), question) for message in turn]
+            fitted = Conversation(tuple(messages)).with_system(conversation.system)
+            prompt = encode(self._runtime.processor, fitted, answer_next=True)
             if len(prompt) + room <= limit:
-                return conversation, prompt, dropped
-            turns = conversation.dialogue
-            if len(turns) < 3:
+                return fitted, prompt, tuple(dropped)
+            if not kept:
                 break
-            conversation = Conversation(turns[2:]).with_system(conversation.system)
-            dropped += 2
+            dropped.append(min(kept, key=lambda number: (bool(kept[number][0].pictures), number)))
+            del kept[dropped[-1]]
         if len(prompt) + min_room <= limit:
-            return conversation, prompt, dropped
+            return fitted, prompt, tuple(dropped)
         answer = f", the answer up to {min_room}" if min_room > 1 else ""
         raise ContextOverflowError(
             f"The question takes {len(prompt)} tokens, {prompt.image_tokens} of them for pictures"
@@ -334,6 +359,7 @@ class LocalEngine:
                 draft.first_token_time = time.perf_counter()
                 yield Status("answering")
             if token in self._end_tokens:
+                draft.end_log_probability = log_probability
                 reason = "stop"
                 break
             draft.tokens.append(token)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from vqa_app.errors import UsageError
@@ -73,6 +73,28 @@ class GenerationOptions:
             )
 
 
+AGAIN_TEMPERATURE = 0.7
+"""Of a second answer to a question, where the model's own is 0: at 0 it would be the first."""
+
+
+def vary(options: GenerationOptions, defaults: GenerationOptions, number: int) -> GenerationOptions:
+    """Return options for another answer to a question that was answered before.
+
+    It is sampled unless somebody chose temperature 0, and from another seed than the first. With a
+    chosen seed it is as reproducible as the first answer.
+
+    Args:
+        options: Those of the first answer; None where nothing was chosen.
+        defaults: The model's own; see `ModelInfo`.
+        number: 1 for the second answer, 2 for the third, and so on.
+    """
+    temperature = options.temperature
+    if temperature is None:
+        temperature = defaults.temperature or AGAIN_TEMPERATURE
+    seed = None if options.seed is None else (options.seed + number) % (1 << 63)
+    return replace(options, temperature=temperature, seed=seed)
+
+
 @dataclass(frozen=True)
 class Status:
     """A step before the first text of an answer."""
@@ -106,11 +128,23 @@ class Answer:
     tokens_per_second: float
     """Decoding speed after the first token; 0.0 for answers of one token."""
     confidence: float
-    """Geometric mean of the answer tokens' probabilities, 0 to 1."""
+    """How likely the answer is right, 0 to 1, if `calibrated`; otherwise how sure the model is of
+    its words: the geometric mean of the answer tokens' probabilities."""
     dropped_messages: int = 0
-    """Number of oldest messages left out to fit the context."""
+    """Number of messages left out to fit the context: questions and their answers."""
+    dropped_turns: tuple[int, ...] = ()
+    """Numbers of those questions, from 0 in the order of the conversation."""
     model: str = ""
     """Name of the model and adapter that answered."""
+    calibrated: bool = False
+    """Whether `vqa-app eval --calibrate` has measured what the model's probabilities are worth.
+    False for answers that are not complete."""
+
+
+def confidence_text(confidence: float, calibrated: bool) -> str:
+    """Return in words what an answer's confidence says."""
+    share = f"{min(99, round(100 * confidence))} %"  # no answer is certain
+    return f"{share} likely to be right" if calibrated else f"{share} sure of its words"
 
 
 Event: TypeAlias = "Status | Delta | Answer"
@@ -181,6 +215,8 @@ class Engine(Protocol):
     ) -> Iterator[Event]:
         """Answer the last message.
 
+        To fit the context, whole turns are left out: the oldest first, those with pictures last.
+
         Args:
             conversation: Messages up to the question.
             options: How to generate; None takes the model's own values.
@@ -215,7 +251,7 @@ class Engine(Protocol):
     def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
         """Return the probabilities of the given answers, by length-normalised likelihood.
 
-        They sum to 1. As in `stream`, the oldest turns are left out to fit the context.
+        They sum to 1. As in `stream`, turns are left out to fit the context.
 
         Raises:
             ContextOverflowError: The last message and the longest answer alone are too long.

@@ -36,6 +36,7 @@ _FINAL_STATES = ("answered", "stopped", "failed")
 _FACTS: dict[str, type] = {
     "style": str, "model": str, "finish": str, "error": str, "confidence": float, "gain": float,
     "prompt_tokens": int, "new_tokens": int, "image_tokens": int, "context": int, "dropped": int,
+    "calibrated": bool, "temperature": float, "dropped_turns": list,
 }  # fmt: skip
 _LONGEST_FACT = {"error": 1000}
 """Characters of a fact; 200 if it is not listed."""
@@ -69,6 +70,14 @@ def _is_fact(name: str, value: object) -> bool:
         return (
             isinstance(value, str) and len(value) < longest and value == replace_surrogates(value)
         )
+    if kind is list:
+        return (
+            isinstance(value, list)
+            and len(value) <= MAX_TURNS
+            and all(type(item) is int and 0 <= item < MAX_TURNS for item in value)
+        )
+    if kind is bool:
+        return isinstance(value, bool)
     kinds = (int, float) if kind is float else (int,)
     return (
         kind is not None

@@ -20,7 +20,7 @@ def test_first_visit_to_first_answer(visit):
     visitor.page.locator("#cards .card").first.click()
     visitor.answered()
     expect(visitor.answers).to_contain_text("about one picture")
-    expect(visitor.page.locator("article .facts")).to_have_text("75% sure · Fake")
+    expect(visitor.page.locator("article .facts")).to_have_text("75% sure of its words · Fake")
     expect(visitor.page.locator("#list .title")).to_have_count(1)
 
 

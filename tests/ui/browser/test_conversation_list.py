@@ -89,7 +89,7 @@ def test_export_and_import(visit, tmp_path, pictures):
     expect(right).to_have_attribute("aria-pressed", "true")
     expect(visitor.page.locator("article .thumb img")).to_have_js_property("naturalWidth", 120)
     expect(visitor.answers).to_have_text(["You asked 'Keep me?' about one picture."])
-    expect(visitor.page.locator("article .facts")).to_contain_text("75% sure")
+    expect(visitor.page.locator("article .facts")).to_contain_text("75% sure of its words")
     visitor.page.get_by_label("Previous version").click()
     visitor.page.wait_for_selector("text='1 / 2'")
     expect(right).to_have_attribute("aria-pressed", "false")

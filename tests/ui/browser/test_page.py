@@ -242,7 +242,7 @@ def test_attention_map(visit, engine, pictures):
     page.fill(".opacity input", "0.1")
     assert page.evaluate(draw) != before
     page.keyboard.press("Escape")
-    expect(page.locator(".foot .badge")).to_have_text("The answer comes from the picture")
+    expect(page.locator(".foot .badge")).to_have_text("Depends on the picture")
 
 
 def test_attention_map_says_when_it_is_unavailable(visit, engine, pictures):
@@ -291,6 +291,7 @@ def test_drawing_becomes_a_picture(visit):
 def test_new_scene_has_a_question(visit, monkeypatch):
     drawn = (Image.new("RGB", (64, 64), "teal"), "How many hats are there?")
     monkeypatch.setattr(examples, "new_scene", lambda: drawn)
+    monkeypatch.setattr(examples, "knowledge", lambda choice: "drawings")
     visitor = visit()
     visitor.page.click(".card.more")
     visitor.page.wait_for_selector("#tray .thumb img")

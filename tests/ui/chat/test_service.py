@@ -7,21 +7,26 @@ import logging
 import sqlite3
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from tests.fake_engine import FakeEngine
-from tests.ui.harness import ChatHarness, choice, make_downloading_pool
+from tests.ui.harness import ChatHarness, choice, in_english, make_downloading_pool
 from tests.waiting import PATIENCE, until
 from ui.chat.comparison import compare_models
 from ui.chat.conversation_actions import handle_action
+from ui.chat.examples import knowledge
+from ui.chat.export import from_json, to_json
 from ui.chat.export import to_html as to_html_page
 from ui.chat.markdown import to_html
 from ui.chat.model_picker import pick_model
 from ui.chat.requests import STORAGE_FAILED, user_message
+from ui.chat.views import image_gain_level
 from ui.chat.warmup import Warmup
 from ui.cli import _report_load_failure
+from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
 from vqa_app.errors import DataError, ModelError, UsageError
 from vqa_app.serving.engine_pool import EnginePool
 
@@ -48,6 +53,7 @@ def test_an_answer_streams_and_is_stored_with_its_facts(make_harness):
     (turn,) = view["turns"]
     assert (turn["state"], turn["question"]) == ("answered", "What is it?")
     assert turn["facts"]["confidence"] == 0.75
+    assert turn["facts"]["calibrated"] is False
     assert turn["facts"]["model"] == "First"
     assert view["title"] == "What is it?"
     assert view["meter"]["limit"] == 4096
@@ -329,6 +335,22 @@ def test_a_model_that_cannot_follow_system_prompts_gets_none(make_harness):
     assert engine.asked[-1][0].system == "Be kind."
 
 
+def test_the_page_knows_whether_a_confidence_is_calibrated(make_harness):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    engine.calibrated = True
+    _, view = harness.ask("What?")
+    assert view["turns"][0]["facts"]["calibrated"] is True
+    request = {"models": ["first", "first"], "question": "A?"}
+    *_, last = compare_models(harness.service, "ann", request)
+    assert [side["calibrated"] for side in last["compared"]] == [True, True]
+
+
+@pytest.mark.parametrize("gain", [-3.0, 0.0, 0.5, 2.0, 50.0, 1e9])
+def test_the_effect_of_the_picture_is_never_shown_as_a_verdict(gain):
+    assert image_gain_level(gain) in ("much", "some", "not")  # "well" is green on the page
+
+
 @pytest.mark.parametrize(
     ("finish", "words"), [("repetition", "repeating itself"), ("length", "cut off"), ("stop", "")]
 )
@@ -338,8 +360,9 @@ def test_an_incomplete_answer_says_why_it_ended(make_harness, finish, words):
     engine.finish_reason = finish
     _, view = harness.ask("What?")
     (turn,) = view["turns"]
-    assert words in turn["facts"]["ended_text"]
-    assert bool(turn["facts"]["ended_text"]) is bool(words)
+    ended = in_english(turn["facts"]["ended"])
+    assert words in ended
+    assert bool(ended) is bool(words)
     exported = to_html_page(harness.store, harness.picture_store, "ann", view["conversation"])
     assert words in exported
 
@@ -541,6 +564,87 @@ def test_another_answer_has_the_current_style(make_harness):
     assert engine.asked[-1][0].messages[-1].text.endswith("single word or phrase.")
 
 
+def ask_again(harness, view):
+    turn = view["turns"][-1]["id"]
+    return harness.ask("", conversation=view["conversation"], again=turn)[1]
+
+
+def test_another_answer_of_the_same_model_is_sampled(make_harness):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    _, view = harness.ask("What?")
+    engine.answer = "Something else."
+    view = ask_again(harness, view)
+    assert [options.temperature for _, options in engine.asked] == [0.0, 0.7]
+    facts = view["turns"][0]["facts"]
+    assert facts["temperature"] == 0.7
+    assert in_english(facts["again"]) == "sampled at temperature 0.7"
+    view = ask_again(harness, view)
+    again = "the same answer again, though sampled at temperature 0.7"
+    assert in_english(view["turns"][0]["facts"]["again"]) == again
+
+
+def test_another_answer_at_a_chosen_temperature_of_0_says_why_it_is_the_same(make_harness):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    harness.service.save_settings("ann", {"temperature": 0.0})
+    _, view = harness.ask("What?")
+    assert "again" not in view["turns"][0]["facts"]
+    view = ask_again(harness, view)
+    assert [options.temperature for _, options in engine.asked] == [0.0, 0.0]
+    assert "always at temperature 0" in in_english(view["turns"][0]["facts"]["again"])
+
+
+def test_another_answer_with_a_chosen_seed_has_the_next_one(make_harness):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    harness.service.save_settings("ann", {"temperature": 0.5, "seed": 7})
+    _, view = harness.ask("What?")
+    ask_again(harness, ask_again(harness, view))
+    assert [(o.temperature, o.seed) for _, o in engine.asked] == [(0.5, 7), (0.5, 8), (0.5, 9)]
+
+
+def test_the_first_answer_of_another_model_or_after_a_failure_is_not_sampled(make_harness):
+    first, second = FakeEngine(), FakeEngine()
+    harness = make_harness(first, second=second)
+    first.error = ModelError("It broke.")
+    _, view = harness.ask("What?")
+    view = ask_again(harness, view)
+    assert [options.temperature for _, options in first.asked] == [0.0, 0.0]
+    list(pick_model(harness.service, "ann", {"model": "second"}))
+    view = ask_again(harness, view)
+    assert second.asked[0][1].temperature == 0.0
+    assert "again" not in view["turns"][0]["facts"]
+
+
+def test_the_first_screen_follows_the_model_in_use(make_harness):
+    harness = make_harness(FakeEngine(), second=FakeEngine())
+    harness.sources["first"] = "builtin"
+    hello = handle_action(harness.service, "ann", {"do": "hello"})["examples"]
+    assert "does not know photographs" in in_english(hello["about"])
+    *_, last = pick_model(harness.service, "ann", {"model": "second"})
+    assert in_english(last["examples"]["about"]).startswith("Second answers now.")
+    questions = [card["question"] for card in last["examples"]["cards"]]
+    assert "Describe this picture in one sentence." in questions
+    assert "Describe this picture in one sentence." not in str(hello["cards"])
+    scene = handle_action(harness.service, "ann", {"do": "scene"})["scene"]
+    assert scene["question"] == "Describe this picture in one sentence."
+    again = handle_action(harness.service, "ann", {"do": "hello"})["examples"]
+    assert again["about"] == last["examples"]["about"]
+    assert "examples" not in handle_action(harness.service, "ann", {"do": "models"})
+
+
+def test_what_a_run_knows_depends_on_its_base(tmp_path):
+    for base, expected in (("builtin", "trained"), ("owner/name", "general")):
+        run = tmp_path / expected
+        run.mkdir()
+        write_manifest(run, Manifest("lora", Base(base, "0"), "0"))
+        assert knowledge(replace(choice("run"), source=str(run))) == expected
+    (run / "manifest.json").write_text("{")
+    assert knowledge(replace(choice("run"), source=str(run))) == "general"
+    assert knowledge(replace(choice("a"), source="builtin", adapter="mine")) == "trained"
+
+
 def test_a_refused_request_leaves_no_empty_chat(make_harness):
     harness = make_harness()
     with pytest.raises(UsageError):
@@ -555,6 +659,47 @@ def test_turns_dropped_from_the_prompt_are_marked(make_harness):
     _, view = harness.ask("Two?", conversation=chat)
     harness.store.add_facts("ann", chat, view["turns"][1]["id"], {"dropped": 2})
     assert [t["left_out"] for t in harness.service.view("ann", chat)["turns"]] == [True, False]
+
+
+def test_the_turns_that_were_left_out_are_marked_by_their_numbers(make_harness):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    _, view = harness.ask("One?")
+    chat = view["conversation"]
+    harness.ask("Two?", conversation=chat)
+    engine.dropped, engine.dropped_turns = 2, (1,)
+    _, view = harness.ask("Three?", conversation=chat)
+    assert [turn["left_out"] for turn in view["turns"]] == [False, True, False]
+    back = from_json(
+        harness.store,
+        harness.picture_store,
+        "ann",
+        to_json(harness.store, harness.picture_store, "ann", chat).encode(),
+    )
+    turns = harness.service.view("ann", back)["turns"]
+    assert [turn["left_out"] for turn in turns] == [False, True, False]
+
+
+def test_the_page_warns_before_the_model_leaves_questions_out(make_harness):
+    engine = FakeEngine(lambda _: "word " * 20, context_length=300)
+    harness = make_harness(engine)
+    red = harness.picture()
+    _, view = harness.ask("What is it?", pictures=[red])
+    assert (view["meter"]["level"], view["meter"]["text"]) == ("ok", None)
+    assert view["meter"]["pictures"] == []
+    levels = []
+    for _ in range(8):
+        _, view = harness.ask("And now what?", conversation=view["conversation"])
+        text = view["meter"]["text"]
+        levels.append((view["meter"]["level"], text and in_english(text)))
+        assert view["meter"]["pictures"] == ([red] if levels[-1][1] else [])
+    assert ("soon", "There is room for about 4 more questions like these.") in levels
+    assert ("soon", "There is room for about 1 more question like these.") in levels
+    engine.dropped, engine.dropped_turns = 2, (1,)
+    _, view = harness.ask("Still?", conversation=view["conversation"])
+    assert view["meter"]["level"] == "full"
+    text = in_english(view["meter"]["text"])
+    assert text == "The model no longer reads 1 earlier question."
 
 
 def test_six_concurrent_owners_get_their_own_answers(make_harness):

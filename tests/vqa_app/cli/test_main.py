@@ -189,7 +189,7 @@ def test_json_output(run: Run, engine: FakeEngine, cat: str) -> None:
     assert (row["pictures"][0]["width"], row["pictures"][0]["height"]) == (20, 10)
     assert row["abstained"] is False
     assert row["finish_reason"] == "stop"
-    assert row["confidence"] == 0.75
+    assert (row["confidence"], row["calibrated"]) == (0.75, False)
     assert row["model"] == "fake"
 
 

@@ -50,7 +50,11 @@ def engine() -> Iterator[FakeEngine]:
 def talk(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Talk:
     """Type lines into a dialogue, and return what the console printed."""
 
-    def typed(*lines: str, pictures: list[Picture] | None = None) -> str:
+    def typed(
+        *lines: str,
+        pictures: list[Picture] | None = None,
+        generation: GenerationOptions | None = None,
+    ) -> str:
         queue = iter(lines)
 
         def read(prompt: str) -> str:
@@ -62,7 +66,9 @@ def talk(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Talk:
         monkeypatch.setattr(builtins, "input", read)
         shown = StringIO()
         console = Console(file=shown, width=200)
-        Dialogue(engine, AnswerOptions(GenerationOptions()), console).run(pictures or [])
+        Dialogue(engine, AnswerOptions(generation or GenerationOptions()), console).run(
+            pictures or []
+        )
         return shown.getvalue()
 
     return typed
@@ -132,6 +138,20 @@ def test_retry_answers_the_last_question_again(talk: Talk, engine: FakeEngine) -
     talk("One?", "Two?", "/retry")
     *_, second, again = conversations(engine)
     assert again == second
+
+
+def test_retry_samples_another_answer(talk: Talk, engine: FakeEngine) -> None:
+    shown = talk("One?", "/retry", "/retry")
+    assert [options.temperature for _, options in engine.asked] == [None, 0.7, 0.7]
+    assert "The same answer again, though sampled at temperature 0.7." in shown
+
+
+def test_retry_at_a_chosen_temperature_of_0_says_why_nothing_changes(
+    talk: Talk, engine: FakeEngine
+) -> None:
+    shown = talk("One?", "/retry", generation=GenerationOptions(temperature=0.0, seed=3))
+    assert [options.temperature for _, options in engine.asked] == [0.0, 0.0]
+    assert "The same answer again: --temperature 0 always gives the same." in shown
 
 
 def test_retry_needs_a_question(talk: Talk) -> None:

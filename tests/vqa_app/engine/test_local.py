@@ -22,6 +22,7 @@ from vqa_app.engine.local import LocalEngine
 from vqa_app.engine.protocol import Answer, Delta, Engine, GenerationOptions, Status
 from vqa_app.engine.repetition import MIN_TOKENS
 from vqa_app.errors import ContextOverflowError, ModelError, UsageError
+from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import Conversation, Message
 
 GREEDY = GenerationOptions(max_new_tokens=12, temperature=0.0)
@@ -252,6 +253,11 @@ def narrow(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Iterat
     engine.close()
 
 
+def test_an_empty_conversation_is_refused(local: LocalEngine) -> None:
+    with pytest.raises(UsageError, match="no question"):
+        last(local, Conversation())
+
+
 def test_the_oldest_turns_are_dropped_to_fit_the_context(narrow: LocalEngine) -> None:
     system = Conversation((Message.system("Be brief."),))
     turns = [
@@ -267,6 +273,25 @@ def test_the_oldest_turns_are_dropped_to_fit_the_context(narrow: LocalEngine) ->
     assert answer.prompt_tokens == narrow.count_tokens(kept).prompt <= 160
     more = system.then(*turns[answer.dropped_messages - 2 :], question)
     assert narrow.count_tokens(more).prompt > 160 - GREEDY.max_new_tokens
+
+
+def test_turns_with_pictures_are_dropped_last(narrow: LocalEngine) -> None:
+    def turn(question: str, *pictures: Picture) -> tuple[Message, Message]:
+        return Message.user(question, pictures), Message.assistant("A cat.")
+
+    turns = [turn("What is it?", picture(0)), *(turn(f"And {n}, what?") for n in range(12))]
+    question = Message.user("And now?")
+    whole = Conversation((*(message for one in turns for message in one), question))
+    answer = last(narrow, whole)
+    count = len(answer.dropped_turns)
+    assert answer.dropped_turns == tuple(range(1, 1 + count))
+    assert answer.dropped_messages == 2 * count > 0
+    assert answer.image_tokens == 16
+    kept = [message for one in (turns[0], *turns[1 + count :]) for message in one]
+    assert answer.prompt_tokens == narrow.count_tokens(Conversation((*kept, question))).prompt
+    shown = narrow.attention_map(whole, "A cat.")
+    assert len(shown.maps) == 1
+    assert shown.maps[0].sum() > 0, "the picture is still seen"
 
 
 def test_a_message_that_is_too_long_is_refused_with_the_numbers(narrow: LocalEngine) -> None:
