@@ -1,4 +1,4 @@
-"""Train the built-in model from scratch: `python -m finetune.pretrain --minutes 150 --out DIR`."""
+"""Train the built-in model from scratch: `python -m finetune.pretrain --out DIR`."""
 
 import argparse
 import os
@@ -12,12 +12,25 @@ MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m finetune.pretrain", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=150, help="time for all stages together")
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
-        help="folder for checkpoints, data and the result; an interrupted run continues there",
+        help="folder for states and the result; an interrupted run continues there",
+    )
+    parser.add_argument("--photos", type=Path, help="photographs packed by `pack_data`")
+    parser.add_argument("--icons", type=Path, help="icons packed by `pack_data`")
+    parser.add_argument(
+        "--pictures", type=int, default=800_000, help="training pictures of the encoder"
+    )
+    parser.add_argument(
+        "--language-steps", type=int, default=30_000, help="steps on symbolic pictures"
+    )
+    parser.add_argument(
+        "--alignment-steps", type=int, default=30_000, help="steps on the encoder's features"
+    )
+    parser.add_argument(
+        "--processes", type=int, help="processes in the language stages; two on a CPU by default"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -31,14 +44,27 @@ def main() -> None:
 
     import torch
 
-    from finetune.pretrain.recipe import Plan, build, sizes
+    from finetune.pretrain.exam import format_scores
+    from finetune.pretrain.recipe import Plan, build, examine, sizes
 
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    parallel = device == "cpu" and torch.get_num_threads() > 1
-    final = build(Plan(args.out, args.minutes, args.seed, args.tiny, device, parallel))
-    print(f"The model is in {final} ({sizes(final)}).")
+    plan = Plan(
+        args.out,
+        args.photos,
+        args.icons,
+        args.pictures,
+        args.language_steps,
+        args.alignment_steps,
+        args.seed,
+        args.tiny,
+        device,
+        args.processes or min(2, torch.get_num_threads() if device == "cpu" else 1),
+    )
+    final = build(plan)
+    print(f"The model is in {final} ({sizes(final)}).", flush=True)
+    print(format_scores(examine(plan, final)))
 
 
 if __name__ == "__main__":

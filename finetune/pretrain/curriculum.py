@@ -12,15 +12,19 @@ import numpy as np
 import torch
 
 from finetune.pretrain import patch_targets
+from finetune.pretrain.patch_grid import PatchGrid
 from finetune.pretrain.sequences import (
+    PICTURE,
     Hits,
     PackedBatch,
     Packer,
     PictureConversations,
+    Turns,
     branches,
     turns_of,
 )
 from finetune.pretrain.world import QA, Scene, Split
+from finetune.pretrain.world.dialogues import Dialogue, make_dialogue
 from finetune.pretrain.world.mixture import World
 from finetune.pretrain.world.pairs import make_pair
 from finetune.pretrain.world.wording.small_talk import small_talk, without_picture
@@ -30,7 +34,7 @@ MAX_REFERENTS = 4
 ReferentTargets = dict[tuple[int, int], tuple[list[np.ndarray], tuple[int, ...]]]
 """(row, branch) -> the objects (rows of patch targets) and counts that the answer depends on."""
 CountTargets = dict[int, np.ndarray]
-"""Row -> `patch_targets.object_counts` of its picture, if it has exactly one."""
+"""Row -> `patch_targets.object_counts` of its picture, if it has exactly one drawn picture."""
 
 
 def referent_targets(questions: Sequence[Sequence[QA]], rooms: Sequence[str]) -> ReferentTargets:
@@ -76,7 +80,7 @@ class QuestionBatch:
     """A packed batch of questions about scenes.
 
     `rows` are the patch targets that stand for the pictures: [objects, COLUMNS], or
-    [scenes, PATCHES, COLUMNS] for grids. `skills[row][branch - 1]` is the skill of a branch.
+    [scenes, patches, COLUMNS] for grids. `skills[row][branch - 1]` is the skill of a branch.
     """
 
     packed: PackedBatch
@@ -90,8 +94,8 @@ class QuestionBatch:
 class BatchPlan:
     """What a batch contains.
 
-    Few questions about many scenes train faster than many about few, except where the 64 tokens of
-    a grid are shared by them. Relations and descriptions are learned last.
+    Few questions about many scenes train faster than many about few, except where the many tokens
+    of a grid are shared by them. Relations and descriptions are learned last.
     """
 
     scenes: int
@@ -103,8 +107,8 @@ class BatchPlan:
     """The share of questions outside `BASIC` that is left out."""
     short: float = 0.6
     """The share of single-word answers."""
-    limit: int = 640
-    """The most tokens in a row; rows of similar length need little padding."""
+    limit: int = 560
+    """The most tokens of a row's conversations; rows of similar length need little padding."""
 
 
 BASIC = {
@@ -177,14 +181,14 @@ def batch_plan_at(
 
     part = progress / compact_share
     if part < 0.15:
-        return BatchPlan(scenes(24), 4, False, 4, 0.9, 0.9, limit=96)
+        return BatchPlan(scenes(24), 4, False, 4, 0.9, 0.9, limit=80)
     if part < 0.55:  # relations are learned best between two or three objects
-        return BatchPlan(scenes(28), 5, False, 3, short=0.75, limit=128)
+        return BatchPlan(scenes(28), 5, False, 3, short=0.75, limit=112)
     if part < 0.8:
-        return BatchPlan(scenes(28), 5, False, 5, short=0.7, limit=128)
+        return BatchPlan(scenes(28), 5, False, 5, short=0.7, limit=112)
     if part < 1 or step % 3:
-        return BatchPlan(scenes(28), 6, False, short=0.7, limit=128)
-    return BatchPlan(scenes(12), 9, True, short=0.7, limit=256)
+        return BatchPlan(scenes(28), 6, False, short=0.7, limit=112)
+    return BatchPlan(scenes(12), 9, True, short=0.7, limit=180)
 
 
 PAIR_EVERY = 12
@@ -195,6 +199,7 @@ def make_question_batch(
     packer: Packer,
     first: int,
     world: World,
+    grid: PatchGrid,
     plan: BatchPlan,
     split: Split = "train",
     sampler: SkillSampler | None = None,
@@ -211,7 +216,7 @@ def make_question_batch(
     while len(to_pack) < plan.scenes:
         rng = random.Random(f"quiz-{split}-{number}")
         if split == "train" and len(to_pack) % PAIR_EVERY == PAIR_EVERY - 1:
-            pair = make_pair(number, split)
+            pair = make_pair(number, split, rooms=world.rooms)
             scenes: tuple[Scene, ...] = pair.scenes
             qas = list(pair.questions)
         else:
@@ -223,25 +228,21 @@ def make_question_batch(
             continue
         qas = [qa for qa in qas if qa.skill in BASIC or rng.random() >= plan.basic]
         qas = sampler.sample(qas, rng, plan.questions)
-        shown = [
-            patch_targets.patches(scene)
-            if plan.grid
-            else shuffled(patch_targets.objects(scene), number)
-            for scene in scenes
-        ]
+        shown = [symbols_of(scene, grid, plan.grid, number) for scene in scenes]
         if split == "train":
             made = branches(qas, rng, plan.short)
         else:
             made = [(turns_of(qa, rng), qa) for qa in qas]
-        if len(scenes) == 1:
+        if is_counted(scenes):
             counts[len(to_pack)] = patch_targets.object_counts(scenes[0])
-        to_pack.append(([len(table) for table in shown], [turns for turns, _ in made]))
+        conversations = [turns for turns, _ in made]
+        to_pack.append(PictureConversations([len(table) for table in shown], conversations))
         tables += shown
         questions.append([qa for _, qa in made])
         rooms.append(scenes[0].room)
     rng = random.Random(f"talk-{split}-{first}")
     talk = questions_without_picture(rng, split, max(1, plan.scenes // 8))
-    to_pack.append(((), [turns_of(qa, rng) for qa in talk]))
+    to_pack.append(PictureConversations((), [turns_of(qa, rng) for qa in talk]))
     skills = [[qa.skill for qa in qas] for qas in (*questions, talk)]
     rows = torch.from_numpy((np.stack if plan.grid else np.concatenate)(tables)).long()
     packed = packer.pack(to_pack, plan.limit)
@@ -249,6 +250,82 @@ def make_question_batch(
     return QuestionBatch(packed, rows, skills, targets, counts), number
 
 
-def shuffled(table: np.ndarray, seed: int) -> np.ndarray:
-    """Return the rows of a table in random order."""
-    return np.random.default_rng(seed).permutation(table)
+def symbols_of(scene: Scene, grid: PatchGrid, as_grid: bool, seed: int) -> np.ndarray:
+    """Return a symbolic picture: the patches of the grid, or the objects in random order."""
+    if as_grid:
+        return grid.targets(scene)
+    return np.random.default_rng(seed).permutation(patch_targets.objects(scene))
+
+
+def is_counted(scenes: Sequence[Scene]) -> bool:
+    """Return whether the objects of a row's pictures are a target of `CountHead`.
+
+    A photograph shows more than its labelled object.
+    """
+    return len(scenes) == 1 and scenes[0].room != "photos"
+
+
+DIALOGUE_EVERY = 5
+"""Every how many batches one consists of dialogues, which are much longer than other rows."""
+LONGEST_DIALOGUE = 900
+"""The most tokens of a dialogue without those of its pictures; the rest is cut off."""
+
+
+def pack_dialogue(
+    packer: Packer,
+    dialogue: Dialogue,
+    sizes: Sequence[int],
+    rng: random.Random,
+    plain: bool = False,
+) -> PictureConversations:
+    """Return a dialogue as a row: a picture of its first question stands in the prefix.
+
+    Args:
+        packer: Used to count tokens.
+        dialogue: The pictures and questions; at least the first question is kept.
+        sizes: The number of tokens of each picture.
+        rng: The source of randomness.
+        plain: Whether to leave out typing noise.
+    """
+    short = rng.choice((True, False, False, None))
+    turns: Turns = []
+    arrived: list[int] = []
+    tokens = 0
+    for turn in dialogue.turns:
+        ((question, answer),) = turns_of(turn.qa, rng, short, plain)
+        tokens += len(packer.branch([(question, answer)])[0])
+        if turns and tokens > LONGEST_DIALOGUE:
+            break
+        if turn.new_picture:
+            question = question if not turns else PICTURE + question
+            arrived.append(len(turns))
+        turns.append((question, answer))
+    before = 1 if arrived and arrived[0] == 0 else 0
+    return PictureConversations(sizes[:before], [turns], sizes[before : len(arrived)])
+
+
+def make_dialogue_batch(
+    packer: Packer, first: int, world: World, grid: PatchGrid, plan: BatchPlan, count: int
+) -> tuple[QuestionBatch, int]:
+    """Make a batch of `count` dialogues about symbolic pictures, and return the next number."""
+    rows: list[PictureConversations] = []
+    tables: list[np.ndarray] = []
+    number = first
+    while len(rows) < count:
+        rng = random.Random(f"dialogue-{number}")
+        scenes = []
+        for _ in range(rng.choice((1, 2, 2, 3))):
+            scene = world.make_scene(number)
+            number += 1
+            if scene.items:
+                scenes.append(scene)
+        if not scenes:
+            continue
+        shown = [symbols_of(scene, grid, plan.grid, number) for scene in scenes]
+        dialogue = make_dialogue(world, scenes, rng)
+        row = pack_dialogue(packer, dialogue, [len(table) for table in shown], rng)
+        tables += shown[: len(row.pictures) + len(row.later)]
+        rows.append(row)
+    symbols = torch.from_numpy((np.stack if plan.grid else np.concatenate)(tables)).long()
+    skills = [["dialogue"]] * count
+    return QuestionBatch(packer.pack(rows), symbols, skills, {}, {}), number

@@ -11,35 +11,44 @@ import argparse
 import json
 import random
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import (
-    AutoTokenizer,
+    AutoProcessor,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
 
-from finetune.pretrain import patch_targets
-from finetune.pretrain.curriculum import questions_without_picture, scene_questions
+from finetune.pretrain.curriculum import (
+    pack_dialogue,
+    questions_without_picture,
+    scene_questions,
+)
 from finetune.pretrain.language import format_scores, run_packed
 from finetune.pretrain.optim import fast_autocast, fast_dtype
-from finetune.pretrain.scene_pool import normalised, pixels
+from finetune.pretrain.patch_grid import PatchGrid, normalised
 from finetune.pretrain.sequences import (
     Packer,
     PictureConversations,
     answer_hits,
+    answer_starts,
     first_pieces,
+    turn_hits,
     turns_of,
 )
-from finetune.pretrain.world import ROOMS, Scene
-from finetune.pretrain.world.mixture import World
+from finetune.pretrain.world import ROOMS, Room, Scene
+from finetune.pretrain.world.dialogues import make_dialogue
+from finetune.pretrain.world.mixture import World, open_rooms
+from finetune.pretrain.world.rooms.concepts import it_is, it_may_be
+from finetune.pretrain.world.wording.phrasing import capitalized
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ class VisionLanguageModel:
     tower: nn.Module
     projector: nn.Module
     language: LlamaForCausalLM
+    grid: PatchGrid
 
     @property
     def device(self) -> str:
@@ -56,26 +66,31 @@ class VisionLanguageModel:
         return self.language.device.type
 
     @torch.no_grad()
-    def features(self, images: np.ndarray) -> torch.Tensor:
-        """Return the projector's input: uint8 [n, SIZE, SIZE, 3] -> [n, patches, width].
+    def encode(self, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode pictures, uint8 [n, side, side, 3].
 
-        As in LLaVA, it is the last layer's output before the final norm. The norm hardly matters,
-        because every token has about the same scale.
+        Returns:
+            The projector's input [n, patches, width], and the pooled pictures [n, width]. As in
+            LLaVA, the former is the last layer's output before the final norm. The norm hardly
+            matters, because every token has about the same scale.
         """
         with fast_autocast(self.device):
             pixel_values = normalised(torch.tensor(images, device=self.device))
             outputs = self.tower(pixel_values=pixel_values, output_hidden_states=True)
-        return outputs.hidden_states[-1].to(fast_dtype(self.device))
+        return outputs.hidden_states[-1].to(fast_dtype(self.device)), outputs.pooler_output
 
     @classmethod
-    def from_llava(cls, model: LlavaForConditionalGeneration) -> "VisionLanguageModel":
+    def from_llava(
+        cls, model: LlavaForConditionalGeneration, image_processor: Any
+    ) -> "VisionLanguageModel":
         """Take the parts of a LLaVA model, which share its weights."""
         config = model.config.text_config
         assert isinstance(config, LlamaConfig)
         language = LlamaForCausalLM(config)
         language.model = model.model.language_model
         language.lm_head.weight = language.model.embed_tokens.weight
-        return cls(model.model.vision_tower, model.model.multi_modal_projector, language)
+        grid = PatchGrid.of(model.config.vision_config, image_processor)
+        return cls(model.model.vision_tower, model.model.multi_modal_projector, language, grid)
 
 
 PictureChoice = Literal["own", "blank", "other"]
@@ -128,7 +143,7 @@ def evaluate_world(model: VisionLanguageModel, packer: Packer, exam: Exam) -> Sc
     scenes = exam.make_scenes()
     for start in range(0, len(scenes), 20):
         part = scenes[start : start + 20]
-        images = np.stack([pixels(exam.world.draw(scene)) for scene in part])
+        images = np.stack([model.grid.pixels(exam.world.draw(scene)) for scene in part])
         if exam.picture == "blank":
             images = np.full_like(images, 128)
         elif exam.picture == "other":
@@ -140,15 +155,16 @@ def evaluate_world(model: VisionLanguageModel, packer: Packer, exam: Exam) -> Sc
             qas = scene_questions(
                 exam.world, scene, rng, "train" if exam.training_phrasings else "test"
             )
-            rows.append(((patch_targets.PATCHES,), [turns_of(qa, rng, plain=True) for qa in qas]))
+            turns = [turns_of(qa, rng, plain=True) for qa in qas]
+            rows.append(PictureConversations((model.grid.tokens,), turns))
             skills.append([qa.skill for qa in qas])
         rng = random.Random(f"exam-talk-{start}")
         talk = questions_without_picture(rng, "test")
-        rows.append(((), [turns_of(qa, rng, plain=True) for qa in talk]))
+        rows.append(PictureConversations((), [turns_of(qa, rng, plain=True) for qa in talk]))
         skills.append([qa.skill for qa in talk])
         packed = packer.pack(rows, limit=10**6).to(model.device)
         with fast_autocast(model.device):
-            visual = model.projector(model.features(images)).flatten(0, 1)
+            visual = model.projector(model.encode(images)[0]).flatten(0, 1)
             hidden, _ = run_packed(model.language, packed, visual)
             best = model.language.lm_head(hidden).argmax(-1)
         for (row, number), hit in answer_hits(best, packed).items():
@@ -162,14 +178,93 @@ def evaluate_world(model: VisionLanguageModel, packer: Packer, exam: Exam) -> Sc
     return {**scores, WRONGLY_REFUSED: (sum(refused) / max(1, len(refused)), len(refused))}
 
 
+@torch.no_grad()
+def evaluate_dialogues(
+    model: VisionLanguageModel, packer: Packer, world: World, count: int
+) -> Scores:
+    """Return the scores of turns of held-out dialogues, each after the right earlier answers."""
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for number in range(count):
+        rng = random.Random(f"exam-dialogue-{number}")
+        scenes = [world.make_scene(3 * number + k, "test") for k in range(rng.randint(1, 3))]
+        dialogue = make_dialogue(world, scenes, rng, "test")
+        row = pack_dialogue(packer, dialogue, [model.grid.tokens] * len(scenes), rng, plain=True)
+        shown = scenes[: len(row.pictures) + len(row.later)]
+        images = np.stack([model.grid.pixels(world.draw(scene)) for scene in shown])
+        packed = packer.pack([row]).to(model.device)
+        with fast_autocast(model.device):
+            visual = model.projector(model.encode(images)[0]).flatten(0, 1)
+            hidden, _ = run_packed(model.language, packed, visual)
+            best = model.language.lm_head(hidden).argmax(-1)
+        ((_, right),) = turn_hits(best, packed).items()
+        pictures = 0
+        for position, (turn, hit) in enumerate(zip(dialogue.turns, right, strict=False), 1):
+            pictures += turn.new_picture
+            hits["turns 1-9" if position < 10 else "turns 10 and later"].append(hit)
+            if pictures > 1:
+                hits["after a second picture"].append(hit)
+    return {name: (sum(h) / len(h), len(h)) for name, h in sorted(hits.items())}
+
+
+NAMED, SURE, RIGHT_IF_SURE = "photos named", "photos without may", "right without may"
+
+
+@torch.no_grad()
+def evaluate_photos(model: VisionLanguageModel, packer: Packer, world: World, count: int) -> Scores:
+    """Return how often "What is this?" about held-out photographs is answered rightly.
+
+    `NAMED` is the share of right names, with or without "may"; `SURE` the share of answers without
+    it, and `RIGHT_IF_SURE` the share of right ones among these.
+    """
+    photos = World({"photos": 1.0}, world.rooms)
+    named: list[bool] = []
+    sure_and_right: list[bool] = []
+    for start in range(0, count, 25):
+        scenes = [photos.make_scene(k, "test") for k in range(start, min(start + 25, count))]
+        names = [scene.items[0].kind for scene in scenes]
+        rows = [
+            PictureConversations(
+                (model.grid.tokens,),
+                [
+                    [("What is this?", capitalized(f"{clause(name)}."))]
+                    for clause in (it_is, it_may_be)
+                ],
+            )
+            for name in names
+        ]
+        packed = packer.pack(rows).to(model.device)
+        images = np.stack([model.grid.pixels(photos.draw(scene)) for scene in scenes])
+        with fast_autocast(model.device):
+            visual = model.projector(model.encode(images)[0]).flatten(0, 1)
+            hidden, _ = run_packed(model.language, packed, visual)
+            best = model.language.lm_head(hidden).argmax(-1)
+        hits = answer_hits(best, packed)
+        starts = answer_starts(packed)
+        for row in range(len(scenes)):
+            # Both answers begin with the pronoun; then comes "is" ("are") or "may".
+            hedged = starts[row, 2] + 1
+            may = int(best[row, hedged]) == int(packed.labels[row, hedged + 1])
+            named.append(hits[row, 2 if may else 1])
+            if not may:
+                sure_and_right.append(hits[row, 1])
+    return {
+        NAMED: (sum(named) / len(named), len(named)),
+        SURE: (len(sure_and_right) / len(named), len(named)),
+        RIGHT_IF_SURE: (sum(sure_and_right) / max(1, len(sure_and_right)), len(sure_and_right)),
+    }
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m finetune.pretrain.exam", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--model", type=Path, required=True, help="folder of a LLaVA checkpoint")
-    parser.add_argument("--room", action="append", choices=sorted(ROOMS), help="default: all")
+    parser.add_argument("--room", action="append", help="default: all that the checkpoint knows")
+    parser.add_argument("--photos", type=Path, help="photographs packed by `pack_data`")
+    parser.add_argument("--icons", type=Path, help="icons packed by `pack_data`")
     parser.add_argument("--scenes", type=int, default=300)
+    parser.add_argument("--dialogues", type=int, default=0, help="dialogues of up to 30 turns")
     parser.add_argument("--least", type=int, default=1, help="fewest objects in a scene")
     parser.add_argument("--most", type=int, default=10**6, help="most objects in a scene")
     parser.add_argument(
@@ -181,20 +276,30 @@ def main() -> None:
     parser.add_argument("--known", action="store_true", help="use the phrasings of training")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    llava = LlavaForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    assert isinstance(tokenizer, PreTrainedTokenizerFast)
-    packer = Packer(tokenizer)
-    exam = Exam(
-        World(dict.fromkeys(args.room or ROOMS, 1.0)),
-        args.scenes,
-        args.least,
-        args.most,
-        args.shown,
-        args.known,
-    )
-    scores = evaluate_world(VisionLanguageModel.from_llava(llava), packer, exam)
+    model, packer = load_model(args.model)
+    rooms: Mapping[str, Room] = ROOMS
+    if model.grid.padded or args.photos or args.icons:
+        rooms, _ = open_rooms(args.photos, args.icons)
+    names = args.room or list(rooms)
+    if unknown := [name for name in names if name not in rooms]:
+        parser.error(f"No such room: {', '.join(unknown)}. There are {', '.join(rooms)}.")
+    world = World(dict.fromkeys(names, 1.0), rooms)
+    exam = Exam(world, args.scenes, args.least, args.most, args.shown, args.known)
+    scores = evaluate_world(model, packer, exam)
+    if args.dialogues:
+        scores |= evaluate_dialogues(model, packer, world, args.dialogues)
+    if "photos" in names:
+        scores |= evaluate_photos(model, packer, world, args.scenes)
     print(json.dumps(scores) if args.json else format_scores(scores))
+
+
+def load_model(folder: Path) -> tuple[VisionLanguageModel, Packer]:
+    """Load a LLaVA checkpoint of the built-in model's architecture, in float32."""
+    llava = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    assert isinstance(processor.tokenizer, PreTrainedTokenizerFast)
+    model = VisionLanguageModel.from_llava(llava, processor.image_processor)
+    return model, Packer(processor.tokenizer)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,16 @@ import argparse
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.pretrain.sequences import turns_of
-from finetune.pretrain.world import QA, ROOMS, Scene, Split
-from finetune.pretrain.world.mixture import World
-from finetune.pretrain.world.pairs import make_pair
+from finetune.pretrain.world import QA, ROOMS, Room, Scene, Split
+from finetune.pretrain.world.dialogues import make_dialogue
+from finetune.pretrain.world.mixture import World, open_rooms
+from finetune.pretrain.world.pairs import DRAWN_ROOMS, make_pair
 
 EVERY_ROOM = World(dict.fromkeys(ROOMS, 1.0))
 
@@ -124,22 +125,53 @@ def export_pairs(
     split: Split = "test",
     seed: int = 0,
     short: bool | None = True,
+    rooms: Mapping[str, Room] = DRAWN_ROOMS,
 ) -> Path:
     """Write at least `count` questions about two pictures each, and return the JSON file."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
     asked, number = 0, seed
     while asked < count:
-        pair = make_pair(number, split)
+        pair = make_pair(number, split, rooms=rooms)
         names = [f"pictures/pair-{number}-{k}.png" for k in (1, 2)]
         for name, scene in zip(names, pair.scenes, strict=True):
-            ROOMS[scene.room].draw(scene).save(folder / name)
+            rooms[scene.room].draw(scene).save(folder / name)
         rng = random.Random(f"dress-pair-{number}")
         record = to_record(list(pair.questions), names, "pair", rng, short, plain=True)
         records.append({"id": f"pair-{number}", **record})
         asked += len(pair.questions)
         number += 1
     return _write_records(folder / f"{split}_pairs.json", records)
+
+
+def export_dialogues(
+    folder: Path, count: int, world: World, split: Split = "test", seed: int = 0
+) -> Path:
+    """Write `count` dialogues about up to three pictures that come later, and return the file."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    records: list[dict[str, Any]] = []
+    for number in range(seed, seed + count):
+        rng = random.Random(f"export-dialogue-{split}-{number}")
+        scenes = [world.make_scene(3 * number + k, split) for k in range(rng.randint(1, 3))]
+        names = [f"pictures/dialogue-{number}-{k}.png" for k in range(1, len(scenes) + 1)]
+        for name, scene in zip(names, scenes, strict=True):
+            world.draw(scene).save(folder / name)
+        short = rng.choice((True, False))
+        conversation = []
+        for turn in make_dialogue(world, scenes, rng, split).turns:
+            ((question, answer),) = turns_of(turn.qa, rng, short, plain=True)
+            picture = "<image>\n" if turn.new_picture else ""
+            conversation.append({"from": "human", "value": picture + question})
+            conversation.append({"from": "gpt", "value": answer})
+        records.append(
+            {
+                "id": f"dialogue-{number}",
+                "image": names,
+                "question_type": "dialogue",
+                "conversations": conversation,
+            }
+        )
+    return _write_records(folder / f"{split}_dialogues.json", records)
 
 
 def _write_records(path: Path, records: list[dict[str, Any]]) -> Path:
@@ -153,8 +185,13 @@ def main() -> None:
         prog="python -m finetune.pretrain.export", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--split", choices=("train", "test"), default="test")
-    parser.add_argument("--room", action="append", choices=sorted(ROOMS), help="default: all")
+    parser.add_argument(
+        "--room", action="append", help="default: all of the drawn rooms, without wide shapes"
+    )
+    parser.add_argument("--photos", type=Path, help="packed photographs, for the room `photos`")
+    parser.add_argument("--icons", type=Path, help="packed icons, for the room `icons`")
     parser.add_argument("--pairs", action="store_true", help="export questions about two pictures")
+    parser.add_argument("--dialogues", action="store_true", help="export dialogues, --n of them")
     parser.add_argument("--skill", action="append", default=[], help="default: all")
     parser.add_argument("--least", type=int, default=1, help="fewest objects in a scene")
     parser.add_argument("--most", type=int, help="most objects in a scene")
@@ -164,12 +201,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     short = {"short": True, "sentence": False, "both": None}[args.style]
+    rooms = {**ROOMS, **open_rooms(args.photos, args.icons)[0]}
+    if unknown := [name for name in args.room or () if name not in rooms]:
+        parser.error(f"No such room: {', '.join(unknown)}. There are {', '.join(rooms)}.")
+    world = World(dict.fromkeys(args.room, 1.0), rooms) if args.room else EVERY_ROOM
     if args.pairs:
-        print(export_pairs(args.out, args.n, args.split, args.seed, short))
+        paired = {name: rooms[name] for name in args.room or DRAWN_ROOMS}
+        print(export_pairs(args.out, args.n, args.split, args.seed, short, paired))
+        return
+    if args.dialogues:
+        print(export_dialogues(args.out, args.n, world, args.split, args.seed))
         return
     selection = Selection(
         args.split,
-        World(dict.fromkeys(args.room, 1.0)) if args.room else EVERY_ROOM,
+        world,
         tuple(args.skill),
         args.least,
         args.most,

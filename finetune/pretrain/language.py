@@ -1,4 +1,4 @@
-"""Stage 0b: train the language model on symbolic pictures instead of pixels.
+"""Train the language model on symbolic pictures instead of pixels.
 
 At first every object is one token, in random order. Later a picture is the encoder's grid of
 patches, each an embedding of its row of `patch_targets`. The encoder later provides the same
@@ -16,30 +16,39 @@ from transformers import LlamaForCausalLM
 from finetune.kernels import shared_prefix
 from finetune.pretrain import patch_targets
 from finetune.pretrain.curriculum import (
+    DIALOGUE_EVERY,
     MAX_REFERENTS,
     BatchPlan,
     CountTargets,
     ReferentTargets,
     SkillSampler,
     batch_plan_at,
+    make_dialogue_batch,
     make_question_batch,
 )
 from finetune.pretrain.model import language_config
-from finetune.pretrain.optim import StageConfig, Training, fast_autocast
+from finetune.pretrain.optim import (
+    StageConfig,
+    Training,
+    broadcast_weights,
+    fast_autocast,
+    rank,
+)
+from finetune.pretrain.patch_grid import PatchGrid
 from finetune.pretrain.sequences import Hits, PackedBatch, Packer, answer_hits, answer_starts
 from finetune.pretrain.world.mixture import World
 
 
 class SymbolEmbedding(nn.Module):
-    """The embedding of a row of `patch_targets`; `grid` adds the position of the patch."""
+    """The embedding of a row of `patch_targets`; `grid` adds the position among `patches`."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, patches: int) -> None:
         super().__init__()
         self.owned = nn.Embedding(3, width)
         self.centre = nn.Embedding(2, width)
         self.classes = nn.ModuleList(nn.Embedding(n, width) for n in patch_targets.CLASSES.values())
         self.places = nn.Linear(patch_targets.GEOMETRY, width)
-        self.cells = nn.Embedding(patch_targets.PATCHES, width)
+        self.cells = nn.Embedding(patches, width)
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.04)
@@ -236,18 +245,19 @@ def symbolic_score(
     symbols: SymbolEmbedding,
     packer: Packer,
     world: World,
+    grid: PatchGrid,
     scenes: int,
-    grid: bool,
+    as_grid: bool,
     device: str = "cpu",
 ) -> dict[str, tuple[float, int]]:
     """Return {skill: (exact match, questions)} on symbolic pictures of held-out scenes."""
     hits: dict[str, list[bool]] = defaultdict(list)
     for start in range(0, scenes, 20):
-        plan = BatchPlan(20, 12, grid)
-        batch, _ = make_question_batch(packer, 1000 * start, world, plan, "test")
+        plan = BatchPlan(20, 12, as_grid)
+        batch, _ = make_question_batch(packer, 1000 * start, world, grid, plan, "test")
         packed = batch.packed.to(device)
         with fast_autocast(device):
-            visual = symbols(batch.rows.to(device), grid)
+            visual = symbols(batch.rows.to(device), as_grid)
             hidden, _ = run_packed(model, packed, visual.flatten(0, -2))
             best = model.lm_head(hidden).argmax(-1)
         for (row, number), hit in answer_hits(best, packed).items():
@@ -267,27 +277,40 @@ def train_language(
 ) -> tuple[LlamaForCausalLM, SymbolEmbedding, ReferentHeads, CountHead]:
     """Train on symbolic pictures, or continue from the state in `language.pt`.
 
+    Processes joined by `optim.join_group` train in parallel.
+
     Args:
-        stage: Folder, rooms, time, seed and device.
+        stage: Folder, rooms, steps, seed and device.
         scale: Multiplies the batch size.
-        compact_share: The share of the time in which every batch consists of lists of objects;
+        compact_share: The share of the steps in which every batch consists of lists of objects;
             later every third consists of grids.
     """
     torch.manual_seed(stage.seed)
     model = LlamaForCausalLM(language_config(len(stage.tokenizer), stage.tiny))
     model.to(stage.device)  # type: ignore[arg-type]  # `to` is wrapped, its types are lost
-    symbols = SymbolEmbedding(model.config.hidden_size).to(stage.device)
-    referent_heads = ReferentHeads(model.config.hidden_size).to(stage.device)
-    count_head = CountHead(model.config.hidden_size).to(stage.device)
+    width = model.config.hidden_size
+    symbols = SymbolEmbedding(width, stage.grid.tokens).to(stage.device)
+    referent_heads = ReferentHeads(width).to(stage.device)
+    count_head = CountHead(width).to(stage.device)
     parts = {"model": model, "symbols": symbols, "referents": referent_heads, "census": count_head}
-    training = Training(stage.out / "language.pt", stage.minutes, parts)
+    training = Training(stage.out / "language.pt", stage.steps, parts)
     packer = Packer(stage.tokenizer)
-    number = training.kept.get("number", 1_000_000 * (stage.seed + 1))
+    number = training.kept.get("number", 1_000_000 * (stage.seed + 1)) + 200_000_000 * rank()
     sampler = SkillSampler(training.kept.get("right", {}))
+    broadcast_weights(parts.values())
     losses: list[float] = []
     while training.progress < 1:
         plan = batch_plan_at(training.progress, training.step, compact_share, scale)
-        batch, number = make_question_batch(packer, number, stage.world, plan, sampler=sampler)
+        # Dialogues need everything else, so they begin with the grids.
+        if training.progress > compact_share and training.step % DIALOGUE_EVERY == 1:
+            count = max(1, plan.scenes // 5)
+            batch, number = make_dialogue_batch(
+                packer, number, stage.world, stage.grid, plan, count
+            )
+        else:
+            batch, number = make_question_batch(
+                packer, number, stage.world, stage.grid, plan, sampler=sampler
+            )
         packed = batch.packed.to(stage.device)
         with fast_autocast(stage.device):
             visual = symbols(batch.rows.to(stage.device), plan.grid).flatten(0, -2)
@@ -297,16 +320,20 @@ def train_language(
         training.learn(whole)
         sampler.update(hits, batch.skills)
         losses.append(loss)
+        if rank():
+            continue
         if training.step % 200 == 0:
             print(
-                f"language {training.clock.elapsed / 60:.1f} min step {training.step} "
+                f"language {training.seconds / 60:.1f} min step {training.step} "
                 f"grid {plan.grid} loss {np.mean(losses[-200:]):.3f}",
                 flush=True,
             )
-        if training.due("score", 240):
-            for grid in (False, True):
-                scores = symbolic_score(model, symbols, packer, stage.world, 60, grid, stage.device)
-                print(f"language score grid {grid} {format_scores(scores)}", flush=True)
+        if training.due("score", 600):
+            for as_grid in (False, True):
+                scores = symbolic_score(
+                    model, symbols, packer, stage.world, stage.grid, 60, as_grid, stage.device
+                )
+                print(f"language score grid {as_grid} {format_scores(scores)}", flush=True)
         if training.due("save", 120):
             training.save(number=number, right=sampler.accuracy)
     return model.eval(), symbols, referent_heads, count_head

@@ -1,6 +1,5 @@
 """The architecture of the built-in model and how it is saved."""
 
-import copy
 from pathlib import Path
 
 from torch import nn
@@ -12,36 +11,14 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
     SiglipConfig,
-    SiglipImageProcessorPil,
     SiglipModel,
-    SiglipProcessor,
     SiglipTextConfig,
     SiglipVisionConfig,
 )
 
-from finetune.pretrain.scene_pool import SIZE
+from finetune.pretrain.padding import make_image_processor
 from vqa_app.checkpoints.compose import assemble, llava_config, llava_processor
 from vqa_app.transformers_internals import llava_projector
-
-CAPTION_TOKENS = 48
-
-
-def vision_config(tiny: bool = False) -> SiglipVisionConfig:
-    """Return the configuration of the image encoder."""
-    width, layers = (32, 2) if tiny else (192, 6)
-    return SiglipVisionConfig(
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, width // 32),
-        image_size=SIZE,
-        patch_size=16,
-    )
-
-
-def siglip_config(vocabulary: int, tiny: bool = False) -> SiglipConfig:
-    """Return the configuration of the encoder and its text tower."""
-    return two_tower_config(vision_config(tiny), vocabulary, CAPTION_TOKENS)
 
 
 def two_tower_config(
@@ -111,16 +88,10 @@ def make_projector(
 def make_processor(
     tokenizer: PreTrainedTokenizerFast, vision: SiglipVisionConfig
 ) -> LlavaProcessor:
-    """Return the processor of a checkpoint, which resizes pictures to a square."""
-    image_processor = SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE})
-    return llava_processor(image_processor, tokenizer, vision)
-
-
-def save_two_towers(encoder: SiglipModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Save the encoder with its text tower in bf16 as a separate checkpoint, for retrieval."""
-    copy.deepcopy(encoder).bfloat16().save_pretrained(folder)
-    image_processor = SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE})
-    SiglipProcessor(image_processor, tokenizer).save_pretrained(folder)
+    """Return the processor of a checkpoint, which pads pictures to a square."""
+    side = vision.image_size
+    assert isinstance(side, int)
+    return llava_processor(make_image_processor(side), tokenizer, vision)
 
 
 def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:

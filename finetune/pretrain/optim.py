@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import distributed, nn
 from transformers import PreTrainedTokenizerFast
 
 from finetune.pretrain.muon import Muon
+from finetune.pretrain.patch_grid import PatchGrid
 from finetune.pretrain.world.mixture import World
 from vqa_app.devices import computes_in_bfloat16
 from vqa_app.files import atomic_file
@@ -92,15 +93,6 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def mean_over_processes(value: float) -> float:
-    """Return the mean of a number over all processes, so that all stop at the same step."""
-    if not distributed.is_initialized():
-        return value
-    shared = torch.tensor([value])
-    distributed.all_reduce(shared)
-    return shared.item() / distributed.get_world_size()
-
-
 def broadcast_weights(modules: Iterable[nn.Module]) -> None:
     """Copy the weights of the first process to all others."""
     if distributed.is_initialized():
@@ -133,45 +125,28 @@ def rate_at(progress: float, step: int, warmup: int = 100, decay_from: float = 0
     """Return the factor of the learning rate: warm-up, a plateau, then linearly to a twentieth.
 
     Args:
-        progress: Share of the time that is used, 0 to 1.
+        progress: Share of the training that is done, 0 to 1.
         step: Number of optimiser steps so far.
         warmup: Steps of the warm-up.
-        decay_from: Share of the time after which the rate falls.
+        decay_from: Progress after which the rate falls.
     """
     fall = max(0.0, (progress - decay_from) / (1 - decay_from))
     return min(1.0, (step + 1) / warmup) * max(0.05, 1 - fall)
 
 
-@dataclass
-class Clock:
-    """Time spent in a stage, across restarts."""
-
-    minutes: float
-    spent: float = 0.0
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def elapsed(self) -> float:
-        """Time spent so far, in seconds."""
-        return self.spent + time.monotonic() - self.started
-
-    @property
-    def progress(self) -> float:
-        """Share of the time that is used."""
-        return self.elapsed / (60 * self.minutes)
-
-
 @dataclass(frozen=True)
 class StageConfig:
-    """What every stage needs to know."""
+    """What every language stage needs to know."""
 
     out: Path
     """The folder of the states."""
     tokenizer: PreTrainedTokenizerFast
     world: World
     """The rooms to draw scenes from."""
-    minutes: float
-    """The training time, including that of earlier runs."""
+    grid: PatchGrid
+    """The picture encoder's input."""
+    steps: int
+    """The optimiser steps of the stage, including those of earlier runs."""
     seed: int = 0
     tiny: bool = False
     """Whether to train a tiny model, for tests."""
@@ -179,49 +154,60 @@ class StageConfig:
 
 
 class Training:
-    """The state of a stage: modules, optimiser, steps and time, kept across restarts.
+    """The state of a stage: modules, optimiser and steps, kept across restarts.
 
-    Processes that train together agree on `progress`, the share of the time that is used; the first
-    one saves.
-
-    Args:
-        path: File of the state; training continues from it if it exists.
-        minutes: Time of the stage.
-        modules: The trained modules by their names in the state.
-        rate: Factor of all learning rates.
+    The schedule depends on the number of steps and not on time, so that a slow machine trains as
+    far as a fast one. Of processes that train together the first one saves.
     """
 
     def __init__(
-        self, path: Path, minutes: float, modules: Mapping[str, nn.Module], rate: float = 1.0
+        self, path: Path, steps: int, modules: Mapping[str, nn.Module], rate: float = 1.0
     ) -> None:
-        self.path, self.modules = path, dict(modules)
+        """Start a stage, or continue it from the state in `path`.
+
+        Args:
+            path: File of the state.
+            steps: Optimiser steps of the whole stage.
+            modules: The trained modules by their names in the state.
+            rate: Factor of all learning rates.
+        """
+        self.path, self.steps, self.modules = path, steps, dict(modules)
         self.optimiser = MuonAdam(self.modules.values(), rate)
-        self.clock, self.step = Clock(minutes), 0
+        self.step = 0
         self.kept: dict[str, Any] = {}
         """Further values of the saved state."""
+        self._spent, self._started = 0.0, time.monotonic()
         state = load_state(path)
         self.fresh = state is None
         if state:
             for name, module in self.modules.items():
                 module.load_state_dict(state["modules"][name])
             self.optimiser.load_state_dict(state["optimiser"])
-            self.step, self.clock.spent, self.kept = state["step"], state["spent"], state["kept"]
-        self.progress = mean_over_processes(self.clock.progress)
+            self.step, self._spent, self.kept = state["step"], state["spent"], state["kept"]
         self._last: dict[str, float] = {}
+
+    @property
+    def progress(self) -> float:
+        """The share of the steps that have been taken, 0 to 1."""
+        return self.step / self.steps
+
+    @property
+    def seconds(self) -> float:
+        """The time spent on the stage, including that of earlier runs."""
+        return self._spent + time.monotonic() - self._started
 
     def learn(self, loss: torch.Tensor, warmup: int = 100) -> None:
         """Take one optimiser step on a loss."""
         loss.backward()
         self.optimiser.step(rate_at(self.progress, self.step, warmup))
         self.step += 1
-        self.progress = mean_over_processes(self.clock.progress)
 
     def due(self, what: str, seconds: float) -> bool:
-        """Return whether `seconds` have passed since the last time, or the time is used up."""
-        before = self._last.setdefault(what, self.clock.elapsed)
-        if self.clock.elapsed - before < seconds and self.progress < 1:
+        """Return whether `seconds` have passed since the last time, or the last step is taken."""
+        before = self._last.setdefault(what, self.seconds)
+        if self.seconds - before < seconds and self.progress < 1:
             return False
-        self._last[what] = self.clock.elapsed
+        self._last[what] = self.seconds
         return True
 
     def save(self, **kept: Any) -> None:
@@ -230,7 +216,7 @@ class Training:
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
-            "spent": self.clock.elapsed,
+            "spent": self.seconds,
             "kept": kept,
         }
         save_state(self.path, state)

@@ -4,26 +4,37 @@ The same table serves as a symbolic picture, on which the language model is trai
 encoder is available (`language.SymbolEmbedding`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from finetune.pretrain.world import ROOMS, Item, Scene
 from finetune.pretrain.world.drawing.paint import COLOURS
+from finetune.pretrain.world.rooms.icons.store import icon_concepts
+from finetune.pretrain.world.rooms.photos.store import photo_classes
+from finetune.pretrain.world.rooms.shapes.wide import WIDE_KINDS
 from finetune.pretrain.world.scene import Box
 
-SIDE = 8
-"""Patches along an edge of the encoder's input."""
-PATCHES = SIDE * SIDE
-
 # Each room has a block of classes of its own, so that rooms can grow without moving others.
+# "wide shapes" continues the kinds of "shapes".
 BLOCKS = {"shapes": 1, "things": 40, "writing": 160, "digits": 200, "charts": 240, "outside": 280}
-KIND_CLASSES = 300
-KIND_INDEX = {
-    (name, kind): BLOCKS[name] + k
-    for name, room in ROOMS.items()
-    for k, kind in enumerate(room.kinds)
+FIRST_ICON_CLASS = 300
+FIRST_PHOTO_CLASS = FIRST_ICON_CLASS + len(icon_concepts())
+KIND_CLASSES = FIRST_PHOTO_CLASS + len(photo_classes())
+KIND_INDEX: dict[tuple[str, str], int] = {
+    **{
+        (name, kind): BLOCKS[name] + k
+        for name, room in ROOMS.items()
+        for k, kind in enumerate(room.kinds)
+    },
+    **{("wide shapes", kind): BLOCKS["shapes"] + k for k, kind in enumerate(WIDE_KINDS)},
+    **{("icons", c.name): FIRST_ICON_CLASS + k for k, c in enumerate(icon_concepts())},
+    # Backwards, because a name that occurs twice means the first class.
+    **{
+        ("photos", c.name): FIRST_PHOTO_CLASS + k
+        for k, c in reversed(tuple(enumerate(photo_classes())))
+    },
 }
 COLOUR_INDEX = {name: k for k, name in enumerate(("", *COLOURS))}
 SIZE_INDEX = {"": 0, "small": 1, "big": 2}
@@ -43,14 +54,12 @@ CLASSES = {
 UNITS = 1000  # positions and extents are stored in thousandths of the picture
 
 
-def item_row(
-    room: str, item: Item, kinds: Mapping[tuple[str, str], int] = KIND_INDEX
-) -> np.ndarray:
+def item_row(room: str, item: Item) -> np.ndarray:
     """Return the row of the patch at an object's centre: [COLUMNS] int16."""
     x, y = item.centre
     row = np.zeros(COLUMNS, np.int16)
     row[OWNED] = row[CENTRE] = 1
-    row[KIND] = kinds[room, item.kind]
+    row[KIND] = KIND_INDEX[room, item.kind]
     row[COLOUR] = COLOUR_INDEX.get(item.colour, 0)
     row[SIZE], row[FILL] = SIZE_INDEX.get(item.size, 0), FILL_INDEX.get(item.fill, 0)
     row[ORDER] = min(max(item.order + 1, 0), ORDERS - 1)
@@ -65,38 +74,39 @@ def objects(scene: Scene) -> np.ndarray:
     return np.stack(rows) if rows else np.zeros((0, COLUMNS), np.int16)
 
 
-COUNTED = (KIND, COLOUR, FILL)
-COUNT_CLASSES = 1 + sum(CLASSES[column] for column in COUNTED)
+COUNTED = {KIND: FIRST_ICON_CLASS, COLOUR: CLASSES[COLOUR], FILL: CLASSES[FILL]}
+"""The columns that are counted, with their classes; the many kinds of icons are left out."""
+COUNT_CLASSES = 1 + sum(COUNTED.values())
 
 
 def object_counts(scene: Scene) -> np.ndarray:
     """Return the number of objects, then of each kind, colour and fill: [COUNT_CLASSES] int64."""
     rows = objects(scene)
-    counts = [np.bincount(rows[:, column], minlength=CLASSES[column]) for column in COUNTED]
+    counts = [
+        np.bincount(rows[:, column], minlength=classes)[:classes]
+        for column, classes in COUNTED.items()
+    ]
     return np.concatenate(([len(rows)], *counts))
 
 
-def patches(
-    scene: Scene,
-    side: int = SIDE,
-    kinds: Mapping[tuple[str, str], int] = KIND_INDEX,
-    boxes: Sequence[Box] | None = None,
-) -> np.ndarray:
+def patches(scene: Scene, side: int, boxes: Sequence[Box] | None = None) -> np.ndarray:
     """Return the symbolic picture as the encoder's grid: [side * side, COLUMNS] int16.
 
     A patch belongs to the object drawn last whose (slightly shrunk) box covers a third of it. The
-    patch at an object's centre always belongs to that object.
+    patch at an object's centre always belongs to that object. A photograph shows more than its
+    labelled object, so that patches outside its box are ignored.
 
     Args:
         scene: The picture.
         side: Patches along an edge of the encoder's input.
-        kinds: The class of each (room, kind).
         boxes: The objects' boxes in the encoder's input, if it is padded. They decide which patches
             an object covers; the positions in the rows are relative to the scene without padding.
     """
     grid = np.zeros((side, side, COLUMNS), np.int16)
+    if scene.room == "photos":
+        grid[..., OWNED] = 2
     boxes = [item.box for item in scene.items] if boxes is None else boxes
-    rows = [item_row(scene.room, item, kinds) for item in scene.items]
+    rows = [item_row(scene.room, item) for item in scene.items]
     for (left, top, right, bottom), row in zip(boxes, rows, strict=True):
         dx, dy = 0.1 * (right - left), 0.1 * (bottom - top)
         across = _cover(left + dx, right - dx, side)

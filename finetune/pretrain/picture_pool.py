@@ -15,18 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.pretrain import patch_targets, scene_pool
-from finetune.pretrain.padding import padded_boxes, padded_pixels, picture_shares
-from finetune.pretrain.world import ROOMS, Room, Scene, Split
+from finetune.pretrain import patch_targets
+from finetune.pretrain.padding import picture_shares
+from finetune.pretrain.patch_grid import PatchGrid
+from finetune.pretrain.world import QA, Room, Scene, Split
 from finetune.pretrain.world.drawing.degradation import degraded
-from finetune.pretrain.world.rooms.icons.room import Icons
-from finetune.pretrain.world.rooms.icons.store import (
-    IconStore,
-    concepts_by_name,
-    icon_concepts,
-)
+from finetune.pretrain.world.mixture import open_rooms
+from finetune.pretrain.world.rooms.icons.store import concepts_by_name
 from finetune.pretrain.world.rooms.photos.batches import PhotoBatch, PhotoBatches
-from finetune.pretrain.world.rooms.photos.store import PhotoStore, photo_classes
+from finetune.pretrain.world.rooms.photos.room import Photos
 from finetune.pretrain.world.rooms.shapes import wide
 
 ROOM_WEIGHTS = {
@@ -38,28 +35,9 @@ ROOM_WEIGHTS = {
     "outside": 0.4,
     "icons": 12.0,
 }
-"""How often each room is drawn. `shapes` is left out, because it calls a square a rectangle."""
+"""How often each room is drawn; photographs have a share of their own."""
 LEAST_READABLE = {"wide shapes": 24, "icons": 48, "things": 64, "digits": 72}
 """The fewest pixels of the longer side after degradation; rooms with text keep 128."""
-
-_FIRST_SHAPE_CLASS = patch_targets.BLOCKS["shapes"]
-FIRST_ICON_CLASS = patch_targets.KIND_CLASSES
-FIRST_PHOTO_CLASS = FIRST_ICON_CLASS + len(icon_concepts())
-KIND_CLASSES = FIRST_PHOTO_CLASS + len(photo_classes())
-KIND_INDEX: dict[tuple[str, str], int] = {
-    **patch_targets.KIND_INDEX,
-    **{("wide shapes", kind): _FIRST_SHAPE_CLASS + k for k, kind in enumerate(wide.WIDE_KINDS)},
-    **{("icons", c.name): FIRST_ICON_CLASS + k for k, c in enumerate(icon_concepts())},
-}
-"""The classes of `patch_targets`, followed by those of icons; photographs come after these."""
-
-
-@dataclass(frozen=True)
-class PatchGrid:
-    """The encoder's input: `side` pixels and `patches` patches along an edge."""
-
-    side: int
-    patches: int
 
 
 def true_words(scene: Scene) -> frozenset[str]:
@@ -74,7 +52,8 @@ def true_words(scene: Scene) -> frozenset[str]:
 def icon_class(scene: Scene) -> int:
     """Return the concept's index if all icons of a picture show one concept, else -1."""
     kinds = {item.kind for item in scene.items} if scene.room == "icons" else set()
-    return KIND_INDEX["icons", kinds.pop()] - FIRST_ICON_CLASS if len(kinds) == 1 else -1
+    index = patch_targets.KIND_INDEX
+    return index["icons", kinds.pop()] - patch_targets.FIRST_ICON_CLASS if len(kinds) == 1 else -1
 
 
 def caption(room: Room, scene: Scene, seed: int) -> str:
@@ -83,7 +62,14 @@ def caption(room: Room, scene: Scene, seed: int) -> str:
         return ", ".join(item.word for item in scene.items[:4])
     if scene.room == "wide shapes":
         return wide.caption(scene)
-    return scene_pool.caption(room, scene, seed)
+    qas: list[QA] = room.ask(scene, random.Random(seed), "train")
+    for skill in ("caption", "describe"):
+        for qa in qas:
+            if qa.skill == skill:
+                return qa.sentence
+    fact_skills = ("position", "colour", "shape", "read", "value", "outside")
+    facts = list(dict.fromkeys(qa.sentence for qa in qas if qa.skill in fact_skills))
+    return " ".join(facts[:3])
 
 
 @dataclass(frozen=True)
@@ -115,19 +101,10 @@ class PictureSources:
         cls, photos: Path | None, icons: Path | None, side: int, device: str = "cpu"
     ) -> "PictureSources":
         """Open the rooms, and the folders of packed data (see `pack_data`) that are given."""
-        rooms = {name: room for name, room in ROOMS.items() if name in ROOM_WEIGHTS}
-        store = PhotoStore.open(photos) if photos else None
-        rooms["wide shapes"] = wide.WideShapes(store)
-        missing = []
-        if icons:
-            rooms["icons"] = Icons(IconStore.open(icons), store)
-        else:
-            missing.append("No --icons: the encoder will not know icons.")
+        rooms, missing = open_rooms(photos, icons)
         batches = None
-        if store:
-            batches = PhotoBatches(store, side, device)
-        else:
-            missing.append("No --photos: the encoder will not know photographs.")
+        if isinstance(room := rooms.pop("photos", None), Photos):
+            batches = PhotoBatches(room.store, side, device)
         return cls(rooms, batches, missing)
 
     def draw(
@@ -147,8 +124,8 @@ class PictureSources:
             picture = degraded(picture, rng, LEAST_READABLE.get(room, 128))
         return DrawnPicture(
             room,
-            padded_pixels(picture, grid.side),
-            patch_targets.patches(scene, grid.patches, KIND_INDEX, padded_boxes(scene)),
+            grid.pixels(picture),
+            grid.targets(scene),
             caption(self.rooms[room], scene, seed),
             true_words(scene),
             icon_class(scene),
@@ -262,7 +239,7 @@ def photo_targets(batch: PhotoBatch, grid: PatchGrid) -> torch.Tensor:
     down = (centres >= top[:, None]) & (centres <= bottom[:, None])
     inside = down[:, :, None] & across[:, None, :]
     rows[..., patch_targets.OWNED] = torch.where(inside, 1, 2)
-    rows[..., patch_targets.KIND] = (batch.labels + FIRST_PHOTO_CLASS)[:, None, None]
+    rows[..., patch_targets.KIND] = (batch.labels + patch_targets.FIRST_PHOTO_CLASS)[:, None, None]
     middle = torch.stack(((left + right) / 2, (top + bottom) / 2), 1)
     size = torch.stack((right - left, bottom - top), 1)
     # As for drawn pictures, positions are fractions of the picture without its padding.

@@ -1,49 +1,54 @@
 """The training of the built-in model, one call per stage; an interrupted stage is continued.
 
-tokenizer -> 0a encoder | 0b language model (in parallel) -> alignment on the encoder's features
--> 1 projector -> 2 LoRA (both through `finetune.training.train`) -> merged checkpoint
+towers: the picture encoder and its text tower -> language model on symbolic pictures
+-> alignment of both -> checkpoint
 """
 
 import multiprocessing
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, SiglipModel
 
-from finetune.config import FinetuneConfig, Stage
 from finetune.pretrain.alignment import align
-from finetune.pretrain.encoder import train_encoder
-from finetune.pretrain.exam import VisionLanguageModel
-from finetune.pretrain.export import Selection, export
+from finetune.pretrain.exam import (
+    Exam,
+    Scores,
+    VisionLanguageModel,
+    evaluate_dialogues,
+    evaluate_photos,
+    evaluate_world,
+    load_model,
+)
 from finetune.pretrain.language import CountHead, ReferentHeads, SymbolEmbedding, train_language
-from finetune.pretrain.model import assemble_checkpoint, make_projector, save, save_two_towers
-from finetune.pretrain.optim import StageConfig, join_group, leave_group
+from finetune.pretrain.model import assemble_checkpoint, make_projector, save
+from finetune.pretrain.optim import StageConfig, join_group, leave_group, load_state, rank
+from finetune.pretrain.picture_pool import PictureSources
 from finetune.pretrain.tokenizer import train_tokenizer
+from finetune.pretrain.towers import TowerHeads, TowerTrainingConfig, tower_config
+from finetune.pretrain.two_towers import TowerTraining
 from finetune.pretrain.unseen_tokens import spread_unseen
-from finetune.pretrain.world.mixture import World
-from vqa_app.checkpoints.manifest import is_finished
+from finetune.pretrain.world.mixture import World, open_rooms
 from vqa_app.files import atomic_directory
 
-# How often scenes of each room are drawn. Shapes exercise most skills.
 ROOM_WEIGHTS = {
-    "shapes": 10.0,
+    "wide shapes": 10.0,
     "things": 4.0,
-    "writing": 2.0,
+    "writing": 3.0,
     "digits": 2.0,
-    "charts": 2.0,
+    "charts": 3.0,
     "outside": 0.6,
+    "icons": 6.0,
+    "photos": 6.0,
 }
-SEPARATE_SHARE, ALIGNMENT_SHARE, FINETUNE_SHARE = 0.4, 0.5, 0.1
-"""Shares of the time: stages 0a and 0b, alignment, then stages 1 and 2 of `finetune.train`."""
-ALIGNED_LR, ALIGNED_PROJECTOR_LR = 3e-4, 1e-4
-"""The learning rates of stages 1 and 2, which start from aligned parts. At the default rates, which
-are for a fresh projector, the loss rose from 0.08 to 0.16 within 35 steps."""
-QUESTIONS_PER_MINUTE = 2500
-"""How many questions `finetune.training.train` is given per minute of its time."""
+"""How often scenes of each room are drawn in the language stages. Shapes exercise most skills."""
+TINY_TOWERS = TowerTrainingConfig(
+    pictures=64, side=64, patch=16, width=32, layers=2, batch=8, capacity=16, validation_scenes=4
+)
 
 
 @dataclass(frozen=True)
@@ -51,180 +56,208 @@ class Plan:
     """What to train and for how long; `tiny` shrinks everything, for tests."""
 
     out: Path
-    minutes: float
+    photos: Path | None = None
+    """The folder of packed photographs."""
+    icons: Path | None = None
+    """The folder of packed icons."""
+    pictures: int = 800_000
+    """Training pictures of the towers."""
+    language_steps: int = 30_000
+    alignment_steps: int = 30_000
     seed: int = 0
     tiny: bool = False
     device: str = "cpu"
-    parallel: bool = False
-    """Whether to use two processes, for 0a beside 0b and then for data-parallel alignment, which
-    suits CPUs with several cores."""
+    processes: int = 1
+    """How many processes train together in the language stages, each with its share of the CPU's
+    cores: making questions is work of a single thread."""
 
     @property
-    def separate(self) -> float:
-        """The minutes for each of stages 0a and 0b."""
-        return SEPARATE_SHARE * self.minutes / (1 if self.parallel else 2)
+    def towers(self) -> Path:
+        """The folder of the towers; a finished one of `two_towers` may be put there."""
+        return self.out / "towers"
 
     @property
-    def world(self) -> World:
-        """The rooms that are trained on."""
-        return World(ROOM_WEIGHTS)
+    def tower_config(self) -> TowerTrainingConfig:
+        """The configuration of the towers."""
+        return TowerTrainingConfig(
+            **{
+                **vars(TINY_TOWERS if self.tiny else TowerTrainingConfig(self.pictures)),
+                "pictures": self.pictures,
+                "photos": self.photos,
+                "icons": self.icons,
+                "seed": self.seed,
+                "device": self.device,
+            }
+        )
 
 
 def build(plan: Plan) -> Path:
     """Train everything that is not finished, and return the folder of the final checkpoint."""
+    final = plan.out / "model"
+    if final.exists():
+        return final
+    _, missing = open_rooms(plan.photos, plan.icons)
+    for line in missing:
+        print(line, flush=True)
     plan.out.mkdir(parents=True, exist_ok=True)
-    make_tokenizer(plan)
-    with in_parallel(_encoder, plan) as parallel:
-        if not parallel:
-            _encoder(plan)
-        _language(plan)
-    if not (plan.out / "base" / "config.json").exists():
-        sync = plan.out / "meet.sync"
-        sync.unlink(missing_ok=True)
-        with in_parallel(_align, plan, 1) as parallel:
-            _align(plan, 0, 2 if parallel else 1)
-    return finetune_stages(plan)
-
-
-@contextmanager
-def in_parallel(task: Callable[..., object], plan: Plan, *args: int) -> Iterator[bool]:
-    """Run `task(plan, *args)` in another process, with half of the cores, during the block.
-
-    Yields whether it does, which `Plan.parallel` decides.
-    """
-    threads = torch.get_num_threads()
-    if not plan.parallel:
-        yield False
-        return
-    half = max(1, threads // 2)
-    torch.set_num_threads(half)
-    context = multiprocessing.get_context("spawn")
-    other = context.Process(target=_in_process, args=(task, half, plan, *args), daemon=True)
-    other.start()
-    yield True
-    other.join()
-    torch.set_num_threads(threads)
-    if other.exitcode:
-        raise RuntimeError(f"The parallel process ended with exit code {other.exitcode}.")
-
-
-def _in_process(task: Callable[..., object], threads: int, plan: Plan, *args: int) -> None:
-    torch.set_num_threads(threads)
-    task(plan, *args)
+    train_towers(plan)
+    _in_processes(_train_language, plan)
+    _in_processes(_align, plan)
+    return finish(plan.out / "aligned", plan.towers / "siglip", final)
 
 
 def make_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
-    """Train the tokenizer, or load it if it exists."""
-    folder = plan.out / "tokenizer"
+    """Train the tokenizer, or load it if it exists; the towers' captions need it first."""
+    folder = plan.towers / "tokenizer"
     if not folder.exists():
         train_tokenizer(seed=plan.seed).save_pretrained(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def _stage(plan: Plan, minutes: float) -> StageConfig:
-    """Return the configuration of a stage that takes `minutes`."""
+def train_towers(plan: Plan) -> None:
+    """Train the towers until all their pictures have been used, and write their checkpoint."""
+    if (plan.towers / "siglip" / "config.json").exists():
+        return
+    make_tokenizer(plan)
+    config = plan.tower_config
+    sources = PictureSources.open(plan.photos, plan.icons, config.side, plan.device)
+    training = TowerTraining(plan.towers, config, sources)
+    training.train(None, validate_every=25_000)
+    training.pool.close()
+    training.export()
+
+
+def load_towers(plan: Plan) -> tuple[SiglipModel, nn.Linear]:
+    """Return the trained towers, and their head that names icons and photographs."""
+    state = load_state(plan.towers / "state.pt")
+    if state is None:
+        raise FileNotFoundError(f"Expected the towers' state in {plan.towers / 'state.pt'}.")
+    config = plan.tower_config
+    model = SiglipModel(tower_config(len(make_tokenizer(plan)), config))
+    model.load_state_dict(state["model"])
+    heads = TowerHeads(config.width)
+    heads.load_state_dict(state["heads"])
+    model.to(plan.device)  # type: ignore[arg-type]  # `to` is wrapped, its types are lost
+    return model.eval(), heads.to(plan.device).name_head
+
+
+def _stage(plan: Plan, steps: int) -> StageConfig:
+    """Return the configuration of a language stage of `steps` optimiser steps."""
+    rooms, _ = open_rooms(plan.photos, plan.icons)
+    weights = {name: weight for name, weight in ROOM_WEIGHTS.items() if name in rooms}
     return StageConfig(
-        plan.out, make_tokenizer(plan), plan.world, minutes, plan.seed, plan.tiny, plan.device
+        plan.out,
+        make_tokenizer(plan),
+        World(weights, rooms),
+        plan.tower_config.grid,
+        steps,
+        plan.seed,
+        plan.tiny,
+        plan.device,
     )
 
 
-def _encoder(plan: Plan) -> SiglipModel:
-    """Run stage 0a, or load its result if its time is used up."""
-    batch, capacity = (16, 400) if plan.tiny else (64, 16000)
-    return train_encoder(_stage(plan, plan.separate), batch=batch, capacity=capacity)
+def _train_language(
+    plan: Plan,
+) -> tuple[LlamaForCausalLM, SymbolEmbedding, ReferentHeads, CountHead]:
+    """Train the language model on symbolic pictures, or load it if its steps are taken."""
+    stage = _stage(plan, plan.language_steps)
+    return train_language(stage, scale=0.1 if plan.tiny else 1.0)
 
 
-def _language(plan: Plan) -> tuple[LlamaForCausalLM, SymbolEmbedding, ReferentHeads, CountHead]:
-    """Run stage 0b, or load its result if its time is used up."""
-    return train_language(_stage(plan, plan.separate), scale=0.1 if plan.tiny else 1.0)
-
-
-def _align(plan: Plan, number: int, processes: int = 2) -> None:
-    """Align language model and encoder, as process `number` of `processes`."""
-    if processes > 1:
-        join_group(number, processes, plan.out / "meet.sync")
-    tokenizer, encoder = make_tokenizer(plan), _encoder(plan)
-    language, symbols, referent_heads, count_head = _language(plan)
-    projector = make_projector(encoder.vision_model.config, language.config, tokenizer)
+def _align(plan: Plan) -> None:
+    """Align language model and encoder, and write the aligned checkpoint."""
+    if (plan.out / "aligned").exists():
+        return
+    tokenizer = make_tokenizer(plan)
+    towers, name_head = load_towers(plan)
+    stage = _stage(plan, plan.alignment_steps)
+    language, symbols, referent_heads, count_head = _train_language(plan)
+    projector = make_projector(towers.vision_model.config, language.config, tokenizer)
     projector.to(plan.device)
     align(
-        _stage(plan, ALIGNMENT_SHARE * plan.minutes),
+        stage,
         "meet",
-        VisionLanguageModel(encoder.vision_model, projector, language),
+        VisionLanguageModel(towers.vision_model, projector, language, stage.grid),
         symbols,
         referent_heads,
         count_head,
+        name_head,
         rate=0.6,
         scale=0.2 if plan.tiny else 1.0,
         capacity=64 if plan.tiny else 8000,
     )
-    leave_group()
-    if number == 0:
-        save_two_towers(encoder, tokenizer, plan.out / "siglip")
-        save(*assemble_checkpoint(encoder, projector, language, tokenizer), plan.out / "base")
+    if rank() == 0:
+        checkpoint = assemble_checkpoint(towers, projector, language, tokenizer)
+        with atomic_directory(plan.out / "aligned") as folder:
+            save(*checkpoint, folder)
 
 
-def finetune_stages(plan: Plan) -> Path:
-    """Run stages 1 and 2 with the code that users fine-tune with, and merge the result."""
-    from finetune.runs.merge import merge
-    from finetune.training.train import train
-
-    final = plan.out / "model"
-    if final.exists():
-        return final
-    questions = (
-        200 if plan.tiny else max(2000, round(FINETUNE_SHARE * plan.minutes * QUESTIONS_PER_MINUTE))
-    )
-    data = plan.out / "data"
-    if not (data / "train.json").exists():
-        selection = Selection("train", plan.world, short=None, plain=False)
-        export(data, questions, selection, seed=90_000_000 + plan.seed)
-    base = plan.out / "base"
-    stages: tuple[tuple[Stage, Path], ...] = (
-        ("projector", base),
-        ("lora", plan.out / "projector"),
-    )
-    for stage, model in stages:
-        if is_finished(plan.out / stage):
-            continue
-        train(
-            FinetuneConfig(
-                data=(str(data / "train.json"),),
-                model=str(model),
-                stage=stage,
-                lr=ALIGNED_LR,
-                projector_lr=ALIGNED_LR if stage == "projector" else ALIGNED_PROJECTOR_LR,
-                epochs=1.0,
-                out=str(plan.out / stage),
-                eval_fraction=0.02,
-                eval_every=0,
-                eval_questions=100,
-                turns="apart",
-                seed=plan.seed,
-                device=plan.device,
-                feature_dir=str(plan.out / "features"),
-            )
-        )
-    merge(plan.out / "lora", plan.out / "merged")
-    return finish(plan.out / "merged", plan.out / "siglip", final)
+def _in_processes(task: Callable[[Plan], object], plan: Plan) -> None:
+    """Run a task in `plan.processes` processes, which share the cores and train together."""
+    threads = torch.get_num_threads()
+    if plan.processes == 1:
+        task(plan)
+        return
+    share = max(1, threads // plan.processes)
+    (plan.out / "meet.sync").unlink(missing_ok=True)
+    context = multiprocessing.get_context("spawn")
+    others = [
+        context.Process(target=_in_group, args=(task, plan, number, share), daemon=True)
+        for number in range(1, plan.processes)
+    ]
+    for other in others:
+        other.start()
+    try:
+        _in_group(task, plan, 0, share)
+        for other in others:
+            other.join()
+    finally:
+        for other in others:
+            other.kill()
+        torch.set_num_threads(threads)
+    if failed := [other.exitcode for other in others if other.exitcode]:
+        raise RuntimeError(f"A parallel process ended with exit code {failed[0]}.")
 
 
-def finish(merged: Path, two_towers: Path, final: Path) -> Path:
-    """Write the merged weights as they are shipped, and return their folder.
+def _in_group(task: Callable[[Plan], object], plan: Plan, number: int, threads: int) -> None:
+    """Run a task as process `number` of the group."""
+    torch.set_num_threads(threads)
+    join_group(number, plan.processes, plan.out / "meet.sync")
+    try:
+        task(plan)
+    finally:
+        leave_group()
+
+
+def finish(aligned: Path, two_towers: Path, final: Path) -> Path:
+    """Write the weights as they are shipped, and return their folder.
 
     They are bf16 in small shards with standard files only. The embeddings of unseen tokens are
     spread, and `siglip/` holds the encoder with its text tower.
     """
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-    model = LlavaForConditionalGeneration.from_pretrained(merged, dtype=torch.bfloat16)
+    model = LlavaForConditionalGeneration.from_pretrained(aligned, dtype=torch.bfloat16)
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings, torch.nn.Embedding)
     spread_unseen(embeddings.weight)
     with atomic_directory(final) as folder:
-        save(model, AutoProcessor.from_pretrained(merged), folder)
+        save(model, AutoProcessor.from_pretrained(aligned), folder)
         shutil.copytree(two_towers, folder / "siglip")
     return final
+
+
+def examine(plan: Plan, final: Path) -> Scores:
+    """Return the final checkpoint's scores on held-out scenes, dialogues and photographs."""
+    model, packer = load_model(final)
+    world = _stage(plan, 1).world
+    scenes = 20 if plan.tiny else 300
+    scores = evaluate_world(model, packer, Exam(world, scenes))
+    scores |= evaluate_dialogues(model, packer, world, scenes // 10)
+    if "photos" in world.rooms:
+        scores |= evaluate_photos(model, packer, world, scenes)
+    return scores
 
 
 def sizes(folder: Path) -> str:

@@ -10,7 +10,7 @@ chat template renders for that conversation alone.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,10 +25,21 @@ HEAD = "<|im_start|>user\n"
 ASK = "<|im_end|>\n<|im_start|>assistant\n"
 NEXT = "<|im_end|>\n<|im_start|>user\n"
 STOP = "<|im_end|>"
+PICTURE = "<image>\n"
+"""What a picture becomes in the text of a question that it comes with."""
 
 Turns = list[tuple[str, str]]
-PictureConversations = tuple[Sequence[int], Sequence[Turns]]
-"""The number of tokens of each picture, and the conversations about these pictures."""
+
+
+class PictureConversations(NamedTuple):
+    """Pictures, and conversations about them that are independent of each other."""
+
+    pictures: Sequence[int]
+    """The number of tokens of each picture before the first question."""
+    conversations: Sequence[Turns]
+    later: Sequence[int] = ()
+    """The numbers of tokens of the pictures that come with later questions, as `PICTURE` in their
+    text; only for a single conversation."""
 
 
 def turns_of(qa: QA, rng: random.Random, short: bool | None = None, plain: bool = False) -> Turns:
@@ -105,27 +116,37 @@ class Packer:
             for e in self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
         ]
 
-    def branch(self, turns: Turns) -> tuple[list[int], list[bool]]:
-        """Return the token ids of a conversation after the picture, and which are the answers'."""
+    def branch(self, turns: Turns, later: Sequence[int] = ()) -> tuple[list[int], list[bool]]:
+        """Return the token ids of a conversation after the picture, and which are the answers'.
+
+        Args:
+            turns: The conversation.
+            later: The numbers of tokens of the pictures in its text.
+        """
         texts = []
         for k, (question, answer) in enumerate(turns):
             texts += [(NEXT.removeprefix(STOP) if k else "") + question + ASK, answer + STOP]
         ids: list[int] = []
         is_answer: list[bool] = []
+        sizes = iter(later)
         for k, piece in enumerate(self.encode(texts)):
+            if later:
+                repeats = (next(sizes) if token == self.image else 1 for token in piece)
+                piece = [token for token, n in zip(piece, repeats, strict=True) for _ in range(n)]
             ids += piece
             is_answer += [k % 2 == 1] * len(piece)
         return ids, is_answer
 
-    def pack(self, rows: Sequence[PictureConversations], limit: int = 640) -> PackedBatch:
+    def pack(self, rows: Sequence[PictureConversations], limit: int = 560) -> PackedBatch:
         """Pack rows of conversations; those of one row are about the same pictures.
 
-        Branches that would make a row longer than `limit` tokens are dropped. The prefix of a row
+        Branches that would add up to more than `limit` tokens are dropped. The prefix of a row
         without pictures contains no picture tokens.
+
+        Raises:
+            ValueError: Several conversations of a row have later pictures.
         """
-        packed = [
-            self._pack_row(pictures, conversations, limit) for pictures, conversations in rows
-        ]
+        packed = [self._pack_row(row, limit) for row in rows]
         longest = max(len(ids) for ids, *_ in packed)
         length = -(-longest // 32) * 32  # few different shapes, so that compiled kernels are reused
         table = np.empty((4, len(packed), length), np.int64)
@@ -137,17 +158,19 @@ class Packer:
         return PackedBatch(ids, positions, labels, segments, ids == self.image)
 
     def _pack_row(
-        self, pictures: Sequence[int], conversations: Sequence[Turns], limit: int
+        self, row: PictureConversations, limit: int
     ) -> tuple[list[int], list[int], list[int], list[int]]:
         """Return the ids, positions, labels and segments of one row."""
+        if row.later and len(row.conversations) != 1:
+            raise ValueError("Pictures may come later in a single conversation only.")
         prefix = list(self.head)
-        for tokens in pictures:
+        for tokens in row.pictures:
             prefix += [self.image] * tokens + self.after
         ids, segments = list(prefix), [0] * len(prefix)
         positions, labels = list(range(len(prefix))), [-100] * len(prefix)
-        for number, turns in enumerate(conversations, 1):
-            new, is_answer = self.branch(turns)
-            if len(ids) + len(new) > limit and len(conversations) > 1:
+        for number, turns in enumerate(row.conversations, 1):
+            new, is_answer = self.branch(turns, row.later)
+            if len(ids) - len(prefix) + len(new) > limit and len(row.conversations) > 1:
                 continue
             ids += new
             segments += [number] * len(new)
@@ -167,13 +190,25 @@ def answer_hits(logits_argmax: torch.Tensor, packed: PackedBatch) -> Hits:
     answer's tokens count. Teacher forcing and greedy decoding agree as long as every choice is
     correct, so this is exact match.
     """
+    return {branch: all(hits) for branch, hits in turn_hits(logits_argmax, packed).items()}
+
+
+def turn_hits(
+    logits_argmax: torch.Tensor, packed: PackedBatch
+) -> dict[tuple[int, int], list[bool]]:
+    """Return for each branch which of its answers are fully correct; see `answer_hits`."""
     expected = packed.labels[:, 1:]
     answers = expected != -100
     right = (logits_argmax[:, :-1][answers] == expected[answers]).tolist()
+    first = (answers & (packed.labels[:, :-1] == -100))[answers].tolist()
     rows, branches = answers.nonzero()[:, 0].tolist(), packed.segments[:, 1:][answers].tolist()
-    hits: Hits = {}
-    for *branch, hit in zip(rows, branches, right, strict=True):
-        hits[tuple(branch)] = hits.get(tuple(branch), True) and hit
+    hits: dict[tuple[int, int], list[bool]] = {}
+    for row, branch, begins, hit in zip(rows, branches, first, right, strict=True):
+        turns = hits.setdefault((row, branch), [])
+        if begins:
+            turns.append(hit)
+        else:
+            turns[-1] = turns[-1] and hit
     return hits
 
 

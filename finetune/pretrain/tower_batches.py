@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from finetune.pretrain.patch_grid import normalised
 from finetune.pretrain.picture_pool import DrawnPicture, PicturePool, PictureSources, photo_targets
-from finetune.pretrain.scene_pool import normalised
 from finetune.pretrain.towers import TowerTrainingConfig
 from finetune.pretrain.world.rooms.concepts import noun_phrase
 from finetune.pretrain.world.rooms.icons.store import icon_concepts

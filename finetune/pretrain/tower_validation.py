@@ -12,9 +12,8 @@ from transformers import PreTrainedTokenizerBase, SiglipModel
 
 from finetune.pretrain import patch_targets
 from finetune.pretrain.optim import fast_autocast
-from finetune.pretrain.padding import padded_pixels
+from finetune.pretrain.patch_grid import normalised
 from finetune.pretrain.picture_pool import PictureSources
-from finetune.pretrain.scene_pool import normalised
 from finetune.pretrain.tower_batches import drawn_batch
 from finetune.pretrain.towers import (
     TowerHeads,
@@ -140,7 +139,7 @@ class TowerValidator:
 
     def _pooled(self, pictures: list[Image.Image]) -> torch.Tensor:
         """Return the pooled features of pictures [n, width]."""
-        pixels = np.stack([padded_pixels(picture, self.config.side) for picture in pictures])
+        pixels = np.stack([self.config.grid.pixels(picture) for picture in pictures])
         return self._encode(normalised(torch.from_numpy(pixels).to(self.config.device)))[1]
 
     def _texts(self, texts: Iterable[str]) -> torch.Tensor:

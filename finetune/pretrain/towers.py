@@ -16,7 +16,7 @@ from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
 from finetune.pretrain import patch_targets
 from finetune.pretrain.model import two_tower_config
-from finetune.pretrain.picture_pool import FIRST_ICON_CLASS, KIND_CLASSES, PatchGrid
+from finetune.pretrain.patch_grid import PatchGrid
 from finetune.pretrain.world.rooms.icons.store import icon_concepts
 from finetune.pretrain.world.rooms.photos.store import TINY_IMAGENET_CLASSES
 
@@ -97,8 +97,10 @@ class TowerHeads(nn.Module):
         self.columns = tuple(classes)
         self.sizes = [2, 1, *classes.values(), patch_targets.GEOMETRY]
         self.patch_head = nn.Linear(width, sum(self.sizes))
-        self.kind_head = nn.Linear(width, KIND_CLASSES)
-        self.name_head = nn.Linear(width, KIND_CLASSES - FIRST_ICON_CLASS)
+        self.kind_head = nn.Linear(width, patch_targets.KIND_CLASSES)
+        self.name_head = nn.Linear(
+            width, patch_targets.KIND_CLASSES - patch_targets.FIRST_ICON_CLASS
+        )
 
 
 def embed_patches(
@@ -166,7 +168,7 @@ def dense_loss(
     owned, centre, *classes, places = heads.patch_head(features).float().split(heads.sizes, -1)
     judged = rows[..., patch_targets.OWNED] != 2
     on_object = rows[..., patch_targets.OWNED] == 1
-    drawn = on_object & (rows[..., patch_targets.KIND] < FIRST_ICON_CLASS)
+    drawn = on_object & (rows[..., patch_targets.KIND] < patch_targets.FIRST_ICON_CLASS)
     loss = F.cross_entropy(owned[judged], rows[..., patch_targets.OWNED][judged])
     truth = rows[..., patch_targets.CENTRE][judged].float()
     weight = torch.tensor(3.0, device=features.device)

@@ -3,11 +3,40 @@
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from PIL import Image
 
 from finetune.pretrain.world import ROOMS
+from finetune.pretrain.world.rooms.icons.room import Icons
+from finetune.pretrain.world.rooms.icons.store import IconStore
+from finetune.pretrain.world.rooms.photos.room import Photos
+from finetune.pretrain.world.rooms.photos.store import PhotoStore
+from finetune.pretrain.world.rooms.shapes.wide import WideShapes
 from finetune.pretrain.world.scene import QA, Room, Scene, Split
+
+
+def open_rooms(photos: Path | None, icons: Path | None) -> tuple[dict[str, Room], list[str]]:
+    """Open the rooms to train on, with the folders of packed data (see `pack_data`) if given.
+
+    `shapes` is left out, because it calls a square a rectangle; `wide shapes` takes its place.
+
+    Returns:
+        The rooms by name, and what the model will not know for lack of data.
+    """
+    store = PhotoStore.open(photos) if photos else None
+    rooms: dict[str, Room] = {name: room for name, room in ROOMS.items() if name != "shapes"}
+    rooms["wide shapes"] = WideShapes(store)
+    missing = []
+    if icons:
+        rooms["icons"] = Icons(IconStore.open(icons), store)
+    else:
+        missing.append("No --icons: the model will not know icons.")
+    if store:
+        rooms["photos"] = Photos(store)
+    else:
+        missing.append("No --photos: the model will not know photographs.")
+    return rooms, missing
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from finetune.pretrain.world.drawing.paint import COLOURS
+from finetune.pretrain.world.rooms.concepts import is_countable
+from finetune.pretrain.world.rooms.icons.store import icon_concepts
 from finetune.pretrain.world.rooms.shapes.room import SHAPES
+from finetune.pretrain.world.rooms.shapes.wide import WIDE_KINDS
 from finetune.pretrain.world.rooms.things.room import THINGS_ROOM
 from finetune.pretrain.world.scene import QA, Item, Room, Scene, Split
 from finetune.pretrain.world.wording.phrasing import (
@@ -26,11 +29,18 @@ from finetune.pretrain.world.wording.references import (
     unique_reference,
 )
 
-PAIRED_ROOMS: dict[str, tuple[Room, str]] = {
-    "shapes": (SHAPES, "shape"),
-    "things": (THINGS_ROOM, "object"),
+VOCABULARIES = {
+    "shapes": Vocabulary("shape", SHAPES.kinds, tuple(COLOURS)),
+    "wide shapes": Vocabulary("shape", WIDE_KINDS, tuple(COLOURS)),
+    "things": Vocabulary("object", THINGS_ROOM.kinds, tuple(COLOURS)),
+    # Mass nouns and plurals do not fit into sentences with "a", "the" or a number.
+    "icons": Vocabulary(
+        "thing", tuple(c.name for c in icon_concepts() if is_countable(c.name)), ()
+    ),
 }
-"""The rooms that pairs are made of, each with its noun for any object."""
+"""The words of the rooms that pairs are made of."""
+DRAWN_ROOMS: Mapping[str, Room] = {"shapes": SHAPES, "things": THINGS_ROOM}
+"""The rooms of pairs that need no data and that early checkpoints know."""
 MOST_OBJECTS = 4
 """The most objects in one of the pictures."""
 PLACES = ("first", "second")
@@ -44,13 +54,16 @@ class Pair:
     questions: tuple[QA, ...]
 
 
-def make_pair(seed: int, split: Split = "train", count: int = 8) -> Pair:
+def make_pair(
+    seed: int, split: Split = "train", count: int = 8, rooms: Mapping[str, Room] = DRAWN_ROOMS
+) -> Pair:
     """Make pair number `seed` with up to `count` questions.
 
-    Pairs of one seed but of different splits are unrelated.
+    Pairs of one seed but of different splits are unrelated. Of `rooms`, those are used that
+    `VOCABULARIES` lists.
     """
     rng = random.Random(f"pair-{split}-{seed}")
-    room, _ = rng.choice(tuple(PAIRED_ROOMS.values()))
+    room = rng.choice([room for name, room in rooms.items() if name in VOCABULARIES])
     first = _comparable_scene(room, rng, split)
     second = _comparable_scene(room, rng, split)
     for _ in range(6):
@@ -66,9 +79,7 @@ def compare(
     first: Scene, second: Scene, rng: random.Random, split: Split = "train", count: int = 8
 ) -> list[QA]:
     """Return up to `count` questions about two scenes of one room, both `comparable`."""
-    room, noun = PAIRED_ROOMS[first.room]
-    words = Vocabulary(noun, room.kinds, tuple(COLOURS))
-    pair = PairContext(first, second, rng, split, words)
+    pair = PairContext(first, second, rng, split, VOCABULARIES[first.room])
     made: dict[str, QA] = {}
     for skill in rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()), k=3 * count):
         qa = skill(pair)
@@ -81,8 +92,10 @@ def compare(
 
 def comparable(scene: Scene) -> bool:
     """Return whether a scene has few objects and is of a room that pairs are made of."""
+    if scene.room == "icons" and not all(is_countable(item.kind) for item in scene.items):
+        return False
     few = 1 <= len(scene.items) <= MOST_OBJECTS
-    return few and scene.room in PAIRED_ROOMS and "panels" not in scene.extra
+    return few and scene.room in VOCABULARIES and "panels" not in scene.extra
 
 
 def _comparable_scene(room: Room, rng: random.Random, split: Split) -> Scene:
@@ -272,6 +285,8 @@ def same_in_both(pair: PairContext) -> QA | None:
     if len(pair.sides[0]) == len(pair.sides[1]) == 1:
         one, other = pair.sides[0][0], pair.sides[1][0]
         field = pair.rng.choice(("kind", "colour"))
+        if not (getattr(one, field) and getattr(other, field)):
+            return None
         yes = getattr(one, field) == getattr(other, field)
         attribute = {"kind": pair.words.noun, "colour": "colour"}[field]
         question = pair.phrase(

@@ -14,12 +14,24 @@ from finetune.pretrain.language import (
     answer_loss,
     run_packed,
 )
-from finetune.pretrain.model import language_config, make_processor, vision_config
-from finetune.pretrain.sequences import Packer, answer_hits, answer_starts, turns_of
+from finetune.pretrain.model import language_config, make_processor
+from finetune.pretrain.patch_grid import PatchGrid
+from finetune.pretrain.sequences import (
+    PICTURE,
+    Packer,
+    PictureConversations,
+    answer_hits,
+    answer_starts,
+    turn_hits,
+    turns_of,
+)
 from finetune.pretrain.tokenizer import train_tokenizer
+from finetune.pretrain.towers import TowerTrainingConfig, tower_config
 from finetune.pretrain.world import ROOMS, make_scene
 from finetune.pretrain.world.mixture import World
 from finetune.pretrain.world.scene import QA
+
+GRID = PatchGrid(64, 4)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +43,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def parts(tokenizer: PreTrainedTokenizerFast) -> tuple[LlamaForCausalLM, SymbolEmbedding]:
     torch.manual_seed(0)
     model = LlamaForCausalLM(language_config(len(tokenizer), tiny=True))
-    return model, SymbolEmbedding(model.config.hidden_size)
+    return model, SymbolEmbedding(model.config.hidden_size, GRID.tokens)
 
 
 @pytest.mark.parametrize("pictures", [1, 2])
@@ -39,13 +51,14 @@ def test_a_branch_equals_the_rendered_chat_template(
     tokenizer: PreTrainedTokenizerFast, pictures: int
 ) -> None:
     packer = Packer(tokenizer)
-    processor = make_processor(tokenizer, vision_config())
+    towers = tower_config(len(tokenizer), TowerTrainingConfig(1))
+    processor = make_processor(tokenizer, towers.vision_config)
     scene = make_scene(4, "shapes")
     qas = ROOMS["shapes"].ask(scene, random.Random(4), "train")
     first = QA("existence", "Is there a star?", "yes", "Yes, there is a star.")
     for qa in [*qas, QA("followup", "What colour is it?", "red", "It is red.", before=(first,))]:
         turns = turns_of(qa, random.Random(0))
-        packed = packer.pack([([64] * pictures, [turns])])
+        packed = packer.pack([PictureConversations([64] * pictures, [turns])])
         real = packed.ids[0][packed.segments[0] >= 0].tolist()
         messages = []
         for k, (question, answer) in enumerate(turns):
@@ -60,7 +73,9 @@ def test_a_branch_equals_the_rendered_chat_template(
 
 
 def test_only_answers_and_their_end_tokens_are_trained(tokenizer: PreTrainedTokenizerFast) -> None:
-    packed = Packer(tokenizer).pack([((3,), [[("Which?", "red"), ("Sure?", "yes")]])])
+    packed = Packer(tokenizer).pack(
+        [PictureConversations((3,), [[("Which?", "red"), ("Sure?", "yes")]])]
+    )
     learned = packed.labels[0][packed.labels[0] != -100]
     assert tokenizer.decode(learned) == "red<|im_end|>yes<|im_end|>"
 
@@ -71,7 +86,7 @@ def test_packed_branches_equal_each_conversation_alone(
     """Compare loss and gradients with transformers' attention on one conversation at a time."""
     model, symbols = parts
     batch, _ = make_question_batch(
-        Packer(tokenizer), 0, World({"shapes": 1.0}), BatchPlan(3, 3, False)
+        Packer(tokenizer), 0, World({"shapes": 1.0}), GRID, BatchPlan(3, 3, False)
     )
     packed = batch.packed
     count = (packed.labels[:, 1:] != -100).sum()
@@ -103,7 +118,9 @@ def test_packed_branches_equal_each_conversation_alone(
 
 
 def test_a_hit_is_an_answer_without_a_wrong_token(tokenizer: PreTrainedTokenizerFast) -> None:
-    packed = Packer(tokenizer).pack([((2,), [[("A?", "red star")], [("B?", "blue")]])])
+    packed = Packer(tokenizer).pack(
+        [PictureConversations((2,), [[("A?", "red star")], [("B?", "blue")]])]
+    )
     best = torch.roll(packed.ids, -1, 1)  # a model that predicts every token correctly
     assert answer_hits(best, packed) == {(0, 1): True, (0, 2): True}
     second = (packed.segments[0] == 2) & (packed.labels[0] != -100)
@@ -116,7 +133,7 @@ def test_heads_read_the_token_before_an_answer(
 ) -> None:
     model, _ = parts
     batch, _ = make_question_batch(
-        Packer(tokenizer), 0, World({"shapes": 1.0}), BatchPlan(3, 6, False)
+        Packer(tokenizer), 0, World({"shapes": 1.0}), GRID, BatchPlan(3, 6, False)
     )
     torch.manual_seed(0)
     hidden = torch.randn(*batch.packed.ids.shape, model.config.hidden_size, requires_grad=True)
@@ -131,6 +148,43 @@ def test_heads_read_the_token_before_an_answer(
     read = {(row, at) for row, at in hidden.grad.abs().sum(-1).nonzero().tolist()}
     prefix = (batch.packed.segments == 0).sum(1).tolist()
     assert read == {(row, prefix[row] - 1) for row in batch.counts}
+
+
+def test_a_picture_that_comes_later_equals_the_rendered_chat_template(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    turns = [("Is it red?", "yes"), (PICTURE + "And this?", "no"), ("Sure?", "yes")]
+    packed = Packer(tokenizer).pack([PictureConversations((3,), [turns], (5,))])
+    towers = tower_config(len(tokenizer), TowerTrainingConfig(1))
+    processor = make_processor(tokenizer, towers.vision_config)
+    messages = []
+    for k, (question, answer) in enumerate(turns):
+        content = [{"type": "text", "text": question.removeprefix(PICTURE)}]
+        shown = [{"type": "image"}] * (k < 2)
+        messages.append({"role": "user", "content": [*shown, *content]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    text = processor.apply_chat_template(messages, tokenize=False)
+    first, second, rest = text.split("<image>")
+    expected = tokenizer(first + "<image>" * 3 + second + "<image>" * 5 + rest).input_ids
+    assert packed.ids[0][packed.segments[0] >= 0].tolist() == expected[:-1]
+    assert packed.visual.sum() == 8
+
+
+def test_several_conversations_cannot_have_later_pictures(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    with pytest.raises(ValueError, match="single conversation"):
+        Packer(tokenizer).pack([PictureConversations((), [[("A?", "b")], [("C?", "d")]], (2,))])
+
+
+def test_hits_are_known_for_every_turn(tokenizer: PreTrainedTokenizerFast) -> None:
+    turns = [("A?", "red star"), ("B?", "blue"), ("C?", "no")]
+    packed = Packer(tokenizer).pack([PictureConversations((2,), [turns])])
+    best = torch.roll(packed.ids, -1, 1)
+    answers = (packed.labels[0] != -100).nonzero()[:, 0]
+    starts = [int(at) for at in answers if packed.labels[0, at - 1] == -100]
+    best[0, starts[1] - 1] = 0
+    assert turn_hits(best, packed) == {(0, 1): [True, False, True]}
 
 
 @pytest.mark.parametrize("text", ["Überall 😀 straße", "a\tb\n\n c", "STOP 1234", "<b>&amp;</b>"])

@@ -9,14 +9,9 @@ import torch
 from transformers import AutoProcessor, PreTrainedTokenizerFast, SiglipModel
 
 from finetune.pretrain import patch_targets
-from finetune.pretrain.picture_pool import (
-    FIRST_PHOTO_CLASS,
-    KIND_INDEX,
-    PatchGrid,
-    PicturePool,
-    PictureSources,
-    photo_targets,
-)
+from finetune.pretrain.patch_grid import PatchGrid
+from finetune.pretrain.patch_targets import FIRST_PHOTO_CLASS, KIND_INDEX
+from finetune.pretrain.picture_pool import PicturePool, PictureSources, photo_targets
 from finetune.pretrain.tokenizer import train_tokenizer
 from finetune.pretrain.tower_batches import PictureDescription, sample_texts
 from finetune.pretrain.towers import (

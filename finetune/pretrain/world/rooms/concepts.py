@@ -75,3 +75,8 @@ def noun_phrase(word: str) -> str:
 def it_is(word: str) -> str:
     """Return a clause such as "it is a dog", "they are grapes" or "it is bread"."""
     return f"{'they are' if is_plural(word) else 'it is'} {noun_phrase(word)}"
+
+
+def it_may_be(word: str) -> str:
+    """Return a clause such as "it may be a dog", "they may be grapes" or "it may be bread"."""
+    return f"{'they' if is_plural(word) else 'it'} may be {noun_phrase(word)}"

@@ -9,7 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from finetune.pretrain.world.rooms.concepts import Concept, is_countable, it_is, noun_phrase
+from finetune.pretrain.world.rooms.concepts import (
+    Concept,
+    is_countable,
+    it_is,
+    it_may_be,
+    noun_phrase,
+)
 from finetune.pretrain.world.scene import QA, Item, Split
 from finetune.pretrain.world.wording.phrasing import (
     capitalized,
@@ -31,6 +37,8 @@ class NamedScene:
     candidates: Sequence[Concept]
     rng: random.Random
     split: Split
+    sure: bool = True
+    """Whether answers name what is shown without "may"; only for a single thing."""
 
     def phrase(self, templates: Sequence[str], **values: object) -> str:
         """Fill one of the templates; see `fill_template`."""
@@ -40,6 +48,10 @@ class NamedScene:
     def words(self) -> frozenset[str]:
         """The names and kinds of everything in the picture."""
         return frozenset(word for concept in self.shown for word in concept.words)
+
+    def clause(self, word: str) -> str:
+        """Return a clause such as "it is a dog", or "it may be a dog"."""
+        return it_is(word) if self.sure else it_may_be(word)
 
     def absent(self, near: Concept) -> Concept:
         """Return a concept that is not in the picture, half of the time of the kind of `near`."""
@@ -84,7 +96,7 @@ def name(scene: NamedScene) -> QA:
     listing = enumeration(scene.shown)
     if len(scene.items) == 1:
         concept = scene.shown[0]
-        sentence = f"{capitalized(it_is(concept.name))}."
+        sentence = f"{capitalized(scene.clause(concept.name))}."
         return QA("name", question, concept.name, sentence, about=scene.items)
     return QA("name", question, listing, f"The picture shows {listing}.", about=scene.items[:4])
 
@@ -108,7 +120,8 @@ def is_it(scene: NamedScene) -> QA | None:
         ),
         a=noun_phrase(word),
     )
-    sentence = f"{'Yes' if yes else 'No'}, {it_is(word if yes else concept.name)}."
+    no = "No" if scene.sure else "Probably not"
+    sentence = f"{'Yes' if yes else no}, {scene.clause(word if yes else concept.name)}."
     return QA("is_it", question, "yes" if yes else "no", sentence, about=scene.items)
 
 
@@ -180,7 +193,7 @@ def member(scene: NamedScene) -> QA | None:
         return QA("false_premise", question, "none", f"There is no {kind} in the picture.")
     found = members.pop()
     about = tuple(i for i, c in zip(scene.items, scene.shown, strict=True) if c.name == found)
-    return QA("name", question, found, f"{capitalized(it_is(found))}.", about=about[:4])
+    return QA("name", question, found, f"{capitalized(scene.clause(found))}.", about=about[:4])
 
 
 def kind(scene: NamedScene) -> QA | None:
@@ -197,7 +210,7 @@ def kind(scene: NamedScene) -> QA | None:
             "~What sort of thing is it?",
         )
     )
-    sentence = f"It is {noun_phrase(concept.kind)}: {noun_phrase(concept.name)}."
+    sentence = f"{capitalized(scene.clause(concept.kind))}: {noun_phrase(concept.name)}."
     return QA("kind", question, concept.kind, sentence, about=scene.items)
 
 

@@ -123,10 +123,10 @@ def test_the_short_style_adds_llavas_instruction_and_answers_with_a_word() -> No
 
 def test_patch_targets_mark_each_object_once_at_its_centre() -> None:
     scene = SHAPES.make(random.Random(5), "train", layout="grid")
-    grid = patch_targets.patches(scene)
-    assert grid.shape == (patch_targets.PATCHES, patch_targets.COLUMNS)
+    side = 8
+    grid = patch_targets.patches(scene, side)
+    assert grid.shape == (side**2, patch_targets.COLUMNS)
     assert grid[:, patch_targets.CENTRE].sum() == len(scene.items)
-    side = patch_targets.SIDE
     for item in scene.items:
         x, y = item.centre
         row = grid[int(y * side) * side + int(x * side)]
@@ -140,7 +140,7 @@ def test_blocks_of_classes_do_not_overlap() -> None:
         for name, room in ROOMS.items()
     )
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
-    assert spans[-1][1] <= patch_targets.KIND_CLASSES
+    assert spans[-1][1] <= patch_targets.FIRST_ICON_CLASS
 
 
 def test_a_sample_for_the_page_is_a_picture_with_questions() -> None:

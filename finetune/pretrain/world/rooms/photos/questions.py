@@ -36,10 +36,15 @@ OBJECT_WEIGHTS: Mapping[ObjectSkill, float] = {
 
 
 def ask(scene: Scene, rng: random.Random, split: Split) -> list[QA]:
-    """Return questions about a photograph."""
+    """Return questions about a photograph.
+
+    Where `scene.extra["sure"]` is False, answers say what it may be.
+    """
     shown = class_by_name()[scene.items[0].kind]
     other_kinds = [c for c in photo_classes() if c.kind != shown.kind or c.name == shown.name]
-    named = NamedScene(scene.items, (shown,), other_kinds, rng, split)
+    named = NamedScene(
+        scene.items, (shown,), other_kinds, rng, split, scene.extra.get("sure", True)
+    )
     qas = ask_about_names(named, count=6, weights=NAME_WEIGHTS)
     # Near misses, such as another breed of dog than the one that is shown.
     same_kind = [c for c in photo_classes() if c.kind == shown.kind]
@@ -49,4 +54,7 @@ def ask(scene: Scene, rng: random.Random, split: Split) -> list[QA]:
     if is_countable(shown.name):
         words = Vocabulary("thing", tuple(c.name for c in photo_classes()), ())
         qas += ask_about_objects(scene, rng, split, words, count=3, weights=OBJECT_WEIGHTS)
+    if not named.sure:
+        hedged = "The picture may show"
+        qas = [replace(qa, sentence=qa.sentence.replace("The picture shows", hedged)) for qa in qas]
     return list({qa.question: qa for qa in qas}.values())
