@@ -51,9 +51,10 @@ class DataOptions(_Options):
     panel: ClassVar[str] = "Data"
 
     data: tuple[str, ...] = ()
-    """File, folder or hub data set to train on; repeat it to mix several. `path@2` shows its rows
-    twice as often, `path@0.5` half as often; `path@validation` reads that split, not train. The
-    two files of VQA v2 (questions, annotations) are recognised as one data set."""
+    """File, archive (zip, tar, tar.gz), folder or hub data set to train on; repeat it to mix
+    several. `path@2` shows its rows twice as often, `path@0.5` half as often; `path@validation`
+    reads that split, not train. The two files of VQA v2 (questions, annotations) are recognised as
+    one data set."""
     images: tuple[str, ...] = ()
     """Folder that picture paths in the data are relative to. Default: the data file's folder."""
     eval_data: tuple[str, ...] = ()

@@ -127,11 +127,6 @@ def _describe_other_type(raw: bytes) -> tuple[str, str] | None:
     """Return message and hint for a file that is no data file, such as an archive; else None."""
     if raw.startswith(b"PK\3\4") and b"xl/" in raw:
         return "The file is an Excel workbook.", "Save it as CSV UTF-8."
-    if raw[257:262] == b"ustar":
-        return (
-            "The file is a tar archive.",
-            "Unpack it, and write the questions into one JSON or CSV file.",
-        )
     kind = detect_type(raw)
     if kind in ("an unknown format", "a text file"):
         return None

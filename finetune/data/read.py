@@ -1,10 +1,12 @@
 """Read data of any supported format into rows.
 
     rows             rows: turns with lazily opened pictures
+    archives         zip, tar and compressed files -> the data files inside
     files            JSON, JSONL, CSV and TSV files -> numbered records
     tables           Parquet, Arrow, `datasets` folders and hub data sets -> numbered records
     cells            values: lists written as text, answers
     picture_columns  which values name pictures, and the files they name
+    picture_marks    marks in a text that stand for a picture
     messages         conversations: roles, and where the pictures belong
     records          one record (LLaVA, ShareGPT, OpenAI, the_cauldron, question/answer) -> one row
     vqa_v2           VQA v2's official pair of files
@@ -17,10 +19,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.data import files, tables, vqa_v2
+from finetune.data import archives, files, tables, vqa_v2
 from finetune.data.cells import is_missing
 from finetune.data.picture_columns import Context
 from finetune.data.records import read_record, with_weight
@@ -46,6 +49,7 @@ __all__ = [
 ]
 
 _MAX_KEYS_SHOWN = 6
+_DATA_ENDINGS = {*files.ENDINGS, *archives.ENDINGS}
 
 
 def read_rows(
@@ -56,7 +60,7 @@ def read_rows(
     """Read and combine data sources.
 
     Args:
-        sources: Files, folders or hub data sets, each with an optional split and weight
+        sources: Files, archives, folders or hub data sets, each with an optional split and weight
             (`owner/name:config@validation`, `mine.json@2`, `folder@train@0.5`).
         images: Folders that picture paths are relative to; by default, the folder of each file and
             its subfolder `images`.
@@ -70,24 +74,24 @@ def read_rows(
         sources = [sources]
     rows: list[Row] = []
     problems: list[Problem] = []
-    official: list[tuple[Path, float, dict[str, Any]]] = []
-    for source in sources:
-        text, split, weight = _parse_source(str(source))
-        path = Path(text).expanduser()
-        if _is_file(path) and (content := vqa_v2.load_official(path)) is not None:
-            official.append((path, weight, content))
+    official: list[tuple[_Source, dict[str, Any]]] = []
+    for source in _expand(sources, purpose, problems):
+        if _is_file(source.path) and (content := vqa_v2.load_official(source.path)) is not None:
+            official.append((source, content))
             continue
-        records, context = _read_source(text, path, images, split, purpose)
+        records, context = _read_source(source, images)
         name = context.file
-        problems += records.problems
+        problems += map(source.with_archive_name, records.problems)
         source_rows: list[Row] = []
         for number, record in records.items:
             if _is_blank(record):
                 continue
             try:
-                source_rows.append(with_weight(read_record(record, number, context), weight))
+                row = read_record(record, number, context)
+                source_rows.append(with_weight(row, source.weight))
             except BadRow as bad:
-                problems.append(Problem(name, number, bad.message, bad.hint))
+                problem = Problem(name, number, bad.message, bad.hint)
+                problems.append(source.with_archive_name(problem))
             except (ValueError, TypeError, IndexError, AttributeError) as error:
                 message = f"The row is malformed: {str(error)[:100]}."
                 problems.append(Problem(name, number, message, "Compare it with the other rows."))
@@ -96,6 +100,70 @@ def read_rows(
     rows += _read_official(official, images, problems)
     notes = tuple(problem for problem in problems if problem.note)
     return ReadRows(tuple(rows), tuple(p for p in problems if not p.note), notes)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One file, folder or hub data set, on its own or from an archive."""
+
+    text: str
+    """Its name as given; in an archive, the archive's and the path inside."""
+    path: Path
+    split: str
+    weight: float
+    purpose: str
+    archive: str = ""
+    unpacked: Path = Path()
+    """The folder of the archive's content."""
+
+    @property
+    def split_or_purpose(self) -> str:
+        """See `tables.choose_split`."""
+        return self.split or self.purpose
+
+    def with_archive_name(self, problem: Problem) -> Problem:
+        """Return the problem with the archive's name where it has the folder's."""
+        if not self.archive:
+            return problem
+        found, shown = str(self.unpacked), self.archive
+        return replace(
+            problem,
+            file=problem.file.replace(found, shown),
+            message=problem.message.replace(found, shown),
+            hint=problem.hint.replace(found, shown),
+        )
+
+    def picture_folders(self, images: Sequence[str | Path], folder: Path) -> tuple[Path, ...]:
+        """Return the folders that picture paths are relative to.
+
+        Args:
+            images: See `read_rows`.
+            folder: The folder of the data file.
+        """
+        folders = _picture_folders(images, folder)
+        if images or not self.archive:
+            return folders
+        return tuple(dict.fromkeys((*folders, *_picture_folders((), self.unpacked))))
+
+
+def _expand(
+    sources: Sequence[str | Path], purpose: str, problems: list[Problem]
+) -> Iterator[_Source]:
+    """Yield each source; of an archive, each data file in it."""
+    for given in sources:
+        text, split, weight = _parse_source(str(given))
+        path = Path(text).expanduser()
+        source = _Source(text, path, split, weight, purpose)
+        if not (_is_file(path) and archives.is_archive(path)):
+            yield source
+            continue
+        folder = archives.unpacked(path)
+        source = replace(source, archive=text, unpacked=folder)
+        found, notes, split = archives.find_data(folder, source.split_or_purpose, text)
+        problems += map(source.with_archive_name, notes)
+        for inner in found:
+            name = text if inner == folder else f"{text}/{inner.relative_to(folder).as_posix()}"
+            yield replace(source, text=name, path=inner, split=split)
 
 
 def _notes(name: str, rows: Sequence[Row], context: Context) -> Iterator[Problem]:
@@ -146,7 +214,7 @@ def check_sources(
 
 
 def _check_hub_name(text: str, path: Path) -> None:
-    is_data = path.suffix.lower() in files.ENDINGS
+    is_data = path.suffix.lower() in _DATA_ENDINGS
     if text.count("/") != 1 or is_data or text.startswith((".", "~", "/")):
         hint = suggest(path, path=_may_be_data, otherwise="Check the path.")
         raise DataError(f"There is no file {text}.", hint)
@@ -163,55 +231,57 @@ def _check_hub_name(text: str, path: Path) -> None:
 
 
 def _may_be_data(path: Path) -> bool:
-    return path.suffix.lower() in files.ENDINGS or path.is_dir()
+    return path.suffix.lower() in _DATA_ENDINGS or path.is_dir()
 
 
-def _read_source(
-    text: str, path: Path, images: Sequence[str | Path], split: str, purpose: str
-) -> tuple[tables.Records, Context]:
+def _read_source(source: _Source, images: Sequence[str | Path]) -> tuple[tables.Records, Context]:
     """Read a source other than VQA v2's files."""
-    name, split_or_purpose, folder = text, split or purpose, Path()
-    if path.is_dir() and (found := tables.find_metadata(path, split_or_purpose, text)) is not None:
+    path, name, folder = source.path, source.text, Path()
+    wanted = source.split_or_purpose
+    if path.is_dir() and (found := tables.find_metadata(path, wanted, name)) is not None:
         table, notes = found
         name, folder = str(table), table.parent
+        if source.archive:
+            name = name.replace(str(source.unpacked), source.archive)
         records = files.read_file(table, name, FOR_TRAINING)
         records.problems.extend(notes)
     elif path.is_dir():
-        records, folder = tables.read_folder(path, split_or_purpose, text), path
+        records, folder = tables.read_folder(path, wanted, name), path
     elif _is_file(path):
-        records, folder = files.read_file(path, text, split_or_purpose), path.parent
+        records, folder = files.read_file(path, name, wanted), path.parent
     else:
-        _check_hub_name(text, path)
-        records = tables.read_hub(text, split_or_purpose)
-    if split and name == text:
-        name = f"{text}@{split}"
-    return records, Context(name, _picture_folders(images, folder))
+        _check_hub_name(name, path)
+        records = tables.read_hub(name, wanted)
+    if source.split and name == source.text:
+        name = f"{name}@{source.split}"
+    return records, Context(name, source.picture_folders(images, folder))
 
 
 def _read_official(
-    contents: list[tuple[Path, float, dict[str, Any]]],
+    contents: list[tuple[_Source, dict[str, Any]]],
     images: Sequence[str | Path],
     problems: list[Problem],
 ) -> list[Row]:
     """Join each VQA v2 question file with the annotation file that has its question ids."""
     rows: list[Row] = []
-    annotations = [item for item in contents if "annotations" in item[2]]
-    annotated = {a.get("question_id"): c for _, _, c in annotations for a in c["annotations"]}
-    for path, weight, content in (item for item in contents if "questions" in item[2]):
+    annotations = [item for item in contents if "annotations" in item[1]]
+    annotated = {a.get("question_id"): c for _, c in annotations for a in c["annotations"]}
+    for source, content in (item for item in contents if "questions" in item[1]):
         partner = annotated.get(content["questions"][0].get("question_id"))
         if partner is None:
             message = "These VQA v2 questions have no annotations."
             hint = "Pass the annotation file, which has the answers, with another --data."
-            problems.append(Problem(str(path), None, message, hint))
+            problems.append(Problem(source.text, None, message, hint))
             continue
-        context = Context(str(path), _picture_folders(images, path.parent))
-        rows += [
-            with_weight(row, weight) for row in vqa_v2.join(content, partner, context, problems)
-        ]
-    if annotations and not any("questions" in item[2] for item in contents):
+        context = Context(source.text, source.picture_folders(images, source.path.parent))
+        found: list[Problem] = []
+        joined = [*vqa_v2.join(content, partner, context, found)]
+        rows += [with_weight(row, source.weight) for row in joined]
+        problems += map(source.with_archive_name, found)
+    if annotations and not any("questions" in item[1] for item in contents):
         message = "These VQA v2 annotations have no questions."
         hint = "Pass the question file with another --data."
-        problems.append(Problem(str(annotations[0][0]), None, message, hint))
+        problems.append(Problem(annotations[0][0].text, None, message, hint))
     return rows
 
 

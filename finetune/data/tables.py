@@ -156,16 +156,27 @@ def find_metadata(
     found = visible_files(folder, "metadata.csv", "metadata.jsonl")
     if not found:
         return None
-    chosen, notes = _choose_files(found, folder, split_or_purpose, name)
+    chosen, notes = choose_files(found, folder, split_or_purpose, name)
     if len(chosen) > 1:
         names = ", ".join(str(file.relative_to(folder)) for file in chosen[:5])
         raise DataError(f"{folder} has several tables: {names}.", "Pass each with its own --data.")
     return chosen[0], notes
 
 
-def _choose_files(
+def choose_files(
     files: Sequence[Path], folder: Path, split_or_purpose: str, name: str
 ) -> tuple[list[Path], list[Problem]]:
+    """Return the files of the split to read, and notes; all files if none names a split.
+
+    Args:
+        files: The files.
+        folder: The folder that they are in.
+        split_or_purpose: See `choose_split`.
+        name: The folder's name for messages.
+
+    Raises:
+        DataError: There is no such split, or several fit the purpose.
+    """
     splits = group_by_split(files, folder)
     if not splits and split_or_purpose in (FOR_TRAINING, FOR_TESTING):
         return [*files], []
@@ -195,7 +206,7 @@ def read_folder(path: Path, split_or_purpose: str, name: str) -> Records:
         return read_table(loaded, name)
     for kind in ("parquet", "arrow"):
         if files := visible_files(path, f"*.{kind}"):
-            chosen, notes = _choose_files(files, path, split_or_purpose, name)
+            chosen, notes = choose_files(files, path, split_or_purpose, name)
             records = read_table(load_tables(kind, chosen), f"{name} ({split_or_purpose})")
             records.problems.extend(notes)
             return records

@@ -87,7 +87,7 @@
       el("div.field", {}, el("label", { for: id }, label), el("input", { id, type: "number", ...attributes }), el("small", {}, hintText));
     const rehearse = el("input", { type: "checkbox", id: "train-rehearse" });
     rehearse.checked = true;
-    const file = el("input", { type: "file", accept: ".zip,.csv,.tsv,.json,.jsonl", hidden: true, "aria-label": t("train.dataFile") });
+    const file = el("input", { type: "file", accept: ".zip,.tar,.tgz,.gz,.csv,.tsv,.json,.jsonl,.parquet", hidden: true, "aria-label": t("train.dataFile") });
     file.addEventListener("change", async () => {
       const [chosen] = file.files;
       const found = chosen && (await vqa.upload(`vqa/datasets?name=${encodeURIComponent(chosen.name)}`, chosen));

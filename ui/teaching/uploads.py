@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import io
-import lzma
-import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vqa_app.archive import is_archive, unpack_archive
 from vqa_app.errors import DataError
-from vqa_app.files import is_disk_error
 from vqa_app.serving.redact import redact_options, redact_paths
 
 if TYPE_CHECKING:
     from finetune.data.read import Problem, ReadRows, Row
 
 MAX_ROWS = 100_000
-"""Largest number of rows, and of files in a zip file."""
+"""Largest number of rows, and of files in an archive."""
 MAX_UNPACKED = 2 << 30
-"""Largest size of an unpacked zip file, in bytes."""
-_DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
-_DAMAGED = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
-    OSError,  # an invalid bzip2 stream; a file and a folder of one name
-    RuntimeError,  # a password; a feature that `zipfile` does not know
-    ValueError,  # a file name that is not UTF-8
-)
-"""What `zipfile` raises for a damaged or encrypted file."""
+"""Largest size of an unpacked archive, in bytes."""
+_DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow")
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -37,13 +27,10 @@ def data_files(folder: Path) -> list[Path]:
     Raises:
         DataError: There is no data file.
     """
-    from finetune.data.tables import training_files, visible_files
+    from finetune.data.archives import find_data
+    from finetune.data.read import FOR_TRAINING
 
-    # Our own export holds the same rows twice; JSON says more than the table.
-    for kinds in (("*.json", "*.jsonl"), ("*.csv", "*.tsv"), ("*.parquet", "*.arrow")):
-        if files := visible_files(folder, *kinds):
-            return training_files(files, folder)
-    raise DataError("The upload contains no data file.", "Add a LLaVA JSON or a CSV.")
+    return find_data(folder, FOR_TRAINING, "The data set")[0]
 
 
 def _check_picture_paths(rows: Iterable[Row], folder: Path) -> None:
@@ -76,49 +63,36 @@ def read_upload(folder: Path) -> ReadRows:
     """
     from finetune.data.read import read_rows
 
-    found = read_rows(data_files(folder))
+    files = data_files(folder)
+    if packed := [file.name for file in files if file.is_file() and is_archive(file)]:
+        raise DataError(f"{packed[0]} is an archive inside another.", "Unpack it.")
+    found = read_rows(files)
     _check_picture_paths(found.rows, folder)
     return found
 
 
 def unpack(data: bytes, folder: Path, name: str = "") -> None:
-    """Unpack an untrusted zip file: no links, no paths outside the folder, no zip bombs.
+    """Unpack an untrusted archive, or store a data file.
 
     Args:
         data: Content of the file.
         folder: Where to unpack it.
-        name: Name of the file; a table or JSON file is stored as it is.
+        name: Name of the file.
 
     Raises:
-        DataError: It is not a zip file, is damaged, or is too large when unpacked.
+        DataError: It is neither; see also `unpack_archive`.
     """
-    if (suffix := Path(name).suffix.lower()) in _DATA_SUFFIXES:
+    suffix = Path(name).suffix.lower()
+    if is_archive(io.BytesIO(data)):
+        unpack_archive(
+            io.BytesIO(data),
+            folder,
+            name=Path(name).name or "The archive",
+            max_bytes=MAX_UNPACKED,
+            max_files=MAX_ROWS,
+        )
+    elif suffix in _DATA_SUFFIXES:
         (folder / f"rows{suffix}").write_bytes(data)
-        return
-    if not zipfile.is_zipfile(io.BytesIO(data)):
-        raise DataError("This is not a zip file.", "Export your rows to see an example.")
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            _unpack_entries(archive, folder)
-    except _DAMAGED as error:
-        if is_disk_error(error):
-            raise
-        raise DataError("The zip file is damaged or encrypted.", "Create it again.") from error
-
-
-def _unpack_entries(archive: zipfile.ZipFile, folder: Path) -> None:
-    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-    if len(entries) > MAX_ROWS or sum(entry.file_size for entry in entries) > MAX_UNPACKED:
-        raise DataError("The zip file is too large when unpacked.", "Split it.")
-    left = MAX_UNPACKED
-    for entry in entries:
-        target = (folder / entry.filename).resolve()
-        if not target.is_relative_to(folder.resolve()) or "\\" in entry.filename:
-            raise DataError("The zip file contains a path outside its folder.", "Create it again.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with archive.open(entry) as source, target.open("wb") as out:
-            while chunk := source.read(1 << 20):
-                left -= len(chunk)
-                if left < 0:  # the sizes in the list of entries may be false
-                    raise DataError("The zip file is too large when unpacked.", "Split it.")
-                out.write(chunk)
+    else:
+        hint = "Export your rows to see an example."
+        raise DataError("This is neither an archive nor a table.", hint)

@@ -115,7 +115,9 @@ def test_a_mistyped_folder_is_not_looked_up_on_the_hub(
             read("photos/mine")
 
 
-@pytest.mark.parametrize("source", ["gone.json", "/no/where", "a/b/c", "photos/mine.json@2"])
+@pytest.mark.parametrize(
+    "source", ["gone.json", "/no/where", "a/b/c", "photos/mine.json@2", "photos/mine.zip"]
+)
 def test_missing_sources_are_refused_without_reading(source: str) -> None:
     with pytest.raises(DataError, match="There is no file"):
         check_sources(source)

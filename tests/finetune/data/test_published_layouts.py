@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -145,23 +142,12 @@ def test_files_are_combined_with_weights(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "what"),
-    [
-        ("a.tar", "a tar archive"),
-        ("a.jsonl.gz", "a gzip archive"),
-        ("a.zip", "a ZIP archive"),
-        ("a.xlsx", "an Excel workbook"),
-        ("images/cat.png", "a PNG picture"),
-    ],
+    ("name", "what"), [("a.xlsx", "an Excel workbook"), ("images/cat.png", "a PNG picture")]
 )
 def test_other_file_types_are_named(folder: Path, name: str, what: str) -> None:
-    raw = json.dumps([llava()]).encode()
-    with tarfile.open(folder / "a.tar", "w") as tar, gzip.open(folder / "a.jsonl.gz", "w") as file:
-        tar.add(folder / "images" / "cat.png", "cat.png")
-        file.write(raw)
-    for archive, inside in (("a.zip", "data.json"), ("a.xlsx", "xl/workbook.xml")):
-        with zipfile.ZipFile(folder / archive, "w", zipfile.ZIP_DEFLATED) as zipped:
-            zipped.writestr(inside, raw * 50)
+    with zipfile.ZipFile(folder / "a.xlsx", "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr("[Content_Types].xml", "<Types/>")
+        zipped.writestr("xl/workbook.xml", "<workbook/>" * 50)
     problem = only_problem(folder / name)
     assert what in problem.message
     assert "UTF-8 text" not in problem.message

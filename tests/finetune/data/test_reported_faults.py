@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import pytest
 from finetune.data.read import read_rows
 from finetune.data.samples import make_samples
 from tests.finetune.data_rows import CAT, only_problem, only_row, question, turns_of, write
+from vqa_app.errors import DataError
 
 
 def chat(asked: Any, answer: Any = "a cat") -> list[dict[str, Any]]:
@@ -263,3 +268,106 @@ def test_pictures_by_their_marks_are_shown_in_order(folder: Path) -> None:
     record["conversations"] = chat("Compare <image_01> and <image_00>.")
     problem = only_problem(write(folder, [record]))
     assert "has <image_00>, the first picture, behind another" in problem.message
+
+
+# Archives
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "vqa-app" / "archives"
+
+
+def zipped(folder: Path, files: dict[str, str | bytes], name: str = "my.zip") -> Path:
+    """Write an archive; a picture is named by what it shows."""
+    with zipfile.ZipFile(folder / name, "w") as archive:
+        for inner, content in files.items():
+            if isinstance(content, str) and content.endswith(".png"):
+                content = (folder / "images" / content).read_bytes()
+            archive.writestr(inner, content)
+    return folder / name
+
+
+TABLE = "image,question,answer\ncat.png,What is it?,a cat\n"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"my/data.csv": TABLE, "__MACOSX/my/._data.csv": b"\0\5\x16\7", "my/.DS_Store": b"\0",
+         "my/images/cat.png": "cat.png", "__MACOSX/my/images/._cat.png": b"\0\5\x16\7"},
+        {"data.csv": TABLE, "images\\cat.png": "cat.png"},
+        {"annotations/train.csv": TABLE, "annotations/test.csv": TABLE * 2, "images/cat.png":
+         "cat.png"},
+        {"my/data.json": json.dumps([{"image": "cat.png"} | question()]), "my/table.csv": TABLE,
+         "my/cat.png": "cat.png", "my/dataset_info.json": "{}"},
+        {"set/train/metadata.csv": TABLE.replace("image", "file_name"),
+         "set/train/cat.png": "cat.png"},
+    ],
+    ids=["macOS", "PowerShell", "splits", "JSON and CSV", "picture folder"],
+)  # fmt: skip
+def test_an_archive_is_read_like_what_it_holds(
+    folder: Path, cache: Path, files: dict[str, Any]
+) -> None:
+    path = zipped(folder, files)
+    row = only_row(path)
+    assert turns_of(row) == CAT
+    assert row.file.startswith(f"{path}/")
+    assert row.conversation().pictures[0].image.getpixel((0, 0)) == (255, 0, 0)
+    assert len([*cache.iterdir()]) == 1
+    assert only_row(path).pictures == row.pictures, "expected the archive to be unpacked once"
+    assert len([*cache.iterdir()]) == 1
+
+
+def test_a_tar_file_and_a_compressed_file_are_read(folder: Path, cache: Path) -> None:
+    write(folder, TABLE, "data.csv")
+    with tarfile.open(folder / "my.tar.gz", "w:gz") as tar:
+        tar.add(folder / "data.csv", "set/data.csv")
+        tar.add(folder / "images", "set/images")
+    assert turns_of(only_row(folder / "my.tar.gz")) == CAT
+    with gzip.open(folder / "my.jsonl.gz", "wb") as file:
+        file.write(json.dumps(question()).encode())
+    assert only_row(folder / "my.jsonl.gz").turns[1].text == "a cat"
+
+
+def test_a_split_of_an_archive_can_be_chosen(folder: Path, cache: Path) -> None:
+    path = zipped(folder, {"train.csv": TABLE, "test.csv": TABLE.replace("a cat", "a dog"),
+                           "images/cat.png": "cat.png"})  # fmt: skip
+    assert [row.turns[1].text for row in read_rows(f"{path}@test@2").rows] == ["a dog"]
+    assert [row.turns[1].text for row in read_rows(path, purpose="for testing").rows] == ["a dog"]
+
+
+def test_problems_in_an_archive_name_it_and_not_the_cache(folder: Path, cache: Path) -> None:
+    path = zipped(folder, {"set/data.csv": TABLE.replace("cat.png", "bird.png")})
+    problem = only_problem(path)
+    assert problem.file == f"{path}/set/data.csv"
+    assert f"There is no picture bird.png in {path}/set" in problem.message
+    assert str(cache) not in str(problem)
+    with pytest.raises(DataError, match="contains no data file"):
+        read_rows(zipped(folder, {"cat.png": "cat.png"}, "pictures.zip"))
+
+
+def test_the_vqa_v2_pair_is_read_from_an_archive(folder: Path, cache: Path) -> None:
+    asked = {"question_id": 5, "image_id": 7, "question": "What is it?"}
+    answered = {"question_id": 5, "image_id": 7, "multiple_choice_answer": "cat"}
+    path = zipped(
+        folder,
+        {
+            "v2_questions.json": json.dumps({"data_subtype": "val2014", "questions": [asked]}),
+            "v2_annotations.json": json.dumps({"annotations": [answered]}),
+            "images/COCO_val2014_000000000007.png": "cat.png",
+        },
+    )
+    row = only_row(path)
+    assert row.turns[1].text == "cat"
+    assert row.file == f"{path}/v2_questions.json"
+    assert len(row.pictures) == 1
+
+
+def test_archives_unused_for_a_month_are_removed(folder: Path, cache: Path) -> None:
+    read_rows(zipped(folder, {"data.csv": "question,answer\nWhat?,this\n"}))
+    (first,) = cache.iterdir()
+    os.utime(first, (1e9, 1e9))
+    read_rows(zipped(folder, {"data.csv": "question,answer\nWhat?,that\n"}))
+    assert first not in cache.iterdir()

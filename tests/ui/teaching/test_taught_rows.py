@@ -6,8 +6,8 @@ import base64
 import errno
 import io
 import json
+import tarfile
 import zipfile
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -159,6 +159,25 @@ def test_zip_file_made_on_a_mac_has_no_problems(taught_rows):
     assert taught_rows.import_rows("ann", data) == (1, [])
 
 
+def test_tar_file_and_zip_file_of_powershell_are_imported(taught_rows):
+    table = b"image,question,answer\nimages/green.png,What colour?,green\n"
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        for name, data in (("set/rows.csv", table), ("set/images/green.png", png())):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    assert taught_rows.import_rows("ann", stream.getvalue(), "set.tar.gz") == (1, [])
+    zipped = packed(**{"rows.csv": table, "images\\green.png": png()})
+    assert taught_rows.import_rows("ann", zipped, "set.zip") == (1, [])
+
+
+def test_archive_inside_an_archive_is_not_unpacked(taught_rows):
+    for name in ("inner.zip", "rows.csv"):
+        with pytest.raises(DataError, match="another"):
+            taught_rows.import_rows("ann", packed(**{name: ZIPPED}))
+
+
 def test_unreadable_file_is_reported(taught_rows):
     count, (problem,) = taught_rows.import_rows("ann", b'[{"id": 1', "rows.json")
     assert count == 0
@@ -183,9 +202,9 @@ ENTRY = b"PK\1\2"
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"not a zip", "not a zip"),
+        (b"not a zip", "neither an archive nor a table"),
         (damaged(ZIPPED, ENTRY, 6, 99), "damaged"),  # a later version of the format
-        (damaged(ZIPPED, ENTRY, 8, 1), "damaged"),  # encrypted
+        (damaged(ZIPPED, ENTRY, 8, 1), "encrypted"),
         (damaged(damaged(ZIPPED, ENTRY, 9, 8), ENTRY, 46, 0xFF), "damaged"),  # a name in UTF-8
         (damaged(ZIPPED, b"rows.csv" + ZIPPED[38:39], 8, 0xFF), "damaged"),  # the compressed data
         (packed(**{"../evil.json": b"[]"}), "outside"),
@@ -214,13 +233,13 @@ def test_upload_cannot_refer_to_files_of_the_server(taught_rows, tmp_path, absol
     assert taught_rows.rows("ann") == []
 
 
-def test_full_disk_is_not_reported_as_a_damaged_file(taught_rows, monkeypatch):
+def test_full_disk_is_not_reported_as_a_damaged_file(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.ENOSPC, "no space")
 
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     with pytest.raises(OSError, match="no space"):
-        unpack(ZIPPED, Path("unused"))
+        unpack(ZIPPED, tmp_path)
 
 
 def test_zip_bomb_is_not_unpacked(taught_rows, monkeypatch):
