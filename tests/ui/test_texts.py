@@ -108,6 +108,26 @@ def test_each_number_has_the_plural_forms_of_its_language(language: str) -> None
 @pytest.mark.parametrize(
     ("accepted", "chosen", "expected"),
     [
+        ("de-CH,en;q=0.5", "", "de"),
+        ("en;q=0.5, fr;q=0.8", "", "fr"),
+        ("pt,es;q=0.9,en;q=0.8", "", "es"),
+        ("zh-CN", "", "zh-Hans"),
+        ("ZH-tw", "", "zh-Hans"),
+        ("en", "fr", "fr"),
+        ("de;q=0,en", "", "en"),
+        ("de", "../de", "de"),
+        ("de", "xx", "de"),
+    ],
+)
+def test_language_is_the_chosen_one_or_the_browsers(
+    accepted: str, chosen: str, expected: str
+) -> None:
+    assert choose_language(accepted, chosen) == expected
+
+
+@pytest.mark.parametrize(
+    ("accepted", "chosen", "expected"),
+    [
         ("", "", "en"),
         ("en-GB,en;q=0.9", "", "en"),
         ("pt-BR,pt", "", "en"),
