@@ -241,6 +241,45 @@ _QWEN_TOKENS = (
 )
 
 
+def qwen3_5(directory: Path) -> Path:
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration, Qwen3VLProcessor
+
+    tokenizer = make_tokenizer(_QWEN_TOKENS)
+    tower = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "patch_size": PATCH_SIZE,
+        "num_position_embeddings": 64,
+        "initializer_range": _SPREAD,
+    }
+    parts = _qwen_parts(tokenizer) | {"text_config": _qwen3_5_text(tokenizer)}
+    parts.pop("initializer_range")
+    model = seeded(Qwen3_5ForConditionalGeneration, Qwen3_5Config(vision_config=tower, **parts))
+    return _qwen_save(model, Qwen3VLProcessor, tokenizer, directory)
+
+
+def _qwen3_5_text(tokenizer: Any) -> dict[str, Any]:
+    """Return the config of a language model with a layer of linear and one of full attention."""
+    return _llm("qwen3_5_text", tokenizer) | {
+        "head_dim": 32,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.25,
+            "mrope_section": [2, 1, 1],
+            "mrope_interleaved": True,
+        },
+    }
+
+
 def _qwen_parts(tokenizer: Any) -> dict[str, Any]:
     return {
         "text_config": _llm("qwen2", tokenizer)
@@ -401,6 +440,14 @@ def gemma3(directory: Path) -> Path:
 
 
 def internvl(directory: Path) -> Path:
+    return _internvl(directory, "qwen2")
+
+
+def internvl3_5(directory: Path) -> Path:
+    return _internvl(directory, "qwen3")
+
+
+def _internvl(directory: Path, llm: str) -> Path:
     from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLProcessor
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
@@ -429,13 +476,99 @@ def internvl(directory: Path) -> Path:
     tower.pop("model_type")
     config = InternVLConfig(
         vision_config=tower,
-        text_config=_llm("qwen2", tokenizer),
+        text_config=_llm(llm, tokenizer),
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
         initializer_range=_SPREAD,
     )
     model = seeded(InternVLForConditionalGeneration, config)
     _finish(model, tokenizer)
+    return save(model, processor, directory)
+
+
+_GEMMA_4 = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n' }}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "{{ '\n\n<|image|>\n\n' }}"
+    "{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}{{ '<turn|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% endif %}"
+)
+
+
+def gemma4(directory: Path) -> Path:
+    from transformers import (
+        Gemma4AudioFeatureExtractor,
+        Gemma4Config,
+        Gemma4ForConditionalGeneration,
+        Gemma4Processor,
+    )
+    from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+    from vqa_app.checkpoints.processor import no_video, without_video
+
+    names = {
+        "image_token": "<|image|>",
+        "boi_token": "<|image>",
+        "eoi_token": "<image|>",
+        "audio_token": "<|audio|>",
+        "boa_token": "<|audio>",
+        "eoa_token": "<audio|>",
+    }
+    tokenizer = make_tokenizer(
+        ("<pad>", "<eos>", "<bos>", "<|turn>", "<turn|>", "<|video|>", *names.values()),
+        eos="<eos>",
+        bos="<bos>",
+        adds_bos=True,
+        extra_special_tokens=names,
+    )
+    pictures = Gemma4ImageProcessorPil(
+        patch_size=PATCH_SIZE, max_soft_tokens=70, pooling_kernel_size=2
+    )
+    processor = without_video(Gemma4Processor)(
+        Gemma4AudioFeatureExtractor(),
+        pictures,
+        tokenizer,
+        no_video(),
+        chat_template=_GEMMA_4,
+        image_seq_length=70,
+    )
+    ids = tokenizer.convert_tokens_to_ids
+    config = Gemma4Config(
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "patch_size": PATCH_SIZE,
+            "pooling_kernel_size": 2,
+            "position_embedding_size": 128,
+            "initializer_range": _SPREAD,
+        },
+        audio_config=None,
+        text_config=_llm(
+            "gemma4_text",
+            tokenizer,
+            global_head_dim=16,
+            sliding_window=16,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+            num_hidden_layers=4,
+            num_kv_shared_layers=2,
+            vocab_size_per_layer_input=len(tokenizer),
+            hidden_size_per_layer_input=8,
+        ),
+        boi_token_id=ids("<|image>"),
+        eoi_token_id=ids("<image|>"),
+        image_token_id=ids("<|image|>"),
+        video_token_id=ids("<|video|>"),
+        audio_token_id=ids("<|audio|>"),
+        initializer_range=_SPREAD,
+    )
+    model = seeded(Gemma4ForConditionalGeneration, config)
+    _finish(model, tokenizer)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, ids("<turn|>")]
     return save(model, processor, directory)
 
 
@@ -517,6 +650,86 @@ def _open_gates(model: Any) -> None:
         for name, parameter in model.named_parameters():
             if "gate" in name and parameter.numel() == 1:
                 parameter.fill_(1.0)
+
+
+def minicpm_v_4_6(directory: Path) -> Path:
+    from transformers import (
+        MiniCPMV4_6Config,
+        MiniCPMV4_6ForConditionalGeneration,
+        MiniCPMV4_6Processor,
+    )
+
+    return _minicpm(
+        directory, MiniCPMV4_6Config, MiniCPMV4_6ForConditionalGeneration, MiniCPMV4_6Processor
+    )
+
+
+def minicpm_v_4_7(directory: Path) -> Path:
+    from transformers import (
+        MiniCPMV4_7Config,
+        MiniCPMV4_7ForConditionalGeneration,
+        MiniCPMV4_7Processor,
+    )
+
+    return _minicpm(
+        directory,
+        MiniCPMV4_7Config,
+        MiniCPMV4_7ForConditionalGeneration,
+        MiniCPMV4_7Processor,
+        image_start_id="<image>",
+        image_end_id="</image>",
+        slice_start_id="<slice>",
+        slice_end_id="</slice>",
+        newline_id="\n",
+    )
+
+
+def _minicpm(
+    directory: Path, config_class: Any, model_class: Any, processor_class: Any, **ids: str
+) -> Path:
+    from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import (
+        MiniCPMV4_6ImageProcessorPil,
+    )
+
+    from vqa_app.checkpoints.processor import no_video, without_video
+
+    names = {
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+        "image_start_token": "<image>",
+        "image_end_token": "</image>",
+        "slice_start_token": "<slice>",
+        "slice_end_token": "</slice>",
+        "image_id_start_token": "<image_id>",
+        "image_id_end_token": "</image_id>",
+    }
+    tokenizer = make_tokenizer((*CHATML_TOKENS, *names.values()), extra_special_tokens=names)
+    pictures = MiniCPMV4_6ImageProcessorPil(
+        patch_size=PATCH_SIZE, scale_resolution=32, max_slice_nums=3
+    )
+    processor = without_video(processor_class)(
+        pictures, no_video(), tokenizer, chat_template=_chatml("<|image_pad|>\n")
+    )
+    config = config_class(
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 64,
+            "patch_size": PATCH_SIZE,
+            "initializer_range": _SPREAD,
+        },
+        text_config=_qwen3_5_text(tokenizer),
+        insert_layer_id=0,
+        image_size=32,
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        **{name: tokenizer.encode(text)[0] for name, text in ids.items()},
+    )
+    model = seeded(model_class, config)
+    _finish(model, tokenizer)
+    return save(model, processor, directory)
 
 
 def blip2(directory: Path) -> Path:
@@ -615,8 +828,13 @@ ARCHITECTURES: dict[str, Callable[[Path], Path]] = {
     "qwen2-vl": qwen2_vl,
     "qwen2.5-vl": qwen2_5_vl,
     "qwen3-vl": qwen3_vl,
+    "qwen3.5": qwen3_5,
     "gemma3": gemma3,
+    "gemma4": gemma4,
     "internvl": internvl,
+    "internvl3.5": internvl3_5,
+    "minicpm-v-4.6": minicpm_v_4_6,
+    "minicpm-v-4.7": minicpm_v_4_7,
     "mllama": mllama,
     "blip-2": blip2,
     "kosmos-2": kosmos2,

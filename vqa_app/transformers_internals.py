@@ -192,6 +192,11 @@ def run_image_processor(
     )
     # One nested list, because some processors treat the images of a conversation by their number.
     inputs, expansions = processor._process_images([list(images)], **merged["images_kwargs"])
+    if hasattr(processor, "_prepend_local_ids"):  # MiniCPM-V numbers the images of a conversation
+        use_ids = merged.get("use_image_id")
+        if processor.default_use_image_id if use_ids is None else use_ids:
+            token = processor.image_token
+            expansions = processor._prepend_local_ids([token * len(images)], expansions, token)
     return inputs, expansions
 
 

@@ -129,7 +129,11 @@ class Collator:
         names = {name for values in inputs for name in values} - set(batch)
         for name in sorted(names):
             values = [value[name] for value in inputs if name in value]
-            batch[name] = _concatenate(values)
+            if name == "pixel_values" and "target_sizes" in names:
+                # MiniCPM-V's processors put the patches of all pictures side by side.
+                batch[name] = torch.cat(values, dim=-1)
+            else:
+                batch[name] = _concatenate(values)
         return batch
 
 

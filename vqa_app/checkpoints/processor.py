@@ -113,6 +113,7 @@ def no_video(settings: dict[str, Any] | None = None) -> Any:
         _auto_class = None
         model_input_names: tuple[str, ...] = ()
         num_frames = fps = None  # read by SmolVLM's template
+        slice_mode = downsample_mode = None  # read by MiniCPM-V's processors
 
         def to_dict(self) -> dict[str, Any]:
             return dict(settings or {})
@@ -121,7 +122,13 @@ def no_video(settings: dict[str, Any] | None = None) -> Any:
 
 
 def _open(directory: Path, config: Any) -> Any:
-    from transformers import PROCESSOR_MAPPING, AutoImageProcessor, AutoProcessor, AutoTokenizer
+    from transformers import (
+        PROCESSOR_MAPPING,
+        AutoFeatureExtractor,
+        AutoImageProcessor,
+        AutoProcessor,
+        AutoTokenizer,
+    )
 
     # `get_attributes` and `from_args_and_dict` are undocumented; tried with transformers 5.24.
     options = {"trust_remote_code": False, "local_files_only": True}
@@ -137,6 +144,7 @@ def _open(directory: Path, config: Any) -> Any:
         "image_processor": lambda: AutoImageProcessor.from_pretrained(
             directory, backend="pil", **options
         ),
+        "feature_extractor": lambda: AutoFeatureExtractor.from_pretrained(directory, **options),
         "video_processor": lambda: no_video(settings),
     }
     arguments = [parts[name]() for name in kind.get_attributes()]

@@ -281,22 +281,70 @@ def _check_disk(name: str, info: ModelInfo) -> None:
     Raises:
         ModelError: The download is larger than the free space.
     """
-    import shutil
-
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    missing = sum(
-        sibling.size or 0
-        for sibling in info.siblings or []
-        if sibling.rfilename.endswith(".safetensors")
-        and "/" not in sibling.rfilename
-        and not isinstance(try_to_load_from_cache(name, sibling.rfilename, revision=info.sha), str)
-    )
-    cache = Path(constants.HF_HUB_CACHE)
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
+    missing, free = _missing_bytes(name, info), free_cache_space()
     if missing > free:
+        cache = hub_cache()
         raise ModelError(
             f"{name} needs {format_bytes(missing)} in {cache}; {format_bytes(free)} are free.",
             "Free some space, or set HF_HOME to a folder on another disk.",
         )
+
+
+def _missing_bytes(name: str, info: ModelInfo) -> int:
+    """Return the size of the weights that are not in the local cache, in bytes."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return sum(
+        sibling.size or 0
+        for sibling in info.siblings or []
+        if sibling.rfilename.endswith(".safetensors")
+        and "/" not in sibling.rfilename
+        and not sibling.rfilename.startswith("consolidated")
+        and not isinstance(try_to_load_from_cache(name, sibling.rfilename, revision=info.sha), str)
+    )
+
+
+def hub_cache() -> Path:
+    """Return the folder to which models of the hub are downloaded."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def free_cache_space() -> int:
+    """Return the free space on the disk of the hub's cache, in bytes."""
+    import shutil
+
+    cache = hub_cache()
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    return shutil.disk_usage(existing).free
+
+
+@dataclass(frozen=True)
+class HubListing:
+    """What the hub says about a model before it is downloaded."""
+
+    missing: int
+    """Size of the weights that are not in the local cache yet, in bytes."""
+    parameters: int
+    """Number of parameters; an estimate for 16-bit weights if the hub does not count them."""
+    licence: str
+    """As its model card names it; empty if it names none."""
+
+
+def ask_hub(name: str) -> HubListing | None:
+    """Return what the hub says about a model, or None if it cannot be reached.
+
+    Raises:
+        ModelError: There is no such model, access is denied, or its weights cannot be used.
+    """
+    from huggingface_hub import constants
+
+    info = None if constants.is_offline_mode() else _model_info(name, None)
+    if info is None:
+        return None
+    _check_listing(name, info)
+    missing = _missing_bytes(name, info)
+    counted = info.safetensors.total if info.safetensors else missing // 2
+    card: Any = info.card_data or {}
+    return HubListing(missing, counted, str(card.get("license") or ""))

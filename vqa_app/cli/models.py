@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,15 @@ def models(
             metavar="DIR",
         ),
     ] = None,
+    installed: Annotated[
+        bool,
+        typer.Option("--installed", help="List models in the hub's cache on this machine instead."),
+    ] = False,
+    delete: Annotated[
+        str | None,
+        typer.Option(help="Delete this model from the hub's cache.", metavar="ID"),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
 ) -> None:
     """List models, and which are downloaded.
@@ -44,6 +54,12 @@ def models(
     Any other model on the hub can be used as well, if transformers' AutoModelForImageTextToText
     loads it and it has a chat template.
     """
+    if delete is not None:
+        _delete(delete, yes)
+        return
+    if installed:
+        _print_installed(as_json)
+        return
     from vqa_app.checkpoints.catalogue import catalogue
 
     if runs is not None and not os.path.isdir(runs):
@@ -57,6 +73,51 @@ def models(
         print(json.dumps(rows, indent=1))
         return
     print(table_of(entries, Console()))
+
+
+def _print_installed(as_json: bool) -> None:
+    from vqa_app.checkpoints.installed import installed_models
+
+    found = installed_models()
+    if as_json:
+        print(json.dumps([asdict(model) for model in found], indent=1))
+        return
+    if not found:
+        print("No model of the hub is on this machine.")
+        return
+    rows = Table(box=None, pad_edge=False, header_style="bold")
+    rows.add_column("model", no_wrap=True)
+    rows.add_column("on disk", justify="right", no_wrap=True)
+    rows.add_column("last used", no_wrap=True)
+    rows.add_column("")
+    for model in found:
+        used = datetime.fromtimestamp(model.last_used).strftime("%Y-%m-%d")
+        note = "" if model.complete else "incomplete"
+        rows.add_row(model.name, format_bytes(model.size), used, note)
+    print(_captured(rows, Console(width=200, color_system=None)))
+
+
+def _delete(name: str, yes: bool) -> None:
+    """Delete a model of the hub's cache, after a question unless `yes`.
+
+    Raises:
+        ModelError: It is not there, or cannot be deleted.
+    """
+    from vqa_app.checkpoints.installed import delete_model, installed_models
+
+    size = next((model.size for model in installed_models() if model.name == name), None)
+    question = f"Delete {name} ({format_bytes(size or 0)})?"
+    if size is not None and not yes and not typer.confirm(question, err=True):
+        print("Nothing was deleted.")
+        return
+    print(f"Deleted {name}: {format_bytes(delete_model(name))}.")
+
+
+def _captured(table: Table, console: Console) -> str:
+    """Return a table as text, without spaces at the ends of lines."""
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def table_of(entries: list[CatalogueEntry], console: Console) -> str:
@@ -80,15 +141,17 @@ def table_of(entries: list[CatalogueEntry], console: Console) -> str:
         licence = entry.licence + (" (accept it on the hub)" if entry.gated else "")
         memory = [format_bytes(size) if size else "?" for size in (entry.memory, entry.memory_4bit)]
         local = "yes" if entry.cached else "no"
-        cells = (entry.name, local, entry.size, *memory, licence, entry.note)
+        purpose = entry.note
+        if entry.figures:
+            purpose += f" {entry.figures}, says {entry.figures_source}."
+        if entry.package:
+            purpose += f" Needs {entry.package}."
+        cells = (entry.name, local, entry.size, *memory, licence, purpose)
         rows.add_row(*cells[: len(rows.columns)])
     fits = console.is_terminal and not narrow
-    wide = console if fits else Console(width=200, color_system=None)
-    with wide.capture() as captured:
-        wide.print(rows)
-    lines = [line.rstrip() for line in captured.get().splitlines()]
+    wide = console if fits else Console(width=400, color_system=None)
     note = ["A wider terminal also shows licences and notes."] if narrow else []
-    return "\n".join([*lines, *note])
+    return "\n".join([_captured(rows, wide), *note])
 
 
 @app.command()

@@ -276,22 +276,28 @@ class Runtime:
 
     def _positions(self, prompt: Prompt) -> Tensor | None:
         """Return [3, 1, n] for models with M-RoPE, which place pictures on a grid; else None."""
-        get_rope_index = getattr(self.model.base_model, "get_rope_index", None)
-        if get_rope_index is None:
+        names = self._rope_inputs()
+        if not names:
             return None
-        parameters = inspect.signature(get_rope_index).parameters
-        arguments = {name: prompt.inputs.get(name) for name in parameters}
+        get_rope_index = self.model.base_model.get_rope_index
+        arguments = {name: prompt.inputs.get(name) for name in names}
         if arguments.get("mm_token_type_ids") is None:
             arguments["mm_token_type_ids"] = torch.zeros_like(prompt.inputs["input_ids"])
         given = {name: value for name, value in arguments.items() if value is not None}
         return cast(Tensor, get_rope_index(**given)[0])
+
+    def _rope_inputs(self) -> set[str]:
+        """Return the inputs from which positions of M-RoPE are computed; none without M-RoPE."""
+        get_rope_index = getattr(self.model.base_model, "get_rope_index", None)
+        return set(inspect.signature(get_rope_index).parameters) if get_rope_index else set()
 
     def _whole_inputs(self, prompt: Prompt) -> Steps[dict[str, Any]]:
         """Return all inputs of a prompt, with image features where these can be cached."""
         inputs: dict[str, Any] = dict(prompt.inputs)
         if self.encoder is not None and prompt.pictures:
             features = yield from self.encoder.features(prompt, 0, len(prompt))
-            inputs = {name: inputs[name] for name in inputs.keys() - self.encoder.inputs}
+            encoded = self.encoder.inputs - self._rope_inputs()
+            inputs = {name: inputs[name] for name in inputs.keys() - encoded}
             inputs |= image_features_argument(self.encoder.output(features))
         yield
         return on_device(self.model, inputs)

@@ -15,6 +15,8 @@ _PROJECTORS = (
     "multi_modal_projector",
     "connector",
     "visual.merger",
+    "merger",
+    "embed_vision",
     "qformer",
     "language_projection",
     "image_to_text_projection",

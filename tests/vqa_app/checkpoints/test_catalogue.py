@@ -44,8 +44,42 @@ def test_hub_models_are_sorted_by_size_and_described(cache: Path) -> None:
     for entry in entries:
         assert entry.licence
         assert entry.note
-        assert entry.memory_4bit < entry.download < entry.memory
+        assert entry.memory_4bit < entry.download < 2 * entry.memory
         assert not entry.cached
+        assert bool(entry.figures) == bool(entry.figures_source)
+
+
+ARCHITECTURE = {
+    "HuggingFaceTB/SmolVLM-256M-Instruct": "idefics3",
+    "HuggingFaceTB/SmolVLM2-256M-Video-Instruct": "smolvlm",
+    "HuggingFaceTB/SmolVLM2-500M-Video-Instruct": "smolvlm",
+    "Qwen/Qwen3.5-0.8B": "qwen3.5",
+    "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": "llava-onevision",
+    "OpenGVLab/InternVL3_5-1B-HF": "internvl3.5",
+    "openbmb/MiniCPM-V-4.6": "minicpm-v-4.6",
+    "Qwen/Qwen3-VL-2B-Instruct": "qwen3-vl",
+    "google/paligemma2-3b-mix-448": "paligemma",
+    "google/gemma-3-4b-it": "gemma3",
+    "google/gemma-4-E2B-it": "gemma4",
+    "llava-hf/llava-1.5-7b-hf": "llava-clip",
+    "Qwen/Qwen2.5-VL-7B-Instruct": "qwen2.5-vl",
+}
+"""The tiny checkpoint that stands for each model in the tests of engine and training."""
+
+
+def test_every_model_has_a_tested_architecture_or_needs_a_package_that_is_missing_here() -> None:
+    from tests.architectures import ARCHITECTURES
+
+    assert set(ARCHITECTURE.values()) <= set(ARCHITECTURES)
+    untested = {entry.name for entry in CATALOGUE} - set(ARCHITECTURE)
+    assert untested == {entry.name for entry in CATALOGUE if entry.package}
+
+
+def test_recommended_models_are_listed_and_need_no_further_step() -> None:
+    listed = {entry.name: entry for entry in CATALOGUE}
+    chosen = [listed[name] for name in module.RECOMMENDED]
+    assert not any(entry.gated or entry.package for entry in chosen)
+    assert chosen == sorted(chosen, key=lambda entry: -entry.memory), "the last fits anywhere"
 
 
 def test_a_model_in_the_cache_is_marked_as_cached(cache: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from tests.vqa_app.checkpoints.test_installed import install
 from vqa_app.checkpoints import compose as module
 from vqa_app.checkpoints.catalogue import CATALOGUE
 from vqa_app.cli.main import app
@@ -42,6 +43,57 @@ def test_models_as_json(tmp_path: Path) -> None:
     rows = {row["name"]: row for row in json.loads(result.stdout)}
     assert set(rows) >= {entry.name for entry in CATALOGUE}
     assert all(isinstance(row["cached"], bool) and row["memory"] > 0 for row in rows.values())
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_published_figures_stand_beside_their_source() -> None:
+    lines = CliRunner().invoke(app, ["models"]).stdout.splitlines()
+    (line,) = [line for line in lines if line.startswith("LiquidAI/LFM2.5-VL-450M ")]
+    assert "RealWorldQA 58.4" in line
+    assert "says its model card" in line
+    assert "Needs torchvision" in line
+    assert "LFM 1.0" in line
+
+
+def test_installed_models_are_listed(cache: Path) -> None:
+    assert "No model" in CliRunner().invoke(app, ["models", "--installed"]).stdout
+    install(cache, "a/whole", 2_000_000)
+    install(cache, "a/part", 0, partial=5_000)
+    whole, part = CliRunner().invoke(app, ["models", "--installed"]).stdout.splitlines()[1:]
+    assert whole.split()[:3] == ["a/whole", "2", "MB"]
+    assert part.endswith("incomplete")
+    rows = json.loads(CliRunner().invoke(app, ["models", "--installed", "--json"]).stdout)
+    assert [(row["name"], row["complete"]) for row in rows] == [
+        ("a/whole", True),
+        ("a/part", False),
+    ]
+
+
+def test_an_installed_model_is_deleted_after_a_question(cache: Path) -> None:
+    folder = install(cache, "a/one", 2_000_000)
+    kept = CliRunner().invoke(app, ["models", "--delete", "a/one"], input="n\n")
+    assert (kept.exit_code, folder.exists()) == (0, True)
+    assert "Nothing was deleted." in kept.stdout
+    asked = CliRunner().invoke(app, ["models", "--delete", "a/one"], input="y\n")
+    assert asked.exit_code == 0
+    assert "Deleted a/one: 2 MB." in asked.stdout
+    assert "(2 MB)?" in asked.stderr
+    assert not folder.exists()
+
+
+def test_deleting_without_a_question_and_deleting_nothing(cache: Path) -> None:
+    install(cache, "a/one", 10)
+    assert CliRunner().invoke(app, ["models", "--delete", "a/one", "--yes"]).exit_code == 0
+    gone = CliRunner().invoke(app, ["models", "--delete", "a/one", "--yes"])
+    assert gone.exit_code == 4
+    assert "not on this machine" in gone.stderr
 
 
 def test_compose_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -22,8 +22,10 @@ OPTIONS = GenerationOptions(max_new_tokens=6, temperature=0.0)
 QUESTIONS = ("What is it?", "How many stars are there?", "And the colour?", "Is there a dog?")
 LLMS = ("qwen2", "qwen3", "mistral", "gemma", "phi3")
 CPU_DECODER_LLMS = ("llama", "qwen2", "qwen3", "mistral")
-WHOLE_PROMPTS = {"paligemma", "mllama", "blip-2", "kosmos-2"}
-"""Architectures whose prompts cannot be reused in parts."""
+LINEAR = {"qwen3.5", "minicpm-v-4.6", "minicpm-v-4.7"}
+"""Architectures with layers of linear attention, whose states cannot be cut at a token."""
+WHOLE_PROMPTS = {"paligemma", "mllama", "blip-2", "kosmos-2", "gemma4"} | LINEAR
+"""Architectures whose prompts cannot be reused in parts; layers of Gemma 4 share a cache."""
 
 
 @pytest.fixture(scope="module", params=[*ARCHITECTURES, *LLMS])
