@@ -43,7 +43,7 @@ UNUSED_PICTURE_SECONDS = 24 * 3600
 REACHABLE = re.compile(
     r"/|/(healthz|readyz|config|favicon\.ico|robots\.txt)/?|/vqa/.+|/static/fonts/.+"
     r"|/gradio_api/(info|upload|upload_progress|cancel|reset|startup-events|app_id)/?"
-    r"|/gradio_api/(call|heartbeat|queue)/.+",
+    r"|/gradio_api/call/chat(/.*)?|/gradio_api/(heartbeat|queue)/.+",
     re.DOTALL,
 )
 """The paths that the page and programs need. Gradio has more: `file=` and `proxy=` fetch URLs,
@@ -134,9 +134,9 @@ def _open(data_dir: Path, limits: ImageLimits | None) -> tuple[Store, PictureSto
     file = data_dir / "chats.sqlite"
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        picture_store, store = PictureStore(data_dir / "pictures", limits), Store(file)
-        for digest in store.forget_unused_pictures(time.time() - UNUSED_PICTURE_SECONDS):
-            picture_store.remove(digest)
+        picture_store = PictureStore(data_dir / "pictures", limits)
+        store = Store(file, picture_store.remove)
+        store.forget_unused_pictures(time.time() - UNUSED_PICTURE_SECONDS)
     except (OSError, sqlite3.OperationalError) as error:
         raise UsageError(
             f"The data folder {data_dir} cannot be used: {_reason(error)}.",
@@ -192,6 +192,7 @@ def create_application(
     os.environ["GRADIO_TEMP_DIR"] = _private_folder()
     from fastapi import FastAPI
 
+    from ui.web.gradio_endpoint import ExplainMalformedCalls
     from ui.web.page import page_routes
     from ui.web.routes import MAX_IMPORT, data_routes
 
@@ -218,4 +219,4 @@ def create_application(
         root_path=root_path,
         reachable=REACHABLE,
     )
-    return Application(Guard(app, rules), service, taught_rows, training)
+    return Application(Guard(ExplainMalformedCalls(app), rules), service, taught_rows, training)

@@ -67,8 +67,8 @@ class ChatHarness:
             lambda: [replace(choice(key), source=self.sources.get(key, key)) for key in engines],
             next(iter(engines)),
         )
-        self.store = Store(folder / "chats.sqlite")
         self.picture_store = PictureStore(folder / "pictures")
+        self.store = Store(folder / "chats.sqlite", self.picture_store.remove)
         self.service = ChatService(self.store, self.picture_store, self.pool)
 
     def _load(self, chosen: ModelChoice, progress: LoadProgress) -> Engine:

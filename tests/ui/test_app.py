@@ -24,10 +24,10 @@ from PIL import Image
 
 from tests.fake_engine import FakeEngine
 from tests.ui.server import running
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, until
 from ui.app import Application, create_application
 from ui.cli import _lock
-from vqa_app.errors import ImageError, ModelError, UsageError
+from vqa_app.errors import ModelError, UsageError
 from vqa_app.pictures.picture import ImageLimits
 from vqa_app.serving.guard import COOKIE
 from vqa_app.serving.listener import GRACE, _should_log, address_for_others, is_loopback, listen
@@ -231,11 +231,7 @@ def test_a_visitor_without_a_cookie_is_refused(server):
     assert "cookies" in answer.json()["error"]
 
 
-@pytest.mark.parametrize("data", [b"", b"[1]", b"[" * 100_000, b"{", b"\xff", b"x" * 2**21])
-def test_a_malformed_request_is_refused_with_a_reason(person, data):
-    answer = person.post("/vqa/requests/act", content=data)
-    assert answer.status_code == 400
-    assert len(answer.json()["error"]) > 10
+def test_a_request_of_another_name_is_not_found(person):
     assert person.post("/vqa/requests/nothing", content=b"{}").status_code == 404
 
 
@@ -431,16 +427,50 @@ def test_the_endpoint_streams(server, engine, tmp_path):
         client.close()
 
 
-def test_the_endpoint_refuses_a_folder_of_uploads(server):
-    """Such a path gets past Gradio if the request claims that it is a stream."""
-    from gradio.utils import get_upload_folder
+def test_calls_about_the_same_file_at_once_are_all_answered(server, tmp_path):
+    from gradio_client import Client, handle_file
 
-    from ui.web.gradio_endpoint import _answer
+    Image.new("RGB", (40, 20), "blue").save(tmp_path / "blue.png")
+    client = Client(server.address, verbose=False)
+    try:
+        file = handle_file(str(tmp_path / "blue.png"))
+        jobs = [
+            client.submit({"text": f"Question {n}?", "files": [file]}, api_name="/chat")
+            for n in range(30)
+        ]
+        answers = [job.result(timeout=PATIENCE) for job in jobs]
+    finally:
+        client.close()
+    assert answers == [f"You asked 'Question {n}?' about one picture." for n in range(30)]
 
-    Path(get_upload_folder()).mkdir(parents=True, exist_ok=True)
-    message = {"text": "What?", "files": [get_upload_folder()]}
-    with pytest.raises(ImageError, match="is a folder, not a picture"):
-        list(_answer(server.application.service, message))
+
+def call_endpoint(client, *arguments) -> str:
+    """Call `/chat` as a program without Gradio's client does; return the events."""
+    started = client.post("/gradio_api/call/chat", json={"data": list(arguments)})
+    return client.get(f"/gradio_api/call/chat/{started.json()['event_id']}").text
+
+
+def upload(client, data: bytes) -> dict:
+    """Upload a file for the endpoint; return its part of a message."""
+    (path,) = client.post("/gradio_api/upload", files={"files": ("cat.png", data)}).json()
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def test_one_upload_serves_several_calls(person):
+    file = upload(person, png("green"))
+    for _ in range(3):
+        assert "about one picture" in call_endpoint(person, {"text": "What?", "files": [file]})
+
+
+def test_uploads_of_the_endpoint_are_deleted_by_their_age(tmp_path, monkeypatch):
+    monkeypatch.setattr("ui.web.gradio_endpoint._CLEANING_SECONDS", 0.05)
+    monkeypatch.setattr("ui.web.gradio_endpoint.UPLOAD_SECONDS", 0.05)
+    with (
+        running({"fake": FakeEngine()}, tmp_path) as found,
+        httpx.Client(base_url=found.address, timeout=PATIENCE) as client,
+    ):
+        path = Path(upload(client, png("pink"))["path"])
+        until(lambda: not path.exists())
 
 
 def test_with_users_everything_but_health_needs_a_password(tmp_path):

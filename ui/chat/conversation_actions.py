@@ -38,11 +38,9 @@ def handle_action(service: ChatService, owner: str, request: PageRequest) -> Pag
             if request.get("shown") != conversation:
                 return service.conversation_list(owner)
         case "delete":
-            unused = service.store.delete(owner, chat)
+            service.store.delete(owner, chat)
             # After the deletion, so that followers of the answer find the conversation gone.
             service.stop(owner, conversation)
-            for digest in unused:
-                service.picture_store.remove(digest)
             # Restores the pictures of the cards that are shown.
             examples.first_screen(service, owner)
             if request.get("shown") == conversation:
@@ -51,8 +49,7 @@ def handle_action(service: ChatService, owner: str, request: PageRequest) -> Pag
                 return service.conversation_list(owner)
         case "delete-turn":
             service.stop(owner, conversation)
-            for digest in service.store.delete_turn(owner, chat, turn):
-                service.picture_store.remove(digest)
+            service.store.delete_turn(owner, chat, turn)
             examples.first_screen(service, owner)
         case "branch":
             service.store.show_branch(owner, chat, turn)

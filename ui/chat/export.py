@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from html import escape
 from io import BytesIO
@@ -14,6 +16,7 @@ from ui.chat.requests import MAX_PICTURES, MAX_QUESTION
 from ui.chat.settings import LONGEST_ANSWER
 from ui.chat.views import conversation_view, make_title
 from ui.storage.database import Store
+from ui.storage.owned_pictures import add_owned_picture
 from ui.storage.picture_files import PictureStore
 from vqa_app.errors import ImageError
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS
@@ -47,19 +50,21 @@ def to_json(store: Store, picture_store: PictureStore, owner: str, conversation:
             )
             for turn in turns
         ],
-        pictures={
-            digest: _picture(store, picture_store, owner, digest)
-            for digest in digests
-            if picture_store.file(digest).exists()
-        },
+        pictures=_pictures(store, picture_store, owner, digests),
     ).to_json()
 
 
-def _picture(store: Store, picture_store: PictureStore, owner: str, digest: str) -> FilePicture:
-    name, facts = store.picture(owner, digest) or ("picture", {})
-    return FilePicture(
-        name=name, changes=facts.get("changes", []), data=picture_store.export_bytes(digest)
-    )
+def _pictures(
+    store: Store, picture_store: PictureStore, owner: str, digests: Iterable[str]
+) -> dict[str, FilePicture]:
+    """Return the pictures by digest, without those that are no longer stored."""
+    found: dict[str, FilePicture] = {}
+    for digest in digests:
+        name, facts = store.picture(owner, digest) or ("picture", {})
+        with suppress(ImageError):
+            data = picture_store.export_bytes(digest)
+            found[digest] = FilePicture(name=name, changes=facts.get("changes", []), data=data)
+    return found
 
 
 def from_json(store: Store, picture_store: PictureStore, owner: str, data: bytes) -> str:
@@ -82,17 +87,23 @@ def from_json(store: Store, picture_store: PictureStore, owner: str, data: bytes
     # A forged file may name another digest than that of the pixels.
     digests: dict[str, str] = {}
     for digest, picture in file.pictures.items():
-        stored = picture_store.add(picture.data, picture.name, limits)
-        facts = {"changes": picture.changes, "size": list(stored.image.size)}
-        store.add_picture(owner, stored.digest, picture.name, facts)
+        stored = add_owned_picture(
+            store,
+            picture_store,
+            owner,
+            picture.data,
+            picture.name,
+            limits=limits,
+            changes=picture.changes,
+        )
         digests[digest] = stored.digest
     conversation = store.create(owner, file.title or make_title(file.turns[0].question, 0))
     ids: dict[str, str] = {}
     shown: str | None = None
     for turn in file.turns:
         parent = ids.get(turn.parent) if turn.parent else None
-        pictures = [digests[digest] for digest in turn.pictures if digest in digests]
-        new = store.add_turn(owner, conversation, parent, turn.question, pictures)
+        shown_pictures = [digests[digest] for digest in turn.pictures if digest in digests]
+        new = store.add_turn(owner, conversation, parent, turn.question, shown_pictures)
         store.finish_turn(new.id, turn.answer, turn.state, turn.facts)
         if turn.verdict is not None:
             store.set_verdict(owner, conversation, new.id, turn.verdict)

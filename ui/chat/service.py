@@ -34,10 +34,11 @@ from ui.chat.views import (
     same_questions,
 )
 from ui.storage.database import Store, StoredTurn
+from ui.storage.owned_pictures import add_owned_picture
 from ui.storage.picture_files import PictureStore
 from vqa_app.engine.protocol import Engine, GenerationOptions, vary
 from vqa_app.errors import ModelError, UsageError
-from vqa_app.pictures.picture import ImageLimits
+from vqa_app.pictures.picture import ImageLimits, Picture
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.serving.engine_pool import EnginePool
 
@@ -246,17 +247,15 @@ class ChatService:
         Raises:
             ImageError: The picture cannot be read or is too large.
         """
-        picture = self.picture_store.add(data, name, limits)
-        facts = {"changes": list(picture.changes), "size": list(picture.image.size)}
-        self.store.add_picture(owner, picture.digest, picture.name, facts)
-        return picture_view(picture.digest, picture.name, facts)
+        picture = add_owned_picture(
+            self.store, self.picture_store, owner, data, name, limits=limits
+        )
+        return _added_picture_view(picture)
 
     def add_example(self, owner: str, image: Image.Image, question: str) -> dict[str, Any]:
         """Store a generated picture as if the owner had added it; return it with its question."""
-        picture = self.picture_store.add(image, "scene.png")
-        facts = {"changes": [], "size": list(image.size)}
-        self.store.add_picture(owner, picture.digest, "scene.png", facts)
-        return {"picture": picture_view(picture.digest, "scene.png", facts), "question": question}
+        picture = add_owned_picture(self.store, self.picture_store, owner, image, "scene.png")
+        return {"picture": _added_picture_view(picture), "question": question}
 
     # -- settings and views ------------------------------------------------------------------------
 
@@ -299,3 +298,9 @@ class ChatService:
         """Return the owner's conversations for the sidebar, most recent first."""
         rows = self.store.conversations(owner)
         return {"list": [{"id": row.id, "title": row.title, "when": row.updated} for row in rows]}
+
+
+def _added_picture_view(picture: Picture) -> dict[str, Any]:
+    """Return what the page shows of a picture that was just added."""
+    facts = {"changes": list(picture.changes), "size": list(picture.image.size)}
+    return picture_view(picture.digest, picture.name, facts)

@@ -10,6 +10,7 @@ from ui.chat.service import ChatService
 from ui.chat.views import build_conversation
 from ui.storage.database import StoredTurn
 from vqa_app.engine.protocol import ModelInfo
+from vqa_app.errors import ModelError
 from vqa_app.prompts.conversation import Conversation
 
 
@@ -26,11 +27,12 @@ class Warmup:
 
         Does nothing if the model is not loaded.
         """
-        engine = self.service.engine_for(owner)
+        loaded = self.service.engine_for(owner)
         pictures = self.service.requested_pictures(owner, request)
-        if engine is None or not pictures:
+        if loaded is None or not pictures:
             return {}
-        draft = self._draft(owner, request, pictures, engine.info)
+        model = self.service.settings(owner).model
+        draft = self._draft(owner, request, pictures, loaded.info)
         stack = ExitStack()
         cancel = stack.enter_context(self.service.cancel_event())
         with self._lock:
@@ -41,7 +43,10 @@ class Warmup:
         def run() -> None:
             with stack:
                 try:
-                    engine.warm(draft, cancel)
+                    with self.service.pool.lease(model, timeout=0) as engine:
+                        engine.warm(draft, cancel)
+                except ModelError:
+                    pass  # unloaded meanwhile
                 except Exception as error:
                     log_error(error)  # the person sees it when the question itself fails
 

@@ -12,7 +12,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,9 +71,14 @@ class Store:
 
     Args:
         path: The SQLite file; its folder must exist.
+        remove_file: Called with the digest of each picture that no owner has any more. Until it
+            returns, no owner can add a picture.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, remove_file: Callable[[str], None] = lambda digest: None
+    ) -> None:
+        self._remove_file = remove_file
         self._lock = threading.RLock()
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._db.row_factory = sqlite3.Row
@@ -154,22 +159,38 @@ class Store:
         with self._transaction() as db:
             db.execute("UPDATE conversations SET title = ? WHERE id = ?", (title, conversation))
 
-    def delete(self, owner: str, conversation: str) -> list[str]:
-        """Delete a conversation; return the digests of pictures that no owner has any more."""
+    def delete(self, owner: str, conversation: str) -> None:
+        """Delete a conversation with its pictures."""
         self._conversation_row(owner, conversation)
-        used = {d for turn in self._turns(conversation) for d in turn.pictures}
+        rows = self._fetch("SELECT * FROM turns WHERE conversation = ?", conversation)
         with self._transaction() as db:
             db.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
-        return [digest for digest in sorted(used) if self._forget_picture(owner, digest)]
+        self._forget_pictures(owner, rows)
 
-    def _forget_picture(self, owner: str, digest: str) -> bool:
-        """Remove an owner's picture if no turn uses it; return whether no owner has it any more."""
+    def _forget_pictures(self, owner: str, turns: Iterable[sqlite3.Row]) -> None:
+        """Remove the owner's pictures of deleted turns.
+
+        Those that they have added again since wait in another tab for their question.
+        """
+        used: dict[str, float] = {}
+        for turn in turns:
+            for digest in json.loads(turn["pictures"]):
+                used[digest] = max(turn["created"], used.get(digest, 0.0))
+        for digest, when in used.items():
+            self._forget_picture(owner, digest, when)
+
+    def _forget_picture(self, owner: str, digest: str, before: float) -> None:
+        """Remove an owner's picture if they added it before a time and no turn uses it."""
         with self._transaction() as db:
             if _is_used(db, owner, digest):
-                return False
-            db.execute("DELETE FROM pictures WHERE owner = ? AND digest = ?", (owner, digest))
+                return
+            db.execute(
+                "DELETE FROM pictures WHERE owner = ? AND digest = ? AND created <= ?",
+                (owner, digest, before),
+            )
             left = db.execute("SELECT 1 FROM pictures WHERE digest = ? LIMIT 1", (digest,))
-            return left.fetchone() is None
+            if left.fetchone() is None:
+                self._remove_file(digest)
 
     def owns(self, owner: str, conversation: str) -> bool:
         """Return whether a conversation exists and belongs to the owner."""
@@ -314,13 +335,10 @@ class Store:
         with self._transaction() as db:
             db.execute("UPDATE conversations SET head = ? WHERE id = ?", (turn, conversation))
 
-    def delete_turn(self, owner: str, conversation: str, turn: str) -> list[str]:
-        """Delete a turn and attach its children to its parent.
-
-        Returns:
-            Digests of pictures that no owner has any more.
-        """
+    def delete_turn(self, owner: str, conversation: str, turn: str) -> None:
+        """Delete a turn with its pictures, and attach its children to its parent."""
         deleted = self.turn(owner, conversation, turn)
+        rows = self._fetch("SELECT * FROM turns WHERE id = ?", turn)
         head = self._conversation_row(owner, conversation)["head"]
         with self._transaction() as db:
             db.execute(
@@ -338,7 +356,7 @@ class Store:
                 db.execute(
                     "UPDATE conversations SET head = ? WHERE id = ?", (new_head, conversation)
                 )
-        return [digest for digest in deleted.pictures if self._forget_picture(owner, digest)]
+        self._forget_pictures(owner, rows)
 
     # -- pictures and settings ---------------------------------------------------------------------
 
@@ -363,14 +381,11 @@ class Store:
         )
         return (rows[0]["name"], json.loads(rows[0]["facts"])) if rows else None
 
-    def forget_unused_pictures(self, before: float) -> list[str]:
+    def forget_unused_pictures(self, before: float) -> None:
         """Remove pictures that were uploaded before a time and that no turn uses.
 
         Args:
             before: Seconds since the epoch.
-
-        Returns:
-            Digests of pictures that no owner has any more.
         """
         turns = self._fetch(
             "SELECT owner, pictures FROM turns JOIN conversations"
@@ -379,7 +394,8 @@ class Store:
         used = {(row["owner"], digest) for row in turns for digest in json.loads(row["pictures"])}
         old = self._fetch("SELECT owner, digest FROM pictures WHERE created < ?", before)
         unused = {(row["owner"], row["digest"]) for row in old} - used
-        return [digest for owner, digest in sorted(unused) if self._forget_picture(owner, digest)]
+        for owner, digest in sorted(unused):
+            self._forget_picture(owner, digest, before)
 
     def settings(self, owner: str) -> dict[str, Any]:
         """Return the owner's settings."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import threading
 from collections import OrderedDict
 from io import BytesIO
@@ -49,7 +48,7 @@ class PictureStore:
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(
-        self, data: bytes | Image.Image, name: str, limits: ImageLimits | None = None
+        self, data: bytes | Image.Image | Picture, name: str, limits: ImageLimits | None = None
     ) -> Picture:
         """Validate, normalise and store a picture.
 
@@ -62,12 +61,15 @@ class PictureStore:
             ImageError: It cannot be read or is too large.
         """
         picture = open_picture(data, name=name, limits=limits or self.limits)
+        self.write(picture)
+        return picture
+
+    def write(self, picture: Picture) -> None:
+        """Write the file of a picture, unless it is there."""
         file = self.file(picture.digest)
         if not file.exists():
-            # Level 1 is three times as fast as the default, for files a tenth larger.
-            _write(file, _encode(picture.image, "PNG", compress_level=1))
+            _write(file, _stored_png(picture.image))
         self._cache(picture)
-        return picture
 
     def get(self, digest: str) -> Picture:
         """Return the picture with a digest.
@@ -81,7 +83,7 @@ class PictureStore:
                 return self._cached[digest]
         file = self.file(digest)
         if not file.exists():
-            raise ImageError("This picture is no longer stored.", "Add it again.")
+            raise _not_stored()
         picture = open_picture(file, name="picture", limits=STORED_PICTURE_LIMITS)
         self._cache(picture)
         return picture
@@ -91,19 +93,21 @@ class PictureStore:
         with self._lock:
             self._cached.pop(digest, None)
         file = self.file(digest)
-        for one in (file, *file.parent.glob(f"{digest}*.jpg")):
-            one.unlink(missing_ok=True)
+        # The picture first: `resized` deletes what it made of a picture that has gone.
+        file.unlink(missing_ok=True)
+        for resized in file.parent.glob(f"{digest}*.jpg"):
+            resized.unlink(missing_ok=True)
 
-    def link(self, digest: str, folder: Path) -> None:
-        """Hard-link or copy the picture into a folder, so that it survives deletion here."""
-        target = folder / f"{digest}.png"
+    def link(self, picture: Picture, folder: Path) -> None:
+        """Hard-link or copy a picture into a folder, so that it survives deletion here."""
+        target = folder / f"{picture.digest}.png"
         if target.exists():
             return
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(self.file(digest), target)
-        except OSError:  # another disk, or a file system without hard links
-            shutil.copyfile(self.file(digest), target)
+            os.link(self.file(picture.digest), target)
+        except OSError:  # deleted here, another disk, or a file system without hard links
+            _write(target, _stored_png(picture.image))
 
     def resized(self, digest: str, longest: int) -> Path:
         """Return the file of the picture with at most `longest` pixels per side.
@@ -112,13 +116,13 @@ class PictureStore:
         disk is full.
 
         Raises:
-            ImageError: It is not stored.
+            ImageError: It is not stored, or is deleted meanwhile.
         """
         whole = self.file(digest)
         file = whole.with_suffix(f".{longest}.jpg")
         if not file.exists():
             image = self.get(digest).image
-            if max(image.size) <= longest and whole.stat().st_size <= _SMALL_PNG_BYTES:
+            if max(image.size) <= longest and _size(whole) <= _SMALL_PNG_BYTES:
                 return whole
             image = image.copy()
             image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
@@ -128,14 +132,24 @@ class PictureStore:
                 if not is_disk_error(error):
                     raise
                 return whole
+            if not whole.exists():
+                file.unlink(missing_ok=True)
+                raise _not_stored()
         return file
 
     def export_bytes(self, digest: str) -> bytes:
-        """Return the picture for an export: the PNG, or a JPEG of high quality if that is large."""
+        """Return the picture for an export: the PNG, or a JPEG of high quality if that is large.
+
+        Raises:
+            ImageError: It is not stored.
+        """
         whole = self.file(digest)
-        if whole.stat().st_size <= _LARGE_PNG_BYTES:
+        if _size(whole) > _LARGE_PNG_BYTES:
+            return _encode(self.get(digest).image, "JPEG", quality=95, subsampling=0)
+        try:
             return whole.read_bytes()
-        return _encode(self.get(digest).image, "JPEG", quality=95, subsampling=0)
+        except FileNotFoundError as error:
+            raise _not_stored() from error
 
     def file(self, digest: str) -> Path:
         """Return the path of a picture, whether or not it exists.
@@ -158,6 +172,22 @@ class PictureStore:
         return sum(
             3 * picture.image.width * picture.image.height for picture in self._cached.values()
         )
+
+
+def _not_stored() -> ImageError:
+    return ImageError("This picture is no longer stored.", "Add it again.")
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError as error:
+        raise _not_stored() from error
+
+
+def _stored_png(image: Image.Image) -> bytes:
+    # Level 1 is three times as fast as the default, for files a tenth larger.
+    return _encode(image, "PNG", compress_level=1)
 
 
 def _encode(image: Image.Image, kind: str, **options: int) -> bytes:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ui.chat.service import ChatService
 from ui.chat.stream import greedy_answer
+from ui.storage.owned_pictures import add_owned_picture
 from ui.teaching.rehearsal import held_out_questions
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import ImageError
@@ -124,9 +125,12 @@ def _compare(
 
 def _register_picture(service: ChatService, owner: str, picture: Picture) -> None:
     """Give the owner access to a picture of the data."""
-    service.picture_store.add(picture.image, picture.name)
     if service.store.picture(owner, picture.digest) is None:
-        service.store.add_picture(owner, picture.digest, picture.name, {"changes": []})
+        add_owned_picture(
+            service.store, service.picture_store, owner, picture, picture.name, changes=()
+        )
+    else:
+        service.picture_store.write(picture)
 
 
 def _evaluate(engines: list[Engine], items: list[_Item], cancel: threading.Event) -> dict[str, Any]:

@@ -58,10 +58,10 @@ def list_rows(
     for row in rows[:shown_rows]:
         pictures = []
         for number, digest in enumerate(row.pictures, 1):
-            taught_rows.get_picture(owner, digest)
             known = service.store.picture(owner, digest)
-            if known is None:  # imported
+            if known is None:  # imported; first, so that nobody deletes the file meanwhile
                 service.store.add_picture(owner, digest, "picture", {"changes": []})
+            taught_rows.get_picture(owner, digest)
             name, facts = known or ("picture", {"changes": []})
             pictures.append(picture_view(digest, name, facts) | {"number": number})
         shown.append(

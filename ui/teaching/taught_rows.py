@@ -6,6 +6,7 @@ These files are the only copy; the database holds none of it.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -25,7 +26,7 @@ from typing import Any
 from finetune.data.picture_marks import PLACEHOLDER, replace_marks
 from ui.storage.picture_files import PictureStore
 from ui.teaching.uploads import MAX_ROWS, describe_problem, read_upload, unpack
-from vqa_app.errors import DataError, UsageError, VqaError
+from vqa_app.errors import DataError, ImageError, UsageError, VqaError
 from vqa_app.files import atomic_file
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, Picture
 from vqa_app.prompts.conversation import SHORT_STYLE, replace_surrogates
@@ -233,7 +234,8 @@ class TaughtRowStore:
     def get_picture(self, owner: str, digest: str) -> Picture:
         """Return a row's picture; restore it in the picture store if its chat was deleted."""
         if self.picture_store.file(digest).exists():
-            return self.picture_store.get(digest)
+            with contextlib.suppress(ImageError):  # deleted this very moment
+                return self.picture_store.get(digest)
         return self.picture_store.add(
             self._image(owner, digest).read_bytes(), "picture", STORED_PICTURE_LIMITS
         )
@@ -251,9 +253,8 @@ class TaughtRowStore:
                 writer.writerow([_image_cell(row.pictures), row.question, row.answer])
             archive.writestr("rows.csv", table.getvalue())
             for digest in sorted({digest for row in rows for digest in row.pictures}):
-                image = self._image(owner, digest)
-                if image.exists():  # a missing picture does not prevent the export
-                    archive.write(image, f"images/{digest}.png")
+                with contextlib.suppress(FileNotFoundError):  # it does not prevent the export
+                    archive.write(self._image(owner, digest), f"images/{digest}.png")
         return stream.getvalue()
 
     def import_rows(self, owner: str, data: bytes, name: str = "") -> tuple[int, list[str]]:
@@ -319,10 +320,7 @@ class TaughtRowStore:
         return new
 
     def _add_picture(self, owner: str, picture: Picture) -> None:
-        image = self._image(owner, picture.digest)
-        if not image.exists() and not self.picture_store.file(picture.digest).exists():
-            self.picture_store.add(picture.image, picture.name)
-        self.picture_store.link(picture.digest, image.parent)
+        self.picture_store.link(picture, self._image(owner, picture.digest).parent)
 
     def _image(self, owner: str, digest: str) -> Path:
         return self.folder_of(owner) / "images" / f"{digest}.png"

@@ -20,7 +20,7 @@ from ui.teaching.jobs import Job, JobStore, State
 from ui.teaching.taught_rows import TaughtRowStore
 from ui.teaching.uploads import MAX_ROWS, data_files, describe_problem, read_upload, unpack
 from ui.texts import find_texts
-from vqa_app.errors import DataError, UsageError, VqaError
+from vqa_app.errors import DataError, ImageError, UsageError, VqaError
 from vqa_app.files import replace_directory, unfinished_directory
 from vqa_app.numeric import checked_float
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS
@@ -336,7 +336,9 @@ class TrainingService:
                 self.service, taught, job.owner, job.base.key, key, job.cancel
             )
             for digest in job.compared_pictures:
-                self.service.picture_store.link(digest, self._job_store.pictures_dir(job))
+                with contextlib.suppress(ImageError):  # its owner has just deleted it
+                    picture = self.service.picture_store.get(digest)
+                    self.service.picture_store.link(picture, self._job_store.pictures_dir(job))
         except before_after.ComparisonSkipped:
             job.messages.append("Not compared: the comparison was stopped.")
         except Exception as error:

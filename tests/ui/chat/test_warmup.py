@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from finetune.pretrain.world import sample_scene
+from tests.fake_engine import FakeEngine
 from tests.ui.harness import ChatHarness
 from tests.waiting import PATIENCE, until
 from ui.chat.warmup import Warmup
@@ -19,6 +20,27 @@ def harness(tmp_path):
     harness.pool.start_loading()
     assert harness.pool.wait(timeout=PATIENCE), "the model was not loaded in time"
     yield harness
+    harness.close()
+
+
+def test_a_model_that_warms_up_is_not_unloaded(tmp_path, monkeypatch):
+    engine, started, release = FakeEngine(), threading.Event(), threading.Event()
+
+    def warm(conversation, cancel):
+        started.set()
+        assert release.wait(PATIENCE)
+
+    monkeypatch.setattr(engine, "warm", warm)
+    harness = ChatHarness(tmp_path, {"fake": engine})
+    harness.pool.start_loading()
+    assert harness.pool.wait(timeout=PATIENCE)
+    Warmup(harness.service).start("ann", {"pictures": [harness.picture()]})
+    assert started.wait(PATIENCE)
+    harness.pool._evict(0)
+    assert not engine.closed
+    release.set()
+    until(lambda: harness.pool._evict(0))
+    assert engine.closed
     harness.close()
 
 

@@ -14,9 +14,10 @@ from finetune.data.rows import PictureSource
 from ui.chat.export import from_json, to_json
 from ui.chat.views import build_conversation, conversation_view
 from ui.storage.database import Store, StoredTurn
+from ui.storage.owned_pictures import add_owned_picture
 from ui.storage.picture_files import PictureStore
 from vqa_app.errors import ImageError, UsageError
-from vqa_app.pictures.picture import ImageLimits
+from vqa_app.pictures.picture import ImageLimits, open_picture
 
 
 @pytest.fixture
@@ -225,7 +226,9 @@ def test_removed_picture_leaves_no_file(tmp_path):
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 
-def test_unused_pictures_are_forgotten(store):
+def test_unused_pictures_are_forgotten(tmp_path):
+    removed = []
+    store = Store(tmp_path / "chats.sqlite", removed.append)
     shown, idle, fresh = ("a" * 64, "b" * 64, "c" * 64)
     for digest in (shown, idle):
         store.add_picture("ann", digest, "x.png", {})
@@ -233,11 +236,127 @@ def test_unused_pictures_are_forgotten(store):
     now = time.time()
     store.add_picture("ann", fresh, "x.png", {})
     store.add_picture("bob", shown, "x.png", {})
-    assert store.forget_unused_pictures(now) == [idle]
+    store.forget_unused_pictures(now)
+    assert removed == [idle]
     assert store.picture("ann", shown)
     assert store.picture("ann", fresh)
-    assert store.forget_unused_pictures(time.time() + 1) == [fresh], "ann has the other one"
+    store.forget_unused_pictures(time.time() + 1)
+    assert removed == [idle, fresh], "ann has the other one"
     assert store.picture("bob", shown) is None
+    store.close()
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """Return the two stores, as the application connects them."""
+    picture_store = PictureStore(tmp_path / "pictures")
+    store = Store(tmp_path / "chats.sqlite", picture_store.remove)
+    yield store, picture_store
+    store.close()
+
+
+RED = Image.new("RGB", (600, 30), "red")
+
+
+def chat_about(stores, owner, image=RED):
+    """Add a picture and a question about it; return the chat and the picture's digest."""
+    digest = add_owned_picture(*stores, owner, image, "red.png").digest
+    chat = stores[0].create(owner)
+    stores[0].add_turn(owner, chat, None, "What?", [digest])
+    return chat, digest
+
+
+def test_a_picture_that_another_owner_adds_survives_its_deletion(shared, monkeypatch):
+    """Even if the other owner deletes it after the file was found and before the entry is there."""
+    store, picture_store = shared
+    chat, digest = chat_about(shared, "ann")
+    add = store.add_picture
+
+    def add_after_deletion(owner, *entry):
+        store.delete("ann", chat)
+        assert not picture_store.file(digest).exists()
+        add(owner, *entry)
+
+    monkeypatch.setattr(store, "add_picture", add_after_deletion)
+    add_owned_picture(store, picture_store, "bob", RED, "red.png")
+    assert picture_store.file(digest).exists()
+
+
+def test_owners_who_add_and_delete_the_same_picture_at_once_keep_it_while_they_have_it(shared):
+    store, picture_store = shared
+    missing = []
+
+    def work(owner):
+        for _ in range(25):
+            chat, digest = chat_about(shared, owner)
+            try:
+                picture_store.resized(digest, 480)
+            except ImageError:
+                missing.append("thumbnail")
+            if not picture_store.file(digest).exists():
+                missing.append("file")
+            store.delete(owner, chat)
+
+    threads = [threading.Thread(target=work, args=(f"owner {n}",)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not missing
+    assert not [file for file in picture_store.folder.rglob("*") if file.is_file()]
+
+
+def test_a_picture_that_waits_in_another_tab_survives_the_deletion_of_its_chat(shared):
+    store, picture_store = shared
+    chat, digest = chat_about(shared, "ann")
+    add_owned_picture(store, picture_store, "ann", RED, "again.png")
+    store.delete("ann", chat)
+    assert store.picture("ann", digest)
+    other = store.create("ann")
+    turn = store.add_turn("ann", other, None, "And now?", [digest])
+    store.delete_turn("ann", other, turn.id)
+    assert store.picture("ann", digest) is None
+    assert not picture_store.file(digest).exists()
+
+
+def test_a_thumbnail_of_a_picture_that_is_deleted_meanwhile_is_not_left(shared, monkeypatch):
+    _, picture_store = shared
+    digest = picture_store.add(RED, "red.png").digest
+    get = picture_store.get
+
+    def get_and_remove(digest):
+        picture = get(digest)
+        picture_store.remove(digest)
+        return picture
+
+    monkeypatch.setattr(picture_store, "get", get_and_remove)
+    for longest in (480, 2048):
+        with pytest.raises(ImageError, match="no longer stored"):
+            picture_store.resized(digest, longest)
+        picture_store.add(RED, "red.png")
+    picture_store.remove(digest)
+    assert not [file for file in picture_store.folder.rglob("*") if file.is_file()]
+
+
+def test_a_picture_deleted_during_an_export_is_left_out(shared, monkeypatch):
+    store, picture_store = shared
+    chat, _ = chat_about(shared, "ann")
+    entry = store.picture
+
+    def remove_and_return(owner, digest):
+        picture_store.remove(digest)
+        return entry(owner, digest)
+
+    monkeypatch.setattr(store, "picture", remove_and_return)
+    assert json.loads(to_json(store, picture_store, "ann", chat))["pictures"] == {}
+
+
+def test_a_link_is_a_copy_where_the_picture_has_been_deleted(shared, tmp_path):
+    _, picture_store = shared
+    picture = picture_store.add(RED, "red.png")
+    picture_store.remove(picture.digest)
+    picture_store.link(picture, tmp_path / "kept")
+    assert open_picture(tmp_path / "kept" / f"{picture.digest}.png").digest == picture.digest
 
 
 def test_nan_is_not_stored(store):

@@ -6,6 +6,7 @@ import errno
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from tests.ui.harness import ChatHarness, in_english
 from tests.waiting import PATIENCE
 from ui.chat.attention_view import describe_picture, explain_answer
 from ui.chat.requests import STORAGE_FAILED
-from ui.teaching import before_after, few_rows, rehearsal
+from ui.teaching import before_after, few_rows, rehearsal, training
 from ui.teaching.jobs import Job
 from ui.teaching.row_actions import teach
 from ui.teaching.taught_rows import TaughtRowStore
@@ -366,10 +367,8 @@ def test_pictures_of_a_comparison_survive_deletions(harness, tmp_path):
         pictures |= {digest for row in part["rows"] for digest in row["pictures"]}
     for row in harness.taught_rows.rows("ann"):
         harness.taught_rows.delete("ann", row.id)
-    gone = harness.store.forget_unused_pictures(time.time() + 1)
-    for digest in gone:
-        harness.picture_store.remove(digest)
-    assert set(gone) >= pictures
+    harness.store.forget_unused_pictures(time.time() + 1)
+    assert not any(harness.picture_store.file(digest).exists() for digest in pictures)
     assert len(pictures) > before_after.WORLD_QUESTIONS // 2
     restarted(harness, tmp_path).status("ann")
     for digest in pictures:
@@ -492,6 +491,24 @@ def test_upload_replaces_the_data_set_of_the_same_name(harness):
     assert not upload("bob", b"question,answer\nWhat?,one\n", "mine.csv"), "bob has his own"
     assert not list((harness.training.data_dir / "uploads").rglob(f"{UNFINISHED}*"))
     assert harness.training.check("ann", chosen)["preflight"]["rows"] == 2
+
+
+def test_the_same_data_set_uploaded_twice_at_once_is_stored(harness, monkeypatch):
+    read, both = training.read_upload, threading.Barrier(2)
+
+    def read_together(folder):
+        both.wait(PATIENCE)
+        return read(folder)
+
+    monkeypatch.setattr(training, "read_upload", read_together)
+    data = b"question,answer\nWhat?,one\n"
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(harness.training.upload, "ann", data, "mine.csv") for _ in range(2)]
+        assert sorted(job.result(PATIENCE) for job in jobs) == [False, True]
+    assert [source["label"] for source in harness.training.sources("ann")[1:]] == ["mine"]
+    assert harness.training.check("ann", {"sources": ["upload:mine"]})["preflight"]["rows"] == 1
+    uploads = harness.training.data_dir / "uploads"
+    assert len(list(uploads.rglob("*.csv"))) == 1, "nothing is left of the replaced one"
 
 
 def test_data_set_without_usable_rows_is_refused(harness):
