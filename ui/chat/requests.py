@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any, TypeAlias
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from ui.texts import find_texts
 from vqa_app.errors import DataError, UsageError, VqaError
 from vqa_app.files import is_disk_error
@@ -24,6 +26,41 @@ MAX_PICTURES = 8
 """Pictures that one question may have."""
 UNEXPECTED_ERROR = "Something went wrong on our side. Please try again."
 STORAGE_FAILED = "The server cannot save anything: its disk is full, read-only or failing."
+
+
+class _Fields(BaseModel):
+    """The types of a request's fields; each name has one in all requests.
+
+    Numbers of the settings are missing: `ui.chat.settings` names them in its messages.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    do: str | None = None
+    conversation: str | None = None
+    turn: str | None = None
+    shown: str | None = None
+    title: str | None = None
+    words: str | None = None
+    question: str | None = None
+    answer: str | None = None
+    pictures: list[str] | None = None
+    digest: str | None = None
+    replaces: str | None = None
+    again: str | None = None
+    follow: bool | None = None
+    model: str | None = None
+    models: list[str] | None = None
+    named: str | None = None
+    verdict: str | None = None
+    correction: str | None = None
+    row: str | None = None
+    most: int | None = None
+    sources: list[str] | None = None
+    name: str | None = None
+    stage: str | None = None
+    rehearse: bool | None = None
+    skip: bool | None = None
 
 
 def user_message(error: BaseException, options: bool = True) -> str:
@@ -53,6 +90,22 @@ def error_update(error: BaseException) -> PageUpdate:
     """Return the update for an error: its message in English, and the page's texts for it."""
     message = user_message(error)
     return {"error": message, "text": find_texts(message)}
+
+
+def check_fields(request: PageRequest) -> None:
+    """Check the types of a request's fields.
+
+    Raises:
+        UsageError: A field has another type than the page sends.
+    """
+    try:
+        _Fields.model_validate(request)
+    except ValidationError as error:
+        found = error.errors(include_input=False, include_url=False)[0]
+        raise UsageError(
+            f"The field {found['loc'][0]!r} of the request is wrong: {found['msg']}.",
+            "Reload the page.",
+        ) from None
 
 
 def require_owner(owner: str) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from contextlib import aclosing
 from functools import partial
 from typing import TypeAlias
 
@@ -22,14 +23,21 @@ from ui.chat import attention_view
 from ui.chat.comparison import compare_models
 from ui.chat.conversation_actions import handle_action
 from ui.chat.model_picker import pick_model
-from ui.chat.requests import PageRequest, PageUpdate, error_update, log_error, require_owner
+from ui.chat.requests import (
+    PageRequest,
+    PageUpdate,
+    check_fields,
+    error_update,
+    log_error,
+    require_owner,
+)
 from ui.chat.service import ChatService
 from ui.chat.warmup import Warmup
 from ui.teaching.row_actions import teach
 from ui.teaching.taught_rows import TaughtRowStore
 from ui.teaching.training import TrainingService
 from ui.web.routes import STATIC, missing, problem, read_body
-from vqa_app.errors import UsageError
+from vqa_app.errors import UsageError, VqaError
 from vqa_app.prompts.conversation import replace_surrogates
 
 MAX_REQUEST = 2**20
@@ -52,16 +60,7 @@ def page_routes(
     router = APIRouter()
     threads = CapacityLimiter(MAX_THREADS)
     attention_threads = CapacityLimiter(MAX_ATTENTION_VIEWS)
-    handlers: dict[str, Handler] = {
-        "ask": service.ask,
-        "pick": lambda owner, request: pick_model(service, owner, request),
-        "compare": lambda owner, request: compare_models(service, owner, request),
-        "act": lambda owner, request: handle_action(service, owner, request),
-        "warm": Warmup(service).start,
-        "look": lambda owner, request: _attention_view(service, owner, request),
-        "teach": lambda owner, request: teach(service, taught_rows, owner, request),
-        "train": lambda owner, request: _train(training, owner, request),
-    }
+    handlers = request_handlers(service, taught_rows, training)
 
     @router.api_route("/", methods=["GET", "HEAD"])
     def page(request: Request) -> Response:
@@ -79,17 +78,18 @@ def page_routes(
         if handler is None:
             return missing()
         data = await read_body(request, MAX_REQUEST)
+        if data is None:
+            return problem(UsageError("The request is too large.", "Shorten the question."), 413)
         try:
-            if data is None:
-                raise UsageError("The request is too large.", "Shorten the question.")
             updates = _updates(
                 partial(handler, require_owner(request.state.owner), _parsed(data)),
                 attention_threads if name == "look" else threads,
             )
-        except UsageError as error:
-            return problem(error, 400)
+            first = await anext(updates, b"")
+        except Exception as error:
+            return problem(error, 400 if isinstance(error, VqaError) else 500)
         return StreamingResponse(
-            updates,
+            _prepended(first, updates),
             media_type="application/x-ndjson",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
@@ -97,27 +97,56 @@ def page_routes(
     return router
 
 
+def request_handlers(
+    service: ChatService, taught_rows: TaughtRowStore, training: TrainingService
+) -> dict[str, Handler]:
+    """Return what handles the requests of each name."""
+    return {
+        "ask": service.ask,
+        "pick": lambda owner, request: pick_model(service, owner, request),
+        "compare": lambda owner, request: compare_models(service, owner, request),
+        "act": lambda owner, request: handle_action(service, owner, request),
+        "warm": Warmup(service).start,
+        "look": lambda owner, request: _attention_view(service, owner, request),
+        "teach": lambda owner, request: teach(service, taught_rows, owner, request),
+        "train": lambda owner, request: _train(training, owner, request),
+    }
+
+
 def _parsed(data: bytes) -> PageRequest:
     """Return the JSON object that the page sent, with lone surrogates replaced.
 
     Raises:
-        UsageError: The data is not a JSON object.
+        UsageError: The data is not a JSON object, or a field of it has another type than expected.
     """
     try:
-        request = json.loads(replace_surrogates(json.dumps(json.loads(data), ensure_ascii=False)))
+        text = json.dumps(json.loads(data), ensure_ascii=False, allow_nan=False)
+        request = json.loads(replace_surrogates(text))
     except (ValueError, RecursionError):
         request = None
     if not isinstance(request, dict):
         raise UsageError("The request is not a JSON object.", "Reload the page.")
+    check_fields(request)
     return request
+
+
+async def _prepended(first: bytes, updates: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
+    async with aclosing(updates):
+        yield first
+        async for update in updates:
+            yield update
 
 
 async def _updates(
     handler: Callable[[], PageUpdate | Iterator[PageUpdate | None]], threads: CapacityLimiter
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """Yield a handler's updates as lines, and an empty line wherever it sends none for a while.
 
     The handler runs in a thread, one update at a time; it is closed when the page goes away.
+
+    Raises:
+        Exception: The handler's error, if it comes before anything was yielded. Later ones become
+            updates.
     """
     iterator: Iterator[PageUpdate | None] = iter(())
 
@@ -134,18 +163,23 @@ async def _updates(
             log_error(error)
 
     step: Callable[[], PageUpdate | None] = first
+    sent = False
     task: asyncio.Future[tuple[PageUpdate | None, bool]] | None = None
     try:
         while True:
             task = asyncio.ensure_future(to_thread.run_sync(_until_end, step, limiter=threads))
             while not (await asyncio.wait({task}, timeout=HEARTBEAT))[0]:
+                sent = True
                 yield b"\n"
             update, ended = task.result()
             if ended:
                 return
+            sent = True
             yield _line(update) if update is not None else b"\n"
             step = partial(next, iterator)
     except Exception as error:
+        if not sent:
+            raise
         yield _line(error_update(error))
     finally:
         # If the page has gone, a step may still be running in its thread.
