@@ -154,7 +154,8 @@ class _Message(MultimodalData):
         """
         try:
             return super().model_validate(*arguments, **options)
-        except ValidationError:
+        except ValidationError as error:
+            log_refusal(error)
             raise gr.Error(_FORMAT, print_exception=False) from None
 
 
