@@ -199,7 +199,7 @@ def create_application(
     store, picture_store = _open(data_dir, limits)
     hide_folder(data_dir)
     pool = EnginePool(load, choices, default)
-    service = ChatService(store, picture_store, pool, allow_any_model)
+    service = ChatService(store, picture_store, pool, allow_any_model, data_dir / "runs")
     app = FastAPI(title="Look & Ask", docs_url=None, redoc_url=None, openapi_url=None)
     taught_rows = TaughtRowStore(data_dir / "taught", picture_store)
     training = TrainingService(data_dir, service, taught_rows, train, device)

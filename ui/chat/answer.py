@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ui.chat.markdown import partial_html
+from ui.chat.owner_models import OwnerModels
 from ui.chat.requests import log_error, user_message
 from ui.chat.stream import POLL_SECONDS, answer_facts, turn_state
 from ui.storage.database import State, Store, StoredTurn
 from ui.texts import find_texts
 from vqa_app.engine.protocol import Delta, Engine, GenerationOptions, Status
 from vqa_app.prompts.conversation import Conversation
-from vqa_app.serving.engine_pool import EnginePool
 
 SAVE_SECONDS = 1.0
 """Seconds between two saves of the partial answer; a killed server loses no more than this."""
@@ -33,7 +33,7 @@ class RunningAnswer:
         conversation: Its id.
         turn: The turn to answer.
         store: Where the answer is stored.
-        pool: Provides the engine.
+        models: Provides the engine.
         model: Key of the model that answers; None for the default.
         prepare: Returns the conversation and the options, once the engine is loaded.
     """
@@ -45,12 +45,12 @@ class RunningAnswer:
         turn: StoredTurn,
         *,
         store: Store,
-        pool: EnginePool,
+        models: OwnerModels,
         model: str | None,
         prepare: Callable[[Engine], tuple[Conversation, GenerationOptions]],
     ) -> None:
         self.owner, self.conversation, self.turn = owner, conversation, turn
-        self._store, self._pool, self._model = store, pool, model
+        self._store, self._models, self._model = store, models, model
         self._prepare = prepare
         self._cancel = threading.Event()
         self._changed = threading.Condition()
@@ -111,13 +111,13 @@ class RunningAnswer:
         final_state: State = "stopped"
         saved = time.monotonic()
         try:
-            for status in self._pool.load_with_status(self._model, self.owner, self._cancel):
+            for status in self._models.load_with_status(self._model, self._cancel):
                 message = find_texts(status.message)
                 self._publish(state="loading", message=message, share=status.share)
             if self._cancel.is_set():
                 return
-            facts["model"] = self._pool.find(self._model).label  # the engine's name may be a path
-            with self._pool.lease(self._model) as engine:
+            facts["model"] = self._models.find(self._model).label  # the engine's name may be a path
+            with self._models.lease(self._model) as engine:
                 facts["context"] = engine.info.context_length
                 conversation, options = self._prepare(engine)
                 if options.temperature is not None:

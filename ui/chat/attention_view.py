@@ -42,7 +42,7 @@ def explain_answer(service: ChatService, owner: str, request: PageRequest) -> di
         "answer": turn.answer,
         "confidence": turn.facts.get("confidence"),
         "calibrated": turn.facts.get("calibrated") is True,
-        "model": service.pool.find(settings.model).label,
+        "model": service.models(owner).find(settings.model).label,
         "answered_by": turn.facts.get("model"),
         "words": [],
         "pictures": [],
@@ -53,7 +53,7 @@ def explain_answer(service: ChatService, owner: str, request: PageRequest) -> di
         return {"looked": found}
     tokens = max(1, int(turn.facts.get("new_tokens", 1)))
     service.engine_for(owner)  # starts to load it
-    with service.pool.lease(settings.model, timeout=0) as engine:
+    with service.models(owner).lease(settings.model, timeout=0) as engine:
         conversation = conversation.with_system(settings.system_for(engine.info))
         gain = engine.image_gain(conversation, turn.answer) * tokens
         try:
@@ -128,7 +128,7 @@ def describe_picture(service: ChatService, owner: str, request: PageRequest) -> 
     engine = service.engine_for(owner)
     found = picture_view(digest, name, facts) | {"tokens": None, "shown": []}
     if engine is not None:
-        label = service.pool.find(service.settings(owner).model).label
+        label = service.models(owner).find(service.settings(owner).model).label
         found.update(model=label, **_model_view(service, engine, digest))
     return {"saw": found}
 

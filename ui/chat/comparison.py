@@ -34,19 +34,20 @@ def compare_models(
     settings = service.settings(owner)
     style = SHORT_STYLE if settings.style == "short" else ""
     conversation = Conversation.ask(question + style, pictures)
+    models = service.models(owner)
     sides: list[Side] = [
-        {"label": service.pool.find(key).label, "state": "waiting", "html": ""} for key in keys
+        {"label": models.find(key).label, "state": "waiting", "html": ""} for key in keys
     ]
     with service.cancel_event(owner) as stop:
         for key, side in zip(keys, sides, strict=True):
-            for status in service.pool.load_with_status(key, owner, stop):
+            for status in models.load_with_status(key, stop):
                 side.update(state="loading", message=find_texts(status.message))
                 yield {"compared": sides}
             if stop.is_set():
                 break
             side["state"] = "answering"
             yield {"compared": sides}
-            with service.pool.lease(key) as engine, service.cancel_event(owner) as cancel:
+            with models.lease(key) as engine, service.cancel_event(owner) as cancel:
                 options = settings.options(engine.info.defaults)
                 asked = conversation.with_system(settings.system_for(engine.info))
                 for news in stream_text(engine, asked, options, cancel):

@@ -68,7 +68,7 @@ def handle_action(service: ChatService, owner: str, request: PageRequest) -> Pag
             service.stop_comparing(owner)
             return {}
         case "cancel-load":
-            service.pool.cancel_loading(str(request.get("model")), owner)
+            service.models(owner).cancel_loading(str(request.get("model")))
             return {}
         case "settings":
             service.save_settings(owner, _changes(request))

@@ -91,7 +91,7 @@ def first_screen(service: ChatService, owner: str) -> dict[str, Any]:
 
 def _choice(service: ChatService, owner: str) -> ModelChoice:
     try:
-        return service.pool.find(service.settings(owner).model)
+        return service.models(owner).find(service.settings(owner).model)
     except ModelError:  # the chosen run has been deleted
         return service.pool.find(None)
 

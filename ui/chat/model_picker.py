@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from ui.chat.examples import first_screen
 from ui.texts import find_texts
 from vqa_app.errors import ModelError, VqaError
-from vqa_app.serving.engine_pool import ModelStatus
+from vqa_app.serving.engine_pool import ModelChoice, ModelStatus
 from vqa_app.serving.model_choices import choice_from_hub_id
 
 if TYPE_CHECKING:
+    from ui.chat.owner_models import OwnerModels
     from ui.chat.requests import PageRequest, PageUpdate
     from ui.chat.service import ChatService
 
@@ -26,12 +27,11 @@ def model_list(service: ChatService, owner: str) -> PageUpdate:
     loading = _pending_model(service, owner)
     key = service.settings(owner).model
     try:
-        status = service.pool.status(key)
-    except VqaError:  # the chosen run has been deleted
+        status = service.models(owner).status(key)
+    except VqaError:  # the chosen run has been deleted, or is no longer shared
         service.store.save_settings(owner, {"model": None})
         status = service.pool.status()
-    previous = service.settings(owner).model_before or service.pool.default
-    models = _models(service, status, previous)
+    models = _models(service, owner, status)
     update: PageUpdate = {"models": {**models, "loading": loading} if loading else models}
     if service.settings(owner).model != before:  # the first screen follows the model in use
         update["examples"] = first_screen(service, owner)
@@ -47,7 +47,7 @@ def _pending_model(service: ChatService, owner: str) -> dict[str, Any] | None:
     if key is None:
         return None
     try:
-        status = service.pool.status(key)
+        status = service.models(owner).status(key)
     except ModelError:  # it is no longer available
         service.pending_models.pop(owner, None)
         return None
@@ -66,8 +66,13 @@ def _pending_model(service: ChatService, owner: str) -> dict[str, Any] | None:
     return None
 
 
-def _models(service: ChatService, status: ModelStatus, previous: str) -> dict[str, Any]:
+def _models(service: ChatService, owner: str, status: ModelStatus) -> dict[str, Any]:
     engine = service.pool.get_loaded(status.choice.key)
+    models = service.models(owner)
+    choices = models.choices()
+    previous = service.settings(owner).model_before
+    if previous not in {choice.key for choice in choices}:
+        previous = service.pool.default
     return {
         "picked": status.choice.key,
         "label": status.choice.label,
@@ -84,10 +89,19 @@ def _models(service: ChatService, status: ModelStatus, previous: str) -> dict[st
                 "detail": find_texts(choice.detail),
                 "group": find_texts(choice.group),
                 "here": choice.here,
+                "shared": _sharing(models, owner, choice),
             }
-            for choice in service.pool.choices()
+            for choice in choices
         ],
     }
+
+
+def _sharing(models: OwnerModels, owner: str, choice: ModelChoice) -> str:
+    """Return `by me` or `by others` for a run that is shared, otherwise an empty text."""
+    run = models.run(choice)
+    if run is None or not run.shared:
+        return ""
+    return "by me" if run.owner == owner else "by others"
 
 
 def pick_model(
@@ -111,7 +125,7 @@ def pick_model(
         choice = choice_from_hub_id(str(request["named"]).strip())
         service.pool.add_choice(choice)
         key = choice.key
-    statuses = service.pool.load_with_status(key, owner)
+    statuses = service.models(owner).load_with_status(key)
     service.pending_models[owner] = key
     for _ in statuses:
         yield model_list(service, owner)

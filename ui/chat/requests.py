@@ -61,6 +61,8 @@ class _Fields(BaseModel):
     stage: str | None = None
     rehearse: bool | None = None
     skip: bool | None = None
+    kind: str | None = None
+    shared: bool | None = None
 
 
 def user_message(error: BaseException, options: bool = True) -> str:

@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ui.chat.answer import RunningAnswer
+from ui.chat.owner_models import OwnerModels
 from ui.chat.requests import (
     PageRequest,
     PageUpdate,
@@ -51,6 +53,7 @@ class ChatService:
         picture_store: Picture files.
         pool: Models.
         allow_any_model: Whether people may add hub models in the browser.
+        runs: Folder of the runs, which have owners.
     """
 
     def __init__(
@@ -59,8 +62,10 @@ class ChatService:
         picture_store: PictureStore,
         pool: EnginePool,
         allow_any_model: bool = False,
+        runs: Path | None = None,
     ) -> None:
         self.store, self.picture_store, self.pool = store, picture_store, pool
+        self.runs = runs
         self.allow_any_model = allow_any_model
         self.pending_models: dict[str, str] = {}
         """By owner, the key of the model that they chose and that is still loading."""
@@ -120,7 +125,7 @@ class ChatService:
                 conversation,
                 turn,
                 store=self.store,
-                pool=self.pool,
+                models=self.models(owner),
                 model=settings.model,
                 prepare=prepare,
             )
@@ -257,6 +262,12 @@ class ChatService:
         picture = add_owned_picture(self.store, self.picture_store, owner, image, "scene.png")
         return {"picture": _added_picture_view(picture), "question": question}
 
+    # -- models ------------------------------------------------------------------------------------
+
+    def models(self, owner: str) -> OwnerModels:
+        """Return the models that an owner may use. Requests of owners reach the pool through it."""
+        return OwnerModels(owner, self.pool, self.store, self.runs)
+
     # -- settings and views ------------------------------------------------------------------------
 
     def settings(self, owner: str) -> ChatSettings:
@@ -279,14 +290,14 @@ class ChatService:
         Starts to load a model that is absent after a restart or an eviction, but not one whose
         loading failed or was cancelled: that one waits until it is chosen again.
         """
-        key = self.settings(owner).model
+        key, models = self.settings(owner).model, self.models(owner)
         try:
-            status = self.pool.status(key)
+            status = models.status(key)
             if status.phase == "absent" and not status.message:
-                self.pool.start_loading(key, owner)
-        except ModelError:  # the chosen run has been deleted
+                models.start_loading(key)
+            return models.get_loaded(key)
+        except ModelError:  # the chosen run has been deleted, or is no longer shared
             return None
-        return self.pool.get_loaded(key)
 
     def view(self, owner: str, conversation: str | None) -> dict[str, Any]:
         """Return a conversation as the page shows it; None is an empty one."""

@@ -43,7 +43,7 @@ class Warmup:
         def run() -> None:
             with stack:
                 try:
-                    with self.service.pool.lease(model, timeout=0) as engine:
+                    with self.service.models(owner).lease(model, timeout=0) as engine:
                         engine.warm(draft, cancel)
                 except ModelError:
                     pass  # unloaded meanwhile

@@ -22,6 +22,7 @@ from vqa_app.errors import UsageError
 
 State: TypeAlias = Literal["answering", "answered", "stopped", "failed"]
 Verdict: TypeAlias = Literal["right", "wrong"]
+PossessionKind: TypeAlias = Literal["run", "data"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS conversations (
@@ -37,6 +38,9 @@ CREATE INDEX IF NOT EXISTS turns_of ON turns (conversation, number);
 CREATE TABLE IF NOT EXISTS pictures (
     owner TEXT NOT NULL, digest TEXT NOT NULL, name TEXT NOT NULL, facts TEXT NOT NULL,
     created REAL NOT NULL, PRIMARY KEY (owner, digest));
+CREATE TABLE IF NOT EXISTS possessions (
+    kind TEXT NOT NULL, name TEXT NOT NULL, owner TEXT NOT NULL, label TEXT NOT NULL,
+    shared INTEGER NOT NULL, PRIMARY KEY (kind, name));
 CREATE TABLE IF NOT EXISTS settings (owner TEXT PRIMARY KEY, data TEXT NOT NULL);
 """
 
@@ -64,6 +68,19 @@ class ConversationSummary:
     id: str
     title: str
     updated: float
+
+
+@dataclass(frozen=True)
+class Possession:
+    """A training run or an uploaded data set, and who may use it."""
+
+    name: str
+    """Its folder, relative to that of its kind."""
+    owner: str
+    label: str
+    """What its owner calls it."""
+    shared: bool
+    """Whether everybody on this server may use it."""
 
 
 class Store:
@@ -358,7 +375,7 @@ class Store:
                 )
         self._forget_pictures(owner, rows)
 
-    # -- pictures and settings ---------------------------------------------------------------------
+    # -- pictures ----------------------------------------------------------------------------------
 
     def add_picture(self, owner: str, digest: str, name: str, facts: dict[str, Any]) -> None:
         """Record that an owner has uploaded a picture.
@@ -396,6 +413,45 @@ class Store:
         unused = {(row["owner"], row["digest"]) for row in old} - used
         for owner, digest in sorted(unused):
             self._forget_picture(owner, digest, before)
+
+    # -- runs and data sets ------------------------------------------------------------------------
+
+    def add_possession(
+        self, kind: PossessionKind, name: str, owner: str, label: str, shared: bool = False
+    ) -> None:
+        """Record whose a run or data set is, unless that is known."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO possessions VALUES (?, ?, ?, ?, ?)",
+                (kind, name, owner, label, shared),
+            )
+
+    def possessions(self, kind: PossessionKind) -> list[Possession]:
+        """Return the runs or data sets of all owners, in the order of their labels."""
+        rows = self._fetch("SELECT * FROM possessions WHERE kind = ?", kind)
+        found = [
+            Possession(row["name"], row["owner"], row["label"], bool(row["shared"])) for row in rows
+        ]
+        return sorted(found, key=lambda one: (one.label.casefold(), one.name))
+
+    def possession(self, kind: PossessionKind, name: str) -> Possession | None:
+        """Return one run or data set; None if it has no owner."""
+        return next((one for one in self.possessions(kind) if one.name == name), None)
+
+    def change_possession(self, kind: PossessionKind, possession: Possession) -> None:
+        """Store a changed label, or whether it is shared."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE possessions SET label = ?, shared = ? WHERE kind = ? AND name = ?",
+                (possession.label, possession.shared, kind, possession.name),
+            )
+
+    def remove_possession(self, kind: PossessionKind, name: str) -> None:
+        """Forget a deleted run or data set."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM possessions WHERE kind = ? AND name = ?", (kind, name))
+
+    # -- settings ----------------------------------------------------------------------------------
 
     def settings(self, owner: str) -> dict[str, Any]:
         """Return the owner's settings."""

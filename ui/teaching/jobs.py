@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -123,6 +124,7 @@ class JobStore:
     def write(self, job: Job) -> None:
         """Store the state of a run."""
         stored = {name: getattr(job, name) for name in _STORED_FIELDS} | {"base": asdict(job.base)}
+        stored["private"] = True
         with atomic_file(self._file(job.name)) as file:
             file.write_text(json.dumps(stored, ensure_ascii=False), "utf-8")
 
@@ -139,6 +141,23 @@ class JobStore:
         """Return the folder with copies of the comparison's pictures, which outlive their chats."""
         return self.folder / job.name
 
+    def owners(self) -> list[tuple[str, str, bool]]:
+        """Return name and owner of each run, and whether it is private unless it is shared.
+
+        Runs of earlier versions are not.
+        """
+        found = (self._read(file) for file in self.folder.glob("[!.]*.json"))
+        return [
+            (str(one["name"]), str(one["owner"]), bool(one.get("private")))
+            for one in found
+            if one and one.get("owner") and one.get("name")
+        ]
+
+    def remove(self, name: str) -> None:
+        """Delete what is kept of a run."""
+        self._file(name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+
     def latest(self, owner: str | None = None) -> Job | None:
         """Return the most recent run as it was last stored.
 
@@ -150,6 +169,7 @@ class JobStore:
         stored = next((one for one in found if one and owner in (None, one.get("owner"))), None)
         if stored is None:
             return None
+        stored.pop("private", None)
         try:
             job = Job(
                 run=self.runs / stored["name"], base=ModelChoice(**stored.pop("base")), **stored

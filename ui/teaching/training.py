@@ -20,7 +20,7 @@ from ui.teaching.jobs import Job, JobStore, State
 from ui.teaching.taught_rows import TaughtRowStore
 from ui.teaching.uploads import MAX_ROWS, data_files, describe_problem, read_upload, unpack
 from ui.texts import find_texts
-from vqa_app.errors import DataError, ImageError, UsageError, VqaError
+from vqa_app.errors import DataError, ImageError, ModelError, UsageError, VqaError
 from vqa_app.files import replace_directory, unfinished_directory
 from vqa_app.numeric import checked_float
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS
@@ -60,13 +60,16 @@ class TrainingService:
     ) -> None:
         self.data_dir, self.service, self.taught_rows = data_dir, service, taught_rows
         self._train, self.device = train or _train, device
-        self._job_store = JobStore(data_dir / "trainings", data_dir / "runs")
-        self.job: Job | None = self._job_store.latest()
+        self.job_store = JobStore(data_dir / "trainings", data_dir / "runs")
+        self.job: Job | None = self.job_store.latest()
         self._latest_by_owner: dict[str, Job | None] = {}
         """By owner, their latest run if it is not `job`."""
-        self._lock = threading.Lock()
+        self.changing = threading.Lock()
         """Held while the state of a job changes."""
         self._closed = False
+        for name, owner, private in self.job_store.owners():
+            # Runs of earlier versions stood in everybody's list.
+            service.store.add_possession("run", name, owner, name, shared=not private)
 
     # -- data --------------------------------------------------------------------------------------
 
@@ -74,23 +77,32 @@ class TrainingService:
         """Return the data sets that an owner may train on."""
         count = self.taught_rows.count(owner)
         found: list[dict[str, Any]] = [{"key": "mine", "count": count, "empty": count == 0}]
-        for kind, folder in self._folders(owner):
-            if folder.is_dir():
-                for path in sorted(folder.iterdir()):
-                    if path.is_dir() and not path.name.startswith("."):
-                        found.append({"key": f"{kind}:{path.name}", "label": path.name})
+        folders = self._folders(owner)
+        for kind in ("upload", "shared"):
+            found += [
+                {"key": f"{kind}:{name}", "label": name} for name in folders_in(folders[kind])
+            ]
+        for data in self.service.store.possessions("data"):
+            theirs = folders["others"] / data.name
+            if data.shared and theirs.parent != folders["upload"] and theirs.is_dir():
+                found.append({"key": f"others:{data.name}", "label": data.label})
         return found
 
-    def _folders(self, owner: str) -> tuple[tuple[str, Path], ...]:
-        mine = self.taught_rows.folder_of(owner).name
-        return (
-            ("upload", self.data_dir / "uploads" / mine),
-            ("shared", self.data_dir / "datasets"),
-        )
+    def _folders(self, owner: str) -> dict[str, Path]:
+        """Return the folders of data sets, by the first part of their keys."""
+        return {
+            "upload": self.uploads_of(owner),
+            "shared": self.data_dir / "datasets",
+            "others": self.data_dir / "uploads",
+        }
+
+    def uploads_of(self, owner: str) -> Path:
+        """Return the folder of the owner's data sets."""
+        return self.data_dir / "uploads" / self.taught_rows.folder_of(owner).name
 
     def _paths(self, owner: str, keys: list[str]) -> list[str]:
         known = {source["key"] for source in self.sources(owner)}
-        folders = dict(self._folders(owner))
+        folders = self._folders(owner)
         paths = []
         for key in keys:
             if key not in known:
@@ -122,7 +134,7 @@ class TrainingService:
             UsageError: The current training reads the data set of the same name.
         """
         name = " ".join(re.sub(r"[^\w\-]+", " ", Path(file_name).stem).split())[:60] or "data set"
-        folder = dict(self._folders(owner))["upload"] / name
+        folder = self.uploads_of(owner) / name
         with unfinished_directory(folder.parent) as new:
             unpack(data, new, file_name)
             found = read_upload(new)
@@ -130,24 +142,27 @@ class TrainingService:
                 reasons = [*map(describe_problem, found.problems), "The data has no rows."]
                 raise DataError(f"No row of {name!r} can be used: {reasons[0]}")
         try:
-            with self._lock:  # so that no training starts meanwhile
+            with self.changing:  # so that no training starts meanwhile
                 if replaced := folder.exists():
-                    self._check_not_in_use(owner, f"upload:{name}")
+                    self.check_data_not_in_use(folder)
                 replace_directory(new, folder)
         finally:
             shutil.rmtree(new, ignore_errors=True)  # if it was refused
         return replaced
 
-    def _check_not_in_use(self, owner: str, key: str) -> None:
-        """Raise UsageError if the owner's current run reads a data set."""
+    def check_data_not_in_use(self, folder: Path) -> None:
+        """Raise UsageError if the current run reads a data set; hold `changing` meanwhile."""
         job = self.job
-        if job is None or not job.running or job.owner != owner:
+        if job is None or not job.running:
             return
-        if key in (job.request.get("sources") or []):
-            raise UsageError(
-                "The current training reads the data set of this name.",
-                "Wait until it ends, or rename the file.",
-            )
+        folders = self._folders(job.owner)
+        for key in job.request.get("sources") or []:
+            kind, _, name = key.partition(":")
+            if kind in folders and folders[kind] / name == folder:
+                raise UsageError(
+                    "The current training reads the data set of this name.",
+                    "Wait until it ends, or rename the file.",
+                )
 
     def check(self, owner: str, request: PageRequest) -> PageUpdate:
         """Count and check the selected data without training."""
@@ -185,7 +200,7 @@ class TrainingService:
         paths = self._paths(owner, text_list(request, "sources"))
         epochs = _parse_number("number of passes", request.get("epochs"), 0.1, MAX_EPOCHS)
         lr = _parse_number("learning rate", request.get("lr"), 1e-7, 1.0)
-        base = self.service.pool.find(
+        base = self.service.models(owner).find(
             str(request.get("model") or "") or self.service.settings(owner).model
         )
         if base.adapter:
@@ -196,17 +211,18 @@ class TrainingService:
         stage = _stage_for(str(request.get("stage") or "lora"), quantization(base))
         name = re.sub(r"[^\w\-]+", "-", str(request.get("name") or "")).strip("-")[:40]
         name = name or time.strftime("taught-%Y-%m-%d-%H%M%S")
-        with self._lock:
+        with self.changing:
             if self.job is not None and self.job.running:
                 raise UsageError("A training is already running.", "Wait for it, or stop it.")
-            if not self._job_store.is_available(name, owner):
+            if not self.job_store.is_available(name, owner):
                 raise UsageError(f"The run {name!r} already exists.", "Choose another name.")
             chosen = {key: request.get(key) for key in _REQUEST_FIELDS} | {
                 "name": name,
                 "model": base.key,
             }
-            job = Job(owner, name, self._job_store.runs / name, base, stage, request=chosen)
-            self._job_store.write(job)
+            job = Job(owner, name, self.job_store.runs / name, base, stage, request=chosen)
+            self.job_store.write(job)
+            self.service.store.add_possession("run", name, owner, name)
             self._latest_by_owner.pop(owner, None)
             if self.job is not None:
                 self._latest_by_owner[self.job.owner] = self.job
@@ -238,7 +254,7 @@ class TrainingService:
     def stop(self, owner: str) -> PageUpdate:
         """Stop the owner's run after the current step, or skip the rest of its comparison."""
         job = self._own_job(owner)
-        with self._lock:
+        with self.changing:
             if job.running:
                 job.state = "stopping"
                 job.cancel.set()
@@ -246,7 +262,7 @@ class TrainingService:
 
     def close(self, patience: float = 0.0) -> None:
         """Stop the current run after its step; wait up to `patience` seconds for the checkpoint."""
-        with self._lock:
+        with self.changing:
             self._closed = True
             job = self.job
             if job is not None:
@@ -256,12 +272,19 @@ class TrainingService:
 
     def _latest(self, owner: str) -> Job | None:
         """Return the owner's latest run, whoever started the latest of all."""
-        with self._lock:
+        with self.changing:
             if self.job is not None and self.job.owner == owner:
                 return self.job
             if owner not in self._latest_by_owner:
-                self._latest_by_owner[owner] = self._job_store.latest(owner)
+                self._latest_by_owner[owner] = self.job_store.latest(owner)
             return self._latest_by_owner[owner]
+
+    def forget(self, name: str) -> None:
+        """Remove the records of a deleted run; hold `changing` meanwhile."""
+        self.job_store.remove(name)
+        if self.job is not None and self.job.name == name:
+            self.job = None
+        self._latest_by_owner.clear()
 
     def _own_job(self, owner: str) -> Job:
         job = self._latest(owner)
@@ -326,7 +349,7 @@ class TrainingService:
         key = self._model_key(job)
         if key is None:
             raise DataError("The run produced no model.", "See the server's log.")
-        with self._lock:
+        with self.changing:
             if not self._closed:
                 job.cancel = threading.Event()  # from now on, Stop refers to the comparison
         job.done, job.of, job.seconds_left, job.phase = 0, 0, None, "comparing"
@@ -338,17 +361,17 @@ class TrainingService:
             for digest in job.compared_pictures:
                 with contextlib.suppress(ImageError):  # its owner has just deleted it
                     picture = self.service.picture_store.get(digest)
-                    self.service.picture_store.link(picture, self._job_store.pictures_dir(job))
+                    self.service.picture_store.link(picture, self.job_store.pictures_dir(job))
         except before_after.ComparisonSkipped:
             job.messages.append("Not compared: the comparison was stopped.")
         except Exception as error:
             job.messages.append(f"Not compared: {user_message(error)}")
 
     def _set_state(self, job: Job, state: State) -> None:
-        with self._lock:
+        with self.changing:
             job.state = state
             try:
-                self._job_store.write(job)
+                self.job_store.write(job)
             except OSError as error:  # a full disk; the page still shows the state
                 log_error(error)
 
@@ -367,7 +390,7 @@ class TrainingService:
         running = self.job if self.job is not None and self.job.running else None
         status: dict[str, Any] = {
             "sources": self.sources(owner),
-            "base": self.service.pool.find(self.service.settings(owner).model).label,
+            "base": self._base_label(owner),
             # Read before the rest, so that a reply that is not busy contains the final state.
             "busy": running is not None,
             "others": running is not None and running.owner != owner,
@@ -379,12 +402,21 @@ class TrainingService:
             key = self._model_key(job) if finished else None
             if key or not finished:  # unless the model was deleted meanwhile
                 status["job"] = job.to_view(key)
+                if run := self.service.store.possession("run", job.name):
+                    status["job"]["name"] = run.label
                 watched = {d for one in status["job"]["watch"] for d in one["pictures"]}
                 self._register_pictures(job, watched, job.run / WATCH_FOLDER)
                 self._register_pictures(
-                    job, job.compared_pictures, self._job_store.pictures_dir(job)
+                    job, job.compared_pictures, self.job_store.pictures_dir(job)
                 )
         return {"training": status}
+
+    def _base_label(self, owner: str) -> str:
+        models = self.service.models(owner)
+        try:
+            return models.find(self.service.settings(owner).model).label
+        except ModelError:  # deleted, or no longer shared
+            return models.find(None).label
 
     def _register_pictures(self, job: Job, digests: set[str], folder: Path) -> None:
         """Give the owner access to pictures of a run, even if their chats were deleted."""
@@ -395,6 +427,14 @@ class TrainingService:
                     self.service.add_picture(
                         job.owner, file.read_bytes(), "picture.png", STORED_PICTURE_LIMITS
                     )
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, without those that are being written."""
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if path.is_dir())
+    return sorted(path.name for path in found if not path.name.startswith("."))
 
 
 def _stage_for(requested: str, quantized: str | None) -> Stage:

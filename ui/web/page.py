@@ -33,6 +33,7 @@ from ui.chat.requests import (
 )
 from ui.chat.service import ChatService
 from ui.chat.warmup import Warmup
+from ui.teaching.library import Library
 from ui.teaching.row_actions import teach
 from ui.teaching.taught_rows import TaughtRowStore
 from ui.teaching.training import TrainingService
@@ -110,6 +111,7 @@ def request_handlers(
         "look": lambda owner, request: _attention_view(service, owner, request),
         "teach": lambda owner, request: teach(service, taught_rows, owner, request),
         "train": lambda owner, request: _train(training, owner, request),
+        "library": Library(training).handle,
     }
 
 

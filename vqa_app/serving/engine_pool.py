@@ -294,6 +294,24 @@ class EnginePool:
                     return slot, slot.engine
         raise ModelError("The model is still loading.", "Try again in a moment.")
 
+    def release(self, key: str) -> None:
+        """Release a model whose files are about to be deleted.
+
+        Raises:
+            UsageError: Someone is using or loading it.
+        """
+        with self._lock:
+            slot = self._slots.get(key)
+            if slot is None:
+                return
+            if slot.leases or slot.phase == "loading":
+                raise UsageError(
+                    "Someone is using this model right now.", "Try again when the answer is there."
+                )
+            del self._slots[key]
+        if slot.engine is not None:
+            slot.engine.close()
+
     def close(self, patience: float = 10.0) -> None:
         """Stop running answers and release all models.
 

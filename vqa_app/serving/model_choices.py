@@ -53,7 +53,9 @@ def available_choices(start: ModelChoice, runs: Path) -> Iterator[ModelChoice]:
     if start is not BUILTIN:
         yield BUILTIN
     if runs.is_dir():
-        finished = [run for run in runs.iterdir() if is_finished(run)]
+        finished = [
+            run for run in runs.iterdir() if is_finished(run) and not run.name.startswith(".")
+        ]
         for run in sorted(finished, key=lambda run: run.stat().st_mtime, reverse=True):
             key = "run-" + hashlib.sha256(run.name.encode()).hexdigest()[:12]
             yield ModelChoice(key, run.name, "trained here", "Trained here", str(run))

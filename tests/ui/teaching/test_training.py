@@ -555,7 +555,7 @@ def test_full_disk_at_the_end_of_a_run_is_logged_in_one_line(harness, monkeypatc
     def refuse(_):
         raise OSError(errno.ENOSPC, "no space")
 
-    monkeypatch.setattr(harness.training._job_store, "write", refuse)
+    monkeypatch.setattr(harness.training.job_store, "write", refuse)
     harness.training.stop("ann")
     harness.training.job.thread.join(PATIENCE)
     assert harness.training.status("ann")["training"]["job"]["state"] == "stopped"

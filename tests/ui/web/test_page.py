@@ -20,7 +20,7 @@ FIELDS = {
     "question": TEXT, "answer": TEXT, "digest": TEXT, "replaces": TEXT, "again": TEXT,
     "model": TEXT, "named": TEXT, "verdict": TEXT, "correction": TEXT, "row": TEXT,
     "name": TEXT, "stage": TEXT, "pictures": TEXTS, "models": TEXTS, "sources": TEXTS,
-    "follow": FLAG, "rehearse": FLAG, "skip": FLAG, "most": NUMBER,
+    "kind": TEXT, "follow": FLAG, "rehearse": FLAG, "skip": FLAG, "shared": FLAG, "most": NUMBER,
 }  # fmt: skip
 ACTIONS = {
     "ask": [None],
@@ -34,6 +34,7 @@ ACTIONS = {
     ],
     "teach": ["judge", "corrected", "list", "edit", "delete", "delete-all", "undo-import"],
     "train": [None, "check", "start", "go-on", "stop"],
+    "library": ["list", "rename", "share", "delete"],
 }  # fmt: skip
 """The requests that the page makes, by the name of their handler."""
 WRONG = {
@@ -43,7 +44,7 @@ WRONG = {
     NUMBER: [True, "x", 1.5, ["x"], {}],
 }
 """Values of other types than the page sends, by the type that it sends."""
-ODD = ["", "x", "\0", "\ud800", "../../etc/passwd", "x" * 100_000, -1, 10**30, 1e308, None, [], {}]
+ODD = ["", "x", "\0", "\ud800", "../../etc/passwd", "x" * 30_000, -1, 10**30, 1e308, None, [], {}]
 """Values that nothing stands for."""
 NO_OBJECTS = [
     b"", b"null", b"[1]", b'"x"', b"{", b"\xff", b"[" * 100_000, b'{"a":' * 5000,
