@@ -200,7 +200,7 @@
   /** Redraws an element and gives the focus back to the control that had it, once it exists again. */
   vqa.redraw = (root, draw) => {
     const nameOf = (node) => node.getAttribute("aria-label") || node.innerText;
-    const named = (name) => [...root.querySelectorAll("button, summary")].filter((node) => nameOf(node) === name);
+    const named = (name) => [...root.querySelectorAll("button, summary, input")].filter((node) => nameOf(node) === name);
     const had = document.activeElement;
     if (root.contains(had)) focused.set(root, { name: nameOf(had), place: named(nameOf(had)).indexOf(had) });
     draw();

@@ -217,7 +217,7 @@
             closeModels();
             if (choice.key !== picked) vqa.send("pick", { model: choice.key });
           } },
-        el("span", {}, choice.label), el("small", {}, vqa.message(choice.detail)));
+        el("span", {}, choice.label), el("small", {}, choice.shared === "by others" ? t("models.byOthers") : vqa.message(choice.detail)));
     const groups = vqa.modelGroups(choices).map(([group, members]) =>
       el("div", { role: "group", "aria-label": group },
         el("p.group", { "aria-hidden": "true" }, group), ...members.map(option)));

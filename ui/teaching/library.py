@@ -153,7 +153,10 @@ class Library:
         for choice in self._service.pool.choices():
             if run_of(choice, self._runs) == run.name:
                 if choice.key == self._service.pool.default:
-                    raise UsageError("The server was started with this model.", "Keep it.")
+                    raise UsageError(
+                        "The server was started with this model.",
+                        "It cannot be deleted while the server runs.",
+                    )
                 self._service.pool.release(choice.key)
 
     def _dependents(self, name: str, owner: str) -> list[str]:

@@ -34,6 +34,7 @@ SCRIPTS = (
     "settings",
     "teach",
     "train",
+    "library",
     "compare",
     "tabs",
 )

@@ -17,7 +17,7 @@ from tests.fake_engine import FakeEngine
 from tests.ui.browser.conftest import Visitor, expect
 from tests.ui.browser.test_page import serious_violations
 from tests.ui.server import running
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, until
 from vqa_app.pictures.picture import open_picture
 from vqa_app.serving.engine_pool import ModelChoice
 
@@ -282,3 +282,71 @@ def test_data_problems_are_shown_before_training(training_site, tmp_path, pictur
     training_site.trainer.finish_training.set()
     page.wait_for_selector(".outcome")
     assert training_site.trainer.configs[0].max_bad > 0
+
+
+def test_trained_models_and_data_sets_are_shared_renamed_and_deleted(
+    training_site, browser, tmp_path
+):
+    visitor, page = training_site.visitor, training_site.visitor.page
+    training_site.trainer.finish_training.set()
+    data = tmp_path / "numbers.csv"
+    data.write_text("question,answer\nWhat?,one\n")
+    other = Visitor(browser, training_site.server.address)
+    other.open()
+
+    def choices(visitor) -> list[str]:
+        """Return what the visitor's model list says."""
+        visitor.page.click("nav [data-view-of=chat]")
+        visitor.page.click("#model")
+        expect(visitor.page.locator("#models [aria-selected=true]")).to_be_visible()
+        found = visitor.page.locator("#models [role=option]").all_inner_texts()
+        visitor.page.keyboard.press("Escape")
+        return [" ".join(text.split()) for text in found]
+
+    page.click("nav [data-view-of=train]")
+    page.set_input_files("#train-form input[type=file]", str(data))
+    expect(page.locator("#library li")).to_contain_text(["numbers"])
+    page.wait_for_selector("[name=source]:checked")
+    page.fill("#train-name", "hats")
+    page.click("#train-form [type=submit]")
+    expect(page.locator("#library li")).to_contain_text(["hats", "numbers"])
+    page.wait_for_selector("#job :text('Done')")
+    expect(page.locator("#library li").first).to_contain_text("on disk")
+    assert serious_violations(page) == []
+    assert choices(other) == ["Fake"]
+
+    page.click("nav [data-view-of=train]")
+    share = page.get_by_label("Share with everybody on this server: hats")
+    share.check()
+    expect(share).to_be_checked()
+    expect(share).to_be_focused()
+    until(lambda: choices(other) == ["Fake", "hats shared by someone else"])
+
+    page.get_by_label("Rename: hats").click()
+    page.get_by_label("New name").fill("Ann's hats")
+    page.get_by_label("New name").press("Enter")
+    expect(page.locator("#library li").first).to_contain_text("Ann s hats")
+    expect(page.locator("#job h2")).to_have_text("Ann s hats")
+    until(lambda: choices(other) == ["Fake", "Ann s hats shared by someone else"])
+    other.page.click("nav [data-view-of=train]")
+    other.page.wait_for_selector("#train-form [name=source]", state="attached")
+    assert other.page.locator("#library").is_hidden(), "expected only one's own models there"
+
+    page.get_by_label("Share with everybody on this server: numbers").check()
+    other.page.reload()
+    expect(other.page.locator("#train-sources")).to_contain_text("numbers")
+    page.get_by_label("Delete: Ann s hats").click()
+    expect(page.locator("#sheet")).to_contain_text("kB on disk")
+    page.click("#sheet .keep")
+    expect(page.get_by_label("Delete: Ann s hats")).to_be_focused()
+    page.get_by_label("Delete: Ann s hats").click()
+    page.click("#sheet .danger")
+    expect(page.locator("#library li")).to_contain_text(["numbers"])
+    expect(page.locator("#job h2")).to_have_count(0)
+    assert choices(visitor) == choices(other) == ["Fake"]
+    page.click("nav [data-view-of=train]")
+    page.get_by_label("Delete: numbers").click()
+    page.click("#sheet .danger")
+    expect(page.locator("#library")).to_be_hidden()
+    other.context.close()
+    assert not other.errors
