@@ -7,6 +7,7 @@ and never change them.
 from __future__ import annotations
 
 import re
+import secrets
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -127,16 +128,18 @@ class Library:
     def _delete(self, kind: PossessionKind, found: Possession) -> None:
         with self._training.changing:
             if kind == "run":
-                self._check_run_not_in_use(found)
-                _remove(self._runs / found.name)
-                _remove(self._training.data_dir / "rehearsal" / found.name)
+                self._release_run(found)
+                folders = [self._runs, self._training.data_dir / "rehearsal"]
                 self._training.forget(found.name)
             else:
                 self._training.check_data_not_in_use(self._uploads / found.name)
-                _remove(self._uploads / found.name)
+                folders = [self._uploads]
+            deleted = [_hide(folder / found.name) for folder in folders]
             self._store.remove_possession(kind, found.name)
+        for folder in deleted:  # may take seconds
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def _check_run_not_in_use(self, run: Possession) -> None:
+    def _release_run(self, run: Possession) -> None:
         """Release the engine of a run.
 
         Raises:
@@ -201,10 +204,9 @@ def _label(title: object) -> str:
     return label
 
 
-def _remove(folder: Path) -> None:
-    """Delete a folder; it disappears at once, and completely even if the server is killed."""
+def _hide(folder: Path) -> Path:
+    """Rename a folder that is to be deleted, so that nobody finds it half deleted."""
+    hidden = folder.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
     if folder.is_dir():
-        gone = folder.with_name(f"{UNFINISHED}{folder.name}")
-        shutil.rmtree(gone, ignore_errors=True)
-        folder.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(hidden)
+    return hidden

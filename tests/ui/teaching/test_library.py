@@ -85,7 +85,7 @@ class Server:
         return [
             choice["label"]
             for choice in model_list(self.service, owner)["models"]["choices"]
-            if choice["group"] in ("Included", "Trained here")
+            if choice["key"] == "builtin" or choice["key"].startswith("run-")
         ]
 
     def close(self) -> None:
