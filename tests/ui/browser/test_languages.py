@@ -55,6 +55,12 @@ def test_page_is_in_the_language_of_the_browser(visit, pictures, locale):
         page.evaluate("vqa.open(vqa.state.list[0].id)")
         expect(page.locator(".foot .look")).to_be_visible()
         assert page.evaluate(OUTSIDE) == []
+        page.evaluate("vqa.$('model-name').textContent = 'A model with a long name'")
+        assert page.evaluate(OUTSIDE) == []
+        page.click("[data-do=draw]")
+        expect(page.locator("#sheet h2")).to_have_text(str(texts["draw.title"]))
+        assert page.evaluate(OUTSIDE) == []
+        page.keyboard.press("Escape")
         page.click("[data-do=settings]")
         expect(page.locator("#settings h2")).to_have_text(str(texts["settings.title"]))
         assert page.evaluate(OUTSIDE) == []
