@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from finetune.progress import progress_bar
 from finetune.runs.layout import require_folder
@@ -19,6 +20,8 @@ from vqa_app.cli.terminal import json_line
 from vqa_app.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from finetune.evaluation.calibration import CalibrationReport
     from finetune.evaluation.evaluate import EvalResult
     from finetune.evaluation.metrics import PairedTest
@@ -65,6 +68,12 @@ def evaluate_command(
         int,
         typer.Option(min=0, help="Number of questions whose loss and image gain are measured."),
     ] = 1000,
+    blind: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Number of questions that are also answered with grey pictures; 0: none."
+        ),
+    ] = 200,
     max_bad: Annotated[
         int, typer.Option(min=0, help="Number of bad rows that may be skipped.")
     ] = 0,
@@ -82,7 +91,7 @@ def evaluate_command(
 
     Every question is asked alone, with the pictures shown up to it, and answered greedily. VQA
     accuracy normalises answers as the official evaluator does, and uses its formula for questions
-    with ten answers.
+    with ten answers. Beside it stands what one gets without looking at the pictures.
     """
     from finetune.data.read import check_sources
     from finetune.evaluation.calibration import calibrate as calibrate_model
@@ -139,6 +148,7 @@ def evaluate_command(
                 max_new_tokens=max_new_tokens,
                 losses=losses,
                 log_probabilities=calibrate,
+                blind=blind,
                 on_progress=update,
             )
 
@@ -240,9 +250,10 @@ def _print(results: list[EvalResult], names: list[str], test: PairedTest | None)
     total = f"{first.scores.questions:,}"
 
     def line(name: str, questions: str, values: list[str], style: str = "") -> None:
-        table.add_row(name, questions, *values, style=style)
+        table.add_row(Text(name), questions, *values, style=style)  # a name is no markup
 
     line("VQA accuracy", total, [_percent(r.scores.vqa_accuracy) for r in results], "bold")
+    _add_baselines(line, results)
     line("exact match", total, [_percent(r.scores.exact_match) for r in results])
     line("ANLS", total, [_percent(r.scores.anls) for r in results])
     if first.scores.numeric_questions:
@@ -260,7 +271,18 @@ def _print(results: list[EvalResult], names: list[str], test: PairedTest | None)
     for kind, (count, _) in first.types.items():
         values = [_percent(r.types[kind][1] if kind in r.types else None) for r in results]
         line(kind, f"{count:,}", values)
+        if first.baselines:
+            typical = [
+                _percent(r.baselines.types.get(kind) if r.baselines else None) for r in results
+            ]
+            line("  most frequent answer", "", typical, "dim")
     console.print(table)
+    for name, result in zip(names, results, strict=True):
+        if result.baselines:
+            counted = f"{name}: frequent answers were counted in {result.baselines.source}."
+            console.print(counted, style="dim", markup=False, soft_wrap=True)
+        if result.blind:
+            console.print(f"{name}: {result.blind}", style="dim", markup=False, soft_wrap=True)
     if test is not None:
         console.print(_describe_test(names, test), soft_wrap=True)
     print(f"{first.seconds:.1f} s", file=sys.stderr)
@@ -286,6 +308,22 @@ def _print_calibration(report: CalibrationReport, path: Path) -> None:
         f" was not fitted to; {_percent(report.error_before)} without it (mean token probability)."
         f"\nThe curve of all {calibration.questions:,} questions is in {path}."
     )
+
+
+def _add_baselines(line: Callable[..., None], results: list[EvalResult]) -> None:
+    """Add what one gets without looking at the pictures, below the accuracy."""
+    baselines = [result.baselines for result in results]
+    if all(baselines):
+        questions = f"{results[0].scores.questions:,}"
+        answers = " or ".join(dict.fromkeys(b.shown_answer for b in baselines if b))
+        always = [_percent(b.always if b else None) for b in baselines]
+        line(f"  always {answers}", questions, always, "dim")
+        typical = [_percent(b.per_type if b else None) for b in baselines]
+        line("  most frequent answer by type", questions, typical, "dim")
+    blind = [result.blind for result in results]
+    if blind[0]:
+        values = [_percent(b.accuracy if b else None) for b in blind]
+        line("  with grey pictures", f"{blind[0].questions:,}", values, "dim")
 
 
 def _describe_test(names: list[str], test: PairedTest) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.read import PictureSource
 from finetune.evaluation import metrics
+from finetune.evaluation.baselines import Baselines, BlindResult, FrequentAnswers, to_json
 from finetune.evaluation.metrics import PairedTest, Scores, by_type, paired_test
 from finetune.evaluation.predictions import Prediction, PredictionsFile
 from finetune.evaluation.questions import (
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from vqa_app.models.architecture import Capabilities
 
 MAX_NEW_TOKENS = 64
+BLIND_QUESTIONS = 200
+"""Number of questions, evenly spaced, that are also answered with grey pictures."""
 MEASURED_LOSSES = 1000
 """Number of questions, evenly spaced, whose loss and image gain are measured."""
 _CHUNK = 512
@@ -54,10 +57,15 @@ class EvalResult:
     """Mean over the questions with pictures. If it is near 0, the model ignores the pictures."""
     seconds: float
     predictions: tuple[Prediction, ...] = field(repr=False)
+    baselines: Baselines | None = None
+    """What one gets without looking at the pictures; None during training."""
+    blind: BlindResult | None = None
+    """The same model with grey pictures; None if that was not measured."""
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the predictions."""
         values = {key: value for key, value in vars(self).items() if key != "predictions"}
+        values |= to_json(self.baselines, self.blind)
         types = {kind: {"questions": n, "vqa_accuracy": a} for kind, (n, a) in self.types.items()}
         return values | {"scores": asdict(self.scores), "types": types}
 
@@ -129,6 +137,56 @@ def answer_questions(
         if on_chunk:
             on_chunk(answered)
     return predictions
+
+
+def measure_blind(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    capabilities: Capabilities,
+    questions: Sequence[Question],
+    accuracies: Mapping[str, float],
+    *,
+    limit: int = BLIND_QUESTIONS,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> BlindResult | None:
+    """Answer questions with grey pictures instead of their own.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        capabilities: What its architecture supports.
+        questions: The questions, of which those without pictures are left out.
+        accuracies: VQA accuracy with the pictures, by the question's id.
+        limit: The maximum number of questions, chosen evenly.
+        max_new_tokens: The longest answer.
+
+    Returns:
+        None if no question is answered.
+    """
+    from vqa_app.engine.batched import answer_prompts
+    from vqa_app.prompts.prompt import encode
+
+    chosen = evenly_spaced([question for question in questions if question.pictures], limit)
+    if not chosen:
+        return None
+    started = time.monotonic()
+    blind: list[float] = []
+    for chunk, pictures in _chunks(chosen):
+        grey = {key: blank_like(picture) for key, picture in pictures.items()}
+        prompts = [encode(processor, q.conversation(grey), answer_next=True) for q in chunk]
+        answers = answer_prompts(
+            model, processor, capabilities, prompts, max_new_tokens=max_new_tokens
+        )
+        blind += [
+            metrics.vqa_accuracy(answer, question.answers)
+            for answer, question in zip(answers, chunk, strict=True)
+        ]
+    return BlindResult(
+        questions=len(chosen),
+        accuracy=math.fsum(blind) / len(chosen),
+        with_pictures=math.fsum(accuracies[question.id] for question in chosen) / len(chosen),
+        seconds=time.monotonic() - started,
+    )
 
 
 def _chunks(questions: Sequence[Question]) -> Iterator[tuple[list[Question], dict[str, Picture]]]:
@@ -228,6 +286,7 @@ def evaluate(
     history: bool = False,
     losses: int = MEASURED_LOSSES,
     log_probabilities: bool = False,
+    blind: int = BLIND_QUESTIONS,
     max_bad: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
@@ -247,6 +306,8 @@ def evaluate(
         losses: The number of questions, chosen evenly, whose loss and image gain are measured.
         log_probabilities: Whether to measure the log probability of each prediction, to calibrate
             with.
+        blind: The number of questions, chosen evenly, that are also answered with grey pictures; 0
+            leaves this out.
         max_bad: The number of bad rows that may be skipped.
         on_progress: Called with the number of questions answered and the total.
 
@@ -258,6 +319,7 @@ def evaluate(
 
     max_new_tokens = checked_integer("max_new_tokens", max_new_tokens, 1, LARGEST)
     losses = checked_integer("losses", losses, 0, LARGEST)
+    blind = checked_integer("blind", blind, 0, LARGEST)
     max_bad = checked_integer("max_bad", max_bad, 0, LARGEST)
     if limit is not None:
         limit = checked_integer("limit", limit, 1, LARGEST)
@@ -294,9 +356,31 @@ def evaluate(
     )
     predictions = [done[question.id] for question in questions]
     result = summarize_predictions(loaded.label, predictions, time.monotonic() - started)
+    frequent = _frequent_answers(loaded, questions)
+    result = replace(
+        result,
+        baselines=Baselines.of(questions, frequent) if frequent else None,
+        blind=measure_blind(
+            loaded.model,
+            loaded.processor,
+            loaded.capabilities,
+            questions,
+            {p.id: p.vqa_accuracy for p in predictions},
+            limit=blind,
+            max_new_tokens=max_new_tokens,
+        ),
+    )
     if file:
         file.finish(result.to_json())
     return result
+
+
+def _frequent_answers(loaded: LoadedModel, questions: Sequence[Question]) -> FrequentAnswers | None:
+    """Return the frequent answers of the rows that a run trained on, or else of the questions."""
+    for run in (loaded.source, Path(loaded.adapter or loaded.source)):
+        if (found := FrequentAnswers.load(run)) is not None:
+            return found
+    return FrequentAnswers.of(questions, "these questions themselves")
 
 
 def compare(first: EvalResult, second: EvalResult) -> PairedTest:

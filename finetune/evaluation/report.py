@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from finetune.evaluation.predictions import Prediction
     from finetune.evaluation.questions import Question
 
+_STILL = 0.01
+"""A gain in accuracy up to which it stands still, if the questions are many."""
+_RISE, _RISE_NATS = 0.1, 0.02
+"""The held-out loss rises if it grows by this share, and by this many nats per token."""
 _THUMBNAIL = 240
 """Longest side of pictures in the report, in pixels."""
 
@@ -121,6 +126,7 @@ def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
     lines = _json_lines(run / METRICS_FILE)
     plots, final = _write_plots(run, lines), _final(lines)
     questions = final.get("eval_questions", 0)
+    last: Mapping[str, Any] = next((line for line in reversed(lines) if line.get("final")), {})
     context = {
         "name": run.resolve().name,
         "manifest": manifest,
@@ -129,6 +135,9 @@ def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
         "command": manifest.get("command", ""),
         "earlier": manifest.get("earlier", []),
         "warning": _contamination_warning(manifest),
+        "baselines": last.get("baselines"),
+        "blind": last.get("blind"),
+        "memorization": memorization_warning(run),
         "final": final,
         "eval_set": pluralize(int(questions), "held-out question")
         if questions
@@ -146,6 +155,51 @@ def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
         context[name] = [_shorten_path(source) for source in manifest["config"].get(name) or ()]
     context["command"] = shlex.join(map(_shorten_path, shlex.split(context["command"])))
     (run / CARD_FILE).write_text(_render("model_card.md.j2", context), encoding="utf-8")
+
+
+def memorization_warning(run: Path) -> str:
+    """Return a warning if the model is learning its training rows by heart, else "".
+
+    That is so if the held-out loss rises while the held-out accuracy stands still: the model
+    becomes surer of its answers, right or wrong, without getting better.
+    """
+    lines = [line for line in _json_lines(run / METRICS_FILE) if not line.get("final")]
+    steps, losses = _curve(lines, "eval_loss")
+    _, accuracies = _curve(lines, "eval_vqa_accuracy")
+    if len(steps) < 3 or len(accuracies) != len(steps):
+        return ""
+    best = min(range(len(steps)), key=lambda i: losses[i])
+    rise = losses[-1] - losses[best]
+    questions = _final(_json_lines(run / METRICS_FILE)).get("eval_questions") or 1
+    share = accuracies[best]
+    noise = math.sqrt(share * (1 - share) / questions)  # standard error of the accuracy
+    still = accuracies[-1] - share <= max(_STILL, noise)
+    if rise < max(_RISE * losses[best], _RISE_NATS) or not still or steps[best] == 0:
+        return ""
+    config = json.loads((run / MANIFEST_FILE).read_text(encoding="utf-8"))["config"]
+    return (
+        f"The model is learning its training rows by heart: after step {steps[best]:,} the held-out"
+        f" loss rose from {losses[best]:.3f} to {losses[-1]:.3f}, while the accuracy stood still"
+        f" ({100 * share:.1f} % then, {100 * accuracies[-1]:.1f} % at the end)."
+        f" {_less_memorization(config, steps[best] / steps[-1])}"
+    )
+
+
+def _less_memorization(config: Mapping[str, Any], share: float) -> str:
+    """Return what to change in a run whose best step came after this share of its steps."""
+    epochs, rank = config.get("epochs"), config.get("rank")
+    changes = []
+    if epochs:
+        changes.append(f"fewer epochs (--epochs {share * epochs:.2g} instead of {epochs:.3g})")
+    changes.append("more rows")
+    if config.get("stage") in ("lora", "qlora") and rank and rank > 4:
+        changes.append(f"a smaller rank (--rank {max(4, rank // 2)} instead of {rank})")
+    if config.get("stage") == "full":
+        changes.append("fewer trained weights (--stage lora)")
+    return (
+        f"Try {', '.join(changes[:-1])} or {changes[-1]}; with --metric loss, the weights before"
+        " the rise are kept."
+    )
 
 
 def _contamination_warning(manifest: Mapping[str, Any]) -> str:

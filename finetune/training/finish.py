@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from finetune.data.read import Row
 from finetune.evaluation import report
+from finetune.evaluation.baselines import to_json
 from finetune.evaluation.evaluate import EvalResult
 from finetune.progress import OnProgress, Progress
 from finetune.runs import checkpoint
@@ -19,7 +21,7 @@ from finetune.runs.golden import GOLDEN_FOLDER, record_golden
 from finetune.runs.layout import METRICS_FILE, REPORT_FILE
 from finetune.runs.verify import require, verify
 from finetune.training.freezing import trainable
-from finetune.training.held_out import Evaluation, scores_of
+from finetune.training.held_out import Evaluation, frequent_answers, scores_of
 from finetune.training.load_data import Data
 from finetune.training.plan import TrainingSettings, filled_in
 from finetune.training.resume import command_of
@@ -67,6 +69,11 @@ def finish(
         model = trainer.objective.model
         save(stage, trainer.settings, model, state_dict)
         result = _result_of(evaluation, kept)
+        if evaluation is not None and result is not None:
+            blind = evaluation.blind(result)
+            result = replace(result, baselines=evaluation.baselines, blind=blind)
+        if (frequent := frequent_answers(stage.data)) is not None:
+            frequent.save(stage.run)
         if state_dict is None:
             _free_weights(model)  # there may be no memory for a second model beside it
         check(stage, model, state_dict)
@@ -186,9 +193,14 @@ def write_report(
         line: dict[str, Any] = {"step": step, "final": True}
         line |= {f"eval_{key}": value for key, value in scores.items()}
         line["eval_questions"] = len(evaluation.questions)
+        line |= to_json(result.baselines, result.blind)
+        for found in filter(None, (result.baselines, result.blind)):
+            stage.announce("saving", str(found))
         with (stage.run / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     report.write_report(stage.run, worst)
+    if warning := report.memorization_warning(stage.run):
+        stage.announce("saving", warning)
     return scores
 
 

@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.samples import Sample
-from finetune.evaluation.evaluate import EvalResult, answer_questions, summarize_predictions
+from finetune.evaluation.baselines import Baselines, BlindResult, FrequentAnswers
+from finetune.evaluation.evaluate import (
+    EvalResult,
+    answer_questions,
+    measure_blind,
+    summarize_predictions,
+)
 from finetune.evaluation.questions import Question, evenly_spaced, make_questions
 from finetune.evaluation.report import save_watch_answers
 from finetune.progress import OnProgress, Progress
 from finetune.training.device import Machine
+from finetune.training.load_data import Data
 from finetune.training.stage import StageRun
 from vqa_app.errors import UsageError
 from vqa_app.models.architecture import Capabilities
@@ -50,6 +57,8 @@ class Evaluation:
     on_progress: OnProgress
     machine: Machine
     """Each process answers a share of the questions, so all of them must evaluate."""
+    baselines: Baselines | None = None
+    """What one gets on the questions without looking at the pictures."""
     results: dict[int, EvalResult] = field(default_factory=dict)
     """By step, since this process started."""
 
@@ -76,6 +85,10 @@ class Evaluation:
         chosen = tuple(evenly_spaced(questions, config.eval_questions))
         watch = watch_questions(config.watch, config.images) or _default_watch_questions(questions)
         longest = max(_answer_length(processor, question) for question in chosen)
+        baselines = None
+        if held_out and (frequent := frequent_answers(data)):
+            baselines = Baselines.of(chosen, frequent)
+            stage.announce("loading", str(baselines))
         return cls(
             model=stage.trained.model,
             processor=processor,
@@ -86,6 +99,7 @@ class Evaluation:
             run=stage.run,
             on_progress=stage.on_progress,
             machine=stage.machine,
+            baselines=baselines,
         )
 
     def at_step(self, step: int) -> dict[str, float]:
@@ -131,6 +145,22 @@ class Evaluation:
             predictions.sort(key=lambda prediction: place[prediction.id])
         return summarize_predictions("", predictions, 0.0)
 
+    def blind(self, result: EvalResult) -> BlindResult | None:
+        """Answer some of the questions with grey pictures.
+
+        Args:
+            result: The answers with the pictures, by the same weights.
+        """
+        self.on_progress(Progress("evaluating", message="Answering with grey pictures."))
+        return measure_blind(
+            self.model,
+            self.processor,
+            self.capabilities,
+            self.questions,
+            {p.id: p.vqa_accuracy for p in result.predictions},
+            max_new_tokens=self.max_new_tokens,
+        )
+
     def _answer_watch_questions(self, step: int) -> None:
         from vqa_app.engine.batched import answer_prompts
         from vqa_app.prompts.prompt import encode
@@ -152,6 +182,11 @@ class Evaluation:
             ],
             [w.references for w in self.watch],
         )
+
+
+def frequent_answers(data: Data) -> FrequentAnswers | None:
+    """Return the most frequent answers of the training rows."""
+    return FrequentAnswers.of(make_questions(data.train.rows), "the training rows")
 
 
 def scores_of(result: EvalResult) -> dict[str, float]:

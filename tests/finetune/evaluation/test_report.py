@@ -14,7 +14,13 @@ from PIL import Image
 from finetune.data.read import PictureSource, Row, Turn
 from finetune.evaluation.predictions import Prediction
 from finetune.evaluation.questions import make_questions
-from finetune.evaluation.report import WorstAnswer, save_watch_answers, worst_answers, write_report
+from finetune.evaluation.report import (
+    WorstAnswer,
+    memorization_warning,
+    save_watch_answers,
+    worst_answers,
+    write_report,
+)
 from tests.tiny import picture
 from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
 from vqa_app.pictures.picture import ImageLimits
@@ -298,3 +304,85 @@ def test_the_worst_answers_have_their_pictures() -> None:
     assert [answer.prediction.id for answer in found] == ["c", "b", "d"]
     assert found[0].pictures == (picture(3),)
     assert [a.prediction.id for a in worst_answers(predictions, make_questions(rows), 1)] == ["c"]
+
+
+def _evaluated(run: Path, losses: list[float], accuracies: list[float], questions: int) -> str:
+    """Write a log with these evaluations, one every ten steps, and return the warning."""
+    lines = [
+        {"step": 10 * number, "eval_loss": loss, "eval_vqa_accuracy": accuracy}
+        for number, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
+    ]
+    final = {**lines[-1], "final": True, "eval_questions": questions}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in [*lines, final]))
+    return memorization_warning(run)
+
+
+def test_learning_by_heart_is_reported_with_what_to_change(run: Path) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"] |= {"epochs": 10.0, "rank": 48, "stage": "lora"}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    losses, accuracies = [0.9, 0.5, 0.6, 0.8, 1.0], [0.4, 0.59, 0.6, 0.58, 0.594]
+    warning = _evaluated(run, losses, accuracies, 704)
+    for words in (
+        "learning its training rows by heart",
+        "after step 10 the held-out loss rose from 0.500 to 1.000",
+        "59.0 % then, 59.4 % at the end",
+        "--epochs 2.5 instead of 10",
+        "--rank 24 instead of 48",
+        "more rows",
+    ):
+        assert words in warning, words
+    write_report(run)
+    assert warning in Page((run / "report.html").read_text()).text
+    assert warning in (run / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("losses", "accuracies", "questions", "warns"),
+    [
+        ([0.9, 0.5, 0.6, 1.0], [0.4, 0.59, 0.6, 0.59], 704, True),
+        ([0.9, 0.5, 0.6, 1.0], [0.4, 0.59, 0.7, 0.75], 704, False),  # still getting better
+        ([0.9, 0.5, 0.6, 1.0], [0.4, 0.59, 0.6, 0.62], 20, True),  # within the noise of 20
+        ([0.9, 0.5, 0.4, 0.3], [0.4, 0.5, 0.5, 0.5], 704, False),
+        ([0.9, 0.50, 0.51, 0.52], [0.4, 0.5, 0.5, 0.5], 704, False),
+        ([0.004, 0.001, 0.002, 0.004], [1.0, 1.0, 1.0, 1.0], 704, False),
+        ([0.1, 0.5, 1.0], [0.9, 0.9, 0.9], 704, False),  # never fell: another fault
+        ([0.5, 1.0], [0.5, 0.5], 704, False),
+    ],
+)
+def test_a_run_learns_by_heart_if_its_loss_rises_and_its_accuracy_does_not(
+    run: Path, losses: list[float], accuracies: list[float], questions: int, warns: bool
+) -> None:
+    assert bool(_evaluated(run, losses, accuracies, questions)) == warns
+
+
+def test_an_accuracy_stands_beside_what_one_gets_without_looking(run: Path) -> None:
+    final = {
+        "step": 20,
+        "final": True,
+        "eval_vqa_accuracy": 0.594,
+        "eval_loss": 0.5,
+        "eval_questions": 704,
+        "baselines": {
+            "answer": "no <b>|",
+            "always": 0.63,
+            "per_type": 0.65,
+            "types": {"is it": 0.65},
+            "source": "the training rows",
+        },
+        "blind": {"questions": 200, "accuracy": 0.5, "with_pictures": 0.6, "seconds": 3.21},
+    }
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(final) + "\n")
+    write_report(run)
+    text = " ".join(Page((run / "report.html").read_text()).text.split())
+    for words in (
+        "63.00 %without looking: always “no <b>|”",
+        "65.00 % with the most frequent answer to each type of question (counted in the training",
+        "50.00 %the same model with grey pictures, on 200 of the questions; 60.00 % on these with",
+        "(measured in 3.2 s)",
+    ):
+        assert words in text, words
+    card = (run / "README.md").read_text()
+    assert '| without looking at the pictures: always "no <b>\\|" | 63.00 % |' in card
+    assert "on 200 of the questions | 50.00 %; with the pictures 60.00 % |" in card
