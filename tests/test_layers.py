@@ -210,7 +210,7 @@ ROOMS = {
 TOP = {
     "vqa_app": ("__main__",),
     "finetune": ("__main__",),
-    "finetune.pretrain.world": ("dialogues", "pairs", "mixture"),
+    "finetune.pretrain.world": ("dialogues", "mixture", "variation", "pairs"),
     "ui": ("app", "cli"),
 }
 """Modules outside of rooms that may import all of them; the others may import none."""

@@ -124,7 +124,14 @@ BASIC = {
 }
 
 
-SKILL_FACTORS = {"caption": 0.5, "describe": 0.3, "pair": 0.7, "arithmetic": 0.4, "time": 0.5}
+SKILL_FACTORS = {
+    "caption": 0.5,
+    "overview": 0.5,
+    "describe": 0.3,
+    "pair": 0.7,
+    "arithmetic": 0.4,
+    "time": 0.5,
+}
 """Factors of `SkillSampler.weight` for skills that improve slowly, so that they do not dominate."""
 
 
@@ -192,7 +199,8 @@ def batch_plan_at(
 
 
 PAIR_EVERY = 12
-"""One in this many rows of a batch asks about two pictures."""
+"""One in this many rows of a batch asks about two pictures. Of grids, whose many tokens pad every
+row to the length of two pictures, every fourth batch has four times as many."""
 
 
 def make_question_batch(
@@ -213,9 +221,12 @@ def make_question_batch(
     tables, questions, rooms = [], [], []
     counts: CountTargets = {}
     number = first
+    pair_every = PAIR_EVERY
+    if plan.grid:
+        pair_every = PAIR_EVERY // 4 if random.Random(first).random() < 0.25 else 10**6
     while len(to_pack) < plan.scenes:
         rng = random.Random(f"quiz-{split}-{number}")
-        if split == "train" and len(to_pack) % PAIR_EVERY == PAIR_EVERY - 1:
+        if split == "train" and len(to_pack) % pair_every == pair_every - 1:
             pair = make_pair(number, split, rooms=world.rooms)
             scenes: tuple[Scene, ...] = pair.scenes
             qas = list(pair.questions)

@@ -274,6 +274,7 @@ def main() -> None:
         help="the picture to show: the scene's own, a blank one or another scene's",
     )
     parser.add_argument("--known", action="store_true", help="use the phrasings of training")
+    parser.add_argument("--varied", action="store_true", help="use synonyms and further wordings")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     model, packer = load_model(args.model)
@@ -283,7 +284,7 @@ def main() -> None:
     names = args.room or list(rooms)
     if unknown := [name for name in names if name not in rooms]:
         parser.error(f"No such room: {', '.join(unknown)}. There are {', '.join(rooms)}.")
-    world = World(dict.fromkeys(names, 1.0), rooms)
+    world = World(dict.fromkeys(names, 1.0), rooms, varied=args.varied)
     exam = Exam(world, args.scenes, args.least, args.most, args.shown, args.known)
     scores = evaluate_world(model, packer, exam)
     if args.dialogues:

@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--icons", type=Path, help="packed icons, for the room `icons`")
     parser.add_argument("--pairs", action="store_true", help="export questions about two pictures")
     parser.add_argument("--dialogues", action="store_true", help="export dialogues, --n of them")
+    parser.add_argument("--varied", action="store_true", help="use synonyms and further wordings")
     parser.add_argument("--skill", action="append", default=[], help="default: all")
     parser.add_argument("--least", type=int, default=1, help="fewest objects in a scene")
     parser.add_argument("--most", type=int, help="most objects in a scene")
@@ -204,7 +205,7 @@ def main() -> None:
     rooms = {**ROOMS, **open_rooms(args.photos, args.icons)[0]}
     if unknown := [name for name in args.room or () if name not in rooms]:
         parser.error(f"No such room: {', '.join(unknown)}. There are {', '.join(rooms)}.")
-    world = World(dict.fromkeys(args.room, 1.0), rooms) if args.room else EVERY_ROOM
+    world = World(dict.fromkeys(args.room or ROOMS, 1.0), rooms, args.varied)
     if args.pairs:
         paired = {name: rooms[name] for name in args.room or DRAWN_ROOMS}
         print(export_pairs(args.out, args.n, args.split, args.seed, short, paired))

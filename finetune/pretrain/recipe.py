@@ -148,7 +148,7 @@ def _stage(plan: Plan, steps: int) -> StageConfig:
     return StageConfig(
         plan.out,
         make_tokenizer(plan),
-        World(weights, rooms),
+        World(weights, rooms, varied=True),
         plan.tower_config.grid,
         steps,
         plan.seed,

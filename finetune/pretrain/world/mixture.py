@@ -14,6 +14,7 @@ from finetune.pretrain.world.rooms.photos.room import Photos
 from finetune.pretrain.world.rooms.photos.store import PhotoStore
 from finetune.pretrain.world.rooms.shapes.wide import WideShapes
 from finetune.pretrain.world.scene import QA, Room, Scene, Split
+from finetune.pretrain.world.variation import varied
 
 
 def open_rooms(photos: Path | None, icons: Path | None) -> tuple[dict[str, Room], list[str]]:
@@ -47,6 +48,8 @@ class World:
     """How often each room is drawn, relative to others; rooms without a weight never are."""
     rooms: Mapping[str, Room] = field(default_factory=lambda: ROOMS)
     """The rooms by name. Rooms that need data, such as icons, are not in the default."""
+    varied: bool = False
+    """Whether questions have further wordings (see `variation`), which early checkpoints lack."""
 
     def make_scene(self, number: int, split: Split = "train") -> Scene:
         """Make scene number `number` of a split; scenes of different splits are unrelated."""
@@ -60,4 +63,5 @@ class World:
 
     def ask(self, scene: Scene, rng: random.Random, split: Split) -> list[QA]:
         """Return questions about a scene; see `Room.ask`."""
-        return self.rooms[scene.room].ask(scene, rng, split)
+        asked = self.rooms[scene.room].ask(scene, rng, split)
+        return varied(asked, scene, rng, split) if self.varied else asked

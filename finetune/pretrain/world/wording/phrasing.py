@@ -74,22 +74,26 @@ def add_typing_noise(text: str, rng: random.Random) -> str:
     # A word quoted in capitals ("Does it say STOP?") decides the answer, so it must stay intact.
     quoted = re.search(r"\b[A-Z]{2,}\b", text) is not None
     roll = rng.random()
-    if roll < (0.05 if quoted else 0.22):
+    if roll < (0.05 if quoted else 0.3):
         text = text.lower()
-    elif roll < 0.24:
+    elif roll < 0.32:
         text = text.upper()
-    if rng.random() < 0.1:
+    if rng.random() < 0.15:
         text = text.rstrip("?.")
-    if rng.random() < 0.04 and len(text) > 12 and not quoted:
-        at = rng.randrange(1, len(text) - 2)
-        if text[at].isalpha() and text[at + 1].isalpha():
-            swapped = text[at + 1] + text[at]
-            text = (
-                text[:at]
-                + rng.choice((swapped, text[at], text[at] * 2 + text[at + 1]))
-                + text[at + 2 :]
-            )
+    if rng.random() < 0.2:
+        text = text.replace("What's", "Whats").replace("what's", "whats")
+    while rng.random() < 0.09 and len(text) > 12 and not quoted:
+        text = _with_typo(text, rng)
     return text
+
+
+def _with_typo(text: str, rng: random.Random) -> str:
+    """Return a text with two letters swapped, or one left out or doubled."""
+    at = rng.randrange(1, len(text) - 2)
+    if not (text[at].isalpha() and text[at + 1].isalpha()):
+        return text
+    swapped, doubled = text[at + 1] + text[at], text[at] * 2 + text[at + 1]
+    return text[:at] + rng.choice((swapped, text[at], doubled)) + text[at + 2 :]
 
 
 def to_turn(

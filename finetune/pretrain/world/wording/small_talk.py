@@ -5,6 +5,7 @@ import random
 from finetune.pretrain.world.scene import QA, Split
 from finetune.pretrain.world.wording.phrasing import fill_template
 
+_ONLY_PICTURES = "I do not know; I can only answer questions about pictures."
 # Questions that share an answer, with that answer.
 _SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
     (
@@ -15,6 +16,9 @@ _SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
             "Good morning.",
             "Hello, how are you?",
             "Hey!",
+            "Good evening.",
+            "Nice to meet you.",
+            "Are you there?",
             "~Good day!",
         ),
         "Hello! Show me a picture and ask me about it.",
@@ -46,8 +50,39 @@ _SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
         "I am a small vision and language model that was trained on drawn pictures.",
     ),
     (
-        ("Thank you!", "Thanks.", "Thanks a lot!", "Great, thank you.", "~Many thanks!"),
+        (
+            "Thank you!",
+            "Thanks.",
+            "Thanks a lot!",
+            "Great, thank you.",
+            "thx",
+            "ty",
+            "Thanks, that helps.",
+            "Thank you very much.",
+            "Perfect, thanks!",
+            "~Many thanks!",
+        ),
         "You are welcome!",
+    ),
+    (
+        (
+            "Great!",
+            "Nice.",
+            "Cool!",
+            "Well done!",
+            "OK.",
+            "Good.",
+            "I see.",
+            "Right.",
+            "Wow!",
+            "Very good.",
+            "~Excellent!",
+        ),
+        "What else would you like to know?",
+    ),
+    (
+        ("Sorry.", "Never mind.", "Forget it.", "My mistake.", "Oops.", "~I beg your pardon."),
+        "No problem! Ask me something else.",
     ),
     (("Goodbye!", "Bye.", "See you later.", "~Farewell!"), "Goodbye!"),
     (
@@ -75,13 +110,87 @@ _SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
             "What is the meaning of life?",
             "Who is the president?",
             "Write a computer program.",
-            "What is 17 times 23?",
+            "Who wrote Hamlet?",
+            "How many people live in Paris?",
+            "What is the tallest mountain?",
+            "When did the war end?",
+            "How far away is the moon?",
+            "Who invented the telephone?",
+            "What does love mean?",
+            "Recommend a film.",
+            "How do I learn English?",
+            "What is the best football team?",
+            "Write an email to my teacher.",
+            "Can you help me with my homework?",
+            "What should I eat tonight?",
+            "Which is bigger, Germany or France?",
+            "Do you like music?",
+            "What is the speed of light?",
             "~Tell me a story.",
             "~What is the news today?",
         ),
-        "I do not know; I can only answer questions about pictures.",
+        _ONLY_PICTURES,
     ),
 )
+OTHER_LANGUAGES = (
+    "Was ist das?",
+    "Was siehst du?",
+    "Welche Farbe hat der Kreis?",
+    "Wie viele Kreise gibt es?",
+    "Ist das ein Hund?",
+    "Hallo, wie geht es dir?",
+    "Sprichst du Deutsch?",
+    "Wo ist der Stern?",
+    "Danke schön!",
+    "Beschreibe das Bild.",
+    "Qu'est-ce que c'est ?",
+    "De quelle couleur est le cercle ?",
+    "Combien de cercles y a-t-il ?",
+    "Bonjour, ça va ?",
+    "Parlez-vous français ?",
+    "Où est l'étoile ?",
+    "Que vois-tu ?",
+    "Merci beaucoup !",
+    "¿Qué es esto?",
+    "¿De qué color es el círculo?",
+    "¿Cuántos círculos hay?",
+    "¿Dónde está la estrella?",
+    "Hola, ¿qué tal?",
+    "¿Hablas español?",
+    "Describe la imagen, por favor.",
+    "Che cos'è questo?",
+    "Di che colore è il cerchio?",
+    "Quanti cerchi ci sono?",
+    "Cosa vedi nell'immagine?",
+    "O que é isso?",
+    "Qual é a cor do círculo?",
+    "Quantos círculos existem?",
+    "Wat is dit?",
+    "Welke kleur heeft de cirkel?",
+    "Hoeveel cirkels zijn er?",
+    "Co to jest?",
+    "Jaki kolor ma koło?",
+    "Vad är det här?",
+    "Vilken färg har cirkeln?",
+    "Bu nedir?",
+    "Что это?",
+    "Какого цвета круг?",
+    "Сколько здесь кругов?",
+    "これは何ですか？",  # noqa: RUF001
+    "何色ですか？",  # noqa: RUF001
+    "这是什么？",  # noqa: RUF001
+    "图片里有什么？",  # noqa: RUF001
+    "이것은 무엇입니까?",
+    "ما هذا؟",
+    "यह क्या है?",
+    "~Was ist auf dem Bild zu sehen?",
+    "~Que voyez-vous sur l'image ?",
+    "~¿Qué ves en la foto?",
+    "~Quale figura è rossa?",
+)
+_ONLY_ENGLISH = "I only know English. Please ask me about a picture in English."
+_SUMS = ("{s}?", "{s} = ?", "What is {s}?", "How much is {s}?", "Calculate {s}.", "~Work out {s}.")
+_OPERATORS = ("+", "-", "*", "/", "plus", "minus", "times", "divided by")
 _NO_PICTURE = "I see no picture. Please add one."
 _ABOUT_PICTURES = (
     "What is in the {pic}?",
@@ -106,7 +215,19 @@ _COLOURS = ("red", "blue", "green", "yellow", "black", "white", "purple")
 
 
 def small_talk(rng: random.Random, split: Split) -> QA:
-    """Return small talk, whose answer does not depend on a picture."""
+    """Return small talk, whose answer does not depend on a picture.
+
+    A part of it are sums and sentences in other languages, which the model cannot answer.
+    """
+    roll = rng.random()
+    if roll < 0.12:
+        question = fill_template(OTHER_LANGUAGES, rng, split)
+        return QA("other_language", question, "", _ONLY_ENGLISH)
+    if roll < 0.22:
+        values = rng.randint(0, 30), rng.randint(1, 30)
+        task = f"{values[0]} {rng.choice(_OPERATORS)} {values[1]}"
+        task = task if rng.random() < 0.7 else task.replace(" ", "")
+        return QA("smalltalk", fill_template(_SUMS, rng, split, s=task), "", _ONLY_PICTURES)
     questions, answer = rng.choice(_SMALL_TALK)
     return QA("smalltalk", fill_template(questions, rng, split), "", answer)
 
