@@ -18,7 +18,7 @@ from finetune.data.rows import BadRow, PictureSource
 _QUOTED_LIST = re.compile(r"""\[\s*['"]|['"]\s*\]$""")
 _LETTER = re.compile(r"\(?([A-Za-z])[.):]?")
 _LETTERS = re.compile(
-    r"\(?[A-Za-z][.)]?(\s*([,;/&+\u3001\uff0c]|\band\b|\s)\s*\(?[A-Za-z][.)]?)+|[A-Z]{2,}"
+    r"\(?[A-Za-z][.)]?((\s*[,;/&+\u3001\uff0c]\s*|\s+(and\s+)?)\(?[A-Za-z][.)]?)+|[A-Z]{2,}"
 )
 """Matches the letters of several choices: `A, B`, `(a) and (b)`, `ABD`."""
 _NO_COMMA = re.compile(r"""['"]\s+['"]""")

@@ -31,22 +31,24 @@ _TOKEN = "|".join(
 )
 _OPENING = (
     r"<\|vision_(start|bos)\|>|<\|begin_of_image\|>|<\|image_start\|>|<fake_token_around_image>"
-    r"|<im_start>|<img>|<image>(?=<)|<\|media_start\|>image<\|media_content\|>"
+    r"|<im_start>|<img>|<\|media_start\|>image<\|media_content\|>"
 )
 _CLOSING = (
     r"<\|vision_(end|eos)\|>|<\|end_of_image\|>|<\|image_end\|>|<fake_token_around_image>"
-    r"|<im_end>|</img>|</image>|<\|media_end\|>"
+    r"|<im_end>|</img>|<\|media_end\|>"
 )
 _MARK = re.compile(
-    rf"\(<image>\./</image>\)|<image>\./</image>"  # MiniCPM-V
-    rf"|({_OPENING})(({_TOKEN}|<unk>|<\|endoftext\|>)+|{_NUMBERED.format('inner')})({_CLOSING})"
+    rf"\(<image>\./</image>\)|<image>(\./|<image>|(<unk>)+)</image>"  # MiniCPM-V, Mantis
+    rf"|({_OPENING})(({_TOKEN}|<\|endoftext\|>)+|{_NUMBERED.format('inner')})({_CLOSING})"
     rf"|(Picture \d+: *)?<img>(?P<path>[^<>]*)</img>"  # Qwen-VL
     rf"|{_NUMBERED.format('number')}"
     rf"|(?!<im_patch>|<img_context>|<\|media_pad\|>)({_TOKEN})|<start_of_image>"
-    rf"|\[IMG\](?![^\[]*\[/IMG\])",  # Pixtral; with an end it is a forum's
+    rf"|\[IMG\](?![^\[]{{0,500}}\[/IMG\])",  # Pixtral; with an end it is a forum's
     re.IGNORECASE,
 )
-_OBJECT_PLACEHOLDER = re.compile(r"<ref-object>|<bbox>(?!.*</bbox>)", re.IGNORECASE | re.DOTALL)
+_OBJECT_PLACEHOLDER = re.compile(
+    r"<ref-object>|<bbox>(?!.{0,500}</bbox>)", re.IGNORECASE | re.DOTALL
+)
 """Matches what ms-swift replaces by a row's `objects`; `<bbox>...</bbox>` holds its own value."""
 _CONTROL_TOKEN = re.compile(
     r"<\|(vision|image|img|video|audio|media|object_ref|box|quad|(begin|end)_of_(image|video))\w*\|>"

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,25 @@ def test_marks_in_the_text_of_image_parts_are_the_places(folder: Path) -> None:
     ]
     record = {"messages": chat(parts), "images": ["cat.png", "dog.png"]}
     assert shown(folder, record) == ["Is", "cat.png", "dog.png", "?"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<image>" * 50_000,
+        "<bbox>" * 50_000 + "</bbox>",
+        "[IMG]" * 50_000 + "[/IMG]",
+        "<fake_token_around_image>" + "<image>" * 50_000,
+        "<im_start><im_patch>" * 50_000,
+        "(<image><unk>" * 50_000,
+    ],
+    ids=lambda text: text[:25],
+)
+def test_long_texts_of_marks_take_no_time(folder: Path, text: str) -> None:
+    path = write(folder, [{"messages": chat(text)}])
+    started = time.perf_counter()
+    only_problem(path)
+    assert time.perf_counter() - started < 5
 
 
 # Spreadsheets

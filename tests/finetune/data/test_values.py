@@ -254,6 +254,7 @@ SHAPES = ["a cat", "a dog", "a rock"]
         (["A", "A", "B"], SHAPES, "a cat"),
         ("BA", SHAPES, "BA"),
         ("TV", SHAPES, "TV"),
+        ("A  " * 60 + "!", SHAPES, "A  " * 60 + "!"),
         ("AB", ["A", "AB", "0"], "AB"),
         ("a cat and a dog", SHAPES, "a cat and a dog"),
         ("2", {"text": SHAPES, "label": ["1", "2", "3"]}, "a dog"),

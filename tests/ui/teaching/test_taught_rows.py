@@ -61,6 +61,23 @@ def test_rows_are_restored_unchanged(taught_rows, picture_store):
     assert taught_rows.rows("bob") == []
 
 
+@pytest.mark.parametrize("mark", ["<image>", "[IMG]", "<|image_1|>", "<img>cat.png</img>"])
+def test_picture_mark_that_a_person_types_is_text(taught_rows, picture_store, mark):
+    taught_rows.add("ann", f"What is {mark}?", f"a {mark}", [picture(picture_store)])
+    (row,) = read_rows(taught_rows.data_file("ann")).rows
+    assert len(row.pictures) == 1
+    assert [turn.text for turn in row.turns] == ["What is <picture>?", "a <picture>"]
+
+
+def test_answer_not_to_be_trained_is_not_imported(taught_rows):
+    messages = [{"role": role, "content": f"{role} {n}"} for n in (1, 2)
+                for role in ("user", "assistant")]  # fmt: skip
+    messages[1]["weight"] = 0
+    data = json.dumps([{"messages": messages}]).encode()
+    assert taught_rows.import_rows("ann", data, "rows.json") == (1, [])
+    assert [row.answer for row in taught_rows.rows("ann")] == ["assistant 2"]
+
+
 def test_second_correction_of_a_turn_replaces_the_first(taught_rows, picture_store):
     taught_rows.add("ann", "What?", "a cat", [picture(picture_store)], turn="t1")
     taught_rows.add("ann", "What?", "a dog", [picture(picture_store)], turn="t1")
