@@ -62,6 +62,27 @@ def test_the_answer_mask_covers_answers_and_their_end_tokens(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_adjacent_texts_of_a_message_are_rendered_as_one(name: str) -> None:
+    """With an end token behind the whole answer, and each answer's span covering it."""
+    processor = family_processor(name)
+    several = Conversation(
+        (
+            Message("system", ("Be ", "brief.")),
+            Message("user", (picture(0), "What is", " this?")),
+            Message("assistant", ("A red", " circle.")),
+            *SAMPLE.messages[3:],
+        )
+    )
+    prompt, whole = (encode(processor, c, answer_next=False) for c in (several, SAMPLE))
+    assert prompt.inputs["input_ids"].tolist() == whole.inputs["input_ids"].tolist()
+    assert prompt.answer_spans == whole.answer_spans
+    assert len(whole.answer_spans) == 2
+    assert sum(end - start for start, end in whole.answer_spans) == whole.answer_mask.sum()
+    last = whole.with_last_answer_only()
+    assert last.answer_mask.nonzero()[:, 0].tolist() == [*range(*whole.answer_spans[1])]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_text_around_the_answers_follows_the_template(name: str) -> None:
     family = FAMILIES[name]
     text = template_text(family_processor(name), SAMPLE, answer_next=False)
