@@ -114,13 +114,17 @@ def with_synonym(qa: QA, scene: Scene, rng: random.Random) -> QA:
         return qa
     word, others = rng.choice(words)
     other = rng.choice(others)
-    before = tuple(replace(q, **_reworded(q, word, other)) for q in qa.before)
-    return replace(qa, **_reworded(qa, word, other), before=before)
+    before = tuple(_reworded(q, word, other) for q in qa.before)
+    return replace(_reworded(qa, word, other), before=before)
 
 
-def _reworded(qa: QA, word: str, other: str) -> dict[str, str]:
-    texts = {"question": qa.question, "short": qa.short, "sentence": qa.sentence}
-    return {field: replace_word(text, word, other) for field, text in texts.items()}
+def _reworded(qa: QA, word: str, other: str) -> QA:
+    return replace(
+        qa,
+        question=replace_word(qa.question, word, other),
+        short=replace_word(qa.short, word, other),
+        sentence=replace_word(qa.sentence, word, other),
+    )
 
 
 def _synonyms(qa: QA, scene: Scene) -> list[tuple[str, tuple[str, ...]]]:
