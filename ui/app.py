@@ -164,6 +164,7 @@ def create_application(
     hosts: Iterable[str] = (),
     root_path: str = "",
     allow_any_model: bool = False,
+    picture_hosts: Iterable[str] = (),
     limits: ImageLimits | None = None,
     train: Callable[..., Any] | None = None,
     device: str = "auto",
@@ -179,6 +180,7 @@ def create_application(
         hosts: Additional host names to answer to.
         root_path: Path under which a proxy serves the page, for example `/vqa`.
         allow_any_model: Whether people may add hub models in the browser.
+        picture_hosts: Hosts from which people may add pictures by address.
         limits: Limits of pictures that people add.
         train: Trains a model; see `ui.teaching.training.TrainingService`.
         device: Where to train, as `finetune.config.FinetuneConfig` takes it.
@@ -199,7 +201,9 @@ def create_application(
     store, picture_store = _open(data_dir, limits)
     hide_folder(data_dir)
     pool = EnginePool(load, choices, default)
-    service = ChatService(store, picture_store, pool, allow_any_model, data_dir / "runs")
+    service = ChatService(
+        store, picture_store, pool, allow_any_model, data_dir / "runs", picture_hosts
+    )
     app = FastAPI(title="Look & Ask", docs_url=None, redoc_url=None, openapi_url=None)
     taught_rows = TaughtRowStore(data_dir / "taught", picture_store)
     training = TrainingService(data_dir, service, taught_rows, train, device)
@@ -211,6 +215,7 @@ def create_application(
         users=users or {},
         larger={
             "/vqa/pictures": max(picture_store.limits.max_bytes, AccessRules.max_body),
+            "/vqa/pdf-pages": max(picture_store.limits.max_bytes, AccessRules.max_body),
             "/vqa/conversations": MAX_IMPORT,
             "/vqa/taught": MAX_IMPORT,
             "/vqa/datasets": MAX_IMPORT,

@@ -63,6 +63,14 @@ def chat(
     allow_any_model: Annotated[
         bool, typer.Option("--allow-any-model", help="Let people add hub models in the browser.")
     ] = False,
+    allow_pictures_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="Let people add pictures by their address on this host, like "
+            "images.example.com; repeat it for more hosts.",
+        ),
+    ] = None,
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Do not open a browser window.")
     ] = False,
@@ -70,11 +78,13 @@ def chat(
     max_megapixels: MaxMegapixels = 50,
 ) -> None:
     """Chat about pictures in the browser."""
+    from vqa_app.pictures.download import allowed_host
     from vqa_app.serving.listener import address_for_others, address_of, is_loopback, listen
 
     model_options.check_names()
     users = _users(auth or [])
     root_path = _path(root_path)
+    picture_hosts = [allowed_host(entry) for entry in allow_pictures_from or []]
     listener = listen(host, port)
     address = address_of(listener, root_path)
     print(f"Chat at {address}  (Ctrl-C stops)", flush=True)
@@ -106,6 +116,7 @@ def chat(
         hosts=allow_host or [],
         root_path=root_path,
         allow_any_model=allow_any_model,
+        picture_hosts=picture_hosts,
         limits=ImageLimits.of(max_file_mb, max_megapixels),
         device=model_options.device,
     )

@@ -35,13 +35,14 @@ def running(
     choices: Callable[[], Iterable[ModelChoice]] | None = None,
     train: Callable[..., Any] | None = None,
     root_path: str = "",
+    picture_hosts: Iterable[str] = (),
 ) -> Iterator[RunningServer]:
     """Serve `engines`, the first of which is the default, until the block ends."""
     listed = [ModelChoice(key, key.title(), "for tests", "Included", key) for key in engines]
     application = create_application(
         data_dir, load or (lambda choice, _: engines[choice.key]), choices or (lambda: listed),
         next(iter(choices())).key if choices else listed[0].key, users=users, train=train,
-        root_path=root_path,
+        root_path=root_path, picture_hosts=picture_hosts,
     )  # fmt: skip
     listener = listen("127.0.0.1", port)
     if preload:

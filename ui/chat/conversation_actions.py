@@ -97,6 +97,7 @@ def initial_state(service: ChatService, owner: str, request: PageRequest) -> Pag
         "models": model_list(service, owner)["models"],
         "settings": _settings(service, owner),
         "examples": examples.first_screen(service, owner),
+        "picture_hosts": sorted(service.picture_hosts),
         **service.conversation_list(owner),
         "view": service.view(owner, conversation),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any, TypeAlias
 
@@ -63,6 +64,8 @@ class _Fields(BaseModel):
     skip: bool | None = None
     kind: str | None = None
     shared: bool | None = None
+    rotate: int | None = None
+    region: list[int] | None = None
 
 
 def user_message(error: BaseException, options: bool = True) -> str:
@@ -108,6 +111,23 @@ def check_fields(request: PageRequest) -> None:
             f"The field {found['loc'][0]!r} of the request is wrong: {found['msg']}.",
             "Reload the page.",
         ) from None
+
+
+def parse_request(data: bytes) -> PageRequest:
+    """Return the JSON object that the page sent, with lone surrogates replaced.
+
+    Raises:
+        UsageError: The data is not a JSON object, or a field of it has another type than expected.
+    """
+    try:
+        text = json.dumps(json.loads(data), ensure_ascii=False, allow_nan=False)
+        request = json.loads(replace_surrogates(text))
+    except (ValueError, RecursionError):
+        request = None
+    if not isinstance(request, dict):
+        raise UsageError("The request is not a JSON object.", "Reload the page.")
+    check_fields(request)
+    return request
 
 
 def require_owner(owner: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +40,14 @@ from ui.storage.owned_pictures import add_owned_picture
 from ui.storage.picture_files import PictureStore
 from vqa_app.engine.protocol import Engine, GenerationOptions, vary
 from vqa_app.errors import ModelError, UsageError
-from vqa_app.pictures.picture import ImageLimits, Picture
+from vqa_app.pictures.documents import is_document, open_document
+from vqa_app.pictures.download import fetch_for_visitor
+from vqa_app.pictures.picture import (
+    STORED_PICTURE_LIMITS,
+    ImageLimits,
+    Picture,
+    digest_of,
+)
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.serving.engine_pool import EnginePool
 
@@ -54,6 +61,7 @@ class ChatService:
         pool: Models.
         allow_any_model: Whether people may add hub models in the browser.
         runs: Folder of the runs, which have owners.
+        picture_hosts: Hosts from which people may add pictures by address.
     """
 
     def __init__(
@@ -63,10 +71,12 @@ class ChatService:
         pool: EnginePool,
         allow_any_model: bool = False,
         runs: Path | None = None,
+        picture_hosts: Iterable[str] = (),
     ) -> None:
         self.store, self.picture_store, self.pool = store, picture_store, pool
         self.runs = runs
         self.allow_any_model = allow_any_model
+        self.picture_hosts = frozenset(picture_hosts)
         self.pending_models: dict[str, str] = {}
         """By owner, the key of the model that they chose and that is still loading."""
         self._running_answers: dict[str, RunningAnswer] = {}
@@ -239,23 +249,66 @@ class ChatService:
         return digests
 
     def add_picture(
-        self, owner: str, data: bytes, name: str, limits: ImageLimits | None = None
+        self,
+        owner: str,
+        data: bytes,
+        name: str,
+        limits: ImageLimits | None = None,
+        page: int | None = None,
     ) -> dict[str, Any]:
         """Store a picture for a later question, and return what the page shows of it.
 
         Args:
             owner: Who adds it.
-            data: The file's content.
+            data: The content of a picture file, a PDF document or an SVG drawing.
             name: Its name.
             limits: Limits other than those of the picture store, for files of our own.
+            page: Page of a PDF, from 1; the first one by default.
 
         Raises:
             ImageError: The picture cannot be read or is too large.
         """
+        source: bytes | Picture = data
+        if is_document(data):
+            source = open_document(
+                data, name, page=page, limits=limits or self.picture_store.limits
+            )
+            name = source.name
         picture = add_owned_picture(
-            self.store, self.picture_store, owner, data, name, limits=limits
+            self.store, self.picture_store, owner, source, name, limits=limits
         )
         return _added_picture_view(picture)
+
+    def add_picture_from(self, owner: str, address: str) -> dict[str, Any]:
+        """Store the picture at a web address of an allowed host.
+
+        Raises:
+            ImageError: The address is not allowed, or there is no picture.
+        """
+        data, name = fetch_for_visitor(
+            address, self.picture_hosts, self.picture_store.limits.max_bytes
+        )
+        return self.add_picture(owner, data, name)
+
+    def add_image(
+        self, owner: str, image: Image.Image, name: str, facts: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Store a picture that was made of others, and return what the page shows of it.
+
+        A picture that the owner has already keeps the metadata that it has.
+        """
+        digest = digest_of(image)
+        name, facts = self.store.picture(owner, digest) or (name, facts)
+        add_owned_picture(
+            self.store,
+            self.picture_store,
+            owner,
+            image,
+            name,
+            limits=STORED_PICTURE_LIMITS,
+            facts=facts,
+        )
+        return picture_view(digest, *(self.store.picture(owner, digest) or (name, facts)))
 
     def add_example(self, owner: str, image: Image.Image, question: str) -> dict[str, Any]:
         """Store a generated picture as if the owner had added it; return it with its question."""

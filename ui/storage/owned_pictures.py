@@ -5,7 +5,8 @@ Owners share the file of identical pictures, and the last one who deletes the pi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -23,6 +24,7 @@ def add_owned_picture(
     *,
     limits: ImageLimits | None = None,
     changes: Sequence[str] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Picture:
     """Store a picture as an owner's.
 
@@ -34,16 +36,17 @@ def add_owned_picture(
         name: What the picture is called.
         limits: See `PictureStore.add`.
         changes: What was changed when the picture was read first; None if that is now.
+        facts: More metadata, for the page.
 
     Raises:
         ImageError: The picture cannot be read or is too large.
     """
     picture = picture_store.add(data, name, limits)
-    facts = {
+    own = {
         "changes": list(picture.changes if changes is None else changes),
         "size": list(picture.image.size),
     }
-    store.add_picture(owner, picture.digest, name, facts)
+    store.add_picture(owner, picture.digest, name, {**own, **(facts or {})})
     # Another owner may have deleted the file before the entry was there, which now protects it.
     picture_store.write(picture)
     return picture

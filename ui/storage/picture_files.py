@@ -53,7 +53,7 @@ class PictureStore:
         """Validate, normalise and store a picture.
 
         Args:
-            data: The bytes of a file, or an image.
+            data: The bytes of a file, an image, or a picture that was opened already.
             name: What the picture is called in messages.
             limits: Instead of the store's own; `STORED_PICTURE_LIMITS` for exported pictures.
 

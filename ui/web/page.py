@@ -26,9 +26,9 @@ from ui.chat.model_picker import pick_model
 from ui.chat.requests import (
     PageRequest,
     PageUpdate,
-    check_fields,
     error_update,
     log_error,
+    parse_request,
     require_owner,
 )
 from ui.chat.service import ChatService
@@ -39,7 +39,6 @@ from ui.teaching.taught_rows import TaughtRowStore
 from ui.teaching.training import TrainingService
 from ui.web.routes import STATIC, missing, problem, read_body
 from vqa_app.errors import UsageError, VqaError
-from vqa_app.prompts.conversation import replace_surrogates
 
 MAX_REQUEST = 2**20
 """Largest request of the page, in bytes; a question has at most 20,000 characters."""
@@ -83,7 +82,7 @@ def page_routes(
             return problem(UsageError("The request is too large.", "Shorten the question."), 413)
         try:
             updates = _updates(
-                partial(handler, require_owner(request.state.owner), _parsed(data)),
+                partial(handler, require_owner(request.state.owner), parse_request(data)),
                 attention_threads if name == "look" else threads,
             )
             first = await anext(updates, b"")
@@ -113,23 +112,6 @@ def request_handlers(
         "train": lambda owner, request: _train(training, owner, request),
         "library": Library(training).handle,
     }
-
-
-def _parsed(data: bytes) -> PageRequest:
-    """Return the JSON object that the page sent, with lone surrogates replaced.
-
-    Raises:
-        UsageError: The data is not a JSON object, or a field of it has another type than expected.
-    """
-    try:
-        text = json.dumps(json.loads(data), ensure_ascii=False, allow_nan=False)
-        request = json.loads(replace_surrogates(text))
-    except (ValueError, RecursionError):
-        request = None
-    if not isinstance(request, dict):
-        raise UsageError("The request is not a JSON object.", "Reload the page.")
-    check_fields(request)
-    return request
 
 
 async def _prepended(first: bytes, updates: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.routing import APIRoute
+from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 from ui import texts
 from ui.chat import export
-from ui.chat.requests import error_update, require_owner
+from ui.chat.picture_edits import edit_picture
+from ui.chat.requests import error_update, parse_request, require_owner
 from ui.chat.service import ChatService
 from ui.storage.picture_files import LARGE, THUMBNAIL
 from ui.teaching.taught_rows import TaughtRowStore
 from ui.teaching.training import TrainingService
 from vqa_app.errors import UsageError, VqaError
+from vqa_app.pictures.documents import is_document, preview_pages
 
 STATIC = Path(__file__).parent.parent / "static"
 SCRIPTS = (
@@ -43,6 +49,12 @@ _KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
 MAX_IMPORT = 200 * 2**20
 """Largest file with conversations or data, in bytes; pictures have limits of their own."""
+MAX_ADDRESS = 8192
+"""Longest web address of a picture, and longest request for an edited picture, in bytes."""
+MAX_DOCUMENTS = 2
+"""Documents that are drawn at once; each may need a core and 1.5 GiB."""
+MAX_DOWNLOADS = 4
+"""Pictures that are downloaded at once; each holds a thread."""
 _IMPORT_LIMIT = f"At most {MAX_IMPORT // 2**20} MB fit."
 
 
@@ -51,6 +63,14 @@ def data_routes(
 ) -> APIRouter:
     """Return the routes for the data of the owners, and for static files."""
     router = APIRouter()
+    documents, downloads = CapacityLimiter(MAX_DOCUMENTS), CapacityLimiter(MAX_DOWNLOADS)
+    picture_limit = service.picture_store.limits.max_bytes
+
+    def too_large(name: str) -> Response:
+        size = f"{picture_limit / 2**20:.3g} MB"
+        return problem(
+            UsageError(f"{name[:80]} is larger than {size}.", "Use a smaller picture."), 413
+        )
 
     @router.get("/healthz")
     def healthz() -> dict[str, str]:
@@ -64,19 +84,50 @@ def data_routes(
         return JSONResponse({"status": phase}, 200 if phase == "ready" else 503)
 
     @router.post("/vqa/pictures")
-    async def add_picture(request: Request, name: str = "picture") -> Response:
-        limit = service.picture_store.limits.max_bytes
-        data = await read_body(request, limit)
+    async def add_picture(
+        request: Request, name: str = "picture", page: int | None = None
+    ) -> Response:
+        data = await read_body(request, picture_limit)
         if data is None:
-            return problem(
-                UsageError(
-                    f"{name[:80]} is larger than {limit / 2**20:.3g} MB.", "Use a smaller picture."
-                ),
-                413,
-            )
+            return too_large(name)
         return await _json_response(
-            lambda: service.add_picture(require_owner(request.state.owner), data, name[:120])
+            lambda: service.add_picture(
+                require_owner(request.state.owner), data, name[:120], page=page
+            ),
+            documents if is_document(data) else None,
         )
+
+    @router.post("/vqa/pictures/{digest}/edits")
+    async def add_edited_picture(request: Request, digest: str) -> Response:
+        data = await read_body(request, MAX_ADDRESS)
+        return await _json_response(
+            lambda: edit_picture(
+                service, require_owner(request.state.owner), digest, parse_request(data or b"")
+            )
+        )
+
+    @router.post("/vqa/picture-address")
+    async def add_picture_from_address(request: Request) -> Response:
+        address = (await read_body(request, MAX_ADDRESS) or b"").decode("utf-8", "replace")
+        return await _json_response(
+            lambda: service.add_picture_from(require_owner(request.state.owner), address),
+            downloads,
+        )
+
+    @router.post("/vqa/pdf-pages")
+    async def pdf_pages(request: Request, name: str = "document", first: int = 1) -> Response:
+        data = await read_body(request, picture_limit)
+        if data is None:
+            return too_large(name)
+
+        def previews() -> dict[str, Any]:
+            require_owner(request.state.owner)
+            limits = service.picture_store.limits
+            found = preview_pages(data, name[:120], first=first, limits=limits)
+            images = [image and _to_data_uri(image) for image in found.images]
+            return {"pages": found.pages, "first": found.first, "images": images}
+
+        return await _json_response(previews, documents)
 
     @router.get("/vqa/pictures/{digest}")
     async def picture(request: Request, digest: str, size: str = "full") -> Response:
@@ -179,12 +230,20 @@ async def _store_file(request: Request, store: Callable[[str, bytes], dict[str, 
     return await _json_response(lambda: store(require_owner(request.state.owner), data))
 
 
-async def _json_response(run: Callable[[], dict[str, Any]]) -> Response:
+async def _json_response(
+    run: Callable[[], dict[str, Any]], limiter: CapacityLimiter | None = None
+) -> Response:
     """Run a function in a thread; return its result as JSON, or its error as the page shows it."""
     try:
-        return JSONResponse(await run_in_threadpool(run))
+        return JSONResponse(await to_thread.run_sync(run, limiter=limiter))
     except Exception as error:
         return problem(error, 400 if isinstance(error, VqaError) else 500)
+
+
+def _to_data_uri(image: Image.Image) -> str:
+    stream = BytesIO()
+    image.save(stream, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 def problem(error: Exception, status: int) -> Response:

@@ -36,6 +36,7 @@ PREVIEW_LONGEST = 240
 PREVIEW_SECONDS = 5.0
 """Time after which a preview ends with the pages it has."""
 
+_SCREENSHOT = "Take a screenshot of it, and add that."
 _WORKER = Path(__file__).with_name("document_worker.py")
 
 
@@ -79,8 +80,11 @@ def open_document(
         width, height = images[0].size
         changes = [f"SVG drawn at {width} × {height} pixels"]
         if left_out := found["left_out"]:
-            kinds = "reference or script" if left_out == 1 else "references or scripts"
-            changes.append(f"{left_out} {kinds} left out")
+            one, more = (
+                "1 reference or script left out",
+                f"{left_out} references or scripts left out",
+            )
+            changes.append(one if left_out == 1 else more)
         return _with_changes(images[0], name, changes, limits)
     number = 1 if page is None else page
     if number < 1:
@@ -153,9 +157,11 @@ def _draw(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise _too_much(name, f"took longer than {SECONDS} seconds") from None
+        raise ImageError(
+            f"{name} took longer than {SECONDS} seconds to draw and was stopped.", _SCREENSHOT
+        ) from None
     if done.returncode:
-        raise _too_much(name, "needs too much memory or time")
+        raise _too_demanding(name)
     line, _, pixels = done.stdout.partition(b"\n")
     found: dict[str, Any] = json.loads(line)
     match found.get("error"):
@@ -164,9 +170,11 @@ def _draw(
                 f"{name} is protected by a password.", "Save a copy without one, and add that."
             )
         case "memory":
-            raise _too_much(name, "needs too much memory")
+            raise _too_demanding(name)
         case "no drawing":
-            raise ImageError(f"{name} is an XML file, but not an SVG drawing.", "Use another file.")
+            raise ImageError(
+                f"{name} is an XML file, but not an SVG drawing.", "Choose another picture."
+            )
         case "damaged":
             raise ImageError(
                 f"{name} is damaged or incomplete.", "Open it in another program and save a copy."
@@ -179,10 +187,8 @@ def _draw(
     return found, images
 
 
-def _too_much(name: str, problem: str) -> ImageError:
-    return ImageError(
-        f"{name} could not be drawn: it {problem}.", "Take a screenshot of it, and add that."
-    )
+def _too_demanding(name: str) -> ImageError:
+    return ImageError(f"Drawing {name} needs too much memory or time.", _SCREENSHOT)
 
 
 def _with_changes(

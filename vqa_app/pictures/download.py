@@ -1,16 +1,22 @@
-"""Download a picture from a web address typed in the shell.
+"""Download a picture from a web address.
 
-Only the shell may use this module. A server must not fetch addresses that its users name, because
-they could reach into the server's own network.
+`fetch_picture` is for the shell alone: a server must not fetch what its visitors name, because they
+could reach into the server's own network. `fetch_for_visitor` is for servers: it fetches from hosts
+that the operator allows, and from public addresses only.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import re
+import socket
 import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from vqa_app.errors import ImageError
+from vqa_app.errors import ImageError, UsageError
 from vqa_app.pictures.picture import ImageLimits, Picture, open_picture
 from vqa_app.proxies import proxy_problem
 from vqa_app.version import __version__
@@ -23,6 +29,9 @@ TIMEOUT = 15.0
 DEADLINE = 60.0
 """Seconds for the whole download."""
 MAX_REDIRECTS = 5
+_PORTS = {"http": 80, "https": 443}
+_HEADERS = {"User-Agent": f"vqa-app/{__version__}", "Accept": "image/*"}
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def is_url(text: str) -> bool:
@@ -56,10 +65,9 @@ def fetch_picture(
         raise ImageError(*problem)
     limits = limits or ImageLimits()
     end = time.monotonic() + deadline
-    headers = {"User-Agent": f"vqa-app/{__version__}", "Accept": "image/*"}
     client = httpx.Client(
         timeout=timeout,
-        headers=headers,
+        headers=_HEADERS,
         follow_redirects=True,
         max_redirects=MAX_REDIRECTS,
         event_hooks={"request": [lambda request: _check_scheme(str(request.url))]},
@@ -72,16 +80,147 @@ def fetch_picture(
     except httpx.TimeoutException as error:
         raise _too_slow(url) from error
     except httpx.TooManyRedirects as error:
-        raise ImageError(
-            f"{_host(url)} redirects more than {MAX_REDIRECTS} times.",
-            "Download the picture in a browser and use the file.",
-        ) from error
+        raise _too_many_redirects(url) from error
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        reason = str(error).rstrip(".") or type(error).__name__
-        raise ImageError(
-            f"Could not reach {_host(url)}: {reason}.", "Check the address and the network."
-        ) from error
+        raise _unreachable(url, error) from error
     return open_picture(data, name=_name(url), limits=limits)
+
+
+def fetch_for_visitor(
+    url: str,
+    hosts: Collection[str],
+    max_bytes: int,
+    *,
+    timeout: float = TIMEOUT,
+    deadline: float = DEADLINE,
+) -> tuple[bytes, str]:
+    """Download a file that a visitor of a server named, from an allowed host.
+
+    Every redirect is checked like the address itself. The host's name is resolved once, and the
+    connection goes to the address that was checked, so that a name cannot change its address in
+    between. Proxies in the environment are not used, because they would resolve the name again.
+
+    Args:
+        url: An http or https address.
+        hosts: The allowed hosts, in lower case; with a port (`host:8080`) only if it is not the
+            scheme's own.
+        max_bytes: Size of the largest file.
+        timeout: Seconds to wait for a response or for more of its data.
+        deadline: Seconds for the whole download.
+
+    Returns:
+        The file's content, and its name.
+
+    Raises:
+        ImageError: The address is not allowed or does not respond, or the file is too large.
+    """
+    import httpx
+
+    end = time.monotonic() + deadline
+    try:
+        with httpx.Client(timeout=timeout, headers=_HEADERS, trust_env=False) as client:
+            for _ in range(1 + MAX_REDIRECTS):
+                target = _allowed(url, hosts)
+                with _connected(client, target, end) as response:
+                    if response.has_redirect_location:
+                        url = str(target.join(response.headers["location"]))
+                        continue
+                    return _read(response, url, max_bytes, end), _name(url)
+    except httpx.TimeoutException as error:
+        raise _too_slow(url) from error
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        raise _unreachable(url, error) from error
+    raise _too_many_redirects(url)
+
+
+def allowed_host(entry: str) -> str:
+    """Return an entry of an operator's list of hosts as `fetch_for_visitor` takes it.
+
+    Raises:
+        UsageError: It is not a host name with an optional port.
+    """
+    host = entry.strip().lower()
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?", host):
+        raise UsageError(f"{entry!r} is not a host name.", "Write it like images.example.com.")
+    return host
+
+
+def _allowed(url: str, hosts: Collection[str]) -> httpx.URL:
+    """Return an address that a visitor named.
+
+    Raises:
+        ImageError: Its scheme, host or port is not allowed.
+    """
+    import httpx
+
+    _check_scheme(url)
+    target = httpx.URL(url.strip())  # its parser decides, since it also connects
+    host = target.raw_host.decode("ascii").lower()
+    if target.port not in (None, _PORTS.get(target.scheme)):
+        host += f":{target.port}"
+    if target.scheme not in _PORTS or target.userinfo or host not in hosts:
+        raise ImageError(
+            f"Pictures from {host} are not allowed here.", "Download the picture and add the file."
+        )
+    return target
+
+
+@contextmanager
+def _connected(client: httpx.Client, target: httpx.URL, end: float) -> Iterator[httpx.Response]:
+    """Send a request to the first public address of a host that can be reached."""
+    import httpx
+
+    host = target.raw_host.decode("ascii")
+    addresses = _public_addresses(host, target.port or _PORTS[target.scheme])
+    for address in addresses:
+        if time.monotonic() > end:
+            raise _too_slow(str(target))
+        request = client.build_request(
+            "GET",
+            target.copy_with(host=address),
+            headers={"Host": target.netloc.decode("ascii")},
+            extensions={"sni_hostname": host},  # which certificate is expected
+        )
+        try:
+            response = client.send(request, stream=True)
+        except httpx.ConnectError:
+            if address == addresses[-1]:
+                raise
+            continue
+        try:
+            yield response
+        finally:
+            response.close()
+        return
+
+
+def _public_addresses(host: str, port: int) -> list[str]:
+    """Return the addresses of a host.
+
+    Raises:
+        ImageError: One of them is not public.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    if not all(is_public(address) for address in addresses):
+        raise ImageError(
+            f"{host} is in a private network.", "Download the picture and add the file."
+        )
+    return addresses
+
+
+def is_public(address: str) -> bool:
+    """Return whether an IP address is reachable for everybody, and so is nothing of our own."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        inner = found.ipv4_mapped or found.sixtofour
+        if found in _NAT64:
+            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+        if found.teredo:
+            return False
+    return found.is_global and not found.is_multicast
 
 
 def _read(response: httpx.Response, url: str, max_bytes: int, end: float) -> bytes:
@@ -113,6 +252,20 @@ def _check_scheme(url: str) -> None:
         )
     if not parts.hostname:
         raise ImageError(f"{url[:80]!r} has no host name.", "Check the address.")
+
+
+def _unreachable(url: str, error: Exception) -> ImageError:
+    reason = str(error).rstrip(".") or type(error).__name__
+    return ImageError(
+        f"Could not reach {_host(url)}: {reason}.", "Check the address and the network."
+    )
+
+
+def _too_many_redirects(url: str) -> ImageError:
+    return ImageError(
+        f"{_host(url)} redirects more than {MAX_REDIRECTS} times.",
+        "Download the picture in a browser and use the file.",
+    )
 
 
 def _too_slow(url: str) -> ImageError:

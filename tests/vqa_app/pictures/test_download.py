@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,8 +13,15 @@ import pytest
 from PIL import Image
 
 from tests.waiting import PATIENCE
-from vqa_app.errors import ImageError
-from vqa_app.pictures.download import fetch_picture, is_url
+from vqa_app.errors import ImageError, UsageError
+from vqa_app.pictures import download
+from vqa_app.pictures.download import (
+    allowed_host,
+    fetch_for_visitor,
+    fetch_picture,
+    is_public,
+    is_url,
+)
 from vqa_app.pictures.picture import ImageLimits
 
 ended = threading.Event()
@@ -53,6 +61,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(b"<!doctype html><html>Sign in</html>")
             case "/moved":
                 self.redirect("/cat.png")
+            case "/to":
+                self.redirect(self.path.partition("?")[2])
+            case "/host":
+                self.answer(self.headers["Host"].encode(), "text/plain")
             case "/to-file":
                 self.redirect("file:///etc/passwd")
             case "/loop":
@@ -157,3 +169,136 @@ def test_addresses_are_told_from_paths_and_questions() -> None:
     assert not is_url("photos/a.png")
     assert not is_url("C:\\photos\\a.png")
     assert not is_url("What is on the mat?")
+
+
+# For visitors of a server
+
+
+@pytest.fixture
+def public(site: str, monkeypatch) -> str:
+    """Make the site's own address count as public, under a host name; return the host."""
+    port = site.rpartition(":")[2]
+    real = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **more: real("127.0.0.1", *rest, **more)
+    )
+    monkeypatch.setattr(download, "is_public", lambda address: address == "127.0.0.1")
+    return f"pictures.example.com:{port}"
+
+
+@pytest.mark.parametrize("path", ["/cat.png", "/moved"])
+def test_a_visitor_gets_a_picture_of_an_allowed_host(public: str, path: str) -> None:
+    assert fetch_for_visitor(f"http://{public}{path}", {public}, 10_000) == (png(), "cat.png")
+
+
+def test_the_host_is_told_its_own_name(public: str) -> None:
+    assert fetch_for_visitor(f"http://{public}/host", {public}, 10_000)[0] == public.encode()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://other.example.com/a.png",
+        "http://{host}@other.example.com/a.png",
+        "http://ann:secret@{host}/cat.png",
+        "http://other.example.com#@{host}/cat.png",
+        "http://pictures.example.com/cat.png",
+        "https://pictures.example.com:8443/cat.png",
+        "http://x.{host}/cat.png",
+        "http://127.0.0.1/cat.png",
+        "file:///etc/passwd",
+        "ftp://{host}/cat.png",
+        "//{host}/cat.png",
+        "cat.png",
+    ],
+)
+def test_a_visitor_gets_nothing_of_other_hosts(public: str, url: str, monkeypatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("looked up"))
+    with pytest.raises(ImageError, match=r"not allowed here|Cannot download"):
+        fetch_for_visitor(url.replace("{host}", public), {public}, 10_000)
+
+
+@pytest.mark.parametrize(
+    "target", ["http://other.example.com/cat.png", "http://127.0.0.1/cat.png", "file:///etc/passwd"]
+)
+def test_redirects_of_an_allowed_host_are_checked(public: str, target: str) -> None:
+    with pytest.raises(ImageError, match=r"not allowed here|Cannot download"):
+        fetch_for_visitor(f"http://{public}/to?{target}", {public}, 10_000)
+
+
+def test_a_visitor_is_not_sent_in_circles(public: str) -> None:
+    with pytest.raises(ImageError, match="redirects more than"):
+        fetch_for_visitor(f"http://{public}/loop", {public}, 10_000)
+
+
+def test_a_visitors_download_is_limited(public: str) -> None:
+    with pytest.raises(ImageError, match="larger than"):
+        fetch_for_visitor(f"http://{public}/endless", {public}, 300_000)
+    with pytest.raises(ImageError, match="in time"):
+        fetch_for_visitor(f"http://{public}/trickle", {public}, 300_000, deadline=0.3)
+    with pytest.raises(ImageError, match="responded with 404"):
+        fetch_for_visitor(f"http://{public}/gone", {public}, 300_000)
+
+
+def test_an_allowed_name_that_leads_into_a_private_network_is_refused(site: str) -> None:
+    host = f"localhost:{site.rpartition(':')[2]}"
+    with pytest.raises(ImageError, match="localhost is in a private network"):
+        fetch_for_visitor(f"http://{host}/cat.png", {host}, 10_000)
+
+
+def test_a_name_that_also_has_a_private_address_is_refused(monkeypatch) -> None:
+    found = [(0, 0, 0, "", (address, 80)) for address in ("93.184.215.14", "10.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with pytest.raises(ImageError, match="private network"):
+        fetch_for_visitor("http://a.example.com/x.png", {"a.example.com"}, 10_000)
+
+
+def test_a_name_that_does_not_exist_is_named(monkeypatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with pytest.raises(ImageError, match=r"Could not reach a\.example\.com: Name or service"):
+        fetch_for_visitor("http://a.example.com/x.png", {"a.example.com"}, 10_000)
+
+
+@pytest.mark.parametrize("address", ["93.184.215.14", "2606:4700::1111", "::ffff:8.8.8.8"])
+def test_addresses_of_the_internet_are_public(address: str) -> None:
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "10.1.2.3",
+        "192.168.0.1",
+        "172.16.0.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "::",
+        "fe80::1%eth0",
+        "fd00::1",
+        "ff02::1",
+        "::ffff:127.0.0.1",
+        "64:ff9b::10.0.0.1",
+        "2002:7f00:1::1",
+    ],
+)
+def test_all_other_addresses_are_not(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("host", ["Images.Example.com", " a.example:8080 ", "localhost"])
+def test_hosts_of_the_operators_list_are_normalised(host: str) -> None:
+    assert allowed_host(host) == host.strip().lower()
+
+
+@pytest.mark.parametrize("host", ["", "https://a.example", "a.example/", "*.example", "a b", "a:x"])
+def test_other_entries_of_the_list_are_refused(host: str) -> None:
+    with pytest.raises(UsageError, match="is not a host name"):
+        allowed_host(host)
