@@ -65,8 +65,9 @@ def _remove_unused(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     oldest = time.time() - _KEPT_SECONDS
     for entry in folder.glob("*"):
-        if entry.stat().st_mtime < oldest:
-            shutil.rmtree(entry, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another command has finished or removed it
+            if entry.stat().st_mtime < oldest:
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 def find_data(
