@@ -22,6 +22,7 @@ from vqa_app.engine.protocol import (
     FinishReason,
     GenerationOptions,
     ModelInfo,
+    PictureInput,
     Status,
     TokenCount,
 )
@@ -64,6 +65,7 @@ class FakeEngine:
         begun: Set when an answer starts; clear it to use it again.
         closed: Whether `close` was called.
         system_prompts: See `ModelInfo`.
+        low_detail: See `ModelInfo`.
         calibrated: See `Answer`.
         finish_reason: Of complete answers, instead of "stop".
     """
@@ -89,7 +91,7 @@ class FakeEngine:
         self.warmed: list[Conversation] = []
         self.begun = threading.Event()
         self.closed = False
-        self.system_prompts, self.calibrated = True, False
+        self.system_prompts, self.calibrated, self.low_detail = True, False, False
         self.finish_reason: FinishReason | None = None
         self._free_words, self._released = 0, threading.Event()
         if hold_after is None:
@@ -112,7 +114,7 @@ class FakeEngine:
         """Return to the state of an engine without arguments, after all questions are answered."""
         self.answer, self.delay, self.attention_maps, self.error = describe, 0.0, True, None
         self.dropped, self.system_prompts, self.finish_reason = 0, True, None
-        self.calibrated, self.dropped_turns = False, ()
+        self.calibrated, self.low_detail, self.dropped_turns = False, False, ()
         self.release()
         for _ in self._worker.stream(lambda cancelled: iter(())):
             pass
@@ -131,6 +133,7 @@ class FakeEngine:
             attention_maps=self.attention_maps,
             defaults=GenerationOptions(max_new_tokens=64, temperature=0.0),
             system_prompts=self.system_prompts,
+            low_detail=self.low_detail,
         )
 
     def stream(
@@ -232,7 +235,8 @@ class FakeEngine:
     def count_tokens(self, conversation: Conversation) -> TokenCount:
         image = IMAGE_TOKENS * len(conversation.pictures)
         words = sum(len(message.text.split()) for message in conversation.messages)
-        return TokenCount(prompt=words + image, image=image)
+        pictures = tuple(PictureInput(IMAGE_TOKENS, 1, 32, 32) for _ in conversation.pictures)
+        return TokenCount(prompt=words + image, image=image, pictures=pictures)
 
     def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
         """Make each choice half as likely as the one before."""

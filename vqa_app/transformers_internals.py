@@ -180,9 +180,14 @@ def _return_prepared(
 
 
 def run_image_processor(
-    processor: Any, images: Sequence[Image]
+    processor: Any, images: Sequence[Image], **options: Any
 ) -> tuple[Mapping[str, Any], Sequence[str]]:
     """Run a processor's image processor on the images of one conversation.
+
+    Args:
+        processor: The processor.
+        images: The images.
+        options: Arguments of the image processor, instead of those that it was saved with.
 
     Returns:
         The image processor's output, and the text that replaces each image's placeholder.
@@ -191,7 +196,8 @@ def run_image_processor(
         tokenizer_init_kwargs=processor.tokenizer.init_kwargs, return_tensors="pt"
     )
     # One nested list, because some processors treat the images of a conversation by their number.
-    inputs, expansions = processor._process_images([list(images)], **merged["images_kwargs"])
+    arguments = {**merged["images_kwargs"], **options}
+    inputs, expansions = processor._process_images([list(images)], **arguments)
     if hasattr(processor, "_prepend_local_ids"):  # MiniCPM-V numbers the images of a conversation
         use_ids = merged.get("use_image_id")
         if processor.default_use_image_id if use_ids is None else use_ids:

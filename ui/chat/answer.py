@@ -18,7 +18,7 @@ from ui.chat.requests import log_error, user_message
 from ui.chat.stream import POLL_SECONDS, answer_facts, turn_state
 from ui.storage.database import State, Store, StoredTurn
 from ui.texts import find_texts
-from vqa_app.engine.protocol import Delta, Engine, GenerationOptions, Status
+from vqa_app.engine.protocol import Answer, Delta, Engine, GenerationOptions, Status
 from vqa_app.prompts.conversation import Conversation
 
 SAVE_SECONDS = 1.0
@@ -36,6 +36,7 @@ class RunningAnswer:
         models: Provides the engine.
         model: Key of the model that answers; None for the default.
         prepare: Returns the conversation and the options, once the engine is loaded.
+        on_answer: Called with the answer when it is complete or stopped.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class RunningAnswer:
         models: OwnerModels,
         model: str | None,
         prepare: Callable[[Engine], tuple[Conversation, GenerationOptions]],
+        on_answer: Callable[[Answer], None],
     ) -> None:
         self.owner, self.conversation, self.turn = owner, conversation, turn
         self._store, self._models, self._model = store, models, model
-        self._prepare = prepare
+        self._prepare, self._on_answer = prepare, on_answer
         self._cancel = threading.Event()
         self._changed = threading.Condition()
         self._state: dict[str, Any] = {"state": "looking"}
@@ -134,6 +136,7 @@ class RunningAnswer:
                     else:
                         text, final_state = event.text, turn_state(event)
                         facts.update(answer_facts(event))
+                        self._on_answer(event)
         except Exception as error:
             final_state, facts["error"] = "failed", user_message(error)
         finally:

@@ -15,6 +15,7 @@ from ui.storage.database import StoredTurn
 from ui.texts import entry, find_texts
 from vqa_app.engine.protocol import AttentionMap, Engine
 from vqa_app.errors import ModelError, UsageError
+from vqa_app.pictures.picture import Picture
 from vqa_app.serving.redact import redact_paths
 
 
@@ -33,9 +34,8 @@ def explain_answer(service: ChatService, owner: str, request: PageRequest) -> di
         raise UsageError("There is no answer to explain.", "Ask again first.")
     settings = service.settings(owner)
     path = service.store.path_to(owner, chat, turn.id)
-    conversation = build_conversation(
-        [*path[:-1], _without_answer(path[-1])], service.picture_store.get
-    )
+    turns = [*path[:-1], _without_answer(path[-1])]
+    digests = [one.digest for one in build_conversation(turns, service.picture_store.get).pictures]
     found: dict[str, Any] = {
         "turn": turn.id,
         "question": turn.question,
@@ -48,13 +48,13 @@ def explain_answer(service: ChatService, owner: str, request: PageRequest) -> di
         "pictures": [],
         "missing": "",
     }
-    if not conversation.pictures:
+    if not digests:
         found["missing"] = entry("look.noPicture")
         return {"looked": found}
     tokens = max(1, int(turn.facts.get("new_tokens", 1)))
     service.engine_for(owner)  # starts to load it
     with service.models(owner).lease(settings.model, timeout=0) as engine:
-        conversation = conversation.with_system(settings.system_for(engine.info))
+        conversation = service.build(turns, settings, engine.info)
         gain = engine.image_gain(conversation, turn.answer) * tokens
         try:
             _add_maps(found, engine.attention_map(conversation, turn.answer))
@@ -63,16 +63,10 @@ def explain_answer(service: ChatService, owner: str, request: PageRequest) -> di
     service.store.add_facts(owner, chat, turn.id, {"gain": round(gain, 3)})
     found["gain"] = round(gain, 3)
     found["level"] = image_gain_level(gain)
+    maps = found["pictures"] or [{}] * len(digests)
     found["pictures"] = [
-        {"digest": picture.digest, "number": number, **entry}
-        for number, (picture, entry) in enumerate(
-            zip(
-                conversation.pictures,
-                found["pictures"] or [{}] * len(conversation.pictures),
-                strict=True,
-            ),
-            1,
-        )
+        {"digest": digest, "number": number, **shown}
+        for number, (digest, shown) in enumerate(zip(digests, maps, strict=True), 1)
     ]
     return {"looked": found, "view": service.view(owner, chat)}
 
@@ -129,16 +123,17 @@ def describe_picture(service: ChatService, owner: str, request: PageRequest) -> 
     found = picture_view(digest, name, facts) | {"tokens": None, "shown": []}
     if engine is not None:
         label = service.models(owner).find(service.settings(owner).model).label
-        found.update(model=label, **_model_view(service, engine, digest))
+        picture = service.picture_store.get(digest)
+        shown = service.settings(owner).shown(picture, engine.info)
+        found.update(model=label, **_model_view(engine, shown))
     return {"saw": found}
 
 
-def _model_view(service: ChatService, engine: Engine, digest: str) -> dict[str, Any]:
+def _model_view(engine: Engine, picture: Picture) -> dict[str, Any]:
     from io import BytesIO
 
     from vqa_app.prompts.conversation import Conversation
 
-    picture = service.picture_store.get(digest)
     count = engine.count_tokens(Conversation.ask("?", [picture]))
     shown = []
     view = getattr(engine, "model_view", None)

@@ -33,7 +33,6 @@ def compare_models(
     question = parse_question(request.get("question"), len(pictures))
     settings = service.settings(owner)
     style = SHORT_STYLE if settings.style == "short" else ""
-    conversation = Conversation.ask(question + style, pictures)
     models = service.models(owner)
     sides: list[Side] = [
         {"label": models.find(key).label, "state": "waiting", "html": ""} for key in keys
@@ -49,7 +48,9 @@ def compare_models(
             yield {"compared": sides}
             with models.lease(key) as engine, service.cancel_event(owner) as cancel:
                 options = settings.options(engine.info.defaults)
-                asked = conversation.with_system(settings.system_for(engine.info))
+                shown = [settings.shown(picture, engine.info) for picture in pictures]
+                system = settings.system_for(engine.info)
+                asked = Conversation.ask(question + style, shown, system)
                 for news in stream_text(engine, asked, options, cancel):
                     if news is None:
                         yield None

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ui.chat import examples
+from ui.chat.estimate import estimate_question
 from ui.chat.model_picker import model_list
 from ui.chat.requests import PageRequest, PageUpdate, conversation_id
 from ui.chat.service import ChatService
@@ -73,6 +74,8 @@ def handle_action(service: ChatService, owner: str, request: PageRequest) -> Pag
         case "settings":
             service.save_settings(owner, _changes(request))
             return {"settings": _settings(service, owner)}
+        case "estimate":
+            return estimate_question(service, owner, request)
         case "scene":
             return {"scene": examples.add_scene(service, owner)}
         case other:
@@ -82,7 +85,7 @@ def handle_action(service: ChatService, owner: str, request: PageRequest) -> Pag
 
 def _changes(request: PageRequest) -> dict[str, Any]:
     """Return the settings that a request changes. Only `pick_model` changes the model."""
-    names = ("system", "temperature", "top_p", "max_new_tokens", "seed", "style")
+    names = ("system", "temperature", "top_p", "max_new_tokens", "seed", "style", "detail")
     return {name: request[name] for name in names if name in request}
 
 
@@ -115,4 +118,5 @@ def _settings(service: ChatService, owner: str) -> dict[str, Any]:
         if defaults
         else {},
         "system_prompts": engine.info.system_prompts if engine else None,
+        "low_detail": engine.info.low_detail if engine else None,
     }

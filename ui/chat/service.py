@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from ui.chat.requests import (
     text_list,
 )
 from ui.chat.settings import ChatSettings
+from ui.chat.speeds import AnswerSpeeds
 from ui.chat.views import (
     build_conversation,
     conversation_view,
@@ -38,7 +39,7 @@ from ui.chat.views import (
 from ui.storage.database import Store, StoredTurn
 from ui.storage.owned_pictures import add_owned_picture
 from ui.storage.picture_files import PictureStore
-from vqa_app.engine.protocol import Engine, GenerationOptions, vary
+from vqa_app.engine.protocol import Engine, GenerationOptions, ModelInfo, vary
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.pictures.documents import is_document, open_document
 from vqa_app.pictures.download import fetch_for_visitor
@@ -79,6 +80,7 @@ class ChatService:
         self.picture_hosts = frozenset(picture_hosts)
         self.pending_models: dict[str, str] = {}
         """By owner, the key of the model that they chose and that is still loading."""
+        self.speeds = AnswerSpeeds()
         self._running_answers: dict[str, RunningAnswer] = {}
         """By turn."""
         self._cancel_events: dict[threading.Event, str] = {}
@@ -123,10 +125,7 @@ class ChatService:
             if number := len(self._earlier_answers(owner, conversation, turn, settings)):
                 chosen = replace(options, temperature=settings.temperature)
                 options = vary(chosen, engine.info.defaults, number)
-            return (
-                build_conversation(path, self.picture_store.get, settings.system_for(engine.info)),
-                options,
-            )
+            return self.build(path, settings, engine.info), options
 
         with self._opening:  # two tabs cannot ask in one conversation at the same time
             turn, conversation = self._add_turn(owner, request, settings)
@@ -138,17 +137,49 @@ class ChatService:
                 models=self.models(owner),
                 model=settings.model,
                 prepare=prepare,
+                on_answer=lambda given: self.speeds.add(settings.model or self.pool.default, given),
             )
             with self._lock:
                 self._running_answers[turn.id] = answer
         answer.start(lambda: self._remove_answer(turn.id))
         return answer
 
+    def build(
+        self, turns: Sequence[StoredTurn], settings: ChatSettings, model: ModelInfo
+    ) -> Conversation:
+        """Return the conversation that a model reads, with what suits it of the settings."""
+
+        def picture(digest: str) -> Picture:
+            return settings.shown(self.picture_store.get(digest), model)
+
+        return build_conversation(turns, picture, settings.system_for(model))
+
+    def draft(
+        self, owner: str, request: PageRequest, question: str, model: ModelInfo
+    ) -> tuple[list[StoredTurn], Conversation]:
+        """Return the turns before a question that is being written, and the conversation with it.
+
+        Raises:
+            UsageError: A picture or turn is not the owner's.
+        """
+        pictures = self.requested_pictures(owner, request)
+        conversation = conversation_id(request)
+        turns: list[StoredTurn] = []
+        if conversation is not None and request.get("replaces"):
+            replaced = self.store.turn(owner, conversation, str(request["replaces"]))
+            turns = self.store.path_to(owner, conversation, replaced.parent)
+        elif conversation is not None:
+            turns = self.store.path(owner, conversation)
+        settings = self.settings(owner)
+        style = {"style": settings.style} if question else {}
+        draft = StoredTurn("", None, question, tuple(pictures), "", "answering", style)
+        return turns, self.build([*turns, draft], settings, model)
+
     def _earlier_answers(
         self, owner: str, conversation: str, turn: StoredTurn, settings: ChatSettings
     ) -> list[StoredTurn]:
         """Return the complete answers that the same model gave to the same question."""
-        model = self.pool.find(settings.model).label
+        model = self.models(owner).find(settings.model).label
         return [
             other
             for other in same_questions(self.store.turns(owner, conversation), turn)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from vqa_app.engine.protocol import GenerationOptions, ModelInfo
 from vqa_app.errors import UsageError
+from vqa_app.pictures.picture import Picture, at_low_detail
 
 LONGEST_ANSWER = 2048
 """Limit of `max_new_tokens`."""
@@ -31,6 +32,8 @@ class ChatSettings:
     max_new_tokens: int | None = None
     seed: int | None = None
     style: Literal["sentence", "short"] = "sentence"
+    detail: Literal["standard", "low"] = "standard"
+    """Of pictures, where the model has a choice."""
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ChatSettings:
@@ -61,6 +64,8 @@ class ChatSettings:
             raise UsageError("The seed is too large.", f"Give one below {_MAX_SEED:,}.")
         if settings.style not in ("sentence", "short"):
             raise UsageError("The style is neither sentence nor short.", "Choose one of them.")
+        if settings.detail not in ("standard", "low"):
+            raise UsageError("The detail is neither standard nor low.", "Choose one of them.")
         if not isinstance(settings.system, str) or len(settings.system) > LONGEST_SYSTEM:
             raise UsageError(
                 "The system prompt is too long.", f"At most {LONGEST_SYSTEM:,} characters fit."
@@ -75,6 +80,10 @@ class ChatSettings:
     def system_for(self, model: ModelInfo) -> str:
         """Return the system prompt for a model: none for one that cannot follow it."""
         return self.system if model.system_prompts else ""
+
+    def shown(self, picture: Picture, model: ModelInfo) -> Picture:
+        """Return a picture in the detail for a model: low only where it has the choice."""
+        return at_low_detail(picture) if self.detail == "low" and model.low_detail else picture
 
     def options(self, defaults: GenerationOptions) -> GenerationOptions:
         """Return generation options: these settings, and otherwise a model's defaults."""

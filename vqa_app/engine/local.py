@@ -27,6 +27,7 @@ from vqa_app.engine.protocol import (
     FinishReason,
     GenerationOptions,
     ModelInfo,
+    PictureInput,
     Status,
     TokenCount,
 )
@@ -37,6 +38,7 @@ from vqa_app.engine.scoring import image_gain, score
 from vqa_app.engine.worker import Cancelled, Worker
 from vqa_app.errors import ContextOverflowError, ModelError, UsageError
 from vqa_app.prompts.conversation import Conversation, Message
+from vqa_app.prompts.image_inputs import has_low_detail, resolution
 from vqa_app.prompts.prompt import Prompt, count_text_tokens, encode, end_token_ids
 
 if TYPE_CHECKING:
@@ -155,6 +157,7 @@ class LocalEngine:
             attention_maps=loaded.capabilities.maps_attention,
             defaults=default_options(model),
             system_prompts=loaded.system_prompts,
+            low_detail=has_low_detail(processor),
         )
         self._worker = Worker(context=torch.inference_mode, on_idle=release_threads)
         release_threads()  # loading used this thread's pool; from now on only the worker's is used
@@ -205,7 +208,12 @@ class LocalEngine:
         prompt = encode(
             self._runtime.processor, conversation, answer_next=conversation.awaits_answer
         )
-        return TokenCount(len(prompt), prompt.image_tokens)
+        shown = [resolution(self._runtime.processor, picture) for picture in prompt.pictures]
+        pictures = tuple(
+            PictureInput(end - start, *(size or (1, 0, 0)))
+            for (start, end), size in zip(prompt.image_spans, shown, strict=True)
+        )
+        return TokenCount(len(prompt), prompt.image_tokens, pictures)
 
     def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
         """See `Engine.score`."""

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from vqa_app.pictures.picture import Picture
+from vqa_app.prompts.image_inputs import process_images
 
 MAX_TILES = 16
 """Number of tiles shown for models that split a picture."""
@@ -19,7 +20,7 @@ def model_view(processor: Any, picture: Picture) -> list[Image.Image]:
     Empty if the processor's output is no longer an image (Qwen-VL uses flat patches).
     """
     image_processor = processor.image_processor
-    output = image_processor(images=[picture.image], return_tensors="np")
+    output = process_images(processor, (picture,)).inputs
     pixels = np.asarray(output["pixel_values"], dtype=np.float32)
     if pixels.ndim < 4 or pixels.shape[-3] != 3:
         return []

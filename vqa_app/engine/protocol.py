@@ -151,12 +151,26 @@ Event: TypeAlias = "Status | Delta | Answer"
 
 
 @dataclass(frozen=True)
+class PictureInput:
+    """What a model gets of a picture."""
+
+    tokens: int
+    images: int
+    """1, or the number of tiles that it is split into."""
+    width: int
+    """Of each of them, in pixels; 0 if unknown."""
+    height: int
+
+
+@dataclass(frozen=True)
 class TokenCount:
     """Length of a prompt, in tokens."""
 
     prompt: int
     """All tokens, image tokens included."""
     image: int
+    pictures: tuple[PictureInput, ...] = ()
+    """The pictures of the conversation, in their order."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +191,9 @@ class ModelInfo:
     """Whether `Engine.attention_map` supports this architecture."""
     defaults: GenerationOptions = field(default_factory=GenerationOptions)
     """The values of the model's generation config."""
+    low_detail: bool = False
+    """Whether pictures take fewer tokens after `at_low_detail`: the model splits them into tiles,
+    or takes them in their own size."""
     system_prompts: bool = True
     """Whether the model can follow a system prompt. One that was never trained with any, like the
     built-in model, is only confused by it."""

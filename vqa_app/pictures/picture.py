@@ -12,7 +12,7 @@ import binascii
 import hashlib
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -119,6 +119,8 @@ class Picture:
     """File name, for messages."""
     changes: tuple[str, ...] = ()
     """Descriptions of what normalisation changed, such as "rotated 90° by EXIF"."""
+    low_detail: bool = False
+    """Whether a model spends as few tokens on it as it can; see `at_low_detail`."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Picture) and self.digest == other.digest
@@ -173,6 +175,21 @@ def open_picture(
 def blank_like(picture: Picture) -> Picture:
     """Return a uniform grey picture of the same size, a baseline without visual information."""
     return _picture(Image.new("RGB", picture.image.size, (127, 127, 127)), f"blank {picture.name}")
+
+
+LOW_DETAIL_SIDE = 512
+"""Longer side of a picture at low detail, in pixels."""
+
+
+def at_low_detail(picture: Picture) -> Picture:
+    """Return a smaller copy, on which a model that has a choice spends few tokens.
+
+    It has an identity of its own, because models process it in another way.
+    """
+    image = picture.image.copy()
+    image.thumbnail((LOW_DETAIL_SIDE, LOW_DETAIL_SIDE), Image.Resampling.LANCZOS)
+    digest = hashlib.sha256(f"low detail {picture.digest}".encode()).hexdigest()
+    return replace(picture, image=image, digest=digest, low_detail=True)
 
 
 def digest_of(image: Image.Image) -> str:

@@ -7,10 +7,13 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+from PIL import Image
+
 from vqa_app.errors import ModelError
-from vqa_app.pictures.picture import Picture
+from vqa_app.pictures.picture import Picture, at_low_detail, open_picture
 from vqa_app.prompts.chat_template import image_token
 
 _CACHED_OUTPUTS = 8
@@ -20,6 +23,12 @@ _NOT_FOR_MODEL = frozenset(
     {"rows", "cols", "num_patches", "num_tiles", "num_crops", "num_image_tokens", "original_sizes"}
 )
 """Values that image processors return for their processor rather than for the model."""
+
+
+_FEW_TOKENS = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")
+"""Options of image processors that split a picture into tiles of full resolution, besides the whole
+picture. They are off at low detail. Other models take tokens by the size of a picture."""
+_LARGE_PICTURE = (1024, 768)
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,37 @@ def process_images(processor: Any, pictures: tuple[Picture, ...]) -> ImageInputs
     return found
 
 
+def has_low_detail(processor: Any) -> bool:
+    """Return whether a large picture takes fewer tokens at low detail."""
+    large = open_picture(Image.new("RGB", _LARGE_PICTURE, (127, 127, 127)))
+    try:
+        lengths = [
+            len(process_images(processor, (shown,)).expansions[0])
+            for shown in (large, at_low_detail(large))
+        ]
+    except ModelError:  # of an architecture that is not supported
+        return False
+    return lengths[1] < lengths[0]
+
+
+def resolution(processor: Any, picture: Picture) -> tuple[int, int, int] | None:
+    """Return number, width and height of the images that a model gets of a picture, in pixels.
+
+    Several are tiles, often with the whole picture in a lower resolution among them. None if the
+    processor's output does not tell.
+    """
+    inputs = process_images(processor, (picture,)).inputs
+    patch = getattr(processor.image_processor, "patch_size", None)
+    grid = inputs.get("image_grid_thw")
+    if grid is not None and isinstance(patch, int):  # Qwen-VL, in patches
+        _, rows, columns = (int(value) for value in grid[0])
+        return 1, columns * patch, rows * patch
+    shape = tuple(getattr(inputs.get("pixel_values"), "shape", ()))
+    if len(shape) < 4 or shape[-3] != 3:
+        return None
+    return prod(shape[:-3]), shape[-1], shape[-2]
+
+
 def _process(processor: Any, pictures: tuple[Picture, ...]) -> ImageInputs:
     from vqa_app.transformers_internals import run_image_processor
 
@@ -79,7 +119,9 @@ def _process(processor: Any, pictures: tuple[Picture, ...]) -> ImageInputs:
             expansion = processor.boi_token * (processor.num_image_tokens + 1) + processor.eoi_token
             expansions = [expansion] * len(images)
         else:
-            inputs, expansions = run_image_processor(processor, images)
+            options = _FEW_TOKENS if all(picture.low_detail for picture in pictures) else ()
+            own = {name for name in options if getattr(processor.image_processor, name, False)}
+            inputs, expansions = run_image_processor(processor, images, **dict.fromkeys(own, False))
     except (ValueError, ZeroDivisionError, RuntimeError) as error:
         names = ", ".join(picture.name for picture in pictures)
         raise ModelError(

@@ -15,6 +15,7 @@ from PIL import Image
 from tests.fake_engine import FakeEngine
 from tests.ui.harness import ChatHarness, choice, in_english, make_downloading_pool
 from tests.waiting import PATIENCE, until
+from ui.chat.attention_view import explain_answer
 from ui.chat.comparison import compare_models
 from ui.chat.conversation_actions import handle_action
 from ui.chat.examples import knowledge
@@ -643,6 +644,72 @@ def test_what_a_run_knows_depends_on_its_base(tmp_path):
     (run / "manifest.json").write_text("{")
     assert knowledge(replace(choice("run"), source=str(run))) == "general"
     assert knowledge(replace(choice("a"), source="builtin", adapter="mine")) == "trained"
+
+
+def test_a_question_is_estimated_before_it_is_asked(make_harness):
+    engine = FakeEngine(context_length=100)
+    harness = make_harness(engine)
+    red = harness.picture()
+    request = {"do": "estimate", "question": "What is it?", "pictures": [red]}
+    handle_action(harness.service, "ann", {"do": "hello"})  # loads the model
+    until(lambda: harness.pool.get_loaded(None))
+    found = handle_action(harness.service, "ann", request)["estimate"]
+    assert (found["tokens"], found["image"], found["limit"]) == (19, 16, 100)
+    assert (found["fits"], found["seconds"]) == (True, None)
+    assert in_english(found["text"]) == "19 tokens, 16 for pictures."
+    (picture,) = found["pictures"]
+    assert picture == {
+        "digest": red, "tokens": 16, "images": 1, "size": [32, 32], "note": None,
+    }  # fmt: skip
+    engine.delay = 0.05
+    _, view = harness.ask("What is it?", pictures=[red])
+    request = {"do": "estimate", "question": "Is it " + "very " * 80 + "red?"}
+    again = handle_action(
+        harness.service, "ann", {**request, "conversation": view["conversation"]}
+    )["estimate"]
+    assert again["seconds"] > 0
+    assert again["fits"] is False
+    assert "first word" in in_english(again["text"])
+    assert again["pictures"] == []
+
+
+def test_nothing_is_estimated_while_the_model_loads(make_harness, monkeypatch):
+    harness = make_harness()
+    monkeypatch.setattr(harness.service, "engine_for", lambda owner: None)
+    request = {"do": "estimate", "question": "What is it?"}
+    assert handle_action(harness.service, "ann", request) == {"estimate": None}
+
+
+def test_a_picture_that_the_model_gets_shrunk_is_named(make_harness):
+    harness = make_harness()
+    big = harness.picture_store.add(Image.new("RGB", (640, 480)), "big.png")
+    harness.store.add_picture("ann", big.digest, "big.png", {"changes": []})
+    harness.ask("Anything?")
+    request = {"do": "estimate", "question": "?", "pictures": [big.digest]}
+    (shown,) = handle_action(harness.service, "ann", request)["estimate"]["pictures"]
+    note = in_english(shown["note"])
+    assert note.startswith("The model gets big.png in 32 × 32 pixels; it has 640 × 480.")
+
+
+def test_low_detail_is_for_models_that_have_the_choice(make_harness):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    red = harness.picture()
+    harness.service.save_settings("ann", {"detail": "low"})
+    _, view = harness.ask("One?", pictures=[red])
+    settings = handle_action(harness.service, "ann", {"do": "settings"})["settings"]
+    assert (settings["detail"], settings["low_detail"]) == ("low", False)
+    engine.low_detail = True
+    harness.ask("Two?", conversation=view["conversation"])
+    request = {"models": ["first", "first"], "question": "A?", "pictures": [red]}
+    list(compare_models(harness.service, "ann", request))
+    flags = [asked.pictures[0].low_detail for asked, _ in engine.asked]
+    assert flags == [False, True, True, True]
+    look = {"conversation": view["conversation"], "turn": view["turns"][0]["id"]}
+    looked = explain_answer(harness.service, "ann", look)["looked"]
+    assert [picture["digest"] for picture in looked["pictures"]] == [red]
+    with pytest.raises(UsageError, match="detail"):
+        harness.service.save_settings("ann", {"detail": "high"})
 
 
 def test_a_refused_request_leaves_no_empty_chat(make_harness):
