@@ -27,7 +27,6 @@ from ui.teaching.training import TrainingService
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import UsageError
 from vqa_app.pictures.picture import ImageLimits
-from vqa_app.proxies import without_proxies
 from vqa_app.serving.engine_pool import EnginePool, LoadProgress, ModelChoice
 from vqa_app.serving.guard import AccessRules, Guard
 from vqa_app.serving.listener import serve
@@ -96,10 +95,7 @@ def exit_process() -> NoReturn:
 
 def _mount(app: FastAPI, service: ChatService, root_path: str) -> None:
     """Add the endpoint for programs to the application, without any of Gradio's extras."""
-    with without_proxies():  # Gradio makes clients when it is imported, which we do not need
-        from gradio import mount_gradio_app
-
-        from ui.web.gradio_endpoint import endpoint
+    from ui.web.gradio_endpoint import endpoint, mount_gradio_app
 
     mount_gradio_app(
         app,

@@ -12,9 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
-from gradio.components.multimodal_textbox import MultimodalData
-from gradio.utils import get_upload_folder
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,6 +23,13 @@ from ui.chat.stream import stream_text
 from vqa_app.errors import UsageError
 from vqa_app.pictures.picture import open_picture
 from vqa_app.prompts.conversation import Conversation
+from vqa_app.proxies import without_proxies
+
+with without_proxies():  # Gradio makes HTTP clients when it is imported, which we do not need
+    import gradio as gr
+    from gradio import mount_gradio_app as mount_gradio_app
+    from gradio.components.multimodal_textbox import MultimodalData
+    from gradio.utils import get_upload_folder
 
 log = logging.getLogger(__name__)
 
