@@ -90,7 +90,7 @@ def varied(
         skills = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=4)
         added = [overview(context), *(skill(context) for skill in skills)]
         asked += [replace(qa, about=(), counts=()) for qa in added if qa is not None]
-    else:
+    elif scene.room not in ("icons", "photos"):  # these name everything themselves
         asked = [_as_overview(qa, rng, split) for qa in asked]
     asked = [with_synonym(qa, scene, rng) if rng.random() < SYNONYM_SHARE else qa for qa in asked]
     return [polite(qa, rng, split) if rng.random() < POLITE_SHARE else qa for qa in asked]

@@ -35,8 +35,7 @@ _SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
             "What should I ask?",
             "~What do you know how to do?",
         ),
-        "I answer questions about pictures of shapes and drawings:"
-        " colours, numbers, places, words.",
+        "I answer questions about pictures: shapes, things, colours, numbers, places, words.",
     ),
     (
         (
@@ -47,7 +46,7 @@ _SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
             "Are you human?",
             "~Tell me who you are.",
         ),
-        "I am a small vision and language model that was trained on drawn pictures.",
+        "I am a small vision and language model.",
     ),
     (
         (
@@ -94,7 +93,7 @@ _SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
             "Can you recognise people?",
             "~What do you not know?",
         ),
-        "I only know drawn pictures; photographs and questions about the world are beyond me.",
+        "I am small: photographs often mislead me, and questions about the world are beyond me.",
     ),
     (
         (
