@@ -24,10 +24,10 @@ def main() -> None:
         "--pictures", type=int, default=800_000, help="training pictures of the encoder"
     )
     parser.add_argument(
-        "--language-steps", type=int, default=30_000, help="steps on symbolic pictures"
+        "--language-steps", type=int, default=8_000, help="steps on symbolic pictures"
     )
     parser.add_argument(
-        "--alignment-steps", type=int, default=30_000, help="steps on the encoder's features"
+        "--alignment-steps", type=int, default=8_000, help="steps on the encoder's features"
     )
     parser.add_argument(
         "--processes", type=int, help="processes in the language stages; two on a CPU by default"

@@ -11,13 +11,14 @@ import torch
 
 from finetune.pretrain.world import ROOMS, Item, Scene
 from finetune.pretrain.world.drawing.paint import COLOURS
+from finetune.pretrain.world.rooms.charts.plots import PLOTS
 from finetune.pretrain.world.rooms.icons.store import icon_concepts
 from finetune.pretrain.world.rooms.photos.store import photo_classes
 from finetune.pretrain.world.rooms.shapes.wide import WIDE_KINDS
 from finetune.pretrain.world.scene import Box
 
 # Each room has a block of classes of its own, so that rooms can grow without moving others.
-# "wide shapes" continues the kinds of "shapes".
+# "wide shapes" continues the kinds of "shapes"; "plots" has those of "charts".
 BLOCKS = {"shapes": 1, "things": 40, "writing": 160, "digits": 200, "charts": 240, "outside": 280}
 FIRST_ICON_CLASS = 300
 FIRST_PHOTO_CLASS = FIRST_ICON_CLASS + len(icon_concepts())
@@ -29,6 +30,7 @@ KIND_INDEX: dict[tuple[str, str], int] = {
         for k, kind in enumerate(room.kinds)
     },
     **{("wide shapes", kind): BLOCKS["shapes"] + k for k, kind in enumerate(WIDE_KINDS)},
+    **{("plots", kind): BLOCKS["charts"] + k for k, kind in enumerate(PLOTS.kinds)},
     **{("icons", c.name): FIRST_ICON_CLASS + k for k, c in enumerate(icon_concepts())},
     # Backwards, because a name that occurs twice means the first class.
     **{

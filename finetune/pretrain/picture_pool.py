@@ -32,11 +32,12 @@ ROOM_WEIGHTS = {
     "writing": 3.0,
     "digits": 2.0,
     "charts": 3.0,
+    "plots": 2.0,
     "outside": 0.4,
     "icons": 12.0,
 }
 """How often each room is drawn; photographs have a share of their own."""
-LEAST_READABLE = {"wide shapes": 24, "icons": 48, "things": 64, "digits": 72}
+LEAST_READABLE = {"wide shapes": 24, "icons": 48, "things": 64, "digits": 72, "plots": 256}
 """The fewest pixels of the longer side after degradation; rooms with text keep 128."""
 
 

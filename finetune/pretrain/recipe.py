@@ -41,6 +41,7 @@ ROOM_WEIGHTS = {
     "writing": 3.0,
     "digits": 2.0,
     "charts": 3.0,
+    "plots": 1.5,
     "outside": 0.6,
     "icons": 6.0,
     "photos": 6.0,
@@ -62,8 +63,8 @@ class Plan:
     """The folder of packed icons."""
     pictures: int = 800_000
     """Training pictures of the towers."""
-    language_steps: int = 30_000
-    alignment_steps: int = 30_000
+    language_steps: int = 8_000
+    alignment_steps: int = 8_000
     seed: int = 0
     tiny: bool = False
     device: str = "cpu"

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from finetune.pretrain.world import ROOMS
+from finetune.pretrain.world.rooms.charts.plots import PLOTS
 from finetune.pretrain.world.rooms.icons.room import Icons
 from finetune.pretrain.world.rooms.icons.store import IconStore
 from finetune.pretrain.world.rooms.photos.room import Photos
@@ -28,6 +29,7 @@ def open_rooms(photos: Path | None, icons: Path | None) -> tuple[dict[str, Room]
     store = PhotoStore.open(photos) if photos else None
     rooms: dict[str, Room] = {name: room for name, room in ROOMS.items() if name != "shapes"}
     rooms["wide shapes"] = WideShapes(store)
+    rooms["plots"] = PLOTS
     missing = []
     if icons:
         rooms["icons"] = Icons(IconStore.open(icons), store)
