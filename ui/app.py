@@ -164,6 +164,8 @@ def create_application(
     limits: ImageLimits | None = None,
     train: Callable[..., Any] | None = None,
     device: str = "auto",
+    dtype: str = "auto",
+    may_delete_models: Callable[[str], bool] = lambda owner: False,
 ) -> Application:
     """Build the application, without loading a model.
 
@@ -179,7 +181,11 @@ def create_application(
         picture_hosts: Hosts from which people may add pictures by address.
         limits: Limits of pictures that people add.
         train: Trains a model; see `ui.teaching.training.TrainingService`.
-        device: Where to train, as `finetune.config.FinetuneConfig` takes it.
+        device: Where to train, as `finetune.config.FinetuneConfig` takes it, and where `load`
+            loads models.
+        dtype: The precision in which `load` loads models.
+        may_delete_models: Tells of an owner whether they may delete downloaded models, which are
+            everyone's.
 
     Raises:
         UsageError: The folder cannot be used.
@@ -198,7 +204,15 @@ def create_application(
     hide_folder(data_dir)
     pool = EnginePool(load, choices, default)
     service = ChatService(
-        store, picture_store, pool, allow_any_model, data_dir / "runs", picture_hosts
+        store,
+        picture_store,
+        pool,
+        allow_any_model,
+        data_dir / "runs",
+        picture_hosts,
+        may_delete_models=may_delete_models,
+        device=device,
+        dtype=dtype,
     )
     app = FastAPI(title="Look & Ask", docs_url=None, redoc_url=None, openapi_url=None)
     taught_rows = TaughtRowStore(data_dir / "taught", picture_store)

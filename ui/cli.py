@@ -71,6 +71,14 @@ def chat(
             "images.example.com; repeat it for more hosts.",
         ),
     ] = None,
+    operator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER",
+            help="User of --auth who may delete downloaded models in the browser. Without --auth, "
+            "--allow-host and --root-path, whoever uses the page on this machine may.",
+        ),
+    ] = None,
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Do not open a browser window.")
     ] = False,
@@ -85,6 +93,9 @@ def chat(
     users = _users(auth or [])
     root_path = _path(root_path)
     picture_hosts = [allowed_host(entry) for entry in allow_pictures_from or []]
+    if operator is not None and operator not in users:
+        raise UsageError(f"--operator {operator} is not a user of --auth.", "Name one of them.")
+    alone = is_loopback(host) and not (users or root_path or allow_host)
     listener = listen(host, port)
     address = address_of(listener, root_path)
     print(f"Chat at {address}  (Ctrl-C stops)", flush=True)
@@ -119,6 +130,8 @@ def chat(
         picture_hosts=picture_hosts,
         limits=ImageLimits.of(max_file_mb, max_megapixels),
         device=model_options.device,
+        dtype=model_options.dtype,
+        may_delete_models=lambda owner: alone or owner == f"user:{operator}",
     )
     lock = _lock(folder)
     application.service.pool.start_loading()

@@ -680,8 +680,8 @@ def test_options_reach_the_model_and_the_picture_limits(tmp_path, monkeypatch):
 
     given, created = [], []
 
-    def load(*arguments):
-        given.append(arguments)
+    def load(*arguments, offline):
+        given.append((*arguments, offline))
         raise ModelError("enough")
 
     def serve(application, listener):
@@ -697,7 +697,7 @@ def test_options_reach_the_model_and_the_picture_limits(tmp_path, monkeypatch):
     words += f" --offline --max-file-mb 40 --max-megapixels 60 --data-dir {tmp_path}"
     arguments = [*words.split(), "--no-browser", "--port", "0"]
     assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
-    assert given == ["offline", ("a/b", "c/d", "cpu", "float32", "4bit", "e")]
+    assert given == ["offline", ("a/b", "c/d", "cpu", "float32", "4bit", "e", False)]
     assert created == [ImageLimits(40 * 2**20, 60_000_000), "cpu"]
 
 

@@ -6,6 +6,7 @@ reload, or another. Only Stop, deleting the conversation, and the end of the ser
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
@@ -16,9 +17,11 @@ from ui.chat.markdown import partial_html
 from ui.chat.owner_models import OwnerModels
 from ui.chat.requests import log_error, user_message
 from ui.chat.stream import POLL_SECONDS, answer_facts, turn_state
+from ui.chat.unknown_pictures import is_unknown_picture
 from ui.storage.database import State, Store, StoredTurn
 from ui.texts import find_texts
 from vqa_app.engine.protocol import Answer, Delta, Engine, GenerationOptions, Status
+from vqa_app.errors import UsageError
 from vqa_app.prompts.conversation import Conversation
 
 SAVE_SECONDS = 1.0
@@ -37,6 +40,8 @@ class RunningAnswer:
         model: Key of the model that answers; None for the default.
         prepare: Returns the conversation and the options, once the engine is loaded.
         on_answer: Called with the answer when it is complete or stopped.
+        download: Whether missing files of the model may be fetched. Stopping the answer then stops
+            the download, too.
     """
 
     def __init__(
@@ -50,10 +55,11 @@ class RunningAnswer:
         model: str | None,
         prepare: Callable[[Engine], tuple[Conversation, GenerationOptions]],
         on_answer: Callable[[Answer], None],
+        download: bool = False,
     ) -> None:
         self.owner, self.conversation, self.turn = owner, conversation, turn
         self._store, self._models, self._model = store, models, model
-        self._prepare, self._on_answer = prepare, on_answer
+        self._prepare, self._on_answer, self._download = prepare, on_answer, download
         self._cancel = threading.Event()
         self._changed = threading.Condition()
         self._state: dict[str, Any] = {"state": "looking"}
@@ -98,6 +104,11 @@ class RunningAnswer:
                 live["html"] = partial_html(text)
             yield {"live": live}
 
+    def _cancel_download(self) -> None:
+        if self._download:
+            with contextlib.suppress(UsageError):  # somebody else waits for this model
+                self._models.cancel_loading(self._model)
+
     def _publish(self, text: str | None = None, **state: Any) -> None:
         """Set what followers see."""
         with self._changed:
@@ -113,12 +124,16 @@ class RunningAnswer:
         final_state: State = "stopped"
         saved = time.monotonic()
         try:
-            for status in self._models.load_with_status(self._model, self._cancel):
+            for status in self._models.load_with_status(
+                self._model, self._cancel, download=self._download
+            ):
                 message = find_texts(status.message)
                 self._publish(state="loading", message=message, share=status.share)
             if self._cancel.is_set():
+                self._cancel_download()
                 return
-            facts["model"] = self._models.find(self._model).label  # the engine's name may be a path
+            choice = self._models.find(self._model)
+            facts["model"] = choice.label  # the engine's name may be a path
             with self._models.lease(self._model) as engine:
                 facts["context"] = engine.info.context_length
                 conversation, options = self._prepare(engine)
@@ -136,6 +151,8 @@ class RunningAnswer:
                     else:
                         text, final_state = event.text, turn_state(event)
                         facts.update(answer_facts(event))
+                        if conversation.pictures and is_unknown_picture(choice, event):
+                            facts["unknown_picture"] = True
                         self._on_answer(event)
         except Exception as error:
             final_state, facts["error"] = "failed", user_message(error)

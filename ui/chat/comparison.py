@@ -22,6 +22,9 @@ def compare_models(
 ) -> Iterator[PageUpdate | None]:
     """Ask two models the same question and stream their answers, one after the other.
 
+    Models of the hub that are not on this machine are downloaded only with `download`, which says
+    that a person has confirmed it.
+
     Yields:
         `compared`: A `Side` for each model. None after a moment without news.
     """
@@ -39,7 +42,9 @@ def compare_models(
     ]
     with service.cancel_event(owner) as stop:
         for key, side in zip(keys, sides, strict=True):
-            for status in models.load_with_status(key, stop):
+            for status in models.load_with_status(
+                key, stop, download=request.get("download") is True
+            ):
                 side.update(state="loading", message=find_texts(status.message))
                 yield {"compared": sides}
             if stop.is_set():

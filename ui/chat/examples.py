@@ -86,7 +86,11 @@ def first_screen(service: ChatService, owner: str) -> dict[str, Any]:
             raise
         log_error(error)
         shown = []
-    return {"cards": shown, "about": entry(ABOUT[knows], model=choice.label)}
+    return {
+        "cards": shown,
+        "about": entry(ABOUT[knows], model=choice.label),
+        "only_drawings": knows == "drawings",
+    }
 
 
 def _choice(service: ChatService, owner: str) -> ModelChoice:

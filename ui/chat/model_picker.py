@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ui.chat.examples import first_screen
+from ui.chat.model_downloads import requested_model
 from ui.texts import find_texts
 from vqa_app.errors import ModelError, VqaError
 from vqa_app.serving.engine_pool import ModelChoice, ModelStatus
-from vqa_app.serving.model_choices import choice_from_hub_id
+from vqa_app.serving.model_choices import DOWNLOADED
 
 if TYPE_CHECKING:
     from ui.chat.owner_models import OwnerModels
@@ -90,6 +91,7 @@ def _models(service: ChatService, owner: str, status: ModelStatus) -> dict[str, 
                 "group": find_texts(choice.group),
                 "here": choice.here,
                 "shared": _sharing(models, owner, choice),
+                "downloaded": choice.group == DOWNLOADED,
             }
             for choice in choices
         ],
@@ -110,23 +112,19 @@ def pick_model(
     """Load another model, which answers the owner from then on; yield the status while it loads.
 
     The current model stays in use until then, and if loading fails. Of several choices, the last
-    one counts.
+    one counts. A model of the hub that is not on this machine is downloaded only if `download` is
+    true: then a person has confirmed it.
 
     Raises:
         ModelError: The model is not available, or could not be loaded.
         UsageError: `named` is not a hub id.
     """
-    key = str(request.get("model") or service.pool.default)
+    choice = requested_model(service, owner, request)
     if request.get("named"):
-        if not service.allow_any_model:
-            raise ModelError(
-                "Models cannot be added by id here.", "Start with --allow-any-model to allow it."
-            )
-        choice = choice_from_hub_id(str(request["named"]).strip())
         service.pool.add_choice(choice)
-        key = choice.key
-    statuses = service.models(owner).load_with_status(key)
-    service.pending_models[owner] = key
+    download = request.get("download") is True
+    statuses = service.models(owner).load_with_status(choice.key, download=download)
+    service.pending_models[owner] = choice.key
     for _ in statuses:
         yield model_list(service, owner)
     yield model_list(service, owner)

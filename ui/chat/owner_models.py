@@ -72,19 +72,24 @@ class OwnerModels:
         """Return the engine of a model, or None if it is not loaded; raises as `find` does."""
         return self._pool.get_loaded(self.find(key).key)
 
-    def start_loading(self, key: str | None = None) -> None:
+    def start_loading(self, key: str | None = None, *, download: bool = False) -> None:
         """See `EnginePool.start_loading`; raises as `find` does."""
-        self._pool.start_loading(self.find(key).key, self._owner)
+        self._pool.start_loading(self.find(key).key, self._owner, download=download)
 
     def cancel_loading(self, key: str | None) -> None:
         """See `EnginePool.cancel_loading`; raises as `find` does."""
         self._pool.cancel_loading(self.find(key).key, self._owner)
 
     def load_with_status(
-        self, key: str | None = None, cancel: threading.Event | None = None
+        self,
+        key: str | None = None,
+        cancel: threading.Event | None = None,
+        *,
+        download: bool = False,
     ) -> Iterator[ModelStatus]:
         """See `EnginePool.load_with_status`; raises as `find` does."""
-        return self._pool.load_with_status(self.find(key).key, self._owner, cancel)
+        key = self.find(key).key
+        return self._pool.load_with_status(key, self._owner, cancel, download=download)
 
     def lease(
         self, key: str | None = None, timeout: float | None = None

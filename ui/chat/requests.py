@@ -50,6 +50,9 @@ class _Fields(BaseModel):
     replaces: str | None = None
     again: str | None = None
     follow: bool | None = None
+    keep: bool | None = None
+    download: bool | None = None
+    others: bool | None = None
     model: str | None = None
     models: list[str] | None = None
     named: str | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from ui.chat.answer import RunningAnswer
+from ui.chat.model_picker import model_list
 from ui.chat.owner_models import OwnerModels
 from ui.chat.requests import (
     PageRequest,
@@ -50,7 +51,7 @@ from vqa_app.pictures.picture import (
     digest_of,
 )
 from vqa_app.prompts.conversation import Conversation
-from vqa_app.serving.engine_pool import EnginePool
+from vqa_app.serving.engine_pool import EnginePool, ModelChoice
 
 
 class ChatService:
@@ -63,6 +64,9 @@ class ChatService:
         allow_any_model: Whether people may add hub models in the browser.
         runs: Folder of the runs, which have owners.
         picture_hosts: Hosts from which people may add pictures by address.
+        may_delete_models: Tells of an owner whether they may delete downloaded models.
+        device: Where models are loaded, as `vqa_app.checkpoints.loader.load_model` takes it.
+        dtype: Their precision, likewise.
     """
 
     def __init__(
@@ -73,11 +77,18 @@ class ChatService:
         allow_any_model: bool = False,
         runs: Path | None = None,
         picture_hosts: Iterable[str] = (),
+        *,
+        may_delete_models: Callable[[str], bool] = lambda owner: False,
+        device: str = "auto",
+        dtype: str = "auto",
     ) -> None:
         self.store, self.picture_store, self.pool = store, picture_store, pool
         self.runs = runs
-        self.allow_any_model = allow_any_model
+        self.allow_any_model, self.may_delete_models = allow_any_model, may_delete_models
         self.picture_hosts = frozenset(picture_hosts)
+        self.device, self.dtype = device, dtype
+        self.trained_model: Callable[[], ModelChoice | None] = lambda: None
+        """Returns the model that is being trained, if any; set by the training service."""
         self.pending_models: dict[str, str] = {}
         """By owner, the key of the model that they chose and that is still loading."""
         self.speeds = AnswerSpeeds()
@@ -97,6 +108,10 @@ class ChatService:
         None for a new one. With `follow`, nothing is asked: the answer in progress is shown. The
         answer continues when nobody follows it any more.
 
+        `model` (a key) answers this question in place of the owner's model, and with `keep` those
+        that follow, too. It is downloaded if necessary only with `download`, which says that a
+        person has confirmed it.
+
         Yields:
             `view` when turns change, `live` while the answer grows, `gone` with the conversation's
             id if it was deleted in the meantime; None after a moment without news.
@@ -108,9 +123,13 @@ class ChatService:
             answer = self._start_answer(owner, request)
             conversation = answer.conversation
         yield {"view": self.view(owner, conversation), **self.conversation_list(owner)}
+        if request.get("keep"):  # the model of this answer becomes the owner's once it is loaded
+            yield model_list(self, owner)
         if answer is None:
             return
         yield from answer.follow()
+        if request.get("keep"):
+            yield model_list(self, owner)
         if self.store.owns(owner, conversation):
             yield {"view": self.view(owner, conversation), **self.conversation_list(owner)}
         else:
@@ -118,6 +137,10 @@ class ChatService:
 
     def _start_answer(self, owner: str, request: PageRequest) -> RunningAnswer:
         settings = self.settings(owner)
+        download = request.get("download") is True
+        if request.get("model"):
+            key = self.models(owner).find(str(request["model"])).key
+            settings = replace(settings, model=key)
 
         def prepare(engine: Engine) -> tuple[Conversation, GenerationOptions]:
             path = self.store.path_to(owner, conversation, turn.id)
@@ -129,6 +152,9 @@ class ChatService:
 
         with self._opening:  # two tabs cannot ask in one conversation at the same time
             turn, conversation = self._add_turn(owner, request, settings)
+            if request.get("keep"):  # loading first, because nobody waits for an absent model
+                self.models(owner).start_loading(settings.model, download=download)
+                self.pending_models[owner] = settings.model or self.pool.default
             answer = RunningAnswer(
                 owner,
                 conversation,
@@ -138,6 +164,7 @@ class ChatService:
                 model=settings.model,
                 prepare=prepare,
                 on_answer=lambda given: self.speeds.add(settings.model or self.pool.default, given),
+                download=download,
             )
             with self._lock:
                 self._running_answers[turn.id] = answer

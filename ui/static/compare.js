@@ -81,9 +81,16 @@
     $("compare-form").onsubmit = (event) => {
       event.preventDefault();
       if (!question.value.trim() && !picture) return vqa.toast(t("compare.empty"), "error");
-      models = [left.value, right.value];
-      busy(true);
-      vqa.send("compare", { models, question: question.value, pictures: picture ? [picture.digest] : [] });
+      const [first, second] = [left, right].map((box) => choices.find((choice) => choice.key === box.value));
+      const missing = [...new Set([first, second])].filter((choice) => !choice.here);
+      const go = () => {
+        if (missing.length) return vqa.withModel(missing.shift(), (fields) => (download ||= Boolean(fields.download), go()));
+        models = [first.key, second.key];
+        busy(true);
+        vqa.send("compare", { models, question: question.value, pictures: picture ? [picture.digest] : [], download });
+      };
+      let download = false;
+      go();
     };
     busy(running);
     show();

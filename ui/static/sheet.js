@@ -23,11 +23,11 @@
     return sheet;
   };
 
-  /** Asks for confirmation before something is deleted. */
-  vqa.confirm = (title, what, onConfirm) => {
+  /** Asks for confirmation before something is deleted, for good unless `final` is false. */
+  vqa.confirm = (title, what, onConfirm, final = true) => {
     const sheet = vqa.sheet(title,
       what ? el("p.confirm", {}, what) : null,
-      el("p.note", {}, t("confirm.final")),
+      final ? el("p.note", {}, t("confirm.final")) : null,
       el("div.actions", {},
         el("button.chip.keep", { onclick: () => sheet.close() }, t("confirm.keep")),
         el("button.primary.danger", { onclick: () => (sheet.close(), vqa.focusView(), onConfirm()) }, t("page.delete"))));

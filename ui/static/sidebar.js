@@ -215,7 +215,7 @@
         { role: "option", "aria-selected": String(choice.key === picked),
           onclick: () => {
             closeModels();
-            if (choice.key !== picked) vqa.send("pick", { model: choice.key });
+            if (choice.key !== picked) vqa.withModel(choice, (fields) => vqa.send("pick", fields));
           } },
         el("span", {}, choice.label), el("small", {}, choice.shared === "by others" ? t("models.byOthers") : vqa.message(choice.detail)));
     const groups = vqa.modelGroups(choices).map(([group, members]) =>
@@ -224,12 +224,18 @@
     const focused = $("models").contains(document.activeElement);
     $("models").replaceChildren(el("div", { role: "listbox", "aria-label": t("models.label") }, ...groups));
     if (focused) $("models").querySelector("[aria-selected=true]")?.focus();
+    if (choices.some((choice) => choice.downloaded)) {
+      $("models").append(el("button.quiet", { onclick: () => {
+        closeModels();
+        vqa.showInstalled();
+      } }, t("installed.title")));
+    }
     if (!any) return;
     const box = el("input", { "aria-label": t("models.hubId"), placeholder: t("models.hubExample") });
     $("models").append(el("form.named", { onsubmit: (event) => {
       event.preventDefault();
       closeModels();
-      vqa.send("pick", { named: box.value });
+      vqa.withModel({ named: box.value }, (fields) => vqa.send("pick", fields));
     } }, box));
   }
 
@@ -268,15 +274,18 @@
   // -- the empty screen ----------------------------------------------------------------------------
 
   let about = "";
+  let onlyDrawings = false; // whether the model does not know photographs
   /** Shows what the model knows, or why it did not load. */
   function drawAbout() {
     const { phase, message } = vqa.state.models || {};
     $("about").textContent = phase === "failed" ? vqa.message([...message, { key: "models.pickAnother" }]) : about;
+    $("photographs").hidden = phase === "failed" || !onlyDrawings;
   }
   vqa.on("models", drawAbout);
 
-  vqa.on("examples", ({ cards, about: text }) => {
+  vqa.on("examples", ({ cards, about: text, only_drawings: only }) => {
     about = vqa.message(text);
+    onlyDrawings = only;
     drawAbout();
     const card = (example) =>
       el("button.card",

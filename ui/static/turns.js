@@ -183,6 +183,7 @@
       parts.push(
         button("copy", t("chat.copyAnswer"), () => copy(turn.answer)),
         button("again", t("chat.again"), () => vqa.ask({ again: turn.id }, turn)),
+        button("two", t("download.another"), () => vqa.askOther(turn)),
         button("good", t("chat.right"), () => vqa.emit("judge", { turn, verdict: "right" }),
           { "aria-pressed": turn.verdict === "right" ? "true" : "false" }),
         button("bad", t("chat.wrong"), () => vqa.emit("judge", { turn, verdict: "wrong" }),
@@ -192,6 +193,10 @@
         el("button.chip.look", { onclick: () => vqa.emit("look", turn), title: t("look.title") },
           icon("eye"), t("look.title")),
       );
+      if (facts.unknown_picture) {
+        parts.push(el("button.chip.photographs", { onclick: () => vqa.askAboutPhotograph(turn) },
+          icon("camera"), t("download.photographs")));
+      }
       if (facts.looked) {
         parts.push(el(`span.badge.${facts.looked}`, {}, t(vqa.GAINS[facts.looked])));
       }

@@ -24,7 +24,7 @@ from vqa_app.errors import DataError, ImageError, ModelError, UsageError, VqaErr
 from vqa_app.files import replace_directory, unfinished_directory
 from vqa_app.numeric import checked_float
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS
-from vqa_app.serving.model_choices import quantization
+from vqa_app.serving.model_choices import check_downloaded, hub_name, quantization
 
 if TYPE_CHECKING:
     from finetune.config import Stage
@@ -70,6 +70,7 @@ class TrainingService:
         for name, owner, private in self.job_store.owners():
             # Runs of earlier versions stood in everybody's list.
             service.store.add_possession("run", name, owner, name, shared=not private)
+        service.trained_model = lambda: self.job.base if self.job and self.job.running else None
 
     # -- data --------------------------------------------------------------------------------------
 
@@ -325,6 +326,8 @@ class TrainingService:
             job.phase = "drawing"
         settings = config_overrides(paths, job.base, choices, rehearsal, job.name)
         job.phase = "loading"
+        if needed := hub_name(job.base):
+            check_downloaded(needed)
         if settings.get("eval_data"):
             job.curve = "train.curveTaught"
         config = FinetuneConfig(

@@ -22,6 +22,7 @@ from ui import texts
 from ui.chat import attention_view
 from ui.chat.comparison import compare_models
 from ui.chat.conversation_actions import handle_action
+from ui.chat.model_downloads import handle_models
 from ui.chat.model_picker import pick_model
 from ui.chat.requests import (
     PageRequest,
@@ -104,6 +105,7 @@ def request_handlers(
     return {
         "ask": service.ask,
         "pick": lambda owner, request: pick_model(service, owner, request),
+        "models": lambda owner, request: handle_models(service, owner, request),
         "compare": lambda owner, request: compare_models(service, owner, request),
         "act": lambda owner, request: handle_action(service, owner, request),
         "warm": Warmup(service).start,

@@ -36,6 +36,7 @@ SCRIPTS = (
     "composer",
     "sidebar",
     "sheet",
+    "models",
     "drawing",
     "settings",
     "teach",

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeAlias
 
 from vqa_app.devices import is_out_of_memory
@@ -46,6 +46,8 @@ class ModelChoice:
     revision: str | None = None
     here: bool = True
     """Whether the weights are on this machine."""
+    download: bool = False
+    """Whether missing files of a hub model may be fetched, because a person has confirmed it."""
 
 
 class LoadProgress(Protocol):
@@ -152,12 +154,15 @@ class EnginePool:
                 return choice
         raise ModelError("This model is not available here.", "Choose one from the list.")
 
-    def start_loading(self, key: str | None = None, requester: str = "") -> None:
+    def start_loading(
+        self, key: str | None = None, requester: str = "", *, download: bool = False
+    ) -> None:
         """Start to load a model, unless it is already loaded or loading.
 
         Args:
             key: Key of the model; None for the default.
             requester: Owner who asked for the model; "" for the server itself.
+            download: See `ModelChoice`.
 
         Raises:
             ModelError: There is no such choice.
@@ -168,7 +173,11 @@ class EnginePool:
             if self._closed or (slot and slot.phase in ("loading", "ready")):
                 return
             slot = self._slots[choice.key] = _Slot(
-                choice, requester, "loading", "Loading …", used=time.time()
+                replace(choice, download=download),
+                requester,
+                "loading",
+                "Loading …",
+                used=time.time(),
             )
         threading.Thread(
             target=self._run, args=(slot,), name=f"load-{choice.key}", daemon=True
@@ -179,6 +188,8 @@ class EnginePool:
         key: str | None = None,
         requester: str = "",
         cancel: threading.Event | None = None,
+        *,
+        download: bool = False,
     ) -> Iterator[ModelStatus]:
         """Start to load a model; return an iterator over its status until it is loaded.
 
@@ -189,11 +200,12 @@ class EnginePool:
             key: Key of the model; None for the default.
             requester: Owner who asked for the model; "" for the server itself.
             cancel: Event that ends the wait.
+            download: See `ModelChoice`.
 
         Raises:
             ModelError: There is no such choice; from the iterator: the model could not be loaded.
         """
-        self.start_loading(key, requester)
+        self.start_loading(key, requester, download=download)
         return self._statuses(key, cancel)
 
     def _statuses(self, key: str | None, cancel: threading.Event | None) -> Iterator[ModelStatus]:

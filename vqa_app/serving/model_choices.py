@@ -17,12 +17,14 @@ from pathlib import Path
 
 from vqa_app.checkpoints.manifest import is_finished
 from vqa_app.engine.protocol import Engine
-from vqa_app.errors import UsageError
+from vqa_app.errors import ModelError, UsageError, VqaError
 from vqa_app.serving.engine_pool import LoadProgress, ModelChoice
 from vqa_app.serving.redact import hide_folder
 
 DOWNLOADED, TO_DOWNLOAD = "Downloaded", "To download"
 _CATALOGUE_SECONDS = 60
+_RUN = "run-"
+"""Start of the keys of training runs."""
 BUILTIN = ModelChoice("builtin", "Built-in", "small, included", "Included", "builtin")
 
 
@@ -57,7 +59,7 @@ def available_choices(start: ModelChoice, runs: Path) -> Iterator[ModelChoice]:
             run for run in runs.iterdir() if is_finished(run) and not run.name.startswith(".")
         ]
         for run in sorted(finished, key=lambda run: run.stat().st_mtime, reverse=True):
-            key = "run-" + hashlib.sha256(run.name.encode()).hexdigest()[:12]
+            key = _RUN + hashlib.sha256(run.name.encode()).hexdigest()[:12]
             yield ModelChoice(key, run.name, "trained here", "Trained here", str(run))
     yield from _catalogue()
 
@@ -76,6 +78,11 @@ def _catalogue_at(_: int) -> list[ModelChoice]:
 
     found = [_hub_choice(entry.name, entry.size, is_cached(entry.name)) for entry in CATALOGUE]
     return sorted(found, key=lambda choice: not choice.here)
+
+
+def forget_downloaded() -> None:
+    """Look up again which models are downloaded, because one was added or deleted."""
+    _catalogue_at.cache_clear()
 
 
 def _hub_choice(name: str, detail: str, here: bool = False) -> ModelChoice:
@@ -106,6 +113,50 @@ def quantization(choice: ModelChoice) -> str | None:
     return choice.quantize or quantization_of(Path(choice.source))
 
 
+def hub_name(choice: ModelChoice) -> str | None:
+    """Return the hub id of the files that a choice needs, or None if it needs none.
+
+    For the model of the command line it is None: naming it there has allowed its download.
+    """
+    if choice.group in (DOWNLOADED, TO_DOWNLOAD):
+        return choice.source
+    return _hub_base(choice.source) if choice.key.startswith(_RUN) else None
+
+
+def _hub_base(run: str, most: int = 10) -> str | None:
+    """Return the hub id of the model that a run adapts, through up to `most` earlier runs."""
+    from vqa_app.checkpoints.manifest import read_manifest
+    from vqa_app.checkpoints.source import find_local
+
+    for _ in range(most):
+        try:
+            source = find_local(run)
+            manifest = read_manifest(source.directory) if source else None
+        except VqaError:
+            return None
+        if source is None:
+            return run
+        if manifest is None or manifest.whole_model:
+            return None
+        run = manifest.base.name
+    return None
+
+
+def check_downloaded(name: str) -> None:
+    """Check that a hub model can be loaded without a download.
+
+    Raises:
+        ModelError: Its files are missing.
+    """
+    from vqa_app.checkpoints.catalogue import is_cached
+
+    if not is_cached(name):
+        raise ModelError(
+            f"{name} is not downloaded.",
+            "Choose it in the list of models; its size is shown before anything is downloaded.",
+        )
+
+
 def load_engine(
     choice: ModelChoice, progress: LoadProgress, *, device: str = "auto", dtype: str = "auto"
 ) -> Engine:
@@ -118,18 +169,28 @@ def load_engine(
         dtype: See `vqa_app.checkpoints.loader.load_model`.
 
     Raises:
-        ModelError: The model cannot be loaded.
+        ModelError: The model cannot be loaded, or would have to be downloaded first.
     """
-    if choice.group in (DOWNLOADED, TO_DOWNLOAD):  # its files may have been deleted since
+    needed = hub_name(choice)
+    if needed is not None and choice.download:
         from vqa_app.serving.downloads import download_model
 
-        download_model(choice.source, progress)
+        download_model(needed, progress)
+        forget_downloaded()
+    elif needed is not None:
+        check_downloaded(needed)
     progress("Reading the weights …")
     from vqa_app.checkpoints.loader import load_model
     from vqa_app.engine.local import LocalEngine
 
     loaded = load_model(
-        choice.source, choice.adapter, device, dtype, quantization(choice), choice.revision
+        choice.source,
+        choice.adapter,
+        device,
+        dtype,
+        quantization(choice),
+        choice.revision,
+        offline=needed is not None,
     )
     progress("Starting the engine …")
     return LocalEngine(loaded)

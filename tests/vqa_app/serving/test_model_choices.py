@@ -36,13 +36,13 @@ def test_keys_do_not_reveal_paths(tmp_path):
 def test_downloaded_models_are_listed_first(tmp_path, monkeypatch):
     names = [entry.name for entry in catalogue.CATALOGUE]
     monkeypatch.setattr(catalogue, "is_cached", lambda name: name == names[-1])
-    model_choices._catalogue_at.cache_clear()
+    model_choices.forget_downloaded()
     found = [
         c
         for c in model_choices.available_choices(model_choices.BUILTIN, tmp_path)
         if c.source in names
     ]
-    model_choices._catalogue_at.cache_clear()
+    model_choices.forget_downloaded()
     assert [(choice.group, choice.here) for choice in found] == [
         ("Downloaded", True), *[("To download", False)] * (len(names) - 1)
     ]  # fmt: skip
@@ -87,10 +87,47 @@ def test_a_download_can_be_cancelled(hub):
         download_model("owner/name", stop)
 
 
+def listed(name, **changes):
+    return ModelChoice("hub-1", "Name", "", model_choices.TO_DOWNLOAD, name, here=False, **changes)
+
+
+def test_a_hub_model_is_never_downloaded_without_a_confirmation(hub):
+    with pytest.raises(ModelError, match=r"owner/name is not downloaded\.\nChoose it in the list"):
+        model_choices.load_engine(listed("owner/name"), lambda *_: None)
+    assert not hub.requests
+
+
+def test_a_confirmed_hub_model_is_downloaded_then_loaded_from_the_cache(hub, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(
+        "vqa_app.checkpoints.loader.load_model",
+        lambda name, *_, offline: loaded.append((name, offline)),
+    )
+    monkeypatch.setattr("vqa_app.engine.local.LocalEngine", lambda loaded: None)
+    model_choices.load_engine(listed("owner/name", download=True), lambda *_: None)
+    assert loaded == [("owner/name", True)]
+    assert "model.safetensors" in hub.downloads
+    requests = len(hub.requests)
+    model_choices.load_engine(listed("owner/name"), lambda *_: None)
+    assert loaded == [("owner/name", True)] * 2
+    assert len(hub.requests) == requests, "the second time, the cache has it"
+
+
+def test_the_base_of_a_run_is_not_downloaded_without_a_confirmation(hub, tmp_path):
+    for name, base in (("first", "owner/name"), ("second", str(tmp_path / "first"))):
+        (tmp_path / name).mkdir()
+        write_manifest(tmp_path / name, Manifest("lora", Base(base, "f"), "p"))
+    run = ModelChoice("run-1", "Run", "", "Trained here", str(tmp_path / "second"))
+    assert model_choices.hub_name(run) == "owner/name"
+    with pytest.raises(ModelError, match="owner/name is not downloaded"):
+        model_choices.load_engine(run, lambda *_: None)
+    assert not hub.requests
+
+
 def test_a_run_trained_in_4_bits_is_loaded_in_4_bits(tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr(
-        "vqa_app.checkpoints.loader.load_model", lambda *values: given.append(values)
+        "vqa_app.checkpoints.loader.load_model", lambda *values, **_: given.append(values)
     )
     monkeypatch.setattr("vqa_app.engine.local.LocalEngine", lambda loaded: None)
     for kind in ("lora", "qlora"):
