@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -445,14 +446,16 @@ def test_bad_rows_stop_the_run_unless_allowed(options: dict, data: Path, tmp_pat
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_rows(
-    options: dict, data: Path, tmp_path: Path
+    options: dict, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changed = options | {
-        "lr": 1e30,
-        "projector_lr": 1e30,
-        "max_grad_norm": 0.0,
-        "eval_fraction": 0.0,
-    }
+    forward, calls = Objective.forward, itertools.count(1)
+
+    def overflow(self: Objective, **inputs: Any) -> dict[str, torch.Tensor]:
+        loss = forward(self, **inputs)["loss"]
+        return {"loss": loss * float("inf") if next(calls) > 3 else loss}
+
+    monkeypatch.setattr(Objective, "forward", overflow)
+    changed = options | {"eval_fraction": 0.0}
     run = tmp_path / "run"
     with pytest.raises(DataError, match=r"not finite at step \d") as stopped:
         train(FinetuneConfig(**{**changed, "save_every": 1.0}, out=str(run)))

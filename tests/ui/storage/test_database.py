@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from finetune.data.rows import PictureSource
+from tests.ui.harness import in_english
 from ui.chat.export import from_json, to_json
 from ui.chat.views import build_conversation, conversation_view
 from ui.storage.database import Store, StoredTurn
@@ -507,9 +508,10 @@ def test_export_keeps_facts_of_answers_and_pictures(tmp_path, store):
     assert one["verdict"] == "wrong"
     assert two["verdict"] is None
     assert (two["state"], two["facts"]["error"]) == ("failed", "Out of memory.")
-    assert one["pictures"][0]["changes"] == turned
+    assert [in_english(change) for change in one["pictures"][0]["changes"]] == turned
     meters = [conversation_view(store, *of)["meter"] for of in (("ann", chat), ("bob", copy))]
-    assert meters[0] == meters[1] == {"used": 74, "image": 64, "limit": 2048}
+    assert meters[0] == meters[1]
+    assert meters[0].items() >= {"used": 74, "image": 64, "limit": 2048}.items()
 
 
 @pytest.mark.parametrize("changes", [None, 5, {"a": 1}, [3, ["x"]], [None]])

@@ -643,12 +643,12 @@ def test_attention_view_has_words_maps_and_image_gain(harness):
     update = explain_answer(harness.service, "ann", {"conversation": chat, "turn": turn})
     found = update["looked"]
     assert found["words"] == ["a", "cat"]
-    assert found["level"] == "well"
+    assert found["level"] == "much"
     assert found["pictures"][0]["rows"] == 8
     assert found["pictures"][0]["digest"] == red
     assert found["model"] == found["answered_by"] == "Built-in", "the label, not a path"
     assert describe_picture(harness.service, "ann", {"digest": red})["saw"]["model"] == "Built-in"
-    assert update["view"]["turns"][0]["facts"]["looked"] == "well"
+    assert update["view"]["turns"][0]["facts"]["looked"] == "much"
     _, view = harness.ask("No picture?")
     alone = {"conversation": view["conversation"], "turn": view["turns"][0]["id"]}
     looked = explain_answer(harness.service, "ann", alone)["looked"]

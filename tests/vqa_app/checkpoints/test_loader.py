@@ -95,6 +95,7 @@ def test_the_dtype_can_be_chosen(tiny_llava_dir: Path, dtype: str) -> None:
         ({"dtype": "int4"}, "int4"),
         ({"quantize": "2bit"}, "2bit"),
         ({"revision": "main"}, "no revisions"),
+        ({"device": "abacus"}, "no device 'abacus'"),
     ],
 )
 def test_invalid_arguments_are_rejected(
@@ -104,9 +105,8 @@ def test_invalid_arguments_are_rejected(
         load_model(str(tiny_llava_dir), **options)
 
 
-@pytest.mark.parametrize("device", ["abacus", "meta"])
-def test_an_unusable_device_is_rejected(tiny_llava_dir: Path, device: str) -> None:
-    assert f"{device!r} cannot be used" in loading_error(tiny_llava_dir, device=device).problem
+def test_an_unusable_device_is_rejected(tiny_llava_dir: Path) -> None:
+    assert "'meta' cannot be used" in loading_error(tiny_llava_dir, device="meta").problem
 
 
 def test_the_fingerprint_does_not_depend_on_how_weights_are_split(
