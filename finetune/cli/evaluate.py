@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from finetune.evaluation.answer_style import AnswerStyle
 from finetune.progress import progress_bar
 from finetune.runs.layout import require_folder
 from vqa_app.checkpoints.source import BUILTIN, find_local, stay_offline
@@ -74,6 +75,14 @@ def evaluate_command(
             min=0, help="Number of questions that are also answered with grey pictures; 0: none."
         ),
     ] = 200,
+    answer_style: Annotated[
+        AnswerStyle,
+        typer.Option(
+            help="`short` asks for a single word or phrase, as VQA evaluations do; `as-written` "
+            "asks the questions alone. `auto` is short for plain questions whose answers have up "
+            "to three words, unless the model was trained here, on questions as written."
+        ),
+    ] = "auto",
     max_bad: Annotated[
         int, typer.Option(min=0, help="Number of bad rows that may be skipped.")
     ] = 0,
@@ -149,6 +158,7 @@ def evaluate_command(
                 losses=losses,
                 log_probabilities=calibrate,
                 blind=blind,
+                answer_style=answer_style,
                 on_progress=update,
             )
 
@@ -283,6 +293,9 @@ def _print(results: list[EvalResult], names: list[str], test: PairedTest | None)
             console.print(counted, style="dim", markup=False, soft_wrap=True)
         if result.blind:
             console.print(f"{name}: {result.blind}", style="dim", markup=False, soft_wrap=True)
+        if result.answer_style == "short":
+            style = "asked for a single word or phrase; --answer-style as-written does not"
+            console.print(f"{name}: {style}.", style="dim", markup=False, soft_wrap=True)
     if test is not None:
         console.print(_describe_test(names, test), soft_wrap=True)
     print(f"{first.seconds:.1f} s", file=sys.stderr)

@@ -7,10 +7,15 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from finetune.data.read import PictureSource
 from finetune.evaluation import metrics
+from finetune.evaluation.answer_style import (
+    AnswerStyle,
+    ask_for_short_answers,
+    expect_short_answers,
+)
 from finetune.evaluation.baselines import Baselines, BlindResult, FrequentAnswers, to_json
 from finetune.evaluation.metrics import PairedTest, Scores, by_type, paired_test
 from finetune.evaluation.predictions import Prediction, PredictionsFile
@@ -22,6 +27,7 @@ from finetune.evaluation.questions import (
     evenly_spaced,
     load_questions,
 )
+from vqa_app.checkpoints.manifest import is_finished
 from vqa_app.errors import DataError, ImageError, UsageError
 from vqa_app.numeric import LARGEST, checked_integer
 from vqa_app.pictures.picture import Picture, blank_like
@@ -61,6 +67,8 @@ class EvalResult:
     """What one gets without looking at the pictures; None during training."""
     blind: BlindResult | None = None
     """The same model with grey pictures; None if that was not measured."""
+    answer_style: AnswerStyle = "as-written"
+    """How the questions were asked: `short` or `as-written`."""
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the predictions."""
@@ -287,6 +295,7 @@ def evaluate(
     losses: int = MEASURED_LOSSES,
     log_probabilities: bool = False,
     blind: int = BLIND_QUESTIONS,
+    answer_style: AnswerStyle = "auto",
     max_bad: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
@@ -308,12 +317,14 @@ def evaluate(
             with.
         blind: The number of questions, chosen evenly, that are also answered with grey pictures; 0
             leaves this out.
+        answer_style: Whether the questions are asked with an instruction for short answers; see
+            `AnswerStyle`.
         max_bad: The number of bad rows that may be skipped.
         on_progress: Called with the number of questions answered and the total.
 
     Raises:
         DataError: There are more bad rows than allowed, or no rows.
-        UsageError: `out` has predictions of another evaluation.
+        UsageError: `out` has predictions of another evaluation, or there is no such style.
     """
     from vqa_app.checkpoints.loader import LoadedModel, load_model
 
@@ -323,14 +334,25 @@ def evaluate(
     max_bad = checked_integer("max_bad", max_bad, 0, LARGEST)
     if limit is not None:
         limit = checked_integer("limit", limit, 1, LARGEST)
+    if answer_style not in get_args(AnswerStyle):
+        raise UsageError(
+            f"There is no answer style {answer_style!r}.",
+            f"Choose one of {', '.join(get_args(AnswerStyle))}.",
+        )
     if not isinstance(data, EvalQuestions):
         data = load_questions(data, images, history=history, limit=limit, max_bad=max_bad)
-    questions = data.questions
+    questions: Sequence[Question] = data.questions
     loaded = model if isinstance(model, LoadedModel) else load_model(str(model))
     started = time.monotonic()
     identity = evaluation_identity(
         questions, max_new_tokens, losses, log_probabilities
     ) | _model_identity(loaded)
+    short = answer_style == "short" or (
+        answer_style == "auto" and not _is_run(loaded) and expect_short_answers(questions)
+    )
+    if short:
+        questions = ask_for_short_answers(questions)
+        identity["answer_style"] = "short"
     file = PredictionsFile(Path(out), identity) if out else None
     done = {p.id: p for p in file.resume()} if file else {}
     remaining = [question for question in questions if question.id not in done]
@@ -369,15 +391,26 @@ def evaluate(
             limit=blind,
             max_new_tokens=max_new_tokens,
         ),
+        answer_style="short" if short else "as-written",
     )
     if file:
         file.finish(result.to_json())
     return result
 
 
+def _folders(loaded: LoadedModel) -> tuple[Path, Path]:
+    """Return the folders of a model that may be a run's."""
+    return loaded.source, Path(loaded.adapter or loaded.source)
+
+
+def _is_run(loaded: LoadedModel) -> bool:
+    """Return whether a model was trained here, on questions as they are written."""
+    return any(map(is_finished, _folders(loaded)))
+
+
 def _frequent_answers(loaded: LoadedModel, questions: Sequence[Question]) -> FrequentAnswers | None:
     """Return the frequent answers of the rows that a run trained on, or else of the questions."""
-    for run in (loaded.source, Path(loaded.adapter or loaded.source)):
+    for run in _folders(loaded):
         if (found := FrequentAnswers.load(run)) is not None:
             return found
     return FrequentAnswers.of(questions, "these questions themselves")

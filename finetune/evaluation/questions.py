@@ -22,7 +22,7 @@ from finetune.evaluation.metrics import question_type
 from finetune.parallel import parallel_map
 from vqa_app.errors import ImageError
 from vqa_app.pictures.picture import Picture
-from vqa_app.prompts.conversation import Conversation, Message
+from vqa_app.prompts.conversation import Conversation, Message, Part
 
 QuestionSource: TypeAlias = "Sequence[Row] | str | Path | Sequence[str | Path]"
 """Rows, or files in any format that can be trained on. Of files with several splits, test is read,
@@ -42,6 +42,8 @@ class Question:
     type: str
     history: bool
     """Whether the earlier turns are put before the question."""
+    instruction: str = ""
+    """Appended to the question for the model; see `answer_style`."""
 
     @property
     def text(self) -> str:
@@ -70,6 +72,8 @@ class Question:
             )
             for turn in self.row.turns[: self.turn]
         ]
+        if self.instruction:
+            messages[-1] = Message("user", _append(messages[-1].parts, self.instruction))
         if self.history:
             return Conversation(tuple(messages))
         opening = [message for message in messages[:1] if message.role == "system"]
@@ -81,6 +85,13 @@ class Question:
         """Return the conversation with the question and the row's answer."""
         answer = Message.assistant(self.row.turns[self.turn].text)
         return self.conversation(pictures).then(answer)
+
+
+def _append(parts: tuple[Part, ...], instruction: str) -> tuple[Part, ...]:
+    """Append an instruction to the parts of a question."""
+    if isinstance(last := parts[-1], str):
+        return (*parts[:-1], last.rstrip() + instruction)
+    return (*parts, instruction)
 
 
 def make_questions(rows: Iterable[Row], *, history: bool = False) -> list[Question]:
