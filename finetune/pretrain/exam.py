@@ -35,6 +35,7 @@ from finetune.pretrain.curriculum import (
 from finetune.pretrain.language import format_scores, run_packed
 from finetune.pretrain.optim import fast_autocast, fast_dtype
 from finetune.pretrain.patch_grid import PatchGrid, normalised
+from finetune.pretrain.photo_confidence import photo_label
 from finetune.pretrain.sequences import (
     Packer,
     PictureConversations,
@@ -48,6 +49,7 @@ from finetune.pretrain.world import ROOMS, Room, Scene
 from finetune.pretrain.world.dialogues import make_dialogue
 from finetune.pretrain.world.mixture import World, open_rooms
 from finetune.pretrain.world.rooms.concepts import it_is, it_may_be
+from finetune.pretrain.world.rooms.photos.store import TINY_IMAGENET_CLASSES
 from finetune.pretrain.world.wording.phrasing import capitalized
 
 
@@ -203,35 +205,26 @@ def evaluate_dialogues(
             hits["turns 1-9" if position < 10 else "turns 10 and later"].append(hit)
             if pictures > 1:
                 hits["after a second picture"].append(hit)
-    return {name: (sum(h) / len(h), len(h)) for name, h in sorted(hits.items())}
-
-
-NAMED, SURE, RIGHT_IF_SURE = "photos named", "photos without may", "right without may"
+    return {f"({name})": (sum(h) / len(h), len(h)) for name, h in sorted(hits.items())}
 
 
 @torch.no_grad()
 def evaluate_photos(model: VisionLanguageModel, packer: Packer, world: World, count: int) -> Scores:
     """Return how often "What is this?" about held-out photographs is answered rightly.
 
-    `NAMED` is the share of right names, with or without "may"; `SURE` the share of answers without
-    it, and `RIGHT_IF_SURE` the share of right ones among these.
+    For each data set: the share of right names, with or without "may"; the share of answers
+    without it; and the share of right ones among these.
     """
     photos = World({"photos": 1.0}, world.rooms)
-    named: list[bool] = []
-    sure_and_right: list[bool] = []
+    named: dict[str, list[bool]] = defaultdict(list)
+    right_if_sure: dict[str, list[bool]] = defaultdict(list)
     for start in range(0, count, 25):
         scenes = [photos.make_scene(k, "test") for k in range(start, min(start + 25, count))]
-        names = [scene.items[0].kind for scene in scenes]
-        rows = [
-            PictureConversations(
-                (model.grid.tokens,),
-                [
-                    [("What is this?", capitalized(f"{clause(name)}."))]
-                    for clause in (it_is, it_may_be)
-                ],
-            )
-            for name in names
-        ]
+        rows = []
+        for scene in scenes:
+            clauses = (clause(scene.items[0].kind) for clause in (it_is, it_may_be))
+            answers = [[("What is this?", f"{capitalized(clause)}.")] for clause in clauses]
+            rows.append(PictureConversations((model.grid.tokens,), answers))
         packed = packer.pack(rows).to(model.device)
         images = np.stack([model.grid.pixels(photos.draw(scene)) for scene in scenes])
         with fast_autocast(model.device):
@@ -240,18 +233,23 @@ def evaluate_photos(model: VisionLanguageModel, packer: Packer, world: World, co
             best = model.language.lm_head(hidden).argmax(-1)
         hits = answer_hits(best, packed)
         starts = answer_starts(packed)
-        for row in range(len(scenes)):
+        for row, scene in enumerate(scenes):
+            data_set = (
+                "CIFAR-10" if photo_label(scene) >= TINY_IMAGENET_CLASSES else "Tiny ImageNet"
+            )
             # Both answers begin with the pronoun; then comes "is" ("are") or "may".
-            hedged = starts[row, 2] + 1
-            may = int(best[row, hedged]) == int(packed.labels[row, hedged + 1])
-            named.append(hits[row, 2 if may else 1])
+            verb = starts[row, 2] + 1
+            may = int(best[row, verb]) == int(packed.labels[row, verb + 1])
+            named[data_set].append(hits[row, 2 if may else 1])
             if not may:
-                sure_and_right.append(hits[row, 1])
-    return {
-        NAMED: (sum(named) / len(named), len(named)),
-        SURE: (len(sure_and_right) / len(named), len(named)),
-        RIGHT_IF_SURE: (sum(sure_and_right) / max(1, len(sure_and_right)), len(sure_and_right)),
-    }
+                right_if_sure[data_set].append(hits[row, 1])
+    scores: Scores = {}
+    for data_set, hits_of_set in sorted(named.items()):
+        total, sure = len(hits_of_set), right_if_sure[data_set]
+        scores[f"({data_set}: named)"] = (sum(hits_of_set) / total, total)
+        scores[f"({data_set}: without may)"] = (len(sure) / total, total)
+        scores[f"({data_set}: right without may)"] = (sum(sure) / max(1, len(sure)), len(sure))
+    return scores
 
 
 def main() -> None:

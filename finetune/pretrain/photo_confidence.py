@@ -41,7 +41,7 @@ class PhotoConfidence:
         """
         first = FIRST_PHOTO_CLASS - FIRST_ICON_CLASS
         logits = self.name_head(pooled.float()).float()[:, first:]
-        labels = torch.tensor([_label(scene) for scene in scenes], device=logits.device)
+        labels = torch.tensor([photo_label(scene) for scene in scenes], device=logits.device)
         in_first = torch.arange(len(photo_classes()), device=logits.device) < TINY_IMAGENET_CLASSES
         other = in_first[None, :] != (labels < TINY_IMAGENET_CLASSES)[:, None]
         best = logits.masked_fill(other, float("-inf")).softmax(-1).max(-1)
@@ -73,6 +73,9 @@ def threshold_for(
     return float(probabilities[order[reached[-1]]]) if len(reached) else 1.01
 
 
-def _label(scene: Scene) -> int:
-    """Return the index of a photograph's class among `photo_classes`."""
+def photo_label(scene: Scene) -> int:
+    """Return the index of a photograph's class among `photo_classes`.
+
+    A name that both data sets use counts as Tiny ImageNet's.
+    """
     return KIND_INDEX["photos", scene.items[0].kind] - FIRST_PHOTO_CLASS

@@ -41,7 +41,7 @@ def test_the_tiny_recipe_writes_a_standard_checkpoint(tmp_path: Path) -> None:
     towers = SiglipModel.from_pretrained(final / "siglip")
     assert towers.config.text_config.vocab_size == len(processor.tokenizer)
     scores = examine(plan, final)
-    assert {"count", "after a second picture", "photos named"} <= set(scores)
+    assert {"count", "(after a second picture)", "(Tiny ImageNet: named)"} <= set(scores)
     before = final.stat().st_mtime_ns
     assert build(plan) == final  # a second call does nothing
     assert final.stat().st_mtime_ns == before
@@ -53,7 +53,7 @@ def test_without_packed_data_the_recipe_trains_the_drawn_rooms_and_says_what_it_
     plan = Plan(tmp_path, pictures=8, language_steps=2, alignment_steps=3, tiny=True)
     final = build(plan)
     assert "No --icons" in capsys.readouterr().out
-    assert "photos named" not in examine(plan, final)
+    assert "(Tiny ImageNet: named)" not in examine(plan, final)
 
 
 def test_an_interrupted_stage_continues_from_its_saved_state(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_the_exam_measures_checkpoints_that_stretch_pictures() -> None:
     questions = sum(n for name, (_, n) in scores.items() if not name.startswith("("))
     right = sum(s * n for name, (s, n) in scores.items() if not name.startswith("("))
     assert right / questions > 0.8
-    assert evaluate_dialogues(model, packer, SHAPES, 2)["turns 1-9"][1] > 5
+    assert evaluate_dialogues(model, packer, SHAPES, 2)["(turns 1-9)"][1] > 5
 
 
 def test_exported_questions_can_be_read_like_users_data(tmp_path: Path) -> None:
