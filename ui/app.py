@@ -132,6 +132,7 @@ def _open(data_dir: Path, limits: ImageLimits | None) -> tuple[Store, PictureSto
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         picture_store = PictureStore(data_dir / "pictures", limits)
         store = Store(file, picture_store.remove)
+        store.remove_deleted(time.time())  # nobody can undo that any more
         store.forget_unused_pictures(time.time() - UNUSED_PICTURE_SECONDS)
     except (OSError, sqlite3.OperationalError) as error:
         raise UsageError(

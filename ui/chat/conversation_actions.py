@@ -6,9 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from ui.chat import examples
+from ui.chat.deletion import UNDO_SECONDS, delete_conversations
 from ui.chat.estimate import estimate_question
 from ui.chat.model_picker import model_list
-from ui.chat.requests import PageRequest, PageUpdate, conversation_id
+from ui.chat.requests import PageRequest, PageUpdate, conversation_id, text_list
 from ui.chat.service import ChatService
 from vqa_app.errors import UsageError
 
@@ -38,16 +39,23 @@ def handle_action(service: ChatService, owner: str, request: PageRequest) -> Pag
             service.store.rename(owner, chat, title or "Untitled")
             if request.get("shown") != conversation:
                 return service.conversation_list(owner)
+        case "pin":
+            service.store.pin(owner, chat, bool(request.get("pinned")))
+            return service.conversation_list(owner)
+        case "archive":
+            service.store.archive(
+                owner, text_list(request, "conversations"), bool(request.get("archived"))
+            )
+            return service.conversation_list(owner)
         case "delete":
-            service.store.delete(owner, chat)
-            # After the deletion, so that followers of the answer find the conversation gone.
-            service.stop(owner, conversation)
-            # Restores the pictures of the cards that are shown.
-            examples.first_screen(service, owner)
-            if request.get("shown") == conversation:
-                conversation = None
-            else:
+            deleted = text_list(request, "conversations")
+            delete_conversations(service, owner, deleted)
+            if request.get("shown") not in deleted:
                 return service.conversation_list(owner)
+            conversation = None
+        case "undo-delete":
+            service.store.restore(owner, text_list(request, "conversations"))
+            return service.conversation_list(owner)
         case "delete-turn":
             service.stop(owner, conversation)
             service.store.delete_turn(owner, chat, turn)
@@ -97,6 +105,7 @@ def initial_state(service: ChatService, owner: str, request: PageRequest) -> Pag
     service.engine_for(owner)
     return {
         "hello": True,
+        "undo_seconds": UNDO_SECONDS,
         "models": model_list(service, owner)["models"],
         "settings": _settings(service, owner),
         "examples": examples.first_screen(service, owner),

@@ -49,6 +49,19 @@ def partial_html(text: str) -> str:
     return _renderer().render(text)
 
 
+@lru_cache(4096)  # each list of chats has one
+def first_words(text: str, most: int = 100) -> str:
+    """Return the beginning of an answer as one line of plain text."""
+    inline = (token for token in _renderer().parse(text) if token.type in ("inline", "fence"))
+    words: list[str] = []
+    for token in inline:
+        parts = [part.content or " " for part in token.children or [token]]
+        words += "".join(parts).split()
+        if len(" ".join(words)) > most:
+            break
+    return " ".join(words)[:most]
+
+
 @cache
 def _renderer() -> MarkdownIt:
     from mdit_py_plugins.amsmath import amsmath_plugin

@@ -69,6 +69,9 @@ class _Fields(BaseModel):
     shared: bool | None = None
     rotate: int | None = None
     region: list[int] | None = None
+    conversations: list[str] | None = None
+    pinned: bool | None = None
+    archived: bool | None = None
 
 
 def user_message(error: BaseException, options: bool = True) -> str:

@@ -32,6 +32,7 @@ from ui.chat.settings import ChatSettings
 from ui.chat.speeds import AnswerSpeeds
 from ui.chat.views import (
     build_conversation,
+    conversation_entry,
     conversation_view,
     make_title,
     picture_view,
@@ -417,9 +418,9 @@ class ChatService:
         return view
 
     def conversation_list(self, owner: str) -> PageUpdate:
-        """Return the owner's conversations for the sidebar, most recent first."""
+        """Return the owner's conversations for the sidebar, in its order."""
         rows = self.store.conversations(owner)
-        return {"list": [{"id": row.id, "title": row.title, "when": row.updated} for row in rows]}
+        return {"list": [conversation_entry(row) for row in rows]}
 
 
 def _added_picture_view(picture: Picture) -> dict[str, Any]:

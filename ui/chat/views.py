@@ -10,9 +10,9 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ui.chat.markdown import to_html
+from ui.chat.markdown import first_words, to_html
 from ui.chat.requests import MAX_PICTURES
-from ui.storage.database import Store, StoredTurn
+from ui.storage.database import ConversationSummary, Store, StoredTurn
 from ui.texts import Entry, entry, find_texts
 from vqa_app.engine.protocol import GenerationOptions
 from vqa_app.pictures.picture import Picture
@@ -146,6 +146,19 @@ def conversation_view(store: Store, owner: str, conversation: str | None) -> dic
         "title": store.title(owner, conversation),
         "turns": shown,
         "meter": _context_usage(turns),
+    }
+
+
+def conversation_entry(summary: ConversationSummary) -> dict[str, Any]:
+    """Return a conversation as the sidebar shows it."""
+    return {
+        "id": summary.id,
+        "title": summary.title,
+        "when": summary.updated,
+        "pinned": summary.pinned,
+        "archived": summary.archived,
+        "picture": summary.picture,
+        "answer": first_words(summary.answer),
     }
 
 

@@ -107,15 +107,24 @@
     return svg;
   }
 
+  /** Shows a notice in place of the previous one; it has room of its own and covers nothing. */
   function toast(text, kind = "plain") {
-    for (const old of vqa.$("toasts").children) if (old.innerText.trim() === text) old.remove();
     const node = el(`div.toast.${kind}`, {}, el("span", {}, text));
     node.append(
       el("button.icon", { "aria-label": vqa.t("page.close"), onclick: () => node.remove() }, icon("x")),
     );
-    vqa.$("toasts").append(node);
+    vqa.$("toasts").replaceChildren(node);
     setTimeout(() => node.remove(), kind === "error" ? 12000 : 5000);
   }
+  /** Puts notices above the composer, below another view, or into the open dialog, which lets nothing else be clicked. */
+  vqa.placeToasts = () => {
+    if (vqa.$("sheet").open) vqa.$("sheet").append(vqa.$("toasts"));
+    else if (vqa.$("vqa").dataset.view === "chat") vqa.$("composer").before(vqa.$("toasts"));
+    else vqa.$("vqa").append(vqa.$("toasts"));
+  };
+  // A notice leaves with the view or chat to which it belongs; "gone" is the reason for a notice.
+  const clearToasts = () => vqa.$("toasts").replaceChildren();
+  vqa.on("view", (_, { channel, navigated }) => navigated && channel !== "gone" && clearToasts());
   vqa.on("error", (text, { channel }) => {
     // Compare shows its own errors in place of the answers.
     if (channel !== "compare" || vqa.$("vqa").dataset.view !== "compare") toast(text, "error");
@@ -189,35 +198,16 @@
     vqa.emit("view", view, { channel, navigated: true });
   };
 
-  /** Focuses the question box, or the heading of another view. */
-  vqa.focusView = () => {
-    const part = vqa.$("vqa").dataset.view;
-    (part === "chat" ? vqa.$("question") : vqa.$(`view-${part}`).querySelector("h1")).focus();
-  };
-  vqa.on("do:skip", vqa.focusView);
-
-  const focused = new Map(); // root -> label and index of the element that had the focus before a redraw
-  /** Redraws an element and gives the focus back to the control that had it, once it exists again. */
-  vqa.redraw = (root, draw) => {
-    const nameOf = (node) => node.getAttribute("aria-label") || node.innerText;
-    const named = (name) => [...root.querySelectorAll("button, summary, input")].filter((node) => nameOf(node) === name);
-    const had = document.activeElement;
-    if (root.contains(had)) focused.set(root, { name: nameOf(had), place: named(nameOf(had)).indexOf(had) });
-    draw();
-    if (document.activeElement !== document.body) return void focused.delete(root);
-    const { name, place } = focused.get(root) || {};
-    const found = name ? named(name) : [];
-    const node = found[place] ?? found.at(-1);
-    (node?.disabled ? node.parentElement.querySelector("button:enabled") : node)?.focus({ preventScroll: true });
-  };
-
   /** Shows a view: chat, teach, train or compare. */
   vqa.show = (name, quiet) => {
+    const moved = name !== vqa.$("vqa").dataset.view;
     vqa.$("vqa").dataset.view = document.body.dataset.view = name;
     for (const button of document.querySelectorAll("[data-view-of]")) {
       if (button.dataset.viewOf === name) button.setAttribute("aria-current", "page");
       else button.removeAttribute("aria-current");
     }
+    if (moved) clearToasts();
+    vqa.placeToasts();
     if (!quiet && vqa.state.view) vqa.address(true);
     vqa.emit("shown", name);
   };

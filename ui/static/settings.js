@@ -6,7 +6,9 @@
 
   vqa.on("settings", (settings) => {
     vqa.state.settings = settings;
-    if (form && !form.contains(document.activeElement)) draw();
+    // A field with the focus may hold a value that is not stored yet.
+    const writing = form?.contains(document.activeElement) && !document.activeElement.matches("button");
+    if (form && !writing) vqa.redraw($("settings"), draw);
   });
 
   vqa.on("do:settings", () => toggle($("settings").hidden));
@@ -64,10 +66,8 @@
       number("top_p", t("settings.topP"), t("settings.topPHint"), { min: 0.05, max: 1, step: 0.05 }),
       number("max_new_tokens", t("settings.longest"), t("settings.longestHint"), { min: 1, max: 2048, step: 1, whole: true }),
       number("seed", t("settings.seed"), t("settings.seedHint"), { min: 0, max: 2 ** 31, step: 1, whole: true }),
-      el("button.chip", { type: "button", onclick: () => {
-        save({ system: null, temperature: null, top_p: null, max_new_tokens: null, seed: null, style: null });
-        document.activeElement.blur();
-      } }, t("settings.reset")),
+      el("button.chip", { type: "button", onclick: () =>
+        save({ system: null, temperature: null, top_p: null, max_new_tokens: null, seed: null, style: null }) }, t("settings.reset")),
       el("div.field", {}, el("label", { for: "set-language" }, t("settings.language")), language));
     $("settings").replaceChildren(form);
   }

@@ -17,9 +17,9 @@
     sheet.replaceChildren(
       el("header", {}, el("h2", {}, title),
         el("button.icon", { "aria-label": t("page.close"), onclick: () => sheet.close() }, icon("x"))),
-      el("div.sheet-body", {}, ...content),
-      $("toasts")); // while a modal dialog is open, nothing outside of it can be clicked
+      el("div.sheet-body", {}, ...content));
     if (!sheet.open) sheet.showModal();
+    vqa.placeToasts();
     return sheet;
   };
 
@@ -36,7 +36,7 @@
   const waiting = (words) => el("p.state", {}, el("span.pulse", { "aria-hidden": "true" }), words);
   vqa.setups.push(() => {
     $("sheet").addEventListener("close", () => {
-      $("vqa").append($("toasts"));
+      vqa.placeToasts();
       vqa.emit("sheet-closed", null);
       // The browser restores the focus before this event. It cannot where the element was redrawn
       // meanwhile; then the focus is on the body.

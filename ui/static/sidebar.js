@@ -1,168 +1,35 @@
-// Conversation list, model picker, and the empty screen.
+// Opening and closing the sidebar, the model picker, and the empty screen.
 "use strict";
 (() => {
   const { $, el, icon, t } = vqa;
 
-  // -- conversations -------------------------------------------------------------------------------
-
-  vqa.on("list", (list) => {
-    vqa.state.list = list;
-    drawList();
-  });
-  vqa.on("view", () => drawList());
-
-  let found = null; // the server's search in questions and answers: {words, chats}
-  let typing = null;
-  const searchWords = () => $("search").value.trim();
-
-  function search() {
-    clearTimeout(typing);
-    const words = searchWords();
-    if (words) typing = setTimeout(() => vqa.send("act", { do: "search", words }), 150);
-    else drawList();
-  }
-  vqa.on("found", (what) => {
-    found = what;
-    if (found.words === searchWords()) drawList();
-  });
-
-  function drawList() {
-    if ($("list").querySelector("input, .menu")) return; // in use; redrawn afterwards
-    if ($("list").querySelector("button:active")) return void setTimeout(drawList, 200); // a click is in progress
-    vqa.redraw($("list"), drawRows);
-  }
-
-  function drawRows() {
-    const rows = searchWords() ? vqa.state.list.filter((row) => found?.chats.includes(row.id)) : vqa.state.list;
-    $("search").hidden = vqa.state.list.length < 2;
-    $("list").replaceChildren(...rows.map(rowOf));
-    if (!rows.length && searchWords()) $("list").append(el("li.note", {}, t("sidebar.nothingFound")));
-  }
-
-  function rowOf(row) {
-    const shown = vqa.state.view?.conversation === row.id;
-    const when = new Date(1000 * row.when);
-    const open = el("button.title",
-      { dir: "auto", title: `${row.title}\n${when.toLocaleString(vqa.locale)}`, "aria-current": shown ? "true" : null,
-        onclick: () => {
-          vqa.open(row.id);
-          closeIfNarrow();
-          if (!narrow.matches) vqa.focusView();
-        } },
-      row.title);
-    const menu = el("button.icon",
-      { "aria-label": t("sidebar.moreFor", { title: row.title }), "aria-haspopup": "menu", title: t("sidebar.more"),
-        onclick: (event) => openMenu(event.currentTarget, row) },
-      icon("more"));
-    return el(`li${shown ? ".shown" : ""}`, { "data-chat": row.id }, open,
-      el("time.when", { datetime: when.toISOString() }, short(when)), menu);
-  }
-
-  /** Formats a date as time (today), day (this year) or year. */
-  function short(when) {
-    const now = new Date();
-    if (when.toDateString() === now.toDateString()) {
-      return when.toLocaleTimeString(vqa.locale, { hour: "2-digit", minute: "2-digit", hour12: false });
-    }
-    if (when.getFullYear() !== now.getFullYear()) return when.toLocaleDateString(vqa.locale, { year: "numeric" });
-    return when.toLocaleDateString(vqa.locale, { day: "numeric", month: "short" });
-  }
-
-  function openMenu(button, row) {
-    closeMenu();
-    const file = (kind) => () => {
-      const link = el("a", { href: `vqa/conversations/${row.id}.${kind}`, download: true });
-      document.body.append(link);
-      link.click();
-      link.remove();
-    };
-    const item = () => $("list").querySelector(`[data-chat="${row.id}"]`); // may have been redrawn
-    const remove = () => {
-      item()?.querySelector("[aria-haspopup]").focus(); // gets the focus back if the chat is kept
-      vqa.confirm(t("sidebar.deleteChat"), row.title, () =>
-        vqa.send("act", { do: "delete", conversation: row.id, shown: vqa.state.view?.conversation }));
-    };
-    const entry = (name, words, onSelect) =>
-      el("button", { role: "menuitem", onclick: () => (closeMenu(), onSelect()) }, icon(name), words);
-    const menu = el("div.menu", { role: "menu", id: "menu" },
-      entry("pen", t("sidebar.rename"), () => item() && rename(item(), row)),
-      entry("save", t("sidebar.saveHtml"), file("html")),
-      entry("save", t("sidebar.saveJson"), file("json")),
-      entry("bin", t("page.delete"), remove));
-    button.closest("li").append(menu);
-    menu.querySelector("button").focus();
-    menu.addEventListener("keydown", (event) => {
-      const items = [...menu.querySelectorAll("button")];
-      const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-      if (step) {
-        event.preventDefault();
-        items.at((items.indexOf(document.activeElement) + step) % items.length).focus();
-      }
-      if (event.key === "Escape") {
-        closeMenu();
-        item()?.querySelector("[aria-haspopup]").focus();
-      }
-    });
-    menu.addEventListener("focusout", ({ relatedTarget: to }) => {
-      if (to && !menu.contains(to)) closeMenu();
-    });
-  }
-  function closeMenu() {
-    if (!$("menu")) return;
-    $("menu").remove();
-    drawList();
-  }
-
-  function rename(item, row) {
-    const box = el("input", { "aria-label": t("sidebar.newTitle"), maxlength: 120 });
-    box.value = row.title;
-    let done = false;
-    const end = (keep) => {
-      if (done) return;
-      done = true;
-      const title = box.value.trim();
-      if (keep && title && title !== row.title) {
-        // Only the list is redrawn; the open conversation stays.
-        vqa.send("act", { do: "rename", conversation: row.id, title, shown: vqa.state.view?.conversation ?? null });
-        const old = vqa.state.list.find((one) => one.id === row.id);
-        if (old) old.title = title;
-      }
-      box.remove();
-      drawList();
-    };
-    box.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" && event.key !== "Escape") return;
-      event.preventDefault(); // the key would click the title
-      end(event.key === "Enter");
-      $("list").querySelector(`[data-chat="${row.id}"] .title`)?.focus();
-    });
-    box.addEventListener("blur", () => end(true));
-    item.replaceChildren(box);
-    box.select();
-  }
-
   const narrow = matchMedia("(max-width: 820px)");
-  const closeIfNarrow = () => narrow.matches && $("vqa").classList.remove("side-on");
+  /** Closes the sidebar where it covers the page, and returns whether it does. */
+  vqa.closeNarrowSide = () => {
+    if (narrow.matches) $("vqa").classList.remove("side-on");
+    return narrow.matches;
+  };
+  vqa.openSide = (open) => {
+    if (narrow.matches) $("vqa").classList.toggle("side-on", open);
+    else $("vqa").classList.toggle("side-off", !open);
+  };
   vqa.on("do:side", () => {
-    const shell = $("vqa");
-    if (narrow.matches) shell.classList.toggle("side-on");
-    else shell.classList.toggle("side-off");
-    const open = narrow.matches ? shell.classList.contains("side-on") : !shell.classList.contains("side-off");
+    const shell = $("vqa").classList;
+    const open = narrow.matches ? !shell.contains("side-on") : shell.contains("side-off");
+    vqa.openSide(open);
     if (open) document.querySelector("#side .new").focus();
   });
   vqa.on("do:new", () => {
     vqa.show("chat", true);
     vqa.newChat();
-    closeIfNarrow();
+    vqa.closeNarrowSide();
     $("question").focus();
   });
-  vqa.on("shown", closeIfNarrow);
+  vqa.on("shown", vqa.closeNarrowSide);
 
   vqa.on("do:import", () => $("import-file").click());
   vqa.setups.push(() => {
-    $("search").addEventListener("input", search);
     document.addEventListener("click", (event) => {
-      if (!event.target.closest("#menu, [aria-haspopup=menu]")) closeMenu();
       if (!event.target.closest(".picker")) closeModels();
     });
     $("import-file").addEventListener("change", async () => {
@@ -257,13 +124,13 @@
     document.querySelector(".picker").addEventListener("focusout", ({ currentTarget, relatedTarget: to }) => {
       if (to && !currentTarget.contains(to)) closeModels();
     });
+    vqa.listKeys($("models"), "[role=option]");
+    $("model").addEventListener("keydown", (event) => {
+      if (event.key !== "ArrowDown" || !$("models").hidden) return;
+      event.preventDefault();
+      $("model").click();
+    });
     $("models").addEventListener("keydown", (event) => {
-      const items = [...$("models").querySelectorAll("[role=option]")];
-      const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-      if (step && items.length) {
-        event.preventDefault();
-        items.at((items.indexOf(document.activeElement) + step) % items.length).focus();
-      }
       if (event.key === "Escape") {
         closeModels();
         $("model").focus();
@@ -289,7 +156,10 @@
     drawAbout();
     const card = (example) =>
       el("button.card",
-        { onclick: () => vqa.askAbout(example.picture, example.question) },
+        { onclick: () => {
+          vqa.askAbout(example.picture, example.question);
+          vqa.focusView();
+        } },
         el("img", { src: `vqa/pictures/${example.picture.digest}?size=small`, alt: "" }),
         el("span", {}, example.question));
     $("cards").replaceChildren(

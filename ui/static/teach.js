@@ -129,8 +129,8 @@
       if (!file) return;
       const found = await vqa.upload(`vqa/taught?name=${encodeURIComponent(file.name)}`, file);
       if (!found) return;
-      vqa.toast(t("teach.imported", found));
-      if (found.problems.length) vqa.toast(t("teach.skipped", { problems: found.problems.slice(0, 3).join("; ") }), "error");
+      const skipped = found.problems.length ? t("teach.skipped", { problems: found.problems.slice(0, 3).join("; ") }) : "";
+      vqa.toast(`${t("teach.imported", found)} ${skipped}`.trim(), skipped ? "error" : "plain");
       teach("list");
     });
   });

@@ -311,17 +311,19 @@
     else if (stickToEnd) $("scroll").scrollTop = $("scroll").scrollHeight;
   }
 
+  let size = ""; // of the log when it was last scrolled to the end
+  const sizeNow = () => `${$("scroll").clientWidth} ${$("scroll").clientHeight}`;
   vqa.setups.push(() => {
     $("scroll").addEventListener("scroll", () => {
+      if (size !== sizeNow()) return; // resized by the window, the composer or a notice, not scrolled by the user
       const { scrollTop, scrollHeight, clientHeight } = $("scroll");
       stickToEnd = scrollHeight - scrollTop - clientHeight < 60;
       $("latest").hidden = stickToEnd;
     });
     $("log").addEventListener("load", scroll, true); // pictures change the height when they load
     new ResizeObserver(() => {
-      scroll(); // the composer below changes its height
-      const { width, bottom } = $("scroll").getBoundingClientRect();
-      if (width) $("vqa").style.setProperty("--below", `${innerHeight - bottom}px`);
+      size = sizeNow();
+      scroll();
     }).observe($("scroll"));
   });
   vqa.on("do:latest", () => {

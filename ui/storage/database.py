@@ -43,6 +43,12 @@ CREATE TABLE IF NOT EXISTS possessions (
     shared INTEGER NOT NULL, PRIMARY KEY (kind, name));
 CREATE TABLE IF NOT EXISTS settings (owner TEXT PRIMARY KEY, data TEXT NOT NULL);
 """
+_ADDED_COLUMNS = {
+    "pinned": "INTEGER NOT NULL DEFAULT 0",
+    "archived": "INTEGER NOT NULL DEFAULT 0",
+    "deleted": "REAL",  # when; the conversation is removed a little later
+}
+"""Columns of `conversations` that files of version 0.2.0 and before lack."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,12 @@ class ConversationSummary:
     id: str
     title: str
     updated: float
+    pinned: bool = False
+    archived: bool = False
+    picture: str | None = None
+    """Digest of the first picture."""
+    answer: str = ""
+    """Beginning of the first answer, which tells apart conversations with the same question."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +116,17 @@ class Store:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA foreign_keys = ON")
         self._db.executescript(_SCHEMA)
+        self._add_columns()
         # Answers that a stopped server left unfinished keep the text they have.
         self._db.execute("UPDATE turns SET state = 'stopped' WHERE state = 'answering'")
+
+    def _add_columns(self) -> None:
+        """Add the columns that a file of an earlier version lacks."""
+        with self._transaction() as db:
+            present = {row["name"] for row in db.execute("PRAGMA table_info(conversations)")}
+            for name, kind in _ADDED_COLUMNS.items():
+                if name not in present:
+                    db.execute(f"ALTER TABLE conversations ADD COLUMN {name} {kind}")
 
     def close(self) -> None:
         """Close the file."""
@@ -131,12 +152,26 @@ class Store:
     # -- conversations -----------------------------------------------------------------------------
 
     def conversations(self, owner: str) -> list[ConversationSummary]:
-        """Return the owner's conversations, most recent first."""
+        """Return the owner's conversations: pinned ones first, then the most recent."""
         rows = self._fetch(
-            "SELECT id, title, updated FROM conversations WHERE owner = ? ORDER BY updated DESC",
+            "SELECT id, title, updated, pinned, archived,"
+            " (SELECT json_extract(pictures, '$[0]') FROM turns"
+            " WHERE conversation = conversations.id AND pictures != '[]'"
+            " ORDER BY number LIMIT 1) AS picture,"
+            " (SELECT substr(answer, 1, 300) FROM turns"
+            " WHERE conversation = conversations.id AND answer != ''"
+            " ORDER BY number LIMIT 1) AS answer"
+            " FROM conversations WHERE owner = ? AND deleted IS NULL"
+            " ORDER BY pinned DESC, updated DESC",
             owner,
         )
-        return [ConversationSummary(row["id"], row["title"], row["updated"]) for row in rows]
+        return [
+            ConversationSummary(
+                row["id"], row["title"], row["updated"], bool(row["pinned"]), bool(row["archived"]),
+                row["picture"], row["answer"] or "",
+            )
+            for row in rows
+        ]  # fmt: skip
 
     def search(self, owner: str, words: str) -> list[str]:
         """Return the ids of conversations with the words in a title, question or answer.
@@ -144,7 +179,8 @@ class Store:
         Upper and lower case are not distinguished.
         """
         rows = self._fetch(
-            "SELECT id FROM conversations WHERE owner = ?1 AND (instr(casefold(title), ?2)"
+            "SELECT id FROM conversations WHERE owner = ?1 AND deleted IS NULL"
+            " AND (instr(casefold(title), ?2)"
             " OR EXISTS (SELECT 1 FROM turns WHERE conversation = conversations.id"
             " AND (instr(casefold(question), ?2) OR instr(casefold(answer), ?2))))",
             owner,
@@ -157,7 +193,8 @@ class Store:
         conversation, now = secrets.token_urlsafe(9), time.time()
         with self._transaction() as db:
             db.execute(
-                "INSERT INTO conversations VALUES (?, ?, ?, NULL, ?, ?)",
+                "INSERT INTO conversations (id, owner, title, created, updated)"
+                " VALUES (?, ?, ?, ?, ?)",
                 (conversation, owner, title, now, now),
             )
         return conversation
@@ -176,9 +213,61 @@ class Store:
         with self._transaction() as db:
             db.execute("UPDATE conversations SET title = ? WHERE id = ?", (title, conversation))
 
-    def delete(self, owner: str, conversation: str) -> None:
-        """Delete a conversation with its pictures."""
+    def pin(self, owner: str, conversation: str, pinned: bool) -> None:
+        """Keep a conversation at the top of the list, or no longer."""
         self._conversation_row(owner, conversation)
+        with self._transaction() as db:
+            db.execute("UPDATE conversations SET pinned = ? WHERE id = ?", (pinned, conversation))
+
+    def archive(self, owner: str, conversations: Sequence[str], archived: bool) -> None:
+        """Archive conversations, or take them back; a question in one takes it back as well."""
+        self._mark(owner, conversations, "archived", archived)
+
+    def mark_deleted(self, owner: str, conversations: Sequence[str]) -> None:
+        """Hide conversations until `remove_deleted` removes them or `restore` brings them back."""
+        self._mark(owner, conversations, "deleted", time.time())
+
+    def _mark(self, owner: str, conversations: Sequence[str], column: str, value: float) -> None:
+        with self._transaction() as db:  # all or none
+            for conversation in conversations:
+                self._conversation_row(owner, conversation)
+                sql = f"UPDATE conversations SET {column} = ? WHERE id = ?"
+                db.execute(sql, (value, conversation))
+
+    def restore(self, owner: str, conversations: Sequence[str]) -> None:
+        """Bring back deleted conversations that have not been removed yet.
+
+        Raises:
+            UsageError: One of them has been removed; the others stay deleted.
+        """
+        with self._transaction() as db:
+            for conversation in conversations:
+                found = db.execute(
+                    "UPDATE conversations SET deleted = NULL"
+                    " WHERE id = ? AND owner = ? AND deleted IS NOT NULL",
+                    (conversation, owner),
+                )
+                if not found.rowcount:
+                    raise UsageError("It is too late to undo this.", "The chat is gone.")
+
+    def remove_deleted(self, before: float) -> list[str]:
+        """Remove conversations that were deleted before a time, and return their owners.
+
+        Args:
+            before: Seconds since the epoch.
+        """
+        with self._lock:  # so that none is restored meanwhile
+            rows = self._fetch("SELECT id, owner FROM conversations WHERE deleted <= ?", before)
+            for row in rows:
+                self._remove(row["owner"], row["id"])
+        return sorted({row["owner"] for row in rows})
+
+    def delete(self, owner: str, conversation: str) -> None:
+        """Remove a conversation with its pictures at once."""
+        self._conversation_row(owner, conversation)
+        self._remove(owner, conversation)
+
+    def _remove(self, owner: str, conversation: str) -> None:
         rows = self._fetch("SELECT * FROM turns WHERE conversation = ?", conversation)
         with self._transaction() as db:
             db.execute("DELETE FROM conversations WHERE id = ?", (conversation,))
@@ -213,13 +302,17 @@ class Store:
         """Return whether a conversation exists and belongs to the owner."""
         return bool(
             self._fetch(
-                "SELECT 1 FROM conversations WHERE id = ? AND owner = ?", conversation, owner
+                "SELECT 1 FROM conversations WHERE id = ? AND owner = ? AND deleted IS NULL",
+                conversation,
+                owner,
             )
         )
 
     def _conversation_row(self, owner: str, conversation: str) -> sqlite3.Row:
         rows = self._fetch(
-            "SELECT * FROM conversations WHERE id = ? AND owner = ?", conversation, owner
+            "SELECT * FROM conversations WHERE id = ? AND owner = ? AND deleted IS NULL",
+            conversation,
+            owner,
         )
         if not rows:
             # The same message for a missing conversation and for another owner's.
@@ -312,7 +405,7 @@ class Store:
                 ),
             )  # fmt: skip
             db.execute(
-                "UPDATE conversations SET head = ?, updated = ? WHERE id = ?",
+                "UPDATE conversations SET head = ?, updated = ?, archived = 0 WHERE id = ?",
                 (turn, now, conversation),
             )
         return self._turn(conversation, turn)

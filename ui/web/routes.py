@@ -32,8 +32,10 @@ STATIC = Path(__file__).parent.parent / "static"
 SCRIPTS = (
     "core",
     "texts",
+    "keyboard",
     "turns",
     "composer",
+    "chats",
     "sidebar",
     "sheet",
     "models",

@@ -33,33 +33,82 @@ def test_conversations_are_searched_renamed_and_deleted(visit):
     visitor.page.wait_for_selector("#list .title:has-text('Puppies')")
     visitor.page.get_by_label("More for Puppies").click()
     visitor.page.click("[role=menuitem]:has-text('Delete')")
-    visitor.page.click("#sheet .danger")
     visitor.page.wait_for_selector("#empty", state="visible")
     expect(titles).to_have_text(["About cats?"])
 
 
-def test_deletion_needs_confirmation(visit):
+def test_deletion_of_a_question_needs_confirmation(visit):
     visitor = visit()
     page, press = visitor.page, visitor.page.keyboard.press
     visitor.ask("Keep me?")
-    more = page.get_by_label("More for Keep me?")
     page.locator("article").hover()
     remove = page.get_by_role("button", name="Delete this question")
-    for opener in (remove, more):
-        opener.click()
-        if opener is more:
-            page.get_by_role("menuitem", name="Delete").focus()
-            press("Enter")
-        expect(page.locator("#sheet .keep")).to_be_focused()
-        press("Escape")
-        expect(opener).to_be_focused()
+    remove.click()
+    expect(page.locator("#sheet .keep")).to_be_focused()
+    press("Escape")
+    expect(remove).to_be_focused()
     expect(visitor.questions).to_have_text(["Keep me?"])
-    more.click()
-    page.get_by_role("menuitem", name="Delete").focus()
-    for key in ("Enter", "Tab", "Enter"):
-        press(key)
-    expect(page.locator("#list .title")).to_have_count(0)
+    remove.click()
+    press("Tab")
+    press("Enter")
+    expect(visitor.questions).to_have_count(0)
     expect(page.locator("#question")).to_be_focused()
+
+
+def test_deleted_chat_can_be_restored_for_a_while(visit):
+    visitor = visit()
+    page, press = visitor.page, visitor.page.keyboard.press
+    visitor.ask("Keep me?")
+    titles, undo = page.locator("#list .title"), page.locator("#undo")
+    page.get_by_label("More for Keep me?").click()
+    press("End")
+    press("Enter")
+    expect(titles).to_have_count(0)
+    expect(page.locator("#empty")).to_be_visible()
+    expect(undo).to_contain_text("Chat deleted.")
+    expect(undo.get_by_role("button", name="Undo")).to_be_focused()
+    press("Enter")
+    expect(visitor.questions).to_have_text(["Keep me?"])
+    expect(titles).to_have_text(["Keep me?"])
+    expect(undo).to_be_hidden()
+    page.evaluate("vqa.emit('undo_seconds', 0.2)")
+    page.get_by_label("More for Keep me?").click()
+    press("End")
+    press("Enter")
+    expect(undo).to_be_visible()
+    expect(undo).to_be_hidden()
+    expect(page.locator("#question")).to_be_focused()
+
+
+def test_chats_are_pinned_archived_and_deleted_together(visit, pictures):
+    visitor = visit()
+    page = visitor.page
+    visitor.attach(pictures[0])
+    visitor.ask("What is it?")
+    for question in ("Two?", "Three?"):
+        page.click(".new")
+        visitor.ask(question)
+    titles, menu = page.locator("#list .title"), page.get_by_role("menuitem")
+    expect(page.locator("#list img.thumbnail")).to_have_js_property("naturalWidth", 120)
+    expect(page.locator("#list .snippet").last).to_contain_text("about one picture")
+
+    page.get_by_label("More for What is it?").click()
+    menu.filter(has_text="Pin").click()
+    expect(titles).to_have_text(["What is it?", "Three?", "Two?"])
+    page.get_by_label("More for Two?").click()
+    menu.filter(has_text="Archive").click()
+    expect(titles).to_have_text(["What is it?", "Three?"])
+    page.click("#list .fold")
+    expect(titles).to_have_text(["What is it?", "Three?", "Two?"])
+
+    page.get_by_label("More for Three?").click()
+    menu.filter(has_text="Select several").click()
+    page.get_by_role("checkbox", name="What is it?").click()
+    expect(page.locator("#selection")).to_contain_text("2 selected")
+    page.locator("#selection").get_by_role("button", name="Delete").click()
+    expect(titles).to_have_text(["Two?"])
+    page.locator("#undo button").click()
+    expect(titles).to_have_text(["What is it?", "Three?", "Two?"])
 
 
 def test_export_and_import(visit, tmp_path, pictures):

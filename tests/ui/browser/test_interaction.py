@@ -275,4 +275,4 @@ def test_notice_over_a_sheet_can_be_closed(visit):
     expect(page.locator(".toast")).to_have_count(0)
     page.keyboard.press("Escape")
     page.evaluate("vqa.toast('Saved again.')")
-    expect(page.locator("#vqa > #toasts .toast")).to_be_visible()
+    expect(page.locator(".stage .toast")).to_be_visible()

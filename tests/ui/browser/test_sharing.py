@@ -115,7 +115,7 @@ def test_chat_deleted_in_another_tab_frees_the_page(visit, engine):
     visitor.ask("A long one?", wait=False)
     expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
     second = visitor.open(visitor.tab())
-    second.evaluate("vqa.send('act', {do: 'delete', conversation: vqa.state.list[0].id})")
+    second.evaluate("vqa.send('act', {do: 'delete', conversations: [vqa.state.list[0].id]})")
     visitor.page.wait_for_selector("#empty", state="visible")
     engine.release()
     visitor.ask("And now?")

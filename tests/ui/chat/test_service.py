@@ -163,7 +163,7 @@ def test_deleting_a_chat_ends_its_running_answer_without_an_error(make_harness):
     handle_action(
         harness.service,
         "ann",
-        {"do": "delete", "conversation": conversation, "shown": conversation},
+        {"do": "delete", "conversations": [conversation], "shown": conversation},
     )
     last = [update for update in running if update][-1]
     assert last == {"gone": conversation, "list": []}, "other tabs must leave the chat"
@@ -176,9 +176,10 @@ def test_followers_see_a_deletion_on_a_slow_disk(make_harness, monkeypatch):
     harness = make_harness(FakeEngine("one two three", hold_after=1))
     running = harness.service.ask("ann", {"question": "Count."})
     conversation = next(running)["view"]["conversation"]
-    delete = harness.store.delete
-    monkeypatch.setattr(harness.store, "delete", lambda *of: (time.sleep(0.5), delete(*of))[1])
-    request = {"do": "delete", "conversation": conversation}
+    delete = harness.store.mark_deleted
+    slow = lambda *of: (time.sleep(0.5), delete(*of))[1]  # noqa: E731
+    monkeypatch.setattr(harness.store, "mark_deleted", slow)
+    request = {"do": "delete", "conversations": [conversation]}
     other_tab = threading.Thread(target=handle_action, args=(harness.service, "ann", request))
     other_tab.start()
     last = [update for update in running if update][-1]
@@ -792,19 +793,94 @@ def test_six_concurrent_owners_get_their_own_answers(make_harness):
     assert len(views) == 6
 
 
+def delete_for_good(harness, *conversations):
+    request = {"do": "delete", "conversations": list(conversations)}
+    handle_action(harness.service, "ann", request)
+    harness.store.remove_deleted(time.time())
+
+
 def test_deleting_a_chat_deletes_its_pictures_unless_others_use_them(make_harness):
     harness = make_harness()
     red, blue = harness.picture(), harness.picture(colour="blue")
     assert harness.picture("bob", colour="blue") == blue
     _, view = harness.ask("One?", pictures=[red, blue])
     _, other = harness.ask("Two?", pictures=[red])
-    handle_action(harness.service, "ann", {"do": "delete", "conversation": view["conversation"]})
+    delete_for_good(harness, view["conversation"])
     assert harness.picture_store.file(red).exists()
     assert harness.picture_store.file(blue).exists()
     assert harness.store.picture("ann", blue) is None
-    handle_action(harness.service, "ann", {"do": "delete", "conversation": other["conversation"]})
+    delete_for_good(harness, other["conversation"])
     assert not harness.picture_store.file(red).exists()
     assert harness.picture_store.file(blue).exists()
+
+
+def test_deleted_chats_can_be_restored_with_their_pictures_until_they_are_removed(make_harness):
+    harness = make_harness()
+    red = harness.picture()
+    chats = [harness.ask(q, pictures=[red])[1]["conversation"] for q in ("One?", "Two?")]
+    act = lambda **of: handle_action(harness.service, "ann", of)  # noqa: E731
+    assert act(do="delete", conversations=chats, shown=chats[0])["list"] == []
+    assert act(do="refresh", conversation=chats[0])["gone"] == chats[0]
+    with pytest.raises(UsageError, match="does not exist"):
+        harness.ask("Still there?", conversation=chats[0])
+    restored = act(do="undo-delete", conversations=chats)["list"]
+    assert [row["id"] for row in restored] == chats[::-1]
+    assert act(do="open", conversation=chats[0])["view"]["turns"][0]["pictures"]
+    delete_for_good(harness, chats[0])
+    with pytest.raises(UsageError, match="too late"):
+        act(do="undo-delete", conversations=chats[:1])
+    assert [row["id"] for row in act(do="open")["list"]] == chats[1:]
+
+
+def test_a_deletion_becomes_final_by_itself(make_harness, monkeypatch):
+    monkeypatch.setattr("ui.chat.deletion.UNDO_SECONDS", 0.05)
+    monkeypatch.setattr("ui.chat.deletion._GRACE_SECONDS", 0.0)
+    harness = make_harness()
+    red = harness.picture()
+    chat = harness.ask("One?", pictures=[red])[1]["conversation"]
+    handle_action(harness.service, "ann", {"do": "delete", "conversations": [chat]})
+    until(lambda: not harness.picture_store.file(red).exists())
+
+
+def test_only_the_owner_deletes_restores_pins_and_archives(make_harness):
+    harness = make_harness()
+    mine = harness.ask("One?")[1]["conversation"]
+    theirs = harness.ask("Two?", owner="bob")[1]["conversation"]
+    for request in (
+        {"do": "delete", "conversations": [mine, theirs]},
+        {"do": "archive", "conversations": [mine, theirs], "archived": True},
+        {"do": "pin", "conversation": theirs, "pinned": True},
+    ):
+        with pytest.raises(UsageError, match="does not exist"):
+            handle_action(harness.service, "ann", request)
+    (row,) = handle_action(harness.service, "ann", {"do": "open"})["list"]
+    assert (row["id"], row["pinned"], row["archived"]) == (mine, False, False), "all or none"
+    handle_action(harness.service, "bob", {"do": "delete", "conversations": [theirs]})
+    with pytest.raises(UsageError, match="too late"):
+        handle_action(harness.service, "ann", {"do": "undo-delete", "conversations": [theirs]})
+
+
+def test_the_list_tells_chats_with_the_same_question_apart(make_harness):
+    harness = make_harness(FakeEngine("A **red** square.\n\n- It is small."))
+    red = harness.picture()
+    chat = harness.ask("Ready?")[1]["conversation"]
+    harness.ask("What is it?", conversation=chat, pictures=[red])
+    (row,) = handle_action(harness.service, "ann", {"do": "open"})["list"]
+    assert row["title"] == "Ready?"
+    assert row["answer"] == "A red square. It is small."
+    assert row["picture"] == red, "the first picture, even of a later question"
+
+
+def test_pinned_chats_come_first_and_a_question_takes_a_chat_out_of_the_archive(make_harness):
+    harness = make_harness()
+    one, two = (harness.ask(question)[1]["conversation"] for question in ("One?", "Two?"))
+    act = lambda **of: handle_action(harness.service, "ann", of)["list"]  # noqa: E731
+    assert [row["id"] for row in act(do="pin", conversation=one, pinned=True)] == [one, two]
+    assert [row["id"] for row in act(do="pin", conversation=one, pinned=False)] == [two, one]
+    archived = act(do="archive", conversations=[one], archived=True)
+    assert [row["archived"] for row in archived] == [False, True]
+    harness.ask("More?", conversation=one)
+    assert not any(row["archived"] for row in act(do="open"))
 
 
 def test_deleting_a_question_deletes_its_pictures(make_harness):

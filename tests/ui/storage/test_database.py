@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
 import threading
 import time
+from contextlib import closing
 
 import pytest
 from PIL import Image, ImageChops, ImageStat
@@ -358,6 +360,28 @@ def test_a_link_is_a_copy_where_the_picture_has_been_deleted(shared, tmp_path):
     picture_store.remove(picture.digest)
     picture_store.link(picture, tmp_path / "kept")
     assert open_picture(tmp_path / "kept" / f"{picture.digest}.png").digest == picture.digest
+
+
+OLD_FILE = """
+CREATE TABLE conversations (
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, title TEXT NOT NULL, head TEXT,
+    created REAL NOT NULL, updated REAL NOT NULL);
+INSERT INTO conversations VALUES ('old', 'ann', 'Cats', NULL, 1, 2);
+"""
+"""Conversations as versions up to 0.2.0 stored them."""
+
+
+def test_a_file_of_an_earlier_version_opens_with_its_chats(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "chats.sqlite")) as file:
+        file.executescript(OLD_FILE)
+    for _ in range(2):  # also when it was opened before
+        store = Store(tmp_path / "chats.sqlite")
+        (summary,) = store.conversations("ann")
+        assert (summary.title, summary.pinned, summary.archived) == ("Cats", False, False)
+        assert summary.picture is None
+        store.pin("ann", "old", False)
+        store.create("bob", "New")
+        store.close()
 
 
 def test_nan_is_not_stored(store):

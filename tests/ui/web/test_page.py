@@ -29,7 +29,8 @@ ACTIONS = {
     "warm": [None],
     "look": [None, "saw"],
     "act": [
-        "hello", "open", "refresh", "rename", "delete", "delete-turn", "branch", "stop", "search",
+        "hello", "open", "refresh", "rename", "pin", "archive", "delete", "undo-delete",
+        "delete-turn", "branch", "stop", "search",
         "models", "stop-comparing", "cancel-load", "settings", "scene",
     ],
     "teach": ["judge", "corrected", "list", "edit", "delete", "delete-all", "undo-import"],
