@@ -102,7 +102,7 @@ def build(plan: Plan) -> Path:
         print(line, flush=True)
     plan.out.mkdir(parents=True, exist_ok=True)
     train_towers(plan)
-    _in_processes(_train_language, plan)
+    _in_processes(language_stage, plan)
     _in_processes(_align, plan)
     return finish(plan.out / "aligned", plan.towers / "siglip", final)
 
@@ -158,7 +158,7 @@ def _stage(plan: Plan, steps: int) -> StageConfig:
     )
 
 
-def _train_language(
+def language_stage(
     plan: Plan,
 ) -> tuple[LlamaForCausalLM, SymbolEmbedding, ReferentHeads, CountHead]:
     """Train the language model on symbolic pictures, or load it if its steps are taken."""
@@ -173,7 +173,7 @@ def _align(plan: Plan) -> None:
     tokenizer = make_tokenizer(plan)
     towers, name_head = load_towers(plan)
     stage = _stage(plan, plan.alignment_steps)
-    language, symbols, referent_heads, count_head = _train_language(plan)
+    language, symbols, referent_heads, count_head = language_stage(plan)
     projector = make_projector(towers.vision_model.config, language.config, tokenizer)
     projector.to(plan.device)
     align(
