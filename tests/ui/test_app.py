@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -288,6 +289,36 @@ def test_a_chat_exported_as_html_is_self_contained(server, person):
     assert "&lt;b&gt;bold?" in page
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_chat_exported_as_markdown_can_be_read(server, person, other):
+    found = person.post("/vqa/pictures?name=cat.png", content=png("navy")).json()
+    view = talk(server, person, "Two\nlines?", pictures=[found["digest"]])
+    address = f"/vqa/conversations/{view['conversation']}.md"
+    text = person.get(address).text
+    answer = view["turns"][0]["answer"]
+    assert text.startswith(f"# {view['title']}\n\n*Picture 1: cat.png*\n\n> Two\n> lines?\n\n")
+    assert text.endswith(f"{answer}\n\n*{view['turns'][0]['facts']['model']}*\n")
+    assert other.get(address).status_code == 404
+
+
+def test_all_chats_of_an_owner_are_exported_together(server, person, other):
+    found = person.post("/vqa/pictures?name=cat.png", content=png("olive")).json()
+    for question in ("Same?", "Same?", "../../../etc: passwd?"):
+        talk(server, person, question, pictures=[found["digest"]])
+    answer = person.get("/vqa/chats.zip")
+    assert "chats.zip" in answer.headers["content-disposition"]
+    none = other.get("/vqa/chats.zip").content
+    archive = zipfile.ZipFile(io.BytesIO(answer.content))
+    names = sorted(archive.namelist())
+    picture = f"pictures/{found['digest'][:16]}.png"
+    assert names == [
+        "001 etc passwd.json", "001 etc passwd.md", "002 Same.json", "002 Same.md",
+        "003 Same.json", "003 Same.md", picture,
+    ]  # fmt: skip
+    assert f"]({picture})" in archive.read("002 Same.md").decode()
+    assert Image.open(io.BytesIO(archive.read(picture))).size == (32, 24)
+    assert zipfile.ZipFile(io.BytesIO(none)).namelist() == []
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,11 @@ def first_screen(service: ChatService, owner: str) -> dict[str, Any]:
     }
 
 
+def knowledge_in_use(service: ChatService, owner: str) -> Knowledge:
+    """Return what the owner's model knows."""
+    return knowledge(_choice(service, owner))
+
+
 def _choice(service: ChatService, owner: str) -> ModelChoice:
     try:
         return service.models(owner).find(service.settings(owner).model)

@@ -1,14 +1,17 @@
-"""Export conversations as JSON, which can be imported again, or as one self-contained HTML page."""
+"""Export conversations: as JSON, which can be imported again, as an HTML page, or as Markdown."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+import re
+import zipfile
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from html import escape
 from io import BytesIO
 from pathlib import Path
+from typing import IO, Any
 
 from PIL import Image
 
@@ -18,7 +21,7 @@ from ui.chat.views import conversation_view, make_title
 from ui.storage.database import Store
 from ui.storage.owned_pictures import add_owned_picture
 from ui.storage.picture_files import PictureStore
-from vqa_app.errors import ImageError
+from vqa_app.errors import ImageError, UsageError
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS
 from vqa_app.prompts.conversation_file import ConversationFile, FilePicture, FileTurn
 
@@ -130,10 +133,12 @@ def to_html(store: Store, picture_store: PictureStore, owner: str, conversation:
             for p in turn["pictures"]
         )
         facts = turn["facts"]
-        footer = escape(" · ".join(filter(None, (facts["ended_text"], facts.get("model")))))
+        footer = escape(" · ".join(filter(None, (_end(turn), facts.get("model")))))
+        right = escape(facts.get("correction", ""))
+        answer = f"<del>{turn['html']}</del><p>Corrected: {right}</p>" if right else turn["html"]
         parts.append(
             f'<section><div class="question">{pictures}<p>{escape(turn["question"])}</p></div>'
-            f'<div class="answer">{turn["html"]}</div><footer>{footer}</footer></section>'
+            f'<div class="answer">{answer}</div><footer>{footer}</footer></section>'
         )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -143,6 +148,83 @@ def to_html(store: Store, picture_store: PictureStore, owner: str, conversation:
         f"<title>{title}</title><style>{_STYLE.read_text('utf-8')}</style></head>"
         f"<body><main><h1>{title}</h1>{''.join(parts)}</main></body></html>"
     )
+
+
+def to_markdown(
+    store: Store, owner: str, conversation: str, link: Callable[[str], str] | None = None
+) -> str:
+    """Return the shown branch as Markdown, in which answers are written anyway.
+
+    Args:
+        store: The conversations.
+        owner: Whose conversation.
+        conversation: Its id.
+        link: Returns the address of a picture by its digest; None names pictures only.
+
+    Raises:
+        UsageError: The conversation does not belong to this owner.
+    """
+    view = conversation_view(store, owner, conversation)
+    parts = [f"# {_one_line(view['title'])}"]
+    for turn in view["turns"]:
+        for picture in turn["pictures"]:
+            name = f"Picture {picture['number']}: {_one_line(picture['name'])}"
+            parts.append(f"![{name}]({link(picture['digest'])})" if link else f"*{name}*")
+        parts.append("\n".join(f"> {line}".rstrip() for line in turn["question"].splitlines()))
+        parts.append(turn["answer"].strip())
+        facts = turn["facts"]
+        if right := _one_line(facts.get("correction", "")):
+            parts.append(f"**Corrected:** {right}")
+        parts.append(f"*{_one_line(' · '.join(filter(None, (_end(turn), facts.get('model')))))}*")
+    return "\n\n".join(part for part in parts if part not in ("", "**")) + "\n"
+
+
+def write_all(store: Store, picture_store: PictureStore, owner: str, file: IO[bytes]) -> None:
+    """Write a zip file with all conversations of an owner, as Markdown with pictures and as JSON.
+
+    Args:
+        store: The conversations.
+        picture_store: Their pictures.
+        owner: Whose conversations.
+        file: Where the zip file is written.
+    """
+    digests: dict[str, None] = {}
+
+    def link(digest: str) -> str:
+        digests[digest] = None
+        return f"pictures/{digest[:16]}.png"
+
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, summary in enumerate(store.conversations(owner), 1):
+            name = f"{number:03} {file_name(summary.title)}".strip()
+            with suppress(UsageError):  # it was deleted meanwhile
+                markdown = to_markdown(store, owner, summary.id, link)
+                document = to_json(store, picture_store, owner, summary.id)
+                archive.writestr(f"{name}.md", markdown)
+                archive.writestr(f"{name}.json", document)
+        for digest in digests:
+            with suppress(ImageError, FileNotFoundError):
+                archive.write(
+                    picture_store.file(digest), link(digest), compress_type=zipfile.ZIP_STORED
+                )
+
+
+def file_name(title: str) -> str:
+    """Return a title as the name of a file, which may be empty."""
+    return re.sub(r"[^\w\- ]+", "", title)[:60].strip()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _end(turn: dict[str, Any]) -> str:
+    """Return why the answer of a turn is missing or not complete, or an empty text if it is."""
+    if turn["state"] == "failed":
+        return "failed: " + str(turn["facts"].get("error") or "unknown error")
+    if not turn["answer"]:
+        return "stopped before the first word"
+    return str(turn["facts"]["ended_text"])
 
 
 def _inline(picture_store: PictureStore, digest: str) -> str:

@@ -18,6 +18,8 @@ from typing import Any
 from PIL import Image
 
 from ui.chat.answer import RunningAnswer
+from ui.chat.examples import knowledge_in_use
+from ui.chat.followups import suggest_questions
 from ui.chat.model_picker import model_list
 from ui.chat.owner_models import OwnerModels
 from ui.chat.requests import (
@@ -415,6 +417,10 @@ class ChatService:
         """Return a conversation as the page shows it; None is an empty one."""
         view = conversation_view(self.store, owner, conversation)
         view["busy"] = conversation is not None and bool(self._running_answer(owner, conversation))
+        if conversation is not None and (path := self.store.path(owner, conversation)):
+            pictures = {digest for turn in path for digest in turn.pictures}
+            knows = knowledge_in_use(self, owner)
+            view["followups"] = suggest_questions(path[-1], knows, len(pictures))
         return view
 
     def conversation_list(self, owner: str) -> PageUpdate:

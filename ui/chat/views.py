@@ -71,7 +71,10 @@ _ENDS = {
 
 
 def ended_text(turn: StoredTurn) -> str:
-    """Return why an answer is not complete, or an empty text if it is."""
+    """Return why an answer is not complete, or an empty text if it is.
+
+    The page says of an answer without a word that it was stopped; see `chat.stoppedEarly`.
+    """
     if turn.state == "stopped" and turn.answer:
         return "stopped"
     return _ENDS.get(str(turn.facts.get("finish")), "")
@@ -131,6 +134,7 @@ def conversation_view(store: Store, owner: str, conversation: str | None) -> dic
         family = siblings[turn.id]
         place = family.index(turn.id)
         turn_shown["number"] = number
+        turn_shown["with_picture"] = any(before.pictures for before in turns[:number])
         if place and (again := repeated_answer(everything, turn)):
             turn_shown["facts"]["again"] = again
         turn_shown["branches"] = {

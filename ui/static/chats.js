@@ -50,7 +50,7 @@
 
   function drawRows() {
     const { list } = vqa.state;
-    $("search").hidden = !list.length;
+    $("search").hidden = $("export-all").hidden = !list.length;
     if (searchWords()) {
       const rows = list.filter((row) => found?.chats.includes(row.id));
       $("list").replaceChildren(...rows.map(rowOf));
@@ -133,6 +133,7 @@
       }),
       entry("archive", t(row.archived ? "sidebar.unarchive" : "sidebar.archive"), () => archive([row], !row.archived)),
       entry("save", t("sidebar.saveHtml"), file("html")),
+      entry("save", t("sidebar.saveMarkdown"), file("md")),
       entry("save", t("sidebar.saveJson"), file("json")),
       entry("check", t("sidebar.selectSeveral"), () => {
         selected = new Map([[row.id, row]]);

@@ -32,6 +32,13 @@
   }
   vqa.addPictures = addPictures;
 
+  /** Starts a question with pictures that the server has; the text stays. */
+  vqa.startWith = (shown) => {
+    setDraft({ text: $("question").value, pictures: shown.slice(0, MAX_PICTURES), replaces: null });
+    warm();
+    $("question").focus();
+  };
+
   /** Attaches a generated scene in place of the previous one; its question replaces only an empty box or the previous question. */
   vqa.useScene = ({ picture, question }) => {
     const box = $("question");

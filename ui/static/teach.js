@@ -44,11 +44,20 @@
   const judge = (turn, verdict, correction = "") =>
     teach("judge", { conversation: vqa.state.view.conversation, turn: turn.id, verdict, correction });
 
-  vqa.on("shown", (name) => name === "teach" && teach("list"));
+  let changed = false; // rows, which the chat may show as corrections
+  vqa.on("shown", (name) => {
+    if (name === "teach") teach("list");
+    if (name !== "chat" || !changed) return;
+    changed = false;
+    vqa.send("act", { do: "refresh", conversation: vqa.state.view.conversation });
+  });
 
   let taught = null;
   let limit = 0; // number of rows to show; 0 is the server's default
-  const teach = (action, more = {}) => vqa.send("teach", { do: action, most: limit, ...more });
+  const teach = (action, more = {}) => {
+    changed ||= !["judge", "list"].includes(action);
+    vqa.send("teach", { do: action, most: limit, ...more });
+  };
   vqa.on("taught", (what) => {
     taught = what;
     drawTaught();

@@ -72,6 +72,7 @@
         nodes.delete(id);
       }
     }
+    vqa.drawFollowups();
     scroll();
   }
 
@@ -92,7 +93,7 @@
     if (turn.state === "answering" && vqa.state.asking) {
       if (!node.drawn.live) state(node, { state: turn.sending ? "sending" : "looking" });
     } else {
-      part(node, "answer", [turn.html, turn.state, turn.facts.error], () => answerOf(node, turn));
+      part(node, "answer", [turn.html, turn.state, turn.facts.error, turn.facts.correction], () => answerOf(node, turn));
       part(node, "foot", [turn.facts, turn.verdict, turn.state], () =>
         node.foot.replaceChildren(...footerOf(turn)),
       );
@@ -165,6 +166,11 @@
       node.answer.replaceChildren(el("p.note", {}, words));
     }
     node.answer.dataset.state = turn.state;
+    const { correction } = turn.facts;
+    node.answer.classList.toggle("corrected", Boolean(correction));
+    if (correction) {
+      node.answer.append(el("p.right-answer", {}, el("span.badge.well", {}, t("chat.corrected")), " ", el("span", { dir: "auto" }, correction)));
+    }
   }
 
   /** Adds a copy button to each code block of an answer. */
@@ -184,11 +190,18 @@
         button("copy", t("chat.copyAnswer"), () => copy(turn.answer)),
         button("again", t("chat.again"), () => vqa.ask({ again: turn.id }, turn)),
         button("two", t("download.another"), () => vqa.askOther(turn)),
+      );
+    }
+    // Half an answer, or one that went on repeating itself, is nothing to learn from.
+    if (answered && (turn.verdict || (turn.state === "answered" && facts.finish !== "repetition"))) {
+      parts.push(
         button("good", t("chat.right"), () => vqa.emit("judge", { turn, verdict: "right" }),
           { "aria-pressed": turn.verdict === "right" ? "true" : "false" }),
         button("bad", t("chat.wrong"), () => vqa.emit("judge", { turn, verdict: "wrong" }),
           { "aria-pressed": turn.verdict === "wrong" ? "true" : "false", "data-verdict": "wrong" }),
       );
+    }
+    if (answered && turn.with_picture) {
       parts.push(
         el("button.chip.look", { onclick: () => vqa.emit("look", turn), title: t("look.title") },
           icon("eye"), t("look.title")),
@@ -200,7 +213,8 @@
       if (facts.looked) {
         parts.push(el(`span.badge.${facts.looked}`, {}, t(vqa.GAINS[facts.looked])));
       }
-    } else if (turn.state === "stopped") {
+    }
+    if (!answered && turn.state === "stopped") {
       parts.push(button("again", t("chat.again"), () => vqa.ask({ again: turn.id }, turn)));
     }
     const quiet = [];
@@ -293,6 +307,7 @@
   function meter(value) {
     const node = $("meter");
     node.hidden = !value;
+    $("room").hidden = !value?.text;
     if (!value) return;
     const share = Math.min(1, value.used / value.limit);
     node.querySelector(".fill").style.width = `${Math.max(2, share * 100)}%`;
@@ -302,9 +317,19 @@
     node.setAttribute("aria-valuenow", value.used);
     node.setAttribute("aria-valuemax", value.limit);
     node.setAttribute("aria-valuetext", words);
-    if (value.text) node.querySelector(".words").textContent = `${words}. ${vqa.message(value.text)}`;
+    if (value.text) {
+      $("room").firstElementChild.textContent = vqa.message(value.text);
+      $("room").lastElementChild.textContent = t(value.pictures.length ? "chat.meterNew" : "sidebar.newChat");
+    }
     node.title = t("chat.meterMore", { tokens: words, image: value.image });
   }
+
+  vqa.on("do:same-pictures", () => {
+    const { turns, meter: { pictures } } = vqa.state.view;
+    const known = new Map(turns.flatMap((turn) => turn.pictures).map((picture) => [picture.digest, picture]));
+    vqa.newChat();
+    vqa.startWith(pictures.map((digest) => known.get(digest)).filter(Boolean));
+  });
 
   function scroll() {
     if (!$("empty").hidden) $("scroll").scrollTop = 0;

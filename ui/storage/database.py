@@ -428,6 +428,17 @@ class Store:
         with self._transaction() as db:
             _add_facts(db, turn, facts)
 
+    def set_correction(self, owner: str, turn: str, correction: str) -> None:
+        """Store what the right answer would be, or "" for none, unless the turn was deleted."""
+        with self._transaction() as db:
+            found = db.execute(
+                "SELECT 1 FROM turns JOIN conversations ON conversations.id = turns.conversation"
+                " WHERE turns.id = ? AND owner = ?",
+                (turn, owner),
+            )
+            if found.fetchone() is not None:
+                _add_facts(db, turn, {"correction": correction})
+
     def set_verdict(
         self, owner: str, conversation: str, turn: str, verdict: Verdict | None
     ) -> None:

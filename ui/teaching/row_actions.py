@@ -29,11 +29,15 @@ def teach(
             pass
         case "edit":
             question, answer = str(request.get("question")), str(request.get("answer"))
-            taught_rows.edit(owner, str(request.get("row")), question, answer)
+            edited = taught_rows.edit(owner, str(request.get("row")), question, answer)
+            if edited.answer != edited.model_answer:
+                service.store.set_correction(owner, edited.turn, edited.answer)
         case "delete":
-            taught_rows.delete(owner, str(request.get("row")))
+            deleted = taught_rows.delete(owner, str(request.get("row")))
+            service.store.set_correction(owner, deleted.turn, "")
         case "delete-all":
-            taught_rows.delete_all(owner)
+            for row in taught_rows.delete_all(owner):
+                service.store.set_correction(owner, row.turn, "")
         case "undo-import":
             taught_rows.undo_import(owner)
         case other:
@@ -103,6 +107,7 @@ def _judge(
             model_answer=turn.answer.strip(),
         )
     service.store.set_verdict(owner, chat, turn.id, verdict)
+    service.store.set_correction(owner, turn.id, correction if verdict == "wrong" else "")
     update = {
         "view": service.view(owner, chat),
         **list_rows(service, taught_rows, owner, request.get("most")),

@@ -157,8 +157,8 @@ class TaughtRowStore:
                 self._delete_unused_pictures(owner, [*kept, row])
         return row
 
-    def edit(self, owner: str, row_id: str, question: str, answer: str) -> None:
-        """Change the question and answer of a row.
+    def edit(self, owner: str, row_id: str, question: str, answer: str) -> TaughtRow:
+        """Change the question and answer of a row, and return it.
 
         Raises:
             UsageError: There is no such row.
@@ -173,24 +173,28 @@ class TaughtRowStore:
                 answer=_validated("answer", answer),
             )
             self._write(owner, rows)
+        return rows[place]
 
-    def delete(self, owner: str, row_id: str) -> None:
-        """Delete a row.
+    def delete(self, owner: str, row_id: str) -> TaughtRow:
+        """Delete a row, and return it.
 
         Raises:
             UsageError: There is no such row.
         """
         with self._lock:
             rows = self._rows(owner)
-            del rows[self._index(rows, row_id)]
+            row = rows.pop(self._index(rows, row_id))
             self._write(owner, rows)
             self._delete_unused_pictures(owner, rows)
+        return row
 
-    def delete_all(self, owner: str) -> None:
-        """Delete all rows of an owner."""
+    def delete_all(self, owner: str) -> list[TaughtRow]:
+        """Delete all rows of an owner, and return them."""
         with self._lock:
+            rows = self._rows(owner)
             self._write(owner, [])
             self._delete_unused_pictures(owner, [])
+        return rows
 
     def count_imported(self, owner: str) -> int:
         """Return how many rows of the latest import still exist."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
+import tempfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +17,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.routing import APIRoute
 from PIL import Image
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
 from ui import texts
@@ -34,6 +37,7 @@ SCRIPTS = (
     "texts",
     "keyboard",
     "turns",
+    "followups",
     "composer",
     "chats",
     "sidebar",
@@ -49,6 +53,7 @@ SCRIPTS = (
 )
 """The page's scripts, in loading order."""
 _KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_EXPORTS = {"json": "application/json", "html": "text/html", "md": "text/markdown"}
 _FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
 MAX_IMPORT = 200 * 2**20
 """Largest file with conversations or data, in bytes; pictures have limits of their own."""
@@ -151,20 +156,38 @@ def data_routes(
     @router.get("/vqa/conversations/{conversation}.{kind}")
     async def download(request: Request, conversation: str, kind: str) -> Response:
         owner = request.state.owner
-        write = {"json": export.to_json, "html": export.to_html}.get(kind)
-        if write is None or not service.store.owns(owner, conversation):
+        if kind not in _EXPORTS or not service.store.owns(owner, conversation):
             return missing()
-        text = await run_in_threadpool(
-            write, service.store, service.picture_store, owner, conversation
-        )
-        name = re.sub(r"[^\w\- ]+", "", service.store.title(owner, conversation))[:60].strip()
-        return Response(
-            text,
-            media_type="application/json" if kind == "json" else "text/html",
-            headers={
-                "content-disposition": "attachment; filename*=UTF-8''"
-                + quote(f"{name or 'conversation'}.{kind}")
-            },
+
+        def write() -> str:
+            if kind == "md":
+                return export.to_markdown(service.store, owner, conversation)
+            to_text = export.to_json if kind == "json" else export.to_html
+            return to_text(service.store, service.picture_store, owner, conversation)
+
+        text = await run_in_threadpool(write)
+        name = export.file_name(service.store.title(owner, conversation)) or "conversation"
+        return Response(text, media_type=_EXPORTS[kind], headers=_attachment(f"{name}.{kind}"))
+
+    @router.get("/vqa/chats.zip")
+    async def all_chats(request: Request) -> Response:
+        def write() -> str:
+            owner = request.state.owner
+            with tempfile.NamedTemporaryFile(suffix=".zip", delete=False) as file:
+                try:
+                    export.write_all(service.store, service.picture_store, owner, file)
+                except BaseException:
+                    file.close()  # Windows deletes no open file
+                    os.unlink(file.name)
+                    raise
+            return file.name
+
+        file = await run_in_threadpool(write)
+        return FileResponse(
+            file,
+            media_type="application/zip",
+            headers=_attachment("chats.zip"),
+            background=BackgroundTask(os.unlink, file),
         )
 
     @router.post("/vqa/conversations")
@@ -247,6 +270,11 @@ def _to_data_uri(image: Image.Image) -> str:
     stream = BytesIO()
     image.save(stream, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _attachment(name: str) -> dict[str, str]:
+    """Return the headers of a file that the browser saves under a name."""
+    return {"content-disposition": "attachment; filename*=UTF-8''" + quote(name)}
 
 
 def problem(error: Exception, status: int) -> Response:

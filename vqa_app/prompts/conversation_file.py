@@ -36,9 +36,9 @@ _FINAL_STATES = ("answered", "stopped", "failed")
 _FACTS: dict[str, type] = {
     "style": str, "model": str, "finish": str, "error": str, "confidence": float, "gain": float,
     "prompt_tokens": int, "new_tokens": int, "image_tokens": int, "context": int, "dropped": int,
-    "calibrated": bool, "temperature": float, "dropped_turns": list,
+    "calibrated": bool, "temperature": float, "dropped_turns": list, "correction": str,
 }  # fmt: skip
-_LONGEST_FACT = {"error": 1000}
+_LONGEST_FACT = {"error": 1000, "correction": 4001}
 """Characters of a fact; 200 if it is not listed."""
 _LARGEST_FACT = 1e9
 _MAX_CHANGES = 10

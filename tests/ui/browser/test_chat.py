@@ -340,3 +340,92 @@ def test_loading_shows_progress_and_can_be_cancelled(browser, tmp_path):
         expect(page.locator("#model-name")).to_have_text("Fake")
         visitor.context.close()
     assert not visitor.errors
+
+
+def test_full_chat_offers_a_new_one_with_the_same_pictures(visit, engine, pictures):
+    visitor = visit()
+    page = visitor.page
+    visitor.attach(*pictures)
+    visitor.ask("What are they?")
+    expect(page.locator("#room")).to_be_hidden()
+    engine.dropped, engine.dropped_turns = 2, (0,)
+    visitor.ask("And which is larger?")
+    expect(page.locator("#room")).to_contain_text("no longer reads 1 earlier question")
+    page.fill("#question", "A draft")
+    page.get_by_role("button", name="New chat with the same pictures").click()
+    expect(page.locator("#empty")).to_be_visible()
+    expect(page.locator("#room")).to_be_hidden()
+    expect(page.locator("#tray .thumb img")).to_have_count(2)
+    expect(page.locator("#question")).to_have_value("A draft")
+    expect(page.locator("#question")).to_be_focused()
+    engine.dropped, engine.dropped_turns = 0, ()
+    page.press("#question", "Enter")
+    visitor.answered()
+    expect(visitor.answers).to_contain_text("about 2 pictures")
+
+
+def test_only_what_makes_sense_is_offered_under_an_answer(visit, engine, pictures):
+    visitor = visit()
+    page = visitor.page
+    look, right = page.locator("article .look"), page.get_by_label("This is right")
+    visitor.ask("Hello?")
+    expect(look).to_have_count(0)
+    expect(right).to_have_count(1)
+    visitor.attach(pictures[0])
+    visitor.ask("What is it?")
+    expect(look).to_have_count(1)
+    engine.hold(2)
+    visitor.ask("A long one?", wait=False)
+    expect(page.locator(".answer.running")).to_be_visible()
+    page.click(".stop-button")
+    visitor.answered()
+    expect(page.locator("article").last.locator(".facts")).to_contain_text("stopped")
+    expect(right).to_have_count(2)
+
+
+def test_another_answer_says_that_it_is_the_same(visit):
+    visitor = visit()
+    visitor.ask("What is it?")
+    visitor.page.get_by_label("Answer again").click()
+    visitor.page.wait_for_selector("text='2 / 2'")
+    visitor.answered()
+    expect(visitor.page.locator(".facts")).to_contain_text("the same answer again, though sampled")
+
+
+def test_corrected_answer_is_shown_as_corrected(visit, pictures):
+    visitor = visit()
+    page = visitor.page
+    visitor.attach(pictures[0])
+    visitor.ask("What is it?")
+    page.get_by_label("This is wrong").click()
+    page.fill(".correction input", "A <b>red</b> area.")
+    page.press(".correction input", "Enter")
+    expect(page.locator(".right-answer")).to_have_text("Corrected A <b>red</b> area.")
+    expect(page.locator(".answer > p").first).to_have_css("text-decoration-line", "line-through")
+    page.reload()
+    expect(page.locator(".right-answer")).to_contain_text("red")
+    page.get_by_label("This is right").click()
+    expect(page.locator(".right-answer")).to_have_count(0)
+
+
+def test_questions_are_suggested_under_the_latest_answer(visit, engine, pictures):
+    visitor = visit()
+    page = visitor.page
+    chips = page.locator("#followups button")
+    visitor.ask("Hello?")
+    expect(chips).to_have_count(0)
+    visitor.attach(pictures[0])
+    visitor.ask("What is it?")
+    expect(chips).to_have_count(3)
+    question = "What else is in the picture?"
+    engine.hold(1)
+    chips.filter(has_text=question).click()
+    expect(page.locator(".answer.running")).to_be_visible()
+    expect(chips).to_have_count(0)
+    expect(page.locator("#question")).to_be_focused()
+    engine.release()
+    expect(visitor.questions.last).to_have_text(question)
+    expect(chips).to_have_count(3)
+    expect(chips.filter(has_text=question)).to_have_count(0)
+    page.click(".new")
+    expect(chips).to_have_count(0)

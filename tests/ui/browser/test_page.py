@@ -138,12 +138,13 @@ def test_dark_theme_persists(visit):
     assert visitor.page.evaluate("document.body.classList.contains('dark')")
 
 
-def test_keyboard_only(visit):
+def test_keyboard_only(visit, pictures):
     """Ask, open and close the attention map, edit, open a menu, without a mouse."""
     visitor = visit()
     page = visitor.page
     question, look = page.locator("#question"), page.locator("article .look")
     expect(question).to_be_focused()
+    visitor.attach(pictures[0])
     page.keyboard.type("Hello?")
     page.keyboard.press("Enter")
     expect(question).to_have_value("")
@@ -153,7 +154,7 @@ def test_keyboard_only(visit):
         if look.evaluate("node => node === document.activeElement"):
             break
     page.keyboard.press("Enter")
-    page.wait_for_selector("#sheet[open] .note")
+    page.wait_for_selector("#sheet[open] .overlay")
     page.keyboard.press("Escape")
     expect(look).to_be_focused()
     question.focus()

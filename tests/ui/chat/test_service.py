@@ -382,6 +382,31 @@ def test_a_stopped_answer_is_marked_in_the_export(make_harness):
     assert "<footer>stopped · First</footer>" in exported
 
 
+def test_an_answer_that_is_missing_is_explained_in_the_export(make_harness):
+    engine = FakeEngine(hold_after=0)
+    harness = make_harness(engine)
+    answer = harness.service.ask("ann", {"question": "What?"})
+    chat = next(answer)["view"]["conversation"]
+    engine.begun.wait(PATIENCE)
+    harness.service.stop("ann", chat)
+    list(answer)
+    engine.release()
+    engine.error = ModelError("Out of memory.", "Ask less.")
+    harness.ask("And now?", conversation=chat)
+    exported = to_html_page(harness.store, harness.picture_store, "ann", chat)
+    assert "<footer>stopped before the first word · First</footer>" in exported
+    assert "<footer>failed: Out of memory." in exported
+
+
+def test_where_the_model_looked_is_offered_only_once_there_is_a_picture(make_harness):
+    harness = make_harness()
+    _, view = harness.ask("Hello?")
+    chat = view["conversation"]
+    harness.ask("What is it?", conversation=chat, pictures=[harness.picture()])
+    _, view = harness.ask("And its colour?", conversation=chat)
+    assert [turn["with_picture"] for turn in view["turns"]] == [False, True, True]
+
+
 @pytest.mark.parametrize(
     ("name", "given", "number"),
     [("temperature", 2, 2.0), ("temperature", 0, 0.0), ("temperature", 5, 5.0), ("top_p", 1, 1.0),

@@ -20,6 +20,8 @@ from tests.fake_engine import FakeEngine
 from tests.ui.harness import ChatHarness, in_english
 from tests.waiting import PATIENCE
 from ui.chat.attention_view import describe_picture, explain_answer
+from ui.chat.export import from_json, to_json
+from ui.chat.export import to_html as to_html_page
 from ui.chat.requests import STORAGE_FAILED
 from ui.teaching import before_after, few_rows, rehearsal, training
 from ui.teaching.jobs import Job
@@ -602,6 +604,38 @@ def test_rating_an_answer_adds_a_row_and_can_be_undone(harness):
     assert judge(None)["view"]["turns"][0]["verdict"] is None
     with pytest.raises(UsageError):
         judge("right", owner="bob")
+
+
+def test_a_corrected_answer_is_shown_as_corrected(harness):
+    _, view = harness.ask("What?", pictures=[harness.picture()])
+    chat, turn = view["conversation"], view["turns"][0]["id"]
+
+    def do(action, **more):
+        request = {"do": action, "conversation": chat, "turn": turn, **more}
+        return teach(harness.service, harness.taught_rows, "ann", request)["taught"]["rows"]
+
+    def correction(owner="ann"):
+        return harness.store.path(owner, chat)[0].facts["correction"]
+
+    (row,) = do("judge", verdict="wrong", correction="a <dog>")
+    assert correction() == "a <dog>"
+    page = to_html_page(harness.store, harness.picture_store, "ann", chat)
+    assert "Corrected: a &lt;dog&gt;" in page
+    document = to_json(harness.store, harness.picture_store, "ann", chat).encode()
+    copy = from_json(harness.store, harness.picture_store, "bob", document)
+    assert harness.store.path("bob", copy)[0].facts["correction"] == "a <dog>"
+    do("edit", row=row["id"], question="What?", answer="a wolf")
+    assert correction() == "a wolf"
+    do("delete", row=row["id"])
+    assert correction() == ""
+    do("judge", verdict="wrong", correction="a fox")
+    do("judge", verdict="right")
+    assert correction() == ""
+    do("judge", verdict="wrong", correction="a fox")
+    do("delete-all")
+    assert correction() == ""
+    harness.store.set_correction("bob", turn, "mine")
+    assert correction() == "", "only the owner's"
 
 
 def test_older_rows_are_returned_on_request(harness, monkeypatch):
