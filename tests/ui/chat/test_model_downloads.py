@@ -16,8 +16,9 @@ from tests.vqa_app.checkpoints.test_installed import install
 from ui.chat.comparison import compare_models
 from ui.chat.model_downloads import handle_models
 from ui.chat.model_picker import pick_model
+from ui.chat.unknown_pictures import is_unknown_picture
 from vqa_app.checkpoints import catalogue
-from vqa_app.engine.protocol import Engine
+from vqa_app.engine.protocol import Answer, Engine
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.serving import downloads, model_choices
 from vqa_app.serving.engine_pool import EnginePool, LoadProgress, ModelChoice
@@ -208,6 +209,24 @@ def test_a_refusal_is_marked_and_a_good_answer_is_not(harness):
     harness.built_in.answer = "Unknown"
     _, view = harness.ask("Hello?")
     assert "unknown_picture" not in view["turns"][0]["facts"], "there is no picture"
+
+
+@pytest.mark.parametrize(
+    ("text", "confidence", "calibrated", "finish", "unknown"),
+    [
+        ("I do not know this kind of picture.", 0.99, True, "stop", True),
+        ("unknown", 0.99, True, "stop", True),
+        ("Red.", 0.1, True, "stop", True),
+        ("Red.", 0.1, False, "stop", False),
+        ("Red.", 0.9, True, "stop", False),
+        ("I do not know this kind", 0.1, True, "cancelled", False),
+    ],
+)
+def test_what_counts_as_not_knowing_the_picture(text, confidence, calibrated, finish, unknown):
+    answer = Answer(text, finish, 9, 4, 0, 3, 0.1, 20.0, confidence, calibrated=calibrated)
+    assert is_unknown_picture(model_choices.BUILTIN, answer) == unknown
+    other = ModelChoice("hub-1", "Other", "", "Downloaded", SMALL)
+    assert not is_unknown_picture(other, answer)
 
 
 def test_another_model_that_says_the_same_is_not_marked(harness, hub):

@@ -20,7 +20,8 @@ FIELDS = {
     "question": TEXT, "answer": TEXT, "digest": TEXT, "replaces": TEXT, "again": TEXT,
     "model": TEXT, "named": TEXT, "verdict": TEXT, "correction": TEXT, "row": TEXT,
     "name": TEXT, "stage": TEXT, "pictures": TEXTS, "models": TEXTS, "sources": TEXTS,
-    "kind": TEXT, "follow": FLAG, "rehearse": FLAG, "skip": FLAG, "shared": FLAG, "most": NUMBER,
+    "kind": TEXT, "keep": FLAG, "download": FLAG, "others": FLAG,
+    "follow": FLAG, "rehearse": FLAG, "skip": FLAG, "shared": FLAG, "most": NUMBER,
 }  # fmt: skip
 ACTIONS = {
     "ask": [None],
@@ -35,6 +36,7 @@ ACTIONS = {
     ],
     "teach": ["judge", "corrected", "list", "edit", "delete", "delete-all", "undo-import"],
     "train": [None, "check", "start", "go-on", "stop"],
+    "models": ["describe", "suggest", "installed", "delete"],
     "library": ["list", "rename", "share", "delete"],
 }  # fmt: skip
 """The requests that the page makes, by the name of their handler."""
