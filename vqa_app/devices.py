@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import traceback
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from vqa_app.errors import ModelError, UsageError, first_line
@@ -135,6 +136,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(part in message for part in _OUT_OF_MEMORY)
     )
+
+
+def clear_frames(error: BaseException | None) -> None:
+    """Clear the variables in an error's traceback: they keep models and KV caches in memory."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def free_memory(device: torch.device) -> int:

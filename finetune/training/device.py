@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-import traceback
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -173,10 +172,3 @@ def trains_in_bf16(precision: str, device: torch.device) -> bool:
     # On ARM models answer in bf16, too; whether they train faster in it has not been measured.
     arm = platform.machine().lower() in ("aarch64", "arm64")
     return devices.computes_in_bfloat16(device) and not (device.type == "cpu" and arm)
-
-
-def clear_frames(error: BaseException | None) -> None:
-    """Clear the variables in an error's traceback: they keep models in memory."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__

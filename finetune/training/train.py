@@ -17,13 +17,13 @@ from finetune.progress import OnProgress, Progress, format_metric, pluralize
 from finetune.runs import checkpoint
 from finetune.training import resume
 from finetune.training.interrupt import Stop
-from vqa_app.devices import is_out_of_memory, release_memory
+from vqa_app.devices import clear_frames, is_out_of_memory, release_memory
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.quiet import quiet
 
 with quiet():
     from finetune.training import finish, stages
-    from finetune.training.device import LESS_MEMORY, Machine, clear_frames, set_up_machine
+    from finetune.training.device import LESS_MEMORY, Machine, set_up_machine
     from finetune.training.held_out import Evaluation, watch_questions
     from finetune.training.load_data import read_data
     from finetune.training.stage import StageRun

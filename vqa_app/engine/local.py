@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 
-from vqa_app.devices import is_out_of_memory
+from vqa_app.devices import clear_frames, is_out_of_memory, release_memory
 from vqa_app.engine.attention_map import attention_map
 from vqa_app.engine.cpu_threads import release_threads
 from vqa_app.engine.cpu_weights import optimize_layout
@@ -35,7 +35,7 @@ from vqa_app.engine.repetition import RepetitionDetector
 from vqa_app.engine.runtime import Generation, Runtime
 from vqa_app.engine.sampling import Sampler, default_options
 from vqa_app.engine.scoring import image_gain, score
-from vqa_app.engine.worker import Cancelled, Worker
+from vqa_app.engine.worker import Cancelled, Worker, run_to_end
 from vqa_app.errors import ContextOverflowError, ModelError, UsageError
 from vqa_app.prompts.conversation import Conversation, Message
 from vqa_app.prompts.image_inputs import has_low_detail, resolution
@@ -194,11 +194,15 @@ class LocalEngine:
         """See `Engine.warm`."""
 
         def job(cancelled: Cancelled) -> Iterator[None]:
-            prompt = encode(
-                self._runtime.processor, conversation, answer_next=True, question_incomplete=True
-            )
-            if 0 < len(prompt) <= self._info.context_length:
-                yield from self._runtime.warm(prompt, cancelled)
+            with self._memory_guard():
+                prompt = encode(
+                    self._runtime.processor,
+                    conversation,
+                    answer_next=True,
+                    question_incomplete=True,
+                )
+                if 0 < len(prompt) <= self._info.context_length:
+                    yield from self._runtime.warm(prompt, cancelled)
 
         for _ in self._worker.stream(job, cancel, background=True):
             pass
@@ -259,9 +263,25 @@ class LocalEngine:
 
         def guarded() -> T:
             with self._memory_guard():
-                return function()
+                return self._retry(function)
 
         return self._worker.call(guarded)
+
+    def _retry(self, function: Callable[[], T]) -> T:
+        """Call a function; if memory runs out, free the caches and call it once more."""
+        try:
+            return function()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            clear_frames(error)
+        # Outside the handler: the error's traceback holds what the first attempt had allocated.
+        self._free_caches()
+        return function()
+
+    def _free_caches(self) -> None:
+        self._runtime.clear_caches()
+        release_memory()
 
     def _answer(
         self,
@@ -276,7 +296,7 @@ class LocalEngine:
             room = min(options.max_new_tokens, self._info.context_length // 8)
             _, prompt, draft.dropped_turns = self._fit(conversation, room)
             draft.prompt_tokens, draft.image_tokens = len(prompt), prompt.image_tokens
-            generation = yield from self._runtime.prefill(prompt, cancelled)
+            generation = self._retry(lambda: run_to_end(self._runtime.prefill(prompt, cancelled)))
             reason: FinishReason = "cancelled"
             if generation is not None:
                 draft.cached_tokens = generation.cached_tokens
@@ -338,7 +358,8 @@ class LocalEngine:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._runtime.clear_caches()
+            clear_frames(error)
+            self._free_caches()
             raise ModelError(
                 f"There is not enough memory on {self._info.device} for this question.",
                 "Ask about fewer or smaller pictures, or use --quantize 4bit.",

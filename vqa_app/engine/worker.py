@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar, cast
 
+from vqa_app.devices import clear_frames
 from vqa_app.engine.protocol import Status
 from vqa_app.errors import ModelError
 
@@ -224,6 +225,7 @@ class Worker:
                 try:
                     finished = self._advance(task)
                 except BaseException as error:  # passed on to the consumer, whatever it is
+                    clear_frames(error)  # whoever keeps the error would keep the job's tensors
                     task.end(error)
                     continue
                 if finished:

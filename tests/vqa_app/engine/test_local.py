@@ -211,6 +211,84 @@ def test_an_out_of_memory_error_says_what_to_do(
     assert last(local, QUESTION).new_tokens
 
 
+def out_of_memory(*_: Any, **__: Any) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.fixture
+def kv_caches(
+    local: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[weakref.ref[Any]]]:
+    """Weak references to all KV caches of an engine; nothing collects cycles meanwhile."""
+    references: list[weakref.ref[Any]] = []
+    take = local._runtime._take
+
+    def record(*arguments: Any) -> Any:
+        kv = take(*arguments)
+        references.append(weakref.ref(kv))
+        return kv
+
+    monkeypatch.setattr(local._runtime, "_take", record)
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)
+    gc.disable()
+    yield references
+    gc.enable()
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode", "score", "warm"])
+def test_after_an_out_of_memory_error_no_kv_cache_is_left(
+    local: LocalEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    kv_caches: list[weakref.ref[Any]],
+    phase: str,
+) -> None:
+    layer = local._runtime.model.get_decoder().layers[1]
+    if phase == "decode":
+        monkeypatch.setattr(local._runtime, "decode", out_of_memory)
+    else:
+        monkeypatch.setattr(layer, "forward", out_of_memory)
+    actions = {"score": lambda: local.score(QUESTION, ["a"]), "warm": lambda: local.warm(QUESTION)}
+    with pytest.raises(ModelError, match="not enough memory") as kept:
+        actions.get(phase, lambda: last(local, QUESTION))()
+    assert kv_caches
+    assert [reference() for reference in kv_caches] == [None] * len(kv_caches)
+    assert len(local._runtime.prefixes) == 0
+    assert kept.value.__cause__ is not None
+
+
+def test_any_error_of_a_question_releases_its_kv_cache(
+    local: LocalEngine, monkeypatch: pytest.MonkeyPatch, kv_caches: list[weakref.ref[Any]]
+) -> None:
+    monkeypatch.setattr(local._runtime, "decode", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as kept:
+        last(local, QUESTION)
+    assert [reference() for reference in kv_caches] == [None]
+    assert kept.tb is not None
+
+
+@pytest.mark.parametrize("method", ["stream", "score"])
+def test_memory_that_suffices_without_caches_is_no_error(
+    local: LocalEngine, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def result() -> Any:
+        asked = last(local, QUESTION).text if method == "stream" else None
+        return asked or local.score(QUESTION, ["a", "b"])
+
+    expected = result()
+    last(local, Conversation.ask("Something else?", [picture(1)]))
+    assert len(local._runtime.prefixes) > 1
+    layer = local._runtime.model.get_decoder().layers[1]
+    forward = layer.forward
+
+    def forward_without_caches(*arguments: Any, **options: Any) -> Any:
+        if len(local._runtime.prefixes):
+            out_of_memory()
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(layer, "forward", forward_without_caches)
+    assert result() == expected
+
+
 def test_a_seed_makes_samples_reproducible(local: LocalEngine) -> None:
     options = GenerationOptions(max_new_tokens=10, temperature=1.0, seed=5)
     texts = [last(local, QUESTION, options).text for _ in range(2)]
