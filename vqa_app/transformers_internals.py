@@ -103,6 +103,11 @@ def image_features_argument(output: Any) -> dict[str, Any]:
     return {"mm_encoder_outputs": {"image": output}}
 
 
+def accepts_logits_to_keep(model: Any) -> bool:
+    """Return whether `forward` can compute the logits of only some tokens; BLIP-2's cannot."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
 # Generation
 
 

@@ -22,7 +22,7 @@ from vqa_app.engine.repetition import length_before_loop
 from vqa_app.engine.vision import on_device
 from vqa_app.models.architecture import Capabilities, unwrap
 from vqa_app.prompts.prompt import Prompt, end_token_ids
-from vqa_app.transformers_internals import cache_argument
+from vqa_app.transformers_internals import accepts_logits_to_keep, cache_argument
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 MAX_ROWS = 128
 """Largest batch; larger ones are not faster."""
 _CPU_CACHE_BYTES = 1 << 30
+_COPY_BYTES = 4
+"""Per logit: some models cap or scale their logits, which makes a copy."""
 _PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "mm_token_type_ids": 0}
 """Inputs with one value for each token, and how they are padded; input_ids with the tokenizer's
 own padding token."""
@@ -58,14 +60,16 @@ def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
 
 def max_batch_rows(model: Any, tokens: int) -> int:
     """Return how many sequences of this length fit into memory at once."""
-    config = model.config.get_text_config()
+    config = unwrap(model).config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     bytes_per_row = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize * tokens
-    budget = _CPU_CACHE_BYTES
-    if model.device.type == "cuda":
-        budget = free_memory(model.device) // 4
-    return max(1, min(MAX_ROWS, budget // max(1, int(bytes_per_row))))
+    return max(1, min(MAX_ROWS, _memory_budget(model.device) // max(1, int(bytes_per_row))))
+
+
+def _memory_budget(device: torch.device) -> int:
+    """Return how many bytes the keys and values of a batch, or its logits, may take."""
+    return free_memory(device) // 4 if device.type == "cuda" else _CPU_CACHE_BYTES
 
 
 @dataclass(frozen=True)
@@ -275,7 +279,10 @@ def _padded_batches(
     order = sorted(range(len(prompts)), key=lambda i: _prompt_length(prompts[i]))
     while order:
         rows = max_batch_rows(model, _prompt_length(prompts[order[-1]]))
-        indices, order = order[-rows:], order[:-rows]
+        indices = order[-rows:]
+        if not pad_left:
+            indices = _limit_logits(model, prompts, indices)
+        del order[-len(indices) :]
         batch = _stack([prompts[i].inputs for i in indices], pad_left, padding)
         if batch is not None:
             yield indices, on_device(model, batch)
@@ -301,6 +308,32 @@ def _stack(
         else:
             return None
     return batch
+
+
+def _positions_before_answers(
+    model: Any, prompts: Sequence[Prompt], indices: Sequence[int]
+) -> Tensor:
+    """Return the positions, in ascending order, at which a batch needs logits.
+
+    All positions for a model that cannot leave out any.
+    """
+    if not accepts_logits_to_keep(unwrap(model)):
+        return torch.arange(max(_prompt_length(prompts[index]) for index in indices))
+    answers = [prompts[index].answer_mask.nonzero()[:, 0] for index in indices]
+    return torch.cat(answers).unique() - 1
+
+
+def _limit_logits(model: Any, prompts: Sequence[Prompt], indices: list[int]) -> list[int]:
+    """Return as many of the last indices as there is memory for the logits of."""
+    base = unwrap(model)
+    width = base.config.get_text_config().vocab_size * (base.dtype.itemsize + _COPY_BYTES)
+    budget = _memory_budget(base.device)
+    while len(indices) > 1:
+        positions = len(_positions_before_answers(model, prompts, indices))
+        if len(indices) * positions * width <= budget:
+            break
+        indices = indices[len(indices) // 2 :]
+    return indices
 
 
 @dataclass(frozen=True)
@@ -341,11 +374,15 @@ def answer_losses(
                     losses[index] = loss
         else:
             for indices, inputs in _padded_batches(model, processor, prompts, pad_left=False):
-                logits = model(**inputs, use_cache=False).logits
+                kept = _positions_before_answers(model, prompts, indices).to(model.device)
+                keep = {"logits_to_keep": kept} if accepts_logits_to_keep(unwrap(model)) else {}
+                logits = model(**inputs, **keep, use_cache=False).logits
                 for row, index in enumerate(indices):
                     labelled = prompts[index].answer_mask.nonzero()[:, 0].to(logits.device)
                     targets = inputs["input_ids"][row, labelled]
-                    losses[index] = _loss(logits[row, labelled - 1], targets)
+                    places = torch.searchsorted(kept, labelled - 1)
+                    losses[index] = _loss(logits[row, places], targets)
+                del logits
     return [loss for loss in losses if loss is not None]
 
 

@@ -30,6 +30,7 @@ from vqa_app.models.architecture import Capabilities
 from vqa_app.prompts.prompt import Prompt
 from vqa_app.transformers_internals import (
     GenerateLoop,
+    accepts_logits_to_keep,
     attention_implementation,
     cache_argument,
     count_cache_layers,
@@ -337,7 +338,8 @@ class UncachedGeneration:
 
     def __init__(self, model: Any, inputs: dict[str, Any], keep: int) -> None:
         if keep > 1:  # for likelihoods; no token follows
-            self.logits = model(**inputs).logits[0, -keep:]
+            some = {"logits_to_keep": keep} if accepts_logits_to_keep(model) else {}
+            self.logits = model(**inputs, **some).logits[0, -keep:]
             return
         self._loop = GenerateLoop(model, inputs)
         self.logits = self._loop.logits[None]

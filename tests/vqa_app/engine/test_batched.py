@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,85 @@ def test_a_16_bit_model_with_trained_fp32_weights_answers(tiny_llava_dir: Path) 
     prompts = [encode(processor, c, answer_next=True) for c in mixed_conversations()[:3]]
     assert len(answer_prompts(model, processor, capabilities, prompts, max_new_tokens=3)) == 3
     assert model.training
+
+
+def finished(processor: Any, conversations: list[Conversation]) -> list[Any]:
+    from vqa_app.prompts.prompt import encode
+
+    answer = Message.assistant("It is red.")
+    return [encode(processor, c.then(answer), answer_next=False) for c in conversations]
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl", "gemma3", "paligemma", "blip-2"])
+def test_losses_of_all_architectures_equal_the_model_s_own(
+    name: str, tiny_checkpoint: Callable[[str], Path]
+) -> None:
+    import torch
+
+    from vqa_app.engine.batched import answer_losses
+
+    model, processor, capabilities = load(tiny_checkpoint(name))
+    assert not capabilities.shares_prefixes
+    asked = [Conversation.ask(question, [picture(seed)]) for seed, question in enumerate(QUESTIONS)]
+    prompts = finished(processor, asked)
+    for prompt, loss in zip(
+        prompts, answer_losses(model, processor, capabilities, prompts), strict=True
+    ):
+        labelled = prompt.answer_mask.nonzero()[:, 0]
+        with torch.no_grad():
+            logits = model(**prompt.inputs).logits[0, labelled - 1].float()
+        expected = torch.nn.functional.cross_entropy(
+            logits, prompt.inputs["input_ids"][0, labelled]
+        )
+        assert loss.per_token == pytest.approx(expected.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_logits_for_losses_stay_within_the_memory_budget(
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    from vqa_app.engine import batched
+
+    model, processor, capabilities = load(tiny_checkpoint("qwen2-vl"))
+    asked = [Conversation.ask("What?", [picture(seed)]) for seed in range(7)]
+    prompts = finished(processor, asked)
+    answer = int(prompts[0].answer_mask.sum())
+    budget = rows * answer * model.config.get_text_config().vocab_size * 8
+    monkeypatch.setattr(batched, "max_batch_rows", lambda *_: batched.MAX_ROWS)
+    monkeypatch.setattr(batched, "_memory_budget", lambda _: budget)
+    shapes: list[tuple[int, ...]] = []
+    hook = model.register_forward_hook(lambda *given: shapes.append(tuple(given[-1].logits.shape)))
+    losses = batched.answer_losses(model, processor, capabilities, prompts)
+    hook.remove()
+    assert len(losses) == len(prompts) == sum(shape[0] for shape in shapes)
+    assert max(shape[0] for shape in shapes) == rows
+    assert {shape[1] for shape in shapes} == {answer}
+
+
+@pytest.mark.parametrize(("vocabulary", "itemsize"), [(151_936, 2), (262_144, 2)])
+def test_logits_of_large_vocabularies_fit_into_a_gibibyte(vocabulary: int, itemsize: int) -> None:
+    """The vocabularies of Qwen2-VL and Gemma 3, 128 questions of 700 tokens about pictures."""
+    from types import SimpleNamespace
+
+    import torch
+
+    from vqa_app.engine import batched
+
+    class Model:
+        device = torch.device("cpu")
+        dtype = SimpleNamespace(itemsize=itemsize)
+        config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=vocabulary))
+
+        def forward(self, input_ids: Any) -> None: ...
+
+    answer_mask = torch.zeros(700, dtype=torch.bool)
+    answer_mask[-8:] = True
+    prompts: Any = [
+        SimpleNamespace(answer_mask=answer_mask, inputs={"input_ids": answer_mask[None]})
+    ] * 128
+    whole = len(batched._limit_logits(Model(), prompts, list(range(128))))
+    assert whole == 1 or whole * 700 * vocabulary * itemsize <= 1 << 30
+    Model.forward = lambda self, input_ids, logits_to_keep=0: None  # type: ignore[assignment]
+    kept = len(batched._limit_logits(Model(), prompts, list(range(128))))
+    assert kept > 8 * whole
+    assert kept * 8 * vocabulary * itemsize <= 1 << 30
