@@ -145,9 +145,11 @@ def unfinished_directory(parent: Path) -> Iterator[Path]:
 
 def flush(path: Path) -> None:
     """Wait until a file, or the list of names in a directory, is on the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows has no such call
+    is_directory = path.is_dir()
+    if is_directory and os.name == "nt":  # Windows has no such call
         return
-    handle = os.open(path, os.O_RDONLY)
+    # Windows flushes only what is open for writing; POSIX opens directories only for reading.
+    handle = os.open(path, os.O_RDONLY if is_directory else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

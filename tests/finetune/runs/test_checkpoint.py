@@ -303,6 +303,34 @@ def test_a_failed_write_keeps_the_old_directory_and_leaves_no_files(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["step-5"]
 
 
+@needs_fork
+def test_files_are_flushed_through_handles_that_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows answers `fsync` of a read-only handle with "Bad file descriptor"."""
+    import fcntl
+    import os
+    import stat
+
+    from vqa_app.files import add_to_directory, atomic_directory
+
+    flushed = []
+
+    def windows_fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):  # never opened on Windows
+            return
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flushed.append(handle)
+
+    monkeypatch.setattr(os, "fsync", windows_fsync)
+    with atomic_directory(tmp_path / "step-1") as folder:
+        (folder / "weights").write_text("1")
+    with add_to_directory(tmp_path / "run", last="manifest") as folder:
+        (folder / "manifest").write_text("1")
+    assert len(flushed) == 2
+
+
 def test_unfinished_folders_are_swept_and_never_loaded(tmp_path: Path) -> None:
     from finetune.runs.checkpoint import checkpoint_steps, latest_checkpoint, step_directory, sweep
 
