@@ -22,6 +22,12 @@ prompt came from the cache."""
 _OUT_OF_MEMORY = ("out of memory", "defaultcpuallocator", "alloc_failed", "invalid buffer size")
 """Parts of torch's messages: on CUDA and mps; on CPUs; in cuBLAS and cuDNN; on mps for a tensor."""
 
+_DEVICE_FAILURES = (
+    "no kernel image", "cuda error", "cuda driver", "nvidia driver", "cuda unknown error",
+    "no cuda gpus", "cuda setup", "cudnn_status", "cublas_status", "hip error", "mps backend"
+)  # fmt: skip
+"""Parts of messages of torch and bitsandbytes about a GPU or its driver."""
+
 
 def choose_device(name: str) -> torch.device:
     """Return the device of this name; `auto` is the first available of cuda, mps and cpu.
@@ -143,6 +149,29 @@ def clear_frames(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
+
+
+def device_error(error: BaseException) -> ModelError | None:
+    """Return what to say about a GPU or driver that fails; None for any other error.
+
+    Running out of memory is not a failure of the device, nor is an assertion in a kernel.
+    """
+    message = str(error).lower()
+    if (
+        not isinstance(error, RuntimeError)
+        or is_out_of_memory(error)
+        or "device-side assert" in message
+        or not any(part in message for part in _DEVICE_FAILURES)
+    ):
+        return None
+    if "no kernel image" in message:
+        hint = "Install a torch built for this GPU: https://pytorch.org/get-started."
+    else:
+        hint = "Update the GPU's driver, or restart the machine."
+    return ModelError(
+        f"The GPU cannot be used: {first_line(error).rstrip('.')}.",
+        f"{hint} `--device cpu` works without the GPU.",
+    )
 
 
 def free_memory(device: torch.device) -> int:

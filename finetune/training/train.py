@@ -17,7 +17,7 @@ from finetune.progress import OnProgress, Progress, format_metric, pluralize
 from finetune.runs import checkpoint
 from finetune.training import resume
 from finetune.training.interrupt import Stop
-from vqa_app.devices import clear_frames, is_out_of_memory, release_memory
+from vqa_app.devices import clear_frames, device_error, is_out_of_memory, release_memory
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.quiet import quiet
 
@@ -135,7 +135,7 @@ def train_stage(
         projector: Run directory whose projector to start from.
 
     Raises:
-        ModelError: Out of memory; the message names the phase.
+        ModelError: Out of memory; the message names the phase. Or the GPU or its driver failed.
     """
     phase = "loading"
 
@@ -149,6 +149,8 @@ def train_stage(
     except BaseException as error:
         clear_frames(error)
         if not is_out_of_memory(error):
+        if failure := device_error(error):
+            raise failure from error
             raise
         raise ModelError(f"Out of memory while {phase}.", LESS_MEMORY) from error
     finally:

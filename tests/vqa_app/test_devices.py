@@ -22,6 +22,7 @@ from vqa_app.devices import (
     choose_device,
     choose_dtype,
     computes_in_bfloat16,
+    device_error,
     free_memory,
     is_out_of_memory,
 )
@@ -148,6 +149,77 @@ def test_doctor_and_memory_errors_use_the_same_gigabyte(
 )
 def test_out_of_memory_errors_of_all_devices_are_recognised(error: Exception, full: bool) -> None:
     assert is_out_of_memory(error) == full
+
+
+NO_KERNEL = "CUDA error: no kernel image is available for execution on the device\nCompile with"
+
+
+@pytest.mark.parametrize(
+    ("message", "hint"),
+    [
+        (NO_KERNEL, "Install a torch built for this GPU"),
+        ("The NVIDIA driver on your system is too old (found version 11040).", "Update the GPU's"),
+        ("CUDA driver version is insufficient for CUDA runtime version", "Update the GPU's driver"),
+        ("CUDA unknown error - this may be due to an incorrectly set up environment", "restart"),
+        ("No CUDA GPUs are available", "--device cpu"),
+        ("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED", "Update the GPU's driver"),
+    ],
+)
+def test_errors_of_gpus_and_drivers_say_what_to_do(message: str, hint: str) -> None:
+    failure = device_error(RuntimeError(message))
+    assert failure is not None
+    assert message.splitlines()[0].rstrip(".") in failure.problem
+    assert hint in failure.hint
+    assert "--device cpu" in failure.hint
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14.00 GiB."),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("Error(s) in loading state_dict"),
+        ValueError("no kernel image"),
+    ],
+)
+def test_other_errors_are_not_blamed_on_the_gpu(error: Exception) -> None:
+    assert device_error(error) is None
+
+
+@pytest.mark.parametrize("call", ["from_pretrained", "to"])
+def test_a_gpu_that_fails_while_loading_is_not_blamed_on_the_files(
+    tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    from transformers import AutoModelForImageTextToText, PreTrainedModel
+
+    from vqa_app.checkpoints.loader import load_model
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(NO_KERNEL)
+
+    owner = AutoModelForImageTextToText if call == "from_pretrained" else PreTrainedModel
+    monkeypatch.setattr(owner, call, fail)
+    with pytest.raises(ModelError, match="GPU cannot be used: CUDA error: no kernel") as failed:
+        load_model(str(tiny_llava_dir), device="cpu")
+    assert "Install a torch" in failed.value.hint
+
+
+def test_a_gpu_that_fails_in_training_is_reported_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from importlib import import_module
+
+    from finetune.training.device import Machine
+    from finetune.training.interrupt import Stop
+
+    recipe = import_module("finetune.training.train")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError(NO_KERNEL)
+
+    monkeypatch.setattr(recipe, "_run_steps", fail)
+    with pytest.raises(ModelError, match="GPU cannot be used"):
+        recipe.train_stage(FinetuneConfig(), Machine(CPU, False), lambda _: None, Stop(None))
 
 
 def _weights(size: int, dtype: str = "BF16") -> StoredTensor:

@@ -17,7 +17,13 @@ from vqa_app.checkpoints.processor import load_processor
 from vqa_app.checkpoints.source import BUILTIN, Source, find, pickle_error
 from vqa_app.checkpoints.validation import check_pictures, check_size, skeleton
 from vqa_app.checkpoints.weights import fingerprint, model_files, stored_tensors
-from vqa_app.devices import Quantization, choose_device, choose_dtype, is_out_of_memory
+from vqa_app.devices import (
+    Quantization,
+    choose_device,
+    choose_dtype,
+    device_error,
+    is_out_of_memory,
+)
 from vqa_app.errors import InsufficientMemoryError, ModelError, UsageError, first_line
 from vqa_app.files import read_json
 from vqa_app.models.anatomy import anatomy
@@ -238,7 +244,10 @@ def _load_whole(
     with quiet():
         model = _from_pretrained(source, config, options)
     if quantize is None:
-        model.to(device)
+        try:
+            model.to(device)
+        except _FAILURES as error:
+            raise _load_error(source, error) from error
     elif not any(type(module).__module__.startswith("bitsandbytes") for module in model.modules()):
         raise ModelError(
             f"No layer of {source.name} was quantised, because bitsandbytes does not support them.",
@@ -343,15 +352,7 @@ def _from_pretrained(source: Source, config: Any, options: dict[str, Any]) -> An
             **options,
         )
     except (*_FAILURES, StrictDataclassError) as error:
-        if is_out_of_memory(error):
-            raise InsufficientMemoryError(
-                f"Not enough memory to load {source.name}.",
-                "Use --quantize 4bit or a smaller model, or close other programs.",
-            ) from error
-        raise ModelError(
-            f"Could not load {source.name}: {first_line(error)}",
-            "Its files do not match; download it again or choose another model.",
-        ) from error
+        raise _load_error(source, error) from error
     model, info = loaded
     for key, problem in (
         ("missing_keys", "lacks the weight"),
@@ -366,6 +367,19 @@ def _from_pretrained(source: Source, config: Any, options: dict[str, Any]) -> An
                 "Its config.json and its weights do not match; download it again.",
             )
     return model
+
+
+def _load_error(source: Source, error: Exception) -> ModelError:
+    """Return what to say about an error of transformers or torch: memory, the GPU, or the files."""
+    if is_out_of_memory(error):
+        return InsufficientMemoryError(
+            f"Not enough memory to load {source.name}.",
+            "Use --quantize 4bit or a smaller model, or close other programs.",
+        )
+    return device_error(error) or ModelError(
+        f"Could not load {source.name}: {first_line(error)}",
+        "Its files do not match; download it again or choose another model.",
+    )
 
 
 def _quantization_options(

@@ -21,7 +21,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vqa_app.cli.terminal import prepare_streams
-from vqa_app.devices import is_out_of_memory
+from vqa_app.devices import device_error, is_out_of_memory
 from vqa_app.errors import INTERRUPTED_EXIT_CODE, InsufficientMemoryError, VqaError
 from vqa_app.suggestions import suggest
 from vqa_app.version import __version__
@@ -186,6 +186,9 @@ class Commands(TyperGroup):
             if is_out_of_memory(error):
                 report(OUT_OF_MEMORY)
                 raise typer.Exit(OUT_OF_MEMORY.exit_code) from error
+            if failure := device_error(error):
+                report(failure)
+                raise typer.Exit(failure.exit_code) from error
             print(f"Unexpected error: {type(error).__name__}: {error}", file=sys.stderr)
             print(
                 "This is a bug. Please report it with the traceback that `vqa-app --debug ...`"

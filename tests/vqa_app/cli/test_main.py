@@ -502,6 +502,15 @@ def test_running_out_of_memory_is_not_reported_as_a_bug(
     assert "bug" not in result.stderr
 
 
+def test_a_failing_gpu_is_not_reported_as_a_bug(run: Run, engine: FakeEngine, cat: str) -> None:
+    engine.error = RuntimeError("CUDA error: no kernel image is available for execution on the")
+    result = run("ask", cat, "What is it?")
+    assert result.exit_code == 4
+    assert "The GPU cannot be used" in result.stderr
+    assert "--device cpu" in result.stderr
+    assert "bug" not in result.stderr
+
+
 def test_an_interruption_has_its_exit_code(run: Run, engine: FakeEngine, cat: str) -> None:
     engine.error = KeyboardInterrupt()
     result = run("ask", cat, "What is it?")
