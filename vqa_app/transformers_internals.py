@@ -51,6 +51,9 @@ def enable_activation_checkpointing(model: Any) -> None:
     """Recompute activations in the backward pass; 5.24 renamed the method."""
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    # transformers lets all embeddings require gradients, those of the frozen image encoder as well,
+    # whose activations would then be kept. Only reentrant checkpointing needs that.
+    model.disable_input_require_grads()
 
 
 # Caches and attention

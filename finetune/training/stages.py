@@ -223,7 +223,7 @@ def make_trainer(
     config, machine, samples = stage.config, stage.machine, stage.samples
     model = stage.trained.model
     if settings.gradient_checkpointing:
-        _checkpoint_gradients(model)
+        enable_activation_checkpointing(unwrap(model))
     objective = Objective(model, bf16=machine.bf16)
     plan = MicroBatchSampler(
         [len(sample) for sample in samples],
@@ -328,12 +328,6 @@ def _evaluate_at(evaluation: Evaluation) -> Callable[[int], dict[str, float]]:
             raise ModelError("Out of memory while evaluating.", LESS_MEMORY) from error
 
     return at_step
-
-
-def _checkpoint_gradients(model: Any) -> None:
-    base = unwrap(model)
-    base.enable_input_require_grads()
-    enable_activation_checkpointing(base)
 
 
 def _in_steps(value: float, steps: int) -> int:

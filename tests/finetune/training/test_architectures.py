@@ -14,6 +14,7 @@ from finetune.data.preflight import check_rows
 from finetune.data.read import read_rows
 from finetune.kernels.shared_prefix import enable_branching
 from finetune.training.collator import ROWS
+from finetune.training.freezing import freeze, trainable
 from finetune.training.objective import Objective
 from finetune.training.stages import make_collate
 from finetune.training.train import train
@@ -21,6 +22,9 @@ from tests.architectures import ARCHITECTURES
 from tests.finetune.training_data import metrics, small_config, write_data
 from vqa_app.checkpoints.loader import load_model
 from vqa_app.errors import DataError
+from vqa_app.models.anatomy import anatomy
+from vqa_app.models.architecture import unwrap
+from vqa_app.transformers_internals import enable_activation_checkpointing
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +63,42 @@ def test_a_batch_has_the_loss_of_its_samples_alone(
 
     alone = [total(position) for position in range(len(samples))]
     assert total(*range(len(samples))) == pytest.approx(sum(alone), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_checkpointed_activations_leave_the_frozen_encoder_alone(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    """What the encoder computes needs no gradient, and LoRA's gradients are the same."""
+    loaded = load_model(str(tiny_checkpoint(name)), dtype="float32", device="cpu")
+    data, _ = rows_for(name, tmp_path)
+    samples = check_rows(read_rows(data), loaded.processor, max_length=1000, workers=1).samples
+    collate = make_collate(samples[:2], loaded.processor, False, None, 1)
+    parts = anatomy(loaded.model)
+    kept: list[bool] = []
+    for place, module in loaded.model.named_modules():
+        frozen = place.startswith(parts.encoder) and not place.startswith(parts.projector)
+        if frozen and isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda _, __, output: kept.append(output.requires_grad))
+    model = freeze(loaded.model, "lora", rank=4, alpha=8, dropout=0.0).model.train()
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        torch.manual_seed(0)
+        batch = collate([0, 1])
+        batch.pop(ROWS)
+        Objective(model)(**batch)["loss"].backward()
+        return {name: p.grad.clone() for name, p in trainable(model) if p.grad is not None}
+
+    expected = gradients()
+    enable_activation_checkpointing(unwrap(model))
+    kept.clear()
+    actual = gradients()
+    assert kept
+    assert not any(kept)
+    assert set(actual) == set(expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
