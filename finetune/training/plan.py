@@ -103,6 +103,8 @@ class MemoryPlan:
 
     held: int
     kernels: int
+    copies: int
+    """Trained weights in bf16, as autocast keeps them from the forward to the backward pass."""
     gradients: int
     optimizer: int
     activations: int
@@ -111,12 +113,14 @@ class MemoryPlan:
     @property
     def needed(self) -> int:
         """Bytes needed beyond those already in use."""
-        return self.kernels + self.gradients + self.optimizer + self.activations
+        parts = (self.copies, self.gradients, self.optimizer, self.activations)
+        return self.kernels + sum(parts)
 
     def __str__(self) -> str:
         parts = {
             "program and weights": self.held,
             "kernels": self.kernels,
+            "bf16 copies": self.copies,
             "gradients": self.gradients,
             "optimiser": self.optimizer,
             "activations": self.activations,
@@ -197,6 +201,7 @@ def decide(
         return MemoryPlan(
             held=memory.held,
             kernels=CPU_KERNEL_BYTES if machine.bf16 and not machine.on_gpu else 0,
+            copies=autocast_bytes(trainable, bf16=machine.bf16),
             gradients=4 * trainable,
             optimizer=(2 if eight_bit else 8) * trainable,
             activations=activation_bytes(
@@ -228,6 +233,11 @@ def decide(
         gradient_checkpointing=checkpointing,
     )
     return settings, plan(micro, checkpointing)
+
+
+def autocast_bytes(trainable: int, *, bf16: bool) -> int:
+    """Return the bytes of the copies that autocast makes of the trained weights, which are fp32."""
+    return 2 * trainable if bf16 else 0
 
 
 def activation_bytes(

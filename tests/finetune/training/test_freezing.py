@@ -16,7 +16,7 @@ from finetune.training.batches import MicroBatchSampler
 from finetune.training.device import DeviceMemory, Machine
 from finetune.training.freezing import freeze, projector_parameters, trainable
 from finetune.training.objective import Objective
-from finetune.training.plan import Shape, activation_bytes, decide, describe
+from finetune.training.plan import Shape, activation_bytes, autocast_bytes, decide, describe
 from vqa_app.checkpoints.loader import load_model
 from vqa_app.errors import ModelError, UsageError
 
@@ -187,7 +187,16 @@ def test_less_memory_gives_smaller_micro_batches_and_then_checkpointing() -> Non
     assert settings_for(LARGE, 665_000, 20 * GB)[0].gradient_checkpointing
 
 
-@pytest.mark.parametrize("stage", ["projector", "lora"])
+def test_full_fine_tuning_in_bf16_plans_autocasts_copies() -> None:
+    """14 GB for a model of 7 billion parameters."""
+    settings, plan = settings_for(LARGE, 1000, stage="full", optimizer="adamw")
+    assert settings.stage == "full"
+    assert plan.copies == 2 * 10**7
+    assert plan.needed == plan.copies + 4 * 10**7 + 8 * 10**7 + plan.activations
+    assert "bf16 copies 20 MB" in str(plan)
+
+
+@pytest.mark.parametrize("stage", ["projector", "lora", "full"])
 @pytest.mark.parametrize("bf16", [True, False])
 def test_the_memory_plan_counts_what_autograd_keeps(stage: Any, bf16: bool) -> None:
     """For the built-in model. The plan adds one layer for what else is in use."""
@@ -196,7 +205,8 @@ def test_the_memory_plan_counts_what_autograd_keeps(stage: Any, bf16: bool) -> N
     text = loaded.model.config.text_config
     frozen = freeze(loaded.model, stage, rank=8, alpha=16, dropout=0.0)
     objective = Objective(frozen.model, bf16=bf16)
-    rows, tokens, pictured, labels = 8, 96, 64, 2
+    tokens, pictured, labels = 96, 64, 2
+    rows = 1 if stage == "full" else 8  # so that copies of the weights count
     ids = torch.full((rows, tokens), 5)
     ids[:, 2 : 2 + pictured] = loaded.model.config.image_token_id
     targets = torch.full_like(ids, -100)
@@ -222,9 +232,10 @@ def test_the_memory_plan_counts_what_autograd_keeps(stage: Any, bf16: bool) -> N
         Shape.of(text),
         (rows, tokens, labels),
         2 if bf16 else 4,
-        inputs_kept=stage == "lora",
+        inputs_kept=stage != "projector",
         weights_kept=True,
         checkpointing=False,
     )
+    planned += autocast_bytes(frozen.trainable, bf16=bf16)
     assert loss.isfinite()
     assert 0.6 * planned < sum(kept.values()) < planned
