@@ -60,11 +60,20 @@ class Division:
     gradient_checkpointing: bool
 
 
-def start_or_resume(run: Path, config: FinetuneConfig, identity: dict[str, Any]) -> Path | None:
+def start_or_resume(
+    run: Path, config: FinetuneConfig, identity: dict[str, Any], processes: int = 1
+) -> Path | None:
     """Return the checkpoint to continue from, or clear the directory and return None.
 
+    Args:
+        run: The run directory.
+        config: All options of the stage.
+        identity: What must be the same for a run to continue; see `identity_of`.
+        processes: Number of processes that train now.
+
     Raises:
-        UsageError: The directory holds another run, or no checkpoint although `resume` is must.
+        UsageError: The directory holds another run, or no checkpoint although `resume` is must, or
+            a checkpoint that only another number of processes can read.
     """
     checkpoint.sweep(run)
     saved = checkpoint.latest_checkpoint(run)
@@ -80,6 +89,7 @@ def start_or_resume(run: Path, config: FinetuneConfig, identity: dict[str, Any])
                 "Run its own command to continue, give another --out, or discard it with"
                 " --resume never.",
             )
+        _check_processes(run, config, processes)
         return saved
     for leftover in (checkpoint.CHECKPOINTS, WATCH_FOLDER, PLOTS):
         shutil.rmtree(run / leftover, ignore_errors=True)
@@ -88,6 +98,26 @@ def start_or_resume(run: Path, config: FinetuneConfig, identity: dict[str, Any])
     run.mkdir(parents=True, exist_ok=True)
     _write_json(run / IDENTITY_FILE, identity)
     return None
+
+
+def _check_processes(run: Path, config: FinetuneConfig, processes: int) -> None:
+    """Check that a checkpoint of DeepSpeed is read by as many processes as wrote it.
+
+    Each process has written its own part of the optimiser's state, and DeepSpeed does not divide
+    it anew. FSDP does.
+
+    Raises:
+        UsageError: The number differs.
+    """
+    before = read_division(run)
+    if not config.deepspeed or before is None or before.processes == processes:
+        return
+    raise UsageError(
+        f"The checkpoints in {run} are of a run with --num_processes {before.processes}; DeepSpeed"
+        f" cannot read them with {processes}.",
+        f"Continue with accelerate launch --num_processes {before.processes}, or discard them with"
+        " --resume never.",
+    )
 
 
 def cut_metrics(run: Path, step: int) -> None:

@@ -92,7 +92,8 @@ def find_checkpoint(stage: StageRun) -> Path | None:
     found = None
     if stage.machine.is_main:
         identity = resume.identity_of(stage.config, stage.data, stage.loaded.fingerprint)
-        found = resume.start_or_resume(stage.run, stage.config, identity)
+        processes = stage.machine.processes
+        found = resume.start_or_resume(stage.run, stage.config, identity, processes)
     return stage.machine.from_main(found)
 
 

@@ -15,7 +15,7 @@ import pytest
 from finetune.config import FinetuneConfig
 from finetune.progress import Progress
 from finetune.training.device import DeviceMemory, Machine
-from finetune.training.resume import lock
+from finetune.training.resume import Division, lock, start_or_resume, write_division
 from finetune.training.train import train
 from tests.finetune.training_data import metrics, small_config, write_data
 from tests.forked import in_child, needs_fork
@@ -170,3 +170,20 @@ def test_nothing_stays_locked_after_a_kill_or_on_a_disk_without_locks(
         monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, "no locks here")))
         with lock(folder / "left"), lock(folder / "left"):
             pass
+
+
+def test_deepspeed_checkpoints_are_continued_by_as_many_processes(tmp_path: Path) -> None:
+    """DeepSpeed itself raises an exception about its "DP world size"."""
+    sharded = FinetuneConfig(out=str(tmp_path), deepspeed="zero2")
+    identity = {"stage": "lora"}
+    assert start_or_resume(tmp_path, sharded, identity, 2) is None
+    write_division(tmp_path, Division("cuda", 2, 1, 1, False))
+    saved = tmp_path / "checkpoints" / "step-3"
+    saved.mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"run with --num_processes 2; .* them with 3") as refused:
+        start_or_resume(tmp_path, sharded, identity, 3)
+    assert "--num_processes 2" in refused.value.hint
+    assert start_or_resume(tmp_path, sharded, identity, 2) == saved
+    plain = sharded.replace(deepspeed=None, fsdp="default")
+    assert start_or_resume(tmp_path, plain, identity, 3) == saved
+    assert start_or_resume(tmp_path, sharded.replace(resume="never"), identity, 3) is None
