@@ -7,10 +7,13 @@ Importing this module imports torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 PackedLinearKernel = Callable[[Tensor, Tensor, Tensor | None, str, Sequence[float], str], Tensor]
 """Arguments: input, packed weight, bias, fused operation, its scalars and its algorithm."""
@@ -47,3 +50,11 @@ def packed_linear_kernel() -> PackedLinearKernel:
 def softmax_backward(gradient: Tensor, output: Tensor) -> Tensor:
     """Return the gradient of the input of a softmax over the last dimension."""
     return torch._softmax_backward_data(gradient, output, -1, output.dtype)
+
+
+def process_group_store() -> Store:
+    """Return another connection to the key-value store through which the processes met."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    store: Any = _get_default_store()
+    return cast("Store", store.clone())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -19,6 +22,9 @@ BARRIER_TIMEOUT = timedelta(hours=2)
 """How long processes wait for the main one while it answers watch questions, saves and verifies."""
 
 LESS_MEMORY = "Close other programs, use a smaller model or --stage qlora, or more memory."
+
+_FAILED = "vqa-app/failed"
+"""Key of the store in which a process says that it has failed."""
 
 _Value = TypeVar("_Value")
 
@@ -101,6 +107,45 @@ class Machine:
         if self.processes > 1:
             torch.distributed.barrier()
 
+    @contextlib.contextmanager
+    def ending_together(self) -> Iterator[None]:
+        """End every process soon after one has failed.
+
+        The others wait for it inside an operation of all processes, which only the end of the
+        process interrupts. Nothing is lost by that: files are complete or do not exist.
+        """
+        if self.processes == 1:
+            yield
+            return
+        from vqa_app.torch_internals import process_group_store
+
+        ended = threading.Event()
+        store = process_group_store()
+
+        def watch() -> None:
+            while not ended.wait(1):
+                try:
+                    failed = store.check([_FAILED])
+                except RuntimeError:  # the process with the store is gone
+                    failed = not ended.wait(10)
+                if failed:
+                    print("Another process has failed, so this one ends.", file=sys.stderr)
+                    sys.stderr.flush()
+                    os._exit(1)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        except BaseException:
+            ended.set()
+            with contextlib.suppress(RuntimeError):
+                process_group_store().set(_FAILED, str(self.process))
+            raise
+        finally:
+            ended.set()
+            thread.join(5)
+
     def from_main(self, value: _Value) -> _Value:
         """Return the main process's value in every process."""
         if self.processes == 1:
@@ -124,17 +169,29 @@ def set_up_machine(config: FinetuneConfig) -> Machine:
                 f"--{option} shards over CUDA GPUs, but this run trains on {device}.",
                 f"Leave --{option} out, or train on GPUs: --device cuda.",
             )
-    return Machine(device, trains_in_bf16(config.precision, device), *join_processes(device))
+    processes = join_processes(device, fsdp=config.fsdp is not None)
+    return Machine(device, trains_in_bf16(config.precision, device), *processes)
 
 
-def join_processes(device: torch.device) -> tuple[int, int]:
+def join_processes(device: torch.device, *, fsdp: bool = False) -> tuple[int, int]:
     """Join the processes that `accelerate launch` or `torchrun` started.
+
+    Args:
+        device: The device of this process.
+        fsdp: Whether FSDP shards the model, and may offload it to the CPU.
 
     Returns:
         This process's number, from 0, and the number of processes.
     """
     from accelerate import PartialState
 
+    if fsdp and "LOCAL_RANK" in os.environ and not torch.distributed.is_initialized():
+        # accelerate would join with NCCL alone, which cannot reduce gradients that FSDP has
+        # offloaded to the CPU.
+        torch.distributed.init_process_group(
+            f"cpu:gloo,{device.type}:nccl" if device.type == "cuda" else "gloo",
+            timeout=BARRIER_TIMEOUT,
+        )
     state = PartialState(cpu=device.type == "cpu", timeout=BARRIER_TIMEOUT)
     return state.process_index, state.num_processes
 

@@ -8,6 +8,7 @@ of 360 MB for every row of a batch.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -68,6 +69,17 @@ class Objective(nn.Module):
         if bf16:
             cast_inputs_once(model)
             cast_weights_once(model)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights; frozen ones may be missing, as they are in DeepSpeed's checkpoints."""
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        wrong = [*(trained & set(result.missing_keys)), *result.unexpected_keys]
+        if strict and wrong:
+            raise RuntimeError(f"Missing or unexpected weights: {', '.join(sorted(wrong)[:3])}.")
+        return result
 
     def forward(
         self, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **inputs: Any

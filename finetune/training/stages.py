@@ -244,9 +244,10 @@ def make_trainer(
         patience=config.patience,
     )
     processor, llava = stage.loaded.processor, objective.is_llava
+    width = text_config(stage.loaded.model).hidden_size
     return FinetuneTrainer(
         objective,
-        training_arguments(config, settings, machine, every_parameter_used=llava),
+        training_arguments(config, settings, machine, every_parameter_used=llava, width=width),
         machine=machine,
         plan=plan,
         collate=make_collate(samples, processor, llava, store, config.workers),

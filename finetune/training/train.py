@@ -81,22 +81,23 @@ def train(
         raise UsageError("There is no folder for the run.", "Give --out.")
     check_reporters(config.report_to)
     machine = set_up_machine(config)
-    check_sources((*config.data, *config.eval_data), config.images)
     run = Path(config.out)
-    resume.refuse_finished(run)
-    resume.claim(run)
-    watch_questions(config.watch, config.images)  # a wrong one is an error before the model loads
     report = _cancellable(on_progress if machine.is_main else None, cancel)
     try:
-        with (
-            resume.lock(run) if machine.is_main else contextlib.nullcontext(),
-            resume.disk_errors(run),
-            Stop(cancel) as stop,
-        ):
-            resume.refuse_finished(run)  # another process may have finished it meanwhile
-            if config.recipe == "llava":
-                return _train_llava(config, machine, report, stop)
-            return train_stage(config, machine, report, stop)
+        with machine.ending_together():
+            check_sources((*config.data, *config.eval_data), config.images)
+            resume.refuse_finished(run)
+            resume.claim(run)
+            watch_questions(config.watch, config.images)  # wrong ones before the model is loaded
+            with (
+                resume.lock(run) if machine.is_main else contextlib.nullcontext(),
+                resume.disk_errors(run),
+                Stop(cancel) as stop,
+            ):
+                resume.refuse_finished(run)  # another process may have finished it meanwhile
+                if config.recipe == "llava":
+                    return _train_llava(config, machine, report, stop)
+                return train_stage(config, machine, report, stop)
     except _Cancelled:
         return RunResult(run, False, 0, 0)
 
@@ -148,9 +149,9 @@ def train_stage(
         return _run_steps(config, machine, report, stop, projector)
     except BaseException as error:
         clear_frames(error)
-        if not is_out_of_memory(error):
         if failure := device_error(error):
             raise failure from error
+        if not is_out_of_memory(error):
             raise
         raise ModelError(f"Out of memory while {phase}.", LESS_MEMORY) from error
     finally:

@@ -15,10 +15,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from accelerate.utils import save_fsdp_optimizer
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
@@ -36,7 +38,12 @@ from finetune.training.freezing import projector_parameters
 from finetune.training.objective import Objective
 from finetune.training.plan import TrainingSettings
 from finetune.training.resume import cut_metrics
-from finetune.training.sharding import deepspeed_config, fsdp_config
+from finetune.training.sharding import (
+    deepspeed_config,
+    fsdp_config,
+    load_trained,
+    save_trained,
+)
 from vqa_app.devices import release_memory
 from vqa_app.errors import DataError, ModelError
 from vqa_app.files import atomic_directory, write_error_reason
@@ -102,6 +109,7 @@ def training_arguments(
     machine: Machine,
     *,
     every_parameter_used: bool,
+    width: int,
 ) -> TrainingArguments:
     """Return the Trainer's arguments.
 
@@ -110,6 +118,7 @@ def training_arguments(
         settings: The decided settings of the stage.
         machine: Where it trains.
         every_parameter_used: Whether every batch has gradients for all trainable parameters.
+        width: Width of the LLM.
     """
     on_cpu = machine.device.type == "cpu"
     arguments = TrainingArguments(
@@ -132,7 +141,7 @@ def training_arguments(
         ddp_find_unused_parameters=not every_parameter_used,
         fsdp=True if config.fsdp else None,  # type: ignore[arg-type]  # accepts a bool, too
         fsdp_config=fsdp_config(config.fsdp) if config.fsdp else None,
-        deepspeed=deepspeed_config(config.deepspeed) if config.deepspeed else None,
+        deepspeed=deepspeed_config(config.deepspeed, width) if config.deepspeed else None,
         report_to=list(config.report_to) or "none",
         save_strategy="no",
         logging_steps=1,
@@ -417,8 +426,34 @@ class FinetuneTrainer(Trainer):
             if step not in keep:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Write them as the Trainer does, but without the frozen weights of a sharded model."""
+        if self.is_deepspeed_enabled:
+            engine: Any = self.model_wrapped
+            # The Trainer passes this only if the model is PEFT's, and here it is in an `Objective`.
+            engine.save_checkpoint = partial(engine.save_checkpoint, exclude_frozen_parameters=True)
+            try:
+                super()._save_optimizer_and_scheduler(output_dir)
+            finally:
+                del engine.save_checkpoint  # the engine's own method is visible again
+        elif self._uses_fsdp2():
+            save_trained(self.model_wrapped, Path(output_dir))
+            plugin = self.accelerator.state.fsdp_plugin
+            save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+            if self.args.should_save:
+                assert self.lr_scheduler is not None
+                torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _uses_fsdp2(self) -> bool:
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        return bool(self.is_fsdp_enabled and plugin is not None and plugin.fsdp_version == 2)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled:
+        if self._uses_fsdp2():
+            load_trained(self.model_wrapped, Path(resume_from_checkpoint))
+        elif self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             folder = Path(resume_from_checkpoint)

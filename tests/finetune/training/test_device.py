@@ -15,7 +15,7 @@ import torch
 
 from finetune.config import FinetuneConfig
 from finetune.training import stages
-from finetune.training.device import Machine, join_processes, training_device
+from finetune.training.device import Machine, join_processes, set_up_machine, training_device
 from finetune.training.plan import TrainingSettings
 from finetune.training.train import train
 from finetune.training.trainer import training_arguments
@@ -53,7 +53,7 @@ def test_one_process_trains_on_one_gpu_and_mentions_the_others(
     """`nn.DataParallel` would split each of the objective's inputs by its own length."""
     gpu = Machine(torch.device("cuda:0"), bf16=True)
     config = FinetuneConfig(out="run", device="cuda")
-    arguments = training_arguments(config, SETTINGS, gpu, every_parameter_used=True)
+    arguments = training_arguments(config, SETTINGS, gpu, every_parameter_used=True, width=64)
     assert arguments.n_gpu == 1
     assert arguments.train_batch_size == SETTINGS.micro_batch_size
     assert "One of 2 GPUs trains; accelerate launch" in gpu.idle_gpus()
@@ -103,6 +103,23 @@ def test_processes_wait_long_for_the_one_that_evaluates_and_saves(
     monkeypatch.setattr(accelerate, "PartialState", state)
     assert join_processes(torch.device("cpu")) == (1, 2)
     assert given["timeout"] >= timedelta(hours=1)
+
+
+@pytest.mark.parametrize("sharding", [None, "default", "offload"])
+def test_fsdp_has_a_backend_for_what_it_offloads_to_the_cpu(
+    two_gpus: None, monkeypatch: pytest.MonkeyPatch, sharding: str | None
+) -> None:
+    """With NCCL alone: "No backend type associated with device type cpu"."""
+    backends: list[str] = []
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda backend, **_: backends.append(backend)
+    )
+    state = SimpleNamespace(process_index=0, num_processes=2)
+    monkeypatch.setattr(accelerate, "PartialState", lambda **_: state)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    config = FinetuneConfig(out="run", device="cuda", precision="bf16", fsdp=sharding)
+    assert set_up_machine(config).processes == 2
+    assert backends == (["cpu:gloo,cuda:nccl"] if sharding else [])
 
 
 @pytest.fixture

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import threading
+import time
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +17,16 @@ import torch
 from safetensors.torch import load_file
 
 from finetune.config import FinetuneConfig, option_help
+from finetune.progress import Progress
+from finetune.training.freezing import freeze
+from finetune.training.objective import Objective
 from finetune.training.sharding import DEEPSPEED, FSDP, deepspeed_config, fsdp_config
 from finetune.training.train import train
+from finetune.training.trainer import FinetuneTrainer
 from tests.finetune.training_data import metrics, small_config, write_data
 from tests.forked import needs_fork, together
-from vqa_app.errors import UsageError
+from vqa_app.checkpoints.loader import load_model
+from vqa_app.errors import DataError, UsageError
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +78,31 @@ def test_two_processes_have_the_losses_of_one(tiny_llava_dir: Path, alone: Path)
 
 
 @needs_fork
+def test_a_process_that_fails_ends_the_others(tiny_llava_dir: Path, alone: Path) -> None:
+    """They would wait two hours for it: NCCL notices nothing, and gloo not before it has exited."""
+    chosen = config(tiny_llava_dir, alone.parent, "failed")
+
+    def work() -> None:
+        if os.environ["RANK"] == "0":
+            train(chosen)
+            return
+        stages = import_module("finetune.training.stages")
+
+        def fail(*_: object) -> None:
+            raise DataError("The loss is not finite.")
+
+        stages.fit = fail
+        with pytest.raises(DataError):
+            train(chosen)
+        (alone.parent / "failed-at").touch()
+        time.sleep(120)
+
+    with pytest.raises(AssertionError):  # their exit statuses
+        together(2, work)
+    assert time.time() - (alone.parent / "failed-at").stat().st_mtime < 60
+
+
+@needs_fork
 def test_fsdp_shards_the_model_and_has_the_losses_of_one_process(
     tiny_llava_dir: Path, alone: Path
 ) -> None:
@@ -87,7 +121,23 @@ def test_fsdp_shards_the_model_and_has_the_losses_of_one_process(
         torch.testing.assert_close(gathered[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def train_sharded(chosen: FinetuneConfig) -> None:
+@needs_fork
+def test_fsdp_checkpoints_hold_no_frozen_weights_and_are_resumed(
+    tiny_llava_dir: Path, alone: Path
+) -> None:
+    """The base of a 7B model has 14 GB, which each of the checkpoints would hold."""
+    run = alone.parent / "interrupted"
+    chosen = config(tiny_llava_dir, alone.parent, run.name).replace(fsdp="default")
+    together(2, lambda: train_sharded(chosen, stop_at=3))
+    folder = run / "checkpoints" / "step-3"
+    sharded = sum(p.stat().st_size for p in (folder / "pytorch_model_fsdp_0").iterdir())
+    whole = (tiny_llava_dir / "model.safetensors").stat().st_size
+    assert sharded < whole / 2
+    together(2, lambda: train_sharded(chosen))
+    assert_same(alone, run)
+
+
+def train_sharded(chosen: FinetuneConfig, stop_at: int | None = None) -> None:
     from accelerate import PartialState
     from accelerate.utils import DistributedType
     from torch.distributed.tensor import DTensor
@@ -95,7 +145,6 @@ def train_sharded(chosen: FinetuneConfig) -> None:
     from finetune.training import finish as finish_module
     from finetune.training import stages
     from finetune.training.device import Machine
-    from finetune.training.trainer import FinetuneTrainer
 
     training_arguments = stages.training_arguments
 
@@ -125,7 +174,13 @@ def train_sharded(chosen: FinetuneConfig) -> None:
     import_module("finetune.training.train").set_up_machine = set_up_machine
     stages.training_arguments = arguments
     finish_module.finish = checked
-    train(chosen)
+    cancel = threading.Event()
+
+    def stop(progress: Progress) -> None:
+        if progress.phase == "training" and progress.done == stop_at:
+            cancel.set()
+
+    train(chosen, stop, cancel)
 
 
 @pytest.mark.parametrize("option", ["fsdp", "deepspeed"])
@@ -163,13 +218,15 @@ def test_fsdp_configs_are_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DEEPSPEED)
-def test_deepspeed_configs_are_accepted(name: str) -> None:
+def test_deepspeed_configs_are_accepted(tiny_llava_dir: Path, name: str) -> None:
     """Accelerate reads them and transformers fills in every "auto", even without DeepSpeed."""
     from accelerate.utils.deepspeed import HfDeepSpeedConfig
     from transformers import TrainingArguments
     from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
-    values = deepspeed_config(name)
+    model = freeze(load_model(str(tiny_llava_dir), device="cpu").model, "lora", rank=4).model
+    width = model.config.text_config.hidden_size
+    values = deepspeed_config(name, width)
     own = {key: value for key, value in vars(HfTrainerDeepSpeedConfig).items() if key[0] != "_"}
     fill = {"_dtype": None, "mismatches": [], "fill_only": None} | own
     filled = type("Filled", (HfDeepSpeedConfig,), fill)(values)
@@ -184,19 +241,61 @@ def test_deepspeed_configs_are_accepted(name: str) -> None:
     filled.trainer_config_process(arguments)
     assert filled.config["train_micro_batch_size_per_gpu"] == 2
     assert filled.config["gradient_accumulation_steps"] == 4
-    filled.trainer_config_finalize(arguments, _Model(), 100)
+    filled.trainer_config_finalize(arguments, Objective(model), 100)
     assert "auto" not in json.dumps(filled.config)
+    if filled.is_zero3():
+        assert filled.config["zero_optimization"]["reduce_bucket_size"] == width**2
     assert "optimizer" not in filled.config  # the trainer's own has the projector's learning rate
 
 
-class _Model:
-    class config:
-        hidden_size = 64
+def test_deepspeed_checkpoints_hold_no_frozen_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Trainer would leave them out only if PEFT's wrapper were the outermost module."""
+    # transformers imports this name only where DeepSpeed is installed.
+    monkeypatch.setattr("transformers.trainer.DeepSpeedSchedulerWrapper", type(None), raising=False)
+    calls: list[dict[str, Any]] = []
+
+    class Engine(torch.nn.Module):
+        def save_checkpoint(
+            self, folder: str, tag: str | None = None, exclude_frozen_parameters: bool = False
+        ) -> None:
+            calls.append({"folder": folder, "without frozen": exclude_frozen_parameters})
+
+    trainer: Any = object.__new__(FinetuneTrainer)
+    trainer.is_deepspeed_enabled, trainer.is_fsdp_enabled = True, False
+    trainer.model = trainer.model_wrapped = Engine()
+    trainer.lr_scheduler = None
+    trainer.args = SimpleNamespace(should_save=False)
+    for _ in range(2):
+        trainer._save_optimizer_and_scheduler(str(tmp_path))
+    assert calls == [{"folder": str(tmp_path), "without frozen": True}] * 2
+
+
+def test_weights_without_the_frozen_ones_are_loaded(tiny_llava_dir: Path) -> None:
+    model = freeze(load_model(str(tiny_llava_dir), device="cpu").model, "projector").model
+    objective = Objective(model)
+    state = objective.state_dict()
+    trained = {name for name, p in objective.named_parameters() if p.requires_grad}
+    part = {name: state[name] + 1 for name in trained}
+    objective.load_state_dict(part)
+    for name, parameter in objective.named_parameters():
+        if name in trained:
+            torch.testing.assert_close(parameter.data, part[name])
+    part.popitem()
+    with pytest.raises(RuntimeError, match="Missing or unexpected weights"):
+        objective.load_state_dict(part)
+
+
+def test_sizes_in_a_deepspeed_config_of_ones_own_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text('{"zero_optimization": {"reduce_bucket_size": 7}, "bf16": {"enabled": "auto"}}')
+    assert deepspeed_config(str(path), 64) == json.loads(path.read_text())
 
 
 def test_an_unknown_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="zero9"):
-        deepspeed_config("zero9")
+        deepspeed_config("zero9", 64)
     (tmp_path / "mine.json").write_text("[1]")
     with pytest.raises(UsageError, match="not a JSON object"):
         fsdp_config(str(tmp_path / "mine.json"))
