@@ -239,8 +239,9 @@ def _load_whole(
     options: dict[str, Any] = {"dtype": dtype}
     if quantize is not None:
         options |= _quantization_options(source, config, dtype, quantize, device)
-    elif device.type == "cuda" and not shards_while_loading():
-        options["device_map"] = {"": device}  # avoids a copy of the model in CPU memory
+    elif device.type != "cpu" and not shards_while_loading():
+        # This avoids a copy of the model in CPU memory, which on a Mac is the GPU's memory as well.
+        options["device_map"] = {"": device}
     with quiet():
         model = _from_pretrained(source, config, options)
     if quantize is None:

@@ -255,8 +255,9 @@ def test_insufficient_memory_is_reported_before_loading(
     assert "--quantize 4bit" in error.hint
 
 
+@pytest.mark.parametrize("device", ["cuda:1", "mps"])
 def test_weights_are_loaded_directly_to_a_gpu(
-    tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     """Otherwise the whole model would have to fit in CPU memory first."""
     import torch
@@ -271,12 +272,12 @@ def test_weights_are_loaded_directly_to_a_gpu(
     with pytest.raises(RuntimeError, match="no GPU"):
         load_model(str(tiny_llava_dir))
     assert given.keys() == {"dtype"}
-    monkeypatch.setattr(loader, "choose_device", lambda name: torch.device("cuda", 1))
+    monkeypatch.setattr(loader, "choose_device", lambda name: torch.device(device))
     monkeypatch.setattr(loader, "choose_dtype", lambda *_: torch.bfloat16)
     monkeypatch.setattr(loader, "check_memory", lambda *_: None)
     with pytest.raises(RuntimeError, match="no GPU"):
         load_model(str(tiny_llava_dir))
-    assert given["device_map"] == {"": torch.device("cuda:1")}
+    assert given["device_map"] == {"": torch.device(device)}
 
 
 def test_running_out_of_memory_while_loading_is_reported(
