@@ -12,19 +12,29 @@
 
   // -- pictures ------------------------------------------------------------------------------------
 
+  const room = () => Math.max(0, MAX_PICTURES - pictures.length);
+  const tooMany = () => vqa.toast(t("composer.tooMany", { count: MAX_PICTURES }), "error");
+
   async function addPictures(files) {
     vqa.show("chat");
     $("question").focus();
-    const room = Math.max(0, MAX_PICTURES - pictures.length);
-    if (files.length > room) vqa.toast(t("composer.tooMany", { count: MAX_PICTURES }), "error");
-    const uploads = files.slice(0, room).map((file) => ({
-      busy: true, name: file.name || t("composer.pasted"), file, abort: new AbortController(),
-    }));
+    const isPdf = await Promise.all(files.map(vqa.isPdf));
+    await addUploads(files.filter((_, place) => !isPdf[place]).map((file) => ({ name: file.name || t("composer.pasted"), file })));
+    for (const file of files.filter((_, place) => isPdf[place])) {
+      if (!room()) return tooMany();
+      const pages = await vqa.choosePages(file, room());
+      await addUploads(pages.map((page) => ({ name: file.name, file, page })));
+    }
+  }
+  async function addUploads(added) {
+    if (added.length > room()) tooMany();
+    const uploads = added.slice(0, room()).map((one) => ({ ...one, busy: true, abort: new AbortController() }));
     pictures.push(...uploads);
     drawTray();
     for (const entry of uploads) {
       if (!listWith(entry)) continue; // removed meanwhile
-      const url = `vqa/pictures?name=${encodeURIComponent(entry.name)}`;
+      const page = entry.page ? `&page=${entry.page}` : "";
+      const url = `vqa/pictures?name=${encodeURIComponent(entry.name)}${page}`;
       const uploaded = await vqa.upload(url, entry.file, entry.abort.signal);
       finishUpload(entry, uploaded);
       if (uploaded) warm();
@@ -39,11 +49,36 @@
     $("question").focus();
   };
 
+  /** Attaches a picture that the server has already. */
+  vqa.usePicture = (picture) => {
+    if (!room()) return tooMany();
+    if (!pictures.some((one) => one.digest === picture.digest)) pictures.push(picture);
+    drawTray();
+    warm();
+    $("question").focus();
+  };
+
+  /**
+   * Attaches a picture that was made of another, in its place if that is attached; with `both`, beside it.
+   * Returns whether there was room.
+   */
+  vqa.useEdited = (old, made, both = false) => {
+    const place = pictures.findIndex((one) => one.digest === old.digest);
+    const wanted = both ? [old, made] : [made];
+    const next = place < 0 ? [...pictures, ...wanted] : pictures.toSpliced(place, 1, ...wanted);
+    const unique = next.filter((one, at) => !one.digest || next.findIndex((other) => other.digest === one.digest) === at);
+    if (unique.length > MAX_PICTURES) return void tooMany();
+    pictures = unique;
+    drawTray();
+    warm();
+    return true;
+  };
+
   /** Attaches a generated scene in place of the previous one; its question replaces only an empty box or the previous question. */
   vqa.useScene = ({ picture, question }) => {
     const box = $("question");
     const old = pictures.find((one) => one.scene);
-    if (!old && pictures.length >= MAX_PICTURES) return vqa.toast(t("composer.tooMany", { count: MAX_PICTURES }), "error");
+    if (!old && !room()) return tooMany();
     const scene = { ...picture, scene: question };
     pictures = old ? pictures.map((one) => (one === old ? scene : one)) : [...pictures, scene];
     if (!box.value.trim() || box.value === old?.scene) box.value = question;
@@ -242,7 +277,7 @@
   const receivers = { chat: addPictures, compare: ([file]) => vqa.comparePicture(file) }; // by view
   const receiver = () => receivers[$("vqa").dataset.view];
   const imagesOf = (transfer) =>
-    [...(transfer?.files || [])].filter((file) => file.type.startsWith("image/") || !file.type);
+    [...(transfer?.files || [])].filter(({ type }) => type.startsWith("image/") || type === "application/pdf" || !type);
 
   vqa.setups.push(() => {
     const box = $("question");

@@ -5,8 +5,9 @@
   const SIZE = 448;
   const BLACK = "#111827";
   const COLOURS = { "draw.black": BLACK, "draw.red": "#dc2626", "draw.blue": "#2563eb", "draw.green": "#16a34a", "draw.yellow": "#eab308", "draw.white": "#ffffff" };
-  const SYMBOLS = { pen: "✎", circle: "●", square: "■", triangle: "▲" };
-  const TOOLS = { "draw.pen": "pen", "draw.circle": "circle", "draw.square": "square", "draw.triangle": "triangle" };
+  const SYMBOLS = { pen: "✎", line: "╱", circle: "●", square: "■", triangle: "▲", text: "T", eraser: "⌫" };
+  const TOOLS = { "draw.pen": "pen", "draw.line": "line", "draw.circle": "circle", "draw.square": "square",
+    "draw.triangle": "triangle", "draw.text": "text", "draw.eraser": "eraser" };
   const BACKGROUND = "#ffffff";
 
   let pad = null; // the elements of the sheet; a drawing is kept until it is used
@@ -22,6 +23,14 @@
     let start = null;
     let before = null;
     const undo = [];
+    const words = el("input.pad-words", { type: "text", hidden: true, maxlength: 60, "aria-label": t("draw.words"), placeholder: t("draw.words") });
+    /** Keeps the drawing as it is, to return to. */
+    function keep() {
+      undo.push(context.getImageData(0, 0, SIZE, SIZE));
+      if (undo.length > 20) undo.shift();
+      return undo.at(-1);
+    }
+    const isBlank = () => new Uint32Array(context.getImageData(0, 0, SIZE, SIZE).data.buffer).every((pixel) => pixel === 0xffffffff);
     context.fillStyle = BACKGROUND;
     context.fillRect(0, 0, SIZE, SIZE);
     context.lineCap = context.lineJoin = "round";
@@ -31,13 +40,18 @@
       return [((event.clientX - box.left) / box.width) * SIZE, ((event.clientY - box.top) / box.height) * SIZE];
     };
     canvas.addEventListener("pointerdown", (event) => {
+      if (tool === "text" && !words.value.trim()) return words.focus();
       canvas.setPointerCapture(event.pointerId);
-      before = context.getImageData(0, 0, SIZE, SIZE);
-      undo.push(before);
-      if (undo.length > 20) undo.shift();
+      before = keep();
       start = at(event);
       stroke(event);
     });
+    canvas.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || tool !== "text" || !words.value.trim()) return;
+      keep();
+      write(SIZE / 2, SIZE / 2);
+    });
+    words.addEventListener("keydown", (event) => event.key === "Enter" && canvas.focus());
     canvas.addEventListener("pointermove", stroke);
     canvas.addEventListener("pointerup", () => (start = null));
     canvas.addEventListener("pointercancel", () => (start = null));
@@ -45,10 +59,10 @@
     function stroke(event) {
       if (!start) return;
       const [x, y] = at(event);
-      context.strokeStyle = context.fillStyle = ink;
-      context.lineWidth = width;
+      context.strokeStyle = context.fillStyle = tool === "eraser" ? BACKGROUND : ink;
+      context.lineWidth = tool === "eraser" ? 2 * width : width;
       context.beginPath();
-      if (tool === "pen") {
+      if (tool === "pen" || tool === "eraser") {
         context.moveTo(...start);
         context.lineTo(x, y);
         context.stroke();
@@ -57,6 +71,12 @@
       }
       context.putImageData(before, 0, 0);
       const [fromX, fromY] = start;
+      if (tool === "text") return write(x, y);
+      if (tool === "line") {
+        context.moveTo(fromX, fromY);
+        context.lineTo(x, y);
+        return context.stroke();
+      }
       if (tool === "circle") {
         context.ellipse((fromX + x) / 2, (fromY + y) / 2, Math.abs(x - fromX) / 2, Math.abs(y - fromY) / 2, 0, 0, 7);
       } else if (tool === "square") {
@@ -70,6 +90,15 @@
       context.fill();
     }
 
+    /** Writes the words, centred at a place. */
+    function write(x, y) {
+      context.fillStyle = ink;
+      context.font = `700 ${12 + 2 * width}px sans-serif`;
+      context.textAlign = "center";
+      context.textBaseline = "middle";
+      context.fillText(words.value.trim(), x, y, SIZE);
+    }
+
     const group = (label, values, chosen, pick, render) =>
       el("div.choices", { role: "radiogroup", "aria-label": label },
         ...Object.entries(values).map(([key, value]) =>
@@ -81,20 +110,34 @@
       dot.style.background = value;
       return dot;
     };
+    const pickTool = (value) => {
+      tool = value;
+      words.hidden = tool !== "text";
+      if (!words.hidden) words.focus();
+    };
+    const colours = group(t("draw.colour"), COLOURS, ink, (value) => (ink = value), swatch);
+    const any = el("input", { type: "color", value: "#9333ea", "aria-label": t("draw.anyColour"), title: t("draw.anyColour"),
+      oninput: (event) => {
+        ink = event.target.value;
+        for (const radio of colours.querySelectorAll("input")) radio.checked = false;
+      } });
+    any.addEventListener("click", () => any.dispatchEvent(new Event("input"))); // the colour that it has already
     return [
       canvas,
       el("div.pad-tools", {},
-        group(t("draw.tool"), TOOLS, tool, (value) => (tool = value), (name) => SYMBOLS[name]),
-        group(t("draw.colour"), COLOURS, ink, (value) => (ink = value), swatch),
+        group(t("draw.tool"), TOOLS, tool, pickTool, (name) => SYMBOLS[name]),
+        words,
+        el("div.colours", {}, colours, any),
         el("label", {}, t("draw.width"), el("input", { type: "range", min: 4, max: 48, value: width, "aria-label": t("draw.penWidth"), oninput: (event) => (width = Number(event.target.value)) }))),
       el("div.actions", {},
         el("button.chip", { onclick: () => undo.length && context.putImageData(undo.pop(), 0, 0) }, t("draw.undo")),
         el("button.chip", { onclick: () => {
-          undo.push(context.getImageData(0, 0, SIZE, SIZE));
+          keep();
           context.fillStyle = BACKGROUND;
           context.fillRect(0, 0, SIZE, SIZE);
         } }, t("draw.clear")),
         el("button.primary", { onclick: () => {
+          if (isBlank()) return vqa.toast(t("draw.blank"), "error");
           attach(canvas, "drawing.png");
           pad = null;
         } }, t("draw.use"))),

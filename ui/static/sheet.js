@@ -59,7 +59,7 @@
     const [width, height] = picture.size || [];
     vqa.sheet(
       t("picture.title", picture),
-      el("img.large", { src: `vqa/pictures/${picture.digest}?size=large`, alt: picture.name }),
+      ...vqa.pictureTools(picture),
       el("div.saw", { id: "saw" },
         el("p.note", {}, [width ? t("picture.pixels", { width, height }) : "", ...changesOf(picture)].join(" ")),
         el("button.chip", { onclick: () => {

@@ -115,7 +115,7 @@
     if (turn.left_out) {
       parts.push(el("p.note", {}, t("chat.leftOut")));
     }
-    if (turn.pictures.length) parts.push(el("div.pictures", {}, ...turn.pictures.map(vqa.thumb)));
+    if (turn.pictures.length) parts.push(el("div.pictures", {}, ...turn.pictures.map(vqa.thumb)), ...vqa.regionNotes(turn.pictures));
     if (turn.question) parts.push(el("div.bubble", { dir: "auto" }, turn.question));
     if (turn.sending) return parts;
     const tools = el("div.tools");

@@ -43,6 +43,8 @@ SCRIPTS = (
     "sidebar",
     "sheet",
     "models",
+    "region",
+    "documents",
     "drawing",
     "settings",
     "teach",

@@ -1,0 +1,241 @@
+"""Regions, rotations, pages of documents and pictures by address, in the browser."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from PIL import Image
+
+from tests.documents import pdf, svg
+from tests.ui.browser.conftest import expect
+from tests.ui.browser.test_page import serious_violations
+
+
+@pytest.fixture
+def halves(tmp_path):
+    """Return a picture of 400 × 200 pixels, red on the left and blue on the right."""
+    image = Image.new("RGB", (400, 200), "red")
+    image.paste("blue", (200, 0, 400, 200))
+    image.save(tmp_path / "halves.png")
+    return tmp_path / "halves.png"
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "plan.pdf").write_bytes(pdf(size=(60, 90)))
+    return tmp_path / "plan.pdf"
+
+
+def open_tray(visitor, place: int = 0) -> None:
+    visitor.page.locator("#tray .thumb").nth(place).click()
+    visitor.page.locator(".picture-stage img").wait_for()
+
+
+def asked_pictures(visitor, site) -> list[Image.Image]:
+    """Return the pictures of the last question, as they are stored."""
+    sources = visitor.page.locator("article.turn").last.locator(".question img").all()
+    addresses = [source.get_attribute("src").partition("?")[0] for source in sources]
+    found = [visitor.context.request.get(site.address + address) for address in addresses]
+    return [Image.open(io.BytesIO(answer.body())) for answer in found]
+
+
+def test_a_region_is_marked_with_the_mouse_and_asked_about(visit, site, halves):
+    visitor = visit()
+    page = visitor.page
+    visitor.attach(halves)
+    open_tray(visitor)
+    box = page.locator(".picture-stage img").bounding_box()
+    x, y, width, height = box["x"], box["y"], box["width"], box["height"]
+    scale = min(width / 400, height / 200)
+    middle, top = x + width / 2, y + (height - 200 * scale) / 2
+    page.mouse.move(middle + 100 * scale, top + 50 * scale)
+    page.mouse.down()
+    page.mouse.move(middle + 190 * scale, top + 150 * scale, steps=4)
+    page.mouse.up()
+    page.get_by_role("button", name="Ask about this region").click()
+    expect(page.locator("#tray .thumb")).to_have_count(1)
+    visitor.ask("Which colour is it?")
+    (asked,) = asked_pictures(visitor, site)
+    assert abs(asked.width - 90) <= 3
+    assert abs(asked.height - 100) <= 3
+    assert asked.getcolors() == [(asked.width * asked.height, (0, 0, 255))]
+    expect(page.get_by_text("Asked about this region of halves.png.")).to_be_visible()
+
+
+def test_a_region_is_marked_with_the_keyboard(visit, site, halves):
+    visitor = visit()
+    page = visitor.page
+    visitor.attach(halves)
+    page.locator("#tray .thumb").focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Mark a region").press("Enter")
+    region = page.get_by_role("application", name="Region of the picture")
+    expect(region).to_be_focused()
+    for _ in range(30):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+ArrowDown")
+    expect(
+        page.get_by_text("200 × 104 pixels, 200 from the left, 50 from the top.")
+    ).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(region).to_be_hidden()
+    expect(page.locator("#sheet")).to_be_visible()
+    page.get_by_role("button", name="Mark a region").press("Enter")
+    page.keyboard.press("Enter")
+    expect(page.locator("#question")).to_be_focused()
+    visitor.ask("Which colours are there?")
+    (asked,) = asked_pictures(visitor, site)
+    assert asked.size == (200, 100)
+
+
+def test_the_whole_picture_goes_along_where_the_person_wants_it(visit, site, halves):
+    visitor = visit()
+    page = visitor.page
+    visitor.attach(halves)
+    open_tray(visitor)
+    page.get_by_role("button", name="Mark a region").click()
+    page.get_by_label("Give the model the whole picture, too").check()
+    page.get_by_role("button", name="Ask about this region").click()
+    expect(page.locator("#tray .thumb")).to_have_count(2)
+    visitor.ask("What is there?")
+    assert [one.size for one in asked_pictures(visitor, site)] == [(400, 200), (200, 100)]
+    expect(page.get_by_text("Picture 2 is a region of halves.png.")).to_be_visible()
+
+
+def test_a_region_of_an_earlier_picture_is_asked_about(visit, site, halves):
+    visitor = visit()
+    page = visitor.page
+    visitor.attach(halves)
+    visitor.ask("What is it?")
+    page.locator("article.turn .thumb").click()
+    page.get_by_role("button", name="Mark a region").click()
+    page.get_by_role("button", name="Ask about this region").click()
+    open_tray(visitor)
+    expect(page.get_by_text("A region of halves.png")).to_be_visible()
+    page.get_by_role("button", name="Ask about the whole picture").click()
+    visitor.ask("And now?")
+    assert [one.size for one in asked_pictures(visitor, site)] == [(400, 200)]
+
+
+def test_a_region_is_marked_with_a_finger(visit, halves):
+    visitor = visit(viewport={"width": 320, "height": 640}, has_touch=True)
+    page = visitor.page
+    visitor.attach(halves)
+    open_tray(visitor)
+    page.get_by_role("button", name="Mark a region").tap()
+    handle = page.locator(".handle.se").bounding_box()
+    at = {"clientX": handle["x"] + 14, "clientY": handle["y"] + 14}
+    touch = {"pointerId": 7, "pointerType": "touch", "isPrimary": True, "bubbles": True}
+    script = """(node, [kind, event]) => {
+      node.setPointerCapture = node.parentElement.setPointerCapture = () => {};
+      node.dispatchEvent(new PointerEvent(kind, event));
+    }"""
+    for kind, dx in (("pointerdown", 0), ("pointermove", 200), ("pointerup", 200)):
+        event = {**touch, **at, "clientX": at["clientX"] + dx}
+        page.locator(".handle.se").evaluate(script, [kind, event])
+    expect(page.get_by_text("300 × 100 pixels, 100 from the left")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+def test_an_attached_picture_is_rotated(visit, site, halves):
+    visitor = visit()
+    page = visitor.page
+    visitor.attach(halves)
+    open_tray(visitor)
+    page.get_by_role("button", name="Rotate to the right").click()
+    expect(page.get_by_text("200 × 400 pixels. Changed: rotated 90° clockwise.")).to_be_visible()
+    expect(page.get_by_role("button", name="Rotate to the right")).to_be_focused()
+    page.keyboard.press("Escape")
+    visitor.ask("What is it?")
+    (asked,) = asked_pictures(visitor, site)
+    assert asked.getpixel((5, 5)) == (255, 0, 0)
+    assert asked.size == (200, 400)
+
+
+def test_pages_of_a_pdf_are_chosen(visit, site, plan):
+    visitor = visit()
+    page = visitor.page
+    page.set_input_files("#files", str(plan))
+    expect(page.get_by_text("3 pages. Choose up to 8.")).to_be_visible()
+    add = page.locator(".pdf-actions .primary")
+    expect(add).to_be_disabled()
+    page.get_by_label("Page 3").check()
+    page.get_by_label("Page 1").check()
+    expect(add).to_have_text("Add 2 pages")
+    add.click()
+    page.locator("#tray .thumb img").nth(1).wait_for()
+    visitor.ask("What is on these?")
+    first, last = (one.getpixel((9, 9)) for one in asked_pictures(visitor, site))
+    assert first[0] > 240 > 12 > first[2]
+    assert last[2] > 240 > 12 > last[0]
+
+
+def test_no_page_is_added_when_the_choice_is_cancelled(visit, plan, pictures):
+    visitor = visit()
+    page = visitor.page
+    page.set_input_files("#files", str(plan))
+    page.get_by_label("Page 1").check()
+    page.keyboard.press("Escape")
+    visitor.attach(pictures[0])
+    expect(page.locator("#tray .thumb")).to_have_count(1)
+
+
+def test_no_more_pages_can_be_chosen_than_fit(visit, tmp_path):
+    (tmp_path / "long.pdf").write_bytes(pdf(("red",) * 30, (20, 20)))
+    page = visit().page
+    page.set_input_files("#files", str(tmp_path / "long.pdf"))
+    page.get_by_role("button", name="More pages").click()
+    expect(page.get_by_label("Page 25")).to_be_focused()
+    expect(page.get_by_role("button", name="More pages")).to_be_hidden()
+    for number in range(1, 9):
+        page.get_by_label(f"Page {number}", exact=True).check()
+    expect(page.get_by_label("Page 30")).to_be_disabled()
+
+
+def test_a_pdf_of_one_page_and_an_svg_need_no_choice(visit, tmp_path):
+    (tmp_path / "one.pdf").write_bytes(pdf(("red",)))
+    (tmp_path / "icon.svg").write_bytes(
+        svg('<script>alert(1)</script><rect width="9" height="9"/>')
+    )
+    visitor = visit()
+    visitor.attach(tmp_path / "one.pdf", tmp_path / "icon.svg")
+    open_tray(visitor)
+    expect(visitor.page.get_by_text("SVG drawn at 1024 × 512 pixels, 1 reference")).to_be_visible()
+
+
+def test_a_damaged_document_is_named(visit, tmp_path):
+    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7 nothing")
+    page = visit().page
+    page.set_input_files("#files", str(tmp_path / "bad.pdf"))
+    expect(page.get_by_text("bad.pdf is damaged or incomplete.")).to_be_visible()
+    expect(page.locator("#tray li")).to_have_count(0)
+
+
+def test_a_picture_is_added_by_its_address_where_that_is_allowed(visit, site, monkeypatch, halves):
+    hidden = visit()
+    expect(hidden.page.locator("#by-address")).to_be_hidden()
+    service = site.application.service
+    monkeypatch.setattr(service, "picture_hosts", frozenset({"pictures.example.com"}))
+    data = halves.read_bytes()
+    monkeypatch.setattr("ui.chat.service.fetch_for_visitor", lambda *_: (data, "halves.png"))
+    page = visit().page
+    page.get_by_role("button", name="Add a picture by its address").click()
+    page.keyboard.type("https://pictures.example.com/halves.png")
+    page.keyboard.press("Enter")
+    page.locator("#tray .thumb img").wait_for()
+    expect(page.locator("#question")).to_be_focused()
+
+
+def test_the_new_sheets_are_accessible(visit, halves, plan):
+    visitor = visit(viewport={"width": 320, "height": 640})
+    page = visitor.page
+    visitor.attach(halves)
+    open_tray(visitor)
+    page.get_by_role("button", name="Mark a region").click()
+    assert not serious_violations(page)
+    page.keyboard.press("Enter")
+    page.set_input_files("#files", str(plan))
+    page.get_by_label("Page 3").wait_for()
+    assert not serious_violations(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
