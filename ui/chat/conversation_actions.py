@@ -7,7 +7,6 @@ from typing import Any
 
 from ui.chat import examples
 from ui.chat.deletion import UNDO_SECONDS, delete_conversations
-from ui.chat.estimate import estimate_question
 from ui.chat.model_picker import model_list
 from ui.chat.requests import PageRequest, PageUpdate, conversation_id, text_list
 from ui.chat.service import ChatService
@@ -82,8 +81,6 @@ def handle_action(service: ChatService, owner: str, request: PageRequest) -> Pag
         case "settings":
             service.save_settings(owner, _changes(request))
             return {"settings": _settings(service, owner)}
-        case "estimate":
-            return estimate_question(service, owner, request)
         case "scene":
             return {"scene": examples.add_scene(service, owner)}
         case other:

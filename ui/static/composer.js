@@ -143,12 +143,46 @@
     ready();
   }
 
+  // -- what the question will cost, and what the model gets of its pictures -------------------------
+
+  const PAUSE = 500; // ms without a change before the server is asked
+  let estimate = null;
+  let pause = null;
+  let requested = ""; // what the latest estimate is for
+
+  function estimateSoon() {
+    const digests = pictures.filter((one) => one.digest).map((one) => one.digest);
+    const asked = request({ question: $("question").value, pictures: digests });
+    const wanted = isEmpty() || !vqa.state.view ? "" : JSON.stringify([asked, vqa.state.models?.picked, vqa.state.settings.detail]);
+    if (wanted === requested) return;
+    requested = wanted;
+    clearTimeout(pause);
+    if (wanted) pause = setTimeout(() => vqa.send("estimate", asked), PAUSE);
+    else showEstimate(null);
+  }
+  function showEstimate(found) {
+    estimate = found;
+    const notes = (found?.pictures || []).map((one) => one.note).filter(Boolean).map(vqa.message);
+    const list = notes.map((text) => el("p.note", {}, text));
+    const folded = list.length > 1 && el("details", {}, el("summary", {}, t("estimate.several", { count: list.length })), ...list);
+    const tooLong = found && !found.fits && el("p.note", {}, t("estimate.tooLong"));
+    $("estimate").replaceChildren(...[...(folded ? [folded] : list), tooLong].filter(Boolean));
+    vqa.drawFine();
+  }
+  vqa.on("estimate", (found) => requested && showEstimate(found));
+  vqa.on("models", () => {
+    if (!estimate) requested = ""; // the model was still loading
+    estimateSoon();
+  });
+  vqa.on("settings", estimateSoon);
+
   /** Writes the line below the composer. */
   vqa.drawFine = () => {
     const { training, models } = vqa.state;
     const english = !vqa.language.isEnglish && models?.picked === "builtin";
-    const key = english ? "composer.fineEnglish" : "composer.fine";
-    $("fine").textContent = t(!training ? key : training === "own" ? "train.slower" : "train.slowerOther");
+    const key = training === "own" ? "train.slower" : training ? "train.slowerOther" : english ? "composer.fineEnglish" : null;
+    const words = [key && t(key), estimate && vqa.message(estimate.text)].filter(Boolean);
+    $("fine").textContent = words.join(" ") || t("composer.fine");
   };
   vqa.on("models", vqa.drawFine);
 
@@ -166,6 +200,7 @@
 
   function ready() {
     saveDraft();
+    estimateSoon();
     document.querySelector(".submit-button").disabled = isEmpty();
     const box = $("question");
     box.style.height = "auto";

@@ -126,6 +126,7 @@
   const clearToasts = () => vqa.$("toasts").replaceChildren();
   vqa.on("view", (_, { channel, navigated }) => navigated && channel !== "gone" && clearToasts());
   vqa.on("error", (text, { channel }) => {
+    if (channel === "estimate") return; // nobody asked for it
     // Compare shows its own errors in place of the answers.
     if (channel !== "compare" || vqa.$("vqa").dataset.view !== "compare") toast(text, "error");
   });

@@ -47,6 +47,9 @@
     const style = el("select", { id: "set-style", onchange: (event) => save({ style: event.target.value }) },
       el("option", { value: "sentence" }, t("settings.sentence")), el("option", { value: "short" }, t("settings.short")));
     style.value = settings.style || "sentence";
+    const detail = el("select", { id: "set-detail", onchange: (event) => save({ detail: event.target.value }) },
+      el("option", { value: "standard" }, t("settings.detailStandard")), el("option", { value: "low" }, t("settings.detailLow")));
+    detail.value = settings.detail || "standard";
     const system = el("textarea", { id: "set-system", rows: 4, maxlength: 4000,
       placeholder: t("settings.systemExample"), onchange: (event) => save({ system: event.target.value || null }) });
     system.value = settings.system || "";
@@ -59,6 +62,8 @@
       el("header", {}, el("h2", {}, t("settings.title")),
         el("button.icon", { type: "button", "aria-label": t("settings.close"), onclick: () => toggle(false) }, icon("x"))),
       el("div.field", {}, el("label", { for: "set-style" }, t("settings.style")), style),
+      !settings.low_detail ? null
+        : el("div.field", {}, el("label", { for: "set-detail" }, t("settings.detail")), detail, el("small", {}, t("settings.detailHint"))),
       settings.system_prompts === false ? null
         : el("div.field", {}, el("label", { for: "set-system" }, t("settings.system")), system,
           el("small", {}, t("settings.systemHint"))),

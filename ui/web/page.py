@@ -22,6 +22,7 @@ from ui import texts
 from ui.chat import attention_view
 from ui.chat.comparison import compare_models
 from ui.chat.conversation_actions import handle_action
+from ui.chat.estimate import estimate_question
 from ui.chat.model_downloads import handle_models
 from ui.chat.model_picker import pick_model
 from ui.chat.requests import (
@@ -109,6 +110,7 @@ def request_handlers(
         "compare": lambda owner, request: compare_models(service, owner, request),
         "act": lambda owner, request: handle_action(service, owner, request),
         "warm": Warmup(service).start,
+        "estimate": lambda owner, request: estimate_question(service, owner, request),
         "look": lambda owner, request: _attention_view(service, owner, request),
         "teach": lambda owner, request: teach(service, taught_rows, owner, request),
         "train": lambda owner, request: _train(training, owner, request),

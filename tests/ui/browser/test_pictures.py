@@ -29,7 +29,7 @@ def plan(tmp_path):
 
 def open_tray(visitor, place: int = 0) -> None:
     visitor.page.locator("#tray .thumb").nth(place).click()
-    visitor.page.locator(".picture-stage img").wait_for()
+    visitor.page.locator(".picture-stage img").evaluate("(image) => image.decode()")
 
 
 def asked_pictures(visitor, site) -> list[Image.Image]:
@@ -239,3 +239,113 @@ def test_the_new_sheets_are_accessible(visit, halves, plan):
     page.get_by_label("Page 3").wait_for()
     assert not serious_violations(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+# Before asking
+
+
+def test_the_cost_of_a_question_stands_below_it_before_it_is_asked(visit, engine, pictures):
+    visitor = visit()
+    page = visitor.page
+    expect(page.locator("#fine")).to_have_text("Answers can be wrong. Check for yourself.")
+    visitor.attach(pictures[0])
+    page.fill("#question", "What is it?")
+    expect(page.locator("#fine")).to_contain_text("19 tokens, 16 for pictures.")
+    visitor.ask("What is it?")
+    page.fill("#question", "And now?")
+    expect(page.locator("#fine")).to_contain_text("The first word comes after about 1 second.")
+    page.fill("#question", "")
+    expect(page.locator("#fine")).to_have_text("Answers can be wrong. Check for yourself.")
+
+
+def test_a_picture_that_reaches_the_model_smaller_is_never_silently_so(visit, halves):
+    visitor = visit()
+    visitor.attach(halves)
+    note = "The model gets halves.png in 32 × 32 pixels; it has 400 × 200."
+    expect(visitor.page.locator("#estimate")).to_contain_text(note)
+
+
+# Drawing
+
+
+def draw(page, *, start=(0.3, 0.3), end=(0.6, 0.6)) -> None:
+    box = page.locator(".pad").bounding_box()
+    (x, y), (to_x, to_y) = (
+        (box["x"] + share[0] * box["width"], box["y"] + share[1] * box["height"])
+        for share in (start, end)
+    )
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(to_x, to_y, steps=3)
+    page.mouse.up()
+
+
+def drawn_colours(page) -> set:
+    """Return the colours on the pad that cover more than the soft edges of a line."""
+    script = """(pad) => {
+      const counts = {};
+      const { data } = pad.getContext("2d").getImageData(0, 0, pad.width, pad.height);
+      for (let at = 0; at < data.length; at += 4) {
+        const key = [data[at], data[at + 1], data[at + 2]].join();
+        counts[key] = (counts[key] || 0) + 1;
+      }
+      return Object.entries(counts).filter(([, count]) => count > 300).map(([key]) => key);
+    }"""
+    return set(page.locator(".pad").evaluate(script))
+
+
+WHITE = "255,255,255"
+
+
+def test_a_blank_sheet_is_not_sent(visit):
+    page = visit().page
+    page.get_by_role("button", name="Draw something").click()
+    page.get_by_role("button", name="Ask about it").click()
+    expect(page.get_by_text("The sheet is blank. Draw something first.")).to_be_visible()
+    draw(page)
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_role("button", name="Ask about it").click()
+    expect(page.locator(".pad")).to_be_visible()
+    expect(page.locator("#tray li")).to_have_count(0)
+
+
+def test_lines_text_and_any_colour_are_drawn_and_erased(visit):
+    page = visit().page
+    page.get_by_role("button", name="Draw something").click()
+    page.get_by_label("Line").check(force=True)
+    page.get_by_label("Any colour").fill("#12ab34")
+    draw(page)
+    assert drawn_colours(page) == {WHITE, "18,171,52"}
+    page.get_by_label("Eraser").check(force=True)
+    for shift in (-0.05, 0, 0.05):
+        draw(page, start=(0.25 + shift, 0.25 - shift), end=(0.65 + shift, 0.65 - shift))
+    assert drawn_colours(page) == {WHITE}
+    page.get_by_label("Text", exact=True).check(force=True)
+    words = page.get_by_label("Words to place with a tap")
+    expect(words).to_be_focused()
+    page.keyboard.type("HELLO")
+    page.get_by_label("Red").check(force=True)
+    words.press("Enter")
+    page.keyboard.press("Enter")
+    assert "220,38,38" in drawn_colours(page)
+    page.get_by_role("button", name="Ask about it").click()
+    page.locator("#tray .thumb img").wait_for()
+
+
+# Without scripts, and shared as a link
+
+
+def test_without_scripts_the_page_says_what_it_needs(visit):
+    page = visit().context.browser.new_context(java_script_enabled=False).new_page()
+    page.goto(visit().address)
+    expect(page.get_by_text("This page needs JavaScript.")).to_be_visible()
+    page.context.close()
+
+
+def test_a_shared_link_is_described_by_the_page_itself(visit):
+    page = visit().page
+    title = page.locator("meta[property='og:title']")
+    expect(title).to_have_attribute("content", "Look & Ask")
+    described = page.locator("meta[property='og:description']")
+    assert "Ask about pictures" in described.get_attribute("content")
+    assert "gradio" not in page.locator("head").inner_html().lower()

@@ -18,6 +18,7 @@ from tests.waiting import PATIENCE, until
 from ui.chat.attention_view import explain_answer
 from ui.chat.comparison import compare_models
 from ui.chat.conversation_actions import handle_action
+from ui.chat.estimate import estimate_question
 from ui.chat.examples import knowledge
 from ui.chat.export import from_json, to_json
 from ui.chat.export import to_html as to_html_page
@@ -676,10 +677,10 @@ def test_a_question_is_estimated_before_it_is_asked(make_harness):
     engine = FakeEngine(context_length=100)
     harness = make_harness(engine)
     red = harness.picture()
-    request = {"do": "estimate", "question": "What is it?", "pictures": [red]}
+    request = {"question": "What is it?", "pictures": [red]}
     handle_action(harness.service, "ann", {"do": "hello"})  # loads the model
     until(lambda: harness.pool.get_loaded(None))
-    found = handle_action(harness.service, "ann", request)["estimate"]
+    found = estimate_question(harness.service, "ann", request)["estimate"]
     assert (found["tokens"], found["image"], found["limit"]) == (19, 16, 100)
     assert (found["fits"], found["seconds"]) == (True, None)
     assert in_english(found["text"]) == "19 tokens, 16 for pictures."
@@ -689,8 +690,8 @@ def test_a_question_is_estimated_before_it_is_asked(make_harness):
     }  # fmt: skip
     engine.delay = 0.05
     _, view = harness.ask("What is it?", pictures=[red])
-    request = {"do": "estimate", "question": "Is it " + "very " * 80 + "red?"}
-    again = handle_action(
+    request = {"question": "Is it " + "very " * 80 + "red?"}
+    again = estimate_question(
         harness.service, "ann", {**request, "conversation": view["conversation"]}
     )["estimate"]
     assert again["seconds"] > 0
@@ -702,8 +703,8 @@ def test_a_question_is_estimated_before_it_is_asked(make_harness):
 def test_nothing_is_estimated_while_the_model_loads(make_harness, monkeypatch):
     harness = make_harness()
     monkeypatch.setattr(harness.service, "engine_for", lambda owner: None)
-    request = {"do": "estimate", "question": "What is it?"}
-    assert handle_action(harness.service, "ann", request) == {"estimate": None}
+    request = {"question": "What is it?"}
+    assert estimate_question(harness.service, "ann", request) == {"estimate": None}
 
 
 def test_a_picture_that_the_model_gets_shrunk_is_named(make_harness):
@@ -711,8 +712,8 @@ def test_a_picture_that_the_model_gets_shrunk_is_named(make_harness):
     big = harness.picture_store.add(Image.new("RGB", (640, 480)), "big.png")
     harness.store.add_picture("ann", big.digest, "big.png", {"changes": []})
     harness.ask("Anything?")
-    request = {"do": "estimate", "question": "?", "pictures": [big.digest]}
-    (shown,) = handle_action(harness.service, "ann", request)["estimate"]["pictures"]
+    request = {"question": "?", "pictures": [big.digest]}
+    (shown,) = estimate_question(harness.service, "ann", request)["estimate"]["pictures"]
     note = in_english(shown["note"])
     assert note.startswith("The model gets big.png in 32 × 32 pixels; it has 640 × 480.")
 
