@@ -46,7 +46,8 @@
     }
     function show(next) {
       box = next;
-      frame.hidden = asking.hidden = false;
+      frame.hidden = false;
+      if (!drag) asking.hidden = false; // it moves the picture, which would run away under the pointer
       stage.classList.add("marking");
       mark.setAttribute("aria-pressed", "true");
       draw();
@@ -94,8 +95,11 @@
     });
     for (const name of ["pointerup", "pointercancel"]) {
       stage.addEventListener(name, () => {
-        if (drag && box) frame.focus({ preventScroll: true });
+        const marked = drag && box;
         drag = null;
+        if (!marked) return;
+        show(box);
+        frame.focus({ preventScroll: true });
       });
     }
     frame.addEventListener("keydown", (event) => {

@@ -129,7 +129,7 @@ def test_a_region_is_marked_with_a_finger(visit, halves):
     at = {"clientX": handle["x"] + 14, "clientY": handle["y"] + 14}
     touch = {"pointerId": 7, "pointerType": "touch", "isPrimary": True, "bubbles": True}
     script = """(node, [kind, event]) => {
-      node.setPointerCapture = node.parentElement.setPointerCapture = () => {};
+      node.closest('.picture-stage').setPointerCapture = () => {};
       node.dispatchEvent(new PointerEvent(kind, event));
     }"""
     for kind, dx in (("pointerdown", 0), ("pointermove", 200), ("pointerup", 200)):
@@ -252,6 +252,7 @@ def test_the_cost_of_a_question_stands_below_it_before_it_is_asked(visit, engine
     visitor.attach(pictures[0])
     page.fill("#question", "What is it?")
     expect(page.locator("#fine")).to_contain_text("19 tokens, 16 for pictures.")
+    engine.delay = 0.05  # an answer that takes no time says nothing about the next one
     visitor.ask("What is it?")
     page.fill("#question", "And now?")
     expect(page.locator("#fine")).to_contain_text("The first word comes after about 1 second.")
