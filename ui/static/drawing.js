@@ -5,9 +5,9 @@
   const SIZE = 448;
   const BLACK = "#111827";
   const COLOURS = { "draw.black": BLACK, "draw.red": "#dc2626", "draw.blue": "#2563eb", "draw.green": "#16a34a", "draw.yellow": "#eab308", "draw.white": "#ffffff" };
-  const SYMBOLS = { pen: "✎", line: "╱", circle: "●", square: "■", triangle: "▲", text: "T", eraser: "⌫" };
-  const TOOLS = { "draw.pen": "pen", "draw.line": "line", "draw.circle": "circle", "draw.square": "square",
-    "draw.triangle": "triangle", "draw.text": "text", "draw.eraser": "eraser" };
+  const SYMBOLS = { pen: "✎", circle: "●", square: "■", triangle: "▲", line: "╱", text: "T", eraser: "⌫" };
+  const TOOLS = { "draw.pen": "pen", "draw.circle": "circle", "draw.square": "square", "draw.triangle": "triangle",
+    "draw.line": "line", "draw.text": "text", "draw.eraser": "eraser" };
   const BACKGROUND = "#ffffff";
 
   let pad = null; // the elements of the sheet; a drawing is kept until it is used
