@@ -17,9 +17,9 @@
     sheet.replaceChildren(
       el("header", {}, el("h2", {}, title),
         el("button.icon", { "aria-label": t("page.close"), onclick: () => sheet.close() }, icon("x"))),
-      el("div.sheet-body", {}, ...content));
+      el("div.sheet-body", {}, ...content),
+      $("toasts")); // while a modal dialog is open, nothing outside of it can be clicked
     if (!sheet.open) sheet.showModal();
-    vqa.placeToasts();
     return sheet;
   };
 

@@ -270,6 +270,7 @@ def test_drag_out_of_the_sheet_keeps_it_open_and_drawings_are_kept(visit):
 def test_notice_over_a_sheet_can_be_closed(visit):
     page = visit().page
     page.click("[data-do=draw]")
+    page.evaluate("vqa.sheet('Another one')")  # replaces the content
     page.evaluate("vqa.toast('It went wrong.', 'error')")
     page.locator(".toast [aria-label=Close]").click()
     expect(page.locator(".toast")).to_have_count(0)
