@@ -32,7 +32,7 @@ def explain_answer(service: ChatService, owner: str, request: PageRequest) -> di
         raise UsageError("This answer is still being written.", "Wait until it is finished.")
     if not turn.answer:
         raise UsageError("There is no answer to explain.", "Ask again first.")
-    settings = service.settings(owner)
+    settings = service.settings(owner, chat)
     path = service.store.path_to(owner, chat, turn.id)
     turns = [*path[:-1], _without_answer(path[-1])]
     digests = [one.digest for one in build_conversation(turns, service.picture_store.get).pictures]

@@ -10,6 +10,7 @@ from ui.chat.deletion import UNDO_SECONDS, delete_conversations
 from ui.chat.model_picker import model_list
 from ui.chat.requests import PageRequest, PageUpdate, conversation_id, text_list
 from ui.chat.service import ChatService
+from ui.chat.settings import check_system_prompt
 from vqa_app.errors import UsageError
 
 
@@ -38,6 +39,10 @@ def handle_action(service: ChatService, owner: str, request: PageRequest) -> Pag
             service.store.rename(owner, chat, title or "Untitled")
             if request.get("shown") != conversation:
                 return service.conversation_list(owner)
+        case "system":
+            system = request.get("system")
+            prompt = None if system is None else check_system_prompt(system)
+            service.store.set_system_prompt(owner, chat, prompt)
         case "pin":
             service.store.pin(owner, chat, bool(request.get("pinned")))
             return service.conversation_list(owner)
@@ -90,7 +95,16 @@ def handle_action(service: ChatService, owner: str, request: PageRequest) -> Pag
 
 def _changes(request: PageRequest) -> dict[str, Any]:
     """Return the settings that a request changes. Only `pick_model` changes the model."""
-    names = ("system", "temperature", "top_p", "max_new_tokens", "seed", "style", "detail")
+    names = (
+        "system",
+        "temperature",
+        "top_p",
+        "max_new_tokens",
+        "seed",
+        "style",
+        "prompts",
+        "detail",
+    )
     return {name: request[name] for name in names if name in request}
 
 

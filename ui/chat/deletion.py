@@ -23,6 +23,8 @@ def delete_conversations(service: ChatService, owner: str, conversations: Sequen
     Raises:
         UsageError: One of them does not exist; then none is deleted.
     """
+    if not conversations:
+        return
     service.store.mark_deleted(owner, conversations)
     # After the deletion, so that followers of an answer find its conversation gone.
     for conversation in conversations:

@@ -39,6 +39,7 @@ def to_json(store: Store, picture_store: PictureStore, owner: str, conversation:
     digests = dict.fromkeys(digest for turn in turns for digest in turn.pictures)
     return ConversationFile(
         title=store.title(owner, conversation),
+        system=store.system_prompt(owner, conversation),
         turns=[
             FileTurn(
                 id=turn.id,
@@ -101,6 +102,7 @@ def from_json(store: Store, picture_store: PictureStore, owner: str, data: bytes
         )
         digests[digest] = stored.digest
     conversation = store.create(owner, file.title or make_title(file.turns[0].question, 0))
+    store.set_system_prompt(owner, conversation, file.system)
     ids: dict[str, str] = {}
     shown: str | None = None
     for turn in file.turns:
@@ -126,6 +128,8 @@ def to_html(store: Store, picture_store: PictureStore, owner: str, conversation:
     view = conversation_view(store, owner, conversation)
     title = escape(view["title"])
     parts = []
+    if system := store.system_prompt(owner, conversation):
+        parts.append(f"<footer>System prompt: {escape(system)}</footer>")
     for turn in view["turns"]:
         pictures = "".join(
             f'<figure><img src="{_inline(picture_store, p["digest"])}" alt="{escape(p["name"])}">'
@@ -166,6 +170,8 @@ def to_markdown(
     """
     view = conversation_view(store, owner, conversation)
     parts = [f"# {_one_line(view['title'])}"]
+    if system := _one_line(store.system_prompt(owner, conversation) or ""):
+        parts.append(f"*System prompt: {system}*")
     for turn in view["turns"]:
         for picture in turn["pictures"]:
             name = f"Picture {picture['number']}: {_one_line(picture['name'])}"

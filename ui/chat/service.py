@@ -30,7 +30,7 @@ from ui.chat.requests import (
     parse_question,
     text_list,
 )
-from ui.chat.settings import ChatSettings
+from ui.chat.settings import ChatSettings, check_system_prompt
 from ui.chat.speeds import AnswerSpeeds
 from ui.chat.views import (
     build_conversation,
@@ -108,8 +108,8 @@ class ChatService:
 
         The request holds `question` and `pictures`, and for an edited question `replaces` (a turn's
         id); or `again` (a turn's id) for another answer to the same question. `conversation` is
-        None for a new one. With `follow`, nothing is asked: the answer in progress is shown. The
-        answer continues when nobody follows it any more.
+        None for a new one, which may have a `system` prompt. With `follow`, nothing is asked: the
+        answer in progress is shown. The answer continues when nobody follows it any more.
 
         `model` (a key) answers this question in place of the owner's model, and with `keep` those
         that follow, too. It is downloaded if necessary only with `download`, which says that a
@@ -151,7 +151,8 @@ class ChatService:
             if number := len(self._earlier_answers(owner, conversation, turn, settings)):
                 chosen = replace(options, temperature=settings.temperature)
                 options = vary(chosen, engine.info.defaults, number)
-            return self.build(path, settings, engine.info), options
+            system = self.settings(owner, conversation).system
+            return self.build(path, replace(settings, system=system), engine.info), options
 
         with self._opening:  # two tabs cannot ask in one conversation at the same time
             turn, conversation = self._add_turn(owner, request, settings)
@@ -200,7 +201,7 @@ class ChatService:
             turns = self.store.path_to(owner, conversation, replaced.parent)
         elif conversation is not None:
             turns = self.store.path(owner, conversation)
-        settings = self.settings(owner)
+        settings = self.settings(owner, conversation)
         style = {"style": settings.style} if question else {}
         draft = StoredTurn("", None, question, tuple(pictures), "", "answering", style)
         return turns, self.build([*turns, draft], settings, model)
@@ -241,7 +242,11 @@ class ChatService:
         elif conversation is not None and (path := self.store.path(owner, conversation)):
             parent = path[-1].id
         if conversation is None:  # last, so that a refused request leaves no empty conversation
+            system = request.get("system")
+            if system is not None:
+                check_system_prompt(system)
             conversation = self.store.create(owner, make_title(question, len(pictures)))
+            self.store.set_system_prompt(owner, conversation, system)
         return self.store.add_turn(
             owner, conversation, parent, question, pictures, facts
         ), conversation
@@ -384,9 +389,13 @@ class ChatService:
 
     # -- settings and views ------------------------------------------------------------------------
 
-    def settings(self, owner: str) -> ChatSettings:
-        """Return the owner's settings."""
-        return ChatSettings.from_dict(self.store.settings(owner))
+    def settings(self, owner: str, conversation: str | None = None) -> ChatSettings:
+        """Return the owner's settings, with the system prompt of a conversation that has one."""
+        settings = ChatSettings.from_dict(self.store.settings(owner))
+        if conversation is None:
+            return settings
+        system = self.store.system_prompt(owner, conversation)
+        return settings if system is None else replace(settings, system=system)
 
     def save_settings(self, owner: str, changes: dict[str, Any]) -> ChatSettings:
         """Store changed settings.
@@ -420,6 +429,7 @@ class ChatService:
         if conversation is not None and (path := self.store.path(owner, conversation)):
             pictures = {digest for turn in path for digest in turn.pictures}
             knows = knowledge_in_use(self, owner)
+            view["system"] = self.store.system_prompt(owner, conversation)
             view["followups"] = suggest_questions(path[-1], knows, len(pictures))
         return view
 

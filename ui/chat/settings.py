@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ LONGEST_ANSWER = 2048
 """Limit of `max_new_tokens`."""
 LONGEST_SYSTEM = 4000
 """Longest system prompt, in characters."""
+MAX_PROMPTS = 50
+"""System prompts that an owner may keep."""
 _MAX_SEED = 1 << 53
 """JavaScript represents smaller integers exactly."""
 _NUMBERS = ("temperature", "top_p", "max_new_tokens", "seed")
@@ -34,6 +37,8 @@ class ChatSettings:
     style: Literal["sentence", "short"] = "sentence"
     detail: Literal["standard", "low"] = "standard"
     """Of pictures, where the model has a choice."""
+    prompts: Sequence[str] = ()
+    """System prompts that the owner keeps for other chats."""
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ChatSettings:
@@ -66,10 +71,10 @@ class ChatSettings:
             raise UsageError("The style is neither sentence nor short.", "Choose one of them.")
         if settings.detail not in ("standard", "low"):
             raise UsageError("The detail is neither standard nor low.", "Choose one of them.")
-        if not isinstance(settings.system, str) or len(settings.system) > LONGEST_SYSTEM:
-            raise UsageError(
-                "The system prompt is too long.", f"At most {LONGEST_SYSTEM:,} characters fit."
-            )
+        if not isinstance(settings.prompts, list | tuple) or len(settings.prompts) > MAX_PROMPTS:
+            raise UsageError("There are too many prompts.", f"Keep at most {MAX_PROMPTS}.")
+        for system in (settings.system, *settings.prompts):
+            check_system_prompt(system)
         if settings.max_new_tokens is not None and settings.max_new_tokens > LONGEST_ANSWER:
             raise UsageError(
                 "The maximum answer length is too large.",
@@ -91,3 +96,16 @@ class ChatSettings:
         return replace(
             defaults, **{name: value for name, value in chosen.items() if value is not None}
         )
+
+
+def check_system_prompt(system: object) -> str:
+    """Return a system prompt.
+
+    Raises:
+        UsageError: It is no text, or too long.
+    """
+    if not isinstance(system, str) or len(system) > LONGEST_SYSTEM:
+        raise UsageError(
+            "The system prompt is too long.", f"At most {LONGEST_SYSTEM:,} characters fit."
+        )
+    return system

@@ -237,7 +237,7 @@
     vqa.followEnd();
     vqa.draw();
     vqa.showBusy();
-    vqa.send("ask", { ...asked, conversation });
+    vqa.send("ask", { ...asked, conversation, ...(conversation ? {} : { system: vqa.promptOfNewChat() }) });
   };
 
   vqa.on("error", (_, { channel, error }) => {

@@ -47,6 +47,7 @@ _ADDED_COLUMNS = {
     "pinned": "INTEGER NOT NULL DEFAULT 0",
     "archived": "INTEGER NOT NULL DEFAULT 0",
     "deleted": "REAL",  # when; the conversation is removed a little later
+    "system": "TEXT",  # the system prompt, if it has one of its own
 }
 """Columns of `conversations` that files of version 0.2.0 and before lack."""
 
@@ -212,6 +213,16 @@ class Store:
         self._conversation_row(owner, conversation)
         with self._transaction() as db:
             db.execute("UPDATE conversations SET title = ? WHERE id = ?", (title, conversation))
+
+    def system_prompt(self, owner: str, conversation: str) -> str | None:
+        """Return the system prompt of a conversation; None if it has none of its own."""
+        return self._conversation_row(owner, conversation)["system"]
+
+    def set_system_prompt(self, owner: str, conversation: str, system: str | None) -> None:
+        """Give a conversation a system prompt of its own; None takes it away."""
+        self._conversation_row(owner, conversation)
+        with self._transaction() as db:
+            db.execute("UPDATE conversations SET system = ? WHERE id = ?", (system, conversation))
 
     def pin(self, owner: str, conversation: str, pinned: bool) -> None:
         """Keep a conversation at the top of the list, or no longer."""

@@ -47,6 +47,7 @@ SCRIPTS = (
     "documents",
     "drawing",
     "settings",
+    "prompts",
     "teach",
     "train",
     "library",

@@ -40,6 +40,7 @@ _FACTS: dict[str, type] = {
 }  # fmt: skip
 _LONGEST_FACT = {"error": 1000, "correction": 4001}
 """Characters of a fact; 200 if it is not listed."""
+_LONGEST_SYSTEM = 4000
 _LARGEST_FACT = 1e9
 _MAX_CHANGES = 10
 
@@ -91,6 +92,12 @@ def _known_changes(value: object) -> list[str]:
     """Keep the texts of a list, shortened; older files have none."""
     texts = value[:_MAX_CHANGES] if isinstance(value, list | tuple) else []
     return [replace_surrogates(text)[:200] for text in texts if isinstance(text, str)]
+
+
+def _known_system(value: object) -> str | None:
+    """Return a system prompt of plausible length; None is none of its own."""
+    text = replace_surrogates(value) if isinstance(value, str) else None
+    return text if text is not None and len(text) <= _LONGEST_SYSTEM else None
 
 
 def _decoded(value: object) -> bytes:
@@ -147,6 +154,8 @@ class ConversationFile(BaseModel):
     """The content of an exported file."""
 
     title: Annotated[str, BeforeValidator(_line)] = ""
+    system: Annotated[str | None, BeforeValidator(_known_system)] = None
+    """The conversation's own system prompt, if it has one."""
     turns: list[FileTurn]
     pictures: dict[str, FilePicture]
     """By digest."""
@@ -182,7 +191,12 @@ class ConversationFile(BaseModel):
                 "Choose a file exported here.",
             )
         try:
-            file = cls(title=document.get("title", ""), turns=turns, pictures={})
+            file = cls(
+                title=document.get("title", ""),
+                system=document.get("system"),
+                turns=turns,
+                pictures={},
+            )
         except ValidationError as error:
             raise _damaged_question(int(error.errors()[0]["loc"][1])) from error
         for number, turn in enumerate(file.turns):

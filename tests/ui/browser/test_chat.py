@@ -429,3 +429,38 @@ def test_questions_are_suggested_under_the_latest_answer(visit, engine, pictures
     expect(chips.filter(has_text=question)).to_have_count(0)
     page.click(".new")
     expect(chips).to_have_count(0)
+
+
+def test_chat_has_instructions_of_its_own_and_prompts_are_kept(visit, engine):
+    visitor = visit()
+    page = visitor.page
+    button = page.locator("#instructions")
+    button.click()
+    box = page.locator("#sheet textarea")
+    expect(box).to_be_focused()
+    box.fill("Answer in verse.")
+    page.get_by_role("button", name="Add to my prompts").click()
+    page.locator("#sheet .primary").click()
+    expect(button).to_have_text("Answer in verse.")
+    visitor.ask("What is it?")
+    assert "Answer in verse." in str(engine.asked[-1][0].to_json())
+    page.click(".new")
+    visitor.ask("And here?")
+    assert "verse" not in str(engine.asked[-1][0].to_json())
+    expect(button).to_be_hidden()
+    page.reload()
+    page.click("#list .title:has-text('What is it?')")
+    expect(button).to_have_text("Answer in verse.")
+    page.click(".new")
+    button.click()
+    page.locator("#sheet .library .chip", has_text="Answer in verse.").click()
+    expect(box).to_have_value("Answer in verse.")
+    page.get_by_label("Remove from my prompts: Answer in verse.").click()
+    expect(page.locator("#sheet .library .chip", has_text="Answer in verse.")).to_have_count(0)
+
+
+def test_instructions_are_not_offered_for_a_model_that_cannot_follow_them(visit, engine):
+    engine.system_prompts = False
+    page = visit().page
+    expect(page.locator("#empty")).to_be_visible()
+    expect(page.locator("#instructions")).to_be_hidden()

@@ -20,7 +20,7 @@ from ui.chat.comparison import compare_models
 from ui.chat.conversation_actions import handle_action
 from ui.chat.estimate import estimate_question
 from ui.chat.examples import knowledge
-from ui.chat.export import from_json, to_json
+from ui.chat.export import from_json, to_json, to_markdown
 from ui.chat.export import to_html as to_html_page
 from ui.chat.markdown import to_html
 from ui.chat.model_picker import pick_model
@@ -336,6 +336,68 @@ def test_a_model_that_cannot_follow_system_prompts_gets_none(make_harness):
     engine.system_prompts = True
     harness.ask("And now?", conversation=view["conversation"])
     assert engine.asked[-1][0].system == "Be kind."
+
+
+def test_a_chat_has_a_system_prompt_of_its_own(make_harness):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    act = lambda **of: handle_action(harness.service, "ann", of)  # noqa: E731
+    act(do="settings", system="In general.", prompts=["Kept."])
+    assert act(do="settings")["settings"]["prompts"] == ["Kept."]
+
+    def prompt(**request):
+        _, view = harness.ask("What?", **request)
+        system = [m.text for m in engine.asked[-1][0].messages if m.role == "system"]
+        return view["conversation"], system
+
+    own, read = prompt(system="Only here.")
+    assert read == ["Only here."]
+    assert prompt()[1] == ["In general."]
+    assert prompt(conversation=own)[1] == ["Only here."]
+    assert act(do="open", conversation=own)["view"]["system"] == "Only here."
+    act(do="system", conversation=own, system="")
+    assert prompt(conversation=own)[1] == [], "none at all, whatever the settings say"
+    act(do="system", conversation=own, system=None)
+    assert prompt(conversation=own)[1] == ["In general."]
+    engine.system_prompts = False
+    act(do="system", conversation=own, system="Only here.")
+    assert prompt(conversation=own)[1] == [], "the model cannot follow one"
+
+
+def test_a_chats_own_system_prompt_is_exported(make_harness):
+    harness = make_harness()
+    _, view = harness.ask("What?", system="In <b>verse</b>.")
+    chat, stores = view["conversation"], (harness.store, harness.picture_store)
+    document = to_json(*stores, "ann", chat).encode()
+    assert harness.store.system_prompt("bob", from_json(*stores, "bob", document)) == (
+        "In <b>verse</b>."
+    )
+    assert "System prompt: In &lt;b&gt;verse" in to_html_page(*stores, "ann", chat)
+    assert "*System prompt: In <b>verse</b>.*" in to_markdown(harness.store, "ann", chat)
+    forged = document.replace(b'"In <b>verse</b>."', b"[7]")
+    assert harness.store.system_prompt("bob", from_json(*stores, "bob", forged)) is None
+
+
+@pytest.mark.parametrize("system", [7, ["x"], "x" * 4001])
+def test_an_invalid_system_prompt_of_a_chat_is_refused(make_harness, system):
+    harness = make_harness()
+    chat = harness.ask("What?")[1]["conversation"]
+    for name, request in (
+        ("ask", lambda: harness.ask("What?", system=system)),
+        (
+            "act",
+            lambda: handle_action(
+                harness.service, "ann", {"do": "system", "conversation": chat, "system": system}
+            ),
+        ),
+        ("keep", lambda: harness.service.save_settings("ann", {"prompts": [system]})),
+        ("many", lambda: harness.service.save_settings("ann", {"prompts": ["x"] * 51})),
+    ):
+        with pytest.raises(UsageError, match="prompt"):
+            request()
+        assert len(harness.store.conversations("ann")) == 1, name
+    with pytest.raises(UsageError, match="does not exist"):
+        handle_action(harness.service, "bob", {"do": "system", "conversation": chat, "system": "x"})
 
 
 def test_the_page_knows_whether_a_confidence_is_calibrated(make_harness):

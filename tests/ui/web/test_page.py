@@ -30,7 +30,7 @@ ACTIONS = {
     "warm": [None],
     "look": [None, "saw"],
     "act": [
-        "hello", "open", "refresh", "rename", "pin", "archive", "delete", "undo-delete",
+        "hello", "open", "refresh", "rename", "system", "pin", "archive", "delete", "undo-delete",
         "delete-turn", "branch", "stop", "search",
         "models", "stop-comparing", "cancel-load", "settings", "scene",
     ],
