@@ -38,6 +38,7 @@ ANNOTATOR_KEYS = ("answers", "direct_answers")
 CONVERSATION_KEYS = ("conversations", "conversation", "messages")
 CHOICE_KEYS = ("choices", "options")
 LETTER_KEYS = tuple("abcdefgh")
+_CORRECTION_KEYS = {"turn", "said", "created"}
 """Keys of single choices, as in MMBench."""
 
 
@@ -139,8 +140,13 @@ def _unused_keys(record: _TrackedRecord) -> list[str]:
         key
         for key, value in record.items()
         if (key not in record.keys_read or key.lower() in (*CHOICE_KEYS, *LETTER_KEYS))
-        and not (is_missing(value) or isinstance(value, bool))
+        and not (is_missing(value) or isinstance(value, bool) or _is_correction(value))
     ]
+
+
+def _is_correction(value: Any) -> bool:
+    """Return whether a value is what the page keeps with a corrected answer: its origin."""
+    return isinstance(value, dict) and value.keys() == _CORRECTION_KEYS
 
 
 def _refuse_preferences(keys: Mapping[str, str]) -> None:

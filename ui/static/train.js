@@ -10,6 +10,7 @@
   let byOther = false; // whether the running training is another owner's
   let wasRunning = false;
   let job = null;
+  let chosenBase = null; // key of the model to train, if it is not the one in use
   let switchingTo = null; // key of the run that is loading to answer in the chat
 
   const refresh = () => vqa.send("train", { do: "status" });
@@ -17,8 +18,8 @@
   vqa.on("hello", refresh);
 
   vqa.on("training", (training) => {
-    drawLead(training.base);
     if (!sources) drawForm();
+    drawBases(training);
     const key = JSON.stringify(training.sources);
     if (key !== sources) {
       drawSources(training.sources);
@@ -48,6 +49,21 @@
     buttons();
   });
   const ENDS = { done: "train.ended", stopped: "train.endedStopped", failed: "train.endedFailed" };
+
+  /** Draws the models that can be trained; the one in use is chosen until another one is. */
+  function drawBases({ base, bases }) {
+    const select = $("train-model");
+    const chosen = bases.some(({ key }) => key === chosenBase) ? chosenBase : base;
+    const key = JSON.stringify(bases);
+    if (select.dataset.drawn !== key) {
+      select.dataset.drawn = key;
+      const groups = vqa.modelGroups(bases);
+      select.replaceChildren(...groups.map(([label, members]) => el("optgroup", { label },
+        ...members.map((one) => el("option", { value: one.key }, one.label)))));
+    }
+    select.value = chosen;
+    drawLead(select.selectedOptions[0]?.label ?? "");
+  }
 
   /** Writes what this view is for, with the model's name in bold. */
   function drawLead(model) {
@@ -80,6 +96,11 @@
   }
 
   function drawForm() {
+    const base = el("select", { id: "train-model" });
+    base.addEventListener("change", () => {
+      chosenBase = base.value;
+      drawLead(base.selectedOptions[0].label);
+    });
     const stage = el("select", { id: "train-stage" }, ...STAGES.map(([value, label]) => el("option", { value }, label)));
     const hint = el("small", {}, STAGES[0][2]);
     stage.addEventListener("change", () => (hint.textContent = STAGES.find(([value]) => value === stage.value)[2]));
@@ -98,12 +119,13 @@
     const chosen = () => [...$("train-form").querySelectorAll("[name=source]:checked")].map((box) => box.value);
     const valueOf = (id) => ($(id).value === "" ? null : Number($(id).value));
     const request = (action) => ({
-      do: action, sources: chosen(), stage: stage.value, epochs: valueOf("train-epochs"), lr: valueOf("train-lr"),
+      do: action, sources: chosen(), model: base.value, stage: stage.value, epochs: valueOf("train-epochs"), lr: valueOf("train-lr"),
       name: $("train-name").value, rehearse: rehearse.checked,
     });
     $("train-form").replaceChildren(
       el("fieldset", {}, el("legend", {}, t("train.data")), el("div", { id: "train-sources" }),
         el("button.link", { type: "button", onclick: () => file.click() }, t("train.upload")), file),
+      el("div.field", {}, el("label", { for: "train-model" }, t("train.baseModel")), base, el("small", {}, t("train.baseModelHint"))),
       el("div.columns", {},
         el("div.field", {}, el("label", { for: "train-stage" }, t("train.stage")), stage, hint),
         number("train-epochs", t("train.epochs"), t("train.epochsHint"), { min: 0.1, max: 200, step: "any" }),
@@ -285,7 +307,10 @@
       el("button.chip", { onclick: () => {
         $("train-form").scrollIntoView({ block: "start" });
         $("train-form").querySelector("input:enabled")?.focus({ preventScroll: true });
-      } }, t("train.again")));
+      } }, t("train.again")),
+      job.report
+        ? el("a.chip", { href: `vqa/runs/${encodeURIComponent(job.report)}/report.html`, target: "_blank" }, t("train.report"))
+        : null);
     if (!job.comparison) return el("div.outcome", {}, el("p.note", {}, t("train.notCompared")), pick);
     const { taught, world } = job.comparison;
     return el("div.outcome", {},

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.runs.layout import WATCH_FOLDER
+from finetune.runs.layout import REPORT_FILE, WATCH_FOLDER
 from ui.chat.requests import PageRequest, PageUpdate, log_error, text_list, user_message
 from ui.chat.service import ChatService
 from ui.teaching import before_after
@@ -25,6 +25,7 @@ from vqa_app.files import replace_directory, unfinished_directory
 from vqa_app.numeric import checked_float
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS
 from vqa_app.serving.model_choices import check_downloaded, hub_name, quantization
+from vqa_app.serving.redact import redact_paths
 
 if TYPE_CHECKING:
     from finetune.config import Stage
@@ -393,7 +394,7 @@ class TrainingService:
         running = self.job if self.job is not None and self.job.running else None
         status: dict[str, Any] = {
             "sources": self.sources(owner),
-            "base": self._base_label(owner),
+            **self._bases(owner),
             # Read before the rest, so that a reply that is not busy contains the final state.
             "busy": running is not None,
             "others": running is not None and running.owner != owner,
@@ -405,6 +406,8 @@ class TrainingService:
             key = self._model_key(job) if finished else None
             if key or not finished:  # unless the model was deleted meanwhile
                 status["job"] = job.to_view(key)
+                report = finished and (job.run / REPORT_FILE).is_file()
+                status["job"]["report"] = job.name if report else None
                 if run := self.service.store.possession("run", job.name):
                     status["job"]["name"] = run.label
                 watched = {d for one in status["job"]["watch"] for d in one["pictures"]}
@@ -414,12 +417,35 @@ class TrainingService:
                 )
         return {"training": status}
 
-    def _base_label(self, owner: str) -> str:
+    def _bases(self, owner: str) -> dict[str, Any]:
+        """Return the models that the owner may train, and the key of the one in use."""
         models = self.service.models(owner)
         try:
-            return models.find(self.service.settings(owner).model).label
+            current = models.find(self.service.settings(owner).model)
         except ModelError:  # deleted, or no longer shared
-            return models.find(None).label
+            current = models.find(None)
+        bases = [
+            {"key": choice.key, "label": choice.label, "group": find_texts(choice.group)}
+            for choice in models.choices()
+            if choice.here and (choice.adapter is None or choice.key == current.key)
+        ]
+        return {"base": current.key, "bases": bases}
+
+    def report(self, owner: str, name: str) -> str | None:
+        """Return the HTML report of an owner's run without paths of this server.
+
+        Its pictures and questions are the owner's, so it is not shared with the model.
+        """
+        run = self.service.store.possession("run", name)
+        if run is None or run.owner != owner:
+            return None
+        try:
+            report = (self.job_store.runs / run.name / REPORT_FILE).read_text("utf-8")
+        except OSError:
+            return None
+        # Only text is redacted: encoded pictures, inside tags, may look like paths.
+        parts = re.split(r"(<[^>]*>)", report)
+        return "".join(part if part.startswith("<") else redact_paths(part) for part in parts)
 
     def _register_pictures(self, job: Job, digests: set[str], folder: Path) -> None:
         """Give the owner access to pictures of a run, even if their chats were deleted."""

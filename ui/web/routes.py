@@ -57,6 +57,8 @@ SCRIPTS = (
 """The page's scripts, in loading order."""
 _KINDS = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _EXPORTS = {"json": "application/json", "html": "text/html", "md": "text/markdown"}
+_REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
+"""What a run's report needs: it is one file, without scripts."""
 _FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
 MAX_IMPORT = 200 * 2**20
 """Largest file with conversations or data, in bytes; pictures have limits of their own."""
@@ -201,6 +203,15 @@ def data_routes(
             }
 
         return await _store_file(request, store)
+
+    @router.get("/vqa/runs/{name}/report.html")
+    async def report(request: Request, name: str) -> Response:
+        text = await run_in_threadpool(training.report, request.state.owner, name)
+        if text is None:
+            return missing()
+        return Response(
+            text, media_type="text/html", headers={"content-security-policy": _REPORT_POLICY}
+        )
 
     @router.get("/vqa/taught.zip")
     async def taught_zip(request: Request) -> Response:

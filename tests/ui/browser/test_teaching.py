@@ -18,6 +18,7 @@ from tests.ui.browser.conftest import Visitor, expect
 from tests.ui.browser.test_page import serious_violations
 from tests.ui.server import running
 from tests.waiting import PATIENCE, until
+from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
 from vqa_app.pictures.picture import open_picture
 from vqa_app.serving.engine_pool import ModelChoice
 
@@ -140,6 +141,39 @@ def test_teach_train_compare_switch_and_go_back(training_site, pictures):
     page.click("text=Ask both")
     page.locator("#compared .facts").nth(1).wait_for()
     expect(page.locator("#compared .answer")).to_have_text(["a hat", "a cat"])
+
+
+def test_the_base_model_is_chosen_and_the_run_links_to_its_report(training_site, tmp_path):
+    visitor, page = training_site.visitor, training_site.visitor.page
+    training_site.trainer.finish_training.set()
+    page = ready_to_train(training_site)
+    expect(page.locator("#train-model")).to_have_value("fake")
+    page.fill("#train-name", "hats")
+    page.click("#train-form [type=submit]")
+    page.wait_for_selector("#job :text('Done')")
+    run = tmp_path / "runs" / "hats"
+    write_manifest(run, Manifest("lora", Base("builtin", "0"), prompt_hash=""))
+    (run / "report.html").write_text(
+        "<title>hats</title><h1>The report</h1><style>h1 { color: #f00 }</style>"
+    )
+    expect(page.locator("#train-model option")).to_have_text(["Fake", "hats"])
+    page.select_option("#train-model", "run-hats")
+    expect(page.locator("#train-lead b")).to_have_text("hats")
+    link = page.locator("#job a:text-is('Report')")
+    expect(link).to_be_visible(timeout=30_000)
+    with visitor.context.expect_page() as opened:
+        link.click()
+    expect(opened.value.locator("h1")).to_have_css("color", "rgb(255, 0, 0)")
+    opened.value.close()
+    page.fill("#train-name", "more hats")
+    page.click("#train-form [type=submit]")
+    page.wait_for_selector("#job h2:text-is('more-hats')")
+    page.wait_for_selector("#job :text('Done')")
+    assert Path(training_site.trainer.configs[1].model) == run
+    for width in (320, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert serious_violations(page) == []
 
 
 def ready_to_train(training_site):

@@ -49,6 +49,11 @@ def test_finetune_reads_taught_rows(taught_rows, picture_store):
     assert len(third.pictures) == 1
 
 
+def test_origin_of_a_correction_is_no_note_about_the_data(taught_rows, picture_store):
+    taught_rows.add("ann", "What is it?", "a hat", [], turn="1", model_answer="a cat")
+    assert read_rows(str(taught_rows.data_file("ann"))).notes == ()
+
+
 def test_rows_are_restored_unchanged(taught_rows, picture_store):
     red = picture(picture_store)
     added = taught_rows.add(

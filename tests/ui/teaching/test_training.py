@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +29,8 @@ from ui.teaching.jobs import Job
 from ui.teaching.row_actions import teach
 from ui.teaching.taught_rows import TaughtRowStore
 from ui.teaching.training import TrainingService
-from vqa_app.errors import DataError, UsageError
+from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
+from vqa_app.errors import DataError, ModelError, UsageError
 from vqa_app.files import UNFINISHED
 from vqa_app.pictures.picture import ImageLimits, open_picture
 from vqa_app.prompts.conversation import SHORT_STYLE
@@ -92,6 +94,52 @@ def test_run_is_reported_compared_and_offered(harness, tmp_path):
     assert str(tmp_path) not in str(job), "the page gets no path"
     assert harness.config.max_steps == 3
     assert len(harness.config.data) == 1
+
+
+def finished_run(harness, tmp_path, owner):
+    """Add a finished run of an owner, whose model has the key `run`."""
+    run = tmp_path / "runs" / "old"
+    run.mkdir(parents=True)
+    write_manifest(run, Manifest("lora", Base("builtin", "0"), prompt_hash=""))
+    harness.service.runs = tmp_path / "runs"
+    harness.service.store.add_possession("run", "old", owner, "Old")
+    return run
+
+
+def test_the_base_model_is_chosen_among_those_that_the_owner_may_use(harness, tmp_path):
+    teach_row(harness)
+    run = finished_run(harness, tmp_path, "ann")
+    status = harness.training.status("ann")["training"]
+    assert status["base"] == "builtin"
+    assert [base["label"] for base in status["bases"]] == ["Built-in", "Old"]
+    assert [base["key"] for base in harness.training.status("bob")["training"]["bases"]] == [
+        "builtin"
+    ]
+    harness.finish_training.set()
+    harness.training.start("ann", {"sources": ["mine"], "model": "run", "name": "new"})
+    harness.training.job.thread.join(PATIENCE)
+    assert harness.config.model == str(run)
+
+
+def test_another_owners_model_is_not_trained(harness, tmp_path):
+    teach_row(harness)
+    finished_run(harness, tmp_path, "bob")
+    with pytest.raises(ModelError, match="not available"):
+        harness.training.start("ann", {"sources": ["mine"], "model": "run"})
+    assert harness.training.job is None
+
+
+def test_report_of_a_run_is_its_owners_and_names_no_path(harness, tmp_path):
+    run = finished_run(harness, tmp_path, "ann")
+    assert harness.training.report("ann", "old") is None, "it has none"
+    picture = f'<img src="data:image/png;base64,iVBO/w0KG{"/a/b" * 20}">'
+    (run / "report.html").write_text(f"<p>{run}/llava.json, row 2</p>{picture}", "utf-8")
+    assert harness.training.report("ann", "old") == f"<p>llava.json, row 2</p>{picture}"
+    for owner, name in (("bob", "old"), ("ann", "other"), ("ann", ".."), ("ann", "")):
+        assert harness.training.report(owner, name) is None
+    old = harness.service.store.possession("run", "old")
+    harness.service.store.change_possession("run", replace(old, shared=True))
+    assert harness.training.report("bob", "old") is None, "its questions are ann's"
 
 
 def test_rehearsal_is_mixed_in_on_request(harness, tmp_path):
