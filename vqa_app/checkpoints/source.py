@@ -192,7 +192,7 @@ def _from_hub(
         _check_disk(name, info)
     try:
         directory = Path(snapshot_download(**options, tqdm_class=bar))
-    except (errors.HTTPError, OSError, ValueError) as error:
+    except (errors.HTTPError, OSError, ValueError, RuntimeError) as error:  # hf_xet raises the last
         raise _hub_error(name, revision, error) from error
     return Source(name, directory, directory.name)
 
