@@ -496,7 +496,7 @@ _GEMMA_4 = (
 )
 
 
-def gemma4(directory: Path) -> Path:
+def gemma4(directory: Path, **text: Any) -> Path:
     from transformers import (
         Gemma4AudioFeatureExtractor,
         Gemma4Config,
@@ -555,9 +555,9 @@ def gemma4(directory: Path) -> Path:
             sliding_window=16,
             layer_types=["sliding_attention", "full_attention"] * 2,
             num_hidden_layers=4,
-            num_kv_shared_layers=2,
             vocab_size_per_layer_input=len(tokenizer),
             hidden_size_per_layer_input=8,
+            **{"num_kv_shared_layers": 2, **text},
         ),
         boi_token_id=ids("<|image>"),
         eoi_token_id=ids("<image|>"),

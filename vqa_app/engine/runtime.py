@@ -90,6 +90,8 @@ class Runtime:
         self.encoder: ImageEncoder | None = None
         if capabilities.caches_features:
             self.encoder = ImageEncoder(model, processor, feature_bytes)
+        # Gemma 4's picture tokens attend to each other in both directions.
+        self._marks_pictures = "mm_token_type_ids" in inspect.signature(model.forward).parameters
         self._cpu_decoder: CpuDecoder | None = None
         if fast_decoding and capabilities.reuses_prefixes:
             self._cpu_decoder = CpuDecoder.of(model)
@@ -271,6 +273,8 @@ class Runtime:
         inputs: dict[str, Any] = {"input_ids": prompt.inputs["input_ids"][:, start:end]}
         if "token_type_ids" in prompt.inputs:
             inputs["token_type_ids"] = prompt.inputs["token_type_ids"][:, :end]
+        if positions is None and self._marks_pictures and "mm_token_type_ids" in prompt.inputs:
+            inputs["mm_token_type_ids"] = prompt.inputs["mm_token_type_ids"][:, :end]
         if positions is not None:
             inputs["position_ids"] = positions[..., start:end]
         return on_device(self.model, inputs)

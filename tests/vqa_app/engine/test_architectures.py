@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.architectures import ARCHITECTURES
+from tests.architectures import ARCHITECTURES, gemma4
 from tests.tiny import picture
 from vqa_app.checkpoints.loader import LoadedModel, load_model
 from vqa_app.checkpoints.processor import FALLBACK_TEMPLATES
+from vqa_app.engine.runtime import Runtime
+from vqa_app.engine.worker import run_to_end
 from vqa_app.errors import ModelError
 from vqa_app.prompts.chat_template import chat_template
 from vqa_app.prompts.conversation import Conversation, Message
@@ -44,6 +46,41 @@ def first_logits(loaded: LoadedModel, conversation: Conversation) -> Any:
     prompt = encode(loaded.processor, conversation, answer_next=True)
     with torch.inference_mode():
         return loaded.model(**prompt.inputs).logits[0, -1]
+
+
+def assert_prefill_equals_the_plain_model(loaded: LoadedModel) -> None:
+    """Compare logits: the texts of random models often agree although the logits differ."""
+    import torch
+
+    runtime = Runtime(
+        loaded.model,
+        loaded.processor,
+        loaded.capabilities,
+        cache_bytes=1 << 24,
+        feature_bytes=1 << 24,
+        fast_decoding=False,
+    )
+    for text in ("What is it?", "What is it? Or is it something else?"):
+        conversation = Conversation.ask(text, [picture(1)])
+        expected = first_logits(loaded, conversation)
+        prompt = encode(loaded.processor, conversation, answer_next=True)
+        with torch.inference_mode():
+            generation = run_to_end(runtime.prefill(prompt, lambda: False))
+        assert generation is not None
+        torch.testing.assert_close(generation.logits[-1], expected, atol=1e-4, rtol=1e-4)
+        generation.close(())
+
+
+def test_prefilled_logits_equal_those_of_the_plain_model(loaded: LoadedModel) -> None:
+    assert_prefill_equals_the_plain_model(loaded)
+
+
+def test_pictures_of_large_gemma_4_models_attend_in_both_directions(tmp_path: Path) -> None:
+    loaded = _load(
+        gemma4(tmp_path / "model", num_kv_shared_layers=0, use_bidirectional_attention="vision")
+    )
+    assert loaded.capabilities.reuses_prefixes
+    assert_prefill_equals_the_plain_model(loaded)
 
 
 def test_a_question_about_a_picture_is_answered(loaded: LoadedModel) -> None:
