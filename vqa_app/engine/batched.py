@@ -317,10 +317,14 @@ def _positions_before_answers(
 
     All positions for a model that cannot leave out any.
     """
+    longest = max(_prompt_length(prompts[index]) for index in indices)
     if not accepts_logits_to_keep(unwrap(model)):
-        return torch.arange(max(_prompt_length(prompts[index]) for index in indices))
-    answers = [prompts[index].answer_mask.nonzero()[:, 0] for index in indices]
-    return torch.cat(answers).unique() - 1
+        return torch.arange(longest)
+    answered = torch.zeros(longest, dtype=torch.bool)
+    for index in indices:
+        mask = prompts[index].answer_mask
+        answered[: len(mask)] |= mask
+    return answered.nonzero()[:, 0] - 1
 
 
 def _limit_logits(model: Any, prompts: Sequence[Prompt], indices: list[int]) -> list[int]:
