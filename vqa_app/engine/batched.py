@@ -117,9 +117,7 @@ def _prefix_batches(
     for (prefix, _), members in buckets.items():
         longest = max(_prompt_length(prompts[i]) for i in members) + new_tokens
         rows = max_batch_rows(model, longest)
-        # Prefill more prefixes than fit into a batch, then sort by length: less padding.
-        for start in range(0, len(members), 4 * rows):
-            chunk = members[start : start + 4 * rows]
+        for chunk in _chunks(prompts, members, prefix, rows):
             cache, row_of = _prefill(model, [prompts[i] for i in chunk], prefix)
             order = sorted(range(len(chunk)), key=lambda k: _prompt_length(prompts[chunk[k]]))
             for first in range(0, len(order), rows):
@@ -133,6 +131,33 @@ def _prefix_batches(
                     ids.to(model.device),
                     whole.to(model.device),
                 )
+            del cache  # before the next prefixes are prefilled
+
+
+def _prefix_key(prompt: Prompt, prefix: int) -> tuple[Any, ...]:
+    """Return what tells a prompt's first `prefix` tokens apart from those of others."""
+    return (prompt.pictures, tuple(prompt.inputs["input_ids"][0, :prefix].tolist()))
+
+
+def _chunks(
+    prompts: Sequence[Prompt], members: Sequence[int], prefix: int, rows: int
+) -> Iterator[list[int]]:
+    """Divide prompts into chunks with at most `rows` different prefixes, prefilled at once.
+
+    A chunk can be larger than a batch: sorted by length, its prompts need less padding.
+    """
+    chunk: list[int] = []
+    distinct: set[tuple[Any, ...]] = set()
+    for index in members:
+        key = _prefix_key(prompts[index], prefix)
+        full = len(chunk) == 4 * rows or (key not in distinct and len(distinct) == rows)
+        if chunk and full:
+            yield chunk
+            chunk, distinct = [], set()
+        chunk.append(index)
+        distinct.add(key)
+    if chunk:
+        yield chunk
 
 
 def _select_rows(cache: DynamicCache, rows: list[int], model: Any, prefix: int) -> DynamicCache:
@@ -155,7 +180,7 @@ def _prefill(model: Any, prompts: Sequence[Prompt], prefix: int) -> tuple[Dynami
     distinct: list[Prompt] = []
     row_of = []
     for prompt in prompts:
-        key = (prompt.pictures, tuple(prompt.inputs["input_ids"][0, :prefix].tolist()))
+        key = _prefix_key(prompt, prefix)
         if key not in rows:
             rows[key] = len(distinct)
             distinct.append(prompt)
@@ -207,6 +232,7 @@ def answer_prompts(
                 rows = _decode_greedily(base, batch, ends, max_new_tokens)
                 for index, ids in zip(batch.indices, rows, strict=True):
                     answers[index] = _text(processor, ids, ends)
+                del batch  # before the next one is prefilled
         else:
             for indices, inputs in _padded_batches(model, processor, prompts, pad_left=True):
                 new = _generate(model, inputs, ends, max_new_tokens)
@@ -376,6 +402,7 @@ def answer_losses(
                 found = _suffix_losses(base, batch, prompts)
                 for index, loss in zip(batch.indices, found, strict=True):
                     losses[index] = loss
+                del batch, found  # before the next one is prefilled
         else:
             for indices, inputs in _padded_batches(model, processor, prompts, pad_left=False):
                 kept = _positions_before_answers(model, prompts, indices).to(model.device)

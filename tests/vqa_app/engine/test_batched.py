@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,41 @@ def test_logits_of_large_vocabularies_fit_into_a_gibibyte(vocabulary: int, items
     kept = len(batched._limit_logits(Model(), prompts, list(range(128))))
     assert kept > 8 * whole
     assert kept * 8 * vocabulary * itemsize <= 1 << 30
+
+
+@pytest.mark.parametrize("task", ["answers", "losses"])
+def test_no_more_prefixes_are_prefilled_than_fit_into_a_batch(
+    tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    from vqa_app.engine import batched
+    from vqa_app.prompts.prompt import encode
+
+    model, processor, capabilities = load(tiny_llava_dir)
+    monkeypatch.setattr(batched, "max_batch_rows", lambda *_: 2)
+    caches: list[weakref.ref[Any]] = []
+    prefilled: list[int] = []
+    prefill, select_rows = batched._prefill, batched._select_rows
+
+    def record_prefill(*arguments: Any) -> Any:
+        assert [reference() for reference in caches] == [None] * len(caches)
+        cache, rows = prefill(*arguments)
+        caches.append(weakref.ref(cache))
+        prefilled.append(len(set(rows)))
+        return cache, rows
+
+    def record_rows(*arguments: Any) -> Any:
+        assert sum(reference() is not None for reference in caches) == 1
+        selected = select_rows(*arguments)
+        caches.append(weakref.ref(selected))
+        return selected
+
+    monkeypatch.setattr(batched, "_prefill", record_prefill)
+    monkeypatch.setattr(batched, "_select_rows", record_rows)
+    asked = mixed_conversations()
+    if task == "answers":
+        prompts = [encode(processor, c, answer_next=True) for c in asked]
+        batched.answer_prompts(model, processor, capabilities, prompts, max_new_tokens=3)
+    else:
+        batched.answer_losses(model, processor, capabilities, finished(processor, asked))
+    assert max(prefilled) == 2
+    assert len(prefilled) > 2
