@@ -47,6 +47,7 @@ def test_an_earlier_run_answers(earlier: Path, name: str) -> None:
     assert len(answer) == 2
 
 
+@pytest.mark.slow
 def test_an_earlier_interrupted_run_goes_on_from_its_checkpoint(earlier: Path) -> None:
     from finetune import train
 

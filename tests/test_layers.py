@@ -315,6 +315,7 @@ def test_no_star_imports() -> None:
     assert not [str(i) for i in imports() if i.imported.endswith(".*")]
 
 
+@pytest.mark.slow
 def test_every_module_imports_without_optional_packages() -> None:
     """In a process of its own, where importing any of `OPTIONAL` fails."""
     names = [name for name in modules() if not name.endswith("__main__")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -45,19 +46,21 @@ def delete_model(name: str) -> int:
     Raises:
         ModelError: It is not there, or its files cannot be deleted.
     """
-    cache = _scan()
-    model = next((one for one in _models(cache) if one.repo_id == name), None)
-    if cache is None or model is None:
+    model = next((one for one in _models(_scan()) if one.repo_id == name), None)
+    if model is None:
         raise ModelError(
             f"{name} is not on this machine.", "`vqa-app models --installed` lists those that are."
         )
     size = _size(model)
-    cache.delete_revisions(*(revision.commit_hash for revision in model.revisions)).execute()
-    if model.repo_path.exists():  # the hub's library only logs what it could not delete
+    # Not HFCacheInfo.delete_revisions: a copy of a repository has the same commits, and it would
+    # delete either of the two.
+    try:
+        shutil.rmtree(model.repo_path)
+    except OSError as error:
         raise ModelError(
-            f"{name} could not be deleted completely from {model.repo_path}.",
+            f"{name} could not be deleted completely from {model.repo_path}: {first_line(error)}.",
             "Close programs that use it, and try again.",
-        )
+        ) from error
     return size
 
 

@@ -143,6 +143,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref]:
     return loaded
 
 
+@pytest.mark.slow
 def test_a_run_releases_its_model(config: FinetuneConfig, models: list[weakref.ref]) -> None:
     gc.disable()
     try:

@@ -139,6 +139,7 @@ def test_given_options_are_used() -> None:
     assert (settings.micro_batch_size, settings.micro_batches) == (2, 3)
 
 
+@pytest.mark.slow
 def test_every_process_has_rows_in_every_micro_batch() -> None:
     """In every step each process has the same number of micro-batches, none empty or too large."""
     for asked in (None, *range(1, 41)):

@@ -179,6 +179,7 @@ def test_the_reported_loss_is_a_weighted_mean_of_all_steps_so_far(
     assert shown[2] == pytest.approx((0.9 * found[1] + found[2]) / 1.9)
 
 
+@pytest.mark.slow
 def test_watch_questions_are_answered_without_held_out_rows(
     options: dict, data: Path, tmp_path: Path
 ) -> None:
@@ -420,6 +421,7 @@ def test_gradient_checkpointing_does_not_change_the_loss(options: dict, tmp_path
     assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_qlora_trains_on_a_4_bit_base(options: dict, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     base = tiny_llava(tmp_path / "base", **FOUR_BIT_SHAPE)
@@ -432,6 +434,7 @@ def test_qlora_trains_on_a_4_bit_base(options: dict, tmp_path: Path) -> None:
     assert (run / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_bad_rows_stop_the_run_unless_allowed(options: dict, data: Path, tmp_path: Path) -> None:
     rows = json.loads(data.read_text())
     rows[3]["conversations"][1]["value"] = " "
@@ -478,6 +481,7 @@ def test_out_of_memory_says_what_to_change(
     assert "--micro-batch-size" in stopped.value.hint
 
 
+@pytest.mark.slow
 def test_early_stopping_and_the_best_checkpoint(
     options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -502,6 +506,7 @@ def test_early_stopping_and_the_best_checkpoint(
         assert "lora_B" not in name or not torch.equal(saved, weights[4][name])
 
 
+@pytest.mark.slow
 def test_cancelling_saves_and_the_same_call_resumes(options: dict, tmp_path: Path) -> None:
     config = FinetuneConfig(**{**options, "eval_every": 0.0}, out=str(tmp_path / "run"))
     cancel = threading.Event()
@@ -723,6 +728,7 @@ def test_errors_that_are_not_about_the_runs_disk_pass_unchanged(tmp_path: Path) 
             (tmp_path / "run" / "metrics").open("a")
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_checkpoint(
     options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

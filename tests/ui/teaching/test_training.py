@@ -142,6 +142,7 @@ def test_report_of_a_run_is_its_owners_and_names_no_path(harness, tmp_path):
     assert harness.training.report("bob", "old") is None, "its questions are ann's"
 
 
+@pytest.mark.slow
 def test_rehearsal_is_mixed_in_on_request(harness, tmp_path):
     teach_row(harness)
     harness.finish_training.set()
@@ -569,6 +570,7 @@ def test_data_set_without_usable_rows_is_refused(harness):
     assert not list((harness.training.data_dir / "uploads").rglob("*.csv"))
 
 
+@pytest.mark.slow
 def test_drawing_rehearsal_pictures_is_a_phase(harness, monkeypatch):
     teach_row(harness)
     phases, settings = [], few_rows.config_overrides

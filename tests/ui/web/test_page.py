@@ -29,6 +29,7 @@ ACTIONS = {
     "compare": [None],
     "warm": [None],
     "look": [None, "saw"],
+    "estimate": [None],
     "act": [
         "hello", "open", "refresh", "rename", "system", "pin", "archive", "delete", "undo-delete",
         "delete-turn", "branch", "stop", "search",

@@ -56,7 +56,7 @@ def test_an_unfinished_download_counts_with_what_it_takes_up(cache: Path) -> Non
     assert (model.size, model.complete) == (500, False)
 
 
-def test_a_deleted_model_is_gone_and_no_other(cache: Path) -> None:
+def test_a_deleted_model_is_gone_and_no_copy_with_the_same_commit(cache: Path) -> None:
     gone, kept = install(cache, "a/one", 10), install(cache, "a/two", 20)
     assert delete_model("a/one") == 10
     assert not gone.exists()
@@ -81,6 +81,10 @@ def test_a_model_that_cannot_be_deleted_is_reported(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(cache, "a/one", 10)
-    monkeypatch.setattr("huggingface_hub.utils._cache_manager._try_delete_path", lambda *_, **__: 0)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
     with pytest.raises(ModelError, match="could not be deleted"):
         delete_model("a/one")

@@ -22,6 +22,7 @@ def test_a_seed_repeats_its_scene_and_its_picture() -> None:
         assert np.array_equal(np.asarray(PLOTS.draw(one)), np.asarray(PLOTS.draw(other)))
 
 
+@pytest.mark.slow
 def test_objects_have_their_colour_where_their_boxes_are() -> None:
     layouts = set()
     for scene in scenes("train", 24):
@@ -40,6 +41,7 @@ def test_objects_have_their_colour_where_their_boxes_are() -> None:
     assert layouts == {"bars", "flat", "line", "pie"}
 
 
+@pytest.mark.slow
 def test_what_is_written_is_what_is_answered() -> None:
     read, missing = 0, 0
     for seed, scene in enumerate(scenes("train", 40)):
