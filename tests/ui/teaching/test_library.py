@@ -154,7 +154,7 @@ def test_a_model_that_is_no_longer_shared_answers_others_no_more(server):
     turn = {"conversation": view["conversation"], "turn": view["turns"][0]["id"]}
     with pytest.raises(VqaError):
         explain_answer(server.service, "bob", turn)
-    assert server.training.status("bob")["training"]["base"] == "Built-in"
+    assert server.training.status("bob")["training"]["base"] == "builtin"
     assert model_list(server.service, "bob")["models"]["picked"] == "builtin"
     _, view = server.harness.ask("What?", owner="bob")
     assert view["turns"][0]["answer"] == "says Built-in"
