@@ -100,7 +100,7 @@ def teach(visitor: Visitor, folder: Path, work: Path) -> None:
     page.locator("#compare-form input[type=file]").set_input_files(str(work / "thing-6.png"))
     page.wait_for_selector(".compare-picture img")
     page.fill("#compare-form input[aria-label=Question]", "What is this?")
-    page.click("text=Ask both")
+    page.click("text=Ask all")
     page.locator("#compared .facts").nth(1).wait_for()
     shoot(visitor, folder, "compare")
 

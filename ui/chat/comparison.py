@@ -1,4 +1,4 @@
-"""Asks two models the same question."""
+"""Asks several models the same question."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from ui.texts import find_texts
 from vqa_app.errors import UsageError
 from vqa_app.prompts.conversation import SHORT_STYLE, Conversation
 
+MAX_MODELS = 4
+"""Number of models that one comparison asks; each of them may have to be loaded."""
 Side: TypeAlias = dict[str, Any]
 """What the page shows of one model: label, state, and the answer so far."""
 
@@ -20,7 +22,7 @@ Side: TypeAlias = dict[str, Any]
 def compare_models(
     service: ChatService, owner: str, request: PageRequest
 ) -> Iterator[PageUpdate | None]:
-    """Ask two models the same question and stream their answers, one after the other.
+    """Ask several models the same question and stream their answers, one after the other.
 
     Models of the hub that are not on this machine are downloaded only with `download`, which says
     that a person has confirmed it.
@@ -31,8 +33,10 @@ def compare_models(
     keys = text_list(request, "models")
     digests = service.requested_pictures(owner, request)
     pictures = [service.picture_store.get(digest) for digest in digests]
-    if len(keys) != 2:
-        raise UsageError("A comparison needs two models.", "Choose two.")
+    if not 2 <= len(keys) <= MAX_MODELS:
+        raise UsageError(
+            f"A comparison needs two to {MAX_MODELS} models, got {len(keys)}.", "Choose others."
+        )
     question = parse_question(request.get("question"), len(pictures))
     settings = service.settings(owner)
     style = SHORT_STYLE if settings.style == "short" else ""

@@ -1,14 +1,33 @@
-// Compare: one question to two models.
+// Compare: one question to several models.
 "use strict";
 (() => {
   const { $, el, icon, t } = vqa;
-  let picture = null;
+  const MAX_MODELS = 4;
+  const MAX_PICTURES = 8;
+  const KEPT = "compare"; // in the tab's session, so that a reload keeps the comparison
+  const kept = restore();
   let drawn = "";
-  let models = []; // keys of the two models that were asked
+  let models = []; // keys of the models that were asked
   let running = false;
-  let picks = []; // keys of the two selected models
-  let sides = [];
-  const question = el("input", { "aria-label": t("page.question"), placeholder: t("compare.placeholder"), maxlength: 20000 });
+  let picks = kept.picks ?? []; // keys of the selected models, once a person has changed them
+  let pictures = kept.pictures ?? [];
+  let sides = (kept.sides ?? []).map((side) => (side.state === "answered" ? side : { ...side, state: "stopped" }));
+  const question = el("input", { "aria-label": t("page.question"), placeholder: t("compare.placeholder"), maxlength: 20000, value: kept.question ?? "" });
+
+  function restore() {
+    try {
+      return JSON.parse(sessionStorage.getItem(KEPT)) ?? {};
+    } catch {
+      return {}; // the browser keeps nothing
+    }
+  }
+  addEventListener("pagehide", () => {
+    try {
+      sessionStorage.setItem(KEPT, JSON.stringify({ picks, pictures, sides, question: question.value }));
+    } catch {
+      // It is full, or the browser keeps nothing.
+    }
+  });
 
   vqa.on("shown", (name) => {
     if (name !== "compare") return;
@@ -21,57 +40,81 @@
     const { choices, picked } = vqa.state.models;
     const key = choices.map((choice) => choice.key + choice.here).join();
     if (drawn === key) return;
+    if (!drawn && sides.length) drawSides();
     drawn = key;
-    const select = (label, chosen, preset) => {
-      const node = el("select", { "aria-label": label },
+    const known = new Set(choices.map((choice) => choice.key));
+    const other = choices.find((choice) => choice.here && choice.key !== picked); // never one that has to be downloaded first
+    const current = [other ? other.key : picked, picked].map((preset, place) => (known.has(picks[place]) ? picks[place] : preset));
+    current.push(...picks.slice(2).filter((one) => known.has(one)));
+    const hint = el("p.note");
+    const add = el("button.chip", { type: "button", onclick: () => {
+      current.push(choices.find((choice) => choice.here && !current.includes(choice.key))?.key ?? picked);
+      drawModels(true);
+      list.lastChild.querySelector("select").focus();
+    } }, icon("plus"), t("compare.addModel"));
+    const list = el("div.columns");
+    const select = (chosen, place) => {
+      const node = el("select", { "aria-label": t("compare.modelNumber", { number: place + 1 }) },
         ...vqa.modelGroups(choices).map(([group, members]) =>
           el("optgroup", { label: group }, ...members.map((choice) =>
             el("option", { value: choice.key }, choice.detail.length ? `${choice.label} (${vqa.message(choice.detail)})` : choice.label)))));
-      node.value = choices.some((choice) => choice.key === chosen) ? chosen : preset;
+      node.value = chosen;
       node.addEventListener("change", () => {
-        picks = [left.value, right.value];
+        current[place] = node.value;
+        picks = [...current];
         showHint();
       });
-      return node;
+      const remove = () => {
+        current.splice(place, 1);
+        drawModels(true);
+        add.focus();
+      };
+      return el("div.compare-model", {}, node, current.length > 2
+        ? el("button.icon", { type: "button", "aria-label": t("compare.removeModel", { number: place + 1 }), onclick: remove }, icon("x"))
+        : null);
     };
-    const other = choices.find((choice) => choice.here && choice.key !== picked); // never one that has to be downloaded first
-    const left = select(t("compare.first"), picks[0], other ? other.key : picked);
-    const right = select(t("compare.second"), picks[1], picked);
-    const hint = el("p.note");
     const showHint = () => {
-      hint.hidden = left.value !== right.value;
-      hint.textContent = other ? t("compare.same") : t("compare.noOther");
+      hint.hidden = new Set(current).size === current.length;
+      hint.textContent = t(other ? "compare.same" : "compare.noOther");
     };
-    showHint();
-    const file = el("input", { type: "file", accept: "image/*", hidden: true, "aria-label": t("compare.file") });
-    const place = el("span.compare-picture");
-    const show = () => place.replaceChildren(...(picture
-      ? [vqa.thumb({ ...picture, number: 1 }),
-        el("button.icon.remove", { type: "button", "aria-label": t("compare.remove"),
+    function drawModels(changed) {
+      if (changed) picks = [...current];
+      list.replaceChildren(...current.map(select));
+      add.hidden = current.length >= Math.min(MAX_MODELS, choices.length);
+      showHint();
+    }
+    drawModels(false);
+    const file = el("input", { type: "file", accept: "image/*", multiple: true, hidden: true, "aria-label": t("compare.file") });
+    const place = el("div.compare-pictures");
+    const show = () => place.replaceChildren(...pictures.map((picture, position) =>
+      el("span.compare-picture", {}, vqa.thumb({ ...picture, number: position + 1 }),
+        el("button.icon.remove", { type: "button", "aria-label": t("composer.remove", { number: position + 1 }),
           onclick: () => {
-            picture = null;
+            pictures = pictures.filter((one) => one !== picture);
             show();
             question.focus();
-          } }, icon("x"))]
-      : []));
-    vqa.comparePicture = async (chosen) => {
-      const name = encodeURIComponent(chosen.name || t("composer.pasted"));
-      const found = await vqa.upload(`vqa/pictures?name=${name}`, chosen);
-      if (!found) return;
-      picture = found;
-      show();
+          } }, icon("x")))));
+    vqa.comparePictures = async (files) => {
+      for (const chosen of files) {
+        if (pictures.length >= MAX_PICTURES) return vqa.toast(t("composer.tooMany", { count: MAX_PICTURES }), "error");
+        const name = encodeURIComponent(chosen.name || t("composer.pasted"));
+        const found = await vqa.upload(`vqa/pictures?name=${name}`, chosen);
+        if (!found || pictures.some((one) => one.digest === found.digest)) continue;
+        pictures.push(found);
+        show();
+      }
     };
     file.addEventListener("change", async () => {
-      if (file.files.length) await vqa.comparePicture(file.files[0]);
+      await vqa.comparePictures([...file.files]);
       file.value = "";
     });
     vqa.compareScene = (scene) => {
-      picture = scene.picture;
+      pictures = [scene.picture];
       question.value = scene.question;
       show();
     };
     $("compare-form").replaceChildren(
-      el("div.columns", {}, left, right), hint,
+      list, el("div.actions", {}, add), hint,
       el("div.actions", {},
         el("button.chip", { type: "button", onclick: () => file.click() }, t("compare.choose")),
         el("button.chip", { type: "button", onclick: () => vqa.send("act", { do: "scene" }) }, t("compare.scene")),
@@ -80,14 +123,14 @@
         el("button.chip.stop", { type: "button", hidden: true, onclick: () => vqa.send("act", { do: "stop-comparing" }) }, t("page.stop"))));
     $("compare-form").onsubmit = (event) => {
       event.preventDefault();
-      if (!question.value.trim() && !picture) return vqa.toast(t("compare.empty"), "error");
-      const [first, second] = [left, right].map((box) => choices.find((choice) => choice.key === box.value));
-      const missing = [...new Set([first, second])].filter((choice) => !choice.here);
+      if (!question.value.trim() && !pictures.length) return vqa.toast(t("compare.empty"), "error");
+      const chosen = current.map((one) => choices.find((choice) => choice.key === one));
+      const missing = [...new Set(chosen)].filter((choice) => !choice.here);
       const go = () => {
         if (missing.length) return vqa.withModel(missing.shift(), (fields) => (download ||= Boolean(fields.download), go()));
-        models = [first.key, second.key];
+        models = chosen.map((choice) => choice.key);
         busy(true);
-        vqa.send("compare", { models, question: question.value, pictures: picture ? [picture.digest] : [], download });
+        vqa.send("compare", { models, question: question.value, pictures: pictures.map((one) => one.digest), download });
       };
       let download = false;
       go();

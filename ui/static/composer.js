@@ -309,7 +309,7 @@
 
   // -- input: keyboard, files, paste, drag and drop ------------------------------------------------
 
-  const receivers = { chat: addPictures, compare: ([file]) => vqa.comparePicture(file) }; // by view
+  const receivers = { chat: addPictures, compare: (files) => vqa.comparePictures(files) }; // by view
   const receiver = () => receivers[$("vqa").dataset.view];
   const imagesOf = (transfer) =>
     [...(transfer?.files || [])].filter(({ type }) => type.startsWith("image/") || type === "application/pdf" || !type);

@@ -138,7 +138,7 @@ def test_teach_train_compare_switch_and_go_back(training_site, pictures):
 
     page.click("nav [data-view-of=compare]")
     page.fill("#compare-form input[aria-label=Question]", "What is it?")
-    page.click("text=Ask both")
+    page.click("text=Ask all")
     page.locator("#compared .facts").nth(1).wait_for()
     expect(page.locator("#compared .answer")).to_have_text(["a hat", "a cat"])
 
