@@ -141,9 +141,9 @@ class ChatService:
     def _start_answer(self, owner: str, request: PageRequest) -> RunningAnswer:
         settings = self.settings(owner)
         download = request.get("download") is True
-        if request.get("model"):
-            key = self.models(owner).find(str(request["model"])).key
-            settings = replace(settings, model=key)
+        if request.get("model") or request.get("keep"):
+            key = str(request.get("model") or "") or settings.model
+            settings = replace(settings, model=self.models(owner).find(key).key)
 
         def prepare(engine: Engine) -> tuple[Conversation, GenerationOptions]:
             path = self.store.path_to(owner, conversation, turn.id)

@@ -246,7 +246,7 @@ def _context_usage(turns: Sequence[StoredTurn]) -> dict[str, Any] | None:
     limit, image = facts["context"], facts.get("image_tokens", 0)
     used = facts["prompt_tokens"] + facts.get("new_tokens", 0)
     left_out = facts.get("dropped", 0) // 2
-    typical = max(_SHORT_TURN, (used - image) // (number + 1 - left_out))
+    typical = max(_SHORT_TURN, (used - image) // max(1, number + 1 - left_out))
     room = limit - used - min(GenerationOptions.max_new_tokens, limit // 8)
     more = max(0, room // typical)
     level, text = "ok", None

@@ -63,7 +63,7 @@
   /** Reports that the server is unreachable, and reloads the page once it is back. */
   async function reportUnreachable(name) {
     if (leaving) return;
-    vqa.emit("error", vqa.t("page.serverLost"), { channel: name });
+    vqa.emit("error", vqa.t("page.serverLost"), { channel: name, lost: true });
     if (waiting) return;
     waiting = true;
     do await new Promise((resume) => setTimeout(resume, 1000));
@@ -125,8 +125,8 @@
   // A notice leaves with the view or chat to which it belongs; "gone" is the reason for a notice.
   const clearToasts = () => vqa.$("toasts").replaceChildren();
   vqa.on("view", (_, { channel, navigated }) => navigated && channel !== "gone" && clearToasts());
-  vqa.on("error", (text, { channel }) => {
-    if (channel === "estimate") return; // nobody asked for it
+  vqa.on("error", (text, { channel, lost }) => {
+    if (["estimate", "warm"].includes(channel) && !lost) return; // nobody asked for these
     // Compare shows its own errors in place of the answers.
     if (channel !== "compare" || vqa.$("vqa").dataset.view !== "compare") toast(text, "error");
   });

@@ -119,8 +119,12 @@
         el("dt", {}, ...keys.map((key) => el("kbd", {}, key))), el("dd", {}, t(text))]))));
 
   vqa.setups.push(() => {
+    // Keys that choose among the words of an input method mean nothing else. Safari says so by the code.
     document.addEventListener("keydown", (event) => {
-      if (event.defaultPrevented || event.isComposing || event.altKey || $("sheet").open) return;
+      if (event.isComposing || event.keyCode === 229) event.stopPropagation();
+    }, true);
+    document.addEventListener("keydown", (event) => {
+      if (event.defaultPrevented || event.altKey || $("sheet").open) return;
       const control = mac ? event.metaKey : event.ctrlKey;
       const written = event.target.closest("input, textarea, select");
       const letter = event.key.length === 1 ? (event.shiftKey ? event.key.toUpperCase() : event.key.toLowerCase()) : "";

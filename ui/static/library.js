@@ -20,8 +20,12 @@
     if (now !== known && $("vqa").dataset.view === "train") list();
     known = now;
   });
-  // The list shows what the server has, whatever was ticked.
-  vqa.on("error", (_, { channel }) => channel === "library" && list());
+  // The list shows what the server has, whatever was ticked. If reading it fails, too, that is all.
+  vqa.on("error", (_, { channel }) => {
+    if (channel !== "library" || !changed) return;
+    changed = false;
+    list();
+  });
 
   vqa.on("library", (library) => {
     const kinds = Object.keys(KINDS).filter((kind) => library[kind].length);
@@ -38,15 +42,9 @@
     changed = false;
   });
 
-  function size(bytes) {
-    bytes = Math.max(bytes, 1000);
-    const [value, unit] = bytes < 1e6 ? [bytes / 1e3, "kilobyte"] : bytes < 1e9 ? [bytes / 1e6, "megabyte"] : [bytes / 1e9, "gigabyte"];
-    return vqa.number(value, { style: "unit", unit, maximumFractionDigits: value < 10 ? 1 : 0 });
-  }
-
   function rowOf(kind, entry) {
     const facts = [
-      t("library.onDisk", { size: size(entry.bytes) }),
+      t("library.onDisk", { size: vqa.bytes(entry.bytes) }),
       new Date(entry.changed * 1000).toLocaleDateString(vqa.locale, { dateStyle: "medium" }),
       ...(entry.finished === false ? [t("library.unfinished")] : []),
       ...(entry.needed_by?.length ? [t("library.neededBy", { models: entry.needed_by.join(", ") })] : []),

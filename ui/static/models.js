@@ -3,10 +3,6 @@
 (() => {
   const { $, el, icon, t } = vqa;
   let waiting = null; // what is to happen once the model is confirmed: {go, title}
-  const bytes = (value) =>
-    value < 1e9
-      ? vqa.number(value / 1e6, { style: "unit", unit: "megabyte", maximumFractionDigits: 0 })
-      : vqa.number(value / 1e9, { style: "unit", unit: "gigabyte", maximumFractionDigits: 1 });
 
   /**
    * Calls `go` with the fields of a request that uses a model, {model, download} or {named, download}.
@@ -39,7 +35,7 @@
     const others = model.others && el("select", { "aria-label": t("download.choose"),
         onchange: ({ target }) => vqa.send("models", { do: "describe", model: target.value, others: true }) },
       ...model.others.map((one) => el("option", { value: one.key, selected: one.key === model.key },
-        t(one.here ? "download.optionHere" : "download.option", { model: one.label, size: bytes(one.size) }))));
+        t(one.here ? "download.optionHere" : "download.option", { model: one.label, size: vqa.bytes(one.size) }))));
     const figures = model.figures?.length
       ? t("download.figuresFrom", { figures: vqa.message(model.figures), source: vqa.message(model.figures_source) })
       : "";
@@ -48,8 +44,8 @@
       el("p.note", {}, vqa.message(model.note ?? [])),
       el("dl.facts-list", {},
         ...row(t("download.model"), model.name),
-        ...(model.size ? row(t("download.size"), t("download.sizeFree", { size: bytes(model.size), free: bytes(model.disk) })) : []),
-        ...(model.memory ? row(t("download.memory"), t("download.memoryFree", { size: bytes(model.memory), free: bytes(model.memory_free) })) : []),
+        ...(model.size ? row(t("download.size"), t("download.sizeFree", { size: vqa.bytes(model.size), free: vqa.bytes(model.disk) })) : []),
+        ...(model.memory ? row(t("download.memory"), t("download.memoryFree", { size: vqa.bytes(model.memory), free: vqa.bytes(model.memory_free) })) : []),
         ...row(t("download.licence"), vqa.message(model.licence ?? [])),
         ...row(t("download.figures"), figures)),
       ...model.problems.map((problem) => el("p.failed", { role: "alert" }, vqa.message(problem))),
@@ -90,7 +86,7 @@
     const row = (model) =>
       el("li", {},
         el("div.texts", {}, el("span", {}, model.name),
-          el("small.note", {}, [bytes(model.size),
+          el("small.note", {}, [vqa.bytes(model.size),
             t("installed.used", { when: new Date(1000 * model.used).toLocaleDateString(vqa.locale) }),
             ...(model.complete ? [] : [t("installed.incomplete")])].join(" · "))),
         mayDelete
@@ -103,7 +99,7 @@
     vqa.send("act", { do: "models" });
   });
   function remove(model) {
-    const words = [t("installed.deleteText", { size: bytes(model.size) })];
+    const words = [t("installed.deleteText", { size: vqa.bytes(model.size) })];
     if (model.runs.length) words.push(t("installed.deleteRuns", { count: model.runs.length, runs: model.runs.join(", ") }));
     vqa.confirm(t("installed.deleteTitle", { model: model.label }), words.join(" "),
       () => vqa.send("models", { do: "delete", model: model.key }), false);

@@ -13,11 +13,11 @@
       "aria-label": t("region.label"), "aria-describedby": "region-keys" },
       ...["nw", "ne", "sw", "se"].map((corner) => el(`span.handle.${corner}`, { "data-corner": corner })));
     const stage = el("div.picture-stage", {}, image, frame);
-    const said = el("p.note", { role: "status" });
+    const status = el("p.note", { role: "status" });
     const whole = el("input", { type: "checkbox" });
     const mark = el("button.chip", { "aria-pressed": "false", onclick: () => (box ? unmark() : begin()) }, icon("crop"), t("region.mark"));
     const asking = el("div.region-tools", { hidden: true },
-      said,
+      status,
       el("p.note", { id: "region-keys" }, t("region.keys")),
       el("label.tick", {}, whole, t("region.whole")),
       el("button.primary", { onclick: ask }, t("region.ask")));
@@ -42,7 +42,7 @@
       const [left, top, right, bottom] = box;
       Object.assign(frame.style, { left: `${x + left * scale}px`, top: `${y + top * scale}px`,
         width: `${(right - left) * scale}px`, height: `${(bottom - top) * scale}px` });
-      said.textContent = t("region.size", { width: right - left, height: bottom - top, left, top });
+      status.textContent = t("region.size", { width: right - left, height: bottom - top, left, top });
     }
     function show(next) {
       box = next;

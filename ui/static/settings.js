@@ -72,7 +72,7 @@
       number("max_new_tokens", t("settings.longest"), t("settings.longestHint"), { min: 1, max: 2048, step: 1, whole: true }),
       number("seed", t("settings.seed"), t("settings.seedHint"), { min: 0, max: 2 ** 31, step: 1, whole: true }),
       el("button.chip", { type: "button", onclick: () =>
-        save({ system: null, temperature: null, top_p: null, max_new_tokens: null, seed: null, style: null }) }, t("settings.reset")),
+        save({ system: null, temperature: null, top_p: null, max_new_tokens: null, seed: null, style: null, detail: null }) }, t("settings.reset")),
       el("div.field", {}, el("label", { for: "set-language" }, t("settings.language")), language));
     $("settings").replaceChildren(form);
   }

@@ -25,6 +25,12 @@
   /** Returns what the confidence of an answer says: how likely it is right, or how sure the model is of its words. */
   vqa.confidence = ({ confidence, calibrated }) =>
     vqa.t(calibrated ? "page.likelyRight" : "page.sureOfWords", { share: vqa.percent(Math.min(0.99, confidence)) });
+  vqa.bytes = (bytes) => {
+    const sizes = [[1e3, "kilobyte"], [1e6, "megabyte"], [1e9, "gigabyte"]];
+    const [one, unit] = sizes.findLast(([size]) => bytes >= size) || sizes[0];
+    const value = Math.max(1, bytes / one);
+    return vqa.number(value, { style: "unit", unit, maximumFractionDigits: value < 10 || one === 1e9 ? 1 : 0 });
+  };
   vqa.duration = (seconds) => {
     const [value, unit] = seconds < 90 ? [seconds, "second"] : [seconds / 60, "minute"];
     return vqa.number(Math.round(value), { style: "unit", unit });

@@ -6,9 +6,11 @@ and never change them.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -185,9 +187,19 @@ def _view(found: Possession, folder: Path) -> dict[str, Any]:
         "name": found.name,
         "label": found.label,
         "shared": found.shared,
-        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        "bytes": _bytes_in(folder),
         "changed": folder.stat().st_mtime,
     }
+
+
+def _bytes_in(folder: Path) -> int:
+    """Return the size of the files in a folder, from which a training may delete some meanwhile."""
+    found = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                found += Path(parent, name).stat().st_size
+    return found
 
 
 def _label(title: object) -> str:

@@ -30,8 +30,8 @@ def teach(
         case "edit":
             question, answer = str(request.get("question")), str(request.get("answer"))
             edited = taught_rows.edit(owner, str(request.get("row")), question, answer)
-            if edited.answer != edited.model_answer:
-                service.store.set_correction(owner, edited.turn, edited.answer)
+            correction = "" if edited.answer == edited.model_answer else edited.answer
+            service.store.set_correction(owner, edited.turn, correction)
         case "delete":
             deleted = taught_rows.delete(owner, str(request.get("row")))
             service.store.set_correction(owner, deleted.turn, "")

@@ -155,3 +155,22 @@ def test_notices_replace_each_other_and_leave_with_their_page(visit):
     page.evaluate("vqa.toast('Four.')")
     page.click(".new")
     expect(toast).to_have_count(0)
+
+
+def test_keys_of_an_input_method_are_no_commands(visit):
+    visitor = visit()
+    page = visitor.page
+    visitor.ask("About cats?")
+    compose = """(node, key) => node.dispatchEvent(
+        new KeyboardEvent("keydown", {key, isComposing: true, bubbles: true, cancelable: true}))"""
+    page.fill("#question", "neko")
+    page.locator("#question").evaluate(compose, "Enter")
+    expect(page.locator("#question")).to_have_value("neko")
+    page.fill("#search", "cats")
+    page.locator("#search").evaluate(compose, "Escape")
+    expect(page.locator("#search")).to_have_value("cats")
+    page.fill("#search", "")
+    page.locator("#list .title").click(button="right")
+    page.get_by_role("menuitem", name="Rename").click()
+    page.locator("#list li > input").evaluate(compose, "Enter")
+    expect(page.locator("#list li > input")).to_be_focused()

@@ -384,3 +384,18 @@ def test_trained_models_and_data_sets_are_shared_renamed_and_deleted(
     expect(page.locator("#library")).to_be_hidden()
     other.context.close()
     assert not other.errors
+
+
+def test_a_list_that_cannot_be_read_is_not_requested_again_and_again(visit):
+    page = visit().page
+    requested = []
+
+    def fail(route):
+        requested.append(route)
+        route.fulfill(status=500, json={"error": "It went wrong."})
+
+    page.route("**/vqa/requests/library", fail)
+    page.click("nav [data-view-of=train]")
+    expect(page.locator(".toast")).to_have_text("It went wrong.")
+    page.wait_for_timeout(500)
+    assert len(requested) <= 3

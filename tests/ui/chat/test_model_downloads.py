@@ -255,6 +255,16 @@ def test_the_same_question_is_answered_in_the_same_chat_after_the_download(harne
     assert view["turns"][1]["facts"]["model"] == "Qwen3.5-0.8B", "it answers from now on"
 
 
+def test_a_refused_choice_of_a_model_leaves_no_question_without_an_answer(harness, hub):
+    _, view = harness.ask("What is it?")
+    harness.store.save_settings("ann", {"model": "deleted"})
+    asked = {"again": view["turns"][0]["id"], "conversation": view["conversation"]}
+    with pytest.raises(ModelError, match="not available"):
+        harness.ask("", **asked, keep=True)
+    (turn,) = harness.service.view("ann", view["conversation"])["turns"]
+    assert (turn["state"], turn["branches"]["of"]) == ("answered", 1)
+
+
 def test_another_model_for_one_answer_does_not_stay(harness, hub):
     _, view = harness.ask("What is it?")
     asked = {"again": view["turns"][0]["id"], "conversation": view["conversation"]}

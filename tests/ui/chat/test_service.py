@@ -858,6 +858,19 @@ def test_the_page_warns_before_the_model_leaves_questions_out(make_harness):
     assert text == "The model no longer reads 1 earlier question."
 
 
+def test_a_full_chat_stays_readable_when_questions_that_were_left_out_are_deleted(make_harness):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    _, view = harness.ask("One?")
+    chat, first = view["conversation"], view["turns"][0]["id"]
+    harness.ask("Two?", conversation=chat)
+    engine.dropped, engine.dropped_turns = 4, (0, 1)
+    harness.ask("Three?", conversation=chat)
+    request = {"do": "delete-turn", "conversation": chat, "turn": first}
+    view = handle_action(harness.service, "ann", request)["view"]
+    assert view["meter"]["level"] == "full"
+
+
 def test_six_concurrent_owners_get_their_own_answers(make_harness):
     harness = make_harness(FakeEngine(delay=0.002))
     views = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 from pathlib import Path
@@ -198,6 +199,20 @@ def test_the_list_says_what_a_deletion_frees_and_who_needs_the_files(server):
         server.ask(do="delete", kind="run", name="hats")
     server.ask(do="delete", kind="run", name="caps")
     assert server.ask(do="delete", kind="run", name="hats")["run"] == []
+
+
+def test_a_file_that_a_training_deletes_meanwhile_does_not_count(server, monkeypatch):
+    server.train()
+    folder, walk = server.runs / "hats", os.walk
+
+    def walk_late(top):
+        for found in list(walk(top)):
+            (folder / "adapter_model.safetensors").unlink(missing_ok=True)
+            yield found
+
+    monkeypatch.setattr(os, "walk", walk_late)
+    (hats,) = server.ask(do="list")["run"]
+    assert 0 < hats["bytes"] < 1000
 
 
 def test_a_deleted_model_leaves_nothing_and_its_engine_is_released(server):
