@@ -58,7 +58,7 @@ _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _PackedFile:
     """A file in an archive."""
 
     name: str
@@ -141,7 +141,7 @@ def _kind(file: BinaryIO) -> str:
 @contextmanager
 def _entries(
     file: BinaryIO, name: str, max_bytes: int | None, max_files: int
-) -> Iterator[list[_Entry]]:
+) -> Iterator[list[_PackedFile]]:
     """Yield the entries to unpack, all of them checked.
 
     Raises:
@@ -171,13 +171,13 @@ class _Limit:
     max_bytes: int | None
     max_files: int
 
-    def check(self, entries: Iterator[_Entry]) -> list[_Entry]:
+    def check(self, entries: Iterator[_PackedFile]) -> list[_PackedFile]:
         """Return the entries to unpack.
 
         Raises:
             DataError: They are too many or too large, or one has a name that is not accepted.
         """
-        kept: list[_Entry] = []
+        kept: list[_PackedFile] = []
         names: set[PurePosixPath] = set()
         total = 0
         for entry in entries:
@@ -221,7 +221,7 @@ def _size(file: BinaryIO) -> int:
     return file.seek(0, io.SEEK_END)
 
 
-def _zip_entries(archive: zipfile.ZipFile, name: str) -> Iterator[_Entry]:
+def _zip_entries(archive: zipfile.ZipFile, name: str) -> Iterator[_PackedFile]:
     for info in archive.infolist():
         entry = info.filename
         if not info.flag_bits & _UTF_8_NAME:  # macOS writes UTF-8 without saying so
@@ -237,10 +237,10 @@ def _zip_entries(archive: zipfile.ZipFile, name: str) -> Iterator[_Entry]:
         if info.compress_type not in _ZIP_METHODS:
             hint = "Pack it as an ordinary zip or tar.gz file."
             raise DataError(f"{name} is compressed in a way that cannot be read.", hint)
-        yield _Entry(entry, info.file_size, partial(archive.open, info))
+        yield _PackedFile(entry, info.file_size, partial(archive.open, info))
 
 
-def _tar_entries(archive: tarfile.TarFile, name: str) -> Iterator[_Entry]:
+def _tar_entries(archive: tarfile.TarFile, name: str) -> Iterator[_PackedFile]:
     for info in archive:
         entry = _clean_name(_decode_name(info.name.encode("utf-8", "surrogateescape")), name)
         if info.isdir():
@@ -254,7 +254,7 @@ def _tar_entries(archive: tarfile.TarFile, name: str) -> Iterator[_Entry]:
                 raise tarfile.ReadError("no content")
             return content
 
-        yield _Entry(entry, info.size, open_content)
+        yield _PackedFile(entry, info.size, open_content)
 
 
 def _decode_name(raw: bytes) -> str:
@@ -293,7 +293,7 @@ def _is_tar(file: BinaryIO) -> bool:
         file.seek(0)
 
 
-def _compressed_file(file: BinaryIO, name: str, limit: _Limit) -> Iterator[_Entry]:
+def _compressed_file(file: BinaryIO, name: str, limit: _Limit) -> Iterator[_PackedFile]:
     """Yield the only file; it is read once to find its size."""
     file.seek(0)
     start = file.read(6)
@@ -308,4 +308,4 @@ def _compressed_file(file: BinaryIO, name: str, limit: _Limit) -> Iterator[_Entr
         while block := content.read(_BLOCK):
             total += len(block)
             limit.check_total(total)
-    yield _Entry(Path(name).stem or "data", total, open_content)
+    yield _PackedFile(Path(name).stem or "data", total, open_content)

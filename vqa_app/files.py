@@ -191,6 +191,12 @@ def lock_file(path: Path) -> BaseFileLock | None:
     return lock
 
 
+def user_cache(name: str) -> Path:
+    """Return this program's folder of that name in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(cache) / "vqa-app" / name
+
+
 def require_writable(folder: Path) -> None:
     """Create the folder, or check that files can be written to it.
 

@@ -26,7 +26,7 @@ from finetune.data.tables import (
 from vqa_app.archive import SUFFIXES as ENDINGS
 from vqa_app.archive import is_archive, unpack_archive
 from vqa_app.errors import DataError
-from vqa_app.files import UNFINISHED
+from vqa_app.files import UNFINISHED, user_cache
 
 _KEPT_SECONDS = 30 * 24 * 3600
 _NO_DATA = {"dataset_info.json", "dataset_infos.json", "state.json"}
@@ -35,30 +35,39 @@ _NO_DATA = {"dataset_info.json", "dataset_infos.json", "state.json"}
 
 def default_folder() -> Path:
     """Return the folder of all unpacked archives in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(cache) / "vqa-app" / "archives"
+    return user_cache("archives")
 
 
 def unpacked(archive: Path) -> Path:
     """Return the folder with the content of an archive, unpacked now or by an earlier command.
 
     Raises:
-        DataError: See `unpack_archive`.
+        DataError: See `unpack_archive`; or the cache cannot be written to.
     """
     found = archive.stat()
     version = f"{archive.resolve()} {found.st_size} {found.st_mtime_ns}"
     folder = default_folder() / hashlib.sha256(version.encode()).hexdigest()[:16]
-    if not folder.is_dir():
-        _remove_unused(folder.parent)
-        partial = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
-        try:
-            unpack_archive(archive, partial, name=str(archive))
-            with suppress(OSError):  # another process was faster
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    os.utime(folder)
+    try:
+        if not folder.is_dir():
+            _unpack(archive, folder)
+        os.utime(folder)
+    except OSError as error:
+        raise DataError(
+            f"Cannot unpack {archive} into {folder.parent}: {error.strerror}.",
+            "Free some space there, or set XDG_CACHE_HOME to another folder.",
+        ) from error
     return folder
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    _remove_unused(folder.parent)
+    partial = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
+    try:
+        unpack_archive(archive, partial, name=str(archive))
+        with suppress(OSError):  # another process was faster
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _remove_unused(folder: Path) -> None:

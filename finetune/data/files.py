@@ -281,6 +281,9 @@ def _read_jsonl(text: str, name: str, problems: list[Problem]) -> Records:
             message, hint = explain_json_error(line, error)
             message = message.replace("Line 1 ", "The line ").replace("Line 1,", "The line,")
             problems.append(Problem(name, number, message.replace(", at line 1", ""), hint))
+        except (RecursionError, ValueError) as error:  # as in `_read_json`
+            message = f"The line is not valid JSON: {str(error)[:100]}."
+            problems.append(Problem(name, number, message))
     return Records(_without_ambiguous(items, name, problems), problems)
 
 

@@ -154,7 +154,7 @@ def _expand(
         text, split, weight = _parse_source(str(given))
         path = Path(text).expanduser()
         source = _Source(text, path, split, weight, purpose)
-        if not (_is_file(path) and archives.is_archive(path)):
+        if not (_is_file(path) and _is_archive(path)):
             yield source
             continue
         folder = archives.unpacked(path)
@@ -289,6 +289,13 @@ def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError:  # the name is too long
+        return False
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return archives.is_archive(path)
+    except OSError:  # reported when it is read as an ordinary file
         return False
 
 

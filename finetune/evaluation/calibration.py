@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.float64]
 
 MIN_QUESTIONS = 200
-"""Fewer do not show how often a model is right where it says nine times of ten."""
+"""Fewer do not show how often a model is right when it claims nine times out of ten."""
 BINS = 10
 _STEPS = 50
 _SMALLEST_STEP = 1e-9
@@ -124,7 +124,7 @@ def fit(odds: Floats, right: Floats) -> tuple[float, float]:
 
 
 def _curve(odds: Floats, slope: float, offset: float) -> Floats:
-    return np.asarray(1 / (1 + np.exp(-(slope * odds + offset))))
+    return np.asarray((1 + np.tanh((slope * odds + offset) / 2)) / 2)  # cannot overflow
 
 
 def bins(confidence: Floats, right: Floats) -> tuple[Bin, ...]:

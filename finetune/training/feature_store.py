@@ -29,7 +29,7 @@ from finetune.progress import pluralize
 from finetune.training.plan import CPU_TOKENS_AT_ONCE
 from vqa_app.devices import is_out_of_memory, release_memory
 from vqa_app.errors import DataError
-from vqa_app.files import format_bytes
+from vqa_app.files import format_bytes, user_cache
 from vqa_app.models.architecture import feature_width, unwrap
 from vqa_app.pictures.picture import Picture
 
@@ -46,8 +46,7 @@ would take memory and be no faster."""
 
 def default_folder() -> Path:
     """Return the folder of all stores in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(cache) / "vqa-app" / "features"
+    return user_cache("features")
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ class Calibration:
 
     def probability(self, log_probability: float) -> float:
         """Return how likely an answer is right, given its log probability in nats."""
-        return 1 / (1 + math.exp(-(self.slope * log_odds(log_probability) + self.offset)))
+        score = self.slope * log_odds(log_probability) + self.offset
+        return (1 + math.tanh(score / 2)) / 2  # the logistic function, which cannot overflow
 
     def save(self, directory: Path) -> Path:
         """Write the file into a model's directory and return its path."""

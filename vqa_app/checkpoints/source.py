@@ -127,10 +127,8 @@ def _is_model_folder(path: Path) -> bool:
 
 def _similar_model(name: str, otherwise: str) -> str:
     """Return a hint that names the model that was probably meant, or else `otherwise`."""
-    from huggingface_hub import constants
-
     runs = [str(folder) for folder in Path("runs").glob("*") if _is_model_folder(folder)]
-    cached = Path(constants.HF_HUB_CACHE).glob("models--*")
+    cached = hub_cache().glob("models--*")
     names = [path.name.removeprefix("models--").replace("--", "/") for path in cached]
     return suggest(name, [BUILTIN, *runs, *names], path=_is_model_folder, otherwise=otherwise)
 

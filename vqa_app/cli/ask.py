@@ -159,9 +159,9 @@ def ask(
     engine = load()
     try:
         if question is None:
-            from vqa_app.cli.repl import Dialogue
+            from vqa_app.cli.repl import TerminalDialogue
 
-            Dialogue(engine, options, console, limits).run(pictures)
+            TerminalDialogue(engine, options, console, limits).run(pictures)
         else:
             _ask_once(engine, pictures, question, options, explain, as_json, console)
     finally:

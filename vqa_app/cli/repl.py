@@ -33,7 +33,7 @@ Ctrl-C during an answer stops it and keeps what was written so far."""
 COMMANDS = ("/image", "/retry", "/save", "/quit", "/help")
 
 
-class Dialogue:
+class TerminalDialogue:
     """A dialogue with questions from stdin, answers to stdout and all else to the console."""
 
     def __init__(

@@ -222,9 +222,8 @@ class Runtime:
         if self._cpu_decoder is not None:
             return self._cpu_decoder.step(token, kv, position)
         inputs: dict[str, Any] = {}
-        if hasattr(
-            self.model.base_model, "get_rope_index"
-        ):  # else it would use those of the last prompt's pictures
+        if hasattr(self.model.base_model, "get_rope_index"):
+            # Without positions it would use those of the last prompt's pictures.
             inputs["position_ids"] = torch.full((3, 1, 1), position, device=self.model.device)
         ids = torch.tensor([[token]], device=self.model.device)
         output = self.model(input_ids=ids, **cache_argument(kv), use_cache=True, **inputs)

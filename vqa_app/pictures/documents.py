@@ -80,11 +80,8 @@ def open_document(
         width, height = images[0].size
         changes = [f"SVG drawn at {width} × {height} pixels"]
         if left_out := found["left_out"]:
-            one, more = (
-                "1 reference or script left out",
-                f"{left_out} references or scripts left out",
-            )
-            changes.append(one if left_out == 1 else more)
+            what = "reference or script" if left_out == 1 else "references or scripts"
+            changes.append(f"{left_out} {what} left out")
         return _with_changes(images[0], name, changes, limits)
     number = 1 if page is None else page
     if number < 1:

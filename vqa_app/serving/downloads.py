@@ -6,6 +6,7 @@ import contextlib
 import threading
 from typing import Any
 
+from vqa_app.hub_internals import abort_xet_session
 from vqa_app.serving.engine_pool import LoadingCancelled, LoadProgress
 
 POLL_SECONDS = 0.2
@@ -85,11 +86,9 @@ class _CancelWatch:
 
 def _abort_xet_session() -> None:
     global _aborted_sessions
-    from huggingface_hub.utils._xet import abort_xet_session
-
     with _lock:
         _aborted_sessions += 1
-    abort_xet_session()  # type: ignore[no-untyped-call]  # huggingface_hub's own
+    abort_xet_session()
 
 
 def _progress_bar_class(progress: LoadProgress) -> type:

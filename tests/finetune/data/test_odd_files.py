@@ -354,3 +354,12 @@ def test_a_stray_quote_affects_no_other_row(folder: Path, stray: str) -> None:
     assert [row.number for row in data.rows] == [2, 5, 8]
     assert [problem.row for problem in data.problems] == [4, 7]
     assert "quotes do not match" in data.problems[0].message
+
+
+@pytest.mark.parametrize("value", ["1" * 5000, "[" * 100_000])
+def test_a_line_that_python_cannot_parse_affects_no_other_row(folder: Path, value: str) -> None:
+    path = folder / "rows.jsonl"
+    path.write_text(f'{{"question": "a", "answer": "b"}}\n{{"question": "a", "answer": {value}}}\n')
+    found = read_rows(path)
+    assert len(found.rows) == 1
+    assert "row 2: The line is not valid JSON" in str(found.problems[0])

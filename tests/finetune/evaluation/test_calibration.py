@@ -89,6 +89,12 @@ def test_too_few_questions_are_refused() -> None:
         calibrate(Loaded(), predictions(199))  # type: ignore[arg-type]  # enough of a model
 
 
+@pytest.mark.parametrize(("slope", "expected"), [(100.0, 0.0), (-100.0, 1.0)])
+def test_a_steep_curve_gives_probabilities(slope: float, expected: float) -> None:
+    steep = replace(CALIBRATION, slope=slope, offset=0.0)
+    assert steep.probability(-20.0) == pytest.approx(expected)
+
+
 def test_a_calibration_holds_for_its_own_weights_only(tmp_path: Path) -> None:
     replace(CALIBRATION, fingerprint="0123").save(tmp_path)
     found = read_calibration(tmp_path, "0123", None)

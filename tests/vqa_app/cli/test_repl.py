@@ -22,7 +22,7 @@ from tests.waiting import PATIENCE, until
 from ui.chat.export import from_json
 from ui.storage.database import Store
 from ui.storage.picture_files import PictureStore
-from vqa_app.cli.repl import Dialogue
+from vqa_app.cli.repl import TerminalDialogue
 from vqa_app.cli.reply import AnswerOptions
 from vqa_app.engine.protocol import GenerationOptions
 from vqa_app.errors import ModelError
@@ -66,7 +66,7 @@ def talk(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Talk:
         monkeypatch.setattr(builtins, "input", read)
         shown = StringIO()
         console = Console(file=shown, width=200)
-        Dialogue(engine, AnswerOptions(generation or GenerationOptions()), console).run(
+        TerminalDialogue(engine, AnswerOptions(generation or GenerationOptions()), console).run(
             pictures or []
         )
         return shown.getvalue()
