@@ -38,6 +38,7 @@
   function keepFocus() {
     if (!last || !(nobody() || document.activeElement === last)) return;
     if (last.isConnected && last.checkVisibility({ visibilityProperty: true }) && !last.disabled) return;
+    if (!$("sheet").open && $("sheet").contains(last)) return; // its `close` event, a frame later, gives the focus back
     const around = $("sheet").open ? $("sheet") : inSettings && !$("settings").hidden && $("settings");
     if (around) around.querySelector("header button").focus();
     else vqa.focusView();

@@ -39,8 +39,9 @@
       vqa.placeToasts();
       vqa.emit("sheet-closed", null);
       // The browser restores the focus before this event. It cannot where the element was redrawn
-      // meanwhile; then the focus is on the body.
-      if (document.activeElement && document.activeElement !== document.body) return;
+      // meanwhile; then the focus is on the body or still in here.
+      const active = document.activeElement;
+      if (active && active !== document.body && !$("sheet").contains(active)) return;
       const again = opener?.turn && document.querySelector(`[data-turn="${opener.turn}"] .look`);
       if (opener?.node?.isConnected) opener.node.focus();
       else if (again) again.focus();
