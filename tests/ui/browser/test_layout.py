@@ -181,7 +181,7 @@ def test_single_chart_is_as_large_as_one_of_two(visit):
     page.wait_for_selector("#train-form [name=source]")
     # Drawn and measured at once, because a status from the server may arrive at any moment.
     width = page.evaluate(f"""() => {{
-        vqa.emit('training', {{base: 'Fake', sources: [], busy: false, job: {JOB}}});
+        vqa.emit('training', {{base: 'Fake', bases: [], sources: [], busy: false, job: {JOB}}});
         return document.querySelector('#job .chart').getBoundingClientRect().width;
     }}""")
     assert 100 < width <= 400

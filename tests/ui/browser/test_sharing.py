@@ -45,7 +45,6 @@ def test_changes_in_one_tab_appear_in_the_other(visit):
     expect(tab.locator(".bubble")).to_have_text(["Here?", "And there?"])  # this tab keeps its chat
     page.get_by_label("More for Here?").click()
     page.click("#menu :text('Delete')")
-    page.click("#sheet .danger")
     expect(tab.locator("#list .title")).to_have_text(["Another chat?"])
     expect(tab.locator("#empty")).to_be_visible()
     expect(tab.locator(".toast")).to_have_count(0)
@@ -232,7 +231,9 @@ def test_stop_frees_a_page_that_missed_the_end_of_an_answer(visit):
 
 def test_page_of_another_site_cannot_post(visit, site, monkeypatch):
     added = []
-    monkeypatch.setattr(site.application.service, "add_picture", lambda *given: added.append(given))
+    monkeypatch.setattr(
+        site.application.service, "add_picture", lambda *args, **options: added.append(args)
+    )
     visitor = visit()
     elsewhere = visitor.context.new_page()
     elsewhere.goto("about:blank")  # its origin is "null"
