@@ -80,8 +80,11 @@ def open_document(
         width, height = images[0].size
         changes = [f"SVG drawn at {width} × {height} pixels"]
         if left_out := found["left_out"]:
-            what = "reference or script" if left_out == 1 else "references or scripts"
-            changes.append(f"{left_out} {what} left out")
+            # Whole sentences, because the page translates them.
+            if left_out == 1:
+                changes.append("1 reference or script left out")
+            else:
+                changes.append(f"{left_out} references or scripts left out")
         return _with_changes(images[0], name, changes, limits)
     number = 1 if page is None else page
     if number < 1:
