@@ -37,7 +37,7 @@ def handle_models(service: ChatService, owner: str, request: PageRequest) -> Pag
         case "describe":
             shown = describe_model(service, requested_model(service, owner, request))
             others = {"others": suggest_model(service)[1]} if request.get("others") else {}
-            return {"model_described": shown | others}
+            return {"model_described": shown | others | {"named": request.get("named")}}
         case "suggest":
             choice, models = suggest_model(service)
             return {"model_described": describe_model(service, choice) | {"others": models}}

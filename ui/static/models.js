@@ -16,7 +16,7 @@
   vqa.withPhotographModel = (go) => ask({ do: "suggest" }, go, t("download.photographs"));
 
   function ask(request, go, title) {
-    waiting = { go, title, named: request.named };
+    waiting = { go, title, model: request.model, named: request.named };
     vqa.sheet(title, el("p.state", { role: "status" }, el("span.pulse", { "aria-hidden": "true" }), t("download.asking")));
     vqa.send("models", request);
   }
@@ -25,7 +25,10 @@
 
   vqa.on("model_described", (model) => {
     if (!waiting || !$("sheet").open) return;
-    const { go, title, named } = waiting;
+    const asked = waiting;
+    const { go, title, named } = asked;
+    // A late reply about another model must not stand above the button that downloads this one.
+    if ((model.named ?? undefined) !== named || (asked.model && asked.model !== model.key)) return;
     const done = (download) => {
       $("sheet").close();
       go({ ...(named ? { named } : { model: model.key }), ...(download ? { download } : {}) });
@@ -55,7 +58,7 @@
           ? el("button.primary", { onclick: () => done(true) },
               t(model.problems.length ? "download.startAnyway" : "download.start"))
           : null));
-    waiting = { go, title, named }; // opening a sheet in place of another one keeps it
+    waiting = asked; // opening a sheet in place of another one keeps it
     $("sheet").querySelector("select, .keep").focus(); // so that a key held down downloads nothing
   });
 

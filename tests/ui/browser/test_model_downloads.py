@@ -131,6 +131,19 @@ def test_a_click_on_the_list_shows_the_size_first_and_models_are_deleted(visitor
     expect(sheet).to_contain_text("No downloaded model")
 
 
+def test_a_late_reply_about_another_model_is_not_shown(visitor, hub):
+    """Else its size and licence would stand above the button that downloads this model."""
+    page, sheet = visitor.page, visitor.page.locator("#sheet")
+    page.click("#model")
+    page.get_by_role("option", name="SmolVLM-256M-Instruct").click()
+    expect(sheet.get_by_role("button", name="Download")).to_be_visible()
+    late = {"here": False, "name": "a/other", "problems": [], "possible": True}
+    for about in ({"key": "other"}, {"key": "other", "named": "a/other"}):
+        page.evaluate("(model) => vqa.emit('model_described', model)", {**late, **about})
+        expect(sheet).to_contain_text("HuggingFaceTB/SmolVLM-256M-Instruct")
+        expect(sheet).not_to_contain_text("a/other")
+
+
 def test_the_first_screen_offers_a_model_for_photographs(visitor, hub):
     page, sheet = visitor.page, visitor.page.locator("#sheet")
     page.locator("#photographs").click()
