@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import uvicorn
 
+from tests.waiting import PATIENCE
 from ui.app import Application, create_application
 from vqa_app.engine.protocol import Engine
 from vqa_app.serving.engine_pool import LoadProgress, ModelChoice
@@ -61,3 +63,11 @@ def running(
         thread.join(10)
         application.close()
         listener.close()
+
+
+@contextmanager
+def open_client(server: RunningServer) -> Iterator[httpx.Client]:
+    """Open a client that has visited the page, and so has a cookie of its own."""
+    with httpx.Client(base_url=server.address, timeout=PATIENCE) as client:
+        client.get("/")
+        yield client

@@ -45,21 +45,6 @@ def server(engine, tmp_path_factory):
         yield found
 
 
-@pytest.fixture
-def person(server):
-    """Return a client with a cookie of its own."""
-    with httpx.Client(base_url=server.address, timeout=PATIENCE) as client:
-        client.get("/")
-        yield client
-
-
-@pytest.fixture
-def other(server):
-    with httpx.Client(base_url=server.address, timeout=PATIENCE) as client:
-        client.get("/")
-        yield client
-
-
 def png(colour="red", size=(32, 24)) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", size, colour).save(stream, "PNG")

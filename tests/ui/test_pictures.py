@@ -28,21 +28,6 @@ def server(tmp_path_factory):
         yield found
 
 
-@pytest.fixture
-def person(server):
-    """Return a client with a cookie of its own."""
-    with httpx.Client(base_url=server.address, timeout=PATIENCE) as client:
-        client.get("/")
-        yield client
-
-
-@pytest.fixture
-def other(server):
-    with httpx.Client(base_url=server.address, timeout=PATIENCE) as client:
-        client.get("/")
-        yield client
-
-
 def halves() -> bytes:
     """Return a picture of 40 × 20 pixels, red on the left and blue on the right."""
     image = Image.new("RGB", (40, 20), "red")

@@ -10,7 +10,6 @@ import pytest
 
 from tests.fake_engine import FakeEngine
 from tests.ui.server import running
-from tests.waiting import PATIENCE
 from ui.chat.requests import UNEXPECTED_ERROR
 from ui.web.page import request_handlers
 
@@ -61,13 +60,6 @@ SETTINGS = ("system", "temperature", "top_p", "max_new_tokens", "seed", "style",
 def server(tmp_path_factory):
     with running({"fake": FakeEngine()}, tmp_path_factory.mktemp("data")) as found:
         yield found
-
-
-@pytest.fixture
-def person(server):
-    with httpx.Client(base_url=server.address, timeout=PATIENCE) as client:
-        client.get("/")
-        yield client
 
 
 def send(client, name, request) -> httpx.Response:
