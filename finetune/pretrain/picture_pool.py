@@ -26,7 +26,7 @@ from finetune.pretrain.world.rooms.photos.batches import PhotoBatch, PhotoBatche
 from finetune.pretrain.world.rooms.photos.room import Photos
 from finetune.pretrain.world.rooms.shapes import wide
 
-ROOM_WEIGHTS = {
+ENCODER_ROOM_WEIGHTS = {
     "wide shapes": 10.0,
     "things": 4.0,
     "writing": 3.0,
@@ -36,7 +36,7 @@ ROOM_WEIGHTS = {
     "outside": 0.4,
     "icons": 12.0,
 }
-"""How often each room is drawn; photographs have a share of their own."""
+"""How often each room is drawn for the encoder; photographs have a share of their own."""
 LEAST_READABLE = {"wide shapes": 24, "icons": 48, "things": 64, "digits": 72, "plots": 256}
 """The fewest pixels of the longer side after degradation; rooms with text keep 128."""
 
@@ -118,7 +118,7 @@ class PictureSources:
         rng = random.Random(f"mix-{split}-{room}-{seed}")
         if not room:
             names = list(self.rooms)
-            room = rng.choices(names, [ROOM_WEIGHTS[name] for name in names])[0]
+            room = rng.choices(names, [ENCODER_ROOM_WEIGHTS[name] for name in names])[0]
         scene = self.rooms[room].make(rng, split)
         picture = self.rooms[room].draw(scene)
         if split == "train":

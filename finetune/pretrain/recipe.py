@@ -35,7 +35,7 @@ from finetune.pretrain.unseen_tokens import spread_unseen
 from finetune.pretrain.world.mixture import World, open_rooms
 from vqa_app.files import atomic_directory
 
-ROOM_WEIGHTS = {
+LANGUAGE_ROOM_WEIGHTS = {
     "wide shapes": 10.0,
     "things": 4.0,
     "writing": 3.0,
@@ -145,7 +145,7 @@ def load_towers(plan: Plan) -> tuple[SiglipModel, nn.Linear]:
 def _stage(plan: Plan, steps: int) -> StageConfig:
     """Return the configuration of a language stage of `steps` optimiser steps."""
     rooms, _ = open_rooms(plan.photos, plan.icons)
-    weights = {name: weight for name, weight in ROOM_WEIGHTS.items() if name in rooms}
+    weights = {name: weight for name, weight in LANGUAGE_ROOM_WEIGHTS.items() if name in rooms}
     return StageConfig(
         plan.out,
         make_tokenizer(plan),
