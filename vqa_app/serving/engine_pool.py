@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeAlias
@@ -64,6 +65,16 @@ class LoadProgress(Protocol):
 
 class LoadingCancelled(Exception):
     """Raised inside a load that was cancelled."""
+
+
+def _is_shutting_down() -> bool:
+    """Return whether the interpreter ends: transformers' threads cannot be started any more."""
+    with ThreadPoolExecutor(1) as executor:
+        try:
+            executor.submit(bool)
+        except RuntimeError:
+            return True
+    return False
 
 
 @dataclass
@@ -353,14 +364,15 @@ class EnginePool:
         try:
             progress("Loading …")
             engine = self._load_engine(slot.choice, progress)
-        except LoadingCancelled:
-            self._finish(slot, "absent", f"Loading {slot.choice.label} was cancelled.")
-        except VqaError as error:
-            self._finish(slot, "failed", redact_paths(str(error).replace("\n", " ")))
         except Exception as error:
-            log.exception("Loading %s failed", slot.choice.label)
-            reason = ": out of memory" if is_out_of_memory(error) else ""
-            self._finish(slot, "failed", f"{slot.choice.label} could not be loaded{reason}.")
+            if isinstance(error, LoadingCancelled) or self._closed or _is_shutting_down():
+                self._finish(slot, "absent", f"Loading {slot.choice.label} was cancelled.")
+            elif isinstance(error, VqaError):
+                self._finish(slot, "failed", redact_paths(str(error).replace("\n", " ")))
+            else:
+                log.exception("Loading %s failed", slot.choice.label)
+                reason = ": out of memory" if is_out_of_memory(error) else ""
+                self._finish(slot, "failed", f"{slot.choice.label} could not be loaded{reason}.")
         else:
             with self._lock:
                 self._finish(slot, "ready", "", engine)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -70,6 +72,56 @@ def test_a_lease_reports_that_the_model_is_still_loading():
         pass
     release.set()
     pool.close()
+
+
+ENDING = """
+import sys, threading, time
+from tests.ui.harness import choice
+from ui.cli import _report_load_failure
+from vqa_app.errors import ModelError
+from vqa_app.serving.engine_pool import EnginePool
+
+def load(chosen, progress):
+    time.sleep(0.2)
+    if sys.argv[1] == "before":
+        raise ModelError("Could not load it.", "Its files do not match.")
+    main.join()  # the interpreter waits for this thread, but starts no more work
+    from concurrent.futures import ThreadPoolExecutor
+    try:
+        ThreadPoolExecutor(1).submit(print)
+    except RuntimeError as error:
+        raise ModelError(f"Could not load it: {error}", "Its files do not match.") from error
+
+pool = EnginePool(load, lambda: [choice("model")], "model")
+main = threading.main_thread()
+pool.start_loading()
+threading.Thread(target=_report_load_failure, args=(pool,), daemon=False).start()
+time.sleep(1 if sys.argv[1] == "before" else 0)
+"""
+
+
+@pytest.mark.parametrize(("when", "printed"), [("before", "Could not load it"), ("after", "")])
+def test_a_load_that_fails_because_the_process_ends_prints_nothing(when, printed):
+    command = [sys.executable, "-c", ENDING, when]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    assert printed in ended.stderr
+    assert bool(ended.stderr) == bool(printed)
+
+
+def test_a_load_that_fails_after_the_pool_was_closed_counts_as_cancelled():
+    closed = threading.Event()
+
+    def load(chosen, progress):
+        closed.wait(PATIENCE)
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    pool = make_pool({"slow": None}, load=load)
+    pool.start_loading()
+    pool.close()
+    closed.set()
+    with pytest.raises(ModelError, match="cancelled"):
+        pool.wait(timeout=PATIENCE)
+    assert pool.status().phase == "absent"
 
 
 def make_small_pool(engines, capacity, refusal=None):
