@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable
+import os
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from vqa_app.checkpoints.catalogue import is_cached
 from vqa_app.checkpoints.source import hub_cache
 from vqa_app.errors import ModelError, first_line
 
-if TYPE_CHECKING:
-    from huggingface_hub import CachedRepoInfo, HFCacheInfo
+_PREFIX = "models--"
+"""Of a model's folder in the cache; those of data sets have another one."""
 
 
 @dataclass(frozen=True)
@@ -31,62 +31,73 @@ class InstalledModel:
 def installed_models() -> list[InstalledModel]:
     """List the models in the local cache, the largest first.
 
-    Other programs use this cache, too, so it may hold models that are not for pictures.
+    Other programs use this cache, too, so it may hold models that are not for pictures. A model is
+    listed as soon as some of it is there. `huggingface_hub.scan_cache_dir` leaves out models with
+    anything missing, such as those whose download ended before its first whole file.
+
+    Raises:
+        ModelError: The cache cannot be read.
     """
-    found = [
-        InstalledModel(one.repo_id, _size(one), one.last_accessed, is_cached(one.repo_id))
-        for one in _models(_scan())
-    ]
+    found = []
+    for folder in _folders():
+        if files := _files(folder):
+            name = _name(folder)
+            size = sum(file.st_size for file in files.values())
+            last_used = max(file.st_atime for file in files.values())
+            found.append(InstalledModel(name, size, last_used, is_cached(name)))
     return sorted(found, key=lambda model: -model.size)
 
 
 def delete_model(name: str) -> int:
     """Delete a model from the local cache and return the bytes that this freed.
 
+    Weights that another model has as well stay for that one.
+
     Raises:
         ModelError: It is not there, or its files cannot be deleted.
     """
-    model = next((one for one in _models(_scan()) if one.repo_id == name), None)
-    if model is None:
+    from vqa_app.hub_internals import delete_repository
+
+    folder = next((one for one in _folders() if _name(one) == name and _files(one)), None)
+    if folder is None:
         raise ModelError(
             f"{name} is not on this machine.", "`vqa-app models --installed` lists those that are."
         )
-    size = _size(model)
-    # Not HFCacheInfo.delete_revisions: a copy of a repository has the same commits, and it would
-    # delete either of the two.
+    files = _files(folder)
     try:
-        shutil.rmtree(model.repo_path)
+        delete_repository(folder, hub_cache())
     except OSError as error:
         raise ModelError(
-            f"{name} could not be deleted completely from {model.repo_path}: {first_line(error)}.",
+            f"{name} could not be deleted completely from {folder}: {first_line(error)}.",
             "Close programs that use it, and try again.",
         ) from error
-    return size
+    return sum(stat.st_size for file, stat in files.items() if not file.exists())
 
 
-def _scan() -> HFCacheInfo | None:
-    """Return the content of the cache, or None if there is no cache yet."""
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
+def _folders() -> list[Path]:
+    """Return the folders of the models in the cache."""
+    cache = hub_cache()
     try:
-        return scan_cache_dir(hub_cache())
-    except CacheNotFound:
-        return None
-    except (OSError, ValueError) as error:
+        return [one for one in cache.iterdir() if one.name.startswith(_PREFIX) and one.is_dir()]
+    except FileNotFoundError:  # nothing was downloaded yet
+        return []
+    except OSError as error:
         raise ModelError(
-            f"The cache of the hub in {hub_cache()} cannot be read: {first_line(error)}.",
+            f"The cache of the hub in {cache} cannot be read: {first_line(error)}.",
             "Check the folder, or set HF_HOME to another one.",
         ) from error
 
 
-def _models(cache: HFCacheInfo | None) -> Iterable[CachedRepoInfo]:
-    return [one for one in cache.repos if one.repo_type == "model"] if cache else []
+def _name(folder: Path) -> str:
+    return folder.name.removeprefix(_PREFIX).replace("--", "/")
 
 
-def _size(model: CachedRepoInfo) -> int:
-    """Return the size of a model's files, which scanning gives without unfinished downloads."""
-    blobs = model.repo_path / "blobs"
-    if not blobs.is_dir():  # a file system without symbolic links
-        return model.size_on_disk
-    return sum(file.stat().st_size for file in blobs.iterdir() if file.is_file())
+def _files(folder: Path) -> dict[Path, os.stat_result]:
+    """Return the files of a model, each once, however many links there are to it."""
+    found = {}
+    for path in (*folder.glob("blobs/*"), *folder.glob("snapshots/**/*")):
+        with suppress(OSError):  # a link to nothing, or just deleted
+            file = path.resolve()
+            if file.is_file():
+                found[file] = file.stat()
+    return found

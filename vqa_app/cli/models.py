@@ -110,7 +110,7 @@ def _delete(name: str, yes: bool) -> None:
     if size is not None and not yes and not typer.confirm(question, err=True):
         print("Nothing was deleted.")
         return
-    print(f"Deleted {name}: {format_bytes(delete_model(name))}.")
+    print(f"Deleted {name}; {format_bytes(delete_model(name))} freed.")
 
 
 def _captured(table: Table, console: Console) -> str:

@@ -56,6 +56,52 @@ def test_an_unfinished_download_counts_with_what_it_takes_up(cache: Path) -> Non
     assert (model.size, model.complete) == (500, False)
 
 
+def test_a_download_that_ended_before_its_first_file_is_listed_and_can_be_deleted(
+    cache: Path,
+) -> None:
+    blobs = cache / "models--a--aborted" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "abc.1234.incomplete").write_bytes(bytes(700))
+    (model,) = installed_models()
+    assert (model.name, model.size, model.complete) == ("a/aborted", 700, False)
+    assert delete_model("a/aborted") == 700
+    assert not blobs.parent.exists()
+    assert installed_models() == []
+
+
+def test_a_model_whose_newer_version_was_not_downloaded_is_listed(cache: Path) -> None:
+    repository = install(cache, "a/one", 10)
+    (repository / "refs" / "main").write_text("2" * 40)  # written before the files are
+    assert [(model.name, model.size) for model in installed_models()] == [("a/one", 10)]
+
+
+def test_a_model_with_a_link_to_nothing_is_listed(cache: Path) -> None:
+    repository = install(cache, "a/one", 10)
+    (repository / "snapshots" / COMMIT / "config.json").symlink_to("../../blobs/gone")
+    assert [(model.name, model.size) for model in installed_models()] == [("a/one", 10)]
+
+
+def test_weights_that_two_models_share_are_freed_with_the_last_of_them(cache: Path) -> None:
+    from huggingface_hub.utils._shared_blobs import publish_blob_to_shared_store
+
+    for name in ("a/one", "a/copy"):
+        blob = install(cache, name, 5000) / "blobs" / "abc"
+        assert publish_blob_to_shared_store(
+            blob_path=str(blob), xet_hash="f" * 64, cache_dir=cache, expected_size=5000
+        )
+    assert [model.size for model in installed_models()] == [5000, 5000]
+    assert delete_model("a/one") == 0
+    assert (cache / "models--a--copy" / "blobs" / "abc").read_bytes() == bytes(5000)
+    assert delete_model("a/copy") == 5000
+    assert not [file for file in cache.rglob("*") if file.is_file() and file.stat().st_size >= 5000]
+
+
+def test_a_cache_that_cannot_be_read_is_reported(cache: Path) -> None:
+    cache.write_text("a file")
+    with pytest.raises(ModelError, match="cannot be read"):
+        installed_models()
+
+
 def test_a_deleted_model_is_gone_and_no_copy_with_the_same_commit(cache: Path) -> None:
     gone, kept = install(cache, "a/one", 10), install(cache, "a/two", 20)
     assert delete_model("a/one") == 10

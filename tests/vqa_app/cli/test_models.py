@@ -83,7 +83,7 @@ def test_an_installed_model_is_deleted_after_a_question(cache: Path) -> None:
     assert "Nothing was deleted." in kept.stdout
     asked = CliRunner().invoke(app, ["models", "--delete", "a/one"], input="y\n")
     assert asked.exit_code == 0
-    assert "Deleted a/one: 2 MB." in asked.stdout
+    assert "Deleted a/one; 2 MB freed." in asked.stdout
     assert "(2 MB)?" in asked.stderr
     assert not folder.exists()
 
