@@ -10,7 +10,7 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ui.chat.markdown import partial_html
@@ -38,7 +38,8 @@ class RunningAnswer:
         store: Where the answer is stored.
         models: Provides the engine.
         model: Key of the model that answers; None for the default.
-        prepare: Returns the conversation and the options, once the engine is loaded.
+        prepare: Returns the conversation, the options, and the turns in the conversation, once the
+            engine is loaded.
         on_answer: Called with the answer when it is complete or stopped.
         download: Whether missing files of the model may be fetched. Stopping the answer then stops
             the download, too.
@@ -53,7 +54,7 @@ class RunningAnswer:
         store: Store,
         models: OwnerModels,
         model: str | None,
-        prepare: Callable[[Engine], tuple[Conversation, GenerationOptions]],
+        prepare: Callable[[Engine], tuple[Conversation, GenerationOptions, Sequence[StoredTurn]]],
         on_answer: Callable[[Answer], None],
         download: bool = False,
     ) -> None:
@@ -136,7 +137,7 @@ class RunningAnswer:
             facts["model"] = choice.label  # the engine's name may be a path
             with self._models.lease(self._model) as engine:
                 facts["context"] = engine.info.context_length
-                conversation, options = self._prepare(engine)
+                conversation, options, turns = self._prepare(engine)
                 if options.temperature is not None:
                     facts["temperature"] = options.temperature
                 for event in engine.stream(conversation, options, self._cancel):
@@ -151,6 +152,8 @@ class RunningAnswer:
                     else:
                         text, final_state = event.text, turn_state(event)
                         facts.update(answer_facts(event))
+                        # Ids, because positions change when a question is deleted.
+                        facts["dropped_turns"] = [turns[n].id for n in event.dropped_turns]
                         if conversation.pictures and is_unknown_picture(choice, event):
                             facts["unknown_picture"] = True
                         self._on_answer(event)

@@ -67,7 +67,12 @@ def _pictures(
         name, facts = store.picture(owner, digest) or ("picture", {})
         with suppress(ImageError):
             data = picture_store.export_bytes(digest)
-            found[digest] = FilePicture(name=name, changes=facts.get("changes", []), data=data)
+            found[digest] = FilePicture(
+                name=name,
+                changes=facts.get("changes", []),
+                region=facts.get("region"),
+                data=data,
+            )
     return found
 
 
@@ -90,7 +95,12 @@ def from_json(store: Store, picture_store: PictureStore, owner: str, data: bytes
     limits = replace(STORED_PICTURE_LIMITS, max_pixels=picture_store.limits.max_pixels)
     # A forged file may name another digest than that of the pixels.
     digests: dict[str, str] = {}
-    for digest, picture in file.pictures.items():
+    # Regions come last, because they name the picture that they are a region of.
+    for digest, picture in sorted(file.pictures.items(), key=lambda item: bool(item[1].region)):
+        facts: dict[str, Any] = {}
+        if region := picture.region:
+            of = digests.get(region.of, region.of)
+            facts["region"] = region.model_dump(mode="json") | {"of": of}
         stored = add_owned_picture(
             store,
             picture_store,
@@ -99,6 +109,7 @@ def from_json(store: Store, picture_store: PictureStore, owner: str, data: bytes
             picture.name,
             limits=limits,
             changes=picture.changes,
+            facts=facts,
         )
         digests[digest] = stored.digest
     conversation = store.create(owner, file.title or make_title(file.turns[0].question, 0))
@@ -109,7 +120,10 @@ def from_json(store: Store, picture_store: PictureStore, owner: str, data: bytes
         parent = ids.get(turn.parent) if turn.parent else None
         shown_pictures = [digests[digest] for digest in turn.pictures if digest in digests]
         new = store.add_turn(owner, conversation, parent, turn.question, shown_pictures)
-        store.finish_turn(new.id, turn.answer, turn.state, turn.facts)
+        answer_facts = dict(turn.facts)
+        if dropped := turn.facts.get("dropped_turns"):
+            answer_facts["dropped_turns"] = [ids.get(before, before) for before in dropped]
+        store.finish_turn(new.id, turn.answer, turn.state, answer_facts)
         if turn.verdict is not None:
             store.set_verdict(owner, conversation, new.id, turn.verdict)
         ids[turn.id] = new.id
@@ -133,7 +147,7 @@ def to_html(store: Store, picture_store: PictureStore, owner: str, conversation:
     for turn in view["turns"]:
         pictures = "".join(
             f'<figure><img src="{_inline(picture_store, p["digest"])}" alt="{escape(p["name"])}">'
-            f"<figcaption>Picture {p['number']} · {escape(p['name'])}</figcaption></figure>"
+            f"<figcaption>Picture {p['number']} · {escape(_picture_name(p))}</figcaption></figure>"
             for p in turn["pictures"]
         )
         facts = turn["facts"]
@@ -174,7 +188,7 @@ def to_markdown(
         parts.append(f"*System prompt: {system}*")
     for turn in view["turns"]:
         for picture in turn["pictures"]:
-            name = f"Picture {picture['number']}: {_one_line(picture['name'])}"
+            name = f"Picture {picture['number']}: {_one_line(_picture_name(picture))}"
             parts.append(f"![{name}]({link(picture['digest'])})" if link else f"*{name}*")
         parts.append("\n".join(f"> {line}".rstrip() for line in turn["question"].splitlines()))
         parts.append(turn["answer"].strip())
@@ -218,6 +232,18 @@ def write_all(store: Store, picture_store: PictureStore, owner: str, file: IO[by
 def file_name(title: str) -> str:
     """Return a title as the name of a file, which may be empty."""
     return re.sub(r"[^\w\- ]+", "", title)[:60].strip()
+
+
+def _picture_name(picture: dict[str, Any]) -> str:
+    """Return the name of a picture; of a region, also where it is in the whole picture."""
+    region = picture.get("region")
+    if not region:
+        return str(picture["name"])
+    left, top, right, bottom = region["box"]
+    return (
+        f"a region of {region['name']} ({right - left} × {bottom - top} pixels,"
+        f" {left} from the left, {top} from the top)"
+    )
 
 
 def _one_line(text: str) -> str:

@@ -38,6 +38,7 @@ from ui.chat.views import (
     conversation_view,
     make_title,
     picture_view,
+    read_turns,
     same_questions,
 )
 from ui.storage.database import Store, StoredTurn
@@ -145,14 +146,17 @@ class ChatService:
             key = str(request.get("model") or "") or settings.model
             settings = replace(settings, model=self.models(owner).find(key).key)
 
-        def prepare(engine: Engine) -> tuple[Conversation, GenerationOptions]:
+        def prepare(
+            engine: Engine,
+        ) -> tuple[Conversation, GenerationOptions, Sequence[StoredTurn]]:
             path = self.store.path_to(owner, conversation, turn.id)
             options = settings.options(engine.info.defaults)
             if number := len(self._earlier_answers(owner, conversation, turn, settings)):
                 chosen = replace(options, temperature=settings.temperature)
                 options = vary(chosen, engine.info.defaults, number)
             system = self.settings(owner, conversation).system
-            return self.build(path, replace(settings, system=system), engine.info), options
+            asked = self.build(path, replace(settings, system=system), engine.info)
+            return asked, options, read_turns(path)
 
         with self._opening:  # two tabs cannot ask in one conversation at the same time
             turn, conversation = self._add_turn(owner, request, settings)

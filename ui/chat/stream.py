@@ -34,7 +34,6 @@ def answer_facts(answer: Answer) -> dict[str, Any]:
         "seconds": round(answer.seconds_to_first_token, 3),
         "speed": round(answer.tokens_per_second, 1),
         "dropped": answer.dropped_messages,
-        "dropped_turns": list(answer.dropped_turns),
     }
     return {k: v for k, v in facts.items() if not isinstance(v, float) or math.isfinite(v)}
 

@@ -144,7 +144,9 @@ def conversation_view(store: Store, owner: str, conversation: str | None) -> dic
             "after": family[place + 1] if place + 1 < len(family) else None,
         }
         shown.append(turn_shown)
-    _mark_left_out(shown, turns)
+    left_out = _left_out(turns)
+    for turn_shown in shown:
+        turn_shown["left_out"] = turn_shown["id"] in left_out
     return {
         "conversation": conversation,
         "title": store.title(owner, conversation),
@@ -219,16 +221,28 @@ def picture_view(digest: str, name: str, facts: dict[str, Any]) -> dict[str, Any
     return {"digest": digest, "name": name, **facts, "changes": changes}
 
 
-def _mark_left_out(shown: list[dict[str, Any]], turns: Sequence[StoredTurn]) -> None:
-    """Mark the turns that were dropped from the prompt of the latest answer."""
-    answered = [turn for turn in turns if turn.answer]
-    facts = answered[-1].facts if answered else {}
-    messages = int(facts.get("dropped", 0))
-    # Up to version 0.2.0 only their number is known; they were the oldest.
-    numbers = facts.get("dropped_turns") or range((messages + 1) // 2)
-    left_out = {answered[number].id for number in numbers if number < len(answered)}
-    for turn_shown in shown:
-        turn_shown["left_out"] = turn_shown["id"] in left_out
+def read_turns(turns: Sequence[StoredTurn]) -> list[StoredTurn]:
+    """Return the turns that become messages in `build_conversation`, in their order."""
+    return [turn for turn in turns if turn.answer or turn is turns[-1]]
+
+
+def _latest_prompt(turns: Sequence[StoredTurn]) -> int | None:
+    """Return the position of the latest turn whose prompt was counted; None if there is none."""
+    found = (k for k in reversed(range(len(turns))) if "prompt_tokens" in turns[k].facts)
+    return next(found, None)
+
+
+def _left_out(turns: Sequence[StoredTurn]) -> set[str]:
+    """Return the ids of the turns that were left out of the latest prompt and still exist."""
+    number = _latest_prompt(turns)
+    if number is None:
+        return set()
+    facts = turns[number].facts
+    # Up to version 0.2.0 positions were stored, and before that only their number: the oldest.
+    dropped = facts.get("dropped_turns") or range((int(facts.get("dropped", 0)) + 1) // 2)
+    read = [turn.id for turn in read_turns(turns[: number + 1])]
+    positions = dict(enumerate(read))
+    return {positions.get(turn, turn) for turn in dropped} & set(read)
 
 
 def _context_usage(turns: Sequence[StoredTurn]) -> dict[str, Any] | None:
@@ -237,15 +251,13 @@ def _context_usage(turns: Sequence[StoredTurn]) -> dict[str, Any] | None:
     `level` is "ok", "soon" if few more questions fit, or "full" if turns are left out already.
     Unless it is "ok", `text` says so and `pictures` are those that a new chat would start with.
     """
-    number = next(
-        (k for k in reversed(range(len(turns))) if "prompt_tokens" in turns[k].facts), None
-    )
+    number = _latest_prompt(turns)
     if number is None or not turns[number].facts.get("context"):
         return None
     facts = turns[number].facts
     limit, image = facts["context"], facts.get("image_tokens", 0)
     used = facts["prompt_tokens"] + facts.get("new_tokens", 0)
-    left_out = facts.get("dropped", 0) // 2
+    left_out = len(_left_out(turns))
     typical = max(_SHORT_TURN, (used - image) // max(1, number + 1 - left_out))
     room = limit - used - min(GenerationOptions.max_new_tokens, limit // 8)
     more = max(0, room // typical)

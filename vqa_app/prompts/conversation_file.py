@@ -19,6 +19,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    model_validator,
 )
 
 from vqa_app.errors import DataError, ImageError
@@ -35,13 +36,15 @@ Verdict: TypeAlias = Literal["right", "wrong"]
 _FINAL_STATES = ("answered", "stopped", "failed")
 _FACTS: dict[str, type] = {
     "style": str, "model": str, "finish": str, "error": str, "confidence": float, "gain": float,
-    "prompt_tokens": int, "new_tokens": int, "image_tokens": int, "context": int, "dropped": int,
-    "calibrated": bool, "temperature": float, "dropped_turns": list, "correction": str,
+    "prompt_tokens": int, "new_tokens": int, "image_tokens": int, "cached_tokens": int,
+    "context": int, "dropped": int, "calibrated": bool, "temperature": float, "seconds": float,
+    "speed": float, "unknown_picture": bool, "dropped_turns": list, "correction": str,
 }  # fmt: skip
 _LONGEST_FACT = {"error": 1000, "correction": 4001}
 """Characters of a fact; 200 if it is not listed."""
 _LONGEST_SYSTEM = 4000
 _LARGEST_FACT = 1e9
+_LONGEST_ID = 200
 _MAX_CHANGES = 10
 
 
@@ -75,7 +78,7 @@ def _is_fact(name: str, value: object) -> bool:
         return (
             isinstance(value, list)
             and len(value) <= MAX_TURNS
-            and all(type(item) is int and 0 <= item < MAX_TURNS for item in value)
+            and all(_is_turn(item) for item in value)
         )
     if kind is bool:
         return isinstance(value, bool)
@@ -86,6 +89,13 @@ def _is_fact(name: str, value: object) -> bool:
         and not isinstance(value, bool)
         and -_LARGEST_FACT < value < _LARGEST_FACT
     )
+
+
+def _is_turn(value: object) -> bool:
+    """Return whether a value is the id of a turn, or its position as in files of version 0.2.0."""
+    if isinstance(value, str):
+        return len(value) <= _LONGEST_ID
+    return type(value) is int and 0 <= value < MAX_TURNS
 
 
 def _known_changes(value: object) -> list[str]:
@@ -114,7 +124,7 @@ _Text: TypeAlias = Annotated[str, AfterValidator(_checked)]
 class FileTurn(BaseModel):
     """A question with its answer."""
 
-    id: Annotated[_Text, Field(max_length=200)]
+    id: Annotated[_Text, Field(max_length=_LONGEST_ID)]
     parent: Annotated[str | None, BeforeValidator(lambda value: str(value) if value else None)] = (
         None
     )
@@ -137,12 +147,45 @@ class FileTurn(BaseModel):
     """The model, the confidence, token counts and the like."""
 
 
+_Pixels: TypeAlias = Annotated[int, Field(ge=0, le=10**6)]
+
+
+class FileRegion(BaseModel):
+    """Which region of another picture a picture is."""
+
+    of: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """Digest of the whole picture, which the file may lack."""
+    name: Annotated[str, BeforeValidator(_line)]
+    """Name of the whole picture."""
+    box: tuple[_Pixels, _Pixels, _Pixels, _Pixels]
+    """Left, top, right, bottom."""
+    whole: tuple[Annotated[_Pixels, Field(gt=0)], Annotated[_Pixels, Field(gt=0)]]
+    """Width and height of the whole picture."""
+
+    @model_validator(mode="after")
+    def _check_box(self) -> FileRegion:
+        left, top, right, bottom = self.box
+        if not (left < right <= self.whole[0] and top < bottom <= self.whole[1]):
+            raise ValueError("The region is not within the picture.")
+        return self
+
+
+def _known_region(value: object) -> FileRegion | None:
+    """Return a region, or None if it is not plausible; older files have none."""
+    try:
+        return FileRegion.model_validate(value)
+    except ValidationError:
+        return None
+
+
 class FilePicture(BaseModel):
     """A picture as an image file."""
 
     name: Annotated[str, BeforeValidator(_line)]
     changes: Annotated[list[str], BeforeValidator(_known_changes)] = []
     """Descriptions of what normalisation changed."""
+    region: Annotated[FileRegion | None, BeforeValidator(_known_region)] = None
+    """What it is a region of, if it is one."""
     data: Annotated[
         bytes,
         BeforeValidator(_decoded),

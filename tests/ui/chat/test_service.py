@@ -24,6 +24,7 @@ from ui.chat.export import from_json, to_json, to_markdown
 from ui.chat.export import to_html as to_html_page
 from ui.chat.markdown import to_html
 from ui.chat.model_picker import pick_model
+from ui.chat.picture_edits import edit_picture
 from ui.chat.requests import STORAGE_FAILED, user_message
 from ui.chat.views import image_gain_level
 from ui.chat.warmup import Warmup
@@ -376,6 +377,39 @@ def test_a_chats_own_system_prompt_is_exported(make_harness):
     assert "*System prompt: In <b>verse</b>.*" in to_markdown(harness.store, "ann", chat)
     forged = document.replace(b'"In <b>verse</b>."', b"[7]")
     assert harness.store.system_prompt("bob", from_json(*stores, "bob", forged)) is None
+
+
+def test_an_exported_region_says_so_and_where_it_is(make_harness):
+    harness = make_harness()
+    stores = (harness.store, harness.picture_store)
+    whole = harness.picture(name="a_room.png")
+    region = edit_picture(harness.service, "ann", whole, {"region": [8, 4, 32, 20]})
+    _, view = harness.ask("What is there?", pictures=[whole, region["digest"]])
+    chat = view["conversation"]
+    document = to_json(*stores, "ann", chat).encode()
+    back = harness.service.view("bob", from_json(*stores, "bob", document))
+    assert back["turns"][0]["pictures"][1] == view["turns"][0]["pictures"][1]
+    assert back["turns"][0]["pictures"][1]["region"]["of"] == whole
+    words = "a region of a_room.png (24 × 16 pixels, 8 from the left, 4 from the top)"
+    assert f"<figcaption>Picture 2 · {words}</figcaption>" in to_html_page(*stores, "ann", chat)
+    assert f"Picture 2: {words}" in to_markdown(harness.store, "ann", chat)
+
+
+def test_an_imported_answer_has_all_facts_of_the_exported_one(make_harness):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    chat = harness.ask("One?", pictures=[harness.picture()])[1]["conversation"]
+    engine.dropped, engine.dropped_turns, engine.calibrated = 2, (0,), True
+    _, view = harness.ask("Two?", conversation=chat)
+    given = {"correction": "Right.", "gain": 1.5, "unknown_picture": True}
+    harness.store.add_facts("ann", chat, view["turns"][1]["id"], given)
+    stores = (harness.store, harness.picture_store)
+    back = from_json(*stores, "ann", to_json(*stores, "ann", chat).encode())
+    before, after = (harness.store.path("ann", one) for one in (chat, back))
+    assert set(before[1].facts) >= {"dropped_turns", "cached_tokens", "seconds", *given}
+    for old, new in zip(before, after, strict=True):
+        assert new.facts | {"dropped_turns": []} == old.facts | {"dropped_turns": []}
+    assert after[1].facts["dropped_turns"] == [after[0].id]
 
 
 @pytest.mark.parametrize("system", [7, ["x"], "x" * 4001])
@@ -808,16 +842,17 @@ def test_a_refused_request_leaves_no_empty_chat(make_harness):
     assert harness.store.conversations("ann") == []
 
 
-def test_turns_dropped_from_the_prompt_are_marked(make_harness):
+@pytest.mark.parametrize("facts", [{"dropped": 2}, {"dropped": 2, "dropped_turns": [0]}])
+def test_turns_left_out_of_answers_of_earlier_versions_are_marked(make_harness, facts):
     harness = make_harness()
     _, view = harness.ask("One?")
     chat = view["conversation"]
     _, view = harness.ask("Two?", conversation=chat)
-    harness.store.add_facts("ann", chat, view["turns"][1]["id"], {"dropped": 2})
+    harness.store.add_facts("ann", chat, view["turns"][1]["id"], {"dropped_turns": [], **facts})
     assert [t["left_out"] for t in harness.service.view("ann", chat)["turns"]] == [True, False]
 
 
-def test_the_turns_that_were_left_out_are_marked_by_their_numbers(make_harness):
+def test_the_turns_that_were_left_out_are_marked(make_harness):
     engine = FakeEngine()
     harness = make_harness(engine)
     _, view = harness.ask("One?")
@@ -834,6 +869,26 @@ def test_the_turns_that_were_left_out_are_marked_by_their_numbers(make_harness):
     )
     turns = harness.service.view("ann", back)["turns"]
     assert [turn["left_out"] for turn in turns] == [False, True, False]
+
+
+@pytest.mark.parametrize("deleted", range(4))
+def test_the_same_questions_stay_marked_as_left_out_when_another_is_deleted(make_harness, deleted):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    chat = None
+    for question in ("One?", "Two?", "Three?"):
+        chat = harness.ask(question, conversation=chat)[1]["conversation"]
+    engine.dropped, engine.dropped_turns = 4, (0, 2)
+    _, view = harness.ask("Four?", conversation=chat)
+    request = {"do": "delete-turn", "conversation": chat, "turn": view["turns"][deleted]["id"]}
+    view = handle_action(harness.service, "ann", request)["view"]
+    left_out = [turn["question"] for turn in view["turns"] if turn["left_out"]]
+    # Without "Four?", the latest answer is that to "Three?", which left nothing out.
+    expected = [["Three?"], ["One?", "Three?"], ["One?"], []][deleted]
+    assert left_out == expected
+    text = view["meter"]["text"]
+    assert (view["meter"]["level"] == "full") == bool(expected)
+    assert not expected or f"no longer reads {len(expected)} earlier" in in_english(text)
 
 
 def test_the_page_warns_before_the_model_leaves_questions_out(make_harness):

@@ -126,6 +126,35 @@ def test_a_damaged_picture_is_rejected(entry: Any) -> None:
         read(forged)
 
 
+REGION = {"of": "0" * 64, "name": "room.png", "box": [2, 1, 6, 5], "whole": [6, 5]}
+
+
+def test_the_region_of_a_picture_is_read_as_written() -> None:
+    found = document()
+    found["pictures"][picture(0).digest]["region"] = REGION
+    written = json.loads(read(json.loads(read(found).to_json())).to_json())
+    assert written["pictures"][picture(0).digest]["region"] == REGION
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"of": "../../secret"},
+        {"of": 5},
+        {"box": [2, 1, 7, 5]},
+        {"box": [-1, 1, 6, 5]},
+        {"box": [6, 1, 2, 5]},
+        {"box": [2, 1, 6]},
+        {"whole": [0, 0]},
+        {"whole": None},
+    ],
+)
+def test_an_implausible_region_is_dropped(changes: dict[str, Any]) -> None:
+    found = document()
+    found["pictures"][picture(0).digest]["region"] = REGION | changes
+    assert read(found).pictures[picture(0).digest].region is None
+
+
 def test_unknown_values_are_dropped() -> None:
     forged = document()
     forged["pictures"]["unused"] = None
