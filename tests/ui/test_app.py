@@ -128,7 +128,7 @@ def test_taught_rows_can_be_exported_and_imported(server, person, other):
     assert other.post("/vqa/taught", content=file.content).json() == {"count": 1, "problems": []}
     assert [row.answer for row in taught_rows.rows(owner_of(server, other))] == ["a cat"]
     answer = other.post("/vqa/datasets?name=cats.zip", content=file.content)
-    assert answer.json() == {"done": True, "replaced": False}
+    assert answer.json() == {"done": True, "replaced": False, "unshared": False}
     assert other.post("/vqa/taught", content=b"no zip").status_code == 400
 
 

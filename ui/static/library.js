@@ -20,6 +20,7 @@
     if (now !== known && $("vqa").dataset.view === "train") list();
     known = now;
   });
+  vqa.on("uploaded", list); // may have replaced a data set of the same name
   // The list shows what the server has, whatever was ticked. If reading it fails, too, that is all.
   vqa.on("error", (_, { channel }) => {
     if (channel !== "library" || !changed) return;

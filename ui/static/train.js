@@ -112,8 +112,11 @@
     file.addEventListener("change", async () => {
       const [chosen] = file.files;
       const found = chosen && (await vqa.upload(`vqa/datasets?name=${encodeURIComponent(chosen.name)}`, chosen));
-      if (found) refresh();
-      if (found?.replaced) vqa.toast(t("train.replaced"));
+      if (found) {
+        refresh();
+        vqa.emit("uploaded", found);
+      }
+      if (found?.replaced) vqa.toast(t(found.unshared ? "train.replacedShared" : "train.replaced"));
       file.value = "";
     });
     const chosen = () => [...$("train-form").querySelectorAll("[name=source]:checked")].map((box) => box.value);

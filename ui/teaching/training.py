@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,16 @@ MAX_OPENED = 2000
 """Number of pictures that the check opens, because a person waits for it; training opens all."""
 MAX_EPOCHS = 200
 _REQUEST_FIELDS = ("sources", "stage", "epochs", "lr", "rehearse", "skip")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What became of an uploaded data set."""
+
+    replaced: bool
+    """Whether it replaced a data set of the same name."""
+    unshared: bool
+    """Whether that one was shared with everybody; the new one is private."""
 
 
 class TrainingService:
@@ -120,16 +131,16 @@ class TrainingService:
             raise UsageError("No data set is selected.", "Select at least one.")
         return paths
 
-    def upload(self, owner: str, data: bytes, file_name: str) -> bool:
+    def upload(self, owner: str, data: bytes, file_name: str) -> Upload:
         """Store an uploaded data set: a zip, table or JSON file.
+
+        One of the same name is replaced. If that was shared, the new one is not: its owner shared
+        the old content, and nobody has decided yet who may see the new one.
 
         Args:
             owner: Whose data set it becomes.
             data: Content of the file.
             file_name: Name of the file; the data set is named after it.
-
-        Returns:
-            Whether it replaced a data set of the same name.
 
         Raises:
             DataError: It has no usable row, or names pictures outside the upload.
@@ -147,10 +158,13 @@ class TrainingService:
             with self.changing:  # so that no training starts meanwhile
                 if replaced := folder.exists():
                     self.check_data_not_in_use(folder)
+                key, store = f"{folder.parent.name}/{name}", self.service.store
+                shared = store.possession("data", key)
+                store.remove_possession("data", key)  # before the new content is there
                 replace_directory(new, folder)
         finally:
             shutil.rmtree(new, ignore_errors=True)  # if it was refused
-        return replaced
+        return Upload(replaced, unshared=shared is not None and shared.shared)
 
     def check_data_not_in_use(self, folder: Path) -> None:
         """Raise UsageError if the current run reads a data set; hold `changing` meanwhile."""

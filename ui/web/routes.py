@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -233,7 +234,7 @@ def data_routes(
     @router.post("/vqa/datasets")
     async def import_data(request: Request, name: str = "data set") -> Response:
         def store(owner: str, data: bytes) -> dict[str, Any]:
-            return {"done": True, "replaced": training.upload(owner, data, name)}
+            return {"done": True, **asdict(training.upload(owner, data, name))}
 
         return await _store_file(request, store)
 

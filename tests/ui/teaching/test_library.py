@@ -22,9 +22,9 @@ from ui.storage.database import Store
 from ui.teaching import before_after
 from ui.teaching.library import Library
 from ui.teaching.taught_rows import TaughtRowStore
-from ui.teaching.training import TrainingService
+from ui.teaching.training import TrainingService, Upload
 from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
-from vqa_app.errors import ModelError, UsageError, VqaError
+from vqa_app.errors import DataError, ModelError, UsageError, VqaError
 from vqa_app.serving.engine_pool import EnginePool
 from vqa_app.serving.model_choices import BUILTIN, available_choices
 
@@ -300,6 +300,22 @@ def test_a_data_set_is_shared_renamed_and_deleted(server):
     for key in (theirs["key"], f"others:{data['name']}", "others:../taught", "others:."):
         with pytest.raises(UsageError, match="no such data set"):
             server.training.check("bob", {"sources": [key]})
+
+
+def test_a_data_set_that_replaces_a_shared_one_is_private(server):
+    assert server.training.upload("ann", ROWS, "mine.csv") == Upload(False, unshared=False)
+    assert server.training.upload("ann", ROWS, "mine.csv") == Upload(True, unshared=False)
+    (data,) = server.ask(do="list")["data"]
+    server.ask(do="share", kind="data", name=data["name"], shared=True)
+    with pytest.raises(DataError):
+        server.training.upload("ann", b"image,question,answer\n", "mine.csv")
+    assert len(server.training.sources("bob")) == 2, "a refused file changes nothing"
+    assert server.training.upload("ann", ROWS, "mine.csv") == Upload(True, unshared=True)
+    assert server.training.sources("bob")[1:] == []
+    (data,) = server.ask(do="list")["data"]
+    assert (data["label"], data["shared"]) == ("mine", False)
+    server.ask(do="share", kind="data", name=data["name"], shared=True)
+    assert len(server.training.sources("bob")) == 2, "expected the new one to be shared on demand"
 
 
 def test_runs_of_earlier_versions_stay_in_everybodys_list(tmp_path, monkeypatch):
