@@ -171,7 +171,7 @@
       const title = box.value.trim();
       if (keep && title && title !== row.title) {
         // Only the list is redrawn; the open conversation stays.
-        vqa.send("act", { do: "rename", conversation: row.id, title, shown: shownChat() });
+        sendChange({ do: "rename", conversation: row.id, title, shown: shownChat() });
         const old = vqa.state.list.find((one) => one.id === row.id);
         if (old) old.title = title;
       }
@@ -236,13 +236,24 @@
   function remove(rows) {
     const chats = rows.map((row) => row.id);
     const shown = chats.includes(shownChat()) ? shownChat() : null;
-    vqa.send("act", { do: "delete", conversations: chats, shown: shownChat() });
+    const sent = sendChange({ do: "delete", conversations: chats, shown: shownChat() });
     vqa.state.list = vqa.state.list.filter((row) => !chats.includes(row.id));
     drawList();
-    offerUndo(chats, shown);
+    const withdraw = offerUndo(chats, shown);
+    sent.then((accepted) => accepted || withdraw());
   }
 
-  /** Offers to undo a deletion until the server removes the chats; an earlier offer ends. */
+  /** Sends a change that the list shows before the reply; a refused one is taken out of the list again. */
+  async function sendChange(request) {
+    const accepted = await vqa.send("act", request);
+    if (!accepted) vqa.send("act", { do: "refresh", conversation: shownChat() });
+    return accepted;
+  }
+
+  /**
+   * Offers to undo a deletion until the server removes the chats; an earlier offer ends.
+   * Returns a function that withdraws the offer.
+   */
   function offerUndo(chats, shown) {
     clearTimeout(undoTimer);
     const end = () => ($("undo").hidden = true);
@@ -259,6 +270,11 @@
     $("undo").hidden = false;
     undo.focus();
     undoTimer = setTimeout(end, 1000 * undoSeconds);
+    return () => {
+      if (!undo.isConnected || $("undo").hidden) return; // a later deletion has its own offer
+      clearTimeout(undoTimer);
+      end();
+    };
   }
 
   vqa.setups.push(() => {

@@ -4,11 +4,12 @@
   const handlers = {}; // update key -> functions
   const vqa = (window.vqa = {
     state: { view: null, opening: null, list: [], models: null, settings: {}, asking: null },
-    /** Sends a request to the server; its updates arrive at the handlers. */
+    /** Sends a request to the server; its updates arrive at the handlers. Resolves to whether it was accepted. */
     send(name, request) {
       const call = () => exchange(name, request);
-      if (queues[name]) queues[name] = queues[name].then(call, call); // also after a failure
-      else call();
+      const accepted = queues[name] ? queues[name].then(call, call) : call(); // also after a failure
+      if (queues[name]) queues[name] = accepted;
+      return accepted;
     },
     /** Registers a handler for one kind of update. */
     on(key, handler) {
@@ -42,18 +43,23 @@
     const headers = { "content-type": "application/json" };
     const answer = await within(fetch(`vqa/requests/${name}`, { method: "POST", body, headers, signal: abort.signal }));
     const reader = answer?.ok && answer.body.pipeThrough(new TextDecoderStream()).getReader();
-    let [rest, part] = ["", null];
+    let [rest, part, accepted] = ["", null, true];
     while (reader && (part = await within(reader.read())) && !part.done) {
       const lines = (rest + part.value).split("\n");
       rest = lines.pop();
-      for (const line of lines) if (line) receive(JSON.parse(line), name);
+      for (const line of lines.filter(Boolean)) {
+        const update = JSON.parse(line);
+        if (update.error) accepted = false;
+        receive(update, name);
+      }
     }
     clearTimeout(timer);
-    if (part?.done) return;
+    if (part?.done) return accepted;
     const refusal = answer && !answer.ok && (await answer.json().catch(() => null));
     if (refusal?.error) receive(refusal, name);
     else if (answer && !answer.ok && answer.status < 502) vqa.emit("error", vqa.t("page.serverSilent"), { channel: name });
     else reportUnreachable(name);
+    return false;
   }
 
   let leaving = false; // the browser cancels requests when the page is left

@@ -37,10 +37,14 @@
       box.focus();
     };
     const library = el("div.library");
-    const keep = (prompts) => {
+    const show = (prompts) => {
       vqa.state.settings.prompts = prompts;
-      vqa.send("act", { do: "settings", prompts });
       vqa.redraw(library, drawLibrary);
+    };
+    const keep = async (prompts) => {
+      const before = vqa.state.settings.prompts;
+      show(prompts);
+      if (!(await vqa.send("act", { do: "settings", prompts }))) show(before);
     };
     const choice = (prompt, ...more) => el("li", {}, el("button.chip", { title: prompt, onclick: () => use(prompt) }, el("span", { dir: "auto" }, prompt)), ...more);
     function drawLibrary() {

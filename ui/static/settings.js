@@ -21,7 +21,10 @@
     form.querySelector("select, input, textarea").focus();
   }
 
-  const save = (change) => vqa.send("act", { do: "settings", ...change });
+  /** Stores a change; where it is refused, the form shows again what is stored. */
+  async function save(change) {
+    if (!(await vqa.send("act", { do: "settings", ...change })) && form) vqa.redraw($("settings"), draw);
+  }
 
   function number(name, label, hint, { min, max, step, whole }) {
     const { settings } = vqa.state;

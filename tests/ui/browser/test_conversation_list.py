@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.ui.browser.conftest import expect
+from ui.storage.database import Store
+from vqa_app.errors import UsageError
 
 
 def test_conversations_are_searched_renamed_and_deleted(visit):
@@ -53,6 +57,64 @@ def test_deletion_of_a_question_needs_confirmation(visit):
     press("Enter")
     expect(visitor.questions).to_have_count(0)
     expect(page.locator("#question")).to_be_focused()
+
+
+@pytest.fixture
+def refuse(monkeypatch):
+    """Return a function that makes the server refuse what a method of the store does."""
+
+    def replace(method: str) -> None:
+        def refused(*_: object, **__: object) -> None:
+            raise UsageError("Not today.", "Try tomorrow.")
+
+        monkeypatch.setattr(Store, method, refused)
+
+    return replace
+
+
+def test_a_chat_that_the_server_does_not_delete_comes_back_with_the_reason(visit, refuse):
+    visitor = visit()
+    page, press = visitor.page, visitor.page.keyboard.press
+    visitor.ask("Keep me?")
+    titles = page.locator("#list .title")
+    refuse("mark_deleted")
+    page.get_by_label("More for Keep me?").click()
+    press("End")
+    press("Enter")
+    expect(page.locator(".toast.error")).to_contain_text("Not today. Try tomorrow.")
+    expect(titles).to_have_text(["Keep me?"])
+    expect(page.locator("#undo")).to_be_hidden()
+    expect(visitor.questions).to_have_text(["Keep me?"])
+    expect(page.locator("#question")).to_be_focused()
+
+
+def test_a_refused_name_of_a_chat_is_taken_back(visit, refuse):
+    visitor = visit()
+    page = visitor.page
+    visitor.ask("About cats?")
+    refuse("rename")
+    page.get_by_label("More for About cats?").click()
+    page.click("[role=menuitem]:has-text('Rename')")
+    page.fill("#list li input", "Puppies")
+    page.press("#list li input", "Enter")
+    expect(page.locator(".toast.error")).to_contain_text("Not today.")
+    expect(page.locator("#list .title")).to_have_text(["About cats?"])
+
+
+def test_refused_settings_and_prompts_are_taken_back(visit, refuse):
+    page = visit().page
+    refuse("save_settings")
+    page.click("[data-do=settings]")
+    page.select_option("#set-style", "short")
+    expect(page.locator(".toast.error")).to_contain_text("Not today.")
+    expect(page.locator("#set-style")).to_have_value("sentence")
+    page.keyboard.press("Escape")
+    page.click("#instructions")
+    page.fill("#sheet textarea", "In verse.")
+    kept = page.locator("#sheet .library li", has_text="In verse.")
+    page.get_by_role("button", name="Add to my prompts").click()
+    expect(page.locator("#sheet .toast.error")).to_contain_text("Not today.")
+    expect(kept).to_have_count(0)
 
 
 def test_deleted_chat_can_be_restored_for_a_while(visit):
