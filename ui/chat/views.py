@@ -241,8 +241,7 @@ def _left_out(turns: Sequence[StoredTurn]) -> set[str]:
     # Up to version 0.2.0 positions were stored, and before that only their number: the oldest.
     dropped = facts.get("dropped_turns") or range((int(facts.get("dropped", 0)) + 1) // 2)
     read = [turn.id for turn in read_turns(turns[: number + 1])]
-    positions = dict(enumerate(read))
-    return {positions.get(turn, turn) for turn in dropped} & set(read)
+    return {turn for place, turn in enumerate(read) if turn in dropped or place in dropped}
 
 
 def _context_usage(turns: Sequence[StoredTurn]) -> dict[str, Any] | None:
