@@ -9,14 +9,13 @@ import random
 import secrets
 import sqlite3
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from PIL import Image
 
 from ui.chat.requests import log_error
 from ui.texts import entry
-from vqa_app.checkpoints.manifest import read_manifest
+from vqa_app.checkpoints.manifest import origin
 from vqa_app.checkpoints.source import BUILTIN
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.files import is_disk_error
@@ -60,12 +59,10 @@ def knowledge(choice: ModelChoice) -> Knowledge:
     """Return what a model knows, as far as the first screen is concerned."""
     if choice.source == BUILTIN:
         return "trained" if choice.adapter else "drawings"
-    folder = Path(choice.source)
     try:
-        manifest = read_manifest(folder) if folder.is_dir() else None
-    except ModelError:
+        return "trained" if origin(choice.source) == BUILTIN else "general"
+    except (ModelError, OSError):
         return "general"
-    return "trained" if manifest is not None and manifest.base.name == BUILTIN else "general"
 
 
 def first_screen(service: ChatService, owner: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ui.chat.examples import first_screen
+from ui.chat.examples import first_screen, knowledge
 from ui.chat.model_downloads import requested_model
 from ui.texts import find_texts
 from vqa_app.errors import ModelError, VqaError
@@ -82,6 +82,8 @@ def _models(service: ChatService, owner: str, status: ModelStatus) -> dict[str, 
         "share": status.share,
         "before": previous,
         "any": service.allow_any_model,
+        # The built-in model knows no other language, nor do models that were trained from it.
+        "only_english": knowledge(status.choice) != "general",
         "attention": engine.info.attention_maps if engine else None,
         "choices": [
             {

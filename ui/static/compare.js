@@ -52,6 +52,7 @@
       drawModels(true);
       list.lastChild.querySelector("select").focus();
     } }, icon("plus"), t("compare.addModel"));
+    const more = el("div.actions", {}, add);
     const list = el("div.columns");
     const select = (chosen, place) => {
       const node = el("select", { "aria-label": t("compare.modelNumber", { number: place + 1 }) },
@@ -80,45 +81,21 @@
     function drawModels(changed) {
       if (changed) picks = [...current];
       list.replaceChildren(...current.map(select));
-      add.hidden = current.length >= Math.min(MAX_MODELS, choices.length);
+      more.hidden = current.length >= Math.min(MAX_MODELS, choices.length);
       showHint();
     }
     drawModels(false);
-    const file = el("input", { type: "file", accept: "image/*", multiple: true, hidden: true, "aria-label": t("compare.file") });
-    const place = el("div.compare-pictures");
-    const show = () => place.replaceChildren(...pictures.map((picture, position) =>
-      el("span.compare-picture", {}, vqa.thumb({ ...picture, number: position + 1 }),
-        el("button.icon.remove", { type: "button", "aria-label": t("composer.remove", { number: position + 1 }),
-          onclick: () => {
-            pictures = pictures.filter((one) => one !== picture);
-            show();
-            question.focus();
-          } }, icon("x")))));
-    vqa.comparePictures = async (files) => {
-      for (const chosen of files) {
-        if (pictures.length >= MAX_PICTURES) return vqa.toast(t("composer.tooMany", { count: MAX_PICTURES }), "error");
-        const name = encodeURIComponent(chosen.name || t("composer.pasted"));
-        const found = await vqa.upload(`vqa/pictures?name=${name}`, chosen);
-        if (!found || pictures.some((one) => one.digest === found.digest)) continue;
-        pictures.push(found);
-        show();
-      }
-    };
+    const file = el("input", { type: "file", accept: $("files").accept, multiple: true, hidden: true, "aria-label": t("compare.file") });
     file.addEventListener("change", async () => {
       await vqa.comparePictures([...file.files]);
       file.value = "";
     });
-    vqa.compareScene = (scene) => {
-      pictures = [scene.picture];
-      question.value = scene.question;
-      show();
-    };
     $("compare-form").replaceChildren(
-      list, el("div.actions", {}, add), hint,
+      list, more, hint,
       el("div.actions", {},
         el("button.chip", { type: "button", onclick: () => file.click() }, t("compare.choose")),
         el("button.chip", { type: "button", onclick: () => vqa.send("act", { do: "scene" }) }, t("compare.scene")),
-        place, file),
+        shown, file),
       el("div.actions.line", {}, question, el("button.primary", { type: "submit" }, t("compare.ask")),
         el("button.chip.stop", { type: "button", hidden: true, onclick: () => vqa.send("act", { do: "stop-comparing" }) }, t("page.stop"))));
     $("compare-form").onsubmit = (event) => {
@@ -138,6 +115,34 @@
     busy(running);
     show();
   }
+
+  const shown = el("div.compare-pictures");
+  const show = () => shown.replaceChildren(...pictures.map((picture, position) =>
+    el("span.compare-picture", {}, vqa.thumb({ ...picture, number: position + 1 }),
+      el("button.icon.remove", { type: "button", "aria-label": t("composer.remove", { number: position + 1 }),
+        onclick: () => {
+          pictures = pictures.filter((one) => one !== picture);
+          show();
+          question.focus();
+        } }, icon("x")))));
+  vqa.comparePictures = async (files) => {
+    const room = () => MAX_PICTURES - pictures.length;
+    for (const file of files) {
+      if (room() <= 0) return vqa.toast(t("composer.tooMany", { count: MAX_PICTURES }), "error");
+      const pages = (await vqa.isPdf(file)) ? await vqa.choosePages(file, room()) : [null];
+      for (const page of pages) {
+        const added = await vqa.uploadPicture(file, page);
+        if (!added || pictures.some((one) => one.digest === added.digest)) continue;
+        pictures.push(added);
+        show();
+      }
+    }
+  };
+  vqa.compareScene = (scene) => {
+    pictures = [scene.picture];
+    question.value = scene.question;
+    show();
+  };
 
   function busy(now) {
     running = now;

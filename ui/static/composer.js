@@ -33,9 +33,7 @@
     drawTray();
     for (const entry of uploads) {
       if (!listWith(entry)) continue; // removed meanwhile
-      const page = entry.page ? `&page=${entry.page}` : "";
-      const url = `vqa/pictures?name=${encodeURIComponent(entry.name)}${page}`;
-      const uploaded = await vqa.upload(url, entry.file, entry.abort.signal);
+      const uploaded = await vqa.uploadPicture(entry.file, entry.page, entry.abort.signal);
       finishUpload(entry, uploaded);
       if (uploaded) warm();
     }
@@ -179,7 +177,7 @@
   /** Writes the line below the composer. */
   vqa.drawFine = () => {
     const { training, models } = vqa.state;
-    const english = !vqa.language.isEnglish && models?.picked === "builtin";
+    const english = !vqa.language.isEnglish && models?.only_english;
     const key = training === "own" ? "train.slower" : training ? "train.slowerOther" : english ? "composer.fineEnglish" : null;
     const words = [key && t(key), estimate && vqa.message(estimate.text)].filter(Boolean);
     $("fine").textContent = words.join(" ") || t("composer.fine");

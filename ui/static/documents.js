@@ -6,6 +6,12 @@
   /** Returns whether a file is a PDF, by its content. */
   vqa.isPdf = async (file) => (await file.slice(0, 1024).text().catch(() => "")).includes("%PDF-");
 
+  /** Uploads a picture, or a page of a PDF; see `vqa.upload`. */
+  vqa.uploadPicture = (file, page, signal) => {
+    const name = encodeURIComponent(file.name || t("composer.pasted"));
+    return vqa.upload(`vqa/pictures?name=${name}${page ? `&page=${page}` : ""}`, file, signal);
+  };
+
   /** Asks which pages of a PDF to add; returns their numbers, none if the person cancels. */
   vqa.choosePages = async (file, most) => {
     const load = (first) => vqa.upload(`vqa/pdf-pages?name=${encodeURIComponent(file.name)}&first=${first}`, file);

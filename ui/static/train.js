@@ -221,7 +221,8 @@
 
   /** Says what trains, and how far it is. */
   function describe(job, running) {
-    const stage = STAGES.find(([value]) => value === job.stage)?.[1] || job.stage;
+    // The server trains models in 4 or 8 bits with QLoRA in place of LoRA.
+    const stage = job.stage === "qlora" ? t("train.qlora") : STAGES.find(([value]) => value === job.stage)[1];
     if (!running) return t("train.stageOn", { stage, model: job.base });
     const parts = [
       `${t(PHASES[job.phase] || job.phase)} ${job.of ? t("train.progressOf", job) : ""}`.trim(),

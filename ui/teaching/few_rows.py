@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ui.teaching import rehearsal
-from vqa_app.checkpoints.manifest import read_manifest
+from vqa_app.checkpoints.manifest import origin
+from vqa_app.checkpoints.source import BUILTIN
 from vqa_app.errors import DataError, ModelError
 from vqa_app.serving.engine_pool import ModelChoice
 
@@ -55,18 +56,10 @@ class TrainingChoices:
 
 def descends_from_builtin(choice: ModelChoice) -> bool:
     """Return whether a model is the built-in one or was trained from it."""
-    source = choice.source
-    for _ in range(100):
-        if source == "builtin":
-            return choice.adapter is None
-        try:
-            manifest = read_manifest(Path(source))
-        except (ModelError, OSError):
-            return False
-        if manifest is None:
-            return False
-        source = manifest.base.name
-    return False
+    try:
+        return choice.adapter is None and origin(choice.source) == BUILTIN
+    except (ModelError, OSError):
+        return False
 
 
 def config_overrides(

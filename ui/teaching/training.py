@@ -492,11 +492,11 @@ def _stage_for(requested: str, quantized: str | None) -> Stage:
         raise UsageError("This stage does not exist.", f"Stages are {', '.join(STAGES)}.")
     if quantized is None or stage == "qlora":
         return stage
-    if (quantized, stage) == ("4bit", "lora"):
+    if stage == "lora":
         return "qlora"
     raise UsageError(
-        f"This model is loaded in {quantized[0]} bits, which stage {stage} cannot train.",
-        "Choose qlora, which trains it in 4 bits.",
+        f"This model is loaded in {quantized[0]} bits, in which only LoRA can be trained.",
+        "Choose LoRA and projector.",
     )
 
 

@@ -114,6 +114,24 @@ def read_manifest(directory: Path) -> Manifest | None:
     return manifest
 
 
+def origin(model: str, most: int = 100) -> str:
+    """Return the model from which a run was trained, through up to `most` runs in between.
+
+    Args:
+        model: Name or folder of a model. One that is no run is its own origin.
+        most: Limit for manifests that name each other.
+
+    Raises:
+        ModelError: A manifest is damaged or of another version.
+    """
+    for _ in range(most):
+        manifest = read_manifest(Path(model))
+        if manifest is None:
+            break
+        model = manifest.base.name
+    return model
+
+
 def is_finished(run: Path) -> bool:
     """Return whether a run is finished; its manifest is written last."""
     return (run / MANIFEST_FILE).is_file()

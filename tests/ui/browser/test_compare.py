@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from tests.documents import pdf
 from tests.fake_engine import FakeEngine
 from tests.ui.browser.conftest import Visitor, expect, wait_for
 from tests.ui.browser.test_page import serious_violations
@@ -48,6 +51,35 @@ def test_compared_models_stay_selected_when_the_list_changes(visit):
         return selects.map((one) => one.value).concat(selects[0].options.length);
     }""")
     assert chosen == ["fake", "other", 3]
+
+
+def test_pages_of_a_pdf_are_chosen_for_a_comparison(visit, engine, tmp_path):
+    (tmp_path / "plan.pdf").write_bytes(pdf(size=(60, 90)))
+    page = visit().page
+    page.click("nav [data-view-of=compare]")
+    page.set_input_files("#compare-form input[type=file]", str(tmp_path / "plan.pdf"))
+    page.get_by_label("Page 3").check()
+    page.get_by_label("Page 2").check()
+    page.locator(".pdf-actions .primary").click()
+    expect(page.locator(".compare-picture img")).to_have_count(2)
+    page.click("#compare-form [type=submit]")
+    page.locator("#compared .facts").nth(1).wait_for()
+    green, blue = (one.image.getpixel((9, 9)) for one in engine.asked[-1][0].pictures)
+    assert green[1] > 100 > 12 > green[2]
+    assert blue[2] > 240 > 12 > blue[1]
+
+
+def test_nothing_is_left_of_add_a_model_where_all_are_compared(visit):
+    page = visit().page
+    page.click("nav [data-view-of=compare]")
+    expect(page.get_by_label("Model 2")).to_be_visible()
+    expect(page.get_by_text("Add a model")).to_be_hidden()
+    models, buttons = (
+        page.locator(f"#compare-form > {selector}").bounding_box()
+        for selector in (".columns", ".actions:visible >> nth=0")
+    )
+    gap = page.locator("#compare-form").evaluate("(form) => parseFloat(getComputedStyle(form).gap)")
+    assert buttons["y"] - models["y"] - models["height"] == pytest.approx(gap, abs=1)
 
 
 def test_code_in_a_comparison_can_be_copied(visit, engine):

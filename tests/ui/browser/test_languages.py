@@ -97,6 +97,16 @@ def test_a_language_can_be_chosen_and_left(visit):
     expect(page.locator("#side .new")).to_have_text("New chat")
 
 
+def test_a_model_that_knows_only_english_says_so_on_a_page_in_another_language(visit):
+    page = visit(locale="de-DE").page
+    fine = page.locator("#fine")
+    expect(fine).not_to_contain_text("Englisch")
+    page.evaluate(
+        "vqa.emit('models', Object.assign(vqa.state.models, { picked: 'run', only_english: true }))"
+    )
+    expect(fine).to_contain_text("Dieses Modell versteht und antwortet Englisch.")
+
+
 def test_numbers_and_dates_follow_the_language(visit):
     page = visit(locale="de-DE").page
     assert page.evaluate("vqa.t('teach.rows', { count: 1 })") == "1 Zeile"

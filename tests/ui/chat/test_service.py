@@ -759,14 +759,33 @@ def test_the_first_screen_follows_the_model_in_use(make_harness):
 
 
 def test_what_a_run_knows_depends_on_its_base(tmp_path):
-    for base, expected in (("builtin", "trained"), ("owner/name", "general")):
-        run = tmp_path / expected
+    for name, base, expected in (
+        ("first", "builtin", "trained"),
+        ("second", str(tmp_path / "first"), "trained"),
+        ("other", "owner/name", "general"),
+    ):
+        run = tmp_path / name
         run.mkdir()
         write_manifest(run, Manifest("lora", Base(base, "0"), "0"))
         assert knowledge(replace(choice("run"), source=str(run))) == expected
     (run / "manifest.json").write_text("{")
     assert knowledge(replace(choice("run"), source=str(run))) == "general"
     assert knowledge(replace(choice("a"), source="builtin", adapter="mine")) == "trained"
+
+
+@pytest.mark.parametrize(
+    ("base", "only_english"), [(None, True), ("builtin", True), ("owner/name", False)]
+)
+def test_models_trained_from_the_built_in_one_are_known_to_answer_in_english(
+    make_harness, tmp_path, base, only_english
+):
+    harness = make_harness()
+    harness.sources["first"] = "builtin"
+    if base is not None:
+        harness.sources["first"] = str(tmp_path)
+        write_manifest(tmp_path, Manifest("lora", Base(base, "0"), "0"))
+    models = handle_action(harness.service, "ann", {"do": "models"})["models"]
+    assert models["only_english"] is only_english
 
 
 def test_a_question_is_estimated_before_it_is_asked(make_harness):
