@@ -18,6 +18,7 @@ from vqa_app.serving.model_choices import (
     TO_DOWNLOAD,
     choice_from_hub_id,
     forget_downloaded,
+    hub_base,
     hub_name,
 )
 
@@ -207,12 +208,21 @@ def delete_model(service: ChatService, owner: str, choice: ModelChoice) -> None:
     if name is None:
         raise ModelError("Only downloaded models can be deleted.", "Choose one of these.")
 
-    used = [one for one in service.pool.choices() if name in (hub_name(one), one.source)]
-    busy = [service.pool.find(None), service.trained_model()]
-    if {one.key for one in used} & {one.key for one in busy if one is not None}:
+    used = [one for one in service.pool.choices() if hub_base(one.source) == name]
+    keys = {one.key for one in used}
+    started, trained = service.pool.find(None), service.trained_model()
+    if started.key in keys and started.source == name:
         raise UsageError(
-            "Someone is using this model right now.", "Try again when the answer is there."
+            "The server was started with this model.",
+            "It cannot be deleted while the server runs.",
         )
+    if started.key in keys:
+        raise UsageError(
+            f"The model that the server was started with, {started.label}, needs this one.",
+            "It cannot be deleted while the server runs.",
+        )
+    if trained is not None and trained.key in keys:
+        raise UsageError("The current training uses this model.", "Wait until it ends.")
     for one in used:
         service.pool.release(one.key)
     from vqa_app.checkpoints import installed

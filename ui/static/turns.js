@@ -153,15 +153,15 @@
   function answerOf(node, turn) {
     node.answer.classList.remove("running");
     node.drawn.live = false;
-    if (turn.state === "failed") {
-      node.answer.replaceChildren(
+    node.answer.innerHTML = turn.html;
+    vqa.codeButtons(node.answer);
+    if (turn.state === "failed") { // perhaps after some words
+      node.answer.append(
         el("div.failed", { role: "alert" }, el("span", {}, vqa.message(turn.facts.text || turn.facts.error) || t("page.failed")),
-          el("button.link", { onclick: () => vqa.ask({ again: turn.id }, turn) }, t("chat.tryAgain"))),
+          el("button.link", { onclick: () => vqa.ask({ again: turn.id }, turn) }, t("chat.tryAgain")),
+          el("button.link", { onclick: () => vqa.askOther(turn) }, t("download.another"))),
       );
-    } else if (turn.html) {
-      node.answer.innerHTML = turn.html;
-      vqa.codeButtons(node.answer);
-    } else {
+    } else if (!turn.html) {
       const words = t(turn.state === "answering" ? "chat.stillAnswering" : "chat.stoppedEarly");
       node.answer.replaceChildren(el("p.note", {}, words));
     }
@@ -181,6 +181,11 @@
     }
   };
 
+  const again = (turn) => [
+    button("again", t("chat.again"), () => vqa.ask({ again: turn.id }, turn)),
+    button("two", t("download.another"), () => vqa.askOther(turn)),
+  ];
+
   function footerOf(turn) {
     const facts = turn.facts;
     const parts = [];
@@ -188,8 +193,7 @@
     if (answered) {
       parts.push(
         button("copy", t("chat.copyAnswer"), () => copy(turn.answer)),
-        button("again", t("chat.again"), () => vqa.ask({ again: turn.id }, turn)),
-        button("two", t("download.another"), () => vqa.askOther(turn)),
+        ...(turn.state === "failed" ? [] : again(turn)), // the failure itself offers both
       );
     }
     // Half an answer, or one that went on repeating itself, is nothing to learn from.
@@ -214,9 +218,7 @@
         parts.push(el(`span.badge.${facts.looked}`, {}, t(vqa.GAINS[facts.looked])));
       }
     }
-    if (!answered && turn.state === "stopped") {
-      parts.push(button("again", t("chat.again"), () => vqa.ask({ again: turn.id }, turn)));
-    }
+    if (!answered && turn.state === "stopped") parts.push(...again(turn));
     const quiet = [];
     if (answered && facts.confidence) quiet.push(vqa.confidence(facts));
     if (facts.again) quiet.push(vqa.message(facts.again));

@@ -327,7 +327,9 @@ class EnginePool:
             slot = self._slots.get(key)
             if slot is None:
                 return
-            if slot.leases or slot.phase == "loading":
+            if slot.phase == "loading":
+                raise UsageError("The model is still loading.", "Try again in a moment.")
+            if slot.leases:
                 raise UsageError(
                     "Someone is using this model right now.", "Try again when the answer is there."
                 )

@@ -120,11 +120,14 @@ def hub_name(choice: ModelChoice) -> str | None:
     """
     if choice.group in (DOWNLOADED, TO_DOWNLOAD):
         return choice.source
-    return _hub_base(choice.source) if choice.key.startswith(_RUN) else None
+    return hub_base(choice.source) if choice.key.startswith(_RUN) else None
 
 
-def _hub_base(run: str, most: int = 10) -> str | None:
-    """Return the hub id of the model that a run adapts, through up to `most` earlier runs."""
+def hub_base(run: str, most: int = 10) -> str | None:
+    """Return the hub id of the model that a run adapts, through up to `most` earlier runs.
+
+    A hub id is its own base. None is for what needs no model of the hub.
+    """
     from vqa_app.checkpoints.manifest import read_manifest
     from vqa_app.checkpoints.source import find_local
 

@@ -6,6 +6,8 @@ import base64
 import time
 from contextlib import contextmanager
 
+import pytest
+
 from tests.fake_engine import FakeEngine
 from tests.ui.browser.conftest import Visitor, expect, wait_for
 from tests.ui.server import running
@@ -211,6 +213,32 @@ def test_failure_is_shown_and_can_be_retried(visit, engine):
     assert "secret" not in failed.inner_text()
     visitor.page.click(".failed .link")
     expect(visitor.answers).to_contain_text("Does it work?")
+
+
+@pytest.mark.parametrize("words", [0, 2])
+def test_another_model_answers_after_a_failure(visit, engine, words):
+    engine.error, engine.error_after = RuntimeError("broken"), words
+    visitor = visit()
+    page = visitor.page
+    visitor.ask("Does it work?", wait=False)
+    expect(page.locator(".failed")).to_contain_text("went wrong")
+    if words:
+        expect(visitor.answers).to_contain_text("You asked")
+    page.get_by_role("button", name="Answer with another model").click()
+    page.locator(".model-row", has_text="Other").click()
+    expect(visitor.answers).to_have_text("The other model says hello.")
+    expect(page.locator(".failed")).to_have_count(0)
+
+
+def test_another_model_answers_what_was_stopped_before_the_first_word(visit, engine):
+    engine.hold(0)
+    visitor = visit()
+    visitor.ask("Does it work?", wait=False)
+    assert engine.begun.wait(PATIENCE)
+    visitor.page.click(".stop-button")
+    visitor.page.get_by_label("Answer with another model").click()
+    visitor.page.locator(".model-row", has_text="Other").click()
+    expect(visitor.answers).to_have_text("The other model says hello.")
 
 
 def test_answers_are_rendered_and_cannot_load_or_run_anything(visit, engine):

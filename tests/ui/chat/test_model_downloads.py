@@ -18,6 +18,7 @@ from ui.chat.model_downloads import handle_models
 from ui.chat.model_picker import pick_model
 from ui.chat.unknown_pictures import is_unknown_picture
 from vqa_app.checkpoints import catalogue
+from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
 from vqa_app.engine.protocol import Answer, Engine
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.serving import downloads, model_choices
@@ -340,9 +341,28 @@ def test_a_model_in_use_is_not_deleted(harness, hub, tmp_path):
     with harness.pool.lease(key), pytest.raises(UsageError, match="using this model"):
         harness.models("delete", model=key)
     harness.service.trained_model = lambda: harness.pool.find(key)
-    with pytest.raises(UsageError, match="using this model"):
+    with pytest.raises(UsageError, match="current training uses this model"):
         harness.models("delete", model=key)
     assert len(harness.models("installed")["installed"]["models"]) == 1
+
+
+@pytest.mark.parametrize("start", [SMALL, "run"])
+def test_the_reason_to_keep_the_servers_own_model_is_named(harness, tmp_path, start):
+    folder = install(tmp_path / "cache", SMALL, 5000)
+    run = tmp_path / "hats"
+    run.mkdir()
+    write_manifest(run, Manifest("lora", Base(SMALL, "0"), "0"))
+    source = str(run) if start == "run" else SMALL
+    key, others = harness.key(SMALL), harness.pool.choices()
+    started = ModelChoice("start", "hats", "", "Started with", source)
+    harness.pool._choices = lambda: [started, *others]
+    harness.pool.default = "start"
+    with pytest.raises(UsageError) as refusal:
+        harness.models("delete", model=key)
+    expected = "started with, hats, needs" if start == "run" else "was started with this model"
+    assert expected in refusal.value.problem
+    assert "while the server runs" in refusal.value.hint
+    assert folder.exists()
 
 
 def test_only_downloaded_models_can_be_deleted(harness):
