@@ -37,6 +37,14 @@ def no_deprecated_calls() -> Iterator[None]:
     logging.getLogger("transformers").removeHandler(handler)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tests away from the chats and calibrations of whoever runs them."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Create a folder with the pictures that the rows of `tests.finetune.data_rows` name."""

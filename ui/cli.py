@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import threading
@@ -15,6 +14,7 @@ import typer
 from vqa_app.checkpoints.source import stay_offline
 from vqa_app.cli.options import EngineOptions, MaxFileMb, MaxMegapixels, with_model_options
 from vqa_app.errors import UsageError, VqaError
+from vqa_app.files import user_data
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -22,15 +22,6 @@ if TYPE_CHECKING:
     from vqa_app.serving.engine_pool import EnginePool
 
 app = typer.Typer(add_completion=False)
-
-
-def default_data_dir() -> Path:
-    """Return the folder for conversations and runs, unless --data-dir names another."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return base / "vqa-app"
 
 
 @app.command()
@@ -114,7 +105,7 @@ def chat(
     from vqa_app.pictures.picture import ImageLimits
     from vqa_app.serving import model_choices
 
-    folder = data_dir or default_data_dir()
+    folder = data_dir or user_data()
     start = model_choices.choice_from_options(
         model_options.model, model_options.adapter, model_options.quantize, model_options.revision
     )

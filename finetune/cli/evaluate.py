@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -91,7 +92,8 @@ def evaluate_command(
         typer.Option(
             "--calibrate",
             help="Measure how often the model is right where it is how sure, and keep that with"
-            " the model, so that `chat` and `ask` show a confidence that can be relied on.",
+            " the model's folder, or in your data folder for built-in and hub models, so that"
+            " `chat` and `ask` show a confidence that can be relied on.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
@@ -104,6 +106,7 @@ def evaluate_command(
     """
     from finetune.data.read import check_sources
     from finetune.evaluation.calibration import calibrate as calibrate_model
+    from finetune.evaluation.calibration import check_count
     from finetune.evaluation.evaluate import compare, evaluate
     from finetune.evaluation.predictions import PredictionsFile
     from finetune.evaluation.questions import evaluation_identity, load_questions
@@ -135,7 +138,7 @@ def evaluate_command(
     for problem in questions.problems:
         print(f"Skipped: {problem}", file=sys.stderr)
     if calibrate:
-        _check_calibrating(model_options.model, model_options.adapter, len(questions.questions))
+        check_count(len(questions.questions))
     identity = evaluation_identity(questions.questions, max_new_tokens, losses, calibrate)
     for file, name, adapter in (
         (out, model_options.model, model_options.adapter),
@@ -164,7 +167,13 @@ def evaluate_command(
 
     loaded = load_model(**model_options.load_arguments())
     results = [measure(loaded, out)]
-    report = calibrate_model(loaded, results[0].predictions) if calibrate else None
+    report: CalibrationReport | None = None
+    uncalibrated: UsageError | None = None
+    if calibrate:
+        try:
+            report = calibrate_model(loaded, results[0].predictions)
+        except UsageError as error:
+            uncalibrated = error  # raised after the results are shown
     if against is not None:
         other = replace(model_options, model=against, adapter=None, revision=None)
         results.append(measure(load_model(**other.load_arguments()), second))
@@ -173,8 +182,10 @@ def evaluate_command(
         sys.stdout.write(json_line(_as_json(results, test, report), sys.stdout, indent=1))
     else:
         _print(results, _given_names(model_options, against), test)
+    if uncalibrated is not None:
+        raise uncalibrated
     if report is not None:
-        path = report.calibration.save(loaded.source)
+        path = report.calibration.save(loaded.own_folder)
         if not as_json:
             _print_calibration(report, path)
 
@@ -213,25 +224,9 @@ def merge_command(
     print(f"Merged into {out}. {found.summary}.")
 
 
-def _check_calibrating(model: str, adapter: str | None, questions: int) -> None:
-    """Check before anything is loaded that a calibration can be fitted and kept.
-
-    Raises:
-        UsageError: It cannot.
-    """
-    from finetune.evaluation.calibration import check_count
-
-    check_count(questions)
-    if adapter is not None or not Path(model).expanduser().is_dir():
-        raise UsageError(
-            "A calibration is kept in the model's own folder, and there is none.",
-            "Give --model the folder of a run or of a model.",
-        )
-
-
 def _resolve_name(name: str) -> str:
     """Return the name that `LoadedModel` will have for a model or adapter."""
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     return str(folder.resolve()) if name != BUILTIN and folder.is_dir() else name
 
 
@@ -319,6 +314,8 @@ def _print_calibration(report: CalibrationReport, path: Path) -> None:
     print(
         f"\nExpected calibration error: {_percent(calibration.error)} on questions that the curve"
         f" was not fitted to; {_percent(report.error_before)} without it (mean token probability)."
+        f"\nIt holds for answers of up to {calibration.longest_answer} words, as the known answers"
+        " have; for longer ones, the model's own probability is shown."
         f"\nThe curve of all {calibration.questions:,} questions is in {path}."
     )
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from finetune.data.samples import SHORT_ANSWER_WORDS
 from finetune.evaluation.predictions import Prediction
-from vqa_app.checkpoints.calibration import Calibration, log_odds
+from vqa_app.checkpoints.calibration import Calibration, count_words, log_odds
 from vqa_app.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 MIN_QUESTIONS = 200
 """Fewer do not show how often a model is right when it claims nine times out of ten."""
 BINS = 10
+_USUAL_SHARE = 0.95
+"""Share of the known answers that decides which answers are short enough: a few longer ones in a
+data set of single words say nothing about sentences."""
 _STEPS = 50
 _SMALLEST_STEP = 1e-9
 _RIDGE = 1e-3
@@ -55,14 +59,25 @@ class CalibrationReport:
 def calibrate(loaded: LoadedModel, predictions: Sequence[Prediction]) -> CalibrationReport:
     """Fit a calibration to predictions with log probabilities.
 
+    It holds for answers about as long as the known ones: a sentence never equals a word, so it is
+    not known whether a longer answer is right.
+
     What is reported is measured on questions that the curve was not fitted to: one half of the
     pictures with the curve of the other half. The curve itself is fitted to all of them.
 
     Raises:
-        UsageError: There are too few questions.
+        UsageError: There are too few questions, or too few short enough answers.
     """
-    measured = [p for p in predictions if p.log_probability is not None]
-    check_count(len(measured))
+    answered = [p for p in predictions if p.log_probability is not None]
+    check_count(len(answered))
+    longest = longest_answer(answered)
+    measured = [p for p in answered if count_words(p.prediction) <= longest]
+    if len(measured) < MIN_QUESTIONS:
+        raise UsageError(
+            f"Only {len(measured):,} of {len(answered):,} answers have up to {longest} words, as"
+            f" the known ones have; {MIN_QUESTIONS} are needed to calibrate with.",
+            "Use --answer-style short, or more questions.",
+        )
     odds = np.array([log_odds(p.log_probability or 0.0) for p in measured])
     right = np.array([p.vqa_accuracy for p in measured])
     half = halves([p.pictures for p in measured])
@@ -79,8 +94,16 @@ def calibrate(loaded: LoadedModel, predictions: Sequence[Prediction]) -> Calibra
         quantization=loaded.quantization,
         questions=len(measured),
         error=round(calibration_error(found), 4),
+        longest_answer=longest,
     )
     return CalibrationReport(calibration, calibration_error(bins(means, right)), found)
+
+
+def longest_answer(predictions: Sequence[Prediction]) -> int:
+    """Return the number of words that nearly all known answers stay within."""
+    lengths = [count_words(answer) for p in predictions for answer in p.answers]
+    usual = int(np.quantile(lengths, _USUAL_SHARE, method="inverted_cdf"))
+    return max(SHORT_ANSWER_WORDS, usual)
 
 
 def check_count(questions: int) -> None:

@@ -41,9 +41,10 @@ def main() -> None:
         gain = engine.image_gain(conversation, answer.text) * answer.new_tokens
         rows.append((answer.confidence, right, gain, answer.calibrated))
     confidence, right, gain, calibrated = np.array(rows).T
-    error = calibration_error(bins(confidence, right))
-    print(f"{len(rows):,} answers, {right.mean():.1%} right; {calibrated.mean():.0%} calibrated")
-    print(f"expected calibration error of the confidence shown: {error:.1%}")
+    held = calibrated.astype(bool)
+    error = calibration_error(bins(confidence[held], right[held]))
+    print(f"{len(rows):,} answers, {right.mean():.1%} right; {held.mean():.0%} calibrated")
+    print(f"expected calibration error of the calibrated ones: {error:.1%}")
     for name, low, high in (
         ("depends on the picture", HIGH_IMAGE_GAIN, np.inf),
         ("depends a little", LOW_IMAGE_GAIN, HIGH_IMAGE_GAIN),

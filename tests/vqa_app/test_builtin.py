@@ -1,6 +1,7 @@
 """The built-in model: plain transformers runs it, and its answers depend on the picture."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,17 @@ def test_its_calibration_was_measured_with_the_shipped_weights() -> None:
     assert calibration is not None, "run `vqa-app eval --calibrate` again; see MODEL_CARD.md"
     assert calibration.error <= 0.05
     assert calibration.questions >= 1000
+
+
+def test_a_calibration_of_ones_own_replaces_the_shipped_one_and_is_not_written_into_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    loaded = load_model("builtin")
+    assert loaded.calibration is not None
+    own = replace(loaded.calibration, questions=200)
+    assert own.save(loaded.own_folder).is_relative_to(tmp_path)
+    assert load_model("builtin").calibration == own
 
 
 def test_an_answer_has_the_confidence_that_was_calibrated_for_its_probability() -> None:

@@ -2,7 +2,8 @@
 
 A model's own probability says how sure it is of its words, and most models are too sure. `vqa-app
 eval --calibrate` fits the two numbers of a logistic curve (Platt, 1999) to questions with known
-answers, and keeps them beside the weights.
+answers, and keeps them with the model, or among the user's data if the model's folder is not for
+this program to write to.
 """
 
 from __future__ import annotations
@@ -10,12 +11,20 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from vqa_app.errors import UsageError, first_line
+from vqa_app.files import atomic_file, user_data
+
 CALIBRATION_FILE = "calibration.json"
+
+_WORD = re.compile(r"[\u3040-\u9fff]|[^\s\u3040-\u9fff]+")
+"""A word, or a character of Chinese or Japanese, which write no spaces between words."""
 
 _LEAST_LOG_PROBABILITY, _MOST_LOG_PROBABILITY = math.log(1e-6), math.log(1 - 1e-6)
 
@@ -35,17 +44,43 @@ class Calibration:
     """Number of questions that it was fitted to."""
     error: float
     """Expected calibration error on questions that it was not fitted to."""
+    longest_answer: int
+    """Number of words of the longest answers that it holds for. Whether longer ones are right was
+    not measured, since the known answers have no more words."""
+
+    def covers(self, answer: str) -> bool:
+        """Return whether it holds for answers of this length."""
+        return count_words(answer) <= self.longest_answer
 
     def probability(self, log_probability: float) -> float:
         """Return how likely an answer is right, given its log probability in nats."""
         score = self.slope * log_odds(log_probability) + self.offset
         return (1 + math.tanh(score / 2)) / 2  # the logistic function, which cannot overflow
 
-    def save(self, directory: Path) -> Path:
-        """Write the file into a model's directory and return its path."""
-        path = directory / CALIBRATION_FILE
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        return path
+    def save(self, folder: Path | None) -> Path:
+        """Write the calibration to a file, and return that.
+
+        Args:
+            folder: The model's own folder. If there is none, or it is read-only, the calibration is
+                kept among the user's data, by the model's fingerprint.
+
+        Raises:
+            UsageError: It cannot be written.
+        """
+        text = json.dumps(asdict(self), indent=2) + "\n"
+        problem: OSError | None = None
+        for path in _places(folder, self.fingerprint, self.quantization):
+            try:
+                with atomic_file(path) as file:
+                    file.write_text(text, encoding="utf-8")
+            except OSError as error:
+                problem = error
+            else:
+                return path
+        assert problem is not None, "there is at least one place"
+        raise UsageError(
+            f"Could not write {path}: {problem.strerror or problem}.", "Free some disk space."
+        ) from problem
 
 
 _CALIBRATION = TypeAdapter(Calibration)
@@ -57,17 +92,47 @@ def log_odds(log_probability: float) -> float:
     return clipped - math.log(-math.expm1(clipped))
 
 
+def count_words(text: str) -> int:
+    """Return the number of words of an answer; characters count in Chinese and Japanese."""
+    return len(_WORD.findall(text))
+
+
 def read_calibration(
-    directory: Path, fingerprint: str, quantization: str | None
+    folder: Path | None, shipped: Path, fingerprint: str, quantization: str | None
 ) -> Calibration | None:
-    """Return the calibration of a model; None if it has none or has changed since."""
-    path = directory / CALIBRATION_FILE
-    if not path.is_file():
-        return None
+    """Return the calibration of a model; None if it has none or has changed since.
+
+    Args:
+        folder: The model's own folder; see `Calibration.save`.
+        shipped: The folder with its files, which may have come with a calibration.
+        fingerprint: Identifies its weights.
+        quantization: How they are quantised.
+    """
     try:
-        found = _CALIBRATION.validate_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be read, so confidences are not calibrated: %s", path, error)
+        places = [*_places(folder, fingerprint, quantization)]
+    except UsageError:  # without a home, the user has no data
+        places = []
+    for path in (*places, shipped / CALIBRATION_FILE):
+        found = _read(path)
+        if found and (found.fingerprint, found.quantization) == (fingerprint, quantization):
+            return found
+    return None
+
+
+def _places(folder: Path | None, fingerprint: str, quantization: str | None) -> Iterator[Path]:
+    """Yield the files that may hold the calibration of a model, the preferred one first."""
+    suffix = f"-{quantization}.json" if quantization else ".json"
+    if folder is not None:
+        yield folder / f"calibration{suffix}"
+    yield user_data() / "calibrations" / f"{fingerprint}{suffix}"
+
+
+def _read(path: Path) -> Calibration | None:
+    try:
+        return _CALIBRATION.validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    same = (found.fingerprint, found.quantization) == (fingerprint, quantization)
-    return found if same else None
+    except (OSError, ValueError) as error:
+        reason = first_line(error)
+        log.warning("%s cannot be read, so confidences are not calibrated: %s", path, reason)
+        return None

@@ -14,7 +14,7 @@ from vqa_app.checkpoints.calibration import Calibration, read_calibration
 from vqa_app.checkpoints.manifest import read_manifest
 from vqa_app.checkpoints.memory import check_memory
 from vqa_app.checkpoints.processor import load_processor
-from vqa_app.checkpoints.source import BUILTIN, Source, find, pickle_error
+from vqa_app.checkpoints.source import BUILTIN, Source, find, hub_cache, pickle_error
 from vqa_app.checkpoints.validation import check_pictures, check_size, skeleton
 from vqa_app.checkpoints.weights import fingerprint, model_files, stored_tensors
 from vqa_app.devices import (
@@ -65,10 +65,19 @@ class LoadedModel:
         """Names of model and adapter."""
         return f"{self.name} + {self.adapter}" if self.adapter else self.name
 
+    @property
+    def own_folder(self) -> Path | None:
+        """The folder of the model or adapter, if the user named one to load.
+
+        None for the built-in model and models of the hub, whose folders others manage.
+        """
+        folder = Path(self.adapter or self.name)
+        return folder if folder.is_absolute() and not _in_hub_cache(folder) else None
+
     @cached_property
     def calibration(self) -> Calibration | None:
         """What `vqa-app eval --calibrate` found out about these weights."""
-        return read_calibration(self.source, self.fingerprint, self.quantization)
+        return read_calibration(self.own_folder, self.source, self.fingerprint, self.quantization)
 
     @property
     def system_prompts(self) -> bool:
@@ -77,6 +86,10 @@ class LoadedModel:
         Somebody's own training of it may have had some.
         """
         return self.name != BUILTIN or self.adapter is not None
+
+
+def _in_hub_cache(folder: Path) -> bool:
+    return folder.is_relative_to(hub_cache().resolve())
 
 
 def load_model(

@@ -80,9 +80,11 @@ class _Draft:
         total = sum(torch.stack(self.log_probabilities).tolist()) if count else 0.0
         confidence = exp(total / count) if count else 0.0
         calibrated = False
-        if calibration is not None and count and self.end_log_probability is not None:
-            calibrated = True
-            confidence = calibration.probability(total + self.end_log_probability.item())
+        end = self.end_log_probability
+        if calibration is not None and count and end is not None:
+            calibrated = calibration.covers(self.text)
+            if calibrated:
+                confidence = calibration.probability(total + end.item())
         return Answer(
             text=self.text,
             finish_reason=reason,

@@ -138,7 +138,7 @@ class Answer:
     """Name of the model and adapter that answered."""
     calibrated: bool = False
     """Whether `vqa-app eval --calibrate` has measured what the model's probabilities are worth.
-    False for answers that are not complete."""
+    False for answers that are not complete, or longer than those that were measured."""
 
 
 def confidence_text(confidence: float, calibrated: bool) -> str:
