@@ -138,7 +138,7 @@ def llava_onevision(directory: Path) -> Path:
     return save(model, processor, directory)
 
 
-def paligemma(directory: Path) -> Path:
+def paligemma(directory: Path, llm: str = "gemma", **changes: Any) -> Path:
     from transformers import (
         PaliGemmaConfig,
         PaliGemmaForConditionalGeneration,
@@ -154,7 +154,7 @@ def paligemma(directory: Path) -> Path:
     processor = PaliGemmaProcessor(pictures, tokenizer)
     config = PaliGemmaConfig(
         vision_config=vision_config("siglip") | {"projection_dim": 32},
-        text_config=_llm("gemma", tokenizer, hidden_activation="gelu_pytorch_tanh"),
+        text_config=_llm(llm, tokenizer, hidden_activation="gelu_pytorch_tanh", **changes),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         projection_dim=32,
         hidden_size=32,
@@ -167,6 +167,18 @@ def paligemma(directory: Path) -> Path:
     model = seeded(PaliGemmaForConditionalGeneration, config)
     _finish(model, tokenizer)
     return save(model, processor, directory)
+
+
+def paligemma2(directory: Path) -> Path:
+    """Save a PaliGemma 2, whose Gemma 2 has sliding windows and caps its logits."""
+    return paligemma(
+        directory,
+        "gemma2",
+        layer_types=["sliding_attention", "full_attention"],
+        sliding_window=16,
+        final_logit_softcapping=30.0,
+        attn_logit_softcapping=50.0,
+    )
 
 
 _SMOL_TOKENS = (
@@ -210,6 +222,93 @@ def idefics3(directory: Path) -> Path:
     )
     processor = Idefics3Processor(pictures, tokenizer, image_seq_len=4, chat_template=_SMOL)
     model = seeded(Idefics3ForConditionalGeneration, Idefics3Config(**_idefics_parts(tokenizer)))
+    _finish(model, tokenizer)
+    return save(model, processor, directory)
+
+
+def granite_docling(directory: Path) -> Path:
+    from transformers import (
+        GraniteDoclingConfig,
+        GraniteDoclingForConditionalGeneration,
+        GraniteDoclingProcessor,
+    )
+    from transformers.models.granite_docling.image_processing_pil_granite_docling import (
+        GraniteDoclingImageProcessorPil,
+    )
+
+    tokenizer = make_tokenizer(_SMOL_TOKENS, eos="<end_of_utterance>")
+    pictures = GraniteDoclingImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, max_patches=4
+    )
+    processor = GraniteDoclingProcessor(pictures, tokenizer, image_seq_len=4, chat_template=_SMOL)
+    tower = vision_config("siglip") | {
+        "scale_factor": 2,
+        "out_hidden_size": 32,
+        "deepstack_visual_indexes": [0],
+        "initializer_range": _SPREAD,
+    }
+    tower.pop("model_type")
+    config = GraniteDoclingConfig(
+        vision_config=tower,
+        text_config=_llm("granite_docling_text", tokenizer, attention_multiplier=0.25),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+        initializer_range=_SPREAD,
+    )
+    model = seeded(GraniteDoclingForConditionalGeneration, config)
+    _finish(model, tokenizer)
+    return save(model, processor, directory)
+
+
+def lfm2_vl(directory: Path) -> Path:
+    """Save an LFM2-VL, half of whose layers are convolutions; see `tests.lfm2_pictures`."""
+    from transformers import Lfm2VlConfig, Lfm2VlForConditionalGeneration, Lfm2VlProcessor
+
+    from tests.lfm2_pictures import Lfm2VlImageProcessor, register
+
+    register()
+    names = {
+        "image_token": "<image>",
+        "image_start_token": "<|image_start|>",
+        "image_end_token": "<|image_end|>",
+        "image_thumbnail_token": "<|img_thumbnail|>",
+    }
+    tiles = (f"<|img_row_{row}_col_{column}|>" for row in range(1, 5) for column in range(1, 5))
+    tokenizer = make_tokenizer(
+        (*CHATML_TOKENS, *names.values(), *tiles), extra_special_tokens=names
+    )
+    pictures = Lfm2VlImageProcessor(
+        encoder_patch_size=PATCH_SIZE,
+        tile_size=IMAGE_SIZE,
+        min_image_tokens=2,
+        max_image_tokens=4,
+        max_tiles=4,
+    )
+    processor = Lfm2VlProcessor(pictures, tokenizer, chat_template=_chatml("<image>"))
+    config = Lfm2VlConfig(
+        vision_config={
+            "model_type": "siglip2_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_patches": 16,
+            "patch_size": PATCH_SIZE,
+            "vision_use_head": False,
+        },
+        text_config=_llm(
+            "lfm2",
+            tokenizer,
+            layer_types=["conv", "full_attention"],
+            block_auto_adjust_ff_dim=False,
+        ),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        projector_hidden_size=32,
+        tie_word_embeddings=False,
+        initializer_range=_SPREAD,
+    )
+    model = seeded(Lfm2VlForConditionalGeneration, config)
     _finish(model, tokenizer)
     return save(model, processor, directory)
 
@@ -823,8 +922,11 @@ ARCHITECTURES: dict[str, Callable[[Path], Path]] = {
     "llava-next": llava_next,
     "llava-onevision": llava_onevision,
     "paligemma": paligemma,
+    "paligemma2": paligemma2,
     "idefics3": idefics3,
     "smolvlm": smolvlm,
+    "granite-docling": granite_docling,
+    "lfm2-vl": lfm2_vl,
     "qwen2-vl": qwen2_vl,
     "qwen2.5-vl": qwen2_5_vl,
     "qwen3-vl": qwen3_vl,
@@ -839,3 +941,21 @@ ARCHITECTURES: dict[str, Callable[[Path], Path]] = {
     "blip-2": blip2,
     "kosmos-2": kosmos2,
 }
+
+CATALOGUE_ARCHITECTURES = {
+    "HuggingFaceTB/SmolVLM-256M-Instruct": "idefics3",
+    "HuggingFaceTB/SmolVLM2-256M-Video-Instruct": "smolvlm",
+    "HuggingFaceTB/SmolVLM2-500M-Video-Instruct": "smolvlm",
+    "LiquidAI/LFM2.5-VL-450M": "lfm2-vl",
+    "Qwen/Qwen3.5-0.8B": "qwen3.5",
+    "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": "llava-onevision",
+    "OpenGVLab/InternVL3_5-1B-HF": "internvl3.5",
+    "openbmb/MiniCPM-V-4.6": "minicpm-v-4.6",
+    "Qwen/Qwen3-VL-2B-Instruct": "qwen3-vl",
+    "google/paligemma2-3b-mix-448": "paligemma2",
+    "google/gemma-3-4b-it": "gemma3",
+    "google/gemma-4-E2B-it": "gemma4",
+    "llava-hf/llava-1.5-7b-hf": "llava-clip",
+    "Qwen/Qwen2.5-VL-7B-Instruct": "qwen2.5-vl",
+}
+"""The architecture of each model in `vqa_app.checkpoints.catalogue`."""

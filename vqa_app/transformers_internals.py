@@ -203,8 +203,11 @@ def run_image_processor(
     merged = processor._merge_kwargs(
         tokenizer_init_kwargs=processor.tokenizer.init_kwargs, return_tensors="pt"
     )
+    # Some options of the processor itself change what replaces a picture, as LFM2-VL's does.
+    parameters = inspect.signature(processor._process_images).parameters
+    own = {name: merged[name] for name in parameters if name in merged}
+    arguments = {**own, **merged["images_kwargs"], **options}
     # One nested list, because some processors treat the images of a conversation by their number.
-    arguments = {**merged["images_kwargs"], **options}
     inputs, expansions = processor._process_images([list(images)], **arguments)
     if hasattr(processor, "_prepend_local_ids"):  # MiniCPM-V numbers the images of a conversation
         use_ids = merged.get("use_image_id")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ PaliGemma: pictures, `<bos>`, the question, a newline (Beyer et al. 2024, sectio
 after the picture, as in its model card."""
 
 
+_MISSING_PACKAGES = re.compile(r"Missing optional dependencies: ([\w, -]+)\.")
+"""What transformers says, in a ValueError, of an image processor that needs another package."""
+
+
 def load_processor(source: Source, config: Any) -> Any:
     """Load a processor that uses Pillow and has a chat template.
 
@@ -64,6 +69,11 @@ def load_processor(source: Source, config: Any) -> Any:
             "Install it and try again.",
         ) from error
     except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
+        if missing := _MISSING_PACKAGES.search(str(error)):
+            raise ModelError(
+                f"The processor of {source.name} needs {missing[1]}, which is not installed.",
+                f"Install it with `pip install {missing[1].replace(',', '')}`.",
+            ) from error
         raise ModelError(
             f"Could not load the processor of {source.name}: {first_line(error)}",
             "Its tokenizer or image processor files are missing or damaged; choose another model.",

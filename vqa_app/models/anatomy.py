@@ -14,6 +14,7 @@ _ENCODERS = ("vision_tower", "vision_model", "visual", "vision_encoder")
 _PROJECTORS = (
     "multi_modal_projector",
     "connector",
+    "vision_model.connector",
     "visual.merger",
     "merger",
     "embed_vision",
@@ -29,7 +30,7 @@ class Anatomy:
     """Full names of submodules, as in `named_modules`."""
 
     encoder: str
-    """The vision tower; in Qwen-VL the projector is part of it."""
+    """The vision tower; in Qwen-VL and Granite Docling the projector is part of it."""
     projector: tuple[str, ...]
     """The modules that map image features to the language model's width; two in BLIP-2."""
     language_model: str

@@ -22,7 +22,7 @@ _MAX_CONTEXT = 1 << 30
 
 SQUARE_GRIDS = frozenset({"llava", "gemma3"})
 """Model types whose image tokens are one square grid in reading order."""
-SIZED_GRIDS = frozenset({"qwen2_vl", "qwen2_5_vl"})
+SIZED_GRIDS = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
 """Model types whose processor gives the size of the grid of image tokens."""
 
 

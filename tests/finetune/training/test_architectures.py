@@ -13,24 +13,34 @@ from finetune.config import FinetuneConfig
 from finetune.data.preflight import check_rows
 from finetune.data.read import read_rows
 from finetune.kernels.shared_prefix import enable_branching
-from finetune.training.collator import ROWS
+from finetune.training.collator import IGNORED, ROWS
 from finetune.training.freezing import freeze, trainable
 from finetune.training.objective import Objective
 from finetune.training.stages import make_collate
 from finetune.training.train import train
 from tests.architectures import ARCHITECTURES
 from tests.finetune.training_data import metrics, small_config, write_data
-from vqa_app.checkpoints.loader import load_model
+from vqa_app.checkpoints.loader import LoadedModel, load_model
 from vqa_app.errors import DataError
 from vqa_app.models.anatomy import anatomy
 from vqa_app.models.architecture import unwrap
+from vqa_app.prompts.conversation import Conversation
+from vqa_app.prompts.prompt import encode
 from vqa_app.transformers_internals import enable_activation_checkpointing
 
 pytestmark = pytest.mark.slow
 
 PICTURES_ONLY = {"blip-2", "kosmos-2", "mllama"}
 """mllama accepts rows without pictures, but not in a batch with pictures."""
-PROJECTOR_TOO = {"llava-next", "idefics3", "qwen2-vl", "qwen3-vl", "gemma3"}
+PROJECTOR_TOO = {
+    "llava-next",
+    "idefics3",
+    "granite-docling",
+    "lfm2-vl",
+    "qwen2-vl",
+    "qwen3-vl",
+    "gemma3",
+}
 """Also trained in stage projector: their projectors are in different places."""
 
 
@@ -63,6 +73,30 @@ def test_a_batch_has_the_loss_of_its_samples_alone(
 
     alone = [total(position) for position in range(len(samples))]
     assert total(*range(len(samples))) == pytest.approx(sum(alone), rel=1e-4)
+    # What is trained is the loss of plain transformers for the answers, and nothing else.
+    assert sum(alone) == pytest.approx(plain_loss(loaded, data), rel=1e-4)
+
+
+def plain_loss(loaded: LoadedModel, data: Path) -> float:
+    """Return the sum of the losses of all answers, each question asked alone."""
+    total = 0.0
+    for row in read_rows(data).rows:
+        conversation = row.conversation()
+        turns = conversation.messages
+        for question, answer in zip(turns[::2], turns[1::2], strict=True):
+            asked = Conversation.ask(question.text, conversation.pictures)
+            start = len(encode(loaded.processor, asked, answer_next=True))
+            prompt = encode(loaded.processor, asked.then(answer), answer_next=False)
+            with torch.no_grad():
+                logits = loaded.model(**prompt.inputs).logits[0]
+            targets = prompt.inputs["input_ids"][0].clone()
+            targets[:start] = IGNORED
+            # The template may write a newline after the end of an answer, which is not trained.
+            targets[~prompt.answer_mask] = IGNORED
+            total += torch.nn.functional.cross_entropy(
+                logits[:-1], targets[1:], reduction="sum"
+            ).item()
+    return total
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

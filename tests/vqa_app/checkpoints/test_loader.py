@@ -559,3 +559,19 @@ def test_a_changed_chat_template_causes_a_warning(
     edit_json(run / "manifest.json", prompt_hash="another")
     load_model(str(run))
     assert "another chat template" in caplog.text
+
+
+def test_a_processor_that_needs_a_package_names_it(
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LFM2-VL's image processor has no version on Pillow, except the one of our tests."""
+    from transformers import IMAGE_PROCESSOR_MAPPING, Lfm2VlConfig
+    from transformers.utils import is_torchvision_available
+
+    if is_torchvision_available():
+        pytest.skip("torchvision is installed")
+    directory = tiny_checkpoint("lfm2-vl")
+    monkeypatch.delitem(IMAGE_PROCESSOR_MAPPING._extra_content, Lfm2VlConfig)
+    error = loading_error(directory)
+    assert "needs torchvision, which is not installed" in error.problem
+    assert "pip install torchvision" in error.hint

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tests.architectures import ARCHITECTURES, gemma4
 from tests.tiny import picture
 from vqa_app.checkpoints.loader import LoadedModel, load_model
 from vqa_app.checkpoints.processor import FALLBACK_TEMPLATES
+from vqa_app.engine.batched import answer_prompts
 from vqa_app.engine.runtime import Runtime
 from vqa_app.engine.worker import run_to_end
 from vqa_app.errors import ModelError
@@ -21,7 +23,7 @@ from vqa_app.prompts.conversation import Conversation, Message
 from vqa_app.prompts.prompt import encode, end_token_ids
 
 QUESTION = "What is in the picture?"
-WITHOUT_TEMPLATE = {"paligemma", "blip-2", "kosmos-2"}
+WITHOUT_TEMPLATE = {"paligemma", "paligemma2", "blip-2", "kosmos-2"}
 """Their hub repositories have no chat template; ours is used."""
 
 DIALOGUE = Conversation.ask(QUESTION, [picture(0)]).then(
@@ -48,31 +50,163 @@ def first_logits(loaded: LoadedModel, conversation: Conversation) -> Any:
         return loaded.model(**prompt.inputs).logits[0, -1]
 
 
-def assert_prefill_equals_the_plain_model(loaded: LoadedModel) -> None:
-    """Compare logits: the texts of random models often agree although the logits differ."""
-    import torch
+def plain_answer(loaded: LoadedModel, conversation: Conversation) -> tuple[list[Any], list[int]]:
+    """Return the logits and tokens of an answer of `generate`, without this package's engine."""
+    prompt = encode(loaded.processor, conversation, answer_next=True)
+    answer = loaded.model.generate(
+        **prompt.inputs,
+        max_new_tokens=3,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    logits = [step[0] for step in answer.logits]
+    return logits, answer.sequences[0, -len(logits) :].tolist()
 
-    runtime = Runtime(
+
+def make_runtime(loaded: LoadedModel) -> Runtime:
+    return Runtime(
         loaded.model,
         loaded.processor,
         loaded.capabilities,
         cache_bytes=1 << 24,
         feature_bytes=1 << 24,
-        fast_decoding=False,
     )
-    for text in ("What is it?", "What is it? Or is it something else?"):
-        conversation = Conversation.ask(text, [picture(1)])
-        expected = first_logits(loaded, conversation)
-        prompt = encode(loaded.processor, conversation, answer_next=True)
-        with torch.inference_mode():
-            generation = run_to_end(runtime.prefill(prompt, lambda: False))
+
+
+def assert_equals_plain_answer(
+    runtime: Runtime, loaded: LoadedModel, conversation: Conversation
+) -> int:
+    """Compare logits: the texts of random models often agree although the logits differ.
+
+    Returns:
+        How many tokens of the prompt came from a cache.
+    """
+    import torch
+
+    expected, tokens = plain_answer(loaded, conversation)
+    prompt = encode(loaded.processor, conversation, answer_next=True)
+    with torch.inference_mode():
+        generation = run_to_end(runtime.prefill(prompt, lambda: False))
         assert generation is not None
-        torch.testing.assert_close(generation.logits[-1], expected, atol=1e-4, rtol=1e-4)
-        generation.close(())
+        actual = [generation.logits[-1], *(generation.step(token) for token in tokens[:-1])]
+        generation.close(tokens[:-1])
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+    return generation.cached_tokens
 
 
-def test_prefilled_logits_equal_those_of_the_plain_model(loaded: LoadedModel) -> None:
-    assert_prefill_equals_the_plain_model(loaded)
+def count_encoder_passes(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that grows with each pass through the image encoder."""
+    passes: list[Any] = []
+    encoder = runtime.encoder
+    if encoder is not None:
+        run = encoder.run
+        monkeypatch.setattr(encoder, "run", lambda inputs: passes.append(inputs) or run(inputs))
+    return passes
+
+
+def chat(loaded: LoadedModel) -> list[Conversation]:
+    """Return a question, follow-ups, one of them edited, and another about the first picture.
+
+    Only those that the architecture allows: BLIP-2 and Kosmos-2 read one picture.
+    """
+    first = Conversation.ask(QUESTION, [picture(0)])
+    answered = first.then(Message.assistant("A red circle."))
+    conversations = [
+        first,
+        answered.then(Message.user("Why?")),
+        answered.then(Message.user("And there?", [picture(1, (60, 30)), picture(2, (20, 50))])),
+        answered.then(Message.user("And here?", [picture(1, (60, 30)), picture(3, (20, 50))])),
+        Conversation.ask("What is in the corner?", [picture(0)]),
+    ]
+    return [one for one in conversations if len(one.pictures) == 1 or takes_several(loaded)]
+
+
+def takes_several(loaded: LoadedModel) -> bool:
+    return loaded.model.config.model_type not in ("blip-2", "kosmos-2")
+
+
+def test_logits_in_a_chat_are_those_of_plain_transformers(loaded: LoadedModel) -> None:
+    runtime = make_runtime(loaded)
+    cached = [assert_equals_plain_answer(runtime, loaded, each) for each in chat(loaded)]
+    reuses = loaded.capabilities.reuses_prefixes
+    assert [tokens > 0 for tokens in cached] == [False, *(len(cached) - 1) * [reuses]]
+
+
+def test_features_of_known_pictures_are_kept(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = make_runtime(loaded)
+    assert (runtime.encoder is not None) == loaded.capabilities.caches_features
+    conversations = chat(loaded)
+    for conversation in conversations:
+        assert_equals_plain_answer(runtime, loaded, conversation)
+    monkeypatch.setattr("vqa_app.engine.runtime.CHUNK", 16)
+    passes = count_encoder_passes(runtime, monkeypatch)
+    for conversation in conversations:
+        runtime.prefixes.clear()
+        assert_equals_plain_answer(runtime, loaded, conversation)
+    assert not passes
+
+
+def test_warming_encodes_pictures_and_leaves_the_logits_as_they_are(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    runtime = make_runtime(loaded)
+    opened = Conversation((Message.user("", [picture(3)]),))
+    partial = encode(loaded.processor, opened, answer_next=True, question_incomplete=True)
+    passes = count_encoder_passes(runtime, monkeypatch)
+    with torch.inference_mode():
+        run_to_end(runtime.warm(partial, lambda: False))
+    assert len(passes) == loaded.capabilities.caches_features
+    cached = assert_equals_plain_answer(
+        runtime, loaded, Conversation.ask("What is it?", [picture(3)])
+    )
+    assert len(passes) == loaded.capabilities.caches_features
+    assert (cached >= partial.image_tokens) == loaded.capabilities.reuses_prefixes
+
+
+@contextmanager
+def head_outputs(loaded: LoadedModel) -> Iterator[list[Any]]:
+    """Collect what the output embedding returns for the last token of every pass, [rows, n]."""
+    found: list[Any] = []
+    head = loaded.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda *given: found.append(given[-1][:, -1].clone()))
+    yield found
+    hook.remove()
+
+
+def test_batched_answers_have_the_logits_of_plain_transformers(loaded: LoadedModel) -> None:
+    """Prompts are padded or share a prefix; each has the logits that it has alone."""
+    import torch
+
+    conversations = [
+        Conversation.ask(text, [picture(seed)])
+        for text, seed in (
+            ("What?", 0),
+            (QUESTION, 0),
+            ("How many stars are there?", 1),
+            ("Hm?", 2),
+        )
+    ]
+    if takes_several(loaded):
+        conversations.append(chat(loaded)[-2])
+    prompts = [encode(loaded.processor, one, answer_next=True) for one in conversations]
+    with head_outputs(loaded) as batched:
+        answers = answer_prompts(
+            loaded.model, loaded.processor, loaded.capabilities, prompts, max_new_tokens=3
+        )
+    rows = torch.cat(batched)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        with head_outputs(loaded) as alone:
+            ids = loaded.model.generate(**prompt.inputs, max_new_tokens=3, do_sample=False)
+        for logits in alone:
+            nearest = (rows - logits).abs().amax(-1).argmin()
+            torch.testing.assert_close(rows[nearest], logits[0], atol=1e-4, rtol=1e-4)
+        new = ids[0, len(prompt) :]
+        assert answer == loaded.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
 
 
 def test_pictures_of_large_gemma_4_models_attend_in_both_directions(tmp_path: Path) -> None:
@@ -80,7 +214,7 @@ def test_pictures_of_large_gemma_4_models_attend_in_both_directions(tmp_path: Pa
         gemma4(tmp_path / "model", num_kv_shared_layers=0, use_bidirectional_attention="vision")
     )
     assert loaded.capabilities.reuses_prefixes
-    assert_prefill_equals_the_plain_model(loaded)
+    test_logits_in_a_chat_are_those_of_plain_transformers(loaded)
 
 
 def test_a_question_about_a_picture_is_answered(loaded: LoadedModel) -> None:
@@ -177,14 +311,9 @@ def _plain_inputs(loaded: LoadedModel, name: str) -> Any:
             return_dict=True,
             return_tensors="pt",
         )
-    text = {
-        "paligemma": f"<image><image>{QUESTION}",
-        "blip-2": f"Question: {QUESTION} Answer:",
-        "kosmos-2": f"Question: {QUESTION} Answer:",
-    }[name]
-    if name == "paligemma":
-        return processor(text=[text], images=[images], return_tensors="pt")
-    return processor(text=text, images=images[0], return_tensors="pt")
+    if name.startswith("paligemma"):
+        return processor(text=[f"<image><image>{QUESTION}"], images=[images], return_tensors="pt")
+    return processor(text=f"Question: {QUESTION} Answer:", images=images[0], return_tensors="pt")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from tests.architectures import ARCHITECTURES
 from tests.benchmarks.attention_peak import peaks_on_objects
 from tests.tiny import picture
 from vqa_app.checkpoints.loader import load_model
@@ -23,13 +24,15 @@ from vqa_app.models.architecture import Capabilities
 from vqa_app.prompts.conversation import Conversation, Message
 from vqa_app.prompts.prompt import encode
 
+WITH_MAPS = ["llava-siglip", "llava-clip", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "gemma3"]
+"""Architectures whose pictures are one grid of tokens."""
 ANSWER = "red circle 日"
 TWO_PICTURES = Conversation.ask("What is it?", [picture(0)]).then(
     Message.assistant("A cat."), Message.user("And here?", [picture(1, (60, 30))])
 )
 
 
-@pytest.mark.parametrize("name", ["llava-siglip", "qwen2-vl", "gemma3"])
+@pytest.mark.parametrize("name", WITH_MAPS)
 def test_the_weights_are_those_of_the_whole_forward_pass(
     name: str, tiny_checkpoint: Callable[[str], Path]
 ) -> None:
@@ -55,7 +58,7 @@ def test_the_weights_are_those_of_the_whole_forward_pass(
     torch.testing.assert_close(logits, whole.logits[0, start:], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["llava-siglip", "llava-clip", "qwen2-vl", "qwen2.5-vl", "gemma3"])
+@pytest.mark.parametrize("name", WITH_MAPS)
 def test_each_token_has_a_map_on_each_picture(
     name: str, tiny_checkpoint: Callable[[str], Path]
 ) -> None:
@@ -164,7 +167,7 @@ def test_attention_sinks_are_removed() -> None:
     assert torch.allclose(relative.sum(-1), torch.ones(2))
 
 
-@pytest.mark.parametrize("name", ["llava-next", "paligemma", "mllama"])
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - set(WITH_MAPS)))
 def test_models_without_attention_maps_raise(
     name: str, tiny_checkpoint: Callable[[str], Path]
 ) -> None:

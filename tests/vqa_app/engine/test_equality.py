@@ -22,9 +22,9 @@ OPTIONS = GenerationOptions(max_new_tokens=6, temperature=0.0)
 QUESTIONS = ("What is it?", "How many stars are there?", "And the colour?", "Is there a dog?")
 LLMS = ("qwen2", "qwen3", "mistral", "gemma", "phi3")
 CPU_DECODER_LLMS = ("llama", "qwen2", "qwen3", "mistral")
-LINEAR = {"qwen3.5", "minicpm-v-4.6", "minicpm-v-4.7"}
-"""Architectures with layers of linear attention, whose states cannot be cut at a token."""
-WHOLE_PROMPTS = {"paligemma", "mllama", "blip-2", "kosmos-2", "gemma4"} | LINEAR
+RECURRENT = {"qwen3.5", "minicpm-v-4.6", "minicpm-v-4.7", "lfm2-vl"}
+"""Architectures with linear attention or convolutions, whose states cannot be cut at a token."""
+WHOLE_PROMPTS = {"paligemma", "paligemma2", "mllama", "blip-2", "kosmos-2", "gemma4"} | RECURRENT
 """Architectures whose prompts cannot be reused in parts; layers of Gemma 4 share a cache."""
 
 
@@ -165,7 +165,7 @@ def test_only_some_architectures_reuse_prefixes_or_use_the_cpu_decoder(
     uses_cpu_decoder = engines[0]._runtime._cpu_decoder is not None
     assert uses_cpu_decoder == (
         name in CPU_DECODER_LLMS
-        or (name in ARCHITECTURES and name not in WHOLE_PROMPTS | {"gemma3"})
+        or (name in ARCHITECTURES and name not in WHOLE_PROMPTS | {"gemma3", "granite-docling"})
     )
 
 

@@ -86,3 +86,27 @@ def test_the_view_of_a_picture_is_what_the_model_gets(
     pixels = process_images(loaded.processor, (LARGE,)).inputs["pixel_values"]
     assert tuple(pixels.shape[-2:]) == engine.model_view(LARGE)[0].size
     engine.close()
+
+
+@pytest.mark.parametrize("size", [(48, 40), (200, 50), (60, 100)])
+def test_the_stand_in_for_lfm2_vl_returns_what_the_real_processor_returns(
+    size: tuple[int, int],
+) -> None:
+    pytest.importorskip("torchvision")
+    from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor as Real
+
+    from tests.lfm2_pictures import Lfm2VlImageProcessor as StandIn
+
+    settings = {
+        "encoder_patch_size": 8,
+        "tile_size": 32,
+        "min_image_tokens": 2,
+        "max_image_tokens": 4,
+        "max_tiles": 4,
+    }
+    options = {"return_tensors": "pt", "return_row_col_info": True}
+    expected = Real(**settings)([picture(0, size).image], **options)
+    actual = StandIn(**settings)([picture(0, size).image], **options)
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (actual[name] - value).abs().max() <= (0.02 if name == "pixel_values" else 0)
