@@ -1,7 +1,7 @@
 """An engine without a model, for tests of everything that uses the `Engine` protocol.
 
 It answers word by word, at once or when it is released. It queues questions like the real engine
-(both use `vqa_app.engine.worker`), raises errors on demand and records the questions.
+(both use `vqa_app.engine.scheduler`), raises errors on demand and records the questions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vqa_app.engine.protocol import (
     Status,
     TokenCount,
 )
-from vqa_app.engine.worker import Cancelled, Worker
+from vqa_app.engine.scheduler import Cancelled, Scheduler
 from vqa_app.errors import ContextOverflowError, ModelError
 from vqa_app.prompts.conversation import Conversation
 
@@ -81,7 +81,7 @@ class FakeEngine:
     ) -> None:
         self.answer, self.delay, self.attention_maps = answer, delay, attention_maps
         self._context_length = context_length
-        self._worker = Worker()
+        self._scheduler = Scheduler()
         self._seen: set[str] = set()
         self.dropped = 0
         self.dropped_turns: tuple[int, ...] = ()
@@ -116,7 +116,7 @@ class FakeEngine:
         self.dropped, self.system_prompts, self.finish_reason = 0, True, None
         self.calibrated, self.low_detail, self.dropped_turns = False, False, ()
         self.release()
-        for _ in self._worker.stream(lambda cancelled: iter(())):
+        for _ in self._scheduler.stream(lambda cancelled: iter(())):
             pass
 
     @property
@@ -146,7 +146,7 @@ class FakeEngine:
         if options.system is not None:
             conversation = conversation.with_system(options.system)
         answered = False
-        for event in self._worker.stream(
+        for event in self._scheduler.stream(
             lambda cancelled: self._generate(conversation, options, cancelled), cancel
         ):
             answered = isinstance(event, Answer)
@@ -229,7 +229,7 @@ class FakeEngine:
                 self._seen.update(picture.digest for picture in conversation.pictures)
             yield None
 
-        for _ in self._worker.stream(job, cancel, background=True):
+        for _ in self._scheduler.stream(job, cancel, background=True):
             pass
 
     def count_tokens(self, conversation: Conversation) -> TokenCount:
@@ -258,4 +258,4 @@ class FakeEngine:
 
     def close(self) -> None:
         self.closed = True
-        self._worker.close()
+        self._scheduler.close()

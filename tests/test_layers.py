@@ -162,7 +162,7 @@ def test_the_values_and_the_protocol_need_no_torch() -> None:
     light = (
         "cli.main",
         "engine.protocol",
-        "engine.worker",
+        "engine.scheduler",
         "errors",
         "pictures.download",
         "pictures.file_type",

@@ -6,7 +6,8 @@ import glob
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -105,11 +106,9 @@ def ask_each(
         engine = open_engine()
         try:
             with _open_output(out) as file, _progress(console, len(remaining)) as advance:
-                for path in remaining:
-                    try:
-                        row = _answer(engine, path, key, options, limits)
-                    except (ImageError, ContextOverflowError) as error:
-                        problems.append((path, error))
+                for path, row in _answer_all(engine, remaining, key, options, limits):
+                    if isinstance(row, VqaError):
+                        problems.append((path, row))
                     else:
                         file.write(json_line(row, file))
                         file.flush()  # keep every answer if the run is interrupted
@@ -123,6 +122,31 @@ def ask_each(
         for path, reason in problems:
             console.print(f"  {path}: {reason.problem}", markup=False, soft_wrap=True)
         raise typer.Exit(problems[0][1].exit_code)
+
+
+def _answer_all(
+    engine: Engine,
+    paths: Sequence[str],
+    key: dict[str, Any],
+    options: AnswerOptions,
+    limits: ImageLimits,
+) -> Iterator[tuple[str, dict[str, Any] | VqaError]]:
+    """Yield each file with its row, or why it cannot be used, in the order of the files.
+
+    As many questions are asked at once as the engine answers.
+    """
+
+    def answer(path: str) -> dict[str, Any] | VqaError:
+        try:
+            return _answer(engine, path, key, options, limits)
+        except (ImageError, ContextOverflowError) as error:
+            return error
+
+    pool = ThreadPoolExecutor(engine.info.concurrency)
+    try:
+        yield from zip(paths, pool.map(answer, paths), strict=True)
+    finally:  # after Ctrl-C, closing the engine ends the answers that have begun
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _answer(

@@ -133,7 +133,7 @@ def _stream(
         for event in engine.stream(conversation, options.generation):
             match event:
                 case Status(state="waiting", place=place):
-                    status(f"Waiting; {place} ahead")
+                    status(f"Waiting; {place} ahead" if place else "Waiting; next in line")
                 case Status():
                     status("Answering" if event.state == "answering" else "Encoding the picture")
                 case Delta(text) if write is not None:

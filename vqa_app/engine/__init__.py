@@ -1,4 +1,4 @@
-"""Running a model: interface, worker thread, forward passes, caches, sampling, attention maps.
+"""Running a model: interface, scheduler, forward passes, caches, sampling, attention maps.
 
 May use checkpoints, prompts, models and pictures.
 """

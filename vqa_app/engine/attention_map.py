@@ -19,6 +19,7 @@ from torch import Tensor
 from vqa_app.engine.detokenizer import Detokenizer
 from vqa_app.engine.protocol import AttentionMap
 from vqa_app.engine.runtime import Runtime
+from vqa_app.engine.scheduler import Steps
 from vqa_app.engine.scoring import encode_answer
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.pictures.picture import Picture
@@ -37,7 +38,7 @@ SINK = 8.0
 attention sink."""
 
 
-def attention_map(runtime: Runtime, conversation: Conversation, answer: str) -> AttentionMap:
+def attention_map(runtime: Runtime, conversation: Conversation, answer: str) -> Steps[AttentionMap]:
     """Compute the maps; see `vqa_app.engine.protocol.Engine.attention_map`.
 
     Raises:
@@ -55,14 +56,14 @@ def attention_map(runtime: Runtime, conversation: Conversation, answer: str) -> 
     ids = prompt.inputs["input_ids"][0, positions.start : positions.stop].tolist()
     ends = end_token_ids(runtime.model, runtime.processor)
     size = next((index for index, token in enumerate(ids) if token in ends), len(ids))
-    weighted = _gradient_weighted_attention(runtime, prompt, ids[:size], positions.start)
+    weighted = yield from _gradient_weighted_attention(runtime, prompt, ids[:size], positions.start)
     last = conversation.messages[-1]
     pictures = tuple(part for part in last.parts if isinstance(part, Picture))
     neutral = Conversation(
         (*conversation.messages[:-1], Message.user(NEUTRAL_INSTRUCTION, pictures))
     )
     neutral_prompt = encode(runtime.processor, neutral, answer_next=True)
-    baseline = _mean_attention(runtime, neutral_prompt)
+    baseline = yield from _mean_attention(runtime, neutral_prompt)
     maps = []
     spans = zip(prompt.image_spans, neutral_prompt.image_spans, prompt.pictures, strict=True)
     for index, ((start, end), (start0, end0), picture) in enumerate(spans):
@@ -76,7 +77,7 @@ def attention_map(runtime: Runtime, conversation: Conversation, answer: str) -> 
 
 def _gradient_weighted_attention(
     runtime: Runtime, prompt: Prompt, ids: list[int], position: int
-) -> Tensor:
+) -> Steps[Tensor]:
     """Return how much attention to each token raised the answer's tokens: [answer tokens, n].
 
     Every layer has the same weight.
@@ -88,7 +89,7 @@ def _gradient_weighted_attention(
         position: Index of the first of them in the prompt.
     """
     start = prompt.image_spans[-1][1]
-    logits, weights = runtime.attention_weights(prompt, start)
+    logits, weights = yield from runtime.attention_weights(prompt, start)
     with torch.inference_mode(False), torch.enable_grad():
         weighted = torch.zeros(len(ids), len(prompt), device=logits.device)
         # The token at position p is predicted at p - 1.
@@ -102,9 +103,9 @@ def _gradient_weighted_attention(
     return weighted
 
 
-def _mean_attention(runtime: Runtime, prompt: Prompt) -> Tensor:
+def _mean_attention(runtime: Runtime, prompt: Prompt) -> Steps[Tensor]:
     """Return the mean attention of the text after the pictures to each token: [n]."""
-    _, weights = runtime.attention_weights(prompt, prompt.image_spans[-1][1])
+    _, weights = yield from runtime.attention_weights(prompt, prompt.image_spans[-1][1])
     return torch.stack([layer.detach().float().mean((0, 1, 2)) for layer in weights]).mean(0)
 
 

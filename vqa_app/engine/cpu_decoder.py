@@ -8,7 +8,7 @@ Other models use their own forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ LAYERS = frozenset(
     }
 )
 """transformers classes that differ only in the fields of `_Layer`."""
+MAX_ROWS = 8
+"""Sequences decoded at once. With more, attention takes most of the time, which grows with them."""
 ROPE_TYPES = frozenset({"default", "linear", "llama3", "yarn", "mrope"})
 """Rotary embeddings whose tables do not depend on the length of the text."""
 
@@ -74,8 +76,7 @@ class CpuDecoder:
         self._scaling: float = attention.scaling
         self._cos = self._sin = self._embedding.new_empty((0, self._head_width))
         self._swapped = torch.arange(self._head_width).roll(self._head_width // 2)
-        self._eps_row = torch.full((1,), self._eps)
-        self._inverse_width: float = 1 / config.hidden_size
+        self._padding = _row_padding(self._layers[0], self._head, config, attention.head_dim)
 
     @classmethod
     def of(cls, model: Any) -> CpuDecoder | None:
@@ -89,41 +90,52 @@ class CpuDecoder:
         """Whether its `KVCache` must store keys transposed; see `_attend`."""
         return self._embedding.dtype == torch.float32
 
-    def step(self, token: int, kv: KVCache, position: int) -> Tensor:
-        """Append a token and return the logits of the next one, [vocabulary].
+    def step(
+        self, tokens: Sequence[int], caches: Sequence[KVCache], positions: Sequence[int]
+    ) -> Tensor:
+        """Append a token to each of several sequences; return the next logits, [rows, vocabulary].
+
+        A row's logits are the same, bit for bit, whatever the other rows are; see `_padding`.
 
         Args:
-            token: Token id.
-            kv: Cache of the tokens before it.
-            position: Its rotary position: its index in the cache, except after M-RoPE pictures.
+            tokens: A token id for each sequence.
+            caches: Caches of the tokens before them.
+            positions: Their rotary positions: the index in the cache, except after M-RoPE pictures.
         """
-        length = kv.length + 1
-        kv.reserve(length)
-        if position >= len(self._cos):
-            self._extend_tables(position + 1)
-        cos, sin, swapped = self._cos[position], self._sin[position], self._swapped
+        rows = len(tokens)
+        for kv in caches:
+            kv.reserve(kv.length + 1)
+        if max(positions) >= len(self._cos):
+            self._extend_tables(max(positions) + 1)
+        spare = -rows % self._padding
+        place = torch.tensor([*positions, *[0] * spare])
+        cos, sin = self._cos[place, None], self._sin[place, None]  # [rows, 1, width]
         heads, rotated, width = self._heads, self._heads + self._kv_heads, self._head_width
-        x = self._embedding[token : token + 1]  # [1, hidden]
-        for layer, buffers in zip(self._layers, kv.layers, strict=True):
-            # [query heads, key heads and value heads; width]
-            projected = layer.project(self._normalize(x, layer.attention_norm)).view(-1, width)
-            rows = projected[:rotated]
+        attended = cos.new_zeros(rows + spare, heads * width)
+        x = self._embedding[torch.tensor([*tokens, *[0] * spare])]  # [rows, hidden]
+        for index, layer in enumerate(self._layers):
+            # [rows; query heads, key heads and value heads; width]
+            projected = layer.project(self._normalize(x, layer.attention_norm))
+            projected = projected.view(rows + spare, -1, width)
+            turned = projected[:, :rotated]
             if layer.query_norm is not None:
-                query = F.rms_norm(rows[:heads], (width,), layer.query_norm, self._eps)
-                key = F.rms_norm(rows[heads:], (width,), layer.key_norm, self._eps)
-                rows = torch.cat((query, key))
-            rows = torch.addcmul(rows * cos, rows.index_select(1, swapped), sin)
-            buffers.append(rows[heads:], projected[rotated:])
-            x = x + layer.output(self._attend(rows[:heads], buffers))
+                query = F.rms_norm(turned[:, :heads], (width,), layer.query_norm, self._eps)
+                key = F.rms_norm(turned[:, heads:], (width,), layer.key_norm, self._eps)
+                turned = torch.cat((query, key), 1)
+            turned = torch.addcmul(turned * cos, turned.index_select(2, self._swapped), sin)
+            for row, kv in enumerate(caches):
+                buffers = kv.layers[index]
+                buffers.append(turned[row, heads:], projected[row, rotated:])
+                attended[row] = self._attend(turned[row, :heads], buffers)
+            x = x + layer.output(attended)
             y = self._normalize(x, layer.mlp_norm)
             x = x + layer.down(F.silu(layer.gate(y)).mul_(layer.up(y)))
-        return self._head(self._normalize(x, self._norm))[0]
+        return self._head(self._normalize(x, self._norm))[:rows]
 
     def _normalize(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Apply RMSNorm in float32 to one row [1, hidden], whose square sum is a dot product."""
-        y = x.float()
-        scale = torch.addmv(self._eps_row, y, y[0], alpha=self._inverse_width).rsqrt_()
-        return (y * scale).to(x.dtype).mul_(weight)
+        """Apply RMSNorm in float32 to rows [rows, hidden]."""
+        y = F.rms_norm(x.float(), x.shape[-1:], None, self._eps)
+        return y.to(x.dtype).mul_(weight)
 
     def _attend(self, query: Tensor, buffers: BufferLayer) -> Tensor:
         """Attend with one token's query heads [heads, width] to a layer's cache.
@@ -132,7 +144,7 @@ class CpuDecoder:
         first, so they read the whole buffer and mask what is unused.
 
         Returns:
-            [1, heads x width]
+            [heads x width]
         """
         length = buffers.length
         keys, values = buffers.keys[0], buffers.values[0]  # [kv heads, ...]
@@ -141,11 +153,11 @@ class CpuDecoder:
         if buffers.transposed:
             scores = torch.bmm(query, keys.narrow(2, 0, length)).mul_(self._scaling)
             weights = torch.softmax(scores, -1)
-            return torch.bmm(weights, values.narrow(1, 0, length)).view(1, -1)
+            return torch.bmm(weights, values.narrow(1, 0, length)).view(-1)
         scores = torch.bmm(query, keys.mT).mul_(self._scaling)  # [kv heads, group, capacity]
         scores[..., length:] = -torch.inf
         weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
-        return torch.bmm(weights, values).view(1, -1)
+        return torch.bmm(weights, values).view(-1)
 
     def _extend_tables(self, length: int) -> None:
         """Compute rotary tables [positions, head width] with the model's own embedding."""
@@ -170,6 +182,34 @@ def _layer(layer: Any) -> _Layer:
         up=linear_function(mlp.up_proj),
         down=linear_function(mlp.down_proj),
     )
+
+
+def _row_padding(layer: _Layer, head: Callable[[Tensor], Tensor], config: Any, width: int) -> int:
+    """Return the number to whose multiples rows are padded to make each independent of the others.
+
+    Kernels sum up in another order for one row than for several, or for a last few of them. Which
+    numbers of rows agree depends on the processor, so it is tried with random rows, once.
+    """
+    generator = torch.Generator().manual_seed(0)
+    dtype, hidden = layer.attention_norm.dtype, config.hidden_size
+    functions = [
+        (layer.project, hidden),
+        (layer.output, config.num_attention_heads * width),
+        (layer.gate, hidden),
+        (layer.up, hidden),
+        (layer.down, config.intermediate_size),
+        (head, hidden),
+    ]
+    padding = 1
+    for function, inputs in functions:
+        x = torch.randn(MAX_ROWS, inputs, generator=generator).to(dtype)
+        expected = function(x)
+        while padding < MAX_ROWS and not all(
+            torch.equal(function(x[:rows]), expected[:rows])
+            for rows in range(padding, MAX_ROWS, padding)
+        ):
+            padding *= 2
+    return padding
 
 
 def supports(decoder: Any, head: nn.Module) -> bool:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from torch import Tensor
@@ -175,6 +176,19 @@ class KVCache(Cache):
         return KVCache([layer.copy(length) for layer in self.layers])
 
 
+def bytes_per_token(config: Any, itemsize: int) -> int:
+    """Return the memory of one token's keys and values in all layers, in bytes.
+
+    Args:
+        config: The model's config.
+        itemsize: Size of a number, in bytes.
+    """
+    text = config.get_text_config(decoder=True)
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * width * itemsize)
+
+
 def common_length(
     one: CacheKey, other: CacheKey, spans: Iterable[tuple[int, int]], limit: int
 ) -> int:
@@ -207,15 +221,16 @@ class PrefixCache:
     `take` hands a cache over for exclusive use, `put` returns it with its new content. If a prompt
     follows only part of an entry, the smaller part is lost: a short tail is cut off, but if the
     tail is longer than the shared part, the shared part is copied, so that the other conversation
-    keeps its cache.
+    keeps its cache. The prompt of a sequence that is being decoded can be copied too, after `lend`.
 
     Args:
-        budget: Bytes to keep; the oldest entries are dropped.
+        budget: Bytes to keep, those that are lent included; the oldest entries are dropped.
     """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self._entries: list[_Entry] = []
+        self._lent: WeakKeyDictionary[KVCache, CacheKey] = WeakKeyDictionary()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -233,25 +248,32 @@ class PrefixCache:
             spans: The prompt's pictures as [start, end), which are never cut.
             limit: Longest prefix to return.
         """
-        shared = self._shared_lengths(key, spans, limit)
+        lent = [_Entry(own_key, kv) for kv, own_key in self._lent.items()]
+        entries = [*lent, *self._entries]  # of equally good ones the latest entry
+        shared = [common_length(entry.key, key, spans, limit) for entry in entries]
         if not any(shared):
             return None
         longest = max(range(len(shared)), key=lambda index: (shared[index], index))
-        entry, length = self._entries[longest], shared[longest]
-        if len(entry.key) - length > length:
+        entry, length = entries[longest], shared[longest]
+        if longest < len(lent) or len(entry.key) - length > length:
             return entry.kv.copy(length)
-        del self._entries[longest]
+        self._entries.remove(entry)
         entry.kv.truncate(length)
         return entry.kv
 
     def match_length(self, key: CacheKey, spans: Sequence[tuple[int, int]], limit: int) -> int:
         """Return the length of the prefix that `take` would return."""
-        return max(self._shared_lengths(key, spans, limit), default=0)
+        keys = [*self._lent.values(), *(entry.key for entry in self._entries)]
+        return max((common_length(one, key, spans, limit) for one in keys), default=0)
 
-    def _shared_lengths(
-        self, key: CacheKey, spans: Sequence[tuple[int, int]], limit: int
-    ) -> list[int]:
-        return [common_length(entry.key, key, spans, limit) for entry in self._entries]
+    def lend(self, key: CacheKey, kv: KVCache) -> None:
+        """Let others copy the first tokens of a cache, those of `key`, while it is being used."""
+        self._lent[kv] = key
+        self._drop_oldest()
+
+    def take_back(self, kv: KVCache) -> None:
+        """End what `lend` began."""
+        self._lent.pop(kv, None)
 
     def put(self, key: CacheKey, kv: KVCache) -> None:
         """Add a cache that holds exactly the tokens of `key`, and drop entries over the budget."""
@@ -264,9 +286,14 @@ class PrefixCache:
             if common_length(entry.key, key, (), len(key)) < len(entry.key)
         ]
         self._entries.append(_Entry(key, kv))
-        while self._entries and self.nbytes > self.budget:
+        self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        """Drop entries until those left and the caches that are being used fit the budget."""
+        used = sum(kv.nbytes for kv in self._lent)
+        while self._entries and self.nbytes + used > self.budget:
             del self._entries[0]
 
     def clear(self) -> None:
-        """Drop all entries."""
+        """Drop all entries; caches that are being used stay."""
         self._entries.clear()

@@ -8,13 +8,14 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import exp
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
 from vqa_app.devices import clear_frames, is_out_of_memory, release_memory
 from vqa_app.engine.attention_map import attention_map
+from vqa_app.engine.cpu_decoder import MAX_ROWS
 from vqa_app.engine.cpu_threads import release_threads
 from vqa_app.engine.cpu_weights import optimize_layout
 from vqa_app.engine.detokenizer import Detokenizer
@@ -34,8 +35,8 @@ from vqa_app.engine.protocol import (
 from vqa_app.engine.repetition import RepetitionDetector
 from vqa_app.engine.runtime import Generation, Runtime
 from vqa_app.engine.sampling import Sampler, default_options
+from vqa_app.engine.scheduler import Cancelled, DecodeStep, Reservation, Scheduler, Steps
 from vqa_app.engine.scoring import image_gain, score
-from vqa_app.engine.worker import Cancelled, Worker, run_to_end
 from vqa_app.errors import ContextOverflowError, ModelError, UsageError
 from vqa_app.prompts.conversation import Conversation, Message
 from vqa_app.prompts.image_inputs import has_low_detail, resolution
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 2 << 30
 FEATURE_BYTES = 256 << 20
+KV_BYTES = 2 << 30
+"""What the keys and values of all sequences that are decoded at once may take."""
 
 T = TypeVar("T")
 
@@ -112,8 +115,8 @@ class LocalEngine:
     """A `vqa_app.engine.protocol.Engine` with a loaded model.
 
     The engine takes the model over: on a CPU it changes the layout of the weights, after which the
-    model can only be used for inference, so save it before. Questions are answered one at a time,
-    in order, on a thread of the engine's own.
+    model can only be used for inference, so save it before. Up to `MAX_ROWS` questions are answered
+    at once, on a thread of the engine's own; others wait in the order of their arrival.
 
     Args:
         loaded: Result of `vqa_app.load_model`.
@@ -157,12 +160,19 @@ class LocalEngine:
             quantization=loaded.quantization,
             context_length=loaded.capabilities.context_length,
             attention_maps=loaded.capabilities.maps_attention,
+            concurrency=MAX_ROWS,
             defaults=default_options(model),
             system_prompts=loaded.system_prompts,
             low_detail=has_low_detail(processor),
         )
-        self._worker = Worker(context=torch.inference_mode, on_idle=release_threads)
-        release_threads()  # loading used this thread's pool; from now on only the worker's is used
+        self._scheduler = Scheduler(
+            decode=self._runtime.decode,
+            concurrency=MAX_ROWS,
+            memory=lambda: KV_BYTES,
+            context=torch.inference_mode,
+            on_idle=release_threads,
+        )
+        release_threads()  # loading used this thread's pool; from now on only the scheduler's is
 
     @property
     def info(self) -> ModelInfo:
@@ -181,11 +191,11 @@ class LocalEngine:
             conversation = conversation.with_system(given.system)
         draft = _Draft()
 
-        def job(cancelled: Cancelled) -> Iterator[Event | None]:
+        def job(cancelled: Cancelled) -> Iterator[Event | DecodeStep | Reservation | None]:
             return self._answer(draft, conversation, given, cancelled)
 
         answered = False
-        events: Iterator[Event] = self._worker.stream(job, cancel)
+        events: Iterator[Event] = self._scheduler.stream(job, cancel)
         for event in events:
             answered = isinstance(event, Answer)
             yield event
@@ -206,7 +216,7 @@ class LocalEngine:
                 if 0 < len(prompt) <= self._info.context_length:
                     yield from self._runtime.warm(prompt, cancelled)
 
-        for _ in self._worker.stream(job, cancel, background=True):
+        for _ in self._scheduler.stream(job, cancel, background=True):
             pass
 
     def count_tokens(self, conversation: Conversation) -> TokenCount:
@@ -229,27 +239,27 @@ class LocalEngine:
             )
         if not choices:
             raise UsageError("There are no answers to choose from.", "Give at least one.")
-        return self._call(
+        return self._run(
             lambda: score(self._runtime, self._fit_answers(conversation, choices), choices)
         )
 
     def image_gain(self, conversation: Conversation, answer: str) -> float:
         """See `Engine.image_gain`."""
-        return self._call(
+        return self._run(
             lambda: image_gain(self._runtime, self._fit_answers(conversation, [answer]), answer)
         )
 
     def attention_map(self, conversation: Conversation, answer: str) -> AttentionMap:
         """See `Engine.attention_map`."""
 
-        def compute() -> AttentionMap:
+        def compute() -> Steps[AttentionMap]:
             fitted = self._fit_answers(conversation, [answer])
-            found = attention_map(self._runtime, fitted, answer)
+            found = yield from attention_map(self._runtime, fitted, answer)
             empty = np.zeros((len(found.tokens), 1, 1), np.float32)
             left_out = len(conversation.pictures) - len(fitted.pictures)
             return replace(found, maps=(empty,) * left_out + found.maps)
 
-        return self._call(compute)
+        return self._run(compute)
 
     def model_view(self, picture: Picture) -> list[Image]:
         """Return a picture as the model receives it; not part of `Engine`."""
@@ -257,29 +267,29 @@ class LocalEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._worker.close()
+        self._scheduler.close()
         self._runtime.close()
 
-    def _call(self, function: Callable[[], T]) -> T:
-        """Run a function on the worker's thread."""
+    def _run(self, steps: Callable[[], Steps[T]]) -> T:
+        """Run steps on the scheduler's thread, between those of answers."""
 
-        def guarded() -> T:
+        def guarded() -> Steps[T]:
             with self._memory_guard():
-                return self._retry(function)
+                return (yield from self._retry(steps))
 
-        return self._worker.call(guarded)
+        return self._scheduler.run(guarded)
 
-    def _retry(self, function: Callable[[], T]) -> T:
-        """Call a function; if memory runs out, free the caches and call it once more."""
+    def _retry(self, steps: Callable[[], Steps[T]]) -> Steps[T]:
+        """Run steps; if memory runs out, free the caches and run them once more."""
         try:
-            return function()
+            return (yield from steps())
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             clear_frames(error)
         # Outside the handler: the error's traceback holds what the first attempt had allocated.
         self._free_caches()
-        return function()
+        return (yield from steps())
 
     def _free_caches(self) -> None:
         self._runtime.clear_caches()
@@ -291,14 +301,15 @@ class LocalEngine:
         conversation: Conversation,
         options: GenerationOptions,
         cancelled: Cancelled,
-    ) -> Iterator[Event | None]:
-        draft.started = time.perf_counter()
-        yield Status("looking")
+    ) -> Generator[Event | DecodeStep | Reservation | None, Any, None]:
         with self._memory_guard():
             room = min(options.max_new_tokens, self._info.context_length // 8)
             _, prompt, draft.dropped_turns = self._fit(conversation, room)
             draft.prompt_tokens, draft.image_tokens = len(prompt), prompt.image_tokens
-            generation = self._retry(lambda: run_to_end(self._runtime.prefill(prompt, cancelled)))
+            yield Reservation(self._runtime.kv_bytes(len(prompt) + options.max_new_tokens))
+            draft.started = time.perf_counter()
+            yield Status("looking")
+            generation = yield from self._retry(lambda: self._runtime.prefill(prompt, cancelled))
             reason: FinishReason = "cancelled"
             if generation is not None:
                 draft.cached_tokens = generation.cached_tokens
@@ -374,7 +385,7 @@ class LocalEngine:
         generation: Generation,
         options: GenerationOptions,
         cancelled: Cancelled,
-    ) -> Generator[Event, None, FinishReason]:
+    ) -> Generator[Event | DecodeStep, torch.Tensor, FinishReason]:
         """Generate the answer; the generator's return value is why it ended."""
         ids = prompt.inputs["input_ids"].to(generation.logits.device)
         sampler = Sampler(self._runtime.model, options, ids)
@@ -407,7 +418,7 @@ class LocalEngine:
             if len(draft.tokens) >= limit:
                 reason = "length"
                 break
-            logits = generation.step(token)
+            logits = yield DecodeStep(generation, token)
         # Not in a `finally`: after an error the content of the cache is unknown.
         generation.close(draft.tokens)
         if rest := text.finish():

@@ -102,7 +102,7 @@ class Status:
     state: Literal["waiting", "looking", "answering"]
     """Waiting in the queue; encoding pictures and prompt; generating."""
     place: int = 0
-    """While waiting: number of questions ahead of this one."""
+    """While waiting: number of questions before this one in the queue; 0 for the next one."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,8 @@ class ModelInfo:
     """Longest sequence, in tokens."""
     attention_maps: bool
     """Whether `Engine.attention_map` supports this architecture."""
+    concurrency: int = 1
+    """How many questions are answered at once; others wait in line."""
     defaults: GenerationOptions = field(default_factory=GenerationOptions)
     """The values of the model's generation config."""
     low_detail: bool = False

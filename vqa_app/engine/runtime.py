@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqa_app.devices import clear_frames
 from vqa_app.engine.cpu_decoder import CpuDecoder
 from vqa_app.engine.feature_cache import ImageFeatures
-from vqa_app.engine.kv_cache import CacheKey, KVCache, PrefixCache
+from vqa_app.engine.kv_cache import CacheKey, KVCache, PrefixCache, bytes_per_token
+from vqa_app.engine.scheduler import DecodeStep, Steps
 from vqa_app.engine.vision import ImageEncoder, on_device
-from vqa_app.engine.worker import Steps, run_to_end
 from vqa_app.models.architecture import Capabilities
 from vqa_app.prompts.prompt import Prompt
 from vqa_app.transformers_internals import (
@@ -125,11 +126,16 @@ class Runtime:
             yield
         assert logits is not None
         offset = 0 if positions is None else int(positions.max()) + 1 - length
+        self.prefixes.lend(key, kv)
         return CachedGeneration(self, key, kv, logits, cached, offset)
 
-    def prompt_logits(self, prompt: Prompt, start: int) -> Tensor:
+    def kv_bytes(self, tokens: int) -> int:
+        """Return the memory of the keys and values of a sequence, in bytes."""
+        return tokens * bytes_per_token(self.model.config, self.model.dtype.itemsize)
+
+    def prompt_logits(self, prompt: Prompt, start: int) -> Steps[Tensor]:
         """Return the logits of the prompt's tokens from `start` on, [n - start, vocabulary]."""
-        generation = run_to_end(self.prefill(prompt, lambda: False, len(prompt) - start))
+        generation = yield from self.prefill(prompt, lambda: False, len(prompt) - start)
         assert generation is not None
         generation.close(())
         return generation.logits
@@ -160,7 +166,9 @@ class Runtime:
             self.prefixes.put(key[: kv.length], kv)
             yield
 
-    def attention_weights(self, prompt: Prompt, start: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def attention_weights(
+        self, prompt: Prompt, start: int
+    ) -> Steps[tuple[Tensor, tuple[Tensor, ...]]]:
         """Compute logits and attention weights, with gradients from the first to the second.
 
         Only tokens from `start` on use attention that keeps its weights; the tokens before are
@@ -174,7 +182,7 @@ class Runtime:
             The logits [n - start, vocabulary], and the weights [1, heads, n - start, n] of each
             layer.
         """
-        generation = run_to_end(self.prefill(prompt, lambda: False, keep=len(prompt) - start))
+        generation = yield from self.prefill(prompt, lambda: False, keep=len(prompt) - start)
         assert isinstance(generation, CachedGeneration)
         inputs = self._inputs(prompt, start, len(prompt), self._positions(prompt))
         decoder = self.model.get_decoder()
@@ -217,10 +225,41 @@ class Runtime:
         known = TOKEN_INPUTS | self.encoder.inputs
         return self.encoder if prompt.inputs.keys() <= known else None
 
-    def decode(self, token: int, kv: KVCache, position: int) -> Tensor:
+    def decode(self, steps: Sequence[DecodeStep]) -> list[Tensor | Exception]:
+        """Append a token to each of several sequences.
+
+        Returns:
+            For each sequence the logits of the next token, [vocabulary], or what went wrong with
+            it alone.
+        """
+        joint = [step.sequence for step in steps if isinstance(step.sequence, CachedGeneration)]
+        if self._cpu_decoder is not None and 1 < len(joint) == len(steps):
+            lengths = [sequence.kv.length for sequence in joint]
+            try:
+                return list(
+                    self._cpu_decoder.step(
+                        [step.token for step in steps],
+                        [sequence.kv for sequence in joint],
+                        [sequence.position for sequence in joint],
+                    )
+                )
+            except Exception as error:
+                clear_frames(error)
+            for sequence, length in zip(joint, lengths, strict=True):
+                sequence.kv.truncate(length)
+        results: list[Tensor | Exception] = []
+        for step in steps:
+            # Caught here and not in a helper, whose traceback would keep this frame's sequences.
+            try:
+                results.append(step.sequence.step(step.token))
+            except Exception as error:
+                results.append(error)
+        return results
+
+    def append(self, token: int, kv: KVCache, position: int) -> Tensor:
         """Append one token to a cache and return the logits of the next one, [vocabulary]."""
         if self._cpu_decoder is not None:
-            return self._cpu_decoder.step(token, kv, position)
+            return self._cpu_decoder.step([token], [kv], [position])[0]
         inputs: dict[str, Any] = {}
         if hasattr(self.model.base_model, "get_rope_index"):
             # Without positions it would use those of the last prompt's pictures.
@@ -238,11 +277,15 @@ class Runtime:
         return kv
 
     def _chunk_ends(self, prompt: Prompt, start: int, limit: int) -> Iterator[int]:
-        """Yield the ends of chunks between `start` and `limit`, never inside a picture."""
-        end = start + CHUNK
+        """Yield the ends of chunks between `start` and `limit`, never inside a picture.
+
+        They depend on the prompt alone, because where a prompt is cut changes the last bits of its
+        keys and values.
+        """
+        end = CHUNK
         while end < limit:
             end = next((b for a, b in prompt.image_spans if a < end < b), end)
-            if end < limit:
+            if start < end < limit:
                 yield end
             end += CHUNK
 
@@ -324,12 +367,18 @@ class CachedGeneration:
         self.kv = kv
         self._runtime, self._key, self._position_offset = runtime, key, position_offset
 
+    @property
+    def position(self) -> int:
+        """Rotary position of the next token."""
+        return self.kv.length + self._position_offset
+
     def step(self, token: int) -> Tensor:
         """Append a token and return the logits of the next one, [vocabulary]."""
-        return self._runtime.decode(token, self.kv, self.kv.length + self._position_offset)
+        return self._runtime.append(token, self.kv, self.position)
 
     def close(self, tokens: Sequence[int]) -> None:
         """Put the cache back; `tokens` are those passed to `step`."""
+        self._runtime.prefixes.take_back(self.kv)
         key = np.concatenate((self._key, np.asarray(tokens, dtype=np.int64)))
         self._runtime.prefixes.put(key[: self.kv.length], self.kv)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vqa_app.engine.runtime import Runtime
+from vqa_app.engine.scheduler import Steps
 from vqa_app.pictures.picture import Picture, blank_like
 from vqa_app.prompts.conversation import Conversation, Message
 from vqa_app.prompts.prompt import Prompt, encode
@@ -31,25 +32,31 @@ def encode_answer(
     return prompt, range(first, last + 1)
 
 
-def log_probabilities(runtime: Runtime, conversation: Conversation, answer: str) -> Tensor:
+def log_probabilities(runtime: Runtime, conversation: Conversation, answer: str) -> Steps[Tensor]:
     """Return the log probability of each of the answer's tokens, end token included: [tokens]."""
     prompt, positions = encode_answer(runtime, conversation, answer)
-    logits = runtime.prompt_logits(prompt, positions.start - 1)[: len(positions)].float()
+    logits = yield from runtime.prompt_logits(prompt, positions.start - 1)
+    logits = logits[: len(positions)].float()
     targets = prompt.inputs["input_ids"][0, positions.start : positions.stop].to(logits.device)
     return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
 
-def score(runtime: Runtime, conversation: Conversation, choices: Sequence[str]) -> list[float]:
+def score(
+    runtime: Runtime, conversation: Conversation, choices: Sequence[str]
+) -> Steps[list[float]]:
     """Return the probabilities of the answers, which sum to 1.
 
     They are the softmax over the mean log probability per token, so that long answers are not at
     a disadvantage.
     """
-    means = [log_probabilities(runtime, conversation, choice).mean() for choice in choices]
+    means = []
+    for choice in choices:
+        found = yield from log_probabilities(runtime, conversation, choice)
+        means.append(found.mean())
     return [float(share) for share in torch.stack(means).softmax(0)]
 
 
-def image_gain(runtime: Runtime, conversation: Conversation, answer: str) -> float:
+def image_gain(runtime: Runtime, conversation: Conversation, answer: str) -> Steps[float]:
     """Return the answer's mean log probability with the pictures minus that with blank ones.
 
     In nats per token; blank pictures have the same size.
@@ -65,5 +72,6 @@ def image_gain(runtime: Runtime, conversation: Conversation, answer: str) -> flo
             for message in conversation.messages
         )
     )
-    with_pictures = log_probabilities(runtime, conversation, answer).mean()
-    return float(with_pictures - log_probabilities(runtime, blank, answer).mean())
+    with_pictures = yield from log_probabilities(runtime, conversation, answer)
+    with_blanks = yield from log_probabilities(runtime, blank, answer)
+    return float(with_pictures.mean() - with_blanks.mean())

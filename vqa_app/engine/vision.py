@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vqa_app.engine.feature_cache import FeatureCache, ImageFeatures
-from vqa_app.engine.worker import Steps
+from vqa_app.engine.scheduler import Steps
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.prompts.prompt import Prompt, encode, image_token_id
 

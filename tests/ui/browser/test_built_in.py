@@ -34,14 +34,14 @@ class PausedEngine:
         self.engine, self.gate = engine, threading.Event()
         self.begun: list[Conversation] = []
         self.cancel: threading.Event | None = None
-        step = engine._runtime.decode
+        step = engine._runtime.append
 
         def paused_step(*arguments: Any) -> Any:
             while not self.gate.wait(0.01) and not self.cancel.is_set():
                 pass
             return step(*arguments)
 
-        monkeypatch.setattr(engine._runtime, "decode", paused_step)
+        monkeypatch.setattr(engine._runtime, "append", paused_step)
 
     def stream(
         self, conversation: Conversation, options: Any, cancel: threading.Event
@@ -74,6 +74,7 @@ def scene(folder: Path, number: int) -> Path:
 def test_six_users_are_answered_in_order(browser, training_site, tmp_path, monkeypatch):
     pool = training_site.application.service.pool
     engine = pool.wait()
+    monkeypatch.setattr(engine._scheduler, "_concurrency", 1)
     paused = PausedEngine(engine, monkeypatch)
     monkeypatch.setattr(pool._slots[pool.default], "engine", paused)
     files = [scene(tmp_path, number) for number in range(6)]
@@ -84,14 +85,16 @@ def test_six_users_are_answered_in_order(browser, training_site, tmp_path, monke
             visitor.attach(file)
         for number, visitor in enumerate(visitors):
             visitor.ask("Describe the picture.", wait=False)
-            waits = f"Waiting in line, {number} before you"
+            waits = f"Waiting in line, {number - 1} before you"
+            if number == 1:
+                waits = "Waiting in line, you are next"
             where = visitor.page.get_by_test_id("bot")
             expect(where).to_have_text(waits) if number else where.and_(
                 visitor.page.locator(".running")
             ).wait_for()
         visitors[2].page.click(".stop-button")
         expect(visitors[2].answers).to_have_text("Stopped before the first word.")
-        expect(visitors[3].answers).to_have_text("Waiting in line, 2 before you")
+        expect(visitors[3].answers).to_have_text("Waiting in line, 1 before you")
         visitors[0].page.click(".stop-button")
         visitors[0].answered()
         expect(visitors[1].page.locator(".answer.running")).to_be_visible()

@@ -62,7 +62,7 @@ def test_a_question_waits_for_the_encoding_in_progress(harness, monkeypatch):
     assert started.wait(PATIENCE)
     updates = harness.service.ask("ann", {"question": "What is it?", "pictures": [picture.digest]})
     next(updates)
-    until(lambda: harness.engines["builtin"]._worker.in_demand)
+    until(lambda: harness.engines["builtin"]._scheduler.in_demand)
     release.set()
     (turn,) = list(updates)[-1]["view"]["turns"]
     assert turn["state"] == "answered"

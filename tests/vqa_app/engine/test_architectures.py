@@ -16,7 +16,7 @@ from vqa_app.checkpoints.loader import LoadedModel, load_model
 from vqa_app.checkpoints.processor import FALLBACK_TEMPLATES
 from vqa_app.engine.batched import answer_prompts
 from vqa_app.engine.runtime import Runtime
-from vqa_app.engine.worker import run_to_end
+from vqa_app.engine.scheduler import run_to_end
 from vqa_app.errors import ModelError
 from vqa_app.prompts.chat_template import chat_template
 from vqa_app.prompts.conversation import Conversation, Message

@@ -19,6 +19,7 @@ from vqa_app.cli.heatmap import whole_answer
 from vqa_app.engine.attention_map import PARTS, _relative_attention
 from vqa_app.engine.local import LocalEngine
 from vqa_app.engine.runtime import Runtime
+from vqa_app.engine.scheduler import run_to_end
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.models.architecture import Capabilities
 from vqa_app.prompts.conversation import Conversation, Message
@@ -49,7 +50,7 @@ def test_the_weights_are_those_of_the_whole_forward_pass(
             feature_bytes=1 << 20,
         )
         start = prompt.image_spans[-1][1]
-        logits, weights = runtime.attention_weights(prompt, start)
+        logits, weights = run_to_end(runtime.attention_weights(prompt, start))
         assert model.get_decoder().config._attn_implementation == before
         model.set_attn_implementation("eager")
         whole = model(**prompt.inputs, output_attentions=True)

@@ -119,6 +119,6 @@ def test_logits_of_the_cpu_decoder_are_the_models_own(tiny_llava_dir: Path, dtyp
     with torch.inference_mode():
         expected = model(input_ids=ids).logits[0, 10:]
         model(input_ids=ids[:, :10], **cache_argument(kv), use_cache=True)
-        got = torch.stack([decoder.step(int(ids[0, n]), kv, n) for n in range(10, 40)])
+        got = torch.cat([decoder.step([int(ids[0, n])], [kv], [n]) for n in range(10, 40)])
     close = {"rtol": 1e-4, "atol": 1e-4} if dtype == "float32" else {"rtol": 0.1, "atol": 0.25}
     torch.testing.assert_close(got, expected, **close)

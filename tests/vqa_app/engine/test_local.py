@@ -84,15 +84,15 @@ def test_a_cancelled_local_answer_generates_no_further_token(
 ) -> None:
     cancel, steps = threading.Event(), []
     runtime = local._runtime
-    decode = runtime.decode
+    append = runtime.append
 
     def cancel_at_the_third(*arguments: Any) -> torch.Tensor:
         steps.append(arguments[0])
         if len(steps) == 3:
             cancel.set()
-        return decode(*arguments)
+        return append(*arguments)
 
-    monkeypatch.setattr(runtime, "decode", cancel_at_the_third)
+    monkeypatch.setattr(runtime, "append", cancel_at_the_third)
     *_, answer = local.stream(QUESTION, GREEDY, cancel)
     assert len(steps) == 3
     assert answer.finish_reason == "cancelled"
@@ -121,8 +121,8 @@ def test_questions_are_answered_in_order_and_report_their_place() -> None:
     list(first)
     for thread in threads:
         thread.join(PATIENCE)
-    assert places["second"][0] == Status("waiting", 1)
-    assert places["third"][:2] == [Status("waiting", 2), Status("waiting", 1)]
+    assert places["second"][0] == Status("waiting", 0)
+    assert places["third"][:2] == [Status("waiting", 1), Status("waiting", 0)]
     assert [c.messages[-1].text for c, _ in engine.asked] == ["first", "second", "third"]
     engine.close()
 
@@ -136,13 +136,14 @@ def test_a_waiting_question_can_be_cancelled(kind: str, request: pytest.FixtureR
         started.set()
         yield gate.wait(PATIENCE)
 
+    engine._scheduler._concurrency = 1
     started = threading.Event()
-    running = threading.Thread(target=lambda: list(engine._worker.stream(hold)))
+    running = threading.Thread(target=lambda: list(engine._scheduler.stream(hold)))
     running.start()
     assert started.wait(PATIENCE)
     cancel = threading.Event()
     events = engine.stream(QUESTION, GREEDY, cancel)
-    assert next(events) == Status("waiting", 1)
+    assert next(events) == Status("waiting", 0)
     cancel.set()
     (answer,) = events
     assert answer.finish_reason == "cancelled"
@@ -169,7 +170,7 @@ def test_an_error_reaches_the_consumer_and_the_engine_stays_usable(
 ) -> None:
     expected = last(local, QUESTION)
     with monkeypatch.context() as patch:
-        patch.setattr(local._runtime, "decode", lambda *_: 1 / 0)
+        patch.setattr(local._runtime, "append", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             last(local, QUESTION)
     assert last(local, QUESTION).text == expected.text
@@ -204,7 +205,7 @@ def test_an_out_of_memory_error_says_what_to_do(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(local._runtime, "decode", run_out)
+        patch.setattr(local._runtime, "append", run_out)
         with pytest.raises(ModelError, match="not enough memory") as caught:
             last(local, QUESTION)
     assert "--quantize 4bit" in caught.value.hint
@@ -244,7 +245,7 @@ def test_after_an_out_of_memory_error_no_kv_cache_is_left(
 ) -> None:
     layer = local._runtime.model.get_decoder().layers[1]
     if phase == "decode":
-        monkeypatch.setattr(local._runtime, "decode", out_of_memory)
+        monkeypatch.setattr(local._runtime, "append", out_of_memory)
     else:
         monkeypatch.setattr(layer, "forward", out_of_memory)
     actions = {"score": lambda: local.score(QUESTION, ["a"]), "warm": lambda: local.warm(QUESTION)}
@@ -259,7 +260,7 @@ def test_after_an_out_of_memory_error_no_kv_cache_is_left(
 def test_any_error_of_a_question_releases_its_kv_cache(
     local: LocalEngine, monkeypatch: pytest.MonkeyPatch, kv_caches: list[weakref.ref[Any]]
 ) -> None:
-    monkeypatch.setattr(local._runtime, "decode", lambda *_: 1 / 0)
+    monkeypatch.setattr(local._runtime, "append", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError) as kept:
         last(local, QUESTION)
     assert [reference() for reference in kv_caches] == [None]
@@ -442,7 +443,7 @@ def test_warming_pauses_for_questions(local: LocalEngine, monkeypatch: pytest.Mo
     events = local.stream(Conversation.ask("Quick?"), GREEDY)
     asking = threading.Thread(target=lambda: (list(events), answered.set()))
     asking.start()
-    until(lambda: local._worker.in_demand)
+    until(lambda: local._scheduler.in_demand)
     proceed.set()
     for thread in (warming, asking):
         thread.join(PATIENCE)

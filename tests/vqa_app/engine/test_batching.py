@@ -1,0 +1,267 @@
+"""Many questions at once: answers do not depend on who else is asking."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.architectures import ARCHITECTURES
+from tests.tiny import picture, tiny_llava
+from tests.waiting import PATIENCE, until
+from vqa_app.checkpoints.loader import load_model
+from vqa_app.engine.cpu_decoder import MAX_ROWS, CpuDecoder
+from vqa_app.engine.kv_cache import KVCache
+from vqa_app.engine.local import LocalEngine
+from vqa_app.engine.protocol import Answer, GenerationOptions
+from vqa_app.engine.scheduler import DecodeStep
+from vqa_app.prompts.conversation import Conversation, Message
+from vqa_app.prompts.prompt import Prompt
+
+GREEDY = GenerationOptions(max_new_tokens=12, temperature=0.0)
+QUESTIONS = ("What is it?", "How many stars are there?", "And the colour?", "Is there a dog?")
+
+
+def answer_all(
+    engine: LocalEngine,
+    conversations: Sequence[Conversation],
+    delays: Sequence[float] | None = None,
+    cancels: Sequence[threading.Event | None] | None = None,
+    options: Sequence[GenerationOptions] | None = None,
+) -> list[Answer]:
+    """Ask all questions at once, each from a thread of its own."""
+    answers: list[Any] = [None] * len(conversations)
+
+    def ask(index: int) -> None:
+        time.sleep(delays[index] if delays else 0)
+        given = options[index] if options else GREEDY
+        cancel = cancels[index] if cancels else None
+        *_, answers[index] = engine.stream(conversations[index], given, cancel)
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(conversations))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    return answers
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3", "gemma", "qwen2-vl", "paligemma"])
+def checkpoint(
+    request: pytest.FixtureRequest,
+    tiny_checkpoint: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    if request.param in ARCHITECTURES:
+        return tiny_checkpoint(request.param)
+    return tiny_llava(tmp_path_factory.mktemp("batching"), llm=request.param)
+
+
+@pytest.fixture
+def engine(checkpoint: Path) -> Iterator[LocalEngine]:
+    engine = LocalEngine(load_model(str(checkpoint)))
+    yield engine
+    engine.close()
+
+
+def random_conversations(rng: random.Random, count: int) -> list[Conversation]:
+    """Return conversations some of which share pictures, beginnings, or everything."""
+    found: list[Conversation] = []
+    for _ in range(count):
+        if found and rng.random() < 0.3:
+            base = rng.choice(found)
+            if len(base.messages) < 5 and rng.random() < 0.7:
+                base = base.then(Message.assistant("Yes."), Message.user(rng.choice(QUESTIONS)))
+            found.append(base)
+            continue
+        pictures = [picture(rng.randrange(3)) for _ in range(rng.choice((0, 1, 1, 2)))]
+        found.append(Conversation.ask(rng.choice(QUESTIONS), pictures))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_greedy_answers_do_not_depend_on_who_else_is_asking(engine: LocalEngine, seed: int) -> None:
+    rng = random.Random(seed)
+    conversations = random_conversations(rng, 14)
+    alone = [list(engine.stream(one, GREEDY))[-1] for one in conversations]
+    engine._runtime.clear_caches()
+    cancels = [threading.Event() if rng.random() < 0.2 else None for _ in conversations]
+    delays = [rng.random() * 0.1 for _ in conversations]
+    for cancel in cancels:
+        if cancel is not None:
+            threading.Timer(rng.random() * 0.1, cancel.set).start()
+    together = answer_all(engine, conversations, delays, cancels)
+    for expected, got, cancel in zip(alone, together, cancels, strict=True):
+        assert isinstance(expected, Answer)
+        if cancel is None:
+            assert (got.text, got.finish_reason) == (expected.text, expected.finish_reason)
+            assert got.confidence == pytest.approx(expected.confidence, rel=1e-4)
+        else:
+            assert expected.text.startswith(got.text)
+
+
+def test_each_question_keeps_its_own_options(engine: LocalEngine) -> None:
+    question = Conversation.ask("What is it?", [picture(1)])
+    options = [
+        GREEDY,
+        GenerationOptions(max_new_tokens=3, temperature=0.0),
+        GenerationOptions(max_new_tokens=8, temperature=1.5, seed=1),
+        GenerationOptions(max_new_tokens=8, temperature=1.5, seed=2),
+        GenerationOptions(max_new_tokens=8, temperature=0.0, repetition_penalty=1.9),
+    ]
+    alone = [list(engine.stream(question, one))[-1] for one in options]
+    together = answer_all(engine, [question] * len(options), options=options)
+    assert [one.text for one in together] == [one.text for one in alone if isinstance(one, Answer)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("llm", ["llama", "qwen3"])
+def test_logits_of_a_row_are_the_same_bits_alone_and_beside_others(
+    tmp_path: Path, llm: str, dtype: str
+) -> None:
+    engine = LocalEngine(load_model(str(tiny_llava(tmp_path, llm=llm)), dtype=dtype))
+    decoder = engine._runtime._cpu_decoder
+    assert isinstance(decoder, CpuDecoder)
+    generator = torch.Generator().manual_seed(0)
+    lengths = [3, 70, 1, 12, 40, 5, 9, 33]
+
+    def filled(index: int) -> KVCache:
+        kv = KVCache.empty(len(decoder._layers), transposed=decoder.transposes_keys)
+        for number, layer in enumerate(kv.layers):
+            generator.manual_seed(100 * index + number)
+            shape = (1, decoder._kv_heads, lengths[index], decoder._head_width)
+            states = torch.randn(2, *shape, generator=generator).to(decoder._embedding.dtype)
+            layer.update(states[0], states[1])
+        return kv
+
+    def logits(rows: Sequence[int]) -> dict[int, torch.Tensor]:
+        with torch.inference_mode():
+            found = decoder.step(
+                [7 + row for row in rows], [filled(row) for row in rows], [lengths[r] for r in rows]
+            )
+        return dict(zip(rows, found, strict=True))
+
+    together = logits(range(MAX_ROWS))
+    for rows in ([0], [5], [2, 1], [3, 4, 5], [7, 6, 5, 4, 3], [1, 0, 2, 7, 3, 6]):
+        for row, alone in logits(rows).items():
+            assert torch.equal(alone, together[row]), (rows, row)
+    engine.close()
+
+
+def test_an_error_of_one_question_leaves_the_others(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversations = [Conversation.ask(question, [picture(0)]) for question in QUESTIONS]
+    alone = [list(engine.stream(one, GREEDY))[-1] for one in conversations]
+    decode = engine._runtime.decode
+    victims: list[Any] = []
+
+    def fail_for_one(steps: Sequence[DecodeStep]) -> list[Any]:
+        if not victims and len(steps) > 1:
+            victims.append(steps[-1].sequence)
+        results = decode(steps)
+        return [
+            RuntimeError("broken") if step.sequence in victims else result
+            for step, result in zip(steps, results, strict=True)
+        ]
+
+    monkeypatch.setattr(engine._scheduler, "_decode", fail_for_one)
+    answers: list[Any] = [None] * len(conversations)
+
+    def ask(index: int) -> None:
+        try:
+            *_, answers[index] = engine.stream(conversations[index], GREEDY)
+        except RuntimeError as error:
+            answers[index] = error
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(conversations))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    failed = [one for one in answers if isinstance(one, RuntimeError)]
+    assert len(failed) == len(victims) <= 1
+    for got, expected in zip(answers, alone, strict=True):
+        if isinstance(got, Answer) and isinstance(expected, Answer):
+            assert got.text == expected.text
+
+
+def test_a_joint_step_that_fails_is_repeated_one_by_one(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine._runtime._cpu_decoder is None:
+        pytest.skip("this architecture decodes one by one")
+    conversations = [Conversation.ask(question, [picture(0)]) for question in QUESTIONS]
+    alone = [list(engine.stream(one, GREEDY))[-1] for one in conversations]
+    decoder = engine._runtime._cpu_decoder
+    step, attend = decoder.step, decoder._attend
+    failures: list[int] = []
+
+    def fail_midway(query: torch.Tensor, buffers: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    def fail_once(tokens: Sequence[int], *arguments: Any) -> torch.Tensor:
+        first = len(tokens) > 1 and not failures
+        decoder._attend = fail_midway if first else attend
+        if first:
+            failures.append(len(tokens))
+        return step(tokens, *arguments)
+
+    monkeypatch.setattr(decoder, "step", fail_once)
+    together = answer_all(engine, conversations)
+    texts = [one.text for one in alone if isinstance(one, Answer)]
+    assert [one.text for one in together] == texts
+    assert failures
+
+
+def test_questions_about_one_new_picture_read_it_once(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not engine._runtime.capabilities.reuses_prefixes:
+        pytest.skip("this architecture reads every prompt whole")
+    encoder: Any = engine._runtime.encoder
+    run, calls = encoder.run, []
+    monkeypatch.setattr(encoder, "run", lambda inputs: calls.append(1) or run(inputs))
+    answers = answer_all(engine, [Conversation.ask(q, [picture(2)]) for q in QUESTIONS])
+    assert len(calls) == 1
+    assert sum(one.cached_tokens >= one.image_tokens for one in answers) == len(QUESTIONS) - 1
+
+
+def test_more_questions_than_places_are_answered_in_the_order_of_arrival(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    gate = threading.Event()
+    conversations = [Conversation.ask("Why? " * (index + 1)) for index in range(MAX_ROWS + 3)]
+    prefill = engine._runtime.prefill
+
+    def record(prompt: Prompt, *arguments: Any) -> Any:
+        lengths.append(len(prompt))
+        return prefill(prompt, *arguments)
+
+    def hold(cancelled: Callable[[], bool]) -> Iterator[None]:
+        assert gate.wait(PATIENCE)
+        yield
+
+    monkeypatch.setattr(engine._runtime, "prefill", record)
+    first = threading.Thread(target=lambda: list(engine._scheduler.stream(hold)))
+    first.start()
+    until(lambda: engine._scheduler.count == 1)
+    threads = []
+    for number, conversation in enumerate(conversations, 2):
+        threads.append(
+            threading.Thread(target=lambda c=conversation: list(engine.stream(c, GREEDY)))
+        )
+        threads[-1].start()
+        until(lambda number=number: engine._scheduler.count == number)
+    gate.set()
+    for thread in (first, *threads):
+        thread.join(PATIENCE)
+    assert lengths == sorted(lengths)
+    assert len(lengths) == len(conversations)

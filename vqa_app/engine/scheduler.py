@@ -1,0 +1,377 @@
+"""One thread that runs the model: several jobs at once, in rounds between two tokens.
+
+A job is a generator function. What it yields says what happens next:
+
+- an item for its consumer, who iterates over `Scheduler.stream`;
+- None after a piece of work, such as a chunk of a prompt, so that others can go on;
+- a `DecodeStep`, which is run together with those of other jobs; the job receives the result;
+- a `Reservation` of memory, after which the job waits until there is enough.
+
+In each round every job that decodes gets one token, and one job that still reads its prompt reads
+one chunk. So nobody's stream stops for longer than a chunk, however many questions arrive. Only
+this thread uses the model, and it never waits for a consumer, so a slow one delays nobody.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar, cast
+
+from vqa_app.devices import clear_frames
+from vqa_app.engine.protocol import Status
+from vqa_app.errors import ModelError
+
+T = TypeVar("T")
+Cancelled: TypeAlias = Callable[[], bool]
+"""Returns whether a job should end."""
+Job: TypeAlias = Callable[[Cancelled], "Iterator[T | DecodeStep | Reservation | None]"]
+Steps: TypeAlias = Generator[None, None, T]
+"""Work that yields wherever it can be interrupted, and returns a result."""
+
+POLL_SECONDS = 0.02
+"""Interval at which a waiting consumer checks its cancel event."""
+PACE_SECONDS = 0.01
+"""Interval at which a consumer looks for more items. Waking it for every token of a small model
+would cost more than the token, because it and the scheduler share the interpreter's lock."""
+HAND_OVER_SECONDS = 1e-4
+"""Pause of the scheduler after a job's first item, so that the consumer gets the interpreter's lock
+at once instead of after the interpreter's switch interval of 5 ms."""
+
+
+@dataclass(frozen=True)
+class DecodeStep:
+    """A token to append to a sequence; the job that yields it receives the next token's logits."""
+
+    sequence: Any
+    """A `vqa_app.engine.runtime.Generation`."""
+    token: int
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Memory that a job needs from now on, until it ends."""
+
+    nbytes: int
+
+
+@dataclass(eq=False)
+class _Task:
+    """A job with its queue of results."""
+
+    job: Job[Any]
+    cancel: threading.Event | None
+    background: bool
+    outbox: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+    ended: threading.Event = field(default_factory=threading.Event)
+    abandoned: threading.Event = field(default_factory=threading.Event)
+    steps: Iterator[Any] | None = None
+    """None until the job starts."""
+    place: int | None = None
+    """Number of jobs before it in the queue, as its consumer was told."""
+    request: DecodeStep | Reservation | None = None
+    """What the job is waiting for."""
+    reserved: int = 0
+    """Memory granted to it, in bytes."""
+    delivered: bool = False
+    """Whether its consumer got an item other than a `Status`."""
+
+    def cancelled(self) -> bool:
+        return self.abandoned.is_set() or (self.cancel is not None and self.cancel.is_set())
+
+    def end(self, error: BaseException | None = None) -> None:
+        self.outbox.put(_End(error))
+        self.ended.set()
+
+
+@dataclass(frozen=True)
+class _End:
+    """The last item of an outbox."""
+
+    error: BaseException | None = None
+
+
+def _run_no_steps(steps: Sequence[DecodeStep]) -> Sequence[Any]:
+    raise NotImplementedError("This scheduler was created without `decode`.")
+
+
+class Scheduler:
+    """Run jobs in the order of their arrival; background jobs only while there are no others.
+
+    Args:
+        decode: Runs the `DecodeStep`s of several jobs and returns a result for each; a result that
+            is an exception is raised in its job and ends no other one.
+        concurrency: Largest number of jobs at once.
+        memory: What all reservations together may take, in bytes. A single job gets what it asks
+            for, whatever that is.
+        context: Entered once on the thread, around all jobs (such as `torch.inference_mode`).
+        on_idle: Called on every thread that becomes idle: the scheduler's own between jobs, a
+            consumer's while its job runs.
+    """
+
+    def __init__(
+        self,
+        *,
+        decode: Callable[[Sequence[DecodeStep]], Sequence[Any]] = _run_no_steps,
+        concurrency: int = 1,
+        memory: Callable[[], int] = lambda: 0,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        on_idle: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._decode, self._concurrency, self._memory = decode, concurrency, memory
+        self._context = context
+        self._on_idle = on_idle
+        self._changed = threading.Condition()
+        self._waiting: deque[_Task] = deque()
+        self._background: deque[_Task] = deque()
+        self._active: list[_Task] = []
+        """Jobs that have started, in the order of their arrival."""
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def stream(
+        self, job: Job[T], cancel: threading.Event | None = None, *, background: bool = False
+    ) -> Iterator[T | Status]:
+        """Run a job and yield its items.
+
+        Closing the iterator makes the job's `cancelled()` true. If `cancel` is set before the job
+        starts, it never does and the iterator just ends.
+
+        Args:
+            job: Called on the scheduler's thread with a function that returns whether to end.
+            cancel: Makes the job's `cancelled()` true.
+            background: Run it only while there are no other jobs.
+
+        Yields:
+            `Status("waiting", place)` whenever the place in the queue changes, then the job's
+            items: the first at once, later ones at most every `PACE_SECONDS` if that is slower
+            than they come.
+
+        Raises:
+            ModelError: The scheduler is closed.
+            BaseException: Whatever the job raised.
+        """
+        task = _Task(job, cancel, background)
+        self._on_idle()
+        self._enqueue(task)
+        try:
+            while True:
+                item = self._receive(task)
+                if isinstance(item, _End):
+                    if item.error is not None:
+                        raise item.error
+                    return
+                yield item
+                if not isinstance(item, Status) and task.outbox.empty():
+                    task.ended.wait(PACE_SECONDS)
+        finally:
+            task.abandoned.set()
+            self._dequeue(task)
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run a function on the scheduler's thread and return its result."""
+
+        def steps() -> Steps[T]:
+            yield
+            return function()
+
+        return self.run(steps)
+
+    def run(self, steps: Callable[[], Steps[T]]) -> T:
+        """Run steps on the scheduler's thread, between those of others; return their result."""
+
+        def job(cancelled: Cancelled) -> Iterator[tuple[T] | None]:
+            result = yield from steps()
+            yield (result,)
+
+        for item in self.stream(job):
+            if not isinstance(item, Status):
+                return item[0]
+        raise _closed_error()
+
+    @property
+    def in_demand(self) -> bool:
+        """Whether there are jobs for which background jobs wait."""
+        return self.count > 0
+
+    @property
+    def count(self) -> int:
+        """Number of jobs that run or wait, background jobs not included."""
+        return len(self._waiting) + len(self._active)
+
+    @property
+    def reserved(self) -> int:
+        """Memory that running jobs have reserved, in bytes."""
+        return sum(task.reserved for task in self._active)
+
+    def close(self) -> None:
+        """End running jobs at their next step, waiting ones at once, then the thread."""
+        with self._changed:
+            self._closed = True
+            waiting = [*self._waiting, *self._background]
+            self._waiting.clear()
+            self._background.clear()
+            for task in self._active:
+                task.abandoned.set()
+            self._changed.notify_all()
+        for task in waiting:
+            task.end(_closed_error())
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _enqueue(self, task: _Task) -> None:
+        with self._changed:
+            if self._closed:
+                raise _closed_error()
+            (self._background if task.background else self._waiting).append(task)
+            self._report_places()
+            self._changed.notify_all()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="vqa-engine", daemon=True)
+                self._thread.start()
+
+    def _dequeue(self, task: _Task) -> bool:
+        """Remove a waiting task; False if it has started or ended."""
+        with self._changed:
+            waiting = self._background if task.background else self._waiting
+            if task not in waiting or task.steps is not None:
+                return False
+            waiting.remove(task)
+            self._report_places()
+            return True
+
+    def _receive(self, task: _Task) -> Any:
+        """Return the next item, checking the cancel event while the task is waiting."""
+        while task.cancel is not None and task.steps is None:
+            try:
+                return task.outbox.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                if task.cancel.is_set() and self._dequeue(task):
+                    return _End()
+        return task.outbox.get()
+
+    def _report_places(self) -> None:
+        """Send a status to each task whose place changed; called with the lock held."""
+        free = self._concurrency - len(self._active)
+        queued = [task for task in self._active if isinstance(task.request, Reservation)]
+        queued += list(self._waiting)[max(0, free) :]
+        for place, task in enumerate(queued):
+            if place != task.place:
+                task.place = place
+                task.outbox.put(Status("waiting", place))
+
+    def _serve(self) -> None:
+        """Run rounds until the scheduler closes; the thread's main function."""
+        with self._context():
+            while self._wait_for_work():
+                self._run_round()
+
+    def _wait_for_work(self) -> bool:
+        """Start as many jobs as may run at once; False when the scheduler closes."""
+        with self._changed:
+            idle = not (self._active or self._waiting or self._background or self._closed)
+        if idle:
+            self._on_idle()
+        with self._changed:
+            while not (self._active or self._waiting or self._background or self._closed):
+                self._changed.wait()
+            while self._waiting and len(self._active) < self._concurrency:
+                self._start(self._waiting.popleft())
+            self._report_places()
+            return bool(self._active or self._background)
+
+    def _start(self, task: _Task) -> None:
+        task.steps = task.job(task.cancelled)
+        self._active.append(task)
+
+    def _run_round(self) -> None:
+        """Give each decoding job a token, and let one other job take a step."""
+        decoding = [task for task in self._active if isinstance(task.request, DecodeStep)]
+        if decoding:
+            results = self._decode([cast(DecodeStep, task.request) for task in decoding])
+            for task, result in zip(decoding, results, strict=True):
+                self._advance(task, result)
+        other = next((task for task in self._active if task.request is None), None)
+        if other is not None:
+            self._advance(other)
+        else:
+            self._run_background(busy=bool(self._active))
+        self._grant_reservations()
+
+    def _grant_reservations(self) -> None:
+        """Let jobs go on that wait for memory, in their order, as far as there is enough."""
+        for task in list(self._active):
+            if not isinstance(task.request, Reservation):
+                continue
+            reserved = self.reserved
+            fits = reserved == 0 or reserved + task.request.nbytes <= self._memory()
+            if not fits and not task.cancelled():
+                return
+            task.reserved, task.request = task.request.nbytes, None
+
+    def _run_background(self, busy: bool) -> None:
+        """Let the first background job take a step unless it has to give way."""
+        with self._changed:
+            candidates = [
+                task for task in self._background if task.cancelled() or not (busy or self._waiting)
+            ]
+            if not candidates or self._closed:
+                return
+            task = candidates[0]
+            if task.steps is None:
+                task.steps = task.job(task.cancelled)
+        self._advance(task)
+
+    def _advance(self, task: _Task, received: Any = None) -> None:
+        """Run a job until it waits for something or has done a piece of work."""
+        steps: Any = task.steps
+        task.request = None  # whoever gets an error must find the sequence's memory free
+        try:
+            if received is None:
+                item = next(steps)
+            elif isinstance(received, BaseException):
+                item = steps.throw(received)
+            else:
+                item = steps.send(received)
+            while not (item is None or isinstance(item, DecodeStep | Reservation)):
+                self._deliver(task, item)
+                item = next(steps)
+        except StopIteration:
+            self._end(task)
+        except BaseException as error:  # passed on to the consumer, whatever it is
+            clear_frames(error)  # whoever keeps the error would keep the job's tensors
+            self._end(task, error)
+        else:
+            task.request = item
+
+    def _deliver(self, task: _Task, item: Any) -> None:
+        task.outbox.put(item)
+        if not task.delivered and not isinstance(item, Status):
+            task.delivered = True
+            time.sleep(HAND_OVER_SECONDS)
+
+    def _end(self, task: _Task, error: BaseException | None = None) -> None:
+        with self._changed:
+            if task in self._active:
+                self._active.remove(task)
+            elif task in self._background:  # `close` has ended it otherwise
+                self._background.remove(task)
+        task.end(error)
+
+
+def _closed_error() -> ModelError:
+    return ModelError("The engine was closed.", "Load the model again.")
+
+
+def run_to_end(steps: Steps[T]) -> T:
+    """Run all steps without a pause and return their result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(T, end.value)
