@@ -349,7 +349,7 @@ def test_imported_facts_are_validated(server, person):
     taken = person.post("/vqa/conversations", content=forged(facts=facts)).json()
     store = server.application.service.store
     (*_, turn) = store.path(owner_of(server, person), taken["conversation"])
-    assert turn.facts == {"style": "short"}
+    assert turn.facts == {"style": "short", "cached_tokens": 3}
 
 
 def test_imports_need_a_cookie(server):
