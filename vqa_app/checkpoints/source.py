@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vqa_app.checkpoints.snapshot import download_snapshot
 from vqa_app.errors import ModelError, UsageError, first_line
 from vqa_app.files import format_bytes
 from vqa_app.proxies import proxy_problem
@@ -49,6 +51,7 @@ def find(
     *,
     weights: bool = True,
     bar: type | None = None,
+    check: Callable[[], None] | None = None,
 ) -> Source:
     """Return the directory of a model or adapter, after downloading it from the hub if needed.
 
@@ -57,14 +60,16 @@ def find(
         revision: Branch, tag or commit on the hub.
         offline: Use only the local cache.
         weights: Whether to download the weights of a whole model, besides its small files.
-        bar: A `tqdm` class that reports downloads. An exception in its `update` ends the download.
+        bar: A `tqdm` class that reports downloads.
+        check: Called several times a second while it downloads. An exception in it, or Ctrl-C, ends
+            the download.
 
     Raises:
         ModelError: The model cannot be found or downloaded.
         UsageError: The name is not a string or path, or there is a revision without a hub id.
     """
     local = find_local(name, revision)
-    return local or _from_hub(os.fspath(name), revision, offline, weights, bar)
+    return local or _from_hub(os.fspath(name), revision, offline, weights, bar, check)
 
 
 def find_local(name: str | os.PathLike[str], revision: str | None = None) -> Source | None:
@@ -153,7 +158,12 @@ def stay_offline() -> None:
 
 
 def _from_hub(
-    name: str, revision: str | None, offline: bool, weights: bool, bar: type | None
+    name: str,
+    revision: str | None,
+    offline: bool,
+    weights: bool,
+    bar: type | None,
+    check: Callable[[], None] | None,
 ) -> Source:
     from huggingface_hub import constants, errors, snapshot_download
 
@@ -189,7 +199,7 @@ def _from_hub(
     if weights:
         _check_disk(name, info)
     try:
-        directory = Path(snapshot_download(**options, tqdm_class=bar))
+        directory = download_snapshot(bar=bar, check=check, **options)
     except (errors.HTTPError, OSError, ValueError, RuntimeError) as error:  # hf_xet raises the last
         raise _hub_error(name, revision, error) from error
     return Source(name, directory, directory.name)

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from typing import Any
 
-from vqa_app.hub_internals import abort_xet_session
-from vqa_app.serving.engine_pool import LoadingCancelled, LoadProgress
-
-POLL_SECONDS = 0.2
-"""Interval at which a running download checks whether it was cancelled."""
-
-_lock = threading.Lock()
-_aborted_sessions = 0
-"""How often this process aborted the Xet session that all its downloads share."""
+from vqa_app.serving.engine_pool import LoadProgress
 
 
 def download_model(name: str, progress: LoadProgress) -> None:
@@ -22,7 +13,8 @@ def download_model(name: str, progress: LoadProgress) -> None:
 
     Args:
         name: Hub id.
-        progress: Called with every new state of the download.
+        progress: Called with every new state of the download, and several times a second so that it
+            can raise `LoadingCancelled`, which ends the download.
 
     Raises:
         ModelError: The model cannot be downloaded.
@@ -30,65 +22,15 @@ def download_model(name: str, progress: LoadProgress) -> None:
     """
     from vqa_app.checkpoints import source
 
-    while True:
-        aborted = _aborted_sessions
-        watch = _CancelWatch(progress)
-        watch.report("Contacting the hub …")
-        try:
-            with watch:
-                source.find(name, bar=_progress_bar_class(watch.report))
-            return
-        except (Exception, KeyboardInterrupt):  # the latter, too, comes from an aborted session
-            if watch.cancelled.is_set():
-                raise LoadingCancelled from None
-            if aborted == _aborted_sessions:
-                raise
-        # Cancelling another download ended the Xet session of this one, too: continue it.
+    latest: tuple[str, float | None] = "Contacting the hub …", None
 
+    def report(message: str, share: float | None = None) -> None:
+        nonlocal latest
+        latest = message, share
+        progress(message, share)
 
-class _CancelWatch:
-    """Stops a download when its `progress` raises `LoadingCancelled`.
-
-    An exception in the progress bar ends a download by HTTP. hf_xet ignores exceptions of its
-    callbacks, and a download that has stalled reports nothing, so a thread checks, too.
-    """
-
-    def __init__(self, progress: LoadProgress) -> None:
-        self.cancelled = threading.Event()
-        self._progress = progress
-        self._latest: tuple[str, float | None] = "", None
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="download-watch", daemon=True)
-
-    def report(self, message: str, share: float | None = None) -> None:
-        """Pass progress on; raises `LoadingCancelled`."""
-        self._latest = message, share
-        try:
-            self._progress(message, share)
-        except LoadingCancelled:
-            self.cancelled.set()
-            raise
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(POLL_SECONDS):
-            with contextlib.suppress(LoadingCancelled):
-                self.report(*self._latest)
-            if self.cancelled.is_set():
-                _abort_xet_session()  # again and again: other threads may begin further files
-
-
-def _abort_xet_session() -> None:
-    global _aborted_sessions
-    with _lock:
-        _aborted_sessions += 1
-    abort_xet_session()
+    report(*latest)
+    source.find(name, bar=_progress_bar_class(report), check=lambda: progress(*latest))
 
 
 def _progress_bar_class(progress: LoadProgress) -> type:

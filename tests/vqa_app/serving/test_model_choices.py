@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
 
 import pytest
-from huggingface_hub.utils import _xet
 
 from tests import fake_hub
 from tests.fake_engine import FakeEngine
 from tests.ui.harness import ChatHarness
-from tests.waiting import PATIENCE
 from ui.chat.model_picker import pick_model
-from vqa_app.checkpoints import catalogue, source
+from vqa_app.checkpoints import catalogue
 from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
 from vqa_app.errors import ModelError, UsageError
-from vqa_app.serving import downloads, model_choices
+from vqa_app.serving import model_choices
 from vqa_app.serving.downloads import download_model
 from vqa_app.serving.engine_pool import LoadingCancelled, ModelChoice
 from vqa_app.serving.redact import redact_paths
@@ -89,72 +85,6 @@ def test_a_download_can_be_cancelled(hub):
 
     with pytest.raises(LoadingCancelled):
         download_model("owner/name", stop)
-
-
-@pytest.fixture
-def silent_xet(monkeypatch):
-    """Download with the real hf_xet from a server that accepts connections and never answers."""
-    hf_xet = pytest.importorskip("hf_xet")
-    server = socket.create_server(("127.0.0.1", 0))
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-
-    def download(name, bar):
-        reported = bar(total=1000, unit="B")
-
-        def callback(*_):  # hf_xet ignores whatever it raises
-            reported.update(1)
-
-        callback()
-        session = _xet.get_xet_session()
-        with session.new_file_download_group(
-            endpoint=f"http://127.0.0.1:{server.getsockname()[1]}",
-            token="token",
-            token_expiry_unix_secs=2**40,
-            progress_callback=callback,
-        ) as group:
-            group.start_download_file(hf_xet.XetFileInfo("a" * 64, 10**9), name)
-
-    monkeypatch.setattr(downloads, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(source, "find", download)
-    yield
-    server.close()
-
-
-def test_cancelling_ends_a_stalled_xet_download(silent_xet, tmp_path):
-    cancel = threading.Event()
-    ended = threading.Event()
-
-    def progress(message, share=None):
-        if cancel.is_set():
-            raise LoadingCancelled
-        if share is not None:
-            cancel.set()
-
-    def run():
-        with pytest.raises(LoadingCancelled):
-            download_model(str(tmp_path / "file"), progress)
-        ended.set()
-
-    threading.Thread(target=run, daemon=True).start()
-    assert ended.wait(PATIENCE)
-
-
-def test_a_download_continues_after_another_one_was_cancelled(monkeypatch):
-    attempts = []
-
-    def find(name, bar):
-        attempts.append(name)
-        if len(attempts) == 1:
-            downloads._abort_xet_session()  # as the other download does
-            raise ModelError("Operation cancelled", "Try again.")
-
-    monkeypatch.setattr(source, "find", find)
-    download_model("owner/name", lambda *_: None)
-    assert len(attempts) == 2
-    monkeypatch.setattr(source, "find", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        download_model("owner/name", lambda *_: None)
 
 
 def listed(name, **changes):
