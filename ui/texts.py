@@ -93,6 +93,17 @@ def to_script(language: str) -> str:
     return '"use strict";\n' + "".join(lines)
 
 
+def write(text: Entry | str | list[Entry | str], language: str) -> str:
+    """Return texts without plural forms in a language, as the page writes them."""
+    if isinstance(text, list):
+        return " ".join(write(one, language) for one in text)
+    if isinstance(text, str):
+        return text
+    template = catalogue(language)[text["key"]]
+    assert isinstance(template, str), f"{text['key']} has plural forms"
+    return template.format(**text["values"])
+
+
 @cache
 def _server_patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
     """Return the keys of the packages' texts with patterns of their English, longest first."""

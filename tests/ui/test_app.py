@@ -274,6 +274,10 @@ def test_a_chat_exported_as_html_is_self_contained(server, person):
     assert "&lt;b&gt;bold?" in page
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
+    address = f"/vqa/conversations/{view['conversation']}.html"
+    german = person.get(address, headers={"accept-language": "de"}).text
+    assert '<html lang="de">' in german
+    assert "Bild 1 · cat.png" in german
 
 
 def test_a_chat_exported_as_markdown_can_be_read(server, person, other):

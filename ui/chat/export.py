@@ -21,6 +21,7 @@ from ui.chat.views import conversation_view, make_title
 from ui.storage.database import Store
 from ui.storage.owned_pictures import add_owned_picture
 from ui.storage.picture_files import PictureStore
+from ui.texts import entry, write
 from vqa_app.errors import ImageError, UsageError
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS
 from vqa_app.prompts.conversation_file import ConversationFile, FilePicture, FileTurn
@@ -133,8 +134,17 @@ def from_json(store: Store, picture_store: PictureStore, owner: str, data: bytes
     return conversation
 
 
-def to_html(store: Store, picture_store: PictureStore, owner: str, conversation: str) -> str:
+def to_html(
+    store: Store, picture_store: PictureStore, owner: str, conversation: str, language: str
+) -> str:
     """Return an HTML page of the shown branch, with its pictures and without scripts.
+
+    Args:
+        store: The conversations.
+        picture_store: Their pictures.
+        owner: Whose conversation.
+        conversation: Its id.
+        language: Of labels, by BCP 47 tag.
 
     Raises:
         UsageError: The conversation does not belong to this owner.
@@ -143,23 +153,26 @@ def to_html(store: Store, picture_store: PictureStore, owner: str, conversation:
     title = escape(view["title"])
     parts = []
     if system := store.system_prompt(owner, conversation):
-        parts.append(f"<footer>System prompt: {escape(system)}</footer>")
+        label = write(entry("settings.system"), language)
+        parts.append(f"<footer>{label}: {escape(system)}</footer>")
     for turn in view["turns"]:
         pictures = "".join(
             f'<figure><img src="{_inline(picture_store, p["digest"])}" alt="{escape(p["name"])}">'
-            f"<figcaption>Picture {p['number']} · {escape(_picture_name(p))}</figcaption></figure>"
+            f"<figcaption>{escape(_picture('picture.title', p, language))}</figcaption></figure>"
             for p in turn["pictures"]
         )
         facts = turn["facts"]
-        footer = escape(" · ".join(filter(None, (_end(turn), facts.get("model")))))
-        right = escape(facts.get("correction", ""))
-        answer = f"<del>{turn['html']}</del><p>Corrected: {right}</p>" if right else turn["html"]
+        footer = escape(" · ".join(filter(None, (_end(turn, language), facts.get("model")))))
+        answer = turn["html"]
+        if right := escape(facts.get("correction", "")):
+            label = write(entry("chat.corrected"), language)
+            answer = f"<del>{answer}</del><p>{label}: {right}</p>"
         parts.append(
             f'<section><div class="question">{pictures}<p>{escape(turn["question"])}</p></div>'
             f'<div class="answer">{answer}</div><footer>{footer}</footer></section>'
         )
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<!doctype html><html lang="{language}"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\';'
         " img-src data:; style-src 'unsafe-inline'\">"
@@ -169,7 +182,11 @@ def to_html(store: Store, picture_store: PictureStore, owner: str, conversation:
 
 
 def to_markdown(
-    store: Store, owner: str, conversation: str, link: Callable[[str], str] | None = None
+    store: Store,
+    owner: str,
+    conversation: str,
+    language: str,
+    link: Callable[[str], str] | None = None,
 ) -> str:
     """Return the shown branch as Markdown, in which answers are written anyway.
 
@@ -177,6 +194,7 @@ def to_markdown(
         store: The conversations.
         owner: Whose conversation.
         conversation: Its id.
+        language: Of labels, by BCP 47 tag.
         link: Returns the address of a picture by its digest; None names pictures only.
 
     Raises:
@@ -185,27 +203,31 @@ def to_markdown(
     view = conversation_view(store, owner, conversation)
     parts = [f"# {_one_line(view['title'])}"]
     if system := _one_line(store.system_prompt(owner, conversation) or ""):
-        parts.append(f"*System prompt: {system}*")
+        parts.append(f"*{write(entry('settings.system'), language)}: {system}*")
     for turn in view["turns"]:
         for picture in turn["pictures"]:
-            name = f"Picture {picture['number']}: {_one_line(_picture_name(picture))}"
+            name = _one_line(_picture("picture.named", picture, language))
             parts.append(f"![{name}]({link(picture['digest'])})" if link else f"*{name}*")
         parts.append("\n".join(f"> {line}".rstrip() for line in turn["question"].splitlines()))
         parts.append(turn["answer"].strip())
         facts = turn["facts"]
         if right := _one_line(facts.get("correction", "")):
-            parts.append(f"**Corrected:** {right}")
-        parts.append(f"*{_one_line(' · '.join(filter(None, (_end(turn), facts.get('model')))))}*")
+            parts.append(f"**{write(entry('chat.corrected'), language)}:** {right}")
+        ending = " · ".join(filter(None, (_end(turn, language), facts.get("model"))))
+        parts.append(f"*{_one_line(ending)}*")
     return "\n\n".join(part for part in parts if part not in ("", "**")) + "\n"
 
 
-def write_all(store: Store, picture_store: PictureStore, owner: str, file: IO[bytes]) -> None:
+def write_all(
+    store: Store, picture_store: PictureStore, owner: str, language: str, file: IO[bytes]
+) -> None:
     """Write a zip file with all conversations of an owner, as Markdown with pictures and as JSON.
 
     Args:
         store: The conversations.
         picture_store: Their pictures.
         owner: Whose conversations.
+        language: Of labels, by BCP 47 tag.
         file: Where the zip file is written.
     """
     digests: dict[str, None] = {}
@@ -218,7 +240,7 @@ def write_all(store: Store, picture_store: PictureStore, owner: str, file: IO[by
         for number, summary in enumerate(store.conversations(owner), 1):
             name = f"{number:03} {file_name(summary.title)}".strip()
             with suppress(UsageError):  # it was deleted meanwhile
-                markdown = to_markdown(store, owner, summary.id, link)
+                markdown = to_markdown(store, owner, summary.id, language, link)
                 document = to_json(store, picture_store, owner, summary.id)
                 archive.writestr(f"{name}.md", markdown)
                 archive.writestr(f"{name}.json", document)
@@ -234,29 +256,29 @@ def file_name(title: str) -> str:
     return re.sub(r"[^\w\- ]+", "", title)[:60].strip()
 
 
-def _picture_name(picture: dict[str, Any]) -> str:
-    """Return the name of a picture; of a region, also where it is in the whole picture."""
-    region = picture.get("region")
-    if not region:
-        return str(picture["name"])
-    left, top, right, bottom = region["box"]
-    return (
-        f"a region of {region['name']} ({right - left} × {bottom - top} pixels,"
-        f" {left} from the left, {top} from the top)"
-    )
+def _picture(key: str, picture: dict[str, Any], language: str) -> str:
+    """Return number and name of a picture; of a region, also where it is in the whole picture."""
+    name = str(picture["name"])
+    if region := picture.get("region"):
+        left, top, right, bottom = region["box"]
+        size = entry("region.size", width=right - left, height=bottom - top, left=left, top=top)
+        whole = write(entry("region.of", name=region["name"]), language)
+        name = f"{whole}, {write(size, language).rstrip('.。')}"
+    return write(entry(key, number=picture["number"], name=name), language)
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _end(turn: dict[str, Any]) -> str:
+def _end(turn: dict[str, Any], language: str) -> str:
     """Return why the answer of a turn is missing or not complete, or an empty text if it is."""
+    facts = turn["facts"]
     if turn["state"] == "failed":
-        return "failed: " + str(turn["facts"].get("error") or "unknown error")
+        return write(facts.get("text") or entry("page.failed"), language)
     if not turn["answer"]:
-        return "stopped before the first word"
-    return str(turn["facts"]["ended_text"])
+        return write(entry("chat.stoppedEarly"), language)
+    return write(facts["ended"], language)
 
 
 def _inline(picture_store: PictureStore, digest: str) -> str:

@@ -39,7 +39,7 @@ from ui.teaching.library import Library
 from ui.teaching.row_actions import teach
 from ui.teaching.taught_rows import TaughtRowStore
 from ui.teaching.training import TrainingService
-from ui.web.routes import STATIC, missing, problem, read_body
+from ui.web.routes import STATIC, language_of, missing, problem, read_body
 from vqa_app.errors import UsageError, VqaError
 
 MAX_REQUEST = 2**20
@@ -66,11 +66,8 @@ def page_routes(
 
     @router.api_route("/", methods=["GET", "HEAD"])
     def page(request: Request) -> Response:
-        language = texts.choose_language(
-            request.headers.get("accept-language", ""), request.cookies.get(texts.COOKIE, "")
-        )
         return HTMLResponse(
-            texts.fill((STATIC / "page.html").read_text("utf-8"), language),
+            texts.fill((STATIC / "page.html").read_text("utf-8"), language_of(request)),
             headers={"cache-control": "no-cache", "vary": "Accept-Language, Cookie"},
         )
 

@@ -166,10 +166,12 @@ def data_routes(
             return missing()
 
         def write() -> str:
+            store, pictures = service.store, service.picture_store
+            if kind == "json":
+                return export.to_json(store, pictures, owner, conversation)
             if kind == "md":
-                return export.to_markdown(service.store, owner, conversation)
-            to_text = export.to_json if kind == "json" else export.to_html
-            return to_text(service.store, service.picture_store, owner, conversation)
+                return export.to_markdown(store, owner, conversation, language_of(request))
+            return export.to_html(store, pictures, owner, conversation, language_of(request))
 
         text = await run_in_threadpool(write)
         name = export.file_name(service.store.title(owner, conversation)) or "conversation"
@@ -181,7 +183,9 @@ def data_routes(
             owner = request.state.owner
             with tempfile.NamedTemporaryFile(suffix=".zip", delete=False) as file:
                 try:
-                    export.write_all(service.store, service.picture_store, owner, file)
+                    export.write_all(
+                        service.store, service.picture_store, owner, language_of(request), file
+                    )
                 except BaseException:
                     file.close()  # Windows deletes no open file
                     os.unlink(file.name)
@@ -295,6 +299,12 @@ def _attachment(name: str) -> dict[str, str]:
 def problem(error: Exception, status: int) -> Response:
     """Return the response for an error, with the message that the page shows."""
     return JSONResponse(error_update(error), status)
+
+
+def language_of(request: Request) -> str:
+    """Return the tag of the language in which a visitor reads the page."""
+    accepted = request.headers.get("accept-language", "")
+    return texts.choose_language(accepted, request.cookies.get(texts.COOKIE, ""))
 
 
 def missing() -> Response:

@@ -29,6 +29,7 @@ from ui.chat.requests import STORAGE_FAILED, user_message
 from ui.chat.views import image_gain_level
 from ui.chat.warmup import Warmup
 from ui.cli import _report_load_failure
+from ui.texts import catalogue, language_names
 from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
 from vqa_app.errors import DataError, ModelError, UsageError
 from vqa_app.serving.engine_pool import EnginePool
@@ -373,8 +374,8 @@ def test_a_chats_own_system_prompt_is_exported(make_harness):
     assert harness.store.system_prompt("bob", from_json(*stores, "bob", document)) == (
         "In <b>verse</b>."
     )
-    assert "System prompt: In &lt;b&gt;verse" in to_html_page(*stores, "ann", chat)
-    assert "*System prompt: In <b>verse</b>.*" in to_markdown(harness.store, "ann", chat)
+    assert "System prompt: In &lt;b&gt;verse" in to_html_page(*stores, "ann", chat, "en")
+    assert "*System prompt: In <b>verse</b>.*" in to_markdown(harness.store, "ann", chat, "en")
     forged = document.replace(b'"In <b>verse</b>."', b"[7]")
     assert harness.store.system_prompt("bob", from_json(*stores, "bob", forged)) is None
 
@@ -390,9 +391,11 @@ def test_an_exported_region_says_so_and_where_it_is(make_harness):
     back = harness.service.view("bob", from_json(*stores, "bob", document))
     assert back["turns"][0]["pictures"][1] == view["turns"][0]["pictures"][1]
     assert back["turns"][0]["pictures"][1]["region"]["of"] == whole
-    words = "a region of a_room.png (24 × 16 pixels, 8 from the left, 4 from the top)"
-    assert f"<figcaption>Picture 2 · {words}</figcaption>" in to_html_page(*stores, "ann", chat)
-    assert f"Picture 2: {words}" in to_markdown(harness.store, "ann", chat)
+    words = "A region of a_room.png, 24 × 16 pixels, 8 from the left, 4 from the top"
+    assert f"<figcaption>Picture 2 · {words}</figcaption>" in to_html_page(
+        *stores, "ann", chat, "en"
+    )
+    assert f"Picture 2: {words}" in to_markdown(harness.store, "ann", chat, "en")
 
 
 def test_an_imported_answer_has_all_facts_of_the_exported_one(make_harness):
@@ -462,7 +465,7 @@ def test_an_incomplete_answer_says_why_it_ended(make_harness, finish, words):
     ended = in_english(turn["facts"]["ended"])
     assert words in ended
     assert bool(ended) is bool(words)
-    exported = to_html_page(harness.store, harness.picture_store, "ann", view["conversation"])
+    exported = to_html_page(harness.store, harness.picture_store, "ann", view["conversation"], "en")
     assert words in exported
 
 
@@ -475,7 +478,7 @@ def test_a_stopped_answer_is_marked_in_the_export(make_harness):
     until(lambda: "html" in (next(answer) or {}).get("live", {}))
     harness.service.stop("ann", view["conversation"])
     list(answer)
-    exported = to_html_page(harness.store, harness.picture_store, "ann", view["conversation"])
+    exported = to_html_page(harness.store, harness.picture_store, "ann", view["conversation"], "en")
     assert "<footer>stopped · First</footer>" in exported
 
 
@@ -490,9 +493,29 @@ def test_an_answer_that_is_missing_is_explained_in_the_export(make_harness):
     engine.release()
     engine.error = ModelError("Out of memory.", "Ask less.")
     harness.ask("And now?", conversation=chat)
-    exported = to_html_page(harness.store, harness.picture_store, "ann", chat)
-    assert "<footer>stopped before the first word · First</footer>" in exported
-    assert "<footer>failed: Out of memory." in exported
+    exported = to_html_page(harness.store, harness.picture_store, "ann", chat, "en")
+    assert "<footer>Stopped before the first word. · First</footer>" in exported
+    assert "<footer>Out of memory." in exported
+
+
+@pytest.mark.parametrize("language", sorted(language_names()))
+def test_an_exported_chat_is_in_the_language_of_the_page(make_harness, language):
+    engine = FakeEngine()
+    harness = make_harness(engine)
+    _, view = harness.ask("What is there?", pictures=[harness.picture(name="cat.png")])
+    chat = view["conversation"]
+    harness.store.set_system_prompt("ann", chat, "In verse.")
+    engine.error = ModelError("There is no model.", "Choose one.")
+    harness.ask("And now?", conversation=chat)
+    texts = catalogue(language)
+    page = to_html_page(harness.store, harness.picture_store, "ann", chat, language)
+    assert f'<html lang="{language}">' in page
+    markdown = to_markdown(harness.store, "ann", chat, language)
+    for exported in (page, markdown):
+        assert f"{texts['settings.system']}: In verse." in exported
+        assert "There is no model. Choose one." in exported
+    assert texts["picture.title"].format(number=1, name="cat.png") in page
+    assert texts["picture.named"].format(number=1, name="cat.png") in markdown
 
 
 def test_where_the_model_looked_is_offered_only_once_there_is_a_picture(make_harness):

@@ -671,7 +671,7 @@ def test_a_corrected_answer_is_shown_as_corrected(harness):
 
     (row,) = do("judge", verdict="wrong", correction="a <dog>")
     assert correction() == "a <dog>"
-    page = to_html_page(harness.store, harness.picture_store, "ann", chat)
+    page = to_html_page(harness.store, harness.picture_store, "ann", chat, "en")
     assert "Corrected: a &lt;dog&gt;" in page
     document = to_json(harness.store, harness.picture_store, "ann", chat).encode()
     copy = from_json(harness.store, harness.picture_store, "bob", document)
