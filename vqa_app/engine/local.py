@@ -35,7 +35,14 @@ from vqa_app.engine.protocol import (
 from vqa_app.engine.repetition import RepetitionDetector
 from vqa_app.engine.runtime import Generation, Runtime
 from vqa_app.engine.sampling import Sampler, default_options
-from vqa_app.engine.scheduler import Cancelled, DecodeStep, Reservation, Scheduler, Steps
+from vqa_app.engine.scheduler import (
+    Cancelled,
+    DecodeStep,
+    EncodeStep,
+    Reservation,
+    Scheduler,
+    Steps,
+)
 from vqa_app.engine.scoring import image_gain, score
 from vqa_app.errors import ContextOverflowError, ModelError, UsageError
 from vqa_app.prompts.conversation import Conversation, Message
@@ -167,6 +174,7 @@ class LocalEngine:
         )
         self._scheduler = Scheduler(
             decode=self._runtime.decode,
+            encode=self._runtime.encode,
             concurrency=MAX_ROWS,
             memory=lambda: KV_BYTES,
             context=torch.inference_mode,
@@ -191,7 +199,9 @@ class LocalEngine:
             conversation = conversation.with_system(given.system)
         draft = _Draft()
 
-        def job(cancelled: Cancelled) -> Iterator[Event | DecodeStep | Reservation | None]:
+        def job(
+            cancelled: Cancelled,
+        ) -> Iterator[Event | EncodeStep | DecodeStep | Reservation | None]:
             return self._answer(draft, conversation, given, cancelled)
 
         answered = False
@@ -205,7 +215,7 @@ class LocalEngine:
     def warm(self, conversation: Conversation, cancel: threading.Event | None = None) -> None:
         """See `Engine.warm`."""
 
-        def job(cancelled: Cancelled) -> Iterator[None]:
+        def job(cancelled: Cancelled) -> Steps[None]:
             with self._memory_guard():
                 prompt = encode(
                     self._runtime.processor,
@@ -301,7 +311,7 @@ class LocalEngine:
         conversation: Conversation,
         options: GenerationOptions,
         cancelled: Cancelled,
-    ) -> Generator[Event | DecodeStep | Reservation | None, Any, None]:
+    ) -> Generator[Event | EncodeStep | DecodeStep | Reservation | None, Any, None]:
         with self._memory_guard():
             room = min(options.max_new_tokens, self._info.context_length // 8)
             _, prompt, draft.dropped_turns = self._fit(conversation, room)
@@ -367,7 +377,7 @@ class LocalEngine:
     def _memory_guard(self) -> Iterator[None]:
         """Turn an out-of-memory error into a `ModelError`, and free the caches."""
         try:
-            yield
+            yield None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -13,7 +13,7 @@ There are three ways; a model takes the first that its architecture allows:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Protocol, cast
 
@@ -25,7 +25,7 @@ from vqa_app.devices import clear_frames
 from vqa_app.engine.cpu_decoder import CpuDecoder
 from vqa_app.engine.feature_cache import ImageFeatures
 from vqa_app.engine.kv_cache import CacheKey, KVCache, PrefixCache, bytes_per_token
-from vqa_app.engine.scheduler import DecodeStep, Steps
+from vqa_app.engine.scheduler import DecodeStep, EncodeStep, Steps
 from vqa_app.engine.vision import ImageEncoder, on_device
 from vqa_app.models.architecture import Capabilities
 from vqa_app.prompts.prompt import Prompt
@@ -112,18 +112,29 @@ class Runtime:
             inputs = yield from self._whole_inputs(prompt)
             return None if cancelled() else UncachedGeneration(self.model, inputs, keep)
         key, length = cache_key(prompt), len(prompt)
+        # First all pictures, together with those of other questions. Then prompts are read one by
+        # one, so that a prompt with the same beginning as the one before finds it in the cache.
+        start = self.prefixes.match_length(key, prompt.image_spans, length - keep)
+        features = yield from encoder.features(prompt, start, length)
+        yield None
+        if cancelled():
+            return None
         kv = self._take(prompt, key, length - keep)
-        cached = start = kv.length
+        cached = kv.length
+        if cached < start:  # dropped in the meantime
+            features = yield from encoder.features(prompt, cached, length)
+        first = [a for a, _ in prompt.image_spans if a >= min(start, cached)]
+        start = cached
         positions = self._positions(prompt)
         logits: Tensor | None = None
         for end in [*self._chunk_ends(prompt, start, length - keep), length]:
             if cancelled():
                 self.prefixes.put(key[:start], kv)
                 return None
-            features = yield from encoder.features(prompt, start, end)
-            logits = self._forward(prompt, kv, start, end, features, positions, keep)
+            chunk = [one for a, one in zip(first, features, strict=True) if start <= a < end]
+            logits = self._forward(prompt, kv, start, end, chunk, positions, keep)
             start = end
-            yield
+            yield None
         assert logits is not None
         offset = 0 if positions is None else int(positions.max()) + 1 - length
         self.prefixes.lend(key, kv)
@@ -164,7 +175,7 @@ class Runtime:
             if done == start:
                 self._forward(prompt, kv, start, end, features, positions, keep=1)
             self.prefixes.put(key[: kv.length], kv)
-            yield
+            yield None
 
     def attention_weights(
         self, prompt: Prompt, start: int
@@ -224,6 +235,11 @@ class Runtime:
             return None
         known = TOKEN_INPUTS | self.encoder.inputs
         return self.encoder if prompt.inputs.keys() <= known else None
+
+    def encode(self, steps: Sequence[EncodeStep]) -> Mapping[str, ImageFeatures | Exception]:
+        """Encode pictures; see `Scheduler`."""
+        assert self.encoder is not None
+        return self.encoder.run_some(steps)
 
     def decode(self, steps: Sequence[DecodeStep]) -> list[Tensor | Exception]:
         """Append a token to each of several sequences.
@@ -346,7 +362,7 @@ class Runtime:
             encoded = self.encoder.inputs - self._rope_inputs()
             inputs = {name: inputs[name] for name in inputs.keys() - encoded}
             inputs |= image_features_argument(self.encoder.output(features))
-        yield
+        yield None
         return on_device(self.model, inputs)
 
 

@@ -4,12 +4,14 @@ A job is a generator function. What it yields says what happens next:
 
 - an item for its consumer, who iterates over `Scheduler.stream`;
 - None after a piece of work, such as a chunk of a prompt, so that others can go on;
-- a `DecodeStep`, which is run together with those of other jobs; the job receives the result;
+- an `EncodeStep` or a `DecodeStep`, which is run together with those of other jobs; the job
+  receives the result;
 - a `Reservation` of memory, after which the job waits until there is enough.
 
-In each round every job that decodes gets one token, and one job that still reads its prompt reads
-one chunk. So nobody's stream stops for longer than a chunk, however many questions arrive. Only
-this thread uses the model, and it never waits for a consumer, so a slow one delays nobody.
+In each round every job that decodes gets one token, and one of these is done: a job begins, a few
+pictures are encoded, or one job reads a chunk of its prompt. So nobody's stream stops for longer
+than a chunk, however many questions arrive. Only this thread uses the model, and it never waits for
+a consumer, so a slow one delays nobody.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar, cast
@@ -30,9 +32,10 @@ from vqa_app.errors import ModelError
 T = TypeVar("T")
 Cancelled: TypeAlias = Callable[[], bool]
 """Returns whether a job should end."""
-Job: TypeAlias = Callable[[Cancelled], "Iterator[T | DecodeStep | Reservation | None]"]
-Steps: TypeAlias = Generator[None, None, T]
-"""Work that yields wherever it can be interrupted, and returns a result."""
+Job: TypeAlias = Callable[[Cancelled], "Iterator[T | EncodeStep | DecodeStep | Reservation | None]"]
+Steps: TypeAlias = Generator["EncodeStep | None", Any, T]
+"""Work that yields wherever it can be interrupted or done together with others, and returns a
+result."""
 
 POLL_SECONDS = 0.02
 """Interval at which a waiting consumer checks its cancel event."""
@@ -42,6 +45,17 @@ would cost more than the token, because it and the scheduler share the interpret
 HAND_OVER_SECONDS = 1e-4
 """Pause of the scheduler after a job's first item, so that the consumer gets the interpreter's lock
 at once instead of after the interpreter's switch interval of 5 ms."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodeStep:
+    """Model inputs with a picture to encode; the job that yields it receives the features."""
+
+    encoder: Any
+    """A `vqa_app.engine.vision.ImageEncoder`."""
+    inputs: Mapping[str, Any]
+    key: str
+    """Equal for equal pictures, which are encoded once."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +88,10 @@ class _Task:
     """None until the job starts."""
     place: int | None = None
     """Number of jobs before it in the queue, as its consumer was told."""
-    request: DecodeStep | Reservation | None = None
+    request: EncodeStep | DecodeStep | Reservation | None = None
     """What the job is waiting for."""
+    reads: bool = False
+    """Whether it has begun to read its prompt."""
     reserved: int = 0
     """Memory granted to it, in bytes."""
     delivered: bool = False
@@ -100,12 +116,18 @@ def _run_no_steps(steps: Sequence[DecodeStep]) -> Sequence[Any]:
     raise NotImplementedError("This scheduler was created without `decode`.")
 
 
+def _run_one_encode_step(steps: Sequence[EncodeStep]) -> Mapping[str, Any]:
+    return {steps[0].key: steps[0].encoder.run(steps[0].inputs)}
+
+
 class Scheduler:
     """Run jobs in the order of their arrival; background jobs only while there are no others.
 
     Args:
         decode: Runs the `DecodeStep`s of several jobs and returns a result for each; a result that
             is an exception is raised in its job and ends no other one.
+        encode: Runs as many of the `EncodeStep`s of several jobs as is good at once, at least the
+            first, and returns results or exceptions by their keys.
         concurrency: Largest number of jobs at once.
         memory: What all reservations together may take, in bytes. A single job gets what it asks
             for, whatever that is.
@@ -118,12 +140,14 @@ class Scheduler:
         self,
         *,
         decode: Callable[[Sequence[DecodeStep]], Sequence[Any]] = _run_no_steps,
+        encode: Callable[[Sequence[EncodeStep]], Mapping[str, Any]] = _run_one_encode_step,
         concurrency: int = 1,
         memory: Callable[[], int] = lambda: 0,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         on_idle: Callable[[], None] = lambda: None,
     ) -> None:
-        self._decode, self._concurrency, self._memory = decode, concurrency, memory
+        self._decode, self._encode = decode, encode
+        self._concurrency, self._memory = concurrency, memory
         self._context = context
         self._on_idle = on_idle
         self._changed = threading.Condition()
@@ -177,7 +201,7 @@ class Scheduler:
         """Run a function on the scheduler's thread and return its result."""
 
         def steps() -> Steps[T]:
-            yield
+            yield None
             return function()
 
         return self.run(steps)
@@ -185,13 +209,13 @@ class Scheduler:
     def run(self, steps: Callable[[], Steps[T]]) -> T:
         """Run steps on the scheduler's thread, between those of others; return their result."""
 
-        def job(cancelled: Cancelled) -> Iterator[tuple[T] | None]:
+        def job(cancelled: Cancelled) -> Iterator[tuple[T] | EncodeStep | None]:
             result = yield from steps()
             yield (result,)
 
         for item in self.stream(job):
-            if not isinstance(item, Status):
-                return item[0]
+            if isinstance(item, tuple):
+                return cast(T, item[0])
         raise _closed_error()
 
     @property
@@ -290,18 +314,34 @@ class Scheduler:
         self._active.append(task)
 
     def _run_round(self) -> None:
-        """Give each decoding job a token, and let one other job take a step."""
+        """Give each decoding job a token, and let others begin, encode or read."""
         decoding = [task for task in self._active if isinstance(task.request, DecodeStep)]
         if decoding:
             results = self._decode([cast(DecodeStep, task.request) for task in decoding])
             for task, result in zip(decoding, results, strict=True):
                 self._advance(task, result)
-        other = next((task for task in self._active if task.request is None), None)
-        if other is not None:
-            self._advance(other)
+        idle = [task for task in self._active if task.request is None]
+        encoding = [task for task in self._active if isinstance(task.request, EncodeStep)]
+        if beginning := [task for task in idle if not task.reads]:
+            self._advance(beginning[0])
+        elif encoding:
+            self._encode_pictures(encoding)
+        elif idle:
+            self._advance(idle[0])
         else:
             self._run_background(busy=bool(self._active))
         self._grant_reservations()
+
+    def _encode_pictures(self, tasks: Sequence[_Task]) -> None:
+        """Encode some of the pictures that tasks wait for, and give them the features."""
+        steps = [cast(EncodeStep, task.request) for task in tasks]
+        try:
+            found = self._encode(steps)
+        except Exception as error:
+            found = {steps[0].key: error}
+        for task, step in zip(tasks, steps, strict=True):
+            if step.key in found:
+                self._advance(task, found[step.key])
 
     def _grant_reservations(self) -> None:
         """Let jobs go on that wait for memory, in their order, as far as there is enough."""
@@ -325,7 +365,10 @@ class Scheduler:
             task = candidates[0]
             if task.steps is None:
                 task.steps = task.job(task.cancelled)
-        self._advance(task)
+        if isinstance(task.request, EncodeStep):
+            self._encode_pictures([task])
+        else:
+            self._advance(task)
 
     def _advance(self, task: _Task, received: Any = None) -> None:
         """Run a job until it waits for something or has done a piece of work."""
@@ -338,7 +381,7 @@ class Scheduler:
                 item = steps.throw(received)
             else:
                 item = steps.send(received)
-            while not (item is None or isinstance(item, DecodeStep | Reservation)):
+            while not (item is None or isinstance(item, EncodeStep | DecodeStep | Reservation)):
                 self._deliver(task, item)
                 item = next(steps)
         except StopIteration:
@@ -348,6 +391,7 @@ class Scheduler:
             self._end(task, error)
         else:
             task.request = item
+            task.reads |= item is None
 
     def _deliver(self, task: _Task, item: Any) -> None:
         task.outbox.put(item)
@@ -370,8 +414,10 @@ def _closed_error() -> ModelError:
 
 def run_to_end(steps: Steps[T]) -> T:
     """Run all steps without a pause and return their result."""
+    received: Any = None
     while True:
         try:
-            next(steps)
+            item = steps.send(received)
         except StopIteration as end:
             return cast(T, end.value)
+        received = None if item is None else item.encoder.run(item.inputs)

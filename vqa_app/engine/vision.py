@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vqa_app.devices import clear_frames
 from vqa_app.engine.feature_cache import FeatureCache, ImageFeatures
-from vqa_app.engine.scheduler import Steps
+from vqa_app.engine.scheduler import EncodeStep, Steps
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.prompts.prompt import Prompt, encode, image_token_id
+
+MAX_PICTURES = 8
+"""Largest number of pictures that are encoded at once."""
+MAX_SECONDS = 0.1
+"""Longest time for which pictures of others may delay one that could be encoded alone."""
 
 
 class ImageEncoder:
@@ -35,11 +42,15 @@ class ImageEncoder:
         self.inputs = set(signature.parameters) - {"kwargs"}
         self._processor = processor
         self._image_token = image_token_id(processor)
+        self._seconds = 0.0
+        """That the latest picture took; 0 before the first."""
+        self._is_exact: dict[int, bool] = {}
+        """Whether so many pictures at once get the same features, bit for bit, as alone."""
         self._output_type: type = dict
         self._returns_list = True
 
     def features(self, prompt: Prompt, start: int, end: int) -> Steps[list[ImageFeatures]]:
-        """Return the features of the pictures in tokens [start, end); pauses after each picture."""
+        """Return the features of the pictures that begin in tokens [start, end)."""
         is_image = prompt.inputs["input_ids"][0] == self._image_token
         counts = [int(is_image[a:b].sum()) for a, b in prompt.image_spans]
         found: list[ImageFeatures] = []
@@ -49,26 +60,81 @@ class ImageEncoder:
             digest = prompt.pictures[index].digest
             features = self.cache.get(digest, counts[index])
             if features is None:
-                features = self._encode(prompt, index, counts)
+                features = yield from self._encode(prompt, index, counts)
                 self.cache.put(digest, features)
-                yield
             found.append(features)
         return found
 
-    def _encode(self, prompt: Prompt, index: int, counts: list[int]) -> ImageFeatures:
-        """Encode one picture; together with the others only if these change how it is tiled."""
+    def _encode(self, prompt: Prompt, index: int, counts: list[int]) -> Steps[ImageFeatures]:
+        """Encode one picture; with the prompt's others only if these change how it is tiled."""
+        digest = prompt.pictures[index].digest
         if len(prompt.pictures) > 1:
             alone = Conversation.ask("", [prompt.pictures[index]])
             inputs = encode(self._processor, alone, answer_next=False).inputs
-            features = self.run(inputs)
+            features: ImageFeatures = yield EncodeStep(self, inputs, digest)
             if len(features.embeddings) == counts[index]:
                 return features
-        together = self.run(prompt.inputs)
+        key = " ".join((digest, *(picture.digest for picture in prompt.pictures)))
+        together: ImageFeatures = yield EncodeStep(
+            self, prompt.inputs, key if len(prompt.pictures) > 1 else digest
+        )
         first = sum(counts[:index])
         span = slice(first, first + counts[index])
         return ImageFeatures(
             together.embeddings[span], tuple(layer[span] for layer in together.deepstack)
         )
+
+    def run_some(self, steps: Sequence[EncodeStep]) -> dict[str, ImageFeatures | Exception]:
+        """Run the first of several steps, and others with it while that is short and exact.
+
+        Args:
+            steps: Steps of this encoder.
+
+        Returns:
+            Features by the keys of the steps that were run, or what went wrong with one of them.
+        """
+        first = steps[0]
+        pixels: dict[str, Tensor] = {}
+        for step in steps:
+            own = {name: step.inputs[name] for name in step.inputs.keys() & self.inputs}
+            if own.keys() == {"pixel_values"} and len(own["pixel_values"]) == 1:
+                pixels.setdefault(step.key, own["pixel_values"])
+        shape = pixels[first.key].shape if first.key in pixels else None
+        room = int(MAX_SECONDS / self._seconds) if self._seconds else 1
+        keys = [key for key, value in pixels.items() if value.shape == shape]
+        keys = keys[: min(room, MAX_PICTURES)]
+        if len(keys) > 1 and self._is_exact.get(len(keys), True):
+            try:
+                features = self._run_exactly([pixels[key] for key in keys])
+                return dict(zip(keys, features, strict=True))
+            except Exception as error:  # perhaps there is enough memory for one
+                clear_frames(error)
+        began = time.perf_counter()
+        alone = self.run(first.inputs)
+        self._seconds = time.perf_counter() - began
+        return {first.key: alone}
+
+    def _run_exactly(self, pixels: Sequence[Tensor]) -> list[ImageFeatures]:
+        """Encode pictures together; at first also alone, to learn whether that is the same."""
+        together = self._run_batch(pixels)
+        if len(pixels) in self._is_exact:
+            return together
+        alone = [self.run({"pixel_values": one}) for one in pixels]
+        pairs = zip(alone, together, strict=True)
+        self._is_exact[len(pixels)] = all(
+            torch.equal(one.embeddings, other.embeddings) for one, other in pairs
+        )
+        return alone
+
+    def _run_batch(self, pixels: Sequence[Tensor]) -> list[ImageFeatures]:
+        """Encode pictures [1, 3, height, width] of one size as a batch."""
+        features = self.run({"pixel_values": torch.cat(list(pixels))})
+        tokens = len(features.embeddings) // len(pixels)
+        layers = [torch.split(layer, tokens) for layer in features.deepstack]
+        return [
+            ImageFeatures(embeddings, tuple(layer[index] for layer in layers))
+            for index, embeddings in enumerate(torch.split(features.embeddings, tokens))
+        ]
 
     def run(self, inputs: Mapping[str, Any]) -> ImageFeatures:
         """Run encoder and projector on all pictures of a prompt's inputs."""

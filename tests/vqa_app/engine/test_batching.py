@@ -16,6 +16,7 @@ from tests.architectures import ARCHITECTURES
 from tests.tiny import picture, tiny_llava
 from tests.waiting import PATIENCE, until
 from vqa_app.checkpoints.loader import load_model
+from vqa_app.engine import vision
 from vqa_app.engine.cpu_decoder import MAX_ROWS, CpuDecoder
 from vqa_app.engine.kv_cache import KVCache
 from vqa_app.engine.local import LocalEngine
@@ -231,6 +232,27 @@ def test_questions_about_one_new_picture_read_it_once(
     answers = answer_all(engine, [Conversation.ask(q, [picture(2)]) for q in QUESTIONS])
     assert len(calls) == 1
     assert sum(one.cached_tokens >= one.image_tokens for one in answers) == len(QUESTIONS) - 1
+
+
+def test_new_pictures_of_several_questions_are_encoded_together_if_that_is_quick(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder: Any = engine._runtime.encoder
+    if engine.info.architecture != "LlavaForConditionalGeneration":
+        pytest.skip("its inputs cannot be joined, or have other sizes")
+    run, sizes = encoder.run, []
+
+    def record(inputs: Any) -> Any:
+        sizes.append(len(inputs["pixel_values"]))
+        return run(inputs)
+
+    monkeypatch.setattr(encoder, "run", record)
+    for longest, together in ((1e9, True), (0.0, False)):
+        engine._runtime.clear_caches()
+        sizes.clear()
+        monkeypatch.setattr(vision, "MAX_SECONDS", longest)
+        answer_all(engine, [Conversation.ask("Why?", [picture(n)]) for n in range(5)])
+        assert (max(sizes) > 1) == together, sizes
 
 
 def test_more_questions_than_places_are_answered_in_the_order_of_arrival(

@@ -194,7 +194,7 @@ def test_chunks_of_two_prompts_are_read_in_the_order_of_arrival(together: Any) -
         return job
 
     run(read_prompt("a"), read_prompt("b"))
-    assert order == list("aaabbb")
+    assert order == list("abaabb"), "both begin, then one after the other is read"
 
 
 def test_jobs_wait_in_line_for_memory_and_are_told_their_place(together: Any) -> None:
