@@ -215,7 +215,7 @@ class Scheduler:
 
         for item in self.stream(job):
             if isinstance(item, tuple):
-                return cast(T, item[0])
+                return item[0]
         raise _closed_error()
 
     @property

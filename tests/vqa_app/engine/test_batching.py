@@ -53,6 +53,31 @@ def answer_all(
     return answers
 
 
+def answer_after_all_arrived(
+    engine: LocalEngine, conversations: Sequence[Conversation]
+) -> list[Answer]:
+    """Ask questions in their order while the engine is held, then let it go."""
+    answers: list[Any] = [None] * len(conversations)
+    gate = threading.Event()
+
+    def hold(cancelled: Callable[[], bool]) -> Iterator[None]:
+        assert gate.wait(PATIENCE)
+        yield
+
+    def ask(index: int) -> None:
+        *_, answers[index] = engine.stream(conversations[index], GREEDY)
+
+    threads = [threading.Thread(target=lambda: list(engine._scheduler.stream(hold)))]
+    threads += [threading.Thread(target=ask, args=(i,)) for i in range(len(conversations))]
+    for number, thread in enumerate(threads, 1):
+        thread.start()
+        until(lambda number=number: engine._scheduler.count == number)
+    gate.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+    return answers
+
+
 @pytest.fixture(scope="module", params=["llama", "qwen3", "gemma", "qwen2-vl", "paligemma"])
 def checkpoint(
     request: pytest.FixtureRequest,
@@ -229,7 +254,8 @@ def test_questions_about_one_new_picture_read_it_once(
     encoder: Any = engine._runtime.encoder
     run, calls = encoder.run, []
     monkeypatch.setattr(encoder, "run", lambda inputs: calls.append(1) or run(inputs))
-    answers = answer_all(engine, [Conversation.ask(q, [picture(2)]) for q in QUESTIONS])
+    questions = [Conversation.ask(question, [picture(2)]) for question in QUESTIONS]
+    answers = answer_after_all_arrived(engine, questions)
     assert len(calls) == 1
     assert sum(one.cached_tokens >= one.image_tokens for one in answers) == len(QUESTIONS) - 1
 
@@ -251,7 +277,8 @@ def test_new_pictures_of_several_questions_are_encoded_together_if_that_is_quick
         engine._runtime.clear_caches()
         sizes.clear()
         monkeypatch.setattr(vision, "MAX_SECONDS", longest)
-        answer_all(engine, [Conversation.ask("Why?", [picture(n)]) for n in range(5)])
+        questions = [Conversation.ask("Why?", [picture(number)]) for number in range(5)]
+        answer_after_all_arrived(engine, questions)
         assert (max(sizes) > 1) == together, sizes
 
 
@@ -259,7 +286,6 @@ def test_more_questions_than_places_are_answered_in_the_order_of_arrival(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths: list[int] = []
-    gate = threading.Event()
     conversations = [Conversation.ask("Why? " * (index + 1)) for index in range(MAX_ROWS + 3)]
     prefill = engine._runtime.prefill
 
@@ -267,23 +293,7 @@ def test_more_questions_than_places_are_answered_in_the_order_of_arrival(
         lengths.append(len(prompt))
         return prefill(prompt, *arguments)
 
-    def hold(cancelled: Callable[[], bool]) -> Iterator[None]:
-        assert gate.wait(PATIENCE)
-        yield
-
     monkeypatch.setattr(engine._runtime, "prefill", record)
-    first = threading.Thread(target=lambda: list(engine._scheduler.stream(hold)))
-    first.start()
-    until(lambda: engine._scheduler.count == 1)
-    threads = []
-    for number, conversation in enumerate(conversations, 2):
-        threads.append(
-            threading.Thread(target=lambda c=conversation: list(engine.stream(c, GREEDY)))
-        )
-        threads[-1].start()
-        until(lambda number=number: engine._scheduler.count == number)
-    gate.set()
-    for thread in (first, *threads):
-        thread.join(PATIENCE)
+    answer_after_all_arrived(engine, conversations)
     assert lengths == sorted(lengths)
     assert len(lengths) == len(conversations)
