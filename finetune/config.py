@@ -298,13 +298,25 @@ class FinetuneConfig(RunOptions, EvalOptions, OptimOptions, ModelOptions, DataOp
             raise UsageError(f"Cannot read {path}: {error.strerror}.", hint) from error
         except UnicodeDecodeError as error:
             raise UsageError(f"{path} is not UTF-8 text.", "Save it as UTF-8.") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UsageError(
-                f"{path} is not YAML: {error}", "Write one `key: value` a line."
+                f"{path} is not YAML{_yaml_problem(error)}.", "Write one `key: value` a line."
             ) from error
         if values is not None and not isinstance(values, dict):
             raise UsageError(f"{path} has no keys.", "Write one `key: value` a line.")
         return cls.from_dict({**(values or {}), **overrides}, source=str(path))
+
+
+def _yaml_problem(error: Exception) -> str:
+    """Return where and why a file is not YAML, as the end of a sentence."""
+    import yaml
+
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        place = error.problem_mark
+        return f": line {place.line + 1:,}, column {place.column + 1:,}: {error.problem}"
+    if isinstance(error, ValueError):  # the 31st of June; a number of 5,000 digits
+        return ": a number or date in it cannot be read"
+    return ""
 
 
 _PANELS = (DataOptions, ModelOptions, OptimOptions, EvalOptions, RunOptions)

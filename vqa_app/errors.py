@@ -69,6 +69,26 @@ INTERRUPTED_EXIT_CODE = 130
 """Exit code of a shell command that was ended by Ctrl-C: 128 + SIGINT."""
 
 
+_OWN_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RecursionError,
+    TypeError,
+)  # fmt: skip
+
+
+def library_reason(error: BaseException, most: int = 300) -> str:
+    """Return the end of a sentence that says why a library refuses something.
+
+    Args:
+        error: The library's error.
+        most: Characters of its message after which it is truncated.
+
+    Returns:
+        A colon and the first line of its message. Messages that Python itself wrote about its
+        objects, such as "'NoneType' object is not iterable", explain nothing: then a full stop.
+    """
+    return "." if isinstance(error, _OWN_ERRORS) else f": {first_line(error, most)}"
+
+
 def first_line(error: BaseException, most: int = 300) -> str:
     """Return the first line of an error's message, or its repr if it has none.
 

@@ -40,6 +40,28 @@ def format_bytes(size: float) -> str:
     return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
+JSON_ERRORS = (ValueError, RecursionError)
+"""What `json.loads` raises for texts and bytes: `json_problem` puts it into words."""
+
+
+def json_problem(error: OSError | ValueError | RecursionError) -> str:
+    """Return why a JSON file cannot be read, as the end of a sentence.
+
+    Python's own messages name its functions and limits, such as `sys.set_int_max_str_digits()`.
+    """
+    match error:
+        case json.JSONDecodeError():
+            return f"line {error.lineno:,}, column {error.colno:,} is not JSON"
+        case UnicodeDecodeError():
+            return "it is not UTF-8 text"
+        case RecursionError():
+            return "its lists and objects are nested too deeply"
+        case OSError():
+            return error.strerror or "the disk does not respond"
+        case _:
+            return f"it has a number of more than {sys.get_int_max_str_digits():,} digits"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file of a model; {} if there is none.
 
@@ -50,8 +72,10 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}.", "Download the model again.") from error
+    except (OSError, *JSON_ERRORS) as error:
+        raise ModelError(
+            f"{path} cannot be read: {json_problem(error)}.", "Download the model again."
+        ) from error
     if not isinstance(data, dict):
         raise ModelError(f"{path} is not a JSON object.", "Download the model again.")
     return data
@@ -245,8 +269,8 @@ def write_error_reason(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     text = str(error)
-    if isinstance(error, SafetensorError) and "os error" in text.lower():
-        return text
-    if isinstance(error, RuntimeError) and ("inline_container" in text or "Writer" in text):
+    of_safetensors = isinstance(error, SafetensorError) and "os error" in text.lower()
+    of_torch = isinstance(error, RuntimeError) and ("inline_container" in text or "Writer" in text)
+    if of_safetensors or of_torch:
         return "the disk is full, or cannot be written to"
     return None

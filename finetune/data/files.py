@@ -25,6 +25,7 @@ from finetune.data.tables import (
     refuse_split,
 )
 from vqa_app.errors import DataError
+from vqa_app.files import JSON_ERRORS, json_problem
 from vqa_app.pictures.file_type import detect_type
 
 ENDINGS = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt"}
@@ -140,8 +141,8 @@ def _read_json(text: str, name: str, split_or_purpose: str, problems: list[Probl
         data = _load_json(text)
     except json.JSONDecodeError as error:
         return Records([], [*problems, Problem(name, None, *explain_json_error(text, error))])
-    except (RecursionError, ValueError) as error:  # a million brackets, a number of 5,000 digits
-        message = f"The file is not valid JSON: {str(error)[:100]}."
+    except JSON_ERRORS as error:  # a million brackets, a number of 5,000 digits
+        message = f"The file is not valid JSON: {json_problem(error)}."
         return Records([], [*problems, Problem(name, None, message)])
     if isinstance(data, dict):
         if isinstance(data, _AmbiguousObject):
@@ -266,7 +267,7 @@ def explain_json_error(text: str, error: json.JSONDecodeError) -> tuple[str, str
     if "control character" in error.msg:
         return f"Line {line:,} has a line break or tab inside text.", "Write it as \\n or \\t."
     excerpt = text.splitlines()[line - 1].strip()[:60] if line <= text.count("\n") + 1 else ""
-    message = f"Line {line:,}, column {column} is not JSON ({error.msg}): {excerpt!r}."
+    message = f"Line {line:,}, column {column} is not JSON: {excerpt!r}."
     return message, "Fix the line."
 
 
@@ -281,8 +282,8 @@ def _read_jsonl(text: str, name: str, problems: list[Problem]) -> Records:
             message, hint = explain_json_error(line, error)
             message = message.replace("Line 1 ", "The line ").replace("Line 1,", "The line,")
             problems.append(Problem(name, number, message.replace(", at line 1", ""), hint))
-        except (RecursionError, ValueError) as error:  # as in `_read_json`
-            message = f"The line is not valid JSON: {str(error)[:100]}."
+        except JSON_ERRORS as error:  # as in `_read_json`
+            message = f"The line is not valid JSON: {json_problem(error)}."
             problems.append(Problem(name, number, message))
     return Records(_without_ambiguous(items, name, problems), problems)
 

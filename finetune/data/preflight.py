@@ -19,7 +19,7 @@ from finetune.data.read import Problem, ReadRows, Row, split_by_picture
 from finetune.data.samples import Sample, TurnMode, make_samples
 from finetune.parallel import parallel_map
 from finetune.progress import pluralize
-from vqa_app.errors import DataError, VqaError, first_line
+from vqa_app.errors import DataError, VqaError, library_reason
 
 MAX_LONGEST = 5
 """Longest samples in a summary."""
@@ -166,8 +166,8 @@ def _check_row(
     except VqaError as error:
         return row.problem(error.problem, error.hint)
     except Exception as error:  # templates and tokenizers raise many types; report the row
-        reason = f"{type(error).__name__}: {first_line(error, 100)}"
-        return row.problem(f"The row cannot be rendered ({reason}).")
+        problem = f"The row cannot be rendered{library_reason(error, 100)}"
+        return row.problem(problem, "Compare it with the other rows.")
     longest = max((sample.positions_needed for sample in samples), default=0)
     if longest > max_length:
         return row.problem(

@@ -92,8 +92,8 @@ def read_rows(
             except BadRow as bad:
                 problem = Problem(name, number, bad.message, bad.hint)
                 problems.append(source.with_archive_name(problem))
-            except (ValueError, TypeError, IndexError, AttributeError) as error:
-                message = f"The row is malformed: {str(error)[:100]}."
+            except (ValueError, TypeError, IndexError, AttributeError):
+                message = "The row is not laid out as its keys suggest."
                 problems.append(Problem(name, number, message, "Compare it with the other rows."))
         rows += source_rows
         problems += _notes(name, source_rows, context)

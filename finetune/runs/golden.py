@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from vqa_app.engine.batched import evaluation_mode
 from vqa_app.engine.vision import on_device
 from vqa_app.errors import ImageError, ModelError
+from vqa_app.files import JSON_ERRORS
 from vqa_app.models.architecture import unwrap
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, open_picture
 from vqa_app.prompts.conversation import Conversation
@@ -150,8 +151,8 @@ def read_golden(run: Path) -> list[GoldenPrompt]:
             )
             for i, value in enumerate(saved["prompts"])
         ]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, ImageError) as error:
-        why = error.problem if isinstance(error, ImageError) else f"{error}."
+    except (OSError, *JSON_ERRORS, KeyError, TypeError, SafetensorError, ImageError) as error:
+        why = error.problem if isinstance(error, ImageError) else "a file is damaged or missing."
         raise ModelError(
             f"The golden prompts in {folder} cannot be read: {why}",
             "Copy the run again from where it was made.",

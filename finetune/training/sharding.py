@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqa_app.errors import UsageError
+from vqa_app.files import JSON_ERRORS, json_problem
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,8 +91,8 @@ def _read(kind: str, shipped: tuple[str, ...], name: str) -> dict[str, Any]:
         raise UsageError(
             f"There is no {kind} config {name!r}.", f"Give {', '.join(shipped)}, or a JSON file."
         ) from error
-    except ValueError as error:
-        raise UsageError(f"{name} is not JSON: {error}.", "Correct the file.") from error
+    except JSON_ERRORS as error:
+        raise UsageError(f"{name} is not JSON: {json_problem(error)}.", "Correct it.") from error
     if not isinstance(values, dict):
         raise UsageError(f"{name} is not a JSON object.", "Give a JSON object.")
     return values

@@ -30,6 +30,7 @@ from finetune.training.trainer import FinetuneTrainer, Schedule, training_argume
 from vqa_app.checkpoints.loader import LoadedModel, load_model
 from vqa_app.devices import is_out_of_memory
 from vqa_app.errors import ModelError
+from vqa_app.files import write_error_reason
 from vqa_app.models.architecture import text_config, unwrap
 from vqa_app.prompts.prompt import encode
 from vqa_app.transformers_internals import enable_activation_checkpointing
@@ -180,7 +181,7 @@ def store_features(
         )
         plan = feature_store.make_plan(store, digests, config.feature_gb, settings.epochs)
     except OSError as error:
-        stage.announce("encoding", f"Encoder outputs are not kept: {error}.")
+        stage.announce("encoding", f"Encoder outputs are not kept: {write_error_reason(error)}.")
         return None
     stage.announce("encoding", plan.reason)
     if not plan.use:
@@ -202,7 +203,7 @@ def store_features(
             on_progress=lambda done, of: stage.on_progress(Progress("encoding", done, of)),
         )
     except OSError as error:
-        failure = str(error)
+        failure = write_error_reason(error) or ""
     machine.wait_for_all()
     store.reload()
     if not all(digest in store for digest in digests):

@@ -215,10 +215,19 @@ def test_a_wrong_value_is_refused_by_name(values: dict, message: str) -> None:
         FinetuneConfig.from_dict(values)
 
 
-def test_a_file_that_is_not_yaml_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("data: [my.json\n", r": line 2, column 1: expected ',' or '\]'"),
+        ("data: 2026-06-31\n", ": a number or date in it cannot be read"),
+        (f"data: {'1' * 5000}\n", ": a number or date in it cannot be read"),
+        ("[" * 10_000, ""),
+    ],
+)
+def test_a_file_that_is_not_yaml_is_refused(tmp_path: Path, text: str, problem: str) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text("data: [my.json\n")
-    with pytest.raises(UsageError, match=r"run\.yaml is not YAML"):
+    path.write_text(text)
+    with pytest.raises(UsageError, match=rf"run\.yaml is not YAML{problem}"):
         FinetuneConfig.from_yaml(path)
 
 

@@ -27,7 +27,7 @@ from finetune.data.picture_marks import PLACEHOLDER, replace_marks
 from ui.storage.picture_files import PictureStore
 from ui.teaching.uploads import MAX_ROWS, describe_problem, read_upload, unpack
 from vqa_app.errors import DataError, ImageError, UsageError, VqaError
-from vqa_app.files import atomic_file
+from vqa_app.files import JSON_ERRORS, atomic_file, json_problem
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, Picture
 from vqa_app.prompts.conversation import SHORT_STYLE, replace_surrogates
 from vqa_app.serving.redact import redact_paths
@@ -352,8 +352,8 @@ class TaughtRowStore:
             rows = json.loads(self.data_file(owner).read_text("utf-8"))
         except FileNotFoundError:
             return []
-        except ValueError as error:
-            raise self._damaged(owner, str(error)) from error
+        except JSON_ERRORS as error:
+            raise self._damaged(owner, json_problem(error)) from error
         if not isinstance(rows, list):
             raise self._damaged(owner, "it is not a list of rows")
         return rows

@@ -10,7 +10,7 @@ from typing import Any
 from vqa_app.checkpoints.manifest import Manifest, read_manifest
 from vqa_app.checkpoints.source import BUILTIN, Source
 from vqa_app.checkpoints.weights import fingerprint
-from vqa_app.errors import ModelError
+from vqa_app.errors import ModelError, library_reason
 from vqa_app.files import read_json
 from vqa_app.models.anatomy import anatomy
 
@@ -92,7 +92,7 @@ def apply(model: Any, adapter: Source, *, merge: bool) -> Any:
         return _apply(model, adapter, merge=merge)
     except SafetensorError as error:
         raise ModelError(
-            f"Could not read the weights of the adapter {adapter.name}: {error}.",
+            f"The weights of the adapter {adapter.name} are damaged or incomplete.",
             "Download or copy the adapter again.",
         ) from error
 
@@ -157,9 +157,8 @@ def _load_peft(model: Any, adapter: Source) -> Any:
             expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
             given = load_peft_weights(str(adapter.directory), device="cpu")
     except (ValueError, RuntimeError, KeyError, OSError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()
         raise ModelError(
-            f"The adapter {adapter.name} does not match the model: {' '.join(reason[:2])[:300]}",
+            f"The adapter {adapter.name} does not match the model{library_reason(error)}",
             "Load it with the model it was trained for.",
         ) from error
     _compare_names(adapter, expected.keys(), given.keys())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from vqa_app.errors import ModelError
+from vqa_app.files import JSON_ERRORS
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
@@ -101,9 +102,9 @@ def read_manifest(directory: Path) -> Manifest | None:
         names = {item.name for item in dataclasses.fields(Manifest)}
         values = {name: value for name, value in data.items() if name in names}
         manifest = Manifest(**(values | {"base": Base(**data["base"])}))
-    except (ValueError, KeyError, TypeError) as error:
+    except (*JSON_ERRORS, KeyError, TypeError) as error:
         raise ModelError(
-            f"{path} is damaged, or was not written by vqa-app: {error!r}.",
+            f"{path} is damaged, or was not written by vqa-app.",
             "Restore the file, or train again.",
         ) from error
     if manifest.kind not in get_args(RunKind):

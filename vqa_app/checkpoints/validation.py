@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vqa_app.checkpoints.weights import StoredTensor
-from vqa_app.errors import ModelError, first_line
+from vqa_app.errors import ModelError, library_reason
 from vqa_app.prompts.prompt import image_token_id
 from vqa_app.quiet import quiet
 
@@ -31,8 +31,7 @@ def skeleton(name: str, config: Any) -> Any:
             return AutoModelForImageTextToText.from_config(config)
     except Exception as error:  # the model's code may raise anything for unchecked values
         raise ModelError(
-            f"Could not build a model from the config.json of {name}:"
-            f" {type(error).__name__}: {first_line(error, 200)}",
+            f"Could not build a model from the config.json of {name}{library_reason(error, 200)}",
             _HINT,
         ) from error
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqa_app.errors import ModelError
+from vqa_app.files import JSON_ERRORS
 
 _HEADER_LIMIT = 100_000_000
 """Largest header in bytes that the safetensors format allows."""
@@ -49,10 +50,8 @@ def model_files(directory: Path) -> list[Path]:
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             return sorted(directory / name for name in names)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(
-                f"{index} is damaged: {error!r}.", "Download the model again."
-            ) from error
+        except (OSError, *JSON_ERRORS, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{index} is damaged.", "Download the model again.") from error
     single = directory / "model.safetensors"
     return [single] if single.is_file() else []
 
@@ -69,7 +68,7 @@ def stored_tensors(files: list[Path]) -> Iterator[StoredTensor]:
             with file.open("rb") as stream:
                 (length,) = struct.unpack("<Q", stream.read(8))
                 if length > min(_HEADER_LIMIT, size):
-                    raise ValueError("the header is longer than the file")
+                    raise _damaged(file, "the header is longer than the file")
                 header = json.loads(stream.read(length))
             base = covered = 8 + length
             for name, entry in header.items():
@@ -77,20 +76,23 @@ def stored_tensors(files: list[Path]) -> Iterator[StoredTensor]:
                     continue
                 start, end = entry["data_offsets"]
                 if base + end > size:
-                    raise ValueError(f"{name} extends beyond the end of the file")
+                    raise _damaged(file, f"{name} extends beyond the end of the file")
                 shape = tuple(entry["shape"])
                 covered = max(covered, base + end)
                 yield StoredTensor(name, entry["dtype"], shape, file, base + start, base + end)
             if covered < size:
-                raise ValueError("it continues after its last tensor")
+                raise _damaged(file, "it continues after its last tensor")
         except FileNotFoundError:
             raise ModelError(
                 f"{file} is missing.", "Download the model again; this copy is incomplete."
             ) from None
-        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-            raise ModelError(
-                f"{file} is not a valid safetensors file: {error}.", "Download the model again."
-            ) from error
+        except (OSError, *JSON_ERRORS, KeyError, TypeError, struct.error) as error:
+            raise _damaged(file, "its header cannot be read") from error
+
+
+def _damaged(file: Path, reason: str) -> ModelError:
+    problem = f"{file} is not a valid safetensors file: {reason}."
+    return ModelError(problem, "Download the model again.")
 
 
 def fingerprint(files: list[Path]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+import ssl
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -255,7 +256,26 @@ def _check_scheme(url: str) -> None:
 
 
 def _unreachable(url: str, error: Exception) -> ImageError:
-    reason = str(error).rstrip(".") or type(error).__name__
+    import httpx
+
+    reasons: tuple[tuple[type[BaseException], str], ...] = (  # the most specific first
+        (socket.gaierror, "its name is not known"),
+        (ssl.SSLCertVerificationError, "its certificate is not valid"),
+        (ssl.SSLError, "no encrypted connection could be made"),
+        (ConnectionRefusedError, "it refuses connections"),
+        (ConnectionError, "it closed the connection"),
+        (httpx.ProxyError, "the proxy refuses the connection"),
+        (httpx.ProtocolError, "it does not speak HTTP"),
+        (httpx.InvalidURL, "the address is not valid"),
+        (ValueError, "the address is not valid"),
+    )
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    found = (words for kind, words in reasons if any(isinstance(one, kind) for one in chain))
+    reason = next(found, "the connection failed")
     return ImageError(
         f"Could not reach {_host(url)}: {reason}.", "Check the address and the network."
     )

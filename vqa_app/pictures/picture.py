@@ -276,7 +276,7 @@ def _read_file(path: Path, name: str, max_bytes: int) -> bytes:
             f"No permission to read {_printable(str(path))}.", "Change its permissions or copy it."
         ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or "its name has a NUL character"
         raise ImageError(f"Could not read {name}: {reason}.", "Check the path.") from error
 
 
@@ -293,7 +293,8 @@ def _read_stream(stream: Any, name: str, max_bytes: int) -> bytes:
     try:
         data = None if isinstance(stream, io.TextIOBase) else stream.read(max_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: the file was closed
-        raise ImageError(f"Could not read {name}: {error}.", "Open it again.") from error
+        reason = getattr(error, "strerror", None) or "the file is closed"
+        raise ImageError(f"Could not read {name}: {reason}.", "Open it again.") from error
     if not isinstance(data, bytes):
         raise ImageError(f"{name} was opened as text.", 'Open it with mode "rb".')
     return data
@@ -312,7 +313,7 @@ def _read_data_uri(uri: str, name: str, max_bytes: int) -> bytes:
         return base64.b64decode(b"".join(data.split()), validate=True)
     except binascii.Error as error:
         raise ImageError(
-            f"The data: URI is not valid base64: {error}.", "Check that it was copied completely."
+            "The data: URI is not valid base64.", "Check that it was copied completely."
         ) from error
 
 

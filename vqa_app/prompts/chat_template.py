@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-from vqa_app.errors import DataError, ModelError
+from vqa_app.errors import DataError, ModelError, library_reason
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import Conversation, Message
 
@@ -161,7 +161,7 @@ def render(
         rendered = _run(info, contents, answer_next and not question_incomplete)
     except Exception as error:  # templates may raise anything
         raise DataError(
-            f"The model's chat template rejects this conversation: {error}",
+            f"The model's chat template rejects this conversation{library_reason(error)}",
             "User and assistant must take turns, beginning with the user.",
         ) from error
     segments = _split(rendered, placeholders, stop=question)

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from vqa_app.errors import ModelError
+from vqa_app.errors import ModelError, library_reason
 from vqa_app.pictures.picture import Picture, at_low_detail, open_picture
 from vqa_app.prompts.chat_template import image_token
 
@@ -125,7 +125,7 @@ def _process(processor: Any, pictures: tuple[Picture, ...]) -> ImageInputs:
     except (ValueError, ZeroDivisionError, RuntimeError) as error:
         names = ", ".join(picture.name for picture in pictures)
         raise ModelError(
-            f"The model's image processor rejects {names}: {error}",
+            f"The model's image processor rejects {names}{library_reason(error)}",
             "Crop or resize the picture, or choose another model.",
         ) from error
     if len(expansions) != len(images):

@@ -356,10 +356,16 @@ def test_a_stray_quote_affects_no_other_row(folder: Path, stray: str) -> None:
     assert "quotes do not match" in data.problems[0].message
 
 
-@pytest.mark.parametrize("value", ["1" * 5000, "[" * 100_000])
-def test_a_line_that_python_cannot_parse_affects_no_other_row(folder: Path, value: str) -> None:
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("1" * 5000, "it has a number of more than 4,300"), ("[" * 100_000, "nested too deeply")],
+)
+def test_a_line_that_python_cannot_parse_affects_no_other_row(
+    folder: Path, value: str, words: str
+) -> None:
     path = folder / "rows.jsonl"
     path.write_text(f'{{"question": "a", "answer": "b"}}\n{{"question": "a", "answer": {value}}}\n')
     found = read_rows(path)
     assert len(found.rows) == 1
     assert "row 2: The line is not valid JSON" in str(found.problems[0])
+    assert words in found.problems[0].message, "Python's own message speaks of its functions"

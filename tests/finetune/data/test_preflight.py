@@ -205,22 +205,33 @@ def test_a_broken_file_is_not_skipped_as_a_bad_row(data: Path, processor: Any) -
     assert stopped.value.hint.startswith("Fix the file")
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (TypeError("TextEncodeInput must be Union"), "The row cannot be rendered."),
+        (ValueError("Roles must alternate."), "The row cannot be rendered: Roles must alternate."),
+    ],
+)
 def test_any_error_in_rendering_a_row_is_reported_with_the_row(
-    data: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
+    data: Path,
+    processor: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    message: str,
 ) -> None:
     module = import_module("finetune.data.preflight")
     make_samples = module.make_samples
 
     def fail(row: Any, *args: Any, **options: Any) -> Any:
         if row.number == 2:
-            raise TypeError("TextEncodeInput must be Union")
+            raise error
         return make_samples(row, *args, **options)
 
     monkeypatch.setattr(module, "make_samples", fail)
     found = check_rows(read_rows(data), processor, max_length=1000)
     (problem,) = found.problems
     assert problem.row == 2
-    assert "TextEncodeInput must be Union" in problem.message
+    assert problem.message == message
 
 
 def test_few_held_out_questions_are_noted(data: Path, processor: Any) -> None:

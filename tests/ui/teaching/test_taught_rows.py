@@ -273,7 +273,9 @@ def test_zip_bomb_is_not_unpacked(taught_rows, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[{", "Expecting"),
+        ("[{", "line 1, column 3 is not JSON"),
+        (f"[{'1' * 5000}]", r"more than 4,300 digits\."),
+        ("[" * 100_000, r"nested too deeply\."),
         ('{"a": 1}', "not a list"),
         ("[5]", "row 1 is not a question"),
         ('[{"id": "1", "conversations": [{"value": "What?"}]}]', "row 1 is not a question"),

@@ -197,7 +197,7 @@ def test_a_language_model_is_rejected(tmp_path: Path) -> None:
         ("text_config", {"hidden_size": "abc"}, "expected int, got str"),
         ("text_config", {"num_attention_heads": 5}, "not a multiple"),
         ("text_config", {"vocab_size": -1}, "Could not build a model"),
-        ("vision_config", {"patch_size": 0}, "ZeroDivisionError"),
+        ("vision_config", {"patch_size": 0}, "Could not build a model"),
         ("", {"text_config": "x"}, "expected dict, got str"),
         ("", {"image_token_index": 99999}, " 99999, but its processor uses"),
         ("", {"vision_feature_layer": -99}, "but its encoder has 2 layers"),
@@ -531,7 +531,7 @@ def test_the_error_for_a_truncated_adapter_names_it(
     file.write_bytes(file.read_bytes()[:-100])
     problem = loading_error(tiny_llava_dir, adapter=str(adapter)).problem
     assert str(adapter) in problem
-    assert "Could not read the weights" in problem
+    assert "are damaged or incomplete" in problem
 
 
 def test_an_incomplete_projector_is_rejected(tiny_llava_dir: Path, tmp_path: Path) -> None:
