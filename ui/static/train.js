@@ -291,8 +291,10 @@
 
   const thumbs = (digests) =>
     el("div.pictures", {}, ...digests.map((digest, position) => vqa.thumb({ digest, name: t("page.picture"), number: position + 1 })));
-  const question = (text, right) =>
-    el("div.texts", {}, el("p.asked", {}, text), right ? el("p.note", {}, t("train.rightIs", { answer: right })) : null);
+  const question = (text, right, follows) =>
+    el("div.texts", {}, el("p.asked", { dir: "auto" }, text),
+      right ? el("p.note", {}, t("train.rightIs", { answer: right })) : null,
+      follows ? el("p.note", {}, t("train.follows", follows)) : null);
 
   /** Joins the answers during training; repeated ones are shown once. */
   function joinAnswers(answers) {
@@ -323,14 +325,16 @@
       pick);
   }
 
-  function comparisonRows({ taught, world }) {
-    const said = (when, score, answer) => el("p", {}, el("span.note", {}, `${when} `), mark(score), answer);
+  function comparisonRows({ taught, neighbours, world }) {
+    const said = (when, score, answer) => el("p", {}, el("span.note", {}, `${when} `), score === undefined ? null : mark(score), el("span", { dir: "auto" }, answer));
     const rows = (part) => part.rows.map((row) =>
-      el("li", {}, thumbs(row.pictures), question(row.question, row.right),
-        el("div.texts", {}, said(t("train.beforeAnswer"), row.scores[0], row.before), said(t("train.afterAnswer"), row.scores[1], row.after))));
-    const fold = (title, part, open) =>
-      el("details", { open }, el("summary", {}, title), el("ul.pairs", {}, ...rows(part)));
-    return [fold(t("train.taughtPairs"), taught, true), fold(t("train.worldPairs"), world, false)];
+      el("li", {}, thumbs(row.pictures), question(row.question, row.right, row.follows),
+        el("div.texts", {}, said(t("train.beforeAnswer"), row.scores?.[0], row.before), said(t("train.afterAnswer"), row.scores?.[1], row.after))));
+    const fold = (title, part, open, hint = null) =>
+      el("details", { open }, el("summary", {}, title), hint && el("p.note", {}, hint), el("ul.pairs", {}, ...rows(part)));
+    return [fold(t("train.taughtPairs"), taught, true),
+      neighbours?.rows.length ? fold(t("train.neighbourPairs"), neighbours, true, t("train.neighbourHint")) : null, // earlier versions did not ask them
+      fold(t("train.worldPairs"), world, false)];
   }
 
   const mark = (score) => el(`span.mark.${score >= 0.5 ? "yes" : "no"}`, { "aria-label": t(score >= 0.5 ? "train.markRight" : "train.markWrong") }, score >= 0.5 ? "✓ " : "✗ ");

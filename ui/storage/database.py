@@ -380,6 +380,22 @@ class Store:
         self._conversation_row(owner, conversation)
         return self._turns(conversation)
 
+    def turns_about(self, owner: str, picture: str) -> list[StoredTurn]:
+        """Return the turns of the owner's conversations in which a picture is shown.
+
+        Within each conversation they are in the order of creation, so parents come first.
+        """
+        rows = self._fetch(
+            "SELECT turns.* FROM turns JOIN conversations"
+            " ON conversations.id = turns.conversation"
+            " WHERE owner = ?1 AND deleted IS NULL AND conversation IN"
+            " (SELECT conversation FROM turns WHERE instr(pictures, ?2))"
+            " ORDER BY conversations.updated DESC, conversation, number",
+            owner,
+            picture,
+        )
+        return [_parse_turn(row) for row in rows]
+
     def siblings(self, owner: str, conversation: str) -> dict[str, list[str]]:
         """Return for each turn all children of its parent, itself included, oldest first."""
         self._conversation_row(owner, conversation)

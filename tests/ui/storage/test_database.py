@@ -503,6 +503,19 @@ def test_forged_digest_is_refused(tmp_path, digest):
         PictureStore(tmp_path).get(digest)
 
 
+def test_turns_about_a_picture_are_those_of_the_owners_chats_with_it(store):
+    digest = "a" * 64
+    chat = store.create("ann")
+    first = store.add_turn("ann", chat, None, "Hello?", []).id
+    second = store.add_turn("ann", chat, first, "What?", [digest])
+    store.add_turn("ann", store.create("ann"), None, "Something else?", [])
+    store.add_turn("bob", store.create("bob"), None, "Mine?", [digest])
+    deleted = store.create("ann")
+    store.add_turn("ann", deleted, None, "Gone?", [digest])
+    store.mark_deleted("ann", [deleted])
+    assert [turn.id for turn in store.turns_about("ann", digest)] == [first, second.id]
+
+
 def test_picture_in_use_keeps_its_name(store):
     digest, facts = "a" * 64, {"changes": ["rotated"]}
     store.add_picture("ann", digest, "wrong.png", {})

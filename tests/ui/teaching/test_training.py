@@ -93,9 +93,37 @@ def test_run_is_reported_compared_and_offered(harness, tmp_path):
     assert job["comparison"]["taught"]["before"] == 0.0
     assert job["comparison"]["taught"]["after"] == 1.0
     assert len(job["comparison"]["world"]["rows"]) == before_after.WORLD_QUESTIONS
+    assert len(job["comparison"]["neighbours"]["rows"]) == 2
     assert str(tmp_path) not in str(job), "the page gets no path"
     assert harness.config.max_steps == 3
     assert len(harness.config.data) == 1
+
+
+def test_both_models_are_asked_questions_next_to_the_taught_ones(harness):
+    teach_row(harness)
+    red = harness.picture_store.add(Image.new("RGB", (20, 20), "red"), "red.png").digest
+    harness.store.add_picture("ann", red, "red.png", {})
+    _, view = harness.ask("What is it?", pictures=[red])
+    harness.ask("And how large is it?", conversation=view["conversation"])
+    harness.ask("Which colour is this?", pictures=[red])
+    job = trained(harness)
+    other, followup = job["comparison"]["neighbours"]["rows"]
+    assert other == {
+        "question": "Which colour is this?",
+        "pictures": [red],
+        "before": "a cat",
+        "after": "a hat",
+    }, "nobody knows the right answer, so there is no score"
+    assert followup["question"] == "And how large is it?"
+    assert followup["follows"] == {"question": "What is it?", "answer": "a hat"}
+    asked = {conversation.messages[-1].text: conversation.messages
+             for conversation, _ in harness.engines_by_key["run"].asked}  # fmt: skip
+    assert len(asked["Which colour is this?"]) == 1
+    assert [one.text for one in asked["And how large is it?"]] == [
+        "What is it?",
+        "a hat",
+        "And how large is it?",
+    ]
 
 
 def finished_run(harness, tmp_path, owner):
@@ -394,9 +422,9 @@ def test_comparison_uses_the_training_data(harness):
     assert taught["of"] == 1
     assert harness.store.picture("ann", blue.digest) is not None, "visible to the owner of the run"
     asked = [asked for asked, _ in harness.engines_by_key["run"].asked]
-    assert [one.messages[-1].text for one in asked if one.pictures == (blue,)] == [
-        "Which one?" + SHORT_STYLE
-    ]
+    texts = [one.messages[-1].text for one in asked if one.pictures == (blue,)]
+    assert texts[0] == "Which one?" + SHORT_STYLE
+    assert all(text.endswith(SHORT_STYLE) for text in texts), "its neighbours in the same style"
 
 
 def test_dialogue_is_asked_as_it_is_trained(tmp_path):
@@ -534,14 +562,14 @@ def test_zip_file_becomes_a_data_set_of_its_owner(harness):
 
 def test_upload_replaces_the_data_set_of_the_same_name(harness):
     upload = harness.training.upload
-    assert not upload("ann", b"question,answer\nWhat?,one\n", "mine.csv")
-    assert upload("ann", b"question,answer\nWhat?,one\nWhy?,two\n", "mine.csv")
+    assert not upload("ann", b"question,answer\nWhat?,one\n", "mine.csv").replaced
+    assert upload("ann", b"question,answer\nWhat?,one\nWhy?,two\n", "mine.csv").replaced
     chosen = {"sources": ["upload:mine"], "name": "hats"}
     assert harness.training.check("ann", chosen)["preflight"]["rows"] == 2
     harness.training.start("ann", chosen)
     with pytest.raises(UsageError, match="current training reads"):
         upload("ann", b"question,answer\nWhat?,one\n", "mine.csv")
-    assert not upload("bob", b"question,answer\nWhat?,one\n", "mine.csv"), "bob has his own"
+    assert not upload("bob", b"question,answer\nWhat?,one\n", "mine.csv").replaced, "bob's own"
     assert not list((harness.training.data_dir / "uploads").rglob(f"{UNFINISHED}*"))
     assert harness.training.check("ann", chosen)["preflight"]["rows"] == 2
 
@@ -557,7 +585,7 @@ def test_the_same_data_set_uploaded_twice_at_once_is_stored(harness, monkeypatch
     data = b"question,answer\nWhat?,one\n"
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(harness.training.upload, "ann", data, "mine.csv") for _ in range(2)]
-        assert sorted(job.result(PATIENCE) for job in jobs) == [False, True]
+        assert sorted(job.result(PATIENCE).replaced for job in jobs) == [False, True]
     assert [source["label"] for source in harness.training.sources("ann")[1:]] == ["mine"]
     assert harness.training.check("ann", {"sources": ["upload:mine"]})["preflight"]["rows"] == 1
     uploads = harness.training.data_dir / "uploads"
