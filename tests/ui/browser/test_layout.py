@@ -32,6 +32,110 @@ def box(locator) -> dict[str, float]:
     return found
 
 
+SMALL_PHONE = {**PHONE, "viewport": {"width": 320, "height": 640}}
+OUTSIDE = """() => [...document.querySelectorAll("#vqa *")].filter((node) => {
+  const { left, right, width, height } = node.getBoundingClientRect();
+  const scrolled = node.closest("#tray, .answer .table, pre, #side, .skip");
+  return width && height && node.checkVisibility({ visibilityProperty: true }) && !scrolled
+    && (left < -1 || right > innerWidth + 1);
+}).map((node) => node.outerHTML.slice(0, 80))"""
+"""What is wholly or partly beyond an edge of the screen, besides what scrolls by itself."""
+LINES = """(nodes) => nodes.map((node) => {
+  const range = document.createRange();
+  range.selectNodeContents(node);
+  return new Set([...range.getClientRects()].map(({ top }) => Math.round(top))).size;
+})"""
+"""In how many lines the text of each element is written."""
+
+
+def open_settings(visitor, pictures):
+    visitor.page.click("[data-do=settings]")
+    visitor.page.wait_for_selector("#set-language")
+
+
+def open_drawing(visitor, pictures):
+    page = visitor.page
+    page.click("[data-do=draw]")
+    for tools in page.locator("#sheet .choices").all():
+        tops = tools.locator("label").evaluate_all(
+            "(all) => all.map((one) => one.getBoundingClientRect().top)"
+        )
+        assert len(set(tops)) == 1, "expected the tools in one row"
+
+
+def open_download(visitor, pictures):
+    page = visitor.page
+    page.evaluate("vqa.withModel({ here: false, key: 'big', label: 'Big' }, () => {})")
+    page.evaluate(f"""() => vqa.emit('model_described', {{
+      key: 'big', label: 'Big', name: 'owner/{"a-long-name-" * 6}', here: false, size: 1.8e9,
+      disk: 5e10, memory: 3.2e9, memory_free: 2e9, licence: ['Apache 2.0'], note: ['Photographs.'],
+      figures: ['RealWorldQA 58.4, DocVQA 91.2'], figures_source: ['its model card'],
+      problems: [{{ key: 'download.noMemory', values: {{}} }}], possible: true }}, {{}})""")
+    facts = page.locator(".facts-list")
+    assert box(facts.locator("dd").first)["width"] > 0.9 * box(facts)["width"]
+
+
+def open_teach(visitor, pictures):
+    page = visitor.page
+    visitor.attach(*pictures)
+    visitor.ask("What is it?")
+    page.get_by_label("This is wrong").click()
+    field = page.locator(".correction input")
+    assert box(field)["width"] > 200, "expected room to write in"
+    field.fill("A red square beside a blue one, as far as one can see")
+    field.press("Enter")
+    page.locator(".corrected").wait_for()
+    page.evaluate("vqa.show('teach')")
+    row = page.locator("#taught > li").first
+    assert box(row.locator(".thumb").first)["x"] == pytest.approx(box(row)["x"], abs=2)
+    page.locator("#taught .row-tools button").first.click()
+
+
+def open_compare(visitor, pictures):
+    page = visitor.page
+    page.evaluate("vqa.show('compare')")
+    page.set_input_files("#compare-form input[type=file]", list(map(str, pictures)))
+    page.locator(".compare-picture img").nth(1).wait_for()
+    page.fill("#compare-form input[aria-label=Question]", "What is it?")
+    page.click("#compare-form [type=submit]")
+    page.locator("#compared .facts").nth(1).wait_for()
+    padding = page.get_by_label("Model 1").evaluate("(node) => getComputedStyle(node).paddingRight")
+    assert padding == "34px", "expected room for the arrow"
+
+
+def open_trained(visitor, pictures):
+    page = visitor.page
+    page.evaluate("vqa.show('train')")
+    page.wait_for_selector("#train-form [name=source]")
+    row = "{question: 'What?', pictures: [], before: 'a cat', after: 'a hat'}"
+    part = f"{{rows: [{{...{row}, right: 'a hat', scores: [0, 1]}}], of: 1, before: 0, after: 1}}"
+    follows = "{question: 'What is it?', answer: 'a hat'}"
+    near = f"{{rows: [{row}, {{...{row}, follows: {follows}}}]}}"
+    job = JOB.replace("stopped", "done").replace(
+        "comparison: null", f"comparison: {{taught: {part}, neighbours: {near}, world: {part}}}"
+    )
+    page.evaluate(f"""() => vqa.emit('training',
+        {{base: 'Fake', bases: [], sources: [], busy: false, job: {job}}})""")
+    headings = page.locator(".outcome thead th + th")
+    expect(headings).to_have_text(["Before", "After"])
+    assert headings.evaluate_all(LINES) == [1, 1]
+    near = page.locator(".pairs").nth(1)
+    expect(near).to_contain_text("after “What is it?” – a hat")
+    expect(near.locator(".mark")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    "show",
+    [open_settings, open_drawing, open_download, open_teach, open_compare, open_trained],
+    ids=lambda show: show.__name__,
+)
+def test_nothing_is_off_the_screen_of_a_small_phone(visit, pictures, show):
+    visitor = visit(**SMALL_PHONE)
+    show(visitor, pictures)
+    assert visitor.page.evaluate(OUTSIDE) == []
+    assert overflow(visitor.page) <= 0
+
+
 @pytest.mark.parametrize("options", [{}, PHONE], ids=["wide", "phone"])
 @pytest.mark.parametrize("sizes", [[(90, 120)], [(100, 300), (320, 240)], [(600, 60)]], ids=str)
 def test_attention_map_keeps_the_aspect_ratio(visit, tmp_path, sizes, options):
