@@ -6,10 +6,12 @@ It answers word by word, at once or when it is released. It queues questions lik
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,6 +27,7 @@ from vqa_app.engine.protocol import (
     PictureInput,
     Status,
     TokenCount,
+    TokenLogProbability,
 )
 from vqa_app.engine.scheduler import Cancelled, Scheduler
 from vqa_app.errors import ContextOverflowError, ModelError
@@ -33,6 +36,20 @@ from vqa_app.prompts.conversation import Conversation
 IMAGE_TOKENS = 16
 GRID = 8
 HELD_SECONDS = 2 * PATIENCE
+
+
+def likely(word: str, count: int | None) -> tuple[TokenLogProbability, ...]:
+    """Return the log probability of a word that has half of it, the next likeliest a third, ..."""
+    if count is None:
+        return ()
+    top = tuple(
+        _entry(word if rank == 0 else f"{word}{rank}", 1 / (2 + rank)) for rank in range(count)
+    )
+    return (replace(_entry(word, 0.5), top=top),)
+
+
+def _entry(word: str, probability: float) -> TokenLogProbability:
+    return TokenLogProbability(word, word.encode(), math.log(probability))
 
 
 def describe(conversation: Conversation) -> str:
@@ -167,23 +184,24 @@ class FakeEngine:
             text = text.split(stop)[0]
         words = re.findall(r"\s*\S+(?:\s+$)?", text)
         spoken: list[str] = []
+        top = options.top_log_probabilities
         yield Status("answering")
         self.begun.set()
         for number, word in enumerate(words):
             self._wait(number, cancelled)
             if cancelled():
-                yield self._end(conversation, spoken, "cancelled", time.perf_counter() - start)
+                yield self._end(conversation, spoken, "cancelled", time.perf_counter() - start, top)
                 return
             if number >= self.error_after:
                 self._fail()
             if number == options.max_new_tokens:
-                yield self._end(conversation, spoken, "length", time.perf_counter() - start)
+                yield self._end(conversation, spoken, "length", time.perf_counter() - start, top)
                 return
             spoken.append(word)
-            yield Delta(word)
+            yield Delta(word, likely(word, top))
         self._fail()
         reason: FinishReason = self.finish_reason or "stop"
-        yield self._end(conversation, spoken, reason, time.perf_counter() - start)
+        yield self._end(conversation, spoken, reason, time.perf_counter() - start, top)
 
     def _wait(self, number: int, cancelled: Cancelled) -> None:
         if self.delay:
@@ -201,7 +219,12 @@ class FakeEngine:
             raise error
 
     def _end(
-        self, conversation: Conversation, words: list[str], reason: FinishReason, seconds: float
+        self,
+        conversation: Conversation,
+        words: list[str],
+        reason: FinishReason,
+        seconds: float,
+        top: int | None = None,
     ) -> Answer:
         count = self.count_tokens(conversation)
         known = sum(picture.digest in self._seen for picture in conversation.pictures)
@@ -220,6 +243,7 @@ class FakeEngine:
             dropped_messages=self.dropped,
             dropped_turns=self.dropped_turns,
             calibrated=self.calibrated,
+            log_probabilities=tuple(entry for word in words for entry in likely(word, top)),
         )
 
     def warm(self, conversation: Conversation, cancel: threading.Event | None = None) -> None:

@@ -121,7 +121,7 @@ def prepare_generation_config(model: Any, **changes: Any) -> GenerationConfig:
 
 
 def logits_processors(
-    model: Any, config: GenerationConfig, prompt_ids: Tensor
+    model: Any, config: GenerationConfig, prompt_ids: Tensor, own: LogitsProcessorList
 ) -> LogitsProcessorList:
     """Return the logits processors of `generate`.
 
@@ -132,12 +132,17 @@ def logits_processors(
         model: Model that generates.
         config: Result of `prepare_generation_config`; its special tokens are completed.
         prompt_ids: Token ids of the prompt, [1, n].
+        own: Further processors, which run before the temperature is applied.
     """
     model._prepare_special_tokens(config, True, device=prompt_ids.device)
     return cast(
         LogitsProcessorList,
         model._get_logits_processor(
-            config, prompt_ids.shape[1], encoder_input_ids=prompt_ids, device=prompt_ids.device
+            config,
+            prompt_ids.shape[1],
+            encoder_input_ids=prompt_ids,
+            logits_processor=own,
+            device=prompt_ids.device,
         ),
     )
 

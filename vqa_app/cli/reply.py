@@ -67,7 +67,7 @@ class Reply:
             row["choices"] = {text: round(p, 4) for text, p in self.probabilities.items()}
         if self.answer is not None:
             details = asdict(self.answer)
-            for name in ("text", "confidence", "calibrated", "model"):
+            for name in ("text", "confidence", "calibrated", "model", "log_probabilities"):
                 del details[name]
             row |= {
                 key: round(value, 4) if isinstance(value, float) else value

@@ -2,10 +2,53 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
+
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+"""A token of one byte in vocabularies with byte fallback."""
+
+
+class TokenBytes:
+    """Tells what text single tokens stand for, in bytes, because some are parts of characters.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._special = set(tokenizer.added_tokens_decoder)
+        decoder = tokenizer.backend_tokenizer.decoder
+        state = json.loads(decoder.__getstate__()) if decoder is not None else {}
+        kinds = {part.get("type") for part in (state, *state.get("decoders", ()))}
+        self._bytes = _byte_level_alphabet() if "ByteLevel" in kinds else None
+
+    def __call__(self, token: int) -> bytes:
+        """Return the text of a token; that of a special token is its name."""
+        text = self._tokenizer.convert_ids_to_tokens(token) or ""
+        if token in self._special:
+            return str(text).encode()
+        if self._bytes is not None and all(letter in self._bytes for letter in text):
+            return bytes(self._bytes[letter] for letter in text)
+        if match := _BYTE_TOKEN.fullmatch(text):
+            return bytes.fromhex(match[1])
+        return str(text).replace("▁", " ").encode()
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """Return the byte that each letter of a byte-level vocabulary stands for, as GPT-2 chose them.
+
+    Printable bytes stand for themselves, the others for the characters from 256 on.
+    """
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
+    others = [byte for byte in range(256) if byte not in set(plain)]
+    shifted = {chr(256 + number): byte for number, byte in enumerate(others)}
+    return {chr(byte): byte for byte in plain} | shifted
 
 
 class Detokenizer:

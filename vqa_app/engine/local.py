@@ -18,7 +18,7 @@ from vqa_app.engine.attention_map import attention_map
 from vqa_app.engine.cpu_decoder import MAX_ROWS
 from vqa_app.engine.cpu_threads import release_threads
 from vqa_app.engine.cpu_weights import optimize_layout
-from vqa_app.engine.detokenizer import Detokenizer
+from vqa_app.engine.detokenizer import Detokenizer, TokenBytes
 from vqa_app.engine.model_view import model_view
 from vqa_app.engine.protocol import (
     Answer,
@@ -31,10 +31,11 @@ from vqa_app.engine.protocol import (
     PictureInput,
     Status,
     TokenCount,
+    TokenLogProbability,
 )
 from vqa_app.engine.repetition import RepetitionDetector
 from vqa_app.engine.runtime import Generation, Runtime
-from vqa_app.engine.sampling import Sampler, default_options
+from vqa_app.engine.sampling import Sampler, default_options, report_log_probabilities
 from vqa_app.engine.scheduler import (
     Cancelled,
     DecodeStep,
@@ -79,6 +80,8 @@ class _Draft:
     log_probabilities: list[torch.Tensor] = field(default_factory=list)
     end_log_probability: torch.Tensor | None = None
     """Of the token that ended the answer, if one did."""
+    reported: list[TokenLogProbability] = field(default_factory=list)
+    """The tokens with their log probabilities, if the options ask for them."""
 
     def to_answer(
         self, reason: FinishReason, label: str, calibration: Calibration | None
@@ -109,6 +112,7 @@ class _Draft:
             dropped_turns=self.dropped_turns,
             model=label,
             calibrated=calibrated,
+            log_probabilities=tuple(self.reported),
         )
 
 
@@ -146,6 +150,7 @@ class LocalEngine:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         dtype = str(model.dtype).removeprefix("torch.")
         self._end_tokens = end_token_ids(model, processor)
+        self._token_bytes = TokenBytes(processor.tokenizer)
         self._calibration = loaded.calibration
         if fast_decoding:
             optimize_layout(model)
@@ -402,8 +407,10 @@ class LocalEngine:
         text = Detokenizer(self._runtime.processor.tokenizer, options.stop)
         limit = min(options.max_new_tokens, self._info.context_length - len(prompt))
         own_penalty = options.repetition_penalty in (None, self._info.defaults.repetition_penalty)
-        loop = RepetitionDetector() if own_penalty else None
+        chosen_penalty = options.presence_penalty or options.frequency_penalty
+        loop = RepetitionDetector() if own_penalty and not chosen_penalty else None
         logits = generation.logits[-1]
+        streamed = 0
         reason: FinishReason = "cancelled"
         while not cancelled():
             token, log_probability = sampler.sample(logits)
@@ -416,9 +423,13 @@ class LocalEngine:
                 break
             draft.tokens.append(token)
             draft.log_probabilities.append(log_probability)
+            if options.top_log_probabilities is not None:
+                count = options.top_log_probabilities
+                draft.reported.append(self._report(token, logits, count))
             if piece := text.push(token):
                 draft.text = text.text
-                yield Delta(piece)
+                yield Delta(piece, tuple(draft.reported[streamed:]))
+                streamed = len(draft.reported)
             if text.stopped:
                 reason = "stop"
                 break
@@ -431,7 +442,20 @@ class LocalEngine:
             logits = yield DecodeStep(generation, token)
         # Not in a `finally`: after an error the content of the cache is unknown.
         generation.close(draft.tokens)
-        if rest := text.finish():
-            yield Delta(rest)
+        rest = text.finish()
+        if rest or len(draft.reported) > streamed:
+            yield Delta(rest, tuple(draft.reported[streamed:]))
         draft.text = text.text
         return reason
+
+    def _report(self, token: int, logits: torch.Tensor, count: int) -> TokenLogProbability:
+        """Return a token and the `count` likeliest ones for logits [vocabulary]."""
+
+        def entry(
+            token: int, value: float, top: tuple[TokenLogProbability, ...] = ()
+        ) -> TokenLogProbability:
+            text = self._token_bytes(token)
+            return TokenLogProbability(text.decode(errors="replace"), text, value, top)
+
+        value, likeliest = report_log_probabilities(logits, token, count)
+        return entry(token, value, tuple(entry(*other) for other in likeliest))

@@ -22,6 +22,9 @@ FinishReason: TypeAlias = Literal["stop", "length", "repetition", "cancelled"]
 the same words and would not have stopped), or the user."""
 
 
+MAX_TOP_LOG_PROBABILITIES = 20
+
+
 @dataclass(frozen=True)
 class GenerationOptions:
     """How to generate an answer. None takes the value of the model's generation config."""
@@ -37,12 +40,20 @@ class GenerationOptions:
     repetition_penalty: float | None = None
     """Above 1 makes tokens that occurred before less likely. Setting another value than the model's
     own also allows endless repetitions, which otherwise end the answer."""
+    presence_penalty: float | None = None
+    """Subtracted from the logit of each token that the answer contains already, as OpenAI defines
+    it. Any value but 0 allows endless repetitions, as `repetition_penalty` does."""
+    frequency_penalty: float | None = None
+    """The same, multiplied by how often the answer contains the token."""
     seed: int | None = None
     """Makes sampled answers reproducible."""
     stop: tuple[str, ...] = ()
     """The answer ends before the first of these strings."""
     system: str | None = None
     """System prompt; replaces the conversation's own."""
+    top_log_probabilities: int | None = None
+    """How many of the likeliest tokens to report at each position, with their log probabilities;
+    0 reports those of the answer's own tokens alone, None none at all."""
 
     def __post_init__(self) -> None:
         """Check the values, and convert numbers to the types that they are declared with."""
@@ -50,11 +61,14 @@ class GenerationOptions:
             "max_new_tokens": (1, 1 << 20),
             "top_k": (0, 1 << 20),
             "seed": (-(1 << 63), (1 << 63) - 1),
+            "top_log_probabilities": (0, MAX_TOP_LOG_PROBABILITIES),
         }
         floats = {
             "temperature": (0.0, 10.0),
             "top_p": (1e-6, 1.0),
             "repetition_penalty": (0.01, 10.0),
+            "presence_penalty": (-2.0, 2.0),
+            "frequency_penalty": (-2.0, 2.0),
         }
         numbers: dict[str, int | float] = {}
         for name, whole_limits in integers.items():
@@ -106,10 +120,27 @@ class Status:
 
 
 @dataclass(frozen=True)
+class TokenLogProbability:
+    """A token and how likely it was at its position."""
+
+    token: str
+    """Its text; parts of a character are replaced by U+FFFD."""
+    bytes: bytes
+    """Its text in UTF-8, possibly a part of a character."""
+    log_probability: float
+    """The model's own, before penalties and temperature."""
+    top: tuple[TokenLogProbability, ...] = ()
+    """The likeliest tokens at this position, in descending order; these have no `top`."""
+
+
+@dataclass(frozen=True)
 class Delta:
     """The next piece of an answer: whole characters, no special tokens."""
 
     text: str
+    log_probabilities: tuple[TokenLogProbability, ...] = ()
+    """The tokens generated since the last piece, if the options ask for them. The text may be
+    empty then: tokens may end a stop string, or begin a character that is never completed."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +170,9 @@ class Answer:
     calibrated: bool = False
     """Whether `vqa-app eval --calibrate` has measured what the model's probabilities are worth.
     False for answers that are not complete, or longer than those that were measured."""
+    log_probabilities: tuple[TokenLogProbability, ...] = ()
+    """All generated tokens but the end token, if the options ask for them; those of a stop string
+    are among them, though not in `text`."""
 
 
 def confidence_text(confidence: float, calibrated: bool) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import LongTensor, Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from vqa_app.engine.protocol import GenerationOptions
 from vqa_app.transformers_internals import logits_processors, prepare_generation_config
@@ -28,7 +29,11 @@ class Sampler:
 
     def __init__(self, model: Any, options: GenerationOptions, prompt_ids: Tensor) -> None:
         config = generation_config(model, options)
-        self._processors = logits_processors(model, config, prompt_ids)
+        own = LogitsProcessorList()
+        presence, frequency = options.presence_penalty or 0.0, options.frequency_penalty or 0.0
+        if presence or frequency:
+            own.append(OccurrencePenalty(prompt_ids.shape[1], presence, frequency))
+        self._processors = logits_processors(model, config, prompt_ids, own)
         self._samples = bool(config.do_sample)
         self._generator: torch.Generator | None = None
         if options.seed is not None:
@@ -53,6 +58,38 @@ class Sampler:
             self._ids = cast(LongTensor, torch.cat((self._ids, token.view(1, 1)), 1))
         index = int(token)
         return index, logits[index] - logits.logsumexp(-1)
+
+
+class OccurrencePenalty(LogitsProcessor):
+    """OpenAI's presence and frequency penalties, which count the answer's tokens.
+
+    Args:
+        prompt_length: Number of tokens before the answer, which do not count.
+        presence: Subtracted from the logit of each token that occurred.
+        frequency: Subtracted from it for each time that it occurred.
+    """
+
+    def __init__(self, prompt_length: int, presence: float, frequency: float) -> None:
+        self._prompt_length, self._presence, self._frequency = prompt_length, presence, frequency
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the penalised scores [rows, vocabulary] after tokens [rows, n]."""
+        answer = input_ids[:, self._prompt_length :]
+        ones = torch.ones_like(answer, dtype=scores.dtype)
+        counts = torch.zeros_like(scores).scatter_add_(1, answer, ones)
+        return scores - self._frequency * counts - self._presence * counts.sign()
+
+
+def report_log_probabilities(
+    logits: Tensor, token: int, count: int
+) -> tuple[float, list[tuple[int, float]]]:
+    """Return a token's log probability for logits [vocabulary], and the `count` likeliest tokens.
+
+    Reading them waits for the device, so this is for those who ask for it.
+    """
+    found = logits.float().log_softmax(-1)
+    values, ids = found.topk(min(count, len(found)))
+    return found[token].item(), list(zip(ids.tolist(), values.tolist(), strict=True))
 
 
 def generation_config(model: Any, options: GenerationOptions) -> GenerationConfig:

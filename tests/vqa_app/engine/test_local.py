@@ -571,3 +571,55 @@ def test_a_repetition_penalty_that_somebody_sets_allows_repetitions(
     answer = last(engine, QUESTION, replace(LONG, repetition_penalty=penalty))
     assert answer.finish_reason == ("repetition" if penalty == own else "length")
     engine.close()
+
+
+def test_log_probabilities_are_reported_with_each_token_to_those_who_ask(engine: Engine) -> None:
+    options = replace(GREEDY, top_log_probabilities=3)
+    *events, answer = engine.stream(QUESTION, options)
+    assert isinstance(answer, Answer)
+    streamed = [t for event in events if isinstance(event, Delta) for t in event.log_probabilities]
+    assert tuple(streamed) == answer.log_probabilities
+    assert len(streamed) == answer.new_tokens
+    for token in streamed:
+        assert [t.log_probability for t in token.top] == sorted(
+            (t.log_probability for t in token.top), reverse=True
+        )
+        assert token.top[0] == replace(token, top=()), "greedy: the likeliest is taken"
+        assert len(token.top) == 3
+        assert token.log_probability <= 0
+    assert not last(engine, QUESTION).log_probabilities
+    alone = last(engine, QUESTION, replace(GREEDY, top_log_probabilities=0))
+    assert [t.bytes for t in alone.log_probabilities] == [t.bytes for t in streamed]
+    assert not any(t.top for t in alone.log_probabilities)
+
+
+def test_log_probabilities_agree_with_the_confidence_and_the_text(local: LocalEngine) -> None:
+    answer = last(local, QUESTION, replace(GREEDY, top_log_probabilities=0))
+    mean = np.mean([t.log_probability for t in answer.log_probabilities])
+    assert np.exp(mean) == pytest.approx(answer.confidence, rel=1e-4)
+    joined = b"".join(t.bytes for t in answer.log_probabilities).decode(errors="replace")
+    assert joined.strip().startswith(answer.text.strip())
+
+
+def test_tokens_held_back_for_a_stop_string_are_reported_at_the_end(local: LocalEngine) -> None:
+    whole = last(local, QUESTION, replace(GREEDY, top_log_probabilities=0))
+    stop = whole.text[len(whole.text) // 2 :]
+    options = replace(GREEDY, stop=(stop,), top_log_probabilities=0)
+    *events, answer = local.stream(QUESTION, options)
+    assert isinstance(answer, Answer)
+    assert stop not in answer.text
+    streamed = [t for event in events if isinstance(event, Delta) for t in event.log_probabilities]
+    assert tuple(streamed) == answer.log_probabilities
+    assert len(streamed) == answer.new_tokens
+
+
+def test_a_frequency_penalty_ends_a_loop(tiny_llava_dir: Path) -> None:
+    loaded = load_model(str(tiny_llava_dir))
+    engine = LocalEngine(loaded)
+    long = replace(GREEDY, max_new_tokens=60, frequency_penalty=2.0, top_log_probabilities=0)
+    tokens = [t.bytes for t in last(engine, QUESTION, long).log_probabilities]
+    plain = replace(GREEDY, max_new_tokens=60, repetition_penalty=1.001, top_log_probabilities=0)
+    before = [t.bytes for t in last(engine, QUESTION, plain).log_probabilities]
+    engine.close()
+    most = max(tokens.count(token) for token in set(tokens))
+    assert most < max(before.count(token) for token in set(before))

@@ -12,9 +12,10 @@ import torch
 
 from tests.tiny import make_tokenizer
 from vqa_app.checkpoints.loader import load_model
-from vqa_app.engine.detokenizer import Detokenizer
+from vqa_app.engine.detokenizer import Detokenizer, TokenBytes
 from vqa_app.engine.protocol import GenerationOptions
-from vqa_app.engine.sampling import Sampler, default_options
+from vqa_app.engine.sampling import OccurrencePenalty, Sampler, default_options
+from vqa_app.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +211,64 @@ def test_defaults_are_those_of_the_generation_config(model: Any) -> None:
         assert default_options(model).temperature == 0.6
     finally:
         model.generation_config.do_sample, model.generation_config.temperature = None, None
+
+
+def test_penalties_are_those_of_openai(model: Any) -> None:
+    """Logits less count * frequency and (count > 0) * presence, over the answer's tokens alone."""
+    penalise = OccurrencePenalty(prompt_length=2, presence=0.5, frequency=0.25)
+    ids = torch.tensor([[4, 5, 3, 3, 1]])
+    expected = [0.0, -0.75, 0.0, -1.0, 0.0, 0.0]
+    assert penalise(ids, torch.zeros(1, 6))[0].tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty"])
+def test_penalties_apply_before_the_temperature_and_not_to_the_prompt(
+    model: Any, name: str
+) -> None:
+    ids = torch.tensor([[7, 8, 9]])
+    logits = torch.zeros(model.config.get_text_config().vocab_size)
+    logits[7], logits[40], logits[41] = 0.0, 3.0, 2.5
+    sampler = Sampler(model, GenerationOptions(temperature=0.0, **{name: 2.0}), ids)
+    with torch.inference_mode():
+        first, second, third = (sampler.sample(logits) for _ in range(3))
+    assert [first[0], second[0]] == [40, 41], "40 is at 1.0 after it occurred once"
+    assert third[0] == 40
+    assert second[1] == pytest.approx(float(logits.log_softmax(-1)[41])), "unpenalised"
+    cold = GenerationOptions(temperature=0.01, seed=1, **{name: 0.4})
+    sampler = Sampler(model, cold, ids)
+    with torch.inference_mode():
+        assert [sampler.sample(logits)[0] for _ in range(2)] == [40, 40]
+
+
+@pytest.mark.parametrize("value", [2.1, -2.1, float("nan"), "1", True])
+def test_penalties_out_of_range_are_refused(value: Any) -> None:
+    with pytest.raises(UsageError, match="presence_penalty"):
+        GenerationOptions(presence_penalty=value)
+
+
+@pytest.mark.parametrize("value", [-1, 21, 1.5, "3"])
+def test_a_number_of_log_probabilities_out_of_range_is_refused(value: Any) -> None:
+    with pytest.raises(UsageError, match="top_log_probabilities"):
+        GenerationOptions(top_log_probabilities=value)
+
+
+def test_the_bytes_of_tokens_joined_are_the_text(tokenizer: Any) -> None:
+    to_bytes = TokenBytes(tokenizer)
+    ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    assert b"".join(map(to_bytes, ids)).decode().strip() == TEXT
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert to_bytes(end) == b"<|im_end|>"
+
+
+def test_the_bytes_of_a_byte_fallback_tokenizer_are_those_of_the_text() -> None:
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"▁cat": 256, "é": 257}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    to_bytes = TokenBytes(PreTrainedTokenizerFast(tokenizer_object=backend))
+    ids = [256, 257, *"日".encode()]
+    assert b"".join(map(to_bytes, ids)).decode() == " caté日"
