@@ -229,7 +229,7 @@ def align(
         count_head: The same.
         name_head: The towers' head that names photographs, which decides where answers hedge.
         rate: Factor of all learning rates.
-        scale: Multiplies the batch size.
+        scale: Multiplies the batch size and how much is drawn for it and for scores.
         capacity: The most pictures in the pool.
         score_every: Seconds between scores on held-out scenes.
     """
@@ -294,7 +294,7 @@ def align(
                 flush=True,
             )
         if training.due("score", score_every):
-            scores = evaluate_world(model, packer, Exam(stage.world, 80))
+            scores = evaluate_world(model, packer, Exam(stage.world, max(10, round(80 * scale))))
             print(f"{name} score {format_scores(scores)}", flush=True)
         if training.due("save", 120):
             training.save(number=number, next_seed=pool.next_seed, right=sampler.accuracy)

@@ -253,7 +253,7 @@ def symbolic_score(
     """Return {skill: (exact match, questions)} on symbolic pictures of held-out scenes."""
     hits: dict[str, list[bool]] = defaultdict(list)
     for start in range(0, scenes, 20):
-        plan = BatchPlan(20, 12, as_grid)
+        plan = BatchPlan(min(20, scenes - start), 12, as_grid)
         batch, _ = make_question_batch(packer, 1000 * start, world, grid, plan, "test")
         packed = batch.packed.to(device)
         with fast_autocast(device):
@@ -281,7 +281,7 @@ def train_language(
 
     Args:
         stage: Folder, rooms, steps, seed and device.
-        scale: Multiplies the batch size.
+        scale: Multiplies the batch size and the number of held-out scenes.
         compact_share: The share of the steps in which every batch consists of lists of objects;
             later every third consists of grids.
     """
@@ -299,6 +299,7 @@ def train_language(
     sampler = SkillSampler(training.kept.get("right", {}))
     broadcast_weights(parts.values())
     losses: list[float] = []
+    scored = max(10, round(60 * scale))
     while training.progress < 1:
         plan = batch_plan_at(training.progress, training.step, compact_share, scale)
         # Dialogues need everything else, so they begin with the grids.
@@ -331,7 +332,7 @@ def train_language(
         if training.due("score", 600):
             for as_grid in (False, True):
                 scores = symbolic_score(
-                    model, symbols, packer, stage.world, stage.grid, 60, as_grid, stage.device
+                    model, symbols, packer, stage.world, stage.grid, scored, as_grid, stage.device
                 )
                 print(f"language score grid {as_grid} {format_scores(scores)}", flush=True)
         if training.due("save", 120):

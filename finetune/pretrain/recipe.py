@@ -102,8 +102,7 @@ def build(plan: Plan) -> Path:
         print(line, flush=True)
     plan.out.mkdir(parents=True, exist_ok=True)
     train_towers(plan)
-    _in_processes(language_stage, plan)
-    _in_processes(_align, plan)
+    _in_processes(_language_stages, plan)
     return finish(plan.out / "aligned", plan.towers / "siglip", final)
 
 
@@ -111,7 +110,8 @@ def make_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
     """Train the tokenizer, or load it if it exists; the towers' captions need it first."""
     folder = plan.towers / "tokenizer"
     if not folder.exists():
-        train_tokenizer(seed=plan.seed).save_pretrained(folder)
+        scenes = 40 if plan.tiny else 1500
+        train_tokenizer(scenes, plan.seed).save_pretrained(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
@@ -166,8 +166,8 @@ def language_stage(
     return train_language(stage, scale=0.1 if plan.tiny else 1.0)
 
 
-def _align(plan: Plan) -> None:
-    """Align language model and encoder, and write the aligned checkpoint."""
+def _language_stages(plan: Plan) -> None:
+    """Train the language model, align it with the encoder, and write the aligned checkpoint."""
     if (plan.out / "aligned").exists():
         return
     tokenizer = make_tokenizer(plan)
@@ -185,7 +185,7 @@ def _align(plan: Plan) -> None:
         count_head,
         name_head,
         rate=0.6,
-        scale=0.2 if plan.tiny else 1.0,
+        scale=0.1 if plan.tiny else 1.0,
         capacity=64 if plan.tiny else 8000,
     )
     if rank() == 0:

@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, SiglipModel
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedTokenizerFast,
+    SiglipModel,
+)
 
 from finetune.data.read import read_rows
 from finetune.pretrain.exam import Exam, evaluate_dialogues, evaluate_world, load_model
@@ -15,7 +20,6 @@ from finetune.pretrain.language import train_language
 from finetune.pretrain.optim import StageConfig
 from finetune.pretrain.patch_grid import PatchGrid
 from finetune.pretrain.recipe import Plan, build, examine
-from finetune.pretrain.tokenizer import train_tokenizer
 from finetune.pretrain.world.mixture import World, open_rooms
 from tests.finetune.pretrain.packed_data import pack_noise_icons, pack_noise_photos
 from vqa_app import builtin
@@ -48,17 +52,20 @@ def test_the_tiny_recipe_writes_a_standard_checkpoint(tmp_path: Path) -> None:
 
 
 def test_without_packed_data_the_recipe_trains_the_drawn_rooms_and_says_what_it_lacks(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = Plan(tmp_path, pictures=8, language_steps=2, alignment_steps=3, tiny=True)
+    tokenizer.save_pretrained(plan.towers / "tokenizer")
     final = build(plan)
     assert "No --icons" in capsys.readouterr().out
     assert "(Tiny ImageNet: named)" not in examine(plan, final)
 
 
-def test_an_interrupted_stage_continues_from_its_saved_state(tmp_path: Path) -> None:
+def test_an_interrupted_stage_continues_from_its_saved_state(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     grid = PatchGrid(64, 4)
-    stage = StageConfig(tmp_path, train_tokenizer(scenes=40), SHAPES, grid, steps=3, tiny=True)
+    stage = StageConfig(tmp_path, tokenizer, SHAPES, grid, steps=3, tiny=True)
     train_language(stage, scale=0.1)
     state = torch.load(tmp_path / "language.pt", weights_only=True)
     assert state["step"] == 3

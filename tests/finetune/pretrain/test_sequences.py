@@ -25,18 +25,12 @@ from finetune.pretrain.sequences import (
     turn_hits,
     turns_of,
 )
-from finetune.pretrain.tokenizer import train_tokenizer
 from finetune.pretrain.towers import TowerTrainingConfig, tower_config
 from finetune.pretrain.world import ROOMS, make_scene
 from finetune.pretrain.world.mixture import World
 from finetune.pretrain.world.scene import QA
 
 GRID = PatchGrid(64, 4)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return train_tokenizer(scenes=40)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from finetune.pretrain import patch_targets
 from finetune.pretrain.patch_grid import PatchGrid
 from finetune.pretrain.patch_targets import FIRST_PHOTO_CLASS, KIND_INDEX
 from finetune.pretrain.picture_pool import PicturePool, PictureSources, photo_targets
-from finetune.pretrain.tokenizer import train_tokenizer
 from finetune.pretrain.tower_batches import PictureDescription, sample_texts
 from finetune.pretrain.towers import (
     TowerHeads,
@@ -36,11 +35,6 @@ TINY = TowerTrainingConfig(
     capacity=16,
     validation_scenes=4,
 )
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return train_tokenizer(scenes=5)
 
 
 @pytest.fixture
