@@ -19,6 +19,7 @@ PACKAGES = ("vqa_app", "finetune", "ui")
 OPTIONAL = (
     "bitsandbytes",
     "deepspeed",
+    "llguidance",
     "pillow_heif",
     "sentencepiece",
     "tensorboard",

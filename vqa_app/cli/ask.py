@@ -74,6 +74,12 @@ def ask(
         str | None,
         typer.Option(help="Answer with the most probable of these.", metavar="A,B,C"),
     ] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(
+            help="Answer with JSON that follows the JSON schema in this file.", metavar="FILE.JSON"
+        ),
+    ] = None,
     abstain: Annotated[
         float | None,
         typer.Option(
@@ -128,6 +134,7 @@ def ask(
         top_p=top_p,
         seed=seed,
         system=system,
+        schema=_read_schema(schema, choices),
     )
     options = AnswerOptions(generation, split_choices(choices), abstain)
     limits = ImageLimits.of(max_file_mb, max_megapixels)
@@ -205,6 +212,24 @@ def _check_words(sources: list[str], question: str | None) -> None:
                 f"Expected an image, got {word!r}.",
                 f'A question of several words needs quotes: "{word} {question}"',
             )
+
+
+def _read_schema(path: Path | None, choices: str | None) -> str | None:
+    """Return the JSON schema in a file."""
+    from vqa_app.suggestions import suggest
+
+    if path is None:
+        return None
+    if choices is not None:
+        raise UsageError("--schema cannot be combined with --choices.", "Leave out one of the two.")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UsageError(
+            f"Could not read the schema {path}: {reason}.",
+            suggest(path, path=Path.is_file, otherwise="Check the name."),
+        ) from error
 
 
 def split_choices(text: str | None) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -73,6 +74,10 @@ class Reply:
                 key: round(value, 4) if isinstance(value, float) else value
                 for key, value in details.items()
             }
+            if self.answer.fields is None:
+                del row["fields"]
+            else:
+                row["value"] = json.loads(self.answer.text)
         return row
 
 

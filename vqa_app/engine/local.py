@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import exp
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -45,6 +46,7 @@ from vqa_app.engine.scheduler import (
     Steps,
 )
 from vqa_app.engine.scoring import image_gain, score
+from vqa_app.engine.structured import JsonConstraint, JsonGrammars, field_spans
 from vqa_app.errors import ContextOverflowError, ModelError, UsageError
 from vqa_app.prompts.conversation import Conversation, Message
 from vqa_app.prompts.image_inputs import has_low_detail, resolution
@@ -80,6 +82,8 @@ class _Draft:
     log_probabilities: list[torch.Tensor] = field(default_factory=list)
     end_log_probability: torch.Tensor | None = None
     """Of the token that ended the answer, if one did."""
+    text_ends: list[int] = field(default_factory=list)
+    """Length of the text after each token, for an answer that follows a schema."""
     reported: list[TokenLogProbability] = field(default_factory=list)
     """The tokens with their log probabilities, if the options ask for them."""
 
@@ -98,8 +102,10 @@ class _Draft:
             calibrated = calibration.covers(self.text)
             if calibrated:
                 confidence = calibration.probability(total + end.item())
+        fields = self._field_confidences() if self.text_ends and reason == "stop" else None
         return Answer(
             text=self.text,
+            fields=fields,
             finish_reason=reason,
             prompt_tokens=self.prompt_tokens,
             image_tokens=self.image_tokens,
@@ -114,6 +120,16 @@ class _Draft:
             calibrated=calibrated,
             log_probabilities=tuple(self.reported),
         )
+
+    def _field_confidences(self) -> dict[str, float]:
+        """Return the geometric mean of the token probabilities of each value of a JSON answer."""
+        values = torch.stack(self.log_probabilities).tolist()
+        starts = [0, *self.text_ends]
+        places = list(zip(starts, self.text_ends, values, strict=False))
+        return {
+            path: exp(fmean(value for first, last, value in places if first < end and last > start))
+            for path, (start, end) in field_spans(self.text).items()
+        }
 
 
 def _turns(conversation: Conversation) -> list[tuple[Message, ...]]:
@@ -150,6 +166,8 @@ class LocalEngine:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         dtype = str(model.dtype).removeprefix("torch.")
         self._end_tokens = end_token_ids(model, processor)
+        vocabulary = model.config.get_text_config(decoder=True).vocab_size
+        self._grammars = JsonGrammars(processor.tokenizer, vocabulary)
         self._token_bytes = TokenBytes(processor.tokenizer)
         self._calibration = loaded.calibration
         if fast_decoding:
@@ -203,11 +221,12 @@ class LocalEngine:
         if given.system is not None:
             conversation = conversation.with_system(given.system)
         draft = _Draft()
+        constraint = None if given.schema is None else self._grammars.constraint(given.schema)
 
         def job(
             cancelled: Cancelled,
         ) -> Iterator[Event | EncodeStep | DecodeStep | Reservation | None]:
-            return self._answer(draft, conversation, given, cancelled)
+            return self._answer(draft, conversation, given, constraint, cancelled)
 
         answered = False
         events: Iterator[Event] = self._scheduler.stream(job, cancel)
@@ -315,6 +334,7 @@ class LocalEngine:
         draft: _Draft,
         conversation: Conversation,
         options: GenerationOptions,
+        constraint: JsonConstraint | None,
         cancelled: Cancelled,
     ) -> Generator[Event | EncodeStep | DecodeStep | Reservation | None, Any, None]:
         with self._memory_guard():
@@ -328,7 +348,9 @@ class LocalEngine:
             reason: FinishReason = "cancelled"
             if generation is not None:
                 draft.cached_tokens = generation.cached_tokens
-                reason = yield from self._generate(draft, prompt, generation, options, cancelled)
+                reason = yield from self._generate(
+                    draft, prompt, generation, options, constraint, cancelled
+                )
         yield draft.to_answer(reason, self._info.label, self._calibration)
 
     def _fit_answers(self, conversation: Conversation, answers: Sequence[str]) -> Conversation:
@@ -382,7 +404,7 @@ class LocalEngine:
     def _memory_guard(self) -> Iterator[None]:
         """Turn an out-of-memory error into a `ModelError`, and free the caches."""
         try:
-            yield None
+            yield
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -399,21 +421,23 @@ class LocalEngine:
         prompt: Prompt,
         generation: Generation,
         options: GenerationOptions,
+        constraint: JsonConstraint | None,
         cancelled: Cancelled,
     ) -> Generator[Event | DecodeStep, torch.Tensor, FinishReason]:
         """Generate the answer; the generator's return value is why it ended."""
         ids = prompt.inputs["input_ids"].to(generation.logits.device)
-        sampler = Sampler(self._runtime.model, options, ids)
+        sampler = Sampler(self._runtime.model, options, ids, constraint)
         text = Detokenizer(self._runtime.processor.tokenizer, options.stop)
         limit = min(options.max_new_tokens, self._info.context_length - len(prompt))
         own_penalty = options.repetition_penalty in (None, self._info.defaults.repetition_penalty)
         chosen_penalty = options.presence_penalty or options.frequency_penalty
-        loop = RepetitionDetector() if own_penalty and not chosen_penalty else None
+        repeats = own_penalty and not chosen_penalty and constraint is None
+        loop = RepetitionDetector() if repeats else None
         logits = generation.logits[-1]
         streamed = 0
         reason: FinishReason = "cancelled"
         while not cancelled():
-            token, log_probability = sampler.sample(logits)
+            token, log_probability = sampler.sample(logits, limit - len(draft.tokens))
             if draft.first_token_time is None:
                 draft.first_token_time = time.perf_counter()
                 yield Status("answering")
@@ -430,7 +454,9 @@ class LocalEngine:
                 draft.text = text.text
                 yield Delta(piece, tuple(draft.reported[streamed:]))
                 streamed = len(draft.reported)
-            if text.stopped:
+            if constraint is not None:
+                draft.text_ends.append(len(text.text))
+            if text.stopped or (constraint is not None and constraint.complete):
                 reason = "stop"
                 break
             if loop is not None and loop.push(token):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
@@ -51,6 +51,8 @@ class GenerationOptions:
     """The answer ends before the first of these strings."""
     system: str | None = None
     """System prompt; replaces the conversation's own."""
+    schema: str | None = None
+    """JSON schema that the answer follows, as JSON. Needs the package llguidance."""
     top_log_probabilities: int | None = None
     """How many of the likeliest tokens to report at each position, with their log probabilities;
     0 reports those of the answer's own tokens alone, None none at all."""
@@ -167,6 +169,9 @@ class Answer:
     """Numbers of those questions, from 0 in the order of the conversation."""
     model: str = ""
     """Name of the model and adapter that answered."""
+    fields: Mapping[str, float] | None = None
+    """Of an answer that follows a schema and is complete: how sure the model is of each value, 0 to
+    1, by paths such as `objects[0].colour`."""
     calibrated: bool = False
     """Whether `vqa-app eval --calibrate` has measured what the model's probabilities are worth.
     False for answers that are not complete, or longer than those that were measured."""

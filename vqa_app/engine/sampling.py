@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -14,6 +15,8 @@ from vqa_app.transformers_internals import logits_processors, prepare_generation
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
+    from vqa_app.engine.structured import JsonConstraint
+
 LOWEST_TEMPERATURE = 1e-5
 """Answers at lower temperatures are greedy: dividing the logits by them would overflow."""
 
@@ -25,9 +28,16 @@ class Sampler:
         model: Model whose generation config applies where an option is None.
         options: How to sample.
         prompt_ids: [1, n]; penalties take them into account.
+        constraint: Forbids tokens.
     """
 
-    def __init__(self, model: Any, options: GenerationOptions, prompt_ids: Tensor) -> None:
+    def __init__(
+        self,
+        model: Any,
+        options: GenerationOptions,
+        prompt_ids: Tensor,
+        constraint: JsonConstraint | None = None,
+    ) -> None:
         config = generation_config(model, options)
         own = LogitsProcessorList()
         presence, frequency = options.presence_penalty or 0.0, options.frequency_penalty or 0.0
@@ -39,14 +49,23 @@ class Sampler:
         if options.seed is not None:
             self._generator = torch.Generator(prompt_ids.device).manual_seed(options.seed)
         self._ids = cast(LongTensor, prompt_ids)
+        self._constraint = constraint
 
-    def sample(self, logits: Tensor) -> tuple[int, Tensor]:
+    def sample(self, logits: Tensor, remaining: int = sys.maxsize) -> tuple[int, Tensor]:
         """Return the next token for logits [vocabulary], and its log probability.
 
-        The log probability is the model's own, before penalties and temperature. It stays a tensor
-        on the model's device, because reading a number from a GPU waits for all its work.
+        The log probability is the model's own, before penalties and temperature, among the tokens
+        that are not forbidden. It stays a tensor on the model's device, because reading a number
+        from a GPU waits for all its work.
+
+        Args:
+            logits: [vocabulary]
+            remaining: Tokens that the answer may still take, this one included.
         """
         logits = logits.float()
+        if self._constraint is not None:
+            allowed = self._constraint.allowed().to(logits.device)
+            logits = logits.masked_fill(~allowed, -torch.inf)
         scores = logits
         if self._processors:
             scores = self._processors(self._ids, logits[None].clone())[0]
@@ -54,9 +73,11 @@ class Sampler:
             token = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)[0]
         else:
             token = scores.argmax(-1)
-        if self._processors:
-            self._ids = cast(LongTensor, torch.cat((self._ids, token.view(1, 1)), 1))
         index = int(token)
+        if self._constraint is not None:
+            index = self._constraint.push(index, remaining)
+        if self._processors:
+            self._ids = cast(LongTensor, torch.cat((self._ids, self._ids.new_tensor([[index]])), 1))
         return index, logits[index] - logits.logsumexp(-1)
 
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from tests import tiny
 from vqa_app.cli.main import app
+from vqa_app.errors import UsageError
 
 Ask = Callable[..., Result]
 
@@ -71,6 +72,38 @@ def test_each_gives_the_same_answers_as_single_questions(
     for name, row in rows.items():
         alone = json.loads(ask("--json", str(tmp_path / name), "What is it?").stdout)
         assert row["answer"] == alone["answer"]
+
+
+def test_a_schema_gives_json_with_a_confidence_for_each_value(
+    ask: Ask, picture: str, tmp_path: Path
+) -> None:
+    schema = tmp_path / "schema.json"
+    properties = {"colour": {"enum": ["red", "blue"]}}
+    shape = {"type": "object", "properties": properties, "required": ["colour"]}
+    schema.write_text(json.dumps({**shape, "additionalProperties": False}))
+    room = ("--max-new-tokens", "40")
+    plain = ask("--schema", str(schema), *room, picture, "Which colour?")
+    assert plain.exit_code == 0, plain.stderr
+    row = json.loads(ask("--json", "--schema", str(schema), *room, picture, "Which colour?").stdout)
+    assert row["value"] == json.loads(plain.stdout)
+    assert row["value"]["colour"] in ("red", "blue")
+    assert 0 < row["fields"]["colour"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "Could not read the schema"), ("{", "not JSON"), ('{"not": {}}', "cannot be enforced")],
+)
+def test_a_schema_that_cannot_be_used_is_reported(
+    ask: Ask, picture: str, tmp_path: Path, content: str | None, words: str
+) -> None:
+    schema = tmp_path / "schema.json"
+    if content is not None:
+        schema.write_text(content)
+    result = ask("--schema", str(schema), picture, "Which colour?")
+    assert result.exit_code == UsageError.exit_code
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_missing_model_is_reported(picture: str) -> None:
