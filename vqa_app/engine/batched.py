@@ -17,7 +17,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from vqa_app.devices import free_memory
+from vqa_app.engine.batch_memory import (
+    max_batch_rows,
+    max_prompts_read,
+    max_rows_read,
+    memory_budget,
+)
 from vqa_app.engine.repetition import length_before_loop
 from vqa_app.engine.vision import on_device
 from vqa_app.models.architecture import Capabilities, unwrap
@@ -27,9 +32,6 @@ from vqa_app.transformers_internals import accepts_logits_to_keep, cache_argumen
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-MAX_ROWS = 128
-"""Largest batch; larger ones are not faster."""
-_CPU_CACHE_BYTES = 1 << 30
 _COPY_BYTES = 4
 """Per logit: some models cap or scale their logits, which makes a copy."""
 _PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "mm_token_type_ids": 0}
@@ -41,35 +43,19 @@ own padding token."""
 def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
     """Switch to evaluation mode without gradients.
 
-    A 16-bit model with float32 trained weights runs under autocast.
+    A 16-bit model with float32 trained weights runs under autocast; any other as it is, or under
+    the autocast of the caller.
     """
     dtypes = {p.dtype for p in model.parameters() if p.dtype.is_floating_point}
     half = next((d for d in (torch.bfloat16, torch.float16) if d in dtypes), None)
-    mixed = half is not None and len(dtypes) > 1
     training = model.training
     model.train(False)
-    try:
-        with (
-            torch.no_grad(),
-            torch.autocast(model.device.type, half or torch.bfloat16, enabled=mixed),
-        ):
-            yield
-    finally:
-        model.train(training)
-
-
-def max_batch_rows(model: Any, tokens: int) -> int:
-    """Return how many sequences of this length fit into memory at once."""
-    config = unwrap(model).config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    bytes_per_row = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize * tokens
-    return max(1, min(MAX_ROWS, _memory_budget(model.device) // max(1, int(bytes_per_row))))
-
-
-def _memory_budget(device: torch.device) -> int:
-    """Return how many bytes the keys and values of a batch, or its logits, may take."""
-    return free_memory(device) // 4 if device.type == "cuda" else _CPU_CACHE_BYTES
+    with contextlib.ExitStack() as stack:
+        stack.callback(model.train, training)
+        stack.enter_context(torch.no_grad())
+        if half is not None and len(dtypes) > 1:
+            stack.enter_context(torch.autocast(model.device.type, half))
+        yield
 
 
 @dataclass(frozen=True)
@@ -115,8 +101,9 @@ def _prefix_batches(
     for index, prompt in enumerate(prompts):
         buckets[_prefix_length(prompt), len(prompt.image_spans)].append(index)
     for (prefix, _), members in buckets.items():
-        longest = max(_prompt_length(prompts[i]) for i in members) + new_tokens
-        rows = max_batch_rows(model, longest)
+        longest = max(_prompt_length(prompts[i]) for i in members)
+        rows = max_batch_rows(model, longest + new_tokens)
+        rows = min(rows, max_rows_read(model, longest - prefix))
         for chunk in _chunks(prompts, members, prefix, rows):
             cache, row_of = _prefill(model, [prompts[i] for i in chunk], prefix)
             order = sorted(range(len(chunk)), key=lambda k: _prompt_length(prompts[chunk[k]]))
@@ -175,7 +162,6 @@ def _prefill(model: Any, prompts: Sequence[Prompt], prefix: int) -> tuple[Dynami
     Returns:
         The cache, and the row in it of each prompt.
     """
-    cache = DynamicCache(config=model.config)
     rows: dict[tuple[Any, ...], int] = {}
     distinct: list[Prompt] = []
     row_of = []
@@ -185,11 +171,36 @@ def _prefill(model: Any, prompts: Sequence[Prompt], prefix: int) -> tuple[Dynami
             rows[key] = len(distinct)
             distinct.append(prompt)
         row_of.append(rows[key])
-    if prefix:
-        inputs = {"input_ids": torch.cat([p.inputs["input_ids"][:, :prefix] for p in distinct])}
-        inputs["pixel_values"] = torch.cat([p.inputs["pixel_values"] for p in distinct])
-        model.model(**on_device(model, inputs), **cache_argument(cache), use_cache=True)
-    return cache, row_of
+    if not prefix:
+        return DynamicCache(config=model.config), row_of
+    at_once = max_prompts_read(model, distinct, prefix)
+    parts = [
+        _read_prefixes(model, distinct[first : first + at_once], prefix)
+        for first in range(0, len(distinct), at_once)
+    ]
+    return _join(parts), row_of
+
+
+def _read_prefixes(model: Any, prompts: Sequence[Prompt], prefix: int) -> DynamicCache:
+    """Return the keys and values of the prompts' first tokens."""
+    cache = DynamicCache(config=model.config)
+    inputs = {"input_ids": torch.cat([p.inputs["input_ids"][:, :prefix] for p in prompts])}
+    inputs["pixel_values"] = torch.cat([p.inputs["pixel_values"] for p in prompts])
+    model.model(**on_device(model, inputs), **cache_argument(cache), use_cache=True)
+    return cache
+
+
+def _join(parts: list[DynamicCache]) -> DynamicCache:
+    """Return one cache with the rows of several, which are emptied layer by layer."""
+    if len(parts) == 1:
+        return parts[0]
+    layers: list[list[Any]] = [list(part.layers) for part in parts]
+    parts.clear()
+    joined = []
+    while layers[0]:
+        layer = [rows.pop(0) for rows in layers]
+        joined.append((torch.cat([r.keys for r in layer]), torch.cat([r.values for r in layer])))
+    return DynamicCache(joined)
 
 
 def _pad(rows: Sequence[Tensor], left: bool, value: int = 0) -> tuple[Tensor, Tensor]:
@@ -234,7 +245,10 @@ def answer_prompts(
                     answers[index] = _text(processor, ids, ends)
                 del batch  # before the next one is prefilled
         else:
-            for indices, inputs in _padded_batches(model, processor, prompts, pad_left=True):
+            padded = _padded_batches(
+                model, processor, prompts, pad_left=True, new_tokens=max_new_tokens
+            )
+            for indices, inputs in padded:
                 new = _generate(model, inputs, ends, max_new_tokens)
                 for index, ids in zip(indices, new.tolist(), strict=True):
                     answers[index] = _text(processor, ids, ends)
@@ -297,15 +311,16 @@ def _generate(
 
 
 def _padded_batches(
-    model: Any, processor: Any, prompts: Sequence[Prompt], *, pad_left: bool
+    model: Any, processor: Any, prompts: Sequence[Prompt], *, pad_left: bool, new_tokens: int
 ) -> Iterator[tuple[list[int], dict[str, Any]]]:
     """Yield batches of whole prompts of similar length; single ones if they cannot be stacked."""
     tokenizer = processor.tokenizer
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     order = sorted(range(len(prompts)), key=lambda i: _prompt_length(prompts[i]))
     while order:
-        rows = max_batch_rows(model, _prompt_length(prompts[order[-1]]))
-        indices = order[-rows:]
+        longest = _prompt_length(prompts[order[-1]])
+        indices = order[-max_batch_rows(model, longest + new_tokens) :]
+        indices = indices[-max_prompts_read(model, [prompts[i] for i in indices], longest) :]
         if not pad_left:
             indices = _limit_logits(model, prompts, indices)
         del order[-len(indices) :]
@@ -357,7 +372,7 @@ def _limit_logits(model: Any, prompts: Sequence[Prompt], indices: list[int]) -> 
     """Return as many of the last indices as there is memory for the logits of."""
     base = unwrap(model)
     width = base.config.get_text_config().vocab_size * (base.dtype.itemsize + _COPY_BYTES)
-    budget = _memory_budget(base.device)
+    budget = memory_budget(base.device)
     while len(indices) > 1:
         positions = len(_positions_before_answers(model, prompts, indices))
         if len(indices) * positions * width <= budget:
@@ -404,7 +419,8 @@ def answer_losses(
                     losses[index] = loss
                 del batch, found  # before the next one is prefilled
         else:
-            for indices, inputs in _padded_batches(model, processor, prompts, pad_left=False):
+            padded = _padded_batches(model, processor, prompts, pad_left=False, new_tokens=0)
+            for indices, inputs in padded:
                 kept = _positions_before_answers(model, prompts, indices).to(model.device)
                 keep = {"logits_to_keep": kept} if accepts_logits_to_keep(unwrap(model)) else {}
                 logits = model(**inputs, **keep, use_cache=False).logits

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vqa_app.engine.cache_budget import CacheBudget
+
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures:
@@ -30,35 +32,48 @@ class FeatureCache:
     others beside it.
 
     Args:
-        budget: Bytes to keep; the least recently used pictures are dropped.
+        budget: Memory that may be used; the least recently used pictures are dropped.
     """
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, budget: CacheBudget) -> None:
         self.nbytes = 0
-        self._entries: OrderedDict[tuple[str, int], ImageFeatures] = OrderedDict()
+        self._budget = budget
+        self._entries: OrderedDict[tuple[str, int], tuple[ImageFeatures, int]] = OrderedDict()
+        budget.register(self)
 
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def oldest(self) -> int | None:
+        """See `vqa_app.engine.cache_budget.Cache`."""
+        return next((used for _, used in self._entries.values()), None)
+
     def get(self, digest: str, tokens: int) -> ImageFeatures | None:
         """Return the features of a picture that takes this many tokens; None if unknown."""
-        features = self._entries.get((digest, tokens))
-        if features is not None:
-            self._entries.move_to_end((digest, tokens))
-        return features
+        with self._budget.lock:
+            features, _ = self._entries.get((digest, tokens), (None, 0))
+            if features is not None:
+                self._entries[digest, tokens] = features, self._budget.now()
+                self._entries.move_to_end((digest, tokens))
+            return features
 
     def put(self, digest: str, features: ImageFeatures) -> None:
-        """Add the features of a picture and drop the oldest ones beyond the budget."""
+        """Add the features of a picture and drop the oldest entries beyond the budget."""
         key = (digest, len(features.embeddings))
-        if key in self._entries:
-            self.nbytes -= self._entries.pop(key).nbytes
-        self._entries[key] = features
-        self.nbytes += features.nbytes
-        while self.nbytes > self.budget:
-            self.nbytes -= self._entries.popitem(last=False)[1].nbytes
+        with self._budget.lock:
+            if key in self._entries:
+                self.nbytes -= self._entries.pop(key)[0].nbytes
+            self._entries[key] = features, self._budget.now()
+            self.nbytes += features.nbytes
+            self._budget.trim()
+
+    def drop_oldest(self) -> None:
+        """Drop the least recently used picture."""
+        self.nbytes -= self._entries.popitem(last=False)[1][0].nbytes
 
     def clear(self) -> None:
         """Drop all features."""
-        self._entries.clear()
-        self.nbytes = 0
+        with self._budget.lock:
+            self._entries.clear()
+            self.nbytes = 0

@@ -1,8 +1,8 @@
 """KV caches: growing buffers for one sequence, and a store of them by token prefix.
 
-The store keeps the most recently used caches within a byte budget. It belongs to one engine, so
-its keys need neither the encoder nor the model. It is not thread-safe: only the engine's worker
-uses it.
+The store keeps the most recently used caches within a memory budget. It belongs to one engine, so
+its keys need neither the encoder nor the model. Only the engine's worker uses it, but other engines
+with the same budget may drop its entries.
 
 Tried with transformers 5.23.0 and 5.24.0, whose cache classes are subclassed here.
 """
@@ -17,6 +17,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+
+from vqa_app.engine.cache_budget import CacheBudget
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,8 +79,9 @@ class BufferLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transfor
             return
         capacity = -(-max(length, self.capacity * 9 // 8) // CAPACITY_STEP) * CAPACITY_STEP
         keys, values = self.keys_view(self.length), self.values[:, :, : self.length]
-        self.keys = _buffer(keys, capacity, self.transposed)
-        self.values = _buffer(values, capacity, False)
+        # Both before either is replaced: without memory for the second, nothing has changed.
+        larger = _buffer(keys, capacity, self.transposed), _buffer(values, capacity, False)
+        self.keys, self.values = larger
         self.keys_view(self.length).copy_(keys)
         self.values[:, :, : self.length].copy_(values)
 
@@ -213,6 +216,8 @@ def common_length(
 class _Entry:
     key: CacheKey
     kv: KVCache
+    nbytes: int = 0
+    used: int = 0
 
 
 class PrefixCache:
@@ -224,21 +229,28 @@ class PrefixCache:
     keeps its cache. The prompt of a sequence that is being decoded can be copied too, after `lend`.
 
     Args:
-        budget: Bytes to keep, those that are lent included; the oldest entries are dropped.
+        budget: Memory that may be used, by caches that are lent too; the oldest entries are dropped.
     """
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, budget: CacheBudget) -> None:
+        self._budget = budget
         self._entries: list[_Entry] = []
         self._lent: WeakKeyDictionary[KVCache, CacheKey] = WeakKeyDictionary()
+        budget.register(self)
 
     def __len__(self) -> int:
         return len(self._entries)
 
     @property
     def nbytes(self) -> int:
-        """Memory of all entries, in bytes."""
-        return sum(entry.kv.nbytes for entry in self._entries)
+        """Memory of all entries and of caches that are lent, in bytes."""
+        lent = sum(kv.nbytes for kv in self._lent)
+        return lent + sum(entry.nbytes for entry in self._entries)
+
+    @property
+    def oldest(self) -> int | None:
+        """See `vqa_app.engine.cache_budget.Cache`."""
+        return self._entries[0].used if self._entries else None
 
     def take(self, key: CacheKey, spans: Sequence[tuple[int, int]], limit: int) -> KVCache | None:
         """Return a cache that holds exactly the longest cached prefix of a prompt; None if none.
@@ -248,52 +260,58 @@ class PrefixCache:
             spans: The prompt's pictures as [start, end), which are never cut.
             limit: Longest prefix to return.
         """
-        lent = [_Entry(own_key, kv) for kv, own_key in self._lent.items()]
-        entries = [*lent, *self._entries]  # of equally good ones the latest entry
-        shared = [common_length(entry.key, key, spans, limit) for entry in entries]
-        if not any(shared):
-            return None
-        longest = max(range(len(shared)), key=lambda index: (shared[index], index))
-        entry, length = entries[longest], shared[longest]
-        if longest < len(lent) or len(entry.key) - length > length:
+        with self._budget.lock:
+            lent = [_Entry(own_key, kv) for kv, own_key in self._lent.items()]
+            entries = [*lent, *self._entries]  # of equally good ones the latest entry
+            shared = [common_length(entry.key, key, spans, limit) for entry in entries]
+            if not any(shared):
+                return None
+            longest = max(range(len(shared)), key=lambda index: (shared[index], index))
+            entry, length = entries[longest], shared[longest]
+            copied = longest < len(lent) or len(entry.key) - length > length
+            if not copied:
+                self._entries.remove(entry)
+        if copied:
             return entry.kv.copy(length)
-        self._entries.remove(entry)
         entry.kv.truncate(length)
         return entry.kv
 
     def match_length(self, key: CacheKey, spans: Sequence[tuple[int, int]], limit: int) -> int:
         """Return the length of the prefix that `take` would return."""
-        keys = [*self._lent.values(), *(entry.key for entry in self._entries)]
-        return max((common_length(one, key, spans, limit) for one in keys), default=0)
+        with self._budget.lock:
+            keys = [*self._lent.values(), *(entry.key for entry in self._entries)]
+            return max((common_length(one, key, spans, limit) for one in keys), default=0)
 
     def lend(self, key: CacheKey, kv: KVCache) -> None:
         """Let others copy the first tokens of a cache, those of `key`, while it is being used."""
-        self._lent[kv] = key
-        self._drop_oldest()
+        with self._budget.lock:
+            self._lent[kv] = key
+            self._budget.trim()
 
     def take_back(self, kv: KVCache) -> None:
         """End what `lend` began."""
-        self._lent.pop(kv, None)
+        with self._budget.lock:
+            self._lent.pop(kv, None)
 
     def put(self, key: CacheKey, kv: KVCache) -> None:
         """Add a cache that holds exactly the tokens of `key`, and drop entries over the budget."""
         if len(key) == 0:
             return
         assert kv.length == len(key)
-        self._entries = [
-            entry
-            for entry in self._entries
-            if common_length(entry.key, key, (), len(key)) < len(entry.key)
-        ]
-        self._entries.append(_Entry(key, kv))
-        self._drop_oldest()
+        with self._budget.lock:
+            self._entries = [
+                entry
+                for entry in self._entries
+                if common_length(entry.key, key, (), len(key)) < len(entry.key)
+            ]
+            self._entries.append(_Entry(key, kv, kv.nbytes, self._budget.now()))
+            self._budget.trim()
 
-    def _drop_oldest(self) -> None:
-        """Drop entries until those left and the caches that are being used fit the budget."""
-        used = sum(kv.nbytes for kv in self._lent)
-        while self._entries and self.nbytes + used > self.budget:
-            del self._entries[0]
+    def drop_oldest(self) -> None:
+        """Drop the entry that was put first."""
+        del self._entries[0]
 
     def clear(self) -> None:
         """Drop all entries; caches that are being used stay."""
-        self._entries.clear()
+        with self._budget.lock:
+            self._entries.clear()

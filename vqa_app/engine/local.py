@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import exp
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +17,7 @@ import torch
 
 from vqa_app.devices import clear_frames, is_out_of_memory, release_memory
 from vqa_app.engine.attention_map import attention_map
+from vqa_app.engine.cache_budget import CacheBudget, shared_budget
 from vqa_app.engine.cpu_decoder import MAX_ROWS
 from vqa_app.engine.cpu_threads import release_threads
 from vqa_app.engine.cpu_weights import optimize_layout
@@ -58,11 +60,6 @@ if TYPE_CHECKING:
     from vqa_app.checkpoints.calibration import Calibration
     from vqa_app.checkpoints.loader import LoadedModel
     from vqa_app.pictures.picture import Picture
-
-CACHE_BYTES = 2 << 30
-FEATURE_BYTES = 256 << 20
-KV_BYTES = 2 << 30
-"""What the keys and values of all sequences that are decoded at once may take."""
 
 T = TypeVar("T")
 
@@ -138,6 +135,11 @@ def _turns(conversation: Conversation) -> list[tuple[Message, ...]]:
     return [messages[start : start + 2] for start in range(0, len(messages), 2)]
 
 
+def _decode(generation: Generation, token: int) -> Generator[DecodeStep, Any, torch.Tensor]:
+    """Append a token together with those of other answers; return the logits of the next one."""
+    return (yield DecodeStep(generation, token))
+
+
 class LocalEngine:
     """A `vqa_app.engine.protocol.Engine` with a loaded model.
 
@@ -147,9 +149,9 @@ class LocalEngine:
 
     Args:
         loaded: Result of `vqa_app.load_model`.
-        cache_bytes: Memory for keys and values of earlier prompts, shared by all conversations; 0
-            reuses nothing.
-        feature_bytes: Memory for image features; 0 keeps none.
+        cache_bytes: Memory for image features and for keys and values of earlier prompts, shared by
+            all conversations; 0 reuses nothing. None shares a quarter of the device's free memory
+            with the other engines on it.
         fast_decoding: Use faster weight layouts and the faster decoder on CPUs, where they apply.
     """
 
@@ -157,8 +159,7 @@ class LocalEngine:
         self,
         loaded: LoadedModel,
         *,
-        cache_bytes: int = CACHE_BYTES,
-        feature_bytes: int = FEATURE_BYTES,
+        cache_bytes: int | None = None,
         fast_decoding: bool = True,
     ) -> None:
         model, processor = loaded.model, loaded.processor
@@ -172,12 +173,14 @@ class LocalEngine:
         self._calibration = loaded.calibration
         if fast_decoding:
             optimize_layout(model)
+        self._budget = (
+            shared_budget(model.device) if cache_bytes is None else CacheBudget.fixed(cache_bytes)
+        )
         self._runtime = Runtime(
             model,
             processor,
             loaded.capabilities,
-            cache_bytes=cache_bytes,
-            feature_bytes=feature_bytes,
+            budget=self._budget,
             fast_decoding=fast_decoding,
         )
         self._info = ModelInfo(
@@ -199,7 +202,7 @@ class LocalEngine:
             decode=self._runtime.decode,
             encode=self._runtime.encode,
             concurrency=MAX_ROWS,
-            memory=lambda: KV_BYTES,
+            memory=lambda: shared_budget(model.device).limit,
             context=torch.inference_mode,
             on_idle=release_threads,
         )
@@ -313,7 +316,7 @@ class LocalEngine:
 
         return self._scheduler.run(guarded)
 
-    def _retry(self, steps: Callable[[], Steps[T]]) -> Steps[T]:
+    def _retry(self, steps: Callable[[], Generator[Any, Any, T]]) -> Generator[Any, Any, T]:
         """Run steps; if memory runs out, free the caches and run them once more."""
         try:
             return (yield from steps())
@@ -325,8 +328,16 @@ class LocalEngine:
         self._free_caches()
         return (yield from steps())
 
+    def _step(self, generation: Generation, token: int) -> Generator[DecodeStep, Any, torch.Tensor]:
+        """Append a token; if memory runs out, free the other caches and repeat the step."""
+        if not generation.repeats_steps:
+            return (yield from _decode(generation, token))
+        # Not a lambda: `clear_frames` would leave the variables that it encloses.
+        return (yield from self._retry(partial(_decode, generation, token)))
+
     def _free_caches(self) -> None:
-        self._runtime.clear_caches()
+        """Free the caches of this engine and of the others that share its budget."""
+        self._budget.clear()
         release_memory()
 
     def _answer(
@@ -415,6 +426,16 @@ class LocalEngine:
                 "Ask about fewer or smaller pictures, or use --quantize 4bit.",
             ) from error
 
+    def _require_numbers(self, logits: torch.Tensor) -> None:
+        """Raise ModelError if a model computes NaN, of which no token can be chosen."""
+        if not logits.isnan().any():
+            return
+        name, dtype = self._info.name, self._info.dtype
+        hint = "Its weights may be damaged; download it again."
+        if dtype == "float16":
+            hint = "Its values may be too large for float16. Use --dtype float32."
+        raise ModelError(f"{name} computes no numbers in {dtype}.", hint)
+
     def _generate(
         self,
         draft: _Draft,
@@ -435,6 +456,7 @@ class LocalEngine:
         loop = RepetitionDetector() if repeats else None
         logits = generation.logits[-1]
         streamed = 0
+        self._require_numbers(logits)
         reason: FinishReason = "cancelled"
         while not cancelled():
             token, log_probability = sampler.sample(logits, limit - len(draft.tokens))
@@ -465,7 +487,7 @@ class LocalEngine:
             if len(draft.tokens) >= limit:
                 reason = "length"
                 break
-            logits = yield DecodeStep(generation, token)
+            logits = yield from self._step(generation, token)
         # Not in a `finally`: after an error the content of the cache is unknown.
         generation.close(draft.tokens)
         rest = text.finish()

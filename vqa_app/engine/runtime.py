@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vqa_app.devices import clear_frames
+from vqa_app.engine.cache_budget import CacheBudget
 from vqa_app.engine.cpu_decoder import CpuDecoder
 from vqa_app.engine.feature_cache import ImageFeatures
 from vqa_app.engine.kv_cache import CacheKey, KVCache, PrefixCache, bytes_per_token
@@ -52,6 +53,8 @@ class Generation(Protocol):
     """[kept, vocabulary] of the prompt's last tokens."""
     cached_tokens: int
     """Number of prompt tokens that came from the cache."""
+    repeats_steps: bool
+    """Whether a step that ran out of memory can be taken again."""
 
     def step(self, token: int) -> Tensor:
         """Append a token and return the logits of the next one, [vocabulary]."""
@@ -69,8 +72,7 @@ class Runtime:
         model: Model of transformers.
         processor: Its processor.
         capabilities: What its architecture allows.
-        cache_bytes: Memory for the KV caches of earlier prompts; 0 reuses nothing.
-        feature_bytes: Memory for image features; 0 keeps none.
+        budget: Memory for the KV caches of earlier prompts and for image features.
         fast_decoding: Use `CpuDecoder` where it supports the model.
     """
 
@@ -80,17 +82,16 @@ class Runtime:
         processor: Any,
         capabilities: Capabilities,
         *,
-        cache_bytes: int,
-        feature_bytes: int,
+        budget: CacheBudget,
         fast_decoding: bool = True,
     ) -> None:
         self.model = model
         self.processor = processor
         self.capabilities = capabilities
-        self.prefixes = PrefixCache(cache_bytes)
+        self.prefixes = PrefixCache(budget)
         self.encoder: ImageEncoder | None = None
         if capabilities.caches_features:
-            self.encoder = ImageEncoder(model, processor, feature_bytes)
+            self.encoder = ImageEncoder(model, processor, budget)
         # Gemma 4's picture tokens attend to each other in both directions.
         self._marks_pictures = "mm_token_type_ids" in inspect.signature(model.forward).parameters
         self._cpu_decoder: CpuDecoder | None = None
@@ -369,6 +370,8 @@ class Runtime:
 class CachedGeneration:
     """A `Generation` whose KV cache is kept for later prompts."""
 
+    repeats_steps = True
+
     def __init__(
         self,
         runtime: Runtime,
@@ -390,7 +393,12 @@ class CachedGeneration:
 
     def step(self, token: int) -> Tensor:
         """Append a token and return the logits of the next one, [vocabulary]."""
-        return self._runtime.append(token, self.kv, self.position)
+        length = self.kv.length
+        try:
+            return self._runtime.append(token, self.kv, self.position)
+        except BaseException:
+            self.kv.truncate(length)  # some layers may have appended the token already
+            raise
 
     def close(self, tokens: Sequence[int]) -> None:
         """Put the cache back; `tokens` are those passed to `step`."""
@@ -403,6 +411,7 @@ class UncachedGeneration:
     """A `Generation` with the loop of `generate`."""
 
     cached_tokens = 0
+    repeats_steps = False  # its cache may hold the token in some layers, and cannot always be cut
 
     def __init__(self, model: Any, inputs: dict[str, Any], keep: int) -> None:
         if keep > 1:  # for likelihoods; no token follows

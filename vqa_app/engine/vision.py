@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vqa_app.devices import clear_frames
+from vqa_app.engine.cache_budget import CacheBudget
 from vqa_app.engine.feature_cache import FeatureCache, ImageFeatures
 from vqa_app.engine.scheduler import EncodeStep, Steps
 from vqa_app.prompts.conversation import Conversation
@@ -28,14 +29,14 @@ class ImageEncoder:
     Args:
         model: A model whose `Capabilities.caches_features` is true.
         processor: Its processor.
-        budget: Bytes of features to cache.
+        budget: Memory for features.
 
     Attributes:
         inputs: Names of the model inputs that the encoder consumes.
         cache: Features of earlier pictures.
     """
 
-    def __init__(self, model: Any, processor: Any, budget: int) -> None:
+    def __init__(self, model: Any, processor: Any, budget: CacheBudget) -> None:
         self.model = model
         self.cache = FeatureCache(budget)
         signature = inspect.signature(model.base_model.get_image_features)

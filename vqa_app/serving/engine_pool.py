@@ -337,6 +337,13 @@ class EnginePool:
         if slot.engine is not None:
             slot.engine.close()
 
+    def release_idle(self) -> bool:
+        """Release all idle models, the default one too, and return whether there were any.
+
+        They are loaded again when someone needs them.
+        """
+        return self._evict(0)
+
     def close(self, patience: float = 10.0) -> None:
         """Stop running answers and release all models.
 
@@ -384,15 +391,12 @@ class EnginePool:
             self._evict(self._keep, self.default)
 
     def _load_engine(self, choice: ModelChoice, progress: LoadProgress) -> Engine:
-        """Load a model; if memory is insufficient, evict all idle models and try once more.
-
-        The default model may be evicted, too. It is loaded again when someone needs it.
-        """
+        """Load a model; if memory is insufficient, release all idle models and try once more."""
         try:
             return self._load(choice, progress)
         except Exception as error:
             full = isinstance(error, InsufficientMemoryError) or is_out_of_memory(error)
-            if not (full and self._evict(0)):
+            if not (full and self.release_idle()):
                 raise
         # Outside the handler: the error's traceback holds what the first attempt had allocated.
         progress("Freeing memory …")

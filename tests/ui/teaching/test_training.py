@@ -20,7 +20,7 @@ from finetune.evaluation.report import save_watch_answers
 from finetune.progress import Progress
 from tests.fake_engine import FakeEngine
 from tests.ui.harness import ChatHarness, in_english
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, until
 from ui.chat.attention_view import describe_picture, explain_answer
 from ui.chat.export import from_json, to_json
 from ui.chat.export import to_html as to_html_page
@@ -124,6 +124,33 @@ def test_both_models_are_asked_questions_next_to_the_taught_ones(harness):
         "a hat",
         "And how large is it?",
     ]
+
+
+def test_idle_chat_models_are_released_before_a_run_and_those_in_use_are_not(harness):
+    """They would take the memory for which the run plans its steps, or refuses to start."""
+    idle, used = FakeEngine("idle"), FakeEngine("a cat")
+    engines = {"builtin": idle, "used": used}
+    harness.pool = harness.service.pool = EnginePool(
+        lambda choice, _: engines[choice.key],
+        lambda: [ModelChoice(key, key, "", "", key) for key in engines],
+        "builtin",
+    )
+    closed_at_start = []
+    train = harness.training._train
+
+    def record(*given, **options):
+        closed_at_start.append((idle.closed, used.closed))
+        return train(*given, **options)
+
+    harness.training._train = record
+    teach_row(harness)
+    harness.pool.start_loading("builtin")
+    assert harness.pool.wait("builtin", PATIENCE) is idle
+    with harness.pool.lease("used", PATIENCE):
+        harness.training.start("ann", {"sources": ["mine"], "name": "hats", "model": "builtin"})
+        until(lambda: closed_at_start)
+    assert closed_at_start == [(True, False)]
+    harness.training.stop("ann")
 
 
 def finished_run(harness, tmp_path, owner):

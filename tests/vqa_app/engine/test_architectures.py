@@ -15,6 +15,7 @@ from tests.tiny import picture
 from vqa_app.checkpoints.loader import LoadedModel, load_model
 from vqa_app.checkpoints.processor import FALLBACK_TEMPLATES
 from vqa_app.engine.batched import answer_prompts
+from vqa_app.engine.cache_budget import CacheBudget
 from vqa_app.engine.runtime import Runtime
 from vqa_app.engine.scheduler import run_to_end
 from vqa_app.errors import ModelError
@@ -69,8 +70,7 @@ def make_runtime(loaded: LoadedModel) -> Runtime:
         loaded.model,
         loaded.processor,
         loaded.capabilities,
-        cache_bytes=1 << 24,
-        feature_bytes=1 << 24,
+        budget=CacheBudget.fixed(1 << 24),
     )
 
 

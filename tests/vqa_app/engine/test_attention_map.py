@@ -17,6 +17,7 @@ from tests.tiny import picture
 from vqa_app.checkpoints.loader import load_model
 from vqa_app.cli.heatmap import whole_answer
 from vqa_app.engine.attention_map import PARTS, _relative_attention
+from vqa_app.engine.cache_budget import CacheBudget
 from vqa_app.engine.local import LocalEngine
 from vqa_app.engine.runtime import Runtime
 from vqa_app.engine.scheduler import run_to_end
@@ -46,8 +47,7 @@ def test_the_weights_are_those_of_the_whole_forward_pass(
             model,
             loaded.processor,
             loaded.capabilities,
-            cache_bytes=1 << 20,
-            feature_bytes=1 << 20,
+            budget=CacheBudget.fixed(1 << 20),
         )
         start = prompt.image_spans[-1][1]
         logits, weights = run_to_end(runtime.attention_weights(prompt, start))
@@ -112,7 +112,7 @@ def test_padding_to_a_square_is_no_part_of_the_map(tiny_llava_dir: Path) -> None
 
 def test_maps_do_not_depend_on_caches(tiny_llava_dir: Path) -> None:
     loaded = load_model(str(tiny_llava_dir))
-    fast, slow = LocalEngine(loaded), LocalEngine(loaded, cache_bytes=0, feature_bytes=0)
+    fast, slow = LocalEngine(loaded), LocalEngine(loaded, cache_bytes=0)
     list(fast.stream(TWO_PICTURES))
     for a, b in zip(
         fast.attention_map(TWO_PICTURES, ANSWER).maps,

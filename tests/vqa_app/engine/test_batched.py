@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.tiny import picture, tiny_llava
 from vqa_app.prompts.conversation import Conversation, Message
@@ -62,8 +63,6 @@ def test_batched_answers_equal_plain_generate(tmp_path: Path, one_thread: None, 
 
 @pytest.mark.parametrize("llm", ["llama", "mistral"])
 def test_batched_losses_equal_the_model_s_own(tmp_path: Path, one_thread: None, llm: str) -> None:
-    import torch
-
     from vqa_app.engine.batched import answer_losses
     from vqa_app.prompts.prompt import encode
 
@@ -82,8 +81,6 @@ def test_batched_losses_equal_the_model_s_own(tmp_path: Path, one_thread: None, 
 
 
 def test_a_16_bit_model_with_trained_fp32_weights_answers(tiny_llava_dir: Path) -> None:
-    import torch
-
     from vqa_app.engine.batched import answer_prompts
     from vqa_app.prompts.prompt import encode
 
@@ -107,8 +104,6 @@ def finished(processor: Any, conversations: list[Conversation]) -> list[Any]:
 def test_losses_of_all_architectures_equal_the_model_s_own(
     name: str, tiny_checkpoint: Callable[[str], Path]
 ) -> None:
-    import torch
-
     from vqa_app.engine.batched import answer_losses
 
     model, processor, capabilities = load(tiny_checkpoint(name))
@@ -131,15 +126,15 @@ def test_losses_of_all_architectures_equal_the_model_s_own(
 def test_logits_for_losses_stay_within_the_memory_budget(
     tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    from vqa_app.engine import batched
+    from vqa_app.engine import batch_memory, batched
 
     model, processor, capabilities = load(tiny_checkpoint("qwen2-vl"))
     asked = [Conversation.ask("What?", [picture(seed)]) for seed in range(7)]
     prompts = finished(processor, asked)
     answer = int(prompts[0].answer_mask.sum())
     budget = rows * answer * model.config.get_text_config().vocab_size * 8
-    monkeypatch.setattr(batched, "max_batch_rows", lambda *_: batched.MAX_ROWS)
-    monkeypatch.setattr(batched, "_memory_budget", lambda _: budget)
+    monkeypatch.setattr(batched, "max_batch_rows", lambda *_: batch_memory.MAX_ROWS)
+    monkeypatch.setattr(batched, "memory_budget", lambda _: budget)
     shapes: list[tuple[int, ...]] = []
     hook = model.register_forward_hook(lambda *given: shapes.append(tuple(given[-1].logits.shape)))
     losses = batched.answer_losses(model, processor, capabilities, prompts)
@@ -153,8 +148,6 @@ def test_logits_for_losses_stay_within_the_memory_budget(
 def test_logits_of_large_vocabularies_fit_into_a_gibibyte(vocabulary: int, itemsize: int) -> None:
     """The vocabularies of Qwen2-VL and Gemma 3, 128 questions of 700 tokens about pictures."""
     from types import SimpleNamespace
-
-    import torch
 
     from vqa_app.engine import batched
 
@@ -214,3 +207,71 @@ def test_no_more_prefixes_are_prefilled_than_fit_into_a_batch(
         batched.answer_losses(model, processor, capabilities, finished(processor, asked))
     assert max(prefilled) == 2
     assert len(prefilled) > 2
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Return the most bytes that tensors made by torch's operators take at one time."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Measured(TorchDispatchMode):
+        held = peak = 0
+
+        def __torch_dispatch__(
+            self, operator: Any, _: Any, arguments: Any = (), options: Any = None
+        ) -> Any:
+            result = operator(*arguments, **(options or {}))
+            for tensor in tree_leaves(result):
+                if isinstance(tensor, torch.Tensor):
+                    self.count(tensor.untyped_storage())
+            return result
+
+        def count(self, storage: Any) -> None:
+            if storage._cdata in known:
+                return
+            size = storage.nbytes()
+            known.add(storage._cdata)
+            weakref.finalize(storage, self.forget, storage._cdata, size)
+            self.held += size
+            self.peak = max(self.peak, self.held)
+
+        def forget(self, address: int, size: int) -> None:
+            known.discard(address)
+            self.held -= size
+
+    known: set[int] = set()
+    with Measured() as measured:
+        work()
+    return measured.peak
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["answers", "losses"])
+@pytest.mark.parametrize("name", ["llava-siglip", "qwen2-vl", "gemma3"])
+def test_keys_values_and_activations_together_fit_into_the_free_memory(
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str, task: str
+) -> None:
+    """Measured: all tensors that are alive at the same time, those of the encoder included."""
+    from vqa_app.engine import batch_memory, batched
+    from vqa_app.prompts.prompt import encode
+
+    model, processor, capabilities = load(tiny_checkpoint(name))
+    asked = [Conversation.ask(QUESTIONS[seed % 4], [picture(seed)]) for seed in range(40)]
+    free = [0]
+    monkeypatch.setattr(batch_memory, "free_memory", lambda _: free[0])
+    if task == "answers":
+        prompts = [encode(processor, c, answer_next=True) for c in asked]
+
+        def work() -> object:
+            return batched.answer_prompts(model, processor, capabilities, prompts, max_new_tokens=4)
+    else:
+        prompts = finished(processor, asked)
+
+        def work() -> object:
+            return batched.answer_losses(model, processor, capabilities, prompts)
+
+    free[0] = 1 << 40
+    whole = peak_bytes(work)
+    for parts in (3, 8):
+        free[0] = whole // parts
+        assert peak_bytes(work) <= free[0], f"a third or an eighth of {whole}"

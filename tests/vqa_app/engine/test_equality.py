@@ -45,7 +45,7 @@ def loaded(
 def engines(loaded: LoadedModel) -> Iterator[tuple[LocalEngine, LocalEngine]]:
     """One engine with all caches and fast decoding, one with none of it."""
     fast = LocalEngine(loaded)
-    slow = LocalEngine(loaded, cache_bytes=0, feature_bytes=0, fast_decoding=False)
+    slow = LocalEngine(loaded, cache_bytes=0, fast_decoding=False)
     yield fast, slow
     fast.close()
     slow.close()
@@ -176,7 +176,7 @@ def test_models_without_the_cpu_decoder_reuse_prefixes_too(
     monkeypatch.setattr("vqa_app.engine.cpu_decoder.LAYERS", frozenset())
     loaded = load_model(str(tiny_checkpoint(name)))
     fast = LocalEngine(loaded)
-    slow = LocalEngine(loaded, cache_bytes=0, feature_bytes=0, fast_decoding=False)
+    slow = LocalEngine(loaded, cache_bytes=0, fast_decoding=False)
     latest = ""
     for step in histories(2, 5):
         conversation = step(latest)

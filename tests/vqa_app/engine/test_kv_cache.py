@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from vqa_app.engine import kv_cache
+from vqa_app.engine.cache_budget import CacheBudget
 from vqa_app.engine.feature_cache import FeatureCache, ImageFeatures
 from vqa_app.engine.kv_cache import KVCache, PrefixCache, common_length
 
@@ -59,6 +63,27 @@ def test_a_copy_is_independent_of_the_original(transposed: bool) -> None:
     assert torch.equal(keys, states(range(7)))
 
 
+def test_buffers_without_memory_to_grow_keep_their_content(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kv = filled(4)
+    layer = kv.layers[0]
+    keys, values, buffer = layer.keys, layer.values, kv_cache._buffer
+    made: list[Any] = []
+
+    def room_for_one(*given: Any) -> Any:
+        if made:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        made.append(buffer(*given))
+        return made[0]
+
+    monkeypatch.setattr(kv_cache, "_buffer", room_for_one)
+    with pytest.raises(torch.OutOfMemoryError):
+        kv.reserve(10 * layer.capacity)
+    assert layer.keys is keys
+    assert layer.values is values
+
+
 def test_a_common_prefix_never_ends_inside_a_picture() -> None:
     one, other = ids(1, 2, -7, -7, -7, 3), ids(1, 2, -7, -7, -9, 3)
     assert common_length(one, other, [], 6) == 4
@@ -68,7 +93,7 @@ def test_a_common_prefix_never_ends_inside_a_picture() -> None:
 
 
 def test_take_returns_the_longest_prefix() -> None:
-    cache = PrefixCache(1 << 20)
+    cache = PrefixCache(CacheBudget.fixed(1 << 20))
     cache.put(ids(1, 2, 9), filled(3))
     cache.put(ids(1, 2, 3, 4), filled(4))
     kv = cache.take(ids(1, 2, 3, 4, 5, 6), [], 5)
@@ -79,7 +104,7 @@ def test_take_returns_the_longest_prefix() -> None:
 
 
 def test_a_short_tail_is_cut_off_and_a_long_one_is_kept() -> None:
-    cache = PrefixCache(1 << 20)
+    cache = PrefixCache(CacheBudget.fixed(1 << 20))
     whole = ids(*range(20))
     cache.put(whole, filled(20))
     regenerated = cache.take(ids(*range(18), 70, 71), [], 19)
@@ -93,7 +118,7 @@ def test_a_short_tail_is_cut_off_and_a_long_one_is_kept() -> None:
 
 
 def test_a_longer_entry_replaces_its_own_prefix() -> None:
-    cache = PrefixCache(1 << 20)
+    cache = PrefixCache(CacheBudget.fixed(1 << 20))
     cache.put(ids(1, 2), filled(2))
     cache.put(ids(1, 2, 3), filled(3))
     assert len(cache) == 1
@@ -101,16 +126,16 @@ def test_a_longer_entry_replaces_its_own_prefix() -> None:
 
 def test_the_oldest_prefix_is_dropped_over_the_budget() -> None:
     one = filled(4)
-    cache = PrefixCache(2 * one.nbytes)
+    cache = PrefixCache(CacheBudget.fixed(2 * one.nbytes))
     cache.put(ids(1, 1, 1, 1), one)
     cache.put(ids(2, 2, 2, 2), filled(4))
     cache.put(ids(3, 3, 3, 3), filled(4))
-    assert cache.nbytes <= cache.budget
+    assert cache.nbytes == 2 * one.nbytes
     assert [cache.match_length(ids(n, n, n, n), [], 4) for n in (1, 2, 3)] == [0, 4, 4]
 
 
 def test_a_budget_of_zero_keeps_nothing() -> None:
-    cache = PrefixCache(0)
+    cache = PrefixCache(CacheBudget.fixed(0))
     cache.put(ids(1, 2), filled(2))
     assert len(cache) == 0
 
@@ -119,7 +144,7 @@ def test_the_least_recently_used_features_are_dropped() -> None:
     def features() -> ImageFeatures:
         return ImageFeatures(torch.zeros(4, 8))
 
-    cache = FeatureCache(2 * features().nbytes)
+    cache = FeatureCache(CacheBudget.fixed(2 * features().nbytes))
     cache.put("a", features())
     cache.put("b", features())
     assert cache.get("a", 4) is not None
@@ -127,4 +152,4 @@ def test_the_least_recently_used_features_are_dropped() -> None:
     assert cache.get("b", 4) is None
     assert cache.get("a", 4) is not None
     assert cache.get("a", 5) is None, "another tiling is another entry"
-    assert cache.nbytes <= cache.budget
+    assert cache.nbytes == 2 * features().nbytes

@@ -21,6 +21,7 @@ from vqa_app.checkpoints.loader import LoadedModel, load_model
 from vqa_app.engine.local import LocalEngine
 from vqa_app.engine.protocol import Answer, Delta, Engine, GenerationOptions, Status
 from vqa_app.engine.repetition import MIN_TOKENS
+from vqa_app.engine.runtime import UncachedGeneration
 from vqa_app.errors import ContextOverflowError, ModelError, UsageError
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import Conversation, Message
@@ -288,6 +289,63 @@ def test_memory_that_suffices_without_caches_is_no_error(
 
     monkeypatch.setattr(layer, "forward", forward_without_caches)
     assert result() == expected
+
+
+def test_a_token_that_runs_out_of_memory_is_computed_again_without_the_other_caches(
+    local: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = last(local, QUESTION)
+    last(local, Conversation.ask("Something else?", [picture(1)]))
+    runtime = local._runtime
+    append, failures = runtime.append, 0
+
+    def append_without_other_caches(token: int, kv: Any, position: int) -> torch.Tensor:
+        nonlocal failures
+        if len(runtime.prefixes):
+            failures += 1
+            kv.layers[0].length += 1  # it runs out in the second layer
+            out_of_memory()
+        return append(token, kv, position)
+
+    monkeypatch.setattr(runtime, "append", append_without_other_caches)
+    answer = last(local, QUESTION)
+    assert failures == 1
+    assert (answer.text, answer.new_tokens) == (expected.text, expected.new_tokens)
+    assert answer.new_tokens > 1
+
+
+def test_a_token_of_the_loop_of_generate_is_not_computed_twice(
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cache cannot be cut back to what it was, so there is a message instead."""
+    engine = LocalEngine(load_model(str(tiny_checkpoint("blip-2"))))
+    steps: list[int] = []
+
+    def run_out(_: Any, token: int) -> None:
+        steps.append(token)
+        out_of_memory()
+
+    monkeypatch.setattr(UncachedGeneration, "step", run_out)
+    with pytest.raises(ModelError, match="not enough memory"):
+        last(engine, QUESTION)
+    assert len(steps) == 1
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "hint"), [("float16", "--dtype float32"), ("float32", "damaged")]
+)
+def test_a_model_that_computes_no_numbers_is_an_error_with_advice(
+    local: LocalEngine, dtype: str, hint: str
+) -> None:
+    """Many models overflow in float16. The greedy answer would be token 0, again and again."""
+    local._info = replace(local.info, dtype=dtype)
+    local._runtime.model.get_decoder().layers[0].register_forward_hook(
+        lambda _, __, output: output * float("nan")
+    )
+    with pytest.raises(ModelError, match=f"computes no numbers in {dtype}") as caught:
+        last(local, QUESTION)
+    assert hint in caught.value.hint
 
 
 def test_a_seed_makes_samples_reproducible(local: LocalEngine) -> None:
