@@ -128,9 +128,9 @@ class OptimOptions(_Options):
     """Gradients with a larger norm are scaled down to it; 0 leaves them as they are."""
     optimizer: Literal["auto", "adamw", "adamw-8bit"] = "auto"
     """auto: 8-bit AdamW with a CUDA GPU and bitsandbytes, else PyTorch's fused AdamW."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the forward pass. auto: bf16 where the hardware computes in it. Trained
-    weights stay fp32. GPUs without bf16, such as a T4, train in fp32: there is no fp16."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of the forward pass. auto: bf16 where the hardware computes in it, fp16 on older
+    GPUs such as a T4, else fp32. Trained weights stay fp32."""
     gradient_checkpointing: bool | None = Field(None, strict=True)
     """Recompute activations to save memory. Default: where the memory plan needs it."""
     seed: int = Field(0, ge=0, lt=2**32)
@@ -180,7 +180,7 @@ class RunOptions(_Options):
     workers: int | None = Field(None, gt=0, le=1024)
     """Threads that read and prepare pictures. Default: the number of cores, at most 8."""
     device: str = "auto"
-    """auto, cpu, cuda or mps. With several GPUs, CUDA_VISIBLE_DEVICES=1 chooses the second."""
+    """auto, cpu, cuda, cuda:1 or mps."""
     report_to: tuple[str, ...] = ()
     """Also log to tensorboard, wandb or trackio."""
     fsdp: str | None = None

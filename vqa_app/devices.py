@@ -83,13 +83,23 @@ def _why_unavailable(device: torch.device) -> str:
     return ""
 
 
-def choose_dtype(name: str, device: torch.device, parameters: int) -> torch.dtype:
-    """Return the dtype of this name; `vqa_app.checkpoints.loader.load_model` defines `auto`.
+def choose_dtype(
+    name: str, device: torch.device, parameters: int, *, overflows: bool = False
+) -> torch.dtype:
+    """Return the dtype of this name; `auto` is bfloat16 where the device computes in it.
+
+    | device                        | auto                                    |
+    |-------------------------------|-----------------------------------------|
+    | GPU, bfloat16 instructions    | bfloat16                                |
+    | older GPU, such as a T4       | float16; float32 for one that overflows |
+    | CPU, bfloat16 instructions    | bfloat16; float32 for a small model     |
+    | other CPU                     | float32                                 |
 
     Args:
         name: One of `Dtype`.
         device: Where the model will run.
         parameters: Number of the model's parameters.
+        overflows: Whether the model's values are too large for float16.
 
     Raises:
         UsageError: The name is unknown.
@@ -100,11 +110,11 @@ def choose_dtype(name: str, device: torch.device, parameters: int) -> torch.dtyp
         check_dtype(name)
         dtype: torch.dtype = getattr(torch, name)
         return dtype
-    if device.type == "cuda":  # emulated on old GPUs, because float16 overflows in some models
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device.type == "cpu" and parameters < SMALL_MODEL:
         return torch.float32
-    return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
+    if computes_in_bfloat16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" and not overflows else torch.float32
 
 
 def check_dtype(name: str) -> None:
@@ -124,8 +134,8 @@ def computes_in_bfloat16(device: torch.device) -> bool:
     """
     import torch
 
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cuda":  # this very GPU: a machine may have an A100 beside a T4
+        return bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "mps":
         return True
     from vqa_app.torch_internals import has_bf16_instructions, has_bf16_kernels
@@ -178,7 +188,8 @@ def free_memory(device: torch.device) -> int:
     """Return the free device memory, in bytes.
 
     Memory that torch's GPU allocator keeps after tensors were freed counts as free, because torch
-    reuses it. On mps and cpu this is the machine's available memory.
+    reuses it. On cpu this is the machine's available memory; on mps it is no more than what macOS
+    recommends to a program, which is less than the machine's.
     """
     import torch
 
@@ -187,7 +198,12 @@ def free_memory(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0] + reusable)
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    available = int(psutil.virtual_memory().available)
+    if device.type == "mps":
+        used = torch.mps.current_allocated_memory()
+        available += torch.mps.driver_allocated_memory() - used
+        return max(0, min(available, torch.mps.recommended_max_memory() - used))
+    return available
 
 
 def release_memory() -> None:

@@ -8,8 +8,9 @@ they are because they override methods: `finetune.training.trainer` subclasses t
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
@@ -271,7 +272,44 @@ def shards_while_loading() -> bool:
     return bool(is_deepspeed_zero3_enabled())
 
 
+def shards_on_cpu() -> bool:
+    """Return whether the shards of models that are loaded wait in CPU memory, or on a disk."""
+    from transformers.integrations import deepspeed_config
+
+    zero = (deepspeed_config() or {}).get("zero_optimization") or {}
+    return (zero.get("offload_param") or {}).get("device") in ("cpu", "nvme")
+
+
+@contextlib.contextmanager
+def without_sharding() -> Iterator[None]:
+    """Build models whole inside the block, whatever DeepSpeed's config says."""
+    from transformers.integrations import deepspeed
+
+    before = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = before
+
+
 # Training
+
+
+@contextlib.contextmanager
+def sharding_while_loading(config: dict[str, Any]) -> Iterator[None]:
+    """Shard models that are loaded inside the block, if a DeepSpeed config asks for ZeRO-3.
+
+    transformers refers weakly to the object, which must exist before the model does.
+    """
+    from transformers.integrations import HfDeepSpeedConfig
+
+    held = HfDeepSpeedConfig(config)
+    try:
+        yield
+    finally:
+        del held
+        stop_sharding_while_loading()
 
 
 def stop_sharding_while_loading() -> None:
@@ -288,10 +326,20 @@ def reporter(name: str) -> type[TrainerCallback] | None:
     return cast("type[TrainerCallback] | None", integration_utils.INTEGRATION_TO_CALLBACK.get(name))
 
 
-def use_one_gpu(arguments: TrainingArguments) -> None:
-    """Keep the Trainer from wrapping the model in `nn.DataParallel` on machines with many GPUs."""
+def train_on(arguments: TrainingArguments, device: torch.device) -> None:
+    """Make the Trainer of a single process use this device.
+
+    It would take the first GPU, and wrap the model in `nn.DataParallel` on machines with several.
+    """
+    from accelerate import PartialState
+
+    chosen = arguments.device  # sets up the state, too
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
+    if device.type == chosen.type == "cuda" and chosen != device:
+        torch.cuda.set_device(device)
+        PartialState().device = device
+        vars(arguments)["_setup_devices"] = device  # where the property keeps its value
 
 
 def unsplittable_modules(model: Any) -> set[str]:

@@ -45,8 +45,8 @@ class Machine:
 
     device: torch.device
     """The device of this process: cpu, mps or cuda:N."""
-    bf16: bool
-    """Whether the forward pass runs under bf16 autocast; otherwise in fp32."""
+    autocast: torch.dtype | None
+    """The 16-bit precision to which autocast lowers the forward pass; None: it runs in fp32."""
     process: int = 0
     """Number of this process, from 0."""
     processes: int = 1
@@ -65,12 +65,19 @@ class Machine:
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the forward pass."""
-        return torch.bfloat16 if self.bf16 else torch.float32
+        return self.autocast or torch.float32
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether the loss is scaled up, so that small gradients are not rounded to 0 in fp16."""
+        return self.autocast == torch.float16
 
     def memory(self) -> DeviceMemory:
         """Measure the device's memory as it is now."""
         if self.device.type == "cuda":
             held = torch.cuda.memory_allocated(self.device)
+        elif self.device.type == "mps":
+            held = torch.mps.current_allocated_memory()
         else:
             import psutil
 
@@ -160,7 +167,7 @@ def set_up_machine(config: FinetuneConfig) -> Machine:
 
     Raises:
         ModelError: The device cannot be used here.
-        UsageError: The Trainer would use another GPU, or the config shards and there are no GPUs.
+        UsageError: The config asks for a GPU of another process, or for what the device lacks.
     """
     device = training_device(config.device)
     for option in ("fsdp", "deepspeed"):
@@ -169,8 +176,15 @@ def set_up_machine(config: FinetuneConfig) -> Machine:
                 f"--{option} shards over CUDA GPUs, but this run trains on {device}.",
                 f"Leave --{option} out, or train on GPUs: --device cuda.",
             )
-    processes = join_processes(device, fsdp=config.fsdp is not None)
-    return Machine(device, trains_in_bf16(config.precision, device), *processes)
+        if getattr(config, option) and not torch.distributed.is_nccl_available():
+            raise UsageError(
+                f"--{option} needs NCCL, which the installed torch does not have.",
+                f"Leave --{option} out, or train on Linux; on Windows, WSL has NCCL, too.",
+            )
+    autocast = training_autocast(
+        config.precision, device, sharded=bool(config.fsdp or config.deepspeed)
+    )
+    return Machine(device, autocast, *join_processes(device, fsdp=config.fsdp is not None))
 
 
 def join_processes(device: torch.device, *, fsdp: bool = False) -> tuple[int, int]:
@@ -185,12 +199,14 @@ def join_processes(device: torch.device, *, fsdp: bool = False) -> tuple[int, in
     """
     from accelerate import PartialState
 
-    if fsdp and "LOCAL_RANK" in os.environ and not torch.distributed.is_initialized():
+    on_gpu, joined = device.type == "cuda", torch.distributed.is_initialized()
+    lacks_nccl = on_gpu and not torch.distributed.is_nccl_available()
+    if "LOCAL_RANK" in os.environ and not joined and (fsdp or lacks_nccl):
         # accelerate would join with NCCL alone, which cannot reduce gradients that FSDP has
-        # offloaded to the CPU.
+        # offloaded to the CPU, and which torch lacks on Windows. Gloo reduces those of GPUs, too.
+        nccl = on_gpu and not lacks_nccl
         torch.distributed.init_process_group(
-            f"cpu:gloo,{device.type}:nccl" if device.type == "cuda" else "gloo",
-            timeout=BARRIER_TIMEOUT,
+            f"cpu:gloo,{device.type}:nccl" if nccl else "gloo", timeout=BARRIER_TIMEOUT
         )
     state = PartialState(cpu=device.type == "cpu", timeout=BARRIER_TIMEOUT)
     return state.process_index, state.num_processes
@@ -204,28 +220,52 @@ def training_device(name: str) -> torch.device:
 
     Raises:
         ModelError: The device cannot be used here.
-        UsageError: The name is of a GPU other than the first: the Trainer takes the first visible.
+        UsageError: One of several processes is given a GPU by its number.
     """
     device = devices.choose_device(name)
     if device.type != "cuda":
         return device
-    if device.index:
+    local_rank = os.environ.get("LOCAL_RANK")
+    if local_rank is not None and name not in ("auto", "cuda", "cuda:0"):
         raise UsageError(
-            f"Training uses the first visible GPU and cannot use the device {name!r}.",
-            f"Set CUDA_VISIBLE_DEVICES={device.index} and give --device cuda.",
+            f"Several processes train, each on the GPU of its own number, but --device is {name}.",
+            "Leave --device out. CUDA_VISIBLE_DEVICES=2,3 chooses the third and fourth GPU.",
         )
-    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    return torch.device("cuda", int(local_rank or device.index or 0))
 
 
-def trains_in_bf16(precision: str, device: torch.device) -> bool:
-    """Return whether the forward pass runs in bf16.
+def training_autocast(
+    precision: str, device: torch.device, *, sharded: bool = False
+) -> torch.dtype | None:
+    """Return the precision to which autocast lowers the forward pass; None for fp32.
+
+    | device                         | auto                |
+    |--------------------------------|---------------------|
+    | GPU, bf16 instructions         | bf16                |
+    | older GPU, such as a T4        | fp16, a scaled loss |
+    | older GPUs, FSDP or DeepSpeed  | fp32                |
+    | x86 CPU, bf16 instructions     | bf16                |
+    | other CPU                      | fp32                |
+
+    Trained weights are fp32 in every case.
 
     Args:
-        precision: As in the config; auto is bf16 where the hardware computes in it.
-        device: Where it runs.
+        precision: As in the config.
+        device: Where the forward pass runs.
+        sharded: Whether FSDP or DeepSpeed divides the model. Their scalers of the loss are others.
+
+    Raises:
+        UsageError: The config asks for fp16 where it is not supported.
     """
+    if precision == "fp16" and (device.type != "cuda" or sharded):
+        where = "with --fsdp or --deepspeed" if sharded else f"on {device.type}"
+        raise UsageError(
+            f"--precision fp16 does not train {where}.", "Choose --precision bf16 or fp32."
+        )
     if precision != "auto":
-        return precision == "bf16"
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
     # On ARM models answer in bf16, too; whether they train faster in it has not been measured.
     arm = platform.machine().lower() in ("aarch64", "arm64")
-    return devices.computes_in_bfloat16(device) and not (device.type == "cpu" and arm)
+    if devices.computes_in_bfloat16(device) and not (device.type == "cpu" and arm):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" and not sharded else None

@@ -37,7 +37,7 @@ GB = 10**9
 _RECORDS = "features.bin"
 _DIGESTS = "digests.bin"
 _DIGEST_BYTES = 32
-_STORE = re.compile(r"[0-9a-f]{16}-(float32|bfloat16)")
+_STORE = re.compile(r"[0-9a-f]{16}-(float32|bfloat16|float16)")
 """A store's name: its encoder's hash and the precision."""
 _PICTURES_AT_ONCE = 32
 """Batch size of the encoder on a GPU. On a CPU, fewer large pictures are encoded at a time: more
@@ -282,7 +282,7 @@ def encode_pictures(model: Any, pixels: Sequence[Tensor], dtype: torch.dtype) ->
     Args:
         model: The model with the encoder.
         pixels: Result of `pixels_of` for each picture.
-        dtype: bfloat16 runs the encoder under bf16 autocast as training would; float32 does not.
+        dtype: A 16-bit one runs the encoder under autocast as training would; float32 does not.
 
     Returns:
         [pictures, image tokens, encoder width] in `dtype`.

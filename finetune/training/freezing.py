@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from finetune.config import FinetuneConfig, Stage
+from finetune.training.sharding import make_whole, numel
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.models.anatomy import Anatomy, anatomy
 from vqa_app.models.architecture import unwrap
@@ -67,6 +68,8 @@ def freeze(
     """
     base = unwrap(model)
     parts = anatomy(base)
+    for name in parts.projector:
+        make_whole(base.get_submodule(name))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     if stage in ("lora", "qlora"):
@@ -87,9 +90,9 @@ def freeze(
             parameter.data = parameter.data.float()
     result = TrainableModel(
         model,
-        projector=sum(p.numel() for n, p in trainable(model) if _within(n, parts.projector)),
-        llm=sum(p.numel() for n, p in trainable(model) if not _within(n, parts.projector)),
-        total=sum(parameter.numel() for parameter in model.parameters()),
+        projector=sum(numel(p) for n, p in trainable(model) if _within(n, parts.projector)),
+        llm=sum(numel(p) for n, p in trainable(model) if not _within(n, parts.projector)),
+        total=sum(map(numel, model.parameters())),
     )
     log.info("%s", result)
     return result

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from finetune.data.samples import Sample
 from finetune.evaluation.baselines import Baselines, BlindResult, FrequentAnswers
@@ -22,8 +25,9 @@ from finetune.progress import OnProgress, Progress
 from finetune.training.device import Machine
 from finetune.training.load_data import Data
 from finetune.training.stage import StageRun
+from vqa_app.devices import choose_dtype
 from vqa_app.errors import UsageError
-from vqa_app.models.architecture import Capabilities
+from vqa_app.models.architecture import Capabilities, overflows_in_float16, unwrap
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.suggestions import suggest
 
@@ -57,6 +61,8 @@ class Evaluation:
     on_progress: OnProgress
     machine: Machine
     """Each process answers a share of the questions, so all of them must evaluate."""
+    served: torch.dtype = torch.float32
+    """The precision in which the trained model will answer by default."""
     baselines: Baselines | None = None
     """What one gets on the questions without looking at the pictures."""
     results: dict[int, EvalResult] = field(default_factory=dict)
@@ -99,8 +105,21 @@ class Evaluation:
             run=stage.run,
             on_progress=stage.on_progress,
             machine=stage.machine,
+            served=served_dtype(stage.trained.model, stage.machine.device),
             baselines=baselines,
         )
+
+    @contextlib.contextmanager
+    def as_served(self) -> Iterator[None]:
+        """Compute in the precision in which the trained model will answer.
+
+        Weights that all train are fp32, but are served in 16 bits on a GPU.
+        """
+        if self.served == torch.float32:
+            yield
+            return
+        with torch.autocast(self.machine.device.type, self.served):
+            yield
 
     def at_step(self, step: int) -> dict[str, float]:
         """Answer all questions and return the scores; empty if no rows are held out."""
@@ -129,14 +148,15 @@ class Evaluation:
             self.on_progress(Progress("evaluating", min(done, total), total))
 
         self.on_progress(Progress("evaluating", 0, len(self.questions)))
-        predictions = answer_questions(
-            self.model,
-            self.processor,
-            self.capabilities,
-            share,
-            max_new_tokens=self.max_new_tokens,
-            on_chunk=report,
-        )
+        with self.as_served():
+            predictions = answer_questions(
+                self.model,
+                self.processor,
+                self.capabilities,
+                share,
+                max_new_tokens=self.max_new_tokens,
+                on_chunk=report,
+            )
         if processes > 1:
             from accelerate.utils import gather_object
 
@@ -152,27 +172,29 @@ class Evaluation:
             result: The answers with the pictures, by the same weights.
         """
         self.on_progress(Progress("evaluating", message="Answering with grey pictures."))
-        return measure_blind(
-            self.model,
-            self.processor,
-            self.capabilities,
-            self.questions,
-            {p.id: p.vqa_accuracy for p in result.predictions},
-            max_new_tokens=self.max_new_tokens,
-        )
+        with self.as_served():
+            return measure_blind(
+                self.model,
+                self.processor,
+                self.capabilities,
+                self.questions,
+                {p.id: p.vqa_accuracy for p in result.predictions},
+                max_new_tokens=self.max_new_tokens,
+            )
 
     def _answer_watch_questions(self, step: int) -> None:
         from vqa_app.engine.batched import answer_prompts
         from vqa_app.prompts.prompt import encode
 
         prompts = [encode(self.processor, w.conversation, answer_next=True) for w in self.watch]
-        answers = answer_prompts(
-            self.model,
-            self.processor,
-            self.capabilities,
-            prompts,
-            max_new_tokens=self.max_new_tokens,
-        )
+        with self.as_served():
+            answers = answer_prompts(
+                self.model,
+                self.processor,
+                self.capabilities,
+                prompts,
+                max_new_tokens=self.max_new_tokens,
+            )
         save_watch_answers(
             self.run,
             step,
@@ -182,6 +204,13 @@ class Evaluation:
             ],
             [w.references for w in self.watch],
         )
+
+
+def served_dtype(model: Any, device: torch.device) -> torch.dtype:
+    """Return the precision in which `load_model` loads a trained model by default."""
+    base = unwrap(model)
+    overflows = overflows_in_float16(base.config)
+    return choose_dtype("auto", device, base.num_parameters(), overflows=overflows)
 
 
 def frequent_answers(data: Data) -> FrequentAnswers | None:

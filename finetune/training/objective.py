@@ -39,15 +39,22 @@ class Objective(nn.Module):
 
     Args:
         model: The model, frozen and wrapped for training.
-        bf16: Whether to compute under bf16 autocast; the loss itself is fp32.
+        autocast: Precision of the forward pass; the loss itself is fp32. None: all of it is.
+        device: Where it trains, if the model is moved there later.
     """
 
     accepts_loss_kwargs = True
 
-    def __init__(self, model: Any, *, bf16: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        autocast: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         super().__init__()
         self.model: Any = model
-        self.bf16 = bf16
+        self.autocast = autocast
         base = unwrap(model)
         self.is_llava = isinstance(base, LlavaForConditionalGeneration)
         present = {type(module).__name__ for module in model.modules()}
@@ -66,8 +73,9 @@ class Objective(nn.Module):
         recomputed = any(getattr(m, "gradient_checkpointing", False) for m in base.modules())
         trims = self.is_llava and not recomputed
         self._last = TrainedTokensMlp(base.model.language_model) if trims else None
-        if bf16:
+        if autocast is not None:
             cast_inputs_once(model)
+        if autocast == torch.bfloat16 and (device or base.device).type == "cpu":
             cast_weights_once(model)
 
     def load_state_dict(
@@ -99,7 +107,8 @@ class Objective(nn.Module):
         """
         trained = labels[:, 1:] != IGNORED
         targets = labels[:, 1:][trained]  # [trained tokens]
-        with torch.autocast(labels.device.type, torch.bfloat16, enabled=self.bf16):
+        lowered = self.autocast is not None
+        with torch.autocast(labels.device.type, self.autocast or torch.bfloat16, enabled=lowered):
             total = self._sum_of_losses(trained, targets, inputs)
         count = targets.numel() if num_items_in_batch is None else num_items_in_batch
         return {"loss": total / count}

@@ -32,6 +32,8 @@ from vqa_app.errors import UsageError
 from vqa_app.files import format_bytes
 
 if TYPE_CHECKING:
+    import torch
+
     from finetune.training.device import DeviceMemory, Machine
 
 LLAVA_WIDTH = 4096
@@ -67,10 +69,11 @@ class Shape:
     @classmethod
     def of(cls, text_config: Any) -> Shape:
         """Read the dimensions from the config of an LLM."""
+        from vqa_app.models.architecture import mlp_width
+
         return cls(
             width=text_config.hidden_size,
-            intermediate=getattr(text_config, "intermediate_size", None)
-            or 4 * text_config.hidden_size,
+            intermediate=mlp_width(text_config),
             layers=text_config.num_hidden_layers,
             heads=text_config.num_attention_heads,
             vocabulary=text_config.vocab_size,
@@ -104,7 +107,7 @@ class MemoryPlan:
     held: int
     kernels: int
     copies: int
-    """Trained weights in bf16, as autocast keeps them from the forward to the backward pass."""
+    """Trained weights in 16 bits, as autocast keeps them from the forward to the backward pass."""
     gradients: int
     optimizer: int
     activations: int
@@ -120,7 +123,7 @@ class MemoryPlan:
         parts = {
             "program and weights": self.held,
             "kernels": self.kernels,
-            "bf16 copies": self.copies,
+            "16-bit copies": self.copies,
             "gradients": self.gradients,
             "optimiser": self.optimizer,
             "activations": self.activations,
@@ -200,8 +203,8 @@ def decide(
     def plan(micro: int, checkpointing: bool) -> MemoryPlan:
         return MemoryPlan(
             held=memory.held,
-            kernels=CPU_KERNEL_BYTES if machine.bf16 and not machine.on_gpu else 0,
-            copies=autocast_bytes(trainable, bf16=machine.bf16),
+            kernels=CPU_KERNEL_BYTES if machine.autocast and not machine.on_gpu else 0,
+            copies=autocast_bytes(trainable, machine.autocast),
             gradients=4 * trainable,
             optimizer=(2 if eight_bit else 8) * trainable,
             activations=activation_bytes(
@@ -235,9 +238,9 @@ def decide(
     return settings, plan(micro, checkpointing)
 
 
-def autocast_bytes(trainable: int, *, bf16: bool) -> int:
+def autocast_bytes(trainable: int, autocast: torch.dtype | None) -> int:
     """Return the bytes of the copies that autocast makes of the trained weights, which are fp32."""
-    return 2 * trainable if bf16 else 0
+    return autocast.itemsize * trainable if autocast else 0
 
 
 def activation_bytes(
@@ -298,7 +301,10 @@ def describe(settings: TrainingSettings, chosen: FinetuneConfig, machine: Machin
     parts.append(
         pluralize(settings.steps, "step") + (f" of {split} micro-batches" if split > 1 else "")
     )
-    parts.append("bf16" if machine.bf16 else "fp32")
+    if machine.scales_loss:
+        parts.append("fp16 with a scaled loss")
+    else:
+        parts.append("bf16" if machine.autocast else "fp32")
     if settings.eight_bit_optimizer:
         parts.append("8-bit AdamW")
     if settings.gradient_checkpointing:

@@ -1,17 +1,27 @@
-"""Sharding over GPUs: configs of FSDP and DeepSpeed, and the weights in FSDP's checkpoints."""
+"""Sharding over GPUs: configs of FSDP and DeepSpeed, and weights before and after they are divided.
+
+DeepSpeed's ZeRO-3 divides a model while it is loaded. From then on its parameters are empty, except
+inside `gathered` and inside the forward pass of the engine that the Trainer makes later.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from vqa_app.errors import UsageError
 from vqa_app.files import JSON_ERRORS, json_problem
+from vqa_app.transformers_internals import sharding_while_loading
 
 if TYPE_CHECKING:
-    from torch import nn
+    from finetune.config import FinetuneConfig
+    from finetune.training.device import Machine
 
 FSDP = ("default", "offload")
 _FSDP_FOLDER = "pytorch_model_fsdp_0"
@@ -49,6 +59,65 @@ def deepspeed_config(name: str, width: int) -> dict[str, Any]:
         }
         zero.update({key: size for key, size in sizes.items() if zero.get(key) == "auto"})
     return values
+
+
+@contextlib.contextmanager
+def divided_loading(config: FinetuneConfig, machine: Machine) -> Iterator[None]:
+    """Divide models among the processes while they are loaded, if the config asks for ZeRO-3.
+
+    No GPU then has to hold a whole model. FSDP divides it later, from CPU memory.
+    """
+    values = _read("deepspeed", DEEPSPEED, config.deepspeed) if config.deepspeed else {}
+    zero = values.get("zero_optimization")
+    if not isinstance(zero, dict) or zero.get("stage") != 3:
+        yield
+        return
+    # DeepSpeed leaves out "auto", except for the sizes of batches, which the Trainer decides later.
+    # The product of the three must not be given: DeepSpeed has not counted the processes yet.
+    values.pop("train_batch_size", None)
+    values |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+    # It creates all weights in one precision, that of the base: see `stages.load_base`.
+    if values.get("bf16") == {"enabled": "auto"}:
+        exact = config.stage == "full" or machine.autocast is None
+        values["bf16"] = {"enabled": not exact}
+    with sharding_while_loading(values):
+        yield
+
+
+@contextlib.contextmanager
+def gathered(*modules: nn.Module) -> Iterator[None]:
+    """Make parameters that ZeRO-3 has divided whole inside the block, to be read.
+
+    Every process must enter and leave the block.
+    """
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    if not any(map(is_divided, parameters)):
+        yield
+        return
+    import deepspeed  # type: ignore[import-not-found]  # optional
+
+    with deepspeed.zero.GatheredParameters(parameters):
+        yield
+
+
+def make_whole(module: nn.Module) -> None:
+    """Replace parameters that ZeRO-3 has divided by whole ones, which can be cast and loaded."""
+    with gathered(module):
+        for owner in module.modules():
+            for name, parameter in list(owner.named_parameters(recurse=False)):
+                if is_divided(parameter):
+                    whole = parameter.data.clone()
+                    setattr(owner, name, nn.Parameter(whole, parameter.requires_grad))
+
+
+def is_divided(parameter: nn.Parameter) -> bool:
+    """Return whether ZeRO-3 has divided a parameter, so that its own tensor is empty."""
+    return hasattr(parameter, "ds_id")
+
+
+def numel(parameter: nn.Parameter) -> int:
+    """Return how many numbers a parameter has in all processes together."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def save_trained(model: nn.Module, folder: Path) -> None:

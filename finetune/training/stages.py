@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,20 @@ from finetune.runs import checkpoint
 from finetune.training import feature_store, resume
 from finetune.training.batches import MicroBatchSampler
 from finetune.training.collator import Collator
-from finetune.training.device import LESS_MEMORY, Machine
+from finetune.training.device import LESS_MEMORY, DeviceMemory, Machine
 from finetune.training.freezing import TrainableModel, adopt_adapter, freeze
 from finetune.training.held_out import Evaluation
 from finetune.training.interrupt import Stop
 from finetune.training.objective import Objective
 from finetune.training.plan import Shape, TrainingSettings, decide, describe, lora_settings
+from finetune.training.sharding import gathered
 from finetune.training.stage import StageRun
 from finetune.training.trainer import FinetuneTrainer, Schedule, training_arguments
 from vqa_app.checkpoints.loader import LoadedModel, load_model
 from vqa_app.devices import is_out_of_memory
 from vqa_app.errors import ModelError
 from vqa_app.files import write_error_reason
-from vqa_app.models.architecture import text_config, unwrap
+from vqa_app.models.architecture import overflows_in_float16, text_config, unwrap
 from vqa_app.prompts.prompt import encode
 from vqa_app.transformers_internals import enable_activation_checkpointing
 
@@ -61,20 +62,33 @@ def load(
 def load_base(config: FinetuneConfig, machine: Machine) -> LoadedModel:
     """Load the base model in its training precision, or in 4 bits for qlora.
 
+    For FSDP it is loaded to the CPU: FSDP moves it to the GPUs part by part, so that none of them
+    has to hold all of it. See `divided_loading` for DeepSpeed.
+
     Raises:
         ModelError: The model cannot be loaded, or bitsandbytes is missing for qlora.
     """
-    # "auto" is bf16 where the model is served in it; weights that train must not be rounded to it
+    # "auto" is 16-bit where the model is served in it; weights that train must not be rounded to it
     # first.
-    exact = config.stage == "full" or not machine.bf16
+    exact = config.stage == "full" or machine.autocast is None
+    sixteen_bit = "bfloat16" if config.fsdp else "auto"  # "auto" on the CPU is not that on the GPU
     return load_model(
         config.model,
-        device=str(machine.device),
-        dtype="float32" if exact else "auto",
+        device="cpu" if config.fsdp else str(machine.device),
+        dtype="float32" if exact else sixteen_bit,
         quantize="4bit" if config.stage == "qlora" else None,
         revision=config.revision,
         merge=False,
     )
+
+
+def without_overflow(machine: Machine, loaded: LoadedModel, on_progress: OnProgress) -> Machine:
+    """Return the machine that trains a model in fp32 if its values are too large for fp16."""
+    if not machine.scales_loss or not overflows_in_float16(unwrap(loaded.model).config):
+        return machine
+    message = f"{loaded.name} trains in fp32: its values are too large for fp16."
+    on_progress(Progress("loading", message=message))
+    return replace(machine, autocast=None)
 
 
 def freeze_base(
@@ -116,7 +130,7 @@ def decide_settings(stage: StageRun, saved: Path | None) -> TrainingSettings:
         shape=Shape.of(text),
         trainable=stage.trained.trainable,
         machine=stage.machine,
-        memory=stage.machine.memory(),
+        memory=_memory(stage),
     )
     settings = _divided_as_before(stage, settings, saved)
     stage.announce("loading", describe(settings, config, stage.machine))
@@ -129,6 +143,16 @@ def decide_settings(stage: StageRun, saved: Path | None) -> TrainingSettings:
         )
         stage.announce("loading", f"This may not fit. {advice}")
     return settings
+
+
+def _memory(stage: StageRun) -> DeviceMemory:
+    """Return the memory of the device once it holds its part of the model."""
+    memory = stage.machine.memory()
+    if not stage.config.fsdp:
+        return memory
+    whole = sum(parameter.nbytes for parameter in stage.trained.model.parameters())
+    part = whole // stage.machine.processes
+    return DeviceMemory(memory.held + part, memory.free - part)
 
 
 def _divided_as_before(
@@ -169,10 +193,31 @@ def store_features(
         The store; None if storing is not worthwhile or fails. Training then runs the encoder at
         every step.
     """
+    has_pictures = any(sample.digests for sample in stage.samples)
+    if not has_pictures or not stage.loaded.capabilities.stores_features:
+        return None
+    with _whole_encoder(stage):
+        return _store_features(stage, settings)
+
+
+@contextlib.contextmanager
+def _whole_encoder(stage: StageRun) -> Iterator[None]:
+    """Hold the encoder and the projector on this process's device, whole, inside the block."""
+    base = unwrap(stage.loaded.model).model
+    parts, before = (base.vision_tower, base.multi_modal_projector), base.device
+    for part in parts:  # FSDP's are still on the CPU
+        part.to(stage.machine.device)
+    with gathered(*parts):
+        yield
+    for part in parts:
+        part.to(before)
+
+
+def _store_features(
+    stage: StageRun, settings: TrainingSettings
+) -> feature_store.FeatureStore | None:
     config, machine, loaded = stage.config, stage.machine, stage.loaded
     digests = [digest for sample in stage.samples for digest in sample.digests]
-    if not digests or not loaded.capabilities.stores_features:
-        return None
     folder = Path(config.feature_dir) if config.feature_dir else feature_store.default_folder()
     pictured = next(sample for sample in stage.samples if sample.sources)
     try:
@@ -226,7 +271,7 @@ def make_trainer(
     model = stage.trained.model
     if settings.gradient_checkpointing:
         enable_activation_checkpointing(unwrap(model))
-    objective = Objective(model, bf16=machine.bf16)
+    objective = Objective(model, autocast=machine.autocast, device=machine.device)
     plan = MicroBatchSampler(
         [len(sample) for sample in samples],
         [sample.row.weight for sample in samples],

@@ -26,6 +26,7 @@ with quiet():
     from finetune.training.device import LESS_MEMORY, Machine, set_up_machine
     from finetune.training.held_out import Evaluation, watch_questions
     from finetune.training.load_data import read_data
+    from finetune.training.sharding import divided_loading
     from finetune.training.stage import StageRun
     from vqa_app.transformers_internals import reporter
 
@@ -146,7 +147,8 @@ def train_stage(
         on_progress(progress)
 
     try:
-        return _run_steps(config, machine, report, stop, projector)
+        with divided_loading(config, machine):
+            return _run_steps(config, machine, report, stop, projector)
     except BaseException as error:
         clear_frames(error)
         if failure := device_error(error):
@@ -166,6 +168,7 @@ def _run_steps(
     projector: Path | None,
 ) -> RunResult:
     loaded, config = stages.load(config, machine, projector, on_progress)
+    machine = stages.without_overflow(machine, loaded, on_progress)
     data = read_data(config, machine, loaded, on_progress)
     finish.warn_of_earlier_training(loaded, data, on_progress)
     if projector is not None:

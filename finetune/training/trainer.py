@@ -1,9 +1,9 @@
 """`transformers.Trainer` with this package's batches, loss, checkpoints and evaluation.
 
 This module alone calls or overrides private parts of the Trainer: `_get_num_items_in_batch`,
-`_clip_grad_norm`, `_save_checkpoint`, `_save_optimizer_and_scheduler`, `_save_rng_state`,
-`_load_from_checkpoint` and `_created_lr_scheduler`. Tried with transformers 5.23 and 5.24,
-accelerate 1.15 and torch 2.13.
+`_clip_grad_norm`, `_save_checkpoint`, `_save_optimizer_and_scheduler`, `_save_scaler`,
+`_save_rng_state`, `_load_from_checkpoint` and `_created_lr_scheduler`. Tried with transformers 5.23
+and 5.24, accelerate 1.15 and torch 2.13.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from finetune.training.sharding import (
 from vqa_app.devices import release_memory
 from vqa_app.errors import DataError, ModelError
 from vqa_app.files import atomic_directory, write_error_reason
-from vqa_app.transformers_internals import use_one_gpu
+from vqa_app.transformers_internals import train_on
 
 _STATE_FILE = "finetune_state.json"
 _SMOOTHING = 0.9
@@ -149,8 +149,10 @@ def training_arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        fp16=machine.scales_loss and not on_cpu,
     )
-    use_one_gpu(arguments)
+    if machine.processes == 1:
+        train_on(arguments, machine.device)
     return arguments
 
 
@@ -288,9 +290,17 @@ class FinetuneTrainer(Trainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
-        if norm is not None and not math.isfinite(float(norm)):
+        if norm is not None and not math.isfinite(float(norm)) and not self._scale_too_large():
             self._raise_not_finite("gradient", self._batch_rows)
         return norm
+
+    def _scale_too_large(self) -> bool:
+        """Return whether gradients may overflow only because the loss is scaled up for fp16.
+
+        The optimiser then skips the step, and the next one has half the scale.
+        """
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() > 1
 
     def _raise_not_finite(self, what: str, rows: Sequence[Sample]) -> NoReturn:
         places = list(dict.fromkeys(sample.row.place for sample in rows))
@@ -300,9 +310,12 @@ class FinetuneTrainer(Trainer):
         last = checkpoint.latest_checkpoint(self.run)
         kept = f"The last good checkpoint is {last}." if last else "No checkpoint had been written."
         step = self.state.global_step + 1
+        remedy = "Check these rows, or lower the learning rate."
+        if self.machine.scales_loss:
+            remedy += " If they are right, --precision fp32 has no values that are too large."
         raise DataError(
             f"The {what} is not finite at step {step}. Rows in the batch: {shown}.",
-            f"Check these rows, or lower the learning rate. {kept}",
+            f"{remedy} {kept}",
         )
 
     # Reports
@@ -312,6 +325,8 @@ class FinetuneTrainer(Trainer):
         if "train_runtime" in logs:
             return
         step = self.state.global_step
+        if not math.isfinite(logs.get("grad_norm", 0.0)):  # of a step that was skipped
+            del logs["grad_norm"]
         logs["epoch"] = step * self.settings.batch_size / self.epoch_size
         if "loss" in logs:
             total, count = self._smoothed
@@ -395,6 +410,7 @@ class FinetuneTrainer(Trainer):
                     self.state.save_to_json(str(folder / "trainer_state.json"))
                     self.best.write(folder / _STATE_FILE)
                 self._save_optimizer_and_scheduler(str(folder))
+                self._save_scaler(str(folder))
                 self._save_rng_state(str(folder))
         except Exception as error:
             if (why := write_error_reason(error)) is None:

@@ -194,7 +194,7 @@ def arguments_of(options: argparse.Namespace, out: str) -> dict[str, Any]:
         "learning_rate": 1e-5,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.03,
-        "bf16": set_up_machine(config_of(options, out)).bf16,
+        "bf16": set_up_machine(config_of(options, out)).autocast is not None,
         "use_cpu": True,
         "save_strategy": "no",
         "logging_strategy": "no",

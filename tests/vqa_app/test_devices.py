@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from finetune.config import FinetuneConfig
-from finetune.training.device import training_device, trains_in_bf16
+from finetune.training.device import training_autocast, training_device
 from finetune.training.train import train
 from vqa_app.checkpoints.memory import check_memory
 from vqa_app.checkpoints.weights import StoredTensor
@@ -43,8 +44,8 @@ def bf16_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_models_answer_and_train_in_bfloat16_if_the_cpu_supports_it(bf16_cpu: None) -> None:
     assert choose_dtype("auto", CPU, SMALL_MODEL) == torch.bfloat16
     assert choose_dtype("auto", CPU, SMALL_MODEL - 1) == torch.float32
-    assert trains_in_bf16("auto", CPU)
-    assert not trains_in_bf16("fp32", CPU)
+    assert training_autocast("auto", CPU) == torch.bfloat16
+    assert training_autocast("fp32", CPU) is None
 
 
 def test_training_accepts_the_same_devices_as_answering(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,9 +61,61 @@ def test_training_accepts_the_same_devices_as_answering(monkeypatch: pytest.Monk
     assert str(training_device("auto")) == "cuda:0"
     monkeypatch.setenv("LOCAL_RANK", "1")  # of `accelerate launch`
     assert str(training_device("auto")) == "cuda:1"
-    for command, names in (("finetune", "cuda or mps"), ("eval", "cuda, cuda:1 or mps")):
+    for command in ("finetune", "eval"):
         help_text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
-        assert f"auto, cpu, {names}" in help_text
+        assert "auto, cpu, cuda, cuda:1 or mps" in help_text
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "parameters", "overflows", "expected"),
+    [
+        ("cuda", (8, 0), 10**6, False, torch.bfloat16),  # A100
+        ("cuda", (8, 0), 10**9, True, torch.bfloat16),
+        ("cuda", (12, 0), 10**9, False, torch.bfloat16),  # a laptop's RTX 5070
+        ("cuda", (7, 5), 10**9, False, torch.float16),  # T4: bfloat16 is only emulated
+        ("cuda", (7, 5), 10**9, True, torch.float32),
+        ("cuda", (6, 1), 10**9, False, torch.float16),  # GTX 1080
+        ("mps", None, 10**9, True, torch.bfloat16),
+        ("mps", None, 10**6, False, torch.bfloat16),
+        ("cpu", None, 10**6, False, torch.float32),
+    ],
+)
+def test_each_device_serves_the_precision_that_it_computes_in(
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    capability: tuple[int, int] | None,
+    parameters: int,
+    overflows: bool,
+    expected: torch.dtype,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    device = torch.device(kind)
+    assert choose_dtype("auto", device, parameters, overflows=overflows) == expected
+    assert choose_dtype("float32", device, parameters, overflows=overflows) == torch.float32
+
+
+def test_the_precision_is_that_of_the_gpu_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's own question is about the current GPU, an A100 beside a T4."""
+    capabilities = {0: (8, 0), 1: (7, 5)}
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: capabilities[device.index]
+    )
+    found = [choose_dtype("auto", torch.device(f"cuda:{n}"), SMALL_MODEL) for n in (0, 1)]
+    assert found == [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize(
+    ("name", "overflows"), [("gemma3", True), ("paligemma", False), ("llava-siglip", False)]
+)
+def test_models_known_to_overflow_are_not_served_in_float16(
+    tiny_checkpoint: Callable[[str], Path], name: str, overflows: bool
+) -> None:
+    from transformers import AutoConfig
+
+    from vqa_app.models.architecture import overflows_in_float16
+
+    assert overflows_in_float16(AutoConfig.from_pretrained(tiny_checkpoint(name))) is overflows
 
 
 @pytest.mark.parametrize(
@@ -110,7 +163,7 @@ def test_an_unusable_device_is_explained_with_those_that_can_be_used(
 def test_training_on_arm_stays_in_float32(bf16_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert computes_in_bfloat16(CPU)
-    assert not trains_in_bf16("auto", CPU)
+    assert training_autocast("auto", CPU) is None
 
 
 def test_a_torch_without_onednn_has_no_bfloat16_kernels(
@@ -119,7 +172,7 @@ def test_a_torch_without_onednn_has_no_bfloat16_kernels(
     """As on Macs, where the operator does not exist."""
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
-    assert not trains_in_bf16("auto", CPU)
+    assert training_autocast("auto", CPU) is None
     assert choose_dtype("auto", CPU, SMALL_MODEL) == torch.float32
 
 
@@ -219,7 +272,7 @@ def test_a_gpu_that_fails_in_training_is_reported_without_a_traceback(
 
     monkeypatch.setattr(recipe, "_run_steps", fail)
     with pytest.raises(ModelError, match="GPU cannot be used"):
-        recipe.train_stage(FinetuneConfig(), Machine(CPU, False), lambda _: None, Stop(None))
+        recipe.train_stage(FinetuneConfig(), Machine(CPU, None), lambda _: None, Stop(None))
 
 
 def _weights(size: int, dtype: str = "BF16") -> StoredTensor:
@@ -238,6 +291,17 @@ def test_memory_that_torch_keeps_of_freed_models_is_free(
     check_memory("a/b", [_weights(17 * GB)], gpu, torch.bfloat16, None)
     with pytest.raises(ModelError, match=r"needs 19\.0 GB of GPU memory; 18\.0 GB are free"):
         check_memory("a/b", [_weights(19 * GB)], gpu, torch.bfloat16, None)
+
+
+def test_a_mac_frees_no_more_than_macos_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A MacBook with 16 GB, of which a program should use 12; torch keeps 1 GB of freed tensors."""
+    monkeypatch.setattr("torch.mps.recommended_max_memory", lambda: 12 * GB)
+    monkeypatch.setattr("torch.mps.current_allocated_memory", lambda: 5 * GB)
+    monkeypatch.setattr("torch.mps.driver_allocated_memory", lambda: 6 * GB)
+    for available, free in ((9, 7), (3, 4)):
+        memory = SimpleNamespace(available=available * GB)
+        monkeypatch.setattr("psutil.virtual_memory", lambda memory=memory: memory)
+        assert free_memory(torch.device("mps")) == free * GB
 
 
 def test_unreachable_models_are_collected_before_loading_fails(

@@ -110,9 +110,10 @@ def load_model(
             or PEFT, whose base model is then loaded as well.
         adapter: Folder or hub id of a LoRA adapter or a projector.
         device: A torch device, or `auto` for the first available one of cuda, mps and cpu.
-        dtype: `float32`, `bfloat16`, `float16` or `auto`. The latter is bfloat16 on GPUs, and also
-            on CPUs with instructions for it if the model has at least 100 million parameters;
-            otherwise float32.
+        dtype: `float32`, `bfloat16`, `float16` or `auto`. The latter is bfloat16 on GPUs with
+            instructions for it, and also on such CPUs if the model has at least 100 million
+            parameters. Older GPUs get float16, unless the model is known to overflow in it;
+            otherwise it is float32.
         quantize: `4bit` (NF4) or `8bit`, with bitsandbytes. This affects the linear layers of the
             language model, never the encoder, the projector or the output embedding.
         revision: Branch, tag or commit on the hub.
@@ -235,7 +236,7 @@ def _with_adapter(
 def _load_whole(
     source: Source, device_name: str, dtype_name: str, quantize: str | None
 ) -> LoadedModel:
-    from vqa_app.models.architecture import Capabilities
+    from vqa_app.models.architecture import Capabilities, overflows_in_float16
     from vqa_app.transformers_internals import shards_while_loading
 
     directory = source.directory
@@ -243,7 +244,9 @@ def _load_whole(
     files = _weight_files(source)
     tensors = list(stored_tensors(files))
     device = choose_device(device_name)
-    dtype = choose_dtype(dtype_name, device, sum(tensor.size for tensor in tensors))
+    parameters = sum(tensor.size for tensor in tensors)
+    overflows = overflows_in_float16(config)
+    dtype = choose_dtype(dtype_name, device, parameters, overflows=overflows)
     check_memory(source.name, tensors, device, dtype, quantize)
     check_size(source.name, config, tensors)
     processor = load_processor(source, config)
@@ -258,10 +261,11 @@ def _load_whole(
     with quiet():
         model = _from_pretrained(source, config, options)
     if quantize is None:
-        try:
-            model.to(device)
-        except _FAILURES as error:
-            raise _load_error(source, error) from error
+        if not shards_while_loading():
+            try:
+                model.to(device)
+            except _FAILURES as error:
+                raise _load_error(source, error) from error
     elif not any(type(module).__module__.startswith("bitsandbytes") for module in model.modules()):
         raise ModelError(
             f"No layer of {source.name} was quantised, because bitsandbytes does not support them.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ def check_memory(
     dtype: torch.dtype,
     quantize: str | None,
 ) -> None:
-    """Check that there is enough memory for the weights alone.
+    """Check that there is enough memory for the weights alone, or for this process's part of them.
 
     Args:
         name: Name of the model in messages.
@@ -37,6 +38,10 @@ def check_memory(
     Raises:
         InsufficientMemoryError: The weights need more memory than is free.
     """
+    import torch
+
+    from vqa_app.transformers_internals import shards_on_cpu, shards_while_loading
+
     sixteen_bit = 2 * sum(tensor.size for tensor in tensors)
     if quantize is not None:
         needed = int(sixteen_bit * WEIGHTS_SHARE[quantize])
@@ -45,6 +50,11 @@ def check_memory(
             tensor.size * dtype.itemsize if "F" in tensor.dtype else tensor.end - tensor.start
             for tensor in tensors
         )
+    if shards_while_loading() and quantize is None:
+        needed //= torch.distributed.get_world_size()
+        device = torch.device("cpu") if shards_on_cpu() else device
+    if device.type == "cpu":  # all processes of this machine load the model at the same time
+        needed *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if needed <= free_memory(device):
         return
     release_memory()  # an earlier model may not have been garbage-collected yet

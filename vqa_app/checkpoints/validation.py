@@ -26,8 +26,10 @@ def skeleton(name: str, config: Any) -> Any:
     import torch
     from transformers import AutoModelForImageTextToText
 
+    from vqa_app.transformers_internals import without_sharding
+
     try:
-        with torch.device("meta"), quiet():
+        with torch.device("meta"), without_sharding(), quiet():
             return AutoModelForImageTextToText.from_config(config)
     except Exception as error:  # the model's code may raise anything for unchecked values
         raise ModelError(

@@ -25,6 +25,12 @@ SQUARE_GRIDS = frozenset({"llava", "gemma3"})
 SIZED_GRIDS = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
 """Model types whose processor gives the size of the grid of image tokens."""
 
+_OVERFLOWS_IN_FLOAT16 = frozenset(
+    {"gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "glm4", "glm4v_text"}
+)
+"""Language models whose hidden states exceed 65,504. vLLM keeps such a list, too; Gemma 2, Gemma 3
+and GLM-4 are on it."""
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -90,6 +96,20 @@ def unwrap(model: nn.Module) -> Any:
 def text_config(model: nn.Module) -> Any:
     """Return the language model's part of a model's config."""
     return unwrap(model).config.get_text_config()
+
+
+def overflows_in_float16(config: PreTrainedConfig) -> bool:
+    """Return whether a model is known to compute no numbers in float16."""
+    return config.get_text_config().model_type in _OVERFLOWS_IN_FLOAT16
+
+
+def mlp_width(config: Any) -> int:
+    """Return the inner width of an encoder's or a language model's MLPs, the largest of them."""
+    inner = getattr(config, "intermediate_size", None)
+    if inner is None:
+        width = getattr(config, "embed_dim", None) or config.hidden_size
+        return int(width * getattr(config, "mlp_ratio", 4))
+    return int(max(inner)) if isinstance(inner, list | tuple) else int(inner)  # Gemma 3n: a list
 
 
 def feature_width(model: LlavaForConditionalGeneration) -> int:

@@ -34,7 +34,8 @@ def step(
     samples = check_rows(read_rows(data), loaded.processor, max_length=1000).samples
     torch.manual_seed(0)
     objective = Objective(
-        freeze(loaded.model, stage, rank=4, alpha=8, dropout=0.0).model, bf16=bf16
+        freeze(loaded.model, stage, rank=4, alpha=8, dropout=0.0).model,
+        autocast=torch.bfloat16 if bf16 else None,
     )
     batch = make_collate(samples, loaded.processor, True, None, 1)([0, 1, 2])
     batch.pop(ROWS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +15,21 @@ import pytest
 import torch
 
 from finetune.config import FinetuneConfig
-from finetune.training import stages
-from finetune.training.device import Machine, join_processes, set_up_machine, training_device
+from finetune.training import held_out, stages
+from finetune.training.device import (
+    Machine,
+    join_processes,
+    set_up_machine,
+    training_autocast,
+    training_device,
+)
 from finetune.training.plan import TrainingSettings
 from finetune.training.train import train
 from finetune.training.trainer import training_arguments
 from tests.finetune.training_data import small_config, write_data
 from vqa_app import devices
-from vqa_app.engine.batched import MAX_ROWS, max_batch_rows
+from vqa_app.checkpoints.loader import load_model
+from vqa_app.engine.batch_memory import MAX_ROWS, max_batch_rows
 from vqa_app.errors import ModelError, UsageError
 
 SETTINGS = TrainingSettings(
@@ -45,33 +53,185 @@ SETTINGS = TrainingSettings(
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "choose_device", torch.device)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
 
 
 def test_one_process_trains_on_one_gpu_and_mentions_the_others(
     two_gpus: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`nn.DataParallel` would split each of the objective's inputs by its own length."""
-    gpu = Machine(torch.device("cuda:0"), bf16=True)
+    gpu = Machine(torch.device("cuda:0"), autocast=torch.bfloat16)
     config = FinetuneConfig(out="run", device="cuda")
     arguments = training_arguments(config, SETTINGS, gpu, every_parameter_used=True, width=64)
     assert arguments.n_gpu == 1
     assert arguments.train_batch_size == SETTINGS.micro_batch_size
     assert "One of 2 GPUs trains; accelerate launch" in gpu.idle_gpus()
-    assert not Machine(torch.device("cuda:0"), bf16=True, processes=2).idle_gpus()
-    assert not Machine(torch.device("cpu"), bf16=True).idle_gpus()
+    assert not Machine(torch.device("cuda:0"), autocast=torch.bfloat16, processes=2).idle_gpus()
+    assert not Machine(torch.device("cpu"), autocast=torch.bfloat16).idle_gpus()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert not gpu.idle_gpus()
 
 
-def test_a_gpu_other_than_the_first_is_refused_with_advice(
+def test_training_takes_any_gpu_by_its_number(
     two_gpus: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The Trainer would train on the first one."""
-    with pytest.raises(UsageError, match="'cuda:1'") as refused:
-        training_device("cuda:1")
-    assert "CUDA_VISIBLE_DEVICES=1" in refused.value.hint
+    """The Trainer on its own would take the first one."""
+    assert training_device("cuda:1") == torch.device("cuda:1")
+    assert training_device("cuda") == torch.device("cuda:0")
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(accelerate.PartialState, "_shared_state", {})
+    gpu = Machine(torch.device("cuda:1"), autocast=None)
+    config = FinetuneConfig(out="run", device="cuda:1")
+    arguments = training_arguments(config, SETTINGS, gpu, every_parameter_used=True, width=64)
+    assert arguments.device == accelerate.PartialState().device == torch.device("cuda:1")
+    assert current[-1] == torch.device("cuda:1")
+    assert arguments.n_gpu == 1
+
+
+def test_of_several_processes_each_has_a_gpu_of_its_own(
+    two_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")  # of `accelerate launch`
-    assert training_device("cuda:0") == torch.device("cuda:1")
+    for name in ("auto", "cuda", "cuda:0"):
+        monkeypatch.setattr(devices, "choose_device", lambda _: torch.device("cuda:0"))
+        assert training_device(name) == torch.device("cuda:1")
+    with pytest.raises(UsageError, match="--device is cuda:1") as refused:
+        training_device("cuda:1")
+    assert "CUDA_VISIBLE_DEVICES" in refused.value.hint
+
+
+BF16, FP16 = torch.bfloat16, torch.float16
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "precision", "sharded", "expected"),
+    [
+        ("cuda", (8, 0), "auto", False, BF16),  # A100
+        ("cuda", (8, 9), "auto", True, BF16),  # a laptop's RTX 4060
+        ("cuda", (8, 0), "fp32", False, None),
+        ("cuda", (7, 5), "auto", False, FP16),  # T4
+        ("cuda", (7, 0), "auto", False, FP16),  # V100
+        ("cuda", (7, 5), "auto", True, None),
+        ("cuda", (7, 5), "bf16", False, BF16),
+        ("cuda", (8, 0), "fp16", False, FP16),
+        ("cuda", (7, 5), "fp16", True, UsageError),
+        ("mps", None, "auto", False, BF16),
+        ("mps", None, "fp16", False, UsageError),
+        ("cpu", None, "fp32", False, None),
+        ("cpu", None, "fp16", False, UsageError),
+    ],
+)
+def test_each_device_trains_in_a_precision_that_it_computes_in(
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    capability: tuple[int, int] | None,
+    precision: str,
+    sharded: bool,
+    expected: torch.dtype | type[UsageError] | None,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    device = torch.device(kind)
+    if expected is UsageError:
+        with pytest.raises(UsageError, match="--precision fp16 does not train"):
+            training_autocast(precision, device, sharded=sharded)
+        return
+    found = training_autocast(precision, device, sharded=sharded)
+    assert found == expected
+    machine = Machine(device, found)
+    assert machine.dtype == (expected or torch.float32)
+    assert machine.scales_loss is (expected == FP16)
+
+
+@pytest.mark.parametrize(
+    ("stage", "autocast", "dtype", "quantize"),
+    [
+        ("lora", BF16, "auto", None),
+        ("lora", FP16, "auto", None),  # which is float16 there
+        ("lora", None, "float32", None),
+        ("projector", BF16, "auto", None),
+        ("full", BF16, "float32", None),  # all of it trains
+        ("full", FP16, "float32", None),
+        ("qlora", BF16, "auto", "4bit"),
+        ("qlora", FP16, "auto", "4bit"),
+    ],
+)
+def test_each_stage_loads_weights_in_the_precision_that_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+    stage: Any,
+    autocast: torch.dtype | None,
+    dtype: str,
+    quantize: str | None,
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(stages, "load_model", lambda _, **options: given.update(options))
+    stages.load_base(FinetuneConfig(stage=stage), Machine(torch.device("cuda:1"), autocast))
+    assert (given["dtype"], given["quantize"]) == (dtype, quantize)
+    assert given["device"] == "cuda:1"
+
+
+@pytest.mark.parametrize(("name", "precision"), [("gemma3", None), ("llava-siglip", FP16)])
+def test_a_model_that_overflows_in_fp16_trains_in_fp32(
+    tiny_checkpoint: Callable[[str], Path], name: str, precision: torch.dtype | None
+) -> None:
+    loaded = load_model(str(tiny_checkpoint(name)), device="cpu")
+    messages: list[str] = []
+    t4 = Machine(torch.device("cuda:0"), FP16)
+    found = stages.without_overflow(t4, loaded, lambda event: messages.append(event.message))
+    assert found.autocast == precision
+    assert bool(messages) is (precision is None)
+    a100 = Machine(torch.device("cuda:0"), BF16)
+    assert stages.without_overflow(a100, loaded, lambda _: None) is a100
+
+
+@pytest.mark.parametrize("served", [torch.float32, BF16])
+def test_full_fine_tuning_is_evaluated_in_the_precision_in_which_the_model_will_answer(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, served: torch.dtype
+) -> None:
+    """All its weights are fp32 while they train, and bf16 when a GPU loads them afterwards."""
+    monkeypatch.setattr(held_out, "choose_dtype", lambda *_, **__: served)
+    computed: set[torch.dtype] = set()
+    answer_questions = held_out.answer_questions
+
+    def answer(model: Any, *given: Any, **options: Any) -> Any:
+        head = model.get_output_embeddings()
+        hook = head.register_forward_hook(lambda _, __, logits: computed.add(logits.dtype))
+        try:
+            return answer_questions(model, *given, **options)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(held_out, "answer_questions", answer)
+    train(config.replace(stage="full", rank=None, precision="fp32"))
+    assert computed == {served}
+
+
+@pytest.mark.parametrize("option", ["fsdp", "deepspeed"])
+def test_sharding_without_nccl_is_refused_in_words(
+    two_gpus: None, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """Torch for Windows has none."""
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    config = FinetuneConfig(out="run", device="cuda", precision="bf16", **{option: "default"})
+    with pytest.raises(UsageError, match=f"--{option} needs NCCL"):
+        set_up_machine(config)
+
+
+def test_gpus_without_nccl_train_together_over_gloo(
+    two_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends: list[str] = []
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda backend, **_: backends.append(backend)
+    )
+    state = SimpleNamespace(process_index=0, num_processes=2)
+    monkeypatch.setattr(accelerate, "PartialState", lambda **_: state)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    config = FinetuneConfig(out="run", device="cuda", precision="bf16")
+    assert set_up_machine(config).processes == 2
+    assert backends == ["gloo"]
 
 
 def test_evaluation_may_use_memory_that_pytorch_has_reserved(

@@ -57,7 +57,7 @@ def test_losses_and_gradients_equal_those_with_the_encoder_running(
     store = open_store(model, loaded.processor, tmp_path, dtype, samples[0])
     fill(store, model, loaded.processor, samples)
     store.reload()
-    objective = Objective(model, bf16=bf16)
+    objective = Objective(model, autocast=torch.bfloat16 if bf16 else None)
 
     def step(features: FeatureStore | None) -> tuple[float, torch.Tensor]:
         objective.zero_grad()

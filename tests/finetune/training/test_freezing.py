@@ -91,7 +91,7 @@ def settings_for(
         labels=20,
         shape=shape,
         trainable=10**7,
-        machine=Machine(torch.device(device), bf16=True, processes=processes),
+        machine=Machine(torch.device(device), autocast=torch.bfloat16, processes=processes),
         memory=DeviceMemory(held=14 * GB, free=memory - 14 * GB),
     )
 
@@ -173,7 +173,7 @@ def test_every_process_has_rows_in_every_micro_batch() -> None:
 def test_a_batch_size_that_was_rounded_up_is_reported() -> None:
     options = {"batch_size": 5, "micro_batch_size": 1}
     settings, _ = settings_for(SMALL, 100, processes=2, **options)
-    machine = Machine(torch.device("cuda"), bf16=True, processes=2)
+    machine = Machine(torch.device("cuda"), autocast=torch.bfloat16, processes=2)
     line = describe(settings, FinetuneConfig(**options), machine)
     assert "batch size 6 [5 cannot be shared evenly by the processes]" in line
     assert settings.steps == math.ceil(settings.epochs * 100 / 6)
@@ -194,18 +194,20 @@ def test_full_fine_tuning_in_bf16_plans_autocasts_copies() -> None:
     assert settings.stage == "full"
     assert plan.copies == 2 * 10**7
     assert plan.needed == plan.copies + 4 * 10**7 + 8 * 10**7 + plan.activations
-    assert "bf16 copies 20 MB" in str(plan)
+    assert "16-bit copies 20 MB" in str(plan)
 
 
 @pytest.mark.parametrize("stage", ["projector", "lora", "full"])
-@pytest.mark.parametrize("bf16", [True, False])
-def test_the_memory_plan_counts_what_autograd_keeps(stage: Any, bf16: bool) -> None:
+@pytest.mark.parametrize("autocast", [torch.bfloat16, None])
+def test_the_memory_plan_counts_what_autograd_keeps(
+    stage: Any, autocast: torch.dtype | None
+) -> None:
     """For the built-in model. The plan adds one layer for what else is in use."""
     loaded = load_model("builtin", dtype="float32", device="cpu")
     enable_branching(loaded.model)
     text = loaded.model.config.text_config
     frozen = freeze(loaded.model, stage, rank=8, alpha=16, dropout=0.0)
-    objective = Objective(frozen.model, bf16=bf16)
+    objective = Objective(frozen.model, autocast=autocast)
     tokens, pictured, labels = 96, 64, 2
     rows = 1 if stage == "full" else 8  # so that copies of the weights count
     ids = torch.full((rows, tokens), 5)
@@ -232,11 +234,11 @@ def test_the_memory_plan_counts_what_autograd_keeps(stage: Any, bf16: bool) -> N
     planned = activation_bytes(
         Shape.of(text),
         (rows, tokens, labels),
-        2 if bf16 else 4,
+        2 if autocast else 4,
         inputs_kept=stage != "projector",
         weights_kept=True,
         checkpointing=False,
     )
-    planned += autocast_bytes(frozen.trainable, bf16=bf16)
+    planned += autocast_bytes(frozen.trainable, autocast)
     assert loss.isfinite()
     assert 0.6 * planned < sum(kept.values()) < planned

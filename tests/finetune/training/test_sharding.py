@@ -156,7 +156,7 @@ def train_sharded(chosen: FinetuneConfig, stop_at: int | None = None) -> None:
 
     def set_up_machine(_: FinetuneConfig) -> Machine:
         state = PartialState(cpu=True)
-        return Machine(torch.device("cpu"), False, state.process_index, state.num_processes)
+        return Machine(torch.device("cpu"), None, state.process_index, state.num_processes)
 
     finish = finish_module.finish
 

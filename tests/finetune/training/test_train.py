@@ -636,7 +636,7 @@ def test_gathered_weights_are_compared_with_the_saved_ones(
     shutil.rmtree(run / "golden")
     gathered = load_model(str(run), device="cpu", merge=False).model.state_dict()
     names = {name for name in gathered if "lora_" in name or "modules_to_save" in name}
-    stage = SimpleNamespace(run=run, machine=Machine(torch.device("cpu"), bf16=False))
+    stage = SimpleNamespace(run=run, machine=Machine(torch.device("cpu"), autocast=None))
     monkeypatch.setattr(
         finish_module, "_golden", lambda _: [Conversation.ask("Which?").then(ANSWER)]
     )

@@ -273,7 +273,7 @@ def test_weights_are_loaded_directly_to_a_gpu(
         load_model(str(tiny_llava_dir))
     assert given.keys() == {"dtype"}
     monkeypatch.setattr(loader, "choose_device", lambda name: torch.device(device))
-    monkeypatch.setattr(loader, "choose_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(loader, "choose_dtype", lambda *_, **__: torch.bfloat16)
     monkeypatch.setattr(loader, "check_memory", lambda *_: None)
     with pytest.raises(RuntimeError, match="no GPU"):
         load_model(str(tiny_llava_dir))
