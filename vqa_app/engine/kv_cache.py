@@ -229,7 +229,7 @@ class PrefixCache:
     keeps its cache. The prompt of a sequence that is being decoded can be copied too, after `lend`.
 
     Args:
-        budget: Memory that may be used, by caches that are lent too; the oldest entries are dropped.
+        budget: Memory that may be used, lent caches included; the oldest entries are dropped.
     """
 
     def __init__(self, budget: CacheBudget) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
-from vqa_app.devices import clear_frames, is_out_of_memory, release_memory
+from vqa_app.devices import clear_frames, device_error, is_out_of_memory, release_memory
 from vqa_app.engine.attention_map import attention_map
 from vqa_app.engine.cache_budget import CacheBudget, shared_budget
 from vqa_app.engine.cpu_decoder import MAX_ROWS
@@ -137,7 +137,8 @@ def _turns(conversation: Conversation) -> list[tuple[Message, ...]]:
 
 def _decode(generation: Generation, token: int) -> Generator[DecodeStep, Any, torch.Tensor]:
     """Append a token together with those of other answers; return the logits of the next one."""
-    return (yield DecodeStep(generation, token))
+    logits: torch.Tensor = yield DecodeStep(generation, token)
+    return logits
 
 
 class LocalEngine:
@@ -413,10 +414,13 @@ class LocalEngine:
 
     @contextmanager
     def _memory_guard(self) -> Iterator[None]:
-        """Turn an out-of-memory error into a `ModelError`, and free the caches."""
+        """Turn errors of memory, which free the caches, and of the GPU into a `ModelError`."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
+            if failure := device_error(error):  # for example of a laptop that has slept
+                clear_frames(error)
+                raise failure from error
             if not is_out_of_memory(error):
                 raise
             clear_frames(error)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
+import sys
 import threading
 import time
+import weakref
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +21,9 @@ from safetensors.torch import load_file
 
 from finetune.config import FinetuneConfig, option_help
 from finetune.progress import Progress
+from finetune.training.device import Machine
 from finetune.training.freezing import freeze
+from finetune.training.interrupt import Stop
 from finetune.training.objective import Objective
 from finetune.training.sharding import DEEPSPEED, FSDP, deepspeed_config, fsdp_config
 from finetune.training.train import train
@@ -26,7 +31,8 @@ from finetune.training.trainer import FinetuneTrainer
 from tests.finetune.training_data import metrics, small_config, write_data
 from tests.forked import needs_fork, together
 from vqa_app.checkpoints.loader import load_model
-from vqa_app.errors import DataError, UsageError
+from vqa_app.checkpoints.weights import StoredTensor
+from vqa_app.errors import DataError, InsufficientMemoryError, UsageError
 
 pytestmark = pytest.mark.slow
 
@@ -144,7 +150,6 @@ def train_sharded(chosen: FinetuneConfig, stop_at: int | None = None) -> None:
 
     from finetune.training import finish as finish_module
     from finetune.training import stages
-    from finetune.training.device import Machine
 
     training_arguments = stages.training_arguments
 
@@ -246,6 +251,258 @@ def test_deepspeed_configs_are_accepted(tiny_llava_dir: Path, name: str) -> None
     if filled.is_zero3():
         assert filled.config["zero_optimization"]["reduce_bucket_size"] == width**2
     assert "optimizer" not in filled.config  # the trainer's own has the projector's learning rate
+
+
+@pytest.fixture
+def zero3(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Stand in for DeepSpeed; collect the configs that are in force while a base is loaded."""
+    from accelerate.utils.deepspeed import HfDeepSpeedConfig
+    from transformers.integrations import is_deepspeed_zero3_enabled
+    from transformers.integrations.deepspeed import deepspeed_config, set_hf_deepspeed_config
+
+    from finetune.training import stages
+
+    class Config(HfDeepSpeedConfig):
+        def __init__(self, values: dict[str, Any]) -> None:
+            set_hf_deepspeed_config(self)  # which keeps a weak reference
+            super().__init__(values)
+
+    found: list[dict[str, Any]] = []
+
+    def load(*_: object, **__: object) -> None:
+        gc.collect()
+        found.append(deepspeed_config() if is_deepspeed_zero3_enabled() else {})
+        raise DataError("Loaded.")
+
+    monkeypatch.setattr("transformers.integrations.HfDeepSpeedConfig", Config)
+    monkeypatch.setattr(stages, "load_model", load)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "autocast", "bf16"),
+    [
+        ("zero3", "lora", torch.bfloat16, True),
+        ("zero3_offload", "projector", torch.bfloat16, True),
+        ("zero3", "full", torch.bfloat16, False),  # all of it trains in fp32
+        ("zero3", "lora", None, False),
+        ("zero2", "lora", torch.bfloat16, None),
+    ],
+)
+def test_zero_3_divides_the_base_while_it_is_loaded(
+    zero3: list[dict[str, Any]],
+    name: str,
+    stage: Any,
+    autocast: torch.dtype | None,
+    bf16: bool | None,
+) -> None:
+    """Otherwise each GPU would hold all of it first."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    recipe = import_module("finetune.training.train")
+    chosen = FinetuneConfig(stage=stage, deepspeed=name)
+    machine = Machine(torch.device("cuda:0"), autocast, 0, 2)
+    with pytest.raises(DataError, match="Loaded"):
+        recipe.train_stage(chosen, machine, lambda _: None, Stop(None))
+    assert not is_deepspeed_zero3_enabled(), "later models are loaded whole"
+    (values,) = zero3
+    if bf16 is None:
+        assert not values
+        return
+    assert values["bf16"] == {"enabled": bf16}
+    assert values["train_micro_batch_size_per_gpu"] == values["gradient_accumulation_steps"] == 1
+    assert "train_batch_size" not in values
+
+
+@pytest.mark.parametrize(
+    ("stage", "autocast", "dtype"),
+    [
+        ("lora", torch.bfloat16, "bfloat16"),
+        ("full", torch.bfloat16, "float32"),
+        ("lora", None, "float32"),
+    ],
+)
+def test_fsdp_divides_a_base_in_cpu_memory(
+    monkeypatch: pytest.MonkeyPatch, stage: Any, autocast: torch.dtype | None, dtype: str
+) -> None:
+    """`fully_shard` moves it to the GPUs part by part."""
+    from finetune.training import stages
+
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(stages, "load_model", lambda _, **options: given.update(options))
+    machine = Machine(torch.device("cuda:1"), autocast, 1, 2)
+    stages.load_base(FinetuneConfig(stage=stage, fsdp="default"), machine)
+    assert (given["device"], given["dtype"]) == ("cpu", dtype)
+
+
+class Gathered:
+    """Stands in for `deepspeed.zero.GatheredParameters`."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self.parameters = [p for p in parameters if hasattr(p, "ds_id")]
+
+    def __enter__(self) -> None:
+        for parameter in self.parameters:
+            parameter.data = parameter.whole  # type: ignore[attr-defined]
+
+    def __exit__(self, *_: object) -> None:
+        for parameter in self.parameters:
+            parameter.data = torch.empty(0, dtype=parameter.dtype)
+
+
+@pytest.fixture
+def divided(tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Load a model and divide it as ZeRO-3 does: its parameters are empty."""
+    zero = SimpleNamespace(zero=SimpleNamespace(GatheredParameters=Gathered))
+    monkeypatch.setitem(sys.modules, "deepspeed", zero)
+    loaded = load_model(str(tiny_llava_dir), device="cpu", dtype="bfloat16")
+    for number, parameter in enumerate(loaded.model.parameters()):
+        other: Any = parameter
+        other.ds_id, other.ds_numel, other.whole = number, parameter.numel(), parameter.data
+        parameter.data = torch.empty(0, dtype=parameter.dtype)
+    return loaded
+
+
+@pytest.mark.parametrize("stage", ["projector", "lora", "full"])
+def test_a_divided_model_is_frozen_and_counted_like_a_whole_one(
+    tiny_llava_dir: Path, divided: Any, stage: Any
+) -> None:
+    whole = freeze(load_model(str(tiny_llava_dir), device="cpu").model, stage, rank=4)
+    found = freeze(divided.model, stage, rank=4)
+    assert str(found) == str(whole)
+    shapes = {name: p.shape for name, p in whole.model.named_parameters() if p.requires_grad}
+    for name, parameter in found.model.named_parameters():
+        if parameter.requires_grad and "projector" in name:
+            assert parameter.shape == shapes[name]
+            assert parameter.dtype == torch.float32
+
+
+def test_a_divided_encoder_has_the_hash_and_the_features_of_a_whole_one(
+    tiny_llava_dir: Path, divided: Any
+) -> None:
+    """Of empty weights all encoders would have one hash, and share their stored features."""
+    from finetune.training import stages
+    from finetune.training.feature_store import encode_pictures, encoder_hash
+
+    pixels = [torch.rand(3, 32, 32)]
+    whole = load_model(str(tiny_llava_dir), device="cpu", dtype="bfloat16")
+    machine = Machine(torch.device("cpu"), None, 0, 2)
+    stage: Any = SimpleNamespace(loaded=divided, machine=machine)
+    freeze(divided.model, "projector")
+    with stages._whole_encoder(stage):
+        found = encoder_hash(divided.model, divided.processor)
+        features = encode_pictures(divided.model, pixels, torch.bfloat16)
+    assert found == encoder_hash(whole.model, whole.processor)
+    torch.testing.assert_close(features, encode_pictures(whole.model, pixels, torch.bfloat16))
+    assert encoder_hash(divided.model, divided.processor) != found
+
+
+def test_each_process_needs_memory_for_its_part_of_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vqa_app import transformers_internals
+    from vqa_app.checkpoints import memory
+
+    weights = [StoredTensor("w", "BF16", (70 * 10**9,), Path("model.safetensors"), 0, 140 * 10**9)]
+    gpu, cpu = torch.device("cuda:0"), torch.device("cpu")
+    free = {"cuda": 80 * 10**9, "cpu": 200 * 10**9}
+    monkeypatch.setattr(memory, "free_memory", lambda device: free[device.type])
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+
+    def fits(device: torch.device) -> bool:
+        try:
+            memory.check_memory("a/b", weights, device, torch.bfloat16, None)
+        except InsufficientMemoryError:
+            return False
+        return True
+
+    assert not fits(gpu)
+    assert fits(cpu)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two processes load it at the same time
+    assert not fits(cpu)
+    monkeypatch.setattr(transformers_internals, "shards_while_loading", lambda: True)
+    assert fits(gpu)
+    free["cuda"] = 40 * 10**9
+    assert not fits(gpu)
+    monkeypatch.setattr(transformers_internals, "shards_on_cpu", lambda: True)
+    assert fits(gpu)
+
+
+def test_the_model_on_the_meta_device_is_never_divided(
+    tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is built to compare sizes, and DeepSpeed would fill it with random weights on the GPU."""
+    from transformers import AutoConfig
+    from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
+
+    from vqa_app.checkpoints.validation import skeleton
+
+    class Config:
+        def is_zero3(self) -> bool:
+            return True
+
+    config = Config()
+    monkeypatch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", weakref.ref(config))
+    assert is_deepspeed_zero3_enabled()
+    built = skeleton("tiny", AutoConfig.from_pretrained(tiny_llava_dir))
+    assert all(parameter.is_meta for parameter in built.parameters())
+    assert is_deepspeed_zero3_enabled()
+
+
+@needs_fork
+@pytest.mark.parametrize("stage", ["projector", "lora", "full"])
+def test_zero_3_has_the_losses_of_one_process_and_resumes(
+    tiny_llava_dir: Path, tmp_path: Path, stage: Any
+) -> None:
+    """Runs where DeepSpeed is installed, with DS_ACCELERATOR=cpu: the real engine, over gloo."""
+    pytest.importorskip("deepspeed")
+    if os.environ.get("DS_ACCELERATOR") != "cpu":
+        pytest.skip("needs DS_ACCELERATOR=cpu")
+    write_data(tmp_path, pictures=7, text_rows=4)
+    plain = {"stage": stage, "rank": 4 if stage == "lora" else None}
+    one = config(tiny_llava_dir, tmp_path, "alone").replace(**plain)
+    together(1, lambda: train(one))
+    two = config(tiny_llava_dir, tmp_path, "divided").replace(deepspeed="zero3", **plain)
+    together(2, lambda: train_divided(two, stop_at=3))
+    together(2, lambda: train_divided(two))
+    assert_same(tmp_path / "alone", tmp_path / "divided")
+
+
+def train_divided(chosen: FinetuneConfig, stop_at: int | None = None) -> None:
+    """Train with DeepSpeed on CPUs, where accelerate would not use it."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    from finetune.training import stages
+
+    training_arguments, load_base = stages.training_arguments, stages.load_base
+
+    def arguments(*given: Any, **options: Any) -> Any:
+        made = training_arguments(*given, **options)
+        assert made.device.type == "cpu"  # read here, so that it is not set up again
+        PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        del os.environ["ACCELERATE_USE_CPU"]
+        return made
+
+    def load(*given: Any) -> Any:
+        loaded = load_base(*given)
+        assert sum(p.numel() for p in loaded.model.parameters()) == 0, "this process's own tensors"
+        return loaded
+
+    def set_up_machine(_: FinetuneConfig) -> Machine:
+        state = PartialState(cpu=True)
+        return Machine(torch.device("cpu"), None, state.process_index, state.num_processes)
+
+    import_module("finetune.training.train").set_up_machine = set_up_machine
+    stages.training_arguments, stages.load_base = arguments, load
+    cancel = threading.Event()
+
+    def stop(progress: Progress) -> None:
+        if progress.phase == "training" and progress.done == stop_at:
+            cancel.set()
+
+    train(chosen, stop, cancel)
 
 
 def test_deepspeed_checkpoints_hold_no_frozen_weights(
