@@ -174,9 +174,8 @@ class LocalEngine:
         self._calibration = loaded.calibration
         if fast_decoding:
             optimize_layout(model)
-        self._budget = (
-            shared_budget(model.device) if cache_bytes is None else CacheBudget.fixed(cache_bytes)
-        )
+        shared = shared_budget(model.device)
+        self._budget = shared if cache_bytes is None else CacheBudget.fixed(cache_bytes)
         self._runtime = Runtime(
             model,
             processor,
@@ -203,7 +202,7 @@ class LocalEngine:
             decode=self._runtime.decode,
             encode=self._runtime.encode,
             concurrency=MAX_ROWS,
-            memory=lambda: shared_budget(model.device).limit,
+            memory=lambda: shared.limit,
             context=torch.inference_mode,
             on_idle=release_threads,
         )
