@@ -53,6 +53,7 @@ def chat(visitor: Visitor, folder: Path, work: Path) -> None:
     page.wait_for_selector(".overlay canvas, #sheet .note")
     shoot(visitor, folder, "looked")
     page.keyboard.press("Escape")
+    page.focus("#question")  # instead of the button that opened the dialog
     page.mouse.move(900, 300)
     shoot(visitor, folder, "chat")
     page.click("[data-do=theme]")
@@ -89,7 +90,8 @@ def teach(visitor: Visitor, folder: Path, work: Path) -> None:
     page.wait_for_selector("[name=source]:checked")
     page.fill("#train-name", "blorps")
     page.click("#train-form [type=submit]")
-    page.locator("#job .chart").nth(1).wait_for(timeout=600_000)
+    # Until the first evaluation after the start, so that there are curves and changed answers.
+    page.locator(".watch:has-text('→ A blorp.')").first.wait_for(timeout=600_000)
     shoot(visitor, folder, "train")
     page.wait_for_selector(".outcome", timeout=600_000)
     page.click("text=Use it in chat")
