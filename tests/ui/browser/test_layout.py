@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from io import BytesIO
 
@@ -65,12 +66,16 @@ def open_drawing(visitor, pictures):
 
 def open_download(visitor, pictures):
     page = visitor.page
+    described = {
+        "key": "big", "label": "Big", "name": f"owner/{'a-long-name-' * 6}", "here": False,
+        "size": 1.8e9, "disk": 5e10, "memory": 3.2e9, "memory_free": 2e9,
+        "licence": ["Apache 2.0"], "note": ["Photographs."], "possible": True,
+        "figures": ["RealWorldQA 58.4, DocVQA 91.2"], "figures_source": ["its model card"],
+        "problems": [{"key": "download.noMemory", "values": {}}],
+    }  # fmt: skip
+    reply = json.dumps({"model_described": described}) + "\n"
+    page.route("**/vqa/requests/models", lambda route: route.fulfill(body=reply))
     page.evaluate("vqa.withModel({ here: false, key: 'big', label: 'Big' }, () => {})")
-    page.evaluate(f"""() => vqa.emit('model_described', {{
-      key: 'big', label: 'Big', name: 'owner/{"a-long-name-" * 6}', here: false, size: 1.8e9,
-      disk: 5e10, memory: 3.2e9, memory_free: 2e9, licence: ['Apache 2.0'], note: ['Photographs.'],
-      figures: ['RealWorldQA 58.4, DocVQA 91.2'], figures_source: ['its model card'],
-      problems: [{{ key: 'download.noMemory', values: {{}} }}], possible: true }}, {{}})""")
     facts = page.locator(".facts-list")
     assert box(facts.locator("dd").first)["width"] > 0.9 * box(facts)["width"]
 
