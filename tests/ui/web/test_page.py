@@ -10,10 +10,12 @@ import pytest
 
 from tests.fake_engine import FakeEngine
 from tests.ui.server import running
+from ui.chat import requests
 from ui.chat.requests import UNEXPECTED_ERROR
 from ui.web.page import request_handlers
+from vqa_app.errors import UsageError
 
-TEXT, TEXTS, FLAG, NUMBER = ("text",), ("texts",), ("flag",), ("number",)
+TEXT, TEXTS, FLAG, NUMBER, NUMBERS = ("text",), ("texts",), ("flag",), ("number",), ("numbers",)
 FIELDS = {
     "conversation": TEXT, "turn": TEXT, "shown": TEXT, "title": TEXT, "words": TEXT,
     "question": TEXT, "answer": TEXT, "digest": TEXT, "replaces": TEXT, "again": TEXT,
@@ -21,6 +23,7 @@ FIELDS = {
     "name": TEXT, "stage": TEXT, "pictures": TEXTS, "models": TEXTS, "sources": TEXTS,
     "kind": TEXT, "keep": FLAG, "download": FLAG, "others": FLAG,
     "follow": FLAG, "rehearse": FLAG, "skip": FLAG, "shared": FLAG, "most": NUMBER,
+    "conversations": TEXTS, "pinned": FLAG, "archived": FLAG, "rotate": NUMBER, "region": NUMBERS,
 }  # fmt: skip
 ACTIONS = {
     "ask": [None],
@@ -45,15 +48,29 @@ WRONG = {
     TEXTS: [True, 7, "x", {"a": [1]}, [None], [["x"]], [{}]],
     FLAG: [7, "x", ["x"], {}],
     NUMBER: [True, "x", 1.5, ["x"], {}],
+    NUMBERS: [True, 7, "x", {"a": [1]}, [None], ["x"], [1.5]],
 }
 """Values of other types than the page sends, by the type that it sends."""
 ODD = ["", "x", "\0", "\ud800", "../../etc/passwd", "x" * 30_000, -1, 10**30, 1e308, None, [], {}]
 """Values that nothing stands for."""
+ALLOWED = {
+    str: (TEXT, TEXTS), int: (NUMBER, NUMBERS), type(None): (TEXT, TEXTS, FLAG, NUMBER, NUMBERS)
+}  # fmt: skip
+"""The kinds of fields that may have a value of a type; others are refused before any action."""
 NO_OBJECTS = [
     b"", b"null", b"[1]", b'"x"', b"{", b"\xff", b"[" * 100_000, b'{"a":' * 5000,
     b'{"temperature": NaN}', b'{"epochs": 1e999}', b'{"seed": ' + b"9" * 5000 + b"}",
 ]  # fmt: skip
-SETTINGS = ("system", "temperature", "top_p", "max_new_tokens", "seed", "style", "epochs", "lr")
+CHAT_SETTINGS = (
+    "system", "temperature", "top_p", "max_new_tokens", "seed", "style", "prompts", "detail"
+)  # fmt: skip
+SETTINGS = {
+    ("ask", None): ("system",),
+    ("act", "system"): ("system",),
+    ("act", "settings"): CHAT_SETTINGS,
+    ("train", "start"): ("epochs", "lr"),
+}
+"""The settings that an action reads, which are not among the fields."""
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +100,25 @@ def test_every_request_of_the_page_is_in_the_table(server):
     assert set(known) == set(ACTIONS)
 
 
-@pytest.mark.slow
+def test_every_field_of_the_page_is_in_the_table():
+    assert {"do", *FIELDS} == set(requests._Fields.model_fields)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_value_of_another_type_is_refused(field):
+    for value in WRONG[FIELDS[field]]:
+        with pytest.raises(UsageError, match=f"'{field}'"):
+            requests.parse_request(json.dumps({field: value}).encode())
+
+
 @pytest.mark.parametrize("name", ACTIONS)
 def test_a_field_of_another_type_is_named(person, name, caplog):
-    for action in ACTIONS[name]:
-        for field, kind in FIELDS.items():
-            for value in WRONG[kind]:
-                answer = send(person, name, {"do": action, field: value})
-                check_refusal(answer)
-                assert f"'{field}'" in answer.json()["error"]
+    """Fields are checked before any action sees them."""
+    for number, (field, kind) in enumerate(FIELDS.items()):
+        action = ACTIONS[name][number % len(ACTIONS[name])]
+        answer = send(person, name, {"do": action, field: WRONG[kind][number % len(WRONG[kind])]})
+        check_refusal(answer)
+        assert f"'{field}'" in answer.json()["error"]
     for action in (True, 7, ["hello"], {}):
         check_refusal(send(person, name, {"do": action}))
     assert not caplog.records
@@ -102,15 +129,19 @@ def test_a_field_of_another_type_is_named(person, name, caplog):
 def test_odd_values_and_missing_fields_are_no_bug(person, name, caplog):
     for action in ACTIONS[name]:
         for value in ODD:
+            kinds = ALLOWED.get(type(value), ())
             right = {
-                field: [value] if kind == TEXTS else value
+                field: [value] if kind in (TEXTS, NUMBERS) and value is not None else value
                 for field, kind in FIELDS.items()
-                if isinstance(value, str) == (kind in (TEXT, TEXTS)) or value is None
+                if kind in kinds
             }
-            for request in ({"do": action, **right}, {"do": action, **dict.fromkeys(FIELDS)}):
-                check_no_bug(send(person, name, request), request, caplog)
-            for field in SETTINGS:
-                request = {"do": action, field: value}
+            settings = SETTINGS.get((name, action), ())
+            for fields in (
+                right,
+                dict.fromkeys((*CHAT_SETTINGS, "epochs", "lr"), value),
+                *({setting: value} for setting in settings),
+            ):
+                request = {"do": action, **fields}
                 check_no_bug(send(person, name, request), request, caplog)
         check_no_bug(send(person, name, {"do": action}), action, caplog)
 
