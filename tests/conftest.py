@@ -16,6 +16,27 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--windows-files",
+        action="store_true",
+        help="refuse to rename or delete open files in every test, as Windows does",
+    )
+
+
+@pytest.fixture(autouse=True)
+def windows_files(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With `--windows-files`, files that are open can be neither renamed nor deleted."""
+    if not request.config.getoption("--windows-files"):
+        yield
+        return
+    from tests.windows import keep_open_files
+
+    with pytest.MonkeyPatch.context() as patch:
+        keep_open_files(patch)
+        yield
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Return one process for each core that this process may use, at most eight."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

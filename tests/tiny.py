@@ -245,5 +245,8 @@ def picture(seed: int = 0, size: tuple[int, int] = (48, 40)) -> Any:
 
 def edit_json(path: Path, **changes: Any) -> None:
     """Change values of a JSON file; None removes one."""
-    data = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
+    data = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(
+        json.dumps({key: value for key, value in data.items() if value is not None}),
+        encoding="utf-8",
+    )

@@ -14,6 +14,7 @@ import io
 import lzma
 import shutil
 import stat
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -25,7 +26,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, BinaryIO
 
 from vqa_app.errors import DataError
-from vqa_app.files import format_bytes, is_disk_error
+from vqa_app.files import format_bytes, is_disk_error, is_windows_name
 
 SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 """Endings of archives, some of which cannot be unpacked."""
@@ -55,6 +56,7 @@ _DAMAGED = (
 )
 """What reading a damaged archive raises."""
 _BLOCK = 1 << 20
+_ON_WINDOWS = sys.platform == "win32"
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,22 @@ def unpack_archive(
             for entry in entries:
                 target = folder / entry.name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with entry.open() as content, target.open("xb") as out:
+                with entry.open() as content, _new_file(target, name, entry.name) as out:
                     shutil.copyfileobj(content, out, _BLOCK)
     except _DAMAGED as error:
         if is_disk_error(error):
             raise
         raise DataError(f"{name} is damaged.", "Create it again.") from error
+
+
+def _new_file(target: Path, name: str, entry: str) -> BinaryIO:
+    try:
+        return target.open("xb")
+    except FileExistsError as error:  # disks of macOS and Windows do not distinguish cases
+        raise DataError(
+            f"{name} contains {entry} twice, in upper and lower case, which are one file here.",
+            "Rename one.",
+        ) from error
 
 
 @contextmanager
@@ -274,6 +286,10 @@ def _clean_name(entry: str, name: str) -> str:
     if path.startswith("/") or PureWindowsPath(path).drive or ".." in path.split("/"):
         message = f"{name} contains a path outside its folder: {entry!r}."
         raise DataError(message, "Pack the folder itself.")
+    parts = (part for part in path.split("/") if part not in ("", "."))
+    if _ON_WINDOWS and not all(map(is_windows_name, parts)):
+        message = f"{name} contains a name that Windows does not allow: {entry!r}."
+        raise DataError(message, "Rename the file, and pack it again.")
     return path
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import sqlite3
 import stat
 import sys
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,56 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+_ON_WINDOWS = sys.platform == "win32"
+_BUSY_SECONDS = 2.0
+"""How long a file that somebody else has open is waited for."""
+_NAMES_OF_DEVICES = {
+    *("con", "prn", "aux", "nul", "conin$", "conout$"),
+    *(f"{port}{number}" for port in ("com", "lpt") for number in "0123456789¹²³"),
+}
+
+
+def is_windows_name(name: str) -> bool:
+    """Return whether Windows accepts a name for a file or folder, as it is."""
+    return not (
+        re.search(r'[<>:"|?*\x00-\x1f]', name)
+        or name.endswith((".", " "))
+        or name.split(".")[0].rstrip().lower() in _NAMES_OF_DEVICES
+    )
+
+
+def portable_name(name: str) -> str:
+    """Return a name of letters, digits, spaces and dashes as Windows accepts it, too."""
+    return name if is_windows_name(name) else f"{name}_"
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder; a file at `target` is replaced."""
+    _when_free(lambda: source.replace(target))
+
+
+def delete(path: Path) -> None:
+    """Delete a file, if it is there."""
+    _when_free(lambda: path.unlink(missing_ok=True))
+
+
+def _when_free(change: Callable[[], object]) -> None:
+    """Rename or delete files when nobody has them open any more.
+
+    Windows refuses it while they are open, and reports that as missing permissions. Our threads
+    read each other's files for moments only, as do virus scanners, so they are waited for.
+    """
+    end = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            change()
+            return
+        except PermissionError:
+            if not _ON_WINDOWS or time.monotonic() > end:
+                raise
+        time.sleep(0.02)
+
+
 UNFINISHED = ".unfinished-"
 """Prefix of files and folders that are still being written; a kill may leave some."""
 
@@ -100,7 +152,7 @@ def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     try:
         temporary.touch(mode=mode, exist_ok=False)
         yield temporary
-        temporary.replace(path)
+        move(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -123,11 +175,11 @@ def replace_directory(folder: Path, target: Path) -> None:
     """Move a folder to `target` on the same disk, in place of the one that may be there."""
     if target.exists():
         old = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=target.parent))
-        target.rename(old / target.name)
-        folder.rename(target)
+        move(target, old / target.name)
+        move(folder, target)
         shutil.rmtree(old)
     else:
-        folder.rename(target)
+        move(folder, target)
     flush(target.parent)
 
 
@@ -148,7 +200,7 @@ def add_to_directory(target: Path, *, last: str) -> Iterator[Path]:
     for path in files:
         place = target / path.relative_to(folder)
         place.parent.mkdir(exist_ok=True)
-        path.replace(place)
+        move(path, place)
     shutil.rmtree(folder)
     flush(target)
 
@@ -171,7 +223,7 @@ def unfinished_directory(parent: Path) -> Iterator[Path]:
 def flush(path: Path) -> None:
     """Wait until a file, or the list of names in a directory, is on the disk."""
     is_directory = path.is_dir()
-    if is_directory and os.name == "nt":  # Windows has no such call
+    if is_directory and _ON_WINDOWS:  # which has no such call
         return
     # Windows flushes only what is open for writing; POSIX opens directories only for reading.
     handle = os.open(path, os.O_RDONLY if is_directory else os.O_RDWR)
@@ -232,7 +284,7 @@ def user_data() -> Path:
     Raises:
         UsageError: The user has no home folder.
     """
-    if sys.platform == "win32":
+    if _ON_WINDOWS:
         base = os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local"
     else:
         base = os.environ.get("XDG_DATA_HOME") or _home() / ".local" / "share"

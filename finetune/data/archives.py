@@ -26,7 +26,7 @@ from finetune.data.tables import (
 from vqa_app.archive import SUFFIXES as ENDINGS
 from vqa_app.archive import is_archive, unpack_archive
 from vqa_app.errors import DataError
-from vqa_app.files import UNFINISHED, user_cache
+from vqa_app.files import UNFINISHED, move, user_cache
 
 _KEPT_SECONDS = 30 * 24 * 3600
 _NO_DATA = {"dataset_info.json", "dataset_infos.json", "state.json"}
@@ -65,7 +65,7 @@ def _unpack(archive: Path, folder: Path) -> None:
     try:
         unpack_archive(archive, partial, name=str(archive))
         with suppress(OSError):  # another process was faster
-            partial.rename(folder)
+            move(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

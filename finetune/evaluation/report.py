@@ -32,6 +32,7 @@ from finetune.runs.layout import (
 )
 from vqa_app.checkpoints.manifest import MANIFEST_FILE, Base
 from vqa_app.checkpoints.source import BUILTIN
+from vqa_app.files import move
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, Picture, open_picture
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def save_watch_answers(
                 if not path.exists():
                     part = path.with_suffix(".part")  # incomplete if the disk is full
                     picture.image.save(part, "PNG")
-                    part.replace(path)
+                    move(part, path)
             digests = tuple(picture.digest for picture in pictures)
             correct = references[number] if references else [expected] if expected else []
             accuracy = vqa_accuracy(answer, correct) if correct else None

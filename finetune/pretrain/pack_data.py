@@ -45,10 +45,10 @@ def tiny_imagenet(folder: Path) -> Iterator[PhotoFile]:
         return PhotoFile(path, label_of[folder_name], split, box)
 
     for boxes in sorted(folder.glob("train/*/*_boxes.txt")):
-        for line in boxes.read_text().splitlines():
+        for line in boxes.read_text("utf-8").splitlines():
             name, *corners = line.split()
             yield labelled(boxes.parent / "images" / name, boxes.parent.name, TRAIN, corners)
-    for line in (folder / "val/val_annotations.txt").read_text().splitlines():
+    for line in (folder / "val/val_annotations.txt").read_text("utf-8").splitlines():
         name, folder_name, *corners = line.split()
         yield labelled(folder / "val/images" / name, folder_name, HELD_OUT, corners)
 
@@ -122,7 +122,7 @@ def pack_icons(sets: Path, out: Path) -> None:
                 images.append(picture)
                 rows.append([path.stem, name])
     np.save(out / "images.npy", np.stack(images))
-    (out / "icons.json").write_text(json.dumps(rows))
+    (out / "icons.json").write_text(json.dumps(rows), "utf-8")
 
 
 def main() -> None:

@@ -72,7 +72,7 @@ def write_photo_shards(photos: Path, out: Path, limit: int, held_out: int = 3000
 def write_icon_shards(icons: Path, out: Path, limit: int) -> None:
     """Write icons-000.npz, ... with the set and the name of every icon."""
     images = np.load(icons / "images.npy", mmap_mode="r")
-    names = json.loads((icons / "icons.json").read_text())
+    names = json.loads((icons / "icons.json").read_text("utf-8"))
     for number, (rows, parts) in enumerate(
         _compressed_groups(images, range(len(images)), ICON_QUALITY, limit)
     ):
@@ -106,7 +106,7 @@ def read_shards(folder: Path, photos: Path, icons: Path) -> None:
         icons.mkdir(parents=True, exist_ok=True)
         np.save(icons / "images.npy", np.concatenate([_pictures(s, 4) for s in loaded]))
         names = [row for s in loaded for row in s["names"].tolist()]
-        (icons / "icons.json").write_text(json.dumps(names))
+        (icons / "icons.json").write_text(json.dumps(names), "utf-8")
 
 
 def main() -> None:

@@ -122,7 +122,7 @@ class TowerTraining:
             "step": self.step,
             "minutes": round(self.seconds / 60, 1),
         }
-        with (self.out / "log.jsonl").open("a") as file:
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line | figures) + "\n")
 
     def validate(self) -> dict[str, float]:

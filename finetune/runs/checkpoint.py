@@ -19,7 +19,7 @@ from finetune.runs.golden import GOLDEN_FOLDER, record_golden
 from vqa_app.checkpoints.adapters import PEFT_CONFIG, PEFT_FILE, PROJECTOR_FILE
 from vqa_app.checkpoints.manifest import MANIFEST_FILE, Base, Manifest, write_manifest
 from vqa_app.errors import ModelError
-from vqa_app.files import UNFINISHED, add_to_directory, write_error_reason
+from vqa_app.files import UNFINISHED, add_to_directory, move, write_error_reason
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.quiet import quiet
 
@@ -37,7 +37,7 @@ def sweep(run: Path) -> None:
         for leftover in parent.glob(f"{UNFINISHED}*"):
             for complete in leftover.glob(f"{_STEP}*"):  # killed between two renames
                 if not (parent / complete.name).exists():
-                    complete.rename(parent / complete.name)
+                    move(complete, parent / complete.name)
             shutil.rmtree(leftover, ignore_errors=True)
 
 

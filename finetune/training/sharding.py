@@ -152,7 +152,7 @@ def _trained_state(model: nn.Module) -> dict[str, Any]:
 def _read(kind: str, shipped: tuple[str, ...], name: str) -> dict[str, Any]:
     try:
         if name in shipped:
-            text = (files("finetune") / "configs" / f"{kind}_{name}.json").read_text()
+            text = (files("finetune") / "configs" / f"{kind}_{name}.json").read_text("utf-8")
         else:
             text = Path(name).read_text(encoding="utf-8-sig")
         values = json.loads(text)

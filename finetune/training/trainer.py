@@ -68,12 +68,14 @@ class Best:
     def write(self, path: Path) -> None:
         """Write it into a checkpoint."""
         values = asdict(self)
-        path.write_text(json.dumps({key: values[name] for name, key in _BEST_KEYS.items()}))
+        path.write_text(
+            json.dumps({key: values[name] for name, key in _BEST_KEYS.items()}), encoding="utf-8"
+        )
 
     @classmethod
     def read(cls, path: Path) -> Best:
         """Read what `write` wrote."""
-        saved = json.loads(path.read_text())
+        saved = json.loads(path.read_text(encoding="utf-8"))
         best = cls(**{name: saved[key] for name, key in _BEST_KEYS.items()})
         best.value = (best.value[0], best.value[1]) if best.value else None
         return best
@@ -478,7 +480,7 @@ class FinetuneTrainer(Trainer):
     def resume(self, folder: Path) -> None:
         """Train from a checkpoint to the end."""
         self.best = Best.read(folder / _STATE_FILE)
-        step = int(json.loads((folder / "trainer_state.json").read_text())["global_step"])
+        step = int(json.loads((folder / "trainer_state.json").read_text("utf-8"))["global_step"])
         if self.machine.is_main:
             cut_metrics(self.run, step)
         self._began = (time.monotonic(), step)

@@ -330,7 +330,9 @@ def print_memory(name: str, side: str, max_new_tokens: int) -> None:
 
         talk(EngineChat(LocalEngine(loaded), picture), max_new_tokens, turns=2)
     # Not `ru_maxrss`, which includes the memory of the parent at the time of the fork.
-    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    (peak,) = re.findall(
+        r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8")
+    )
     print(int(peak) / 2**20)
 
 

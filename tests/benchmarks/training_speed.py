@@ -215,7 +215,7 @@ def records_of(options: argparse.Namespace) -> list[tuple[Path, str, str]]:
             record["conversations"][0]["value"].removeprefix("<image>\n"),
             record["conversations"][1]["value"],
         )
-        for record in json.loads(path.read_text())
+        for record in json.loads(path.read_text(encoding="utf-8"))
     ]
 
 

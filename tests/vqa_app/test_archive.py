@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import lzma
+import os
 import stat
 import tarfile
 import zipfile
@@ -121,6 +123,34 @@ def test_nested_and_doubled_files_are_refused(tmp_path: Path) -> None:
         assert f"another archive: {name}" in refusal(zipped({name: b"x"}), tmp_path)
     doubled = tarred({"set/a.csv": b"1", "./set/a.csv": b"2"})
     assert "./set/a.csv twice" in refusal(doubled, tmp_path)
+
+
+def test_names_in_both_cases_are_told_where_they_are_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the disks of macOS and Windows; the second file would replace the first."""
+    create = Path.open
+
+    def on_such_a_disk(path: Path, mode: str = "r", *rest: object, **options: object) -> object:
+        if mode == "xb" and path.name.lower() in map(str.lower, os.listdir(path.parent)):
+            raise FileExistsError(errno.EEXIST, "File exists")
+        return create(path, mode, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", on_such_a_disk)
+    with pytest.raises(DataError, match=r"contains Cat\.png twice, in upper and lower case"):
+        unpack_archive(io.BytesIO(zipped({"cat.png": b"a", "Cat.png": b"b"})), tmp_path)
+
+
+@pytest.mark.parametrize("entry", ["nul", "set/Aux.png", "set/12:30.png", "what?.png", "dots./a"])
+def test_names_that_windows_does_not_allow_are_refused_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str
+) -> None:
+    """Windows would write `12:30.png` into a hidden stream of the file `12`."""
+    (tmp_path / "here").mkdir()
+    assert entry in unpacked(zipped({entry: b"x"}), tmp_path / "here")
+    monkeypatch.setattr(archive, "_ON_WINDOWS", True)
+    (tmp_path / "there").mkdir()
+    assert repr(entry) in refusal(zipped({entry: b"x"}), tmp_path / "there")
 
 
 @pytest.mark.parametrize("place", [1 << 0, 1 << 0 | 1 << 3])

@@ -53,7 +53,7 @@ def test_the_error_for_another_value_says_what_is_accepted(value: Any) -> None:
 
 
 def test_the_error_for_an_unreadable_file_says_why(file: Path) -> None:
-    with file.open() as text, pytest.raises(ImageError, match="opened as text"):
+    with file.open(encoding="utf-8") as text, pytest.raises(ImageError, match="opened as text"):
         open_picture(text)  # type: ignore[arg-type]
     with file.open("rb") as closed:
         pass

@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from vqa_app.errors import ImageError
-from vqa_app.files import atomic_file, is_disk_error
+from vqa_app.files import atomic_file, delete, is_disk_error
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, ImageLimits, Picture, open_picture
 
 THUMBNAIL = 480
@@ -94,9 +94,9 @@ class PictureStore:
             self._cached.pop(digest, None)
         file = self.file(digest)
         # The picture first: `resized` deletes what it made of a picture that has gone.
-        file.unlink(missing_ok=True)
+        delete(file)
         for resized in file.parent.glob(f"{digest}*.jpg"):
-            resized.unlink(missing_ok=True)
+            delete(resized)
 
     def link(self, picture: Picture, folder: Path) -> None:
         """Hard-link or copy a picture into a folder, so that it survives deletion here."""
@@ -133,7 +133,7 @@ class PictureStore:
                     raise
                 return whole
             if not whole.exists():
-                file.unlink(missing_ok=True)
+                delete(file)
                 raise _not_stored()
         return file
 

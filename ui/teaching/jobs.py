@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from finetune.runs.layout import WATCH_FILE
 from ui.texts import find_texts
 from vqa_app.checkpoints.manifest import is_finished
-from vqa_app.files import atomic_file
+from vqa_app.files import atomic_file, delete
 from vqa_app.prompts.conversation import SHORT_STYLE
 from vqa_app.serving.engine_pool import ModelChoice
 from vqa_app.serving.redact import redact_paths
@@ -155,7 +155,7 @@ class JobStore:
 
     def remove(self, name: str) -> None:
         """Delete what is kept of a run."""
-        self._file(name).unlink(missing_ok=True)
+        delete(self._file(name))
         shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def latest(self, owner: str | None = None) -> Job | None:

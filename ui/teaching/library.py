@@ -22,7 +22,7 @@ from ui.storage.database import Possession, PossessionKind
 from ui.teaching.training import TrainingService, folders_in
 from vqa_app.checkpoints.manifest import is_finished, read_manifest
 from vqa_app.errors import ModelError, UsageError
-from vqa_app.files import UNFINISHED
+from vqa_app.files import UNFINISHED, move, portable_name
 
 MAX_LABEL = 60
 """Longest name of a model or data set, in characters."""
@@ -123,7 +123,7 @@ class Library:
                 raise UsageError(
                     f"You already have a data set named {label!r}.", "Choose another name."
                 )
-            folder.rename(target)
+            move(folder, target)
         self._store.remove_possession("data", data.name)
         return replace(data, name=f"{folder.parent.name}/{label}", label=label)
 
@@ -213,12 +213,12 @@ def _label(title: object) -> str:
         raise UsageError("The name is empty.", "Enter one of letters and digits.")
     if len(label) > MAX_LABEL:
         raise UsageError("The name is too long.", f"The limit is {MAX_LABEL} characters.")
-    return label
+    return portable_name(label)
 
 
 def _hide(folder: Path) -> Path:
     """Rename a folder that is to be deleted, so that nobody finds it half deleted."""
     hidden = folder.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
     if folder.is_dir():
-        folder.rename(hidden)
+        move(folder, hidden)
     return hidden

@@ -27,7 +27,7 @@ from finetune.data.picture_marks import PLACEHOLDER, replace_marks
 from ui.storage.picture_files import PictureStore
 from ui.teaching.uploads import MAX_ROWS, describe_problem, read_upload, unpack
 from vqa_app.errors import DataError, ImageError, UsageError, VqaError
-from vqa_app.files import JSON_ERRORS, atomic_file, json_problem
+from vqa_app.files import JSON_ERRORS, atomic_file, delete, json_problem
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS, Picture
 from vqa_app.prompts.conversation import SHORT_STYLE, replace_surrogates
 from vqa_app.serving.redact import redact_paths
@@ -376,7 +376,7 @@ class TaughtRowStore:
         used = {digest for row in rows for digest in row.pictures}
         for image in (self.folder_of(owner) / "images").glob("*.png"):
             if image.stem not in used:
-                image.unlink(missing_ok=True)
+                delete(image)
 
 
 def _make_row(

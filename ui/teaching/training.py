@@ -23,7 +23,7 @@ from ui.teaching.uploads import MAX_ROWS, data_files, describe_problem, read_upl
 from ui.texts import find_texts
 from vqa_app.devices import release_memory
 from vqa_app.errors import DataError, ImageError, ModelError, UsageError, VqaError
-from vqa_app.files import replace_directory, unfinished_directory
+from vqa_app.files import portable_name, replace_directory, unfinished_directory
 from vqa_app.numeric import checked_float
 from vqa_app.pictures.picture import STORED_PICTURE_LIMITS
 from vqa_app.serving.model_choices import check_downloaded, hub_name, quantization
@@ -148,6 +148,7 @@ class TrainingService:
             UsageError: The current training reads the data set of the same name.
         """
         name = " ".join(re.sub(r"[^\w\-]+", " ", Path(file_name).stem).split())[:60] or "data set"
+        name = portable_name(name)
         folder = self.uploads_of(owner) / name
         with unfinished_directory(folder.parent) as new:
             unpack(data, new, file_name)
@@ -227,7 +228,7 @@ class TrainingService:
             )
         stage = _stage_for(str(request.get("stage") or "lora"), quantization(base))
         name = re.sub(r"[^\w\-]+", "-", str(request.get("name") or "")).strip("-")[:40]
-        name = name or time.strftime("taught-%Y-%m-%d-%H%M%S")
+        name = portable_name(name) if name else time.strftime("taught-%Y-%m-%d-%H%M%S")
         with self.changing:
             if self.job is not None and self.job.running:
                 raise UsageError("A training is already running.", "Wait for it, or stop it.")

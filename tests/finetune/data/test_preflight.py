@@ -64,9 +64,9 @@ def test_a_broken_picture_and_a_long_row_are_reported_with_their_rows(
     data: Path, processor: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:40])
-    rows = json.loads(data.read_text())
+    rows = json.loads(data.read_text(encoding="utf-8"))
     rows[7]["conversations"][0]["value"] = "long " * 500
-    data.write_text(json.dumps(rows))
+    data.write_text(json.dumps(rows), encoding="utf-8")
     found = check_rows(read_rows(data), processor, max_length=400)
     assert [problem.row for problem in found.problems] == [3, 8]
     assert "2.png" in found.problems[0].message
@@ -89,8 +89,8 @@ def test_the_number_of_threads_does_not_change_the_result(data: Path, processor:
 
 
 def test_duplicate_and_leaking_rows_are_found(data: Path, processor: Any) -> None:
-    rows = json.loads(data.read_text())
-    data.write_text(json.dumps([*rows, rows[1]]))
+    rows = json.loads(data.read_text(encoding="utf-8"))
+    data.write_text(json.dumps([*rows, rows[1]]), encoding="utf-8")
     found = check_rows(read_rows(data), processor, max_length=1000)
     ((first, later),) = found.duplicates()
     assert (first.row.number, later.row.number) == (2, 9)
@@ -103,7 +103,7 @@ def test_duplicate_and_leaking_rows_are_found(data: Path, processor: Any) -> Non
 def test_the_data_hash_changes_with_the_data(data: Path, processor: Any) -> None:
     before = check_rows(read_rows(data), processor, max_length=1000).data_hash()
     assert check_rows(read_rows(data), processor, max_length=1000).data_hash() == before
-    data.write_text(data.read_text().replace("a cat?", "a dog?"))
+    data.write_text(data.read_text(encoding="utf-8").replace("a cat?", "a dog?"), encoding="utf-8")
     assert check_rows(read_rows(data), processor, max_length=1000).data_hash() != before
 
 
@@ -134,9 +134,9 @@ def test_the_turn_mode_determines_the_context_of_a_question(data: Path, processo
 
 def _mark_answer(data: Path, row: int, message: int) -> None:
     """Mark an answer as not to be trained."""
-    rows = json.loads(data.read_text())
+    rows = json.loads(data.read_text(encoding="utf-8"))
     rows[row]["conversations"][message]["train"] = False
-    data.write_text(json.dumps(rows))
+    data.write_text(json.dumps(rows), encoding="utf-8")
 
 
 def _trained(sample: Sample, processor: Any) -> str:
@@ -196,7 +196,7 @@ def test_parallel_map_keeps_order_and_raises_errors() -> None:
 
 def test_a_broken_file_is_not_skipped_as_a_bad_row(data: Path, processor: Any) -> None:
     broken = data.with_name("broken.json")
-    broken.write_text(data.read_text()[:-20])
+    broken.write_text(data.read_text(encoding="utf-8")[:-20])
     found = check_rows(read_rows([data, broken]), processor, max_length=1000)
     assert len(found.problems) == 1
     assert found.samples

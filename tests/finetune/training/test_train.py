@@ -311,7 +311,7 @@ def test_a_finished_projector_is_reused_only_for_the_data_it_was_trained_on(
             raise _Stopped
 
     own = tmp_path / "own.json"
-    own.write_text(data.read_text())
+    own.write_text(data.read_text(encoding="utf-8"))
     run = tmp_path / "run"
     changed = options | {"max_steps": 2, "eval_every": 0.0, "recipe": "llava", "eval_fraction": 0.0,
                          "data": (str(own),), "images": (str(data.parent),)}  # fmt: skip
@@ -332,7 +332,7 @@ def test_a_finished_projector_is_reused_only_for_the_data_it_was_trained_on(
     ) as refused:
         again(lr=1e-4)
     assert "--resume never" in refused.value.hint
-    own.write_text(data.read_text().replace("Which colour", "What colour"))
+    own.write_text(data.read_text(encoding="utf-8").replace("Which colour", "What colour"))
     with pytest.raises(UsageError, match="finished run with another data"):
         train(config)
     assert created() == first
@@ -436,7 +436,7 @@ def test_qlora_trains_on_a_4_bit_base(options: dict, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_bad_rows_stop_the_run_unless_allowed(options: dict, data: Path, tmp_path: Path) -> None:
-    rows = json.loads(data.read_text())
+    rows = json.loads(data.read_text(encoding="utf-8"))
     rows[3]["conversations"][1]["value"] = " "
     bad = tmp_path / "bad.json"
     bad.write_text(json.dumps(rows))

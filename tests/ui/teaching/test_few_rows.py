@@ -117,7 +117,7 @@ def test_another_run_rehearses_other_rows(data, tmp_path):
         config_overrides([file], BUILTIN, DEFAULT, tmp_path / name, name)["data"][-1].split("@")[0]
         for name in ("one", "other")
     )
-    assert Path(one).read_text() != Path(other).read_text()
+    assert Path(one).read_text(encoding="utf-8") != Path(other).read_text(encoding="utf-8")
 
 
 def test_many_rows_and_other_models_get_the_defaults(data, tmp_path):

@@ -173,6 +173,24 @@ def test_a_model_is_renamed_everywhere(server):
             server.ask(do="rename", kind="run", name="hats", title=title)
 
 
+def test_names_that_windows_keeps_for_devices_are_changed(server):
+    server.training.upload("ann", ROWS, "aux.csv")
+    (data,) = server.ask(do="list")["data"]
+    assert data["label"] == "aux_"
+    (data,) = server.ask(do="rename", kind="data", name=data["name"], title="Con")["data"]
+    assert data["label"] == "Con_"
+    server.train(name="nul")
+    assert (server.runs / "nul_").is_dir()
+
+
+def test_paths_leave_room_for_the_data_folder_on_windows(server):
+    """A path has at most 259 characters there, with the data folder's own some 50."""
+    server.training.upload("ann", ROWS, "x" * 99 + ".csv")
+    server.train(name="y" * 99)
+    paths = [path.relative_to(server.folder) for path in server.folder.rglob("*")]
+    assert 80 < max(len(str(path)) for path in paths) <= 180
+
+
 @pytest.mark.parametrize("kind", ["run", "data"])
 @pytest.mark.parametrize("action", ["rename", "share", "delete"])
 def test_only_the_owner_changes_a_model_or_data_set(server, kind, action):

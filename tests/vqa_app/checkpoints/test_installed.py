@@ -97,7 +97,7 @@ def test_weights_that_two_models_share_are_freed_with_the_last_of_them(cache: Pa
 
 
 def test_a_cache_that_cannot_be_read_is_reported(cache: Path) -> None:
-    cache.write_text("a file")
+    cache.write_text("a file", encoding="utf-8")
     with pytest.raises(ModelError, match="cannot be read"):
         installed_models()
 

@@ -46,7 +46,9 @@ class IconStore:
             "train": [[] for _ in icon_concepts()],
             "test": [[] for _ in icon_concepts()],
         }
-        for row, (icon_set, name) in enumerate(json.loads((folder / "icons.json").read_text())):
+        for row, (icon_set, name) in enumerate(
+            json.loads((folder / "icons.json").read_text("utf-8"))
+        ):
             split: Split = "test" if icon_set in HELD_OUT_SETS else "train"
             if name in concept_of and icon_set not in LEFT_OUT_SETS:
                 found[split][concept_of[name]].append(row)
