@@ -174,14 +174,19 @@ def _losses(run: Path) -> str:
 
 
 def train_lora(setup: Setup) -> str:
-    """Train with LoRA in bf16, or in what the GPU computes in."""
+    """Train with LoRA in bf16, or in what an older GPU computes in."""
     import torch
 
-    from finetune.training.device import trains_in_bf16
+    from vqa_app.devices import computes_in_bfloat16
 
-    bf16 = not setup.on_cuda or trains_in_bf16("auto", torch.device(setup.device))
+    bf16 = not setup.on_cuda or computes_in_bfloat16(torch.device(setup.device))
     precision = "bf16" if bf16 else "auto"
     return f"{precision}: " + _train(setup, "lora", stage="lora", precision=precision)
+
+
+def train_in_fp16(setup: Setup) -> str:
+    """Train in fp16, whose first steps are skipped until the loss is scaled so that it fits."""
+    return _train(setup, "fp16", stage="lora", precision="fp16", max_steps=2 * STEPS)
 
 
 def train_qlora(setup: Setup) -> str:
@@ -288,7 +293,7 @@ def _without_bitsandbytes(setup: Setup) -> str:
     return "" if find_spec("bitsandbytes") else "bitsandbytes is not installed"
 
 
-def _on_the_cpu(setup: Setup) -> str:
+def _without_an_nvidia_gpu(setup: Setup) -> str:
     return "" if setup.on_cuda else "needs an NVIDIA GPU"
 
 
@@ -301,7 +306,7 @@ def _without_two_gpus(setup: Setup) -> str:
 
 
 def _without_two_nvidia_gpus(setup: Setup) -> str:
-    return _on_the_cpu(setup) or _without_two_gpus(setup)
+    return _without_an_nvidia_gpu(setup) or _without_two_gpus(setup)
 
 
 CHECKS = {
@@ -310,13 +315,14 @@ CHECKS = {
     "chat-4bit": Check("chat in 4 bits", chat_in_4_bits, (), _without_bitsandbytes),
     "chat-8bit": Check("chat in 8 bits", chat_in_8_bits, (), _without_bitsandbytes),
     "lora": Check("bf16 LoRA", train_lora),
+    "fp16": Check("fp16 LoRA", train_in_fp16, (), _without_an_nvidia_gpu),
     "qlora": Check("QLoRA", train_qlora, (), _without_bitsandbytes),
     "full": Check("full, gradient checkpointing", train_full),
     "adamw-8bit": Check(
         "8-bit optimiser",
         train_in_8_bits,
         (),
-        lambda setup: _on_the_cpu(setup) or _without_bitsandbytes(setup),
+        lambda setup: _without_an_nvidia_gpu(setup) or _without_bitsandbytes(setup),
     ),
     "evaluation": Check("evaluation", evaluate_run, ("lora",)),
     "verify": Check("verify", verify_run, ("lora",)),
