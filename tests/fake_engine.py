@@ -283,3 +283,9 @@ class FakeEngine:
     def close(self) -> None:
         self.closed = True
         self._scheduler.close()
+
+    def reopen(self) -> FakeEngine:
+        """Return the engine, ready to answer even if it was closed: loaded again, so to speak."""
+        if self.closed:
+            self._scheduler, self.closed = Scheduler(), False
+        return self

@@ -563,7 +563,7 @@ def run_forever(*_, **__):
     threading.Event().wait()
 
 def load(choice, progress):
-    return run_forever() if choice.key == "slow" else engine
+    return run_forever() if choice.key == "slow" else engine.reopen()
 
 app = create_application(Path(sys.argv[1]), load, lambda: choices, "fake", train=run_forever)
 app.service.pool.start_loading()

@@ -57,7 +57,7 @@ def training_site(browser, tmp_path):
     engines = {"fake": FakeEngine("a cat")}
 
     def load(choice, progress):
-        return engines.setdefault(choice.key, FakeEngine("a hat"))
+        return engines.setdefault(choice.key, FakeEngine("a hat")).reopen()
 
     def choices():
         yield ModelChoice("fake", "Fake", "", "In the box", "fake")

@@ -57,7 +57,8 @@ class Server:
         self.library = Library(self.training)
 
     def _load(self, choice, progress):
-        return self.engines.setdefault(choice.source, FakeEngine(f"says {choice.label}"))
+        engine = self.engines.setdefault(choice.source, FakeEngine(f"says {choice.label}"))
+        return engine.reopen()
 
     def _train(self, config, on_progress, cancel):
         while not self.finish_training.wait(0.01):

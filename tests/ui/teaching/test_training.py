@@ -65,7 +65,7 @@ def harness(tmp_path):
     engines = {"builtin": FakeEngine("a cat"), "run": FakeEngine("a hat")}
     harness.engines_by_key = engines
     harness.pool = harness.service.pool = EnginePool(
-        lambda choice, _: engines[choice.key], choices, "builtin"
+        lambda choice, _: engines[choice.key].reopen(), choices, "builtin"
     )
     harness.training = TrainingService(tmp_path, harness.service, harness.taught_rows, train)
     yield harness
@@ -131,7 +131,7 @@ def test_idle_chat_models_are_released_before_a_run_and_those_in_use_are_not(har
     idle, used = FakeEngine("idle"), FakeEngine("a cat")
     engines = {"builtin": idle, "used": used}
     harness.pool = harness.service.pool = EnginePool(
-        lambda choice, _: engines[choice.key],
+        lambda choice, _: engines[choice.key].reopen(),
         lambda: [ModelChoice(key, key, "", "", key) for key in engines],
         "builtin",
     )
