@@ -951,6 +951,7 @@ CATALOGUE_ARCHITECTURES = {
     "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": "llava-onevision",
     "OpenGVLab/InternVL3_5-1B-HF": "internvl3.5",
     "openbmb/MiniCPM-V-4.6": "minicpm-v-4.6",
+    "openbmb/MiniCPM-V-4.7-1B": "minicpm-v-4.7",
     "Qwen/Qwen3-VL-2B-Instruct": "qwen3-vl",
     "google/paligemma2-3b-mix-448": "paligemma2",
     "google/gemma-3-4b-it": "gemma3",
