@@ -82,7 +82,8 @@ def playwright_chromium():
 
 @pytest.fixture(scope="session")
 def browser(playwright_chromium):
-    with playwright_chromium() as found:
+    # Tabs of a visitor share a process, and so what it has loaded for the tests before.
+    with playwright_chromium("--renderer-process-limit=1") as found:
         yield found
 
 
@@ -116,16 +117,74 @@ def gate(engine) -> Iterator[threading.Event]:
     event.set()
 
 
-class Visitor:
-    """A browser profile with one tab that records errors and external requests."""
+def new_context(browser, **options) -> Any:
+    """Create a browser profile."""
+    context = browser.new_context(
+        **{"viewport": {"width": 1280, "height": 820}, "locale": "en", **options}
+    )
+    context.set_default_timeout(WAIT)
+    context.add_init_script(_KEEP_NOTICES)
+    return context
 
-    def __init__(self, browser, address: str, **options) -> None:
-        self.address = address
-        self.context = browser.new_context(
-            **{"viewport": {"width": 1280, "height": 820}, "locale": "en", **options}
-        )
-        self.context.set_default_timeout(WAIT)
-        self.context.add_init_script(_KEEP_NOTICES)
+
+class Contexts:
+    """Browser profiles that one test after another uses: a new one takes over a second.
+
+    The first page of each stays open, so that its process does.
+    """
+
+    def __init__(self, browser) -> None:
+        self._browser, self._free = browser, []
+
+    def take(self) -> Any:
+        if self._free:
+            return self._free.pop()
+        context = new_context(self._browser)
+        context.new_page()
+        return context
+
+    def give_back(self, context: Any, address: str) -> None:
+        """Close the pages of a profile and delete what they stored."""
+        kept, *pages = context.pages
+        for page in pages:
+            page.close()
+        context.set_offline(False)
+        context.unroute_all()
+        context.clear_permissions()
+        if kept.url == "about:blank":
+            kept.goto(address + "vqa/icon.svg")
+        context.clear_cookies()
+        session = context.new_cdp_session(kept)
+        session.send("Network.clearBrowserCache")
+        origin = address.rstrip("/")
+        session.send("Storage.clearDataForOrigin", {"origin": origin, "storageTypes": "all"})
+        session.detach()
+        self._free.append(context)
+
+
+@pytest.fixture(scope="session")
+def contexts(browser) -> Contexts:
+    return Contexts(browser)
+
+
+class Visitor:
+    """A browser profile with one tab that records errors and external requests.
+
+    Args:
+        browser: Where a profile is created.
+        address: The page.
+        contexts: Where a profile is taken from instead.
+        options: Options of the profile that is created.
+
+    Attributes:
+        changed: Whether the profile must not be used again: its clock is replaced, or scripts were
+            added to its pages.
+    """
+
+    def __init__(self, browser, address: str, contexts: Contexts | None = None, **options) -> None:
+        self.address, self.changed = address, False
+        self._contexts = contexts
+        self.context = contexts.take() if contexts else new_context(browser, **options)
         self.errors: list[str] = []
         self.outside: list[str] = []
         self.page = self.tab()
@@ -135,6 +194,12 @@ class Visitor:
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", self._note)
         return page
+
+    def close(self) -> None:
+        if self._contexts is None or self.changed:
+            self.context.close()
+        else:
+            self._contexts.give_back(self.context, self.address)
 
     def _note(self, request) -> None:
         if not request.url.startswith((self.address, "data:", "blob:")):
@@ -172,18 +237,19 @@ class Visitor:
 
 
 @pytest.fixture
-def visit(browser, site, engine):
+def visit(browser, contexts, site, engine):
     """Return a function that opens the page for a new visitor; errors fail the test."""
     visitors: list[Visitor] = []
 
     def open_page(path: str = "", **options) -> Visitor:
-        visitors.append(Visitor(browser, site.address, **options))
+        shared = None if options else contexts
+        visitors.append(Visitor(browser, site.address, shared, **options))
         visitors[-1].open(path=path)
         return visitors[-1]
 
     yield open_page
     for visitor in visitors:
-        visitor.context.close()
+        visitor.close()
     for visitor in visitors:
         assert not visitor.errors
         assert not visitor.outside

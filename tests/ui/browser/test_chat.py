@@ -325,7 +325,7 @@ def test_slow_change_is_not_overtaken(visit, gate, monkeypatch):
 
     monkeypatch.setattr(page_module, "handle_action", slow)
     visitor = visit()
-    page = visitor.page
+    visitor.changed, page = True, visitor.page
     page.clock.install()
     page.evaluate(
         """() => {

@@ -163,10 +163,13 @@ def test_skip_link_keeps_the_chat(visit):
 def test_lost_connection_during_an_answer_is_reported(visit, engine):
     engine.hold(2)
     visitor = visit()
+    visitor.changed, page = True, visitor.page
+    page.clock.install()
     visitor.ask("A long one?", wait=False)
-    expect(visitor.page.locator(".answer.running")).to_have_text("You asked")
+    expect(page.locator(".answer.running")).to_have_text("You asked")
     visitor.context.set_offline(True)
-    expect(visitor.page.locator(".toast.error")).to_contain_text("cannot be reached")
+    page.clock.fast_forward(16_000)
+    expect(page.locator(".toast.error")).to_contain_text("cannot be reached")
     engine.release()
 
 

@@ -34,7 +34,7 @@ def hub(monkeypatch, tmp_path) -> Iterator[fake_hub.FakeHub]:
 
 
 @pytest.fixture
-def visitor(browser, hub, tmp_path, monkeypatch) -> Iterator[Visitor]:
+def visitor(browser, contexts, hub, tmp_path, monkeypatch) -> Iterator[Visitor]:
     """Open the page of a server with the built-in model, faked, and the fake hub's models."""
     monkeypatch.setattr("vqa_app.devices.free_memory", lambda device: 16 * 10**9)
 
@@ -54,10 +54,10 @@ def visitor(browser, hub, tmp_path, monkeypatch) -> Iterator[Visitor]:
     model_choices.forget_downloaded()
     with running({}, tmp_path / "data", load=load, choices=choices) as server:
         server.application.service.may_delete_models = lambda owner: True
-        found = Visitor(browser, server.address)
+        found = Visitor(browser, server.address, contexts)
         found.open()
         yield found
-        found.context.close()
+        found.close()
         assert not found.errors
         assert not found.outside
     model_choices.forget_downloaded()

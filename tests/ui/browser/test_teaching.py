@@ -51,7 +51,7 @@ class Trainer:
 
 
 @pytest.fixture
-def training_site(browser, tmp_path):
+def training_site(browser, contexts, tmp_path):
     """Serve an application whose trained models answer "a hat"."""
     trainer = Trainer()
     engines = {"fake": FakeEngine("a cat")}
@@ -66,11 +66,11 @@ def training_site(browser, tmp_path):
             yield ModelChoice(f"run-{name}", name, "", "Trained here", str(run.parent))
 
     with running(engines, tmp_path, load=load, choices=choices, train=trainer) as server:
-        visitor = Visitor(browser, server.address)
+        visitor = Visitor(browser, server.address, contexts)
         visitor.open()
         yield SimpleNamespace(visitor=visitor, trainer=trainer, server=server)
         trainer.finish_training.set()
-        visitor.context.close()
+        visitor.close()
         assert not visitor.errors
         assert not visitor.outside
 
@@ -156,11 +156,12 @@ def test_the_base_model_is_chosen_and_the_run_links_to_its_report(training_site,
     (run / "report.html").write_text(
         "<title>hats</title><h1>The report</h1><style>h1 { color: #f00 }</style>"
     )
+    page.evaluate("() => vqa.send('train', {})")  # it would ask within 20 seconds
     expect(page.locator("#train-model option")).to_have_text(["Fake", "hats"])
     page.select_option("#train-model", "run-hats")
     expect(page.locator("#train-lead b")).to_have_text("hats")
     link = page.locator("#job a:text-is('Report')")
-    expect(link).to_be_visible(timeout=30_000)
+    expect(link).to_be_visible()
     with visitor.context.expect_page() as opened:
         link.click()
     expect(opened.value.locator("h1")).to_have_css("color", "rgb(255, 0, 0)")
@@ -202,6 +203,7 @@ def test_data_check_is_shown_and_starts_one_training(training_site, gate, monkey
 
 def test_another_tab_shows_a_training_and_its_end(training_site):
     page, tab = ready_to_train(training_site), training_site.visitor.tab()
+    training_site.visitor.changed = True
     tab.clock.install()
     training_site.visitor.open(tab)
     page.click("#train-form [type=submit]")
@@ -319,13 +321,13 @@ def test_data_problems_are_shown_before_training(training_site, tmp_path, pictur
 
 
 def test_trained_models_and_data_sets_are_shared_renamed_and_deleted(
-    training_site, browser, tmp_path
+    training_site, browser, contexts, tmp_path
 ):
     visitor, page = training_site.visitor, training_site.visitor.page
     training_site.trainer.finish_training.set()
     data = tmp_path / "numbers.csv"
     data.write_text("question,answer\nWhat?,one\n")
-    other = Visitor(browser, training_site.server.address)
+    other = Visitor(browser, training_site.server.address, contexts)
     other.open()
 
     def choices(visitor) -> list[str]:
@@ -385,7 +387,7 @@ def test_trained_models_and_data_sets_are_shared_renamed_and_deleted(
     page.get_by_label("Delete: numbers").click()
     page.click("#sheet .danger")
     expect(page.locator("#library")).to_be_hidden()
-    other.context.close()
+    other.close()
     assert not other.errors
 
 
