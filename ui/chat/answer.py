@@ -136,7 +136,8 @@ class RunningAnswer:
             choice = self._models.find(self._model)
             facts["model"] = choice.label  # the engine's name may be a path
             with self._models.lease(self._model) as engine:
-                facts["context"] = engine.info.context_length
+                if engine.info.context_length is not None:
+                    facts["context"] = engine.info.context_length
                 conversation, options, turns = self._prepare(engine)
                 if options.temperature is not None:
                     facts["temperature"] = options.temperature

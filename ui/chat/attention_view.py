@@ -55,14 +55,13 @@ def explain_answer(service: ChatService, owner: str, request: PageRequest) -> di
     service.engine_for(owner)  # starts to load it
     with service.models(owner).lease(settings.model, timeout=0) as engine:
         conversation = service.build(turns, settings, engine.info)
-        gain = engine.image_gain(conversation, turn.answer) * tokens
         try:
+            gain = engine.image_gain(conversation, turn.answer) * tokens
+            service.store.add_facts(owner, chat, turn.id, {"gain": round(gain, 3)})
+            found |= {"gain": round(gain, 3), "level": image_gain_level(gain)}
             _add_maps(found, engine.attention_map(conversation, turn.answer))
         except ModelError as error:
             found["missing"] = find_texts(redact_paths(str(error).replace("\n", " ")))
-    service.store.add_facts(owner, chat, turn.id, {"gain": round(gain, 3)})
-    found["gain"] = round(gain, 3)
-    found["level"] = image_gain_level(gain)
     maps = found["pictures"] or [{}] * len(digests)
     found["pictures"] = [
         {"digest": digest, "number": number, **shown}

@@ -7,7 +7,7 @@ from typing import Any
 from ui.chat.requests import PageRequest, PageUpdate
 from ui.chat.service import ChatService
 from ui.texts import Entry, entry
-from vqa_app.engine.protocol import GenerationOptions, PictureInput
+from vqa_app.engine.protocol import GenerationOptions, PictureInput, TokenCount
 from vqa_app.pictures.picture import Picture
 
 
@@ -20,9 +20,10 @@ def estimate_question(service: ChatService, owner: str, request: PageRequest) ->
         request: As for asking: `question`, `pictures`, `conversation` and `replaces`.
 
     Returns:
-        `estimate`, None while the model is not loaded: `tokens` and `image` of the prompt, `limit`
-        of the model, whether the question `fits` beside the whole chat, `seconds` until the first
-        word (None before the first answer), `text` with all that, and for each of the question's
+        `estimate`, None while the model is not loaded: `tokens` and `image` of the prompt and
+        `limit` of the model (None if only a server elsewhere knows them), whether the question
+        `fits` beside the whole chat (false only if that is known), `seconds` until the first word
+        (None before the first answer), `text` with all that, and for each of the question's
         `pictures` its `digest`, `tokens`, `images`, `size` and `note` (None unless it is shrunk).
 
     Raises:
@@ -39,20 +40,22 @@ def estimate_question(service: ChatService, owner: str, request: PageRequest) ->
         if turn.answer and not turn.facts.get("dropped"):
             known = turn.facts.get("prompt_tokens", 0) + turn.facts.get("new_tokens", 0)
     model = settings.model or service.pool.default
-    seconds = service.speeds.seconds(model, max(1, count.prompt - known))
-    room = min(
-        settings.max_new_tokens or GenerationOptions.max_new_tokens, info.context_length // 8
-    )
+    seconds = None
+    if count.prompt is not None:
+        seconds = service.speeds.seconds(model, max(1, count.prompt - known))
+    longest = settings.max_new_tokens or GenerationOptions.max_new_tokens
+    limit = info.context_length
+    fits = limit is None or count.prompt is None or count.prompt + min(longest, limit // 8) <= limit
     digests = service.requested_pictures(owner, request)
     asked = count.pictures[len(count.pictures) - len(digests) :]
     return {
         "estimate": {
             "tokens": count.prompt,
             "image": count.image,
-            "limit": info.context_length,
-            "fits": count.prompt + room <= info.context_length,
+            "limit": limit,
+            "fits": fits,
             "seconds": seconds,
-            "text": _text(count.prompt, count.image, seconds),
+            "text": _text(count, seconds),
             "pictures": [
                 _picture(digest, service.picture_store.get(digest), shown)
                 for digest, shown in zip(digests, asked, strict=False)
@@ -61,8 +64,10 @@ def estimate_question(service: ChatService, owner: str, request: PageRequest) ->
     }
 
 
-def _text(tokens: int, image: int, seconds: float | None) -> list[Entry]:
-    parts = [entry("estimate.tokens", count=tokens, image=image)]
+def _text(count: TokenCount, seconds: float | None) -> list[Entry]:
+    if count.prompt is None:
+        return [entry("estimate.unknown")]
+    parts = [entry("estimate.tokens", count=count.prompt, image=count.image)]
     if seconds is not None:
         parts.append(entry("estimate.seconds", count=max(1, round(seconds))))
     return parts

@@ -23,8 +23,10 @@ class AnswerSpeeds:
 
     def add(self, model: str, answer: Answer) -> None:
         """Remember how fast a model read the prompt of an answer."""
-        tokens = answer.prompt_tokens - answer.cached_tokens
-        if answer.new_tokens and tokens >= _MIN_TOKENS:
+        if answer.prompt_tokens is None or not answer.new_tokens:
+            return
+        tokens = answer.prompt_tokens - (answer.cached_tokens or 0)
+        if tokens >= _MIN_TOKENS:
             with self._lock:
                 self._measured[model].append(answer.seconds_to_first_token / tokens)
 

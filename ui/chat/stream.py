@@ -22,10 +22,11 @@ def turn_state(answer: Answer) -> State:
 
 
 def answer_facts(answer: Answer) -> dict[str, Any]:
-    """Return the figures of an answer that are stored with its turn, without those that are NaN."""
+    """Return the figures of an answer that are stored with its turn: those that are known."""
+    confidence = answer.confidence
     facts: dict[str, Any] = {
         "finish": answer.finish_reason,
-        "confidence": round(answer.confidence, 4),
+        "confidence": confidence if confidence is None else round(confidence, 4),
         "calibrated": answer.calibrated,
         "prompt_tokens": answer.prompt_tokens,
         "image_tokens": answer.image_tokens,
@@ -35,7 +36,8 @@ def answer_facts(answer: Answer) -> dict[str, Any]:
         "speed": round(answer.tokens_per_second, 1),
         "dropped": answer.dropped_messages,
     }
-    return {k: v for k, v in facts.items() if not isinstance(v, float) or math.isfinite(v)}
+    known = {name: value for name, value in facts.items() if value is not None}
+    return {k: v for k, v in known.items() if not isinstance(v, float) or math.isfinite(v)}
 
 
 def poll_events(

@@ -25,7 +25,7 @@ def is_unknown_picture(choice: ModelChoice, answer: Answer) -> bool:
     """
     if answer.finish_reason == "cancelled" or knowledge(choice) == "general":
         return False
-    unsure = answer.calibrated and answer.confidence < LOW_CONFIDENCE
+    unsure = answer.calibrated and (answer.confidence or 0.0) < LOW_CONFIDENCE
     return unsure or _words(answer.text) in _refusals()
 
 

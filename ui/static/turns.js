@@ -225,10 +225,10 @@
     if (facts.ended?.length) quiet.push(vqa.message(facts.ended));
     if (facts.model) quiet.push(facts.model);
     if (quiet.length) {
-      const title = facts.new_tokens
+      const title = facts.new_tokens && facts.prompt_tokens !== undefined
         ? `${t(facts.calibrated ? "page.likelyRightMore" : "page.sureOfWordsMore")}\n` +
-          t("chat.figures", { prompt: facts.prompt_tokens, image: facts.image_tokens, cached: facts.cached_tokens,
-          generated: facts.new_tokens, seconds: facts.seconds })
+          t(facts.image_tokens === undefined ? "chat.figuresServer" : "chat.figures", { prompt: facts.prompt_tokens,
+          image: facts.image_tokens, cached: facts.cached_tokens, generated: facts.new_tokens, seconds: facts.seconds })
         : null;
       parts.push(el("span.facts", { title }, quiet.join(" · ")));
     }

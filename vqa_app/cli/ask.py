@@ -23,10 +23,18 @@ app = typer.Typer(add_completion=False)
 
 
 def open_engine(options: EngineOptions, console: Console) -> Engine:
-    """Load the model, which takes seconds for imports alone, and may download it."""
+    """Load the model, which takes seconds for imports alone, and may download it.
+
+    A model on a server is not loaded, and nothing that loads models is imported.
+    """
     from vqa_app.cli.terminal import spinner
 
     options.check_names()
+    if server := options.server():
+        from vqa_app.engine.remote import RemoteEngine
+
+        with spinner(console, f"Connecting to {server.host}"):
+            return RemoteEngine(server)
     with spinner(console, f"Loading {options.model}"):
         from vqa_app.checkpoints.loader import load_model
         from vqa_app.engine.local import LocalEngine
@@ -145,10 +153,18 @@ def ask(
         _warn_about_system(engine, system, console)
         return engine
 
+    server = model_options.server()
     if each:
         from vqa_app.cli.ask_many import ask_each, expand
 
         assert question is not None  # _check_combination
+        if server is not None:
+            console.print(
+                f"Pictures are sent to {server.host}, those of more than {server.max_side} pixels"
+                " on a side shrunk to that.",
+                style="dim",
+                markup=False,
+            )
         ask_each(
             load,
             expand(each),
@@ -160,7 +176,7 @@ def ask(
             model_options.identity(),
         )
         return
-    pictures = read_pictures(sources, console, limits)
+    pictures = read_pictures(sources, console, limits, server.max_side if server else None)
     if explain is not None:
         _check_writable(explain, sources)
     engine = load()

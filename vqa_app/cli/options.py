@@ -8,12 +8,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias, get_type_hints
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
 
 import typer
 
 from vqa_app.devices import Dtype, Quantization
+from vqa_app.errors import UsageError
+
+if TYPE_CHECKING:
+    from vqa_app.engine.remote import RemoteServer
 
 Device: TypeAlias = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision: TypeAlias = Annotated[
@@ -44,8 +48,23 @@ class EngineOptions:
     """
 
     model: Annotated[
-        str, typer.Option("--model", "-m", help="builtin, a hub id, or a folder: a model or a run.")
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="builtin, a hub id, a folder (a model or a run), or the address of a server with"
+            " OpenAI's API, as in http://localhost:11434/v1#NAME.",
+        ),
     ] = "builtin"
+    model_api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--model-api-key",
+            help="Key for a server given with --model; the variable hides it from other users.",
+            envvar="VQA_API_KEY",
+            show_default=False,
+        ),
+    ] = field(default=None, repr=False)
     adapter: Annotated[
         str | None,
         typer.Option("--adapter", help="Adapter for the model: a run's folder or a hub id."),
@@ -71,17 +90,36 @@ class EngineOptions:
         Loading begins with imports that take seconds, on a busy machine minutes; this does not.
 
         Raises:
-            VqaError: As for `vqa_app.checkpoints.source.find_local`.
+            VqaError: As for `vqa_app.checkpoints.source.find_local`; or a server's address cannot
+                be used, or is combined with options for loading a model.
         """
         from vqa_app.checkpoints.source import find_local
 
+        if self.server() is not None:
+            self._check_server_options()
+            return
         find_local(self.model, self.revision)
         if self.adapter is not None:
             find_local(self.adapter)
 
+    def server(self) -> RemoteServer | None:
+        """Return the server that answers; None if a model is loaded here."""
+        from vqa_app.engine.remote import RemoteServer, is_remote
+
+        return RemoteServer.parse(self.model, self.model_api_key) if is_remote(self.model) else None
+
+    def _check_server_options(self) -> None:
+        for name in ("adapter", "quantize", "revision", "device", "dtype"):
+            if getattr(self, name) not in (None, "auto"):
+                raise UsageError(
+                    f"--{name} cannot be combined with a server: it has loaded its model itself.",
+                    f"Leave out --{name}.",
+                )
+
     def load_arguments(self) -> dict[str, Any]:
         """Return the arguments for `vqa_app.checkpoints.loader.load_model`."""
         arguments = dataclasses.asdict(self)
+        del arguments["model_api_key"]
         return {"name": arguments.pop("model"), **arguments}
 
     def identity(self) -> dict[str, str | None]:
@@ -95,12 +133,12 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
     hints = get_type_hints(EngineOptions, include_extras=True)
     options = [
         inspect.Parameter(
-            field.name,
+            option.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=hints[field.name],
+            default=option.default,
+            annotation=hints[option.name],
         )
-        for field in dataclasses.fields(EngineOptions)
+        for option in dataclasses.fields(EngineOptions)
     ]
     parameters = inspect.signature(command, eval_str=True).parameters.values()
     name = next(parameter.name for parameter in parameters if parameter.annotation is EngineOptions)

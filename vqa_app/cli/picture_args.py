@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vqa_app.cli.terminal import spinner
+from vqa_app.engine.remote import shrunk
 from vqa_app.errors import ImageError, UsageError
 from vqa_app.pictures.download import fetch_picture, is_url
 from vqa_app.pictures.picture import SUFFIXES, ImageLimits, Picture, open_picture
@@ -27,8 +28,16 @@ def names_picture(word: str) -> bool:
         return False
 
 
-def read_pictures(sources: list[str], console: Console, limits: ImageLimits) -> list[Picture]:
+def read_pictures(
+    sources: list[str], console: Console, limits: ImageLimits, max_side: int | None = None
+) -> list[Picture]:
     """Open the pictures named on the command line and print what was changed in them.
+
+    Args:
+        sources: Files, addresses, or - for stdin.
+        console: Where changes are printed.
+        limits: The largest file and the most pixels to accept.
+        max_side: Longer side to which pictures are shrunk for a server; None keeps their size.
 
     Raises:
         ImageError: A picture cannot be used.
@@ -38,10 +47,12 @@ def read_pictures(sources: list[str], console: Console, limits: ImageLimits) -> 
         raise UsageError(
             "- is given twice, but stdin has only one picture.", "Use files for the others."
         )
-    return [read_picture(source, console, limits) for source in sources]
+    return [read_picture(source, console, limits, max_side) for source in sources]
 
 
-def read_picture(source: str, console: Console, limits: ImageLimits) -> Picture:
+def read_picture(
+    source: str, console: Console, limits: ImageLimits, max_side: int | None = None
+) -> Picture:
     """Open one picture; see `read_pictures`."""
     if source == "-":
         if sys.stdin.isatty():
@@ -54,6 +65,8 @@ def read_picture(source: str, console: Console, limits: ImageLimits) -> Picture:
             picture = fetch_picture(source, limits)
     else:
         picture = open_picture(source, limits=limits)
+    if max_side is not None:
+        picture = shrunk(picture, max_side)
     if picture.changes:
         console.print(f"{picture.name}: {', '.join(picture.changes)}", style="dim", markup=False)
     return picture

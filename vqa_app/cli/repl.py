@@ -16,6 +16,7 @@ from vqa_app.cli.picture_args import read_picture
 from vqa_app.cli.reply import AnswerOptions, Reply, print_notes, reply_to
 from vqa_app.cli.terminal import write_stdout
 from vqa_app.engine.protocol import Engine, GenerationOptions, vary
+from vqa_app.engine.remote import RemoteEngine
 from vqa_app.errors import UsageError, VqaError
 from vqa_app.pictures.picture import ImageLimits, Picture
 from vqa_app.prompts.conversation import Conversation, Message
@@ -45,6 +46,7 @@ class TerminalDialogue:
     ) -> None:
         self._engine, self._options, self._console = engine, options, console
         self._limits = limits or ImageLimits()
+        self._max_side = engine.max_side if isinstance(engine, RemoteEngine) else None
         self._conversation = Conversation()
         self._next: list[Picture] = []
         """Pictures for the next question."""
@@ -89,7 +91,10 @@ class TerminalDialogue:
                 if not words:
                     raise UsageError("/image needs a picture.", "For example: /image cat.png")
                 self._add_pictures(
-                    [read_picture(word, self._console, self._limits) for word in words]
+                    [
+                        read_picture(word, self._console, self._limits, self._max_side)
+                        for word in words
+                    ]
                 )
             case "/retry":
                 self._retry()

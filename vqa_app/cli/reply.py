@@ -18,6 +18,8 @@ from vqa_app.engine.protocol import (
     Status,
     confidence_text,
 )
+from vqa_app.engine.remote import RemoteEngine
+from vqa_app.errors import ModelError
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import Conversation
 
@@ -44,10 +46,13 @@ class Reply:
     """What the user reads."""
     model_text: str
     """What the model answered; differs from `text` if it was not confident enough."""
-    confidence: float
+    confidence: float | None
+    """None if a server elsewhere does not send it."""
     answer: Answer | None = None
-    """The last event of the stream; None if the answer was chosen by scoring."""
+    """The last event of the stream; None if the answer was chosen from given ones."""
     probabilities: dict[str, float] | None = None
+    chosen_by: str | None = None
+    """How a server elsewhere chose from given answers; see `vqa_app.engine.remote.Choice`."""
 
     @property
     def abstained(self) -> bool:
@@ -58,7 +63,7 @@ class Reply:
         """Return the fields that `--json` prints."""
         row: dict[str, Any] = {
             "answer": self.text,
-            "confidence": round(self.confidence, 4),
+            "confidence": _rounded(self.confidence),
             "calibrated": self.answer is not None and self.answer.calibrated,
             "abstained": self.abstained,
         }
@@ -66,6 +71,8 @@ class Reply:
             row["would_have_said"] = self.model_text
         if self.probabilities is not None:
             row["choices"] = {text: round(p, 4) for text, p in self.probabilities.items()}
+        if self.chosen_by is not None:
+            row["chosen_by"] = self.chosen_by
         if self.answer is not None:
             details = asdict(self.answer)
             for name in ("text", "confidence", "calibrated", "model", "log_probabilities"):
@@ -101,10 +108,7 @@ def reply_to(
     write = write or (lambda text: None)
     if options.choices:
         with spinner(console, "Scoring the choices"):
-            scores = engine.score(_with_system(conversation, options), options.choices)
-        probabilities = dict(zip(options.choices, scores, strict=True))
-        best = max(probabilities, key=probabilities.__getitem__)
-        reply = _judge(best, probabilities[best], options, probabilities=probabilities)
+            reply = _choose(engine, _with_system(conversation, options), options)
         write(reply.text)
         return reply
     streams = options.abstain is None
@@ -120,9 +124,39 @@ def _with_system(conversation: Conversation, options: AnswerOptions) -> Conversa
     return conversation if system is None else conversation.with_system(system)
 
 
-def _judge(text: str, confidence: float, options: AnswerOptions, **details: Any) -> Reply:
-    """Return the reply, withholding the model's text if its confidence is too low."""
-    unsure = options.abstain is not None and confidence < options.abstain
+def _choose(engine: Engine, conversation: Conversation, options: AnswerOptions) -> Reply:
+    """Return the most probable of the given answers."""
+    choices = options.choices
+    if isinstance(engine, RemoteEngine):
+        chosen = engine.choose(conversation, choices)
+        method = chosen.method
+        if chosen.probabilities is None:
+            return _judge(chosen.text, None, options, chosen_by=method)
+        scores = list(chosen.probabilities)
+    else:
+        scores, method = engine.score(conversation, choices), None
+    probabilities = dict(zip(choices, scores, strict=True))
+    best = max(probabilities, key=probabilities.__getitem__)
+    details = {"probabilities": probabilities, "chosen_by": method}
+    return _judge(best, probabilities[best], options, **details)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _judge(text: str, confidence: float | None, options: AnswerOptions, **details: Any) -> Reply:
+    """Return the reply, withholding the model's text if its confidence is too low.
+
+    Raises:
+        ModelError: Replies may be withheld, but the confidence is unknown.
+    """
+    if options.abstain is not None and confidence is None:
+        raise ModelError(
+            "The server does not say how sure the model is, which --abstain needs.",
+            "Leave out --abstain, or use a server that sends `logprobs`.",
+        )
+    unsure = options.abstain is not None and (confidence or 0.0) < options.abstain
     return Reply(NOT_SURE if unsure else text, text, confidence, **details)
 
 
@@ -167,14 +201,19 @@ def print_notes(reply: Reply, console: Console) -> None:
         )
     if not console.is_terminal:
         return
-    facts = [confidence_text(reply.confidence, answer is not None and answer.calibrated)]
+    facts = []
+    if reply.confidence is not None:
+        facts = [confidence_text(reply.confidence, answer is not None and answer.calibrated)]
+    if reply.chosen_by is not None:
+        facts = [f"chosen by {reply.chosen_by}"]
     if reply.probabilities is not None:
         facts = [f"{text} {p:.0%}" for text, p in reply.probabilities.items()]
     if answer is not None:
         facts.append(f"first word after {answer.seconds_to_first_token:.2f} s")
         if answer.tokens_per_second:
             facts.append(f"{answer.tokens_per_second:.0f} tokens/s")
-    console.print(" · ".join(facts), style="dim", markup=False)
+    if facts:
+        console.print(" · ".join(facts), style="dim", markup=False)
 
 
 def picture_to_json(picture: Picture) -> dict[str, Any]:

@@ -171,6 +171,7 @@ class LocalEngine:
         vocabulary = model.config.get_text_config(decoder=True).vocab_size
         self._grammars = JsonGrammars(processor.tokenizer, vocabulary)
         self._token_bytes = TokenBytes(processor.tokenizer)
+        self._context_length = loaded.capabilities.context_length
         self._calibration = loaded.calibration
         if fast_decoding:
             optimize_layout(model)
@@ -191,7 +192,7 @@ class LocalEngine:
             device=str(model.device),
             dtype=dtype,
             quantization=loaded.quantization,
-            context_length=loaded.capabilities.context_length,
+            context_length=self._context_length,
             attention_maps=loaded.capabilities.maps_attention,
             concurrency=MAX_ROWS,
             defaults=default_options(model),
@@ -250,7 +251,7 @@ class LocalEngine:
                     answer_next=True,
                     question_incomplete=True,
                 )
-                if 0 < len(prompt) <= self._info.context_length:
+                if 0 < len(prompt) <= self._context_length:
                     yield from self._runtime.warm(prompt, cancelled)
 
         for _ in self._scheduler.stream(job, cancel, background=True):
@@ -349,7 +350,7 @@ class LocalEngine:
         cancelled: Cancelled,
     ) -> Generator[Event | EncodeStep | DecodeStep | Reservation | None, Any, None]:
         with self._memory_guard():
-            room = min(options.max_new_tokens, self._info.context_length // 8)
+            room = min(options.max_new_tokens, self._context_length // 8)
             _, prompt, draft.dropped_turns = self._fit(conversation, room)
             draft.prompt_tokens, draft.image_tokens = len(prompt), prompt.image_tokens
             yield Reservation(self._runtime.kv_bytes(len(prompt) + options.max_new_tokens))
@@ -388,7 +389,7 @@ class LocalEngine:
         Raises:
             ContextOverflowError: The last message alone leaves less than `min_room`.
         """
-        limit = self._info.context_length
+        limit = self._context_length
         *earlier, question = _turns(conversation) or [()]  # `encode` refuses an empty one
         kept = dict(enumerate(earlier))
         dropped: list[int] = []
@@ -452,7 +453,7 @@ class LocalEngine:
         ids = prompt.inputs["input_ids"].to(generation.logits.device)
         sampler = Sampler(self._runtime.model, options, ids, constraint)
         text = Detokenizer(self._runtime.processor.tokenizer, options.stop)
-        limit = min(options.max_new_tokens, self._info.context_length - len(prompt))
+        limit = min(options.max_new_tokens, self._context_length - len(prompt))
         own_penalty = options.repetition_penalty in (None, self._info.defaults.repetition_penalty)
         chosen_penalty = options.presence_penalty or options.frequency_penalty
         repeats = own_penalty and not chosen_penalty and constraint is None

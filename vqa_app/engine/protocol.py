@@ -1,6 +1,7 @@
 """The interface between a model and the browser or shell: typed values and no torch.
 
-`vqa_app.engine.local.LocalEngine` runs a transformers model in this process; tests use a fake.
+`vqa_app.engine.local.LocalEngine` runs a transformers model in this process,
+`vqa_app.engine.remote.RemoteEngine` asks a server; tests use a fake.
 """
 
 from __future__ import annotations
@@ -147,20 +148,23 @@ class Delta:
 
 @dataclass(frozen=True)
 class Answer:
-    """A complete answer, the last event of a stream."""
+    """A complete answer, the last event of a stream.
+
+    Numbers that are None are unknown: a server elsewhere does not send them.
+    """
 
     text: str
     finish_reason: FinishReason
-    prompt_tokens: int
+    prompt_tokens: int | None
     """Length of the prompt, image tokens included."""
-    image_tokens: int
-    cached_tokens: int
+    image_tokens: int | None
+    cached_tokens: int | None
     """Number of prompt tokens that came from the KV cache."""
-    new_tokens: int
+    new_tokens: int | None
     seconds_to_first_token: float
     tokens_per_second: float
-    """Decoding speed after the first token; 0.0 for answers of one token."""
-    confidence: float
+    """Decoding speed after the first token; 0.0 for answers of one token, or if unknown."""
+    confidence: float | None
     """How likely the answer is right, 0 to 1, if `calibrated`; otherwise how sure the model is of
     its words: the geometric mean of the answer tokens' probabilities."""
     dropped_messages: int = 0
@@ -193,7 +197,8 @@ Event: TypeAlias = "Status | Delta | Answer"
 class PictureInput:
     """What a model gets of a picture."""
 
-    tokens: int
+    tokens: int | None
+    """None if unknown."""
     images: int
     """1, or the number of tiles that it is split into."""
     width: int
@@ -203,11 +208,11 @@ class PictureInput:
 
 @dataclass(frozen=True)
 class TokenCount:
-    """Length of a prompt, in tokens."""
+    """Length of a prompt, in tokens; None if only a server elsewhere knows it."""
 
-    prompt: int
+    prompt: int | None
     """All tokens, image tokens included."""
-    image: int
+    image: int | None
     pictures: tuple[PictureInput, ...] = ()
     """The pictures of the conversation, in their order."""
 
@@ -217,15 +222,16 @@ class ModelInfo:
     """Description of a loaded model."""
 
     name: str
-    """`builtin`, a hub id or a path."""
+    """`builtin`, a hub id, a path, or the address of a server and its model's name there."""
     adapter: str | None
     architecture: str
-    parameters: int
+    parameters: int | None
+    """None if unknown."""
     device: str
     dtype: str
     quantization: str | None
-    context_length: int
-    """Longest sequence, in tokens."""
+    context_length: int | None
+    """Longest sequence, in tokens; None if unknown."""
     attention_maps: bool
     """Whether `Engine.attention_map` supports this architecture."""
     concurrency: int = 1
