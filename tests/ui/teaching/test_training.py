@@ -629,6 +629,7 @@ def test_data_set_without_usable_rows_is_refused(harness):
 
 @pytest.mark.slow
 def test_drawing_rehearsal_pictures_is_a_phase(harness, monkeypatch):
+    monkeypatch.setattr(few_rows, "REHEARSAL_ROWS", 6)
     teach_row(harness)
     phases, settings = [], few_rows.config_overrides
 
