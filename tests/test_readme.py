@@ -77,6 +77,7 @@ def test_every_command_and_option_in_the_readme_exists() -> None:
 TABLES = {
     "Ask in the shell": "ask",
     "Chat in the browser": "chat",
+    "From programs": "serve",
     "Fine-tune on your own data": "finetune",
 }
 

@@ -1,4 +1,4 @@
-"""The ASGI application: the page, its routes, and the Gradio endpoint, behind access control."""
+"""The ASGI application: the page, its routes, and the endpoints for programs, guarded."""
 
 from __future__ import annotations
 
@@ -35,12 +35,14 @@ from vqa_app.serving.redact import hide_folder
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from vqa_app.serving.openai_api import ChatApi
+
 STATIC = Path(__file__).parent / "static"
 UNUSED_PICTURE_SECONDS = 24 * 3600
 """Age from which pictures that no question uses are deleted when the server starts."""
 
 REACHABLE = re.compile(
-    r"/|/(healthz|readyz|config|favicon\.ico|robots\.txt)/?|/vqa/.+|/static/fonts/.+"
+    r"/|/(healthz|readyz|config|favicon\.ico|robots\.txt)/?|/vqa/.+|/v1/.+|/static/fonts/.+"
     r"|/gradio_api/(info|upload|upload_progress|cancel|reset|startup-events|app_id)/?"
     r"|/gradio_api/call/chat(/.*)?|/gradio_api/(heartbeat|queue)/.+",
     re.DOTALL,
@@ -57,6 +59,7 @@ class Application:
     service: ChatService
     taught_rows: TaughtRowStore
     training: TrainingService
+    api: ChatApi
 
     def serve(self, listener: socket.socket) -> None:
         """Serve until Ctrl-C or SIGTERM, then close."""
@@ -68,6 +71,7 @@ class Application:
     def _stop(self) -> None:
         """Stop running answers, then a training, which takes longest to save its current step."""
         self.service.stop_all()
+        self.api.stop_all()
         self.training.close()
 
     def close(self, patience: float = 0.5) -> None:
@@ -77,6 +81,7 @@ class Application:
             patience: Seconds to wait in total; whatever takes longer is abandoned.
         """
         end = time.monotonic() + patience
+        self.api.stop_all()
         for close in (self.training.close, self.service.stop_all, self.service.pool.close):
             close(max(0.0, end - time.monotonic()))
         self.service.store.close()
@@ -200,6 +205,7 @@ def create_application(
     from ui.web.gradio_endpoint import ExplainMalformedCalls
     from ui.web.page import page_routes
     from ui.web.routes import MAX_IMPORT, data_routes
+    from vqa_app.serving.openai_api import MAX_BODY, ChatApi, openai_routes
 
     store, picture_store = _open(data_dir, limits)
     hide_folder(data_dir)
@@ -220,6 +226,8 @@ def create_application(
     training = TrainingService(data_dir, service, taught_rows, train, device)
     app.include_router(data_routes(service, taught_rows, training))
     app.include_router(page_routes(service, taught_rows, training))
+    api = ChatApi(service.models, media_hosts=service.picture_hosts, limits=picture_store.limits)
+    app.include_router(openai_routes(api))
     _mount(app, service, root_path)
     rules = AccessRules(
         hosts=frozenset(hosts),
@@ -231,8 +239,10 @@ def create_application(
             "/vqa/taught": MAX_IMPORT,
             "/vqa/datasets": MAX_IMPORT,
             "/gradio_api/upload": MAX_IMPORT,
+            "/v1/": MAX_BODY,
         },
         root_path=root_path,
         reachable=REACHABLE,
     )
-    return Application(Guard(ExplainMalformedCalls(app), rules), service, taught_rows, training)
+    guard = Guard(ExplainMalformedCalls(app), rules)
+    return Application(guard, service, taught_rows, training, api)

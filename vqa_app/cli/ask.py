@@ -369,7 +369,7 @@ def _save_overlays(
     engine: Engine, conversation: Conversation, answer: str, path: Path
 ) -> list[Path]:
     """Save an attention map for each picture and return the files; see `_targets`."""
-    from vqa_app.cli.heatmap import draw_overlay, whole_answer
+    from vqa_app.engine.heatmap import draw_overlay, whole_answer
 
     attention = engine.attention_map(conversation, answer)
     pictures = conversation.pictures

@@ -45,6 +45,7 @@ _COMMANDS = {
     "ask": _Subcommand(
         "vqa_app.cli.ask", "Ask in the shell: once, in a dialogue, or about many files."
     ),
+    "serve": _Subcommand("vqa_app.cli.serve", "Serve a model to programs, through OpenAI's API."),
     "finetune": _Subcommand("finetune.cli.train", "Fine-tune a model on your own data."),
     "check-data": _Subcommand(
         "finetune.cli.train", "Check instruction data before training on it."

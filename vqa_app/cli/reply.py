@@ -11,6 +11,7 @@ from rich.console import Console
 
 from vqa_app.cli.terminal import spinner
 from vqa_app.engine.protocol import (
+    NOT_SURE,
     Answer,
     Delta,
     Engine,
@@ -22,9 +23,6 @@ from vqa_app.engine.remote import RemoteEngine
 from vqa_app.errors import ModelError
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import Conversation
-
-NOT_SURE = "I am not sure."
-"""Printed by `--abstain` instead of an answer."""
 
 
 @dataclass(frozen=True)

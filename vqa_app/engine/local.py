@@ -353,7 +353,8 @@ class LocalEngine:
             room = min(options.max_new_tokens, self._context_length // 8)
             _, prompt, draft.dropped_turns = self._fit(conversation, room)
             draft.prompt_tokens, draft.image_tokens = len(prompt), prompt.image_tokens
-            yield Reservation(self._runtime.kv_bytes(len(prompt) + options.max_new_tokens))
+            longest = min(len(prompt) + options.max_new_tokens, self._info.context_length)
+            yield Reservation(self._runtime.kv_bytes(longest))
             draft.started = time.perf_counter()
             yield Status("looking")
             generation = yield from self._retry(lambda: self._runtime.prefill(prompt, cancelled))

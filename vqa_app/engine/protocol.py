@@ -24,6 +24,8 @@ the same words and would not have stopped), or the user."""
 
 
 MAX_TOP_LOG_PROBABILITIES = 20
+NOT_SURE = "I am not sure."
+"""Given in place of an answer that is less certain than somebody wants."""
 
 
 @dataclass(frozen=True)

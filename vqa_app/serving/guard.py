@@ -1,4 +1,4 @@
-"""Access control for a server: host names, origins, passwords, cookies, and request sizes.
+"""Access control for a server: host names, origins, passwords, keys, cookies, and request sizes.
 
 One ASGI middleware wraps the whole application, Gradio's own routes included, so that no route can
 be forgotten.
@@ -28,6 +28,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vqa_app.serving.csp import with_security_headers
+from vqa_app.serving.openai_errors import API_PATH, ApiError
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,10 @@ class AccessRules:
     """Host names to answer to. `localhost`, this machine's name and IP addresses are always
     allowed: DNS rebinding needs a name."""
     users: Mapping[str, str] = field(default_factory=dict)
-    """Passwords by user. If empty, no password is needed, and each browser is its own owner."""
+    """Passwords by user. If empty, no password is needed, and each browser is its own owner. On
+    paths of OpenAI's API, whose clients send keys only, `ann:secret` is the key of a user."""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """API keys by name. If empty, no key is needed."""
     max_body: int = 32 * 2**20
     """Size limit of a request body, in bytes."""
     larger: Mapping[str, int] = field(default_factory=dict)
@@ -68,8 +72,8 @@ def machine_hosts(extra: Iterable[str] = ()) -> frozenset[str]:
 class Guard:
     """ASGI middleware that refuses forbidden requests and identifies the owner of the others.
 
-    It sets `scope["state"]["owner"]` to `user:<name>` or `browser:<hash of the cookie>`, or to ""
-    for a request with neither. Only the hash is stored, never the cookie.
+    It sets `scope["state"]["owner"]` to `user:<name>`, `key:<name>` or `browser:<hash of the
+    cookie>`, or to "" for a request with none. Only the hash is stored, never the cookie.
 
     Args:
         app: The application to protect.
@@ -99,9 +103,9 @@ class Guard:
                 await self._delay_wrong_password(_address(scope, headers))
             await refusal(scope, receive, with_security_headers(send, {}))
             return
-        user = self._user(headers)
+        user = self._user(scope, headers)
         token = _token(headers)
-        owner = f"user:{user}" if user else f"browser:{_digest(token)}" if token else ""
+        owner = user or (f"browser:{_digest(token)}" if token else "")
         scope.setdefault("state", {})["owner"] = owner
         new = {} if token or user or scope["type"] != "http" else self._new_cookie(scope)
         body = _Body(receive, self._limit(scope))
@@ -109,7 +113,7 @@ class Guard:
 
     async def _delay_wrong_password(self, address: str) -> None:
         """Delay the answer to a wrong password without delaying anyone else."""
-        log.warning("Wrong user or password from %s.", address or "this machine or its proxy")
+        log.warning("Wrong password or key from %s.", address or "this machine or its proxy")
         if not address:
             await sleep(WRONG_PASSWORD_SECONDS)
             return
@@ -136,27 +140,31 @@ class Guard:
         return {**scope, "path": rest, "raw_path": quote(rest).encode()}
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
+        path = scope["path"]
         if not self._host_allowed(headers.get("host", "")):
-            return PlainTextResponse(
-                "This server does not answer to this host name. Start it with --allow-host NAME"
-                " if the name is correct.\n",
+            return _refuse(
+                path,
                 421,
+                "This server does not answer to this host name. Start it with --allow-host NAME"
+                " if the name is correct.",
             )
         if not _same_origin(headers):
-            return PlainTextResponse("Requests from other sites are refused.\n", 403)
+            return _refuse(path, 403, "Requests from other sites are refused.")
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self._limit(scope):
-            return PlainTextResponse("The request is too large.\n", 413)
-        if self.rules.users and scope["path"] not in _OPEN_PATHS:
+            return _refuse(path, 413, "The request is too large.")
+        if (self.rules.users or self.rules.keys) and path not in _OPEN_PATHS:
             if self._wrong[_address(scope, headers)] >= MAX_WRONG_PASSWORDS:  # even a correct one
-                return PlainTextResponse("Too many wrong passwords at once.\n", 429)
-            if self._user(headers) is None:
-                return PlainTextResponse(
-                    "Please sign in.\n",
+                return _refuse(path, 429, "Too many wrong passwords at once.")
+            if self._user(scope, headers) is None:
+                basic = self.rules.users and not API_PATH.fullmatch(path)
+                return _refuse(
+                    path,
                     401,
-                    {"www-authenticate": 'Basic realm="VQA chat", charset="UTF-8"'},
+                    "Please sign in." if basic else "Send a valid API key of this server.",
+                    'Basic realm="VQA chat", charset="UTF-8"' if basic else "Bearer",
                 )
-        if self.rules.reachable and not self.rules.reachable.fullmatch(scope["path"]):
+        if self.rules.reachable and not self.rules.reachable.fullmatch(path):
             return PlainTextResponse("Not found.\n", 404)
         return None
 
@@ -178,18 +186,31 @@ class Guard:
             return False
         return True
 
-    def _user(self, headers: Headers) -> str | None:
+    def _user(self, scope: Scope, headers: Headers) -> str | None:
+        """Return who sends a correct password or key."""
         scheme, _, value = headers.get("authorization", "").partition(" ")
-        if not self.rules.users or scheme.lower() != "basic":
+        if scheme.lower() == "basic" and self.rules.users:
+            try:
+                return self._check_password(base64.b64decode(value, validate=True).decode())
+            except (binascii.Error, UnicodeDecodeError):
+                return None
+        if scheme.lower() != "bearer":
             return None
-        try:
-            name, _, password = base64.b64decode(value, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
-            return None
+        if self.rules.users and API_PATH.fullmatch(scope["path"]):
+            return self._check_password(value)
+        found = None
+        for name, key in self.rules.keys.items():  # all, so that the time reveals nothing
+            if hmac.compare_digest(_digest(key), _digest(value)):
+                found = f"key:{name}"
+        return found
+
+    def _check_password(self, entry: str) -> str | None:
+        """Return the owner for `user:password`."""
+        name, _, password = entry.partition(":")
         # Always compare a password, so that the response time does not reveal which users exist.
         known = name in self.rules.users
         right = hmac.compare_digest(_digest(self.rules.users.get(name, "")), _digest(password))
-        return name if known and right else None
+        return f"user:{name}" if known and right else None
 
     def _new_cookie(self, scope: Scope) -> dict[str, str]:
         if scope["method"] != "GET":
@@ -200,6 +221,15 @@ class Guard:
             f" Max-Age=31536000; HttpOnly; SameSite=Lax{secure}"
         )
         return {"set-cookie": value}
+
+
+def _refuse(path: str, status: int, message: str, authenticate: str = "") -> Response:
+    """Return a refusal, in OpenAI's form on paths of its API."""
+    headers = {"www-authenticate": authenticate} if authenticate else {}
+    if API_PATH.fullmatch(path):
+        code = "invalid_api_key" if status == 401 else None
+        return ApiError(status, message, code=code, headers=headers).response()
+    return PlainTextResponse(f"{message}\n", status, headers)
 
 
 def _same_origin(headers: Headers) -> bool:

@@ -15,9 +15,9 @@ from tests.architectures import ARCHITECTURES
 from tests.benchmarks.attention_peak import peaks_on_objects
 from tests.tiny import picture
 from vqa_app.checkpoints.loader import load_model
-from vqa_app.cli.heatmap import whole_answer
 from vqa_app.engine.attention_map import PARTS, _relative_attention
 from vqa_app.engine.cache_budget import CacheBudget
+from vqa_app.engine.heatmap import whole_answer
 from vqa_app.engine.local import LocalEngine
 from vqa_app.engine.runtime import Runtime
 from vqa_app.engine.scheduler import run_to_end

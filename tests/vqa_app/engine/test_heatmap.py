@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests import tiny
-from vqa_app.cli.heatmap import SHORTEST_LONG_SIDE, draw_overlay, whole_answer
+from vqa_app.engine.heatmap import SHORTEST_LONG_SIDE, draw_overlay, whole_answer
 from vqa_app.engine.protocol import AttentionMap
 
 
