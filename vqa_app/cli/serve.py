@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import signal
 import sys
-import threading
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,8 +90,8 @@ def serve(
     )
     pool.start_loading()
     name = model_names(choice)[0]
-    threading.Thread(target=_report_loading, args=(pool, name), daemon=True).start()
-    listening.serve(api_application(api, keys=keys, hosts=allow_host or []), listener, api.stop_all)
+    application = api_application(api, keys=keys, hosts=allow_host or [])
+    listening.serve(application, listener, api.stop_all, lambda: _wait_for_model(pool, name))
     status = pool.status()
     pool.close(patience=0.5)
     if status.phase == "failed":
@@ -122,12 +120,11 @@ def parse_keys(entries: list[str]) -> dict[str, str]:
     return keys
 
 
-def _report_loading(pool: EnginePool, name: str) -> None:
-    """Print when the model is ready; end the server if it cannot be loaded."""
+def _wait_for_model(pool: EnginePool, name: str) -> bool:
+    """Print when the model is ready; return False if it cannot be loaded."""
     try:
         pool.wait()
     except VqaError:
-        if pool.status().phase == "failed":  # not if the server is shutting down
-            signal.raise_signal(signal.SIGTERM)
-    else:
-        print(f"{name} is ready.", flush=True)
+        return pool.status().phase != "failed"  # cancelled: the server is shutting down
+    print(f"{name} is ready.", flush=True)
+    return True

@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 
@@ -134,14 +135,21 @@ def _should_log(record: logging.LogRecord) -> bool:
     return not unknown_stream and not cut
 
 
-def serve(app: ASGIApp, listener: socket.socket, stop: Callable[[], None]) -> None:
-    """Serve until Ctrl-C or SIGTERM.
+def serve(
+    app: ASGIApp,
+    listener: socket.socket,
+    stop: Callable[[], None],
+    start: Callable[[], bool] = lambda: True,
+) -> None:
+    """Serve until Ctrl-C or SIGTERM, or until `start` fails.
 
     Args:
         app: The ASGI application.
         listener: A listening socket, as `listen` returns it.
         stop: Ends running work when the signal arrives, so that open streams do not hold up the
             shutdown.
+        start: Runs in a thread of its own, while the server answers already; the server ends if
+            this returns False.
     """
     config = uvicorn.Config(
         app,
@@ -153,4 +161,10 @@ def serve(app: ASGIApp, listener: socket.socket, stop: Callable[[], None]) -> No
     )
     logging.getLogger("uvicorn.error").addFilter(_should_log)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after its shutdown
-        _Server(config, stop).run(sockets=[listener])
+        server = _Server(config, stop)
+
+        def start_or_end() -> None:
+            server.should_exit = not start() or server.should_exit
+
+        threading.Thread(target=start_or_end, name="start", daemon=True).start()
+        server.run(sockets=[listener])
