@@ -353,7 +353,7 @@ class LocalEngine:
             room = min(options.max_new_tokens, self._context_length // 8)
             _, prompt, draft.dropped_turns = self._fit(conversation, room)
             draft.prompt_tokens, draft.image_tokens = len(prompt), prompt.image_tokens
-            longest = min(len(prompt) + options.max_new_tokens, self._info.context_length)
+            longest = min(len(prompt) + options.max_new_tokens, self._context_length)
             yield Reservation(self._runtime.kv_bytes(longest))
             draft.started = time.perf_counter()
             yield Status("looking")

@@ -331,15 +331,15 @@ class ChatApi:
                     emit(Started())
         assert answer is not None, "a stream ends with its Answer"
         self.metrics.add_answer(
-            prompt=answer.prompt_tokens,
-            cached=answer.cached_tokens,
-            generated=answer.new_tokens,
+            prompt=answer.prompt_tokens or 0,
+            cached=answer.cached_tokens or 0,
+            generated=answer.new_tokens or 0,
             seconds=answer.seconds_to_first_token,
         )
         if answer.finish_reason == "cancelled":
             raise AnswerStopped
         result = VqaResult(calibrated=answer.calibrated) if chat.vqa.confidence else VqaResult()
-        shown = self._judge(result, answer.text, answer.confidence, chat)
+        shown = self._judge(result, answer.text, answer.confidence or 0.0, chat)
         if withholds:
             emit(Piece(index, shown))
         if answer.dropped_messages:
@@ -349,9 +349,9 @@ class ChatApi:
             Finish(
                 index,
                 "length" if answer.finish_reason == "length" else "stop",
-                answer.prompt_tokens,
-                answer.cached_tokens,
-                answer.new_tokens,
+                answer.prompt_tokens or 0,
+                answer.cached_tokens or 0,
+                answer.new_tokens or 0,
                 result if result.model_dump() else None,
             )
         )
@@ -375,7 +375,7 @@ class ChatApi:
         )
         emit(Piece(0, self._judge(result, choices[best], shares[best], chat)))
         self._examine(result, engine, conversation, choices[best], chat)
-        prompt = engine.count_tokens(conversation).prompt
+        prompt = engine.count_tokens(conversation).prompt or 0
         emit(Finish(0, "stop", prompt, 0, 0, result))
 
     def _judge(self, result: VqaResult, text: str, confidence: float, chat: ChatRequest) -> str:
@@ -583,10 +583,11 @@ def _options(chat: ChatRequest, model: ModelInfo) -> GenerationOptions:
         "frequency_penalty": chat.frequency_penalty,
         "seed": chat.seed,
         "stop": tuple(chat.stop) if chat.stop else None,
+        "schema": chat.schema_text,
     }
     return replace(
         model.defaults,
-        max_new_tokens=min(longest, model.context_length),
+        max_new_tokens=min(longest, model.context_length or longest),
         top_log_probabilities=(chat.top_logprobs or 0) if chat.logprobs else None,
         **{name: value for name, value in chosen.items() if value is not None},
     )

@@ -7,6 +7,7 @@ key, `vqa`.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -93,17 +94,33 @@ class StreamOptions(_RequestPart):
     include_obfuscation: Literal[False] = False
 
 
+class JsonSchema(_RequestPart):
+    """The form of an answer in JSON; it is enforced, whatever `strict` says."""
+
+    name: str = ""
+    description: str | None = None
+    strict: bool | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
 class ResponseFormat(_RequestPart):
     """The form of the answer."""
 
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
-    @field_validator("type", mode="before")
-    @classmethod
-    def _explain(cls, value: Any) -> Any:
-        if value in ("json_object", "json_schema"):
-            raise ValueError(f"{value} is not supported yet")
-        return value
+    @model_validator(mode="after")
+    def _check_schema(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("the type json_schema has json_schema, and the others have not")
+        return self
+
+    @property
+    def schema_text(self) -> str | None:
+        """JSON schema that the answer follows, as JSON."""
+        if self.json_schema is not None:
+            return json.dumps(self.json_schema.schema_)
+        return '{"type": "object"}' if self.type == "json_object" else None
 
 
 class VqaRequest(_RequestPart):
@@ -161,13 +178,18 @@ class ChatRequest(_RequestPart):
             raise ValueError("max_tokens and max_completion_tokens exclude each other")
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream to be true")
-        if self.vqa.choices is not None and (self.n > 1 or self.logprobs):
-            raise ValueError("vqa.choices excludes n and logprobs")
+        if self.vqa.choices is not None and (self.n > 1 or self.logprobs or self.schema_text):
+            raise ValueError("vqa.choices excludes n, logprobs and response_format")
         if self.vqa.abstain is not None and self.logprobs:
             raise ValueError("vqa.abstain excludes logprobs")
         if self.picture_count > MAX_PICTURES:
             raise ValueError(f"messages have {self.picture_count} pictures, at most {MAX_PICTURES}")
         return self
+
+    @property
+    def schema_text(self) -> str | None:
+        """JSON schema that the answer follows, as JSON; None for text."""
+        return self.response_format.schema_text if self.response_format is not None else None
 
     @property
     def picture_count(self) -> int:

@@ -146,7 +146,7 @@ def test_guessing_passwords_is_slowed_without_delaying_others(monkeypatch, caplo
 
     with ThreadPoolExecutor(1) as aside:  # Playwright has an event loop in the main thread
         aside.submit(asyncio.run, tried()).result()
-    assert caplog.text.count("Wrong user or password from 10.0.0.1") == MAX_WRONG_PASSWORDS
+    assert caplog.text.count("Wrong password or key from 10.0.0.1") == MAX_WRONG_PASSWORDS
 
 
 def test_large_bodies_are_refused_with_and_without_a_declared_length():

@@ -16,6 +16,7 @@ import httpx
 import openai
 import pytest
 from PIL import Image
+from pydantic import BaseModel
 
 from tests.fake_engine import FakeEngine
 from tests.tiny import picture
@@ -78,8 +79,8 @@ def test_a_question_about_a_picture_is_answered(engine: FakeEngine, client: open
     assert answer.message.content == "You asked 'What is it?' about 2 pictures."
     assert (answer.message.role, answer.finish_reason, answer.index) == ("assistant", "stop", 0)
     assert done.usage.prompt_tokens == 3 + 2 * 16
-    assert done.usage.completion_tokens == 7
-    assert done.usage.total_tokens == 3 + 2 * 16 + 7
+    assert done.usage.completion_tokens == 8
+    assert done.usage.total_tokens == 3 + 2 * 16 + 8
     assert done.model == "fake"
     colours = [p.image.getpixel((0, 0)) for p in engine.asked[0][0].pictures]
     assert colours == [(255, 0, 0), (0, 0, 255)], "in their order"
@@ -165,6 +166,25 @@ def test_options_reach_the_engine(engine: FakeEngine, client: openai.OpenAI) -> 
         max_new_tokens=5, temperature=0.5, top_p=0.9, top_k=3, repetition_penalty=1.1, seed=7,
         stop=("zzz", "yyy"), presence_penalty=0.5, frequency_penalty=-0.5,
     )  # fmt: skip
+
+
+def test_a_schema_of_a_pydantic_model_reaches_the_engine(
+    engine: FakeEngine, client: openai.OpenAI
+) -> None:
+    class Cat(BaseModel):
+        colour: str
+
+    engine.answer = '{"colour": "red"}'
+    done = client.chat.completions.parse(
+        model="fake",
+        messages=asking("Which?"),  # type: ignore[arg-type]
+        response_format=Cat,
+    )
+    assert done.choices[0].message.parsed == Cat(colour="red")
+    schema = json.loads(engine.asked[-1][1].schema or "")
+    assert schema["properties"]["colour"]["type"] == "string"
+    ask(client, response_format={"type": "json_object"})
+    assert json.loads(engine.asked[-1][1].schema or "") == {"type": "object"}
 
 
 def test_an_answer_ends_at_its_limit_or_at_a_stop_string(
@@ -293,8 +313,11 @@ def test_attention_of_a_model_without_maps_is_refused(
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"reasoning_effort": "low"}, "reasoning_effort"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.type"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+         "response_format.json_schema.schema"),
+        ({"vqa": {"choices": ["a"]}, "response_format": {"type": "json_object"}}, "vqa.choices"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": "0.5"}, "temperature"),
         ({"top_logprobs": 2}, "top_logprobs"),
