@@ -62,6 +62,15 @@ def chat(
             "images.example.com; repeat it for more hosts.",
         ),
     ] = None,
+    remotes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="TOML file with servers that answer elsewhere, offered beside the models of this"
+            " machine. [default: remotes.toml in the data folder]",
+            show_default=False,
+        ),
+    ] = None,
     operator: Annotated[
         str | None,
         typer.Option(
@@ -79,10 +88,13 @@ def chat(
     """Chat about pictures in the browser."""
     from vqa_app.pictures.download import allowed_host
     from vqa_app.serving.listener import address_for_others, address_of, is_loopback, listen
+    from vqa_app.serving.remotes import FILE_NAME, read_remotes
 
     model_options.check_names()
     users = _users(auth or [])
     root_path = _path(root_path)
+    folder = data_dir or user_data()
+    servers = read_remotes(remotes or folder / FILE_NAME, required=remotes is not None)
     picture_hosts = [allowed_host(entry) for entry in allow_pictures_from or []]
     if operator is not None and operator not in users:
         raise UsageError(f"--operator {operator} is not a user of --auth.", "Name one of them.")
@@ -105,14 +117,19 @@ def chat(
     from vqa_app.pictures.picture import ImageLimits
     from vqa_app.serving import model_choices
 
-    folder = data_dir or user_data()
-    start = model_choices.choice_from_options(
-        model_options.model, model_options.adapter, model_options.quantize, model_options.revision
-    )
+    if server := model_options.server():
+        start = model_choices.choice_from_server(server)
+    else:
+        start = model_choices.choice_from_options(
+            model_options.model,
+            model_options.adapter,
+            model_options.quantize,
+            model_options.revision,
+        )
     application = create_application(
         folder,
         partial(model_choices.load_engine, device=model_options.device, dtype=model_options.dtype),
-        lambda: model_choices.available_choices(start, folder / "runs"),
+        lambda: model_choices.available_choices(start, folder / "runs", servers),
         start.key,
         users=users,
         hosts=allow_host or [],

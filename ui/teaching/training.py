@@ -221,6 +221,11 @@ class TrainingService:
         base = self.service.models(owner).find(
             str(request.get("model") or "") or self.service.settings(owner).model
         )
+        if base.remote is not None:
+            raise UsageError(
+                f"{base.label} runs on a server, which keeps its weights.",
+                "Train a model of this machine.",
+            )
         if base.adapter:
             raise UsageError(
                 "A model with a separate adapter cannot be trained here.",

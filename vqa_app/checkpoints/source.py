@@ -100,6 +100,11 @@ def find_local(name: str | os.PathLike[str], revision: str | None = None) -> Sou
                 "Install it again, or choose another model with --model.",
             )
         return Source(BUILTIN, directory)
+    if name[:7].lower() == "http://" or name[:8].lower() == "https://":
+        raise UsageError(
+            "A server keeps the weights of its models, and they are needed for this.",
+            "Use builtin, a hub id or a folder; `ask`, `chat` and `eval` take a server.",
+        )
     path = Path(os.path.expanduser(name))
     try:
         is_dir, is_file = bool(name) and path.is_dir(), path.is_file()

@@ -18,6 +18,7 @@ from vqa_app.devices import is_out_of_memory
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import InsufficientMemoryError, ModelError, UsageError, VqaError
 from vqa_app.serving.redact import redact_paths
+from vqa_app.serving.remotes import Remote
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +42,12 @@ class ModelChoice:
     group: str
     """Heading under which the model is listed."""
     source: str
-    """Name or path, as `vqa_app.checkpoints.loader.load_model` takes it."""
+    """Name or path, as `vqa_app.checkpoints.loader.load_model` takes it, or a server's address."""
     adapter: str | None = None
     quantize: str | None = None
     revision: str | None = None
+    remote: Remote | None = None
+    """The server that answers; None for a model that is loaded here."""
     here: bool = True
     """Whether the weights are on this machine."""
     download: bool = False

@@ -10,18 +10,20 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from vqa_app.checkpoints.manifest import is_finished
 from vqa_app.engine.protocol import Engine
+from vqa_app.engine.remote import RemoteServer
 from vqa_app.errors import ModelError, UsageError, VqaError
 from vqa_app.serving.engine_pool import LoadProgress, ModelChoice
 from vqa_app.serving.redact import hide_folder
+from vqa_app.serving.remotes import Remote
 
-DOWNLOADED, TO_DOWNLOAD = "Downloaded", "To download"
+DOWNLOADED, TO_DOWNLOAD, SERVERS = "Downloaded", "To download", "Servers"
 _CATALOGUE_SECONDS = 60
 _RUN = "run-"
 """Start of the keys of training runs."""
@@ -44,16 +46,34 @@ def choice_from_options(
     return ModelChoice("start", label, detail, "Started with", model, adapter, quantize, revision)
 
 
-def available_choices(start: ModelChoice, runs: Path) -> Iterator[ModelChoice]:
+def choice_from_remote(remote: Remote) -> ModelChoice:
+    """Return the choice of a server from the list of servers."""
+    key = "remote-" + hashlib.sha256(remote.name.encode()).hexdigest()[:12]
+    host = remote.server.host
+    return ModelChoice(key, remote.name, host, SERVERS, remote.server.name, remote=remote)
+
+
+def choice_from_server(server: RemoteServer) -> ModelChoice:
+    """Return the choice of the server that the command line names."""
+    label = server.model.split("/")[-1] if server.model else server.host
+    remote = Remote(label, server)
+    return ModelChoice("start", label, server.host, "Started with", server.name, remote=remote)
+
+
+def available_choices(
+    start: ModelChoice, runs: Path, remotes: Sequence[Remote] = ()
+) -> Iterator[ModelChoice]:
     """Yield all models to choose from.
 
     Args:
         start: The model of the command line.
         runs: Folder whose subfolders are training runs.
+        remotes: Servers that answer elsewhere.
     """
     yield start
     if start is not BUILTIN:
         yield BUILTIN
+    yield from map(choice_from_remote, remotes)
     if runs.is_dir():
         finished = [
             run for run in runs.iterdir() if is_finished(run) and not run.name.startswith(".")
@@ -163,7 +183,7 @@ def check_downloaded(name: str) -> None:
 def load_engine(
     choice: ModelChoice, progress: LoadProgress, *, device: str = "auto", dtype: str = "auto"
 ) -> Engine:
-    """Load a model as an engine of this process.
+    """Load a model as an engine of this process, or connect to a server.
 
     Args:
         choice: The model.
@@ -174,6 +194,11 @@ def load_engine(
     Raises:
         ModelError: The model cannot be loaded, or would have to be downloaded first.
     """
+    if choice.remote is not None:
+        from vqa_app.engine.remote import RemoteEngine
+
+        progress("Connecting …")
+        return RemoteEngine(choice.remote.with_key())
     needed = hub_name(choice)
     if needed is not None and choice.download:
         from vqa_app.serving.downloads import download_model
