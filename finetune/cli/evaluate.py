@@ -16,9 +16,10 @@ from rich.text import Text
 from finetune.evaluation.answer_style import AnswerStyle
 from finetune.progress import progress_bar
 from finetune.runs.layout import require_folder
-from vqa_app.checkpoints.source import BUILTIN, find_local, stay_offline
+from vqa_app.checkpoints.source import BUILTIN, stay_offline
 from vqa_app.cli.options import Device, EngineOptions, Precision, with_model_options
 from vqa_app.cli.terminal import json_line
+from vqa_app.engine.remote import RemoteEngine, is_remote
 from vqa_app.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,9 +68,14 @@ def evaluate_command(
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     losses: Annotated[
-        int,
-        typer.Option(min=0, help="Number of questions whose loss and image gain are measured."),
-    ] = 1000,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Number of questions whose loss and image gain are measured. [default: 1000, or 0"
+            " for a server, which keeps its weights]",
+            show_default=False,
+        ),
+    ] = None,
     blind: Annotated[
         int,
         typer.Option(
@@ -107,7 +113,7 @@ def evaluate_command(
     from finetune.data.read import check_sources
     from finetune.evaluation.calibration import calibrate as calibrate_model
     from finetune.evaluation.calibration import check_count
-    from finetune.evaluation.evaluate import compare, evaluate
+    from finetune.evaluation.evaluate import MEASURED_LOSSES, compare, evaluate
     from finetune.evaluation.predictions import PredictionsFile
     from finetune.evaluation.questions import evaluation_identity, load_questions
     from vqa_app.checkpoints.loader import load_model
@@ -117,8 +123,18 @@ def evaluate_command(
             f"{out} is not a .jsonl file.", "Give --out a name like predictions.jsonl."
         )
     model_options.check_names()
+    names = [model_options.model, *([] if against is None else [against])]
+    servers = [name for name in names if is_remote(name)]
+    if servers and (losses or calibrate):
+        raise UsageError(
+            f"{'--calibrate' if calibrate else '--losses'} needs the weights of the model, which"
+            f" {servers[0]} keeps.",
+            "Leave it out, or evaluate a model of this machine.",
+        )
+    if losses is None:
+        losses = MEASURED_LOSSES
     if against is not None:
-        find_local(against)
+        _against(model_options, against).check_names()
     check_sources(data, images or ())
     if model_options.offline:
         stay_offline()
@@ -144,39 +160,51 @@ def evaluate_command(
         (out, model_options.model, model_options.adapter),
         (second, against, None),
     ):
-        if file is not None and name is not None:
+        if file is not None and name is not None and not is_remote(name):
             model_identity = {
                 "model": _resolve_name(name),
                 "adapter": adapter and _resolve_name(adapter),
             }
             PredictionsFile(file, identity | model_identity).check()
 
-    def measure(loaded: LoadedModel, out: Path | None) -> EvalResult:
-        with progress_bar(loaded.label, "questions") as update:
+    def measure(loaded: LoadedModel | RemoteEngine, out: Path | None) -> EvalResult:
+        on_server = isinstance(loaded, RemoteEngine)
+        label = loaded.info.label if isinstance(loaded, RemoteEngine) else loaded.label
+        with progress_bar(label, "questions") as update:
             return evaluate(
                 loaded,
                 questions,
                 out=out,
                 max_new_tokens=max_new_tokens,
-                losses=losses,
+                losses=0 if on_server else losses,
                 log_probabilities=calibrate,
                 blind=blind,
                 answer_style=answer_style,
                 on_progress=update,
             )
 
-    loaded = load_model(**model_options.load_arguments())
-    results = [measure(loaded, out)]
+    def load(options: EngineOptions) -> LoadedModel | RemoteEngine:
+        server = options.server()
+        return RemoteEngine(server) if server else load_model(**options.load_arguments())
+
+    def measure_and_close(loaded: LoadedModel | RemoteEngine, out: Path | None) -> EvalResult:
+        try:
+            return measure(loaded, out)
+        finally:
+            if isinstance(loaded, RemoteEngine):
+                loaded.close()
+
+    loaded = load(model_options)
+    results = [measure_and_close(loaded, out)]
     report: CalibrationReport | None = None
     uncalibrated: UsageError | None = None
-    if calibrate:
+    if calibrate and not isinstance(loaded, RemoteEngine):
         try:
             report = calibrate_model(loaded, results[0].predictions)
         except UsageError as error:
             uncalibrated = error  # raised after the results are shown
     if against is not None:
-        other = replace(model_options, model=against, adapter=None, revision=None)
-        results.append(measure(load_model(**other.load_arguments()), second))
+        results.append(measure_and_close(load(_against(model_options, against)), second))
     test = compare(*results) if against is not None else None
     if as_json:
         sys.stdout.write(json_line(_as_json(results, test, report), sys.stdout, indent=1))
@@ -184,7 +212,7 @@ def evaluate_command(
         _print(results, _given_names(model_options, against), test)
     if uncalibrated is not None:
         raise uncalibrated
-    if report is not None:
+    if report is not None and not isinstance(loaded, RemoteEngine):
         path = report.calibration.save(loaded.own_folder)
         if not as_json:
             _print_calibration(report, path)
@@ -222,6 +250,17 @@ def merge_command(
 
     found = merge(run, out, dtype=dtype)
     print(f"Merged into {out}. {found.summary}.")
+
+
+def _against(options: EngineOptions, name: str) -> EngineOptions:
+    """Return the options for the second model; no other server gets the key of the first one."""
+    other = replace(options, model=name, adapter=None, revision=None, model_api_key=None)
+    first, second = options.server(), other.server()
+    if second is not None:
+        other = replace(other, quantize=None, device="auto", dtype="auto")
+        if first is None or first.address == second.address:
+            other = replace(other, model_api_key=options.model_api_key)
+    return other
 
 
 def _resolve_name(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -28,6 +29,8 @@ from finetune.evaluation.questions import (
     load_questions,
 )
 from vqa_app.checkpoints.manifest import is_finished
+from vqa_app.engine.protocol import Answer, GenerationOptions
+from vqa_app.engine.remote import RemoteEngine
 from vqa_app.errors import DataError, ImageError, UsageError
 from vqa_app.numeric import LARGEST, checked_integer
 from vqa_app.pictures.picture import Picture, blank_like
@@ -37,12 +40,15 @@ if TYPE_CHECKING:
 
     from vqa_app.checkpoints.loader import LoadedModel
     from vqa_app.models.architecture import Capabilities
+    from vqa_app.prompts.conversation import Conversation
 
 MAX_NEW_TOKENS = 64
 BLIND_QUESTIONS = 200
 """Number of questions, evenly spaced, that are also answered with grey pictures."""
 MEASURED_LOSSES = 1000
 """Number of questions, evenly spaced, whose loss and image gain are measured."""
+_REMOTE_CHUNK = 4
+"""Questions in a chunk for each that a server elsewhere answers at once."""
 _CHUNK = 512
 """Questions that are answered together and then saved."""
 _CHUNK_PIXELS = 64_000_000
@@ -174,6 +180,22 @@ def measure_blind(
     from vqa_app.engine.batched import answer_prompts
     from vqa_app.prompts.prompt import encode
 
+    def answer(conversations: Sequence[Conversation]) -> list[str]:
+        prompts = [encode(processor, one, answer_next=True) for one in conversations]
+        return answer_prompts(
+            model, processor, capabilities, prompts, max_new_tokens=max_new_tokens
+        )
+
+    return _measure_blind(answer, questions, accuracies, limit)
+
+
+def _measure_blind(
+    answer: Callable[[Sequence[Conversation]], list[str]],
+    questions: Sequence[Question],
+    accuracies: Mapping[str, float],
+    limit: int,
+) -> BlindResult | None:
+    """Answer questions with grey pictures; see `measure_blind`."""
     chosen = evenly_spaced([question for question in questions if question.pictures], limit)
     if not chosen:
         return None
@@ -181,13 +203,10 @@ def measure_blind(
     blind: list[float] = []
     for chunk, pictures in _chunks(chosen):
         grey = {key: blank_like(picture) for key, picture in pictures.items()}
-        prompts = [encode(processor, q.conversation(grey), answer_next=True) for q in chunk]
-        answers = answer_prompts(
-            model, processor, capabilities, prompts, max_new_tokens=max_new_tokens
-        )
+        answers = answer([question.conversation(grey) for question in chunk])
         blind += [
-            metrics.vqa_accuracy(answer, question.answers)
-            for answer, question in zip(answers, chunk, strict=True)
+            metrics.vqa_accuracy(text, question.answers)
+            for text, question in zip(answers, chunk, strict=True)
         ]
     return BlindResult(
         questions=len(chosen),
@@ -197,7 +216,56 @@ def measure_blind(
     )
 
 
-def _chunks(questions: Sequence[Question]) -> Iterator[tuple[list[Question], dict[str, Picture]]]:
+def _answer_on_server(
+    engine: RemoteEngine,
+    questions: Sequence[Question],
+    max_new_tokens: int,
+    on_chunk: Callable[[list[Prediction]], None],
+) -> None:
+    """Let a server answer questions greedily, as many at once as it may be asked."""
+    for chunk, pictures in _chunks(questions, _REMOTE_CHUNK * engine.info.concurrency):
+        conversations = [question.conversation(pictures) for question in chunk]
+        answers = _greedy_answers(engine, conversations, max_new_tokens)
+        on_chunk(
+            [
+                Prediction(
+                    id=question.id,
+                    source=question.row.place,
+                    pictures=tuple(picture.name for picture in conversation.pictures),
+                    type=question.type,
+                    question=question.text,
+                    answers=question.answers,
+                    prediction=answer.text.strip(),
+                    vqa_accuracy=metrics.vqa_accuracy(answer.text.strip(), question.answers),
+                    token_confidence=answer.confidence,
+                )
+                for question, conversation, answer in zip(
+                    chunk, conversations, answers, strict=True
+                )
+            ]
+        )
+
+
+def _greedy_answers(
+    engine: RemoteEngine, conversations: Sequence[Conversation], max_new_tokens: int
+) -> list[Answer]:
+    options = GenerationOptions(max_new_tokens=max_new_tokens, temperature=0.0)
+
+    def answer(conversation: Conversation) -> Answer:
+        *_, last = engine.stream(conversation, options)
+        assert isinstance(last, Answer), "a stream ends with its Answer"
+        return last
+
+    pool = ThreadPoolExecutor(engine.info.concurrency)
+    try:
+        return list(pool.map(answer, conversations))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _chunks(
+    questions: Sequence[Question], size: int | None = None
+) -> Iterator[tuple[list[Question], dict[str, Picture]]]:
     """Yield chunks of questions with their opened pictures by key."""
     chunk: list[Question] = []
     pictures: dict[str, Picture] = {}
@@ -208,7 +276,7 @@ def _chunks(questions: Sequence[Question]) -> Iterator[tuple[list[Question], dic
             if source.key not in pictures:
                 picture = pictures[source.key] = _open_picture(source, question)
                 pixels += picture.image.width * picture.image.height
-        if len(chunk) == _CHUNK or pixels > _CHUNK_PIXELS or number == len(questions):
+        if len(chunk) == (size or _CHUNK) or pixels > _CHUNK_PIXELS or number == len(questions):
             yield chunk, pictures
             chunk, pictures, pixels = [], {}, 0
 
@@ -284,7 +352,7 @@ def _answer_chunk(
 
 
 def evaluate(
-    model: LoadedModel | str | Path,
+    model: LoadedModel | RemoteEngine | str | Path,
     data: EvalQuestions | QuestionSource,
     *,
     images: Sequence[str | Path] = (),
@@ -292,7 +360,7 @@ def evaluate(
     max_new_tokens: int = MAX_NEW_TOKENS,
     limit: int | None = None,
     history: bool = False,
-    losses: int = MEASURED_LOSSES,
+    losses: int | None = None,
     log_probabilities: bool = False,
     blind: int = BLIND_QUESTIONS,
     answer_style: AnswerStyle = "auto",
@@ -302,7 +370,8 @@ def evaluate(
     """Answer every question of some data and score the answers.
 
     Args:
-        model: A loaded model, or a name for `load_model`, such as a run directory.
+        model: A loaded model, a name for `load_model`, such as a run directory, or the engine of a
+            server elsewhere, which answers but measures no losses.
         data: Rows, files in any format that can be trained on, or the result of `load_questions`
             (then `images`, `limit`, `history` and `max_bad` are ignored).
         images: Folders that picture paths in files are relative to.
@@ -312,7 +381,8 @@ def evaluate(
         max_new_tokens: The longest answer.
         limit: The maximum number of questions, chosen evenly.
         history: Whether to put earlier turns with their correct answers before a question.
-        losses: The number of questions, chosen evenly, whose loss and image gain are measured.
+        losses: The number of questions, chosen evenly, whose loss and image gain are measured;
+            None for `MEASURED_LOSSES`, or none on a server.
         log_probabilities: Whether to measure the log probability of each prediction, to calibrate
             with.
         blind: The number of questions, chosen evenly, that are also answered with grey pictures; 0
@@ -324,12 +394,22 @@ def evaluate(
 
     Raises:
         DataError: There are more bad rows than allowed, or no rows.
-        UsageError: `out` has predictions of another evaluation, or there is no such style.
+        UsageError: `out` has predictions of another evaluation, there is no such style, or a server
+            is asked for what needs the weights.
     """
     from vqa_app.checkpoints.loader import LoadedModel, load_model
 
     max_new_tokens = checked_integer("max_new_tokens", max_new_tokens, 1, LARGEST)
+    on_server = isinstance(model, RemoteEngine)
+    if losses is None:
+        losses = 0 if on_server else MEASURED_LOSSES
     losses = checked_integer("losses", losses, 0, LARGEST)
+    if isinstance(model, RemoteEngine) and (losses or log_probabilities):
+        what = "losses and image gains" if losses else "log probabilities"
+        raise UsageError(
+            f"{model.info.label} is on a server: {what} need the weights.",
+            "Leave them out, or evaluate a model of this machine.",
+        )
     blind = checked_integer("blind", blind, 0, LARGEST)
     max_bad = checked_integer("max_bad", max_bad, 0, LARGEST)
     if limit is not None:
@@ -342,13 +422,16 @@ def evaluate(
     if not isinstance(data, EvalQuestions):
         data = load_questions(data, images, history=history, limit=limit, max_bad=max_bad)
     questions: Sequence[Question] = data.questions
-    loaded = model if isinstance(model, LoadedModel) else load_model(str(model))
+    answering = model if isinstance(model, (RemoteEngine, LoadedModel)) else load_model(str(model))
     started = time.monotonic()
-    identity = evaluation_identity(
-        questions, max_new_tokens, losses, log_probabilities
-    ) | _model_identity(loaded)
+    identity = evaluation_identity(questions, max_new_tokens, losses, log_probabilities)
+    if isinstance(answering, RemoteEngine):
+        identity |= {"model": answering.info.name}
+    else:
+        identity |= _model_identity(answering)
+    is_run = isinstance(answering, LoadedModel) and _is_run(answering)
     short = answer_style == "short" or (
-        answer_style == "auto" and not _is_run(loaded) and expect_short_answers(questions)
+        answer_style == "auto" and not is_run and expect_short_answers(questions)
     )
     if short:
         questions = ask_for_short_answers(questions)
@@ -366,31 +449,48 @@ def evaluate(
 
     if on_progress:
         on_progress(len(done), len(questions))
-    answer_questions(
-        loaded.model,
-        loaded.processor,
-        loaded.capabilities,
-        remaining,
-        max_new_tokens=max_new_tokens,
-        measured={question.id for question in evenly_spaced(questions, losses)},
-        log_probabilities=log_probabilities,
-        on_chunk=save,
-    )
+    if isinstance(answering, RemoteEngine):
+        label = answering.info.label
+        _answer_on_server(answering, remaining, max_new_tokens, save)
+    else:
+        label = answering.label
+        answer_questions(
+            answering.model,
+            answering.processor,
+            answering.capabilities,
+            remaining,
+            max_new_tokens=max_new_tokens,
+            measured={question.id for question in evenly_spaced(questions, losses)},
+            log_probabilities=log_probabilities,
+            on_chunk=save,
+        )
     predictions = [done[question.id] for question in questions]
-    result = summarize_predictions(loaded.label, predictions, time.monotonic() - started)
-    frequent = _frequent_answers(loaded, questions)
+    result = summarize_predictions(label, predictions, time.monotonic() - started)
+    accuracies = {p.id: p.vqa_accuracy for p in predictions}
+    if isinstance(answering, RemoteEngine):
+        frequent = FrequentAnswers.of(questions, "these questions themselves")
+        asked = answering  # for the closure, where its type would be unknown
+        blind_result = _measure_blind(
+            lambda grey: [a.text.strip() for a in _greedy_answers(asked, grey, max_new_tokens)],
+            questions,
+            accuracies,
+            blind,
+        )
+    else:
+        frequent = _frequent_answers(answering, questions)
+        blind_result = measure_blind(
+            answering.model,
+            answering.processor,
+            answering.capabilities,
+            questions,
+            accuracies,
+            limit=blind,
+            max_new_tokens=max_new_tokens,
+        )
     result = replace(
         result,
         baselines=Baselines.of(questions, frequent) if frequent else None,
-        blind=measure_blind(
-            loaded.model,
-            loaded.processor,
-            loaded.capabilities,
-            questions,
-            {p.id: p.vqa_accuracy for p in predictions},
-            limit=blind,
-            max_new_tokens=max_new_tokens,
-        ),
+        blind=blind_result,
         answer_style="short" if short else "as-written",
     )
     if file:

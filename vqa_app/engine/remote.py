@@ -139,7 +139,7 @@ class RemoteServer:
             "key": key,
             "concurrency": checked_integer("concurrency", self.concurrency, 1, 1024),
             "timeout": checked_float("timeout", self.timeout, 0.1, 86400.0),
-            "max_side": checked_integer("max_side", self.max_side, 32, 1 << 16),
+            "max_side": checked_integer("max_side", self.max_side, 16, 1 << 16),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)  # the dataclass is frozen
@@ -490,7 +490,7 @@ class RemoteEngine:
         found = answer if answer in choices else plain.get(answer.strip().rstrip(".").casefold())
         if found is None:
             raise ModelError(
-                f"{self._server.host} answered {_shown(answer)!r}, which is none of the choices.",
+                f"{self._server.host} answered {_shown(answer, 80)!r}, which is none of the choices.",
                 "The server ignores `response_format`; ask without --choices.",
             )
         return Choice(found, None, method)

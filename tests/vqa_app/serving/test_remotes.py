@@ -56,7 +56,7 @@ def test_there_need_not_be_a_list_unless_it_is_named(path: Path) -> None:
 
 MISTAKES = {
     "not TOML": ("[[server]]\nname = Lab\n", "line 2"),
-    "unknown field": (f"{LIST}\nadress = 'x'\n", "line 14: unknown 'adress'"),
+    "unknown field": (f"{LIST}\nadress = 'x'\n", "line 15: unknown 'adress'"),
     "wrong type": (LIST.replace("= 3", "= 'three'"), "line 7: concurrency must be a number"),
     "out of range": (LIST.replace("= 3", "= 0"), "line 7: .*concurrency"),
     "no name": (LIST.replace('name = "Box"\n', ""), "line 9: the server has no name"),
