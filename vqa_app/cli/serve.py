@@ -55,6 +55,11 @@ def serve(
     from vqa_app.serving import listener as listening
 
     model_options.check_names()
+    if model_options.server() is not None:
+        raise UsageError(
+            f"{model_options.model} is a server with this API already.",
+            "Point the programs at it, or serve a model of this machine.",
+        )
     keys = parse_keys(api_key or [])
     media_hosts = [allowed_host(entry) for entry in allow_media_host or []]
     listener = listening.listen(host, port)

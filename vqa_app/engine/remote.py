@@ -490,7 +490,7 @@ class RemoteEngine:
         found = answer if answer in choices else plain.get(answer.strip().rstrip(".").casefold())
         if found is None:
             raise ModelError(
-                f"{self._server.host} answered {_shown(answer, 80)!r}, which is none of the choices.",
+                f"{self._server.host} answered {_shown(answer, 80)!r}, none of the choices.",
                 "The server ignores `response_format`; ask without --choices.",
             )
         return Choice(found, None, method)

@@ -142,3 +142,9 @@ def test_neither_torch_nor_transformers_is_imported(server: StandIn, picture: st
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "red\nset()\n", done.stderr[-2000:]
+
+
+def test_serve_refuses_to_repeat_another_server(server: StandIn) -> None:
+    result = CliRunner().invoke(app, ["serve", "--model", server.address])
+    assert result.exit_code == 2
+    assert "is a server with this API already" in result.stderr
