@@ -12,6 +12,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import shutil
 import stat
 import sys
@@ -50,7 +51,7 @@ _COMPRESSED: dict[bytes, Callable[[BinaryIO], Any]] = {
 """By first bytes, what reads a compressed file."""
 _DAMAGED = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError),
-    OSError,  # an invalid stream; a file and a folder of one name
+    OSError,  # an invalid stream
     RuntimeError,  # a feature that `zipfile` does not know
     ValueError,  # a file name that no file system takes
 )
@@ -107,9 +108,7 @@ def unpack_archive(
                     "Free some space.",
                 )
             for entry in entries:
-                target = folder / entry.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with entry.open() as content, _new_file(target, name, entry.name) as out:
+                with entry.open() as content, _new_file(folder, name, entry.name) as out:
                     shutil.copyfileobj(content, out, _BLOCK)
     except _DAMAGED as error:
         if is_disk_error(error):
@@ -117,7 +116,21 @@ def unpack_archive(
         raise DataError(f"{name} is damaged.", "Create it again.") from error
 
 
-def _new_file(target: Path, name: str, entry: str) -> BinaryIO:
+def _new_file(folder: Path, name: str, entry: str) -> BinaryIO:
+    """Create a file for an entry of an archive.
+
+    Raises:
+        DataError: No file here can have its name.
+    """
+    target = folder / entry
+    shown = entry if len(entry) <= 100 else entry[:100] + "..."
+    message = f"{name} contains {shown}, and no file here can have that name."
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.isdir(target):  # also False for a name that is too long
+            raise IsADirectoryError
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:  # both of one name
+        raise DataError(message, "Rename it, and pack the folder again.") from error
     try:
         return target.open("xb")
     except FileExistsError as error:  # disks of macOS and Windows do not distinguish cases
@@ -125,6 +138,10 @@ def _new_file(target: Path, name: str, entry: str) -> BinaryIO:
             f"{name} contains {entry} twice, in upper and lower case, which are one file here.",
             "Rename one.",
         ) from error
+    except (OSError, ValueError) as error:
+        if is_disk_error(error):
+            raise
+        raise DataError(message, "Rename it, and pack the folder again.") from error
 
 
 @contextmanager
@@ -142,8 +159,9 @@ def _kind(file: BinaryIO) -> str:
     start = file.read(262)
     if start.startswith((b"PK\3\4", b"PK\5\6")):
         with suppress(*_DAMAGED), zipfile.ZipFile(file) as archive:
-            if "[Content_Types].xml" in archive.namelist():
-                return ""  # an Office document
+            first = archive.namelist()[:1]
+            if "[Content_Types].xml" in archive.namelist() or first == ["mimetype"]:
+                return ""  # a document of Microsoft Office or LibreOffice
         return "zip"
     if start[257:262] == b"ustar":
         return "tar"

@@ -309,8 +309,15 @@ def require_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        why = error.strerror or error
+        why = reason_in_words(error)
         raise UsageError(f"Cannot write to {folder}: {why}.", "Give another --out.") from error
+
+
+def reason_in_words(error: OSError) -> str:
+    """Return why a file or folder cannot be created."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "there is a file where a folder is needed"
+    return error.strerror or str(error)
 
 
 def write_error_reason(error: BaseException) -> str | None:

@@ -315,6 +315,7 @@ def check_encodable(text: str, name: str) -> None:
 
 
 def shorten(value: Any) -> str:
-    """Return the value's `repr`, cut to 60 characters, for messages."""
-    text = repr(value)
+    """Return a value for messages: text in quotes, at most 60 characters."""
+    is_time = isinstance(value, (datetime.date, datetime.time, datetime.timedelta))
+    text = str(value) if is_time else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

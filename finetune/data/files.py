@@ -40,6 +40,8 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _WIDE_ENCODINGS = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+_BINARY_HEAD = 16
+"""A zero byte among so many first ones shows that a file is no text, such as a database."""
 _LEAST_ASCII = 0.05
 """Share of ASCII characters in text; one in 512 of other data read as UTF-16 is ASCII."""
 
@@ -93,10 +95,16 @@ def _decode(raw: bytes, name: str, problems: list[Problem]) -> str | None:
         problems.append(
             Problem(name, None, "The file begins with a byte-order mark; ignored.", note=True)
         )
+    found = _describe_other_type(raw)
+    if found is None and encoding == "utf-8" and b"\0" in raw[:_BINARY_HEAD]:
+        found = "The file is binary, not text.", "Give a JSON, CSV or Parquet file."
+    if found and b"\0" in raw[:_BINARY_HEAD]:
+        problems.append(Problem(name, None, *found))
+        return None
     try:
         return raw.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        if found := _describe_other_type(raw):
+        if found:
             problems.append(Problem(name, None, *found))
             return None
         line = raw[: error.start].decode(encoding, "replace").count("\n") + 1
@@ -109,7 +117,8 @@ def _guess_encoding(raw: bytes) -> str:
     """Return the encoding that the byte-order mark names, or the one that gives readable text.
 
     UTF-16 and UTF-32 without a mark are recognised by the zero bytes of their ASCII characters:
-    decoded rightly, the beginning of a data file has no NUL and at least some ASCII.
+    decoded rightly, the beginning of a data file has no NUL, some ASCII, and a bracket or the name
+    of a column first.
     """
     for mark, encoding in _BYTE_ORDER_MARKS:
         if raw.startswith(mark):
@@ -119,15 +128,16 @@ def _guess_encoding(raw: bytes) -> str:
         for encoding in _WIDE_ENCODINGS:
             text = codecs.getincrementaldecoder(encoding)("replace").decode(sample)
             ascii_share = sum(map(str.isascii, text)) / max(1, len(text))
-            if "\0" not in text and "\ufffd" not in text and ascii_share > _LEAST_ASCII:
+            readable = "\0" not in text and "\ufffd" not in text and text[:1].isascii()
+            if readable and ascii_share > _LEAST_ASCII:
                 return encoding
     return "utf-8"
 
 
 def _describe_other_type(raw: bytes) -> tuple[str, str] | None:
     """Return message and hint for a file that is no data file, such as an archive; else None."""
-    if raw.startswith(b"PK\3\4") and b"xl/" in raw:
-        return "The file is an Excel workbook.", "Save it as CSV UTF-8."
+    if raw.startswith(b"PK\3\4") and (b"xl/" in raw or b"opendocument.spreadsheet" in raw[:200]):
+        return "The file is a spreadsheet.", "Save it as CSV UTF-8."
     kind = detect_type(raw)
     if kind in ("an unknown format", "a text file"):
         return None
@@ -301,8 +311,10 @@ def _read_csv(text: str, name: str, problems: list[Problem]) -> Records:
         return Records([], [*problems, Problem(name, None, message, hint)])
 
     if delimiter not in header:
+        if found := _describe_other_type(text[:1000].encode()):  # a web page, a Git LFS pointer
+            return refused(*found)
         return refused(
-            f"The file is neither JSON nor a table; it begins with {header[:60]!r}.",
+            f"The file has neither JSON objects nor a table; it begins with {shorten(header)}.",
             'A table needs a header such as "image,question,answer".',
         )
     csv.field_size_limit(1 << 28)

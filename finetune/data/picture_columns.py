@@ -378,7 +378,10 @@ def _path_inside(root: Path, path: str) -> Path | None:
 
 
 def _similar_file(path: str, roots: Sequence[Path]) -> str | None:
-    """Return a file in a root whose name differs only in case, Unicode form or slashes."""
+    """Return a file in a root whose name differs only in case, Unicode form, slashes or ending.
+
+    Failing that, one in the root itself that has the name without its folders.
+    """
     for spelling in _spellings(path.replace("\\", "/")):
         for root in roots:
             found = root
@@ -386,6 +389,11 @@ def _similar_file(path: str, roots: Sequence[Path]) -> str | None:
                 found /= _list_folder(found).get(_fold(part), "\0")
             if "\0" not in str(found) and found.is_file():
                 return str(found.relative_to(root))
+    given = PurePosixPath(path.replace("\\", "/").strip())
+    for root in roots:
+        for folder in (_path_inside(root, str(given.parent)), root):
+            if folder is not None and (name := _list_stems(folder).get(_fold(given.stem))):
+                return str(folder.relative_to(root) / name)
     return None
 
 
@@ -399,6 +407,20 @@ def _list_folder(folder: Path) -> dict[str, str]:
         return _list_folder_cached(folder, folder.stat().st_mtime_ns)
     except (OSError, ValueError):
         return {}
+
+
+def _list_stems(folder: Path) -> dict[str, str]:
+    """Return a folder's pictures by case-folded name without ending."""
+    try:
+        return _list_stems_cached(folder, folder.stat().st_mtime_ns)
+    except (OSError, ValueError):
+        return {}
+
+
+@lru_cache(maxsize=32)
+def _list_stems_cached(folder: Path, _modified_ns: int) -> dict[str, str]:
+    names = filter(_PICTURE_NAME.search, os.listdir(folder))
+    return {_fold(PurePosixPath(name).stem): name for name in names}
 
 
 @lru_cache(maxsize=32)

@@ -17,6 +17,7 @@ Formats are recognised by content. Each problem has a file, a row and a hint.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -152,7 +153,7 @@ def _expand(
     """Yield each source; of an archive, each data file in it."""
     for given in sources:
         text, split, weight = _parse_source(str(given))
-        path = Path(text).expanduser()
+        path = Path(os.path.expanduser(text))
         source = _Source(text, path, split, weight, purpose)
         if not (_is_file(path) and _is_archive(path)):
             yield source
@@ -207,7 +208,7 @@ def check_sources(
     """
     for source in [sources] if isinstance(sources, (str, Path)) else sources:
         text, _, _ = _parse_source(str(source))
-        path = Path(text).expanduser()
+        path = Path(os.path.expanduser(text))
         if not (path.is_dir() or _is_file(path)):
             _check_hub_name(text, path)
     _picture_folders(images, Path())
@@ -215,6 +216,8 @@ def check_sources(
 
 def _check_hub_name(text: str, path: Path) -> None:
     is_data = path.suffix.lower() in _DATA_ENDINGS
+    if os.path.exists(path):
+        raise DataError(f"{text} is a pipe or device.", "Save the data to a file first.")
     if text.count("/") != 1 or is_data or text.startswith((".", "~", "/")):
         hint = suggest(path, path=_may_be_data, otherwise="Check the path.")
         raise DataError(f"There is no file {text}.", hint)
@@ -303,7 +306,7 @@ def _parse_source(source: str) -> tuple[str, str, float]:
     """Split `path@split@weight` into its parts; the split may be empty."""
     split, weight = "", 1.0
     path, at, last = source.rpartition("@")
-    while at and last and "/" not in last and not _exists(Path(source).expanduser()):
+    while at and last and "/" not in last and not _exists(Path(os.path.expanduser(source))):
         try:
             weight = float(last)
         except ValueError:
@@ -312,6 +315,8 @@ def _parse_source(source: str) -> tuple[str, str, float]:
             split = last
         source = path
         path, at, last = source.rpartition("@")
+    if not source.strip():
+        raise DataError("Expected the name of a data file, got none.", "Give a file or folder.")
     if not 0.001 <= weight <= 100:
         raise DataError(f"The weight of {source} is {weight:g}.", "Use a number from 0.001 to 100.")
     return source, split, weight
@@ -324,7 +329,7 @@ def _exists(path: Path) -> bool:
 def _picture_folders(images: Sequence[str | Path], default: Path) -> tuple[Path, ...]:
     if not images:
         return tuple(root.resolve() for root in (default, default / "images") if root.is_dir())
-    roots = tuple(Path(root).expanduser().resolve() for root in images)
+    roots = tuple(Path(os.path.expanduser(root)).resolve() for root in images)
     for root in roots:
         if not root.is_dir():
             hint = suggest(root, path=Path.is_dir, otherwise="Check --images.")

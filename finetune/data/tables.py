@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,16 +68,17 @@ class TablePicture:
 
 
 def visible_files(folder: Path, *patterns: str) -> list[Path]:
-    """Return the files below a folder that match a pattern, without hidden ones.
+    """Return the files below a folder that match a lower-case pattern, without hidden ones.
 
     macOS adds a `__MACOSX/._NAME` for each file of a zip file, which has its suffix but other
     content.
     """
-    found = {file for pattern in patterns for file in folder.rglob(pattern) if file.is_file()}
     return sorted(
         file
-        for file in found
-        if not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(folder).parts)
+        for file in folder.rglob("*")
+        if any(fnmatchcase(file.name.lower(), pattern) for pattern in patterns)
+        and not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(folder).parts)
+        and file.is_file()
     )
 
 
@@ -341,18 +343,38 @@ def read_table(dataset: Any, name: str) -> Records:
     stored = dataset.with_format("arrow")
     features = datasets.Features(_without_decoding(dict(dataset.features)))
     items: list[tuple[int, Any]] = []
+    problems: list[Problem] = []
+    for row, encoded in enumerate(_python_rows(stored)):
+        if isinstance(encoded, ValueError | OverflowError):
+            message = f"The row has a value that cannot be read: {first_line(encoded)}."
+            problems.append(Problem(name, row + 1, message, "Store it as text."))
+            continue
+        record = features.decode_example(encoded)
+        pictures = _RowPictures(name, stored, row)
+        values = {
+            key: _class_name(value, class_names[key])
+            if key in class_names
+            else pictures.replace_in(shortest.get(key, _unchanged)(value), key)
+            for key, value in record.items()
+        }
+        items.append((row + 1, values))
+    return Records(items, problems)
+
+
+def _python_rows(stored: Any) -> Iterator[dict[str, Any] | ValueError | OverflowError]:
+    """Yield the rows of a data set in Arrow format, or why Python has no value for one of them.
+
+    That may be a date after the year 9999, or text that is not UTF-8.
+    """
     for batch in stored.iter(_BATCH_ROWS):
-        for encoded in batch.to_pylist():
-            record = features.decode_example(encoded)
-            pictures = _RowPictures(name, stored, len(items))
-            values = {
-                key: _class_name(value, class_names[key])
-                if key in class_names
-                else pictures.replace_in(shortest.get(key, _unchanged)(value), key)
-                for key, value in record.items()
-            }
-            items.append((len(items) + 1, values))
-    return Records(items, [])
+        try:
+            yield from batch.to_pylist()
+        except (ValueError, OverflowError):
+            for row in range(len(batch)):
+                try:
+                    yield batch.slice(row, 1).to_pylist()[0]
+                except (ValueError, OverflowError) as error:
+                    yield error
 
 
 def _unchanged(value: Any) -> Any:
@@ -449,6 +471,8 @@ def _translate_errors(path: str | Path) -> Iterator[None]:
     except Exception as error:
         reason = first_line(error.__cause__ or error)
         hint = "Check that the file is complete."
+        if "BatchSize must be greater" in reason:
+            reason, hint = "It has no rows.", "Check how it was made."
         if "datasets dtype" in reason:
             hint = "Store the column as text, numbers or bytes."
         if found := re.match(r"Multiple matches for FieldRef\.Name\((.*?)\)", reason):

@@ -114,8 +114,8 @@ def check_count(questions: int) -> None:
     """
     if questions < MIN_QUESTIONS:
         raise UsageError(
-            f"{questions:,} questions are too few to calibrate with.",
-            f"Give at least {MIN_QUESTIONS}.",
+            f"Expected at least {MIN_QUESTIONS} questions to calibrate with, got {questions}.",
+            "Give more data, or leave out --calibrate.",
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from vqa_app.errors import UsageError
+from vqa_app.files import reason_in_words
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class PredictionsFile:
             yield
         except OSError as error:
             raise UsageError(
-                f"Cannot write to {self.path}: {error.strerror or error}.",
+                f"Cannot write to {self.path}: {reason_in_words(error)}.",
                 "Free disk space, or give another --out.",
             ) from error
 

@@ -250,7 +250,9 @@ def _read_watch_question(text: str, images: Sequence[str]) -> WatchQuestion:
                     picture = open_picture(path, limits=STORED_PICTURE_LIMITS)
                     return WatchQuestion(Conversation.ask(question, [picture]))
     otherwise = "Write it as `picture.png: question?`."
-    name = text.rpartition(":")[0]
+    name, _, question = text.rpartition(":")
+    if name and not question.strip():
+        raise UsageError(f"The watch question {text!r} has no question.", otherwise)
     hints = (suggest(Path(folder, name), path=Path.is_file) for folder in ("", *images))
     raise UsageError(
         f"The watch question {text!r} names no existing picture.",

@@ -153,6 +153,18 @@ def test_names_that_windows_does_not_allow_are_refused_there(
     assert repr(entry) in refusal(zipped({entry: b"x"}), tmp_path / "there")
 
 
+@pytest.mark.parametrize("names", [["a", "a/b.csv"], ["a/b.csv", "a"], ["x" * 300 + ".csv"]])
+def test_a_name_that_no_file_can_have_is_told(tmp_path: Path, names: list[str]) -> None:
+    with pytest.raises(DataError, match=r"no file here can have that name") as refused:
+        unpack_archive(io.BytesIO(zipped(dict.fromkeys(names, b"text"))), tmp_path, name="my.zip")
+    assert names[-1][:100] in refused.value.problem
+
+
+def test_a_document_of_libreoffice_is_no_archive() -> None:
+    kind = b"application/vnd.oasis.opendocument.spreadsheet"
+    assert not is_archive(io.BytesIO(zipped({"mimetype": kind, "content.xml": b""})))
+
+
 @pytest.mark.parametrize("place", [1 << 0, 1 << 0 | 1 << 3])
 def test_an_encrypted_archive_is_named(tmp_path: Path, place: int) -> None:
     data = bytearray(zipped(FILES))

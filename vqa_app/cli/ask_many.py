@@ -186,7 +186,7 @@ def _read_answers(out: Path, key: dict[str, Any]) -> tuple[set[str], int]:
     """
     if not os.path.isdir(out.parent):
         raise UsageError(f"There is no folder {out.parent}.", "Create it first.")
-    if not os.path.exists(out):
+    if not (os.path.isfile(out) or os.path.isdir(out)):  # a new file, or a device like /dev/stdout
         return set(), 0
     try:
         data = out.read_bytes()

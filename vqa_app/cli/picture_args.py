@@ -23,7 +23,9 @@ def names_picture(word: str) -> bool:
         return True
     path = Path(word)
     try:
-        return path.is_file() or (path.suffix.lower() in NAMES_OF_PICTURES and " " not in word)
+        if path.exists():  # a file, or a pipe such as `<(curl https://...)`
+            return not path.is_dir()
+        return path.suffix.lower() in NAMES_OF_PICTURES and " " not in word
     except (OSError, ValueError):  # not a path: too long, or with a NUL byte
         return False
 

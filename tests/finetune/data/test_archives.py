@@ -30,6 +30,12 @@ def test_commands_that_unpack_the_same_archive_at_once_share_the_result(archive:
     assert len(list(archives.default_folder().iterdir())) == 1, "expected no partial folders"
 
 
+def test_data_files_with_endings_in_capitals_are_read(tmp_path: Path, archive: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "CAPITALS.ZIP", "w") as file:
+        file.writestr("ROWS.CSV", "question,answer\nWhat?,one\n")
+    assert len(read_rows(tmp_path / "CAPITALS.ZIP").rows) == 1
+
+
 def test_a_folder_that_disappears_while_unused_ones_are_removed_is_no_error(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

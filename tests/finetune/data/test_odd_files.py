@@ -6,12 +6,13 @@ No row is trained without its picture, or with an answer that nobody wrote.
 from __future__ import annotations
 
 import base64
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from finetune.data.read import read_rows
+from finetune.data.read import check_sources, read_rows
 from tests.finetune.data_rows import CAT, llava, only_problem, only_row, question, turns_of, write
 from vqa_app.errors import DataError
 
@@ -354,6 +355,27 @@ def test_a_stray_quote_affects_no_other_row(folder: Path, stray: str) -> None:
     assert [row.number for row in data.rows] == [2, 5, 8]
     assert [problem.row for problem in data.problems] == [4, 7]
     assert "quotes do not match" in data.problems[0].message
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ("~nobody-of-that-name/data.json", "There is no file ~nobody"),
+        ("", "Expected the name of a data file"),
+        (" @2", "Expected the name of a data file"),
+        (os.devnull, "is a pipe or device"),
+    ],
+)
+def test_what_names_no_data_file_is_refused(source: str, what: str) -> None:
+    with pytest.raises(DataError, match=what):
+        check_sources([source])
+    with pytest.raises(DataError, match=what):
+        read_rows([source])
+
+
+def test_the_home_of_an_unknown_user_is_no_picture_folder(folder: Path) -> None:
+    with pytest.raises(DataError, match="There is no folder"):
+        read_rows(write(folder, [llava()]), ["~nobody-of-that-name"])
 
 
 @pytest.mark.parametrize(

@@ -239,9 +239,11 @@ def test_a_missing_picture_in_a_large_file_is_reported_with_its_row(folder: Path
         ("[\n{'a': 1}]", "single quotes", "double quotes"),
         ('[\n{"a": "x\ny"}]', "line break or tab inside text", "\\n"),
         ("", "empty", ""),
-        ("hello", "neither JSON nor a table", "header"),
+        ("hello", "neither JSON objects nor a table", "header"),
         ('{"a": 1},\n{"a": 2}\n', "second object begins after line 1", "[ ]"),
         ("[" * 100_000, "is not valid JSON", ""),
+        ("version https://git-lfs.github.com/spec/v1", "a Git LFS pointer", ""),
+        ("<!doctype html><p>Not found", "a web page", ""),
         ('image,"question\ncat.png,What?', "Not a table", "quotes"),
         ("cat.png,What is it?,a cat\n", "is a row, not a header", "above it"),
     ],
@@ -252,6 +254,33 @@ def test_a_syntax_error_is_reported_with_its_line(
     problem = only_problem(write(folder, text))
     assert what in problem.message
     assert hint in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"7z\xbc\xaf\x27\x1c\0", "a 7z archive"),
+        (b"Rar!\x1a\x07\0", "a RAR archive"),
+        (b"SQLite format 3\0", "an SQLite database"),
+        (b"\x93NUMPY\x01\0v\0{'descr'", "binary, not text"),
+    ],
+)
+def test_a_file_of_another_type_is_named(folder: Path, start: bytes, what: str) -> None:
+    (folder / "data.json").write_bytes(start + bytes(100))
+    assert what in only_problem(folder / "data.json").message
+
+
+def test_one_zero_byte_makes_no_text_utf_16(folder: Path) -> None:
+    (folder / "data.csv").write_bytes(b"image,question,answer\ncat.png,What\0?,a\n")
+    data = read_rows(folder / "data.csv")
+    assert ["NUL" in problem.message for problem in data.problems] == [True]
+    assert not data.notes
+
+
+@pytest.mark.parametrize("name", ["cat.jpg", "pets/cat.png", r"C:\pictures\cat.jpeg"])
+def test_a_picture_with_another_ending_or_folder_is_suggested(folder: Path, name: str) -> None:
+    problem = only_problem(write(folder, json.dumps([llava(image=name)])))
+    assert "there is cat.png" in problem.message
 
 
 def test_a_broken_jsonl_line_affects_no_other_line(folder: Path) -> None:

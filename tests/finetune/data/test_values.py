@@ -47,6 +47,32 @@ ARROW_TEXTS = {
 }
 
 
+def test_a_date_that_python_does_not_know_makes_only_its_own_row_unusable(folder: Path) -> None:
+    dates = pyarrow.array([0, 2**62], pyarrow.timestamp("us"))
+    two = {
+        key: pyarrow.array([value] * 2)
+        for key, value in (("image", "cat.png"), ("question", "When?"))
+    }
+    pyarrow.parquet.write_table(pyarrow.table({**two, "answer": dates}), folder / "data.parquet")
+    data = read_rows(folder / "data.parquet")
+    assert [row.number for row in data.rows] == [1]
+    (problem,) = data.problems
+    assert problem.row == 2
+    assert "cannot be read" in problem.message
+
+
+def test_a_duration_is_refused_as_a_person_would_write_it(folder: Path) -> None:
+    value = pyarrow.array([datetime.timedelta(seconds=90)])
+    assert "The answer is 0:01:30" in only_problem(parquet(folder, answer=value)).message
+
+
+def test_a_table_without_rows_is_no_damaged_file(folder: Path) -> None:
+    table = pyarrow.table({"question": pyarrow.array([], pyarrow.string())})
+    pyarrow.parquet.write_table(table, folder / "data.parquet")
+    with pytest.raises(DataError, match="It has no rows"):
+        read_rows(folder / "data.parquet")
+
+
 @pytest.mark.parametrize(("value", "text"), ARROW_TEXTS.values(), ids=ARROW_TEXTS)
 def test_a_column_of_this_type_is_read_as_its_text(
     folder: Path, value: pyarrow.Array, text: str
@@ -85,7 +111,7 @@ def test_an_answer_column_of_this_type_is_read(
         (pyarrow.array([float("inf")]), "is inf, not text"),
         (pyarrow.array([float("nan")]), "is empty"),
         (pyarrow.nulls(1), "is empty"),
-        (pyarrow.array([datetime.timedelta(seconds=3)]), "is datetime.timedelta(seconds=3)"),
+        (pyarrow.array([datetime.timedelta(seconds=3)]), "is 0:00:03, not text"),
         (pyarrow.array([{"animal": "a cat"}]), "is {'animal': 'a cat'}"),
     ],
     ids=lambda value: str(getattr(value, "type", value)),
@@ -131,7 +157,7 @@ def test_a_picture_column_of_numbers_names_files(folder: Path, number: pyarrow.D
     [
         (pyarrow.array([True]), "Picture 1 is True"),
         (pyarrow.array([2.5]), "Picture 1 is 2.5"),
-        (pyarrow.array([datetime.date(2024, 5, 1)]), "Picture 1 is datetime.date(2024, 5, 1)"),
+        (pyarrow.array([datetime.date(2024, 5, 1)]), "Picture 1 is 2024-05-01"),
         (pyarrow.array([b"<svg xmlns='http://www.w3.org/2000/svg'/>"]), "is an SVG drawing"),
         (pyarrow.array([{"name": "cat.png"}]), "which contains no path"),
     ],

@@ -95,7 +95,7 @@ def test_calibrating_lowers_the_error_on_questions_not_fitted_to() -> None:
 
 
 def test_too_few_questions_are_refused() -> None:
-    with pytest.raises(UsageError, match="199 questions are too few"):
+    with pytest.raises(UsageError, match="at least 200 questions to calibrate with, got 199"):
         calibrate(LOADED, predictions(199))
 
 
@@ -304,7 +304,7 @@ def test_results_are_shown_even_if_they_are_too_few_to_calibrate_with(
 def test_too_few_questions_are_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
     result = calibrate_command(tmp_path, 199, "--model", "owner/name")
     assert isinstance(result.exception, UsageError)
-    assert "199 questions are too few" in result.exception.problem
+    assert "at least 200 questions" in result.exception.problem
 
 
 def test_only_complete_answers_of_measured_lengths_are_calibrated(

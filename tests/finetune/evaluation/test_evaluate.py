@@ -363,7 +363,7 @@ def test_an_unwritable_file_is_reported(tmp_path: Path) -> None:
     from finetune.evaluation.predictions import PredictionsFile
 
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="Cannot write to"):
+    with pytest.raises(UsageError, match=r"Cannot write to .*: there is a file where a folder"):
         PredictionsFile(tmp_path / "file" / "p.jsonl", {}).resume()
     kept = PredictionsFile(tmp_path / "p.jsonl", {})
     kept.resume()

@@ -213,6 +213,8 @@ def test_a_watch_question_finds_its_picture_in_the_image_folder(
     assert found.conversation.pictures[0].image.size == (20, 16)
     with pytest.raises(UsageError, match=r"gone\.png.*names no existing picture"):
         watch_questions([f"gone.png: {'long ' * 100}: x"], images)
+    with pytest.raises(UsageError, match="has no question"):
+        watch_questions(["0.png: "], images)
 
 
 @pytest.mark.parametrize("missing", ["data", "eval_data", "images"])

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -83,6 +84,22 @@ def test_a_question_may_have_several_pictures(
     assert "about 3 pictures" in result.stdout
     pictures = engine.asked[0][0].pictures
     assert [picture.name for picture in pictures] == ["cat.png", "mouse.png", "cat.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_picture_is_read_from_a_pipe(
+    run: Run, engine: FakeEngine, cat: str, tmp_path: Path
+) -> None:
+    """Shells give the name of a pipe for `<(curl https://...)`."""
+    pipe = tmp_path / "63"
+    os.mkfifo(pipe)
+    picture = Path(cat).read_bytes()
+    threading.Thread(target=pipe.write_bytes, args=(picture,), daemon=True).start()
+    assert run("ask", str(pipe), "What?").exit_code == 0
+    assert len(engine.asked[0][0].pictures) == 1
+    result = run("ask", "/dev/null", "What?")
+    assert result.exit_code == 3
+    assert "is empty" in result.stderr
 
 
 def test_a_picture_is_read_from_stdin(run: Run, engine: FakeEngine, cat: str) -> None:
@@ -532,6 +549,21 @@ def photos(tmp_path: Path) -> Path:
 
 def rows(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_each_only_writes_to_a_pipe_or_device(
+    run: Run, engine: FakeEngine, photos: Path, tmp_path: Path
+) -> None:
+    """Reading earlier answers from /dev/stdout would wait, and from /dev/full never end."""
+    pipe, received = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()), daemon=True)
+    reader.start()
+    result = run("ask", "--each", f"{photos}/*.png", "What?", "--out", str(pipe))
+    assert result.exit_code == 0, result.stderr
+    reader.join(PATIENCE)
+    assert len(received[0].splitlines()) == 4
 
 
 def test_each_writes_a_line_for_each_picture(run: Run, engine: FakeEngine, photos: Path) -> None:
