@@ -108,11 +108,13 @@ class Models(Protocol):
 def model_names(choice: ModelChoice) -> list[str]:
     """Return the names of a model in requests; the first stands in the list of models.
 
-    A hub model has its hub id, a folder its name: paths are not revealed.
+    A hub model has its hub id, a folder its name: paths and addresses are not revealed.
     """
     if choice.key == BUILTIN.key:
         return [BUILTIN.source]
-    on_hub = "/" in choice.source and not Path(choice.source).exists()
+    on_hub = (
+        "/" in choice.source and "://" not in choice.source and not Path(choice.source).exists()
+    )
     if on_hub and choice.adapter is None:
         return [choice.source, choice.label]
     return [choice.label]

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,6 +27,8 @@ from vqa_app.engine.protocol import Answer, GenerationOptions
 from vqa_app.errors import ModelError
 from vqa_app.pictures.picture import open_picture
 from vqa_app.prompts.conversation import Conversation
+from vqa_app.serving.model_choices import choice_from_options
+from vqa_app.serving.openai_api import model_names
 
 
 @pytest.fixture(scope="module")
@@ -528,6 +531,16 @@ def test_a_silent_stream_is_kept_alive(
     assert text.endswith("data: [DONE]\n\n")
 
 
+def test_names_of_models_reveal_neither_paths_nor_addresses(tmp_path: Path) -> None:
+    def names(model: str) -> list[str]:
+        return model_names(choice_from_options(model, None, None))
+
+    assert names("builtin") == ["builtin"]
+    assert names(str(tmp_path)) == [tmp_path.name]
+    assert names("owner/model") == ["owner/model", "model"]
+    assert names("http://10.0.0.1:8000/v1") == ["v1"]
+
+
 # -- operation -------------------------------------------------------------------------------------
 
 
@@ -640,8 +653,10 @@ def test_answers_are_those_of_the_engine_itself(tiny_llava_dir: Any) -> None:
         done = ask(client, asking("What is it?", url), n=2, **settings)
         for answer in done.choices:
             assert answer.message.content == expected.text
-            tokens = [(bytes(t.bytes), t.logprob) for t in answer.logprobs.content]
-            assert tokens == [(t.bytes, t.log_probability) for t in expected.log_probabilities]
+            tokens = answer.logprobs.content
+            assert [bytes(t.bytes) for t in tokens] == [t.bytes for t in expected.log_probabilities]
+            values = [t.log_probability for t in expected.log_probabilities]
+            assert [t.logprob for t in tokens] == pytest.approx(values, abs=1e-4)
         assert done.usage.prompt_tokens == expected.prompt_tokens
         assert done.usage.prompt_tokens_details.cached_tokens > 0
         chosen = ask(
