@@ -136,8 +136,10 @@ def _guess_encoding(raw: bytes) -> str:
 
 def _describe_other_type(raw: bytes) -> tuple[str, str] | None:
     """Return message and hint for a file that is no data file, such as an archive; else None."""
-    if raw.startswith(b"PK\3\4") and (b"xl/" in raw or b"opendocument.spreadsheet" in raw[:200]):
-        return "The file is a spreadsheet.", "Save it as CSV UTF-8."
+    if raw.startswith(b"PK\3\4") and b"xl/" in raw:
+        return "The file is an Excel workbook.", "Save it as CSV UTF-8."
+    if raw.startswith(b"PK\3\4") and b"opendocument.spreadsheet" in raw[:200]:
+        return "The file is a LibreOffice spreadsheet.", "Save it as CSV UTF-8."
     kind = detect_type(raw)
     if kind in ("an unknown format", "a text file"):
         return None
