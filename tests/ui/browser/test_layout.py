@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.ui.browser.conftest import expect, wait_for
 from tests.ui.browser.test_page import overflow
+from tests.waiting import until
 
 LOADED = "[...document.querySelectorAll('.overlay img')].every((image) => image.naturalWidth)"
 PLACED = (
@@ -28,9 +29,9 @@ def picture(folder, width: int, height: int, colour="teal"):
 
 def box(locator) -> dict[str, float]:
     expect(locator).to_be_visible()
-    found = locator.bounding_box()
-    assert found is not None
-    return found
+    found: list[dict[str, float]] = []
+    until(lambda: found.extend(filter(None, [locator.bounding_box()])) or found)  # may be redrawn
+    return found[0]
 
 
 SMALL_PHONE = {**PHONE, "viewport": {"width": 320, "height": 640}}
@@ -110,8 +111,6 @@ def open_compare(visitor, pictures):
 
 def open_trained(visitor, pictures):
     page = visitor.page
-    page.evaluate("vqa.show('train')")
-    page.wait_for_selector("#train-form [name=source]")
     row = "{question: 'What?', pictures: [], before: 'a cat', after: 'a hat'}"
     part = f"{{rows: [{{...{row}, right: 'a hat', scores: [0, 1]}}], of: 1, before: 0, after: 1}}"
     follows = "{question: 'What is it?', answer: 'a hat'}"
@@ -119,8 +118,10 @@ def open_trained(visitor, pictures):
     job = JOB.replace("stopped", "done").replace(
         "comparison: null", f"comparison: {{taught: {part}, neighbours: {near}, world: {part}}}"
     )
-    page.evaluate(f"""() => vqa.emit('training',
-        {{base: 'Fake', bases: [], sources: [], busy: false, job: {job}}})""")
+    status = f"{{base: 'Fake', bases: [], sources: [], busy: false, job: {job}}}"
+    line = page.evaluate(f"() => JSON.stringify({{training: {status}}}) + '\\n'")
+    page.route("**/vqa/requests/train", lambda route: route.fulfill(body=line))
+    page.evaluate("vqa.show('train')")
     headings = page.locator(".outcome thead th + th")
     expect(headings).to_have_text(["Before", "After"])
     assert headings.evaluate_all(LINES) == [1, 1]
