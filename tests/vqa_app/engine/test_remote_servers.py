@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -23,19 +24,26 @@ from vqa_app.serving.listener import address_of, listen
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def transformers_serve(tiny_llava_dir: Path) -> Iterator[str]:
-    """Run `transformers serve` with a tiny model; it needs the package openai."""
-    pytest.importorskip("openai")
+@pytest.fixture(scope="module", params=["transformers serve", "vqa-app serve"])
+def address(request: pytest.FixtureRequest, tiny_llava_dir: Path) -> Iterator[str]:
+    """Run a server with a tiny model; that of transformers needs the package openai."""
+    if request.param == "transformers serve":
+        pytest.importorskip("openai")
+        program = [
+            str(Path(sys.executable).with_name("transformers")),
+            "serve",
+            str(tiny_llava_dir),
+        ]
+        ready = "health"
+    else:
+        program = [sys.executable, "-m", "vqa_app", "serve", "--model", str(tiny_llava_dir)]
+        ready = "readyz"
     with listen("127.0.0.1", 0) as listener:
-        address = address_of(listener).rstrip("/")
-    port = address.rpartition(":")[2]
-    program = Path(sys.executable).with_name("transformers")
-    command = [str(program), "serve", str(tiny_llava_dir), "--port", port, "--device", "cpu"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        place = address_of(listener).rstrip("/")
+    port = place.rpartition(":")[2]
     process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1"],
-        env=environment,
+        [*program, "--port", port, "--device", "cpu", "--host", "127.0.0.1"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -44,13 +52,11 @@ def transformers_serve(tiny_llava_dir: Path) -> Iterator[str]:
         while True:
             assert process.poll() is None, "the server has ended"
             assert time.monotonic() < end, "the server did not start"
-            try:
-                httpx.get(f"{address}/health", trust_env=False)
-            except httpx.TransportError:
-                time.sleep(0.2)
-            else:
-                break
-        yield f"{address}/v1"
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{place}/{ready}", trust_env=False).status_code == 200:
+                    break
+            time.sleep(0.2)
+        yield f"{place}/v1"
     finally:
         process.terminate()
         process.wait(20)
@@ -62,13 +68,11 @@ def greedy(engine: Engine, conversation: Conversation) -> str:
     return last.text
 
 
-def test_transformers_serve_answers_as_the_model_does_here(
-    transformers_serve: str, tiny_llava_dir: Path
-) -> None:
+def test_a_server_answers_as_the_model_does_here(address: str, tiny_llava_dir: Path) -> None:
     from vqa_app.checkpoints.loader import load_model
 
     local = LocalEngine(load_model(str(tiny_llava_dir)))
-    remote = RemoteEngine(RemoteServer(transformers_serve))
+    remote = RemoteEngine(RemoteServer(address))
     try:
         first = Conversation.ask("What is it?", [tiny.picture(0, (96, 64))])
         second = first.then(Message.assistant("noise"), Message.user("Which colour?"))
