@@ -130,9 +130,32 @@ def open_trained(visitor, pictures):
     expect(near.locator(".mark")).to_have_count(0)
 
 
+def open_comparison(visitor, pictures):
+    page = visitor.page
+    job = JOB.replace("stopped", "comparing").replace("'hats'", "'hats-and-scarves'")
+    training = f"{{base: 'Fake', bases: [], sources: [], busy: false, job: {job}}}"
+    reply = page.evaluate(f"() => JSON.stringify({{training: {training}}})") + "\n"
+    page.route("**/vqa/requests/train", lambda route: route.fulfill(body=reply))
+    page.evaluate("vqa.show('train')")
+    button = page.locator(".job-head button")
+    button.wait_for()
+    longest = "Überspringe den Vergleich"  # as long as in other languages
+    page.locator(".job-head .badge").evaluate("(node, words) => node.textContent = words", longest)
+    button.evaluate("(node, words) => node.textContent = words", longest)
+    assert page.locator(".job-head .badge, .job-head button").evaluate_all(LINES) == [1, 1]
+
+
 @pytest.mark.parametrize(
     "show",
-    [open_settings, open_drawing, open_download, open_teach, open_compare, open_trained],
+    [
+        open_settings,
+        open_drawing,
+        open_download,
+        open_teach,
+        open_compare,
+        open_trained,
+        open_comparison,
+    ],
     ids=lambda show: show.__name__,
 )
 def test_nothing_is_off_the_screen_of_a_small_phone(visit, pictures, show):
