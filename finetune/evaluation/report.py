@@ -110,13 +110,19 @@ def save_watch_answers(
 def worst_answers(
     predictions: Iterable[Prediction], questions: Iterable[Question], count: int = 12
 ) -> list[WorstAnswer]:
-    """Return the worst answers, by accuracy and then by loss, with their pictures opened."""
+    """Return the worst answers, by accuracy and then by loss, with their pictures opened.
+
+    A question that the data repeats is shown once.
+    """
     by_id = {question.id: question for question in questions}
     wrong = [p for p in predictions if p.vqa_accuracy < 1 and p.id in by_id]
     wrong.sort(key=lambda p: (p.vqa_accuracy, -(p.loss or 0.0), p.id))
+    different = {
+        (by_id[p.id].picture_keys, p.question, p.answers, p.prediction): p for p in reversed(wrong)
+    }
     return [
         WorstAnswer(p, tuple(source.open() for source in by_id[p.id].pictures))
-        for p in wrong[:count]
+        for p in list(reversed(different.values()))[:count]
     ]
 
 
@@ -135,7 +141,7 @@ def write_report(run: str | Path, worst: Sequence[WorstAnswer] = ()) -> None:
         "on_hub": Base(**manifest["base"]).on_hub,
         "command": manifest.get("command", ""),
         "earlier": manifest.get("earlier", []),
-        "warning": _contamination_warning(manifest),
+        "warning": _contamination_warning(manifest, last.get("leaks", 0)),
         "baselines": last.get("baselines"),
         "blind": last.get("blind"),
         "memorization": memorization_warning(run),
@@ -203,8 +209,14 @@ def _less_memorization(config: Mapping[str, Any], share: float) -> str:
     )
 
 
-def _contamination_warning(manifest: Mapping[str, Any]) -> str:
-    """Return a warning if an earlier run may have trained on held-out rows, else ""."""
+def _contamination_warning(manifest: Mapping[str, Any], leaks: int) -> str:
+    """Return a warning if this run or an earlier one may have trained on held-out rows, else ""."""
+    if leaks:
+        rows = pluralize(leaks, "held-out row")
+        return (
+            f"Its training rows repeat, or show the pictures of, {rows};"
+            " the figures are better than on new rows."
+        )
     earlier = manifest.get("earlier", [])
     # A run on the same data held out the same rows.
     if not any(run["data_hash"] != manifest["data_hash"] for run in earlier):

@@ -194,6 +194,7 @@ def write_report(
         line |= {f"eval_{key}": value for key, value in scores.items()}
         line["eval_questions"] = len(evaluation.questions)
         line |= to_json(result.baselines, result.blind)
+        line["leaks"] = stage.data.leaks
         for found in filter(None, (result.baselines, result.blind)):
             stage.announce("saving", str(found))
         with (stage.run / METRICS_FILE).open("a", encoding="utf-8") as file:

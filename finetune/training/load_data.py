@@ -33,6 +33,8 @@ class Data:
 
     train: Preflight
     held_out: Preflight
+    leaks: int = 0
+    """Held-out rows that the training rows repeat, or whose pictures they show."""
 
 
 def read_data(
@@ -72,10 +74,11 @@ def read_data(
         return found
 
     train_data = checked(config.data, FOR_TRAINING, Path(config.out) / SKIPPED_FILE)
+    leaks = 0
     if config.eval_data:
         held_out = checked(config.eval_data, FOR_TESTING, Path(config.out) / SKIPPED_EVAL_FILE)
-        if leaks := find_leaks(train_data, held_out):
-            rows = pluralize(len(leaks), "held-out row")
+        if leaks := len(find_leaks(train_data, held_out)):
+            rows = pluralize(leaks, "held-out row")
             announce(f"Note: training rows repeat, or show the pictures of, {rows}.")
     else:
         train_data, held_out = split_samples(train_data, config.eval_fraction, config.seed)
@@ -88,7 +91,7 @@ def read_data(
         announce(line)
     if warning := validation_warning(held_out, config.eval_fraction):
         announce(f"Note: {warning}")
-    return Data(train_data, held_out)
+    return Data(train_data, held_out, leaks)
 
 
 def describe(summary: DatasetSummary, held_out: Preflight) -> str:

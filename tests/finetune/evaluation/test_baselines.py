@@ -180,6 +180,7 @@ def test_a_run_keeps_and_reports_its_baselines(tiny_llava_dir: Path, tmp_path: P
         tiny_llava_dir, data, tmp_path / "run", eval_fraction=0.3, eval_every=0.0, max_steps=2
     )
     run = train(config, on_progress=lambda progress: messages.append(progress.message)).run
+    assert "better than on new rows" not in (run / "report.html").read_text("utf-8")
     assert any("Without looking at the pictures" in message for message in messages)
     assert any("with grey pictures" in message for message in messages)
     assert FrequentAnswers.load(run) is not None
@@ -190,3 +191,13 @@ def test_a_run_keeps_and_reports_its_baselines(tiny_llava_dir: Path, tmp_path: P
     again = evaluate(run, data, max_new_tokens=2, losses=0, blind=2, limit=4)
     assert again.baselines is not None
     assert again.baselines.source == "the training rows"
+
+
+def test_a_run_evaluated_on_its_training_rows_says_so(tiny_llava_dir: Path, tmp_path: Path) -> None:
+    from finetune.training.train import train
+
+    data = write_data(tmp_path / "data")
+    config = small_config(tiny_llava_dir, data, tmp_path / "run", eval_every=0.0, max_steps=1)
+    run = train(config.replace(eval_data=(str(data),))).run
+    for file in ("report.html", "README.md"):
+        assert "show the pictures of, 8 held-out rows" in (run / file).read_text("utf-8")

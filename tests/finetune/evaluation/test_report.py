@@ -214,6 +214,24 @@ def test_a_run_on_a_run_warns_about_held_out_rows_seen_earlier(run: Path) -> Non
         assert (claim in (run / "README.md").read_text()) == sure
 
 
+def test_held_out_rows_that_it_was_trained_on_are_stated(run: Path) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"]["eval_data"] = ["train.json", "train.json", "test.json"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    metrics = (run / "metrics.jsonl").read_text()
+    for leaks in (0, 1, 24):
+        final = {"step": 20, "final": True, "eval_loss": 0.9, "eval_questions": 48, "leaks": leaks}
+        (run / "metrics.jsonl").write_text(metrics + json.dumps(final) + "\n")
+        write_report(run)
+        for name in ("README.md", "report.html"):
+            text = (run / name).read_text()
+            assert ("better than on new rows" in text) == (leaks > 0)
+            assert leaks != 24 or "show the pictures of, 24 held-out rows" in text
+        card = (run / "README.md").read_text()
+        assert ("separate data" in card) == (leaks == 0)
+        assert "train.json, test.json, with" in card
+
+
 def test_the_card_of_a_run_without_evaluation_says_so(run: Path) -> None:
     (run / "metrics.jsonl").write_text(json.dumps({"step": 10, "loss": 2.0}) + "\n")
     write_report(run)
@@ -304,6 +322,10 @@ def test_the_worst_answers_have_their_pictures() -> None:
     assert [answer.prediction.id for answer in found] == ["c", "b", "d"]
     assert found[0].pictures == (picture(3),)
     assert [a.prediction.id for a in worst_answers(predictions, make_questions(rows), 1)] == ["c"]
+    repeated = [prediction(name, "blue", 0.0, loss=2.0) for name in "bc"]
+    repeated.append(prediction("a", "green", 0.0))
+    found = worst_answers(repeated, make_questions(rows), 2)
+    assert [answer.prediction.id for answer in found] == ["b", "a"], "each question once"
 
 
 def _evaluated(run: Path, losses: list[float], accuracies: list[float], questions: int) -> str:
