@@ -50,7 +50,7 @@ def test_a_terminal_shows_a_few_of_many_similar_problems(
     data = write_data(tmp_path)
     rows = json.loads(data.read_text())
     bad = {**rows[1], "conversations": []}
-    gone = [{**rows[1], "image": f"gone/{number}.png"} for number in range(30)]
+    gone = [{**rows[1], "image": f"gone/missing-{number}.png"} for number in range(30)]
     data.write_text(json.dumps([rows[0], bad, *gone]))
     shown = {}
     for stream in (Terminal(), io.StringIO()):
@@ -60,7 +60,7 @@ def test_a_terminal_shows_a_few_of_many_similar_problems(
         shown[type(stream)] = [line for line in lines if line.startswith(str(data))]
     assert len(shown[io.StringIO]) == 31
     assert len(shown[Terminal]) == 6
-    assert "gone/0.png" in shown[Terminal][0]
+    assert "gone/missing-0.png" in shown[Terminal][0]
     assert "conversation" in shown[Terminal][-1]
 
 

@@ -48,8 +48,8 @@ def test_unknown_fields_are_ignored(tmp_path: Path) -> None:
     [
         ({"format_version": 2}, "format version 2"),
         ({"kind": "dora"}, "'dora'"),
-        ({"base": None}, "base"),
-        ({"base": {"name": "x"}}, "fingerprint"),
+        ({"base": None}, "damaged"),
+        ({"base": {"name": "x"}}, "damaged"),
     ],
 )
 def test_an_invalid_manifest_is_rejected(

@@ -153,7 +153,17 @@ def test_model_options_are_passed_to_the_loader(
     monkeypatch.setattr(ask, "open_engine", open_engine)
     words = "--model a --adapter b --quantize 4bit --device cpu --dtype float32 --revision c"
     run("ask", *words.split(), "--offline", cat, "What is it?")
-    assert chosen == [EngineOptions("a", "b", "4bit", "cpu", "float32", "c", True)]
+    assert chosen == [
+        EngineOptions(
+            model="a",
+            adapter="b",
+            quantize="4bit",
+            device="cpu",
+            dtype="float32",
+            revision="c",
+            offline=True,
+        )
+    ]
     assert chosen[0].load_arguments() == {
         "name": "a",
         "adapter": "b",
@@ -169,7 +179,7 @@ def test_model_options_are_passed_to_the_loader(
 def test_three_commands_have_the_same_model_options(run: Run, command: str) -> None:
     shown = run(command, "--help", env={"COLUMNS": "200"}).stdout
     for field in fields(EngineOptions):
-        assert f"--{field.name}" in shown
+        assert f"--{field.name.replace('_', '-')}" in shown
 
 
 def test_a_truncated_answer_is_reported(run: Run, engine: FakeEngine, cat: str) -> None:
