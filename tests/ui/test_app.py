@@ -730,7 +730,7 @@ def test_closing_waits_for_everything_within_one_time_limit():
 
     closable = SimpleNamespace(close=slow)
     service = SimpleNamespace(stop_all=slow, pool=closable, store=SimpleNamespace(close=list))
-    Application(None, service, None, closable, None).close(patience=0.2)
+    Application(None, service, None, closable, SimpleNamespace(stop_all=list)).close(patience=0.2)
     assert len(given) == 3
     assert sum(given) < 0.21
     patience = inspect.signature(Application.close).parameters["patience"].default

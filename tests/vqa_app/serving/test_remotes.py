@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_servers_are_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path.write_text(LIST)
+    path.write_text(LIST, encoding="utf-8")
     lab, box = read_remotes(path)
     assert lab.server == RemoteServer("http://lab:8000/v1", "org/large", concurrency=3)
     assert box.with_key() == RemoteServer("http://localhost:11434/v1", timeout=2.5, max_side=512)
@@ -70,13 +70,13 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("text", "words"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_are_told_by_line(path: Path, text: str, words: str) -> None:
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match=words):
         read_remotes(path)
 
 
 def test_servers_stand_beside_the_other_models(path: Path, tmp_path: Path) -> None:
-    path.write_text(LIST)
+    path.write_text(LIST, encoding="utf-8")
     start = model_choices.choice_from_server(RemoteServer.parse("http://h/v1#org/x", "sk-secret"))
     offered = list(model_choices.available_choices(start, tmp_path, read_remotes(path)))
     assert [(c.label, c.group) for c in offered[:4]] == [
@@ -88,7 +88,9 @@ def test_servers_stand_beside_the_other_models(path: Path, tmp_path: Path) -> No
 
 def test_choosing_a_server_connects_to_it(path: Path, tmp_path: Path) -> None:
     with stand_in() as server:
-        path.write_text(f'[[server]]\nname = "Box"\naddress = "{server.address}"\n')
+        path.write_text(
+            f'[[server]]\nname = "Box"\naddress = "{server.address}"\n', encoding="utf-8"
+        )
         start = model_choices.BUILTIN
         remotes = read_remotes(path)
         pool = EnginePool(
