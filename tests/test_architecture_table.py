@@ -9,7 +9,7 @@ import pytest
 
 from tests.architecture_table import table, table_on_page
 from tests.architectures import ARCHITECTURES, CATALOGUE_ARCHITECTURES
-from vqa_app.checkpoints.catalogue import CATALOGUE
+from vqa_app.checkpoints.hub_models import CATALOGUE
 
 
 @pytest.mark.slow

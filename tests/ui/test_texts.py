@@ -82,7 +82,7 @@ def test_every_message_of_the_packages_in_the_catalogue_stands_in_their_source()
 
 @pytest.mark.parametrize("field", ["note", "figures_source"])
 def test_the_page_describes_every_listed_model_in_its_language(field: str) -> None:
-    from vqa_app.checkpoints.catalogue import CATALOGUE
+    from vqa_app.checkpoints.hub_models import CATALOGUE
 
     texts = {getattr(entry, field) for entry in CATALOGUE}
     assert not [text for text in texts for part in find_texts(text) if isinstance(part, str)]

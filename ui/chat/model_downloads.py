@@ -10,7 +10,8 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from ui.texts import entry, find_texts
-from vqa_app.checkpoints.catalogue import CATALOGUE, RECOMMENDED, is_cached, memory_in_use
+from vqa_app.checkpoints.catalogue import is_cached
+from vqa_app.checkpoints.hub_models import CATALOGUE, RECOMMENDED, memory_in_use
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.serving.engine_pool import ModelChoice
 from vqa_app.serving.model_choices import (

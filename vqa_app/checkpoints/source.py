@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vqa_app.checkpoints.hub_models import CATALOGUE
 from vqa_app.checkpoints.snapshot import download_snapshot
 from vqa_app.errors import ModelError, UsageError, first_line
 from vqa_app.files import format_bytes
@@ -140,7 +141,8 @@ def _similar_model(name: str, otherwise: str) -> str:
     runs = [str(folder) for folder in Path("runs").glob("*") if _is_model_folder(folder)]
     cached = hub_cache().glob("models--*")
     names = [path.name.removeprefix("models--").replace("--", "/") for path in cached]
-    return suggest(name, [BUILTIN, *runs, *names], path=_is_model_folder, otherwise=otherwise)
+    known = [BUILTIN, *runs, *names, *(entry.name for entry in CATALOGUE)]
+    return suggest(name, known, path=_is_model_folder, otherwise=otherwise)
 
 
 def _is_hub_id(name: str) -> bool:

@@ -21,7 +21,7 @@ from vqa_app.files import format_bytes
 from vqa_app.suggestions import suggest
 
 if TYPE_CHECKING:
-    from vqa_app.checkpoints.catalogue import CatalogueEntry
+    from vqa_app.checkpoints.hub_models import CatalogueEntry
 
 app = typer.Typer(add_completion=False)
 

@@ -94,7 +94,8 @@ def _catalogue_at(_: int) -> list[ModelChoice]:
 
     Cached for `_CATALOGUE_SECONDS`, because it looks up every model in the local hub cache.
     """
-    from vqa_app.checkpoints.catalogue import CATALOGUE, is_cached
+    from vqa_app.checkpoints.catalogue import is_cached
+    from vqa_app.checkpoints.hub_models import CATALOGUE
 
     found = [_hub_choice(entry.name, entry.size, is_cached(entry.name)) for entry in CATALOGUE]
     return sorted(found, key=lambda choice: not choice.here)

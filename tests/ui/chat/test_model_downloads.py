@@ -17,7 +17,7 @@ from ui.chat.comparison import compare_models
 from ui.chat.model_downloads import handle_models
 from ui.chat.model_picker import pick_model
 from ui.chat.unknown_pictures import is_unknown_picture
-from vqa_app.checkpoints import catalogue
+from vqa_app.checkpoints.hub_models import RECOMMENDED
 from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
 from vqa_app.engine.protocol import Answer, Engine
 from vqa_app.errors import ModelError, UsageError
@@ -302,7 +302,7 @@ def test_a_model_on_this_machine_is_suggested_and_needs_no_download(harness, hub
 
 def test_the_smallest_is_suggested_where_no_other_fits(harness, monkeypatch):
     monkeypatch.setattr("vqa_app.devices.free_memory", lambda device: 1000)
-    assert harness.models("suggest")["model_described"]["name"] == catalogue.RECOMMENDED[-1]
+    assert harness.models("suggest")["model_described"]["name"] == RECOMMENDED[-1]
 
 
 # -- models on this machine ------------------------------------------------------------------------

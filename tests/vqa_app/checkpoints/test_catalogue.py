@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 
 from vqa_app.checkpoints import catalogue as module
 from vqa_app.checkpoints.adapters import PROJECTOR_FILE
-from vqa_app.checkpoints.catalogue import CATALOGUE, catalogue, local_runs
+from vqa_app.checkpoints.catalogue import catalogue, local_runs
+from vqa_app.checkpoints.hub_models import CATALOGUE
 from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
 
 SMOLVLM = "HuggingFaceTB/SmolVLM-256M-Instruct"

@@ -173,3 +173,12 @@ def test_a_file_is_rejected(tmp_path: Path) -> None:
 def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no revisions"):
         source.find(str(tmp_path), revision="main")
+
+
+def test_a_misspelt_model_of_the_list_is_suggested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        source.find("HuggingFaceTB/SmolVLM-256M-Instrukt", offline=True)
+    assert "HuggingFaceTB/SmolVLM-256M-Instruct?" in caught.value.hint

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tests.vqa_app.checkpoints.test_installed import install
 from vqa_app.checkpoints import compose as module
-from vqa_app.checkpoints.catalogue import CATALOGUE
+from vqa_app.checkpoints.hub_models import CATALOGUE
 from vqa_app.cli.main import app
 from vqa_app.cli.models import table_of
 

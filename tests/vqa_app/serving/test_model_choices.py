@@ -11,6 +11,7 @@ from tests.fake_engine import FakeEngine
 from tests.ui.harness import ChatHarness
 from ui.chat.model_picker import pick_model
 from vqa_app.checkpoints import catalogue
+from vqa_app.checkpoints.hub_models import CATALOGUE
 from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.serving import model_choices
@@ -34,7 +35,7 @@ def test_keys_do_not_reveal_paths(tmp_path):
 
 
 def test_downloaded_models_are_listed_first(tmp_path, monkeypatch):
-    names = [entry.name for entry in catalogue.CATALOGUE]
+    names = [entry.name for entry in CATALOGUE]
     monkeypatch.setattr(catalogue, "is_cached", lambda name: name == names[-1])
     model_choices.forget_downloaded()
     found = [
