@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from vqa_app.checkpoints import catalogue as module
 from vqa_app.checkpoints.adapters import PROJECTOR_FILE
 from vqa_app.checkpoints.catalogue import catalogue, local_runs
-from vqa_app.checkpoints.hub_models import CATALOGUE
+from vqa_app.checkpoints.hub_models import CATALOGUE, RECOMMENDED
 from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
 
 SMOLVLM = "HuggingFaceTB/SmolVLM-256M-Instruct"
@@ -79,7 +79,7 @@ def test_every_model_has_a_tested_architecture_or_needs_a_package_that_is_missin
 
 def test_recommended_models_are_listed_and_need_no_further_step() -> None:
     listed = {entry.name: entry for entry in CATALOGUE}
-    chosen = [listed[name] for name in module.RECOMMENDED]
+    chosen = [listed[name] for name in RECOMMENDED]
     assert not any(entry.gated or entry.package for entry in chosen)
     assert chosen == sorted(chosen, key=lambda entry: -entry.memory), "the last fits anywhere"
 
