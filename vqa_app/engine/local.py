@@ -483,7 +483,11 @@ class LocalEngine:
                 streamed = len(draft.reported)
             if constraint is not None:
                 draft.text_ends.append(len(text.text))
-            if text.stopped or (constraint is not None and constraint.complete):
+            if text.stopped:
+                draft.text_ends.clear()  # a stop string left a part of the JSON
+                reason = "stop"
+                break
+            if constraint is not None and constraint.complete:
                 reason = "stop"
                 break
             if loop is not None and loop.push(token):

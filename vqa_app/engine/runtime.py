@@ -116,7 +116,12 @@ class Runtime:
         # First all pictures, together with those of other questions. Then prompts are read one by
         # one, so that a prompt with the same beginning as the one before finds it in the cache.
         start = self.prefixes.match_length(key, prompt.image_spans, length - keep)
-        features = yield from encoder.features(prompt, start, length)
+        features: list[ImageFeatures] = []
+        for a, b in prompt.image_spans:
+            if cancelled():
+                return None
+            if a >= start:
+                features += yield from encoder.features(prompt, a, b)
         yield None
         if cancelled():
             return None

@@ -197,15 +197,6 @@ class Scheduler:
             task.abandoned.set()
             self._dequeue(task)
 
-    def call(self, function: Callable[[], T]) -> T:
-        """Run a function on the scheduler's thread and return its result."""
-
-        def steps() -> Steps[T]:
-            yield None
-            return function()
-
-        return self.run(steps)
-
     def run(self, steps: Callable[[], Steps[T]]) -> T:
         """Run steps on the scheduler's thread, between those of others; return their result."""
 
@@ -345,13 +336,15 @@ class Scheduler:
 
     def _grant_reservations(self) -> None:
         """Let jobs go on that wait for memory, in their order, as far as there is enough."""
+        blocked = False
         for task in list(self._active):
             if not isinstance(task.request, Reservation):
                 continue
             reserved = self.reserved
             fits = reserved == 0 or reserved + task.request.nbytes <= self._memory()
-            if not fits and not task.cancelled():
-                return
+            if (blocked or not fits) and not task.cancelled():  # who is cancelled ends at once
+                blocked = True
+                continue
             task.reserved, task.request = task.request.nbytes, None
 
     def _run_background(self, busy: bool) -> None:

@@ -341,7 +341,7 @@ class ChatApi:
         if answer.finish_reason == "cancelled":
             raise AnswerStopped
         result = VqaResult(calibrated=answer.calibrated) if chat.vqa.confidence else VqaResult()
-        shown = self._judge(result, answer.text, answer.confidence or 0.0, chat)
+        shown = self._judge(result, answer.text, answer.confidence, chat)
         if withholds:
             emit(Piece(index, shown))
         if answer.dropped_messages:
@@ -380,12 +380,25 @@ class ChatApi:
         prompt = engine.count_tokens(conversation).prompt or 0
         emit(Finish(0, "stop", prompt, 0, 0, result))
 
-    def _judge(self, result: VqaResult, text: str, confidence: float, chat: ChatRequest) -> str:
-        """Return the answer to show: another if the model is less sure than was asked for."""
+    def _judge(
+        self, result: VqaResult, text: str, confidence: float | None, chat: ChatRequest
+    ) -> str:
+        """Return the answer to show: another if the model is less sure than was asked for.
+
+        Raises:
+            ApiError: It is not known how sure the model is, and `abstain` depends on it.
+        """
         if chat.vqa.confidence:
             result.confidence = confidence
         if chat.vqa.abstain is None:
             return text
+        if confidence is None:
+            raise ApiError(
+                400,
+                "This model's server does not say how sure the model is.",
+                param="vqa.abstain",
+                code="unsupported_parameter",
+            )
         result.abstained = confidence < chat.vqa.abstain
         if not result.abstained:
             return text

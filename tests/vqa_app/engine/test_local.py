@@ -509,6 +509,24 @@ def test_warming_pauses_for_questions(local: LocalEngine, monkeypatch: pytest.Mo
     assert last(local, Conversation.ask("Both?", two.pictures)).cached_tokens > 32
 
 
+def test_after_cancelling_no_further_picture_is_encoded(
+    local: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel, calls = threading.Event(), []
+    run_encoder = local._runtime.encoder.run
+
+    def cancel_at_the_first(inputs: Any) -> Any:
+        calls.append(1)
+        cancel.set()
+        return run_encoder(inputs)
+
+    monkeypatch.setattr(local._runtime.encoder, "run", cancel_at_the_first)
+    pictures = [picture(number) for number in range(4)]
+    *_, answer = local.stream(Conversation.ask("Compare them.", pictures), GREEDY, cancel)
+    assert answer.finish_reason == "cancelled"
+    assert len(calls) == 1
+
+
 def test_each_picture_is_encoded_once(local: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     run_encoder = local._runtime.encoder.run

@@ -15,7 +15,7 @@ import pytest
 from tests.waiting import PATIENCE, until
 from vqa_app.engine import scheduler as module
 from vqa_app.engine.protocol import Status
-from vqa_app.engine.scheduler import Cancelled, DecodeStep, Job, Reservation, Scheduler
+from vqa_app.engine.scheduler import Cancelled, DecodeStep, Job, Reservation, Scheduler, Steps
 
 
 @pytest.fixture
@@ -70,7 +70,11 @@ def test_the_idle_callback_is_called_on_the_schedulers_thread() -> None:
     def in_thread() -> bool:
         return threading.current_thread() is not threading.main_thread()
 
-    assert scheduler.call(lambda: 7) == 7
+    def steps() -> Steps[int]:
+        yield None
+        return 7
+
+    assert scheduler.run(steps) == 7
     assert called.wait(PATIENCE)
     scheduler.close()
 
@@ -214,6 +218,34 @@ def test_jobs_wait_in_line_for_memory_and_are_told_their_place(together: Any) ->
     assert second == [Status("waiting", 0), 103]
     assert third[-1] == 104
     assert Status("waiting", 1) in third
+
+
+def test_a_job_cancelled_while_it_waits_for_memory_ends_before_others_have_it(
+    together: Any,
+) -> None:
+    scheduler, run = together
+    cancel = threading.Event()
+    ended: list[list[int]] = []
+
+    def hold(cancelled: Cancelled) -> Generator[Any, Any, None]:
+        yield Reservation(80)
+        cancel.set()
+        while not ended:
+            yield (yield DecodeStep(None, 1))
+
+    def wait(cancelled: Cancelled) -> Generator[Any, Any, None]:
+        yield Reservation(80)
+        assert ended, "got memory while the first job had it"
+
+    def give_up(cancelled: Cancelled) -> Generator[Any, Any, None]:
+        yield Reservation(80)
+        assert cancelled()
+        ended.append(scheduler._decode.rounds[-1])
+
+    stream = scheduler.stream
+    scheduler.stream = lambda job: stream(job, cancel if job is give_up else None)
+    assert not any(isinstance(one, Exception) for one in run(hold, wait, give_up))
+    assert ended == [[1]]
 
 
 def test_a_single_job_gets_more_memory_than_there_is(together: Any) -> None:

@@ -89,6 +89,13 @@ def test_each_value_has_a_confidence(engine: LocalEngine) -> None:
     assert not answer.calibrated
 
 
+def test_a_stop_string_that_cuts_the_json_is_no_error(engine: LocalEngine) -> None:
+    answer = ask(engine, SCHEMA, temperature=0.0, max_new_tokens=120, stop=('"count"',))
+    assert answer.finish_reason == "stop"
+    assert '"count"' not in answer.text
+    assert answer.fields is None
+
+
 def test_a_schema_changes_no_other_answer(engine: LocalEngine) -> None:
     greedy = GenerationOptions(max_new_tokens=12, temperature=0.0)
     *_, before = engine.stream(QUESTION, greedy)
