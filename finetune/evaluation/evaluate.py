@@ -228,15 +228,10 @@ def _answer_on_server(
         answers = _greedy_answers(engine, conversations, max_new_tokens)
         on_chunk(
             [
-                Prediction(
-                    id=question.id,
-                    source=question.row.place,
-                    pictures=tuple(picture.name for picture in conversation.pictures),
-                    type=question.type,
-                    question=question.text,
-                    answers=question.answers,
-                    prediction=answer.text.strip(),
-                    vqa_accuracy=metrics.vqa_accuracy(answer.text.strip(), question.answers),
+                _prediction(
+                    question,
+                    conversation,
+                    answer.text.strip(),
                     token_confidence=answer.confidence,
                 )
                 for question, conversation, answer in zip(
@@ -244,6 +239,23 @@ def _answer_on_server(
                 )
             ]
         )
+
+
+def _prediction(
+    question: Question, conversation: Conversation, answer: str, **measured: Any
+) -> Prediction:
+    """Return the line of the predictions file for an answer, with what was measured about it."""
+    return Prediction(
+        id=question.id,
+        source=question.row.place,
+        pictures=tuple(picture.name for picture in conversation.pictures),
+        type=question.type,
+        question=question.text,
+        answers=question.answers,
+        prediction=answer,
+        vqa_accuracy=metrics.vqa_accuracy(answer, question.answers),
+        **measured,
+    )
 
 
 def _greedy_answers(
@@ -329,15 +341,10 @@ def _answer_chunk(
         for i, loss in zip(spoken, measurements, strict=True):
             own_losses[i] = loss
     return [
-        Prediction(
-            id=question.id,
-            source=question.row.place,
-            pictures=tuple(picture.name for picture in conversation.pictures),
-            type=question.type,
-            question=question.text,
-            answers=question.answers,
-            prediction=answer,
-            vqa_accuracy=metrics.vqa_accuracy(answer, question.answers),
+        _prediction(
+            question,
+            conversation,
+            answer,
             loss=loss and loss.per_token,
             answer_tokens=loss and loss.tokens,
             image_gain=blank and blank.per_token - loss.per_token,
