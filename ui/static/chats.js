@@ -161,9 +161,9 @@
     drawList();
   }
 
-  function rename(node, row) {
+  function rename(node, row, text = row.title) {
     const box = el("input", { "aria-label": t("sidebar.newTitle"), maxlength: 120 });
-    box.value = row.title;
+    box.value = text;
     let done = false;
     const end = (keep) => {
       if (done) return;
@@ -171,7 +171,10 @@
       const title = box.value.trim();
       if (keep && title && title !== row.title) {
         // Only the list is redrawn; the open conversation stays.
-        sendChange({ do: "rename", conversation: row.id, title, shown: shownChat() });
+        sendChange({ do: "rename", conversation: row.id, title, shown: shownChat() }).then((accepted) => {
+          // The box comes back with the text, unless the person went on to something else.
+          if (!accepted && item(row)?.contains(document.activeElement)) rename(item(row), row, title);
+        });
         const old = vqa.state.list.find((one) => one.id === row.id);
         if (old) old.title = title;
       }

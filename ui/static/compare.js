@@ -12,7 +12,7 @@
   let picks = kept.picks ?? []; // keys of the selected models, once a person has changed them
   let pictures = kept.pictures ?? [];
   let sides = (kept.sides ?? []).map((side) => (side.state === "answered" ? side : { ...side, state: "stopped" }));
-  const question = el("input", { "aria-label": t("page.question"), placeholder: t("compare.placeholder"), maxlength: 20000, value: kept.question ?? "" });
+  const question = el("input", { "aria-label": t("page.question"), placeholder: t("compare.placeholder"), value: kept.question ?? "" });
 
   function restore() {
     try {

@@ -15,19 +15,22 @@
   const room = () => Math.max(0, MAX_PICTURES - pictures.length);
   const tooMany = () => vqa.toast(t("composer.tooMany", { count: MAX_PICTURES }), "error");
 
+  /** Attaches files; resolves to whether the server stored all pictures among them. */
   async function addPictures(files) {
     vqa.show("chat");
     $("question").focus();
     const isPdf = await Promise.all(files.map(vqa.isPdf));
-    await addUploads(files.filter((_, place) => !isPdf[place]).map((file) => ({ name: file.name || t("composer.pasted"), file })));
+    const stored = await addUploads(files.filter((_, place) => !isPdf[place]).map((file) => ({ name: file.name || t("composer.pasted"), file })));
     for (const file of files.filter((_, place) => isPdf[place])) {
       if (!room()) return tooMany();
       const pages = await vqa.choosePages(file, room());
       await addUploads(pages.map((page) => ({ name: file.name, file, page })));
     }
+    return stored;
   }
   async function addUploads(added) {
-    if (added.length > room()) tooMany();
+    let stored = added.length <= room();
+    if (!stored) tooMany();
     const uploads = added.slice(0, room()).map((one) => ({ ...one, busy: true, abort: new AbortController() }));
     pictures.push(...uploads);
     drawTray();
@@ -36,7 +39,9 @@
       const uploaded = await vqa.uploadPicture(entry.file, entry.page, entry.abort.signal);
       finishUpload(entry, uploaded);
       if (uploaded) warm();
+      else stored = false;
     }
+    return stored;
   }
   vqa.addPictures = addPictures;
 

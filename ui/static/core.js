@@ -4,9 +4,12 @@
   const handlers = {}; // update key -> functions
   const vqa = (window.vqa = {
     state: { view: null, opening: null, list: [], models: null, settings: {}, asking: null },
-    /** Sends a request to the server; its updates arrive at the handlers. Resolves to whether it was accepted. */
-    send(name, request) {
-      const call = () => exchange(name, request);
+    /**
+     * Sends a request to the server; its updates arrive at the handlers. Resolves to whether it was accepted.
+     * `onRefused`, if given, gets the reason of a refusal in place of the handlers.
+     */
+    send(name, request, onRefused) {
+      const call = () => exchange(name, request, onRefused);
       const accepted = queues[name] ? queues[name].then(call, call) : call(); // also after a failure
       if (queues[name]) queues[name] = accepted;
       return accepted;
@@ -20,6 +23,7 @@
     },
     $: (id) => document.getElementById(id),
     toast,
+    save,
     upload,
     el,
     icon,
@@ -31,7 +35,7 @@
   const SILENCE = 15000; // ms without data until the server counts as lost; it sends a line every second
 
   /** Sends one request and emits its updates, one JSON object per line, as they arrive. */
-  async function exchange(name, request) {
+  async function exchange(name, request, onRefused) {
     const abort = new AbortController();
     let timer;
     const within = (promise) => {
@@ -50,13 +54,13 @@
       for (const line of lines.filter(Boolean)) {
         const update = JSON.parse(line);
         if (update.error) accepted = false;
-        receive(update, name);
+        receive(update, name, onRefused);
       }
     }
     clearTimeout(timer);
     if (part?.done) return accepted;
     const refusal = answer && !answer.ok && (await answer.json().catch(() => null));
-    if (refusal?.error) receive(refusal, name);
+    if (refusal?.error) receive(refusal, name, onRefused);
     else if (answer && !answer.ok && answer.status < 502) vqa.emit("error", vqa.t("page.serverSilent"), { channel: name });
     else reportUnreachable(name);
     return false;
@@ -77,8 +81,9 @@
     location.reload();
   }
 
-  function receive({ hello, ...update }, channel) {
+  function receive({ hello, ...update }, channel, onRefused) {
     if (update.error) update.error = vqa.message(update.text ?? update.error);
+    if (update.error && onRefused) return onRefused(update.error);
     if (hello) setTimeout(() => vqa.emit("hello", true));
     const { state } = vqa;
     const chat = channel === "act" && update.view?.conversation;
@@ -136,6 +141,23 @@
     // Compare shows its own errors in place of the answers.
     if (channel !== "compare" || vqa.$("vqa").dataset.view !== "compare") toast(text, "error");
   });
+
+  /**
+   * Sends what a person wrote in a form, or in another element with a button. Resolves to whether it was accepted;
+   * if it was not, the text stays, with the reason below it.
+   */
+  async function save(form, name, request) {
+    const show = (text) => {
+      form.querySelector(".refused")?.remove();
+      if (text) form.append(el("p.refused", { role: "alert" }, text));
+    };
+    const button = form.querySelector(".primary");
+    if (button) button.disabled = true; // one click saves once
+    show("");
+    const accepted = await vqa.send(name, request, show);
+    if (button) button.disabled = false;
+    return accepted;
+  }
 
   /** Uploads a file. Returns the server's reply, or null after showing the error. */
   async function upload(url, file, signal) {

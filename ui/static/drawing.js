@@ -136,19 +136,19 @@
           context.fillStyle = BACKGROUND;
           context.fillRect(0, 0, SIZE, SIZE);
         } }, t("draw.clear")),
-        el("button.primary", { onclick: () => {
+        el("button.primary", { onclick: async () => {
           if (isBlank()) return vqa.toast(t("draw.blank"), "error");
-          attach(canvas, "drawing.png");
-          pad = null;
+          if (await attach(canvas, "drawing.png")) pad = null;
         } }, t("draw.use"))),
     ];
   }
 
-  function attach(canvas, name) {
-    canvas.toBlob((blob) => {
-      $("sheet").close();
-      vqa.addPictures([new File([blob], name, { type: blob.type })]);
-    }, name.endsWith(".png") ? "image/png" : "image/jpeg", 0.92);
+  /** Attaches what a canvas shows to the question; resolves to whether the server stored it. */
+  async function attach(canvas, name) {
+    const type = name.endsWith(".png") ? "image/png" : "image/jpeg";
+    const blob = await new Promise((resolve) => canvas.toBlob(resolve, type, 0.92));
+    $("sheet").close();
+    return vqa.addPictures([new File([blob], name, { type })]);
   }
 
   vqa.on("do:camera", async () => {

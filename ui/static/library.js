@@ -64,13 +64,18 @@
   }
 
   function rename(item, kind, entry) {
-    const box = el("input", { "aria-label": t("library.newName"), maxlength: 60, required: true });
+    const box = el("input", { "aria-label": t("library.newName"), required: true });
     box.value = entry.label;
     const texts = item.querySelector(".texts");
-    const form = el("form.texts", { onsubmit: (event) => {
+    const form = el("form.texts", { onsubmit: async (event) => {
       event.preventDefault();
+      const renamed = { do: "rename", kind, name: entry.name, title: box.value };
+      const unchanged = box.value.trim() === entry.label;
+      if (!unchanged && !(await vqa.save(form, "library", renamed))) return box.focus();
       close();
-      if (box.value.trim() !== entry.label) change("rename", kind, entry, { title: box.value });
+      if (unchanged) return;
+      changed = true;
+      list();
     } },
     box, el("div.actions", {}, el("button.primary", { type: "submit" }, t("page.save")),
       el("button.link", { type: "button", onclick: close }, t("page.cancel"))));

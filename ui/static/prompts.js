@@ -30,7 +30,7 @@
   vqa.on("do:instructions", () => {
     const { view, settings } = vqa.state;
     const chat = view?.conversation ?? null;
-    const box = el("textarea", { rows: 4, maxlength: 4000, "aria-label": t("prompts.title"), placeholder: settings.system || t("settings.systemExample") });
+    const box = el("textarea", { rows: 4, "aria-label": t("prompts.title"), placeholder: settings.system || t("settings.systemExample") });
     box.value = ofChat() ?? "";
     const use = (prompt) => {
       box.value = prompt;
@@ -56,12 +56,13 @@
         el("h3", {}, t("prompts.examples")), el("ul", {}, ...EXAMPLES.map((key) => choice(t(key)))));
     }
     drawLibrary();
-    vqa.sheet(t("prompts.title"), el("p.note", {}, t("prompts.hint")), box,
+    const field = el("div.prompt", {}, box);
+    vqa.sheet(t("prompts.title"), el("p.note", {}, t("prompts.hint")), field,
       el("div.actions", {},
-        el("button.primary", { onclick: () => {
+        el("button.primary", { onclick: async () => {
           const prompt = box.value.trim() || null;
-          if (chat) vqa.send("act", { do: "system", conversation: chat, system: prompt });
-          else waiting = prompt;
+          if (!chat) waiting = prompt;
+          else if (!(await vqa.save(field, "act", { do: "system", conversation: chat, system: prompt }))) return box.focus();
           $("sheet").close();
           drawInstructions();
           vqa.focusView();

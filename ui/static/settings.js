@@ -8,8 +8,10 @@
     vqa.state.settings = settings;
     // A field with the focus may hold a value that is not stored yet.
     const writing = form?.contains(document.activeElement) && !document.activeElement.matches("button");
-    if (form && !writing) vqa.redraw($("settings"), draw);
+    if (!writing) redraw();
   });
+  /** Shows what is stored, except where that would lose a refused text. */
+  const redraw = () => form && !form.querySelector(".refused") && vqa.redraw($("settings"), draw);
 
   vqa.on("do:settings", () => toggle($("settings").hidden));
   function toggle(open) {
@@ -21,9 +23,9 @@
     form.querySelector("select, input, textarea").focus();
   }
 
-  /** Stores a change; where it is refused, the form shows again what is stored. */
+  /** Stores a choice or a number; where it is refused, the form shows again what is stored. */
   async function save(change) {
-    if (!(await vqa.send("act", { do: "settings", ...change })) && form) vqa.redraw($("settings"), draw);
+    if (!(await vqa.send("act", { do: "settings", ...change }))) redraw();
   }
 
   function number(name, label, hint, { min, max, step, whole }) {
@@ -53,8 +55,8 @@
     const detail = el("select", { id: "set-detail", onchange: (event) => save({ detail: event.target.value }) },
       el("option", { value: "standard" }, t("settings.detailStandard")), el("option", { value: "low" }, t("settings.detailLow")));
     detail.value = settings.detail || "standard";
-    const system = el("textarea", { id: "set-system", rows: 4, maxlength: 4000,
-      placeholder: t("settings.systemExample"), onchange: (event) => save({ system: event.target.value || null }) });
+    const system = el("textarea", { id: "set-system", rows: 4, placeholder: t("settings.systemExample"),
+      onchange: () => vqa.save(system.parentElement, "act", { do: "settings", system: system.value || null }) });
     system.value = settings.system || "";
     const { names, chosen } = vqa.language;
     const language = el("select", { id: "set-language", onchange: (event) => vqa.language.choose(event.target.value) },
@@ -74,8 +76,10 @@
       number("top_p", t("settings.topP"), t("settings.topPHint"), { min: 0.05, max: 1, step: 0.05 }),
       number("max_new_tokens", t("settings.longest"), t("settings.longestHint"), { min: 1, max: 2048, step: 1, whole: true }),
       number("seed", t("settings.seed"), t("settings.seedHint"), { min: 0, max: 2 ** 31, step: 1, whole: true }),
-      el("button.chip", { type: "button", onclick: () =>
-        save({ system: null, temperature: null, top_p: null, max_new_tokens: null, seed: null, style: null, detail: null }) }, t("settings.reset")),
+      el("button.chip", { type: "button", onclick: () => {
+        form.querySelector(".refused")?.remove();
+        save({ system: null, temperature: null, top_p: null, max_new_tokens: null, seed: null, style: null, detail: null });
+      } }, t("settings.reset")),
       el("div.field", {}, el("label", { for: "set-language" }, t("settings.language")), language));
     $("settings").replaceChildren(form);
   }

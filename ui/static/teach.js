@@ -17,18 +17,17 @@
 
   function correct(turn, answer) {
     document.querySelector(".correction")?.remove();
-    const box = el("input", { "aria-label": t("teach.rightAnswer"), maxlength: 4000,
-      placeholder: t("teach.whatIsRight"), value: answer });
+    const box = el("input", { "aria-label": t("teach.rightAnswer"), placeholder: t("teach.whatIsRight"), value: answer });
     const close = () => {
       form.remove();
       document.querySelector(`[data-turn="${turn.id}"] [data-verdict=wrong]`)?.focus();
     };
     const finish = (verdict) => (close(), judge(turn, verdict));
     const form = el("form.correction",
-      { onsubmit: (event) => {
+      { onsubmit: async (event) => {
         event.preventDefault();
-        close();
-        judge(turn, "wrong", box.value);
+        if (await vqa.save(form, "teach", rating(turn, "wrong", box.value))) close();
+        else box.focus();
       } },
       box,
       el("button.primary", { type: "submit" }, t("page.save")),
@@ -41,8 +40,9 @@
     form.scrollIntoView({ block: "nearest" });
   }
 
-  const judge = (turn, verdict, correction = "") =>
-    teach("judge", { conversation: vqa.state.view.conversation, turn: turn.id, verdict, correction });
+  const rating = (turn, verdict, correction = "") =>
+    ({ do: "judge", most: limit, conversation: vqa.state.view.conversation, turn: turn.id, verdict, correction });
+  const judge = (turn, verdict) => vqa.send("teach", rating(turn, verdict));
 
   let changed = false; // rows, which the chat may show as corrections
   vqa.on("shown", (name) => {
@@ -55,7 +55,7 @@
   let taught = null;
   let limit = 0; // number of rows to show; 0 is the server's default
   const teach = (action, more = {}) => {
-    changed ||= !["judge", "list"].includes(action);
+    changed ||= action !== "list";
     vqa.send("teach", { do: action, most: limit, ...more });
   };
   vqa.on("taught", (what) => {
@@ -107,14 +107,16 @@
   }
 
   function edit(item, row) {
-    const question = el("input", { "aria-label": t("page.question"), maxlength: 4000 });
-    const answer = el("input", { "aria-label": t("teach.rightAnswer"), maxlength: 4000 });
+    const question = el("input", { "aria-label": t("page.question") });
+    const answer = el("input", { "aria-label": t("teach.rightAnswer") });
     question.value = row.question;
     answer.value = row.answer;
     const form = el("form.texts",
-      { onsubmit: (event) => {
+      { onsubmit: async (event) => {
         event.preventDefault();
-        teach("edit", { row: row.id, question: question.value, answer: answer.value });
+        const edited = { do: "edit", most: limit, row: row.id, question: question.value, answer: answer.value };
+        if (!(await vqa.save(form, "teach", edited))) return answer.focus();
+        changed = true;
         close();
       } },
       question, answer, el("div.actions", {}, el("button.primary", { type: "submit" }, t("page.save")),

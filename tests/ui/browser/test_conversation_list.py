@@ -88,7 +88,7 @@ def test_a_chat_that_the_server_does_not_delete_comes_back_with_the_reason(visit
     expect(page.locator("#question")).to_be_focused()
 
 
-def test_a_refused_name_of_a_chat_is_taken_back(visit, refuse):
+def test_a_refused_name_of_a_chat_stays_in_its_field(visit, refuse):
     visitor = visit()
     page = visitor.page
     visitor.ask("About cats?")
@@ -98,16 +98,24 @@ def test_a_refused_name_of_a_chat_is_taken_back(visit, refuse):
     page.fill("#list li input", "Puppies")
     page.press("#list li input", "Enter")
     expect(page.locator(".toast.error")).to_contain_text("Not today.")
+    expect(page.locator("#list li input")).to_have_value("Puppies")
+    page.press("#list li input", "Escape")
     expect(page.locator("#list .title")).to_have_text(["About cats?"])
 
 
-def test_refused_settings_and_prompts_are_taken_back(visit, refuse):
-    page = visit().page
+def test_refused_settings_and_prompts_are_taken_back_and_written_texts_stay(visit, refuse):
+    visitor = visit()
+    page = visitor.page
     refuse("save_settings")
     page.click("[data-do=settings]")
     page.select_option("#set-style", "short")
     expect(page.locator(".toast.error")).to_contain_text("Not today.")
     expect(page.locator("#set-style")).to_have_value("sentence")
+    page.fill("#set-system", "In rhymes.")
+    page.press("#set-system", "Tab")
+    expect(page.locator("#settings .refused")).to_have_text("Not today. Try tomorrow.")
+    page.select_option("#set-style", "short")  # refused, too
+    expect(page.locator("#set-system")).to_have_value("In rhymes.")
     page.keyboard.press("Escape")
     page.click("#instructions")
     page.fill("#sheet textarea", "In verse.")
@@ -115,6 +123,14 @@ def test_refused_settings_and_prompts_are_taken_back(visit, refuse):
     page.get_by_role("button", name="Add to my prompts").click()
     expect(page.locator("#sheet .toast.error")).to_contain_text("Not today.")
     expect(kept).to_have_count(0)
+    page.keyboard.press("Escape")
+    visitor.ask("Hello?")
+    refuse("set_system_prompt")
+    page.evaluate("vqa.emit('do:instructions')")
+    page.fill("#sheet textarea", "In prose.")
+    page.click("#sheet .primary")
+    expect(page.locator("#sheet .refused")).to_have_text("Not today. Try tomorrow.")
+    expect(page.locator("#sheet textarea")).to_have_value("In prose.")
 
 
 def test_deleted_chat_can_be_restored_for_a_while(visit):

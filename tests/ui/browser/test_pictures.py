@@ -313,6 +313,22 @@ def test_a_blank_sheet_is_not_sent(visit):
     expect(page.locator("#tray li")).to_have_count(0)
 
 
+def test_a_drawing_that_the_server_refuses_is_kept(visit):
+    page = visit().page
+    page.route(
+        "**/vqa/pictures?*", lambda route: route.fulfill(status=507, json={"error": "Full."})
+    )
+    page.get_by_role("button", name="Draw something").click()
+    draw(page)
+    page.get_by_role("button", name="Ask about it").click()
+    expect(page.locator(".toast.error")).to_have_text("Full.")
+    page.get_by_role("button", name="Draw something").click()
+    assert len(drawn_colours(page)) > 1
+    page.unroute_all()
+    page.get_by_role("button", name="Ask about it").click()
+    page.locator("#tray .thumb img").wait_for()
+
+
 def test_lines_text_and_any_colour_are_drawn_and_erased(visit):
     page = visit().page
     page.get_by_role("button", name="Draw something").click()
