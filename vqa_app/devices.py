@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from vqa_app.errors import ModelError, UsageError, first_line
@@ -27,6 +28,9 @@ _DEVICE_FAILURES = (
     "no cuda gpus", "cuda setup", "cudnn_status", "cublas_status", "hip error", "mps backend"
 )  # fmt: skip
 """Parts of messages of torch and bitsandbytes about a GPU or its driver."""
+
+_drop_caches: list[Callable[[], bool]] = []
+"""See `register_caches`."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -218,3 +222,27 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():
         torch.mps.empty_cache()
+
+
+def register_caches(drop: Callable[[], bool]) -> None:
+    """Register caches whose content can be computed again, also by an engine in use.
+
+    Args:
+        drop: Drops all that they hold, and returns whether they held anything. It is called on any
+            thread, whenever memory is scarce.
+    """
+    _drop_caches.append(drop)
+
+
+def reclaim_memory() -> bool:
+    """Drop all registered caches and release their memory; for whoever would refuse for lack of it.
+
+    A prompt that has to be read again costs less than a model that has to be loaded again, or that
+    is not loaded at all.
+
+    Returns:
+        Whether the caches held anything.
+    """
+    held = [drop() for drop in _drop_caches]
+    release_memory()
+    return any(held)

@@ -27,7 +27,7 @@ from finetune.data.samples import Sample
 from finetune.parallel import parallel_map
 from finetune.progress import pluralize
 from finetune.training.plan import CPU_TOKENS_AT_ONCE
-from vqa_app.devices import is_out_of_memory, release_memory
+from vqa_app.devices import is_out_of_memory, reclaim_memory
 from vqa_app.errors import DataError
 from vqa_app.files import format_bytes, user_cache
 from vqa_app.models.architecture import feature_width, unwrap
@@ -361,7 +361,7 @@ def fill(
         encoded = _encoded(model, waiting[:at_once], store.dtype)
         if encoded is None:
             at_once = min(at_once, len(waiting)) // 2
-            release_memory()
+            reclaim_memory()
             continue
         store.append(missing[done : done + len(encoded)], encoded)
         del waiting[: len(encoded)]

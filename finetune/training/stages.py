@@ -29,7 +29,7 @@ from finetune.training.sharding import gathered
 from finetune.training.stage import StageRun
 from finetune.training.trainer import FinetuneTrainer, Schedule, training_arguments
 from vqa_app.checkpoints.loader import LoadedModel, load_model
-from vqa_app.devices import is_out_of_memory
+from vqa_app.devices import is_out_of_memory, reclaim_memory
 from vqa_app.errors import ModelError
 from vqa_app.files import write_error_reason
 from vqa_app.models.architecture import overflows_in_float16, text_config, unwrap
@@ -147,6 +147,7 @@ def decide_settings(stage: StageRun, saved: Path | None) -> TrainingSettings:
 
 def _memory(stage: StageRun) -> DeviceMemory:
     """Return the memory of the device once it holds its part of the model."""
+    reclaim_memory()  # chat models in use may have filled their caches while it was loaded
     memory = stage.machine.memory()
     if not stage.config.fsdp:
         return memory

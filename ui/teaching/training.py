@@ -21,7 +21,7 @@ from ui.teaching.jobs import Job, JobStore, State
 from ui.teaching.taught_rows import TaughtRowStore
 from ui.teaching.uploads import MAX_ROWS, data_files, describe_problem, read_upload, unpack
 from ui.texts import find_texts
-from vqa_app.devices import release_memory
+from vqa_app.devices import reclaim_memory
 from vqa_app.errors import DataError, ImageError, ModelError, UsageError, VqaError
 from vqa_app.files import portable_name, replace_directory, unfinished_directory
 from vqa_app.numeric import checked_float
@@ -366,7 +366,7 @@ class TrainingService:
         )
         # The run divides its steps by the memory that is free at its start.
         self.service.pool.release_idle()
-        release_memory()
+        reclaim_memory()
         result = self._train(config, on_progress=job.record_progress, cancel=job.cancel)
         if result.finished:
             shutil.rmtree(rehearsal, ignore_errors=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vqa_app.checkpoints.weights import StoredTensor
-from vqa_app.devices import free_memory, release_memory
+from vqa_app.devices import free_memory, reclaim_memory
 from vqa_app.errors import InsufficientMemoryError
 from vqa_app.files import format_bytes
 
@@ -57,7 +57,7 @@ def check_memory(
         needed *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if needed <= free_memory(device):
         return
-    release_memory()  # an earlier model may not have been garbage-collected yet
+    reclaim_memory()  # from engines in use, and from models that were not garbage-collected yet
     free = free_memory(device)
     if needed <= free:
         return

@@ -1,7 +1,8 @@
 """One memory budget for the caches of all engines on a device.
 
 Each engine has caches of its own, used by its own thread. What was used least recently is dropped
-first, whichever engine it belongs to: an idle engine gives way to the one that answers.
+first, whichever engine it belongs to: an idle engine gives way to the one that answers. Everything
+is dropped before a model is refused for want of memory, and before a training plans its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from vqa_app.devices import free_memory
+from vqa_app.devices import free_memory, register_caches
 
 if TYPE_CHECKING:
     import torch
@@ -87,11 +88,13 @@ class CacheBudget:
             while self.nbytes > limit and self._drop_oldest():
                 pass
 
-    def clear(self) -> None:
-        """Drop all entries of all caches."""
+    def clear(self) -> bool:
+        """Drop all entries of all caches; return whether there were any."""
         with self.lock:
+            held = self._drop_oldest()
             while self._drop_oldest():
                 pass
+            return held
 
     def _drop_oldest(self) -> bool:
         used = [(cache.oldest, cache) for cache in self._caches]
@@ -110,9 +113,10 @@ def shared_budget(device: torch.device) -> CacheBudget:
     """Return the budget of all engines on a device."""
     with _shared_lock:
         if device not in _shared:
-            _shared[device] = CacheBudget(
+            budget = _shared[device] = CacheBudget(
                 lambda held: cache_limit(device.type, free_memory(device) + held)
             )
+            register_caches(budget.clear)
         return _shared[device]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
-from vqa_app.devices import clear_frames, device_error, is_out_of_memory, release_memory
+from vqa_app.devices import clear_frames, device_error, is_out_of_memory, reclaim_memory
 from vqa_app.engine.attention_map import attention_map
 from vqa_app.engine.cache_budget import CacheBudget, shared_budget
 from vqa_app.engine.cpu_decoder import MAX_ROWS
@@ -337,9 +337,9 @@ class LocalEngine:
         return (yield from self._retry(partial(_decode, generation, token)))
 
     def _free_caches(self) -> None:
-        """Free the caches of this engine and of the others that share its budget."""
+        """Free the caches of this engine and of all that share a device's budget."""
         self._budget.clear()
-        release_memory()
+        reclaim_memory()
 
     def _answer(
         self,

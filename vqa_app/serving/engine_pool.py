@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeAlias
 
-from vqa_app.devices import is_out_of_memory
+from vqa_app.devices import clear_frames, is_out_of_memory, reclaim_memory
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import InsufficientMemoryError, ModelError, UsageError, VqaError
 from vqa_app.serving.redact import redact_paths
@@ -394,14 +394,19 @@ class EnginePool:
             self._evict(self._keep, self.default)
 
     def _load_engine(self, choice: ModelChoice, progress: LoadProgress) -> Engine:
-        """Load a model; if memory is insufficient, release all idle models and try once more."""
+        """Load a model; if memory is insufficient, free what can be freed and try once more.
+
+        Idle models are released, and engines in use lose their caches, which they can fill again.
+        """
         try:
             return self._load(choice, progress)
         except Exception as error:
-            full = isinstance(error, InsufficientMemoryError) or is_out_of_memory(error)
-            if not (full and self.release_idle()):
+            if not (isinstance(error, InsufficientMemoryError) or is_out_of_memory(error)):
                 raise
-        # Outside the handler: the error's traceback holds what the first attempt had allocated.
+            clear_frames(error)  # they hold what the first attempt had allocated
+            released = self.release_idle()
+            if not (reclaim_memory() or released):
+                raise
         progress("Freeing memory …")
         return self._load(choice, progress)
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import accelerate
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,8 @@ from tests.finetune.training_data import small_config, write_data
 from vqa_app import devices
 from vqa_app.checkpoints.loader import load_model
 from vqa_app.engine.batch_memory import MAX_ROWS, max_batch_rows
+from vqa_app.engine.cache_budget import shared_budget
+from vqa_app.engine.kv_cache import KVCache, PrefixCache
 from vqa_app.errors import ModelError, UsageError
 
 SETTINGS = TrainingSettings(
@@ -100,6 +103,22 @@ def test_of_several_processes_each_has_a_gpu_of_its_own(
     with pytest.raises(UsageError, match="--device is cuda:1") as refused:
         training_device("cuda:1")
     assert "CUDA_VISIBLE_DEVICES" in refused.value.hint
+
+
+def test_what_caches_of_chat_models_hold_counts_as_free_memory_in_the_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the page, where both share a process. Such a cache is dropped before the run plans."""
+    budget, states = shared_budget(torch.device("cpu")), torch.zeros(1, 1, 4, 4)
+    cache, kv = PrefixCache(budget), KVCache.empty(1)
+    kv.update(states, states, 0)
+    monkeypatch.setattr(devices, "free_memory", lambda _: 1000 - cache.nbytes)
+    stage: Any = SimpleNamespace(
+        config=FinetuneConfig(), machine=Machine(torch.device("cpu"), autocast=None)
+    )
+    cache.put(np.arange(4), kv)
+    assert cache.nbytes
+    assert stages._memory(stage).free == 1000
 
 
 BF16, FP16 = torch.bfloat16, torch.float16

@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from finetune.data.read import read_rows
@@ -32,6 +34,8 @@ from ui.teaching.taught_rows import TaughtRowStore
 from ui.teaching.training import TrainingService
 from ui.texts import catalogue
 from vqa_app.checkpoints.manifest import Base, Manifest, write_manifest
+from vqa_app.engine.cache_budget import shared_budget
+from vqa_app.engine.kv_cache import KVCache, PrefixCache
 from vqa_app.errors import DataError, ModelError, UsageError
 from vqa_app.files import UNFINISHED
 from vqa_app.pictures.picture import ImageLimits, open_picture
@@ -137,9 +141,11 @@ def test_idle_chat_models_are_released_before_a_run_and_those_in_use_are_not(har
     )
     closed_at_start = []
     train = harness.training._train
+    caches = PrefixCache(shared_budget(torch.device("cpu")))  # of the model in use
+    keys = torch.zeros(1, 1, 4, 4)
 
     def record(*given, **options):
-        closed_at_start.append((idle.closed, used.closed))
+        closed_at_start.append((idle.closed, used.closed, len(caches)))
         return train(*given, **options)
 
     harness.training._train = record
@@ -147,9 +153,12 @@ def test_idle_chat_models_are_released_before_a_run_and_those_in_use_are_not(har
     harness.pool.start_loading("builtin")
     assert harness.pool.wait("builtin", PATIENCE) is idle
     with harness.pool.lease("used", PATIENCE):
+        kv = KVCache.empty(1)
+        kv.update(keys, keys, 0)
+        caches.put(np.arange(4), kv)
         harness.training.start("ann", {"sources": ["mine"], "name": "hats", "model": "builtin"})
         until(lambda: closed_at_start)
-    assert closed_at_start == [(True, False)]
+    assert closed_at_start == [(True, False, 0)]
     harness.training.stop("ann")
 
 

@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from tests.tiny import picture
+from vqa_app.checkpoints import memory
 from vqa_app.checkpoints.loader import load_model
+from vqa_app.devices import reclaim_memory
 from vqa_app.engine import cache_budget
 from vqa_app.engine.cache_budget import CacheBudget, cache_limit, shared_budget
 from vqa_app.engine.feature_cache import FeatureCache, ImageFeatures
 from vqa_app.engine.kv_cache import KVCache, PrefixCache
 from vqa_app.engine.local import LocalEngine
-from vqa_app.engine.protocol import GenerationOptions
-from vqa_app.errors import ModelError
+from vqa_app.engine.protocol import Answer, Delta, GenerationOptions
+from vqa_app.errors import InsufficientMemoryError, ModelError
 from vqa_app.prompts.conversation import Conversation
 
 GIB = 1 << 30
@@ -113,3 +115,44 @@ def test_the_caches_of_two_engines_fit_together(
     assert budget.nbytes == 0, "those of the other engine are freed, too"
     for engine in engines:
         engine.close()
+
+
+def test_a_model_is_refused_only_after_the_caches_of_engines_in_use_were_dropped(
+    tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = LocalEngine(load_model(str(tiny_llava_dir)))
+    budget = shared_budget(torch.device("cpu"))
+    budget.clear()
+    question = Conversation.ask("What is it?", [picture(1)])
+    list(engine.stream(question, GREEDY))
+    held = budget.nbytes
+    weights = sum(file.stat().st_size for file in tiny_llava_dir.glob("*.safetensors"))
+    free = weights + held // 2
+    monkeypatch.setattr(memory, "free_memory", lambda _: free - budget.nbytes)
+    load_model(str(tiny_llava_dir))
+    assert held > 0
+    assert budget.nbytes == 0
+    list(engine.stream(question, GREEDY))
+    assert budget.nbytes == held, "the engine fills its caches again"
+    free = weights // 2
+    with pytest.raises(InsufficientMemoryError):
+        load_model(str(tiny_llava_dir))
+    engine.close()
+
+
+def test_answers_go_on_unchanged_while_all_caches_are_dropped(tiny_llava_dir: Path) -> None:
+    engine = LocalEngine(load_model(str(tiny_llava_dir)))
+    options = GenerationOptions(max_new_tokens=12, temperature=0.0, repetition_penalty=1.3)
+    question = Conversation.ask("What is it?", [picture(1)])
+    *_, expected = engine.stream(question, options)
+    assert isinstance(expected, Answer)
+    reclaim_memory()
+    dropped = 0
+    for event in engine.stream(question, options):
+        if isinstance(event, Delta):
+            reclaim_memory()
+            dropped += 1
+    assert dropped
+    assert isinstance(event, Answer)
+    assert event.text == expected.text
+    engine.close()

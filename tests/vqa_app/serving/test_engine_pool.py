@@ -12,7 +12,14 @@ from tests.fake_engine import FakeEngine
 from tests.ui.harness import choice, make_downloading_pool
 from tests.waiting import PATIENCE, until
 from vqa_app.errors import InsufficientMemoryError, ModelError
+from vqa_app.serving import engine_pool
 from vqa_app.serving.engine_pool import MAX_NAMED_MODELS, EnginePool
+
+
+@pytest.fixture(autouse=True)
+def empty_caches(monkeypatch):
+    """Keep caches that other tests have left from being dropped for a model of these tests."""
+    monkeypatch.setattr(engine_pool, "reclaim_memory", lambda: False)
 
 
 def make_pool(engines, keep=2, load=None):
@@ -160,6 +167,35 @@ def test_a_model_in_use_is_not_evicted():
         with pytest.raises(ModelError, match="17 GB"):
             pool.wait("b", PATIENCE)
         assert tried == ["default", "a", "b"]
+        assert not default.closed
+    pool.close()
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_caches_of_a_model_in_use_are_dropped_if_memory_runs_out(held, monkeypatch):
+    """The model itself stays; without caches there is nothing to gain from another attempt."""
+    engines = {key: FakeEngine() for key in ("default", "a")}
+    tried, caches = [], ["keys and values"] if held else []
+
+    def load(chosen, _):
+        tried.append(chosen.key)
+        if chosen.key == "a" and (caches or not held):
+            raise RuntimeError("CUDA out of memory.")
+        return engines[chosen.key]
+
+    def reclaim():
+        return bool(caches and caches.pop())
+
+    monkeypatch.setattr(engine_pool, "reclaim_memory", reclaim)
+    pool = make_pool(engines, load=load)
+    with pool.lease(timeout=PATIENCE) as default:
+        pool.start_loading("a")
+        if held:
+            assert pool.wait("a", PATIENCE) is engines["a"]
+        else:
+            with pytest.raises(ModelError, match="out of memory"):
+                pool.wait("a", PATIENCE)
+        assert tried == ["default", "a", *["a"] * held]
         assert not default.closed
     pool.close()
 
