@@ -1,4 +1,4 @@
-"""Forked processes of tests always end."""
+"""Processes of tests always end."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import os
 import signal
 import threading
 
-from tests.forked import _fork, _wait, needs_fork
+import pytest
 
-pytestmark = needs_fork
+from tests.forked import needs_fork, run_all
+
+pytestmark = [needs_fork, pytest.mark.slow]
 
 
-def forever() -> None:
+def fail_or_wait() -> None:
+    if os.environ["RANK"] == "1":
+        raise SystemExit(1)
     threading.Event().wait()
 
 
 def test_the_others_are_killed_if_one_fails() -> None:
-    def fails() -> None:
-        raise SystemExit
-
-    statuses = _wait([_fork(forever, {}), _fork(fails, {})])
-    assert os.WTERMSIG(statuses[0]) == signal.SIGKILL
-    assert os.WEXITSTATUS(statuses[1]) == 1
+    assert run_all([{"RANK": 0}, {"RANK": 1}], fail_or_wait) == [-signal.SIGKILL, 1]
 
 
 def test_processes_are_killed_after_the_time_limit() -> None:
-    (status,) = _wait([_fork(forever, {})], 0.1)
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert run_all([{"RANK": 0}], fail_or_wait, seconds=0.1) == [-signal.SIGKILL]

@@ -58,7 +58,7 @@ def alone(tiny_llava_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """Train in one process. Some rows are text only, so some micro-batches hold no picture."""
     folder = tmp_path_factory.mktemp("distributed")
     write_data(folder, pictures=7, text_rows=4)
-    together(1, lambda: train(config(tiny_llava_dir, folder, "alone")))
+    together(1, train, config(tiny_llava_dir, folder, "alone"))
     return folder / "alone"
 
 
@@ -76,7 +76,7 @@ def assert_same(run: Path, other: Path) -> None:
 @needs_fork
 def test_two_processes_have_the_losses_of_one(tiny_llava_dir: Path, alone: Path) -> None:
     chosen = config(tiny_llava_dir, alone.parent, "both")
-    together(2, lambda: train(chosen))
+    together(2, train, chosen)
     assert_same(alone, alone.parent / "both")
     for one, two in zip(metrics(alone), metrics(alone.parent / "both"), strict=True):
         for key in {"eval_loss", "eval_vqa_accuracy"} & set(one):
@@ -88,24 +88,25 @@ def test_a_process_that_fails_ends_the_others(tiny_llava_dir: Path, alone: Path)
     """They would wait two hours for it: NCCL notices nothing, and gloo not before it has exited."""
     chosen = config(tiny_llava_dir, alone.parent, "failed")
 
-    def work() -> None:
-        if os.environ["RANK"] == "0":
-            train(chosen)
-            return
-        stages = import_module("finetune.training.stages")
-
-        def fail(*_: object) -> None:
-            raise DataError("The loss is not finite.")
-
-        stages.fit = fail
-        with pytest.raises(DataError):
-            train(chosen)
-        (alone.parent / "failed-at").touch()
-        time.sleep(120)
-
-    with pytest.raises(AssertionError):  # their exit statuses
-        together(2, work)
+    with pytest.raises(AssertionError):  # their exit codes
+        together(2, train_and_fail, chosen, alone.parent / "failed-at")
     assert time.time() - (alone.parent / "failed-at").stat().st_mtime < 60
+
+
+def train_and_fail(chosen: FinetuneConfig, failed_at: Path) -> None:
+    if os.environ["RANK"] == "0":
+        train(chosen)
+        return
+    stages = import_module("finetune.training.stages")
+
+    def fail(*_: object) -> None:
+        raise DataError("The loss is not finite.")
+
+    stages.fit = fail
+    with pytest.raises(DataError):
+        train(chosen)
+    failed_at.touch()
+    time.sleep(120)
 
 
 @needs_fork
@@ -118,7 +119,7 @@ def test_fsdp_shards_the_model_and_has_the_losses_of_one_process(
     else is as on GPUs.
     """
     chosen = config(tiny_llava_dir, alone.parent, "sharded").replace(fsdp="default")
-    together(2, lambda: train_sharded(chosen))
+    together(2, train_sharded, chosen)
     assert_same(alone, alone.parent / "sharded")
     whole = load_file(alone / "adapter_model.safetensors")
     gathered = load_file(alone.parent / "sharded" / "adapter_model.safetensors")
@@ -134,12 +135,12 @@ def test_fsdp_checkpoints_hold_no_frozen_weights_and_are_resumed(
     """The base of a 7B model has 14 GB, which each of the checkpoints would hold."""
     run = alone.parent / "interrupted"
     chosen = config(tiny_llava_dir, alone.parent, run.name).replace(fsdp="default")
-    together(2, lambda: train_sharded(chosen, stop_at=3))
+    together(2, train_sharded, chosen, 3)
     folder = run / "checkpoints" / "step-3"
     sharded = sum(p.stat().st_size for p in (folder / "pytorch_model_fsdp_0").iterdir())
     whole = (tiny_llava_dir / "model.safetensors").stat().st_size
     assert sharded < whole / 2
-    together(2, lambda: train_sharded(chosen))
+    together(2, train_sharded, chosen)
     assert_same(alone, run)
 
 
@@ -461,10 +462,10 @@ def test_zero_3_has_the_losses_of_one_process_and_resumes(
     write_data(tmp_path, pictures=7, text_rows=4)
     plain = {"stage": stage, "rank": 4 if stage == "lora" else None}
     one = config(tiny_llava_dir, tmp_path, "alone").replace(**plain)
-    together(1, lambda: train(one))
+    together(1, train, one)
     two = config(tiny_llava_dir, tmp_path, "divided").replace(deepspeed="zero3", **plain)
-    together(2, lambda: train_divided(two, stop_at=3))
-    together(2, lambda: train_divided(two))
+    together(2, train_divided, two, 3)
+    together(2, train_divided, two)
     assert_same(tmp_path / "alone", tmp_path / "divided")
 
 
