@@ -19,6 +19,7 @@ import numpy as np
 
 from finetune.data.rows import PictureSource, Problem
 from finetune.progress import pluralize
+from vqa_app.checkpoints.snapshot import download_files
 from vqa_app.checkpoints.source import HUB_TIMEOUT
 from vqa_app.errors import DataError, first_line
 from vqa_app.proxies import proxy_problem
@@ -270,7 +271,10 @@ def read_hub(name: str, split_or_purpose: str) -> Records:
     try:
         # Without this, `datasets` retries for half a minute when the hub is unreachable.
         datasets.config.HF_HUB_OFFLINE = offline or not reachable
-        splits = datasets.load_dataset(repository, config or None)
+        builder = datasets.load_dataset_builder(repository, config or None)
+        _download_data(builder)
+        builder.download_and_prepare()
+        splits = builder.as_dataset()
     except Exception as error:  # `datasets` raises many types
         if proxies:
             raise DataError(f"Cannot load {name} from the hub. {proxies[0]}", proxies[1]) from error
@@ -278,6 +282,26 @@ def read_hub(name: str, split_or_purpose: str) -> Records:
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
     return _read_split(splits, split_or_purpose, name)
+
+
+def _download_data(builder: Any) -> None:
+    """Download the files of a hub data set into the cache, where `datasets` will find them.
+
+    When Ctrl-C arrives, `datasets` would wait until its own downloads are complete.
+    """
+    from datasets.config import DATASET_INFO_FILENAME
+    from huggingface_hub import HfFileSystem
+
+    if Path(builder.cache_dir, DATASET_INFO_FILENAME).is_file():  # it was prepared before
+        return
+    files: dict[tuple[str, str], list[str]] = {}
+    for urls in (builder.config.data_files or {}).values():
+        for url in urls:
+            if str(url).startswith("hf://datasets/"):
+                found: Any = HfFileSystem().resolve_path(str(url))
+                files.setdefault((found.repo_id, found.revision), []).append(found.path_in_repo)
+    for (repository, revision), paths in files.items():
+        download_files(repository, paths, repo_type="dataset", revision=revision)
 
 
 def _check_repository(name: str, repository: str) -> bool:

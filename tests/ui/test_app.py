@@ -700,7 +700,7 @@ def test_options_reach_the_model_and_the_picture_limits(tmp_path, monkeypatch):
 
     given, created = [], []
 
-    def load(*arguments, offline):
+    def load(*arguments, offline, check):
         given.append((*arguments, offline))
         raise ModelError("enough")
 

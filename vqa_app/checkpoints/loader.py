@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,6 +103,7 @@ def load_model(
     offline: bool = False,
     *,
     merge: bool = True,
+    check: Callable[[], None] | None = None,
 ) -> LoadedModel:
     """Load a model for inference: in evaluation mode, on its device, with nothing trainable.
 
@@ -120,6 +122,8 @@ def load_model(
         offline: Use only the local cache.
         merge: Merge adapters into the weights, unless these are quantised. False returns a
             `PeftModel` for LoRA adapters.
+        check: Called several times a second while files are downloaded. An exception in it ends the
+            download.
 
     Raises:
         ModelError: The model cannot be found, downloaded or loaded, or does not fit in memory.
@@ -127,8 +131,8 @@ def load_model(
     """
     if quantize not in (None, *get_args(Quantization)):
         raise UsageError(f"Unknown quantisation: {quantize!r}", "Choose 4bit or 8bit.")
-    source = find(name, revision, offline)
-    adapter_source = find(adapter, None, offline) if adapter else None
+    source = find(name, revision, offline, check=check)
+    adapter_source = find(adapter, None, offline, check=check) if adapter else None
     if _needs_base(source):
         if adapter_source is not None:
             raise UsageError(
@@ -137,7 +141,13 @@ def load_model(
             )
         adapter_source = source
         base_name, base_revision = adapters.base_of(source)
-        base = _load_base_of(source, base_name, base_revision, device, dtype, quantize, offline)
+        base = _load_base_of(
+            source,
+            base_name,
+            lambda: load_model(
+                base_name, None, device, dtype, quantize, base_revision, offline, check=check
+            ),
+        )
     else:
         base = _load_whole(source, device, dtype, quantize)
     if adapter_source is None:
@@ -180,17 +190,9 @@ def _needs_base(source: Source) -> bool:
     return not model_files(directory) or (directory / adapters.PEFT_CONFIG).is_file()
 
 
-def _load_base_of(
-    adapter: Source,
-    name: str,
-    revision: str | None,
-    device: str,
-    dtype: str,
-    quantize: str | None,
-    offline: bool,
-) -> LoadedModel:
+def _load_base_of(adapter: Source, name: str, load: Callable[[], LoadedModel]) -> LoadedModel:
     try:
-        return load_model(name, None, device, dtype, quantize, revision, offline)
+        return load()
     except ModelError as error:
         hint = error.hint
         if os.path.isabs(name) and not os.path.exists(name):  # moved, or on another machine

@@ -208,7 +208,12 @@ def load_engine(
         forget_downloaded()
     elif needed is not None:
         check_downloaded(needed)
-    progress("Reading the weights …")
+
+    def check() -> None:
+        """End the download of a model that was named on the command line, if it is cancelled."""
+        progress("Reading the weights …")
+
+    check()
     from vqa_app.checkpoints.loader import load_model
     from vqa_app.engine.local import LocalEngine
 
@@ -220,6 +225,7 @@ def load_engine(
         quantization(choice),
         choice.revision,
         offline=needed is not None,
+        check=check,
     )
     progress("Starting the engine …")
     return LocalEngine(loaded)

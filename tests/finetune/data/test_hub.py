@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from finetune.data.read import FOR_TESTING, check_sources, read_rows
 from finetune.evaluation.questions import load_questions
+from tests import fake_xet
 from tests.fake_hub import pauses, use
 from tests.finetune.fake_data_hub import Handler, serve
 from vqa_app.errors import DataError
@@ -53,7 +55,21 @@ def test_rows_and_pictures_of_a_hub_data_set_are_read(hub: type[Handler]) -> Non
     colours = [row.conversation().pictures[0].image.getpixel((0, 0)) for row in data.rows]
     assert colours == [(255, 0, 0), (0, 0, 255)]
     assert data.rows[1].place == "someone/cats, row 2"
-    assert "train-00000-of-00001.parquet" in hub.downloads
+    assert hub.downloads.count("train-00000-of-00001.parquet") == 1
+
+
+def test_ctrl_c_ends_the_download_of_a_data_set(
+    hub: type[Handler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` itself would wait until it is complete."""
+    with fake_xet.use(monkeypatch) as xet:
+        xet.on_first = _thread.interrupt_main
+        with pytest.raises(KeyboardInterrupt):
+            read_rows("someone/cats")
+    assert xet.aborts
+    assert set(xet.attempts) <= {
+        f"someone/cats/data/{split}-00000-of-00001.parquet" for split in ("train", "test")
+    }
 
 
 def test_a_config_is_named_after_a_colon(hub: type[Handler]) -> None:

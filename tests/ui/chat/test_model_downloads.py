@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests import fake_hub
+from tests import fake_hub, fake_xet
 from tests.fake_engine import FakeEngine
 from tests.fake_hub import FakeHub
 from tests.ui.harness import ChatHarness, in_english
 from tests.vqa_app.checkpoints.test_installed import install
+from tests.waiting import PATIENCE, until
 from ui.chat.comparison import compare_models
 from ui.chat.model_downloads import handle_models
 from ui.chat.model_picker import pick_model
@@ -275,22 +276,20 @@ def test_another_model_for_one_answer_does_not_stay(harness, hub):
     assert view["turns"][1]["facts"]["model"] == "Built-in"
 
 
-def test_stopping_the_answer_stops_its_download(harness, hub, monkeypatch):
+def test_stopping_the_answer_stops_its_download(harness, monkeypatch):
     asked = iter(harness.service.ask(
         "ann", {"question": "What?", "model": harness.key(SMALL), "download": True}
     ))  # fmt: skip
 
-    def slowly(name: str, progress: LoadProgress) -> None:
-        while True:
-            progress("Downloading 1 of 3 MB", 0.3)
-
-    monkeypatch.setattr(downloads, "download_model", slowly)
-    chat = next(asked)["view"]["conversation"]
-    harness.service.stop("ann", chat)
-    *_, last = asked
-    assert last["view"]["turns"][0]["state"] == "stopped"
-    with pytest.raises(ModelError, match="was cancelled"):
-        harness.pool.wait(harness.key(SMALL), 30)
+    with fake_xet.use(monkeypatch) as xet:
+        chat = next(asked)["view"]["conversation"]
+        until(lambda: xet.attempts)
+        harness.service.stop("ann", chat)
+        *_, last = asked
+        assert last["view"]["turns"][0]["state"] == "stopped"
+        with pytest.raises(ModelError, match="was cancelled"):
+            harness.pool.wait(harness.key(SMALL), PATIENCE)
+        assert xet.aborts
 
 
 def test_a_model_on_this_machine_is_suggested_and_needs_no_download(harness, hub, tmp_path):

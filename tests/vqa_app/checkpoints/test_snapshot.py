@@ -2,67 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
+import _thread
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
 
+from tests import fake_xet
+from tests.fake_xet import FakeXet
 from tests.waiting import PATIENCE
 from vqa_app.checkpoints import snapshot
-from vqa_app.checkpoints.snapshot import download_snapshot
+from vqa_app.checkpoints.snapshot import download_files, download_snapshot
 
 
 class Stopped(Exception):
     pass
 
 
-class FakeXet:
-    """hf_xet as far as it matters: one session for all, and exceptions of callbacks are ignored."""
-
-    def __init__(self) -> None:
-        self.aborted = threading.Event()
-        self.attempts: list[str] = []
-        self.finish = threading.Event()
-
-    def abort(self) -> None:
-        session, self.aborted = self.aborted, threading.Event()
-        session.set()
-
-    def snapshot_download(self, repo_id: str, tqdm_class: Any) -> str:
-        """Download in a thread, as huggingface_hub does, until the session is aborted."""
-        self.attempts.append(repo_id)
-        session = self.aborted
-        bar = tqdm_class(total=10**9, unit="B", disable=True)
-
-        def fetch() -> str:
-            while not session.wait(0.01):
-                with contextlib.suppress(BaseException):
-                    bar.update(1)
-                if self.finish.is_set():
-                    return f"/cache/{repo_id}"
-            raise KeyboardInterrupt  # as hf_xet does
-
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(fetch).result()
-
-
 @pytest.fixture
 def xet(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeXet]:
-    fake = FakeXet()
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake.snapshot_download)
-    monkeypatch.setattr(snapshot, "abort_xet_session", fake.abort)
-    monkeypatch.setattr(snapshot, "POLL_SECONDS", 0.01)
-    yield fake
-    fake.finish.set()
+    with fake_xet.use(monkeypatch) as fake:
+        yield fake
 
 
 def stop_when(event: threading.Event) -> Callable[[], None]:
@@ -94,6 +61,26 @@ def test_a_xet_download_ends_although_exceptions_are_ignored(xet: FakeXet) -> No
     with pytest.raises(Stopped):
         download_snapshot(repo_id="a/b", check=stop_when(stop))
     assert xet.attempts == ["a/b"]
+    assert xet.aborts
+
+
+def test_ctrl_c_ends_the_download_of_files_and_begins_no_more(
+    xet: FakeXet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This is how data sets are downloaded. `datasets` itself would wait for all files."""
+    monkeypatch.setattr(snapshot, "_FILES_AT_ONCE", 2)
+    xet.on_first = _thread.interrupt_main
+    with pytest.raises(KeyboardInterrupt):
+        download_files("a/b", [f"{number}.parquet" for number in range(99)])
+    assert xet.aborts
+    assert 1 <= len(xet.attempts) < 99
+
+
+def test_all_files_are_downloaded(xet: FakeXet) -> None:
+    xet.finish.set()
+    files = [f"{number}.parquet" for number in range(20)]
+    download_files("a/b", files)
+    assert sorted(xet.attempts) == sorted(f"a/b/{file}" for file in files)
 
 
 def test_a_download_continues_when_another_one_ends(xet: FakeXet) -> None:
@@ -169,22 +156,28 @@ def snapshot_download(repo_id, tqdm_class):
         for file in files:
             file.result()
 
+def hf_hub_download(repo_id, filename, tqdm_class):
+    snapshot_download(repo_id, tqdm_class)
+
 huggingface_hub.snapshot_download = snapshot_download
+huggingface_hub.hf_hub_download = hf_hub_download
 
-from vqa_app.checkpoints.snapshot import download_snapshot
+from vqa_app.checkpoints.snapshot import download_files, download_snapshot
 
-download_snapshot(repo_id="owner/name")
 """
+MODEL = 'download_snapshot(repo_id="owner/name")'
+DATA_SET = 'download_files("owner/name", ["train.parquet"])'
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process")
-def test_ctrl_c_ends_a_stalled_download_by_the_real_hf_xet(tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", [MODEL, DATA_SET])
+def test_ctrl_c_ends_a_stalled_download_by_the_real_hf_xet(tmp_path: Path, call: str) -> None:
     pytest.importorskip("hf_xet")
     proxies = {"http_proxy", "all_proxy", "https_proxy"}
     environment = {name: value for name, value in os.environ.items() if name.lower() not in proxies}
     process = subprocess.Popen(
-        [sys.executable, "-c", STALLED],
+        [sys.executable, "-c", STALLED + call],
         cwd=tmp_path,
         env={**environment, "PYTHONPATH": str(Path(__file__).parents[3])},
         stdout=subprocess.PIPE,

@@ -102,7 +102,7 @@ def test_a_confirmed_hub_model_is_downloaded_then_loaded_from_the_cache(hub, mon
     loaded = []
     monkeypatch.setattr(
         "vqa_app.checkpoints.loader.load_model",
-        lambda name, *_, offline: loaded.append((name, offline)),
+        lambda name, *_, offline, check: loaded.append((name, offline)),
     )
     monkeypatch.setattr("vqa_app.engine.local.LocalEngine", lambda loaded: None)
     model_choices.load_engine(listed("owner/name", download=True), lambda *_: None)
