@@ -42,7 +42,7 @@ UNUSED_PICTURE_SECONDS = 24 * 3600
 """Age from which pictures that no question uses are deleted when the server starts."""
 
 REACHABLE = re.compile(
-    r"/|/(healthz|readyz|config|favicon\.ico|robots\.txt)/?|/vqa/.+|/v1/.+|/static/fonts/.+"
+    r"/|/(healthz|readyz|metrics|config|favicon\.ico|robots\.txt)/?|/vqa/.+|/v1/.+|/static/fonts/.+"
     r"|/gradio_api/(info|upload|upload_progress|cancel|reset|startup-events|app_id)/?"
     r"|/gradio_api/call/chat(/.*)?|/gradio_api/(heartbeat|queue)/.+",
     re.DOTALL,
@@ -205,7 +205,7 @@ def create_application(
     from ui.web.gradio_endpoint import ExplainMalformedCalls
     from ui.web.page import page_routes
     from ui.web.routes import MAX_IMPORT, data_routes
-    from vqa_app.serving.openai_api import MAX_BODY, ChatApi, openai_routes
+    from vqa_app.serving.openai_api import MAX_BODY, ChatApi, metrics_routes, openai_routes
 
     store, picture_store = _open(data_dir, limits)
     hide_folder(data_dir)
@@ -228,6 +228,7 @@ def create_application(
     app.include_router(page_routes(service, taught_rows, training))
     api = ChatApi(service.models, media_hosts=service.picture_hosts, limits=picture_store.limits)
     app.include_router(openai_routes(api))
+    app.include_router(metrics_routes(api))
     _mount(app, service, root_path)
     rules = AccessRules(
         hosts=frozenset(hosts),

@@ -5,6 +5,7 @@ and exits with `exit_code`; the browser shows it as a notification. Any other ex
 
     VqaError
      ├─ UsageError
+     │   └─ SchemaError
      ├─ ImageError
      ├─ ModelError
      │   └─ InsufficientMemoryError
@@ -35,6 +36,10 @@ class UsageError(VqaError):
     """Wrong arguments of a command or function."""
 
     exit_code = 2
+
+
+class SchemaError(UsageError):
+    """A JSON schema that answers cannot follow."""
 
 
 class ImageError(VqaError):

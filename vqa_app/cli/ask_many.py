@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,11 +17,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vqa_app.cli.answer_table import is_table, write_table
 from vqa_app.cli.picture_args import NAMES_OF_PICTURES
 from vqa_app.cli.reply import AnswerOptions, reply_to
 from vqa_app.cli.terminal import json_line
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import ContextOverflowError, ImageError, UsageError, VqaError
+from vqa_app.files import JSON_ERRORS
 from vqa_app.pictures.picture import ImageLimits, open_picture
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.suggestions import suggest
@@ -70,18 +72,20 @@ def ask_each(
     limits: ImageLimits,
     model: Mapping[str, Any],
 ) -> None:
-    """Answer the question about each file and write a JSON line for each answer.
+    """Answer the question about each file and write a row for each answer.
 
-    Files for which `out` already has an answer to the same question, by the same model and with the
-    same options, are skipped. Other answers in it are kept, with a note. A file that cannot be used
-    does not end the run; it is listed at the end, and tried again when the command is repeated.
+    A table (`.csv`, `.parquet`) is made at the end, of the JSON lines in a file beside it. Files
+    for which the JSON lines already have an answer to the same question, by the same model and with
+    the same options, are skipped. Other answers in it are kept, with a note. A file that cannot be
+    used does not end the run; it is listed at the end, and tried again when the command is
+    repeated.
 
     Args:
         open_engine: Loads the model; not called if all files are answered.
         paths: The files.
         question: The question about each file.
         options: How to answer.
-        out: A JSONL file to append to; None writes to stdout.
+        out: A table, or a JSONL file to append to; None writes to stdout.
         console: Shows progress and problems.
         limits: The largest picture to accept.
         model: What identifies the model; written to the rows together with the options.
@@ -90,6 +94,9 @@ def ask_each(
         typer.Exit: Some files could not be used. The exit code is that of the first error.
     """
     key = _key(question, options, model)
+    table = out if out is not None and is_table(out) else None
+    if table is not None:
+        out = table.with_name(f"{table.name}.jsonl")
     done, others = _read_answers(out, key) if out is not None else (set(), 0)
     remaining = [path for path in paths if path not in done]
     if len(remaining) < len(paths):
@@ -115,7 +122,9 @@ def ask_each(
                     advance()
         finally:
             engine.close()
-    where = "" if out is None else f", in {out}"
+    if table is not None and out is not None:
+        write_table(table, _rows_of(out, key, paths))
+    where = "" if out is None else f", in {table or out}"
     console.print(f"{len(remaining) - len(problems)} answered{where}.", markup=False)
     if problems:
         console.print(f"{len(problems)} could not be used:")
@@ -174,6 +183,17 @@ def _key(question: str, options: AnswerOptions, model: Mapping[str, Any]) -> dic
     }
 
 
+def _rows_of(out: Path, key: dict[str, Any], paths: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows of the files in their order, as far as they are answered."""
+    rows = {}
+    with suppress(FileNotFoundError), out.open(encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            if {name: row.get(name) for name in key} == key:
+                rows[row["picture"]] = row
+    return [rows[path] for path in paths if path in rows]
+
+
 def _read_answers(out: Path, key: dict[str, Any]) -> tuple[set[str], int]:
     """Read an earlier run's answers and remove an incomplete last line.
 
@@ -203,7 +223,7 @@ def _read_answers(out: Path, key: dict[str, Any]) -> tuple[set[str], int]:
                 answered.add(picture)
             else:
                 others += row.get("question") == key["question"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (*JSON_ERRORS, TypeError, KeyError) as error:
             raise UsageError(
                 f"{out}, line {number}: expected an answer of --each.", "Use another file."
             ) from error

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vqa_app.checkpoints.source import find_local
 from vqa_app.cli.options import Offline
 from vqa_app.devices import Dtype
 from vqa_app.errors import ModelError
-from vqa_app.files import format_bytes
+from vqa_app.files import format_bytes, user_data
+from vqa_app.serving.remotes import FILE_NAME, Remote, read_remotes
 from vqa_app.suggestions import suggest
 
 if TYPE_CHECKING:
@@ -47,9 +49,18 @@ def models(
         typer.Option(help="Delete this model from the hub's cache.", metavar="ID"),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    remotes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="TOML file with servers that answer elsewhere. [default: remotes.toml in the data"
+            " folder of chat]",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
 ) -> None:
-    """List models, and which are downloaded.
+    """List models, which are downloaded, and the servers elsewhere that are set up.
 
     Any other model on the hub can be used as well, if transformers' AutoModelForImageTextToText
     loads it and it has a chat template.
@@ -67,12 +78,31 @@ def models(
             f"There is no folder {runs}.",
             suggest(runs, path=Path.is_dir, otherwise="Give the folder that holds the runs."),
         )
+    servers = read_remotes(remotes or user_data() / FILE_NAME, required=remotes is not None)
     entries = catalogue(runs or Path("runs"))
     if as_json:
         rows = [asdict(e) | {"memory": e.memory, "memory_4bit": e.memory_4bit} for e in entries]
+        rows += [
+            {"name": each.server.name, "kind": "server", "note": each.name, "key_env": each.key_env}
+            for each in servers
+        ]
         print(json.dumps(rows, indent=1))
         return
     print(table_of(entries, Console()))
+    if servers:
+        print(f"\n{_server_table(servers)}")
+
+
+def _server_table(servers: list[Remote]) -> str:
+    """Return a table of servers elsewhere, with what `--model` takes for each."""
+    rows = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("server", "--model", "key"):
+        rows.add_column(title, no_wrap=True)
+    for each in servers:
+        missing = each.key_env is not None and not os.environ.get(each.key_env, "").strip()
+        key = f"{each.key_env}, not set" if missing else each.key_env or "none"
+        rows.add_row(*map(escape, (each.name, each.server.name, key)))
+    return _captured(rows, Console(width=400, color_system=None))
 
 
 def _print_installed(as_json: bool) -> None:

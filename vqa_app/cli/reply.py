@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +21,7 @@ from vqa_app.engine.protocol import (
 )
 from vqa_app.engine.remote import RemoteEngine
 from vqa_app.errors import ModelError
+from vqa_app.files import JSON_ERRORS
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import Conversation
 
@@ -34,6 +35,13 @@ class AnswerOptions:
     """Answers to choose from; if empty, the model generates one."""
     abstain: float | None = None
     """Confidence below which the reply is `NOT_SURE`."""
+
+
+@dataclass(frozen=True)
+class JsonValue:
+    """A value of JSON, which may be null."""
+
+    content: Any
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,8 @@ class Reply:
     probabilities: dict[str, float] | None = None
     chosen_by: str | None = None
     """How a server elsewhere chose from given answers; see `vqa_app.engine.remote.Choice`."""
+    value: JsonValue | None = None
+    """The answer as a value, if a schema was given; None if it was cut off or withheld."""
 
     @property
     def abstained(self) -> bool:
@@ -81,8 +91,8 @@ class Reply:
             }
             if self.answer.fields is None:
                 del row["fields"]
-            else:
-                row["value"] = json.loads(self.answer.text)
+            if self.value is not None:
+                row["value"] = self.value.content
         return row
 
 
@@ -112,9 +122,21 @@ def reply_to(
     streams = options.abstain is None
     answer = _stream(engine, conversation, options, write if streams else None, console)
     reply = _judge(answer.text, answer.confidence, options, answer=answer)
+    if options.generation.schema is not None and not reply.abstained:
+        reply = replace(reply, value=_parsed(answer))
     if not streams:
         write(reply.text)
     return reply
+
+
+def _parsed(answer: Answer) -> JsonValue | None:
+    """Return the value of an answer in JSON; None if it is not complete."""
+    if answer.finish_reason != "stop":
+        return None
+    try:
+        return JsonValue(json.loads(answer.text))
+    except JSON_ERRORS:  # a stop string left a part of it
+        return None
 
 
 def _with_system(conversation: Conversation, options: AnswerOptions) -> Conversation:

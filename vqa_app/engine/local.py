@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import exp
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -22,6 +21,7 @@ from vqa_app.engine.cpu_decoder import MAX_ROWS
 from vqa_app.engine.cpu_threads import release_threads
 from vqa_app.engine.cpu_weights import optimize_layout
 from vqa_app.engine.detokenizer import Detokenizer, TokenBytes
+from vqa_app.engine.json_fields import field_confidences
 from vqa_app.engine.model_view import model_view
 from vqa_app.engine.protocol import (
     Answer,
@@ -48,7 +48,7 @@ from vqa_app.engine.scheduler import (
     Steps,
 )
 from vqa_app.engine.scoring import image_gain, score
-from vqa_app.engine.structured import JsonConstraint, JsonGrammars, field_spans
+from vqa_app.engine.structured import JsonConstraint, JsonGrammars
 from vqa_app.errors import ContextOverflowError, ModelError, UsageError
 from vqa_app.prompts.conversation import Conversation, Message
 from vqa_app.prompts.image_inputs import has_low_detail, resolution
@@ -99,7 +99,10 @@ class _Draft:
             calibrated = calibration.covers(self.text)
             if calibrated:
                 confidence = calibration.probability(total + end.item())
-        fields = self._field_confidences() if self.text_ends and reason == "stop" else None
+        fields = None
+        if self.text_ends and reason == "stop":
+            values = torch.stack(self.log_probabilities).tolist()
+            fields = field_confidences(self.text, zip(self.text_ends, values, strict=False))
         return Answer(
             text=self.text,
             fields=fields,
@@ -117,16 +120,6 @@ class _Draft:
             calibrated=calibrated,
             log_probabilities=tuple(self.reported),
         )
-
-    def _field_confidences(self) -> dict[str, float]:
-        """Return the geometric mean of the token probabilities of each value of a JSON answer."""
-        values = torch.stack(self.log_probabilities).tolist()
-        starts = [0, *self.text_ends]
-        places = list(zip(starts, self.text_ends, values, strict=False))
-        return {
-            path: exp(fmean(value for first, last, value in places if first < end and last > start))
-            for path, (start, end) in field_spans(self.text).items()
-        }
 
 
 def _turns(conversation: Conversation) -> list[tuple[Message, ...]]:

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
-from vqa_app.errors import UsageError
+from vqa_app.errors import SchemaError, UsageError
+from vqa_app.files import JSON_ERRORS, json_problem
 from vqa_app.numeric import checked_float, checked_integer
 from vqa_app.prompts.conversation import Conversation
 
@@ -55,13 +57,19 @@ class GenerationOptions:
     system: str | None = None
     """System prompt; replaces the conversation's own."""
     schema: str | None = None
-    """JSON schema that the answer follows, as JSON. Needs the package llguidance."""
+    """JSON schema that the answer follows, as JSON. A model on this machine needs the package
+    llguidance for it; which keywords can be enforced is found out when the question is asked."""
     top_log_probabilities: int | None = None
     """How many of the likeliest tokens to report at each position, with their log probabilities;
     0 reports those of the answer's own tokens alone, None none at all."""
 
     def __post_init__(self) -> None:
-        """Check the values, and convert numbers to the types that they are declared with."""
+        """Check the values, and convert numbers to the types that they are declared with.
+
+        Raises:
+            SchemaError: The schema is no JSON object.
+            UsageError: Another value cannot be used.
+        """
         integers = {
             "max_new_tokens": (1, 1 << 20),
             "top_k": (0, 1 << 20),
@@ -90,6 +98,21 @@ class GenerationOptions:
             raise UsageError(
                 f"stop is the single string {self.stop!r}.", "Give a tuple of strings: ('.',)"
             )
+        if self.schema is not None:
+            _check_schema(self.schema)
+
+
+def _check_schema(schema: str) -> None:
+    try:
+        parsed = json.loads(schema)
+    except JSON_ERRORS as error:
+        raise SchemaError(
+            f"The schema cannot be read: {json_problem(error)}.", "Check it with a JSON editor."
+        ) from error
+    if not isinstance(parsed, dict):
+        raise SchemaError(
+            "A JSON schema is an object.", 'For example: {"type": "object", "properties": ...}'
+        )
 
 
 AGAIN_TEMPERATURE = 0.7

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import codecs
 import io
 import ipaddress
 import itertools
@@ -30,6 +31,7 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
+from vqa_app.engine.json_fields import field_confidences
 from vqa_app.engine.protocol import (
     Answer,
     AttentionMap,
@@ -41,8 +43,10 @@ from vqa_app.engine.protocol import (
     PictureInput,
     Status,
     TokenCount,
+    TokenLogProbability,
 )
 from vqa_app.errors import ContextOverflowError, ImageError, ModelError, UsageError
+from vqa_app.files import JSON_ERRORS
 from vqa_app.numeric import checked_float, checked_integer
 from vqa_app.pictures.picture import Picture, digest_of
 from vqa_app.prompts.conversation import Conversation, Message, replace_surrogates
@@ -80,6 +84,7 @@ _LISTED_MODELS = 20
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """Status codes after which the same request may succeed."""
 _LOGPROBS, _USAGE, _MAX_TOKENS = "logprobs", "stream_options", "max_tokens"
+_TOP_LOGPROBS = "top_logprobs"
 _OPTIONAL = (_LOGPROBS, _USAGE, _MAX_TOKENS)
 """Fields of a request without which a server that refuses them is asked again."""
 _CHOICES = "vqa"
@@ -238,7 +243,7 @@ class _Draft:
     surrogate: str = ""
     """First half of a character whose other half is in the next piece."""
     finish_reason: str | None = None
-    log_probabilities: list[float] = field(default_factory=list)
+    log_probabilities: list[TokenLogProbability] = field(default_factory=list)
     usage: Mapping[str, Any] = field(default_factory=dict)
     dropped_turns: tuple[int, ...] = ()
 
@@ -260,11 +265,13 @@ class _Draft:
         self.text += whole
         return whole
 
-    def to_answer(self, reason: FinishReason, label: str) -> Answer:
+    def to_answer(self, reason: FinishReason, label: str, options: GenerationOptions) -> Answer:
         """Return the answer, with what the server says about it."""
         now = time.perf_counter()
         first = self.first_token_time or now
-        known = self.log_probabilities
+        known = [token.log_probability for token in self.log_probabilities]
+        follows_schema = options.schema is not None and reason == "stop" and bool(known)
+        reports_tokens = options.top_log_probabilities is not None
         count = _count(self.usage, "completion_tokens")
         if count is None and known:
             count = len(known)
@@ -282,7 +289,19 @@ class _Draft:
             dropped_messages=2 * len(self.dropped_turns),
             dropped_turns=self.dropped_turns,
             model=label,
+            fields=self._field_confidences() if follows_schema else None,
+            log_probabilities=tuple(self.log_probabilities) if reports_tokens else (),
         )
+
+    def _field_confidences(self) -> dict[str, float] | None:
+        """Return how sure the model is of each value of a JSON answer; None if unknown."""
+        spelled = b"".join(token.bytes for token in self.log_probabilities)
+        if not spelled.startswith(self.text.encode()):
+            return None
+        decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+        lengths = [len(decoder.decode(token.bytes)) for token in self.log_probabilities]
+        values = [token.log_probability for token in self.log_probabilities]
+        return field_confidences(self.text, zip(itertools.accumulate(lengths), values, strict=True))
 
 
 def _count(usage: Any, *path: str) -> int | None:
@@ -423,11 +442,12 @@ class RemoteEngine:
                     yield event
                     continue
                 if not task.cancelled():
-                    yield draft.to_answer(task.result(), self._info.label)
+                    yield draft.to_answer(task.result(), self._info.label, options)
                     return
                 break  # the engine was closed
             task.cancel()
-            yield replace(draft.to_answer("cancelled", self._info.label), text=text)
+            stopped = draft.to_answer("cancelled", self._info.label, options)
+            yield replace(stopped, text=text)
         finally:
             task.cancel()
 
@@ -484,7 +504,7 @@ class RemoteEngine:
         text = _content(_first_choice(self._run(self._complete(body)))).strip()
         try:
             answer, method = str(json.loads(text)["answer"]), "response_format"
-        except (ValueError, TypeError, KeyError):  # the server ignores `response_format`
+        except (*JSON_ERRORS, TypeError, KeyError):  # the server ignores `response_format`
             answer, method = text, "text"
         plain = {choice.strip().rstrip(".").casefold(): choice for choice in reversed(choices)}
         found = answer if answer in choices else plain.get(answer.strip().rstrip(".").casefold())
@@ -645,7 +665,7 @@ class RemoteEngine:
                 messages = [message for turn in (*kept.values(), turns[-1]) for message in turn]
                 body = _generation_fields(options) | {"messages": [*opening, *messages]}
                 try:
-                    return await self._generate(body, draft, emit)
+                    return await self._generate(body, options, draft, emit)
                 except ContextOverflowError:
                     if not kept or draft.has_begun:
                         raise
@@ -669,18 +689,31 @@ class RemoteEngine:
             self._places.release()
 
     async def _generate(
-        self, body: dict[str, Any], draft: _Draft, emit: Callable[[Event], None]
+        self,
+        body: dict[str, Any],
+        options: GenerationOptions,
+        draft: _Draft,
+        emit: Callable[[Event], None],
     ) -> FinishReason:
         """Stream one answer, and return why it ended."""
         extra = {"stream": True, _USAGE: {"include_usage": True}, _LOGPROBS: True}
+        reports_tokens = options.top_log_probabilities is not None
+        if options.top_log_probabilities:
+            extra[_TOP_LOGPROBS] = options.top_log_probabilities
+        if reports_tokens and _LOGPROBS in self._refused:
+            raise self._no_log_probabilities()
 
         async def attempt(fields: dict[str, Any]) -> None:
+            if reports_tokens and _LOGPROBS not in fields:
+                raise self._no_log_probabilities()
             async with self._sent("POST", "chat/completions", fields) as response:
-                await self._read_stream(response, draft, emit)
+                await self._read_stream(response, draft, emit, reports_tokens)
 
         await self._retry(body | extra, attempt, lambda: not draft.has_begun)
         if _LOGPROBS not in self._refused and draft.text and not draft.log_probabilities:
             self._refused |= {_LOGPROBS}  # ignored without a word
+            if reports_tokens:
+                raise self._no_log_probabilities()
         if draft.finish_reason == "content_filter":
             raise ModelError(
                 f"{self._server.host} withheld the answer, or the rest of it (content filter).",
@@ -841,7 +874,7 @@ class RemoteEngine:
         text = await _read_text(response, _MAX_LINE)
         try:
             data = json.loads(text)
-        except ValueError:
+        except JSON_ERRORS:
             data = None
         if not isinstance(data, dict):
             raise self._no_api(text)
@@ -850,7 +883,11 @@ class RemoteEngine:
         return data
 
     async def _read_stream(
-        self, response: httpx.Response, draft: _Draft, emit: Callable[[Event], None]
+        self,
+        response: httpx.Response,
+        draft: _Draft,
+        emit: Callable[[Event], None],
+        reports_tokens: bool,
     ) -> None:
         """Read the events of an answer.
 
@@ -866,7 +903,7 @@ class RemoteEngine:
                 break
             try:
                 chunk = json.loads(data)
-            except ValueError:
+            except JSON_ERRORS:
                 chunk = None
             if not isinstance(chunk, dict):
                 raise self._no_api(data)
@@ -881,9 +918,13 @@ class RemoteEngine:
                 begun = True
             if "message" in choice:  # the server ignored `stream`
                 draft.streamed, ended = False, True
-            draft.log_probabilities += _log_probabilities(choice)
-            if piece := draft.push(_content(choice)):
-                emit(Delta(piece))
+            tokens = _log_probabilities(choice)
+            draft.log_probabilities += tokens
+            piece = draft.push(_content(choice))
+            if not reports_tokens:
+                tokens = []
+            if piece or tokens:
+                emit(Delta(piece, tuple(tokens)))
             if isinstance(reason := choice.get("finish_reason"), str):
                 draft.finish_reason = reason
         if data and not begun:
@@ -903,6 +944,12 @@ class RemoteEngine:
             return self._status_error(400, text, said, {})
         error = ModelError(f"{self._server.host} failed. It says: {said}", "Try again later.")
         return _TemporaryError(error) if code in _BUSY else error
+
+    def _no_log_probabilities(self) -> ModelError:
+        return ModelError(
+            f"{self._server.host} does not send log probabilities of tokens.",
+            "Ask without them, or use another server.",
+        )
 
     def _no_api(self, text: str) -> ModelError:
         return ModelError(
@@ -977,11 +1024,7 @@ def _generation_fields(options: GenerationOptions) -> dict[str, Any]:
     }
     fields: dict[str, Any] = {k: v for k, v in chosen.items() if v is not None}
     if options.schema is not None:
-        try:
-            schema = json.loads(options.schema)
-        except ValueError as error:
-            raise UsageError(f"The schema is not JSON: {error}.", "Check the file.") from error
-        fields["response_format"] = _response_format("answer", schema)
+        fields["response_format"] = _response_format("answer", json.loads(options.schema))
     return {_MAX_TOKENS: options.max_new_tokens, **fields}
 
 
@@ -995,7 +1038,7 @@ def _response_format(name: str, schema: Any) -> dict[str, Any]:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except JSON_ERRORS:
         return False
     return True
 
@@ -1017,15 +1060,26 @@ def _content(choice: Mapping[str, Any]) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _log_probabilities(choice: Mapping[str, Any]) -> list[float]:
+def _log_probabilities(choice: Mapping[str, Any]) -> list[TokenLogProbability]:
     found = choice.get("logprobs")
-    tokens = found.get("content") if isinstance(found, dict) else None
-    values = [
-        token.get("logprob")
-        for token in (tokens if isinstance(tokens, list) else ())
-        if isinstance(token, dict)
-    ]
-    return [min(0.0, v) for v in values if isinstance(v, (int, float)) and isfinite(v)]
+    return _tokens(found.get("content")) if isinstance(found, dict) else []
+
+
+def _tokens(entries: Any) -> list[TokenLogProbability]:
+    """Return tokens with their log probabilities; entries of another form are left out."""
+    found = []
+    for entry in entries if isinstance(entries, list) else ():
+        value = entry.get("logprob") if isinstance(entry, dict) else None
+        if not isinstance(value, (int, float)) or not isfinite(value):
+            continue
+        text = replace_surrogates(str(entry.get("token") or ""))
+        try:
+            spelled = bytes(entry["bytes"])
+        except (KeyError, TypeError, ValueError):  # llama-server and others leave them out
+            spelled = text.encode()
+        top = tuple(_tokens(entry.get("top_logprobs")))
+        found.append(TokenLogProbability(text, spelled, min(0.0, value), top))
+    return found
 
 
 def _refuses(name: str, status: int, text: str) -> bool:
@@ -1056,7 +1110,7 @@ def _error_message(text: str) -> str:
     """Return what the body of an error says: OpenAI's form, FastAPI's, or plain text."""
     try:
         data = json.loads(text)
-    except ValueError:
+    except JSON_ERRORS:
         return "" if text.lstrip()[:1] == "<" else text
     if isinstance(data, list) and data:  # Gemini
         data = data[0]

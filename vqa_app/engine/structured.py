@@ -6,7 +6,6 @@ Tried with llguidance 1.9.1.
 
 from __future__ import annotations
 
-import json
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqa_app.errors import UsageError
+from vqa_app.errors import SchemaError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -42,52 +41,36 @@ class JsonGrammars:
         """Return a new constraint for one answer.
 
         Args:
-            schema: A JSON schema.
+            schema: A JSON schema, as `GenerationOptions` accepts it.
 
         Raises:
-            UsageError: It is no schema, or uses keywords that cannot be enforced; or llguidance is
+            SchemaError: It is no schema, or uses keywords that cannot be enforced; or llguidance is
                 not installed.
         """
         try:
             from llguidance import LLMatcher
             from llguidance.hf import from_tokenizer
         except ImportError as error:
-            raise UsageError(
+            raise SchemaError(
                 "Answers that follow a schema need the package llguidance.",
                 "Install it: pip install 'vqa-app[schema]'",
             ) from error
         with self._lock:
             if self._prepared is None:
                 self._prepared = from_tokenizer(self._tokenizer, n_vocab=self._vocabulary)
-        check_schema(schema)
-        grammar = LLMatcher.grammar_from_json_schema(
-            schema, overrides={"whitespace_flexible": False, "coerce_one_of": True}
-        )
-        failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, self._prepared)
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(
+                schema, overrides={"whitespace_flexible": False, "coerce_one_of": True}
+            )
+            failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, self._prepared)
+        except ValueError as error:  # nested too deeply
+            failed, messages = True, [str(error)]
         if failed or messages:
-            raise UsageError(
+            raise SchemaError(
                 f"The schema cannot be enforced: {'; '.join(messages)}.",
                 "Leave that part out of the schema.",
             )
         return JsonConstraint(self._prepared, grammar, self._vocabulary)
-
-
-def check_schema(schema: str) -> None:
-    """Check that a text is a JSON schema, as far as that can be told without its keywords.
-
-    Raises:
-        UsageError: It is not.
-    """
-    try:
-        parsed = json.loads(schema)
-    except ValueError as error:
-        raise UsageError(
-            f"The schema is not JSON: {error}.", "Check it with a JSON editor."
-        ) from error
-    if not isinstance(parsed, dict):
-        raise UsageError(
-            "A JSON schema is an object.", 'For example: {"type": "object", "properties": ...}'
-        )
 
 
 class JsonConstraint:
@@ -153,42 +136,3 @@ class JsonConstraint:
 def _unpack(bits: bytes) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Return a bit mask, lowest bits first, as booleans."""
     return np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little").astype(bool)
-
-
-def field_spans(text: str) -> dict[str, tuple[int, int]]:
-    """Return where the values of a JSON document lie that are neither objects nor arrays.
-
-    Args:
-        text: A JSON document, whole.
-
-    Returns:
-        The place of each value's text as [start, end), by a path such as `objects[0].colour`; the
-        path is empty if the document is a single value.
-    """
-    found: dict[str, tuple[int, int]] = {}
-    decoder = json.JSONDecoder()
-
-    def skip(position: int) -> int:
-        while position < len(text) and text[position] in " \t\r\n,:":
-            position += 1
-        return position
-
-    def visit(position: int, path: str) -> int:
-        position = skip(position)
-        if text[position] not in "{[":
-            _, end = decoder.raw_decode(text, position)
-            found[path] = (position, end)
-            return end
-        is_object, number, position = text[position] == "{", 0, skip(position + 1)
-        while text[position] not in "}]":
-            if is_object:
-                key, position = decoder.raw_decode(text, position)
-                name = f"{path}.{key}" if path else key
-            else:
-                name = f"{path}[{number}]"
-                number += 1
-            position = skip(visit(position, name))
-        return position + 1
-
-    visit(0, "")
-    return found

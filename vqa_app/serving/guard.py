@@ -39,6 +39,7 @@ WRONG_PASSWORD_SECONDS = 0.5
 MAX_WRONG_PASSWORDS = 8
 """Wrong passwords of one address that may be pending; further attempts are refused unchecked."""
 _OPEN_PATHS = ("/healthz", "/readyz")
+METRICS_PATH = "/metrics"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class AccessRules:
     allowed: DNS rebinding needs a name."""
     users: Mapping[str, str] = field(default_factory=dict)
     """Passwords by user. If empty, no password is needed, and each browser is its own owner. On
-    paths of OpenAI's API, whose clients send keys only, `ann:secret` is the key of a user."""
+    paths of OpenAI's API and of its counters, whose clients send keys only, `ann:secret` is the key
+    of a user."""
     keys: Mapping[str, str] = field(default_factory=dict)
     """API keys by name. If empty, no key is needed."""
     max_body: int = 32 * 2**20
@@ -196,7 +198,9 @@ class Guard:
                 return None
         if scheme.lower() != "bearer":
             return None
-        if self.rules.users and API_PATH.fullmatch(scope["path"]):
+        if self.rules.users and (
+            API_PATH.fullmatch(scope["path"]) or scope["path"] == METRICS_PATH
+        ):
             return self._check_password(value)
         found = None
         for name, key in self.rules.keys.items():  # all, so that the time reveals nothing

@@ -43,6 +43,7 @@ from vqa_app.pictures.download import fetch_for_visitor
 from vqa_app.pictures.picture import ImageLimits, Picture, at_low_detail, open_picture
 from vqa_app.prompts.conversation import Conversation, Message, Part, Role
 from vqa_app.serving.engine_pool import ModelChoice, ModelStatus, Phase
+from vqa_app.serving.guard import METRICS_PATH
 from vqa_app.serving.metrics import Metrics
 from vqa_app.serving.model_choices import BUILTIN
 from vqa_app.serving.openai_errors import AnswerStopped, ApiError, to_api_error
@@ -75,6 +76,8 @@ MAX_ANSWERS = 72
 """Answers that are generated or wait; further requests are refused with 429."""
 MAX_BODY = 64 * 2**20
 """Largest body of a request, in bytes."""
+MAX_PIXELS = 100_000_000
+"""Pixels of all pictures of a request together, which take three bytes each while it waits."""
 MAX_PREPARING = 4
 """Requests whose pictures are decoded at once, which takes memory and a core."""
 LOAD_TIMEOUT = 600
@@ -351,9 +354,9 @@ class ChatApi:
             Finish(
                 index,
                 "length" if answer.finish_reason == "length" else "stop",
-                answer.prompt_tokens or 0,
-                answer.cached_tokens or 0,
-                answer.new_tokens or 0,
+                answer.prompt_tokens,
+                answer.cached_tokens,
+                answer.new_tokens,
                 result if result.model_dump() else None,
             )
         )
@@ -377,8 +380,8 @@ class ChatApi:
         )
         emit(Piece(0, self._judge(result, choices[best], shares[best], chat)))
         self._examine(result, engine, conversation, choices[best], chat)
-        prompt = engine.count_tokens(conversation).prompt or 0
-        emit(Finish(0, "stop", prompt, 0, 0, result))
+        prompt = engine.count_tokens(conversation).prompt
+        emit(Finish(0, "stop", prompt, None, 0, result))
 
     def _judge(
         self, result: VqaResult, text: str, confidence: float | None, chat: ChatRequest
@@ -429,13 +432,24 @@ class ChatApi:
         Messages of one role in a row are joined, as are system messages at the beginning.
         """
         messages: list[Message] = []
+        pixels, most = 0, max(MAX_PIXELS, self._limits.max_pixels)
         for number, message in enumerate(chat.messages):
             role: Role = "system" if message.role == "developer" else message.role
             parts: list[Part] = []
             for position, part in enumerate(message.content):
                 field = f"messages[{number}].content[{position}].image_url"
                 if part.image_url is not None:
-                    parts.append(self._picture(part.image_url, model, field))
+                    picture = self._picture(part.image_url, model, field)
+                    pixels += picture.image.width * picture.image.height
+                    if pixels > most:
+                        raise ApiError(
+                            413,
+                            f"messages: the pictures up to {field} have {pixels / 1e6:.3g}"
+                            f" megapixels together, at most {most / 1e6:.3g}. Send fewer or smaller"
+                            " ones.",
+                            param="messages",
+                        )
+                    parts.append(picture)
                 else:
                     parts.append(part.text or "")
             with _blaming(f"messages[{number}]"):
@@ -523,7 +537,15 @@ def operation_routes(api: ChatApi) -> APIRouter:
         response.status_code = 200 if phase == "ready" else 503
         return {"status": phase}
 
-    @router.get("/metrics")
+    router.include_router(metrics_routes(api))
+    return router
+
+
+def metrics_routes(api: ChatApi) -> APIRouter:
+    """Return the route for the counters of OpenAI's API."""
+    router = APIRouter()
+
+    @router.get(METRICS_PATH)
     def metrics() -> Response:
         return PlainTextResponse(
             api.metrics.text(api.answers_in_progress),

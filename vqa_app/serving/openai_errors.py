@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from vqa_app.errors import ContextOverflowError, ModelError, VqaError
+from vqa_app.errors import ContextOverflowError, ModelError, SchemaError, VqaError
 from vqa_app.serving.openai_schema import ErrorDetails, ErrorResponse
 from vqa_app.serving.redact import redact_options, redact_paths
 
@@ -84,6 +84,8 @@ def to_api_error(error: BaseException) -> ApiError:
         message = redact_paths(f"{error.problem} {hint}".strip())
         if isinstance(error, ContextOverflowError):
             return ApiError(400, message, param="messages", code="context_length_exceeded")
+        if isinstance(error, SchemaError):
+            return ApiError(400, message, param="response_format")
         return ApiError(503 if isinstance(error, ModelError) else 400, message)
     log.error("A chat completion failed", exc_info=error)
     return ApiError(500, "The server had an unexpected error; its log says more.")

@@ -52,9 +52,10 @@ class Finish:
 
     index: int
     reason: FinishReason
-    prompt_tokens: int
-    cached_tokens: int
-    new_tokens: int
+    prompt_tokens: int | None
+    """Counts are None where a server elsewhere does not send them."""
+    cached_tokens: int | None
+    new_tokens: int | None
     vqa: VqaResult | None
 
 
@@ -136,17 +137,24 @@ class Completion:
             usage=self._usage(),
         )
 
-    def _usage(self) -> Usage:
-        """Return the token counts; the prompt counts once, however many answers there are."""
-        ends = list(self._ends.values())
-        prompt = max((end.prompt_tokens for end in ends), default=0)
-        new = sum(end.new_tokens for end in ends)
-        cached = min((end.cached_tokens for end in ends), default=0)
+    def _usage(self) -> Usage | None:
+        """Return the token counts, if they are known.
+
+        The prompt counts once, however many answers there are.
+        """
+        ends = self._ends.values()
+        prompts = [end.prompt_tokens for end in ends if end.prompt_tokens is not None]
+        counts = [end.new_tokens for end in ends if end.new_tokens is not None]
+        cached = [end.cached_tokens for end in ends if end.cached_tokens is not None]
+        if not prompts or len(counts) < len(ends):
+            return None
         return Usage(
-            prompt_tokens=prompt,
-            completion_tokens=new,
-            total_tokens=prompt + new,
-            prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+            prompt_tokens=max(prompts),
+            completion_tokens=sum(counts),
+            total_tokens=max(prompts) + sum(counts),
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=min(cached))
+            if cached
+            else None,
         )
 
     async def chunks(self, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
@@ -172,8 +180,9 @@ class Completion:
             yield _sse(to_api_error(error).body())
             return
         options = self._chat.stream_options
-        if options is not None and options.include_usage:
-            yield _sse(self._event([], self._usage()))
+        usage = self._usage() if options is not None and options.include_usage else None
+        if usage is not None:
+            yield _sse(self._event([], usage))
         yield b"data: [DONE]\n\n"
 
     def _chunk(self, index: int, delta: MessageDelta, **details: Any) -> bytes:

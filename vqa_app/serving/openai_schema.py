@@ -242,7 +242,7 @@ class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
+    prompt_tokens_details: Annotated[PromptTokensDetails | None, Field(exclude_if=_is_none)]
 
 
 class TopLogprob(BaseModel):
@@ -318,7 +318,8 @@ class ChatCompletion(BaseModel):
     created: int
     model: str
     choices: list[Choice]
-    usage: Usage
+    usage: Annotated[Usage | None, Field(exclude_if=_is_none)]
+    """Left out if a server elsewhere does not send the counts."""
 
 
 class MessageDelta(BaseModel):

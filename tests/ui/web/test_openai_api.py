@@ -41,6 +41,18 @@ def test_every_model_of_the_page_answers(tmp_path: Path) -> None:
         assert refused.json()["error"]["type"] == "permission_error"
 
 
+def test_the_counters_need_the_same_key_as_the_api(tmp_path: Path) -> None:
+    with running({"first": FakeEngine()}, tmp_path, users={"ann": "secret"}) as server:
+        with client_of(server, "ann:secret") as client:
+            text_of(client, "First")
+        metrics = f"{server.address}metrics"
+        found = httpx.get(metrics, headers={"authorization": "Bearer ann:secret"})
+        assert 'vqa_requests_total{status="200"} 1' in found.text.splitlines()
+        assert httpx.get(metrics, auth=("ann", "secret")).status_code == 200
+        assert httpx.get(metrics).status_code == 401
+        assert httpx.get(metrics, headers={"authorization": "Bearer x"}).status_code == 401
+
+
 def test_a_password_is_wanted_as_key_or_as_basic_authentication(tmp_path: Path) -> None:
     with running({"first": FakeEngine()}, tmp_path, users={"ann": "secret"}) as server:
         with client_of(server, "ann:secret") as client:

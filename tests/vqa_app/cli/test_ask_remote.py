@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from math import exp
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,58 @@ def test_many_files_are_asked_about_at_once(ask: Ask, server: StandIn, tmp_path:
         (f"{number}.png", "red") for number in range(5)
     ]
     assert "sent to 127.0.0.1" in result.stderr
+
+
+def test_answers_that_follow_a_schema_make_a_table(
+    ask: Ask, server: StandIn, tmp_path: Path
+) -> None:
+    for number in range(3):
+        tiny.picture(number, (20, 20)).image.save(tmp_path / f"{number}.png")
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    out = tmp_path / "table.csv"
+    words = ("What?", "--schema", str(schema), "--out", str(out))
+    server.otherwise = stream(delta('{"colour": "red", "sides": [1, 2]}'), delta(finish="stop"))
+    result = ask("--each", str(tmp_path / "[01].png"), *words)
+    assert result.exit_code == 0, result.stderr
+    assert f"2 answered, in {out}" in " ".join(result.stderr.split())
+    server.otherwise = stream(delta('{"colour": "re'), delta(finish="length"))
+    result = ask("--each", str(tmp_path / "*.png"), *words)
+    assert "2 of 3 are already answered" in result.stderr
+    assert len(server.requests) == 3
+    header, *rows = out.read_text("utf-8").splitlines()
+    assert header == "picture,colour,sides,answer,confidence,finish_reason"
+    assert rows[0] == f'{tmp_path / "0.png"},red,"[1, 2]",,,stop'
+    assert rows[2] == f'{tmp_path / "2.png"},,,"{{""colour"": ""re",,length'
+
+
+def test_json_has_the_value_of_an_answer_that_follows_a_schema(
+    ask: Ask, server: StandIn, picture: str, tmp_path: Path
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    question = ("--json", "--schema", str(schema), picture, "What?")
+    server.otherwise = stream(logprob('{"a": 1', -0.5), logprob("}", 0.0), delta(finish="stop"))
+    row = json.loads(ask(*question).stdout)
+    assert row["value"] == {"a": 1}
+    assert row["fields"] == {"a": pytest.approx(exp(-0.5))}
+    server.otherwise = stream(delta('{"a": nu'), delta(finish="length"))
+    cut = ask(*question)
+    assert "value" not in json.loads(cut.stdout)
+    assert json.loads(cut.stdout)["finish_reason"] == "length"
+    assert "was cut off" in ask(*question[1:]).stderr
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000])
+def test_what_is_no_schema_is_refused_before_anything_is_asked(
+    ask: Ask, server: StandIn, picture: str, tmp_path: Path, text: str
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(text)
+    result = ask("--schema", str(schema), picture, "What?")
+    assert result.exit_code == 2
+    assert "chema" in result.stderr
+    assert not server.headers
 
 
 def test_explain_is_refused_before_the_question_is_asked(

@@ -45,6 +45,27 @@ def test_models_as_json(tmp_path: Path) -> None:
     assert all(isinstance(row["cached"], bool) and row["memory"] > 0 for row in rows.values())
 
 
+def test_servers_elsewhere_are_listed_with_what_they_lack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "servers.toml"
+    file.write_text(
+        '[[server]]\nname = "Lab [one]"\naddress = "http://lab:8000"\nmodel = "a/b"\n'
+        'key_env = "LAB_KEY"\n[[server]]\nname = "Here"\naddress = "http://127.0.0.1:1/v1"\n'
+    )
+    monkeypatch.delenv("LAB_KEY", raising=False)
+    command = ["models", "--remotes", str(file)]
+    *_, lab, here = CliRunner().invoke(app, command).stdout.splitlines()
+    assert lab.split("  ")[0] == "Lab [one]"
+    assert "http://lab:8000/v1#a/b" in lab
+    assert lab.endswith("LAB_KEY, not set")
+    assert here.endswith("none")
+    rows = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert rows[-1]["name"] == "http://127.0.0.1:1/v1"
+    missing = CliRunner().invoke(app, ["models", "--remotes", str(tmp_path / "no.toml")])
+    assert missing.exit_code == 2
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from huggingface_hub import constants

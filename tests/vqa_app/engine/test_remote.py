@@ -642,6 +642,28 @@ def test_a_schema_is_sent_and_must_not_be_ignored(server: StandIn, engine_of: Op
         ask(engine, schema=json.dumps(schema))
 
 
+def test_values_of_an_answer_in_json_have_confidences(server: StandIn, engine_of: Open) -> None:
+    engine = engine_of(server)
+    schema = json.dumps({"type": "object"})
+    pieces = [("{", 0.0), ('"a": "é', -0.5), ('", "b"', 0.0), (": 17", -0.25), ("}", 0.0)]
+    server.script(stream(*(logprob(*piece) for piece in pieces), delta(finish="stop"), DONE))
+    answer = ask(engine, schema=schema)
+    assert answer.fields == {"a": pytest.approx(exp(-0.25)), "b": pytest.approx(exp(-0.25))}
+    server.script(stream(delta("{"), logprob("}", -0.1), delta(finish="stop"), DONE))
+    assert ask(engine, schema=schema).fields is None, "not all tokens are known"
+
+
+def test_nesting_that_is_too_deep_is_no_crash(server: StandIn, engine_of: Open) -> None:
+    engine = engine_of(server)
+    for text in ("[" * 100_000, "data: " + "[" * 100_000 + "\n\n"):
+        server.script(respond(200, text))
+        with pytest.raises(ModelError, match="does not speak OpenAI's API"):
+            ask(engine)
+    server.script(respond(400, '{"error": ' * 100_000))
+    with pytest.raises(ModelError):
+        ask(engine)
+
+
 def test_an_answer_that_is_no_choice_is_refused(server: StandIn, engine_of: Open) -> None:
     server.otherwise = completion("It looks reddish to me")
     with pytest.raises(ModelError, match="none of the choices"):

@@ -13,9 +13,10 @@ import torch
 
 from tests.tiny import picture, tiny_llava
 from vqa_app.checkpoints.loader import load_model
+from vqa_app.engine.json_fields import field_spans
 from vqa_app.engine.local import LocalEngine
 from vqa_app.engine.protocol import Answer, GenerationOptions
-from vqa_app.engine.structured import JsonGrammars, field_spans
+from vqa_app.engine.structured import JsonGrammars
 from vqa_app.errors import UsageError
 from vqa_app.prompts.conversation import Conversation
 
@@ -134,6 +135,8 @@ def test_schemas_of_other_values_than_objects(engine: LocalEngine, schema: Any) 
         ('{"type": "string", "format": "nonsense"}', "format"),
         ('{"$ref": "http://127.0.0.1/schema"}', "127.0.0.1"),
         ("{", "not JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"items":' * 500 + "{}" + "}" * 500, "recursion limit"),
         ("[1]", "object"),
         ('{"type": "nothing"}', "type"),
     ],

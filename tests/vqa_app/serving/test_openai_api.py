@@ -20,12 +20,14 @@ from PIL import Image
 from pydantic import BaseModel
 
 from tests.fake_engine import FakeEngine
+from tests.openai_stand_in import ANSWER, DONE, delta, logprob, stand_in, stream, usage
 from tests.tiny import picture
 from tests.vqa_app.serving.api_server import ApiServer, asking, picture_uri, serving
 from tests.waiting import PATIENCE, until
 from vqa_app.engine.protocol import Answer, GenerationOptions
-from vqa_app.errors import ModelError
-from vqa_app.pictures.picture import open_picture
+from vqa_app.engine.remote import RemoteEngine, RemoteServer
+from vqa_app.errors import ModelError, SchemaError
+from vqa_app.pictures.picture import ImageLimits, open_picture
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.serving.model_choices import choice_from_options
 from vqa_app.serving.openai_api import model_names
@@ -379,11 +381,47 @@ def test_null_and_empty_values_ask_for_nothing(engine: FakeEngine, server: ApiSe
     assert post(server, {"model": "fake", "messages": asking("Why?"), **nothing}).is_success
 
 
-@pytest.mark.parametrize("body", [b"{", b"", b"[]", b"\xff\xfe", b'"x"', b'{"model": 1}'])
+NESTED = b"[" * 100_000 + b"]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{", b"", b"[]", b"\xff\xfe", b'"x"', b'{"model": 1}', NESTED, b"[" * 100_000,
+        b'{"model": "fake", "messages": ' + NESTED + b"}",
+        b'{"model": "fake", "messages": [], "tools": ' + NESTED + b"}",
+    ],
+    ids=range(10),
+)  # fmt: skip
 def test_a_body_that_is_no_request_is_refused(server: ApiServer, body: bytes) -> None:
     response = post(server, body)
     assert response.status_code == 400
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_schema_that_cannot_be_enforced_is_blamed(
+    engine: FakeEngine, client: openai.OpenAI
+) -> None:
+    engine.error = SchemaError("The schema cannot be enforced: not.")
+    form: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}
+    with pytest.raises(openai.BadRequestError, match="not") as refused:
+        ask(client, response_format=form)
+    assert refused.value.param == "response_format"
+
+
+def test_all_pictures_of_a_request_have_a_limit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqa_app.serving.openai_api.MAX_PIXELS", 25_000)
+    engine = FakeEngine()
+    limits = ImageLimits(max_pixels=20_000)
+    with serving(engine, limits=limits) as server, client_of(server) as client:
+        ask(client, asking("?", *[picture_uri(size=(100, 100))] * 2))
+        with pytest.raises(openai.APIStatusError, match=r"0\.03 megapixels.*0\.025") as refused:
+            ask(client, asking("?", *[picture_uri(size=(100, 100))] * 3))
+        assert (refused.value.status_code, refused.value.param) == (413, "messages")
+        with pytest.raises(openai.BadRequestError, match="megapixels"):
+            ask(client, asking("?", picture_uri(size=(200, 150))))
+    assert len(engine.asked) == 1
+    engine.close()
 
 
 def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
@@ -465,6 +503,40 @@ def test_pages_of_other_sites_are_refused(server: ApiServer) -> None:
     assert response.status_code == 403
     assert response.json()["error"]["type"] == "permission_error"
     assert post(server, body, headers={"host": "evil.example"}).status_code == 421
+
+
+# -- a server elsewhere behind this one ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_counts_that_a_server_elsewhere_does_not_send_are_left_out(streamed: bool) -> None:
+    options: Any = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
+    counts = {"prompt_tokens": 9, "completion_tokens": 2}
+    with stand_in() as other:
+        engine = RemoteEngine(RemoteServer(other.address))
+        with serving(engine) as server, client_of(server) as client:
+            for reply, expected in (((*ANSWER,), None), ((ANSWER[1], usage(**counts), DONE), 11)):
+                other.script(stream(*reply))
+                done = ask(client, **options)
+                done = list(done)[-1] if streamed else done
+                assert (done.usage and done.usage.total_tokens) == expected
+                assert done.usage is None or done.usage.prompt_tokens_details is None
+        engine.close()
+
+
+def test_log_probabilities_of_a_server_elsewhere_are_passed_on_or_refused() -> None:
+    with stand_in() as other:
+        engine = RemoteEngine(RemoteServer(other.address))
+        with serving(engine) as server, client_of(server) as client:
+            other.script(stream(logprob("re", -0.5), logprob("d", -0.25), delta(finish="stop")))
+            tokens = ask(client, logprobs=True, top_logprobs=3).choices[0].logprobs.content
+            assert [(t.token, t.logprob) for t in tokens] == [("re", -0.5), ("d", -0.25)]
+            assert other.requests[-1]["top_logprobs"] == 3
+            for _ in range(2):
+                with pytest.raises(openai.APIStatusError, match="does not send log prob"):
+                    ask(client, logprobs=True)
+            assert ask(client).choices[0].message.content == "red"
+        engine.close()
 
 
 # -- clients that go away, and many at once --------------------------------------------------------
