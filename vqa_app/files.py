@@ -14,7 +14,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +276,16 @@ def user_cache(name: str) -> Path:
     """
     cache = os.environ.get("XDG_CACHE_HOME") or _home() / ".cache"
     return Path(cache) / "vqa-app" / name
+
+
+def remove_unused(folder: Path, seconds: float = 30 * 24 * 3600) -> None:
+    """Delete what is in a folder of the cache and has not been changed for a month, or so long."""
+    folder.mkdir(parents=True, exist_ok=True)
+    oldest = time.time() - seconds
+    for entry in folder.glob("*"):
+        with suppress(FileNotFoundError):  # another command has finished or removed it
+            if entry.stat().st_mtime < oldest:
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 def user_data() -> Path:

@@ -1,9 +1,10 @@
 """All calls of this project into private or changing parts of transformers.
 
 Tried with transformers 5.23.0 and 5.24.0. Check every function here when the upper bound in
-`pyproject.toml` moves. Importing this module imports torch and transformers. Two uses stay where
-they are because they override methods: `finetune.training.trainer` subclasses the Trainer, and
-`vqa_app.engine.kv_cache` subclasses the cache classes.
+`pyproject.toml` moves. Importing this module imports torch and transformers. Three uses stay where
+they are because they override methods: `finetune.training.trainer` subclasses the Trainer,
+`vqa_app.engine.kv_cache` subclasses the cache classes, and `vqa_app.checkpoints.cpu_quantization`
+subclasses the quantiser.
 """
 
 from __future__ import annotations
@@ -18,11 +19,18 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, DynamicLayer, GenerationMixin, LogitsProcessorList
 from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers.core_model_loading import ConversionOps as ConversionOps  # re-exported, as below
 from transformers.integrations.sdpa_attention import (
-    sdpa_attention_forward as sdpa_attention_forward,  # re-exported, as the next one
+    sdpa_attention_forward as sdpa_attention_forward,
 )
 from transformers.masking_utils import sdpa_mask as sdpa_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.quantizers import HfQuantizer as HfQuantizer
+from transformers.quantizers import register_quantization_config as register_quantization_config
+from transformers.quantizers import register_quantizer as register_quantizer
+from transformers.utils.quantization_config import (
+    QuantizationConfigMixin as QuantizationConfigMixin,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,7 +10,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,9 +25,8 @@ from finetune.data.tables import (
 from vqa_app.archive import SUFFIXES as ENDINGS
 from vqa_app.archive import is_archive, unpack_archive
 from vqa_app.errors import DataError
-from vqa_app.files import UNFINISHED, move, user_cache
+from vqa_app.files import UNFINISHED, move, remove_unused, user_cache
 
-_KEPT_SECONDS = 30 * 24 * 3600
 _NO_DATA = {"dataset_info.json", "dataset_infos.json", "state.json"}
 """JSON files that describe a data set, and hold none."""
 
@@ -60,7 +58,7 @@ def unpacked(archive: Path) -> Path:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    _remove_unused(folder.parent)
+    remove_unused(folder.parent)
     partial = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
     try:
         unpack_archive(archive, partial, name=str(archive))
@@ -68,15 +66,6 @@ def _unpack(archive: Path, folder: Path) -> None:
             move(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _remove_unused(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    oldest = time.time() - _KEPT_SECONDS
-    for entry in folder.glob("*"):
-        with suppress(FileNotFoundError):  # another command has finished or removed it
-            if entry.stat().st_mtime < oldest:
-                shutil.rmtree(entry, ignore_errors=True)
 
 
 def find_data(

@@ -79,6 +79,7 @@ def load_base(config: FinetuneConfig, machine: Machine) -> LoadedModel:
         quantize="4bit" if config.stage == "qlora" else None,
         revision=config.revision,
         merge=False,
+        trainable=True,
     )
 
 

@@ -151,6 +151,7 @@ def _load_peft(model: Any, adapter: Source) -> Any:
                     f" {config.peft_type.value}.",
                     "Use LoRA or a similar type; prompt learning is not supported.",
                 )
+            _prepare_quantized_layers(model, adapter, config)
             adapted = PeftModel.from_pretrained(
                 model, adapter.directory, config=config, torch_device=str(model.device)
             )
@@ -163,6 +164,31 @@ def _load_peft(model: Any, adapter: Source) -> Any:
         ) from error
     _compare_names(adapter, expected.keys(), given.keys())
     return adapted.eval()
+
+
+def _prepare_quantized_layers(model: Any, adapter: Source, config: Any) -> None:
+    """Make whole layers of those that the adapter replaces; see `QuantizedLinear`.
+
+    Raises:
+        ModelError: The adapter computes with the base's weights, of which there are only codes.
+    """
+    from vqa_app.models.quantized_linear import QuantizedLinear
+
+    layers = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)
+    }
+    if not layers:
+        return
+    kind = "DORA" if getattr(config, "use_dora", False) else str(config.peft_type.value)
+    if kind != "LORA":
+        raise ModelError(
+            f"The adapter {adapter.name} has the type {kind}, which works on whole weights only.",
+            "Leave out --quantize.",
+        )
+    replaced = tuple(f".{name}" for name in config.modules_to_save or ())
+    for name, layer in layers.items():
+        if f".{name}".endswith(replaced):
+            model.set_submodule(name, layer.whole(model.dtype))
 
 
 def _compare_names(adapter: Source, expected: Any, given: Any) -> None:

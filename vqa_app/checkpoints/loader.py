@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vqa_app.checkpoints import adapters
 from vqa_app.checkpoints.calibration import Calibration, read_calibration
-from vqa_app.checkpoints.manifest import read_manifest
+from vqa_app.checkpoints.manifest import quantization_of, read_manifest
 from vqa_app.checkpoints.memory import check_memory
 from vqa_app.checkpoints.processor import load_processor
 from vqa_app.checkpoints.source import BUILTIN, Source, find, hub_cache, pickle_error
@@ -104,6 +104,7 @@ def load_model(
     *,
     merge: bool = True,
     check: Callable[[], None] | None = None,
+    trainable: bool = False,
 ) -> LoadedModel:
     """Load a model for inference: in evaluation mode, on its device, with nothing trainable.
 
@@ -116,14 +117,17 @@ def load_model(
             instructions for it, and also on such CPUs if the model has at least 100 million
             parameters. Older GPUs get float16, unless the model is known to overflow in it;
             otherwise it is float32.
-        quantize: `4bit` (NF4) or `8bit`, with bitsandbytes. This affects the linear layers of the
-            language model, never the encoder, the projector or the output embedding.
+        quantize: `4bit` or `8bit`, for the linear layers of the language model, never for the
+            encoder and the projector. On a CPU torch's own kernels multiply them, and the output
+            embedding has 8 bits; elsewhere bitsandbytes does (NF4 for `4bit`).
         revision: Branch, tag or commit on the hub.
         offline: Use only the local cache.
         merge: Merge adapters into the weights, unless these are quantised. False returns a
             `PeftModel` for LoRA adapters.
         check: Called several times a second while files are downloaded. An exception in it ends the
             download.
+        trainable: Quantise with bitsandbytes on a CPU too, because LoRA can be trained on that
+            alone. Adapters that were trained so always get such a base.
 
     Raises:
         ModelError: The model cannot be found, downloaded or loaded, or does not fit in memory.
@@ -141,15 +145,26 @@ def load_model(
             )
         adapter_source = source
         base_name, base_revision = adapters.base_of(source)
+        trainable = trainable or quantization_of(source.directory) is not None
         base = _load_base_of(
             source,
             base_name,
             lambda: load_model(
-                base_name, None, device, dtype, quantize, base_revision, offline, check=check
+                base_name,
+                None,
+                device,
+                dtype,
+                quantize,
+                base_revision,
+                offline,
+                trainable=trainable,
+                check=check,
             ),
         )
     else:
-        base = _load_whole(source, device, dtype, quantize)
+        directory = source.directory if adapter_source is None else adapter_source.directory
+        trainable = trainable or quantization_of(directory) is not None
+        base = _load_whole(source, device, dtype, quantize, trainable)
     if adapter_source is None:
         return base
     if not adapters.is_adapter(adapter_source.directory):
@@ -236,7 +251,7 @@ def _with_adapter(
 
 
 def _load_whole(
-    source: Source, device_name: str, dtype_name: str, quantize: str | None
+    source: Source, device_name: str, dtype_name: str, quantize: str | None, trainable: bool
 ) -> LoadedModel:
     from vqa_app.models.architecture import Capabilities, overflows_in_float16
     from vqa_app.transformers_internals import shards_while_loading
@@ -249,26 +264,36 @@ def _load_whole(
     parameters = sum(tensor.size for tensor in tensors)
     overflows = overflows_in_float16(config)
     dtype = choose_dtype(dtype_name, device, parameters, overflows=overflows)
-    check_memory(source.name, tensors, device, dtype, quantize)
+    for_cpu = quantize is not None and device.type == "cpu" and not trainable
+    if quantize is not None:
+        _check_unquantized(source, config)
+    needed = _cpu_quantized_bytes(source, config, dtype, quantize) if for_cpu else None
+    check_memory(source.name, tensors, device, dtype, quantize, needed)
     check_size(source.name, config, tensors)
     processor = load_processor(source, config)
     check_pictures(source.name, config, processor)
     read_json(directory / "generation_config.json")  # transformers ignores a damaged one
+    identity = fingerprint(files)
     options: dict[str, Any] = {"dtype": dtype}
-    if quantize is not None:
-        options |= _quantization_options(source, config, dtype, quantize, device)
+    if quantize is not None and not for_cpu:
+        options |= _bitsandbytes_options(source, config, dtype, quantize, device)
     elif device.type != "cpu" and not shards_while_loading():
         # This avoids a copy of the model in CPU memory, which on a Mac is the GPU's memory as well.
         options["device_map"] = {"": device}
     with quiet():
-        model = _from_pretrained(source, config, options)
+        if for_cpu:
+            model = _load_for_cpu(source, config, dtype, quantize, identity)
+        else:
+            model = _from_pretrained(source, config, options)
     if quantize is None:
         if not shards_while_loading():
             try:
                 model.to(device)
             except _FAILURES as error:
                 raise _load_error(source, error) from error
-    elif not any(type(module).__module__.startswith("bitsandbytes") for module in model.modules()):
+    elif not for_cpu and not any(
+        type(module).__module__.startswith("bitsandbytes") for module in model.modules()
+    ):
         raise ModelError(
             f"No layer of {source.name} was quantised, because bitsandbytes does not support them.",
             "Leave out --quantize.",
@@ -285,7 +310,7 @@ def _load_whole(
         name=source.name,
         adapter=None,
         quantization=quantize,
-        fingerprint=fingerprint(files),
+        fingerprint=identity,
         source=directory,
         revision=source.revision,
     )
@@ -402,7 +427,39 @@ def _load_error(source: Source, error: Exception) -> ModelError:
     )
 
 
-def _quantization_options(
+def _check_unquantized(source: Source, config: Any) -> None:
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"{source.name} is already quantised.", "Leave out --quantize to load it as it is."
+        )
+
+
+def _bits(quantize: str | None) -> Literal[4, 8]:
+    return 4 if quantize == "4bit" else 8
+
+
+def _cpu_quantized_bytes(
+    source: Source, config: Any, dtype: torch.dtype, quantize: str | None
+) -> int:
+    from vqa_app.checkpoints.cpu_quantization import quantized_model_bytes
+
+    return quantized_model_bytes(skeleton(source.name, config), dtype, _bits(quantize))
+
+
+def _load_for_cpu(
+    source: Source, config: Any, dtype: torch.dtype, quantize: str | None, identity: str
+) -> Any:
+    from vqa_app.checkpoints.cpu_quantization import load_quantized
+
+    def load(directory: Path, config: Any, options: dict[str, Any]) -> Any:
+        return _from_pretrained(replace(source, directory=directory), config, options)
+
+    return load_quantized(
+        load, source.name, source.directory, config, dtype, _bits(quantize), identity
+    )
+
+
+def _bitsandbytes_options(
     source: Source, config: Any, dtype: torch.dtype, quantize: str, device: torch.device
 ) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
@@ -412,17 +469,14 @@ def _quantization_options(
             import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise ModelError(
-            f"--quantize {quantize} needs the package bitsandbytes.",
+            f"A model in {quantize[0]} bits needs the package bitsandbytes"
+            f"{' for QLoRA' if device.type == 'cpu' else ''}.",
             "Install it with `pip install bitsandbytes`.",
         ) from error
     if device.type == "mps":
         raise ModelError(
             "bitsandbytes cannot quantise on mps.",
             "Use --device cpu, or leave out --quantize.",
-        )
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(
-            f"{source.name} is already quantised.", "Leave out --quantize to load it as it is."
         )
     skipped = anatomy(skeleton(source.name, config)).never_quantized
     if quantize == "4bit":

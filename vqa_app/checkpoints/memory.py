@@ -14,9 +14,10 @@ from vqa_app.files import format_bytes
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS_SHARE = {"4bit": 0.30, "8bit": 0.55}
-"""Memory of quantised weights relative to 16-bit ones. NF4 with double quantisation takes 4.13 bits
-for each weight; embeddings, projector and encoder are not quantised."""
+WEIGHTS_SHARE = {"4bit": 0.33, "8bit": 0.55}
+"""Memory of quantised weights relative to 16-bit ones. In 4 bits a weight takes 4.13 bits with
+bitsandbytes (NF4 with double quantisation) and 5 on a CPU; embeddings, projector and encoder are
+not quantised."""
 
 
 def check_memory(
@@ -25,6 +26,7 @@ def check_memory(
     device: torch.device,
     dtype: torch.dtype,
     quantize: str | None,
+    needed: int | None = None,
 ) -> None:
     """Check that there is enough memory for the weights alone, or for this process's part of them.
 
@@ -34,6 +36,7 @@ def check_memory(
         device: The device to load them to.
         dtype: Precision in which floating-point weights are loaded.
         quantize: `4bit`, `8bit` or None.
+        needed: The memory in bytes, if it is known; otherwise it is estimated.
 
     Raises:
         InsufficientMemoryError: The weights need more memory than is free.
@@ -42,10 +45,9 @@ def check_memory(
 
     from vqa_app.transformers_internals import shards_on_cpu, shards_while_loading
 
-    sixteen_bit = 2 * sum(tensor.size for tensor in tensors)
-    if quantize is not None:
-        needed = int(sixteen_bit * WEIGHTS_SHARE[quantize])
-    else:
+    if needed is None and quantize is not None:
+        needed = int(2 * sum(tensor.size for tensor in tensors) * WEIGHTS_SHARE[quantize])
+    if needed is None:
         needed = sum(
             tensor.size * dtype.itemsize if "F" in tensor.dtype else tensor.end - tensor.start
             for tensor in tensors

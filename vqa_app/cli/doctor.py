@@ -22,7 +22,7 @@ _PACKAGES = (
 )
 _OPTIONAL = {
     "pillow-heif": "HEIC pictures",
-    "bitsandbytes": "--quantize, --stage qlora",
+    "bitsandbytes": "--quantize on a GPU, --stage qlora",
     "sentencepiece": "tokenizers of some models",
     "tensorboard": "finetune --report-to tensorboard",
     "wandb": "finetune --report-to wandb",

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from vqa_app.engine.cpu_weights import PackedLinear, joint_linear_function, linear_function
 from vqa_app.engine.kv_cache import BufferLayer, KVCache
+from vqa_app.models.quantized_linear import QuantizedLinear
 
 LAYERS = frozenset(
     {
@@ -229,7 +230,10 @@ def supports(decoder: Any, head: nn.Module) -> bool:
         for name in names
     ]
     return (
-        all(type(linear) in (nn.Linear, PackedLinear) for linear in (*linears, head))
+        all(
+            type(linear) in (nn.Linear, PackedLinear, QuantizedLinear)
+            for linear in (*linears, head)
+        )
         and type(decoder.embed_tokens) is nn.Embedding
         and config.hidden_act == "silu"
         and getattr(decoder.rotary_emb, "rope_type", None) in ROPE_TYPES

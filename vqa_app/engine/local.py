@@ -50,6 +50,7 @@ from vqa_app.engine.scheduler import (
 from vqa_app.engine.scoring import image_gain, score
 from vqa_app.engine.structured import JsonConstraint, JsonGrammars
 from vqa_app.errors import ContextOverflowError, ModelError, UsageError
+from vqa_app.models.quantized_linear import count_parameters
 from vqa_app.prompts.conversation import Conversation, Message
 from vqa_app.prompts.image_inputs import has_low_detail, resolution
 from vqa_app.prompts.prompt import Prompt, count_text_tokens, encode, end_token_ids
@@ -158,7 +159,7 @@ class LocalEngine:
     ) -> None:
         model, processor = loaded.model, loaded.processor
         model.train(False)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
+        parameters = count_parameters(model)
         dtype = str(model.dtype).removeprefix("torch.")
         self._end_tokens = end_token_ids(model, processor)
         vocabulary = model.config.get_text_config(decoder=True).vocab_size

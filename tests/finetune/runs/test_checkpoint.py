@@ -35,7 +35,7 @@ def trained(directory: Path, stage: Any) -> tuple[Any, Any, Any]:
     from vqa_app.checkpoints.manifest import Base, Manifest
     from vqa_app.prompts.prompt import prompt_hash
 
-    base = load_model(str(directory), quantize="4bit" if stage == "qlora" else None)
+    base = load_model(str(directory), quantize="4bit" if stage == "qlora" else None, trainable=True)
     torch.manual_seed(1)
     model = freeze(base.model, stage, rank=4, alpha=8, dropout=0.0).model
     with torch.no_grad():

@@ -317,12 +317,11 @@ def make_lora(base: Path, out: Path, base_name: str | None = None, **changes: An
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(base)
-    config = LoraConfig(
-        r=2,
-        target_modules=r".*language_model.*\.(q_proj|v_proj)",
-        modules_to_save=["multi_modal_projector"],
-        **changes,
-    )
+    settings: dict[str, Any] = {
+        "target_modules": r".*language_model.*\.(q_proj|v_proj)",
+        "modules_to_save": ["multi_modal_projector"],
+    }
+    config = LoraConfig(r=2, **(settings | changes))
     adapted = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(1)
     for parameter in adapted.parameters():

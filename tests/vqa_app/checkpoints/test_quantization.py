@@ -1,4 +1,4 @@
-"""Load in 4 and 8 bits, with the CPU kernels of bitsandbytes."""
+"""Load in 4 and 8 bits with bitsandbytes, as for QLoRA; here on its CPU kernels."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_quantised_model_gives_similar_logits(
 ) -> None:
     import torch
 
-    loaded = load_model(str(wide), quantize=bits)
+    loaded = load_model(str(wide), quantize=bits, trainable=True)
     assert capfd.readouterr() == ("", "")
     assert loaded.quantization == bits
     inputs = encode(loaded.processor, QUESTION, answer_next=True).inputs
@@ -56,7 +56,7 @@ def test_a_quantised_model_gives_similar_logits(
 def test_encoder_projector_and_head_are_never_quantised(
     name: str, tiny_checkpoint: Callable[[str], Path]
 ) -> None:
-    loaded = load_model(str(tiny_checkpoint(name)), quantize="4bit")
+    loaded = load_model(str(tiny_checkpoint(name)), quantize="4bit", trainable=True)
     parts = anatomy(loaded.model)
     names = quantised(loaded.model)
     assert names
@@ -68,8 +68,8 @@ def test_an_adapter_is_not_merged_into_a_quantised_base(wide: Path, tmp_path: Pa
     import torch
 
     adapter = make_lora(wide, tmp_path / "lora")
-    base = load_model(str(wide), quantize="4bit")
-    loaded = load_model(str(wide), adapter=str(adapter), quantize="4bit")
+    base = load_model(str(wide), quantize="4bit", trainable=True)
+    loaded = load_model(str(wide), adapter=str(adapter), quantize="4bit", trainable=True)
     assert type(loaded.model) is type(base.model)
     assert quantised(loaded.model)
     whole = logits(load_model(str(wide), adapter=str(adapter)))
@@ -100,7 +100,7 @@ def test_a_model_without_quantised_layers_is_rejected(
 ) -> None:
     monkeypatch.setattr("vqa_app.models.anatomy.Anatomy.never_quantized", ["model", "lm_head"])
     with pytest.raises(ModelError, match=r"No layer of .* was quantised"):
-        load_model(str(wide), quantize="4bit")
+        load_model(str(wide), quantize="4bit", trainable=True)
 
 
 def test_the_error_without_bitsandbytes_names_the_package(
@@ -110,4 +110,4 @@ def test_the_error_without_bitsandbytes_names_the_package(
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ModelError, match="pip install bitsandbytes"):
-        load_model(str(tiny_llava_dir), quantize="4bit")
+        load_model(str(tiny_llava_dir), quantize="4bit", trainable=True)

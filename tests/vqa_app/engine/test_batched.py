@@ -222,7 +222,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
         ) -> Any:
             result = operator(*arguments, **(options or {}))
             for tensor in tree_leaves(result):
-                if isinstance(tensor, torch.Tensor):
+                if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
                     self.count(tensor.untyped_storage())
             return result
 

@@ -111,8 +111,8 @@ def random_conversations(rng: random.Random, count: int) -> list[Conversation]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_greedy_answers_do_not_depend_on_who_else_is_asking(engine: LocalEngine, seed: int) -> None:
+def check_that_company_changes_no_answer(engine: LocalEngine, seed: int) -> None:
+    """Ask questions alone, and at random moments together; some of these are cancelled."""
     rng = random.Random(seed)
     conversations = random_conversations(rng, 14)
     alone = [list(engine.stream(one, GREEDY))[-1] for one in conversations]
@@ -132,6 +132,21 @@ def test_greedy_answers_do_not_depend_on_who_else_is_asking(engine: LocalEngine,
             assert expected.text.startswith(got.text)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_greedy_answers_do_not_depend_on_who_else_is_asking(engine: LocalEngine, seed: int) -> None:
+    check_that_company_changes_no_answer(engine, seed)
+
+
+@pytest.mark.parametrize(("llm", "bits"), [("llama", "4bit"), ("llama", "8bit"), ("gemma", "4bit")])
+def test_greedy_answers_of_quantised_models_do_not_either(
+    tmp_path: Path, one_thread: None, llm: str, bits: str
+) -> None:
+    engine = LocalEngine(load_model(str(tiny_llava(tmp_path, llm=llm)), quantize=bits))
+    assert (engine._runtime._cpu_decoder is not None) == (llm == "llama")
+    check_that_company_changes_no_answer(engine, 0)
+    engine.close()
+
+
 def test_each_question_keeps_its_own_options(engine: LocalEngine) -> None:
     question = Conversation.ask("What is it?", [picture(1)])
     options = [
@@ -146,12 +161,21 @@ def test_each_question_keeps_its_own_options(engine: LocalEngine) -> None:
     assert [one.text for one in together] == [one.text for one in alone if isinstance(one, Answer)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "precision",
+    [
+        {"dtype": "float32"},
+        {"dtype": "bfloat16"},
+        {"dtype": "float32", "quantize": "4bit"},
+        {"dtype": "bfloat16", "quantize": "8bit"},
+    ],
+    ids=lambda precision: "-".join(precision.values()),
+)
 @pytest.mark.parametrize("llm", ["llama", "qwen3"])
 def test_logits_of_a_row_are_the_same_bits_alone_and_beside_others(
-    tmp_path: Path, llm: str, dtype: str
+    tmp_path: Path, llm: str, precision: dict[str, str]
 ) -> None:
-    engine = LocalEngine(load_model(str(tiny_llava(tmp_path, llm=llm)), dtype=dtype))
+    engine = LocalEngine(load_model(str(tiny_llava(tmp_path, llm=llm)), **precision))
     decoder = engine._runtime._cpu_decoder
     assert isinstance(decoder, CpuDecoder)
     generator = torch.Generator().manual_seed(0)

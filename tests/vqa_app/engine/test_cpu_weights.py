@@ -109,9 +109,14 @@ def test_greedy_answers_with_packed_weights_are_the_models_own(tiny_llava_dir: P
     assert texts[0] == texts[1]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_logits_of_the_cpu_decoder_are_the_models_own(tiny_llava_dir: Path, dtype: str) -> None:
-    model = load_model(str(tiny_llava_dir), dtype=dtype).model
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [("float32", None), ("bfloat16", None), ("float32", "4bit"), ("bfloat16", "8bit")],
+)
+def test_logits_of_the_cpu_decoder_are_the_models_own(
+    tiny_llava_dir: Path, dtype: str, bits: str | None
+) -> None:
+    model = load_model(str(tiny_llava_dir), dtype=dtype, quantize=bits).model
     decoder = CpuDecoder.of(model)
     assert decoder is not None
     ids = torch.randint(8, 400, (1, 40), generator=torch.Generator().manual_seed(0))
@@ -120,5 +125,6 @@ def test_logits_of_the_cpu_decoder_are_the_models_own(tiny_llava_dir: Path, dtyp
         expected = model(input_ids=ids).logits[0, 10:]
         model(input_ids=ids[:, :10], **cache_argument(kv), use_cache=True)
         got = torch.cat([decoder.step([int(ids[0, n])], [kv], [n]) for n in range(10, 40)])
-    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == "float32" else {"rtol": 0.1, "atol": 0.25}
+    exact = dtype == "float32" and bits is None
+    close = {"rtol": 1e-4, "atol": 1e-4} if exact else {"rtol": 0.1, "atol": 0.25}
     torch.testing.assert_close(got, expected, **close)
