@@ -354,7 +354,7 @@ def _print_calibration(report: CalibrationReport, path: Path) -> None:
         f"\nExpected calibration error: {_percent(calibration.error)} on questions that the curve"
         f" was not fitted to; {_percent(report.error_before)} without it (mean token probability)."
         f"\nIt holds for answers of up to {calibration.longest_answer} words, as the known answers"
-        " have; for longer ones, the model's own probability is shown."
+        " have, that deny nothing; for others, the model's own probability is shown."
         f"\nThe curve of all {calibration.questions:,} questions is in {path}."
     )
 

@@ -10,7 +10,12 @@ import numpy as np
 
 from finetune.data.samples import SHORT_ANSWER_WORDS
 from finetune.evaluation.predictions import Prediction
-from vqa_app.checkpoints.calibration import Calibration, count_words, log_odds
+from vqa_app.checkpoints.calibration import (
+    Calibration,
+    count_words,
+    is_measured,
+    log_odds,
+)
 from vqa_app.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,22 +65,22 @@ def calibrate(loaded: LoadedModel, predictions: Sequence[Prediction]) -> Calibra
     """Fit a calibration to predictions with log probabilities.
 
     It holds for answers about as long as the known ones: a sentence never equals a word, so it is
-    not known whether a longer answer is right.
+    not known whether a longer answer is right. It does not hold for denials; see `is_measured`.
 
     What is reported is measured on questions that the curve was not fitted to: one half of the
     pictures with the curve of the other half. The curve itself is fitted to all of them.
 
     Raises:
-        UsageError: There are too few questions, or too few short enough answers.
+        UsageError: There are too few questions, or too few answers of the kind that is measured.
     """
     answered = [p for p in predictions if p.log_probability is not None]
     check_count(len(answered))
     longest = longest_answer(answered)
-    measured = [p for p in answered if count_words(p.prediction) <= longest]
+    measured = [p for p in answered if is_measured(p.prediction, longest)]
     if len(measured) < MIN_QUESTIONS:
         raise UsageError(
             f"Only {len(measured):,} of {len(answered):,} answers have up to {longest} words, as"
-            f" the known ones have; {MIN_QUESTIONS} are needed to calibrate with.",
+            f" the known ones have, and deny nothing; {MIN_QUESTIONS} are needed to calibrate with.",
             "Use --answer-style short, or more questions.",
         )
     odds = np.array([log_odds(p.log_probability or 0.0) for p in measured])

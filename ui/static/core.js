@@ -86,8 +86,8 @@
     if (update.error && onRefused) return onRefused(update.error);
     if (hello) setTimeout(() => vqa.emit("hello", true));
     const { state } = vqa;
-    const chat = channel === "act" && update.view?.conversation;
-    const navigated = Boolean(chat) && chat === state.opening;
+    const chat = channel !== "ask" && update.view?.conversation; // turns.js decides about answers
+    const navigated = Boolean(chat) && channel === "act" && chat === state.opening;
     if (navigated) state.opening = null;
     // A reply does not pull the user out of a conversation they opened meanwhile.
     else if (chat && state.view && chat !== state.view.conversation) delete update.view;

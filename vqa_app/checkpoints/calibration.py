@@ -26,6 +26,15 @@ CALIBRATION_FILE = "calibration.json"
 _WORD = re.compile(r"[\u3040-\u9fff]|[^\s\u3040-\u9fff]+")
 """A word, or a character of Chinese or Japanese, which write no spaces between words."""
 
+_DENIAL = re.compile(
+    r"(?:(?:yes|no)\W+)?"
+    r"(?:(?:there|it) (?:is|are|was|were) (?:no|not|nothing|none)\b"
+    r"|i (?:do not|don't|cannot|can't|am not)\b"
+    r"|(?:no|none|nothing|nobody|nowhere|unknown|zero|0)(?: |\W*$))",
+    re.IGNORECASE,
+)
+"""The beginning of an English answer that says that something is not there, or not known."""
+
 _LEAST_LOG_PROBABILITY, _MOST_LOG_PROBABILITY = math.log(1e-6), math.log(1 - 1e-6)
 
 log = logging.getLogger(__name__)
@@ -49,8 +58,8 @@ class Calibration:
     not measured, since the known answers have no more words."""
 
     def covers(self, answer: str) -> bool:
-        """Return whether it holds for answers of this length."""
-        return count_words(answer) <= self.longest_answer
+        """Return whether it holds for an answer; see `is_measured`."""
+        return is_measured(answer, self.longest_answer)
 
     def probability(self, log_probability: float) -> float:
         """Return how likely an answer is right, given its log probability in nats."""
@@ -95,6 +104,25 @@ def log_odds(log_probability: float) -> float:
 def count_words(text: str) -> int:
     """Return the number of words of an answer; characters count in Chinese and Japanese."""
     return len(_WORD.findall(text))
+
+
+def is_denial(answer: str) -> bool:
+    """Return whether an English answer denies that something is there, or refuses to say."""
+    return _DENIAL.match(answer.strip()) is not None
+
+
+def is_measured(answer: str, longest: int) -> bool:
+    """Return whether a calibration says how likely an answer is right.
+
+    It does not for answers that are longer than the known ones, nor for denials: "There are no
+    dogs." is also what a model says about dogs that it does not recognise, so how often that is
+    right depends on the pictures more than on the model.
+
+    Args:
+        answer: The model's answer.
+        longest: Number of words of the longest answers that were measured.
+    """
+    return count_words(answer) <= longest and not is_denial(answer)
 
 
 def read_calibration(

@@ -203,7 +203,8 @@ class Answer:
     1, by paths such as `objects[0].colour`."""
     calibrated: bool = False
     """Whether `vqa-app eval --calibrate` has measured what the model's probabilities are worth.
-    False for answers that are not complete, or longer than those that were measured."""
+    False for answers that are not complete, that deny something, or that are longer than those that
+    were measured."""
     log_probabilities: tuple[TokenLogProbability, ...] = ()
     """All generated tokens but the end token, if the options ask for them; those of a stop string
     are among them, though not in `text`."""

@@ -22,6 +22,7 @@ from tests.tiny import tiny_llava
 from vqa_app.checkpoints.calibration import (
     Calibration,
     count_words,
+    is_denial,
     log_odds,
     read_calibration,
 )
@@ -204,6 +205,35 @@ def test_it_holds_for_answers_as_long_as_the_known_ones() -> None:
     assert not calibration.covers("The car is red.")
     sentences = with_answers(predictions(400), "The car is red and has two doors.", "It is red.")
     assert calibrate(LOADED, sentences).calibration.longest_answer == 8
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["no", "No.", "0", "none", "unknown", "no dogs", "There are no dogs.", "No, there is no dog."]
+    + ["There is no car in the picture.", "Yes, there is no star.", "Nothing is written there."]
+    + ["I cannot tell that from the picture.", "I do not know this kind of picture."],
+)
+def test_how_often_denials_and_refusals_are_right_depends_on_the_pictures(answer: str) -> None:
+    assert is_denial(answer)
+    assert not replace(CALIBRATION, longest_answer=20).covers(answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["No, it is blue.", "yes", "3 of them are not red.", "nose", "05", "No, there is a red car."]
+    + ["north", "10", "0.5", "It is a dog.", ""],
+)
+def test_answers_that_affirm_something_are_no_denials(answer: str) -> None:
+    assert not is_denial(answer)
+
+
+def test_denials_are_not_calibrated_with() -> None:
+    affirmed = with_answers(predictions(1000), "a dog", "a dog")
+    denied = [
+        replace(p, vqa_accuracy=0.0) for p in with_answers(predictions(500), "a dog", "no dogs")
+    ]
+    both = calibrate(LOADED, affirmed + denied).calibration
+    assert both == calibrate(LOADED, affirmed).calibration
 
 
 def test_longer_answers_than_the_known_ones_are_not_taken_for_wrong() -> None:

@@ -203,6 +203,28 @@ def test_closing_a_sheet_restores_the_focus(visit, engine, pictures):
     expect(page.locator("#question")).to_be_focused()
 
 
+def test_a_late_reply_does_not_lead_back_to_the_chat_that_was_left(visit, pictures):
+    visitor = visit()
+    page = visitor.page
+    visitor.attach(pictures[0])
+    visitor.ask("What is it?")
+    page.evaluate("for (const key of ['looked', 'taught']) vqa.on(key, () => (window[key] = true))")
+    for name, button, key in (
+        ("look", page.locator(".foot .look"), "looked"),
+        ("teach", page.get_by_label("This is right"), "taught"),
+    ):
+        with held_back(page, f"**/vqa/requests/{name}"):
+            button.click()
+            page.keyboard.press("Escape")
+            page.click(".new")
+            expect(page.locator("#empty")).to_be_visible()
+        wait_for(page, f"window.{key}")
+        expect(page.locator("#empty")).to_be_visible()
+        expect(visitor.questions).to_have_count(0)
+        page.click("#list .title")
+        expect(visitor.questions).to_have_count(1)
+
+
 def test_question_before_the_first_reply_is_kept(visit, site):
     visitor = visit()
     page = visitor.page = visitor.tab()
