@@ -17,6 +17,8 @@ Phase: TypeAlias = Literal[
     "loading", "checking", "encoding", "training", "evaluating", "saving", "done"
 ]
 
+CONTINUE_HINT = "Run the same command to continue."
+
 _LINE_SECONDS = 10.0
 """Time between lines on a stream that is no terminal."""
 

@@ -87,9 +87,11 @@ def chat(
 ) -> None:
     """Chat about pictures in the browser."""
     from vqa_app.pictures.download import allowed_host
+    from vqa_app.pictures.picture import ImageLimits
     from vqa_app.serving.listener import address_for_others, address_of, is_loopback, listen
     from vqa_app.serving.remotes import FILE_NAME, read_remotes
 
+    limits = ImageLimits.of(max_file_mb, max_megapixels)
     model_options.check_names()
     users = _users(auth or [])
     root_path = _path(root_path)
@@ -114,7 +116,6 @@ def chat(
     if model_options.offline:
         stay_offline()
     from ui.app import create_application, exit_process
-    from vqa_app.pictures.picture import ImageLimits
     from vqa_app.serving import model_choices
 
     if server := model_options.server():
@@ -136,7 +137,7 @@ def chat(
         root_path=root_path,
         allow_any_model=allow_any_model,
         picture_hosts=picture_hosts,
-        limits=ImageLimits.of(max_file_mb, max_megapixels),
+        limits=limits,
         device=model_options.device,
         dtype=model_options.dtype,
         may_delete_models=lambda owner: alone or owner == f"user:{operator}",

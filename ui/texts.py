@@ -18,13 +18,16 @@ from html import escape
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from vqa_app.files import format_bytes
+
 FOLDER = Path(__file__).parent / "static" / "texts"
 ENGLISH = "en"
 COOKIE = "vqa-language"
 """Name of the cookie with the language that a person chose on the page."""
 
 Entry: TypeAlias = dict[str, Any]
-"""A text of the catalogue for the page: `{"key": ..., "values": {...}}`."""
+"""A text of the catalogue for the page, `{"key": ..., "values": {...}}`; a size, `{"bytes": ...}`;
+or a share from 0 to 1, `{"share": ...}`."""
 Catalogue: TypeAlias = dict[str, str | dict[str, str]]
 
 
@@ -93,15 +96,23 @@ def to_script(language: str) -> str:
     return '"use strict";\n' + "".join(lines)
 
 
-def write(text: Entry | str | list[Entry | str], language: str) -> str:
+def write(text: Entry | str | float | list[Entry | str], language: str) -> str:
     """Return texts without plural forms in a language, as the page writes them."""
     if isinstance(text, list):
         return " ".join(write(one, language) for one in text)
-    if isinstance(text, str):
-        return text
+    if not isinstance(text, dict):
+        return str(text)
+    if "bytes" in text:
+        return format_bytes(text["bytes"])
+    if "share" in text:
+        return f"{100 * text['share']:g} %"
     template = catalogue(language)[text["key"]]
-    assert isinstance(template, str), f"{text['key']} has plural forms"
-    return template.format(**text["values"])
+    if not isinstance(template, str):  # only English, German, Spanish and French have two forms
+        one = text["values"]["count"] == 1 and "one" in template
+        template = template["one" if one else "other"]
+    return template.format(
+        **{name: write(value, language) for name, value in text["values"].items()}
+    )
 
 
 @cache
@@ -128,15 +139,45 @@ def find_texts(message: str) -> list[Entry | str]:
     return found
 
 
+def model_label(label: str) -> Entry | str:
+    """Return the name of a model: the built-in one's in the page's language."""
+    own = label == catalogue(ENGLISH)["server.builtIn"]
+    return entry("server.builtIn") if own else label
+
+
 def _find(text: str) -> Entry | None:
     for key, pattern in _server_patterns():
         if match := pattern.fullmatch(text):
-            return entry(key, **{name: _number(value) for name, value in match.groupdict().items()})
-    return None
+            return entry(key, **{name: _value(value) for name, value in match.groupdict().items()})
+    return _quantity(text)
 
 
-def _number(value: str) -> str | float:
-    """Return a number as such, so that the page writes it as its language does."""
+def _value(value: str) -> Entry | str | float:
+    """Return a value of a message such that the page writes it as its language does."""
     if re.fullmatch(r"\d{1,3}(,\d{3})+", value):
         return int(value.replace(",", ""))
-    return float(value) if re.fullmatch(r"\d+\.\d+", value) else value
+    if re.fullmatch(r"\d+\.\d+", value):
+        return float(value)
+    return _quantity(value) or (_find(value) if len(value) > 1 else None) or value
+
+
+_BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
+_COUNTED = {
+    "row": "teach.rows",
+    "answer": "train.answers",
+    "picture": "train.pictures",
+    "question": "train.questions",
+    "step": "train.steps",
+}
+
+
+def _quantity(text: str) -> Entry | None:
+    """Return a number with its unit: "1.0 GB", "50.0 %", "3 rows"; None for another text."""
+    if size := re.fullmatch(r"(\d+(?:\.\d+)?) (kB|MB|GB)", text):
+        return {"bytes": round(float(size[1]) * _BYTES[size[2]])}
+    if share := re.fullmatch(r"(\d+(?:\.\d+)?) %", text):
+        return {"share": round(float(share[1]) / 100, 6)}
+    counted = re.fullmatch(r"([\d,]+) ([a-z]+?)s?", text)
+    if counted and counted[2] in _COUNTED:
+        return entry(_COUNTED[counted[2]], count=int(counted[1].replace(",", "")))
+    return None

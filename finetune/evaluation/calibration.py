@@ -80,7 +80,8 @@ def calibrate(loaded: LoadedModel, predictions: Sequence[Prediction]) -> Calibra
     if len(measured) < MIN_QUESTIONS:
         raise UsageError(
             f"Only {len(measured):,} of {len(answered):,} answers have up to {longest} words, as"
-            f" the known ones have, and deny nothing; {MIN_QUESTIONS} are needed to calibrate with.",
+            f" the known ones have, and deny nothing; {MIN_QUESTIONS} are needed to calibrate"
+            " with.",
             "Use --answer-style short, or more questions.",
         )
     odds = np.array([log_odds(p.log_probability or 0.0) for p in measured])

@@ -206,8 +206,12 @@ def make_plan(
             False,
             f"Encoder outputs are not kept: {size}, and {format_bytes(free)} are free on the disk.",
         )
-    stored = f", {present:,} of them already stored" if present else ""
-    return plan(True, f"Encoder outputs are kept: {size} in {store.folder}{stored}.")
+    pictures = pluralize(len(distinct), "picture")
+    return plan(
+        True,
+        f"Encoder outputs are kept: {format_bytes(needed)} for {pictures}, {present:,} stored"
+        " before." + f" They are in {store.folder}.",
+    )
 
 
 def make_room(store: FeatureStore, needed: int, limit_gb: float) -> None:

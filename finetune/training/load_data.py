@@ -70,7 +70,7 @@ def read_data(
             announce(f"... and {more:,} more problems.")
         found.enforce_limit(config.max_bad, skipped)
         if found.problems:
-            announce(f"Skipped: {pluralize(len(found.problems), 'bad row')}, listed in {skipped}.")
+            announce(f"Skipped bad rows: {len(found.problems):,}, listed in {skipped}.")
         return found
 
     train_data = checked(config.data, FOR_TRAINING, Path(config.out) / SKIPPED_FILE)
@@ -84,7 +84,7 @@ def read_data(
         train_data, held_out = split_samples(train_data, config.eval_fraction, config.seed)
     if copies := train_data.duplicates():
         later = copies[0][1].row.place
-        announce(f"Note: {pluralize(len(copies), 'duplicate row')}, the first at {later}.")
+        announce(f"Note: duplicate rows: {len(copies):,}, the first at {later}.")
     summary = summarize_samples(train_data.samples)
     announce(describe(summary, held_out))
     for line in mixture_lines(summary):
@@ -112,8 +112,8 @@ def validation_warning(held_out: Preflight, eval_fraction: float | None) -> str:
         return ""
     if count:
         return (
-            f"Only {pluralize(count, 'question')} held out: accuracy, and the choice of the best "
-            "checkpoint, depend largely on chance."
+            f"Only {pluralize(count, 'question')} held out, so accuracy and the choice of the best "
+            "checkpoint depend largely on chance."
         )
     if eval_fraction == 0:
         return ""

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from finetune.config import FinetuneConfig, ModelOptions, OptimOptions, Stage
@@ -120,6 +121,12 @@ class MemoryPlan:
         return self.kernels + sum(parts)
 
     def __str__(self) -> str:
+        total = format_bytes(self.held + self.needed)
+        return f"Memory: about {total}; {format_bytes(self.free)} are free."
+
+    @property
+    def listing(self) -> str:
+        """What needs how much, in words."""
         parts = {
             "program and weights": self.held,
             "kernels": self.kernels,
@@ -128,11 +135,7 @@ class MemoryPlan:
             "optimiser": self.optimizer,
             "activations": self.activations,
         }
-        listed = ", ".join(
-            f"{name} {format_bytes(value)}" for name, value in parts.items() if value
-        )
-        total = format_bytes(self.held + self.needed)
-        return f"Memory: about {total} ({listed}); {format_bytes(self.free)} are free."
+        return ", ".join(f"{name} {format_bytes(value)}" for name, value in parts.items() if value)
 
 
 def lora_settings(given: ModelOptions, width: int) -> tuple[int, int, float]:
@@ -283,33 +286,34 @@ def activation_bytes(
 
 
 def describe(settings: TrainingSettings, chosen: FinetuneConfig, machine: Machine) -> str:
-    """Return the settings in one line; values that the config leaves open are in brackets."""
-
-    def shown(name: str, value: Any) -> str:
-        given = getattr(chosen, name, None)
-        return f"{name.replace('_', ' ')} {value if given else f'[{value}]'}"
-
-    parts = [f"Stage {settings.stage}", shown("lr", f"{settings.lr:.2g}")]
-    if settings.stage != "projector":
-        parts.append(shown("projector_lr", f"{settings.projector_lr:.2g}"))
+    """Return the settings in words."""
+    lr, projector = _decimal(settings.lr), _decimal(settings.projector_lr)
+    rates = f"Learning rate {lr}, {projector} for the projector."
+    parts = [
+        f"Stage {settings.stage}.",
+        f"Learning rate {lr}." if settings.stage == "projector" else rates,
+    ]
     if settings.stage in ("lora", "qlora"):
-        parts += [shown("rank", settings.rank), shown("alpha", settings.alpha)]
-    parts += [shown("epochs", f"{settings.epochs:.3g}"), shown("batch_size", settings.batch_size)]
+        parts.append(f"LoRA of rank {settings.rank}, alpha {settings.alpha}.")
+    steps, rows = pluralize(settings.steps, "step"), pluralize(settings.batch_size, "row")
+    parts.append(f"{steps} of {rows}; passes over the data: {settings.epochs:.3g}.")
     if chosen.batch_size not in (None, settings.batch_size):
-        parts[-1] += f" [{chosen.batch_size} cannot be shared evenly by the processes]"
-    split = settings.micro_batches
-    parts.append(
-        pluralize(settings.steps, "step") + (f" of {split} micro-batches" if split > 1 else "")
-    )
-    if machine.scales_loss:
-        parts.append("fp16 with a scaled loss")
-    else:
-        parts.append("bf16" if machine.autocast else "fp32")
+        parts.append(f"{chosen.batch_size} rows cannot be shared evenly by the processes.")
+    if settings.micro_batches > 1:
+        parts.append(f"Micro-batches in each step: {settings.micro_batches}.")
+    unscaled = "bf16" if machine.autocast else "fp32"
+    precision = "fp16 with a scaled loss" if machine.scales_loss else unscaled
+    parts.append(f"Precision: {precision}.")
     if settings.eight_bit_optimizer:
-        parts.append("8-bit AdamW")
+        parts.append("8-bit AdamW.")
     if settings.gradient_checkpointing:
-        parts.append("gradient checkpointing")
-    return ", ".join(parts) + "."
+        parts.append("Gradient checkpointing.")
+    return " ".join(parts)
+
+
+def _decimal(number: float) -> str:
+    """Return two significant digits without an exponent: "0.000092"."""
+    return f"{Decimal(f'{number:.2g}'):f}"
 
 
 def _fitting(

@@ -142,7 +142,7 @@ def decide_settings(stage: StageRun, saved: Path | None) -> TrainingSettings:
         advice = (
             "Less memory: --micro-batch-size 1, --gradient-checkpointing, a smaller --max-length."
         )
-        stage.announce("loading", f"This may not fit. {advice}")
+        stage.announce("loading", f"This may not fit ({memory.listing}). {advice}")
     return settings
 
 

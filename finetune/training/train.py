@@ -13,7 +13,7 @@ from pathlib import Path
 
 from finetune.config import FinetuneConfig
 from finetune.data.read import check_sources
-from finetune.progress import OnProgress, Progress, format_metric, pluralize
+from finetune.progress import CONTINUE_HINT, OnProgress, Progress, format_metric, pluralize
 from finetune.runs import checkpoint
 from finetune.training import resume
 from finetune.training.interrupt import Stop
@@ -188,7 +188,7 @@ def _run_steps(
     questions = len(evaluation.questions) if evaluation else 0
     if trainer.stopped:
         where = checkpoint.latest_checkpoint(stage.run)
-        stage.announce("training", f"Stopped; {where} is saved. Run the same command to continue.")
+        stage.announce("training", f"Stopped; {where} is saved. {CONTINUE_HINT}")
         return RunResult(
             stage.run, False, step, settings.steps, trainer.best.latest_scores, questions
         )

@@ -374,8 +374,7 @@ class FinetuneTrainer(Trainer):
             return {}
         self.best.latest_scores = scores
         if step == 0:
-            listed = "  ".join(format_metric(name, value) for name, value in scores.items())
-            self.on_progress(Progress("evaluating", message=f"Before training: {listed}"))
+            self.on_progress(Progress("evaluating", message=_before_training(scores)))
         else:
             self._update_best(scores)
         metrics = {f"eval_{name}": number for name, number in scores.items()}
@@ -502,6 +501,16 @@ class FinetuneTrainer(Trainer):
             return None
         state = self.accelerator.get_state_dict(self.model_wrapped) or {}
         return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+
+def _before_training(scores: dict[str, float]) -> str:
+    """Return the evaluation before training in words."""
+    if scores.keys() == {"vqa_accuracy", "loss", "image_gain"}:
+        accuracy, loss, gain = (scores[name] for name in ("vqa_accuracy", "loss", "image_gain"))
+        shown = f"{100 * accuracy:.1f} %"
+        return f"Before training: accuracy {shown}, loss {loss:.3f}, image gain {gain:.3f}."
+    listed = ", ".join(format_metric(name, value) for name, value in scores.items())
+    return f"Before training: {listed}."
 
 
 def share_of_peak(step: int, steps: int, warmup: int, kind: str) -> float:

@@ -13,7 +13,7 @@ from PIL import Image
 from ui.chat.service import ChatService
 from ui.storage.database import Store
 from ui.storage.picture_files import PictureStore
-from ui.texts import catalogue
+from ui.texts import catalogue, write
 from vqa_app.engine.protocol import Engine
 from vqa_app.serving.engine_pool import EnginePool, LoadProgress, ModelChoice
 
@@ -39,12 +39,14 @@ def in_english(message: Any) -> str:
     """Return what an English page shows for a message: a text, an entry, or a list of these."""
     if isinstance(message, list):
         return " ".join(map(in_english, message))
-    if isinstance(message, str):
-        return message
+    if not isinstance(message, dict):
+        return str(message)
+    if "bytes" in message or "share" in message:
+        return write(message, "en")
     text, values = catalogue("en")[message["key"]], message["values"]
     if not isinstance(text, str):
         text = text["one" if values["count"] == 1 else "other"]
-    return text.format(**values)
+    return text.format(**{name: in_english(value) for name, value in values.items()})
 
 
 class ChatHarness:

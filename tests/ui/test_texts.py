@@ -18,8 +18,11 @@ from ui.texts import (
     fill,
     find_texts,
     language_names,
+    model_label,
     to_script,
+    write,
 )
+from vqa_app.serving.model_choices import BUILTIN
 
 STATIC = ROOT / "ui" / "static"
 KEY = r"\b[a-z]+\.[a-zA-Z0-9]+\b"
@@ -72,7 +75,8 @@ def test_every_message_of_the_packages_in_the_catalogue_stands_in_their_source()
                 texts |= {node.value, *re.split(r"(?<=\.) ", node.value)}
             elif isinstance(node, ast.JoinedStr):
                 parts = (p.value if isinstance(p, ast.Constant) else "{}" for p in node.values)
-                texts.add("".join(map(str, parts)))
+                joined = "".join(map(str, parts)).strip()
+                texts |= {joined, *re.split(r"(?<=\.) ", joined)}
     messages = {k: str(v) for k, v in catalogue(ENGLISH).items() if k.startswith("server.")}
     assert len(messages) > 100
     assert not [
@@ -86,6 +90,75 @@ def test_the_page_describes_every_listed_model_in_its_language(field: str) -> No
 
     texts = {getattr(entry, field) for entry in CATALOGUE}
     assert not [text for text in texts for part in find_texts(text) if isinstance(part, str)]
+
+
+TRAINER = (
+    "Loading builtin.",
+    "Reading small.json.",
+    "35 rows, 66 answers, 6 pictures; 83 to 356 tokens, median 96; 1,372 trained."
+    " Held out: 1 row with 8 questions.",
+    "Note: Only 8 questions held out, so accuracy and the choice of the best checkpoint depend"
+    " largely on chance.",
+    "Training 949,632 of 7,495,104 parameters (13 %): projector 74,112, LLM 875,520,"
+    " image encoder 0.",
+    "Stage lora. Learning rate 0.00092, 0.000092 for the projector. LoRA of rank 48, alpha 96."
+    " 3 steps of 8 rows; passes over the data: 0.686. Micro-batches in each step: 2."
+    " Precision: fp32.",
+    "Memory: about 801 MB; 17.9 GB are free.",
+    'Without looking at the pictures: 12.5 % for always answering "unknown", 12.5 % for the most'
+    " frequent answer to each type of question (counted in the training rows).",
+    "Encoder outputs are kept: 295 kB for 6 pictures, 0 stored before. They are in features.",
+    "Before training: accuracy 62.5 %, loss 0.198, image gain 4.986.",
+    "The best evaluation was at step 2; its weights are kept.",
+    "Answering with grey pictures.",
+    "The same model with grey pictures: 12.5 % on 8 questions; with the pictures 62.5 % on these."
+    " Measured in 1.8 s.",
+    "Memory: at most 758 MB was in use.",
+    "Saved run1; report: report.html",
+)
+"""What a training of the built-in model says."""
+
+
+@pytest.mark.parametrize("message", TRAINER)
+def test_the_page_says_in_its_language_what_the_trainer_says(message: str) -> None:
+    assert not [part for part in find_texts(message) if isinstance(part, str)]
+
+
+def test_numbers_in_messages_are_written_by_the_page() -> None:
+    (found,) = find_texts("Memory: about 1.0 GB; 801 MB are free.")
+    assert found == entry("server.trainMemory", total={"bytes": 10**9}, free={"bytes": 801 * 10**6})
+    assert find_texts("0.8 GB") == [{"bytes": 8 * 10**8}]
+    (found,) = find_texts("Before training: accuracy 62.5 %, loss 0.198, image gain 4.986.")
+    values = {"accuracy": {"share": 0.625}, "loss": 0.198, "gain": 4.986}
+    assert found == entry("server.trainBefore", **values)
+    (found,) = find_texts("3 steps of 1 row; passes over the data: 0.686.")
+    values = {"steps": entry("train.steps", count=3), "rows": entry("teach.rows", count=1)}
+    assert found == entry("server.trainSteps", **values, epochs=0.686)
+    assert write(found, "de") == "3 Schritte zu 1 Zeile; Durchgänge durch die Daten: 0.686."
+    assert write({"bytes": 10**9}, "de") == "1.0 GB"
+    assert write({"share": 0.625}, "de") == "62.5 %"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "lab:8000 does not accept the key. It says: no. Put it into the environment variable"
+        " VQA_API_KEY where vqa-app is started.",
+        "lab:8000 sent nothing for 300 seconds. It may be overloaded, or still loading the model:"
+        " try again later.",
+        "qwen on lab:8000 does not take these pictures. Choose a model that can see, or check the"
+        " pictures.",
+        "lab:8000 failed with status 503. Try again later.",
+        "The key of lab is missing. Set the environment variable LAB before vqa-app is started.",
+    ],
+)
+def test_the_page_says_in_its_language_what_is_wrong_with_a_server(message: str) -> None:
+    assert not [part for part in find_texts(message) if isinstance(part, str)]
+
+
+def test_the_built_in_model_is_named_in_the_language_of_the_page() -> None:
+    assert write(model_label(BUILTIN.label), "de") == "Eingebaut"
+    assert model_label("Trained here") == "Trained here", "a run of that name"
 
 
 def test_no_two_messages_of_the_packages_are_equal() -> None:

@@ -12,7 +12,7 @@ from ui.chat.requests import PageRequest
 from ui.chat.service import ChatService
 from ui.chat.views import build_conversation, image_gain_level, picture_view
 from ui.storage.database import StoredTurn
-from ui.texts import entry, find_texts
+from ui.texts import entry, find_texts, model_label
 from vqa_app.engine.protocol import AttentionMap, Engine
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.pictures.picture import Picture
@@ -42,8 +42,7 @@ def explain_answer(service: ChatService, owner: str, request: PageRequest) -> di
         "answer": turn.answer,
         "confidence": turn.facts.get("confidence"),
         "calibrated": turn.facts.get("calibrated") is True,
-        "model": service.models(owner).find(settings.model).label,
-        "answered_by": turn.facts.get("model"),
+        "other_model": _other_model(turn, service.models(owner).find(settings.model).label),
         "words": [],
         "pictures": [],
         "missing": "",
@@ -68,6 +67,14 @@ def explain_answer(service: ChatService, owner: str, request: PageRequest) -> di
         for number, (digest, shown) in enumerate(zip(digests, maps, strict=True), 1)
     ]
     return {"looked": found, "view": service.view(owner, chat)}
+
+
+def _other_model(turn: StoredTurn, mapped: str) -> dict[str, Any] | None:
+    """Return which model answered and which one maps, if they are not the same."""
+    answered = turn.facts.get("model")
+    if not answered or answered == mapped:
+        return None
+    return {"answered": model_label(answered), "mapped": model_label(mapped)}
 
 
 def _without_answer(turn: StoredTurn) -> StoredTurn:

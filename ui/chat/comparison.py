@@ -9,7 +9,7 @@ from ui.chat.markdown import partial_html
 from ui.chat.requests import PageRequest, PageUpdate, parse_question, text_list
 from ui.chat.service import ChatService
 from ui.chat.stream import answer_facts, stream_text, turn_state
-from ui.texts import find_texts
+from ui.texts import find_texts, model_label
 from vqa_app.errors import UsageError
 from vqa_app.prompts.conversation import SHORT_STYLE, Conversation
 
@@ -42,7 +42,8 @@ def compare_models(
     style = SHORT_STYLE if settings.style == "short" else ""
     models = service.models(owner)
     sides: list[Side] = [
-        {"label": models.find(key).label, "state": "waiting", "html": ""} for key in keys
+        {"label": model_label(models.find(key).label), "state": "waiting", "html": ""}
+        for key in keys
     ]
     with service.cancel_event(owner) as stop:
         for key, side in zip(keys, sides, strict=True):

@@ -162,7 +162,11 @@ def to_html(
             for p in turn["pictures"]
         )
         facts = turn["facts"]
-        footer = escape(" · ".join(filter(None, (_end(turn, language), facts.get("model")))))
+        footer = escape(
+            " · ".join(
+                filter(None, (_end(turn, language), write(facts.get("model", ""), language)))
+            )
+        )
         answer = turn["html"]
         if right := escape(facts.get("correction", "")):
             label = write(entry("chat.corrected"), language)
@@ -213,7 +217,9 @@ def to_markdown(
         facts = turn["facts"]
         if right := _one_line(facts.get("correction", "")):
             parts.append(f"**{write(entry('chat.corrected'), language)}:** {right}")
-        ending = " · ".join(filter(None, (_end(turn, language), facts.get("model"))))
+        ending = " · ".join(
+            filter(None, (_end(turn, language), write(facts.get("model", ""), language)))
+        )
         parts.append(f"*{_one_line(ending)}*")
     return "\n\n".join(part for part in parts if part not in ("", "**")) + "\n"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ui.chat.examples import first_screen, knowledge
 from ui.chat.model_downloads import requested_model
-from ui.texts import find_texts
+from ui.texts import find_texts, model_label
 from vqa_app.errors import ModelError, VqaError
 from vqa_app.serving.engine_pool import ModelChoice, ModelStatus
 from vqa_app.serving.model_choices import DOWNLOADED
@@ -55,7 +55,7 @@ def _pending_model(service: ChatService, owner: str) -> dict[str, Any] | None:
     if status.phase == "loading":
         return {
             "key": key,
-            "label": status.choice.label,
+            "label": model_label(status.choice.label),
             "message": find_texts(status.message),
             "share": status.share,
         }
@@ -76,7 +76,7 @@ def _models(service: ChatService, owner: str, status: ModelStatus) -> dict[str, 
         previous = service.pool.default
     return {
         "picked": status.choice.key,
-        "label": status.choice.label,
+        "label": model_label(status.choice.label),
         "phase": status.phase,
         "message": find_texts(status.message),
         "share": status.share,
@@ -88,7 +88,7 @@ def _models(service: ChatService, owner: str, status: ModelStatus) -> dict[str, 
         "choices": [
             {
                 "key": choice.key,
-                "label": choice.label,
+                "label": model_label(choice.label),
                 "detail": find_texts(choice.detail),
                 "group": find_texts(choice.group),
                 "here": choice.here,

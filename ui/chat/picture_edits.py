@@ -39,7 +39,7 @@ def edit_picture(
     changes = list(facts.get("changes", []))
     if "region" in request:
         left, top, right, bottom = box = _region(request["region"], image.size)
-        words = f"only a region of {right - left} × {bottom - top} pixels"
+        words = f"only a region of {right - left:,} × {bottom - top:,} pixels"
         region = {"of": digest, "name": name, "box": list(box), "whole": list(image.size)}
         made = {"changes": [*changes, words], "region": region}
         return service.add_image(owner, image.crop(box), name, made)

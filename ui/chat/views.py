@@ -13,7 +13,7 @@ from typing import Any
 from ui.chat.markdown import first_words, to_html
 from ui.chat.requests import MAX_PICTURES
 from ui.storage.database import ConversationSummary, Store, StoredTurn
-from ui.texts import Entry, entry, find_texts
+from ui.texts import Entry, entry, find_texts, model_label
 from vqa_app.engine.protocol import GenerationOptions
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import SHORT_STYLE, Conversation, Message
@@ -197,6 +197,8 @@ def turn_view(
         name, facts = store.picture(owner, digest) or ("picture", {})
         pictures.append(picture_view(digest, name, facts) | {"number": numbers[digest]})
     facts = dict(turn.facts)
+    if facts.get("model"):
+        facts["model"] = model_label(facts["model"])
     facts["ended_text"] = ended_text(turn)
     facts["ended"] = find_texts(facts["ended_text"])
     if facts.get("error"):

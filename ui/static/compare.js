@@ -58,7 +58,7 @@
       const node = el("select", { "aria-label": t("compare.modelNumber", { number: place + 1 }) },
         ...vqa.modelGroups(choices).map(([group, members]) =>
           el("optgroup", { label: group }, ...members.map((choice) =>
-            el("option", { value: choice.key }, choice.detail.length ? `${choice.label} (${vqa.message(choice.detail)})` : choice.label)))));
+            el("option", { value: choice.key }, choice.detail.length ? `${vqa.message(choice.label)} (${vqa.message(choice.detail)})` : vqa.message(choice.label))))));
       node.value = chosen;
       node.addEventListener("change", () => {
         current[place] = node.value;
@@ -117,7 +117,7 @@
   }
 
   const shown = el("div.compare-pictures");
-  const show = () => shown.replaceChildren(...pictures.map((picture, position) =>
+  const show = () => shown.replaceChildren(...pictures.flatMap(vqa.lostParts), ...pictures.map((picture, position) =>
     el("span.compare-picture", {}, vqa.thumb({ ...picture, number: position + 1 }),
       el("button.icon.remove", { type: "button", "aria-label": t("composer.remove", { number: position + 1 }),
         onclick: () => {
@@ -168,7 +168,7 @@
     vqa.redraw($("compared"), () => $("compared").replaceChildren(
       ...sides.map((side, position) =>
         el("div.panel", {},
-          el("p.note", {}, side.label),
+          el("p.note", {}, vqa.message(side.label)),
           side.html
             ? el("div.answer", { html: side.html })
             : el("p.state", {}, side.state === "stopped" ? null : el("span.pulse", { "aria-hidden": "true" }), (side.state === "loading" && vqa.message(side.message)) || t(STATES[side.state] ?? ""),

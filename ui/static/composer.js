@@ -143,6 +143,7 @@
     );
     if (sendWhenUploaded) $("tray").append(el("li.note", { role: "status" }, t("composer.waits")));
     $("composer").classList.toggle("with-pictures", pictures.length > 0);
+    showEstimate(estimate);
     ready();
   }
 
@@ -169,7 +170,8 @@
     const list = notes.map((text) => el("p.note", {}, text));
     const folded = list.length > 1 && el("details", {}, el("summary", {}, t("estimate.several", { count: list.length })), ...list);
     const tooLong = found && !found.fits && el("p.note", {}, t("estimate.tooLong"));
-    $("estimate").replaceChildren(...[...(folded ? [folded] : list), tooLong].filter(Boolean));
+    const lost = pictures.flatMap(vqa.lostParts);
+    $("estimate").replaceChildren(...[...lost, ...(folded ? [folded] : list), tooLong].filter(Boolean));
     vqa.drawFine();
   }
   vqa.on("estimate", (found) => requested && showEstimate(found));

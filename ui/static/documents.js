@@ -64,6 +64,13 @@
     });
   };
 
+  // What the model does not get of a picture: pages, frames, scripts and references of a drawing.
+  const LOST = ["server.firstPage", "server.firstFrame", "server.firstOfFrames", "server.oneLeftOut", "server.someLeftOut"];
+  /** Returns notes on parts of a picture that were left out, to be read before it is asked about. */
+  vqa.lostParts = ({ name, changes }) =>
+    (changes || []).filter((change) => change.some?.((part) => LOST.includes(part.key)))
+      .map((change) => el("p.note", {}, `${name}: ${vqa.message(change)}`));
+
   // -- by address ----------------------------------------------------------------------------------
 
   let hosts = [];

@@ -10,7 +10,7 @@
    */
   vqa.withModel = (choice, go) => {
     if (choice.here) return go({ model: choice.key });
-    ask({ do: "describe", ...(choice.named ? { named: choice.named } : { model: choice.key }) }, go, choice.label ?? choice.named);
+    ask({ do: "describe", ...(choice.named ? { named: choice.named } : { model: choice.key }) }, go, vqa.message(choice.label) ?? choice.named);
   };
   /** Like `withModel`, with a model for photographs that the server suggests. */
   vqa.withPhotographModel = (go) => ask({ do: "suggest" }, go, t("download.photographs"));
@@ -74,7 +74,7 @@
           el("button.model-row", { onclick: () => {
             $("sheet").close();
             vqa.withModel(choice, answer);
-          } }, el("span", {}, choice.label), el("small", {}, vqa.message(choice.detail))))));
+          } }, el("span", {}, vqa.message(choice.label)), el("small", {}, vqa.message(choice.detail))))));
     vqa.sheet(t("download.another"), el("div.model-rows", {}, ...groups)).querySelector(".model-row")?.focus();
   };
   /** Asks the question of a turn again, of a model that knows photographs, which answers from then on. */

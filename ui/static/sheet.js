@@ -78,7 +78,7 @@
     const pictures = saw.shown.map((one) =>
       el("figure", {},
         el("img.pixels", { src: one.data, alt: t("picture.view") }),
-        el("figcaption", {}, `${one.size[0]} × ${one.size[1]}`)));
+        el("figcaption", {}, one.size.map((side) => vqa.number(side)).join(" × "))));
     const words = [];
     if (saw.tokens !== null) words.push(t("picture.tokens", { count: saw.tokens }));
     else words.push(t("picture.loading"));
@@ -137,9 +137,7 @@
       notes.push(el("p.note", {}, comparedWithGrey(found.gain, found.pictures.length)));
     }
     if (found.missing) notes.push(el("p.note", {}, vqa.message(found.missing)));
-    if (found.answered_by && found.answered_by !== found.model) {
-      notes.push(el("p.note", {}, t("look.otherModel", { answered: found.answered_by, mapped: found.model })));
-    }
+    if (found.other_model) notes.push(el("p.note", {}, t("look.otherModel", found.other_model)));
     const mapped = found.words.length > 0;
     vqa.sheet(t("look.title"),
       el("p.asked", {}, found.question),

@@ -49,7 +49,7 @@
     vqa.state.models = models;
     const { loading } = models;
     const loadingModel = loading || (models.phase === "loading" && models);
-    $("model-name").textContent = loadingModel ? t("models.loading", { model: loadingModel.label }) : models.label;
+    $("model-name").textContent = loadingModel ? t("models.loading", { model: loadingModel.label }) : vqa.message(models.label);
     $("model-share").textContent = loadingModel?.share ? vqa.percent(loadingModel.share) : "";
     $("model").dataset.phase = loading ? "loading" : models.phase;
     $("model").title = vqa.message(loadingModel?.message ?? models.message) || t("models.answers");
@@ -84,7 +84,7 @@
             closeModels();
             if (choice.key !== picked) vqa.withModel(choice, (fields) => vqa.send("pick", fields));
           } },
-        el("span", {}, choice.label), el("small", {}, choice.shared === "by others" ? t("models.byOthers") : vqa.message(choice.detail)));
+        el("span", {}, vqa.message(choice.label)), el("small", {}, choice.shared === "by others" ? t("models.byOthers") : vqa.message(choice.detail)));
     const groups = vqa.modelGroups(choices).map(([group, members]) =>
       el("div", { role: "group", "aria-label": group },
         el("p.group", { "aria-hidden": "true" }, group), ...members.map(option)));

@@ -12,15 +12,18 @@
   vqa.t = (key, values = {}) => {
     const text = TEXTS[key] ?? key;
     const form = typeof text === "string" ? text : (text[plurals.select(values.count)] ?? text.other);
-    return form.replace(/\{(\w+)\}/g, (_, name) =>
-      typeof values[name] === "number" ? vqa.number(values[name]) : values[name]);
+    return form.replace(/\{(\w+)\}/g, (_, name) => vqa.message(values[name]));
   };
-  /** Returns a message of the server: a text, {key, values} of the catalogue, or a list of these. */
+  /** Returns a message of the server: a text, a number, {key, values} of the catalogue, {bytes}, {share}, or a list of these. */
   vqa.message = (message) => {
+    if (typeof message === "number") return vqa.number(message);
+    if (message?.bytes !== undefined) return vqa.bytes(message.bytes);
+    if (message?.share !== undefined) return vqa.number(message.share, { style: "percent", maximumFractionDigits: 1 });
     if (!Array.isArray(message)) return message?.key ? vqa.t(message.key, message.values) : message;
     return message.map(vqa.message).join(" ").replace(/([。！？]) /g, "$1");
   };
-  vqa.number = (value, options) => value.toLocaleString(locale, options);
+  const SMALL = { maximumSignificantDigits: 3 }; // 0.00046 would be 0 with three decimals
+  vqa.number = (value, options = Math.abs(value) < 0.1 ? SMALL : {}) => value.toLocaleString(locale, options);
   vqa.percent = (share) => vqa.number(share, { style: "percent", maximumFractionDigits: 0 });
   /** Returns what the confidence of an answer says: how likely it is right, or how sure the model is of its words. */
   vqa.confidence = ({ confidence, calibrated }) =>

@@ -59,7 +59,7 @@
       select.dataset.drawn = key;
       const groups = vqa.modelGroups(bases);
       select.replaceChildren(...groups.map(([label, members]) => el("optgroup", { label },
-        ...members.map((one) => el("option", { value: one.key }, one.label)))));
+        ...members.map((one) => el("option", { value: one.key }, vqa.message(one.label))))));
     }
     select.value = chosen;
     drawLead(select.selectedOptions[0]?.label ?? "");

@@ -223,7 +223,7 @@
     if (answered && facts.confidence) quiet.push(vqa.confidence(facts));
     if (facts.again) quiet.push(vqa.message(facts.again));
     if (facts.ended?.length) quiet.push(vqa.message(facts.ended));
-    if (facts.model) quiet.push(facts.model);
+    if (facts.model) quiet.push(vqa.message(facts.model));
     if (quiet.length) {
       const title = facts.new_tokens && facts.prompt_tokens !== undefined
         ? `${t(facts.calibrated ? "page.likelyRightMore" : "page.sureOfWordsMore")}\n` +

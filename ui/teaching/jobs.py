@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from finetune.progress import CONTINUE_HINT
 from finetune.runs.layout import WATCH_FILE
-from ui.texts import find_texts
+from ui.texts import find_texts, model_label
 from vqa_app.checkpoints.manifest import is_finished
 from vqa_app.files import atomic_file, delete
 from vqa_app.prompts.conversation import SHORT_STYLE
@@ -78,7 +79,8 @@ class Job:
         self.phase, self.done, self.of = progress.phase, progress.done, progress.of
         self.seconds_left = progress.seconds_left or self.seconds_left
         if progress.message:
-            self.messages.append(redact_paths(progress.message))
+            message = progress.message.removesuffix(CONTINUE_HINT).rstrip()  # there is a button
+            self.messages.append(redact_paths(message))
         loss = progress.loss if progress.phase == "training" else None
         if loss is not None and math.isfinite(loss):
             self.losses.append((progress.done, round(loss, 5)))
@@ -92,7 +94,7 @@ class Job:
         """Return the run for the page; `key` names the trained model, if it is available."""
         return {
             "name": self.name,
-            "base": self.base.label,
+            "base": model_label(self.base.label),
             "stage": self.stage,
             "state": self.state,
             "phase": self.phase,

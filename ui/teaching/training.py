@@ -20,7 +20,7 @@ from ui.teaching.few_rows import TrainingChoices, config_overrides, descends_fro
 from ui.teaching.jobs import Job, JobStore, State
 from ui.teaching.taught_rows import TaughtRowStore
 from ui.teaching.uploads import MAX_ROWS, data_files, describe_problem, read_upload, unpack
-from ui.texts import find_texts
+from ui.texts import find_texts, model_label
 from vqa_app.devices import reclaim_memory
 from vqa_app.errors import DataError, ImageError, ModelError, UsageError, VqaError
 from vqa_app.files import portable_name, replace_directory, unfinished_directory
@@ -229,7 +229,7 @@ class TrainingService:
         if base.adapter:
             raise UsageError(
                 "A model with a separate adapter cannot be trained here.",
-                "Merge it first: vqa-app merge.",
+                "The operator of this server can merge it: vqa-app merge.",
             )
         stage = _stage_for(str(request.get("stage") or "lora"), quantization(base))
         name = re.sub(r"[^\w\-]+", "-", str(request.get("name") or "")).strip("-")[:40]
@@ -449,7 +449,11 @@ class TrainingService:
         except ModelError:  # deleted, or no longer shared
             current = models.find(None)
         bases = [
-            {"key": choice.key, "label": choice.label, "group": find_texts(choice.group)}
+            {
+                "key": choice.key,
+                "label": model_label(choice.label),
+                "group": find_texts(choice.group),
+            }
             for choice in models.choices()
             if choice.here and (choice.adapter is None or choice.key == current.key)
         ]

@@ -239,7 +239,8 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> ModelError:
         case errors.GatedRepoError():
             return ModelError(
                 f"{name} is gated: its licence must be accepted first.",
-                f"Accept it on {page}, then log in with `hf auth login`.",
+                f"Accept it on {page}, and log in on the machine that runs the model:"
+                " `hf auth login`.",
             )
         case errors.RevisionNotFoundError():
             return ModelError(
@@ -249,7 +250,9 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> ModelError:
             return ModelError(
                 f"There is no model {name} on the hub, or it is private.",
                 _similar_model(
-                    name, "Check the spelling; for a private one log in with `hf auth login`."
+                    name,
+                    "Check the spelling; a private one needs a login on the machine that runs it:"
+                    " `hf auth login`.",
                 ),
             )
         case errors.HfHubHTTPError() if error.response is not None:

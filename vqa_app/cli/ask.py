@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -210,15 +212,27 @@ def _folder_error(name: str) -> UsageError:
     )
 
 
+def _address_error(word: str) -> UsageError:
+    return UsageError(
+        f"{word!r} is not the address of a picture.",
+        "Pictures may be files, http(s) addresses such as https://example.com/cat.jpg, or - for"
+        " stdin; the question comes last.",
+    )
+
+
 def _check_words(sources: list[str], question: str | None) -> None:
     """Reject a question without quotes, or one before the pictures, with a helpful message."""
     from vqa_app.cli.picture_args import names_picture
 
+    if question is not None and re.fullmatch(r"\w+://\S*", question):
+        raise _address_error(question)
     for word in sources:
         if names_picture(word):
             continue
         if os.path.isdir(word):
             raise _folder_error(word)
+        if "://" in word:
+            raise _address_error(word)
         if question is None:
             raise UsageError(
                 f"Expected an image, got {word!r}.", "Put the question last, in quotes."
@@ -293,7 +307,8 @@ def _check_combination(
     elif question is None:
         if as_json or explain is not None or not (sys.stdin.isatty() and sys.stdout.isatty()):
             raise UsageError(
-                "The question is missing.", 'Ask one: vqa-app ask cat.png "What is on the mat?"'
+                "The question is missing.",
+                f'Ask one: vqa-app ask {shlex.join(sources) or "cat.png"} "What is on the mat?"',
             )
         if "-" in sources:
             raise UsageError(

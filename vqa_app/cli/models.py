@@ -200,7 +200,9 @@ def compose(
     dtype: Annotated[
         Dtype, typer.Option(help="Precision of the weights; auto keeps the language model's.")
     ] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of the projector's initial weights.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the projector's initial weights.")
+    ] = 0,
     offline: Offline = False,
 ) -> None:
     """Make a LLaVA from an image encoder and a language model.

@@ -54,6 +54,7 @@ def serve(
     from vqa_app.pictures.picture import ImageLimits
     from vqa_app.serving import listener as listening
 
+    limits = ImageLimits.of(max_file_mb, max_megapixels)
     model_options.check_names()
     if model_options.server() is not None:
         raise UsageError(
@@ -91,7 +92,7 @@ def serve(
     api = ChatApi(
         lambda owner: pool,
         media_hosts=media_hosts,
-        limits=ImageLimits.of(max_file_mb, max_megapixels),
+        limits=limits,
     )
     pool.start_loading()
     name = model_names(choice)[0]

@@ -203,7 +203,7 @@ def shrunk(picture: Picture, max_side: int = MAX_SIDE) -> Picture:
         return picture
     image = picture.image.copy()
     image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    change = f"shrunk to {image.width}×{image.height} for the server"
+    change = f"shrunk to {image.width:,} × {image.height:,} pixels for the server"
     return replace(
         picture, image=image, digest=digest_of(image), changes=(*picture.changes, change)
     )
@@ -835,40 +835,46 @@ class RemoteEngine:
         has_pictures = _has_pictures(body.get("messages", ()))
         temporary = False
         if status in (401, 403):
-            problem = "does not accept the key" if self._server.key else "needs a key"
-            problem = f"{host} {problem}.{reason}"
-            hint = "Put it into the environment variable VQA_API_KEY, or use --model-api-key."
+            problem = f"{host} needs a key."
+            if self._server.key:
+                problem = f"{host} does not accept the key."
+            hint = (
+                "Put it into the environment variable VQA_API_KEY where vqa-app is started."
+                " Or use --model-api-key."
+            )
         elif status in (400, 413, 422, 500) and _CONTEXT.search(text):
             return ContextOverflowError(
-                f"The question is too long for {model} on {host}.{reason}",
+                f"The question is too long for {model} on {host}." + reason,
                 "Ask a shorter question, about fewer pictures, or allow a shorter answer.",
             )
         elif status == 413:
             return ImageError(
-                f"The pictures are too large for {host}.{reason}", "Use fewer or smaller ones."
+                f"The pictures are too large for {host}." + reason, "Use fewer or smaller ones."
             )
         elif status in (400, 404, 415, 422, 500, 501) and has_pictures and _VISION.search(said):
-            problem = f"{model} on {host} does not take these pictures.{reason}"
+            problem = f"{model} on {host} does not take these pictures."
             hint = "Choose a model that can see, or check the pictures."
         elif status == 404 and "model" in said.lower():
-            problem = f"{host} has no model {model}.{reason}"
+            problem = f"{host} has no model {model}."
             hint = f"It has: {_listing(self._listed)}." if self._listed else "Check its name."
         elif status in (404, 405) or 300 <= status < 400:
-            problem = f"{self._server.address} is not the address of an OpenAI API: it responds"
-            problem += f" with status {status}.{reason}"
+            problem = (
+                f"{self._server.address} is not the address of an OpenAI API: it responds"
+                f" with status {status}."
+            )
             hint = "Check it; most end with /v1."
         elif status == 429:
-            problem = f"{host} takes no more questions now.{reason}"
+            problem = f"{host} takes no more questions now."
             hint = "Try again later, or check what the key allows."
             temporary = "insufficient_quota" not in text
         elif status in _BUSY or status >= 500:
-            problem = f"{host} failed with status {status}.{reason}"
+            problem = f"{host} failed with status {status}."
             hint = "Try again later."
             temporary = status in _BUSY
         else:
-            problem = f"{host} refuses the question with status {status}.{reason}"
+            problem = f"{host} refuses the question with status {status}."
             hint = "Change what it names, or choose another model."
-        return _StatusError(problem, hint, status, temporary)
+        return _StatusError(problem + reason, hint, status, temporary)
 
     async def _read_json(self, response: httpx.Response) -> dict[str, Any]:
         text = await _read_text(response, _MAX_LINE)
@@ -942,7 +948,7 @@ class RemoteEngine:
         code = found.get("code") if isinstance(found, dict) else None
         if _CONTEXT.search(text):
             return self._status_error(400, text, said, {})
-        error = ModelError(f"{self._server.host} failed. It says: {said}", "Try again later.")
+        error = ModelError(f"{self._server.host} failed." + f" It says: {said}", "Try again later.")
         return _TemporaryError(error) if code in _BUSY else error
 
     def _no_log_probabilities(self) -> ModelError:

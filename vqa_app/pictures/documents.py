@@ -78,7 +78,7 @@ def open_document(
         options = {"kind": "svg", "shortest": SHORTEST_SVG, "longest": LONGEST_SVG}
         found, images = _draw(data, name, options, limits)
         width, height = images[0].size
-        changes = [f"SVG drawn at {width} × {height} pixels"]
+        changes = [f"SVG drawn at {width:,} × {height:,} pixels"]
         if left_out := found["left_out"]:
             # Whole sentences, because the page translates them.
             if left_out == 1:

@@ -93,10 +93,11 @@ class ImageLimits:
         """Return limits given in the units of the command line.
 
         Raises:
-            UsageError: A value is negative, too large or not a number.
+            UsageError: A value is too small, so that no picture would be accepted, too large, or
+                not a number.
         """
-        megabytes = checked_float("The size limit of pictures, in MB,", megabytes, 0, 1e6)
-        megapixels = checked_float("The size limit of pictures, in megapixels,", megapixels, 0, 1e6)
+        megabytes = checked_float("--max-file-mb", megabytes, 1e-6, 1e6)
+        megapixels = checked_float("--max-megapixels", megapixels, 1e-6, 89)
         return cls(int(megabytes * 2**20), int(megapixels * 1e6))
 
 
@@ -389,12 +390,14 @@ def _check_pixels(image: Image.Image, name: str, limits: ImageLimits) -> None:
     most = min(limits.max_pixels, Image.MAX_IMAGE_PIXELS or limits.max_pixels)
     if width * height > most:
         raise ImageError(
-            f"{name} has {width} × {height} = {width * height / 1e6:.4g} megapixels;"
+            f"{name} has {width:,} × {height:,} = {width * height / 1e6:.4g} megapixels;"
             f" the limit is {most / 1e6:.4g}.",
             "Reduce its resolution.",
         )
     if not width or not height:
-        raise ImageError(f"{name} has no pixels ({width} × {height}).", "Choose another picture.")
+        raise ImageError(
+            f"{name} has no pixels ({width:,} × {height:,}).", "Choose another picture."
+        )
 
 
 def _frames(image: Image.Image, size: int) -> str:

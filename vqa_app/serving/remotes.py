@@ -58,7 +58,7 @@ class Remote:
         if not key:
             raise ModelError(
                 f"The key of {self.name} is missing.",
-                f"Set the environment variable {self.key_env} before the start.",
+                f"Set the environment variable {self.key_env} before vqa-app is started.",
             )
         server = self.server
         return RemoteServer(

@@ -144,7 +144,7 @@ def test_every_step_and_evaluation_is_in_the_metrics(result: RunResult) -> None:
 def test_scores_before_training_are_reported(result: RunResult, events: list[Progress]) -> None:
     (message,) = [p.message for p in events if p.message.startswith("Before training")]
     before = next(line for line in lines(result.run) if "eval_loss" in line)
-    assert f"eval loss {before['eval_loss']:.3f}" in message
+    assert f"loss {before['eval_loss']:.3f}, image gain" in message
     report = (result.run / "report.html").read_text()
     assert "before training" in report
 

@@ -202,8 +202,13 @@ def test_a_pdf_of_one_page_and_an_svg_need_no_choice(visit, tmp_path):
     )
     visitor = visit()
     visitor.attach(tmp_path / "one.pdf", tmp_path / "icon.svg")
+    lost = visitor.page.locator("#estimate")
+    expect(lost).to_contain_text("icon.svg: 1 reference or script left out")
     open_tray(visitor)
-    expect(visitor.page.get_by_text("SVG drawn at 1024 × 512 pixels, 1 reference")).to_be_visible()
+    expect(visitor.page.get_by_text("SVG drawn at 1,024 × 512 pixels, 1 reference")).to_be_visible()
+    visitor.page.keyboard.press("Escape")
+    visitor.page.get_by_label("Remove picture 2").click()
+    expect(lost).not_to_contain_text("left out")
 
 
 def test_a_damaged_document_is_named(visit, tmp_path):

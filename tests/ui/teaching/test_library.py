@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.fake_engine import FakeEngine
-from tests.ui.harness import ChatHarness
+from tests.ui.harness import ChatHarness, in_english
 from tests.waiting import PATIENCE, until
 from ui.chat.attention_view import explain_answer
 from ui.chat.comparison import compare_models
@@ -85,7 +85,7 @@ class Server:
     def labels(self, owner) -> list[str]:
         """Return the models that an owner can choose."""
         return [
-            choice["label"]
+            in_english(choice["label"])
             for choice in model_list(self.service, owner)["models"]["choices"]
             if choice["key"] == "builtin" or choice["key"].startswith("run-")
         ]

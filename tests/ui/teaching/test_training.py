@@ -177,7 +177,7 @@ def test_the_base_model_is_chosen_among_those_that_the_owner_may_use(harness, tm
     run = finished_run(harness, tmp_path, "ann")
     status = harness.training.status("ann")["training"]
     assert status["base"] == "builtin"
-    assert [base["label"] for base in status["bases"]] == ["Built-in", "Old"]
+    assert [in_english(base["label"]) for base in status["bases"]] == ["Built-in", "Old"]
     assert [base["key"] for base in harness.training.status("bob")["training"]["bases"]] == [
         "builtin"
     ]
@@ -498,7 +498,7 @@ def test_run_interrupted_by_a_server_stop_is_shown_as_stopped(harness, tmp_path)
     harness.training.start("ann", {"sources": ["mine"], "name": "hats"})
     later = restarted(harness, tmp_path)
     job = later.status("ann")["training"]["job"]
-    assert (job["state"], job["name"], job["base"]) == ("stopped", "hats", "Built-in")
+    assert (job["state"], job["name"], in_english(job["base"])) == ("stopped", "hats", "Built-in")
     assert not later.status("ann")["training"]["busy"]
     assert later.status("bob")["training"]["job"] is None
     harness.training.close(patience=PATIENCE)
@@ -797,7 +797,9 @@ def test_attention_view_has_words_maps_and_image_gain(harness):
     assert found["level"] == "much"
     assert found["pictures"][0]["rows"] == 8
     assert found["pictures"][0]["digest"] == red
-    assert found["model"] == found["answered_by"] == "Built-in", "the label, not a path"
+    assert found["other_model"] is None
+    facts = update["view"]["turns"][0]["facts"]
+    assert in_english(facts["model"]) == "Built-in", "the label, not a path"
     assert describe_picture(harness.service, "ann", {"digest": red})["saw"]["model"] == "Built-in"
     assert update["view"]["turns"][0]["facts"]["looked"] == "much"
     _, view = harness.ask("No picture?")

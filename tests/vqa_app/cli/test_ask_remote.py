@@ -63,9 +63,9 @@ def test_a_shrunk_picture_is_told(ask: Ask, server: StandIn, tmp_path: Path) -> 
     path = tmp_path / "wide.png"
     tiny.picture(0, (2100, 10)).image.save(path)
     result = ask("--json", str(path), "What is it?")
-    assert "wide.png: shrunk to 2048×10 for the server" in result.stderr
+    assert "wide.png: shrunk to 2,048 × 10 pixels for the server" in result.stderr
     (shown,) = json.loads(result.stdout)["pictures"]
-    assert shown["changes"] == ["shrunk to 2048×10 for the server"]
+    assert shown["changes"] == ["shrunk to 2,048 × 10 pixels for the server"]
 
 
 def test_abstaining_needs_the_confidence(ask: Ask, server: StandIn, picture: str) -> None:

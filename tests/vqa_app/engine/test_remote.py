@@ -215,7 +215,7 @@ def test_what_nobody_chose_is_left_to_the_server(server: StandIn, engine_of: Ope
 def test_large_pictures_are_shrunk_and_it_is_told(server: StandIn, engine_of: Open) -> None:
     picture = tiny.picture(1, (640, 320))
     engine = engine_of(server, max_side=160)
-    assert shrunk(picture, 160).changes == ("shrunk to 160×80 for the server",)
+    assert shrunk(picture, 160).changes == ("shrunk to 160 × 80 pixels for the server",)
     assert shrunk(picture, 640) is picture
     (found,) = engine.count_tokens(Conversation.ask("?", [picture])).pictures
     assert (found.width, found.height, found.tokens) == (160, 80, None)

@@ -103,7 +103,7 @@ def test_an_svg_is_drawn_and_says_how() -> None:
     picture = open_document(svg('<script/><rect width="9" height="9"/>'), "icon.svg")
     assert picture.image.size == (1024, 512)
     assert picture.changes == (
-        "SVG drawn at 1024 × 512 pixels",
+        "SVG drawn at 1,024 × 512 pixels",
         "1 reference or script left out",
     )
 
