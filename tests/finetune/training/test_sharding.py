@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
+import multiprocessing
 import os
 import re
 import sys
@@ -11,6 +13,7 @@ import threading
 import time
 import weakref
 from importlib import import_module
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +21,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 from finetune.config import FinetuneConfig, option_help
 from finetune.progress import Progress
-from finetune.training.device import Machine
+from finetune.training.device import Machine, join_processes
 from finetune.training.freezing import freeze
 from finetune.training.interrupt import Stop
 from finetune.training.objective import Objective
@@ -29,12 +33,18 @@ from finetune.training.sharding import DEEPSPEED, FSDP, deepspeed_config, fsdp_c
 from finetune.training.train import train
 from finetune.training.trainer import FinetuneTrainer
 from tests.finetune.training_data import metrics, small_config, write_data
-from tests.forked import needs_fork, together
+from tests.forked import needs_fork, run_all, together
+from tests.waiting import until
 from vqa_app.checkpoints.loader import load_model
 from vqa_app.checkpoints.weights import StoredTensor
 from vqa_app.errors import DataError, InsufficientMemoryError, UsageError
 
 pytestmark = pytest.mark.slow
+
+NEVER = 300.0
+"""Seconds that a process waits which others are to end."""
+SOON = 20.0
+"""Seconds after which all have ended; on a machine that does little else, two."""
 
 
 def config(model: Path, folder: Path, name: str) -> FinetuneConfig:
@@ -90,7 +100,7 @@ def test_a_process_that_fails_ends_the_others(tiny_llava_dir: Path, alone: Path)
 
     with pytest.raises(AssertionError):  # their exit codes
         together(2, train_and_fail, chosen, alone.parent / "failed-at")
-    assert time.time() - (alone.parent / "failed-at").stat().st_mtime < 60
+    assert seconds_since(alone.parent / "failed-at") < SOON
 
 
 def train_and_fail(chosen: FinetuneConfig, failed_at: Path) -> None:
@@ -106,7 +116,74 @@ def train_and_fail(chosen: FinetuneConfig, failed_at: Path) -> None:
     with pytest.raises(DataError):
         train(chosen)
     failed_at.touch()
-    time.sleep(120)
+    time.sleep(NEVER)
+
+
+def seconds_since(moment: Path) -> float:
+    """Return how long ago a file was made."""
+    return time.time() - moment.stat().st_mtime
+
+
+@needs_fork
+@pytest.mark.parametrize("failing", [0, 1])
+def test_whichever_process_fails_the_others_end_within_seconds(
+    tmp_path: Path, failing: int
+) -> None:
+    with pytest.raises(AssertionError):
+        together(2, wait_together, tmp_path, failing)
+    assert seconds_since(tmp_path / f"failed-{failing}") < SOON
+
+
+@needs_fork
+def test_processes_end_when_the_one_with_their_store_is_gone(tmp_path: Path) -> None:
+    """It is the launcher's, which may be killed: nobody would end them then."""
+    context = multiprocessing.get_context("forkserver")
+    here, there = context.Pipe()
+    host = context.Process(target=host_store, args=(there,), daemon=True)
+    host.start()
+    common = {
+        "WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": here.recv(),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": 0,
+        "ACCELERATE_USE_CPU": "true",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    killed_at = tmp_path / "killed"
+
+    def kill() -> None:
+        until(lambda: all((tmp_path / f"waits-{rank}").exists() for rank in range(2)))
+        host.kill()
+        killed_at.touch()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    environments = [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in range(2)]
+    codes = run_all(environments, wait_together, tmp_path, None)
+    thread.join()
+    assert 1 in codes  # `run_all` kills the other
+    assert seconds_since(killed_at) < 10 + SOON
+
+
+def host_store(connection: Connection) -> None:
+    """Host a store until the process is killed."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    connection.send(store.port)
+    time.sleep(NEVER)
+
+
+def wait_together(folder: Path, failing: int | None) -> None:
+    """Wait for ever, as in an operation of all processes; one of them fails."""
+    machine = Machine(torch.device("cpu"), None, *join_processes(torch.device("cpu")))
+    with contextlib.suppress(DataError), machine.ending_together():
+        machine.wait_for_all()
+        if machine.process == failing:
+            raise DataError("The loss is not finite.")
+        (folder / f"waits-{machine.process}").touch()
+        time.sleep(NEVER)
+    (folder / f"failed-{machine.process}").touch()
+    time.sleep(NEVER)
 
 
 @needs_fork
