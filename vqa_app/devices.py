@@ -96,6 +96,8 @@ def choose_dtype(
     |-------------------------------|-----------------------------------------|
     | GPU, bfloat16 instructions    | bfloat16                                |
     | older GPU, such as a T4       | float16; float32 for one that overflows |
+    | Mac, macOS 14 or newer        | bfloat16                                |
+    | Mac, older macOS              | float16; float32 for one that overflows |
     | CPU, bfloat16 instructions    | bfloat16; float32 for a small model     |
     | other CPU                     | float32                                 |
 
@@ -118,7 +120,7 @@ def choose_dtype(
         return torch.float32
     if computes_in_bfloat16(device):
         return torch.bfloat16
-    return torch.float16 if device.type == "cuda" and not overflows else torch.float32
+    return torch.float16 if device.type != "cpu" and not overflows else torch.float32
 
 
 def check_dtype(name: str) -> None:
@@ -140,8 +142,8 @@ def computes_in_bfloat16(device: torch.device) -> bool:
 
     if device.type == "cuda":  # this very GPU: a machine may have an A100 beside a T4
         return bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "mps":
-        return True
+    if device.type == "mps":  # whose kernels come with macOS
+        return torch.backends.mps.is_macos_or_newer(14, 0)
     from vqa_app.torch_internals import has_bf16_instructions, has_bf16_kernels
 
     return has_bf16_kernels() and has_bf16_instructions()

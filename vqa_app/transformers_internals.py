@@ -43,12 +43,17 @@ if TYPE_CHECKING:
         TrainingArguments,
     )
 
-CACHE_ARGUMENT = (
-    "cache"
-    if "cache" in {field.name for field in fields(BaseModelOutputWithPast)}
-    else "past_key_values"
-)
-"""The argument of `forward` that takes the KV cache; 5.24 renamed and deprecated the old one."""
+
+def name_of_cache_argument(output: type) -> str:
+    """Return the argument of `forward` that takes the KV cache; 5.24 renamed it.
+
+    Args:
+        output: The class of what `forward` returns, which has a field of the same name.
+    """
+    return "cache" if "cache" in {field.name for field in fields(output)} else "past_key_values"
+
+
+CACHE_ARGUMENT = name_of_cache_argument(BaseModelOutputWithPast)
 
 
 def cache_argument(cache: Cache) -> dict[str, Cache]:

@@ -187,6 +187,18 @@ def set_up_machine(config: FinetuneConfig) -> Machine:
     return Machine(device, autocast, *join_processes(device, fsdp=config.fsdp is not None))
 
 
+def why_fp32(config: FinetuneConfig, machine: Machine) -> str:
+    """Return why a GPU trains in fp32 although nobody asked for it; "" if it does not."""
+    if config.precision != "auto" or machine.autocast is not None:
+        return ""
+    if machine.device.type == "cuda":  # alone it would train in fp16
+        return (
+            "Training in fp32: this GPU has no bf16 instructions, and fp16 is not used with --fsdp "
+            "or --deepspeed. Without them it trains in fp16."
+        )
+    return "Training in fp32: bf16 needs macOS 14." if machine.device.type == "mps" else ""
+
+
 def join_processes(device: torch.device, *, fsdp: bool = False) -> tuple[int, int]:
     """Join the processes that `accelerate launch` or `torchrun` started.
 
@@ -243,7 +255,9 @@ def training_autocast(
     |--------------------------------|---------------------|
     | GPU, bf16 instructions         | bf16                |
     | older GPU, such as a T4        | fp16, a scaled loss |
-    | older GPUs, FSDP or DeepSpeed  | fp32                |
+    | older GPUs, FSDP or DeepSpeed  | fp32, see why_fp32  |
+    | Mac, macOS 14 or newer         | bf16                |
+    | Mac, older macOS               | fp32, see why_fp32  |
     | x86 CPU, bf16 instructions     | bf16                |
     | other CPU                      | fp32                |
 

@@ -19,7 +19,7 @@ from finetune.runs import checkpoint
 from finetune.training import feature_store, resume
 from finetune.training.batches import MicroBatchSampler
 from finetune.training.collator import Collator
-from finetune.training.device import LESS_MEMORY, DeviceMemory, Machine
+from finetune.training.device import LESS_MEMORY, DeviceMemory, Machine, why_fp32
 from finetune.training.freezing import TrainableModel, adopt_adapter, freeze
 from finetune.training.held_out import Evaluation
 from finetune.training.interrupt import Stop
@@ -49,6 +49,8 @@ def load(
         on_progress: Called with what happens.
     """
     on_progress(Progress("loading", message=f"Loading {config.model}."))
+    if reason := why_fp32(config, machine):
+        on_progress(Progress("loading", message=reason))
     loaded = load_base(config, machine)
     config = adopt_adapter(config, loaded.model)
     if projector is not None:

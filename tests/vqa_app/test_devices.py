@@ -67,7 +67,7 @@ def test_training_accepts_the_same_devices_as_answering(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("kind", "capability", "parameters", "overflows", "expected"),
+    ("kind", "version", "parameters", "overflows", "expected"),
     [
         ("cuda", (8, 0), 10**6, False, torch.bfloat16),  # A100
         ("cuda", (8, 0), 10**9, True, torch.bfloat16),
@@ -75,20 +75,24 @@ def test_training_accepts_the_same_devices_as_answering(monkeypatch: pytest.Monk
         ("cuda", (7, 5), 10**9, False, torch.float16),  # T4: bfloat16 is only emulated
         ("cuda", (7, 5), 10**9, True, torch.float32),
         ("cuda", (6, 1), 10**9, False, torch.float16),  # GTX 1080
-        ("mps", None, 10**9, True, torch.bfloat16),
-        ("mps", None, 10**6, False, torch.bfloat16),
+        ("mps", (15, 2), 10**9, True, torch.bfloat16),
+        ("mps", (14, 0), 10**6, False, torch.bfloat16),
+        ("mps", (13, 7), 10**9, False, torch.float16),  # torch refuses bfloat16 there
+        ("mps", (13, 7), 10**9, True, torch.float32),
         ("cpu", None, 10**6, False, torch.float32),
     ],
 )
 def test_each_device_serves_the_precision_that_it_computes_in(
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
-    capability: tuple[int, int] | None,
+    version: tuple[int, int] | None,
     parameters: int,
     overflows: bool,
     expected: torch.dtype,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    """The version is a GPU's compute capability, or a Mac's macOS."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: version)
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *one: version >= one)
     device = torch.device(kind)
     assert choose_dtype("auto", device, parameters, overflows=overflows) == expected
     assert choose_dtype("float32", device, parameters, overflows=overflows) == torch.float32

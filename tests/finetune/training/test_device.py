@@ -125,7 +125,7 @@ BF16, FP16 = torch.bfloat16, torch.float16
 
 
 @pytest.mark.parametrize(
-    ("kind", "capability", "precision", "sharded", "expected"),
+    ("kind", "version", "precision", "sharded", "expected"),
     [
         ("cuda", (8, 0), "auto", False, BF16),  # A100
         ("cuda", (8, 9), "auto", True, BF16),  # a laptop's RTX 4060
@@ -136,8 +136,9 @@ BF16, FP16 = torch.bfloat16, torch.float16
         ("cuda", (7, 5), "bf16", False, BF16),
         ("cuda", (8, 0), "fp16", False, FP16),
         ("cuda", (7, 5), "fp16", True, UsageError),
-        ("mps", None, "auto", False, BF16),
-        ("mps", None, "fp16", False, UsageError),
+        ("mps", (14, 0), "auto", False, BF16),
+        ("mps", (13, 7), "auto", False, None),
+        ("mps", (14, 0), "fp16", False, UsageError),
         ("cpu", None, "fp32", False, None),
         ("cpu", None, "fp16", False, UsageError),
     ],
@@ -145,12 +146,13 @@ BF16, FP16 = torch.bfloat16, torch.float16
 def test_each_device_trains_in_a_precision_that_it_computes_in(
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
-    capability: tuple[int, int] | None,
+    version: tuple[int, int] | None,
     precision: str,
     sharded: bool,
     expected: torch.dtype | type[UsageError] | None,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: version)
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *one: version >= one)
     device = torch.device(kind)
     if expected is UsageError:
         with pytest.raises(UsageError, match="--precision fp16 does not train"):
@@ -161,6 +163,37 @@ def test_each_device_trains_in_a_precision_that_it_computes_in(
     machine = Machine(device, found)
     assert machine.dtype == (expected or torch.float32)
     assert machine.scales_loss is (expected == FP16)
+
+
+@pytest.mark.parametrize(
+    ("device", "autocast", "precision", "reason"),
+    [
+        ("cuda:0", None, "auto", "no bf16 instructions"),  # a T4 with --fsdp
+        ("cuda:0", None, "fp32", ""),
+        ("cuda:0", FP16, "auto", ""),
+        ("cuda:0", BF16, "auto", ""),
+        ("mps", None, "auto", "bf16 needs macOS 14"),
+        ("mps", BF16, "auto", ""),
+        ("cpu", None, "auto", ""),
+    ],
+)
+def test_a_gpu_that_trains_in_fp32_unasked_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    autocast: torch.dtype | None,
+    precision: Any,
+    reason: str,
+) -> None:
+    def load_base(*_: Any) -> Any:
+        raise ModelError("It is enough.")
+
+    messages: list[str] = []
+    monkeypatch.setattr(stages, "load_base", load_base)
+    config, machine = FinetuneConfig(precision=precision), Machine(torch.device(device), autocast)
+    with pytest.raises(ModelError):
+        stages.load(config, machine, None, lambda event: messages.append(event.message))
+    assert reason in messages[-1]
+    assert len(messages) == 1 + bool(reason)
 
 
 @pytest.mark.parametrize(
