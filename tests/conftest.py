@@ -14,6 +14,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# bitsandbytes, which PEFT imports, decorates functions with torch.compile: its compiler takes two
+# seconds to import in every process.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
