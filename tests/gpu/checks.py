@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-STEPS = 6
-
 
 @dataclass(frozen=True)
 class Setup:
@@ -24,6 +22,8 @@ class Setup:
     """`cuda`, `mps` or `cpu`."""
     folder: Path
     """Shared by all checks: the data, and the runs that later checks use."""
+    steps: int = 6
+    """Training steps of a check."""
 
     @property
     def on_cuda(self) -> bool:
@@ -154,7 +154,7 @@ def _train(setup: Setup, name: str, **options: Any) -> str:
         "out": str(run),
         "feature_dir": str(setup.folder / "features"),
         "device": setup.device,
-        "max_steps": STEPS,
+        "max_steps": setup.steps,
         "batch_size": 4,
         "eval_fraction": 0,
         **options,
@@ -186,7 +186,7 @@ def train_lora(setup: Setup) -> str:
 
 def train_in_fp16(setup: Setup) -> str:
     """Train in fp16, whose first steps are skipped until the loss is scaled so that it fits."""
-    return _train(setup, "fp16", stage="lora", precision="fp16", max_steps=2 * STEPS)
+    return _train(setup, "fp16", stage="lora", precision="fp16", max_steps=2 * setup.steps)
 
 
 def train_qlora(setup: Setup) -> str:
@@ -270,7 +270,7 @@ def _train_together(setup: Setup, name: str, *options: str) -> str:
         "feature-dir": setup.folder / f"features-{name}",
         "device": setup.device,
         "stage": "lora",
-        "max-steps": STEPS,
+        "max-steps": setup.steps,
         "batch-size": 4,
         "eval-fraction": 0,
     }

@@ -16,7 +16,7 @@ from tests.gpu.checks import CHECKS, Check, Setup
 
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Setup:
-    return Setup("cpu", tmp_path_factory.mktemp("gpu"))
+    return Setup("cpu", tmp_path_factory.mktemp("gpu"), steps=2)
 
 
 @pytest.mark.slow
