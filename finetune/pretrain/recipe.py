@@ -253,7 +253,7 @@ def examine(plan: Plan, final: Path) -> Scores:
     """Return the final checkpoint's scores on held-out scenes, dialogues and photographs."""
     model, packer = load_model(final)
     world = _stage(plan, 1).world
-    scenes = 20 if plan.tiny else 300
+    scenes = 10 if plan.tiny else 300
     scores = evaluate_world(model, packer, Exam(world, scenes))
     scores |= evaluate_dialogues(model, packer, world, scenes // 10)
     if "photos" in world.rooms:

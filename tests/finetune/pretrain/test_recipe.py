@@ -32,7 +32,7 @@ SHAPES = World({"shapes": 1.0})
 def test_the_tiny_recipe_writes_a_standard_checkpoint(tmp_path: Path) -> None:
     photos = pack_noise_photos(tmp_path / "photos")
     icons = pack_noise_icons(tmp_path / "icons")
-    plan = Plan(tmp_path / "run", photos, icons, 16, 8, 12, tiny=True, processes=2)
+    plan = Plan(tmp_path / "run", photos, icons, 8, 3, 4, tiny=True, processes=2)
     final = build(plan)
     model = AutoModelForImageTextToText.from_pretrained(final)
     processor = AutoProcessor.from_pretrained(final)
