@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -19,6 +18,7 @@ from finetune.training.resume import Division, lock, start_or_resume, write_divi
 from finetune.training.train import train
 from tests.finetune.training_data import metrics, small_config, write_data
 from tests.forked import in_child, needs_fork
+from tests.waiting import until
 from vqa_app.errors import UsageError
 
 pytestmark = [needs_fork, pytest.mark.slow]
@@ -133,23 +133,32 @@ def test_a_run_resumes_with_a_smaller_micro_batch_size_if_asked(
 
 
 def test_two_runs_cannot_train_in_one_folder(folder: Path, tiny_llava_dir: Path) -> None:
-    """The second one is refused while the first trains."""
+    """A second one is refused while the first trains, in its process and in another."""
     chosen = config(tiny_llava_dir, folder, "both")
+    trains, refused = folder / "trains", folder / "refused"
 
     def first() -> None:
         def on_progress(progress: Progress) -> None:
             if progress.phase == "training" and progress.done == 3:
                 with pytest.raises(UsageError, match=f"in use: process {os.getpid()} trains in it"):
-                    train(chosen)  # in this process; below, in another one
-                # Not forked: a thread of this process may hold a lock.
-                statement = f"with lock(Path({chosen.out!r})): pass"
-                code = f"from finetune.training.resume import Path, lock\n{statement}"
-                done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-                assert f"in use: process {os.getpid()} trains in it" in done.stderr
+                    train(chosen)
+                (folder / "pid").write_text(str(os.getpid()))
+                trains.touch()
+                until(refused.exists)
 
         train(chosen, on_progress)
 
-    assert in_child(first) == 0
+    def second() -> str:
+        until(trains.exists)
+        with pytest.raises(UsageError) as error, lock(Path(chosen.out)):
+            pass
+        refused.touch()
+        return str(error.value)
+
+    with ThreadPoolExecutor(1) as threads:
+        message = threads.submit(second)
+        assert in_child(first) == 0
+    assert f"in use: process {(folder / 'pid').read_text()} trains in it" in message.result()
     assert [step for step, _ in losses(folder / "both")] == [1, 2, 3, 4, 5, 6, 7]
     assert not (folder / "both" / ".lock").exists()
 
