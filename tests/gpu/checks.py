@@ -256,6 +256,11 @@ def train_with_fsdp_offload(setup: Setup) -> str:
     return _train_together(setup, "offload", "--fsdp", "offload")
 
 
+def train_with_deepspeed(setup: Setup) -> str:
+    """Train in two processes that divide weights, gradients and optimiser with DeepSpeed."""
+    return _train_together(setup, "zero3", "--deepspeed", "zero3")
+
+
 def _train_together(setup: Setup, name: str, *options: str) -> str:
     _make_data(setup)
     run = setup.folder / name
@@ -313,6 +318,13 @@ def _without_two_nvidia_gpus(setup: Setup) -> str:
     return _without_an_nvidia_gpu(setup) or _without_two_gpus(setup)
 
 
+def _without_deepspeed(setup: Setup) -> str:
+    from importlib.util import find_spec
+
+    missing = "" if find_spec("deepspeed") else "DeepSpeed is not installed"
+    return _without_two_nvidia_gpus(setup) or missing
+
+
 CHECKS = {
     "load": Check("load, each precision", load),
     "chat": Check("chat, prefix reuse, attention map", chat),
@@ -336,4 +348,5 @@ CHECKS = {
     "fsdp-offload": Check(
         "FSDP offload, two GPUs", train_with_fsdp_offload, (), _without_two_nvidia_gpus
     ),
+    "deepspeed": Check("DeepSpeed ZeRO-3, two GPUs", train_with_deepspeed, (), _without_deepspeed),
 }

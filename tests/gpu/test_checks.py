@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from tests.gpu import __main__ as gpu
 from tests.gpu import checks
 from tests.gpu.checks import CHECKS, Check, Setup
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def test_a_failure_is_one_line_and_ends_no_other_check(
     }
     monkeypatch.setattr(gpu, "CHECKS", replaced)
 
-    def run_in_fork(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    def run_here(command: list[str], _: float) -> subprocess.CompletedProcess[str]:
         name = command[command.index("--only") + 1]
         if name == "fifth":
             return subprocess.CompletedProcess(command, 3, "", "")
@@ -53,8 +57,8 @@ def test_a_failure_is_one_line_and_ends_no_other_check(
         return subprocess.CompletedProcess(command, code, output.out, output.err)
 
     printed: list[str] = []
-    monkeypatch.setattr(subprocess, "run", run_in_fork)
-    assert gpu._run_all(setup, list(replaced)) == ["first", "fifth"]
+    monkeypatch.setattr(gpu, "_complete", run_here)
+    assert gpu._run_all(setup, list(replaced), math.inf) == (["first", "fifth"], [])
     table = "".join(printed) + capsys.readouterr().out
     assert "| first | **failed** | 0 | ValueError: It is \\| wrong. Do this. |" in table
     assert "| second | passed | 0 | found it |" in table
@@ -65,9 +69,84 @@ def test_a_failure_is_one_line_and_ends_no_other_check(
 
 def test_a_check_brings_those_that_it_needs(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(gpu, "_run", lambda _, name: (ran.append(name) is None, "found"))
-    assert gpu._run_all(setup, ["merge"]) == []
+    monkeypatch.setattr(gpu, "_run", lambda _, name, __: (ran.append(name) is None, "found"))
+    assert gpu._run_all(setup, ["merge"], math.inf) == ([], [])
     assert ran == ["lora", "merge"]
+
+
+def test_when_the_time_is_over_the_rest_is_not_run(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 100.0
+    limits: dict[str, float] = {}
+
+    def run(_: Setup, name: str, seconds: float) -> tuple[bool | None, str]:
+        nonlocal now
+        limits[name] = seconds
+        now += min(200, seconds)
+        return (None, "not finished") if seconds < 200 else (True, "found it")
+
+    nothing = Check("nothing", lambda _: "never")
+    needing = Check("needing", lambda _: "never", ("cut",))
+    replaced = {"first": nothing, "second": nothing, "cut": nothing, "needing": needing}
+    monkeypatch.setattr(gpu, "CHECKS", {**replaced, "last": nothing})
+    monkeypatch.setattr(gpu, "_run", run)
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: now)
+    names = [*replaced, "last"]
+    assert gpu._run_all(setup, names, end=600.0) == ([], ["cut", "last"])
+    assert limits == {"first": gpu.LIMIT, "second": gpu.LIMIT, "cut": 100.0}
+    table = capsys.readouterr().out
+    assert "| nothing | not run (time) | 100 | not finished |" in table
+    assert "| needing | skipped | 0 | needs cut |" in table
+    assert "| nothing | not run (time) | 0 |  |" in table
+
+
+def test_a_check_that_takes_too_long_has_failed(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "_complete", lambda *_: None)
+    assert gpu._run_all(setup, ["load"], math.inf) == (["load"], [])
+
+
+STARTS_ANOTHER = """
+import subprocess, sys, time
+wait = "import time; time.sleep(600)"
+started = subprocess.Popen([sys.executable, "-c", wait], start_new_session=True)
+with open(sys.argv[1], "w") as file:
+    file.write(f"{started.pid}\\n")
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_nothing_is_left_of_a_check_that_takes_too_long_or_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    """Launchers start processes in sessions of their own, which hold the GPU's memory."""
+    noted = tmp_path / "pid"
+    command = [sys.executable, "-c", STARTS_ANOTHER, str(noted)]
+    communicate = subprocess.Popen.communicate
+
+    def wait(process: Any, timeout: float | None = None) -> Any:
+        until(lambda: noted.exists() and noted.read_text("utf-8").endswith("\n"))
+        if interrupted and timeout is not None:
+            raise KeyboardInterrupt
+        return communicate(process, timeout=timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", wait)
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            gpu._complete(command, 600)
+    else:
+        assert gpu._complete(command, 0.01) is None
+    until(lambda: not is_running(int(noted.read_text("utf-8"))))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_errors_of_a_launcher_are_found_above_its_own_report() -> None:
