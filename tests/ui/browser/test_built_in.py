@@ -72,14 +72,16 @@ def scene(folder: Path, number: int) -> Path:
     return file
 
 
-def test_users_are_answered_in_order_and_as_if_alone(browser, training_site, tmp_path, monkeypatch):
+def test_users_are_answered_in_order_and_as_if_alone(
+    browser, contexts, training_site, tmp_path, monkeypatch
+):
     pool = training_site.application.service.pool
     engine = pool.wait()
     monkeypatch.setattr(engine._scheduler, "_concurrency", 1)
     paused = PausedEngine(engine, monkeypatch)
     monkeypatch.setattr(pool._slots[pool.default], "engine", paused)
     files = [scene(tmp_path, number) for number in range(4)]
-    visitors = [Visitor(browser, training_site.address) for _ in files]
+    visitors = [Visitor(browser, training_site.address, contexts) for _ in files]
     try:
         for visitor, file in zip(visitors, files, strict=True):
             visitor.open()
@@ -112,7 +114,7 @@ def test_users_are_answered_in_order_and_as_if_alone(browser, training_site, tmp
     finally:
         paused.gate.set()
         for visitor in visitors:
-            visitor.context.close()
+            visitor.close()
     assert not any(visitor.errors or visitor.outside for visitor in visitors)
 
 
@@ -130,7 +132,7 @@ def wait_for_training(page: Any, training: Any) -> None:
 
 
 def test_taught_rows_are_learned_and_the_rest_is_kept(
-    browser, training_site, tmp_path, one_thread, monkeypatch
+    browser, contexts, training_site, tmp_path, one_thread, monkeypatch
 ):
     """Teach a name with six pictures, with the page's default settings and nothing faked.
 
@@ -139,10 +141,11 @@ def test_taught_rows_are_learned_and_the_rest_is_kept(
     """
     monkeypatch.setattr(few_rows, "MIN_STEPS", 60)
     monkeypatch.setattr(few_rows, "BATCH_SIZE", 8)
-    monkeypatch.setattr(few_rows, "REHEARSAL_ROWS", 300)
+    monkeypatch.setattr(few_rows, "REHEARSAL_ROWS", 240)
     monkeypatch.setattr(few_rows, "_SAMPLE_ROWS", 12)
     monkeypatch.setattr(before_after, "WORLD_QUESTIONS", 12)
-    visitor = Visitor(browser, training_site.address)
+    monkeypatch.setattr(before_after, "MAX_NEIGHBOURS", 2)
+    visitor = Visitor(browser, training_site.address, contexts)
     visitor.open()
     page = visitor.page
     things = []
@@ -189,6 +192,6 @@ def test_taught_rows_are_learned_and_the_rest_is_kept(
     page.wait_for_selector("text='2 / 2'")
     visitor.answered()
     expect(visitor.answers).not_to_contain_text("blorp")
-    visitor.context.close()
+    visitor.close()
     assert not visitor.errors
     assert not visitor.outside

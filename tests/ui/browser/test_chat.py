@@ -348,7 +348,7 @@ def test_selected_model_answers(visit):
     expect(visitor.answers).to_have_text(["The other model says hello."])
 
 
-def test_loading_shows_progress_and_can_be_cancelled(browser, tmp_path):
+def test_loading_shows_progress_and_can_be_cancelled(browser, contexts, tmp_path):
     def load(choice, progress):
         while choice.key == "big":
             progress("Downloading …", 0.42)
@@ -357,7 +357,7 @@ def test_loading_shows_progress_and_can_be_cancelled(browser, tmp_path):
 
     engines = {"fake": FakeEngine(), "big": FakeEngine()}
     with running(engines, tmp_path, load=load) as server:
-        visitor = Visitor(browser, server.address)
+        visitor = Visitor(browser, server.address, contexts)
         page = visitor.open()
         page.click("#model")
         page.click("[role=option]:has-text('Big')")
@@ -366,7 +366,7 @@ def test_loading_shows_progress_and_can_be_cancelled(browser, tmp_path):
         expect(page.locator("#model-share")).to_have_text("42%")
         page.click("[data-do=cancel-load]")
         expect(page.locator("#model-name")).to_have_text("Fake")
-        visitor.context.close()
+        visitor.close()
     assert not visitor.errors
 
 

@@ -132,14 +132,16 @@ def test_comparison_can_be_stopped_and_repeated(visit, engine):
     expect(page.locator("#compared")).not_to_contain_text("Stopped")
 
 
-def test_several_models_get_several_pictures_and_a_reload_keeps_them(browser, tmp_path, pictures):
+def test_several_models_get_several_pictures_and_a_reload_keeps_them(
+    browser, contexts, tmp_path, pictures
+):
     engines = {
         "fake": FakeEngine("one"),
         "other": FakeEngine("two"),
         "third": FakeEngine("a third answer"),
     }
     with running(engines, tmp_path) as server:
-        visitor = Visitor(browser, server.address)
+        visitor = Visitor(browser, server.address, contexts)
         visitor.open()
         page = visitor.page
         page.click("nav [data-view-of=compare]")
@@ -179,7 +181,7 @@ def test_several_models_get_several_pictures_and_a_reload_keeps_them(browser, tm
         expect(page.locator(".compare-picture img")).to_have_count(1)
         page.click("#compare-form [type=submit]")
         expect(page.locator("#compared .facts")).to_have_count(2)
-        visitor.context.close()
+        visitor.close()
         assert not visitor.errors
 
 

@@ -23,9 +23,12 @@ COLOUR_RULES = ("color-contrast", "link-in-text-block")
 
 def serious_violations(page, rules: Iterable[str] = ()) -> list[str]:
     """Return the serious and critical findings of axe-core, by default of all rules."""
-    axe = import_or_skip("axe_playwright_python.sync_playwright").Axe()
+    script = import_or_skip("axe_playwright_python.base").AXE_SCRIPT
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(script)
     chosen = {"runOnly": {"type": "rule", "values": list(rules)}} if rules else {}
-    found = axe.run(page, options={"resultTypes": ["violations"], **chosen}).response["violations"]
+    options = {"resultTypes": ["violations"], **chosen}
+    found = page.evaluate("async options => (await axe.run(options)).violations", options)
     return [
         f"{rule['id']}: {node['html'][:160]} {node['failureSummary'][:200]}"
         for rule in found
@@ -419,12 +422,12 @@ def test_missing_camera_is_reported(visit):
     expect(visitor.page.locator(".toast.error")).to_contain_text("No camera")
 
 
-def test_failed_model_load_is_shown_on_the_empty_screen(browser, tmp_path):
+def test_failed_model_load_is_shown_on_the_empty_screen(browser, contexts, tmp_path):
     def load(*_):
         raise ModelError("There is no model 'nothing'.", "Check its name.")
 
     with running({"fake": FakeEngine()}, tmp_path, preload=False, load=load) as found:
-        visitor = Visitor(browser, found.address)
+        visitor = Visitor(browser, found.address, contexts)
         visitor.open()
         expect(visitor.page.locator("#about")).to_contain_text("There is no model 'nothing'.")
-        visitor.context.close()
+        visitor.close()
