@@ -7,14 +7,15 @@ about pictures are nonsense until its projector is trained.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vqa_app.checkpoints.memory import check_memory
-from vqa_app.checkpoints.source import Source, find
+from vqa_app.checkpoints.source import Source, find, find_gguf
 from vqa_app.checkpoints.weights import model_files, stored_tensors
 from vqa_app.devices import check_dtype
 from vqa_app.errors import ModelError, UsageError, first_line
@@ -73,7 +74,9 @@ def compose(
     Args:
         encoder: Hub id or folder of a SigLIP, SigLIP 2 (with fixed resolution) or CLIP checkpoint:
             the whole model or its vision tower.
-        llm: Hub id or folder of a causal language model with a chat template.
+        llm: Hub id or folder of a causal language model with a chat template, or a GGUF file of
+            one, as for llama.cpp, whose blocks are turned into 16-bit weights. With `--quantize
+            4bit` on a CPU, those of 4 bits become the same codes again, with rounded scales.
         out: A folder that does not exist yet.
         dtype: `auto` keeps the language model's; otherwise `float32`, `bfloat16` or `float16`.
         seed: Seed of the projector's initial weights.
@@ -93,16 +96,20 @@ def compose(
         raise UsageError(f"{out} already exists.", "Choose a folder that does not exist.")
     check_dtype(dtype)
     seed = checked_integer("The seed", seed, -(1 << 63), (1 << 63) - 1)
-    encoder_source, llm_source = find(encoder, offline=offline), find(llm, offline=offline)
+    encoder_source, gguf = find(encoder, offline=offline), find_gguf(llm)
+    llm_source = gguf or find(llm, offline=offline)
     for source in (encoder_source, llm_source):
         tensors = list(stored_tensors(model_files(source.directory)))
-        check_memory(source.name, tensors, torch.device("cpu"), torch.bfloat16, None)
+        # A GGUF file is at first read into float32 weights, up to eight times as large.
+        needed = 8 * Path(source.name).stat().st_size if source is gguf else None
+        check_memory(source.name, tensors, torch.device("cpu"), torch.bfloat16, None, needed)
     with quiet(), _reporting_errors(encoder_source):
         tower = _load_tower(encoder_source)
         image_processor = _image_processor(encoder_source, tower.config)
     with quiet(), _reporting_errors(llm_source):
-        language_model = _load_llm(llm_source, dtype)
-        tokenizer = _tokenizer(llm_source)
+        with redirect_stderr(io.StringIO()) if gguf else nullcontext():  # an own progress bar
+            language_model = _load_llm(llm_source, dtype, options := _gguf_options(gguf))
+        tokenizer = _tokenizer(llm_source, options)
     tower.to(language_model.dtype)
     processor = llava_processor(image_processor, tokenizer, tower.config)
     prompt_hash(processor)  # raises if the template cannot place pictures
@@ -251,22 +258,37 @@ def _load_tower(source: Source) -> Any:
     return tower
 
 
-def _load_llm(source: Source, dtype: str) -> Any:
-    import torch
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+def _gguf_options(source: Source | None) -> dict[str, Any]:
+    """Return the arguments that let `from_pretrained` read a GGUF file."""
+    return {} if source is None else {"gguf_file": Path(source.name).name}
 
-    config = AutoConfig.from_pretrained(source.directory, **_LOADING)
+
+def _load_llm(source: Source, dtype: str, gguf: dict[str, Any]) -> Any:
+    import torch
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoConfig,
+        AutoModelForCausalLM,
+        GgufConfig,
+    )
+
+    config = AutoConfig.from_pretrained(source.directory, **gguf, **_LOADING)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
             f"Expected a causal language model, but {source.name} has the model type"
             f" {config.model_type!r}.",
             "Choose a language model for chat.",
         )
+    options: dict[str, Any] = {"use_safetensors": True}
+    if gguf:
+        # The GGUF kernels of transformers need a GPU, and a model of packed blocks cannot be saved.
+        options = {**gguf, "quantization_config": GgufConfig(dequantize=True)}
+        dtype = "bfloat16" if dtype == "auto" else dtype
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         source.directory,
         dtype="auto" if dtype == "auto" else getattr(torch, dtype),
-        use_safetensors=True,
         output_loading_info=True,
+        **options,
         **_LOADING,
     )
     model, info = loaded
@@ -278,11 +300,11 @@ def _load_llm(source: Source, dtype: str) -> Any:
     return model
 
 
-def _tokenizer(source: Source) -> Any:
+def _tokenizer(source: Source, gguf: dict[str, Any]) -> Any:
     """Load the tokenizer, and add `<image>` and a padding token if they are missing."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source.directory, **_LOADING)
+    tokenizer = AutoTokenizer.from_pretrained(source.directory, **gguf, **_LOADING)
     if not isinstance(tokenizer.chat_template, str):
         raise ModelError(
             f"{source.name} has no chat template, so it is not a chat model.",

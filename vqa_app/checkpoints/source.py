@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +131,22 @@ def find_local(name: str | os.PathLike[str], revision: str | None = None) -> Sou
             _similar_model(name, "`vqa-app models` lists models to choose from."),
         )
     return None
+
+
+def find_gguf(name: str | os.PathLike[str]) -> Source | None:
+    """Return a GGUF file of this name, for `compose`; None if the name is another one.
+
+    Raises:
+        ModelError: The package that reads such files is missing.
+    """
+    path = Path(os.path.expanduser(name))
+    if path.suffix != ".gguf" or not path.is_file():
+        return None
+    if find_spec("gguf") is None:
+        raise ModelError(
+            f"Reading {name} needs the package gguf.", "Install it with `pip install gguf`."
+        )
+    return Source(str(path.resolve()), path.parent.resolve())
 
 
 def _is_model_folder(path: Path) -> bool:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vqa_app.checkpoints.source import find_local
+from vqa_app.checkpoints.source import find_gguf, find_local
 from vqa_app.cli.options import Offline
 from vqa_app.devices import Dtype
 from vqa_app.errors import ModelError
@@ -193,7 +193,8 @@ def compose(
     llm: Annotated[
         str,
         typer.Option(
-            help="Hub id or folder of a language model with a chat template.", metavar="ID"
+            help="Hub id or folder of a language model with a chat template, or a GGUF file.",
+            metavar="ID",
         ),
     ],
     out: Annotated[Path, typer.Option(help="A new folder to write.", metavar="DIR")],
@@ -212,7 +213,7 @@ def compose(
     """
     from vqa_app.cli.terminal import spinner
 
-    for name in (encoder, llm):
+    for name in (encoder, llm) if find_gguf(llm) is None else (encoder,):
         find_local(name)  # a mistyped one is reported before the imports, which take seconds
     console = Console(stderr=True, highlight=False)
     with spinner(console, "Composing"):

@@ -63,7 +63,9 @@ class TerminalDialogue:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (line editing and history for input())
 
-        self._print(f"Model: {self._engine.info.label}. Type a question, or /help for commands.")
+        info = self._engine.info
+        bits = f" in {info.quantization[0]} bits" if info.quantization else ""
+        self._print(f"Model: {info.label}{bits}. Type a question, or /help for commands.")
         self._add_pictures(pictures)
         while True:
             try:

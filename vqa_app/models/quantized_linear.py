@@ -30,6 +30,8 @@ KERNEL_ROWS = 32
 """Rows up to which the kernels are faster than unpacking the weight for an ordinary product."""
 _SLICE = 1 << 20
 """Weights that are quantised or unpacked at a time, which bounds the memory for that."""
+_SAMPLE = 8
+"""Rows of which it is found out whether a weight was in 4 bits before."""
 _ROWS = 64
 """Slices hold multiples of so many rows, so that no packed block is divided."""
 
@@ -193,12 +195,31 @@ def _quantize_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Spread 16 levels between the smallest and the largest weight of each group."""
     groups = weight.view(len(weight), -1, GROUP)
     low, high = groups.aminmax(dim=-1, keepdim=True)
+    steps = torch.full_like(low, 15)
+    if _former_steps(groups[:_SAMPLE]).any():
+        former = _former_steps(groups)
+        steps = torch.where(former > 0, former, steps)
     # Codes are chosen for the scales that the kernel will use, which are rounded.
-    scale = ((high - low) / 15).bfloat16()
+    scale = ((high - low) / steps).bfloat16()
     offset = (low + 8 * scale.float()).bfloat16()  # the value of code 8
     codes = (groups - offset.float()).div_(_divisor(scale)).round_().add_(8).clamp_(0, 15)
     packed = pack_int4(codes.view_as(weight).int())
     return packed, torch.cat((scale, offset), -1).transpose(0, 1).contiguous()
+
+
+def _former_steps(groups: Tensor) -> Tensor:
+    """Return the number of steps on which a group's weights lie already, or 0.
+
+    A model that was in 4 bits before, as in a GGUF file, loses much if its levels are spread anew.
+    """
+    low, high = groups.aminmax(dim=-1, keepdim=True)
+    found = torch.zeros_like(low)
+    for steps in range(1, 16):
+        places = (groups - low) * (steps / (high - low))
+        # By chance, 32 weights come never all so close to levels.
+        fits = (places - places.round()).abs().amax(-1, keepdim=True) < 0.1
+        found = torch.where(fits & (found == 0), steps, found)
+    return found
 
 
 def _quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:

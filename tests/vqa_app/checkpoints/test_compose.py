@@ -20,6 +20,7 @@ from tests.tiny import (
     seeded,
     vision_config,
 )
+from vqa_app.checkpoints import source
 from vqa_app.checkpoints.compose import compose
 from vqa_app.checkpoints.loader import load_model
 from vqa_app.errors import ModelError, UsageError
@@ -251,3 +252,103 @@ def test_siglip_2_with_variable_resolution_is_rejected(tmp_path: Path) -> None:
     Siglip2VisionConfig().save_pretrained(tmp_path / "naflex")
     with pytest.raises(ModelError, match="NaFlex"):
         compose(str(tmp_path / "naflex"), str(tmp_path / "naflex"), tmp_path / "new")
+
+
+def test_a_gguf_file_needs_its_package(
+    parts: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+    monkeypatch.setattr(source, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="pip install gguf"):
+        compose(str(parts("siglip")), str(file), tmp_path / "new")
+
+
+def test_a_damaged_gguf_file_is_reported_by_name(
+    parts: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"no such format" * 100)
+    monkeypatch.setattr(source, "find_spec", lambda name: name)
+    with pytest.raises(ModelError, match=r"Could not load .*model\.gguf"):
+        compose(str(parts("siglip")), str(file), tmp_path / "new")
+
+
+def test_blocks_of_a_gguf_file_keep_their_codes_in_4_bits(
+    parts: Callable[[str], Path], tmp_path: Path
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    import torch
+
+    file = tmp_path / "model.gguf"
+    stored = _write_gguf(gguf, parts("llama"), file)
+    out = compose(str(parts("siglip")), str(file), tmp_path / "new")
+    layers = load_model(str(out), quantize="4bit").model.model.language_model.layers
+    for number, layer in enumerate(layers):
+        codes = torch.cat([*layer.mlp.up_proj.slices(torch.float32)], 1).t()
+        expected = torch.from_numpy(stored[f"blk.{number}.ffn_up.weight"])
+        assert (codes - expected).norm() / expected.norm() < 0.01  # of new levels: 0.08
+
+
+def _write_gguf(gguf: Any, llm: Path, file: Path) -> dict[str, Any]:
+    """Write a Llama as llama.cpp's converter does, in Q4_0; return what its tensors stand for."""
+    import json
+
+    from safetensors.numpy import load_file
+
+    config = json.loads((llm / "config.json").read_text(encoding="utf-8"))
+    words = json.loads((llm / "tokenizer.json").read_text(encoding="utf-8"))
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    tokens = {one["content"]: one["id"] for one in words["added_tokens"]} | words["model"]["vocab"]
+    special = {one["content"] for one in words["added_tokens"]}
+    names = sorted(tokens, key=lambda name: tokens[name])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list(names)
+    writer.add_token_types([3 if name in special else 1 for name in names])
+    merges = words["model"]["merges"]
+    writer.add_token_merges([one if isinstance(one, str) else " ".join(one) for one in merges])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_chat_template((llm / "chat_template.jinja").read_text(encoding="utf-8"))
+    parts_of_layers = {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    stored: dict[str, Any] = {}
+    for name, tensor in load_file(llm / "model.safetensors").items():
+        name = name.removeprefix("model.")
+        name = name.replace("embed_tokens", "token_embd").replace("lm_head", "output")
+        name = "output_norm.weight" if name == "norm.weight" else name
+        for theirs, ours in parts_of_layers.items():
+            name = name.replace(theirs, ours)
+        name = name.replace("layers.", "blk.")
+        tensor = tensor.astype("float32")
+        if tensor.ndim == 2:
+            kind = gguf.GGMLQuantizationType.Q4_0
+            blocks = gguf.quants.quantize(tensor, kind)
+            stored[name] = gguf.quants.dequantize(blocks, kind)
+            writer.add_tensor(name, blocks, raw_dtype=kind)
+        else:
+            writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return stored
