@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -74,9 +75,15 @@ def no_deprecated_calls() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the tests away from the chats and calibrations of whoever runs them."""
-    with pytest.MonkeyPatch.context() as environment:
+    """Keep the tests away from the chats, calibrations and servers of whoever runs them."""
+    # Paths of sockets have to be short.
+    with (
+        pytest.MonkeyPatch.context() as environment,
+        tempfile.TemporaryDirectory(prefix="vqa-", ignore_cleanup_errors=True) as run,
+    ):
         environment.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        environment.setenv("XDG_RUNTIME_DIR", run)
+        environment.delenv("VQA_BACKGROUND", raising=False)
         yield
 
 

@@ -61,10 +61,20 @@ class Application:
     training: TrainingService
     api: ChatApi
 
-    def serve(self, listener: socket.socket) -> None:
-        """Serve until Ctrl-C or SIGTERM, then close."""
+    def serve(self, listener: socket.socket, stop: Callable[[], None] = lambda: None) -> None:
+        """Serve until Ctrl-C or SIGTERM, then close.
+
+        Args:
+            listener: See `vqa_app.serving.listener.serve`.
+            stop: Called when the signal arrives, before anything else.
+        """
+
+        def stop_all() -> None:
+            stop()
+            self._stop()
+
         try:
-            serve(self.asgi, listener, self._stop)
+            serve(self.asgi, listener, stop_all)
         finally:
             self.close()
 

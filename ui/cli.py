@@ -14,7 +14,7 @@ import typer
 from vqa_app.checkpoints.source import stay_offline
 from vqa_app.cli.options import EngineOptions, MaxFileMb, MaxMegapixels, with_model_options
 from vqa_app.errors import UsageError, VqaError
-from vqa_app.files import user_data
+from vqa_app.user_folders import user_data
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -116,6 +116,7 @@ def chat(
     if model_options.offline:
         stay_offline()
     from ui.app import create_application, exit_process
+    from vqa_app.cli.ask_service import AskService
     from vqa_app.serving import model_choices
 
     if server := model_options.server():
@@ -127,9 +128,13 @@ def chat(
             model_options.quantize,
             model_options.revision,
         )
+    service = AskService(start, model_options.device, model_options.dtype, address=f"{address}v1")
+    load = partial(
+        model_choices.load_engine, device=model_options.device, dtype=model_options.dtype
+    )
     application = create_application(
         folder,
-        partial(model_choices.load_engine, device=model_options.device, dtype=model_options.dtype),
+        service.remembering(load),
         lambda: model_choices.available_choices(start, folder / "runs", servers),
         start.key,
         users=users,
@@ -143,13 +148,18 @@ def chat(
         may_delete_models=lambda owner: alone or owner == f"user:{operator}",
     )
     lock = _lock(folder)
+    if start.remote is None and (
+        problem := service.open(application.api, application.service.pool)
+    ):
+        print(f"`vqa-app ask` cannot use this server: {problem.problem}", file=sys.stderr)
     application.service.pool.start_loading()
     threading.Thread(
         target=_report_load_failure, args=(application.service.pool,), daemon=True
     ).start()
     if not no_browser:
         threading.Thread(target=_open, args=(address,), daemon=True).start()
-    application.serve(listener)
+    application.serve(listener, service.close)
+    service.close()
     if lock is not None:
         lock.release()
     exit_process()

@@ -1,6 +1,6 @@
 """`python -m vqa_app` is `vqa-app`."""
 
-from vqa_app.cli.main import main
+from vqa_app.cli.entry import main
 
 if __name__ == "__main__":
     main()

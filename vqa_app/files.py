@@ -268,16 +268,6 @@ def lock_file(path: Path) -> BaseFileLock | None:
     return lock
 
 
-def user_cache(name: str) -> Path:
-    """Return this program's folder of that name in the user's cache.
-
-    Raises:
-        UsageError: The user has no home folder.
-    """
-    cache = os.environ.get("XDG_CACHE_HOME") or _home() / ".cache"
-    return Path(cache) / "vqa-app" / name
-
-
 def remove_unused(folder: Path, seconds: float = 30 * 24 * 3600) -> None:
     """Delete what is in a folder of the cache and has not been changed for a month, or so long."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -286,26 +276,6 @@ def remove_unused(folder: Path, seconds: float = 30 * 24 * 3600) -> None:
         with suppress(FileNotFoundError):  # another command has finished or removed it
             if entry.stat().st_mtime < oldest:
                 shutil.rmtree(entry, ignore_errors=True)
-
-
-def user_data() -> Path:
-    """Return this program's folder for the user's data, such as chats; it may not exist yet.
-
-    Raises:
-        UsageError: The user has no home folder.
-    """
-    if _ON_WINDOWS:
-        base = os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local"
-    else:
-        base = os.environ.get("XDG_DATA_HOME") or _home() / ".local" / "share"
-    return Path(base) / "vqa-app"
-
-
-def _home() -> Path:
-    try:
-        return Path.home()
-    except RuntimeError as error:  # as in a container with an unknown user id
-        raise UsageError("This user has no home folder.", "Set HOME to a folder.") from error
 
 
 def require_writable(folder: Path) -> None:

@@ -25,7 +25,8 @@ from finetune.data.tables import (
 from vqa_app.archive import SUFFIXES as ENDINGS
 from vqa_app.archive import is_archive, unpack_archive
 from vqa_app.errors import DataError
-from vqa_app.files import UNFINISHED, move, remove_unused, user_cache
+from vqa_app.files import UNFINISHED, move, remove_unused
+from vqa_app.user_folders import user_cache
 
 _NO_DATA = {"dataset_info.json", "dataset_infos.json", "state.json"}
 """JSON files that describe a data set, and hold none."""

@@ -29,9 +29,10 @@ from finetune.progress import pluralize
 from finetune.training.plan import CPU_TOKENS_AT_ONCE
 from vqa_app.devices import is_out_of_memory, reclaim_memory
 from vqa_app.errors import DataError
-from vqa_app.files import format_bytes, user_cache
+from vqa_app.files import format_bytes
 from vqa_app.models.architecture import feature_width, unwrap
 from vqa_app.pictures.picture import Picture
+from vqa_app.user_folders import user_cache
 
 GB = 10**9
 _RECORDS = "features.bin"

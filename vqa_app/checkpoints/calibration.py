@@ -19,7 +19,8 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from vqa_app.errors import UsageError, first_line
-from vqa_app.files import atomic_file, user_data
+from vqa_app.files import atomic_file
+from vqa_app.user_folders import user_data
 
 CALIBRATION_FILE = "calibration.json"
 

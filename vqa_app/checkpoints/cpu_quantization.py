@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vqa_app.checkpoints.weights import model_files, stored_tensors
 from vqa_app.errors import InsufficientMemoryError, ModelError
-from vqa_app.files import atomic_directory, remove_unused, user_cache, write_error_reason
+from vqa_app.files import atomic_directory, remove_unused, write_error_reason
 from vqa_app.models.anatomy import Anatomy, anatomy
 from vqa_app.models.quantized_linear import (
     Bits,
@@ -39,6 +39,7 @@ from vqa_app.transformers_internals import (
     register_quantization_config,
     register_quantizer,
 )
+from vqa_app.user_folders import user_cache
 
 log = logging.getLogger(__name__)
 

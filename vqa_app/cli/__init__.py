@@ -3,6 +3,6 @@
 May use every other room of `vqa_app`; `finetune` and `ui` only inside the commands that need them.
 """
 
-from vqa_app.cli.main import main
+from vqa_app.cli.entry import main
 
 __all__ = ["main"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +15,9 @@ import typer
 from rich.console import Console
 
 from vqa_app.cli.options import EngineOptions, MaxFileMb, MaxMegapixels, with_model_options
+from vqa_app.cli.terminal import print_note, print_warning
 from vqa_app.errors import ModelError, UsageError
+from vqa_app.user_folders import user_data
 
 if TYPE_CHECKING:
     from vqa_app.cli.reply import AnswerOptions
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from vqa_app.prompts.conversation import Conversation
 
 app = typer.Typer(add_completion=False)
+
+_HINT_SECONDS = 24 * 3600
 
 
 def open_engine(options: EngineOptions, console: Console) -> Engine:
@@ -44,15 +50,14 @@ def open_engine(options: EngineOptions, console: Console) -> Engine:
         return LocalEngine(load_model(**options.load_arguments()))
 
 
-def _warn_about_system(engine: Engine, system: str | None, console: Console) -> None:
-    if system and not engine.info.system_prompts:
-        console.print(
-            f"{engine.info.label} was trained without system prompts: it will not follow this one,"
-            " and may answer worse. `vqa-app models` lists models that can.",
-            style="yellow",
-            markup=False,
-            soft_wrap=True,
-        )
+def warning_about_system(engine: Engine, system: str | None) -> str | None:
+    """Return what to say if the model cannot follow system prompts, and is given one."""
+    if not system or engine.info.system_prompts:
+        return None
+    return (
+        f"{engine.info.label} was trained without system prompts: it will not follow this one,"
+        " and may answer worse. `vqa-app models` lists models that can."
+    )
 
 
 @app.command()
@@ -118,6 +123,13 @@ def ask(
         Path | None,
         typer.Option(help="File for the answers of --each; an interrupted run is continued."),
     ] = None,
+    no_server: Annotated[
+        bool,
+        typer.Option(
+            "--no-server",
+            help="Load the model, even if a `chat` or `serve` of yours on this machine has it.",
+        ),
+    ] = False,
     max_file_mb: MaxFileMb = 20,
     max_megapixels: MaxMegapixels = 50,
 ) -> None:
@@ -129,7 +141,9 @@ def ask(
 
     $ vqa-app ask --each 'photos/*.jpg' "What is shown?" --out answers.jsonl
 
-    The answer goes to stdout, everything else to stderr.
+    The answer goes to stdout, everything else to stderr. A running `vqa-app chat` or `serve` with
+    the same model answers single questions at once; VQA_BACKGROUND=1 starts one where there is
+    none.
     """
     from vqa_app.cli.picture_args import read_pictures
     from vqa_app.cli.reply import AnswerOptions
@@ -152,7 +166,8 @@ def ask(
 
     def load() -> Engine:
         engine = open_engine(model_options, console)
-        _warn_about_system(engine, system, console)
+        if warning := warning_about_system(engine, system):
+            print_warning(warning, console)
         return engine
 
     server = model_options.server()
@@ -189,13 +204,29 @@ def ask(
             TerminalDialogue(engine, options, console, limits).run(pictures)
         else:
             _ask_once(engine, pictures, question, options, explain, as_json, console)
+            if server is None and explain is None and not (as_json or no_server):
+                _hint_at_background(model_options, console)
     finally:
         engine.close()
 
 
+def _hint_at_background(options: EngineOptions, console: Console) -> None:
+    """Say once a day, in a terminal, how answers come sooner."""
+    if sys.platform == "win32" or not (console.is_terminal and sys.stdout.isatty()):
+        return
+    stamp = user_data() / "hint-at-background"
+    with contextlib.suppress(OSError):
+        if stamp.exists() and time.time() - stamp.stat().st_mtime < _HINT_SECONDS:
+            return
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
+    words = shlex.join(["vqa-app", "serve", "--background", *options.chosen_words()])
+    print_note(f"To have the next answers in a fraction of a second: {words}", console)
+
+
 def split_words(words: list[str]) -> tuple[list[str], str | None]:
     """Split the arguments into pictures and the question, which comes last, if there is one."""
-    from vqa_app.cli.picture_args import names_picture
+    from vqa_app.pictures.names import names_picture
 
     if words and not names_picture(words[-1]):
         if not words[-1].strip():
@@ -222,7 +253,7 @@ def _address_error(word: str) -> UsageError:
 
 def _check_words(sources: list[str], question: str | None) -> None:
     """Reject a question without quotes, or one before the pictures, with a helpful message."""
-    from vqa_app.cli.picture_args import names_picture
+    from vqa_app.pictures.names import names_picture
 
     if question is not None and re.fullmatch(r"\w+://\S*", question):
         raise _address_error(question)
@@ -350,17 +381,18 @@ def _ask_once(
     as_json: bool,
     console: Console,
 ) -> None:
-    from vqa_app.cli.reply import picture_to_json, print_notes, reply_to
-    from vqa_app.cli.terminal import json_line, write_stdout
+    from vqa_app.cli.reply import ENCODING, print_notes, reply_to, to_row
+    from vqa_app.cli.terminal import json_line, spinner, write_stdout
     from vqa_app.prompts.conversation import Conversation
 
     if explain is not None:
         _check_explainable(engine, pictures)
     conversation = Conversation.ask(question, pictures)
-    reply = reply_to(engine, conversation, options, None if as_json else write_stdout, console)
+    with spinner(console, ENCODING) as status:
+        write = None if as_json else write_stdout
+        reply = reply_to(engine, conversation, options, write, status)
     if as_json:
-        row = {"question": question, "pictures": list(map(picture_to_json, pictures))}
-        row |= {**reply.to_json(), "model": engine.info.label}
+        row = to_row(question, pictures, reply, engine.info.label)
         sys.stdout.write(json_line(row, sys.stdout))
     else:
         write_stdout("\n")

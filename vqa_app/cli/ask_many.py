@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vqa_app.cli.answer_table import is_table, write_table
-from vqa_app.cli.picture_args import NAMES_OF_PICTURES
 from vqa_app.cli.reply import AnswerOptions, reply_to
 from vqa_app.cli.terminal import json_line
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import ContextOverflowError, ImageError, UsageError, VqaError
 from vqa_app.files import JSON_ERRORS
+from vqa_app.pictures.names import NAMES_OF_PICTURES
 from vqa_app.pictures.picture import ImageLimits, open_picture
 from vqa_app.prompts.conversation import Conversation
 from vqa_app.suggestions import suggest

@@ -8,7 +8,6 @@ Therefore the table also contains the line that `--help` shows.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import gc
 import os
 import sys
@@ -20,18 +19,13 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from vqa_app.cli.failures import report_failure
 from vqa_app.cli.terminal import prepare_streams
-from vqa_app.devices import device_error, is_out_of_memory
-from vqa_app.errors import INTERRUPTED_EXIT_CODE, InsufficientMemoryError, VqaError
 from vqa_app.suggestions import suggest
 from vqa_app.version import __version__
 
 EXIT_CODES = """Exit codes: 0 success; 1 unexpected error; 2 wrong usage; 3 a picture cannot be
 used; 4 model error; 5 invalid data; 6 question too long for the model; 130 interrupted."""
-OUT_OF_MEMORY = InsufficientMemoryError(
-    "Not enough memory.",
-    "Use a smaller model, fewer or smaller pictures or smaller batches, or close other programs.",
-)
 
 
 @dataclass(frozen=True)
@@ -169,50 +163,16 @@ class Commands(TyperGroup):
         """
         try:
             return super().invoke(ctx)
-        except VqaError as error:
-            if ctx.params["debug"]:
+        except _TYPER_EXCEPTIONS:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if ctx.params["debug"] and not isinstance(error, KeyboardInterrupt | BrokenPipeError):
                 raise
-            report(error)
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt:
-            print("\nInterrupted.", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
-        except BrokenPipeError:  # the reader of our output has exited, as in `| head -1`
-            with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from None
-        except Exception as error:
-            if ctx.params["debug"] or isinstance(error, _TYPER_EXCEPTIONS):
-                raise
-            if is_out_of_memory(error):
-                report(OUT_OF_MEMORY)
-                raise typer.Exit(OUT_OF_MEMORY.exit_code) from error
-            if failure := device_error(error):
-                report(failure)
-                raise typer.Exit(failure.exit_code) from error
-            print(f"Unexpected error: {type(error).__name__}: {error}", file=sys.stderr)
-            print(
-                "This is a bug. Please report it with the traceback that `vqa-app --debug ...`"
-                " shows and the output of `vqa-app doctor`.",
-                file=sys.stderr,
-            )
-            raise typer.Exit(1) from error
+            raise typer.Exit(report_failure(error)) from error
 
 
 _TYPER_EXCEPTIONS = (typer.Exit, typer.Abort, typer.exceptions.TyperException)
 """Exits and usage errors, which typer handles itself."""
-
-
-def report(error: VqaError) -> None:
-    """Print two lines to stderr: the problem and the hint."""
-    problem, hint = (text.replace("\n", " ") for text in (error.problem, error.hint))
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True)  # respects NO_COLOR and TERM
-    console.print(Text.assemble(("Error:", "red"), " ", problem))
-    if hint:
-        console.print(Text(hint, "dim"))
 
 
 app = typer.Typer(

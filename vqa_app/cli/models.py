@@ -18,9 +18,10 @@ from vqa_app.checkpoints.source import find_gguf, find_local
 from vqa_app.cli.options import Offline
 from vqa_app.devices import Dtype
 from vqa_app.errors import ModelError
-from vqa_app.files import format_bytes, user_data
+from vqa_app.files import format_bytes
 from vqa_app.serving.remotes import FILE_NAME, Remote, read_remotes
 from vqa_app.suggestions import suggest
+from vqa_app.user_folders import user_data
 
 if TYPE_CHECKING:
     from vqa_app.checkpoints.hub_models import CatalogueEntry

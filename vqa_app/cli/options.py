@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
 
 import typer
@@ -122,6 +123,29 @@ class EngineOptions:
         arguments = dataclasses.asdict(self)
         del arguments["model_api_key"]
         return {"name": arguments.pop("model"), **arguments}
+
+    def model_identity(self) -> dict[str, Any]:
+        """Return what the answers of the model depend on; see the function of this name."""
+        from vqa_app.checkpoints.manifest import quantization_of
+        from vqa_app.cli.model_identity import model_identity
+
+        return model_identity(
+            self.model,
+            self.adapter,
+            self.quantize or quantization_of(Path(self.model)),
+            self.device,
+            self.dtype,
+            self.revision,
+        )
+
+    def chosen_words(self) -> list[str]:
+        """Return the words of a command line that choose the same model."""
+        words = []
+        for name in ("model", "adapter", "quantize", "device", "dtype", "revision"):
+            value = getattr(self, name)
+            if value != getattr(EngineOptions, name):
+                words += [f"--{name}", value]
+        return words
 
     def identity(self) -> dict[str, str | None]:
         """Return the options that may change the answers."""

@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from rich.console import Console
 
-from vqa_app.cli.terminal import spinner
+from vqa_app.cli.terminal import print_note, spinner
 from vqa_app.engine.remote import shrunk
 from vqa_app.errors import ImageError, UsageError
-from vqa_app.pictures.download import fetch_picture, is_url
-from vqa_app.pictures.picture import SUFFIXES, ImageLimits, Picture, open_picture
-
-NAMES_OF_PICTURES = (*SUFFIXES, ".svg", ".pdf")
-"""A word with one of these suffixes names a picture, even if there is no such file."""
-
-
-def names_picture(word: str) -> bool:
-    """Return whether a word on the command line names a picture rather than being a question."""
-    if word == "-" or word[:5].lower() == "data:" or (is_url(word) and " " not in word):
-        return True
-    path = Path(word)
-    try:
-        if path.exists():  # a file, or a pipe such as `<(curl https://...)`
-            return not path.is_dir()
-        return path.suffix.lower() in NAMES_OF_PICTURES and " " not in word
-    except (OSError, ValueError):  # not a path: too long, or with a NUL byte
-        return False
+from vqa_app.pictures.download import fetch_picture
+from vqa_app.pictures.names import is_url
+from vqa_app.pictures.picture import ImageLimits, Picture, open_picture
 
 
 def read_pictures(
@@ -70,5 +54,5 @@ def read_picture(
     if max_side is not None:
         picture = shrunk(picture, max_side)
     if picture.changes:
-        console.print(f"{picture.name}: {', '.join(picture.changes)}", style="dim", markup=False)
+        print_note(f"{picture.name}: {', '.join(picture.changes)}", console)
     return picture

@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 
 from vqa_app.cli.picture_args import read_picture
-from vqa_app.cli.reply import AnswerOptions, Reply, print_notes, reply_to
-from vqa_app.cli.terminal import write_stdout
+from vqa_app.cli.reply import ENCODING, AnswerOptions, Reply, print_notes, reply_to
+from vqa_app.cli.terminal import spinner, write_stdout
 from vqa_app.engine.protocol import Engine, GenerationOptions, vary
 from vqa_app.engine.remote import RemoteEngine
 from vqa_app.errors import UsageError, VqaError
@@ -163,9 +163,10 @@ class TerminalDialogue:
             write_stdout(text)
 
         try:
-            reply = reply_to(
-                self._engine, conversation, options or self._options, write, self._console
-            )
+            with spinner(self._console, ENCODING) as status:
+                reply = reply_to(
+                    self._engine, conversation, options or self._options, write, status
+                )
         except KeyboardInterrupt:  # leaving the stream stops the model
             print()
             text = "".join(parts)

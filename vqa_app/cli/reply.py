@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rich.console import Console
-
-from vqa_app.cli.terminal import spinner
+from vqa_app.cli.terminal import print_note
 from vqa_app.engine.protocol import (
     NOT_SURE,
     Answer,
@@ -24,6 +23,16 @@ from vqa_app.errors import ModelError
 from vqa_app.files import JSON_ERRORS
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import Conversation
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ShowStatus: TypeAlias = Callable[[str | None], None]
+"""Shows what is being done, until it is called with None; see `vqa_app.cli.terminal.spinner`."""
+
+
+ENCODING = "Encoding the picture"
+"""What is done first."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,8 @@ def reply_to(
     conversation: Conversation,
     options: AnswerOptions,
     write: Callable[[str], None] | None = None,
-    console: Console | None = None,
+    status: ShowStatus | None = None,
+    cancel: threading.Event | None = None,
 ) -> Reply:
     """Answer the last message.
 
@@ -111,20 +121,24 @@ def reply_to(
         options: How to answer.
         write: Called with each piece of the reply as it is generated, or once with all of it if the
             answer can only be judged at its end.
-        console: Shows progress until the first word, if it is a terminal.
+        status: Shows progress until the first word.
+        cancel: Setting it ends the answer within one token; see `Engine.stream`.
     """
     write = write or (lambda text: None)
+    status = status or (lambda text: None)
     if options.choices:
-        with spinner(console, "Scoring the choices"):
-            reply = _choose(engine, _with_system(conversation, options), options)
+        status("Scoring the choices")
+        reply = _choose(engine, _with_system(conversation, options), options)
+        status(None)
         write(reply.text)
         return reply
     streams = options.abstain is None
-    answer = _stream(engine, conversation, options, write if streams else None, console)
+    answer = _stream(engine, conversation, options, write if streams else None, status, cancel)
     reply = _judge(answer.text, answer.confidence, options, answer=answer)
     if options.generation.schema is not None and not reply.abstained:
         reply = replace(reply, value=_parsed(answer))
     if not streams:
+        status(None)
         write(reply.text)
     return reply
 
@@ -185,42 +199,54 @@ def _stream(
     conversation: Conversation,
     options: AnswerOptions,
     write: Callable[[str], None] | None,
-    console: Console | None,
+    status: ShowStatus,
+    cancel: threading.Event | None,
 ) -> Answer:
     answer: Answer | None = None
-    with spinner(console, "Encoding the picture") as status:
-        for event in engine.stream(conversation, options.generation):
-            match event:
-                case Status(state="waiting", place=place):
-                    status(f"Waiting; {place} ahead" if place else "Waiting; next in line")
-                case Status():
-                    status("Answering" if event.state == "answering" else "Encoding the picture")
-                case Delta(text) if write is not None:
-                    status(None)
-                    write(text)
-                case Answer():
-                    answer = event
+    for event in engine.stream(conversation, options.generation, cancel):
+        match event:
+            case Status(state="waiting", place=place):
+                status(f"Waiting; {place} ahead" if place else "Waiting; next in line")
+            case Status():
+                status("Answering" if event.state == "answering" else ENCODING)
+            case Delta(text) if write is not None:
+                status(None)
+                write(text)
+            case Answer():
+                answer = event
     assert answer is not None, "a stream ends with its Answer"
     return answer
 
 
 def print_notes(reply: Reply, console: Console) -> None:
     """Print what was cut from the answer or its prompt, and on a terminal confidence and speed."""
+    for note in notes_on(reply):
+        print_note(note, console)
+    if console.is_terminal and (facts := facts_about(reply)):
+        print_note(facts, console)
+
+
+def notes_on(reply: Reply) -> list[str]:
+    """Return what was cut from the answer or its prompt, in sentences."""
     answer = reply.answer
-    if answer is not None and answer.finish_reason == "length":
-        console.print("The answer was cut off; --max-new-tokens allows a longer one.", style="dim")
-    if answer is not None and answer.finish_reason == "repetition":
-        console.print(
-            "The answer was stopped, because it went on repeating the same words.", style="dim"
-        )
-    if answer is not None and answer.dropped_messages:
-        console.print(
+    if answer is None:
+        return []
+    notes = []
+    if answer.finish_reason == "length":
+        notes.append("The answer was cut off; --max-new-tokens allows a longer one.")
+    if answer.finish_reason == "repetition":
+        notes.append("The answer was stopped, because it went on repeating the same words.")
+    if answer.dropped_messages:
+        notes.append(
             f"The model's context is full: {answer.dropped_messages} earlier messages were left"
-            " out, pictures last.",
-            style="dim",
+            " out, pictures last."
         )
-    if not console.is_terminal:
-        return
+    return notes
+
+
+def facts_about(reply: Reply) -> str:
+    """Return confidence and speed in one line, which may be empty."""
+    answer = reply.answer
     facts = []
     if reply.confidence is not None:
         facts = [confidence_text(reply.confidence, answer is not None and answer.calibrated)]
@@ -232,12 +258,16 @@ def print_notes(reply: Reply, console: Console) -> None:
         facts.append(f"first word after {answer.seconds_to_first_token:.2f} s")
         if answer.tokens_per_second:
             facts.append(f"{answer.tokens_per_second:.0f} tokens/s")
-    if facts:
-        console.print(" · ".join(facts), style="dim", markup=False)
+    return " · ".join(facts)
 
 
-def picture_to_json(picture: Picture) -> dict[str, Any]:
-    """Return the fields of a picture that `--json` prints."""
+def to_row(question: str, pictures: Sequence[Picture], reply: Reply, model: str) -> dict[str, Any]:
+    """Return what `--json` prints."""
+    shown = [_picture_to_json(picture) for picture in pictures]
+    return {"question": question, "pictures": shown, **reply.to_json(), "model": model}
+
+
+def _picture_to_json(picture: Picture) -> dict[str, Any]:
     return {
         "name": picture.name,
         "sha256": picture.digest,

@@ -76,6 +76,16 @@ def spinner(console: Console | None, text: str) -> Iterator[Callable[[str | None
         status.stop()
 
 
+def print_warning(text: str, console: Console) -> None:
+    """Print that an answer may be worse than it could be."""
+    console.print(text, style="yellow", markup=False, soft_wrap=True)
+
+
+def print_note(text: str, console: Console) -> None:
+    """Print what was changed or left out."""
+    console.print(text, style="dim", markup=False)
+
+
 def write_stdout(text: str) -> None:
     """Write a piece of an answer to stdout and flush it.
 

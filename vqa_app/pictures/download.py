@@ -35,12 +35,6 @@ _HEADERS = {"User-Agent": f"vqa-app/{__version__}", "Accept": "image/*"}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-def is_url(text: str) -> bool:
-    """Return whether `text` has a scheme and a host, as file names hardly ever do."""
-    scheme, colon, rest = text.partition("://")
-    return bool(colon and scheme.isalnum() and rest)
-
-
 def fetch_picture(
     url: str,
     limits: ImageLimits | None = None,
@@ -60,11 +54,19 @@ def fetch_picture(
         ImageError: The address is not supported or does not respond, or what it returns is not a
             picture or too large, or a proxy in the environment cannot be used.
     """
+    limits = limits or ImageLimits()
+    data, name = fetch_file(url, limits.max_bytes, timeout=timeout, deadline=deadline)
+    return open_picture(data, name=name, limits=limits)
+
+
+def fetch_file(
+    url: str, max_bytes: int, *, timeout: float = TIMEOUT, deadline: float = DEADLINE
+) -> tuple[bytes, str]:
+    """Download a file, and return its content and name; see `fetch_picture`."""
     import httpx
 
     if problem := proxy_problem():
         raise ImageError(*problem)
-    limits = limits or ImageLimits()
     end = time.monotonic() + deadline
     client = httpx.Client(
         timeout=timeout,
@@ -77,14 +79,14 @@ def fetch_picture(
         _check_scheme(url)
         with client, client.stream("GET", url) as response:
             url = str(response.url)  # after redirects
-            data = _read(response, url, limits.max_bytes, end)
+            data = _read(response, url, max_bytes, end)
     except httpx.TimeoutException as error:
         raise _too_slow(url) from error
     except httpx.TooManyRedirects as error:
         raise _too_many_redirects(url) from error
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise _unreachable(url, error) from error
-    return open_picture(data, name=_name(url), limits=limits)
+    return data, _name(url)
 
 
 def fetch_for_visitor(

@@ -23,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from vqa_app.errors import ImageError, first_line
 from vqa_app.numeric import LARGEST, checked_float, checked_integer
 from vqa_app.pictures.file_type import detect_type
+from vqa_app.pictures.names import SUFFIXES
 from vqa_app.pictures.rgb import to_rgb
 from vqa_app.suggestions import suggest
 
@@ -31,21 +32,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Pillow's names of the formats that are decoded. If pillow-heif is installed, so is HEIF."""
-
-SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".avif",
-    ".heic",
-    ".heif",
-)
-"""Endings of pictures' names in lower case; pictures with other names are opened as well."""
 
 SUPPORTED = "Pictures may be JPEG, PNG, WEBP, GIF, BMP, TIFF or AVIF files."
 

@@ -133,6 +133,7 @@ class EnginePool:
         self._named: dict[str, ModelChoice] = {}
         self._lock = threading.RLock()
         self._closed = False
+        self._last_used = time.monotonic()
 
     def choices(self) -> list[ModelChoice]:
         """Return all available models, those that people added last."""
@@ -310,6 +311,7 @@ class EnginePool:
         finally:
             with self._lock:
                 slot.leases -= 1
+                slot.used, self._last_used = time.time(), time.monotonic()
 
     def _acquire_lease(self, key: str | None, timeout: float | None) -> tuple[_Slot, Engine]:
         while self.wait(key, timeout) is not None:
@@ -339,6 +341,13 @@ class EnginePool:
             del self._slots[key]
         if slot.engine is not None:
             slot.engine.close()
+
+    def idle_seconds(self) -> float:
+        """Return how long no model has been used or loaded; 0 while one is."""
+        with self._lock:
+            if any(slot.leases or slot.phase == "loading" for slot in self._slots.values()):
+                return 0.0
+            return time.monotonic() - self._last_used
 
     def release_idle(self) -> bool:
         """Release all idle models, the default one too, and return whether there were any.
@@ -416,6 +425,7 @@ class EnginePool:
         """Record how a load ended and wake those who wait for it."""
         with self._lock:
             slot.engine, slot.used = engine, time.time()  # loading may have taken minutes
+            self._last_used = time.monotonic()
             slot.phase, slot.message, slot.share = phase, message, None
         slot.finished.set()
 

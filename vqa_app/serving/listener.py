@@ -137,7 +137,7 @@ def _should_log(record: logging.LogRecord) -> bool:
 
 def serve(
     app: ASGIApp,
-    listener: socket.socket,
+    listener: socket.socket | None,
     stop: Callable[[], None],
     start: Callable[[], bool] = lambda: True,
 ) -> None:
@@ -145,7 +145,7 @@ def serve(
 
     Args:
         app: The ASGI application.
-        listener: A listening socket, as `listen` returns it.
+        listener: A listening socket, as `listen` returns it; None listens nowhere.
         stop: Ends running work when the signal arrives, so that open streams do not hold up the
             shutdown.
         start: Runs in a thread of its own, while the server answers already; the server ends if
@@ -167,4 +167,4 @@ def serve(
             server.should_exit = not start() or server.should_exit
 
         threading.Thread(target=start_or_end, name="start", daemon=True).start()
-        server.run(sockets=[listener])
+        server.run(sockets=[] if listener is None else [listener])

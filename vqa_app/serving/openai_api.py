@@ -166,6 +166,20 @@ class ChatApi:
             for cancel in self._cancels:
                 cancel.set()
 
+    @contextmanager
+    def answering(self) -> Iterator[threading.Event]:
+        """Count an answer that comes by another way until the block ends; yield its cancel event.
+
+        Raises:
+            ApiError: There are too many answers in progress.
+        """
+        cancel = self._reserve(1)
+        try:
+            yield cancel
+        finally:
+            with self._lock:
+                del self._cancels[cancel]
+
     def phase(self) -> Phase:
         """Return how far the default model is loaded."""
         return self._models("").status().phase
@@ -534,7 +548,8 @@ def operation_routes(api: ChatApi) -> APIRouter:
     @router.get("/readyz")
     def readyz(response: Response) -> dict[str, str]:
         phase = api.phase()
-        response.status_code = 200 if phase == "ready" else 503
+        # A model that was unloaded because nobody asked ("absent") is loaded for the next question.
+        response.status_code = 200 if phase in ("ready", "absent") else 503
         return {"status": phase}
 
     router.include_router(metrics_routes(api))

@@ -394,7 +394,7 @@ def test_errors_are_red_on_terminals_with_colours(environment: dict[str, str], r
     ours, theirs = pty.openpty()
     kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
     code = (
-        "from vqa_app.cli.main import report\nfrom vqa_app.errors import VqaError\n"
+        "from vqa_app.cli.failures import report\nfrom vqa_app.errors import VqaError\n"
         "report(VqaError('No [b]file[/b].', 'Hint.'))"
     )
     subprocess.run(

@@ -15,7 +15,7 @@ import pytest
 from tests.tiny import picture
 from tests.vqa_app.serving.api_server import asking, picture_uri
 from tests.waiting import PATIENCE
-from vqa_app.cli.serve import parse_keys
+from vqa_app.cli.serve import parse_duration, parse_keys
 from vqa_app.errors import UsageError
 
 
@@ -34,6 +34,18 @@ def test_what_is_no_key_is_refused_without_printing_it(entry: str) -> None:
 def test_two_keys_of_one_name_are_refused() -> None:
     with pytest.raises(UsageError, match="ann twice"):
         parse_keys(["ann:one", "ann:two"])
+
+
+def test_durations_have_a_unit() -> None:
+    assert parse_duration("--keep-alive", "90s") == 90
+    assert parse_duration("--keep-alive", "10m") == 600
+    assert parse_duration("--keep-alive", "1.5h") == 5400
+
+
+@pytest.mark.parametrize("text", ["", "10", "m", "-5m", "0s", "10 m", "ten", "1e3s", "9999999h"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--keep-alive: .* is not a duration"):
+        parse_duration("--keep-alive", text)
 
 
 def start(*options: str, **environment: str) -> subprocess.Popen[str]:

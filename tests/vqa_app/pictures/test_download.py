@@ -20,7 +20,6 @@ from vqa_app.pictures.download import (
     fetch_for_visitor,
     fetch_picture,
     is_public,
-    is_url,
 )
 from vqa_app.pictures.picture import ImageLimits
 
@@ -168,14 +167,6 @@ def test_an_invalid_or_unreachable_address_is_rejected(url: str, words: str) -> 
     with pytest.raises(ImageError) as refusal:
         fetch_picture(url)
     assert words in refusal.value.problem
-
-
-def test_addresses_are_told_from_paths_and_questions() -> None:
-    assert is_url("https://example.com/a.png")
-    assert is_url("ftp://host/x")
-    assert not is_url("photos/a.png")
-    assert not is_url("C:\\photos\\a.png")
-    assert not is_url("What is on the mat?")
 
 
 # For visitors of a server
