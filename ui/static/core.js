@@ -149,7 +149,9 @@
   async function save(form, name, request) {
     const show = (text) => {
       form.querySelector(".refused")?.remove();
-      if (text) form.append(el("p.refused", { role: "alert" }, text));
+      if (!text) return;
+      form.append(el("p.refused", { role: "alert" }, text));
+      form.scrollIntoView({ block: "nearest" });
     };
     const button = form.querySelector(".primary");
     if (button) button.disabled = true; // one click saves once

@@ -55,6 +55,7 @@
     function begin() {
       show([width / 4, height / 4, width - width / 4, height - height / 4].map(Math.round));
       asking.scrollIntoView({ block: "nearest" });
+      stage.scrollIntoView({ block: "nearest" }); // it matters more, where both do not fit
       frame.focus({ preventScroll: true });
     }
     function unmark() {

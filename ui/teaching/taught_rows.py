@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from finetune.data.picture_marks import PLACEHOLDER, replace_marks
 from ui.storage.picture_files import PictureStore
@@ -414,10 +414,14 @@ def _json(rows: Sequence[TaughtRow]) -> str:
     return json.dumps([row.to_llava() for row in rows], ensure_ascii=False, indent=1)
 
 
-def _validated(what: str, text: str, may_be_empty: bool = False) -> str:
+_EMPTY = {"question": "The question is empty.", "answer": "The answer is empty."}
+_TOO_LONG = {"question": "The question is too long.", "answer": "The answer is too long."}
+
+
+def _validated(what: Literal["question", "answer"], text: str, may_be_empty: bool = False) -> str:
     text = replace_surrogates(text).strip()
     if not text and not may_be_empty:
-        raise DataError(f"The {what} is empty.", "Enter one.")
+        raise DataError(_EMPTY[what], "Enter one.")
     if len(text) > MAX_TEXT:
-        raise DataError(f"The {what} is too long.", f"The limit is {MAX_TEXT:,} characters.")
+        raise DataError(_TOO_LONG[what], f"The limit is {MAX_TEXT:,} characters.")
     return text

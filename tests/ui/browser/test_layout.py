@@ -34,6 +34,8 @@ def box(locator) -> dict[str, float]:
     return found[0]
 
 
+LONG = "Rindfleischetikettierungsüberwachungsaufgabenübertragungsgesetz"
+"""A word that is longer than a small phone is wide."""
 SMALL_PHONE = {**PHONE, "viewport": {"width": 320, "height": 640}}
 OUTSIDE = """() => [...document.querySelectorAll("#vqa *")].filter((node) => {
   const { left, right, width, height } = node.getBoundingClientRect();
@@ -84,7 +86,7 @@ def open_download(visitor, pictures):
 def open_teach(visitor, pictures):
     page = visitor.page
     visitor.attach(*pictures)
-    visitor.ask("What is it?")
+    visitor.ask(f"What is a {LONG}?")
     page.get_by_label("This is wrong").click()
     field = page.locator(".correction input")
     assert box(field)["width"] > 200, "expected room to write in"
@@ -94,7 +96,16 @@ def open_teach(visitor, pictures):
     page.evaluate("vqa.show('teach')")
     row = page.locator("#taught > li").first
     assert box(row.locator(".thumb").first)["x"] == pytest.approx(box(row)["x"], abs=2)
+    assert page.evaluate(OUTSIDE) == []
     page.locator("#taught .row-tools button").first.click()
+
+
+def open_looked(visitor, pictures):
+    page = visitor.page
+    visitor.attach(*pictures)
+    visitor.ask(f"What is a {LONG}?")
+    page.locator(".foot .look").click()
+    page.locator("#sheet .words").wait_for()
 
 
 def open_compare(visitor, pictures):
@@ -111,7 +122,7 @@ def open_compare(visitor, pictures):
 
 def open_trained(visitor, pictures):
     page = visitor.page
-    row = "{question: 'What?', pictures: [], before: 'a cat', after: 'a hat'}"
+    row = f"{{question: 'What is a {LONG}?', pictures: [], before: 'a cat', after: 'a hat'}}"
     part = f"{{rows: [{{...{row}, right: 'a hat', scores: [0, 1]}}], of: 1, before: 0, after: 1}}"
     follows = "{question: 'What is it?', answer: 'a hat'}"
     near = f"{{rows: [{row}, {{...{row}, follows: {follows}}}]}}"
@@ -152,6 +163,7 @@ def open_comparison(visitor, pictures):
         open_drawing,
         open_download,
         open_teach,
+        open_looked,
         open_compare,
         open_trained,
         open_comparison,

@@ -126,6 +126,7 @@ def test_a_region_is_marked_with_a_finger(visit, halves):
     visitor.attach(halves)
     open_tray(visitor)
     page.get_by_role("button", name="Mark a region").tap()
+    assert page.locator(".picture-stage").bounding_box()["height"] > 150, "expected room to mark"
     handle = page.locator(".handle.se").bounding_box()
     at = {"clientX": handle["x"] + 14, "clientY": handle["y"] + 14}
     touch = {"pointerId": 7, "pointerType": "touch", "isPrimary": True, "bubbles": True}
@@ -207,7 +208,7 @@ def test_a_pdf_of_one_page_and_an_svg_need_no_choice(visit, tmp_path):
     open_tray(visitor)
     expect(visitor.page.get_by_text("SVG drawn at 1,024 × 512 pixels, 1 reference")).to_be_visible()
     visitor.page.keyboard.press("Escape")
-    visitor.page.get_by_label("Remove picture 2").click()
+    visitor.page.get_by_label("Remove picture 1").click()
     expect(lost).not_to_contain_text("left out")
 
 
