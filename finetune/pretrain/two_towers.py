@@ -209,8 +209,11 @@ class TowerTraining:
         """Write both towers in bf16 as a checkpoint that plain transformers loads."""
         folder = self.out / "siglip"
         copy.deepcopy(self.model).bfloat16().save_pretrained(folder)
+        tokenizer = copy.deepcopy(self.tokenizer)  # that of the language model, which reads more
+        tokenizer.model_max_length = self.model.text_model.config.max_position_embeddings
+        tokenizer.padding_side = "right"
         processor = make_image_processor(self.config.side)
-        SiglipProcessor(processor, self.tokenizer).save_pretrained(folder)
+        SiglipProcessor(processor, tokenizer).save_pretrained(folder)
         return folder
 
 

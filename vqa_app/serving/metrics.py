@@ -77,11 +77,11 @@ class Metrics:
 
     def _lines(self, queued: int) -> Iterator[str]:
         name = "vqa_requests_total"
-        yield from _header(name, "counter", "Chat completions that ended, by HTTP status.")
+        yield from _header(name, "counter", "Requests that ended, by HTTP status.")
         for status, count in sorted(self._requests.items()):
             yield f'{name}{{status="{status}"}} {count}'
         name = "vqa_requests_in_progress"
-        yield from _header(name, "gauge", "Chat completions in progress.")
+        yield from _header(name, "gauge", "Requests in progress.")
         yield f"{name} {self._in_progress}"
         name = "vqa_answers_in_progress"
         yield from _header(name, "gauge", "Answers that are generated or wait; n for a request.")
@@ -98,7 +98,7 @@ class Metrics:
         yield from _header(name, "histogram", "From the start of the prompt to the first token.")
         yield from self._first_token.lines(name)
         name = "vqa_request_seconds"
-        yield from _header(name, "histogram", "Duration of chat completions, waiting included.")
+        yield from _header(name, "histogram", "Duration of requests, waiting included.")
         yield from self._request.lines(name)
 
 

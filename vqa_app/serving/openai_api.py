@@ -1,4 +1,4 @@
-"""OpenAI's API: chat completions with pictures, and the list of models.
+"""OpenAI's API: chat completions with pictures, embeddings, and the list of models.
 
 Each request is answered in threads of its own, because engines block; the event loop only passes
 pieces on. Setting a request's cancel event ends its answers within one token: so does a client that
@@ -13,13 +13,13 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
@@ -42,6 +42,7 @@ from vqa_app.errors import ImageError, VqaError
 from vqa_app.pictures.download import fetch_for_visitor
 from vqa_app.pictures.picture import ImageLimits, Picture, at_low_detail, open_picture
 from vqa_app.prompts.conversation import Conversation, Message, Part, Role
+from vqa_app.serving.embeddings import Embedder
 from vqa_app.serving.engine_pool import ModelChoice, ModelStatus, Phase
 from vqa_app.serving.guard import METRICS_PATH
 from vqa_app.serving.metrics import Metrics
@@ -61,6 +62,8 @@ from vqa_app.serving.openai_responses import (
 from vqa_app.serving.openai_schema import (
     ChatRequest,
     ChoiceProbability,
+    EmbeddingList,
+    EmbeddingRequest,
     ImageUrl,
     ModelCard,
     ModelList,
@@ -124,6 +127,7 @@ def model_names(choice: ModelChoice) -> list[str]:
 
 
 Emit: TypeAlias = Callable[[Event], None]
+R = TypeVar("R", bound=BaseModel)
 
 
 class ChatApi:
@@ -134,6 +138,7 @@ class ChatApi:
         media_hosts: Hosts from which pictures are fetched.
         limits: Limits of pictures.
         max_answers: See `MAX_ANSWERS`.
+        embedder: Makes embeddings; by default with the towers of the built-in model.
     """
 
     def __init__(
@@ -143,11 +148,13 @@ class ChatApi:
         media_hosts: Collection[str] = (),
         limits: ImageLimits | None = None,
         max_answers: int = MAX_ANSWERS,
+        embedder: Embedder | None = None,
     ) -> None:
         self._models = models
         self._media_hosts = frozenset(media_hosts)
         self._limits = limits or ImageLimits()
         self._max_answers = max_answers
+        self._embedder = embedder or Embedder()
         self._lock = threading.Lock()
         self._cancels: dict[threading.Event, int] = {}
         """Requests in progress, with the number of their answers."""
@@ -191,11 +198,21 @@ class ChatApi:
 
     async def complete(self, request: Request) -> Response:
         """Answer `POST /v1/chat/completions`."""
+        return await self._counted(self._complete, request)
+
+    async def embed(self, request: Request) -> Response:
+        """Answer `POST /v1/embeddings`."""
+        return await self._counted(self._embed, request)
+
+    async def _counted(
+        self, answer: Callable[[Request, float], Awaitable[Response]], request: Request
+    ) -> Response:
+        """Answer a request and count it."""
         started = time.perf_counter()
         self.metrics.start()
         status = 500
         try:
-            response = await self._complete(request, started)
+            response = await answer(request, started)
             status = response.status_code
             return response
         except ClientDisconnect:
@@ -211,7 +228,7 @@ class ChatApi:
 
     async def _complete(self, request: Request, started: float) -> Response:
         body = await request.body()
-        chat = await asyncio.to_thread(_parse, body)
+        chat = await asyncio.to_thread(_parse, ChatRequest, body)
         del body
         models = self._models(request.state.owner)
         choice = await asyncio.to_thread(_find_model, models, chat.model)
@@ -261,6 +278,24 @@ class ChatApi:
             self.metrics.end(status, time.perf_counter() - started)
 
         return EventStream(completion.chunks(follow(events, first)), end)
+
+    async def _embed(self, request: Request, started: float) -> Response:
+        asked = await asyncio.to_thread(_parse, EmbeddingRequest, await request.body())
+        models = self._models(request.state.owner)
+        choice = await asyncio.to_thread(_find_model, models, asked.model)
+        self._embedder.check(choice, model_names(choice)[0])
+        cancel = self._reserve(1)
+
+        def work() -> EmbeddingList:
+            with self._preparing:
+                inputs = self._open_inputs(asked)
+                return self._embedder.embed(asked, inputs, model_names(choice)[0])
+
+        try:
+            return _json(await asyncio.to_thread(work))
+        finally:
+            with self._lock:
+                del self._cancels[cancel]
 
     def _reserve(self, answers: int) -> threading.Event:
         """Return the cancel event of a request, which counts until it is removed.
@@ -446,23 +481,15 @@ class ChatApi:
         Messages of one role in a row are joined, as are system messages at the beginning.
         """
         messages: list[Message] = []
-        pixels, most = 0, max(MAX_PIXELS, self._limits.max_pixels)
+        pixels = _PixelSum(max(MAX_PIXELS, self._limits.max_pixels))
         for number, message in enumerate(chat.messages):
             role: Role = "system" if message.role == "developer" else message.role
             parts: list[Part] = []
             for position, part in enumerate(message.content):
                 field = f"messages[{number}].content[{position}].image_url"
                 if part.image_url is not None:
-                    picture = self._picture(part.image_url, model, field)
-                    pixels += picture.image.width * picture.image.height
-                    if pixels > most:
-                        raise ApiError(
-                            413,
-                            f"messages: the pictures up to {field} have {pixels / 1e6:.3g}"
-                            f" megapixels together, at most {most / 1e6:.3g}. Send fewer or smaller"
-                            " ones.",
-                            param="messages",
-                        )
+                    picture = self._picture(part.image_url, model.low_detail, field)
+                    pixels.add(picture, field)
                     parts.append(picture)
                 else:
                     parts.append(part.text or "")
@@ -477,8 +504,22 @@ class ChatApi:
                 raise ApiError(400, "messages: the last one is not the user's.", param="messages")
             return conversation
 
-    def _picture(self, source: ImageUrl, model: ModelInfo, field: str) -> Picture:
-        if source.detail == "low" and not model.low_detail:
+    def _open_inputs(self, asked: EmbeddingRequest) -> list[str | Picture]:
+        """Return the texts and pictures of a request for embeddings."""
+        pixels = _PixelSum(max(MAX_PIXELS, self._limits.max_pixels))
+        inputs: list[str | Picture] = []
+        for number, part in enumerate(asked.parts):
+            if part.image_url is None:
+                inputs.append(part.text or "")
+                continue
+            field = f"{asked.name_of(number)}.image_url"
+            picture = self._picture(part.image_url, False, field)
+            pixels.add(picture, field)
+            inputs.append(picture)
+        return inputs
+
+    def _picture(self, source: ImageUrl, has_low_detail: bool, field: str) -> Picture:
+        if source.detail == "low" and not has_low_detail:
             raise ApiError(
                 400,
                 f"{field}.detail: this model has no low detail; use auto or high.",
@@ -504,6 +545,32 @@ class ChatApi:
         return at_low_detail(picture) if source.detail == "low" else picture
 
 
+class _PixelSum:
+    """Adds up the pixels of a request's pictures.
+
+    Args:
+        most: How many there may be.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._sum = most, 0
+
+    def add(self, picture: Picture, field: str) -> None:
+        """Add a picture.
+
+        Raises:
+            ApiError: There are too many pixels.
+        """
+        self._sum += picture.image.width * picture.image.height
+        if self._sum > self._most:
+            raise ApiError(
+                413,
+                f"{field}: the pictures up to this one have {self._sum / 1e6:.3g} megapixels"
+                f" together, at most {self._most / 1e6:.3g}. Send fewer or smaller ones.",
+                param=field,
+            )
+
+
 def openai_routes(api: ChatApi) -> APIRouter:
     """Return the routes below `/v1`."""
     router = APIRouter(prefix="/v1", route_class=_ApiRoute)
@@ -511,6 +578,10 @@ def openai_routes(api: ChatApi) -> APIRouter:
     @router.post("/chat/completions")
     async def chat_completions(request: Request) -> Response:
         return await api.complete(request)
+
+    @router.post("/embeddings")
+    async def embeddings(request: Request) -> Response:
+        return await api.embed(request)
 
     @router.get("/models")
     def models(request: Request) -> Response:
@@ -527,7 +598,7 @@ def openai_routes(api: ChatApi) -> APIRouter:
         "/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
     )
     def unknown(request: Request, path: str) -> Response:
-        known = {"chat/completions": "POST", "models": "GET"}
+        known = {"chat/completions": "POST", "embeddings": "POST", "models": "GET"}
         if path in known:
             raise ApiError(
                 405, f"{request.method} is not allowed here.", headers={"allow": known[path]}
@@ -599,9 +670,9 @@ def _blaming(field: str) -> Iterator[None]:
         raise ApiError(400, f"{field}: {reason.message}", param=field) from error
 
 
-def _parse(body: bytes) -> ChatRequest:
+def _parse(kind: type[R], body: bytes) -> R:
     try:
-        return ChatRequest.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         message, field = explain(error)
         raise ApiError(400, message, param=field) from None

@@ -197,6 +197,54 @@ class ChatRequest(_RequestPart):
         return sum(part.type == "image_url" for m in self.messages for part in m.content)
 
 
+MAX_INPUTS = 256
+"""Texts and pictures of one request for embeddings."""
+
+
+class EmbeddingRequest(_RequestPart):
+    """The body of `POST /v1/embeddings`.
+
+    Pictures stand in `input` as parts of type `image_url`, or alone in `messages` as vLLM has them.
+    """
+
+    model: str
+    input: Annotated[list[ContentPart], Field(min_length=1, max_length=MAX_INPUTS)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1)] | None = None
+    dimensions: int | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    user: str | None = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _texts_as_parts(cls, value: Any) -> Any:
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(each, (int, list)) for each in values):
+            raise ValueError("tokens are not supported, only texts and pictures")
+        return [
+            {"type": "text", "text": each} if isinstance(each, str) else each for each in values
+        ]
+
+    @model_validator(mode="after")
+    def _check_inputs(self) -> EmbeddingRequest:
+        if (self.input is None) == (self.messages is None):
+            raise ValueError("input is missing: give either input or messages")
+        if self.messages is not None and len(self.messages[0].content) != 1:
+            raise ValueError("messages must hold one text or one picture, which are embedded apart")
+        pictures = sum(part.type == "image_url" for part in self.parts)
+        if pictures > MAX_PICTURES:
+            raise ValueError(f"input has {pictures} pictures, at most {MAX_PICTURES}")
+        return self
+
+    @property
+    def parts(self) -> list[ContentPart]:
+        """Texts and pictures, one for each embedding."""
+        return self.input if self.input is not None else (self.messages or [])[0].content
+
+    def name_of(self, number: int) -> str:
+        """Return the name of a part, for messages."""
+        return f"input[{number}]" if self.input is not None else "messages[0].content[0]"
+
+
 def explain(error: ValidationError) -> tuple[str, str | None]:
     """Return in words what is wrong with a request, and the name of the field."""
     first = error.errors(include_url=False, include_input=False)[0]
@@ -348,6 +396,31 @@ class ChatCompletionChunk(BaseModel):
     model: str
     choices: list[ChunkChoice]
     usage: Annotated[Usage | None, Field(exclude_if=_is_none)] = None
+
+
+class Embedding(BaseModel):
+    """The vector of a text or picture, of length 1."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+    """Numbers, or as base64 of little-endian float32."""
+
+
+class EmbeddingUsage(BaseModel):
+    """Token counts of the texts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(BaseModel):
+    """The response to a request for embeddings."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
 
 
 class ModelCard(BaseModel):

@@ -184,6 +184,9 @@ def test_an_interrupted_training_continues_and_exports_a_checkpoint(
     assert exported.config.vision_config.image_size == 32
     processor = AutoProcessor.from_pretrained(folder)
     assert processor.image_processor.do_pad
+    tokenizer = processor.tokenizer
+    assert tokenizer.model_max_length == exported.config.text_config.max_position_embeddings
+    assert tokenizer.padding_side == "right", "as in training"
 
 
 def test_prefetching_in_a_thread_gives_the_same_batches(

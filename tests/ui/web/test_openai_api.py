@@ -33,7 +33,7 @@ def test_every_model_of_the_page_answers(tmp_path: Path) -> None:
         assert [model.id for model in client.models.list()] == ["First", "Second"]
         assert text_of(client, "First") == "You asked 'What is it?' about one picture."
         assert text_of(client, "Second") == "Second."
-        with pytest.raises(openai.NotFoundError, match="embeddings"):
+        with pytest.raises(openai.BadRequestError, match="First has no towers"):
             client.embeddings.create(model="First", input="x")
         evil = {"origin": "https://evil.example"}
         refused = httpx.post(f"{server.address}v1/chat/completions", json={}, headers=evil)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -17,7 +17,7 @@ from tests.ui.harness import choice
 from tests.waiting import PATIENCE
 from vqa_app.engine.protocol import Engine
 from vqa_app.serving.api_server import api_application
-from vqa_app.serving.engine_pool import EnginePool
+from vqa_app.serving.engine_pool import EnginePool, ModelChoice
 from vqa_app.serving.listener import address_of, listen
 from vqa_app.serving.openai_api import ChatApi
 
@@ -31,11 +31,16 @@ class ApiServer:
 
 @contextmanager
 def serving(
-    engine: Engine, *, keys: Mapping[str, str] | None = None, load: Any = None, **options: Any
+    engine: Engine,
+    *,
+    keys: Mapping[str, str] | None = None,
+    load: Any = None,
+    listed: Sequence[ModelChoice] = (),
+    **options: Any,
 ) -> Iterator[ApiServer]:
-    """Serve an engine as the model `fake` until the block ends."""
-    listed = [replace(choice("fake"), label="fake")]
-    pool = EnginePool(load or (lambda chosen, _: engine), lambda: listed, "fake")
+    """Serve an engine as the model `fake`, or the first of `listed`, until the block ends."""
+    choices = list(listed) or [replace(choice("fake"), label="fake")]
+    pool = EnginePool(load or (lambda chosen, _: engine), lambda: choices, choices[0].key)
     pool.start_loading()
     api = ChatApi(lambda owner: pool, **options)
     listener = listen("127.0.0.1", 0)

@@ -417,7 +417,8 @@ def test_all_pictures_of_a_request_have_a_limit_together(monkeypatch: pytest.Mon
         ask(client, asking("?", *[picture_uri(size=(100, 100))] * 2))
         with pytest.raises(openai.APIStatusError, match=r"0\.03 megapixels.*0\.025") as refused:
             ask(client, asking("?", *[picture_uri(size=(100, 100))] * 3))
-        assert (refused.value.status_code, refused.value.param) == (413, "messages")
+        field = "messages[0].content[2].image_url"
+        assert (refused.value.status_code, refused.value.param) == (413, field)
         with pytest.raises(openai.BadRequestError, match="megapixels"):
             ask(client, asking("?", picture_uri(size=(200, 150))))
     assert len(engine.asked) == 1
@@ -437,7 +438,8 @@ def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/audio/speech", 404),
+        ("GET", "/v1/embeddings", 405),
         ("GET", "/v1/chat/completions", 405),
         ("POST", "/v1/models", 405),
         ("GET", "/nothing", 404),
