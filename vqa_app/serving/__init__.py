@@ -1,4 +1,4 @@
 """What any server of models needs: engine pool, model list, downloads, access control, redaction.
 
-May use engine, checkpoints, prompts, models and pictures.
+May use retrieval, engine, checkpoints, prompts, models and pictures.
 """
