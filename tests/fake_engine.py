@@ -262,15 +262,24 @@ class FakeEngine:
         pictures = tuple(PictureInput(IMAGE_TOKENS, 1, 32, 32) for _ in conversation.pictures)
         return TokenCount(prompt=words + image, image=image, pictures=pictures)
 
-    def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
+    def score(
+        self,
+        conversation: Conversation,
+        choices: Sequence[str],
+        cancel: threading.Event | None = None,
+    ) -> list[float]:
         """Make each choice half as likely as the one before."""
         weights = [2.0**-position for position in range(len(choices))]
         return [weight / sum(weights) for weight in weights]
 
-    def image_gain(self, conversation: Conversation, answer: str) -> float:
+    def image_gain(
+        self, conversation: Conversation, answer: str, cancel: threading.Event | None = None
+    ) -> float:
         return 1.5 if conversation.pictures else 0.0
 
-    def attention_map(self, conversation: Conversation, answer: str) -> AttentionMap:
+    def attention_map(
+        self, conversation: Conversation, answer: str, cancel: threading.Event | None = None
+    ) -> AttentionMap:
         """Return 8 × 8 maps whose peak moves by one cell with each word, along the rows."""
         if not self.attention_maps:
             raise ModelError("The fake engine has no attention maps.", "Create it with them.")

@@ -19,7 +19,7 @@ from torch import Tensor
 from vqa_app.engine.detokenizer import Detokenizer
 from vqa_app.engine.protocol import AttentionMap
 from vqa_app.engine.runtime import Runtime
-from vqa_app.engine.scheduler import Steps
+from vqa_app.engine.scheduler import Pause, Steps
 from vqa_app.engine.scoring import encode_answer
 from vqa_app.errors import ModelError, UsageError
 from vqa_app.pictures.picture import Picture
@@ -57,6 +57,7 @@ def attention_map(runtime: Runtime, conversation: Conversation, answer: str) -> 
     ends = end_token_ids(runtime.model, runtime.processor)
     size = next((index for index, token in enumerate(ids) if token in ends), len(ids))
     weighted = yield from _gradient_weighted_attention(runtime, prompt, ids[:size], positions.start)
+    yield Pause()
     last = conversation.messages[-1]
     pictures = tuple(part for part in last.parts if isinstance(part, Picture))
     neutral = Conversation(
@@ -94,7 +95,9 @@ def _gradient_weighted_attention(
         weighted = torch.zeros(len(ids), len(prompt), device=logits.device)
         # The token at position p is predicted at p - 1.
         predicted = logits[position - 1 - start :].float().log_softmax(-1)
-        for index, token in enumerate(ids):
+    for index, token in enumerate(ids):
+        yield None  # outside the block, whose settings are also those of other jobs
+        with torch.inference_mode(False), torch.enable_grad():
             gradients = torch.autograd.grad(predicted[index, token], weights, retain_graph=True)
             for layer, gradient in zip(weights, gradients, strict=True):
                 useful = (layer * gradient).detach().float().clamp(min=0).sum((0, 1, 2))

@@ -129,9 +129,11 @@ def _turns(conversation: Conversation) -> list[tuple[Message, ...]]:
     return [messages[start : start + 2] for start in range(0, len(messages), 2)]
 
 
-def _decode(generation: Generation, token: int) -> Generator[DecodeStep, Any, torch.Tensor]:
+def _decode(
+    generation: Generation, token: int, sampled: torch.Tensor
+) -> Generator[DecodeStep, Any, torch.Tensor]:
     """Append a token together with those of other answers; return the logits of the next one."""
-    logits: torch.Tensor = yield DecodeStep(generation, token)
+    logits: torch.Tensor = yield DecodeStep(generation, token, sampled)
     return logits
 
 
@@ -263,7 +265,12 @@ class LocalEngine:
         )
         return TokenCount(len(prompt), prompt.image_tokens, pictures)
 
-    def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
+    def score(
+        self,
+        conversation: Conversation,
+        choices: Sequence[str],
+        cancel: threading.Event | None = None,
+    ) -> list[float]:
         """See `Engine.score`."""
         if isinstance(choices, str) or not all(isinstance(choice, str) for choice in choices):
             raise UsageError(
@@ -272,16 +279,21 @@ class LocalEngine:
         if not choices:
             raise UsageError("There are no answers to choose from.", "Give at least one.")
         return self._run(
-            lambda: score(self._runtime, self._fit_answers(conversation, choices), choices)
+            lambda: score(self._runtime, self._fit_answers(conversation, choices), choices), cancel
         )
 
-    def image_gain(self, conversation: Conversation, answer: str) -> float:
+    def image_gain(
+        self, conversation: Conversation, answer: str, cancel: threading.Event | None = None
+    ) -> float:
         """See `Engine.image_gain`."""
         return self._run(
-            lambda: image_gain(self._runtime, self._fit_answers(conversation, [answer]), answer)
+            lambda: image_gain(self._runtime, self._fit_answers(conversation, [answer]), answer),
+            cancel,
         )
 
-    def attention_map(self, conversation: Conversation, answer: str) -> AttentionMap:
+    def attention_map(
+        self, conversation: Conversation, answer: str, cancel: threading.Event | None = None
+    ) -> AttentionMap:
         """See `Engine.attention_map`."""
 
         def compute() -> Steps[AttentionMap]:
@@ -291,7 +303,7 @@ class LocalEngine:
             left_out = len(conversation.pictures) - len(fitted.pictures)
             return replace(found, maps=(empty,) * left_out + found.maps)
 
-        return self._run(compute)
+        return self._run(compute, cancel)
 
     def model_view(self, picture: Picture) -> list[Image]:
         """Return a picture as the model receives it; not part of `Engine`."""
@@ -302,14 +314,14 @@ class LocalEngine:
         self._scheduler.close()
         self._runtime.close()
 
-    def _run(self, steps: Callable[[], Steps[T]]) -> T:
+    def _run(self, steps: Callable[[], Steps[T]], cancel: threading.Event | None) -> T:
         """Run steps on the scheduler's thread, between those of answers."""
 
         def guarded() -> Steps[T]:
             with self._memory_guard():
                 return (yield from self._retry(steps))
 
-        return self._scheduler.run(guarded)
+        return self._scheduler.run(guarded, cancel)
 
     def _retry(self, steps: Callable[[], Generator[Any, Any, T]]) -> Generator[Any, Any, T]:
         """Run steps; if memory runs out, free the caches and run them once more."""
@@ -323,12 +335,14 @@ class LocalEngine:
         self._free_caches()
         return (yield from steps())
 
-    def _step(self, generation: Generation, token: int) -> Generator[DecodeStep, Any, torch.Tensor]:
+    def _step(
+        self, generation: Generation, token: int, sampled: torch.Tensor
+    ) -> Generator[DecodeStep, Any, torch.Tensor]:
         """Append a token; if memory runs out, free the other caches and repeat the step."""
         if not generation.repeats_steps:
-            return (yield from _decode(generation, token))
+            return (yield from _decode(generation, token, sampled))
         # Not a lambda: `clear_frames` would leave the variables that it encloses.
-        return (yield from self._retry(partial(_decode, generation, token)))
+        return (yield from self._retry(partial(_decode, generation, token, sampled)))
 
     def _free_caches(self) -> None:
         """Free the caches of this engine and of all that share a device's budget."""
@@ -490,7 +504,7 @@ class LocalEngine:
             if len(draft.tokens) >= limit:
                 reason = "length"
                 break
-            logits = yield from self._step(generation, token)
+            logits = yield from self._step(generation, token, sampler.token)
         # Not in a `finally`: after an error the content of the cache is unknown.
         generation.close(draft.tokens)
         rest = text.finish()

@@ -338,31 +338,48 @@ class Engine(Protocol):
         """Return the length of the conversation's prompt."""
         ...
 
-    def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
+    def score(
+        self,
+        conversation: Conversation,
+        choices: Sequence[str],
+        cancel: threading.Event | None = None,
+    ) -> list[float]:
         """Return the probabilities of the given answers, by length-normalised likelihood.
 
         They sum to 1. As in `stream`, turns are left out to fit the context.
 
+        Args:
+            conversation: Messages up to the question.
+            choices: The answers.
+            cancel: Setting it ends the work after the forward pass that is running.
+
         Raises:
+            CancelledError: `cancel` was set.
             ContextOverflowError: The last message and the longest answer alone are too long.
         """
         ...
 
-    def image_gain(self, conversation: Conversation, answer: str) -> float:
+    def image_gain(
+        self, conversation: Conversation, answer: str, cancel: threading.Event | None = None
+    ) -> float:
         """Return how much the pictures raise an answer's log probability, in nats per token.
 
         Compares them with blank pictures of the same size. About 0 means that the model would say
-        this about any picture.
+        this about any picture. See `score` for `cancel`.
 
         Raises:
+            CancelledError: See `score`.
             ContextOverflowError: See `score`.
         """
         ...
 
-    def attention_map(self, conversation: Conversation, answer: str) -> AttentionMap:
-        """Return where the model looked for each token of `answer`.
+    def attention_map(
+        self, conversation: Conversation, answer: str, cancel: threading.Event | None = None
+    ) -> AttentionMap:
+        """Return where the model looked for each token of `answer`. See `score` for `cancel`.
 
         Raises:
+            CancelledError: See `score`.
             ModelError: The architecture does not support this; the message says why.
             ContextOverflowError: See `score`.
         """

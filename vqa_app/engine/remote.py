@@ -21,6 +21,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, wait
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -461,13 +462,18 @@ class RemoteEngine:
         pictures = tuple(PictureInput(None, 1, image.width, image.height) for image in shown)
         return TokenCount(None, None if pictures else 0, pictures)
 
-    def score(self, conversation: Conversation, choices: Sequence[str]) -> list[float]:
+    def score(
+        self,
+        conversation: Conversation,
+        choices: Sequence[str],
+        cancel: threading.Event | None = None,
+    ) -> list[float]:
         """See `Engine.score`.
 
         Raises:
             ModelError: The server cannot score answers; see `choose`.
         """
-        chosen = self._score(self._messages(conversation), choices)
+        chosen = self._score(self._messages(conversation), choices, cancel)
         if chosen is None or chosen.probabilities is None:
             raise ModelError(
                 f"{self._server.host} does not say how likely given answers are.",
@@ -515,14 +521,18 @@ class RemoteEngine:
             )
         return Choice(found, None, method)
 
-    def image_gain(self, conversation: Conversation, answer: str) -> float:
+    def image_gain(
+        self, conversation: Conversation, answer: str, cancel: threading.Event | None = None
+    ) -> float:
         """See `Engine.image_gain`. Servers do not tell how likely a given text is."""
         raise ModelError(
             f"{self._server.host} does not say how likely an answer is with other pictures.",
             "A model on this machine does.",
         )
 
-    def attention_map(self, conversation: Conversation, answer: str) -> AttentionMap:
+    def attention_map(
+        self, conversation: Conversation, answer: str, cancel: threading.Event | None = None
+    ) -> AttentionMap:
         """See `Engine.attention_map`. Servers do not send the model's attention."""
         raise ModelError(
             f"{self._server.host} does not show where its model looked.",
@@ -565,13 +575,17 @@ class RemoteEngine:
         work.close()
         raise ModelError("The connection to the server was closed.", "Choose the model again.")
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+    def _run(self, work: Coroutine[Any, Any, T], cancel: threading.Event | None = None) -> T:
         future = self._submit(work)
         try:
+            while cancel is not None and not (cancel.is_set() or future.done()):
+                wait([future], _POLL_SECONDS)
+            if cancel is not None and cancel.is_set():
+                raise CancelledError
             result: T = future.result()
             return result
         finally:
-            future.cancel()  # after Ctrl-C
+            future.cancel()  # after Ctrl-C, too
 
     # Conversations as the API takes them
 
@@ -982,12 +996,17 @@ class RemoteEngine:
             text = text.replace(self._server.key, "…")
         return _shown(text)
 
-    def _score(self, messages: list[dict[str, Any]], choices: Sequence[str]) -> Choice | None:
+    def _score(
+        self,
+        messages: list[dict[str, Any]],
+        choices: Sequence[str],
+        cancel: threading.Event | None = None,
+    ) -> Choice | None:
         """Let the server score the answers; None if it is none of vqa-app."""
         if not self._is_ours:
             return None
         body = {"messages": messages, _CHOICES: {"choices": list(choices)}}
-        scored = _first_choice(self._run(self._complete(body))).get(_CHOICES)
+        scored = _first_choice(self._run(self._complete(body), cancel)).get(_CHOICES)
         found = scored.get("choices") if isinstance(scored, dict) else None
         try:
             shares = {one["text"]: float(one["probability"]) for one in found or ()}

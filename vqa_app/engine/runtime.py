@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
+from math import inf
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -27,6 +28,7 @@ from vqa_app.engine.cpu_decoder import CpuDecoder
 from vqa_app.engine.feature_cache import ImageFeatures
 from vqa_app.engine.kv_cache import CacheKey, KVCache, PrefixCache, bytes_per_token
 from vqa_app.engine.scheduler import DecodeStep, EncodeStep, Steps
+from vqa_app.engine.static_decoder import StaticDecoder
 from vqa_app.engine.vision import ImageEncoder, on_device
 from vqa_app.models.architecture import Capabilities
 from vqa_app.prompts.prompt import Prompt
@@ -95,8 +97,11 @@ class Runtime:
         # Gemma 4's picture tokens attend to each other in both directions.
         self._marks_pictures = "mm_token_type_ids" in inspect.signature(model.forward).parameters
         self._cpu_decoder: CpuDecoder | None = None
+        self._static_decoder: StaticDecoder | None = None
         if fast_decoding and capabilities.reuses_prefixes:
             self._cpu_decoder = CpuDecoder.of(model)
+            if self._cpu_decoder is None:
+                self._static_decoder = StaticDecoder.of(model, budget)
 
     def prefill(
         self, prompt: Prompt, cancelled: Callable[[], bool], keep: int = 1
@@ -230,7 +235,7 @@ class Runtime:
     def close(self) -> None:
         """Drop the caches and the model; afterwards no prompt can be read."""
         self.clear_caches()
-        self.model = self.encoder = self._cpu_decoder = None
+        self.model = self.encoder = self._cpu_decoder = self._static_decoder = None
 
     def _chunk_encoder(self, prompt: Prompt) -> ImageEncoder | None:
         """Return the image encoder if the prompt can be prefilled in chunks, else None.
@@ -255,16 +260,10 @@ class Runtime:
             it alone.
         """
         joint = [step.sequence for step in steps if isinstance(step.sequence, CachedGeneration)]
-        if self._cpu_decoder is not None and 1 < len(joint) == len(steps):
+        if len(joint) == len(steps) and len(joint) >= self._min_joint_rows:
             lengths = [sequence.kv.length for sequence in joint]
             try:
-                return list(
-                    self._cpu_decoder.step(
-                        [step.token for step in steps],
-                        [sequence.kv for sequence in joint],
-                        [sequence.position for sequence in joint],
-                    )
-                )
+                return self._decode_together(steps, joint)
             except Exception as error:
                 clear_frames(error)
             for sequence, length in zip(joint, lengths, strict=True):
@@ -277,6 +276,29 @@ class Runtime:
             except Exception as error:
                 results.append(error)
         return results
+
+    @property
+    def _min_joint_rows(self) -> float:
+        """Smallest number of sequences that are decoded together."""
+        if self._static_decoder is not None:
+            return self._static_decoder.min_rows
+        return inf if self._cpu_decoder is None else 2
+
+    def _decode_together(
+        self, steps: Sequence[DecodeStep], sequences: Sequence[CachedGeneration]
+    ) -> list[Tensor | Exception]:
+        caches = [sequence.kv for sequence in sequences]
+        positions = [sequence.position for sequence in sequences]
+        if self._static_decoder is not None:
+            tokens = [step.sampled for step in steps]
+            return [*self._static_decoder.step(tokens, caches, positions)]
+        assert self._cpu_decoder is not None
+        return [*self._cpu_decoder.step([step.token for step in steps], caches, positions)]
+
+    def release(self, kv: KVCache) -> None:
+        """Take a sequence that has ended out of the buffers that it shares with others."""
+        if self._static_decoder is not None:
+            self._static_decoder.release(kv)
 
     def append(self, token: int, kv: KVCache, position: int) -> Tensor:
         """Append one token to a cache and return the logits of the next one, [vocabulary]."""
@@ -407,6 +429,7 @@ class CachedGeneration:
 
     def close(self, tokens: Sequence[int]) -> None:
         """Put the cache back; `tokens` are those passed to `step`."""
+        self._runtime.release(self.kv)
         self._runtime.prefixes.take_back(self.kv)
         key = np.concatenate((self._key, np.asarray(tokens, dtype=np.int64)))
         self._runtime.prefixes.put(key[: self.kv.length], self.kv)

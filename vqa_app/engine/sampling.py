@@ -29,7 +29,12 @@ class Sampler:
         options: How to sample.
         prompt_ids: [1, n]; penalties take them into account.
         constraint: Forbids tokens.
+
+    Attributes:
+        token: The latest token, [] on the device of its logits.
     """
+
+    token: Tensor
 
     def __init__(
         self,
@@ -73,11 +78,13 @@ class Sampler:
             token = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)[0]
         else:
             token = scores.argmax(-1)
-        index = int(token)
+        index = int(token)  # waits for the device
         if self._constraint is not None:
             index = self._constraint.push(index, remaining)
+            token = torch.full_like(token, index)
+        self.token = token
         if self._processors:
-            self._ids = cast(LongTensor, torch.cat((self._ids, self._ids.new_tensor([[index]])), 1))
+            self._ids = cast(LongTensor, torch.cat((self._ids, token.view(1, 1)), 1))
         return index, logits[index] - logits.logsumexp(-1)
 
 

@@ -4,6 +4,7 @@ A job is a generator function. What it yields says what happens next:
 
 - an item for its consumer, who iterates over `Scheduler.stream`;
 - None after a piece of work, such as a chunk of a prompt, so that others can go on;
+- a `Pause` after a whole prompt if more are to be read, so that jobs which read take turns;
 - an `EncodeStep` or a `DecodeStep`, which is run together with those of other jobs; the job
   receives the result;
 - a `Reservation` of memory, after which the job waits until there is enough.
@@ -16,11 +17,13 @@ a consumer, so a slow one delays nobody.
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar, cast
@@ -32,8 +35,10 @@ from vqa_app.errors import ModelError
 T = TypeVar("T")
 Cancelled: TypeAlias = Callable[[], bool]
 """Returns whether a job should end."""
-Job: TypeAlias = Callable[[Cancelled], "Iterator[T | EncodeStep | DecodeStep | Reservation | None]"]
-Steps: TypeAlias = Generator["EncodeStep | None", Any, T]
+Job: TypeAlias = Callable[
+    [Cancelled], "Iterator[T | EncodeStep | DecodeStep | Reservation | Pause | None]"
+]
+Steps: TypeAlias = Generator["EncodeStep | Pause | None", Any, T]
 """Work that yields wherever it can be interrupted or done together with others, and returns a
 result."""
 
@@ -65,6 +70,8 @@ class DecodeStep:
     sequence: Any
     """A `vqa_app.engine.runtime.Generation`."""
     token: int
+    sampled: Any = None
+    """The token as a tensor [] on the model's device, so that it need not be copied there."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,15 @@ class Reservation:
     """Memory that a job needs from now on, until it ends."""
 
     nbytes: int
+
+
+@dataclass(frozen=True)
+class Pause:
+    """The end of a prompt, after which other jobs that read come first."""
+
+
+_REQUESTS = (EncodeStep, DecodeStep, Reservation, Pause)
+"""What a job yields for the scheduler and not for its consumer, besides None."""
 
 
 @dataclass(eq=False)
@@ -92,6 +108,8 @@ class _Task:
     """What the job is waiting for."""
     reads: bool = False
     """Whether it has begun to read its prompt."""
+    turn: int = 0
+    """Those that read go on in this order."""
     reserved: int = 0
     """Memory granted to it, in bytes."""
     delivered: bool = False
@@ -155,6 +173,7 @@ class Scheduler:
         self._background: deque[_Task] = deque()
         self._active: list[_Task] = []
         """Jobs that have started, in the order of their arrival."""
+        self._turns = itertools.count()
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -197,17 +216,27 @@ class Scheduler:
             task.abandoned.set()
             self._dequeue(task)
 
-    def run(self, steps: Callable[[], Steps[T]]) -> T:
-        """Run steps on the scheduler's thread, between those of others; return their result."""
+    def run(self, steps: Callable[[], Steps[T]], cancel: threading.Event | None = None) -> T:
+        """Run steps on the scheduler's thread, between those of others; return their result.
 
-        def job(cancelled: Cancelled) -> Iterator[tuple[T] | EncodeStep | None]:
-            result = yield from steps()
+        Raises:
+            CancelledError: `cancel` was set, and the steps ended at the next one.
+            ModelError: The scheduler is closed.
+        """
+
+        def job(cancelled: Cancelled) -> Generator[tuple[T] | EncodeStep | Pause | None, Any, None]:
+            result = yield from _until_cancelled(steps(), cancelled)
             yield (result,)
 
-        for item in self.stream(job):
-            if isinstance(item, tuple):
-                return item[0]
-        raise _closed_error()
+        try:
+            for item in self.stream(job, cancel):
+                if isinstance(item, tuple):
+                    return item[0]
+        except CancelledError:
+            if cancel is None or not cancel.is_set():
+                raise _closed_error() from None
+            raise
+        raise CancelledError
 
     @property
     def in_demand(self) -> bool:
@@ -302,6 +331,7 @@ class Scheduler:
 
     def _start(self, task: _Task) -> None:
         task.steps = task.job(task.cancelled)
+        task.turn = next(self._turns)
         self._active.append(task)
 
     def _run_round(self) -> None:
@@ -318,7 +348,7 @@ class Scheduler:
         elif encoding:
             self._encode_pictures(encoding)
         elif idle:
-            self._advance(idle[0])
+            self._advance(min(idle, key=lambda task: task.turn))
         else:
             self._run_background(busy=bool(self._active))
         self._grant_reservations()
@@ -374,7 +404,7 @@ class Scheduler:
                 item = steps.throw(received)
             else:
                 item = steps.send(received)
-            while not (item is None or isinstance(item, EncodeStep | DecodeStep | Reservation)):
+            while not (item is None or isinstance(item, _REQUESTS)):
                 self._deliver(task, item)
                 item = next(steps)
         except StopIteration:
@@ -383,6 +413,8 @@ class Scheduler:
             clear_frames(error)  # whoever keeps the error would keep the job's tensors
             self._end(task, error)
         else:
+            if isinstance(item, Pause):
+                item, task.turn = None, next(self._turns)
             task.request = item
             task.reads |= item is None
 
@@ -413,4 +445,24 @@ def run_to_end(steps: Steps[T]) -> T:
             item = steps.send(received)
         except StopIteration as end:
             return cast(T, end.value)
-        received = None if item is None else item.encoder.run(item.inputs)
+        received = item.encoder.run(item.inputs) if isinstance(item, EncodeStep) else None
+
+
+def _until_cancelled(steps: Steps[T], cancelled: Cancelled) -> Steps[T]:
+    """Run steps as `yield from` does, but raise CancelledError after the one that was cancelled."""
+    received: Any = None
+    error: Exception | None = None
+    try:
+        while not cancelled():
+            try:
+                item = steps.send(received) if error is None else steps.throw(error)
+            except StopIteration as end:
+                return cast(T, end.value)
+            received = error = None
+            try:
+                received = yield item
+            except Exception as raised:
+                error = raised
+        raise CancelledError
+    finally:
+        steps.close()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vqa_app.engine.runtime import Runtime
-from vqa_app.engine.scheduler import Steps
+from vqa_app.engine.scheduler import Pause, Steps
 from vqa_app.pictures.picture import Picture, blank_like
 from vqa_app.prompts.conversation import Conversation, Message
 from vqa_app.prompts.prompt import Prompt, encode
@@ -53,6 +53,7 @@ def score(
     for choice in choices:
         found = yield from log_probabilities(runtime, conversation, choice)
         means.append(found.mean())
+        yield Pause()
     return [float(share) for share in torch.stack(means).softmax(0)]
 
 
@@ -73,5 +74,6 @@ def image_gain(runtime: Runtime, conversation: Conversation, answer: str) -> Ste
         )
     )
     with_pictures = yield from log_probabilities(runtime, conversation, answer)
+    yield Pause()
     with_blanks = yield from log_probabilities(runtime, blank, answer)
     return float(with_pictures.mean() - with_blanks.mean())

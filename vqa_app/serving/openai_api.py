@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from io import BytesIO
@@ -244,6 +244,8 @@ class ChatApi:
             error: BaseException | None = None
             try:
                 self._answer(chat, models, choice, emit, cancel)
+            except CancelledError:
+                error = AnswerStopped()
             except BaseException as raised:
                 error = raised
             finally:
@@ -339,7 +341,7 @@ class ChatApi:
             with self._preparing:
                 conversation = self._conversation(chat, engine.info)
             if chat.vqa.choices is not None:
-                self._choose(engine, conversation, chat, chat.vqa.choices, emit)
+                self._choose(engine, conversation, chat, chat.vqa.choices, emit, cancel)
                 return
             first = _options(chat, engine.info)
             chosen = replace(first, temperature=chat.temperature)
@@ -360,7 +362,8 @@ class ChatApi:
                     )
             errors = [error for answer in answers if (error := answer.exception()) is not None]
             if errors:
-                raise next((e for e in errors if not isinstance(e, AnswerStopped)), errors[0])
+                stopped = (AnswerStopped, CancelledError)
+                raise next((e for e in errors if not isinstance(e, stopped)), errors[0])
 
     def _stream(
         self,
@@ -398,7 +401,7 @@ class ChatApi:
             emit(Piece(index, shown))
         if answer.dropped_messages:
             result.dropped_messages = answer.dropped_messages
-        self._examine(result, engine, conversation, answer.text, chat)
+        self._examine(result, engine, conversation, answer.text, chat, cancel)
         emit(
             Finish(
                 index,
@@ -417,9 +420,10 @@ class ChatApi:
         chat: ChatRequest,
         choices: Sequence[str],
         emit: Emit,
+        cancel: threading.Event,
     ) -> None:
         """Emit the most probable of the given answers; no token is generated."""
-        shares = engine.score(conversation, choices)
+        shares = engine.score(conversation, choices, cancel)
         best = max(range(len(choices)), key=shares.__getitem__)
         result = VqaResult(
             choices=[
@@ -428,7 +432,7 @@ class ChatApi:
             ]
         )
         emit(Piece(0, self._judge(result, choices[best], shares[best], chat)))
-        self._examine(result, engine, conversation, choices[best], chat)
+        self._examine(result, engine, conversation, choices[best], chat, cancel)
         prompt = engine.count_tokens(conversation).prompt
         emit(Finish(0, "stop", prompt, None, 0, result))
 
@@ -464,12 +468,13 @@ class ChatApi:
         conversation: Conversation,
         answer: str,
         chat: ChatRequest,
+        cancel: threading.Event,
     ) -> None:
         """Add what was asked for about the effect of the pictures on an answer."""
         if chat.vqa.image_gain:
-            result.image_gain = engine.image_gain(conversation, answer)
+            result.image_gain = engine.image_gain(conversation, answer, cancel)
         if chat.vqa.attention:
-            attention = engine.attention_map(conversation, answer)
+            attention = engine.attention_map(conversation, answer, cancel)
             result.attention = [
                 _png_uri(picture, whole_answer(attention, number))
                 for number, picture in enumerate(conversation.pictures)

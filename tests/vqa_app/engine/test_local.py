@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from vqa_app.engine.runtime import UncachedGeneration
 from vqa_app.errors import ContextOverflowError, ModelError, UsageError
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import Conversation, Message
+from vqa_app.prompts.prompt import Prompt
 
 GREEDY = GenerationOptions(max_new_tokens=12, temperature=0.0)
 QUESTION = Conversation.ask("What is in the picture?", [picture(0)])
@@ -699,3 +701,62 @@ def test_a_frequency_penalty_ends_a_loop(tiny_llava_dir: Path) -> None:
     engine.close()
     most = max(tokens.count(token) for token in set(tokens))
     assert most < max(before.count(token) for token in set(before))
+
+
+@pytest.mark.parametrize("request_name", ["score", "image_gain", "attention_map"])
+def test_requests_without_an_answer_end_after_the_forward_pass_in_which_they_are_cancelled(
+    tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch, request_name: str
+) -> None:
+    engine = LocalEngine(load_model(str(tiny_llava_dir)))
+    cancel, passes = threading.Event(), []
+    forward = engine._runtime._forward
+
+    def record(*arguments: Any) -> torch.Tensor:
+        passes.append(1)
+        cancel.set()
+        return forward(*arguments)
+
+    monkeypatch.setattr(engine._runtime, "_forward", record)
+    question = Conversation.ask("What is it?", [picture(3)])
+    answer: Any = ["yes", "no", "red"] if request_name == "score" else "a dog"
+    with pytest.raises(CancelledError):
+        getattr(engine, request_name)(question, answer, cancel)
+    assert len(passes) == 1
+    cancel.clear()
+    monkeypatch.undo()
+    assert getattr(engine, request_name)(question, answer, cancel) is not None
+    engine.close()
+
+
+def test_a_question_is_read_between_two_choices_of_another(
+    tiny_llava_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = LocalEngine(load_model(str(tiny_llava_dir)))
+    choices = ["yes", "no", "red", "blue", "two", "three"]
+    began, go_on = threading.Event(), threading.Event()
+    read: list[str] = []  # prompts in their order
+    forward = engine._runtime._forward
+
+    def record(prompt: Prompt, *arguments: Any) -> torch.Tensor:
+        began.set()
+        assert go_on.wait(PATIENCE)
+        read.append("choice" if prompt.answer_mask.any() else "question")
+        return forward(prompt, *arguments)
+
+    monkeypatch.setattr(engine._runtime, "_forward", record)
+    scoring = threading.Thread(
+        target=lambda: engine.score(Conversation.ask("Is it red?"), choices), daemon=True
+    )
+    scoring.start()
+    assert began.wait(PATIENCE)
+    asking = threading.Thread(
+        target=lambda: list(engine.stream(Conversation.ask("Why?"), GREEDY)), daemon=True
+    )
+    asking.start()
+    until(lambda: engine._scheduler.count == 2)
+    go_on.set()
+    scoring.join(PATIENCE)
+    asking.join(PATIENCE)
+    assert read.count("choice") >= len(choices)
+    assert read.index("question") < len(read) - 2, "not after all choices"
+    engine.close()

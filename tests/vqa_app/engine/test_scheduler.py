@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ import pytest
 from tests.waiting import PATIENCE, until
 from vqa_app.engine import scheduler as module
 from vqa_app.engine.protocol import Status
-from vqa_app.engine.scheduler import Cancelled, DecodeStep, Job, Reservation, Scheduler, Steps
+from vqa_app.engine.scheduler import (
+    Cancelled,
+    DecodeStep,
+    EncodeStep,
+    Job,
+    Pause,
+    Reservation,
+    Scheduler,
+    Steps,
+)
 
 
 @pytest.fixture
@@ -199,6 +209,87 @@ def test_chunks_of_two_prompts_are_read_in_the_order_of_arrival(together: Any) -
 
     run(read_prompt("a"), read_prompt("b"))
     assert order == list("abaabb"), "both begin, then one after the other is read"
+
+
+def test_jobs_that_read_several_prompts_take_turns(together: Any) -> None:
+    _, run = together
+    order: list[str] = []
+
+    def read_prompts(name: str, prompts: int) -> Job[None]:
+        def job(cancelled: Cancelled) -> Generator[Any, Any, None]:
+            for _ in range(prompts):
+                for _ in range(2):
+                    order.append(name)
+                    yield None
+                yield Pause()
+
+        return job
+
+    run(read_prompts("a", 3), read_prompts("b", 2), read_prompts("c", 1))
+    assert order == list("abcabcaabbaa"), "a prompt is read whole, then another job's"
+
+
+def test_steps_end_at_the_next_one_when_they_are_cancelled(scheduler: Scheduler) -> None:
+    cancel = threading.Event()
+    done: list[str] = []
+
+    def steps() -> Steps[None]:
+        try:
+            for number in range(3):
+                done.append(f"step {number}")
+                if number == 1:
+                    cancel.set()
+                yield None
+        finally:
+            done.append("closed")
+
+    with pytest.raises(CancelledError):
+        scheduler.run(steps, cancel)
+    assert done == ["step 0", "step 1", "closed"]
+    with pytest.raises(CancelledError):  # before it starts
+        scheduler.run(steps, cancel)
+    assert len(done) == 3
+
+
+def test_steps_receive_results_and_errors_of_what_they_yield(scheduler: Scheduler) -> None:
+    class Encoder:
+        def run(self, inputs: Any) -> str:
+            return inputs["picture"][1]
+
+    def steps() -> Steps[list[Any]]:
+        found: list[Any] = [(yield EncodeStep(Encoder(), {"picture": "ab"}, "key"))]
+        try:
+            yield EncodeStep(Encoder(), {"picture": ""}, "other")
+        except IndexError as error:
+            found.append(type(error))
+        return found
+
+    assert scheduler.run(steps) == ["b", IndexError]
+
+
+def test_an_interrupted_caller_leaves_no_steps_behind(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ctrl-C does while the caller waits."""
+    started, closed = threading.Event(), threading.Event()
+
+    def steps() -> Steps[None]:
+        try:
+            while True:
+                started.set()
+                yield None
+        finally:
+            closed.set()
+
+    def interrupt(task: Any) -> None:
+        assert started.wait(PATIENCE)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scheduler, "_receive", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        scheduler.run(steps)
+    assert closed.wait(PATIENCE)
+    until(lambda: not scheduler.in_demand)
 
 
 def test_jobs_wait_in_line_for_memory_and_are_told_their_place(together: Any) -> None:
