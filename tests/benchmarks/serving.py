@@ -122,7 +122,7 @@ def answer(engine: Any, conversation: Conversation, options: GenerationOptions) 
     return last.new_tokens
 
 
-def decoding_rate(decoder: Any, rows: int, context: int = 150) -> float:
+def decoding_rate(decoder: Any, rows: int, context: int = 150, times: int = 40) -> float:
     """Return tokens per second of the decoder alone, behind `context` tokens in each row."""
     import torch
 
@@ -138,7 +138,7 @@ def decoding_rate(decoder: Any, rows: int, context: int = 150) -> float:
                 layer.update(states[0], states[1])
             caches.append(kv)
         seconds = median_seconds(
-            lambda: decoder.step([5] * rows, caches, [kv.length for kv in caches])
+            lambda: decoder.step([5] * rows, caches, [kv.length for kv in caches]), times
         )
     return rows / seconds
 

@@ -57,7 +57,7 @@ def main() -> None:
         loaded.processor.save_pretrained(folder)
         del loaded
         theirs = rate_of_transformers(Path(folder), conversations[: options.requests], options)
-    print(f"transformers serve  {theirs:6.2f} tokens/s", flush=True)
+    print(f"transformers serve  {theirs:6.2f} tokens/s, load {os.getloadavg()[0]:.1f}", flush=True)
 
     from vqa_app.engine.local import LocalEngine
 
@@ -81,7 +81,7 @@ def main() -> None:
     seen = answer_together(engine, conversations, generation)
     print(f"all, seen           {seen:6.2f} tokens/s  {seen / theirs:5.2f} × theirs", flush=True)
     decoder = engine._runtime._cpu_decoder
-    single, batch = (decoding_rate(decoder, rows, CONTEXT) for rows in (1, options.people))
+    single, batch = (decoding_rate(decoder, rows, CONTEXT, 10) for rows in (1, options.people))
     print(f"decoder {single:.2f} and {batch:.2f} tokens/s: {batch / single:.2f} × of one alone")
     grown = all_of_them[0] - one[0]
     print(
@@ -127,7 +127,8 @@ def rate_of_transformers(
             f"{address}/v1/chat/completions", json=body, timeout=PATIENCE, trust_env=False
         )
         answer.raise_for_status()
-        return int(answer.json()["usage"]["completion_tokens"])
+        # Each token of the model is a word; `usage` counts the prompt's image tokens as well.
+        return len(answer.json()["choices"][0]["message"]["content"].split())
 
     try:
         while True:
