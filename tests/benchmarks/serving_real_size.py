@@ -162,10 +162,14 @@ def content_of(conversation: Conversation) -> list[dict[str, Any]]:
 @contextmanager
 def peak_memory() -> Iterator[list[int]]:
     """Append the peak of this process's memory in the block, in bytes; Linux only."""
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     found: list[int] = []
     yield found
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
+    line = next(
+        x
+        for x in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        if "VmHWM" in x
+    )
     found.append(int(line.split()[1]) * 1024)
 
 

@@ -125,6 +125,42 @@ def chat_in_8_bits(setup: Setup) -> str:
     return _chat(setup, "8bit")
 
 
+def many_at_once(setup: Setup) -> str:
+    """Answer questions at once, with captured graphs on CUDA, as one by one without them."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from vqa_app import Answer, GenerationOptions, LocalEngine, load_model
+
+    texts = ("What is it?", "Which colour is it?", "Is it red?", "Describe the picture.")
+    asked = [_conversation(text) for text in texts * 2]
+
+    def answers(engine: LocalEngine, threads: int) -> list[str]:
+        options = GenerationOptions(max_new_tokens=24, temperature=0.0)
+
+        def answer(conversation: Any) -> str:
+            *_, last = engine.stream(conversation, options)
+            assert isinstance(last, Answer)
+            return last.text
+
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(answer, asked))
+
+    plain = LocalEngine(
+        load_model("builtin", device=setup.device, dtype="float32"), fast_decoding=False
+    )
+    expected = answers(plain, 1)
+    plain.close()
+    engine = LocalEngine(load_model("builtin", device=setup.device, dtype="float32"))
+    for threads in (len(asked), 1, 3):
+        found = answers(engine, threads)
+        assert found == expected, f"{threads} at once: {found} instead of {expected}"
+    decoder = engine._runtime._static_decoder
+    graphs = 0 if decoder is None else decoder.captured_graphs
+    assert graphs or not setup.on_cuda, "no graph was captured"
+    engine.close()
+    return f"{len(asked)} at once as one by one; {graphs} captured graphs{_memory(setup)}"
+
+
 def _chat(setup: Setup, quantize: str | None) -> str:
     from vqa_app import Answer, LocalEngine, Message, load_model
 
@@ -328,6 +364,7 @@ def _without_deepspeed(setup: Setup) -> str:
 CHECKS = {
     "load": Check("load, each precision", load),
     "chat": Check("chat, prefix reuse, attention map", chat),
+    "many-at-once": Check("eight questions at once, CUDA graphs", many_at_once),
     "chat-4bit": Check("chat in 4 bits", chat_in_4_bits, (), _without_bitsandbytes),
     "chat-8bit": Check("chat in 8 bits", chat_in_8_bits, (), _without_bitsandbytes),
     "lora": Check("bf16 LoRA", train_lora),

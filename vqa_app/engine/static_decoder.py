@@ -1,11 +1,11 @@
 """Decode several sequences at once with a model's own layers, in tensors whose shapes never change.
 
-`cpu_decoder` knows a few architectures on CPUs; this serves all others whose attention reaches back
-to the first token, and every one of them on GPUs. Sequences of similar length share buffers of a
-fixed capacity, a row for each. The next token, its place and its position stay on the device, so
-that a step reads nothing from the device and copies nothing to it unless sequences join or leave.
-On CUDA a step is captured as a graph, one for each capacity and number of rows, and replayed: its
-thousand kernels are launched at once.
+`cpu_decoder` knows a few architectures on CPUs; this serves others whose caches can be cropped, and
+all of them on GPUs. Sequences of similar length share buffers of a fixed capacity, a row for each.
+The next token, its place and its position stay on the device, so that a step reads nothing from the
+device and copies nothing to it unless sequences join or leave. On CUDA a step is captured as a
+graph, one for each capacity and number of rows, and replayed: its thousand kernels are launched at
+once.
 
 Graphs were never run, for want of a GPU: `python -m tests.gpu` compares them with single steps.
 
@@ -24,13 +24,14 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from vqa_app.devices import clear_frames, is_out_of_memory
 from vqa_app.engine.cache_budget import CacheBudget
-from vqa_app.transformers_internals import attends_to_all_previous_tokens, cache_argument
+from vqa_app.transformers_internals import cache_argument
 
 if TYPE_CHECKING:
     from vqa_app.engine.kv_cache import KVCache
 
 MIN_CAPACITY = 256
 """Tokens in the smallest buffers; larger ones double it."""
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 CHANGING_ROPE_TYPES = frozenset({"dynamic", "longrope"})
 """Rotary embeddings that depend on the longest sequence of a batch."""
 
@@ -117,6 +118,11 @@ class StaticDecoder:
                 group.forget([kv])
 
     @property
+    def captured_graphs(self) -> int:
+        """Number of CUDA graphs that are kept."""
+        return sum(group.captured_graphs for group in self._groups.values())
+
+    @property
     def nbytes(self) -> int:
         """Memory of the buffers' free rows, in bytes; the others count as caches that are lent."""
         return sum(group.nbytes for group in self._groups.values())
@@ -188,6 +194,11 @@ class _Group:
         """By number of rows."""
         self._state: tuple[list[int], ...] = ()
         """Places, offsets and advances that the tensors of the latest batch now have."""
+
+    @property
+    def captured_graphs(self) -> int:
+        """Number of CUDA graphs."""
+        return sum(batch.captured for batch in self._batches.values())
 
     @property
     def room(self) -> int:
@@ -286,6 +297,9 @@ class _Batch:
         self._offsets = torch.zeros(rows, dtype=torch.long, device=device)
         self._advances = torch.zeros(rows, dtype=torch.long, device=device)
         self._columns = torch.arange(keys[0].shape[2], device=device)
+        text = model.config.get_text_config(decoder=True)
+        self._kinds = _attention_kinds(text)
+        self._window: int | None = text.sliding_window if _SLIDING in self._kinds else None
         # Without positions such a model would use those of the last prompt's pictures.
         self._on_grid = hasattr(model.base_model, "get_rope_index")
         numbers = torch.arange(rows, device=device)
@@ -298,6 +312,11 @@ class _Batch:
         self._graph: Any = None
         self._captures = device.type == "cuda"
         self._logits: Tensor | None = None
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps replay a CUDA graph."""
+        return self._graph is not None
 
     def place(self, places: Sequence[int], offsets: Sequence[int], advances: Sequence[int]) -> None:
         """Set where each row's next token goes, its position minus that, and 1 if it gets one."""
@@ -323,19 +342,32 @@ class _Batch:
 
     def _forward(self) -> Tensor:
         """Compute the logits; the same input gives the same output and the same caches."""
-        hidden = self._columns > self._places[:, None]  # [rows, capacity]
-        mask = hidden[:, None, None].to(self._dtype).mul_(torch.finfo(self._dtype).min)
         positions = (self._places + self._offsets)[:, None]
         if self._on_grid:
             positions = positions.expand(3, -1, -1)
         output = self._model(
             input_ids=self._ids,
-            attention_mask=mask,
+            attention_mask=self._masks(),
             position_ids=positions,
             **cache_argument(self._cache),
             use_cache=True,
         )
         return cast(Tensor, output.logits[:, -1])
+
+    def _masks(self) -> Tensor | dict[str, Tensor]:
+        """Return what is added to attention scores, [rows, 1, 1, capacity]; one for each kind."""
+        places = self._places[:, None]
+
+        def mask(hidden: Tensor) -> Tensor:
+            return hidden[:, None, None].to(self._dtype).mul_(torch.finfo(self._dtype).min)
+
+        whole = self._columns > places  # [rows, capacity]
+        if self._window is None:
+            return mask(whole)
+        sliding = mask(whole | (self._columns <= places - self._window))
+        if _FULL not in self._kinds:
+            return sliding
+        return {_FULL: mask(whole), _SLIDING: sliding}
 
     def _capture(self) -> None:
         """Capture the forward pass as a graph; a model that cannot be captured runs without."""
@@ -364,14 +396,21 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
+def _attention_kinds(text_config: Any) -> set[str]:
+    """Return which kinds of attention layers a language model has, by transformers' names."""
+    window = getattr(text_config, "sliding_window", None)
+    kinds = getattr(text_config, "layer_types", None) or [_FULL if window is None else _SLIDING]
+    return set(kinds)
+
+
 def supports(model: Any) -> bool:
     """Return whether `StaticDecoder` computes the same as single steps.
 
     The cache must be one that can be cropped (`Capabilities.reuses_prefixes`).
     """
-    if not attends_to_all_previous_tokens(model.config):
-        return False
-    modules = list(model.get_decoder().modules())
-    kinds = {getattr(module, "rope_type", "") for module in modules}
-    rotary = any(hasattr(module, "inv_freq") for module in modules)
-    return rotary and not kinds & CHANGING_ROPE_TYPES
+    decoder = model.get_decoder()
+    kinds = _attention_kinds(model.config.get_text_config(decoder=True))
+    rotary = any(name.endswith("inv_freq") for name, _ in decoder.named_buffers())
+    ropes = [getattr(module, "rope_type", "") for module in decoder.modules()]  # or one per kind
+    names = {name for one in ropes for name in (one.values() if isinstance(one, dict) else [one])}
+    return rotary and kinds <= {_FULL, _SLIDING} and not names & CHANGING_ROPE_TYPES

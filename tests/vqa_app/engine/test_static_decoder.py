@@ -71,7 +71,17 @@ def begin(runtime: Runtime, prompt: Prompt) -> CachedGeneration:
 
 
 @pytest.mark.parametrize(
-    "name", ["gemma", "qwen2", "idefics3", "qwen2-vl", "qwen3-vl", "internvl", "llava-onevision"]
+    "name",
+    [
+        "gemma",
+        "mistral",
+        "gemma3",
+        "idefics3",
+        "qwen2-vl",
+        "qwen3-vl",
+        "internvl",
+        "llava-onevision",
+    ],
 )
 def test_logits_are_those_of_single_steps_whoever_joins_and_leaves(
     runtime_of: Callable[[str], Runtime], name: str
@@ -248,10 +258,7 @@ def test_shapes_do_not_depend_on_values(
     assert [kv.length for kv in caches] == [8, 63, 12]
 
 
-def test_only_architectures_whose_attention_is_never_cut_are_supported(
-    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
-) -> None:
-    assert not supports(load_model(str(tiny_checkpoint("gemma3"))).model)  # sliding windows
+def test_positions_that_depend_on_the_longest_sequence_are_not_supported(tmp_path: Path) -> None:
     longrope = {
         "rope_type": "longrope",
         "rope_theta": 10000.0,

@@ -8,10 +8,10 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import openai
@@ -544,13 +544,24 @@ def test_log_probabilities_of_a_server_elsewhere_are_passed_on_or_refused() -> N
 # -- clients that go away, and many at once --------------------------------------------------------
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "fields", [{}, {"stream": True}, {"vqa": {"choices": ["a", "b"]}}], ids=lambda one: str([*one])
+)
 def test_a_client_that_goes_away_stops_its_answer(
-    engine: FakeEngine, server: ApiServer, stream: bool
+    engine: FakeEngine,
+    server: ApiServer,
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, Any],
 ) -> None:
+    def score(conversation: Any, choices: Any, cancel: threading.Event) -> NoReturn:
+        engine.begun.set()
+        assert cancel.wait(PATIENCE)
+        raise CancelledError
+
+    monkeypatch.setattr(engine, "score", score)
     engine.begun.clear()
     engine.hold(after_words=1)
-    body = json.dumps({"model": "fake", "messages": asking("Why?"), "stream": stream}).encode()
+    body = json.dumps({"model": "fake", "messages": asking("Why?"), **fields}).encode()
     host, port = server.address.removeprefix("http://").removesuffix("/v1").split(":")
     with socket.create_connection((host, int(port))) as connection:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}"
