@@ -86,8 +86,8 @@ class StaticDecoder:
             alike.setdefault(capacity_for(kv.length), []).append(index)
         logits: dict[int, Tensor] = {}
         for capacity, indices in alike.items():
-            group = self._groups.get(capacity)
             with self._budget.lock:
+                group = self._groups.get(capacity)
                 if group is None:
                     group = self._groups[capacity] = _Group(self._model, capacity)
                 members = [caches[index] for index in indices]

@@ -40,7 +40,11 @@ def runtime_of(
     made: list[Runtime] = []
 
     def make(name: str) -> Runtime:
-        folder = tiny_checkpoint(name) if name in ARCHITECTURES else tiny_llava(tmp_path, llm=name)
+        window = {"sliding_window": 16} if name == "mistral" else {}
+        if name in ARCHITECTURES:
+            folder = tiny_checkpoint(name)
+        else:
+            folder = tiny_llava(tmp_path, llm=name, **window)
         loaded = load_model(str(folder))
         budget = CacheBudget.fixed(1 << 30)
         runtime = Runtime(
