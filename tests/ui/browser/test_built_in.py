@@ -141,7 +141,7 @@ def test_taught_rows_are_learned_and_the_rest_is_kept(
     """
     monkeypatch.setattr(few_rows, "MIN_STEPS", 60)
     monkeypatch.setattr(few_rows, "BATCH_SIZE", 8)
-    monkeypatch.setattr(few_rows, "REHEARSAL_ROWS", 240)
+    monkeypatch.setattr(few_rows, "REHEARSAL_ROWS", 300)
     monkeypatch.setattr(few_rows, "_SAMPLE_ROWS", 12)
     monkeypatch.setattr(before_after, "WORLD_QUESTIONS", 12)
     monkeypatch.setattr(before_after, "MAX_NEIGHBOURS", 2)
