@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
@@ -217,9 +218,10 @@ def release_memory() -> None:
 
     Takes tenths of a second, too long for loops.
     """
-    import torch
-
     gc.collect()  # modules with hooks and caches are cycles
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeAlias
 
-from vqa_app.devices import clear_frames, is_out_of_memory, reclaim_memory
+from vqa_app.devices import clear_frames, is_out_of_memory, reclaim_memory, release_memory
 from vqa_app.engine.protocol import Engine
 from vqa_app.errors import InsufficientMemoryError, ModelError, UsageError, VqaError
 from vqa_app.serving.redact import redact_paths
@@ -354,7 +354,10 @@ class EnginePool:
 
         They are loaded again when someone needs them.
         """
-        return self._evict(0)
+        released = self._evict(0)
+        if released:
+            release_memory()  # a model is a cycle, and an idle process collects no garbage
+        return released
 
     def close(self, patience: float = 10.0) -> None:
         """Stop running answers and release all models.

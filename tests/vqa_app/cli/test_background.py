@@ -146,15 +146,15 @@ def test_two_that_start_at_once_are_one_server_whose_kill_leaves_no_trace(
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     starting = [vqa("serve", "--background", "--no-port") for _ in range(2)]
-    for process in starting:
-        output, errors = process.communicate(timeout=PATIENCE)
+    for process in starting:  # each imports torch, or waits for the other one to do so
+        output, errors = process.communicate(timeout=4 * PATIENCE)
         assert process.returncode == 0, errors
         assert "vqa-app serve --stop" in output
     (file,) = folder.glob("*.sock")
     cat = str(tmp_path / "cat.png")
     tiny.picture(0).image.save(cat)
     asking = vqa("ask", cat, "What colour is it?")
-    answer, errors = asking.communicate(timeout=PATIENCE)
+    answer, errors = asking.communicate(timeout=4 * PATIENCE)
     assert asking.returncode == 0, errors
     assert answer.strip()
     pid = int(file.name.partition("-")[0])

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import typer
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.fake_engine import FakeEngine
@@ -23,6 +24,7 @@ from tests.waiting import PATIENCE, until
 from vqa_app.cli import ask, quick_ask
 from vqa_app.cli.ask_service import AskService
 from vqa_app.cli.main import app
+from vqa_app.cli.options import EngineOptions
 from vqa_app.cli.quick_ask import FLAGS, OPTIONS, VARIABLES, ask_running_server
 from vqa_app.serving import private_socket
 from vqa_app.serving.engine_pool import EnginePool
@@ -331,6 +333,27 @@ def test_a_stopping_server_is_no_longer_found(server: Server, cat: str) -> None:
     server.service.close()
     assert list(private_socket.connections()) == []
     assert ask_running_server([cat, QUESTION]) is None
+
+
+def test_a_terminal_is_told_once_a_day_how_answers_come_sooner(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    options = EngineOptions(model="runs/a", dtype="float32")
+
+    def hint() -> str:
+        shown = io.StringIO()
+        ask._hint_at_background(options, Console(file=shown, force_terminal=True, width=200))
+        return shown.getvalue()
+
+    assert hint() == ""  # the answer goes into a pipe
+    sys.stdout.isatty = lambda: True  # type: ignore[method-assign]
+    assert "vqa-app serve --background --model runs/a --dtype float32" in hint()
+    assert hint() == ""
+    stamp = tmp_path / "vqa-app" / "hint-at-background"
+    os.utime(stamp, (1, 1))
+    assert hint()
 
 
 def test_background_starts_a_server_with_the_same_model(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 from tests.fake_engine import FakeEngine
 from tests.ui.harness import choice
@@ -30,6 +32,25 @@ def test_an_idle_model_is_unloaded_and_loaded_again() -> None:
     with pool.lease() as engine:
         assert engine is made[1]
     until(lambda: made[1].closed)
+    pool.close()
+
+
+def test_the_memory_of_an_unloaded_model_is_free_at_once() -> None:
+    def load(chosen: object, progress: object) -> FakeEngine:
+        engine = FakeEngine()
+        engine.cycle = engine  # type: ignore[attr-defined]
+        return engine
+
+    pool = EnginePool(load, lambda: [choice("a")], "a")
+    with pool.lease() as engine:
+        found = weakref.ref(engine)
+    del engine
+    gc.disable()
+    try:
+        assert pool.release_idle()
+        until(lambda: found() is None)
+    finally:
+        gc.enable()
     pool.close()
 
 
