@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 from collections.abc import Callable
@@ -25,6 +26,21 @@ def open_files() -> set[str]:
     lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     mapped = (line.split(maxsplit=5) for line in lines)
     return found | {parts[5] for parts in mapped if len(parts) == 6}
+
+
+def refuse_long_paths(patch: pytest.MonkeyPatch, longest: int = 259) -> None:
+    """Find no file or folder with a longer path, as Windows unless it is set up otherwise."""
+
+    def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *rest: Any, **options: Any) -> Any:
+            if not isinstance(path, int) and len(os.path.abspath(os.fspath(path))) > longest:
+                raise FileNotFoundError(errno.ENOENT, "Too long, as on Windows", str(path))
+            return function(path, *rest, **options)
+
+        return call
+
+    for owner, name in ((os, "mkdir"), (os, "open"), (os, "stat"), (io, "open")):
+        patch.setattr(owner, name, guarded(getattr(owner, name)))
 
 
 def keep_open_files(patch: pytest.MonkeyPatch) -> None:

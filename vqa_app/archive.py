@@ -129,7 +129,9 @@ def _new_file(folder: Path, name: str, entry: str) -> BinaryIO:
         target.parent.mkdir(parents=True, exist_ok=True)
         if os.path.isdir(target):  # also False for a name that is too long
             raise IsADirectoryError
-    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:  # both of one name
+    except (OSError, ValueError) as error:  # a file and a folder of one name; or it is too long
+        if is_disk_error(error):
+            raise
         raise DataError(message, "Rename it, and pack the folder again.") from error
     try:
         return target.open("xb")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.windows import refuse_long_paths
 from vqa_app import archive
 from vqa_app.archive import is_archive, unpack_archive
 from vqa_app.errors import DataError
@@ -141,6 +142,18 @@ def test_names_in_both_cases_are_told_where_they_are_one_file(
         unpack_archive(io.BytesIO(zipped({"cat.png": b"a", "Cat.png": b"b"})), tmp_path)
 
 
+@pytest.mark.parametrize("entry", ["{}.png", "{}/a.png", "set/{}/pictures/cat.png"])
+def test_paths_that_are_too_long_for_windows_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str
+) -> None:
+    """Windows finds no such file or folder then, as if the archive were damaged."""
+    refuse_long_paths(monkeypatch)
+    room = 259 - len(f"{tmp_path}/{entry.format('')}")
+    assert unpacked(zipped({entry.format("x" * room): b"x"}), tmp_path)
+    with pytest.raises(DataError, match=r"no file here can have that name"):
+        unpack_archive(io.BytesIO(zipped({entry.format("y" * (room + 1)): b"x"})), tmp_path)
+
+
 @pytest.mark.parametrize("entry", ["nul", "set/Aux.png", "set/12:30.png", "what?.png", "dots./a"])
 def test_names_that_windows_does_not_allow_are_refused_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str
@@ -153,7 +166,11 @@ def test_names_that_windows_does_not_allow_are_refused_there(
     assert repr(entry) in refusal(zipped({entry: b"x"}), tmp_path / "there")
 
 
-@pytest.mark.parametrize("names", [["a", "a/b.csv"], ["a/b.csv", "a"], ["x" * 300 + ".csv"]])
+@pytest.mark.parametrize(
+    "names",
+    [["a", "a/b.csv"], ["a/b.csv", "a"], ["x" * 300 + ".csv"], ["x" * 300 + "/a.csv"]],
+    ids=["file-folder", "folder-file", "long-file", "long-folder"],
+)
 def test_a_name_that_no_file_can_have_is_told(tmp_path: Path, names: list[str]) -> None:
     with pytest.raises(DataError, match=r"no file here can have that name") as refused:
         unpack_archive(io.BytesIO(zipped(dict.fromkeys(names, b"text"))), tmp_path, name="my.zip")

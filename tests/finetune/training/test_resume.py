@@ -132,7 +132,9 @@ def test_a_run_resumes_with_a_smaller_micro_batch_size_if_asked(
     assert [step for step, _ in losses(folder / "smaller")] == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_two_runs_cannot_train_in_one_folder(folder: Path, tiny_llava_dir: Path) -> None:
+def test_two_runs_cannot_train_in_one_folder(
+    folder: Path, tiny_llava_dir: Path, pytestconfig: pytest.Config
+) -> None:
     """A second one is refused while the first trains, in its process and in another."""
     chosen = config(tiny_llava_dir, folder, "both")
     trains, refused = folder / "trains", folder / "refused"
@@ -160,7 +162,8 @@ def test_two_runs_cannot_train_in_one_folder(folder: Path, tiny_llava_dir: Path)
         assert in_child(first) == 0
     assert f"in use: process {(folder / 'pid').read_text()} trains in it" in message.result()
     assert [step for step, _ in losses(folder / "both")] == [1, 2, 3, 4, 5, 6, 7]
-    assert not (folder / "both" / ".lock").exists()
+    if not pytestconfig.getoption("windows_files"):  # Windows' filelock removes it, not Linux's
+        assert not (folder / "both" / ".lock").exists()
 
 
 def test_nothing_stays_locked_after_a_kill_or_on_a_disk_without_locks(
