@@ -483,7 +483,9 @@ class ChatApi:
     def _conversation(self, chat: ChatRequest, model: ModelInfo) -> Conversation:
         """Return the conversation of a request, with its pictures.
 
-        Messages of one role in a row are joined, as are system messages at the beginning.
+        Messages of one role in a row are joined, as are system messages at the beginning. Pictures
+        that follow all text of a message, as in OpenAI's own examples, are put before it: so models
+        were trained, and so `Message.user` has them.
         """
         messages: list[Message] = []
         pixels = _PixelSum(max(MAX_PIXELS, self._limits.max_pixels))
@@ -498,6 +500,9 @@ class ChatApi:
                     parts.append(picture)
                 else:
                     parts.append(part.text or "")
+            texts = sum(isinstance(part, str) for part in parts)
+            if all(isinstance(part, str) for part in parts[:texts]):
+                parts = [*parts[texts:], *parts[:texts]]
             with _blaming(f"messages[{number}]"):
                 if messages and messages[-1].role == role:
                     messages[-1] = Message(role, (*messages[-1].parts, "\n\n", *parts))

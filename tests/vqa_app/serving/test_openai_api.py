@@ -116,6 +116,24 @@ def test_a_conversation_has_turns_and_a_system_prompt(
     assert asked.messages[-1].text == "And\n\nnow?"
 
 
+def test_pictures_after_the_text_stand_before_it_and_others_stay(
+    engine: FakeEngine, client: openai.OpenAI
+) -> None:
+    """OpenAI's examples have the text first; models are trained with it last."""
+
+    def layout(*content: dict[str, Any]) -> str:
+        ask(client, [{"role": "user", "content": list(content)}])
+        return "".join(
+            p if isinstance(p, str) else "#" for p in engine.asked[-1][0].messages[0].parts
+        )
+
+    (shown, text), other = asking("a", picture_uri())[0]["content"], {"type": "text", "text": "b"}
+    assert layout(text, shown) == layout(shown, text) == "#a"
+    assert layout(text, other, shown, shown) == "##ab"
+    assert layout(text, shown, other) == "a#b", "the text refers to them in turn"
+    assert layout(shown, text, shown) == "#a#"
+
+
 def test_a_streamed_answer_arrives_word_by_word(engine: FakeEngine, client: openai.OpenAI) -> None:
     engine.hold(after_words=2)
     stream = ask(client, stream=True, stream_options={"include_usage": True})
