@@ -484,7 +484,7 @@ class LocalEngine:
             draft.log_probabilities.append(log_probability)
             if options.top_log_probabilities is not None:
                 count = options.top_log_probabilities
-                draft.reported.append(self._report(token, logits, count))
+                draft.reported.append(self._report(token, sampler.logits, count))
             if piece := text.push(token):
                 draft.text = text.text
                 yield Delta(piece, tuple(draft.reported[streamed:]))

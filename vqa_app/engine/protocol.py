@@ -156,7 +156,8 @@ class TokenLogProbability:
     bytes: bytes
     """Its text in UTF-8, possibly a part of a character."""
     log_probability: float
-    """The model's own, before penalties and temperature."""
+    """The model's own, before penalties and temperature; with a schema, among the tokens that it
+    allows."""
     top: tuple[TokenLogProbability, ...] = ()
     """The likeliest tokens at this position, in descending order; these have no `top`."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from math import isfinite
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -32,9 +33,12 @@ class Sampler:
 
     Attributes:
         token: The latest token, [] on the device of its logits.
+        logits: Those that it was chosen from, [vocabulary], with minus infinity for what the
+            constraint forbids.
     """
 
     token: Tensor
+    logits: Tensor
 
     def __init__(
         self,
@@ -71,7 +75,7 @@ class Sampler:
         if self._constraint is not None:
             allowed = self._constraint.allowed().to(logits.device)
             logits = logits.masked_fill(~allowed, -torch.inf)
-        scores = logits
+        scores = self.logits = logits
         if self._processors:
             scores = self._processors(self._ids, logits[None].clone())[0]
         if self._samples:
@@ -117,7 +121,8 @@ def report_log_probabilities(
     """
     found = logits.float().log_softmax(-1)
     values, ids = found.topk(min(count, len(found)))
-    return found[token].item(), list(zip(ids.tolist(), values.tolist(), strict=True))
+    likeliest = zip(ids.tolist(), values.tolist(), strict=True)
+    return found[token].item(), [(each, value) for each, value in likeliest if isfinite(value)]
 
 
 def generation_config(model: Any, options: GenerationOptions) -> GenerationConfig:

@@ -6,6 +6,8 @@ import json
 import random
 import threading
 from collections.abc import Iterator
+from math import exp, isfinite
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -88,6 +90,22 @@ def test_each_value_has_a_confidence(engine: LocalEngine) -> None:
     assert len(answer.fields) == 2 + 2 * len(value["objects"])
     assert all(0 < confidence <= 1 for confidence in answer.fields.values())
     assert not answer.calibrated
+
+
+def test_reported_probabilities_are_among_the_allowed_tokens(engine: LocalEngine) -> None:
+    """So another machine computes the same confidences from them."""
+    answer = ask(
+        engine, {"enum": ["red", "blue"]}, temperature=0.0, max_new_tokens=80,
+        top_log_probabilities=20,
+    )  # fmt: skip
+    tokens = answer.log_probabilities
+    assert answer.confidence == pytest.approx(
+        exp(fmean(token.log_probability for token in tokens)), rel=1e-4
+    )
+    assert tokens[0].log_probability > -1e-3, "only a quotation mark can come first"
+    for token in tokens:
+        assert 1 <= len(token.top) <= 20
+        assert all(isfinite(top.log_probability) for top in token.top)
 
 
 def test_a_stop_string_that_cuts_the_json_is_no_error(engine: LocalEngine) -> None:
