@@ -169,9 +169,10 @@
       ...sides.map((side, position) =>
         el("div.panel", {},
           el("p.note", {}, vqa.message(side.label)),
+          side.state === "failed" ? el("p.failed", {}, vqa.message(side.message)) : null,
           side.html
             ? el("div.answer", { html: side.html })
-            : el("p.state", {}, side.state === "stopped" ? null : el("span.pulse", { "aria-hidden": "true" }), (side.state === "loading" && vqa.message(side.message)) || t(STATES[side.state] ?? ""),
+            : side.state === "failed" ? null : el("p.state", {}, side.state === "stopped" ? null : el("span.pulse", { "aria-hidden": "true" }), (side.state === "loading" && vqa.message(side.message)) || t(STATES[side.state] ?? ""),
                 side.state === "loading"
                   ? el("button.link", { onclick: () => vqa.send("act", { do: "cancel-load", model: models[position] }) }, t("page.cancel"))
                   : null),

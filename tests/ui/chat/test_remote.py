@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.openai_stand_in import DONE, StandIn, delta, stand_in, stream
+from tests.openai_stand_in import ANSWER, DONE, StandIn, delta, respond, stand_in, stream
 from tests.ui.harness import ChatHarness, in_english
 from ui.chat.attention_view import describe_picture, explain_answer
+from ui.chat.comparison import compare_models
 from ui.chat.estimate import estimate_question
 from vqa_app.engine.remote import RemoteEngine, RemoteServer
+from vqa_app.errors import ModelError
 
 
 @pytest.fixture
@@ -67,3 +69,24 @@ def test_where_it_looked_is_said_to_be_unknown(chat: ChatHarness, server: StandI
     looked = explain_answer(chat.service, "ann", request)["looked"]
     assert "does not say how likely" in in_english(looked["missing"])
     assert not {"gain", "level"} & looked.keys()
+
+
+def test_a_server_that_fails_leaves_the_other_answers_of_a_comparison(
+    server: StandIn, tmp_path: Path
+) -> None:
+    gone = ModelError("Could not reach lab:8000.", "Check the address.")
+    harness = ChatHarness(
+        tmp_path, {"lab": RemoteEngine(RemoteServer(server.address)), "gone": gone}
+    )
+    server.otherwise = respond(400, {"error": {"message": "no"}})
+    asked = {"models": ["gone", "lab", "lab"], "question": "What colour?"}
+    server.script(stream(*ANSWER))
+    *_, last = compare_models(harness.service, "ann", asked)
+    assert last is not None
+    first, second, third = last["compared"]
+    assert [side["state"] for side in last["compared"]] == ["failed", "answered", "failed"]
+    assert "Could not reach lab:8000" in in_english(first["message"])
+    assert "red" in second["html"]
+    assert "refuses the question" in in_english(third["message"])
+    assert last["compared_done"]
+    harness.close()

@@ -627,11 +627,13 @@ def test_a_silent_stream_is_kept_alive(
 ) -> None:
     monkeypatch.setattr("vqa_app.serving.openai_responses.PING_SECONDS", 0.05)
     engine.hold(after_words=1)
-    threading.Timer(0.4, engine.release).start()
     body = {"model": "fake", "messages": asking("Why?"), "stream": True}
-    text = post(server, body).text
-    assert ": ping\n\n" in text
-    assert text.endswith("data: [DONE]\n\n")
+    url = f"{server.address}/chat/completions"
+    with httpx.stream("POST", url, json=body, timeout=PATIENCE) as response:
+        lines = response.iter_lines()
+        assert ": ping" in lines
+        engine.release()
+        assert "data: [DONE]" in lines
 
 
 def test_names_of_models_reveal_neither_paths_nor_addresses(tmp_path: Path) -> None:

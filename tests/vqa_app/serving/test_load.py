@@ -1,0 +1,22 @@
+"""A short run of `tests.benchmarks.load` against a tiny model in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.load import LoadTest
+from tests.vqa_app.serving.api_server import serving
+from vqa_app.checkpoints.loader import load_model
+from vqa_app.engine.local import LocalEngine
+
+
+@pytest.mark.slow
+def test_misbehaving_clients_spoil_no_answer_of_others(tiny_llava_dir: Path) -> None:
+    engine = LocalEngine(load_model(str(tiny_llava_dir)))
+    with serving(engine) as server:
+        report = LoadTest(server.address, "fake", clients=8, seconds=3).run()
+    engine.close()
+    assert not report.faults, report.text(3)
+    assert sum(report.outcomes.values()) > 8
