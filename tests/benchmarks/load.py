@@ -65,6 +65,8 @@ class Report:
     """Durations of `/healthz` meanwhile."""
     memory: list[float] = field(default_factory=list)
     """Memory of the server in MB, about once a second."""
+    idle: list[float] = field(default_factory=list)
+    """The same before and after the load."""
 
     def text(self, duration: float) -> str:
         """Return the report as a table."""
@@ -83,6 +85,7 @@ class Report:
         if (spread := self.spread()) is not None:
             low, high = spread
             lines.append(f"memory after warm-up: {low:+.1%} to {high:+.1%}, {self.parts()}")
+            lines.append(f"memory of the idle server: {self.idle[0]:.0f}, {self.idle[1]:.0f} MB")
         lines.append(f"faults: {len(self.faults)}")
         return "\n".join(lines + [f"  {fault}" for fault in self.faults[:20]])
 
@@ -211,11 +214,18 @@ class LoadTest:
             self._client = client
             for body in known_bodies(self.model, self._schemas):
                 self._known.append(KnownRequest(body, await self._quiet_answer(body)))
+            self._measure(self.report.idle)
             self._end = time.monotonic() + self.seconds
             watching = asyncio.create_task(self._watch())
             await asyncio.gather(*(self._act() for _ in range(self.clients)))
             watching.cancel()
             await self._check_afterwards()
+            self._measure(self.report.idle)
+
+    def _measure(self, found: list[float]) -> None:
+        """Add the memory of the server to a list."""
+        if self._process is not None:
+            found.append(memory_of(self._process))
 
     async def _quiet_answer(self, body: dict[str, Any]) -> str:
         response = await self._client.post(f"{self.address}/chat/completions", json=body)
@@ -244,8 +254,7 @@ class LoadTest:
             began = time.perf_counter()
             await self._client.get(f"{root}/healthz")
             self.report.health.append(time.perf_counter() - began)
-            if self._process is not None:
-                self.report.memory.append(memory_of(self._process))
+            self._measure(self.report.memory)
             await asyncio.sleep(1)
 
     async def _act(self) -> None:
