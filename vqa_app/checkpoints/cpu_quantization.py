@@ -1,9 +1,9 @@
 """Quantise a model for a CPU while it is loaded, and keep the result on disk.
 
 Layers of the language model get 4 or 8 bits, its head 8; encoder, projector and embeddings stay
-whole. Each weight is quantised as soon as it is read, so there is never more than one whole copy of
-one. The first time takes seconds for each billion weights on many cores, and minutes on one: the
-result of a large model is kept in the user's cache, under the fingerprint of its weights.
+whole. Each weight is quantised as soon as it is read, so that never more than one of them is whole.
+That takes a core about 12 seconds for a billion weights, so the result of a large model is kept in
+the user's cache, under the fingerprint of its weights.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from vqa_app.user_folders import user_cache
 
 log = logging.getLogger(__name__)
 
-KEPT_WEIGHTS = 100_000_000
+KEPT_WEIGHTS = 500_000_000
 """Quantised weights from which on they are kept on disk; fewer are made again in a few seconds."""
 _METHOD = "vqa-app-cpu"
 _VERSION = 1
