@@ -121,7 +121,10 @@ def ask(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="File for the answers of --each; an interrupted run is continued."),
+        typer.Option(
+            help="File for the answers of --each: a table if it ends with .csv or .parquet, JSON"
+            " lines otherwise; an interrupted run is continued."
+        ),
     ] = None,
     no_server: Annotated[
         bool,
