@@ -149,7 +149,7 @@ def _find(text: str) -> Entry | None:
     for key, pattern in _server_patterns():
         if match := pattern.fullmatch(text):
             return entry(key, **{name: _value(value) for name, value in match.groupdict().items()})
-    return _quantity(text)
+    return quantity(text)
 
 
 def _value(value: str) -> Entry | str | float:
@@ -158,7 +158,7 @@ def _value(value: str) -> Entry | str | float:
         return int(value.replace(",", ""))
     if re.fullmatch(r"\d+\.\d+", value):
         return float(value)
-    return _quantity(value) or (_find(value) if len(value) > 1 else None) or value
+    return quantity(value) or (_find(value) if len(value) > 1 else None) or value
 
 
 _BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
@@ -171,7 +171,7 @@ _COUNTED = {
 }
 
 
-def _quantity(text: str) -> Entry | None:
+def quantity(text: str) -> Entry | None:
     """Return a number with its unit: "1.0 GB", "50.0 %", "3 rows"; None for another text."""
     if size := re.fullmatch(r"(\d+(?:\.\d+)?) (kB|MB|GB)", text):
         return {"bytes": round(float(size[1]) * _BYTES[size[2]])}

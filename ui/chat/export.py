@@ -150,7 +150,7 @@ def to_html(
         UsageError: The conversation does not belong to this owner.
     """
     view = conversation_view(store, owner, conversation)
-    title = escape(view["title"])
+    title = escape(write(view["title"], language))
     parts = []
     if system := store.system_prompt(owner, conversation):
         label = write(entry("settings.system"), language)
@@ -205,7 +205,7 @@ def to_markdown(
         UsageError: The conversation does not belong to this owner.
     """
     view = conversation_view(store, owner, conversation)
-    parts = [f"# {_one_line(view['title'])}"]
+    parts = [f"# {_one_line(write(view['title'], language))}"]
     if system := _one_line(store.system_prompt(owner, conversation) or ""):
         parts.append(f"*{write(entry('settings.system'), language)}: {system}*")
     for turn in view["turns"]:

@@ -10,10 +10,11 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from finetune.progress import pluralize
 from ui.chat.markdown import first_words, to_html
 from ui.chat.requests import MAX_PICTURES
 from ui.storage.database import ConversationSummary, Store, StoredTurn
-from ui.texts import Entry, entry, find_texts, model_label
+from ui.texts import Entry, entry, find_texts, model_label, quantity
 from vqa_app.engine.protocol import GenerationOptions
 from vqa_app.pictures.picture import Picture
 from vqa_app.prompts.conversation import SHORT_STYLE, Conversation, Message
@@ -57,11 +58,16 @@ def build_conversation(
 
 
 def make_title(question: str, pictures: int) -> str:
-    """Return the title of a new conversation."""
+    """Return the title of a new conversation; see `shown_title` for one without words."""
     words = " ".join(question.split())
     if not words:
-        return "A picture" if pictures == 1 else f"{pictures} pictures"
+        return pluralize(pictures, "picture")
     return words if len(words) <= 60 else words[:59].rsplit(" ", 1)[0] + " …"
+
+
+def shown_title(title: str) -> str | Entry:
+    """Return a title as the page shows it: a number of pictures in its language."""
+    return quantity(title) or title
 
 
 _ENDS = {
@@ -149,7 +155,7 @@ def conversation_view(store: Store, owner: str, conversation: str | None) -> dic
         turn_shown["left_out"] = turn_shown["id"] in left_out
     return {
         "conversation": conversation,
-        "title": store.title(owner, conversation),
+        "title": shown_title(store.title(owner, conversation)),
         "turns": shown,
         "meter": _context_usage(turns),
     }
@@ -159,7 +165,7 @@ def conversation_entry(summary: ConversationSummary) -> dict[str, Any]:
     """Return a conversation as the sidebar shows it."""
     return {
         "id": summary.id,
-        "title": summary.title,
+        "title": shown_title(summary.title),
         "when": summary.updated,
         "pinned": summary.pinned,
         "archived": summary.archived,

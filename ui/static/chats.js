@@ -5,6 +5,7 @@
   const shownChat = () => vqa.state.view?.conversation ?? null;
 
   vqa.on("list", (list) => {
+    for (const row of list) row.title = vqa.message(row.title);
     vqa.state.list = list;
     for (const id of selected?.keys() ?? []) if (!list.some((row) => row.id === id)) selected.delete(id);
     drawList();

@@ -27,7 +27,7 @@
       $("log").replaceChildren();
       stickToEnd = true;
     }
-    document.title = view.title ? `${view.title} · Look & Ask` : "Look & Ask";
+    document.title = view.title ? `${vqa.message(view.title)} · Look & Ask` : "Look & Ask";
     vqa.draw();
     meter(view.meter);
     busy();

@@ -1058,6 +1058,18 @@ def test_only_the_owner_deletes_restores_pins_and_archives(make_harness):
         handle_action(harness.service, "ann", {"do": "undo-delete", "conversations": [theirs]})
 
 
+def test_a_chat_without_words_is_named_after_its_pictures_in_the_language_of_the_page(
+    make_harness,
+):
+    harness = make_harness()
+    pictures = [harness.picture(), harness.picture(colour="blue", name="blue.png")]
+    _, view = harness.ask("", pictures=pictures)
+    (row,) = handle_action(harness.service, "ann", {"do": "open"})["list"]
+    assert in_english(row["title"]) == in_english(view["title"]) == "2 pictures"
+    stores = (harness.store, harness.picture_store)
+    assert "<title>2 Bilder" in to_html_page(*stores, "ann", view["conversation"], "de")
+
+
 def test_the_list_tells_chats_with_the_same_question_apart(make_harness):
     harness = make_harness(FakeEngine("A **red** square.\n\n- It is small."))
     red = harness.picture()
