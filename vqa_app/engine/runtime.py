@@ -28,7 +28,7 @@ from vqa_app.engine.cpu_decoder import CpuDecoder
 from vqa_app.engine.feature_cache import ImageFeatures
 from vqa_app.engine.kv_cache import CacheKey, KVCache, PrefixCache, bytes_per_token
 from vqa_app.engine.scheduler import DecodeStep, EncodeStep, Steps
-from vqa_app.engine.static_decoder import StaticDecoder
+from vqa_app.engine.static_decoder import StaticDecoder, capacity_for
 from vqa_app.engine.vision import ImageEncoder, on_device
 from vqa_app.models.architecture import Capabilities
 from vqa_app.prompts.prompt import Prompt
@@ -153,6 +153,8 @@ class Runtime:
 
     def kv_bytes(self, tokens: int) -> int:
         """Return the memory of the keys and values of a sequence, in bytes."""
+        if self._static_decoder is not None:
+            tokens = capacity_for(tokens)
         return tokens * bytes_per_token(self.model.config, self.model.dtype.itemsize)
 
     def prompt_logits(self, prompt: Prompt, start: int) -> Steps[Tensor]:

@@ -277,3 +277,14 @@ def test_positions_that_depend_on_the_longest_sequence_are_not_supported(tmp_pat
 @pytest.mark.parametrize(("tokens", "capacity"), [(1, 256), (254, 256), (255, 512), (511, 1024)])
 def test_a_column_stays_free(tokens: int, capacity: int) -> None:
     assert capacity_for(tokens) == capacity
+
+
+def test_what_is_reserved_is_what_the_buffers_take(runtime_of: Callable[[str], Runtime]) -> None:
+    runtime = runtime_of("gemma")
+    decoder = runtime._static_decoder
+    assert decoder is not None
+    with torch.inference_mode():
+        generation = begin(runtime, prompts(runtime)[1])
+        decoder.step([torch.tensor(7)], [generation.kv], [generation.position])
+    assert decoder.nbytes == 0, "no row is free"
+    assert generation.kv.nbytes == runtime.kv_bytes(generation.kv.length)
