@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -177,6 +179,58 @@ def test_a_batch_that_fails_is_decoded_one_by_one(
             assert isinstance(third, torch.Tensor)
             torch.testing.assert_close(second, alone[1], rtol=1e-3, atol=1e-3)
             torch.testing.assert_close(third, alone[2], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["right", "wrong", "refused"])
+def test_a_captured_graph_is_replayed_only_if_it_computes_the_same(
+    runtime_of: Callable[[str], Runtime], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Without a GPU: what is replayed here is the forward pass itself, or something else."""
+    runtime = runtime_of("gemma")
+    replayed: list[Any] = []
+
+    class Graph:
+        def replay(self) -> None:
+            replayed.append(self)
+            (batch,) = batches()
+            batch._logits.copy_(batch._forward() + (9.0 if kind == "wrong" else 0.0))
+
+    @contextmanager
+    def capture(graph: Graph, capture_error_mode: str) -> Iterator[None]:
+        if kind == "refused":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        yield
+
+    def batches() -> list[Any]:
+        decoder = runtime._static_decoder
+        assert decoder is not None
+        return [one for group in decoder._groups.values() for one in group._batches.values()]
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "Stream", MagicMock)
+    monkeypatch.setattr(torch.cuda, "current_stream", MagicMock)
+    for name in ("device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+    made = static_decoder._Batch.__init__
+
+    def capturing(batch: Any, *arguments: Any) -> None:
+        made(batch, *arguments)
+        batch._captures = True
+
+    monkeypatch.setattr(static_decoder._Batch, "__init__", capturing)
+    with torch.inference_mode():
+        sequences = [begin(runtime, prompt) for prompt in prompts(runtime)[:2]]
+        copies = [one.kv.copy(one.kv.length) for one in sequences]
+        for _ in range(3):
+            found = runtime.decode([DecodeStep(one, 9, torch.tensor(9)) for one in sequences])
+            for logits, kv in zip(found, copies, strict=True):
+                assert isinstance(logits, torch.Tensor)
+                alone = runtime.append(9, kv, kv.length)
+                torch.testing.assert_close(logits, alone, rtol=1e-3, atol=1e-3)
+        assert runtime._static_decoder is not None
+        assert runtime._static_decoder.captured_graphs == (kind == "right")
+    assert len(replayed) == {"right": 4, "wrong": 1, "refused": 0}[kind]
 
 
 class HostTransfers(TorchDispatchMode):
