@@ -20,13 +20,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.distributed import TCPStore
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from finetune.config import FinetuneConfig, option_help
 from finetune.progress import Progress
 from finetune.training.device import Machine, join_processes
-from finetune.training.freezing import freeze
+from finetune.training.freezing import freeze, trainable
 from finetune.training.interrupt import Stop
 from finetune.training.objective import Objective
 from finetune.training.sharding import DEEPSPEED, FSDP, deepspeed_config, fsdp_config
@@ -214,11 +216,26 @@ def test_fsdp_checkpoints_hold_no_frozen_weights_and_are_resumed(
     chosen = config(tiny_llava_dir, alone.parent, run.name).replace(fsdp="default")
     together(2, train_sharded, chosen, 3)
     folder = run / "checkpoints" / "step-3"
-    sharded = sum(p.stat().st_size for p in (folder / "pytorch_model_fsdp_0").iterdir())
-    whole = (tiny_llava_dir / "model.safetensors").stat().st_size
-    assert sharded < whole / 2
+    trained = freeze(load_model(str(tiny_llava_dir), device="cpu").model, "lora", rank=4).model
+    weights = [parameter for _, parameter in trainable(trained)]
+    numbers = sum(parameter.numel() for parameter in weights)
+    assert tensor_bytes(folder / "pytorch_model_fsdp_0") == 4 * numbers
+    moments = tensor_bytes(folder / "optimizer_0")
+    assert 0 <= moments - 8 * numbers <= 8 * len(weights)  # and the number of steps
+    adapter = load_file(folder / "adapter_model.safetensors")
+    assert sum(tensor.nbytes for tensor in adapter.values()) <= 4 * numbers
+    files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    around_each_tensor = 32 << 10  # measured: half of it; formats, twice for two processes
+    assert files < 16 * numbers + around_each_tensor * len(weights)
     together(2, train_sharded, chosen)
     assert_same(alone, run)
+
+
+def tensor_bytes(folder: Path) -> int:
+    """Return the size of all tensors in a checkpoint of several processes, counted once."""
+    stored = FileSystemReader(folder).read_metadata().state_dict_metadata.values()
+    tensors = [one for one in stored if isinstance(one, TensorStorageMetadata)]
+    return sum(one.size.numel() * one.properties.dtype.itemsize for one in tensors)
 
 
 def train_sharded(chosen: FinetuneConfig, stop_at: int | None = None) -> None:
@@ -392,6 +409,35 @@ def test_zero_3_divides_the_base_while_it_is_loaded(
     assert "train_batch_size" not in values
 
 
+def test_both_stages_of_the_llava_recipe_divide_their_base_and_offload_it(
+    zero3: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.integrations import is_deepspeed_zero3_enabled
+    from transformers.integrations.deepspeed import deepspeed_config as config_in_force
+
+    from vqa_app.transformers_internals import shards_on_cpu
+
+    recipe = import_module("finetune.training.train")
+    stages: list[tuple[str, bool, Any, Path | None]] = []
+
+    def run_steps(config: FinetuneConfig, *given: Any) -> Any:
+        gc.collect()
+        assert is_deepspeed_zero3_enabled()
+        offloaded = config_in_force()["zero_optimization"]["offload_param"]["device"]
+        stages.append((config.stage, shards_on_cpu(), offloaded, given[-1]))
+        return recipe.RunResult(Path(config.out), True, 1, 1)
+
+    monkeypatch.setattr(recipe, "_run_steps", run_steps)
+    chosen = FinetuneConfig(
+        stage="lora", recipe="llava", deepspeed="zero3_offload", out=str(tmp_path / "run")
+    )
+    machine = Machine(torch.device("cuda:0"), torch.bfloat16, 0, 2)
+    recipe._train_llava(chosen, machine, lambda _: None, Stop(None))
+    projector = tmp_path / "run" / "projector"
+    assert stages == [("projector", True, "cpu", None), ("lora", True, "cpu", projector)]
+    assert not is_deepspeed_zero3_enabled()
+
+
 @pytest.mark.parametrize(
     ("stage", "autocast", "dtype"),
     [
@@ -453,6 +499,29 @@ def test_a_divided_model_is_frozen_and_counted_like_a_whole_one(
         if parameter.requires_grad and "projector" in name:
             assert parameter.shape == shapes[name]
             assert parameter.dtype == torch.float32
+
+
+def test_a_divided_model_takes_over_the_projector_of_the_first_stage(
+    tiny_llava_dir: Path, divided: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune.runs.checkpoint import PROJECTOR_FILE
+    from finetune.training import stages
+
+    first = freeze(load_model(str(tiny_llava_dir), device="cpu").model, "projector").model
+    saved = {name: parameter.data + 1 for name, parameter in trainable(first)}
+    save_file(saved, tmp_path / PROJECTOR_FILE)
+    monkeypatch.setattr(stages, "load_base", lambda *_: divided)
+    machine = Machine(torch.device("cuda:0"), torch.bfloat16, 0, 2)
+    loaded, _ = stages.load(FinetuneConfig(stage="lora"), machine, tmp_path, lambda _: None)
+    frozen = stages.freeze_base(FinetuneConfig(stage="lora", rank=4), loaded, lambda _: None)
+
+    def layer(name: str) -> str:
+        return ".".join(name.split(".")[-2:])  # before it, PEFT adds names of its own
+
+    found = {layer(name): p for name, p in trainable(frozen.model) if "projector" in name}
+    assert len(found) == len(saved)
+    for name, tensor in saved.items():
+        torch.testing.assert_close(found[layer(name)].data, tensor)
 
 
 def test_a_divided_encoder_has_the_hash_and_the_features_of_a_whole_one(
