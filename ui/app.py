@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -215,6 +215,7 @@ def create_application(
     from ui.web.gradio_endpoint import ExplainMalformedCalls
     from ui.web.page import page_routes
     from ui.web.routes import MAX_IMPORT, data_routes
+    from vqa_app.serving.embeddings import Embedder, load_builtin
     from vqa_app.serving.openai_api import MAX_BODY, ChatApi, metrics_routes, openai_routes
 
     store, picture_store = _open(data_dir, limits)
@@ -236,7 +237,12 @@ def create_application(
     training = TrainingService(data_dir, service, taught_rows, train, device)
     app.include_router(data_routes(service, taught_rows, training))
     app.include_router(page_routes(service, taught_rows, training))
-    api = ChatApi(service.models, media_hosts=service.picture_hosts, limits=picture_store.limits)
+    api = ChatApi(
+        service.models,
+        media_hosts=service.picture_hosts,
+        limits=picture_store.limits,
+        embedder=Embedder(partial(load_builtin, device)),
+    )
     app.include_router(openai_routes(api))
     app.include_router(metrics_routes(api))
     _mount(app, service, root_path)

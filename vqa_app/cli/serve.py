@@ -117,6 +117,7 @@ def serve(
     from vqa_app.cli.background import IDLE_SECONDS
     from vqa_app.serving import model_choices
     from vqa_app.serving.api_server import api_application
+    from vqa_app.serving.embeddings import Embedder, load_builtin
     from vqa_app.serving.engine_pool import EnginePool
     from vqa_app.serving.idle import watch_idle
     from vqa_app.serving.openai_api import ChatApi, model_names
@@ -139,6 +140,7 @@ def serve(
         lambda owner: pool,
         media_hosts=media_hosts,
         limits=limits,
+        embedder=Embedder(partial(load_builtin, model_options.device)),
     )
     if problem := service.open(api, pool):
         if in_background:

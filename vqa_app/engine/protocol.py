@@ -109,6 +109,12 @@ def _check_schema(schema: str) -> None:
         raise SchemaError(
             f"The schema cannot be read: {json_problem(error)}.", "Check it with a JSON editor."
         ) from error
+    try:
+        json.dumps(parsed, allow_nan=False)
+    except ValueError as error:
+        raise SchemaError(
+            "The schema has a number that JSON does not have, such as NaN.", "Use another one."
+        ) from error
     if not isinstance(parsed, dict):
         raise SchemaError(
             "A JSON schema is an object.", 'For example: {"type": "object", "properties": ...}'

@@ -31,8 +31,8 @@ class Embedder:
             has both.
     """
 
-    def __init__(self, load: Callable[[], Towers] | None = None) -> None:
-        self._load = load or _load_builtin
+    def __init__(self, load: Callable[[], Towers]) -> None:
+        self._load = load
         self._lock = threading.Lock()
         self._towers: Towers | None = None
 
@@ -93,10 +93,15 @@ class Embedder:
         )
 
 
-def _load_builtin() -> Towers:
+def load_builtin(device: str = "auto") -> Towers:
+    """Load the towers of the built-in model, which takes the import of transformers.
+
+    Args:
+        device: See `vqa_app.checkpoints.loader.load_model`.
+    """
     from vqa_app.retrieval.towers import load_towers
 
-    return load_towers()
+    return load_towers(device=device)
 
 
 def _count(towers: Towers, text: str, field: str) -> int:

@@ -42,7 +42,7 @@ from vqa_app.errors import ImageError, VqaError
 from vqa_app.pictures.download import fetch_for_visitor
 from vqa_app.pictures.picture import ImageLimits, Picture, at_low_detail, open_picture
 from vqa_app.prompts.conversation import Conversation, Message, Part, Role
-from vqa_app.serving.embeddings import Embedder
+from vqa_app.serving.embeddings import Embedder, load_builtin
 from vqa_app.serving.engine_pool import ModelChoice, ModelStatus, Phase
 from vqa_app.serving.guard import METRICS_PATH
 from vqa_app.serving.metrics import Metrics
@@ -154,7 +154,7 @@ class ChatApi:
         self._media_hosts = frozenset(media_hosts)
         self._limits = limits or ImageLimits()
         self._max_answers = max_answers
-        self._embedder = embedder or Embedder()
+        self._embedder = embedder or Embedder(load_builtin)
         self._lock = threading.Lock()
         self._cancels: dict[threading.Event, int] = {}
         """Requests in progress, with the number of their answers."""

@@ -154,6 +154,8 @@ def test_schemas_of_other_values_than_objects(engine: LocalEngine, schema: Any) 
         ('{"$ref": "http://127.0.0.1/schema"}', "127.0.0.1"),
         ("{", "not JSON"),
         ("[" * 100_000, "nested too deeply"),
+        ('{"const": NaN}', "NaN"),
+        ('{"maximum": 1e999}', "number"),
         ('{"items":' * 500 + "{}" + "}" * 500, "recursion limit"),
         ("[1]", "object"),
         ('{"type": "nothing"}', "type"),
