@@ -140,7 +140,7 @@ def test_a_folder_that_is_not_private_is_reported(folder: Path, words: list[str]
 
 @pytest.mark.slow
 def test_two_that_start_at_once_are_one_server_whose_kill_leaves_no_trace(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def vqa(*words: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "vqa_app", *words]
@@ -154,10 +154,8 @@ def test_two_that_start_at_once_are_one_server_whose_kill_leaves_no_trace(
     (file,) = folder.glob("*.sock")
     cat = str(tmp_path / "cat.png")
     tiny.picture(0).image.save(cat)
-    asking = vqa("ask", cat, "What colour is it?")
-    answer, errors = asking.communicate(timeout=4 * PATIENCE)
-    assert asking.returncode == 0, errors
-    assert answer.strip()
+    assert ask_running_server([cat, "What colour is it?"]) == 0
+    assert capsys.readouterr().out.strip()
     os.kill(int(file.name.partition("-")[0]), signal.SIGKILL)
     assert file.exists()
     assert ask_running_server([cat, "What colour is it?"]) is None
