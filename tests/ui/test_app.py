@@ -704,7 +704,7 @@ def test_options_reach_the_model_and_the_picture_limits(tmp_path, monkeypatch):
         given.append((*arguments, offline))
         raise ModelError("enough")
 
-    def serve(application, listener):
+    def serve(application, listener, stop):
         created.extend((application.service.picture_store.limits, application.training.device))
         application.service.pool._slots["start"].finished.wait(PATIENCE)
         application.close()

@@ -209,9 +209,20 @@ def test_it_holds_for_answers_as_long_as_the_known_ones() -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    ["no", "No.", "0", "none", "unknown", "no dogs", "There are no dogs.", "No, there is no dog."]
-    + ["There is no car in the picture.", "Yes, there is no star.", "Nothing is written there."]
-    + ["I cannot tell that from the picture.", "I do not know this kind of picture."],
+    [
+        *(
+            "no",
+            "No.",
+            "0",
+            "none",
+            "unknown",
+            "no dogs",
+            "There are no dogs.",
+            "No, there is no dog.",
+        ),
+        *("There is no car in the picture.", "Yes, there is no star.", "Nothing is written there."),
+        *("I cannot tell that from the picture.", "I do not know this kind of picture."),
+    ],
 )
 def test_how_often_denials_and_refusals_are_right_depends_on_the_pictures(answer: str) -> None:
     assert is_denial(answer)
@@ -220,8 +231,17 @@ def test_how_often_denials_and_refusals_are_right_depends_on_the_pictures(answer
 
 @pytest.mark.parametrize(
     "answer",
-    ["No, it is blue.", "yes", "3 of them are not red.", "nose", "05", "No, there is a red car."]
-    + ["north", "10", "0.5", "It is a dog.", ""],
+    [
+        *(
+            "No, it is blue.",
+            "yes",
+            "3 of them are not red.",
+            "nose",
+            "05",
+            "No, there is a red car.",
+        ),
+        *("north", "10", "0.5", "It is a dog.", ""),
+    ],
 )
 def test_answers_that_affirm_something_are_no_denials(answer: str) -> None:
     assert not is_denial(answer)
