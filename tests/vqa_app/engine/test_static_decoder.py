@@ -85,8 +85,6 @@ def begin(runtime: Runtime, prompt: Prompt) -> CachedGeneration:
         "idefics3",
         "qwen2-vl",
         "qwen3-vl",
-        "internvl",
-        "llava-onevision",
     ],
 )
 def test_logits_are_those_of_single_steps_whoever_joins_and_leaves(
@@ -286,13 +284,10 @@ def test_a_token_is_read_once_and_nothing_is_copied_to_the_device(
     assert reads == 3 * len(sequences)
 
 
-@pytest.mark.parametrize("name", ["gemma", "qwen2-vl", "idefics3"])
-def test_shapes_do_not_depend_on_values(
-    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, name: str
-) -> None:
+@pytest.mark.parametrize("name", ["qwen2-vl", "idefics3"])
+def test_shapes_do_not_depend_on_values(tiny_checkpoint: Callable[[str], Path], name: str) -> None:
     """On the meta device there are no values: whatever reads one raises."""
-    folder = tiny_checkpoint(name) if name in ARCHITECTURES else tiny_llava(tmp_path, llm=name)
-    model = load_model(str(folder)).model.to("meta")
+    model = load_model(str(tiny_checkpoint(name))).model.to("meta")
     decoder = StaticDecoder(model, CacheBudget.fixed(0))
     text = model.config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
