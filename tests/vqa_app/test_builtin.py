@@ -93,7 +93,7 @@ def test_an_answer_has_the_confidence_that_was_calibrated_for_its_probability() 
     question = Conversation.ask("How many objects are there?", SHAPES.draw(scene))
     *_, said = engine.stream(question)
     assert isinstance(said, Answer)
-    words = engine._run(lambda: log_probabilities(engine._runtime, question, said.text))
+    words = engine._run(lambda: log_probabilities(engine._runtime, question, said.text), None)
     assert loaded.calibration is not None
     assert said.calibrated
     assert said.confidence == pytest.approx(
