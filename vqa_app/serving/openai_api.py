@@ -70,6 +70,7 @@ from vqa_app.serving.openai_schema import (
     VqaResult,
     explain,
 )
+from vqa_app.serving.picture_memory import PictureMemory
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ MAX_BODY = 64 * 2**20
 """Largest body of a request, in bytes."""
 MAX_PIXELS = 100_000_000
 """Pixels of all pictures of a request together, which take three bytes each while it waits."""
+MAX_HELD_PIXELS = 300_000_000
+"""Pixels of the requests in progress; while there are more, further requests wait with decoding."""
 MAX_PREPARING = 4
 """Requests whose pictures are decoded at once, which takes memory and a core."""
 LOAD_TIMEOUT = 600
@@ -159,6 +162,7 @@ class ChatApi:
         self._cancels: dict[threading.Event, int] = {}
         """Requests in progress, with the number of their answers."""
         self._preparing = threading.BoundedSemaphore(MAX_PREPARING)
+        self._pictures = PictureMemory(MAX_HELD_PIXELS)
         self.metrics = Metrics()
 
     @property
@@ -330,7 +334,7 @@ class ChatApi:
     ) -> None:
         """Answer a request, and emit the pieces of its answers."""
         models.start_loading(choice.key)
-        with models.lease(choice.key, LOAD_TIMEOUT) as engine:
+        with models.lease(choice.key, LOAD_TIMEOUT) as engine, contextlib.ExitStack() as held:
             if chat.vqa.attention and not engine.info.attention_maps:
                 raise ApiError(
                     400,
@@ -338,8 +342,12 @@ class ChatApi:
                     param="vqa.attention",
                     code="unsupported_parameter",
                 )
-            with self._preparing:
+            with self._preparing if chat.picture_count else contextlib.nullcontext():
+                if chat.picture_count:
+                    self._pictures.wait(cancel)
                 conversation = self._conversation(chat, engine.info)
+                sizes = [picture.image.size for picture in conversation.pictures]
+                held.enter_context(self._pictures.hold(sum(w * h for w, h in sizes)))
             if chat.vqa.choices is not None:
                 self._choose(engine, conversation, chat, chat.vqa.choices, emit, cancel)
                 return
