@@ -623,7 +623,7 @@ def test_both_names_of_the_data_folder_option_work(tmp_path, monkeypatch, option
     from vqa_app.cli.main import app as all_commands
 
     monkeypatch.setattr(
-        "ui.app.Application.serve", lambda application, listener: application.close()
+        "ui.app.Application.serve", lambda application, listener, stop: application.close()
     )
     monkeypatch.setattr("ui.app.exit_process", lambda: None)
     arguments = [option, str(tmp_path / "here"), "--no-browser", "--port", "0"]
