@@ -23,6 +23,7 @@ _PACKAGES = (
 _OPTIONAL = {
     "pillow-heif": "HEIC pictures",
     "bitsandbytes": "--quantize on a GPU, --stage qlora",
+    "gguf": "compose with a GGUF file",
     "sentencepiece": "tokenizers of some models",
     "tensorboard": "finetune --report-to tensorboard",
     "wandb": "finetune --report-to wandb",
