@@ -19,6 +19,7 @@ PACKAGES = ("vqa_app", "finetune", "ui")
 OPTIONAL = (
     "bitsandbytes",
     "deepspeed",
+    "gguf",
     "llguidance",
     "pillow_heif",
     "sentencepiece",

@@ -144,7 +144,7 @@ def find_gguf(name: str | os.PathLike[str]) -> Source | None:
         return None
     if find_spec("gguf") is None:
         raise ModelError(
-            f"Reading {name} needs the package gguf.", "Install it with `pip install gguf`."
+            f"Reading {name} needs the package gguf.", "Install it: pip install 'vqa-app[gguf]'"
         )
     return Source(str(path.resolve()), path.parent.resolve())
 

@@ -23,6 +23,7 @@ _PACKAGES = (
 _OPTIONAL = {
     "pillow-heif": "HEIC pictures",
     "bitsandbytes": "--quantize on a GPU, --stage qlora",
+    "llguidance": "answers that follow a JSON schema",
     "gguf": "compose with a GGUF file",
     "sentencepiece": "tokenizers of some models",
     "tensorboard": "finetune --report-to tensorboard",
