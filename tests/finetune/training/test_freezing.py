@@ -175,7 +175,8 @@ def test_a_batch_size_that_was_rounded_up_is_reported() -> None:
     settings, _ = settings_for(SMALL, 100, processes=2, **options)
     machine = Machine(torch.device("cuda"), autocast=torch.bfloat16, processes=2)
     line = describe(settings, FinetuneConfig(**options), machine)
-    assert "batch size 6 [5 cannot be shared evenly by the processes]" in line
+    assert "steps of 6 rows" in line
+    assert "5 rows cannot be shared evenly by the processes." in line
     assert settings.steps == math.ceil(settings.epochs * 100 / 6)
 
 
@@ -194,7 +195,7 @@ def test_full_fine_tuning_in_bf16_plans_autocasts_copies() -> None:
     assert settings.stage == "full"
     assert plan.copies == 2 * 10**7
     assert plan.needed == plan.copies + 4 * 10**7 + 8 * 10**7 + plan.activations
-    assert "16-bit copies 20 MB" in str(plan)
+    assert "16-bit copies 20 MB" in plan.listing
 
 
 @pytest.mark.parametrize("stage", ["projector", "lora", "full"])

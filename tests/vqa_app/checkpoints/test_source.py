@@ -62,7 +62,7 @@ def test_a_downloaded_model_is_found_without_a_network(
     ("answer", "problem", "hint"),
     [
         ((404, "RepoNotFound"), "no model someone/model", "spelling"),
-        ((401, "RepoNotFound"), "no model someone/model", "log in"),
+        ((401, "RepoNotFound"), "no model someone/model", "needs a login"),
         ((403, "GatedRepo"), "gated", "Accept it on https://huggingface.co/someone/model"),
         ((503, ""), "hub cannot be reached", "online"),
     ],
