@@ -168,7 +168,8 @@ def test_the_asynchronous_client_gets_the_same(engine: FakeEngine, server: ApiSe
             text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
             return str(whole.choices[0].message.content), text
 
-    whole, text = asyncio.run(main())
+    with ThreadPoolExecutor(1) as aside:  # Playwright may have an event loop in this thread
+        whole, text = aside.submit(asyncio.run, main()).result()
     assert whole == text == "You asked 'Why?' about no picture."
 
 
