@@ -16,11 +16,21 @@ from typing import Any
 from finetune.data.rows import BadRow, PictureSource
 
 _QUOTED_LIST = re.compile(r"""\[\s*['"]|['"]\s*\]$""")
-_LETTER = re.compile(r"\(?([A-Za-z])[.):]?")
+_LETTER = re.compile(r"[(\[]?([A-Za-z])[.:)\]]{0,2}")
 _LETTERS = re.compile(
-    r"\(?[A-Za-z][.)]?((\s*[,;/&+\u3001\uff0c]\s*|\s+(and\s+)?)\(?[A-Za-z][.)]?)+|[A-Z]{2,}"
+    r"\(?[A-Za-z][.)]?"
+    r"((\s*[,;/&+\u3001\uff0c]\s*((and|or)\s+)?|\s+((and|or)\s+)?)\(?[A-Za-z][.)]?)+",
+    re.IGNORECASE,
 )
-"""Matches the letters of several choices: `A, B`, `(a) and (b)`, `ABD`."""
+"""Matches the letters of several choices: `A, B`, `(a) and (b)`, `A, B, or D`."""
+_POSITIONS = re.compile(
+    r"\d{1,2}((\s*[,;&\u3001\uff0c]\s*((and|or)\s+)?|\s+(and|or)\s+)\d{1,2})+", re.IGNORECASE
+)
+"""Matches the positions of several choices: `0, 2`; no fractions, and no `1,200`."""
+_CAPITALS = re.compile(r"[A-Z]{2,}")
+_NUMERIC = re.compile(r"[\d\s.,:/%-]+")
+_MOST_LETTERS = 8
+"""How many choices are assumed where the choices are no list."""
 _NO_COMMA = re.compile(r"""['"]\s+['"]""")
 _METADATA_KEY = re.compile(
     r"(.*[ _:-])?(ids?|idx|index|uu?id|no|num|number|count|hash|md5|sha\d*|width|height|size|w|h"
@@ -131,6 +141,22 @@ def parse_answers(value: Any, choices: Any = None, *, annotators: bool = False) 
         BadRow: A list cannot be parsed, a position is out of range, or a value is no text.
     """
     return _parse_answers(value, _Choices.of(choices), annotators)
+
+
+def names_choices(value: Any, choices: Any) -> bool:
+    """Return whether a value names choices of a question, each once, rather than annotators' words.
+
+    Args:
+        value: One answer, or a list of them.
+        choices: The choices; nothing is named if there are none.
+    """
+    value = parse_list(value)
+    answers = value if isinstance(value, list) else [value]
+    if is_missing(parse_list(choices)) or any(map(is_missing, answers)):
+        return False
+    if any(isinstance(a, bool) or not isinstance(a, (str, int, float)) for a in answers):
+        return False
+    return len({str(answer).strip() for answer in answers}) == len(answers)
 
 
 def _parse_answers(value: Any, choices: _Choices | None, annotators: bool) -> list[str]:
@@ -245,20 +271,50 @@ class _Choices:
         if text.removeprefix("-").isdecimal() and (is_number or not annotators):
             return self._at(int(text), text)
         if positions := () if annotators else self._several(text):
-            return ", ".join(self._at(position, text) for position in positions)
+            joint = " or " if re.search(r"\bor\b", text, re.IGNORECASE) else ", "
+            return joint.join(self._at(position, text) for position in positions)
         return text if is_number else str(answer)
 
     def _several(self, text: str) -> list[int]:
-        """Return the positions of the choices whose letters are listed; empty for other text."""
-        if not _LETTERS.fullmatch(text):
+        """Return the positions of the choices that are listed; empty for other text.
+
+        Capitals without separators are a word if one of them is far behind the last choice's
+        letter, as in `TV`.
+
+        Raises:
+            BadRow: Such capitals repeat a letter.
+        """
+        is_word = False
+        listed = text[1:-1].strip() if text[:1] + text[-1:] in ("[]", "{}") else text
+        if _LETTERS.fullmatch(listed):
+            names = re.findall(r"\b[A-Za-z]\b", listed)
+            if {*names} <= {*self.texts}.difference(self.labels):
+                return []  # choices that are letters themselves
+        elif _POSITIONS.fullmatch(listed):
+            names = re.findall(r"\d+", listed)
+            if not {*names} <= {*self.labels} and any(map(_NUMERIC.fullmatch, self.texts)):
+                return []  # numbers that are answers themselves
+        elif is_word := _CAPITALS.fullmatch(listed) is not None:
+            names = list(listed)
+        else:
             return []
-        letters = re.findall(r"\b[A-Za-z]\b", text) or list(text)
-        positions = [ord(letter.upper()) - ord("A") for letter in letters]
-        if text.isalpha() and (
-            positions != sorted({*positions}) or not self._has(positions[-1])
-        ):  # a word
-            return []
+        positions = [self._position(name) for name in names]
+        if is_word:
+            if max(positions) > (len(self.texts) + 1 if self.texts else _MOST_LETTERS - 1):
+                return []
+            if len({*positions}) < len(positions):
+                hint = "Write the answer as text."
+                raise BadRow(f"The answer is {text}, which names a choice twice.", hint)
         return list(dict.fromkeys(positions))
+
+    def _position(self, name: str) -> int:
+        """Return the position of the choice with a label, letter or number; -1 if it has none."""
+        labels = [label.upper() for label in self.labels]
+        if name.upper() in labels:
+            return labels.index(name.upper())
+        if name.isdecimal():
+            return -1 if any(label.isdecimal() for label in labels) else int(name)
+        return ord(name.upper()) - ord("A")
 
     def _has(self, position: int) -> bool:
         return 0 <= position < len(self.texts) or not self.texts

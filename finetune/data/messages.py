@@ -52,6 +52,7 @@ _PART_MARKS = ("train_detail", "training_detail")
 """Where axolotl marks parts of an answer."""
 _YES_OR_NO = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 _TEXT_KEYS = ("from", "role", "value", "content")
+_TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def parse_messages(
@@ -328,6 +329,23 @@ def _split_text(text: str, pictures: _Pictures, where: str, context: Context) ->
     return parts
 
 
+def check_system_prompt(text: str) -> None:
+    """Check that a system prompt next to the conversation has no marks.
+
+    Raises:
+        BadRow: It has the mark of a picture, or a placeholder of another kind.
+    """
+    for piece in split_at_marks(text):
+        if isinstance(piece, PictureMark):
+            raise BadRow(
+                f"The system prompt contains {piece.text}, the mark of a picture.",
+                "Only user messages may contain pictures.",
+            )
+        if foreign := find_foreign(piece):
+            found, hint = foreign
+            raise BadRow(f"The system prompt contains {found}.", hint)
+
+
 def _parse_content(
     content: Any, pictures: _Pictures, where: str, context: Context
 ) -> list[TurnPart]:
@@ -344,8 +362,8 @@ def _parse_content(
     """
     if isinstance(content, str) or not isinstance(content, (list, tuple)):
         return _split_text(to_text(content, where), pictures, where, context)
-    texts = [part for part in content if isinstance(part, str) and replace_marks(part, "").strip()]
-    if len(texts) > 1:
+    texts = [part for part in content if _has_text(part)]
+    if len(texts) > 1 and any(isinstance(part, str) for part in texts):
         raise BadRow(
             f"{where} is a list of {len(texts)} texts: {shorten(content)}.",
             "Write it as one text.",
@@ -355,7 +373,7 @@ def _parse_content(
         kind = part.get("type") if isinstance(part, Mapping) else None
         if isinstance(part, str):
             parts.append(part)
-        elif kind in ("text", "input_text", "output_text"):
+        elif kind in _TEXT_PARTS:
             parts.append(to_text(part.get("text"), f"A text part of {where.lower()}"))
         elif kind in ("image", "image_url", "input_image"):
             value = _part_value(part)
@@ -381,6 +399,13 @@ def _parse_content(
         elif not marks:
             placed.append(part)
     return placed
+
+
+def _has_text(part: Any) -> bool:
+    """Return whether a part is text, as a string or an object, other than marks of pictures."""
+    if isinstance(part, Mapping) and part.get("type") in _TEXT_PARTS:
+        part = part.get("text")
+    return isinstance(part, str) and bool(replace_marks(part, "").strip())
 
 
 def _part_value(part: Mapping[str, Any]) -> Any:

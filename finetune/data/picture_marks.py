@@ -19,7 +19,7 @@ _TOKEN = "|".join(
     (
         r"<image>",
         r"<imagehere>",  # MiniGPT-4, XComposer
-        r"<\|image\|>",  # Llama 3.2, mPLUG-Owl, Qwen2.5-Omni
+        r"<\|image\|>",  # Llama 3.2, Gemma 4, mPLUG-Owl, Qwen2.5-Omni
         r"<\|image_pad\|>",  # Qwen2-VL
         r"<\|img\|>",  # Aria
         r"<\|?image_placeholder\|?>",  # DeepSeek-VL, ERNIE
@@ -31,18 +31,20 @@ _TOKEN = "|".join(
 )
 _OPENING = (
     r"<\|vision_(start|bos)\|>|<\|begin_of_image\|>|<\|image_start\|>|<fake_token_around_image>"
-    r"|<im_start>|<img>|<\|media_start\|>image<\|media_content\|>"
+    r"|<im_start>|<img>|<\|media_start\|>image<\|media_content\|>|<start_of_image>|<\|image>"
 )
 _CLOSING = (
     r"<\|vision_(end|eos)\|>|<\|end_of_image\|>|<\|image_end\|>|<fake_token_around_image>"
-    r"|<im_end>|</img>|<\|media_end\|>"
+    r"|<im_end>|</img>|<\|media_end\|>|<end_of_image>|<image\|>"
 )
 _MARK = re.compile(
-    rf"\(<image>\./</image>\)|<image>(\./|<image>|(<unk>)+)</image>"  # MiniCPM-V, Mantis
+    r"(<image_id>(?P<id>\d+)</image_id>)?"  # MiniCPM-V, as is the next line; Mantis
+    r"(\(<image>\./</image>\)|<image>(\./|<image>|(<unk>)+|(<\|image_pad\|>)+)</image>)"
     rf"|({_OPENING})(({_TOKEN}|<\|endoftext\|>)+|{_NUMBERED.format('inner')})({_CLOSING})"
     rf"|(Picture \d+: *)?<img>(?P<path>[^<>]*)</img>"  # Qwen-VL
     rf"|{_NUMBERED.format('number')}"
-    rf"|(?!<im_patch>|<img_context>|<\|media_pad\|>)({_TOKEN})|<start_of_image>"
+    rf"|(?!<im_patch>|<img_context>|<\|media_pad\|>|<image_soft_token>)({_TOKEN})"
+    r"|<start_of_image>|(<image_soft_token>)+"  # Gemma 3; a picture has many soft tokens
     rf"|\[IMG\](?![^\[]{{0,500}}\[/IMG\])",  # Pixtral; with an end it is a forum's
     re.IGNORECASE,
 )
@@ -51,10 +53,19 @@ _OBJECT_PLACEHOLDER = re.compile(
 )
 """Matches what ms-swift replaces by a row's `objects`; `<bbox>...</bbox>` holds its own value."""
 _CONTROL_TOKEN = re.compile(
-    r"<\|(vision|image|img|video|audio|media|object_ref|box|quad|(begin|end)_of_(image|video))\w*\|>"
-    r"|<im_patch>|<img_context>|<fake_token_around_image>|<global-img>|<cot-process>|<start-image>",
+    r"(?P<token><\|(vision|image|img|video|audio|media|object_ref|box|quad)\w*\|>"
+    r"|<\|(begin|end)_of_(image|video)\w*\|>"
+    r"|<im_patch>|<img_context>|<fake_token_around_image>|<global-img>|<cot-process>|<start-image>"
+    r"|<row_\d+_col_\d+>|<patch_index_\d+>"  # Idefics, Kosmos-2
+    r"|<\|(image|audio|video)>|<(image|audio|video)\|>|<end_of_image>"  # Gemma
+    r"|</?(image_id|slice)>"  # MiniCPM-V
+    r"|<\|/?(ref|det|grounding)\|>)",  # DeepSeek
     re.IGNORECASE,
 )
+_END_WITHOUT_START = re.compile(
+    r"\A(?!.*<(image|img)\s).*?(?P<token></(image|img)>)", re.IGNORECASE | re.DOTALL
+)
+"""Matches up to an end token; a tag of SVG or HTML, such as `<image href="a.png">`, has an end."""
 _OTHER_MEDIUM = re.compile(r"\A\s*(<video>|<audio>)|(<video>|<audio>)\s*\Z")
 """Matches only at the ends of a text: HTML has such tags as well."""
 
@@ -75,7 +86,7 @@ def split_at_marks(text: str) -> Iterator[str | PictureMark]:
     start = 0
     for match in _MARK.finditer(text):
         yield text[start : match.start()]
-        number = match["number"] or match["inner"]
+        number = match["number"] or match["inner"] or match["id"]
         path = (match["path"] or "").strip()
         yield PictureMark(match[0], int(number) if number else None, path)
         start = match.end()
@@ -103,9 +114,9 @@ def find_foreign(text: str) -> tuple[str, str] | None:
     """
     if found := _OBJECT_PLACEHOLDER.search(text):
         return f"{found[0]}, which stands for a value under 'objects'", "Write the value itself."
-    if found := _CONTROL_TOKEN.search(text):
+    if found := _CONTROL_TOKEN.search(text) or _END_WITHOUT_START.search(text):
         hint = f"Remove it; mark pictures {PLACEHOLDER}."
-        return f"{found[0]}, a control token of another model", hint
+        return f"{found['token']}, a control token of another model", hint
     if found := _OTHER_MEDIUM.search(text):
         return found[0].strip(), f"Only pictures are read, marked {PLACEHOLDER}."
     return None

@@ -12,12 +12,19 @@ from finetune.data.cells import (
     first_value,
     is_metadata_key,
     is_missing,
+    names_choices,
     parse_answers,
     parse_list,
     shorten,
     to_text,
 )
-from finetune.data.messages import FILL_IN_HINT, add_placeholders, check_turns, parse_messages
+from finetune.data.messages import (
+    FILL_IN_HINT,
+    add_placeholders,
+    check_system_prompt,
+    check_turns,
+    parse_messages,
+)
 from finetune.data.picture_columns import Context, count_unused_picture, find_pictures
 from finetune.data.rows import BadRow, PictureSource, Row, Turn
 
@@ -34,7 +41,7 @@ ANSWER_KEYS = (
     "direct_answers",
 )
 ANNOTATOR_KEYS = ("answers", "direct_answers")
-"""Answer keys with one answer per annotator."""
+"""Answer keys with one answer per annotator; `answers` may select choices instead."""
 CONVERSATION_KEYS = ("conversations", "conversation", "messages")
 CHOICE_KEYS = ("choices", "options")
 LETTER_KEYS = tuple("abcdefgh")
@@ -165,12 +172,17 @@ def _refuse_preferences(keys: Mapping[str, str]) -> None:
 def _add_system_turn(
     turns: tuple[Turn, ...], record: Mapping[str, Any], keys: Mapping[str, str], context: Context
 ) -> tuple[Turn, ...]:
-    """Put the record's system prompt first, unless the conversation has its own."""
+    """Put the record's system prompt first, unless the conversation has its own.
+
+    Raises:
+        BadRow: The prompt is no text, or has marks of pictures.
+    """
     value = record[keys["system"]] if "system" in keys else None
     system = "" if is_missing(value) else to_text(value, "The system prompt")
     if not system.strip():
         return turns
     if turns[0].role != "system":
+        check_system_prompt(system)
         return (Turn("system", (system,)), *turns)
     if turns[0].text.strip() != system.strip():
         reason = "the conversation has a system message of its own"
@@ -220,7 +232,12 @@ def _parse_question(
         return parse_messages([*question, *answer], pictures, context), None
     choices = _find_choices(record, keys)
     parsed = [
-        parse_answers(value, choices, annotators=key in ANNOTATOR_KEYS)
+        parse_answers(
+            value,
+            choices,
+            annotators=key in ANNOTATOR_KEYS
+            and not (key == "answers" and names_choices(value, choices)),
+        )
         for key, value in given.items()
     ]
     longest = max(parsed, key=lambda answers: len(answers))

@@ -48,7 +48,7 @@
       t("library.onDisk", { size: vqa.bytes(entry.bytes) }),
       new Date(entry.changed * 1000).toLocaleDateString(vqa.locale, { dateStyle: "medium" }),
       ...(entry.finished === false ? [t("library.unfinished")] : []),
-      ...(entry.needed_by?.length ? [t("library.neededBy", { models: entry.needed_by.join(", ") })] : []),
+      ...(entry.needed_by?.length ? [t("library.neededBy", { models: entry.needed_by.map((label) => label ?? t("library.someoneElses")).join(", ") })] : []),
     ];
     const named = (key) => `${t(key)}: ${entry.label}`;
     const share = el("input", { type: "checkbox", "aria-label": named("library.share"), onchange: () => change("share", kind, entry, { shared: share.checked }) });

@@ -151,8 +151,9 @@ class Library:
         if job is not None and job.running and folder in (job.run, Path(job.base.source)):
             raise UsageError("The current training uses this model.", "Wait until it ends.")
         if needed := self._dependents(run.name, run.owner):
+            names = ", ".join(label or "someone else's" for label in needed)
             raise UsageError(
-                f"Other models were trained from this one and need it: {', '.join(needed)}.",
+                f"Other models were trained from this one and need it: {names}.",
                 "Delete them first.",
             )
         for choice in self._service.pool.choices():
@@ -164,9 +165,12 @@ class Library:
                     )
                 self._service.pool.release(choice.key)
 
-    def _dependents(self, name: str, owner: str) -> list[str]:
-        """Return the runs that hold only what was trained on top of a run."""
-        found = []
+    def _dependents(self, name: str, owner: str) -> list[str | None]:
+        """Return the labels of the runs that hold only what was trained on top of a run.
+
+        A run that is not the owner's is None.
+        """
+        found: list[str | None] = []
         for other in folders_in(self._runs):
             try:
                 manifest = read_manifest(self._runs / other)
@@ -177,7 +181,7 @@ class Library:
             if Path(manifest.base.name).resolve() == (self._runs / name).resolve():
                 run = self._store.possession("run", other)
                 own = run is not None and run.owner == owner
-                found.append(run.label if run is not None and own else "someone else's")
+                found.append(run.label if run is not None and own else None)
         return found
 
 

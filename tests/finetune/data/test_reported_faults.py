@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import tarfile
 import time
 import zipfile
@@ -17,6 +18,7 @@ import pytest
 
 from finetune.data.read import read_rows
 from finetune.data.samples import make_samples
+from tests import architectures
 from tests.finetune.data_rows import CAT, only_problem, only_row, question, turns_of, write
 from vqa_app.errors import DataError
 
@@ -65,10 +67,12 @@ def test_a_list_of_texts_is_no_message(folder: Path, side: int) -> None:
     messages[side]["content"] = ["3", "4"]
     problem = only_problem(write(folder, [{"messages": messages}]))
     assert f"Message {side + 1} is a list of 2 texts: ['3', '4']" in problem.message
-    row = only_row(
-        write(folder, [{"messages": chat(["<image>", "What is it?"]), "images": ["cat.png"]}])
-    )
-    assert turns_of(row) == CAT
+    messages[side]["content"] = ["3", {"type": "text", "text": "4"}]
+    problem = only_problem(write(folder, [{"messages": messages}]))
+    assert f"Message {side + 1} is a list of 2 texts" in problem.message
+    for part in ("What is it?", {"type": "text", "text": "What is it?"}):
+        record = {"messages": chat(["<image>", part]), "images": ["cat.png"]}
+        assert turns_of(only_row(write(folder, [record]))) == CAT
 
 
 # Bytes
@@ -113,7 +117,14 @@ def test_a_placeholder_that_stands_for_something_else_is_refused(
 
 @pytest.mark.parametrize(
     "text",
-    ["<bbox>1,2,3,4</bbox>", "[IMG]a.gif[/IMG]", '<img src="a.gif">', "a <video> tag", "<|end|>"],
+    [
+        "<bbox>1,2,3,4</bbox>",
+        "[IMG]a.gif[/IMG]",
+        '<img src="a.gif">',
+        '<image href="a.png"></image>',
+        "a <video> tag",
+        "<|end|>",
+    ],
 )
 def test_markup_that_holds_its_own_value_is_text(folder: Path, text: str) -> None:
     assert only_row(write(folder, [{"messages": chat("What?", text)}])).turns[1].text == text
@@ -145,6 +156,12 @@ MARKS = [
     "<|begin_of_image|><|endoftext|><|end_of_image|>",
     "<|media_start|>image<|media_content|><|media_pad|><|media_end|>",
     "<start_of_image>",
+    "<start_of_image><image_soft_token><image_soft_token><end_of_image>",
+    "<image_soft_token><image_soft_token>",
+    "<|image><|image|><|image|><image|>",
+    "<image_id>1</image_id><image>./</image>",
+    "<image_id>1</image_id>(<image>./</image>)",
+    "<image><|image_pad|><|image_pad|></image>",
     "<image_placeholder>",
     "[IMG]",
 ]
@@ -159,6 +176,56 @@ def test_the_mark_of_every_model_family_is_a_pictures_place(folder: Path, mark: 
     assert shown(folder, record) == ["Is", "cat.png", "like", "dog.png", "?"]
     row = {"question": f"Is {mark} like {second}?", "answer": "no", "image": ["cat.png", "dog.png"]}
     assert shown(folder, row) == ["Is", "cat.png", "like", "dog.png", "?"]
+
+
+@pytest.mark.parametrize("where", ["question", "answer", "system"])
+@pytest.mark.parametrize(
+    "token",
+    [
+        "<image_id>0</image_id>",
+        "<slice>",
+        "</image>",
+        "<|image>",
+        "<image|>",
+        "<|ref|>",
+        "<|/det|>",
+        "<|vision_start|>",
+    ],
+)
+def test_a_control_token_without_its_picture_is_refused_by_name(
+    folder: Path, token: str, where: str
+) -> None:
+    record = {"question": "What is it?", "answer": "a cat", "system": "Be kind."}
+    record[where] += f" {token}"
+    problem = only_problem(write(folder, [record]))
+    assert token[:10] in problem.message
+    assert problem.hint
+
+
+def test_a_system_prompt_contains_no_pictures(folder: Path) -> None:
+    record = question(system="Look at <image>.", image="cat.png")
+    problem = only_problem(write(folder, [record]))
+    assert "The system prompt contains <image>, the mark of a picture." in problem.message
+
+
+def image_tokens() -> list[str]:
+    """Return the tokens for pictures of the checkpoints of the tests, from their definitions."""
+    source = Path(architectures.__file__).read_text(encoding="utf-8")
+    tokens = {*re.findall(r"""["'](</?\|?[\w-]+\|?>)["']""", source)}
+    return sorted(t for t in tokens if re.search(r"image|img|vision|slice|video.+pad", t, re.I))
+
+
+def test_the_tokens_of_the_architectures_are_found() -> None:
+    assert {"<|image>", "<image|>", "<start_of_image>", "<IMG_CONTEXT>"} <= {*image_tokens()}
+
+
+@pytest.mark.parametrize("token", [t for t in image_tokens() if t != "<img>"])
+def test_no_image_token_of_an_architecture_is_trained_as_letters(folder: Path, token: str) -> None:
+    """Only `<img>` may be: it is HTML as well."""
+    record = {"messages": chat(f"{token}\nWhat is it?"), "images": ["cat.png"]}
+    data = read_rows(write(folder, [record]))
+    assert [turns_of(row) for row in data.rows] in ([], [CAT])
+    assert data.rows or token in data.problems[0].message
 
 
 def re_number(mark: str) -> str:
@@ -185,6 +252,9 @@ def test_marks_in_the_text_of_image_parts_are_the_places(folder: Path) -> None:
         "<fake_token_around_image>" + "<image>" * 50_000,
         "<im_start><im_patch>" * 50_000,
         "(<image><unk>" * 50_000,
+        "<start_of_image>" + "<image_soft_token>" * 50_000 + "<image>",
+        "<image_id>1</image_id><image>" + "<|image_pad|>" * 50_000,
+        "</image>" * 50_000,
     ],
     ids=lambda text: text[:25],
 )
@@ -218,7 +288,7 @@ def test_blank_rows_of_other_formats_are_skipped(folder: Path) -> None:
 # Letters of choices
 
 
-@pytest.mark.parametrize("answer", ["A, B", "AB", "A and B"])
+@pytest.mark.parametrize("answer", ["A, B", "AB", "A and B", "A, and B", "0, 1"])
 def test_the_letters_of_several_choices_become_their_texts(folder: Path, answer: str) -> None:
     text = f'image,question,choices,answer\ncat.png,Which?,"[""a cat"",""a dog""]","{answer}"\n'
     assert only_row(write(folder, text, "data.csv")).turns[1].text == "a cat, a dog"

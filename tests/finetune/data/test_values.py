@@ -278,7 +278,23 @@ SHAPES = ["a cat", "a dog", "a rock"]
         ([0, 2], SHAPES, "a cat, a rock"),
         ("[0, 2]", json.dumps(SHAPES), "a cat, a rock"),
         (["A", "A", "B"], SHAPES, "a cat"),
-        ("BA", SHAPES, "BA"),
+        ("BA", SHAPES, "a dog, a cat"),
+        ("CA", SHAPES, "a rock, a cat"),
+        ("A, B, and C", SHAPES, "a cat, a dog, a rock"),
+        ("A or B", SHAPES, "a cat or a dog"),
+        ("A, B, or C", SHAPES, "a cat or a dog or a rock"),
+        ("[A, C]", SHAPES, "a cat, a rock"),
+        ("(B).", SHAPES, "a dog"),
+        ("0, 2", SHAPES, "a cat, a rock"),
+        ("1,2", SHAPES, "a dog, a rock"),
+        ("0 and 1", SHAPES, "a cat, a dog"),
+        ("1, 3", {"text": SHAPES, "label": ["1", "2", "3"]}, "a cat, a rock"),
+        ("A, C", {"a": "a cat", "c": "a rock"}, "a cat, a rock"),
+        ("1, 2", ["1", "2", "3"], "1, 2"),
+        ("1/2", SHAPES, "1/2"),
+        ("1,200", SHAPES, "1,200"),
+        ("B, A", ["B", "A"], "B, A"),
+        ("NO", "a cat or a rock", "NO"),
         ("TV", SHAPES, "TV"),
         ("A  " * 60 + "!", SHAPES, "A  " * 60 + "!"),
         ("AB", ["A", "AB", "0"], "AB"),
@@ -302,6 +318,10 @@ def test_an_answer_that_names_choices_becomes_their_texts(
     ("answer", "choices", "what"),
     [
         ("A, E", SHAPES, "there are 3 choices"),
+        ("AE", SHAPES, "The answer is AE, but there are 3 choices"),
+        ("AA", SHAPES, "The answer is AA, which names a choice twice"),
+        ("0, 3", SHAPES, "The answer is 0, 3, but there are 3 choices"),
+        ("0, 1", {"text": SHAPES, "label": ["1", "2", "3"]}, "there are 3 choices: 1, 2, 3"),
         ([0, 7], SHAPES, "there are 3 choices"),
         (-1, SHAPES, "there are 3 choices"),
         ("0", {"text": SHAPES, "label": ["1", "2", "3"]}, "there are 3 choices: 1, 2, 3"),
@@ -316,3 +336,31 @@ def test_a_choice_that_is_not_there_is_refused(
 ) -> None:
     path = write(folder, [question(answer=answer, choices=choices)])
     assert what in only_problem(path).message
+
+
+@pytest.mark.parametrize(
+    ("answers", "text"),
+    [
+        ("A, B", "a cat, a dog"),
+        (["A", "B"], "a cat, a dog"),
+        (["A, B"], "a cat, a dog"),
+        (["0", "2"], "a cat, a rock"),
+        ("1", "a dog"),
+        (["a rock", "a cat"], "a rock, a cat"),
+        (["a cat", "a cat", "a dog"], "a cat"),
+        (["5", "2", "2"], "2"),
+        (["a lion", "a cat"], "a lion"),
+        ([{"answer": "2"}, {"answer": "5"}], "2"),
+        (True, "yes"),
+    ],
+)
+def test_answers_select_choices_unless_annotators_gave_them(
+    folder: Path, answers: Any, text: str
+) -> None:
+    record = {"question": "Which?", "choices": SHAPES, "answers": answers}
+    assert only_row(write(folder, [record])).turns[1].text == text
+
+
+def test_words_of_annotators_are_no_letters_of_choices(folder: Path) -> None:
+    record = {"question": "Which?", "choices": SHAPES, "direct_answers": ["AC", "AC", "1, 2"]}
+    assert only_row(write(folder, [record])).turns[1].text == "AC"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import threading
 from pathlib import Path
@@ -214,6 +215,9 @@ def test_the_list_says_what_a_deletion_frees_and_who_needs_the_files(server):
     assert hats["key"] == key
     assert hats["bytes"] > 1000
     assert (caps["needed_by"], hats["needed_by"]) == ([], ["caps"])
+    finish_run(server.runs / "unlisted", str(server.runs / "hats"))
+    assert server.ask(do="list")["run"][1]["needed_by"] == ["caps", None]
+    shutil.rmtree(server.runs / "unlisted")
     with pytest.raises(UsageError, match="need it: caps"):
         server.ask(do="delete", kind="run", name="hats")
     server.ask(do="delete", kind="run", name="caps")
