@@ -232,7 +232,8 @@ def training_device(name: str) -> torch.device:
 
     Raises:
         ModelError: The device cannot be used here.
-        UsageError: One of several processes is given a GPU by its number.
+        UsageError: One of several processes is given a GPU by its number, or there are fewer GPUs
+            than processes.
     """
     device = devices.choose_device(name)
     if device.type != "cuda":
@@ -243,7 +244,14 @@ def training_device(name: str) -> torch.device:
             f"Several processes train, each on the GPU of its own number, but --device is {name}.",
             "Leave --device out. CUDA_VISIBLE_DEVICES=2,3 chooses the third and fourth GPU.",
         )
-    return torch.device("cuda", int(local_rank or device.index or 0))
+    number = int(local_rank or device.index or 0)
+    if local_rank is not None and number >= (count := torch.cuda.device_count()):
+        raise UsageError(
+            f"This machine has {count} GPU{'s' * (count > 1)}, and process {number + 1} would need"
+            " another one.",
+            f"Start at most {count} on this machine: accelerate launch --num_processes {count}",
+        )
+    return torch.device("cuda", number)
 
 
 def training_autocast(

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vqa_app.checkpoints.weights import model_files, stored_tensors
-from vqa_app.errors import InsufficientMemoryError, ModelError
+from vqa_app.errors import InsufficientMemoryError, ModelError, UsageError
 from vqa_app.files import atomic_directory, remove_unused, write_error_reason
 from vqa_app.models.anatomy import Anatomy, anatomy
 from vqa_app.models.quantized_linear import (
@@ -140,12 +140,16 @@ def load_quantized(
     Raises:
         ModelError: `load` fails, or no layer can be quantised.
     """
-    kept = kept_folder(fingerprint, dtype, bits)
-    if (model := _load_kept(load, name, kept, config, dtype, bits)) is None:
+    try:
+        kept = kept_folder(fingerprint, dtype, bits)
+    except UsageError:  # this user has no home folder
+        kept = None
+    model = None if kept is None else _load_kept(load, name, kept, config, dtype, bits)
+    if model is None:
         options = {"dtype": dtype, "quantization_config": CpuQuantizationConfig(bits)}
         model = load(directory, config, options)
         weights = _count_quantized(model, name)
-        if weights >= KEPT_WEIGHTS:
+        if kept is not None and weights >= KEPT_WEIGHTS:
             _keep(model, name, kept)
     _quantize_head(model)
     return model

@@ -97,7 +97,9 @@ def _endable(
         try:
             return download.result()
         except (Exception, KeyboardInterrupt):  # an aborted session raises either
-            if aborted == _aborted_sessions:
+            with _lock:  # the session is aborted and counted at once
+                is_own = aborted == _aborted_sessions
+            if is_own:
                 raise
         # Ending another download aborted the session of this one, too: continue it.
 
@@ -135,8 +137,8 @@ class _Download(Generic[T]):
         self._stop.set()
         while not self.ended(0):
             with _lock:
+                abort_xet_session()
                 _aborted_sessions += 1
-            abort_xet_session()
             self.ended(POLL_SECONDS)  # then again: it may have begun further files
 
 

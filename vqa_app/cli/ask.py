@@ -217,8 +217,8 @@ def _hint_at_background(options: EngineOptions, console: Console) -> None:
     """Say once a day, in a terminal, how answers come sooner."""
     if sys.platform == "win32" or not (console.is_terminal and sys.stdout.isatty()):
         return
-    stamp = user_data() / "hint-at-background"
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UsageError):  # of a user without a home folder
+        stamp = user_data() / "hint-at-background"
         if stamp.exists() and time.time() - stamp.stat().st_mtime < _HINT_SECONDS:
             return
         stamp.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from typing import Any
 
 from vqa_app.cli.ask import split_choices, warning_about_system
@@ -184,7 +185,11 @@ class AskService:
                     return  # the connection ends without an answer: the server stops
                 row = to_row(request["question"], pictures, reply, engine.info.label)
             connection.send({"row": row, "notes": notes_on(reply), "facts": facts_about(reply)})
+        except CancelledError:  # while choices were scored: the other side has gone
+            return
         except VqaError as error:
+            if cancel.is_set():  # the server stops: the other side answers without it
+                return
             connection.send(
                 {"problem": error.problem, "hint": error.hint, "exit_code": error.exit_code}
             )

@@ -71,6 +71,7 @@ class _Question(NamedTuple):
     options: dict[str, Any]
     schema: str | None
     as_json: bool
+    offline: bool
 
 
 def ask_running_server(words: list[str]) -> int | None:
@@ -130,7 +131,7 @@ def _parse(words: list[str]) -> _Question | None:
                 schema = file.read()
     except (ValueError, OSError, StopIteration):
         return None
-    question = _Question(sources, text, options, schema, "--json" in flags)
+    question = _Question(sources, text, options, schema, "--json" in flags, "--offline" in flags)
     return question if _is_plain(question) else None
 
 
@@ -185,6 +186,8 @@ def _start_server(question: _Question) -> bool:
     for name, default in MODEL_OPTIONS.items():
         if question.options[name] != default:
             command.append(f"{name}={question.options[name]}")
+    if question.offline:
+        command.append("--offline")
     with spinner(_console(), "Starting a server in the background"):
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"

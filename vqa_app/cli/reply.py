@@ -122,13 +122,13 @@ def reply_to(
         write: Called with each piece of the reply as it is generated, or once with all of it if the
             answer can only be judged at its end.
         status: Shows progress until the first word.
-        cancel: Setting it ends the answer within one token; see `Engine.stream`.
+        cancel: Setting it ends the answer within one token; see `Engine.stream` and `Engine.score`.
     """
     write = write or (lambda text: None)
     status = status or (lambda text: None)
     if options.choices:
         status("Scoring the choices")
-        reply = _choose(engine, _with_system(conversation, options), options)
+        reply = _choose(engine, _with_system(conversation, options), options, cancel)
         status(None)
         write(reply.text)
         return reply
@@ -158,7 +158,12 @@ def _with_system(conversation: Conversation, options: AnswerOptions) -> Conversa
     return conversation if system is None else conversation.with_system(system)
 
 
-def _choose(engine: Engine, conversation: Conversation, options: AnswerOptions) -> Reply:
+def _choose(
+    engine: Engine,
+    conversation: Conversation,
+    options: AnswerOptions,
+    cancel: threading.Event | None,
+) -> Reply:
     """Return the most probable of the given answers."""
     choices = options.choices
     if isinstance(engine, RemoteEngine):
@@ -168,7 +173,7 @@ def _choose(engine: Engine, conversation: Conversation, options: AnswerOptions) 
             return _judge(chosen.text, None, options, chosen_by=method)
         scores = list(chosen.probabilities)
     else:
-        scores, method = engine.score(conversation, choices), None
+        scores, method = engine.score(conversation, choices, cancel), None
     probabilities = dict(zip(choices, scores, strict=True))
     best = max(probabilities, key=probabilities.__getitem__)
     details = {"probabilities": probabilities, "chosen_by": method}

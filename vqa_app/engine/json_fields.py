@@ -26,10 +26,12 @@ def field_confidences(text: str, tokens: Iterable[tuple[int, float]]) -> dict[st
     for end, value in tokens:
         places.append((start, end, value))
         start = end
-    return {
-        path: exp(fmean(value for first, last, value in places if first < end and last > start))
-        for path, (start, end) in field_spans(text).items()
-    }
+    found: dict[str, float] = {}
+    for path, (start, end) in field_spans(text).items():
+        values = [value for first, last, value in places if first < end and last > start]
+        if values:  # a stop string may have held its tokens back
+            found[path] = exp(fmean(values))
+    return found
 
 
 def field_spans(text: str) -> dict[str, tuple[int, int]]:

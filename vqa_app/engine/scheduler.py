@@ -313,7 +313,12 @@ class Scheduler:
         """Run rounds until the scheduler closes; the thread's main function."""
         with self._context():
             while self._wait_for_work():
-                self._run_round()
+                try:
+                    self._run_round()
+                except Exception as error:  # such as of a GPU that has gone: no job caused it
+                    clear_frames(error)
+                    for task in list(self._active):
+                        self._end(task, error)
 
     def _wait_for_work(self) -> bool:
         """Start as many jobs as may run at once; False when the scheduler closes."""

@@ -103,6 +103,10 @@ def test_of_several_processes_each_has_a_gpu_of_its_own(
     with pytest.raises(UsageError, match="--device is cuda:1") as refused:
         training_device("cuda:1")
     assert "CUDA_VISIBLE_DEVICES" in refused.value.hint
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UsageError, match="2 GPUs, and process 3") as refused:
+        training_device("auto")
+    assert "--num_processes 2" in refused.value.hint
 
 
 def test_what_caches_of_chat_models_hold_counts_as_free_memory_in_the_plan(

@@ -19,7 +19,7 @@ from vqa_app.checkpoints import cpu_quantization
 from vqa_app.checkpoints.loader import load_config, load_model
 from vqa_app.checkpoints.source import Source
 from vqa_app.checkpoints.validation import skeleton
-from vqa_app.errors import ModelError
+from vqa_app.errors import ModelError, UsageError
 from vqa_app.models.anatomy import anatomy
 from vqa_app.models.quantized_linear import QuantizedLinear, count_parameters
 
@@ -32,6 +32,20 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder / "vqa-app" / "quantized"
+
+
+def test_no_home_folder_is_needed(
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where copies would be kept."""
+
+    def no_home(_: str) -> Path:
+        raise UsageError("This user has no home folder.")
+
+    monkeypatch.setattr(cpu_quantization, "KEPT_WEIGHTS", 0)
+    monkeypatch.setattr(cpu_quantization, "user_cache", no_home)
+    loaded = load_model(str(tiny_checkpoint("llava-siglip")), quantize="8bit")
+    assert quantized_names(loaded.model)
 
 
 @pytest.fixture

@@ -118,6 +118,40 @@ def test_a_download_by_http_ends_in_its_progress_bar(monkeypatch: pytest.MonkeyP
     assert updates
 
 
+def test_a_download_that_begins_while_another_one_is_ended_continues(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its session is aborted, too, before it has noticed."""
+    stop, begun, aborted = threading.Event(), threading.Event(), threading.Event()
+    attempts: list[str] = []
+    seconds: list[tuple[threading.Thread, list[Any]]] = []
+
+    def download(repo_id: str, tqdm_class: Any) -> str:
+        attempts.append(repo_id)
+        if attempts.count(repo_id) == 1:
+            if repo_id == "a/second":
+                begun.set()
+            assert aborted.wait(PATIENCE)
+            raise KeyboardInterrupt
+        return repo_id
+
+    def abort() -> None:
+        if not seconds:
+            seconds.append(in_thread(lambda: download_snapshot(repo_id="a/second")))
+            assert begun.wait(PATIENCE)
+        aborted.set()
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(snapshot, "abort_xet_session", abort)
+    stop.set()
+    with pytest.raises(Stopped):
+        download_snapshot(repo_id="a/first", check=stop_when(stop))
+    ((thread, results),) = seconds
+    thread.join(PATIENCE)
+    assert results == [Path("a/second")]
+    assert attempts.count("a/second") == 2
+
+
 def test_errors_of_a_download_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts: list[str] = []
 

@@ -9,7 +9,9 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,10 @@ from vqa_app.cli.ask_service import AskService
 from vqa_app.cli.main import app
 from vqa_app.cli.options import EngineOptions
 from vqa_app.cli.quick_ask import FLAGS, OPTIONS, VARIABLES, ask_running_server
+from vqa_app.cli.reply import AnswerOptions, reply_to
+from vqa_app.engine.protocol import GenerationOptions
+from vqa_app.errors import UsageError
+from vqa_app.prompts.conversation import Conversation
 from vqa_app.serving import private_socket
 from vqa_app.serving.engine_pool import EnginePool
 from vqa_app.serving.model_choices import BUILTIN
@@ -356,6 +362,39 @@ def test_a_terminal_is_told_once_a_day_how_answers_come_sooner(
     assert hint()
 
 
+def test_an_answer_is_complete_without_a_home_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The hint needs one, to be given once a day."""
+
+    def no_home() -> Path:
+        raise UsageError("This user has no home folder.")
+
+    monkeypatch.setattr(ask, "user_data", no_home)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    sys.stdout.isatty = lambda: True  # type: ignore[method-assign]
+    shown = io.StringIO()
+    ask._hint_at_background(EngineOptions(), Console(file=shown, force_terminal=True))
+    assert shown.getvalue() == ""
+
+
+def test_the_scoring_of_choices_ends_when_the_asker_has_gone(engine: FakeEngine) -> None:
+    given: list[threading.Event | None] = []
+
+    def score(
+        conversation: Conversation, choices: Sequence[str], cancel: threading.Event | None = None
+    ) -> list[float]:
+        given.append(cancel)
+        raise CancelledError
+
+    engine.score = score  # type: ignore[method-assign]
+    gone = threading.Event()
+    options = AnswerOptions(GenerationOptions(), ("yes", "no"))
+    with pytest.raises(CancelledError):
+        reply_to(engine, Conversation.ask(QUESTION, []), options, cancel=gone)
+    assert given == [gone]
+
+
 def test_background_starts_a_server_with_the_same_model(
     cat: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -367,7 +406,9 @@ def test_background_starts_a_server_with_the_same_model(
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setenv(quick_ask.BACKGROUND_VARIABLE, "1")
-    assert ask_running_server(["-m", "runs/a", "--dtype", "float32", cat, QUESTION]) is None
+    words = ["-m", "runs/a", "--dtype", "float32", "--offline", cat, QUESTION]
+    assert ask_running_server(words) is None
     words = ["serve", "--background", "--no-port", "--model=runs/a", "--dtype=float32"]
+    words.append("--offline")
     assert started == [[sys.executable, "-m", "vqa_app", *words]]
     assert "No server in the background. Error: The disk is full." in capsys.readouterr().err

@@ -339,6 +339,37 @@ def test_a_job_cancelled_while_it_waits_for_memory_ends_before_others_have_it(
     assert ended == [[1]]
 
 
+def test_an_error_of_the_device_ends_the_jobs_and_not_the_thread() -> None:
+    """Nobody would be answered again."""
+    asked: list[int] = []
+
+    def memory() -> int:
+        asked.append(1)
+        if len(asked) == 1:
+            raise RuntimeError("no device")
+        return 100
+
+    def first(cancelled: Cancelled) -> Iterator[Any]:
+        yield Reservation(10)
+        yield "first"
+        while not cancelled():
+            yield None
+
+    def second(cancelled: Cancelled) -> Iterator[Any]:
+        yield Reservation(10)
+        yield "second"
+
+    scheduler = Scheduler(concurrency=2, memory=memory)
+    running = scheduler.stream(first)
+    assert next(running) == "first"
+    with pytest.raises(RuntimeError, match="no device"):
+        list(scheduler.stream(second))
+    with pytest.raises(RuntimeError, match="no device"):
+        list(running)
+    assert list(scheduler.stream(second)) == ["second"]
+    scheduler.close()
+
+
 def test_a_single_job_gets_more_memory_than_there_is(together: Any) -> None:
     _, run = together
 

@@ -15,7 +15,7 @@ import torch
 
 from tests.tiny import picture, tiny_llava
 from vqa_app.checkpoints.loader import load_model
-from vqa_app.engine.json_fields import field_spans
+from vqa_app.engine.json_fields import field_confidences, field_spans
 from vqa_app.engine.local import LocalEngine
 from vqa_app.engine.protocol import Answer, GenerationOptions
 from vqa_app.engine.structured import JsonGrammars
@@ -204,3 +204,8 @@ def test_field_spans_tell_where_values_lie() -> None:
     found = {path: text[start:end] for path, (start, end) in field_spans(text).items()}
     assert found == {"a": '"x, y"', "b.c[0]": "1", "b.c[1]": "true"}
     assert field_spans(" 17") == {"": (1, 3)}
+
+
+def test_a_value_whose_tokens_are_unknown_has_no_confidence() -> None:
+    """A stop string held them back."""
+    assert field_confidences("[1,2]", [(2, 0.0)]) == {"[0]": 1.0}
