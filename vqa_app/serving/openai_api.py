@@ -162,6 +162,8 @@ class ChatApi:
         self._cancels: dict[threading.Event, int] = {}
         """Requests in progress, with the number of their answers."""
         self._preparing = threading.BoundedSemaphore(MAX_PREPARING)
+        # Not asyncio's threads: chats would wait for them.
+        self._embedding = ThreadPoolExecutor(1, "embedding")
         self._pictures = PictureMemory(MAX_HELD_PIXELS)
         self.metrics = Metrics()
 
@@ -293,13 +295,18 @@ class ChatApi:
         cancel = self._reserve(1)
 
         def work() -> EmbeddingList:
+            if cancel.is_set():
+                raise AnswerStopped
             with self._preparing:
                 inputs = self._open_inputs(asked)
-                return self._embedder.embed(asked, inputs, model_names(choice)[0])
+            return self._embedder.embed(asked, inputs, model_names(choice)[0])
 
+        watcher = asyncio.create_task(_cancel_when_gone(request, cancel))
         try:
-            return _json(await asyncio.to_thread(work))
+            loop = asyncio.get_running_loop()
+            return _json(await loop.run_in_executor(self._embedding, work))
         finally:
+            watcher.cancel()
             with self._lock:
                 del self._cancels[cancel]
 

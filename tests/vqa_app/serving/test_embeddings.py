@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
 
@@ -128,4 +130,27 @@ def test_a_model_without_towers_says_so() -> None:
         assert response.status_code == 400
         assert response.json()["error"]["param"] == "model"
         assert "fake has no towers" in response.json()["error"]["message"]
+    engine.close()
+
+
+def test_chats_do_not_wait_for_embeddings(towers: Towers) -> None:
+    """More of them than asyncio has threads."""
+    loaded = threading.Event()
+
+    def load() -> Towers:
+        assert loaded.wait(PATIENCE)
+        return towers
+
+    engine = FakeEngine()
+    with (
+        serving(engine, listed=[BUILTIN], embedder=Embedder(load)) as server,
+        ThreadPoolExecutor(40) as pool,
+    ):
+        waiting = [pool.submit(post, server, input="A tree.") for _ in range(40)]
+        body = {"model": "fake", "messages": asking("Why?")}
+        answer = httpx.post(f"{server.address}/chat/completions", json=body, timeout=PATIENCE)
+        assert answer.status_code == 200, answer.text
+        assert not any(request.done() for request in waiting)
+        loaded.set()
+        assert {request.result().status_code for request in waiting} == {200}
     engine.close()
