@@ -88,6 +88,7 @@ def _endable(
         aborted = _aborted_sessions
         download = _Download(function, bar)
         try:
+            download.start()  # here, so that Ctrl-C ends it from its first moment on
             while not download.ended(POLL_SECONDS):
                 if check is not None:
                     check()
@@ -111,9 +112,13 @@ class _Download(Generic[T]):
         self._stop = threading.Event()
         self._future: Future[T] = Future()
         # Not an executor's, whose threads Python waits for when it exits.
-        threading.Thread(
+        self._thread = threading.Thread(
             target=self._run, args=(function, bar), name="download", daemon=True
-        ).start()
+        )
+
+    def start(self) -> None:
+        """Begin to download."""
+        self._thread.start()
 
     def _run(self, function: Callable[[type], T], bar: type | None) -> None:
         try:
@@ -135,7 +140,7 @@ class _Download(Generic[T]):
         """End the download, and wait until it has ended."""
         global _aborted_sessions
         self._stop.set()
-        while not self.ended(0):
+        while self._thread.is_alive() and not self.ended(0):
             with _lock:
                 abort_xet_session()
                 _aborted_sessions += 1
