@@ -57,7 +57,7 @@ def test_training_accepts_the_same_devices_as_answering(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert str(training_device("auto")) == "mps"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert str(training_device("auto")) == "cuda:0"
     monkeypatch.setenv("LOCAL_RANK", "1")  # of `accelerate launch`
     assert str(training_device("auto")) == "cuda:1"
